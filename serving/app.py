@@ -1,0 +1,150 @@
+"""The only ray import: the deployments, how they are wired, and one machine's server.
+
+`build(config)` gives the Ray Serve application, for `serve run` and clusters; `running(config)` is what the
+command uses: Ray, Serve and the application on this machine, all of it gone afterwards. The deployments are
+thin: what they wrap works without Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from adapters.trainer import Training
+from selection.selector import Selection
+from serving.config import Config
+from serving.errors import StartError
+from serving.stages import SelectStage, TrainStage
+
+STAGE_QUEUE = 256  # requests that may wait before a stage
+
+
+class RemoteStage:
+    """The selector's and the trainer's deployments, called as if they were here."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def select(self, prompts: Sequence[str], corpus: str, **options: Any) -> Selection:
+        """As `SelectStage.select`."""
+        return await _answer(self._handle.select.remote(prompts, corpus, **options))
+
+    async def train(self, sequences: Sequence[Sequence[int]], **options: Any) -> Training:
+        """As `TrainStage.train`."""
+        return await _answer(self._handle.train.remote(sequences, **options))
+
+
+async def _answer(response: Any) -> Any:
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except RayTaskError as problem:  # its own text is a stack trace; the cause is what was raised
+        raise problem.cause from None
+
+
+@serve.deployment
+@serve.ingress()
+class EngineReplica:
+    """The HTTP ingress: vLLM's application lives in this replica, and so does the journey."""
+
+    async def __init__(self, config: Config, selector: DeploymentHandle, trainer: DeploymentHandle) -> None:
+        from serving.engine import Engine
+
+        self.config = config
+        self.selector, self.trainer = RemoteStage(selector), RemoteStage(trainer)
+        self.engine = await Engine.start(config.engine)
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        from serving.gateway import Gateway
+
+        return Gateway(self.engine, self.selector, self.trainer, self.config)
+
+    async def check_health(self) -> None:
+        """Ray Serve replaces the replica when this raises."""
+        await self.engine.check()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.stop()
+
+
+def build(config: Config) -> serve.Application:
+    """The application: an engine as ingress, a selector and a trainer behind it."""
+    environment = {
+        "OMP_NUM_THREADS": str(config.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads of three processes share the cores: none may spin while it waits
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",
+    }
+
+    def actor(**resources: Any) -> dict[str, Any]:
+        return {"num_cpus": 0, "runtime_env": {"env_vars": environment}, **resources}
+
+    on_gpu = config.trainer.device != "cpu" and _gpus() > 0
+    selector = serve.deployment(SelectStage, name="selector").options(
+        ray_actor_options=actor(), max_ongoing_requests=STAGE_QUEUE
+    )
+    trainer = serve.deployment(TrainStage, name="trainer").options(
+        ray_actor_options=actor(num_gpus=0.4) if on_gpu else actor(), max_ongoing_requests=STAGE_QUEUE
+    )
+    engine = EngineReplica.options(
+        name="engine",
+        ray_actor_options=actor(num_gpus=0.6) if on_gpu else actor(),
+        max_ongoing_requests=STAGE_QUEUE,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=10,
+    )
+    return engine.bind(config, selector.bind(config.selector), trainer.bind(config.trainer))
+
+
+@contextmanager
+def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None) -> Iterator[str]:
+    """A Mayfly on this machine for the length of a `with`; gives its base URL.
+
+    Raises:
+        StartError: Ray or a deployment did not come up.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    on_stage("starting Ray and Ray Serve")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        configure_logging=True,
+        logging_level=logging.WARNING,
+        log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
+    )
+    try:
+        serve.start(
+            http_options=HTTPOptions(host=config.host, port=config.port),
+            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        )
+        on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector")
+        try:
+            serve.run(build(config), name="mayfly", route_prefix="/")
+        except RuntimeError as problem:
+            raise StartError(f"the server did not start: {problem}") from problem
+        yield f"http://{config.host}:{config.port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

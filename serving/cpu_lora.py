@@ -1,0 +1,100 @@
+"""A vLLM plugin for the CPU platform: LoRA products slot by slot.
+
+vLLM 0.32 on a CPU reads the index -1 of a token without an adapter as the last slot, so a base-model request
+in one batch with adapted ones gets wrong tokens (vLLM issues 48421 and 49656), and it gathers the whole A and
+B once per token. Here each distinct slot is one matrix product over its rows, and rows of slot -1 are left
+alone. Loaded by vLLM itself in every process through the entry point `vllm.general_plugins`; it does nothing
+on other platforms. Drop it when upstream is mended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+def register() -> None:
+    """Replace the CPU's LoRA products; called by vLLM, more than once."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    punica_cpu.bgmv_shrink = shrink
+    punica_cpu.bgmv_expand = expand
+    punica_cpu.bgmv_expand_slice = expand_slice
+    punica_cpu.sgmv_shrink = _per_token(shrink)
+    punica_cpu.sgmv_expand = _per_token(expand)
+    punica_cpu.sgmv_expand_slice = _per_token(expand_slice)
+
+
+def shrink(
+    inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, slots: torch.Tensor, scaling: float = 1.0
+) -> None:
+    """output[:, :rank] = scaling * inputs A^T, row by row with the A of its slot, zero without one."""
+    rank = weights.shape[-2]
+    output[:, :rank] = 0
+    for slot, rows in _rows_of_slots(slots):
+        a = weights[slot].reshape(weights.shape[-2:]).to(output.dtype)
+        output[rows, :rank] = scaling * (inputs[rows].to(output.dtype) @ a.T)
+
+
+def expand(
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+    slots: torch.Tensor,
+    add_inputs: bool = True,
+) -> None:
+    """output (+)= inputs B^T, row by row with the B of its slot."""
+    width = min(weights.shape[-2], output.shape[1])
+    expand_slice(inputs, weights, output, slots, 0, width, add_inputs)
+
+
+def expand_slice(
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+    slots: torch.Tensor,
+    slice_offset: int,
+    slice_size: int,
+    add_inputs: bool = True,
+) -> None:
+    """The same into the columns of one slice of a fused projection."""
+    columns = output[:, slice_offset : slice_offset + slice_size]
+    if not add_inputs:
+        columns.zero_()
+    for slot, rows in _rows_of_slots(slots):
+        b = weights[slot].reshape(weights.shape[-2:]).to(output.dtype)[:slice_size]
+        columns[rows] += inputs[rows].to(output.dtype) @ b.T
+
+
+def _rows_of_slots(slots: torch.Tensor) -> Iterator[tuple[int, torch.Tensor | slice]]:
+    distinct = torch.unique(slots).tolist()
+    for slot in distinct:
+        if slot >= 0:
+            yield slot, slice(None) if len(distinct) == 1 else (slots == slot).nonzero().squeeze(1)
+
+
+def _per_token(operation: Any) -> Any:
+    """vLLM's prefill form of an operation: slots are given per sequence, beside each sequence's length."""
+
+    def prefill(
+        inputs: torch.Tensor,
+        weights: torch.Tensor,
+        output: torch.Tensor,
+        _starts: torch.Tensor,
+        lengths: torch.Tensor,
+        slots_of_sequences: torch.Tensor,
+        _batches: int,
+        _max_length: int,
+        _tokens: int,
+        *rest: Any,
+        **named: Any,
+    ) -> None:
+        operation(inputs, weights, output, torch.repeat_interleave(slots_of_sequences, lengths), *rest, **named)
+
+    return prefill

@@ -1,0 +1,203 @@
+"""The only vllm import: the engine, its adapter slots, and vLLM's own OpenAI application.
+
+vLLM validates and renders a request as it always does, and calls `generate` last. That is where a request's
+adapter comes in: `Engine` puts itself before that one method, asks the request in hand (a context variable)
+for its adapter, and hands vLLM a LoRARequest that was never registered under a name. So whatever vLLM refuses
+costs no adaptation, and everything else (chat, completions, streams, tools, log-probabilities) is vLLM's.
+
+An adapter is staged as PEFT's two files in memory-backed storage, loaded, and after its request unloaded and
+deleted, in this order: no request may be running when its adapter goes (vLLM's engine dies of that). Names,
+ids and paths are never used twice: vLLM's prefix cache knows adapters by name and path.
+
+Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_state`, `AsyncLLM.generate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from adapters.adapter import Adapter
+from serving.config import EngineConfig
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
+
+
+class Adapted(Protocol):
+    """The request in hand, as far as the engine sees it."""
+
+    async def speaker(self) -> LoadedAdapter | None:
+        """The adapter to answer with, trained and loaded when first asked for; None for the base model."""
+
+    def answering(self, task: asyncio.Task[None]) -> None:
+        """Told of each generation, so that the adapter stays until all of them have ended."""
+
+
+REQUEST: ContextVar[Adapted | None] = ContextVar("request", default=None)
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter in the engine: vLLM's id for it, and where it is staged."""
+
+    name: str
+    id: int
+    folder: Path
+
+
+class Engine:
+    """One vLLM engine and its OpenAI application; make it with `await Engine.start(config)`."""
+
+    def __init__(self, llm: Any, app: Any, config: EngineConfig) -> None:
+        self.app = app
+        self.config = config
+        self._llm = llm
+        self._plain_generate: Callable[..., AsyncIterator[Any]] = llm.generate
+        self._ids = itertools.count(1)
+        self._slots = asyncio.Semaphore(config.adapters)
+        self._staging = _staging_folder()
+        llm.generate = self._generate
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> Engine:
+        """Load the model into a new engine and build vLLM's application around it."""
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.platforms import current_platform
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        on_cpu = current_platform.is_cpu()
+        if on_cpu:  # "auto" would bind the threads to cores that the trainer computes on too
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config, on_cpu))
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
+        tasks = await llm.get_supported_tasks()
+        app = build_app(arguments, tasks, llm.model_config)
+        await init_app_state(llm, app.state, arguments, tasks)
+        return cls(llm, app, config)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._llm.get_tokenizer()
+
+    async def load(self, adapter: Adapter) -> LoadedAdapter:
+        """Stage an adapter and load it, waiting for a free slot; `unload` must follow."""
+        from vllm.lora.request import LoRARequest
+
+        await self._slots.acquire()
+        loaded = LoadedAdapter(adapter.name, next(self._ids), self._staging / adapter.name)
+        try:
+            await asyncio.to_thread(adapter.save, loaded.folder)
+            await self._llm.add_lora(LoRARequest(loaded.name, loaded.id, str(loaded.folder)))
+        except BaseException:
+            await self.unload(loaded)
+            raise
+        return loaded
+
+    async def unload(self, loaded: LoadedAdapter) -> None:
+        """Forget an adapter; no generation may be running with it."""
+        try:
+            await self._llm.remove_lora(loaded.id)
+        finally:
+            shutil.rmtree(loaded.folder, ignore_errors=True)
+            self._slots.release()
+
+    async def loaded(self) -> list[int]:
+        """Ids of the adapters that vLLM holds."""
+        return sorted(await self._llm.list_loras())
+
+    def staged(self) -> list[str]:
+        """Names of the adapters that are staged."""
+        return sorted(path.name for path in self._staging.iterdir())
+
+    async def check(self) -> None:
+        """Raise if the engine is dead."""
+        await self._llm.check_health()
+
+    def stop(self) -> None:
+        """End the engine's processes and delete the staging folder."""
+        self._llm.shutdown()
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    async def _generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Stands before `AsyncLLM.generate`, with its signature.
+
+        The generation runs in a task of its own: the web server cancels every await of a request whose client
+        has gone, again and again, and vLLM's abort must not be cut short by that, or the engine would go on
+        with an adapter that is being unloaded.
+        """
+        request = REQUEST.get()
+        if request is None:
+            async for output in self._plain_generate(*args, **kwargs):
+                yield output
+            return
+        outputs: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.create_task(self._answer(request, outputs, args, kwargs))
+        request.answering(task)
+        try:
+            while (output := await outputs.get()) is not None:
+                if isinstance(output, BaseException):
+                    raise output
+                yield output
+        finally:
+            task.cancel()
+
+    async def _answer(self, request: Adapted, outputs: asyncio.Queue[Any], args: Any, kwargs: Any) -> None:
+        try:
+            speaker = await request.speaker()
+            if speaker is not None:
+                from vllm.lora.request import LoRARequest
+
+                kwargs["lora_request"] = LoRARequest(speaker.name, speaker.id, str(speaker.folder))
+            async for output in self._plain_generate(*args, **kwargs):
+                outputs.put_nowait(output)
+            outputs.put_nowait(None)
+        except Exception as problem:
+            outputs.put_nowait(problem)
+
+
+def cpu_environment(threads: int) -> dict[str, str]:
+    """Environment of a process that shares a CPU with others: few threads, and none that spin while they wait."""
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
+    rank = next(r for r in _RANKS if r >= config.rank)
+    arguments = ["--model", config.model, "--served-model-name", config.served_name]
+    arguments += ["--dtype", "float32" if on_cpu and config.dtype == "auto" else config.dtype]
+    arguments += ["--max-num-seqs", str(config.max_num_seqs)]
+    # One slot more than adapters in flight: the LRU never has to evict one that is in use.
+    arguments += ["--enable-lora", "--max-loras", str(config.adapters + 1), "--max-lora-rank", str(rank)]
+    arguments += ["--lora-target-modules", *config.targets]
+    if config.max_model_len is not None:
+        arguments += ["--max-model-len", str(config.max_model_len)]
+    if on_cpu:
+        arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(config.kv_cache_bytes)]
+    return arguments
+
+
+def _staging_folder() -> Path:
+    """A new folder in memory-backed storage, after deleting those of processes that are gone."""
+    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())  # noqa: S108
+    for left in root.glob("mayfly-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"mayfly-{os.getpid()}-", dir=root))
+

@@ -1,0 +1,75 @@
+"""AdaptationReport: what was spent, chosen and gained, and how the answer says it.
+
+In the body as `adaptation`, in short as the headers Compute-Spent and Server-Timing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from serving.budget import Budget
+
+
+@dataclass(frozen=True)
+class AdaptationReport:
+    """One request's adaptation, told.
+
+    Attributes:
+        adapted: whether an adapter answered.
+        reason: why the base model answered instead; None when adapted.
+        budget: what was allowed, after the server's limits.
+        cut: names of the limits that were cut to the server's.
+        corpus: the corpus chosen from.
+        seed: of the adapter.
+        stop: what ended the adaptation: "steps", "alpha", "seconds", "diverged", "out of memory", "corpus", "none".
+        uncertainty: sigma_0 .. sigma_n of the n steps taken.
+        losses: nats a token of each step's sequence, before that step.
+        sources: sequences used: document id and name, start (characters), and times.
+        seconds: per stage: embed, search, select, train, load.
+        spent_seconds: wall-clock from arrival to the loaded adapter, waiting included.
+        adapter: the name of the adapter that answered.
+    """
+
+    adapted: bool
+    reason: str | None
+    budget: Budget
+    cut: tuple[str, ...]
+    corpus: str | None
+    seed: int
+    stop: str
+    uncertainty: tuple[float, ...]
+    losses: tuple[float, ...]
+    sources: tuple[dict[str, Any], ...]
+    seconds: dict[str, float]
+    spent_seconds: float
+    adapter: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `adaptation` object of a response body."""
+        return {
+            "adapted": self.adapted,
+            "reason": self.reason,
+            "budget": {**self.budget.as_dict(), "cut": list(self.cut)},
+            "spent": {"steps": len(self.losses), "seconds": round(self.spent_seconds, 4)},
+            "stop": self.stop,
+            "uncertainty": [round(sigma, 6) for sigma in self.uncertainty],
+            "losses": [round(loss, 6) for loss in self.losses],
+            "sources": list(self.sources),
+            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
+            "corpus": self.corpus,
+            "seed": self.seed,
+            "adapter": self.adapter,
+        }
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Compute-Spent and Server-Timing (milliseconds)."""
+        spent = f"steps={len(self.losses)}, seconds={self.spent_seconds:.3f}"
+        if self.uncertainty:
+            spent += f", sigma={self.uncertainty[-1]:.3f}"
+        spent += f", stop={self.stop.replace(' ', '-')}"
+        headers = [(b"compute-spent", spent.encode())]
+        if self.seconds:
+            timing = ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in self.seconds.items())
+            headers.append((b"server-timing", timing.encode()))
+        return headers
