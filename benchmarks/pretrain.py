@@ -376,7 +376,7 @@ def train(
             optimizer.param_groups[0]["lr"] = rate * share
             optimizer.step()
             optimizer.zero_grad()
-        progress.losses.append(round(float(loss), 4))
+        progress.losses.append(round(float(loss.detach()), 4))
         progress.tokens += config.batch_tokens
         steps += 1
         now = time.monotonic()

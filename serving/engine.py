@@ -9,7 +9,8 @@ An adapter is staged as PEFT's two files in memory-backed storage, loaded, and a
 deleted, in this order: no request may be running when its adapter goes (vLLM's engine dies of that). Names,
 ids and paths are never used twice: vLLM's prefix cache knows adapters by name and path.
 
-Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_state`, `AsyncLLM.generate`.
+Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_state`, `AsyncLLM.generate`,
+`InputProcessor.process_inputs`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Engine:
     async def start(cls, config: EngineConfig) -> Engine:
         """Load the model into a new engine and build vLLM's application around it."""
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
@@ -158,8 +159,14 @@ class Engine:
         finally:
             task.cancel()
 
+    async def _refuse_early(self, prompt: Any, sampling_params: Any, request_id: str) -> None:
+        """What vLLM would refuse only when it adds the request is refused before an adapter is trained for it."""
+        tasks = await self._llm.get_supported_tasks()
+        self._llm.input_processor.process_inputs(request_id, prompt, sampling_params.clone(), tasks)
+
     async def _answer(self, request: Adapted, outputs: asyncio.Queue[Any], args: Any, kwargs: Any) -> None:
         try:
+            await self._refuse_early(*args)
             speaker = await request.speaker()
             if speaker is not None:
                 from vllm.lora.request import LoRARequest
@@ -170,11 +177,6 @@ class Engine:
             outputs.put_nowait(None)
         except Exception as problem:
             outputs.put_nowait(problem)
-
-
-def cpu_environment(threads: int) -> dict[str, str]:
-    """Environment of a process that shares a CPU with others: few threads, and none that spin while they wait."""
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:

@@ -31,6 +31,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY = 16 << 20  # bytes
 _ADAPTED = {"/v1/chat/completions", "/v1/completions"}
+_OPTIONS = {"corpus", "prompt", "required", "seed", "strategy"}
 _PLAIN = re.compile(r"/health|/version|/metrics|/v1/models(/.+)?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -162,9 +163,9 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
     wanted = {} if wanted is None else wanted
     if not isinstance(wanted, dict):
         raise RequestError("`adaptation` is an object such as {\"corpus\": \"name\", \"seed\": 0}")
-    unknown = set(wanted) - {"corpus", "strategy", "seed", "required"}
+    unknown = set(wanted) - _OPTIONS
     if unknown:
-        raise RequestError(f"`adaptation` has no {', '.join(sorted(unknown))}; it takes corpus, strategy, seed, required")
+        raise RequestError(f"`adaptation` has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(_OPTIONS))}")
     corpus = wanted.get("corpus", config.corpus)
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
@@ -179,7 +180,11 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
     required = wanted.get("required", False)
     if type(required) is not bool:
         raise RequestError("`adaptation.required` is true or false")
-    return Wish(_prompts(body, tokenizer), budget, cut, corpus, strategy, seed, required)
+    prompt = wanted.get("prompt")
+    if prompt is not None and not isinstance(prompt, str):
+        raise RequestError("`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt")
+    prompts = _prompts(body, tokenizer) if prompt is None else (prompt,)
+    return Wish(prompts, budget, cut, corpus, strategy, seed, required)
 
 
 def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[str, ...]:

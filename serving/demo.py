@@ -1,0 +1,200 @@
+"""The demonstration: one passage the corpus does not hold, continued by the base model and by an adapter.
+
+The corpus is real text that is on the machine anyway: two installed packages that the bundled model never
+saw, without the file that the passage comes from. One passage proves nothing; `benchmarks/quality.py` has
+many. Everything goes through the server's own HTTP interface.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+
+CORPUS = "demo"
+PACKAGES = ("fastapi", "starlette")
+HELD_OUT = "fastapi/security/http.py"
+PREFIX, SUFFIX = 128, 128  # tokens
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of the held-out file, in the model's tokens and as text."""
+
+    name: str
+    tokens: tuple[int, ...]
+    prefix: str
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demonstration found; `adaptation` is the server's report."""
+
+    passage: Passage
+    base_answer: str
+    adapted_answer: str
+    base_bits_per_byte: float
+    adapted_bits_per_byte: float
+    adaptation: dict[str, Any]
+
+    def as_json(self) -> str:
+        """One line."""
+        report = self.adaptation
+        return json.dumps(
+            {
+                "base_bits_per_byte": round(self.base_bits_per_byte, 4),
+                "adapted_bits_per_byte": round(self.adapted_bits_per_byte, 4),
+                "steps": report["spent"]["steps"],
+                "stop": report["stop"],
+                "sigma": report["uncertainty"],
+                "sources": report["sources"],
+                "seconds": report["seconds"],
+            }
+        )
+
+
+def prepare(home: Path, console: Console) -> Passage:
+    """Build the demonstration's corpus, or find it built, and cut the passage out of the file that is held out of it."""
+    from transformers import AutoTokenizer
+
+    from selection.corpus import Corpus, CorpusError
+    from selection.documents import Document, find_files, ingest, package_folder, read_file, tokenizer_digest
+    from selection.embedding import load_embedder
+    from serving.config import bundled_model
+
+    console.print("[dim]loading the embedder and the tokenizer ...[/]")
+    tokenizer = AutoTokenizer.from_pretrained(bundled_model())
+    embedder = load_embedder()
+    root = home / "corpora"
+    try:
+        corpus = Corpus.create(root, CORPUS, embedder, tokenizer_digest(tokenizer))
+    except CorpusError:  # an earlier demonstration's, of another bundled model
+        Corpus.open(root, CORPUS).remove()
+        corpus = Corpus.create(root, CORPUS, embedder, tokenizer_digest(tokenizer))
+
+    def documents() -> Iterator[Document]:
+        for package in PACKAGES:
+            folder = package_folder(package)
+            for file in find_files(folder):
+                name = f"{package}/{file.relative_to(folder)}"
+                if name != HELD_OUT:
+                    yield from read_file(file, name)
+
+    console.print(f"[dim]building the corpus from the installed packages {' and '.join(PACKAGES)} ...[/]")
+    with console.status("embedding") as status:
+        done = 0
+
+        def count(document: Document, sequences: int) -> None:
+            nonlocal done
+            done += sequences
+            status.update(f"embedding: {done} sequences, {document.name}")
+
+        ingest(corpus, documents(), embedder, tokenizer, on_progress=count)
+    console.print("[dim]corpus of {} documents, {} sequences; held out: {}[/]".format(*corpus.counts(), HELD_OUT))
+    corpus.close()
+
+    text = (package_folder(PACKAGES[0]).parent / HELD_OUT).read_text()
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    start = len(encoded["input_ids"]) // 3
+    ids = encoded["input_ids"][start : start + PREFIX + SUFFIX]
+    offsets = encoded["offset_mapping"][start : start + PREFIX + SUFFIX]
+    first, middle, last = offsets[0][0], offsets[PREFIX][0], offsets[-1][1]
+    return Passage(HELD_OUT, tuple(ids), text[first:middle], text[middle:last])
+
+
+def demonstrate(url: str, passage: Passage, console: Console) -> Result:
+    """Ask the server for the continuation, and score the true one, under `none` and under `auto`."""
+    answers: dict[str, str] = {}
+    scores: dict[str, float] = {}
+    report: dict[str, Any] = {}
+    with httpx.Client(base_url=url, timeout=300) as client:
+        for budget in ("none", "auto"):
+            console.print(f"[dim]asking for the continuation with Compute-Budget: {budget} ...[/]")
+            reply = _complete(client, budget, passage, list(passage.tokens[:PREFIX]), max_tokens=SUFFIX)
+            answers[budget], report = reply["choices"][0]["text"], reply["adaptation"]
+            console.print(f"[dim]scoring the true continuation with Compute-Budget: {budget} ...[/]")
+            reply = _complete(client, budget, passage, list(passage.tokens), max_tokens=1, prompt_logprobs=0)
+            scores[budget] = _bits_per_byte(reply["choices"][0]["prompt_logprobs"], passage)
+    return Result(passage, answers["none"], answers["auto"], scores["none"], scores["auto"], report)
+
+
+def show(result: Result, url: str, console: Console) -> None:
+    """Print the result for a person."""
+    report = result.adaptation
+
+    def panel(code: str, title: str) -> Panel:
+        return Panel(Syntax(code.strip("\n"), "python", word_wrap=True), title=title, width=max(40, console.width // 2 - 1))
+
+    console.print(Panel(Syntax(result.passage.prefix.strip("\n"), "python", word_wrap=True), title=f"prompt: {result.passage.name}"))
+    console.print(
+        Columns(
+            [
+                panel(result.base_answer, "base model"),
+                panel(result.adapted_answer, f"adapted, {report['spent']['steps']} steps"),
+            ]
+        )
+    )
+    console.print(Panel(Syntax(result.passage.suffix.strip("\n"), "python", word_wrap=True), title="the true continuation"))
+    share = 100 * result.adapted_bits_per_byte / result.base_bits_per_byte
+    console.print(
+        f"bits per byte of the true continuation: base [bold]{result.base_bits_per_byte:.3f}[/], "
+        f"adapted [bold]{result.adapted_bits_per_byte:.3f}[/] ({share:.1f} % of base)",
+        highlight=False,
+    )
+    sigma = report["uncertainty"]
+    curve = "".join(_BARS[min(7, int(8 * value))] for value in sigma)
+    console.print(
+        f"uncertainty sigma_0..sigma_{len(sigma) - 1}: {curve} {sigma[0]:.2f} to {sigma[-1]:.2f}, stopped by {report['stop']}",
+        highlight=False,
+    )
+    table = Table("taught by", "from character", "times", box=None, pad_edge=False)
+    for source in report["sources"][:8]:
+        table.add_row(source["name"], str(source["start"]), str(source["times"]))
+    console.print(table)
+    if len(report["sources"]) > 8:
+        console.print(f"and {len(report['sources']) - 8} more sequences")
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report["seconds"].items())
+    console.print(f"seconds: {stages}; {report['spent']['seconds']:.2f} from arrival to the loaded adapter", highlight=False)
+    console.print("\ntry next (start the server with [cyan]mayfly demo --keep[/]):", highlight=False)
+    print_curl(url, console)
+
+
+def print_curl(url: str, console: Console) -> None:
+    """A request to try, on lines that can be copied."""
+    body = json.dumps({"model": "nano", "messages": [{"role": "user", "content": "class APIKeyHeader("}], "max_tokens": 64})
+    console.print(
+        f"curl -si {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"  -H 'Compute-Budget: steps=20, seconds=5' -d '{body}'",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _complete(client: httpx.Client, budget: str, passage: Passage, prompt: list[int], **options: Any) -> dict[str, Any]:
+    reply = client.post(
+        "/v1/completions",
+        headers={"Compute-Budget": budget},
+        # The adapter may know the prompt alone, also when the true continuation is scored.
+        json={"model": "nano", "prompt": prompt, "temperature": 0, "adaptation": {"prompt": passage.prefix}, **options},
+    )
+    reply.raise_for_status()
+    return dict(reply.json())
+
+
+def _bits_per_byte(logprobs: list[dict[str, dict[str, float]] | None], passage: Passage) -> float:
+    scored = [next(iter(entry.values()))["logprob"] for entry in logprobs[PREFIX:] if entry]
+    assert len(scored) == len(passage.tokens) - PREFIX
+    return -sum(scored) / math.log(2) / len(passage.suffix.encode())
