@@ -32,7 +32,8 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base projection of x plus scale * B A x."""
         update = functional.linear(functional.linear(x.to(self.a_RI.dtype), self.a_RI), self.b_OR)
-        return self.base(x) + (update * self.scale).to(x.dtype)
+        projected: torch.Tensor = self.base(x)
+        return projected + (update * self.scale).to(x.dtype)
 
 
 class LoraLayers:

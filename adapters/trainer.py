@@ -74,13 +74,12 @@ class Trainer:
         from transformers import AutoModelForCausalLM
 
         self.config = config
-        if config.device == "auto":
+        device = config.device
+        if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        else:
-            device = config.device
         on_gpu = device != "cpu"
         try:
-            self.model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 config.model,
                 use_safetensors=True,
                 dtype=torch.bfloat16 if on_gpu else torch.float32,
@@ -88,7 +87,7 @@ class Trainer:
             )
         except (OSError, ValueError) as problem:
             raise ValueError(f"cannot load the base model {config.model!r}: {problem}") from problem
-        self.model.to(device).eval()
+        self.model = model.to(device).eval()
         self.device = device
         self.context = int(getattr(self.model.config, "max_position_embeddings", 2048))
         small = sum(p.numel() for p in self.model.parameters()) < SMALL_MODEL

@@ -116,7 +116,9 @@ class Corpus:
         folder = root / name
         if not _NAME.fullmatch(name) or not (folder / "corpus.db").is_file():
             known = ", ".join(list_corpora(root)) or "none yet"
-            raise CorpusNotFoundError(f"there is no corpus {name!r} (there are: {known}); `mayfly corpus add` makes one")
+            raise CorpusNotFoundError(
+                f"there is no corpus {name!r} (there are: {known}); `mayfly corpus add` makes one"
+            )
         return cls(folder)
 
     def close(self) -> None:
@@ -159,9 +161,7 @@ class Corpus:
         assert len(pieces) == len(embeddings_ND)
         with self._writing():
             self._db.execute("DELETE FROM documents WHERE name = ?", (name,))
-            document = self._db.execute(
-                "INSERT INTO documents (name, sha256) VALUES (?, ?)", (name, sha256)
-            ).lastrowid
+            document = self._db.execute("INSERT INTO documents (name, sha256) VALUES (?, ?)", (name, sha256)).lastrowid
             assert document is not None
             self._db.executemany(
                 "INSERT INTO sequences (document, start, text, tokens, embedding) VALUES (?, ?, ?, ?, ?)",

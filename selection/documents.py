@@ -20,8 +20,9 @@ from selection.embedding import Embedder
 
 _SKIPPED_FOLDERS = {"__pycache__", "node_modules", ".git", ".venv", ".cache"}
 _TEXT_SUFFIXES = frozenset(
-    ".txt .md .rst .py .pyi .c .h .cc .cpp .hpp .cu .java .js .jsx .ts .tsx .go .rs .rb .php .swift .kt .scala .sh .sql "
-    ".html .css .xml .yaml .yml .toml .ini .cfg .json .tex .r .jl .lua .pl .hs .ml .ex .erl .clj .vim .proto .csv".split()
+    {".txt", ".md", ".rst", ".tex", ".html", ".xml", ".csv", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg"}
+    | {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".swift"}
+    | {".js", ".jsx", ".ts", ".tsx", ".css", ".php", ".rb", ".pl", ".lua", ".sh", ".sql", ".r", ".jl", ".hs", ".ml"}
 )
 _TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
 _BATCH = 64
@@ -198,4 +199,3 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     columns = [column for column in ("id", "text") if column in table.schema_arrow.names]
     for batch in table.iter_batches(columns=columns):
         yield from batch.to_pylist()
-

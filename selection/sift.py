@@ -63,9 +63,11 @@ class Posterior:
         """Uncertainty about the targets, the root of the posterior's trace, normalised so that sigma_0 = 1."""
         return float(np.sqrt(max(self._remaining, 0.0) / self._prior))
 
-    def reduction_K(self) -> npt.NDArray[np.float64]:
-        """What each candidate would take off the trace of the targets' posterior, if picked next."""
-        return np.einsum("tk,tk->k", self.covariance_TK, self.covariance_TK) / (self.variance_K + self._regularisation)
+    def reductions(self) -> npt.NDArray[np.float64]:
+        """What each candidate [K] would take off the trace of the targets' posterior, if picked next."""
+        informed_K = np.einsum("tk,tk->k", self.covariance_TK, self.covariance_TK)
+        reductions_K: npt.NDArray[np.float64] = informed_K / (self.variance_K + self._regularisation)
+        return reductions_K
 
     def pick(self, j: int) -> None:
         """Condition on candidate j, once more if it was picked before."""
@@ -118,7 +120,7 @@ def sift(
     while len(picks) < limit:
         if has_stalled(uncertainty[-1], len(picks), alpha):
             return Choice(tuple(picks), tuple(uncertainty), "alpha")
-        j = int(np.argmax(posterior.reduction_K()))
+        j = int(np.argmax(posterior.reductions()))
         posterior.pick(j)
         picks.append(j)
         uncertainty.append(posterior.sigma)

@@ -132,21 +132,28 @@ class Adaptation:
     async def _adapt(self) -> LoadedAdapter | None:
         wish = self._wish
         if wish.budget.steps == 0:
-            return self._unadapted("the budget allows no step", "none")
+            self._unadapted("the budget allows no step", "none")
+            return None
         if wish.corpus is None:
-            return self._unadapted("no corpus: name one in `adaptation.corpus`, or start with --corpus", "corpus")
+            self._unadapted("no corpus: name one in `adaptation.corpus`, or start with --corpus", "corpus")
+            return None
 
         selection = await self._selector.select(
             wish.prompts, wish.corpus, steps=wish.budget.steps, alpha=wish.budget.alpha, strategy=wish.strategy
         )
         if not selection.ids:
-            return self._unadapted(f"corpus {wish.corpus!r} is empty", "corpus", selection)
+            self._unadapted(f"corpus {wish.corpus!r} is empty", "corpus", selection)
+            return None
 
         left = None if wish.budget.seconds is None else wish.budget.seconds - self._spent()
         training = await self._trainer.train(selection.sequences, seed=wish.seed, seconds=left)
         if training.adapter is None:
-            reasons = {"seconds": "the seconds were spent before the first step could end", "diverged": "training diverged"}
-            return self._unadapted(reasons.get(training.stop, training.stop), training.stop, selection, training)
+            reasons = {
+                "seconds": "the seconds were spent before the first step could end",
+                "diverged": "training diverged",
+            }
+            self._unadapted(reasons.get(training.stop, training.stop), training.stop, selection, training)
+            return None
 
         started = time.monotonic()
         loaded = await self._engine.load(training.adapter)
@@ -192,7 +199,12 @@ class Adaptation:
             uncertainty=selection.uncertainty[: steps + 1] if selection else (),
             losses=training.losses if training else (),
             sources=tuple(
-                {"document": source.document, "name": source.name, "start": source.start, "times": used.count(source.sequence)}
+                {
+                    "document": source.document,
+                    "name": source.name,
+                    "start": source.start,
+                    "times": used.count(source.sequence),
+                }
                 for source, _ in (selection.sources if selection else ())
                 if source.sequence in used
             ),

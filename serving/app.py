@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -27,6 +27,10 @@ from serving.config import Config
 from serving.errors import StartError
 from serving.stages import SelectStage, TrainStage
 
+if TYPE_CHECKING:
+    from serving.engine import Engine
+    from serving.gateway import Gateway
+
 STAGE_QUEUE = 256  # requests that may wait before a stage
 
 
@@ -38,11 +42,13 @@ class RemoteStage:
 
     async def select(self, prompts: Sequence[str], corpus: str, **options: Any) -> Selection:
         """As `SelectStage.select`."""
-        return await _answer(self._handle.select.remote(prompts, corpus, **options))
+        selection: Selection = await _answer(self._handle.select.remote(prompts, corpus, **options))
+        return selection
 
     async def train(self, sequences: Sequence[Sequence[int]], **options: Any) -> Training:
         """As `TrainStage.train`."""
-        return await _answer(self._handle.train.remote(sequences, **options))
+        training: Training = await _answer(self._handle.train.remote(sequences, **options))
+        return training
 
 
 async def _answer(response: Any) -> Any:
@@ -55,30 +61,30 @@ async def _answer(response: Any) -> Any:
         raise problem.cause from None
 
 
-@serve.deployment
-@serve.ingress()
 class EngineReplica:
     """The HTTP ingress: vLLM's application lives in this replica, and so does the journey."""
 
-    async def __init__(self, config: Config, selector: DeploymentHandle, trainer: DeploymentHandle) -> None:
+    def __init__(self, config: Config, selector: DeploymentHandle, trainer: DeploymentHandle) -> None:
+        self._config = config
+        self._selector, self._trainer = RemoteStage(selector), RemoteStage(trainer)
+        self._engine: Engine | None = None
+
+    async def __serve_build_asgi_app__(self) -> Gateway:
+        # Imported here: only this replica pays for vLLM.
         from serving.engine import Engine
-
-        self.config = config
-        self.selector, self.trainer = RemoteStage(selector), RemoteStage(trainer)
-        self.engine = await Engine.start(config.engine)
-
-    async def __serve_build_asgi_app__(self) -> Any:
         from serving.gateway import Gateway
 
-        return Gateway(self.engine, self.selector, self.trainer, self.config)
+        self._engine = await Engine.start(self._config.engine)
+        return Gateway(self._engine, self._selector, self._trainer, self._config)
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""
-        await self.engine.check()
+        if self._engine is not None:
+            await self._engine.check()
 
     async def __del__(self) -> None:
-        if hasattr(self, "engine"):
-            self.engine.stop()
+        if self._engine is not None:
+            self._engine.stop()
 
 
 def build(config: Config) -> serve.Application:
@@ -102,7 +108,7 @@ def build(config: Config) -> serve.Application:
     trainer = serve.deployment(TrainStage, name="trainer").options(
         ray_actor_options=actor(num_gpus=0.4) if on_gpu else actor(), max_ongoing_requests=STAGE_QUEUE
     )
-    engine = EngineReplica.options(
+    engine = serve.deployment(serve.ingress()(EngineReplica)).options(
         name="engine",
         ray_actor_options=actor(num_gpus=0.6) if on_gpu else actor(),
         max_ongoing_requests=STAGE_QUEUE,

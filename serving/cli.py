@@ -33,17 +33,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-corpus_app = typer.Typer(help="Make, fill and look at corpora: the data that adapters are trained on.", no_args_is_help=True)
+corpus_app = typer.Typer(
+    help="Make, fill and look at corpora: the data that adapters are trained on.", no_args_is_help=True
+)
 app.add_typer(corpus_app, name="corpus")
 out = Console()
 err = Console(stderr=True)
 
 Home = Annotated[Path, typer.Option("--home", envvar="MAYFLY_HOME", help="The folder that holds the corpora.")]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Base model: a hub id or a folder, as vLLM takes it.", show_default="the bundled one")
+    str | None,
+    typer.Option("--model", help="Base model: a hub id or a folder, as vLLM takes it.", show_default="the bundled one"),
 ]
 EmbedderName = Annotated[
-    str, typer.Option("--embedder", help="A sentence-transformers hub id or folder, or 'base-model' for its hidden states.")
+    str,
+    typer.Option("--embedder", help="A sentence-transformers hub id or folder, or 'base-model' for its hidden states."),
 ]
 _HOME = Path.home() / ".mayfly"
 _EMBEDDER = "all-MiniLM-L6-v2"
@@ -79,7 +83,9 @@ def corpus_add(
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Files and folders: text, Markdown, source code, JSON lines, Parquet.")
     ] = None,
-    package: Annotated[list[str] | None, typer.Option("--package", help="An installed Python package, by import name.")] = None,
+    package: Annotated[
+        list[str] | None, typer.Option("--package", help="An installed Python package, by import name.")
+    ] = None,
     model: Model = None,
     embedder: EmbedderName = _EMBEDDER,
     max_length: Annotated[int, typer.Option("--max-length", min=8, help="Longest training sequence, in tokens.")] = 256,
@@ -190,19 +196,30 @@ def serve(
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     served_model_name: Annotated[
-        str | None, typer.Option("--served-model-name", help="The name clients use.", show_default="as --model; nano for the bundled one")
+        str | None,
+        typer.Option(
+            "--served-model-name", help="The name clients use.", show_default="as --model; nano for the bundled one"
+        ),
     ] = None,
     embedder: EmbedderName = _EMBEDDER,
     budget: Annotated[
         str, typer.Option("--budget", help="What `auto` and no header mean, in the words of the Compute-Budget header.")
     ] = "",
     max_steps: Annotated[int, typer.Option("--max-steps", min=0, help="The most steps any request may take.")] = 50,
-    max_seconds: Annotated[float, typer.Option("--max-seconds", min=0.01, help="The most seconds any adaptation may take.")] = 60.0,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of Adam.", show_default="by model size")] = None,
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", min=0.01, help="The most seconds any adaptation may take.")
+    ] = 60.0,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Of Adam.", show_default="by model size")
+    ] = None,
     rank: Annotated[int, typer.Option("--rank", min=1, max=512, help="Of the LoRA adapters.")] = 16,
-    regularisation: Annotated[float | None, typer.Option("--regularisation", help="lambda' of SIFT.", show_default="for the default embedder")] = None,
+    regularisation: Annotated[
+        float | None, typer.Option("--regularisation", help="lambda' of SIFT.", show_default="for the default embedder")
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the engine; auto is float32 on a CPU.")] = "auto",
-    max_model_len: Annotated[int | None, typer.Option("--max-model-len", help="Context in tokens.", show_default="the model's")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", help="Context in tokens.", show_default="the model's")
+    ] = None,
     home: Home = _HOME,
 ) -> None:
     """Serve the OpenAI API, an adapter trained for each request. Ctrl-C ends it."""

@@ -5,14 +5,15 @@ The engine's part stands here and not beside the engine, because importing `serv
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.trainer import TrainerConfig
 from selection.selector import SelectorConfig
 from serving.budget import Budget
 
-HOME = Path.home() / ".mayfly"
+AUTO = Budget(steps=50, alpha=0.1)
+LIMITS = Budget(steps=50, seconds=60.0)
 _SOURCE = Path(__file__).resolve().parent
 
 
@@ -68,8 +69,8 @@ class Config:
     trainer: TrainerConfig
     selector: SelectorConfig
     corpus: str | None = None
-    auto: Budget = field(default_factory=lambda: Budget(steps=50, seconds=None, alpha=0.1))
-    limits: Budget = field(default_factory=lambda: Budget(steps=50, seconds=60.0))
+    auto: Budget = AUTO
+    limits: Budget = LIMITS
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int = 2

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
@@ -25,6 +24,7 @@ CORPUS = "demo"
 PACKAGES = ("fastapi", "starlette")
 HELD_OUT = "fastapi/security/http.py"
 PREFIX, SUFFIX = 128, 128  # tokens
+_SAMPLING = {"max_tokens": 96, "temperature": 0.5, "seed": 0}  # seeded: the same answers every time
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -66,7 +66,7 @@ class Result:
 
 
 def prepare(home: Path, console: Console) -> Passage:
-    """Build the demonstration's corpus, or find it built, and cut the passage out of the file that is held out of it."""
+    """Build the demonstration's corpus, or find it built; cut the passage out of the file that is held out of it."""
     from transformers import AutoTokenizer
 
     from selection.corpus import Corpus, CorpusError
@@ -122,7 +122,7 @@ def demonstrate(url: str, passage: Passage, console: Console) -> Result:
     with httpx.Client(base_url=url, timeout=300) as client:
         for budget in ("none", "auto"):
             console.print(f"[dim]asking for the continuation with Compute-Budget: {budget} ...[/]")
-            reply = _complete(client, budget, passage, list(passage.tokens[:PREFIX]), max_tokens=SUFFIX)
+            reply = _complete(client, budget, passage, list(passage.tokens[:PREFIX]), **_SAMPLING)
             answers[budget], report = reply["choices"][0]["text"], reply["adaptation"]
             console.print(f"[dim]scoring the true continuation with Compute-Budget: {budget} ...[/]")
             reply = _complete(client, budget, passage, list(passage.tokens), max_tokens=1, prompt_logprobs=0)
@@ -133,20 +133,14 @@ def demonstrate(url: str, passage: Passage, console: Console) -> Result:
 def show(result: Result, url: str, console: Console) -> None:
     """Print the result for a person."""
     report = result.adaptation
-
-    def panel(code: str, title: str) -> Panel:
-        return Panel(Syntax(code.strip("\n"), "python", word_wrap=True), title=title, width=max(40, console.width // 2 - 1))
-
-    console.print(Panel(Syntax(result.passage.prefix.strip("\n"), "python", word_wrap=True), title=f"prompt: {result.passage.name}"))
-    console.print(
-        Columns(
-            [
-                panel(result.base_answer, "base model"),
-                panel(result.adapted_answer, f"adapted, {report['spent']['steps']} steps"),
-            ]
-        )
-    )
-    console.print(Panel(Syntax(result.passage.suffix.strip("\n"), "python", word_wrap=True), title="the true continuation"))
+    steps = report["spent"]["steps"]
+    console.print(_panel(result.passage.prefix, f"prompt: {result.passage.name}"))
+    answers = Table.grid(expand=True)
+    answers.add_column(ratio=1)
+    answers.add_column(ratio=1)
+    answers.add_row(_panel(result.base_answer, "base model"), _panel(result.adapted_answer, f"adapted, {steps} steps"))
+    console.print(answers)
+    console.print(_panel(result.passage.suffix, "the true continuation"))
     share = 100 * result.adapted_bits_per_byte / result.base_bits_per_byte
     console.print(
         f"bits per byte of the true continuation: base [bold]{result.base_bits_per_byte:.3f}[/], "
@@ -156,7 +150,8 @@ def show(result: Result, url: str, console: Console) -> None:
     sigma = report["uncertainty"]
     curve = "".join(_BARS[min(7, int(8 * value))] for value in sigma)
     console.print(
-        f"uncertainty sigma_0..sigma_{len(sigma) - 1}: {curve} {sigma[0]:.2f} to {sigma[-1]:.2f}, stopped by {report['stop']}",
+        f"uncertainty sigma_0 to sigma_{len(sigma) - 1}: {curve} {sigma[0]:.2f} to {sigma[-1]:.2f}, "
+        f"stopped by {report['stop']}",
         highlight=False,
     )
     table = Table("taught by", "from character", "times", box=None, pad_edge=False)
@@ -166,14 +161,18 @@ def show(result: Result, url: str, console: Console) -> None:
     if len(report["sources"]) > 8:
         console.print(f"and {len(report['sources']) - 8} more sequences")
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report["seconds"].items())
-    console.print(f"seconds: {stages}; {report['spent']['seconds']:.2f} from arrival to the loaded adapter", highlight=False)
+    console.print(
+        f"seconds: {stages}; {report['spent']['seconds']:.2f} from arrival to the loaded adapter", highlight=False
+    )
     console.print("\ntry next (start the server with [cyan]mayfly demo --keep[/]):", highlight=False)
     print_curl(url, console)
 
 
 def print_curl(url: str, console: Console) -> None:
     """A request to try, on lines that can be copied."""
-    body = json.dumps({"model": "nano", "messages": [{"role": "user", "content": "class APIKeyHeader("}], "max_tokens": 64})
+    body = json.dumps(
+        {"model": "nano", "messages": [{"role": "user", "content": "class APIKeyHeader("}], "max_tokens": 64}
+    )
     console.print(
         f"curl -si {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"  -H 'Compute-Budget: steps=20, seconds=5' -d '{body}'",
@@ -183,12 +182,16 @@ def print_curl(url: str, console: Console) -> None:
     )
 
 
+def _panel(code: str, title: str) -> Panel:
+    return Panel(Syntax(code.strip("\n"), "python", word_wrap=True, background_color="default"), title=title)
+
+
 def _complete(client: httpx.Client, budget: str, passage: Passage, prompt: list[int], **options: Any) -> dict[str, Any]:
     reply = client.post(
         "/v1/completions",
         headers={"Compute-Budget": budget},
         # The adapter may know the prompt alone, also when the true continuation is scored.
-        json={"model": "nano", "prompt": prompt, "temperature": 0, "adaptation": {"prompt": passage.prefix}, **options},
+        json={"model": "nano", "prompt": prompt, "adaptation": {"prompt": passage.prefix}, **options},
     )
     reply.raise_for_status()
     return dict(reply.json())

@@ -202,4 +202,3 @@ def _staging_folder() -> Path:
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"mayfly-{os.getpid()}-", dir=root))
-

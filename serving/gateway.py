@@ -162,7 +162,7 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
     wanted = body.pop("adaptation", None)
     wanted = {} if wanted is None else wanted
     if not isinstance(wanted, dict):
-        raise RequestError("`adaptation` is an object such as {\"corpus\": \"name\", \"seed\": 0}")
+        raise RequestError('`adaptation` is an object such as {"corpus": "name", "seed": 0}')
     unknown = set(wanted) - _OPTIONS
     if unknown:
         raise RequestError(f"`adaptation` has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(_OPTIONS))}")
@@ -173,7 +173,9 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
     if strategy not in STRATEGIES:
         raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
     if strategy == "nn" and budget.alpha is not None:
-        raise RequestError("`adaptation.strategy` nn has no stopping rule: give Compute-Budget steps or seconds, no alpha")
+        raise RequestError(
+            "`adaptation.strategy` nn has no stopping rule: give Compute-Budget steps or seconds, no alpha"
+        )
     seed = wanted.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")
@@ -229,7 +231,9 @@ async def _read(receive: Receive) -> dict[str, Any]:
         body = json.loads(content, parse_constant=_no_constant)
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeError as problem:
-        raise RequestError("the request body is not Unicode text: it holds bytes or surrogates that stand alone") from problem
+        raise RequestError(
+            "the request body is not Unicode text: it holds bytes or surrogates that stand alone"
+        ) from problem
     except (ValueError, RecursionError) as problem:
         raise RequestError(f"the request body is not JSON: {problem}") from problem
     if not isinstance(body, dict):

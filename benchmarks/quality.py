@@ -1,0 +1,157 @@
+"""Quality: bits per byte of held-out text, base model against adaptation, SIFT against nearest neighbours.
+
+For every passage its prefix is the prompt, the suffix is scored. Data is chosen by each strategy from the same
+corpus, the same trainer takes the same number of steps, and the suffix is scored after each of STEPS steps, and
+where the server's default `auto` budget stops. Selector and trainer are the server's own; the scoring runs in the
+trainer's model, which a test holds to vLLM's log-probabilities. All settings are the server's defaults, which
+`benchmarks/calibrate.py` chose on other packages.
+
+    python benchmarks/quality.py [--per-package 24] [--json] [--out benchmarks/results/quality.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from passages import (
+    Passage,
+    circumstances,
+    curve,
+    each,
+    interval,
+    make_set,
+    open_selector,
+    package_versions,
+)
+from rich.console import Console
+from rich.table import Table
+
+from adapters import Trainer, TrainerConfig
+from selection.selector import SelectorConfig
+from serving.config import AUTO as DEFAULT_AUTO
+from serving.config import bundled_model
+
+PACKAGES = ("networkx", "peft", "fastapi", "starlette")
+STEPS = (0, 1, 2, 5, 10, 20, 35, 50)
+AUTO = "auto"
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--per-package", type=int, default=18, help="held-out passages of each package")
+    parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
+    parser.add_argument("--embedder", default=SelectorConfig.embedder)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--out", type=Path, help="write the full result here")
+    options = parser.parse_args()
+    console = Console(stderr=options.json)
+
+    auto = DEFAULT_AUTO
+    selector = open_selector(SelectorConfig.regularisation, options.embedder, options.model)
+    trainer = Trainer(TrainerConfig(options.model))
+    ground = make_set("quality", PACKAGES, options.per_package, options.model, selector)
+    limit = max(STEPS)
+
+    def measure(passage: Passage) -> dict[str, Any]:
+        row: dict[str, Any] = {"package": passage.package, "name": passage.name}
+        for strategy in ("nn", "sift"):
+            selection = selector.select([passage.prefix], ground.corpus, steps=limit, strategy=strategy)
+            at = set(STEPS)
+            if strategy == "sift":
+                stopped = selector.select([passage.prefix], ground.corpus, steps=auto.steps, alpha=auto.alpha)
+                row["auto_steps"] = len(stopped.ids)
+                row["sigma"] = selection.uncertainty
+                at.add(row["auto_steps"])
+            points = curve(trainer, selection, passage, sorted(at))
+            row[strategy] = {steps: points[steps] for steps in STEPS}
+            if strategy == "sift":
+                row[AUTO] = points[row["auto_steps"]]
+        return row
+
+    rows = each(ground.passages, "adapting", measure)
+    result = {
+        **circumstances(),
+        "model": Path(options.model).name,
+        "packages": package_versions(PACKAGES),
+        "passages": len(rows),
+        "corpus_sequences": ground.sequences,
+        "settings": {
+            "rank": trainer.config.rank,
+            "learning_rate": trainer.learning_rate,
+            "regularisation": selector.config.regularisation,
+            "candidates": selector.config.candidates,
+            "embedder": selector.config.embedder,
+            "auto_alpha": auto.alpha,
+            "auto_steps_limit": auto.steps,
+        },
+        **summary(rows),
+        "rows": rows,
+    }
+    show(result, console)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.json:
+        print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means with 90 % bootstrap intervals over the passages: bits per byte, per cent of base, SIFT minus NN."""
+    base = [row["sift"][0] for row in rows]
+    percent: dict[str, Any] = {}
+    for strategy in ("nn", "sift"):
+        percent[strategy] = {
+            str(steps): interval([100 * row[strategy][steps] / b for row, b in zip(rows, base, strict=True)])
+            for steps in STEPS[1:]
+        }
+    percent[AUTO] = interval([100 * row[AUTO] / b for row, b in zip(rows, base, strict=True)])
+    last = STEPS[-1]
+    return {
+        "base_bits_per_byte": interval(base),
+        "nn_bits_per_byte": interval([row["nn"][last] for row in rows]),
+        "sift_bits_per_byte": interval([row["sift"][last] for row in rows]),
+        "auto_bits_per_byte": interval([row[AUTO] for row in rows]),
+        "auto_steps": interval([row["auto_steps"] for row in rows]),
+        "percent_of_base": percent,
+        "sift_minus_nn_percent_points": {
+            str(steps): interval(
+                [100 * (row["sift"][steps] - row["nn"][steps]) / b for row, b in zip(rows, base, strict=True)]
+            )
+            for steps in STEPS[1:]
+        },
+        "sift_minus_nn_bits_per_byte": interval([row["sift"][last] - row["nn"][last] for row in rows]),
+    }
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The table for people."""
+
+    def cell(triple: Sequence[float], form: str = "{:.1f} ({:.1f} to {:.1f})") -> str:
+        return form.format(*triple)
+
+    console.print(
+        f"{result['passages']} passages, corpus of {result['corpus_sequences']} sequences; "
+        f"base model {cell(result['base_bits_per_byte'], '{:.3f} ({:.3f} to {:.3f})')} bits per byte",
+        highlight=False,
+    )
+    table = Table("steps", "NN, % of base", "SIFT, % of base", "SIFT minus NN, points", box=None, pad_edge=False)
+    for steps in map(str, STEPS[1:]):
+        percent = result["percent_of_base"]
+        table.add_row(
+            steps,
+            cell(percent["nn"][steps]),
+            cell(percent["sift"][steps]),
+            cell(result["sift_minus_nn_percent_points"][steps]),
+        )
+    table.add_row(f"auto, {result['auto_steps'][0]:.1f}", "", cell(result["percent_of_base"][AUTO]), "")
+    console.print(table)
+    console.print("in brackets: 90 % bootstrap intervals over passages", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
