@@ -34,7 +34,7 @@ from selection.selector import SelectorConfig
 from selection.sift import has_stalled
 from serving.config import bundled_model
 
-PACKAGES = ("rich", "hypothesis", "huggingface_hub")
+PACKAGES = ("rich", "typer", "hypothesis")
 STEPS = 50
 AXES: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("regularisation", (0.1, 0.3, 1.0, 3.0)),

@@ -332,7 +332,9 @@ def prepare(
         bare.save(str(folder / "tokenizer.json"))
         np.save(folder / "tokens.npy", tokens := pack(bare, documents))
         size = sum(len(document.encode()) for document in documents)
-        figures = {"files": len(documents), "bytes": size, "tokens": len(tokens), "packages": list(wheels)}
+        split = {held: [pin for pin in wheels if (pin.split("==")[0] in HELD_OUT) is held] for held in (False, True)}
+        amounts = {"files": len(documents), "bytes": size, "tokens": len(tokens)}
+        figures = {**amounts, "packages": split[False], "held_out_packages": split[True]}
         data = {"figures": figures, "excerpts": choose_excerpts(held, config, seed)}
         (folder / "data.json").write_text(json.dumps(data))
     data = json.loads((folder / "data.json").read_text())
@@ -370,6 +372,7 @@ def export(model: Any, tokenizer: hf.PreTrainedTokenizerBase, figures: dict[str,
         tokenizer.save_pretrained(folder)
         (folder / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
         for path in folder.iterdir():
+            path.chmod(0o644)
             path.replace(out / path.name)
 
 

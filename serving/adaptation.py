@@ -120,12 +120,13 @@ class Adaptation:
         try:
             return await self._adapt()
         except Exception as problem:
-            if not is_the_clients(problem):
+            if not is_the_clients(problem) and not isinstance(problem, AdaptationFailedError):
                 log.exception("an adaptation failed")
+                reason = "the adaptation failed; the server's log says why"
                 if not self._wish.required:
-                    self._tell(reason="the adaptation failed; the server's log says why", stop="failed")
+                    self._tell(reason, "failed")
                     return None
-                problem = AdaptationFailedError("the adaptation failed; the server's log says why")
+                problem = AdaptationFailedError(reason)
             self.problem = problem
             raise problem from None
 
@@ -165,8 +166,7 @@ class Adaptation:
         self, reason: str, stop: str, selection: Selection | None = None, training: Training | None = None
     ) -> None:
         if self._wish.required and self._wish.budget.steps > 0:
-            self.problem = AdaptationFailedError(f"an adapter was required, but {reason}")
-            raise self.problem
+            raise AdaptationFailedError(f"an adapter was required, but {reason}")
         self._tell(reason, stop, selection, training)
 
     def _spent(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -103,10 +104,12 @@ def build(config: Config) -> serve.Application:
 
     on_gpu = config.trainer.device != "cpu" and _gpus() > 0
     selector = serve.deployment(SelectStage, name="selector").options(
-        ray_actor_options=actor(), max_ongoing_requests=STAGE_QUEUE
+        ray_actor_options=actor(), max_ongoing_requests=STAGE_QUEUE, graceful_shutdown_wait_loop_s=0.1
     )
     trainer = serve.deployment(TrainStage, name="trainer").options(
-        ray_actor_options=actor(num_gpus=0.4) if on_gpu else actor(), max_ongoing_requests=STAGE_QUEUE
+        ray_actor_options=actor(num_gpus=0.4) if on_gpu else actor(),
+        max_ongoing_requests=STAGE_QUEUE,
+        graceful_shutdown_wait_loop_s=0.1,
     )
     engine = serve.deployment(serve.ingress()(EngineReplica)).options(
         name="engine",
@@ -114,6 +117,7 @@ def build(config: Config) -> serve.Application:
         max_ongoing_requests=STAGE_QUEUE,
         health_check_timeout_s=60,
         graceful_shutdown_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.1,
     )
     return engine.bind(config, selector.bind(config.selector), trainer.bind(config.trainer))
 
@@ -127,13 +131,15 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_stage("starting Ray and Ray Serve")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray.init(
         address="local",
         include_dashboard=False,
-        configure_logging=True,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
     )
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has just put its own in their place
+        signal.signal(number, _interrupt)
     try:
         serve.start(
             http_options=HTTPOptions(host=config.host, port=config.port),
@@ -146,8 +152,12 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
             raise StartError(f"the server did not start: {problem}") from problem
         yield f"http://{config.host}:{config.port}"
     finally:
-        serve.shutdown()
+        serve.delete("mayfly")  # waits until the engine has ended its processes
         ray.shutdown()
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _gpus() -> int:

@@ -7,12 +7,11 @@ lives elsewhere: `selection`, `serving.app`, `serving.demo`.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -59,7 +58,6 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars: ours say more
-    signal.signal(signal.SIGTERM, _interrupt)
     from serving.errors import MayflyError
 
     try:
@@ -330,7 +328,3 @@ def _bar(unit: str) -> Progress:
         TimeElapsedColumn(),
         console=err,
     )
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

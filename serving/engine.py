@@ -97,6 +97,13 @@ class Engine:
         """The model's tokenizer."""
         return self._llm.get_tokenizer()
 
+    @property
+    def version(self) -> str:
+        """vLLM's version."""
+        import vllm
+
+        return str(vllm.__version__)
+
     async def load(self, adapter: Adapter) -> LoadedAdapter:
         """Stage an adapter and load it, waiting for a free slot; `unload` must follow."""
         from vllm.lora.request import LoRARequest

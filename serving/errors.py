@@ -6,8 +6,8 @@ and `selection` raise `ValueError` and `CorpusError` for what a user can mend; t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from typing import Any
 
 from selection.corpus import CorpusError, CorpusNotFoundError
 
@@ -72,10 +72,10 @@ def is_the_clients(problem: BaseException) -> bool:
     return any(isinstance(problem, kind) and row.status < 500 for kind, row in _TABLE)
 
 
-def to_http(problem: BaseException) -> tuple[int, bytes]:
-    """Status and JSON body of an exception; what is not in the table is a 500 that tells nothing of our insides."""
+def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
+    """Status and body of an exception; what is not in the table is a 500 that tells nothing of our insides."""
     row = next((row for kind, row in _TABLE if isinstance(problem, kind)), None)
     message = str(problem) if row else "the server failed to answer; its log says why"
     row = row or HttpError(500, "server_error")
     error = {"message": message, "type": row.type, "param": row.param, "code": row.code}
-    return row.status, json.dumps({"error": error}).encode()
+    return row.status, {"error": error}

@@ -1,6 +1,7 @@
 """The HTTP door: an ASGI layer around vLLM's own OpenAI application.
 
-In: routes by allow-list, a request id, the Compute-Budget header, the `adaptation` extension of the body.
+In: routes by allow-list, the Compute-Budget header, the `adaptation` extension of the body. The request id
+(X-Request-Id, in and out) is Ray Serve's.
 Out: Compute-Spent and Server-Timing, the report as `adaptation` in the body (of a stream: in its first chunk),
 and every error of ours in OpenAI's shape. What happens between is `serving.adaptation`; the OpenAI protocol
 itself is vLLM's.
@@ -12,11 +13,11 @@ import asyncio
 import json
 import logging
 import re
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from selection.selector import STRATEGIES
+from serving import __version__ as mayfly_version
 from serving.adaptation import Adaptation, Selects, Trains, Wish
 from serving.budget import parse_budget
 from serving.config import Config
@@ -32,8 +33,7 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY = 16 << 20  # bytes
 _ADAPTED = {"/v1/chat/completions", "/v1/completions"}
 _OPTIONS = {"corpus", "prompt", "required", "seed", "strategy"}
-_PLAIN = re.compile(r"/health|/version|/metrics|/v1/models(/.+)?")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PLAIN = re.compile(r"/health|/metrics|/v1/models(/.+)?")
 
 
 class Gateway:
@@ -48,13 +48,14 @@ class Gateway:
         if scope["type"] != "http":
             await self._engine.app(scope, receive, send)
             return
-        given = _header(scope, b"x-request-id") or ""
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        answer = Answer(send, request_id)
+        answer = Answer(send)
         try:
             if scope["path"] in _ADAPTED:
                 _allow(scope, "POST")
                 await self._adapted(scope, receive, answer)
+            elif scope["path"] == "/version":
+                _allow(scope, "GET")
+                await answer.json(200, {"version": mayfly_version, "vllm": self._engine.version})
             elif _PLAIN.fullmatch(scope["path"]):
                 _allow(scope, "GET")
                 await self._engine.app(scope, receive, answer)
@@ -62,7 +63,7 @@ class Gateway:
                 raise RouteError(f"there is no {scope['path']} here")
         except Exception as problem:
             if not isinstance(problem, (ValueError, RouteError, MethodError, TooLargeError)):
-                log.exception("request %s failed", request_id)
+                log.exception("a request failed")
             await answer.fail(problem)
 
     async def _adapted(self, scope: Message, receive: Receive, answer: Answer) -> None:
@@ -87,10 +88,9 @@ class Gateway:
 class Answer:
     """The way out of one request: adds headers and the report, or puts an error in the place of vLLM's answer."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send) -> None:
         self.adaptation: Adaptation | None = None
         self._send = send
-        self._request_id = (b"x-request-id", request_id.encode())
         self._start: Message | None = None
         self._held = b""
         self._state = "before"  # before, holding (a body that takes the report), passing, failed
@@ -127,8 +127,8 @@ class Answer:
                 content = _report_in_first_event(content, report.as_dict())
             elif media == b"application/json":
                 content = json.dumps({**json.loads(content), "adaptation": report.as_dict()}).encode()
-        headers = [pair for pair in self._start["headers"] if pair[0] not in (b"x-request-id", b"content-length")]
-        headers += [self._request_id, *(report.headers() if report else [])]
+        headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
+        headers += report.headers() if report else []
         if not more:
             headers.append((b"content-length", str(len(content)).encode()))
         self._state = "passing"
@@ -140,12 +140,12 @@ class Answer:
         if self._state in ("passing", "failed"):
             return
         self._state = "failed"
-        status, body = to_http(problem)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            self._request_id,
-        ]
+        await self.json(*to_http(problem))
+
+    async def json(self, status: int, content: dict[str, Any]) -> None:
+        """A whole JSON answer of our own."""
+        body = json.dumps(content).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

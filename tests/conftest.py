@@ -1,0 +1,119 @@
+"""Shared fixtures: the bundled model and tokenizer, the real embedder, tiny base models, a tiny embedder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selection.embedding import Embedder, Embeddings, load_embedder
+from serving.config import bundled_model
+
+torch.set_num_threads(1)  # the models here are tiny; threads that spin on shared cores slow one another
+
+
+class WordEmbedder:
+    """A real, tiny embedder: each word has a direction of its own, a text is the unit sum of its words."""
+
+    def __init__(self, name: str = "words", revision: str = "1", dimension: int = 16) -> None:
+        self.name, self.revision, self.dimension = name, revision, dimension
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        rows = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in re.findall(r"\w+", text.lower()) or ["nothing"]:
+                seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+                row += np.random.default_rng(seed).standard_normal(self.dimension).astype(np.float32)
+            row /= np.linalg.norm(row)
+        return rows
+
+    def tail(self, text: str) -> str:
+        return text
+
+
+@pytest.fixture(scope="session")
+def nano() -> str:
+    """The folder of the bundled base model."""
+    return bundled_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(nano: str) -> Any:
+    """The bundled model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(nano)
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    """The default embedder, all-MiniLM-L6-v2."""
+    return load_embedder()
+
+
+@pytest.fixture
+def words() -> Embedder:
+    """An embedder that costs nothing."""
+    return WordEmbedder()
+
+
+@pytest.fixture
+def other_words() -> Embedder:
+    """The same in name and dimension, with other weights."""
+    return WordEmbedder(revision="2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a random Llama of two layers, in safetensors."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    model_class: Any = LlamaForCausalLM
+    model_class(LlamaConfig(**_TINY)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same of a Qwen2, whose q, k and v projections have a bias (made different from zero)."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(8)
+    folder = tmp_path_factory.mktemp("models") / "qwen"
+    model_class: Any = Qwen2ForCausalLM
+    model = model_class(Qwen2Config(**_TINY))
+    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("proj.bias")]
+    assert len(biases) == 3 * 2
+    for bias in biases:
+        torch.nn.init.normal_(bias, std=0.3)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def corpora(tmp_path: Path) -> Path:
+    """The empty folder of all corpora."""
+    root = tmp_path / "corpora"
+    root.mkdir()
+    return root
+
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+}

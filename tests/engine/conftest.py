@@ -1,0 +1,88 @@
+"""One real engine for all tests here: vLLM, selector and trainer behind the door, on a loopback socket, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from adapters.trainer import TrainerConfig
+from selection.corpus import Corpus
+from selection.documents import Document, find_files, ingest, package_folder, tokenizer_digest
+from selection.embedding import Embedder
+from selection.selector import SelectorConfig
+from serving.config import Config, EngineConfig
+
+SLOTS = 8
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running door and what stands behind it."""
+
+    url: str
+    engine: Any
+    trainer: TrainerConfig
+    selector: SelectorConfig
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer: Any) -> Path:
+    """A home whose corpus `web` holds a real package, and whose corpus `void` is empty."""
+    home = tmp_path_factory.mktemp("home")
+    folder = package_folder("starlette")
+    corpus = Corpus.create(home / "corpora", "web", embedder, tokenizer_digest(tokenizer))
+    documents = [Document(file.name, file.read_text()) for file in find_files(folder) if len(file.read_bytes()) < 6000]
+    assert ingest(corpus, documents, embedder, tokenizer).sequences > 50
+    corpus.close()
+    Corpus.create(home / "corpora", "void", embedder, tokenizer_digest(tokenizer)).close()
+    return home
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
+    """The door on a free port."""
+    import uvicorn
+
+    os.environ |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    from serving.engine import Engine
+    from serving.gateway import Gateway
+    from serving.stages import SelectStage, TrainStage
+
+    trainer = TrainerConfig(nano)
+    config = Config(
+        engine=EngineConfig(
+            nano, "nano", trainer.rank, trainer.targets, max_model_len=1024, adapters=SLOTS, kv_cache_bytes=256 << 20
+        ),
+        trainer=trainer,
+        selector=SelectorConfig(corpora / "corpora"),
+        corpus="web",
+    )
+    engine = await Engine.start(config.engine)
+    door = Gateway(engine, SelectStage(config.selector), TrainStage(config.trainer), config)
+    web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    serving = asyncio.create_task(web.serve())
+    while not web.started:
+        await asyncio.sleep(0.05)
+    port = web.servers[0].sockets[0].getsockname()[1]
+    yield Server(f"http://127.0.0.1:{port}", engine, config.trainer, config.selector)
+    web.should_exit = True
+    await serving
+    engine.stop()
+    assert not [path for path in Path("/dev/shm").glob(f"mayfly-{os.getpid()}-*")]

@@ -1,0 +1,202 @@
+"""What one request gets: the report, the headers, streams, both APIs, and refusals before any compute."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import Server
+
+PROMPT = "from starlette.requests import Request\n\n\nclass Middleware:\n    def __init__("
+
+
+async def test_an_adapted_completion_reports_what_it_cost_and_used(server: Server) -> None:
+    async with server.client() as client:
+        reply = await client.post(
+            "/v1/completions",
+            headers={"Compute-Budget": "steps=4"},
+            json={"model": "nano", "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "adaptation": {"seed": 7}},
+        )
+    report = reply.json()["adaptation"]
+    assert reply.status_code == 200
+    assert reply.json()["choices"][0]["text"]
+    assert report["adapted"] is True
+    assert report["reason"] is None
+    assert report["stop"] == "steps"
+    assert report["spent"]["steps"] == 4 == len(report["losses"])
+    assert len(report["uncertainty"]) == 5
+    assert report["uncertainty"][0] == 1
+    assert sum(source["times"] for source in report["sources"]) == 4
+    assert report["seed"] == 7
+    assert set(report["seconds"]) == {"embed", "search", "select", "train", "load"}
+    assert reply.headers["compute-spent"].startswith("steps=4, seconds=")
+    assert reply.headers["compute-spent"].endswith("stop=steps")
+    assert "train;dur=" in reply.headers["server-timing"]
+
+
+async def test_none_is_the_base_model_and_says_so(server: Server) -> None:
+    async with server.client() as client:
+        reply = await client.post(
+            "/v1/completions",
+            headers={"Compute-Budget": "none"},
+            json={"model": "nano", "prompt": PROMPT, "max_tokens": 4},
+        )
+    report = reply.json()["adaptation"]
+    assert report["adapted"] is False
+    assert report["stop"] == "none"
+    assert report["losses"] == []
+    assert reply.headers["compute-spent"].startswith("steps=0")
+
+
+async def test_no_header_is_the_servers_default_and_stops_adaptively(server: Server) -> None:
+    async with server.client() as client:
+        reply = await client.post("/v1/completions", json={"model": "nano", "prompt": PROMPT, "max_tokens": 1})
+    report = reply.json()["adaptation"]
+    assert report["adapted"] is True
+    assert report["budget"]["alpha"] is not None
+    n, sigma, alpha = report["spent"]["steps"], report["uncertainty"], report["budget"]["alpha"]
+    assert report["stop"] == ("alpha" if n < report["budget"]["steps"] else "steps")
+    assert all(sigma[i] <= 1 / (alpha * i) for i in range(1, n))
+
+
+async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Server) -> None:
+    body = {"model": "nano", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 6, "stream": True}
+    async with server.client() as client:
+        async with client.stream(
+            "POST", "/v1/chat/completions", headers={"Compute-Budget": "steps=3"}, json=body
+        ) as reply:
+            assert reply.headers["compute-spent"].startswith("steps=3")
+            events = [line[6:] async for line in reply.aiter_lines() if line.startswith("data: ")]
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert events[-1] == "[DONE]"
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[0]["adaptation"]["spent"]["steps"] == 3
+    assert all("adaptation" not in chunk for chunk in chunks[1:])
+
+
+async def test_the_same_request_and_seed_give_the_same_answer(server: Server) -> None:
+    body = {"model": "nano", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 1}
+    async with server.client() as client:
+        replies = [
+            (await client.post("/v1/completions", headers={"Compute-Budget": "steps=5"}, json=body)).json()
+            for _ in range(2)
+        ]
+    assert replies[0]["adaptation"]["losses"] == replies[1]["adaptation"]["losses"]
+    assert replies[0]["choices"][0]["logprobs"] == replies[1]["choices"][0]["logprobs"]
+
+
+async def test_several_prompts_share_one_adapter(server: Server) -> None:
+    body = {"model": "nano", "prompt": [PROMPT, "import typing\n"], "max_tokens": 4, "n": 2}
+    async with server.client() as client:
+        reply = (await client.post("/v1/completions", headers={"Compute-Budget": "steps=3"}, json=body)).json()
+    assert len(reply["choices"]) == 4
+    assert reply["adaptation"]["spent"]["steps"] == 3
+
+
+async def test_seconds_end_the_adaptation_within_one_step(server: Server) -> None:
+    async with server.client() as client:
+        for seconds in (0.3, 0.6):
+            reply = await client.post(
+                "/v1/completions",
+                headers={"Compute-Budget": f"seconds={seconds}"},
+                json={"model": "nano", "prompt": PROMPT, "max_tokens": 1},
+            )
+            report = reply.json()["adaptation"]
+            step = report["seconds"]["train"] / max(1, report["spent"]["steps"])
+            trained_by = sum(report["seconds"][stage] for stage in ("embed", "search", "select", "train"))
+            assert report["stop"] == "seconds"
+            assert 0 < report["spent"]["steps"] < 50
+            assert trained_by < seconds + step
+
+
+async def test_seconds_too_short_for_one_step_leave_the_base_model_and_say_so(server: Server) -> None:
+    body: dict[str, Any] = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
+    async with server.client() as client:
+        reply = await client.post("/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body)
+        body["adaptation"] = {"required": True}
+        refused = await client.post("/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body)
+    assert reply.status_code == 200
+    assert reply.json()["adaptation"]["adapted"] is False
+    assert "seconds" in reply.json()["adaptation"]["reason"]
+    assert refused.status_code == 500
+    assert refused.json()["error"]["code"] == "adaptation_failed"
+
+
+async def test_a_required_adapter_that_fails_ends_a_stream_before_it_begins(server: Server) -> None:
+    body = {"model": "nano", "prompt": PROMPT, "stream": True, "adaptation": {"required": True, "corpus": "void"}}
+    async with server.client() as client:
+        reply = await client.post("/v1/completions", headers={"Compute-Budget": "steps=3"}, json=body)
+    assert reply.status_code == 500
+    assert "void" in reply.json()["error"]["message"]
+
+
+async def test_a_budget_above_the_servers_is_cut_and_the_report_says_so(server: Server) -> None:
+    async with server.client() as client:
+        reply = await client.post(
+            "/v1/completions",
+            headers={"Compute-Budget": "steps=5000, seconds=0.4"},
+            json={"model": "nano", "prompt": PROMPT, "max_tokens": 1},
+        )
+    assert reply.json()["adaptation"]["budget"]["steps"] == 50
+    assert reply.json()["adaptation"]["budget"]["cut"] == ["steps"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "header", "status"),
+    [
+        ("/v1/completions", {"model": "other", "prompt": "a"}, "steps=50", 404),
+        ("/v1/completions", {"model": "nano", "prompt": "a " * 3000}, "steps=50", 400),
+        (
+            "/v1/chat/completions",
+            {"model": "nano", "messages": [{"role": "user", "content": "a " * 3000}]},
+            "steps=50",
+            400,
+        ),
+        ("/v1/completions", {"model": "nano", "prompt": "a", "logprobs": 1000}, "steps=50", 400),
+        ("/v1/completions", {"model": "nano", "prompt": "a", "temperature": -1}, "steps=50", 400),
+        ("/v1/completions", {"model": "nano"}, "steps=50", 400),
+        ("/v1/completions", {"model": "nano", "prompt": "a"}, "steps=-1", 400),
+        ("/v1/completions", {"model": "nano", "prompt": "a"}, "steps=NaN", 400),
+        ("/v1/completions", {"model": "nano", "prompt": "a"}, "steps=2, steps=3", 400),
+        ("/v1/completions", {"model": "nano", "prompt": "a", "adaptation": {"corpus": "nowhere"}}, "steps=50", 404),
+        ("/v1/completions", {"model": "nano", "prompt": "a", "adaptation": {"colour": 1}}, "steps=50", 400),
+        ("/v1/completions", ["not an object"], "steps=50", 400),
+    ],
+)
+async def test_what_is_wrong_is_refused_in_openais_shape_before_any_training(
+    server: Server, path: str, body: Any, header: str, status: int
+) -> None:
+    async with server.client() as client:
+        reply = await client.post(path, headers={"Compute-Budget": header}, json=body)
+    error = reply.json()["error"]
+    assert reply.status_code == status
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert "compute-spent" not in reply.headers or "steps=0" in reply.headers["compute-spent"]
+    assert reply.elapsed.total_seconds() < 30
+    assert await server.engine.loaded() == []
+
+
+async def test_json_that_is_none_is_refused(server: Server) -> None:
+    async with server.client() as client:
+        for content in (b"", b"{", b'{"model": NaN}', b'{"a": "\\ud800"}', b"\xff\xfe", b"[" * 100_000):
+            reply = await client.post("/v1/completions", content=content)
+            assert reply.status_code == 400, content[:20]
+            assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_only_listed_routes_are_there(server: Server) -> None:
+    async with server.client() as client:
+        for path in (
+            "/scale_elastic_ep",
+            "/invocations",
+            "/inference/v1/abort_requests",
+            "/v1/load_lora_adapter",
+            "/docs",
+        ):
+            assert (await client.post(path, json={})).status_code == 404, path
+        assert (await client.get("/v1/completions")).status_code == 405
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/v1/models")).json()["data"][0]["id"] == "nano"
+        assert set((await client.get("/version")).json()) == {"version", "vllm"}

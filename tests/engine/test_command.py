@@ -1,0 +1,229 @@
+"""The command as a user meets it: a corpus from files, a server on Ray Serve, openai-python and curl, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
+README = Path(__file__).parents[2] / "README.md"
+
+
+@dataclass(frozen=True)
+class Running:
+    """`mayfly serve` in a process of its own."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def family(self) -> set[int]:
+        return {child.pid for child in psutil.Process(self.process.pid).children(recursive=True)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the corpus `notes`, made by the command from a folder of this repository."""
+    home = tmp_path_factory.mktemp("home")
+    sources = Path(__file__).parents[2] / "selection"
+    made = _mayfly(home, "corpus", "add", "notes", str(sources))
+    assert made.returncode == 0, made.stderr
+    assert re.search(r"corpus notes: added \d+ documents, \d+ sequences", made.stdout)
+    return home
+
+
+@pytest.fixture(scope="module")
+def running(home: Path) -> Iterator[Running]:
+    """The server, ended by Ctrl-C; afterwards nothing of it may be left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = set(os.listdir("/dev/shm"))
+    process = subprocess.Popen(
+        [*MAYFLY, "serve", "--corpus", "notes", "--port", str(port), "--max-model-len", "1024", "--home", str(home)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("ready"):
+            break
+    assert said, "it said nothing"
+    assert said[-1].startswith("ready"), "".join(said)
+    server = Running(f"http://127.0.0.1:{port}", process)
+    family = server.family()
+    yield server
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    process.wait(timeout=60)
+    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
+    assert alive == []
+    assert set(os.listdir("/dev/shm")) <= before
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_openai_python_chats(running: Running) -> None:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
+    answer = client.chat.completions.create(
+        model="nano",
+        messages=[{"role": "user", "content": "class Index:\n"}],
+        max_tokens=8,
+        extra_headers={"Compute-Budget": "steps=3, seconds=20"},
+        extra_body={"adaptation": {"corpus": "notes", "seed": 1}},
+    )
+    report = (answer.model_extra or {})["adaptation"]
+    assert answer.choices[0].message.content
+    assert report["adapted"] is True
+    assert report["spent"]["steps"] == 3
+    assert all(source["name"].startswith("selection/") for source in report["sources"])
+
+
+def test_openai_python_streams(running: Running) -> None:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
+    chunks = list(
+        client.chat.completions.create(
+            model="nano",
+            messages=[{"role": "user", "content": "def sift("}],
+            max_tokens=8,
+            stream=True,
+            extra_headers={"Compute-Budget": "steps=2"},
+        )
+    )
+    assert (chunks[0].model_extra or {})["adaptation"]["spent"]["steps"] == 2
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+def test_openai_python_completes(running: Running) -> None:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
+    raw = client.completions.with_raw_response.create(
+        model="nano", prompt="import numpy as ", max_tokens=4, extra_headers={"Compute-Budget": "none"}
+    )
+    assert raw.parse().choices[0].text
+    assert raw.headers["compute-spent"].startswith("steps=0")
+    assert len(raw.headers.get_list("x-request-id")) == 1
+
+
+def test_openai_python_understands_our_errors(running: Running) -> None:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.completions.create(model="nano", prompt="a", extra_headers={"Compute-Budget": "lots"})
+    assert bad.value.code == "invalid_compute_budget"
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(model="nano", prompt="a", extra_body={"adaptation": {"corpus": "nowhere"}})
+    assert "nowhere" in str(missing.value)
+    assert "Traceback" not in str(missing.value)
+
+
+def test_a_client_that_leaves_in_training_frees_the_trainer(running: Running) -> None:
+    family = running.family()
+    for _ in range(3):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{running.url}/v1/completions",
+                headers={"Compute-Budget": "steps=50"},
+                json={"model": "nano", "prompt": "class A:\n", "max_tokens": 4},
+                timeout=0.5,
+            )
+    started = time.monotonic()
+    reply = httpx.post(
+        f"{running.url}/v1/completions",
+        headers={"Compute-Budget": "steps=1, seconds=60"},
+        json={"model": "nano", "prompt": "class A:\n", "max_tokens": 4},
+        timeout=60,
+    )
+    spent = time.monotonic() - started
+    assert reply.json()["adaptation"]["adapted"] is True
+    assert spent < 30
+    assert running.family() == family
+
+
+def test_documents_added_while_it_runs_are_used(running: Running, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "zebra.py").write_text("def zebra_stripes(count):\n    return 'zebra stripes ' * count\n" * 4)
+    assert _mayfly(home, "corpus", "add", "notes", str(tmp_path / "zebra.py")).returncode == 0
+    reply = httpx.post(
+        f"{running.url}/v1/completions",
+        headers={"Compute-Budget": "steps=1"},
+        json={"model": "nano", "prompt": "def zebra_stripes(count):\n", "max_tokens": 1},
+        timeout=60,
+    )
+    assert reply.json()["adaptation"]["sources"][0]["name"] == "zebra.py"
+
+
+def test_the_readmes_python_runs_as_it_stands(running: Running) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        code = block.replace("http://127.0.0.1:8000", running.url).replace('"corpus": "nx"', '"corpus": "notes"')
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout
+
+
+def test_list_show_and_remove(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.md").write_text("# One\n\nA text about one thing.\n")
+    (tmp_path / "two.jsonl").write_text(
+        '{"text": "a first row of words", "id": "r1"}\n{"text": "a second row of words"}\n'
+    )
+    (tmp_path / "broken.jsonl").write_text("{not json\n")
+    added = _mayfly(home, "corpus", "add", "small", str(tmp_path))
+    again = _mayfly(home, "corpus", "add", "small", str(tmp_path))
+    shown = _mayfly(home, "corpus", "show", "small").stdout
+    assert added.returncode == 0
+    assert "added 3 documents" in added.stdout
+    assert "broken.jsonl" in added.stderr
+    assert "3 were there already" in again.stdout
+    assert "two.jsonl#r1" in shown
+    document = next(word for word in shown.split() if word.endswith("one.md"))
+    assert _mayfly(home, "corpus", "remove", "small", "--document", document).returncode == 0
+    assert "one.md" not in _mayfly(home, "corpus", "show", "small").stdout
+    assert re.search(r"small\s+2\s+2\s+all-MiniLM-L6-v2", _mayfly(home, "corpus", "list").stdout)
+    assert _mayfly(home, "corpus", "remove", "small", "--yes").returncode == 0
+    assert "small" not in _mayfly(home, "corpus", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("corpus", "show", "nowhere"), "no corpus 'nowhere'"),
+        (("corpus", "add", "x", "/no/such/path"), "does not exist"),
+        (("corpus", "add", "x", "--package", "no_such_package"), "no installed Python package"),
+        (("corpus", "add", "bad name", "."), "not a corpus name"),
+        (("serve", "--corpus", "nowhere"), "no corpus 'nowhere'"),
+        (("serve", "--budget", "much"), "Compute-Budget"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(home: Path, arguments: tuple[str, ...], words: str) -> None:
+    ran = _mayfly(home, *arguments)
+    assert ran.returncode == 1
+    assert words in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+
+
+def test_version_and_help() -> None:
+    version = subprocess.run([*MAYFLY, "--version"], capture_output=True, text=True, check=True)
+    help_ = subprocess.run([*MAYFLY, "--help"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"mayfly \d+\.\d+\.\d+\n", version.stdout)
+    assert all(command in help_.stdout for command in ("corpus", "serve", "demo"))
+
+
+def _mayfly(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MAYFLY_HOME": str(home), "COLUMNS": "200"}
+    return subprocess.run(
+        [*MAYFLY, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )

@@ -1,0 +1,108 @@
+"""Nobody else hears it, and nothing is left: many requests at once, some of whose clients leave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from conftest import SLOTS, Server
+
+Answer = tuple[tuple[str, ...], float]  # the tokens, and the log-probability of the first
+TOPICS = [
+    "import os\n",
+    "class Route:\n",
+    "def get(self):\n",
+    "async def app(scope):\n",
+    "    return Response(",
+    "x = {\n",
+]
+
+
+async def test_base_and_adapted_requests_get_what_they_get_alone(server: Server) -> None:
+    async with server.client() as client:  # two of three adapted, each with a seed and so an adapter of its own
+        wishes = [(TOPICS[i % len(TOPICS)], i, i % 3 > 0) for i in range(100)]
+        alone = [await _ask(client, *wish) for wish in wishes]
+        at_once = asyncio.Semaphore(SLOTS)
+
+        async def among_others(wish: tuple[str, int, bool]) -> Answer:
+            async with at_once:
+                return await _ask(client, *wish)
+
+        together = await asyncio.gather(*(among_others(wish) for wish in wishes))
+    assert [tokens for tokens, _ in together] == [tokens for tokens, _ in alone]
+    assert np.allclose([first for _, first in together], [first for _, first in alone], atol=1e-3)
+    assert len({round(first, 4) for _, first in alone}) > 60  # the adapters do differ
+    assert await server.engine.loaded() == []
+
+
+async def test_nothing_is_left_after_200_requests_of_which_some_leave(server: Server) -> None:
+    processes = _processes()
+    limits = asyncio.Semaphore(12)
+
+    async def one(number: int) -> None:
+        async with limits, server.client() as client:
+            if number % 10 == 3:  # leaves while its adapter is trained
+                await _leave_early(client, 0.4)
+            elif number % 10 == 7:  # leaves in the middle of its answer
+                await _leave_in_stream(client)
+            else:
+                await _ask(client, TOPICS[number % len(TOPICS)], number, True, steps=1)
+
+    await asyncio.gather(*(one(number) for number in range(200)))
+    for _ in range(100):
+        if not server.engine.staged() and not await server.engine.loaded():
+            break
+        await asyncio.sleep(0.1)
+
+    assert server.engine.staged() == []
+    assert await server.engine.loaded() == []
+    assert _processes() == processes
+    async with server.client() as client:  # and all slots are free again
+        answers = await asyncio.gather(*(_ask(client, "import os\n", 1, True) for _ in range(SLOTS + 2)))
+    assert len({tokens for tokens, _ in answers}) == 1
+
+
+async def _ask(client: httpx.AsyncClient, prompt: str, seed: int, adapted: bool, steps: int = 2) -> Answer:
+    reply = await client.post(
+        "/v1/completions",
+        headers={"Compute-Budget": f"steps={steps}" if adapted else "none"},
+        json={
+            "model": "nano",
+            "prompt": prompt,
+            "max_tokens": 10,
+            "temperature": 0,
+            "logprobs": 1,
+            "adaptation": {"seed": seed},
+        },
+    )
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["adaptation"]["adapted"] is adapted
+    logprobs = reply.json()["choices"][0]["logprobs"]
+    return tuple(logprobs["tokens"]), logprobs["token_logprobs"][0]
+
+
+async def _leave_early(client: httpx.AsyncClient, seconds: float) -> None:
+    body = {"model": "nano", "prompt": "class Leaving:\n", "max_tokens": 4}
+    try:
+        await client.post("/v1/completions", headers={"Compute-Budget": "steps=50"}, json=body, timeout=seconds)
+    except httpx.ReadTimeout:
+        return
+    raise AssertionError("the answer came before the client could leave")
+
+
+async def _leave_in_stream(client: httpx.AsyncClient) -> None:
+    body: dict[str, Any] = {"model": "nano", "prompt": "class Leaving:\n", "max_tokens": 500, "ignore_eos": True}
+    async with client.stream(
+        "POST", "/v1/completions", headers={"Compute-Budget": "steps=1"}, json={**body, "stream": True}
+    ) as stream:
+        async for line in stream.aiter_lines():
+            if line.startswith("data: "):
+                return
+
+
+def _processes() -> set[int]:
+    return {child.pid for child in psutil.Process(os.getpid()).children(recursive=True)}

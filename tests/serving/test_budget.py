@@ -1,0 +1,165 @@
+"""Compute-Budget: every form that is one, many that are not, and the cut to a server's limits."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.budget import MAX_HEADER, NONE, Budget, parse_budget
+from serving.errors import BudgetError
+
+_DEFAULT = Budget(steps=7, seconds=3.0, alpha=0.7)
+_AUTO = Budget(steps=50, seconds=None, alpha=0.1)
+_LIMITS = Budget(steps=40, seconds=60.0)
+
+
+def parse(header: str | None) -> Budget:
+    return parse_budget(header, default=_DEFAULT, auto=_AUTO, limits=_LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("header", "budget"),
+    [
+        (None, _DEFAULT),
+        ("none", NONE),
+        ("auto", _AUTO),
+        ("  auto ", _AUTO),
+        ("auto=?1", _AUTO),  # the long form of the same member (RFC 9651, 3.2)
+        ("steps=20", Budget(20)),
+        ("steps=0", Budget(0)),
+        ("steps=999999999999999", Budget(999_999_999_999_999)),
+        ("seconds=1.5", Budget(40, 1.5)),
+        ("seconds=2", Budget(40, 2.0)),
+        ("seconds=0.001", Budget(40, 0.001)),
+        ("alpha=0.1", Budget(40, None, 0.1)),
+        ("alpha=3", Budget(40, None, 3.0)),
+        ("steps=20, seconds=1.5", Budget(20, 1.5)),
+        ("alpha=0.1,steps=20", Budget(20, None, 0.1)),
+        ("seconds=1.5 ,\t alpha=0.25, steps=20", Budget(20, 1.5, 0.25)),
+    ],
+)
+def test_what_is_a_budget(header: str | None, budget: Budget) -> None:
+    assert parse(header) == budget
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        # nothing
+        *["", " ", "\t", ",", ", ,", ";", "=", "\0", "\n"],
+        # numbers that are none, or out of range
+        *["steps=-1", "seconds=-1", "seconds=-0.5", "alpha=-0.1", "steps=1.5", "steps=1.0", "steps=NaN"],
+        *["seconds=NaN", "seconds=nan", "alpha=NaN", "seconds=inf", "seconds=Infinity", "alpha=-inf"],
+        *["steps=1e9", "seconds=1e9", "seconds=1e-3", "alpha=1E1", "steps=0x10", "steps=+5", "steps=1_000"],
+        *["seconds=0", "seconds=0.0", "seconds=-0.0", "alpha=0", "alpha=0.000", "seconds=.5", "seconds=5."],
+        *["seconds=0.0001", "steps=1000000000000000", "seconds=1234567890123.5", "steps=", "steps= 5", "steps =5"],
+        *["steps=5 5", "steps=5s", "steps=--5", "steps=5%"],
+        # values of other kinds
+        *["steps", "seconds", "alpha", "steps=?1", "seconds=?0", "alpha=?1", 'steps="5"', 'seconds="1.5"'],
+        *["steps=five", "steps=(5)", "seconds=(1 2)", "alpha=()", "steps=:BQ==:", "seconds=:AAAA:", "steps=@5"],
+        *["seconds=@1659578233", "alpha=@99999999999999", 'alpha=%"0.1"', 'steps=%"%ff"', 'steps="a,b"', "steps=(5"],
+        # words that do not stand alone, or are no words
+        *["none, steps=3", "steps=3, none", "auto, alpha=0.1", "none, auto", "auto=?0", "none=?0", "none=1"],
+        *["auto=auto", "None", "NONE", "AUTO", "Auto", "maximum", "20", "1.5", '"auto"', "(none)", "-auto"],
+        # keys
+        *["Steps=5", "STEPS=5", "step=5", "steps=5, second=1", "sigma=0.1", "steps=5, tokens=3", "*steps=5", "a=1"],
+        # twice, also over several lines, which HTTP joins with commas
+        *["steps=1, steps=2", "steps=5, steps=5", "seconds=1, steps=3, seconds=2", "none, none", "auto, auto"],
+        *["alpha=0.1, alpha=0.1, alpha=0.1", "steps=1,,seconds=1", "steps=1, ", ",steps=1", "auto,", "auto, , auto"],
+        # parameters
+        *["auto;x=1", "none;x", "steps=5;x=1", "seconds=1.5; q=0.5", "alpha=0.1;a;b", "auto;", "steps=(5);x"],
+        # separators and bytes
+        *["steps=5; seconds=1", "steps=5 seconds=1", "steps:5", '{"steps": 5}', "steps=5\n", "steps=5\r\nseconds=1"],
+        *["steps=\uff15", "säconds=1", "auto\u00a0", "\ufeffauto", "st\u0435ps=5", "steps=5\x7f", "steps=5\0"],
+        # too long
+        *["auto" + " " * MAX_HEADER, "steps=" + "1" * MAX_HEADER, "a" * 100_000],
+    ],
+)
+def test_what_is_none_is_refused(header: str) -> None:
+    with pytest.raises(BudgetError, match="Compute-Budget"):
+        parse(header)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.text(st.sampled_from('stepsecondalphaunoe=,; .-?:@"%()*0123456789\t'), max_size=30),
+        st.from_regex(r"(steps|seconds|alpha|auto|none)=[ -~]{0,20}", fullmatch=True),
+    )
+)
+def test_any_text_is_a_sound_budget_or_refused(header: str) -> None:
+    try:
+        budget = parse(header)
+    except BudgetError:
+        return
+    assert type(budget.steps) is int
+    assert budget.steps >= 0
+    for limit in (budget.seconds, budget.alpha):
+        assert limit is None or 0 < limit < 1e12
+
+
+_DECIMALS = st.integers(1, 10**9).map(lambda thousandths: Decimal(thousandths) / 1000)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.fixed_dictionaries({}, optional={"steps": st.integers(0, 10**15 - 1), "seconds": _DECIMALS, "alpha": _DECIMALS}),
+    st.randoms(use_true_random=False),
+)
+def test_a_budget_written_out_reads_back(values: dict[str, int | Decimal], random: Random) -> None:
+    members = [f"{key}={value:f}" if isinstance(value, Decimal) else f"{key}={value}" for key, value in values.items()]
+    random.shuffle(members)
+    if not members:
+        members = ["none"]
+
+    budget = parse(", ".join(members))
+
+    if values:
+        assert budget.steps == values.get("steps", _LIMITS.steps)
+        assert budget.seconds == (float(values["seconds"]) if "seconds" in values else None)
+        assert budget.alpha == (float(values["alpha"]) if "alpha" in values else None)
+    else:
+        assert budget == NONE
+
+
+@pytest.mark.parametrize(
+    ("asked", "within", "cut"),
+    [
+        (Budget(10, 5.0, 0.1), Budget(10, 5.0, 0.1), ()),
+        (Budget(40, 60.0), Budget(40, 60.0), ()),
+        (Budget(41, 5.0), Budget(40, 5.0), ("steps",)),
+        (Budget(10, 60.5), Budget(10, 60.0), ("seconds",)),
+        (Budget(99, 99.0, 9.0), Budget(40, 60.0, 9.0), ("steps", "seconds")),
+        (Budget(10), Budget(10, 60.0), ()),  # none asked, none cut; the server's limit holds all the same
+        (NONE, Budget(0, 60.0), ()),
+    ],
+)
+def test_a_budget_is_cut_to_the_limits(asked: Budget, within: Budget, cut: tuple[str, ...]) -> None:
+    assert asked.cut_to(_LIMITS) == (within, cut)
+
+
+def test_a_server_without_a_time_limit_cuts_no_seconds() -> None:
+    limits = Budget(steps=5)
+
+    assert Budget(9, 1e9).cut_to(limits) == (Budget(5, 1e9), ("steps",))
+    assert Budget(3).cut_to(limits) == (Budget(3), ())
+
+
+@given(st.integers(0, 100), st.none() | st.floats(0.001, 100), st.none() | st.floats(0.001, 100))
+def test_a_cut_budget_is_within_and_is_not_cut_again(steps: int, seconds: float | None, alpha: float | None) -> None:
+    within, _ = Budget(steps, seconds, alpha).cut_to(_LIMITS)
+
+    assert within.steps <= 40
+    assert within.seconds is not None
+    assert within.seconds <= 60
+    assert within.alpha == alpha
+    assert within.cut_to(_LIMITS) == (within, ())
+
+
+def test_the_report_gets_every_limit() -> None:
+    assert Budget(5, 1.5).as_dict() == {"steps": 5, "seconds": 1.5, "alpha": None}

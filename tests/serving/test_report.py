@@ -1,0 +1,96 @@
+"""The report: what the body and the headers of an answer say of its adaptation."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import http_sf
+import pytest
+
+from serving.budget import Budget
+from serving.report import AdaptationReport
+
+_REPORT = AdaptationReport(
+    adapted=True,
+    reason=None,
+    budget=Budget(20, 1.5, 0.1),
+    cut=("steps",),
+    corpus="notes",
+    seed=3,
+    stop="alpha",
+    uncertainty=(1.0, 0.5, 0.31234567),
+    losses=(2.5, 2.25),
+    sources=({"document": 4, "name": "a.txt", "start": 0, "times": 2},),
+    seconds={"embed": 0.01234, "search": 0.002, "select": 0.003, "train": 0.75, "load": 0.05},
+    spent_seconds=0.84321987,
+    adapter="mayfly-1",
+)
+
+
+def headers(report: AdaptationReport) -> dict[str, str]:
+    return {name.decode(): value.decode("ascii") for name, value in report.headers()}
+
+
+def test_the_body_tells_all_of_it() -> None:
+    told = json.loads(json.dumps(_REPORT.as_dict()))
+
+    assert told == {
+        "adapted": True,
+        "reason": None,
+        "budget": {"steps": 20, "seconds": 1.5, "alpha": 0.1, "cut": ["steps"]},
+        "spent": {"steps": 2, "seconds": 0.8432},
+        "stop": "alpha",
+        "uncertainty": [1.0, 0.5, 0.312346],
+        "losses": [2.5, 2.25],
+        "sources": [{"document": 4, "name": "a.txt", "start": 0, "times": 2}],
+        "seconds": {"embed": 0.0123, "search": 0.002, "select": 0.003, "train": 0.75, "load": 0.05},
+        "corpus": "notes",
+        "seed": 3,
+        "adapter": "mayfly-1",
+    }
+
+
+def test_the_headers_tell_it_in_short() -> None:
+    assert headers(_REPORT) == {
+        "compute-spent": "steps=2, seconds=0.843, sigma=0.312, stop=alpha",
+        "server-timing": "embed;dur=12.3, search;dur=2.0, select;dur=3.0, train;dur=750.0, load;dur=50.0",
+    }
+
+
+def test_an_answer_of_the_base_model_says_what_little_there_is() -> None:
+    report = replace(
+        _REPORT,
+        adapted=False,
+        reason="why",
+        stop="none",
+        uncertainty=(),
+        losses=(),
+        sources=(),
+        seconds={},
+        adapter=None,
+    )
+
+    assert headers(report) == {"compute-spent": "steps=0, seconds=0.843, stop=none"}
+    assert report.as_dict()["spent"] == {"steps": 0, "seconds": 0.8432}
+    assert (report.as_dict()["adapted"], report.as_dict()["reason"]) == (False, "why")
+
+
+@pytest.mark.parametrize(
+    "stop", ["steps", "alpha", "seconds", "diverged", "out of memory", "corpus", "none", "failed", "cancelled"]
+)
+def test_compute_spent_is_a_dictionary_whatever_the_stop(stop: str) -> None:
+    value = headers(replace(_REPORT, stop=stop))["compute-spent"]
+
+    members = http_sf.parse(value.encode(), tltype="dictionary")
+
+    assert list(members) == ["steps", "seconds", "sigma", "stop"]
+    assert str(members["stop"][0]) == stop.replace(" ", "-")
+
+
+def test_server_timing_is_one_metric_a_stage() -> None:
+    metrics = headers(_REPORT)["server-timing"].split(", ")
+
+    assert all(re.fullmatch(r"[a-z]+;dur=\d+\.\d", metric) for metric in metrics)
+    assert [metric.split(";")[0] for metric in metrics] == list(_REPORT.seconds)

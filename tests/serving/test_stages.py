@@ -1,0 +1,174 @@
+"""The stages: one call at a time, waiting that counts, and cancelling that leaves them usable."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.trainer import TrainerConfig, Training
+from selection.corpus import Corpus, CorpusNotFoundError
+from selection.documents import Document, ingest, tokenizer_digest
+from selection.embedding import load_embedder
+from selection.selector import SelectorConfig
+from serving.stages import SelectStage, TrainStage
+
+_SEQUENCE = [(7 * i) % 101 for i in range(32)]
+_ENDLESS = 200_000  # steps, some minutes
+
+
+class Announcing(list[list[int]]):
+    """Sequences that tell how many of them training has begun with (the first pass only checks them)."""
+
+    def __init__(self, count: int, at: int, tell: Callable[[], object]) -> None:
+        super().__init__([_SEQUENCE] * count)
+        self.begun = 0
+        self._passes, self._at, self._tell = 0, at, tell
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._passes += 1
+        training = self._passes == 2
+        for sequence in super().__iter__():
+            if training:
+                self.begun += 1
+                if self.begun == self._at:
+                    self._tell()
+            yield sequence
+
+
+@pytest.fixture
+def stage(tiny_llama: str) -> TrainStage:
+    return TrainStage(TrainerConfig(tiny_llama, rank=4))
+
+
+def endless(at: int = 4) -> tuple[Announcing, asyncio.Event]:
+    """A training that would take minutes, and an event for its fourth step."""
+    loop, stepping = asyncio.get_running_loop(), asyncio.Event()
+    return Announcing(_ENDLESS, at, lambda: loop.call_soon_threadsafe(stepping.set)), stepping
+
+
+async def train_alone(stage: TrainStage) -> Training:
+    return await stage.train([_SEQUENCE] * 3, seed=2)
+
+
+async def test_it_trains_as_the_trainer_does(stage: TrainStage) -> None:
+    training = await stage.train([_SEQUENCE] * 3, seed=2)
+
+    assert training.adapter is not None
+    assert (len(training.losses), training.stop) == (3, "steps")
+
+
+async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainStage) -> None:
+    alone = [await stage.train([_SEQUENCE] * 3, seed=seed) for seed in range(4)]
+
+    together = await asyncio.gather(*(stage.train([_SEQUENCE] * 3, seed=seed) for seed in range(4)))
+
+    weights = [training.adapter.weights for training in alone if training.adapter]
+    assert [training.adapter.weights for training in together if training.adapter] == weights
+    assert len(set(weights)) == 4
+
+
+async def test_waiting_for_ones_turn_counts_towards_the_seconds(stage: TrainStage) -> None:
+    first = asyncio.create_task(stage.train([_SEQUENCE] * _ENDLESS, seconds=1.0))
+    second = asyncio.create_task(stage.train([_SEQUENCE], seconds=0.2))
+    third = asyncio.create_task(stage.train([_SEQUENCE], seconds=None))
+
+    assert (await first).losses
+    waited = await second
+
+    assert (waited.adapter, waited.losses, waited.stop) == (None, (), "seconds")
+    assert (await third).adapter is not None
+
+
+async def test_cancelling_ends_a_training_and_the_stage_goes_on(stage: TrainStage) -> None:
+    before = await train_alone(stage)
+    sequences, stepping = endless()
+    task = asyncio.create_task(stage.train(sequences))
+    await stepping.wait()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    steps = sequences.begun
+    after = await train_alone(stage)
+    assert 4 <= steps < _ENDLESS
+    assert sequences.begun == steps  # it did not go on behind our back
+    assert before.adapter is not None
+    assert after.adapter is not None
+    assert after.adapter.weights == before.adapter.weights
+
+
+async def test_a_cancelled_training_keeps_its_turn_until_its_step_has_ended(stage: TrainStage) -> None:
+    # Arrange: a training that is held in the middle of its fourth step.
+    loop, stepping, hold = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def held() -> None:
+        loop.call_soon_threadsafe(stepping.set)
+        hold.wait(60)
+
+    sequences, others = Announcing(_ENDLESS, 4, held), Announcing(2, 1, lambda: None)
+    task = asyncio.create_task(stage.train(sequences))
+    await stepping.wait()
+    following = asyncio.create_task(stage.train(others))
+
+    # Act: cancel, and give the event loop every chance to go on too early.
+    task.cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    too_early = task.done() or others.begun > 0
+    hold.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not too_early
+    assert sequences.begun <= 5
+    assert len((await following).losses) == 2
+
+
+async def test_cancelling_one_that_waits_disturbs_no_other(stage: TrainStage) -> None:
+    sequences, stepping = endless()
+    running = asyncio.create_task(stage.train(sequences, seconds=0.5))
+    await stepping.wait()
+    waiting = asyncio.create_task(stage.train([_SEQUENCE]))
+    await asyncio.sleep(0)  # lets it begin to wait
+
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert (await running).stop == "seconds"
+    assert (await train_alone(stage)).adapter is not None
+
+
+async def test_a_refused_training_frees_the_stage(stage: TrainStage) -> None:
+    with pytest.raises(ValueError, match="a training sequence has 1 tokens"):
+        await stage.train([[1]])
+
+    assert (await train_alone(stage)).adapter is not None
+
+
+async def test_selections_at_once_give_what_they_give_one_by_one(corpora: Path, nano: str, tokenizer: Any) -> None:
+    embedder = load_embedder("base-model", base_model=nano)
+    corpus = Corpus.create(corpora, "notes", embedder, tokenizer_digest(tokenizer))
+    ingest(
+        corpus,
+        [Document(f"{i}", f"The story of number {i} and its {i + 1} friends.") for i in range(5)],
+        embedder,
+        tokenizer,
+    )
+    corpus.close()
+    stage = SelectStage(SelectorConfig(corpora, embedder="base-model", base_model=nano))
+    prompts = ["number 3", "friends", "a story"]
+    alone = [await stage.select([prompt], "notes", steps=4) for prompt in prompts]
+
+    together = await asyncio.gather(*(stage.select([prompt], "notes", steps=4) for prompt in prompts))
+
+    assert [(s.ids, s.uncertainty) for s in together] == [(s.ids, s.uncertainty) for s in alone]
+    assert all(len(s.ids) == 4 for s in alone)
+    with pytest.raises(CorpusNotFoundError):
+        await stage.select(["x"], "absent", steps=4)

@@ -1,0 +1,50 @@
+"""The house: our three packages are ours, nothing shadows them, and a wheel holds all that runs."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_PACKAGES = ["serving", "adapters", "selection"]
+
+
+def test_adapterhub_is_not_installed_beside_us() -> None:
+    # Its distribution `adapters` owns the same import name: one of the two would shadow the other.
+    with pytest.raises(PackageNotFoundError):
+        distribution("adapters")
+
+
+@pytest.mark.parametrize("package", _PACKAGES)
+def test_our_packages_are_those_of_this_repository(package: str) -> None:
+    module = importlib.import_module(package)
+
+    assert module.__file__ is not None
+    assert Path(module.__file__).resolve() == _REPOSITORY / package / "__init__.py"
+
+
+def test_a_wheel_holds_the_packages_and_the_bundled_model(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=_REPOSITORY, check=True, capture_output=True, text=True)
+
+    (wheel,) = tmp_path.glob("mayfly-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        model = archive.read("serving/nano/model.safetensors")
+        entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+
+    sources = {
+        str(file.relative_to(_REPOSITORY)) for package in _PACKAGES for file in (_REPOSITORY / package).rglob("*.py")
+    }
+    assert sources <= names
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(_PACKAGES)
+    assert model == (_REPOSITORY / "deploy" / "nano" / "model.safetensors").read_bytes()
+    assert {"serving/nano/config.json", "serving/nano/tokenizer.json"} <= names
+    assert "mayfly = serving.cli:main" in entry_points
+    assert "mayfly_cpu_lora = serving.cpu_lora:register" in entry_points
