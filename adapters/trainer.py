@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 
@@ -55,7 +56,7 @@ class Training:
     """What became of one training.
 
     Attributes:
-        adapter: None when not one step was taken, or when what was trained is not finite.
+        adapter: None when not one step was taken, or when the adapter itself gives losses that are not finite.
         losses: mean nats a token of each step taken, before that step.
         stop: "steps" (every sequence was used), "seconds", "diverged", "out of memory" or "cancelled".
         seconds: wall-clock.
@@ -85,13 +86,15 @@ class Trainer:
                 dtype=torch.bfloat16 if on_gpu else torch.float32,
                 attn_implementation="sdpa" if on_gpu else "eager",
             )
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, SafetensorError) as problem:
             raise ValueError(f"cannot load the base model {config.model!r}: {problem}") from problem
         self.model = model.to(device).eval()
         self.device = device
+        self._vocabulary = int(model.config.vocab_size)
         self.context = int(getattr(self.model.config, "max_position_embeddings", 2048))
         small = sum(p.numel() for p in self.model.parameters()) < SMALL_MODEL
-        self.learning_rate = config.learning_rate or (5e-3 if small else 5e-4)
+        default_rate = 5e-3 if small else 5e-4
+        self.learning_rate = default_rate if config.learning_rate is None else config.learning_rate
         self._layers = LoraLayers(self.model, config.rank, config.scale_numerator, config.targets)
         self._seconds_per_token = 0.0
         self._warm_up()
@@ -115,44 +118,49 @@ class Trainer:
             on_step: called after each step with the number of steps taken and that step's loss.
 
         Raises:
-            ValueError: a sequence of fewer than two tokens or longer than the context.
+            ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens the model lacks.
         """
         for sequence in sequences:
             if not 2 <= len(sequence) <= self.context:
                 raise ValueError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.context}")
+            if not 0 <= min(sequence) <= max(sequence) < self._vocabulary:
+                raise ValueError("a training sequence has tokens that the model does not know: another tokenizer's?")
         started = time.perf_counter()
         self._layers.reset(seed)
         parameters = self._layers.parameters()
         adam = torch.optim.Adam(parameters, lr=self.learning_rate, eps=1e-8, fused=True)
         losses: list[float] = []
         stop = "steps"
-        for sequence in sequences:
-            begun = time.perf_counter()
-            if cancelled is not None and cancelled.is_set():
-                stop = "cancelled"
-                break
-            if begun - started + self._seconds_per_token * len(sequence) > seconds:
-                stop = "seconds"
-                break
-            try:
+        try:
+            for sequence in sequences:
+                begun = time.perf_counter()
+                if cancelled is not None and cancelled.is_set():
+                    stop = "cancelled"
+                    break
+                if begun - started + self._seconds_per_token * len(sequence) > seconds:
+                    stop = "seconds"
+                    break
                 loss = self._gradients(sequence)
-            except torch.OutOfMemoryError:
-                stop = "out of memory"
+                if loss is None:
+                    stop = "diverged"
+                    break
+                adam.step()
                 adam.zero_grad()
-                break
-            if loss is None:
-                stop = "diverged"
-                adam.zero_grad()
-                break
-            adam.step()
-            adam.zero_grad()
-            losses.append(loss)
-            self._seconds_per_token = (time.perf_counter() - begun) / len(sequence)
-            if on_step is not None:
-                on_step(len(losses), loss)
-        finite = all(bool(torch.isfinite(p).all()) for p in parameters)
-        adapter = self._adapter(tuple(losses)) if losses and finite and stop != "cancelled" else None
-        stop = stop if finite else "diverged"
+                losses.append(loss)
+                self._seconds_per_token = (time.perf_counter() - begun) / len(sequence)
+                if on_step is not None:
+                    on_step(len(losses), loss)
+        except torch.OutOfMemoryError:
+            stop = "out of memory"
+        finally:
+            adam.zero_grad()  # whatever happened, the next adapter starts without this one's gradients
+        if not all(bool(torch.isfinite(p).all()) for p in parameters):
+            losses, stop = [], "diverged"
+        # Was it the last sequence that made no finite loss, or the adapter? One that fails on what it has just
+        # learned would fail in its answer too.
+        if stop == "diverged" and losses and not math.isfinite(self.nats(sequences[len(losses) - 1], 1)):
+            losses = []
+        adapter = self._adapter(tuple(losses)) if losses and stop != "cancelled" else None
         return Training(adapter, tuple(losses), stop, time.perf_counter() - started)
 
     @torch.no_grad()
@@ -191,7 +199,6 @@ class Trainer:
 
     def _warm_up(self) -> None:
         """Take a few steps on arbitrary tokens, so that the first request finds a measured step time."""
-        vocabulary = int(self.model.config.vocab_size)
         length = min(256, self.context)
-        self.train([[(7 * i + 3) % vocabulary for i in range(length)]] * 3)
+        self.train([[(7 * i + 3) % self._vocabulary for i in range(length)]] * 3)
         self.reset()

@@ -21,7 +21,7 @@ def nearest_neighbours(
     if alpha is not None:
         raise ValueError("nearest neighbours has no stopping rule; leave alpha out")
     posterior = Posterior(candidates_KD, targets_TD, regularisation)
-    order = np.argsort(-posterior.covariance_TK.mean(axis=0), kind="stable")[:steps]
+    order = np.argsort(-posterior.covariance_TK.mean(axis=0), kind="stable")[: max(steps, 0)]
     uncertainty = [posterior.sigma]
     for j in order:
         posterior.pick(int(j))

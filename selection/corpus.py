@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS sequences (
     start INTEGER NOT NULL, text TEXT NOT NULL, tokens BLOB NOT NULL, embedding BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS sequences_by_document ON sequences(document);
 """
+_META = ("embedder", "revision", "dimension", "tokenizer", "generation")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -72,9 +73,12 @@ class Corpus:
         self.folder = folder
         self.name = folder.name
         self._db = sqlite3.connect(folder / "corpus.db", timeout=30, check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA foreign_keys=ON")
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA foreign_keys=ON")
+        except sqlite3.DatabaseError as problem:
+            raise CorpusError(f"corpus {self.name!r} is damaged: {problem}; delete {folder} and add again") from problem
         self._index: tuple[int, Index] | None = None
 
     @classmethod
@@ -112,6 +116,7 @@ class Corpus:
 
         Raises:
             CorpusNotFoundError: there is none.
+            CorpusError: its database is damaged or was never finished.
         """
         folder = root / name
         if not _NAME.fullmatch(name) or not (folder / "corpus.db").is_file():
@@ -119,7 +124,17 @@ class Corpus:
             raise CorpusNotFoundError(
                 f"there is no corpus {name!r} (there are: {known}); `mayfly corpus add` makes one"
             )
-        return cls(folder)
+        corpus = cls(folder)
+        try:
+            finished = corpus._db.execute("SELECT count(*) FROM meta").fetchone()[0] == len(_META)
+        except sqlite3.DatabaseError:
+            finished = False
+        if not finished:
+            corpus.close()
+            raise CorpusError(
+                f"corpus {name!r} is damaged, or making it was broken off: add documents again, or delete {folder}"
+            )
+        return corpus
 
     def close(self) -> None:
         """Close the database; the corpus stays on disk."""

@@ -88,7 +88,7 @@ def read_file(file: Path, name: str) -> Iterator[Document]:
     """
     suffix = file.suffix.lower()
     if suffix == ".parquet":
-        yield from _rows(_parquet_rows(file), name)
+        yield from _rows(_parquet_rows(file, name), name)
     elif suffix in _TABLE_SUFFIXES:
         yield from _rows(_json_rows(file, name), name)
     else:
@@ -163,6 +163,7 @@ def ingest(
         pieces = split(document.text, tokenizer, max_length)
         if not pieces:
             empty += 1
+            corpus.delete(document.name)  # it may have held something before
             on_progress(document, 0)
             continue
         waiting.append((document, digest, pieces))
@@ -177,25 +178,34 @@ def ingest(
 def _rows(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Document]:
     for number, row in enumerate(rows, start=1):
         text = row.get("text") if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            raise CorpusError(f"{name}, row {number}: expected a field `text` that holds a string")
-        yield Document(f"{name}#{row.get('id', number)}", text)
+        if not isinstance(text, str) or not _is_unicode(text):
+            raise CorpusError(f"{name}, row {number}: expected a field `text` that holds a string of Unicode text")
+        given = row.get("id")
+        yield Document(f"{name}#{number if given is None else given}", text)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _json_rows(file: Path, name: str) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield json.loads(line)
+                    yield json.loads(line.decode("utf-8"))
                 except ValueError as problem:
-                    raise CorpusError(f"{name}, line {number}: not JSON ({problem})") from problem
+                    raise CorpusError(f"{name}, line {number}: not JSON in UTF-8 ({problem})") from problem
 
 
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(file: Path, name: str) -> Iterator[dict[str, Any]]:
+    import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.parquet.ParquetFile(file)
-    columns = [column for column in ("id", "text") if column in table.schema_arrow.names]
-    for batch in table.iter_batches(columns=columns):
-        yield from batch.to_pylist()
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        columns = [column for column in ("id", "text") if column in table.schema_arrow.names]
+        for batch in table.iter_batches(columns=columns):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as problem:
+        raise CorpusError(f"{name} is not a Parquet file that can be read: {problem}") from problem

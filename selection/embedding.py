@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 DEFAULT = "all-MiniLM-L6-v2"
 BASE_MODEL = "base-model"
@@ -79,7 +80,7 @@ class SentenceEmbedder:
             )
         try:
             self._model = SentenceTransformer(source, device=device, model_kwargs={"use_safetensors": True})
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, SafetensorError) as problem:
             raise ValueError(f"cannot load the embedder {name!r}: {problem}") from problem
         self.dimension = int(self._model.get_embedding_dimension())
         self._window = int(self._model.max_seq_length or 512)
@@ -108,7 +109,7 @@ class HiddenStateEmbedder:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
             self._model: Any = AutoModel.from_pretrained(base_model, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, SafetensorError) as problem:
             raise ValueError(f"cannot load the base model {base_model!r} as an embedder: {problem}") from problem
         self._model.to(device).eval()
         self._device = device
@@ -150,4 +151,7 @@ def weights_digest(source: str) -> str:
 
 def _tail(tokenizer: Any, text: str, tokens: int) -> str:
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    return text if len(offsets) <= tokens else text[offsets[-tokens][0] :]
+    if len(offsets) <= tokens:
+        return text
+    cut = text[offsets[-tokens][0] :]
+    return _tail(tokenizer, cut, tokens) if len(cut) < len(text) else cut  # a cut word may fall into more tokens

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class Index:
             blob, ids = (folder / "index.faiss").read_bytes(), (folder / "index.ids").read_bytes()
         except (OSError, ValueError):
             return None
-        if manifest.get("generation") != generation or manifest.get("sha256") != _digest(blob, ids):
+        expected = {"generation": generation, "count": len(ids) // 8, "sha256": _digest(blob, ids)}
+        if manifest != expected:
             return None
         return cls(faiss.deserialize_index(np.frombuffer(blob, np.uint8)), np.frombuffer(ids, np.int64))
 
@@ -87,7 +89,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + f".{os.getpid()}")
+    temporary = path.with_suffix(f"{path.suffix}.{uuid.uuid4().hex}")
     with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from selection.baselines import nearest_neighbours
 from selection.corpus import Corpus, Source
+from selection.documents import tokenizer_digest
 from selection.embedding import DEFAULT, load_embedder
 from selection.sift import sift
 
@@ -30,7 +31,7 @@ class SelectorConfig:
     Attributes:
         root: the folder of all corpora.
         embedder: as in `selection.embedding.load_embedder`.
-        base_model: hub id or folder, for the embedder "base-model".
+        base_model: hub id or folder; its tokenizer must be the corpora's. None leaves that unchecked.
         candidates: K, how many nearest sequences SIFT chooses from.
         regularisation: lambda' of SIFT.
         device: where the embedder computes.
@@ -71,6 +72,7 @@ class Selector:
     def __init__(self, config: SelectorConfig) -> None:
         self.config = config
         self.embedder = load_embedder(config.embedder, base_model=config.base_model, device=config.device)
+        self._tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
         self._open: dict[str, tuple[int, Corpus]] = {}
         self.embedder.embed(["a first text, so that no request pays for the first call"])
 
@@ -79,7 +81,7 @@ class Selector:
 
         Raises:
             CorpusNotFoundError: there is none.
-            CorpusError: it was made with another embedder.
+            CorpusError: it was made with another embedder or tokenizer.
         """
         path = self.config.root / name / "corpus.db"
         held = self._open.get(name)
@@ -89,7 +91,7 @@ class Selector:
             held[1].close()
             del self._open[name]
         corpus = Corpus.open(self.config.root, name)
-        corpus.check(self.embedder)
+        corpus.check(self.embedder, self._tokenizer)
         self._open[name] = (path.stat().st_ino, corpus)
         return corpus
 
@@ -138,3 +140,9 @@ class Selector:
                 "select": time.perf_counter() - searched,
             },
         )
+
+
+def _tokenizer_of(base_model: str) -> str:
+    from transformers import AutoTokenizer
+
+    return tokenizer_digest(AutoTokenizer.from_pretrained(base_model))

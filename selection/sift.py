@@ -43,7 +43,7 @@ class Posterior:
     """
 
     def __init__(self, candidates_KD: Array, targets_TD: Array, regularisation: float) -> None:
-        if regularisation <= 0:
+        if not regularisation > 0:  # NaN too
             raise ValueError(f"lambda' must be positive, got {regularisation}")
         if candidates_KD.ndim != 2 or targets_TD.ndim != 2 or candidates_KD.shape[1] != targets_TD.shape[1]:
             raise ValueError(f"expected [K, D] and [T, D], got {candidates_KD.shape} and {targets_TD.shape}")
@@ -111,13 +111,12 @@ def sift(
     Raises:
         ValueError: shapes that do not fit, lambda' or alpha not positive, a target of length zero.
     """
-    if alpha is not None and alpha <= 0:
+    if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
     posterior = Posterior(candidates_KD, targets_TD, regularisation)
     picks: list[int] = []
     uncertainty = [posterior.sigma]
-    limit = steps if len(candidates_KD) else 0
-    while len(picks) < limit:
+    while len(picks) < steps and len(candidates_KD):
         if has_stalled(uncertainty[-1], len(picks), alpha):
             return Choice(tuple(picks), tuple(uncertainty), "alpha")
         j = int(np.argmax(posterior.reductions()))

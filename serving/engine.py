@@ -66,7 +66,7 @@ class Engine:
         self._plain_generate: Callable[..., AsyncIterator[Any]] = llm.generate
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(config.adapters)
-        self._staging = _staging_folder()
+        self.staging = _staging_folder()
         llm.generate = self._generate
 
     @classmethod
@@ -109,7 +109,7 @@ class Engine:
         from vllm.lora.request import LoRARequest
 
         await self._slots.acquire()
-        loaded = LoadedAdapter(adapter.name, next(self._ids), self._staging / adapter.name)
+        loaded = LoadedAdapter(adapter.name, next(self._ids), self.staging / adapter.name)
         try:
             await asyncio.to_thread(adapter.save, loaded.folder)
             await self._llm.add_lora(LoRARequest(loaded.name, loaded.id, str(loaded.folder)))
@@ -132,7 +132,7 @@ class Engine:
 
     def staged(self) -> list[str]:
         """Names of the adapters that are staged."""
-        return sorted(path.name for path in self._staging.iterdir())
+        return sorted(path.name for path in self.staging.iterdir())
 
     async def check(self) -> None:
         """Raise if the engine is dead."""
@@ -141,7 +141,7 @@ class Engine:
     def stop(self) -> None:
         """End the engine's processes and delete the staging folder."""
         self._llm.shutdown()
-        shutil.rmtree(self._staging, ignore_errors=True)
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     async def _generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Stands before `AsyncLLM.generate`, with its signature.

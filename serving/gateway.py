@@ -14,6 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 from selection.selector import STRATEGIES
@@ -170,12 +171,12 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
     strategy = wanted.get("strategy", "sift")
-    if strategy not in STRATEGIES:
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
-    if strategy == "nn" and budget.alpha is not None:
-        raise RequestError(
-            "`adaptation.strategy` nn has no stopping rule: give Compute-Budget steps or seconds, no alpha"
-        )
+    if strategy == "nn":  # it has no stopping rule
+        if budget_header is not None and "alpha" in budget_header:
+            raise RequestError("`adaptation.strategy` nn cannot stop by alpha: give Compute-Budget steps or seconds")
+        budget = replace(budget, alpha=None)
     seed = wanted.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")

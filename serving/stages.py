@@ -7,13 +7,17 @@ so that the event loop stays free to hear of a cancelled request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 from adapters.trainer import Trainer, TrainerConfig, Training
 from selection.selector import Selection, Selector, SelectorConfig
+
+Result = TypeVar("Result")
 
 
 class SelectStage:
@@ -28,9 +32,10 @@ class SelectStage:
     ) -> Selection:
         """As `Selector.select`."""
         async with self._one_at_a_time:
-            return await asyncio.to_thread(
-                self._selector.select, prompts, corpus, steps=steps, alpha=alpha, strategy=strategy
+            work = asyncio.create_task(
+                asyncio.to_thread(self._selector.select, prompts, corpus, steps=steps, alpha=alpha, strategy=strategy)
             )
+            return await _held(work)
 
 
 class TrainStage:
@@ -51,9 +56,17 @@ class TrainStage:
             work = asyncio.create_task(
                 asyncio.to_thread(self._trainer.train, sequences, seed=seed, seconds=left, cancelled=cancelled)
             )
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                cancelled.set()
-                await asyncio.wait([work])  # the next turn must not begin while this one still steps
-                raise
+            return await _held(work, cancelled)
+
+
+async def _held(work: asyncio.Task[Result], cancelled: threading.Event | None = None) -> Result:
+    """The result of work in a thread; whoever is cancelled, however often, keeps the turn until the thread ends."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        if cancelled is not None:
+            cancelled.set()
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        raise

@@ -78,11 +78,11 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     door = Gateway(engine, SelectStage(config.selector), TrainStage(config.trainer), config)
     web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     serving = asyncio.create_task(web.serve())
-    while not web.started:
+    while not web.started:  # noqa: ASYNC110  uvicorn has no event for it
         await asyncio.sleep(0.05)
     port = web.servers[0].sockets[0].getsockname()[1]
     yield Server(f"http://127.0.0.1:{port}", engine, config.trainer, config.selector)
     web.should_exit = True
     await serving
     engine.stop()
-    assert not [path for path in Path("/dev/shm").glob(f"mayfly-{os.getpid()}-*")]
+    assert not any(name.startswith(f"mayfly-{os.getpid()}-") for name in os.listdir("/dev/shm"))

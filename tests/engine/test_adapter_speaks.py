@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import Server
+
+from tests.engine.conftest import Server
 
 PROMPT = "import typing\n\nfrom starlette.types import ASGIApp, Receive, Scope, Send\n\n\nclass Middleware:\n"
 TEXT = PROMPT + "    def __init__(self, app: ASGIApp) -> None:\n        self.app = app\n"
@@ -31,7 +32,7 @@ async def test_vllm_says_what_peft_says(server: Server, tokenizer: Any, tmp_path
         ) as stream:
             async for _ in stream.aiter_lines():  # the adapter is loaded: take its files while it speaks
                 (name,) = server.engine.staged()
-                shutil.copytree(next(Path("/dev/shm").glob(f"mayfly-*/{name}")), tmp_path / "adapter")
+                shutil.copytree(server.engine.staging / name, tmp_path / "adapter")
                 break
         score = {
             "model": "nano",
@@ -60,5 +61,5 @@ def _spoken(reply: dict[str, Any]) -> torch.Tensor:
 
 @torch.no_grad()
 def _logprobs(model: Any, ids: list[int]) -> torch.Tensor:
-    logprobs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-    return logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    logprobs: torch.Tensor = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1)

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Server
+
+from tests.engine.conftest import Server
 
 PROMPT = "from starlette.requests import Request\n\n\nclass Middleware:\n    def __init__("
 
@@ -62,12 +63,12 @@ async def test_no_header_is_the_servers_default_and_stops_adaptively(server: Ser
 
 async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Server) -> None:
     body = {"model": "nano", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 6, "stream": True}
-    async with server.client() as client:
-        async with client.stream(
-            "POST", "/v1/chat/completions", headers={"Compute-Budget": "steps=3"}, json=body
-        ) as reply:
-            assert reply.headers["compute-spent"].startswith("steps=3")
-            events = [line[6:] async for line in reply.aiter_lines() if line.startswith("data: ")]
+    async with (
+        server.client() as client,
+        client.stream("POST", "/v1/chat/completions", headers={"Compute-Budget": "steps=3"}, json=body) as reply,
+    ):
+        assert reply.headers["compute-spent"].startswith("steps=3")
+        events = [line[6:] async for line in reply.aiter_lines() if line.startswith("data: ")]
     chunks = [json.loads(event) for event in events[:-1]]
     assert events[-1] == "[DONE]"
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"

@@ -70,7 +70,7 @@ def running(home: Path) -> Iterator[Running]:
     yield server
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     process.wait(timeout=60)
-    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
     assert alive == []
     assert set(os.listdir("/dev/shm")) <= before
     with socket.socket() as probe:

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from conftest import SLOTS, Server
+
+from tests.engine.conftest import SLOTS, Server
 
 Answer = tuple[tuple[str, ...], float]  # the tokens, and the log-probability of the first
 TOPICS = [

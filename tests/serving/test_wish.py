@@ -99,10 +99,17 @@ def test_the_largest_seed_is_taken(tokenizer: Any) -> None:
     assert asked.seed == (1 << 63) - 1
 
 
-@pytest.mark.parametrize("header", ["alpha=0.1", "auto", "steps=5, alpha=0.2", None])
-def test_nearest_neighbours_take_no_alpha(tokenizer: Any, header: str | None) -> None:
-    with pytest.raises(RequestError, match="nn has no stopping rule"):
+@pytest.mark.parametrize("header", ["alpha=0.1", "steps=5, alpha=0.2"])
+def test_nearest_neighbours_refuse_an_alpha(tokenizer: Any, header: str) -> None:
+    with pytest.raises(RequestError, match="cannot stop by alpha"):
         wish({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
+
+
+@pytest.mark.parametrize("header", ["auto", None])
+def test_nearest_neighbours_leave_the_servers_own_alpha_out(tokenizer: Any, header: str | None) -> None:
+    asked = wish({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
+
+    assert asked.budget.alpha is None
 
 
 def test_a_budget_is_cut_to_the_servers_limits(tokenizer: Any) -> None:
