@@ -380,7 +380,7 @@ def main() -> None:
     """Run the recipe."""
     parser = argparse.ArgumentParser(description="Train the bundled base model from scratch.")
     parser.add_argument("--out", type=Path, required=True, help="folder of data.txt, and of the model when it is done")
-    parser.add_argument("--tokens", type=int, default=20_000_000, help="tokens to train on")
+    parser.add_argument("--tokens", type=int, default=17_000_000, help="tokens to train on")
     parser.add_argument("--cache", type=Path, default=Path(".cache/nano"), help="folder of wheels, tokens, checkpoint")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the cache")
     parser.add_argument("--compare", type=Path, help="folder of another model to score on the same held-out text")

@@ -158,7 +158,13 @@ class Corpus:
                     f"corpus {self.name!r} was made with {key} {mine[key]!r}, not {theirs!r}: "
                     f"serve it with that embedder, or remove it and add its documents again"
                 )
-        if tokenizer is not None and mine["tokenizer"] != tokenizer:
+        if tokenizer is not None:
+            self.check_tokenizer(tokenizer)
+
+    def check_tokenizer(self, tokenizer: str) -> None:
+        """Refuse a tokenizer other than the one this corpus was made with, as `check` does."""
+        mine = self._db.execute("SELECT value FROM meta WHERE key = 'tokenizer'").fetchone()[0]
+        if mine != tokenizer:
             raise CorpusError(
                 f"corpus {self.name!r} holds the tokens of another model's tokenizer: "
                 "serve that model, or add the documents to a new corpus with --model"

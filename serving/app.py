@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,14 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
         StartError: Ray or a deployment did not come up.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as problem:
+            raise StartError(
+                f"cannot listen on {config.host}:{config.port}: {problem.strerror}; try --port"
+            ) from problem
     on_stage("starting Ray and Ray Serve")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray.init(

@@ -23,6 +23,7 @@ import serving
 if TYPE_CHECKING:
     from selection.documents import Document
     from serving.config import Config
+    from serving.demo import Result
 
 app = typer.Typer(
     name="mayfly",
@@ -238,10 +239,7 @@ def serve(
     )
     if regularisation is not None:
         config = replace(config, selector=replace(config.selector, regularisation=regularisation))
-    if corpus is not None:
-        from selection.corpus import Corpus
-
-        Corpus.open(home / "corpora", corpus).close()
+    _check(config)
     try:
         with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as url:
             err.print(f"[green]ready[/] {config.engine.served_name} at {url}/v1 (Ctrl-C ends it)", highlight=False)
@@ -262,21 +260,23 @@ def demo(
     from serving.demo import CORPUS, demonstrate, prepare, show
 
     console = err if json else out
+    result: Result | None = None
     try:
         passage = prepare(home, console)
         config = make_config(home, None, CORPUS, port=port)
         with running(config, lambda stage: console.print(f"[dim]{stage} ...[/]")) as url:
             result = demonstrate(url, passage, console)
             show(result, url, console)
-            if json:
-                print(result.as_json(), flush=True)  # the terminal's width must not break the line
             if keep:
                 console.print("[dim]The server stays up; Ctrl-C ends it.[/]")
                 threading.Event().wait()
+            console.print("[dim]ending ...[/]")
     except KeyboardInterrupt:
         err.print("ended")
-        if not keep:
+        if result is None:
             sys.exit(130)
+    if json and result is not None:
+        print(result.as_json())  # not through rich: the terminal's width must not break the line
 
 
 def make_config(
@@ -295,17 +295,33 @@ def make_config(
     from serving.config import Config, EngineConfig, bundled_model
 
     base = model or bundled_model()
-    threads = os.cpu_count() or 1
     trainer = TrainerConfig(base)
     return Config(
-        engine=EngineConfig(base, name or model or "nano", trainer.rank, trainer.targets, threads=threads),
+        engine=EngineConfig(base, name or model or "nano", trainer.rank, trainer.targets),
         trainer=trainer,
         selector=SelectorConfig(home / "corpora", embedder, base),
         corpus=corpus,
         host=host,
         port=port,
-        threads=threads,
+        threads=os.cpu_count() or 1,
     )
+
+
+def _check(config: Config) -> None:
+    """What would otherwise fail minutes later, in another process: the model's name, the corpus."""
+    from transformers import AutoTokenizer
+
+    from selection.corpus import Corpus
+    from selection.documents import tokenizer_digest
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.engine.model)
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"cannot load the model {config.engine.model!r}: {str(problem).splitlines()[0]}") from problem
+    if config.corpus is not None:
+        corpus = Corpus.open(config.selector.root, config.corpus)
+        corpus.check_tokenizer(tokenizer_digest(tokenizer))
+        corpus.close()
 
 
 def _read(root: Path, file: Path, skipped: list[str]) -> Iterator[Document]:

@@ -37,7 +37,6 @@ class EngineConfig:
         adapters: how many adapters may be loaded at once.
         max_num_seqs: how many sequences vLLM runs at once.
         kv_cache_bytes: of the KV cache on a CPU.
-        threads: of the engine on a CPU.
     """
 
     model: str
@@ -49,7 +48,6 @@ class EngineConfig:
     adapters: int = 8
     max_num_seqs: int = 32
     kv_cache_bytes: int = 1 << 30
-    threads: int = 2
 
 
 @dataclass(frozen=True)

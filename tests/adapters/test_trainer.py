@@ -252,9 +252,51 @@ def test_an_enormous_learning_rate_never_gives_a_broken_adapter(tiny_llama: str,
 
     training = trainer.train(_SEQUENCES)
 
-    assert training.stop == "diverged"
-    assert len(training.losses) < len(_SEQUENCES)
-    assert training.adapter is None or is_finite(training.adapter.weights)
+    assert (training.adapter, training.stop) == (None, "diverged")
+
+
+def test_a_learning_rate_of_zero_is_taken_as_it_is(tiny_llama: str) -> None:
+    trainer = Trainer(TrainerConfig(tiny_llama, rank=4, learning_rate=0.0))
+
+    training = trainer.train([_SEQUENCES[0]] * 3)
+
+    assert training.adapter is not None
+    assert trainer.learning_rate == 0.0
+    weights = from_safetensors(training.adapter.weights)
+    assert not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name)
+    assert len(set(training.losses)) == 1
+
+
+def test_a_step_that_fails_half_way_leaves_nothing_to_the_next_adapter(trainer: Trainer) -> None:
+    # Arrange: the gradient that backward reaches last cannot be computed, when all others are there.
+    before = trainer.train(_SEQUENCES, seed=6).adapter
+    first = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
+
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    hook = first.register_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            trainer.train(_SEQUENCES[::-1], seed=7)
+    finally:
+        hook.remove()
+
+    after = trainer.train(_SEQUENCES, seed=6).adapter
+
+    assert before is not None
+    assert after is not None
+    assert after.weights == before.weights
+
+
+@pytest.mark.parametrize("token", [128, 500, -1, -100])
+def test_a_token_that_the_model_lacks_is_refused(trainer: Trainer, token: int) -> None:
+    with pytest.raises(ValueError, match="tokens that the model does not know"):
+        trainer.train([_SEQUENCES[0], [1, token, 2]])
+
+
+def test_the_first_and_the_last_token_of_the_vocabulary_are_taken(trainer: Trainer) -> None:
+    assert len(trainer.train([[0, 127, 0]]).losses) == 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 65])
@@ -271,6 +313,16 @@ def test_the_shortest_and_the_longest_sequence_are_taken(trainer: Trainer, lengt
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"cannot load the base model '{tmp_path}'"):
         Trainer(TrainerConfig(str(tmp_path)))
+
+
+def test_a_truncated_model_is_named(tmp_path: Path, tiny_llama: str) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_llama, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+    with pytest.raises(ValueError, match=f"cannot load the base model '{folder}'"):
+        Trainer(TrainerConfig(str(folder)))
 
 
 def test_a_model_without_safetensors_is_refused(tmp_path: Path, tiny_llama: str) -> None:

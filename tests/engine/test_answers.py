@@ -199,5 +199,6 @@ async def test_only_listed_routes_are_there(server: Server) -> None:
             assert (await client.post(path, json={})).status_code == 404, path
         assert (await client.get("/v1/completions")).status_code == 405
         assert (await client.get("/health")).status_code == 200
+        assert "vllm:" in (await client.get("/metrics")).text
         assert (await client.get("/v1/models")).json()["data"][0]["id"] == "nano"
         assert set((await client.get("/version")).json()) == {"version", "vllm"}

@@ -205,6 +205,8 @@ def test_list_show_and_remove(home: Path, tmp_path: Path) -> None:
         (("corpus", "add", "bad name", "."), "not a corpus name"),
         (("serve", "--corpus", "nowhere"), "no corpus 'nowhere'"),
         (("serve", "--budget", "much"), "Compute-Budget"),
+        (("serve", "--model", "/no/such/model"), "cannot load the model"),
+        (("serve", "--port", "1", "--host", "203.0.113.1"), "cannot listen on"),
     ],
 )
 def test_wrong_input_is_one_clear_line(home: Path, arguments: tuple[str, ...], words: str) -> None:

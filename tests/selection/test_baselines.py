@@ -66,6 +66,13 @@ def test_fewer_candidates_than_steps_are_taken_once_each() -> None:
     assert sorted(choice.picks) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("steps", [0, -1, -3])
+def test_without_steps_nothing_is_chosen(steps: int) -> None:
+    choice = nearest_neighbours(np.eye(3), np.ones((1, 3)), steps=steps, regularisation=0.1)
+
+    assert (choice.picks, choice.uncertainty) == ((), (1.0,))
+
+
 def test_it_has_no_stopping_rule() -> None:
     with pytest.raises(ValueError, match="no stopping rule"):
         nearest_neighbours(np.eye(3), np.eye(3), steps=3, regularisation=0.1, alpha=0.1)

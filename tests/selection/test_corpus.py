@@ -195,6 +195,36 @@ def test_a_corpus_that_is_not_there_is_named_beside_those_that_are(corpora: Path
         Corpus.open(corpora, "x")
 
 
+@pytest.mark.parametrize(
+    "harm", ["empty", "garbage", "another database", "no meta rows", "no generation", "no tokenizer"]
+)
+def test_a_damaged_or_unfinished_corpus_is_refused(corpora: Path, corpus: Corpus, harm: str) -> None:
+    # Arrange: what a broken disk, or a process killed while it made the corpus, may leave.
+    corpus.close()
+    file = corpora / "notes" / "corpus.db"
+    if harm in ("empty", "another database"):
+        file.unlink()
+        file.touch()
+    if harm == "garbage":
+        file.write_bytes(b"garbage" * 1000)
+    elif harm != "empty":
+        statement = {
+            "another database": "CREATE TABLE mine (x)",
+            "no meta rows": "DELETE FROM meta",
+            "no generation": "DELETE FROM meta WHERE key = 'generation'",
+            "no tokenizer": "DELETE FROM meta WHERE key = 'tokenizer'",
+        }[harm]
+        with sqlite3.connect(file) as database:
+            database.execute(statement)
+        database.close()
+
+    with pytest.raises(CorpusError, match="corpus 'notes' is damaged") as refusal:
+        Corpus.open(corpora, "notes")
+
+    assert not isinstance(refusal.value, CorpusNotFoundError)
+    assert f"delete {corpora / 'notes'}" in str(refusal.value)
+
+
 def test_removed_it_is_gone(corpora: Path, corpus: Corpus) -> None:
     corpus.remove()
 
@@ -228,6 +258,48 @@ def test_the_index_is_made_again_when_it_cannot_be_used(
     assert near[0] == "two"
     assert set(near) == expected
     assert index.read_bytes() != broken
+
+
+def test_an_index_with_a_senseless_manifest_is_made_again(corpora: Path, corpus: Corpus, words: Embedder) -> None:
+    add(corpus, words, "a", "one", "two")
+    corpus.build_index()
+    manifest = corpora / "notes" / "index.json"
+    sound = manifest.read_bytes()
+    manifest.write_text("[]")
+
+    with opened(corpora, "notes") as again:
+        near = texts_near(again, words, "two")
+
+    assert near == ["two", "one"]
+    assert manifest.read_bytes() == sound
+
+
+def test_two_readers_in_one_process_make_the_index_at_once(
+    corpora: Path, corpus: Corpus, words: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Arrange: another reader makes the index while this one has written a file and not yet put it in its place.
+    add(corpus, words, "a", "one", "two")
+    plain_fsync = os.fsync
+    meanwhile: list[list[str]] = []
+
+    def slow_fsync(descriptor: int) -> None:
+        plain_fsync(descriptor)
+        monkeypatch.setattr(os, "fsync", plain_fsync)
+        with opened(corpora, "notes") as other:
+            meanwhile.append(texts_near(other, words, "two"))
+
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+
+    near = texts_near(corpus, words, "two")
+
+    assert [near] == meanwhile == [["two", "one"]]
+    with opened(corpora, "notes") as later:
+        assert texts_near(later, words, "two") == ["two", "one"]
+    assert sorted(file.name for file in (corpora / "notes").glob("index.*")) == [
+        "index.faiss",
+        "index.ids",
+        "index.json",
+    ]
 
 
 def test_a_second_reader_uses_the_index_on_disk(corpora: Path, corpus: Corpus, words: Embedder) -> None:

@@ -68,6 +68,17 @@ def test_parquet_rows_are_a_document_each(tmp_path: Path) -> None:
     assert list(read_file(bare, "t")) == [Document("t#1", "one"), Document("t#2", "two")]
 
 
+def test_rows_whose_id_is_null_are_numbered(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": None, "text": "one"}, {"id": 0, "text": "two"}, {"id": None, "text": "three"}]
+    lines = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    table = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    expected = [Document("t#1", "one"), Document("t#0", "two"), Document("t#3", "three")]
+
+    assert list(read_file(lines, "t")) == expected
+    assert list(read_file(table, "t")) == expected
+
+
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "latin.txt", "Größe".encode("latin-1"))
 
@@ -82,6 +93,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         ('{"text": 5}', "t, row 2: expected a field `text`"),
         ('{"text": null}', "t, row 2: expected a field `text`"),
         ('["text"]', "t, row 2: expected a field `text`"),
+        (r'{"text": "half of \ud83d"}', "t, row 2: expected a field `text` that holds a string of Unicode text"),
         ("not json", r"t, line 2: not JSON"),
         ('{"text": "x"', r"t, line 2: not JSON"),
     ],
@@ -93,6 +105,31 @@ def test_a_bad_row_of_json_lines_is_named(tmp_path: Path, second_row: str, messa
     assert next(rows) == Document("t#1", "fine")
     with pytest.raises(CorpusError, match=message):
         next(rows)
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", b'{"text": "fine"}\n' + '{"text": "Größe"}\n'.encode("latin-1"))
+    rows = read_file(file, "t")
+
+    assert next(rows) == Document("t#1", "fine")
+    with pytest.raises(CorpusError, match=r"^t, line 2: not JSON in UTF-8"):
+        next(rows)
+
+
+@pytest.mark.parametrize("harm", ["empty", "garbage", "truncated"])
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, harm: str) -> None:
+    file = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"text {i}" for i in range(100)]}), file)
+    whole = file.read_bytes()
+    damaged = {
+        "empty": b"",
+        "garbage": b"PAR1 and nothing that belongs to it",
+        "truncated": whole[: len(whole) // 2],
+    }
+    file.write_bytes(damaged[harm])
+
+    with pytest.raises(CorpusError, match=r"^the name is not a Parquet file that can be read: "):
+        list(read_file(file, "the name"))
 
 
 @pytest.mark.parametrize("columns", [{"body": ["x"]}, {"id": [1]}, {"text": [b"x"]}, {"text": ["x", None]}])
@@ -271,6 +308,17 @@ def test_documents_with_nothing_to_predict_are_counted_as_empty(
     added = ingest(corpus, [Document("a", ""), Document("b", "a"), Document("c", "a sentence")], words, tokenizer)
 
     assert added == Added(1, 1, 0, 2)
+
+
+def test_a_document_that_becomes_empty_loses_what_it_held(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
+    ingest(corpus, [Document("a", "What was a secret."), Document("b", "What stays.")], words, tokenizer)
+
+    added = ingest(corpus, [Document("a", ""), Document("b", "What stays.")], words, tokenizer)
+
+    found, _ = corpus.nearest(words.embed(["secret"]), 10)
+    assert added == Added(0, 0, 1, 1)
+    assert [source.text for source, _ in corpus.read(found.tolist()).values()] == ["What stays."]
+    assert corpus.counts() == (1, 1)
 
 
 def test_a_broken_off_ingest_resumes(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:

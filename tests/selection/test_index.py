@@ -111,6 +111,13 @@ def test_a_truncated_emptied_or_missing_file_is_noticed(saved: Path, name: str) 
     assert Index.load(saved, 5) is None
 
 
+@pytest.mark.parametrize("manifest", ["[]", "null", "5", '"text"', "{}", "[{}]", "\xff"])
+def test_a_manifest_that_is_none_is_noticed(saved: Path, manifest: str) -> None:
+    (saved / "index.json").write_bytes(manifest.encode("latin-1"))
+
+    assert Index.load(saved, 5) is None
+
+
 def test_files_of_two_indexes_are_not_mixed(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     # What a crash between two renames leaves: the new vectors beside the old manifest.
     other = tmp_path_factory.mktemp("other")

@@ -158,6 +158,19 @@ def test_a_corpus_of_another_embedder_is_refused(
         selector.select(["kitten"], "foreign", steps=1)
 
 
+def test_a_corpus_of_another_tokenizer_is_refused_where_the_base_model_is_known(
+    corpora: Path, selector: Selector, make: Any, embedder: Embedder, nano: str
+) -> None:
+    make("small", _DOCUMENTS)
+    Corpus.create(corpora, "foreign", embedder, "0123456789abcdef").close()
+    knowing = Selector(SelectorConfig(corpora, base_model=nano))
+
+    assert selector.select(["kitten"], "foreign", steps=1).stop == "corpus"
+    assert knowing.select(["kitten"], "small", steps=1).ids
+    with pytest.raises(CorpusError, match="'foreign' holds the tokens of another model's tokenizer"):
+        knowing.select(["kitten"], "foreign", steps=1)
+
+
 def test_documents_added_by_another_are_seen_by_the_next_selection(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS[2:])
     before = selector.select(["My kitten is asleep"], "small", steps=1)

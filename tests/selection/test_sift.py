@@ -263,7 +263,9 @@ def test_float32_embeddings_are_left_as_they_were_and_give_the_choice_of_float64
     [
         (np.eye(3), np.eye(3), 0.0, None),
         (np.eye(3), np.eye(3), -1.0, None),
+        (np.eye(3), np.eye(3), np.nan, None),
         (np.eye(3), np.eye(3), 0.1, 0.0),
+        (np.eye(3), np.eye(3), 0.1, np.nan),
         (np.eye(3), np.eye(3), 0.1, -0.5),
         (np.eye(3), np.eye(4), 0.1, None),
         (np.eye(3), np.ones(3), 0.1, None),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.trainer import TrainerConfig, Training
+from selection import selector as selector_module
 from selection.corpus import Corpus, CorpusNotFoundError
 from selection.documents import Document, ingest, tokenizer_digest
-from selection.embedding import load_embedder
+from selection.embedding import Embedder, Embeddings, load_embedder
 from selection.selector import SelectorConfig
 from serving.stages import SelectStage, TrainStage
 
@@ -38,6 +39,28 @@ class Announcing(list[list[int]]):
                 if self.begun == self._at:
                     self._tell()
             yield sequence
+
+
+class Turnstile:
+    """An embedder that counts who embeds at once, and can hold whoever comes in."""
+
+    def __init__(self, words: Embedder) -> None:
+        self.name, self.revision, self.dimension = words.name, words.revision, words.dimension
+        self.at_once = self.entered = 0
+        self.on_entry: Callable[[], object] = lambda: None
+        self._words = words
+        self._inside = 0
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        self._inside += 1
+        self.entered += 1
+        self.at_once = max(self.at_once, self._inside)
+        self.on_entry()
+        self._inside -= 1
+        return self._words.embed(texts)
+
+    def tail(self, text: str) -> str:
+        return text
 
 
 @pytest.fixture
@@ -103,7 +126,8 @@ async def test_cancelling_ends_a_training_and_the_stage_goes_on(stage: TrainStag
     assert after.adapter.weights == before.adapter.weights
 
 
-async def test_a_cancelled_training_keeps_its_turn_until_its_step_has_ended(stage: TrainStage) -> None:
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_cancelled_training_keeps_its_turn_until_its_step_has_ended(stage: TrainStage, times: int) -> None:
     # Arrange: a training that is held in the middle of its fourth step.
     loop, stepping, hold = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
@@ -117,9 +141,10 @@ async def test_a_cancelled_training_keeps_its_turn_until_its_step_has_ended(stag
     following = asyncio.create_task(stage.train(others))
 
     # Act: cancel, and give the event loop every chance to go on too early.
-    task.cancel()
-    for _ in range(20):
-        await asyncio.sleep(0)
+    for _ in range(times):
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
     too_early = task.done() or others.begun > 0
     hold.set()
     with pytest.raises(asyncio.CancelledError):
@@ -172,3 +197,39 @@ async def test_selections_at_once_give_what_they_give_one_by_one(corpora: Path, 
     assert all(len(s.ids) == 4 for s in alone)
     with pytest.raises(CorpusNotFoundError):
         await stage.select(["x"], "absent", steps=4)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_cancelled_selection_keeps_its_turn_until_its_thread_has_ended(
+    corpora: Path, words: Embedder, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    # Arrange: a selection that is held while it embeds, and one that waits for its turn.
+    loop, embedding, hold = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    turnstile = Turnstile(words)
+    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: turnstile)
+    Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
+    stage = SelectStage(SelectorConfig(corpora))
+    before = turnstile.entered
+
+    def held() -> None:
+        loop.call_soon_threadsafe(embedding.set)
+        hold.wait(60)
+
+    turnstile.on_entry = held
+    task = asyncio.create_task(stage.select(["one"], "notes", steps=1))
+    await embedding.wait()
+    following = asyncio.create_task(stage.select(["two"], "notes", steps=1))
+
+    # Act: cancel, and give the event loop every chance to go on too early.
+    for _ in range(times):
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+    too_early = task.done() or turnstile.entered > before + 1
+    hold.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not too_early
+    assert (await following).stop == "corpus"
+    assert turnstile.at_once == 1

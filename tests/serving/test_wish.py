@@ -75,6 +75,8 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ({"strategy": "luck"}, "strategy` is one of sift, nn"),
         ({"strategy": None}, "strategy` is one of sift, nn"),
         ({"strategy": 1}, "strategy` is one of sift, nn"),
+        ({"strategy": ["sift"]}, "strategy` is one of sift, nn"),
+        ({"strategy": {"sift": 1}}, "strategy` is one of sift, nn"),
         ({"seed": -1}, "seed` is a whole number"),
         ({"seed": 1.0}, "seed` is a whole number"),
         ({"seed": True}, "seed` is a whole number"),

@@ -1,0 +1,35 @@
+"""`mayfly demo`, as `make demo` runs it: from nothing to both answers, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_the_demonstration_shows_what_adaptation_bought(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = set(os.listdir("/dev/shm"))
+    ran = subprocess.run(
+        [str(Path(sys.executable).with_name("mayfly")), "demo", "--json", "--port", str(port), "--home", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout.splitlines()[-1])
+    assert set(result) == {
+        *("base_bits_per_byte", "adapted_bits_per_byte", "steps", "stop", "sigma", "sources", "seconds")
+    }
+    assert 0 < result["adapted_bits_per_byte"] < result["base_bits_per_byte"] < 8
+    assert result["steps"] == len(result["sigma"]) - 1 > 0
+    assert sum(source["times"] for source in result["sources"]) == result["steps"]
+    assert "fastapi/security/http.py" not in {source["name"] for source in result["sources"]}
+    assert "curl -si http://127.0.0.1" in ran.stderr
+    assert set(os.listdir("/dev/shm")) <= before
