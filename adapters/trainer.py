@@ -154,12 +154,9 @@ class Trainer:
             stop = "out of memory"
         finally:
             adam.zero_grad()  # whatever happened, the next adapter starts without this one's gradients
-        if not all(bool(torch.isfinite(p).all()) for p in parameters):
+        # An adapter that makes no finite loss of what it has just learned would fail in its answer too.
+        if losses and stop != "cancelled" and not math.isfinite(self.nats(sequences[len(losses) - 1], 1)):
             losses, stop = [], "diverged"
-        # Was it the last sequence that made no finite loss, or the adapter? One that fails on what it has just
-        # learned would fail in its answer too.
-        if stop == "diverged" and losses and not math.isfinite(self.nats(sequences[len(losses) - 1], 1)):
-            losses = []
         adapter = self._adapter(tuple(losses)) if losses and stop != "cancelled" else None
         return Training(adapter, tuple(losses), stop, time.perf_counter() - started)
 

@@ -99,12 +99,15 @@ class Corpus:
         folder = root / name
         folder.mkdir(parents=True, exist_ok=True)
         corpus = cls(folder)
-        corpus._db.executescript(_SCHEMA)
-        with corpus._writing():
-            for key, value in {**_identity(embedder), "tokenizer": tokenizer, "generation": "0"}.items():
-                corpus._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
+        identity = {**_identity(embedder), "tokenizer": tokenizer, "generation": "0"}
         try:
+            corpus._db.executescript(_SCHEMA)
+            with corpus._writing():
+                corpus._db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", identity.items())
             corpus.check(embedder, tokenizer)
+        except sqlite3.DatabaseError as problem:
+            corpus.close()
+            raise CorpusError(f"corpus {name!r} is damaged: {problem}; delete {folder} and add again") from problem
         except CorpusError:
             corpus.close()
             raise

@@ -181,7 +181,10 @@ def _rows(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Document]:
         if not isinstance(text, str) or not _is_unicode(text):
             raise CorpusError(f"{name}, row {number}: expected a field `text` that holds a string of Unicode text")
         given = row.get("id")
-        yield Document(f"{name}#{number if given is None else given}", text)
+        title = f"{name}#{number if given is None else given}"
+        if not _is_unicode(title):
+            raise CorpusError(f"{name}, row {number}: its `id` is not Unicode text")
+        yield Document(title, text)
 
 
 def _is_unicode(text: str) -> bool:
@@ -193,8 +196,8 @@ def _json_rows(file: Path, name: str) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield json.loads(line.decode("utf-8"))
-                except ValueError as problem:
+                    yield json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError) as problem:
                     raise CorpusError(f"{name}, line {number}: not JSON in UTF-8 ({problem})") from problem
 
 
@@ -207,5 +210,5 @@ def _parquet_rows(file: Path, name: str) -> Iterator[dict[str, Any]]:
         columns = [column for column in ("id", "text") if column in table.schema_arrow.names]
         for batch in table.iter_batches(columns=columns):
             yield from batch.to_pylist()
-    except pyarrow.ArrowException as problem:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise CorpusError(f"{name} is not a Parquet file that can be read: {problem}") from problem
