@@ -58,6 +58,7 @@ def main() -> None:
     """Search, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--per-package", type=int, default=12, help="held-out passages of each package")
+    parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
     parser.add_argument("--embedder", default=SelectorConfig.embedder)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -65,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(stderr=options.json)
     selector = open_selector(1.0, options.embedder, options.model)
-    ground = make_set("calibrate", PACKAGES, options.per_package, options.model, selector)
+    ground = make_set("calibrate", options.packages, options.per_package, options.model, selector)
     console.print(f"{len(ground.passages)} passages, corpus of {ground.sequences} sequences", highlight=False)
 
     best = Setting(SelectorConfig.regularisation, 5e-3, TrainerConfig.rank)
@@ -86,7 +87,7 @@ def main() -> None:
         )
     result = {
         **circumstances(),
-        "packages": package_versions(PACKAGES),
+        "packages": package_versions(options.packages),
         "passages": len(ground.passages),
         "best": asdict(best),
         "tried": [

@@ -59,7 +59,9 @@ def make_set(
     """Hold out files of each package, fill the corpus with all others (or find it filled), cut the passages."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     digest = tokenizer_digest(tokenizer)
-    corpus = Corpus.create(selector.config.root, f"{name}-{digest}", selector.embedder, digest)
+    corpus = Corpus.create(
+        selector.config.root, f"{name}-{'-'.join(packages)}-{digest}"[-64:].lstrip("-._"), selector.embedder, digest
+    )
     shuffle = random.Random(seed)  # noqa: S311
     passages: list[Passage] = []
     rest: list[tuple[Path, str]] = []

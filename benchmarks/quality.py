@@ -44,6 +44,7 @@ def main() -> None:
     """Measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--per-package", type=int, default=18, help="held-out passages of each package")
+    parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
     parser.add_argument("--embedder", default=SelectorConfig.embedder)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -54,7 +55,7 @@ def main() -> None:
     auto = DEFAULT_AUTO
     selector = open_selector(SelectorConfig.regularisation, options.embedder, options.model)
     trainer = Trainer(TrainerConfig(options.model))
-    ground = make_set("quality", PACKAGES, options.per_package, options.model, selector)
+    ground = make_set("quality", options.packages, options.per_package, options.model, selector)
     limit = max(STEPS)
 
     def measure(passage: Passage) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def main() -> None:
     result = {
         **circumstances(),
         "model": Path(options.model).name,
-        "packages": package_versions(PACKAGES),
+        "packages": package_versions(options.packages),
         "passages": len(rows),
         "corpus_sequences": ground.sequences,
         "settings": {

@@ -196,6 +196,8 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     arguments += ["--lora-target-modules", *config.targets]
     if config.max_model_len is not None:
         arguments += ["--max-model-len", str(config.max_model_len)]
+    if not on_cpu:  # the trainer lives on the same GPU
+        arguments += ["--gpu-memory-utilization", "0.6"]
     if on_cpu:
         arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(config.kv_cache_bytes)]
     return arguments
