@@ -37,10 +37,9 @@ from serving.config import bundled_model
 PACKAGES = ("rich", "typer", "hypothesis")
 STEPS = 50
 AXES: tuple[tuple[str, tuple[float, ...]], ...] = (
-    ("regularisation", (0.1, 0.3, 1.0, 3.0)),
     ("learning_rate", (2e-3, 5e-3, 1e-2)),
+    ("regularisation", (0.3, 1.0, 3.0)),
     ("rank", (8, 16, 32)),
-    ("regularisation", (0.1, 0.3, 1.0, 3.0)),
 )
 ALPHAS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15)
 

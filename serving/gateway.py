@@ -13,27 +13,22 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from selection.selector import STRATEGIES
 from serving import __version__ as mayfly_version
-from serving.adaptation import Adaptation, Selects, Trains, Wish
-from serving.budget import parse_budget
+from serving.adaptation import Adaptation, Selects, Trains
 from serving.config import Config
 from serving.engine import REQUEST, Engine
-from serving.errors import MethodError, RequestError, RouteError, TooLargeError, to_http
+from serving.errors import MethodError, RouteError, is_the_clients, to_http
+from serving.request import Message, Receive, read_body, read_wish
 
 log = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-MAX_BODY = 16 << 20  # bytes
+_EVENT_END = b"\n\n"
 _ADAPTED = {"/v1/chat/completions", "/v1/completions"}
-_OPTIONS = {"corpus", "prompt", "required", "seed", "strategy"}
 _PLAIN = re.compile(r"/health|/metrics|/v1/models(/.+)?")
 
 
@@ -63,12 +58,12 @@ class Gateway:
             else:
                 raise RouteError(f"there is no {scope['path']} here")
         except Exception as problem:
-            if not isinstance(problem, (ValueError, RouteError, MethodError, TooLargeError)):
+            if not is_the_clients(problem):
                 log.exception("a request failed")
             await answer.fail(problem)
 
     async def _adapted(self, scope: Message, receive: Receive, answer: Answer) -> None:
-        body = await _read(receive)
+        body = await read_body(receive)
         wish = read_wish(body, _header(scope, b"compute-budget"), self._config, self._engine.tokenizer)
         adaptation = Adaptation(wish, self._selector, self._trainer, self._engine)
         answer.adaptation = adaptation
@@ -94,42 +89,38 @@ class Answer:
         self._send = send
         self._start: Message | None = None
         self._held = b""
-        self._state = "before"  # before, holding (a body that takes the report), passing, failed
+        self._state = "holding"  # then "passing" or "failed"
 
     async def __call__(self, message: Message) -> None:
         """ASGI send. Nothing leaves before the first piece of the body: by then the report is known."""
         if self._state == "failed":
             return
-        if message["type"] == "http.response.start":
+        if self._state == "passing" or not message["type"].startswith("http.response."):
+            await self._send(message)
+        elif message["type"] == "http.response.start":
             self._start = message
-            return
-        if message["type"] != "http.response.body" or self._start is None:
-            await self._send(message)
-            return
-        problem = self.adaptation.problem if self.adaptation else None
-        if problem is not None and self._state in ("before", "holding"):
-            await self.fail(problem)
-            return
-        body, more = message.get("body", b""), message.get("more_body", False)
-        if self._state == "passing":
-            await self._send(message)
-            return
-        self._state = "holding"
-        self._held += body
-        report = self.adaptation.report if self.adaptation else None
+        elif self.adaptation is not None and self.adaptation.problem is not None:
+            await self.fail(self.adaptation.problem)
+        else:
+            self._held += message.get("body", b"")
+            await self._release(more=message.get("more_body", False))
+
+    async def _release(self, more: bool) -> None:
+        """Let go of what is held, the report in it, once it is whole: a JSON body, or the first event of a stream."""
+        assert self._start is not None
         media = dict(self._start["headers"]).get(b"content-type", b"").split(b";")[0]
-        if media == b"text/event-stream" and b"\n\n" not in self._held and more:
-            return
-        if media == b"application/json" and more:
+        is_json, is_stream = media == b"application/json", media == b"text/event-stream"
+        if more and (is_json or (is_stream and _EVENT_END not in self._held)):
             return
         content = self._held
-        if report is not None and self._start["status"] == 200:
-            if media == b"text/event-stream":
-                content = _report_in_first_event(content, report.as_dict())
-            elif media == b"application/json":
-                content = json.dumps({**json.loads(content), "adaptation": report.as_dict()}).encode()
+        report = self.adaptation.report if self.adaptation else None
         headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
-        headers += report.headers() if report else []
+        if report is not None:
+            headers += report.headers()
+            if is_stream:
+                content = _report_in_first_event(content, report.as_dict())
+            elif is_json and self._start["status"] == 200:
+                content = json.dumps({**json.loads(content), "adaptation": report.as_dict()}).encode()
         if not more:
             headers.append((b"content-length", str(len(content)).encode()))
         self._state = "passing"
@@ -151,101 +142,6 @@ class Answer:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, tokenizer: Any) -> Wish:
-    """What a request asks of its adaptation; takes the `adaptation` extension out of the body.
-
-    Raises:
-        BudgetError: the header.
-        RequestError: the extension.
-    """
-    budget = parse_budget(budget_header, default=config.auto, auto=config.auto, limits=config.limits)
-    budget, cut = budget.cut_to(config.limits)
-    wanted = body.pop("adaptation", None)
-    wanted = {} if wanted is None else wanted
-    if not isinstance(wanted, dict):
-        raise RequestError('`adaptation` is an object such as {"corpus": "name", "seed": 0}')
-    unknown = set(wanted) - _OPTIONS
-    if unknown:
-        raise RequestError(f"`adaptation` has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(_OPTIONS))}")
-    corpus = wanted.get("corpus", config.corpus)
-    if corpus is not None and not isinstance(corpus, str):
-        raise RequestError("`adaptation.corpus` is the name of a corpus")
-    strategy = wanted.get("strategy", "sift")
-    if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
-    if strategy == "nn":  # it has no stopping rule
-        if budget_header is not None and "alpha" in budget_header:
-            raise RequestError("`adaptation.strategy` nn cannot stop by alpha: give Compute-Budget steps or seconds")
-        budget = replace(budget, alpha=None)
-    seed = wanted.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < 1 << 63:
-        raise RequestError("`adaptation.seed` is a whole number, 0 or more")
-    required = wanted.get("required", False)
-    if type(required) is not bool:
-        raise RequestError("`adaptation.required` is true or false")
-    prompt = wanted.get("prompt")
-    if prompt is not None and not isinstance(prompt, str):
-        raise RequestError("`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt")
-    prompts = _prompts(body, tokenizer) if prompt is None else (prompt,)
-    return Wish(prompts, budget, cut, corpus, strategy, seed, required)
-
-
-def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[str, ...]:
-    """The texts to adapt to: a chat's turns joined, or each prompt of a completion. vLLM judges their form."""
-    if "messages" in body:
-        turns = body["messages"] if isinstance(body["messages"], list) else []
-        return ("\n".join(_text(turn.get("content")) for turn in turns if isinstance(turn, dict)),)
-    prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        return (prompt,)
-    if not isinstance(prompt, list) or not prompt:
-        return ("",)
-    if all(type(token) is int for token in prompt):
-        prompt = [prompt]
-    return tuple(p if isinstance(p, str) else _decode(p, tokenizer) for p in prompt)
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "\n".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
-
-
-def _decode(tokens: Any, tokenizer: Any) -> str:
-    sound = isinstance(tokens, list) and all(type(t) is int and 0 <= t < len(tokenizer) for t in tokens)
-    return str(tokenizer.decode(tokens)) if sound else ""
-
-
-async def _read(receive: Receive) -> dict[str, Any]:
-    content = b""
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestError("the client left before its request was complete")
-        content += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(content) > MAX_BODY:
-            raise TooLargeError(f"the request body is larger than {MAX_BODY >> 20} MiB")
-    try:
-        body = json.loads(content, parse_constant=_no_constant)
-        json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeError as problem:
-        raise RequestError(
-            "the request body is not Unicode text: it holds bytes or surrogates that stand alone"
-        ) from problem
-    except (ValueError, RecursionError) as problem:
-        raise RequestError(f"the request body is not JSON: {problem}") from problem
-    if not isinstance(body, dict):
-        raise RequestError("the request body is not a JSON object")
-    return body
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
 def _replay(content: bytes, receive: Receive) -> Receive:
     pending = [{"type": "http.request", "body": content, "more_body": False}]
 
@@ -256,7 +152,7 @@ def _replay(content: bytes, receive: Receive) -> Receive:
 
 
 def _report_in_first_event(events: bytes, report: dict[str, Any]) -> bytes:
-    first, separator, rest = events.partition(b"\n\n")
+    first, separator, rest = events.partition(_EVENT_END)
     if not first.startswith(b"data: {"):
         return events
     chunk = {**json.loads(first[len(b"data: ") :]), "adaptation": report}

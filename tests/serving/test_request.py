@@ -13,7 +13,7 @@ from serving.adaptation import Wish
 from serving.budget import Budget
 from serving.config import Config, EngineConfig
 from serving.errors import BudgetError, RequestError
-from serving.gateway import read_wish
+from serving.request import read_wish
 
 _AUTO = Budget(steps=50, seconds=None, alpha=0.1)
 _CONFIG = Config(
