@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import Server
+from tests.serving.test_budget import MALFORMED
 
 PROMPT = "from starlette.requests import Request\n\n\nclass Middleware:\n    def __init__("
 
@@ -177,6 +178,20 @@ async def test_what_is_wrong_is_refused_in_openais_shape_before_any_training(
     assert "compute-spent" not in reply.headers or "steps=0" in reply.headers["compute-spent"]
     assert reply.elapsed.total_seconds() < 30
     assert await server.engine.loaded() == []
+
+
+async def test_no_malformed_budget_trains_anything(server: Server) -> None:
+    body = {"model": "nano", "prompt": PROMPT}
+    headers = [h for h in MALFORMED if h.isascii() and h.isprintable() and h.strip() == h and len(h) < 10_000]
+    assert len(headers) > 80
+    async with server.client() as client:
+        for header in headers:
+            reply = await client.post("/v1/completions", headers={"Compute-Budget": header}, json=body)
+            assert reply.status_code == 400, header
+            assert reply.json()["error"]["code"] == "invalid_compute_budget"
+            assert reply.json()["error"]["param"] == "Compute-Budget"
+            assert "compute-spent" not in reply.headers
+    assert server.engine.staged() == []
 
 
 async def test_json_that_is_none_is_refused(server: Server) -> None:
