@@ -4,7 +4,7 @@ One axis after another, from the defaults: each setting adapts to every passage 
 lowest mean per cent of base wins. Then alpha is read off the winner's curves: how many steps ADAPTIVE SIFT would
 take, and how much of the gain it would keep. It prints what it finds and changes nothing.
 
-    python benchmarks/calibrate.py [--per-package 12] [--json] [--out benchmarks/results/calibrate.json]
+    python benchmarks/calibrate.py [--per-package 8] [--json] [--out benchmarks/results/calibrate.json]
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Setting:
 def main() -> None:
     """Search, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--per-package", type=int, default=12, help="held-out passages of each package")
+    parser.add_argument("--per-package", type=int, default=8, help="held-out passages of each package")
     parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
     parser.add_argument("--embedder", default=SelectorConfig.embedder)
@@ -68,7 +68,7 @@ def main() -> None:
     ground = make_set("calibrate", options.packages, options.per_package, options.model, selector)
     console.print(f"{len(ground.passages)} passages, corpus of {ground.sequences} sequences", highlight=False)
 
-    best = Setting(SelectorConfig.regularisation, 5e-3, TrainerConfig.rank)
+    best = Setting(SelectorConfig.regularisation, 2e-3, TrainerConfig.rank)
     tried: dict[Setting, list[dict[str, Any]]] = {}
     for axis, values in AXES:
         for value in values:

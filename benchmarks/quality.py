@@ -6,7 +6,7 @@ where the server's default `auto` budget stops. Selector and trainer are the ser
 trainer's model, which a test holds to vLLM's log-probabilities. All settings are the server's defaults, which
 `benchmarks/calibrate.py` chose on other packages.
 
-    python benchmarks/quality.py [--per-package 24] [--json] [--out benchmarks/results/quality.json]
+    python benchmarks/quality.py [--per-package 15] [--json] [--out benchmarks/results/quality.json]
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AUTO = "auto"
 def main() -> None:
     """Measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--per-package", type=int, default=18, help="held-out passages of each package")
+    parser.add_argument("--per-package", type=int, default=15, help="held-out passages of each package")
     parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
     parser.add_argument("--embedder", default=SelectorConfig.embedder)

@@ -12,7 +12,7 @@ from adapters.trainer import TrainerConfig
 from selection.selector import SelectorConfig
 from serving.budget import Budget
 
-AUTO = Budget(steps=50, alpha=0.1)
+AUTO = Budget(steps=50, alpha=0.05)
 LIMITS = Budget(steps=50, seconds=60.0)
 _SOURCE = Path(__file__).resolve().parent
 
