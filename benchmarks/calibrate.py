@@ -34,11 +34,11 @@ from selection.selector import SelectorConfig
 from selection.sift import has_stalled
 from serving.config import bundled_model
 
-PACKAGES = ("rich", "typer", "hypothesis")
+PACKAGES = ("typer", "hypothesis")  # not rich: its Unicode tables decide every mean
 STEPS = 50
 AXES: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("learning_rate", (2e-3, 5e-3, 1e-2)),
-    ("regularisation", (0.3, 1.0, 3.0)),
+    ("regularisation", (0.1, 0.3, 1.0, 3.0, 10.0)),
     ("rank", (8, 16, 32)),
 )
 ALPHAS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15)
@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--per-package", type=int, default=8, help="held-out passages of each package")
     parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
+    parser.add_argument("--axis", choices=sorted({axis for axis, _ in AXES}), help="search along this axis only")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
     parser.add_argument("--embedder", default=SelectorConfig.embedder)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -71,6 +72,8 @@ def main() -> None:
     best = Setting(SelectorConfig.regularisation, 2e-3, TrainerConfig.rank)
     tried: dict[Setting, list[dict[str, Any]]] = {}
     for axis, values in AXES:
+        if options.axis not in (None, axis):
+            continue
         for value in values:
             setting = replace(best, **{axis: type(getattr(best, axis))(value)})
             if setting not in tried:

@@ -41,7 +41,7 @@ class SelectorConfig:
     embedder: str = DEFAULT
     base_model: str | None = None
     candidates: int = 200
-    regularisation: float = 1.0
+    regularisation: float = 0.1
     device: str = "cpu"
 
 
