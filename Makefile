@@ -32,7 +32,7 @@ install: .venv/.installed  ## Create .venv from the pinned, hashed lists (the ot
 		|| { echo "  not in this machine's own package sources; asking torch's own index"; \
 		     $(BIN)/python -m pip install -q --no-deps --require-hashes --index-url $(TORCH_INDEX) -r $(TORCH) \
 		     || { cat .venv/torch.log; exit 1; }; }
-	@echo "[install 3/4] $$(grep -c '==' $(LOCK)) pinned packages (1 GB; a few minutes)"
+	@echo "[install 3/4] $$(grep -c '==' $(LOCK)) pinned packages (a few minutes)"
 	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r $(LOCK)
 	@echo "[install 4/4] Mayfly itself"
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .

@@ -94,7 +94,7 @@ def build(config: Config) -> serve.Application:
     environment = {
         "OMP_NUM_THREADS": str(config.threads),
         # Threads of three processes share the cores. Spinning for long they slow each other tenfold; sleeping at once
-        # costs a training step two thirds. 10,000 turns are some ten microseconds.
+        # made a training step 1.7 times as long (benchmarks/README.md).
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "10000",
         "TOKENIZERS_PARALLELISM": "false",
