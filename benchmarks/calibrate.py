@@ -4,7 +4,7 @@ One axis after another, from the defaults: each setting adapts to every passage 
 lowest mean per cent of base wins. Then alpha is read off the winner's curves: how many steps ADAPTIVE SIFT would
 take, and how much of the gain it would keep. It prints what it finds and changes nothing.
 
-    python benchmarks/calibrate.py [--per-package 8] [--json] [--out benchmarks/results/calibrate.json]
+    python benchmarks/calibrate.py [--per-package 6] [--json] [--out benchmarks/results/calibrate.json]
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from selection.selector import SelectorConfig
 from selection.sift import has_stalled
 from serving.config import bundled_model
 
-PACKAGES = ("typer", "hypothesis")  # not rich: its Unicode tables decide every mean
+PACKAGES = ("typer", "hypothesis", "huggingface_hub", "openai", "sentence_transformers", "dns")
 STEPS = 50
 AXES: tuple[tuple[str, tuple[float, ...]], ...] = (
-    ("learning_rate", (2e-3, 5e-3, 1e-2)),
-    ("regularisation", (0.1, 0.3, 1.0, 3.0, 10.0)),
+    ("learning_rate", (1e-3, 2e-3, 3e-3)),
+    ("regularisation", (0.03, 0.1, 0.3, 1.0)),
     ("rank", (8, 16, 32)),
 )
 ALPHAS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15)
@@ -56,7 +56,7 @@ class Setting:
 def main() -> None:
     """Search, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--per-package", type=int, default=8, help="held-out passages of each package")
+    parser.add_argument("--per-package", type=int, default=6, help="held-out passages of each package")
     parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
     parser.add_argument("--axis", choices=sorted({axis for axis, _ in AXES}), help="search along this axis only")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")

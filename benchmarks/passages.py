@@ -87,6 +87,9 @@ def make_set(
             yield from read_file(file, title)
 
     ingest(corpus, documents(), selector.embedder, tokenizer)
+    held_out = {passage.name for passage in passages}  # an earlier run may have held out other files
+    for name in held_out:
+        corpus.delete(name)
     sequences = corpus.counts()[1]
     corpus.close()
     return PassageSet(corpus.name, tuple(passages), sequences)
