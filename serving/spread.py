@@ -1,0 +1,88 @@
+"""Embedding spread over a Ray cluster: batches of texts out, their vectors back, in order, by Ray Data.
+
+For `mayfly corpus add --ray`. Only the embedding leaves this process; documents are read, cut and written here, so the
+corpus is the one that a single process makes, to float rounding. One of the two ray imports, beside `serving.app`.
+
+Shapes: N texts, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from selection.embedding import Embeddings, load_embedder
+
+_BATCH = 64  # texts that a worker embeds at once
+_BATCHES_AT_ONCE = 256  # handed to Ray together: bounds what waits in memory, and what a broken-off run repeats
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Embeds as the embedder of that name does, on the workers of the cluster that this process is connected to.
+
+    Attributes:
+        embedder: as in `selection.embedding.load_embedder`.
+        base_model: hub id or folder, for the embedder "base-model".
+        workers: how many processes embed at once.
+    """
+
+    embedder: str
+    base_model: str
+    workers: int
+
+    def embed(self, batches: Iterable[list[str]]) -> Iterator[Embeddings]:
+        """The vectors [N, D] of each batch of texts, in order."""
+        source = iter(batches)
+        while several := list(islice(source, _BATCHES_AT_ONCE)):
+            texts = [{"row": row, "text": text} for row, text in enumerate(t for batch in several for t in batch)]
+            blocks = -(-len(texts) // _BATCH)
+            embedded = ray.data.from_items(texts, override_num_blocks=blocks).map_batches(
+                _Worker,
+                fn_constructor_args=(self.embedder, self.base_model),
+                batch_size=_BATCH,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self.workers),
+                num_cpus=1,
+            )
+            vectors: dict[int, Any] = {}
+            for block in embedded.iter_batches(batch_size=None):
+                vectors.update(zip(block["row"].tolist(), block["vector"], strict=True))
+            row = 0
+            for batch in several:
+                yield np.array([vectors[i] for i in range(row, row + len(batch))], np.float32)
+                row += len(batch)
+
+
+@contextmanager
+def cluster(embedder: str, base_model: str) -> Iterator[Spread]:
+    """The cluster at RAY_ADDRESS, else the one that runs on this machine, else one for the length of the `with`."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of what cannot matter here
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    try:
+        yield Spread(embedder, base_model, max(int(ray.cluster_resources().get("CPU", 1)), 1))
+    finally:
+        ray.shutdown()
+
+
+class _Worker:
+    def __init__(self, embedder: str, base_model: str) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._embedder = load_embedder(embedder, base_model=base_model)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"row": batch["row"], "vector": self._embedder.embed(batch["text"].tolist())}
