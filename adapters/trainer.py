@@ -37,7 +37,7 @@ class TrainerConfig:
         model: hub id or folder of the base model; safetensors only.
         rank: of the LoRA.
         scale_numerator: LoRA's alpha.
-        learning_rate: of Adam; None takes 2e-3 for models under 50 M parameters (chosen on the bundled one,
+        learning_rate: of Adam; None takes 3e-3 for models under 50 M parameters (chosen on the bundled one,
             benchmarks/README.md) and the paper's 5e-4 above.
         targets: names of the projections that are adapted.
         device: "cpu", "cuda", or "auto".
@@ -93,7 +93,7 @@ class Trainer:
         self._vocabulary = int(model.config.vocab_size)
         self.context = int(getattr(self.model.config, "max_position_embeddings", 2048))
         small = sum(p.numel() for p in self.model.parameters()) < SMALL_MODEL
-        default_rate = 2e-3 if small else 5e-4
+        default_rate = 3e-3 if small else 5e-4
         self.learning_rate = default_rate if config.learning_rate is None else config.learning_rate
         self._layers = LoraLayers(self.model, config.rank, config.scale_numerator, config.targets)
         self._seconds_per_token = 0.0

@@ -3,17 +3,23 @@
 Usable alone: no Ray, no vLLM. It knows texts, token sequences and embeddings, never what is trained on them.
 """
 
-from selection.corpus import Corpus, CorpusError, CorpusNotFoundError
-from selection.selector import Selection, Selector, SelectorConfig
-from selection.sift import Choice, sift
+from selection.corpus import Corpus
+from selection.embedding import Prompt
+from selection.selector import STRATEGIES, Selection, Selector, SelectorConfig
+from selection.sift import Choice, irreducible, sift, sift_batch
+from selection.store import CorpusError, CorpusNotFoundError
 
 __all__ = [
+    "STRATEGIES",
     "Choice",
     "Corpus",
     "CorpusError",
     "CorpusNotFoundError",
+    "Prompt",
     "Selection",
     "Selector",
     "SelectorConfig",
+    "irreducible",
     "sift",
+    "sift_batch",
 ]

@@ -1,69 +1,37 @@
-"""Corpus: documents, their token sequences and embeddings, durable in one folder.
+"""Corpus: documents and their embeddings in one folder, and the search over them.
 
-SQLite (WAL, synchronous FULL) is the truth; the FAISS index beside it is derived, and rebuilt when it is
-missing, stale or damaged. A document is added in one transaction: after it returns, the document survives
-kill -9 and power cuts; before that, it leaves no trace. A corpus remembers the embedder and the tokenizer
-it was built with and refuses another.
+The store (SQLite) is the truth; the index beside it is derived, and rebuilt when it is missing or damaged. A corpus
+remembers the embedder and the tokenizer it was built with and refuses another. Readers see a consistent state and
+follow changes at once, without a restart: what came after the index was built is searched beside it, and what went
+is masked.
 
 It knows nothing of files on disk (see `documents`) or of what is chosen from it (see `selector`).
-One flat index, rebuilt whole after a change: right up to some 100,000 sequences.
+
+Shapes: N sequences, K candidates, T targets, D embedding dimensions.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from selection.attachments import Attachments
 from selection.embedding import Embedder, Embeddings
-from selection.index import Ids, Index
+from selection.filters import Filter, Scalar
+from selection.index import Ids, Index, State, building
+from selection.store import CorpusError, CorpusNotFoundError, Entry, Piece, Source, Store
+from selection.view import View
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS documents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS sequences (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    document INTEGER NOT NULL REFERENCES documents(id) ON DELETE CASCADE,
-    start INTEGER NOT NULL, text TEXT NOT NULL, tokens BLOB NOT NULL, embedding BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS sequences_by_document ON sequences(document);
-"""
-_META = ("embedder", "revision", "dimension", "tokenizer", "generation")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+log = logging.getLogger(__name__)
 
-
-class CorpusError(ValueError):
-    """A corpus that cannot be used as asked; the message says what to do."""
-
-
-class CorpusNotFoundError(CorpusError):
-    """No corpus of that name."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of a document: its text, where it starts there (characters), and its tokens."""
-
-    start: int
-    text: str
-    tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a chosen sequence comes from."""
-
-    sequence: int
-    document: int
-    name: str
-    start: int
-    text: str
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ID = re.compile(r"vs_[0-9a-f]{24}")
+_MANY_CHANGES = 10_000  # sequences; fewer are cheaper to search beside the index than to build it anew
+_REEMBED_BATCH = 64
 
 
 class Corpus:
@@ -72,42 +40,36 @@ class Corpus:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = folder.name
-        self._db = sqlite3.connect(folder / "corpus.db", timeout=30, check_same_thread=False, isolation_level=None)
-        try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-        except sqlite3.DatabaseError as problem:
-            raise CorpusError(f"corpus {self.name!r} is damaged: {problem}; delete {folder} and add again") from problem
-        self._index: tuple[int, Index] | None = None
+        self._store = Store(folder)
+        self._embedded = ""  # the uuid of the embeddings that were checked last
+        self._view: tuple[str, View] | None = None
 
     @classmethod
-    def create(cls, root: Path, name: str, embedder: Embedder, tokenizer: str) -> Corpus:
+    def create(
+        cls, root: Path, name: str, embedder: Embedder, tokenizer: str, about: Mapping[str, str] | None = None
+    ) -> Corpus:
         """Make an empty corpus, or open the one that is there if it was made with the same embedder and tokenizer.
 
         Args:
             root: the folder of all corpora.
-            name: letters, digits, '.', '_' and '-'; 64 at most.
+            name: letters, digits, '.', '_' and '-', 64 at most; or the id of a corpus that is there.
             embedder: the embedder whose vectors it will hold.
             tokenizer: an identity of the tokenizer, such as a digest of its file.
+            about: what a new corpus remembers of itself besides (`remember`).
 
         Raises:
             CorpusError: a name that is not one, or a corpus made with another embedder or tokenizer.
         """
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise CorpusError(f"{name!r} is not a corpus name: use letters, digits, '.', '_' and '-', 64 at most")
-        folder = root / name
+        given = ID.fullmatch(name) and (about or {}).get("id") != name
+        folder = find_corpus(root, name) if given else root / name  # an id is given, never chosen
         folder.mkdir(parents=True, exist_ok=True)
         corpus = cls(folder)
-        identity = {**_identity(embedder), "tokenizer": tokenizer, "generation": "0"}
         try:
-            corpus._db.executescript(_SCHEMA)
-            with corpus._writing():
-                corpus._db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", identity.items())
+            corpus._store.initialise({**(about or {}), **_identity(embedder), "tokenizer": tokenizer})
+            corpus._store.check_version()
             corpus.check(embedder, tokenizer)
-        except sqlite3.DatabaseError as problem:
-            corpus.close()
-            raise CorpusError(f"corpus {name!r} is damaged: {problem}; delete {folder} and add again") from problem
         except CorpusError:
             corpus.close()
             raise
@@ -115,37 +77,30 @@ class Corpus:
 
     @classmethod
     def open(cls, root: Path, name: str) -> Corpus:
-        """Open the corpus of that name.
+        """Open the corpus of that name, id or display name (`find_corpus`).
 
         Raises:
             CorpusNotFoundError: there is none.
-            CorpusError: its database is damaged or was never finished.
+            CorpusError: several have that display name; or its database is damaged, was never finished, or is another
+                version's.
         """
-        folder = root / name
-        if not _NAME.fullmatch(name) or not (folder / "corpus.db").is_file():
-            known = ", ".join(list_corpora(root)) or "none yet"
-            raise CorpusNotFoundError(
-                f"there is no corpus {name!r} (there are: {known}); `mayfly corpus add` makes one"
-            )
-        corpus = cls(folder)
+        corpus = cls(find_corpus(root, name))
         try:
-            finished = corpus._db.execute("SELECT count(*) FROM meta").fetchone()[0] == len(_META)
-        except sqlite3.DatabaseError:
-            finished = False
-        if not finished:
+            corpus._store.check_version()
+            corpus._embedded = corpus._store.meta()["uuid"]
+        except CorpusError:
             corpus.close()
-            raise CorpusError(
-                f"corpus {name!r} is damaged, or making it was broken off: add documents again, or delete {folder}"
-            )
+            raise
         return corpus
 
     def close(self) -> None:
         """Close the database; the corpus stays on disk."""
-        self._db.close()
+        self._store.close()
 
     def remove(self) -> None:
         """Delete the corpus and everything in it from disk."""
         self.close()
+        (self.folder / "corpus.db").unlink()  # first: killed in the middle, it must not leave an older state
         shutil.rmtree(self.folder)
 
     def check(self, embedder: Embedder, tokenizer: str | None = None) -> None:
@@ -154,26 +109,34 @@ class Corpus:
         Raises:
             CorpusError: naming both, and what to do.
         """
-        mine = dict(self._db.execute("SELECT key, value FROM meta"))
+        mine = self._store.meta()
         for key, theirs in _identity(embedder).items():
             if mine[key] != theirs:
                 raise CorpusError(
                     f"corpus {self.name!r} was made with {key} {mine[key]!r}, not {theirs!r}: "
-                    f"serve it with that embedder, or remove it and add its documents again"
+                    f"use that embedder, or run `mayfly corpus reembed {self.name}`"
                 )
+        self._embedded = mine["uuid"]
         if tokenizer is not None:
             self.check_tokenizer(tokenizer)
 
     def check_tokenizer(self, tokenizer: str) -> None:
         """Refuse a tokenizer other than the one this corpus was made with, as `check` does."""
-        mine = self._db.execute("SELECT value FROM meta WHERE key = 'tokenizer'").fetchone()[0]
-        if mine != tokenizer:
+        if self._store.meta()["tokenizer"] != tokenizer:
             raise CorpusError(
                 f"corpus {self.name!r} holds the tokens of another model's tokenizer: "
                 "serve that model, or add the documents to a new corpus with --model"
             )
 
-    def add(self, name: str, sha256: str, pieces: Sequence[Piece], embeddings_ND: Embeddings) -> int:
+    def add(
+        self,
+        name: str,
+        sha256: str,
+        pieces: Sequence[Piece],
+        embeddings_ND: Embeddings,
+        metadata: Mapping[str, Scalar] | None = None,
+        file: str | None = None,
+    ) -> int:
         """Add a document, replacing the one of the same name; returns its id. Durable once it returns.
 
         Args:
@@ -181,120 +144,187 @@ class Corpus:
             sha256: digest of its content, so that `has` can tell a change.
             pieces: its sequences, in order.
             embeddings_ND: one unit vector a piece.
-        """
-        assert len(pieces) == len(embeddings_ND)
-        with self._writing():
-            self._db.execute("DELETE FROM documents WHERE name = ?", (name,))
-            document = self._db.execute("INSERT INTO documents (name, sha256) VALUES (?, ?)", (name, sha256)).lastrowid
-            assert document is not None
-            self._db.executemany(
-                "INSERT INTO sequences (document, start, text, tokens, embedding) VALUES (?, ?, ?, ?, ?)",
-                [
-                    (document, piece.start, piece.text, np.array(piece.tokens, np.int32).tobytes(), row.tobytes())
-                    for piece, row in zip(pieces, embeddings_ND.astype(np.float32), strict=True)
-                ],
-            )
-            self._advance()
-        return document
+            metadata: flat; what filters compare.
+            file: the attachment it belongs to.
 
-    def delete(self, name: str) -> bool:
-        """Delete a document by name; False if there is none."""
-        with self._writing():
-            gone = self._db.execute("DELETE FROM documents WHERE name = ?", (name,)).rowcount > 0
-            if gone:
-                self._advance()
-        return gone
+        Raises:
+            DetachedError: that attachment is not being read any more.
+            CorpusError: it could not be written (a full disk), or the corpus was embedded anew since it was opened or
+                checked; it is as it was.
+            ValueError: metadata that is no JSON.
+        """
+        return self._store.add(name, sha256, pieces, embeddings_ND, metadata or {}, self._embedded, file)
+
+    def delete(self, document: str | int) -> bool:
+        """Delete a document by name or id; False if there is none. It never comes back."""
+        return self._store.delete(document)
 
     def has(self, name: str, sha256: str) -> bool:
         """Whether this very document is there already, so that adding can resume."""
-        row = self._db.execute("SELECT sha256 FROM documents WHERE name = ?", (name,)).fetchone()
-        return row is not None and row[0] == sha256
+        return self._store.has(name, sha256)
+
+    def token_sequences(self, name: str | None = None) -> Counter[bytes]:
+        """How often a sequence's tokens, int32, as bytes, are there: in the corpus, or in one document."""
+        return Counter(self._store.token_sequences(name))
 
     def counts(self) -> tuple[int, int]:
         """Documents and sequences."""
-        documents, sequences = self._db.execute(
-            "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM sequences)"
-        ).fetchone()
-        return documents, sequences
+        return self._store.counts()
 
-    def documents(self) -> list[tuple[int, str, int]]:
-        """Id, name and number of sequences of every document, by name."""
-        return self._db.execute(
-            "SELECT d.id, d.name, count(s.id) FROM documents d LEFT JOIN sequences s ON s.document = d.id "
-            "GROUP BY d.id ORDER BY d.name"
-        ).fetchall()
+    def documents(self) -> list[Entry]:
+        """Every document, by name."""
+        return self._store.documents()
+
+    @property
+    def attachments(self) -> Attachments:
+        """The files that were attached to it, and how far each has been read."""
+        return self._store.attachments
+
+    def meta(self) -> dict[str, str]:
+        """What it remembers of itself: `id`, which stays its own, `created` (seconds since 1970, UTC) and more."""
+        return self._store.meta()
+
+    def remember(self, changes: Mapping[str, str]) -> None:
+        """Change what it remembers of itself: `name`, the display name, and what else its users keep there."""
+        self._store.remember(changes)
 
     @property
     def embedder(self) -> str:
         """Name of the embedder it was made with."""
-        return str(self._db.execute("SELECT value FROM meta WHERE key = 'embedder'").fetchone()[0])
+        return self._store.meta()["embedder"]
 
-    def nearest(self, targets_TD: Embeddings, k: int) -> tuple[Ids, Embeddings]:
-        """The k sequences of largest absolute similarity to any target: ids [K], embeddings [K, D]."""
-        return self._current_index().nearest(targets_TD, k)
+    def nearest(self, targets_TD: Embeddings, k: int | None, only: Filter | None = None) -> tuple[Ids, Embeddings]:
+        """The k sequences (None: all) of largest absolute similarity to any target: ids [K], embeddings [K, D].
+
+        Args:
+            targets_TD: unit vectors.
+            k: how many.
+            only: a filter on the documents' metadata (`selection.filters`), applied inside the search.
+
+        Raises:
+            ValueError: not a filter.
+        """
+        view, allowed = self._current_view(only)
+        return view.nearest(targets_TD, k, allowed)
 
     def read(self, sequences: Sequence[int]) -> dict[int, tuple[Source, tuple[int, ...]]]:
         """Provenance and tokens of sequences by id; one deleted meanwhile is left out."""
-        found: dict[int, tuple[Source, tuple[int, ...]]] = {}
-        for sequence in set(sequences):
-            row = self._db.execute(
-                "SELECT s.document, d.name, s.start, s.text, s.tokens FROM sequences s "
-                "JOIN documents d ON d.id = s.document WHERE s.id = ?",
-                (sequence,),
-            ).fetchone()
-            if row is not None:
-                document, name, start, text, tokens = row
-                ids = tuple(np.frombuffer(tokens, np.int32).tolist())
-                found[sequence] = (Source(sequence, document, name, start, text), ids)
-        return found
+        return self._store.read(sequences)
 
     def build_index(self) -> None:
-        """Bring the index on disk up to date with the documents, if it is not."""
-        self._current_index()
+        """Build and save the index where it is missing or damaged, or where much has changed since it was built."""
+        if self._current_view()[0].changes > max(_MANY_CHANGES, self.counts()[1] // 10):
+            with building(self.folder):
+                self._view = self._build()
 
-    def _current_index(self) -> Index:
-        generation = self._generation()
-        if self._index is None or self._index[0] != generation:
-            index = Index.load(self.folder, generation)
-            if index is None:
-                with self._reading():
-                    generation = self._generation()
-                    rows = self._db.execute("SELECT id, embedding FROM sequences ORDER BY id").fetchall()
-                dimension = int(self._db.execute("SELECT value FROM meta WHERE key = 'dimension'").fetchone()[0])
-                vectors = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(-1, dimension)
-                index = Index.build(np.array([row[0] for row in rows], np.int64), vectors)
-                index.save(self.folder, generation)
-            self._index = (generation, index)
-        return self._index[1]
+    def reembed(self, embedder: Embedder, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Replace every embedding by another embedder's. Until it is done, or if it is broken off, nothing changes.
 
-    def _generation(self) -> int:
-        return int(self._db.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()[0])
+        A run that was broken off goes on where it was. `on_progress` is called with sequences done and in all.
 
-    def _advance(self) -> None:
-        self._db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
+        Raises:
+            CorpusError: another process embeds it anew at the same time.
+        """
+        identity = _identity(embedder)
+        self._store.begin_reembedding(identity)
+        total = self.counts()[1]
+        while not self._store.finish_reembedding(identity):
+            while waiting := self._store.not_reembedded(_REEMBED_BATCH):
+                vectors_ND = embedder.embed([text for _, text in waiting])
+                self._store.keep_reembedded(identity, [sequence for sequence, _ in waiting], vectors_ND)
+                on_progress(len(waiting), total)
+        self.check(embedder)
+        self.build_index()
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+    def _current_view(self, only: Filter | None = None) -> tuple[View, Ids | None]:
+        """The view of this moment, and which sequences a filter allows in it."""
+        while True:
+            with self._store.reading():
+                meta = self._store.meta()
+                view = self._view_at_hand(meta)
+                if view is not None:
+                    return self._follow(view, meta), None if only is None else self._store.matching(only)
+            with building(self.folder):
+                meta = self._store.meta()  # another may have built it while this one waited
+                loaded = self._load(meta)
+                self._view = self._build() if loaded is None else (meta["uuid"], loaded)
+
+    def _view_at_hand(self, meta: Mapping[str, str]) -> View | None:
+        """The last view, if there is no much better one on disk, else the index on disk."""
+        if self._view is not None and self._view[0] == meta["uuid"]:
+            view = self._view[1]
+            if view.changes <= _MANY_CHANGES or Index.saved_generation(self.folder) <= view.built:
+                return view
+        loaded = self._load(meta)
+        if loaded is not None:
+            self._view = (meta["uuid"], loaded)
+        return loaded
+
+    def _load(self, meta: Mapping[str, str]) -> View | None:
+        loaded = Index.load(self.folder, meta["uuid"], int(meta["dimension"]))
+        if loaded is None or loaded[0] > int(meta["generation"]):
+            return None
+        return View(*loaded)
+
+    def _follow(self, view: View, meta: Mapping[str, str]) -> View:
+        generation = int(meta["generation"])
+        if view.generation != generation:
+            view.follow(generation, *self._store.embeddings(view.newest), self._store.removed(view.generation))
+        return view
+
+    def _build(self) -> tuple[str, View]:
+        """A new index of everything, saved. Within `building`."""
+        with self._store.reading():
+            meta = self._store.meta()
+            ids_N, vectors_ND = self._store.embeddings()
+        index, generation = Index.build(ids_N, vectors_ND), int(meta["generation"])
         try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        self._db.execute("BEGIN")
-        try:
-            yield
-        finally:
-            self._db.execute("COMMIT")
+            index.save(self.folder, State(meta["uuid"], generation))
+        except OSError as problem:
+            log.warning("the index of corpus %r cannot be saved (%s): it will be built again", self.name, problem)
+        return meta["uuid"], View(generation, index)
 
 
 def list_corpora(root: Path) -> list[str]:
     """Names of the corpora under a folder, sorted."""
     return sorted(path.parent.name for path in root.glob("*/corpus.db"))
+
+
+def find_corpus(root: Path, name: str) -> Path:
+    """The folder of a corpus: the one of that name, else that whose id it is, else the only one so displayed.
+
+    Raises:
+        CorpusNotFoundError: there is none.
+        CorpusError: several have that display name.
+    """
+    if NAME.fullmatch(name) and (root / name / "corpus.db").is_file():
+        return root / name
+    displayed = []
+    for folder in (root / known for known in list_corpora(root)):
+        meta = _meta_of(folder)
+        if meta.get("id") == name:
+            return folder
+        if meta.get("name") == name:
+            displayed.append(folder)
+    if len(displayed) > 1:
+        raise CorpusError(f"{len(displayed)} corpora are called {name!r}: name one by its id")
+    if not displayed:
+        known = ", ".join(list_corpora(root)) or "none yet"
+        raise CorpusNotFoundError(f"there is no corpus {name!r} (there are: {known}); `mayfly corpus add` makes one")
+    return displayed[0]
+
+
+def _meta_of(folder: Path) -> dict[str, str]:
+    try:
+        store = Store(folder)
+    except CorpusError:
+        return {}
+    try:
+        return store.meta()
+    except CorpusError:
+        return {}
+    finally:
+        store.close()
 
 
 def _identity(embedder: Embedder) -> dict[str, str]:

@@ -4,8 +4,9 @@ The default is all-MiniLM-L6-v2, carried by a package on the Python registry, so
 weights are checked against a digest. Any sentence-transformers model, by hub id or folder, is one option
 away, and so are the base model's own hidden states. Weights are read from safetensors only.
 
-A text longer than the embedder's window is cut: a sequence keeps its beginning, a prompt its end, since
-what is to be continued stands at the end. The only module that imports sentence_transformers.
+A sequence longer than the embedder's window is embedded by its beginning. A prompt is embedded by its end, since what
+is to be continued stands there, and a long one in several windows, each a target (`segments`). The only module that
+imports sentence_transformers.
 
 Shapes: N texts, D embedding dimensions, S tokens.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +28,16 @@ BASE_MODEL = "base-model"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 Embeddings = npt.NDArray[np.float32]
+MOST_SEGMENTS = 4
+LONGEST_PROMPT = 1 << 15  # characters; several times what the segments hold
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an adapter is wanted for: the text to be answered or continued, and what was said before it."""
+
+    text: str
+    context: str = ""
 
 
 class Embedder(Protocol):
@@ -38,8 +50,8 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Unit vectors [N, D] of texts, each cut to the window's length from its beginning."""
 
-    def tail(self, text: str) -> str:
-        """The end of a text, as much of it as the window holds."""
+    def segments(self, prompt: Prompt) -> list[str]:
+        """The prompt's last windows, in order: see `selection.embedding.segments`."""
 
 
 def load_embedder(name: str = DEFAULT, *, base_model: str | None = None, device: str = "cpu") -> Embedder:
@@ -92,9 +104,9 @@ class SentenceEmbedder:
         )
         return np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
 
-    def tail(self, text: str) -> str:
-        """The last tokens of the text that fit the window beside its two special tokens."""
-        return _tail(self._model.tokenizer, text, self._window - 2)
+    def segments(self, prompt: Prompt) -> list[str]:
+        """The prompt's last windows, each with room for two special tokens."""
+        return segments(prompt, self._model.tokenizer, self._window - 2)
 
 
 class HiddenStateEmbedder:
@@ -131,9 +143,9 @@ class HiddenStateEmbedder:
             rows[i] = (mean_D / mean_D.norm()).cpu().numpy()
         return rows
 
-    def tail(self, text: str) -> str:
-        """The last tokens of the text that fit the window."""
-        return _tail(self._tokenizer, text, self._window)
+    def segments(self, prompt: Prompt) -> list[str]:
+        """The prompt's last windows."""
+        return segments(prompt, self._tokenizer, self._window)
 
 
 def weights_digest(source: str) -> str:
@@ -149,9 +161,31 @@ def weights_digest(source: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def segments(prompt: Prompt, tokenizer: Any, window: int, most: int = MOST_SEGMENTS) -> list[str]:
+    """The end of a prompt in windows of tokens, in reading order; at least one, MOST_SEGMENTS at most.
+
+    There are as many as the prompt's text fills. Where the text leaves the first of them unfilled, the context's
+    end fills it: a short question is embedded with what was said before it, a long one by itself. Of either no more
+    than the last LONGEST_PROMPT characters are looked at.
+    """
+    text = prompt.text[-LONGEST_PROMPT:]
+    wanted = min(max(-(-_tokens(tokenizer, text) // window), 1), most)
+    rest = f"{prompt.context[-LONGEST_PROMPT:]}\n{text}" if prompt.context else text
+    windows: list[str] = []
+    while rest and len(windows) < wanted:
+        last = _tail(tokenizer, rest, window)
+        windows.append(last)
+        rest = rest[: len(rest) - len(last)]
+    return windows[::-1] or [""]
+
+
+def _tokens(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def _tail(tokenizer: Any, text: str, tokens: int) -> str:
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(offsets) <= tokens:
         return text
-    cut = text[offsets[-tokens][0] :]
-    return _tail(tokenizer, cut, tokens) if len(cut) < len(text) else cut  # a cut word may fall into more tokens
+    # At least one character goes: the first may be several tokens. And a cut word may fall into more than before.
+    return _tail(tokenizer, text[max(offsets[-tokens][0], 1) :], tokens)

@@ -1,7 +1,7 @@
 """Selector: one prompt in, the sequences to train on out.
 
 Embeds the prompt, takes the nearest candidates of a corpus, and lets SIFT choose among them, stopping where
-ADAPTIVE SIFT says so. It holds the embedder and the open corpora. One call at a time: the caller locks.
+ADAPTIVE SIFT says so. It holds the embedder and the open corpora, which other threads may use between its calls.
 
 lambda' belongs to the embedder and the corpus. The default was chosen for all-MiniLM-L6-v2 on Python source
 (benchmarks/README.md); the paper's 0.01 belongs to its own embedder.
@@ -15,13 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from selection.baselines import nearest_neighbours
-from selection.corpus import Corpus, Source
+from selection.baselines import hull, nearest_neighbours, nearest_repeated, random_choice, uncertainty_sampling
 from selection.documents import tokenizer_digest
-from selection.embedding import DEFAULT, load_embedder
-from selection.sift import sift
+from selection.embedding import DEFAULT, Prompt, load_embedder
+from selection.filters import Filter
+from selection.shared import OpenCorpora, SharedEmbedder
+from selection.sift import Choice, Floats, irreducible, sift
+from selection.store import Source
 
-STRATEGIES = {"sift": sift, "nn": nearest_neighbours}
+STRATEGIES = ("sift", "nn", "nn-f", "us", "random", "hull")
+_WITHOUT_OPTIONS = {"nn": nearest_neighbours, "nn-f": nearest_repeated, "us": uncertainty_sampling, "hull": hull}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class SelectorConfig:
         root: the folder of all corpora.
         embedder: as in `selection.embedding.load_embedder`.
         base_model: hub id or folder; its tokenizer must be the corpora's. None leaves that unchecked.
-        candidates: K, how many nearest sequences SIFT chooses from.
+        candidates: K, how many nearest sequences are chosen from; None takes the whole corpus.
         regularisation: lambda' of SIFT.
         device: where the embedder computes.
     """
@@ -40,7 +43,7 @@ class SelectorConfig:
     root: Path
     embedder: str = DEFAULT
     base_model: str | None = None
-    candidates: int = 200
+    candidates: int | None = 200
     regularisation: float = 0.1
     device: str = "cpu"
 
@@ -54,6 +57,8 @@ class Selection:
         sequences: their tokens, one tuple an id.
         sources: each distinct sequence with the times it was chosen, most used first.
         uncertainty: sigma_0 .. sigma_n, one more than ids.
+        irreducible: sigma_infinity, what would stay uncertain if every candidate were seen infinitely often: this
+            corpus cannot tell more.
         stop: "steps", "alpha", or "corpus" when the corpus is empty.
         seconds: per stage: embed, search, select.
     """
@@ -62,6 +67,7 @@ class Selection:
     sequences: tuple[tuple[int, ...], ...]
     sources: tuple[tuple[Source, int], ...]
     uncertainty: tuple[float, ...]
+    irreducible: float
     stop: str
     seconds: dict[str, float]
 
@@ -71,68 +77,61 @@ class Selector:
 
     def __init__(self, config: SelectorConfig) -> None:
         self.config = config
-        self.embedder = load_embedder(config.embedder, base_model=config.base_model, device=config.device)
-        self._tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
-        self._open: dict[str, tuple[int, Corpus]] = {}
+        self.embedder = SharedEmbedder(
+            load_embedder(config.embedder, base_model=config.base_model, device=config.device)
+        )
+        tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
+        self.corpora = OpenCorpora(config.root, self.embedder, tokenizer)
         self.embedder.embed(["a first text, so that no request pays for the first call"])
 
-    def corpus(self, name: str) -> Corpus:
-        """The corpus of that name, kept open, opened anew when it was removed and made again.
-
-        Raises:
-            CorpusNotFoundError: there is none.
-            CorpusError: it was made with another embedder or tokenizer.
-        """
-        path = self.config.root / name / "corpus.db"
-        held = self._open.get(name)
-        if held is not None and path.is_file() and path.stat().st_ino == held[0]:
-            return held[1]
-        if held is not None:
-            held[1].close()
-            del self._open[name]
-        corpus = Corpus.open(self.config.root, name)
-        corpus.check(self.embedder, self._tokenizer)
-        self._open[name] = (path.stat().st_ino, corpus)
-        return corpus
-
     def select(
-        self, prompts: Sequence[str], corpus: str, *, steps: int, alpha: float | None = None, strategy: str = "sift"
+        self,
+        prompts: Sequence[Prompt],
+        corpus: str,
+        *,
+        steps: int,
+        alpha: float | None = None,
+        strategy: str = "sift",
+        only: Filter | None = None,
+        seed: int = 0,
     ) -> Selection:
         """Choose up to `steps` sequences for one prompt, or for several that share an adapter.
 
         Args:
-            prompts: texts; of one that is longer than the embedder's window the end counts.
-            corpus: its name.
+            prompts: each is embedded by its last windows (`selection.embedding.segments`), and all windows are targets.
+            corpus: its name or id.
             steps: the most sequences.
             alpha: the stop of ADAPTIVE SIFT, or None.
-            strategy: "sift" or "nn".
+            strategy: one of STRATEGIES.
+            only: a filter on the documents' metadata (`selection.filters`).
+            seed: of the strategy "random".
 
         Raises:
-            CorpusError: as `corpus`.
-            ValueError: an unknown strategy, or an alpha that is not positive.
+            CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
+            ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
         """
-        if strategy not in STRATEGIES:
-            raise ValueError(f"unknown strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
-        opened = self.corpus(corpus)
-        started = time.perf_counter()
-        targets_TD = self.embedder.embed([self.embedder.tail(prompt) for prompt in prompts])
-        embedded = time.perf_counter()
-        while True:
-            candidates_K, candidates_KD = opened.nearest(targets_TD, self.config.candidates)
-            searched = time.perf_counter()
-            choice = STRATEGIES[strategy](
-                candidates_KD, targets_TD, steps=steps, alpha=alpha, regularisation=self.config.regularisation
-            )
-            ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
-            found = opened.read(ids)
-            if all(i in found for i in ids):  # else a document was deleted meanwhile: choose again without it
-                break
+        with self.corpora.use(corpus) as opened:
+            started = time.perf_counter()
+            targets_TD = self.embedder.embed([text for prompt in prompts for text in self.embedder.segments(prompt)])
+            embedded = time.perf_counter()
+            while True:
+                candidates_K, candidates_KD = opened.nearest(targets_TD, self.config.candidates, only)
+                searched = time.perf_counter()
+                choice = choose(
+                    strategy, candidates_KD, targets_TD, steps, self.config.regularisation, alpha=alpha, seed=seed
+                )
+                limit = irreducible(candidates_KD, targets_TD)
+                ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
+                found = opened.read(ids)
+                if all(i in found for i in ids):  # else a document was deleted meanwhile: choose again without it
+                    break
         counts = Counter(ids)
         return Selection(
             ids=ids,
             sequences=tuple(found[i][1] for i in ids),
             sources=tuple((found[i][0], times) for i, times in counts.most_common()),
             uncertainty=choice.uncertainty,
+            irreducible=limit,
             stop=choice.stop if len(candidates_K) else "corpus",
             seconds={
                 "embed": embedded - started,
@@ -140,6 +139,32 @@ class Selector:
                 "select": time.perf_counter() - searched,
             },
         )
+
+
+def choose(
+    strategy: str,
+    candidates_KD: Floats,
+    targets_TD: Floats,
+    steps: int,
+    regularisation: float,
+    *,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> Choice:
+    """What a strategy picks of the candidates.
+
+    Raises:
+        ValueError: an unknown strategy, or an alpha with one that has no stopping rule.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
+    if strategy == "sift":
+        return sift(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, alpha=alpha)
+    if alpha is not None:
+        raise ValueError(f"the strategy {strategy!r} has no stopping rule; leave alpha out")
+    if strategy == "random":
+        return random_choice(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, seed=seed)
+    return _WITHOUT_OPTIONS[strategy](candidates_KD, targets_TD, steps=steps, regularisation=regularisation)
 
 
 def _tokenizer_of(base_model: str) -> str:

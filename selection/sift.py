@@ -1,23 +1,31 @@
 """SIFT: choose the candidates that leave the least uncertainty about the response to a prompt.
 
-Pure arrays: embeddings in, positions and uncertainties out. It knows no texts, no index and no model.
-Source: Hübotter et al., "Efficiently Learning at Test-Time", eq. 2, SIFT(lambda') in section 4 and
-ADAPTIVE SIFT in section 6.
+Pure arrays: embeddings in, positions and uncertainties out. It knows no texts, no index and no model. NumPy
+arrays are worked on with NumPy, torch tensors with torch where they lie: one piece of mathematics for both.
+Source: Hübotter et al., "Efficiently Learning at Test-Time", eq. 2, SIFT(lambda') in section 4,
+ADAPTIVE SIFT in section 6, the irreducible uncertainty in section C.2.
 
 The greedy choice is exact. A partial Cholesky factor of K_X + lambda' I grows by one row per pick, so a
-step costs O(K (d + n)) and no K x K matrix is formed. All of it is done in float64.
+step costs O(K (D + n)) and no K x K matrix is formed. Inner products of embeddings are taken in the
+embeddings' own precision, everything that accumulates over picks in float64.
 
-Shapes: K candidates, T targets (embeddings of the prompt), D embedding dimensions, n picks so far.
+Shapes: B prompts, K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks so far,
+N the most picks.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.floating]
+Array: TypeAlias = npt.NDArray[np.floating]
+Floats: TypeAlias = Any  # a NumPy array or a torch tensor
+_JITTER = 1e-10  # keeps a Gram matrix with duplicates solvable
+_ROWS = 1 << 14  # widened at once, to bound memory
 
 
 @dataclass(frozen=True)
@@ -36,51 +44,66 @@ class Choice:
 
 
 class Posterior:
-    """The Gaussian-process posterior of candidates and targets, given the picks so far (paper eq. 2).
+    """The Gaussian-process posteriors of B prompts' candidates and targets, given the picks so far (paper eq. 2).
 
     Keeps, per candidate, the covariance with each target and the variance, both given the picks, and the
     rows of the partial Cholesky factor.
     """
 
-    def __init__(self, candidates_KD: Array, targets_TD: Array, regularisation: float) -> None:
+    def __init__(self, candidates_BKD: Floats, targets_BTD: Floats, regularisation: float, steps: int) -> None:
         if not regularisation > 0:  # NaN too
             raise ValueError(f"lambda' must be positive, got {regularisation}")
-        if candidates_KD.ndim != 2 or targets_TD.ndim != 2 or candidates_KD.shape[1] != targets_TD.shape[1]:
-            raise ValueError(f"expected [K, D] and [T, D], got {candidates_KD.shape} and {targets_TD.shape}")
-        self._candidates_KD = candidates_KD.astype(np.float64)
-        targets = targets_TD.astype(np.float64)
+        shape, target_shape = tuple(candidates_BKD.shape), tuple(targets_BTD.shape)
+        if len(shape) != 3 or len(target_shape) != 3 or shape[0] != target_shape[0] or shape[2] != target_shape[2]:
+            raise ValueError(f"expected embeddings [K, D] and [T, D] a prompt, got {shape[1:]} and {target_shape[1:]}")
+        self._xp = _module(candidates_BKD)
+        self._device = {"device": candidates_BKD.device}
+        self._candidates_BKD = candidates_BKD
         self._regularisation = regularisation
-        self._factor_rows: list[npt.NDArray[np.float64]] = []
-        self.covariance_TK = targets @ self._candidates_KD.T
-        self.variance_K = np.einsum("kd,kd->k", self._candidates_KD, self._candidates_KD)
-        self._prior = float(np.einsum("td,td->", targets, targets))
-        self._remaining = self._prior
-        if self._prior <= 0:
+        # A slice is the faster index where there is one prompt, and means the same.
+        self._prompts = slice(None) if shape[0] == 1 else self._xp.arange(shape[0], **self._device)
+        self._factor_BNK = self._xp.empty((shape[0], steps, shape[1]), dtype=self._xp.float64, **self._device)
+        self._picked = 0
+        self.covariance_BTK = self._wide(targets_BTD @ candidates_BKD.swapaxes(1, 2))
+        self.variance_BK = self._wide(self._xp.einsum("bkd,bkd->bk", candidates_BKD, candidates_BKD))
+        wide_BTD = self._wide(targets_BTD)
+        self._prior_B = (wide_BTD * wide_BTD).sum((1, 2))
+        self._remaining_B = self._wide(self._prior_B)
+        if not bool((self._prior_B > 0).all()):
             raise ValueError("a target embedding is zero")
 
     @property
-    def sigma(self) -> float:
-        """Uncertainty about the targets, the root of the posterior's trace, normalised so that sigma_0 = 1."""
-        return float(np.sqrt(max(self._remaining, 0.0) / self._prior))
+    def sigma(self) -> list[float]:
+        """Uncertainty about each prompt's targets: the root of the posterior's trace, normalised to sigma_0 = 1."""
+        return [math.sqrt(max(share, 0.0)) for share in (self._remaining_B / self._prior_B).tolist()]
 
-    def reductions(self) -> npt.NDArray[np.float64]:
-        """What each candidate [K] would take off the trace of the targets' posterior, if picked next."""
-        informed_K = np.einsum("tk,tk->k", self.covariance_TK, self.covariance_TK)
-        reductions_K: npt.NDArray[np.float64] = informed_K / (self.variance_K + self._regularisation)
-        return reductions_K
+    def reductions(self) -> Floats:
+        """What each candidate [B, K] would take off the trace of the targets' posterior, if picked next."""
+        informed_BK = (self.covariance_BTK * self.covariance_BTK).sum(1)
+        return informed_BK / (self.variance_BK + self._regularisation)
 
-    def pick(self, j: int) -> None:
-        """Condition on candidate j, once more if it was picked before."""
-        pivot = float(np.sqrt(self.variance_K[j] + self._regularisation))
-        row_K = self._candidates_KD @ self._candidates_KD[j]
-        for earlier_K in self._factor_rows:
-            row_K -= earlier_K[j] * earlier_K
-        row_K /= pivot
-        column_T = self.covariance_TK[:, j] / pivot
-        self._remaining -= float(column_T @ column_T)
-        self.covariance_TK -= np.outer(column_T, row_K)
-        self.variance_K = np.maximum(self.variance_K - row_K**2, 0.0)
-        self._factor_rows.append(row_K)
+    def pick(self, picks_B: Floats) -> None:
+        """Condition each prompt on one of its candidates, once more if it was picked before."""
+        b, n = self._prompts, self._picked
+        if len(picks_B) == 1:
+            picks_B = int(picks_B[0])
+        pivots_B = (self.variance_BK[b, picks_B] + self._regularisation) ** 0.5
+        chosen_BD = self._candidates_BKD[b, picks_B]
+        rows_BK = self._wide((self._candidates_BKD @ chosen_BD[:, :, None])[:, :, 0])
+        if n:
+            earlier_BnK = self._factor_BNK[:, :n]
+            rows_BK -= (earlier_BnK[b, :, picks_B][:, None, :] @ earlier_BnK)[:, 0]
+        rows_BK /= pivots_B[:, None]
+        columns_BT = self.covariance_BTK[b, :, picks_B] / pivots_B[:, None]
+        self._remaining_B -= (columns_BT * columns_BT).sum(1)
+        self.covariance_BTK -= columns_BT[:, :, None] * rows_BK[:, None, :]
+        self.variance_BK = (self.variance_BK - rows_BK * rows_BK).clip(0.0)
+        self._factor_BNK[:, n] = rows_BK
+        self._picked += 1
+
+    def _wide(self, array: Floats) -> Floats:
+        """A float64 copy."""
+        return self._xp.asarray(array, dtype=self._xp.float64, copy=True)
 
 
 def has_stalled(sigma: float, n: int, alpha: float | None) -> bool:
@@ -92,8 +115,8 @@ def has_stalled(sigma: float, n: int, alpha: float | None) -> bool:
 
 
 def sift(
-    candidates_KD: Array,
-    targets_TD: Array,
+    candidates_KD: Floats,
+    targets_TD: Floats,
     *,
     steps: int,
     regularisation: float,
@@ -111,16 +134,77 @@ def sift(
     Raises:
         ValueError: shapes that do not fit, lambda' or alpha not positive, a target of length zero.
     """
+    return sift_batch(candidates_KD[None], targets_TD[None], steps=steps, regularisation=regularisation, alpha=alpha)[0]
+
+
+def sift_batch(
+    candidates_BKD: Floats,
+    targets_BTD: Floats,
+    *,
+    steps: int,
+    regularisation: float,
+    alpha: float | None = None,
+) -> list[Choice]:
+    """`sift` for several prompts at once, each with its own K candidates and T targets; the same choices as alone."""
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
-    posterior = Posterior(candidates_KD, targets_TD, regularisation)
-    picks: list[int] = []
-    uncertainty = [posterior.sigma]
-    while len(picks) < steps and len(candidates_KD):
-        if has_stalled(uncertainty[-1], len(picks), alpha):
-            return Choice(tuple(picks), tuple(uncertainty), "alpha")
-        j = int(np.argmax(posterior.reductions()))
-        posterior.pick(j)
-        picks.append(j)
-        uncertainty.append(posterior.sigma)
-    return Choice(tuple(picks), tuple(uncertainty), "steps")
+    posterior = Posterior(candidates_BKD, targets_BTD, regularisation, max(steps, 0))
+    picks: list[list[int]] = [[] for _ in range(len(targets_BTD))]
+    uncertainty = [[sigma] for sigma in posterior.sigma]
+    stalled = [False for _ in picks]
+    for n in range(steps if candidates_BKD.shape[1] else 0):
+        stalled = [has_stalled(row[-1], n, alpha) for row in uncertainty]
+        if all(stalled):
+            break
+        picks_B = posterior.reductions().argmax(1)
+        posterior.pick(picks_B)
+        for b, (pick, sigma) in enumerate(zip(picks_B.tolist(), posterior.sigma, strict=True)):
+            if not stalled[b]:
+                picks[b].append(pick)
+                uncertainty[b].append(sigma)
+    return [
+        Choice(tuple(chosen), tuple(sigmas), "alpha" if done else "steps")
+        for chosen, sigmas, done in zip(picks, uncertainty, stalled, strict=True)
+    ]
+
+
+def irreducible(candidates_KD: Floats, targets_TD: Floats) -> float:
+    """sigma_infinity: what stays uncertain when every candidate has been seen infinitely often (paper section C.2).
+
+    It is the part of the targets outside the candidates' span, with sigma_0 normalised to 1: the limit of eq. 2 for
+    all candidates as lambda' goes to 0, taken at lambda' = 1e-10.
+
+    Raises:
+        ValueError: a target of length zero.
+    """
+    xp = _module(candidates_KD)
+    wide_TD = xp.asarray(targets_TD, dtype=xp.float64)
+    prior = float((wide_TD * wide_TD).sum())
+    if not prior > 0:
+        raise ValueError("a target embedding is zero")
+    count, dimension = candidates_KD.shape
+    if count <= dimension:
+        wide_KD = xp.asarray(candidates_KD, dtype=xp.float64)
+        system = wide_KD @ wide_KD.T + _JITTER * _eye(xp, wide_KD, count)
+        right_KT = wide_KD @ wide_TD.T
+        explained = float((right_KT * xp.linalg.solve(system, right_KT)).sum())
+        return math.sqrt(max(1.0 - explained / prior, 0.0))
+    system = _JITTER * _eye(xp, candidates_KD, dimension)
+    for start in range(0, count, _ROWS):
+        part = xp.asarray(candidates_KD[start : start + _ROWS], dtype=xp.float64)
+        system = system + part.T @ part
+    residual_DT = _JITTER * xp.linalg.solve(system, wide_TD.T)
+    return math.sqrt(min(max(float((wide_TD.T * residual_DT).sum()) / prior, 0.0), 1.0))
+
+
+def _eye(xp: Any, like: Floats, size: int) -> Floats:
+    return xp.eye(size, dtype=xp.float64, device=like.device)
+
+
+def _module(array: Floats) -> Any:
+    """NumPy or torch: whichever the array is of. torch is imported by whoever made the tensor."""
+    if isinstance(array, np.ndarray):
+        return np
+    import torch
+
+    return torch

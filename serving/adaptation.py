@@ -19,6 +19,8 @@ from typing import Protocol
 
 from adapters.adapter import Adapter
 from adapters.trainer import Training
+from selection.embedding import Prompt
+from selection.filters import Filter
 from selection.selector import Selection
 from serving.budget import Budget
 from serving.engine import LoadedAdapter
@@ -32,7 +34,15 @@ class Selects(Protocol):
     """Stage 1."""
 
     async def select(
-        self, prompts: Sequence[str], corpus: str, *, steps: int, alpha: float | None, strategy: str
+        self,
+        prompts: Sequence[Prompt],
+        corpus: str,
+        *,
+        steps: int,
+        alpha: float | None,
+        strategy: str,
+        only: Filter | None,
+        seed: int,
     ) -> Selection:
         """As `selection.selector.Selector.select`."""
 
@@ -59,19 +69,21 @@ class Wish:
     """What a request asks of its adaptation.
 
     Attributes:
-        prompts: the texts to adapt to.
+        prompts: what to adapt to.
         budget: within the server's limits.
         cut: names of the limits that were cut.
         corpus: to choose from; None for the base model.
+        only: a filter on the documents' metadata.
         strategy: how to choose.
         seed: of the adapter.
         required: fail rather than answer with the base model.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     budget: Budget
     cut: tuple[str, ...]
     corpus: str | None
+    only: Filter | None = None
     strategy: str = "sift"
     seed: int = 0
     required: bool = False
@@ -140,10 +152,17 @@ class Adaptation:
             return None
 
         selection = await self._selector.select(
-            wish.prompts, wish.corpus, steps=wish.budget.steps, alpha=wish.budget.alpha, strategy=wish.strategy
+            wish.prompts,
+            wish.corpus,
+            steps=wish.budget.steps,
+            alpha=wish.budget.alpha,
+            strategy=wish.strategy,
+            only=wish.only,
+            seed=wish.seed,
         )
         if not selection.ids:
-            self._unadapted(f"corpus {wish.corpus!r} is empty", "corpus", selection)
+            found = "is empty" if wish.only is None else "has no document that passes the filter"
+            self._unadapted(f"corpus {wish.corpus!r} {found}", "corpus", selection)
             return None
 
         left = None if wish.budget.seconds is None else wish.budget.seconds - self._spent()
@@ -197,6 +216,7 @@ class Adaptation:
             seed=self._wish.seed,
             stop=stop,
             uncertainty=selection.uncertainty[: steps + 1] if selection else (),
+            irreducible=selection.irreducible if selection else None,
             losses=training.losses if training else (),
             sources=tuple(
                 {

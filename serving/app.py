@@ -14,7 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray import serve
@@ -24,14 +24,19 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from adapters.trainer import Training
+from selection.embedding import Prompt
+from selection.library import Library
 from selection.selector import Selection
 from serving.config import Config
 from serving.errors import StartError
-from serving.stages import SelectStage, TrainStage
+from serving.stages import CorporaStage, TrainStage
 
 if TYPE_CHECKING:
     from serving.engine import Engine
     from serving.gateway import Gateway
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 STAGE_QUEUE = 256  # requests that may wait before a stage
 
@@ -42,10 +47,17 @@ class RemoteStage:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def select(self, prompts: Sequence[str], corpus: str, **options: Any) -> Selection:
-        """As `SelectStage.select`."""
+    async def select(self, prompts: Sequence[Prompt], corpus: str, **options: Any) -> Selection:
+        """As `CorporaStage.select`."""
         selection: Selection = await _answer(self._handle.select.remote(prompts, corpus, **options))
         return selection
+
+    async def ask(
+        self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Result:
+        """As `CorporaStage.ask`."""
+        answer: Result = await _answer(self._handle.ask.remote(method, *args, **kwargs))
+        return answer
 
     async def train(self, sequences: Sequence[Sequence[int]], **options: Any) -> Training:
         """As `TrainStage.train`."""
@@ -107,7 +119,7 @@ def build(config: Config) -> serve.Application:
         return {"num_cpus": 0, "runtime_env": {"env_vars": environment}, **resources}
 
     on_gpu = config.trainer.device != "cpu" and _gpus() > 0
-    selector = serve.deployment(SelectStage, name="selector").options(
+    selector = serve.deployment(CorporaStage, name="selector").options(
         ray_actor_options=actor(), max_ongoing_requests=STAGE_QUEUE, graceful_shutdown_wait_loop_s=0.1
     )
     trainer = serve.deployment(TrainStage, name="trainer").options(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ import serving
 
 if TYPE_CHECKING:
     from selection.documents import Document
+    from selection.embedding import Embeddings
     from serving.config import Config
     from serving.demo import Result
 
@@ -88,6 +90,16 @@ def corpus_add(
     model: Model = None,
     embedder: EmbedderName = _EMBEDDER,
     max_length: Annotated[int, typer.Option("--max-length", min=8, help="Longest training sequence, in tokens.")] = 256,
+    overlap: Annotated[
+        int,
+        typer.Option("--overlap", min=0, help="Tokens a sequence shares with the one before, half its length at most."),
+    ] = 0,
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Leave out sequences whose very tokens the corpus holds already.")
+    ] = False,
+    spread: Annotated[
+        bool, typer.Option("--ray", help="Embed on the Ray cluster at RAY_ADDRESS, or on one made here of all cores.")
+    ] = False,
     home: Home = _HOME,
 ) -> None:
     """Add documents; a run that was broken off goes on where it was.
@@ -99,10 +111,11 @@ def corpus_add(
     from transformers import AutoTokenizer
 
     from selection.corpus import Corpus
-    from selection.documents import find_files, ingest, package_folder, tokenizer_digest
+    from selection.documents import Cut, find_files, ingest, package_folder, tokenizer_digest
     from selection.embedding import load_embedder
     from serving.config import bundled_model
 
+    cut = Cut(max_length, overlap, unique)
     roots = [path.resolve() for path in paths or []] + [package_folder(p) for p in package or []]
     files = [(root, file) for root in roots for file in find_files(root)]
     base = model or bundled_model()
@@ -125,7 +138,8 @@ def corpus_add(
                 yield from _read(root, file, skipped)
                 progress.advance(task)
 
-        added = ingest(corpus, documents(), vectors, tokenizer, max_length=max_length, on_progress=count)
+        with _embedding(embedder, base) if spread else nullcontext() as embed:
+            added = ingest(corpus, documents(), vectors, tokenizer, cut=cut, on_progress=count, embed=embed)
     for problem in skipped:
         err.print(f"[yellow]skipped:[/] {problem}", highlight=False, soft_wrap=True)
     rest = f"; {added.unchanged} were there already" if added.unchanged else ""
@@ -158,8 +172,8 @@ def corpus_show(name: str, home: Home = _HOME) -> None:
 
     corpus = Corpus.open(home / "corpora", name)
     table = Table("id", "document", "sequences", box=None, pad_edge=False)
-    for document, title, sequences in corpus.documents():
-        table.add_row(str(document), title, str(sequences))
+    for entry in corpus.documents():
+        table.add_row(str(entry.id), entry.name, str(entry.sequences))
     out.print(table)
     corpus.close()
 
@@ -167,16 +181,19 @@ def corpus_show(name: str, home: Home = _HOME) -> None:
 @corpus_app.command("remove")
 def corpus_remove(
     name: str,
-    document: Annotated[str | None, typer.Option("--document", help="Remove this document only.")] = None,
+    document: Annotated[
+        str | None, typer.Option("--document", help="Remove this document only, by name or id.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     home: Home = _HOME,
 ) -> None:
     """Remove a corpus, or one document of it."""
-    from selection.corpus import Corpus, CorpusError
+    from selection.corpus import Corpus
+    from selection.store import CorpusError
 
     corpus = Corpus.open(home / "corpora", name)
     if document is not None:
-        if not corpus.delete(document):
+        if not (corpus.delete(document) or (document.isdecimal() and corpus.delete(int(document)))):
             raise CorpusError(f"corpus {name!r} has no document {document!r}; `mayfly corpus show {name}` lists them")
         corpus.build_index()
         out.print(f"corpus {name}: removed {document}", highlight=False)
@@ -186,6 +203,24 @@ def corpus_remove(
             typer.confirm(f"Remove corpus {name} with {documents} documents, {sequences} sequences?", abort=True)
         corpus.remove()
         out.print(f"removed corpus {name}", highlight=False)
+
+
+@corpus_app.command("reembed")
+def corpus_reembed(name: str, model: Model = None, embedder: EmbedderName = _EMBEDDER, home: Home = _HOME) -> None:
+    """Embed a corpus anew, for another embedder; a run that was broken off goes on where it was."""
+    from selection.corpus import Corpus
+    from selection.embedding import load_embedder
+    from serving.config import bundled_model
+
+    corpus = Corpus.open(home / "corpora", name)
+    with err.status("loading the embedder"):
+        vectors = load_embedder(embedder, base_model=model or bundled_model())
+    total = corpus.counts()[1]
+    with _bar("sequences") as progress:
+        task = progress.add_task("embedding", total=total, sequences=total)
+        corpus.reembed(vectors, lambda done, _total: progress.advance(task, done))
+    out.print(f"corpus {name}: {total} sequences embedded by {vectors.name}", highlight=False)
+    corpus.close()
 
 
 @app.command()
@@ -324,9 +359,19 @@ def _check(config: Config) -> None:
         corpus.close()
 
 
+@contextmanager
+def _embedding(embedder: str, base_model: str) -> Iterator[Callable[[Iterable[list[str]]], Iterator[Embeddings]]]:
+    try:
+        from serving.spread import cluster
+    except ImportError as problem:
+        raise ValueError(f"--ray needs Ray Data: install mayfly[data] ({problem})") from problem
+    with cluster(embedder, base_model) as spread:
+        yield spread.embed
+
+
 def _read(root: Path, file: Path, skipped: list[str]) -> Iterator[Document]:
-    from selection.corpus import CorpusError
     from selection.documents import read_file
+    from selection.store import CorpusError
 
     name = file.name if root == file else f"{root.name}/{file.relative_to(root)}"
     try:
@@ -340,7 +385,7 @@ def _bar(unit: str) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit + ", {task.fields[sequences]} sequences"),
+        TextColumn(unit + ", {task.fields[sequences]} sequences in all"),
         TimeElapsedColumn(),
         console=err,
     )

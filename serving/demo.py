@@ -69,9 +69,10 @@ def prepare(home: Path, console: Console) -> Passage:
     """Build the demonstration's corpus, or find it built; cut the passage out of the file that is held out of it."""
     from transformers import AutoTokenizer
 
-    from selection.corpus import Corpus, CorpusError
+    from selection.corpus import Corpus
     from selection.documents import Document, find_files, ingest, package_folder, read_file, tokenizer_digest
     from selection.embedding import load_embedder
+    from selection.store import CorpusError
     from serving.config import bundled_model
 
     console.print("[dim]loading the embedder and the tokenizer ...[/]")

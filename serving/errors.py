@@ -1,7 +1,7 @@
 """The exception tree of the server, and the one table from exception to HTTP.
 
 Every exception is made from its message alone, so that it survives pickling on its way through Ray. `adapters`
-and `selection` raise `ValueError` and `CorpusError` for what a user can mend; the table places them too.
+and `selection` raise `ValueError`, `CorpusError` and `LibraryError` for what a user can mend; they have rows, too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from selection.corpus import CorpusError, CorpusNotFoundError
+from selection.store import CorpusError, CorpusNotFoundError
+from selection.uploads import LibraryError, MissingError
 
 
 class MayflyError(Exception):
@@ -63,6 +64,8 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (RequestError, HttpError(400, "invalid_request_error")),
     (CorpusNotFoundError, HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus")),
     (CorpusError, HttpError(400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus")),
+    (MissingError, HttpError(404, "invalid_request_error", "not_found")),
+    (LibraryError, HttpError(400, "invalid_request_error")),
     (AdaptationFailedError, HttpError(500, "server_error", "adaptation_failed")),
 )
 

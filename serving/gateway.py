@@ -4,7 +4,7 @@ In: routes by allow-list, the Compute-Budget header, the `adaptation` extension 
 (X-Request-Id, in and out) is Ray Serve's.
 Out: Compute-Spent and Server-Timing, the report as `adaptation` in the body (of a stream: in its first chunk),
 and every error of ours in OpenAI's shape. What happens between is `serving.adaptation`; the OpenAI protocol
-itself is vLLM's.
+itself is vLLM's. Vector stores are `serving.vector_stores`.
 """
 
 from __future__ import annotations
@@ -13,30 +13,35 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from serving import __version__ as mayfly_version
 from serving.adaptation import Adaptation, Selects, Trains
+from serving.body import Message, Receive, Send, read_body
 from serving.config import Config
 from serving.engine import REQUEST, Engine
 from serving.errors import MethodError, RouteError, is_the_clients, to_http
-from serving.request import Message, Receive, read_body, read_wish
+from serving.request import read_wish
+from serving.vector_stores import Asks, VectorStores
 
 log = logging.getLogger(__name__)
 
-Send = Callable[[Message], Awaitable[None]]
-
 _EVENT_END = b"\n\n"
 _ADAPTED = {"/v1/chat/completions", "/v1/completions"}
+_CORPORA = re.compile(r"/v1/(vector_stores|files)(/.*)?", re.DOTALL)
 _PLAIN = re.compile(r"/health|/metrics|/v1/models(/.+)?")
 
 
-class Gateway:
-    """vLLM's application with adaptation."""
+class HasCorpora(Selects, Asks, Protocol):
+    """Stage 1, and the library of the corpora that it selects from."""
 
-    def __init__(self, engine: Engine, selector: Selects, trainer: Trains, config: Config) -> None:
+
+class Gateway:
+    """vLLM's application with adaptation, and the vector stores beside it."""
+
+    def __init__(self, engine: Engine, selector: HasCorpora, trainer: Trains, config: Config) -> None:
         self._engine, self._selector, self._trainer, self._config = engine, selector, trainer, config
+        self._vector_stores = VectorStores(selector).app
         self._discarding: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -52,6 +57,8 @@ class Gateway:
             elif scope["path"] == "/version":
                 _allow(scope, "GET")
                 await answer.json(200, {"version": mayfly_version, "vllm": self._engine.version})
+            elif _CORPORA.fullmatch(scope["path"]):
+                await self._vector_stores(scope, receive, answer)
             elif _PLAIN.fullmatch(scope["path"]):
                 _allow(scope, "GET")
                 await self._engine.app(scope, receive, answer)

@@ -24,6 +24,7 @@ class AdaptationReport:
         seed: of the adapter.
         stop: what ended the adaptation: "steps", "alpha", "seconds", "diverged", "out of memory", "corpus", "none".
         uncertainty: sigma_0 .. sigma_n of the n steps taken.
+        irreducible: sigma_infinity, what no further step over the same candidates could explain.
         losses: nats a token of each step's sequence, before that step.
         sources: sequences used: document id and name, start (characters), and times.
         seconds: per stage: embed, search, select, train, load.
@@ -39,6 +40,7 @@ class AdaptationReport:
     seed: int
     stop: str
     uncertainty: tuple[float, ...]
+    irreducible: float | None
     losses: tuple[float, ...]
     sources: tuple[dict[str, Any], ...]
     seconds: dict[str, float]
@@ -54,6 +56,7 @@ class AdaptationReport:
             "spent": {"steps": len(self.losses), "seconds": round(self.spent_seconds, 4)},
             "stop": self.stop,
             "uncertainty": [round(sigma, 6) for sigma in self.uncertainty],
+            "irreducible": None if self.irreducible is None else round(self.irreducible, 6),
             "losses": [round(loss, 6) for loss in self.losses],
             "sources": list(self.sources),
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},

@@ -1,4 +1,4 @@
-"""The selector and the trainer as stages of a server: asynchronous, one call at a time, cancellable.
+"""The selector, the library and the trainer as stages of a server: asynchronous, one call at a time, cancellable.
 
 Plain classes that work without Ray; `serving.app` makes deployments of them. The work itself runs in a thread,
 so that the event loop stays free to hear of a cancelled request.
@@ -11,12 +11,18 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+from transformers import AutoTokenizer
 
 from adapters.trainer import Trainer, TrainerConfig, Training
+from selection.embedding import Prompt
+from selection.filters import Filter
+from selection.library import Library
 from selection.selector import Selection, Selector, SelectorConfig
 
+P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
@@ -28,14 +34,55 @@ class SelectStage:
         self._one_at_a_time = asyncio.Lock()
 
     async def select(
-        self, prompts: Sequence[str], corpus: str, *, steps: int, alpha: float | None = None, strategy: str = "sift"
+        self,
+        prompts: Sequence[Prompt],
+        corpus: str,
+        *,
+        steps: int,
+        alpha: float | None = None,
+        strategy: str = "sift",
+        only: Filter | None = None,
+        seed: int = 0,
     ) -> Selection:
         """As `Selector.select`."""
+        options = {"steps": steps, "alpha": alpha, "strategy": strategy, "only": only, "seed": seed}
         async with self._one_at_a_time:
-            work = asyncio.create_task(
-                asyncio.to_thread(self._selector.select, prompts, corpus, steps=steps, alpha=alpha, strategy=strategy)
+            return await _held(
+                asyncio.create_task(asyncio.to_thread(self._selector.select, prompts, corpus, **options))  # type: ignore[arg-type]
             )
-            return await _held(work)
+
+
+class LibraryStage:
+    """A library."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._one_at_a_time = asyncio.Lock()
+
+    async def ask(
+        self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Result:
+        """What a method of `Library` answers. The function itself is handed over: it survives pickling by its name."""
+        async with self._one_at_a_time:
+            return await _held(asyncio.create_task(asyncio.to_thread(method, self._library, *args, **kwargs)))
+
+
+class CorporaStage(SelectStage):
+    """A selector and a library over the same corpora: they share the embedder and the open indexes."""
+
+    def __init__(self, config: SelectorConfig) -> None:
+        super().__init__(config)
+        assert config.base_model is not None, "a library needs the tokenizer of the base model"
+        tokenizer = AutoTokenizer.from_pretrained(config.base_model)
+        files = config.root.parent / "files"
+        selector = self._selector
+        self._library = LibraryStage(Library(config.root, selector.embedder, tokenizer, files, selector.corpora))
+
+    async def ask(
+        self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Result:
+        """As `LibraryStage.ask`."""
+        return await self._library.ask(method, *args, **kwargs)
 
 
 class TrainStage:

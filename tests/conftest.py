@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from selection.embedding import Embedder, Embeddings, load_embedder
+from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
 from serving.config import bundled_model
 
 torch.set_num_threads(1)  # the models here are tiny; threads that spin on shared cores slow one another
@@ -33,8 +33,8 @@ class WordEmbedder:
             row /= np.linalg.norm(row)
         return rows
 
-    def tail(self, text: str) -> str:
-        return text
+    def segments(self, prompt: Prompt) -> list[str]:
+        return [prompt.text]
 
 
 @pytest.fixture(scope="session")

@@ -346,4 +346,4 @@ def test_a_new_trainer_is_the_base_model(trainer: Trainer) -> None:
         mine, plain = fresh.model(ids).logits, load(trainer.config.model)(ids).logits
 
     torch.testing.assert_close(mine, plain, rtol=0, atol=0)
-    assert (fresh.context, fresh.learning_rate) == (64, 2e-3)
+    assert (fresh.context, fresh.learning_rate) == (64, 3e-3)

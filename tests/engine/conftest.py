@@ -63,7 +63,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     os.environ |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     from serving.engine import Engine
     from serving.gateway import Gateway
-    from serving.stages import SelectStage, TrainStage
+    from serving.stages import CorporaStage, TrainStage
 
     trainer = TrainerConfig(nano)
     config = Config(
@@ -71,11 +71,11 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
             nano, "nano", trainer.rank, trainer.targets, max_model_len=1024, adapters=SLOTS, kv_cache_bytes=256 << 20
         ),
         trainer=trainer,
-        selector=SelectorConfig(corpora / "corpora"),
+        selector=SelectorConfig(corpora / "corpora", base_model=nano),
         corpus="web",
     )
     engine = await Engine.start(config.engine)
-    door = Gateway(engine, SelectStage(config.selector), TrainStage(config.trainer), config)
+    door = Gateway(engine, CorporaStage(config.selector), TrainStage(config.trainer), config)
     web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     serving = asyncio.create_task(web.serve())
     while not web.started:  # noqa: ASYNC110  uvicorn has no event for it

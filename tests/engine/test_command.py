@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import psutil
 import pytest
+
+from selection.store import Store
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
 README = Path(__file__).parents[2] / "README.md"
@@ -164,14 +167,53 @@ def test_documents_added_while_it_runs_are_used(running: Running, home: Path, tm
     assert reply.json()["adaptation"]["sources"][0]["name"] == "zebra.py"
 
 
-def test_the_readmes_python_runs_as_it_stands(running: Running) -> None:
+def test_the_readmes_python_runs_as_it_stands(running: Running, home: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        code = block.replace("http://127.0.0.1:8000", running.url).replace('"corpus": "nx"', '"corpus": "notes"')
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-        assert ran.returncode == 0, ran.stderr
+    assert len(blocks) == 3
+    code = "".join(blocks).replace("http://127.0.0.1:8000", running.url).replace('"nx"', '"notes"')
+    code = code.replace('Path.home() / ".mayfly"', f"Path({str(home)!r})")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "leave.md" in ran.stdout
+
+
+def test_the_readmes_corpus_commands_run_as_they_stand(tmp_path: Path) -> None:
+    blocks = re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL)
+    commands = [
+        line.split(maxsplit=1)[1].split("  #")[0].split()
+        for block in blocks
+        for line in block.splitlines()
+        if line.startswith(".venv/bin/mayfly corpus") and "--package networkx" not in line  # minutes of embedding
+    ]
+    assert len(commands) >= 5
+    for command in commands:
+        ran = _mayfly(tmp_path, *command, cwd=README.parent)
+        assert ran.returncode == 0, (command, ran.stderr)
         assert ran.stdout
+
+
+def test_an_embedder_may_be_exchanged(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.md").write_text("# One\n\nA text about one thing.\n")
+    assert _mayfly(home, "corpus", "add", "moved", str(tmp_path)).returncode == 0
+    done = _mayfly(home, "corpus", "reembed", "moved", "--embedder", "base-model")
+    refused = _mayfly(home, "corpus", "add", "moved", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"moved\s+1\s+1\s+base-model", _mayfly(home, "corpus", "list").stdout)
+    assert refused.returncode == 1
+    assert "mayfly corpus reembed moved" in refused.stderr
+
+
+def test_a_corpus_embedded_on_ray_is_the_same(home: Path) -> None:
+    sources = str(README.parent / "adapters")
+    here = _mayfly(home, "corpus", "add", "here", sources)
+    spread = _mayfly(home, "corpus", "add", "spread", sources, "--ray")
+    assert spread.returncode == 0, spread.stderr
+    assert spread.stdout == here.stdout.replace("corpus here", "corpus spread")
+    assert "core_worker" not in spread.stderr
+    ids, vectors = Store(home / "corpora" / "here").embeddings()
+    ids_on_ray, vectors_on_ray = Store(home / "corpora" / "spread").embeddings()
+    assert ids.tolist() == ids_on_ray.tolist()
+    np.testing.assert_allclose(vectors_on_ray, vectors, atol=1e-5)
 
 
 def test_list_show_and_remove(home: Path, tmp_path: Path) -> None:
@@ -224,8 +266,8 @@ def test_version_and_help() -> None:
     assert all(command in help_.stdout for command in ("corpus", "serve", "demo"))
 
 
-def _mayfly(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _mayfly(home: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MAYFLY_HOME": str(home), "COLUMNS": "200"}
     return subprocess.run(
-        [*MAYFLY, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [*MAYFLY, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=cwd
     )

@@ -1,12 +1,11 @@
-"""The corpus: what it keeps, whom it refuses, and that nothing acknowledged is lost to kill -9."""
+"""The corpus: what it keeps, whom it refuses, and that every reader's answer is that of brute force at once."""
 
 from __future__ import annotations
 
+import functools
 import os
-import signal
-import sqlite3
-import subprocess
-import sys
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,28 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from selection.corpus import Corpus, CorpusError, CorpusNotFoundError, Piece, list_corpora
+from selection.corpus import Corpus, list_corpora
 from selection.embedding import Embedder
+from selection.index import Index
+from selection.store import CorpusError, CorpusNotFoundError, Piece
+from tests.conftest import WordEmbedder
+from tests.selection.truth import Held, add, assert_answers_like, texts_near
 
 _TOKENIZER = "0123456789abcdef"
-_REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def add(corpus: Corpus, embedder: Embedder, name: str, *texts: str) -> int:
-    """Add a document of one sequence a text; its tokens are its characters' code points."""
-    pieces = [Piece(10 * i, text, tuple(ord(c) for c in text)) for i, text in enumerate(texts)]
-    return corpus.add(name, f"digest of {texts}", pieces, embedder.embed(texts))
-
-
-def texts_near(corpus: Corpus, embedder: Embedder, prompt: str, k: int = 1000) -> list[str]:
-    found, _ = corpus.nearest(embedder.embed([prompt]), k)
-    read = corpus.read(found.tolist())
-    return [read[i][0].text for i in found.tolist()]
 
 
 @contextmanager
-def opened(root: Path, name: str) -> Iterator[Corpus]:
+def opened(root: Path, name: str = "notes") -> Iterator[Corpus]:
     corpus = Corpus.open(root, name)
     try:
         yield corpus
@@ -51,24 +44,44 @@ def corpus(corpora: Path, words: Embedder) -> Iterator[Corpus]:
     made.close()
 
 
+@pytest.fixture(params=["flat", "lists"])
+def early_index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An index is built anew after more than four changes, and, if it is to have lists, has them from four on."""
+    kind = str(request.param)
+    use_early_index(monkeypatch, kind)
+    return kind
+
+
+def use_early_index(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("selection.corpus._MANY_CHANGES", 4)
+    if kind == "lists":
+        monkeypatch.setattr(Index, "build", functools.partial(Index.build, flat_limit=3))
+
+
+def index_folders(corpora: Path) -> list[str]:
+    return sorted(path.name for path in (corpora / "notes").glob("index-*"))
+
+
 def test_what_was_added_is_found_with_its_provenance(corpus: Corpus, words: Embedder) -> None:
-    cats = add(corpus, words, "cats.txt", "cats purr", "cats sleep all day")
+    cats = add(corpus, words, "cats.txt", "cats purr", "cats sleep all day", group=7)
     add(corpus, words, "ships.txt", "ships sail")
 
     found, embeddings_KD = corpus.nearest(words.embed(["cats sleep all day"]), 2)
     source, tokens = corpus.read([int(found[0])])[int(found[0])]
 
     assert (source.document, source.name, source.start, source.text) == (cats, "cats.txt", 10, "cats sleep all day")
+    assert source.metadata == {"group": 7}
     assert tokens == tuple(ord(c) for c in "cats sleep all day")
     np.testing.assert_array_equal(embeddings_KD[:1], words.embed(["cats sleep all day"]))
     assert corpus.counts() == (2, 3)
-    assert [(name, count) for _, name, count in corpus.documents()] == [("cats.txt", 2), ("ships.txt", 1)]
+    assert [(entry.name, entry.sequences) for entry in corpus.documents()] == [("cats.txt", 2), ("ships.txt", 1)]
 
 
 def test_an_empty_corpus_has_nothing_near(corpus: Corpus, words: Embedder) -> None:
-    found, embeddings_KD = corpus.nearest(words.embed(["anything"]), 10)
+    for k in (10, None):
+        found, embeddings_KD = corpus.nearest(words.embed(["anything"]), k)
 
-    assert (found.shape, embeddings_KD.shape) == ((0,), (0, words.dimension))
+        assert (found.shape, embeddings_KD.shape) == ((0,), (0, words.dimension))
     assert (corpus.counts(), corpus.documents()) == ((0, 0), [])
 
 
@@ -134,7 +147,7 @@ def test_reopened_it_holds_the_same(corpora: Path, corpus: Corpus, words: Embedd
     documents, near = corpus.documents(), texts_near(corpus, words, "two")
     corpus.close()
 
-    with opened(corpora, "notes") as again:
+    with opened(corpora) as again:
         again.check(words, _TOKENIZER)
         assert again.documents() == documents
         assert texts_near(again, words, "two") == near
@@ -155,13 +168,19 @@ def test_another_embedder_is_refused(corpora: Path, corpus: Corpus, words: Embed
         lambda: corpus.check(other_words),
         lambda: Corpus.create(corpora, "notes", other_words, _TOKENIZER),
     ):
-        with pytest.raises(CorpusError, match=r"'notes' was made with revision '1', not '2': serve it with"):
+        with pytest.raises(
+            CorpusError, match=r"'notes' was made with revision '1', not '2': use that .* `mayfly corpus reembed notes`"
+        ):
             attempt()
     corpus.check(words)
 
 
 def test_another_tokenizer_is_refused(corpora: Path, corpus: Corpus, words: Embedder) -> None:
-    for attempt in (lambda: corpus.check(words, "other"), lambda: Corpus.create(corpora, "notes", words, "other")):
+    for attempt in (
+        lambda: corpus.check(words, "other"),
+        lambda: corpus.check_tokenizer("other"),
+        lambda: Corpus.create(corpora, "notes", words, "other"),
+    ):
         with pytest.raises(CorpusError, match="'notes' holds the tokens of another model's tokenizer: serve that"):
             attempt()
     corpus.check(words, _TOKENIZER)
@@ -195,34 +214,28 @@ def test_a_corpus_that_is_not_there_is_named_beside_those_that_are(corpora: Path
         Corpus.open(corpora, "x")
 
 
-@pytest.mark.parametrize(
-    "harm", ["empty", "garbage", "another database", "no meta rows", "no generation", "no tokenizer"]
-)
-def test_a_damaged_or_unfinished_corpus_is_refused(corpora: Path, corpus: Corpus, harm: str) -> None:
-    # Arrange: what a broken disk, or a process killed while it made the corpus, may leave.
+@pytest.mark.parametrize("content", [b"", b"garbage" * 1000], ids=["never finished", "garbage"])
+def test_a_damaged_or_unfinished_corpus_is_refused(corpora: Path, corpus: Corpus, content: bytes) -> None:
+    # What a database can be damaged by is in test_store.
     corpus.close()
-    file = corpora / "notes" / "corpus.db"
-    if harm in ("empty", "another database"):
-        file.unlink()
-        file.touch()
-    if harm == "garbage":
-        file.write_bytes(b"garbage" * 1000)
-    elif harm != "empty":
-        statement = {
-            "another database": "CREATE TABLE mine (x)",
-            "no meta rows": "DELETE FROM meta",
-            "no generation": "DELETE FROM meta WHERE key = 'generation'",
-            "no tokenizer": "DELETE FROM meta WHERE key = 'tokenizer'",
-        }[harm]
-        with sqlite3.connect(file) as database:
-            database.execute(statement)
-        database.close()
+    (corpora / "notes" / "corpus.db").write_bytes(content)
 
     with pytest.raises(CorpusError, match="corpus 'notes' is damaged") as refusal:
         Corpus.open(corpora, "notes")
 
     assert not isinstance(refusal.value, CorpusNotFoundError)
     assert f"delete {corpora / 'notes'}" in str(refusal.value)
+
+
+def test_a_corpus_whose_making_was_broken_off_can_be_made(corpora: Path, words: Embedder) -> None:
+    (corpora / "notes").mkdir()
+    (corpora / "notes" / "corpus.db").touch()
+
+    corpus = Corpus.create(corpora, "notes", words, _TOKENIZER)
+
+    add(corpus, words, "a", "one")
+    assert texts_near(corpus, words, "one") == ["one"]
+    corpus.close()
 
 
 def test_removed_it_is_gone(corpora: Path, corpus: Corpus) -> None:
@@ -232,90 +245,186 @@ def test_removed_it_is_gone(corpora: Path, corpus: Corpus) -> None:
     assert not (corpora / "notes").exists()
 
 
-@pytest.mark.parametrize("harm", ["deleted", "damaged", "stale"])
-def test_the_index_is_made_again_when_it_cannot_be_used(
-    corpora: Path, corpus: Corpus, words: Embedder, harm: str
+def test_who_has_it_open_when_it_is_removed_and_made_again_is_told(
+    corpora: Path, corpus: Corpus, words: Embedder
 ) -> None:
-    # Arrange: a corpus whose index on disk is deleted, damaged, or older than its documents.
-    add(corpus, words, "a", "one", "two")
-    corpus.build_index()
-    index = corpora / "notes" / "index.faiss"
-    if harm == "deleted":
-        index.unlink()
-    elif harm == "damaged":
-        content = bytearray(index.read_bytes())
-        content[-1] ^= 1
-        index.write_bytes(content)
-    else:
-        add(corpus, words, "b", "three")
-    broken = index.read_bytes() if index.exists() else b""
-    expected = {"one", "two", "three"} if harm == "stale" else {"one", "two"}
+    # Arrange: one process still holds the corpus that another has removed and made again.
+    add(corpus, words, "a", "one")
+    texts_near(corpus, words, "one")
+    with opened(corpora) as other:
+        other.remove()
+    made_again = Corpus.create(corpora, "notes", words, _TOKENIZER)
+    add(made_again, words, "b", "two")
 
-    # Act: another process would open it like this.
-    with opened(corpora, "notes") as again:
-        near = texts_near(again, words, "two")
+    for use in (
+        lambda: add(corpus, words, "c", "three"),
+        lambda: corpus.delete("a"),
+        lambda: texts_near(corpus, words, "one"),
+    ):
+        with pytest.raises(CorpusNotFoundError, match="'notes' was removed meanwhile"):
+            use()
+    corpus.close()
+    made_again.close()
 
-    assert near[0] == "two"
-    assert set(near) == expected
-    assert index.read_bytes() != broken
+    with opened(corpora) as later:
+        assert texts_near(later, words, "two") == ["two"]
 
 
-def test_an_index_with_a_senseless_manifest_is_made_again(corpora: Path, corpus: Corpus, words: Embedder) -> None:
-    add(corpus, words, "a", "one", "two")
+def test_a_filter_chooses_among_documents_by_their_metadata(corpus: Corpus, words: Embedder) -> None:
+    add(corpus, words, "a", "one", "two", group=1)
+    add(corpus, words, "b", "one", "three", group=2)
+    add(corpus, words, "c", "one", group=3)
+
+    found, _ = corpus.nearest(words.embed(["one"]), 10, {"type": "in", "key": "group", "value": [2, 3]})
+
+    read = corpus.read(found.tolist())
+    assert [read[i][0].text for i in found.tolist()] == ["one", "one", "three"]
+    assert {source.name for source, _ in read.values()} == {"b", "c"}
+    with pytest.raises(ValueError, match="a filter"):
+        corpus.nearest(words.embed(["one"]), 10, {"type": "eq"})
+    assert len(texts_near(corpus, words, "one")) == 5
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "no folder", "damaged", "senseless", "another corpus's"])
+def test_the_index_is_made_again_when_it_cannot_be_used(
+    corpora: Path, corpus: Corpus, words: Embedder, harm: str, early_index: str
+) -> None:
+    # Arrange: a corpus whose index on disk is gone, damaged, or not its own.
+    texts = ("one", "two", "three", "four", "five")
+    add(corpus, words, "a", *texts)
     corpus.build_index()
     manifest = corpora / "notes" / "index.json"
-    sound = manifest.read_bytes()
-    manifest.write_text("[]")
+    (index,) = (corpora / "notes" / name for name in index_folders(corpora))
+    if harm == "no manifest":
+        manifest.unlink()
+    elif harm == "no folder":
+        shutil.rmtree(index)
+    elif harm == "damaged":
+        content = bytearray((index / "vectors").read_bytes())
+        content[-1] ^= 1
+        (index / "vectors").write_bytes(content)
+    elif harm == "senseless":
+        manifest.write_text("[]")
+    else:
+        other = Corpus.create(corpora, "other", words, _TOKENIZER)
+        add(other, words, "a", "six", "seven", "eight", "nine", "ten")
+        other.build_index()
+        shutil.copytree(corpora / "other", corpora / "notes", dirs_exist_ok=True, ignore=_not_the_database)
+        other.close()
 
-    with opened(corpora, "notes") as again:
-        near = texts_near(again, words, "two")
+    # Act: another process would open it like this.
+    with opened(corpora) as again:
+        assert_answers_like(again, words, {"a": Held(texts)}, "two")
 
-    assert near == ["two", "one"]
-    assert manifest.read_bytes() == sound
+    (made,) = index_folders(corpora)
+    assert made != index.name
+    with opened(corpora) as later:  # and the next uses what was made
+        assert_answers_like(later, words, {"a": Held(texts)}, "two", k=2)
+    assert index_folders(corpora) == [made]
 
 
-def test_two_readers_in_one_process_make_the_index_at_once(
+def _not_the_database(_folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith("corpus.db")]
+
+
+def test_an_index_from_after_a_backup_is_not_used_with_it(
+    corpora: Path, corpus: Corpus, words: Embedder, early_index: str
+) -> None:
+    # Arrange: the database is put back, the later index stays.
+    texts = ("one", "two", "three", "four", "five")
+    add(corpus, words, "a", *texts)
+    corpus.close()
+    backup = (corpora / "notes" / "corpus.db").read_bytes()
+    with opened(corpora) as later:
+        add(later, words, "b", "six", "seven", "eight", "nine", "ten")
+        later.delete("a")
+        later.build_index()
+    (corpora / "notes" / "corpus.db").write_bytes(backup)
+
+    with opened(corpora) as restored:
+        assert_answers_like(restored, words, {"a": Held(texts)}, "two")
+
+
+def test_two_readers_make_the_index_once(
     corpora: Path, corpus: Corpus, words: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Arrange: another reader makes the index while this one has written a file and not yet put it in its place.
+    # Arrange: another reader comes while this one has written a file of the index and not yet put it in its place.
     add(corpus, words, "a", "one", "two")
     plain_fsync = os.fsync
-    meanwhile: list[list[str]] = []
+    seen: list[list[str]] = []
+    waited: list[bool] = []
+
+    def read() -> None:
+        with opened(corpora) as other:
+            seen.append(texts_near(other, words, "two"))
+
+    reader = threading.Thread(target=read)
 
     def slow_fsync(descriptor: int) -> None:
         plain_fsync(descriptor)
         monkeypatch.setattr(os, "fsync", plain_fsync)
-        with opened(corpora, "notes") as other:
-            meanwhile.append(texts_near(other, words, "two"))
+        reader.start()
+        reader.join(0.3)
+        waited.append(reader.is_alive())
 
     monkeypatch.setattr(os, "fsync", slow_fsync)
 
     near = texts_near(corpus, words, "two")
+    made = index_folders(corpora)
+    reader.join()
 
-    assert [near] == meanwhile == [["two", "one"]]
-    with opened(corpora, "notes") as later:
-        assert texts_near(later, words, "two") == ["two", "one"]
-    assert sorted(file.name for file in (corpora / "notes").glob("index.*")) == [
-        "index.faiss",
-        "index.ids",
-        "index.json",
-    ]
+    assert [near] == seen == [["two", "one"]]
+    assert waited == [True]
+    assert index_folders(corpora) == made
 
 
 def test_a_second_reader_uses_the_index_on_disk(corpora: Path, corpus: Corpus, words: Embedder) -> None:
     add(corpus, words, "a", "one")
     corpus.build_index()
-    made = (corpora / "notes" / "index.faiss").stat().st_mtime_ns
+    made = index_folders(corpora)
 
-    with opened(corpora, "notes") as again:
+    with opened(corpora) as again:
         assert texts_near(again, words, "one") == ["one"]
 
-    assert (corpora / "notes" / "index.faiss").stat().st_mtime_ns == made
+    assert index_folders(corpora) == made
+
+
+def test_an_index_is_built_anew_when_much_has_changed_and_readers_take_it_over(
+    corpora: Path, corpus: Corpus, words: Embedder, early_index: str
+) -> None:
+    # Arrange: a reader with the index of the first four sequences.
+    model = {"a": Held(("one", "two", "three", "four"))}
+    add(corpus, words, "a", *model["a"].texts)
+    corpus.build_index()
+    first = index_folders(corpora)
+    with opened(corpora) as reader:
+        assert_answers_like(reader, words, model, "one")
+
+        # Act: few changes are searched beside the index; with more it is built anew, and its folder replaced.
+        model["b"] = Held(("five", "six"))
+        add(corpus, words, "b", *model["b"].texts)
+        corpus.build_index()
+        assert index_folders(corpora) == first
+        assert_answers_like(reader, words, model, "six")
+
+        model["c"] = Held(("seven", "eight", "nine"))
+        del model["a"]
+        add(corpus, words, "c", *model["c"].texts)
+        corpus.delete("a")
+        corpus.build_index()
+        second = index_folders(corpora)
+
+        assert len(second) == 1
+        assert second != first
+        assert_answers_like(reader, words, model, "nine")
+        add(corpus, words, "d", "ten")
+        assert_answers_like(reader, words, {**model, "d": Held(("ten",))}, "ten", k=1)
+    assert index_folders(corpora) == second
 
 
 def test_a_reader_sees_what_another_added(corpora: Path, corpus: Corpus, words: Embedder) -> None:
     add(corpus, words, "a", "one")
-    with opened(corpora, "notes") as reader:
+    with opened(corpora) as reader:
         assert texts_near(reader, words, "two") == ["one"]
 
         add(corpus, words, "b", "two")
@@ -323,15 +432,20 @@ def test_a_reader_sees_what_another_added(corpora: Path, corpus: Corpus, words: 
         assert texts_near(reader, words, "two") == ["two", "one"]
 
 
-def test_a_reader_never_sees_half_a_document(corpora: Path, corpus: Corpus, words: Embedder) -> None:
+@pytest.mark.parametrize("only", [None, {"type": "eq", "key": "group", "value": 0}], ids=["all", "filtered"])
+def test_a_reader_never_sees_half_a_document(
+    corpora: Path, corpus: Corpus, words: Embedder, only: dict[str, object] | None, early_index: str
+) -> None:
     # Arrange: a writer that replaces one document of three sequences again and again, each time with other words.
     versions = [tuple(f"version{v} part{p}" for p in range(3)) for v in range(60)]
     add(corpus, words, "a", *versions[0])
 
     def write() -> None:
-        with opened(corpora, "notes") as writer:
-            for version in versions[1:]:
+        with opened(corpora) as writer:
+            for number, version in enumerate(versions[1:]):
                 add(writer, words, "a", *version)
+                if number % 7 == 0:
+                    writer.build_index()
 
     writing = threading.Thread(target=write)
 
@@ -340,7 +454,7 @@ def test_a_reader_never_sees_half_a_document(corpora: Path, corpus: Corpus, word
     writing.start()
     while writing.is_alive():
         assert corpus.counts() == (1, 3)
-        found, embeddings_KD = corpus.nearest(words.embed(["version"]), 10)
+        found, embeddings_KD = corpus.nearest(words.embed(["version"]), 10, only)
         read = corpus.read(found.tolist())
         assert len(found) == 3
         assert len(read) in (0, 3)  # replaced between search and reading: then all of it
@@ -354,58 +468,99 @@ def test_a_reader_never_sees_half_a_document(corpora: Path, corpus: Corpus, word
     assert tuple(sorted(texts_near(corpus, words, "version"))) == versions[-1]
 
 
-_ADD_FOREVER = """
-import sys
-from pathlib import Path
-import numpy as np
-from selection.corpus import Corpus, Piece
-
-corpus = Corpus.open(Path(sys.argv[1]), "notes")
-for i in range(1_000_000):
-    name = f"document {i % 50}"  # from the 51st on, documents are replaced
-    pieces = [Piece(p, f"{i} {p}", (i, p)) for p in range(3)]
-    vectors = np.eye(16, dtype=np.float32)[[(i + p) % 16 for p in range(3)]]
-    corpus.add(name, f"digest {i}", pieces, vectors)
-    print(i, flush=True)
-"""
+_VOCABULARY = ("cat", "dog", "purrs", "barks", "the", "a")
+_texts = st.lists(st.lists(st.sampled_from(_VOCABULARY), min_size=1, max_size=2).map(" ".join), max_size=4)
+_names = st.sampled_from([f"document {i}" for i in range(5)])
+_groups = st.integers(0, 2)
 
 
-@pytest.mark.parametrize("after", [20, 90])
-def test_nothing_acknowledged_is_lost_when_the_process_is_killed(
-    corpora: Path, corpus: Corpus, words: Embedder, after: int
-) -> None:
-    # Arrange: a process that adds without end and prints each document once `add` has returned.
-    corpus.close()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _ADD_FOREVER, str(corpora)], stdout=subprocess.PIPE, text=True, cwd=_REPOSITORY
+class TwoProcesses(RuleBasedStateMachine):
+    """A writer and a reader of one folder, beside a dict of what must be in it.
+
+    Few words and dimensions make many sequences alike, or opposite.
+    """
+
+    kind = "flat"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        use_early_index(self.patch, self.kind)
+        self.root = Path(tempfile.mkdtemp())
+        self.embedder: Embedder = WordEmbedder(dimension=3)
+        self.model: dict[str, Held] = {}
+        self.ids: dict[str, int] = {}
+
+    @initialize()
+    def make(self) -> None:
+        self.writer = Corpus.create(self.root, "notes", self.embedder, _TOKENIZER)
+        self.reader = Corpus.open(self.root, "notes")
+
+    @rule(name=_names, texts=_texts, group=_groups)
+    def add_or_replace(self, name: str, texts: list[str], group: int) -> None:
+        self.ids[name] = add(self.writer, self.embedder, name, *texts, group=group)
+        self.model[name] = Held(tuple(texts), group)
+
+    @rule(name=_names, by_id=st.booleans())
+    def delete(self, name: str, by_id: bool) -> None:
+        document = self.ids.get(name, 999) if by_id else name
+
+        assert self.writer.delete(document) is (name in self.model)
+
+        self.model.pop(name, None)
+
+    @rule(of_reader=st.booleans())
+    def build_index(self, of_reader: bool) -> None:
+        (self.reader if of_reader else self.writer).build_index()
+
+    @rule()
+    def reopen(self) -> None:
+        self.writer.close()
+        self.writer = Corpus.open(self.root, "notes")
+        self.writer.check(self.embedder, _TOKENIZER)
+
+    @rule()
+    def exchange(self) -> None:
+        self.writer, self.reader = self.reader, self.writer
+        self.writer.check(self.embedder, _TOKENIZER)
+
+    @rule()
+    def embed_anew(self) -> None:
+        self.embedder = WordEmbedder(dimension=7 - self.embedder.dimension)
+        self.writer.reembed(self.embedder)
+
+    @rule(
+        word=st.sampled_from([*_VOCABULARY, "unheard of"]),
+        k=st.sampled_from([1, 3, None]),
+        group=st.one_of(st.none(), _groups),
     )
-    assert process.stdout is not None
-    acknowledged = [int(process.stdout.readline()) for _ in range(after)]
+    def search(self, word: str, k: int | None, group: int | None) -> None:
+        for corpus in (self.writer, self.reader):
+            assert_answers_like(corpus, self.embedder, self.model, word, k, group)
 
-    # Act: kill -9 in the middle, then read what it still managed to say.
-    os.kill(process.pid, signal.SIGKILL)
-    acknowledged += [int(line) for line in process.stdout.read().splitlines()]
-    process.stdout.close()
-    assert process.wait() == -signal.SIGKILL
+    @invariant()
+    def both_hold_the_same(self) -> None:
+        if hasattr(self, "reader"):
+            expected = [(name, len(held.texts), held.metadata) for name, held in sorted(self.model.items())]
+            for corpus in (self.writer, self.reader):
+                assert [(e.name, e.sequences, e.metadata) for e in corpus.documents()] == expected
+                assert corpus.counts() == (len(expected), sum(count for _, count, _ in expected))
 
-    # Assert: the last acknowledged version of each document is there, whole; at most one beyond it.
-    last = acknowledged[-1]
-    assert acknowledged == list(range(last + 1))
-    expected = {f"document {i % 50}": i for i in acknowledged}
-    beyond = {**expected, f"document {(last + 1) % 50}": last + 1}
-    with opened(corpora, "notes") as again:
-        found, _ = again.nearest(np.eye(16, dtype=np.float32), 1000)
-        held: dict[str, list[tuple[int, ...]]] = {}
-        for source, ids in again.read(found.tolist()).values():
-            held.setdefault(source.name, []).append(ids)
-        versions = {name: max(tokens)[0] for name, tokens in held.items()}
-        assert versions in (expected, beyond)
-        for name, tokens in held.items():
-            assert set(tokens) == {(versions[name], p) for p in range(3)}
-            assert again.has(name, f"digest {versions[name]}")
-        assert again.counts() == (len(versions), 3 * len(versions))
-        add(again, words, "after", "and it can be added to")
-        assert texts_near(again, words, "and it can be added to")[0] == "and it can be added to"
-    with sqlite3.connect(corpora / "notes" / "corpus.db") as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    database.close()
+    def teardown(self) -> None:
+        self.patch.undo()
+        self.writer.close()
+        self.reader.close()
+        shutil.rmtree(self.root)
+
+
+class TwoProcessesWithLists(TwoProcesses):
+    """The same with inverted lists from four sequences on."""
+
+    kind = "lists"
+
+
+_bounded = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TwoProcesses.TestCase.settings = _bounded
+TwoProcessesWithLists.TestCase.settings = _bounded
+TestTwoProcesses = TwoProcesses.TestCase
+TestTwoProcessesWithLists = TwoProcessesWithLists.TestCase

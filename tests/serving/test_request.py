@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapters.trainer import TrainerConfig
+from selection.embedding import Prompt
 from selection.selector import SelectorConfig
 from serving.adaptation import Wish
 from serving.budget import Budget
@@ -35,17 +36,25 @@ def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
 
     asked = wish(body, tokenizer, header=None)
 
-    assert asked == Wish(("Once upon a time",), Budget(40, 60.0, 0.1), ("steps",), "house", "sift", 0, False)
+    assert asked == Wish((Prompt("Once upon a time"),), Budget(40, 60.0, 0.1), ("steps",), "house")
     assert body == {"prompt": "Once upon a time"}
 
 
 def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None:
-    extension = {"corpus": "mine", "seed": 7, "required": True, "strategy": "nn", "prompt": "this instead"}
+    only = {"type": "eq", "key": "language", "value": "de"}
+    extension = {
+        "corpus": "mine",
+        "filters": only,
+        "seed": 7,
+        "required": True,
+        "strategy": "nn",
+        "prompt": "this instead",
+    }
     body = {"prompt": "not this", "max_tokens": 5, "adaptation": extension}
 
     asked = wish(body, tokenizer)
 
-    assert asked == Wish(("this instead",), Budget(5, 60.0), (), "mine", "nn", 7, True)
+    assert asked == Wish((Prompt("this instead"),), Budget(5, 60.0), (), "mine", only, "nn", 7, True)
     assert body == {"prompt": "not this", "max_tokens": 5}
 
 
@@ -68,7 +77,7 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ([], "is an object"),
         (5, "is an object"),
         (False, "is an object"),
-        ({"corpora": "x"}, "has no corpora; it takes corpus, prompt"),
+        ({"corpora": "x"}, "has no corpora; it takes corpus, filters, prompt"),
         ({"seed": 1, "Seed": 1, "alpha": 2}, "has no Seed, alpha"),
         ({"corpus": 5}, "corpus` is the name"),
         ({"corpus": ["a"]}, "corpus` is the name"),
@@ -86,6 +95,9 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ({"required": 1}, "required` is true or false"),
         ({"required": "yes"}, "required` is true or false"),
         ({"required": None}, "required` is true or false"),
+        ({"filters": "language"}, "a filter is an object"),
+        ({"filters": {}}, "has `type`, `key`"),
+        ({"filters": {"type": "like", "key": "a", "value": "b"}}, "no filter of type 'like'"),
         ({"prompt": 5}, "prompt` is the text"),
         ({"prompt": ["a"]}, "prompt` is the text"),
     ],
@@ -125,7 +137,7 @@ def test_a_bad_budget_is_refused_first(tokenizer: Any) -> None:
         wish({"prompt": "x", "adaptation": "neither is this"}, tokenizer, "steps=-1")
 
 
-def test_the_turns_of_a_chat_are_one_prompt(tokenizer: Any) -> None:
+def test_the_last_user_turn_of_a_chat_is_the_prompt_and_those_before_its_context(tokenizer: Any) -> None:
     messages: list[Any] = [
         {"role": "system", "content": "Be brief."},
         {
@@ -136,14 +148,33 @@ def test_the_turns_of_a_chat_are_one_prompt(tokenizer: Any) -> None:
         {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "text", "text": "now?"}]},
     ]
 
-    assert wish({"messages": messages}, tokenizer).prompts == ("Be brief.\nLook:\n\nand\nnow?",)
+    assert wish({"messages": messages}, tokenizer).prompts == (Prompt("and\nnow?", "Be brief.\nLook:"),)
+
+
+def test_what_follows_the_last_user_turn_is_a_prompt_of_its_own(tokenizer: Any) -> None:
+    messages = [
+        {"role": "user", "content": "What does the file say?"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "tool", "content": "It says: hello."},
+    ]
+
+    assert wish({"messages": messages}, tokenizer).prompts == (
+        Prompt("What does the file say?"),
+        Prompt("It says: hello."),
+    )
+
+
+def test_a_chat_without_a_user_is_adapted_to_its_last_turn(tokenizer: Any) -> None:
+    messages = [{"role": "system", "content": "You tell stories."}, {"role": "assistant", "content": "Once"}]
+
+    assert wish({"messages": messages}, tokenizer).prompts == (Prompt("Once", "You tell stories."),)
 
 
 @pytest.mark.parametrize(
     "messages", [None, [], "text", 5, {}, [None], [5], ["text"], [{}], [{"content": {"text": "x"}}], [{"content": [5]}]]
 )
 def test_messages_that_vllm_will_refuse_are_left_to_it(tokenizer: Any, messages: Any) -> None:
-    assert wish({"messages": messages}, tokenizer).prompts == ("",)
+    assert wish({"messages": messages}, tokenizer).prompts == (Prompt(""),)
 
 
 @pytest.mark.parametrize(
@@ -165,18 +196,18 @@ def test_messages_that_vllm_will_refuse_are_left_to_it(tokenizer: Any, messages:
     ],
 )
 def test_the_prompts_of_a_completion(tokenizer: Any, prompt: Any, prompts: tuple[str, ...]) -> None:
-    assert wish({"prompt": prompt}, tokenizer).prompts == prompts
+    assert wish({"prompt": prompt}, tokenizer).prompts == tuple(map(Prompt, prompts))
 
 
 def test_prompts_of_token_ids_are_read(tokenizer: Any) -> None:
     one, two = ("def add(a, b):\n    return a + b", "Once upon a time")
     ids_of_one, ids_of_two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, two))
 
-    assert wish({"prompt": ids_of_one}, tokenizer).prompts == (one,)
-    assert wish({"prompt": [ids_of_one]}, tokenizer).prompts == (one,)
-    assert wish({"prompt": [ids_of_one, ids_of_two]}, tokenizer).prompts == (one, two)
-    assert wish({"prompt": [ids_of_one, two]}, tokenizer).prompts == (one, two)
+    assert wish({"prompt": ids_of_one}, tokenizer).prompts == (Prompt(one),)
+    assert wish({"prompt": [ids_of_one]}, tokenizer).prompts == (Prompt(one),)
+    assert wish({"prompt": [ids_of_one, ids_of_two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
+    assert wish({"prompt": [ids_of_one, two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
 
 
 def test_a_request_without_a_prompt_is_left_to_vllm(tokenizer: Any) -> None:
-    assert wish({}, tokenizer).prompts == ("",)
+    assert wish({}, tokenizer).prompts == (Prompt(""),)

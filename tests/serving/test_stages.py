@@ -12,10 +12,11 @@ import pytest
 
 from adapters.trainer import TrainerConfig, Training
 from selection import selector as selector_module
-from selection.corpus import Corpus, CorpusNotFoundError
+from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
-from selection.embedding import Embedder, Embeddings, load_embedder
+from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
 from selection.selector import SelectorConfig
+from selection.store import CorpusNotFoundError
 from serving.stages import SelectStage, TrainStage
 
 _SEQUENCE = [(7 * i) % 101 for i in range(32)]
@@ -59,8 +60,8 @@ class Turnstile:
         self._inside -= 1
         return self._words.embed(texts)
 
-    def tail(self, text: str) -> str:
-        return text
+    def segments(self, prompt: Prompt) -> list[str]:
+        return [prompt.text]
 
 
 @pytest.fixture
@@ -189,14 +190,14 @@ async def test_selections_at_once_give_what_they_give_one_by_one(corpora: Path, 
     corpus.close()
     stage = SelectStage(SelectorConfig(corpora, embedder="base-model", base_model=nano))
     prompts = ["number 3", "friends", "a story"]
-    alone = [await stage.select([prompt], "notes", steps=4) for prompt in prompts]
+    alone = [await stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts]
 
-    together = await asyncio.gather(*(stage.select([prompt], "notes", steps=4) for prompt in prompts))
+    together = await asyncio.gather(*(stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts))
 
     assert [(s.ids, s.uncertainty) for s in together] == [(s.ids, s.uncertainty) for s in alone]
     assert all(len(s.ids) == 4 for s in alone)
     with pytest.raises(CorpusNotFoundError):
-        await stage.select(["x"], "absent", steps=4)
+        await stage.select([Prompt("x")], "absent", steps=4)
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -216,9 +217,9 @@ async def test_a_cancelled_selection_keeps_its_turn_until_its_thread_has_ended(
         hold.wait(60)
 
     turnstile.on_entry = held
-    task = asyncio.create_task(stage.select(["one"], "notes", steps=1))
+    task = asyncio.create_task(stage.select([Prompt("one")], "notes", steps=1))
     await embedding.wait()
-    following = asyncio.create_task(stage.select(["two"], "notes", steps=1))
+    following = asyncio.create_task(stage.select([Prompt("two")], "notes", steps=1))
 
     # Act: cancel, and give the event loop every chance to go on too early.
     for _ in range(times):

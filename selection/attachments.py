@@ -1,0 +1,194 @@
+"""Attachments: the files of a corpus, and how far each has been read into it; a table of the corpus's database.
+
+A file is attached first and read afterwards, so its state is as durable as the documents that come of it: what a kill
+broke off is found here as "in_progress" and read again. Documents know the attachment they belong to; they are
+written only while it is in progress, and go with it in one transaction. A document that was added otherwise is listed
+as a file of its own, `doc-<its id>`, completed.
+
+It knows nothing of where files are kept (see `uploads`) or who reads them (see `intake`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from selection.filters import Scalar
+
+SCHEMA = """
+CREATE TABLE attachments (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, attributes TEXT NOT NULL, max_length INTEGER, overlap INTEGER,
+    batch TEXT, status TEXT NOT NULL, code TEXT, message TEXT, attached INTEGER NOT NULL DEFAULT (unixepoch()))
+"""
+STATES = ("in_progress", "completed", "failed", "cancelled")
+
+_FILE, _DOCUMENT = re.compile(r"file-[0-9a-f]{24}"), re.compile(r"doc-([0-9]{1,18})")
+_ALL = """
+SELECT id, status, batch, attached AS added, 0 AS kind, rowid AS number FROM attachments
+UNION ALL SELECT 'doc-' || id, 'completed', NULL, added, 1, id FROM documents WHERE file IS NULL
+"""
+
+
+class DetachedError(Exception):
+    """The file that a document belongs to is not being read any more: it was detached, cancelled or settled."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a file could not be read: OpenAI's code (server_error, unsupported_file, invalid_file) and a message."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file of a corpus.
+
+    Attributes:
+        id: of the uploaded file, or `doc-<id>`.
+        name: the file's.
+        attributes: the metadata of its documents.
+        cut: tokens of a sequence and of their overlap; None where the corpus does not know.
+        batch: the id of the batch it was attached with.
+        status: one of STATES.
+        problem: where it failed.
+        created: seconds since 1970, UTC.
+        bytes: of its sequences' texts, tokens and embeddings.
+    """
+
+    id: str
+    name: str
+    attributes: Mapping[str, Scalar] = field(default_factory=dict)
+    cut: tuple[int, int] | None = None
+    batch: str | None = None
+    status: str = "in_progress"
+    problem: Problem | None = None
+    created: int = 0
+    bytes: int = 0
+
+
+class Attachments:
+    """The files of one corpus.
+
+    Args:
+        ask: runs a statement of SQL with its parameters; gives the rows.
+        writing: begins a transaction.
+        forget: deletes, within it, the documents of a file.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str, Sequence[Any]], list[Any]],
+        writing: Callable[[], AbstractContextManager[None]],
+        forget: Callable[[str], None],
+    ) -> None:
+        self._ask, self._writing, self._forget = ask, writing, forget
+
+    def attach(self, files: Sequence[Attachment]) -> None:
+        """Attach files, or attach them anew: they are in progress."""
+        with self._writing():
+            for f in files:
+                self._ask(
+                    "INSERT INTO attachments (id, name, attributes, max_length, overlap, batch, status) "
+                    "VALUES (?, ?, ?, ?, ?, ?, 'in_progress') ON CONFLICT (id) DO UPDATE SET name = excluded.name, "
+                    "attributes = excluded.attributes, max_length = excluded.max_length, overlap = excluded.overlap, "
+                    "batch = excluded.batch, status = 'in_progress', code = NULL, message = NULL",
+                    (f.id, f.name, json.dumps(dict(f.attributes)), *(f.cut or (None, None)), f.batch),
+                )
+
+    def get(self, file: str) -> Attachment | None:
+        """The attachment of that id, or None."""
+        document = _DOCUMENT.fullmatch(file)
+        if document:
+            query = "SELECT name, metadata, added FROM documents WHERE id = ? AND file IS NULL"
+            for name, metadata, added in self._ask(query, (int(document[1]),)):
+                size = self._size("document = ?", int(document[1]))
+                return Attachment(file, name, json.loads(metadata), status="completed", created=added, bytes=size)
+            return None
+        rows = _FILE.fullmatch(file) and self._ask(
+            "SELECT name, attributes, max_length, overlap, batch, status, code, message, attached "
+            "FROM attachments WHERE id = ?",
+            (file,),
+        )
+        if not rows:
+            return None
+        name, attributes, max_length, overlap, batch, status, code, message, attached = rows[0]
+        cut = None if max_length is None else (max_length, overlap)
+        problem = None if code is None else Problem(code, message)
+        size = self._size("document IN (SELECT id FROM documents WHERE file = ?)", file)
+        return Attachment(file, name, json.loads(attributes), cut, batch, status, problem, attached, size)
+
+    def ids(self, status: str | None = None, batch: str | None = None) -> list[str]:
+        """Every file's id, oldest first; of one status, of one batch."""
+        rows = self._ask(
+            f"SELECT id FROM ({_ALL}) WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR batch = ?2) "  # noqa: S608
+            "ORDER BY added, kind, number",
+            (status, batch),
+        )
+        return [row[0] for row in rows]
+
+    def counts(self, batch: str | None = None) -> dict[str, int]:
+        """How many files are in each state, of the corpus or of one batch."""
+        rows = self._ask(
+            f"SELECT status, count(*) FROM ({_ALL}) WHERE ?1 IS NULL OR batch = ?1 GROUP BY status",  # noqa: S608
+            (batch,),
+        )
+        return {**dict.fromkeys(STATES, 0), **dict(rows)}
+
+    def reading(self, file: str) -> bool:
+        """Whether a file is still to be read."""
+        query = "SELECT 1 FROM attachments WHERE id = ? AND status = 'in_progress'"
+        return bool(self._ask(query, (file,)))
+
+    def settle(self, seen: Attachment, status: str, problem: Problem | None = None) -> None:
+        """End the reading of a file, unless it was ended or begun anew since; but for "completed" nothing is left."""
+        with self._writing():
+            now = self.get(seen.id)
+            if now is not None and now.status == "in_progress" and replace(now, bytes=seen.bytes) == seen:
+                if status != "completed":
+                    self._forget(seen.id)
+                self._ask(
+                    "UPDATE attachments SET status = ?, code = ?, message = ? WHERE id = ?",
+                    (status, problem and problem.code, problem and problem.message, seen.id),
+                )
+
+    def detach(self, file: str) -> bool:
+        """Take a file and its documents out of the corpus; False if there is none."""
+        with self._writing():
+            self._forget(file)
+            return bool(self._ask("DELETE FROM attachments WHERE id = ? RETURNING id", (file,)))
+
+    def texts(self, file: str) -> list[str]:
+        """The texts of a file's sequences, in order."""
+        document = _DOCUMENT.fullmatch(file)
+        of, value = ("d.id = ?", int(document[1])) if document else ("d.file = ?", file)
+        rows = self._ask(
+            f"SELECT s.text FROM sequences s JOIN documents d ON d.id = s.document WHERE {of} ORDER BY s.id",  # noqa: S608
+            (value,),
+        )
+        return [row[0] for row in rows]
+
+    def holding(self, documents: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """Id and name of the file that each of these documents belongs to."""
+        found = {}
+        for document in set(documents):
+            query = (
+                "SELECT coalesce(a.id, 'doc-' || d.id), coalesce(a.name, d.name) "
+                "FROM documents d LEFT JOIN attachments a ON a.id = d.file WHERE d.id = ?"
+            )
+            for file, name in self._ask(query, (document,)):
+                found[document] = (file, name)
+        return found
+
+    def _size(self, of: str, value: str | int) -> int:
+        ((total,),) = self._ask(
+            "SELECT coalesce(sum(length(CAST(text AS BLOB)) + length(tokens) + length(embedding)), 0) "  # noqa: S608
+            f"FROM sequences WHERE {of}",
+            (value,),
+        )
+        return int(total)

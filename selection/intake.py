@@ -1,0 +1,146 @@
+"""Intake: reads attached files into their corpora, one after the other, in a thread of its own.
+
+The database says what is to be read, the queue only in which order: what a kill broke off is queued again at the next
+start, and `ingest` passes over the documents that are there already. A file that is detached or cancelled meanwhile
+is given up within a few texts. One that cannot be read leaves nothing but the reason.
+
+Two processes over the same corpora may read a file twice; the result is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selection.attachments import Attachment, DetachedError, Problem
+from selection.corpus import Corpus, list_corpora
+from selection.documents import Cut, Document, ingest, read_file, tokenizer_digest
+from selection.embedding import Embedder, Embeddings
+from selection.shared import OpenCorpora
+from selection.store import CorpusError, CorpusNotFoundError
+from selection.uploads import MissingError, Uploads
+
+log = logging.getLogger(__name__)
+
+_PART = 8  # texts embedded at once, for whose length everyone else waits
+_TABLES = (".jsonl", ".ndjson", ".parquet")
+
+
+class _ClosedError(Exception):
+    """The intake was closed; what it reads stays in progress."""
+
+
+class _UnreadableError(Exception):
+    """The file is to blame."""
+
+
+class Intake:
+    """The reading of attached files.
+
+    Args:
+        root: the folder of all corpora.
+        embedder: theirs; other threads may use it, too.
+        tokenizer: the base model's; nobody else may use it.
+        uploads: where the files are.
+    """
+
+    def __init__(self, root: Path, embedder: Embedder, tokenizer: Any, uploads: Uploads) -> None:
+        self._embedder, self._tokenizer, self._uploads = embedder, tokenizer, uploads
+        self._corpora = OpenCorpora(root, embedder, tokenizer_digest(tokenizer))
+        self._waiting: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        for name, file in _broken_off(root):
+            self._waiting.put((name, file))
+        self._thread = threading.Thread(target=self._work, name="intake", daemon=True)
+        self._thread.start()
+
+    def put(self, corpus: str, files: Iterable[str]) -> None:
+        """Read these files of a corpus when their turn comes; they are attached already."""
+        for file in files:
+            self._waiting.put((corpus, file))
+
+    def close(self) -> None:
+        """End within a few texts; what was not read yet stays in progress."""
+        self._closed.set()
+        self._waiting.put(None)
+        self._thread.join()
+        self._corpora.close()
+
+    def _work(self) -> None:
+        while True:
+            if self._waiting.empty():
+                self._corpora.close()  # with their indexes
+            item = self._waiting.get()
+            if item is None or self._closed.is_set():
+                return
+            try:
+                with self._corpora.use(item[0]) as corpus:
+                    self._settle(corpus, item[1])
+            except (DetachedError, CorpusNotFoundError):  # nobody wants it any more
+                continue
+            except _ClosedError:
+                return
+            except Exception:
+                log.exception("file %s of corpus %s stays in progress until the next start", item[1], item[0])
+
+    def _settle(self, corpus: Corpus, file: str) -> None:
+        seen = corpus.attachments.get(file)
+        if seen is None or seen.status != "in_progress":
+            return
+        try:
+            problem = self._read(corpus, seen)
+        except (DetachedError, CorpusNotFoundError, _ClosedError):
+            raise
+        except (MissingError, _UnreadableError) as unreadable:
+            code = "invalid_file" if Path(seen.name).suffix.lower() in _TABLES else "unsupported_file"
+            problem = Problem(code, str(unreadable))
+        except Exception:
+            log.exception("file %s cannot be read into corpus %s", file, corpus.name)
+            problem = Problem("server_error", "the server failed to read the file; its log says why")
+        corpus.attachments.settle(seen, "failed" if problem else "completed", problem)
+
+    def _read(self, corpus: Corpus, seen: Attachment) -> Problem | None:
+        upload = self._uploads.get(seen.id)
+
+        def documents() -> Iterator[Document]:
+            try:
+                for document in read_file(self._uploads.path(upload), f"{seen.id}/{seen.name}"):
+                    yield replace(document, metadata={**document.metadata, **seen.attributes})
+            except CorpusError as problem:
+                raise _UnreadableError(str(problem)) from problem
+
+        def embed(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
+            for texts in batches:
+                parts = []
+                for first in range(0, len(texts), _PART):
+                    if self._closed.is_set():
+                        raise _ClosedError
+                    if not corpus.attachments.reading(seen.id):
+                        raise DetachedError(seen.id)
+                    parts.append(self._embedder.embed(texts[first : first + _PART]))
+                yield np.concatenate(parts)
+
+        cut = Cut(*seen.cut) if seen.cut else Cut()
+        added = ingest(corpus, documents(), self._embedder, self._tokenizer, cut=cut, embed=embed, file=seen.id)
+        if added.documents or added.unchanged:
+            return None
+        return Problem("invalid_file", f"{seen.name} holds no text of two tokens or more")
+
+
+def _broken_off(root: Path) -> Iterator[tuple[str, str]]:
+    for name in list_corpora(root):
+        try:
+            corpus = Corpus.open(root, name)
+        except CorpusError as problem:
+            log.warning("%s", problem)
+            continue
+        files = corpus.attachments.ids("in_progress")
+        corpus.close()
+        yield from ((name, file) for file in files)

@@ -1,0 +1,47 @@
+"""A corpus made over HTTP, at the door: openai-python fills it, a completion learns from it by name and by id."""
+
+from __future__ import annotations
+
+import openai
+
+from tests.engine.conftest import Server
+
+_FACT = "The lighthouse keeper of Marrow Point is called Ottilie Brandt, and her dog is called Pepper.\n"
+
+
+async def test_what_was_uploaded_is_what_a_completion_learns_from(server: Server) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        store = await client.vector_stores.create(name="Marrow Point")
+        file = await client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id, file=("facts.md", _FACT.encode())
+        )
+        found = await client.vector_stores.search(store.id, query="Who keeps the lighthouse?")
+        answers = [
+            await client.completions.create(
+                model="nano",
+                prompt="The lighthouse keeper of Marrow Point is",
+                max_tokens=4,
+                extra_headers={"Compute-Budget": "steps=2"},
+                extra_body={"adaptation": {"corpus": corpus, "seed": 1}},
+            )
+            for corpus in (store.id, "Marrow Point")
+        ]
+        await client.vector_stores.delete(store.id)
+        await client.files.delete(file.id)
+
+    assert file.status == "completed"
+    assert [each.file_id for each in found.data] == [file.id]
+    reports = [answer.model_dump()["adaptation"] for answer in answers]
+    assert [report["adapted"] for report in reports] == [True, True]
+    assert {source["name"] for report in reports for source in report["sources"]} == {f"{file.id}/facts.md"}
+    assert answers[0].choices[0].text == answers[1].choices[0].text
+
+
+async def test_nothing_else_is_let_through_beside_it(server: Server) -> None:
+    async with server.client() as client:
+        replies = [
+            await client.get(path) for path in ("/v1/vector_stores_x", "/v1/filesx", "/v1/files/..", "/v1/assistants")
+        ]
+
+    assert [reply.status_code for reply in replies] == [404] * 4
+    assert all(set(reply.json()["error"]) == {"message", "type", "param", "code"} for reply in replies)

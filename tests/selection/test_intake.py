@@ -1,0 +1,208 @@
+"""The intake: whatever happens while a file is read, in the end it is in the corpus as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from selection.catalogue import Wanted
+from selection.embedding import Embedder
+from selection.library import Library
+from selection.uploads import MissingError
+from tests.selection.libraries import ALL, CATS, SHIPS, HeldEmbedder, attached, documents, long_text, settled
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_a_file_detached_while_it_is_read_never_comes_back(
+    opened: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    held = HeldEmbedder(words)
+    library = opened(held)
+    library.create_store("notes")
+    file = library.upload("long.txt", long_text(400).encode()).id
+    after = library.upload("cats.md", CATS.encode()).id
+
+    with held.held():
+        library.attach("notes", Wanted(file))
+        library.attach("notes", Wanted(after))
+        assert held.waiting.wait(30)
+        library.detach("notes", file)
+    settled(library, "notes", after)
+
+    assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
+    assert [each.file.id for each in library.files("notes", ALL).items] == [after]
+
+
+def test_a_file_deleted_while_it_is_read_never_comes_back(
+    opened: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    held = HeldEmbedder(words)
+    library = opened(held)
+    library.create_store("notes")
+    file = library.upload("long.txt", long_text(400).encode()).id
+
+    with held.held():
+        library.attach("notes", Wanted(file))
+        assert held.waiting.wait(30)
+        library.delete_upload(file)
+    after = attached(library, "notes", "cats.md", CATS)
+
+    assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
+
+
+def test_a_store_deleted_while_it_is_fed_is_gone(
+    opened: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    held = HeldEmbedder(words)
+    library = opened(held)
+    library.create_store("notes")
+    file = library.upload("long.txt", long_text(400).encode()).id
+
+    with held.held():
+        library.attach("notes", Wanted(file))
+        assert held.waiting.wait(30)
+        library.delete_store("notes")
+    library.create_store("notes")
+    after = attached(library, "notes", "cats.md", CATS)
+
+    assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
+    assert os.listdir(corpora) == ["notes"]
+
+
+def test_attributes_changed_while_a_file_is_read_are_the_ones_it_ends_with(
+    opened: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    held = HeldEmbedder(words)
+    library = opened(held)
+    library.create_store("notes")
+    file = library.upload("cats.md", CATS.encode()).id
+
+    with held.held():
+        library.attach("notes", Wanted(file, {"version": 1}))
+        assert held.waiting.wait(30)
+        library.modify_file("notes", file, {"version": 2})
+    settled(library, "notes", file)
+
+    assert documents(corpora, "notes") == {f"{file}/cats.md": {"version": 2}}
+
+
+def test_a_batch_is_attached_as_one_and_what_is_left_of_it_can_be_cancelled(
+    opened: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    held = HeldEmbedder(words)
+    library = opened(held)
+    library.create_store("notes")
+    alone = attached(library, "notes", "alone.md", SHIPS)
+    files = [library.upload(f"{i}.txt", long_text(40, f"word{i}").encode()).id for i in range(3)]
+
+    with held.held():
+        batch = library.attach_batch("notes", [Wanted(file) for file in files])
+        assert held.waiting.wait(30)
+        cancelled = library.cancel_batch("notes", batch.id)
+    after = library.attach_batch("notes", [Wanted(file) for file in files[:2]])
+    for file in files[:2]:
+        settled(library, "notes", file)
+
+    assert (batch.counts["in_progress"], sum(batch.counts.values())) == (3, 3)
+    assert (cancelled.counts["cancelled"], cancelled.counts["in_progress"]) == (3, 0)
+    assert library.batch("notes", after.id).counts["completed"] == 2
+    assert [each.file.id for each in library.files("notes", ALL, batch=after.id).items] == files[:2]
+    assert [each.file.id for each in library.files("notes", ALL, status="cancelled").items] == files[2:]
+    assert set(documents(corpora, "notes")) == {f"{alone}/alone.md", f"{files[0]}/0.txt", f"{files[1]}/1.txt"}
+    with pytest.raises(MissingError, match="vsfb_none"):
+        library.files("notes", ALL, batch="vsfb_none")
+
+
+def test_a_batch_with_a_file_that_is_not_there_attaches_none(library: Library) -> None:
+    library.create_store("notes")
+    file = library.upload("cats.md", CATS.encode()).id
+
+    with pytest.raises(MissingError):
+        library.attach_batch("notes", [Wanted(file), Wanted("file-" + 24 * "0")])
+
+    assert library.files("notes", ALL).items == ()
+
+
+def test_what_closing_broke_off_is_read_when_the_library_is_opened_again(
+    opened: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    held = HeldEmbedder(words)
+    library = opened(held)
+    library.create_store("notes")
+    file = library.upload("long.txt", long_text(400).encode()).id
+    with held.held():
+        library.attach("notes", Wanted(file))
+        assert held.waiting.wait(30)
+        closing = threading.Thread(target=library.close)
+        closing.start()
+        time.sleep(0.05)
+    closing.join()
+    again = opened()
+    broken_off = again.file("notes", file).file
+
+    done = settled(again, "notes", file)
+
+    assert broken_off.status in ("in_progress", "completed")
+    assert done.status == "completed"
+    assert list(documents(corpora, "notes")) == [f"{file}/long.txt"]
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+from selection.catalogue import Wanted
+from selection.library import Library
+
+class Slow:
+    name, revision, dimension = "words", "1", 16
+    def embed(self, texts):
+        time.sleep(0.02)
+        print("embedding", flush=True)
+        return np.full((len(texts), 16), 0.25, np.float32)
+
+root = Path(sys.argv[1])
+library = Library(root, Slow(), PreTrainedTokenizerFast.from_pretrained(sys.argv[2]), root.parent / "files")
+if not list(root.iterdir()):
+    library.create_store("notes")
+    rows = "\\n".join('{"text": "Row %d speaks of itself and of %d."}' % (i, i * i) for i in range(500))
+    file = library.upload("rows.jsonl", rows.encode())
+    library.attach("notes", Wanted(file.id, {"of": "rows"}))
+time.sleep(60)
+"""
+
+
+def test_a_file_that_kill_9_broke_off_again_and_again_is_read_in_the_end(
+    opened: Callable[..., Library], corpora: Path, nano: str
+) -> None:
+    for parts in (12, 20, 9):
+        child = subprocess.Popen(
+            [sys.executable, "-c", _KILLED, str(corpora), nano], cwd=_REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        for _ in range(parts):
+            assert child.stdout.readline() == "embedding\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    before = len(documents(corpora, "notes"))
+
+    library = opened()
+    (file,) = [each.file.id for each in library.files("notes", ALL).items]
+    done = settled(library, "notes", file)
+
+    assert 0 < before < 500
+    assert done.status == "completed"
+    assert documents(corpora, "notes") == {f"{file}/rows.jsonl#{i}": {"of": "rows"} for i in range(1, 501)}
+    assert len(library.texts("notes", file)) == 500
+    assert library.content(file).count(b"\n") == 499
