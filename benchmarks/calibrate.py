@@ -16,7 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from passages import (
+from rich.console import Console
+
+from adapters import Trainer, TrainerConfig
+from benchmarks.passages import (
     Passage,
     PassageSet,
     circumstances,
@@ -27,9 +30,7 @@ from passages import (
     open_selector,
     package_versions,
 )
-from rich.console import Console
-
-from adapters import Trainer, TrainerConfig
+from selection.embedding import Prompt
 from selection.selector import SelectorConfig
 from selection.sift import has_stalled
 from serving.config import bundled_model
@@ -37,7 +38,7 @@ from serving.config import bundled_model
 PACKAGES = ("typer", "hypothesis", "huggingface_hub", "openai", "sentence_transformers", "dns")
 STEPS = 50
 AXES: tuple[tuple[str, tuple[float, ...]], ...] = (
-    ("learning_rate", (1e-3, 2e-3, 3e-3)),
+    ("learning_rate", (1e-3, 2e-3, 3e-3, 5e-3)),
     ("regularisation", (0.03, 0.1, 0.3, 1.0)),
     ("rank", (8, 16, 32)),
 )
@@ -69,7 +70,7 @@ def main() -> None:
     ground = make_set("calibrate", options.packages, options.per_package, options.model, selector)
     console.print(f"{len(ground.passages)} passages, corpus of {ground.sequences} sequences", highlight=False)
 
-    best = Setting(SelectorConfig.regularisation, 2e-3, TrainerConfig.rank)
+    best = Setting(SelectorConfig.regularisation, 3e-3, TrainerConfig.rank)
     tried: dict[Setting, list[dict[str, Any]]] = {}
     for axis, values in AXES:
         if options.axis not in (None, axis):
@@ -114,7 +115,7 @@ def adapt(setting: Setting, ground: PassageSet, embedder: str, model: str) -> li
     at = [0, *range(2, STEPS + 1, 4)]
 
     def one(passage: Passage) -> dict[str, Any]:
-        selection = selector.select([passage.prefix], ground.corpus, steps=STEPS)
+        selection = selector.select([Prompt(passage.prefix)], ground.corpus, steps=STEPS)
         return {"curve": curve(trainer, selection, passage, at), "sigma": selection.uncertainty}
 
     return each(ground.passages, str(setting), one)

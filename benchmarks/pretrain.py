@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
-from wheels import HELD_OUT, NEVER, VENDORED, DataConfig, choose_excerpts, fetch, read_data
+
+from benchmarks.wheels import HELD_OUT, NEVER, VENDORED, DataConfig, choose_excerpts, fetch, read_data
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"

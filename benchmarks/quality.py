@@ -17,7 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from passages import (
+from rich.console import Console
+from rich.table import Table
+
+from adapters import Trainer, TrainerConfig
+from benchmarks.passages import (
     Passage,
     circumstances,
     curve,
@@ -27,10 +31,7 @@ from passages import (
     open_selector,
     package_versions,
 )
-from rich.console import Console
-from rich.table import Table
-
-from adapters import Trainer, TrainerConfig
+from selection.embedding import Prompt
 from selection.selector import SelectorConfig
 from serving.config import AUTO as DEFAULT_AUTO
 from serving.config import bundled_model
@@ -63,10 +64,10 @@ def main() -> None:
     def measure(passage: Passage) -> dict[str, Any]:
         row: dict[str, Any] = {"package": passage.package, "name": passage.name}
         for strategy in ("nn", "sift"):
-            selection = selector.select([passage.prefix], ground.corpus, steps=limit, strategy=strategy)
+            selection = selector.select([Prompt(passage.prefix)], ground.corpus, steps=limit, strategy=strategy)
             at = set(STEPS)
             if strategy == "sift":
-                stopped = selector.select([passage.prefix], ground.corpus, steps=auto.steps, alpha=auto.alpha)
+                stopped = selector.select([Prompt(passage.prefix)], ground.corpus, steps=auto.steps, alpha=auto.alpha)
                 row["auto_steps"] = len(stopped.ids)
                 row["sigma"] = selection.uncertainty
                 at.add(row["auto_steps"])
