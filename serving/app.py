@@ -176,8 +176,12 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
             raise StartError(f"the server did not start: {problem}") from problem
         yield f"http://{config.host}:{config.port}"
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one now would leave processes and files behind
+            signal.signal(number, signal.SIG_IGN)
         serve.delete("mayfly")  # waits until the engine has ended its processes
         ray.shutdown()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _interrupt(*_: Any) -> None:

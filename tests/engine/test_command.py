@@ -72,6 +72,8 @@ def running(home: Path) -> Iterator[Running]:
     family = server.family()
     yield server
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as an impatient user does
     process.wait(timeout=60)
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
     assert alive == []

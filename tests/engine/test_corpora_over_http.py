@@ -21,6 +21,7 @@ async def test_what_was_uploaded_is_what_a_completion_learns_from(server: Server
                 model="nano",
                 prompt="The lighthouse keeper of Marrow Point is",
                 max_tokens=4,
+                temperature=0,
                 extra_headers={"Compute-Budget": "steps=2"},
                 extra_body={"adaptation": {"corpus": corpus, "seed": 1}},
             )
