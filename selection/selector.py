@@ -82,7 +82,8 @@ class Selector:
         )
         tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
         self.corpora = OpenCorpora(config.root, self.embedder, tokenizer)
-        self.embedder.embed(["a first text, so that no request pays for the first call"])
+        text_TD = self.embedder.embed(["a first text, so that no request pays for the first call"])
+        sift(text_TD, text_TD, steps=1, regularisation=config.regularisation)  # compiles, or loads what was compiled
 
     def select(
         self,

@@ -1,13 +1,18 @@
 """SIFT: choose the candidates that leave the least uncertainty about the response to a prompt.
 
-Pure arrays: embeddings in, positions and uncertainties out. It knows no texts, no index and no model. NumPy
-arrays are worked on with NumPy, torch tensors with torch where they lie: one piece of mathematics for both.
+Pure arrays: embeddings in, positions and uncertainties out. It knows no texts, no index and no model. `Posterior`
+is the mathematics, on NumPy arrays, and on torch tensors where they lie. `sift` follows it on tensors, and on NumPy
+arrays runs the same compiled (`selection.greedy`); tests hold the two together.
 Source: Hübotter et al., "Efficiently Learning at Test-Time", eq. 2, SIFT(lambda') in section 4,
 ADAPTIVE SIFT in section 6, the irreducible uncertainty in section C.2.
 
 The greedy choice is exact. A partial Cholesky factor of K_X + lambda' I grows by one row per pick, so a
 step costs O(K (D + n)) and no K x K matrix is formed. Inner products of embeddings are taken in the
 embeddings' own precision, everything that accumulates over picks in float64.
+
+A nugget is what an embedding does not tell of a sequence: the kernel among candidates becomes
+k(x, x') = phi(x) . phi(x') + nugget [x is x'], where a copy at another position is another candidate; what they tell of
+the targets stays. So a sequence picked again tells less than another one as near. The paper has none: 0.
 
 Shapes: B prompts, K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks so far,
 N the most picks.
@@ -25,6 +30,7 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[np.floating]
 Floats: TypeAlias = Any  # a NumPy array or a torch tensor
 _JITTER = 1e-10  # keeps a Gram matrix with duplicates solvable
+_NOTHING = 1e-4  # of the targets' length: an irreducible uncertainty below it is none
 _ROWS = 1 << 14  # widened at once, to bound memory
 
 
@@ -50,27 +56,23 @@ class Posterior:
     rows of the partial Cholesky factor.
     """
 
-    def __init__(self, candidates_BKD: Floats, targets_BTD: Floats, regularisation: float, steps: int) -> None:
-        if not regularisation > 0:  # NaN too
-            raise ValueError(f"lambda' must be positive, got {regularisation}")
-        shape, target_shape = tuple(candidates_BKD.shape), tuple(targets_BTD.shape)
-        if len(shape) != 3 or len(target_shape) != 3 or shape[0] != target_shape[0] or shape[2] != target_shape[2]:
-            raise ValueError(f"expected embeddings [K, D] and [T, D] a prompt, got {shape[1:]} and {target_shape[1:]}")
+    def __init__(
+        self, candidates_BKD: Floats, targets_BTD: Floats, regularisation: float, steps: int, nugget: float = 0.0
+    ) -> None:
+        self._prior_B = _prior(candidates_BKD, targets_BTD, regularisation, nugget)
+        shape = candidates_BKD.shape
         self._xp = _module(candidates_BKD)
         self._device = {"device": candidates_BKD.device}
         self._candidates_BKD = candidates_BKD
         self._regularisation = regularisation
+        self._nugget = nugget
         # A slice is the faster index where there is one prompt, and means the same.
         self._prompts = slice(None) if shape[0] == 1 else self._xp.arange(shape[0], **self._device)
         self._factor_BNK = self._xp.empty((shape[0], steps, shape[1]), dtype=self._xp.float64, **self._device)
         self._picked = 0
         self.covariance_BTK = self._wide(targets_BTD @ candidates_BKD.swapaxes(1, 2))
-        self.variance_BK = self._wide(self._xp.einsum("bkd,bkd->bk", candidates_BKD, candidates_BKD))
-        wide_BTD = self._wide(targets_BTD)
-        self._prior_B = (wide_BTD * wide_BTD).sum((1, 2))
+        self.variance_BK = self._wide(self._xp.einsum("bkd,bkd->bk", candidates_BKD, candidates_BKD)) + nugget
         self._remaining_B = self._wide(self._prior_B)
-        if not bool((self._prior_B > 0).all()):
-            raise ValueError("a target embedding is zero")
 
     @property
     def sigma(self) -> list[float]:
@@ -90,6 +92,7 @@ class Posterior:
         pivots_B = (self.variance_BK[b, picks_B] + self._regularisation) ** 0.5
         chosen_BD = self._candidates_BKD[b, picks_B]
         rows_BK = self._wide((self._candidates_BKD @ chosen_BD[:, :, None])[:, :, 0])
+        rows_BK[b, picks_B] += self._nugget
         if n:
             earlier_BnK = self._factor_BNK[:, :n]
             rows_BK -= (earlier_BnK[b, :, picks_B][:, None, :] @ earlier_BnK)[:, 0]
@@ -121,6 +124,7 @@ def sift(
     steps: int,
     regularisation: float,
     alpha: float | None = None,
+    nugget: float = 0.0,
 ) -> Choice:
     """Choose up to `steps` candidates, each the one that most reduces the uncertainty about the targets.
 
@@ -130,11 +134,14 @@ def sift(
         steps: the most picks.
         regularisation: lambda'; larger prefers relevance, smaller diversity.
         alpha: stop as ADAPTIVE SIFT does; None never stops early. Nothing is chosen beyond the stop.
+        nugget: the variance of a candidate that its embedding does not tell.
 
     Raises:
-        ValueError: shapes that do not fit, lambda' or alpha not positive, a target of length zero.
+        ValueError: shapes that do not fit, lambda' or alpha not positive, nugget negative, a target of length zero.
     """
-    return sift_batch(candidates_KD[None], targets_TD[None], steps=steps, regularisation=regularisation, alpha=alpha)[0]
+    return sift_batch(
+        candidates_KD[None], targets_TD[None], steps=steps, regularisation=regularisation, alpha=alpha, nugget=nugget
+    )[0]
 
 
 def sift_batch(
@@ -144,11 +151,14 @@ def sift_batch(
     steps: int,
     regularisation: float,
     alpha: float | None = None,
+    nugget: float = 0.0,
 ) -> list[Choice]:
     """`sift` for several prompts at once, each with its own K candidates and T targets; the same choices as alone."""
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
-    posterior = Posterior(candidates_BKD, targets_BTD, regularisation, max(steps, 0))
+    if isinstance(candidates_BKD, np.ndarray):
+        return _compiled_batch(candidates_BKD, targets_BTD, max(steps, 0), regularisation, alpha, nugget)
+    posterior = Posterior(candidates_BKD, targets_BTD, regularisation, max(steps, 0), nugget)
     picks: list[list[int]] = [[] for _ in range(len(targets_BTD))]
     uncertainty = [[sigma] for sigma in posterior.sigma]
     stalled = [False for _ in picks]
@@ -168,11 +178,28 @@ def sift_batch(
     ]
 
 
+def _compiled_batch(
+    candidates_BKD: Array, targets_BTD: Array, steps: int, regularisation: float, alpha: float | None, nugget: float
+) -> list[Choice]:
+    from selection.greedy import greedy  # numba takes a third of a second to import
+
+    prior_B = _prior(candidates_BKD, targets_BTD, regularisation, nugget)
+    choices = []
+    for candidates_KD, targets_TD, prior in zip(candidates_BKD, targets_BTD, prior_B.tolist(), strict=True):
+        picks, sigmas = greedy(
+            candidates_KD, targets_TD, prior, steps=steps, regularisation=regularisation, nugget=nugget, alpha=alpha
+        )
+        stop = "alpha" if len(picks) < steps and len(candidates_KD) else "steps"
+        choices.append(Choice(tuple(picks), tuple(sigmas), stop))
+    return choices
+
+
 def irreducible(candidates_KD: Floats, targets_TD: Floats) -> float:
     """sigma_infinity: what stays uncertain when every candidate has been seen infinitely often (paper section C.2).
 
     It is the part of the targets outside the candidates' span, with sigma_0 normalised to 1: the limit of eq. 2 for
-    all candidates as lambda' goes to 0, taken at lambda' = 1e-10.
+    all candidates as lambda' goes to 0, taken at lambda' = 1e-10. Right to 1e-4; 0 where a combination of the
+    candidates comes as close to the targets as that.
 
     Raises:
         ValueError: a target of length zero.
@@ -189,12 +216,61 @@ def irreducible(candidates_KD: Floats, targets_TD: Floats) -> float:
         right_KT = wide_KD @ wide_TD.T
         explained = float((right_KT * xp.linalg.solve(system, right_KT)).sum())
         return math.sqrt(max(1.0 - explained / prior, 0.0))
+    if _combine(candidates_KD, wide_TD, _NOTHING * math.sqrt(prior)):
+        return 0.0
     system = _JITTER * _eye(xp, candidates_KD, dimension)
     for start in range(0, count, _ROWS):
         part = xp.asarray(candidates_KD[start : start + _ROWS], dtype=xp.float64)
         system = system + part.T @ part
     residual_DT = _JITTER * xp.linalg.solve(system, wide_TD.T)
     return math.sqrt(min(max(float((wide_TD.T * residual_DT).sum()) / prior, 0.0), 1.0))
+
+
+def _combine(candidates_KD: Floats, targets_TD: Floats, tolerance: float) -> bool:
+    """Whether some D of the K > D candidates combine to the targets [float64], but for a rest of that length.
+
+    A combination solved for in float32 and corrected once; what it leaves is computed in float64. Copies stand together
+    among candidates in the order of their similarity, so the D are taken at equal distances.
+    """
+    count, dimension = candidates_KD.shape
+    some_DD = candidates_KD[:: count // dimension][:dimension].T
+    if isinstance(some_DD, np.ndarray):
+        from scipy.linalg import lapack  # three times as fast as NumPy's
+
+        *factors, singular = lapack.sgetrf(some_DD)
+        wide_DD: Floats = some_DD.astype(np.float64)
+    else:
+        import torch
+
+        *factors, singular = torch.linalg.lu_factor_ex(some_DD.float())
+        wide_DD = some_DD.double()
+    if int(singular):
+        return False
+    rest_DT = targets_TD.T
+    for _ in range(2):
+        if isinstance(rest_DT, np.ndarray):
+            shares_DT = lapack.sgetrs(*factors, rest_DT)[0].astype(np.float64)
+        else:
+            shares_DT = torch.linalg.lu_solve(*factors, rest_DT.float()).double()
+        rest_DT = rest_DT - wide_DD @ shares_DT
+    return float((rest_DT * rest_DT).sum()) <= tolerance**2
+
+
+def _prior(candidates_BKD: Floats, targets_BTD: Floats, regularisation: float, nugget: float) -> Floats:
+    """The squared length of each prompt's targets [B], in float64; refuses what makes no sense."""
+    if not regularisation > 0:  # NaN too
+        raise ValueError(f"lambda' must be positive, got {regularisation}")
+    if not 0 <= nugget < math.inf:
+        raise ValueError(f"the nugget must be 0 or more, got {nugget}")
+    shape, target_shape = tuple(candidates_BKD.shape), tuple(targets_BTD.shape)
+    if len(shape) != 3 or len(target_shape) != 3 or shape[0] != target_shape[0] or shape[2] != target_shape[2]:
+        raise ValueError(f"expected embeddings [K, D] and [T, D] a prompt, got {shape[1:]} and {target_shape[1:]}")
+    xp = _module(candidates_BKD)
+    wide_BTD = xp.asarray(targets_BTD, dtype=xp.float64)
+    prior_B = (wide_BTD * wide_BTD).sum((1, 2))
+    if not bool((prior_B > 0).all()):
+        raise ValueError("a target embedding is zero")
+    return prior_B
 
 
 def _eye(xp: Any, like: Floats, size: int) -> Floats:

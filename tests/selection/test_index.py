@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -67,6 +66,13 @@ def many() -> tuple[Index, Floats]:
     """30,000 vectors with lists, enough that they are not all compared one by one."""
     vectors_ND = clustered(1, 30_000)
     return Index.build(ids(30_000), vectors_ND, flat_limit=1000), vectors_ND
+
+
+def build_of(saved: Path) -> Index:
+    """What is saved in a folder."""
+    loaded = Index.load(saved, _MINE, 8)
+    assert loaded is not None
+    return loaded[1]
 
 
 def assert_untouched(folder: Path, count: int = 20) -> None:
@@ -151,6 +157,33 @@ def test_lists_find_what_a_filter_allows_far_from_the_target(many: tuple[Index, 
     allowed_N = similarity_N < np.quantile(similarity_N, 1 - share)
 
     assert recall(many, query_1D, allowed_N, 200) >= 0.95
+
+
+def test_lists_find_nearly_all_of_the_nearest_to_what_is_unlike_the_corpus(many: tuple[Index, Floats]) -> None:
+    assert recall(many, units(10, 40, 16), None, 200) >= 0.95
+
+
+@pytest.mark.parametrize("k", [1, 10, 3000])
+def test_lists_find_nearly_all_of_few_and_of_many(many: tuple[Index, Floats], k: int) -> None:
+    assert recall(many, clustered(2, 20), None, k) >= 0.95
+
+
+def test_lists_find_nearly_all_of_the_nearest_where_every_dimension_counts_alike() -> None:
+    vectors_ND = units(11, 25_000, 50)  # codes of such vectors say little
+
+    many = Index.build(ids(25_000), vectors_ND, flat_limit=1000), vectors_ND
+
+    assert recall(many, units(12, 20, 50), None, 200) >= 0.95
+
+
+def test_an_index_with_lists_is_built_the_same_again(tmp_path: Path, many: tuple[Index, Floats]) -> None:
+    digests = []
+    for index in (many[0], Index.build(ids(30_000), many[1], flat_limit=1000)):
+        index.save(tmp_path, State(_MINE, 1))
+        manifest = json.loads((tmp_path / "index.json").read_text())
+        digests.append((manifest["sha256"], manifest["reading"]))
+
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 150, 5000])
@@ -247,41 +280,36 @@ def test_a_save_on_a_full_disk_leaves_the_old_index_and_takes_no_room(
     assert sorted(saved.rglob("*")) == before
 
 
-def test_an_index_that_is_replaced_while_it_is_loaded_is_not_loaded(
+def test_an_index_that_is_replaced_while_it_is_loaded_is_loaded_whole_or_not_at_all(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever saves removes the old folder: here once the reader has checked all files, before it maps them.
-    plain_digest: Any = hashlib.file_digest
-    left = len(list(folder_of(saved).iterdir()))
+    # Whoever saves removes the old folder: here once the reader has mapped so many of its files.
+    expected = build_of(saved).nearest(units(4, 1), 20)
+    plain_memmap, folder = np.memmap, folder_of(saved)
+    for left in range(1, len(list(folder.iterdir())) + 1):
+        shutil.copytree(folder, saved / "kept")
+        mapped = 0
 
-    def file_digest(stream: Any, name: str) -> Any:
-        nonlocal left
-        digest = plain_digest(stream, name)
-        left -= 1
-        if not left:
-            shutil.rmtree(folder_of(saved))
-        return digest
+        def memmap(*arguments: Any, left: int = left, **options: Any) -> Any:
+            nonlocal mapped
+            mapped += 1
+            result = plain_memmap(*arguments, **options)
+            if mapped == left:
+                shutil.rmtree(folder)
+            return result
 
-    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "memmap", memmap)
+            loaded = Index.load(saved, _MINE, 8)
 
-    assert Index.load(saved, _MINE, 8) is None
-
-
-def test_only_the_coded_vectors_missing_at_the_last_moment_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build("lists", 1, 20).save(tmp_path, State(_MINE, 5))
-    plain_digest: Any = hashlib.file_digest
-
-    def file_digest(stream: Any, name: str) -> Any:
-        digest = plain_digest(stream, name)
-        if Path(stream.name).name == "coded":
-            Path(stream.name).unlink()
-        return digest
-
-    monkeypatch.setattr(hashlib, "file_digest", file_digest)
-
-    assert Index.load(tmp_path, _MINE, 8) is None
+        assert mapped == left
+        if left < len(list((saved / "kept").iterdir())):
+            assert loaded is None
+        else:
+            assert loaded is not None
+            for before, after in zip(expected, loaded[1].nearest(units(4, 1), 20), strict=True):
+                np.testing.assert_array_equal(before, after)
+        (saved / "kept").rename(folder)
 
 
 def test_an_index_of_another_corpus_or_dimension_is_not_loaded(saved: Path) -> None:
@@ -327,8 +355,11 @@ def test_a_manifest_that_is_none_is_noticed(saved: Path, manifest: str) -> None:
     assert Index.saved_generation(saved) in (-1, 5)
 
 
-@pytest.mark.parametrize(("key", "value"), [("format", 1), ("format", 3), ("generation", 4), ("probes", 1)])
-def test_a_manifest_that_was_edited_is_noticed(saved: Path, key: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("format", 2), ("format", 4), ("generation", 4), ("reading", {"probes": 1, "refine": 1, "usual": 0.0})],
+)
+def test_a_manifest_that_was_edited_is_noticed(saved: Path, key: str, value: object) -> None:
     manifest = json.loads((saved / "index.json").read_text())
     assert manifest[key] != value
 
@@ -337,7 +368,7 @@ def test_a_manifest_that_was_edited_is_noticed(saved: Path, key: str, value: int
     assert Index.load(saved, _MINE, 8) is None
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_an_index_of_another_version_is_not_loaded(saved: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("selection.index._FORMAT", version)

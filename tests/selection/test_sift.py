@@ -19,25 +19,33 @@ Matrix = npt.NDArray[np.float64]
 
 _QUICK = settings(max_examples=40, deadline=None)
 _REGULARISATIONS = st.sampled_from([0.01, 0.1, 1.0, 10.0])
+_NUGGETS = st.sampled_from([0.0, 0.01, 0.3, 5.0])
 _SEEDS = st.integers(0, 2**32 - 1)
 _DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
-def variance(candidates_KD: Matrix, targets_TD: Matrix, picks: list[int], regularisation: float) -> float:
-    """Eq. 2, as it stands there: the trace over targets of the posterior variance given the picks."""
+def variance(
+    candidates_KD: Matrix, targets_TD: Matrix, picks: list[int], regularisation: float, nugget: float = 0.0
+) -> float:
+    """Eq. 2, as it stands there: the trace over targets of the posterior variance given the picks.
+
+    A nugget is added where two picks are the same candidate.
+    """
     prior = float(np.einsum("td,td->", targets_TD, targets_TD))
     if not picks:
         return prior
     chosen_ND = candidates_KD[picks]
-    gram_NN = chosen_ND @ chosen_ND.T + regularisation * np.eye(len(picks))
+    gram_NN = chosen_ND @ chosen_ND.T + regularisation * np.eye(len(picks)) + nugget * np.equal.outer(picks, picks)
     cross_NT = chosen_ND @ targets_TD.T
     return prior - float(np.einsum("nt,nt->", cross_NT, np.linalg.solve(gram_NN, cross_NT)))
 
 
-def after_each(candidates_KD: Matrix, targets_TD: Matrix, picks: list[int], regularisation: float) -> Matrix:
+def after_each(
+    candidates_KD: Matrix, targets_TD: Matrix, picks: list[int], regularisation: float, nugget: float = 0.0
+) -> Matrix:
     """The variance after picking each candidate next."""
     return np.array(
-        [variance(candidates_KD, targets_TD, [*picks, j], regularisation) for j in range(len(candidates_KD))]
+        [variance(candidates_KD, targets_TD, [*picks, j], regularisation, nugget) for j in range(len(candidates_KD))]
     )
 
 
@@ -105,31 +113,35 @@ def test_picks_and_uncertainties_are_those_of_brute_force(
 
 
 @_QUICK
-@given(problems(), _REGULARISATIONS)
-def test_no_candidate_would_have_been_better_at_any_step(problem: tuple[Matrix, Matrix], regularisation: float) -> None:
+@given(problems(), _REGULARISATIONS, _NUGGETS)
+def test_no_candidate_would_have_been_better_at_any_step(
+    problem: tuple[Matrix, Matrix], regularisation: float, nugget: float
+) -> None:
     candidates_KD, targets_TD = problem
 
-    choice = sift(candidates_KD, targets_TD, steps=5, regularisation=regularisation)
+    choice = sift(candidates_KD, targets_TD, steps=5, regularisation=regularisation, nugget=nugget)
 
     prior = variance(candidates_KD, targets_TD, [], regularisation)
     assert len(choice.picks) == 5
     for n, pick in enumerate(choice.picks):
-        tried_K = after_each(candidates_KD, targets_TD, list(choice.picks[:n]), regularisation)
+        tried_K = after_each(candidates_KD, targets_TD, list(choice.picks[:n]), regularisation, nugget)
         assert tried_K[pick] <= tried_K.min() + 1e-9 * prior
         assert choice.uncertainty[n + 1] ** 2 == pytest.approx(tried_K[pick] / prior, abs=1e-9)
 
 
 @pytest.mark.parametrize("regularisation", [1.0, 0.1, 0.01, 1e-3, 1e-6])
 @pytest.mark.parametrize("copies", [1, 10])
-def test_at_full_size_every_prefix_follows_the_dense_formula(regularisation: float, copies: int) -> None:
+@pytest.mark.parametrize("nugget", [0.0, 0.2])
+def test_at_full_size_every_prefix_follows_the_dense_formula(regularisation: float, copies: int, nugget: float) -> None:
     # Arrange: 200 candidates, all different or twenty with ten copies each.
     vectors = units(9, 202, 64)
     candidates_KD, targets_TD = np.repeat(vectors[: 200 // copies], copies, axis=0), vectors[200:]
 
-    choice = sift(candidates_KD, targets_TD, steps=50, regularisation=regularisation)
+    choice = sift(candidates_KD, targets_TD, steps=50, regularisation=regularisation, nugget=nugget)
 
     prior = variance(candidates_KD, targets_TD, [], regularisation)
-    dense = [variance(candidates_KD, targets_TD, list(choice.picks[:n]), regularisation) / prior for n in range(51)]
+    prefixes = [list(choice.picks[:n]) for n in range(51)]
+    dense = [variance(candidates_KD, targets_TD, picks, regularisation, nugget) / prior for picks in prefixes]
     np.testing.assert_allclose(np.square(choice.uncertainty), dense, rtol=1e-9, atol=1e-12)
 
 
@@ -303,6 +315,21 @@ def test_a_tiny_regularisation_takes_every_candidate_before_it_repeats_one(seed:
     assert sorted(choice.picks) == list(range(6))
 
 
+def test_with_a_nugget_a_copy_tells_more_than_the_same_candidate_again() -> None:
+    # Arrange: three copies of the prompt. Looking again at one never tells its nugget apart; at another, it averages.
+    target_TD = units(6, 1, 8)
+    copies_KD = np.repeat(target_TD, 3, axis=0)
+
+    without = sift(copies_KD, target_TD, steps=6, regularisation=0.1)
+    choice = sift(copies_KD, target_TD, steps=6, regularisation=0.1, nugget=0.5)
+    alone = sift(target_TD, target_TD, steps=6, regularisation=0.1, nugget=0.5)
+
+    assert sorted(choice.picks[:3]) == sorted(choice.picks[3:]) == [0, 1, 2]
+    np.testing.assert_allclose(choice.uncertainty[3], np.sqrt(0.6 / (3 + 0.6)))
+    np.testing.assert_allclose(alone.uncertainty[6], np.sqrt(1 - 1 / (1 + 0.5 + 0.1 / 6)))
+    assert without.uncertainty[6] < choice.uncertainty[6] < alone.uncertainty[6]
+
+
 def test_a_small_regularisation_visits_each_part_of_the_prompt_before_it_repeats() -> None:
     target_TD = np.array([[0.8, 0.5, 0.33]])
     target_TD /= np.linalg.norm(target_TD)
@@ -422,16 +449,18 @@ def test_no_prompts_give_no_choices() -> None:
 
 @pytest.mark.parametrize("device", _DEVICES)
 @pytest.mark.parametrize("alpha", [None, 0.2])
-def test_tensors_are_chosen_from_as_arrays_are(device: str, alpha: float | None) -> None:
+@pytest.mark.parametrize("nugget", [0.0, 0.3])
+def test_tensors_are_chosen_from_as_arrays_are(device: str, alpha: float | None, nugget: float) -> None:
     vectors = units(10, 3 * 32, 16)
     candidates_BKD, targets_BTD = vectors[:90].reshape(3, 30, 16), vectors[90:].reshape(3, 2, 16)
-    expected = sift_batch(candidates_BKD, targets_BTD, steps=15, regularisation=0.1, alpha=alpha)
+    expected = sift_batch(candidates_BKD, targets_BTD, steps=15, regularisation=0.1, alpha=alpha, nugget=nugget)
 
     for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         candidates, targets = (torch.tensor(a, dtype=dtype, device=device) for a in (candidates_BKD, targets_BTD))
-        together = sift_batch(candidates, targets, steps=15, regularisation=0.1, alpha=alpha)
+        together = sift_batch(candidates, targets, steps=15, regularisation=0.1, alpha=alpha, nugget=nugget)
         alone = [
-            sift(c, t, steps=15, regularisation=0.1, alpha=alpha) for c, t in zip(candidates, targets, strict=True)
+            sift(c, t, steps=15, regularisation=0.1, alpha=alpha, nugget=nugget)
+            for c, t in zip(candidates, targets, strict=True)
         ]
 
         for one, two, of_arrays in zip(together, alone, expected, strict=True):
@@ -497,6 +526,20 @@ def test_a_prompt_among_its_candidates_leaves_nothing(candidates: int, kind: Cal
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_more_candidates_than_dimensions_leave_nothing_unless_they_lie_in_a_subspace(
+    kind: Callable[[Matrix], Any],
+) -> None:
+    vectors = units(15, 41, 16)
+    flat_KD = vectors[:40] * (np.arange(16) < 12)
+    outside = float(np.linalg.norm(vectors[40, 12:]))
+
+    assert irreducible(kind(vectors[:40]), kind(vectors[40:])) == 0.0
+    assert irreducible(kind(np.repeat(vectors[:20], 2, axis=0)), kind(vectors[40:])) == 0.0
+    assert irreducible(kind(np.repeat(vectors[:20], 20, axis=0)), kind(vectors[40:])) < 1e-4
+    assert irreducible(kind(flat_KD), kind(vectors[40:])) == pytest.approx(outside, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
 def test_without_anything_to_see_all_stays_uncertain(kind: Callable[[Matrix], Any]) -> None:
     target_TD = units(13, 1, 4)
 
@@ -537,6 +580,14 @@ def test_what_makes_no_sense_is_refused(
         sift(candidates_KD, targets_TD, steps=3, regularisation=regularisation, alpha=alpha)
 
 
+@pytest.mark.parametrize("nugget", [-0.1, np.nan, np.inf])
+def test_a_nugget_that_makes_no_sense_is_refused(nugget: float) -> None:
+    with pytest.raises(ValueError, match="nugget"):
+        sift(np.eye(3), np.eye(3), steps=3, regularisation=0.1, nugget=nugget)
+    with pytest.raises(ValueError, match="nugget"):
+        Posterior(torch.eye(3)[None], torch.eye(3)[None], 0.1, 3, nugget)
+
+
 def test_a_batch_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="expected embeddings"):
         sift_batch(np.ones((2, 3, 4)), np.ones((3, 1, 4)), steps=1, regularisation=0.1)
@@ -544,14 +595,16 @@ def test_a_batch_that_makes_no_sense_is_refused() -> None:
         sift_batch(np.ones((2, 3, 4)), np.stack([np.ones((1, 4)), np.zeros((1, 4))]), steps=1, regularisation=0.1)
 
 
-def test_a_posterior_says_what_each_candidate_would_take_off() -> None:
+@pytest.mark.parametrize("nugget", [0.0, 0.4])
+def test_a_posterior_says_what_each_candidate_would_take_off(nugget: float) -> None:
     vectors = units(14, 9, 5)
     candidates_KD, targets_TD = vectors[:7], vectors[7:]
-    posterior = Posterior(candidates_KD[None], targets_TD[None], 0.1, 4)
+    posterior = Posterior(candidates_KD[None], targets_TD[None], 0.1, 4, nugget)
 
     picked: list[int] = []
     for pick in (3, 3, 0, 5):
-        told_K = variance(candidates_KD, targets_TD, picked, 0.1) - after_each(candidates_KD, targets_TD, picked, 0.1)
+        left = variance(candidates_KD, targets_TD, picked, 0.1, nugget)
+        told_K = left - after_each(candidates_KD, targets_TD, picked, 0.1, nugget)
         np.testing.assert_allclose(posterior.reductions()[0], told_K, rtol=1e-9)
         posterior.pick(np.array([pick]))
         picked.append(pick)
