@@ -4,6 +4,7 @@ Usable alone: no Ray, no vLLM. It knows token sequences, never where they came f
 """
 
 from adapters.adapter import Adapter
-from adapters.trainer import Trainer, TrainerConfig, Training
+from adapters.trainer import Trainer, TrainerConfig
+from adapters.training import Progress, Training
 
-__all__ = ["Adapter", "Trainer", "TrainerConfig", "Training"]
+__all__ = ["Adapter", "Progress", "Trainer", "TrainerConfig", "Training"]

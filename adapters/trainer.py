@@ -1,10 +1,13 @@
-"""Trainer: token sequences in, a LoRA adapter out, never later than asked.
+"""Trainer: token sequences in, a LoRA adapter out, for many requests at once and never later than asked.
 
-The base model is loaded once and stays; LoRA layers are reset in place for each adapter. One Adam step per
-sequence, in the order given (paper section 2: a single gradient step on each selected sequence), constant
-learning rate, no weight decay, moments that start at zero with the adapter. Seeded: the same sequences and
-seed give the same adapter. One adapter at a time: the caller locks. The trainer knows nothing of prompts,
-corpora or HTTP.
+The base model is loaded once and stays; every request has a slot of the bank of LoRA adapters on it. A thread takes
+step after step for whoever is there: the next sequences of several requests in one batch, each with its own adapter,
+its own moments of Adam, its own order. Requests join and leave between steps, and what a request gets does not depend
+on its company. Adam with a constant learning rate, no weight decay, moments that start at zero with the adapter (paper
+section 2: a single gradient step on each selected sequence). Seeded: the same sequences and seed give the same adapter.
+
+Whatever goes wrong with one request (a loss that is not finite, memory that does not suffice) ends that request's
+training alone. The trainer knows nothing of prompts, corpora or HTTP.
 """
 
 from __future__ import annotations
@@ -14,19 +17,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
-from torch.nn import functional
 
 from adapters.adapter import Adapter
-from adapters.lora import LoraLayers
+from adapters.base_model import BaseModel
+from adapters.lora import LoraBank
+from adapters.memory import Memory
+from adapters.plan import steps_of
+from adapters.schedule import Job, Schedule
+from adapters.step_time import StepTime
+from adapters.training import Progress, Training
 
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL_MODEL = 50_000_000  # parameters
+_FULL = "out of memory"
+_EXPLODED = 3.0  # times the loss of guessing: no adapter worth having makes such a loss of what it learns
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,12 @@ class TrainerConfig:
             benchmarks/README.md) and the paper's 5e-4 above.
         targets: names of the projections that are adapted.
         device: "cpu", "cuda", or "auto".
+        precision: of the base model: "float32", "bfloat16", or "auto": bfloat16 where the processor has units for it,
+            which are a GPU and CPUs with AMX. What is learnt, and its moments, are always float32.
+        slots: how many adapters are trained at once; others wait.
+        memory_bytes: that a step may keep for its backward; None takes half of what is free at the start. A sequence
+            that keeps more is computed layer by layer, twice; one that needs more even so ends "out of memory" at once.
+        batch_tokens: of a step, padding included. None takes 2,048 on a CPU, where more is no faster; 16,384 on a GPU.
     """
 
     model: str
@@ -49,54 +63,30 @@ class TrainerConfig:
     learning_rate: float | None = None
     targets: tuple[str, ...] = LLAMA_TARGETS
     device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Training:
-    """What became of one training.
-
-    Attributes:
-        adapter: None when not one step was taken, or when the adapter itself gives losses that are not finite.
-        losses: mean nats a token of each step taken, before that step.
-        stop: "steps" (every sequence was used), "seconds", "diverged", "out of memory" or "cancelled".
-        seconds: wall-clock.
-    """
-
-    adapter: Adapter | None
-    losses: tuple[float, ...]
-    stop: str
-    seconds: float
+    precision: str = "auto"
+    slots: int = 8
+    memory_bytes: int | None = None
+    batch_tokens: int | None = None
 
 
 class Trainer:
-    """A resident base model that trains one adapter after another."""
+    """A resident base model that trains adapters for whoever asks, from any thread."""
 
     def __init__(self, config: TrainerConfig) -> None:
-        from transformers import AutoModelForCausalLM
-
         self.config = config
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        on_gpu = device != "cpu"
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                config.model,
-                use_safetensors=True,
-                dtype=torch.bfloat16 if on_gpu else torch.float32,
-                attn_implementation="sdpa" if on_gpu else "eager",
-            )
-        except (OSError, ValueError, SafetensorError) as problem:
-            raise ValueError(f"cannot load the base model {config.model!r}: {problem}") from problem
-        self.model = model.to(device).eval()
-        self.device = device
-        self._vocabulary = int(model.config.vocab_size)
-        self.context = int(getattr(self.model.config, "max_position_embeddings", 2048))
-        small = sum(p.numel() for p in self.model.parameters()) < SMALL_MODEL
-        default_rate = 3e-3 if small else 5e-4
+        self.base = BaseModel(config.model, config.device, config.precision)
+        default_rate = 3e-3 if self.base.parameters < SMALL_MODEL else 5e-4
         self.learning_rate = default_rate if config.learning_rate is None else config.learning_rate
-        self._layers = LoraLayers(self.model, config.rank, config.scale_numerator, config.targets)
-        self._seconds_per_token = 0.0
+        self._guest = config.slots  # one slot more than train
+        self._bank = LoraBank(self.base.model, config.rank, config.scale_numerator, config.targets, config.slots + 1)
+        self._step_time, self._ending_time = StepTime(), StepTime()
+        with self._bank.bind([0]):
+            self._memory = Memory(self.base, config.memory_bytes)
+        tokens = config.batch_tokens or (2048 if self.base.device == "cpu" else 16384)
+        self._schedule = Schedule(config.slots, tokens, self._step_time, self._ending_time, self._memory.holds)
+        self._arrivals = threading.Lock()  # guards the schedule
+        self._stepping = threading.RLock()  # guards the model
+        self._worker: threading.Thread | None = None
         self._warm_up()
 
     def train(
@@ -105,97 +95,250 @@ class Trainer:
         *,
         seed: int = 0,
         seconds: float = math.inf,
+        plan: str = "sequential",
         cancelled: threading.Event | None = None,
-        on_step: Callable[[int, float], None] | None = None,
+        on_step: Callable[[Progress], None] | None = None,
     ) -> Training:
-        """One Adam step per sequence, in order, on a fresh adapter.
+        """As `submit`, waiting for the end."""
+        cancelled = cancelled or threading.Event()
+        done = self.submit(sequences, seed=seed, seconds=seconds, plan=plan, cancelled=cancelled, on_step=on_step)
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            cancelled.set()
+            raise
+
+    def submit(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        seed: int = 0,
+        seconds: float = math.inf,
+        plan: str = "sequential",
+        cancelled: threading.Event | None = None,
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> Future[Training]:
+        """Train a fresh adapter on these sequences, together with whatever else is training.
 
         Args:
             sequences: token ids, at least two each and no more than the model's context.
             seed: of the adapter's first weights.
-            seconds: no step is begun that would end later than this, by the step time measured so far.
+            seconds: from now; no step is begun that would end later than this, by the step times measured so far.
+            plan: one of `adapters.plan.PLANS`.
             cancelled: read before every step; what is trained until then is dropped.
-            on_step: called after each step with the number of steps taken and that step's loss.
+            on_step: called after each step, in the trainer's thread.
 
         Raises:
-            ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens the model lacks.
+            ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens the model lacks;
+                a plan that there is none of; a seed of more than 64 bits.
         """
         for sequence in sequences:
-            if not 2 <= len(sequence) <= self.context:
-                raise ValueError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.context}")
-            if not 0 <= min(sequence) <= max(sequence) < self._vocabulary:
+            if not 2 <= len(sequence) <= self.base.context:
+                raise ValueError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.base.context}")
+            if not 0 <= min(sequence) <= max(sequence) < self.base.vocabulary:
                 raise ValueError("a training sequence has tokens that the model does not know: another tokenizer's?")
-        started = time.perf_counter()
-        self._layers.reset(seed)
-        parameters = self._layers.parameters()
-        adam = torch.optim.Adam(parameters, lr=self.learning_rate, eps=1e-8, fused=True)
-        losses: list[float] = []
-        stop = "steps"
-        try:
-            for sequence in sequences:
-                begun = time.perf_counter()
-                if cancelled is not None and cancelled.is_set():
-                    stop = "cancelled"
-                    break
-                if begun - started + self._seconds_per_token * len(sequence) > seconds:
-                    stop = "seconds"
-                    break
-                loss = self._gradients(sequence)
-                if loss is None:
-                    stop = "diverged"
-                    break
-                adam.step()
-                adam.zero_grad()
-                losses.append(loss)
-                self._seconds_per_token = (time.perf_counter() - begun) / len(sequence)
-                if on_step is not None:
-                    on_step(len(losses), loss)
-        except torch.OutOfMemoryError:
-            stop = "out of memory"
-        finally:
-            adam.zero_grad()  # whatever happened, the next adapter starts without this one's gradients
-        # An adapter that makes no finite loss of what it has just learned would fail in its answer too.
-        if losses and stop != "cancelled" and not math.isfinite(self.nats(sequences[len(losses) - 1], 1)):
-            losses, stop = [], "diverged"
-        adapter = self._adapter(tuple(losses)) if losses and stop != "cancelled" else None
-        return Training(adapter, tuple(losses), stop, time.perf_counter() - started)
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"the seed is {seed}; it needs to be a whole number of 64 bits, 0 or more")
+        steps = steps_of(plan, [tuple(sequence) for sequence in sequences])
+        came = time.perf_counter()
+        done: Future[Training] = Future()
+        done.set_running_or_notify_cancel()  # from here on it is `cancelled` that ends it, not the future
+        job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done)
+        with self._arrivals:
+            self._schedule.add(job)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="mayfly-trainer", daemon=True)
+                self._worker.start()
+        return job.done
+
+    def export(self, slot: int) -> bytes:
+        """The weights so far of the adapter that `on_step` tells of, as a safetensors file; only while it tells."""
+        return self._bank.export(slot)
 
     @torch.no_grad()
-    def nats(self, tokens: Sequence[int], start: int) -> float:
-        """Negative log-likelihood, in nats, of tokens[start:] given those before, under the adapter last trained."""
-        ids_1S = torch.tensor([list(tokens)], device=self.device)
-        logits_SV = self.model(ids_1S).logits[0, start - 1 : -1].float()
-        return float(functional.cross_entropy(logits_SV, ids_1S[0, start:], reduction="sum"))
+    def nats(self, tokens: Sequence[int], start: int, weights: bytes | None = None) -> float:
+        """Negative log-likelihood, in nats, of tokens[start:] given those before, in the trainer's precision.
 
-    def reset(self) -> None:
-        """Back to the base model: a fresh adapter changes nothing."""
-        self._layers.reset(0)
+        Args:
+            tokens: of the text.
+            start: where it begins to count, 1 or more.
+            weights: of the adapter that speaks, as exported by such a trainer; None for the base model.
 
-    def _gradients(self, sequence: Sequence[int]) -> float | None:
-        """Mean loss of a sequence, its gradients left in the parameters; None if either is not finite."""
-        ids_1S = torch.tensor([list(sequence)], device=self.device)
-        logits_SV = self.model(ids_1S, use_cache=False).logits[0, :-1].float()
-        loss = functional.cross_entropy(logits_SV, ids_1S[0, 1:])
-        value = loss.item()
-        if not math.isfinite(value):
-            return None
-        loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self._layers.parameters() if p.grad is not None]
-        return value if bool(torch.isfinite(nn.utils.get_total_norm(gradients))) else None
+        Raises:
+            ValueError: nothing to score, or weights of another model, rank or choice of projections.
+        """
+        if not 1 <= start < len(tokens):
+            raise ValueError(f"of {len(tokens)} tokens those from {start} on cannot be scored")
+        with self._stepping:
+            if weights is None:
+                mean = self.base.losses([tokens], start)
+            else:
+                self._bank.load(self._guest, weights)
+                with self._bank.bind([self._guest]):
+                    mean = self.base.losses([tokens], start)
+        return float(mean) * (len(tokens) - start)
 
-    def _adapter(self, losses: tuple[float, ...]) -> Adapter:
+    def _work(self) -> None:
+        """Step after step, until nobody is left."""
+        while True:
+            with self._arrivals:
+                displaced, admitted = self._schedule.displace(), self._schedule.admit()
+                now = time.perf_counter()
+                ended = self._schedule.ended(now)
+                told = {job for job, _ in ended}
+                ended += [(job, _FULL) for job in admitted if job not in told and not self._holds(job)]
+                batch = [] if ended else self._schedule.batch(now)
+                if not ended and not batch:
+                    self._worker = None
+                    return
+            with self._stepping:
+                for job, slot in displaced:
+                    job.parked = self._bank.take(slot)
+                for job in admitted:
+                    if job.parked is None:
+                        self._bank.reset(job.place, job.seed)
+                    else:
+                        self._bank.put(job.place, job.parked)
+                        job.parked = None
+                self._end([(job, stop) for job, stop in ended if job.parked is None])
+                for job, stop in ended:
+                    if job.parked is not None:
+                        self._bank.put(self._guest, job.parked)
+                        self._end([(job, stop)])
+                if batch:
+                    self._step(batch)
+
+    def _step(self, jobs: Sequence[Job]) -> None:
+        """One step of each. What one job's rows cannot do is that job's end; the others' are computed without it."""
+        begun = time.perf_counter()
+        computing = sorted((job for job in jobs if job.rows), key=lambda job: job.place)
+        lengths = [len(row) for job in computing for row in job.rows]
+        try:
+            computed = dict(zip(computing, self._compute(computing), strict=True)) if computing else {}
+        except Exception as problem:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._step([job])
+            else:
+                self._fail(jobs[0], problem)
+            return
+        taken = [job for job in jobs if self._learn(job, computed.get(job) or job.kept[job.step.reused or 0])]
+        self._step_time.observe(len(lengths) * max(lengths, default=0), time.perf_counter() - begun)
+        for job in taken:
+            self._tell(job)
+
+    def _compute(self, jobs: Sequence[Job]) -> list[tuple[torch.Tensor, float]]:
+        """For each job the gradient [P] of its rows' mean loss, valid until the next call, and that loss."""
+        counts = [len(job.rows) for job in jobs]
+        slots = [job.place for job, count in zip(jobs, counts, strict=True) for _ in range(count)]
+        shares = torch.tensor([1 / count for count in counts for _ in range(count)], device=self.base.device)
+        rows = [row for job in jobs for row in job.rows]
+        saving = not self._memory.holds(len(rows), max(map(len, rows)))
+        with self._bank.bind(slots) as gradients_MP, self._memory.saving(saving):
+            losses_M = self.base.losses(rows) * shares
+            losses_M.sum().backward()  # type: ignore[no-untyped-call]
+        gradients = [part[0] if len(part) == 1 else part.sum(0) for part in torch.split(gradients_MP, counts)]
+        losses = torch.stack([part.sum() for part in torch.split(losses_M.detach(), counts)]).tolist()
+        sound = torch.stack([gradient_P.norm() for gradient_P in gradients]).isfinite().tolist()
+        return [(g, loss if ok else math.nan) for g, loss, ok in zip(gradients, losses, sound, strict=True)]
+
+    def _learn(self, job: Job, computed: tuple[torch.Tensor, float]) -> bool:
+        """Take the step, or end the job if there is nothing sound to learn from."""
+        gradient_P, loss = computed
+        if not self._is_sound(loss):
+            self._end([(job, "diverged")])
+            return False
+        self._bank.learn(job.place, gradient_P, self.learning_rate)
+        if job.step.kept:
+            job.kept[job.step.sequences[0]] = gradient_P.clone(), loss
+        job.used += len(job.step.sequences)
+        job.losses.append(loss)
+        return True
+
+    def _tell(self, job: Job) -> None:
+        if job.on_step is None:
+            return
+        spent = time.perf_counter() - job.came
+        steps, of = len(job.losses), len(job.steps)
+        left = min(spent / steps * (of - steps), job.deadline - job.came - spent)
+        try:
+            job.on_step(Progress(steps, of, job.used, job.losses[-1], spent, max(left, 0.0), job.place))
+        except BaseException as problem:  # sys.exit() there must not end the thread that others wait for
+            self._fail(job, problem)
+
+    def _end(self, ended: Sequence[tuple[Job, str]]) -> None:
+        """Hand over what these jobs have trained; they leave."""
+        begun = time.perf_counter()
+        learnt = [job for job, stop in ended if job.losses and stop != "cancelled"]
+        # An adapter that makes no sound loss of what it has just learnt would fail in its answer, too.
+        rows = [job.sequences[job.used - 1] for job in learnt]
+        sound: set[Job] = set()
+        if rows:
+            try:
+                with torch.no_grad(), self._bank.bind([self._slot(job) for job in learnt]):
+                    losses = self.base.losses(rows).tolist()
+            except Exception as problem:
+                for job, stop in ended:
+                    if len(ended) > 1:
+                        self._end([(job, stop)])
+                    else:
+                        job.losses, job.used = [], 0
+                        self._fail(job, problem)
+                return
+            sound = {job for job, loss in zip(learnt, losses, strict=True) if self._is_sound(loss)}
+        for job, stop in ended:
+            if stop == "seconds" and not job.losses:
+                self._step_time.doubt()
+            if job in learnt and job not in sound:
+                job.losses, job.used, stop = [], 0, "diverged"
+            adapter = self._adapter(job) if job in sound else None
+            self._leave(job)
+            seconds = time.perf_counter() - job.came
+            job.done.set_result(Training(adapter, tuple(job.losses), job.used, stop, seconds))
+        if rows:
+            self._ending_time.observe(len(rows) * max(map(len, rows)), time.perf_counter() - begun)
+
+    def _fail(self, job: Job, problem: BaseException) -> None:
+        """End a job whose step or ending raised."""
+        if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
+            if self.base.device != "cpu":
+                torch.cuda.empty_cache()
+            self._end([(job, _FULL)])
+            return
+        self._leave(job)
+        job.done.set_exception(problem)
+
+    def _slot(self, job: Job) -> int:
+        """Where the adapter of a job that ends lies: of one without a slot, in the guest's."""
+        return self._guest if job.slot is None else job.slot
+
+    def _leave(self, job: Job) -> None:
+        with self._arrivals:
+            self._schedule.leave(job)
+
+    def _holds(self, job: Job) -> bool:
+        """Whether memory suffices for the largest of its steps, if need be layer by layer."""
+        sizes = ((len(step.sequences), max(len(job.sequences[i]) for i in step.sequences)) for step in job.steps)
+        return all(rows * self._memory.least(tokens) <= self._memory.limit for rows, tokens in set(sizes))
+
+    def _is_sound(self, loss: float) -> bool:
+        return math.isfinite(loss) and loss <= _EXPLODED * math.log(self.base.vocabulary)
+
+    def _adapter(self, job: Job) -> Adapter:
         return Adapter(
             name=f"mayfly-{uuid.uuid4().hex}",
             base_model=self.config.model,
             rank=self.config.rank,
             scale_numerator=self.config.scale_numerator,
             targets=self.config.targets,
-            weights=self._layers.export(),
-            losses=losses,
+            weights=self._bank.export(self._slot(job)),
+            losses=tuple(job.losses),
         )
 
     def _warm_up(self) -> None:
-        """Take a few steps on arbitrary tokens, so that the first request finds a measured step time."""
-        length = min(256, self.context)
-        self.train([[(7 * i + 3) % self._vocabulary for i in range(length)]] * 3)
-        self.reset()
+        """Take steps on arbitrary tokens, so that the first request finds measured times; the first one is too slow."""
+        longest = min(256, self.base.context)
+        row = [(7 * i + 3) % self.base.vocabulary for i in range(longest)]
+        with self._bank.bind([0]):
+            self.base.losses([row]).sum().backward()  # type: ignore[no-untyped-call]
+        self.train([row[: max(longest // 4, 2)], row] * 2)

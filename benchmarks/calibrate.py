@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from benchmarks.passages import (
     each,
     interval,
     make_set,
+    open_scorer,
     open_selector,
     package_versions,
 )
@@ -112,11 +114,13 @@ def adapt(setting: Setting, ground: PassageSet, embedder: str, model: str) -> li
     trainer = Trainer(
         TrainerConfig(model, rank=setting.rank, scale_numerator=setting.rank, learning_rate=setting.learning_rate)
     )
+    scorer, selecting = open_scorer(trainer.config), threading.Lock()
     at = [0, *range(2, STEPS + 1, 4)]
 
     def one(passage: Passage) -> dict[str, Any]:
-        selection = selector.select([Prompt(passage.prefix)], ground.corpus, steps=STEPS)
-        return {"curve": curve(trainer, selection, passage, at), "sigma": selection.uncertainty}
+        with selecting:
+            selection = selector.select([Prompt(passage.prefix)], ground.corpus, steps=STEPS)
+        return {"curve": curve(trainer, scorer, selection, passage, at), "sigma": selection.uncertainty}
 
     return each(ground.passages, str(setting), one)
 

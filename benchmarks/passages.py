@@ -17,14 +17,15 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from adapters import Trainer
+from adapters import Progress, Trainer, TrainerConfig
 from selection import Corpus, Selection, Selector, SelectorConfig
 from selection.documents import Document, find_files, ingest, package_folder, read_file, tokenizer_digest
 
@@ -39,6 +40,7 @@ class Passage:
 
     package: str
     name: str
+    start: int
     tokens: tuple[int, ...]
     prefix: str
     suffix_bytes: int
@@ -54,9 +56,18 @@ class PassageSet:
 
 
 def make_set(
-    name: str, packages: Sequence[str], per_package: int, model: str, selector: Selector, seed: int = 0
+    name: str,
+    packages: Sequence[str],
+    per_package: int,
+    model: str,
+    selector: Selector,
+    seed: int = 0,
+    per_file: int = 1,
 ) -> PassageSet:
-    """Hold out files of each package, fill the corpus with all others (or find it filled), cut the passages."""
+    """Hold out files of each package, fill the corpus with all others (or find it filled), cut the passages.
+
+    Each of the held-out files gives a passage, and where it is long enough up to `per_file` that do not overlap.
+    """
     tokenizer = AutoTokenizer.from_pretrained(model)
     digest = tokenizer_digest(tokenizer)
     corpus = Corpus.create(
@@ -77,6 +88,7 @@ def make_set(
                 rest.append((file, title))
             else:
                 passages.append(passage)
+                passages += _further(file, passage, tokenizer, per_file - 1)
                 found += 1
         if found < per_package:
             raise ValueError(f"{package} has only {found} files that are long enough for a passage")
@@ -100,35 +112,47 @@ def open_selector(regularisation: float, embedder: str, model: str) -> Selector:
     return Selector(SelectorConfig(CACHE / "corpora", embedder, model, regularisation=regularisation))
 
 
-def curve(trainer: Trainer, selection: Selection, passage: Passage, at: Sequence[int]) -> dict[int, float]:
-    """Bits per byte of the passage's suffix after each of the given numbers of steps, 0 being the base model's."""
+def curve(
+    trainer: Trainer, scorer: Trainer, selection: Selection, passage: Passage, at: Sequence[int]
+) -> dict[int, float]:
+    """Bits per byte of the passage's suffix after each of the given numbers of steps, 0 being the base model's.
+
+    The trainer trains as a server's does; the scorer is one in float32, which a test holds to vLLM's log-probabilities.
+    """
     wanted = set(at)
-    points: dict[int, float] = {}
-    trainer.reset()
-    points[0] = bits_per_byte(trainer, passage)
+    exported: dict[int, bytes] = {}
 
-    def measure(steps: int, _loss: float) -> None:
-        if steps in wanted:
-            points[steps] = bits_per_byte(trainer, passage)
+    def keep(progress: Progress) -> None:
+        if progress.steps in wanted:
+            exported[progress.steps] = trainer.export(progress.slot)
 
-    training = trainer.train(selection.sequences, on_step=measure)
-    taken = len(training.losses)
-    points[taken] = bits_per_byte(trainer, passage)
-    return {steps: points.get(steps, points[taken]) for steps in at}
+    training = trainer.train(selection.sequences, on_step=keep)
+    assert len(training.losses) == len(selection.sequences) >= max(wanted), training.stop
+    return {steps: bits_per_byte(scorer, passage, exported.get(steps)) for steps in at}
 
 
-def bits_per_byte(trainer: Trainer, passage: Passage) -> float:
-    """Of the passage's suffix, given its prefix, under the adapter as it stands."""
-    return trainer.nats(passage.tokens, PREFIX) / math.log(2) / passage.suffix_bytes
+def bits_per_byte(scorer: Trainer, passage: Passage, weights: bytes | None = None) -> float:
+    """Of the passage's suffix, given its prefix, under an exported adapter, or the base model."""
+    return scorer.nats(passage.tokens, PREFIX, weights) / math.log(2) / passage.suffix_bytes
 
 
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 90 % bootstrap interval with 1,000 samples, as the paper reports them."""
-    array = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = array[generator.integers(0, len(array), (1000, len(array)))].mean(axis=1)
-    low, high = np.quantile(means, [0.05, 0.95])
-    return float(array.mean()), float(low), float(high)
+def open_scorer(config: TrainerConfig) -> Trainer:
+    """A trainer of the same adapters that is used to score texts only, in float32."""
+    return Trainer(replace(config, precision="float32", slots=1))
+
+
+def interval(values: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 90 % bootstrap interval with 1,000 samples, as the paper reports them.
+
+    Where values belong to groups, such as passages to files, whole groups are drawn.
+    """
+    members: dict[str, list[float]] = {}
+    for value, group in zip(values, groups or map(str, range(len(values))), strict=True):
+        members.setdefault(group, []).append(value)
+    sums, counts = np.array([(sum(m), len(m)) for m in members.values()], np.float64).T
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (1000, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.05, 0.95])
+    return float(np.mean(values)), float(low), float(high)
 
 
 def circumstances() -> dict[str, Any]:
@@ -157,12 +181,13 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def each(passages: Sequence[Passage], doing: str, work: Callable[[Passage], Any]) -> list[Any]:
-    """Work on every passage, with a line of progress."""
-    results = []
-    for number, passage in enumerate(passages):
-        progress(f"{doing}: passage {number + 1} of {len(passages)}")
-        results.append(work(passage))
+def each(passages: Sequence[Passage], doing: str, work: Callable[[Passage], Any], at_once: int = 4) -> list[Any]:
+    """Work on every passage, a few at once, with a line of progress."""
+    with ThreadPoolExecutor(at_once) as pool:
+        results = []
+        for number, result in enumerate(pool.map(work, passages)):
+            progress(f"{doing}: passage {number + 1} of {len(passages)}")
+            results.append(result)
     progress("")
     return results
 
@@ -173,11 +198,27 @@ def _cut(file: Path, package: str, name: str, tokenizer: Any, shuffle: random.Ra
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) < 2 * (PREFIX + SUFFIX):
         return None
-    start = shuffle.randrange(len(ids) - PREFIX - SUFFIX)
+    return _passage(package, name, text, ids, offsets, shuffle.randrange(len(ids) - PREFIX - SUFFIX))
+
+
+def _further(file: Path, first: Passage, tokenizer: Any, most: int) -> list[Passage]:
+    """More passages of the file, apart from the first and from one another, at places that its name decides."""
+    text = file.read_text(encoding="utf-8")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    places, taken = list(range(len(ids) - PREFIX - SUFFIX)), [first.start]
+    random.Random(first.name).shuffle(places)  # noqa: S311
+    for place in places:
+        if len(taken) <= most and all(abs(place - other) >= PREFIX + SUFFIX for other in taken):
+            taken.append(place)
+    return [_passage(first.package, first.name, text, ids, offsets, place) for place in taken[1:]]
+
+
+def _passage(package: str, name: str, text: str, ids: list[int], offsets: list[tuple[int, int]], start: int) -> Passage:
     first, middle = offsets[start][0], offsets[start + PREFIX][0]
     last = offsets[start + PREFIX + SUFFIX - 1][1]
     tokens = tuple(ids[start : start + PREFIX + SUFFIX])
-    return Passage(package, name, tokens, text[first:middle], len(text[middle:last].encode()))
+    return Passage(package, name, start, tokens, text[first:middle], len(text[middle:last].encode()))
 
 
 def _version(name: str) -> str | None:

@@ -3,16 +3,17 @@
 For every passage its prefix is the prompt, the suffix is scored. Data is chosen by each strategy from the same
 corpus, the same trainer takes the same number of steps, and the suffix is scored after each of STEPS steps, and
 where the server's default `auto` budget stops. Selector and trainer are the server's own; the scoring runs in the
-trainer's model, which a test holds to vLLM's log-probabilities. All settings are the server's defaults, which
-`benchmarks/calibrate.py` chose on other packages.
+trainer's model in float32, which a test holds to vLLM's log-probabilities. All settings are the server's defaults,
+which `benchmarks/calibrate.py` chose on other packages.
 
-    python benchmarks/quality.py [--per-package 15] [--json] [--out benchmarks/results/quality.json]
+    python benchmarks/quality.py [--per-package 15] [--per-file 3] [--json] [--out benchmarks/results/quality.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from benchmarks.passages import (
     each,
     interval,
     make_set,
+    open_scorer,
     open_selector,
     package_versions,
 )
@@ -46,7 +48,8 @@ AUTO = "auto"
 def main() -> None:
     """Measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--per-package", type=int, default=15, help="held-out passages of each package")
+    parser.add_argument("--per-package", type=int, default=15, help="held-out files of each package")
+    parser.add_argument("--per-file", type=int, default=3, help="passages of each, where it is long enough")
     parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
     parser.add_argument("--embedder", default=SelectorConfig.embedder)
@@ -58,20 +61,26 @@ def main() -> None:
     auto = DEFAULT_AUTO
     selector = open_selector(SelectorConfig.regularisation, options.embedder, options.model)
     trainer = Trainer(TrainerConfig(options.model))
-    ground = make_set("quality", options.packages, options.per_package, options.model, selector)
+    scorer = open_scorer(trainer.config)
+    selecting = threading.Lock()
+    ground = make_set(
+        "quality", options.packages, options.per_package, options.model, selector, per_file=options.per_file
+    )
     limit = max(STEPS)
 
     def measure(passage: Passage) -> dict[str, Any]:
-        row: dict[str, Any] = {"package": passage.package, "name": passage.name}
+        row: dict[str, Any] = {"package": passage.package, "name": passage.name, "start": passage.start}
+        prompt = Prompt(passage.prefix)
         for strategy in ("nn", "sift"):
-            selection = selector.select([Prompt(passage.prefix)], ground.corpus, steps=limit, strategy=strategy)
+            with selecting:
+                selection = selector.select([prompt], ground.corpus, steps=limit, strategy=strategy)
+                stopped = selector.select([prompt], ground.corpus, steps=auto.steps, alpha=auto.alpha)
             at = set(STEPS)
             if strategy == "sift":
-                stopped = selector.select([Prompt(passage.prefix)], ground.corpus, steps=auto.steps, alpha=auto.alpha)
                 row["auto_steps"] = len(stopped.ids)
                 row["sigma"] = selection.uncertainty
                 at.add(row["auto_steps"])
-            points = curve(trainer, selection, passage, sorted(at))
+            points = curve(trainer, scorer, selection, passage, sorted(at))
             row[strategy] = {steps: points[steps] for steps in STEPS}
             if strategy == "sift":
                 row[AUTO] = points[row["auto_steps"]]
@@ -83,9 +92,11 @@ def main() -> None:
         "model": Path(options.model).name,
         "packages": package_versions(options.packages),
         "passages": len(rows),
+        "files": len({row["name"] for row in rows}),
         "corpus_sequences": ground.sequences,
         "settings": {
             "rank": trainer.config.rank,
+            "precision": trainer.base.precision,
             "learning_rate": trainer.learning_rate,
             "regularisation": selector.config.regularisation,
             "candidates": selector.config.candidates,
@@ -108,30 +119,32 @@ def main() -> None:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means with 90 % bootstrap intervals over the passages: bits per byte, per cent of base, SIFT minus NN."""
+    """Means with 90 % bootstrap intervals over the files: bits per byte, per cent of base, SIFT minus NN."""
+    files = [row["name"] for row in rows]
     base = [row["sift"][0] for row in rows]
-    percent: dict[str, Any] = {}
-    for strategy in ("nn", "sift"):
-        percent[strategy] = {
-            str(steps): interval([100 * row[strategy][steps] / b for row, b in zip(rows, base, strict=True)])
-            for steps in STEPS[1:]
-        }
-    percent[AUTO] = interval([100 * row[AUTO] / b for row, b in zip(rows, base, strict=True)])
     last = STEPS[-1]
+
+    def mean(values: Sequence[float]) -> tuple[float, float, float]:
+        return interval(values, files)
+
+    def percent(values: Sequence[float]) -> tuple[float, float, float]:
+        return mean([100 * value / b for value, b in zip(values, base, strict=True)])
+
     return {
-        "base_bits_per_byte": interval(base),
-        "nn_bits_per_byte": interval([row["nn"][last] for row in rows]),
-        "sift_bits_per_byte": interval([row["sift"][last] for row in rows]),
-        "auto_bits_per_byte": interval([row[AUTO] for row in rows]),
-        "auto_steps": interval([row["auto_steps"] for row in rows]),
-        "percent_of_base": percent,
+        "base_bits_per_byte": mean(base),
+        "nn_bits_per_byte": mean([row["nn"][last] for row in rows]),
+        "sift_bits_per_byte": mean([row["sift"][last] for row in rows]),
+        "auto_bits_per_byte": mean([row[AUTO] for row in rows]),
+        "auto_steps": mean([row["auto_steps"] for row in rows]),
+        "percent_of_base": {
+            strategy: {str(steps): percent([row[strategy][steps] for row in rows]) for steps in STEPS[1:]}
+            for strategy in ("nn", "sift")
+        }
+        | {AUTO: percent([row[AUTO] for row in rows])},
         "sift_minus_nn_percent_points": {
-            str(steps): interval(
-                [100 * (row["sift"][steps] - row["nn"][steps]) / b for row, b in zip(rows, base, strict=True)]
-            )
-            for steps in STEPS[1:]
+            str(steps): percent([row["sift"][steps] - row["nn"][steps] for row in rows]) for steps in STEPS[1:]
         },
-        "sift_minus_nn_bits_per_byte": interval([row["sift"][last] - row["nn"][last] for row in rows]),
+        "sift_minus_nn_bits_per_byte": mean([row["sift"][last] - row["nn"][last] for row in rows]),
     }
 
 
@@ -142,7 +155,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         return form.format(*triple)
 
     console.print(
-        f"{result['passages']} passages, corpus of {result['corpus_sequences']} sequences; "
+        f"{result['passages']} passages of {result['files']} files, corpus of {result['corpus_sequences']} sequences; "
         f"base model {cell(result['base_bits_per_byte'], '{:.3f} ({:.3f} to {:.3f})')} bits per byte",
         highlight=False,
     )
@@ -165,7 +178,7 @@ def show(result: dict[str, Any], console: Console) -> None:
             *(cell(part["percent_of_base"][strategy][str(STEPS[-1])]) for strategy in ("nn", "sift")),
         )
     console.print(table)
-    console.print("in brackets: 90 % bootstrap intervals over passages", highlight=False)
+    console.print("in brackets: 90 % bootstrap intervals over files", highlight=False)
 
 
 if __name__ == "__main__":

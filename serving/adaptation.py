@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from adapters.adapter import Adapter
-from adapters.trainer import Training
+from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.filters import Filter
 from selection.selector import Selection
@@ -50,7 +50,15 @@ class Selects(Protocol):
 class Trains(Protocol):
     """Stage 2."""
 
-    async def train(self, sequences: Sequence[Sequence[int]], *, seed: int, seconds: float | None) -> Training:
+    async def train(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        seconds: float | None,
+        plan: str,
+        on_step: Callable[[Progress], None],
+    ) -> Training:
         """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends it."""
 
 
@@ -75,6 +83,7 @@ class Wish:
         corpus: to choose from; None for the base model.
         only: a filter on the documents' metadata.
         strategy: how to choose.
+        plan: how to train.
         seed: of the adapter.
         required: fail rather than answer with the base model.
     """
@@ -85,6 +94,7 @@ class Wish:
     corpus: str | None
     only: Filter | None = None
     strategy: str = "sift"
+    plan: str = "sequential"
     seed: int = 0
     required: bool = False
 
@@ -95,6 +105,7 @@ class Adaptation:
     def __init__(self, wish: Wish, selector: Selects, trainer: Trains, engine: Loads) -> None:
         self.report: AdaptationReport | None = None
         self.problem: Exception | None = None
+        self.progress = "adapting"  # what can be said of it while it runs
         self._wish = wish
         self._selector, self._trainer, self._engine = selector, trainer, engine
         self._arrived = time.monotonic()
@@ -166,7 +177,16 @@ class Adaptation:
             return None
 
         left = None if wish.budget.seconds is None else wish.budget.seconds - self._spent()
-        training = await self._trainer.train(selection.sequences, seed=wish.seed, seconds=left)
+
+        def stepped(step: Progress) -> None:
+            self.progress = (
+                f"adapting: step {step.steps} of {step.of}, loss {step.loss:.3f}, "
+                f"sigma {selection.uncertainty[step.used]:.3f}, {step.seconds_left:.1f} seconds left"
+            )
+
+        training = await self._trainer.train(
+            selection.sequences, seed=wish.seed, seconds=left, plan=wish.plan, on_step=stepped
+        )
         if training.adapter is None:
             reasons = {
                 "seconds": "the seconds were spent before the first step could end",
@@ -205,8 +225,8 @@ class Adaptation:
             seconds["train"] = training.seconds
         if loaded:
             seconds["load"] = load_seconds
-        steps = len(training.losses) if training else 0
-        used = selection.ids[:steps] if selection else ()
+        learnt = training.used if training else 0
+        used = selection.ids[:learnt] if selection else ()
         self.report = AdaptationReport(
             adapted=loaded is not None,
             reason=reason,
@@ -215,7 +235,7 @@ class Adaptation:
             corpus=self._wish.corpus,
             seed=self._wish.seed,
             stop=stop,
-            uncertainty=selection.uncertainty[: steps + 1] if selection else (),
+            uncertainty=selection.uncertainty[: learnt + 1] if selection else (),
             irreducible=selection.irreducible if selection else None,
             losses=training.losses if training else (),
             sources=tuple(

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,7 +23,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from adapters.trainer import Training
+from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.library import Library
 from selection.selector import Selection
@@ -59,17 +59,28 @@ class RemoteStage:
         answer: Result = await _answer(self._handle.ask.remote(method, *args, **kwargs))
         return answer
 
-    async def train(self, sequences: Sequence[Sequence[int]], **options: Any) -> Training:
+    async def train(
+        self, sequences: Sequence[Sequence[int]], *, on_step: Callable[[Progress], None], **options: Any
+    ) -> Training:
         """As `TrainStage.train`."""
-        training: Training = await _answer(self._handle.train.remote(sequences, **options))
+        told = self._handle.options(stream=True).training.remote(sequences, **options)
+        training: Training = await _answer(_last(told, on_step), told.cancel)
         return training
 
 
-async def _answer(response: Any) -> Any:
+async def _last(told: AsyncIterator[Progress | Training], on_step: Callable[[Progress], None]) -> Training:
+    async for said in told:
+        if isinstance(said, Training):
+            return said
+        on_step(said)
+    raise AssertionError("a training ended without a word")
+
+
+async def _answer(response: Any, cancel: Callable[[], object] | None = None) -> Any:
     try:
         return await response
     except asyncio.CancelledError:
-        response.cancel()
+        (cancel or response.cancel)()
         raise
     except RayTaskError as problem:  # its own text is a stack trace; the cause is what was raised
         raise problem.cause from None

@@ -3,8 +3,8 @@
 In: routes by allow-list, the Compute-Budget header, the `adaptation` extension of the body. The request id
 (X-Request-Id, in and out) is Ray Serve's.
 Out: Compute-Spent and Server-Timing, the report as `adaptation` in the body (of a stream: in its first chunk),
-and every error of ours in OpenAI's shape. What happens between is `serving.adaptation`; the OpenAI protocol
-itself is vLLM's. Vector stores are `serving.vector_stores`.
+comments in a stream that is slow to begin, and every error of ours in OpenAI's shape. What happens between is
+`serving.adaptation`; the OpenAI protocol itself is vLLM's. Vector stores are `serving.vector_stores`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from serving.vector_stores import Asks, VectorStores
 
 log = logging.getLogger(__name__)
 
+QUIET_SECONDS = 5.0  # a stream says nothing so long, so that its headers can still tell what the adaptation cost
+COMMENT_SECONDS = 1.0  # then it says this often how far it is
 _EVENT_END = b"\n\n"
 _ADAPTED = {"/v1/chat/completions", "/v1/completions"}
 _CORPORA = re.compile(r"/v1/(vector_stores|files)(/.*)?", re.DOTALL)
@@ -77,10 +79,12 @@ class Gateway:
         content = json.dumps(body).encode()
         scope = {**scope, "headers": _with_length(scope["headers"], len(content))}
         token = REQUEST.set(adaptation)
+        comments = asyncio.create_task(answer.comment())
         try:
             await self._engine.app(scope, _replay(content, receive), answer)
         finally:
             REQUEST.reset(token)
+            comments.cancel()
             # A task of its own: a client that leaves cancels this one.
             task = asyncio.create_task(adaptation.discard())
             self._discarding.add(task)
@@ -96,10 +100,32 @@ class Answer:
         self._send = send
         self._start: Message | None = None
         self._held = b""
-        self._state = "holding"  # then "passing" or "failed"
+        self._state = "holding"  # then, of a slow stream, "commenting"; then "passing" or "failed"
+        self._sending = asyncio.Lock()
 
     async def __call__(self, message: Message) -> None:
-        """ASGI send. Nothing leaves before the first piece of the body: by then the report is known."""
+        """ASGI send. No part of the body leaves before its first whole piece: by then the report is known."""
+        async with self._sending:
+            await self._pass(message)
+
+    async def comment(self) -> None:
+        """While a stream has nothing else to say, tell in comments how far the adaptation is: so nobody times out."""
+        await asyncio.sleep(QUIET_SECONDS)
+        while self._state in ("holding", "commenting"):
+            async with self._sending:
+                if self._state == "holding" and self._start is not None and self._is("text/event-stream"):
+                    self._state = "commenting"
+                    await self._send(self._start)
+                if self._state == "commenting" and self.adaptation is not None and not self._held:
+                    line = f": {self.adaptation.progress}\n\n".encode()
+                    await self._send({"type": "http.response.body", "body": line, "more_body": True})
+            await asyncio.sleep(COMMENT_SECONDS)
+
+    def _is(self, media: str) -> bool:
+        assert self._start is not None
+        return bool(dict(self._start["headers"]).get(b"content-type", b"").split(b";")[0] == media.encode())
+
+    async def _pass(self, message: Message) -> None:
         if self._state == "failed":
             return
         if self._state == "passing" or not message["type"].startswith("http.response."):
@@ -107,7 +133,7 @@ class Answer:
         elif message["type"] == "http.response.start":
             self._start = message
         elif self.adaptation is not None and self.adaptation.problem is not None:
-            await self.fail(self.adaptation.problem)
+            await self._fail(self.adaptation.problem)
         else:
             self._held += message.get("body", b"")
             await self._release(more=message.get("more_body", False))
@@ -115,8 +141,7 @@ class Answer:
     async def _release(self, more: bool) -> None:
         """Let go of what is held, the report in it, once it is whole: a JSON body, or the first event of a stream."""
         assert self._start is not None
-        media = dict(self._start["headers"]).get(b"content-type", b"").split(b";")[0]
-        is_json, is_stream = media == b"application/json", media == b"text/event-stream"
+        is_json, is_stream = self._is("application/json"), self._is("text/event-stream")
         if more and (is_json or (is_stream and _EVENT_END not in self._held)):
             return
         content = self._held
@@ -130,16 +155,26 @@ class Answer:
                 content = json.dumps({**json.loads(content), "adaptation": report.as_dict()}).encode()
         if not more:
             headers.append((b"content-length", str(len(content)).encode()))
-        self._state = "passing"
-        await self._send({**self._start, "headers": headers})
+        begun, self._state = self._state == "commenting", "passing"
+        if not begun:
+            await self._send({**self._start, "headers": headers})
         await self._send({"type": "http.response.body", "body": content, "more_body": more})
 
     async def fail(self, problem: BaseException) -> None:
-        """Answer with an error instead, if nothing has left yet."""
+        """Answer with an error instead, if nothing of the answer has left yet; a stream that has begun ends with it."""
+        async with self._sending:
+            await self._fail(problem)
+
+    async def _fail(self, problem: BaseException) -> None:
         if self._state in ("passing", "failed"):
             return
-        self._state = "failed"
-        await self.json(*to_http(problem))
+        begun, self._state = self._state == "commenting", "failed"
+        status, content = to_http(problem)
+        if begun:
+            event = b"data: " + json.dumps(content).encode() + _EVENT_END
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        else:
+            await self.json(status, content)
 
     async def json(self, status: int, content: dict[str, Any]) -> None:
         """A whole JSON answer of our own."""

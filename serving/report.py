@@ -23,9 +23,9 @@ class AdaptationReport:
         corpus: the corpus chosen from.
         seed: of the adapter.
         stop: what ended the adaptation: "steps", "alpha", "seconds", "diverged", "out of memory", "corpus", "none".
-        uncertainty: sigma_0 .. sigma_n of the n steps taken.
+        uncertainty: sigma_0 .. sigma_n of the n sequences learnt from.
         irreducible: sigma_infinity, what no further step over the same candidates could explain.
-        losses: nats a token of each step's sequence, before that step.
+        losses: nats a token of each step's sequences, before that step.
         sources: sequences used: document id and name, start (characters), and times.
         seconds: per stage: embed, search, select, train, load.
         spent_seconds: wall-clock from arrival to the loaded adapter, waiting included.

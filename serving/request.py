@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from adapters.plan import PLANS
 from selection.embedding import Prompt
 from selection.filters import Filter, to_sql
 from selection.selector import STRATEGIES
@@ -16,7 +17,7 @@ from serving.budget import parse_budget
 from serving.config import Config
 from serving.errors import RequestError
 
-_OPTIONS = {"corpus", "filters", "prompt", "required", "seed", "strategy"}
+_OPTIONS = {"corpus", "filters", "plan", "prompt", "required", "seed", "strategy"}
 
 
 def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, tokenizer: Any) -> Wish:
@@ -47,6 +48,11 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
                 f"`adaptation.strategy` {strategy} cannot stop by alpha: give Compute-Budget steps or seconds"
             )
         budget = replace(budget, alpha=None)
+    plan = wanted.get("plan", "sequential")
+    if plan == "last-layer":
+        raise RequestError("`adaptation.plan` last-layer: the engine cannot load an adapter of the last linear layer")
+    if not isinstance(plan, str) or plan not in PLANS:
+        raise RequestError(f"`adaptation.plan` is one of {', '.join(PLANS)}")
     seed = wanted.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")
@@ -57,7 +63,7 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
     if prompt is not None and not isinstance(prompt, str):
         raise RequestError("`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt")
     prompts = _prompts(body, tokenizer) if prompt is None else (Prompt(prompt),)
-    return Wish(prompts, budget, cut, corpus, _filters(wanted.get("filters")), strategy, seed, required)
+    return Wish(prompts, budget, cut, corpus, _filters(wanted.get("filters")), strategy, plan, seed, required)
 
 
 def _filters(wanted: Any) -> Filter | None:

@@ -1,7 +1,7 @@
-"""The selector, the library and the trainer as stages of a server: asynchronous, one call at a time, cancellable.
+"""The selector, the library and the trainer as stages of a server: asynchronous and cancellable.
 
 Plain classes that work without Ray; `serving.app` makes deployments of them. The work itself runs in a thread,
-so that the event loop stays free to hear of a cancelled request.
+so that the event loop stays free to hear of a cancelled request. One selection at a time; trainings run together.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import math
 import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from transformers import AutoTokenizer
 
-from adapters.trainer import Trainer, TrainerConfig, Training
+from adapters.trainer import Trainer, TrainerConfig
+from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.filters import Filter
 from selection.library import Library
@@ -86,28 +86,53 @@ class CorporaStage(SelectStage):
 
 
 class TrainStage:
-    """A trainer."""
+    """A trainer: requests train together."""
 
     def __init__(self, config: TrainerConfig) -> None:
         self._trainer = Trainer(config)
-        self._one_at_a_time = asyncio.Lock()
 
     async def train(
-        self, sequences: Sequence[Sequence[int]], *, seed: int = 0, seconds: float | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        seed: int = 0,
+        seconds: float | None = None,
+        plan: str = "sequential",
+        on_step: Callable[[Progress], None] | None = None,
     ) -> Training:
-        """As `Trainer.train`. Waiting for one's turn counts towards the seconds; cancelling ends it within a step."""
-        called = time.monotonic()
-        async with self._one_at_a_time:
-            left = math.inf if seconds is None else seconds - (time.monotonic() - called)
-            cancelled = threading.Event()
-            work = asyncio.create_task(
-                asyncio.to_thread(self._trainer.train, sequences, seed=seed, seconds=left, cancelled=cancelled)
-            )
-            return await _held(work, cancelled)
+        """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a step."""
+        loop, cancelled = asyncio.get_running_loop(), threading.Event()
+
+        def tell(progress: Progress) -> None:
+            if on_step is not None and not cancelled.is_set():
+                loop.call_soon_threadsafe(on_step, progress)
+
+        training = self._trainer.submit(
+            sequences,
+            seed=seed,
+            seconds=math.inf if seconds is None else seconds,
+            plan=plan,
+            cancelled=cancelled,
+            on_step=tell,
+        )
+        return await _held(asyncio.wrap_future(training), cancelled)
+
+    async def training(self, sequences: Sequence[Sequence[int]], **options: Any) -> AsyncIterator[Progress | Training]:
+        """`train`, told step by step as it goes, the Training last; for callers in other processes."""
+        told: asyncio.Queue[Progress | None] = asyncio.Queue()
+        task = asyncio.create_task(self.train(sequences, on_step=told.put_nowait, **options))
+        task.add_done_callback(lambda _: told.put_nowait(None))
+        try:
+            while (progress := await told.get()) is not None:
+                yield progress
+            yield await task
+        finally:
+            task.cancel()  # whoever asked has gone, if it still runs
+            await asyncio.wait([task])
 
 
-async def _held(work: asyncio.Task[Result], cancelled: threading.Event | None = None) -> Result:
-    """The result of work in a thread; whoever is cancelled, however often, keeps the turn until the thread ends."""
+async def _held(work: asyncio.Future[Result], cancelled: threading.Event | None = None) -> Result:
+    """The result of work in a thread; whoever is cancelled, however often, waits until the work has ended."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -98,6 +98,31 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same of a GPT-2, whose projections are Conv1D with a bias (made different from zero); its output is tied."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(9)
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    model_class: Any = GPT2LMHeadModel
+    shape: dict[str, Any] = {
+        "vocab_size": 128,
+        "n_positions": 64,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "initializer_range": 0.2,
+    }
+    model = model_class(GPT2Config(**shape, bos_token_id=None, eos_token_id=None))
+    biases = [parameter for name, parameter in model.named_parameters() if ".c_" in name and name.endswith("bias")]
+    assert len(biases) == 4 * 2
+    for bias in biases:
+        torch.nn.init.normal_(bias, std=0.3)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def corpora(tmp_path: Path) -> Path:
     """The empty folder of all corpora."""

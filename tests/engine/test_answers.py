@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
+from serving import gateway
 from tests.engine.conftest import Server
 from tests.serving.test_budget import MALFORMED
 
@@ -75,6 +77,48 @@ async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Serve
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert chunks[0]["adaptation"]["spent"]["steps"] == 3
     assert all("adaptation" not in chunk for chunk in chunks[1:])
+
+
+async def test_a_slow_stream_says_how_far_it_is_until_it_answers(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(gateway, "COMMENT_SECONDS", 0.1)
+    body = {"model": "nano", "prompt": PROMPT, "max_tokens": 6, "stream": True}
+
+    async with (
+        server.client() as client,
+        client.stream("POST", "/v1/completions", headers={"Compute-Budget": "steps=20"}, json=body) as reply,
+    ):
+        lines = [line async for line in reply.aiter_lines() if line]
+
+    comments = [line for line in lines if line.startswith(": ")]
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    told = [
+        match for line in comments if (match := re.match(r": adapting: step (\d+) of 20, loss .*, sigma 0\.", line))
+    ]
+    steps = [int(match[1]) for match in told]
+    assert steps
+    assert steps == sorted(steps)
+    assert lines[: len(comments)] == comments
+    assert chunks[0]["adaptation"]["spent"]["steps"] == 20
+    assert lines[-1] == "data: [DONE]"
+
+
+async def test_a_required_adapter_that_fails_ends_a_stream_that_has_begun(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "QUIET_SECONDS", 0.0)
+    body = {"model": "nano", "prompt": PROMPT, "stream": True, "adaptation": {"required": True}}
+
+    async with (
+        server.client() as client,
+        client.stream("POST", "/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body) as reply,
+    ):
+        lines = [line async for line in reply.aiter_lines() if line]
+
+    assert reply.status_code in (200, 500)  # what is first, the failure or the first comment, is a race
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "adaptation_failed"
 
 
 async def test_the_same_request_and_seed_give_the_same_answer(server: Server) -> None:

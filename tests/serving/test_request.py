@@ -48,13 +48,14 @@ def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None
         "seed": 7,
         "required": True,
         "strategy": "nn",
+        "plan": "reuse",
         "prompt": "this instead",
     }
     body = {"prompt": "not this", "max_tokens": 5, "adaptation": extension}
 
     asked = wish(body, tokenizer)
 
-    assert asked == Wish((Prompt("this instead"),), Budget(5, 60.0), (), "mine", only, "nn", 7, True)
+    assert asked == Wish((Prompt("this instead"),), Budget(5, 60.0), (), "mine", only, "nn", "reuse", 7, True)
     assert body == {"prompt": "not this", "max_tokens": 5}
 
 
@@ -77,12 +78,16 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ([], "is an object"),
         (5, "is an object"),
         (False, "is an object"),
-        ({"corpora": "x"}, "has no corpora; it takes corpus, filters, prompt"),
+        ({"corpora": "x"}, "has no corpora; it takes corpus, filters, plan, prompt"),
         ({"seed": 1, "Seed": 1, "alpha": 2}, "has no Seed, alpha"),
         ({"corpus": 5}, "corpus` is the name"),
         ({"corpus": ["a"]}, "corpus` is the name"),
         ({"strategy": "luck"}, "strategy` is one of sift, nn"),
         ({"strategy": None}, "strategy` is one of sift, nn"),
+        ({"plan": "backwards"}, "plan` is one of sequential, batched, reuse"),
+        ({"plan": ["reuse"]}, "plan` is one of sequential, batched, reuse"),
+        ({"plan": None}, "plan` is one of sequential, batched, reuse"),
+        ({"plan": "last-layer"}, "the engine cannot load an adapter of the last linear layer"),
         ({"strategy": 1}, "strategy` is one of sift, nn"),
         ({"strategy": ["sift"]}, "strategy` is one of sift, nn"),
         ({"strategy": {"sift": 1}}, "strategy` is one of sift, nn"),

@@ -1,16 +1,17 @@
-"""The stages: one call at a time, waiting that counts, and cancelling that leaves them usable."""
+"""The stages: one selection at a time, trainings together, waiting that counts, cancelling that leaves them usable."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters.trainer import TrainerConfig, Training
+from adapters.trainer import TrainerConfig
+from adapters.training import Progress, Training
 from selection import selector as selector_module
 from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
@@ -20,26 +21,7 @@ from selection.store import CorpusNotFoundError
 from serving.stages import SelectStage, TrainStage
 
 _SEQUENCE = [(7 * i) % 101 for i in range(32)]
-_ENDLESS = 200_000  # steps, some minutes
-
-
-class Announcing(list[list[int]]):
-    """Sequences that tell how many of them training has begun with (the first pass only checks them)."""
-
-    def __init__(self, count: int, at: int, tell: Callable[[], object]) -> None:
-        super().__init__([_SEQUENCE] * count)
-        self.begun = 0
-        self._passes, self._at, self._tell = 0, at, tell
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self._passes += 1
-        training = self._passes == 2
-        for sequence in super().__iter__():
-            if training:
-                self.begun += 1
-                if self.begun == self._at:
-                    self._tell()
-            yield sequence
+_ENDLESS = [_SEQUENCE] * 20_000  # some minutes
 
 
 class Turnstile:
@@ -69,12 +51,6 @@ def stage(tiny_llama: str) -> TrainStage:
     return TrainStage(TrainerConfig(tiny_llama, rank=4))
 
 
-def endless(at: int = 4) -> tuple[Announcing, asyncio.Event]:
-    """A training that would take minutes, and an event for its fourth step."""
-    loop, stepping = asyncio.get_running_loop(), asyncio.Event()
-    return Announcing(_ENDLESS, at, lambda: loop.call_soon_threadsafe(stepping.set)), stepping
-
-
 async def train_alone(stage: TrainStage) -> Training:
     return await stage.train([_SEQUENCE] * 3, seed=2)
 
@@ -96,70 +72,72 @@ async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainStag
     assert len(set(weights)) == 4
 
 
-async def test_waiting_for_ones_turn_counts_towards_the_seconds(stage: TrainStage) -> None:
-    first = asyncio.create_task(stage.train([_SEQUENCE] * _ENDLESS, seconds=1.0))
-    second = asyncio.create_task(stage.train([_SEQUENCE], seconds=0.2))
-    third = asyncio.create_task(stage.train([_SEQUENCE], seconds=None))
+async def test_trainings_share_the_trainer(stage: TrainStage) -> None:
+    endless = asyncio.create_task(stage.train(_ENDLESS, seconds=2.0))
+    await asyncio.sleep(0.1)
 
-    assert (await first).losses
+    short = await stage.train([_SEQUENCE] * 3)
+
+    assert short.adapter is not None
+    assert not endless.done()
+    assert (await endless).stop == "seconds"
+
+
+async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str) -> None:
+    stage = TrainStage(TrainerConfig(tiny_llama, rank=4, slots=1))
+    first = asyncio.create_task(stage.train(_ENDLESS, seconds=0.5))
+    await asyncio.sleep(0.1)
+    second = asyncio.create_task(stage.train(_ENDLESS, seconds=1.0))
+
+    assert (await first).stop == "seconds"
     waited = await second
 
-    assert (waited.adapter, waited.losses, waited.stop) == (None, (), "seconds")
-    assert (await third).adapter is not None
+    assert waited.stop == "seconds"
+    assert 0.7 < waited.seconds < 1.5
 
 
-async def test_cancelling_ends_a_training_and_the_stage_goes_on(stage: TrainStage) -> None:
+async def test_progress_is_told_in_the_event_loop(stage: TrainStage) -> None:
+    told: list[Progress] = []
+
+    training = await stage.train([_SEQUENCE] * 3, on_step=told.append)
+    await asyncio.sleep(0)
+
+    assert [(progress.steps, progress.of, progress.loss) for progress in told] == [
+        (n, 3, loss) for n, loss in enumerate(training.losses, start=1)
+    ]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_cancelling_ends_a_training_and_the_stage_goes_on(stage: TrainStage, times: int) -> None:
     before = await train_alone(stage)
-    sequences, stepping = endless()
-    task = asyncio.create_task(stage.train(sequences))
+    stepping, steps = asyncio.Event(), []
+
+    def count(progress: Progress) -> None:
+        steps.append(progress.steps)
+        if progress.steps == 4:
+            stepping.set()
+
+    task = asyncio.create_task(stage.train(_ENDLESS, on_step=count))
     await stepping.wait()
 
-    task.cancel()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    steps = sequences.begun
+    taken = len(steps)
     after = await train_alone(stage)
-    assert 4 <= steps < _ENDLESS
-    assert sequences.begun == steps  # it did not go on behind our back
+    assert len(steps) == taken  # it did not go on behind our back
     assert before.adapter is not None
     assert after.adapter is not None
     assert after.adapter.weights == before.adapter.weights
 
 
-@pytest.mark.parametrize("times", [1, 3])
-async def test_a_cancelled_training_keeps_its_turn_until_its_step_has_ended(stage: TrainStage, times: int) -> None:
-    # Arrange: a training that is held in the middle of its fourth step.
-    loop, stepping, hold = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-
-    def held() -> None:
-        loop.call_soon_threadsafe(stepping.set)
-        hold.wait(60)
-
-    sequences, others = Announcing(_ENDLESS, 4, held), Announcing(2, 1, lambda: None)
-    task = asyncio.create_task(stage.train(sequences))
-    await stepping.wait()
-    following = asyncio.create_task(stage.train(others))
-
-    # Act: cancel, and give the event loop every chance to go on too early.
-    for _ in range(times):
-        task.cancel()
-        for _ in range(20):
-            await asyncio.sleep(0)
-    too_early = task.done() or others.begun > 0
-    hold.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert not too_early
-    assert sequences.begun <= 5
-    assert len((await following).losses) == 2
-
-
-async def test_cancelling_one_that_waits_disturbs_no_other(stage: TrainStage) -> None:
-    sequences, stepping = endless()
-    running = asyncio.create_task(stage.train(sequences, seconds=0.5))
-    await stepping.wait()
+async def test_cancelling_one_that_waits_disturbs_no_other(tiny_llama: str) -> None:
+    stage = TrainStage(TrainerConfig(tiny_llama, rank=4, slots=1))
+    running = asyncio.create_task(stage.train(_ENDLESS, seconds=0.5))
+    await asyncio.sleep(0.1)
     waiting = asyncio.create_task(stage.train([_SEQUENCE]))
     await asyncio.sleep(0)  # lets it begin to wait
 

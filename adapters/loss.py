@@ -1,0 +1,69 @@
+"""Cross-entropy of hidden states through a frozen output layer, without ever holding all logits.
+
+A block of tokens at a time: logits, loss, and at once the gradient with respect to the hidden states, which is all
+that backward needs while the output layer is frozen. A vocabulary of 128,000 costs one block, not one batch.
+
+Shapes: N tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+_LOGITS = 1 << 22  # held at once
+
+
+def cross_entropy(
+    hidden_NH: torch.Tensor,
+    output_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    tokens_N: torch.Tensor,
+    counts: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Negative log-likelihood of each token, in nats [N], float32.
+
+    `counts` says how many tokens belong to each row of a batch, in order. No block reaches over the end of a row: how
+    sums over the vocabulary are rounded depends on a block's size, and must not depend on a row's company.
+    """
+    block = max(_LOGITS // len(output_VH), 16)
+    sizes = [min(block, count - done) for count in counts or [len(tokens_N)] for done in range(0, count, block)]
+    losses_N: torch.Tensor = _CrossEntropy.apply(hidden_NH, output_VH, bias_V, tokens_N, sizes)  # type: ignore[no-untyped-call]
+    return losses_N
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        output_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        tokens_N: torch.Tensor,
+        sizes: Sequence[int],
+    ) -> torch.Tensor:
+        learning = hidden_NH.requires_grad
+        gradients_NH = torch.empty_like(hidden_NH) if learning else None
+        losses_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
+        for end, size in zip(accumulate(sizes), sizes, strict=True):
+            part = slice(end - size, end)
+            logits_NV = functional.linear(hidden_NH[part], output_VH, bias_V).float()
+            expected_N1 = tokens_N[part, None]
+            largest_N1 = logits_NV.amax(1, keepdim=True)
+            chosen_N1 = logits_NV.gather(1, expected_N1) - largest_N1
+            shares_NV = logits_NV.sub_(largest_N1).exp_()
+            total_N1 = shares_NV.sum(1, keepdim=True)
+            losses_N[part] = (total_N1.log() - chosen_N1)[:, 0]
+            if gradients_NH is not None:
+                shares_NV.div_(total_N1).scatter_add_(1, expected_N1, torch.full_like(total_N1, -1.0))
+                torch.mm(shares_NV.to(output_VH.dtype), output_VH, out=gradients_NH[part])
+        ctx.gradients_NH = gradients_NH
+        return losses_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return ctx.gradients_NH * gradients[0][:, None].to(ctx.gradients_NH.dtype), None, None, None, None

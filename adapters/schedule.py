@@ -1,0 +1,170 @@
+"""Schedule: which requests take their next step together.
+
+Earliest deadline first. A request without a deadline gets one for the order's sake, PATIENCE seconds after it came, so
+that nobody waits for ever behind newcomers in a hurry. Where slots are few, a newcomer in a hurry takes that of the
+least urgent, who goes on later where it stopped. The most urgent request is always in the batch; others join it
+in order of urgency as long as the batch stays within its tokens and its memory, little of it is padding, and everyone
+in it still ends in time. It decides by numbers alone: no tensors, no threads, no clock of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapters.plan import Step
+from adapters.step_time import StepTime
+from adapters.training import Progress, Training
+
+PATIENCE = 60.0  # seconds
+_PADDING = 0.25  # the largest share of a batch
+
+
+@dataclass(eq=False)
+class Job:
+    """One request's training, under way.
+
+    Attributes:
+        sequences: what is learnt.
+        steps: how, in order.
+        seed: of the adapter.
+        came: when, in the schedule's seconds.
+        deadline: likewise; infinite where there is none.
+        cancelled: set by whoever no longer wants it.
+        on_step: told of each step.
+        done: gets the Training.
+        slot: its adapter's; None while it waits.
+        losses: of the steps taken.
+        used: how many sequences the steps taken have learnt from.
+        kept: gradients that later steps take again, by position.
+        parked: its adapter and moments, while it waits for a slot again.
+    """
+
+    sequences: Sequence[Sequence[int]]
+    steps: Sequence[Step]
+    seed: int
+    came: float
+    deadline: float
+    cancelled: threading.Event | None
+    on_step: Callable[[Progress], None] | None
+    done: Future[Training]
+    slot: int | None = None
+    losses: list[float] = field(default_factory=list)
+    used: int = 0
+    kept: dict[int, tuple[Any, float]] = field(default_factory=dict)
+    parked: Any = None
+
+    @property
+    def step(self) -> Step:
+        """The next one."""
+        return self.steps[len(self.losses)]
+
+    @property
+    def rows(self) -> list[Sequence[int]]:
+        """What the next step computes; nothing where it takes an earlier gradient again."""
+        return [] if self.step.reused is not None else [self.sequences[position] for position in self.step.sequences]
+
+    @property
+    def place(self) -> int:
+        """Its slot, which it has as long as it trains."""
+        assert self.slot is not None
+        return self.slot
+
+    @property
+    def urgency(self) -> float:
+        """By when it wants to be done: its deadline, or what stands for one."""
+        return min(self.deadline, self.came + PATIENCE)
+
+
+class Schedule:
+    """The requests that train, and those that wait for a slot."""
+
+    def __init__(
+        self,
+        slots: int,
+        most_tokens: int,
+        time: StepTime,
+        ending: StepTime,
+        holds: Callable[[int, int], bool] = lambda rows, tokens: True,
+    ) -> None:
+        self._free = list(range(slots))
+        self._waiting: list[Job] = []
+        self._active: list[Job] = []
+        self._most_tokens, self._time, self._ending, self._holds = most_tokens, time, ending, holds
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._active)
+
+    def add(self, job: Job) -> None:
+        """A request comes."""
+        self._waiting.append(job)
+
+    def displace(self) -> list[tuple[Job, int]]:
+        """Who gives up a slot to somebody more urgent that waits, and which; they wait again."""
+        displaced = []
+        for job in sorted(self._waiting, key=lambda job: job.urgency)[len(self._free) :]:
+            last = max(self._active, key=lambda job: job.urgency, default=None)
+            if last is None or job.urgency >= last.urgency:
+                break
+            displaced.append((last, last.place))
+            self.leave(last)
+            self._waiting.append(last)
+        return displaced
+
+    def admit(self) -> list[Job]:
+        """Give free slots to the most urgent that wait; those that got one."""
+        self._waiting.sort(key=lambda job: job.urgency)
+        admitted = self._waiting[: len(self._free)]
+        del self._waiting[: len(admitted)]
+        for job in admitted:
+            job.slot = self._free.pop(0)
+        self._active += admitted
+        return admitted
+
+    def leave(self, job: Job) -> None:
+        """A request ends; its slot is free again."""
+        if job.slot is None:
+            self._waiting.remove(job)
+        else:
+            self._active.remove(job)
+            self._free = sorted([*self._free, job.slot])
+            job.slot = None
+
+    def ended(self, now: float) -> list[tuple[Job, str]]:
+        """Requests that take no further step, each with the reason: "cancelled", "steps" or "seconds"."""
+        found = []
+        for job in [*self._active, *self._waiting]:
+            if job.cancelled is not None and job.cancelled.is_set():
+                found.append((job, "cancelled"))
+            elif len(job.losses) == len(job.steps):
+                found.append((job, "steps"))
+            elif now + self._seconds([job]) > job.deadline:
+                found.append((job, "seconds"))
+        return found
+
+    def batch(self, now: float) -> list[Job]:
+        """Who takes a step now."""
+        chosen: list[Job] = []
+        for job in sorted(self._active, key=lambda job: job.urgency):
+            wider = [*chosen, job]
+            if not chosen or (
+                self._fits(wider) and now + self._seconds(wider) <= min(other.deadline for other in wider)
+            ):
+                chosen = wider
+        return chosen
+
+    def _fits(self, jobs: Sequence[Job]) -> bool:
+        rows = [len(row) for job in jobs for row in job.rows]
+        longest = max(rows, default=0)
+        padded = len(rows) * longest
+        little_padding = padded - sum(rows) <= _PADDING * padded
+        return padded <= self._most_tokens and little_padding and self._holds(len(rows), longest)
+
+    def _seconds(self, jobs: Sequence[Job]) -> float:
+        """How long a step of these takes, and then the ending of one of them, which must be in time, too."""
+        rows = [len(row) for job in jobs for row in job.rows]
+        ending = self._ending.expect(max(max(map(len, job.sequences), default=0) for job in jobs))
+        return self._time.expect(len(rows) * max(rows, default=0)) + ending

@@ -1,0 +1,24 @@
+"""What the commands share: where they write, and the options that mean the same in each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+out = Console()
+err = Console(stderr=True)
+
+Home = Annotated[Path, typer.Option("--home", envvar="MAYFLY_HOME", help="The folder that holds the corpora.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Base model: a hub id or a folder, as vLLM takes it.", show_default="the bundled one"),
+]
+EmbedderName = Annotated[
+    str,
+    typer.Option("--embedder", help="A sentence-transformers hub id or folder, or 'base-model' for its hidden states."),
+]
+HOME = Path.home() / ".mayfly"
+EMBEDDER = "all-MiniLM-L6-v2"

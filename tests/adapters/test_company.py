@@ -1,0 +1,256 @@
+"""Requests that train at once: they come and go between steps, and nobody is late or starved."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from adapters.plan import PLANS
+from adapters.trainer import Trainer, TrainerConfig
+from adapters.training import Progress, Training
+from tests.adapters.trainers import (
+    SEQUENCES,
+    SOON,
+    assert_all_is_left,
+    assert_same,
+    held,
+    others,
+    rows_of_steps,
+    trainer_of,
+)
+
+
+class TestCompany:
+    """Requests come and go between the steps of others."""
+
+    def test_joining_and_leaving_between_steps(self, trainer: Trainer) -> None:
+        wishes = others(3)
+        alone = trainer.train(SEQUENCES * 3, seed=1)
+        alone_theirs = [trainer.train(wish[: 1 + 2 * k], seed=k) for k, wish in enumerate(wishes)]
+        came: list[Future[Training]] = []
+
+        def welcome(progress: Progress) -> None:
+            if progress.steps in (2, 5, 6):
+                k = len(came)
+                came.append(trainer.submit(wishes[k][: 1 + 2 * k], seed=k))
+
+        with rows_of_steps(trainer) as rows:
+            training = trainer.train(SEQUENCES * 3, seed=1, on_step=welcome)
+
+        assert_same(training, alone)
+        for future, expected in zip(came, alone_theirs, strict=True):
+            assert_same(future.result(SOON), expected)
+        assert rows[:3] == [1, 1, 2]
+        assert {1, 2, 3} <= set(rows)
+
+    def test_more_requests_than_slots(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=3)
+        wishes = others(10)
+        alone = [trainer.train(wish, seed=k) for k, wish in enumerate(wishes)]
+
+        with rows_of_steps(trainer) as rows:
+            with held(trainer):
+                futures = [trainer.submit(wish, seed=k) for k, wish in enumerate(wishes)]
+            trainings = [future.result(SOON) for future in futures]
+
+        assert max(rows) == 3
+        for training, expected in zip(trainings, alone, strict=True):
+            assert_same(training, expected)
+        names = {training.adapter.name for training in trainings if training.adapter is not None}
+        assert len(names) == 10
+
+    def test_one_slot_is_enough(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=1)
+        alone = [trainer.train(wish) for wish in others(4)]
+
+        with rows_of_steps(trainer) as rows:
+            with held(trainer):
+                futures = [trainer.submit(wish) for wish in others(4)]
+            trainings = [future.result(SOON) for future in futures]
+
+        assert set(rows) == {1}
+        for training, expected in zip(trainings, alone, strict=True):
+            assert training.adapter is not None
+            assert expected.adapter is not None
+            assert training.adapter.weights == expected.adapter.weights
+
+    def test_a_batch_holds_no_more_tokens_than_said(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, batch_tokens=3 * 12)
+
+        with rows_of_steps(trainer) as rows:
+            with held(trainer):
+                futures = [trainer.submit([SEQUENCES[0]] * 3) for _ in range(7)]
+            assert {future.result(SOON).stop for future in futures} == {"steps"}
+
+        assert max(rows) == 3
+
+    def test_from_many_threads(self, trainer: Trainer) -> None:
+        wishes = others(24, steps=3)
+        alone = [trainer.train(wish, seed=k) for k, wish in enumerate(wishes)]
+
+        with ThreadPoolExecutor(12) as pool:
+            trainings = list(pool.map(lambda k: trainer.train(wishes[k], seed=k), range(len(wishes))))
+
+        for training, expected in zip(trainings, alone, strict=True):
+            assert_same(training, expected)
+        assert_all_is_left(trainer)
+
+    def test_the_base_model_answers_while_others_train(self, trainer: Trainer) -> None:
+        expected = trainer.nats(SEQUENCES[1], 3)
+        stop = threading.Event()
+        futures = [trainer.submit([SEQUENCES[0]] * 20_000, cancelled=stop) for _ in range(3)]
+
+        found = [trainer.nats(SEQUENCES[1], 3) for _ in range(10)]
+        under_way = not any(future.done() for future in futures)
+        stop.set()
+
+        assert under_way
+        assert found == [expected] * 10
+        assert {future.result(SOON).stop for future in futures} == {"cancelled"}
+
+
+class TestDeadlines:
+    """Nobody is late."""
+
+    @pytest.mark.parametrize("seconds", [0.0, -1.0, 1e-9])
+    def test_without_time_there_is_no_step(self, trainer: Trainer, seconds: float) -> None:
+        training = trainer.train(SEQUENCES, seconds=seconds)
+
+        assert (training.adapter, training.losses, training.used, training.stop) == (None, (), 0, "seconds")
+
+    @pytest.mark.parametrize("how", PLANS)
+    def test_when_the_time_is_up_the_steps_taken_are_an_adapter(self, trainer: Trainer, how: str) -> None:
+        # Far more steps than fit: what is trained until the deadline is what those steps alone would have given.
+        many = SEQUENCES * 2_000
+
+        training = trainer.train(many, seed=3, seconds=0.3, plan=how)
+
+        alone = trainer.train(many[: training.used], seed=3, plan=how)
+        assert training.stop == "seconds"
+        assert 0 < training.used < len(many)
+        assert training.adapter is not None
+        assert alone.adapter is not None
+        assert training.adapter.weights == alone.adapter.weights
+
+    def test_the_deadline_is_overrun_by_less_than_a_step(self, trainer: Trainer) -> None:
+        # Arrange: long sequences; alone, and with others who have all the time.
+        long = [[(7 * i + j) % 97 for j in range(64)] for i in range(4)] * 500
+        trainer.train(long[:40])
+        overruns, longest = [], 0.0
+
+        # Act.
+        for company in (0, 5):
+            stop = threading.Event()
+            futures = [trainer.submit(long * 10, seed=k, cancelled=stop) for k in range(company)]
+            for seconds in (0.03, 0.1, 0.15, 0.2) * 2:
+                told: list[Progress] = []
+                training = trainer.train(long, seconds=seconds, on_step=told.append)
+                assert training.stop == "seconds"
+                overruns.append(training.seconds - seconds)
+                longest = max([longest, *(b.seconds - a.seconds for a, b in itertools.pairwise(told))])
+            stop.set()
+            assert all(future.result(SOON).stop == "cancelled" for future in futures)
+
+        # Assert: a machine may pause in the midst of a step; few pauses are as long as that.
+        assert statistics.median(overruns) <= 0
+        assert sorted(overruns)[-2] <= longest
+        assert max(overruns) <= longest + 0.25
+
+    def test_who_has_a_second_is_not_starved_by_who_has_many_steps(self, trainer: Trainer) -> None:
+        # Arrange: seven who came before, with sequences that cannot share a batch with the short ones.
+        stop = threading.Event()
+        long = [[(7 * i + j) % 97 for j in range(64)] for i in range(4)] * 1_000
+        company = [trainer.submit(long, seed=k, cancelled=stop) for k in range(7)]
+        time.sleep(0.05)
+
+        training = trainer.train([SEQUENCES[0]] * 20, seconds=5)
+        company_steps = not any(future.done() for future in company)
+        stop.set()
+
+        assert company_steps
+        assert (training.stop, len(training.losses)) == ("steps", 20)
+        for future in company:
+            assert future.result(SOON).stop == "cancelled"
+
+    def test_who_has_no_deadline_is_not_starved_by_who_has_one(self, tiny_llama: str) -> None:
+        # One batch holds one sequence, so whoever is more urgent goes first; the patient one ends all the same.
+        trainer = trainer_of(tiny_llama, batch_tokens=12, slots=4)
+        patient = trainer.submit([SEQUENCES[0]] * 10)
+        hurried = [trainer.submit([SEQUENCES[0]] * 10_000, seconds=0.3) for _ in range(3)]
+
+        assert patient.result(SOON).stop == "steps"
+        assert {future.result(SOON).stop for future in hurried} == {"seconds"}
+
+    def test_waiting_for_a_slot_counts(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=1)
+        stop, begun = threading.Event(), threading.Event()
+        many = [SEQUENCES[0]] * 20_000
+        first = trainer.submit(many, seconds=0.2, cancelled=stop, on_step=lambda _: begun.set())
+        assert begun.wait(SOON)
+
+        later = trainer.submit(many, seconds=0.6).result(SOON)
+        stop.set()
+
+        assert later.stop == "seconds"
+        assert 0.4 < later.seconds < 1.0
+        assert first.result(SOON).stop == "seconds"
+
+    def test_gradients_taken_again_do_not_mislead_the_clock(self, trainer: Trainer) -> None:
+        # Steps without tokens cost next to nothing; whoever computes must still be given time.
+        trainer.train([SEQUENCES[0]] * 300, plan="reuse")
+
+        training = trainer.train(SEQUENCES, seconds=5)
+
+        assert training.stop == "steps"
+
+    def test_no_sequences_give_no_adapter(self, trainer: Trainer) -> None:
+        training = trainer.train([])
+
+        assert (training.adapter, training.losses, training.stop) == (None, (), "steps")
+
+
+class TestGivingUpASlot:
+    def test_who_gives_up_a_slot_gets_what_it_would_have_got_alone(self, tiny_llama: str) -> None:
+        trainer = Trainer(TrainerConfig(tiny_llama, rank=4, precision="float32", slots=1))
+        many = SEQUENCES * 40
+        alone = trainer.train(many, seed=3).adapter
+        begun, hurried = threading.Event(), []
+
+        def ask(progress: Progress) -> None:
+            if progress.steps == 5:
+                hurried.append(trainer.submit(SEQUENCES, seed=4, seconds=20.0))
+                begun.set()
+
+        patient = trainer.submit(many, seed=3, on_step=ask)
+        assert begun.wait(60)
+        first = hurried[0].result(60)
+        overtaken = not patient.done()
+        adapter = patient.result(60).adapter
+
+        assert overtaken
+        assert len(first.losses) == len(SEQUENCES)
+        assert alone is not None
+        assert adapter is not None
+        assert adapter.weights == alone.weights
+
+    def test_what_was_trained_before_the_slot_was_given_up_is_not_lost_when_time_runs_out(
+        self, tiny_llama: str
+    ) -> None:
+        trainer = Trainer(TrainerConfig(tiny_llama, rank=4, precision="float32", slots=1))
+        hurried = []
+
+        def ask(progress: Progress) -> None:
+            if progress.steps == 5:
+                hurried.append(trainer.submit(SEQUENCES * 20_000, seed=4, seconds=1.0))
+
+        parked = trainer.train(SEQUENCES * 20_000, seed=3, seconds=1.5, on_step=ask)
+
+        assert hurried[0].result(60).stop == "seconds"
+        assert parked.stop == "seconds"
+        assert parked.adapter is not None
+        assert len(parked.losses) >= 5

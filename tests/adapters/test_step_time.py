@@ -1,0 +1,95 @@
+"""StepTime: a line through what was measured, and a margin from how far it was off."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.step_time import StepTime
+
+TOKENS = st.integers(0, 4096)
+SECONDS = st.floats(1e-6, 10.0)
+
+
+def measured(*steps: tuple[int, float]) -> StepTime:
+    time = StepTime()
+    for tokens, seconds in steps:
+        time.observe(tokens, seconds)
+    return time
+
+
+def test_before_anything_is_measured_it_expects_nothing() -> None:
+    assert StepTime().expect(100) == 0.0
+
+
+@given(st.floats(1e-4, 1.0), st.floats(1e-7, 1e-2), st.lists(TOKENS, max_size=60), TOKENS)
+def test_what_is_a_line_is_found(fixed: float, each: float, sizes: list[int], asked: int) -> None:
+    time = measured(*((tokens, fixed + each * tokens) for tokens in (64, 256, 64, 256, *sizes)))
+
+    assert time.expect(asked) == pytest.approx(fixed + each * asked, rel=0.01)
+
+
+@given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), TOKENS, TOKENS)
+def test_more_tokens_never_take_less_time(steps: list[tuple[int, float]], one: int, other: int) -> None:
+    time = measured(*steps)
+
+    assert 0 <= time.expect(min(one, other)) <= time.expect(max(one, other)) + 1e-9
+
+
+@given(SECONDS, st.integers(1, 4096), TOKENS)
+def test_of_one_size_others_are_in_proportion(seconds: float, tokens: int, asked: int) -> None:
+    time = measured(*[(tokens, seconds)] * 5)
+
+    assert time.expect(asked) == pytest.approx(seconds * asked / tokens, rel=1e-6, abs=1e-9)
+
+
+@given(st.integers(0, 2**32))
+def test_nine_in_ten_steps_take_no_longer_than_is_said(seed: int) -> None:
+    # A machine that is busy now and then: one step in twelve takes three times as long.
+    random_ = random.Random(seed)
+    time, late = StepTime(), 0
+    for n in range(600):
+        tokens = random_.choice([64, 128, 256, 512])
+        seconds = (0.002 + 1e-5 * tokens) * random_.uniform(0.95, 1.05) * (3 if random_.random() < 1 / 12 else 1)
+        if n >= 100:
+            late += seconds > time.expect(tokens)
+        time.observe(tokens, seconds)
+
+    assert late / 500 < 0.25
+
+
+def test_a_machine_that_becomes_slower_is_followed() -> None:
+    time = measured(*((tokens, 1e-5 * tokens) for tokens in (64, 256) * 100))
+    for tokens in (64, 256) * 100:
+        time.observe(tokens, 1e-4 * tokens)
+
+    assert time.expect(256) == pytest.approx(1e-4 * 256, rel=0.3)
+
+
+def test_a_machine_that_becomes_faster_is_followed() -> None:
+    time = measured(*((tokens, 1e-4 * tokens) for tokens in (64, 256) * 100))
+    for tokens in (64, 256) * 200:
+        time.observe(tokens, 1e-5 * tokens)
+
+    assert time.expect(256) == pytest.approx(1e-5 * 256, rel=0.3)
+
+
+@given(st.lists(st.floats(1.0, 3.0), min_size=4, max_size=4), st.integers(16, 512), st.integers(1, 40))
+def test_steps_without_tokens_do_not_make_the_others_long(noise: list[float], tokens: int, again: int) -> None:
+    # Gradients taken again: where the line goes through nothing, their time is any number of times what it says.
+    sizes = (tokens // 4, tokens) * 2
+    time = measured(*((size, 1e-5 * size * times) for size, times in zip(sizes, noise, strict=True)))
+    for _ in range(again):
+        time.observe(0, 1e-4)
+
+    assert time.expect(tokens) <= 4 * 3 * 1e-5 * tokens + 1e-3
+
+
+@given(st.lists(SECONDS, min_size=1, max_size=40), TOKENS)
+def test_steps_without_tokens_alone_are_a_measure_of_those(seconds: list[float], asked: int) -> None:
+    time = measured(*((0, one) for one in seconds))
+
+    assert min(seconds) * 0.5 <= time.expect(asked) <= 1e3 * max(seconds)

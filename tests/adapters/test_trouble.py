@@ -1,0 +1,390 @@
+"""What goes wrong with one request is its own end: cancelled, diverged, out of memory, raising; others never notice."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapters.plan import PLANS
+from adapters.trainer import Trainer
+from adapters.training import Progress, Training
+from tests.adapters.plain import Base, assert_close
+from tests.adapters.trainers import (
+    POISON,
+    SEQUENCES,
+    SOON,
+    assert_all_is_left,
+    assert_same,
+    count_jobs,
+    held,
+    others,
+    rows_of_steps,
+    threads,
+    trainer_of,
+    trouble,
+    weights_of,
+)
+
+
+class TestCancelling:
+    """It takes effect before the next step."""
+
+    def test_before_it_begins_it_takes_no_step(self, trainer: Trainer) -> None:
+        cancelled = threading.Event()
+        cancelled.set()
+
+        training = trainer.train(SEQUENCES, cancelled=cancelled)
+
+        assert (training.adapter, training.losses, training.stop) == (None, (), "cancelled")
+
+    def test_within_it_ends_before_the_next_step(self, trainer: Trainer) -> None:
+        cancelled = threading.Event()
+
+        def after_two(progress: Progress) -> None:
+            if progress.steps == 2:
+                cancelled.set()
+
+        training = trainer.train(SEQUENCES, cancelled=cancelled, on_step=after_two)
+
+        assert (training.adapter, len(training.losses), training.stop) == (None, 2, "cancelled")
+
+    def test_while_waiting_for_a_slot(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=1)
+        stop, begun, cancelled = threading.Event(), threading.Event(), threading.Event()
+        first = trainer.submit([SEQUENCES[0]] * 20_000, cancelled=stop, on_step=lambda _: begun.set())
+        assert begun.wait(SOON)
+
+        second = trainer.submit(SEQUENCES, cancelled=cancelled)
+        cancelled.set()
+        training = second.result(SOON)
+
+        assert (training.adapter, training.losses, training.stop) == (None, (), "cancelled")
+        assert not first.done()
+        stop.set()
+        assert first.result(SOON).stop == "cancelled"
+
+    def test_the_future_itself(self, tiny_llama: str) -> None:
+        # asyncio.wrap_future does so when its task is cancelled.
+        trainer = trainer_of(tiny_llama)
+        with held(trainer):
+            company = trainer.submit(SEQUENCES, seed=1)
+            left = trainer.submit([SEQUENCES[0]] * 3)
+            left.cancel()
+
+        assert company.result(5).stop == "steps"
+        assert trainer.submit(SEQUENCES).result(5).stop == "steps"
+
+    def test_a_keyboard_interrupt_ends_the_training(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama)
+        before = trainer.train(SEQUENCES, seed=2)
+        steps: list[int] = []
+        main = threading.get_ident()
+
+        def interrupt(progress: Progress) -> None:
+            steps.append(progress.steps)
+            if progress.steps == 20:
+                signal.pthread_kill(main, signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train([SEQUENCES[0]] * 20_000, on_step=interrupt)
+        for thread in threads():
+            thread.join(SOON)
+
+        assert not threads()
+        assert 20 <= len(steps) < 20_000
+        assert_same(trainer.train(SEQUENCES, seed=2), before)
+
+
+class TestTrouble:
+    """Whatever goes wrong with one request is that request's end, and nobody else's."""
+
+    def test_a_step_whose_loss_is_not_finite_is_dropped(self, poisoned: Trainer) -> None:
+        sound = poisoned.train(SEQUENCES[:2], seed=4)
+
+        training = poisoned.train([*SEQUENCES[:2], [1, POISON, 2], *SEQUENCES[2:]], seed=4)
+
+        assert (training.stop, training.used) == ("diverged", 2)
+        assert training.losses == sound.losses
+        assert training.adapter is not None
+        assert sound.adapter is not None
+        assert training.adapter.weights == sound.adapter.weights
+
+    def test_a_first_step_that_diverges_gives_no_adapter_and_harms_no_later_one(self, poisoned: Trainer) -> None:
+        before = poisoned.train(SEQUENCES)
+
+        training = poisoned.train([[POISON, 1, 2], *SEQUENCES])
+
+        after = poisoned.train(SEQUENCES)
+        assert (training.adapter, training.losses, training.stop) == (None, (), "diverged")
+        assert after.adapter is not None
+        assert before.adapter is not None
+        assert after.adapter.weights == before.adapter.weights
+
+    def test_the_poisoned_do_not_disturb_the_others(self, poisoned: Trainer) -> None:
+        # Arrange: the poison is in sequences of the same length as the others', so that they share its batch.
+        alone = [poisoned.train(wish, seed=k) for k, wish in enumerate(others(4))]
+        bad = [[POISON if j == 5 else token for j, token in enumerate(sequence)] for sequence in SEQUENCES]
+
+        with rows_of_steps(poisoned) as rows:
+            with held(poisoned):
+                wrong = [
+                    poisoned.submit(bad),
+                    poisoned.submit([*SEQUENCES[:2], *bad]),
+                    poisoned.submit(bad, plan="batched"),
+                    poisoned.submit([*SEQUENCES, *bad, *SEQUENCES], plan="reuse"),
+                ]
+                right = [poisoned.submit(wish, seed=k) for k, wish in enumerate(others(4))]
+            trainings = [future.result(SOON) for future in right]
+        for training, expected in zip(trainings, alone, strict=True):
+            assert_same(training, expected)
+
+        assert max(rows) > 4
+        assert {future.result(SOON).stop for future in wrong} == {"diverged"}
+        assert [len(future.result().losses) for future in wrong] == [0, 2, 0, 6]
+
+    @pytest.mark.parametrize("learning_rate", [1e30, 1e38, 1e39])
+    def test_an_enormous_learning_rate_never_gives_a_broken_adapter(
+        self, tiny_llama: str, learning_rate: float
+    ) -> None:
+        trainer = trainer_of(tiny_llama, learning_rate=learning_rate)
+
+        training = trainer.train(SEQUENCES)
+
+        assert (training.adapter, training.stop) == (None, "diverged")
+
+    def test_a_loss_far_worse_than_guessing_is_no_adapters(self, tiny_llama: str, tmp_path: Path) -> None:
+        # Arrange: it is finite, and of a model that is sure of what is wrong.
+        shutil.copytree(tiny_llama, tmp_path / "model")
+        weights = load_file(tmp_path / "model" / "model.safetensors")
+        weights["lm_head.weight"] *= 20
+        save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+        trainer = trainer_of(str(tmp_path / "model"))
+        assert 3 * math.log(128) < trainer.nats(SEQUENCES[0], 1) / 11 < 1_000
+
+        training = trainer.train(SEQUENCES)
+
+        assert (training.adapter, training.losses, training.stop) == (None, (), "diverged")
+
+    def test_a_learning_rate_of_zero_is_taken_as_it_is(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, learning_rate=0.0)
+
+        training = trainer.train([SEQUENCES[0]] * 3)
+
+        assert trainer.learning_rate == 0.0
+        assert not any(bool(tensor.any()) for name, tensor in weights_of(training).items() if "lora_B" in name)
+        assert len(set(training.losses)) == 1
+
+    def test_out_of_memory_is_the_end_of_who_met_it(self, trainer: Trainer) -> None:
+        # Arrange: torch's own message, of asking for more than there is.
+        bad = [*SEQUENCES[:2], [POISON] * 14, *SEQUENCES[2:]]
+        expected = trainer.train(SEQUENCES[:2], seed=9)
+        alone = [trainer.train(wish, seed=k) for k, wish in enumerate(others(4))]
+
+        def ask_for_too_much(_: torch.Tensor) -> None:
+            torch.empty(1 << 46)
+
+        # Act.
+        with trouble(trainer, ask_for_too_much):
+            with held(trainer):
+                wrong = trainer.submit(bad, seed=9)
+                at_once = trainer.submit([[POISON] * 13], seed=9)
+                right = [trainer.submit(wish, seed=k) for k, wish in enumerate(others(4))]
+            trainings = [future.result(SOON) for future in right]
+
+        # Assert: what it had learnt by then is an adapter.
+        for training, other in zip(trainings, alone, strict=True):
+            assert_same(training, other)
+        found, none = wrong.result(SOON), at_once.result(SOON)
+        assert (found.stop, found.used, found.losses) == ("out of memory", 2, expected.losses)
+        assert weights_of(found).keys() == weights_of(expected).keys()
+        assert_close(weights_of(found), weights_of(expected), 1e-5)
+        assert (none.adapter, none.losses, none.stop) == (None, (), "out of memory")
+        assert_all_is_left(trainer)
+
+    def test_what_memory_does_not_hold_is_computed_layer_by_layer_to_the_same_end(
+        self, base: Base, base_trainer: Trainer
+    ) -> None:
+        expected = base_trainer.train(SEQUENCES, seed=2)
+        memory = base_trainer._memory
+        limit = (memory.row(len(SEQUENCES[0])) + memory.least(len(SEQUENCES[-1]))) // 2
+        narrow = trainer_of(base.folder, targets=base.targets, learning_rate=5e-3, memory_bytes=limit)
+
+        alone = narrow.train(SEQUENCES, seed=2)
+        with rows_of_steps(narrow) as rows:
+            with held(narrow):
+                futures = [narrow.submit(SEQUENCES, seed=2) for _ in range(4)]
+            trainings = [future.result(SOON) for future in futures]
+
+        assert set(rows) == {1}
+        for training in (alone, *trainings):
+            assert_same(training, expected)
+
+    def test_what_no_memory_holds_is_the_end_at_once(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, memory_bytes=60_000)
+        short, long = [[1, 2, 3]] * 3, [list(range(64))]
+
+        with held(trainer):
+            futures = [trainer.submit(wish) for wish in (short, [*short, *long], long)]
+        trainings = [future.result(SOON) for future in futures]
+
+        assert [training.stop for training in trainings] == ["steps", "out of memory", "out of memory"]
+        assert trainings[2].adapter is None
+
+    def test_a_step_that_fails_half_way_leaves_nothing_to_the_next_adapter(self, trainer: Trainer) -> None:
+        # Arrange: backward fails after the last layers' gradients are there.
+        before = trainer.train(SEQUENCES, seed=6)
+        alone = [trainer.train(wish, seed=k) for k, wish in enumerate(others(3))]
+        bad = [*SEQUENCES[:3], [POISON] * 15]
+        layer = trainer.base.model.base_model.layers[0]
+        poisonous = False
+
+        def look(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            nonlocal poisonous
+            poisonous = bool((arguments[0] == POISON).any())
+
+        def fail(_: torch.Tensor) -> None:
+            raise RuntimeError("a broken kernel")
+
+        def set_trap(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
+            if poisonous and output.requires_grad:
+                output.register_hook(fail)  # type: ignore[no-untyped-call]
+
+        hooks = [trainer.base.model.base_model.register_forward_pre_hook(look), layer.register_forward_hook(set_trap)]
+
+        # Act.
+        try:
+            with held(trainer):
+                wrong = trainer.submit(bad, seed=7)
+                right = [trainer.submit(wish, seed=k) for k, wish in enumerate(others(3))]
+            with pytest.raises(RuntimeError, match="a broken kernel"):
+                wrong.result(SOON)
+            trainings = [future.result(SOON) for future in right]
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+        # Assert.
+        for training, expected in zip(trainings, alone, strict=True):
+            assert_same(training, expected)
+        after = trainer.train(SEQUENCES, seed=6)
+        assert before.adapter is not None
+        assert after.adapter is not None
+        assert after.adapter.weights == before.adapter.weights
+        assert_all_is_left(trainer)
+
+    @pytest.mark.parametrize("stop", ["steps", "seconds", "out of memory"])
+    def test_an_ending_that_fails_is_told_and_harms_nobody(self, tiny_llama: str, stop: str) -> None:
+        # The last look at an adapter is a computation, too, without gradients.
+        trainer = trainer_of(tiny_llama)
+        alone = trainer.train(SEQUENCES, seed=3)
+
+        def fail_at_the_end(hidden: torch.Tensor) -> None:
+            if not hidden.requires_grad:
+                if stop == "out of memory":
+                    torch.empty(1 << 46)
+                raise RuntimeError("a broken kernel")
+
+        with trouble(trainer, fail_at_the_end):
+            with held(trainer):
+                wrong = trainer.submit(
+                    [[POISON] * 12] * (10_000 if stop == "seconds" else 2),
+                    seconds=0.2 if stop == "seconds" else math.inf,
+                )
+                right = trainer.submit(SEQUENCES, seed=3)
+            assert_same(right.result(5), alone)
+            if stop == "out of memory":
+                found = wrong.result(5)
+                assert (found.adapter, found.stop) == (None, "out of memory")
+            else:
+                with pytest.raises(RuntimeError, match="a broken kernel"):
+                    wrong.result(5)
+
+        assert trainer.submit(SEQUENCES, seed=3).result(5).losses == alone.losses
+
+    @pytest.mark.parametrize("problem", [RuntimeError, SystemExit, KeyboardInterrupt])
+    def test_an_on_step_that_raises_is_the_end_of_its_request(
+        self, tiny_llama: str, problem: type[BaseException]
+    ) -> None:
+        trainer = trainer_of(tiny_llama)
+        alone = trainer.train(SEQUENCES, seed=3)
+
+        def grumble(progress: Progress) -> None:
+            if progress.steps == 2:
+                raise problem("no ear")
+
+        with held(trainer):
+            wrong = trainer.submit(SEQUENCES, on_step=grumble)
+            right = trainer.submit(SEQUENCES, seed=3)
+
+        assert_same(right.result(5), alone)
+        with pytest.raises(problem):
+            wrong.result(5)
+        assert_all_is_left(trainer)
+
+    def test_two_hundred_with_random_deadlines_and_cancellations_leave_nothing(self, tiny_llama: str) -> None:
+        # Arrange.
+        trainer = trainer_of(tiny_llama, slots=5)
+        alone = trainer.train(SEQUENCES, seed=12)
+        before = count_jobs()
+        random_ = random.Random(3)
+        futures: list[tuple[str, Future[Training]]] = []
+
+        def cancel_or_raise(kind: str, cancelled: threading.Event, step: int, progress: Progress) -> None:
+            if progress.steps == step and kind == "cancelled":
+                cancelled.set()
+            if progress.steps == step and kind == "raising":
+                raise RuntimeError("no ear")
+
+        # Act: they come over a second or so.
+        begun = time.perf_counter()
+        for _ in range(200):
+            kind = random_.choice(["steps", "steps", "seconds", "cancelled", "raising", "refused"])
+            wish = [
+                [random_.randrange(97) for _ in range(random_.randint(2, 40))] for _ in range(random_.randint(0, 12))
+            ]
+            cancelled, step = threading.Event(), random_.randint(1, 4)
+            if kind == "refused":
+                with pytest.raises(ValueError, match="training sequence"):
+                    trainer.submit([*wish, [1]])
+                continue
+            future = trainer.submit(
+                wish,
+                seed=random_.randrange(1 << 30),
+                seconds=random_.choice([0.0, 0.001, 0.02, 0.1, 0.5]) if kind == "seconds" else math.inf,
+                plan=random_.choice(PLANS),
+                cancelled=cancelled,
+                on_step=lambda progress, k=kind, c=cancelled, s=step: cancel_or_raise(k, c, s, progress),  # type: ignore[misc]
+            )
+            futures.append((kind, future))
+            time.sleep(random_.choice([0.0, 0.0, 0.01]))
+        sentinel = trainer.submit(SEQUENCES, seed=12)
+
+        # Assert: everyone ends in one of their ways, and who came last has what they would have had alone.
+        stops: Counter[str] = Counter()
+        for kind, future in futures:
+            problem = future.exception(SOON)
+            if problem is not None:
+                assert kind == "raising"
+                continue
+            training = future.result()
+            stops[training.stop] += 1
+            assert training.stop in {"steps", kind}
+            assert (training.adapter is None) == (not training.losses or training.stop == "cancelled")
+        assert {"steps", "seconds", "cancelled"} <= set(stops)
+        assert_same(sentinel.result(SOON), alone)
+        assert time.perf_counter() - begun < SOON
+        assert_all_is_left(trainer)
+        del future, futures, sentinel, problem, training
+        assert count_jobs() <= before

@@ -1,0 +1,92 @@
+"""`mayfly adapt`: an adapter to keep, which plain PEFT loads; and what cannot be adapted is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+from selection.corpus import Corpus
+from selection.documents import Document, ingest, tokenizer_digest
+from selection.embedding import Embedder
+from serving.cli import app
+
+_TEXTS = {
+    "bees": "A hive of bees keeps itself warm in winter by shivering; the queen stays in the middle of the cluster.",
+    "bread": "Sourdough is fed with flour and water each day; the dough rests for a night before it is baked.",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer: Any) -> Path:
+    """A home with a filled corpus and an empty one."""
+    home = tmp_path_factory.mktemp("home")
+    corpus = Corpus.create(home / "corpora", "notes", embedder, tokenizer_digest(tokenizer))
+    ingest(corpus, [Document(name, text) for name, text in _TEXTS.items()], embedder, tokenizer)
+    corpus.close()
+    Corpus.create(home / "corpora", "void", embedder, tokenizer_digest(tokenizer)).close()
+    return home
+
+
+def adapt(home: Path, out: Path, *options: str, stdin: str | None = None) -> Result:
+    arguments = ["adapt", "--prompt", "Where is the queen in winter?", "--out", str(out), "--home", str(home)]
+    return CliRunner().invoke(app, [*arguments, *options], input=stdin)
+
+
+def test_the_adapter_that_is_kept_speaks_in_plain_peft(home: Path, tmp_path: Path, nano: str, tokenizer: Any) -> None:
+    result = adapt(home, tmp_path / "adapter", "--corpus", "notes", "--budget", "steps=4")
+
+    assert result.exit_code == 0, result.output
+    assert "4 steps" in result.output
+    assert "stop steps" in result.output
+    ids = torch.tensor([tokenizer.encode(_TEXTS["bees"])])
+    base: Any = AutoModelForCausalLM.from_pretrained(nano, dtype=torch.float32)
+    with torch.no_grad():
+        before = base(ids, labels=ids).loss
+        after = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))(ids, labels=ids).loss
+    assert after < before - 0.1
+
+
+def test_a_prompt_comes_from_standard_input_and_plans_are_taken(home: Path, tmp_path: Path) -> None:
+    options = ("--prompt", "-", "--corpus", "notes", "--budget", "steps=10", "--plan", "batched")
+
+    result = adapt(home, tmp_path / "adapter", *options, stdin=_TEXTS["bread"])
+
+    assert result.exit_code == 0, result.output
+    assert "2 steps" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--corpus", "void"), "corpus 'void' is empty"),
+        (("--corpus", "nowhere"), "nowhere"),
+        (("--corpus", "notes", "--budget", "none"), "the budget allows no step"),
+        (("--corpus", "notes", "--budget", "steps=-1"), "steps"),
+        (("--corpus", "notes", "--budget", "steps=2", "--plan", "backwards"), "unknown plan 'backwards'"),
+        (("--corpus", "notes", "--budget", "seconds=0.001"), "training ended by 'seconds'"),
+    ],
+)
+def test_what_cannot_be_adapted_is_said_and_nothing_is_written(
+    home: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    result = adapt(home, tmp_path / "adapter", *options)
+
+    assert result.exit_code != 0
+    assert said in str(result.exception) + result.output
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_folder_that_holds_something_is_not_written_over(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+
+    result = adapt(home, tmp_path, "--corpus", "notes")
+
+    assert result.exit_code == 2
+    assert "new or empty folder" in result.output.replace("\n", " ")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
