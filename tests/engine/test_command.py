@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -169,14 +170,28 @@ def test_documents_added_while_it_runs_are_used(running: Running, home: Path, tm
     assert reply.json()["adaptation"]["sources"][0]["name"] == "zebra.py"
 
 
-def test_the_readmes_python_runs_as_it_stands(running: Running, home: Path) -> None:
+def test_the_readmes_python_runs_as_it_stands(running: Running, home: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     code = "".join(blocks).replace("http://127.0.0.1:8000", running.url).replace('"nx"', '"notes"')
     code = code.replace('Path.home() / ".mayfly"', f"Path({str(home)!r})")
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path
+    )
     assert ran.returncode == 0, ran.stderr
     assert "leave.md" in ran.stdout
+    assert {file.name for file in (tmp_path / "adapter-of-mine").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_the_readmes_adapter_to_keep_is_kept(home: Path, tmp_path: Path) -> None:
+    (line,) = re.findall(r"^\.venv/bin/mayfly (adapt .*)$", README.read_text(), re.MULTILINE)
+    ran = _mayfly(home, *shlex.split(line.replace("nx", "notes")), cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "20 steps" in ran.stdout
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
 def test_the_readmes_corpus_commands_run_as_they_stand(tmp_path: Path) -> None:
