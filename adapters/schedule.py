@@ -3,12 +3,13 @@
 Earliest deadline first. A request without a deadline gets one for the order's sake, PATIENCE seconds after it came, so
 that nobody waits for ever behind newcomers in a hurry. Where slots are few, a newcomer in a hurry takes that of the
 least urgent, who goes on later where it stopped. The most urgent request is always in the batch; others join it
-in order of urgency as long as the batch stays within its tokens and its memory, little of it is padding, and everyone
-in it still ends in time. It decides by numbers alone: no tensors, no threads, no clock of its own.
+in order of urgency as long as the batch stays within its tokens and its memory, little of it is padding, and nobody's
+time runs out meanwhile. It decides by numbers alone: no tensors, no threads, no clock of its own.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ from adapters.training import Progress, Training
 
 PATIENCE = 60.0  # seconds
 _PADDING = 0.25  # the largest share of a batch
+_ENDINGS = 2
 
 
 @dataclass(eq=False)
@@ -134,7 +136,10 @@ class Schedule:
             job.slot = None
 
     def ended(self, now: float) -> list[tuple[Job, str]]:
-        """Requests that take no further step, each with the reason: "cancelled", "steps" or "seconds"."""
+        """Requests that take no further step, each with the reason: "cancelled", "steps" or "seconds".
+
+        A few at a time, those first whose deadline is: whoever comes after them must wait for their endings.
+        """
         found = []
         for job in [*self._active, *self._waiting]:
             if job.cancelled is not None and job.cancelled.is_set():
@@ -143,16 +148,16 @@ class Schedule:
                 found.append((job, "steps"))
             elif now + self._seconds([job]) > job.deadline:
                 found.append((job, "seconds"))
-        return found
+        return sorted(found, key=lambda pair: pair[0].deadline)[:_ENDINGS]
 
     def batch(self, now: float) -> list[Job]:
         """Who takes a step now."""
         chosen: list[Job] = []
+        # Nobody's time may run out while others' rows are computed: not of those in the batch, nor of those left out.
+        first = min((job.deadline for job in [*self._active, *self._waiting]), default=math.inf)
         for job in sorted(self._active, key=lambda job: job.urgency):
             wider = [*chosen, job]
-            if not chosen or (
-                self._fits(wider) and now + self._seconds(wider) <= min(other.deadline for other in wider)
-            ):
+            if not chosen or (self._fits(wider) and now + self._seconds(wider) <= first):
                 chosen = wider
         return chosen
 
