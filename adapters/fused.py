@@ -63,7 +63,7 @@ def _mlp(self: Any, x: torch.Tensor) -> torch.Tensor:
 def _attention(
     self: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **others: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    window = getattr(self, "sliding_window", None)
+    window = getattr(self if hasattr(self, "sliding_window") else self.config, "sliding_window", None)
     if window is not None and hidden_states.shape[1] > window:
         theirs: tuple[torch.Tensor, torch.Tensor | None] = type(self).forward(
             self, hidden_states, position_embeddings=position_embeddings, **others

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 from adapters.fused import fuse, restore
 
@@ -18,25 +17,29 @@ _SIZES: dict[str, Any] = {
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "attn_implementation": "eager",
 }
 _IDS = torch.arange(2 * 19).view(2, 19) % 64
 
 
-def grouped() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**_SIZES, num_key_value_heads=2))
+def build(config: Any) -> Any:
+    automatic: Any = AutoModelForCausalLM
+    return automatic.from_config(config, attn_implementation="eager")
 
 
-def plain() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**_SIZES, head_dim=16, rope_theta=100.0))
+def grouped() -> Any:
+    return build(LlamaConfig(**_SIZES, num_key_value_heads=2))
 
 
-def biased() -> nn.Module:
-    return Qwen2ForCausalLM(Qwen2Config(**_SIZES, num_key_value_heads=2))
+def plain() -> Any:
+    return build(LlamaConfig(**_SIZES, head_dim=16))
 
 
-def windowed() -> nn.Module:
-    return MistralForCausalLM(MistralConfig(**_SIZES, num_key_value_heads=1, sliding_window=8))
+def biased() -> Any:
+    return build(Qwen2Config(**_SIZES, num_key_value_heads=2))
+
+
+def windowed() -> Any:
+    return build(MistralConfig(**_SIZES, num_key_value_heads=1, sliding_window=8))
 
 
 def losses_and_gradients(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +50,7 @@ def losses_and_gradients(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("make", [grouped, plain, biased, windowed])
-def test_losses_and_gradients_are_the_models_own(make: Callable[[], nn.Module]) -> None:
+def test_losses_and_gradients_are_the_models_own(make: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     model = make().eval().requires_grad_(False)
     loss, gradient = losses_and_gradients(model)
@@ -71,7 +74,7 @@ def test_every_attention_mlp_and_norm_is_exchanged_and_comes_back() -> None:
 
 
 def test_another_activation_is_left_alone() -> None:
-    model = LlamaForCausalLM(LlamaConfig(**_SIZES, hidden_act="gelu"))
+    model = build(LlamaConfig(**_SIZES, hidden_act="gelu"))
 
     assert fuse(model) == 2 * (1 + 2) + 1
 
