@@ -37,7 +37,20 @@ from selection.selector import SelectorConfig
 from selection.sift import has_stalled
 from serving.config import bundled_model
 
-PACKAGES = ("typer", "hypothesis", "huggingface_hub", "openai", "sentence_transformers", "dns")
+PACKAGES = (
+    "typer",
+    "hypothesis",
+    "huggingface_hub",
+    "openai",
+    "sentence_transformers",
+    "dns",
+    "mcp",
+    "mpmath",
+    "sentry_sdk",
+    "opencensus",
+    "compressed_tensors",
+    "virtualenv",
+)
 STEPS = 50
 AXES: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("learning_rate", (1e-3, 2e-3, 3e-3, 5e-3)),

@@ -6,7 +6,7 @@ where the server's default `auto` budget stops. Selector and trainer are the ser
 trainer's model in float32, which a test holds to vLLM's log-probabilities. All settings are the server's defaults,
 which `benchmarks/calibrate.py` chose on other packages.
 
-    python benchmarks/quality.py [--per-package 15] [--per-file 3] [--json] [--out benchmarks/results/quality.json]
+    python benchmarks/quality.py [--per-package 15] [--per-file 2] [--json] [--out benchmarks/results/quality.json]
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     """Measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--per-package", type=int, default=15, help="held-out files of each package")
-    parser.add_argument("--per-file", type=int, default=3, help="passages of each, where it is long enough")
+    parser.add_argument("--per-file", type=int, default=2, help="passages of each, where it is long enough")
     parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
     parser.add_argument("--embedder", default=SelectorConfig.embedder)
