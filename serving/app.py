@@ -143,7 +143,7 @@ def build(config: Config) -> serve.Application:
         ray_actor_options=actor(num_gpus=0.6) if on_gpu else actor(),
         max_ongoing_requests=STAGE_QUEUE,
         health_check_timeout_s=60,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=30,  # a busy machine needs that long to end vLLM without leftovers
         graceful_shutdown_wait_loop_s=0.1,
     )
     return engine.bind(config, selector.bind(config.selector), trainer.bind(config.trainer))
