@@ -54,7 +54,7 @@ lint: .venv/.installed  ## ruff, mypy (strict), import-linter
 fast-test: .venv/.installed  ## The tests that need no engine
 	$(BIN)/pytest -m "not engine" $(ARGS)
 
-bench-quality: .venv/.installed  ## Bits per byte on held-out text: base, NN, SIFT (about an hour on two cores)
+bench-quality: .venv/.installed  ## Bits per byte on held-out text: base, NN, SIFT (a quarter of an hour on two cores, and the embedding of the corpora before)
 	$(BIN)/python benchmarks/quality.py $(ARGS)
 
 bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and nearest neighbours, and growth to a million sequences (ten minutes)
