@@ -44,7 +44,7 @@ class SelectorConfig:
     embedder: str = DEFAULT
     base_model: str | None = None
     candidates: int | None = 200
-    regularisation: float = 0.1
+    regularisation: float = 0.3
     device: str = "cpu"
 
 
