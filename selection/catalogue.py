@@ -1,19 +1,24 @@
-"""Catalogue: what a library says of itself: its stores, their files, and pages of lists of them. Plain values only.
+"""Catalogue: what a library says of itself: its stores, their files, and pages of lists of them.
 
-They are made by `library` and survive pickling. Times are in seconds since 1970, UTC.
+Plain values, read off an open corpus; they survive pickling. Times are in seconds since 1970, UTC.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from selection.attachments import Attachment
+from selection.corpus import Corpus
 from selection.filters import Scalar
-from selection.uploads import LibraryError
+from selection.uploads import LibraryError, MissingError
 
 Item = TypeVar("Item")
+
+_BATCH = re.compile(r"vsfb_[0-9a-f]{24}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,20 @@ class StoreEntry:
     counts: Mapping[str, int]
     bytes: int
 
+    @classmethod
+    def of(cls, corpus: Corpus) -> StoreEntry:
+        """What there is to say of a corpus."""
+        meta = corpus.meta()
+        return cls(
+            id=meta["id"],
+            name=meta.get("name", corpus.name),
+            created=float(meta["created"]),
+            metadata=json.loads(meta.get("metadata", "{}")),
+            description=meta.get("description", ""),
+            counts=corpus.attachments.counts(),
+            bytes=sum(file.stat().st_size for file in corpus.folder.glob("corpus.db*")),
+        )
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -55,6 +74,18 @@ class AttachedFile:
     store: str
     file: Attachment
 
+    @classmethod
+    def of(cls, corpus: Corpus, file: str) -> AttachedFile:
+        """A file of a corpus.
+
+        Raises:
+            MissingError: there is none of that id.
+        """
+        attachment = corpus.attachments.get(file)
+        if attachment is None:
+            raise MissingError(f"vector store {corpus.name!r} has no file {file!r}")
+        return cls(corpus.meta()["id"], attachment)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -64,6 +95,19 @@ class Batch:
     store: str
     created: int
     counts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, corpus: Corpus, batch: str) -> Batch:
+        """A batch of a corpus.
+
+        Raises:
+            MissingError: there is none of that id.
+        """
+        files = corpus.attachments.ids(batch=batch) if _BATCH.fullmatch(batch) else []
+        first = corpus.attachments.get(files[0]) if files else None
+        if first is None:
+            raise MissingError(f"vector store {corpus.name!r} has no file batch {batch!r}")
+        return cls(batch, corpus.meta()["id"], first.created, corpus.attachments.counts(batch))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from selection.attachments import Attachments
 from selection.embedding import Embedder, Embeddings
 from selection.filters import Filter, Scalar
 from selection.index import Ids, Index, State, building
+from selection.reader import EVERYTHING, Reader
 from selection.store import CorpusError, CorpusNotFoundError, Entry, Piece, Source, Store
 from selection.view import View
 
@@ -76,18 +77,21 @@ class Corpus:
         return corpus
 
     @classmethod
-    def open(cls, root: Path, name: str) -> Corpus:
+    def open(cls, root: Path, name: str, reader: Reader = EVERYTHING) -> Corpus:
         """Open the corpus of that name, id or display name (`find_corpus`).
 
         Raises:
-            CorpusNotFoundError: there is none.
+            CorpusNotFoundError: there is none, or none that the reader sees.
             CorpusError: several have that display name; or its database is damaged, was never finished, or is another
                 version's.
         """
-        corpus = cls(find_corpus(root, name))
+        corpus = cls(find_corpus(root, name, reader))
         try:
             corpus._store.check_version()
-            corpus._embedded = corpus._store.meta()["uuid"]
+            meta = corpus._store.meta()
+            if not reader.sees(corpus.name, meta):  # another took its place just now
+                raise CorpusNotFoundError(f"there is no corpus {name!r}")
+            corpus._embedded = meta["uuid"]
         except CorpusError:
             corpus.close()
             raise
@@ -290,27 +294,38 @@ def list_corpora(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/corpus.db"))
 
 
-def find_corpus(root: Path, name: str) -> Path:
+def find_corpus(root: Path, name: str, reader: Reader = EVERYTHING) -> Path:
     """The folder of a corpus: the one of that name, else that whose id it is, else the only one so displayed.
+
+    Args:
+        root: the folder of all corpora.
+        name: its name, its id or its display name.
+        reader: what they do not see is passed over.
 
     Raises:
         CorpusNotFoundError: there is none.
         CorpusError: several have that display name.
     """
-    if NAME.fullmatch(name) and (root / name / "corpus.db").is_file():
-        return root / name
-    displayed = []
-    for folder in (root / known for known in list_corpora(root)):
+    named = root / name
+    there = NAME.fullmatch(name) and (named / "corpus.db").is_file()
+    if there and (reader.corpora is None or reader.sees(name, _meta_of(named))):
+        return named
+    known: list[str] = []
+    displayed: list[Path] = []
+    for folder in (root / each for each in list_corpora(root)):
         meta = _meta_of(folder)
+        if not reader.sees(folder.name, meta):
+            continue
         if meta.get("id") == name:
             return folder
         if meta.get("name") == name:
             displayed.append(folder)
+        known.append(folder.name)
     if len(displayed) > 1:
         raise CorpusError(f"{len(displayed)} corpora are called {name!r}: name one by its id")
     if not displayed:
-        known = ", ".join(list_corpora(root)) or "none yet"
-        raise CorpusNotFoundError(f"there is no corpus {name!r} (there are: {known}); `mayfly corpus add` makes one")
+        others = ", ".join(known) or "none yet"
+        raise CorpusNotFoundError(f"there is no corpus {name!r} (there are: {others}); `mayfly corpus add` makes one")
     return displayed[0]
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +27,22 @@ from selection.documents import Cut, tokenizer_digest
 from selection.embedding import Embedder, Prompt
 from selection.filters import Filter, Scalar, to_sql
 from selection.intake import Intake
+from selection.reader import EVERYTHING, Reader
 from selection.search import Found, most_similar
 from selection.shared import OpenCorpora, SharedEmbedder
 from selection.store import CorpusError, CorpusNotFoundError
-from selection.uploads import LibraryError, MissingError, UploadedFile, Uploads, checked_attributes, checked_text
+from selection.uploads import (
+    LibraryError,
+    MissingError,
+    ReadOnlyError,
+    UploadedFile,
+    Uploads,
+    checked_attributes,
+    checked_text,
+)
 
 log = logging.getLogger(__name__)
 
-_BATCH = re.compile(r"vsfb_[0-9a-f]{24}")
 _SHORTEST, _LONGEST = 8, 4096  # tokens of a sequence
 _QUERIES, _QUERY = 16, 1 << 15  # queries of one search, characters of one
 _FILES = 2000  # attached at once
@@ -50,6 +57,9 @@ class Library:
         tokenizer: the base model's; the library must be the only one to use it.
         files: the folder of uploaded files.
         corpora: the open corpora to search in, to share their indexes; None opens its own.
+
+    Every method takes the `reader` on whose behalf it acts: what they do not see is not there (MissingError), what they
+    see without owning it they may not change (ReadOnlyError).
     """
 
     def __init__(
@@ -75,8 +85,11 @@ class Library:
         metadata: Mapping[str, str] | None = None,
         description: str | None = None,
         wanted: Sequence[Wanted] = (),
+        reader: Reader = EVERYTHING,
     ) -> StoreEntry:
-        """Make a store. Its corpus has its name, where that is free and a corpus's name can be it, else its id.
+        """Make a store of the reader's. Its corpus has its name, where that is free and can be one, else its id.
+
+        An owned corpus always has its id.
 
         Raises:
             LibraryError: a name, metadata or a description that is none.
@@ -86,8 +99,10 @@ class Library:
         about["name"] = about["id"] if name is None else checked_text(name, "`name`", 256)
         about["metadata"] = json.dumps(checked_attributes(metadata, "metadata", (str,)))
         about["description"] = "" if description is None else checked_text(description, "`description`", 1024)
-        files = [self._checked(each) for each in wanted]
-        folder = self._folder(about["name"], about["id"])
+        files = [self._checked(each, reader) for each in wanted]
+        if reader.owner is not None:
+            about["owner"] = reader.owner
+        folder = self._folder(about)
         try:
             corpus = Corpus.create(self._root, folder.name, self._embedder, self._tokenizer, about)
         except CorpusError:
@@ -98,26 +113,31 @@ class Library:
             raise
         try:
             self._attach(corpus, files)
-            return _entry(corpus)
+            return StoreEntry.of(corpus)
         finally:
             corpus.close()
 
-    def stores(self, part: Part) -> Page[StoreEntry]:
+    def stores(self, part: Part, *, reader: Reader = EVERYTHING) -> Page[StoreEntry]:
         """Stores by the time they were made; those that can be opened."""
-        known = [_entry(corpus) for corpus in self._every()]
+        known = [StoreEntry.of(corpus) for corpus in self._every(reader)]
         return part.of(sorted(known, key=lambda entry: (entry.created, entry.id)), lambda entry: entry.id)
 
-    def store(self, store: str) -> StoreEntry:
+    def store(self, store: str, *, reader: Reader = EVERYTHING) -> StoreEntry:
         """The store of that id or name.
 
         Raises:
             MissingError: there is none; so does every method that names a store, a file or a batch.
         """
-        with self._opened(store) as corpus:
-            return _entry(corpus)
+        with self._opened(store, reader) as corpus:
+            return StoreEntry.of(corpus)
 
     def modify_store(
-        self, store: str, *, name: str | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        store: str,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        reader: Reader = EVERYTHING,
     ) -> StoreEntry:
         """Give a store another display name or metadata. The name of its corpus stays, and goes on to find it.
 
@@ -129,13 +149,13 @@ class Library:
             changes["name"] = checked_text(name, "`name`", 256)
         if metadata is not None:
             changes["metadata"] = json.dumps(checked_attributes(metadata, "metadata", (str,)))
-        with self._opened(store) as corpus:
+        with self._owned(store, reader) as corpus:
             corpus.remember(changes)
-            return _entry(corpus)
+            return StoreEntry.of(corpus)
 
-    def delete_store(self, store: str) -> str:
+    def delete_store(self, store: str, *, reader: Reader = EVERYTHING) -> str:
         """Delete a store and everything in it but the uploaded files; returns its id."""
-        with self._opened(store) as corpus:
+        with self._owned(store, reader) as corpus:
             identity = corpus.meta()["id"]
             self._cancel(corpus)
             try:
@@ -146,107 +166,125 @@ class Library:
                 log.warning("corpus %r is deleted, but its folder is left: %s", corpus.name, problem)
             return identity
 
-    def upload(self, name: str, content: bytes, purpose: str = "assistants") -> UploadedFile:
-        """Keep a file, as `Uploads.add`."""
-        return self._uploads.add(name, content, purpose)
+    def upload(
+        self, name: str, content: bytes, purpose: str = "assistants", *, reader: Reader = EVERYTHING
+    ) -> UploadedFile:
+        """Keep a file, the reader's, as `Uploads.add`."""
+        return self._uploads.add(name, content, purpose, reader.owner)
 
-    def uploads(self, part: Part, purpose: str | None = None) -> Page[UploadedFile]:
+    def uploads(self, part: Part, purpose: str | None = None, *, reader: Reader = EVERYTHING) -> Page[UploadedFile]:
         """Uploaded files by the time they came."""
-        kept = [upload for upload in self._uploads.every() if purpose in (None, upload.purpose)]
+        kept = [upload for upload in self._uploads.every(reader) if purpose in (None, upload.purpose)]
         return part.of(kept, lambda upload: upload.id)
 
-    def uploaded(self, file: str) -> UploadedFile:
+    def uploaded(self, file: str, *, reader: Reader = EVERYTHING) -> UploadedFile:
         """The record of an uploaded file."""
-        return self._uploads.get(file)
+        return self._uploads.get(file, reader)
 
-    def content(self, file: str) -> bytes:
+    def content(self, file: str, *, reader: Reader = EVERYTHING) -> bytes:
         """The content of an uploaded file."""
-        return self._uploads.path(self._uploads.get(file)).read_bytes()
+        return self._uploads.path(self._uploads.get(file, reader)).read_bytes()
 
-    def delete_upload(self, file: str) -> None:
-        """Delete an uploaded file, and take it out of every store."""
-        self._uploads.get(file)
+    def delete_upload(self, file: str, *, reader: Reader = EVERYTHING) -> None:
+        """Delete an uploaded file, and take it out of every store, whoever attached it."""
+        self._uploads.get(file, reader)
         for corpus in self._every():
             with suppress(CorpusNotFoundError):  # removed just now
                 corpus.attachments.detach(file)
         self._uploads.delete(file)
 
-    def attach(self, store: str, wanted: Wanted) -> AttachedFile:
+    def attach(self, store: str, wanted: Wanted, *, reader: Reader = EVERYTHING) -> AttachedFile:
         """Attach an uploaded file, or attach it anew with other attributes; it is read in the background.
 
         Raises:
             LibraryError: attributes or a cut that are none, or a store of another embedder or tokenizer.
         """
-        attachment = self._checked(wanted)
-        with self._opened(store) as corpus:
+        attachment = self._checked(wanted, reader)
+        with self._owned(store, reader) as corpus:
             self._attach(corpus, [attachment])
-            return _attached(corpus, wanted.file)
+            return AttachedFile.of(corpus, wanted.file)
 
-    def attach_batch(self, store: str, wanted: Sequence[Wanted]) -> Batch:
+    def attach_batch(self, store: str, wanted: Sequence[Wanted], *, reader: Reader = EVERYTHING) -> Batch:
         """Attach several files, as `attach`: all or none."""
         if not 1 <= len(wanted) <= _FILES:
             raise LibraryError(f"a batch has 1 to {_FILES} files")
         name = f"vsfb_{secrets.token_hex(12)}"
-        files = [self._checked(each, name) for each in wanted]
-        with self._opened(store) as corpus:
+        files = [self._checked(each, reader, name) for each in wanted]
+        with self._owned(store, reader) as corpus:
             self._attach(corpus, files)
-            return _batch(corpus, name)
+            return Batch.of(corpus, name)
 
-    def batch(self, store: str, batch: str) -> Batch:
+    def batch(self, store: str, batch: str, *, reader: Reader = EVERYTHING) -> Batch:
         """The files that were attached together."""
-        with self._opened(store) as corpus:
-            return _batch(corpus, batch)
+        with self._opened(store, reader) as corpus:
+            return Batch.of(corpus, batch)
 
-    def cancel_batch(self, store: str, batch: str) -> Batch:
+    def cancel_batch(self, store: str, batch: str, *, reader: Reader = EVERYTHING) -> Batch:
         """Give up the files of a batch that are still in progress."""
-        with self._opened(store) as corpus:
+        with self._owned(store, reader) as corpus:
             self._cancel(corpus, batch)
-            return _batch(corpus, batch)
+            return Batch.of(corpus, batch)
 
     def files(
-        self, store: str, part: Part, *, status: str | None = None, batch: str | None = None
+        self,
+        store: str,
+        part: Part,
+        *,
+        status: str | None = None,
+        batch: str | None = None,
+        reader: Reader = EVERYTHING,
     ) -> Page[AttachedFile]:
         """The files of a store by the time they were attached; of one status, of one batch."""
         if status is not None and status not in STATES:
             raise LibraryError(f"`filter` is one of {', '.join(STATES)}")
-        with self._opened(store) as corpus:
+        with self._opened(store, reader) as corpus:
             if batch is not None:
-                _batch(corpus, batch)
+                Batch.of(corpus, batch)
             page = part.of(corpus.attachments.ids(status, batch), str)
-            return Page(tuple(_attached(corpus, file) for file in page.items), page.more)
+            return Page(tuple(AttachedFile.of(corpus, file) for file in page.items), page.more)
 
-    def file(self, store: str, file: str) -> AttachedFile:
+    def file(self, store: str, file: str, *, reader: Reader = EVERYTHING) -> AttachedFile:
         """A file of a store."""
-        with self._opened(store) as corpus:
-            return _attached(corpus, file)
+        with self._opened(store, reader) as corpus:
+            return AttachedFile.of(corpus, file)
 
-    def texts(self, store: str, file: str) -> tuple[str, ...]:
+    def texts(self, store: str, file: str, *, reader: Reader = EVERYTHING) -> tuple[str, ...]:
         """The texts of a file's sequences, in order."""
-        with self._opened(store) as corpus:
-            _attached(corpus, file)
+        with self._opened(store, reader) as corpus:
+            AttachedFile.of(corpus, file)
             return tuple(corpus.attachments.texts(file))
 
-    def modify_file(self, store: str, file: str, attributes: Mapping[str, Scalar]) -> AttachedFile:
+    def modify_file(
+        self, store: str, file: str, attributes: Mapping[str, Scalar], *, reader: Reader = EVERYTHING
+    ) -> AttachedFile:
         """Give a file other attributes; it is read anew in the background.
 
         Raises:
             LibraryError: attributes that are none, or a file that was not uploaded.
         """
-        with self._opened(store) as corpus:
-            seen = _attached(corpus, file).file
+        with self._owned(store, reader) as corpus:
+            seen = AttachedFile.of(corpus, file).file
             if seen.cut is None:
                 raise LibraryError(f"{file} was not uploaded: its attributes are those it was added with")
-            self._attach(corpus, [self._checked(Wanted(file, attributes, seen.cut), seen.batch)])
-            return _attached(corpus, file)
+            # The file is in their store already, whoever attached it.
+            self._attach(corpus, [self._checked(Wanted(file, attributes, seen.cut), EVERYTHING, seen.batch)])
+            return AttachedFile.of(corpus, file)
 
-    def detach(self, store: str, file: str) -> None:
+    def detach(self, store: str, file: str, *, reader: Reader = EVERYTHING) -> None:
         """Take a file out of a store, with its documents; the uploaded file stays."""
-        with self._opened(store) as corpus:
-            _attached(corpus, file)
+        with self._owned(store, reader) as corpus:
+            AttachedFile.of(corpus, file)
             corpus.attachments.detach(file) or corpus.delete(int(file.removeprefix("doc-")))
 
     def search(
-        self, store: str, queries: Sequence[str], *, limit: int = 10, threshold: float = 0.0, only: Filter | None = None
+        self,
+        store: str,
+        queries: Sequence[str],
+        *,
+        limit: int = 10,
+        threshold: float = 0.0,
+        only: Filter | None = None,
+        reader: Reader = EVERYTHING,
     ) -> tuple[Found, ...]:
         """The sequences most similar to any of the queries, most similar first.
 
@@ -256,6 +294,7 @@ class Library:
             limit: the most sequences.
             threshold: the lowest score.
             only: a filter on attributes (`selection.filters`).
+            reader: who searches.
 
         Raises:
             LibraryError: queries or a filter that are none, or a store of another embedder or tokenizer.
@@ -267,18 +306,18 @@ class Library:
                 to_sql(only)
         except ValueError as problem:
             raise LibraryError(f"`filters`: {problem}") from problem
-        with self._opened(store) as corpus:
+        with self._opened(store, reader) as corpus:
             self._check(corpus)
-            name = corpus.name
-        targets_TD = self._embedder.embed([text for q in queries for text in self._embedder.segments(Prompt(q))])
-        with self._corpora.use(name) as corpus:
-            found = most_similar(corpus, targets_TD, limit, only)
+            embedder, name = self._embedder, corpus.name
+            targets_TD = embedder.embed([text for query in queries for text in embedder.segments(Prompt(query))])
+            with self._corpora.use(name, reader) as shared:
+                found = most_similar(shared, targets_TD, limit, only)
         return tuple(each for each in found if each.score >= threshold)
 
     @contextmanager
-    def _opened(self, store: str) -> Iterator[Corpus]:
+    def _opened(self, store: str, reader: Reader) -> Iterator[Corpus]:
         try:
-            corpus = Corpus.open(self._root, self._name(store))
+            corpus = Corpus.open(self._root, self._name(store, reader), reader)
             try:
                 yield corpus
             finally:
@@ -286,28 +325,38 @@ class Library:
         except CorpusNotFoundError:
             raise MissingError(f"there is no vector store {store!r}") from None
 
-    def _every(self) -> Iterator[Corpus]:
-        """Each corpus that can be opened; the log tells of the others."""
+    @contextmanager
+    def _owned(self, store: str, reader: Reader) -> Iterator[Corpus]:
+        with self._opened(store, reader) as corpus:
+            if not reader.owns(corpus.meta().get("owner")):
+                raise ReadOnlyError(f"vector store {store!r} is yours to read, not to change")
+            yield corpus
+
+    def _every(self, reader: Reader = EVERYTHING) -> Iterator[Corpus]:
+        """Each corpus that the reader sees and that can be opened; the log tells of the others."""
         for name in list_corpora(self._root):
             try:
-                with self._opened(name) as corpus:
-                    yield corpus
+                with self._opened(name, EVERYTHING) as corpus:
+                    if reader.sees(corpus.name, corpus.meta()):
+                        yield corpus
             except MissingError:  # removed just now
                 continue
             except CorpusError as problem:
                 log.warning("%s", problem)
 
-    def _name(self, store: str) -> str:
+    def _name(self, store: str, reader: Reader) -> str:
         try:
-            return find_corpus(self._root, store).name
+            return find_corpus(self._root, store, reader).name
         except CorpusNotFoundError:
             raise
         except CorpusError as problem:  # several have that display name
             raise LibraryError(str(problem)) from problem
 
-    def _folder(self, name: str, identity: str) -> Path:
-        """A new, empty folder: of that name, if it can be one and is not taken, else of that id."""
-        if NAME.fullmatch(name) and not ID.fullmatch(name):
+    def _folder(self, about: Mapping[str, str]) -> Path:
+        """A new, empty folder: of a store's name, if it can be one and is not taken, else of its id."""
+        name, identity = about["name"], about["id"]
+        # An owner takes no name from others: neither from `mayfly corpus add`, nor to learn which there are.
+        if NAME.fullmatch(name) and not ID.fullmatch(name) and "owner" not in about:
             try:
                 (self._root / name).mkdir()
                 return self._root / name
@@ -324,14 +373,14 @@ class Library:
         except CorpusError as problem:
             raise LibraryError(str(problem)) from problem
 
-    def _checked(self, wanted: Wanted, batch: str | None = None) -> Attachment:
+    def _checked(self, wanted: Wanted, reader: Reader, batch: str | None = None) -> Attachment:
         length, overlap = wanted.cut or (Cut().max_length, Cut().overlap)
         if not _SHORTEST <= length <= _LONGEST or not 0 <= overlap <= length // 2:
             raise LibraryError(
                 f"a chunk has {_SHORTEST} to {_LONGEST} tokens of the served model and overlaps by half of them at most"
             )
         attributes = checked_attributes(wanted.attributes, "attributes")
-        upload = self._uploads.get(wanted.file)
+        upload = self._uploads.get(wanted.file, reader)
         return Attachment(upload.id, upload.name, attributes, (length, overlap), batch)
 
     def _attach(self, corpus: Corpus, files: Sequence[Attachment]) -> None:
@@ -344,31 +393,3 @@ class Library:
             seen = corpus.attachments.get(file)
             if seen is not None:
                 corpus.attachments.settle(seen, "cancelled")
-
-
-def _entry(corpus: Corpus) -> StoreEntry:
-    meta = corpus.meta()
-    return StoreEntry(
-        id=meta["id"],
-        name=meta.get("name", corpus.name),
-        created=float(meta["created"]),
-        metadata=json.loads(meta.get("metadata", "{}")),
-        description=meta.get("description", ""),
-        counts=corpus.attachments.counts(),
-        bytes=sum(file.stat().st_size for file in corpus.folder.glob("corpus.db*")),
-    )
-
-
-def _attached(corpus: Corpus, file: str) -> AttachedFile:
-    attachment = corpus.attachments.get(file)
-    if attachment is None:
-        raise MissingError(f"vector store {corpus.name!r} has no file {file!r}")
-    return AttachedFile(corpus.meta()["id"], attachment)
-
-
-def _batch(corpus: Corpus, batch: str) -> Batch:
-    files = corpus.attachments.ids(batch=batch) if _BATCH.fullmatch(batch) else []
-    first = corpus.attachments.get(files[0]) if files else None
-    if first is None:
-        raise MissingError(f"vector store {corpus.name!r} has no file batch {batch!r}")
-    return Batch(batch, corpus.meta()["id"], first.created, corpus.attachments.counts(batch))

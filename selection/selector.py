@@ -19,6 +19,7 @@ from selection.baselines import hull, nearest_neighbours, nearest_repeated, rand
 from selection.documents import tokenizer_digest
 from selection.embedding import DEFAULT, Prompt, load_embedder
 from selection.filters import Filter
+from selection.reader import EVERYTHING, Reader
 from selection.shared import OpenCorpora, SharedEmbedder
 from selection.sift import Choice, Floats, irreducible, sift
 from selection.store import Source
@@ -85,6 +86,15 @@ class Selector:
         text_TD = self.embedder.embed(["a first text, so that no request pays for the first call"])
         sift(text_TD, text_TD, steps=1, regularisation=config.regularisation)  # compiles, or loads what was compiled
 
+    def check(self, corpus: str) -> None:
+        """Open a corpus, or see that it is open.
+
+        Raises:
+            CorpusError: as `select`.
+        """
+        with self.corpora.use(corpus):
+            pass
+
     def select(
         self,
         prompts: Sequence[Prompt],
@@ -95,6 +105,7 @@ class Selector:
         strategy: str = "sift",
         only: Filter | None = None,
         seed: int = 0,
+        reader: Reader = EVERYTHING,
     ) -> Selection:
         """Choose up to `steps` sequences for one prompt, or for several that share an adapter.
 
@@ -106,12 +117,13 @@ class Selector:
             strategy: one of STRATEGIES.
             only: a filter on the documents' metadata (`selection.filters`).
             seed: of the strategy "random".
+            reader: on whose behalf; what they do not see is not there.
 
         Raises:
             CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
         """
-        with self.corpora.use(corpus) as opened:
+        with self.corpora.use(corpus, reader) as opened:
             started = time.perf_counter()
             targets_TD = self.embedder.embed([text for prompt in prompts for text in self.embedder.segments(prompt)])
             embedded = time.perf_counter()

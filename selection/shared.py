@@ -15,6 +15,7 @@ from pathlib import Path
 
 from selection.corpus import Corpus, find_corpus
 from selection.embedding import Embedder, Embeddings, Prompt
+from selection.reader import EVERYTHING, Reader
 
 
 class SharedEmbedder:
@@ -73,15 +74,15 @@ class OpenCorpora:
         self._lock = threading.Lock()
 
     @contextmanager
-    def use(self, name: str) -> Iterator[Corpus]:
+    def use(self, name: str, reader: Reader = EVERYTHING) -> Iterator[Corpus]:
         """The corpus of that name, id or display name, for the length of a `with`; others wait.
 
         Raises:
-            CorpusNotFoundError: there is none.
+            CorpusNotFoundError: there is none, or none that the reader sees.
             CorpusError: it was made with another embedder or tokenizer.
         """
         with self._lock:
-            corpus = self._corpus(name)
+            corpus = self._corpus(name, reader)
             corpus.check(self._embedder, self._tokenizer)  # each time: it may have been embedded anew meanwhile
             yield corpus
 
@@ -92,18 +93,18 @@ class OpenCorpora:
                 held.corpus.close()
             self._held = []
 
-    def _corpus(self, name: str) -> Corpus:
+    def _corpus(self, name: str, reader: Reader) -> Corpus:
         for held in [held for held in self._held if _inode(held.corpus.folder) != held.inode]:
             held.corpus.close()
             self._held.remove(held)
         for held in self._held:
-            if name in (held.corpus.name, held.id):
+            if name in (held.corpus.name, held.id) and reader.sees(held.corpus.name, held.corpus.meta()):
                 return held.corpus
-        folder = find_corpus(self._root, name)
+        folder = find_corpus(self._root, name, reader)
         for held in self._held:
             if held.corpus.folder == folder:  # by its display name
                 return held.corpus
-        corpus = Corpus.open(self._root, folder.name)
+        corpus = Corpus.open(self._root, folder.name, reader)
         self._held.append(_Held(corpus, corpus.meta()["id"], _inode(folder)))
         return corpus
 

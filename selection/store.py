@@ -95,8 +95,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = folder.name
-        self._db = sqlite3.connect(folder / "corpus.db", timeout=30, check_same_thread=False, isolation_level=None)
         with self._errors():
+            self._db = sqlite3.connect(folder / "corpus.db", timeout=30, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from selection.filters import Scalar
+from selection.reader import EVERYTHING, Reader
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 _ID = re.compile(r"file-[0-9a-f]{24}")
@@ -38,15 +39,20 @@ class MissingError(LibraryError):
     """There is no such store, file or batch."""
 
 
+class ReadOnlyError(LibraryError):
+    """A store that its reader sees, but does not own."""
+
+
 @dataclass(frozen=True)
 class UploadedFile:
-    """A file that was handed in; `created` in seconds since 1970, UTC."""
+    """A file that was handed in; `created` in seconds since 1970, UTC; `owner` as in `reader`, None for nobody's."""
 
     id: str
     name: str
     bytes: int
     purpose: str
     created: float
+    owner: str | None = None
 
 
 class Uploads:
@@ -60,7 +66,7 @@ class Uploads:
                 if time.time() - left.stat().st_mtime > _LEFT_OVER:
                     shutil.rmtree(left, ignore_errors=True)
 
-    def add(self, name: str, content: bytes, purpose: str = "assistants") -> UploadedFile:
+    def add(self, name: str, content: bytes, purpose: str = "assistants", owner: str | None = None) -> UploadedFile:
         """Keep a file. Durable once it returns.
 
         Raises:
@@ -72,7 +78,7 @@ class Uploads:
             raise LibraryError(f"the file {name!r} is empty")
         if purpose not in PURPOSES:
             raise LibraryError(f"`purpose` is one of {', '.join(PURPOSES)}")
-        upload = UploadedFile(f"file-{secrets.token_hex(12)}", name, len(content), purpose, time.time())
+        upload = UploadedFile(f"file-{secrets.token_hex(12)}", name, len(content), purpose, time.time(), owner)
         hidden = self._folder / f".{upload.id}"
         hidden.mkdir()
         try:
@@ -86,15 +92,17 @@ class Uploads:
         _sync(self._folder)
         return upload
 
-    def get(self, file: str) -> UploadedFile:
-        """The record of a file.
+    def get(self, file: str, reader: Reader = EVERYTHING) -> UploadedFile:
+        """The record of a file of a reader's.
 
         Raises:
             MissingError: there is none.
         """
         try:
             if _ID.fullmatch(file):
-                return UploadedFile(**json.loads((self._folder / file / "record.json").read_bytes()))
+                upload = UploadedFile(**json.loads((self._folder / file / "record.json").read_bytes()))
+                if reader.owns(upload.owner):
+                    return upload
         except FileNotFoundError:
             pass
         raise MissingError(f"there is no file {file!r}")
@@ -103,13 +111,13 @@ class Uploads:
         """Where its content is."""
         return self._folder / upload.id / f"content{_suffix(upload.name)}"
 
-    def every(self) -> list[UploadedFile]:
-        """Every file, oldest first."""
+    def every(self, reader: Reader = EVERYTHING) -> list[UploadedFile]:
+        """Every file of a reader's, oldest first."""
         found = []
         for folder in self._folder.glob("file-*"):
             try:
-                found.append(self.get(folder.name))
-            except MissingError:  # deleted just now
+                found.append(self.get(folder.name, reader))
+            except MissingError:  # another's, or deleted just now
                 continue
         return sorted(found, key=lambda upload: (upload.created, upload.id))
 
