@@ -193,8 +193,8 @@ class LoraBank:
         """The adapter as a safetensors file with PEFT's keys, float32."""
         return b"".join((self._header, self.weights_CP[slot].cpu().numpy().data))
 
-    def load(self, slot: int, weights: bytes) -> None:
-        """Put an exported adapter into a slot.
+    def check(self, weights: bytes) -> None:
+        """Refuse what `load` cannot take; cheap, from any thread.
 
         Raises:
             ValueError: it was not exported from such a bank.
@@ -202,8 +202,17 @@ class LoraBank:
         length = len(self._header)
         if weights[:length] != self._header or len(weights) != length + 4 * self.size:
             raise ValueError("the adapter is of another model, rank or choice of targets")
+
+    def load(self, slot: int, weights: bytes) -> None:
+        """Put an exported adapter into a slot; its moments start at zero.
+
+        Raises:
+            ValueError: it was not exported from such a bank.
+        """
+        self.check(weights)
         self.reset(slot, 0)
-        self.weights_CP[slot].copy_(torch.frombuffer(bytearray(weights[length:]), dtype=torch.float32))
+        numbers = bytearray(weights[len(self._header) :])
+        self.weights_CP[slot].copy_(torch.frombuffer(numbers, dtype=torch.float32))
 
 
 def _is_transposed(module: nn.Module) -> bool:

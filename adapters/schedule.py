@@ -38,6 +38,7 @@ class Job:
         cancelled: set by whoever no longer wants it.
         on_step: told of each step.
         done: gets the Training.
+        start: weights to begin with; None for fresh ones.
         slot: its adapter's; None while it waits.
         losses: of the steps taken.
         used: how many sequences the steps taken have learnt from.
@@ -53,6 +54,7 @@ class Job:
     cancelled: threading.Event | None
     on_step: Callable[[Progress], None] | None
     done: Future[Training]
+    start: bytes | None = None
     slot: int | None = None
     losses: list[float] = field(default_factory=list)
     used: int = 0

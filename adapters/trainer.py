@@ -3,8 +3,9 @@
 The base model is loaded once and stays; every request has a slot of the bank of LoRA adapters on it. A thread takes
 step after step for whoever is there: the next sequences of several requests in one batch, each with its own adapter,
 its own moments of Adam, its own order. Requests join and leave between steps, and what a request gets does not depend
-on its company. Adam with a constant learning rate, no weight decay, moments that start at zero with the adapter (paper
-section 2: a single gradient step on each selected sequence). Seeded: the same sequences and seed give the same adapter.
+on its company. Adam with a constant learning rate, no weight decay, moments that start at zero (paper section 2: a
+single gradient step on each selected sequence), with a fresh adapter or from where an earlier one ended. Seeded: the
+same sequences and seed give the same adapter.
 
 Whatever goes wrong with one request (a loss that is not finite, memory that does not suffice) ends that request's
 training alone. The trainer knows nothing of prompts, corpora or HTTP.
@@ -96,12 +97,15 @@ class Trainer:
         seed: int = 0,
         seconds: float = math.inf,
         plan: str = "sequential",
+        start: bytes | None = None,
         cancelled: threading.Event | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Training:
         """As `submit`, waiting for the end."""
         cancelled = cancelled or threading.Event()
-        done = self.submit(sequences, seed=seed, seconds=seconds, plan=plan, cancelled=cancelled, on_step=on_step)
+        done = self.submit(
+            sequences, seed=seed, seconds=seconds, plan=plan, start=start, cancelled=cancelled, on_step=on_step
+        )
         try:
             return done.result()
         except KeyboardInterrupt:
@@ -115,22 +119,27 @@ class Trainer:
         seed: int = 0,
         seconds: float = math.inf,
         plan: str = "sequential",
+        start: bytes | None = None,
         cancelled: threading.Event | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Future[Training]:
-        """Train a fresh adapter on these sequences, together with whatever else is training.
+        """Train an adapter on these sequences, together with whatever else is training.
 
         Args:
             sequences: token ids, at least two each and no more than the model's context.
-            seed: of the adapter's first weights.
+            seed: of a fresh adapter's first weights.
             seconds: from now; no step is begun that would end later than this, by the step times measured so far.
             plan: one of `adapters.plan.PLANS`.
+            start: weights of an earlier adapter of such a trainer, to be trained further; None for a fresh one. That is
+                an adaptation of its own, single steps from there (paper section 2): Adam's moments start at zero again,
+                so that what the earlier one learnt last does not push this one.
             cancelled: read before every step; what is trained until then is dropped.
             on_step: called after each step, in the trainer's thread.
 
         Raises:
             ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens the model lacks;
-                a plan that there is none of; a seed of more than 64 bits.
+                a plan that there is none of; a seed of more than 64 bits; a start of another model, rank or choice of
+                projections.
         """
         for sequence in sequences:
             if not 2 <= len(sequence) <= self.base.context:
@@ -139,11 +148,13 @@ class Trainer:
                 raise ValueError("a training sequence has tokens that the model does not know: another tokenizer's?")
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"the seed is {seed}; it needs to be a whole number of 64 bits, 0 or more")
+        if start is not None:
+            self._bank.check(start)
         steps = steps_of(plan, [tuple(sequence) for sequence in sequences])
         came = time.perf_counter()
         done: Future[Training] = Future()
         done.set_running_or_notify_cancel()  # from here on it is `cancelled` that ends it, not the future
-        job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done)
+        job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done, start)
         with self._arrivals:
             self._schedule.add(job)
             if self._worker is None:
@@ -195,11 +206,13 @@ class Trainer:
                 for job, slot in displaced:
                     job.parked = self._bank.take(slot)
                 for job in admitted:
-                    if job.parked is None:
-                        self._bank.reset(job.place, job.seed)
-                    else:
+                    if job.parked is not None:
                         self._bank.put(job.place, job.parked)
                         job.parked = None
+                    elif job.start is not None:
+                        self._bank.load(job.place, job.start)
+                    else:
+                        self._bank.reset(job.place, job.seed)
                 self._end([(job, stop) for job, stop in ended if job.parked is None])
                 for job, stop in ended:
                     if job.parked is not None:
