@@ -13,19 +13,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from adapters.adapter import Adapter
 from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.filters import Filter
+from selection.reader import EVERYTHING, Reader
 from selection.selector import Selection
-from serving.budget import Budget
+from selection.store import CorpusNotFoundError
+from serving.conversations import Kept
 from serving.engine import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
 from serving.report import AdaptationReport
+from serving.tracing import span
+from serving.wish import Wish
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class Selects(Protocol):
         strategy: str,
         only: Filter | None,
         seed: int,
+        reader: Reader,
     ) -> Selection:
         """As `selection.selector.Selector.select`."""
 
@@ -57,6 +62,7 @@ class Trains(Protocol):
         seed: int,
         seconds: float | None,
         plan: str,
+        start: bytes | None,
         on_step: Callable[[Progress], None],
     ) -> Training:
         """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends it."""
@@ -72,41 +78,31 @@ class Loads(Protocol):
         """As `serving.engine.Engine.unload`."""
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What a request asks of its adaptation.
+class Adaptation:
+    """One request's adapter, from wish to discard.
 
-    Attributes:
-        prompts: what to adapt to.
-        budget: within the server's limits.
-        cut: names of the limits that were cut.
-        corpus: to choose from; None for the base model.
-        only: a filter on the documents' metadata.
-        strategy: how to choose.
-        plan: how to train.
-        seed: of the adapter.
-        required: fail rather than answer with the base model.
+    Args:
+        wish: what the request asks for.
+        selector, trainer, engine: the three stages.
+        reader: on whose behalf the corpus is read.
+        earlier: the adapter to train further, of the conversation's previous turn; None for a fresh one.
     """
 
-    prompts: tuple[Prompt, ...]
-    budget: Budget
-    cut: tuple[str, ...]
-    corpus: str | None
-    only: Filter | None = None
-    strategy: str = "sift"
-    plan: str = "sequential"
-    seed: int = 0
-    required: bool = False
-
-
-class Adaptation:
-    """One request's adapter, from wish to discard."""
-
-    def __init__(self, wish: Wish, selector: Selects, trainer: Trains, engine: Loads) -> None:
+    def __init__(
+        self,
+        wish: Wish,
+        selector: Selects,
+        trainer: Trains,
+        engine: Loads,
+        reader: Reader = EVERYTHING,
+        earlier: Kept | None = None,
+    ) -> None:
         self.report: AdaptationReport | None = None
         self.problem: Exception | None = None
         self.progress = "adapting"  # what can be said of it while it runs
-        self._wish = wish
+        self.stage = "answer"  # where it is: "select", "train", "load" or "answer"
+        self.adapter: Adapter | None = None  # that answers
+        self._wish, self._reader, self._earlier = wish, reader, earlier
         self._selector, self._trainer, self._engine = selector, trainer, engine
         self._arrived = time.monotonic()
         self._journey: asyncio.Task[LoadedAdapter | None] | None = None
@@ -162,15 +158,23 @@ class Adaptation:
             self._unadapted("no corpus: name one in `adaptation.corpus`, or start with --corpus", "corpus")
             return None
 
-        selection = await self._selector.select(
-            wish.prompts,
-            wish.corpus,
-            steps=wish.budget.steps,
-            alpha=wish.budget.alpha,
-            strategy=wish.strategy,
-            only=wish.only,
-            seed=wish.seed,
-        )
+        try:
+            with self._in("select"):
+                selection = await self._selector.select(
+                    wish.prompts,
+                    wish.corpus,
+                    steps=wish.budget.steps,
+                    alpha=wish.budget.alpha,
+                    strategy=wish.strategy,
+                    only=wish.only,
+                    seed=wish.seed,
+                    reader=self._reader,
+                )
+        except CorpusNotFoundError:
+            if wish.named:
+                raise
+            self._unadapted("no corpus: name one in `adaptation.corpus`", "corpus")  # the server's is not this key's
+            return None
         if not selection.ids:
             found = "is empty" if wish.only is None else "has no document that passes the filter"
             self._unadapted(f"corpus {wish.corpus!r} {found}", "corpus", selection)
@@ -184,9 +188,11 @@ class Adaptation:
                 f"sigma {selection.uncertainty[step.used]:.3f}, {step.seconds_left:.1f} seconds left"
             )
 
-        training = await self._trainer.train(
-            selection.sequences, seed=wish.seed, seconds=left, plan=wish.plan, on_step=stepped
-        )
+        start = self._earlier.weights if self._earlier else None
+        with self._in("train"):
+            training = await self._trainer.train(
+                selection.sequences, seed=wish.seed, seconds=left, plan=wish.plan, start=start, on_step=stepped
+            )
         if training.adapter is None:
             reasons = {
                 "seconds": "the seconds were spent before the first step could end",
@@ -196,10 +202,21 @@ class Adaptation:
             return None
 
         started = time.monotonic()
-        loaded = await self._engine.load(training.adapter)
+        with self._in("load"):
+            loaded = await self._engine.load(training.adapter)
+        self.adapter = training.adapter
         stop = selection.stop if training.stop == "steps" else training.stop
         self._tell(None, stop, selection, training, loaded, time.monotonic() - started)
         return loaded
+
+    @contextmanager
+    def _in(self, stage: str) -> Iterator[None]:
+        self.stage = stage
+        try:
+            with span(stage):
+                yield
+        finally:
+            self.stage = "answer"
 
     def _unadapted(
         self, reason: str, stop: str, selection: Selection | None = None, training: Training | None = None
@@ -232,8 +249,10 @@ class Adaptation:
             reason=reason,
             budget=self._wish.budget,
             cut=self._wish.cut,
+            degraded=self._wish.degraded,
             corpus=self._wish.corpus,
             seed=self._wish.seed,
+            reused=self._earlier.reused.as_dict() if self._earlier and loaded else None,
             stop=stop,
             uncertainty=selection.uncertainty[: learnt + 1] if selection else (),
             irreducible=selection.irreducible if selection else None,

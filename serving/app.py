@@ -29,7 +29,9 @@ from selection.library import Library
 from selection.selector import Selection
 from serving.config import Config
 from serving.errors import StartError
+from serving.logs import set_up_logs
 from serving.stages import CorporaStage, TrainStage
+from serving.tracing import start_tracing, stop_tracing
 
 if TYPE_CHECKING:
     from serving.engine import Engine
@@ -39,6 +41,7 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 STAGE_QUEUE = 256  # requests that may wait before a stage
+_FRONT = "serving.front:middlewares"  # what Ray's HTTP proxy puts before itself
 
 
 class RemoteStage:
@@ -58,6 +61,10 @@ class RemoteStage:
         """As `CorporaStage.ask`."""
         answer: Result = await _answer(self._handle.ask.remote(method, *args, **kwargs))
         return answer
+
+    async def ready(self, *corpus: str | None) -> None:
+        """As `CorporaStage.ready` and `TrainStage.ready`."""
+        await _answer(self._handle.ready.remote(*corpus))
 
     async def train(
         self, sequences: Sequence[Sequence[int]], *, on_step: Callable[[Progress], None], **options: Any
@@ -99,6 +106,9 @@ class EngineReplica:
         from serving.engine import Engine
         from serving.gateway import Gateway
 
+        set_up_logs(self._config.log_format)
+        start_tracing()
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # our own gauges would be missing from /metrics
         self._engine = await Engine.start(self._config.engine)
         return Gateway(self._engine, self._selector, self._trainer, self._config)
 
@@ -110,6 +120,7 @@ class EngineReplica:
     async def __del__(self) -> None:
         if self._engine is not None:
             self._engine.stop()
+        stop_tracing()
 
 
 def build(config: Config) -> serve.Application:
@@ -141,7 +152,9 @@ def build(config: Config) -> serve.Application:
     engine = serve.deployment(serve.ingress()(EngineReplica)).options(
         name="engine",
         ray_actor_options=actor(num_gpus=0.6) if on_gpu else actor(),
-        max_ongoing_requests=STAGE_QUEUE,
+        # The replica refuses by itself what is too much, in OpenAI's words; Ray only what would not even fit in there.
+        max_ongoing_requests=2 * config.capacity.requests,
+        max_queued_requests=config.capacity.requests,
         health_check_timeout_s=60,
         graceful_shutdown_timeout_s=30,  # a busy machine needs that long to end vLLM without leftovers
         graceful_shutdown_wait_loop_s=0.1,
@@ -157,6 +170,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
         StartError: Ray or a deployment did not come up.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = _FRONT  # read in the proxy's process, which inherits it
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

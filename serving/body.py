@@ -1,18 +1,23 @@
-"""The body of a request: JSON, bounded, and Unicode throughout. What it says is others' to judge."""
+"""The body of a request: JSON, bounded in size and time, and Unicode throughout. What it says is others' to judge."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.errors import RequestError, TooLargeError
+from serving.errors import RequestError, SlowError, TooLargeError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY = 16 << 20  # bytes
+BODY_SECONDS = 60.0  # for all of it to come
+MAX_N = 128  # answers to a prompt
+MAX_ANSWERS = 2048  # of a request, over all its prompts
 
 
 async def read_body(receive: Receive) -> dict[str, Any]:
@@ -20,20 +25,16 @@ async def read_body(receive: Receive) -> dict[str, Any]:
 
     Raises:
         RequestError: not JSON, not Unicode, not an object, or the client left.
+        SlowError: not whole after BODY_SECONDS.
         TooLargeError: more than MAX_BODY.
     """
-    content = b""
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestError("the client left before its request was complete")
-        content += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(content) > MAX_BODY:
-            raise TooLargeError(f"the request body is larger than {MAX_BODY >> 20} MiB")
     try:
-        body = json.loads(content, parse_constant=_no_constant)
+        async with asyncio.timeout(BODY_SECONDS):
+            content = await _read(receive)
+    except TimeoutError as problem:
+        raise SlowError(f"the request body was not whole after {BODY_SECONDS:.0f} seconds") from problem
+    try:
+        body = json.loads(content, parse_constant=_no_constant, parse_float=_finite, parse_int=_of_64_bits)
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeError as problem:
         raise RequestError(
@@ -46,5 +47,51 @@ async def read_body(receive: Receive) -> dict[str, Any]:
     return body
 
 
+async def _read(receive: Receive) -> bytes:
+    content = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError("the client left before its request was complete")
+        content += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(content) > MAX_BODY:
+            raise TooLargeError(f"the request body is larger than {MAX_BODY >> 20} MiB")
+    return bytes(content)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
+
+
+def _of_64_bits(text: str) -> int:
+    number = int(text)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{text[:20]}... is too large a number")
+    return number
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def check_size(body: dict[str, Any]) -> None:
+    """Refuse what would make one request many: vLLM takes 16,384 answers to each of any number of prompts.
+
+    Raises:
+        RequestError: `n` or the number of prompts.
+    """
+    answers = [body[name] for name in ("n", "best_of") if isinstance(body.get(name), (int, float))]
+    most = max([1, *answers])
+    if most > MAX_N:
+        raise RequestError(f"`n` is {most}; this server gives up to {MAX_N} answers to a prompt")
+    prompts = body.get("prompt")
+    count = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
+    if count * most > MAX_ANSWERS:
+        raise RequestError(
+            f"{count} prompts with `n` {most} ask for more than {MAX_ANSWERS} answers: send fewer at once"
+        )

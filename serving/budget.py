@@ -1,11 +1,14 @@
-"""Budget: the compute that one request may cost, and the Compute-Budget header that says it.
+"""Budget: the compute that one request may cost, and the texts and JSON that say it.
 
-The header is an RFC 9651 dictionary: `none`, `auto`, or limits `steps=20, seconds=1.5, alpha=0.1`, of which
-the first to bind ends the adaptation. Anything else is refused. Knows no HTTP beyond that header's text.
+As text, in a Compute-Budget header, an RFC 9651 dictionary: `none`, `auto`, or limits `steps=20, seconds=1.5,
+alpha=0.1`, of which the first to bind ends the adaptation; `;` separates as `,` does, because some clients cut
+headers at commas. In a JSON body the same text, or the limits as an object. Anything else is refused. Knows no
+HTTP beyond the names of the places where a budget is said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 
@@ -13,8 +16,14 @@ import http_sf
 
 from serving.errors import BudgetError
 
+HEADER = "Compute-Budget"
+ALIAS = "X-Compute-Budget"  # some proxies forward x-* headers only
+FIELD = "compute_budget"  # of a JSON body
 MAX_HEADER = 256  # characters
+_MAX_STEPS = 10**15 - 1  # RFC 9651's largest integer
+_MAX_NUMBER = 1e12  # and the bound of its decimals
 _HELP = "use `none`, `auto`, or limits such as `steps=20, seconds=1.5, alpha=0.1`"
+_HELP_OBJECT = 'use "none", "auto", or limits such as {"steps": 20, "seconds": 1.5, "alpha": 0.1}'
 
 
 @dataclass(frozen=True)
@@ -51,58 +60,80 @@ class Budget:
 NONE = Budget(steps=0)
 
 
-def parse_budget(header: str | None, default: Budget, auto: Budget, limits: Budget) -> Budget:
-    """The budget that a Compute-Budget header asks for, not yet cut to the limits.
+def agreed_budget(said: Mapping[str, object], default: Budget, auto: Budget, limits: Budget) -> Budget:
+    """The budget that a request asks for in one place, or alike in several; not yet cut to the limits.
 
     Args:
-        header: the header's text, several lines joined by commas; None when it was not sent.
-        default: the budget of a request without the header.
+        said: what each place says, by its name: a text as `parse_budget` takes it, the limits as an object of a
+            JSON body, or None where nothing was said.
+        default, auto, limits: as of `parse_budget`.
+
+    Raises:
+        BudgetError: anything that is not a budget, or places that disagree; it names them.
+    """
+    budgets: dict[str, Budget] = {}
+    for place, value in said.items():
+        if isinstance(value, str):
+            budgets[place] = parse_budget(value, default, auto, limits, place)
+        elif isinstance(value, dict):
+            if not value:
+                raise BudgetError(f"{place} is empty: {_HELP_OBJECT}", place)
+            budgets[place] = _limits(value, place, place, limits)
+        elif value is not None:
+            raise BudgetError(f"{place} is a text or an object: {_HELP_OBJECT}", place)
+    if len(set(budgets.values())) > 1:
+        raise BudgetError(f"{' and '.join(budgets)} disagree: say the budget once, or alike", ", ".join(budgets))
+    return next(iter(budgets.values()), default)
+
+
+def parse_budget(text: str | None, default: Budget, auto: Budget, limits: Budget, place: str = HEADER) -> Budget:
+    """The budget that a text asks for, not yet cut to the limits.
+
+    Args:
+        text: of a header, several lines joined by commas; None when there is none.
+        default: the budget of a request that says none.
         auto: what `auto` stands for.
         limits: the server's; a request that names no steps may take as many as they allow.
+        place: where the text stands, for the error.
 
     Raises:
         BudgetError: anything that is not a budget.
     """
-    if header is None:
+    if text is None:
         return default
-    if len(header) > MAX_HEADER:
-        raise BudgetError(f"Compute-Budget is longer than {MAX_HEADER} characters: {_HELP}")
+    if len(text) > MAX_HEADER:
+        raise BudgetError(f"{place} is longer than {MAX_HEADER} characters: {_HELP}", place)
+    where = f"{place} {text!r}"
+    listed = text.replace(";", ",")  # what RFC 9651 would read as parameters, which no limit has
     try:
-        members = http_sf.parse(header.encode("ascii"), tltype="dictionary")
+        members = http_sf.parse(listed.encode("ascii"), tltype="dictionary")
     except (ValueError, UnicodeEncodeError) as problem:
-        raise BudgetError(f"cannot read Compute-Budget {header!r}: {_HELP}") from problem
+        raise BudgetError(f"cannot read {where}: {_HELP}", place) from problem
     if not members:
-        raise BudgetError(f"Compute-Budget is empty: {_HELP}")
-    if len(members) != header.count(",") + 1:
-        raise BudgetError(f"Compute-Budget {header!r} names a limit twice: {_HELP}")
-    for key, member in members.items():
-        if member[1]:
-            raise BudgetError(f"Compute-Budget {header!r}: {key!r} takes no parameters: {_HELP}")
+        raise BudgetError(f"{place} is empty: {_HELP}", place)
+    if len(members) != listed.count(",") + 1:
+        raise BudgetError(f"{where} names a limit twice: {_HELP}", place)
     values = {key: member[0] for key, member in members.items()}
     for word, meaning in (("none", NONE), ("auto", auto)):
         if values.get(word) is True:
             if len(values) > 1:
-                raise BudgetError(f"Compute-Budget {header!r}: {word!r} stands alone: {_HELP}")
+                raise BudgetError(f"{where}: {word!r} stands alone: {_HELP}", place)
             return meaning
-    return _limits(values, header, limits)
+    return _limits(values, where, place, limits)
 
 
-def _limits(values: dict[str, object], header: str, limits: Budget) -> Budget:
+def _limits(values: Mapping[str, object], where: str, place: str, limits: Budget) -> Budget:
     steps: int = limits.steps
-    seconds: float | None = None
-    alpha: float | None = None
+    numbers: dict[str, float] = {}
     for key, value in values.items():
         if key == "steps":
-            if type(value) is not int or value < 0:
-                raise BudgetError(f"Compute-Budget {header!r}: steps is a whole number, 0 or more")
+            if type(value) is not int or not 0 <= value <= _MAX_STEPS:
+                raise BudgetError(f"{where}: steps is a whole number, 0 or more, of 15 digits at most", place)
             steps = value
         elif key in ("seconds", "alpha"):
-            if not isinstance(value, (int, Decimal)) or isinstance(value, bool) or value <= 0:
-                raise BudgetError(f"Compute-Budget {header!r}: {key} is a number above 0")
-            if key == "seconds":
-                seconds = float(value)
-            else:
-                alpha = float(value)
+            if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not 0 < value < _MAX_NUMBER:
+                raise BudgetError(f"{where}: {key} is a number above 0 and below 10^12", place)
+            numbers[key] = float(value)
         else:
-            raise BudgetError(f"Compute-Budget {header!r}: unknown key {key!r}: {_HELP}")
-    return Budget(steps, seconds, alpha)
+            raise BudgetError(f"{where}: unknown key {key!r:.40}: the limits are steps, seconds and alpha", place)
+    return Budget(steps, numbers.get("seconds"), numbers.get("alpha"))

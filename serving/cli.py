@@ -10,17 +10,22 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.markup import escape
 
 import serving
+from serving.chat import chat
 from serving.cli_corpus import corpus_app
+from serving.cli_key import key_app
 from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
 
 if TYPE_CHECKING:
     from serving.config import Config
     from serving.demo import Result
+
+LogFormat = Literal["json", "text"]
 
 app = typer.Typer(
     name="mayfly",
@@ -31,6 +36,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(key_app, name="key")
+app.command()(chat)
 
 
 def main() -> None:
@@ -44,7 +51,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, MayflyError) as problem:
-        err.print(f"[red]mayfly:[/] {problem}", highlight=False, soft_wrap=True)
+        err.print(f"[red]mayfly:[/] {escape(str(problem))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -86,6 +93,21 @@ def serve(
     precision: Annotated[
         str, typer.Option("--precision", help="Of the trainer's base model: auto, float32 or bfloat16.")
     ] = "auto",
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option("--api-key", envvar="MAYFLY_API_KEYS", help="A key that sees everything; may be repeated."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="A file of keys with corpora, budgets and rates, TOML.")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option("--log-format", help="Of the log, on standard error.")] = "text",
+    max_requests: Annotated[int, typer.Option("--max-requests", min=1, help="Requests at once; more get a 429.")] = 128,
+    max_adaptations: Annotated[
+        int, typer.Option("--max-adaptations", min=1, help="Adaptations among them at once; more get a 429.")
+    ] = 16,
+    undegraded: Annotated[
+        int, typer.Option("--undegraded", min=1, help="Adaptations at once that get all their steps; more share.")
+    ] = 4,
     regularisation: Annotated[
         float | None, typer.Option("--regularisation", help="lambda' of SIFT.", show_default="for the default embedder")
     ] = None,
@@ -98,8 +120,10 @@ def serve(
     """Serve the OpenAI API, an adapter trained for each request. Ctrl-C ends it."""
     from dataclasses import replace
 
+    from serving.admission import Capacity
     from serving.app import running
     from serving.budget import parse_budget
+    from serving.keys import Keys, digest
 
     config = make_config(home, model, corpus, port=port, host=host, embedder=embedder, name=served_model_name)
     limits = replace(config.limits, steps=max_steps, seconds=max_seconds)
@@ -108,6 +132,10 @@ def serve(
         config,
         limits=limits,
         auto=auto.cut_to(limits)[0],
+        capacity=Capacity(max_requests, max_adaptations, undegraded),
+        key_digests=tuple(digest(secret) for secret in api_key or ()),
+        key_file=None if api_key_file is None else api_key_file.absolute(),
+        log_format=log_format,
         engine=replace(config.engine, dtype=dtype, max_model_len=max_model_len),
     )
     config = replace(config, trainer=replace(config.trainer, slots=slots, precision=precision))
@@ -121,6 +149,7 @@ def serve(
         )
     if regularisation is not None:
         config = replace(config, selector=replace(config.selector, regularisation=regularisation))
+    Keys(config.key_digests, config.key_file, config.auto, config.limits)  # what is wrong with them is told now
     _check(config)
     try:
         with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as url:

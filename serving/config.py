@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from adapters.trainer import TrainerConfig
 from selection.selector import SelectorConfig
+from serving.admission import Capacity
 from serving.budget import Budget
+from serving.conversations import ConversationsConfig
 
 AUTO = Budget(steps=50, alpha=0.05)
 LIMITS = Budget(steps=50, seconds=60.0)
+CAPACITY = Capacity()
+CONVERSATIONS = ConversationsConfig()
 _SOURCE = Path(__file__).resolve().parent
 
 
@@ -59,6 +64,11 @@ class Config:
         corpus: the corpus of requests that name none; None answers those with the base model.
         auto: what `Compute-Budget: auto`, and no header at all, stand for.
         limits: what no request may exceed.
+        capacity: how many requests one replica takes on.
+        conversations: how many adapters are kept for a next turn, and how long.
+        key_digests: SHA-256 of the API keys that see everything, in hexadecimal; with the next, `serving.keys`.
+        key_file: the key file; without any key the server is open.
+        log_format: "text" or "json".
         host, port: where HTTP is served.
         threads: of each of the three processes on a CPU.
     """
@@ -69,6 +79,16 @@ class Config:
     corpus: str | None = None
     auto: Budget = AUTO
     limits: Budget = LIMITS
+    capacity: Capacity = CAPACITY
+    conversations: ConversationsConfig = CONVERSATIONS
+    key_digests: tuple[str, ...] = ()
+    key_file: Path | None = None
+    log_format: Literal["json", "text"] = "text"
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int = 2
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether a request needs an API key."""
+        return bool(self.key_digests) or self.key_file is not None

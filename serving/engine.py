@@ -16,6 +16,7 @@ Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_stat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
@@ -30,6 +31,7 @@ import psutil
 
 from adapters.adapter import Adapter
 from serving.config import EngineConfig
+from serving.tracing import span
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 
@@ -66,6 +68,7 @@ class Engine:
         self._plain_generate: Callable[..., AsyncIterator[Any]] = llm.generate
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(config.adapters)
+        self._live: set[int] = set()
         self.staging = _staging_folder()
         llm.generate = self._generate
 
@@ -110,6 +113,7 @@ class Engine:
 
         await self._slots.acquire()
         loaded = LoadedAdapter(adapter.name, next(self._ids), self.staging / adapter.name)
+        self._live.add(loaded.id)
         try:
             await asyncio.to_thread(adapter.save, loaded.folder)
             await self._llm.add_lora(LoRARequest(loaded.name, loaded.id, str(loaded.folder)))
@@ -124,6 +128,7 @@ class Engine:
             await self._llm.remove_lora(loaded.id)
         finally:
             shutil.rmtree(loaded.folder, ignore_errors=True)
+            self._live.discard(loaded.id)
             self._slots.release()
 
     async def loaded(self) -> list[int]:
@@ -133,6 +138,18 @@ class Engine:
     def staged(self) -> list[str]:
         """Names of the adapters that are staged."""
         return sorted(path.name for path in self.staging.iterdir())
+
+    def live(self) -> int:
+        """How many adapters are loaded, or being loaded."""
+        return len(self._live)
+
+    def staged_bytes(self) -> int:
+        """How many bytes are staged, whoever left them there."""
+        total = 0
+        for file in self.staging.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # its request has just ended
+                total += file.stat().st_size
+        return total
 
     async def check(self) -> None:
         """Raise if the engine is dead."""
@@ -179,8 +196,9 @@ class Engine:
                 from vllm.lora.request import LoRARequest
 
                 kwargs["lora_request"] = LoRARequest(speaker.name, speaker.id, str(speaker.folder))
-            async for output in self._plain_generate(*args, **kwargs):
-                outputs.put_nowait(output)
+            with span("generate"):
+                async for output in self._plain_generate(*args, **kwargs):
+                    outputs.put_nowait(output)
             outputs.put_nowait(None)
         except Exception as problem:
             outputs.put_nowait(problem)

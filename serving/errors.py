@@ -1,16 +1,18 @@
 """The exception tree of the server, and the one table from exception to HTTP.
 
-Every exception is made from its message alone, so that it survives pickling on its way through Ray. `adapters`
+Every exception is made from its arguments alone, so that it survives pickling on its way through Ray. `adapters`
 and `selection` raise `ValueError`, `CorpusError` and `LibraryError` for what a user can mend; they have rows, too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from selection.store import CorpusError, CorpusNotFoundError
-from selection.uploads import LibraryError, MissingError
+from selection.uploads import LibraryError, MissingError, ReadOnlyError
 
 
 class MayflyError(Exception):
@@ -18,7 +20,14 @@ class MayflyError(Exception):
 
 
 class BudgetError(MayflyError, ValueError):
-    """A Compute-Budget header that is not one."""
+    """A budget that is not one. `param` names where it was said: a header, or a field of the body."""
+
+    def __init__(self, message: str, param: str = "Compute-Budget") -> None:
+        super().__init__(message, param)
+        self.param = param
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RequestError(MayflyError, ValueError):
@@ -27,6 +36,29 @@ class RequestError(MayflyError, ValueError):
 
 class TooLargeError(MayflyError):
     """A request body beyond the limit."""
+
+
+class SlowError(MayflyError):
+    """A request body that did not come in time."""
+
+
+class UnauthorizedError(MayflyError):
+    """No API key, or one that is not known."""
+
+
+class BusyError(MayflyError):
+    """More requests than the server, or than the key, may have. The last argument is when to try again, in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class RateLimitError(BusyError):
+    """More requests than the key may make in a minute."""
 
 
 class RouteError(MayflyError):
@@ -55,9 +87,15 @@ class HttpError:
     param: str | None = None
 
 
+_OURS = "the server failed to answer; its log says why"
+
 # The first row that matches decides: subclasses stand above their bases.
 _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (BudgetError, HttpError(400, "invalid_request_error", "invalid_compute_budget", "Compute-Budget")),
+    (UnauthorizedError, HttpError(401, "invalid_request_error", "invalid_api_key")),
+    (RateLimitError, HttpError(429, "requests", "rate_limit_exceeded")),
+    (BusyError, HttpError(429, "server_busy", "server_busy")),
+    (SlowError, HttpError(408, "invalid_request_error", "request_timeout")),
     (TooLargeError, HttpError(413, "invalid_request_error", "request_too_large")),
     (RouteError, HttpError(404, "invalid_request_error", "unknown_url")),
     (MethodError, HttpError(405, "invalid_request_error", "method_not_allowed")),
@@ -65,6 +103,7 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (CorpusNotFoundError, HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus")),
     (CorpusError, HttpError(400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus")),
     (MissingError, HttpError(404, "invalid_request_error", "not_found")),
+    (ReadOnlyError, HttpError(403, "invalid_request_error", "permission_denied")),
     (LibraryError, HttpError(400, "invalid_request_error")),
     (AdaptationFailedError, HttpError(500, "server_error", "adaptation_failed")),
 )
@@ -78,7 +117,37 @@ def is_the_clients(problem: BaseException) -> bool:
 def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body of an exception; what is not in the table is a 500 that tells nothing of our insides."""
     row = next((row for kind, row in _TABLE if isinstance(problem, kind)), None)
-    message = str(problem) if row else "the server failed to answer; its log says why"
+    message = str(problem) if row else _OURS
     row = row or HttpError(500, "server_error")
-    error = {"message": message, "type": row.type, "param": row.param, "code": row.code}
+    param = problem.param if isinstance(problem, BudgetError) else row.param
+    error = {"message": message, "type": row.type, "param": param, "code": row.code}
     return row.status, {"error": error}
+
+
+def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
+    """What the headers of an error say beside its body: when to try again, or that trying again costs as much."""
+    if isinstance(problem, BusyError):
+        return [(b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())]
+    if isinstance(problem, UnauthorizedError):
+        return [(b"www-authenticate", b"Bearer")]
+    if isinstance(problem, AdaptationFailedError):
+        return [(b"x-should-retry", b"false")]
+    return []
+
+
+def in_openais_shape(status: int, content: Any) -> dict[str, Any]:
+    """An error of vLLM, Ray or the web server, told as OpenAI tells it: message, type, param and code, nothing else."""
+    error = content.get("error", content) if isinstance(content, dict) else content
+    told = error if isinstance(error, dict) else {"message": error}
+    message = told.get("message") or told.get("detail")
+    if status >= 500 or not isinstance(message, str) or not message:
+        message = HTTPStatus(status).phrase if status < 500 else _OURS
+    kind, param, code = told.get("type"), told.get("param"), told.get("code")
+    return {
+        "error": {
+            "message": message,
+            "type": kind if isinstance(kind, str) else "server_error" if status >= 500 else "invalid_request_error",
+            "param": param if isinstance(param, str) else None,
+            "code": None if code is None or code == status else str(code),
+        }
+    }

@@ -1,10 +1,8 @@
 """The HTTP door: an ASGI layer around vLLM's own OpenAI application.
 
-In: routes by allow-list, the Compute-Budget header, the `adaptation` extension of the body. The request id
-(X-Request-Id, in and out) is Ray Serve's.
-Out: Compute-Spent and Server-Timing, the report as `adaptation` in the body (of a stream: in its first chunk),
-comments in a stream that is slow to begin, and every error of ours in OpenAI's shape. What happens between is
-`serving.adaptation`; the OpenAI protocol itself is vLLM's. Vector stores are `serving.vector_stores`.
+In: routes by allow-list, who may come in and how many at once, the budget and the `adaptation` extension of the body.
+Out: `serving.answer`. What happens between is `serving.adaptation`; the OpenAI protocol itself is vLLM's. Vector stores
+are `serving.vector_stores`. The request id (X-Request-Id, in and out) is Ray Serve's.
 """
 
 from __future__ import annotations
@@ -13,175 +11,238 @@ import asyncio
 import json
 import logging
 import re
+import time
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from selection.reader import EVERYTHING
 from serving import __version__ as mayfly_version
 from serving.adaptation import Adaptation, Selects, Trains
-from serving.body import Message, Receive, Send, read_body
+from serving.admission import Admission
+from serving.answer import Answer
+from serving.body import Message, Receive, Send, check_size, read_body
 from serving.config import Config
+from serving.conversations import Conversations, Kept, Whose
 from serving.engine import REQUEST, Engine
-from serving.errors import MethodError, RouteError, is_the_clients, to_http
+from serving.errors import AdaptationFailedError, BusyError, MethodError, RouteError, is_the_clients
+from serving.heard import Heard
+from serving.keys import Key, Keys
+from serving.logs import REQUEST_ID, log_ended
+from serving.metrics import Metrics
+from serving.page_files import PageFiles
 from serving.request import read_wish
+from serving.talk import read_talk
+from serving.tracing import request_span
 from serving.vector_stores import Asks, VectorStores
 
 log = logging.getLogger(__name__)
 
-QUIET_SECONDS = 5.0  # a stream says nothing so long, so that its headers can still tell what the adaptation cost
-COMMENT_SECONDS = 1.0  # then it says this often how far it is
-_EVENT_END = b"\n\n"
-_ADAPTED = {"/v1/chat/completions", "/v1/completions"}
-_CORPORA = re.compile(r"/v1/(vector_stores|files)(/.*)?", re.DOTALL)
-_PLAIN = re.compile(r"/health|/metrics|/v1/models(/.+)?")
+
+@dataclass(frozen=True)
+class Route:
+    """Paths that are served, how they are asked, and what answers them."""
+
+    paths: re.Pattern[str]
+    method: str | None  # None: the answerer decides
+    answerer: str
+
+
+_ROUTES = (
+    Route(re.compile(r"/v1/(chat/completions|completions|responses)"), "POST", "adapted"),
+    Route(re.compile(r"/(tokenize|detokenize)"), "POST", "engine"),
+    Route(re.compile(r"/(metrics|v1/models(/[^/]+)*)"), "GET", "engine"),
+    Route(re.compile(r"/health"), "GET", "health"),
+    Route(re.compile(r"/|/page/[^/]+"), "GET", "page"),
+    Route(re.compile(r"/ready"), "GET", "ready"),
+    Route(re.compile(r"/version"), "GET", "version"),
+    Route(re.compile(r"/v1/(vector_stores|files)(/.*)?", re.DOTALL), None, "corpora"),
+)
+
+_READY_SECONDS = 10.0
+_LEFT = 499  # the client, before there was an answer
+_OPEN = {"health", "page"}  # answered without a key; the page is a form, and asks for one
 
 
 class HasCorpora(Selects, Asks, Protocol):
     """Stage 1, and the library of the corpora that it selects from."""
 
+    async def ready(self, corpus: str | None) -> None:
+        """As `serving.stages.CorporaStage.ready`."""
+
+
+class HasModel(Trains, Protocol):
+    """Stage 2, and whether it is there."""
+
+    async def ready(self) -> None:
+        """As `serving.stages.TrainStage.ready`."""
+
 
 class Gateway:
-    """vLLM's application with adaptation, and the vector stores beside it."""
+    """vLLM's application with adaptation, and the vector stores beside it.
 
-    def __init__(self, engine: Engine, selector: HasCorpora, trainer: Trains, config: Config) -> None:
+    Args:
+        engine, selector, trainer: the three stages.
+        config: the server's.
+    """
+
+    def __init__(self, engine: Engine, selector: HasCorpora, trainer: HasModel, config: Config) -> None:
         self._engine, self._selector, self._trainer, self._config = engine, selector, trainer, config
         self._vector_stores = VectorStores(selector).app
+        self._keys = Keys(config.key_digests, config.key_file, config.auto, config.limits) if config.has_keys else None
+        self._admission = Admission(config.capacity)
+        self._conversations = Conversations(config.conversations)
+        self._page = PageFiles()
+        self._adaptations: set[Adaptation] = set()
         self._discarding: set[asyncio.Task[None]] = set()
+        self._metrics = Metrics(
+            live_adapters=engine.live,
+            staging_bytes=engine.staged_bytes,
+            in_stage=lambda: Counter(adaptation.stage for adaptation in self._adaptations.copy()),
+        )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
-            await self._engine.app(scope, receive, send)
-            return
-        answer = Answer(send)
-        try:
-            if scope["path"] in _ADAPTED:
-                _allow(scope, "POST")
-                await self._adapted(scope, receive, answer)
-            elif scope["path"] == "/version":
-                _allow(scope, "GET")
-                await answer.json(200, {"version": mayfly_version, "vllm": self._engine.version})
-            elif _CORPORA.fullmatch(scope["path"]):
-                await self._vector_stores(scope, receive, answer)
-            elif _PLAIN.fullmatch(scope["path"]):
-                _allow(scope, "GET")
-                await self._engine.app(scope, receive, answer)
+            if scope["type"] == "lifespan":
+                await self._engine.app(scope, receive, send)
             else:
-                raise RouteError(f"there is no {scope['path']} here")
-        except Exception as problem:
-            if not is_the_clients(problem):
-                log.exception("a request failed")
-            await answer.fail(problem)
+                await send({"type": "websocket.close"})
+            return
+        begun, answer = time.monotonic(), Answer(send)
+        request_id = REQUEST_ID.set(_header(scope, b"x-request-id"))
+        with request_span(_header(scope, b"traceparent"), {"http.request.method": scope["method"]}) as tell:
+            try:
+                await self._answer(scope, receive, answer)
+            except Exception as problem:
+                if not is_the_clients(problem):
+                    log.exception("a request failed")
+                if isinstance(problem, BusyError):
+                    self._metrics.rejected(problem)
+                await answer.fail(problem)
+            finally:
+                status = answer.status or _LEFT
+                tell({"http.response.status_code": status})
+                self._metrics.answered(status)
+                report = answer.adaptation.report if answer.adaptation else None
+                log_ended(scope["method"], scope["path"], status, time.monotonic() - begun, report)
+                REQUEST_ID.reset(request_id)
 
-    async def _adapted(self, scope: Message, receive: Receive, answer: Answer) -> None:
+    async def _answer(self, scope: Message, receive: Receive, answer: Answer) -> None:
+        answerer = _route(scope)
+        key = self._let_in(scope, answerer)
+        match answerer:
+            case "adapted":
+                await self._adapted(scope, receive, answer, key)
+            case "page":
+                await self._page(scope, receive, answer)
+            case "version":
+                await answer.json(200, {"version": mayfly_version, "vllm": self._engine.version})
+            case "ready":
+                await self._ready(answer)
+            case "corpora":
+                reader = EVERYTHING if key is None else key.reader
+                state = {**scope.get("state", {}), "reader": reader}
+                await self._vector_stores({**scope, "state": state}, receive, answer)
+            case _:
+                content = json.dumps(await read_body(receive)).encode() if scope["method"] == "POST" else b""
+                await self._engine.app(_with_length(scope, len(content)), _replay(content, receive), answer)
+
+    def _let_in(self, scope: Message, answerer: str) -> Key | None:
+        """Whose request it is; None where there are no keys, or none is needed.
+
+        Raises:
+            UnauthorizedError: a key is needed.
+            RateLimitError: it has made too many requests.
+        """
+        if self._keys is None or answerer in _OPEN:
+            return None
+        key = self._keys.find(_header(scope, b"authorization"))
+        self._keys.admit(key)
+        return key
+
+    async def _adapted(self, scope: Message, receive: Receive, answer: Answer, key: Key | None) -> None:
         body = await read_body(receive)
-        wish = read_wish(body, _header(scope, b"compute-budget"), self._config, self._engine.tokenizer)
-        adaptation = Adaptation(wish, self._selector, self._trainer, self._engine)
-        answer.adaptation = adaptation
+        check_size(body)
+        wish = read_wish(
+            body,
+            _header(scope, b"compute-budget"),
+            _header(scope, b"x-compute-budget"),
+            self._config,
+            self._engine.tokenizer,
+            default=None if key is None else key.default,
+            limits=None if key is None else key.limits,
+        )
+        adapts = wish.budget.steps > 0 and wish.corpus is not None
+        whose = Whose("" if key is None else key.name, wish.corpus or "", self._engine.config.served_name, wish.only)
+        talk = read_talk(body) if wish.reuse and adapts else None
+        heard = Heard()
+        with self._admission.admit(adapts) as place:
+            earlier = None if talk is None else self._conversations.find(whose, talk)
+            reader = EVERYTHING if key is None else key.reader
+            adaptation = Adaptation(
+                wish.in_company(place), self._selector, self._trainer, self._engine, reader, earlier
+            )
+            answer.adaptation, answer.hear = adaptation, None if talk is None else heard.feed
+            self._adaptations.add(adaptation)
+            try:
+                await self._engine_answers(scope, receive, answer, body, adaptation, wish.progress)
+                if talk is not None and adaptation.adapter is not None:
+                    kept = Kept.after(earlier, adaptation.adapter)
+                    self._conversations.keep(whose, talk, heard.answers(), kept)
+            finally:
+                self._adaptations.discard(adaptation)
+                if adaptation.report is not None:
+                    self._metrics.adapted(adaptation.report)
+                elif isinstance(adaptation.problem, AdaptationFailedError):
+                    self._metrics.failed()
+
+    async def _engine_answers(
+        self, scope: Message, receive: Receive, answer: Answer, body: Any, adaptation: Adaptation, comments: bool
+    ) -> None:
+        """vLLM's application answers; it asks for the adapter, which is gone when this returns."""
         content = json.dumps(body).encode()
-        scope = {**scope, "headers": _with_length(scope["headers"], len(content))}
         token = REQUEST.set(adaptation)
-        comments = asyncio.create_task(answer.comment())
+        commenting = asyncio.create_task(answer.comment()) if comments else None
         try:
-            await self._engine.app(scope, _replay(content, receive), answer)
+            await self._engine.app(_with_length(scope, len(content)), _replay(content, receive), answer)
         finally:
             REQUEST.reset(token)
-            comments.cancel()
+            if commenting is not None:
+                commenting.cancel()
             # A task of its own: a client that leaves cancels this one.
             task = asyncio.create_task(adaptation.discard())
             self._discarding.add(task)
             task.add_done_callback(self._discarding.discard)
             await asyncio.shield(task)
 
+    async def _ready(self, answer: Answer) -> None:
+        """Whether an adapted request could be answered now: the engine lives, the stages answer, the corpus opens."""
+        checks = {
+            "engine": self._engine.check(),
+            "selector": self._selector.ready(self._config.corpus),
+            "trainer": self._trainer.ready(),
+        }
+        timed = (asyncio.wait_for(check, _READY_SECONDS) for check in checks.values())
+        outcomes = await asyncio.gather(*timed, return_exceptions=True)
+        state = {name: "ready" if found is None else "not ready" for name, found in zip(checks, outcomes, strict=True)}
+        await answer.json(200 if set(state.values()) == {"ready"} else 503, state)
 
-class Answer:
-    """The way out of one request: adds headers and the report, or puts an error in the place of vLLM's answer."""
 
-    def __init__(self, send: Send) -> None:
-        self.adaptation: Adaptation | None = None
-        self._send = send
-        self._start: Message | None = None
-        self._held = b""
-        self._state = "holding"  # then, of a slow stream, "commenting"; then "passing" or "failed"
-        self._sending = asyncio.Lock()
+def _route(scope: Message) -> str:
+    """What answers a request.
 
-    async def __call__(self, message: Message) -> None:
-        """ASGI send. No part of the body leaves before its first whole piece: by then the report is known."""
-        async with self._sending:
-            await self._pass(message)
-
-    async def comment(self) -> None:
-        """While a stream has nothing else to say, tell in comments how far the adaptation is: so nobody times out."""
-        await asyncio.sleep(QUIET_SECONDS)
-        while self._state in ("holding", "commenting"):
-            async with self._sending:
-                if self._state == "holding" and self._start is not None and self._is("text/event-stream"):
-                    self._state = "commenting"
-                    await self._send(self._start)
-                if self._state == "commenting" and self.adaptation is not None and not self._held:
-                    line = f": {self.adaptation.progress}\n\n".encode()
-                    await self._send({"type": "http.response.body", "body": line, "more_body": True})
-            await asyncio.sleep(COMMENT_SECONDS)
-
-    def _is(self, media: str) -> bool:
-        assert self._start is not None
-        return bool(dict(self._start["headers"]).get(b"content-type", b"").split(b";")[0] == media.encode())
-
-    async def _pass(self, message: Message) -> None:
-        if self._state == "failed":
-            return
-        if self._state == "passing" or not message["type"].startswith("http.response."):
-            await self._send(message)
-        elif message["type"] == "http.response.start":
-            self._start = message
-        elif self.adaptation is not None and self.adaptation.problem is not None:
-            await self._fail(self.adaptation.problem)
-        else:
-            self._held += message.get("body", b"")
-            await self._release(more=message.get("more_body", False))
-
-    async def _release(self, more: bool) -> None:
-        """Let go of what is held, the report in it, once it is whole: a JSON body, or the first event of a stream."""
-        assert self._start is not None
-        is_json, is_stream = self._is("application/json"), self._is("text/event-stream")
-        if more and (is_json or (is_stream and _EVENT_END not in self._held)):
-            return
-        content = self._held
-        report = self.adaptation.report if self.adaptation else None
-        headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
-        if report is not None:
-            headers += report.headers()
-            if is_stream:
-                content = _report_in_first_event(content, report.as_dict())
-            elif is_json and self._start["status"] == 200:
-                content = json.dumps({**json.loads(content), "adaptation": report.as_dict()}).encode()
-        if not more:
-            headers.append((b"content-length", str(len(content)).encode()))
-        begun, self._state = self._state == "commenting", "passing"
-        if not begun:
-            await self._send({**self._start, "headers": headers})
-        await self._send({"type": "http.response.body", "body": content, "more_body": more})
-
-    async def fail(self, problem: BaseException) -> None:
-        """Answer with an error instead, if nothing of the answer has left yet; a stream that has begun ends with it."""
-        async with self._sending:
-            await self._fail(problem)
-
-    async def _fail(self, problem: BaseException) -> None:
-        if self._state in ("passing", "failed"):
-            return
-        begun, self._state = self._state == "commenting", "failed"
-        status, content = to_http(problem)
-        if begun:
-            event = b"data: " + json.dumps(content).encode() + _EVENT_END
-            await self._send({"type": "http.response.body", "body": event, "more_body": False})
-        else:
-            await self.json(status, content)
-
-    async def json(self, status: int, content: dict[str, Any]) -> None:
-        """A whole JSON answer of our own."""
-        body = json.dumps(content).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+    Raises:
+        RouteError: nothing.
+        MethodError: it is asked otherwise.
+    """
+    for route in _ROUTES:
+        if route.paths.fullmatch(scope["path"]):
+            method = scope["method"]
+            if route.method is not None and method != route.method and not (route.method == "GET" and method == "HEAD"):
+                raise MethodError(f"{scope['path']} takes {route.method}, not {method}")
+            return route.answerer
+    raise RouteError(f"there is no {scope['path']} here")
 
 
 def _replay(content: bytes, receive: Receive) -> Receive:
@@ -193,24 +254,13 @@ def _replay(content: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _report_in_first_event(events: bytes, report: dict[str, Any]) -> bytes:
-    first, separator, rest = events.partition(_EVENT_END)
-    if not first.startswith(b"data: {"):
-        return events
-    chunk = {**json.loads(first[len(b"data: ") :]), "adaptation": report}
-    return b"data: " + json.dumps(chunk).encode() + separator + rest
-
-
 def _header(scope: Message, name: bytes) -> str | None:
     lines = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
     return ", ".join(lines) if lines else None
 
 
-def _with_length(headers: Any, length: int) -> list[tuple[bytes, bytes]]:
-    kept = [(k, v) for k, v in headers if k not in (b"content-length", b"transfer-encoding")]
-    return [*kept, (b"content-length", str(length).encode())]
-
-
-def _allow(scope: Message, method: str) -> None:
-    if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
-        raise MethodError(f"{scope['path']} takes {method}, not {scope['method']}")
+def _with_length(scope: Message, length: int) -> Message:
+    """The request with the length of the body that it now has, and the type that every body here is."""
+    replaced = (b"content-length", b"transfer-encoding", b"content-type")
+    kept = [pair for pair in scope["headers"] if pair[0] not in replaced]
+    return {**scope, "headers": [*kept, (b"content-type", b"application/json"), (b"content-length", b"%d" % length)]}

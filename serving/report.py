@@ -20,8 +20,10 @@ class AdaptationReport:
         reason: why the base model answered instead; None when adapted.
         budget: what was allowed, after the server's limits.
         cut: names of the limits that were cut to the server's.
+        degraded: what a busy server took off the budget, told; None for nothing.
         corpus: the corpus chosen from.
         seed: of the adapter.
+        reused: the adapter of an earlier turn that was trained further: its name, turns and steps; None if fresh.
         stop: what ended the adaptation: "steps", "alpha", "seconds", "diverged", "out of memory", "corpus", "none".
         uncertainty: sigma_0 .. sigma_n of the n sequences learnt from.
         irreducible: sigma_infinity, what no further step over the same candidates could explain.
@@ -36,8 +38,10 @@ class AdaptationReport:
     reason: str | None
     budget: Budget
     cut: tuple[str, ...]
+    degraded: str | None
     corpus: str | None
     seed: int
+    reused: dict[str, Any] | None
     stop: str
     uncertainty: tuple[float, ...]
     irreducible: float | None
@@ -53,6 +57,7 @@ class AdaptationReport:
             "adapted": self.adapted,
             "reason": self.reason,
             "budget": {**self.budget.as_dict(), "cut": list(self.cut)},
+            "degraded": self.degraded,
             "spent": {"steps": len(self.losses), "seconds": round(self.spent_seconds, 4)},
             "stop": self.stop,
             "uncertainty": [round(sigma, 6) for sigma in self.uncertainty],
@@ -62,6 +67,7 @@ class AdaptationReport:
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "corpus": self.corpus,
             "seed": self.seed,
+            "reused": self.reused,
             "adapter": self.adapter,
         }
 

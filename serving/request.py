@@ -12,23 +12,42 @@ from adapters.plan import PLANS
 from selection.embedding import Prompt
 from selection.filters import Filter, to_sql
 from selection.selector import STRATEGIES
-from serving.adaptation import Wish
-from serving.budget import parse_budget
+from serving.budget import ALIAS, FIELD, HEADER, Budget, agreed_budget
 from serving.config import Config
 from serving.errors import RequestError
+from serving.wish import Wish
 
-_OPTIONS = {"corpus", "filters", "plan", "prompt", "required", "seed", "strategy"}
+_OPTIONS = {"corpus", "filters", "plan", "progress", "prompt", "required", "reuse", "seed", "strategy"}
 
 
-def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, tokenizer: Any) -> Wish:
-    """What a request asks of its adaptation; takes the `adaptation` extension out of the body.
+def read_wish(
+    body: dict[str, Any],
+    header: str | None,
+    alias: str | None,
+    config: Config,
+    tokenizer: Any,
+    *,
+    default: Budget | None = None,
+    limits: Budget | None = None,
+) -> Wish:
+    """What a request asks of its adaptation; takes the budget and the `adaptation` extension out of the body.
+
+    Args:
+        body: of the request, JSON.
+        header, alias: Compute-Budget and X-Compute-Budget.
+        config: the server's.
+        tokenizer: the model's, for prompts of token ids.
+        default: the budget of a request that says none, where the API key has its own.
+        limits: of the API key, within the server's.
 
     Raises:
-        BudgetError: the header.
+        BudgetError: a header or `compute_budget`.
         RequestError: the extension.
     """
-    budget = parse_budget(budget_header, default=config.auto, auto=config.auto, limits=config.limits)
-    budget, cut = budget.cut_to(config.limits)
+    within = config.limits if limits is None else config.limits.cut_to(limits)[0]
+    said = {HEADER: header, ALIAS: alias, FIELD: body.pop(FIELD, None)}
+    budget = agreed_budget(said, config.auto if default is None else default, config.auto, within)
+    budget, cut = budget.cut_to(within)
     wanted = body.pop("adaptation", None)
     wanted = {} if wanted is None else wanted
     if not isinstance(wanted, dict):
@@ -43,10 +62,8 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
     if strategy != "sift":  # it alone has a stopping rule
-        if budget_header is not None and "alpha" in budget_header:
-            raise RequestError(
-                f"`adaptation.strategy` {strategy} cannot stop by alpha: give Compute-Budget steps or seconds"
-            )
+        if any("alpha" in each for each in said.values() if each is not None):
+            raise RequestError(f"`adaptation.strategy` {strategy} cannot stop by alpha: give {HEADER} steps or seconds")
         budget = replace(budget, alpha=None)
     plan = wanted.get("plan", "sequential")
     if plan == "last-layer":
@@ -56,14 +73,33 @@ def read_wish(body: dict[str, Any], budget_header: str | None, config: Config, t
     seed = wanted.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")
-    required = wanted.get("required", False)
-    if type(required) is not bool:
-        raise RequestError("`adaptation.required` is true or false")
+    reuse = wanted.get("reuse")
+    if reuse not in (None, "conversation"):
+        raise RequestError('`adaptation.reuse` is "conversation": go on from the adapter of the turn before')
     prompt = wanted.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise RequestError("`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt")
-    prompts = _prompts(body, tokenizer) if prompt is None else (Prompt(prompt),)
-    return Wish(prompts, budget, cut, corpus, _filters(wanted.get("filters")), strategy, plan, seed, required)
+    return Wish(
+        prompts=_prompts(body, tokenizer) if prompt is None else (Prompt(prompt),),
+        budget=budget,
+        cut=cut,
+        corpus=corpus,
+        named="corpus" in wanted,
+        only=_filters(wanted.get("filters")),
+        strategy=strategy,
+        plan=plan,
+        seed=seed,
+        required=_flag(wanted, "required"),
+        progress=_flag(wanted, "progress"),
+        reuse=reuse is not None,
+    )
+
+
+def _flag(wanted: dict[str, Any], name: str) -> bool:
+    value = wanted.get(name, False)
+    if type(value) is not bool:
+        raise RequestError(f"`adaptation.{name}` is true or false")
+    return value
 
 
 def _filters(wanted: Any) -> Filter | None:
@@ -78,9 +114,16 @@ def _filters(wanted: Any) -> Filter | None:
 
 
 def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[Prompt, ...]:
-    """What to adapt to: a chat's last user turn, or each prompt of a completion. vLLM judges their form."""
+    """What to adapt to: the last user turn of a chat or a response, or each prompt of a completion.
+
+    Their form is vLLM's to judge.
+    """
     if "messages" in body:
         return _turns(body["messages"] if isinstance(body["messages"], list) else [])
+    if "input" in body:
+        said = body["input"]
+        items = said if isinstance(said, list) else [{"role": "user", "content": said}]
+        return _turns([{"role": "system", "content": body.get("instructions")}, *items])
     prompt = body.get("prompt")
     if isinstance(prompt, str):
         return (Prompt(prompt),)
@@ -94,7 +137,7 @@ def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[Prompt, ...]:
 def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
     """The last user turn, in the context of those before it; what follows it, a tool's results, is another prompt."""
     turns = [message for message in messages if isinstance(message, dict)]
-    texts = [_text(turn.get("content")) for turn in turns]
+    texts = [_text(turn.get("content") or turn.get("output")) for turn in turns]  # `output`: of a tool, in a response
     last = max((i for i, turn in enumerate(turns) if turn.get("role") == "user"), default=len(turns) - 1)
     if last < 0:
         return (Prompt(""),)

@@ -20,6 +20,7 @@ from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.filters import Filter
 from selection.library import Library
+from selection.reader import EVERYTHING, Reader
 from selection.selector import Selection, Selector, SelectorConfig
 
 P = ParamSpec("P")
@@ -43,13 +44,19 @@ class SelectStage:
         strategy: str = "sift",
         only: Filter | None = None,
         seed: int = 0,
+        reader: Reader = EVERYTHING,
     ) -> Selection:
         """As `Selector.select`."""
-        options = {"steps": steps, "alpha": alpha, "strategy": strategy, "only": only, "seed": seed}
+        options = {"steps": steps, "alpha": alpha, "strategy": strategy, "only": only, "seed": seed, "reader": reader}
         async with self._one_at_a_time:
             return await _held(
                 asyncio.create_task(asyncio.to_thread(self._selector.select, prompts, corpus, **options))  # type: ignore[arg-type]
             )
+
+    async def ready(self, corpus: str | None) -> None:
+        """Raise unless prompts could be given data: of that corpus, if one is named."""
+        if corpus is not None:
+            await asyncio.to_thread(self._selector.check, corpus)
 
 
 class LibraryStage:
@@ -91,6 +98,9 @@ class TrainStage:
     def __init__(self, config: TrainerConfig) -> None:
         self._trainer = Trainer(config)
 
+    async def ready(self) -> None:
+        """That it answers is enough: the model is loaded before there is a stage."""
+
     async def train(
         self,
         sequences: Sequence[Sequence[int]],
@@ -98,6 +108,7 @@ class TrainStage:
         seed: int = 0,
         seconds: float | None = None,
         plan: str = "sequential",
+        start: bytes | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Training:
         """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a step."""
@@ -112,6 +123,7 @@ class TrainStage:
             seed=seed,
             seconds=math.inf if seconds is None else seconds,
             plan=plan,
+            start=start,
             cancelled=cancelled,
             on_step=tell,
         )

@@ -20,8 +20,9 @@ from starlette.routing import Route
 
 from selection.catalogue import AttachedFile, Batch, Wanted
 from selection.library import Library
+from selection.reader import EVERYTHING, Reader
 from selection.store import CorpusError
-from serving.errors import MethodError, RequestError, RouteError, is_the_clients, to_http
+from serving.errors import MethodError, RequestError, RouteError, is_the_clients, more_headers, to_http
 from serving.fields import cut, part, read_fields, read_form, strings, threshold, wanted, whole_number
 from serving.objects import (
     batch_object,
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Request, Reader], Awaitable[Response]]
 
 _UPLOADS_AT_ONCE = 4  # whole in memory, on their way to the library
 _POLL_AFTER = {"openai-poll-after-ms": "250"}  # openai-python's pollers ask again then
@@ -88,7 +89,7 @@ class VectorStores:
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: _unrouted})
         self.app.router.redirect_slashes = False
 
-    async def _create_store(self, request: Request) -> Response:
+    async def _create_store(self, request: Request, reader: Reader) -> Response:
         body = await read_fields(request, "name", "description", "metadata", "file_ids", "chunking_strategy")
         chunks = cut(body.get("chunking_strategy"))
         entry = await self._library.ask(
@@ -97,30 +98,34 @@ class VectorStores:
             metadata=body.get("metadata"),
             description=body.get("description"),
             wanted=[Wanted(file, cut=chunks) for file in strings(body.get("file_ids", []), "file_ids")],
+            reader=reader,
         )
         return JSONResponse(store_object(entry))
 
-    async def _stores(self, request: Request) -> Response:
-        return JSONResponse(list_object(await self._library.ask(Library.stores, part(request)), store_object))
+    async def _stores(self, request: Request, reader: Reader) -> Response:
+        page = await self._library.ask(Library.stores, part(request), reader=reader)
+        return JSONResponse(list_object(page, store_object))
 
-    async def _store(self, request: Request) -> Response:
-        return JSONResponse(store_object(await self._library.ask(Library.store, request.path_params["store"])))
+    async def _store(self, request: Request, reader: Reader) -> Response:
+        entry = await self._library.ask(Library.store, request.path_params["store"], reader=reader)
+        return JSONResponse(store_object(entry))
 
-    async def _modify_store(self, request: Request) -> Response:
+    async def _modify_store(self, request: Request, reader: Reader) -> Response:
         body = await read_fields(request, "name", "metadata")
         entry = await self._library.ask(
             Library.modify_store,
             request.path_params["store"],
             name=body.get("name"),
             metadata=body.get("metadata"),
+            reader=reader,
         )
         return JSONResponse(store_object(entry))
 
-    async def _delete_store(self, request: Request) -> Response:
-        identity = await self._library.ask(Library.delete_store, request.path_params["store"])
+    async def _delete_store(self, request: Request, reader: Reader) -> Response:
+        identity = await self._library.ask(Library.delete_store, request.path_params["store"], reader=reader)
         return JSONResponse(deleted_object("vector_store.deleted", identity))
 
-    async def _search(self, request: Request) -> Response:
+    async def _search(self, request: Request, reader: Reader) -> Response:
         body = await read_fields(request, "query", "filters", "max_num_results", "ranking_options", "rewrite_query")
         query = body.get("query")
         queries = [query] if isinstance(query, str) else strings(query, "query")
@@ -133,40 +138,44 @@ class VectorStores:
             limit=whole_number(body.get("max_num_results", 10), "max_num_results", 1, 50),
             threshold=threshold(body.get("ranking_options", {})),
             only=body.get("filters"),
+            reader=reader,
         )
         return JSONResponse(found_page(queries, found))
 
-    async def _attach(self, request: Request) -> Response:
+    async def _attach(self, request: Request, reader: Reader) -> Response:
         body = await read_fields(request, "file_id", "attributes", "chunking_strategy")
-        return _file(await self._library.ask(Library.attach, request.path_params["store"], wanted(body)))
+        return _file(await self._library.ask(Library.attach, request.path_params["store"], wanted(body), reader=reader))
 
-    async def _files(self, request: Request) -> Response:
+    async def _files(self, request: Request, reader: Reader) -> Response:
         page = await self._library.ask(
             Library.files,
             request.path_params["store"],
             part(request),
             status=request.query_params.get("filter"),
             batch=request.path_params.get("batch"),
+            reader=reader,
         )
         return JSONResponse(list_object(page, file_object))
 
-    async def _file(self, request: Request) -> Response:
-        return _file(await self._library.ask(Library.file, *_store_and_file(request)))
+    async def _file(self, request: Request, reader: Reader) -> Response:
+        return _file(await self._library.ask(Library.file, *_store_and_file(request), reader=reader))
 
-    async def _modify_file(self, request: Request) -> Response:
+    async def _modify_file(self, request: Request, reader: Reader) -> Response:
         body = await read_fields(request, "attributes")
         store, file = _store_and_file(request)
-        return _file(await self._library.ask(Library.modify_file, store, file, body.get("attributes", {})))
+        attributes = body.get("attributes", {})
+        return _file(await self._library.ask(Library.modify_file, store, file, attributes, reader=reader))
 
-    async def _detach(self, request: Request) -> Response:
+    async def _detach(self, request: Request, reader: Reader) -> Response:
         store, file = _store_and_file(request)
-        await self._library.ask(Library.detach, store, file)
+        await self._library.ask(Library.detach, store, file, reader=reader)
         return JSONResponse(deleted_object("vector_store.file.deleted", file))
 
-    async def _texts(self, request: Request) -> Response:
-        return JSONResponse(texts_page(await self._library.ask(Library.texts, *_store_and_file(request))))
+    async def _texts(self, request: Request, reader: Reader) -> Response:
+        texts = await self._library.ask(Library.texts, *_store_and_file(request), reader=reader)
+        return JSONResponse(texts_page(texts))
 
-    async def _attach_batch(self, request: Request) -> Response:
+    async def _attach_batch(self, request: Request, reader: Reader) -> Response:
         body = await read_fields(request, "file_ids", "files", "attributes", "chunking_strategy")
         if ("file_ids" in body) == ("files" in body):
             raise RequestError("a batch has either `file_ids` or `files`")
@@ -177,17 +186,17 @@ class VectorStores:
         else:
             shared = {key: body[key] for key in ("attributes", "chunking_strategy") if key in body}
             files = [wanted({"file_id": file, **shared}) for file in strings(body["file_ids"], "file_ids")]
-        return _batch(await self._library.ask(Library.attach_batch, request.path_params["store"], files))
+        return _batch(await self._library.ask(Library.attach_batch, request.path_params["store"], files, reader=reader))
 
-    async def _batch(self, request: Request) -> Response:
+    async def _batch(self, request: Request, reader: Reader) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
-        return _batch(await self._library.ask(Library.batch, store, batch))
+        return _batch(await self._library.ask(Library.batch, store, batch, reader=reader))
 
-    async def _cancel_batch(self, request: Request) -> Response:
+    async def _cancel_batch(self, request: Request, reader: Reader) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
-        return _batch(await self._library.ask(Library.cancel_batch, store, batch))
+        return _batch(await self._library.ask(Library.cancel_batch, store, batch, reader=reader))
 
-    async def _upload(self, request: Request) -> Response:
+    async def _upload(self, request: Request, reader: Reader) -> Response:
         form = await read_form(request)
         try:
             file, purpose = form.get("file"), form.get("purpose")
@@ -195,37 +204,38 @@ class VectorStores:
                 raise RequestError("an upload is a form with a `file`, which has a file name, and a `purpose`")
             async with self._uploading:
                 content = await file.read()
-                upload = await self._library.ask(Library.upload, file.filename or "", content, purpose)
+                upload = await self._library.ask(Library.upload, file.filename or "", content, purpose, reader=reader)
         finally:
             await form.close()
         return JSONResponse(upload_object(upload))
 
-    async def _uploads(self, request: Request) -> Response:
+    async def _uploads(self, request: Request, reader: Reader) -> Response:
         asked = part(request, default=10_000, most=10_000)
-        page = await self._library.ask(Library.uploads, asked, request.query_params.get("purpose"))
+        page = await self._library.ask(Library.uploads, asked, request.query_params.get("purpose"), reader=reader)
         return JSONResponse(list_object(page, upload_object))
 
-    async def _uploaded(self, request: Request) -> Response:
-        return JSONResponse(upload_object(await self._library.ask(Library.uploaded, request.path_params["file"])))
-
-    async def _delete_upload(self, request: Request) -> Response:
+    async def _uploaded(self, request: Request, reader: Reader) -> Response:
         file = request.path_params["file"]
-        await self._library.ask(Library.delete_upload, file)
+        return JSONResponse(upload_object(await self._library.ask(Library.uploaded, file, reader=reader)))
+
+    async def _delete_upload(self, request: Request, reader: Reader) -> Response:
+        file = request.path_params["file"]
+        await self._library.ask(Library.delete_upload, file, reader=reader)
         return JSONResponse(deleted_object("file", file))
 
-    async def _content(self, request: Request) -> Response:
-        content = await self._library.ask(Library.content, request.path_params["file"])
+    async def _content(self, request: Request, reader: Reader) -> Response:
+        content = await self._library.ask(Library.content, request.path_params["file"], reader=reader)
         # Somebody's HTML must not become a page of this server.
         headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
         return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-def _answered(endpoint: Endpoint) -> Endpoint:
-    """The endpoint, its exceptions answered in OpenAI's shape."""
+def _answered(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint, on behalf of the reader whom the door found, its exceptions answered in OpenAI's shape."""
 
     async def answered(request: Request) -> Response:
         try:
-            return await endpoint(request)
+            return await endpoint(request, request.scope.get("state", {}).get("reader", EVERYTHING))
         except ClientDisconnect:
             return _failed(RequestError("the client left before its request was complete"))
         except Exception as problem:
@@ -246,7 +256,7 @@ def _failed(problem: Exception) -> Response:
         log.error("a request failed", exc_info=problem)
         problem = RuntimeError()
     status, body = to_http(problem)
-    return JSONResponse(body, status)
+    return JSONResponse(body, status, {name.decode(): value.decode() for name, value in more_headers(problem)})
 
 
 def _store_and_file(request: Request) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving import gateway
+from serving import answer
 from tests.engine.conftest import Server
 from tests.serving.test_budget import MALFORMED
 
@@ -79,12 +79,12 @@ async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Serve
     assert all("adaptation" not in chunk for chunk in chunks[1:])
 
 
-async def test_a_slow_stream_says_how_far_it_is_until_it_answers(
+async def test_a_slow_stream_says_how_far_it_is_where_that_is_asked_for(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "QUIET_SECONDS", 0.2)
-    monkeypatch.setattr(gateway, "COMMENT_SECONDS", 0.1)
-    body = {"model": "nano", "prompt": PROMPT, "max_tokens": 6, "stream": True}
+    monkeypatch.setattr(answer, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(answer, "COMMENT_SECONDS", 0.1)
+    body = {"model": "nano", "prompt": PROMPT, "max_tokens": 6, "stream": True, "adaptation": {"progress": True}}
 
     async with (
         server.client() as client,
@@ -108,8 +108,8 @@ async def test_a_slow_stream_says_how_far_it_is_until_it_answers(
 async def test_a_required_adapter_that_fails_ends_a_stream_that_has_begun(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "QUIET_SECONDS", 0.0)
-    body = {"model": "nano", "prompt": PROMPT, "stream": True, "adaptation": {"required": True}}
+    monkeypatch.setattr(answer, "QUIET_SECONDS", 0.0)
+    body = {"model": "nano", "prompt": PROMPT, "stream": True, "adaptation": {"required": True, "progress": True}}
 
     async with (
         server.client() as client,
@@ -119,6 +119,50 @@ async def test_a_required_adapter_that_fails_ends_a_stream_that_has_begun(
 
     assert reply.status_code in (200, 500)  # what is first, the failure or the first comment, is a race
     assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "adaptation_failed"
+
+
+async def test_a_stream_that_did_not_ask_for_progress_has_no_comments(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer, "QUIET_SECONDS", 0.0)
+    body = {"model": "nano", "prompt": PROMPT, "max_tokens": 2, "stream": True}
+
+    async with (
+        server.client() as client,
+        client.stream("POST", "/v1/completions", headers={"Compute-Budget": "steps=5"}, json=body) as reply,
+    ):
+        lines = [line async for line in reply.aiter_lines() if line]
+
+    assert all(line.startswith("data: ") for line in lines)
+    assert reply.headers["compute-spent"].startswith("steps=5")
+
+
+async def test_a_response_is_adapted_too(server: Server) -> None:
+    body = {"model": "nano", "input": PROMPT, "max_output_tokens": 4, "temperature": 0, "top_logprobs": 1}
+    body["include"] = ["message.output_text.logprobs"]
+    async with server.client() as client:
+        base = await client.post("/v1/responses", headers={"Compute-Budget": "none"}, json=body)
+        adapted = await client.post("/v1/responses", headers={"Compute-Budget": "steps=10"}, json=body)
+    assert adapted.status_code == 200
+    assert adapted.json()["object"] == "response"
+    assert adapted.json()["adaptation"]["spent"]["steps"] == 10
+    told = [reply.json()["output"][0]["content"][0]["logprobs"][0]["logprob"] for reply in (base, adapted)]
+    assert abs(told[0] - told[1]) > 1e-3
+    assert adapted.headers["compute-spent"].startswith("steps=10")
+
+
+async def test_a_streamed_response_tells_its_report_once_it_is_known(server: Server) -> None:
+    body = {"model": "nano", "input": PROMPT, "max_output_tokens": 8, "stream": True}
+    async with (
+        server.client() as client,
+        client.stream("POST", "/v1/responses", headers={"Compute-Budget": "steps=3"}, json=body) as reply,
+    ):
+        lines = [line async for line in reply.aiter_lines() if line.startswith("data: ")]
+    events = [json.loads(line[6:]) for line in lines]
+    assert events[0]["type"] == "response.created"
+    assert events[-1]["type"] == "response.completed"
+    told = [event["adaptation"]["spent"]["steps"] for event in events if "adaptation" in event]
+    assert told == [3]
 
 
 async def test_the_same_request_and_seed_give_the_same_answer(server: Server) -> None:
@@ -251,11 +295,18 @@ async def test_only_listed_routes_are_there(server: Server) -> None:
             "/invocations",
             "/inference/v1/abort_requests",
             "/v1/load_lora_adapter",
+            "/v1/chat/completions/render",
+            "/collective_rpc",
+            "/v1/embeddings",
             "/docs",
         ):
             assert (await client.post(path, json={})).status_code == 404, path
         assert (await client.get("/v1/completions")).status_code == 405
         assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/ready")).json() == {"engine": "ready", "selector": "ready", "trainer": "ready"}
+        tokens = (await client.post("/tokenize", json={"model": "nano", "prompt": "import"})).json()["tokens"]
+        text = (await client.post("/detokenize", json={"model": "nano", "tokens": tokens})).json()["prompt"]
+        assert text.endswith("import")
         assert "vllm:" in (await client.get("/metrics")).text
         assert (await client.get("/v1/models")).json()["data"][0]["id"] == "nano"
         assert set((await client.get("/version")).json()) == {"version", "vllm"}

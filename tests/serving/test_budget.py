@@ -1,16 +1,19 @@
-"""Compute-Budget: every form that is one, many that are not, and the cut to a server's limits."""
+"""The budget: every form that is one, many that are not, places that must agree, and the cut to a server's limits."""
 
 from __future__ import annotations
 
+import math
+import pickle
 from decimal import Decimal
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.budget import MAX_HEADER, NONE, Budget, parse_budget
-from serving.errors import BudgetError
+from serving.budget import ALIAS, FIELD, HEADER, MAX_HEADER, NONE, Budget, agreed_budget, parse_budget
+from serving.errors import BudgetError, to_http
 
 _DEFAULT = Budget(steps=7, seconds=3.0, alpha=0.7)
 _AUTO = Budget(steps=50, seconds=None, alpha=0.1)
@@ -46,7 +49,8 @@ MALFORMED = [
     # parameters
     *["auto;x=1", "none;x", "steps=5;x=1", "seconds=1.5; q=0.5", "alpha=0.1;a;b", "auto;", "steps=(5);x"],
     # separators and bytes
-    *["steps=5; seconds=1", "steps=5 seconds=1", "steps:5", '{"steps": 5}', "steps=5\n", "steps=5\r\nseconds=1"],
+    *["steps=5 seconds=1", "steps:5", '{"steps": 5}', "steps=5\n", "steps=5\r\nseconds=1", ":"],
+    *["steps=5;;seconds=1", ";steps=5", "steps=5; steps=5", "none; steps=5", "steps=5;,seconds=1"],
     *["steps=\uff15", "säconds=1", "auto\u00a0", "\ufeffauto", "st\u0435ps=5", "steps=5\x7f", "steps=5\0"],
     # too long
     *["auto" + " " * MAX_HEADER, "steps=" + "1" * MAX_HEADER, "a" * 100_000],
@@ -72,6 +76,8 @@ MALFORMED = [
         ("steps=20, seconds=1.5", Budget(20, 1.5)),
         ("alpha=0.1,steps=20", Budget(20, None, 0.1)),
         ("seconds=1.5 ,\t alpha=0.25, steps=20", Budget(20, 1.5, 0.25)),
+        ("steps=20; seconds=1.5", Budget(20, 1.5)),
+        ("steps=20;seconds=1.5, alpha=0.25", Budget(20, 1.5, 0.25)),
     ],
 )
 def test_what_is_a_budget(header: str | None, budget: Budget) -> None:
@@ -117,7 +123,7 @@ def test_a_budget_written_out_reads_back(values: dict[str, int | Decimal], rando
     if not members:
         members = ["none"]
 
-    budget = parse(", ".join(members))
+    budget = parse(random.choice([", ", ",", ";", " ; "]).join(members))
 
     if values:
         assert budget.steps == values.get("steps", _LIMITS.steps)
@@ -125,6 +131,119 @@ def test_a_budget_written_out_reads_back(values: dict[str, int | Decimal], rando
         assert budget.alpha == (float(values["alpha"]) if "alpha" in values else None)
     else:
         assert budget == NONE
+
+
+def agree(**said: Any) -> Budget:
+    places = {"header": HEADER, "alias": ALIAS, "field": FIELD}
+    return agreed_budget({places[key]: value for key, value in said.items()}, _DEFAULT, _AUTO, _LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("field", "budget"),
+    [
+        (None, _DEFAULT),
+        ("none", NONE),
+        ("auto", _AUTO),
+        ("steps=20", Budget(20)),
+        ("steps=20; alpha=0.1", Budget(20, None, 0.1)),
+        ({"steps": 20}, Budget(20)),
+        ({"steps": 0}, Budget(0)),
+        ({"steps": 999_999_999_999_999}, Budget(999_999_999_999_999)),
+        ({"seconds": 2}, Budget(40, 2.0)),
+        ({"alpha": 0.05}, Budget(40, None, 0.05)),
+        ({"steps": 20, "seconds": 1.5, "alpha": 0.1}, Budget(20, 1.5, 0.1)),
+    ],
+)
+def test_a_body_says_a_budget(field: Any, budget: Budget) -> None:
+    assert agree(field=field) == budget
+
+
+MALFORMED_FIELDS = [
+    *[True, False, 0, 20, 1.5, [], ["steps=20"], [20], {}, "", "steps=-1", "NONE", "a" * 100_000],
+    *[
+        {"steps": value}
+        for value in (-1, 1.0, 1.5, True, "20", None, [20], {"a": 1}, 10**15, 10**400, math.nan, math.inf)
+    ],
+    *[
+        {"seconds": value}
+        for value in (0, -1, -0.5, True, "1.5", None, [1], {"a": 1}, 1e12, 10**400, math.nan, math.inf)
+    ],
+    *[
+        {"alpha": value}
+        for value in (0, 0.0, -0.1, False, "0.1", None, [1], {"a": 1}, 1e12, 1e308, math.nan, -math.inf)
+    ],
+    *[{"Steps": 5}, {"steps": 5, "second": 1}, {"none": True}, {"auto": True, "steps": 5}, {"": 5}, {"x" * 100_000: 1}],
+]
+
+
+@pytest.mark.parametrize("field", MALFORMED_FIELDS, ids=lambda field: str(field)[:40])
+def test_a_body_that_says_none_is_refused(field: Any) -> None:
+    with pytest.raises(BudgetError, match=FIELD) as caught:
+        agree(field=field)
+
+    assert caught.value.param == FIELD
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(("place", "name"), [("header", HEADER), ("alias", ALIAS), ("field", FIELD)])
+@pytest.mark.parametrize("text", ["steps=-1", "tokens=5", "steps", "auto, steps=5", "steps=5;steps=5", "", "?"])
+def test_an_error_names_the_place(place: str, name: str, text: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        agree(**{place: text})
+
+    assert name in str(caught.value)
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"header": "steps=20, seconds=1.5", "alias": "seconds=1.500; steps=20", "field": {"steps": 20, "seconds": 1.5}},
+        {"header": "none", "field": {"steps": 0}},
+        {"alias": "auto", "field": "auto"},
+        {"header": "auto", "field": {"steps": 50, "alpha": 0.1}},
+        {"header": None, "alias": "steps=3", "field": None},
+    ],
+)
+def test_places_that_say_the_same_agree(said: dict[str, Any]) -> None:
+    assert agree(**said) == agree(**dict([next(pair for pair in said.items() if pair[1] is not None)]))
+
+
+@pytest.mark.parametrize(
+    ("said", "places"),
+    [
+        ({"header": "steps=20", "alias": "steps=21"}, [HEADER, ALIAS]),
+        ({"header": "none", "alias": None, "field": "auto"}, [HEADER, FIELD]),
+        ({"alias": "steps=5", "field": {"steps": 5, "seconds": 1}}, [ALIAS, FIELD]),
+        ({"header": "steps=5", "alias": "steps=5", "field": {"steps": 6}}, [HEADER, ALIAS, FIELD]),
+    ],
+)
+def test_places_that_disagree_are_named(said: dict[str, Any], places: list[str]) -> None:
+    with pytest.raises(BudgetError, match="disagree") as caught:
+        agree(**said)
+
+    assert caught.value.param == ", ".join(places)
+    assert str(caught.value).startswith(" and ".join(places))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.fixed_dictionaries({}, optional={"steps": st.integers(0, 10**15 - 1), "seconds": _DECIMALS, "alpha": _DECIMALS}),
+    st.sets(st.sampled_from(["header", "alias", "field"]), min_size=1),
+)
+def test_a_budget_is_the_same_wherever_it_is_said(values: dict[str, Any], places: set[str]) -> None:
+    values = values or {"steps": 1}
+    text = "; ".join(f"{key}={value:f}" if key != "steps" else f"steps={value}" for key, value in values.items())
+    members = {key: value if key == "steps" else float(value) for key, value in values.items()}
+
+    assert agree(**{place: members if place == "field" else text for place in places}) == parse(text)
+
+
+def test_a_budget_error_survives_pickling() -> None:
+    problem = pickle.loads(pickle.dumps(BudgetError("what to do", FIELD)))
+
+    assert (str(problem), problem.param) == ("what to do", FIELD)
+    assert to_http(problem)[1]["error"]["param"] == FIELD
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,23 @@ from typing import Any
 import pytest
 
 from selection.store import CorpusError, CorpusNotFoundError
-from selection.uploads import LibraryError, MissingError
+from selection.uploads import LibraryError, MissingError, ReadOnlyError
 from serving.errors import (
     AdaptationFailedError,
     BudgetError,
+    BusyError,
     MayflyError,
     MethodError,
+    RateLimitError,
     RequestError,
     RouteError,
+    SlowError,
     StartError,
     TooLargeError,
+    UnauthorizedError,
+    in_openais_shape,
     is_the_clients,
+    more_headers,
     to_http,
 )
 
@@ -32,9 +38,14 @@ _ALL = [
     MethodError,
     RequestError,
     RouteError,
+    SlowError,
     StartError,
     TooLargeError,
+    UnauthorizedError,
 ]
+
+
+_SILENT = "the server failed to answer; its log says why"
 
 
 @pytest.mark.parametrize("kind", _ALL)
@@ -58,7 +69,50 @@ def test_every_exception_of_ours_is_tried_above() -> None:
         if kind.__module__ in {"serving.errors", "selection.store"}
     }
 
-    assert ours == set(_ALL)
+    assert ours == {*_ALL, BusyError, RateLimitError}
+
+
+@pytest.mark.parametrize("kind", [BusyError, RateLimitError])
+def test_when_to_come_back_survives_pickling(kind: type[BusyError]) -> None:
+    again = pickle.loads(pickle.dumps(kind("busy", 2.5)))
+
+    assert (type(again), str(again), again.retry_after) == (kind, "busy", 2.5)
+    assert to_http(again)[0] == 429
+    assert more_headers(again) == [(b"retry-after", b"3")]
+
+
+def test_an_expensive_failure_says_that_it_must_not_be_tried_again() -> None:
+    assert more_headers(AdaptationFailedError("m")) == [(b"x-should-retry", b"false")]
+    assert more_headers(RequestError("m")) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "error"),
+    [
+        (
+            404,
+            {"error": {"message": "m", "type": "NotFoundError", "param": "model", "code": 404}},
+            ("m", "NotFoundError", "model", None),
+        ),
+        (
+            400,
+            {"error": {"message": "m", "type": None, "param": 3, "code": "c"}},
+            ("m", "invalid_request_error", None, "c"),
+        ),
+        (401, {"error": "Unauthorized"}, ("Unauthorized", "invalid_request_error", None, None)),
+        (422, {"detail": "m"}, ("m", "invalid_request_error", None, None)),
+        (405, {"detail": [{"loc": "x"}]}, ("Method Not Allowed", "invalid_request_error", None, None)),
+        (415, "", ("Unsupported Media Type", "invalid_request_error", None, None)),
+        (503, "busy at /a/b", (_SILENT, "server_error", None, None)),
+        (500, {"error": {"message": "at 0x7f", "type": "Inside"}}, (_SILENT, "Inside", None, None)),
+    ],
+)
+def test_errors_of_others_are_told_as_openai_tells_them(
+    status: int, content: Any, error: tuple[str, str, str | None, str | None]
+) -> None:
+    message, kind, param, code = error
+    told = {"message": message, "type": kind, "param": param, "code": code}
+    assert in_openais_shape(status, content) == {"error": told}
 
 
 @pytest.mark.parametrize(
@@ -66,12 +120,15 @@ def test_every_exception_of_ours_is_tried_above() -> None:
     [
         (BudgetError("m"), 400, "invalid_request_error", "invalid_compute_budget", "Compute-Budget"),
         (RequestError("m"), 400, "invalid_request_error", None, None),
+        (UnauthorizedError("m"), 401, "invalid_request_error", "invalid_api_key", None),
+        (SlowError("m"), 408, "invalid_request_error", "request_timeout", None),
         (TooLargeError("m"), 413, "invalid_request_error", "request_too_large", None),
         (RouteError("m"), 404, "invalid_request_error", "unknown_url", None),
         (MethodError("m"), 405, "invalid_request_error", "method_not_allowed", None),
         (CorpusNotFoundError("m"), 404, "invalid_request_error", "corpus_not_found", "adaptation.corpus"),
         (CorpusError("m"), 400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus"),
         (MissingError("m"), 404, "invalid_request_error", "not_found", None),
+        (ReadOnlyError("m"), 403, "invalid_request_error", "permission_denied", None),
         (LibraryError("m"), 400, "invalid_request_error", None, None),
         (AdaptationFailedError("m"), 500, "server_error", "adaptation_failed", None),
     ],

@@ -17,8 +17,10 @@ _REPORT = AdaptationReport(
     reason=None,
     budget=Budget(20, 1.5, 0.1),
     cut=("steps",),
+    degraded="20 of 50 steps: 9 adaptations are under way, 4 get all",
     corpus="notes",
     seed=3,
+    reused={"adapter": "mayfly-0", "turns": 1, "steps": 20},
     stop="alpha",
     uncertainty=(1.0, 0.5, 0.31234567),
     irreducible=0.01234567,
@@ -41,6 +43,7 @@ def test_the_body_tells_all_of_it() -> None:
         "adapted": True,
         "reason": None,
         "budget": {"steps": 20, "seconds": 1.5, "alpha": 0.1, "cut": ["steps"]},
+        "degraded": "20 of 50 steps: 9 adaptations are under way, 4 get all",
         "spent": {"steps": 2, "seconds": 0.8432},
         "stop": "alpha",
         "uncertainty": [1.0, 0.5, 0.312346],
@@ -50,6 +53,7 @@ def test_the_body_tells_all_of_it() -> None:
         "seconds": {"embed": 0.0123, "search": 0.002, "select": 0.003, "train": 0.75, "load": 0.05},
         "corpus": "notes",
         "seed": 3,
+        "reused": {"adapter": "mayfly-0", "turns": 1, "steps": 20},
         "adapter": "mayfly-1",
     }
 

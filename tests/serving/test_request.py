@@ -10,11 +10,11 @@ import pytest
 from adapters.trainer import TrainerConfig
 from selection.embedding import Prompt
 from selection.selector import SelectorConfig
-from serving.adaptation import Wish
 from serving.budget import Budget
 from serving.config import Config, EngineConfig
 from serving.errors import BudgetError, RequestError
 from serving.request import read_wish
+from serving.wish import Wish
 
 _AUTO = Budget(steps=50, seconds=None, alpha=0.1)
 _CONFIG = Config(
@@ -28,7 +28,7 @@ _CONFIG = Config(
 
 
 def wish(body: dict[str, Any], tokenizer: Any, header: str | None = "steps=5") -> Wish:
-    return read_wish(body, header, _CONFIG, tokenizer)
+    return read_wish(body, header, None, _CONFIG, tokenizer)
 
 
 def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
@@ -36,7 +36,7 @@ def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
 
     asked = wish(body, tokenizer, header=None)
 
-    assert asked == Wish((Prompt("Once upon a time"),), Budget(40, 60.0, 0.1), ("steps",), "house")
+    assert asked == Wish((Prompt("Once upon a time"),), Budget(40, 60.0, 0.1), ("steps",), "house", named=False)
     assert body == {"prompt": "Once upon a time"}
 
 
@@ -49,17 +49,20 @@ def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None
         "required": True,
         "strategy": "nn",
         "plan": "reuse",
+        "progress": True,
+        "reuse": "conversation",
         "prompt": "this instead",
     }
     body = {"prompt": "not this", "max_tokens": 5, "adaptation": extension}
 
     asked = wish(body, tokenizer)
 
-    assert asked == Wish((Prompt("this instead"),), Budget(5, 60.0), (), "mine", only, "nn", "reuse", 7, True)
+    prompts = (Prompt("this instead"),)
+    assert asked == Wish(prompts, Budget(5, 60.0), (), "mine", only, "nn", "reuse", 7, True, True, True)
     assert body == {"prompt": "not this", "max_tokens": 5}
 
 
-@pytest.mark.parametrize("extension", [None, {}])
+@pytest.mark.parametrize("extension", [None, {}, {"reuse": None}])
 def test_an_extension_that_says_nothing_changes_nothing(tokenizer: Any, extension: dict[str, Any] | None) -> None:
     body: dict[str, Any] = {"prompt": "x", "adaptation": extension}
 
@@ -78,7 +81,7 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ([], "is an object"),
         (5, "is an object"),
         (False, "is an object"),
-        ({"corpora": "x"}, "has no corpora; it takes corpus, filters, plan, prompt"),
+        ({"corpora": "x"}, "has no corpora; it takes corpus, filters, plan, progress"),
         ({"seed": 1, "Seed": 1, "alpha": 2}, "has no Seed, alpha"),
         ({"corpus": 5}, "corpus` is the name"),
         ({"corpus": ["a"]}, "corpus` is the name"),
@@ -100,6 +103,10 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ({"required": 1}, "required` is true or false"),
         ({"required": "yes"}, "required` is true or false"),
         ({"required": None}, "required` is true or false"),
+        ({"progress": 1}, "progress` is true or false"),
+        ({"reuse": True}, 'reuse` is "conversation"'),
+        ({"reuse": ["conversation"]}, 'reuse` is "conversation"'),
+        ({"reuse": "everything"}, 'reuse` is "conversation"'),
         ({"filters": "language"}, "a filter is an object"),
         ({"filters": {}}, "has `type`, `key`"),
         ({"filters": {"type": "like", "key": "a", "value": "b"}}, "no filter of type 'like'"),
@@ -142,6 +149,62 @@ def test_a_bad_budget_is_refused_first(tokenizer: Any) -> None:
         wish({"prompt": "x", "adaptation": "neither is this"}, tokenizer, "steps=-1")
 
 
+@pytest.mark.parametrize(
+    ("header", "alias", "field"),
+    [("steps=5", None, None), (None, "steps=5", None), (None, None, {"steps": 5}), ("steps=5", "steps=5", "steps=5")],
+)
+def test_a_budget_is_said_in_a_header_its_alias_or_the_body(
+    tokenizer: Any, header: str | None, alias: str | None, field: Any
+) -> None:
+    body = {"prompt": "x", "compute_budget": field}
+
+    asked = read_wish(body, header, alias, _CONFIG, tokenizer)
+
+    assert asked.budget == Budget(5, 60.0)
+    assert body == {"prompt": "x"}
+
+
+def test_places_that_disagree_are_refused(tokenizer: Any) -> None:
+    with pytest.raises(BudgetError, match="Compute-Budget and compute_budget disagree"):
+        wish({"prompt": "x", "compute_budget": {"steps": 6}}, tokenizer, "steps=5")
+
+
+def test_nearest_neighbours_refuse_an_alpha_in_the_body(tokenizer: Any) -> None:
+    body = {"prompt": "x", "compute_budget": {"alpha": 0.1}, "adaptation": {"strategy": "nn"}}
+
+    with pytest.raises(RequestError, match="cannot stop by alpha"):
+        wish(body, tokenizer, None)
+
+
+_KEYS_DEFAULT, _KEYS_LIMITS = Budget(3, alpha=0.2), Budget(10, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("header", "budget", "cut"),
+    [
+        (None, Budget(3, 5.0, 0.2), ()),
+        ("auto", Budget(10, 5.0, 0.1), ("steps",)),
+        ("seconds=2", Budget(10, 2.0), ()),
+        ("steps=30, seconds=30", Budget(10, 5.0), ("steps", "seconds")),
+        ("none", Budget(0, 5.0), ()),
+    ],
+)
+def test_a_key_has_a_default_and_limits_of_its_own(
+    tokenizer: Any, header: str | None, budget: Budget, cut: tuple[str, ...]
+) -> None:
+    asked = read_wish({"prompt": "x"}, header, None, _CONFIG, tokenizer, default=_KEYS_DEFAULT, limits=_KEYS_LIMITS)
+
+    assert (asked.budget, asked.cut) == (budget, cut)
+
+
+def test_a_key_gets_no_more_than_the_server_allows(tokenizer: Any) -> None:
+    limits = Budget(1000, 1000.0)
+
+    asked = read_wish({"prompt": "x"}, "steps=500, seconds=500", None, _CONFIG, tokenizer, limits=limits)
+
+    assert asked.budget == Budget(40, 60.0)
+
+
 def test_the_last_user_turn_of_a_chat_is_the_prompt_and_those_before_its_context(tokenizer: Any) -> None:
     messages: list[Any] = [
         {"role": "system", "content": "Be brief."},
@@ -180,6 +243,37 @@ def test_a_chat_without_a_user_is_adapted_to_its_last_turn(tokenizer: Any) -> No
 )
 def test_messages_that_vllm_will_refuse_are_left_to_it(tokenizer: Any, messages: Any) -> None:
     assert wish({"messages": messages}, tokenizer).prompts == (Prompt(""),)
+
+
+def test_a_response_is_adapted_to_its_input(tokenizer: Any) -> None:
+    asked = wish({"input": "And now?", "instructions": "Be brief."}, tokenizer)
+
+    assert asked.prompts == (Prompt("And now?", "Be brief."),)
+
+
+def test_a_response_is_adapted_to_the_last_user_turn_in_its_context(tokenizer: Any) -> None:
+    items: list[Any] = [
+        {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": "Look:"}, {"type": "input_image"}],
+        },
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I see."}]},
+        {"role": "user", "content": "What does the file say?"},
+        {"type": "function_call", "call_id": "1", "name": "read", "arguments": '{"file": 1}'},
+        {"type": "function_call_output", "call_id": "1", "output": "It says: hello."},
+        {"type": "function_call_output", "call_id": "2", "output": [{"type": "input_text", "text": "And bye."}]},
+    ]
+
+    assert wish({"input": items, "instructions": "Be brief."}, tokenizer).prompts == (
+        Prompt("What does the file say?", "Be brief.\nLook:\nI see."),
+        Prompt("It says: hello.\nAnd bye."),
+    )
+
+
+@pytest.mark.parametrize("said", [None, [], 5, {}, [None], [5], ["text"], [{}], [{"role": "user", "content": 5}]])
+def test_an_input_that_vllm_will_refuse_is_left_to_it(tokenizer: Any, said: Any) -> None:
+    assert wish({"input": said, "instructions": 5}, tokenizer).prompts == (Prompt(""),)
 
 
 @pytest.mark.parametrize(

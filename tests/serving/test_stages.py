@@ -16,6 +16,7 @@ from selection import selector as selector_module
 from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
+from selection.reader import Reader
 from selection.selector import SelectorConfig
 from selection.store import CorpusNotFoundError
 from serving.stages import SelectStage, TrainStage
@@ -60,6 +61,15 @@ async def test_it_trains_as_the_trainer_does(stage: TrainStage) -> None:
 
     assert training.adapter is not None
     assert (len(training.losses), training.stop) == (3, "steps")
+
+
+async def test_it_trains_an_adapter_further(stage: TrainStage) -> None:
+    first = await stage.train([_SEQUENCE] * 3, seed=2)
+    assert first.adapter is not None
+
+    second = await stage.train([_SEQUENCE] * 3, seed=2, start=first.adapter.weights)
+
+    assert second.losses[0] < first.losses[0]
 
 
 async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainStage) -> None:
@@ -176,6 +186,8 @@ async def test_selections_at_once_give_what_they_give_one_by_one(corpora: Path, 
     assert all(len(s.ids) == 4 for s in alone)
     with pytest.raises(CorpusNotFoundError):
         await stage.select([Prompt("x")], "absent", steps=4)
+    with pytest.raises(CorpusNotFoundError):
+        await stage.select([Prompt("x")], "notes", steps=4, reader=Reader("alice", frozenset({"other"})))
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -1,4 +1,4 @@
-"""The vector-store API over HTTP, by openai-python as it is: the door on loopback, a real library behind it."""
+"""The vector-store API over HTTP, by openai-python as it is: on loopback, a real library behind it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from selection.library import Library
 from selection.selector import SelectorConfig
 from selection.store import CorpusNotFoundError
 from serving.fields import MAX_UPLOAD
-from serving.gateway import Gateway
 from serving.stages import CorporaStage, LibraryStage
+from serving.vector_stores import VectorStores
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
 _SHIPS = "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
@@ -62,9 +62,7 @@ class Server:
 def server(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Server]:
     held = HeldEmbedder(words)
     library = Library(corpora, held, tokenizer, corpora.parent / "files")
-    absent: Any = None  # vector stores need neither engine nor trainer
-    library_alone: Any = LibraryStage(library)
-    door = Gateway(absent, library_alone, absent, absent)
+    door = VectorStores(LibraryStage(library)).app
     web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=web.run)
     thread.start()

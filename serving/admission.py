@@ -1,0 +1,97 @@
+"""Admission: how many requests one replica takes on, and what an adaptation gets while many are under way.
+
+Two bounds, kept at the door before any compute: requests in all, and adaptations among them. Beyond them a request is
+refused, with the time after which a place is likely to be free. Within them, a rule shares the trainer: while more
+than `undegraded` adaptations are under way, each new one that does not require its adapter gets that share of its
+steps, undegraded / under way, at least one. So the work that waits is bounded too, and with it how long an answer
+takes.
+
+It counts; it does not queue. Those admitted wait where the work is: the trainer's schedule, the engine's slots, vLLM.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from serving.errors import BusyError
+
+_RECENT = 64  # requests whose time in the house is remembered
+_GUESS = 1.0  # seconds, before any has ended
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one replica takes on.
+
+    Attributes:
+        requests: at once, answers of the base model included.
+        adaptations: at once, from their arrival to the end of their answer.
+        undegraded: adaptations at once that get all their steps.
+    """
+
+    requests: int = 128
+    adaptations: int = 16
+    undegraded: int = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an admitted request found.
+
+    Attributes:
+        under_way: adaptations, this one included.
+        undegraded: as in `Capacity`.
+    """
+
+    under_way: int
+    undegraded: int
+
+    def steps(self, wished: int) -> int:
+        """How many of so many steps it gets."""
+        if self.under_way <= self.undegraded:
+            return wished
+        return max(wished * self.undegraded // self.under_way, min(wished, 1))
+
+
+class Admission:
+    """Counts the requests of one replica; belongs to one event loop."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self.requests = self.adaptations = self.rejected = 0
+        self._seconds: dict[bool, deque[float]] = {adapts: deque(maxlen=_RECENT) for adapts in (True, False)}
+
+    @contextmanager
+    def admit(self, adapts: bool) -> Iterator[Place]:
+        """A place for the length of a `with`.
+
+        Args:
+            adapts: whether the request wishes an adapter.
+
+        Raises:
+            BusyError: there is none.
+        """
+        capacity = self._capacity
+        if self.requests >= capacity.requests:
+            raise self._busy(f"{self.requests} requests are under way, as many as this server takes", False)
+        if adapts and self.adaptations >= capacity.adaptations:
+            raise self._busy(f"{self.adaptations} adaptations are under way, as many as this server takes", True)
+        self.requests += 1
+        self.adaptations += adapts
+        begun = time.monotonic()
+        try:
+            yield Place(self.adaptations, capacity.undegraded)
+        finally:
+            self.requests -= 1
+            self.adaptations -= adapts
+            self._seconds[adapts].append(time.monotonic() - begun)
+
+    def _busy(self, message: str, adapts: bool) -> BusyError:
+        self.rejected += 1
+        recent = self._seconds[adapts]
+        seconds = sum(recent) / len(recent) if recent else _GUESS
+        return BusyError(f"{message}; try again later", seconds)

@@ -1,0 +1,153 @@
+"""A running server, asked: one answer as it streams in, as progress, report and pieces of text.
+
+Knows as much of the OpenAI protocol as the stream of a chat or a completion needs, and what Mayfly adds to it.
+Knows no terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from serving.errors import MayflyError
+
+_PATIENCE = httpx.Timeout(600.0, connect=10.0)  # seconds; an adaptation may be silent for a minute and more
+
+
+class AnswerError(MayflyError):
+    """No answer, or not all of it; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the adaptation is, in the server's words."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the adaptation was, as `serving.report.AdaptationReport.as_dict` tells it."""
+
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of the answer."""
+
+    text: str
+
+
+Told = Progress | Report | Piece
+
+
+class Server:
+    """A server, by the URL of its API, which ends in /v1; close it after use."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(headers=headers, timeout=_PATIENCE)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def first_model(self) -> str:
+        """The first of the models that the server lists.
+
+        Raises:
+            AnswerError: no server there, or none that lists a model.
+        """
+        try:
+            reply = self._http.get(f"{self._url}/models")
+        except (httpx.HTTPError, httpx.InvalidURL) as problem:
+            raise self._unanswered(problem) from problem
+        if reply.status_code != 200:
+            raise _refused(reply)
+        try:
+            return str(reply.json()["data"][0]["id"])
+        except (ValueError, LookupError, TypeError) as problem:
+            raise AnswerError(
+                f"{self._url} lists no model: is it the URL of an OpenAI API, ending in /v1?"
+            ) from problem
+
+    def ask(self, path: str, body: dict[str, Any]) -> Generator[Told, None, None]:
+        """Stream the answer to a body that goes to a path such as "chat/completions".
+
+        Raises:
+            AnswerError: no server there, a refusal, or an answer that broke off.
+        """
+        try:
+            with self._http.stream("POST", f"{self._url}/{path}", json={**body, "stream": True}) as reply:
+                if reply.status_code != 200:
+                    reply.read()
+                    raise _refused(reply)
+                yield from read_events(reply.iter_bytes())
+        except (httpx.HTTPError, httpx.InvalidURL) as problem:
+            raise self._unanswered(problem) from problem
+
+    def _unanswered(self, problem: Exception) -> AnswerError:
+        if isinstance(problem, (httpx.ConnectError, httpx.ConnectTimeout)):
+            return AnswerError(f"no server at {self._url}: start one with `mayfly serve`, or name another with --url")
+        if isinstance(problem, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
+            return AnswerError(f"{self._url!r} is no URL: --url takes one such as http://127.0.0.1:8000/v1")
+        return AnswerError(f"the answer broke off: {problem}")
+
+
+def read_events(body: Iterable[bytes]) -> Iterator[Told]:
+    """What the stream of a chat or a completion says, from the pieces of its body.
+
+    Raises:
+        AnswerError: the stream tells an error, or stops before its end.
+    """
+    for line in _lines(body):
+        if line.startswith(":"):
+            yield Progress(line[1:].strip())
+        elif line == "data: [DONE]":
+            return
+        elif line.startswith("data:"):
+            yield from _read_chunk(json.loads(line[5:]))
+    raise AnswerError("the answer broke off; the server's log may say why")
+
+
+def _lines(body: Iterable[bytes]) -> Iterator[str]:
+    # Not httpx's iter_lines: it breaks lines at characters that JSON may hold as they are, such as U+2028.
+    held = b""
+    for piece in body:
+        *lines, held = (held + piece).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r").decode(errors="replace")
+
+
+def _read_chunk(chunk: dict[str, Any]) -> Iterator[Report | Piece]:
+    if "error" in chunk:
+        raise AnswerError(_message(chunk) or "the server failed to answer; its log says why")
+    if "adaptation" in chunk:
+        yield Report(chunk["adaptation"])
+    for choice in chunk.get("choices", []):
+        text = choice["delta"].get("content") if "delta" in choice else choice.get("text")
+        if text:
+            yield Piece(text)
+
+
+def _refused(reply: httpx.Response) -> AnswerError:
+    if reply.status_code == 401:
+        return AnswerError("the server wants an API key that it knows: set MAYFLY_API_KEY, or give --key")
+    try:
+        message = _message(reply.json())
+    except ValueError:
+        message = None
+    return AnswerError(message or f"{reply.url} answers {reply.status_code} {reply.reason_phrase}")
+
+
+def _message(told: Any) -> str | None:
+    """Of OpenAI's error object, on one line, without what could steer a terminal."""
+    error = told.get("error") if isinstance(told, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return "".join(filter(str.isprintable, " ".join(message.split()))) if isinstance(message, str) else None

@@ -1,0 +1,20 @@
+// Elements found and made. Text goes in as text: nothing from the server is ever read as HTML.
+
+export const at = (id) => document.getElementById(id);
+
+export function make(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+export function row(...cells) {
+  const [first, ...rest] = cells;
+  return make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((cell) => make("td", {}, cell)));
+}
+
+export function duration(seconds) {
+  return seconds < 0.0995 ? `${(1000 * seconds).toFixed(seconds < 0.00995 ? 1 : 0)} ms` : `${seconds.toFixed(2)} s`;
+}
+
+export const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;

@@ -1,0 +1,25 @@
+"""A report as a journey ends with one, for the tests of what is told of it."""
+
+from __future__ import annotations
+
+from serving.budget import Budget
+from serving.report import AdaptationReport
+
+REPORT = AdaptationReport(
+    adapted=True,
+    reason=None,
+    budget=Budget(20, 1.5, 0.1),
+    cut=(),
+    degraded=None,
+    corpus="notes-of-a-patient",
+    seed=3,
+    reused=None,
+    stop="alpha",
+    uncertainty=(1.0, 0.5, 0.3125),
+    irreducible=0.01,
+    losses=(2.5, 2.25),
+    sources=({"document": 4, "name": "diagnosis.txt", "start": 0, "times": 2},),
+    seconds={"queue": 0.2, "embed": 0.0125, "search": 0.002, "select": 0.003, "train": 0.75, "load": 0.05},
+    spent_seconds=0.84,
+    adapter="mayfly-1",
+)

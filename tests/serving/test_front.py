@@ -1,0 +1,160 @@
+"""The front door on a real socket: what does not pass, and errors of others told as OpenAI tells them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import uvicorn
+
+from serving import front
+from serving.body import Message, Receive, Send
+from serving.front import Front, StrictProtocol
+
+
+async def behind(scope: Message, receive: Receive, send: Send) -> None:
+    """Stands where Ray's router does: tells the headers it saw, or answers as Ray does."""
+    path = scope["path"]
+    if path == "/raises":
+        raise RuntimeError("in /some/folder")
+    if path == "/silent":
+        return
+    status, media, body = {
+        "/busy": (503, b"text/plain", b"Service /app/x is busy at 10.0.0.1"),
+        "/gone": (408, b"text/plain", b"Request 123 timed out"),
+        "/ours": (400, b"application/json", b'{"error": {"message": "no"}}'),
+    }.get(
+        path, (200, b"application/json", json.dumps([[n.decode(), v.decode()] for n, v in scope["headers"]]).encode())
+    )
+    headers = [(b"content-type", media), (b"retry-after", b"7"), (b"x-elsewhere", b"1")]
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def port() -> AsyncIterator[int]:
+    web = uvicorn.Server(
+        uvicorn.Config(
+            Front(behind), http=StrictProtocol, host="127.0.0.1", port=0, log_level="critical", lifespan="off"
+        )
+    )
+    serving = asyncio.create_task(web.serve())
+    while not web.started:  # noqa: ASYNC110  uvicorn has no event for it
+        await asyncio.sleep(0.02)
+    yield web.servers[0].sockets[0].getsockname()[1]
+    web.should_exit = True
+    await serving
+
+
+async def tell(port: int, *pieces: bytes) -> tuple[int, dict[str, str], Any]:
+    """Send bytes as they are; status, headers and JSON of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+    body = await asyncio.wait_for(reader.readexactly(int(headers["content-length"])), 10)
+    writer.close()
+    return int(head[0].split()[1]), headers, json.loads(body)
+
+
+def asked(path: str, *lines: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode("latin-1")
+
+
+async def test_rays_own_headers_do_not_pass_and_others_do(port: int) -> None:
+    _, _, seen = await tell(
+        port, asked("/", "X-Request-Disconnect-Disabled: ?1", "X-Request-Timeout-Seconds: 0", "Compute-Budget: none")
+    )
+    assert ["compute-budget", "none"] in seen
+    assert not [name for name, _ in seen if name.startswith("x-request-")]
+
+
+async def test_a_header_that_is_not_utf8_arrives_as_something_that_cannot_be_right(port: int) -> None:
+    status, _, seen = await tell(port, asked("/", "Compute-Budget: st\xe9ps=3"))
+    assert status == 200
+    assert ["compute-budget", r"st\xe9ps=3"] in seen
+
+
+@pytest.mark.parametrize(("path", "status"), [("/busy", 503), ("/gone", 408), ("/raises", 500), ("/silent", 500)])
+async def test_errors_of_others_are_told_in_openais_shape_and_tell_nothing_of_the_inside(
+    port: int, path: str, status: int
+) -> None:
+    found, headers, body = await tell(port, asked(path))
+    assert found == status
+    assert headers["content-type"] == "application/json"
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert "/some" not in str(body)
+    assert "10.0.0.1" not in str(body)
+    assert "x-elsewhere" not in headers
+    assert path != "/busy" or headers["retry-after"] == "7"
+
+
+async def test_our_own_errors_pass_as_they_are(port: int) -> None:
+    assert (await tell(port, asked("/ours")))[::2] == (400, {"error": {"message": "no"}})
+
+
+async def test_rays_own_routes_are_not_there(port: int) -> None:
+    assert (await tell(port, asked("/-/routes")))[0] == 404
+
+
+async def test_headers_beyond_the_bound_are_refused_in_one_piece_or_in_many(port: int) -> None:
+    line = b"X-Much: " + b"a" * front.MAX_HEADERS + b"\r\n"
+    status, _, body = await tell(port, b"GET / HTTP/1.1\r\nHost: x\r\n" + line)
+    assert (status, body["error"]["type"]) == (431, "invalid_request_error")
+    pieces = [b"GET / HTTP/1.1\r\nHost: x\r\n"] + [b"X-Much: " + b"a" * 1000 + b"\r\n"] * 40
+    assert (await tell(port, *pieces))[0] == 431
+
+
+async def test_a_large_body_is_not_a_large_header(port: int) -> None:
+    body = b"a" * (front.MAX_HEADERS * 2)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert (await tell(port, head + body))[0] == 200
+    assert (await tell(port, head, body[:9], body[9:]))[0] == 200
+
+
+async def test_what_is_not_http_is_told_so(port: int) -> None:
+    status, headers, body = await tell(port, b"HELLO\r\n\r\n")
+    assert status == 400
+    assert headers["connection"] == "close"
+    assert body["error"]["message"] == "this is not a valid HTTP request"
+
+
+async def test_a_half_sent_header_is_not_waited_for(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "HEADER_SECONDS", 0.2)
+    status, _, body = await tell(port, b"GET / HTTP/1.1\r\nHost:")
+    assert status == 408
+    assert "not whole" in body["error"]["message"]
+
+
+async def test_a_second_request_on_the_same_connection_is_answered_too(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "HEADER_SECONDS", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(2):
+        writer.write(asked("/ours"))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b" 400 " in head
+        await reader.readexactly(len(b'{"error": {"message": "no"}}'))
+        await asyncio.sleep(0.3)
+    writer.close()
+
+
+def test_ray_is_given_the_layer_and_uvicorn_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    import uvicorn.protocols.http.auto as auto
+    from ray.serve._private.http_util import validate_http_proxy_callback_return
+
+    monkeypatch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
+    (layer,) = validate_http_proxy_callback_return(front.middlewares())
+    assert layer.cls is Front
+    config = uvicorn.Config(behind)
+    config.load()
+    assert config.http_protocol_class is StrictProtocol
