@@ -30,6 +30,7 @@ from adapters.memory import Memory
 from adapters.plan import steps_of
 from adapters.schedule import Job, Schedule
 from adapters.step_time import StepTime
+from adapters.threads import Threads
 from adapters.training import Progress, Training
 
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -85,6 +86,7 @@ class Trainer:
             self._memory = Memory(self.base, config.memory_bytes)
         tokens = config.batch_tokens or (2048 if self.base.device == "cpu" else 16384)
         self._schedule = Schedule(config.slots, tokens, self._step_time, self._ending_time, self._memory.holds)
+        self._threads = Threads(torch.get_num_threads())
         self._arrivals = threading.Lock()  # guards the schedule
         self._stepping = threading.RLock()  # guards the model
         self._worker: threading.Thread | None = None
@@ -246,8 +248,10 @@ class Trainer:
         slots = [job.place for job, count in zip(jobs, counts, strict=True) for _ in range(count)]
         shares = torch.tensor([1 / count for count in counts for _ in range(count)], device=self.base.device)
         rows = [row for job in jobs for row in job.rows]
-        saving = not self._memory.holds(len(rows), max(map(len, rows)))
-        with self._bank.bind(slots) as gradients_MP, self._memory.saving(saving):
+        longest = max(map(len, rows))
+        saving = not self._memory.holds(len(rows), longest)
+        threads = self._threads.of(len(rows) * longest)
+        with threads, self._bank.bind(slots) as gradients_MP, self._memory.saving(saving):
             losses_M = self.base.losses(rows) * shares
             losses_M.sum().backward()  # type: ignore[no-untyped-call]
         gradients = [part[0] if len(part) == 1 else part.sum(0) for part in torch.split(gradients_MP, counts)]
@@ -288,7 +292,8 @@ class Trainer:
         sound: set[Job] = set()
         if rows:
             try:
-                with torch.no_grad(), self._bank.bind([self._slot(job) for job in learnt]):
+                threads = self._threads.of(len(rows) * max(map(len, rows)))
+                with threads, torch.no_grad(), self._bank.bind([self._slot(job) for job in learnt]):
                     losses = self.base.losses(rows).tolist()
             except Exception as problem:
                 for job, stop in ended:
@@ -352,6 +357,14 @@ class Trainer:
         """Take steps on arbitrary tokens, so that the first request finds measured times; the first one is too slow."""
         longest = min(256, self.base.context)
         row = [(7 * i + 3) % self.base.vocabulary for i in range(longest)]
-        with self._bank.bind([0]):
-            self.base.losses([row]).sum().backward()  # type: ignore[no-untyped-call]
+
+        def step(tokens: int) -> None:
+            rows = [row] * (tokens // longest)
+            with self._bank.bind([0] * len(rows)):
+                self.base.losses(rows).sum().backward()  # type: ignore[no-untyped-call]
+
+        step(longest)
+        if self.base.device == "cpu":
+            sizes = [rows for rows in (1, 2, 4, 8) if self._memory.holds(rows, longest)]
+            self._threads.measure(step, [longest * rows for rows in sizes])
         self.train([row[: max(longest // 4, 2)], row] * 2)

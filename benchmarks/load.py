@@ -1,8 +1,8 @@
 """The trainer under load: how long requests take in company, whether they end in time, and what thousands leave behind.
 
 The part of `benchmarks/training.py` about whole requests, with the trainer's own defaults, nearly all of it on the
-bundled model. How late a request is, is told in steps: seconds past what it asked, over how long steps took just then,
-the median of the last few. Sequences are random.
+bundled model. How late a request is, is told in steps: seconds past what it asked, over the time of the step that was
+being taken at its deadline, and over the median of the last few where that is longer. Sequences are random.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Clock:
     def __init__(self) -> None:
         self._told = -math.inf
         self._steps: deque[float] = deque(maxlen=_RECENT)
+        self._ends: deque[float] = deque(maxlen=_RECENT)
         self.all: list[float] = []
 
     def hear(self, now: float) -> None:
@@ -45,6 +46,7 @@ class Clock:
         step = now - self._told
         self._told = now
         if _SAME_BATCH < step < math.inf:
+            self._ends.append(now)
             self._steps.append(step)
             self.all.append(step)
 
@@ -52,6 +54,13 @@ class Clock:
     def step_seconds(self) -> float:
         """Median of the latest; NaN before there are any."""
         return statistics.median(self._steps) if self._steps else math.nan
+
+    def step_at(self, moment: float, came: float, now: float) -> float:
+        """How long the step took that was under way then, from when somebody came, till now; the median if more."""
+        before = [end for end in self._ends if end <= moment]
+        after = [end for end in self._ends if end > moment]
+        taken = (after[0] if after else now) - max(before[-1], came) if before else 0.0
+        return max(taken, self.step_seconds)
 
 
 def latency(subject: Subject, concurrencies: tuple[int, ...], requests: int, steps: int) -> dict[str, Any]:
@@ -87,7 +96,7 @@ def deadlines(requests: int) -> dict[str, Any]:
     """Requests with random deadlines, more than the trainer can serve in full: how late each was."""
     trainer, clock, generator = Trainer(TrainerConfig(_NANO)), Clock(), np.random.default_rng(0)
     vocabulary = trainer.base.vocabulary
-    outcomes: list[tuple[float, float, Training]] = []  # seconds asked, of a step then, what became of it
+    outcomes: list[tuple[float, float, Training]] = []  # seconds asked, of the step at its deadline, what became of it
     everyone = threading.Semaphore(0)
 
     def drawn() -> Sequences:
@@ -99,7 +108,9 @@ def deadlines(requests: int) -> dict[str, Any]:
 
     def ended(asked: float, done: Future[Training]) -> None:
         if done.exception() is None:
-            outcomes.append((asked, clock.step_seconds, done.result()))
+            now, training = time.perf_counter(), done.result()
+            came = now - training.seconds
+            outcomes.append((asked, clock.step_at(came + asked, came, now), training))
         everyone.release()
 
     begun, trial = time.perf_counter(), 2 * trainer.config.slots

@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="small sizes: does it work, rather than how well")
-    parser.add_argument("--threads", type=int, default=2, help="of every process")
+    parser.add_argument("--threads", type=int, default=1, help="of every process")
     parser.add_argument("--requests", type=int, default=200, help="with deadlines")
     parser.add_argument("--adaptations", type=int, default=2000, help="in a row")
     parser.add_argument("--plot", type=Path, help="draw tokens a second against requests at once here, as SVG")

@@ -194,6 +194,31 @@ def test_the_readmes_adapter_to_keep_is_kept(home: Path, tmp_path: Path) -> None
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
+def test_the_readmes_chat_answers_and_says_what_it_learnt_from(running: Running, home: Path, tmp_path: Path) -> None:
+    (line,) = re.findall(r"^\.venv/bin/mayfly (chat .*)$", README.read_text(), re.MULTILINE)
+    ran = _mayfly(home, *shlex.split(line.replace("nx", "notes")), "--url", f"{running.url}/v1", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip()
+    assert "steps" in ran.stderr
+
+
+def test_the_front_door_stands_before_rays_router(running: Running) -> None:
+    hidden = httpx.get(f"{running.url}/-/routes")
+    impatient = httpx.post(
+        f"{running.url}/v1/completions",
+        headers={"Compute-Budget": "steps=3", "X-Request-Timeout-Seconds": "0.001"},
+        json={"model": "nano", "prompt": "class A:\n", "max_tokens": 4},
+        timeout=60,
+    )
+    large = httpx.get(f"{running.url}/health", headers={"X-Much": "a" * 100_000})
+    page = httpx.get(running.url)
+    assert (hidden.status_code, hidden.json()["error"]["code"]) == (404, "unknown_url")
+    assert impatient.status_code == 200
+    assert (large.status_code, large.json()["error"]["type"]) == (431, "invalid_request_error")
+    assert "text/html" in page.headers["content-type"]
+    assert "'self'" in page.headers["content-security-policy"]
+
+
 def test_the_readmes_corpus_commands_run_as_they_stand(tmp_path: Path) -> None:
     blocks = re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL)
     commands = [

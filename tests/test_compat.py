@@ -1,0 +1,81 @@
+"""What judges in benchmarks/compat: reports, excuses, the cut of a specification."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+from benchmarks.compat.cases import Case, Excuse, excused, read_report
+from benchmarks.compat.specification import GETS, POSTS, cut
+
+_REPORT = """<testsuites><testsuite>
+<testcase classname="chat" name="test_a"/>
+<testcase classname="chat" name="test_b"><failure message="400">no parser</failure></testcase>
+<testcase classname="chat" name="test_c"><error message="gone"/></testcase>
+<testcase classname="chat" name="test_d"><skipped message="no images"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_report_says_what_became_of_each_test(tmp_path: Path) -> None:
+    file = tmp_path / "report.xml"
+    file.write_text(_REPORT)
+
+    assert read_report(file) == [
+        Case("chat.test_a", "passed"),
+        Case("chat.test_b", "failed", "400\nno parser"),
+        Case("chat.test_c", "failed", "gone"),
+        Case("chat.test_d", "skipped", "no images"),
+    ]
+
+
+def test_only_the_failure_that_is_meant_is_excused() -> None:
+    cases = [
+        Case("chat.test_tools", "failed", "no parser"),
+        Case("chat.test_tools", "failed", "500"),
+        Case("chat.test_text", "failed", "no parser"),
+        Case("chat.test_tools", "passed"),
+    ]
+
+    told = list(excused(cases, [Excuse("tools", "no parser", "needs tools")]))
+
+    assert told == [Case("chat.test_tools", "skipped", "needs tools"), *cases[1:]]
+
+
+def test_a_cut_specification_asks_for_little_and_keeps_its_answers() -> None:
+    answer = {"type": "object", "required": ["usage"], "properties": {"usage": {"$ref": "#/components/schemas/Usage"}}}
+    request = {
+        "allOf": [
+            {"$ref": "#/components/schemas/Common"},
+            {
+                "required": ["model", "messages"],
+                "properties": {"messages": {}, "audio": {}, "max_completion_tokens": {}},
+            },
+        ]
+    }
+    operation = {
+        "security": [],
+        "requestBody": {"content": {"application/json": {"schema": request}}},
+        "responses": {"200": {"content": {"application/json": {"schema": answer}}}},
+    }
+    document = {
+        "openapi": "3.1.0",
+        "info": {"version": "1"},
+        "paths": {path: {"post": deepcopy(operation), "delete": {}} for path in POSTS}
+        | {path: {"get": {}} for path in GETS}
+        | {"/images": {"post": {}}},
+        "components": {
+            "schemas": {"Common": {"properties": {"model": {}, "seed": {"type": "integer"}}}, "Usage": {}, "Image": {}}
+        },
+    }
+
+    found = cut(document, "nano")
+
+    assert set(found["paths"]) == {*POSTS, *GETS}
+    chat = found["paths"]["/chat/completions"]
+    assert set(chat) == {"post"}
+    asked = chat["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(asked["properties"]) == {"model", "seed", "messages", "max_completion_tokens"}
+    assert asked["required"] == ["max_completion_tokens", "messages", "model"]
+    assert asked["properties"]["model"]["enum"] == ["nano"]
+    assert chat["post"]["responses"] == operation["responses"]
+    assert set(found["components"]["schemas"]) == {"Usage"}
