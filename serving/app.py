@@ -181,12 +181,15 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
             ) from problem
     on_stage("starting Ray and Ray Serve")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
-    )
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
+        )
+    except Exception as problem:  # a plain one, where a crowded machine was too slow
+        raise StartError(f"Ray did not start: {problem}; try again") from problem
     for number in (signal.SIGINT, signal.SIGTERM):  # Ray has just put its own in their place
         signal.signal(number, _interrupt)
     try:

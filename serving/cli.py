@@ -70,9 +70,11 @@ def serve(
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     served_model_name: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--served-model-name", help="The name clients use.", show_default="as --model; nano for the bundled one"
+            "--served-model-name",
+            help="The name clients use; may be repeated, for more names.",
+            show_default="as --model; nano for the bundled one",
         ),
     ] = None,
     embedder: EmbedderName = EMBEDDER,
@@ -125,7 +127,8 @@ def serve(
     from serving.budget import parse_budget
     from serving.keys import Keys, digest
 
-    config = make_config(home, model, corpus, port=port, host=host, embedder=embedder, name=served_model_name)
+    names = served_model_name or []
+    config = make_config(home, model, corpus, port=port, host=host, embedder=embedder, name=next(iter(names), None))
     limits = replace(config.limits, steps=max_steps, seconds=max_seconds)
     auto = parse_budget(budget or None, default=config.auto, auto=config.auto, limits=limits)
     config = replace(
@@ -136,7 +139,7 @@ def serve(
         key_digests=tuple(digest(secret) for secret in api_key or ()),
         key_file=None if api_key_file is None else api_key_file.absolute(),
         log_format=log_format,
-        engine=replace(config.engine, dtype=dtype, max_model_len=max_model_len),
+        engine=replace(config.engine, dtype=dtype, max_model_len=max_model_len, more_names=tuple(names[1:])),
     )
     config = replace(config, trainer=replace(config.trainer, slots=slots, precision=precision))
     if learning_rate is not None:

@@ -35,6 +35,7 @@ class EngineConfig:
     Attributes:
         model: hub id or folder.
         served_name: the name clients use.
+        more_names: others that they may use.
         rank: the largest rank of an adapter.
         targets: projections that adapters may touch.
         dtype: "auto" takes float32 on a CPU and the model's own elsewhere.
@@ -49,6 +50,7 @@ class EngineConfig:
     rank: int
     targets: tuple[str, ...]
     dtype: str = "auto"
+    more_names: tuple[str, ...] = ()
     max_model_len: int | None = None
     adapters: int = 8
     max_num_seqs: int = 32
