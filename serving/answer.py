@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from serving.body import Message, Send
 from serving.errors import in_openais_shape, more_headers, to_http
+from serving.openai_shape import conform
 from serving.report import AdaptationReport
 
 QUIET_SECONDS = 1.0  # a stream says nothing so long, so that its headers can still tell what the adaptation cost
@@ -113,7 +114,7 @@ class Answer:
             if is_stream:
                 content = self._with_report(content)
             elif is_json and self.status == 200:
-                content = json.dumps({**json.loads(content), "adaptation": report.as_dict()}).encode()
+                content = json.dumps({**conform(json.loads(content)), "adaptation": report.as_dict()}).encode()
                 self._told = True
         if not more and self.status != 304:
             headers.append((b"content-length", str(len(content)).encode()))

@@ -114,6 +114,9 @@ def serve(
         float | None, typer.Option("--regularisation", help="lambda' of SIFT.", show_default="for the default embedder")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the engine; auto is float32 on a CPU.")] = "auto",
+    tool_call_parser: Annotated[
+        str | None, typer.Option("--tool-call-parser", help="How the model calls tools, as vLLM names it.")
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option("--max-model-len", help="Context in tokens.", show_default="the model's")
     ] = None,
@@ -139,7 +142,13 @@ def serve(
         key_digests=tuple(digest(secret) for secret in api_key or ()),
         key_file=None if api_key_file is None else api_key_file.absolute(),
         log_format=log_format,
-        engine=replace(config.engine, dtype=dtype, max_model_len=max_model_len, more_names=tuple(names[1:])),
+        engine=replace(
+            config.engine,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            more_names=tuple(names[1:]),
+            tool_call_parser=tool_call_parser,
+        ),
     )
     config = replace(config, trainer=replace(config.trainer, slots=slots, precision=precision))
     if learning_rate is not None:

@@ -36,6 +36,7 @@ class EngineConfig:
         model: hub id or folder.
         served_name: the name clients use.
         more_names: others that they may use.
+        tool_call_parser: vLLM's name of how the model calls tools; None refuses tools that it chooses itself.
         rank: the largest rank of an adapter.
         targets: projections that adapters may touch.
         dtype: "auto" takes float32 on a CPU and the model's own elsewhere.
@@ -51,6 +52,7 @@ class EngineConfig:
     targets: tuple[str, ...]
     dtype: str = "auto"
     more_names: tuple[str, ...] = ()
+    tool_call_parser: str | None = None
     max_model_len: int | None = None
     adapters: int = 8
     max_num_seqs: int = 32

@@ -10,7 +10,7 @@ deleted, in this order: no request may be running when its adapter goes (vLLM's 
 ids and paths are never used twice: vLLM's prefix cache knows adapters by name and path.
 
 Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_state`, `AsyncLLM.generate`,
-`InputProcessor.process_inputs`.
+`InputProcessor.process_inputs`, `openai_serving_models`.
 """
 
 from __future__ import annotations
@@ -106,6 +106,11 @@ class Engine:
         import vllm
 
         return str(vllm.__version__)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The names that clients may use, as OpenAI's objects; without the model's folder, which vLLM tells."""
+        listed = await self.app.state.openai_serving_models.show_available_models()
+        return [{**card.model_dump(), "root": card.id} for card in listed.data]
 
     async def load(self, adapter: Adapter) -> LoadedAdapter:
         """Stage an adapter and load it, waiting for a free slot; `unload` must follow."""
@@ -212,6 +217,8 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     # One slot more than adapters in flight: the LRU never has to evict one that is in use.
     arguments += ["--enable-lora", "--max-loras", str(config.adapters + 1), "--max-lora-rank", str(rank)]
     arguments += ["--lora-target-modules", *config.targets]
+    if config.tool_call_parser is not None:
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", config.tool_call_parser]
     if config.max_model_len is not None:
         arguments += ["--max-model-len", str(config.max_model_len)]
     if not on_cpu:  # the trainer lives on the same GPU

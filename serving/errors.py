@@ -65,6 +65,10 @@ class RouteError(MayflyError):
     """A path that is not served."""
 
 
+class ModelError(MayflyError):
+    """A model that is not served."""
+
+
 class MethodError(MayflyError):
     """A method that this path does not take."""
 
@@ -98,6 +102,7 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (SlowError, HttpError(408, "invalid_request_error", "request_timeout")),
     (TooLargeError, HttpError(413, "invalid_request_error", "request_too_large")),
     (RouteError, HttpError(404, "invalid_request_error", "unknown_url")),
+    (ModelError, HttpError(404, "invalid_request_error", "model_not_found", "model")),
     (MethodError, HttpError(405, "invalid_request_error", "method_not_allowed")),
     (RequestError, HttpError(400, "invalid_request_error")),
     (CorpusNotFoundError, HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus")),

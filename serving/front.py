@@ -35,7 +35,7 @@ _RAYS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 
 def middlewares() -> list[Middleware]:
     """For Ray Serve's proxy: the layer around it. Puts the stricter protocol in uvicorn's place, in this process."""
-    uvicorn.protocols.http.auto.AutoHTTPProtocol = StrictProtocol  # type: ignore[misc]
+    uvicorn.protocols.http.auto.AutoHTTPProtocol = StrictProtocol
     return [Middleware(Front)]
 
 

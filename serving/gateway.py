@@ -25,7 +25,7 @@ from serving.body import Message, Receive, Send, check_size, read_body
 from serving.config import Config
 from serving.conversations import Conversations, Kept, Whose
 from serving.engine import REQUEST, Engine
-from serving.errors import AdaptationFailedError, BusyError, MethodError, RouteError, is_the_clients
+from serving.errors import AdaptationFailedError, BusyError, MethodError, ModelError, RouteError, is_the_clients
 from serving.heard import Heard
 from serving.keys import Key, Keys
 from serving.logs import REQUEST_ID, log_ended
@@ -51,7 +51,8 @@ class Route:
 _ROUTES = (
     Route(re.compile(r"/v1/(chat/completions|completions|responses)"), "POST", "adapted"),
     Route(re.compile(r"/(tokenize|detokenize)"), "POST", "engine"),
-    Route(re.compile(r"/(metrics|v1/models(/[^/]+)*)"), "GET", "engine"),
+    Route(re.compile(r"/metrics"), "GET", "engine"),
+    Route(re.compile(r"/v1/models(/.+)?"), "GET", "models"),
     Route(re.compile(r"/health"), "GET", "health"),
     Route(re.compile(r"/|/page/[^/]+"), "GET", "page"),
     Route(re.compile(r"/ready"), "GET", "ready"),
@@ -138,6 +139,8 @@ class Gateway:
                 await self._page(scope, receive, answer)
             case "version":
                 await answer.json(200, {"version": mayfly_version, "vllm": self._engine.version})
+            case "models":
+                await self._models(scope["path"].removeprefix("/v1/models").removeprefix("/"), answer)
             case "ready":
                 await self._ready(answer)
             case "corpora":
@@ -215,6 +218,14 @@ class Gateway:
             self._discarding.add(task)
             task.add_done_callback(self._discarding.discard)
             await asyncio.shield(task)
+
+    async def _models(self, name: str, answer: Answer) -> None:
+        """The models, or the one of this name."""
+        models = await self._engine.models()
+        found = [model for model in models if name in ("", model["id"])]
+        if not found:
+            raise ModelError(f"there is no model {name!r} here")
+        await answer.json(200, found[0] if name else {"object": "list", "data": found})
 
     async def _ready(self, answer: Answer) -> None:
         """Whether an adapted request could be answered now: the engine lives, the stages answer, the corpus opens."""

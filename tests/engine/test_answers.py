@@ -308,5 +308,8 @@ async def test_only_listed_routes_are_there(server: Server) -> None:
         text = (await client.post("/detokenize", json={"model": "nano", "tokens": tokens})).json()["prompt"]
         assert text.endswith("import")
         assert "vllm:" in (await client.get("/metrics")).text
-        assert (await client.get("/v1/models")).json()["data"][0]["id"] == "nano"
+        (model,) = (await client.get("/v1/models")).json()["data"]
+        assert (model["id"], model["root"]) == ("nano", "nano")
+        assert (await client.get("/v1/models/nano")).json()["id"] == "nano"
+        assert (await client.get("/v1/models/other")).json()["error"]["code"] == "model_not_found"
         assert set((await client.get("/version")).json()) == {"version", "vllm"}
