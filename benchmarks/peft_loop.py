@@ -74,7 +74,7 @@ _SMALL, _MIDDLE = Shape(384, 1024, 10, 6, tied=True), Shape(768, 2048, 14, 12, t
 SUBJECTS = (
     Subject("nano", None, 256, 10, 3, (1, 2, 4, 8, 16, 32)),
     Subject("30M", _SMALL, 256, 5, 3, (1, 2, 4, 8, 16, 32)),
-    Subject("150M", _MIDDLE, 256, 4, 2, (1, 8)),
+    Subject("150M", _MIDDLE, 256, 4, 2, (1, 2, 4, 8, 16, 32)),
 )
 QUICK = (Subject("nano", None, 64, 6, 2, (1, 8)), Subject("30M", _SMALL, 64, 4, 1, (1, 8)))
 ON_A_GPU = (Subject("1B", Shape(2048, 5632, 20, 4, tied=False), 512, 20, 3, (1, 8)),)
