@@ -18,6 +18,7 @@ from selection.corpus import Corpus
 from selection.documents import Document, find_files, ingest, package_folder, tokenizer_digest
 from selection.embedding import Embedder
 from selection.selector import SelectorConfig
+from serving.admission import Capacity
 from serving.config import Config, EngineConfig
 
 SLOTS = 8
@@ -73,6 +74,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
         trainer=trainer,
         selector=SelectorConfig(corpora / "corpora", base_model=nano),
         corpus="web",
+        capacity=Capacity(adaptations=64, undegraded=64),  # what is asked for is what is got, in any company
     )
     engine = await Engine.start(config.engine)
     door = Gateway(engine, CorporaStage(config.selector), TrainStage(config.trainer), config)
