@@ -131,6 +131,7 @@ def deadlines(requests: int) -> dict[str, Any]:
 
     late = [(t.seconds - asked, (t.seconds - asked) / step) for asked, step, t in outcomes if math.isfinite(asked)]
     steps_late = [steps for _, steps in late]
+    median_step = statistics.median(clock.all)
     return {
         "requests": requests,
         "failed": requests - len(outcomes),
@@ -141,6 +142,7 @@ def deadlines(requests: int) -> dict[str, Any]:
         "p99_overrun_steps": max(0.0, float(np.quantile(steps_late, 0.99))),
         "overran_share": sum(steps > 0 for steps in steps_late) / len(late),
         "overran_by_more_than_a_step": sum(steps > 1 for steps in steps_late),
+        "largest_overrun_median_steps": max(0.0, *(seconds / median_step for seconds, _ in late)),
         "largest_overrun_seconds": max(0.0, *(seconds for seconds, _ in late)),
         "with_adapter": sum(training.adapter is not None for _, _, training in outcomes),
         "with_deadline_and_adapter": sum(t.adapter is not None for asked, _, t in outcomes if math.isfinite(asked)),
