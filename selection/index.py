@@ -43,7 +43,7 @@ Mask = npt.NDArray[np.bool_]
 Ranked = tuple[Ids, Embeddings, npt.NDArray[np.float32]]
 
 FLAT_LIMIT = 50_000
-RECALL = 0.97
+RECALL = 0.96
 _TOP = 200  # so many nearest, of which RECALL are found
 _FORMAT = 3
 _MANIFEST = "index.json"
@@ -166,7 +166,8 @@ class Index:
     def _rank(self, rows: Ids, targets_TD: Embeddings, k: int) -> Ranked:
         """The nearest k of these rows by their raw vectors, nearest first; their vectors and similarities."""
         vectors_KD = np.ascontiguousarray(self._vectors_ND[rows])
-        similarity_K = np.abs(vectors_KD @ targets_TD.T).max(axis=1, initial=0.0)
+        # Not by BLAS: its threads spin on for milliseconds, on cores that FAISS's next search wants.
+        similarity_K = np.abs(np.einsum("kd,td->kt", vectors_KD, targets_TD)).max(axis=1, initial=0.0)
         best = np.lexsort((rows, -similarity_K))[:k]
         return rows[best], vectors_KD[best], similarity_K[best]
 

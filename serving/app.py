@@ -131,6 +131,7 @@ def build(config: Config) -> serve.Application:
         # made a training step 1.7 times as long (benchmarks/README.md).
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "10000",
+        "OPENBLAS_NUM_THREADS": "1",  # NumPy's own threads, which spin whatever is said; its products here are small
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
