@@ -39,6 +39,7 @@ class Job:
         on_step: told of each step.
         done: gets the Training.
         start: weights to begin with; None for fresh ones.
+        began: when its first step did, in the schedule's seconds; infinite before that.
         slot: its adapter's; None while it waits.
         losses: of the steps taken.
         used: how many sequences the steps taken have learnt from.
@@ -55,6 +56,7 @@ class Job:
     on_step: Callable[[Progress], None] | None
     done: Future[Training]
     start: bytes | None = None
+    began: float = math.inf
     slot: int | None = None
     losses: list[float] = field(default_factory=list)
     used: int = 0

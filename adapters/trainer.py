@@ -226,6 +226,8 @@ class Trainer:
     def _step(self, jobs: Sequence[Job]) -> None:
         """One step of each. What one job's rows cannot do is that job's end; the others' are computed without it."""
         begun = time.perf_counter()
+        for job in jobs:
+            job.began = min(job.began, begun)
         computing = sorted((job for job in jobs if job.rows), key=lambda job: job.place)
         lengths = [len(row) for job in computing for row in job.rows]
         try:
@@ -311,8 +313,9 @@ class Trainer:
                 job.losses, job.used, stop = [], 0, "diverged"
             adapter = self._adapter(job) if job in sound else None
             self._leave(job)
-            seconds = time.perf_counter() - job.came
-            job.done.set_result(Training(adapter, tuple(job.losses), job.used, stop, seconds))
+            now = time.perf_counter()
+            waited = min(job.began, now) - job.came
+            job.done.set_result(Training(adapter, tuple(job.losses), job.used, stop, now - job.came, waited))
         if rows:
             self._ending_time.observe(len(rows) * max(map(len, rows)), time.perf_counter() - begun)
 

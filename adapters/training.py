@@ -40,6 +40,7 @@ class Training:
         used: how many of the sequences, from the first on, the steps have learnt from.
         stop: "steps" (every sequence was used), "seconds", "diverged", "out of memory" or "cancelled".
         seconds: wall-clock, waiting included.
+        waited: of these, those before its first step began; all of them where none did.
     """
 
     adapter: Adapter | None
@@ -47,3 +48,4 @@ class Training:
     used: int
     stop: str
     seconds: float
+    waited: float

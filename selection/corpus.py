@@ -117,7 +117,7 @@ class Corpus:
         for key, theirs in _identity(embedder).items():
             if mine[key] != theirs:
                 raise CorpusError(
-                    f"corpus {self.name!r} was made with {key} {mine[key]!r}, not {theirs!r}: "
+                    f"corpus {self.name!r} was made with {key} {_told(mine[key])!r}, not {_told(theirs)!r}: "
                     f"use that embedder, or run `mayfly corpus reembed {self.name}`"
                 )
         self._embedded = mine["uuid"]
@@ -340,6 +340,11 @@ def _meta_of(folder: Path) -> dict[str, str]:
         return {}
     finally:
         store.close()
+
+
+def _told(value: str) -> str:
+    """As an error says it: an embedder's folder by its last part, as others than the server's owner may read it."""
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def _identity(embedder: Embedder) -> dict[str, str]:

@@ -342,7 +342,7 @@ class Library:
             except MissingError:  # removed just now
                 continue
             except CorpusError as problem:
-                log.warning("%s", problem)
+                log.warning("%s (%s)", problem, self._root / name)
 
     def _name(self, store: str, reader: Reader) -> str:
         try:

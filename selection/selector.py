@@ -54,6 +54,7 @@ class Selection:
     """What to train on, in order.
 
     Attributes:
+        corpus: id of the corpus that it was chosen from.
         ids: sequence ids, repeats allowed.
         sequences: their tokens, one tuple an id.
         sources: each distinct sequence with the times it was chosen, most used first.
@@ -64,6 +65,7 @@ class Selection:
         seconds: per stage: embed, search, select.
     """
 
+    corpus: str
     ids: tuple[int, ...]
     sequences: tuple[tuple[int, ...], ...]
     sources: tuple[tuple[Source, int], ...]
@@ -124,6 +126,7 @@ class Selector:
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
         """
         with self.corpora.use(corpus, reader) as opened:
+            identity = opened.meta()["id"]
             started = time.perf_counter()
             targets_TD = self.embedder.embed([text for prompt in prompts for text in self.embedder.segments(prompt)])
             embedded = time.perf_counter()
@@ -140,6 +143,7 @@ class Selector:
                     break
         counts = Counter(ids)
         return Selection(
+            corpus=identity,
             ids=ids,
             sequences=tuple(found[i][1] for i in ids),
             sources=tuple((found[i][0], times) for i, times in counts.most_common()),

@@ -50,7 +50,10 @@ CREATE TABLE reembedded (sequence INTEGER PRIMARY KEY, embedding BLOB NOT NULL)
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be used as asked; the message says what to do."""
+    """A corpus that cannot be used as asked; the message says what to do.
+
+    Whoever asked may be far away: where a corpus lies on this machine is in a note (`add_note`), never in the message.
+    """
 
 
 class CorpusNotFoundError(CorpusError):
@@ -119,9 +122,9 @@ class Store:
         with self._errors():
             usable = self._version() == _VERSION and self.meta().keys() >= _META
         if not usable:
-            raise CorpusError(
-                f"corpus {self.name!r} is damaged, was made by another version of Mayfly, or making it was broken off: "
-                f"delete {self.folder} and add its documents again"
+            raise self._unusable(
+                "is damaged, was made by another version of Mayfly, or making it was broken off: "
+                "delete its folder and add its documents again"
             )
 
     def close(self) -> None:
@@ -360,7 +363,12 @@ class Store:
             raise
         except sqlite3.DatabaseError as problem:
             if getattr(problem, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise CorpusError(
-                    f"corpus {self.name!r} is damaged: {problem}; delete {self.folder} and add its documents again"
+                raise self._unusable(
+                    f"is damaged: {problem}; delete its folder and add its documents again"
                 ) from problem
-            raise CorpusError(f"corpus {self.name!r} is as it was: {problem} ({self.folder})") from problem
+            raise self._unusable(f"is as it was: {problem}") from problem
+
+    def _unusable(self, why: str) -> CorpusError:
+        problem = CorpusError(f"corpus {self.name!r} {why}")
+        problem.add_note(f"its folder is {self.folder}")
+        return problem

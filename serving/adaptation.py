@@ -85,7 +85,8 @@ class Adaptation:
         wish: what the request asks for.
         selector, trainer, engine: the three stages.
         reader: on whose behalf the corpus is read.
-        earlier: the adapter to train further, of the conversation's previous turn; None for a fresh one.
+        find: the adapter to train further, of the conversation's previous turn, by the id of the corpus; None for a
+            fresh one.
     """
 
     def __init__(
@@ -95,14 +96,16 @@ class Adaptation:
         trainer: Trains,
         engine: Loads,
         reader: Reader = EVERYTHING,
-        earlier: Kept | None = None,
+        find: Callable[[str], Kept | None] = lambda corpus: None,
     ) -> None:
         self.report: AdaptationReport | None = None
         self.problem: Exception | None = None
         self.progress = "adapting"  # what can be said of it while it runs
         self.stage = "answer"  # where it is: "select", "train", "load" or "answer"
+        self.corpus = ""  # id of the one that was chosen from
+        self.earlier: Kept | None = None  # what is trained further
         self.adapter: Adapter | None = None  # that answers
-        self._wish, self._reader, self._earlier = wish, reader, earlier
+        self._wish, self._reader, self._find = wish, reader, find
         self._selector, self._trainer, self._engine = selector, trainer, engine
         self._arrived = time.monotonic()
         self._journey: asyncio.Task[LoadedAdapter | None] | None = None
@@ -139,8 +142,10 @@ class Adaptation:
         try:
             return await self._adapt()
         except Exception as problem:
-            if not is_the_clients(problem) and not isinstance(problem, AdaptationFailedError):
+            unforeseen = not is_the_clients(problem) and not isinstance(problem, AdaptationFailedError)
+            if unforeseen or hasattr(problem, "__notes__"):  # they are for the log, whosever mistake it was
                 log.exception("an adaptation failed")
+            if unforeseen:
                 reason = "the adaptation failed; the server's log says why"
                 if not self._wish.required:
                     self._tell(reason, "failed")
@@ -188,7 +193,8 @@ class Adaptation:
                 f"sigma {selection.uncertainty[step.used]:.3f}, {step.seconds_left:.1f} seconds left"
             )
 
-        start = self._earlier.weights if self._earlier else None
+        self.corpus, self.earlier = selection.corpus, self._find(selection.corpus)
+        start = self.earlier.weights if self.earlier else None
         with self._in("train"):
             training = await self._trainer.train(
                 selection.sequences, seed=wish.seed, seconds=left, plan=wish.plan, start=start, on_step=stepped
@@ -239,7 +245,7 @@ class Adaptation:
     ) -> None:
         seconds = dict(selection.seconds) if selection else {}
         if training:
-            seconds["train"] = training.seconds
+            seconds |= {"queue": training.waited, "train": training.seconds - training.waited}
         if loaded:
             seconds["load"] = load_seconds
         learnt = training.used if training else 0
@@ -252,7 +258,7 @@ class Adaptation:
             degraded=self._wish.degraded,
             corpus=self._wish.corpus,
             seed=self._wish.seed,
-            reused=self._earlier.reused.as_dict() if self._earlier and loaded else None,
+            reused=self.earlier.reused.as_dict() if self.earlier and loaded else None,
             stop=stop,
             uncertainty=selection.uncertainty[: learnt + 1] if selection else (),
             irreducible=selection.irreducible if selection else None,

@@ -37,6 +37,14 @@ class Capacity:
     adaptations: int = 16
     undegraded: int = 4
 
+    @classmethod
+    def of(cls, cores: int, gpus: int) -> Capacity:
+        """What such a machine takes on: on a CPU, where all stages share the cores, so little that an answer takes at
+        most about twice as long as alone (benchmarks/README.md)."""
+        if gpus:
+            return cls()
+        return cls(min(128, 8 * cores), min(16, 2 * cores), min(4, max(1, cores // 2)))
+
 
 @dataclass(frozen=True)
 class Place:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from serving.body import Message, Send
+from serving.body import Message, Send, send_json
 from serving.errors import in_openais_shape, more_headers, to_http
 from serving.openai_shape import conform
 from serving.report import AdaptationReport
@@ -35,6 +35,7 @@ class Answer:
     def __init__(self, send: Send) -> None:
         self.adaptation: Adapting | None = None
         self.hear: Callable[[bytes], None] | None = None  # is given the body of a 200 as vLLM wrote it
+        self.conforms_chunks = False  # whether those of a stream must be conformed, too
         self.status = 0  # of the answer, once it is known
         self._send = send
         self._start: Message | None = None
@@ -69,13 +70,10 @@ class Answer:
         async with self._sending:
             await self._fail(problem)
 
-    async def json(self, status: int, content: Any, more: list[tuple[bytes, bytes]] | None = None) -> None:
+    async def json(self, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """A whole JSON answer of our own."""
-        body = json.dumps(content).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers + (more or [])})
-        await self._send({"type": "http.response.body", "body": body})
+        await send_json(self._send, status, content, more)
 
     async def _pass(self, message: Message) -> None:
         if self._state == "failed":
@@ -86,7 +84,7 @@ class Answer:
             self._start, self.status = message, message["status"]
         elif self._state == "passing":
             self._listen(message.get("body", b""))
-            await self._send({**message, "body": self._with_report(message.get("body", b""))})
+            await self._send({**message, "body": self._retold(message.get("body", b""))})
         elif self.adaptation is not None and self.adaptation.problem is not None:
             await self._fail(self.adaptation.problem)
         else:
@@ -111,11 +109,11 @@ class Answer:
         report = self.adaptation.report if self.adaptation else None
         if report is not None:
             headers += report.headers()
-            if is_stream:
-                content = self._with_report(content)
-            elif is_json and self.status == 200:
+            if is_json and self.status == 200:
                 content = json.dumps({**conform(json.loads(content)), "adaptation": report.as_dict()}).encode()
                 self._told = True
+        if is_stream:
+            content = self._retold(content)
         if not more and self.status != 304:
             headers.append((b"content-length", str(len(content)).encode()))
         begun, self._state = self._state == "commenting", "passing"
@@ -146,19 +144,26 @@ class Answer:
         if self.hear is not None and self.status == 200:
             self.hear(body)
 
-    def _with_report(self, events: bytes) -> bytes:
-        """These events of a stream, the report in the first that carries JSON, unless it was told or is not known."""
-        report = self.adaptation.report if self.adaptation else None
-        if self._told or report is None or not self._is("text/event-stream"):
+    def _retold(self, events: bytes) -> bytes:
+        """These events of a stream, conformed where that must be, the report in the first after it is known."""
+        report = self.adaptation.report if self.adaptation and not self._told else None
+        if not self._is("text/event-stream") or (report is None and not self.conforms_chunks):
             return events
-        before, mark, rest = events.partition(b"data: {")
-        line, end, after = rest.partition(b"\n")
-        try:
-            chunk = json.loads(b"{" + line)
-        except ValueError:  # not a whole event: a later one will do
-            return events
-        self._told = True
-        return before + mark[:-1] + json.dumps({**chunk, "adaptation": report.as_dict()}).encode() + end + after
+        lines = events.split(b"\n")
+        for i, line in enumerate(lines):
+            if not line.startswith(b"data: {"):
+                continue
+            try:
+                chunk = json.loads(line.removeprefix(b"data: "))
+            except ValueError:  # not a whole event: for the report a later one will do
+                continue
+            if self.conforms_chunks:
+                conform(chunk)
+            if report is not None:
+                chunk["adaptation"] = report.as_dict()
+                report, self._told = None, True
+            lines[i] = b"data: " + json.dumps(chunk).encode()
+        return b"\n".join(lines)
 
 
 def _decoded(content: bytes) -> Any:

@@ -1,14 +1,17 @@
-"""The body of a request: JSON, bounded in size and time, and Unicode throughout. What it says is others' to judge."""
+"""Bodies: a request's, JSON, bounded in size and time and Unicode throughout; and whole JSON answers of our own.
+
+What they say is others' to judge.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from serving.errors import RequestError, SlowError, TooLargeError
+from serving.errors import RequestError, SlowError, TokensError, TooLargeError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -95,3 +98,27 @@ def check_size(body: dict[str, Any]) -> None:
         raise RequestError(
             f"{count} prompts with `n` {most} ask for more than {MAX_ANSWERS} answers: send fewer at once"
         )
+
+
+def check_tokens(body: dict[str, Any], vocabulary: int) -> None:
+    """Refuse tokens that vLLM would leave out of the text that they stand for, or take for others.
+
+    Raises:
+        TokensError: `tokens` holds what is no token of a vocabulary of that size.
+    """
+    tokens = body.get("tokens")
+    if isinstance(tokens, list) and not are_tokens(tokens, vocabulary):
+        raise TokensError(f"`tokens` are whole numbers from 0 to {vocabulary - 1}, the tokens of this model")
+
+
+def are_tokens(tokens: list[Any], vocabulary: int) -> bool:
+    """Whether all of them are tokens of a vocabulary of that size."""
+    return all(type(token) is int and 0 <= token < vocabulary for token in tokens)
+
+
+async def send_json(send: Send, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """A whole JSON answer, with more headers than it needs where there are some."""
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

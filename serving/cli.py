@@ -46,12 +46,12 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars: ours say more
-    from serving.errors import MayflyError
+    from serving.errors import MayflyError, in_full
 
     try:
         app()
     except (ValueError, MayflyError) as problem:
-        err.print(f"[red]mayfly:[/] {escape(str(problem))}", highlight=False, soft_wrap=True)
+        err.print(f"[red]mayfly:[/] {escape(in_full(problem))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -103,13 +103,28 @@ def serve(
         Path | None, typer.Option("--api-key-file", help="A file of keys with corpora, budgets and rates, TOML.")
     ] = None,
     log_format: Annotated[LogFormat, typer.Option("--log-format", help="Of the log, on standard error.")] = "text",
-    max_requests: Annotated[int, typer.Option("--max-requests", min=1, help="Requests at once; more get a 429.")] = 128,
+    max_requests: Annotated[
+        int | None,
+        typer.Option("--max-requests", min=1, help="Requests at once; more get a 429.", show_default="by processor"),
+    ] = None,
     max_adaptations: Annotated[
-        int, typer.Option("--max-adaptations", min=1, help="Adaptations among them at once; more get a 429.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--max-adaptations",
+            min=1,
+            help="Adaptations among them at once; more get a 429.",
+            show_default="by processor",
+        ),
+    ] = None,
     undegraded: Annotated[
-        int, typer.Option("--undegraded", min=1, help="Adaptations at once that get all their steps; more share.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--undegraded",
+            min=1,
+            help="Adaptations at once that get all their steps; more share.",
+            show_default="by processor",
+        ),
+    ] = None,
     regularisation: Annotated[
         float | None, typer.Option("--regularisation", help="lambda' of SIFT.", show_default="for the default embedder")
     ] = None,
@@ -138,7 +153,11 @@ def serve(
         config,
         limits=limits,
         auto=auto.cut_to(limits)[0],
-        capacity=Capacity(max_requests, max_adaptations, undegraded),
+        capacity=Capacity(
+            max_requests or config.capacity.requests,
+            max_adaptations or config.capacity.adaptations,
+            undegraded or config.capacity.undegraded,
+        ),
         key_digests=tuple(digest(secret) for secret in api_key or ()),
         key_file=None if api_key_file is None else api_key_file.absolute(),
         log_format=log_format,
@@ -268,12 +287,15 @@ def make_config(
     name: str | None = None,
 ) -> Config:
     """The configuration of a server on this machine, everything else at its default."""
+    import torch
+
     from adapters.defaults import for_model
     from selection.selector import SelectorConfig
+    from serving.admission import Capacity
     from serving.config import Config, EngineConfig, bundled_model
 
     base = model or bundled_model()
-    trainer = for_model(base)
+    trainer, cores = for_model(base), os.cpu_count() or 1
     return Config(
         engine=EngineConfig(base, name or model or "nano", trainer.rank, trainer.targets),
         trainer=trainer,
@@ -281,7 +303,8 @@ def make_config(
         corpus=corpus,
         host=host,
         port=port,
-        threads=os.cpu_count() or 1,
+        capacity=Capacity.of(cores, torch.cuda.device_count()),
+        threads=cores,
     )
 
 

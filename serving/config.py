@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from adapters.trainer import TrainerConfig
 from selection.selector import SelectorConfig
@@ -91,6 +91,19 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int = 2
+
+    def within(self, limits: Budget | None) -> Budget:
+        """What no request may exceed: the server's limits, or an API key's within them."""
+        return self.limits if limits is None else self.limits.cut_to(limits)[0]
+
+    def terms(self, limits: Budget | None) -> dict[str, Any]:
+        """What clients are told of adaptation before they ask for it, with an API key's limits or without.
+
+        Whether requests that name no corpus have one; not its name, which is not for every key.
+        """
+        within = self.within(limits)
+        auto, _ = self.auto.cut_to(within)
+        return {"auto": auto.as_dict(), "limits": within.as_dict(), "corpus": self.corpus is not None}
 
     @property
     def has_keys(self) -> bool:

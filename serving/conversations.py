@@ -49,7 +49,7 @@ class Whose:
 
     Attributes:
         key: name of the API key; "" where there are none.
-        corpus: that it was trained on.
+        corpus: id of the one that it was trained on: a name may become another's.
         model: the served one.
         only: the filter on the corpus's documents.
     """

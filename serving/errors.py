@@ -34,6 +34,10 @@ class RequestError(MayflyError, ValueError):
     """A request body that cannot be read, or an `adaptation` extension that is not one."""
 
 
+class TokensError(RequestError):
+    """Tokens that are none of the model's."""
+
+
 class TooLargeError(MayflyError):
     """A request body beyond the limit."""
 
@@ -104,6 +108,7 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (RouteError, HttpError(404, "invalid_request_error", "unknown_url")),
     (ModelError, HttpError(404, "invalid_request_error", "model_not_found", "model")),
     (MethodError, HttpError(405, "invalid_request_error", "method_not_allowed")),
+    (TokensError, HttpError(400, "invalid_request_error", param="tokens")),
     (RequestError, HttpError(400, "invalid_request_error")),
     (CorpusNotFoundError, HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus")),
     (CorpusError, HttpError(400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus")),
@@ -119,8 +124,13 @@ def is_the_clients(problem: BaseException) -> bool:
     return any(isinstance(problem, kind) and row.status < 500 for kind, row in _TABLE)
 
 
+def in_full(problem: BaseException) -> str:
+    """The message with its notes, for the log and the terminal: they say what clients need not know."""
+    return "; ".join([str(problem), *getattr(problem, "__notes__", ())])
+
+
 def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
-    """Status and body of an exception; what is not in the table is a 500 that tells nothing of our insides."""
+    """Status and body of an exception, without its notes; what is not in the table is a 500 that tells no insides."""
     row = next((row for kind, row in _TABLE if isinstance(problem, kind)), None)
     message = str(problem) if row else _OURS
     row = row or HttpError(500, "server_error")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn.protocols.http.auto
@@ -21,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.body import Message, Receive, Send
+from serving.body import Message, Receive, Send, send_json
 from serving.errors import RouteError, in_openais_shape, to_http
 
 log = logging.getLogger(__name__)
@@ -90,13 +91,10 @@ class _Told:
                 kept = [pair for pair in self._start["headers"] if pair[0] in (b"retry-after", b"x-request-id")]
                 await self.error(status, in_openais_shape(status, self._held.decode(errors="replace")), kept)
 
-    async def error(self, status: int, content: Any, more: list[tuple[bytes, bytes]] | None = None) -> None:
+    async def error(self, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """A whole answer."""
         self.begun = True
-        body = json.dumps(content).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers + (more or [])})
-        await self._send({"type": "http.response.body", "body": body})
+        await send_json(self._send, status, content, more)
 
 
 class StrictProtocol(HttpToolsProtocol):

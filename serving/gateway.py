@@ -21,7 +21,7 @@ from serving import __version__ as mayfly_version
 from serving.adaptation import Adaptation, Selects, Trains
 from serving.admission import Admission
 from serving.answer import Answer
-from serving.body import Message, Receive, Send, check_size, read_body
+from serving.body import Message, Receive, Send, check_size, check_tokens, read_body
 from serving.config import Config
 from serving.conversations import Conversations, Kept, Whose
 from serving.engine import REQUEST, Engine
@@ -30,6 +30,7 @@ from serving.heard import Heard
 from serving.keys import Key, Keys
 from serving.logs import REQUEST_ID, log_ended
 from serving.metrics import Metrics
+from serving.openai_shape import in_chunks
 from serving.page_files import PageFiles
 from serving.request import read_wish
 from serving.talk import read_talk
@@ -50,7 +51,7 @@ class Route:
 
 _ROUTES = (
     Route(re.compile(r"/v1/(chat/completions|completions|responses)"), "POST", "adapted"),
-    Route(re.compile(r"/(tokenize|detokenize)"), "POST", "engine"),
+    Route(re.compile(r"/(tokenize|detokenize)"), "POST", "tokens"),
     Route(re.compile(r"/metrics"), "GET", "engine"),
     Route(re.compile(r"/v1/models(/.+)?"), "GET", "models"),
     Route(re.compile(r"/health"), "GET", "health"),
@@ -100,6 +101,7 @@ class Gateway:
             live_adapters=engine.live,
             staging_bytes=engine.staged_bytes,
             in_stage=lambda: Counter(adaptation.stage for adaptation in self._adaptations.copy()),
+            under_way=lambda: {"requests": self._admission.requests, "adaptations": self._admission.adaptations},
         )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -140,16 +142,19 @@ class Gateway:
             case "version":
                 await answer.json(200, {"version": mayfly_version, "vllm": self._engine.version})
             case "models":
-                await self._models(scope["path"].removeprefix("/v1/models").removeprefix("/"), answer)
+                await self._models(scope["path"].removeprefix("/v1/models").removeprefix("/"), answer, key)
             case "ready":
                 await self._ready(answer)
             case "corpora":
                 reader = EVERYTHING if key is None else key.reader
                 state = {**scope.get("state", {}), "reader": reader}
                 await self._vector_stores({**scope, "state": state}, receive, answer)
+            case "tokens":
+                body = await read_body(receive)
+                check_tokens(body, len(self._engine.tokenizer))
+                await self._engine.app(*_with_body(scope, receive, json.dumps(body).encode()), answer)
             case _:
-                content = json.dumps(await read_body(receive)).encode() if scope["method"] == "POST" else b""
-                await self._engine.app(_with_length(scope, len(content)), _replay(content, receive), answer)
+                await self._engine.app(*_with_body(scope, receive, b""), answer)
 
     def _let_in(self, scope: Message, answerer: str) -> Key | None:
         """Whose request it is; None where there are no keys, or none is needed.
@@ -177,22 +182,28 @@ class Gateway:
             limits=None if key is None else key.limits,
         )
         adapts = wish.budget.steps > 0 and wish.corpus is not None
-        whose = Whose("" if key is None else key.name, wish.corpus or "", self._engine.config.served_name, wish.only)
         talk = read_talk(body) if wish.reuse and adapts else None
         heard = Heard()
+
+        def whose(corpus: str) -> Whose:
+            return Whose("" if key is None else key.name, corpus, self._engine.config.served_name, wish.only)
+
+        def earlier(corpus: str) -> Kept | None:
+            return None if talk is None else self._conversations.find(whose(corpus), talk)
+
         with self._admission.admit(adapts) as place:
-            earlier = None if talk is None else self._conversations.find(whose, talk)
             reader = EVERYTHING if key is None else key.reader
             adaptation = Adaptation(
                 wish.in_company(place), self._selector, self._trainer, self._engine, reader, earlier
             )
             answer.adaptation, answer.hear = adaptation, None if talk is None else heard.feed
+            answer.conforms_chunks = in_chunks(body)
             self._adaptations.add(adaptation)
             try:
                 await self._engine_answers(scope, receive, answer, body, adaptation, wish.progress)
                 if talk is not None and adaptation.adapter is not None:
-                    kept = Kept.after(earlier, adaptation.adapter)
-                    self._conversations.keep(whose, talk, heard.answers(), kept)
+                    kept = Kept.after(adaptation.earlier, adaptation.adapter)
+                    self._conversations.keep(whose(adaptation.corpus), talk, heard.answers(), kept)
             finally:
                 self._adaptations.discard(adaptation)
                 if adaptation.report is not None:
@@ -204,11 +215,10 @@ class Gateway:
         self, scope: Message, receive: Receive, answer: Answer, body: Any, adaptation: Adaptation, comments: bool
     ) -> None:
         """vLLM's application answers; it asks for the adapter, which is gone when this returns."""
-        content = json.dumps(body).encode()
         token = REQUEST.set(adaptation)
         commenting = asyncio.create_task(answer.comment()) if comments else None
         try:
-            await self._engine.app(_with_length(scope, len(content)), _replay(content, receive), answer)
+            await self._engine.app(*_with_body(scope, receive, json.dumps(body).encode()), answer)
         finally:
             REQUEST.reset(token)
             if commenting is not None:
@@ -219,9 +229,10 @@ class Gateway:
             task.add_done_callback(self._discarding.discard)
             await asyncio.shield(task)
 
-    async def _models(self, name: str, answer: Answer) -> None:
-        """The models, or the one of this name."""
-        models = await self._engine.models()
+    async def _models(self, name: str, answer: Answer, key: Key | None) -> None:
+        """The models, or the one of this name, each with the terms of its adaptation for this key."""
+        terms = self._config.terms(None if key is None else key.limits)
+        models = [{**model, "adaptation": terms} for model in await self._engine.models()]
         found = [model for model in models if name in ("", model["id"])]
         if not found:
             raise ModelError(f"there is no model {name!r} here")
@@ -256,22 +267,19 @@ def _route(scope: Message) -> str:
     raise RouteError(f"there is no {scope['path']} here")
 
 
-def _replay(content: bytes, receive: Receive) -> Receive:
-    pending = [{"type": "http.request", "body": content, "more_body": False}]
-
-    async def replayed() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return replayed
-
-
 def _header(scope: Message, name: bytes) -> str | None:
     lines = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
     return ", ".join(lines) if lines else None
 
 
-def _with_length(scope: Message, length: int) -> Message:
-    """The request with the length of the body that it now has, and the type that every body here is."""
+def _with_body(scope: Message, receive: Receive, content: bytes) -> tuple[Message, Receive]:
+    """The request with another body, its length, and the type that every body here is."""
     replaced = (b"content-length", b"transfer-encoding", b"content-type")
     kept = [pair for pair in scope["headers"] if pair[0] not in replaced]
-    return {**scope, "headers": [*kept, (b"content-type", b"application/json"), (b"content-length", b"%d" % length)]}
+    headers = [*kept, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    pending = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def replayed() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return {**scope, "headers": headers}, replayed

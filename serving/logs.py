@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 from urllib.parse import quote
 
+from serving.errors import in_full
 from serving.report import AdaptationReport
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -109,7 +110,7 @@ def _error(problem: BaseException, depth: int) -> dict[str, Any]:
     stack = traceback.extract_tb(problem.__traceback__, limit=-_FRAMES)
     told: dict[str, Any] = {
         "type": type(problem).__qualname__,
-        "message": _safe(str(problem))[:_MESSAGE],
+        "message": _safe(in_full(problem))[:_MESSAGE],
         "stack": [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in stack],
     }
     if (causes := _causes(problem)) and depth > 1:

@@ -1,8 +1,9 @@
 """Metrics: what an operator can see of adaptations, told in the answer of /metrics beside vLLM's own names.
 
 Every metric is of the server, never of one request, key or corpus: labels take few values. What others know anyway
-(adapters loaded, bytes staged, requests in a stage) is asked of them when a scrape comes. This module knows neither
-vLLM nor HTTP; vLLM's /metrics tells what is in prometheus_client's registry, and `Metrics` puts itself there.
+(adapters loaded, bytes staged, requests under way and in a stage) is asked of them when a scrape comes. This module
+knows neither vLLM nor HTTP; vLLM's /metrics tells what is in prometheus_client's registry, and `Metrics` puts itself
+there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _STEPS = (1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 75, 100, 200)
 _SIGMA = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _GAIN = (-2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
-_STAGES = ("queue", "embed", "search", "select", "train", "load")
+_STAGES = ("embed", "search", "select", "queue", "train", "load")
 _PLACES = ("select", "train", "load", "answer")
 _NOBODY_MEANT_TO_ADAPT = ("none", "corpus")
 
@@ -36,9 +37,10 @@ class Metrics:
         live_adapters: how many adapters the engine holds.
         staging_bytes: how many bytes are staged for it.
         in_stage: how many requests wait or are worked on in the stages "select", "train", "load" and "answer".
+        under_way: how many "requests" were admitted and are not answered yet, and how many "adaptations" among them.
         registry: what /metrics tells.
 
-    The three are called in the thread of the scrape: they must be quick, and must not wait for an event loop.
+    The four are called in the thread of the scrape: they must be quick, and must not wait for an event loop.
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class Metrics:
         live_adapters: Callable[[], int],
         staging_bytes: Callable[[], int],
         in_stage: Callable[[], Mapping[str, int]],
+        under_way: Callable[[], Mapping[str, int]],
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        self._live_adapters, self._staging_bytes, self._in_stage = live_adapters, staging_bytes, in_stage
+        self._live_adapters, self._staging_bytes = live_adapters, staging_bytes
+        self._in_stage, self._under_way = in_stage, under_way
         own = self._own = CollectorRegistry()
         self._answers = Counter("mayfly_answers", "Answers by HTTP status.", ["status"], registry=own)
         self._rejected = Counter(
@@ -128,6 +132,14 @@ class Metrics:
         for stage, requests in {**dict.fromkeys(_PLACES, 0), **self._in_stage()}.items():
             in_stage.add_metric([stage], requests)
         yield in_stage
+        under_way = GaugeMetricFamily(
+            "mayfly_under_way",
+            "Requests admitted and not yet answered, and the adaptations among them.",
+            labels=["what"],
+        )
+        for what, count in self._under_way().items():
+            under_way.add_metric([what], count)
+        yield under_way
 
 
 def _reason(problem: Exception) -> str:

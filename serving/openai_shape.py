@@ -1,30 +1,38 @@
-"""The last differences between vLLM's whole answers and OpenAI's specification of them.
+"""The last differences between vLLM's answers and OpenAI's specification of them.
 
 vLLM writes null where the specification has a value or nothing, and leaves out a `refusal` that the specification
-requires beside log-probabilities. Clients that validate what they are sent refuse both. Only
-whole answers are looked at: streams are passed on as they come. Knows nothing of Mayfly's own field, `adaptation`.
+requires beside log-probabilities. Clients that validate what they are sent refuse both. Of streams only those are
+looked at that carry log-probabilities (`in_chunks`). Knows nothing of Mayfly's own field, `adaptation`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+_WHOLE = ("chat.completion", "text_completion")
+_CHATS = ("chat.completion", "chat.completion.chunk")
 _OF_ANSWER = ("system_fingerprint", "usage")
 _OF_USAGE = ("completion_tokens_details", "prompt_tokens_details")
 _OF_MESSAGE = ("annotations", "function_call", "tool_calls")
 
 
+def in_chunks(request: dict[str, Any]) -> bool:
+    """Whether a stream that answers this request has chunks for `conform`: a chat's log-probabilities."""
+    return "messages" in request and bool(request.get("logprobs"))
+
+
 def conform(answer: dict[str, Any]) -> dict[str, Any]:
-    """A chat completion or a completion as OpenAI specifies it; other answers as they are. Changes what it is given."""
-    if answer.get("object") not in ("chat.completion", "text_completion"):
-        return answer
-    _drop_nulls(answer, _OF_ANSWER)
-    _drop_nulls(answer.get("usage"), _OF_USAGE)
-    for choice in answer.get("choices", []):
-        _drop_nulls(choice.get("message"), _OF_MESSAGE)
-        logprobs = choice.get("logprobs")
-        if logprobs and answer["object"] == "chat.completion":
-            logprobs.setdefault("refusal", None)
+    """A completion, a chat or a chunk of one as OpenAI specifies it; others as they are. Changes what it is given."""
+    kind, choices = answer.get("object"), answer.get("choices", [])
+    if kind in _WHOLE:
+        _drop_nulls(answer, _OF_ANSWER)
+        _drop_nulls(answer.get("usage"), _OF_USAGE)
+        for choice in choices:
+            _drop_nulls(choice.get("message"), _OF_MESSAGE)
+    if kind in _CHATS:
+        for choice in choices:
+            if choice.get("logprobs"):
+                choice["logprobs"].setdefault("refusal", None)
     return answer
 
 

@@ -29,7 +29,7 @@ class AdaptationReport:
         irreducible: sigma_infinity, what no further step over the same candidates could explain.
         losses: nats a token of each step's sequences, before that step.
         sources: sequences used: document id and name, start (characters), and times.
-        seconds: per stage: embed, search, select, train, load.
+        seconds: per stage: embed, search, select, queue (before the first training step), train, load.
         spent_seconds: wall-clock from arrival to the loaded adapter, waiting included.
         adapter: the name of the adapter that answered.
     """

@@ -12,6 +12,7 @@ from adapters.plan import PLANS
 from selection.embedding import Prompt
 from selection.filters import Filter, to_sql
 from selection.selector import STRATEGIES
+from serving.body import are_tokens
 from serving.budget import ALIAS, FIELD, HEADER, Budget, agreed_budget
 from serving.config import Config
 from serving.errors import RequestError
@@ -44,7 +45,7 @@ def read_wish(
         BudgetError: a header or `compute_budget`.
         RequestError: the extension.
     """
-    within = config.limits if limits is None else config.limits.cut_to(limits)[0]
+    within = config.within(limits)
     said = {HEADER: header, ALIAS: alias, FIELD: body.pop(FIELD, None)}
     budget = agreed_budget(said, config.auto if default is None else default, config.auto, within)
     budget, cut = budget.cut_to(within)
@@ -154,5 +155,5 @@ def _text(content: Any) -> str:
 
 
 def _decode(tokens: Any, tokenizer: Any) -> str:
-    sound = isinstance(tokens, list) and all(type(t) is int and 0 <= t < len(tokenizer) for t in tokens)
+    sound = isinstance(tokens, list) and are_tokens(tokens, len(tokenizer))
     return str(tokenizer.decode(tokens)) if sound else ""

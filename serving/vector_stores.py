@@ -251,7 +251,7 @@ async def _unrouted(request: Request, problem: Exception) -> Response:
 
 
 def _failed(problem: Exception) -> Response:
-    # What is wrong with a corpus on disk is not the client's, and its message names folders.
+    # What is wrong with a corpus on disk is not the client's.
     if isinstance(problem, CorpusError) or not is_the_clients(problem):
         log.error("a request failed", exc_info=problem)
         problem = RuntimeError()

@@ -8,7 +8,7 @@ import { ServerError, corpora, get, stream } from "./server.js";
 
 const SAMPLING = { max_tokens: 256, temperature: 0.5, seed: 0 }; // the same for both answers: they differ by the adapter
 const KEY = "mayfly-key";
-const MEANINGS = {
+const meanings = {
   none: "The base model answers, nothing is trained.",
   auto: "The server decides when one step more is not worth its compute.",
   steps: "At most so many gradient steps.",
@@ -143,6 +143,7 @@ async function load() {
     const [models, stores] = await Promise.all([get("v1/models", key()), corpora(key())]);
     model = models.data[0].id;
     at("model").textContent = `Model: ${model}`;
+    heed(models.data[0].adaptation);
     const options = stores.map(({ id, name, file_counts: files }) => {
       const unique = stores.filter((other) => other.name === name).length === 1;
       return make("option", { value: unique ? name : id }, `${name} (${count(files.completed, "document")})`);
@@ -157,6 +158,15 @@ async function load() {
   }
 }
 
+// Sets the form to what the server allows, and says what it does by itself.
+function heed({ auto, limits, corpus }) {
+  for (const name of ["steps", "seconds"]) if (limits[name] !== null) at(name).max = limits[name];
+  at("corpus").options[0].text = corpus ? "The server's default corpus" : "Nothing: the base model answers";
+  const fewer = auto.alpha === null ? "" : ", fewer where one more is not worth its compute";
+  meanings.auto = auto.steps ? `Up to ${count(auto.steps, "step")}${fewer}.` : meanings.none;
+  settle();
+}
+
 async function copy(title, code) {
   try {
     await navigator.clipboard.writeText(code);
@@ -168,7 +178,7 @@ async function copy(title, code) {
 
 function settle() {
   const kind = chosen("budget");
-  at("budget-means").textContent = MEANINGS[kind];
+  at("budget-means").textContent = meanings[kind];
   at("prompt").classList.toggle("code", chosen("kind") === "completion");
   for (const row of document.querySelectorAll(".amount")) {
     const name = row.dataset.of;

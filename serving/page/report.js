@@ -14,9 +14,10 @@ const STAGES = {
   embed: "embedding the prompt",
   search: "searching the corpus",
   select: "choosing",
+  queue: "waiting for the trainer",
   train: "training",
   load: "loading the adapter",
-  rest: "waiting, and on the way",
+  rest: "other waiting, and on the way",
   answer: "answering",
 };
 const SHOWN = 8; // documents, until all are asked for

@@ -198,7 +198,22 @@ class TestDeadlines:
 
         assert later.stop == "seconds"
         assert 0.4 < later.seconds < 1.0
+        assert 0.0 < later.waited < later.seconds
         assert first.result(SOON).stop == "seconds"
+
+    def test_waiting_is_told_apart_from_training(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=1)
+        trainer.train(SEQUENCES)
+        with held(trainer):
+            waiting = trainer.submit(SEQUENCES)
+            never = trainer.submit(SEQUENCES, seconds=1e-6)
+            time.sleep(0.2)
+
+        waited, trained = waiting.result(SOON), trainer.train(SEQUENCES)
+
+        assert 0.2 < waited.waited < waited.seconds
+        assert 0.0 <= trained.waited < trained.seconds
+        assert (never.result(SOON).waited, never.result(SOON).losses) == (never.result(SOON).seconds, ())
 
     def test_gradients_taken_again_do_not_mislead_the_clock(self, trainer: Trainer) -> None:
         # Steps without tokens cost next to nothing; whoever computes must still be given time.
@@ -230,9 +245,11 @@ class TestGivingUpASlot:
         assert begun.wait(60)
         first = hurried[0].result(60)
         overtaken = not patient.done()
-        adapter = patient.result(60).adapter
+        training = patient.result(60)
+        adapter = training.adapter
 
         assert overtaken
+        assert training.waited < training.seconds - first.seconds  # only until its own first step
         assert len(first.losses) == len(SEQUENCES)
         assert alone is not None
         assert adapter is not None

@@ -47,7 +47,7 @@ from serving.metrics import Metrics
 PrometheusStatLogger(AsyncEngineArgs(model=sys.argv[1], enable_lora=True, enforce_eager=True).create_engine_config())
 labels = {name: sorted(getattr(metric, "_labelnames", ())) for name, metric in REGISTRY._names_to_collectors.items()}
 attach_router(app := FastAPI())
-Metrics(live_adapters=lambda: 3, staging_bytes=lambda: 0, in_stage=lambda: {})
+Metrics(live_adapters=lambda: 3, staging_bytes=lambda: 0, in_stage=dict, under_way=dict)
 print("told:" + json.dumps({"labels": labels, "answer": TestClient(app).get("/metrics").text}))
 """
 
@@ -84,7 +84,13 @@ def told(process: dict[str, Any]) -> dict[str, set[str]]:
 
 def _ours() -> CollectorRegistry:
     registry = CollectorRegistry(auto_describe=True)
-    metrics = Metrics(live_adapters=lambda: 0, staging_bytes=lambda: 0, in_stage=lambda: {}, registry=registry)
+    metrics = Metrics(
+        live_adapters=lambda: 0,
+        staging_bytes=lambda: 0,
+        in_stage=dict,
+        under_way=lambda: {"requests": 2, "adaptations": 1},
+        registry=registry,
+    )
     metrics.adapted(REPORT)
     metrics.adapted(replace(REPORT, degraded="fewer"))
     metrics.adapted(replace(REPORT, adapted=False, stop="none"))

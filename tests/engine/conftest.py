@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Server:
     engine: Any
     trainer: TrainerConfig
     selector: SelectorConfig
+    door: Callable[[Capacity], AbstractAsyncContextManager[str]]  # another one, to the same engine
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, timeout=120)
@@ -77,14 +79,20 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
         capacity=Capacity(adaptations=64, undegraded=64),  # what is asked for is what is got, in any company
     )
     engine = await Engine.start(config.engine)
-    door = Gateway(engine, CorporaStage(config.selector), TrainStage(config.trainer), config)
-    web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
-    serving = asyncio.create_task(web.serve())
-    while not web.started:  # noqa: ASYNC110  uvicorn has no event for it
-        await asyncio.sleep(0.05)
-    port = web.servers[0].sockets[0].getsockname()[1]
-    yield Server(f"http://127.0.0.1:{port}", engine, config.trainer, config.selector)
-    web.should_exit = True
-    await serving
+    selects, trains = CorporaStage(config.selector), TrainStage(config.trainer)
+
+    @asynccontextmanager
+    async def door(capacity: Capacity) -> AsyncIterator[str]:
+        gateway = Gateway(engine, selects, trains, replace(config, capacity=capacity))
+        web = uvicorn.Server(uvicorn.Config(gateway, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+        serving = asyncio.create_task(web.serve())
+        while not web.started:  # noqa: ASYNC110  uvicorn has no event for it
+            await asyncio.sleep(0.05)
+        yield f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}"
+        web.should_exit = True
+        await serving
+
+    async with door(config.capacity) as url:
+        yield Server(url, engine, config.trainer, config.selector, door)
     engine.stop()
     assert not any(name.startswith(f"mayfly-{os.getpid()}-") for name in os.listdir("/dev/shm"))

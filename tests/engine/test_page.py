@@ -120,6 +120,27 @@ async def test_the_budget_that_is_chosen_is_the_one_that_is_sent(page: Any) -> N
     assert not await page.locator("#report").is_visible()
 
 
+async def test_the_form_goes_as_far_as_the_server(page: Any) -> None:
+    async def other(route: Any) -> None:
+        listed = await (await route.fetch()).json()
+        listed["data"][0]["adaptation"] = {
+            "auto": {"steps": 300, "seconds": 5.0, "alpha": None},
+            "limits": {"steps": 300, "seconds": 5.0, "alpha": None},
+            "corpus": False,
+        }
+        await route.fulfill(json=listed)
+
+    sliders = [page.locator("#steps"), page.locator("#seconds")]
+    assert [await slider.get_attribute("max") for slider in sliders] == ["50", "60"]
+    assert await page.get_by_text("Up to 50 steps, fewer where one more is not worth its compute.").is_visible()
+    await page.route("**/v1/models", other)
+    await page.reload()
+
+    await page.get_by_text("Up to 300 steps.").wait_for()
+    assert [await slider.get_attribute("max") for slider in sliders] == ["300", "5"]
+    assert await page.locator("#corpus option").first.text_content() == "Nothing: the base model answers"
+
+
 async def test_a_chat_is_answered_too(page: Any) -> None:
     await page.get_by_role("radio", name="Chat").check()
     await ask(page, steps=1)

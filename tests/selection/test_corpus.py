@@ -175,6 +175,16 @@ def test_another_embedder_is_refused(corpora: Path, corpus: Corpus, words: Embed
     corpus.check(words)
 
 
+def test_an_embedder_in_a_folder_is_told_without_the_way_to_it(corpora: Path, words: Embedder) -> None:
+    words.name = "/srv/models/mine"
+    corpus = Corpus.create(corpora, "notes", words, _TOKENIZER)
+
+    words.name = "org/mine"
+    with pytest.raises(CorpusError, match="'notes' was made with embedder 'mine', not 'org/mine': "):
+        corpus.check(words)
+    corpus.close()
+
+
 def test_another_tokenizer_is_refused(corpora: Path, corpus: Corpus, words: Embedder) -> None:
     for attempt in (
         lambda: corpus.check(words, "other"),
@@ -224,7 +234,8 @@ def test_a_damaged_or_unfinished_corpus_is_refused(corpora: Path, corpus: Corpus
         Corpus.open(corpora, "notes")
 
     assert not isinstance(refusal.value, CorpusNotFoundError)
-    assert f"delete {corpora / 'notes'}" in str(refusal.value)
+    assert "delete its folder and add its documents again" in str(refusal.value)
+    assert refusal.value.__notes__ == [f"its folder is {corpora / 'notes'}"]
 
 
 def test_a_corpus_whose_making_was_broken_off_can_be_made(corpora: Path, words: Embedder) -> None:

@@ -321,6 +321,22 @@ def test_a_corpus_that_is_not_there_is_said_so(selector: Selector, make: Any, na
         selector.select(_KITTEN, name, steps=1)
 
 
+def test_it_says_which_corpus_it_chose_from_however_that_was_called(
+    corpora: Path, selector: Selector, make: Any
+) -> None:
+    make("small", _DOCUMENTS)
+    first = selector.select(_KITTEN, "small", steps=1).corpus
+    corpus = Corpus.open(corpora, "small")
+    corpus.remember({"name": "A small one"})
+    identity = corpus.meta()["id"]
+    corpus.close()
+
+    assert {first, *(selector.select(_KITTEN, name, steps=1).corpus for name in (first, "A small one"))} == {identity}
+    Corpus.open(corpora, "small").remove()
+    make("small", _DOCUMENTS)
+    assert selector.select(_KITTEN, "small", steps=1).corpus != identity
+
+
 def test_a_corpus_of_another_embedder_is_refused(
     corpora: Path, selector: Selector, words: Embedder, tokenizer: Any
 ) -> None:

@@ -423,7 +423,9 @@ def test_another_versions_database_is_refused_and_left_alone(folder: Path, state
         store.check_version()
     store.close()
 
-    assert f"delete {folder} and add its documents again" in str(refusal.value)
+    assert "delete its folder and add its documents again" in str(refusal.value)
+    assert str(folder) not in str(refusal.value)
+    assert refusal.value.__notes__ == [f"its folder is {folder}"]
 
     with sqlite3.connect(folder / "corpus.db") as database:
         tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -444,8 +446,11 @@ def test_a_database_that_has_forgotten_what_it_is_is_refused(store: Store, folde
 def test_a_file_that_is_no_database_is_called_damaged(folder: Path) -> None:
     (folder / "corpus.db").write_bytes(b"garbage" * 1000)
 
-    with pytest.raises(CorpusError, match="'notes' is damaged: file is not a database; delete"):
+    with pytest.raises(CorpusError, match="'notes' is damaged: file is not a database; delete") as refusal:
         Store(folder)
+
+    assert str(folder) not in str(refusal.value)
+    assert refusal.value.__notes__ == [f"its folder is {folder}"]
 
 
 def test_damaged_pages_are_called_damaged_whatever_is_asked(store: Store, folder: Path) -> None:

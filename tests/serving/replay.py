@@ -31,7 +31,7 @@ REPORT: dict[str, Any] = {
         {"document": "a", "name": "paths.py", "start": 700, "times": 2},
         {"document": "b", "name": "flow.py", "start": 0, "times": 2},
     ],
-    "seconds": {"embed": 0.01, "search": 0.002, "select": 0.001, "train": 1.1, "load": 0.03},
+    "seconds": {"embed": 0.01, "search": 0.002, "select": 0.001, "queue": 0.1, "train": 1.0, "load": 0.03},
     "corpus": "nx",
     "seed": 0,
     "adapter": "mayfly-1",

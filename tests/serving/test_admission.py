@@ -58,6 +58,13 @@ def test_a_refusal_is_a_429_that_says_when_to_come_back() -> None:
     assert more_headers(RateLimitError("slower", 3.2)) == [(b"retry-after", b"4")]
 
 
+def test_a_cpu_takes_on_little_and_more_with_its_cores() -> None:
+    sizes = [Capacity.of(cores, gpus=0) for cores in (1, 2, 8, 64)]
+
+    assert sizes == [Capacity(8, 2, 1), Capacity(16, 4, 1), Capacity(64, 16, 4), Capacity(128, 16, 4)]
+    assert Capacity.of(2, gpus=1) == Capacity()
+
+
 @given(wished=st.integers(0, 1000), under_way=st.integers(1, 300), undegraded=st.integers(1, 300))
 def test_steps_are_shared_never_more_than_wished_and_never_none_of_some(
     wished: int, under_way: int, undegraded: int

@@ -20,23 +20,9 @@ from typer.testing import CliRunner, Result
 
 from serving.chat import chat, facts_line
 from serving.client import AnswerError
-from tests.serving.replay import CHAT, COMMENTS, FIRST, REPORT, Replay, events, playing, spoken
+from tests.serving.replay import CHAT, COMMENTS, FIRST, REPORT, Replay, events, spoken
 
 _FACTS = "5 steps in 1.23 s · stop alpha · sigma 1.00 to 0.51 · loss 2.35 to 1.77 · from paths.py x3, flow.py x2"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Replay]:
-    with playing() as replay:
-        yield replay
-
-
-@pytest.fixture
-def replay(running: Replay) -> Replay:
-    running.plays, running.refuses = CHAT, None
-    running.asked.clear()
-    running.left.clear()
-    return running
 
 
 def run(replay: Replay, *arguments: str, stdin: str | None = None, **environment: str) -> Result:
@@ -62,6 +48,11 @@ class Terminal:
 
     def type(self, line: str) -> None:
         os.write(self._here, f"{line}\n".encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C, no sooner than a person's: a signal between a prompt and the wait for a key is heard at the key."""
+        time.sleep(0.2)
+        self.process.send_signal(signal.SIGINT)
 
     def wait_for(self, text: str) -> None:
         """Read until the terminal shows a text."""
@@ -242,7 +233,7 @@ def test_ctrl_c_stops_the_answer_and_twice_ends(replay: Replay) -> None:
     with terminal("--url", replay.url) as user:
         user.type("A story?")
         user.wait_for("Once upon")
-        user.process.send_signal(signal.SIGINT)
+        user.interrupt()
         user.wait_for("Ctrl-C again ends")
         assert replay.left.wait(10)
         user.wait_for("> ")
@@ -251,10 +242,10 @@ def test_ctrl_c_stops_the_answer_and_twice_ends(replay: Replay) -> None:
         user.type("Go on.")
         user.wait_for("5 steps in 1.23 s")
         user.wait_for("> ")
-        user.process.send_signal(signal.SIGINT)
+        user.interrupt()
         user.wait_for("Ctrl-C again ends")
         user.wait_for("> ")
-        user.process.send_signal(signal.SIGINT)
+        user.interrupt()
         assert user.process.wait(30) == 0
 
     said = [turn["content"] for turn in replay.asked[-1][1]["messages"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from serving.client import AnswerError, Piece, Progress, Report, Server, Told, read_events
-from tests.serving.replay import CHAT, FIRST, REPORT, Replay, events, playing, spoken
+from tests.serving.replay import CHAT, FIRST, REPORT, Replay, events, spoken
 
 _TOLD: list[Told] = [
     Progress("adapting"),
@@ -23,19 +22,6 @@ _TOLD: list[Told] = [
     Piece("Hel"),
     Piece("lo\tthere\u2028you"),
 ]
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Replay]:
-    with playing() as replay:
-        yield replay
-
-
-@pytest.fixture
-def replay(running: Replay) -> Replay:
-    running.plays, running.refuses = CHAT, None
-    running.asked.clear()
-    return running
 
 
 def ask(url: str, key: str | None = None) -> list[Told]:

@@ -22,8 +22,10 @@ from serving.errors import (
     RouteError,
     SlowError,
     StartError,
+    TokensError,
     TooLargeError,
     UnauthorizedError,
+    in_full,
     in_openais_shape,
     is_the_clients,
     more_headers,
@@ -42,6 +44,7 @@ _ALL = [
     RouteError,
     SlowError,
     StartError,
+    TokensError,
     TooLargeError,
     UnauthorizedError,
 ]
@@ -122,6 +125,7 @@ def test_errors_of_others_are_told_as_openai_tells_them(
     [
         (BudgetError("m"), 400, "invalid_request_error", "invalid_compute_budget", "Compute-Budget"),
         (RequestError("m"), 400, "invalid_request_error", None, None),
+        (TokensError("m"), 400, "invalid_request_error", None, "tokens"),
         (UnauthorizedError("m"), 401, "invalid_request_error", "invalid_api_key", None),
         (SlowError("m"), 408, "invalid_request_error", "request_timeout", None),
         (TooLargeError("m"), 413, "invalid_request_error", "request_too_large", None),
@@ -170,6 +174,16 @@ def test_what_we_did_not_foresee_tells_nothing_of_our_insides(problem: Exception
     assert error == {"message": error["message"], "type": "server_error", "param": None, "code": None}
     assert "its log says why" in error["message"]
     assert not is_the_clients(problem)
+
+
+def test_a_note_is_for_us_and_not_for_the_client_and_survives_pickling() -> None:
+    problem = CorpusError("corpus 'notes' is damaged")
+    problem.add_note("its folder is /srv/notes")
+
+    again = pickle.loads(pickle.dumps(problem))
+
+    assert in_full(again) == "corpus 'notes' is damaged; its folder is /srv/notes"
+    assert to_http(again)[1]["error"]["message"] == "corpus 'notes' is damaged"
 
 
 def test_any_message_makes_a_body_that_can_be_read() -> None:

@@ -117,6 +117,15 @@ def test_an_exception_is_told_by_type_message_and_stack_without_what_its_frames_
     assert "my secret" not in json.dumps(event)
 
 
+def test_the_notes_of_an_exception_are_told(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    problem = ValueError("corpus 'notes' is damaged")
+    problem.add_note("its folder is /srv/notes")
+
+    log.error("a request failed", exc_info=problem)
+
+    assert lines()[0]["error"]["message"] == "corpus 'notes' is damaged; its folder is /srv/notes"
+
+
 def test_a_group_of_exceptions_and_an_endless_chain_are_told_within_bounds(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:

@@ -23,10 +23,12 @@ class House:
         self.registry = CollectorRegistry(auto_describe=True)
         self.adapters: list[str] = []
         self.in_stage = {"train": 0}
+        self.under_way = {"requests": 0, "adaptations": 0}
         self.metrics = Metrics(
             live_adapters=lambda: len(self.adapters),
             staging_bytes=lambda: sum(file.stat().st_size for file in staging.iterdir()) if staging else 0,
             in_stage=lambda: self.in_stage,
+            under_way=lambda: self.under_way,
             registry=self.registry,
         )
 
@@ -123,10 +125,12 @@ def test_what_others_know_is_asked_when_the_scrape_comes(tmp_path: Path) -> None
     house.adapters.append("mayfly-1")
     (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1000))
     house.in_stage = {"train": 3, "answer": 1}
+    house.under_way = {"requests": 9, "adaptations": 4}
 
     assert (house.told("mayfly_live_adapters"), house.told("mayfly_staging_bytes")) == (1, 1000)
     stages = {stage: house.told("mayfly_requests_in_stage", stage=stage) for stage in ("select", "train", "answer")}
     assert stages == {"select": 0, "train": 3, "answer": 1}
+    assert [house.told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [9, 4]
 
 
 def test_the_series_that_alerts_count_are_there_before_the_first_event() -> None:
@@ -153,7 +157,13 @@ def test_a_second_one_in_the_process_takes_the_first_ones_place_and_leaves_other
     Counter("vllm:others", "Of another.", registry=registry).inc(7)
 
     def make(adapters: int) -> Metrics:
-        return Metrics(live_adapters=lambda: adapters, staging_bytes=lambda: 0, in_stage=lambda: {}, registry=registry)
+        return Metrics(
+            live_adapters=lambda: adapters,
+            staging_bytes=lambda: 0,
+            in_stage=dict,
+            under_way=dict,
+            registry=registry,
+        )
 
     make(1).answered(200)
     make(2)
@@ -165,7 +175,7 @@ def test_a_second_one_in_the_process_takes_the_first_ones_place_and_leaves_other
 
 
 def test_by_default_they_stand_where_vllms_stand() -> None:
-    Metrics(live_adapters=lambda: 5, staging_bytes=lambda: 0, in_stage=lambda: {})
+    Metrics(live_adapters=lambda: 5, staging_bytes=lambda: 0, in_stage=dict, under_way=dict)
 
     assert REGISTRY.get_sample_value("mayfly_live_adapters") == 5
 

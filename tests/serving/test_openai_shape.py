@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from serving.openai_shape import conform
+from typing import Any
+
+import pytest
+
+from serving.openai_shape import conform, in_chunks
 
 
 def test_a_chat_has_no_nulls_where_openai_has_none() -> None:
@@ -49,3 +53,28 @@ def test_other_answers_are_left_alone() -> None:
     tokens = {"count": 1, "system_fingerprint": None}
 
     assert conform(dict(tokens)) == tokens
+
+
+def test_log_probabilities_of_a_chunk_say_that_nothing_was_refused_and_its_nulls_stay() -> None:
+    chunk = {"object": "chat.completion.chunk", "choices": [{"logprobs": {"content": []}}, {"logprobs": None}]}
+
+    assert conform({**chunk, "usage": None}) == {
+        "object": "chat.completion.chunk",
+        "choices": [{"logprobs": {"content": [], "refusal": None}}, {"logprobs": None}],
+        "usage": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("request_body", "expected"),
+    [
+        ({"messages": [], "logprobs": True}, True),
+        ({"messages": [], "logprobs": False}, False),
+        ({"messages": []}, False),
+        ({"prompt": "", "logprobs": 1}, False),
+    ],
+)
+def test_only_a_chat_that_asks_for_log_probabilities_has_chunks_to_look_at(
+    request_body: dict[str, Any], expected: bool
+) -> None:
+    assert in_chunks(request_body) is expected

@@ -26,7 +26,7 @@ _REPORT = AdaptationReport(
     irreducible=0.01234567,
     losses=(2.5, 2.25),
     sources=({"document": 4, "name": "a.txt", "start": 0, "times": 2},),
-    seconds={"embed": 0.01234, "search": 0.002, "select": 0.003, "train": 0.75, "load": 0.05},
+    seconds={"embed": 0.01234, "search": 0.002, "select": 0.003, "queue": 0.25, "train": 0.5, "load": 0.05},
     spent_seconds=0.84321987,
     adapter="mayfly-1",
 )
@@ -50,7 +50,7 @@ def test_the_body_tells_all_of_it() -> None:
         "irreducible": 0.012346,
         "losses": [2.5, 2.25],
         "sources": [{"document": 4, "name": "a.txt", "start": 0, "times": 2}],
-        "seconds": {"embed": 0.0123, "search": 0.002, "select": 0.003, "train": 0.75, "load": 0.05},
+        "seconds": {"embed": 0.0123, "search": 0.002, "select": 0.003, "queue": 0.25, "train": 0.5, "load": 0.05},
         "corpus": "notes",
         "seed": 3,
         "reused": {"adapter": "mayfly-0", "turns": 1, "steps": 20},
@@ -61,7 +61,8 @@ def test_the_body_tells_all_of_it() -> None:
 def test_the_headers_tell_it_in_short() -> None:
     assert headers(_REPORT) == {
         "compute-spent": "steps=2, seconds=0.843, sigma=0.312, stop=alpha",
-        "server-timing": "embed;dur=12.3, search;dur=2.0, select;dur=3.0, train;dur=750.0, load;dur=50.0",
+        "server-timing": "embed;dur=12.3, search;dur=2.0, select;dur=3.0, "
+        "queue;dur=250.0, train;dur=500.0, load;dur=50.0",
     }
 
 

@@ -1,0 +1,73 @@
+"""A server with more to do than it takes on: who gets fewer steps, who is turned away, and that it passes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI, RateLimitError
+
+from serving.admission import Capacity
+from tests.engine.conftest import Server
+
+STEPS = 24
+
+
+async def test_beyond_its_capacity_steps_are_shared_and_the_rest_is_turned_away(server: Server) -> None:
+    async with (
+        server.door(Capacity(requests=4, adaptations=3, undegraded=1)) as url,
+        httpx.AsyncClient(base_url=url, timeout=120) as client,
+    ):
+        replies = await asyncio.gather(*(_ask(client, number) for number in range(8)))
+        afterwards = await _ask(client, 8)
+
+    answered = [reply.json()["adaptation"] for reply in replies if reply.status_code == 200]
+    assert sorted(report["spent"]["steps"] for report in answered) == [STEPS // 3, STEPS // 2, STEPS]
+    assert all((report["degraded"] is None) is (report["spent"]["steps"] == STEPS) for report in answered)
+    turned_away = [reply for reply in replies if reply.status_code != 200]
+    assert len(turned_away) == 5
+    for reply in turned_away:
+        assert reply.status_code == 429
+        assert int(reply.headers["retry-after"]) > 0
+        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+    assert afterwards.json()["adaptation"]["spent"]["steps"] == STEPS
+
+
+async def test_a_required_adapter_gives_up_no_step(server: Server) -> None:
+    async with (
+        server.door(Capacity(requests=4, adaptations=2, undegraded=1)) as url,
+        httpx.AsyncClient(base_url=url, timeout=120) as client,
+    ):
+        replies = await asyncio.gather(*(_ask(client, number, required=True) for number in range(2)))
+    assert [reply.json()["adaptation"]["spent"]["steps"] for reply in replies] == [STEPS, STEPS]
+
+
+async def test_the_base_model_still_answers_while_no_adaptation_is_taken_on(server: Server) -> None:
+    async with (
+        server.door(Capacity(requests=8, adaptations=1, undegraded=1)) as url,
+        httpx.AsyncClient(base_url=url, timeout=120) as client,
+    ):
+        first = asyncio.create_task(_ask(client, 1))
+        await _under_way(client)
+        plain = await _ask(client, 2, budget="none")
+        openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(RateLimitError):
+            await openai.completions.create(model="nano", prompt="import", extra_headers={"Compute-Budget": "auto"})
+        assert plain.status_code == 200
+        assert not first.done()
+        assert (await first).json()["adaptation"]["adapted"] is True
+
+
+async def _ask(client: httpx.AsyncClient, seed: int, budget: str = f"steps={STEPS}", **wish: Any) -> httpx.Response:
+    body = {"model": "nano", "prompt": "class Route:\n", "max_tokens": 4, "adaptation": {"seed": seed, **wish}}
+    return await client.post("/v1/completions", headers={"Compute-Budget": budget}, json=body)
+
+
+async def _under_way(client: httpx.AsyncClient) -> None:
+    for _ in range(200):
+        if 'mayfly_requests_in_stage{stage="train"} 1.0' in (await client.get("/metrics")).text:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("no adaptation got under way")

@@ -1,0 +1,305 @@
+"""The door by HTTP, its stages behind it: what is ours of an answer. vLLM is played; tests/engine has the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from adapters.trainer import TrainerConfig
+from selection.corpus import Corpus
+from selection.documents import Document, ingest, tokenizer_digest
+from selection.embedding import Embedder, load_embedder
+from selection.selector import SelectorConfig
+from serving.budget import Budget
+from serving.config import Config, EngineConfig
+from serving.engine import Engine
+from serving.gateway import Gateway
+from serving.keys import digest
+from serving.stages import CorporaStage, TrainStage
+
+ANSWER = "In the yellow book."
+QUESTION = {"role": "user", "content": "How do I ask for leave?"}
+FURTHER = [QUESTION, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And how much?"}]
+_ENDLESS = [[(7 * i) % 101 for i in range(32)]] * 20_000  # some minutes
+
+
+class Vllm:
+    """vLLM's engine and its application: to whatever is asked it has one answer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.input_processor = SimpleNamespace(process_inputs=lambda *_: None)
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/detokenize", self._detokenize, methods=["POST"]),
+            ]
+        )
+        card = SimpleNamespace(id="nano", model_dump=lambda: {"id": "nano", "object": "model"})
+        self.app.state.openai_serving_models = SimpleNamespace(show_available_models=self._models(card))
+        self._tokenizer = tokenizer
+
+    def get_tokenizer(self) -> Any:
+        return self._tokenizer
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    async def generate(self, prompt: Any, params: Any, request_id: str, **_: Any) -> AsyncIterator[str]:
+        yield ANSWER
+
+    async def add_lora(self, request: Any) -> None: ...
+
+    async def remove_lora(self, adapter: int) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+    def _models(self, *cards: Any) -> Any:
+        async def listed() -> Any:
+            return SimpleNamespace(data=cards)
+
+        return listed
+
+    async def _chat(self, request: Request) -> Response:
+        body, params = await request.json(), SimpleNamespace(clone=lambda: None)
+        try:
+            (said,) = [text async for text in self.generate(body["messages"], params, "1")]
+        except Exception as problem:
+            return JSONResponse({"error": {"message": str(problem), "type": "Inside"}}, 500)
+        if not body.get("stream"):
+            choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+            return JSONResponse({"object": "chat.completion", "choices": [choice]})
+        choice = {"index": 0, "delta": {"content": said}, "logprobs": {"content": []} if body.get("logprobs") else None}
+        chunk = f"data: {json.dumps({'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+        return StreamingResponse(iter([chunk, chunk, "data: [DONE]\n\n"]), media_type="text/event-stream")
+
+    async def _detokenize(self, request: Request) -> Response:
+        return JSONResponse({"prompt": self._tokenizer.decode((await request.json())["tokens"])})
+
+
+@dataclass(frozen=True)
+class House:
+    """What stands behind a door, and stays while doors come and go."""
+
+    config: Config
+    selector: CorporaStage
+    trainer: TrainStage
+    embedder: Embedder
+    tokenizer: Any
+
+    @property
+    def corpora(self) -> Path:
+        return self.config.selector.root
+
+    def fill(self, name: str) -> str:
+        """Make a corpus; its id."""
+        corpus = Corpus.create(self.corpora, name, self.embedder, tokenizer_digest(self.tokenizer))
+        text = "Leave is asked for in the yellow book, a week ahead. There are thirty days of it."
+        ingest(corpus, [Document("leave.md", text)], self.embedder, self.tokenizer)
+        identity = corpus.meta()["id"]
+        corpus.close()
+        return identity
+
+    def remove(self, name: str) -> None:
+        Corpus.open(self.corpora, name).remove()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, nano: str, tokenizer: Any) -> House:
+    """Its trainer has one slot, and the corpus of requests that name none is "handbook"."""
+    trainer = TrainerConfig(nano, rank=4, slots=1)
+    corpora = tmp_path_factory.mktemp("home") / "corpora"
+    config = Config(
+        engine=EngineConfig(nano, "nano", trainer.rank, trainer.targets),
+        trainer=trainer,
+        selector=SelectorConfig(corpora, embedder="base-model", base_model=nano),
+        corpus="handbook",
+        limits=Budget(steps=7, seconds=30.0),
+    )
+    embedder = load_embedder("base-model", base_model=nano)
+    house = House(config, CorporaStage(config.selector), TrainStage(trainer), embedder, tokenizer)
+    house.fill("handbook")
+    return house
+
+
+@pytest.fixture
+def engine(house: House) -> Iterator[Engine]:
+    vllm = Vllm(house.tokenizer)
+    engine = Engine(vllm, vllm.app, house.config.engine)
+    yield engine
+    engine.stop()
+
+
+def client_of(house: House, engine: Engine, **changes: Any) -> httpx.AsyncClient:
+    """A client before a door of its own, of a server that is configured otherwise."""
+    door: Any = Gateway(engine, house.selector, house.trainer, replace(house.config, **changes))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://door", timeout=60)
+
+
+@pytest.fixture
+async def client(house: House, engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(house, engine) as client:
+        yield client
+
+
+async def chat(client: httpx.AsyncClient, *messages: dict[str, str], **adaptation: Any) -> httpx.Response:
+    body = {"model": "nano", "messages": [*messages], "compute_budget": {"steps": 2}, "adaptation": adaptation}
+    return await client.post("/v1/chat/completions", json=body)
+
+
+def told(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_waiting_for_the_trainer_is_a_stage_of_its_own(client: httpx.AsyncClient, house: House) -> None:
+    occupied = asyncio.create_task(house.trainer.train(_ENDLESS, seconds=1.0))
+    await asyncio.sleep(0.2)
+
+    asked = asyncio.create_task(chat(client, QUESTION))
+    while not told("mayfly_requests_in_stage", stage="train"):  # noqa: ASYNC110  a gauge has no event
+        await asyncio.sleep(0.01)
+    under_way = [told("mayfly_under_way", what=what) for what in ("requests", "adaptations")]
+    answer = await asked
+
+    report = answer.json()["adaptation"]
+    stages = report["seconds"]
+    assert list(stages) == ["embed", "search", "select", "queue", "train", "load"]
+    assert stages["queue"] > 0.3
+    assert stages["train"] > 0
+    assert sum(stages.values()) < report["spent"]["seconds"] + 0.001
+    assert f"queue;dur={1000 * stages['queue']:.1f}" in answer.headers["server-timing"]
+    assert told("mayfly_stage_seconds_sum", stage="queue") == pytest.approx(stages["queue"], abs=1e-3)
+    assert under_way == [1, 1]
+    assert [told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [0, 0]
+    assert (await occupied).stop == "seconds"
+
+
+async def test_where_a_damaged_corpus_lies_is_for_the_log_alone(
+    client: httpx.AsyncClient, house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = house.corpora / "damaged"
+    folder.mkdir()
+    (folder / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
+
+    with caplog.at_level(logging.ERROR):
+        answer = await chat(client, QUESTION, corpus="damaged")
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "adaptation.corpus")
+    assert error["message"].startswith("corpus 'damaged' is damaged: ")
+    assert "add its documents again" in error["message"]
+    assert str(house.corpora.parent) not in answer.text
+    (logged,) = [record.exc_info for record in caplog.records if record.exc_info]
+    assert logged[1] is not None
+    assert logged[1].__notes__ == [f"its folder is {folder}"]
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+async def test_a_streams_log_probabilities_are_told_as_openai_tells_them(
+    client: httpx.AsyncClient, logprobs: bool
+) -> None:
+    body = {"model": "nano", "messages": [QUESTION], "stream": True, "logprobs": logprobs, "compute_budget": "none"}
+
+    answer = await client.post("/v1/chat/completions", json=body)
+
+    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    expected: dict[str, Any] | None = {"content": [], "refusal": None} if logprobs else None
+    assert [chunk["choices"][0]["logprobs"] for chunk in chunks] == [expected, expected]
+
+
+async def test_a_conversation_goes_on_whether_its_corpus_is_called_by_name_or_id(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    identity = house.fill("by-both")
+
+    for first, second in (("by-both", identity), (identity, "by-both")):
+        begun = (await chat(client, QUESTION, corpus=first, reuse="conversation")).json()["adaptation"]
+        gone_on = (await chat(client, *FURTHER, corpus=second, reuse="conversation")).json()["adaptation"]
+
+        assert begun["reused"] is None
+        assert gone_on["reused"] == {"adapter": begun["adapter"], "turns": 1, "steps": 2}
+        assert gone_on["corpus"] == second
+
+
+async def test_a_corpus_of_the_same_name_does_not_go_on_from_a_removed_ones_adapter(
+    client: httpx.AsyncClient, house: House
+) -> None:
+    house.fill("made-again")
+    begun = (await chat(client, QUESTION, corpus="made-again", reuse="conversation")).json()["adaptation"]
+    house.remove("made-again")
+    house.fill("made-again")
+
+    gone_on = (await chat(client, *FURTHER, corpus="made-again", reuse="conversation")).json()["adaptation"]
+
+    assert begun["adapted"]
+    assert gone_on["adapted"]
+    assert gone_on["reused"] is None
+
+
+async def test_a_model_says_what_adaptation_it_offers(client: httpx.AsyncClient) -> None:
+    listed = (await client.get("/v1/models")).json()["data"]
+
+    assert listed == [
+        {
+            "id": "nano",
+            "object": "model",
+            "root": "nano",
+            "adaptation": {
+                "auto": {"steps": 7, "seconds": 30.0, "alpha": 0.05},
+                "limits": {"steps": 7, "seconds": 30.0, "alpha": None},
+                "corpus": True,
+            },
+        }
+    ]
+    assert (await client.get("/v1/models/nano")).json() == listed[0]
+
+
+async def test_each_key_is_told_its_own_limits_and_nobody_without_one(
+    house: House, engine: Engine, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[keys.ann]\nsha256 = "{digest("a")}"\nmax_steps = 5\n[keys.bob]\nsha256 = "{digest("b")}"\n')
+
+    async with client_of(house, engine, key_file=file, corpus=None) as client:
+        answers = [await client.get("/v1/models", headers={"authorization": f"Bearer {key}"}) for key in "abc"]
+
+    ann, bob = (answer.json()["data"][0]["adaptation"] for answer in answers[:2])
+    assert (ann["limits"]["steps"], ann["auto"]["steps"], ann["corpus"]) == (5, 5, False)
+    assert (bob["limits"]["steps"], bob["auto"]["steps"], bob["corpus"]) == (7, 7, False)
+    assert answers[2].status_code == 401
+
+
+async def test_tokens_of_the_model_are_made_text(client: httpx.AsyncClient, house: House) -> None:
+    last = len(house.tokenizer) - 1
+
+    for tokens in (house.tokenizer.encode("leave"), [], [0, last]):
+        answer = await client.post("/detokenize", json={"model": "nano", "tokens": tokens})
+        assert answer.json() == {"prompt": house.tokenizer.decode(tokens)}
+
+
+@pytest.mark.parametrize("token", [-1, 1 << 40, 0.0, 1.5, True, "1", None, [1]])
+async def test_tokens_that_the_model_lacks_are_refused(client: httpx.AsyncClient, token: Any) -> None:
+    answer = await client.post("/detokenize", json={"model": "nano", "tokens": [1, token]})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "tokens")
+
+
+async def test_the_first_token_beyond_the_vocabulary_is_refused(client: httpx.AsyncClient, house: House) -> None:
+    answer = await client.post("/detokenize", json={"tokens": [len(house.tokenizer)]})
+
+    assert answer.status_code == 400
+    assert f"from 0 to {len(house.tokenizer) - 1}" in answer.json()["error"]["message"]
