@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,6 @@ from adapters.memory import Memory
 from adapters.plan import steps_of
 from adapters.schedule import Job, Schedule
 from adapters.step_time import StepTime
-from adapters.threads import Threads
 from adapters.training import Progress, Training
 
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -76,6 +75,17 @@ class Trainer:
 
     def __init__(self, config: TrainerConfig) -> None:
         self.config = config
+        self._arrivals = threading.Lock()  # guards the schedule
+        self._stepping = threading.RLock()  # guards the model
+        self._worker: threading.Thread | None = None
+        # In a thread that ends: OpenMP keeps a team for each thread that has computed, and where teams have more
+        # threads than there are cores it lets none spin. With a team left behind a small step took 1.6 times as long.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._load).result()
+        self._warm_up()
+
+    def _load(self) -> None:
+        config = self.config
         self.base = BaseModel(config.model, config.device, config.precision)
         default_rate = 3e-3 if self.base.parameters < SMALL_MODEL else 5e-4
         self.learning_rate = default_rate if config.learning_rate is None else config.learning_rate
@@ -86,11 +96,6 @@ class Trainer:
             self._memory = Memory(self.base, config.memory_bytes)
         tokens = config.batch_tokens or (2048 if self.base.device == "cpu" else 16384)
         self._schedule = Schedule(config.slots, tokens, self._step_time, self._ending_time, self._memory.holds)
-        self._threads = Threads(torch.get_num_threads())
-        self._arrivals = threading.Lock()  # guards the schedule
-        self._stepping = threading.RLock()  # guards the model
-        self._worker: threading.Thread | None = None
-        self._warm_up()
 
     def train(
         self,
@@ -252,8 +257,7 @@ class Trainer:
         rows = [row for job in jobs for row in job.rows]
         longest = max(map(len, rows))
         saving = not self._memory.holds(len(rows), longest)
-        threads = self._threads.of(len(rows) * longest)
-        with threads, self._bank.bind(slots) as gradients_MP, self._memory.saving(saving):
+        with self._bank.bind(slots) as gradients_MP, self._memory.saving(saving):
             losses_M = self.base.losses(rows) * shares
             losses_M.sum().backward()  # type: ignore[no-untyped-call]
         gradients = [part[0] if len(part) == 1 else part.sum(0) for part in torch.split(gradients_MP, counts)]
@@ -294,8 +298,7 @@ class Trainer:
         sound: set[Job] = set()
         if rows:
             try:
-                threads = self._threads.of(len(rows) * max(map(len, rows)))
-                with threads, torch.no_grad(), self._bank.bind([self._slot(job) for job in learnt]):
+                with torch.no_grad(), self._bank.bind([self._slot(job) for job in learnt]):
                     losses = self.base.losses(rows).tolist()
             except Exception as problem:
                 for job, stop in ended:
@@ -357,17 +360,8 @@ class Trainer:
         )
 
     def _warm_up(self) -> None:
-        """Take steps on arbitrary tokens, so that the first request finds measured times; the first one is too slow."""
+        """Take steps on arbitrary tokens, so that the first request finds measured times; the first ones are slow."""
         longest = min(256, self.base.context)
         row = [(7 * i + 3) % self.base.vocabulary for i in range(longest)]
-
-        def step(tokens: int) -> None:
-            rows = [row] * (tokens // longest)
-            with self._bank.bind([0] * len(rows)):
-                self.base.losses(rows).sum().backward()  # type: ignore[no-untyped-call]
-
-        step(longest)
-        if self.base.device == "cpu":
-            sizes = [rows for rows in (1, 2, 4, 8) if self._memory.holds(rows, longest)]
-            self._threads.measure(step, [longest * rows for rows in sizes])
-        self.train([row[: max(longest // 4, 2)], row] * 2)
+        for _ in range(2):
+            self.train([row[: max(longest // 4, 2)], row] * 2)

@@ -67,7 +67,7 @@ class Library:
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._root = root
-        self._embedder = SharedEmbedder(embedder)  # the intake's thread uses it, too
+        self._embedder = SharedEmbedder(lambda: embedder)  # the intake's thread uses it, too
         self._tokenizer = tokenizer_digest(tokenizer)
         self._corpora = corpora or OpenCorpora(root, self._embedder, self._tokenizer)
         self._uploads = Uploads(files)

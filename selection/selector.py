@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from selection.baselines import hull, nearest_neighbours, nearest_repeated, random_choice, uncertainty_sampling
@@ -81,7 +82,7 @@ class Selector:
     def __init__(self, config: SelectorConfig) -> None:
         self.config = config
         self.embedder = SharedEmbedder(
-            load_embedder(config.embedder, base_model=config.base_model, device=config.device)
+            partial(load_embedder, config.embedder, base_model=config.base_model, device=config.device)
         )
         tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
         self.corpora = OpenCorpora(config.root, self.embedder, tokenizer)

@@ -6,9 +6,9 @@ in turns; whoever embeds much should do it in small parts, since others wait for
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,37 +19,31 @@ from selection.reader import EVERYTHING, Reader
 
 
 class SharedEmbedder:
-    """An embedder that threads use one at a time, first come, first served."""
+    """An embedder that threads use one at a time, first come, first served.
 
-    def __init__(self, embedder: Embedder) -> None:
-        self.name, self.revision, self.dimension = embedder.name, embedder.revision, embedder.dimension
-        self._embedder = embedder
-        self._tickets = itertools.count()
-        self._served = 0
-        self._changed = threading.Condition()
+    It is loaded and computes in a thread of its own: OpenMP keeps a team for each thread that has computed, and where
+    teams have more threads than there are cores it lets none spin, which makes an embedding half as long again.
+
+    Args:
+        load: makes the embedder.
+    """
+
+    def __init__(self, load: Callable[[], Embedder]) -> None:
+        self._thread = ThreadPoolExecutor(1, "embedder")
+        self._embedder = self._thread.submit(load).result()
+        self.name, self.revision, self.dimension = (
+            self._embedder.name,
+            self._embedder.revision,
+            self._embedder.dimension,
+        )
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Unit vectors [N, D] of texts."""
-        with self._turn():
-            return self._embedder.embed(texts)
+        return self._thread.submit(self._embedder.embed, texts).result()
 
     def segments(self, prompt: Prompt) -> list[str]:
         """The prompt's last windows, in order."""
-        with self._turn():
-            return self._embedder.segments(prompt)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        # A plain lock may be taken again by the thread that just released it, however long another waits.
-        with self._changed:
-            ticket = next(self._tickets)
-            self._changed.wait_for(lambda: self._served == ticket)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._served += 1
-                self._changed.notify_all()
+        return self._thread.submit(self._embedder.segments, prompt).result()
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Trains(Protocol):
         seconds: float | None,
         plan: str,
         start: bytes | None,
-        on_step: Callable[[Progress], None],
+        on_step: Callable[[Progress], None] | None,
     ) -> Training:
         """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends it."""
 
@@ -110,6 +110,12 @@ class Adaptation:
         self._arrived = time.monotonic()
         self._journey: asyncio.Task[LoadedAdapter | None] | None = None
         self._answers: list[asyncio.Task[None]] = []
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is to get an adapter, and has not yet."""
+        wished = self._wish.budget.steps > 0 and self._wish.corpus is not None
+        return wished and self.report is None and self.problem is None
 
     async def speaker(self) -> LoadedAdapter | None:
         """The adapter that answers, or None for the base model; all parts of an answer share it.
@@ -197,7 +203,12 @@ class Adaptation:
         start = self.earlier.weights if self.earlier else None
         with self._in("train"):
             training = await self._trainer.train(
-                selection.sequences, seed=wish.seed, seconds=left, plan=wish.plan, start=start, on_step=stepped
+                selection.sequences,
+                seed=wish.seed,
+                seconds=left,
+                plan=wish.plan,
+                start=start,
+                on_step=stepped if wish.progress else None,  # each step that is told of costs the trainer time
             )
         if training.adapter is None:
             reasons = {

@@ -2,8 +2,8 @@
 
 Two bounds, kept at the door before any compute: requests in all, and adaptations among them. Beyond them a request is
 refused, with the time after which a place is likely to be free. Within them, a rule shares the trainer: while more
-than `undegraded` adaptations are under way, each new one that does not require its adapter gets that share of its
-steps, undegraded / under way, at least one. So the work that waits is bounded too, and with it how long an answer
+than `undegraded` adaptations have not got their adapter yet, each new one that does not require its own gets that share
+of its steps, undegraded / learning, at least one. So the work that waits is bounded too, and with it how long an answer
 takes.
 
 It counts; it does not queue. Those admitted wait where the work is: the trainer's schedule, the engine's slots, vLLM.
@@ -30,7 +30,7 @@ class Capacity:
     Attributes:
         requests: at once, answers of the base model included.
         adaptations: at once, from their arrival to the end of their answer.
-        undegraded: adaptations at once that get all their steps.
+        undegraded: adaptations that learn at once and get all their steps.
     """
 
     requests: int = 128
@@ -48,21 +48,21 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Place:
-    """What an admitted request found.
+    """What an admitted adaptation finds.
 
     Attributes:
-        under_way: adaptations, this one included.
+        learning: adaptations without their adapter yet, this one included.
         undegraded: as in `Capacity`.
     """
 
-    under_way: int
+    learning: int
     undegraded: int
 
     def steps(self, wished: int) -> int:
         """How many of so many steps it gets."""
-        if self.under_way <= self.undegraded:
+        if self.learning <= self.undegraded:
             return wished
-        return max(wished * self.undegraded // self.under_way, min(wished, 1))
+        return max(wished * self.undegraded // self.learning, min(wished, 1))
 
 
 class Admission:
@@ -74,7 +74,7 @@ class Admission:
         self._seconds: dict[bool, deque[float]] = {adapts: deque(maxlen=_RECENT) for adapts in (True, False)}
 
     @contextmanager
-    def admit(self, adapts: bool) -> Iterator[Place]:
+    def admit(self, adapts: bool) -> Iterator[None]:
         """A place for the length of a `with`.
 
         Args:
@@ -92,7 +92,7 @@ class Admission:
         self.adaptations += adapts
         begun = time.monotonic()
         try:
-            yield Place(self.adaptations, capacity.undegraded)
+            yield
         finally:
             self.requests -= 1
             self.adaptations -= adapts

@@ -67,9 +67,12 @@ class RemoteStage:
         await _answer(self._handle.ready.remote(*corpus))
 
     async def train(
-        self, sequences: Sequence[Sequence[int]], *, on_step: Callable[[Progress], None], **options: Any
+        self, sequences: Sequence[Sequence[int]], *, on_step: Callable[[Progress], None] | None, **options: Any
     ) -> Training:
         """As `TrainStage.train`."""
+        if on_step is None:
+            untold: Training = await _answer(self._handle.train.remote(sequences, **options))
+            return untold
         told = self._handle.options(stream=True).training.remote(sequences, **options)
         training: Training = await _answer(_last(told, on_step), told.cancel)
         return training

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from selection.reader import EVERYTHING
 from serving import __version__ as mayfly_version
 from serving.adaptation import Adaptation, Selects, Trains
-from serving.admission import Admission
+from serving.admission import Admission, Place
 from serving.answer import Answer
 from serving.body import Message, Receive, Send, check_size, check_tokens, read_body
 from serving.config import Config
@@ -191,7 +191,9 @@ class Gateway:
         def earlier(corpus: str) -> Kept | None:
             return None if talk is None else self._conversations.find(whose(corpus), talk)
 
-        with self._admission.admit(adapts) as place:
+        with self._admission.admit(adapts):
+            learning = adapts + sum(each.learns for each in self._adaptations)
+            place = Place(learning, self._config.capacity.undegraded)
             reader = EVERYTHING if key is None else key.reader
             adaptation = Adaptation(
                 wish.in_company(place), self._selector, self._trainer, self._engine, reader, earlier

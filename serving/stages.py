@@ -11,6 +11,7 @@ import contextlib
 import math
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from transformers import AutoTokenizer
@@ -114,8 +115,8 @@ class TrainStage:
         """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a step."""
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
 
-        def tell(progress: Progress) -> None:
-            if on_step is not None and not cancelled.is_set():
+        def tell(on_step: Callable[[Progress], None], progress: Progress) -> None:
+            if not cancelled.is_set():
                 loop.call_soon_threadsafe(on_step, progress)
 
         training = self._trainer.submit(
@@ -125,7 +126,7 @@ class TrainStage:
             plan=plan,
             start=start,
             cancelled=cancelled,
-            on_step=tell,
+            on_step=None if on_step is None else partial(tell, on_step),
         )
         return await _held(asyncio.wrap_future(training), cancelled)
 

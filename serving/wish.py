@@ -50,5 +50,5 @@ class Wish:
         steps = wished if self.required else place.steps(wished)
         if steps == wished:
             return self
-        told = f"{steps} of {wished} steps: {place.under_way} adaptations are under way, {place.undegraded} get all"
+        told = f"{steps} of {wished} steps: {place.learning} adaptations are learning, {place.undegraded} get all"
         return replace(self, budget=replace(self.budget, steps=steps), degraded=told)

@@ -38,7 +38,7 @@ class Counting:
 
 def test_whoever_embeds_all_the_time_holds_nobody_up(words: Embedder) -> None:
     counting = Counting(words)
-    shared = SharedEmbedder(counting)
+    shared = SharedEmbedder(lambda: counting)
     begun, done = threading.Event(), threading.Event()
 
     def embed_all_the_time() -> None:
@@ -63,7 +63,7 @@ def test_whoever_embeds_all_the_time_holds_nobody_up(words: Embedder) -> None:
 
 
 def test_an_embedder_that_fails_gives_its_turn_on(words: Embedder) -> None:
-    shared = SharedEmbedder(words)
+    shared = SharedEmbedder(lambda: words)
 
     with pytest.raises(AttributeError):
         shared.embed([None])  # type: ignore[list-item]

@@ -40,8 +40,8 @@ def test_a_place_comes_back_when_the_request_fails() -> None:
     with pytest.raises(ZeroDivisionError), admission.admit(adapts=True):
         raise ZeroDivisionError
 
-    with admission.admit(adapts=True) as place:
-        assert place.under_way == 1
+    with admission.admit(adapts=True):
+        assert admission.adaptations == 1
 
 
 def test_a_refusal_is_a_429_that_says_when_to_come_back() -> None:
@@ -65,15 +65,15 @@ def test_a_cpu_takes_on_little_and_more_with_its_cores() -> None:
     assert Capacity.of(2, gpus=1) == Capacity()
 
 
-@given(wished=st.integers(0, 1000), under_way=st.integers(1, 300), undegraded=st.integers(1, 300))
+@given(wished=st.integers(0, 1000), learning=st.integers(1, 300), undegraded=st.integers(1, 300))
 def test_steps_are_shared_never_more_than_wished_and_never_none_of_some(
-    wished: int, under_way: int, undegraded: int
+    wished: int, learning: int, undegraded: int
 ) -> None:
-    steps = Place(under_way, undegraded).steps(wished)
+    steps = Place(learning, undegraded).steps(wished)
 
     assert min(wished, 1) <= steps <= wished
-    assert steps == wished or under_way > undegraded
-    assert steps * under_way <= max(wished * undegraded, wished and under_way) or under_way <= undegraded
+    assert steps == wished or learning > undegraded
+    assert steps * learning <= max(wished * undegraded, wished and learning) or learning <= undegraded
 
 
 @given(arrivals=st.lists(st.booleans(), max_size=40))
