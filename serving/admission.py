@@ -102,4 +102,4 @@ class Admission:
         self.rejected += 1
         recent = self._seconds[adapts]
         seconds = sum(recent) / len(recent) if recent else _GUESS
-        return BusyError(f"{message}; try again later", seconds)
+        return BusyError(f"{message}; try again later", seconds, "adaptations" if adapts else "requests")

@@ -157,8 +157,8 @@ def build(config: Config) -> serve.Application:
         name="engine",
         ray_actor_options=actor(num_gpus=0.6) if on_gpu else actor(),
         # The replica refuses by itself what is too much, in OpenAI's words; Ray only what would not even fit in there.
-        max_ongoing_requests=256,
-        max_queued_requests=256,
+        max_ongoing_requests=config.capacity.requests + STAGE_QUEUE,
+        max_queued_requests=STAGE_QUEUE,
         health_check_timeout_s=60,
         graceful_shutdown_timeout_s=30,  # a busy machine needs that long to end vLLM without leftovers
         graceful_shutdown_wait_loop_s=0.1,

@@ -304,7 +304,7 @@ def make_config(
         host=host,
         port=port,
         capacity=Capacity.of(cores, torch.cuda.device_count()),
-        threads=cores,
+        threads=max(1, cores // 2),  # engine and trainer share them; each with all of them made both far slower
     )
 
 

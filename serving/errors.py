@@ -51,11 +51,17 @@ class UnauthorizedError(MayflyError):
 
 
 class BusyError(MayflyError):
-    """More requests than the server, or than the key, may have. The last argument is when to try again, in seconds."""
+    """More requests than the server, or than the key, may have.
 
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message, retry_after)
-        self.retry_after = retry_after
+    Args:
+        message: what there is too much of.
+        retry_after: when to try again, in seconds.
+        full: of what the server has as many as it takes, "requests" or "adaptations"; None where others are served.
+    """
+
+    def __init__(self, message: str, retry_after: float, full: str | None = None) -> None:
+        super().__init__(message, retry_after, full)
+        self.retry_after, self.full = retry_after, full
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -95,6 +101,7 @@ class HttpError:
     param: str | None = None
 
 
+FULL = b"x-mayfly-full"  # a header that tells the front door of what there is no more to be had
 _OURS = "the server failed to answer; its log says why"
 
 # The first row that matches decides: subclasses stand above their bases.
@@ -142,7 +149,8 @@ def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
 def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
     """What the headers of an error say beside its body: when to try again, or that trying again costs as much."""
     if isinstance(problem, BusyError):
-        return [(b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())]
+        when = (b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())
+        return [when] if problem.full is None else [when, (FULL, problem.full.encode())]
     if isinstance(problem, UnauthorizedError):
         return [(b"www-authenticate", b"Bearer")]
     if isinstance(problem, AdaptationFailedError):

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn.protocols.http.auto
@@ -23,14 +24,16 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.body import Message, Receive, Send, send_json
-from serving.errors import RouteError, in_openais_shape, to_http
+from serving.errors import FULL, BusyError, RouteError, in_openais_shape, more_headers, to_http
 
 log = logging.getLogger(__name__)
 
 IMPORT_PATH = "serving.front:middlewares"
 HEADER_SECONDS = 10.0  # for all headers of a request to come
 MAX_HEADERS = 32 << 10  # bytes of them, and of the request line
+FULL_SECONDS = 0.2  # so long a replica that said it was full is believed
 _LINGER_SECONDS = 1.0
+_ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _RAYS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 
 
@@ -45,15 +48,20 @@ class Front:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._full: dict[bytes, tuple[float, float]] = {}  # of what; until when, and when to try again
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        told = _Told(send)
+        told = _Told(send, self._remember)
         if scope["path"].startswith("/-/"):  # Ray's: which applications there are
             await told.error(*to_http(RouteError(f"there is no {scope['path']} here")))
+            return
+        busy = self._busy(scope)
+        if busy is not None:
+            await told.error(*to_http(busy), more_headers(busy))
             return
         # Ray fails on headers that are not UTF-8.
         headers = [(name, _ascii(value)) for name, value in scope["headers"] if name not in _RAYS]
@@ -64,6 +72,22 @@ class Front:
         if not told.begun:
             await told.error(*to_http(RuntimeError()))
 
+    def _remember(self, what: bytes, retry_after: float) -> None:
+        self._full[what] = time.monotonic() + FULL_SECONDS, retry_after
+
+    def _busy(self, scope: Message) -> BusyError | None:
+        """Why a request that asks for an answer cannot have one now; only one that names a budget is known to adapt."""
+        if scope["method"] != "POST" or scope["path"] not in _ANSWERS:
+            return None
+        budgets = [value for name, value in scope["headers"] if name in (b"compute-budget", b"x-compute-budget")]
+        adapts = any(value.strip().lower() != b"none" for value in budgets)
+        for what in (b"requests", b"adaptations") if adapts else (b"requests",):
+            until, retry_after = self._full.get(what, (0.0, 0.0))
+            if time.monotonic() < until:
+                kind = what.decode()
+                return BusyError(f"as many {kind} are under way as this server takes; try again later", retry_after)
+        return None
+
 
 def _ascii(value: bytes) -> bytes:
     return value if value.isascii() else value.decode("latin-1").encode("ascii", "backslashreplace")
@@ -72,14 +96,17 @@ def _ascii(value: bytes) -> bytes:
 class _Told:
     """An ASGI send that tells errors of others than Mayfly in OpenAI's shape."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, full: Callable[[bytes, float], None]) -> None:
         self.begun = False
-        self._send = send
+        self._send, self._is_full = send, full
         self._start: Message | None = None
         self._held = b""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] >= 400:
+            headers = dict(message["headers"])
+            if FULL in headers:
+                self._is_full(headers[FULL], float(headers[b"retry-after"]))
             self._start = message if not _is_json(message) else None
         if self._start is None:
             self.begun = True

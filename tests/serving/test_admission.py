@@ -53,7 +53,7 @@ def test_a_refusal_is_a_429_that_says_when_to_come_back() -> None:
     status, body = to_http(refused.value)
     assert status == 429
     assert body["error"]["code"] == "server_busy"
-    assert more_headers(refused.value) == [(b"retry-after", b"1")]
+    assert more_headers(refused.value) == [(b"retry-after", b"1"), (b"x-mayfly-full", b"requests")]
     assert to_http(RateLimitError("slower", 3.2))[0] == 429
     assert more_headers(RateLimitError("slower", 3.2)) == [(b"retry-after", b"4")]
 
