@@ -12,8 +12,11 @@ import pytest_asyncio
 import uvicorn
 
 from serving import front
-from serving.body import Message, Receive, Send
+from serving.body import Message, Receive, Send, send_json
+from serving.errors import FULL
 from serving.front import Front, StrictProtocol
+
+SEEN: list[bytes] = []  # budgets of the requests for answers that have come through
 
 
 async def behind(scope: Message, receive: Receive, send: Send) -> None:
@@ -22,6 +25,11 @@ async def behind(scope: Message, receive: Receive, send: Send) -> None:
     if path == "/raises":
         raise RuntimeError("in /some/folder")
     if path == "/silent":
+        return
+    if path == "/v1/completions":
+        SEEN.append(dict(scope["headers"]).get(b"compute-budget", b""))
+        full = dict(scope["headers"])[b"x-is-full"]
+        await send_json(send, 429, {"error": {"code": "server_busy"}}, [(b"retry-after", b"7"), (FULL, full)])
         return
     status, media, body = {
         "/busy": (503, b"text/plain", b"Service /app/x is busy at 10.0.0.1"),
@@ -158,3 +166,38 @@ def test_ray_is_given_the_layer_and_uvicorn_the_protocol(monkeypatch: pytest.Mon
     config = uvicorn.Config(behind)
     config.load()
     assert config.http_protocol_class is StrictProtocol
+
+
+def wanted(full: str, budget: str = "") -> bytes:
+    lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Length: 0", f"X-Is-Full: {full}"]
+    return "\r\n".join([*lines, *([f"Compute-Budget: {budget}"] if budget else []), "", ""]).encode()
+
+
+async def test_who_would_find_a_replica_full_is_refused_here_for_a_moment(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "FULL_SECONDS", 0.5)
+    SEEN.clear()
+
+    answers = [await tell(port, wanted("requests", budget)) for budget in ("steps=1", "none", "steps=2", "")]
+    others, _, _ = await tell(port, asked("/"))
+    await asyncio.sleep(0.6)
+    await tell(port, wanted("adaptations"))
+
+    assert SEEN == [b"steps=1", b""]
+    assert others == 200
+    for status, headers, body in answers:
+        assert (status, headers["retry-after"], body["error"]["code"]) == (429, "7", "server_busy")
+    await asyncio.sleep(0.6)
+
+
+async def test_who_asks_for_no_adaptation_is_let_through_while_only_those_are_too_many(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "FULL_SECONDS", 0.5)
+    SEEN.clear()
+
+    for budget in ("steps=1", "none", "", "steps=2", "auto"):
+        await tell(port, wanted("adaptations", budget))
+
+    assert SEEN == [b"steps=1", b"none", b""]
