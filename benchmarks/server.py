@@ -187,7 +187,7 @@ def running(
     progress(f"starting {Path(command[0]).name} {' '.join(command[1:3])}")
     with log.open("wb") as said:
         process = subprocess.Popen(
-            command, stdout=said, stderr=said, env={**os.environ, **(environment or {})}, start_new_session=True
+            command, stdout=said, stderr=said, env={**os.environ, **(environment or {})}, process_group=0
         )
     try:
         begun = time.monotonic()
