@@ -43,7 +43,7 @@ class Capacity:
         most about twice as long as alone (benchmarks/README.md)."""
         if gpus:
             return cls()
-        return cls(min(128, 8 * cores), min(16, 2 * cores), min(4, max(1, cores // 2)))
+        return cls(min(128, 8 * cores), min(16, cores), min(4, max(1, cores // 2)))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_a_refusal_is_a_429_that_says_when_to_come_back() -> None:
 def test_a_cpu_takes_on_little_and_more_with_its_cores() -> None:
     sizes = [Capacity.of(cores, gpus=0) for cores in (1, 2, 8, 64)]
 
-    assert sizes == [Capacity(8, 2, 1), Capacity(16, 4, 1), Capacity(64, 16, 4), Capacity(128, 16, 4)]
+    assert sizes == [Capacity(8, 1, 1), Capacity(16, 2, 1), Capacity(64, 8, 4), Capacity(128, 16, 4)]
     assert Capacity.of(2, gpus=1) == Capacity()
 
 
