@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.attacks import ANSWERED, REFUSED, Attack, attacks
 from benchmarks.fields import COMPLETIONS
 from benchmarks.passages import progress
-from benchmarks.server import Server, completion, fill, home, serving, sources
+from benchmarks.server import ROOMY, Server, completion, fill, home, serving, sources
 from benchmarks.verdict import Verdict, arguments, finish
 from benchmarks.wire import exchange, fault, http, replies
 
@@ -149,7 +149,7 @@ class Abuse:
 def abuse(folder: Path, requests: int, seed: int, verdict: Verdict) -> dict[str, Any]:
     """The whole run on a server of its own."""
     fill(folder, {_CORPUS: sources()[:4]})
-    with serving(folder, "--corpus", _CORPUS, *_FLAGS) as server:
+    with serving(folder, *ROOMY, "--corpus", _CORPUS, *_FLAGS) as server:
         workers = server.workers()
         run = Abuse(server, verdict, random.Random(seed))  # noqa: S311
         begun = time.monotonic()

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from benchmarks.passages import progress
-from benchmarks.server import MODEL, Server, fill, home, serving
+from benchmarks.server import MODEL, ROOMY, Server, fill, home, serving
 from benchmarks.verdict import Verdict, arguments, finish
 from benchmarks.wire import fault
 from selection.documents import Document
@@ -254,7 +254,7 @@ def isolation(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
     fill(folder, {tenant.corpus: lessons(tenant) for tenant in everyone})
     keys = key_file(folder, everyone)
     # Nobody gets fewer steps because others train: an answer must be the one that is given alone.
-    flags = ["--api-key-file", str(keys), "--undegraded", "16", "--precision", "float32", "--max-model-len", "512"]
+    flags = [*ROOMY, "--api-key-file", str(keys), "--precision", "float32", "--max-model-len", "512"]
     headers = everyone[0].headers
     with serving(folder, *flags) as server:
         workers = server.workers()

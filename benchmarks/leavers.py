@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 
 from benchmarks.passages import progress
-from benchmarks.server import NO_KEEPING, Server, completion, fill, home, serving, sources
+from benchmarks.server import NO_KEEPING, ROOMY, Server, completion, fill, home, serving, sources
 from benchmarks.verdict import Verdict, arguments, finish
 
 LONGEST_WAVE = 16
@@ -185,7 +185,7 @@ def _headers(budget: str) -> dict[str, str]:
 def leavers(folder: Path, clients: int, seed: int, verdict: Verdict) -> dict[str, Any]:
     """The whole run on a server of its own."""
     fill(folder, {_CORPUS: sources()})
-    with serving(folder, "--corpus", _CORPUS, "--max-model-len", "512") as server:
+    with serving(folder, *ROOMY, "--corpus", _CORPUS, "--max-model-len", "512") as server:
         workers = server.workers()
         run = Leaving(server, verdict, random.Random(seed))  # noqa: S311
         asyncio.run(run.run(clients))

@@ -35,7 +35,7 @@ _VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 def environment() -> dict[str, str]:
     """Of vLLM's own processes: Mayfly's thread settings, no plugin, and metadata for the command where it has none."""
     settings = {
-        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "10000",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

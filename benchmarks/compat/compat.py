@@ -33,7 +33,7 @@ from benchmarks.compat.cases import Case, excused, read_report
 from benchmarks.compat.clients import CLIENTS, Target, openai_model_names
 from benchmarks.compat.environment import Environment, NotInstalledError, make
 from benchmarks.passages import circumstances, progress
-from benchmarks.server import MODEL, fill, home, serving, sources
+from benchmarks.server import MODEL, ROOMY, fill, home, serving, sources
 from serving.config import bundled_model
 
 CONTEXT = "256"  # tokens: many tests set no limit, and the bundled model does not know when it has said enough
@@ -64,7 +64,8 @@ def server(url: str | None, names: Sequence[str]) -> Iterator[Target]:
     with home() as folder:
         fill(folder, {"code": sources()})
         more = [word for name in (MODEL, *names) for word in ("--served-model-name", name)]
-        with serving(folder, "--corpus", "code", "--budget", "steps=2", "--max-model-len", CONTEXT, *more) as started:
+        flags = ("--corpus", "code", "--budget", "steps=2", "--max-model-len", CONTEXT)
+        with serving(folder, *ROOMY, *flags, *more) as started:
             yield Target(started.url, MODEL, bundled_model())
 
 
