@@ -39,8 +39,8 @@ class Capacity:
 
     @classmethod
     def of(cls, cores: int, gpus: int) -> Capacity:
-        """What such a machine takes on: on a CPU, where all stages share the cores, so little that an answer takes at
-        most about twice as long as alone (benchmarks/README.md)."""
+        """What such a machine takes on: on a CPU, where all stages share the cores, so little that the p99 of all that
+        is accepted under overload stays within twice the unloaded one (measured on two, benchmarks/README.md)."""
         if gpus:
             return cls()
         return cls(min(128, 8 * cores), min(16, cores), min(4, max(1, cores // 2)))
