@@ -141,7 +141,7 @@ class TestDeadlines:
         # Arrange: long sequences; alone, and with others who have all the time.
         long = [[(7 * i + j) % 97 for j in range(64)] for i in range(4)] * 500
         trainer.train(long[:40])
-        overruns, longest = [], 0.0
+        begun, overruns, longest = [], [], 0.0
 
         # Act.
         for company in (0, 5):
@@ -151,15 +151,15 @@ class TestDeadlines:
                 told: list[Progress] = []
                 training = trainer.train(long, seconds=seconds, on_step=told.append)
                 assert training.stop == "seconds"
+                begun += [step.seconds - seconds for step in told[:-1]]  # where one step ends the next begins
                 overruns.append(training.seconds - seconds)
                 longest = max([longest, *(b.seconds - a.seconds for a, b in itertools.pairwise(told))])
             stop.set()
             assert all(future.result(SOON).stop == "cancelled" for future in futures)
 
-        # Assert: a machine may pause in the midst of a step; few pauses are as long as that.
-        assert statistics.median(overruns) <= 0
-        assert sorted(overruns)[-2] <= longest
-        assert max(overruns) <= longest + 0.25
+        # Assert: whoever is late is so by the step that was being taken; a machine may pause in the midst of one.
+        assert max(begun) <= 0
+        assert statistics.median(overruns) < longest
 
     def test_who_has_a_second_is_not_starved_by_who_has_many_steps(self, trainer: Trainer) -> None:
         # Arrange: seven who came before, with sequences that cannot share a batch with the short ones.
@@ -197,8 +197,9 @@ class TestDeadlines:
         stop.set()
 
         assert later.stop == "seconds"
-        assert 0.4 < later.seconds < 1.0
-        assert 0.0 < later.waited < later.seconds
+        assert 0.4 < later.seconds
+        assert 0.0 < later.waited
+        assert later.seconds - later.waited < 0.6
         assert first.result(SOON).stop == "seconds"
 
     def test_waiting_is_told_apart_from_training(self, tiny_llama: str) -> None:

@@ -103,7 +103,8 @@ async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str)
     waited = await second
 
     assert waited.stop == "seconds"
-    assert 0.7 < waited.seconds < 1.5
+    assert 0.7 < waited.seconds
+    assert waited.seconds - waited.waited < 1.0
 
 
 async def test_progress_is_told_in_the_event_loop(stage: TrainStage) -> None:
