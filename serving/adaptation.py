@@ -110,6 +110,7 @@ class Adaptation:
         self._arrived = time.monotonic()
         self._journey: asyncio.Task[LoadedAdapter | None] | None = None
         self._answers: list[asyncio.Task[None]] = []
+        self._discarded = False
 
     @property
     def learns(self) -> bool:
@@ -123,7 +124,10 @@ class Adaptation:
         Raises:
             CorpusError: a corpus that the client must name otherwise.
             AdaptationFailedError: there is none and the request required one.
+            CancelledError: the request was discarded; what vLLM began for it may come to life after that.
         """
+        if self._discarded:
+            raise asyncio.CancelledError
         if self._journey is None:
             self._journey = asyncio.create_task(self._travel())
         return await asyncio.shield(self._journey)
@@ -134,6 +138,7 @@ class Adaptation:
 
     async def discard(self) -> None:
         """End whatever still runs for this request, then forget its adapter. Must be called once."""
+        self._discarded = True
         for task in self._answers:
             task.cancel()
         await asyncio.gather(*self._answers, return_exceptions=True)

@@ -12,13 +12,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayTaskError, TaskCancelledError
 from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -104,7 +104,7 @@ class EngineReplica:
         self._selector, self._trainer = RemoteStage(selector), RemoteStage(trainer)
         self._engine: Engine | None = None
 
-    async def __serve_build_asgi_app__(self) -> Gateway:
+    async def __serve_build_asgi_app__(self) -> Any:
         # Imported here: only this replica pays for vLLM.
         from serving.engine import Engine
         from serving.gateway import Gateway
@@ -113,7 +113,7 @@ class EngineReplica:
         start_tracing()
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # our own gauges would be missing from /metrics
         self._engine = await Engine.start(self._config.engine)
-        return Gateway(self._engine, self._selector, self._trainer, self._config)
+        return _hearing_of_leavers(Gateway(self._engine, self._selector, self._trainer, self._config))
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""
@@ -124,6 +124,21 @@ class EngineReplica:
         if self._engine is not None:
             self._engine.stop()
         stop_tracing()
+
+
+def _hearing_of_leavers(app: Gateway) -> Any:
+    """The application, told of a client that has left in ASGI's words where Ray uses an error of its own."""
+
+    async def told(scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+        async def heard() -> Any:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await app(scope, heard, send)
+
+    return told
 
 
 def build(config: Config) -> serve.Application:

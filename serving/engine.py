@@ -179,6 +179,8 @@ class Engine:
             return
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.create_task(self._answer(request, outputs, args, kwargs))
+        # Whoever waits for an output would wait for ever, were the task cancelled: perhaps before it has begun.
+        task.add_done_callback(lambda task: outputs.put_nowait(asyncio.CancelledError()) if task.cancelled() else None)
         request.answering(task)
         try:
             while (output := await outputs.get()) is not None:

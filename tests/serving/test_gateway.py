@@ -187,6 +187,46 @@ async def test_waiting_for_the_trainer_is_a_stage_of_its_own(client: httpx.Async
     assert (await occupied).stop == "seconds"
 
 
+@pytest.mark.parametrize("begun", [True, False])
+async def test_what_vllm_does_for_a_client_that_has_left_ends_without_an_adapter(
+    house: House, engine: Engine, begun: bool
+) -> None:
+    # Arrange: vLLM answers in a task of its own, which outlives the request; it asks for the adapter before the client
+    # leaves, and waits for the trainer, or only afterwards.
+    tasks: list[asyncio.Task[None]] = []
+    asks = asyncio.Event()
+
+    async def handle() -> None:
+        await asks.wait()
+        async for _ in engine._generate(QUESTION["content"], SimpleNamespace(clone=lambda: None), "1"):
+            pass
+
+    async def app(*_: Any) -> None:
+        tasks.append(asyncio.create_task(handle()))
+        await asyncio.sleep(60)
+
+    engine.app = app
+    occupied = asyncio.create_task(house.trainer.train(_ENDLESS, seconds=30.0))
+
+    # Act.
+    async with client_of(house, engine) as client:
+        asked = asyncio.create_task(chat(client, QUESTION))
+        if begun:
+            asks.set()
+        while not (tasks and (told("mayfly_requests_in_stage", stage="train") or not begun)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        asked.cancel()
+        await asyncio.wait([asked])
+        asks.set()
+        ended, _ = await asyncio.wait(tasks, timeout=10)
+    occupied.cancel()
+    await asyncio.wait([occupied])
+
+    # Assert.
+    assert ended == {*tasks}
+    assert (engine.live(), engine.staged()) == (0, [])
+
+
 async def test_where_a_damaged_corpus_lies_is_for_the_log_alone(
     client: httpx.AsyncClient, house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
