@@ -18,6 +18,7 @@ from selection.uploads import LibraryError, MissingError
 
 Item = TypeVar("Item")
 
+_SHORTEST, _LONGEST = 8, 4096  # tokens of a sequence
 _BATCH = re.compile(r"vsfb_[0-9a-f]{24}")
 
 
@@ -65,6 +66,19 @@ class Wanted:
     file: str
     attributes: Mapping[str, Scalar] = field(default_factory=dict)
     cut: tuple[int, int] | None = None
+
+
+def checked_cut(length: int, overlap: int) -> tuple[int, int]:
+    """Tokens of a sequence and of an overlap, if they can be that.
+
+    Raises:
+        LibraryError: they cannot.
+    """
+    if not _SHORTEST <= length <= _LONGEST or not 0 <= overlap <= length // 2:
+        raise LibraryError(
+            f"a chunk has {_SHORTEST} to {_LONGEST} tokens of the served model and overlaps by half of them at most"
+        )
+    return length, overlap
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from selection.attachments import STATES, Attachment
-from selection.catalogue import AttachedFile, Batch, Page, Part, StoreEntry, Wanted
+from selection.catalogue import AttachedFile, Batch, Page, Part, StoreEntry, Wanted, checked_cut
 from selection.corpus import ID, NAME, Corpus, find_corpus, list_corpora
 from selection.documents import Cut, tokenizer_digest
 from selection.embedding import Embedder, Prompt
@@ -43,7 +43,6 @@ from selection.uploads import (
 
 log = logging.getLogger(__name__)
 
-_SHORTEST, _LONGEST = 8, 4096  # tokens of a sequence
 _QUERIES, _QUERY = 16, 1 << 15  # queries of one search, characters of one
 _FILES = 2000  # attached at once
 
@@ -374,14 +373,10 @@ class Library:
             raise LibraryError(str(problem)) from problem
 
     def _checked(self, wanted: Wanted, reader: Reader, batch: str | None = None) -> Attachment:
-        length, overlap = wanted.cut or (Cut().max_length, Cut().overlap)
-        if not _SHORTEST <= length <= _LONGEST or not 0 <= overlap <= length // 2:
-            raise LibraryError(
-                f"a chunk has {_SHORTEST} to {_LONGEST} tokens of the served model and overlaps by half of them at most"
-            )
+        cut = checked_cut(*(wanted.cut or (Cut().max_length, Cut().overlap)))
         attributes = checked_attributes(wanted.attributes, "attributes")
         upload = self._uploads.get(wanted.file, reader)
-        return Attachment(upload.id, upload.name, attributes, (length, overlap), batch)
+        return Attachment(upload.id, upload.name, attributes, cut, batch)
 
     def _attach(self, corpus: Corpus, files: Sequence[Attachment]) -> None:
         self._check(corpus)

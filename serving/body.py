@@ -100,6 +100,16 @@ def check_size(body: dict[str, Any]) -> None:
         )
 
 
+def check_objects(body: dict[str, Any]) -> None:
+    """Refuse what vLLM takes for an object without looking, and fails at.
+
+    Raises:
+        RequestError: `structured_outputs`.
+    """
+    if not isinstance(body.get("structured_outputs"), dict | None):
+        raise RequestError('`structured_outputs` is an object such as {"regex": "[0-9]+"}')
+
+
 def check_tokens(body: dict[str, Any], vocabulary: int) -> None:
     """Refuse tokens that vLLM would leave out of the text that they stand for, or take for others.
 

@@ -12,7 +12,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from selection.catalogue import Part, Wanted
+from selection.catalogue import Part, Wanted, checked_cut
 from serving.body import Message, Receive, read_body
 from serving.errors import RequestError, TooLargeError
 
@@ -88,6 +88,7 @@ def cut(strategy: Any) -> tuple[int, int] | None:
 
     Raises:
         RequestError: neither auto nor static.
+        LibraryError: lengths that are none.
     """
     if strategy is None or strategy == {"type": "auto"}:
         return None
@@ -98,7 +99,7 @@ def cut(strategy: Any) -> tuple[int, int] | None:
             '`chunking_strategy` is {"type": "auto"} or {"type": "static", "static": {"max_chunk_size_tokens": 256, '
             '"chunk_overlap_tokens": 0}}'
         )
-    return static[names[0]], static[names[1]]
+    return checked_cut(static[names[0]], static[names[1]])
 
 
 def strings(value: Any, name: str) -> list[str]:

@@ -21,7 +21,7 @@ from serving import __version__ as mayfly_version
 from serving.adaptation import Adaptation, Selects, Trains
 from serving.admission import Admission, Place
 from serving.answer import Answer
-from serving.body import Message, Receive, Send, check_size, check_tokens, read_body
+from serving.body import Message, Receive, Send, check_objects, check_size, check_tokens, read_body
 from serving.config import Config
 from serving.conversations import Conversations, Kept, Whose
 from serving.engine import REQUEST, Engine
@@ -172,6 +172,7 @@ class Gateway:
     async def _adapted(self, scope: Message, receive: Receive, answer: Answer, key: Key | None) -> None:
         body = await read_body(receive)
         check_size(body)
+        check_objects(body)
         wish = read_wish(
             body,
             _header(scope, b"compute-budget"),

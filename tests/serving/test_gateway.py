@@ -187,6 +187,15 @@ async def test_waiting_for_the_trainer_is_a_stage_of_its_own(client: httpx.Async
     assert (await occupied).stop == "seconds"
 
 
+async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClient) -> None:
+    body = {"model": "nano", "messages": [QUESTION], "structured_outputs": 5}
+
+    answer = await client.post("/v1/chat/completions", json=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == '`structured_outputs` is an object such as {"regex": "[0-9]+"}'
+
+
 @pytest.mark.parametrize("begun", [True, False])
 async def test_what_vllm_does_for_a_client_that_has_left_ends_without_an_adapter(
     house: House, engine: Engine, begun: bool

@@ -456,6 +456,16 @@ def test_another_method_is_405(ask: Callable[..., httpx.Response], path: str) ->
             },
             "`chunking_strategy`",
         ),
+        (
+            "/vector_stores",
+            {
+                "chunking_strategy": {
+                    "type": "static",
+                    "static": {"max_chunk_size_tokens": 1_000_000_000, "chunk_overlap_tokens": -1},
+                }
+            },
+            "8 to 4096",
+        ),
         ("/vector_stores/known/file_batches", {}, "either"),
         ("/vector_stores/known/file_batches", {"file_ids": ["FILE"], "files": []}, "either"),
         ("/vector_stores/known/file_batches", {"files": ["FILE"]}, "`file_id`"),
