@@ -3,13 +3,15 @@
 Measured once on the model as it is bound to its adapters: the bytes that autograd keeps for backward, at two lengths,
 give a line and a parabola (attention keeps tokens by tokens). Where a row is too long for what may be held, layers keep
 their inputs only and are computed again in backward; that costs a forward pass, and is used for such rows alone.
-Weights, moments and what an operation needs while it runs are not counted: leave room for them.
+Weights, moments and what an operation needs while it runs are not counted: leave room for them. And what was freed is
+given back to the system.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -79,3 +81,9 @@ def _kept(base: BaseModel, tokens: int) -> int:
         losses_M = base.losses([[i % base.vocabulary for i in range(tokens)]])
     del losses_M
     return sum(storages.values())
+
+
+def give_back() -> None:
+    """Return to the system what the C library has kept of freed memory for another time; where that is glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -26,7 +26,7 @@ import torch
 from adapters.adapter import Adapter
 from adapters.base_model import BaseModel
 from adapters.lora import LoraBank
-from adapters.memory import Memory
+from adapters.memory import Memory, give_back
 from adapters.plan import steps_of
 from adapters.schedule import Job, Schedule
 from adapters.step_time import StepTime
@@ -34,6 +34,7 @@ from adapters.training import Progress, Training
 
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL_MODEL = 50_000_000  # parameters
+IDLE_SECONDS = 5.0  # with nobody there, after which memory is given back: a busy trainer would want it again at once
 _FULL = "out of memory"
 _EXPLODED = 3.0  # times the loss of guessing: no adapter worth having makes such a loss of what it learns
 
@@ -78,6 +79,7 @@ class Trainer:
         self._arrivals = threading.Lock()  # guards the schedule
         self._stepping = threading.RLock()  # guards the model
         self._worker: threading.Thread | None = None
+        self._idle: threading.Timer | None = None
         # In a thread that ends: OpenMP keeps a team for each thread that has computed, and where teams have more
         # threads than there are cores it lets none spin. With a team left behind a small step took 1.6 times as long.
         with ThreadPoolExecutor(1) as thread:
@@ -164,6 +166,8 @@ class Trainer:
         job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done, start)
         with self._arrivals:
             self._schedule.add(job)
+            if self._idle is not None:
+                self._idle.cancel()
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="mayfly-trainer", daemon=True)
                 self._worker.start()
@@ -207,7 +211,9 @@ class Trainer:
                 ended += [(job, _FULL) for job in admitted if job not in told and not self._holds(job)]
                 batch = [] if ended else self._schedule.batch(now)
                 if not ended and not batch:
-                    self._worker = None
+                    self._worker, self._idle = None, threading.Timer(IDLE_SECONDS, give_back)
+                    self._idle.daemon = True
+                    self._idle.start()
                     return
             with self._stepping:
                 for job, slot in displaced:

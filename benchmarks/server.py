@@ -88,9 +88,14 @@ class Server:
         return sorted(adapter.name for folder in self._staging() for adapter in folder.iterdir())
 
     def metrics(self, headers: Mapping[str, str] | None = None) -> defaultdict[str, float]:
-        """What /metrics says, by name, summed over labels; 0 for what it does not say."""
+        """What /metrics says, by name, summed over labels; 0 for what it does not say.
+
+        Raises:
+            httpx.HTTPError: it says nothing.
+        """
         totals: defaultdict[str, float] = defaultdict(float)
-        for line in httpx.get(f"{self.url}/metrics", headers=dict(headers or {}), timeout=10).text.splitlines():
+        reply = httpx.get(f"{self.url}/metrics", headers=dict(headers or {}), timeout=10).raise_for_status()
+        for line in reply.text.splitlines():
             if line and not line.startswith("#"):
                 name, value = re.split(r"[{ ]", line)[0], line.rsplit(" ", 1)[1]
                 totals[name] += float(value)

@@ -388,3 +388,21 @@ class TestTrouble:
         assert_all_is_left(trainer)
         del future, futures, sentinel, problem, training
         assert count_jobs() <= before
+
+
+def test_memory_is_given_back_when_nobody_has_been_there_for_a_while(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.trainer.IDLE_SECONDS", 1.0)
+    trainer = trainer_of(tiny_llama)
+    given: list[float] = []
+    monkeypatch.setattr("adapters.trainer.give_back", lambda: given.append(time.perf_counter()))
+
+    for _ in range(10):  # never alone for long enough
+        trainer.train([[1, 2, 3]])
+        assert not given
+    ended = time.perf_counter()
+    while not given and time.perf_counter() - ended < SOON:
+        time.sleep(0.01)
+
+    assert given[0] - ended > 0.9

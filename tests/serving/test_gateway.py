@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,6 +187,25 @@ async def test_waiting_for_the_trainer_is_a_stage_of_its_own(client: httpx.Async
     assert under_way == [1, 1]
     assert [told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [0, 0]
     assert (await occupied).stop == "seconds"
+
+
+async def test_staged_bytes_are_told_while_adapters_come_and_go(engine: Engine) -> None:
+    ended = threading.Event()
+
+    def stage_and_unstage() -> None:
+        while not ended.is_set():
+            folder = engine.staging / "adapter"
+            folder.mkdir()
+            (folder / "adapter_model.safetensors").write_bytes(bytes(100))
+            shutil.rmtree(folder)
+
+    coming_and_going = threading.Thread(target=stage_and_unstage)
+    coming_and_going.start()
+    told = {engine.staged_bytes() for _ in range(5_000)}
+    ended.set()
+    coming_and_going.join()
+
+    assert told <= {0, 100}
 
 
 async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClient) -> None:
