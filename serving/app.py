@@ -189,6 +189,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
         StartError: Ray or a deployment did not come up.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else the server gives way to everything else on the machine
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = _FRONT  # read in the proxy's process, which inherits it
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,8 +2,8 @@
 
 vLLM 0.32 on a CPU reads the index -1 of a token without an adapter as the last slot, so a base-model request
 in one batch with adapted ones gets wrong tokens (vLLM issues 48421 and 49656), and it gathers the whole A and
-B once per token. Here each distinct slot is one matrix product over its rows, and rows of slot -1 are left
-alone. Loaded by vLLM itself in every process through the entry point `vllm.general_plugins`; it does nothing
+B once per token. Here each distinct slot is one matrix product over its rows, rows of slot -1 are left alone, and a
+batch without adapters costs what it costs without LoRA. Loaded by vLLM itself in every process through the entry point `vllm.general_plugins`; it does nothing
 on other platforms. Drop it when upstream is mended.
 """
 
@@ -29,6 +29,23 @@ def register() -> None:
     punica_cpu.sgmv_shrink = _per_token(shrink)
     punica_cpu.sgmv_expand = _per_token(expand)
     punica_cpu.sgmv_expand_slice = _per_token(expand_slice)
+    if not hasattr(punica_cpu.PunicaWrapperCPU, "is_idle"):
+        pass_by_where_idle(punica_cpu.PunicaWrapperCPU)
+
+
+def pass_by_where_idle(wrapper: Any) -> None:
+    """Make vLLM's class of LoRA products do nothing for batches in which no token has an adapter."""
+    plain_update, plain_linear = wrapper.update_metadata, wrapper.add_lora_linear
+
+    def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
+        plain_update(self, *args, **kwargs)
+        self.is_idle = not bool((self.token_lora_indices >= 0).any())
+
+    def add_lora_linear(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if self.is_idle else plain_linear(self, *args, **kwargs)
+
+    wrapper.is_idle = False
+    wrapper.update_metadata, wrapper.add_lora_linear = update_metadata, add_lora_linear
 
 
 def shrink(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from serving.cpu_lora import _per_token, expand, expand_slice, shrink
+from serving.cpu_lora import _per_token, expand, expand_slice, pass_by_where_idle, shrink
 
 _SLOTS, _RANK, _IN, _OUT = 4, 3, 6, 5
 
@@ -139,3 +139,27 @@ def test_the_prefill_form_gives_each_token_its_sequences_slot(lengths: list[int]
     expand_slice(low, b, sliced_1, per_token, _OUT, _OUT, False)
     for found, expected in ((shrunk, shrunk_1), (expanded, expanded_1), (sliced, sliced_1)):
         close(found, expected)
+
+
+@pytest.mark.parametrize("slots", [[-1, -1], [-1, 0], []])
+def test_a_batch_without_adapters_passes_by_the_products(slots: list[int]) -> None:
+    class Wrapper:
+        """As vLLM's: told of the slots of a batch, then asked for product after product."""
+
+        token_lora_indices = torch.tensor([0])
+        products = 0
+
+        def update_metadata(self, slots: list[int]) -> None:
+            self.token_lora_indices = torch.tensor(slots, dtype=torch.long)
+
+        def add_lora_linear(self) -> None:
+            self.products += 1
+
+    pass_by_where_idle(Wrapper)
+    wrapper = Wrapper()
+
+    wrapper.add_lora_linear()  # before it has been told
+    wrapper.update_metadata(slots)
+    wrapper.add_lora_linear()
+
+    assert wrapper.products == (2 if 0 in slots else 1)
