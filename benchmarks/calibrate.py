@@ -30,6 +30,7 @@ from benchmarks.passages import (
     make_set,
     open_scorer,
     open_selector,
+    package_documents,
     package_versions,
 )
 from selection.embedding import Prompt
@@ -82,7 +83,8 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(stderr=options.json)
     selector = open_selector(1.0, options.embedder, options.model)
-    ground = make_set("calibrate", options.packages, options.per_package, options.model, selector)
+    groups = {package: package_documents(package) for package in options.packages}
+    ground = make_set("calibrate", groups, options.per_package, options.model, selector)
     console.print(f"{len(ground.passages)} passages, corpus of {ground.sequences} sequences", highlight=False)
 
     best = Setting(SelectorConfig.regularisation, 3e-3, TrainerConfig.rank)

@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from adapters.trainer import IDLE_SECONDS
 from benchmarks.passages import progress
 from benchmarks.server import NO_KEEPING, ROOMY, Server, completion, fill, home, serving, sources
 from benchmarks.verdict import Verdict, arguments, finish
@@ -191,6 +192,7 @@ def leavers(folder: Path, clients: int, seed: int, verdict: Verdict) -> dict[str
         asyncio.run(run.run(clients))
         verdict.check_quiet(server, QUIET_SECONDS)
         verdict.check_workers(workers, server.workers())
+        time.sleep(2 * IDLE_SECONDS)  # then the trainer has given back what it does not need
         after, live, running = server.resident_bytes(), server.live_adapters(), server.metrics()
         verdict.check_memory(run.resident_bytes, after)
     verdict.check_end(server)

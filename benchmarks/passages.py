@@ -1,22 +1,26 @@
 """Held-out passages and the corpora they are adapted from: the ground of the quality benchmarks.
 
-A set is made of installed Python packages. Some files are held out whole, one passage is cut from each (a
-prefix that is the prompt, a suffix that is scored), and all other files become the corpus. The split is by
-file and seeded. It does not look for near-duplicates between held-out files and the corpus.
+Documents come in groups, which are domains of text or installed packages. Of each group some documents are held out
+whole, passages are cut from them (a prefix that is the prompt, a suffix that is scored), and all others become the
+corpus. The split is by document and seeded. A document that shares much with a passage stays in the corpus and says so
+in its metadata, `near`, so that a filter leaves it out; `share`, 0 to 99, is for filters that take a part of a corpus.
 
 Also here: what every result says of its machine, and bootstrap intervals.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,18 +36,24 @@ from selection.documents import Document, find_files, ingest, package_folder, re
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
 PREFIX = SUFFIX = 128  # tokens
+RUN = 8  # words
 
 
 @dataclass(frozen=True)
 class Passage:
     """A held-out piece of text: the prompt, and tokens of which those from PREFIX on are scored."""
 
-    package: str
+    group: str
     name: str
     start: int
     tokens: tuple[int, ...]
     prefix: str
-    suffix_bytes: int
+    suffix: str
+
+    @property
+    def key(self) -> str:
+        """Which passage of all."""
+        return f"{self.name}@{self.start}"
 
 
 @dataclass(frozen=True)
@@ -57,54 +67,83 @@ class PassageSet:
 
 def make_set(
     name: str,
-    packages: Sequence[str],
-    per_package: int,
+    groups: Mapping[str, Sequence[Document]],
+    per_group: int,
     model: str,
     selector: Selector,
-    seed: int = 0,
-    per_file: int = 1,
+    *,
+    per_document: int = 1,
+    most_bytes: int | None = None,
 ) -> PassageSet:
-    """Hold out files of each package, fill the corpus with all others (or find it filled), cut the passages.
+    """Hold out documents of each group, fill the corpus with all others (or find it filled), cut the passages.
 
-    Each of the held-out files gives a passage, and where it is long enough up to `per_file` that do not overlap.
+    Each of the held-out documents gives a passage, and where it is long enough up to `per_document` that do not
+    overlap. Of the others of a group, the first `most_bytes` go into the corpus.
+
+    Raises:
+        ValueError: a group has too few documents that are long enough.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    digest = tokenizer_digest(tokenizer)
-    corpus = Corpus.create(
-        selector.config.root, f"{name}-{'-'.join(packages)}-{digest}"[-64:].lstrip("-._"), selector.embedder, digest
-    )
-    shuffle = random.Random(seed)  # noqa: S311
+    shuffle = random.Random(0)  # noqa: S311
     passages: list[Passage] = []
-    rest: list[tuple[Path, str]] = []
-    for package in packages:
-        folder = package_folder(package)
-        files = [file for file in find_files(folder) if file.suffix == ".py"]
-        shuffle.shuffle(files)
-        found = 0
-        for file in files:
-            title = f"{package}/{file.relative_to(folder)}"
-            passage = _cut(file, package, title, tokenizer, shuffle) if found < per_package else None
-            if passage is None:
-                rest.append((file, title))
-            else:
-                passages.append(passage)
-                passages += _further(file, passage, tokenizer, per_file - 1)
-                found += 1
-        if found < per_package:
-            raise ValueError(f"{package} has only {found} files that are long enough for a passage")
+    rest: list[Document] = []
+    for group, documents in groups.items():
+        found, taken = 0, 0
+        for document in shuffle.sample(documents, len(documents)):
+            cut = _cut(document, group, tokenizer, shuffle, per_document) if found < per_group else []
+            passages += cut
+            found += bool(cut)
+            size = len(document.text.encode())
+            if not cut and (most_bytes is None or taken + size <= most_bytes):
+                rest.append(document)
+                taken += size
+        if found < per_group:
+            raise ValueError(f"{group} has only {found} documents that are long enough for a passage")
+    near = near_duplicates(passages, rest)
+    rest = [replace(d, metadata={**d.metadata, "near": d.name in near, "share": _share(d.name)}) for d in rest]
 
-    def documents() -> Iterator[Document]:
-        for number, (file, title) in enumerate(rest):
-            progress(f"corpus {name}: file {number + 1} of {len(rest)}")
-            yield from read_file(file, title)
+    digest = hashlib.sha256(repr([tokenizer_digest(tokenizer), passages, rest]).encode()).hexdigest()
+    corpus = Corpus.create(
+        selector.config.root, f"{name}-{digest[:16]}", selector.embedder, tokenizer_digest(tokenizer)
+    )
 
-    ingest(corpus, documents(), selector.embedder, tokenizer)
-    held_out = {passage.name for passage in passages}  # an earlier run may have held out other files
-    for name in held_out:
-        corpus.delete(name)
+    def told() -> Iterator[Document]:
+        for number, document in enumerate(rest):
+            progress(f"corpus {name}: document {number + 1} of {len(rest)}")
+            yield document
+
+    ingest(corpus, told(), selector.embedder, tokenizer)
     sequences = corpus.counts()[1]
     corpus.close()
     return PassageSet(corpus.name, tuple(passages), sequences)
+
+
+def package_documents(package: str) -> list[Document]:
+    """The Python files of an installed package."""
+    folder = package_folder(package)
+    return [
+        document
+        for file in find_files(folder)
+        if file.suffix == ".py"
+        for document in read_file(file, f"{package}/{file.relative_to(folder)}")
+    ]
+
+
+def near_duplicates(passages: Sequence[Passage], documents: Sequence[Document]) -> set[str]:
+    """Names of documents that hold at least half of what a passage says, as runs of RUN words."""
+    holders: dict[int, list[int]] = {}
+    sizes = []
+    for number, passage in enumerate(passages):
+        runs = _runs(passage.prefix + passage.suffix)
+        sizes.append(len(runs))
+        for run in runs:
+            holders.setdefault(run, []).append(number)
+    found = set()
+    for document in documents:
+        shared = Counter(number for run in _runs(document.text) for number in holders.get(run, ()))
+        if any(2 * count >= sizes[number] for number, count in shared.items()):
+            found.add(document.name)
+    return found
 
 
 def open_selector(regularisation: float, embedder: str, model: str) -> Selector:
@@ -133,7 +172,7 @@ def curve(
 
 def bits_per_byte(scorer: Trainer, passage: Passage, weights: bytes | None = None) -> float:
     """Of the passage's suffix, given its prefix, under an exported adapter, or the base model."""
-    return scorer.nats(passage.tokens, PREFIX, weights) / math.log(2) / passage.suffix_bytes
+    return scorer.nats(passage.tokens, PREFIX, weights) / math.log(2) / len(passage.suffix.encode())
 
 
 def open_scorer(config: TrainerConfig) -> Trainer:
@@ -192,33 +231,34 @@ def each(passages: Sequence[Passage], doing: str, work: Callable[[Passage], Any]
     return results
 
 
-def _cut(file: Path, package: str, name: str, tokenizer: Any, shuffle: random.Random) -> Passage | None:
-    text = file.read_text(encoding="utf-8")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def _cut(document: Document, group: str, tokenizer: Any, shuffle: random.Random, most: int) -> list[Passage]:
+    """Passages of a document that do not overlap; none where it is short."""
+    encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) < 2 * (PREFIX + SUFFIX):
-        return None
-    return _passage(package, name, text, ids, offsets, shuffle.randrange(len(ids) - PREFIX - SUFFIX))
-
-
-def _further(file: Path, first: Passage, tokenizer: Any, most: int) -> list[Passage]:
-    """More passages of the file, apart from the first and from one another, at places that its name decides."""
-    text = file.read_text(encoding="utf-8")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    places, taken = list(range(len(ids) - PREFIX - SUFFIX)), [first.start]
-    random.Random(first.name).shuffle(places)  # noqa: S311
-    for place in places:
-        if len(taken) <= most and all(abs(place - other) >= PREFIX + SUFFIX for other in taken):
+        return []
+    places = list(range(len(ids) - PREFIX - SUFFIX))
+    taken: list[int] = []
+    for place in shuffle.sample(places, len(places)):
+        if len(taken) < most and all(abs(place - other) >= PREFIX + SUFFIX for other in taken):
             taken.append(place)
-    return [_passage(first.package, first.name, text, ids, offsets, place) for place in taken[1:]]
+
+    def passage(start: int) -> Passage:
+        first, middle = offsets[start][0], offsets[start + PREFIX][0]
+        last = offsets[start + PREFIX + SUFFIX - 1][1]
+        tokens = tuple(ids[start : start + PREFIX + SUFFIX])
+        return Passage(group, document.name, start, tokens, document.text[first:middle], document.text[middle:last])
+
+    return [passage(place) for place in taken]
 
 
-def _passage(package: str, name: str, text: str, ids: list[int], offsets: list[tuple[int, int]], start: int) -> Passage:
-    first, middle = offsets[start][0], offsets[start + PREFIX][0]
-    last = offsets[start + PREFIX + SUFFIX - 1][1]
-    tokens = tuple(ids[start : start + PREFIX + SUFFIX])
-    return Passage(package, name, start, tokens, text[first:middle], len(text[middle:last].encode()))
+def _runs(text: str) -> set[int]:
+    words = re.findall(r"\w+|[^\w\s]", text)
+    return {hash(tuple(words[start : start + RUN])) for start in range(len(words) - RUN + 1)}
+
+
+def _share(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
 
 
 def _version(name: str) -> str | None:

@@ -1,184 +1,228 @@
-"""Quality: bits per byte of held-out text, base model against adaptation, SIFT against nearest neighbours.
+"""Quality: bits per byte of held-out text of many domains, by strategy, by setting, by steps and by seconds.
 
-For every passage its prefix is the prompt, the suffix is scored. Data is chosen by each strategy from the same
-corpus, the same trainer takes the same number of steps, and the suffix is scored after each of STEPS steps, and
-where the server's default `auto` budget stops. Selector and trainer are the server's own; the scoring runs in the
-trainer's model in float32, which a test holds to vLLM's log-probabilities. All settings are the server's defaults,
-which `benchmarks/calibrate.py` chose on other packages.
+Of every passage the prefix is the prompt and the suffix is scored (`benchmarks/variants.py`), after data of one corpus
+of all domains was chosen and learnt. The strategies of the main table are measured on all passages; every other setting
+on a few of each domain, beside SIFT and nearest neighbours on the same ones. Settings are the server's defaults, which
+`benchmarks/calibrate.py` chose on other packages. What is measured is kept in .cache, line by line, and a run that was
+broken off goes on where it was; it belongs to passages, corpus, model, embedder and the code of selection and training.
 
-    python benchmarks/quality.py [--per-package 15] [--per-file 2] [--json] [--out benchmarks/results/quality.json]
+    python benchmarks/quality.py [--budget small] [--domains Rust legal] [--per-domain 60] [--json] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import threading
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
+import torch
 from rich.console import Console
-from rich.table import Table
 
-from adapters import Trainer, TrainerConfig
-from benchmarks.passages import (
-    Passage,
-    circumstances,
-    curve,
-    each,
-    interval,
-    make_set,
-    open_scorer,
-    open_selector,
-    package_versions,
-)
-from selection.embedding import Prompt
-from selection.selector import SelectorConfig
-from serving.config import AUTO as DEFAULT_AUTO
+from benchmarks.domains import DOMAINS, fetch, read
+from benchmarks.passages import CACHE, ROOT, Passage, PassageSet, circumstances, make_set, progress
+from benchmarks.tables import show, summary
+from benchmarks.variants import Laboratory, Row, Variant, record
+from selection import Selector, SelectorConfig
 from serving.config import bundled_model
 
-# The first four were reported first; the others were then drawn by lot from twenty installed packages that neither the
-# bundled model nor the calibration had seen, before anything was measured on them.
-PACKAGES = ("networkx", "peft", "fastapi", "starlette", "opentelemetry", "pyarrow", "anthropic", "mistral_common")
-STEPS = (0, 1, 2, 5, 10, 20, 35, 50)
-AUTO = "auto"
+UNEARTH = ROOT / ".cache" / "tools" / "bin" / "unearth"
+STRATEGIES = (
+    Variant("SIFT"),
+    Variant("NN", "nn"),
+    Variant("random", "random"),
+    Variant("NN-F", "nn-f"),
+    Variant("US", "us"),
+    Variant("HullFT", "hull", plan="reuse"),
+    Variant("SIFT in context", in_context=True),
+    Variant("NN in context", "nn", in_context=True),
+)
+AXES = {
+    "lambda'": tuple(Variant(f"lambda' {value:g}", regularisation=value) for value in (0.01, 0.1, 1.0, 10.0)),
+    "candidates": (
+        Variant("K = 50", candidates=50),
+        Variant("K = 1000", candidates=1000),
+        Variant("K = all", candidates=None),
+    ),
+    "corpus": tuple(
+        Variant(f"{strategy.upper()}, {share} % of the corpus", strategy, share=share)
+        for share in (3, 33)
+        for strategy in ("sift", "nn")
+    ),
+    "near-duplicates left in": (
+        Variant("SIFT, all documents", near=True),
+        Variant("NN, all documents", "nn", near=True),
+    ),
+    "the paper's own way": (Variant("SIFT, whole passage", whole=True), Variant("NN, whole passage", "nn", whole=True)),
+    "order": (Variant("SIFT reversed", order="reversed"), Variant("NN reversed", "nn", order="reversed")),
+    "plan": (Variant("batched", plan="batched"), Variant("reuse", plan="reuse")),
+    "learning rate": tuple(Variant(f"rate {value:g}", learning_rate=value) for value in (1e-3, 2e-3, 5e-3, 8e-3)),
+    "rank": (Variant("rank 4", rank=4), Variant("rank 64", rank=64)),
+    "last layer": tuple(
+        Variant(f"last layer, rate {value:g}", targets=("lm_head",), learning_rate=value) for value in (3e-3, 1e-2)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a run.
+
+    Attributes:
+        domains: names of domains.
+        strategies: how many of STRATEGIES, the first.
+        held_out: documents of each domain.
+        measured: of these, those of the main table.
+        axis_measured: of these, those on which the axes are measured.
+        corpus_bytes: of each domain.
+    """
+
+    domains: tuple[str, ...]
+    strategies: int
+    held_out: int
+    measured: int
+    axis_measured: int
+    corpus_bytes: int
+
+
+SIZES = {
+    "small": Size(("Python", "Rust", "reference"), 3, 6, 6, 0, 500_000),
+    "full": Size(tuple(domain.name for domain in DOMAINS), len(STRATEGIES), 60, 60, 6, 1_000_000),
+}
 
 
 def main() -> None:
-    """Measure, print a table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--per-package", type=int, default=15, help="held-out files of each package")
-    parser.add_argument("--per-file", type=int, default=2, help="passages of each, where it is long enough")
-    parser.add_argument("--packages", nargs="+", default=PACKAGES, help="installed packages, by import name")
+    """Measure what is not measured yet, print tables, write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--budget", choices=SIZES, default="full")
+    parser.add_argument(
+        "--domains", nargs="+", choices=[domain.name for domain in DOMAINS], help="default: the budget's"
+    )
+    parser.add_argument("--per-domain", type=int, help="held-out documents of each that are measured")
+    parser.add_argument("--axes-per-domain", type=int, help="of them, those on which settings are compared")
     parser.add_argument("--model", default=bundled_model(), help="base model, hub id or folder")
     parser.add_argument("--embedder", default=SelectorConfig.embedder)
+    parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--out", type=Path, help="write the full result here")
     options = parser.parse_args()
-    console = Console(stderr=options.json)
-
-    auto = DEFAULT_AUTO
-    selector = open_selector(SelectorConfig.regularisation, options.embedder, options.model)
-    trainer = Trainer(TrainerConfig(options.model))
-    scorer = open_scorer(trainer.config)
-    selecting = threading.Lock()
-    ground = make_set(
-        "quality", options.packages, options.per_package, options.model, selector, per_file=options.per_file
+    size = SIZES[options.budget]
+    size = replace(
+        size,
+        domains=tuple(options.domains or size.domains),
+        measured=size.measured if options.per_domain is None else options.per_domain,
+        axis_measured=size.axis_measured if options.axes_per_domain is None else options.axes_per_domain,
     )
-    limit = max(STEPS)
-
-    def measure(passage: Passage) -> dict[str, Any]:
-        row: dict[str, Any] = {"package": passage.package, "name": passage.name, "start": passage.start}
-        prompt = Prompt(passage.prefix)
-        for strategy in ("nn", "sift"):
-            with selecting:
-                selection = selector.select([prompt], ground.corpus, steps=limit, strategy=strategy)
-                stopped = selector.select([prompt], ground.corpus, steps=auto.steps, alpha=auto.alpha)
-            at = set(STEPS)
-            if strategy == "sift":
-                row["auto_steps"] = len(stopped.ids)
-                row["sigma"] = selection.uncertainty
-                at.add(row["auto_steps"])
-            points = curve(trainer, scorer, selection, passage, sorted(at))
-            row[strategy] = {steps: points[steps] for steps in STEPS}
-            if strategy == "sift":
-                row[AUTO] = points[row["auto_steps"]]
-        return row
-
-    rows = each(ground.passages, "adapting", measure)
+    ground = make_ground(size, options.model, options.embedder)
+    rows = measure(ground, jobs(ground, size), options)
     result = {
         **circumstances(),
         "model": Path(options.model).name,
-        "packages": package_versions(options.packages),
-        "passages": len(rows),
-        "files": len({row["name"] for row in rows}),
+        "embedder": options.embedder,
+        "size": asdict(size),
         "corpus_sequences": ground.sequences,
-        "settings": {
-            "rank": trainer.config.rank,
-            "precision": trainer.base.precision,
-            "learning_rate": trainer.learning_rate,
-            "regularisation": selector.config.regularisation,
-            "candidates": selector.config.candidates,
-            "embedder": selector.config.embedder,
-            "auto_alpha": auto.alpha,
-            "auto_steps_limit": auto.steps,
-        },
-        **summary(rows),
-        "by_package": {
-            package: summary([row for row in rows if row["package"] == package]) for package in options.packages
-        },
-        "rows": rows,
+        **summary(
+            rows, [variant.name for variant in STRATEGIES[: size.strategies]], AXES if size.axis_measured else {}
+        ),
     }
-    show(result, console)
+    show(result, Console(stderr=options.json))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        options.out.write_text(json.dumps(result) + "\n")
     if options.json:
-        print(json.dumps({key: value for key, value in result.items() if key not in ("rows", "by_package")}))
+        print(json.dumps({key: result[key] for key in ("percent_of_base", "adaptive", "correlation")}))
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means with 90 % bootstrap intervals over the files: bits per byte, per cent of base, SIFT minus NN."""
-    files = [row["name"] for row in rows]
-    base = [row["sift"][0] for row in rows]
-    last = STEPS[-1]
-
-    def mean(values: Sequence[float]) -> tuple[float, float, float]:
-        return interval(values, files)
-
-    def percent(values: Sequence[float]) -> tuple[float, float, float]:
-        return mean([100 * value / b for value, b in zip(values, base, strict=True)])
-
-    return {
-        "base_bits_per_byte": mean(base),
-        "nn_bits_per_byte": mean([row["nn"][last] for row in rows]),
-        "sift_bits_per_byte": mean([row["sift"][last] for row in rows]),
-        "auto_bits_per_byte": mean([row[AUTO] for row in rows]),
-        "auto_steps": mean([row["auto_steps"] for row in rows]),
-        "percent_of_base": {
-            strategy: {str(steps): percent([row[strategy][steps] for row in rows]) for steps in STEPS[1:]}
-            for strategy in ("nn", "sift")
-        }
-        | {AUTO: percent([row[AUTO] for row in rows])},
-        "sift_minus_nn_percent_points": {
-            str(steps): percent([row["sift"][steps] - row["nn"][steps] for row in rows]) for steps in STEPS[1:]
-        },
-        "sift_minus_nn_bits_per_byte": mean([row["sift"][last] - row["nn"][last] for row in rows]),
-    }
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    """The table for people."""
-
-    def cell(triple: Sequence[float], form: str = "{:.1f} ({:.1f} to {:.1f})") -> str:
-        return form.format(*triple)
-
-    console.print(
-        f"{result['passages']} passages of {result['files']} files, corpus of {result['corpus_sequences']} sequences; "
-        f"base model {cell(result['base_bits_per_byte'], '{:.3f} ({:.3f} to {:.3f})')} bits per byte",
-        highlight=False,
+def make_ground(size: Size, model: str, embedder: str) -> PassageSet:
+    """Download, hold out, embed."""
+    domains = [domain for domain in DOMAINS if domain.name in size.domains]
+    archives = fetch(sorted({name for domain in domains for name in domain.files}), CACHE / "distributions", UNEARTH)
+    selector = Selector(SelectorConfig(CACHE / "corpora", embedder, model))
+    return make_set(
+        "quality",
+        {domain.name: read(domain, archives) for domain in domains},
+        size.held_out,
+        model,
+        selector,
+        most_bytes=size.corpus_bytes,
     )
-    table = Table("steps", "NN, % of base", "SIFT, % of base", "SIFT minus NN, points", box=None, pad_edge=False)
-    for steps in map(str, STEPS[1:]):
-        percent = result["percent_of_base"]
-        table.add_row(
-            steps,
-            cell(percent["nn"][steps]),
-            cell(percent["sift"][steps]),
-            cell(result["sift_minus_nn_percent_points"][steps]),
-        )
-    table.add_row(f"auto, {result['auto_steps'][0]:.1f}", "", cell(result["percent_of_base"][AUTO]), "")
-    console.print(table)
-    table = Table("package", "base, bits per byte", "NN, % of base", "SIFT, % of base", box=None, pad_edge=False)
-    for package, part in result["by_package"].items():
-        table.add_row(
-            package,
-            cell(part["base_bits_per_byte"], "{:.3f}"),
-            *(cell(part["percent_of_base"][strategy][str(STEPS[-1])]) for strategy in ("nn", "sift")),
-        )
-    console.print(table)
-    console.print("in brackets: 90 % bootstrap intervals over files", highlight=False)
+
+
+def jobs(ground: PassageSet, size: Size) -> list[tuple[Variant, Passage]]:
+    """What is to be measured: a passage of each domain in turn, so that a run that is broken off has some of all."""
+    found = []
+    by_group: dict[str, list[Passage]] = {}
+    for passage in ground.passages:
+        by_group.setdefault(passage.group, []).append(passage)
+    for number in range(size.measured):
+        variants = list(STRATEGIES[: size.strategies])
+        if number < size.axis_measured:
+            variants += [variant for axis in AXES.values() for variant in axis]
+        for passages in by_group.values():
+            found += [(variant, passages[number]) for variant in variants if number < len(passages)]
+    return found
+
+
+def measure(ground: PassageSet, wanted: Sequence[tuple[Variant, Passage]], options: argparse.Namespace) -> list[Row]:
+    """Rows of what is wanted, measured in processes of their own where they are not known yet."""
+    key = repr([ground.corpus, options.model, options.embedder, _code()])
+    file = CACHE / "quality" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        said = json.loads(line)
+        known[said.pop("key")] = Row(**said)
+    missing = [(variant, passage) for variant, passage in wanted if _key(variant, passage) not in known]
+    context, threads = get_context("spawn"), str(max(1, (os.cpu_count() or 1) // options.processes))
+    os.environ["OMP_NUM_THREADS"] = threads  # of the processes to come
+    with (
+        file.open("a") as log,
+        ProcessPoolExecutor(
+            options.processes, context, initializer=_begin, initargs=(options.model, options.embedder)
+        ) as pool,
+    ):
+        pending: dict[Future[Row], str] = {
+            pool.submit(_measure, variant, passage, ground.corpus): _key(variant, passage)
+            for variant, passage in missing
+        }
+        for done, future in enumerate(as_completed(pending), 1):
+            row = future.result()
+            log.write(json.dumps({"key": pending[future], **record(row)}) + "\n")
+            log.flush()
+            known[pending[future]] = row
+            progress(f"adapting: {done} of {len(missing)}")
+    progress("")
+    return [known[_key(variant, passage)] for variant, passage in wanted]
+
+
+_laboratory: Laboratory | None = None  # of a process that measures
+
+
+def _begin(model: str, embedder: str) -> None:
+    global _laboratory  # what a pool's initializer makes has no other place
+    _laboratory = Laboratory(model, embedder)
+
+
+def _measure(variant: Variant, passage: Passage, corpus: str) -> Row:
+    assert _laboratory is not None
+    return _laboratory.measure(variant, passage, corpus)
+
+
+def _key(variant: Variant, passage: Passage) -> str:
+    return hashlib.sha256(repr((variant, passage.key)).encode()).hexdigest()[:24]
+
+
+def _code() -> str:
+    """Digest of what decides a result."""
+    files: Iterable[Path] = sorted(
+        [*ROOT.glob("selection/*.py"), *ROOT.glob("adapters/*.py"), ROOT / "benchmarks" / "variants.py"]
+    )
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 if __name__ == "__main__":

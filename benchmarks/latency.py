@@ -1,0 +1,415 @@
+"""Latency: what each stage of a request costs, by budget and by how many ask, beside plain vLLM and the naive way.
+
+A cell is a server, a budget, and a load: a closed loop of so many clients, or an open one (Poisson) at OPEN_SHARE of
+what the quickest closed one reached. It is asked by `vllm bench serve`, then by our own client, which is also the
+cross-check (`benchmarks/bench_serve.py`). Stages are those that an answer's report tells (embed, search, select, queue,
+train, load) and those that a client sees (first token, per token, whole). `load` is staging and loading together. vLLM
+counts its queue and prefill over all requests of a cell: of these there is a mean and no percentile. What unloading
+takes is told nowhere; it comes after the answer. A p99 of fewer than ENOUGH requests is marked.
+
+Beside Mayfly, in the same run: plain `vllm serve`, one with a resident adapter (`benchmarks/hot_load.py`), and the
+naive way (`benchmarks/naive.py`). All three servers are up, one is asked at a time. How the cost grows is
+`benchmarks/latency_growth.py`. Mayfly has its defaults, but takes on all adaptations that come, with all their steps.
+
+A run that was broken off goes on where it was, when the same command is given at the same commit.
+
+    make bench-latency [BUDGET=small]
+    python benchmarks/latency.py [--budget small] [--json] [--out benchmarks/results/latency.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bench_serve import PERCENTILES, Load, ask_all, bench, environment, pieces, vllm_serve
+from benchmarks.hot_load import MOST_TIMES, hot_load, in_words, with_adapters
+from benchmarks.latency_growth import (
+    ANSWER,
+    PROMPT,
+    RESIDENT,
+    STEADY,
+    Growth,
+    Once,
+    Point,
+    fitted,
+    grow,
+    growth_table,
+    synthetic,
+)
+from benchmarks.naive import LEAST_SPEEDUP, chosen, race
+from benchmarks.naive import in_words as naive_in_words
+from benchmarks.passages import CACHE, circumstances, progress
+from benchmarks.server import fill, free_port, running, serving, sources
+
+CORPUS, CONTEXT = "code", 1024  # tokens
+OPEN_SHARE = 0.7
+ENOUGH = 20
+NAIVE_AT_ONCE, NAIVE_BUDGET = 8, "steps=10"
+# A client of a closed loop may come again before the place of its last request is free; an open one has no bound.
+_ROOM = ("--max-requests", "256", "--max-adaptations", "256", "--undegraded", "256", "--max-model-len", str(CONTEXT))
+_COUNTED = {
+    "vllm:request_queue_time_seconds": "engine queue",
+    "vllm:request_prefill_time_seconds": "prefill",
+    "mayfly_steps": "steps",
+}
+_STAGES = ("queue", "embed", "search", "select", "train", "load", "loaded to first token", "first token", "per token")
+
+_REQUESTS = "steps_train_whole"  # of each request that was adapted
+Counts = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is asked.
+
+    Attributes:
+        budgets, at_once: of the closed loops, each with each.
+        opened: budgets that are asked in an open loop, too.
+        requests: of a cell, one for each client at least.
+        lengths: of prompt and answer, beside the usual ones, at budget STEADY and one at once.
+        pairs: of hot-loading.
+        rounds, round_requests: of the race with the naive way.
+        growth: of its own requests.
+    """
+
+    budgets: tuple[str, ...]
+    at_once: tuple[int, ...]
+    opened: tuple[str, ...]
+    requests: int
+    lengths: tuple[tuple[int, int], ...]
+    pairs: int
+    rounds: int
+    round_requests: int
+    growth: Growth
+
+
+_STEPS, _SECONDS = (1, 5, 10, 20, 50), ("0.5", "1", "2", "5")
+_EVERY = ("none", *(f"steps={n}" for n in _STEPS), *(f"seconds={s}" for s in _SECONDS), "auto")
+PLANS = {
+    "small": Plan(
+        budgets=("none", "steps=5", "steps=20", "seconds=1", "auto"),
+        at_once=(1, 4),
+        opened=(STEADY,),
+        requests=4,
+        lengths=((512, 64),),
+        pairs=10,
+        rounds=2,
+        round_requests=8,
+        growth=Growth(3, (64, 128, 256), (1_000, 10_000), (1, 4, 8), ("30M",)),
+    ),
+    "full": Plan(
+        budgets=_EVERY,
+        at_once=(1, 2, 4, 8, 16),
+        opened=_EVERY,
+        requests=60,
+        lengths=((32, 32), (512, 32), (32, 128), (128, 128), (512, 128), (896, 32)),
+        pairs=60,
+        rounds=7,
+        round_requests=32,
+        growth=Growth(20, (32, 64, 128, 256, 512, 1024), (1_000, 10_000, 100_000), (1, 2, 4, 6, 8), ("30M", "150M")),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A load and who is asked: "mayfly", "vllm", or "resident", which is vLLM with an adapter."""
+
+    server: str
+    load: Load
+
+    @property
+    def name(self) -> str:
+        """In words; no other cell of a run has it."""
+        load, loop = self.load, "open loop" if self.load.at_once is None else f"{self.load.at_once} at once"
+        return ", ".join(filter(None, [self.server, load.budget, loop, f"{load.prompt}/{load.answer} tokens"]))
+
+
+def cells(plan: Plan) -> list[Cell]:
+    """All of a plan's, the open ones, whose rate the closed ones decide, last."""
+    found = []
+    for at_once in plan.at_once:
+        load = Load(None, max(plan.requests, at_once), PROMPT, ANSWER, at_once)
+        found += [Cell("vllm", load), Cell("resident", replace(load, model=RESIDENT[0]))]
+        found += [Cell("mayfly", replace(load, budget=budget)) for budget in plan.budgets]
+    found += [Cell("mayfly", Load(STEADY, plan.requests, *lengths)) for lengths in plan.lengths]
+    return found + [Cell("mayfly", Load(budget, plan.requests, PROMPT, ANSWER, None)) for budget in plan.opened]
+
+
+class Journal:
+    """What has been measured, by name, in a file that is whole at every moment."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+
+    def once(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What this measures, or has measured before the run was broken off."""
+        if name not in self.done:
+            progress(name)
+            self.done[name] = json.loads(json.dumps(measure()))  # the same, whether it is read again or not
+            new = self._file.with_suffix(".new")
+            new.write_text(json.dumps(self.done))
+            new.replace(self._file)
+        return self.done[name]
+
+
+class Servers:
+    """The three of a run, each started when it is first asked, and ended with the stack."""
+
+    def __init__(self, home: Path, stack: ExitStack) -> None:
+        self._home, self._stack = home, stack
+
+    def url(self, name: str) -> str:
+        """Of "mayfly", "vllm" or "resident"."""
+        address: str = getattr(self, name)
+        return address
+
+    @cached_property
+    def mayfly(self) -> str:
+        """`mayfly serve`."""
+        return _warm(self._stack.enter_context(serving(self._home, "--corpus", CORPUS, *_ROOM)).url, STEADY)
+
+    @cached_property
+    def vllm(self) -> str:
+        """Plain `vllm serve`: no LoRA, no plugin."""
+        return self._start("vllm", environment())
+
+    @cached_property
+    def resident(self) -> str:
+        """`vllm serve` with all of RESIDENT, as many slots as Mayfly's engine has, and doors for other adapters."""
+        example = chosen(self._home, CORPUS, pieces(Load(None, 1, PROMPT, ANSWER), 0), 5)[0]
+        settings = environment(plugin=True) | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+        return self._start("lora", settings, *with_adapters(RESIDENT, self._home / "resident", example))
+
+    def _start(self, name: str, settings: Mapping[str, str], *more: str) -> str:
+        port = free_port()
+        command = vllm_serve(port, CONTEXT, *more)
+        self._stack.enter_context(running(command, port, self._home / f"{name}.log", settings))
+        return _warm(f"http://127.0.0.1:{port}", None)
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """How many, and their p50, p95 and p99."""
+    quantiles = np.quantile(values, [p / 100 for p in PERCENTILES])
+    return {"n": len(values), **{f"p{p}": float(value) for p, value in zip(PERCENTILES, quantiles, strict=True)}}
+
+
+def by_stage(requests: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The percentiles of each stage over the requests that had it."""
+    seconds = defaultdict(list)
+    for request in requests:
+        for stage, value in request.items():
+            seconds[stage].append(value)
+    return {stage: percentiles(values) for stage, values in seconds.items()}
+
+
+def counted(url: str) -> dict[str, tuple[float, float]]:
+    """What a server's histograms hold so far, by stage: how many requests, and their seconds; of "steps", steps."""
+    totals: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=60).text):
+        for sample in family.samples:
+            stage = _COUNTED.get(family.name) or sample.labels.get("stage")
+            if stage and family.name in ("mayfly_stage_seconds", *_COUNTED):
+                totals[stage][sample.name.removeprefix(family.name)] = sample.value
+    return {stage: (found["_count"], found["_sum"]) for stage, found in totals.items()}
+
+
+def means(before: Counts, after: Counts) -> dict[str, dict[str, float]]:
+    """Of the requests between two readings: how many, and the mean of each stage."""
+    found = {}
+    for stage, (count, total) in after.items():
+        earlier, spent = before.get(stage, (0.0, 0.0))
+        if count > earlier:
+            found[stage] = {"n": count - earlier, "mean": (total - spent) / (count - earlier)}
+    return found
+
+
+def measure(servers: Servers, cell: Cell, folder: Path, seed: int) -> dict[str, Any]:
+    """One cell by both harnesses: stages, what the server counted meanwhile, and what was not answered as asked."""
+    load, url = cell.load, servers.url(cell.server)
+    before = counted(url)
+    benched = bench(url, load, folder, seed)
+    middle = counted(url)
+    answers, seconds = ask_all(url, load, seed + 1)
+    after = counted(url)
+    sound = [answer for answer in answers if not answer.falls_short(load)]
+    stages = by_stage([answer.stages() for answer in sound])
+    steps = means(before, middle).get("steps", {"n": 0.0, "mean": 0.0})
+    missing = None if load.steps is None else load.steps * load.requests - round(steps["n"] * steps["mean"])
+    return {
+        "server": cell.server,
+        **asdict(load),
+        "short": len(answers) - len(sound),
+        "per_second": len(answers) / seconds,
+        "prompt_tokens": float(np.median([answer.prompt for answer in sound])) if sound else None,
+        "stages": stages,
+        "counted": means(middle, after),
+        _REQUESTS: [
+            (answer.report["spent"]["steps"], answer.report["seconds"]["train"], answer.last)
+            for answer in sound
+            if answer.report.get("adapted")
+        ],
+        "vllm_bench_serve": {**benched, "steps_missing": missing, "counted": means(before, middle)},
+        "agreement": {
+            stage: stages[stage]["p50"] / told["p50"]
+            for stage, told in benched["stages"].items()
+            if stage in stages and told["p50"]
+        },
+    }
+
+
+def run(plan: Plan, folder: Path, seed: int, once: Once) -> dict[str, Any]:
+    """Every part that has not been measured yet, on servers that are started when they are needed."""
+    once("corpora", partial(_fill, folder, plan))
+    measured: dict[str, Any] = {}
+    with ExitStack() as stack:
+        servers = Servers(folder, stack)
+        for number, cell in enumerate(cells(plan)):
+            if cell.load.at_once is None:
+                alike = [each["per_second"] for each in _usual(measured) if each["budget"] == cell.load.budget]
+                rate = OPEN_SHARE * max(alike)
+                cell = replace(cell, load=replace(cell.load, rate=round(rate, 3)))
+            measured[cell.name] = once(cell.name, partial(measure, servers, cell, folder, seed + 10 * number))
+        hot = {}
+        for prompt in dict.fromkeys([PROMPT, *(prompt for prompt, _ in plan.lengths)]):
+            load = Load("steps=1", plan.pairs, prompt, 8)
+            hot[str(prompt)] = once(
+                f"hot-loading, {prompt} tokens", partial(_hot_load, servers, load, seed + 10_000 + prompt)
+            )
+        load = Load(NAIVE_BUDGET, plan.round_requests, PROMPT, ANSWER, NAIVE_AT_ONCE)
+        raced = once("naive", partial(_race, servers, load, folder, plan.rounds, seed + 20_000))
+        points = _points_of(measured) | grow(plan.growth, servers.url, folder, once, seed + 30_000)
+    return {
+        "hot_load_ratio": hot[str(PROMPT)]["hot_load_ratio"],
+        "speedup_vs_naive": raced["speedup_vs_naive"],
+        "holds": {
+            "hot_load": hot[str(PROMPT)]["hot_load_ratio"] <= MOST_TIMES,
+            "naive": raced["speedup_vs_naive"] >= LEAST_SPEEDUP,
+        },
+        "short": sum(each["short"] + each["vllm_bench_serve"]["failed"] for each in measured.values())
+        + sum(each["short"] for each in hot.values())
+        + sum(raced["short"].values()),
+        "cells": measured,
+        "hot_load": hot,
+        "naive": raced,
+        "growth": fitted(points),
+    }
+
+
+def _fill(folder: Path, plan: Plan) -> None:
+    fill(folder, {CORPUS: sources()})
+    synthetic(folder, plan.growth)
+
+
+def _hot_load(servers: Servers, load: Load, seed: int) -> dict[str, Any]:
+    return hot_load(servers.mayfly, servers.resident, RESIDENT[0], load, seed)
+
+
+def _race(servers: Servers, load: Load, folder: Path, rounds: int, seed: int) -> dict[str, Any]:
+    return race(servers.mayfly, servers.resident, load, folder, CORPUS, rounds, seed)
+
+
+def _warm(url: str, budget: str | None) -> str:
+    load = Load(budget, 2, PROMPT, ANSWER)
+    answers, _ = ask_all(url, load, -1)
+    if any(answer.falls_short(load) for answer in answers):
+        raise RuntimeError(f"{url} did not answer what it was asked first: {answers}")
+    return url
+
+
+def _usual(measured: Mapping[str, Any]) -> list[Any]:
+    """The closed loops of the usual lengths."""
+    return [
+        each
+        for each in measured.values()
+        if each["rate"] is None and (each["prompt"], each["answer"]) == (PROMPT, ANSWER)
+    ]
+
+
+def _points_of(measured: Mapping[str, Any]) -> dict[str, list[Point]]:
+    """Seconds of training by steps, where one asks at once; whole seconds by how many ask, at budget STEADY."""
+    usual = _usual(measured)
+    return {
+        "steps": [(steps, train) for cell in usual if cell["at_once"] == 1 for steps, train, _ in cell[_REQUESTS]],
+        "concurrency": [
+            (cell["at_once"], whole) for cell in usual if cell["budget"] == STEADY for _, _, whole in cell[_REQUESTS]
+        ],
+    }
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """The tables for people, in milliseconds."""
+    stages = Table("stages, ms", "", "of", *_STAGES, "whole", "prefill, mean", box=None, pad_edge=False)
+    harnesses = Table(
+        "harnesses", "req/s", "not as asked", "vllm bench serve: req/s", "failed", "steps missing",
+        "ours / its: first token", "per token", "whole", box=None, pad_edge=False,
+    )  # fmt: skip
+    for name, cell in result["cells"].items():
+        for p in PERCENTILES:
+            few = p == max(PERCENTILES)
+            row = [cell["stages"].get(stage) for stage in (*_STAGES, "whole")]
+            times = [
+                "" if each is None else f"{1e3 * each[f'p{p}']:,.1f}" + "*" * (few and each["n"] < ENOUGH)
+                for each in row
+            ]
+            first = p == min(PERCENTILES)
+            prefill = cell["counted"].get("prefill") if first else None
+            mean = "" if prefill is None else f"{1e3 * prefill['mean']:,.1f}"
+            stages.add_row(name if first else "", f"p{p}", str(cell["requests"]) if first else "", *times, mean)
+        other, agree = cell["vllm_bench_serve"], cell["agreement"]
+        ratios = (f"{agree[stage]:.2f}" if stage in agree else "" for stage in ("first token", "per token", "whole"))
+        counts = (str(cell["short"]), f"{other['per_second']:.2f}", str(other["failed"]), str(other["steps_missing"]))
+        harnesses.add_row(name, f"{cell['per_second']:.2f}", *counts, *ratios)
+    for table in (stages, harnesses, growth_table(result["growth"])):
+        console.print(table, "")
+    console.print(f"* a p99 of fewer than {ENOUGH} requests: little more than the largest", highlight=False)
+    for hot in result["hot_load"].values():
+        console.print(in_words(hot), highlight=False)
+    console.print(naive_in_words(result["naive"]), highlight=False)
+
+
+def main() -> None:
+    """Measure, print tables, write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--budget", choices=PLANS, default="full", help="how much is asked: minutes or hours")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--out", type=Path, help="write the full result here")
+    options = parser.parse_args()
+    facts, plan = circumstances(), PLANS[options.budget]
+    key = hashlib.sha256(f"{facts['commit']} {plan} {options.seed}".encode()).hexdigest()[:12]
+    folder = CACHE / f"latency-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = run(plan, folder, options.seed, Journal(folder / "measured.json").once)
+    progress("")
+    result = {**facts, "budget": options.budget, "seed": options.seed, "plan": asdict(plan), **found}
+    show(result, Console(stderr=options.json))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    shutil.rmtree(folder)  # what is complete is not gone on with
+    if options.json:
+        keys = ("hot_load_ratio", "speedup_vs_naive", "holds", "short")
+        stages = {name: cell["stages"] for name, cell in found["cells"].items()}
+        print(json.dumps({**{key: found[key] for key in keys}, "stages": stages}))
+
+
+if __name__ == "__main__":
+    main()

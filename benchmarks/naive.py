@@ -1,0 +1,198 @@
+"""The naive way: what one writes without Mayfly, against Mayfly, in requests a second.
+
+Per request a new PEFT adapter on transformers' own model, Adam over the sequences one at a time, `save_pretrained` into
+shared memory, /v1/load_lora_adapter of a `vllm serve`, the completion, /v1/unload_lora_adapter. Processes train, one
+request each at a time; clients wait for them, load and ask. What is not naive is given to it: the sequences that
+Mayfly's selector would have chosen, for nothing, before the clock starts; a model that stays loaded in every process;
+Mayfly's plugin for LoRA on a CPU, without which vLLM is slower; as many processes as cores, each with Mayfly's number
+of threads. Mayfly selects within its time. Both have the same model, rank, steps and sizes of vLLM; the loop is in
+float32 on a CPU, as Mayfly's trainer is where the processor has no units for bfloat16.
+
+Rounds of either take turns; a ratio is that of one pair of rounds, and the first pair is warm-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from adapters import TrainerConfig
+from adapters.defaults import for_model
+from benchmarks.bench_serve import PATIENCE_SECONDS, Answer, Load, ask, ask_all, environment, pieces
+from benchmarks.passages import progress
+from benchmarks.peft_loop import device
+from selection import Selector, SelectorConfig
+from selection.embedding import Prompt
+from serving.config import bundled_model
+
+LEAST_SPEEDUP = 5.0
+LEARNING_RATE = 3e-3  # Mayfly's for the bundled model; the time does not depend on it
+Sequences = Sequence[Sequence[int]]
+
+
+class PeftLoop:
+    """transformers, PEFT and Adam, as by hand; an adapter for each request."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        from peft import LoraConfig
+        from transformers import AutoModelForCausalLM
+
+        dtype = torch.float32 if device() == "cpu" else torch.bfloat16
+        model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
+        self._model = model.to(device())
+        self._lora = LoraConfig(
+            r=config.rank,
+            lora_alpha=int(config.scale_numerator),
+            target_modules=list(config.targets),
+            task_type="CAUSAL_LM",
+        )
+
+    def train(self, sequences: Sequences, folder: Path) -> dict[str, float]:
+        """A new adapter, a step on each sequence, written into the folder; seconds of the three."""
+        from peft import get_peft_model
+
+        begun = time.perf_counter()
+        peft: Any = get_peft_model(self._model, self._lora)
+        adam = torch.optim.Adam([p for p in peft.parameters() if p.requires_grad], lr=LEARNING_RATE)
+        made = time.perf_counter()
+        for sequence in sequences:
+            ids = torch.tensor([sequence], device=device())
+            adam.zero_grad()
+            peft(input_ids=ids, labels=ids).loss.backward()
+            adam.step()
+        trained = time.perf_counter()
+        peft.save_pretrained(folder)
+        saved = time.perf_counter()
+        self._model = peft.unload()
+        return {"make": made - begun, "train": trained - made, "save": saved - trained}
+
+
+_loop: PeftLoop | None = None  # of a process of the pool
+
+
+def train(sequences: Sequences, folder: Path) -> dict[str, float]:
+    """As `PeftLoop.train`, by the loop of this process, which is made when it is first needed."""
+    global _loop
+    if _loop is None:
+        _loop = PeftLoop(for_model(bundled_model()))
+    return _loop.train(sequences, folder)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the naive way made of a load: its answers, seconds by stage of each, and of it all."""
+
+    answers: list[Answer]
+    stages: list[dict[str, float]]
+    seconds: float
+
+
+def chosen(home: Path, corpus: str, prompts: Sequence[str], steps: int) -> list[Sequences]:
+    """What Mayfly's selector chooses for each prompt."""
+    selector = Selector(SelectorConfig(home / "corpora", base_model=bundled_model()))
+    return [selector.select([Prompt(prompt)], corpus, steps=steps).sequences for prompt in prompts]
+
+
+def naive(url: str, load: Load, prompts: Sequence[str], sequences: Sequence[Sequences], pool: Any) -> Asked:
+    """A load of a closed loop, asked the naive way: every adapter is loaded into, and unloaded from, this server."""
+    return asyncio.run(_naive(url, load, prompts, sequences, pool))
+
+
+async def _naive(url: str, load: Load, prompts: Sequence[str], sequences: Sequence[Sequences], pool: Any) -> Asked:
+    places, loop = asyncio.Semaphore(load.at_once or load.requests), asyncio.get_running_loop()
+
+    async def one(number: int) -> tuple[Answer, dict[str, float]]:
+        async with places:
+            folder = Path(tempfile.mkdtemp(prefix="naive-", dir="/dev/shm"))
+            begun = time.perf_counter()
+            seconds = await loop.run_in_executor(pool, train, sequences[number], folder)
+            trained = time.perf_counter()
+            await _told(client, "/v1/load_lora_adapter", {"lora_name": folder.name, "lora_path": str(folder)})
+            loaded = time.perf_counter()
+            answer = await ask(client, replace(load, model=folder.name, budget=None), prompts[number])
+            answered = time.perf_counter()
+            await _told(client, "/v1/unload_lora_adapter", {"lora_name": folder.name})
+            seconds["unload"] = time.perf_counter() - answered
+            shutil.rmtree(folder)
+            seconds |= {"wait": trained - begun - sum(seconds[part] for part in ("make", "train", "save"))}
+            return answer, seconds | {"load": loaded - trained, "answer": answered - loaded}
+
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS) as client:
+        begun = time.perf_counter()
+        done = await asyncio.gather(*map(one, range(len(prompts))))
+        took = time.perf_counter() - begun
+    return Asked([answer for answer, _ in done], [stages for _, stages in done], took)
+
+
+async def _told(client: httpx.AsyncClient, path: str, body: dict[str, str]) -> None:
+    reply = await client.post(path, json=body)
+    if reply.status_code != 200:
+        raise RuntimeError(f"{path} answered {reply.status_code}: {reply.text[:300]}")
+
+
+def race(mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: int, seed: int) -> dict[str, Any]:
+    """Rounds of the same load, Mayfly and the naive way in turn; the ratio of their requests a second."""
+    steps = load.steps
+    assert steps, "the naive way takes a given number of steps"
+    prompts = [pieces(load, seed + number) for number in range(rounds + 1)]
+    progress("choosing for the naive way")
+    sequences = [chosen(home, corpus, each, steps) for each in prompts]
+    before = dict(os.environ)
+    os.environ.update(environment())
+    pairs: list[dict[str, float]] = []
+    short, stages = {"mayfly": 0, "naive": 0}, []
+    workers = os.cpu_count() or 1
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for number in range(rounds + 1):
+                pair: dict[str, float] = {}
+                for name in ("mayfly", "naive") if number % 2 else ("naive", "mayfly"):
+                    progress(f"naive: round {number} of {rounds}, {name}")
+                    if name == "naive":
+                        asked = naive(lora, load, prompts[number], sequences[number], pool)
+                        answers, seconds = asked.answers, asked.seconds
+                        stages += asked.stages if number else []
+                        short[name] += sum(each.status != 200 or each.tokens < load.answer for each in answers)
+                    else:
+                        answers, seconds = ask_all(mayfly, load, seed + number)
+                        short[name] += sum(each.falls_short(load) for each in answers)
+                    pair[name] = load.requests / seconds
+                pairs.append(pair)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    ratios = [pair["mayfly"] / pair["naive"] for pair in pairs[1:]]
+    medians = {stage: statistics.median(each[stage] for each in stages) for stage in stages[0]}
+    return {
+        "speedup_vs_naive": statistics.median(ratios),
+        "ratios": ratios,
+        "per_second": {name: [pair[name] for pair in pairs[1:]] for name in short},
+        "short": short,
+        "naive_seconds": medians,
+        "load": {"budget": load.budget, "at_once": load.at_once, "requests": load.requests},
+        "processes": workers,
+    }
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """A result, for people."""
+    ratios, load = found["ratios"], found["load"]
+    parts = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in found["naive_seconds"].items())
+    return (
+        f"{found['speedup_vs_naive']:.2f} times the requests a second of the naive way (wanted {LEAST_SPEEDUP:.0f}; "
+        f"{load['budget']}, {load['at_once']} at once, median of {len(ratios)} rounds, {min(ratios):.2f} to "
+        f"{max(ratios):.2f}; not as asked: {found['short']}); the naive way's median seconds: {parts}"
+    )

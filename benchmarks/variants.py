@@ -1,0 +1,216 @@
+"""Variants: ways to choose data and to learn from it, and what one of them makes of one passage.
+
+What is measured is the server's own: selector, trainer, defaults. The suffix is scored in the trainer's model in
+float32, which a test holds to vLLM's log-probabilities. A passage is adapted alone, one step after another, so that the
+seconds are those of a request that has the processor to itself; making copies of the adapter to be scored is not
+counted, nor is scoring. It knows nothing of tables and intervals (`benchmarks/quality.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from adapters import Progress, Trainer, TrainerConfig
+from benchmarks.passages import CACHE, PREFIX, Passage, open_scorer
+from selection import Selection, Selector, SelectorConfig
+from selection.embedding import DEFAULT, Prompt
+
+STEPS = 50
+AT = (0, 1, 2, 3, 5, 7, 10, 13, 16, 20, 25, 30, 35, 40, 45, STEPS)  # steps after which the suffix is scored
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to choose data and to learn from it; what is not said is the server's default.
+
+    Attributes:
+        name: in tables.
+        strategy: of selection.
+        regularisation: lambda'.
+        candidates: K; None takes the whole corpus.
+        near: whether documents that are nearly the held-out one stay in the corpus.
+        share: per cent of the corpus, by document.
+        plan: of training.
+        order: of the chosen sequences.
+        learning_rate: None takes the trainer's default.
+        rank: of the LoRA.
+        targets: projections that are trained.
+        in_context: put what was chosen before the prompt, as far as the context goes, instead of training.
+        whole: the paper's own way: the whole passage is the prompt, and the whole passage is scored.
+    """
+
+    name: str
+    strategy: str = "sift"
+    regularisation: float = SelectorConfig.regularisation
+    candidates: int | None = SelectorConfig.candidates
+    near: bool = False
+    share: int = 100
+    plan: str = "sequential"
+    order: Literal["chosen", "reversed", "shuffled"] = "chosen"
+    learning_rate: float | None = None
+    rank: int = TrainerConfig.rank
+    targets: tuple[str, ...] = TrainerConfig.targets
+    in_context: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a variant made of a passage.
+
+    Attributes:
+        variant: its name.
+        group: of the passage.
+        document: of the passage.
+        passage: its key.
+        surprise: bits per byte of the prefix under the base model.
+        bits: bits per byte of the suffix by the steps taken before; 0 is the base model's. Of a variant in context by
+            the sequences before the prompt.
+        sigma: sigma_0 to sigma_n.
+        irreducible: sigma_infinity.
+        losses: nats a token before each step.
+        choosing_seconds: to embed, search and select.
+        step_seconds: from the beginning of training to the end of each step.
+        distinct: how many different sequences were chosen.
+    """
+
+    variant: str
+    group: str
+    document: str
+    passage: str
+    surprise: float
+    bits: dict[str, float]
+    sigma: tuple[float, ...]
+    irreducible: float
+    losses: tuple[float, ...]
+    choosing_seconds: float
+    step_seconds: tuple[float, ...]
+    distinct: int
+
+    @property
+    def base(self) -> float:
+        """Bits per byte of the base model."""
+        return self.bits["0"]
+
+    @property
+    def last(self) -> float:
+        """After all steps."""
+        return self.bits[max(self.bits, key=int)]
+
+
+class Laboratory:
+    """Resident selector and trainers; one thread."""
+
+    def __init__(self, model: str, embedder: str = DEFAULT) -> None:
+        self.model = model
+        self.selector = Selector(SelectorConfig(CACHE / "corpora", embedder, model))
+        self._trainers: dict[TrainerConfig, tuple[Trainer, Trainer]] = {}
+
+    def measure(self, variant: Variant, passage: Passage, corpus: str) -> Row:
+        """Choose, train, score."""
+        selection = self._choose(variant, passage, corpus)
+        trainer, scorer = self._trainer(variant)
+        start = 1 if variant.whole else PREFIX
+        text = passage.prefix + passage.suffix if variant.whole else passage.suffix
+
+        def bits(weights: bytes | None = None, before: tuple[int, ...] = ()) -> float:
+            nats = scorer.nats([*before, *passage.tokens], len(before) + start, weights)
+            return nats / math.log(2) / len(text.encode())
+
+        found = {"0": bits()}
+        losses: tuple[float, ...] = ()
+        step_seconds: list[float] = []
+        if variant.in_context:
+            before: tuple[int, ...] = ()
+            most = scorer.base.context - len(passage.tokens)
+            for count, sequence in enumerate(selection.sequences, 1):
+                if len(before) + len(sequence) > most:
+                    break
+                before = (*sequence, *before)  # what was chosen first lies next to the prompt
+                found[str(count)] = bits(before=before)
+        else:
+            exported: dict[int, bytes] = {}
+            spent, last = 0.0, math.nan
+
+            def keep(progress: Progress) -> None:
+                nonlocal spent, last
+                spent += time.perf_counter() - last
+                step_seconds.append(spent)
+                if progress.used in AT:
+                    exported[progress.used] = trainer.export(progress.slot)
+                last = time.perf_counter()
+
+            sequences = list(selection.sequences)
+            if variant.order == "reversed":
+                sequences.reverse()
+            elif variant.order == "shuffled":
+                random.Random(passage.key).shuffle(sequences)  # noqa: S311
+            last = time.perf_counter()
+            training = trainer.train(sequences, plan=variant.plan, on_step=keep)
+            losses = training.losses
+            found |= {str(used): bits(weights) for used, weights in exported.items()}
+        return Row(
+            variant=variant.name,
+            group=passage.group,
+            document=passage.name,
+            passage=passage.key,
+            surprise=scorer.nats(passage.tokens[:PREFIX], 1) / math.log(2) / len(passage.prefix.encode()),
+            bits=found,
+            sigma=selection.uncertainty,
+            irreducible=selection.irreducible,
+            losses=losses,
+            choosing_seconds=sum(selection.seconds.values()),
+            step_seconds=tuple(step_seconds),
+            distinct=len(set(selection.ids)),
+        )
+
+    def _choose(self, variant: Variant, passage: Passage, corpus: str) -> Selection:
+        self.selector.config = replace(
+            self.selector.config, regularisation=variant.regularisation, candidates=variant.candidates
+        )
+        wanted: list[dict[str, Any]] = []
+        if not variant.near:
+            wanted.append({"type": "eq", "key": "near", "value": False})
+        if variant.share < 100:
+            wanted.append({"type": "lt", "key": "share", "value": variant.share})
+        prompt = Prompt(passage.prefix + passage.suffix if variant.whole else passage.prefix)
+        return self.selector.select(
+            [prompt],
+            corpus,
+            steps=STEPS,
+            strategy=variant.strategy,
+            only={"type": "and", "filters": wanted} if wanted else None,
+        )
+
+    def _trainer(self, variant: Variant) -> tuple[Trainer, Trainer]:
+        """The trainer, and the one that scores."""
+        config = TrainerConfig(
+            self.model,
+            rank=variant.rank,
+            scale_numerator=float(variant.rank),
+            learning_rate=variant.learning_rate,
+            targets=variant.targets,
+            slots=1,
+        )
+        if config not in self._trainers:
+            self._trainers[config] = Trainer(config), open_scorer(config)
+        return self._trainers[config]
+
+
+def record(row: Row) -> dict[str, Any]:
+    """For a line of JSON, in as many digits as matter."""
+    said = asdict(row)
+    rounded: dict[str, Any] = {name: _rounded(value) for name, value in said.items()}
+    return rounded
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, tuple | list) else value
