@@ -173,10 +173,7 @@ def measure(ground: PassageSet, wanted: Sequence[tuple[Variant, Passage]], optio
     key = repr([ground.corpus, options.model, options.embedder, _code()])
     file = CACHE / "quality" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = {}
-    for line in file.read_text().splitlines() if file.exists() else ():
-        said = json.loads(line)
-        known[said.pop("key")] = Row(**said)
+    known = remembered(file)
     missing = [(variant, passage) for variant, passage in wanted if _key(variant, passage) not in known]
     context, threads = get_context("spawn"), str(max(1, (os.cpu_count() or 1) // options.processes))
     os.environ["OMP_NUM_THREADS"] = threads  # of the processes to come
@@ -186,18 +183,37 @@ def measure(ground: PassageSet, wanted: Sequence[tuple[Variant, Passage]], optio
             options.processes, context, initializer=_begin, initargs=(options.model, options.embedder)
         ) as pool,
     ):
+        log.write("\n")  # after a line that was cut short
         pending: dict[Future[Row], str] = {
             pool.submit(_measure, variant, passage, ground.corpus): _key(variant, passage)
             for variant, passage in missing
         }
         for done, future in enumerate(as_completed(pending), 1):
             row = future.result()
-            log.write(json.dumps({"key": pending[future], **record(row)}) + "\n")
+            log.write(line_of(pending[future], row))
             log.flush()
             known[pending[future]] = row
             progress(f"adapting: {done} of {len(missing)}")
     progress("")
     return [known[_key(variant, passage)] for variant, passage in wanted]
+
+
+def line_of(key: str, row: Row) -> str:
+    """A measured row, to be remembered."""
+    return json.dumps({"key": key, **record(row)}) + "\n"
+
+
+def remembered(file: Path) -> dict[str, Row]:
+    """What earlier runs have measured, by key; a line that a kill cut short is nothing."""
+    known = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        key = said.pop("key")
+        known[key] = Row(**said)
+    return known
 
 
 _laboratory: Laboratory | None = None  # of a process that measures

@@ -96,6 +96,7 @@ def cell(triple: Sequence[float], digits: int = 1) -> str:
 def quality(result: Result, plots: Plots) -> list[str]:
     """What adaptation buys."""
     names, adaptive = list(result["percent_of_base"]), result["adaptive"]
+    nine_tenths = adaptive["steps_share_for_nine_tenths"]
     by_domain, correlation = result["by_domain"], result["correlation"]
 
     def steps(axes: Any) -> None:
@@ -171,7 +172,7 @@ def quality(result: Result, plots: Plots) -> list[str]:
         *table(
             ["rule", "gain kept at a third of the steps", "steps for nine tenths of the gain"],
             [
-                [name, f"{gain:.2f}", f"{adaptive['steps_share_for_nine_tenths'][name]:.2f}"]
+                [name, *("never" if each is None else f"{each:.2f}" for each in (gain, nine_tenths[name]))]
                 for name, gain in adaptive["gain_share_at_a_third"].items()
             ],
         ),

@@ -8,7 +8,6 @@ mean number of steps where they bring most. Pure: rows in, numbers out.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,16 +111,16 @@ def compare(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float]]]:
     return found | {"knowing the future": sorted(knowing, key=lambda point: point[1])}
 
 
-def at_steps(points: Sequence[tuple[float, float, float]], share: float = TARGET_STEPS) -> float:
-    """Gain share of a curve where it has taken that share of the steps; NaN where it never takes as many."""
+def at_steps(points: Sequence[tuple[float, float, float]], share: float = TARGET_STEPS) -> float | None:
+    """Gain share of a curve where it has taken that share of the steps; None where it never takes as many."""
     if not points[0][1] <= share <= points[-1][1]:
-        return math.nan
+        return None
     return float(np.interp(share, [p[1] for p in points], [p[2] for p in points]))
 
 
-def for_gain(points: Sequence[tuple[float, float, float]], gain: float = TARGET_GAIN) -> float:
-    """Least share of steps at which a curve keeps that share of the gain; NaN if it never does."""
-    return min((steps for _, steps, kept in points if kept >= gain), default=math.nan)
+def for_gain(points: Sequence[tuple[float, float, float]], gain: float = TARGET_GAIN) -> float | None:
+    """Least share of steps at which a curve keeps that share of the gain; None if it never does."""
+    return min((steps for _, steps, kept in points if kept >= gain), default=None)
 
 
 def correlations(rows: Sequence[Row]) -> Mapping[str, float]:

@@ -128,7 +128,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     adaptive = result["adaptive"]
     table = Table("stopping rule", "gain at 1/3 of the steps", "steps for 9/10 of the gain", box=None, pad_edge=False)
     for name, gain in adaptive["gain_share_at_a_third"].items():
-        table.add_row(name, f"{gain:.2f}", f"{adaptive['steps_share_for_nine_tenths'][name]:.2f}")
+        table.add_row(name, share(gain), share(adaptive["steps_share_for_nine_tenths"][name]))
     console.print(table)
     console.print(
         f"auto (alpha {adaptive['alpha']:g}): {adaptive['steps_share']:.2f} of the steps, "
@@ -142,6 +142,11 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             table.add_row(name, *(_cell(found[key]) for key in ("percent_of_base", "minus_sift", "minus_nn")))
         console.print(table)
     console.print("in brackets: 90 % bootstrap intervals over documents", highlight=False)
+
+
+def share(value: float | None) -> str:
+    """A share, or that a rule has none."""
+    return "never" if value is None else f"{value:.2f}"
 
 
 def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Triple:

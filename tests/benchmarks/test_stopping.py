@@ -72,6 +72,6 @@ def test_a_curve_is_read_at_a_share_of_the_steps_and_of_the_gain() -> None:
     points = [(1.0, 0.1, 0.4), (2.0, 0.3, 0.8), (3.0, 0.6, 0.95)]
 
     assert stopping.at_steps(points, 0.2) == pytest.approx(0.6)
-    assert math.isnan(stopping.at_steps(points, 0.05))
+    assert stopping.at_steps(points, 0.05) is None
     assert stopping.for_gain(points, 0.9) == 0.6
-    assert math.isnan(stopping.for_gain(points, 0.99))
+    assert stopping.for_gain(points, 0.99) is None

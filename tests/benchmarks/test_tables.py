@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from benchmarks.quality import line_of, remembered
 from benchmarks.tables import show, summary
 from benchmarks.variants import AT, STEPS, Row, Variant, record
 
@@ -58,9 +59,17 @@ def test_at_equal_seconds_the_slower_has_taken_fewer_steps() -> None:
         assert slow >= fast
 
 
-def test_a_row_comes_back_from_json_as_it_went(everything: list[Row]) -> None:
-    for row in everything:
-        assert record(Row(**json.loads(json.dumps(record(row))))) == record(row)
+def test_a_run_that_was_killed_goes_on_with_what_it_had(everything: list[Row], tmp_path: Path) -> None:
+    lines = [line_of(f"key {number}", row) for number, row in enumerate(everything)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join([*lines[:2], lines[2][:100], "\n", *lines[3:]]))
+
+    known = remembered(file)
+
+    left = [number for number in range(len(everything)) if number != 2]
+    assert [record(row) for row in known.values()] == [record(everything[number]) for number in left]
+    assert list(known) == [f"key {number}" for number in left]
+    assert remembered(tmp_path / "none yet.jsonl") == {}
 
 
 def test_the_tables_tell_every_domain_and_setting(everything: list[Row]) -> None:
