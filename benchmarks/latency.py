@@ -26,7 +26,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ from benchmarks.latency_growth import (
     PROMPT,
     RESIDENT,
     STEADY,
-    Growth,
     Once,
     Point,
     fitted,
@@ -52,6 +51,7 @@ from benchmarks.latency_growth import (
     growth_table,
     synthetic,
 )
+from benchmarks.latency_plan import PLANS, Cell, Plan, cells
 from benchmarks.naive import LEAST_SPEEDUP, chosen, race
 from benchmarks.naive import in_words as naive_in_words
 from benchmarks.passages import CACHE, circumstances, progress
@@ -72,84 +72,6 @@ _STAGES = ("queue", "embed", "search", "select", "train", "load", "loaded to fir
 
 _REQUESTS = "steps_train_whole"  # of each request that was adapted
 Counts = Mapping[str, tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is asked.
-
-    Attributes:
-        budgets, at_once: of the closed loops, each with each.
-        opened: budgets that are asked in an open loop, too.
-        requests: of a cell, one for each client at least.
-        lengths: of prompt and answer, beside the usual ones, at budget STEADY and one at once.
-        pairs: of hot-loading.
-        rounds, round_requests: of the race with the naive way.
-        growth: of its own requests.
-    """
-
-    budgets: tuple[str, ...]
-    at_once: tuple[int, ...]
-    opened: tuple[str, ...]
-    requests: int
-    lengths: tuple[tuple[int, int], ...]
-    pairs: int
-    rounds: int
-    round_requests: int
-    growth: Growth
-
-
-_STEPS, _SECONDS = (1, 5, 10, 20, 50), ("0.5", "1", "2", "5")
-_EVERY = ("none", *(f"steps={n}" for n in _STEPS), *(f"seconds={s}" for s in _SECONDS), "auto")
-PLANS = {
-    "small": Plan(
-        budgets=("none", "steps=5", "steps=20", "seconds=1", "auto"),
-        at_once=(1, 4),
-        opened=(STEADY,),
-        requests=4,
-        lengths=((512, 64),),
-        pairs=10,
-        rounds=2,
-        round_requests=8,
-        growth=Growth(3, (64, 128, 256), (1_000, 10_000), (1, 4, 8), ("30M",)),
-    ),
-    "full": Plan(
-        budgets=_EVERY,
-        at_once=(1, 2, 4, 8, 16),
-        opened=_EVERY,
-        requests=60,
-        lengths=((32, 32), (512, 32), (32, 128), (128, 128), (512, 128), (896, 32)),
-        pairs=60,
-        rounds=7,
-        round_requests=32,
-        growth=Growth(20, (32, 64, 128, 256, 512, 1024), (1_000, 10_000, 100_000), (1, 2, 4, 6, 8), ("30M", "150M")),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A load and who is asked: "mayfly", "vllm", or "resident", which is vLLM with an adapter."""
-
-    server: str
-    load: Load
-
-    @property
-    def name(self) -> str:
-        """In words; no other cell of a run has it."""
-        load, loop = self.load, "open loop" if self.load.at_once is None else f"{self.load.at_once} at once"
-        return ", ".join(filter(None, [self.server, load.budget, loop, f"{load.prompt}/{load.answer} tokens"]))
-
-
-def cells(plan: Plan) -> list[Cell]:
-    """All of a plan's, the open ones, whose rate the closed ones decide, last."""
-    found = []
-    for at_once in plan.at_once:
-        load = Load(None, max(plan.requests, at_once), PROMPT, ANSWER, at_once)
-        found += [Cell("vllm", load), Cell("resident", replace(load, model=RESIDENT[0]))]
-        found += [Cell("mayfly", replace(load, budget=budget)) for budget in plan.budgets]
-    found += [Cell("mayfly", Load(STEADY, plan.requests, *lengths)) for lengths in plan.lengths]
-    return found + [Cell("mayfly", Load(budget, plan.requests, PROMPT, ANSWER, None)) for budget in plan.opened]
 
 
 class Journal:

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from benchmarks.bench_serve import Answer, Load, ask, pieces
 from benchmarks.hot_load import ready_to_first
-from benchmarks.latency import PLANS, Cell, Journal, by_stage, cells, counted, means, percentiles, show
+from benchmarks.latency import Journal, by_stage, counted, means, percentiles, show
 from benchmarks.latency_growth import fit, growth_table
+from benchmarks.latency_plan import PLANS, Cell, cells
 
 LOAD = Load("steps=5", 1, 64, 3)
 REPORT = {
