@@ -51,4 +51,4 @@ class StepTime:
         if spread > (0.05 * mean_tokens) ** 2:  # else there is only one size to learn from
             slope = (self._products / self._weight - mean_tokens * mean_seconds) / spread
             slope = min(max(slope, 0.0), proportion)
-        return mean_seconds + slope * (tokens - mean_tokens)
+        return max(mean_seconds + slope * (tokens - mean_tokens), 0.0)  # of rounding at no tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapters.step_time import StepTime
@@ -33,6 +33,7 @@ def test_what_is_a_line_is_found(fixed: float, each: float, sizes: list[int], as
 
 
 @given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), TOKENS, TOKENS)
+@example([(11, 3.691167358442187)], 0, 0)
 def test_more_tokens_never_take_less_time(steps: list[tuple[int, float]], one: int, other: int) -> None:
     time = measured(*steps)
 

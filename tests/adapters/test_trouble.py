@@ -97,8 +97,10 @@ class TestCancelling:
             if progress.steps == 20:
                 signal.pthread_kill(main, signal.SIGINT)
 
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         with pytest.raises(KeyboardInterrupt):
             trainer.train([SEQUENCES[0]] * 20_000, on_step=interrupt)
+        signal.signal(signal.SIGINT, handler)
         for thread in threads():
             thread.join(SOON)
 
