@@ -221,6 +221,7 @@ def run(plan: Plan, folder: Path, seed: int, once: Once) -> dict[str, Any]:
     return {
         "hot_load_ratio": hot[str(PROMPT)]["hot_load_ratio"],
         "speedup_vs_naive": raced["speedup_vs_naive"],
+        "speedup_vs_naive_pool": raced["speedup_vs_naive_pool"],
         "holds": {
             "hot_load": hot[str(PROMPT)]["hot_load_ratio"] <= MOST_TIMES,
             "naive": raced["speedup_vs_naive"] >= LEAST_SPEEDUP,
@@ -328,7 +329,7 @@ def main() -> None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     shutil.rmtree(folder)  # what is complete is not gone on with
     if options.json:
-        keys = ("hot_load_ratio", "speedup_vs_naive", "holds", "short")
+        keys = ("hot_load_ratio", "speedup_vs_naive", "speedup_vs_naive_pool", "holds", "short")
         stages = {name: cell["stages"] for name, cell in found["cells"].items()}
         print(json.dumps({**{key: found[key] for key in keys}, "stages": stages}))
 

@@ -4,11 +4,12 @@ Per request a new PEFT adapter on transformers' own model, Adam over the sequenc
 shared memory, /v1/load_lora_adapter of a `vllm serve`, the completion, /v1/unload_lora_adapter. Processes train, one
 request each at a time; clients wait for them, load and ask. What is not naive is given to it: the sequences that
 Mayfly's selector would have chosen, for nothing, before the clock starts; a model that stays loaded in every process;
-Mayfly's plugin for LoRA on a CPU, without which vLLM is slower; as many processes as cores, each with Mayfly's number
-of threads. Mayfly selects within its time. Both have the same model, rank, steps and sizes of vLLM; the loop is in
-float32 on a CPU, as Mayfly's trainer is where the processor has no units for bfloat16.
+Mayfly's plugin for LoRA on a CPU, without which vLLM is slower. Mayfly selects within its time. Both have the same
+model, rank, steps and sizes of vLLM; the loop is in float32 on a CPU, as Mayfly's trainer is where the processor has no
+units for bfloat16.
 
-Rounds of either take turns; a ratio is that of one pair of rounds, and the first pair is warm-up.
+There are two: `naive` trains in one process with as many threads as Mayfly's trainer, `naive pool` in a process on
+every core, which is more than Mayfly's trainer has. Rounds of the three take turns; a ratio is that of one round.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,55 +147,69 @@ async def _told(client: httpx.AsyncClient, path: str, body: dict[str, str]) -> N
 
 
 def race(mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: int, seed: int) -> dict[str, Any]:
-    """Rounds of the same load, Mayfly and the naive way in turn; the ratio of their requests a second."""
-    steps = load.steps
-    assert steps, "the naive way takes a given number of steps"
-    prompts = [pieces(load, seed + number) for number in range(rounds + 1)]
+    """Rounds of the same load, Mayfly and the naive ways in turn; the ratios of their requests a second."""
+    assert load.steps, "the naive way takes a given number of steps"
     progress("choosing for the naive way")
-    sequences = [chosen(home, corpus, each, steps) for each in prompts]
-    before = dict(os.environ)
-    os.environ.update(environment())
-    pairs: list[dict[str, float]] = []
-    short, stages = {"mayfly": 0, "naive": 0}, []
-    workers = os.cpu_count() or 1
+    every = chosen(home, corpus, [text for n in range(rounds) for text in pieces(load, seed + n)], load.steps)
+    cores, before = os.cpu_count() or 1, dict(os.environ)
+    workers = {"naive": (1, max(1, cores // 2)), "naive pool": (cores, 1)}  # processes, and threads of each
+    names = ["mayfly", *workers]
+    speeds: list[dict[str, float]] = []
+    short = Counter(dict.fromkeys(names, 0))
+    stages: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    os.environ.update(environment())  # of the processes, which are started when they are needed
     try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for number in range(rounds + 1):
-                pair: dict[str, float] = {}
-                for name in ("mayfly", "naive") if number % 2 else ("naive", "mayfly"):
-                    progress(f"naive: round {number} of {rounds}, {name}")
-                    if name == "naive":
-                        asked = naive(lora, load, prompts[number], sequences[number], pool)
-                        answers, seconds = asked.answers, asked.seconds
-                        stages += asked.stages if number else []
-                        short[name] += sum(each.status != 200 or each.tokens < load.answer for each in answers)
-                    else:
+        with ExitStack() as stack:
+            pools = {name: stack.enter_context(_pool(*each)) for name, each in workers.items()}
+            for name, (processes, _) in workers.items():  # warm
+                naive(lora, load, pieces(load, seed - 1)[:processes], every[:processes], pools[name])
+            for number in range(rounds):
+                speed = {}
+                for name in names[number % 3 :] + names[: number % 3]:
+                    progress(f"naive: round {number + 1} of {rounds}, {name}")
+                    if name == "mayfly":
                         answers, seconds = ask_all(mayfly, load, seed + number)
                         short[name] += sum(each.falls_short(load) for each in answers)
-                    pair[name] = load.requests / seconds
-                pairs.append(pair)
+                    else:
+                        sequences = every[number * load.requests :][: load.requests]
+                        asked = naive(lora, load, pieces(load, seed + number), sequences, pools[name])
+                        seconds = asked.seconds
+                        stages[name] += asked.stages
+                        short[name] += sum(each.falls_short(replace(load, budget=None)) for each in asked.answers)
+                    speed[name] = load.requests / seconds
+                speeds.append(speed)
     finally:
         os.environ.clear()
         os.environ.update(before)
-    ratios = [pair["mayfly"] / pair["naive"] for pair in pairs[1:]]
-    medians = {stage: statistics.median(each[stage] for each in stages) for stage in stages[0]}
+    ratios = {name: [speed["mayfly"] / speed[name] for speed in speeds] for name in workers}
     return {
-        "speedup_vs_naive": statistics.median(ratios),
+        **{f"speedup_vs_{name.replace(' ', '_')}": statistics.median(each) for name, each in ratios.items()},
         "ratios": ratios,
-        "per_second": {name: [pair[name] for pair in pairs[1:]] for name in short},
+        "per_second": {name: [speed[name] for speed in speeds] for name in names},
         "short": short,
-        "naive_seconds": medians,
+        "seconds": {
+            name: {stage: statistics.median(each[stage] for each in found) for stage in found[0]}
+            for name, found in stages.items()
+        },
         "load": {"budget": load.budget, "at_once": load.at_once, "requests": load.requests},
-        "processes": workers,
+        "processes_and_threads": workers,
     }
+
+
+def _pool(processes: int, threads: int) -> ProcessPoolExecutor:
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 def in_words(found: Mapping[str, Any]) -> str:
     """A result, for people."""
-    ratios, load = found["ratios"], found["load"]
-    parts = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in found["naive_seconds"].items())
-    return (
-        f"{found['speedup_vs_naive']:.2f} times the requests a second of the naive way (wanted {LEAST_SPEEDUP:.0f}; "
-        f"{load['budget']}, {load['at_once']} at once, median of {len(ratios)} rounds, {min(ratios):.2f} to "
-        f"{max(ratios):.2f}; not as asked: {found['short']}); the naive way's median seconds: {parts}"
-    )
+    load, lines = found["load"], []
+    for name, ratios in found["ratios"].items():
+        (processes, threads), seconds = found["processes_and_threads"][name], found["seconds"][name]
+        parts = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
+        lines.append(
+            f"{statistics.median(ratios):.2f} times the requests a second of the {name} ({processes} x {threads} "
+            f"threads; wanted {LEAST_SPEEDUP:.0f}; {load['budget']}, {load['at_once']} at once, {len(ratios)} rounds, "
+            f" {min(ratios):.2f} to {max(ratios):.2f}), whose median seconds are: {parts}"
+        )
+    return "\n".join([*lines, f"not as asked: {found['short']}"])

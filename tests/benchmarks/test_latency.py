@@ -216,8 +216,8 @@ def test_the_tables_mark_a_p99_of_few_and_tell_that_a_line_is_missing() -> None:
     }  # fmt: skip
     hot = {"hot_load_ratio": 1.4, "ratios": (1.4, 1.2, 1.6), "pairs": 3, "short": 0, "prompt_tokens": 128}
     raced = {
-        "speedup_vs_naive": 2.0, "ratios": [1.9, 2.1], "short": {"mayfly": 0}, "naive_seconds": {"train": 1.0},
-        "load": {"budget": "steps=10", "at_once": 8},
+        "ratios": {"naive": [1.9, 2.1]}, "short": {"mayfly": 0}, "seconds": {"naive": {"train": 1.0}},
+        "load": {"budget": "steps=10", "at_once": 8}, "processes_and_threads": {"naive": (1, 2)},
     }  # fmt: skip
     said = io.StringIO()
 
