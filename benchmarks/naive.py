@@ -210,6 +210,6 @@ def in_words(found: Mapping[str, Any]) -> str:
         lines.append(
             f"{statistics.median(ratios):.2f} times the requests a second of the {name} ({processes} x {threads} "
             f"threads; wanted {LEAST_SPEEDUP:.0f}; {load['budget']}, {load['at_once']} at once, {len(ratios)} rounds, "
-            f" {min(ratios):.2f} to {max(ratios):.2f}), whose median seconds are: {parts}"
+            f"{min(ratios):.2f} to {max(ratios):.2f}), whose median seconds are: {parts}"
         )
     return "\n".join([*lines, f"not as asked: {found['short']}"])
