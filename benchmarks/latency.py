@@ -145,7 +145,8 @@ def by_stage(requests: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 def counted(url: str) -> dict[str, tuple[float, float]]:
     """What a server's histograms hold so far, by stage: how many requests, and their seconds; of "steps", steps."""
     totals: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=60).text):
+    reply = httpx.get(f"{url}/metrics", timeout=60).raise_for_status()
+    for family in text_string_to_metric_families(reply.text):
         for sample in family.samples:
             stage = _COUNTED.get(family.name) or sample.labels.get("stage")
             if stage and family.name in ("mayfly_stage_seconds", *_COUNTED):

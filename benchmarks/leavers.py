@@ -35,6 +35,7 @@ LONGEST_WAVE = 16
 ALONE_SHARE = 0.5  # of the waves
 QUIET_SECONDS = 10.0
 NEWS_SECONDS = 0.5
+GIVEN_BACK_SECONDS = 2 * IDLE_SECONDS  # of rest, then the trainer has given back what it does not need
 _TOKENS = 200
 _MOMENT_SECONDS = (0.005, 6.0)  # of a leave: least and most, drawn evenly on a logarithmic scale
 _CORPUS = "web"
@@ -81,6 +82,7 @@ class Leaving:
             for _ in range(2):  # as many at once as ever: what that takes for the first time is no leak
                 await self._wave(client, [draw_leaver(self._draw) for _ in range(LONGEST_WAVE)])
             self._verdict.requests += 2 * LONGEST_WAVE
+            await asyncio.sleep(GIVEN_BACK_SECONDS)
             self.resident_bytes = self._server.resident_bytes()
             gone = 0
             while gone < clients:
@@ -192,7 +194,7 @@ def leavers(folder: Path, clients: int, seed: int, verdict: Verdict) -> dict[str
         asyncio.run(run.run(clients))
         verdict.check_quiet(server, QUIET_SECONDS)
         verdict.check_workers(workers, server.workers())
-        time.sleep(2 * IDLE_SECONDS)  # then the trainer has given back what it does not need
+        time.sleep(GIVEN_BACK_SECONDS)
         after, live, running = server.resident_bytes(), server.live_adapters(), server.metrics()
         verdict.check_memory(run.resident_bytes, after)
     verdict.check_end(server)

@@ -71,14 +71,11 @@ def make_set(
     per_group: int,
     model: str,
     selector: Selector,
-    *,
-    per_document: int = 1,
     most_bytes: int | None = None,
 ) -> PassageSet:
     """Hold out documents of each group, fill the corpus with all others (or find it filled), cut the passages.
 
-    Each of the held-out documents gives a passage, and where it is long enough up to `per_document` that do not
-    overlap. Of the others of a group, the first `most_bytes` go into the corpus.
+    Each of the held-out documents gives a passage. Of the others of a group, the first `most_bytes` go into the corpus.
 
     Raises:
         ValueError: a group has too few documents that are long enough.
@@ -90,11 +87,12 @@ def make_set(
     for group, documents in groups.items():
         found, taken = 0, 0
         for document in shuffle.sample(documents, len(documents)):
-            cut = _cut(document, group, tokenizer, shuffle, per_document) if found < per_group else []
-            passages += cut
-            found += bool(cut)
+            passage = _cut(document, group, tokenizer, shuffle) if found < per_group else None
             size = len(document.text.encode())
-            if not cut and (most_bytes is None or taken + size <= most_bytes):
+            if passage is not None:
+                passages.append(passage)
+                found += 1
+            elif most_bytes is None or taken + size <= most_bytes:
                 rest.append(document)
                 taken += size
         if found < per_group:
@@ -231,25 +229,17 @@ def each(passages: Sequence[Passage], doing: str, work: Callable[[Passage], Any]
     return results
 
 
-def _cut(document: Document, group: str, tokenizer: Any, shuffle: random.Random, most: int) -> list[Passage]:
-    """Passages of a document that do not overlap; none where it is short."""
+def _cut(document: Document, group: str, tokenizer: Any, shuffle: random.Random) -> Passage | None:
+    """A passage of a document; None where it is short."""
     encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) < 2 * (PREFIX + SUFFIX):
-        return []
-    places = list(range(len(ids) - PREFIX - SUFFIX))
-    taken: list[int] = []
-    for place in shuffle.sample(places, len(places)):
-        if len(taken) < most and all(abs(place - other) >= PREFIX + SUFFIX for other in taken):
-            taken.append(place)
-
-    def passage(start: int) -> Passage:
-        first, middle = offsets[start][0], offsets[start + PREFIX][0]
-        last = offsets[start + PREFIX + SUFFIX - 1][1]
-        tokens = tuple(ids[start : start + PREFIX + SUFFIX])
-        return Passage(group, document.name, start, tokens, document.text[first:middle], document.text[middle:last])
-
-    return [passage(place) for place in taken]
+        return None
+    start = shuffle.randrange(len(ids) - PREFIX - SUFFIX)
+    first, middle = offsets[start][0], offsets[start + PREFIX][0]
+    last = offsets[start + PREFIX + SUFFIX - 1][1]
+    tokens = tuple(ids[start : start + PREFIX + SUFFIX])
+    return Passage(group, document.name, start, tokens, document.text[first:middle], document.text[middle:last])
 
 
 def _runs(text: str) -> set[int]:

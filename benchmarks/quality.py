@@ -118,6 +118,8 @@ def main() -> None:
         measured=size.measured if options.per_domain is None else options.per_domain,
         axis_measured=size.axis_measured if options.axes_per_domain is None else options.axes_per_domain,
     )
+    if not 1 <= size.measured <= size.held_out or not 0 <= size.axis_measured <= size.measured:
+        parser.error(f"of {size.held_out} held-out documents 1 to all are measured, and settings on some of these")
     ground = make_ground(size, options.model, options.embedder)
     rows = measure(ground, jobs(ground, size), options)
     result = {

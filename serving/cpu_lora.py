@@ -3,7 +3,7 @@
 vLLM 0.32 on a CPU reads the index -1 of a token without an adapter as the last slot, so a base-model request
 in one batch with adapted ones gets wrong tokens (vLLM issues 48421 and 49656), and it gathers the whole A and
 B once per token. Here each distinct slot is one matrix product over its rows, rows of slot -1 are left alone,
-and a batch without adapters costs nearly what it costs without LoRA. Loaded by vLLM itself in every process
+and a batch without adapters passes by the products. Loaded by vLLM itself in every process
 through the entry point `vllm.general_plugins`; it does nothing on other platforms. Drop it when upstream is mended.
 """
 

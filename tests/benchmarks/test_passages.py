@@ -31,12 +31,12 @@ def selector(tmp_path: Path, nano: str) -> Selector:
 
 
 def test_held_out_documents_are_not_in_the_corpus(selector: Selector, nano: str, tokenizer: Any) -> None:
-    ground = make_set("set", DOCUMENTS, 2, nano, selector, per_document=2)
+    ground = make_set("set", DOCUMENTS, 2, nano, selector)
 
     held_out = {passage.name for passage in ground.passages}
     corpus = Corpus.open(selector.config.root, ground.corpus)
     kept = {entry.name for entry in corpus.documents()}
-    assert [sum(passage.group == group for passage in ground.passages) for group in DOCUMENTS] == [4, 4]
+    assert [sum(passage.group == group for passage in ground.passages) for group in DOCUMENTS] == [2, 2]
     assert len(held_out) == 4
     assert kept == {d.name for group in DOCUMENTS.values() for d in group} - held_out
 
