@@ -113,10 +113,14 @@ class Adaptation:
         self._discarded = False
 
     @property
+    def may_adapt(self) -> bool:
+        """Whether an adapter is wished for and there is something to train it on."""
+        return self._wish.budget.steps > 0 and self._wish.corpus is not None
+
+    @property
     def learns(self) -> bool:
         """Whether it is to get an adapter, and has not yet."""
-        wished = self._wish.budget.steps > 0 and self._wish.corpus is not None
-        return wished and self.report is None and self.problem is None
+        return self.may_adapt and self.report is None and self.problem is None
 
     async def speaker(self) -> LoadedAdapter | None:
         """The adapter that answers, or None for the base model; all parts of an answer share it.

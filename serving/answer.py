@@ -83,8 +83,10 @@ class Answer:
         elif message["type"] == "http.response.start":
             self._start, self.status = message, message["status"]
         elif self._state == "passing":
-            self._listen(message.get("body", b""))
-            await self._send({**message, "body": self._retold(message.get("body", b""))})
+            body = message.get("body", b"")
+            self._listen(body)
+            retold = self._retold(body)
+            await self._send(message if retold is body else {**message, "body": retold})
         elif self.adaptation is not None and self.adaptation.problem is not None:
             await self._fail(self.adaptation.problem)
         else:
@@ -147,7 +149,7 @@ class Answer:
     def _retold(self, events: bytes) -> bytes:
         """These events of a stream, conformed where that must be, the report in the first after it is known."""
         report = self.adaptation.report if self.adaptation and not self._told else None
-        if not self._is("text/event-stream") or (report is None and not self.conforms_chunks):
+        if (report is None and not self.conforms_chunks) or not self._is("text/event-stream"):
             return events
         lines = events.split(b"\n")
         for i, line in enumerate(lines):

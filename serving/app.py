@@ -12,10 +12,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayTaskError, TaskCancelledError
@@ -27,7 +30,9 @@ from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.library import Library
 from selection.selector import Selection
+from serving import front
 from serving.config import Config
+from serving.entrance import entrance, free_ports
 from serving.errors import StartError
 from serving.logs import set_up_logs
 from serving.stages import CorporaStage, TrainStage
@@ -41,7 +46,9 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 STAGE_QUEUE = 256  # requests that may wait before a stage
-_FRONT = "serving.front:middlewares"  # what Ray's HTTP proxy puts before itself
+REPLICA_PORTS = 16  # where an engine replica may answer: one that is replaced takes another
+_ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
+_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}  # else every token crosses from one thread to another
 
 
 class RemoteStage:
@@ -156,8 +163,8 @@ def build(config: Config) -> serve.Application:
         "TQDM_DISABLE": "1",
     }
 
-    def actor(**resources: Any) -> dict[str, Any]:
-        return {"num_cpus": 0, "runtime_env": {"env_vars": environment}, **resources}
+    def actor(more: Mapping[str, str] = MappingProxyType({}), **resources: Any) -> dict[str, Any]:
+        return {"num_cpus": 0, "runtime_env": {"env_vars": {**environment, **more}}, **resources}
 
     on_gpu = config.trainer.device != "cpu" and _gpus() > 0
     selector = serve.deployment(CorporaStage, name="selector").options(
@@ -170,7 +177,7 @@ def build(config: Config) -> serve.Application:
     )
     engine = serve.deployment(serve.ingress()(EngineReplica)).options(
         name="engine",
-        ray_actor_options=actor(num_gpus=0.6) if on_gpu else actor(),
+        ray_actor_options=actor(_ONE_LOOP, **({"num_gpus": 0.6} if on_gpu else {})),
         # The replica refuses by itself what is too much, in OpenAI's words; Ray only what would not even fit in there.
         max_ongoing_requests=config.capacity.requests + STAGE_QUEUE,
         max_queued_requests=STAGE_QUEUE,
@@ -190,7 +197,15 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else the server gives way to everything else on the machine
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = _FRONT  # read in the proxy's process, which inherits it
+    replicas = free_ports(REPLICA_PORTS)
+    os.environ |= {  # read by Ray's processes, which inherit it
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # replicas answer HTTP themselves
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # the entrance sees by itself who listens
+        "RAY_SERVE_PORT_QUARANTINE_S": "1",
+    }
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -199,37 +214,50 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
             raise StartError(
                 f"cannot listen on {config.host}:{config.port}: {problem.strerror}; try --port"
             ) from problem
-    on_stage("starting Ray and Ray Serve")
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
-        )
-    except Exception as problem:  # a plain one, where a crowded machine was too slow
-        raise StartError(f"Ray did not start: {problem}; try again") from problem
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has just put its own in their place
-        signal.signal(number, _interrupt)
-    try:
-        serve.start(
-            http_options=HTTPOptions(host=config.host, port=config.port),
-            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        )
-        on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector")
+    with entrance(config.host, config.port, replicas):
+        on_stage("starting Ray and Ray Serve")
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
-            serve.run(build(config), name="mayfly", route_prefix="/")
-        except RuntimeError as problem:
-            raise StartError(f"the server did not start: {problem}") from problem
-        yield f"http://{config.host}:{config.port}"
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one now would leave processes and files behind
-            signal.signal(number, signal.SIG_IGN)
-        serve.delete("mayfly")  # waits until the engine has ended its processes
-        ray.shutdown()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
+            )
+        except Exception as problem:  # a plain one, where a crowded machine was too slow
+            raise StartError(f"Ray did not start: {problem}; try again") from problem
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ray has just put its own in their place
+            signal.signal(number, _interrupt)
+        try:
+            serve.start(
+                http_options=HTTPOptions(host="127.0.0.1", port=free_ports(1).start),  # of Ray's proxy, which idles
+                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+            )
+            on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector")
+            try:
+                serve.run(build(config), name="mayfly", route_prefix="/")
+            except RuntimeError as problem:
+                raise StartError(f"the server did not start: {problem}") from problem
+            url = f"http://{config.host}:{config.port}"
+            _wait_for(f"{url}/health")
+            yield url
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):  # a second one now would leave processes and files behind
+                signal.signal(number, signal.SIG_IGN)
+            serve.delete("mayfly")  # waits until the engine has ended its processes
+            ray.shutdown()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _wait_for(url: str) -> None:
+    until = time.monotonic() + _ANSWERING_SECONDS
+    while time.monotonic() < until:
+        with suppress(httpx.TransportError):
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        time.sleep(0.05)
+    raise StartError(f"{url} does not answer {_ANSWERING_SECONDS:.0f} s after the engine has loaded")
 
 
 def _interrupt(*_: Any) -> None:

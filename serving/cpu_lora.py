@@ -35,17 +35,22 @@ def register() -> None:
 
 def pass_by_where_idle(wrapper: Any) -> None:
     """Make vLLM's class of LoRA products do nothing for batches in which no token has an adapter."""
-    plain_update, plain_linear = wrapper.update_metadata, wrapper.add_lora_linear
+    plain_update = wrapper.update_metadata
 
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         plain_update(self, *args, **kwargs)
         self.is_idle = not bool((self.token_lora_indices >= 0).any())
 
-    def add_lora_linear(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return None if self.is_idle else plain_linear(self, *args, **kwargs)
+    def unless_idle(plain: Any) -> Any:
+        def product(self: Any, *args: Any, **kwargs: Any) -> Any:  # works in place: vLLM takes None for unchanged
+            return None if self.is_idle else plain(self, *args, **kwargs)
+
+        return product
 
     wrapper.is_idle = False
-    wrapper.update_metadata, wrapper.add_lora_linear = update_metadata, add_lora_linear
+    wrapper.update_metadata = update_metadata
+    for name in ("add_lora_linear", "add_lora_logits", "add_lora_embedding"):
+        setattr(wrapper, name, unless_idle(getattr(wrapper, name)))
 
 
 def shrink(

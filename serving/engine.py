@@ -39,6 +39,10 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_
 class Adapted(Protocol):
     """The request in hand, as far as the engine sees it."""
 
+    @property
+    def may_adapt(self) -> bool:
+        """Whether there can be an adapter to answer with."""
+
     async def speaker(self) -> LoadedAdapter | None:
         """The adapter to answer with, trained and loaded when first asked for; None for the base model."""
 
@@ -173,7 +177,10 @@ class Engine:
         with an adapter that is being unloaded.
         """
         request = REQUEST.get()
-        if request is None:
+        if request is None or not request.may_adapt:  # a task and a queue less for each token
+            if request is not None:
+                await self._refuse_early(*args)
+                await request.speaker()
             async for output in self._plain_generate(*args, **kwargs):
                 yield output
             return

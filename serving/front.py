@@ -1,9 +1,10 @@
-"""The front door: what stands before Ray Serve's router, in its HTTP proxy process.
+"""The front door: what stands before everything that Ray Serve answers over HTTP.
 
-Ray's proxy is a uvicorn server. It takes any size of header, waits for a half-sent one as long as the client likes,
-lets a client switch off timeouts and disconnects by header, and tells its own errors in plain text. `middlewares` is
-called by Ray as that process starts (`IMPORT_PATH` in its environment) and changes that: an ASGI layer around
-everything Ray answers, and a stricter HTTP protocol. It knows nothing of Mayfly's routes.
+That is a uvicorn server in each engine replica (behind `serving.entrance`), or in Ray's HTTP proxy where a cluster has
+one. It takes any size of header, waits for a half-sent one as long as the client likes, lets a client switch off
+timeouts and disconnects by header, and Ray tells its own errors in plain text. `middlewares` is called by Ray as such a
+process starts (`IMPORT_PATH` in its environment) and changes that: an ASGI layer around everything Ray answers, and a
+stricter HTTP protocol. It knows nothing of Mayfly's routes.
 
 Seams into Ray Serve 2.60 and uvicorn, a test each: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, and the class that
 uvicorn's "auto" protocol names.
@@ -38,7 +39,7 @@ _RAYS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray Serve's proxy: the layer around it. Puts the stricter protocol in uvicorn's place, in this process."""
+    """For Ray Serve: the layer around it. Puts the stricter protocol in uvicorn's place, in this process."""
     uvicorn.protocols.http.auto.AutoHTTPProtocol = StrictProtocol
     return [Middleware(Front)]
 
@@ -68,7 +69,7 @@ class Front:
         try:
             await self._app({**scope, "headers": headers}, receive, told)
         except Exception:
-            log.exception("a request failed in the proxy")
+            log.exception("a request failed in the web server")
         if not told.begun:
             await told.error(*to_http(RuntimeError()))
 

@@ -155,11 +155,14 @@ def test_a_batch_without_adapters_passes_by_the_products(slots: list[int]) -> No
         def add_lora_linear(self) -> None:
             self.products += 1
 
+        add_lora_logits = add_lora_embedding = add_lora_linear
+
     pass_by_where_idle(Wrapper)
     wrapper = Wrapper()
 
     wrapper.add_lora_linear()  # before it has been told
     wrapper.update_metadata(slots)
-    wrapper.add_lora_linear()
+    for product in (wrapper.add_lora_linear, wrapper.add_lora_logits, wrapper.add_lora_embedding):
+        product()
 
-    assert wrapper.products == (2 if 0 in slots else 1)
+    assert wrapper.products == (4 if 0 in slots else 1)
