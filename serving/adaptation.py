@@ -114,13 +114,14 @@ class Adaptation:
 
     @property
     def may_adapt(self) -> bool:
-        """Whether an adapter is wished for and there is something to train it on."""
-        return self._wish.budget.steps > 0 and self._wish.corpus is not None
+        """Whether the budget allows a step."""
+        return self._wish.budget.steps > 0
 
     @property
     def learns(self) -> bool:
         """Whether it is to get an adapter, and has not yet."""
-        return self.may_adapt and self.report is None and self.problem is None
+        wished = self.may_adapt and self._wish.corpus is not None
+        return wished and self.report is None and self.problem is None
 
     async def speaker(self) -> LoadedAdapter | None:
         """The adapter that answers, or None for the base model; all parts of an answer share it.

@@ -30,12 +30,14 @@ def register() -> None:
     punica_cpu.sgmv_expand = _per_token(expand)
     punica_cpu.sgmv_expand_slice = _per_token(expand_slice)
     if not hasattr(punica_cpu.PunicaWrapperCPU, "is_idle"):
-        pass_by_where_idle(punica_cpu.PunicaWrapperCPU)
+        from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+
+        pass_by_where_idle(punica_cpu.PunicaWrapperCPU, BaseLinearLayerWithLoRA)
 
 
-def pass_by_where_idle(wrapper: Any) -> None:
-    """Make vLLM's class of LoRA products do nothing for batches in which no token has an adapter."""
-    plain_update = wrapper.update_metadata
+def pass_by_where_idle(wrapper: Any, linear: Any) -> None:
+    """Make vLLM's classes of products and of linear layers do without LoRA where no token of a batch has an adapter."""
+    plain_update, plain_call = wrapper.update_metadata, linear.__call__
 
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         plain_update(self, *args, **kwargs)
@@ -47,9 +49,14 @@ def pass_by_where_idle(wrapper: Any) -> None:
 
         return product
 
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.punica_wrapper.is_idle:
+            return self.base_layer(*args, **kwargs)
+        return plain_call(self, *args, **kwargs)
+
     wrapper.is_idle = False
-    wrapper.update_metadata = update_metadata
-    for name in ("add_lora_linear", "add_lora_logits", "add_lora_embedding"):
+    wrapper.update_metadata, linear.__call__ = update_metadata, call
+    for name in ("add_lora_logits", "add_lora_embedding"):
         setattr(wrapper, name, unless_idle(getattr(wrapper, name)))
 
 

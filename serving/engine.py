@@ -178,10 +178,11 @@ class Engine:
         """
         request = REQUEST.get()
         if request is None or not request.may_adapt:  # a task and a queue less for each token
-            if request is not None:
-                await self._refuse_early(*args)
-                await request.speaker()
+            untold = request
             async for output in self._plain_generate(*args, **kwargs):
+                if untold is not None:
+                    await untold.speaker()  # there is none; now that vLLM has taken the request, its report says so
+                    untold = None
                 yield output
             return
         outputs: asyncio.Queue[Any] = asyncio.Queue()

@@ -131,7 +131,7 @@ class _Keeper:
         """End it for good."""
         self._ending.set()
         if self._process is not None:
-            self._process.terminate()
+            self._process.kill()  # it has nothing to put in order
         self._thread.join(_START_SECONDS)
 
     def _keep(self) -> None:
@@ -142,7 +142,7 @@ class _Keeper:
                 self._failed = str(problem)
                 return
             if self._ending.is_set():
-                self._process.terminate()
+                self._process.kill()
             self._process.wait()
             self._failed = self._last_words()
             self._ending.wait(0.1)
@@ -166,7 +166,7 @@ class _Keeper:
 
 
 def _die_with_the_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # others may be ignored, as they are in a command that ends
 
 
 def _written(folder: Path, host: str, port: int, replicas: Sequence[int]) -> Path:

@@ -152,17 +152,27 @@ def test_a_batch_without_adapters_passes_by_the_products(slots: list[int]) -> No
         def update_metadata(self, slots: list[int]) -> None:
             self.token_lora_indices = torch.tensor(slots, dtype=torch.long)
 
-        def add_lora_linear(self) -> None:
+        def add_lora_logits(self) -> None:
             self.products += 1
 
-        add_lora_logits = add_lora_embedding = add_lora_linear
+        add_lora_embedding = add_lora_logits
 
-    pass_by_where_idle(Wrapper)
+    class Linear:
+        """As vLLM's: a layer with LoRA around one without."""
+
+        def __init__(self, wrapper: Wrapper) -> None:
+            self.punica_wrapper, self.base_layer = wrapper, lambda x: x
+
+        def __call__(self, x: int) -> int:
+            return x + 1
+
+    pass_by_where_idle(Wrapper, Linear)
     wrapper = Wrapper()
+    linear = Linear(wrapper)
 
-    wrapper.add_lora_linear()  # before it has been told
+    assert linear(1) == 2  # before it has been told
     wrapper.update_metadata(slots)
-    for product in (wrapper.add_lora_linear, wrapper.add_lora_logits, wrapper.add_lora_embedding):
-        product()
+    wrapper.add_lora_logits()
+    wrapper.add_lora_embedding()
 
-    assert wrapper.products == (4 if 0 in slots else 1)
+    assert (linear(1), wrapper.products) == ((2, 2) if 0 in slots else (1, 0))
