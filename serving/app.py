@@ -30,7 +30,7 @@ from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.library import Library
 from selection.selector import Selection
-from serving import front
+from serving import front, orphans
 from serving.config import Config
 from serving.entrance import entrance, free_ports
 from serving.errors import StartError
@@ -48,7 +48,9 @@ Result = TypeVar("Result")
 STAGE_QUEUE = 256  # requests that may wait before a stage
 REPLICA_PORTS = 16  # where an engine replica may answer: one that is replaced takes another
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
-_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}  # else every token crosses from one thread to another
+_ENGINE = orphans.ENVIRONMENT | {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"  # else every token crosses from one thread to another
+}
 
 
 class RemoteStage:
@@ -177,7 +179,7 @@ def build(config: Config) -> serve.Application:
     )
     engine = serve.deployment(serve.ingress()(EngineReplica)).options(
         name="engine",
-        ray_actor_options=actor(_ONE_LOOP, **({"num_gpus": 0.6} if on_gpu else {})),
+        ray_actor_options=actor(_ENGINE, **({"num_gpus": 0.6} if on_gpu else {})),
         # The replica refuses by itself what is too much, in OpenAI's words; Ray only what would not even fit in there.
         max_ongoing_requests=config.capacity.requests + STAGE_QUEUE,
         max_queued_requests=STAGE_QUEUE,

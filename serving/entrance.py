@@ -9,10 +9,8 @@ is all it is told, and the replicas keep the bounds on requests (`serving.front`
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import random
-import signal
 import socket
 import subprocess
 import tempfile
@@ -23,11 +21,10 @@ from http import HTTPStatus
 from pathlib import Path
 
 from serving.errors import StartError
+from serving.orphans import end_with_parent
 
 _PORTS = range(20_000, 30_000)  # below those that the system gives away by itself
 _START_SECONDS = 10.0
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 _CONFIG = """\
 global
     maxconn 4000
@@ -156,17 +153,13 @@ class _Keeper:
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
-                preexec_fn=_die_with_the_parent,
+                preexec_fn=end_with_parent,
                 process_group=0,  # Ctrl-C is for the command, which ends it last
             )
 
     def _last_words(self) -> str:
         lines = self._said.read_text(errors="replace").splitlines()
         return next((line for line in lines if "ALERT" in line), "it ended without a word")
-
-
-def _die_with_the_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # others may be ignored, as they are in a command that ends
 
 
 def _written(folder: Path, host: str, port: int, replicas: Sequence[int]) -> Path:
