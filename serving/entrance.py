@@ -49,8 +49,15 @@ frontend entrance
     bind {address}
     tcp-request inspect-delay 1s
     tcp-request content accept if HTTP
-    # HAProxy refuses what it cannot read as HTTP in HTML; a replica does it in JSON, and is given the bytes.
-    use_backend unread if !HTTP {{ nbsrv(replicas) gt 0 }}
+    # What HAProxy finds wrong it refuses in HTML, and it mends what it should refuse; a replica is strict, in JSON.
+    acl answering nbsrv(replicas) gt 0
+    acl plain req.ver 1.0 1.1
+    acl chunked req.hdr_cnt(transfer-encoding) gt 0
+    acl contradicting req.hdr_cnt(content-length) gt 1
+    use_backend unread if answering !HTTP
+    use_backend unread if answering !plain
+    use_backend unread if answering chunked
+    use_backend unread if answering contradicting
     default_backend replicas
 backend replicas
     balance leastconn

@@ -134,7 +134,11 @@ async def test_a_client_that_leaves_is_told_to_the_replica_at_once(port: int, po
 async def test_what_is_not_http_or_slow_or_long_comes_to_the_replica_as_it_is(port: int, ports: range) -> None:
     async with Replica(ports[2]):
         await answered(port)
+        head = b"POST / HTTP/1.1\r\nHost: x\r\n"
         for said, refused in (
+            (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400),
+            (head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+            (head + b"Content-Length: 5\r\nContent-Length: 9\r\n\r\n123456789", 400),
             (b"HELLO\r\n\r\n", 400),
             (b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n", 431),
             (b"GET / HTTP/1.1\r\nX: " + b"a" * 50_000 + b"\r\n\r\n", 431),
