@@ -55,6 +55,8 @@ def _case(element: ElementTree.Element) -> Case:
     for kind in ("failure", "error", "skipped"):
         found = element.find(kind)
         if found is not None:
-            said = f"{found.get('message', '')}\n{found.text or ''}".strip()
-            return Case(name, "skipped" if kind == "skipped" else "failed", said)
+            message = found.get("message", "")
+            if kind == "skipped":
+                return Case(name, "skipped", message)  # the text only adds where in which file
+            return Case(name, "failed", f"{message}\n{found.text or ''}".strip())
     return Case(name, "passed")
