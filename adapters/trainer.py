@@ -169,6 +169,7 @@ class Trainer:
             if self._idle is not None:
                 self._idle.cancel()
             if self._worker is None:
+                # Not a daemon: Python ending under its computation would abort.
                 self._worker = threading.Thread(target=self._work, name="mayfly-trainer")
                 self._worker.start()
         return job.done

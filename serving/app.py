@@ -199,7 +199,8 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else the server gives way to everything else on the machine
-    replicas = free_ports(REPLICA_PORTS)
+    ports = free_ports(1 + REPLICA_PORTS)  # drawn at once: the proxy must not be taken for a replica
+    proxy, replicas = ports[0], ports[1:]
     os.environ |= {  # read by Ray's processes, which inherit it
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # replicas answer HTTP themselves
@@ -232,7 +233,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
             signal.signal(number, _interrupt)
         try:
             serve.start(
-                http_options=HTTPOptions(host="127.0.0.1", port=free_ports(1).start),  # of Ray's proxy, which idles
+                http_options=HTTPOptions(host="127.0.0.1", port=proxy),  # of Ray's own, which idles
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
             )
             on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector")

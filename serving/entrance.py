@@ -172,8 +172,7 @@ class _Keeper:
 def _written(folder: Path, host: str, port: int, replicas: Sequence[int]) -> Path:
     """HAProxy's configuration in this folder, and what it answers by itself: whole messages, headers and all."""
     for status, message in _ERRORS.items():
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
+        body = json.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "content-type: application/json"]
         lines += [f"content-length: {len(body)}", "connection: close"] + ["retry-after: 5"] * (status == 503)
         (folder / f"{status}.http").write_text("\r\n".join([*lines, "", body]), newline="")

@@ -131,7 +131,7 @@ async def test_a_client_that_leaves_is_told_to_the_replica_at_once(port: int, po
             assert path in ENDED
 
 
-async def test_what_is_not_http_or_slow_or_long_comes_to_the_replica_as_it_is(port: int, ports: range) -> None:
+async def test_what_is_not_http_or_too_long_comes_to_the_replica_as_it_is(port: int, ports: range) -> None:
     async with Replica(ports[2]):
         await answered(port)
         head = b"POST / HTTP/1.1\r\nHost: x\r\n"

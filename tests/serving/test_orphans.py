@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event
 
 import psutil
 import pytest
@@ -28,9 +29,9 @@ def start_a_child() -> None:
     time.sleep(60)
 
 
-def _child(registered: object) -> None:
+def _child(registered: Event) -> None:
     register()
-    registered.set()  # type: ignore[attr-defined]
+    registered.set()
     time.sleep(60)
 
 
