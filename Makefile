@@ -20,7 +20,7 @@ BUDGET := full
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
 .PHONY: help install demo test lint fast-test bench-quality bench-latency bench-selection bench-training bench-overhead
-.PHONY: abuse isolation leavers overload compat report calibrate nano lock clean
+.PHONY: abuse isolation leavers overload compat report nano lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -99,9 +99,6 @@ $(TOOLS)/.installed: benchmarks/tools.txt | .venv/.installed
 	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/pip install -q -r benchmarks/tools.txt
 	@touch $@
-
-calibrate: .venv/.installed  ## Choose learning rate, rank, lambda' and alpha on other text than bench-quality reports
-	$(BIN)/python benchmarks/calibrate.py $(ARGS)
 
 nano: .venv/.installed  ## Train the bundled base model from pinned packages
 	$(BIN)/python benchmarks/pretrain.py --out deploy/nano $(ARGS)

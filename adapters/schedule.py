@@ -39,6 +39,7 @@ class Job:
         on_step: told of each step.
         done: gets the Training.
         start: weights to begin with; None for fresh ones.
+        learning_rate: of Adam; None for the trainer's.
         began: when its first step did, in the schedule's seconds; infinite before that.
         slot: its adapter's; None while it waits.
         losses: of the steps taken.
@@ -56,6 +57,7 @@ class Job:
     on_step: Callable[[Progress], None] | None
     done: Future[Training]
     start: bytes | None = None
+    learning_rate: float | None = None
     began: float = math.inf
     slot: int | None = None
     losses: list[float] = field(default_factory=list)

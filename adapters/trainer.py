@@ -107,13 +107,21 @@ class Trainer:
         seconds: float = math.inf,
         plan: str = "sequential",
         start: bytes | None = None,
+        learning_rate: float | None = None,
         cancelled: threading.Event | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Training:
         """As `submit`, waiting for the end."""
         cancelled = cancelled or threading.Event()
         done = self.submit(
-            sequences, seed=seed, seconds=seconds, plan=plan, start=start, cancelled=cancelled, on_step=on_step
+            sequences,
+            seed=seed,
+            seconds=seconds,
+            plan=plan,
+            start=start,
+            learning_rate=learning_rate,
+            cancelled=cancelled,
+            on_step=on_step,
         )
         try:
             return done.result()
@@ -129,6 +137,7 @@ class Trainer:
         seconds: float = math.inf,
         plan: str = "sequential",
         start: bytes | None = None,
+        learning_rate: float | None = None,
         cancelled: threading.Event | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Future[Training]:
@@ -142,19 +151,22 @@ class Trainer:
             start: weights of an earlier adapter of such a trainer, to be trained further; None for a fresh one. That is
                 an adaptation of its own, single steps from there (paper section 2): Adam's moments start at zero again,
                 so that what the earlier one learnt last does not push this one.
+            learning_rate: of Adam, for this adapter; None takes the trainer's.
             cancelled: read before every step; what is trained until then is dropped.
             on_step: called after each step, in the trainer's thread.
 
         Raises:
             ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens the model lacks;
-                a plan that there is none of; a seed of more than 64 bits; a start of another model, rank or choice of
-                projections.
+                a plan that there is none of; a seed of more than 64 bits; a learning rate that is not positive; a start
+                of another model, rank or choice of projections.
         """
         for sequence in sequences:
             if not 2 <= len(sequence) <= self.base.context:
                 raise ValueError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.base.context}")
             if not 0 <= min(sequence) <= max(sequence) < self.base.vocabulary:
                 raise ValueError("a training sequence has tokens that the model does not know: another tokenizer's?")
+        if learning_rate is not None and not 0 < learning_rate < math.inf:
+            raise ValueError(f"the learning rate is {learning_rate}; it needs to be above 0")
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"the seed is {seed}; it needs to be a whole number of 64 bits, 0 or more")
         if start is not None:
@@ -163,7 +175,7 @@ class Trainer:
         came = time.perf_counter()
         done: Future[Training] = Future()
         done.set_running_or_notify_cancel()  # from here on it is `cancelled` that ends it, not the future
-        job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done, start)
+        job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done, start, learning_rate)
         with self._arrivals:
             self._schedule.add(job)
             if self._idle is not None:
@@ -278,7 +290,7 @@ class Trainer:
         if not self._is_sound(loss):
             self._end([(job, "diverged")])
             return False
-        self._bank.learn(job.place, gradient_P, self.learning_rate)
+        self._bank.learn(job.place, gradient_P, job.learning_rate or self.learning_rate)
         if job.step.kept:
             job.kept[job.step.sequences[0]] = gradient_P.clone(), loss
         job.used += len(job.step.sequences)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import math
 import os
 import platform
 import random
@@ -20,8 +19,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,9 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from adapters import Progress, Trainer, TrainerConfig
-from selection import Corpus, Selection, Selector, SelectorConfig
-from selection.documents import Document, find_files, ingest, package_folder, read_file, tokenizer_digest
+from adapters import Trainer, TrainerConfig
+from selection import Corpus, Selector
+from selection.documents import Document, ingest, tokenizer_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
@@ -100,7 +98,8 @@ def make_set(
     near = near_duplicates(passages, rest)
     rest = [replace(d, metadata={**d.metadata, "near": d.name in near, "share": _share(d.name)}) for d in rest]
 
-    digest = hashlib.sha256(repr([tokenizer_digest(tokenizer), passages, rest]).encode()).hexdigest()
+    of = [tokenizer_digest(tokenizer), selector.embedder.name, passages, rest]
+    digest = hashlib.sha256(repr(of).encode()).hexdigest()
     corpus = Corpus.create(
         selector.config.root, f"{name}-{digest[:16]}", selector.embedder, tokenizer_digest(tokenizer)
     )
@@ -114,17 +113,6 @@ def make_set(
     sequences = corpus.counts()[1]
     corpus.close()
     return PassageSet(corpus.name, tuple(passages), sequences)
-
-
-def package_documents(package: str) -> list[Document]:
-    """The Python files of an installed package."""
-    folder = package_folder(package)
-    return [
-        document
-        for file in find_files(folder)
-        if file.suffix == ".py"
-        for document in read_file(file, f"{package}/{file.relative_to(folder)}")
-    ]
 
 
 def near_duplicates(passages: Sequence[Passage], documents: Sequence[Document]) -> set[str]:
@@ -142,35 +130,6 @@ def near_duplicates(passages: Sequence[Passage], documents: Sequence[Document]) 
         if any(2 * count >= sizes[number] for number, count in shared.items()):
             found.add(document.name)
     return found
-
-
-def open_selector(regularisation: float, embedder: str, model: str) -> Selector:
-    """A selector over the benchmarks' own corpora."""
-    return Selector(SelectorConfig(CACHE / "corpora", embedder, model, regularisation=regularisation))
-
-
-def curve(
-    trainer: Trainer, scorer: Trainer, selection: Selection, passage: Passage, at: Sequence[int]
-) -> dict[int, float]:
-    """Bits per byte of the passage's suffix after each of the given numbers of steps, 0 being the base model's.
-
-    The trainer trains as a server's does; the scorer is one in float32, which a test holds to vLLM's log-probabilities.
-    """
-    wanted = set(at)
-    exported: dict[int, bytes] = {}
-
-    def keep(progress: Progress) -> None:
-        if progress.steps in wanted:
-            exported[progress.steps] = trainer.export(progress.slot)
-
-    training = trainer.train(selection.sequences, on_step=keep)
-    assert len(training.losses) == len(selection.sequences) >= max(wanted), training.stop
-    return {steps: bits_per_byte(scorer, passage, exported.get(steps)) for steps in at}
-
-
-def bits_per_byte(scorer: Trainer, passage: Passage, weights: bytes | None = None) -> float:
-    """Of the passage's suffix, given its prefix, under an exported adapter, or the base model."""
-    return scorer.nats(passage.tokens, PREFIX, weights) / math.log(2) / len(passage.suffix.encode())
 
 
 def open_scorer(config: TrainerConfig) -> Trainer:
@@ -206,27 +165,10 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def package_versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Versions of the packages whose text is used."""
-    owners = importlib.metadata.packages_distributions()
-    return {package: _version(owners.get(package, [package])[0]) for package in packages}
-
-
 def progress(text: str) -> None:
     """One line on standard error that is written over."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def each(passages: Sequence[Passage], doing: str, work: Callable[[Passage], Any], at_once: int = 4) -> list[Any]:
-    """Work on every passage, a few at once, with a line of progress."""
-    with ThreadPoolExecutor(at_once) as pool:
-        results = []
-        for number, result in enumerate(pool.map(work, passages)):
-            progress(f"{doing}: passage {number + 1} of {len(passages)}")
-            results.append(result)
-    progress("")
-    return results
 
 
 def _cut(document: Document, group: str, tokenizer: Any, shuffle: random.Random) -> Passage | None:

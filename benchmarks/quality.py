@@ -3,7 +3,7 @@
 Of every passage the prefix is the prompt and the suffix is scored (`benchmarks/variants.py`), after data of one corpus
 of all domains was chosen and learnt. The strategies of the main table are measured on all passages; every other setting
 on a few of each domain, beside SIFT and nearest neighbours on the same ones. Settings are the server's defaults, which
-`benchmarks/calibrate.py` chose on other packages. What is measured is kept in .cache, line by line, and a run that was
+were chosen on other packages (README.md). What is measured is kept in .cache, line by line, and a run that was
 broken off goes on where it was; it belongs to passages, corpus, model, embedder and the code of selection and training.
 
     python benchmarks/quality.py [--budget small] [--domains Rust legal] [--per-domain 60] [--json] [--out FILE]
@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -27,10 +27,11 @@ from rich.console import Console
 from benchmarks.domains import DOMAINS, fetch, read
 from benchmarks.passages import CACHE, ROOT, Passage, PassageSet, circumstances, make_set, progress
 from benchmarks.tables import show, summary
-from benchmarks.variants import Laboratory, Row, Variant, record
-from selection import Selector, SelectorConfig
+from benchmarks.variants import CENTRED, Laboratory, Row, Variant, open_selector, record
+from selection import SelectorConfig
 from serving.config import bundled_model
 
+_DECIDING = ("variants.py", "centred.py", "full_training.py")
 UNEARTH = ROOT / ".cache" / "tools" / "bin" / "unearth"
 STRATEGIES = (
     Variant("SIFT"),
@@ -63,6 +64,14 @@ AXES = {
     "plan": (Variant("batched", plan="batched"), Variant("reuse", plan="reuse")),
     "learning rate": tuple(Variant(f"rate {value:g}", learning_rate=value) for value in (1e-3, 2e-3, 5e-3, 8e-3)),
     "rank": (Variant("rank 4", rank=4), Variant("rank 64", rank=64)),
+    "full fine-tuning": tuple(
+        Variant(f"all weights, rate {value:g}", full=True, learning_rate=value) for value in (1e-4, 3e-4, 1e-3)
+    ),
+    "embedder": tuple(
+        Variant(f"{strategy.upper()}, {name}", strategy, embedder=embedder)
+        for embedder, name in (("base-model", "hidden states of the base model"), (CENTRED, "centred"))
+        for strategy in ("sift", "nn")
+    ),
     "last layer": tuple(
         Variant(f"last layer, rate {value:g}", targets=("lm_head",), learning_rate=value) for value in (3e-3, 1e-2)
     ),
@@ -121,7 +130,13 @@ def main() -> None:
     if not 1 <= size.measured <= size.held_out or not 0 <= size.axis_measured <= size.measured:
         parser.error(f"of {size.held_out} held-out documents 1 to all are measured, and settings on some of these")
     ground = make_ground(size, options.model, options.embedder)
-    rows = measure(ground, jobs(ground, size), options)
+    corpora: dict[str | None, str] = {None: ground.corpus}
+    if size.axis_measured:
+        of = (options.embedder, options.model, ground.corpus)
+        for embedder in {variant.embedder for variant in AXES["embedder"]}:
+            assert embedder is not None
+            corpora[embedder] = make_ground(size, options.model, embedder, of).corpus
+    rows = measure(corpora, jobs(ground, size), options)
     result = {
         **circumstances(),
         "model": Path(options.model).name,
@@ -140,17 +155,16 @@ def main() -> None:
         print(json.dumps({key: result[key] for key in ("percent_of_base", "adaptive", "correlation")}))
 
 
-def make_ground(size: Size, model: str, embedder: str) -> PassageSet:
-    """Download, hold out, embed."""
+def make_ground(size: Size, model: str, embedder: str, of: tuple[str, str, str] | None = None) -> PassageSet:
+    """Download, hold out, embed; `of` as of `open_selector`."""
     domains = [domain for domain in DOMAINS if domain.name in size.domains]
     archives = fetch(sorted({name for domain in domains for name in domain.files}), CACHE / "distributions", UNEARTH)
-    selector = Selector(SelectorConfig(CACHE / "corpora", embedder, model))
     return make_set(
         "quality",
         {domain.name: read(domain, archives) for domain in domains},
         size.held_out,
         model,
-        selector,
+        open_selector(embedder, model, of),
         most_bytes=size.corpus_bytes,
     )
 
@@ -170,9 +184,11 @@ def jobs(ground: PassageSet, size: Size) -> list[tuple[Variant, Passage]]:
     return found
 
 
-def measure(ground: PassageSet, wanted: Sequence[tuple[Variant, Passage]], options: argparse.Namespace) -> list[Row]:
+def measure(
+    corpora: Mapping[str | None, str], wanted: Sequence[tuple[Variant, Passage]], options: argparse.Namespace
+) -> list[Row]:
     """Rows of what is wanted, measured in processes of their own where they are not known yet."""
-    key = repr([ground.corpus, options.model, options.embedder, _code()])
+    key = repr([corpora[None], options.model, options.embedder, _code()])
     file = CACHE / "quality" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     known = remembered(file)
@@ -187,7 +203,7 @@ def measure(ground: PassageSet, wanted: Sequence[tuple[Variant, Passage]], optio
     ):
         log.write("\n")  # after a line that was cut short
         pending: dict[Future[Row], str] = {
-            pool.submit(_measure, variant, passage, ground.corpus): _key(variant, passage)
+            pool.submit(_measure, variant, passage, dict(corpora)): _key(variant, passage)
             for variant, passage in missing
         }
         for done, future in enumerate(as_completed(pending), 1):
@@ -226,9 +242,9 @@ def _begin(model: str, embedder: str) -> None:
     _laboratory = Laboratory(model, embedder)
 
 
-def _measure(variant: Variant, passage: Passage, corpus: str) -> Row:
+def _measure(variant: Variant, passage: Passage, corpora: Mapping[str | None, str]) -> Row:
     assert _laboratory is not None
-    return _laboratory.measure(variant, passage, corpus)
+    return _laboratory.measure(variant, passage, corpora)
 
 
 def _key(variant: Variant, passage: Passage) -> str:
@@ -238,7 +254,7 @@ def _key(variant: Variant, passage: Passage) -> str:
 def _code() -> str:
     """Digest of what decides a result."""
     files: Iterable[Path] = sorted(
-        [*ROOT.glob("selection/*.py"), *ROOT.glob("adapters/*.py"), ROOT / "benchmarks" / "variants.py"]
+        [*ROOT.glob("selection/*.py"), *ROOT.glob("adapters/*.py"), *(ROOT / "benchmarks" / name for name in _DECIDING)]
     )
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

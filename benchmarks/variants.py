@@ -11,15 +11,21 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from adapters import Progress, Trainer, TrainerConfig
+from benchmarks.centred import Centred
+from benchmarks.full_training import FullTraining
 from benchmarks.passages import CACHE, PREFIX, Passage, open_scorer
 from selection import Selection, Selector, SelectorConfig
 from selection.embedding import DEFAULT, Prompt
+from selection.selector import REGULARISATION
+from selection.shared import OpenCorpora, SharedEmbedder
 
 STEPS = 50
+CENTRED = "centred"  # the name of an embedder: the run's own, less the mean over its corpus
 AT = (0, 1, 2, 3, 5, 7, 10, 13, 16, 20, 25, 30, 35, 40, 45, STEPS)  # steps after which the suffix is scored
 
 
@@ -41,11 +47,13 @@ class Variant:
         targets: projections that are trained.
         in_context: put what was chosen before the prompt, as far as the context goes, instead of training.
         whole: the paper's own way: the whole passage is the prompt, and the whole passage is scored.
+        embedder: of corpus and prompt; None takes the run's.
+        full: all weights learn, and no LoRA.
     """
 
     name: str
     strategy: str = "sift"
-    regularisation: float = SelectorConfig.regularisation
+    regularisation: float = REGULARISATION
     candidates: int | None = SelectorConfig.candidates
     near: bool = False
     share: int = 100
@@ -56,6 +64,8 @@ class Variant:
     targets: tuple[str, ...] = TrainerConfig.targets
     in_context: bool = False
     whole: bool = False
+    embedder: str | None = None
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,12 +117,20 @@ class Laboratory:
 
     def __init__(self, model: str, embedder: str = DEFAULT) -> None:
         self.model = model
-        self.selector = Selector(SelectorConfig(CACHE / "corpora", embedder, model))
+        self._selectors: dict[str | None, Selector] = {None: open_selector(embedder, model)}
+        self._embedder = embedder
         self._trainers: dict[TrainerConfig, tuple[Trainer, Trainer]] = {}
+        self._full: FullTraining | None = None
 
-    def measure(self, variant: Variant, passage: Passage, corpus: str) -> Row:
-        """Choose, train, score."""
-        selection = self._choose(variant, passage, corpus)
+    def measure(self, variant: Variant, passage: Passage, corpora: Mapping[str | None, str]) -> Row:
+        """Choose, train, score.
+
+        Args:
+            variant: how.
+            passage: what is scored.
+            corpora: by embedder; of None, that of the run.
+        """
+        selection = self._choose(variant, passage, corpora)
         trainer, scorer = self._trainer(variant)
         start = 1 if variant.whole else PREFIX
         text = passage.prefix + passage.suffix if variant.whole else passage.suffix
@@ -124,7 +142,14 @@ class Laboratory:
         found = {"0": bits()}
         losses: tuple[float, ...] = ()
         step_seconds: list[float] = []
-        if variant.in_context:
+        if variant.full:
+            self._full = self._full or FullTraining(self.model)
+            assert variant.learning_rate is not None
+            rate = variant.learning_rate
+            trained = self._full.train(selection.sequences, rate, passage.tokens, start, AT)
+            losses, step_seconds = trained.losses, list(trained.seconds)
+            found |= {str(used): nats / math.log(2) / len(text.encode()) for used, nats in trained.nats.items()}
+        elif variant.in_context:
             before: tuple[int, ...] = ()
             most = scorer.base.context - len(passage.tokens)
             for count, sequence in enumerate(selection.sequences, 1):
@@ -168,19 +193,21 @@ class Laboratory:
             distinct=len(set(selection.ids)),
         )
 
-    def _choose(self, variant: Variant, passage: Passage, corpus: str) -> Selection:
-        self.selector.config = replace(
-            self.selector.config, regularisation=variant.regularisation, candidates=variant.candidates
-        )
+    def _choose(self, variant: Variant, passage: Passage, corpora: Mapping[str | None, str]) -> Selection:
+        if variant.embedder not in self._selectors:
+            of = (self._embedder, self.model, corpora[None])
+            self._selectors[variant.embedder] = open_selector(variant.embedder or "", self.model, of)
+        selector = self._selectors[variant.embedder]
+        selector.config = replace(selector.config, regularisation=variant.regularisation, candidates=variant.candidates)
         wanted: list[dict[str, Any]] = []
         if not variant.near:
             wanted.append({"type": "eq", "key": "near", "value": False})
         if variant.share < 100:
             wanted.append({"type": "lt", "key": "share", "value": variant.share})
         prompt = Prompt(passage.prefix + passage.suffix if variant.whole else passage.prefix)
-        return self.selector.select(
+        return selector.select(
             [prompt],
-            corpus,
+            corpora[variant.embedder],
             steps=STEPS,
             strategy=variant.strategy,
             only={"type": "and", "filters": wanted} if wanted else None,
@@ -199,6 +226,27 @@ class Laboratory:
         if config not in self._trainers:
             self._trainers[config] = Trainer(config), open_scorer(config)
         return self._trainers[config]
+
+
+def open_selector(embedder: str, model: str, of: tuple[str, str, str] | None = None) -> Selector:
+    """A selector over the benchmarks' corpora.
+
+    Args:
+        embedder: as in `selection.embedding.load_embedder`; or CENTRED.
+        model: hub id or folder of the base model.
+        of: what CENTRED centres: an embedder, the base model, and a corpus that was embedded by it.
+    """
+    root = CACHE / "corpora"
+    if embedder != CENTRED:
+        return Selector(SelectorConfig(root, embedder, model))
+    assert of is not None
+    selector = Selector(SelectorConfig(root, of[0], model))
+    with selector.corpora.use(of[2]) as corpus:
+        centred = Centred(selector.embedder, corpus)
+    selector.corpora.close()
+    selector.embedder = SharedEmbedder(lambda: centred)
+    selector.corpora = OpenCorpora(root, selector.embedder, None)
+    return selector
 
 
 def record(row: Row) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Usable alone: no Ray, no vLLM. It knows texts, token sequences and embeddings, never what is trained on them.
 """
 
+from selection.calibration import Calibration
 from selection.corpus import Corpus
 from selection.embedding import Prompt
 from selection.selector import STRATEGIES, Selection, Selector, SelectorConfig
@@ -11,6 +12,7 @@ from selection.store import CorpusError, CorpusNotFoundError
 
 __all__ = [
     "STRATEGIES",
+    "Calibration",
     "Choice",
     "Corpus",
     "CorpusError",

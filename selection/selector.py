@@ -3,8 +3,8 @@
 Embeds the prompt, takes the nearest candidates of a corpus, and lets SIFT choose among them, stopping where
 ADAPTIVE SIFT says so. It holds the embedder and the open corpora, which other threads may use between its calls.
 
-lambda' belongs to the embedder and the corpus. The default was chosen for all-MiniLM-L6-v2 on Python source
-(benchmarks/README.md); the paper's 0.01 belongs to its own embedder.
+lambda' belongs to the embedder and the corpus, which keeps one of its own once it has been calibrated. The default was
+chosen for all-MiniLM-L6-v2 on Python source (benchmarks/README.md); the paper's 0.01 belongs to its own embedder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from selection.baselines import hull, nearest_neighbours, nearest_repeated, random_choice, uncertainty_sampling
+from selection.calibration import Calibration, calibration_of, model_digest
 from selection.documents import tokenizer_digest
 from selection.embedding import DEFAULT, Prompt, load_embedder
 from selection.filters import Filter
@@ -25,6 +26,7 @@ from selection.shared import OpenCorpora, SharedEmbedder
 from selection.sift import Choice, Floats, irreducible, sift
 from selection.store import Source
 
+REGULARISATION = 0.3
 STRATEGIES = ("sift", "nn", "nn-f", "us", "random", "hull")
 _WITHOUT_OPTIONS = {"nn": nearest_neighbours, "nn-f": nearest_repeated, "us": uncertainty_sampling, "hull": hull}
 
@@ -38,7 +40,7 @@ class SelectorConfig:
         embedder: as in `selection.embedding.load_embedder`.
         base_model: hub id or folder; its tokenizer must be the corpora's. None leaves that unchecked.
         candidates: K, how many nearest sequences are chosen from; None takes the whole corpus.
-        regularisation: lambda' of SIFT.
+        regularisation: lambda' of SIFT; None takes that of the corpus's calibration, else REGULARISATION.
         device: where the embedder computes.
     """
 
@@ -46,7 +48,7 @@ class SelectorConfig:
     embedder: str = DEFAULT
     base_model: str | None = None
     candidates: int | None = 200
-    regularisation: float = 0.3
+    regularisation: float | None = None
     device: str = "cpu"
 
 
@@ -63,6 +65,8 @@ class Selection:
         irreducible: sigma_infinity, what would stay uncertain if every candidate were seen infinitely often: this
             corpus cannot tell more.
         stop: "steps", "alpha", or "corpus" when the corpus is empty.
+        alpha: the stop of ADAPTIVE SIFT that held; None for none.
+        calibration: the corpus's for this base model, if it has been calibrated.
         seconds: per stage: embed, search, select.
     """
 
@@ -73,6 +77,8 @@ class Selection:
     uncertainty: tuple[float, ...]
     irreducible: float
     stop: str
+    alpha: float | None
+    calibration: Calibration | None
     seconds: dict[str, float]
 
 
@@ -85,9 +91,10 @@ class Selector:
             partial(load_embedder, config.embedder, base_model=config.base_model, device=config.device)
         )
         tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
+        self._model = None if config.base_model is None else model_digest(config.base_model)
         self.corpora = OpenCorpora(config.root, self.embedder, tokenizer)
         text_TD = self.embedder.embed(["a first text, so that no request pays for the first call"])
-        sift(text_TD, text_TD, steps=1, regularisation=config.regularisation)  # compiles, or loads what was compiled
+        sift(text_TD, text_TD, steps=1, regularisation=REGULARISATION)  # compiles, or loads what was compiled
 
     def check(self, corpus: str) -> None:
         """Open a corpus, or see that it is open.
@@ -105,6 +112,7 @@ class Selector:
         *,
         steps: int,
         alpha: float | None = None,
+        own_alpha: bool = False,
         strategy: str = "sift",
         only: Filter | None = None,
         seed: int = 0,
@@ -117,6 +125,7 @@ class Selector:
             corpus: its name or id.
             steps: the most sequences.
             alpha: the stop of ADAPTIVE SIFT, or None.
+            own_alpha: that an alpha gives way to the corpus's own, where it has been calibrated.
             strategy: one of STRATEGIES.
             only: a filter on the documents' metadata (`selection.filters`).
             seed: of the strategy "random".
@@ -127,16 +136,20 @@ class Selector:
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
         """
         with self.corpora.use(corpus, reader) as opened:
-            identity = opened.meta()["id"]
+            meta = opened.meta()
+            calibration = None if self._model is None else calibration_of(meta, self._model)
+            regularisation = self.config.regularisation
+            if regularisation is None:
+                regularisation = REGULARISATION if calibration is None else calibration.regularisation
+            if own_alpha and alpha is not None and calibration is not None:
+                alpha = calibration.alpha
             started = time.perf_counter()
             targets_TD = self.embedder.embed([text for prompt in prompts for text in self.embedder.segments(prompt)])
             embedded = time.perf_counter()
             while True:
                 candidates_K, candidates_KD = opened.nearest(targets_TD, self.config.candidates, only)
                 searched = time.perf_counter()
-                choice = choose(
-                    strategy, candidates_KD, targets_TD, steps, self.config.regularisation, alpha=alpha, seed=seed
-                )
+                choice = choose(strategy, candidates_KD, targets_TD, steps, regularisation, alpha=alpha, seed=seed)
                 limit = irreducible(candidates_KD, targets_TD)
                 ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
                 found = opened.read(ids)
@@ -144,13 +157,15 @@ class Selector:
                     break
         counts = Counter(ids)
         return Selection(
-            corpus=identity,
+            corpus=meta["id"],
             ids=ids,
             sequences=tuple(found[i][1] for i in ids),
             sources=tuple((found[i][0], times) for i, times in counts.most_common()),
             uncertainty=choice.uncertainty,
             irreducible=limit,
             stop=choice.stop if len(candidates_K) else "corpus",
+            alpha=alpha,
+            calibration=calibration,
             seconds={
                 "embed": embedded - started,
                 "search": searched - embedded,

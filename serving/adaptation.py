@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from adapters.adapter import Adapter
@@ -44,6 +45,7 @@ class Selects(Protocol):
         *,
         steps: int,
         alpha: float | None,
+        own_alpha: bool,
         strategy: str,
         only: Filter | None,
         seed: int,
@@ -63,6 +65,7 @@ class Trains(Protocol):
         seconds: float | None,
         plan: str,
         start: bytes | None,
+        learning_rate: float | None,
         on_step: Callable[[Progress], None] | None,
     ) -> Training:
         """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends it."""
@@ -186,6 +189,7 @@ class Adaptation:
                     wish.corpus,
                     steps=wish.budget.steps,
                     alpha=wish.budget.alpha,
+                    own_alpha=wish.budget.own_alpha,
                     strategy=wish.strategy,
                     only=wish.only,
                     seed=wish.seed,
@@ -218,6 +222,7 @@ class Adaptation:
                 seconds=left,
                 plan=wish.plan,
                 start=start,
+                learning_rate=selection.calibration.learning_rate if selection.calibration else None,
                 on_step=stepped if wish.progress else None,  # each step that is told of costs the trainer time
             )
         if training.adapter is None:
@@ -274,7 +279,8 @@ class Adaptation:
         self.report = AdaptationReport(
             adapted=loaded is not None,
             reason=reason,
-            budget=self._wish.budget,
+            budget=replace(self._wish.budget, alpha=selection.alpha) if selection else self._wish.budget,
+            calibrated=selection is not None and selection.calibration is not None,
             cut=self._wish.cut,
             degraded=self._wish.degraded,
             corpus=self._wish.corpus,

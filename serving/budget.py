@@ -9,7 +9,7 @@ HTTP beyond the names of the places where a budget is said.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import http_sf
@@ -34,11 +34,13 @@ class Budget:
         steps: the most gradient steps; 0 answers with the base model.
         seconds: wall-clock from the request's arrival to the loaded adapter; None for no limit.
         alpha: the stop of ADAPTIVE SIFT (paper section 6); None to select up to `steps`.
+        own_alpha: that alpha is only what holds for a corpus that has not been calibrated.
     """
 
     steps: int
     seconds: float | None = None
     alpha: float | None = None
+    own_alpha: bool = False
 
     def cut_to(self, limits: Budget) -> tuple[Budget, tuple[str, ...]]:
         """This budget within a server's limits, and the names of what was cut."""
@@ -54,7 +56,7 @@ class Budget:
 
     def as_dict(self) -> dict[str, float | None]:
         """For the report."""
-        return asdict(self)
+        return {"steps": self.steps, "seconds": self.seconds, "alpha": self.alpha}
 
 
 NONE = Budget(steps=0)

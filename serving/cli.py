@@ -17,11 +17,13 @@ from rich.markup import escape
 
 import serving
 from serving.chat import chat
+from serving.cli_calibrate import calibrate
 from serving.cli_corpus import corpus_app
 from serving.cli_key import key_app
 from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
 
 if TYPE_CHECKING:
+    from selection.calibration import Calibration
     from serving.config import Config
     from serving.demo import Result
 
@@ -38,6 +40,7 @@ app = typer.Typer(
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(key_app, name="key")
 app.command()(chat)
+app.command()(calibrate)
 
 
 def main() -> None:
@@ -223,7 +226,9 @@ def adapt(
     with err.status("loading the embedder and the base model"):
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
-    selection = selector.select([Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha)
+    selection = selector.select(
+        [Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha, own_alpha=limits.own_alpha
+    )
     if not selection.ids:
         raise ValueError(f"nothing to learn: corpus {corpus!r} is empty, or the budget allows no step")
     with err.status("training") as status:
@@ -232,6 +237,7 @@ def adapt(
             seed=seed,
             seconds=math.inf if limits.seconds is None else limits.seconds,
             plan=plan,
+            learning_rate=selection.calibration.learning_rate if selection.calibration else None,
             on_step=lambda step: status.update(f"training: step {step.steps} of {step.of}, loss {step.loss:.3f}"),
         )
     if training.adapter is None:
@@ -286,7 +292,9 @@ def make_config(
     embedder: str = EMBEDDER,
     name: str | None = None,
 ) -> Config:
-    """The configuration of a server on this machine, everything else at its default."""
+    """The configuration of a server on this machine, everything else at its default; the rank is the corpus's own."""
+    from dataclasses import replace
+
     import torch
 
     from adapters.defaults import for_model
@@ -296,6 +304,9 @@ def make_config(
 
     base = model or bundled_model()
     trainer, cores = for_model(base), os.cpu_count() or 1
+    kept = None if corpus is None else _calibration(home / "corpora", corpus, base)
+    if kept is not None:
+        trainer = replace(trainer, rank=kept.rank, scale_numerator=float(kept.rank))
     return Config(
         engine=EngineConfig(base, name or model or "nano", trainer.rank, trainer.targets),
         trainer=trainer,
@@ -306,6 +317,17 @@ def make_config(
         capacity=Capacity.of(cores, torch.cuda.device_count()),
         threads=max(1, cores // 2),  # engine and trainer share them; each with all of them made both far slower
     )
+
+
+def _calibration(root: Path, corpus: str, model: str) -> Calibration | None:
+    from selection.calibration import calibration_of, model_digest
+    from selection.corpus import Corpus
+
+    opened = Corpus.open(root, corpus)
+    try:
+        return calibration_of(opened.meta(), model_digest(model))
+    finally:
+        opened.close()
 
 
 def _check(config: Config) -> None:

@@ -20,6 +20,7 @@ class AdaptationReport:
         reason: why the base model answered instead; None when adapted.
         budget: what was allowed, after the server's limits.
         cut: names of the limits that were cut to the server's.
+        calibrated: whether the corpus brought settings of its own: lambda', learning rate, and of `auto` alpha.
         degraded: what a busy server took off the budget, told; None for nothing.
         corpus: the corpus chosen from.
         seed: of the adapter.
@@ -38,6 +39,7 @@ class AdaptationReport:
     reason: str | None
     budget: Budget
     cut: tuple[str, ...]
+    calibrated: bool
     degraded: str | None
     corpus: str | None
     seed: int
@@ -57,6 +59,7 @@ class AdaptationReport:
             "adapted": self.adapted,
             "reason": self.reason,
             "budget": {**self.budget.as_dict(), "cut": list(self.cut)},
+            "calibrated": self.calibrated,
             "degraded": self.degraded,
             "spent": {"steps": len(self.losses), "seconds": round(self.spent_seconds, 4)},
             "stop": self.stop,

@@ -42,17 +42,27 @@ class SelectStage:
         *,
         steps: int,
         alpha: float | None = None,
+        own_alpha: bool = False,
         strategy: str = "sift",
         only: Filter | None = None,
         seed: int = 0,
         reader: Reader = EVERYTHING,
     ) -> Selection:
         """As `Selector.select`."""
-        options = {"steps": steps, "alpha": alpha, "strategy": strategy, "only": only, "seed": seed, "reader": reader}
+        select = partial(
+            self._selector.select,
+            prompts,
+            corpus,
+            steps=steps,
+            alpha=alpha,
+            own_alpha=own_alpha,
+            strategy=strategy,
+            only=only,
+            seed=seed,
+            reader=reader,
+        )
         async with self._one_at_a_time:
-            return await _held(
-                asyncio.create_task(asyncio.to_thread(self._selector.select, prompts, corpus, **options))  # type: ignore[arg-type]
-            )
+            return await _held(asyncio.create_task(asyncio.to_thread(select)))
 
     async def ready(self, corpus: str | None) -> None:
         """Raise unless prompts could be given data: of that corpus, if one is named."""
@@ -110,9 +120,13 @@ class TrainStage:
         seconds: float | None = None,
         plan: str = "sequential",
         start: bytes | None = None,
+        learning_rate: float | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Training:
-        """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a step."""
+        """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a step.
+
+        A learning rate that the server was started with goes before that of a request's corpus.
+        """
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
 
         def tell(on_step: Callable[[Progress], None], progress: Progress) -> None:
@@ -125,6 +139,7 @@ class TrainStage:
             seconds=math.inf if seconds is None else seconds,
             plan=plan,
             start=start,
+            learning_rate=None if self._trainer.config.learning_rate else learning_rate,
             cancelled=cancelled,
             on_step=None if on_step is None else partial(tell, on_step),
         )

@@ -64,6 +64,25 @@ class TestCompany:
         names = {training.adapter.name for training in trainings if training.adapter is not None}
         assert len(names) == 10
 
+    def test_each_has_the_learning_rate_it_asks_for(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=3, learning_rate=1e-3)
+        rates = (1e-2, None, 1e-4)
+        alone = [trainer_of(tiny_llama, slots=1, learning_rate=rate or 1e-3).train(SEQUENCES) for rate in rates]
+
+        with rows_of_steps(trainer) as rows:
+            with held(trainer):
+                futures = [trainer.submit(SEQUENCES, learning_rate=rate) for rate in rates]
+            trainings = [future.result(SOON) for future in futures]
+
+        assert max(rows) == 3
+        for training, expected in zip(trainings, alone, strict=True):
+            assert_same(training, expected)
+
+    @pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), float("inf")])
+    def test_a_learning_rate_that_is_none_is_refused(self, trainer: Trainer, rate: float) -> None:
+        with pytest.raises(ValueError, match="learning rate"):
+            trainer.train(SEQUENCES, learning_rate=rate)
+
     def test_one_slot_is_enough(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
         alone = [trainer.train(wish) for wish in others(4)]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from selection.calibration import Calibration, model_digest, to_remember
+from selection.corpus import Corpus
 from serving import answer
 from tests.engine.conftest import Server
 from tests.serving.test_budget import MALFORMED
@@ -62,6 +64,24 @@ async def test_no_header_is_the_servers_default_and_stops_adaptively(server: Ser
     n, sigma, alpha = report["spent"]["steps"], report["uncertainty"], report["budget"]["alpha"]
     assert report["stop"] == ("alpha" if n < report["budget"]["steps"] else "steps")
     assert all(sigma[i] <= 1 / (alpha * i) for i in range(1, n))
+
+
+async def test_a_calibrated_corpus_has_its_own_alpha_for_auto(server: Server, nano: str) -> None:
+    corpus = Corpus.open(server.selector.root, "web")
+    kept = Calibration(0.1, 0.4, 1e-3, 16, 24, 90.0, 91.0)
+    corpus.remember(to_remember(kept, corpus.meta(), model_digest(nano)))
+    body = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
+    try:
+        async with server.client() as client:
+            auto = await client.post("/v1/completions", json=body)
+            said = await client.post("/v1/completions", headers={"Compute-Budget": "alpha=0.2"}, json=body)
+    finally:
+        corpus.remember(to_remember(None, corpus.meta(), model_digest(nano)))
+        corpus.close()
+    reports = auto.json()["adaptation"], said.json()["adaptation"]
+    assert [report["budget"]["alpha"] for report in reports] == [0.4, 0.2]
+    assert all(report["calibrated"] for report in reports)
+    assert reports[0]["spent"]["steps"] < reports[1]["spent"]["steps"]
 
 
 async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Server) -> None:

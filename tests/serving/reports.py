@@ -10,6 +10,7 @@ REPORT = AdaptationReport(
     reason=None,
     budget=Budget(20, 1.5, 0.1),
     cut=(),
+    calibrated=False,
     degraded=None,
     corpus="notes-of-a-patient",
     seed=3,

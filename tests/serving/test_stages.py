@@ -56,6 +56,17 @@ async def train_alone(stage: TrainStage) -> Training:
     return await stage.train([_SEQUENCE] * 3, seed=2)
 
 
+async def test_the_corpus_says_the_learning_rate_where_the_server_does_not(stage: TrainStage, tiny_llama: str) -> None:
+    told = TrainStage(TrainerConfig(tiny_llama, rank=4, learning_rate=1e-2))
+
+    by_corpus = await stage.train([_SEQUENCE] * 3, learning_rate=1e-2)
+    by_server = await told.train([_SEQUENCE] * 3, learning_rate=1e-4)
+    by_default = await stage.train([_SEQUENCE] * 3)
+
+    assert by_corpus.losses == pytest.approx(by_server.losses, rel=1e-5)
+    assert by_corpus.losses[-1] != pytest.approx(by_default.losses[-1], rel=1e-3)
+
+
 async def test_it_trains_as_the_trainer_does(stage: TrainStage) -> None:
     training = await stage.train([_SEQUENCE] * 3, seed=2)
 
