@@ -10,11 +10,16 @@ from adapters.trainer import LLAMA_TARGETS, SMALL_MODEL, TrainerConfig
 GPT2_TARGETS = ("c_attn", "c_proj", "c_fc")
 
 
+def rank_of(parameters: float) -> int:
+    """Below 50 M parameters 16, as was chosen on the bundled model (benchmarks/README.md); above it 64, the paper's for
+    3.8 B (section D)."""
+    return 16 if parameters < SMALL_MODEL else 64
+
+
 def for_model(model: str) -> TrainerConfig:
     """Rank and adapted projections for a base model, without loading its weights.
 
-    Below 50 M parameters rank 16, as was chosen on the bundled model (benchmarks/README.md); above it 64, the paper's
-    for 3.8 B (section D). LoRA's alpha is the rank: updates are not scaled.
+    LoRA's alpha is the rank: updates are not scaled.
 
     Raises:
         ValueError: there is no such model, or it has none of the projections that are known.
@@ -34,6 +39,5 @@ def for_model(model: str) -> TrainerConfig:
             break
     else:
         raise ValueError(f"the model {model!r} has no projections that Mayfly knows how to adapt: {sorted(names)}")
-    small = sum(parameter.numel() for parameter in blank.parameters()) < SMALL_MODEL
-    rank = 16 if small else 64
+    rank = rank_of(sum(parameter.numel() for parameter in blank.parameters()))
     return TrainerConfig(model, rank=rank, scale_numerator=float(rank), targets=targets)

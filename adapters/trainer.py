@@ -190,6 +190,10 @@ class Trainer:
         """The weights so far of the adapter that `on_step` tells of, as a safetensors file; only while it tells."""
         return self._bank.export(slot)
 
+    def kept_bytes(self, tokens: int) -> int:
+        """What a sequence of so many tokens keeps for its backward while it is trained."""
+        return self._memory.row(tokens)
+
     @torch.no_grad()
     def nats(self, tokens: Sequence[int], start: int, weights: bytes | None = None) -> float:
         """Negative log-likelihood, in nats, of tokens[start:] given those before, in the trainer's precision.

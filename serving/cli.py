@@ -20,6 +20,7 @@ from serving.chat import chat
 from serving.cli_calibrate import calibrate
 from serving.cli_corpus import corpus_app
 from serving.cli_key import key_app
+from serving.cli_plan import plan
 from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ app.add_typer(corpus_app, name="corpus")
 app.add_typer(key_app, name="key")
 app.command()(chat)
 app.command()(calibrate)
+app.command()(plan)
 
 
 def main() -> None:

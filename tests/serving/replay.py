@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,8 @@ COMMENTS = (
     b": adapting: step 2 of 50, loss 2.100, sigma 0.700, 58.8 seconds left\n\n",
 )
 
+Plays = tuple[bytes | float, ...]
+
 
 def events(*chunks: dict[str, Any]) -> tuple[bytes, ...]:
     """Chunks as vLLM's events, which hold Unicode as it is, and the end of the stream."""
@@ -59,11 +61,11 @@ CHAT = (*COMMENTS, *events(FIRST, *spoken("Hel", "lo\tthere\u2028you"), USAGE))
 
 
 class Replay:
-    """What it plays may be changed between requests; a number in it is a pause in seconds."""
+    """What it plays may be changed between requests, or depend on the body; a number in it is a pause in seconds."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.plays: tuple[bytes | float, ...] = CHAT
+        self.plays: Plays | Callable[[dict[str, Any]], Plays] = CHAT
         self.refuses: Response | None = None
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str | None] = []
@@ -76,12 +78,14 @@ class Replay:
         return self.refuses or JSONResponse({"object": "list", "data": [{"id": "nano"}, {"id": "other"}]})
 
     async def _answer(self, request: Request) -> Response:
-        self.asked.append((request.path_params["path"], await request.json()))
-        return self.refuses or StreamingResponse(self._play(), media_type="text/event-stream")
+        body = await request.json()
+        self.asked.append((request.path_params["path"], body))
+        plays = self.plays(body) if callable(self.plays) else self.plays
+        return self.refuses or StreamingResponse(self._play(plays), media_type="text/event-stream")
 
-    async def _play(self) -> AsyncIterator[bytes]:
+    async def _play(self, plays: Plays) -> AsyncIterator[bytes]:
         try:
-            for part in self.plays:
+            for part in plays:
                 if isinstance(part, float):
                     await asyncio.sleep(part)
                 else:

@@ -1,0 +1,192 @@
+"""The command `mayfly plan`: what a workload needs, from pieces that it measures here or that were kept.
+
+The model of it is `serving.plan`, the pieces are `serving.pieces`, and who measures them is `serving.measuring`.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
+
+if TYPE_CHECKING:
+    from serving.pieces import Pieces
+    from serving.plan import Plan, Workload
+
+_AS_MEASURED = "as measured"
+_FAR = 3.0  # times another size: beyond it, the share of the machine that is reached is another, too
+
+
+def plan(
+    rate: Annotated[float, typer.Option("--rate", help="Requests a second.")] = 1.0,
+    parameters: Annotated[
+        float | None,
+        typer.Option("--parameters", help="Of the model to plan for, such as 1e9.", show_default=_AS_MEASURED),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Of training, for each adapted request.")] = 50,
+    sequence_tokens: Annotated[int, typer.Option("--sequence-tokens", help="Of a training sequence.")] = 256,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Of a prompt.")] = 256,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", help="Of an answer.")] = 128,
+    corpus_sequences: Annotated[int, typer.Option("--corpus-sequences", help="In the corpus.")] = 10_000,
+    adapted: Annotated[float, typer.Option("--adapted", help="The share of requests that are adapted.")] = 1.0,
+    utilisation: Annotated[float, typer.Option("--utilisation", help="How busy a stage may be.")] = 0.7,
+    flops: Annotated[
+        float | None,
+        typer.Option(
+            "--flops", help="Of an accelerator: operations a second in bfloat16.", show_default="this machine's"
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option("--bandwidth", help="Of an accelerator: bytes a second.", show_default="this machine's"),
+    ] = None,
+    model: Model = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="To measure choosing from.", show_default="the embedder alone")
+    ] = None,
+    embedder: EmbedderName = EMBEDDER,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url", help="API of a Mayfly that serves the model, to measure its engine.", show_default="estimated"
+        ),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="The API key there.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option("--measured", help="Pieces kept with --save, rather than to measure.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Keep what is measured in this file, JSON.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    home: Home = HOME,
+) -> None:
+    """Say what a workload needs: replicas, memory and time, from what is measured on this machine.
+
+    It should have nothing else to do meanwhile.
+
+    Example: [cyan]mayfly plan --rate 50 --parameters 1e9 --flops 4e14 --bandwidth 3e12[/]
+    """
+    from serving.pieces import Target, read_pieces, scaled, write_pieces
+    from serving.plan import Workload, plan_for
+
+    workload = Workload(
+        rate, steps, sequence_tokens, prompt_tokens, answer_tokens, corpus_sequences, adapted, utilisation
+    )
+    target = Target(parameters, flops, bandwidth)
+    if measured and (model or corpus or url or save):
+        raise typer.BadParameter(
+            "leave --model, --corpus, --url and --save out: all is measured", param_hint="--measured"
+        )
+    if save is not None and not save.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {save.absolute().parent}", param_hint="--save")
+    pieces = read_pieces(measured) if measured else _measure(workload, model, corpus, embedder, home, url, key)
+    if save is not None:
+        write_pieces(pieces, save)
+    rank = None
+    if parameters is not None:
+        from adapters.defaults import rank_of
+
+        rank = rank_of(parameters)
+    used = scaled(pieces, target, rank)
+    found = plan_for(workload, used)
+    lines = assumptions(pieces, used, utilisation)
+    if json:
+        told = {"workload": asdict(workload), "plan": asdict(found), "pieces": asdict(used), "assumptions": lines}
+        print(json_format.dumps(told))  # not through rich, which breaks lines
+        return
+    _show(workload, used, found)
+    for said in lines:
+        out.print(f"[dim]{escape(said)}[/]", highlight=False, soft_wrap=True)
+
+
+def assumptions(measured: Pieces, used: Pieces, utilisation: float) -> list[str]:
+    """What a plan of these pieces rests on, in sentences."""
+    where = _count(measured.cores, "core") if measured.on_cpu else "a GPU"
+    lines = [f"Measured with {measured.model} ({_millions(measured)}) on {where}."]
+    if measured.estimated:
+        lines.append(f"Estimated, not measured: {', '.join(measured.estimated)}; --url and --corpus measure it.")
+    times = used.parameters / measured.parameters
+    if used != measured:
+        to = "an accelerator in bfloat16" if used.processor == "accelerator" else "the same machine"
+        share = f"{measured.reached:.0%} of its matrix products in training"
+        lines.append(f"Scaled to {_millions(used)} on {to}, at the shares that are reached here: {share}.")
+    if not 1 / _FAR <= times <= _FAR:
+        lines.append(f"That is {times:,.3g} times the size: a --model nearer to it is a firmer ground.")
+    lines.append(
+        f"No stage is busier than {utilisation:.0%}. Seconds are means with random arrivals (M/M/c, slower in company)."
+        " A replica has its cores or accelerator to itself. Memory is without Python's libraries."
+    )
+    return lines
+
+
+def _measure(
+    workload: Workload,
+    model: str | None,
+    corpus: str | None,
+    embedder: str,
+    home: Path,
+    url: str | None,
+    key: str | None,
+) -> Pieces:
+    from adapters.defaults import for_model
+    from selection import SelectorConfig
+    from serving.client import Server
+    from serving.config import bundled_model
+    from serving.measuring import Asked, measure
+
+    base = model or bundled_model()
+    selector = SelectorConfig(home / "corpora", embedder, base)
+    with ExitStack() as stack:
+        server = None if url is None else stack.enter_context(closing(Server(url, key)))
+        asked = Asked(
+            for_model(base),
+            selector,
+            corpus,
+            server,
+            workload.steps,
+            workload.sequence_tokens,
+            workload.prompt_tokens,
+        )
+        status = stack.enter_context(err.status("measuring"))
+        return measure(asked, lambda part: status.update(f"measuring: {part}"))
+
+
+def _show(workload: Workload, pieces: Pieces, found: Plan) -> None:
+    table = Table(
+        "stage", "replicas", "busy", "alone, s", "under load, s", "GB each", "of it", box=None, pad_edge=False
+    )
+    for need in found.needs:
+        if not need.replicas:
+            table.add_row(need.stage, "none")
+            continue
+        parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in need.memory.items())
+        times = (f"{need.seconds_alone:,.3g}", f"{need.seconds:,.3g}", _gigabytes(sum(need.memory.values())))
+        table.add_row(need.stage, f"{need.replicas:,}", f"{need.utilisation:.0%}", *times, parts)
+    out.print(table)
+    counts = {"core": found.cores, "accelerator": found.accelerators}
+    machines = " and ".join(_count(number, what) for what, number in counts.items() if number)
+    said = f"Requests at {workload.rate:g} a second to {_millions(pieces)} need {machines}, "
+    said += f"most for the {found.bottleneck}. An answer takes {found.seconds_alone:,.3g} s alone, "
+    said += f"{found.seconds:,.3g} s under this load."
+    out.print(said, highlight=False, soft_wrap=True)
+
+
+def _millions(pieces: Pieces) -> str:
+    return f"{pieces.parameters / 1e6:,.4g} M parameters"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
