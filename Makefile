@@ -60,7 +60,7 @@ fast-test: .venv/.installed  ## The tests that need no engine
 bench-quality: .venv/.installed $(TOOLS)/.installed  ## Bits per byte on held-out text of many domains (many hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python benchmarks/quality.py --budget $(BUDGET) $(ARGS)
 
-bench-latency: .venv/.installed  ## Stage by stage over budgets and loads, beside plain vLLM and the naive way (hours, resumable; BUDGET=small: a quarter of an hour)
+bench-latency: .venv/.installed  ## Stage by stage over budgets and loads, beside plain vLLM and the naive way (hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python benchmarks/latency.py --budget $(BUDGET) $(ARGS)
 
 bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and nearest neighbours, and growth to a million sequences (ten minutes)

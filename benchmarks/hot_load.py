@@ -24,9 +24,9 @@ from benchmarks.bench_serve import PATIENCE_SECONDS, Answer, Load, ask, pieces
 from benchmarks.naive import PeftLoop, Sequences
 from benchmarks.passages import progress
 from benchmarks.peft_loop import spread
+from benchmarks.wanted import MOST_TIMES
 from serving.config import EngineConfig, bundled_model
 
-MOST_TIMES = 1.15  # times the first token of a resident adapter
 WARM = 2  # pairs
 
 

@@ -2,10 +2,12 @@
 
 A cell is a server, a budget, and a load: a closed loop of so many clients, or an open one (Poisson) at OPEN_SHARE of
 what the quickest closed one reached. It is asked by `vllm bench serve`, then by our own client, which is also the
-cross-check (`benchmarks/bench_serve.py`). Stages are those that an answer's report tells (embed, search, select, queue,
-train, load) and those that a client sees (first token, per token, whole). `load` is staging and loading together. vLLM
-counts its queue and prefill over all requests of a cell: of these there is a mean and no percentile. What unloading
-takes is told nowhere; it comes after the answer. A p99 of fewer than ENOUGH requests is marked.
+cross-check (`benchmarks/bench_serve.py`). The command takes nine seconds to start: in small it asks only where one
+client asks at a time, which is once for each server and budget. Stages are those that an answer's report tells (embed,
+search, select, queue, train, load) and those that a client sees (first token, per token, whole). `load` is staging and
+loading together. vLLM counts its queue and prefill over all requests of a cell: of these there is a mean and no
+percentile. What unloading takes is told nowhere; it comes after the answer. A p99 of fewer than ENOUGH requests is
+marked.
 
 Beside Mayfly, in the same run: plain `vllm serve`, one with a resident adapter (`benchmarks/hot_load.py`), and the
 naive way (`benchmarks/naive.py`). All three servers are up, one is asked at a time. How the cost grows is
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -31,14 +34,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench_serve import PERCENTILES, Load, ask_all, bench, environment, pieces, vllm_serve
-from benchmarks.hot_load import MOST_TIMES, hot_load, in_words, with_adapters
+from benchmarks.hot_load import hot_load, in_words, with_adapters
 from benchmarks.latency_growth import (
     ANSWER,
     PROMPT,
@@ -52,14 +53,14 @@ from benchmarks.latency_growth import (
     synthetic,
 )
 from benchmarks.latency_plan import PLANS, Cell, Plan, cells
-from benchmarks.naive import LEAST_SPEEDUP, chosen, race
+from benchmarks.naive import chosen, race
 from benchmarks.naive import in_words as naive_in_words
 from benchmarks.passages import CACHE, circumstances, progress
-from benchmarks.server import fill, free_port, running, serving, sources
+from benchmarks.server import fill, free_port, running, samples, serving, sources
+from benchmarks.wanted import ENOUGH, LEAST_SPEEDUP, MOST_TIMES
 
 CORPUS, CONTEXT = "code", 1024  # tokens
 OPEN_SHARE = 0.7
-ENOUGH = 20
 NAIVE_AT_ONCE, NAIVE_BUDGET = 8, "steps=10"
 # A client of a closed loop may come again before the place of its last request is free; an open one has no bound.
 _ROOM = ("--max-requests", "256", "--max-adaptations", "256", "--undegraded", "256", "--max-model-len", str(CONTEXT))
@@ -68,6 +69,7 @@ _COUNTED = {
     "vllm:request_prefill_time_seconds": "prefill",
     "mayfly_steps": "steps",
 }
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _STAGES = ("queue", "embed", "search", "select", "train", "load", "loaded to first token", "first token", "per token")
 
 _REQUESTS = "steps_train_whole"  # of each request that was adapted
@@ -145,13 +147,14 @@ def by_stage(requests: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 def counted(url: str) -> dict[str, tuple[float, float]]:
     """What a server's histograms hold so far, by stage: how many requests, and their seconds; of "steps", steps."""
     totals: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    reply = httpx.get(f"{url}/metrics", timeout=60).raise_for_status()
-    for family in text_string_to_metric_families(reply.text):
-        for sample in family.samples:
-            stage = _COUNTED.get(family.name) or sample.labels.get("stage")
-            if stage and family.name in ("mayfly_stage_seconds", *_COUNTED):
-                totals[stage][sample.name.removeprefix(family.name)] = sample.value
-    return {stage: (found["_count"], found["_sum"]) for stage, found in totals.items()}
+    for name, labels, value in samples(url, seconds=60.0):
+        family, _, part = name.rpartition("_")
+        stage = _COUNTED.get(family)
+        if family == "mayfly_stage_seconds":
+            stage = dict(_LABEL.findall(labels))["stage"]
+        if stage:
+            totals[stage][part] = value
+    return {stage: (found["count"], found["sum"]) for stage, found in totals.items()}
 
 
 def means(before: Counts, after: Counts) -> dict[str, dict[str, float]]:
@@ -164,18 +167,25 @@ def means(before: Counts, after: Counts) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(servers: Servers, cell: Cell, folder: Path, seed: int) -> dict[str, Any]:
-    """One cell by both harnesses: stages, what the server counted meanwhile, and what was not answered as asked."""
-    load, url = cell.load, servers.url(cell.server)
+def benched(url: str, load: Load, folder: Path, seed: int) -> dict[str, Any]:
+    """A load by `vllm bench serve`: what it found, what the server counted meanwhile, and steps that were not taken."""
     before = counted(url)
-    benched = bench(url, load, folder, seed)
-    middle = counted(url)
+    found = bench(url, load, folder, seed)
+    seen = means(before, counted(url))
+    steps = seen.get("steps", {"n": 0.0, "mean": 0.0})
+    missing = None if load.steps is None else load.steps * load.requests - round(steps["n"] * steps["mean"])
+    return {**found, "steps_missing": missing, "counted": seen}
+
+
+def measure(servers: Servers, cell: Cell, folder: Path, seed: int) -> dict[str, Any]:
+    """One cell: stages, what the server counted meanwhile, what was not answered as asked, and the cross-check."""
+    load, url = cell.load, servers.url(cell.server)
+    check = benched(url, load, folder, seed) if cell.checked else None
+    before = counted(url)
     answers, seconds = ask_all(url, load, seed + 1)
     after = counted(url)
     sound = [answer for answer in answers if not answer.falls_short(load)]
     stages = by_stage([answer.stages() for answer in sound])
-    steps = means(before, middle).get("steps", {"n": 0.0, "mean": 0.0})
-    missing = None if load.steps is None else load.steps * load.requests - round(steps["n"] * steps["mean"])
     return {
         "server": cell.server,
         **asdict(load),
@@ -183,16 +193,16 @@ def measure(servers: Servers, cell: Cell, folder: Path, seed: int) -> dict[str, 
         "per_second": len(answers) / seconds,
         "prompt_tokens": float(np.median([answer.prompt for answer in sound])) if sound else None,
         "stages": stages,
-        "counted": means(middle, after),
+        "counted": means(before, after),
         _REQUESTS: [
             (answer.report["spent"]["steps"], answer.report["seconds"]["train"], answer.last)
             for answer in sound
             if answer.report.get("adapted")
         ],
-        "vllm_bench_serve": {**benched, "steps_missing": missing, "counted": means(before, middle)},
+        "vllm_bench_serve": check,
         "agreement": {
             stage: stages[stage]["p50"] / told["p50"]
-            for stage, told in benched["stages"].items()
+            for stage, told in (check["stages"] if check else {}).items()
             if stage in stages and told["p50"]
         },
     }
@@ -227,7 +237,8 @@ def run(plan: Plan, folder: Path, seed: int, once: Once) -> dict[str, Any]:
             "hot_load": hot[str(PROMPT)]["hot_load_ratio"] <= MOST_TIMES,
             "naive": raced["speedup_vs_naive"] >= LEAST_SPEEDUP,
         },
-        "short": sum(each["short"] + each["vllm_bench_serve"]["failed"] for each in measured.values())
+        "short": sum(each["short"] for each in measured.values())
+        + sum(each["vllm_bench_serve"]["failed"] for each in measured.values() if each["vllm_bench_serve"])
         + sum(each["short"] for each in hot.values())
         + sum(raced["short"].values()),
         "cells": measured,
@@ -299,8 +310,10 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             stages.add_row(name if first else "", f"p{p}", str(cell["requests"]) if first else "", *times, mean)
         other, agree = cell["vllm_bench_serve"], cell["agreement"]
         ratios = (f"{agree[stage]:.2f}" if stage in agree else "" for stage in ("first token", "per token", "whole"))
-        counts = (str(cell["short"]), f"{other['per_second']:.2f}", str(other["failed"]), str(other["steps_missing"]))
-        harnesses.add_row(name, f"{cell['per_second']:.2f}", *counts, *ratios)
+        told = ("", "", "")
+        if other is not None:
+            told = (f"{other['per_second']:.2f}", str(other["failed"]), str(other["steps_missing"]))
+        harnesses.add_row(name, f"{cell['per_second']:.2f}", str(cell["short"]), *told, *ratios)
     for table in (stages, harnesses, growth_table(result["growth"])):
         console.print(table, "")
     console.print(f"* a p99 of fewer than {ENOUGH} requests: little more than the largest", highlight=False)

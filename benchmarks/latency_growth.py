@@ -74,6 +74,8 @@ class Fit:
     """y = intercept + slope x, and where it bends, if it does: from there on the slope is another.
 
     Attributes:
+        intercept: where x is 0, of the line that bends, if it does.
+        slope: of the one line, whether or not another that bends does better.
         explained: the share of the variance that the one line explains.
         least, most: x that was measured.
         values, requests: how many different x, and how many points.
@@ -101,11 +103,11 @@ def fit(points: Sequence[Point]) -> Fit | None:
     total = float(((y - y.mean()) ** 2).sum())
     bends = []
     for knot in values[1:-1]:
-        (_, before, change), left = _least_squares(np.stack([np.ones_like(x), x, np.maximum(x - knot, 0)], 1), y)
+        (start, before, change), left = _least_squares(np.stack([np.ones_like(x), x, np.maximum(x - knot, 0)], 1), y)
         if abs(change) > LEAST_CHANGE * abs(slope):
-            bends.append((_bic(left, len(x), 4), float(knot), before, before + change))
+            bends.append((_bic(left, len(x), 4), float(knot), start, before, before + change))
     better = [each for each in bends if each[0] + MARGIN < _bic(rest, len(x), 2)]
-    _, bend, before, after = min(better) if better else (0.0, None, slope, slope)
+    _, bend, intercept, before, after = min(better) if better else (0.0, None, intercept, slope, slope)
     return Fit(
         intercept=intercept,
         slope=slope,

@@ -18,6 +18,7 @@ class Plan:
     Attributes:
         budgets, at_once: of the closed loops, each with each.
         opened: budgets that are asked in an open loop, too.
+        checked: how many at once, None in an open loop, where `vllm bench serve` asks the same.
         requests: of a cell, one for each client at least.
         lengths: of prompt and answer, beside the usual ones, at budget STEADY and one at once.
         pairs: of hot-loading.
@@ -28,6 +29,7 @@ class Plan:
     budgets: tuple[str, ...]
     at_once: tuple[int, ...]
     opened: tuple[str, ...]
+    checked: tuple[int | None, ...]
     requests: int
     lengths: tuple[tuple[int, int], ...]
     pairs: int
@@ -43,17 +45,19 @@ PLANS = {
         budgets=("none", "steps=5", "steps=20", "seconds=1", "auto"),
         at_once=(1, 4),
         opened=(STEADY,),
-        requests=4,
-        lengths=((512, 64),),
+        checked=(1,),
+        requests=3,
+        lengths=(),
         pairs=10,
-        rounds=2,
+        rounds=1,
         round_requests=8,
-        growth=Growth(3, (64, 128, 256), (1_000, 10_000), (1, 4, 8), ("30M",)),
+        growth=Growth(2, (64, 256), (1_000, 10_000), (1, 8), ()),
     ),
     "full": Plan(
         budgets=_EVERY,
         at_once=(1, 2, 4, 8, 16),
         opened=_EVERY,
+        checked=(1, 2, 4, 8, 16, None),
         requests=60,
         lengths=((32, 32), (512, 32), (32, 128), (128, 128), (512, 128), (896, 32)),
         pairs=60,
@@ -66,10 +70,11 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A load and who is asked: "mayfly", "vllm", or "resident", which is vLLM with an adapter."""
+    """A load and who is asked: "mayfly", "vllm", or "resident", which is vLLM with an adapter; and if it is checked."""
 
     server: str
     load: Load
+    checked: bool = True
 
     @property
     def name(self) -> str:
@@ -86,4 +91,5 @@ def cells(plan: Plan) -> list[Cell]:
         found += [Cell("vllm", load), Cell("resident", replace(load, model=RESIDENT[0]))]
         found += [Cell("mayfly", replace(load, budget=budget)) for budget in plan.budgets]
     found += [Cell("mayfly", Load(STEADY, plan.requests, *lengths)) for lengths in plan.lengths]
-    return found + [Cell("mayfly", Load(budget, plan.requests, PROMPT, ANSWER, None)) for budget in plan.opened]
+    found += [Cell("mayfly", Load(budget, plan.requests, PROMPT, ANSWER, None)) for budget in plan.opened]
+    return [replace(cell, checked=cell.load.at_once in plan.checked) for cell in found]

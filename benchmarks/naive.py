@@ -37,11 +37,11 @@ from adapters.defaults import for_model
 from benchmarks.bench_serve import PATIENCE_SECONDS, Answer, Load, ask, ask_all, environment, pieces
 from benchmarks.passages import progress
 from benchmarks.peft_loop import device
+from benchmarks.wanted import LEAST_SPEEDUP
 from selection import Selector, SelectorConfig
 from selection.embedding import Prompt
 from serving.config import bundled_model
 
-LEAST_SPEEDUP = 5.0
 LEARNING_RATE = 3e-3  # Mayfly's for the bundled model; the time does not depend on it
 Sequences = Sequence[Sequence[int]]
 

@@ -19,10 +19,10 @@ from benchmarks.bench_serve import bench_serve, environment, vllm_serve
 from benchmarks.passages import progress
 from benchmarks.server import free_port, home, running, serving
 from benchmarks.verdict import Verdict, arguments, finish
+from benchmarks.wanted import LEAST_THROUGHPUT, MOST_TTFT
 
 CONTEXT, INPUT, OUTPUT = 1024, 128, 32  # tokens
 AT_ONCE = 8
-LEAST_THROUGHPUT, MOST_TTFT = 0.97, 1.1
 
 
 def measure(url: str, folder: Path, requests: int, seed: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.bench_serve import Answer, Load, ask, pieces
 from benchmarks.hot_load import ready_to_first
-from benchmarks.latency import Journal, by_stage, counted, means, percentiles, show
+from benchmarks.latency import Journal, by_stage, counted, means, percentiles, run, show
 from benchmarks.latency_growth import fit, growth_table
 from benchmarks.latency_plan import PLANS, Cell, cells
 
@@ -83,6 +84,33 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == {"a": {"at": [1, 2]}, "b": 3}
 
 
+def test_a_run_is_put_together_from_what_was_measured(tmp_path: Path) -> None:
+    """In small: some cells are not cross-checked, and no model but one is there to fit a line through."""
+    plan = PLANS["small"]
+    journal: dict[str, Any] = {
+        "corpora": None,
+        "growth, nano": {"step": [(5.6, 0.1), (5.6, 0.2)], "token": [(5.6, 0.01)]},
+    }
+    journal |= {f"growth, {what}": [(1, 0.1), (8, 0.2)] for what in ("tokens", "corpus", "adapters")}
+    journal |= {"hot-loading, 128 tokens": {"hot_load_ratio": 1.1, "short": 2}}
+    journal |= {"naive": {"speedup_vs_naive": 4.0, "speedup_vs_naive_pool": 6.0, "short": {"mayfly": 0, "naive": 1}}}
+    for cell in cells(plan):
+        steps = cell.load.steps or 0
+        journal[cell.name] = {
+            **asdict(cell.load), "rate": 0.5 if cell.load.at_once is None else None, "short": 0, "per_second": 1.0,
+            "vllm_bench_serve": {"failed": 1} if cell.checked else None, "steps_train_whole": [(steps, 0.1 * steps, 1)],
+        }  # fmt: skip
+
+    found = run(plan, tmp_path, 0, lambda name, measure: journal[name])
+
+    assert found["short"] == len(plan.budgets) + 2 + 2 + 1  # each failed once where it was checked
+    assert found["holds"] == {"hot_load": True, "naive": False}
+    assert found["growth"]["million parameters, a step"]["fit"] is None
+    assert found["growth"]["steps"]["fit"]["slope"] == pytest.approx(0.1)
+    assert found["growth"]["concurrency"]["fit"]["values"] == 2
+    assert growth_table(found["growth"]).row_count == len(found["growth"])
+
+
 @pytest.mark.parametrize("budget", PLANS)
 def test_every_cell_of_a_plan_has_a_name_of_its_own(budget: str) -> None:
     planned = cells(PLANS[budget])
@@ -91,6 +119,15 @@ def test_every_cell_of_a_plan_has_a_name_of_its_own(budget: str) -> None:
     assert len(set(names)) == len(names)
     assert [cell.load.at_once for cell in planned].index(None) == len(names) - len(PLANS[budget].opened)
     assert all(cell.load.requests >= (cell.load.at_once or 1) for cell in planned)
+
+
+def test_in_small_every_server_and_budget_is_cross_checked_once() -> None:
+    planned = cells(PLANS["small"])
+    checked = [(cell.server, cell.load.budget) for cell in planned if cell.checked]
+
+    assert len(set(checked)) == len(checked)
+    assert set(checked) == {(cell.server, cell.load.budget) for cell in planned}
+    assert all(cell.checked for cell in cells(PLANS["full"]))
 
 
 def test_a_name_says_what_is_asked() -> None:
@@ -195,7 +232,7 @@ def test_a_bend_is_found_where_it_is() -> None:
 
     assert found is not None
     assert found.bend == 4
-    assert (found.slope_before, found.slope_after) == pytest.approx((0.0, 0.25), abs=0.01)
+    assert (found.intercept, found.slope_before, found.slope_after) == pytest.approx((1.0, 0.0, 0.25), abs=0.02)
 
 
 def test_two_values_never_bend_and_one_is_no_line() -> None:
@@ -214,6 +251,7 @@ def test_the_tables_mark_a_p99_of_few_and_tell_that_a_line_is_missing() -> None:
         "requests": 1, "stages": stages, "counted": {"prefill": {"n": 1, "mean": 0.0123}}, "short": 0,
         "per_second": 1.0, "vllm_bench_serve": harness, "agreement": {"whole": 1.07},
     }  # fmt: skip
+    unchecked = {**cell, "vllm_bench_serve": None, "agreement": {}}
     hot = {"hot_load_ratio": 1.4, "ratios": (1.4, 1.2, 1.6), "pairs": 3, "short": 0, "prompt_tokens": 128}
     raced = {
         "ratios": {"naive": [1.9, 2.1]}, "short": {"mayfly": 0}, "seconds": {"naive": {"train": 1.0}},
@@ -222,7 +260,12 @@ def test_the_tables_mark_a_p99_of_few_and_tell_that_a_line_is_missing() -> None:
     said = io.StringIO()
 
     show(
-        {"cells": {"one": cell}, "growth": {"steps": {"fit": None}}, "hot_load": {"128": hot}, "naive": raced},
+        {
+            "cells": {"one": cell, "two": unchecked},
+            "growth": {"steps": {"fit": None}},
+            "hot_load": {"128": hot},
+            "naive": raced,
+        },
         Console(file=said, width=300),
     )
 

@@ -1,0 +1,13 @@
+"""What is wanted of the numbers that benchmarks find.
+
+Plain values, for those who measure and for the report, which is written where Mayfly is not installed.
+"""
+
+from __future__ import annotations
+
+MOST_TIMES = 1.15  # to the first token of an adapter that has just been trained, times that of a resident one
+LEAST_SPEEDUP = 5.0  # requests a second, times the naive way's
+LEAST_THROUGHPUT, MOST_TTFT = 0.97, 1.1  # of requests that are not adapted, times plain vLLM's
+MOST_SLOWER = 2.0  # 99th percentile of accepted requests under overload, times that of unloaded ones
+MOST_LATE_STEPS = 1.0  # that training ends after its deadline
+ENOUGH = 20  # requests that tell a 99th percentile; one of fewer is little more than the largest, and is marked
