@@ -19,8 +19,6 @@ def rank_of(parameters: float) -> int:
 def for_model(model: str) -> TrainerConfig:
     """Rank and adapted projections for a base model, without loading its weights.
 
-    LoRA's alpha is the rank: updates are not scaled.
-
     Raises:
         ValueError: there is no such model, or it has none of the projections that are known.
     """
@@ -40,4 +38,4 @@ def for_model(model: str) -> TrainerConfig:
     else:
         raise ValueError(f"the model {model!r} has no projections that Mayfly knows how to adapt: {sorted(names)}")
     rank = rank_of(sum(parameter.numel() for parameter in blank.parameters()))
-    return TrainerConfig(model, rank=rank, scale_numerator=float(rank), targets=targets)
+    return TrainerConfig(model, rank=rank, targets=targets)

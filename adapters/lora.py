@@ -95,9 +95,7 @@ class LoraBank:
         ValueError: the model has no linear projection of any of these names.
     """
 
-    def __init__(
-        self, model: nn.Module, rank: int, scale_numerator: float, targets: Sequence[str], slots: int = 1
-    ) -> None:
+    def __init__(self, model: nn.Module, rank: int, scale: float, targets: Sequence[str], slots: int = 1) -> None:
         model.requires_grad_(False)
         found = {
             name: module
@@ -109,7 +107,7 @@ class LoraBank:
         self._header, offsets = _layout(found, rank)
         self.layers: dict[str, LoraProjection] = {}
         for name, module in found.items():
-            layer = LoraProjection(module, rank, scale_numerator / rank, *(offsets[key] for key in _keys(name)))
+            layer = LoraProjection(module, rank, scale, *(offsets[key] for key in _keys(name)))
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer

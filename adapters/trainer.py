@@ -46,9 +46,9 @@ class TrainerConfig:
     Attributes:
         model: hub id or folder of the base model; safetensors only.
         rank: of the LoRA.
-        scale_numerator: LoRA's alpha.
-        learning_rate: of Adam; None takes 3e-3 for models under 50 M parameters (chosen on the bundled one,
-            benchmarks/README.md) and the paper's 5e-4 above.
+        scale: what B A is multiplied by, LoRA's alpha over its rank; None takes 16 for models under 50 M parameters
+            (chosen on the bundled one, benchmarks/README.md) and 1 above. The larger, the faster B learns beside A.
+        learning_rate: of Adam; None takes 6e-4 for those (at a scale of 16) and the paper's 5e-4 above.
         targets: names of the projections that are adapted.
         device: "cpu", "cuda", or "auto".
         precision: of the base model: "float32", "bfloat16", or "auto": bfloat16 where the processor has units for it,
@@ -61,7 +61,7 @@ class TrainerConfig:
 
     model: str
     rank: int = 16
-    scale_numerator: float = 16.0
+    scale: float | None = None
     learning_rate: float | None = None
     targets: tuple[str, ...] = LLAMA_TARGETS
     device: str = "auto"
@@ -89,10 +89,12 @@ class Trainer:
     def _load(self) -> None:
         config = self.config
         self.base = BaseModel(config.model, config.device, config.precision)
-        default_rate = 3e-3 if self.base.parameters < SMALL_MODEL else 5e-4
-        self.learning_rate = default_rate if config.learning_rate is None else config.learning_rate
+        small = self.base.parameters < SMALL_MODEL
+        scale, rate = (16.0, 6e-4) if small else (1.0, 5e-4)
+        self.scale = scale if config.scale is None else config.scale
+        self.learning_rate = rate if config.learning_rate is None else config.learning_rate
         self._guest = config.slots  # one slot more than train
-        self._bank = LoraBank(self.base.model, config.rank, config.scale_numerator, config.targets, config.slots + 1)
+        self._bank = LoraBank(self.base.model, config.rank, self.scale, config.targets, config.slots + 1)
         self._step_time, self._ending_time = StepTime(), StepTime()
         with self._bank.bind([0]):
             self._memory = Memory(self.base, config.memory_bytes)
@@ -376,7 +378,7 @@ class Trainer:
             name=f"mayfly-{uuid.uuid4().hex}",
             base_model=self.config.model,
             rank=self.config.rank,
-            scale_numerator=self.config.scale_numerator,
+            scale_numerator=self.scale * self.config.rank,
             targets=self.config.targets,
             weights=self._bank.export(self._slot(job)),
             losses=tuple(job.losses),

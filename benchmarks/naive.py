@@ -42,7 +42,7 @@ from selection import Selector, SelectorConfig
 from selection.embedding import Prompt
 from serving.config import bundled_model
 
-LEARNING_RATE = 3e-3  # Mayfly's for the bundled model; the time does not depend on it
+LEARNING_RATE = 3e-3  # the time depends neither on it nor on LoRA's alpha
 Sequences = Sequence[Sequence[int]]
 
 
@@ -58,7 +58,7 @@ class PeftLoop:
         self._model = model.to(device())
         self._lora = LoraConfig(
             r=config.rank,
-            lora_alpha=int(config.scale_numerator),
+            lora_alpha=config.rank,
             target_modules=list(config.targets),
             task_type="CAUSAL_LM",
         )

@@ -93,7 +93,7 @@ class PlainLoop:
         model = model.to(self._device)
         lora = LoraConfig(
             r=config.rank,
-            lora_alpha=int(config.scale_numerator),
+            lora_alpha=config.rank,  # the time does not depend on it
             target_modules=list(config.targets),
             task_type="CAUSAL_LM",
         )

@@ -3,8 +3,9 @@
 Of every passage the prefix is the prompt and the suffix is scored (`benchmarks/variants.py`), after data of one corpus
 of all domains was chosen and learnt. The strategies of the main table are measured on all passages; every other setting
 on a few of each domain, beside SIFT and nearest neighbours on the same ones. Settings are the server's defaults, which
-were chosen on other packages (README.md). What is measured is kept in .cache, line by line, and a run that was
-broken off goes on where it was; it belongs to passages, corpus, model, embedder and the code of selection and training.
+were chosen on other packages and on a few passages that are not reported (README.md). What is measured is kept in
+.cache, line by line, and a run that was broken off goes on where it was; it belongs to passages, corpus, model, embedder
+and the code of selection and training.
 
     python benchmarks/quality.py [--budget small] [--domains Rust legal] [--per-domain 60] [--json] [--out FILE]
 """
@@ -32,6 +33,7 @@ from selection import SelectorConfig
 from serving.config import bundled_model
 
 _DECIDING = ("variants.py", "centred.py", "full_training.py")
+AT_ONCE = 2  # passages of each domain
 UNEARTH = ROOT / ".cache" / "tools" / "bin" / "unearth"
 STRATEGIES = (
     Variant("SIFT"),
@@ -62,7 +64,11 @@ AXES = {
     "the paper's own way": (Variant("SIFT, whole passage", whole=True), Variant("NN, whole passage", "nn", whole=True)),
     "order": (Variant("SIFT reversed", order="reversed"), Variant("NN reversed", "nn", order="reversed")),
     "plan": (Variant("batched", plan="batched"), Variant("reuse", plan="reuse")),
-    "learning rate": tuple(Variant(f"rate {value:g}", learning_rate=value) for value in (1e-3, 2e-3, 5e-3, 8e-3)),
+    "learning rate": tuple(Variant(f"rate {value:g}", learning_rate=value) for value in (1e-4, 3e-4, 1e-3, 2e-3)),
+    "scale": tuple(
+        Variant(f"scale {scale:g}, rate {rate:g}", scale=scale, learning_rate=rate)
+        for scale, rate in ((1.0, 3e-3), (4.0, 2e-3), (64.0, 1.5e-4))
+    ),
     "rank": (Variant("rank 4", rank=4), Variant("rank 64", rank=64)),
     "full fine-tuning": tuple(
         Variant(f"all weights, rate {value:g}", full=True, learning_rate=value) for value in (1e-4, 3e-4, 1e-3)
@@ -73,7 +79,7 @@ AXES = {
         for strategy in ("sift", "nn")
     ),
     "last layer": tuple(
-        Variant(f"last layer, rate {value:g}", targets=("lm_head",), learning_rate=value) for value in (3e-3, 1e-2)
+        Variant(f"last layer, rate {value:g}", targets=("lm_head",), learning_rate=value) for value in (6e-4, 2e-3)
     ),
 }
 
@@ -86,23 +92,36 @@ class Size:
         domains: names of domains.
         strategies: how many of STRATEGIES, the first.
         held_out: documents of each domain.
-        measured: of these, those of the main table.
+        chosen_on: the first of these, which defaults were chosen on; never reported.
+        measured: of the others, those of the main table.
         axis_measured: of these, those on which the axes are measured.
+        alone: of these, those that are measured with nothing else computing.
         corpus_bytes: of each domain.
     """
 
     domains: tuple[str, ...]
     strategies: int
     held_out: int
+    chosen_on: int
     measured: int
     axis_measured: int
+    alone: int
     corpus_bytes: int
 
 
 SIZES = {
-    "small": Size(("Python", "Rust", "reference"), 3, 6, 6, 0, 500_000),
-    "full": Size(tuple(domain.name for domain in DOMAINS), len(STRATEGIES), 60, 60, 6, 1_000_000),
+    "small": Size(("Python", "Rust", "reference"), 3, 9, 3, 6, 0, 1, 500_000),
+    "full": Size(tuple(domain.name for domain in DOMAINS), len(STRATEGIES), 60, 3, 57, 6, 1, 1_000_000),
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A variant and the passages that it is measured on at once; or one, alone."""
+
+    variant: Variant
+    passages: tuple[Passage, ...]
+    alone: bool = False
 
 
 def main() -> None:
@@ -119,16 +138,18 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--out", type=Path, help="write the full result here")
-    options = parser.parse_args()
+    options, facts = parser.parse_args(), circumstances()
     size = SIZES[options.budget]
     size = replace(
         size,
         domains=tuple(options.domains or size.domains),
         measured=size.measured if options.per_domain is None else options.per_domain,
         axis_measured=size.axis_measured if options.axes_per_domain is None else options.axes_per_domain,
+        alone=min(size.alone, size.measured if options.per_domain is None else options.per_domain),
     )
-    if not 1 <= size.measured <= size.held_out or not 0 <= size.axis_measured <= size.measured:
-        parser.error(f"of {size.held_out} held-out documents 1 to all are measured, and settings on some of these")
+    left = size.held_out - size.chosen_on
+    if not 1 <= size.measured <= left or not 0 <= size.axis_measured <= size.measured:
+        parser.error(f"of {left} held-out documents 1 to all are measured, and settings on some of these")
     ground = make_ground(size, options.model, options.embedder)
     corpora: dict[str | None, str] = {None: ground.corpus}
     if size.axis_measured:
@@ -138,7 +159,7 @@ def main() -> None:
             corpora[embedder] = make_ground(size, options.model, embedder, of).corpus
     rows = measure(corpora, jobs(ground, size), options)
     result = {
-        **circumstances(),
+        **facts,
         "model": Path(options.model).name,
         "embedder": options.embedder,
         "size": asdict(size),
@@ -169,51 +190,72 @@ def make_ground(size: Size, model: str, embedder: str, of: tuple[str, str, str] 
     )
 
 
-def jobs(ground: PassageSet, size: Size) -> list[tuple[Variant, Passage]]:
-    """What is to be measured: a passage of each domain in turn, so that a run that is broken off has some of all."""
-    found = []
+def jobs(ground: PassageSet, size: Size) -> list[Job]:
+    """What is to be measured: some of each domain in turn, so that a run that is broken off has some of all.
+
+    The first are measured alone.
+    """
     by_group: dict[str, list[Passage]] = {}
     for passage in ground.passages:
         by_group.setdefault(passage.group, []).append(passage)
-    for number in range(size.measured):
-        variants = list(STRATEGIES[: size.strategies])
-        if number < size.axis_measured:
-            variants += [variant for axis in AXES.values() for variant in axis]
-        for passages in by_group.values():
-            found += [(variant, passages[number]) for variant in variants if number < len(passages)]
+
+    def some(start: int, end: int) -> tuple[Passage, ...]:
+        return tuple(p for passages in by_group.values() for p in passages[size.chosen_on :][start:end])
+
+    strategies = STRATEGIES[: size.strategies]
+    found = [
+        Job(variant, (passage,), alone=True)
+        for passage in some(0, size.alone)
+        for variant in strategies
+        if not variant.in_context
+    ]
+    for start in range(0, size.measured, AT_ONCE):
+        found += [Job(variant, some(start, min(start + AT_ONCE, size.measured))) for variant in strategies]
+        if start < size.axis_measured:
+            few = some(start, min(start + AT_ONCE, size.axis_measured))
+            found += [Job(variant, few) for axis in AXES.values() for variant in axis]
     return found
 
 
-def measure(
-    corpora: Mapping[str | None, str], wanted: Sequence[tuple[Variant, Passage]], options: argparse.Namespace
-) -> list[Row]:
+def measure(corpora: Mapping[str | None, str], wanted: Sequence[Job], options: argparse.Namespace) -> list[Row]:
     """Rows of what is wanted, measured in processes of their own where they are not known yet."""
     key = repr([corpora[None], options.model, options.embedder, _code()])
     file = CACHE / "quality" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     known = remembered(file)
-    missing = [(variant, passage) for variant, passage in wanted if _key(variant, passage) not in known]
-    context, threads = get_context("spawn"), str(max(1, (os.cpu_count() or 1) // options.processes))
-    os.environ["OMP_NUM_THREADS"] = threads  # of the processes to come
+    for processes, alone in ((1, True), (options.processes, False)):
+        missing = [
+            replace(job, passages=left)
+            for job in wanted
+            if job.alone == alone and (left := tuple(p for p in job.passages if _key(job.variant, p) not in known))
+        ]
+        if missing:
+            known |= _measure_all(missing, corpora, options, processes, file)
+    progress("")
+    return list({key: known[key] for job in wanted for key in (_key(job.variant, p) for p in job.passages)}.values())
+
+
+def _measure_all(
+    jobs: Sequence[Job], corpora: Mapping[str | None, str], options: argparse.Namespace, processes: int, file: Path
+) -> dict[str, Row]:
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.processes))  # of the processes to come
+    known = {}
     with (
         file.open("a") as log,
         ProcessPoolExecutor(
-            options.processes, context, initializer=_begin, initargs=(options.model, options.embedder)
+            processes, get_context("spawn"), initializer=_begin, initargs=(options.model, options.embedder)
         ) as pool,
     ):
         log.write("\n")  # after a line that was cut short
-        pending: dict[Future[Row], str] = {
-            pool.submit(_measure, variant, passage, dict(corpora)): _key(variant, passage)
-            for variant, passage in missing
-        }
+        pending: dict[Future[list[Row]], Job] = {pool.submit(_measure, job, dict(corpora)): job for job in jobs}
         for done, future in enumerate(as_completed(pending), 1):
-            row = future.result()
-            log.write(line_of(pending[future], row))
+            job = pending[future]
+            for passage, row in zip(job.passages, future.result(), strict=True):
+                known[_key(job.variant, passage)] = row
+                log.write(line_of(_key(job.variant, passage), row))
             log.flush()
-            known[pending[future]] = row
-            progress(f"adapting: {done} of {len(missing)}")
-    progress("")
-    return [known[_key(variant, passage)] for variant, passage in wanted]
+            progress(f"adapting: {done} of {len(jobs)} jobs")
+    return known
 
 
 def line_of(key: str, row: Row) -> str:
@@ -242,9 +284,9 @@ def _begin(model: str, embedder: str) -> None:
     _laboratory = Laboratory(model, embedder)
 
 
-def _measure(variant: Variant, passage: Passage, corpora: Mapping[str | None, str]) -> Row:
+def _measure(job: Job, corpora: Mapping[str | None, str]) -> list[Row]:
     assert _laboratory is not None
-    return _laboratory.measure(variant, passage, corpora)
+    return _laboratory.measure(job.variant, job.passages, corpora, job.alone)
 
 
 def _key(variant: Variant, passage: Passage) -> str:

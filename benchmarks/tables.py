@@ -2,13 +2,14 @@
 
 Per cent of base is bits per byte after adaptation over those of the base model, of each passage; means are over
 passages. Differences are of the same passage. "At equal seconds" takes, of each passage, the last measured point that
-had been reached after so many seconds of choosing and training.
+is reached after so many seconds of choosing and training, by the median times of the passages that were adapted alone.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
     main = {name: list(by_variant[name].values()) for name in strategies}
     sift = main[SIFT]
     trained = {name: found for name, found in main.items() if all(row.step_seconds for row in found)}
+    times = {name: _times([row for row in found if row.alone]) for name, found in trained.items()}
     steps = sorted({int(step) for row in sift for step in row.bits} - {0})
     rules = stopping.compare(sift)
     auto = next(rule for rule in stopping.RULES if rule.name == "alpha")
@@ -60,11 +62,11 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
             for group in groups
         },
         "seconds": {
-            name: statistics.median(row.choosing_seconds + row.step_seconds[-1] for row in found)
+            name: statistics.median(row.choosing_seconds + row.step_seconds[-1] for row in found if row.alone)
             for name, found in trained.items()
         },
         "at_equal_seconds": {
-            name: {f"{seconds:g}": _mean(found, lambda row, s=seconds: _percent_after(row, s)) for seconds in SECONDS}  # type: ignore[misc]
+            name: {f"{seconds:g}": _mean(found, partial(_percent_after, seconds, times[name])) for seconds in SECONDS}
             for name, found in trained.items()
         },
         "adaptive": {
@@ -161,10 +163,14 @@ def _percent_at(row: Row, step: int) -> float:
     return 100 * row.bits[str(max(int(each) for each in row.bits if int(each) <= step))] / row.base
 
 
-def _percent_after(row: Row, seconds: float) -> float:
-    left = seconds - row.choosing_seconds
-    reached = [int(n) for n in row.bits if n == "0" or row.step_seconds[min(int(n), len(row.step_seconds)) - 1] <= left]
-    return 100 * row.bits[str(max(reached))] / row.base
+def _times(alone: Sequence[Row]) -> tuple[float, ...]:
+    """Seconds until 0, 1, ... steps have been taken."""
+    ends = zip(*((row.choosing_seconds + seconds for seconds in row.step_seconds) for row in alone), strict=True)
+    return 0.0, *map(statistics.median, ends)
+
+
+def _percent_after(seconds: float, times: Sequence[float], row: Row) -> float:
+    return 100 * row.bits[str(max(int(n) for n in row.bits if times[int(n)] <= seconds))] / row.base
 
 
 def _cell(triple: Sequence[float], digits: int = 1) -> str:

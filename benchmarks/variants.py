@@ -1,8 +1,8 @@
 """Variants: ways to choose data and to learn from it, and what one of them makes of one passage.
 
 What is measured is the server's own: selector, trainer, defaults. The suffix is scored in the trainer's model in
-float32, which a test holds to vLLM's log-probabilities. A passage is adapted alone, one step after another, so that the
-seconds are those of a request that has the processor to itself; making copies of the adapter to be scored is not
+float32, which a test holds to vLLM's log-probabilities. Many passages are adapted at once, which makes no difference to
+what they learn but for rounding; a few alone, whose seconds count. Making copies of the adapter to be scored is not
 counted, nor is scoring. It knows nothing of tables and intervals (`benchmarks/quality.py`).
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from adapters import Progress, Trainer, TrainerConfig
@@ -26,7 +27,7 @@ from selection.shared import OpenCorpora, SharedEmbedder
 
 STEPS = 50
 CENTRED = "centred"  # the name of an embedder: the run's own, less the mean over its corpus
-AT = (0, 1, 2, 3, 5, 7, 10, 13, 16, 20, 25, 30, 35, 40, 45, STEPS)  # steps after which the suffix is scored
+AT = (0, 1, 3, 5, 7, 10, 13, 16, 20, 25, 30, 40, STEPS)  # steps after which the suffix is scored
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Variant:
         plan: of training.
         order: of the chosen sequences.
         learning_rate: None takes the trainer's default.
-        rank: of the LoRA.
+        rank, scale: of the LoRA.
         targets: projections that are trained.
         in_context: put what was chosen before the prompt, as far as the context goes, instead of training.
         whole: the paper's own way: the whole passage is the prompt, and the whole passage is scored.
@@ -61,6 +62,7 @@ class Variant:
     order: Literal["chosen", "reversed", "shuffled"] = "chosen"
     learning_rate: float | None = None
     rank: int = TrainerConfig.rank
+    scale: float | None = None
     targets: tuple[str, ...] = TrainerConfig.targets
     in_context: bool = False
     whole: bool = False
@@ -85,6 +87,7 @@ class Row:
         losses: nats a token before each step.
         choosing_seconds: to embed, search and select.
         step_seconds: from the beginning of training to the end of each step.
+        alone: whether these are those of a request that has the processor to itself.
         distinct: how many different sequences were chosen.
     """
 
@@ -99,6 +102,7 @@ class Row:
     losses: tuple[float, ...]
     choosing_seconds: float
     step_seconds: tuple[float, ...]
+    alone: bool
     distinct: int
 
     @property
@@ -122,76 +126,57 @@ class Laboratory:
         self._trainers: dict[TrainerConfig, tuple[Trainer, Trainer]] = {}
         self._full: FullTraining | None = None
 
-    def measure(self, variant: Variant, passage: Passage, corpora: Mapping[str | None, str]) -> Row:
-        """Choose, train, score.
+    def measure(
+        self, variant: Variant, passages: Sequence[Passage], corpora: Mapping[str | None, str], alone: bool = False
+    ) -> list[Row]:
+        """Choose for each passage, train for them all at once, score.
 
         Args:
             variant: how.
-            passage: what is scored.
+            passages: what is scored; one, where seconds count.
             corpora: by embedder; of None, that of the run.
+            alone: whether nothing else computes meanwhile.
         """
-        selection = self._choose(variant, passage, corpora)
         trainer, scorer = self._trainer(variant)
-        start = 1 if variant.whole else PREFIX
-        text = passage.prefix + passage.suffix if variant.whole else passage.suffix
-
-        def bits(weights: bytes | None = None, before: tuple[int, ...] = ()) -> float:
-            nats = scorer.nats([*before, *passage.tokens], len(before) + start, weights)
-            return nats / math.log(2) / len(text.encode())
-
-        found = {"0": bits()}
-        losses: tuple[float, ...] = ()
-        step_seconds: list[float] = []
-        if variant.full:
-            self._full = self._full or FullTraining(self.model)
-            assert variant.learning_rate is not None
-            rate = variant.learning_rate
-            trained = self._full.train(selection.sequences, rate, passage.tokens, start, AT)
-            losses, step_seconds = trained.losses, list(trained.seconds)
-            found |= {str(used): nats / math.log(2) / len(text.encode()) for used, nats in trained.nats.items()}
-        elif variant.in_context:
-            before: tuple[int, ...] = ()
-            most = scorer.base.context - len(passage.tokens)
-            for count, sequence in enumerate(selection.sequences, 1):
-                if len(before) + len(sequence) > most:
-                    break
-                before = (*sequence, *before)  # what was chosen first lies next to the prompt
-                found[str(count)] = bits(before=before)
+        chosen = [self._choose(variant, passage, corpora) for passage in passages]
+        if variant.in_context:
+            learnt = [_Learnt() for _ in passages]
+        elif variant.full:
+            learnt = [self._learn_fully(variant, *each) for each in zip(passages, chosen, strict=True)]
         else:
-            exported: dict[int, bytes] = {}
-            spent, last = 0.0, math.nan
+            learning = [_learn(trainer, variant, *each) for each in zip(passages, chosen, strict=True)]
+            learnt = [ended() for ended in learning]
+        rows = []
+        for passage, selection, each in zip(passages, chosen, learnt, strict=True):
+            bits = partial(_bits, scorer, variant, passage)
+            found = {"0": bits()} | {str(used): bits(weights) for used, weights in each.weights.items()} | each.bits
+            if variant.in_context:
+                found |= _in_context(bits, scorer.base.context - len(passage.tokens), selection)
+            rows.append(
+                Row(
+                    variant=variant.name,
+                    group=passage.group,
+                    document=passage.name,
+                    passage=passage.key,
+                    surprise=_per_byte(scorer.nats(passage.tokens[:PREFIX], 1), passage.prefix),
+                    bits=found,
+                    sigma=selection.uncertainty,
+                    irreducible=selection.irreducible,
+                    losses=each.losses,
+                    choosing_seconds=sum(selection.seconds.values()),
+                    step_seconds=tuple(each.seconds),
+                    alone=alone,
+                    distinct=len(set(selection.ids)),
+                )
+            )
+        return rows
 
-            def keep(progress: Progress) -> None:
-                nonlocal spent, last
-                spent += time.perf_counter() - last
-                step_seconds.append(spent)
-                if progress.used in AT:
-                    exported[progress.used] = trainer.export(progress.slot)
-                last = time.perf_counter()
-
-            sequences = list(selection.sequences)
-            if variant.order == "reversed":
-                sequences.reverse()
-            elif variant.order == "shuffled":
-                random.Random(passage.key).shuffle(sequences)  # noqa: S311
-            last = time.perf_counter()
-            training = trainer.train(sequences, plan=variant.plan, on_step=keep)
-            losses = training.losses
-            found |= {str(used): bits(weights) for used, weights in exported.items()}
-        return Row(
-            variant=variant.name,
-            group=passage.group,
-            document=passage.name,
-            passage=passage.key,
-            surprise=scorer.nats(passage.tokens[:PREFIX], 1) / math.log(2) / len(passage.prefix.encode()),
-            bits=found,
-            sigma=selection.uncertainty,
-            irreducible=selection.irreducible,
-            losses=losses,
-            choosing_seconds=sum(selection.seconds.values()),
-            step_seconds=tuple(step_seconds),
-            distinct=len(set(selection.ids)),
-        )
+    def _learn_fully(self, variant: Variant, passage: Passage, selection: Selection) -> _Learnt:
+        self._full = self._full or FullTraining(self.model)
+        assert variant.learning_rate is not None
+        trained = self._full.train(selection.sequences, variant.learning_rate, passage.tokens, PREFIX, AT)
+        bits = {str(used): _per_byte(nats, passage.suffix) for used, nats in trained.nats.items()}
+        return _Learnt(bits=bits, losses=trained.losses, seconds=list(trained.seconds))
 
     def _choose(self, variant: Variant, passage: Passage, corpora: Mapping[str | None, str]) -> Selection:
         if variant.embedder not in self._selectors:
@@ -215,17 +200,71 @@ class Laboratory:
 
     def _trainer(self, variant: Variant) -> tuple[Trainer, Trainer]:
         """The trainer, and the one that scores."""
-        config = TrainerConfig(
-            self.model,
-            rank=variant.rank,
-            scale_numerator=float(variant.rank),
-            learning_rate=variant.learning_rate,
-            targets=variant.targets,
-            slots=1,
-        )
+        config = TrainerConfig(self.model, rank=variant.rank, scale=variant.scale, targets=variant.targets)
         if config not in self._trainers:
             self._trainers[config] = Trainer(config), open_scorer(config)
         return self._trainers[config]
+
+
+@dataclass
+class _Learnt:
+    """What a training left: weights after steps, or bits where these are known, losses, and seconds until each step."""
+
+    weights: dict[int, bytes] = field(default_factory=dict)
+    bits: dict[str, float] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    seconds: list[float] = field(default_factory=list)
+
+
+def _learn(trainer: Trainer, variant: Variant, passage: Passage, selection: Selection) -> Callable[[], _Learnt]:
+    """Begin to learn what was chosen; gives what waits for the end."""
+    learnt = _Learnt()
+    spent, last = 0.0, time.perf_counter()
+
+    def keep(progress: Progress) -> None:
+        nonlocal spent, last
+        spent += time.perf_counter() - last
+        learnt.seconds.append(spent)
+        if progress.used in AT:
+            learnt.weights[progress.used] = trainer.export(progress.slot)
+        last = time.perf_counter()
+
+    sequences = list(selection.sequences)
+    if variant.order == "reversed":
+        sequences.reverse()
+    elif variant.order == "shuffled":
+        random.Random(passage.key).shuffle(sequences)  # noqa: S311
+    training = trainer.submit(sequences, plan=variant.plan, learning_rate=variant.learning_rate, on_step=keep)
+
+    def ended() -> _Learnt:
+        learnt.losses = training.result().losses
+        return learnt
+
+    return ended
+
+
+def _bits(
+    scorer: Trainer, variant: Variant, passage: Passage, weights: bytes | None = None, before: tuple[int, ...] = ()
+) -> float:
+    """Bits per byte of what is scored of a passage, under an adapter, or with other tokens before it."""
+    start, text = (1, passage.prefix + passage.suffix) if variant.whole else (PREFIX, passage.suffix)
+    return _per_byte(scorer.nats([*before, *passage.tokens], len(before) + start, weights), text)
+
+
+def _per_byte(nats: float, text: str) -> float:
+    return nats / math.log(2) / len(text.encode())
+
+
+def _in_context(bits: Callable[..., float], most: int, selection: Selection) -> dict[str, float]:
+    """Bits per byte with so many of the chosen sequences before the prompt as go into `most` tokens."""
+    found: dict[str, float] = {}
+    before: tuple[int, ...] = ()
+    for count, sequence in enumerate(selection.sequences, 1):
+        if len(before) + len(sequence) > most:
+            break
+        before = (*sequence, *before)  # what was chosen first lies next to the prompt
+        found[str(count)] = bits(before=before)
+    return found
 
 
 def open_selector(embedder: str, model: str, of: tuple[str, str, str] | None = None) -> Selector:

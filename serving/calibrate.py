@@ -46,7 +46,7 @@ _AT = (0, 2, 5, 10, 15, 20, 25, 30, 40, STEPS)  # steps after which is scored
 
 @dataclass(frozen=True)
 class Setting:
-    """What is searched; LoRA's own alpha is the rank, so that its scale is 1."""
+    """What is searched."""
 
     regularisation: float
     learning_rate: float
@@ -124,7 +124,7 @@ class Bench:
         """Choose for each document, train them together, score on the way."""
         if setting.rank != self._trainer.config.rank:
             del self._trainer  # before the next: a base model may fill the memory
-            self._trainer = Trainer(replace(self.default, rank=setting.rank, scale_numerator=float(setting.rank)))
+            self._trainer = Trainer(replace(self.default, rank=setting.rank))
         curves = []
         for training, scores, sigma in [self._begin(setting, each) for each in held]:
             training.result()

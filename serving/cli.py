@@ -180,7 +180,7 @@ def serve(
     if rank is not None:
         config = replace(
             config,
-            trainer=replace(config.trainer, rank=rank, scale_numerator=float(rank)),
+            trainer=replace(config.trainer, rank=rank),
             engine=replace(config.engine, rank=rank),
         )
     if regularisation is not None:
@@ -308,7 +308,7 @@ def make_config(
     trainer, cores = for_model(base), os.cpu_count() or 1
     kept = None if corpus is None else _calibration(home / "corpora", corpus, base)
     if kept is not None:
-        trainer = replace(trainer, rank=kept.rank, scale_numerator=float(kept.rank))
+        trainer = replace(trainer, rank=kept.rank)
     return Config(
         engine=EngineConfig(base, name or model or "nano", trainer.rank, trainer.targets),
         trainer=trainer,

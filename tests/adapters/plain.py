@@ -39,7 +39,7 @@ def load(folder: str) -> Any:
 
 def first_weights(base: Base, seed: int, targets: tuple[str, ...] = ()) -> bytes:
     """The adapter that a training with this seed begins with."""
-    bank = LoraBank(load(base.folder), RANK, NUMERATOR, targets or base.targets)
+    bank = LoraBank(load(base.folder), RANK, NUMERATOR / RANK, targets or base.targets)
     bank.reset(0, seed)
     return bank.export(0)
 

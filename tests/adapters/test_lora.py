@@ -27,7 +27,7 @@ class Slots:
     def __init__(self, base: Base, slots: int = 3, targets: tuple[str, ...] = (), rank: int = 4) -> None:
         self.model = load(base.folder)
         self.targets = targets or base.targets
-        self.bank = LoraBank(self.model, rank, 8.0, self.targets, slots)
+        self.bank = LoraBank(self.model, rank, 8.0 / rank, self.targets, slots)
 
     @torch.no_grad()
     def logits(self, ids_MS: torch.Tensor, slots: list[int] | None = None) -> torch.Tensor:
@@ -177,12 +177,12 @@ class TestTargets:
     @pytest.mark.parametrize("targets", [("c_attn",), (), ("embed_tokens",), ("self_attn",), ("proj",)])
     def test_those_that_do_not_exist_are_refused(self, tiny_llama: str, targets: tuple[str, ...]) -> None:
         with pytest.raises(ValueError, match="no linear projections named"):
-            LoraBank(load(tiny_llama), 4, 8.0, targets)
+            LoraBank(load(tiny_llama), 4, 2.0, targets)
 
     @pytest.mark.parametrize("targets", [LLAMA_TARGETS, ("wte", "wpe"), ("ln_1",)])
     def test_gpt2_has_others(self, tiny_gpt2: str, targets: tuple[str, ...]) -> None:
         with pytest.raises(ValueError, match="no linear projections named"):
-            LoraBank(load(tiny_gpt2), 4, 8.0, targets)
+            LoraBank(load(tiny_gpt2), 4, 2.0, targets)
 
 
 class TestRows:
@@ -410,7 +410,7 @@ def test_a_bfloat16_base_keeps_float32_adapters(base: Base) -> None:
     exact = Slots(base, slots=2)
     rough = Slots(base, slots=2)
     rough.model = load(base.folder).to(torch.bfloat16)
-    rough.bank = LoraBank(rough.model, 4, 8.0, base.targets, 2)
+    rough.bank = LoraBank(rough.model, 4, 2.0, base.targets, 2)
     for slots in (exact, rough):
         fill_all(slots.bank)
 

@@ -14,7 +14,7 @@ from adapters.trainer import LLAMA_TARGETS
 @pytest.fixture(scope="module")
 def bound(tiny_llama: str) -> tuple[BaseModel, LoraBank]:
     base = BaseModel(tiny_llama, precision="float32")
-    return base, LoraBank(base.model, 4, 4.0, LLAMA_TARGETS)
+    return base, LoraBank(base.model, 4, 1.0, LLAMA_TARGETS)
 
 
 @pytest.mark.parametrize("tokens", [5, 16, 40, 64])

@@ -221,7 +221,7 @@ class TestTelling:
             mine, plain = fresh.base.model(ids).logits, load(tiny_llama)(ids).logits
 
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
-        assert (fresh.base.context, fresh.learning_rate) == (64, 3e-3)
+        assert (fresh.base.context, fresh.scale, fresh.learning_rate) == (64, 16.0, 6e-4)
 
 
 class TestSeeds:

@@ -24,7 +24,7 @@ SOON = 20.0  # seconds that nothing here takes, even on a busy machine
 
 def trainer_of(folder: str, **options: Any) -> Trainer:
     """A trainer of a tiny model, exact."""
-    return Trainer(TrainerConfig(folder, rank=RANK, scale_numerator=NUMERATOR, precision="float32", **options))
+    return Trainer(TrainerConfig(folder, rank=RANK, scale=NUMERATOR / RANK, precision="float32", **options))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def row(gain: float, pace: float = 10.0, similarity: float = 0.5) -> Row:
     sigma = tuple(1 - similarity * (1 - math.exp(-n / 5)) for n in range(STEPS + 1))
     bits = {str(n): 2 * (1 - gain / 100 * (1 - math.exp(-n / pace))) for n in AT}
     losses = tuple(3 * math.exp(-n / 20) for n in range(STEPS))
-    return Row("SIFT", "any", "a document", "a passage", 2.5, bits, sigma, 0.3, losses, 0.1, (0.1,) * STEPS, 40)
+    return Row("SIFT", "any", "a document", "a passage", 2.5, bits, sigma, 0.3, losses, 0.1, (0.1,) * STEPS, True, 40)
 
 
 def test_the_rule_named_alpha_is_the_papers() -> None:

@@ -74,7 +74,7 @@ def test_real_parts_are_measured_and_what_is_not_is_said(nano: str, selector: Se
 
 
 def test_without_a_corpus_the_embedder_is_measured_alone(tiny_llama: str, tmp_path: Path) -> None:
-    trainer = TrainerConfig(tiny_llama, rank=2, scale_numerator=2.0, slots=2)
+    trainer = TrainerConfig(tiny_llama, rank=2, slots=2)
 
     pieces = measure(asked(trainer, SelectorConfig(tmp_path), None))
 
