@@ -4,8 +4,8 @@ Of every passage the prefix is the prompt and the suffix is scored (`benchmarks/
 of all domains was chosen and learnt. The strategies of the main table are measured on all passages; every other setting
 on a few of each domain, beside SIFT and nearest neighbours on the same ones. Settings are the server's defaults, which
 were chosen on other packages and on a few passages that are not reported (README.md). What is measured is kept in
-.cache, line by line, and a run that was broken off goes on where it was; it belongs to passages, corpus, model, embedder
-and the code of selection and training.
+.cache, line by line, and a run that was broken off goes on where it was; it belongs to passages, corpus, model,
+embedder and the code of selection and training.
 
     python benchmarks/quality.py [--budget small] [--domains Rust legal] [--per-domain 60] [--json] [--out FILE]
 """
