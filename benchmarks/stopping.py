@@ -20,6 +20,7 @@ from selection.sift import has_stalled
 
 Floats = npt.NDArray[np.float64]
 TARGET_STEPS, TARGET_GAIN = 1 / 3, 0.9  # shares
+LEAST_STEPS = 2  # before the prompt is asked
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def _alpha_surprise(row: Row, n: int, alpha: float) -> bool:
     return has_stalled(row.sigma[n] / row.surprise, n, alpha)
 
 
+def _prompt(row: Row, n: int, price: float) -> bool:
+    """The prompt itself has gained less than so many per cent of its loss a step."""
+    return n >= LEAST_STEPS and 100 - _by_steps(row.prompt)[n] < price * n
+
+
 def _similarity(row: Row, n: int, patience: float) -> bool:
     """As many steps as the first sequence tells of the prompt."""
     return n >= patience * (1 - row.sigma[1])
@@ -62,12 +68,14 @@ def _losses(row: Row, n: int, least: float) -> bool:
     return (statistics.fmean(row.losses[:3]) - statistics.fmean(row.losses[n - 3 : n])) / n < least
 
 
+_PRICES = tuple(float(price) for price in np.geomspace(0.02, 10, 60))
 _ALPHAS = tuple(float(alpha) for alpha in np.geomspace(0.01, 2, 60))
 RULES = (
     Rule("the same number for all", _fixed, tuple(map(float, range(1, 51)))),
     Rule("alpha", _alpha, _ALPHAS),
     Rule("alpha, reducible part of sigma", _alpha_reducible, _ALPHAS),
     Rule("alpha, sigma over surprise", _alpha_surprise, _ALPHAS),
+    Rule("what the prompt has gained", _prompt, _PRICES),
     Rule("first similarity", _similarity, tuple(float(each) for each in np.geomspace(5, 1000, 60))),
     Rule("losses", _losses, tuple(float(each) for each in np.geomspace(1e-3, 0.5, 60))),
 )
@@ -81,8 +89,12 @@ def stopped(rule: Rule, row: Row, parameter: float) -> int:
 
 def curve(row: Row) -> Floats:
     """Per cent of base after 0, 1, ..., n steps."""
-    at = sorted(row.bits, key=int)
-    measured = [100 * row.bits[step] / row.base for step in at]
+    return _by_steps(row.bits)
+
+
+def _by_steps(bits: Mapping[str, float]) -> Floats:
+    at = sorted(bits, key=int)
+    measured = [100 * bits[step] / bits["0"] for step in at]
     whole: Floats = np.interp(np.arange(int(at[-1]) + 1), [int(step) for step in at], measured)
     return whole
 

@@ -79,7 +79,7 @@ class Row:
         group: of the passage.
         document: of the passage.
         passage: its key.
-        surprise: bits per byte of the prefix under the base model.
+        prompt: bits per byte of the prefix, as `bits`.
         bits: bits per byte of the suffix by the steps taken before; 0 is the base model's. Of a variant in context by
             the sequences before the prompt.
         sigma: sigma_0 to sigma_n.
@@ -95,7 +95,7 @@ class Row:
     group: str
     document: str
     passage: str
-    surprise: float
+    prompt: dict[str, float]
     bits: dict[str, float]
     sigma: tuple[float, ...]
     irreducible: float
@@ -104,6 +104,11 @@ class Row:
     step_seconds: tuple[float, ...]
     alone: bool
     distinct: int
+
+    @property
+    def surprise(self) -> float:
+        """Bits per byte of the prompt under the base model."""
+        return self.prompt["0"]
 
     @property
     def base(self) -> float:
@@ -150,6 +155,8 @@ class Laboratory:
         for passage, selection, each in zip(passages, chosen, learnt, strict=True):
             bits = partial(_bits, scorer, variant, passage)
             found = {"0": bits()} | {str(used): bits(weights) for used, weights in each.weights.items()} | each.bits
+            prompt = {"0": _surprise(scorer, passage)}
+            prompt |= {str(used): _surprise(scorer, passage, weights) for used, weights in each.weights.items()}
             if variant.in_context:
                 found |= _in_context(bits, scorer.base.context - len(passage.tokens), selection)
             rows.append(
@@ -158,7 +165,7 @@ class Laboratory:
                     group=passage.group,
                     document=passage.name,
                     passage=passage.key,
-                    surprise=_per_byte(scorer.nats(passage.tokens[:PREFIX], 1), passage.prefix),
+                    prompt=prompt,
                     bits=found,
                     sigma=selection.uncertainty,
                     irreducible=selection.irreducible,
@@ -249,6 +256,11 @@ def _bits(
     """Bits per byte of what is scored of a passage, under an adapter, or with other tokens before it."""
     start, text = (1, passage.prefix + passage.suffix) if variant.whole else (PREFIX, passage.suffix)
     return _per_byte(scorer.nats([*before, *passage.tokens], len(before) + start, weights), text)
+
+
+def _surprise(scorer: Trainer, passage: Passage, weights: bytes | None = None) -> float:
+    """Bits per byte of the prompt."""
+    return _per_byte(scorer.nats(passage.tokens[:PREFIX], 1, weights), passage.prefix)
 
 
 def _per_byte(nats: float, text: str) -> float:

@@ -19,7 +19,10 @@ def row(gain: float, pace: float = 10.0, similarity: float = 0.5) -> Row:
     sigma = tuple(1 - similarity * (1 - math.exp(-n / 5)) for n in range(STEPS + 1))
     bits = {str(n): 2 * (1 - gain / 100 * (1 - math.exp(-n / pace))) for n in AT}
     losses = tuple(3 * math.exp(-n / 20) for n in range(STEPS))
-    return Row("SIFT", "any", "a document", "a passage", 2.5, bits, sigma, 0.3, losses, 0.1, (0.1,) * STEPS, True, 40)
+    prompt = {n: 1.25 * each for n, each in bits.items()}
+    return Row(
+        "SIFT", "any", "a document", "a passage", prompt, bits, sigma, 0.3, losses, 0.1, (0.1,) * STEPS, True, 40
+    )
 
 
 def test_the_rule_named_alpha_is_the_papers() -> None:
@@ -30,6 +33,14 @@ def test_the_rule_named_alpha_is_the_papers() -> None:
 
     assert has_stalled(passage.sigma[n], n, 0.1)
     assert not any(has_stalled(passage.sigma[m], m, 0.1) for m in range(n))
+
+
+def test_the_prompt_is_asked_what_it_has_gained_a_step() -> None:
+    (rule,) = (rule for rule in stopping.RULES if rule.name == "what the prompt has gained")
+    much, little = row(40), row(4)
+
+    assert stopping.stopped(rule, much, 1.0) > stopping.stopped(rule, little, 1.0) == stopping.LEAST_STEPS
+    assert stopping.stopped(rule, much, 0.1) == STEPS
 
 
 def test_between_measured_steps_a_curve_is_straight() -> None:
