@@ -5,6 +5,6 @@ Usable alone: no Ray, no vLLM. It knows token sequences, never where they came f
 
 from adapters.adapter import Adapter
 from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import Progress, Training
+from adapters.training import Progress, Training, Watch
 
-__all__ = ["Adapter", "Progress", "Trainer", "TrainerConfig", "Training"]
+__all__ = ["Adapter", "Progress", "Trainer", "TrainerConfig", "Training", "Watch"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from adapters.plan import Step
 from adapters.step_time import StepTime
-from adapters.training import Progress, Training
+from adapters.training import Progress, Training, Watch
 
 PATIENCE = 60.0  # seconds
 _PADDING = 0.25  # the largest share of a batch
@@ -40,6 +40,8 @@ class Job:
         done: gets the Training.
         start: weights to begin with; None for fresh ones.
         learning_rate: of Adam; None for the trainer's.
+        watch: what tells whether to go on; None for nothing.
+        watched: how many sequences had been learnt from, and the loss that what is watched had then.
         began: when its first step did, in the schedule's seconds; infinite before that.
         slot: its adapter's; None while it waits.
         losses: of the steps taken.
@@ -58,12 +60,14 @@ class Job:
     done: Future[Training]
     start: bytes | None = None
     learning_rate: float | None = None
+    watch: Watch | None = None
     began: float = math.inf
     slot: int | None = None
     losses: list[float] = field(default_factory=list)
     used: int = 0
     kept: dict[int, tuple[Any, float]] = field(default_factory=dict)
     parked: Any = None
+    watched: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def step(self) -> Step:
@@ -74,6 +78,21 @@ class Job:
     def rows(self) -> list[Sequence[int]]:
         """What the next step computes; nothing where it takes an earlier gradient again."""
         return [] if self.step.reused is not None else [self.sequences[position] for position in self.step.sequences]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what is watched should be looked at: before the first step, then ever more rarely."""
+        if self.watch is None:
+            return False
+        return not self.watched or self.used - self.watched[-1][0] >= max(2, self.watched[-1][0] // 4)
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the steps have brought less than they should, where that is watched."""
+        if self.watch is None or len(self.watched) < 2:
+            return False
+        (_, before), (used, now) = self.watched[0], self.watched[-1]
+        return 100 * (before - now) < self.watch.gain * used * before
 
     @property
     def place(self) -> int:
@@ -142,7 +161,7 @@ class Schedule:
             job.slot = None
 
     def ended(self, now: float) -> list[tuple[Job, str]]:
-        """Requests that take no further step, each with the reason: "cancelled", "steps" or "seconds".
+        """Requests that take no further step, each with the reason: "cancelled", "steps", "gain" or "seconds".
 
         A few at a time, those first whose deadline is: whoever comes after them must wait for their endings.
         """
@@ -152,6 +171,8 @@ class Schedule:
                 found.append((job, "cancelled"))
             elif len(job.losses) == len(job.steps):
                 found.append((job, "steps"))
+            elif job.has_stalled:
+                found.append((job, "gain"))
             elif now + self._seconds([job]) > job.deadline:
                 found.append((job, "seconds"))
         return sorted(found, key=lambda pair: pair[0].deadline)[:_ENDINGS]

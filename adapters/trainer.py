@@ -19,7 +19,8 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Unpack
 
 import torch
 
@@ -30,7 +31,7 @@ from adapters.memory import Memory, give_back
 from adapters.plan import steps_of
 from adapters.schedule import Job, Schedule
 from adapters.step_time import StepTime
-from adapters.training import Progress, Training
+from adapters.training import Options, Progress, Training, Watch
 
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL_MODEL = 50_000_000  # parameters
@@ -105,26 +106,12 @@ class Trainer:
         self,
         sequences: Sequence[Sequence[int]],
         *,
-        seed: int = 0,
-        seconds: float = math.inf,
-        plan: str = "sequential",
-        start: bytes | None = None,
-        learning_rate: float | None = None,
         cancelled: threading.Event | None = None,
-        on_step: Callable[[Progress], None] | None = None,
+        **options: Unpack[Options],
     ) -> Training:
         """As `submit`, waiting for the end."""
         cancelled = cancelled or threading.Event()
-        done = self.submit(
-            sequences,
-            seed=seed,
-            seconds=seconds,
-            plan=plan,
-            start=start,
-            learning_rate=learning_rate,
-            cancelled=cancelled,
-            on_step=on_step,
-        )
+        done = self.submit(sequences, cancelled=cancelled, **options)
         try:
             return done.result()
         except KeyboardInterrupt:
@@ -140,6 +127,7 @@ class Trainer:
         plan: str = "sequential",
         start: bytes | None = None,
         learning_rate: float | None = None,
+        watch: Watch | None = None,
         cancelled: threading.Event | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Future[Training]:
@@ -154,15 +142,21 @@ class Trainer:
                 an adaptation of its own, single steps from there (paper section 2): Adam's moments start at zero again,
                 so that what the earlier one learnt last does not push this one.
             learning_rate: of Adam, for this adapter; None takes the trainer's.
+            watch: ends it where another step does not pay; None for nothing. Looking costs a forward pass of its
+                tokens, every other step first, then more rarely.
             cancelled: read before every step; what is trained until then is dropped.
             on_step: called after each step, in the trainer's thread.
 
         Raises:
             ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens the model lacks;
-                a plan that there is none of; a seed of more than 64 bits; a learning rate that is not positive; a start
-                of another model, rank or choice of projections.
+                a plan that there is none of; a seed of more than 64 bits; a learning rate or a gain that is not
+                positive; a start of another model, rank or choice of projections.
         """
-        for sequence in sequences:
+        if watch is not None:
+            if not 0 < watch.gain < math.inf:
+                raise ValueError(f"the gain is {watch.gain}; it needs to be above 0")
+            watch = replace(watch, tokens=watch.tokens[-self.base.context :])
+        for sequence in [*sequences, *([watch.tokens] if watch else [])]:
             if not 2 <= len(sequence) <= self.base.context:
                 raise ValueError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.base.context}")
             if not 0 <= min(sequence) <= max(sequence) < self.base.vocabulary:
@@ -177,7 +171,7 @@ class Trainer:
         came = time.perf_counter()
         done: Future[Training] = Future()
         done.set_running_or_notify_cancel()  # from here on it is `cancelled` that ends it, not the future
-        job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done, start, learning_rate)
+        job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done, start, learning_rate, watch)
         with self._arrivals:
             self._schedule.add(job)
             if self._idle is not None:
@@ -258,6 +252,9 @@ class Trainer:
         begun = time.perf_counter()
         for job in jobs:
             job.began = min(job.began, begun)
+        jobs = self._look(jobs)
+        if not jobs:
+            return
         computing = sorted((job for job in jobs if job.rows), key=lambda job: job.place)
         lengths = [len(row) for job in computing for row in job.rows]
         try:
@@ -270,9 +267,27 @@ class Trainer:
                 self._fail(jobs[0], problem)
             return
         taken = [job for job in jobs if self._learn(job, computed.get(job) or job.kept[job.step.reused or 0])]
+        taken = self._look(taken)
         self._step_time.observe(len(lengths) * max(lengths, default=0), time.perf_counter() - begun)
         for job in taken:
             self._tell(job)
+
+    def _look(self, jobs: Sequence[Job]) -> list[Job]:
+        """Score what is watched of those that are due; all but those that failed at it."""
+        due = [(job, job.watch.tokens) for job in jobs if job.watch and job.is_due]
+        if not due:
+            return list(jobs)
+        try:
+            with torch.no_grad(), self._bank.bind([job.place for job, _ in due]):
+                losses = self.base.losses([tokens for _, tokens in due]).tolist()
+        except Exception as problem:
+            if len(jobs) > 1:
+                return [job for each in jobs for job in self._look([each])]
+            self._fail(jobs[0], problem)
+            return []
+        for (job, _), loss in zip(due, losses, strict=True):
+            job.watched.append((job.used, loss))
+        return list(jobs)
 
     def _compute(self, jobs: Sequence[Job]) -> list[tuple[torch.Tensor, float]]:
         """For each job the gradient [P] of its rows' mean loss, valid until the next call, and that loss."""
@@ -343,7 +358,8 @@ class Trainer:
             self._leave(job)
             now = time.perf_counter()
             waited = min(job.began, now) - job.came
-            job.done.set_result(Training(adapter, tuple(job.losses), job.used, stop, now - job.came, waited))
+            watched = tuple(job.watched)
+            job.done.set_result(Training(adapter, tuple(job.losses), job.used, stop, now - job.came, waited, watched))
         if rows:
             self._ending_time.observe(len(rows) * max(map(len, rows)), time.perf_counter() - begun)
 

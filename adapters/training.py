@@ -1,10 +1,29 @@
-"""What a training tells: its progress while it runs, and what became of it."""
+"""What a training is watched by, what it tells while it runs, and what became of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 from adapters.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Text that is not trained on, which tells whether training still pays.
+
+    Training ends where the loss of this text has fallen by less than `gain` per cent of what it was, for each sequence
+    learnt: a rule of compute-proportional performance, as ADAPTIVE SIFT's is (paper section 6), by what was gained
+    in the place of what was foreseen.
+
+    Attributes:
+        tokens: of the text, two at least; of many the last that go into the model's context.
+        gain: per cent a sequence.
+    """
+
+    tokens: tuple[int, ...]
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -38,9 +57,11 @@ class Training:
         adapter: None when not one step was taken, or when the adapter itself gives losses that are not finite.
         losses: mean nats a token of each step's sequences, before that step.
         used: how many of the sequences, from the first on, the steps have learnt from.
-        stop: "steps" (every sequence was used), "seconds", "diverged", "out of memory" or "cancelled".
+        stop: "steps" (every sequence was used), "gain" (of what was watched), "seconds", "diverged", "out of memory" or
+            "cancelled".
         seconds: wall-clock, waiting included.
         waited: of these, those before its first step began; all of them where none did.
+        watched: how many sequences had been learnt from, and the mean nats a token that what is watched had then.
     """
 
     adapter: Adapter | None
@@ -49,3 +70,16 @@ class Training:
     stop: str
     seconds: float
     waited: float
+    watched: tuple[tuple[int, float], ...] = ()
+
+
+class Options(TypedDict, total=False):
+    """What `Trainer.submit` may be told besides."""
+
+    seed: int
+    seconds: float
+    plan: str
+    start: bytes | None
+    learning_rate: float | None
+    watch: Watch | None
+    on_step: Callable[[Progress], None] | None

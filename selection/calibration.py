@@ -23,7 +23,7 @@ class Calibration:
 
     Attributes:
         regularisation: lambda' of SIFT.
-        alpha: of ADAPTIVE SIFT, for requests that leave the stop to the server.
+        gain: per cent of the prompt's loss that a step must bring, of requests that leave the stop to the server.
         learning_rate: of Adam.
         rank: of the LoRA adapters.
         passages: on how many it was chosen, and on as many others judged.
@@ -32,7 +32,7 @@ class Calibration:
     """
 
     regularisation: float
-    alpha: float
+    gain: float
     learning_rate: float
     rank: int
     passages: int

@@ -65,7 +65,6 @@ class Selection:
         irreducible: sigma_infinity, what would stay uncertain if every candidate were seen infinitely often: this
             corpus cannot tell more.
         stop: "steps", "alpha", or "corpus" when the corpus is empty.
-        alpha: the stop of ADAPTIVE SIFT that held; None for none.
         calibration: the corpus's for this base model, if it has been calibrated.
         seconds: per stage: embed, search, select.
     """
@@ -77,7 +76,6 @@ class Selection:
     uncertainty: tuple[float, ...]
     irreducible: float
     stop: str
-    alpha: float | None
     calibration: Calibration | None
     seconds: dict[str, float]
 
@@ -112,7 +110,6 @@ class Selector:
         *,
         steps: int,
         alpha: float | None = None,
-        own_alpha: bool = False,
         strategy: str = "sift",
         only: Filter | None = None,
         seed: int = 0,
@@ -125,7 +122,6 @@ class Selector:
             corpus: its name or id.
             steps: the most sequences.
             alpha: the stop of ADAPTIVE SIFT, or None.
-            own_alpha: that an alpha gives way to the corpus's own, where it has been calibrated.
             strategy: one of STRATEGIES.
             only: a filter on the documents' metadata (`selection.filters`).
             seed: of the strategy "random".
@@ -141,8 +137,6 @@ class Selector:
             regularisation = self.config.regularisation
             if regularisation is None:
                 regularisation = REGULARISATION if calibration is None else calibration.regularisation
-            if own_alpha and alpha is not None and calibration is not None:
-                alpha = calibration.alpha
             started = time.perf_counter()
             targets_TD = self.embedder.embed([text for prompt in prompts for text in self.embedder.segments(prompt)])
             embedded = time.perf_counter()
@@ -164,7 +158,6 @@ class Selector:
             uncertainty=choice.uncertainty,
             irreducible=limit,
             stop=choice.stop if len(candidates_K) else "corpus",
-            alpha=alpha,
             calibration=calibration,
             seconds={
                 "embed": embedded - started,

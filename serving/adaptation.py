@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from adapters.adapter import Adapter
-from adapters.training import Progress, Training
+from adapters.training import Progress, Training, Watch
 from selection.embedding import Prompt
 from selection.filters import Filter
 from selection.reader import EVERYTHING, Reader
@@ -45,7 +45,6 @@ class Selects(Protocol):
         *,
         steps: int,
         alpha: float | None,
-        own_alpha: bool,
         strategy: str,
         only: Filter | None,
         seed: int,
@@ -66,6 +65,7 @@ class Trains(Protocol):
         plan: str,
         start: bytes | None,
         learning_rate: float | None,
+        watch: Watch | None,
         on_step: Callable[[Progress], None] | None,
     ) -> Training:
         """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends it."""
@@ -189,7 +189,6 @@ class Adaptation:
                     wish.corpus,
                     steps=wish.budget.steps,
                     alpha=wish.budget.alpha,
-                    own_alpha=wish.budget.own_alpha,
                     strategy=wish.strategy,
                     only=wish.only,
                     seed=wish.seed,
@@ -215,6 +214,7 @@ class Adaptation:
 
         self.corpus, self.earlier = selection.corpus, self._find(selection.corpus)
         start = self.earlier.weights if self.earlier else None
+        gain = self._gain(selection)
         with self._in("train"):
             training = await self._trainer.train(
                 selection.sequences,
@@ -223,6 +223,7 @@ class Adaptation:
                 plan=wish.plan,
                 start=start,
                 learning_rate=selection.calibration.learning_rate if selection.calibration else None,
+                watch=None if gain is None else Watch(wish.tokens, gain),
                 on_step=stepped if wish.progress else None,  # each step that is told of costs the trainer time
             )
         if training.adapter is None:
@@ -257,6 +258,13 @@ class Adaptation:
             raise AdaptationFailedError(f"an adapter was required, but {reason}")
         self._tell(reason, stop, selection, training)
 
+    def _gain(self, selection: Selection | None) -> float | None:
+        """What each step must bring: the corpus's own where the budget leaves it; None of a prompt of one token."""
+        budget, kept = self._wish.budget, selection.calibration if selection else None
+        if budget.gain is None or len(self._wish.tokens) < 2:
+            return None
+        return kept.gain if budget.own_gain and kept else budget.gain
+
     def _spent(self) -> float:
         return time.monotonic() - self._arrived
 
@@ -279,7 +287,7 @@ class Adaptation:
         self.report = AdaptationReport(
             adapted=loaded is not None,
             reason=reason,
-            budget=replace(self._wish.budget, alpha=selection.alpha) if selection else self._wish.budget,
+            budget=replace(self._wish.budget, gain=self._gain(selection)),
             calibrated=selection is not None and selection.calibration is not None,
             cut=self._wish.cut,
             degraded=self._wish.degraded,
@@ -290,6 +298,7 @@ class Adaptation:
             uncertainty=selection.uncertainty[: learnt + 1] if selection else (),
             irreducible=selection.irreducible if selection else None,
             losses=training.losses if training else (),
+            prompt_losses=training.watched if training else (),
             sources=tuple(
                 {
                     "document": source.document,

@@ -1,8 +1,8 @@
 """Budget: the compute that one request may cost, and the texts and JSON that say it.
 
 As text, in a Compute-Budget header, an RFC 9651 dictionary: `none`, `auto`, or limits `steps=20, seconds=1.5,
-alpha=0.1`, of which the first to bind ends the adaptation; `;` separates as `,` does, because some clients cut
-headers at commas. In a JSON body the same text, or the limits as an object. Anything else is refused. Knows no
+gain=0.4, alpha=0.1`, of which the first to bind ends the adaptation; `;` separates as `,` does, because some clients
+cut headers at commas. In a JSON body the same text, or the limits as an object. Anything else is refused. Knows no
 HTTP beyond the names of the places where a budget is said.
 """
 
@@ -22,8 +22,8 @@ FIELD = "compute_budget"  # of a JSON body
 MAX_HEADER = 256  # characters
 _MAX_STEPS = 10**15 - 1  # RFC 9651's largest integer
 _MAX_NUMBER = 1e12  # and the bound of its decimals
-_HELP = "use `none`, `auto`, or limits such as `steps=20, seconds=1.5, alpha=0.1`"
-_HELP_OBJECT = 'use "none", "auto", or limits such as {"steps": 20, "seconds": 1.5, "alpha": 0.1}'
+_HELP = "use `none`, `auto`, or limits such as `steps=20, seconds=1.5, gain=0.4`"
+_HELP_OBJECT = 'use "none", "auto", or limits such as {"steps": 20, "seconds": 1.5, "gain": 0.4}'
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class Budget:
         steps: the most gradient steps; 0 answers with the base model.
         seconds: wall-clock from the request's arrival to the loaded adapter; None for no limit.
         alpha: the stop of ADAPTIVE SIFT (paper section 6); None to select up to `steps`.
-        own_alpha: that alpha is only what holds for a corpus that has not been calibrated.
+        gain: the least per cent of the prompt's own loss that each step must bring on average; None to take all.
+        own_gain: that this gain is only what holds for a corpus that has not been calibrated.
     """
 
     steps: int
     seconds: float | None = None
     alpha: float | None = None
-    own_alpha: bool = False
+    gain: float | None = None
+    own_gain: bool = False
 
     def cut_to(self, limits: Budget) -> tuple[Budget, tuple[str, ...]]:
         """This budget within a server's limits, and the names of what was cut."""
@@ -56,7 +58,7 @@ class Budget:
 
     def as_dict(self) -> dict[str, float | None]:
         """For the report."""
-        return {"steps": self.steps, "seconds": self.seconds, "alpha": self.alpha}
+        return {"steps": self.steps, "seconds": self.seconds, "alpha": self.alpha, "gain": self.gain}
 
 
 NONE = Budget(steps=0)
@@ -132,10 +134,10 @@ def _limits(values: Mapping[str, object], where: str, place: str, limits: Budget
             if type(value) is not int or not 0 <= value <= _MAX_STEPS:
                 raise BudgetError(f"{where}: steps is a whole number, 0 or more, of 15 digits at most", place)
             steps = value
-        elif key in ("seconds", "alpha"):
+        elif key in ("seconds", "alpha", "gain"):
             if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not 0 < value < _MAX_NUMBER:
                 raise BudgetError(f"{where}: {key} is a number above 0 and below 10^12", place)
             numbers[key] = float(value)
         else:
-            raise BudgetError(f"{where}: unknown key {key!r:.40}: the limits are steps, seconds and alpha", place)
-    return Budget(steps, numbers.get("seconds"), numbers.get("alpha"))
+            raise BudgetError(f"{where}: unknown key {key!r:.40}: the limits are steps, seconds, gain and alpha", place)
+    return Budget(steps, numbers.get("seconds"), numbers.get("alpha"), numbers.get("gain"))

@@ -1,10 +1,11 @@
-"""Calibrate: which learning rate, rank, lambda' and alpha suit a base model on one corpus, found on its own documents.
+"""Calibrate: which learning rate, rank, lambda' and gain suit a base model on one corpus, found on its own documents.
 
 Of some documents a sequence is taken: its first half is the prompt, its second half is scored, in nats a token, after
 data was chosen from the rest of the corpus and learnt as a server does it. The document itself is left out, and what
 shares half of the sequence's runs of RUN tokens with it. Settings are searched one axis after another, from the
-built-in defaults, on half of the documents; the other half judges: what is not better there is not recommended. Alpha
-is read off the curves of what won: the largest that keeps KEPT of the gain.
+built-in defaults, on half of the documents; the other half judges: what is not better there is not recommended. The
+gain that a step must bring (`adapters.training.Watch`) is read off the curves of what won: the largest that keeps KEPT
+of what all steps bring.
 
 It finds and tells; the corpus keeps what it is told to (`selection.calibration`). Means over few documents are noisy:
 neighbouring settings often differ by less than chance does.
@@ -31,16 +32,16 @@ from selection.calibration import Calibration
 from selection.corpus import Corpus
 from selection.embedding import Prompt
 from selection.selector import REGULARISATION, Selector, choose
-from selection.sift import has_stalled
 
 STEPS = 50
-KEPT = 0.9  # of the gain
+KEPT = 0.9
 LEAST = 32  # tokens of a sequence that is a prompt and its answer
 RUN = 8  # tokens
 FACTORS = (1 / 3, 2 / 3, 1.0, 5 / 3)  # of the default learning rate
 REGULARISATIONS = (0.03, 0.1, 0.3, 1.0)
 RANKS = (0.5, 1.0, 2.0)  # of the default
-ALPHAS = tuple(float(alpha) for alpha in np.geomspace(0.005, 2, 53))
+GAINS = tuple(round(float(gain), 3) for gain in np.geomspace(0.02, 5, 50))
+FIRST_LOOK = 2  # steps
 _AT = (0, 2, 5, 10, 15, 20, 25, 30, 40, STEPS)  # steps after which is scored
 
 
@@ -69,15 +70,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Curve:
-    """One held-out document: per cent of the base model's nats after 0, 1, ... steps, and sigma_0, sigma_1, ..."""
+    """One held-out document: per cent of the base model's nats after 0, 1, ... steps; those of its prompt likewise."""
 
     percent: tuple[float, ...]
-    sigma: tuple[float, ...]
+    prompt: tuple[float, ...]
 
-    def stopped(self, alpha: float) -> int:
-        """After how many steps ADAPTIVE SIFT ends."""
+    def stopped(self, gain: float) -> int:
+        """After how many steps they have brought too little."""
         last = len(self.percent) - 1
-        return next((n for n in range(last) if has_stalled(self.sigma[n], n, alpha)), last)
+        return next((n for n in range(FIRST_LOOK, last) if 100 - self.prompt[n] < gain * n), last)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Found:
         calibration: what is recommended.
         tried: every setting, in order.
         by_default, calibrated: mean per cent of base after 0, 1, ... steps, of the documents that judge.
-        steps: that alpha takes of them, on average, and its share of the gain of all steps.
+        steps: that the gain takes, on average, and the share of what all steps bring that it keeps.
         gain_share: likewise.
     """
 
@@ -118,7 +119,7 @@ class Bench:
             self.held = hold_out(opened, AutoTokenizer.from_pretrained(model), documents)
         self._trainer = Trainer(self.default)
         self.learning_rate = self._trainer.learning_rate
-        self._chosen: dict[tuple[int, float], tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]] = {}
+        self._chosen: dict[tuple[int, float], tuple[tuple[int, ...], ...]] = {}
 
     def measure(self, setting: Setting, held: Sequence[Held], on_each: Callable[[], None]) -> list[Curve]:
         """Choose for each document, train them together, score on the way."""
@@ -126,33 +127,38 @@ class Bench:
             del self._trainer  # before the next: a base model may fill the memory
             self._trainer = Trainer(replace(self.default, rank=setting.rank))
         curves = []
-        for training, scores, sigma in [self._begin(setting, each) for each in held]:
+        for training, scores in [self._begin(setting, each) for each in held]:
             training.result()
             on_each()
             at = sorted(scores)  # to the last step that was sound: what diverges stays as it was then
-            percent = np.interp(range(STEPS + 1), at, [100 * scores[n] / scores[0] for n in at])
-            curves.append(Curve(tuple(percent.tolist()), sigma))
+            relative = 100 * np.array([scores[n] for n in at]) / scores[0]
+            percent, prompt = (np.interp(range(STEPS + 1), at, part).tolist() for part in relative.T)
+            curves.append(Curve(tuple(percent), tuple(prompt)))
         return curves
 
-    def _begin(self, setting: Setting, held: Held) -> tuple[Future[Training], dict[int, float], tuple[float, ...]]:
+    def _begin(self, setting: Setting, held: Held) -> tuple[Future[Training], dict[int, tuple[float, float]]]:
         key = held.document, setting.regularisation
         if key not in self._chosen:
             with self._selector.corpora.use(self._corpus) as corpus:
                 self._chosen[key] = self._choose(corpus, held, setting.regularisation)
-        sequences, sigma = self._chosen[key]
         trainer = self._trainer
-        scores = {0: trainer.nats(held.tokens, held.middle)}
+
+        def nats(weights: bytes | None = None) -> tuple[float, float]:
+            """Of what is scored, and of the prompt."""
+            prompt = held.tokens[: held.middle]
+            return trainer.nats(held.tokens, held.middle, weights), trainer.nats(prompt, 1, weights)
+
+        scores = {0: nats()}
 
         def score(progress: Progress) -> None:
             if progress.steps in _AT:
-                scores[progress.steps] = trainer.nats(held.tokens, held.middle, trainer.export(progress.slot))
+                scores[progress.steps] = nats(trainer.export(progress.slot))
 
-        return trainer.submit(sequences, learning_rate=setting.learning_rate, on_step=score), scores, sigma
+        sequences = self._chosen[key]
+        return trainer.submit(sequences, learning_rate=setting.learning_rate, on_step=score), scores
 
-    def _choose(
-        self, corpus: Corpus, held: Held, regularisation: float
-    ) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
-        """What SIFT picks of the candidates that do not hold the answer, and sigma_0 to sigma_n."""
+    def _choose(self, corpus: Corpus, held: Held, regularisation: float) -> tuple[tuple[int, ...], ...]:
+        """What SIFT picks of the candidates that do not hold the answer."""
         embedder = self._selector.embedder
         targets_TD = embedder.embed(embedder.segments(Prompt(held.text)))
         wanted, everything = self._selector.config.candidates, corpus.counts()[1]
@@ -168,7 +174,7 @@ class Bench:
             fetched *= 2
         free_K = free_K[:most]
         choice = choose("sift", candidates_KD[free_K], targets_TD, STEPS, regularisation)
-        return tuple(read[int(ids_K[free_K[pick]])][1] for pick in choice.picks), choice.uncertainty
+        return tuple(read[int(ids_K[free_K[pick]])][1] for pick in choice.picks)
 
 
 def calibrate(
@@ -213,11 +219,11 @@ def calibrate(
     }
     if _last(judged[best]) >= _last(judged[default]):
         best = default
-    alpha = alpha_of(curves[best])
-    steps, gain_share = stopping(judged[best], alpha)
+    gain = gain_of(curves[best])
+    steps, gain_share = stopping(judged[best], gain)
     calibration = Calibration(
         regularisation=best.regularisation,
-        alpha=alpha,
+        gain=gain,
         learning_rate=best.learning_rate,
         rank=best.rank,
         passages=len(choosing),
@@ -267,21 +273,20 @@ def copies(held: Held, sequences: Iterable[tuple[int, Sequence[int]]]) -> set[in
     return {document for document, runs in shared.items() if 2 * len(runs) >= len(wanted)}
 
 
-def alpha_of(curves: Sequence[Curve], kept: float = KEPT) -> float:
-    """The largest of ALPHAS with which ADAPTIVE SIFT keeps that share of the gain of all steps; else the smallest."""
-    enough = [alpha for alpha in ALPHAS if stopping(curves, alpha)[1] >= kept]
-    return max(enough, default=ALPHAS[0])
+def gain_of(curves: Sequence[Curve], kept: float = KEPT) -> float:
+    """The largest of GAINS that keeps that share of what all steps bring; else the smallest."""
+    return max((gain for gain in GAINS if stopping(curves, gain)[1] >= kept), default=GAINS[0])
 
 
-def stopping(curves: Sequence[Curve], alpha: float) -> tuple[float, float]:
-    """How many steps ADAPTIVE SIFT takes on average, and which share of the gain of all steps they bring.
+def stopping(curves: Sequence[Curve], gain: float) -> tuple[float, float]:
+    """How many steps are taken on average, and which share they bring of what all of them bring.
 
     The share is 0 where all steps bring nothing.
     """
-    stops = [curve.stopped(alpha) for curve in curves]
-    gain = sum(100 - curve.percent[-1] for curve in curves)
+    stops = [curve.stopped(gain) for curve in curves]
+    whole = sum(100 - curve.percent[-1] for curve in curves)
     brought = sum(100 - curve.percent[stop] for curve, stop in zip(curves, stops, strict=True))
-    return sum(stops) / len(stops), brought / gain if gain > 0 else 0.0
+    return sum(stops) / len(stops), brought / whole if whole > 0 else 0.0
 
 
 def told(setting: Setting) -> str:

@@ -215,10 +215,13 @@ def adapt(
     """
     import math
 
-    from adapters import Trainer
+    from transformers import AutoTokenizer
+
+    from adapters import Trainer, Watch
     from selection import Selector
     from selection.embedding import Prompt
     from serving.budget import parse_budget
+    from serving.request import watched
 
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise typer.BadParameter(f"{keep} is there already; name a new or empty folder", param_hint="--out")
@@ -228,18 +231,20 @@ def adapt(
     with err.status("loading the embedder and the base model"):
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
-    selection = selector.select(
-        [Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha, own_alpha=limits.own_alpha
-    )
+    selection = selector.select([Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha)
     if not selection.ids:
         raise ValueError(f"nothing to learn: corpus {corpus!r} is empty, or the budget allows no step")
+    kept = selection.calibration
+    gain = kept.gain if kept and limits.own_gain else limits.gain
+    tokens = watched([Prompt(text)], AutoTokenizer.from_pretrained(config.engine.model))
     with err.status("training") as status:
         training = trainer.train(
             selection.sequences,
             seed=seed,
             seconds=math.inf if limits.seconds is None else limits.seconds,
             plan=plan,
-            learning_rate=selection.calibration.learning_rate if selection.calibration else None,
+            learning_rate=kept.learning_rate if kept else None,
+            watch=None if gain is None or len(tokens) < 2 else Watch(tokens, gain),
             on_step=lambda step: status.update(f"training: step {step.steps} of {step.of}, loss {step.loss:.3f}"),
         )
     if training.adapter is None:

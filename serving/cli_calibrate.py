@@ -31,7 +31,7 @@ def calibrate(
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
-    """Choose lambda', learning rate, rank and alpha for a model and a corpus, and keep them with the corpus.
+    """Choose lambda', learning rate, rank and gain for a model and a corpus, and keep them with the corpus.
 
     A server takes the rank from its --corpus, everything else from the corpus that a request names; what it is told by
     its own options goes first.
@@ -85,8 +85,8 @@ def _show(found: Found, corpus: str) -> None:
     kept = found.calibration
     out.print(
         f"corpus {corpus} keeps: lambda' {kept.regularisation:g}, learning rate {kept.learning_rate:.2g}, rank "
-        f"{kept.rank}, alpha {kept.alpha:.2g}: {kept.percent_of_base:.1f} % of base on {kept.passages} other documents "
-        f"({kept.percent_by_default:.1f} with the built-in defaults); by alpha {found.steps:.0f} steps for "
+        f"{kept.rank}, gain {kept.gain:.2g}: {kept.percent_of_base:.1f} % of base on {kept.passages} other documents "
+        f"({kept.percent_by_default:.1f} with the built-in defaults); by gain {found.steps:.0f} steps for "
         f"{found.gain_share:.0%} of that gain",
         highlight=False,
     )

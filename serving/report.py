@@ -20,15 +20,17 @@ class AdaptationReport:
         reason: why the base model answered instead; None when adapted.
         budget: what was allowed, after the server's limits.
         cut: names of the limits that were cut to the server's.
-        calibrated: whether the corpus brought settings of its own: lambda', learning rate, and of `auto` alpha.
+        calibrated: whether the corpus brought settings of its own: lambda', learning rate, and of `auto` gain.
         degraded: what a busy server took off the budget, told; None for nothing.
         corpus: the corpus chosen from.
         seed: of the adapter.
         reused: the adapter of an earlier turn that was trained further: its name, turns and steps; None if fresh.
-        stop: what ended the adaptation: "steps", "alpha", "seconds", "diverged", "out of memory", "corpus", "none".
+        stop: what ended the adaptation: "steps", "gain", "alpha", "seconds", "diverged", "out of memory", "corpus",
+            "none".
         uncertainty: sigma_0 .. sigma_n of the n sequences learnt from.
         irreducible: sigma_infinity, what no further step over the same candidates could explain.
         losses: nats a token of each step's sequences, before that step.
+        prompt_losses: where `gain` asks for it, sequences learnt from so far, and the prompt's own nats a token then.
         sources: sequences used: document id and name, start (characters), and times.
         seconds: per stage: embed, search, select, queue (before the first training step), train, load.
         spent_seconds: wall-clock from arrival to the loaded adapter, waiting included.
@@ -48,6 +50,7 @@ class AdaptationReport:
     uncertainty: tuple[float, ...]
     irreducible: float | None
     losses: tuple[float, ...]
+    prompt_losses: tuple[tuple[int, float], ...]
     sources: tuple[dict[str, Any], ...]
     seconds: dict[str, float]
     spent_seconds: float
@@ -66,6 +69,7 @@ class AdaptationReport:
             "uncertainty": [round(sigma, 6) for sigma in self.uncertainty],
             "irreducible": None if self.irreducible is None else round(self.irreducible, 6),
             "losses": [round(loss, 6) for loss in self.losses],
+            "prompt_losses": [[used, round(loss, 6)] for used, loss in self.prompt_losses],
             "sources": list(self.sources),
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "corpus": self.corpus,

@@ -5,6 +5,7 @@ Only what concerns adaptation is judged here; everything else in the body is vLL
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from serving.config import Config
 from serving.errors import RequestError
 from serving.wish import Wish
 
+WATCHED = 256  # tokens
+_CHARACTERS = 16  # of a token, more than any text has on average
 _OPTIONS = {"corpus", "filters", "plan", "progress", "prompt", "required", "reuse", "seed", "strategy"}
 
 
@@ -80,8 +83,9 @@ def read_wish(
     prompt = wanted.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise RequestError("`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt")
+    prompts = _prompts(body, tokenizer) if prompt is None else (Prompt(prompt),)
     return Wish(
-        prompts=_prompts(body, tokenizer) if prompt is None else (Prompt(prompt),),
+        prompts=prompts,
         budget=budget,
         cut=cut,
         corpus=corpus,
@@ -93,7 +97,14 @@ def read_wish(
         required=_flag(wanted, "required"),
         progress=_flag(wanted, "progress"),
         reuse=reuse is not None,
+        tokens=() if budget.gain is None else watched(prompts, tokenizer),
     )
+
+
+def watched(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[int, ...]:
+    """The tokens whose loss tells whether training pays: the last WATCHED of the longest prompt."""
+    text = max((prompt.text for prompt in prompts), key=len, default="")[-_CHARACTERS * WATCHED :]
+    return tuple(tokenizer.encode(text, add_special_tokens=False)[-WATCHED:])
 
 
 def _flag(wanted: dict[str, Any], name: str) -> bool:

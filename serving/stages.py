@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from transformers import AutoTokenizer
 
 from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import Progress, Training
+from adapters.training import Progress, Training, Watch
 from selection.embedding import Prompt
 from selection.filters import Filter
 from selection.library import Library
@@ -42,7 +42,6 @@ class SelectStage:
         *,
         steps: int,
         alpha: float | None = None,
-        own_alpha: bool = False,
         strategy: str = "sift",
         only: Filter | None = None,
         seed: int = 0,
@@ -55,7 +54,6 @@ class SelectStage:
             corpus,
             steps=steps,
             alpha=alpha,
-            own_alpha=own_alpha,
             strategy=strategy,
             only=only,
             seed=seed,
@@ -121,6 +119,7 @@ class TrainStage:
         plan: str = "sequential",
         start: bytes | None = None,
         learning_rate: float | None = None,
+        watch: Watch | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Training:
         """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a step.
@@ -140,6 +139,7 @@ class TrainStage:
             plan=plan,
             start=start,
             learning_rate=None if self._trainer.config.learning_rate else learning_rate,
+            watch=watch,
             cancelled=cancelled,
             on_step=None if on_step is None else partial(tell, on_step),
         )

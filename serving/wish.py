@@ -28,6 +28,7 @@ class Wish:
         reuse: begin from the adapter of the conversation's previous turn.
         named: whether the corpus is the request's own, and not the server's default.
         degraded: what a busy server took off it, told; None for nothing.
+        tokens: where the budget has a gain, the end of the longest prompt in the model's tokens.
     """
 
     prompts: tuple[Prompt, ...]
@@ -43,6 +44,7 @@ class Wish:
     reuse: bool = False
     named: bool = True
     degraded: str | None = None
+    tokens: tuple[int, ...] = ()
 
     def in_company(self, place: Place) -> Wish:
         """This wish with the steps that it gets in the company it has found."""

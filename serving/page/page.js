@@ -162,7 +162,7 @@ async function load() {
 function heed({ auto, limits, corpus }) {
   for (const name of ["steps", "seconds"]) if (limits[name] !== null) at(name).max = limits[name];
   at("corpus").options[0].text = corpus ? "The server's default corpus" : "Nothing: the base model answers";
-  const fewer = auto.alpha === null ? "" : ", fewer where one more is not worth its compute";
+  const fewer = auto.alpha === null && auto.gain === null ? "" : ", fewer where one more is not worth its compute";
   meanings.auto = auto.steps ? `Up to ${count(auto.steps, "step")}${fewer}.` : meanings.none;
   settle();
 }

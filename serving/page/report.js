@@ -5,6 +5,7 @@ import { plot, round } from "./figures.js";
 
 const STOPS = {
   steps: "every step of the budget was taken",
+  gain: "one step more would not have been worth its compute: the prompt itself gained too little",
   alpha: "one step more would not have been worth its compute",
   seconds: "the time was up",
   diverged: "training diverged, and its last good step was kept",

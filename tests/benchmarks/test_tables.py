@@ -27,7 +27,21 @@ def rows(variant: str, percent: float, seconds: float = 0.1) -> list[Row]:
         alone = number == 0
         if not alone:  # in company, whose seconds tell nothing
             steps = tuple(9 * each for each in steps)
-        row = Row(variant, group, name, f"{name}@0", 2.5, bits, sigma, 0.1, (1.0,) * STEPS, 0.05, steps, alone, STEPS)
+        row = Row(
+            variant,
+            group,
+            name,
+            f"{name}@0",
+            {"0": 2.5, "50": 2.0},
+            bits,
+            sigma,
+            0.1,
+            (1.0,) * STEPS,
+            0.05,
+            steps,
+            alone,
+            STEPS,
+        )
         found.append(row)
     return found
 

@@ -60,28 +60,48 @@ async def test_no_header_is_the_servers_default_and_stops_adaptively(server: Ser
         reply = await client.post("/v1/completions", json={"model": "nano", "prompt": PROMPT, "max_tokens": 1})
     report = reply.json()["adaptation"]
     assert report["adapted"] is True
-    assert report["budget"]["alpha"] is not None
-    n, sigma, alpha = report["spent"]["steps"], report["uncertainty"], report["budget"]["alpha"]
-    assert report["stop"] == ("alpha" if n < report["budget"]["steps"] else "steps")
-    assert all(sigma[i] <= 1 / (alpha * i) for i in range(1, n))
+    gain, looks = report["budget"]["gain"], report["prompt_losses"]
+    assert gain is not None
+    assert report["stop"] == ("gain" if report["spent"]["steps"] < report["budget"]["steps"] else "steps")
+    (start, before), *later = looks
+    assert start == 0
+    brought = [100 * (before - loss) / before / used for used, loss in later]
+    assert all(share >= gain for share in brought[:-1])
+    assert (brought[-1] < gain) == (report["stop"] == "gain")
 
 
-async def test_a_calibrated_corpus_has_its_own_alpha_for_auto(server: Server, nano: str) -> None:
+async def test_alpha_is_the_papers_stop(server: Server) -> None:
+    async with server.client() as client:
+        reply = await client.post(
+            "/v1/completions",
+            headers={"Compute-Budget": "alpha=0.2"},
+            json={"model": "nano", "prompt": PROMPT, "max_tokens": 1},
+        )
+    report = reply.json()["adaptation"]
+    n, sigma = report["spent"]["steps"], report["uncertainty"]
+    assert report["stop"] == "alpha"
+    assert report["prompt_losses"] == []
+    assert all(sigma[i] <= 1 / (0.2 * i) for i in range(1, n))
+    assert sigma[n] > 1 / (0.2 * n)
+
+
+async def test_a_calibrated_corpus_has_its_own_gain_for_auto(server: Server, nano: str) -> None:
     corpus = Corpus.open(server.selector.root, "web")
-    kept = Calibration(0.1, 0.4, 1e-3, 16, 24, 90.0, 91.0)
+    kept = Calibration(0.1, 50.0, 1e-3, 16, 24, 90.0, 91.0)
     corpus.remember(to_remember(kept, corpus.meta(), model_digest(nano)))
     body = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
     try:
         async with server.client() as client:
             auto = await client.post("/v1/completions", json=body)
-            said = await client.post("/v1/completions", headers={"Compute-Budget": "alpha=0.2"}, json=body)
+            said = await client.post("/v1/completions", headers={"Compute-Budget": "steps=9, gain=0.001"}, json=body)
     finally:
         corpus.remember(to_remember(None, corpus.meta(), model_digest(nano)))
         corpus.close()
     reports = auto.json()["adaptation"], said.json()["adaptation"]
-    assert [report["budget"]["alpha"] for report in reports] == [0.4, 0.2]
+    assert [report["budget"]["gain"] for report in reports] == [50.0, 0.001]
     assert all(report["calibrated"] for report in reports)
-    assert reports[0]["spent"]["steps"] < reports[1]["spent"]["steps"]
+    assert reports[0]["stop"] == "gain"
+    assert reports[0]["spent"]["steps"] == 2
 
 
 async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Server) -> None:

@@ -124,8 +124,8 @@ async def test_the_form_goes_as_far_as_the_server(page: Any) -> None:
     async def other(route: Any) -> None:
         listed = await (await route.fetch()).json()
         listed["data"][0]["adaptation"] = {
-            "auto": {"steps": 300, "seconds": 5.0, "alpha": None},
-            "limits": {"steps": 300, "seconds": 5.0, "alpha": None},
+            "auto": {"steps": 300, "seconds": 5.0, "alpha": None, "gain": None},
+            "limits": {"steps": 300, "seconds": 5.0, "alpha": None, "gain": None},
             "corpus": False,
         }
         await route.fulfill(json=listed)

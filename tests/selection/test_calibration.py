@@ -91,15 +91,3 @@ def test_what_the_server_was_told_goes_first(corpus: Corpus, corpora: Path, sele
     after = told.select(_PROMPT, "words", steps=20)
 
     assert after.ids == before.ids != selector.select(_PROMPT, "words", steps=20).ids
-
-
-@pytest.mark.parametrize(("alpha", "own", "held"), [(0.2, True, 0.3), (0.2, False, 0.2), (None, True, None)])
-def test_alpha_gives_way_only_where_it_says_so(
-    corpus: Corpus, selector: Selector, nano: str, alpha: float | None, own: bool, held: float | None
-) -> None:
-    corpus.remember(to_remember(_FOUND, corpus.meta(), model_digest(nano)))
-
-    selection = selector.select(_PROMPT, "words", steps=20, alpha=alpha, own_alpha=own)
-
-    assert selection.alpha == held
-    assert (selection.stop == "alpha") == (held is not None)

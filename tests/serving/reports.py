@@ -19,6 +19,7 @@ REPORT = AdaptationReport(
     uncertainty=(1.0, 0.5, 0.3125),
     irreducible=0.01,
     losses=(2.5, 2.25),
+    prompt_losses=(),
     sources=({"document": 4, "name": "diagnosis.txt", "start": 0, "times": 2},),
     seconds={"embed": 0.0125, "search": 0.002, "select": 0.003, "queue": 0.2, "train": 0.55, "load": 0.05},
     spent_seconds=0.84,

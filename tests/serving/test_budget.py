@@ -30,6 +30,7 @@ MALFORMED = [
     # numbers that are none, or out of range
     *["steps=-1", "seconds=-1", "seconds=-0.5", "alpha=-0.1", "steps=1.5", "steps=1.0", "steps=NaN"],
     *["seconds=NaN", "seconds=nan", "alpha=NaN", "seconds=inf", "seconds=Infinity", "alpha=-inf"],
+    *["gain=-0.1", "gain=0", "gain=NaN", "gain", 'gain="1"', "gain=1, gain=1", "auto, gain=1"],
     *["steps=1e9", "seconds=1e9", "seconds=1e-3", "alpha=1E1", "steps=0x10", "steps=+5", "steps=1_000"],
     *["seconds=0", "seconds=0.0", "seconds=-0.0", "alpha=0", "alpha=0.000", "seconds=.5", "seconds=5."],
     *["seconds=0.0001", "steps=1000000000000000", "seconds=1234567890123.5", "steps=", "steps= 5", "steps =5"],
@@ -73,6 +74,8 @@ MALFORMED = [
         ("seconds=0.001", Budget(40, 0.001)),
         ("alpha=0.1", Budget(40, None, 0.1)),
         ("alpha=3", Budget(40, None, 3.0)),
+        ("gain=0.4", Budget(40, gain=0.4)),
+        ("steps=20, alpha=0.1, gain=1", Budget(20, None, 0.1, 1.0)),
         ("steps=20, seconds=1.5", Budget(20, 1.5)),
         ("alpha=0.1,steps=20", Budget(20, None, 0.1)),
         ("seconds=1.5 ,\t alpha=0.25, steps=20", Budget(20, 1.5, 0.25)),
@@ -281,4 +284,4 @@ def test_a_cut_budget_is_within_and_is_not_cut_again(steps: int, seconds: float 
 
 
 def test_the_report_gets_every_limit() -> None:
-    assert Budget(5, 1.5).as_dict() == {"steps": 5, "seconds": 1.5, "alpha": None}
+    assert Budget(5, 1.5).as_dict() == {"steps": 5, "seconds": 1.5, "alpha": None, "gain": None}

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder
-from serving.calibrate import ALPHAS, Curve, Held, alpha_of, copies, hold_out, stopping
+from serving.calibrate import FIRST_LOOK, GAINS, Curve, Held, copies, gain_of, hold_out, stopping
 from serving.cli import app, make_config
 
 _TOKENS = tuple(range(100, 164))
@@ -70,29 +70,32 @@ class TestHoldingOut:
 
 
 class TestStopping:
-    """Alpha is read off curves."""
+    """The gain is read off curves."""
 
     @given(st.lists(st.lists(st.floats(0.1, 1.0), min_size=51, max_size=51), min_size=1, max_size=5))
-    def test_a_larger_alpha_never_takes_more_steps(self, sigmas: list[list[float]]) -> None:
-        curves = [Curve(tuple(100.0 - n for n in range(51)), tuple(sorted(sigma, reverse=True))) for sigma in sigmas]
+    def test_a_larger_gain_never_takes_more_steps(self, prompts: list[list[float]]) -> None:
+        curves = [
+            Curve(tuple(100.0 - n for n in range(51)), tuple(100 * each for each in prompt)) for prompt in prompts
+        ]
 
-        steps = [stopping(curves, alpha)[0] for alpha in ALPHAS]
+        steps = [stopping(curves, gain)[0] for gain in GAINS]
 
         assert steps == sorted(steps, reverse=True)
 
     def test_it_keeps_what_it_promises_with_as_few_steps_as_it_can(self) -> None:
-        quick = Curve((100.0, *(80.0,) * 50), (1.0, *(0.9,) * 50))
+        quick = Curve((100.0, *(80.0,) * 50), (100.0, *(90.0,) * 50))
 
-        alpha = alpha_of([quick])
+        gain = gain_of([quick])
 
-        steps, share = stopping([quick], alpha)
-        assert (steps, share) == (1.0, 1.0)
-        assert alpha == max(ALPHAS)
+        steps, share = stopping([quick], gain)
+        assert share == 1.0
+        assert steps == pytest.approx(10 / gain, abs=1)
+        assert steps <= FIRST_LOOK + 1
 
     def test_without_any_gain_it_does_not_stop_early(self) -> None:
-        worse = Curve(tuple(100.0 + n for n in range(51)), (1.0,) * 51)
+        worse = Curve(tuple(100.0 + n for n in range(51)), (100.0,) * 51)
 
-        assert alpha_of([worse]) == min(ALPHAS)
+        assert gain_of([worse]) == min(GAINS)
 
 
 def test_what_is_found_is_kept_and_used_and_forgotten(home: Path, tmp_path: Path) -> None:

@@ -328,8 +328,8 @@ async def test_a_model_says_what_adaptation_it_offers(client: httpx.AsyncClient)
             "object": "model",
             "root": "nano",
             "adaptation": {
-                "auto": {"steps": 7, "seconds": 30.0, "alpha": 0.05},
-                "limits": {"steps": 7, "seconds": 30.0, "alpha": None},
+                "auto": {"steps": 7, "seconds": 30.0, "alpha": None, "gain": 0.4},
+                "limits": {"steps": 7, "seconds": 30.0, "alpha": None, "gain": None},
                 "corpus": True,
             },
         }
