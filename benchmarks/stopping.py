@@ -21,6 +21,7 @@ from selection.sift import has_stalled
 Floats = npt.NDArray[np.float64]
 TARGET_STEPS, TARGET_GAIN = 1 / 3, 0.9  # shares
 LEAST_STEPS = 2  # before the prompt is asked
+AUTO = "what the prompt has gained"  # the rule of a server's `auto`
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ RULES = (
     Rule("alpha", _alpha, _ALPHAS),
     Rule("alpha, reducible part of sigma", _alpha_reducible, _ALPHAS),
     Rule("alpha, sigma over surprise", _alpha_surprise, _ALPHAS),
-    Rule("what the prompt has gained", _prompt, _PRICES),
+    Rule(AUTO, _prompt, _PRICES),
     Rule("first similarity", _similarity, tuple(float(each) for each in np.geomspace(5, 1000, 60))),
     Rule("losses", _losses, tuple(float(each) for each in np.geomspace(1e-3, 0.5, 60))),
 )

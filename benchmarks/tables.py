@@ -37,9 +37,11 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
     times = {name: _times([row for row in found if row.alone]) for name, found in trained.items()}
     steps = sorted({int(step) for row in sift for step in row.bits} - {0})
     rules = stopping.compare(sift)
-    auto = next(rule for rule in stopping.RULES if rule.name == "alpha")
-    stops = [min(stopping.stopped(auto, row, AUTO.alpha or 0.0), AUTO.steps or len(row.sigma)) for row in sift]
-    steps_share, gain_share = stopping.shares([stopping.curve(row) for row in sift], stops)
+    auto = next(rule for rule in stopping.RULES if rule.name == stopping.AUTO)
+    assert AUTO.gain is not None
+    stops = [min(stopping.stopped(auto, row, AUTO.gain), AUTO.steps) for row in sift]
+    curves = [stopping.curve(row) for row in sift]
+    steps_share, gain_share = stopping.shares(curves, stops)
     groups = list(dict.fromkeys(row.group for row in sift))
     return {
         "passages": len(sift),
@@ -70,7 +72,11 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
             for name, found in trained.items()
         },
         "adaptive": {
-            "alpha": AUTO.alpha,
+            "gain": AUTO.gain,
+            "steps": statistics.fmean(stops),
+            "percent_of_base": interval(
+                [float(curve[stop]) for curve, stop in zip(curves, stops, strict=True)], [row.document for row in sift]
+            ),
             "steps_share": steps_share,
             "gain_share": gain_share,
             "gain_share_at_a_third": {name: stopping.at_steps(points) for name, points in rules.items()},
@@ -133,7 +139,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         table.add_row(name, share(gain), share(adaptive["steps_share_for_nine_tenths"][name]))
     console.print(table)
     console.print(
-        f"auto (alpha {adaptive['alpha']:g}): {adaptive['steps_share']:.2f} of the steps, "
+        f"auto (gain {adaptive['gain']:g}): {adaptive['steps_share']:.2f} of the steps, "
         f"{adaptive['gain_share']:.2f} of the gain; correlation of sigma with bits per byte "
         f"{result['correlation']['sigma']:.2f}, of sigma times base {result['correlation']['sigma_times_base']:.2f}",
         highlight=False,

@@ -26,7 +26,7 @@ _LENGTH = 256  # tokens of a plain continuation, which OpenAI's API else ends af
 _SOURCES = 3  # named in the line of facts
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline: a model may not steer a terminal
 _HELP = """\
-/budget steps=20, seconds=5   what an answer may cost: none, auto, steps, seconds, alpha
+/budget steps=20, seconds=5   what an answer may cost: none, auto, steps, seconds, gain, alpha
 /corpus NAME                  what to learn from
 /help                         this
 /quit                         end, as Ctrl-D does

@@ -89,7 +89,7 @@ def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
         "",
         "### When to stop",
         "",
-        f"`auto` (alpha {adaptive['alpha']:g}) takes {adaptive['steps_share']:.0%} of the steps and keeps "
+        f"`auto` (gain {adaptive['gain']:g}) takes {adaptive['steps_share']:.0%} of the steps and keeps "
         f"{adaptive['gain_share']:.0%} of the gain. Rules, each over its parameter:",
         "",
         *table(
