@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+from transformers import AutoTokenizer
 
 from adapters.adapter import Adapter
 from serving.config import EngineConfig
@@ -70,6 +71,7 @@ class Engine:
         self.config = config
         self._llm = llm
         self._plain_generate: Callable[..., AsyncIterator[Any]] = llm.generate
+        self.tokenizer = AutoTokenizer.from_pretrained(config.model)  # vLLM's own belongs to its threads
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(config.adapters)
         self._live: set[int] = set()
@@ -98,11 +100,6 @@ class Engine:
         app = build_app(arguments, tasks, llm.model_config)
         await init_app_state(llm, app.state, arguments, tasks)
         return cls(llm, app, config)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
-        return self._llm.get_tokenizer()
 
     @property
     def version(self) -> str:

@@ -97,7 +97,7 @@ def read_wish(
         required=_flag(wanted, "required"),
         progress=_flag(wanted, "progress"),
         reuse=reuse is not None,
-        tokens=() if budget.gain is None else watched(prompts, tokenizer),
+        tokens=() if budget.gain is None or corpus is None else watched(prompts, tokenizer),
     )
 
 
