@@ -219,7 +219,7 @@ def jobs(ground: PassageSet, size: Size) -> list[Job]:
 
 def measure(corpora: Mapping[str | None, str], wanted: Sequence[Job], options: argparse.Namespace) -> list[Row]:
     """Rows of what is wanted, measured in processes of their own where they are not known yet."""
-    key = repr([corpora[None], options.model, options.embedder, _code()])
+    key = repr([corpora[None], options.model.removeprefix(str(ROOT)), options.embedder, _code()])
     file = CACHE / "quality" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     known = remembered(file)
