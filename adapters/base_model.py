@@ -60,6 +60,17 @@ class BaseModel:
         self._in_blocks = False
         self._take_short_cuts(name)
 
+    def check(self, sequence: Sequence[int]) -> None:
+        """Refuse what cannot be learnt from.
+
+        Raises:
+            ValueError: fewer than two tokens, more than the context has room for, or tokens that the model lacks.
+        """
+        if not 2 <= len(sequence) <= self.context:
+            raise ValueError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.context}")
+        if not 0 <= min(sequence) <= max(sequence) < self.vocabulary:
+            raise ValueError("a training sequence has tokens that the model does not know: another tokenizer's?")
+
     def losses(self, rows: Sequence[Sequence[int]], start: int = 1) -> torch.Tensor:
         """Mean nats a token [M] of each row's tokens from `start` on, given those before.
 

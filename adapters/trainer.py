@@ -90,8 +90,7 @@ class Trainer:
     def _load(self) -> None:
         config = self.config
         self.base = BaseModel(config.model, config.device, config.precision)
-        small = self.base.parameters < SMALL_MODEL
-        scale, rate = (16.0, 6e-4) if small else (1.0, 5e-4)
+        scale, rate = (16.0, 6e-4) if self.base.parameters < SMALL_MODEL else (1.0, 5e-4)
         self.scale = scale if config.scale is None else config.scale
         self.learning_rate = rate if config.learning_rate is None else config.learning_rate
         self._guest = config.slots  # one slot more than train
@@ -142,25 +141,19 @@ class Trainer:
                 an adaptation of its own, single steps from there (paper section 2): Adam's moments start at zero again,
                 so that what the earlier one learnt last does not push this one.
             learning_rate: of Adam, for this adapter; None takes the trainer's.
-            watch: ends it where another step does not pay; None for nothing. Looking costs a forward pass of its
-                tokens, every other step first, then more rarely.
+            watch: ends it where another step does not pay; None for nothing.
             cancelled: read before every step; what is trained until then is dropped.
             on_step: called after each step, in the trainer's thread.
 
         Raises:
             ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens the model lacks;
-                a plan that there is none of; a seed of more than 64 bits; a learning rate or a gain that is not
-                positive; a start of another model, rank or choice of projections.
+                a plan that there is none of; a seed of more than 64 bits; a learning rate that is not positive; a
+                start of another model, rank or choice of projections.
         """
         if watch is not None:
-            if not 0 < watch.gain < math.inf:
-                raise ValueError(f"the gain is {watch.gain}; it needs to be above 0")
             watch = replace(watch, tokens=watch.tokens[-self.base.context :])
         for sequence in [*sequences, *([watch.tokens] if watch else [])]:
-            if not 2 <= len(sequence) <= self.base.context:
-                raise ValueError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.base.context}")
-            if not 0 <= min(sequence) <= max(sequence) < self.base.vocabulary:
-                raise ValueError("a training sequence has tokens that the model does not know: another tokenizer's?")
+            self.base.check(sequence)
         if learning_rate is not None and not 0 < learning_rate < math.inf:
             raise ValueError(f"the learning rate is {learning_rate}; it needs to be above 0")
         if not 0 <= seed < 1 << 64:
@@ -266,8 +259,7 @@ class Trainer:
             else:
                 self._fail(jobs[0], problem)
             return
-        taken = [job for job in jobs if self._learn(job, computed.get(job) or job.kept[job.step.reused or 0])]
-        taken = self._look(taken)
+        taken = self._look([j for j in jobs if self._learn(j, computed.get(j) or j.kept[j.step.reused or 0])])
         self._step_time.observe(len(lengths) * max(lengths, default=0), time.perf_counter() - begun)
         for job in taken:
             self._tell(job)

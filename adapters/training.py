@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
@@ -15,15 +16,23 @@ class Watch:
 
     Training ends where the loss of this text has fallen by less than `gain` per cent of what it was, for each sequence
     learnt: a rule of compute-proportional performance, as ADAPTIVE SIFT's is (paper section 6), by what was gained
-    in the place of what was foreseen.
+    in the place of what was foreseen. Looking costs a forward pass of its tokens, before the first step, after every
+    other one at first, then more rarely.
 
     Attributes:
         tokens: of the text, two at least; of many the last that go into the model's context.
         gain: per cent a sequence.
+
+    Raises:
+        ValueError: a gain that is not positive and finite.
     """
 
     tokens: tuple[int, ...]
     gain: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gain < math.inf:
+            raise ValueError(f"the gain is {self.gain}; it needs to be above 0")
 
 
 @dataclass(frozen=True)
