@@ -32,6 +32,7 @@ from selection.calibration import Calibration
 from selection.corpus import Corpus
 from selection.embedding import Prompt
 from selection.selector import REGULARISATION, Selector, choose
+from serving.config import AUTO
 
 STEPS = 50
 KEPT = 0.9
@@ -274,7 +275,12 @@ def copies(held: Held, sequences: Iterable[tuple[int, Sequence[int]]]) -> set[in
 
 
 def gain_of(curves: Sequence[Curve], kept: float = KEPT) -> float:
-    """The largest of GAINS that keeps that share of what all steps bring; else the smallest."""
+    """The largest of GAINS that keeps that share of what all steps bring, else the smallest.
+
+    The built-in one where they bring nothing.
+    """
+    if _last(curves) >= 100 and AUTO.gain is not None:
+        return AUTO.gain
     return max((gain for gain in GAINS if stopping(curves, gain)[1] >= kept), default=GAINS[0])
 
 

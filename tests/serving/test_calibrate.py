@@ -17,6 +17,7 @@ from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder
 from serving.calibrate import FIRST_LOOK, GAINS, Curve, Held, copies, gain_of, hold_out, stopping
 from serving.cli import app, make_config
+from serving.config import AUTO
 
 _TOKENS = tuple(range(100, 164))
 _HELD = Held(7, "", _TOKENS)
@@ -92,10 +93,10 @@ class TestStopping:
         assert steps == pytest.approx(10 / gain, abs=1)
         assert steps <= FIRST_LOOK + 1
 
-    def test_without_any_gain_it_does_not_stop_early(self) -> None:
+    def test_without_any_gain_the_built_in_one_stays(self) -> None:
         worse = Curve(tuple(100.0 + n for n in range(51)), (100.0,) * 51)
 
-        assert gain_of([worse]) == min(GAINS)
+        assert gain_of([worse]) == AUTO.gain
 
 
 def test_what_is_found_is_kept_and_used_and_forgotten(home: Path, tmp_path: Path) -> None:
