@@ -57,6 +57,11 @@ AXES = {
         for share in (3, 33)
         for strategy in ("sift", "nn")
     ),
+    "copies": tuple(
+        Variant(f"{strategy.upper()}, every sequence {copies} times", strategy, copies=copies)
+        for copies in (2, 5)
+        for strategy in ("sift", "nn")
+    ),
     "near-duplicates left in": (
         Variant("SIFT, all documents", near=True),
         Variant("NN, all documents", "nn", near=True),

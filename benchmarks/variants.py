@@ -41,6 +41,7 @@ class Variant:
         candidates: K; None takes the whole corpus.
         near: whether documents that are nearly the held-out one stay in the corpus.
         share: per cent of the corpus, by document.
+        copies: how often the corpus holds each of its sequences, as crawls do; of "sift" and "nn".
         plan: of training.
         order: of the chosen sequences.
         learning_rate: None takes the trainer's default.
@@ -58,6 +59,7 @@ class Variant:
     candidates: int | None = SelectorConfig.candidates
     near: bool = False
     share: int = 100
+    copies: int = 1
     plan: str = "sequential"
     order: Literal["chosen", "reversed", "shuffled"] = "chosen"
     learning_rate: float | None = None
@@ -190,20 +192,22 @@ class Laboratory:
             of = (self._embedder, self.model, corpora[None])
             self._selectors[variant.embedder] = open_selector(variant.embedder or "", self.model, of)
         selector = self._selectors[variant.embedder]
-        selector.config = replace(selector.config, regularisation=variant.regularisation, candidates=variant.candidates)
+        candidates = variant.candidates and variant.candidates // variant.copies  # SIFT may repeat one as it is
+        selector.config = replace(selector.config, regularisation=variant.regularisation, candidates=candidates)
         wanted: list[dict[str, Any]] = []
         if not variant.near:
             wanted.append({"type": "eq", "key": "near", "value": False})
         if variant.share < 100:
             wanted.append({"type": "lt", "key": "share", "value": variant.share})
         prompt = Prompt(passage.prefix + passage.suffix if variant.whole else passage.prefix)
-        return selector.select(
+        selection = selector.select(
             [prompt],
             corpora[variant.embedder],
             steps=STEPS,
             strategy=variant.strategy,
             only={"type": "and", "filters": wanted} if wanted else None,
         )
+        return copied(selection, variant.copies) if variant.strategy == "nn" else selection
 
     def _trainer(self, variant: Variant) -> tuple[Trainer, Trainer]:
         """The trainer, and the one that scores."""
@@ -211,6 +215,16 @@ class Laboratory:
         if config not in self._trainers:
             self._trainers[config] = Trainer(config), open_scorer(config)
         return self._trainers[config]
+
+
+def copied(selection: Selection, copies: int, steps: int = STEPS) -> Selection:
+    """What nearest neighbours choose in so many steps where every sequence is there so many times."""
+    order = [pick for pick in range(len(selection.ids)) for _ in range(copies)][:steps]
+    return replace(
+        selection,
+        ids=tuple(selection.ids[pick] for pick in order),
+        sequences=tuple(selection.sequences[pick] for pick in order),
+    )
 
 
 @dataclass

@@ -127,7 +127,11 @@ def test_in_small_every_server_and_budget_is_cross_checked_once() -> None:
 
     assert len(set(checked)) == len(checked)
     assert set(checked) == {(cell.server, cell.load.budget) for cell in planned}
-    assert all(cell.checked for cell in cells(PLANS["full"]))
+
+
+def test_in_full_one_and_eight_at_once_are_cross_checked_and_every_open_loop() -> None:
+    for cell in cells(PLANS["full"]):
+        assert cell.checked == (cell.load.at_once in (1, 8, None))
 
 
 def test_a_name_says_what_is_asked() -> None:
