@@ -70,7 +70,14 @@ _COUNTED = {
     "mayfly_steps": "steps",
 }
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
-_STAGES = ("queue", "embed", "search", "select", "train", "load", "loaded to first token", "first token", "per token")
+_SHOWN = {
+    "queue": ("queue",),
+    "pick": ("embed", "search", "select"),
+    "train": ("train",),
+    "load": ("load",),
+    "first": ("first token",),
+    "token": ("per token",),
+}
 
 _REQUESTS = "steps_train_whole"  # of each request that was adapted
 Counts = Mapping[str, tuple[float, float]]
@@ -290,32 +297,36 @@ def _points_of(measured: Mapping[str, Any]) -> dict[str, list[Point]]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """The tables for people, in milliseconds."""
-    stages = Table("stages, ms", "", "of", *_STAGES, "whole", "prefill, mean", box=None, pad_edge=False)
+    """The tables for people, in milliseconds, of a stage its median; the report has every percentile."""
+    stages = Table("ms, p50 of a stage", *_SHOWN, "whole", "p95", "p99", box=None, pad_edge=False)
     harnesses = Table(
-        "harnesses", "req/s", "not as asked", "vllm bench serve: req/s", "failed", "steps missing",
-        "ours / its: first token", "per token", "whole", box=None, pad_edge=False,
+        "harnesses", "a second", "short", "bench serve", "failed", "steps short", "first", "token", "whole",
+        box=None, pad_edge=False,
     )  # fmt: skip
+    for column in (*stages.columns, harnesses.columns[0]):
+        column.no_wrap = True
     for name, cell in result["cells"].items():
-        for p in PERCENTILES:
-            few = p == max(PERCENTILES)
-            row = [cell["stages"].get(stage) for stage in (*_STAGES, "whole")]
-            times = [
-                "" if each is None else f"{1e3 * each[f'p{p}']:,.1f}" + "*" * (few and each["n"] < ENOUGH)
-                for each in row
-            ]
-            first = p == min(PERCENTILES)
-            prefill = cell["counted"].get("prefill") if first else None
-            mean = "" if prefill is None else f"{1e3 * prefill['mean']:,.1f}"
-            stages.add_row(name if first else "", f"p{p}", str(cell["requests"]) if first else "", *times, mean)
+        found, short = cell["stages"], name.removeprefix("mayfly, ").removesuffix(f", {PROMPT}/{ANSWER} tokens")
+        medians = [
+            f"{1e3 * sum(each['p50'] for each in seen):.0f}" if seen else ""
+            for seen in ([found[stage] for stage in parts if stage in found] for parts in _SHOWN.values())
+        ]
+        whole = [f"{1e3 * found['whole'][f'p{p}']:.0f}" for p in PERCENTILES] if found else [""] * len(PERCENTILES)
+        few = "*" * bool(found and found["whole"]["n"] < ENOUGH)
+        stages.add_row(short, *medians, *whole[:-1], whole[-1] + few)
         other, agree = cell["vllm_bench_serve"], cell["agreement"]
         ratios = (f"{agree[stage]:.2f}" if stage in agree else "" for stage in ("first token", "per token", "whole"))
         told = ("", "", "")
         if other is not None:
             told = (f"{other['per_second']:.2f}", str(other["failed"]), str(other["steps_missing"]))
-        harnesses.add_row(name, f"{cell['per_second']:.2f}", str(cell["short"]), *told, *ratios)
+        harnesses.add_row(short, f"{cell['per_second']:.2f}", str(cell["short"]), *told, *ratios)
     for table in (stages, harnesses, growth_table(result["growth"])):
         console.print(table, "")
+    console.print(
+        "harnesses: requests a second, and how many were not answered as asked, by our client; the same by `vllm bench "
+        "serve`, and steps that were not taken; our median over its",
+        highlight=False,
+    )
     console.print(f"* a p99 of fewer than {ENOUGH} requests: little more than the largest", highlight=False)
     for hot in result["hot_load"].values():
         console.print(in_words(hot), highlight=False)

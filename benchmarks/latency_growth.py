@@ -259,15 +259,15 @@ def fitted(grown: Mapping[str, Sequence[Point]]) -> dict[str, Any]:
 
 
 def growth_table(grown: Mapping[str, Any]) -> Table:
-    """The fits, for people: seconds where x is 0, and seconds for each more, before and after the bend."""
-    names = ("seconds against", "from", "to", "values", "points", "at 0", "each", "explained", "bends at", "then each")
+    """The fits, for people: how many values (and points), seconds at 0 and for each more, before and after the bend."""
+    names = ("seconds against", "from", "to", "values", "at 0", "each", "explained", "bend", "then each")
     table = Table(*names, box=None, pad_edge=False)
     for what, found in grown.items():
         line = found["fit"]
         if line is None:
-            table.add_row(what, "one value: no line")
+            table.add_row(what, *[""] * 5, "no line")
             continue
-        ends = (f"{line['least']:,.0f}", f"{line['most']:,.0f}", str(line["values"]), str(line["requests"]))
+        ends = (f"{line['least']:,.0f}", f"{line['most']:,.0f}", f"{line['values']} ({line['requests']})")
         bent = () if line["bend"] is None else (f"{line['bend']:,.0f}", f"{line['slope_after']:.3g}")
         told = (f"{line['intercept']:.3g}", f"{line['slope_before']:.3g}", f"{line['explained']:.2f}")
         table.add_row(what, *ends, *told, *bent)
