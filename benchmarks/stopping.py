@@ -21,6 +21,7 @@ from selection.sift import has_stalled
 Floats = npt.NDArray[np.float64]
 TARGET_STEPS, TARGET_GAIN = 1 / 3, 0.9  # shares
 LEAST_STEPS = 2  # before the prompt is asked
+FIXED, ALPHA = "the same number for all", "alpha"
 AUTO = "what the prompt has gained"  # the rule of a server's `auto`
 
 
@@ -72,8 +73,8 @@ def _losses(row: Row, n: int, least: float) -> bool:
 _PRICES = tuple(float(price) for price in np.geomspace(0.02, 10, 60))
 _ALPHAS = tuple(float(alpha) for alpha in np.geomspace(0.01, 2, 60))
 RULES = (
-    Rule("the same number for all", _fixed, tuple(map(float, range(1, 51)))),
-    Rule("alpha", _alpha, _ALPHAS),
+    Rule(FIXED, _fixed, tuple(map(float, range(1, 51)))),
+    Rule(ALPHA, _alpha, _ALPHAS),
     Rule("alpha, reducible part of sigma", _alpha_reducible, _ALPHAS),
     Rule("alpha, sigma over surprise", _alpha_surprise, _ALPHAS),
     Rule(AUTO, _prompt, _PRICES),

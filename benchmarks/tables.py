@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import stopping
+from benchmarks import insight, stopping
 from benchmarks.passages import interval
 from benchmarks.variants import Row, Variant
 from serving.config import AUTO
@@ -49,10 +49,7 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
         "base_bits_per_byte": _mean(sift, lambda row: row.base),
         "percent_of_base": {name: _mean(found, _percent) for name, found in main.items()},
         "sift_minus_nn": difference(by_variant[SIFT], by_variant[NN]),
-        "by_steps": {
-            name: {str(step): _mean(found, lambda row, step=step: _percent_at(row, step)) for step in steps}  # type: ignore[misc]
-            for name, found in trained.items()
-        },
+        "by_steps": {name: _by_steps(found, steps) for name, found in trained.items()},
         "by_domain": {
             group: {
                 "passages": sum(row.group == group for row in sift),
@@ -84,12 +81,20 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
         },
         "stopping_rules": rules,
         "correlation": stopping.correlations(sift),
+        "by_distinct": insight.by_distinct(by_variant[SIFT], by_variant[NN]),
+        "reliability": insight.reliability(sift),
+        "in_proportion": {
+            rule.name: insight.in_proportion(sift, rule, insight.at_a_third(rules[rule.name]))
+            for rule in stopping.RULES
+            if rule.name in (stopping.FIXED, stopping.ALPHA, stopping.AUTO)
+        },
         "axes": {
             axis: {
                 variant.name: {
                     "percent_of_base": _mean(list(by_variant[variant.name].values()), _percent),
                     "minus_sift": difference(by_variant[variant.name], by_variant[SIFT]),
                     "minus_nn": difference(by_variant[variant.name], by_variant[NN]),
+                    "by_steps": _by_steps(list(by_variant[variant.name].values()), steps),
                 }
                 for variant in variants
             }
@@ -125,7 +130,13 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         "all", f"{result['base_bits_per_byte'][0]:.2f}", *(_cell(result["percent_of_base"][name]) for name in names)
     )
     console.print(table)
-    console.print(f"SIFT minus NN: {_cell(result['sift_minus_nn'])} points", highlight=False)
+    parts = "; ".join(
+        "{:.0f} to {:.0f} different sequences {}".format(
+            part["distinct"][0], part["distinct"][2], _cell(part["minus_nn"])
+        )
+        for part in result["by_distinct"]
+    )
+    console.print(f"SIFT minus NN: {_cell(result['sift_minus_nn'])} points ({parts})", highlight=False)
     table = Table("steps", *result["by_steps"], box=None, pad_edge=False)
     for step in result["by_steps"][SIFT]:
         table.add_row(
@@ -163,6 +174,10 @@ def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Triple:
 
 def _percent(row: Row) -> float:
     return 100 * row.last / row.base
+
+
+def _by_steps(rows: Sequence[Row], steps: Sequence[int]) -> dict[str, Triple]:
+    return {str(step): _mean(rows, lambda row, step=step: _percent_at(row, step)) for step in steps}  # type: ignore[misc]
 
 
 def _percent_at(row: Row, step: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.sections.insight import insight, settings
 from benchmarks.sections.parts import Plots, Result, cell, table
 
 COLOURS = {
@@ -70,7 +71,7 @@ def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
         ["**all**", str(result["passages"]), f"{result['base_bits_per_byte'][0]:.2f}"]
         + [cell(result["percent_of_base"][name]) for name in names]
     )
-    lines = [
+    return [
         f"{result['passages']} held-out passages of {result['documents']} documents, a corpus of "
         f"{result['corpus_sequences']} sequences, model {result['model']}. Bits per byte of the suffix in % of "
         "those of the base model, after 50 sequences "
@@ -107,11 +108,6 @@ def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
         "",
         plots.draw("density", "Density of sigma_n and bits per byte", density),
         "",
+        *insight(result, plots),
+        *settings(result, plots),
     ]
-    for axis, variants in result["axes"].items():
-        found = [
-            [name, *(cell(each[key]) for key in ("percent_of_base", "minus_sift", "minus_nn"))]
-            for name, each in variants.items()
-        ]
-        lines += [f"### {axis[0].upper()}{axis[1:]}", "", *table(["", "% of base", "minus SIFT", "minus NN"], found)]
-    return lines

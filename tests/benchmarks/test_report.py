@@ -26,6 +26,7 @@ from benchmarks.sections.quality import quality
 from benchmarks.sections.selection import selection
 from benchmarks.sections.training import training
 from benchmarks.tables import summary
+from benchmarks.variants import Variant
 from tests.benchmarks.test_tables import rows
 
 RESULTS = HERE / "results"
@@ -155,12 +156,21 @@ def test_a_bent_line_goes_through_its_points() -> None:
 
 def test_quality_is_told_of_what_its_tables_sum_up() -> None:
     everything = [*rows("SIFT", 80), *rows("NN", 85)]
-    result = {**summary(everything, ["SIFT", "NN"], {}), "corpus_sequences": 9, "model": "nano"}
+    size = {"axis_measured": 2, "domains": ["legal", "Rust"]}
+    settings = {"rank": [Variant("rank 4", rank=4)]}
+    result = {
+        **summary([*everything, *rows("rank 4", 82)], ["SIFT", "NN"], settings),
+        "corpus_sequences": 9,
+        "model": "nano",
+        "size": size,
+    }
 
     told = quality({"quality": json.loads(json.dumps(result))}, sketches("quality"))
 
     assert "SIFT minus nearest neighbours: **-5.0 (-5.0 to -5.0) points**." in told
     assert any(each.startswith("| **all** | 4 |") for each in told)
+    assert "| 50 to 50 (50) | 2 | -5.0 (-5.0 to -5.0) |" in told
+    assert "| rank 4 | 82.0 (82.0 to 82.0) | 2.0 (2.0 to 2.0) | -3.0 (-3.0 to -3.0) |" in told
 
 
 def kept(*names: str) -> Mapping[str, Any]:
