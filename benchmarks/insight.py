@@ -51,7 +51,7 @@ def reliability(rows: Sequence[Row]) -> dict[str, Any]:
     points = np.array(
         [(row.sigma[int(n)] * row.base, bits) for row in rows for n, bits in row.bits.items() if n != "0"]
     )
-    slope, intercept = np.polyfit(*points.T, 1)
+    slope, intercept = np.polyfit(points[:, 0], points[:, 1], 1)
     bins = np.array_split(points[np.argsort(points[:, 0])], min(BINS, len(points)))
     return {
         "points": [[float(mean) for mean in part.mean(axis=0)] for part in bins],
