@@ -35,6 +35,7 @@ from serving.config import Config
 from serving.entrance import entrance, free_ports
 from serving.errors import StartError
 from serving.logs import set_up_logs
+from serving.options import settings_of
 from serving.stages import CorporaStage, TrainStage
 from serving.tracing import start_tracing, stop_tracing
 
@@ -165,21 +166,20 @@ def build(config: Config) -> serve.Application:
         "TQDM_DISABLE": "1",
     }
 
-    def actor(more: Mapping[str, str] = MappingProxyType({}), **resources: Any) -> dict[str, Any]:
-        return {"num_cpus": 0, "runtime_env": {"env_vars": {**environment, **more}}, **resources}
+    def actor(gpus: float = 0.0, more: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+        return {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": {**environment, **more}}}
 
-    on_gpu = config.trainer.device != "cpu" and _gpus() > 0
     selector = serve.deployment(CorporaStage, name="selector").options(
         ray_actor_options=actor(), max_ongoing_requests=STAGE_QUEUE, graceful_shutdown_wait_loop_s=0.1
     )
     trainer = serve.deployment(TrainStage, name="trainer").options(
-        ray_actor_options=actor(num_gpus=0.4) if on_gpu else actor(),
+        ray_actor_options=actor(config.trainer_gpus),
         max_ongoing_requests=STAGE_QUEUE,
         graceful_shutdown_wait_loop_s=0.1,
     )
     engine = serve.deployment(serve.ingress()(EngineReplica)).options(
         name="engine",
-        ray_actor_options=actor(_ENGINE, **({"num_gpus": 0.6} if on_gpu else {})),
+        ray_actor_options=actor(config.engine_gpus, _ENGINE),
         # The replica refuses by itself what is too much, in OpenAI's words; Ray only what would not even fit in there.
         max_ongoing_requests=config.capacity.requests + STAGE_QUEUE,
         max_queued_requests=STAGE_QUEUE,
@@ -188,6 +188,15 @@ def build(config: Config) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.1,
     )
     return engine.bind(config, selector.bind(config.selector), trainer.bind(config.trainer))
+
+
+def application(told: dict[str, Any]) -> serve.Application:
+    """The application of a Serve config: `import_path: serving.app:application`, and settings as its `args`.
+
+    Raises:
+        ValueError, CorpusError: as `settings_of` and `Settings.config`.
+    """
+    return build(settings_of(told).config())
 
 
 @contextmanager
@@ -265,9 +274,3 @@ def _wait_for(url: str) -> None:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()

@@ -1,7 +1,7 @@
-"""The command `mayfly`: the server, one adapter to keep, the demonstration; corpora are in `serving.cli_corpus`.
+"""The command `mayfly`: what it consists of, one adapter to keep, the demonstration.
 
 Errors a user can mend are one line that says how; everything else keeps its traceback. What the commands do
-lives elsewhere: `selection`, `serving.app`, `serving.demo`.
+lives elsewhere: `selection`, `serving.app`, `serving.demo`; most have a file of their own, `serving.cli_*`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -21,14 +21,12 @@ from serving.cli_calibrate import calibrate
 from serving.cli_corpus import corpus_app
 from serving.cli_key import key_app
 from serving.cli_plan import plan
+from serving.cli_serve import check, config, serve
+from serving.settings import Settings
 from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
 
 if TYPE_CHECKING:
-    from selection.calibration import Calibration
-    from serving.config import Config
     from serving.demo import Result
-
-LogFormat = Literal["json", "text"]
 
 app = typer.Typer(
     name="mayfly",
@@ -40,6 +38,8 @@ app = typer.Typer(
 )
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(key_app, name="key")
+app.command()(serve)
+app.command()(config)
 app.command()(chat)
 app.command()(calibrate)
 app.command()(plan)
@@ -66,133 +66,6 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         out.print(f"mayfly {serving.__version__}", highlight=False)
         raise typer.Exit
-
-
-@app.command()
-def serve(
-    model: Model = None,
-    corpus: Annotated[str | None, typer.Option("--corpus", help="The corpus of requests that name none.")] = None,
-    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
-    served_model_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--served-model-name",
-            help="The name clients use; may be repeated, for more names.",
-            show_default="as --model; nano for the bundled one",
-        ),
-    ] = None,
-    embedder: EmbedderName = EMBEDDER,
-    budget: Annotated[
-        str, typer.Option("--budget", help="What `auto` and no header mean, in the words of the Compute-Budget header.")
-    ] = "",
-    max_steps: Annotated[int, typer.Option("--max-steps", min=0, help="The most steps any request may take.")] = 50,
-    max_seconds: Annotated[
-        float, typer.Option("--max-seconds", min=0.01, help="The most seconds any adaptation may take.")
-    ] = 60.0,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Of Adam.", show_default="by model size")
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option("--rank", min=1, max=512, help="Of the LoRA adapters.", show_default="by model size")
-    ] = None,
-    slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="How many adapters are trained at once.")] = 8,
-    precision: Annotated[
-        str, typer.Option("--precision", help="Of the trainer's base model: auto, float32 or bfloat16.")
-    ] = "auto",
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option("--api-key", envvar="MAYFLY_API_KEYS", help="A key that sees everything; may be repeated."),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="A file of keys with corpora, budgets and rates, TOML.")
-    ] = None,
-    log_format: Annotated[LogFormat, typer.Option("--log-format", help="Of the log, on standard error.")] = "text",
-    max_requests: Annotated[
-        int | None,
-        typer.Option("--max-requests", min=1, help="Requests at once; more get a 429.", show_default="by processor"),
-    ] = None,
-    max_adaptations: Annotated[
-        int | None,
-        typer.Option(
-            "--max-adaptations",
-            min=1,
-            help="Adaptations among them at once; more get a 429.",
-            show_default="by processor",
-        ),
-    ] = None,
-    undegraded: Annotated[
-        int | None,
-        typer.Option(
-            "--undegraded",
-            min=1,
-            help="Adaptations at once that get all their steps; more share.",
-            show_default="by processor",
-        ),
-    ] = None,
-    regularisation: Annotated[
-        float | None, typer.Option("--regularisation", help="lambda' of SIFT.", show_default="for the default embedder")
-    ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the engine; auto is float32 on a CPU.")] = "auto",
-    tool_call_parser: Annotated[
-        str | None, typer.Option("--tool-call-parser", help="How the model calls tools, as vLLM names it.")
-    ] = None,
-    max_model_len: Annotated[
-        int | None, typer.Option("--max-model-len", help="Context in tokens.", show_default="the model's")
-    ] = None,
-    home: Home = HOME,
-) -> None:
-    """Serve the OpenAI API, an adapter trained for each request. Ctrl-C ends it."""
-    from dataclasses import replace
-
-    from serving.admission import Capacity
-    from serving.app import running
-    from serving.budget import parse_budget
-    from serving.keys import Keys, digest
-
-    names = served_model_name or []
-    config = make_config(home, model, corpus, port=port, host=host, embedder=embedder, name=next(iter(names), None))
-    limits = replace(config.limits, steps=max_steps, seconds=max_seconds)
-    auto = parse_budget(budget or None, default=config.auto, auto=config.auto, limits=limits)
-    config = replace(
-        config,
-        limits=limits,
-        auto=auto.cut_to(limits)[0],
-        capacity=Capacity(
-            max_requests or config.capacity.requests,
-            max_adaptations or config.capacity.adaptations,
-            undegraded or config.capacity.undegraded,
-        ),
-        key_digests=tuple(digest(secret) for secret in api_key or ()),
-        key_file=None if api_key_file is None else api_key_file.absolute(),
-        log_format=log_format,
-        engine=replace(
-            config.engine,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            more_names=tuple(names[1:]),
-            tool_call_parser=tool_call_parser,
-        ),
-    )
-    config = replace(config, trainer=replace(config.trainer, slots=slots, precision=precision))
-    if learning_rate is not None:
-        config = replace(config, trainer=replace(config.trainer, learning_rate=learning_rate))
-    if rank is not None:
-        config = replace(
-            config,
-            trainer=replace(config.trainer, rank=rank),
-            engine=replace(config.engine, rank=rank),
-        )
-    if regularisation is not None:
-        config = replace(config, selector=replace(config.selector, regularisation=regularisation))
-    Keys(config.key_digests, config.key_file, config.auto, config.limits)  # what is wrong with them is told now
-    _check(config)
-    try:
-        with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as url:
-            err.print(f"[green]ready[/] {config.engine.served_name} at {url}/v1 (Ctrl-C ends it)", highlight=False)
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        err.print("ended")
 
 
 @app.command()
@@ -225,9 +98,9 @@ def adapt(
 
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise typer.BadParameter(f"{keep} is there already; name a new or empty folder", param_hint="--out")
-    config = make_config(home, model, corpus, port=8000, embedder=embedder)
+    config = Settings(model=model, corpus=corpus, embedder=embedder, home=home).config()
     limits = parse_budget(budget, default=config.auto, auto=config.auto, limits=config.limits)
-    _check(config)
+    check(config)
     with err.status("loading the embedder and the base model"):
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
@@ -273,7 +146,7 @@ def demo(
     result: Result | None = None
     try:
         passage = prepare(home, console)
-        config = make_config(home, None, CORPUS, port=port)
+        config = Settings(corpus=CORPUS, port=port, home=home).config()
         with running(config, lambda stage: console.print(f"[dim]{stage} ...[/]")) as url:
             result = demonstrate(url, passage, console)
             show(result, url, console)
@@ -287,71 +160,3 @@ def demo(
             sys.exit(130)
     if json and result is not None:
         print(result.as_json())  # not through rich: the terminal's width must not break the line
-
-
-def make_config(
-    home: Path,
-    model: str | None,
-    corpus: str | None,
-    *,
-    port: int,
-    host: str = "127.0.0.1",
-    embedder: str = EMBEDDER,
-    name: str | None = None,
-) -> Config:
-    """The configuration of a server on this machine, everything else at its default; the rank is the corpus's own."""
-    from dataclasses import replace
-
-    import torch
-
-    from adapters.defaults import for_model
-    from selection.selector import SelectorConfig
-    from serving.admission import Capacity
-    from serving.config import Config, EngineConfig, bundled_model
-
-    base = model or bundled_model()
-    trainer, cores = for_model(base), os.cpu_count() or 1
-    kept = None if corpus is None else _calibration(home / "corpora", corpus, base)
-    if kept is not None:
-        trainer = replace(trainer, rank=kept.rank)
-    return Config(
-        engine=EngineConfig(base, name or model or "nano", trainer.rank, trainer.targets),
-        trainer=trainer,
-        selector=SelectorConfig(home / "corpora", embedder, base),
-        corpus=corpus,
-        host=host,
-        port=port,
-        capacity=Capacity.of(cores, torch.cuda.device_count()),
-        threads=max(1, cores // 2),  # engine and trainer share them; each with all of them made both far slower
-    )
-
-
-def _calibration(root: Path, corpus: str, model: str) -> Calibration | None:
-    from selection.calibration import calibration_of, model_digest
-    from selection.corpus import Corpus
-
-    opened = Corpus.open(root, corpus)
-    try:
-        return calibration_of(opened.meta(), model_digest(model))
-    finally:
-        opened.close()
-
-
-def _check(config: Config) -> None:
-    """What would otherwise fail minutes later, in another process: the model's name, the corpus."""
-    from transformers import AutoTokenizer
-
-    from adapters.base_model import PRECISIONS
-    from selection.corpus import Corpus
-    from selection.documents import tokenizer_digest
-
-    if config.trainer.precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {config.trainer.precision!r}: one of {', '.join(PRECISIONS)}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.engine.model)
-    except (OSError, ValueError) as problem:
-        raise ValueError(f"cannot load the model {config.engine.model!r}: {str(problem).splitlines()[0]}") from problem
-    if config.corpus is not None:
-        corpus = Corpus.open(config.selector.root, config.corpus)
-        corpus.check_tokenizer(tokenizer_digest(tokenizer))
-        corpus.close()

@@ -44,6 +44,7 @@ class EngineConfig:
         adapters: how many adapters may be loaded at once.
         max_num_seqs: how many sequences vLLM runs at once.
         kv_cache_bytes: of the KV cache on a CPU.
+        gpu_memory_utilization: the part of a GPU's memory that vLLM takes.
     """
 
     model: str
@@ -57,6 +58,7 @@ class EngineConfig:
     adapters: int = 8
     max_num_seqs: int = 32
     kv_cache_bytes: int = 1 << 30
+    gpu_memory_utilization: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Config:
         log_format: "text" or "json".
         host, port: where HTTP is served.
         threads: of each of the three processes on a CPU.
+        engine_gpus, trainer_gpus: of each replica, as Ray counts them; 0 keeps it where there is none.
     """
 
     engine: EngineConfig
@@ -91,6 +94,8 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int = 2
+    engine_gpus: float = 0.0
+    trainer_gpus: float = 0.0
 
     def within(self, limits: Budget | None) -> Budget:
         """What no request may exceed: the server's limits, or an API key's within them."""

@@ -228,8 +228,8 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", config.tool_call_parser]
     if config.max_model_len is not None:
         arguments += ["--max-model-len", str(config.max_model_len)]
-    if not on_cpu:  # the trainer lives on the same GPU
-        arguments += ["--gpu-memory-utilization", "0.6"]
+    if not on_cpu:
+        arguments += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
     if on_cpu:
         arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(config.kv_cache_bytes)]
     return arguments

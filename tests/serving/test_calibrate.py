@@ -16,8 +16,9 @@ from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder
 from serving.calibrate import FIRST_LOOK, GAINS, Curve, Held, copies, gain_of, hold_out, stopping
-from serving.cli import app, make_config
+from serving.cli import app
 from serving.config import AUTO
+from serving.settings import Settings
 
 _TOKENS = tuple(range(100, 164))
 _HELD = Held(7, "", _TOKENS)
@@ -111,14 +112,14 @@ def test_what_is_found_is_kept_and_used_and_forgotten(home: Path, tmp_path: Path
     assert found["calibrated"][-1] == pytest.approx(kept["percent_of_base"], abs=0.01)
     assert 1 <= found["steps"] <= 50
 
-    config = make_config(home, None, "functions", port=8000)
+    config = Settings(corpus="functions", home=home).config()
     assert (config.trainer.rank, config.engine.rank) == (kept["rank"], kept["rank"])
     adapted = ["adapt", "--prompt", "def load_table(", "--corpus", "functions", "--out", str(tmp_path / "adapter")]
     assert CliRunner().invoke(app, [*adapted, "--home", str(home)]).exit_code == 0
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == kept["rank"]
 
     assert calibrate(home, "functions", "--forget").exit_code == 0
-    assert make_config(home, None, "functions", port=8000).trainer.rank == 16
+    assert Settings(corpus="functions", home=home).config().trainer.rank == 16
 
 
 def test_too_few_documents_are_refused(home: Path) -> None:

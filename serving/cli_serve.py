@@ -1,0 +1,95 @@
+"""The commands `mayfly serve` and `mayfly config`: a server with these settings, and which settings these would be."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from serving.options import by_default, sources, with_settings
+from serving.settings import Settings
+from serving.terminal import err, out
+
+if TYPE_CHECKING:
+    from serving.config import Config
+
+
+@with_settings
+def serve(settings: Settings, _: typer.Context) -> None:
+    """Serve the OpenAI API, an adapter trained for each request. Ctrl-C ends it."""
+    from serving.app import running
+    from serving.keys import Keys
+
+    config = settings.config()
+    Keys(config.key_digests, config.key_file, config.auto, config.limits)  # what is wrong with them is told now
+    check(config)
+    try:
+        with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as url:
+            err.print(f"[green]ready[/] {config.engine.served_name} at {url}/v1 (Ctrl-C ends it)", highlight=False)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        err.print("ended")
+
+
+@with_settings
+def config(settings: Settings, context: typer.Context) -> None:
+    """Print the settings that `mayfly serve` would have with the same flags, environment and file, and from where.
+
+    Secrets are counted, not shown. What model, corpus or machine decide is as it would be here.
+    """
+    told, of = effective(settings), sources(context)
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    for name, value in told.items():
+        table.add_row(name.replace("_", "-"), escape(value), escape(of[name]))
+    out.print(table, highlight=False)
+
+
+def effective(settings: Settings) -> dict[str, str]:
+    """What each setting comes to, in words; of secrets how many there are."""
+    config = settings.config()
+    decided = {
+        "model": config.engine.model,
+        "served_model_name": [config.engine.served_name, *config.engine.more_names],
+        "budget": ", ".join(f"{name}={value:g}" for name, value in config.auto.as_dict().items() if value is not None),
+        "rank": config.trainer.rank,
+        "api_key": f"{len(config.key_digests)}, not shown" if config.key_digests else None,
+        "max_requests": config.capacity.requests,
+        "max_adaptations": config.capacity.adaptations,
+        "undegraded": config.capacity.undegraded,
+        "threads": config.threads,
+        "engine_gpus": config.engine_gpus,
+        "trainer_gpus": config.trainer_gpus,
+        "gpu_memory_utilization": config.engine.gpu_memory_utilization,
+    }
+    words = {}
+    for each in fields(settings):
+        value = decided.get(each.name, getattr(settings, each.name))
+        listed = ", ".join(value) if isinstance(value, list) else value
+        words[each.name] = by_default(each.name) if listed is None else str(listed)
+    return words
+
+
+def check(config: Config) -> None:
+    """What would otherwise fail minutes later, in another process: the model's tokenizer, the corpus.
+
+    Raises:
+        ValueError: there is no such model.
+        CorpusError: there is no such corpus, or it belongs to another tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    from selection.corpus import Corpus
+    from selection.documents import tokenizer_digest
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.engine.model)
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"cannot load the model {config.engine.model!r}: {str(problem).splitlines()[0]}") from problem
+    if config.corpus is not None:
+        corpus = Corpus.open(config.selector.root, config.corpus)
+        corpus.check_tokenizer(tokenizer_digest(tokenizer))
+        corpus.close()

@@ -1,0 +1,145 @@
+"""Options: settings as the flags of a command, as variables of the environment, in a file, and in Ray Serve's `args`.
+
+A setting `max_steps` is the flag `--max-steps`, `MAYFLY_MAX_STEPS` in the environment, and `max-steps` in the file
+(TOML) and in the `args` of a Serve config. What is said in several places: a flag goes before the environment, that
+before the file or `args`, that before the default. Typer reads flags and environment and checks every value's range.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import fields
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from serving.settings import Settings
+
+FILE = "config"
+_KINDS = {int: "an integer", float: "a number", str: "text", Path: "text", list: "a list of texts"}
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        f"--{FILE}",
+        envvar="MAYFLY_CONFIG",
+        help="A file of these settings, TOML; flags and environment go before it.",
+        is_eager=True,
+        callback=lambda context, value: _from_file(context, value),
+    ),
+]
+
+
+def with_settings(act: Callable[[Settings, typer.Context], None]) -> Callable[..., None]:
+    """A command that has every setting as an option, and acts on them all together."""
+
+    def command(context: typer.Context, **said: Any) -> None:
+        del said[FILE]
+        act(Settings(**said), context)
+
+    command.__name__, command.__doc__ = act.__name__, act.__doc__
+    command.__signature__ = Signature(_parameters())  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in _parameters()}
+    return command
+
+
+def settings_of(told: Mapping[str, Any]) -> Settings:
+    """Settings from a mapping, such as the `args` of a Serve config; the environment goes before it.
+
+    Raises:
+        ValueError: a name that is no setting, or a value that does not suit it.
+    """
+    found: list[Settings] = []
+    app = typer.Typer()
+    app.command()(with_settings(lambda settings, _: found.append(settings)))
+    try:
+        typer.main.get_command(app).main([], standalone_mode=False, default_map=checked(told))
+    except typer.BadParameter as problem:
+        raise ValueError(problem.format_message()) from None
+    return found[0]
+
+
+def sources(context: typer.Context) -> dict[str, str]:
+    """Where each setting's value is from: "flag", the variable, the file, or "default"."""
+    words = {"COMMANDLINE": "flag", "ENVIRONMENT": "", "DEFAULT_MAP": str(context.params[FILE]), "DEFAULT": "default"}
+    found = {}
+    for each in fields(Settings):
+        source = context.get_parameter_source(each.name)
+        assert source is not None
+        found[each.name] = words[source.name] or variable(each.name)
+    return found
+
+
+def by_default(setting: str) -> str:
+    """In words, what a setting is that is nowhere said."""
+    said = get_args(get_type_hints(Settings, include_extras=True)[setting])[1].show_default
+    return said if isinstance(said, str) else "none"
+
+
+def variable(setting: str) -> str:
+    """Of the environment."""
+    return "MAYFLY_API_KEYS" if setting == "api_key" else f"MAYFLY_{setting.upper()}"
+
+
+def checked(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says, by the settings' own names.
+
+    Raises:
+        ValueError: a name that is no setting, or a value of another kind.
+    """
+    hints, found = get_type_hints(Settings), {}
+    for name, value in told.items():
+        setting = name.replace("-", "_")
+        if setting not in hints:
+            known = ", ".join(each.replace("_", "-") for each in hints)
+            raise ValueError(f"there is no setting {name!r}; there are {known}")
+        kind = _kind(hints[setting])
+        listed = [value] if kind is list and isinstance(value, str) else value
+        if not _suits(listed, kind):
+            raise ValueError(f"{name} must be {_KINDS[kind]}, not {value!r}")
+        found[setting] = listed
+    return found
+
+
+def _from_file(context: typer.Context, file: Path | None) -> Path | None:
+    if file is None:
+        return None
+    try:
+        context.default_map = checked(tomllib.loads(file.read_text()))
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"cannot read the settings in {file}: {problem}") from problem
+    return file
+
+
+def _parameters() -> list[Parameter]:
+    hints = get_type_hints(Settings, include_extras=True)
+    found = [
+        Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        Parameter(FILE, Parameter.KEYWORD_ONLY, annotation=ConfigFile, default=None),
+    ]
+    for name, parameter in signature(Settings).parameters.items():
+        kind, shared = get_args(hints[name])
+        option = copy(shared)
+        option.envvar, option.show_envvar = variable(name), False
+        found.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option]))
+    return found
+
+
+def _kind(hint: Any) -> type:
+    """int, float, str, Path or list."""
+    if isinstance(hint, UnionType):
+        hint = next(each for each in get_args(hint) if each is not type(None))
+    origin = get_origin(hint) or hint
+    return origin if origin in _KINDS else str  # a choice of texts
+
+
+def _suits(value: Any, kind: type) -> bool:
+    if kind is list:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    wanted = {int: int, float: (int, float)}.get(kind, str)
+    return isinstance(value, wanted) and not isinstance(value, bool)  # type: ignore[arg-type]
