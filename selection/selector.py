@@ -22,6 +22,7 @@ from selection.documents import tokenizer_digest
 from selection.embedding import DEFAULT, Prompt, load_embedder
 from selection.filters import Filter
 from selection.reader import EVERYTHING, Reader
+from selection.shards import Ask, ShardedCorpora
 from selection.shared import OpenCorpora, SharedEmbedder
 from selection.sift import Choice, Floats, irreducible, sift
 from selection.store import Source
@@ -83,7 +84,8 @@ class Selection:
 class Selector:
     """Chooses training data for prompts."""
 
-    def __init__(self, config: SelectorConfig) -> None:
+    def __init__(self, config: SelectorConfig, shards: Sequence[Ask] = ()) -> None:
+        """Over the corpora under `config.root`, and before them over those that lie in shards."""
         self.config = config
         self.embedder = SharedEmbedder(
             partial(load_embedder, config.embedder, base_model=config.base_model, device=config.device)
@@ -91,6 +93,7 @@ class Selector:
         tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
         self._model = None if config.base_model is None else model_digest(config.base_model)
         self.corpora = OpenCorpora(config.root, self.embedder, tokenizer)
+        self.sharded = ShardedCorpora(shards, self.corpora, self.embedder, tokenizer) if shards else self.corpora
         text_TD = self.embedder.embed(["a first text, so that no request pays for the first call"])
         sift(text_TD, text_TD, steps=1, regularisation=REGULARISATION)  # compiles, or loads what was compiled
 
@@ -100,7 +103,7 @@ class Selector:
         Raises:
             CorpusError: as `select`.
         """
-        with self.corpora.use(corpus):
+        with self.sharded.use(corpus):
             pass
 
     def select(
@@ -131,7 +134,7 @@ class Selector:
             CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
         """
-        with self.corpora.use(corpus, reader) as opened:
+        with self.sharded.use(corpus, reader) as opened:
             meta = opened.meta()
             calibration = None if self._model is None else calibration_of(meta, self._model)
             regularisation = self.config.regularisation

@@ -58,11 +58,11 @@ class OpenCorpora:
 
     Args:
         root: the folder of all corpora.
-        embedder: whose vectors they must hold.
+        embedder: whose vectors they must hold; None leaves that unchecked, and the tokenizer.
         tokenizer: the digest of the tokenizer whose tokens they must hold; None leaves that unchecked.
     """
 
-    def __init__(self, root: Path, embedder: Embedder, tokenizer: str | None) -> None:
+    def __init__(self, root: Path, embedder: Embedder | None, tokenizer: str | None) -> None:
         self._root, self._embedder, self._tokenizer = root, embedder, tokenizer
         self._held: list[_Held] = []
         self._lock = threading.Lock()
@@ -77,7 +77,8 @@ class OpenCorpora:
         """
         with self._lock:
             corpus = self._corpus(name, reader)
-            corpus.check(self._embedder, self._tokenizer)  # each time: it may have been embedded anew meanwhile
+            if self._embedder is not None:
+                corpus.check(self._embedder, self._tokenizer)  # each time: it may have been embedded anew meanwhile
             yield corpus
 
     def close(self) -> None:

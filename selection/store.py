@@ -82,6 +82,16 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """All of a document, as it was added: its pieces and their vectors [N, D]."""
+
+    sha256: str
+    pieces: tuple[Piece, ...]
+    embeddings: Embeddings
+    metadata: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
 class Entry:
     """A document as a corpus lists it; `added` in seconds since 1970, UTC."""
 
@@ -225,6 +235,21 @@ class Store:
                     ids = tuple(np.frombuffer(tokens, np.int32).tolist())
                     found[sequence] = (Source(sequence, document, name, start, text, json.loads(metadata)), ids)
         return found
+
+    def whole(self, document: int) -> Whole | None:
+        """All of a document; None if it is not there."""
+        with self.reading():
+            about = self._ask("SELECT sha256, metadata FROM documents WHERE id = ?", (document,))
+            rows = self._ask(
+                "SELECT start, text, tokens, embedding FROM sequences WHERE document = ? ORDER BY id", (document,)
+            )
+        if not about:
+            return None
+        pieces = tuple(
+            Piece(start, text, tuple(np.frombuffer(tokens, np.int32).tolist())) for start, text, tokens, _ in rows
+        )
+        vectors = np.frombuffer(b"".join(row[3] for row in rows), np.float32)
+        return Whole(about[0][0], pieces, vectors.reshape(len(rows), -1), json.loads(about[0][1]))
 
     def matching(self, only: Filter) -> Ids:
         """Sequences of the documents whose metadata pass a filter (`selection.filters`)."""

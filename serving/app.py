@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -29,14 +30,15 @@ from ray.serve.schema import LoggingConfig
 from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.library import Library
-from selection.selector import Selection
+from selection.selector import Selection, SelectorConfig
+from selection.shards import folder_of
 from serving import front, orphans
 from serving.config import Config
 from serving.entrance import entrance, free_ports
 from serving.errors import StartError
 from serving.logs import set_up_logs
 from serving.options import settings_of
-from serving.stages import CorporaStage, TrainStage
+from serving.stages import CorporaStage, ShardStage, TrainStage
 from serving.tracing import start_tracing, stop_tracing
 
 if TYPE_CHECKING:
@@ -106,6 +108,31 @@ async def _answer(response: Any, cancel: Callable[[], object] | None = None) -> 
         raise problem.cause from None
 
 
+class _FromShard:
+    """A shard's answer, as `selection.shards.Answer`."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def result(self) -> Any:
+        """Waits for it, in a thread that is not the event loop's."""
+        try:
+            return self._response.result()
+        except RayTaskError as problem:
+            raise problem.cause from None
+
+
+class SelectorReplica(CorporaStage):
+    """The selector and the library, over shards that are deployments of their own."""
+
+    def __init__(self, config: SelectorConfig, *shards: DeploymentHandle) -> None:
+        super().__init__(config, [partial(self._ask, shard) for shard in shards])
+
+    @staticmethod
+    def _ask(shard: DeploymentHandle, method: Callable[..., Any], /, *args: Any) -> _FromShard:
+        return _FromShard(shard.ask.remote(method, *args))
+
+
 class EngineReplica:
     """The HTTP ingress: vLLM's application lives in this replica, and so does the journey."""
 
@@ -169,14 +196,16 @@ def build(config: Config) -> serve.Application:
     def actor(gpus: float = 0.0, more: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
         return {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": {**environment, **more}}}
 
-    selector = serve.deployment(CorporaStage, name="selector").options(
-        ray_actor_options=actor(), max_ongoing_requests=STAGE_QUEUE, graceful_shutdown_wait_loop_s=0.1
-    )
-    trainer = serve.deployment(TrainStage, name="trainer").options(
-        ray_actor_options=actor(config.trainer_gpus),
-        max_ongoing_requests=STAGE_QUEUE,
-        graceful_shutdown_wait_loop_s=0.1,
-    )
+    def stage(kind: type, name: str, gpus: float = 0.0) -> Any:
+        return serve.deployment(kind, name=name).options(
+            ray_actor_options=actor(gpus), max_ongoing_requests=STAGE_QUEUE, graceful_shutdown_wait_loop_s=0.1
+        )
+
+    home = config.selector.root.parent
+    shards = [
+        stage(ShardStage, f"shard-{number}").bind(folder_of(home, number, config.shards))
+        for number in range(config.shards)
+    ]
     engine = serve.deployment(serve.ingress()(EngineReplica)).options(
         name="engine",
         ray_actor_options=actor(config.engine_gpus, _ENGINE),
@@ -187,7 +216,8 @@ def build(config: Config) -> serve.Application:
         graceful_shutdown_timeout_s=30,  # a busy machine needs that long to end vLLM without leftovers
         graceful_shutdown_wait_loop_s=0.1,
     )
-    return engine.bind(config, selector.bind(config.selector), trainer.bind(config.trainer))
+    selector = stage(SelectorReplica, "selector").bind(config.selector, *shards)
+    return engine.bind(config, selector, stage(TrainStage, "trainer", config.trainer_gpus).bind(config.trainer))
 
 
 def application(told: dict[str, Any]) -> serve.Application:

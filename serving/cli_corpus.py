@@ -167,6 +167,39 @@ def corpus_reembed(name: str, model: Model = None, embedder: EmbedderName = EMBE
     corpus.close()
 
 
+@corpus_app.command("shard")
+def corpus_shard(
+    name: str,
+    shards: Annotated[int, typer.Option("--shards", min=1, max=64, help="How many.")],
+    model: Model = None,
+    embedder: EmbedderName = EMBEDDER,
+    home: Home = HOME,
+) -> None:
+    """Spread a corpus over shards, for `mayfly serve --shards`, or have its shards follow what has changed since.
+
+    The corpus stays as it is. A shard is a folder of its own, shards/0-of-4 and so on, on any machine.
+    """
+    from selection.corpus import Corpus
+    from selection.embedding import load_embedder
+    from selection.shards import folder_of, follow
+    from serving.config import bundled_model
+
+    corpus = Corpus.open(home / "corpora", name)
+    with err.status("loading the embedder"):
+        vectors = load_embedder(embedder, base_model=model or bundled_model())
+    corpus.check(vectors)
+    roots = [folder_of(home, shard, shards) for shard in range(shards)]
+    with _bar("documents") as progress:
+        task = progress.add_task("spreading", total=None, sequences=corpus.counts()[1])
+        follow(corpus, roots, vectors, lambda done, total: progress.update(task, completed=done, total=total))
+    for root in roots:
+        part = Corpus.open(root, name)
+        documents, sequences = part.counts()
+        out.print(f"{root}: {documents} documents, {sequences} sequences", highlight=False, soft_wrap=True)
+        part.close()
+    corpus.close()
+
+
 @contextmanager
 def _embedding(embedder: str, base_model: str) -> Iterator[Callable[[Iterable[list[str]]], Iterator[Embeddings]]]:
     try:

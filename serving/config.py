@@ -71,6 +71,7 @@ class Config:
         auto: what `Compute-Budget: auto`, and no header at all, stand for.
         limits: what no request may exceed.
         capacity: how many requests one replica takes on.
+        shards: in how many shards the corpora lie that lie in any.
         conversations: how many adapters are kept for a next turn, and how long.
         key_digests: SHA-256 of the API keys that see everything, in hexadecimal; with the next, `serving.keys`.
         key_file: the key file; without any key the server is open.
@@ -84,6 +85,7 @@ class Config:
     trainer: TrainerConfig
     selector: SelectorConfig
     corpus: str | None = None
+    shards: int = 0
     auto: Budget = AUTO
     limits: Budget = LIMITS
     capacity: Capacity = CAPACITY

@@ -30,6 +30,9 @@ class Settings:
 
     model: Model = None
     corpus: Annotated[str | None, typer.Option(help="The corpus of requests that name none.")] = None
+    shards: Annotated[
+        int, typer.Option(min=0, max=64, help="In how many shards corpora lie (`mayfly corpus shard`); 0: in none.")
+    ] = 0
     host: Annotated[str, typer.Option(help="Where HTTP is served.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000
     served_model_name: Annotated[
@@ -151,6 +154,7 @@ class Settings:
             trainer=trainer,
             selector=SelectorConfig(corpora, self.embedder, model, regularisation=self.regularisation),
             corpus=self.corpus,
+            shards=self.shards,
             auto=auto.cut_to(limits)[0],
             limits=limits,
             capacity=Capacity(

@@ -1,4 +1,4 @@
-"""The selector, the library and the trainer as stages of a server: asynchronous and cancellable.
+"""The selector, the library, shards and the trainer as stages of a server: asynchronous and cancellable.
 
 Plain classes that work without Ray; `serving.app` makes deployments of them. The work itself runs in a thread,
 so that the event loop stays free to hear of a cancelled request. One selection at a time; trainings run together.
@@ -12,7 +12,8 @@ import math
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from transformers import AutoTokenizer
 
@@ -23,7 +24,9 @@ from selection.filters import Filter
 from selection.library import Library
 from selection.reader import EVERYTHING, Reader
 from selection.selector import Selection, Selector, SelectorConfig
+from selection.shards import Ask, Shard
 
+Owner = TypeVar("Owner")
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -31,8 +34,8 @@ Result = TypeVar("Result")
 class SelectStage:
     """A selector."""
 
-    def __init__(self, config: SelectorConfig) -> None:
-        self._selector = Selector(config)
+    def __init__(self, config: SelectorConfig, shards: Sequence[Ask] = ()) -> None:
+        self._selector = Selector(config, shards)
         self._one_at_a_time = asyncio.Lock()
 
     async def select(
@@ -68,36 +71,43 @@ class SelectStage:
             await asyncio.to_thread(self._selector.check, corpus)
 
 
-class LibraryStage:
-    """A library."""
+class Asked(Generic[Owner]):
+    """What only one thread at a time may use, such as a library or a shard."""
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self._one_at_a_time = asyncio.Lock()
 
     async def ask(
-        self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
+        self, method: Callable[Concatenate[Owner, P], Result], /, *args: P.args, **kwargs: P.kwargs
     ) -> Result:
-        """What a method of `Library` answers. The function itself is handed over: it survives pickling by its name."""
+        """What a method answers. The function itself is handed over: it survives pickling by its name."""
         async with self._one_at_a_time:
-            return await _held(asyncio.create_task(asyncio.to_thread(method, self._library, *args, **kwargs)))
+            return await _held(asyncio.create_task(asyncio.to_thread(method, self._owner, *args, **kwargs)))
+
+
+class ShardStage(Asked[Shard]):
+    """A shard of corpora, in the folder that holds them."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(Shard(root))
 
 
 class CorporaStage(SelectStage):
     """A selector and a library over the same corpora: they share the embedder and the open indexes."""
 
-    def __init__(self, config: SelectorConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: SelectorConfig, shards: Sequence[Ask] = ()) -> None:
+        super().__init__(config, shards)
         assert config.base_model is not None, "a library needs the tokenizer of the base model"
         tokenizer = AutoTokenizer.from_pretrained(config.base_model)
         files = config.root.parent / "files"
         selector = self._selector
-        self._library = LibraryStage(Library(config.root, selector.embedder, tokenizer, files, selector.corpora))
+        self._library = Asked(Library(config.root, selector.embedder, tokenizer, files, selector.corpora))
 
     async def ask(
         self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
     ) -> Result:
-        """As `LibraryStage.ask`."""
+        """As `Asked.ask`, of the library."""
         return await self._library.ask(method, *args, **kwargs)
 
 

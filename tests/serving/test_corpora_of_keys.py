@@ -23,7 +23,7 @@ from selection.library import Library
 from serving.body import Message, Receive, Send
 from serving.budget import Budget
 from serving.keys import Keys, digest
-from serving.stages import LibraryStage
+from serving.stages import Asked
 from serving.vector_stores import VectorStores
 from tests.conftest import WordEmbedder
 
@@ -95,7 +95,7 @@ def served(corpora: Path, tokenizer: Any) -> Iterator[Clients]:
         f'[keys.alice]\nsha256 = "{digest("a")}"\ncorpora = ["manual"]\n[keys.bob]\nsha256 = "{digest("b")}"\n'
     )
     library = Library(corpora, words, tokenizer, corpora.parent / "files")
-    door = Door(VectorStores(LibraryStage(library)), Keys([digest("o")], file, Budget(50), Budget(50)))
+    door = Door(VectorStores(Asked(library)), Keys([digest("o")], file, Budget(50), Budget(50)))
     web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=web.run)
     thread.start()

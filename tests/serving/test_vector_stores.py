@@ -24,7 +24,7 @@ from selection.library import Library
 from selection.selector import SelectorConfig
 from selection.store import CorpusNotFoundError
 from serving.fields import MAX_UPLOAD
-from serving.stages import CorporaStage, LibraryStage
+from serving.stages import Asked, CorporaStage
 from serving.vector_stores import VectorStores
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
@@ -62,7 +62,7 @@ class Server:
 def server(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Server]:
     held = HeldEmbedder(words)
     library = Library(corpora, held, tokenizer, corpora.parent / "files")
-    door = VectorStores(LibraryStage(library)).app
+    door = VectorStores(Asked(library)).app
     web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=web.run)
     thread.start()
