@@ -1,0 +1,237 @@
+"""Faults: processes of a server that is under load are killed, again and again; does it come back by itself, every time?
+
+For each kind of process (vLLM's engine core, the engine replica, the trainer, the selector) so many SIGKILLs, one after
+the other, while clients keep asking. A kill counts as recovered once an adapted answer that is `required` comes again.
+What a client may get meanwhile: its answer; an answer of the base model whose report says why; or an error in OpenAI's
+words, of 429, 500, 502 or 503, and if its request was under way when the process was killed, within PROMPT_SECONDS of
+that. `wrong` is any other answer, a base-model answer in other words than before, a kill that was not recovered; `hung`
+what had no answer within TIMEOUT_SECONDS.
+
+    python benchmarks/faults.py [--kills 50] [--kinds trainer selector] [--json] [--out benchmarks/results/faults.json]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+from benchmarks.passages import progress
+from benchmarks.server import NO_KEEPING, Server, completion, fill, home, serving, sources
+from benchmarks.verdict import Verdict, arguments, finish
+
+KINDS = ("EngineCore", "engine", "trainer", "selector")
+CLIENTS = 4
+TIMEOUT_SECONDS = 60.0  # of a request
+PROMPT_SECONDS = 5.0  # from a kill to the error of a request that it met
+RECOVERY_SECONDS = 180.0
+QUIET_SECONDS = 30.0
+_DECLARED = {429, 500, 502, 503}
+_BUDGETS = ("none", "steps=2", "steps=10", "seconds=1")
+_PROMPTS = ("def moving_average(values, window):\n", "class Index:\n", "import numpy as np\n", "# The selector\n")
+_CORPUS = "code"
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+
+
+@dataclass
+class Faults:
+    """What became of the kills of one kind."""
+
+    injected: int = 0
+    recovered: int = 0
+    wrong_answers: int = 0
+    hung: int = 0
+    leaked: int = 0
+    recovery_seconds: list[float] = field(default_factory=list)
+    answers: Counter[str] = field(default_factory=Counter)
+
+    def told(self) -> dict[str, Any]:
+        """For the last line."""
+        seconds = self.recovery_seconds
+        quantiles = dict(zip(("p50", "p99"), np.quantile(seconds, [0.5, 0.99]), strict=True)) if seconds else {}
+        return {
+            "injected": self.injected,
+            "recovered": self.recovered,
+            "wrong_answers": self.wrong_answers,
+            "hung": self.hung,
+            "leaked": self.leaked,
+            "recovery_seconds": {name: round(float(value), 2) for name, value in quantiles.items()},
+            "answers": dict(sorted(self.answers.items())),
+        }
+
+
+class Killing:
+    """One run against one server: clients that keep asking, and kills."""
+
+    def __init__(self, server: Server, verdict: Verdict, draw: random.Random) -> None:
+        self._server, self._verdict, self._draw = server, verdict, draw
+        self._known: dict[str, set[str]] = {prompt: set() for prompt in _PROMPTS}
+        self._killed = -np.inf
+        self._now = Faults()
+        self.by_kind: dict[str, Faults] = {}
+
+    async def run(self, kinds: tuple[str, ...], kills: int) -> None:
+        """Learn what the base model answers, then kill under load."""
+        async with httpx.AsyncClient(base_url=self._server.url, timeout=TIMEOUT_SECONDS, limits=NO_KEEPING) as client:
+            await self._learn(client)
+            for kind in kinds:
+                self._now = self.by_kind[kind] = Faults()
+                stop = asyncio.Event()
+                clients = [asyncio.create_task(self._keep_asking(client, stop)) for _ in range(CLIENTS)]
+                for number in range(kills):
+                    progress(f"{kind}: kill {number + 1} of {kills}")
+                    await asyncio.sleep(self._draw.uniform(0.2, 3.0))
+                    await self._kill(kind, client)
+                stop.set()
+                await asyncio.gather(*clients)
+                await self._look_for_leaks()
+
+    async def _learn(self, client: httpx.AsyncClient) -> None:
+        """Alone and in company: rounding may differ there, and with it a word."""
+        for _ in range(3):
+            for prompt in _PROMPTS:
+                self._known[prompt].add(await self._base(client, prompt))
+        for _ in range(5):
+            for prompt, text in zip(
+                _PROMPTS, await asyncio.gather(*(self._base(client, prompt) for prompt in _PROMPTS)), strict=True
+            ):
+                self._known[prompt].add(text)
+
+    async def _base(self, client: httpx.AsyncClient, prompt: str) -> str:
+        reply = await _ask(client, "none", prompt=prompt)
+        text: str = reply.raise_for_status().json()["choices"][0]["text"]
+        return text
+
+    async def _keep_asking(self, client: httpx.AsyncClient, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            prompt, budget = self._draw.choice(_PROMPTS), self._draw.choice(_BUDGETS)
+            begun = time.monotonic()
+            self._verdict.requests += 1
+            try:
+                reply = await _ask(client, budget, prompt=prompt)
+            except httpx.TimeoutException:
+                self._now.hung += 1
+                self._verdict.blame("wrong", "hung", f"{budget}: no answer after {TIMEOUT_SECONDS:.0f} s")
+                continue
+            except httpx.HTTPError as problem:
+                self._wrong("connection", f"{budget}: {problem!r}")
+                await asyncio.sleep(0.2)
+                continue
+            self._judge(reply, budget, prompt, begun)
+            if reply.status_code != 200:
+                await asyncio.sleep(0.2)
+
+    def _judge(self, reply: httpx.Response, budget: str, prompt: str, begun: float) -> None:
+        status, told = reply.status_code, _json(reply)
+        if status == 200:
+            report, text = told.get("adaptation") or {}, told["choices"][0]["text"]
+            adapted = report.get("adapted")
+            self._now.answers["adapted" if adapted else "base model" if budget == "none" else "not adapted"] += 1
+            if not adapted and text not in self._known[prompt]:
+                self._wrong("other words", f"{budget}: {text!r}, not one of {self._known[prompt]}")
+            if budget != "none" and not adapted and not report.get("reason"):
+                self._wrong("no reason", f"{budget}: {report}")
+            return
+        self._now.answers[str(status)] += 1
+        if status not in _DECLARED or "message" not in told.get("error", {}):
+            self._wrong("undeclared", f"{budget}: {status} {reply.text[:200]}")
+        late = time.monotonic() - self._killed
+        if begun < self._killed and late > PROMPT_SECONDS:
+            self._wrong("late error", f"{budget}: {status} {late:.1f} s after the kill")
+
+    async def _kill(self, kind: str, client: httpx.AsyncClient) -> None:
+        victim = self._server.workers().get(kind)
+        if victim is None:
+            self._wrong("missing", f"there is no {kind} to kill")
+            return
+        self._now.injected += 1
+        self._killed = time.monotonic()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+        while time.monotonic() - self._killed < RECOVERY_SECONDS:
+            if await self._is_back(kind, victim, client):
+                self._now.recovered += 1
+                self._now.recovery_seconds.append(time.monotonic() - self._killed)
+                return
+            await asyncio.sleep(0.1)
+        self._wrong("not recovered", f"{kind}: {RECOVERY_SECONDS:.0f} s after a kill")
+
+    async def _is_back(self, kind: str, victim: psutil.Process, client: httpx.AsyncClient) -> bool:
+        if self._server.workers().get(kind) in (None, victim):
+            return False
+        try:
+            reply = await _ask(client, "steps=1", prompt=_PROMPTS[0], adaptation={"required": True})
+        except httpx.HTTPError:
+            return False
+        return reply.status_code == 200 and _json(reply)["adaptation"]["adapted"] is True
+
+    async def _look_for_leaks(self) -> None:
+        if await asyncio.to_thread(self._server.quiet_within, QUIET_SECONDS) is None:
+            self._leak("busy", f"not quiet {QUIET_SECONDS:.0f} s after the last answer")
+        for folder in _SHARED_MEMORY.glob("mayfly-*-*"):
+            if not psutil.pid_exists(int(folder.name.split("-")[1])):
+                self._leak("staging", folder.name)
+        cores = [each for each in self._server.family() if _is_core(each)]
+        if len(cores) != 1:
+            self._leak("processes", f"{len(cores)} engine cores")
+
+    def _wrong(self, category: str, why: str) -> None:
+        self._now.wrong_answers += 1
+        self._verdict.blame("wrong", category, why)
+
+    def _leak(self, category: str, why: str) -> None:
+        self._now.leaked += 1
+        self._verdict.blame("leaked", category, why)
+
+
+async def _ask(client: httpx.AsyncClient, budget: str, **fields: Any) -> httpx.Response:
+    return await client.post("/v1/completions", json=completion(**fields), headers={"Compute-Budget": budget})
+
+
+def _json(reply: httpx.Response) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        told = reply.json()
+        if isinstance(told, dict):
+            return told
+    return {}
+
+
+def _is_core(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "EngineCore" in " ".join(process.cmdline())
+    return False
+
+
+def faults(folder: Path, kinds: tuple[str, ...], kills: int, seed: int, verdict: Verdict) -> dict[str, Any]:
+    """The whole run on a server of its own."""
+    fill(folder, {_CORPUS: sources()})
+    with serving(folder, "--corpus", _CORPUS, "--max-model-len", "512") as server:
+        run = Killing(server, verdict, random.Random(seed))  # noqa: S311
+        asyncio.run(run.run(kinds, kills))
+    verdict.check_end(server)
+    return {"faults": {kind: found.told() for kind, found in run.by_kind.items()}}
+
+
+def main() -> None:
+    """Kill, print, write the JSON."""
+    parser = arguments(__doc__ or "", 0)
+    parser.add_argument("--kills", type=int, default=50, help="of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    options = parser.parse_args()
+    verdict = Verdict()
+    with home() as folder:
+        facts = faults(folder, tuple(options.kinds), options.kills, options.seed, verdict)
+    finish(verdict, facts, options)
+
+
+if __name__ == "__main__":
+    main()
