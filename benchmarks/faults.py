@@ -1,4 +1,4 @@
-"""Faults: processes of a server that is under load are killed, again and again; does it come back by itself, every time?
+"""Faults: processes of a server under load are killed, again and again; does it come back by itself, every time?
 
 For each kind of process (vLLM's engine core, the engine replica, the trainer, the selector) so many SIGKILLs, one after
 the other, while clients keep asking. A kill counts as recovered once an adapted answer that is `required` comes again.
@@ -93,7 +93,7 @@ class Killing:
                     await self._kill(kind, client)
                 stop.set()
                 await asyncio.gather(*clients)
-                await self._look_for_leaks()
+                await asyncio.to_thread(self._look_for_leaks)
 
     async def _learn(self, client: httpx.AsyncClient) -> None:
         """Alone and in company: rounding may differ there, and with it a word."""
@@ -174,8 +174,8 @@ class Killing:
             return False
         return reply.status_code == 200 and _json(reply)["adaptation"]["adapted"] is True
 
-    async def _look_for_leaks(self) -> None:
-        if await asyncio.to_thread(self._server.quiet_within, QUIET_SECONDS) is None:
+    def _look_for_leaks(self) -> None:
+        if self._server.quiet_within(QUIET_SECONDS) is None:
             self._leak("busy", f"not quiet {QUIET_SECONDS:.0f} s after the last answer")
         for folder in _SHARED_MEMORY.glob("mayfly-*-*"):
             if not psutil.pid_exists(int(folder.name.split("-")[1])):
