@@ -20,7 +20,7 @@ BUDGET := full
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
 .PHONY: help install demo test lint fast-test bench-quality bench-latency bench-selection bench-training bench-overhead
-.PHONY: abuse isolation leavers overload compat report nano lock clean
+.PHONY: abuse isolation leavers overload faults compat report nano lock audit dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -84,6 +84,9 @@ leavers: .venv/.installed  ## 500 clients that leave at random moments
 overload: .venv/.installed  ## Ten times the load that a server can take, for two minutes
 	$(BIN)/python benchmarks/overload.py $(ARGS)
 
+faults: .venv/.installed  ## 50 kills of every kind of process under load: does it come back, every time? (two hours)
+	$(BIN)/python benchmarks/faults.py $(ARGS)
+
 compat: .venv/.installed  ## Clients from PyPI, each in an environment of its own, against a real server
 	$(BIN)/python benchmarks/compat/compat.py $(ARGS)
 
@@ -110,6 +113,13 @@ lock:  ## Make the pinned list anew
 		--constraint <(sed -nE 's/^(torch==[^ ]+).*/\1/p' $(TORCH)) \
 		$(foreach package,$(LEFT_OUT),--unsafe-package $(package)) --output-file $(LOCK) pyproject.toml
 	@sed -i -E '/^ *#/d; /^$$/d' $(LOCK)
+
+audit:  ## Known vulnerabilities in the pinned lists (asks the Python package index and OSV)
+	@test -x .cache/audit/bin/pip-audit || { $(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install -qq pip-audit; }
+	.cache/audit/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)
+
+dist: .venv/.installed  ## A wheel and a source distribution, in dist/
+	$(BIN)/python -m hatchling build -d dist
 
 clean:  ## Remove .venv and caches
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,103 @@
+"""The documentation, page by page: its commands and its Python run in order, with a home of their own.
+
+A page's `mayfly serve` runs from where it stands to the end of the page. Ports are exchanged for free ones. Left out is
+`make install`, without which nothing here would run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if re.search(r"```(console|python)", path.read_text()))
+_BIN = f"{Path(sys.executable).parent}/"
+_SERVE = ".venv/bin/mayfly serve"
+
+
+@dataclass
+class Reader:
+    """Follows a page in a folder that looks like the repository's."""
+
+    folder: Path
+    port: int
+    servers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def run(self, command: str) -> None:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", self._here(command)],
+            cwd=self.folder, env=self._environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+    def serve(self, command: str) -> None:
+        server = subprocess.Popen(
+            ["bash", "-c", f"exec {self._here(command)}"],
+            cwd=self.folder, env=self._environment(), stderr=subprocess.PIPE, text=True, process_group=0,
+        )  # fmt: skip
+        self.servers.append(server)
+        assert server.stderr is not None
+        said = []
+        for line in server.stderr:
+            said.append(line)
+            if line.startswith("ready"):
+                return
+        pytest.fail(f"{command}\n{''.join(said)}")
+
+    def python(self, code: str) -> None:
+        file = self.folder / "build" / "page.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(self._here(code))
+        self.run(f"{_BIN}python build/page.py")
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=60)
+
+    def _here(self, text: str) -> str:
+        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(".venv/bin/", _BIN)
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "MAYFLY_HOME": str(self.folder / "home"), "MAYFLY_PORT": str(self.port)}
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    for part in ("docs", "selection", "serving", "deploy", "README.md"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        reader = Reader(tmp_path, free.getsockname()[1])
+    yield reader
+    reader.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_can_be_followed_from_top_to_bottom(page: Path, reader: Reader) -> None:
+    for kind, block in re.findall(r"^```(console|python)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        if kind == "python":
+            reader.python(block)
+            continue
+        for command in block.replace("\\\n", " ").splitlines():
+            if command.startswith(_SERVE):
+                reader.serve(command)
+            elif command != "make install":
+                reader.run(command)
+
+
+def test_every_page_is_listed_and_every_link_leads_somewhere() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
