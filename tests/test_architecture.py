@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -48,3 +50,27 @@ def test_a_wheel_holds_the_packages_and_the_bundled_model(tmp_path: Path) -> Non
     assert {"serving/nano/config.json", "serving/nano/tokenizer.json"} <= names
     assert "mayfly = serving.cli:main" in entry_points
     assert "mayfly_cpu_lora = serving.cpu_lora:register" in entry_points
+
+
+def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path) -> None:
+    """Installed beside the dependencies that are here, in a folder of its own, far from this repository."""
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path / "dist")]
+    subprocess.run([*build, "-t", "sdist"], cwd=_REPOSITORY, check=True, capture_output=True, text=True)
+    (source,) = (tmp_path / "dist").glob("mayfly-*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (unpacked,) = (tmp_path / "source").iterdir()
+    subprocess.run([*build, "-t", "wheel"], cwd=unpacked, check=True, capture_output=True, text=True)
+    (wheel,) = (tmp_path / "dist").glob("mayfly-*.whl")
+
+    there = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", str(there), str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True, text=True)
+    code = "from adapters.defaults import for_model as f; from serving.config import bundled_model as b; print(f(b()).model)"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(there)}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert said.stdout.strip() == str(there / "serving" / "nano")
+    assert not any(part in {".venv", ".cache", "results"} for part in os.listdir(unpacked))
