@@ -66,7 +66,10 @@ def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path)
     there = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", str(there), str(wheel)]
     subprocess.run(pip, check=True, capture_output=True, text=True)
-    code = "from adapters.defaults import for_model as f; from serving.config import bundled_model as b; print(f(b()).model)"
+    code = (
+        "from adapters.defaults import for_model; from serving.config import bundled_model; "
+        "print(for_model(bundled_model()).model)"
+    )
     said = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(there)}, check=True, capture_output=True, text=True,
