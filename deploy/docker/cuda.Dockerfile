@@ -1,0 +1,57 @@
+# Mayfly on NVIDIA GPUs (x86-64), a beginning: neither was this image ever built, nor has Mayfly's GPU path been run.
+#   docker build -f deploy/docker/cuda.Dockerfile -t mayfly:cuda .
+#   docker run --gpus all --init --shm-size 16g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:cuda
+# There is no hashed list for GPUs yet: pip takes the newest that pyproject.toml allows, unchecked, and two builds may
+# differ. Whoever builds it for use pins the base image by digest and keeps `pip freeze` of what was built.
+# --init, --shm-size, MAYFLY_API_KEYS: as in cpu.Dockerfile, which says why; what is alike in both is explained there.
+
+# CUDA 13.0, as torch 2.13's wheels; they bring their own libraries, the host the driver. Its Python is Ubuntu's, 3.12.
+FROM nvidia/cuda:13.0.3-runtime-ubuntu24.04 AS base
+# g++ and Python's headers: Triton compiles what starts its kernels where it runs. libnuma: of vLLM's fastsafetensors.
+# No versions: Ubuntu drops one as soon as it has the next.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ libnuma1 python3 python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+FROM base AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+RUN python3 -m venv /opt/mayfly
+ENV PATH=/opt/mayfly/bin:$PATH
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY deploy/nano/ deploy/nano/
+COPY adapters/ adapters/
+COPY selection/ selection/
+COPY serving/ serving/
+# Without versions and hashes, until there is a list (above).
+# hadolint ignore=DL3013
+RUN pip install ".[gpu]"
+
+FROM base
+RUN groupadd --gid 10001 mayfly \
+    && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --no-log-init mayfly \
+    && install --directory --owner 10001 --group 10001 --mode 0750 /data
+COPY --from=build /opt/mayfly /opt/mayfly
+ENV PATH=/opt/mayfly/bin:$PATH \
+    HOME=/data \
+    HF_HOME=/data/huggingface \
+    MAYFLY_HOME=/data
+ENV MAYFLY_HOST=0.0.0.0 \
+    MAYFLY_PORT=8000
+ENV OMP_WAIT_POLICY=PASSIVE \
+    GOMP_SPINCOUNT=10000
+ENV RAY_USAGE_STATS_ENABLED=0 \
+    VLLM_NO_USAGE_STATS=1
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=10s --start-period=10m --retries=3 CMD ["python", "-c", "\
+import http.client, os, sys; \
+door = http.client.HTTPConnection('127.0.0.1', int(os.environ['MAYFLY_PORT']), timeout=8); \
+door.request('GET', '/health'); \
+sys.exit(door.getresponse().status != 200)"]
+ENTRYPOINT ["mayfly"]
+CMD ["serve"]
