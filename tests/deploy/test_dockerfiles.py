@@ -1,0 +1,247 @@
+"""The images, as far as their Dockerfiles tell: they are not built here, and no Docker is asked."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, fields
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from serving.gateway import _OPEN, _ROUTES
+from serving.options import variable
+from serving.settings import Settings
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_CPU, _CUDA = "deploy/docker/cpu.Dockerfile", "deploy/docker/cuda.Dockerfile"
+SETTINGS = {variable(each.name) for each in fields(Settings)} | {"MAYFLY_CONFIG"}
+_LISTS = "deploy/requirements"
+both = pytest.mark.parametrize("file", [_CPU, _CUDA])
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction of a Dockerfile, its lines joined; the stage is the number of its FROM."""
+
+    stage: int
+    name: str
+    text: str
+
+
+def instructions(file: str) -> list[Instruction]:
+    """What a Dockerfile says, in order, without its comments."""
+    text = re.sub(r"^\s*#.*\n", "", (_REPOSITORY / file).read_text(), flags=re.MULTILINE)
+    found: list[Instruction] = []
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        if line.strip():
+            name, _, rest = line.partition(" ")
+            found.append(Instruction(sum(each.name == "FROM" for each in found) + (name == "FROM"), name, rest))
+    return found
+
+
+def told(file: str, name: str) -> list[str]:
+    """The texts of the last stage's instructions of this name: what the image itself has."""
+    every = instructions(file)
+    return [each.text for each in every if each.name == name and each.stage == every[-1].stage]
+
+
+def environment(file: str) -> dict[str, str]:
+    return dict(re.findall(r"(\w+)=(\S+)", " ".join(told(file, "ENV"))))
+
+
+def copied(file: str) -> set[str]:
+    """What is copied from the repository."""
+    found = [each.text.split()[:-1] for each in instructions(file) if each.name == "COPY"]
+    return {source.rstrip("/") for sources in found if not sources[0].startswith("--from=") for source in sources}
+
+
+def commands(file: str) -> list[str]:
+    runs = " && ".join(each.text for each in instructions(file) if each.name == "RUN")
+    return [command.strip() for command in runs.split("&&")]
+
+
+@both
+def test_base_images_are_pinned_by_a_version(file: str) -> None:
+    stages = {each.text.split(" AS ")[1] for each in instructions(file) if each.name == "FROM" and " AS " in each.text}
+    bases = [each.text.split()[0] for each in instructions(file) if each.name == "FROM"]
+
+    assert len(bases) > 1, "built in one stage, shipped in another"
+    for base in set(bases) - stages:
+        assert re.fullmatch(r"[\w./-]+:\d[\w.-]+(@sha256:\w{64})?", base), f"{base} may be another image tomorrow"
+
+
+def test_what_is_installed_is_what_make_installs() -> None:
+    makefile = (_REPOSITORY / "Makefile").read_text()
+    made = dict(re.findall(r"^(\w+) := (\S+)$", makefile, flags=re.MULTILINE))
+    installed = [command for command in commands(_CPU) if re.match(r"pip3? install|python3? -m pip", command)]
+
+    lists = {made["TORCH"], made["LOCK"]}
+    assert {words[-1] for words in map(str.split, installed)} == lists | {"."}
+    assert lists == {str(each.relative_to(_REPOSITORY)) for each in (_REPOSITORY / _LISTS).iterdir()}
+    for command in installed:
+        assert "--no-deps" in command
+        assert ("--require-hashes" in command) != ("--no-index" in command), command
+    assert [each.text for each in instructions(_CPU) if each.name == "ARG"] == [f"TORCH_INDEX={made['TORCH_INDEX']}"]
+    assert [command for command in installed if "$TORCH_INDEX" in command] == [installed[0]]
+
+
+def test_no_image_is_unhashed_once_there_is_a_list_for_it() -> None:
+    lists = list((_REPOSITORY / _LISTS).glob("*cuda*")) + list((_REPOSITORY / _LISTS).glob("*gpu*"))
+    unhashed = [
+        command for command in commands(_CUDA) if command.startswith("pip ") and "--require-hashes" not in command
+    ]
+
+    assert unhashed == ['pip install ".[gpu]"'], "the one exception, said in the file's first lines"
+    assert "There is no hashed list for GPUs yet" in (_REPOSITORY / _CUDA).read_text()
+    assert not lists, f"{lists[0].name} is there: the image must install it, with --require-hashes"
+
+
+@both
+def test_a_build_asks_package_registries_only(file: str) -> None:
+    programs = {command.split()[0] for command in commands(file)}
+
+    assert programs <= {"apt-get", "rm", "python", "python3", "pip", "groupadd", "useradd", "install"}
+    assert not [each for each in instructions(file) if each.name == "ADD"]
+    assert not re.search(r"http", " ".join(commands(file)))
+
+
+@both
+def test_it_runs_as_a_user_without_rights(file: str) -> None:
+    (user,) = told(file, "USER")
+    uid, gid = map(int, user.split(":"))
+    runs = " ".join(told(file, "RUN"))
+
+    assert min(uid, gid) >= 10_000, "numbers that no host gives to its own users, and no names: Kubernetes checks them"
+    assert f"--gid {gid} mayfly" in runs
+    assert f"--uid {uid} " in runs, "the caches of PyTorch ask for the user's name"
+    assert not re.search(r"chmod|--chown|sudo|setcap", (_REPOSITORY / file).read_text())
+
+
+@both
+def test_all_that_is_written_is_in_the_volume_and_its_owner_is_the_user(file: str) -> None:
+    (volume,) = told(file, "VOLUME")
+    (user,) = told(file, "USER")
+    owner, group = user.split(":")
+    told_environment = environment(file)
+
+    assert told_environment["MAYFLY_HOME"] == volume
+    assert all((told_environment[name] + "/").startswith(f"{volume}/") for name in ("HOME", "HF_HOME"))
+    made = next(command for command in commands(file) if command.startswith("install "))
+    assert made.split()[-1] == volume
+    assert f"--owner {owner} --group {group}" in made
+    names = [each.name for each in instructions(file)]
+    assert names.index("VOLUME") > names.index("RUN"), "what is done to a volume after its declaration is lost"
+
+
+@both
+def test_what_is_copied_is_in_the_repository(file: str) -> None:
+    assert copied(file)
+    for source in copied(file):
+        assert (_REPOSITORY / source).exists(), source
+
+
+def test_the_builder_sees_what_is_copied_and_no_more() -> None:
+    lines = (_REPOSITORY / ".dockerignore").read_text().splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+
+    assert patterns[0] == "*", "everything is left out first"
+    assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == copied(_CPU) | copied(_CUDA)
+    assert [pattern for pattern in patterns[1:] if not pattern.startswith("!")] == ["**/__pycache__"]
+
+
+@both
+def test_a_wheel_can_be_built_of_what_is_copied(file: str) -> None:
+    pyproject = (_REPOSITORY / "pyproject.toml").read_text()
+    (packages,) = re.findall(r"^packages = (\[.*\])$", pyproject, flags=re.MULTILINE)
+    (forced,) = re.findall(r'^"([^"]+)" = "serving/nano"$', pyproject, flags=re.MULTILINE)
+
+    assert {*json.loads(packages), forced, "pyproject.toml", "README.md", "LICENSE"} <= copied(file)
+
+
+@both
+def test_variables_are_settings_and_the_makefiles(file: str) -> None:
+    said = environment(file)
+    makefile = (_REPOSITORY / "Makefile").read_text()
+
+    named = set(re.findall(r"MAYFLY_\w+", (_REPOSITORY / file).read_text()))
+    assert named <= SETTINGS, f"{named - SETTINGS} is read by nobody"
+    assert said["MAYFLY_HOST"] == "0.0.0.0"
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        assert f"export {name} := {said[name]}\n" in makefile
+    assert (said["RAY_USAGE_STATS_ENABLED"], said["VLLM_NO_USAGE_STATS"]) == ("0", "1")
+
+
+def test_there_is_a_compiler_where_vllm_compiles() -> None:
+    # On a CPU, vLLM 0.32 compiles the ranks of log-probabilities with g++, and its engine fails where there is none.
+    assert environment(_CPU)["TORCH_COMPILE_DISABLE"] == "1"
+    assert "g++" not in " ".join(commands(_CPU))
+    assert " g++ " in " ".join(commands(_CUDA))
+
+
+@both
+def test_the_health_check_asks_an_open_route_of_the_port(file: str) -> None:
+    (check,) = told(file, "HEALTHCHECK")
+    (port,) = told(file, "EXPOSE")
+    program, _, source = json.loads(check.partition("CMD ")[2])
+    (path,) = re.findall(r"'GET', '([^']+)'", source)
+    (route,) = [route for route in _ROUTES if route.paths.fullmatch(path)]
+
+    assert program == "python"
+    assert route.method == "GET"
+    assert route.answerer in _OPEN, "it has no key"
+    assert environment(file)["MAYFLY_PORT"] == port
+    assert "os.environ['MAYFLY_PORT']" in source
+
+
+@both
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_health_check_is_healthy_where_the_server_is(file: str, status: int, healthy: bool) -> None:
+    class Door(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+    _, _, source = json.loads(told(file, "HEALTHCHECK")[0].partition("CMD ")[2])
+    with HTTPServer(("127.0.0.1", 0), Door) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        ran = subprocess.run([sys.executable, "-c", source], env={"MAYFLY_PORT": str(server.server_port)})
+
+    assert (ran.returncode == 0) is healthy
+
+
+@both
+def test_the_health_check_fails_where_nobody_listens(file: str) -> None:
+    _, _, source = json.loads(told(file, "HEALTHCHECK")[0].partition("CMD ")[2])
+    with socket.socket() as unused:  # bound, and nobody listens
+        unused.bind(("127.0.0.1", 0))
+        environment = {"MAYFLY_PORT": str(unused.getsockname()[1])}
+        ran = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True)
+
+    assert ran.returncode != 0
+
+
+@both
+def test_it_starts_the_server_by_its_own_command(file: str) -> None:
+    pyproject = (_REPOSITORY / "pyproject.toml").read_text()
+
+    assert [json.loads(text) for text in told(file, "ENTRYPOINT")] == [["mayfly"]]
+    assert [json.loads(text) for text in told(file, "CMD")] == [["serve"]]
+    assert 'mayfly = "serving.cli:main"' in pyproject
+    assert environment(file)["PATH"].startswith("/opt/mayfly/bin:")
+    assert "--from=build /opt/mayfly /opt/mayfly" in told(file, "COPY")
+
+
+@both
+def test_its_first_lines_tell_how_it_is_run(file: str) -> None:
+    head = (_REPOSITORY / file).read_text().partition("\nFROM ")[0]
+
+    run = next(line for line in head.splitlines() if "docker run" in line)
+    assert {"--init", "--shm-size", "MAYFLY_API_KEYS=..."} <= set(run.split())
+    assert "-p 127.0.0.1:" in run
+    assert f"docker build -f {file} " in head
