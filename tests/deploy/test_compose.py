@@ -1,0 +1,178 @@
+"""The compose file, as far as it tells: every name in it means something, and nothing in it is open. It is not run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.test_dockerfiles import SETTINGS, environment, told
+
+_DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+_COMPOSE: dict[str, Any] = yaml.safe_load((_DEPLOY / "compose.yaml").read_text())
+_SERVICES: dict[str, dict[str, Any]] = _COMPOSE["services"]
+_MAYFLY, _PROMETHEUS, _GRAFANA = (_SERVICES[name] for name in ("mayfly", "prometheus", "grafana"))
+_IMAGE = "deploy/docker/cpu.Dockerfile"
+_UNITS = {"m": 1 << 20, "g": 1 << 30}
+every_service = pytest.mark.parametrize("service", _SERVICES.values(), ids=_SERVICES)
+
+
+def size(text: str) -> int:
+    return int(text[:-1]) * _UNITS[text[-1]]
+
+
+def seconds(text: str) -> int:
+    return int(text[:-1]) * {"s": 1, "m": 60}[text[-1]]
+
+
+def mounted(service: dict[str, Any]) -> dict[str, Path]:
+    """The files of this repository that a service sees, by where it sees them."""
+    binds = [volume.split(":") for volume in service["volumes"] if volume.startswith(".")]
+    assert all(options == ["ro"] for _, _, *options in binds), "nothing changes the repository"
+    return {target: (_DEPLOY / source).resolve() for source, target, *_ in binds}
+
+
+def in_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+@every_service
+def test_images_are_pinned_or_built_from_a_file_that_is_there(service: dict[str, Any]) -> None:
+    if "build" in service:
+        context = (_DEPLOY / service["build"]["context"]).resolve()
+        assert (context / ".dockerignore").is_file()
+        assert (context / service["build"]["dockerfile"]).is_file()
+        assert "image" not in service
+    else:
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+(@sha256:\w{64})?", service["image"])
+
+
+@every_service
+def test_ports_are_published_on_loopback_only(service: dict[str, Any]) -> None:
+    assert service["ports"]
+    for port in service["ports"]:
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
+    assert "network_mode" not in service
+
+
+@every_service
+def test_every_service_is_bounded(service: dict[str, Any]) -> None:
+    assert service["init"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert size(service["mem_limit"]) > 0
+    assert not {"privileged", "cap_add", "devices", "pid", "ipc", "user"} & set(service)
+
+
+@every_service
+def test_files_are_read_only_but_where_compose_writes_a_secret(service: dict[str, Any]) -> None:
+    # Compose refuses a secret from the environment in a read-only service: it copies it in when the container is there.
+    written = [name for name in service.get("secrets", ()) if "environment" in _COMPOSE["secrets"][name]]
+
+    assert service.get("read_only", False) is not bool(written)
+    if service.get("read_only"):
+        assert any(mount.split(":")[0] == "/tmp" for mount in service["tmpfs"])
+
+
+@every_service
+def test_what_is_mounted_is_there(service: dict[str, Any]) -> None:
+    for path in mounted(service).values():
+        assert path.is_file(), f"{path} is missing; Docker would make a folder of that name"
+        assert path.is_relative_to(_DEPLOY)
+    named = {volume.split(":")[0] for volume in service["volumes"] if not volume.startswith(".")}
+    assert named <= set(_COMPOSE["volumes"])
+    assert set(service.get("secrets", ())) <= set(_COMPOSE["secrets"])
+
+
+def test_nothing_is_declared_that_nobody_has() -> None:
+    had = {volume.split(":")[0] for service in _SERVICES.values() for volume in service["volumes"]}
+
+    assert set(_COMPOSE["volumes"]) <= had
+    assert set(_COMPOSE["secrets"]) == {name for service in _SERVICES.values() for name in service.get("secrets", ())}
+
+
+def test_mayfly_is_built_served_and_kept_as_its_image_says() -> None:
+    (volume,) = told(_IMAGE, "VOLUME")
+    (port,) = told(_IMAGE, "EXPOSE")
+
+    assert _MAYFLY["build"]["dockerfile"] == _IMAGE
+    assert _MAYFLY["volumes"] == [f"mayfly:{volume}"]
+    assert [published.rsplit(":")[-1] for published in _MAYFLY["ports"]] == [port]
+    assert told(_IMAGE, "HEALTHCHECK"), "it has none of its own here"
+    assert "healthcheck" not in _MAYFLY
+
+
+def test_there_is_no_mayfly_without_a_key() -> None:
+    assert environment(_IMAGE)["MAYFLY_HOST"] == "0.0.0.0"
+    assert re.fullmatch(r"\$\{MAYFLY_API_KEYS:\?[^{}$]+\}", _MAYFLY["environment"]["MAYFLY_API_KEYS"])
+
+
+def test_variables_of_mayfly_are_settings() -> None:
+    named = set(re.findall(r"MAYFLY_\w+", (_DEPLOY / "compose.yaml").read_text())) - {"MAYFLY_"}
+
+    assert named
+    assert named <= SETTINGS, f"{named - SETTINGS} is read by nobody"
+    assert set(_MAYFLY["environment"]) <= SETTINGS
+
+
+def test_shared_memory_holds_rays_object_store_within_the_limit() -> None:
+    memory, shared = size(_MAYFLY["mem_limit"]), size(_MAYFLY["shm_size"])
+
+    assert 0.3 * memory + (1 << 30) < shared, "else Ray puts its object store into /tmp, or adapters find no place"
+    assert shared < memory / 2, "it is a part of it"
+
+
+def test_it_is_not_killed_while_it_ends() -> None:
+    source = (_DEPLOY.parent / "serving" / "app.py").read_text()
+    (longest,) = re.findall(r"graceful_shutdown_timeout_s=(\d+)", source)
+
+    assert seconds(_MAYFLY["stop_grace_period"]) > int(longest)
+
+
+def test_prometheus_scrapes_as_in_its_plain_configuration_but_by_name_and_with_the_key() -> None:
+    plain = in_yaml(_DEPLOY / "prometheus" / "prometheus.yml")
+    ours = in_yaml(mounted(_PROMETHEUS)["/etc/prometheus/prometheus.yml"])
+    (scrape,) = ours["scrape_configs"]
+    (port,) = told(_IMAGE, "EXPOSE")
+    secret = scrape.pop("authorization")["credentials_file"].removeprefix("/run/secrets/")
+
+    assert scrape.pop("static_configs") == [{"targets": [f"mayfly:{port}"]}]
+    plain["scrape_configs"][0].pop("static_configs")
+    assert ours == plain
+    assert _PROMETHEUS["secrets"] == [secret]
+    assert _COMPOSE["secrets"][secret]["environment"] in _MAYFLY["environment"], "the key that the server has"
+    for file in ours["rule_files"]:
+        assert mounted(_PROMETHEUS)[f"/etc/prometheus/{file}"] == _DEPLOY / "prometheus" / file
+
+
+def test_grafana_asks_that_prometheus_by_default() -> None:
+    (source,) = in_yaml(mounted(_GRAFANA)["/etc/grafana/provisioning/datasources/mayfly.yml"])["datasources"]
+    dashboard = json.loads((_DEPLOY / "grafana" / "mayfly.json").read_text())
+    chosen = dashboard["templating"]["list"][0]
+
+    assert source["isDefault"] is True
+    assert source["type"] == chosen["query"]
+    assert source["url"] == "http://prometheus:" + _PROMETHEUS["ports"][0].rsplit(":")[-1]
+
+
+def test_grafana_shows_the_dashboard_to_whoever_reaches_it_and_lets_nobody_in() -> None:
+    (provider,) = in_yaml(mounted(_GRAFANA)["/etc/grafana/provisioning/dashboards/mayfly.yml"])["providers"]
+    folder = provider["options"]["path"]
+    uid = json.loads(mounted(_GRAFANA)[f"{folder}/mayfly.json"].read_text())["uid"]
+    said = _GRAFANA["environment"]
+
+    assert f"http://127.0.0.1:3000/d/{uid}," in (_DEPLOY / "compose.yaml").read_text()
+    assert (said["GF_AUTH_ANONYMOUS_ENABLED"], said["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == ("true", "Viewer")
+    assert said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true", "else admin with the password admin"
+    assert all(isinstance(value, str) for value in said.values()), "Compose refuses a bare true in an environment"
+
+
+def test_every_file_of_the_provisioning_is_mounted() -> None:
+    files = {file for file in (_DEPLOY / "grafana" / "provisioning").rglob("*") if file.is_file()}
+
+    assert files
+    assert files <= set(mounted(_GRAFANA).values())
