@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,11 +23,22 @@ from adapters.base_model import BaseModel
 _SHARE = 0.5  # of what is free when the trainer starts
 
 
+def free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """What is free on this machine, or in the control group of a container, if that is less."""
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # there is no such group, or no limit, which is "max"
+        limit = int((group / "memory.max").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))  # that can be dropped
+        free = min(free, limit - used)
+    return max(free, 0)
+
+
 class Memory:
     """How many bytes rows of some length keep, and how many may be kept. Rows must be bound when it is made."""
 
     def __init__(self, base: BaseModel, limit: int | None = None) -> None:
-        free = psutil.virtual_memory().available if base.device == "cpu" else torch.cuda.mem_get_info()[0]
+        free = free_bytes() if base.device == "cpu" else torch.cuda.mem_get_info()[0]
         self.limit = int(_SHARE * free) if limit is None else limit
         whole = (base.model, base.model.base_model)
         modules = base.model.modules() if base.model.supports_gradient_checkpointing else []

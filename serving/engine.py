@@ -94,6 +94,7 @@ class Engine:
         on_cpu = current_platform.is_cpu()
         if on_cpu:  # "auto" would bind the threads to cores that the trainer computes on too
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # else ranks of log-probabilities need a C++ compiler
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config, on_cpu))
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
         tasks = await llm.get_supported_tasks()

@@ -7,6 +7,7 @@ those. What is None here is decided in `config`, by the model, the corpus and th
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -122,7 +123,7 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}: one of {', '.join(PRECISIONS)}")
         model, corpora = self.model or bundled_model(), self.home / "corpora"
-        cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+        cores, gpus = cores_here(), torch.cuda.device_count()
         kept = None if self.corpus is None else _calibration(corpora, self.corpus, model)
         trainer = for_model(model)
         trainer = replace(
@@ -171,6 +172,15 @@ class Settings:
             engine_gpus=engine_gpus,
             trainer_gpus=trainer_gpus,
         )
+
+
+def cores_here(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may compute on, or what the control group of a container allows, if that is less."""
+    cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # there is no such group, or no limit, which is "max"
+        quota, period = map(int, (group / "cpu.max").read_text().split())
+        cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def _calibration(root: Path, corpus: str, model: str) -> Calibration | None:

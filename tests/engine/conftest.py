@@ -64,6 +64,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     import uvicorn
 
     os.environ |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ["CXX"] = "/no/compiler"  # nothing may need one
     from serving.engine import Engine
     from serving.gateway import Gateway
     from serving.stages import CorporaStage, TrainStage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from serving.cli import app
 from serving.config import AUTO, LIMITS, bundled_model
-from serving.settings import Settings
+from serving.settings import Settings, cores_here
 
 
 def test_what_is_not_said_is_decided_by_model_and_machine(tmp_path: Path) -> None:
@@ -68,6 +69,14 @@ def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> 
 def test_what_no_room_takes_is_told(settings: Settings, words: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=words):
         Settings(**{**vars(settings), "home": tmp_path}).config()
+
+
+def test_a_containers_share_of_the_cores_counts(tmp_path: Path) -> None:
+    assert cores_here(tmp_path) == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cores_here(tmp_path) == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert cores_here(tmp_path) == 1
 
 
 def test_the_command_tells_every_setting_and_its_source_but_no_secret(tmp_path: Path) -> None:
