@@ -35,6 +35,7 @@ MAX_HEADERS = 32 << 10  # bytes of them, and of the request line
 FULL_SECONDS = 0.2  # so long a replica that said it was full is believed
 _LINGER_SECONDS = 1.0
 _ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+_HEALTH = "/-/healthz"
 _RAYS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 
 
@@ -57,7 +58,8 @@ class Front:
             await self._app(scope, receive, send)
             return
         told = _Told(send, self._remember)
-        if scope["path"].startswith("/-/"):  # Ray's: which applications there are
+        # Ray's own: which applications there are. A cluster asks each proxy whether it is there, or sends it nothing.
+        if scope["path"].startswith("/-/") and scope["path"] != _HEALTH:
             await told.error(*to_http(RouteError(f"there is no {scope['path']} here")))
             return
         busy = self._busy(scope)

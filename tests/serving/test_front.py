@@ -111,6 +111,11 @@ async def test_our_own_errors_pass_as_they_are(port: int) -> None:
 
 async def test_rays_own_routes_are_not_there(port: int) -> None:
     assert (await tell(port, asked("/-/routes")))[0] == 404
+    assert (await tell(port, asked("/-/healthz/more")))[0] == 404
+
+
+async def test_a_cluster_may_ask_whether_a_proxy_is_there(port: int) -> None:
+    assert (await tell(port, asked("/-/healthz")))[0] == 200
 
 
 async def test_headers_beyond_the_bound_are_refused_in_one_piece_or_in_many(port: int) -> None:
