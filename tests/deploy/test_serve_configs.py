@@ -1,0 +1,150 @@
+"""The Serve configs: Ray's own schema takes them, their args are settings, and what they override is there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve._private.build_app import build_app
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import (
+    DeploymentSchema,
+    HTTPOptionsSchema,
+    LoggingConfig,
+    ProxyLocation,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
+
+from serving.admission import Capacity
+from serving.app import application, build
+from serving.config import Config
+from serving.options import checked, settings_of
+from serving.settings import Settings
+
+_FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "serve"
+_NAMES = ["cpu", "gpu", "gpus"]
+
+
+def said(name: str) -> dict[str, Any]:
+    told: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text())
+    return told
+
+
+def the_application(name: str) -> dict[str, Any]:
+    (only,) = said(name)["applications"]
+    told: dict[str, Any] = only
+    return told
+
+
+def overrides(name: str) -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in the_application(name).get("deployments", ())}
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+    """What the args of the config whose name the test has would come to on this machine."""
+    return settings_of({**the_application(request.param)["args"], "home": str(tmp_path)}).config()
+
+
+def test_these_are_all() -> None:
+    assert sorted(file.stem for file in _FOLDER.glob("*.yaml")) == sorted([*_NAMES, "kustomization"])
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_rays_schema_takes_it_and_knows_every_key(name: str) -> None:
+    told = said(name)
+
+    taken = ServeDeploySchema.model_validate(told)
+
+    assert taken.proxy_location == ProxyLocation.EveryNode
+    assert (taken.http_options.host, taken.http_options.port) == ("0.0.0.0", 8000)
+    pairs = [  # the schema passes over what it does not know
+        (ServeDeploySchema, told),
+        (HTTPOptionsSchema, told["http_options"]),
+        (LoggingConfig, told["logging_config"]),
+        (ServeApplicationSchema, the_application(name)),
+        *((DeploymentSchema, each) for each in overrides(name).values()),
+        *((AutoscalingConfig, each["autoscaling_config"]) for each in overrides(name).values()),
+    ]
+    for schema, keys in pairs:
+        assert set(keys) <= set(schema.model_fields), schema.__name__
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_it_is_mayfly_at_the_root(name: str) -> None:
+    told = the_application(name)
+    module, attribute = told["import_path"].split(":")
+
+    assert getattr(import_module(module), attribute) is application
+    assert (told["name"], told["route_prefix"]) == ("mayfly", "/")
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_its_args_are_settings_in_dashes(name: str, tmp_path: Path) -> None:
+    args = the_application(name)["args"]
+
+    assert not [each for each in args if "_" in each]
+    assert settings_of({**args, "home": str(tmp_path)}) == replace(Settings(home=tmp_path), **checked(args))
+
+
+@pytest.mark.parametrize(("config", "name"), [(each, each) for each in _NAMES], indirect=["config"])
+def test_what_it_overrides_is_a_deployment_that_takes_it(config: Config, name: str) -> None:
+    made = {each.name: each for each in build_app(build(config), name="mayfly").deployments}
+
+    assert set(made) == {"engine", "trainer", "selector"}
+    for deployment, options in overrides(name).items():
+        assert "ray_actor_options" not in options, "they would take the place of what serving.app sets"
+        taken = made[deployment].options(**{key: value for key, value in options.items() if key != "name"})
+        assert taken.ray_actor_options == made[deployment].ray_actor_options
+        assert taken.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == str(config.threads)
+
+
+@pytest.mark.parametrize("config", ["cpu"], indirect=True)
+def test_on_a_cpu_nothing_asks_for_a_gpu(config: Config) -> None:
+    assert (config.engine_gpus, config.trainer_gpus) == (0, 0)
+
+
+@pytest.mark.parametrize("config", ["gpu"], indirect=True)
+def test_a_shared_gpu_is_shared_in_places_and_in_memory(config: Config) -> None:
+    assert 0 < config.engine_gpus < 1
+    assert 0 < config.trainer_gpus < 1
+    assert config.engine_gpus + config.trainer_gpus <= 1
+    assert config.engine.gpu_memory_utilization < config.engine_gpus  # vLLM's context is not in its part
+    assert config.engine.gpu_memory_utilization + config.trainer_gpus < 1
+    (split,) = re.findall(r"# Memory: (.*?)\. ", (_FOLDER / "gpu.yaml").read_text(), re.DOTALL)
+    engine, trainer, contexts = (float(share) for share in re.findall(r"\d\.\d+", split))
+    assert (engine, trainer) == (config.engine.gpu_memory_utilization, config.trainer_gpus)
+    assert engine + trainer + contexts == pytest.approx(1)
+
+
+@pytest.mark.parametrize("config", ["gpus"], indirect=True)
+def test_on_many_gpus_each_has_a_whole_one_whatever_the_head_has(config: Config) -> None:
+    assert (config.engine_gpus, config.trainer_gpus) == (1, 1)
+    assert config.capacity == Capacity.of(1, gpus=1)
+
+
+@pytest.mark.parametrize("config", ["gpus"], indirect=True)
+def test_replicas_follow_the_queue_of_what_each_works_on_at_once(config: Config) -> None:
+    scaled = {name: AutoscalingConfig(**each["autoscaling_config"]) for name, each in overrides("gpus").items()}
+
+    assert set(scaled) == {"engine", "trainer", "selector"}
+    assert all(1 <= each.min_replicas < each.max_replicas for each in scaled.values())
+    assert scaled["engine"].target_ongoing_requests == config.engine.max_num_seqs < config.capacity.requests
+    assert scaled["trainer"].target_ongoing_requests == config.trainer.slots
+    seconds = config.limits.seconds
+    assert seconds is not None
+    assert all(overrides("gpus")[name]["graceful_shutdown_timeout_s"] > seconds for name in ("engine", "trainer"))
+
+
+def test_selectors_find_room_where_the_corpora_are_and_nowhere_else() -> None:
+    selector = overrides("gpus")["selector"]
+    (bundle,) = selector["placement_group_bundles"]
+
+    assert set(bundle) == {"corpora"}
+    assert bundle["corpora"] * selector["autoscaling_config"]["max_replicas"] == 1
