@@ -1,0 +1,341 @@
+"""The manifests for Kubernetes, as they would be applied: whole, closed to the outside, in step with the settings."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from serving import __version__, front
+from serving.admission import Capacity
+from serving.config import Config
+from serving.options import settings_of, variable
+from serving.settings import Settings
+from tests.deploy.kustomize import Resource, built
+
+_DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+_FOLDER = _DEPLOY / "kubernetes"
+_NAMES = ["cpu", "gpu", "gpus"]
+_SERVE, _DASHBOARD, _AGENT = 8000, 8265, 52365
+_SECRET = re.compile(r"KEYS?\b|KEYS?_|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_UNITS = {"Mi": 1 << 20, "Gi": 1 << 30}
+
+every_overlay = pytest.mark.parametrize("name", _NAMES)
+
+
+@cache
+def manifests(name: str) -> list[Resource]:
+    return built(_FOLDER / "overlays" / name)
+
+
+def one(name: str, kind: str) -> Resource:
+    (found,) = [each for each in manifests(name) if each["kind"] == kind]
+    return found
+
+
+def cluster(name: str) -> Resource:
+    told: Resource = one(name, "RayService")["spec"]["rayClusterConfig"]
+    return told
+
+
+def pods(name: str) -> Iterator[tuple[str, Resource]]:
+    """Node type, as KubeRay labels it, and pod template of each group."""
+    yield "head", cluster(name)["headGroupSpec"]["template"]
+    for group in cluster(name).get("workerGroupSpecs", ()):
+        yield "worker", group["template"]
+
+
+def containers(name: str) -> Iterator[tuple[Resource, Resource]]:
+    """Spec of the pod, and its container."""
+    for _, pod in pods(name):
+        (container,) = pod["spec"]["containers"]
+        yield pod["spec"], container
+
+
+def environment(name: str, container: Resource) -> dict[str, Any]:
+    """What a container has in its environment: values, or whence they are."""
+    config = one(name, "ConfigMap")
+    assert container["envFrom"] == [{"configMapRef": {"name": config["metadata"]["name"]}}]
+    own = {each["name"]: each.get("value", each.get("valueFrom")) for each in container.get("env", ())}
+    return {**config["data"], **own}
+
+
+def amount(quantity: str) -> int:
+    return int(quantity[:-2]) * _UNITS[quantity[-2:]]
+
+
+def gpus(container: Resource) -> int:
+    return int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """What Mayfly would be told in the head's pod of the overlay whose name the test has."""
+    _, head = next(containers(request.param))
+    for key, value in environment(request.param, head).items():
+        if key.startswith("MAYFLY_"):
+            monkeypatch.setenv(key, value if isinstance(value, str) else "a-secret another-secret")
+    monkeypatch.setenv("MAYFLY_HOME", str(tmp_path))
+    serve = yaml.safe_load(one(request.param, "RayService")["spec"]["serveConfigV2"])
+    return settings_of(serve["applications"][0]["args"]).config()
+
+
+each_config = pytest.mark.parametrize(("config", "name"), [(each, each) for each in _NAMES], indirect=["config"])
+
+
+def test_every_file_says_what_it_is_and_is_named_once_and_every_name_is_a_file() -> None:
+    files = {file.resolve() for folder in (_FOLDER, _DEPLOY / "serve") for file in folder.rglob("*.yaml")}
+    named = []
+    for file in files:
+        assert file.read_text().startswith("# "), file
+        assert all(isinstance(each, dict | list) for each in yaml.safe_load_all(file.read_text())), file
+        if file.name == "kustomization.yaml":
+            said = yaml.safe_load(file.read_text())
+            names = said.get("resources", []) + [each["path"] for each in said.get("patches", ())]
+            names += [each for generator in said.get("configMapGenerator", ()) for each in generator["files"]]
+            named += [(file.parent / each).resolve() for each in names]
+
+    assert all(each.exists() for each in named)
+    manifests = [each for each in named if each.is_file()]
+    assert sorted(manifests) == sorted(file for file in files if file.name != "kustomization.yaml")
+    assert {each for each in named if each.is_dir()} == {_FOLDER / "base", _DEPLOY / "serve"}
+
+
+@every_overlay
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+def test_kustomize_builds_what_these_tests_see(name: str) -> None:
+    folder = _FOLDER / "overlays" / name
+    ran = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
+
+    def key(resource: Resource) -> tuple[str, str]:
+        return resource["kind"], resource["metadata"]["name"]
+
+    assert sorted(yaml.safe_load_all(ran.stdout), key=key) == sorted(manifests(name), key=key)
+
+
+@every_overlay
+def test_the_serve_config_is_the_file(name: str) -> None:
+    assert one(name, "RayService")["spec"]["serveConfigV2"] == (_DEPLOY / "serve" / f"{name}.yaml").read_text()
+
+
+@every_overlay
+def test_everything_is_in_the_namespace_that_refuses_what_is_not_restricted(name: str) -> None:
+    namespace = one(name, "Namespace")
+
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for each in manifests(name):
+        assert each["kind"] == "Namespace" or each["metadata"]["namespace"] == namespace["metadata"]["name"]
+
+
+@every_overlay
+def test_no_pod_is_root_or_may_become_it(name: str) -> None:
+    contexts = [container["securityContext"] for _, container in containers(name)]
+    if cluster(name).get("enableInTreeAutoscaling"):
+        contexts.append(cluster(name)["autoscalerOptions"]["securityContext"])
+
+    for spec, _ in containers(name):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        assert all(set(volume) & {"persistentVolumeClaim", "emptyDir", "projected"} for volume in spec["volumes"])
+    for context in contexts:
+        assert context["runAsNonRoot"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert not context.get("privileged")
+
+
+@every_overlay
+def test_no_container_of_mayfly_has_a_token_for_kubernetes(name: str) -> None:
+    account = one(name, "ServiceAccount")
+
+    assert account["automountServiceAccountToken"] is False
+    for spec, container in containers(name):
+        assert spec["serviceAccountName"] == account["metadata"]["name"]
+        assert spec["automountServiceAccountToken"] is False
+        tokens = {
+            volume["name"]
+            for volume in spec["volumes"]
+            if any("serviceAccountToken" in source for source in volume.get("projected", {}).get("sources", ()))
+        }
+        assert not tokens & {mount["name"] for mount in container["volumeMounts"]}
+    if cluster(name).get("enableInTreeAutoscaling"):
+        (mount,) = cluster(name)["autoscalerOptions"]["volumeMounts"]
+        assert mount["name"] in {volume["name"] for volume in next(pods(name))[1]["spec"]["volumes"]}
+
+
+@every_overlay
+def test_no_service_shows_more_than_the_serve_port(name: str) -> None:
+    spec, head = one(name, "RayService")["spec"], cluster(name)["headGroupSpec"]
+
+    assert not {"Service", "Ingress", "Gateway"} & {each["kind"] for each in manifests(name)}
+    assert [port["port"] for port in spec["serveService"]["spec"]["ports"]] == [_SERVE]
+    assert head["serviceType"] == "ClusterIP"  # of the Service that KubeRay makes of the head's ports
+    assert head["enableIngress"] is False
+    assert "headService" not in head
+    assert "hostPort" not in str(manifests(name))
+
+
+@every_overlay
+def test_the_network_lets_everyone_to_the_serve_port_alone(name: str) -> None:
+    policy = one(name, "NetworkPolicy")["spec"]
+
+    assert policy["policyTypes"] == ["Ingress"]
+    labels = policy["podSelector"]["matchLabels"]
+    assert all(labels.items() <= pod["metadata"]["labels"].items() for _, pod in pods(name))
+    for rule in policy["ingress"]:
+        ports = {port["port"] for port in rule.get("ports", ())}
+        peers = rule.get("from", ())
+        if not peers:
+            assert ports == {_SERVE}
+        for peer in peers:
+            assert peer["podSelector"]["matchLabels"]
+            if "namespaceSelector" in peer:
+                assert peer["namespaceSelector"]["matchLabels"]
+                assert ports == {_DASHBOARD}  # KubeRay's operator hands in the Serve config
+            else:
+                assert peer["podSelector"]["matchLabels"] == labels
+
+
+@every_overlay
+def test_rays_own_ports_want_a_token(name: str) -> None:
+    assert cluster(name)["authOptions"] == {"mode": "token"}
+    assert cluster(name)["rayVersion"] == ray.__version__
+
+
+@every_overlay
+def test_secrets_are_named_and_never_told(name: str) -> None:
+    assert "Secret" not in {each["kind"] for each in manifests(name)}
+    for _, container in containers(name):
+        for key, value in environment(name, container).items():
+            assert not _SECRET.search(key) or set(value) == {"secretKeyRef"}, key
+    _, head = next(containers(name))
+    keys = environment(name, head)[variable("api_key")]["secretKeyRef"]
+    assert not keys.get("optional"), "without the Secret it would be open"
+
+
+@every_overlay
+def test_every_variable_of_mayfly_is_a_setting(name: str) -> None:
+    known = {variable(each.name) for each in fields(Settings)} | {"MAYFLY_CONFIG"}
+
+    for _, container in containers(name):
+        assert {key for key in environment(name, container) if key.startswith("MAYFLY_")} <= known
+
+
+@every_overlay
+def test_the_front_door_stands_in_every_pod(name: str) -> None:
+    for _, container in containers(name):
+        assert environment(name, container)["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == front.IMPORT_PATH
+
+
+@each_config
+def test_the_settings_that_come_of_it_have_keys_and_know_the_pods_cores(config: Config, name: str) -> None:
+    _, head = next(containers(name))
+    cores = int(head["resources"]["limits"]["cpu"])
+
+    assert len(config.key_digests) == 2
+    if name == "cpu":
+        assert config.capacity == Capacity.of(cores, gpus=0)
+    scaled = yaml.safe_load(one(name, "RayService")["spec"]["serveConfigV2"])["applications"][0].get("deployments", ())
+    selectors = [each["autoscaling_config"]["max_replicas"] for each in scaled if each["name"] == "selector"]
+    assert config.threads * (selectors or [2])[0] == cores  # engine and trainer share the pod's, or selectors do
+
+
+@each_config
+def test_there_are_gpus_for_all_that_ask_for_one(config: Config, name: str) -> None:
+    serve = yaml.safe_load(one(name, "RayService")["spec"]["serveConfigV2"])["applications"][0]
+    most = {each["name"]: each["autoscaling_config"]["max_replicas"] for each in serve.get("deployments", ())}
+    least = {each["name"]: each["autoscaling_config"]["min_replicas"] for each in serve.get("deployments", ())}
+    (_, head), *others = containers(name)
+    groups = cluster(name).get("workerGroupSpecs", [])
+
+    def asked(replicas: dict[str, int]) -> float:
+        return config.engine_gpus * replicas.get("engine", 1) + config.trainer_gpus * replicas.get("trainer", 1)
+
+    here = [(group, gpus(container)) for group, (_, container) in zip(groups, others, strict=True)]
+    assert asked(most) <= gpus(head) + sum(group["maxReplicas"] * count for group, count in here)
+    assert asked(least) <= gpus(head) + sum(group["minReplicas"] * count for group, count in here)
+    for spec, container in containers(name):
+        assert bool(gpus(container)) == ("tolerations" in spec)
+
+
+@every_overlay
+def test_memory_asked_for_is_memory_granted_and_holds_what_lies_in_shm(name: str) -> None:
+    groups = [cluster(name)["headGroupSpec"], *cluster(name).get("workerGroupSpecs", ())]
+    for group, (spec, container) in zip(groups, containers(name), strict=True):
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        (shared,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
+        (volume,) = [each["emptyDir"] for each in spec["volumes"] if each["name"] == shared]
+        assert volume["medium"] == "Memory"
+        objects, adapters = int(group["rayStartParams"]["object-store-memory"]), 1 << 30
+        memory = amount(container["resources"]["limits"]["memory"])
+        assert objects + adapters <= amount(volume["sizeLimit"]) <= memory / 4
+
+
+@every_overlay
+def test_every_container_is_asked_how_it_is(name: str) -> None:
+    for node, (_, container) in zip([node for node, _ in pods(name)], containers(name), strict=True):
+        alive, ready = container["livenessProbe"], container["readinessProbe"]
+        assert alive["httpGet"] == {"path": "/api/healthz", "port": _AGENT}  # which wants no token for it
+        if node == "worker":  # of a head KubeRay asks Ray's proxy itself, at the same path
+            assert ready["httpGet"] == {"path": "/-/healthz", "port": _SERVE}
+        else:
+            assert ready["httpGet"] == alive["httpGet"]
+        assert alive["failureThreshold"] * alive["periodSeconds"] >= 60  # a busy node is not a dead one
+
+
+@every_overlay
+def test_images_are_of_this_version_and_this_kind(name: str) -> None:
+    for _, container in containers(name):
+        assert container["image"] == f"mayfly:{__version__}-{'cpu' if name == 'cpu' else 'gpu'}"
+
+
+@every_overlay
+def test_budgets_of_disruption_are_of_pods_that_there_are(name: str) -> None:
+    labels = [{"ray.io/node-type": node} | pod["metadata"]["labels"] for node, pod in pods(name)]
+    budgets = [each["spec"] for each in manifests(name) if each["kind"] == "PodDisruptionBudget"]
+
+    assert len(budgets) == len(labels)
+    for budget in budgets:
+        assert sum(budget["selector"]["matchLabels"].items() <= each.items() for each in labels) == 1
+        assert budget["minAvailable"] == 1  # a share, or `maxUnavailable`, is not for pods of a RayCluster
+
+
+@every_overlay
+def test_corpora_are_opened_on_one_host_alone(name: str) -> None:
+    (claim,) = [each for each in manifests(name) if each["kind"] == "PersistentVolumeClaim"]
+    holders = {
+        (node, mount["mountPath"])
+        for node, pod in pods(name)
+        for volume in pod["spec"]["volumes"]
+        for mount in pod["spec"]["containers"][0]["volumeMounts"]
+        if mount["name"] == volume["name"] and "persistentVolumeClaim" in volume
+        if volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    }
+
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert holders == {("head", one(name, "ConfigMap")["data"][variable("home")])}
+    assert cluster(name)["headGroupSpec"]["resources"] == {"corpora": "1"}  # what selectors ask for
+    assert not any("resources" in group for group in cluster(name).get("workerGroupSpecs", ()))
+    (beside,) = next(pods(name))[1]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert beside["topologyKey"] == "kubernetes.io/hostname"
+    head = {"ray.io/node-type": "head"} | next(pods(name))[1]["metadata"]["labels"]
+    assert beside["labelSelector"]["matchLabels"] == head  # itself too: else the first one would never start
+
+
+@every_overlay
+def test_an_update_brings_a_second_cluster_where_there_can_be_one(name: str) -> None:
+    spec = one(name, "RayService")["spec"]
+
+    assert spec["upgradeStrategy"] == {"type": "None" if name == "gpu" else "NewCluster"}
+    assert spec["rayClusterDeletionDelaySeconds"] >= 120
