@@ -38,6 +38,7 @@ from serving.entrance import entrance, free_ports
 from serving.errors import StartError
 from serving.logs import set_up_logs
 from serving.options import settings_of
+from serving.settings import check
 from serving.stages import CorporaStage, ShardStage, TrainStage
 from serving.tracing import start_tracing, stop_tracing
 
@@ -224,9 +225,11 @@ def application(told: dict[str, Any]) -> serve.Application:
     """The application of a Serve config: `import_path: serving.app:application`, and settings as its `args`.
 
     Raises:
-        ValueError, CorpusError: as `settings_of` and `Settings.config`.
+        ValueError, CorpusError: as `settings_of`, `Settings.config` and `check`.
     """
-    return build(settings_of(told).config())
+    config = settings_of(told).config()
+    check(config)
+    return build(config)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from serving.cli_calibrate import calibrate
 from serving.cli_corpus import corpus_app
 from serving.cli_key import key_app
 from serving.cli_plan import plan
-from serving.cli_serve import check, config, serve
-from serving.settings import Settings
+from serving.cli_serve import config, serve
+from serving.settings import Settings, check
 from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
 
 if TYPE_CHECKING:

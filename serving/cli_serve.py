@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import threading
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from serving.options import by_default, sources, with_settings
-from serving.settings import Settings
+from serving.settings import Settings, check
 from serving.terminal import err, out
-
-if TYPE_CHECKING:
-    from serving.config import Config
 
 
 @with_settings
 def serve(settings: Settings, _: typer.Context) -> None:
     """Serve the OpenAI API, an adapter trained for each request. Ctrl-C ends it."""
     from serving.app import running
-    from serving.keys import Keys
 
     config = settings.config()
-    Keys(config.key_digests, config.key_file, config.auto, config.limits)  # what is wrong with them is told now
     check(config)
     try:
         with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as url:
@@ -71,25 +65,3 @@ def effective(settings: Settings) -> dict[str, str]:
         listed = ", ".join(value) if isinstance(value, list) else value
         words[each.name] = by_default(each.name) if listed is None else str(listed)
     return words
-
-
-def check(config: Config) -> None:
-    """What would otherwise fail minutes later, in another process: the model's tokenizer, the corpus.
-
-    Raises:
-        ValueError: there is no such model.
-        CorpusError: there is no such corpus, or it belongs to another tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    from selection.corpus import Corpus
-    from selection.documents import tokenizer_digest
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.engine.model)
-    except (OSError, ValueError) as problem:
-        raise ValueError(f"cannot load the model {config.engine.model!r}: {str(problem).splitlines()[0]}") from problem
-    if config.corpus is not None:
-        corpus = Corpus.open(config.selector.root, config.corpus)
-        corpus.check_tokenizer(tokenizer_digest(tokenizer))
-        corpus.close()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,14 +43,19 @@ _RAYS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 def middlewares() -> list[Middleware]:
     """For Ray Serve: the layer around it. Puts the stricter protocol in uvicorn's place, in this process."""
     uvicorn.protocols.http.auto.AutoHTTPProtocol = StrictProtocol
-    return [Middleware(Front)]
+    return [Middleware(Front, alone=os.environ.get("RAY_SERVE_ENABLE_DIRECT_INGRESS") == "1")]
 
 
 class Front:
-    """An ASGI layer: Ray's own headers and routes do not pass, and every error is OpenAI's error object."""
+    """An ASGI layer: Ray's own headers and routes do not pass, and every error is OpenAI's error object.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Args:
+        app: what Ray Serve answers.
+        alone: whether one replica stands behind it, so that when that was full, everything was.
+    """
+
+    def __init__(self, app: ASGIApp, alone: bool = True) -> None:
+        self._app, self._alone = app, alone
         self._full: dict[bytes, tuple[float, float]] = {}  # of what; until when, and when to try again
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -76,6 +82,8 @@ class Front:
             await told.error(*to_http(RuntimeError()))
 
     def _remember(self, what: bytes, retry_after: float) -> None:
+        if not self._alone:
+            return
         self._full[what] = time.monotonic() + FULL_SECONDS, retry_after
 
     def _busy(self, scope: Message) -> BusyError | None:

@@ -174,6 +174,30 @@ class Settings:
         )
 
 
+def check(config: Config) -> None:
+    """What would otherwise fail minutes later, in another process: keys, the model's tokenizer, the corpus.
+
+    Raises:
+        ValueError: a key file that is none, or there is no such model.
+        CorpusError: there is no such corpus, or it belongs to another tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    from selection.corpus import Corpus
+    from selection.documents import tokenizer_digest
+    from serving.keys import Keys
+
+    Keys(config.key_digests, config.key_file, config.auto, config.limits)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.engine.model)
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"cannot load the model {config.engine.model!r}: {str(problem).splitlines()[0]}") from problem
+    if config.corpus is not None:
+        corpus = Corpus.open(config.selector.root, config.corpus)
+        corpus.check_tokenizer(tokenizer_digest(tokenizer))
+        corpus.close()
+
+
 def cores_here(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may compute on, or what the control group of a container allows, if that is less."""
     cores = len(os.sched_getaffinity(0))

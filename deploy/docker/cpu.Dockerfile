@@ -1,6 +1,6 @@
 # Mayfly on a CPU (x86-64), installed as `make install` installs it; from the repository's root:
-#   docker build -f deploy/docker/cpu.Dockerfile -t mayfly:cpu .
-#   docker run --init --shm-size 6g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:cpu
+#   docker build -f deploy/docker/cpu.Dockerfile -t mayfly:0.1.0-cpu .
+#   docker run --init --shm-size 6g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.1.0-cpu
 # --init: as process 1, Mayfly would neither reap the orphans of Ray and vLLM nor end the way it ends elsewhere.
 # --shm-size: adapters are staged in /dev/shm, and Ray's object store wants 30 % of the memory there; Docker gives 64 MB.
 # MAYFLY_API_KEYS: the image listens on every address of the container, and a server without keys is open.
@@ -47,9 +47,6 @@ ENV MAYFLY_HOST=0.0.0.0 \
 # As in the Makefile: threads of several processes share the cores.
 ENV OMP_WAIT_POLICY=PASSIVE \
     GOMP_SPINCOUNT=10000
-# vLLM compiles a piece of its sampler (ranks of log-probabilities) with g++ when it is first asked for, and fails where
-# there is none. Here that piece stays plain PyTorch, and no compiler is in the image.
-ENV TORCH_COMPILE_DISABLE=1
 # Nobody is told who uses this.
 ENV RAY_USAGE_STATS_ENABLED=0 \
     VLLM_NO_USAGE_STATS=1

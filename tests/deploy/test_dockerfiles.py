@@ -178,8 +178,7 @@ def test_variables_are_settings_and_the_makefiles(file: str) -> None:
 
 
 def test_there_is_a_compiler_where_vllm_compiles() -> None:
-    # On a CPU, vLLM 0.32 compiles the ranks of log-probabilities with g++, and its engine fails where there is none.
-    assert environment(_CPU)["TORCH_COMPILE_DISABLE"] == "1"
+    # On a CPU the engine sees to it that nothing is compiled (tests/engine runs without a compiler).
     assert "g++" not in " ".join(commands(_CPU))
     assert " g++ " in " ".join(commands(_CUDA))
 
