@@ -124,7 +124,7 @@ def _build(folder: Path, size: int) -> dict[str, Any]:
     build_seconds, index = timed(Index.build, np.arange(size), vectors_ND)
     (folder / "index").mkdir()
     save_seconds, _ = timed(index.save, folder / "index", State("growth", 1))
-    np.savez(folder / "queries.npz", queries=queries_QD, nearest=_nearest(vectors_ND, queries_QD))
+    np.savez(folder / "queries.npz", queries=queries_QD, nearest=nearest_of_all(vectors_ND, queries_QD))
     return {
         "build_seconds": build_seconds,
         "save_seconds": save_seconds,
@@ -158,7 +158,7 @@ def _use(folder: Path) -> dict[str, Any]:
     }
 
 
-def _nearest(vectors_ND: Embeddings, queries_QD: Embeddings) -> Ids:
+def nearest_of_all(vectors_ND: Embeddings, queries_QD: Embeddings) -> Ids:
     """The true nearest CANDIDATES of each query by absolute similarity: rows [Q, K]."""
     nearest = [np.argpartition(-np.abs(vectors_ND @ query_D), CANDIDATES - 1) for query_D in queries_QD]
     return np.stack([rows_N[:CANDIDATES] for rows_N in nearest])
