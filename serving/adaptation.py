@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from adapters.adapter import Adapter
 from adapters.training import Progress, Training, Watch
@@ -33,6 +33,14 @@ from serving.tracing import span
 from serving.wish import Wish
 
 log = logging.getLogger(__name__)
+
+
+LATE_SECONDS = 3.0  # that a stage may answer late: a step that was begun, and the way here
+Result = TypeVar("Result")
+
+
+class _OverdueError(Exception):
+    """A stage has not answered in the seconds of the budget."""
 
 
 class Selects(Protocol):
@@ -184,16 +192,21 @@ class Adaptation:
 
         try:
             with self._in("select"):
-                selection = await self._selector.select(
-                    wish.prompts,
-                    wish.corpus,
-                    steps=wish.budget.steps,
-                    alpha=wish.budget.alpha,
-                    strategy=wish.strategy,
-                    only=wish.only,
-                    seed=wish.seed,
-                    reader=self._reader,
+                selection = await self._in_time(
+                    self._selector.select(
+                        wish.prompts,
+                        wish.corpus,
+                        steps=wish.budget.steps,
+                        alpha=wish.budget.alpha,
+                        strategy=wish.strategy,
+                        only=wish.only,
+                        seed=wish.seed,
+                        reader=self._reader,
+                    )
                 )
+        except _OverdueError:
+            self._unadapted("the seconds were spent before anything was chosen", "seconds")
+            return None
         except CorpusNotFoundError:
             if wish.named:
                 raise
@@ -215,17 +228,23 @@ class Adaptation:
         self.corpus, self.earlier = selection.corpus, self._find(selection.corpus)
         start = self.earlier.weights if self.earlier else None
         gain = self._gain(selection)
-        with self._in("train"):
-            training = await self._trainer.train(
-                selection.sequences,
-                seed=wish.seed,
-                seconds=left,
-                plan=wish.plan,
-                start=start,
-                learning_rate=selection.calibration.learning_rate if selection.calibration else None,
-                watch=None if gain is None else Watch(wish.tokens, gain),
-                on_step=stepped if wish.progress else None,  # each step that is told of costs the trainer time
-            )
+        try:
+            with self._in("train"):
+                training = await self._in_time(
+                    self._trainer.train(
+                        selection.sequences,
+                        seed=wish.seed,
+                        seconds=left,
+                        plan=wish.plan,
+                        start=start,
+                        learning_rate=selection.calibration.learning_rate if selection.calibration else None,
+                        watch=None if gain is None else Watch(wish.tokens, gain),
+                        on_step=stepped if wish.progress else None,  # each step that is told of costs the trainer time
+                    )
+                )
+        except _OverdueError:
+            self._unadapted("the seconds were spent before the trainer answered", "seconds", selection)
+            return None
         if training.adapter is None:
             reasons = {
                 "seconds": "the seconds were spent before the first step could end",
@@ -241,6 +260,22 @@ class Adaptation:
         stop = selection.stop if training.stop == "steps" else training.stop
         self._tell(None, stop, selection, training, loaded, time.monotonic() - started)
         return loaded
+
+    async def _in_time(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What a stage answers, unless the seconds are over: it may hang, or be on its way back from the dead."""
+        seconds, task = self._wish.budget.seconds, asyncio.create_task(work)
+        left = None if seconds is None else max(0.0, seconds - self._spent()) + LATE_SECONDS
+        try:
+            await asyncio.wait([task], timeout=left)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # it is nobody's any more
+            raise _OverdueError
+        return task.result()
 
     @contextmanager
     def _in(self, stage: str) -> Iterator[None]:

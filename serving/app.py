@@ -52,6 +52,7 @@ Result = TypeVar("Result")
 STAGE_QUEUE = 256  # requests that may wait before a stage
 REPLICA_PORTS = 16  # where an engine replica may answer: one that is replaced takes another
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
+_HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
 _ENGINE = orphans.ENVIRONMENT | {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"  # else every token crosses from one thread to another
 }
@@ -199,7 +200,10 @@ def build(config: Config) -> serve.Application:
 
     def stage(kind: type, name: str, gpus: float = 0.0) -> Any:
         return serve.deployment(kind, name=name).options(
-            ray_actor_options=actor(gpus), max_ongoing_requests=STAGE_QUEUE, graceful_shutdown_wait_loop_s=0.1
+            ray_actor_options=actor(gpus),
+            max_ongoing_requests=STAGE_QUEUE,
+            health_check_period_s=_HEALTH_SECONDS,
+            graceful_shutdown_wait_loop_s=0.1,
         )
 
     home = config.selector.root.parent
@@ -213,6 +217,7 @@ def build(config: Config) -> serve.Application:
         # The replica refuses by itself what is too much, in OpenAI's words; Ray only what would not even fit in there.
         max_ongoing_requests=config.capacity.requests + STAGE_QUEUE,
         max_queued_requests=STAGE_QUEUE,
+        health_check_period_s=_HEALTH_SECONDS,
         health_check_timeout_s=60,
         graceful_shutdown_timeout_s=30,  # a busy machine needs that long to end vLLM without leftovers
         graceful_shutdown_wait_loop_s=0.1,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -111,11 +112,21 @@ class CorporaStage(SelectStage):
         return await self._library.ask(method, *args, **kwargs)
 
 
+HUNG_SECONDS = 30.0  # after a deadline that the trainer should have kept
+
+
 class TrainStage:
     """A trainer: requests train together."""
 
     def __init__(self, config: TrainerConfig) -> None:
         self._trainer = Trainer(config)
+        self._due: list[float] = []  # when each training that runs should have ended
+
+    async def check_health(self) -> None:
+        """Raise if a training has not ended long after it should have; Ray Serve replaces the replica then."""
+        late = time.monotonic() - min(self._due, default=math.inf)
+        if late > HUNG_SECONDS:
+            raise RuntimeError(f"the trainer hangs: a training should have ended {late:.0f} s ago")
 
     async def ready(self) -> None:
         """That it answers is enough: the model is loaded before there is a stage."""
@@ -153,7 +164,12 @@ class TrainStage:
             cancelled=cancelled,
             on_step=None if on_step is None else partial(tell, on_step),
         )
-        return await _held(asyncio.wrap_future(training), cancelled)
+        due = math.inf if seconds is None else time.monotonic() + seconds
+        self._due.append(due)
+        try:
+            return await _held(asyncio.wrap_future(training), cancelled)
+        finally:
+            self._due.remove(due)
 
     async def training(self, sequences: Sequence[Sequence[int]], **options: Any) -> AsyncIterator[Progress | Training]:
         """`train`, told step by step as it goes, the Training last; for callers in other processes."""

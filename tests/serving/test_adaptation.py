@@ -1,0 +1,127 @@
+"""The journey where a stage hangs: the request is answered in its seconds, and says why it is not adapted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.adapter import Adapter
+from adapters.trainer import TrainerConfig
+from selection import selector as selector_module
+from selection.corpus import Corpus
+from selection.documents import Document, ingest, tokenizer_digest
+from selection.embedding import Embedder, Prompt
+from selection.selector import SelectorConfig
+from serving import adaptation as adaptation_module
+from serving import stages
+from serving.adaptation import Adaptation
+from serving.budget import Budget
+from serving.engine import LoadedAdapter
+from serving.errors import AdaptationFailedError
+from serving.stages import SelectStage, TrainStage
+from serving.wish import Wish
+
+WISH = Wish((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
+
+
+class NoEngine:
+    """Is never reached."""
+
+    async def load(self, adapter: Adapter) -> LoadedAdapter:
+        raise AssertionError("there should be nothing to load")
+
+    async def unload(self, loaded: LoadedAdapter) -> None:
+        raise AssertionError("there should be nothing to unload")
+
+
+@pytest.fixture
+def selector(corpora: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> SelectStage:
+    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
+    monkeypatch.setattr(adaptation_module, "LATE_SECONDS", 0.3)
+    corpus = Corpus.create(corpora, "notes", words, tokenizer_digest(tokenizer))
+    ingest(corpus, [Document("bees", "A hive of bees keeps itself warm in winter.")], words, tokenizer)
+    corpus.close()
+    return SelectStage(SelectorConfig(corpora))
+
+
+@pytest.fixture(scope="module")
+def trainer(nano: str) -> TrainStage:
+    return TrainStage(TrainerConfig(nano, rank=4))
+
+
+@contextmanager
+def held(lock: Any) -> Iterator[None]:
+    """A lock that another thread holds and does not give back, as something that hangs would."""
+    taken, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            taken.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(selector: SelectStage, trainer: TrainStage) -> None:
+    adaptation = Adaptation(WISH, selector, trainer, NoEngine())
+    with held(trainer._trainer._stepping):
+        begun = time.monotonic()
+        loaded = await adaptation.speaker()
+        waited = time.monotonic() - begun
+        await adaptation.discard()
+
+    assert loaded is None
+    assert waited < 3.0
+    assert adaptation.report is not None
+    assert (adaptation.report.adapted, adaptation.report.stop) == (False, "seconds")
+    assert adaptation.report.reason == "the seconds were spent before the trainer answered"
+    assert (await trainer.train([[1, 2, 3]])).stop == "steps"  # it is as it was
+
+
+async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(selector: SelectStage, trainer: TrainStage) -> None:
+    adaptation = Adaptation(WISH, selector, trainer, NoEngine())
+    with held(selector._selector.corpora._lock):
+        loaded = await adaptation.speaker()
+        await adaptation.discard()
+
+    assert loaded is None
+    assert adaptation.report is not None
+    assert adaptation.report.reason == "the seconds were spent before anything was chosen"
+
+
+async def test_who_requires_an_adapter_is_told_in_time_too(selector: SelectStage, trainer: TrainStage) -> None:
+    adaptation = Adaptation(replace(WISH, required=True), selector, trainer, NoEngine())
+    with held(trainer._trainer._stepping):
+        with pytest.raises(AdaptationFailedError, match="before the trainer answered"):
+            await adaptation.speaker()
+        await adaptation.discard()
+
+
+async def test_a_trainer_that_hangs_is_not_healthy(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = TrainStage(TrainerConfig(tiny_llama, rank=4))
+    monkeypatch.setattr(stages, "HUNG_SECONDS", 0.2)
+    await trainer.check_health()
+    with held(trainer._trainer._stepping):
+        training = asyncio.create_task(trainer.train([[1, 2, 3]], seconds=0.1))
+        await asyncio.sleep(0.1)
+        await trainer.check_health()
+        await asyncio.sleep(0.4)
+        with pytest.raises(RuntimeError, match="hangs"):
+            await trainer.check_health()
+    await training
+    await trainer.check_health()
