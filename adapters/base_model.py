@@ -91,7 +91,7 @@ class BaseModel:
         else:
             logits_NV = self.model(ids_MS, use_cache=False).logits.flatten(0, 1)[states_N]
             nats_N = functional.cross_entropy(logits_NV.float(), tokens_N, reduction="none")
-        totals_M = torch.zeros(len(rows), device=self.device).index_add(0, rows_N, nats_N)
+        totals_M = torch.zeros(len(rows), dtype=nats_N.dtype, device=self.device).index_add(0, rows_N, nats_N)
         return totals_M / torch.tensor(counts, device=self.device)
 
     def _take_short_cuts(self, name: str) -> None:

@@ -20,11 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from selection.attachments import Attachments
+from selection.copies import Copies
 from selection.embedding import Embedder, Embeddings
 from selection.filters import Filter, Scalar
 from selection.index import Ids, Index, State, building
 from selection.reader import EVERYTHING, Reader
-from selection.store import CorpusError, CorpusNotFoundError, Entry, Piece, Source, Store, Whole
+from selection.store import CorpusError, CorpusNotFoundError, Entry, Piece, Source, Store
 from selection.view import View
 
 log = logging.getLogger(__name__)
@@ -114,14 +115,23 @@ class Corpus:
             CorpusError: naming both, and what to do.
         """
         mine = self._store.meta()
-        check_identity(self.name, mine, embedder)
+        for key, theirs in _identity(embedder).items():
+            if mine[key] != theirs:
+                raise CorpusError(
+                    f"corpus {self.name!r} was made with {key} {_told(mine[key])!r}, not {_told(theirs)!r}: "
+                    f"use that embedder, or run `mayfly corpus reembed {self.name}`"
+                )
         self._embedded = mine["uuid"]
         if tokenizer is not None:
-            check_tokenizer(self.name, mine, tokenizer)
+            self.check_tokenizer(tokenizer)
 
     def check_tokenizer(self, tokenizer: str) -> None:
         """Refuse a tokenizer other than the one this corpus was made with, as `check` does."""
-        check_tokenizer(self.name, self._store.meta(), tokenizer)
+        if self._store.meta()["tokenizer"] != tokenizer:
+            raise CorpusError(
+                f"corpus {self.name!r} holds the tokens of another model's tokenizer: "
+                "serve that model, or add the documents to a new corpus with --model"
+            )
 
     def add(
         self,
@@ -206,9 +216,10 @@ class Corpus:
         """Provenance and tokens of sequences by id; one deleted meanwhile is left out."""
         return self._store.read(sequences)
 
-    def whole(self, document: int) -> Whole | None:
-        """All of a document by id, to be added elsewhere; None if it is not there."""
-        return self._store.whole(document)
+    @property
+    def copies(self) -> Copies:
+        """Documents to be searched elsewhere, or taken from elsewhere."""
+        return self._store.copies
 
     def build_index(self) -> None:
         """Build and save the index where it is missing or damaged, or where much has changed since it was built."""
@@ -282,25 +293,6 @@ class Corpus:
         except OSError as problem:
             log.warning("the index of corpus %r cannot be saved (%s): it will be built again", self.name, problem)
         return meta["uuid"], View(generation, index)
-
-
-def check_identity(name: str, meta: Mapping[str, str], embedder: Embedder) -> None:
-    """Refuse an embedder other than the one that a corpus remembers; raises as `Corpus.check`."""
-    for key, theirs in _identity(embedder).items():
-        if meta[key] != theirs:
-            raise CorpusError(
-                f"corpus {name!r} was made with {key} {_told(meta[key])!r}, not {_told(theirs)!r}: "
-                f"use that embedder, or run `mayfly corpus reembed {name}`"
-            )
-
-
-def check_tokenizer(name: str, meta: Mapping[str, str], tokenizer: str) -> None:
-    """Refuse a tokenizer other than the one that a corpus remembers; raises as `Corpus.check`."""
-    if meta["tokenizer"] != tokenizer:
-        raise CorpusError(
-            f"corpus {name!r} holds the tokens of another model's tokenizer: "
-            "serve that model, or add the documents to a new corpus with --model"
-        )
 
 
 def list_corpora(root: Path) -> list[str]:

@@ -93,7 +93,7 @@ class Selector:
         tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
         self._model = None if config.base_model is None else model_digest(config.base_model)
         self.corpora = OpenCorpora(config.root, self.embedder, tokenizer)
-        self.sharded = ShardedCorpora(shards, self.corpora, self.embedder, tokenizer) if shards else self.corpora
+        self.sharded = ShardedCorpora(self.corpora, shards) if shards else self.corpora
         text_TD = self.embedder.embed(["a first text, so that no request pays for the first call"])
         sift(text_TD, text_TD, steps=1, regularisation=REGULARISATION)  # compiles, or loads what was compiled
 

@@ -1,14 +1,14 @@
-"""Shards: a corpus in several parts, each searched where it lies; together they answer as the whole would.
+"""Shards: the search over a corpus in several parts, each searched where it lies; together they find what it would.
 
-A document lies in one shard, by a hash of its name; a shard is a folder of corpora of its own, on any machine. The k
-nearest of the whole are among the k nearest of each shard, so the merged candidates are exactly the whole's, and what
-is chosen from them does not change with the number of shards. (Above `index.FLAT_LIMIT` sequences the search in a shard
-is itself inexact.)
+A document's vectors lie in one shard, by a hash of its name, under the numbers that its sequences have in the corpus,
+which keeps texts and tokens and stays the truth: what it has lost is not found any more, whatever a shard still holds.
+The k nearest of the whole are among the k nearest of each shard, so what is chosen does not depend on how many there
+are. (Above `index.FLAT_LIMIT` sequences the search in a shard is itself inexact.)
 
-`Shard` stands where the data is; `ShardedCorpora` where prompts are embedded. How a shard is asked (a thread, another
-machine) is for whoever makes them to say. Shards are made of a corpus by `follow`, and read only otherwise.
+`Shard` stands where a part is, `ShardedCorpora` where prompts are embedded and the corpora themselves lie. How a shard
+is asked (a thread, another machine) is for whoever makes them to say. `follow` makes the parts.
 
-Shapes: S shards, K candidates, T targets, D embedding dimensions.
+Shapes: K candidates, T targets, D embedding dimensions.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from selection.corpus import Corpus, check_identity, check_tokenizer
+from selection.corpus import Corpus
 from selection.embedding import Embedder, Embeddings
 from selection.filters import Filter
 from selection.index import Ids
 from selection.reader import EVERYTHING, Reader
 from selection.shared import OpenCorpora
 from selection.store import CorpusError, CorpusNotFoundError, Source
-
-Found = dict[int, tuple[Source, tuple[int, ...]]]
 
 
 class Answer(Protocol):
@@ -52,101 +50,80 @@ class Shard:
     def __init__(self, root: Path) -> None:
         self._corpora = OpenCorpora(root, None, None)
 
-    def meta(self, corpus: str, reader: Reader) -> dict[str, str]:
-        """As `Corpus.meta`.
-
-        Raises:
-            CorpusNotFoundError: there is no such corpus.
-        """
-        with self._corpora.use(corpus, reader) as opened:
-            return opened.meta()
+    def meta(self, corpus: str) -> dict[str, str] | None:
+        """As `Corpus.meta`, of the part of the corpus of that name; None where there is none."""
+        try:
+            with self._corpora.use(corpus) as part:
+                return part.meta()
+        except CorpusNotFoundError:
+            return None
 
     def nearest(
-        self, corpus: str, reader: Reader, targets_TD: Embeddings, k: int | None, only: Filter | None
+        self, corpus: str, targets_TD: Embeddings, k: int | None, only: Filter | None
     ) -> tuple[Ids, Embeddings]:
         """As `Corpus.nearest`."""
-        with self._corpora.use(corpus, reader) as opened:
-            return opened.nearest(targets_TD, k, only)
-
-    def read(self, corpus: str, reader: Reader, sequences: Sequence[int]) -> Found:
-        """As `Corpus.read`."""
-        with self._corpora.use(corpus, reader) as opened:
-            return opened.read(sequences)
+        with self._corpora.use(corpus) as part:
+            return part.nearest(targets_TD, k, only)
 
 
 class ShardedCorpus:
-    """All shards of one corpus, as one: what a selector needs of it. Ids are the shards' own, told apart."""
+    """A corpus that is searched in its shards: what a selector needs of it."""
 
-    def __init__(self, name: str, reader: Reader, shards: Sequence[Ask], metas: Sequence[Mapping[str, str]]) -> None:
-        self._name, self._reader, self._shards, self._metas = name, reader, shards, metas
+    def __init__(self, whole: Corpus, shards: Sequence[Ask]) -> None:
+        self._whole, self._shards = whole, shards
 
     def meta(self) -> dict[str, str]:
-        """As `Corpus.meta`; every shard remembers the same of what the whole remembers."""
-        return dict(self._metas[0])
+        """As `Corpus.meta`."""
+        return self._whole.meta()
 
     def nearest(self, targets_TD: Embeddings, k: int | None, only: Filter | None = None) -> tuple[Ids, Embeddings]:
-        """As `Corpus.nearest`."""
-        found = self._ask_all(Shard.nearest, targets_TD, k, only)
-        ids_K = np.concatenate([ids * len(self._shards) + shard for shard, (ids, _) in enumerate(found)])
+        """As `Corpus.nearest`, of what has come into the shards."""
+        found = _ask_all(self._shards, Shard.nearest, self._whole.name, targets_TD, k, only)
+        ids_K = np.concatenate([ids for ids, _ in found])
         vectors_KD = np.concatenate([vectors for _, vectors in found])
+        present_K = self._whole.copies.present(ids_K)
+        ids_K, vectors_KD = ids_K[present_K], vectors_KD[present_K]
         similarity_K = np.abs(np.einsum("kd,td->kt", vectors_KD, targets_TD)).max(axis=1, initial=0.0)
         best = np.lexsort((ids_K, -similarity_K))[:k]
         return ids_K[best], vectors_KD[best]
 
-    def read(self, sequences: Sequence[int]) -> Found:
+    def read(self, sequences: Sequence[int]) -> dict[int, tuple[Source, tuple[int, ...]]]:
         """As `Corpus.read`."""
-        wanted: dict[int, list[int]] = {}
-        for each in set(sequences):
-            wanted.setdefault(each % len(self._shards), []).append(each // len(self._shards))
-        asked = {
-            shard: self._shards[shard](Shard.read, self._name, self._reader, theirs) for shard, theirs in wanted.items()
-        }
-        return {
-            sequence * len(self._shards) + shard: found
-            for shard, answer in asked.items()
-            for sequence, found in answer.result().items()
-        }
-
-    def _ask_all(self, method: Callable[..., Any], *args: Any) -> list[Any]:
-        return _all(self._shards, method, self._name, self._reader, *args)
+        return self._whole.read(sequences)
 
 
 class ShardedCorpora:
-    """Corpora in shards, and beside them those that are whole, as one `OpenCorpora`.
+    """Corpora, some of which are searched in shards, as one `OpenCorpora`.
 
     Args:
-        shards: each asks one; all must hold parts of the same corpora.
-        whole: corpora that are in no shard.
-        embedder, tokenizer: as of `OpenCorpora`.
+        whole: all of them.
+        shards: each asks one.
     """
 
-    def __init__(self, shards: Sequence[Ask], whole: OpenCorpora, embedder: Embedder, tokenizer: str | None) -> None:
-        self._shards, self._whole = shards, whole
-        self._embedder, self._tokenizer = embedder, tokenizer
+    def __init__(self, whole: OpenCorpora, shards: Sequence[Ask]) -> None:
+        self._whole, self._shards = whole, shards
 
     @contextmanager
     def use(self, name: str, reader: Reader = EVERYTHING) -> Iterator[Corpus | ShardedCorpus]:
-        """As `OpenCorpora.use`.
+        """As `OpenCorpora.use`; a corpus that no shard has a finished part of is searched whole.
 
         Raises:
-            CorpusError: as there, and where shards differ in what they are parts of.
+            CorpusError: as there, and where parts are missing or belong to another corpus or other vectors.
         """
-        try:
-            metas = _all(self._shards, Shard.meta, name, reader)
-        except CorpusNotFoundError:
-            with self._whole.use(name, reader) as corpus:
+        with self._whole.use(name, reader) as corpus:
+            parts = _ask_all(self._shards, Shard.meta, corpus.name)
+            finished = [part is not None and "shard" in part for part in parts]
+            if not any(finished):
                 yield corpus
-            return
-        for number, meta in enumerate(metas):
-            if (meta["id"], meta["shard"]) != (metas[0]["id"], _place(number, len(self._shards))):
-                raise CorpusError(
-                    f"shard {_place(number, len(self._shards))} of corpus {name!r} belongs elsewhere: "
-                    f"run `mayfly corpus shard {name}` again"
-                )
-        check_identity(name, metas[0], self._embedder)
-        if self._tokenizer is not None:
-            check_tokenizer(name, metas[0], self._tokenizer)
-        yield ShardedCorpus(name, reader, self._shards, metas)
+                return
+            meta = corpus.meta()
+            for number, part in enumerate(parts):
+                if part is None or not _is_part(part, meta, number, len(parts)):
+                    raise CorpusError(
+                        f"shard {number} of {len(parts)} does not fit corpus {corpus.name!r}: "
+                        f"run `mayfly corpus shard {corpus.name} --shards {len(parts)}`"
+                    )
+            yield ShardedCorpus(corpus, self._shards)
 
     def close(self) -> None:
         """Close what is open here."""
@@ -154,8 +131,8 @@ class ShardedCorpora:
 
 
 def folder_of(home: Path, shard: int, shards: int) -> Path:
-    """The folder of a shard's corpora, below a home."""
-    return home / "shards" / _place(shard, shards).replace("/", "-of-")
+    """The folder of a shard's parts, below a home."""
+    return home / "shards" / f"{shard}-of-{shards}"
 
 
 def follow(
@@ -166,41 +143,56 @@ def follow(
 ) -> None:
     """Make the shards of a corpus, one in each folder, or have them follow what has changed since.
 
-    What was there is not added again, so a run that was broken off goes on. `on_document` is called with documents done
-    and in all.
+    What is there is not added again, so a run that was broken off goes on; parts that are not finished are searched by
+    nobody. `on_document` is called with documents done and in all.
+
+    Args:
+        embedder: that of the corpus.
 
     Raises:
-        CorpusError: a folder holds another corpus of that name, or a shard could not be written.
+        CorpusError: the corpus was embedded anew meanwhile, or a shard could not be written.
     """
-    meta, documents = corpus.meta(), corpus.documents()
-    about = {key: value for key, value in meta.items() if key not in ("generation", "uuid", "created")}
-    parts = []
-    for number, root in enumerate(roots):
-        root.mkdir(parents=True, exist_ok=True)
-        part = Corpus.create(
-            root, corpus.name, embedder, meta["tokenizer"], {**about, "shard": _place(number, len(roots))}
-        )
-        if part.meta()["id"] != meta["id"]:
-            raise CorpusError(f"{root.name} holds another corpus {corpus.name!r}: delete its folder there")
-        part.remember({key: value for key, value in about.items() if key not in ("id", "embedder", "revision")})
-        parts.append(part)
-    there = [{entry.name: entry.metadata for entry in part.documents()} for part in parts]
+    meta = corpus.meta()
+    documents = sorted(corpus.documents(), key=lambda entry: entry.id)  # a part's numbers only grow
+    parts = [_part(root, corpus.name, meta, embedder) for root in roots]
+    there = [{entry.id for entry in part.documents()} for part in parts]
     for done, entry in enumerate(documents, 1):
-        whole, number = corpus.whole(entry.id), _shard_of(entry.name, len(parts))
-        part, same = parts[number], there[number].get(entry.name) == entry.metadata
-        if whole is not None and not (same and part.has(entry.name, whole.sha256)):
-            part.add(entry.name, whole.sha256, whole.pieces, whole.embeddings, whole.metadata)
+        number = _shard_of(entry.name, len(parts))
+        copy = None if entry.id in there[number] else corpus.copies.give(entry.id)
+        if copy is not None:
+            parts[number].copies.take(copy)
         on_document(done, len(documents))
-    kept = {entry.name for entry in documents}
+    kept = {entry.id for entry in documents}
     for part in parts:
         for entry in part.documents():
-            if entry.name not in kept:
+            if entry.id not in kept:
                 part.delete(entry.id)
         part.build_index()
+    if corpus.meta()["uuid"] != meta["uuid"]:
+        raise CorpusError(f"corpus {corpus.name!r} was embedded anew meanwhile: run this again")
+    for number, part in enumerate(parts):
+        part.remember({"shard": _place(number, len(parts))})
         part.close()
 
 
-def _all(shards: Sequence[Ask], method: Callable[..., Any], *args: Any) -> list[Any]:
+def _part(root: Path, name: str, meta: Mapping[str, str], embedder: Embedder) -> Corpus:
+    """The part that is there, or a new one in the place of one of other vectors."""
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        part = Corpus.open(root, name)
+        if part.meta().get("of") == meta["uuid"]:
+            return part
+        part.remove()
+    except CorpusNotFoundError:
+        pass
+    return Corpus.create(root, name, embedder, meta["tokenizer"], {"id": meta["id"], "of": meta["uuid"]})
+
+
+def _is_part(part: Mapping[str, str], whole: Mapping[str, str], shard: int, shards: int) -> bool:
+    return (part["id"], part["of"], part.get("shard")) == (whole["id"], whole["uuid"], _place(shard, shards))
+
+
+def _ask_all(shards: Sequence[Ask], method: Callable[..., Any], *args: Any) -> list[Any]:
     return [answer.result() for answer in [ask(method, *args) for ask in shards]]
 
 
@@ -209,4 +201,4 @@ def _shard_of(document: str, shards: int) -> int:
 
 
 def _place(shard: int, shards: int) -> str:
-    return f"{shard}/{shards}"
+    return f"{shard} of {shards}"

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection.attachments import SCHEMA, Attachments, DetachedError
+from selection.copies import Copies
 from selection.filters import Filter, Scalar, to_sql
 
 Ids: TypeAlias = npt.NDArray[np.int64]
@@ -82,16 +83,6 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """All of a document, as it was added: its pieces and their vectors [N, D]."""
-
-    sha256: str
-    pieces: tuple[Piece, ...]
-    embeddings: Embeddings
-    metadata: Mapping[str, Scalar]
-
-
-@dataclass(frozen=True)
 class Entry:
     """A document as a corpus lists it; `added` in seconds since 1970, UTC."""
 
@@ -114,6 +105,9 @@ class Store:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
         self.attachments = Attachments(self._ask, self.writing, self._forget)
+        self.copies = Copies(
+            self._ask, self.reading, self.writing, lambda name: self._delete("name", name), self._advance
+        )
         self._inode = self._inode_on_disk()
 
     def initialise(self, meta: Mapping[str, str]) -> None:
@@ -235,21 +229,6 @@ class Store:
                     ids = tuple(np.frombuffer(tokens, np.int32).tolist())
                     found[sequence] = (Source(sequence, document, name, start, text, json.loads(metadata)), ids)
         return found
-
-    def whole(self, document: int) -> Whole | None:
-        """All of a document; None if it is not there."""
-        with self.reading():
-            about = self._ask("SELECT sha256, metadata FROM documents WHERE id = ?", (document,))
-            rows = self._ask(
-                "SELECT start, text, tokens, embedding FROM sequences WHERE document = ? ORDER BY id", (document,)
-            )
-        if not about:
-            return None
-        pieces = tuple(
-            Piece(start, text, tuple(np.frombuffer(tokens, np.int32).tolist())) for start, text, tokens, _ in rows
-        )
-        vectors = np.frombuffer(b"".join(row[3] for row in rows), np.float32)
-        return Whole(about[0][0], pieces, vectors.reshape(len(rows), -1), json.loads(about[0][1]))
 
     def matching(self, only: Filter) -> Ids:
         """Sequences of the documents whose metadata pass a filter (`selection.filters`)."""

@@ -35,7 +35,7 @@ from serving.wish import Wish
 log = logging.getLogger(__name__)
 
 
-LATE_SECONDS = 3.0  # that a stage may answer late: a step that was begun, and the way here
+LATE_SECONDS = 10.0  # that a stage may answer late: a step that was begun, on a large model, and the way here
 Result = TypeVar("Result")
 
 
@@ -264,6 +264,7 @@ class Adaptation:
     async def _in_time(self, work: Coroutine[Any, Any, Result]) -> Result:
         """What a stage answers, unless the seconds are over: it may hang, or be on its way back from the dead."""
         seconds, task = self._wish.budget.seconds, asyncio.create_task(work)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may be nobody's any more
         left = None if seconds is None else max(0.0, seconds - self._spent()) + LATE_SECONDS
         try:
             await asyncio.wait([task], timeout=left)
@@ -273,7 +274,6 @@ class Adaptation:
             raise
         if not task.done():
             task.cancel()
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # it is nobody's any more
             raise _OverdueError
         return task.result()
 

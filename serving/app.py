@@ -37,7 +37,7 @@ from serving.config import Config
 from serving.entrance import entrance, free_ports
 from serving.errors import StartError
 from serving.logs import set_up_logs
-from serving.options import settings_of
+from serving.options import settings_of, variable
 from serving.settings import check
 from serving.stages import CorporaStage, ShardStage, TrainStage
 from serving.tracing import start_tracing, stop_tracing
@@ -52,9 +52,14 @@ Result = TypeVar("Result")
 STAGE_QUEUE = 256  # requests that may wait before a stage
 REPLICA_PORTS = 16  # where an engine replica may answer: one that is replaced takes another
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
+_SHARD_SECONDS = 30.0  # for a shard's answer
 _HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
 _ENGINE = orphans.ENVIRONMENT | {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"  # else every token crosses from one thread to another
+}
+_SELECTOR = {  # it waits for shards in threads
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
 }
 
 
@@ -117,22 +122,26 @@ class _FromShard:
         self._response = response
 
     def result(self) -> Any:
-        """Waits for it, in a thread that is not the event loop's."""
+        """Waits for it, in a thread that is not the event loop's, but not for ever."""
         try:
-            return self._response.result()
+            return self._response.result(timeout_s=_SHARD_SECONDS)
         except RayTaskError as problem:
             raise problem.cause from None
+        except TimeoutError:
+            self._response.cancel()
+            raise
 
 
 class SelectorReplica(CorporaStage):
     """The selector and the library, over shards that are deployments of their own."""
 
     def __init__(self, config: SelectorConfig, *shards: DeploymentHandle) -> None:
-        super().__init__(config, [partial(self._ask, shard) for shard in shards])
+        # A handle of the method: one is made here, since threads that made it as they go could make two.
+        super().__init__(config, [partial(self._ask, shard.options(method_name="ask")) for shard in shards])
 
     @staticmethod
     def _ask(shard: DeploymentHandle, method: Callable[..., Any], /, *args: Any) -> _FromShard:
-        return _FromShard(shard.ask.remote(method, *args))
+        return _FromShard(shard.remote(method, *args))
 
 
 class EngineReplica:
@@ -198,9 +207,9 @@ def build(config: Config) -> serve.Application:
     def actor(gpus: float = 0.0, more: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
         return {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": {**environment, **more}}}
 
-    def stage(kind: type, name: str, gpus: float = 0.0) -> Any:
+    def stage(kind: type, name: str, gpus: float = 0.0, more: Mapping[str, str] = MappingProxyType({})) -> Any:
         return serve.deployment(kind, name=name).options(
-            ray_actor_options=actor(gpus),
+            ray_actor_options=actor(gpus, more),
             max_ongoing_requests=STAGE_QUEUE,
             health_check_period_s=_HEALTH_SECONDS,
             graceful_shutdown_wait_loop_s=0.1,
@@ -222,7 +231,7 @@ def build(config: Config) -> serve.Application:
         graceful_shutdown_timeout_s=30,  # a busy machine needs that long to end vLLM without leftovers
         graceful_shutdown_wait_loop_s=0.1,
     )
-    selector = stage(SelectorReplica, "selector").bind(config.selector, *shards)
+    selector = stage(SelectorReplica, "selector", more=_SELECTOR).bind(config.selector, *shards)
     return engine.bind(config, selector, stage(TrainStage, "trainer", config.trainer_gpus).bind(config.trainer))
 
 
@@ -233,6 +242,10 @@ def application(told: dict[str, Any]) -> serve.Application:
         ValueError, CorpusError: as `settings_of`, `Settings.config` and `check`.
     """
     config = settings_of(told).config()
+    if not config.has_keys:
+        raise ValueError(
+            "a cluster's server needs keys: set MAYFLY_API_KEYS where Ray is started, or `api-key-file` in the args"
+        )
     check(config)
     return build(config)
 
@@ -246,6 +259,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else the server gives way to everything else on the machine
+    os.environ.pop(variable("api_key"), None)  # replicas know its digest
     ports = free_ports(1 + REPLICA_PORTS)  # drawn at once: the proxy must not be taken for a replica
     proxy, replicas = ports[0], ports[1:]
     os.environ |= {  # read by Ray's processes, which inherit it

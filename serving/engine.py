@@ -220,6 +220,7 @@ class Engine:
 def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     rank = next(r for r in _RANKS if r >= config.rank)
     arguments = ["--model", config.model, "--served-model-name", config.served_name, *config.more_names]
+    arguments += ["--load-format", "safetensors"]  # nothing is unpickled
     arguments += ["--dtype", "float32" if on_cpu and config.dtype == "auto" else config.dtype]
     arguments += ["--max-num-seqs", str(config.max_num_seqs)]
     # One slot more than adapters in flight: the LRU never has to evict one that is in use.

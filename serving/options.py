@@ -52,8 +52,11 @@ def settings_of(told: Mapping[str, Any]) -> Settings:
     """Settings from a mapping, such as the `args` of a Serve config; the environment goes before it.
 
     Raises:
-        ValueError: a name that is no setting, or a value that does not suit it.
+        ValueError: a name that is no setting, or a value that does not suit it; or a secret, since Ray shows and logs
+            what it is told.
     """
+    if checked(told).keys() & {"api_key"}:
+        raise ValueError(f"api-key is no secret here: set {variable('api_key')}, or `api-key-file`")
     found: list[Settings] = []
     app = typer.Typer()
     app.command()(with_settings(lambda settings, _: found.append(settings)))
@@ -110,9 +113,10 @@ def _from_file(context: typer.Context, file: Path | None) -> Path | None:
     if file is None:
         return None
     try:
-        context.default_map = checked(tomllib.loads(file.read_text()))
+        said = checked(tomllib.loads(file.read_text()))
     except (OSError, ValueError) as problem:
         raise ValueError(f"cannot read the settings in {file}: {problem}") from problem
+    context.default_map = {**said, **(context.default_map or {})}  # `args`, where there are any, go before it
     return file
 
 

@@ -6,6 +6,7 @@ those. What is None here is decided in `config`, by the model, the corpus and th
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ class Settings:
     ] = ""
     max_steps: Annotated[int, typer.Option(min=0, help="The most steps any request may take.")] = 50
     max_seconds: Annotated[float, typer.Option(min=0.01, help="The most seconds any adaptation may take.")] = 60.0
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.", show_default="by model size")] = None
+    learning_rate: Annotated[float | None, typer.Option(min=1e-9, help="Of Adam.", show_default="by model size")] = None
     rank: Annotated[
         int | None, typer.Option(min=1, max=512, help="Of the LoRA adapters.", show_default="by model size")
     ] = None
@@ -77,7 +78,7 @@ class Settings:
         ),
     ] = None
     regularisation: Annotated[
-        float | None, typer.Option(help="lambda' of SIFT.", show_default="for the default embedder")
+        float | None, typer.Option(min=1e-9, help="lambda' of SIFT.", show_default="for the default embedder")
     ] = None
     dtype: Annotated[str, typer.Option(help="Of the engine; auto is float32 on a CPU.")] = "auto"
     tool_call_parser: Annotated[str | None, typer.Option(help="How the model calls tools, as vLLM names it.")] = None
@@ -122,7 +123,9 @@ class Settings:
 
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}: one of {', '.join(PRECISIONS)}")
-        model, corpora = self.model or bundled_model(), self.home / "corpora"
+        if not math.isfinite(self.max_seconds):
+            raise ValueError(f"max-seconds is {self.max_seconds}; it needs to be a number of seconds")
+        model, corpora = self.model or bundled_model(), self.home.expanduser().absolute() / "corpora"
         cores, gpus = cores_here(), torch.cuda.device_count()
         kept = None if self.corpus is None else _calibration(corpora, self.corpus, model)
         trainer = for_model(model)
@@ -164,7 +167,7 @@ class Settings:
                 self.undegraded or capacity.undegraded,
             ),
             key_digests=tuple(digest(secret) for secret in self.api_key or ()),
-            key_file=None if self.api_key_file is None else self.api_key_file.absolute(),
+            key_file=None if self.api_key_file is None else self.api_key_file.expanduser().absolute(),
             log_format=self.log_format,
             host=self.host,
             port=self.port,

@@ -112,7 +112,7 @@ class CorporaStage(SelectStage):
         return await self._library.ask(method, *args, **kwargs)
 
 
-HUNG_SECONDS = 30.0  # after a deadline that the trainer should have kept
+HUNG_SECONDS = 120.0  # after a deadline that the trainer should have kept
 
 
 class TrainStage:

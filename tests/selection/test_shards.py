@@ -47,9 +47,11 @@ class Shelf:
         ingest(corpus, documents, self._embedder, self._tokenizer)
         return corpus
 
-    def shard(self, corpus: Corpus, shards: int) -> list[Path]:
+    def shard(
+        self, corpus: Corpus, shards: int, on_document: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Path]:
         roots = [folder_of(self.home, shard, shards) for shard in range(shards)]
-        follow(corpus, roots, self._embedder)
+        follow(corpus, roots, self._embedder, on_document)
         return roots
 
     def selector(self, shards: int) -> Selector:
@@ -79,8 +81,8 @@ def shelf(tmp_path: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.M
 
 
 def told(selection: Selection) -> list[Any]:
-    """What is chosen, without the numbers of sequences, which belong to where they lie."""
-    return [selection.corpus, selection.sequences, [(source.name, times) for source, times in selection.sources]]
+    """What is chosen."""
+    return [selection.corpus, selection.ids, selection.sequences, selection.sources, selection.calibration]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 7])
@@ -116,43 +118,84 @@ def test_shards_follow_the_whole(shelf: Shelf) -> None:
 
     corpus.delete("dog-1.txt")
     changed = Document("dog-2.txt", "The dog number 2 swims in the river, in the river, the dog.", {"topic": "new"})
-    again = Document("cat-1.txt", _DOCUMENTS[1].text, {"topic": "other"})
-    shelf.fill([changed, again])
+    new = Document("a-first.txt", "The dog looks at the river once more.", {"topic": "new"})
+    shelf.fill([changed, new])
     shelf.shard(corpus, 2)
 
     assert told(sharded.select(_PROMPTS[0], "things", steps=12)) == told(
         shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
     )
-    other = {"type": "eq", "key": "topic", "value": "other"}
-    assert {s.name for s, _ in sharded.select(_PROMPTS[0], "things", steps=3, only=other).sources} <= {"cat-1.txt"}
+    only = {"type": "eq", "key": "topic", "value": "new"}
+    sources = sharded.select(_PROMPTS[0], "things", steps=12, only=only).sources
+    assert {source.name for source, _ in sources} == {"dog-2.txt", "a-first.txt"}
+
+
+def test_what_the_whole_has_lost_is_not_found_in_a_shard_that_still_has_it(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, 2)
+    sharded = shelf.selector(2)
+    (first, _), *_ = sharded.select(_PROMPTS[0], "things", steps=1).sources
+
+    corpus.delete(first.name)
+
+    assert first.name not in {s.name for s, _ in sharded.select(_PROMPTS[0], "things", steps=20).sources}
 
 
 def test_what_is_there_is_not_added_again(shelf: Shelf) -> None:
     corpus = shelf.fill(_DOCUMENTS)
     (root,) = shelf.shard(corpus, 1)
-    before = Corpus.open(root, "things").meta()["generation"]
+    before = Corpus.open(root, "things").meta()
 
     shelf.shard(corpus, 1)
 
-    assert Corpus.open(root, "things").meta()["generation"] == before
+    assert Corpus.open(root, "things").meta() == before
 
 
-def test_a_corpus_in_no_shard_is_found_whole(shelf: Shelf) -> None:
+def test_a_corpus_in_no_shard_is_searched_whole(shelf: Shelf) -> None:
     shelf.shard(shelf.fill(_DOCUMENTS), 2)
     shelf.fill(_DOCUMENTS[:6], "others")
     sharded = shelf.selector(2)
 
-    assert {s.name for s, _ in sharded.select(_PROMPTS[0], "others", steps=5).sources} <= {
-        document.name for document in _DOCUMENTS[:6]
-    }
+    sources = sharded.select(_PROMPTS[0], "others", steps=5).sources
+    assert {source.name for source, _ in sources} <= {document.name for document in _DOCUMENTS[:6]}
+    assert sources
     with pytest.raises(CorpusNotFoundError, match="no corpus 'nowhere'"):
         sharded.select(_PROMPTS[0], "nowhere", steps=1)
 
 
+def test_parts_that_are_not_finished_are_searched_by_nobody(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+
+    def break_off(done: int, total: int) -> None:
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shelf.shard(corpus, 2, break_off)
+
+    whole = shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
+    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(whole)
+    shelf.shard(corpus, 2)
+    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(whole)
+
+
+def test_a_corpus_that_was_removed_is_not_found_in_its_shards(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, 2)
+    sharded = shelf.selector(2)
+    corpus.remove()
+
+    with pytest.raises(CorpusNotFoundError):
+        sharded.select(_PROMPTS[0], "things", steps=1)
+    shelf.fill(_DOCUMENTS[:3])
+    with pytest.raises(CorpusError, match="mayfly corpus shard things --shards 2"):
+        sharded.select(_PROMPTS[0], "things", steps=1)
+
+
 def test_who_does_not_see_the_whole_does_not_see_its_shards(shelf: Shelf) -> None:
     corpus = shelf.fill(_DOCUMENTS)
-    corpus.remember({"owner": "alice"})
     shelf.shard(corpus, 2)
+    corpus.remember({"owner": "alice"})
     sharded = shelf.selector(2)
 
     assert sharded.select(_PROMPTS[0], "things", steps=3, reader=Reader("alice", frozenset())).ids
@@ -164,20 +207,25 @@ def test_shards_that_do_not_fit_together_are_told(shelf: Shelf) -> None:
     corpus = shelf.fill(_DOCUMENTS)
     two, three = shelf.shard(corpus, 2), shelf.shard(corpus, 3)
     shutil.rmtree(two[1] / "things")
-    shutil.copytree(three[1] / "things", two[1] / "things")
 
-    with pytest.raises(CorpusError, match="mayfly corpus shard things"):
+    with pytest.raises(CorpusError, match="shard 1 of 2 does not fit"):
+        shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
+    shutil.copytree(three[1] / "things", two[1] / "things")
+    with pytest.raises(CorpusError, match="shard 1 of 2 does not fit"):
         shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
 
 
-def test_a_folder_that_holds_another_corpus_of_that_name_is_left_alone(shelf: Shelf, words: Embedder) -> None:
+def test_shards_of_other_vectors_are_made_anew(shelf: Shelf, words: Embedder) -> None:
     corpus = shelf.fill(_DOCUMENTS)
-    root = folder_of(shelf.home, 0, 1)
-    root.mkdir(parents=True)
-    Corpus.create(root, "things", words, corpus.meta()["tokenizer"]).close()
+    shelf.shard(corpus, 2)
+    corpus.reembed(words)
 
-    with pytest.raises(CorpusError, match="holds another corpus 'things'"):
-        shelf.shard(corpus, 1)
+    with pytest.raises(CorpusError, match="does not fit"):
+        shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
+    shelf.shard(corpus, 2)
+    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(
+        shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
+    )
 
 
 @given(shards=st.integers(1, 5), k=st.integers(1, 60), targets=st.integers(1, 3), seed=st.integers(0, 99))
@@ -197,4 +245,5 @@ def test_the_nearest_of_all_shards_are_those_of_the_whole(
     def similarity(vectors_KD: Any) -> Any:
         return np.abs(vectors_KD @ targets_TD.T).max(axis=1)
 
+    assert len(many_KD) == len(one_KD)
     assert similarity(many_KD) == pytest.approx(similarity(one_KD), abs=1e-6)
