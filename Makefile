@@ -114,9 +114,9 @@ lock:  ## Make the pinned list anew
 		$(foreach package,$(LEFT_OUT),--unsafe-package $(package)) --output-file $(LOCK) pyproject.toml
 	@sed -i -E '/^ *#/d; /^$$/d' $(LOCK)
 
-audit:  ## Known vulnerabilities in the pinned lists (asks the Python package index and OSV)
+audit:  ## Known vulnerabilities in the pinned list (asks OSV)
 	@test -x .cache/audit/bin/pip-audit || { $(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install -qq pip-audit; }
-	.cache/audit/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)
+	.cache/audit/bin/pip-audit --strict -s osv --disable-pip --require-hashes -r $(LOCK)
 
 dist: .venv/.installed  ## A wheel and a source distribution, in dist/
 	$(BIN)/python -m hatchling build -d dist

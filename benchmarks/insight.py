@@ -28,7 +28,9 @@ def by_distinct(sift: Mapping[str, Row], nearest: Mapping[str, Row]) -> list[dic
     """
     ordered = sorted((row for passage, row in sift.items() if passage in nearest), key=lambda row: row.distinct)
     found = []
-    for part in np.array_split(np.arange(len(ordered)), min(PARTS, len(ordered))):
+    for part in np.array_split(np.arange(len(ordered)), min(PARTS, len(ordered)) or 1):
+        if not len(part):
+            continue
         rows = [ordered[number] for number in part]
         less = [_percent(row) - _percent(nearest[row.passage]) for row in rows]
         found.append(

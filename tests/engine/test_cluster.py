@@ -19,6 +19,7 @@ from selection.embedding import Embedder
 from selection.shards import folder_of, follow
 
 SHARDS = 2
+KEY = "the-operator"
 BACK_SECONDS = 180
 
 
@@ -60,6 +61,7 @@ def nodes(corpora: Path, embedder: Embedder) -> Iterator[Nodes]:
         spare = cluster.add_node(num_cpus=2)
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+        os.environ["MAYFLY_API_KEYS"] = KEY
         settings = {"home": str(corpora), "corpus": "web", "shards": SHARDS, "max-model-len": 1024, "threads": 1}
         serve.run(application(settings), name="mayfly", route_prefix="/")
         yield Nodes(f"http://127.0.0.1:{port}", cluster, spare)
@@ -73,7 +75,8 @@ def nodes(corpora: Path, embedder: Embedder) -> Iterator[Nodes]:
 
 def ask(nodes: Nodes, **fields: Any) -> httpx.Response:
     body = {"model": "nano", "prompt": "class Router:\n", "max_tokens": 4, "temperature": 0, **fields}
-    return httpx.post(f"{nodes.url}/v1/completions", json=body, headers={"Compute-Budget": "steps=2"}, timeout=60)
+    headers = {"Compute-Budget": "steps=2", "Authorization": f"Bearer {KEY}"}
+    return httpx.post(f"{nodes.url}/v1/completions", json=body, headers=headers, timeout=60)
 
 
 def test_an_adapter_is_chosen_from_shards_trained_and_loaded_across_nodes(nodes: Nodes) -> None:
@@ -96,7 +99,9 @@ def test_an_adapter_is_chosen_from_shards_trained_and_loaded_across_nodes(nodes:
 def test_errors_of_a_cluster_are_openais_too(nodes: Nodes) -> None:
     assert ask(nodes, max_tokens=-1).json()["error"]["type"]
     assert httpx.get(f"{nodes.url}/-/routes").json()["error"]["message"]
-    assert httpx.get(f"{nodes.url}/nowhere").status_code == 404
+    assert httpx.get(f"{nodes.url}/-/healthz").status_code == 200
+    nobody = httpx.post(f"{nodes.url}/v1/completions", json={"model": "nano", "prompt": "x"})
+    assert (nobody.status_code, nobody.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
 def test_the_loss_of_a_node_is_mended(nodes: Nodes) -> None:

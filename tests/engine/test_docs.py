@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if re.search(r"```(console|python)", path.read_text()))
 _BIN = f"{Path(sys.executable).parent}/"
 _SERVE = ".venv/bin/mayfly serve"
+START_SECONDS = 300
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Reader:
 
     folder: Path
     port: int
-    servers: list[subprocess.Popen[str]] = field(default_factory=list)
+    servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self, command: str) -> None:
         done = subprocess.run(
@@ -40,18 +42,18 @@ class Reader:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
     def serve(self, command: str) -> None:
-        server = subprocess.Popen(
-            ["bash", "-c", f"exec {self._here(command)}"],
-            cwd=self.folder, env=self._environment(), stderr=subprocess.PIPE, text=True, process_group=0,
-        )  # fmt: skip
+        log = self.folder / f"server-{len(self.servers)}.log"
+        with log.open("wb") as said:
+            server = subprocess.Popen(
+                ["bash", "-c", f"exec {self._here(command)}"],
+                cwd=self.folder, env=self._environment(), stdout=said, stderr=said, process_group=0,
+            )  # fmt: skip
         self.servers.append(server)
-        assert server.stderr is not None
-        said = []
-        for line in server.stderr:
-            said.append(line)
-            if line.startswith("ready"):
-                return
-        pytest.fail(f"{command}\n{''.join(said)}")
+        until = time.monotonic() + START_SECONDS
+        while "\nready" not in log.read_text():
+            assert server.poll() is None, f"{command}\n{log.read_text()}"
+            assert time.monotonic() < until, f"{command}\n{log.read_text()}"
+            time.sleep(0.2)
 
     def python(self, code: str) -> None:
         file = self.folder / "build" / "page.py"
@@ -62,13 +64,15 @@ class Reader:
     def close(self) -> None:
         for server in self.servers:
             server.send_signal(signal.SIGINT)
+        for server in self.servers:
             server.wait(timeout=60)
 
     def _here(self, text: str) -> str:
         return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(".venv/bin/", _BIN)
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "MAYFLY_HOME": str(self.folder / "home"), "MAYFLY_PORT": str(self.port)}
+        others = {name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")}
+        return {**others, "MAYFLY_HOME": str(self.folder / "home"), "MAYFLY_PORT": str(self.port)}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from serving.app import application
 from serving.cli import app
 from serving.options import settings_of, sources, variable, with_settings
 from serving.settings import Settings
@@ -116,9 +117,29 @@ def test_arguments_of_a_serve_config_are_settings(monkeypatch: pytest.MonkeyPatc
     assert settings_of(told).max_steps == 30
 
 
+def test_arguments_go_before_a_file_that_the_environment_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAYFLY_CONFIG", str(file))
+
+    told = settings_of({"max-steps": 7})
+
+    assert (told.max_steps, told.port) == (7, 9000)
+
+
+def test_a_clusters_server_is_not_built_without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MAYFLY_API_KEYS", raising=False)
+
+    with pytest.raises(ValueError, match="needs keys"):
+        application({"home": str(tmp_path)})
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
-    [({"steps": 1}, "no setting 'steps'"), ({"port": 0}, "port"), ({"max-seconds": "much"}, "must be a number")],
+    [
+        ({"api-key": "secret"}, "no secret here"),
+        ({"steps": 1}, "no setting 'steps'"),
+        ({"port": 0}, "port"),
+        ({"max-seconds": "much"}, "must be a number"),
+    ],
 )
 def test_arguments_that_are_wrong_are_a_value_error(told: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> 
     [
         (Settings(model="/no/such/model"), "cannot load the model"),
         (Settings(precision="float8"), "unknown precision"),
+        (Settings(max_seconds=math.nan), "max-seconds is nan"),
         (Settings(budget="much"), "Compute-Budget"),
         (Settings(corpus="nowhere"), "no corpus 'nowhere'"),
     ],
