@@ -59,7 +59,7 @@ class Reader:
         file = self.folder / "build" / "page.py"
         file.parent.mkdir(exist_ok=True)
         file.write_text(self._here(code))
-        self.run(f"{_BIN}python build/page.py")
+        self.run(".venv/bin/python build/page.py")
 
     def close(self) -> None:
         for server in self.servers:
