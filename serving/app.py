@@ -270,7 +270,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # the entrance sees by itself who listens
         "RAY_SERVE_PORT_QUARANTINE_S": "1",
     }
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((config.host, config.port))
@@ -302,7 +302,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
                 serve.run(build(config), name="mayfly", route_prefix="/")
             except RuntimeError as problem:
                 raise StartError(f"the server did not start: {problem}") from problem
-            url = f"http://{config.host}:{config.port}"
+            url = f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
             _wait_for(f"{url}/health")
             yield url
         finally:

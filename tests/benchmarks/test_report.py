@@ -236,3 +236,13 @@ def test_the_script_runs_where_nothing_is_installed(tmp_path: Path) -> None:
     told = (tmp_path / "R.md").read_text()
     for words in ("[abuse.json](results/abuse.json)", "make bench-quality", "| 1,000,000 |", "malformed requests"):
         assert words in told
+
+
+def test_kept_results_of_quality_and_latency_are_told() -> None:
+    what_it_buys = quality(kept("quality"), sketches("quality"))
+    what_it_costs = latency(kept("latency"), sketches("latency"))
+
+    assert any(each.startswith("SIFT minus nearest neighbours: **") for each in what_it_buys)
+    assert any(each.startswith("| NN, every sequence 5 times |") for each in what_it_buys)
+    assert any(each.startswith("| `auto` | 16 |") for each in what_it_costs)
+    assert any("times the naive way's" in each for each in what_it_costs)
