@@ -54,6 +54,10 @@ REPLICA_PORTS = 16  # where an engine replica may answer: one that is replaced t
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
 _SHARD_SECONDS = 30.0  # for a shard's answer
 _HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
+NODE = {  # what every node's environment should have
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine five seconds do not suffice, and it is killed
+}
 _ENGINE = orphans.ENVIRONMENT | {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"  # else every token crosses from one thread to another
 }
@@ -262,8 +266,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
     os.environ.pop(variable("api_key"), None)  # replicas know its digest
     ports = free_ports(1 + REPLICA_PORTS)  # drawn at once: the proxy must not be taken for a replica
     proxy, replicas = ports[0], ports[1:]
-    os.environ |= {  # read by Ray's processes, which inherit it
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
+    os.environ |= NODE | {  # read by Ray's processes, which inherit it
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # replicas answer HTTP themselves
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas.start),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),

@@ -45,8 +45,7 @@ def nodes(corpora: Path, embedder: Embedder) -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
     from ray.serve.config import HTTPOptions
 
-    from serving import front
-    from serving.app import application
+    from serving.app import NODE, application
 
     whole = Corpus.open(corpora / "corpora", "web")
     follow(whole, [folder_of(corpora, shard, SHARDS) for shard in range(SHARDS)], embedder)
@@ -55,7 +54,7 @@ def nodes(corpora: Path, embedder: Embedder) -> Iterator[Nodes]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     before = dict(os.environ)
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **NODE}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         spare = cluster.add_node(num_cpus=2)
