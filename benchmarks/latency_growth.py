@@ -6,8 +6,9 @@ anyway; the rest is asked here. Corpora of a given length or size hold random to
 Larger models have random weights and the bundled tokenizer. A sequence's length is that of every one that is trained.
 
 A line is fitted through requests, not through medians, by least squares. Where two lines that meet do clearly better
-(BIC, by MARGIN) and the slope changes by more than LEAST_CHANGE, it bends there; two measured values of x give a line
-and no more, and three or four can only hint at a bend.
+(BIC, by MARGIN) and the slope changes by more than LEAST_CHANGE, it bends there, though not within a quarter of the
+values from an end, where a few points would decide it; two measured values of x give a line and no more, and three or
+four can only hint at a bend.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def fit(points: Sequence[Point]) -> Fit | None:
     (intercept, slope), rest = _least_squares(np.stack([np.ones_like(x), x], 1), y)
     total = float(((y - y.mean()) ** 2).sum())
     bends = []
-    for knot in values[1:-1]:
+    few = max(1, len(values) // 4)
+    for knot in values[few:-few]:
         (start, before, change), left = _least_squares(np.stack([np.ones_like(x), x, np.maximum(x - knot, 0)], 1), y)
         if abs(change) > LEAST_CHANGE * abs(slope):
             bends.append((_bic(left, len(x), 4), float(knot), start, before, before + change))
