@@ -100,6 +100,11 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
             }
             for axis, variants in axes.items()
         },
+        "sift_minus_nn_alike": {
+            setting: difference(by_variant[f"{SIFT}{setting}"], by_variant[f"{NN}{setting}"])
+            for setting in (name.removeprefix(SIFT) for name in by_variant if name.startswith(f"{SIFT},"))
+            if f"{NN}{setting}" in by_variant
+        },
         "points": [
             {"variant": row.variant, "passage": row.passage, "group": row.group, "bits": row.bits}
             | ({"sigma": {n: row.sigma[int(n)] for n in row.bits}} if row.variant == SIFT else {})

@@ -70,7 +70,11 @@ def settings(result: Result, plots: Plots) -> list[str]:
             axes.set(title=axis)
             axes.legend(fontsize=6)
 
+    alike = [[setting.lstrip(", "), cell(less)] for setting, less in result["sift_minus_nn_alike"].items()]
     lines = [
+        "### SIFT and nearest neighbours under the same setting",
+        "",
+        *table(["both with", "SIFT minus NN"], alike),
         "### Settings",
         "",
         f"Of {passages} of these passages; beside SIFT and nearest neighbours with the defaults on the same ones.",

@@ -67,6 +67,15 @@ def test_means_are_those_of_the_passages(everything: list[Row]) -> None:
     assert result["axes"]["rank"]["rank 4"]["minus_sift"] == pytest.approx((2, 2, 2))
 
 
+def test_sift_and_nearest_neighbours_are_compared_under_the_same_setting() -> None:
+    everything = [*rows("SIFT", 80), *rows("NN", 85), *rows("SIFT, twice", 82), *rows("NN, twice", 90)]
+
+    result = summary(everything, ["SIFT", "NN"], {})
+
+    assert list(result["sift_minus_nn_alike"]) == [", twice"]
+    assert result["sift_minus_nn_alike"][", twice"] == pytest.approx((-8, -8, -8))
+
+
 def test_at_equal_seconds_the_slower_has_taken_fewer_steps() -> None:
     result = summary([*rows("SIFT", 80, 0.1), *rows("NN", 80, 0.2)], ["SIFT", "NN"], {})
 
