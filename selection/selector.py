@@ -93,9 +93,14 @@ class Selector:
         tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
         self._model = None if config.base_model is None else model_digest(config.base_model)
         self.corpora = OpenCorpora(config.root, self.embedder, tokenizer)
-        self.sharded = ShardedCorpora(self.corpora, shards) if shards else self.corpora
+        self._shards = shards
         text_TD = self.embedder.embed(["a first text, so that no request pays for the first call"])
         sift(text_TD, text_TD, steps=1, regularisation=REGULARISATION)  # compiles, or loads what was compiled
+
+    @property
+    def searched(self) -> OpenCorpora | ShardedCorpora:
+        """The open corpora, those that lie in shards as one each."""
+        return ShardedCorpora(self.corpora, self._shards) if self._shards else self.corpora
 
     def check(self, corpus: str) -> None:
         """Open a corpus, or see that it is open.
@@ -103,7 +108,7 @@ class Selector:
         Raises:
             CorpusError: as `select`.
         """
-        with self.sharded.use(corpus):
+        with self.searched.use(corpus):
             pass
 
     def select(
@@ -134,7 +139,7 @@ class Selector:
             CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
         """
-        with self.sharded.use(corpus, reader) as opened:
+        with self.searched.use(corpus, reader) as opened:
             meta = opened.meta()
             calibration = None if self._model is None else calibration_of(meta, self._model)
             regularisation = self.config.regularisation

@@ -238,7 +238,7 @@ def test_the_nearest_of_all_shards_are_those_of_the_whole(
     drawn = np.random.default_rng(seed).normal(size=(targets, int(corpus.meta()["dimension"])))
     targets_TD = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
-    with shelf.selector(shards).sharded.use("things") as sharded:
+    with shelf.selector(shards).searched.use("things") as sharded:
         _, many_KD = sharded.nearest(targets_TD, k)
     _, one_KD = corpus.nearest(targets_TD, k)
 
