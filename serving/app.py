@@ -305,7 +305,9 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
                 serve.run(build(config), name="mayfly", route_prefix="/")
             except RuntimeError as problem:
                 raise StartError(f"the server did not start: {problem}") from problem
-            url = f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
+            url = (
+                f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
+            )
             _wait_for(f"{url}/health")
             yield url
         finally:
