@@ -32,7 +32,7 @@ def by_distinct(sift: Mapping[str, Row], nearest: Mapping[str, Row]) -> list[dic
         if not len(part):
             continue
         rows = [ordered[number] for number in part]
-        less = [_percent(row) - _percent(nearest[row.passage]) for row in rows]
+        less = [percent(row) - percent(nearest[row.passage]) for row in rows]
         found.append(
             {
                 "passages": len(rows),
@@ -78,5 +78,6 @@ def at_a_third(points: Sequence[tuple[float, float, float]]) -> float:
     return min(points, key=lambda point: abs(point[1] - stopping.TARGET_STEPS))[0]
 
 
-def _percent(row: Row) -> float:
+def percent(row: Row) -> float:
+    """Of base, after all steps."""
     return 100 * row.last / row.base

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import insight, stopping
+from benchmarks.insight import percent
 from benchmarks.passages import interval
 from benchmarks.variants import Row, Variant
 from serving.config import AUTO
@@ -47,7 +48,7 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
         "passages": len(sift),
         "documents": len({row.document for row in sift}),
         "base_bits_per_byte": _mean(sift, lambda row: row.base),
-        "percent_of_base": {name: _mean(found, _percent) for name, found in main.items()},
+        "percent_of_base": {name: _mean(found, percent) for name, found in main.items()},
         "sift_minus_nn": difference(by_variant[SIFT], by_variant[NN]),
         "by_steps": {name: _by_steps(found, steps) for name, found in trained.items()},
         "by_domain": {
@@ -55,7 +56,7 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
                 "passages": sum(row.group == group for row in sift),
                 "base_bits_per_byte": _mean([row for row in sift if row.group == group], lambda row: row.base),
                 "percent_of_base": {
-                    name: _mean([row for row in found if row.group == group], _percent) for name, found in main.items()
+                    name: _mean([row for row in found if row.group == group], percent) for name, found in main.items()
                 },
             }
             for group in groups
@@ -91,7 +92,7 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
         "axes": {
             axis: {
                 variant.name: {
-                    "percent_of_base": _mean(list(by_variant[variant.name].values()), _percent),
+                    "percent_of_base": _mean(list(by_variant[variant.name].values()), percent),
                     "minus_sift": difference(by_variant[variant.name], by_variant[SIFT]),
                     "minus_nn": difference(by_variant[variant.name], by_variant[NN]),
                     "by_steps": _by_steps(list(by_variant[variant.name].values()), steps),
@@ -116,7 +117,7 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
 def difference(ours: Mapping[str, Row], theirs: Mapping[str, Row]) -> Triple:
     """Points of per cent of base, ours less theirs, on the passages that both have."""
     both = [ours[passage] for passage in ours if passage in theirs]
-    return _mean(both, lambda row: _percent(row) - _percent(theirs[row.passage]))
+    return _mean(both, lambda row: percent(row) - percent(theirs[row.passage]))
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
@@ -175,10 +176,6 @@ def share(value: float | None) -> str:
 
 def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Triple:
     return interval([value(row) for row in rows], [row.document for row in rows])
-
-
-def _percent(row: Row) -> float:
-    return 100 * row.last / row.base
 
 
 def _by_steps(rows: Sequence[Row], steps: Sequence[int]) -> dict[str, Triple]:

@@ -90,6 +90,6 @@ class Copies:
 
     def present(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of these sequences are there [K]."""
-        marks = ", ".join("?" * len(sequences))
-        rows = self._ask(f"SELECT id FROM sequences WHERE id IN ({marks})", sequences.tolist())  # noqa: S608
+        wanted = json.dumps(sequences.tolist())  # one value, however many they are: SQLite bounds the number of those
+        rows = self._ask("SELECT id FROM sequences WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
         return np.isin(sequences, np.fromiter((row[0] for row in rows), np.int64))

@@ -78,6 +78,20 @@ class Corpus:
         return corpus
 
     @classmethod
+    def create_part(cls, root: Path, whole: Corpus) -> Corpus:
+        """Make an empty corpus that takes copies of another's documents: of its name, id, embedder and tokenizer.
+
+        It remembers as `of` which embeddings of the whole it holds.
+        """
+        meta = whole.meta()
+        (root / whole.name).mkdir(parents=True, exist_ok=True)
+        part = cls(root / whole.name)
+        same = ("id", "embedder", "revision", "dimension", "tokenizer")
+        part._store.initialise({**{key: meta[key] for key in same}, "of": meta["uuid"]})
+        part._store.check_version()
+        return part
+
+    @classmethod
     def open(cls, root: Path, name: str, reader: Reader = EVERYTHING) -> Corpus:
         """Open the corpus of that name, id or display name (`find_corpus`).
 

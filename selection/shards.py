@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from selection.corpus import Corpus
-from selection.embedding import Embedder, Embeddings
+from selection.embedding import Embeddings
 from selection.filters import Filter
 from selection.index import Ids
 from selection.reader import EVERYTHING, Reader
@@ -125,10 +125,6 @@ class ShardedCorpora:
                     )
             yield ShardedCorpus(corpus, self._shards)
 
-    def close(self) -> None:
-        """Close what is open here."""
-        self._whole.close()
-
 
 def folder_of(home: Path, shard: int, shards: int) -> Path:
     """The folder of a shard's parts, below a home."""
@@ -138,7 +134,6 @@ def folder_of(home: Path, shard: int, shards: int) -> Path:
 def follow(
     corpus: Corpus,
     roots: Sequence[Path],
-    embedder: Embedder,
     on_document: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Make the shards of a corpus, one in each folder, or have them follow what has changed since.
@@ -146,15 +141,12 @@ def follow(
     What is there is not added again, so a run that was broken off goes on; parts that are not finished are searched by
     nobody. `on_document` is called with documents done and in all.
 
-    Args:
-        embedder: that of the corpus.
-
     Raises:
         CorpusError: the corpus was embedded anew meanwhile, or a shard could not be written.
     """
     meta = corpus.meta()
     documents = sorted(corpus.documents(), key=lambda entry: entry.id)  # a part's numbers only grow
-    parts = [_part(root, corpus.name, meta, embedder) for root in roots]
+    parts = [_part(root, corpus) for root in roots]
     there = [{entry.id for entry in part.documents()} for part in parts]
     for done, entry in enumerate(documents, 1):
         number = _shard_of(entry.name, len(parts))
@@ -175,21 +167,18 @@ def follow(
         part.close()
 
 
-def _part(root: Path, name: str, meta: Mapping[str, str], embedder: Embedder) -> Corpus:
+def _part(root: Path, whole: Corpus) -> Corpus:
     """The part that is there, or a new one in the place of one of other vectors."""
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        part = Corpus.open(root, name)
-        if part.meta().get("of") == meta["uuid"]:
+    with suppress(CorpusNotFoundError):
+        part = Corpus.open(root, whole.name)
+        if part.meta().get("of") == whole.meta()["uuid"]:
             return part
         part.remove()
-    except CorpusNotFoundError:
-        pass
-    return Corpus.create(root, name, embedder, meta["tokenizer"], {"id": meta["id"], "of": meta["uuid"]})
+    return Corpus.create_part(root, whole)
 
 
 def _is_part(part: Mapping[str, str], whole: Mapping[str, str], shard: int, shards: int) -> bool:
-    return (part["id"], part["of"], part.get("shard")) == (whole["id"], whole["uuid"], _place(shard, shards))
+    return (part["id"], part.get("of"), part.get("shard")) == (whole["id"], whole["uuid"], _place(shard, shards))
 
 
 def _ask_all(shards: Sequence[Ask], method: Callable[..., Any], *args: Any) -> list[Any]:

@@ -171,8 +171,6 @@ def corpus_reembed(name: str, model: Model = None, embedder: EmbedderName = EMBE
 def corpus_shard(
     name: str,
     shards: Annotated[int, typer.Option("--shards", min=1, max=64, help="How many.")],
-    model: Model = None,
-    embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
     """Spread a corpus over shards, for `mayfly serve --shards`, or have its shards follow what has changed since.
@@ -180,20 +178,15 @@ def corpus_shard(
     The corpus stays as it is. A shard is a folder of its own, shards/0-of-4 and so on, on any machine.
     """
     from selection.corpus import Corpus
-    from selection.embedding import load_embedder
     from selection.shards import folder_of, follow
-    from serving.config import bundled_model
 
     corpus = Corpus.open(home / "corpora", name)
-    with err.status("loading the embedder"):
-        vectors = load_embedder(embedder, base_model=model or bundled_model())
-    corpus.check(vectors)
     roots = [folder_of(home, shard, shards) for shard in range(shards)]
     with _bar("documents") as progress:
         task = progress.add_task("spreading", total=None, sequences=corpus.counts()[1])
-        follow(corpus, roots, vectors, lambda done, total: progress.update(task, completed=done, total=total))
+        follow(corpus, roots, lambda done, total: progress.update(task, completed=done, total=total))
     for root in roots:
-        part = Corpus.open(root, name)
+        part = Corpus.open(root, corpus.name)
         documents, sequences = part.counts()
         out.print(f"{root}: {documents} documents, {sequences} sequences", highlight=False, soft_wrap=True)
         part.close()

@@ -55,13 +55,14 @@ def settings_of(told: Mapping[str, Any]) -> Settings:
         ValueError: a name that is no setting, or a value that does not suit it; or a secret, since Ray shows and logs
             what it is told.
     """
-    if checked(told).keys() & {"api_key"}:
+    said = checked(told)
+    if "api_key" in said:
         raise ValueError(f"api-key is no secret here: set {variable('api_key')}, or `api-key-file`")
     found: list[Settings] = []
     app = typer.Typer()
     app.command()(with_settings(lambda settings, _: found.append(settings)))
     try:
-        typer.main.get_command(app).main([], standalone_mode=False, default_map=checked(told))
+        typer.main.get_command(app).main([], standalone_mode=False, default_map=said)
     except typer.BadParameter as problem:
         raise ValueError(problem.format_message()) from None
     return found[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from adapters.base_model import BaseModel
 from adapters.lora import LoraBank
-from adapters.memory import Memory, _kept
+from adapters.memory import Memory, _kept, free_bytes
 from adapters.trainer import LLAMA_TARGETS
 
 
@@ -54,3 +56,15 @@ def test_what_is_free_decides_where_nobody_says(bound: tuple[BaseModel, LoraBank
     assert memory.holds(1, 64)
     assert not memory.holds(1 << 40, 64)
     assert not small.holds(1, 2)
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path) > 1 << 20
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 400\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path) > 1 << 20
+    (tmp_path / "memory.max").write_text("1500\n")
+    assert free_bytes(tmp_path) == 900
+    (tmp_path / "memory.max").write_text("500\n")
+    assert free_bytes(tmp_path) == 0

@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from selection.corpus import Corpus
-from selection.embedding import Embedder
 from selection.shards import folder_of, follow
 
 SHARDS = 2
@@ -39,7 +38,7 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes(corpora: Path, embedder: Embedder) -> Iterator[Nodes]:
+def nodes(corpora: Path) -> Iterator[Nodes]:
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster
@@ -48,7 +47,7 @@ def nodes(corpora: Path, embedder: Embedder) -> Iterator[Nodes]:
     from serving.app import NODE, application
 
     whole = Corpus.open(corpora / "corpora", "web")
-    follow(whole, [folder_of(corpora, shard, SHARDS) for shard in range(SHARDS)], embedder)
+    follow(whole, [folder_of(corpora, shard, SHARDS) for shard in range(SHARDS)])
     whole.close()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

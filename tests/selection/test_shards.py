@@ -51,7 +51,7 @@ class Shelf:
         self, corpus: Corpus, shards: int, on_document: Callable[[int, int], None] = lambda done, total: None
     ) -> list[Path]:
         roots = [folder_of(self.home, shard, shards) for shard in range(shards)]
-        follow(corpus, roots, self._embedder, on_document)
+        follow(corpus, roots, on_document)
         return roots
 
     def selector(self, shards: int) -> Selector:
@@ -149,6 +149,14 @@ def test_what_is_there_is_not_added_again(shelf: Shelf) -> None:
     shelf.shard(corpus, 1)
 
     assert Corpus.open(root, "things").meta() == before
+
+
+def test_the_whole_corpus_may_be_the_candidates(shelf: Shelf) -> None:
+    shelf.shard(shelf.fill(_DOCUMENTS), 3)
+
+    with shelf.selector(3).searched.use("things") as sharded:
+        ids_K, _ = sharded.nearest(np.eye(1, int(sharded.meta()["dimension"]), dtype=np.float32), None)
+    assert len(set(ids_K.tolist())) == len(_DOCUMENTS)
 
 
 def test_a_corpus_in_no_shard_is_searched_whole(shelf: Shelf) -> None:
