@@ -86,7 +86,7 @@ class Server:
 
     def staged(self) -> list[str]:
         """Adapters in its staging folders."""
-        return sorted(adapter.name for folder in self._staging() for adapter in folder.iterdir())
+        return sorted(adapter.name for folder in self._staging() for adapter in folder.iterdir() if adapter.is_dir())
 
     def metrics(self, headers: Mapping[str, str] | None = None) -> defaultdict[str, float]:
         """What /metrics says, by name, summed over labels; 0 for what it does not say.

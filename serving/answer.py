@@ -30,14 +30,19 @@ class Adapting(Protocol):
 
 
 class Answer:
-    """Passes vLLM's answer on, the report in it, or puts an error in its place."""
+    """Passes vLLM's answer on, the report in it, or puts an error in its place.
 
-    def __init__(self, send: Send) -> None:
+    Args:
+        send: ASGI's.
+        trouble: why anything fails now, told in place of a server's error.
+    """
+
+    def __init__(self, send: Send, trouble: Callable[[], Exception | None] = lambda: None) -> None:
         self.adaptation: Adapting | None = None
         self.hear: Callable[[bytes], None] | None = None  # is given the body of a 200 as vLLM wrote it
         self.conforms_chunks = False  # whether those of a stream must be conformed, too
         self.status = 0  # of the answer, once it is known
-        self._send = send
+        self._send, self._trouble = send, trouble
         self._start: Message | None = None
         self._held = b""
         self._state = "holding"  # then, of a slow stream, "commenting"; then "passing" or "failed"
@@ -100,6 +105,9 @@ class Answer:
         is_error = self.status >= 400
         if more and (is_json or is_error or (is_stream and _EVENT_END not in self._held)):
             return
+        if self.status >= 500 and (trouble := self._trouble()):
+            await self._fail(trouble)
+            return
         content, self._held = self._held, b""
         headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
         if is_error:
@@ -132,6 +140,9 @@ class Answer:
             return
         begun, self._state = self._state == "commenting", "failed"
         status, content = to_http(problem)
+        if status >= 500 and (trouble := self._trouble()):
+            problem = trouble
+            status, content = to_http(problem)
         if begun:
             event = b"data: " + json.dumps(content).encode() + _EVENT_END
             await self._send({"type": "http.response.body", "body": event, "more_body": False})

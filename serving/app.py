@@ -37,6 +37,7 @@ from serving.config import Config
 from serving.entrance import entrance, free_ports
 from serving.errors import StartError
 from serving.logs import set_up_logs
+from serving.node import Node
 from serving.options import settings_of, variable
 from serving.settings import check
 from serving.stages import CorporaStage, ShardStage, TrainStage
@@ -53,6 +54,7 @@ STAGE_QUEUE = 256  # requests that may wait before a stage
 REPLICA_PORTS = 16  # where an engine replica may answer: one that is replaced takes another
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
 _SHARD_SECONDS = 30.0  # for a shard's answer
+_STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
 _HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
 NODE = {  # what every node's environment should have
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
@@ -255,8 +257,8 @@ def application(told: dict[str, Any]) -> serve.Application:
 
 
 @contextmanager
-def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None) -> Iterator[str]:
-    """A Mayfly on this machine for the length of a `with`; gives its base URL.
+def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None) -> Iterator[tuple[str, Node]]:
+    """A Mayfly on this machine for the length of a `with`; gives its base URL, and Ray's processes to be watched.
 
     Raises:
         StartError: Ray or a deployment did not come up.
@@ -272,6 +274,8 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # the entrance sees by itself who listens
         "RAY_SERVE_PORT_QUARANTINE_S": "1",
+        # Memory that the store has not got beforehand may not be there later; asked for then, it is the raylet's end.
+        "RAY_preallocate_plasma_memory": "1",
     }
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -288,11 +292,13 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
             ray.init(
                 address="local",
                 include_dashboard=False,
+                object_store_memory=_STORE_BYTES["gpu" if config.engine_gpus else "cpu"],
                 logging_level=logging.ERROR,
                 log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
             )
         except Exception as problem:  # a plain one, where a crowded machine was too slow
             raise StartError(f"Ray did not start: {problem}; try again") from problem
+        node = Node()
         for number in (signal.SIGINT, signal.SIGTERM):  # Ray has just put its own in their place
             signal.signal(number, _interrupt)
         try:
@@ -309,12 +315,15 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
                 f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
             )
             _wait_for(f"{url}/health")
-            yield url
+            yield url, node
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):  # a second one now would leave processes and files behind
                 signal.signal(number, signal.SIG_IGN)
-            serve.delete("mayfly")  # waits until the engine has ended its processes
-            ray.shutdown()
+            if node.lost:
+                node.end()
+            else:
+                serve.delete("mayfly")  # waits until the engine has ended its processes
+                ray.shutdown()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -147,12 +146,12 @@ def demo(
     try:
         passage = prepare(home, console)
         config = Settings(corpus=CORPUS, port=port, home=home).config()
-        with running(config, lambda stage: console.print(f"[dim]{stage} ...[/]")) as url:
+        with running(config, lambda stage: console.print(f"[dim]{stage} ...[/]")) as (url, node):
             result = demonstrate(url, passage, console)
             show(result, url, console)
             if keep:
                 console.print("[dim]The server stays up; Ctrl-C ends it.[/]")
-                threading.Event().wait()
+                node.watch()
             console.print("[dim]ending ...[/]")
     except KeyboardInterrupt:
         err.print("ended")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import os
+import sys
 from dataclasses import fields
+from typing import NoReturn
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from serving.errors import LostError
 from serving.options import by_default, sources, with_settings
 from serving.settings import Settings, check
 from serving.terminal import err, out
@@ -19,14 +23,25 @@ def serve(settings: Settings, _: typer.Context) -> None:
     """Serve the OpenAI API, an adapter trained for each request. Ctrl-C ends it."""
     from serving.app import running
 
-    config = settings.config()
+    config, environment = settings.config(), dict(os.environ)
     check(config)
     try:
-        with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as url:
+        with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as (url, node):
             err.print(f"[green]ready[/] {config.engine.served_name} at {url}/v1 (Ctrl-C ends it)", highlight=False)
-            threading.Event().wait()
+            node.watch()
     except KeyboardInterrupt:
         err.print("ended")
+    except LostError as problem:
+        err.print(f"[red]{problem}[/]; starting again")
+        _again(environment)
+
+
+def _again(environment: dict[str, str]) -> NoReturn:
+    """This command from its beginning, in this process: Ray cannot be started twice in one that has lost it."""
+    for file in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the folder that was just read
+            os.set_inheritable(int(file), int(file) <= 2)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606
 
 
 @with_settings

@@ -19,8 +19,8 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,9 +32,12 @@ from transformers import AutoTokenizer
 
 from adapters.adapter import Adapter
 from serving.config import EngineConfig
+from serving.errors import DownError
+from serving.staging import SHARED_NAMES, Staging
 from serving.tracing import span
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
+_SHARED = re.compile(rf"/dev/shm/({SHARED_NAMES.pattern})\n")  # noqa: S108
 
 
 class Adapted(Protocol):
@@ -75,7 +78,8 @@ class Engine:
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(config.adapters)
         self._live: set[int] = set()
-        self.staging = _staging_folder()
+        self.staging = Staging()
+        self.staging.adopt(_shared_memory())
         llm.generate = self._generate
 
     @classmethod
@@ -119,7 +123,7 @@ class Engine:
         from vllm.lora.request import LoRARequest
 
         await self._slots.acquire()
-        loaded = LoadedAdapter(adapter.name, next(self._ids), self.staging / adapter.name)
+        loaded = LoadedAdapter(adapter.name, next(self._ids), self.staging.path / adapter.name)
         self._live.add(loaded.id)
         try:
             await asyncio.to_thread(adapter.save, loaded.folder)
@@ -142,30 +146,29 @@ class Engine:
         """Ids of the adapters that vLLM holds."""
         return sorted(await self._llm.list_loras())
 
-    def staged(self) -> list[str]:
-        """Names of the adapters that are staged."""
-        return sorted(path.name for path in self.staging.iterdir())
-
     def live(self) -> int:
         """How many adapters are loaded, or being loaded."""
         return len(self._live)
 
-    def staged_bytes(self) -> int:
-        """How many bytes are staged, whoever left them there."""
-        total = 0
-        for folder in self.staging.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # its request has just ended
-                total += sum(file.stat().st_size for file in folder.iterdir())
-        return total
-
     async def check(self) -> None:
-        """Raise if the engine is dead."""
-        await self._llm.check_health()
+        """Whether it can answer.
+
+        Raises:
+            DownError: it has ended.
+        """
+        if problem := self.trouble():
+            raise problem
+
+    def trouble(self) -> DownError | None:
+        """Why whatever it does now fails."""
+        if not self._llm.errored:
+            return None
+        return DownError("the engine has ended and is started again; try again in some seconds")
 
     def stop(self) -> None:
         """End the engine's processes and delete the staging folder."""
         self._llm.shutdown()
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self.staging.end()
 
     async def _generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Stands before `AsyncLLM.generate`, with its signature.
@@ -237,11 +240,10 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     return arguments
 
 
-def _staging_folder() -> Path:
-    """A new folder in memory-backed storage, after deleting those of processes that are gone."""
-    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())  # noqa: S108
-    for left in root.glob("mayfly-*-*"):
-        owner = left.name.split("-")[1]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"mayfly-{os.getpid()}-", dir=root))
+def _shared_memory() -> set[str]:
+    """Names of the shared memory that vLLM's processes, children of this one, talk through."""
+    names: set[str] = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(OSError):  # it has ended
+            names.update(_SHARED.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+    return names

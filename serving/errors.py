@@ -87,8 +87,16 @@ class AdaptationFailedError(MayflyError):
     """The adaptation failed and the request said that it was required."""
 
 
+class DownError(MayflyError):
+    """The engine has ended; another one is being started."""
+
+
 class StartError(MayflyError):
     """The server could not start; the message says why and what to do."""
+
+
+class LostError(MayflyError):
+    """What a server of one machine cannot do without has ended; it must start again."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,7 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (ReadOnlyError, HttpError(403, "invalid_request_error", "permission_denied")),
     (LibraryError, HttpError(400, "invalid_request_error")),
     (AdaptationFailedError, HttpError(500, "server_error", "adaptation_failed")),
+    (DownError, HttpError(503, "server_error", "engine_restarting")),
 )
 
 
@@ -151,6 +160,8 @@ def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
     if isinstance(problem, BusyError):
         when = (b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())
         return [when] if problem.full is None else [when, (FULL, problem.full.encode())]
+    if isinstance(problem, DownError):
+        return [(b"retry-after", b"5")]
     if isinstance(problem, UnauthorizedError):
         return [(b"www-authenticate", b"Bearer")]
     if isinstance(problem, AdaptationFailedError):

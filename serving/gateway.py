@@ -99,7 +99,7 @@ class Gateway:
         self._discarding: set[asyncio.Task[None]] = set()
         self._metrics = Metrics(
             live_adapters=engine.live,
-            staging_bytes=engine.staged_bytes,
+            staging_bytes=engine.staging.bytes,
             in_stage=lambda: Counter(adaptation.stage for adaptation in self._adaptations.copy()),
             under_way=lambda: {"requests": self._admission.requests, "adaptations": self._admission.adaptations},
         )
@@ -112,7 +112,7 @@ class Gateway:
             else:
                 await send({"type": "websocket.close"})
             return
-        begun, answer = time.monotonic(), Answer(send)
+        begun, answer = time.monotonic(), Answer(send, self._engine.trouble)
         request_id = REQUEST_ID.set(_header(scope, b"x-request-id"))
         with request_span(_header(scope, b"traceparent"), {"http.request.method": scope["method"]}) as tell:
             try:
@@ -171,6 +171,7 @@ class Gateway:
 
     async def _adapted(self, scope: Message, receive: Receive, answer: Answer, key: Key | None) -> None:
         body = await read_body(receive)
+        await self._engine.check()
         check_size(body)
         check_objects(body)
         wish = read_wish(

@@ -31,8 +31,8 @@ async def test_vllm_says_what_peft_says(server: Server, tokenizer: Any, tmp_path
             "POST", "/v1/completions", headers={"Compute-Budget": "steps=10"}, json=body
         ) as stream:
             async for _ in stream.aiter_lines():  # the adapter is loaded: take its files while it speaks
-                (name,) = server.engine.staged()
-                shutil.copytree(server.engine.staging / name, tmp_path / "adapter")
+                (name,) = server.engine.staging.names()
+                shutil.copytree(server.engine.staging.path / name, tmp_path / "adapter")
                 break
         score = {
             "model": "nano",

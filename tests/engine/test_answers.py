@@ -317,7 +317,7 @@ async def test_no_malformed_budget_trains_anything(server: Server) -> None:
             assert reply.json()["error"]["code"] == "invalid_compute_budget"
             assert reply.json()["error"]["param"] == "Compute-Budget"
             assert "compute-spent" not in reply.headers
-    assert server.engine.staged() == []
+    assert server.engine.staging.names() == []
 
 
 async def test_json_that_is_none_is_refused(server: Server) -> None:

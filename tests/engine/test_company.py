@@ -55,11 +55,11 @@ async def test_nothing_is_left_after_200_requests_of_which_some_leave(server: Se
 
     await asyncio.gather(*(one(number) for number in range(200)))
     for _ in range(100):
-        if not server.engine.staged() and not await server.engine.loaded():
+        if not server.engine.staging.names() and not await server.engine.loaded():
             break
         await asyncio.sleep(0.1)
 
-    assert server.engine.staged() == []
+    assert server.engine.staging.names() == []
     assert await server.engine.loaded() == []
     assert _processes() == processes
     async with server.client() as client:  # and all slots are free again

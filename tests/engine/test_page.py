@@ -171,7 +171,7 @@ async def test_an_answer_can_be_stopped(page: Any, server: Server) -> None:
     await status(page, "Stopped.")
     assert await page.get_by_role("button", name="Answer").is_visible()
     for _ in range(200):
-        if not await server.engine.loaded() and not server.engine.staged():
+        if not await server.engine.loaded() and not server.engine.staging.names():
             break
         await asyncio.sleep(0.1)
     assert await server.engine.loaded() == []

@@ -11,6 +11,7 @@ import pytest
 
 from serving.answer import Answer
 from serving.body import Message
+from serving.errors import DownError, RequestError
 from serving.report import AdaptationReport
 from tests.serving.reports import REPORT
 
@@ -87,3 +88,30 @@ async def test_events_have_their_names_and_half_an_event_its_bytes() -> None:
 
     assert body.startswith(begun + b'data: {"type": "response.created", "adaptation": {')
     assert body.endswith(b"\n\n" + half)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_what_fails_because_the_engine_has_ended_says_so(status: int) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answer = Answer(send, lambda: DownError("the engine has ended"))
+    await answer({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+    await answer({"type": "http.response.body", "body": b'{"error": {"message": "EngineDeadError"}}'})
+
+    assert sent[0]["status"] == answer.status == 503
+    assert (b"retry-after", b"5") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["message"] == "the engine has ended"
+
+
+async def test_a_clients_mistake_stays_one_while_the_engine_is_replaced() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await Answer(send, lambda: DownError("the engine has ended")).fail(RequestError("no prompt"))
+
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]) == (400, "no prompt")

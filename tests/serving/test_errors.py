@@ -14,6 +14,8 @@ from serving.errors import (
     AdaptationFailedError,
     BudgetError,
     BusyError,
+    DownError,
+    LostError,
     MayflyError,
     MethodError,
     ModelError,
@@ -37,6 +39,8 @@ _ALL = [
     BudgetError,
     CorpusError,
     CorpusNotFoundError,
+    DownError,
+    LostError,
     MayflyError,
     MethodError,
     ModelError,
@@ -84,6 +88,13 @@ def test_when_to_come_back_survives_pickling(kind: type[BusyError]) -> None:
     assert (type(again), str(again), again.retry_after) == (kind, "busy", 2.5)
     assert to_http(again)[0] == 429
     assert more_headers(again) == [(b"retry-after", b"3")]
+
+
+def test_an_engine_that_is_replaced_says_when_to_come_back() -> None:
+    status, body = to_http(DownError("the engine has ended"))
+
+    assert (status, body["error"]["code"]) == (503, "engine_restarting")
+    assert more_headers(DownError("m")) == [(b"retry-after", b"5")]
 
 
 def test_an_expensive_failure_says_that_it_must_not_be_tried_again() -> None:

@@ -42,6 +42,8 @@ _ENDLESS = [[(7 * i) % 101 for i in range(32)]] * 20_000  # some minutes
 class Vllm:
     """vLLM's engine and its application: to whatever is asked it has one answer."""
 
+    errored = False
+
     def __init__(self, tokenizer: Any) -> None:
         self.input_processor = SimpleNamespace(process_inputs=lambda *_: None)
         self.app = Starlette(
@@ -194,14 +196,14 @@ async def test_staged_bytes_are_told_while_adapters_come_and_go(engine: Engine) 
 
     def stage_and_unstage() -> None:
         while not ended.is_set():
-            folder = engine.staging / "adapter"
+            folder = engine.staging.path / "adapter"
             folder.mkdir()
             (folder / "adapter_model.safetensors").write_bytes(bytes(100))
             shutil.rmtree(folder)
 
     coming_and_going = threading.Thread(target=stage_and_unstage)
     coming_and_going.start()
-    told = {engine.staged_bytes() for _ in range(5_000)}
+    told = {engine.staging.bytes() for _ in range(5_000)}
     ended.set()
     coming_and_going.join()
 
@@ -215,6 +217,36 @@ async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClie
 
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == '`structured_outputs` is an object such as {"regex": "[0-9]+"}'
+
+
+async def test_an_engine_that_has_ended_is_told_with_when_to_come_back(house: House) -> None:
+    vllm = Vllm(house.tokenizer)
+    engine = Engine(vllm, vllm.app, house.config.engine)
+    async with client_of(house, engine) as client:
+        vllm.errored = True
+        answers = [await chat(client, QUESTION), await chat(client, QUESTION, required=True)]
+    engine.stop()
+
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_restarting")
+        assert answer.headers["retry-after"] == "5"
+
+
+async def test_an_engine_that_ends_while_it_answers_is_told_so_too(house: House) -> None:
+    vllm = Vllm(house.tokenizer)
+
+    async def ends(*_: Any, **__: Any) -> AsyncIterator[str]:
+        vllm.errored = True
+        raise RuntimeError("the engine is dead")
+        yield
+
+    vllm.generate = ends  # type: ignore[method-assign]
+    engine = Engine(vllm, vllm.app, house.config.engine)
+    async with client_of(house, engine) as client:
+        answer = await chat(client, QUESTION)
+    engine.stop()
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_restarting")
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -254,7 +286,7 @@ async def test_what_vllm_does_for_a_client_that_has_left_ends_without_an_adapter
 
     # Assert.
     assert ended == {*tasks}
-    assert (engine.live(), engine.staged()) == (0, [])
+    assert (engine.live(), engine.staging.names()) == (0, [])
 
 
 async def test_where_a_damaged_corpus_lies_is_for_the_log_alone(

@@ -1,0 +1,106 @@
+"""Staging: a folder in memory-backed storage for adapters while they are loaded, and what dead servers left there.
+
+Each server locks its folder for as long as it lives. Unlike a process id, a lock is seen from other containers that
+share the storage, and the kernel lets go of it however a process ends. The shared memory that vLLM's processes talk
+through outlives them when they are killed; its names are kept in the folder, so that it goes with it. Nothing else is
+ever touched: not what another user owns, nor shared memory that no such folder names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+_MEMORY = Path("/dev/shm")  # noqa: S108
+_NAMES = "shared-memory"  # a file in the folder
+# vLLM's rings have a slot for a message each 16 or 24 MiB, and say at their end which are in use; more than this much
+# of a slot is taken by a very long message only.
+_APART, _TAKEN = 8 << 20, 256 << 10
+SHARED_NAMES = re.compile(r"psm_\w+|sem\.(?:mp|loky)-[\w-]+")  # what Python calls shared memory and semaphores
+
+
+class Staging:
+    """This process's folder, `path`; made after the folders of dead servers were swept."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        root = root or storage()
+        sweep(root)
+        self._root = root
+        self.path, self._lock = _locked_folder(root)
+
+    def names(self) -> list[str]:
+        """Of what is staged."""
+        return sorted(each.name for each in self._staged())
+
+    def bytes(self) -> int:
+        """How many are staged, whoever left them there."""
+        total = 0
+        for folder in self._staged():
+            with contextlib.suppress(FileNotFoundError):  # its request has just ended
+                total += sum(file.stat().st_size for file in folder.iterdir())
+        return total
+
+    def adopt(self, shared: Collection[str]) -> None:
+        """Shared memory, by name, that is to go with the folder, and takes now what it would take later.
+
+        Where there is no room left, a process that touches a page for the first time is killed (SIGBUS).
+
+        Raises:
+            OSError: there is none now.
+        """
+        (self.path / _NAMES).write_text("\n".join(shared))
+        for name in shared:
+            with (self._root / name).open("r+b") as file:
+                size = os.fstat(file.fileno()).st_size
+                for start in (*range(0, size, _APART), max(0, size - _TAKEN)):
+                    os.posix_fallocate(file.fileno(), start, min(_TAKEN, size - start))
+
+    def end(self) -> None:
+        """Delete the folder and what it names."""
+        _delete(self.path, self._root)
+        os.close(self._lock)
+
+    def _staged(self) -> list[Path]:
+        return [each for each in self.path.iterdir() if each.is_dir()]
+
+
+def storage() -> Path:
+    """Memory, where the system has it as files."""
+    return _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
+
+
+def sweep(root: Path) -> None:
+    """Delete the folders of servers of this user that are gone."""
+    for folder in root.glob("mayfly-*-*"):
+        with contextlib.suppress(OSError):  # locked: it lives; or another one has just swept it
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.getuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _delete(folder, root)
+            finally:
+                os.close(lock)
+
+
+def _locked_folder(root: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"mayfly-{os.getpid()}-", dir=root))
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another server swept it before it was locked
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.exists():
+                return folder, lock
+
+
+def _delete(folder: Path, root: Path) -> None:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for name in (folder / _NAMES).read_text().splitlines():
+            if SHARED_NAMES.fullmatch(name):
+                (root / name).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
