@@ -1,11 +1,12 @@
 """Faults: processes of a server under load are killed, again and again; does it come back by itself, every time?
 
-For each kind of process (vLLM's engine core, the engine replica, the trainer, the selector) so many SIGKILLs, one after
-the other, while clients keep asking. A kill counts as recovered once an adapted answer that is `required` comes again.
-What a client may get meanwhile: its answer; an answer of the base model whose report says why; or an error in OpenAI's
-words, of 429, 500, 502 or 503, and if its request was under way when the process was killed, within PROMPT_SECONDS of
-that. `wrong` is any other answer, a base-model answer in other words than before, a kill that was not recovered; `hung`
-what had no answer within TIMEOUT_SECONDS.
+For each kind of process (vLLM's engine core, the engine replica, the trainer, the selector; "node" is Ray's raylet, and
+with it everything that runs on the machine) so many SIGKILLs, one after the other, while clients keep asking. A kill
+counts as recovered once an adapted answer that is `required` comes again. What a client may get meanwhile: its answer;
+an answer of the base model whose report says why; or an error in OpenAI's words, of 429, 500, 502 or 503, and if its
+request was under way when the process was killed, within PROMPT_SECONDS of that; without the node, no connection, too.
+`wrong` is any other answer, a base-model answer in other words than before, a kill that was not recovered; `hung` what
+had no answer within TIMEOUT_SECONDS; `leaked` a process, a staged adapter, or a file in shared memory that stays.
 
     python benchmarks/faults.py [--kills 50] [--kinds trainer selector] [--json] [--out benchmarks/results/faults.json]
 """
@@ -26,10 +27,10 @@ import numpy as np
 import psutil
 
 from benchmarks.passages import progress
-from benchmarks.server import NO_KEEPING, Server, completion, fill, home, serving, sources
+from benchmarks.server import NO_KEEPING, Server, completion, fill, home, serving, shared_memory, sources
 from benchmarks.verdict import Verdict, arguments, finish
 
-KINDS = ("EngineCore", "engine", "trainer", "selector")
+KINDS = ("trainer", "selector", "engine", "EngineCore", "node")
 CLIENTS = 4
 TIMEOUT_SECONDS = 60.0  # of a request
 PROMPT_SECONDS = 5.0  # from a kill to the error of a request that it met
@@ -39,7 +40,6 @@ _DECLARED = {429, 500, 502, 503}
 _BUDGETS = ("none", "steps=2", "steps=10", "seconds=1")
 _PROMPTS = ("def moving_average(values, window):\n", "class Index:\n", "import numpy as np\n", "# The selector\n")
 _CORPUS = "code"
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 
 @dataclass
@@ -72,10 +72,10 @@ class Faults:
 class Killing:
     """One run against one server: clients that keep asking, and kills."""
 
-    def __init__(self, server: Server, verdict: Verdict, draw: random.Random) -> None:
-        self._server, self._verdict, self._draw = server, verdict, draw
+    def __init__(self, server: Server, verdict: Verdict, draw: random.Random, before: set[str]) -> None:
+        self._server, self._verdict, self._draw, self._before = server, verdict, draw, before
         self._known: dict[str, set[str]] = {prompt: set() for prompt in _PROMPTS}
-        self._killed = -np.inf
+        self._killed, self._kind = -np.inf, ""
         self._now = Faults()
         self.by_kind: dict[str, Faults] = {}
 
@@ -84,7 +84,7 @@ class Killing:
         async with httpx.AsyncClient(base_url=self._server.url, timeout=TIMEOUT_SECONDS, limits=NO_KEEPING) as client:
             await self._learn(client)
             for kind in kinds:
-                self._now = self.by_kind[kind] = Faults()
+                self._kind, self._now = kind, self.by_kind.setdefault(kind, Faults())
                 stop = asyncio.Event()
                 clients = [asyncio.create_task(self._keep_asking(client, stop)) for _ in range(CLIENTS)]
                 for number in range(kills):
@@ -123,7 +123,12 @@ class Killing:
                 self._verdict.blame("wrong", "hung", f"{budget}: no answer after {TIMEOUT_SECONDS:.0f} s")
                 continue
             except httpx.HTTPError as problem:
-                self._wrong("connection", f"{budget}: {problem!r}")
+                late = time.monotonic() - self._killed
+                if self._kind != "node":
+                    self._wrong("connection", f"{budget}: {problem!r}")
+                elif begun < self._killed and late > PROMPT_SECONDS:
+                    self._wrong("late error", f"{budget}: {problem!r} {late:.1f} s after the kill")
+                self._now.answers["no connection"] += 1
                 await asyncio.sleep(0.2)
                 continue
             self._judge(reply, budget, prompt, begun)
@@ -149,7 +154,7 @@ class Killing:
             self._wrong("late error", f"{budget}: {status} {late:.1f} s after the kill")
 
     async def _kill(self, kind: str, client: httpx.AsyncClient) -> None:
-        victim = self._server.workers().get(kind)
+        victim, family = self._server.workers().get(kind), self._server.family()
         if victim is None:
             self._wrong("missing", f"there is no {kind} to kill")
             return
@@ -161,6 +166,9 @@ class Killing:
             if await self._is_back(kind, victim, client):
                 self._now.recovered += 1
                 self._now.recovery_seconds.append(time.monotonic() - self._killed)
+                for process in family[1:] if kind == "node" else [victim]:
+                    if _lives(process):
+                        self._leak("processes", f"{process.pid} outlived its {kind}")
                 return
             await asyncio.sleep(0.1)
         self._wrong("not recovered", f"{kind}: {RECOVERY_SECONDS:.0f} s after a kill")
@@ -177,9 +185,8 @@ class Killing:
     def _look_for_leaks(self) -> None:
         if self._server.quiet_within(QUIET_SECONDS) is None:
             self._leak("busy", f"not quiet {QUIET_SECONDS:.0f} s after the last answer")
-        for folder in _SHARED_MEMORY.glob("mayfly-*-*"):
-            if not psutil.pid_exists(int(folder.name.split("-")[1])):
-                self._leak("staging", folder.name)
+        for name in self._server.shared() - self._before:
+            self._leak("shared memory", name)
         cores = [each for each in self._server.family() if _is_core(each)]
         if len(cores) != 1:
             self._leak("processes", f"{len(cores)} engine cores")
@@ -205,6 +212,12 @@ def _json(reply: httpx.Response) -> dict[str, Any]:
     return {}
 
 
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def _is_core(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return "EngineCore" in " ".join(process.cmdline())
@@ -214,10 +227,13 @@ def _is_core(process: psutil.Process) -> bool:
 def faults(folder: Path, kinds: tuple[str, ...], kills: int, seed: int, verdict: Verdict) -> dict[str, Any]:
     """The whole run on a server of its own."""
     fill(folder, {_CORPUS: sources()})
+    before = shared_memory()
     with serving(folder, "--corpus", _CORPUS, "--max-model-len", "512") as server:
-        run = Killing(server, verdict, random.Random(seed))  # noqa: S311
+        run = Killing(server, verdict, random.Random(seed), before)  # noqa: S311
         asyncio.run(run.run(kinds, kills))
     verdict.check_end(server)
+    for name in shared_memory() - before:
+        verdict.blame("leaked", "after the end", name)
     return {"faults": {kind: found.told() for kind, found in run.by_kind.items()}}
 
 

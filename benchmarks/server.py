@@ -38,7 +38,7 @@ ROOMY = ("--max-requests", "128", "--max-adaptations", "16", "--undegraded", "16
 NO_KEEPING = httpx.Limits(max_keepalive_connections=0)  # a kept connection would look like one the server holds
 START_SECONDS, END_SECONDS = 600, 90
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-_LASTING = re.compile(r"ServeReplica:mayfly:(\w+)|(EngineCore)")
+_LASTING = re.compile(r"ServeReplica:mayfly:(\w+)|(EngineCore)|/(raylet) ")
 _SAMPLE = re.compile(r"([^{ #]+)(?:\{(.*)\})? (\S+)")
 
 
@@ -57,13 +57,13 @@ class Server:
         return [command, *command.children(recursive=True)]
 
     def workers(self) -> dict[str, psutil.Process]:
-        """The processes that must last as long as the server: "engine", "selector", "trainer", "EngineCore"."""
+        """What must last as long as the server: "engine", "selector", "trainer", "EngineCore", and Ray's, "node"."""
         found = {}
         for process in self.family():
             with contextlib.suppress(psutil.Error):
                 name = _LASTING.search(" ".join(process.cmdline()))
                 if name is not None:
-                    found[name[1] or name[2]] = process
+                    found[name[1] or name[2] or "node"] = process
         return found
 
     def resident_bytes(self) -> int:
@@ -87,6 +87,12 @@ class Server:
     def staged(self) -> list[str]:
         """Adapters in its staging folders."""
         return sorted(adapter.name for folder in self._staging() for adapter in folder.iterdir() if adapter.is_dir())
+
+    def shared(self) -> set[str]:
+        """Files in shared memory that no staging folder of its living processes is or names."""
+        mine = self._staging()
+        named = {name for folder in mine for name in (folder / "shared-memory").read_text().splitlines()}
+        return shared_memory() - named - {folder.name for folder in mine}
 
     def metrics(self, headers: Mapping[str, str] | None = None) -> defaultdict[str, float]:
         """What /metrics says, by name, summed over labels; 0 for what it does not say.
@@ -139,6 +145,11 @@ def samples(
     for line in reply.text.splitlines():
         if found := _SAMPLE.fullmatch(line):
             yield found[1], found[2] or "", float(found[3])
+
+
+def shared_memory() -> set[str]:
+    """Files there, whoever made them."""
+    return {each.name for each in _SHARED_MEMORY.iterdir()}
 
 
 def fill(home: Path, corpora: Mapping[str, Sequence[Document]]) -> None:

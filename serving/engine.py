@@ -33,11 +33,11 @@ from transformers import AutoTokenizer
 from adapters.adapter import Adapter
 from serving.config import EngineConfig
 from serving.errors import DownError
-from serving.staging import SHARED_NAMES, Staging
+from serving.staging import Staging, storage
 from serving.tracing import span
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
-_SHARED = re.compile(rf"/dev/shm/({SHARED_NAMES.pattern})\n")  # noqa: S108
+_RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
 
 
 class Adapted(Protocol):
@@ -241,9 +241,10 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
 
 
 def _shared_memory() -> set[str]:
-    """Names of the shared memory that vLLM's processes, children of this one, talk through."""
+    """Names of what vLLM's processes, children of this one, have in shared memory beside their adapters."""
     names: set[str] = set()
     for process in psutil.Process().children(recursive=True):
+        names.update(each.name for each in storage().glob(f"sem.loky-{process.pid}-*"))
         with contextlib.suppress(OSError):  # it has ended
-            names.update(_SHARED.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+            names.update(_RING.findall(Path(f"/proc/{process.pid}/maps").read_text()))
     return names

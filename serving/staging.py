@@ -22,7 +22,7 @@ _NAMES = "shared-memory"  # a file in the folder
 # vLLM's rings have a slot for a message each 16 or 24 MiB, and say at their end which are in use; more than this much
 # of a slot is taken by a very long message only.
 _APART, _TAKEN = 8 << 20, 256 << 10
-SHARED_NAMES = re.compile(r"psm_\w+|sem\.(?:mp|loky)-[\w-]+")  # what Python calls shared memory and semaphores
+_OTHERS = re.compile(r"psm_\w+|sem\.loky-[\w-]+")  # what Python and joblib call shared memory and semaphores
 
 
 class Staging:
@@ -101,6 +101,6 @@ def _locked_folder(root: Path) -> tuple[Path, int]:
 def _delete(folder: Path, root: Path) -> None:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for name in (folder / _NAMES).read_text().splitlines():
-            if SHARED_NAMES.fullmatch(name):
+            if _OTHERS.fullmatch(name):
                 (root / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

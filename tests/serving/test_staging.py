@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from serving.staging import Staging
 staging = Staging(Path(sys.argv[1]))
-names = ["psm_theirs", "sem.mp-theirs"]
+names = ["psm_theirs", "sem.loky-1-theirs"]
 for name in names:
     (Path(sys.argv[1]) / name).write_bytes(b"shared")
 staging.adopt(names)
