@@ -1,0 +1,105 @@
+"""Adapters that are damaged do not load, one after the other under load; those of others do, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors.torch import load, save
+
+from adapters.adapter import Adapter
+from tests.engine.conftest import SLOTS, Server
+
+DAMAGED = 200
+_BODY: dict[str, Any] = {"model": "nano", "prompt": "class Route:\n", "max_tokens": 6, "temperature": 0}
+
+
+def cut(weights: bytes, draw: random.Random) -> bytes:
+    return weights[: draw.randrange(len(weights))]
+
+
+def scribbled(weights: bytes, draw: random.Random) -> bytes:
+    """Noise over the header's beginning, which says how long it is."""
+    return draw.randbytes(16) + weights[16:]
+
+
+def renamed(weights: bytes, draw: random.Random) -> bytes:
+    """One tensor is of a projection that the model has not got."""
+    tensors = load(weights)
+    name = draw.choice(sorted(tensors))
+    tensors[name.replace("_proj", "_other")] = tensors.pop(name)
+    return save(tensors)
+
+
+def too_wide(weights: bytes, draw: random.Random) -> bytes:
+    """One projection's factors are those of another, larger model."""
+    tensors = load(weights)
+    name = draw.choice(sorted(tensors))
+    return save({**tensors, name: tensors[name].repeat(2, 2)})
+
+
+_WAYS: list[Callable[[bytes, random.Random], bytes]] = [cut, scribbled, renamed, too_wide]
+
+
+async def test_damaged_adapters_fail_alone(server: Server) -> None:
+    async with server.client() as client:
+        weights = await _weights(client, server)
+        alone = [await _ask(client, budget) for budget in ("none", "steps=2")]
+        draw, slots, stop = random.Random(0), asyncio.Semaphore(SLOTS - 2), asyncio.Event()
+        healthy: list[tuple[str, str]] = []
+
+        async def load_damaged(number: int) -> None:
+            adapter = Adapter(
+                name=f"damaged-{number}",
+                base_model=server.trainer.model,
+                rank=server.trainer.rank or 16,
+                scale_numerator=16.0,
+                targets=server.trainer.targets,
+                weights=_WAYS[number % len(_WAYS)](weights, draw),
+                losses=(),
+            )
+            async with slots:
+                with pytest.raises(Exception):  # noqa: B017, PT011  whatever vLLM raises
+                    await server.engine.unload(await server.engine.load(adapter))
+
+        async def keep_asking(budget: str) -> None:
+            while not stop.is_set():
+                healthy.append((budget, await _ask(client, budget)))
+
+        clients = [asyncio.create_task(keep_asking(budget)) for budget in ("none", "steps=2")]
+        await asyncio.gather(*(load_damaged(number) for number in range(DAMAGED)))
+        stop.set()
+        await asyncio.gather(*clients)
+
+        assert set(healthy) == set(zip(("none", "steps=2"), alone, strict=True))
+        for _ in range(100):  # the last answer has come before its adapter goes
+            if not server.engine.live():
+                break
+            await asyncio.sleep(0.1)
+        assert (server.engine.live(), server.engine.staging.names(), await server.engine.loaded()) == (0, [], [])
+        answers = await asyncio.gather(*(_ask(client, "steps=2") for _ in range(SLOTS + 2)))  # all slots are free again
+        assert set(answers) == {alone[1]}
+
+
+async def _ask(client: httpx.AsyncClient, budget: str) -> str:
+    reply = await client.post("/v1/completions", json=_BODY, headers={"Compute-Budget": budget})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["adaptation"]["adapted"] is (budget != "none")
+    text: str = reply.json()["choices"][0]["text"]
+    return text
+
+
+async def _weights(client: httpx.AsyncClient, server: Server) -> bytes:
+    """Of an adapter that is sound, taken while it speaks."""
+    body = {**_BODY, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    async with client.stream("POST", "/v1/completions", json=body, headers={"Compute-Budget": "steps=1"}) as stream:
+        async for _ in stream.aiter_lines():
+            (name,) = server.engine.staging.names()
+            file: Path = server.engine.staging.path / name / "adapter_model.safetensors"
+            return await asyncio.to_thread(file.read_bytes)
+    raise AssertionError("the stream is empty")
