@@ -1,14 +1,17 @@
-"""Faults: processes of a server under load are killed, again and again; does it come back by itself, every time?
+"""Faults: a server under load is struck, again and again; does it come back by itself, every time?
 
-For each kind of process (vLLM's engine core, the engine replica, the trainer, the selector; "node" is Ray's raylet, and
-with it everything that runs on the machine) so many SIGKILLs, one after the other, while clients keep asking. A kill
-counts as recovered once an adapted answer that is `required` comes again. What a client may get meanwhile: its answer;
-an answer of the base model whose report says why; or an error in OpenAI's words, of 429, 500, 502 or 503, and if its
-request was under way when the process was killed, within PROMPT_SECONDS of that; without the node, no connection, too.
-`wrong` is any other answer, a base-model answer in other words than before, a kill that was not recovered; `hung` what
-had no answer within TIMEOUT_SECONDS; `leaked` a process, a staged adapter, or a file in shared memory that stays.
+Killed, by SIGKILL: vLLM's engine core, the engine replica, the trainer, the selector, and as "node" Ray's raylet, with
+which everything on the machine goes; "hung" is a trainer that is stopped for good. Other faults are `injections`. All
+the while clients keep asking. A fault counts as recovered once an adapted answer that is `required` comes again. What a
+client may get meanwhile: its answer; an answer of the base model whose report says why; or an error in OpenAI's words,
+of 429, 500, 502 or 503, and if its request was under way when a process was killed, within PROMPT_SECONDS of that;
+without the node, no connection, too. `wrong` is any other answer, a base-model answer in other words than before, a
+fault that was not recovered, and an adaptation that fails by somebody else's fault; `hung` what had no answer within
+TIMEOUT_SECONDS; `leaked` a process, a staged adapter, or a file in shared memory that stays.
 
-    python benchmarks/faults.py [--kills 50] [--kinds trainer selector] [--json] [--out benchmarks/results/faults.json]
+    python benchmarks/faults.py [--times 50] [--kinds trainer nan] [--json] [--out benchmarks/results/faults.json]
+
+"memory" needs root, for a shared memory of the server's own.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,15 +31,21 @@ import httpx
 import numpy as np
 import psutil
 
+from benchmarks.injections import Diverging, Full, Injection, Starved, Stopped, Unreadable, make_wild
 from benchmarks.passages import progress
 from benchmarks.server import NO_KEEPING, Server, completion, fill, home, serving, shared_memory, sources
 from benchmarks.verdict import Verdict, arguments, finish
 
-KINDS = ("trainer", "selector", "engine", "EngineCore", "node")
+KILLED = {"trainer": "trainer", "selector": "selector", "engine": "engine", "EngineCore": "EngineCore", "node": "node"}
+STOPPED = {"hung": "trainer"}
+INJECTED = ("nan", "oom", "hang", "memory", "corpus")
+KINDS = (*KILLED, *STOPPED, *INJECTED)
+STRUCK = 3  # requests at once that an injection is meant for
 CLIENTS = 4
 TIMEOUT_SECONDS = 60.0  # of a request
 PROMPT_SECONDS = 5.0  # from a kill to the error of a request that it met
 RECOVERY_SECONDS = 180.0
+_MEMORY_BYTES = 1 << 30
 QUIET_SECONDS = 30.0
 _DECLARED = {429, 500, 502, 503}
 _BUDGETS = ("none", "steps=2", "steps=10", "seconds=1")
@@ -44,7 +55,7 @@ _CORPUS = "code"
 
 @dataclass
 class Faults:
-    """What became of the kills of one kind."""
+    """What became of the faults of one kind."""
 
     injected: int = 0
     recovered: int = 0
@@ -69,28 +80,39 @@ class Faults:
         }
 
 
-class Killing:
-    """One run against one server: clients that keep asking, and kills."""
+class Striking:
+    """One run against one server: clients that keep asking, and faults."""
 
-    def __init__(self, server: Server, verdict: Verdict, draw: random.Random, before: set[str]) -> None:
-        self._server, self._verdict, self._draw, self._before = server, verdict, draw, before
+    def __init__(
+        self,
+        server: Server,
+        verdict: Verdict,
+        draw: random.Random,
+        injections: Mapping[str, Injection],
+        before: set[str],
+    ) -> None:
+        self._server, self._verdict, self._draw = server, verdict, draw
+        self._injections, self._before = injections, before
         self._known: dict[str, set[str]] = {prompt: set() for prompt in _PROMPTS}
         self._killed, self._kind = -np.inf, ""
         self._now = Faults()
         self.by_kind: dict[str, Faults] = {}
 
-    async def run(self, kinds: tuple[str, ...], kills: int) -> None:
-        """Learn what the base model answers, then kill under load."""
+    async def run(self, kinds: tuple[str, ...], times: int) -> None:
+        """Learn what the base model answers, then strike under load."""
         async with httpx.AsyncClient(base_url=self._server.url, timeout=TIMEOUT_SECONDS, limits=NO_KEEPING) as client:
             await self._learn(client)
             for kind in kinds:
                 self._kind, self._now = kind, self.by_kind.setdefault(kind, Faults())
                 stop = asyncio.Event()
                 clients = [asyncio.create_task(self._keep_asking(client, stop)) for _ in range(CLIENTS)]
-                for number in range(kills):
-                    progress(f"{kind}: kill {number + 1} of {kills}")
+                for number in range(times):
+                    progress(f"{kind}: {number + 1} of {times}")
                     await asyncio.sleep(self._draw.uniform(0.2, 3.0))
-                    await self._kill(kind, client)
+                    if kind in self._injections:
+                        await self._inject(self._injections[kind], client)
+                    else:
+                        await self._kill(kind, client)
                 stop.set()
                 await asyncio.gather(*clients)
                 await asyncio.to_thread(self._look_for_leaks)
@@ -145,6 +167,9 @@ class Killing:
                 self._wrong("other words", f"{budget}: {text!r}, not one of {self._known[prompt]}")
             if budget != "none" and not adapted and not report.get("reason"):
                 self._wrong("no reason", f"{budget}: {report}")
+            alone = self._kind in self._injections and not self._injections[self._kind].for_all
+            if alone and budget.startswith("steps") and not adapted:
+                self._wrong("somebody else's fault", f"{budget}: {report.get('reason')}")
             return
         self._now.answers[str(status)] += 1
         if status not in _DECLARED or "message" not in told.get("error", {}):
@@ -154,27 +179,53 @@ class Killing:
             self._wrong("late error", f"{budget}: {status} {late:.1f} s after the kill")
 
     async def _kill(self, kind: str, client: httpx.AsyncClient) -> None:
-        victim, family = self._server.workers().get(kind), self._server.family()
+        name = {**KILLED, **STOPPED}[kind]
+        victim, family = self._server.workers().get(name), self._server.family()
         if victim is None:
-            self._wrong("missing", f"there is no {kind} to kill")
+            self._wrong("missing", f"there is no {name}")
             return
         self._now.injected += 1
-        self._killed = time.monotonic()
+        self._killed = time.monotonic() if kind in KILLED else -np.inf
         with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
-        while time.monotonic() - self._killed < RECOVERY_SECONDS:
-            if await self._is_back(kind, victim, client):
-                self._now.recovered += 1
-                self._now.recovery_seconds.append(time.monotonic() - self._killed)
-                for process in family[1:] if kind == "node" else [victim]:
-                    if _lives(process):
-                        self._leak("processes", f"{process.pid} outlived its {kind}")
-                return
-            await asyncio.sleep(0.1)
-        self._wrong("not recovered", f"{kind}: {RECOVERY_SECONDS:.0f} s after a kill")
+            victim.send_signal(signal.SIGKILL if kind in KILLED else signal.SIGSTOP)
+        if await self._recovered(client, name, victim):
+            for process in family[1:] if kind == "node" else [victim]:
+                if _lives(process):
+                    self._leak("processes", f"{process.pid} outlived its {kind}")
 
-    async def _is_back(self, kind: str, victim: psutil.Process, client: httpx.AsyncClient) -> bool:
-        if self._server.workers().get(kind) in (None, victim):
+    async def _inject(self, injection: Injection, client: httpx.AsyncClient) -> None:
+        self._now.injected += 1
+        with injection.inject(self._server) as fields:
+            wishes = [
+                _ask(client, injection.budget, prompt=self._draw.choice(_PROMPTS), **fields) for _ in range(STRUCK)
+            ]
+            self._verdict.requests += STRUCK
+            for reply in await asyncio.gather(*wishes, return_exceptions=True):
+                if isinstance(reply, BaseException):
+                    self._wrong("no answer", f"{injection.name}: {reply!r}")
+                    continue
+                told = _json(reply)
+                outcome = (told.get("adaptation") or {}).get("stop") or f"{reply.status_code}"
+                self._now.answers[f"struck: {outcome}"] += 1
+                if not injection.declared(reply.status_code, told):
+                    self._wrong("undeclared", f"{injection.name}: {reply.status_code} {reply.text[:300]}")
+        await self._recovered(client)
+
+    async def _recovered(
+        self, client: httpx.AsyncClient, name: str = "trainer", victim: psutil.Process | None = None
+    ) -> bool:
+        begun = time.monotonic()
+        while time.monotonic() - begun < RECOVERY_SECONDS:
+            if await self._is_back(name, victim, client):
+                self._now.recovered += 1
+                self._now.recovery_seconds.append(time.monotonic() - begun)
+                return True
+            await asyncio.sleep(0.1)
+        self._wrong("not recovered", f"{self._kind}: {RECOVERY_SECONDS:.0f} s after a fault")
+        return False
+
+    async def _is_back(self, name: str, victim: psutil.Process | None, client: httpx.AsyncClient) -> bool:
+        if self._server.workers().get(name) in (None, victim):
             return False
         try:
             reply = await _ask(client, "steps=1", prompt=_PROMPTS[0], adaptation={"required": True})
@@ -224,13 +275,18 @@ def _is_core(process: psutil.Process) -> bool:
     return False
 
 
-def faults(folder: Path, kinds: tuple[str, ...], kills: int, seed: int, verdict: Verdict) -> dict[str, Any]:
+def faults(folder: Path, kinds: tuple[str, ...], times: int, seed: int, verdict: Verdict) -> dict[str, Any]:
     """The whole run on a server of its own."""
     fill(folder, {_CORPUS: sources()})
+    make_wild(folder, _CORPUS)
+    draw = random.Random(seed)  # noqa: S311
+    all_of_them = (Diverging(), Starved(), Stopped(), Full(), Unreadable(folder / "corpora" / _CORPUS, draw))
+    injections = {each.name: each for each in all_of_them}
+    own = _MEMORY_BYTES if Full.name in kinds else None
     before = shared_memory()
-    with serving(folder, "--corpus", _CORPUS, "--max-model-len", "512") as server:
-        run = Killing(server, verdict, random.Random(seed), before)  # noqa: S311
-        asyncio.run(run.run(kinds, kills))
+    with serving(folder, "--corpus", _CORPUS, "--max-model-len", "512", memory_bytes=own) as server:
+        run = Striking(server, verdict, draw, injections, before)
+        asyncio.run(run.run(kinds, times))
     verdict.check_end(server)
     for name in shared_memory() - before:
         verdict.blame("leaked", "after the end", name)
@@ -238,14 +294,14 @@ def faults(folder: Path, kinds: tuple[str, ...], kills: int, seed: int, verdict:
 
 
 def main() -> None:
-    """Kill, print, write the JSON."""
+    """Strike, print, write the JSON."""
     parser = arguments(__doc__ or "", 0)
-    parser.add_argument("--kills", type=int, default=50, help="of each kind")
+    parser.add_argument("--times", type=int, default=50, help="of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     verdict = Verdict()
     with home() as folder:
-        facts = faults(folder, tuple(options.kinds), options.kills, options.seed, verdict)
+        facts = faults(folder, tuple(options.kinds), options.times, options.seed, verdict)
     finish(verdict, facts, options)
 
 

@@ -44,12 +44,16 @@ _SAMPLE = re.compile(r"([^{ #]+)(?:\{(.*)\})? (\S+)")
 
 @dataclass(frozen=True)
 class Server:
-    """A running server; `left` is filled when it has ended: processes that would not end, and staging folders."""
+    """A running server, and where its shared memory is to be seen.
+
+    `left` is filled when it has ended: processes that would not end, and staging folders.
+    """
 
     url: str
     port: int
     process: subprocess.Popen[bytes]
     left: list[str] = field(default_factory=list)
+    memory: Path = _SHARED_MEMORY
 
     def family(self) -> list[psutil.Process]:
         """The command and everything below it."""
@@ -92,7 +96,7 @@ class Server:
         """Files in shared memory that no staging folder of its living processes is or names."""
         mine = self._staging()
         named = {name for folder in mine for name in (folder / "shared-memory").read_text().splitlines()}
-        return shared_memory() - named - {folder.name for folder in mine}
+        return shared_memory(self.memory) - named - {folder.name for folder in mine}
 
     def metrics(self, headers: Mapping[str, str] | None = None) -> defaultdict[str, float]:
         """What /metrics says, by name, summed over labels; 0 for what it does not say.
@@ -128,7 +132,7 @@ class Server:
 
     def _staging(self) -> list[Path]:
         pids = {process.pid for process in self.family()}
-        return [folder for folder in _SHARED_MEMORY.glob("mayfly-*-*") if int(folder.name.split("-")[1]) in pids]
+        return [folder for folder in self.memory.glob("mayfly-*-*") if int(folder.name.split("-")[1]) in pids]
 
 
 def samples(
@@ -147,9 +151,9 @@ def samples(
             yield found[1], found[2] or "", float(found[3])
 
 
-def shared_memory() -> set[str]:
+def shared_memory(folder: Path = _SHARED_MEMORY) -> set[str]:
     """Files there, whoever made them."""
-    return {each.name for each in _SHARED_MEMORY.iterdir()}
+    return {each.name for each in folder.iterdir()}
 
 
 def fill(home: Path, corpora: Mapping[str, Sequence[Document]]) -> None:
@@ -184,16 +188,25 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Server]:
+def serving(folder: Path, *arguments: str, memory_bytes: int | None = None) -> Iterator[Server]:
     """`mayfly serve` with this home and these arguments, for the length of a `with`.
+
+    Args:
+        folder: the home.
+        arguments: more of them.
+        memory_bytes: of a shared memory of its own, which takes root; None for the machine's.
 
     Raises:
         RuntimeError: it did not come up; with the end of what it said.
     """
     port = free_port()
     command = [str(Path(sys.executable).with_name("mayfly")), "serve", "--port", str(port), "--home", str(folder)]
+    if memory_bytes is not None:
+        own = f'mount -t tmpfs -o size={memory_bytes} tmpfs {_SHARED_MEMORY} && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", own, "sh", *command]
     with running([*command, *arguments], port, folder / "server.log") as process:
-        server = Server(f"http://127.0.0.1:{port}", port, process)
+        memory = _SHARED_MEMORY if memory_bytes is None else Path(f"/proc/{process.pid}/root{_SHARED_MEMORY}")
+        server = Server(f"http://127.0.0.1:{port}", port, process, memory=memory)
         family, staging = server.family(), server._staging()
         try:
             yield server
