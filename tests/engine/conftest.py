@@ -39,7 +39,7 @@ class Server:
     engine: Any
     trainer: TrainerConfig
     selector: SelectorConfig
-    door: Callable[[Capacity], AbstractAsyncContextManager[str]]  # another one, to the same engine
+    door: Callable[..., AbstractAsyncContextManager[str]]  # another one, to the same engine, configured otherwise
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, timeout=120)
@@ -66,6 +66,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     os.environ |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     os.environ["CXX"] = "/no/compiler"  # nothing may need one
     from serving.engine import Engine
+    from serving.front import Front, StrictProtocol
     from serving.gateway import Gateway
     from serving.stages import CorporaStage, TrainStage
 
@@ -83,9 +84,11 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     selects, trains = CorporaStage(config.selector), TrainStage(config.trainer)
 
     @asynccontextmanager
-    async def door(capacity: Capacity) -> AsyncIterator[str]:
-        gateway = Gateway(engine, selects, trains, replace(config, capacity=capacity))
-        web = uvicorn.Server(uvicorn.Config(gateway, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    async def door(**changes: Any) -> AsyncIterator[str]:
+        gateway: Any = Front(Gateway(engine, selects, trains, replace(config, **changes)), alone=False)
+        web = uvicorn.Server(
+            uvicorn.Config(gateway, http=StrictProtocol, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+        )
         serving = asyncio.create_task(web.serve())
         while not web.started:  # noqa: ASYNC110  uvicorn has no event for it
             await asyncio.sleep(0.05)
@@ -93,7 +96,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
         web.should_exit = True
         await serving
 
-    async with door(config.capacity) as url:
+    async with door() as url:
         yield Server(url, engine, config.trainer, config.selector, door)
     engine.stop()
     assert not any(name.startswith(f"mayfly-{os.getpid()}-") for name in os.listdir("/dev/shm"))

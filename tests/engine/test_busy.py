@@ -17,7 +17,7 @@ STEPS = 24
 
 async def test_beyond_its_capacity_steps_are_shared_and_the_rest_is_turned_away(server: Server) -> None:
     async with (
-        server.door(Capacity(requests=4, adaptations=3, undegraded=1)) as url,
+        server.door(capacity=Capacity(requests=4, adaptations=3, undegraded=1)) as url,
         httpx.AsyncClient(base_url=url, timeout=120) as client,
     ):
         replies = await asyncio.gather(*(_ask(client, number) for number in range(8)))
@@ -37,7 +37,7 @@ async def test_beyond_its_capacity_steps_are_shared_and_the_rest_is_turned_away(
 
 async def test_a_required_adapter_gives_up_no_step(server: Server) -> None:
     async with (
-        server.door(Capacity(requests=4, adaptations=2, undegraded=1)) as url,
+        server.door(capacity=Capacity(requests=4, adaptations=2, undegraded=1)) as url,
         httpx.AsyncClient(base_url=url, timeout=120) as client,
     ):
         replies = await asyncio.gather(*(_ask(client, number, required=True) for number in range(2)))
@@ -46,7 +46,7 @@ async def test_a_required_adapter_gives_up_no_step(server: Server) -> None:
 
 async def test_the_base_model_still_answers_while_no_adaptation_is_taken_on(server: Server) -> None:
     async with (
-        server.door(Capacity(requests=8, adaptations=1, undegraded=1)) as url,
+        server.door(capacity=Capacity(requests=8, adaptations=1, undegraded=1)) as url,
         httpx.AsyncClient(base_url=url, timeout=120) as client,
     ):
         first = asyncio.create_task(_ask(client, 1))
