@@ -54,11 +54,13 @@ STAGE_QUEUE = 256  # requests that may wait before a stage
 REPLICA_PORTS = 16  # where an engine replica may answer: one that is replaced takes another
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
 _SHARD_SECONDS = 30.0  # for a shard's answer
-_STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
+STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
 _HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
 NODE = {  # what every node's environment should have
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine five seconds do not suffice, and it is killed
+    # Memory that the store has not got beforehand may not be there later; asked for then, it is the raylet's end.
+    "RAY_preallocate_plasma_memory": "1",
 }
 _ENGINE = orphans.ENVIRONMENT | {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"  # else every token crosses from one thread to another
@@ -274,8 +276,6 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # the entrance sees by itself who listens
         "RAY_SERVE_PORT_QUARANTINE_S": "1",
-        # Memory that the store has not got beforehand may not be there later; asked for then, it is the raylet's end.
-        "RAY_preallocate_plasma_memory": "1",
     }
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -292,7 +292,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
             ray.init(
                 address="local",
                 include_dashboard=False,
-                object_store_memory=_STORE_BYTES["gpu" if config.engine_gpus else "cpu"],
+                object_store_memory=STORE_BYTES["gpu" if config.engine_gpus else "cpu"],
                 logging_level=logging.ERROR,
                 log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ BACK_SECONDS = 180
 
 @dataclass(frozen=True)
 class Nodes:
-    """Two nodes, and the address of the head's proxy."""
+    """Two nodes, the address of the head's proxy, and how the application is deployed again with other settings."""
 
     url: str
     cluster: Any
     spare: Any
+    deploy: Callable[..., None]
 
     def names_on(self, node: Any) -> set[str]:
         """Deployments with a replica there."""
@@ -61,8 +63,12 @@ def nodes(corpora: Path) -> Iterator[Nodes]:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
         os.environ["MAYFLY_API_KEYS"] = KEY
         settings = {"home": str(corpora), "corpus": "web", "shards": SHARDS, "max-model-len": 1024, "threads": 1}
-        serve.run(application(settings), name="mayfly", route_prefix="/")
-        yield Nodes(f"http://127.0.0.1:{port}", cluster, spare)
+
+        def deploy(**changes: Any) -> None:
+            serve.run(application({**settings, **changes}), name="mayfly", route_prefix="/")
+
+        deploy()
+        yield Nodes(f"http://127.0.0.1:{port}", cluster, spare, deploy)
         serve.shutdown()
     finally:
         ray.shutdown()
@@ -74,7 +80,7 @@ def nodes(corpora: Path) -> Iterator[Nodes]:
 def ask(nodes: Nodes, **fields: Any) -> httpx.Response:
     body = {"model": "nano", "prompt": "class Router:\n", "max_tokens": 4, "temperature": 0, **fields}
     headers = {"Compute-Budget": "steps=2", "Authorization": f"Bearer {KEY}"}
-    return httpx.post(f"{nodes.url}/v1/completions", json=body, headers=headers, timeout=60)
+    return httpx.post(f"{nodes.url}/v1/completions", json=body, headers=headers, timeout=BACK_SECONDS)
 
 
 def test_an_adapter_is_chosen_from_shards_trained_and_loaded_across_nodes(nodes: Nodes) -> None:
@@ -100,6 +106,32 @@ def test_errors_of_a_cluster_are_openais_too(nodes: Nodes) -> None:
     assert httpx.get(f"{nodes.url}/-/healthz").status_code == 200
     nobody = httpx.post(f"{nodes.url}/v1/completions", json={"model": "nano", "prompt": "x"})
     assert (nobody.status_code, nobody.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_other_settings_are_deployed_without_a_request_that_fails(nodes: Nodes) -> None:
+    answers: list[httpx.Response | Exception] = []
+    deployed = threading.Event()
+
+    def keep_asking() -> None:
+        while not deployed.is_set():
+            try:
+                answers.append(ask(nodes))
+            except httpx.HTTPError as problem:
+                answers.append(problem)
+
+    clients = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for client in clients:
+        client.start()
+    nodes.deploy(**{"max-steps": 1})
+    deployed.set()
+    for client in clients:
+        client.join()
+
+    failed = [told for told in answers if not isinstance(told, httpx.Response) or told.status_code != 200]
+    assert failed == [], [told.text if isinstance(told, httpx.Response) else told for told in failed]
+    adapted = [told.json()["adaptation"]["adapted"] for told in answers if isinstance(told, httpx.Response)]
+    assert len(adapted) > len(clients)
+    assert ask(nodes).json()["adaptation"]["budget"]["steps"] == 1
 
 
 def test_the_loss_of_a_node_is_mended(nodes: Nodes) -> None:
