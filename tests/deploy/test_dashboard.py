@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
@@ -99,6 +100,14 @@ def _ours() -> CollectorRegistry:
     for status in (200, 500, 503):
         metrics.answered(status)
     return registry
+
+
+@pytest.mark.parametrize("expression", _EXPRESSIONS)
+def test_every_expression_is_promql(expression: str) -> None:
+    for variable, value in {"$__rate_interval": "1m", "$__range": "1h", "$__interval": "1m"}.items():
+        expression = expression.replace(variable, value)
+
+    promql_parser.parse(expression)
 
 
 @pytest.mark.parametrize("expression", dict.fromkeys(_EXPRESSIONS))

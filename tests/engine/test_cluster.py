@@ -62,7 +62,14 @@ def nodes(corpora: Path) -> Iterator[Nodes]:
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
         os.environ["MAYFLY_API_KEYS"] = KEY
-        settings = {"home": str(corpora), "corpus": "web", "shards": SHARDS, "max-model-len": 1024, "threads": 1}
+        settings = {
+            "home": str(corpora),
+            "corpus": "web",
+            "shards": SHARDS,
+            "max-model-len": 1024,
+            "threads": 1,
+            "max-adaptations": 4,
+        }
 
         def deploy(**changes: Any) -> None:
             serve.run(application({**settings, **changes}), name="mayfly", route_prefix="/")
