@@ -76,6 +76,9 @@ class BaseModel:
 
         Rows are filled up at their ends to the longest: a causal model's earlier tokens do not see that.
         """
+        # Once it has found no memory for a product, torch gives oneDNN up for good, and is ten times as slow.
+        if not torch.backends.mkldnn.enabled:
+            torch.backends.mkldnn.set_flags(True)  # type: ignore[no-untyped-call]
         longest = max(map(len, rows))
         ids_MS = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
         counts = [len(row) - start for row in rows]

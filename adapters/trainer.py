@@ -36,7 +36,7 @@ from adapters.training import Options, Progress, Training, Watch
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL_MODEL = 50_000_000  # parameters
 IDLE_SECONDS = 5.0  # with nobody there, after which memory is given back: a busy trainer would want it again at once
-_FULL = "out of memory"
+_FULL, _NO_ROOM = "out of memory", ("can't allocate memory", "could not create a primitive")  # of torch, and of oneDNN
 _EXPLODED = 3.0  # times the loss of guessing: no adapter worth having makes such a loss of what it learns
 
 
@@ -357,7 +357,7 @@ class Trainer:
 
     def _fail(self, job: Job, problem: BaseException) -> None:
         """End a job whose step or ending raised."""
-        if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
+        if isinstance(problem, torch.OutOfMemoryError | MemoryError) or any(each in str(problem) for each in _NO_ROOM):
             if self.base.device != "cpu":
                 torch.cuda.empty_cache()
             self._end([(job, _FULL)])

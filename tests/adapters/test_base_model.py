@@ -180,3 +180,11 @@ def test_a_precision_that_there_is_none_of_is_refused(tiny_llama: str, precision
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot load the base model"):
         BaseModel(str(tmp_path))
+
+
+def test_it_goes_back_to_onednn_once_torch_has_given_that_up(model: BaseModel) -> None:
+    torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # as torch does where it finds no memory
+
+    model.losses(_ROWS)
+
+    assert torch.backends.mkldnn.enabled
