@@ -280,7 +280,7 @@ def faults(folder: Path, kinds: tuple[str, ...], times: int, seed: int, verdict:
     fill(folder, {_CORPUS: sources()})
     make_wild(folder, _CORPUS)
     draw = random.Random(seed)  # noqa: S311
-    all_of_them = (Diverging(), Starved(), Stopped(), Full(), Unreadable(folder / "corpora" / _CORPUS, draw))
+    all_of_them = (Diverging(), Starved(), Stopped(), Full(), Unreadable(folder, _CORPUS, draw))
     injections = {each.name: each for each in all_of_them}
     own = _MEMORY_BYTES if Full.name in kinds else None
     roomy = ROOMY if injections.keys() & set(kinds) else ()  # else it is by luck that a struck request is let in

@@ -140,13 +140,20 @@ class Unreadable:
 
     name, for_all, budget = "corpus", False, "steps=2"
 
-    def __init__(self, sound: Path, draw: random.Random) -> None:
-        self._sound, self._draw, self._numbers = sound, draw, itertools.count()
+    def __init__(self, home: Path, like: str, draw: random.Random) -> None:
+        # Copied while nobody has it open: later part of it would lie in a log, beside what is damaged.
+        self._corpora, self._sound, self._draw, self._numbers = (
+            home / "corpora",
+            home / "sound",
+            draw,
+            itertools.count(),
+        )
+        shutil.copytree(self._corpora / like, self._sound)
 
     @contextlib.contextmanager
     def inject(self, server: Server) -> Iterator[dict[str, Any]]:
         """Noise over some places of each file, or a file cut short."""
-        folder = self._sound.with_name(f"damaged-{next(self._numbers)}")
+        folder = self._corpora / f"damaged-{next(self._numbers)}"
         shutil.copytree(self._sound, folder)
         for file in sorted(each for each in folder.rglob("*") if each.is_file()):
             if file.name == "corpus.db" or self._draw.random() < 0.5:

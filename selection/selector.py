@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from selection.baselines import hull, nearest_neighbours, nearest_repeated, random_choice, uncertainty_sampling
 from selection.calibration import Calibration, calibration_of, model_digest
 from selection.documents import tokenizer_digest
@@ -25,7 +27,9 @@ from selection.reader import EVERYTHING, Reader
 from selection.shards import Ask, ShardedCorpora
 from selection.shared import OpenCorpora, SharedEmbedder
 from selection.sift import Choice, Floats, irreducible, sift
-from selection.store import Source
+from selection.store import CorpusError, Source
+
+_TRIES = 20  # of a choice whose sequences are gone when they are read: they were deleted in between
 
 REGULARISATION = 0.3
 STRATEGIES = ("sift", "nn", "nn-f", "us", "random", "hull")
@@ -148,15 +152,19 @@ class Selector:
             started = time.perf_counter()
             targets_TD = self.embedder.embed([text for prompt in prompts for text in self.embedder.segments(prompt)])
             embedded = time.perf_counter()
-            while True:
+            for _ in range(_TRIES):
                 candidates_K, candidates_KD = opened.nearest(targets_TD, self.config.candidates, only)
                 searched = time.perf_counter()
+                if not np.isfinite(candidates_KD).all():
+                    raise _damaged(corpus, "it holds embeddings that are none")
                 choice = choose(strategy, candidates_KD, targets_TD, steps, regularisation, alpha=alpha, seed=seed)
                 limit = irreducible(candidates_KD, targets_TD)
                 ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
                 found = opened.read(ids)
                 if all(i in found for i in ids):  # else a document was deleted meanwhile: choose again without it
                     break
+            else:
+                raise _damaged(corpus, "its index names sequences that it has not")
         counts = Counter(ids)
         return Selection(
             corpus=meta["id"],
@@ -173,6 +181,10 @@ class Selector:
                 "select": time.perf_counter() - searched,
             },
         )
+
+
+def _damaged(corpus: str, why: str) -> CorpusError:
+    return CorpusError(f"corpus {corpus!r} is damaged: {why}; delete its folder and add its documents again")
 
 
 def choose(

@@ -204,7 +204,8 @@ class Store:
             "SELECT d.id, d.name, (SELECT count(*) FROM sequences s WHERE s.document = d.id), d.metadata, d.added "
             "FROM documents d ORDER BY d.name"
         )
-        return [Entry(i, name, count, json.loads(metadata), added) for i, name, count, metadata, added in rows]
+        with self._errors():
+            return [Entry(i, name, count, json.loads(metadata), added) for i, name, count, metadata, added in rows]
 
     def token_sequences(self, name: str | None = None) -> Iterator[bytes]:
         """The tokens of every sequence, or of one document's, int32, as bytes."""
@@ -226,6 +227,8 @@ class Store:
                 ).fetchone()
                 if row is not None:
                     document, name, start, text, tokens, metadata = row
+                    if not isinstance(tokens, bytes) or len(tokens) % 4 or not isinstance(metadata, str):
+                        raise self.damaged("it lacks tokens")
                     ids = tuple(np.frombuffer(tokens, np.int32).tolist())
                     found[sequence] = (Source(sequence, document, name, start, text, json.loads(metadata)), ids)
         return found
@@ -245,7 +248,11 @@ class Store:
             rows = self._db.execute("SELECT id, embedding FROM sequences WHERE id > ? ORDER BY id", (after,))
             for row, (sequence, blob) in enumerate(rows):
                 ids_N[row] = sequence
+                if row >= count or not isinstance(blob, bytes) or len(blob) != vectors_ND[0].nbytes:
+                    raise self.damaged("it lacks embeddings")
                 vectors_ND[row] = np.frombuffer(blob, np.float32)
+        if not np.isfinite(vectors_ND).all():
+            raise self.damaged("it holds embeddings that are none")
         return ids_N, vectors_ND
 
     def removed(self, since: int) -> Ids:
@@ -367,10 +374,16 @@ class Store:
             raise
         except sqlite3.DatabaseError as problem:
             if getattr(problem, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise self._unusable(
-                    f"is damaged: {problem}; delete its folder and add its documents again"
-                ) from problem
+                raise self.damaged(str(problem)) from problem
+            if "Could not decode" in str(problem):  # and then what it holds, which is not for everyone
+                raise self.damaged("it holds text that is none") from problem
             raise self._unusable(f"is as it was: {problem}") from problem
+        except (UnicodeDecodeError, json.JSONDecodeError) as problem:
+            raise self.damaged("it holds text that is none") from problem
+
+    def damaged(self, why: str) -> CorpusError:
+        """The error that says so."""
+        return self._unusable(f"is damaged: {why}; delete its folder and add its documents again")
 
     def _unusable(self, why: str) -> CorpusError:
         problem = CorpusError(f"corpus {self.name!r} {why}")

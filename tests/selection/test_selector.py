@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -402,3 +404,52 @@ def test_a_removed_corpus_is_no_longer_there(corpora: Path, selector: Selector, 
 
     with pytest.raises(CorpusNotFoundError):
         selector.select(_KITTEN, "small", steps=1)
+
+
+def damaged(corpora: Path, statement: str) -> None:
+    """Do to the corpus `all` what no program of ours would, once its index is built."""
+    corpus = Corpus.open(corpora, "all")
+    corpus.build_index()
+    corpus.close()
+    database = sqlite3.connect(corpora / "all" / "corpus.db")
+    database.execute(statement)
+    database.commit()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sequences SET id = id + 1000",  # which its index does not know
+        "UPDATE sequences SET embedding = zeroblob(8)",
+        "UPDATE sequences SET tokens = zeroblob(3)",
+        "UPDATE sequences SET text = CAST(x'ff41ff' AS TEXT)",
+        "UPDATE documents SET metadata = '{'",
+    ],
+)
+def test_a_corpus_that_is_damaged_is_refused_at_once_and_nothing_of_it_is_told(
+    corpora: Path, selector: Selector, make: Any, statement: str
+) -> None:
+    make("all", _DOCUMENTS)
+    damaged(corpora, statement)
+    if "embedding" in statement:  # is read where an index must be made
+        for file in (corpora / "all").glob("index*"):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+    with pytest.raises(CorpusError, match=r"corpus 'all' is damaged: .*; delete its folder") as refusal:
+        selector.select(_KITTEN, "all", steps=3)
+
+    assert "kitten" not in str(refusal.value)
+
+
+def test_embeddings_that_are_no_numbers_are_called_damaged(corpora: Path, selector: Selector, make: Any) -> None:
+    make("all", _DOCUMENTS)
+    corpus = Corpus.open(corpora, "all")
+    dimension = int(corpus.meta()["dimension"])
+    corpus.close()
+    damaged(corpora, f"UPDATE sequences SET embedding = x'{np.full(dimension, np.nan, np.float32).tobytes().hex()}'")
+    for file in (corpora / "all").glob("index*"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+    with pytest.raises(CorpusError, match="it holds embeddings that are none"):
+        selector.select(_KITTEN, "all", steps=3)
