@@ -110,6 +110,18 @@ def _durability(result: Result) -> list[Row]:
     ]
 
 
+def _faults(result: Result) -> list[Row]:
+    rows = []
+    for kind, found in result["faults"].items():
+        seconds = " and ".join(f"{name} {value:g} s" for name, value in found["recovery_seconds"].items())
+        broken = {each: found[each] for each in ("wrong_answers", "hung", "leaked")}
+        told = ", ".join(f"{count} {each.replace('_', ' ')}" for each, count in broken.items())
+        measured = f"{found['recovered']} of {found['injected']} ({seconds}); {told}"
+        holds = whether(found["recovered"] == found["injected"] > 0 and not any(broken.values()))
+        rows.append((f"a server comes back by itself: {kind}", measured, "every time", holds))
+    return rows
+
+
 PROMISES = (
     Promise("overhead", "make bench-overhead", _overhead),
     Promise("overload", "make overload", _overload),
@@ -118,4 +130,7 @@ PROMISES = (
     Promise("isolation", "make isolation", _isolation),
     Promise("compat", "make compat", _compat),
     Promise("durability", "python benchmarks/durability.py --kills 200", _durability),
+    Promise("faults", "make faults", _faults),
+    Promise("faults-node", "make faults", _faults),
+    Promise("faults-injected", "make faults", _faults),
 )
