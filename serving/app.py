@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import httpx
 import ray
@@ -51,7 +51,8 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 STAGE_QUEUE = 256  # requests that may wait before a stage
-REPLICA_PORTS = 16  # where an engine replica may answer: one that is replaced takes another
+REPLICA_PORTS = 64  # where engine replicas may answer: Ray gives one of a replica that was killed to no other
+_PATIENCE_SECONDS = 60.0  # and three times what the start took, for an engine that is replaced
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
 _SHARD_SECONDS = 30.0  # for a shard's answer
 STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
@@ -259,8 +260,10 @@ def application(told: dict[str, Any]) -> serve.Application:
 
 
 @contextmanager
-def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None) -> Iterator[tuple[str, Node]]:
-    """A Mayfly on this machine for the length of a `with`; gives its base URL, and Ray's processes to be watched.
+def running(
+    config: Config, on_stage: Callable[[str], None] = lambda stage: None
+) -> Iterator[tuple[str, Callable[[], NoReturn]]]:
+    """A Mayfly on this machine for the length of a `with`; gives its base URL, and what waits and watches over it.
 
     Raises:
         StartError: Ray or a deployment did not come up.
@@ -306,6 +309,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
                 http_options=HTTPOptions(host="127.0.0.1", port=proxy),  # of Ray's own, which idles
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
             )
+            begun = time.monotonic()
             on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector")
             try:
                 serve.run(build(config), name="mayfly", route_prefix="/")
@@ -315,7 +319,7 @@ def running(config: Config, on_stage: Callable[[str], None] = lambda stage: None
                 f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
             )
             _wait_for(f"{url}/health")
-            yield url, node
+            yield url, partial(node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun))
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):  # a second one now would leave processes and files behind
                 signal.signal(number, signal.SIG_IGN)
@@ -336,6 +340,12 @@ def _wait_for(url: str) -> None:
                 return
         time.sleep(0.05)
     raise StartError(f"{url} does not answer {_ANSWERING_SECONDS:.0f} s after the engine has loaded")
+
+
+def _has_engine() -> bool:
+    with suppress(Exception):  # the controller may be on its way back, too
+        return bool(serve.status().applications["mayfly"].deployments["engine"].status == "HEALTHY")
+    return False
 
 
 def _interrupt(*_: Any) -> None:

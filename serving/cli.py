@@ -146,12 +146,12 @@ def demo(
     try:
         passage = prepare(home, console)
         config = Settings(corpus=CORPUS, port=port, home=home).config()
-        with running(config, lambda stage: console.print(f"[dim]{stage} ...[/]")) as (url, node):
+        with running(config, lambda stage: console.print(f"[dim]{stage} ...[/]")) as (url, watch):
             result = demonstrate(url, passage, console)
             show(result, url, console)
             if keep:
                 console.print("[dim]The server stays up; Ctrl-C ends it.[/]")
-                node.watch()
+                watch()
             console.print("[dim]ending ...[/]")
     except KeyboardInterrupt:
         err.print("ended")

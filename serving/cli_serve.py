@@ -26,9 +26,9 @@ def serve(settings: Settings, _: typer.Context) -> None:
     config, environment = settings.config(), dict(os.environ)
     check(config)
     try:
-        with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as (url, node):
+        with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as (url, watch):
             err.print(f"[green]ready[/] {config.engine.served_name} at {url}/v1 (Ctrl-C ends it)", highlight=False)
-            node.watch()
+            watch()
     except KeyboardInterrupt:
         err.print("ended")
     except LostError as problem:

@@ -61,7 +61,7 @@ frontend entrance
     default_backend replicas
 backend replicas
     balance leastconn
-    default-server check inter 500ms fastinter 200ms downinter 200ms rise 1 fall 1
+    default-server check inter 500ms fastinter 200ms downinter 500ms rise 1 fall 1
 {replicas}
 backend unread
     mode tcp

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import psutil
@@ -17,7 +18,7 @@ from serving.errors import LostError
 from serving.staging import storage, sweep
 
 _VITAL = ("raylet", "gcs_server")
-_SECONDS = 1.0  # between two looks
+_SECONDS, _HEALTH_SECONDS = 1.0, 10.0  # between two looks
 _END_SECONDS = 10.0
 
 
@@ -28,10 +29,13 @@ class Node:
         children = {each: each.name() for each in psutil.Process().children()}
         self._vital: dict[psutil.Process, str] = {each: name for each, name in children.items() if name in _VITAL}
         self._family = set(children)
+        self._given_up = False
 
     @property
     def lost(self) -> str | None:
-        """Which of those that Ray cannot do without has ended."""
+        """Which of those that Ray cannot do without has ended; "engine" once it is not waited for any more."""
+        if self._given_up:
+            return "engine"
         for process, name in self._vital.items():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.status() != psutil.STATUS_ZOMBIE:
@@ -39,16 +43,23 @@ class Node:
             return name
         return None
 
-    def watch(self) -> NoReturn:
-        """Wait for the end of one.
+    def watch(self, healthy: Callable[[], bool], patience: float) -> NoReturn:
+        """Wait for the end of one, or until nothing has been healthy for so many seconds.
 
         Raises:
-            LostError: it has ended.
+            LostError: that is so.
         """
+        last = looked = time.monotonic()
         while (lost := self.lost) is None:
             # They must be known beforehand: those of a dead parent are nobody's children.
             self._family.update(psutil.Process().children(recursive=True))
             time.sleep(_SECONDS)
+            if time.monotonic() - looked > _HEALTH_SECONDS:
+                looked = time.monotonic()
+                last = looked if healthy() else last
+                self._given_up = looked - last > patience
+        if self._given_up:
+            raise LostError(f"there has been no engine for {patience:.0f} seconds")
         raise LostError(f"Ray's {lost} has ended, and with it everything that runs on this machine")
 
     def end(self) -> None:

@@ -131,6 +131,5 @@ PROMISES = (
     Promise("compat", "make compat", _compat),
     Promise("durability", "python benchmarks/durability.py --kills 200", _durability),
     Promise("faults", "make faults", _faults),
-    Promise("faults-node", "make faults", _faults),
     Promise("faults-injected", "make faults", _faults),
 )
