@@ -84,7 +84,7 @@ leavers: .venv/.installed  ## 500 clients that leave at random moments
 overload: .venv/.installed  ## Ten times the load that a server can take, for two minutes
 	$(BIN)/python benchmarks/overload.py $(ARGS)
 
-faults: .venv/.installed  ## 50 faults of every kind under load: does it come back, every time? (two hours and a half)
+faults: .venv/.installed  ## 50 faults of every kind under load: does it come back, every time? (hours; root)
 	$(BIN)/python benchmarks/faults.py $(ARGS)
 
 compat: .venv/.installed  ## Clients from PyPI, each in an environment of its own, against a real server

@@ -56,7 +56,7 @@ class Staging:
         """
         (self.path / _NAMES).write_text("\n".join(shared))
         for name in shared:
-            with (self._root / name).open("r+b") as file:
+            with contextlib.suppress(FileNotFoundError), (self._root / name).open("r+b") as file:  # else it went since
                 size = os.fstat(file.fileno()).st_size
                 for start in (*range(0, size, _APART), max(0, size - _TAKEN)):
                     os.posix_fallocate(file.fileno(), start, min(_TAKEN, size - start))

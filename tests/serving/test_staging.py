@@ -67,7 +67,7 @@ def test_a_living_servers_is_left_alone(tmp_path: Path) -> None:
 def test_its_own_end_leaves_nothing(tmp_path: Path) -> None:
     staging = Staging(tmp_path)
     (tmp_path / "psm_mine").write_bytes(b"shared")
-    staging.adopt({"psm_mine"})
+    staging.adopt({"psm_mine", "psm_gone"})
     (staging.path / "adapter").mkdir()
 
     staging.end()
