@@ -87,6 +87,10 @@ class AdaptationFailedError(MayflyError):
     """The adaptation failed and the request said that it was required."""
 
 
+class HangingError(MayflyError):
+    """The trainer takes no step any more; another one is being started."""
+
+
 class DownError(MayflyError):
     """The engine has ended; another one is being started."""
 

@@ -26,6 +26,7 @@ from selection.library import Library
 from selection.reader import EVERYTHING, Reader
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.shards import Ask, Shard
+from serving.errors import HangingError
 
 Owner = TypeVar("Owner")
 P = ParamSpec("P")
@@ -112,21 +113,29 @@ class CorporaStage(SelectStage):
         return await self._library.ask(method, *args, **kwargs)
 
 
-HUNG_SECONDS = 120.0  # after a deadline that the trainer should have kept
+STILL_SECONDS, STILL_TIMES = 20.0, 10.0  # a trainer hangs after so long without a step, and so many longest pauses
 
 
 class TrainStage:
     """A trainer: requests train together."""
 
     def __init__(self, config: TrainerConfig) -> None:
+        self._moved = time.monotonic()  # when a step last ended, or a training began or ended
         self._trainer = Trainer(config)
-        self._due: list[float] = []  # when each training that runs should have ended
+        self._longest = time.monotonic() - self._moved  # between two such times; at first, of loading and a few steps
+        self._trainings: set[asyncio.Future[None]] = set()  # done when there is no hope for them
 
     async def check_health(self) -> None:
-        """Raise if a training has not ended long after it should have; Ray Serve replaces the replica then."""
-        late = time.monotonic() - min(self._due, default=math.inf)
-        if late > HUNG_SECONDS:
-            raise RuntimeError(f"the trainer hangs: a training should have ended {late:.0f} s ago")
+        """Raise if no step has ended for far too long, and end whatever waits for one.
+
+        Ray Serve replaces the replica then. It may be a thread that waits for ever in a library that got no memory.
+        """
+        still = time.monotonic() - self._moved
+        if self._trainings and still > max(STILL_SECONDS, STILL_TIMES * self._longest):
+            for hopeless in self._trainings:
+                if not hopeless.done():
+                    hopeless.set_result(None)
+            raise HangingError(f"the trainer hangs: no step has ended for {still:.0f} s")
 
     async def ready(self) -> None:
         """That it answers is enough: the model is loaded before there is a stage."""
@@ -149,10 +158,14 @@ class TrainStage:
         """
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
 
-        def tell(on_step: Callable[[Progress], None], progress: Progress) -> None:
-            if not cancelled.is_set():
+        def stepped(progress: Progress) -> None:
+            self._move()
+            if on_step is not None and not cancelled.is_set():
                 loop.call_soon_threadsafe(on_step, progress)
 
+        hopeless: asyncio.Future[None] = loop.create_future()
+        if not self._trainings:
+            self._moved = time.monotonic()
         training = self._trainer.submit(
             sequences,
             seed=seed,
@@ -162,14 +175,14 @@ class TrainStage:
             learning_rate=None if self._trainer.config.learning_rate else learning_rate,
             watch=watch,
             cancelled=cancelled,
-            on_step=None if on_step is None else partial(tell, on_step),
+            on_step=stepped,
         )
-        due = math.inf if seconds is None else time.monotonic() + seconds
-        self._due.append(due)
+        self._trainings.add(hopeless)
         try:
-            return await _held(asyncio.wrap_future(training), cancelled)
+            return await _held(asyncio.create_task(self._unless(hopeless, asyncio.wrap_future(training))), cancelled)
         finally:
-            self._due.remove(due)
+            self._trainings.remove(hopeless)
+            self._move()
 
     async def training(self, sequences: Sequence[Sequence[int]], **options: Any) -> AsyncIterator[Progress | Training]:
         """`train`, told step by step as it goes, the Training last; for callers in other processes."""
@@ -183,6 +196,17 @@ class TrainStage:
         finally:
             task.cancel()  # whoever asked has gone, if it still runs
             await asyncio.wait([task])
+
+    async def _unless(self, hopeless: asyncio.Future[None], training: asyncio.Future[Training]) -> Training:
+        both: list[asyncio.Future[Any]] = [hopeless, training]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not training.done():
+            raise HangingError("the trainer hangs")
+        return training.result()
+
+    def _move(self) -> None:
+        now = time.monotonic()
+        self._moved, self._longest = now, max(self._longest, now - self._moved)
 
 
 async def _held(work: asyncio.Future[Result], cancelled: threading.Event | None = None) -> Result:

@@ -25,7 +25,7 @@ from serving import stages
 from serving.adaptation import Adaptation
 from serving.budget import Budget
 from serving.engine import LoadedAdapter
-from serving.errors import AdaptationFailedError
+from serving.errors import AdaptationFailedError, HangingError
 from serving.stages import SelectStage, TrainStage
 from serving.wish import Wish
 
@@ -114,14 +114,30 @@ async def test_who_requires_an_adapter_is_told_in_time_too(selector: SelectStage
 
 async def test_a_trainer_that_hangs_is_not_healthy(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = TrainStage(TrainerConfig(tiny_llama, rank=4))
-    monkeypatch.setattr(stages, "HUNG_SECONDS", 0.2)
+    monkeypatch.setattr(stages, "STILL_SECONDS", 0.2)
+    monkeypatch.setattr(stages, "STILL_TIMES", 0.0)
     await trainer.check_health()
     with held(trainer._trainer._stepping):
-        training = asyncio.create_task(trainer.train([[1, 2, 3]], seconds=0.1))
+        training = asyncio.create_task(trainer.train([[1, 2, 3]]))
         await asyncio.sleep(0.1)
         await trainer.check_health()
         await asyncio.sleep(0.4)
-        with pytest.raises(RuntimeError, match="hangs"):
+        with pytest.raises(HangingError, match="hangs"):
             await trainer.check_health()
-    await training
+        with pytest.raises(HangingError, match="hangs"):
+            await training
+    assert (await trainer.train([[1, 2, 3]])).stop == "steps"  # it has come to itself
     await trainer.check_health()
+
+
+async def test_a_trainer_that_takes_step_after_step_is_healthy(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = TrainStage(TrainerConfig(tiny_llama, rank=4))
+    monkeypatch.setattr(stages, "STILL_SECONDS", 0.2)
+    monkeypatch.setattr(stages, "STILL_TIMES", 10.0)
+    training = asyncio.create_task(trainer.train([[1, 2, 3]] * 20_000, seconds=1.0))
+    while not training.done():
+        await trainer.check_health()
+        await asyncio.sleep(0.02)
+    assert (await training).stop == "seconds"
