@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import httpx
 import ray
 from ray import serve
+from ray._private import ray_constants
 from ray.exceptions import RayTaskError, TaskCancelledError
 from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
@@ -56,6 +58,8 @@ _PATIENCE_SECONDS = 60.0  # and three times what the start took, for an engine t
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
 _SHARD_SECONDS = 30.0  # for a shard's answer
 STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
+_GRACE_SECONDS = 30.0  # that requests under way have to finish when the server ends
+_HANGING_SECONDS = 10.0  # that a stage may take to say it is well; after three such times it is replaced
 _HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
 NODE = {  # what every node's environment should have
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
@@ -221,6 +225,7 @@ def build(config: Config) -> serve.Application:
             ray_actor_options=actor(gpus, more),
             max_ongoing_requests=STAGE_QUEUE,
             health_check_period_s=_HEALTH_SECONDS,
+            health_check_timeout_s=_HANGING_SECONDS,
             graceful_shutdown_wait_loop_s=0.1,
         )
 
@@ -279,7 +284,11 @@ def running(
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # the entrance sees by itself who listens
         "RAY_SERVE_PORT_QUARANTINE_S": "1",
+        # Ray's ports execute code for who has its token; what it makes by itself lies in a file that others may read.
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # and they are on loopback, as where Ray has no clusters
     }
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable as it was imported
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -288,7 +297,7 @@ def running(
             raise StartError(
                 f"cannot listen on {config.host}:{config.port}: {problem.strerror}; try --port"
             ) from problem
-    with entrance(config.host, config.port, replicas):
+    with entrance(config.host, config.port, replicas) as drain:
         on_stage("starting Ray and Ray Serve")
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
@@ -321,7 +330,11 @@ def running(
             _wait_for(f"{url}/health")
             yield url, partial(node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun))
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):  # a second one now would leave processes and files behind
+            if not node.lost:
+                with suppress(KeyboardInterrupt):  # a second Ctrl-C waits for nobody
+                    on_stage("finishing what is under way")
+                    drain(_GRACE_SECONDS)
+            for number in (signal.SIGINT, signal.SIGTERM):  # one more now would leave processes and files behind
                 signal.signal(number, signal.SIG_IGN)
             if node.lost:
                 node.end()

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
@@ -89,8 +90,10 @@ def free_ports(count: int) -> range:
 
 
 @contextlib.contextmanager
-def entrance(host: str, port: int, replicas: Sequence[int]) -> Iterator[None]:
+def entrance(host: str, port: int, replicas: Sequence[int]) -> Iterator[Callable[[float], None]]:
     """HAProxy at this address for the length of a `with`, started again should it die.
+
+    Gives what shuts the door: nobody new is let in, and those inside have so many seconds to finish.
 
     Args:
         host, port: the public address.
@@ -103,7 +106,7 @@ def entrance(host: str, port: int, replicas: Sequence[int]) -> Iterator[None]:
         keeper = _Keeper(_written(Path(name), host, port, replicas))
         try:
             keeper.wait((host, port))
-            yield
+            yield keeper.drain
         finally:
             keeper.end()
 
@@ -130,6 +133,14 @@ class _Keeper:
                 self._failed = f"it does not listen after {_START_SECONDS:.0f} s"
             time.sleep(0.02)
         raise StartError(f"HAProxy did not start: {self._failed}")
+
+    def drain(self, seconds: float) -> None:
+        """Let nobody in any more; wait until the last has gone, so many seconds at most."""
+        self._ending.set()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.send_signal(signal.SIGUSR1)
+                self._process.wait(seconds)
 
     def end(self) -> None:
         """End it for good."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import openai
@@ -81,6 +82,23 @@ def running(home: Path) -> Iterator[Running]:
     assert set(os.listdir("/dev/shm")) <= before
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_rays_ports_are_on_loopback_or_want_its_token(running: Running) -> None:
+    listening = {
+        (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
+        for pid in running.family() | {running.process.pid}
+        for connection in psutil.Process(pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1", "::"}
+
+    between_replicas = [port for ip, port in listening if ip == "::"]
+    assert len(between_replicas) >= 3  # of the engine, the selector and the trainer
+    for port in between_replicas:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=10)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_openai_python_chats(running: Running) -> None:

@@ -23,7 +23,7 @@ ENDED: list[str] = []  # paths of requests whose client has left
 
 
 async def behind(scope: Message, receive: Receive, send: Send) -> None:
-    """Stands where a replica does: streams two pieces, the second when the test says so; or waits for ever."""
+    """Stands where a replica does: streams two pieces, or waits for ever."""
     path = scope["path"]
     await receive()
     if path == "/waits":
@@ -36,6 +36,8 @@ async def behind(scope: Message, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "http.disconnect"
         ENDED.append(path)
         return
+    if path == "/slow":
+        await asyncio.sleep(0.5)
     await send({"type": "http.response.body", "body": b"two"})
 
 
@@ -186,3 +188,32 @@ async def test_it_serves_ipv6_and_leaves_nothing_behind(ports: range) -> None:
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"http://[::1]:{public}/")).status_code == 503
     assert {each.pid for each in psutil.Process().children()} == before
+
+
+async def test_when_the_door_is_shut_those_inside_finish_and_nobody_else_is_let_in() -> None:
+    public, ports = free_ports(1).start, free_ports(2)
+    with entrance("127.0.0.1", public, ports) as drain:
+        async with Replica(ports[0]), httpx.AsyncClient(base_url=f"http://127.0.0.1:{public}") as idle:
+            await answered(public)
+            await idle.get("/")  # and keeps its connection
+            begun = asyncio.create_task(answered(public, "/slow"))
+            await asyncio.sleep(0.2)
+            drained = asyncio.create_task(asyncio.to_thread(drain, 60.0))
+            await asyncio.sleep(0.1)
+            with pytest.raises(httpx.TransportError):
+                await idle.get("/")
+            assert not drained.done()
+            assert (await begun).text == "onetwo"
+            await asyncio.wait_for(drained, 30)
+
+
+async def test_the_door_waits_no_longer_than_it_was_told() -> None:
+    public, ports = free_ports(1).start, free_ports(2)
+    with entrance("127.0.0.1", public, ports) as drain:
+        async with Replica(ports[0]):
+            await answered(public)
+            _, writer = await asyncio.open_connection("127.0.0.1", public)
+            writer.write(b"GET /waits HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.sleep(0.2)
+            await asyncio.wait_for(asyncio.to_thread(drain, 0.2), 30)
+            writer.close()
