@@ -10,6 +10,7 @@ given back to the system.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,6 +67,10 @@ class Memory:
             return self.row(tokens)
         return self._inputs_per_token * tokens + self.row(tokens) // len(self._layers)
 
+    def fits(self, rows: int, tokens: int) -> bool:
+        """Whether so many rows of so many tokens can be computed, if need be layer by layer."""
+        return rows * self.least(tokens) <= self.limit
+
     @contextmanager
     def saving(self, needed: bool) -> Iterator[None]:
         """Within it layers keep their inputs only, if that is needed."""
@@ -93,6 +98,24 @@ def _kept(base: BaseModel, tokens: int) -> int:
         losses_M = base.losses([[i % base.vocabulary for i in range(tokens)]])
     del losses_M
     return sum(storages.values())
+
+
+class Rest:
+    """Gives memory back when nothing has been done for a while."""
+
+    _timer: threading.Timer | None = None
+
+    def begin(self, seconds: float) -> None:
+        """In so many seconds, unless it ends before."""
+        self._timer = threading.Timer(seconds, give_back)
+        self._timer.daemon = True
+        with suppress(RuntimeError):  # there may be no room for a thread
+            self._timer.start()
+
+    def end(self) -> None:
+        """There is something to do."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def give_back() -> None:

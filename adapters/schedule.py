@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters.adapter import Adapter
 from adapters.plan import Step
 from adapters.step_time import StepTime
 from adapters.training import Progress, Training, Watch
@@ -48,6 +49,9 @@ class Job:
         used: how many sequences the steps taken have learnt from.
         kept: gradients that later steps take again, by position.
         parked: its adapter and moments, while it waits for a slot again.
+
+    Raises:
+        ValueError: a seed of more than 64 bits, or a learning rate that is not positive.
     """
 
     sequences: Sequence[Sequence[int]]
@@ -68,6 +72,17 @@ class Job:
     kept: dict[int, tuple[Any, float]] = field(default_factory=dict)
     parked: Any = None
     watched: list[tuple[int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"the learning rate is {self.learning_rate}; it needs to be above 0")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more")
+
+    @property
+    def sizes(self) -> set[tuple[int, int]]:
+        """Of its steps: how many sequences, and how long the longest of them is."""
+        return {(len(step.sequences), max(len(self.sequences[i]) for i in step.sequences)) for step in self.steps}
 
     @property
     def step(self) -> Step:
@@ -93,6 +108,17 @@ class Job:
             return False
         (_, before), (used, now) = self.watched[0], self.watched[-1]
         return 100 * (before - now) < self.watch.gain * used * before
+
+    def progress(self, now: float) -> Progress:
+        """How far it has come."""
+        spent, steps, of = now - self.came, len(self.losses), len(self.steps)
+        left = min(spent / steps * (of - steps), self.deadline - now)
+        return Progress(steps, of, self.used, self.losses[-1], spent, max(left, 0.0), self.place)
+
+    def training(self, adapter: Adapter | None, stop: str, now: float) -> Training:
+        """What became of it."""
+        waited = min(self.began, now) - self.came
+        return Training(adapter, tuple(self.losses), self.used, stop, now - self.came, waited, tuple(self.watched))
 
     @property
     def place(self) -> int:
@@ -159,6 +185,13 @@ class Schedule:
             self._active.remove(job)
             self._free = sorted([*self._free, job.slot])
             job.slot = None
+
+    def clear(self) -> list[Job]:
+        """All leave; who they were."""
+        jobs = [*self._active, *self._waiting]
+        for job in jobs:
+            self.leave(job)
+        return jobs
 
     def ended(self, now: float) -> list[tuple[Job, str]]:
         """Requests that take no further step, each with the reason: "cancelled", "steps", "gain" or "seconds".

@@ -27,7 +27,7 @@ import torch
 from adapters.adapter import Adapter
 from adapters.base_model import BaseModel
 from adapters.lora import LoraBank
-from adapters.memory import Memory, give_back
+from adapters.memory import Memory, Rest
 from adapters.plan import steps_of
 from adapters.schedule import Job, Schedule
 from adapters.step_time import StepTime
@@ -79,8 +79,8 @@ class Trainer:
         self.config = config
         self._arrivals = threading.Lock()  # guards the schedule
         self._stepping = threading.RLock()  # guards the model
-        self._worker: threading.Thread | None = None
-        self._idle: threading.Timer | None = None
+        self._is_working = False  # whether there is a thread that takes steps
+        self._rest = Rest()
         # In a thread that ends: OpenMP keeps a team for each thread that has computed, and where teams have more
         # threads than there are cores it lets none spin. With a team left behind a small step took 1.6 times as long.
         with ThreadPoolExecutor(1) as thread:
@@ -154,10 +154,6 @@ class Trainer:
             watch = replace(watch, tokens=watch.tokens[-self.base.context :])
         for sequence in [*sequences, *([watch.tokens] if watch else [])]:
             self.base.check(sequence)
-        if learning_rate is not None and not 0 < learning_rate < math.inf:
-            raise ValueError(f"the learning rate is {learning_rate}; it needs to be above 0")
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"the seed is {seed}; it needs to be a whole number of 64 bits, 0 or more")
         if start is not None:
             self._bank.check(start)
         steps = steps_of(plan, [tuple(sequence) for sequence in sequences])
@@ -166,13 +162,11 @@ class Trainer:
         done.set_running_or_notify_cancel()  # from here on it is `cancelled` that ends it, not the future
         job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done, start, learning_rate, watch)
         with self._arrivals:
+            self._rest.end()
+            if not self._is_working:  # not a daemon: Python ending under its computation would abort
+                threading.Thread(target=self._work, name="mayfly-trainer").start()
+                self._is_working = True
             self._schedule.add(job)
-            if self._idle is not None:
-                self._idle.cancel()
-            if self._worker is None:
-                # Not a daemon: Python ending under its computation would abort.
-                self._worker = threading.Thread(target=self._work, name="mayfly-trainer")
-                self._worker.start()
         return job.done
 
     def export(self, slot: int) -> bytes:
@@ -207,38 +201,49 @@ class Trainer:
         return float(mean) * (len(tokens) - start)
 
     def _work(self) -> None:
-        """Step after step, until nobody is left."""
+        """Turn after turn, until nobody is left."""
         while True:
-            with self._arrivals:
-                displaced, admitted = self._schedule.displace(), self._schedule.admit()
-                now = time.perf_counter()
-                ended = self._schedule.ended(now)
-                told = {job for job, _ in ended}
-                ended += [(job, _FULL) for job in admitted if job not in told and not self._holds(job)]
-                batch = [] if ended else self._schedule.batch(now)
-                if not ended and not batch:
-                    self._worker, self._idle = None, threading.Timer(IDLE_SECONDS, give_back)
-                    self._idle.daemon = True
-                    self._idle.start()
+            try:
+                if not self._turn():
                     return
-            with self._stepping:
-                for job, slot in displaced:
-                    job.parked = self._bank.take(slot)
-                for job in admitted:
-                    if job.parked is not None:
-                        self._bank.put(job.place, job.parked)
-                        job.parked = None
-                    elif job.start is not None:
-                        self._bank.load(job.place, job.start)
-                    else:
-                        self._bank.reset(job.place, job.seed)
-                self._end([(job, stop) for job, stop in ended if job.parked is None])
-                for job, stop in ended:
-                    if job.parked is not None:
-                        self._bank.put(self._guest, job.parked)
-                        self._end([(job, stop)])
-                if batch:
-                    self._step(batch)
+            except Exception as problem:  # of nobody alone; and without this thread all would wait for ever
+                with self._arrivals:
+                    for job in self._schedule.clear():
+                        job.done.set_exception(problem)
+
+    def _turn(self) -> bool:
+        """Who comes, who goes, and a step of the others; whether there was anybody."""
+        with self._arrivals:
+            displaced, admitted = self._schedule.displace(), self._schedule.admit()
+            now = time.perf_counter()
+            ended = self._schedule.ended(now)
+            told = {job for job, _ in ended}
+            large = (job for job in admitted if not all(self._memory.fits(*size) for size in job.sizes))
+            ended += [(job, _FULL) for job in large if job not in told]
+            batch = [] if ended else self._schedule.batch(now)
+            if not ended and not batch:
+                self._is_working = False
+                self._rest.begin(IDLE_SECONDS)
+                return False
+        with self._stepping:
+            for job, slot in displaced:
+                job.parked = self._bank.take(slot)
+            for job in admitted:
+                if job.parked is not None:
+                    self._bank.put(job.place, job.parked)
+                    job.parked = None
+                elif job.start is not None:
+                    self._bank.load(job.place, job.start)
+                else:
+                    self._bank.reset(job.place, job.seed)
+            self._end([(job, stop) for job, stop in ended if job.parked is None])
+            for job, stop in ended:
+                if job.parked is not None:
+                    self._bank.put(self._guest, job.parked)
+                    self._end([(job, stop)])
+            if batch:
+                self._step(batch)
+        return True
 
     def _step(self, jobs: Sequence[Job]) -> None:
         """One step of each. What one job's rows cannot do is that job's end; the others' are computed without it."""
@@ -313,11 +318,8 @@ class Trainer:
     def _tell(self, job: Job) -> None:
         if job.on_step is None:
             return
-        spent = time.perf_counter() - job.came
-        steps, of = len(job.losses), len(job.steps)
-        left = min(spent / steps * (of - steps), job.deadline - job.came - spent)
         try:
-            job.on_step(Progress(steps, of, job.used, job.losses[-1], spent, max(left, 0.0), job.place))
+            job.on_step(job.progress(time.perf_counter()))
         except BaseException as problem:  # sys.exit() there must not end the thread that others wait for
             self._fail(job, problem)
 
@@ -346,12 +348,15 @@ class Trainer:
                 self._step_time.doubt()
             if job in learnt and job not in sound:
                 job.losses, job.used, stop = [], 0, "diverged"
-            adapter = self._adapter(job) if job in sound else None
+            try:
+                adapter = self._adapter(job) if job in sound else None
+                training = job.training(adapter, stop, time.perf_counter())
+            except Exception as problem:
+                job.losses, job.used = [], 0
+                self._fail(job, problem)
+                continue
             self._leave(job)
-            now = time.perf_counter()
-            waited = min(job.began, now) - job.came
-            watched = tuple(job.watched)
-            job.done.set_result(Training(adapter, tuple(job.losses), job.used, stop, now - job.came, waited, watched))
+            job.done.set_result(training)
         if rows:
             self._ending_time.observe(len(rows) * max(map(len, rows)), time.perf_counter() - begun)
 
@@ -372,11 +377,6 @@ class Trainer:
     def _leave(self, job: Job) -> None:
         with self._arrivals:
             self._schedule.leave(job)
-
-    def _holds(self, job: Job) -> bool:
-        """Whether memory suffices for the largest of its steps, if need be layer by layer."""
-        sizes = ((len(step.sequences), max(len(job.sequences[i]) for i in step.sequences)) for step in job.steps)
-        return all(rows * self._memory.least(tokens) <= self._memory.limit for rows, tokens in set(sizes))
 
     def _is_sound(self, loss: float) -> bool:
         return math.isfinite(loss) and loss <= _EXPLODED * math.log(self.base.vocabulary)

@@ -215,6 +215,61 @@ class TestTrouble:
         assert (none.adapter, none.losses, none.stop) == (None, (), "out of memory")
         assert_all_is_left(trainer)
 
+    def test_an_adapter_that_finds_no_room_is_the_end_of_who_trained_it(
+        self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = trainer_of(tiny_llama)
+        expected, export = trainer.train(SEQUENCES, seed=9), trainer._bank.export
+        asked: list[int] = []
+
+        def find_no_room_at_first(slot: int) -> bytes:
+            asked.append(slot)
+            return bytes(1 << 60) if len(asked) == 1 else export(slot)
+
+        monkeypatch.setattr(trainer._bank, "export", find_no_room_at_first)
+        shorter, longer = trainer.submit(SEQUENCES[:2], seed=8), trainer.submit(SEQUENCES * 20, seed=9)
+        training = shorter.result(SOON)
+
+        assert (training.adapter, training.losses, training.stop) == (None, (), "out of memory")
+        assert longer.result(SOON).adapter is not None
+        assert_same(trainer.train(SEQUENCES, seed=9), expected)
+        assert_all_is_left(trainer)
+
+    def test_what_fails_outside_of_any_step_is_told_to_all_and_who_comes_then_is_served(
+        self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = trainer_of(tiny_llama)
+        expected, reset = trainer.train(SEQUENCES, seed=9), trainer._bank.reset
+
+        def find_no_room(slot: int, seed: int) -> None:
+            torch.empty(1 << 46)
+
+        monkeypatch.setattr(trainer._bank, "reset", find_no_room)
+        futures = [trainer.submit(wish) for wish in others(3)]
+        for future in futures:
+            with pytest.raises(RuntimeError, match="can't allocate memory"):
+                future.result(SOON)
+        monkeypatch.setattr(trainer._bank, "reset", reset)
+
+        assert_same(trainer.train(SEQUENCES, seed=9), expected)
+        assert_all_is_left(trainer)
+
+    def test_where_no_thread_can_be_had_it_says_so_and_takes_the_next(
+        self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = trainer_of(tiny_llama)
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as crowded:
+            crowded.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                trainer.submit(SEQUENCES)
+
+        assert trainer.train(SEQUENCES).stop == "steps"
+        assert_all_is_left(trainer)
+
     def test_what_memory_does_not_hold_is_computed_layer_by_layer_to_the_same_end(
         self, base: Base, base_trainer: Trainer
     ) -> None:
@@ -398,7 +453,7 @@ def test_memory_is_given_back_when_nobody_has_been_there_for_a_while(
     monkeypatch.setattr("adapters.trainer.IDLE_SECONDS", 1.0)
     trainer = trainer_of(tiny_llama)
     given: list[float] = []
-    monkeypatch.setattr("adapters.trainer.give_back", lambda: given.append(time.perf_counter()))
+    monkeypatch.setattr("adapters.memory.give_back", lambda: given.append(time.perf_counter()))
 
     for _ in range(10):  # never alone for long enough
         trainer.train([[1, 2, 3]])
