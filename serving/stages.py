@@ -120,9 +120,11 @@ class TrainStage:
     """A trainer: requests train together."""
 
     def __init__(self, config: TrainerConfig) -> None:
-        self._moved = time.monotonic()  # when a step last ended, or a training began or ended
+        begun = time.monotonic()
         self._trainer = Trainer(config)
-        self._longest = time.monotonic() - self._moved  # between two such times; at first, of loading and a few steps
+        self._moved = time.monotonic()  # when a step or a training last ended, or the first of several came
+        self._longest = self._moved - begun  # from one such time to the next; at first, of loading and a few steps
+        self._hangs = False
         self._trainings: set[asyncio.Future[None]] = set()  # done when there is no hope for them
 
     async def check_health(self) -> None:
@@ -132,6 +134,8 @@ class TrainStage:
         """
         still = time.monotonic() - self._moved
         if self._trainings and still > max(STILL_SECONDS, STILL_TIMES * self._longest):
+            self._hangs = True
+        if self._hangs:  # until something ends; else it would be well as soon as nobody waits any more
             for hopeless in self._trainings:
                 if not hopeless.done():
                     hopeless.set_result(None)
@@ -177,12 +181,12 @@ class TrainStage:
             cancelled=cancelled,
             on_step=stepped,
         )
+        training.add_done_callback(lambda _: self._move())
         self._trainings.add(hopeless)
         try:
             return await _held(asyncio.create_task(self._unless(hopeless, asyncio.wrap_future(training))), cancelled)
         finally:
             self._trainings.remove(hopeless)
-            self._move()
 
     async def training(self, sequences: Sequence[Sequence[int]], **options: Any) -> AsyncIterator[Progress | Training]:
         """`train`, told step by step as it goes, the Training last; for callers in other processes."""
@@ -206,7 +210,7 @@ class TrainStage:
 
     def _move(self) -> None:
         now = time.monotonic()
-        self._moved, self._longest = now, max(self._longest, now - self._moved)
+        self._longest, self._moved, self._hangs = max(self._longest, now - self._moved), now, False
 
 
 async def _held(work: asyncio.Future[Result], cancelled: threading.Event | None = None) -> Result:
@@ -219,4 +223,6 @@ async def _held(work: asyncio.Future[Result], cancelled: threading.Event | None 
         while not work.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # of which nobody wants to hear
         raise
