@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import pytest
 from selection.store import Store
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
+FREE = {"Compute-Budget": "none"}
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -73,8 +75,13 @@ def running(home: Path) -> Iterator[Running]:
     server = Running(f"http://127.0.0.1:{port}", process)
     family = server.family()
     yield server
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    time.sleep(0.5)
+    with ThreadPoolExecutor(1) as thread:
+        wish = {"model": "nano", "prompt": "import", "max_tokens": 300, "ignore_eos": True}
+        answer = thread.submit(httpx.post, f"{server.url}/v1/completions", json=wish, headers=FREE, timeout=60)
+        while 'requests_in_stage{stage="answer"} 1' not in httpx.get(f"{server.url}/metrics").text:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert answer.result().json()["usage"]["completion_tokens"] == 300, "who is being answered may finish"
     os.killpg(process.pid, signal.SIGINT)  # as an impatient user does
     process.wait(timeout=60)
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
