@@ -21,7 +21,8 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from serving.staging import Staging, storage
 from serving.tracing import span
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
+_NAMING_SECONDS = 0.25
 _RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
 
 
@@ -69,7 +71,7 @@ class LoadedAdapter:
 class Engine:
     """One vLLM engine and its OpenAI application; make it with `await Engine.start(config)`."""
 
-    def __init__(self, llm: Any, app: Any, config: EngineConfig) -> None:
+    def __init__(self, llm: Any, app: Any, config: EngineConfig, staging: Staging) -> None:
         self.app = app
         self.config = config
         self._llm = llm
@@ -78,7 +80,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(config.adapters)
         self._live: set[int] = set()
-        self.staging = Staging()
+        self.staging = staging
         self.staging.adopt(_shared_memory())
         llm.generate = self._generate
 
@@ -100,11 +102,13 @@ class Engine:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # else ranks of log-probabilities need a C++ compiler
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config, on_cpu))
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
-        tasks = await llm.get_supported_tasks()
-        app = build_app(arguments, tasks, llm.model_config)
-        await init_app_state(llm, app.state, arguments, tasks)
-        return cls(llm, app, config)
+        staging = Staging()
+        with _naming(staging):
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
+            tasks = await llm.get_supported_tasks()
+            app = build_app(arguments, tasks, llm.model_config)
+            await init_app_state(llm, app.state, arguments, tasks)
+        return cls(llm, app, config, staging)
 
     @property
     def version(self) -> str:
@@ -238,6 +242,27 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     if on_cpu:
         arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(config.kv_cache_bytes)]
     return arguments
+
+
+@contextlib.contextmanager
+def _naming(staging: Staging) -> Iterator[None]:
+    """Within it what vLLM makes in shared memory is named as it comes: it may be killed while it starts."""
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(_NAMING_SECONDS):
+            staging.name(_shared_memory())
+
+    thread = threading.Thread(target=follow, name="naming")
+    with contextlib.ExitStack() as failed:
+        failed.callback(staging.end)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        failed.pop_all()
 
 
 def _shared_memory() -> set[str]:

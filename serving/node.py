@@ -18,7 +18,7 @@ from serving.errors import LostError
 from serving.staging import storage, sweep
 
 _VITAL = ("raylet", "gcs_server")
-_SECONDS, _HEALTH_SECONDS = 1.0, 10.0  # between two looks
+_SECONDS = 1.0  # between two looks: an engine that is killed again and again is well for some seconds at a time
 _END_SECONDS = 10.0
 
 
@@ -49,15 +49,14 @@ class Node:
         Raises:
             LostError: that is so.
         """
-        last = looked = time.monotonic()
+        last = time.monotonic()
         while (lost := self.lost) is None:
             # They must be known beforehand: those of a dead parent are nobody's children.
             self._family.update(psutil.Process().children(recursive=True))
             time.sleep(_SECONDS)
-            if time.monotonic() - looked > _HEALTH_SECONDS:
-                looked = time.monotonic()
-                last = looked if healthy() else last
-                self._given_up = looked - last > patience
+            now = time.monotonic()
+            last = now if healthy() else last
+            self._given_up = now - last > patience
         if self._given_up:
             raise LostError(f"there has been no engine for {patience:.0f} seconds")
         raise LostError(f"Ray's {lost} has ended, and with it everything that runs on this machine")

@@ -31,7 +31,7 @@ class Staging:
     def __init__(self, root: Path | None = None) -> None:
         root = root or storage()
         sweep(root)
-        self._root = root
+        self._root, self._named = root, set[str]()
         self.path, self._lock = _locked_folder(root)
 
     def names(self) -> list[str]:
@@ -46,15 +46,20 @@ class Staging:
                 total += sum(file.stat().st_size for file in folder.iterdir())
         return total
 
+    def name(self, shared: Collection[str]) -> None:
+        """Shared memory that is to go with the folder, beside what was named before."""
+        self._named.update(shared)
+        (self.path / _NAMES).write_text("\n".join(self._named))
+
     def adopt(self, shared: Collection[str]) -> None:
-        """Shared memory, by name, that is to go with the folder, and takes now what it would take later.
+        """As `name`; and it takes now what it would take later.
 
         Where there is no room left, a process that touches a page for the first time is killed (SIGBUS).
 
         Raises:
             OSError: there is none now.
         """
-        (self.path / _NAMES).write_text("\n".join(shared))
+        self.name(shared)
         for name in shared:
             with contextlib.suppress(FileNotFoundError), (self._root / name).open("r+b") as file:  # else it went since
                 size = os.fstat(file.fileno()).st_size

@@ -32,6 +32,7 @@ from serving.engine import Engine
 from serving.gateway import Gateway
 from serving.keys import digest
 from serving.stages import CorporaStage, TrainStage
+from serving.staging import Staging
 
 ANSWER = "In the yellow book."
 QUESTION = {"role": "user", "content": "How do I ask for leave?"}
@@ -142,7 +143,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, nano: str, tokenizer: Any) -
 @pytest.fixture
 def engine(house: House) -> Iterator[Engine]:
     vllm = Vllm(house.tokenizer)
-    engine = Engine(vllm, vllm.app, house.config.engine)
+    engine = Engine(vllm, vllm.app, house.config.engine, Staging())
     yield engine
     engine.stop()
 
@@ -221,7 +222,7 @@ async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClie
 
 async def test_an_engine_that_has_ended_is_told_with_when_to_come_back(house: House) -> None:
     vllm = Vllm(house.tokenizer)
-    engine = Engine(vllm, vllm.app, house.config.engine)
+    engine = Engine(vllm, vllm.app, house.config.engine, Staging())
     async with client_of(house, engine) as client:
         vllm.errored = True
         answers = [await chat(client, QUESTION), await chat(client, QUESTION, required=True)]
@@ -241,7 +242,7 @@ async def test_an_engine_that_ends_while_it_answers_is_told_so_too(house: House)
         yield
 
     vllm.generate = ends  # type: ignore[method-assign]
-    engine = Engine(vllm, vllm.app, house.config.engine)
+    engine = Engine(vllm, vllm.app, house.config.engine, Staging())
     async with client_of(house, engine) as client:
         answer = await chat(client, QUESTION)
     engine.stop()

@@ -67,6 +67,8 @@ def test_a_living_servers_is_left_alone(tmp_path: Path) -> None:
 def test_its_own_end_leaves_nothing(tmp_path: Path) -> None:
     staging = Staging(tmp_path)
     (tmp_path / "psm_mine").write_bytes(b"shared")
+    (tmp_path / "psm_earlier").write_bytes(b"of a process that has been killed meanwhile")
+    staging.name({"psm_earlier"})
     staging.adopt({"psm_mine", "psm_gone"})
     (staging.path / "adapter").mkdir()
 
