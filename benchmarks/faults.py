@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import time
@@ -303,6 +304,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=50, help="of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
+    if Full.name in options.kinds and os.geteuid() != 0:
+        parser.error(f"{Full.name!r} needs root, for a shared memory of the server's own: name other --kinds")
     verdict = Verdict()
     with home() as folder:
         facts = faults(folder, tuple(options.kinds), options.times, options.seed, verdict)
