@@ -208,8 +208,9 @@ class Trainer:
                     return
             except Exception as problem:  # of nobody alone; and without this thread all would wait for ever
                 with self._arrivals:
-                    for job in self._schedule.clear():
-                        job.done.set_exception(problem)
+                    jobs = self._schedule.clear()
+                for job in jobs:  # not under the lock: whoever is told may submit the next
+                    job.done.set_exception(problem)
 
     def _turn(self) -> bool:
         """Who comes, who goes, and a step of the others; whether there was anybody."""
@@ -250,8 +251,7 @@ class Trainer:
         begun = time.perf_counter()
         for job in jobs:
             job.began = min(job.began, begun)
-        jobs = self._look(jobs)
-        if not jobs:
+        if not (jobs := self._look(jobs)):
             return
         computing = sorted((job for job in jobs if job.rows), key=lambda job: job.place)
         lengths = [len(row) for job in computing for row in job.rows]

@@ -241,14 +241,20 @@ class TestTrouble:
         trainer = trainer_of(tiny_llama)
         expected, reset = trainer.train(SEQUENCES, seed=9), trainer._bank.reset
 
+        ready, again = threading.Event(), list[Future[Training]]()
+
         def find_no_room(slot: int, seed: int) -> None:
+            assert ready.wait(SOON)
             torch.empty(1 << 46)
 
         monkeypatch.setattr(trainer._bank, "reset", find_no_room)
         futures = [trainer.submit(wish) for wish in others(3)]
+        futures[0].add_done_callback(lambda _: again.append(trainer.submit(SEQUENCES)))  # who is told may come again
+        ready.set()
         for future in futures:
             with pytest.raises(RuntimeError, match="can't allocate memory"):
                 future.result(SOON)
+        assert again[0].exception(SOON) is not None
         monkeypatch.setattr(trainer._bank, "reset", reset)
 
         assert_same(trainer.train(SEQUENCES, seed=9), expected)
