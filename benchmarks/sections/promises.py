@@ -110,6 +110,25 @@ def _durability(result: Result) -> list[Row]:
     ]
 
 
+def _shards(result: Result) -> list[Row]:
+    found = {int(count): row for count, row in result["shards"].items()}
+    one, most = found[1], max(found)
+    memory, search = (found[most][each] / one[each] for each in ("resident_bytes", "search_milliseconds"))
+    each = "{:,.0f} MB, {:.1f} ms, recall {:.3f}"
+    told = "; ".join(
+        f"{count}: " + each.format(row["resident_bytes"] / 1e6, row["search_milliseconds"], row["recall"])
+        for count, row in found.items()
+    )
+    return [
+        (
+            f"a shard of {most}, of {result['sequences']:,} sequences, takes less memory than the whole, or less time",
+            f"{memory:.2f} of the memory, {search:.2f} of the time ({told})",
+            "either below 1",
+            whether(min(memory, search) < 1),
+        )
+    ]
+
+
 def _faults(result: Result) -> list[Row]:
     rows = []
     for kind, found in result["faults"].items():
@@ -131,5 +150,6 @@ PROMISES = (
     Promise("isolation", "make isolation", _isolation),
     Promise("compat", "make compat", _compat),
     Promise("durability", "python benchmarks/durability.py --kills 200", _durability),
+    Promise("shards", "python benchmarks/shards.py", _shards),
     *(Promise(f"faults-{kind}", "make faults", _faults) for kind in FAULTS),
 )
