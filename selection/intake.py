@@ -4,7 +4,8 @@ The database says what is to be read, the queue only in which order: what a kill
 start, and `ingest` passes over the documents that are there already. A file that is detached or cancelled meanwhile
 is given up within a few texts. One that cannot be read leaves nothing but the reason.
 
-Two processes over the same corpora may read a file twice; the result is the same.
+Of several processes over the same corpora, one that has nothing to read takes what others have not read for a while:
+they may be gone. Two may read a file at once; the result is the same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from selection.uploads import MissingError, Uploads
 
 log = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 60.0  # between looks of who has nothing to read
 _PART = 8  # texts embedded at once, for whose length everyone else waits
 _TABLES = (".jsonl", ".ndjson", ".parquet")
 
@@ -56,8 +58,10 @@ class Intake:
         self._corpora = OpenCorpora(root, embedder, tokenizer_digest(tokenizer))
         self._waiting: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        for name, file in _broken_off(root):
-            self._waiting.put((name, file))
+        self._root = root
+        self._left = set(_in_progress(root, log.warning))  # at the last look
+        for item in sorted(self._left):
+            self._waiting.put(item)
         self._thread = threading.Thread(target=self._work, name="intake", daemon=True)
         self._thread.start()
 
@@ -77,7 +81,11 @@ class Intake:
         while True:
             if self._waiting.empty():
                 self._corpora.close()  # with their indexes
-            item = self._waiting.get()
+            try:
+                item = self._waiting.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                self._take_over()
+                continue
             if item is None or self._closed.is_set():
                 return
             try:
@@ -89,6 +97,12 @@ class Intake:
                 return
             except Exception:
                 log.exception("file %s of corpus %s stays in progress until the next start", item[1], item[0])
+
+    def _take_over(self) -> None:
+        """Queue what was in progress at the last look and still is, the last first: another may be at the first."""
+        before, self._left = self._left, set(_in_progress(self._root))
+        for item in sorted(before & self._left, reverse=True):
+            self._waiting.put(item)
 
     def _settle(self, corpus: Corpus, file: str) -> None:
         seen = corpus.attachments.get(file)
@@ -134,12 +148,13 @@ class Intake:
         return Problem("invalid_file", f"{seen.name} holds no text of two tokens or more")
 
 
-def _broken_off(root: Path) -> Iterator[tuple[str, str]]:
+def _in_progress(root: Path, warn: Callable[[str, object], None] = log.debug) -> Iterator[tuple[str, str]]:
+    """Name of the corpus and id of each file that is to be read."""
     for name in list_corpora(root):
         try:
             corpus = Corpus.open(root, name)
         except CorpusError as problem:
-            log.warning("%s", problem)
+            warn("%s", problem)
             continue
         files = corpus.attachments.ids("in_progress")
         corpus.close()

@@ -29,6 +29,8 @@ from selection.reader import EVERYTHING, Reader
 from selection.shared import OpenCorpora
 from selection.store import CorpusError, CorpusNotFoundError, Source
 
+_MARK = "shards"  # in a corpus that has been in shards: in how many, each number
+
 
 class Answer(Protocol):
     """What a shard will have answered."""
@@ -78,11 +80,17 @@ class ShardedCorpus:
 
     def nearest(self, targets_TD: Embeddings, k: int | None, only: Filter | None = None) -> tuple[Ids, Embeddings]:
         """As `Corpus.nearest`, of what has come into the shards."""
-        found = _ask_all(self._shards, Shard.nearest, self._whole.name, targets_TD, k, only)
-        ids_K = np.concatenate([ids for ids, _ in found])
-        vectors_KD = np.concatenate([vectors for _, vectors in found])
-        present_K = self._whole.copies.present(ids_K)
-        ids_K, vectors_KD = ids_K[present_K], vectors_KD[present_K]
+        times = 1
+        while True:
+            asked = None if k is None else k * times
+            found = _ask_all(self._shards, Shard.nearest, self._whole.name, targets_TD, asked, only)
+            present = [self._whole.copies.present(ids) for ids, _ in found]
+            # What a shard still holds and the corpus has lost stands before others that are wanted.
+            if k is None or all(here.sum() >= k or len(here) < k * times for here in present):
+                break
+            times *= 2
+        ids_K = np.concatenate([ids[here] for (ids, _), here in zip(found, present, strict=True)])
+        vectors_KD = np.concatenate([vectors[here] for (_, vectors), here in zip(found, present, strict=True)])
         similarity_K = np.abs(np.einsum("kd,td->kt", vectors_KD, targets_TD)).max(axis=1, initial=0.0)
         best = np.lexsort((ids_K, -similarity_K))[:k]
         return ids_K[best], vectors_KD[best]
@@ -111,6 +119,9 @@ class ShardedCorpora:
             CorpusError: as there, and where parts are missing or belong to another corpus or other vectors.
         """
         with self._whole.use(name, reader) as corpus:
+            if str(len(self._shards)) not in corpus.meta().get(_MARK, "").split():
+                yield corpus  # without asking: a shard that does not answer is no trouble of this one
+                return
             parts = _ask_all(self._shards, Shard.meta, corpus.name)
             finished = [part is not None and "shard" in part for part in parts]
             if not any(finished):
@@ -165,6 +176,8 @@ def follow(
     for number, part in enumerate(parts):
         part.remember({"shard": _place(number, len(parts))})
         part.close()
+    marks = {*meta.get(_MARK, "").split(), str(len(parts))}
+    corpus.remember({_MARK: " ".join(sorted(marks))})
 
 
 def _part(root: Path, whole: Corpus) -> Corpus:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from selection import intake
 from selection.catalogue import Wanted
 from selection.embedding import Embedder
 from selection.library import Library
@@ -40,6 +41,24 @@ def test_a_file_detached_while_it_is_read_never_comes_back(
 
     assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
     assert [each.file.id for each in library.files("notes", ALL).items] == [after]
+
+
+def test_what_another_does_not_read_is_taken_over(
+    opened: Callable[..., Library], corpora: Path, words: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_LOOK_SECONDS", 0.05)
+    held = HeldEmbedder(words)
+    gone, there = opened(held), opened(words)
+    gone.create_store("notes")
+    files = [gone.upload(f"{number}.md", CATS.encode()).id for number in range(3)]
+
+    with held.held():
+        for file in files:
+            gone.attach("notes", Wanted(file))
+        for file in files:
+            settled(there, "notes", file)
+
+    assert set(documents(corpora, "notes")) == {f"{file}/{number}.md" for number, file in enumerate(files)}
 
 
 def test_a_file_deleted_while_it_is_read_never_comes_back(
