@@ -1,6 +1,6 @@
 # Mayfly on a CPU (x86-64), installed as `make install` installs it; from the repository's root:
 #   docker build -f deploy/docker/cpu.Dockerfile -t mayfly:0.1.0-cpu .
-#   docker run --init --shm-size 1g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.1.0-cpu
+#   docker run --init --stop-timeout 120 --shm-size 1g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.1.0-cpu
 # --init: as process 1, Mayfly would neither reap the orphans of Ray and vLLM nor end the way it ends elsewhere.
 # --shm-size: adapters are staged in /dev/shm, where Ray and vLLM have some hundred MB, too; Docker gives 64 MB.
 # MAYFLY_API_KEYS: the image listens on every address of the container, and a server without keys is open.

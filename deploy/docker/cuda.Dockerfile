@@ -1,6 +1,6 @@
 # Mayfly on NVIDIA GPUs (x86-64), a beginning: neither was this image ever built, nor has Mayfly's GPU path been run.
 #   docker build -f deploy/docker/cuda.Dockerfile -t mayfly:0.1.0-gpu .
-#   docker run --gpus all --init --shm-size 4g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.1.0-gpu
+#   docker run --gpus all --init --stop-timeout 120 --shm-size 4g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.1.0-gpu
 # There is no hashed list for GPUs yet: pip takes the newest that pyproject.toml allows, unchecked, and two builds may
 # differ. Whoever builds it for use pins the base image by digest and keeps `pip freeze` of what was built.
 # --init, --shm-size, MAYFLY_API_KEYS: as in cpu.Dockerfile, which says why; what is alike in both is explained there.

@@ -83,7 +83,7 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     _, head = next(containers(request.param))
     for key, value in environment(request.param, head).items():
         if key.startswith("MAYFLY_"):
-            monkeypatch.setenv(key, value if isinstance(value, str) else "a-secret another-secret")
+            monkeypatch.setenv(key, value)
     monkeypatch.setenv("MAYFLY_HOME", str(tmp_path))
     serve = yaml.safe_load(one(request.param, "RayService")["spec"]["serveConfigV2"])
     return settings_of(serve["applications"][0]["args"]).config()
@@ -147,7 +147,9 @@ def test_no_pod_is_root_or_may_become_it(name: str) -> None:
         assert spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-        assert all(set(volume) & {"persistentVolumeClaim", "emptyDir", "projected"} for volume in spec["volumes"])
+        assert all(
+            set(volume) & {"persistentVolumeClaim", "emptyDir", "projected", "secret"} for volume in spec["volumes"]
+        )
     for context in contexts:
         assert context["runAsNonRoot"] is True
         assert context["allowPrivilegeEscalation"] is False
@@ -218,10 +220,25 @@ def test_secrets_are_named_and_never_told(name: str) -> None:
     assert "Secret" not in {each["kind"] for each in manifests(name)}
     for _, container in containers(name):
         for key, value in environment(name, container).items():
-            assert not _SECRET.search(key) or set(value) == {"secretKeyRef"}, key
-    _, head = next(containers(name))
-    keys = environment(name, head)[variable("api_key")]["secretKeyRef"]
-    assert not keys.get("optional"), "without the Secret it would be open"
+            assert key == variable("api_key_file") or not _SECRET.search(key), (key, value)
+
+
+@every_overlay
+def test_the_key_file_is_a_secret_that_every_pod_waits_for(name: str) -> None:
+    for spec, container in containers(name):
+        file = Path(environment(name, container)[variable("api_key_file")])
+        (mount,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == str(file.parent)]
+        (secret,) = [volume["secret"] for volume in spec["volumes"] if volume["name"] == mount["name"]]
+        assert mount["readOnly"]
+        assert "subPath" not in mount, "it would not follow a change"
+        assert not secret.get("optional"), "without the Secret it would be open"
+        assert secret["defaultMode"] == 0o440
+
+
+@every_overlay
+def test_no_service_of_the_namespace_is_taken_for_a_setting(name: str) -> None:
+    for spec, _ in containers(name):
+        assert spec["enableServiceLinks"] is False  # else the Service `mayfly` comes as MAYFLY_PORT
 
 
 @every_overlay
@@ -243,7 +260,7 @@ def test_the_settings_that_come_of_it_have_keys_and_know_the_pods_cores(config: 
     _, head = next(containers(name))
     cores = int(head["resources"]["limits"]["cpu"])
 
-    assert len(config.key_digests) == 2
+    assert config.has_keys
     if name == "cpu":
         assert config.capacity == Capacity.of(cores, gpus=0)
     scaled = yaml.safe_load(one(name, "RayService")["spec"]["serveConfigV2"])["applications"][0].get("deployments", ())
