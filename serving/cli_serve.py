@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import sys
 from dataclasses import fields
@@ -25,6 +26,12 @@ def serve(settings: Settings, _: typer.Context) -> None:
 
     config, environment = settings.config(), dict(os.environ)
     check(config)
+    if not config.has_keys and not _is_loopback(config.host):
+        err.print(
+            f"[yellow]open[/]: without --api-key or --api-key-file whoever reaches {config.host}:{config.port} may use "
+            "this server and change its corpora",
+            highlight=False,
+        )
     try:
         with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as (url, watch):
             err.print(f"[green]ready[/] {config.engine.served_name} at {url}/v1 (Ctrl-C ends it)", highlight=False)
@@ -34,6 +41,12 @@ def serve(settings: Settings, _: typer.Context) -> None:
     except LostError as problem:
         err.print(f"[red]{problem}[/]; starting again")
         _again(environment)
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _again(environment: dict[str, str]) -> NoReturn:

@@ -58,7 +58,7 @@ class EngineConfig:
     adapters: int = 8
     max_num_seqs: int = 32
     kv_cache_bytes: int = 1 << 30
-    gpu_memory_utilization: float = 0.6
+    gpu_memory_utilization: float = 0.55
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ before the file or `args`, that before the default. Typer reads flags and enviro
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import fields
+from difflib import get_close_matches
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import UnionType
@@ -18,9 +20,17 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from serving import orphans, whole_lora
 from serving.settings import Settings
 
 FILE = "config"
+_OTHER_VARIABLES = {  # of the file, of clients, of logs, and between Mayfly's own processes
+    "MAYFLY_CONFIG",
+    "MAYFLY_API_KEY",
+    "MAYFLY_LOG_TO_DRIVER",
+    *orphans.ENVIRONMENT,
+    *whole_lora.ENVIRONMENT,
+}
 _KINDS = {int: "an integer", float: "a number", str: "text", Path: "text", list: "a list of texts"}
 
 ConfigFile = Annotated[
@@ -39,6 +49,7 @@ def with_settings(act: Callable[[Settings, typer.Context], None]) -> Callable[..
     """A command that has every setting as an option, and acts on them all together."""
 
     def command(context: typer.Context, **said: Any) -> None:
+        check_environment(os.environ)
         del said[FILE]
         act(Settings(**said), context)
 
@@ -88,6 +99,18 @@ def by_default(setting: str) -> str:
 def variable(setting: str) -> str:
     """Of the environment."""
     return "MAYFLY_API_KEYS" if setting == "api_key" else f"MAYFLY_{setting.upper()}"
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Whether every variable that looks like a setting is one.
+
+    Raises:
+        ValueError: one is not.
+    """
+    known = {variable(each.name) for each in fields(Settings)} | _OTHER_VARIABLES
+    for name in sorted(each for each in environment if each.startswith("MAYFLY_") and each not in known):
+        like = get_close_matches(name, known, n=1, cutoff=0.85)
+        raise ValueError(f"the variable {name} is no setting" + (f"; is it {like[0]}?" if like else "; unset it"))
 
 
 def checked(told: Mapping[str, Any]) -> dict[str, Any]:

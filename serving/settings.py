@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LogFormat = Literal["json", "text"]
 _BY_PROCESSOR = "by processor"
+_ADAPTERS = 8  # in the engine at once, at least: those that a conversation keeps are loaded beside new ones
 _PARTS = 0.6, 0.4  # of the one GPU of a machine: engine, trainer
 
 
@@ -99,7 +100,7 @@ class Settings:
     gpu_memory_utilization: Annotated[
         float | None,
         typer.Option(
-            min=0.05, max=1, help="The engine's part of its GPU's memory.", show_default="0.9; 0.6 beside a trainer"
+            min=0.05, max=1, help="The engine's part of its GPU's memory.", show_default="0.9; 0.55 beside a trainer"
         ),
     ] = None
     home: Home = HOME
@@ -149,11 +150,12 @@ class Settings:
                 names[0],
                 trainer.rank,
                 trainer.targets,
+                adapters=max(_ADAPTERS, self.max_adaptations or capacity.adaptations),
                 dtype=self.dtype,
                 more_names=tuple(names[1:]),
                 tool_call_parser=self.tool_call_parser,
                 max_model_len=self.max_model_len,
-                gpu_memory_utilization=self.gpu_memory_utilization or (0.9 if engine_gpus >= 1 else 0.6),
+                gpu_memory_utilization=self.gpu_memory_utilization or (0.9 if engine_gpus >= 1 else 0.55),
             ),
             trainer=trainer,
             selector=SelectorConfig(corpora, self.embedder, model, regularisation=self.regularisation),

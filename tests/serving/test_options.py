@@ -108,6 +108,20 @@ def test_a_file_that_is_not_there_is_told(heard: Heard, tmp_path: Path) -> None:
     assert "none.toml" in done.output + str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("MAYFLY_MAX_STEP", "MAYFLY_MAX_STEP is no setting; is it MAYFLY_MAX_STEPS?"),
+        ("MAYFLY_COLOUR_OF_WINGS", "MAYFLY_COLOUR_OF_WINGS is no setting; unset it"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_told(name: str, words: str, heard: Heard) -> None:
+    done = CliRunner().invoke(heard.app, [], env={name: "1", "MAYFLY_API_KEY": "a client's"})
+
+    assert done.exit_code != 0
+    assert words in done.output + str(done.exception)
+
+
 def test_arguments_of_a_serve_config_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"max-steps": 20, "log-format": "json", "served-model-name": "mine"}
 

@@ -54,7 +54,7 @@ def test_what_is_said_reaches_its_rooms(tmp_path: Path) -> None:
 
 def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> None:
     assert Settings(home=tmp_path, engine_gpus=1).config().engine.gpu_memory_utilization == 0.9
-    assert Settings(home=tmp_path, engine_gpus=0.5).config().engine.gpu_memory_utilization == 0.6
+    assert Settings(home=tmp_path, engine_gpus=0.5).config().engine.gpu_memory_utilization == 0.55
     assert Settings(home=tmp_path, gpu_memory_utilization=0.3).config().engine.gpu_memory_utilization == 0.3
 
 
