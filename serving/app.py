@@ -56,7 +56,7 @@ STAGE_QUEUE = 256  # requests that may wait before a stage
 REPLICA_PORTS = 64  # where engine replicas may answer: Ray gives one of a replica that was killed to no other
 _PATIENCE_SECONDS = 60.0  # and three times what the start took, for an engine that is replaced
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
-_SHARD_SECONDS = 30.0  # for a shard's answer
+_SHARD_SECONDS = 10.0  # for a shard's answer
 STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
 _GRACE_SECONDS = 30.0  # that requests under way have to finish when the server ends
 _HANGING_SECONDS = 10.0  # that a stage may take to say it is well; after three such times it is replaced
@@ -179,7 +179,9 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""
         if self._engine is not None:
-            await self._engine.check()
+            await (
+                self._engine.loaded()
+            )  # which an engine that hangs never says: Ray Serve gives it a minute, three times
 
     async def __del__(self) -> None:
         if self._engine is not None:
@@ -336,10 +338,11 @@ def running(
                     drain(_GRACE_SECONDS)
             for number in (signal.SIGINT, signal.SIGTERM):  # one more now would leave processes and files behind
                 signal.signal(number, signal.SIG_IGN)
+            if not node.lost:
+                node.while_there(partial(serve.delete, "mayfly"))  # until the engine has ended its processes
             if node.lost:
                 node.end()
             else:
-                serve.delete("mayfly")  # waits until the engine has ended its processes
                 ray.shutdown()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

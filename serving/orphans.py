@@ -25,5 +25,8 @@ def end_with_parent() -> None:
 
 def register() -> None:
     """Called by vLLM, more than once; the replica itself, which Ray starts, is Ray's to end."""
-    if ENVIRONMENT.items() <= os.environ.items() and multiprocessing.parent_process() is not None:
+    parent = multiprocessing.parent_process()
+    if ENVIRONMENT.items() <= os.environ.items() and parent is not None:
         end_with_parent()
+        if os.getppid() != parent.pid:  # it has ended before the kernel was asked
+            os.kill(os.getpid(), signal.SIGKILL)

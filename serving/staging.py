@@ -48,6 +48,8 @@ class Staging:
 
     def name(self, shared: Collection[str]) -> None:
         """Shared memory that is to go with the folder, beside what was named before."""
+        if self._named.issuperset(shared):
+            return
         self._named.update(shared)
         (self.path / _NAMES).write_text("\n".join(self._named))
 

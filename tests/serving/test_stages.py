@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adapters.trainer import TrainerConfig
 from adapters.training import Progress, Training
@@ -19,7 +20,8 @@ from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
 from selection.reader import Reader
 from selection.selector import SelectorConfig
 from selection.store import CorpusNotFoundError
-from serving.stages import SelectStage, TrainStage
+from serving.errors import HangingError
+from serving.stages import FAILURES, SelectStage, TrainStage
 
 _SEQUENCE = [(7 * i) % 101 for i in range(32)]
 _ENDLESS = [_SEQUENCE] * 20_000  # some minutes
@@ -169,6 +171,27 @@ async def test_cancelling_one_that_waits_disturbs_no_other(tiny_llama: str) -> N
 
     assert (await running).stop == "seconds"
     assert (await train_alone(stage)).adapter is not None
+
+
+async def test_a_trainer_that_fails_at_every_training_is_unhealthy_until_a_step_ends(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = TrainStage(TrainerConfig(tiny_llama))
+
+    def broken(*_: Any) -> Any:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage._trainer.base, "losses", broken)
+        for _ in range(FAILURES):
+            await stage.check_health()
+            with pytest.raises(torch.AcceleratorError):
+                await stage.train([_SEQUENCE])
+        with pytest.raises(HangingError, match="the last 3 trainings failed"):
+            await stage.check_health()
+
+    await stage.train([_SEQUENCE])
+    await stage.check_health()
 
 
 async def test_a_refused_training_frees_the_stage(stage: TrainStage) -> None:
