@@ -1,4 +1,4 @@
-"""The only vllm import: the engine, its adapter slots, and vLLM's own OpenAI application.
+"""The only vllm import beside its plugins: the engine, its adapter slots, and vLLM's own OpenAI application.
 
 vLLM validates and renders a request as it always does, and calls `generate` last. That is where a request's
 adapter comes in: `Engine` puts itself before that one method, asks the request in hand (a context variable)
@@ -22,23 +22,29 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import psutil
 from transformers import AutoTokenizer
 
 from adapters.adapter import Adapter
+from serving import whole_lora
 from serving.config import EngineConfig
-from serving.errors import DownError
+from serving.errors import DownError, StartError
 from serving.staging import Staging, storage
 from serving.tracing import span
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
+_PLUGINS = {"mayfly_cpu_lora", "mayfly_orphans", "mayfly_whole_lora"}
 _NAMING_SECONDS = 0.25
+_LOOK_SECONDS = 0.5  # between looks whether an engine that is asked still lives
+
+T = TypeVar("T")
 _RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
 
 
@@ -86,9 +92,15 @@ class Engine:
 
     @classmethod
     async def start(cls, config: EngineConfig) -> Engine:
-        """Load the model into a new engine and build vLLM's application around it."""
+        """Load the model into a new engine and build vLLM's application around it.
+
+        Raises:
+            StartError: vLLM would not find Mayfly's plugins.
+        """
+        _check_plugins()
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.update(whole_lora.ENVIRONMENT)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
@@ -131,7 +143,7 @@ class Engine:
         self._live.add(loaded.id)
         try:
             await asyncio.to_thread(adapter.save, loaded.folder)
-            await self._llm.add_lora(LoRARequest(loaded.name, loaded.id, str(loaded.folder)))
+            await self._told(self._llm.add_lora(LoRARequest(loaded.name, loaded.id, str(loaded.folder))))
         except BaseException:
             await self.unload(loaded)
             raise
@@ -140,15 +152,19 @@ class Engine:
     async def unload(self, loaded: LoadedAdapter) -> None:
         """Forget an adapter; no generation may be running with it."""
         try:
-            await self._llm.remove_lora(loaded.id)
+            await self._told(self._llm.remove_lora(loaded.id))
         finally:
             shutil.rmtree(loaded.folder, ignore_errors=True)
             self._live.discard(loaded.id)
             self._slots.release()
 
     async def loaded(self) -> list[int]:
-        """Ids of the adapters that vLLM holds."""
-        return sorted(await self._llm.list_loras())
+        """Ids of the adapters that vLLM holds: the engine's own process says so, between two of its steps.
+
+        Raises:
+            DownError: it has ended.
+        """
+        return sorted(await self._told(self._llm.list_loras()))
 
     def live(self) -> int:
         """How many adapters are loaded, or being loaded."""
@@ -173,6 +189,22 @@ class Engine:
         """End the engine's processes and delete the staging folder."""
         self._llm.shutdown()
         self.staging.end()
+
+    async def _told(self, call: Coroutine[Any, Any, T]) -> T:
+        """What the engine answers; if it ends meanwhile, vLLM itself would wait for ever.
+
+        Raises:
+            DownError: it has ended.
+        """
+        task = asyncio.create_task(call)
+        try:
+            while not task.done():
+                if problem := self.trouble():
+                    raise problem
+                await asyncio.wait([task], timeout=_LOOK_SECONDS)
+            return task.result()
+        finally:
+            task.cancel()
 
     async def _generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Stands before `AsyncLLM.generate`, with its signature.
@@ -222,6 +254,17 @@ class Engine:
             outputs.put_nowait(None)
         except Exception as problem:
             outputs.put_nowait(problem)
+
+
+def _check_plugins() -> None:
+    there = {each.name for each in entry_points(group="vllm.general_plugins")}
+    if (allowed := os.environ.get("VLLM_PLUGINS")) is not None:
+        there &= set(allowed.split(","))
+    if missing := sorted(_PLUGINS - there):
+        raise StartError(
+            f"vLLM would not load {', '.join(missing)}: install Mayfly again (`make install`, or pip), "
+            "and let VLLM_PLUGINS, where it is set, name them"
+        )
 
 
 def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:

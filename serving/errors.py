@@ -88,7 +88,7 @@ class AdaptationFailedError(MayflyError):
 
 
 class HangingError(MayflyError):
-    """The trainer takes no step any more; another one is being started."""
+    """The trainer takes no step any more, or fails at each; another one is being started."""
 
 
 class DownError(MayflyError):

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -114,6 +115,7 @@ class CorporaStage(SelectStage):
 
 
 STILL_SECONDS, STILL_TIMES = 20.0, 10.0  # a trainer hangs after so long without a step, and so many longest pauses
+FAILURES = 3  # trainings in a row, without a step between: a GPU that has failed once fails for good
 
 
 class TrainStage:
@@ -125,13 +127,16 @@ class TrainStage:
         self._moved = time.monotonic()  # when a step or a training last ended, or the first of several came
         self._longest = self._moved - begun  # from one such time to the next; at first, of loading and a few steps
         self._hangs = False
+        self._failures = 0  # since the last step
         self._trainings: set[asyncio.Future[None]] = set()  # done when there is no hope for them
 
     async def check_health(self) -> None:
-        """Raise if no step has ended for far too long, and end whatever waits for one.
+        """Raise if no step has ended for far too long, and end whatever waits for one; or if each training fails.
 
         Ray Serve replaces the replica then. It may be a thread that waits for ever in a library that got no memory.
         """
+        if self._failures >= FAILURES:
+            raise HangingError(f"the trainer is broken: the last {self._failures} trainings failed at once")
         still = time.monotonic() - self._moved
         if self._trainings and still > max(STILL_SECONDS, STILL_TIMES * self._longest):
             self._hangs = True
@@ -164,6 +169,7 @@ class TrainStage:
 
         def stepped(progress: Progress) -> None:
             self._move()
+            self._failures = 0
             if on_step is not None and not cancelled.is_set():
                 loop.call_soon_threadsafe(on_step, progress)
 
@@ -181,7 +187,7 @@ class TrainStage:
             cancelled=cancelled,
             on_step=stepped,
         )
-        training.add_done_callback(lambda _: self._move())
+        training.add_done_callback(self._ended)
         self._trainings.add(hopeless)
         try:
             return await _held(asyncio.create_task(self._unless(hopeless, asyncio.wrap_future(training))), cancelled)
@@ -207,6 +213,11 @@ class TrainStage:
         if not training.done():
             raise HangingError("the trainer hangs")
         return training.result()
+
+    def _ended(self, training: Future[Training]) -> None:
+        if not training.cancelled() and training.exception() is not None:
+            self._failures += 1
+        self._move()
 
     def _move(self) -> None:
         now = time.monotonic()

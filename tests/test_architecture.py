@@ -49,7 +49,8 @@ def test_a_wheel_holds_the_packages_and_the_bundled_model(tmp_path: Path) -> Non
     assert model == (_REPOSITORY / "deploy" / "nano" / "model.safetensors").read_bytes()
     assert {"serving/nano/config.json", "serving/nano/tokenizer.json"} <= names
     assert "mayfly = serving.cli:main" in entry_points
-    assert "mayfly_cpu_lora = serving.cpu_lora:register" in entry_points
+    for plugin in ("cpu_lora", "orphans", "whole_lora"):
+        assert f"mayfly_{plugin} = serving.{plugin}:register" in entry_points
 
 
 def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path) -> None:

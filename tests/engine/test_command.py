@@ -333,6 +333,35 @@ def test_version_and_help() -> None:
     assert all(command in help_.stdout for command in ("corpus", "serve", "demo"))
 
 
+def test_an_engine_that_ends_while_it_loads_an_adapter_is_told_and_replaced(running: Running) -> None:
+    """The last one of this server: its processes are others afterwards."""
+    (core,) = [
+        each
+        for each in psutil.Process(running.process.pid).children(recursive=True)
+        if "EngineCore" in " ".join(each.cmdline())
+    ]
+    wish = {"model": "nano", "prompt": "class A:\n", "max_tokens": 4}
+    core.suspend()
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(
+            httpx.post, f"{running.url}/v1/completions", json=wish, headers={"Compute-Budget": "steps=1"}, timeout=60
+        )
+        while 'requests_in_stage{stage="load"} 1' not in httpx.get(f"{running.url}/metrics").text:
+            time.sleep(0.02)
+        core.kill()
+        answer = asked.result()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "engine_restarting"
+
+    until = time.monotonic() + 180
+    while answer.status_code != 200 and time.monotonic() < until:
+        time.sleep(0.5)
+        answer = httpx.post(
+            f"{running.url}/v1/completions", json=wish, headers={"Compute-Budget": "steps=1"}, timeout=60
+        )
+    assert answer.json()["adaptation"]["adapted"] is True
+
+
 def _mayfly(home: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MAYFLY_HOME": str(home), "COLUMNS": "200"}
     return subprocess.run(

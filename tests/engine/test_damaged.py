@@ -36,6 +36,18 @@ def renamed(weights: bytes, draw: random.Random) -> bytes:
     return save(tensors)
 
 
+def misplaced(weights: bytes, _draw: random.Random) -> bytes:
+    """Where the model has its layers under another path, vLLM itself would use nothing and say nothing."""
+    return save({name.replace(".layers.", ".blocks."): tensor for name, tensor in load(weights).items()})
+
+
+def of_a_deeper_model(weights: bytes, _draw: random.Random) -> bytes:
+    """It has a layer more than the model."""
+    tensors = load(weights)
+    first = {name: tensor.clone() for name, tensor in tensors.items() if ".layers.0." in name}
+    return save({**tensors, **{name.replace(".layers.0.", ".layers.99."): tensor for name, tensor in first.items()}})
+
+
 def too_wide(weights: bytes, draw: random.Random) -> bytes:
     """One projection's factors are those of another, larger model."""
     tensors = load(weights)
@@ -43,7 +55,7 @@ def too_wide(weights: bytes, draw: random.Random) -> bytes:
     return save({**tensors, name: tensors[name].repeat(2, 2)})
 
 
-_WAYS: list[Callable[[bytes, random.Random], bytes]] = [cut, scribbled, renamed, too_wide]
+_WAYS: list[Callable[[bytes, random.Random], bytes]] = [cut, scribbled, renamed, misplaced, of_a_deeper_model, too_wide]
 
 
 async def test_damaged_adapters_fail_alone(server: Server) -> None:
@@ -54,15 +66,7 @@ async def test_damaged_adapters_fail_alone(server: Server) -> None:
         healthy: list[tuple[str, str]] = []
 
         async def load_damaged(number: int) -> None:
-            adapter = Adapter(
-                name=f"damaged-{number}",
-                base_model=server.trainer.model,
-                rank=server.trainer.rank or 16,
-                scale_numerator=16.0,
-                targets=server.trainer.targets,
-                weights=_WAYS[number % len(_WAYS)](weights, draw),
-                losses=(),
-            )
+            adapter = _adapter(server, f"damaged-{number}", _WAYS[number % len(_WAYS)](weights, draw))
             async with slots:
                 with pytest.raises(Exception):  # noqa: B017, PT011  whatever vLLM raises
                     await server.engine.unload(await server.engine.load(adapter))
@@ -84,6 +88,28 @@ async def test_damaged_adapters_fail_alone(server: Server) -> None:
         assert (server.engine.live(), server.engine.staging.names(), await server.engine.loaded()) == (0, [], [])
         answers = await asyncio.gather(*(_ask(client, "steps=2") for _ in range(SLOTS + 2)))  # all slots are free again
         assert set(answers) == {alone[1]}
+
+
+async def test_weights_that_vllm_would_leave_out_are_named(server: Server) -> None:
+    async with server.client() as client:
+        weights = misplaced(await _weights(client, server), random.Random(0))
+
+    with pytest.raises(
+        Exception, match=r"vLLM has no modules model\.blocks\.0\..* and \d+ more, which the adapter has"
+    ):
+        await server.engine.load(_adapter(server, "misplaced", weights))
+
+
+def _adapter(server: Server, name: str, weights: bytes) -> Adapter:
+    return Adapter(
+        name=name,
+        base_model=server.trainer.model,
+        rank=server.trainer.rank or 16,
+        scale_numerator=16.0,
+        targets=server.trainer.targets,
+        weights=weights,
+        losses=(),
+    )
 
 
 async def _ask(client: httpx.AsyncClient, budget: str) -> str:
