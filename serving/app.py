@@ -333,7 +333,7 @@ def running(
             yield url, partial(node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun))
         finally:
             if not node.lost:
-                with suppress(KeyboardInterrupt):  # a second Ctrl-C waits for nobody
+                with suppress(KeyboardInterrupt, OSError):  # a second Ctrl-C waits for nobody; a terminal may be gone
                     on_stage("finishing what is under way")
                     drain(_GRACE_SECONDS)
             for number in (signal.SIGINT, signal.SIGTERM):  # one more now would leave processes and files behind
