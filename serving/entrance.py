@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _PORTS = range(20_000, 30_000)  # below those that the system gives away by itself
 _START_SECONDS = 10.0
 _SETTLED_SECONDS = 1.0  # what ends sooner is not started again at once
+_UNREAD_SECONDS = 120  # that a client may leave unread what there is for it; an adapter waits for it in the engine
 _CONFIG = """\
 global
     maxconn 4000
@@ -39,7 +40,7 @@ global
 defaults
     mode http
     timeout connect 5s
-    timeout client 24h
+    timeout client {unread}s
     timeout server 24h
     timeout http-request 15s
     timeout http-keep-alive 65s
@@ -71,7 +72,7 @@ backend replicas
 backend unread
     mode tcp
     balance leastconn
-{unread}
+{strict}
 """
 _ERRORS = {  # HAProxy's own, by status
     502: "the server ended while it worked on this request; try again",
@@ -207,7 +208,8 @@ def _written(folder: Path, host: str, port: int, replicas: Sequence[int]) -> Pat
             errors="\n".join(f"    errorfile {status} {folder}/{status}.http" for status in _ERRORS),
             address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             replicas="\n".join(f"    server {each} 127.0.0.1:{each}" for each in replicas),
-            unread="\n".join(f"    server {each} 127.0.0.1:{each} track replicas/{each}" for each in replicas),
+            strict="\n".join(f"    server {each} 127.0.0.1:{each} track replicas/{each}" for each in replicas),
+            unread=_UNREAD_SECONDS,
         )
     )
     return file

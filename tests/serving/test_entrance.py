@@ -16,6 +16,7 @@ import psutil
 import pytest
 import uvicorn
 
+from serving import entrance as entrance_module
 from serving.body import Message, Receive, Send
 from serving.entrance import entrance, free_ports
 from serving.errors import StartError
@@ -38,8 +39,14 @@ async def behind(scope: Message, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "http.disconnect"
         ENDED.append(path)
         return
-    if path == "/slow":
-        await asyncio.sleep(0.5)
+    if path == "/floods":
+        left = asyncio.create_task(receive())
+        while not left.done():
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+        ENDED.append(path)
+        return
+    if path in ("/slow", "/slower"):
+        await asyncio.sleep(0.5 if path == "/slow" else 2)
     await send({"type": "http.response.body", "body": b"two"})
 
 
@@ -176,6 +183,22 @@ async def test_it_comes_back_when_it_is_killed(port: int, ports: range) -> None:
                 await asyncio.sleep(0.05)
         (other,) = (each for each in psutil.Process().children() if each.name() == "haproxy")
         assert other.pid != process.pid
+
+
+async def test_who_does_not_read_is_cut_off_and_who_waits_is_not(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrance_module, "_UNREAD_SECONDS", 1)
+    public = free_ports(1).start
+    with entrance("127.0.0.1", public, ports):
+        async with Replica(ports[0]):
+            assert (await answered(public, "/slower")).text == "onetwo"
+            _, writer = await asyncio.open_connection("127.0.0.1", public, limit=1 << 10)
+            writer.write(b"GET /floods HTTP/1.1\r\nHost: x\r\n\r\n")
+            for _ in range(500):
+                if "/floods" in ENDED:
+                    break
+                await asyncio.sleep(0.02)
+            assert "/floods" in ENDED
+            writer.close()
 
 
 def test_an_address_that_is_not_this_machines_is_said() -> None:
