@@ -16,6 +16,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from starlette.responses import Response
+
 from selection.reader import EVERYTHING
 from serving import __version__ as mayfly_version
 from serving.adaptation import Adaptation, Selects, Trains
@@ -29,7 +31,7 @@ from serving.errors import AdaptationFailedError, BusyError, MethodError, ModelE
 from serving.heard import Heard
 from serving.keys import Key, Keys
 from serving.logs import REQUEST_ID, log_ended
-from serving.metrics import Metrics
+from serving.metrics import Exposition, Metrics
 from serving.openai_shape import in_chunks
 from serving.page_files import PageFiles
 from serving.request import read_wish
@@ -52,7 +54,7 @@ class Route:
 _ROUTES = (
     Route(re.compile(r"/v1/(chat/completions|completions|responses)"), "POST", "adapted"),
     Route(re.compile(r"/(tokenize|detokenize)"), "POST", "tokens"),
-    Route(re.compile(r"/metrics"), "GET", "engine"),
+    Route(re.compile(r"/metrics"), "GET", "metrics"),
     Route(re.compile(r"/v1/models(/.+)?"), "GET", "models"),
     Route(re.compile(r"/health"), "GET", "health"),
     Route(re.compile(r"/|/page/[^/]+"), "GET", "page"),
@@ -97,6 +99,7 @@ class Gateway:
         self._page = PageFiles()
         self._adaptations: set[Adaptation] = set()
         self._discarding: set[asyncio.Task[None]] = set()
+        self._exposition = Exposition()
         self._metrics = Metrics(
             live_adapters=engine.live,
             staging_bytes=engine.staging.bytes,
@@ -143,6 +146,10 @@ class Gateway:
                 await answer.json(200, {"version": mayfly_version, "vllm": self._engine.version})
             case "models":
                 await self._models(scope["path"].removeprefix("/v1/models").removeprefix("/"), answer, key)
+            case "metrics":
+                accept = _header(scope, b"accept") or ""
+                told, media_type = await asyncio.to_thread(self._exposition.told, accept)
+                await Response(told, media_type=media_type)(scope, receive, answer)
             case "ready":
                 await self._ready(answer)
             case "corpora":

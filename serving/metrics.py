@@ -2,17 +2,19 @@
 
 Every metric is of the server, never of one request, key or corpus: labels take few values. What others know anyway
 (adapters loaded, bytes staged, requests under way and in a stage) is asked of them when a scrape comes. This module
-knows neither vLLM nor HTTP; vLLM's /metrics tells what is in prometheus_client's registry, and `Metrics` puts itself
-there.
+knows neither vLLM nor HTTP; its metrics and vLLM's stand in prometheus_client's registry, which `Exposition` tells.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Metric
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 
 from serving.errors import BusyError, RateLimitError, to_http
 from serving.report import AdaptationReport
@@ -140,6 +142,29 @@ class Metrics:
         for what, count in self._under_way().items():
             under_way.add_metric([what], count)
         yield under_way
+
+
+class Exposition:
+    """What /metrics tells: all that a registry holds, of this replica.
+
+    Behind one address several replicas answer in turn. With a label of their own their counters are counters each, not
+    one that goes up and down.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._registry, self._replica = registry, secrets.token_hex(4)
+
+    def collect(self) -> Iterator[Metric]:
+        """As a registry's."""
+        for metric in self._registry.collect():
+            told = copy(metric)
+            told.samples = [each._replace(labels={**each.labels, "replica": self._replica}) for each in metric.samples]
+            yield told
+
+    def told(self, accept: str) -> tuple[bytes, str]:
+        """The text and its type, in the format that an Accept header asks for."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self), media_type
 
 
 def _reason(problem: Exception) -> str:

@@ -347,7 +347,11 @@ async def test_only_listed_routes_are_there(server: Server) -> None:
         tokens = (await client.post("/tokenize", json={"model": "nano", "prompt": "import"})).json()["tokens"]
         text = (await client.post("/detokenize", json={"model": "nano", "tokens": tokens})).json()["prompt"]
         assert text.endswith("import")
-        assert "vllm:" in (await client.get("/metrics")).text
+        told = (await client.get("/metrics")).text
+        assert re.search(
+            r'^vllm:num_requests_running\{engine="0",model_name="nano",replica="\w+"\} ', told, re.MULTILINE
+        )
+        assert re.search(r'^mayfly_live_adapters\{replica="\w+"\} 0.0$', told, re.MULTILINE)
         (model,) = (await client.get("/v1/models")).json()["data"]
         assert (model["id"], model["root"]) == ("nano", "nano")
         assert (await client.get("/v1/models/nano")).json()["id"] == "nano"

@@ -40,7 +40,7 @@ async def behind(scope: Message, receive: Receive, send: Send) -> None:
         ENDED.append(path)
         return
     if path == "/floods":
-        left = asyncio.create_task(receive())
+        left = asyncio.ensure_future(receive())
         while not left.done():
             await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
         ENDED.append(path)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
 
 from serving.errors import AdaptationFailedError, BudgetError, BusyError, RateLimitError, UnauthorizedError
-from serving.metrics import Metrics
+from serving.metrics import Exposition, Metrics
 from serving.report import AdaptationReport
 from tests.serving.reports import REPORT
 
@@ -172,6 +172,24 @@ def test_a_second_one_in_the_process_takes_the_first_ones_place_and_leaves_other
     assert registry.get_sample_value("mayfly_answers_total", {"status": "200"}) == 0
     assert registry.get_sample_value("vllm:others_total") == 7
     assert generate_latest(registry).decode().count("# TYPE mayfly_steps histogram") == 1
+
+
+def test_every_sample_of_a_replica_has_its_label_and_no_other_replica_has_it() -> None:
+    house = House()
+    Counter("vllm:others", "Of another.", ["engine"], registry=house.registry).labels("0").inc(7)
+    one, other = (Exposition(house.registry) for _ in range(2))
+
+    def replicas(exposition: Exposition) -> set[str]:
+        return {sample.labels["replica"] for metric in exposition.collect() for sample in metric.samples}
+
+    assert len(replicas(one)) == 1
+    assert replicas(one).isdisjoint(replicas(other))
+    told, media_type = one.told("text/plain")
+    assert media_type.startswith("text/plain")
+    (replica,) = replicas(one)
+    assert f'vllm:others_total{{engine="0",replica="{replica}"}} 7.0' in told.decode().splitlines()
+    assert one.told("application/openmetrics-text; version=1.0.0")[0].endswith(b"# EOF\n")
+    assert house.told("mayfly_live_adapters") == 0, "the registry itself is as it was"
 
 
 def test_by_default_they_stand_where_vllms_stand() -> None:
