@@ -59,6 +59,7 @@ class Intake:
         self._waiting: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._root = root
+        self._unsettled: set[tuple[str, str]] = set()  # what could not even be tried; another may
         self._left = set(_in_progress(root, log.warning))  # at the last look
         for item in sorted(self._left):
             self._waiting.put(item)
@@ -84,7 +85,10 @@ class Intake:
             try:
                 item = self._waiting.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
-                self._take_over()
+                try:
+                    self._take_over()
+                except Exception:
+                    log.exception("cannot look for files that nobody reads")
                 continue
             if item is None or self._closed.is_set():
                 return
@@ -96,12 +100,13 @@ class Intake:
             except _ClosedError:
                 return
             except Exception:
+                self._unsettled.add(item)
                 log.exception("file %s of corpus %s stays in progress until the next start", item[1], item[0])
 
     def _take_over(self) -> None:
         """Queue what was in progress at the last look and still is, the last first: another may be at the first."""
         before, self._left = self._left, set(_in_progress(self._root))
-        for item in sorted(before & self._left, reverse=True):
+        for item in sorted((before & self._left) - self._unsettled, reverse=True):
             self._waiting.put(item)
 
     def _settle(self, corpus: Corpus, file: str) -> None:
@@ -153,9 +158,9 @@ def _in_progress(root: Path, warn: Callable[[str, object], None] = log.debug) ->
     for name in list_corpora(root):
         try:
             corpus = Corpus.open(root, name)
+            files = corpus.attachments.ids("in_progress")
+            corpus.close()
         except CorpusError as problem:
             warn("%s", problem)
             continue
-        files = corpus.attachments.ids("in_progress")
-        corpus.close()
         yield from ((name, file) for file in files)

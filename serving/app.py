@@ -333,8 +333,9 @@ def running(
             yield url, partial(node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun))
         finally:
             if not node.lost:
-                with suppress(KeyboardInterrupt, OSError):  # a second Ctrl-C waits for nobody; a terminal may be gone
-                    on_stage("finishing what is under way")
+                with suppress(KeyboardInterrupt):  # a second Ctrl-C waits for nobody
+                    with suppress(OSError, SystemExit):  # the terminal is gone, or what it was piped to
+                        on_stage("finishing what is under way")
                     drain(_GRACE_SECONDS)
             for number in (signal.SIGINT, signal.SIGTERM):  # one more now would leave processes and files behind
                 signal.signal(number, signal.SIG_IGN)

@@ -71,6 +71,7 @@ backend replicas
 {replicas}
 backend unread
     mode tcp
+    timeout tunnel 15m
     balance leastconn
 {strict}
 """

@@ -8,6 +8,7 @@ before the file or `args`, that before the default. Typer reads flags and enviro
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -31,6 +32,8 @@ _OTHER_VARIABLES = {  # of the file, of clients, of logs, and between Mayfly's o
     *orphans.ENVIRONMENT,
     *whole_lora.ENVIRONMENT,
 }
+# What Kubernetes tells a pod of Services called mayfly, or mayfly-something.
+_SERVICE_LINK = re.compile(r"MAYFLY_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
 _KINDS = {int: "an integer", float: "a number", str: "text", Path: "text", list: "a list of texts"}
 
 ConfigFile = Annotated[
@@ -109,6 +112,8 @@ def check_environment(environment: Mapping[str, str]) -> None:
     """
     known = {variable(each.name) for each in fields(Settings)} | _OTHER_VARIABLES
     for name in sorted(each for each in environment if each.startswith("MAYFLY_") and each not in known):
+        if _SERVICE_LINK.fullmatch(name):
+            continue
         like = get_close_matches(name, known, n=1, cutoff=0.85)
         raise ValueError(f"the variable {name} is no setting" + (f"; is it {like[0]}?" if like else "; unset it"))
 

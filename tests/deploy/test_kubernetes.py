@@ -232,6 +232,7 @@ def test_the_key_file_is_a_secret_that_every_pod_waits_for(name: str) -> None:
         assert mount["readOnly"]
         assert "subPath" not in mount, "it would not follow a change"
         assert not secret.get("optional"), "without the Secret it would be open"
+        assert secret["items"] == [{"key": file.name, "path": file.name}], "a Secret without it would do"
         assert secret["defaultMode"] == 0o440
 
 

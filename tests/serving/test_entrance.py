@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +185,19 @@ async def test_it_comes_back_when_it_is_killed(port: int, ports: range) -> None:
         assert other.pid != process.pid
 
 
+async def _pieces() -> AsyncIterator[bytes]:
+    """A body of unknown length, which comes in chunks."""
+    yield b"body"
+
+
 async def test_who_does_not_read_is_cut_off_and_who_waits_is_not(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entrance_module, "_UNREAD_SECONDS", 1)
     public = free_ports(1).start
     with entrance("127.0.0.1", public, ports):
         async with Replica(ports[0]):
             assert (await answered(public, "/slower")).text == "onetwo"
+            async with httpx.AsyncClient(timeout=30) as client:
+                assert (await client.post(f"http://127.0.0.1:{public}/slower", content=_pieces())).text == "onetwo"
             _, writer = await asyncio.open_connection("127.0.0.1", public, limit=1 << 10)
             writer.write(b"GET /floods HTTP/1.1\r\nHost: x\r\n\r\n")
             for _ in range(500):

@@ -122,6 +122,12 @@ def test_a_variable_that_is_no_setting_is_told(name: str, words: str, heard: Hea
     assert words in done.output + str(done.exception)
 
 
+def test_what_kubernetes_tells_of_its_services_is_passed_over(heard: Heard) -> None:
+    links = ("MAYFLY_SERVICE_HOST", "MAYFLY_WEB_SERVICE_PORT_HTTP", "MAYFLY_WEB_PORT", "MAYFLY_PORT_8000_TCP_ADDR")
+
+    assert heard.told(**dict.fromkeys(links, "10.0.0.1")) == Settings()
+
+
 def test_arguments_of_a_serve_config_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"max-steps": 20, "log-format": "json", "served-model-name": "mine"}
 
