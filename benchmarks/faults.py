@@ -43,7 +43,9 @@ INJECTED = ("nan", "oom", "hang", "memory", "corpus")
 KINDS = (*KILLED, *STOPPED, *INJECTED)
 STRUCK = 3  # requests at once that an injection is meant for
 CLIENTS = 4
-TIMEOUT_SECONDS = 60.0  # of a request
+TIMEOUT_SECONDS = (
+    75.0  # of a request: the 60 that an adaptation may take, ten that are its stages' to be late, the answer
+)
 PROMPT_SECONDS = 5.0  # from a kill to the error of a request that it met
 RECOVERY_SECONDS = 180.0
 _MEMORY_BYTES = 1 << 30
@@ -190,9 +192,11 @@ class Striking:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.send_signal(signal.SIGKILL if kind in KILLED else signal.SIGSTOP)
         if await self._recovered(client, name, victim):
-            for process in family[1:] if kind == "node" else [victim]:
-                if _lives(process):
-                    self._leak("processes", f"{process.pid} outlived its {kind}")
+            struck, until = family[1:] if kind == "node" else [victim], time.monotonic() + QUIET_SECONDS
+            while any(map(_lives, struck)) and time.monotonic() < until:  # Ray waits a while before it kills by force
+                await asyncio.sleep(0.5)
+            for process in filter(_lives, struck):
+                self._leak("processes", f"{process.pid} outlived its {kind}")
 
     async def _inject(self, injection: Injection, client: httpx.AsyncClient) -> None:
         self._now.injected += 1
