@@ -26,14 +26,14 @@ def serve(settings: Settings, _: typer.Context) -> None:
 
     config, environment = settings.config(), dict(os.environ)
     check(config)
-    if not config.has_keys and not _is_loopback(config.host):
-        err.print(
-            f"[yellow]open[/]: without --api-key or --api-key-file whoever reaches {config.host}:{config.port} may use "
-            "this server and change its corpora",
-            highlight=False,
-        )
     try:
         with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as (url, watch):
+            if not config.has_keys and not _is_loopback(config.host):
+                err.print(
+                    f"[yellow]open[/] to whoever reaches {config.host}:{config.port}, its corpora too: "
+                    "there is no --api-key and no --api-key-file",
+                    highlight=False,
+                )
             err.print(f"[green]ready[/] {config.engine.served_name} at {url}/v1 (Ctrl-C ends it)", highlight=False)
             watch()
     except KeyboardInterrupt:
