@@ -54,13 +54,14 @@ class Staging:
         (self.path / _NAMES).write_text("\n".join(self._named))
 
     def adopt(self, shared: Collection[str]) -> None:
-        """As `name`; and it takes now what it would take later.
+        """As `name`; and it takes now what it would take later. Sweeps again: who is replaced may have lived at first.
 
         Where there is no room left, a process that touches a page for the first time is killed (SIGBUS).
 
         Raises:
             OSError: there is none now.
         """
+        sweep(self._root)
         self.name(shared)
         for name in shared:
             with contextlib.suppress(FileNotFoundError), (self._root / name).open("r+b") as file:  # else it went since

@@ -64,6 +64,19 @@ def test_a_living_servers_is_left_alone(tmp_path: Path) -> None:
     process.communicate()
 
 
+def test_who_still_lived_at_the_start_is_swept_once_there_is_something_to_adopt(tmp_path: Path) -> None:
+    process, folder = owner(tmp_path)
+    staging = Staging(tmp_path)
+    assert folder.is_dir()
+    process.kill()
+    process.communicate()
+
+    staging.adopt(())
+
+    assert [each.name for each in tmp_path.iterdir()] == [staging.path.name]
+    staging.end()
+
+
 def test_its_own_end_leaves_nothing(tmp_path: Path) -> None:
     staging = Staging(tmp_path)
     (tmp_path / "psm_mine").write_bytes(b"shared")
