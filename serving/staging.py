@@ -14,10 +14,12 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
+_AGAIN_SECONDS = 90.0  # an engine that hangs has half a minute to end after its successor has begun
 _NAMES = "shared-memory"  # a file in the folder
 # vLLM's rings have a slot for a message each 16 or 24 MiB, and say at their end which are in use; more than this much
 # of a slot is taken by a very long message only.
@@ -33,6 +35,9 @@ class Staging:
         sweep(root)
         self._root, self._named = root, set[str]()
         self.path, self._lock = _locked_folder(root)
+        self._again = threading.Timer(_AGAIN_SECONDS, sweep, (root,))
+        self._again.daemon = True
+        self._again.start()
 
     def names(self) -> list[str]:
         """Of what is staged."""
@@ -54,14 +59,13 @@ class Staging:
         (self.path / _NAMES).write_text("\n".join(self._named))
 
     def adopt(self, shared: Collection[str]) -> None:
-        """As `name`; and it takes now what it would take later. Sweeps again: who is replaced may have lived at first.
+        """As `name`; and it takes now what it would take later.
 
         Where there is no room left, a process that touches a page for the first time is killed (SIGBUS).
 
         Raises:
             OSError: there is none now.
         """
-        sweep(self._root)
         self.name(shared)
         for name in shared:
             with contextlib.suppress(FileNotFoundError), (self._root / name).open("r+b") as file:  # else it went since
@@ -70,7 +74,9 @@ class Staging:
                     os.posix_fallocate(file.fileno(), start, min(_TAKEN, size - start))
 
     def end(self) -> None:
-        """Delete the folder and what it names."""
+        """Delete the folder and what it names, and what others have left since."""
+        self._again.cancel()
+        sweep(self._root)
         _delete(self.path, self._root)
         os.close(self._lock)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from serving import staging as staging_module
 from serving.staging import Staging, sweep
 
 _OWNER = """
@@ -64,17 +66,24 @@ def test_a_living_servers_is_left_alone(tmp_path: Path) -> None:
     process.communicate()
 
 
-def test_who_still_lived_at_the_start_is_swept_once_there_is_something_to_adopt(tmp_path: Path) -> None:
-    process, folder = owner(tmp_path)
-    staging = Staging(tmp_path)
-    assert folder.is_dir()
-    process.kill()
-    process.communicate()
+def test_who_still_lived_at_the_start_is_swept_later_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wait in (0.3, 600.0):
+        monkeypatch.setattr(staging_module, "_AGAIN_SECONDS", wait)
+        process, folder = owner(tmp_path)
+        staging = Staging(tmp_path)
+        assert folder.is_dir()
+        process.kill()
+        process.communicate()
+        for _ in range(500 if wait < 1 else 0):
+            if not folder.exists():
+                break
+            time.sleep(0.02)
+        assert folder.exists() is (wait > 1)
 
-    staging.adopt(())
-
-    assert [each.name for each in tmp_path.iterdir()] == [staging.path.name]
-    staging.end()
+        staging.end()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_its_own_end_leaves_nothing(tmp_path: Path) -> None:
