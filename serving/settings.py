@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 LogFormat = Literal["json", "text"]
 _BY_PROCESSOR = "by processor"
-_ADAPTERS = 8  # in the engine at once, at least: those that a conversation keeps are loaded beside new ones
 _PARTS = 0.6, 0.4  # of the one GPU of a machine: engine, trainer
 
 
@@ -150,7 +149,7 @@ class Settings:
                 names[0],
                 trainer.rank,
                 trainer.targets,
-                adapters=max(_ADAPTERS, self.max_adaptations or capacity.adaptations),
+                adapters=max(EngineConfig.adapters, self.max_adaptations or capacity.adaptations),
                 dtype=self.dtype,
                 more_names=tuple(names[1:]),
                 tool_call_parser=self.tool_call_parser,

@@ -141,7 +141,7 @@ def _faults(result: Result) -> list[Row]:
     return rows
 
 
-FAULTS = ("trainer", "selector", "engine", "core", "node", "hung", "injected")  # one run each
+FAULTS = ("trainer", "selector", "engine", "core", "node", "injected")  # one run each
 PROMISES = (
     Promise("overhead", "make bench-overhead", _overhead),
     Promise("overload", "make overload", _overload),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import httpx
@@ -67,7 +68,7 @@ async def _ask(client: httpx.AsyncClient, seed: int, budget: str = f"steps={STEP
 
 async def _under_way(client: httpx.AsyncClient) -> None:
     for _ in range(200):
-        if 'stage="train"} 1.0' in (await client.get("/metrics")).text:
+        if re.search(r'mayfly_requests_in_stage\{.*stage="train"\} 1\.0', (await client.get("/metrics")).text):
             return
         await asyncio.sleep(0.02)
     raise AssertionError("no adaptation got under way")

@@ -345,7 +345,8 @@ def test_an_engine_that_ends_while_it_loads_an_adapter_is_told_and_replaced(runn
         asked = thread.submit(
             httpx.post, f"{running.url}/v1/completions", json=wish, headers={"Compute-Budget": "steps=1"}, timeout=60
         )
-        while not asked.done() and 'stage="load"} 1' not in httpx.get(f"{running.url}/metrics").text:
+        loading = re.compile(r'mayfly_requests_in_stage\{.*stage="load"\} 1\.0')
+        while not asked.done() and not loading.search(httpx.get(f"{running.url}/metrics").text):
             time.sleep(0.02)
         core.kill()
         answer = asked.result()
