@@ -5,7 +5,9 @@ broke off is found here as "in_progress" and read again. Documents know the atta
 written only while it is in progress, and go with it in one transaction. A document that was added otherwise is listed
 as a file of its own, `doc-<its id>`, completed.
 
-It knows nothing of where files are kept (see `uploads`) or who reads them (see `intake`).
+What is detached leaves its position behind, for cursors that name it; attached again, it is where it was.
+
+It knows nothing of where files are kept (see `uploads`), who reads them (`intake`), or which came together (`batches`).
 """
 
 from __future__ import annotations
@@ -18,18 +20,30 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selection.filters import Scalar
+from selection.positions import Position
 
-SCHEMA = """
+TABLE = """
 CREATE TABLE attachments (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, attributes TEXT NOT NULL, max_length INTEGER, overlap INTEGER,
     batch TEXT, status TEXT NOT NULL, code TEXT, message TEXT, attached INTEGER NOT NULL DEFAULT (unixepoch()))
 """
+# Corpora of earlier versions lack it; triggers, so that it is written whichever version deletes something.
+POSITIONS = (
+    "CREATE TABLE IF NOT EXISTS detached (added INTEGER NOT NULL, kind INTEGER NOT NULL, number INTEGER NOT NULL, "
+    "id TEXT NOT NULL, PRIMARY KEY (kind, number)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS detached_by_id ON detached(id)",
+    "CREATE TRIGGER IF NOT EXISTS attachment_goes AFTER DELETE ON attachments BEGIN "
+    "INSERT INTO detached VALUES (old.attached, 0, old.rowid, old.id) "
+    "ON CONFLICT DO UPDATE SET added = excluded.added, id = excluded.id; END",
+    "CREATE TRIGGER IF NOT EXISTS document_goes AFTER DELETE ON documents WHEN old.file IS NULL BEGIN "
+    "INSERT INTO detached VALUES (old.added, 1, old.id, 'doc-' || old.id) ON CONFLICT DO NOTHING; END",
+)
 STATES = ("in_progress", "completed", "failed", "cancelled")
 
 _FILE, _DOCUMENT = re.compile(r"file-[0-9a-f]{24}"), re.compile(r"doc-([0-9]{1,18})")
 _ALL = """
-SELECT id, status, batch, attached AS added, 0 AS kind, rowid AS number FROM attachments
-UNION ALL SELECT 'doc-' || id, 'completed', NULL, added, 1, id FROM documents WHERE file IS NULL
+SELECT id, status, attached AS added, 0 AS kind, rowid AS number FROM attachments
+UNION ALL SELECT 'doc-' || id, 'completed', added, 1, id FROM documents WHERE file IS NULL
 """
 
 
@@ -90,16 +104,29 @@ class Attachments:
         self._ask, self._writing, self._forget = ask, writing, forget
 
     def attach(self, files: Sequence[Attachment]) -> None:
-        """Attach files, or attach them anew: they are in progress."""
+        """Attach files, or attach them anew: they are in progress. Their place in the list is that of the first time.
+
+        Were it another, a client that attaches anew what it lists would never come to the end of the list.
+        """
         with self._writing():
             for f in files:
                 self._ask(
-                    "INSERT INTO attachments (id, name, attributes, max_length, overlap, batch, status) "
-                    "VALUES (?, ?, ?, ?, ?, ?, 'in_progress') ON CONFLICT (id) DO UPDATE SET name = excluded.name, "
-                    "attributes = excluded.attributes, max_length = excluded.max_length, overlap = excluded.overlap, "
-                    "batch = excluded.batch, status = 'in_progress', code = NULL, message = NULL",
-                    (f.id, f.name, json.dumps(dict(f.attributes)), *(f.cut or (None, None)), f.batch),
+                    "INSERT INTO attachments "
+                    "(rowid, attached, id, name, attributes, max_length, overlap, batch, status) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'in_progress') ON CONFLICT (id) DO UPDATE SET "
+                    "name = excluded.name, attributes = excluded.attributes, max_length = excluded.max_length, "
+                    "overlap = excluded.overlap, batch = excluded.batch, status = 'in_progress', code = NULL, "
+                    "message = NULL",
+                    (
+                        *self._place(f.id),
+                        f.id,
+                        f.name,
+                        json.dumps(dict(f.attributes)),
+                        *(f.cut or (None, None)),
+                        f.batch,
+                    ),
                 )
+                self._ask("DELETE FROM detached WHERE id = ?", (f.id,))
 
     def get(self, file: str) -> Attachment | None:
         """The attachment of that id, or None."""
@@ -111,33 +138,45 @@ class Attachments:
                 return Attachment(file, name, json.loads(metadata), status="completed", created=added, bytes=size)
             return None
         rows = _FILE.fullmatch(file) and self._ask(
-            "SELECT name, attributes, max_length, overlap, batch, status, code, message, attached "
+            "SELECT name, attributes, max_length, overlap, status, code, message, attached, batch "
             "FROM attachments WHERE id = ?",
             (file,),
         )
-        if not rows:
-            return None
-        name, attributes, max_length, overlap, batch, status, code, message, attached = rows[0]
+        return self.made_of(file, rows[0][:-1], rows[0][-1]) if rows else None
+
+    def made_of(self, file: str, row: Sequence[Any], batch: str | None) -> Attachment:
+        """An attachment of its columns from the name on: its own, or what a batch keeps of it."""
+        name, attributes, max_length, overlap, status, code, message, attached = row
         cut = None if max_length is None else (max_length, overlap)
         problem = None if code is None else Problem(code, message)
         size = self._size("document IN (SELECT id FROM documents WHERE file = ?)", file)
         return Attachment(file, name, json.loads(attributes), cut, batch, status, problem, attached, size)
 
-    def ids(self, status: str | None = None, batch: str | None = None) -> list[str]:
-        """Every file's id, oldest first; of one status, of one batch."""
+    def listed(self, status: str | None = None) -> dict[str, Position]:
+        """Every file's id, of one status, with its position; oldest first."""
         rows = self._ask(
-            f"SELECT id FROM ({_ALL}) WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR batch = ?2) "  # noqa: S608
+            f"SELECT id, added, kind, number FROM ({_ALL}) WHERE ?1 IS NULL OR status = ?1 "  # noqa: S608
             "ORDER BY added, kind, number",
-            (status, batch),
+            (status,),
         )
-        return [row[0] for row in rows]
+        return {row[0]: tuple(row[1:]) for row in rows}
 
-    def counts(self, batch: str | None = None) -> dict[str, int]:
-        """How many files are in each state, of the corpus or of one batch."""
+    def ids(self, status: str | None = None) -> list[str]:
+        """Every file's id, oldest first; of one status."""
+        return list(self.listed(status))
+
+    def position(self, file: str) -> Position | None:
+        """Where a file stands in the list, or stood when it was there; None for what never was."""
         rows = self._ask(
-            f"SELECT status, count(*) FROM ({_ALL}) WHERE ?1 IS NULL OR batch = ?1 GROUP BY status",  # noqa: S608
-            (batch,),
+            f"SELECT added, kind, number FROM ({_ALL}) WHERE id = ?1 "  # noqa: S608
+            "UNION ALL SELECT added, kind, number FROM detached WHERE id = ?1",
+            (file,),
         )
+        return tuple(rows[0]) if rows else None
+
+    def counts(self) -> dict[str, int]:
+        """How many files are in each state."""
+        rows = self._ask(f"SELECT status, count(*) FROM ({_ALL}) GROUP BY status", ())  # noqa: S608
         return {**dict.fromkeys(STATES, 0), **dict(rows)}
 
     def reading(self, file: str) -> bool:
@@ -150,12 +189,22 @@ class Attachments:
         with self._writing():
             now = self.get(seen.id)
             if now is not None and now.status == "in_progress" and replace(now, bytes=seen.bytes) == seen:
-                if status != "completed":
-                    self._forget(seen.id)
-                self._ask(
-                    "UPDATE attachments SET status = ?, code = ?, message = ? WHERE id = ?",
-                    (status, problem and problem.code, problem and problem.message, seen.id),
-                )
+                self.end_within([seen.id], status, problem)
+
+    def cancel(self) -> None:
+        """End the reading of every file."""
+        with self._writing():
+            self.end_within(self.ids("in_progress"), "cancelled")
+
+    def end_within(self, files: Iterable[str], status: str, problem: Problem | None = None) -> None:
+        """End the reading of files, within a transaction; but for "completed" nothing is left of them."""
+        for file in files:
+            if status != "completed":
+                self._forget(file)
+            self._ask(
+                "UPDATE attachments SET status = ?, code = ?, message = ? WHERE id = ?",
+                (status, problem and problem.code, problem and problem.message, file),
+            )
 
     def detach(self, file: str) -> bool:
         """Take a file and its documents out of the corpus; False if there is none."""
@@ -184,6 +233,18 @@ class Attachments:
             for file, name in self._ask(query, (document,)):
                 found[document] = (file, name)
         return found
+
+    def _place(self, file: str) -> tuple[int, int]:
+        """The number and the time that a file gets when it is attached: those it had, or new ones."""
+        had = self._ask(
+            "SELECT number, added FROM detached WHERE id = ? AND number NOT IN (SELECT rowid FROM attachments)",
+            (file,),
+        )
+        new = (
+            "SELECT 1 + max(coalesce((SELECT max(rowid) FROM attachments), 0), "
+            "coalesce((SELECT max(number) FROM detached WHERE kind = 0), 0)), unixepoch()"
+        )
+        return tuple(had[0] if had else self._ask(new, ())[0])
 
     def _size(self, of: str, value: str | int) -> int:
         ((total,),) = self._ask(

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from selection.attachments import Attachment
 from selection.corpus import Corpus
 from selection.filters import Scalar
+from selection.positions import Position, position
 from selection.uploads import LibraryError, MissingError
 
 Item = TypeVar("Item")
@@ -43,6 +44,11 @@ class StoreEntry:
     description: str
     counts: Mapping[str, int]
     bytes: int
+
+    @property
+    def position(self) -> Position:
+        """Where it stands in a list."""
+        return position(self.id, self.created)
 
     @classmethod
     def of(cls, corpus: Corpus) -> StoreEntry:
@@ -103,12 +109,13 @@ class AttachedFile:
 
 @dataclass(frozen=True)
 class Batch:
-    """Files that were attached together: how many are in each of `attachments.STATES`."""
+    """Files that were attached together: how many are in each of `attachments.STATES`, and whether it was cancelled."""
 
     id: str
     store: str
     created: int
     counts: Mapping[str, int]
+    cancelled: bool = False
 
     @classmethod
     def of(cls, corpus: Corpus, batch: str) -> Batch:
@@ -117,11 +124,11 @@ class Batch:
         Raises:
             MissingError: there is none of that id.
         """
-        files = corpus.attachments.ids(batch=batch) if _BATCH.fullmatch(batch) else []
-        first = corpus.attachments.get(files[0]) if files else None
-        if first is None:
+        found = corpus.batches.get(batch) if _BATCH.fullmatch(batch) else None
+        if found is None:
             raise MissingError(f"vector store {corpus.name!r} has no file batch {batch!r}")
-        return cls(batch, corpus.meta()["id"], first.created, corpus.attachments.counts(batch))
+        created, cancelled = found
+        return cls(batch, corpus.meta()["id"], created, corpus.batches.counts(batch), cancelled)
 
 
 @dataclass(frozen=True)
@@ -134,27 +141,67 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a list is wanted: so many, newest or oldest first, beyond one id and before another."""
+    """Which part of a list is wanted: so many, newest or oldest first, beyond one id and before another.
+
+    Ids stand for positions: one that has been deleted since, or that a filter leaves out, still has its place.
+    """
 
     limit: int = 20
     order: str = "desc"
     after: str | None = None
     before: str | None = None
 
-    def of(self, oldest_first: Sequence[Item], key: Callable[[Item], str]) -> Page[Item]:
+    def of(
+        self,
+        oldest_first: Sequence[Item],
+        position: Callable[[Item], Position],
+        find: Callable[[str], Position | None],
+    ) -> Page[Item]:
         """That part.
 
+        Args:
+            oldest_first: the list.
+            position: where an item stands.
+            find: where the item of a cursor stands, or stood; None for what was never in such a list.
+
         Raises:
-            LibraryError: a cursor that names nothing in the list.
+            LibraryError: a cursor that is not a position.
         """
-        items = list(oldest_first) if self.order == "asc" else list(reversed(oldest_first))
-        keys = [key(item) for item in items]
-        for cursor in (self.after, self.before):
-            if cursor is not None and cursor not in keys:
-                raise LibraryError(f"the cursor {cursor!r} is not in this list")
-        begin = 0 if self.after is None else keys.index(self.after) + 1
-        end = len(items) if self.before is None else keys.index(self.before)
-        if self.before is not None and self.after is None:
-            begin = max(begin, end - self.limit)  # the page that ends there
-            return Page(tuple(items[begin:end]), begin > 0)
-        return Page(tuple(items[begin:end][: self.limit]), end - begin > self.limit)
+        after, before = (self._found(cursor, find) for cursor in (self.after, self.before))
+        low, high = (after, before) if self.order == "asc" else (before, after)
+        items = [
+            item
+            for item in oldest_first
+            if (low is None or low < position(item)) and (high is None or position(item) < high)
+        ]
+        if self.order != "asc":
+            items.reverse()
+        more = len(items) > self.limit
+        if before is not None and after is None:  # the page that ends there
+            return Page(tuple(items[-self.limit :]), more)
+        return Page(tuple(items[: self.limit]), more)
+
+    def _found(self, cursor: str | None, find: Callable[[str], Position | None]) -> Position | None:
+        if cursor is None:
+            return None
+        found = find(cursor)
+        if found is None:
+            raise LibraryError(f"the cursor {cursor!r} is not in this list: it takes the id of an item of a page")
+        return found
+
+
+def page_of_files(corpus: Corpus, part: Part, status: str | None) -> Page[AttachedFile]:
+    """A part of the list of a store's files, of one status, by the time they were first attached."""
+    kept, identity = corpus.attachments, corpus.meta()["id"]
+    listed = kept.listed(status)
+    page = part.of([*listed], listed.__getitem__, kept.position)
+    found = [file for file in map(kept.get, page.items) if file is not None]  # the others were detached just now
+    return Page(tuple(AttachedFile(identity, file) for file in found), page.more)
+
+
+def page_of_batch(corpus: Corpus, batch: Batch, part: Part, status: str | None) -> Page[AttachedFile]:
+    """A part of the list of a batch's files, of one status, in the order of the batch."""
+    listed, positions = corpus.batches.listed(batch.id, status), corpus.batches.listed(batch.id)
+    page = part.of([*listed], positions.__getitem__, positions.get)
+    found = [AttachedFile(batch.store, corpus.batches.member(batch.id, file)) for file in page.items]
+    return Page(tuple(found), page.more)

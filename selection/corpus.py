@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from selection.attachments import Attachments
 from selection.copies import Copies
 from selection.embedding import Embedder, Embeddings
 from selection.filters import Filter, Scalar
 from selection.index import Ids, Index, State, building
+from selection.positions import Deleted
 from selection.reader import EVERYTHING, Reader
 from selection.store import CorpusError, CorpusNotFoundError, Entry, Piece, Source, Store
 from selection.view import View
@@ -43,6 +43,7 @@ class Corpus:
         self.folder = folder
         self.name = folder.name
         self._store = Store(folder)
+        self.attachments, self.batches = self._store.attachments, self._store.batches
         self._embedded = ""  # the uuid of the embeddings that were checked last
         self._view: tuple[str, View] | None = None
 
@@ -118,6 +119,8 @@ class Corpus:
 
     def remove(self) -> None:
         """Delete the corpus and everything in it from disk."""
+        about = {key: value for key, value in self.meta().items() if key in ("id", "created", "name", "owner")}
+        Deleted(self.folder.parent).remember("vs_", {**about, "folder": self.name})
         self.close()
         (self.folder / "corpus.db").unlink()  # first: killed in the middle, it must not leave an older state
         shutil.rmtree(self.folder)
@@ -193,11 +196,6 @@ class Corpus:
     def documents(self) -> list[Entry]:
         """Every document, by name."""
         return self._store.documents()
-
-    @property
-    def attachments(self) -> Attachments:
-        """The files that were attached to it, and how far each has been read."""
-        return self._store.attachments
 
     def meta(self) -> dict[str, str]:
         """What it remembers of itself: `id`, which stays its own, `created` (seconds since 1970, UTC) and more."""

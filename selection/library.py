@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,12 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from selection.attachments import STATES, Attachment
-from selection.catalogue import AttachedFile, Batch, Page, Part, StoreEntry, Wanted, checked_cut
+from selection.catalogue import (
+    AttachedFile,
+    Batch,
+    Page,
+    Part,
+    StoreEntry,
+    Wanted,
+    checked_cut,
+    page_of_batch,
+    page_of_files,
+)
 from selection.corpus import ID, NAME, Corpus, find_corpus, list_corpora
 from selection.documents import Cut, tokenizer_digest
 from selection.embedding import Embedder, Prompt
 from selection.filters import Filter, Scalar, to_sql
 from selection.intake import Intake
+from selection.positions import Deleted, Position, new_id
 from selection.reader import EVERYTHING, Reader
 from selection.search import Found, most_similar
 from selection.shared import OpenCorpora, SharedEmbedder
@@ -94,7 +104,8 @@ class Library:
             LibraryError: a name, metadata or a description that is none.
             MissingError: there is no file of that id.
         """
-        about = {"id": f"vs_{secrets.token_hex(12)}"}
+        identity, created = new_id("vs_")
+        about = {"id": identity, "created": str(created)}
         about["name"] = about["id"] if name is None else checked_text(name, "`name`", 256)
         about["metadata"] = json.dumps(checked_attributes(metadata, "metadata", (str,)))
         about["description"] = "" if description is None else checked_text(description, "`description`", 1024)
@@ -118,8 +129,15 @@ class Library:
 
     def stores(self, part: Part, *, reader: Reader = EVERYTHING) -> Page[StoreEntry]:
         """Stores by the time they were made; those that can be opened."""
-        known = [StoreEntry.of(corpus) for corpus in self._every(reader)]
-        return part.of(sorted(known, key=lambda entry: (entry.created, entry.id)), lambda entry: entry.id)
+        known = {entry.id: entry for entry in map(StoreEntry.of, self._every(reader))}
+
+        def find(cursor: str) -> Position | None:
+            if cursor in known:
+                return known[cursor].position
+            return Deleted(self._root).position(cursor, "vs_", lambda gone: reader.sees(gone["folder"], gone))
+
+        oldest_first = sorted(known.values(), key=lambda entry: entry.position)
+        return part.of(oldest_first, lambda entry: entry.position, find)
 
     def store(self, store: str, *, reader: Reader = EVERYTHING) -> StoreEntry:
         """The store of that id or name.
@@ -156,7 +174,7 @@ class Library:
         """Delete a store and everything in it but the uploaded files; returns its id."""
         with self._owned(store, reader) as corpus:
             identity = corpus.meta()["id"]
-            self._cancel(corpus)
+            corpus.attachments.cancel()
             try:
                 corpus.remove()
             except OSError as problem:
@@ -174,7 +192,7 @@ class Library:
     def uploads(self, part: Part, purpose: str | None = None, *, reader: Reader = EVERYTHING) -> Page[UploadedFile]:
         """Uploaded files by the time they came."""
         kept = [upload for upload in self._uploads.every(reader) if purpose in (None, upload.purpose)]
-        return part.of(kept, lambda upload: upload.id)
+        return part.of(kept, lambda upload: upload.position, lambda cursor: self._uploads.position(cursor, reader))
 
     def uploaded(self, file: str, *, reader: Reader = EVERYTHING) -> UploadedFile:
         """The record of an uploaded file."""
@@ -207,21 +225,22 @@ class Library:
         """Attach several files, as `attach`: all or none."""
         if not 1 <= len(wanted) <= _FILES:
             raise LibraryError(f"a batch has 1 to {_FILES} files")
-        name = f"vsfb_{secrets.token_hex(12)}"
-        files = [self._checked(each, reader, name) for each in wanted]
+        name, _ = new_id("vsfb_")
+        files = {each.file: self._checked(each, reader, name) for each in wanted}
         with self._owned(store, reader) as corpus:
-            self._attach(corpus, files)
+            self._attach(corpus, [*files.values()])
             return Batch.of(corpus, name)
 
     def batch(self, store: str, batch: str, *, reader: Reader = EVERYTHING) -> Batch:
-        """The files that were attached together."""
+        """The batch of that id: what became of the files that were attached together."""
         with self._opened(store, reader) as corpus:
             return Batch.of(corpus, batch)
 
     def cancel_batch(self, store: str, batch: str, *, reader: Reader = EVERYTHING) -> Batch:
-        """Give up the files of a batch that are still in progress."""
+        """Give up the files of a batch that are still in progress; one that was attached again since is read on."""
         with self._owned(store, reader) as corpus:
-            self._cancel(corpus, batch)
+            Batch.of(corpus, batch)
+            corpus.batches.cancel(batch)
             return Batch.of(corpus, batch)
 
     def files(
@@ -233,14 +252,16 @@ class Library:
         batch: str | None = None,
         reader: Reader = EVERYTHING,
     ) -> Page[AttachedFile]:
-        """The files of a store by the time they were attached; of one status, of one batch."""
+        """The files of a store by the time they were first attached, of one status.
+
+        Of a batch those that were attached with it, as they were then, and what became of that.
+        """
         if status is not None and status not in STATES:
             raise LibraryError(f"`filter` is one of {', '.join(STATES)}")
         with self._opened(store, reader) as corpus:
-            if batch is not None:
-                Batch.of(corpus, batch)
-            page = part.of(corpus.attachments.ids(status, batch), str)
-            return Page(tuple(AttachedFile.of(corpus, file) for file in page.items), page.more)
+            if batch is None:
+                return page_of_files(corpus, part, status)
+            return page_of_batch(corpus, Batch.of(corpus, batch), part, status)
 
     def file(self, store: str, file: str, *, reader: Reader = EVERYTHING) -> AttachedFile:
         """A file of a store."""
@@ -382,9 +403,3 @@ class Library:
         self._check(corpus)
         corpus.attachments.attach(files)
         self._intake.put(corpus.name, [file.id for file in files])
-
-    def _cancel(self, corpus: Corpus, batch: str | None = None) -> None:
-        for file in corpus.attachments.ids("in_progress", batch):
-            seen = corpus.attachments.get(file)
-            if seen is not None:
-                corpus.attachments.settle(seen, "cancelled")

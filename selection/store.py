@@ -12,9 +12,7 @@ Shapes: N sequences, D embedding dimensions.
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,29 +23,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from selection.attachments import SCHEMA, Attachments, DetachedError
+from selection.attachments import Attachments, DetachedError
+from selection.batches import Batches
 from selection.copies import Copies
 from selection.filters import Filter, Scalar, to_sql
+from selection.positions import new_id
+from selection.schema import ADDITIONS, TABLES, VERSION
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 
-_VERSION = 3
 _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "generation", "uuid"}
-_SCHEMA = f"""{SCHEMA};
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL,
-    metadata TEXT NOT NULL, added INTEGER NOT NULL DEFAULT (unixepoch()), file TEXT REFERENCES attachments(id));
-CREATE INDEX documents_by_file ON documents(file);
-CREATE TABLE sequences (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    document INTEGER NOT NULL REFERENCES documents(id) ON DELETE CASCADE,
-    start INTEGER NOT NULL, text TEXT NOT NULL, tokens BLOB NOT NULL, embedding BLOB NOT NULL);
-CREATE INDEX sequences_by_document ON sequences(document);
-CREATE TABLE removed (sequence INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
-CREATE TABLE reembedded (sequence INTEGER PRIMARY KEY, embedding BLOB NOT NULL)
-"""
 
 
 class CorpusError(ValueError):
@@ -105,6 +91,7 @@ class Store:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
         self.attachments = Attachments(self._ask, self.writing, self._forget)
+        self.batches = Batches(self._ask, self.writing, self.attachments)
         self.copies = Copies(
             self._ask, self.reading, self.writing, lambda name: self._delete("name", name), self._advance
         )
@@ -114,22 +101,26 @@ class Store:
         """Make the tables and remember `meta`, unless that was done before; the id is given for good."""
         with self.writing():
             if self._version() == 0 and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in _SCHEMA.split(";"):
+                for statement in (*TABLES, *ADDITIONS):
                     self._db.execute(statement)
-                given = {"id": f"vs_{secrets.token_hex(12)}", "created": str(time.time())}
-                meta = {**given, **meta, "generation": "0", "uuid": uuid.uuid4().hex}
+                identity, created = new_id("vs_")
+                meta = {"id": identity, "created": str(created), **meta, "generation": "0", "uuid": uuid.uuid4().hex}
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def check_version(self) -> None:
-        """Refuse a database that is damaged, was never finished, or is another version's."""
+        """Refuse a database that is damaged, was never finished, or is another version's; add what is new to it."""
         with self._errors():
-            usable = self._version() == _VERSION and self.meta().keys() >= _META
+            usable = self._version() == VERSION and self.meta().keys() >= _META
         if not usable:
             raise self._unusable(
                 "is damaged, was made by another version of Mayfly, or making it was broken off: "
                 "delete its folder and add its documents again"
             )
+        if len(self._ask("SELECT 1 FROM sqlite_master WHERE name IN ('detached', 'batch_files')")) < 2:
+            with self.writing():
+                for statement in ADDITIONS:
+                    self._db.execute(statement)
 
     def close(self) -> None:
         """Close the database."""

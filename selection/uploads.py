@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from selection.filters import Scalar
+from selection.positions import Deleted, Position, new_id, position
 from selection.reader import EVERYTHING, Reader
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -54,6 +54,11 @@ class UploadedFile:
     created: float
     owner: str | None = None
 
+    @property
+    def position(self) -> Position:
+        """Where it stands in a list."""
+        return position(self.id, self.created)
+
 
 class Uploads:
     """The files in one folder. Any number of threads and processes may use it."""
@@ -61,7 +66,8 @@ class Uploads:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*"):
+        self._deleted = Deleted(folder)
+        for left in folder.glob(".file-*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > _LEFT_OVER:
                     shutil.rmtree(left, ignore_errors=True)
@@ -78,7 +84,8 @@ class Uploads:
             raise LibraryError(f"the file {name!r} is empty")
         if purpose not in PURPOSES:
             raise LibraryError(f"`purpose` is one of {', '.join(PURPOSES)}")
-        upload = UploadedFile(f"file-{secrets.token_hex(12)}", name, len(content), purpose, time.time(), owner)
+        identity, created = new_id("file-")
+        upload = UploadedFile(identity, name, len(content), purpose, created, owner)
         hidden = self._folder / f".{upload.id}"
         hidden.mkdir()
         try:
@@ -119,7 +126,14 @@ class Uploads:
                 found.append(self.get(folder.name, reader))
             except MissingError:  # another's, or deleted just now
                 continue
-        return sorted(found, key=lambda upload: (upload.created, upload.id))
+        return sorted(found, key=lambda upload: upload.position)
+
+    def position(self, file: str, reader: Reader = EVERYTHING) -> Position | None:
+        """Where a file of a reader's stands in the list, or stood when it was there; None for what cannot have been."""
+        try:
+            return self.get(file, reader).position
+        except MissingError:
+            return self._deleted.position(file, "file-", lambda gone: reader.owns(gone.get("owner")))
 
     def delete(self, file: str) -> None:
         """Delete a file.
@@ -128,6 +142,7 @@ class Uploads:
             MissingError: there is none.
         """
         upload = self.get(file)
+        self._deleted.remember("file-", asdict(upload))
         hidden = self._folder / f".{upload.id}"
         (self._folder / upload.id).rename(hidden)
         _sync(self._folder)

@@ -75,7 +75,7 @@ def batch_object(batch: Batch) -> Object:
     counts = batch.counts
     if counts["in_progress"]:
         status = "in_progress"
-    elif counts["cancelled"]:
+    elif batch.cancelled or not (counts["completed"] or counts["failed"]):
         status = "cancelled"
     else:
         status = "completed" if counts["completed"] else "failed"

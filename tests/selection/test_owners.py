@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,28 @@ def test_each_lists_what_is_theirs(library: Library, shared: str) -> None:
     assert seen(ALICE) == ({shared, cats}, {alices})
     assert seen(BOB) == ({ships}, {bobs})
     assert seen(EVERYTHING) == ({shared, cats, ships}, {alices, bobs})
-    with pytest.raises(LibraryError, match="the cursor"):
-        library.stores(Part(after=cats), reader=BOB)
+
+
+def test_a_cursor_tells_nothing_of_what_is_anothers(library: Library, corpora: Path, shared: str) -> None:
+    cats, _ = filled(library, ALICE, "cats", CATS)
+    filled(library, BOB, "ships", SHIPS)
+    made_up = cats[:-10] + "0123456789"  # of the same time
+    old, never = "vs_" + 24 * "e", "vs_" + 24 * "f"  # random ones, of earlier versions
+    with sqlite3.connect(corpora / "shared" / "corpus.db") as database:
+        database.execute("UPDATE meta SET value = ? WHERE key = 'id'", (old,))
+    database.close()
+
+    for order in ("asc", "desc"):
+        theirs, nobodys = (library.stores(Part(order=order, after=each), reader=BOB) for each in (cats, made_up))
+        assert theirs == nobodys
+    for cursor in (old, never):
+        with pytest.raises(LibraryError, match="is not in this list"):
+            library.stores(Part(after=cursor), reader=BOB)
+    library.delete_store(old)
+    with pytest.raises(LibraryError, match="is not in this list"):
+        library.stores(Part(after=old), reader=BOB)
+    assert library.stores(Part(after=old, order="asc")).items == library.stores(ALL).items
+    assert library.stores(Part(after=old, order="asc"), reader=ALICE).items == library.stores(ALL, reader=ALICE).items
 
 
 @pytest.mark.parametrize("by", ["id", "name"])
