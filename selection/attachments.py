@@ -167,6 +167,8 @@ class Attachments:
 
     def position(self, file: str) -> Position | None:
         """Where a file stands in the list, or stood when it was there; None for what never was."""
+        if not (_FILE.fullmatch(file) or _DOCUMENT.fullmatch(file)):
+            return None
         rows = self._ask(
             f"SELECT added, kind, number FROM ({_ALL}) WHERE id = ?1 "  # noqa: S608
             "UNION ALL SELECT added, kind, number FROM detached WHERE id = ?1",

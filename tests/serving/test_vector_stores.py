@@ -244,6 +244,56 @@ def test_a_batch_may_say_of_each_file_how_to_take_it(client: openai.OpenAI) -> N
     assert second.chunking_strategy.to_dict()["static"] == {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 50}
 
 
+def test_who_deletes_what_they_list_meets_everything(client: openai.OpenAI) -> None:
+    stores = [client.vector_stores.create(name=f"store {i}").id for i in range(7)]
+    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(5)]
+    kept = stores.pop()
+    client.vector_stores.file_batches.create_and_poll(kept, file_ids=files)
+
+    met = []
+    for file in client.vector_stores.files.list(kept, limit=2):
+        client.vector_stores.files.delete(file.id, vector_store_id=kept)
+        met.append(file.id)
+    for upload in client.files.list(limit=2, order="asc"):
+        client.files.delete(upload.id)
+        met.append(upload.id)
+    for store in client.vector_stores.list(limit=3):
+        client.vector_stores.delete(store.id)
+        met.append(store.id)
+
+    assert met == [*files[::-1], *files, kept, *stores[::-1]]
+
+
+def test_a_batch_is_polled_to_its_end_whoever_attaches_its_files_again(client: openai.OpenAI, server: Server) -> None:
+    store = client.vector_stores.create()
+    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(3)]
+
+    server.embedder.free.clear()
+    first = client.vector_stores.file_batches.create(store.id, file_ids=files)
+    client.vector_stores.files.create(store.id, file_id=files[0], attributes={"again": True})
+    second = client.vector_stores.file_batches.create(store.id, file_ids=files[1:])
+    server.embedder.free.set()
+    ended = [client.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id) for batch in (first, second)]
+    client.files.delete(files[2])
+    listed = client.vector_stores.file_batches.list_files(first.id, vector_store_id=store.id, order="asc", limit=2)
+
+    assert [(batch.status, batch.file_counts.completed) for batch in ended] == [("completed", 3), ("completed", 2)]
+    assert [(file.id, file.status) for file in listed] == [(file, "completed") for file in files]
+
+
+def test_a_batch_is_cancelled_by_who_cancels_it_only(client: openai.OpenAI, server: Server) -> None:
+    store = client.vector_stores.create()
+    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(2)]
+
+    server.embedder.free.clear()
+    first = client.vector_stores.file_batches.create(store.id, file_ids=files)
+    client.vector_stores.files.delete(files[0], vector_store_id=store.id)
+    server.embedder.free.set()
+    ended = client.vector_stores.file_batches.poll(first.id, vector_store_id=store.id)
+
+    assert (ended.status, ended.file_counts.completed, ended.file_counts.cancelled) == ("completed", 1, 1)
+
+
 def test_a_store_is_made_with_its_files(client: openai.OpenAI) -> None:
     files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(2)]
 
