@@ -38,6 +38,17 @@ class TokensError(RequestError):
     """Tokens that are none of the model's."""
 
 
+class UnsupportedError(RequestError):
+    """A field of OpenAI's API that has no effect here, though a client would rely on it; `param` names it."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.param = param
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class TooLargeError(MayflyError):
     """A request body beyond the limit."""
 
@@ -128,6 +139,7 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (ModelError, HttpError(404, "invalid_request_error", "model_not_found", "model")),
     (MethodError, HttpError(405, "invalid_request_error", "method_not_allowed")),
     (TokensError, HttpError(400, "invalid_request_error", param="tokens")),
+    (UnsupportedError, HttpError(400, "invalid_request_error", "unsupported_parameter")),
     (RequestError, HttpError(400, "invalid_request_error")),
     (CorpusNotFoundError, HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus")),
     (CorpusError, HttpError(400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus")),
@@ -154,7 +166,7 @@ def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
     row = next((row for kind, row in _TABLE if isinstance(problem, kind)), None)
     message = str(problem) if row else _OURS
     row = row or HttpError(500, "server_error")
-    param = problem.param if isinstance(problem, BudgetError) else row.param
+    param = problem.param if isinstance(problem, BudgetError | UnsupportedError) else row.param
     error = {"message": message, "type": row.type, "param": param, "code": row.code}
     return row.status, {"error": error}
 

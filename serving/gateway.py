@@ -37,6 +37,7 @@ from serving.page_files import PageFiles
 from serving.request import read_wish
 from serving.talk import read_talk
 from serving.tracing import request_span
+from serving.unsupported import check_supported
 from serving.vector_stores import Asks, VectorStores
 
 log = logging.getLogger(__name__)
@@ -181,6 +182,7 @@ class Gateway:
         await self._engine.check()
         check_size(body)
         check_objects(body)
+        check_supported(scope["path"], body, self._engine.config.tool_call_parser is not None)
         wish = read_wish(
             body,
             _header(scope, b"compute-budget"),

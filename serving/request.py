@@ -1,6 +1,7 @@
 """What a request says: the texts to adapt to, and what it wishes of its adaptation.
 
-Only what concerns adaptation is judged here; everything else in the body is vLLM's to judge.
+A file_search among the tools of a response says it, too. Only what concerns adaptation is judged here, and by
+`unsupported` what has no effect; everything else in the body is vLLM's to judge.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from serving.body import are_tokens
 from serving.budget import ALIAS, FIELD, HEADER, Budget, agreed_budget
 from serving.config import Config
 from serving.errors import RequestError
+from serving.file_search import take_file_search
 from serving.wish import Wish
 
 WATCHED = 256  # tokens
@@ -46,8 +48,10 @@ def read_wish(
 
     Raises:
         BudgetError: a header or `compute_budget`.
-        RequestError: the extension.
+        RequestError: the extension, or a `file_search`.
     """
+    if "input" in body and "messages" not in body:  # a response
+        take_file_search(body)
     within = config.within(limits)
     said = {HEADER: header, ALIAS: alias, FIELD: body.pop(FIELD, None)}
     budget = agreed_budget(said, config.auto if default is None else default, config.auto, within)

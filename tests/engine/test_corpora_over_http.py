@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import openai
+import pytest
 
 from tests.engine.conftest import Server
 
@@ -36,6 +39,44 @@ async def test_what_was_uploaded_is_what_a_completion_learns_from(server: Server
     assert [report["adapted"] for report in reports] == [True, True]
     assert {source["name"] for report in reports for source in report["sources"]} == {f"{file.id}/facts.md"}
     assert answers[0].choices[0].text == answers[1].choices[0].text
+
+
+async def test_a_response_learns_from_the_store_that_its_file_search_names(server: Server) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        store = await client.vector_stores.create(name="The lighthouse")
+        file = await client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id, file=("facts.md", _FACT.encode()), attributes={"place": "Marrow Point"}
+        )
+        asked: dict[str, Any] = {
+            "model": "nano",
+            "input": "Who keeps the lighthouse of Marrow Point?",
+            "max_output_tokens": 4,
+            "extra_headers": {"Compute-Budget": "steps=1"},
+        }
+        here = {"type": "eq", "key": "place", "value": "Marrow Point"}
+        search = {"type": "file_search", "vector_store_ids": [store.id], "filters": here}
+        create: Any = client.responses.create
+        answer = await create(**asked, tools=[search], tool_choice="required")
+        plain = await create(**{**asked, "extra_headers": {"Compute-Budget": "none"}}, store=False)
+        refused = []
+        for more in (
+            {"tools": [search, {"type": "web_search"}]},
+            {"store": True},
+            {"conversation": "conv_1"},
+            {"previous_response_id": answer.id},
+        ):
+            with pytest.raises(openai.BadRequestError) as refusal:
+                await create(**asked, **more)
+            refused.append(refusal.value.param)
+        await client.vector_stores.delete(store.id)
+        await client.files.delete(file.id)
+
+    report = answer.model_dump()["adaptation"]
+    assert (report["adapted"], report["spent"]["steps"]) == (True, 1)
+    assert [source["name"] for source in report["sources"]] == [f"{file.id}/facts.md"]
+    assert answer.tools == []
+    assert plain.output_text
+    assert refused == ["tools", "store", "conversation", "previous_response_id"]
 
 
 async def test_nothing_else_is_let_through_beside_it(server: Server) -> None:

@@ -28,6 +28,7 @@ from serving.errors import (
     TokensError,
     TooLargeError,
     UnauthorizedError,
+    UnsupportedError,
     in_full,
     in_openais_shape,
     is_the_clients,
@@ -53,6 +54,7 @@ _ALL = [
     TokensError,
     TooLargeError,
     UnauthorizedError,
+    UnsupportedError,
 ]
 
 

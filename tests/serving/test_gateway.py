@@ -220,6 +220,28 @@ async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClie
     assert answer.json()["error"]["message"] == '`structured_outputs` is an object such as {"regex": "[0-9]+"}'
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/v1/chat/completions", "web_search_options", {}),
+        ("/v1/chat/completions", "tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("/v1/completions", "guided_regex", "[0-9]"),
+        ("/v1/responses", "conversation", "conv_1"),
+        ("/v1/responses", "tools", [{"type": "file_search", "vector_store_ids": ["a", "b"]}]),
+    ],
+)
+async def test_what_would_have_no_effect_is_refused_before_anything_is_computed(
+    client: httpx.AsyncClient, path: str, field: str, value: Any
+) -> None:
+    selected = told("mayfly_stage_seconds_count", stage="embed")
+    asked = {"messages": [QUESTION]} if "chat" in path else {"prompt": "x"} if "completions" in path else {"input": "x"}
+
+    answer = await client.post(path, json={"model": "nano", **asked, field: value, "compute_budget": {"steps": 2}})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    assert told("mayfly_stage_seconds_count", stage="embed") == selected
+
+
 async def test_an_engine_that_has_ended_is_told_with_when_to_come_back(house: House) -> None:
     vllm = Vllm(house.tokenizer)
     engine = Engine(vllm, vllm.app, house.config.engine, Staging())

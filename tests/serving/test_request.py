@@ -62,6 +62,19 @@ def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None
     assert body == {"prompt": "not this", "max_tokens": 5}
 
 
+def test_a_file_search_of_a_response_names_the_corpus(tokenizer: Any) -> None:
+    only = {"type": "eq", "key": "language", "value": "de"}
+    search = {"type": "file_search", "vector_store_ids": ["mine"], "filters": only}
+    body: dict[str, Any] = {"input": "x", "tools": [search], "tool_choice": "auto"}
+
+    asked = wish(body, tokenizer)
+
+    assert (asked.corpus, asked.named, asked.only) == ("mine", True, only)
+    assert body == {"input": "x"}
+    with pytest.raises(RequestError, match=r"`adaptation\.filters`"):
+        wish({"input": "x", "tools": [{**search, "filters": {"type": "like"}}]}, tokenizer)
+
+
 @pytest.mark.parametrize("extension", [None, {}, {"reuse": None}])
 def test_an_extension_that_says_nothing_changes_nothing(tokenizer: Any, extension: dict[str, Any] | None) -> None:
     body: dict[str, Any] = {"prompt": "x", "adaptation": extension}
