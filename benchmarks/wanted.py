@@ -10,4 +10,6 @@ LEAST_SPEEDUP = 5.0  # requests a second, times the naive way's
 LEAST_THROUGHPUT, MOST_TTFT = 0.97, 1.1  # of requests that are not adapted, times plain vLLM's
 MOST_SLOWER = 2.0  # 99th percentile of accepted requests under overload, times that of unloaded ones
 MOST_LATE_STEPS = 1.0  # that training ends after its deadline
+MOST_TIMES_ALONE = 3.0  # a client's search or adaptation beside a request of 2,048 long prompts, times that alone
+UNIT_SECONDS = 1.0  # that an adaptation may end after its seconds: one unit of work of a stage, and the way back
 ENOUGH = 20  # requests that tell a 99th percentile; one of fewer is little more than the largest, and is marked

@@ -7,36 +7,61 @@ mode (section 2.1), uncertainty sampling and random choice (table 1). HullFT is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from selection.sift import Choice, Floats, Posterior
 
+Between: TypeAlias = Callable[[], None]  # called between parts of the work; what it raises ends it
 _FRANK_WOLFE_ROUNDS = 250
 _FRANK_WOLFE_GAP = 1e-5
 
 
-def nearest_neighbours(candidates_KD: Floats, targets_TD: Floats, *, steps: int, regularisation: float) -> Choice:
+def nearest_neighbours(
+    candidates_KD: Floats,
+    targets_TD: Floats,
+    *,
+    steps: int,
+    regularisation: float,
+    between: Between = lambda: None,
+) -> Choice:
     """NN: the candidates most similar to the targets (mean inner product), nearest first, without repeats.
 
     Args and raised errors: as `selection.sift.sift`.
     """
-    return _account(candidates_KD, targets_TD, _nearest(candidates_KD, targets_TD)[: max(steps, 0)], regularisation)
+    picks = _nearest(candidates_KD, targets_TD)[: max(steps, 0)]
+    return _account(candidates_KD, targets_TD, picks, regularisation, between)
 
 
-def nearest_repeated(candidates_KD: Floats, targets_TD: Floats, *, steps: int, regularisation: float) -> Choice:
+def nearest_repeated(
+    candidates_KD: Floats,
+    targets_TD: Floats,
+    *,
+    steps: int,
+    regularisation: float,
+    between: Between = lambda: None,
+) -> Choice:
     """NN-F, the failure mode of NN: the nearest candidate again and again, as in a corpus full of its copies."""
     nearest = _nearest(candidates_KD, targets_TD)[:1]
-    return _account(candidates_KD, targets_TD, nearest * steps, regularisation)
+    return _account(candidates_KD, targets_TD, nearest * steps, regularisation, between)
 
 
-def uncertainty_sampling(candidates_KD: Floats, targets_TD: Floats, *, steps: int, regularisation: float) -> Choice:
+def uncertainty_sampling(
+    candidates_KD: Floats,
+    targets_TD: Floats,
+    *,
+    steps: int,
+    regularisation: float,
+    between: Between = lambda: None,
+) -> Choice:
     """US: each time the candidate that is itself most uncertain given those before, whatever the prompt asks."""
     posterior = Posterior(candidates_KD[None], targets_TD[None], regularisation, max(steps, 0))
     picks, uncertainty = [], posterior.sigma
     for _ in range(steps if len(candidates_KD) else 0):
+        between()
         pick_B = posterior.variance_BK.argmax(1)
         posterior.pick(pick_B)
         picks.append(int(pick_B[0]))
@@ -45,14 +70,27 @@ def uncertainty_sampling(candidates_KD: Floats, targets_TD: Floats, *, steps: in
 
 
 def random_choice(
-    candidates_KD: Floats, targets_TD: Floats, *, steps: int, regularisation: float, seed: int = 0
+    candidates_KD: Floats,
+    targets_TD: Floats,
+    *,
+    steps: int,
+    regularisation: float,
+    seed: int = 0,
+    between: Between = lambda: None,
 ) -> Choice:
     """Candidates at random, none twice: what preselection alone is worth."""
     order = np.random.default_rng(seed).permutation(len(candidates_KD))[: max(steps, 0)]
-    return _account(candidates_KD, targets_TD, order.tolist(), regularisation)
+    return _account(candidates_KD, targets_TD, order.tolist(), regularisation, between)
 
 
-def hull(candidates_KD: Floats, targets_TD: Floats, *, steps: int, regularisation: float) -> Choice:
+def hull(
+    candidates_KD: Floats,
+    targets_TD: Floats,
+    *,
+    steps: int,
+    regularisation: float,
+    between: Between = lambda: None,
+) -> Choice:
     """HullFT: the multiset of `steps` candidates whose mean comes closest to the prompt's embedding.
 
     Frank-Wolfe with exact line search finds convex weights of at most `steps` candidates; they become whole numbers by
@@ -62,19 +100,22 @@ def hull(candidates_KD: Floats, targets_TD: Floats, *, steps: int, regularisatio
     candidates = _numpy(candidates_KD)
     target_D = _numpy(targets_TD).mean(axis=0)
     if steps <= 0 or not len(candidates):
-        return _account(candidates_KD, targets_TD, [], regularisation)
-    counts_K = _whole(candidates, target_D, _frank_wolfe(candidates, target_D, steps), steps)
+        return _account(candidates_KD, targets_TD, [], regularisation, between)
+    counts_K = _whole(candidates, target_D, _frank_wolfe(candidates, target_D, steps, between), steps, between)
     order = np.argsort(-counts_K, kind="stable")
     picks = np.repeat(order, counts_K[order]).tolist()
-    return _account(candidates_KD, targets_TD, picks, regularisation)
+    return _account(candidates_KD, targets_TD, picks, regularisation, between)
 
 
-def _frank_wolfe(candidates_KD: npt.NDArray[np.float64], target_D: npt.NDArray[np.float64], most: int) -> Floats:
+def _frank_wolfe(
+    candidates_KD: npt.NDArray[np.float64], target_D: npt.NDArray[np.float64], most: int, between: Between
+) -> Floats:
     """Convex weights [K], at most `most` of them not zero, of the point of the hull near the target."""
     weights_K = np.zeros(len(candidates_KD))
     weights_K[np.argmax(candidates_KD @ target_D)] = 1.0
     point_D = weights_K @ candidates_KD
     for _ in range(_FRANK_WOLFE_ROUNDS):
+        between()
         residual_D = target_D - point_D
         slopes_K = candidates_KD @ residual_D
         if np.count_nonzero(weights_K) >= most:  # no new support; the old may still be balanced
@@ -96,6 +137,7 @@ def _whole(
     target_D: npt.NDArray[np.float64],
     weights_K: npt.NDArray[np.float64],
     total: int,
+    between: Between,
 ) -> npt.NDArray[np.int64]:
     """Whole numbers near total * weights that sum to total, chosen for the distance of their mean to the target."""
     counts_K: npt.NDArray[np.int64] = np.floor(total * weights_K / weights_K.sum()).astype(np.int64)
@@ -107,6 +149,7 @@ def _whole(
         return np.asarray(halves_K - candidates_KD @ missing_D)
 
     while counts_K.sum() < total:
+        between()
         best = int(np.argmin(cost_of_adding()))
         counts_K[best] += 1
         missing_D = missing_D - candidates_KD[best]
@@ -114,6 +157,7 @@ def _whole(
     while swapped:  # ends: every swap comes closer
         swapped = False
         for i in np.flatnonzero(counts_K):
+            between()
             missing_D = missing_D + candidates_KD[i]
             costs_K = cost_of_adding()
             best = int(np.argmin(costs_K))
@@ -132,12 +176,15 @@ def _nearest(candidates_KD: Floats, targets_TD: Floats) -> list[int]:
     return order
 
 
-def _account(candidates_KD: Floats, targets_TD: Floats, picks: Iterable[int], regularisation: float) -> Choice:
+def _account(
+    candidates_KD: Floats, targets_TD: Floats, picks: Iterable[int], regularisation: float, between: Between
+) -> Choice:
     """The picks with the uncertainty they leave after each."""
     picks = tuple(picks)
     posterior = Posterior(candidates_KD[None], targets_TD[None], regularisation, len(picks))
     uncertainty = posterior.sigma
     for pick in picks:
+        between()
         posterior.pick([pick])
         uncertainty += posterior.sigma
     return Choice(picks, tuple(uncertainty), "steps")

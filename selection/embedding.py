@@ -13,6 +13,7 @@ Shapes: N texts, D embedding dimensions, S tokens.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,10 @@ class Prompt:
 
 
 class Embedder(Protocol):
-    """What a corpus and a selector need of an embedder; a corpus remembers the first three."""
+    """What a corpus and a selector need of an embedder; a corpus remembers the first three.
+
+    `embed` and `segments` may run at the same time, each in one thread.
+    """
 
     name: str
     revision: str
@@ -96,6 +100,7 @@ class SentenceEmbedder:
             raise ValueError(f"cannot load the embedder {name!r}: {problem}") from problem
         self.dimension = int(self._model.get_embedding_dimension())
         self._window = int(self._model.max_seq_length or 512)
+        self._segmenting = copy.deepcopy(self._model.tokenizer)  # one that two threads use at once fails
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Unit vectors [N, D]."""
@@ -106,7 +111,7 @@ class SentenceEmbedder:
 
     def segments(self, prompt: Prompt) -> list[str]:
         """The prompt's last windows, each with room for two special tokens."""
-        return segments(prompt, self._model.tokenizer, self._window - 2)
+        return segments(prompt, self._segmenting, self._window - 2)
 
 
 class HiddenStateEmbedder:
@@ -124,6 +129,7 @@ class HiddenStateEmbedder:
         except (OSError, ValueError, SafetensorError) as problem:
             raise ValueError(f"cannot load the base model {base_model!r} as an embedder: {problem}") from problem
         self._model.to(device).eval()
+        self._segmenting = copy.deepcopy(self._tokenizer)  # one that two threads use at once fails
         self._device = device
         self.dimension = int(self._model.config.hidden_size)
         self._window = min(window, int(self._model.config.max_position_embeddings))
@@ -134,7 +140,8 @@ class HiddenStateEmbedder:
 
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
         for i, text in enumerate(texts):
-            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][: self._window]
+            shortened = {"truncation": True, "max_length": self._window}
+            ids = self._tokenizer(text, add_special_tokens=False, **shortened)["input_ids"]
             if not ids:
                 raise ValueError("cannot embed an empty text")
             with torch.no_grad():
@@ -145,7 +152,7 @@ class HiddenStateEmbedder:
 
     def segments(self, prompt: Prompt) -> list[str]:
         """The prompt's last windows."""
-        return segments(prompt, self._tokenizer, self._window)
+        return segments(prompt, self._segmenting, self._window)
 
 
 def weights_digest(source: str) -> str:

@@ -8,6 +8,8 @@ two as well: that costs little more, since what takes time is to read the embedd
 later. And they are summed here and not by BLAS: equal candidates get equal scores wherever they stand, and no thread
 of BLAS wakes.
 
+It is done in parts, and what it knows lies in arrays between them, so that whoever waits for it can break it off.
+
 Compiling takes a second or two, when a process first chooses from float32 or float64; the machine code is kept in
 `__pycache__` beside this file, else in the user's cache folder (`NUMBA_CACHE_DIR` names another).
 
@@ -26,6 +28,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+_PART = 1 << 26  # multiplications in one part: some hundredths of a second
 _loop: Callable[[Callable[..., Any]], Any] = numba.njit(nogil=True)
 # The terms of a sum may be reordered and fused, so that it uses the whole width of the machine; NaN stays NaN.
 _sum: Callable[[Callable[..., Any]], Any] = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
@@ -40,6 +43,7 @@ def greedy(
     regularisation: float,
     nugget: float,
     alpha: float | None,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[list[int], list[float]]:
     """Picks [n] and sigma_0 .. sigma_n as `selection.sift.sift` returns them; n < steps where ADAPTIVE SIFT stopped.
 
@@ -52,19 +56,41 @@ def greedy(
         regularisation: lambda', positive.
         nugget: as in `selection.sift.sift`, not negative.
         alpha: of ADAPTIVE SIFT; None never stops early.
+        between: called before each part of the work; what it raises ends it.
     """
     dtype = np.result_type(candidates_KD, targets_TD, np.float32)
-    embeddings = (np.ascontiguousarray(array, dtype) for array in (candidates_KD, targets_TD))
+    embeddings = [np.ascontiguousarray(array, dtype) for array in (candidates_KD, targets_TD)]
+    (count, dimension), targets = candidates_KD.shape, len(targets_TD)
     choose = _compiled(numba.from_dtype(dtype))
-    picks_n, sigmas = choose(*embeddings, prior, steps, regularisation, nugget, alpha or 0.0)
-    return picks_n.tolist(), sigmas.tolist()
+    picks_N, sigmas = np.empty(steps, np.int64), np.empty(steps + 1)
+    state = (
+        np.empty(count),
+        np.empty((targets, count)),
+        np.empty((steps, count)),
+        np.empty((3 * min(steps, (count + 2) // 3), count), dtype),
+        np.full(count, -1),
+    )
+    remaining, n, known, done = prior, 0, 0, False
+    part = max(_PART // max(count * (2 * targets + dimension + steps), 1), 1)
+    while not done:
+        between()
+        until = min(n + part, steps)
+        done, n, known, remaining = choose(
+            *embeddings, prior, until, steps, regularisation, nugget, alpha or 0.0, *state, picks_N, sigmas,
+            remaining, n, known,
+        )  # fmt: skip
+    return picks_N[:n].tolist(), sigmas[: n + 1].tolist()
 
 
 @functools.cache
 def _compiled(floats: Any) -> Any:
     """`_choose` for embeddings of that type."""
-    matrix = numba.types.Array(floats, 2, "C", readonly=True)  # writable ones fit too
-    signature = (matrix, matrix, numba.float64, numba.int64, numba.float64, numba.float64, numba.float64)
+    given = numba.types.Array(floats, 2, "C", readonly=True)  # writable ones fit too
+    row, matrix = numba.types.Array(numba.float64, 1, "C"), numba.types.Array(numba.float64, 2, "C")
+    rows, places = numba.types.Array(floats, 2, "C"), numba.types.Array(numba.int64, 1, "C")
+    numbers = (numba.float64, numba.int64, numba.int64, numba.float64, numba.float64, numba.float64)
+    state = (row, matrix, matrix, rows, places, places, row, numba.float64, numba.int64, numba.int64)
+    signature = (given, given, *numbers, *state)
     options = {"nogil": True, "error_model": "numpy"}  # checked divisions would not be vectorised
     try:
         return numba.njit(signature, cache=True, **options)(_choose)
@@ -127,25 +153,36 @@ def _take_off(row_K: Any, a_K: Any, b_K: Any, c_K: Any, d_K: Any, pick: int) -> 
 
 
 def _choose(
-    candidates_KD: Any, targets_TD: Any, prior: float, steps: int, regularisation: float, nugget: float, alpha: float
+    candidates_KD: Any,
+    targets_TD: Any,
+    prior: float,
+    until: int,
+    steps: int,
+    regularisation: float,
+    nugget: float,
+    alpha: float,
+    variance_K: Any,
+    covariance_TK: Any,
+    factor_NK: Any,
+    kernel_MK: Any,
+    place_K: Any,  # of each candidate's row in the kernel
+    picks_N: Any,
+    sigmas: Any,
+    remaining: float,
+    n: int,
+    known: int,
 ) -> Any:
+    """Go on until there are so many picks; whether that was all, and what changed that is no array."""
     count, targets = len(candidates_KD), len(targets_TD)
-    variance_K = np.empty(count)
-    covariance_TK = np.empty((targets, count))
-    for k in range(count):
-        variance_K[k] = _product(candidates_KD[k], candidates_KD[k]) + nugget
-        for t in range(targets):
-            covariance_TK[t, k] = _product(targets_TD[t], candidates_KD[k])
-    factor_NK = np.empty((steps, count))
-    kernel_MK = np.empty((3 * min(steps, (count + 2) // 3), count), candidates_KD.dtype)
-    place_K = np.full(count, -1)  # of each candidate's row in the kernel
-    known = 0
+    if n == 0:
+        sigmas[0] = 1.0
+        for k in range(count):
+            variance_K[k] = _product(candidates_KD[k], candidates_KD[k]) + nugget
+            for t in range(targets):
+                covariance_TK[t, k] = _product(targets_TD[t], candidates_KD[k])
     best_3D = np.empty((3, candidates_KD.shape[1]), candidates_KD.dtype)  # well aligned, as given arrays may not be
     score_K = np.empty(count)
-    picks_N = np.empty(steps, np.int64)
-    sigmas = np.empty(steps + 1)
-    sigmas[0], remaining, n = 1.0, prior, 0
-    while n < steps and count > 0 and not sigmas[n] * alpha * n > 1.0:  # `selection.sift.has_stalled`
+    while n < until and count > 0 and not sigmas[n] * alpha * n > 1.0:  # `selection.sift.has_stalled`
         score_K[:] = 0.0
         for t in range(targets):
             for k in range(count):
@@ -187,4 +224,4 @@ def _choose(
         picks_N[n] = pick
         n += 1
         sigmas[n] = math.sqrt(max(remaining / prior, 0.0))
-    return picks_N[:n], sigmas[: n + 1]
+    return n < until or until == steps, n, known, remaining

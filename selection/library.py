@@ -4,7 +4,8 @@ A store is a corpus, whoever made it; its id is the corpus's own and stays when 
 uploaded once and attached to any number of stores: it is cut, embedded and added in the background (`intake`). A
 search finds sequences by meaning and by their file's attributes.
 
-Plain and synchronous, without HTTP. Use it from one thread at a time; others may use the corpora meanwhile.
+Plain and synchronous, without HTTP. Use it from one thread at a time; others may use the corpora meanwhile, and any
+number of them may `search`.
 
 Shapes: T targets, D embedding dimensions.
 """
@@ -37,6 +38,7 @@ from selection.embedding import Embedder, Prompt
 from selection.filters import Filter, Scalar, to_sql
 from selection.intake import Intake
 from selection.positions import Deleted, Position, new_id
+from selection.limit import UNLIMITED, Limit
 from selection.reader import EVERYTHING, Reader
 from selection.search import Found, most_similar
 from selection.shared import OpenCorpora, SharedEmbedder
@@ -76,7 +78,9 @@ class Library:
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._root = root
-        self._embedder = SharedEmbedder(lambda: embedder)  # the intake's thread uses it, too
+        # The intake's thread uses it, too. One that is shared already is used as it is: of two in a row the outer one
+        # would have a single turn in the inner one, for all that is searched and read here.
+        self._embedder = embedder if isinstance(embedder, SharedEmbedder) else SharedEmbedder(lambda: embedder)
         self._tokenizer = tokenizer_digest(tokenizer)
         self._corpora = corpora or OpenCorpora(root, self._embedder, self._tokenizer)
         self._uploads = Uploads(files)
@@ -305,6 +309,7 @@ class Library:
         threshold: float = 0.0,
         only: Filter | None = None,
         reader: Reader = EVERYTHING,
+        until: Limit = UNLIMITED,
     ) -> tuple[Found, ...]:
         """The sequences most similar to any of the queries, most similar first.
 
@@ -315,8 +320,10 @@ class Library:
             threshold: the lowest score.
             only: a filter on attributes (`selection.filters`).
             reader: who searches.
+            until: how long it may take; looked at between units of work.
 
         Raises:
+            AbandonedError, SecondsSpentError: the limit was reached.
             LibraryError: queries or a filter that are none, or a store of another embedder or tokenizer.
         """
         if not 1 <= len(queries) <= _QUERIES or not all(0 < len(query) <= _QUERY for query in queries):
@@ -328,10 +335,15 @@ class Library:
             raise LibraryError(f"`filters`: {problem}") from problem
         with self._opened(store, reader) as corpus:
             self._check(corpus)
-            embedder, name = self._embedder, corpus.name
-            targets_TD = embedder.embed([text for query in queries for text in embedder.segments(Prompt(query))])
-            with self._corpora.use(name, reader) as shared:
+            identity = corpus.meta()["id"]
+        # Nothing is held meanwhile: other searches take their turns between the parts of this one.
+        windows = [text for query in queries for text in self._embedder.segments(Prompt(query), until)]
+        targets_TD = self._embedder.embed(windows, until)
+        try:
+            with self._corpora.use(identity, reader, until) as shared:
                 found = most_similar(shared, targets_TD, limit, only)
+        except CorpusNotFoundError:
+            raise MissingError(f"there is no vector store {store!r}") from None
         return tuple(each for each in found if each.score >= threshold)
 
     @contextmanager

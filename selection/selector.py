@@ -1,7 +1,9 @@
 """Selector: one prompt in, the sequences to train on out.
 
 Embeds the prompt, takes the nearest candidates of a corpus, and lets SIFT choose among them, stopping where
-ADAPTIVE SIFT says so. It holds the embedder and the open corpora, which other threads may use between its calls.
+ADAPTIVE SIFT says so. It holds the embedder and the open corpora, which other threads may use, too. Any number of
+threads may select at once: they take turns in small units of work, so that a request with many prompts holds up no
+other, and each looks at its limit between two units.
 
 lambda' belongs to the embedder and the corpus, which keeps one of its own once it has been calibrated. The default was
 chosen for all-MiniLM-L6-v2 on Python source (benchmarks/README.md); the paper's 0.01 belongs to its own embedder.
@@ -11,23 +13,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from selection.baselines import hull, nearest_neighbours, nearest_repeated, random_choice, uncertainty_sampling
 from selection.calibration import Calibration, calibration_of, model_digest
 from selection.documents import tokenizer_digest
-from selection.embedding import DEFAULT, Prompt, load_embedder
+from selection.embedding import DEFAULT, Embeddings, Prompt, load_embedder
 from selection.filters import Filter
+from selection.limit import UNLIMITED, Limit
 from selection.reader import EVERYTHING, Reader
 from selection.shards import Ask, ShardedCorpora
 from selection.shared import OpenCorpora, SharedEmbedder
 from selection.sift import Choice, Floats, irreducible, sift
 from selection.store import CorpusError, Source
+from selection.targets import MOST_TARGETS, LeftOut, evenly, used_windows
 
 _TRIES = 20  # of a choice whose sequences are gone when they are read: they were deleted in between
 
@@ -72,6 +77,7 @@ class Selection:
         stop: "steps", "alpha", or "corpus" when the corpus is empty.
         calibration: the corpus's for this base model, if it has been calibrated.
         seconds: per stage: embed, search, select.
+        left_out: how much of the prompts was looked at, if it was not all.
     """
 
     corpus: str
@@ -83,6 +89,7 @@ class Selection:
     stop: str
     calibration: Calibration | None
     seconds: dict[str, float]
+    left_out: LeftOut | None = None
 
 
 class Selector:
@@ -126,11 +133,13 @@ class Selector:
         only: Filter | None = None,
         seed: int = 0,
         reader: Reader = EVERYTHING,
+        limit: Limit = UNLIMITED,
     ) -> Selection:
         """Choose up to `steps` sequences for one prompt, or for several that share an adapter.
 
         Args:
-            prompts: each is embedded by its last windows (`selection.embedding.segments`), and all windows are targets.
+            prompts: each is embedded by its last windows (`selection.embedding.segments`), and all windows are targets,
+                up to a bound (`selection.targets`).
             corpus: its name or id.
             steps: the most sequences.
             alpha: the stop of ADAPTIVE SIFT, or None.
@@ -138,33 +147,41 @@ class Selector:
             only: a filter on the documents' metadata (`selection.filters`).
             seed: of the strategy "random".
             reader: on whose behalf; what they do not see is not there.
+            limit: how long it may take; looked at between units of work.
 
         Raises:
+            AbandonedError, SecondsSpentError: the limit was reached before anything was chosen.
             CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
         """
-        with self.searched.use(corpus, reader) as opened:
-            meta = opened.meta()
-            calibration = None if self._model is None else calibration_of(meta, self._model)
-            regularisation = self.config.regularisation
-            if regularisation is None:
-                regularisation = REGULARISATION if calibration is None else calibration.regularisation
-            started = time.perf_counter()
-            targets_TD = self.embedder.embed([text for prompt in prompts for text in self.embedder.segments(prompt)])
-            embedded = time.perf_counter()
-            for _ in range(_TRIES):
+        with self.searched.use(corpus, reader, limit):
+            pass  # what is refused is refused before anything is embedded
+        started = time.perf_counter()
+        targets_TD, left_out = self._targets(prompts, limit)
+        embedded = time.perf_counter()
+        for _ in range(_TRIES):
+            with self.searched.use(corpus, reader, limit) as opened:
+                meta = opened.meta()
                 candidates_K, candidates_KD = opened.nearest(targets_TD, self.config.candidates, only)
-                searched = time.perf_counter()
-                if not np.isfinite(candidates_KD).all():
-                    raise _damaged(corpus, "it holds embeddings that are none")
-                choice = choose(strategy, candidates_KD, targets_TD, steps, regularisation, alpha=alpha, seed=seed)
-                limit = irreducible(candidates_KD, targets_TD)
-                ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
-                found = opened.read(ids)
-                if all(i in found for i in ids):  # else a document was deleted meanwhile: choose again without it
-                    break
-            else:
-                raise _damaged(corpus, "its index names sequences that it has not")
+            searched = time.perf_counter()
+            if not np.isfinite(candidates_KD).all():
+                raise _damaged(corpus, "it holds embeddings that are none")
+            calibration = None if self._model is None else calibration_of(meta, self._model)
+            regularisation = self._regularisation(calibration)
+            choice = choose(
+                strategy, candidates_KD, targets_TD, steps, regularisation, alpha=alpha, seed=seed, between=limit.check
+            )
+            lowest = irreducible(candidates_KD, targets_TD, between=limit.check)
+            ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
+            with self.searched.use(corpus, reader, limit) as opened:
+                # Another corpus of that name, or other embeddings, would have other sequences by the same numbers.
+                same = opened.meta()["uuid"] == meta["uuid"]
+                found = opened.read(ids) if same else {}
+            if same and all(i in found for i in ids):
+                break
+            # A document was deleted meanwhile: choose again without it.
+        else:
+            raise _damaged(corpus, "its index names sequences that it has not")
         counts = Counter(ids)
         return Selection(
             corpus=meta["id"],
@@ -172,7 +189,7 @@ class Selector:
             sequences=tuple(found[i][1] for i in ids),
             sources=tuple((found[i][0], times) for i, times in counts.most_common()),
             uncertainty=choice.uncertainty,
-            irreducible=limit,
+            irreducible=lowest,
             stop=choice.stop if len(candidates_K) else "corpus",
             calibration=calibration,
             seconds={
@@ -180,7 +197,25 @@ class Selector:
                 "search": searched - embedded,
                 "select": time.perf_counter() - searched,
             },
+            left_out=left_out,
         )
+
+    def _targets(self, prompts: Sequence[Prompt], limit: Limit) -> tuple[Embeddings, LeftOut | None]:
+        """The embeddings [T, D] of the windows that are looked at, and what that leaves out."""
+        looked_at = evenly(prompts, MOST_TARGETS)
+        windows = [self.embedder.segments(prompt, limit) for prompt in looked_at]
+        used = used_windows([len(each) for each in windows])
+        texts = [text for each, count in zip(windows, used, strict=True) for text in each[len(each) - count :]]
+        there = sum(len(each) for each in windows)
+        left_out = LeftOut(len(texts), there, "windows") if len(texts) < there else None
+        if len(looked_at) < len(prompts):
+            left_out = LeftOut(len(looked_at), len(prompts), "prompts")
+        return self.embedder.embed(texts, limit), left_out
+
+    def _regularisation(self, calibration: Calibration | None) -> float:
+        if self.config.regularisation is not None:
+            return self.config.regularisation
+        return REGULARISATION if calibration is None else calibration.regularisation
 
 
 def _damaged(corpus: str, why: str) -> CorpusError:
@@ -196,8 +231,9 @@ def choose(
     *,
     alpha: float | None = None,
     seed: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """What a strategy picks of the candidates.
+    """What a strategy picks of the candidates; `between` is called between parts of the work, and may raise.
 
     Raises:
         ValueError: an unknown strategy, or an alpha with one that has no stopping rule.
@@ -205,12 +241,13 @@ def choose(
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
     if strategy == "sift":
-        return sift(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, alpha=alpha)
+        return sift(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, alpha=alpha, between=between)
     if alpha is not None:
         raise ValueError(f"the strategy {strategy!r} has no stopping rule; leave alpha out")
+    given: dict[str, Any] = {"steps": steps, "regularisation": regularisation, "between": between}
     if strategy == "random":
-        return random_choice(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, seed=seed)
-    return _WITHOUT_OPTIONS[strategy](candidates_KD, targets_TD, steps=steps, regularisation=regularisation)
+        return random_choice(candidates_KD, targets_TD, seed=seed, **given)
+    return _WITHOUT_OPTIONS[strategy](candidates_KD, targets_TD, **given)
 
 
 def _tokenizer_of(base_model: str) -> str:

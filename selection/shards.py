@@ -25,6 +25,7 @@ from selection.corpus import Corpus
 from selection.embedding import Embeddings
 from selection.filters import Filter
 from selection.index import Ids
+from selection.limit import UNLIMITED, Limit
 from selection.reader import EVERYTHING, Reader
 from selection.shared import OpenCorpora
 from selection.store import CorpusError, CorpusNotFoundError, Source
@@ -112,13 +113,14 @@ class ShardedCorpora:
         self._whole, self._shards = whole, shards
 
     @contextmanager
-    def use(self, name: str, reader: Reader = EVERYTHING) -> Iterator[Corpus | ShardedCorpus]:
+    def use(self, name: str, reader: Reader = EVERYTHING, limit: Limit = UNLIMITED) -> Iterator[Corpus | ShardedCorpus]:
         """As `OpenCorpora.use`; a corpus that no shard has a finished part of is searched whole.
 
         Raises:
             CorpusError: as there, and where parts are missing or belong to another corpus or other vectors.
+            AbandonedError, SecondsSpentError: as there.
         """
-        with self._whole.use(name, reader) as corpus:
+        with self._whole.use(name, reader, limit) as corpus:
             if str(len(self._shards)) not in corpus.meta().get(_MARK, "").split():
                 yield corpus  # without asking: a shard that does not answer is no trouble of this one
                 return

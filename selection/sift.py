@@ -21,6 +21,7 @@ N the most picks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -125,6 +126,7 @@ def sift(
     regularisation: float,
     alpha: float | None = None,
     nugget: float = 0.0,
+    between: Callable[[], None] = lambda: None,
 ) -> Choice:
     """Choose up to `steps` candidates, each the one that most reduces the uncertainty about the targets.
 
@@ -135,12 +137,19 @@ def sift(
         regularisation: lambda'; larger prefers relevance, smaller diversity.
         alpha: stop as ADAPTIVE SIFT does; None never stops early. Nothing is chosen beyond the stop.
         nugget: the variance of a candidate that its embedding does not tell.
+        between: called between parts of the work; what it raises ends it.
 
     Raises:
         ValueError: shapes that do not fit, lambda' or alpha not positive, nugget negative, a target of length zero.
     """
     return sift_batch(
-        candidates_KD[None], targets_TD[None], steps=steps, regularisation=regularisation, alpha=alpha, nugget=nugget
+        candidates_KD[None],
+        targets_TD[None],
+        steps=steps,
+        regularisation=regularisation,
+        alpha=alpha,
+        nugget=nugget,
+        between=between,
     )[0]
 
 
@@ -152,12 +161,13 @@ def sift_batch(
     regularisation: float,
     alpha: float | None = None,
     nugget: float = 0.0,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Choice]:
     """`sift` for several prompts at once, each with its own K candidates and T targets; the same choices as alone."""
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
     if isinstance(candidates_BKD, np.ndarray):
-        return _compiled_batch(candidates_BKD, targets_BTD, max(steps, 0), regularisation, alpha, nugget)
+        return _compiled_batch(candidates_BKD, targets_BTD, max(steps, 0), regularisation, alpha, nugget, between)
     posterior = Posterior(candidates_BKD, targets_BTD, regularisation, max(steps, 0), nugget)
     picks: list[list[int]] = [[] for _ in range(len(targets_BTD))]
     uncertainty = [[sigma] for sigma in posterior.sigma]
@@ -166,6 +176,7 @@ def sift_batch(
         stalled = [has_stalled(row[-1], n, alpha) for row in uncertainty]
         if all(stalled):
             break
+        between()
         picks_B = posterior.reductions().argmax(1)
         posterior.pick(picks_B)
         for b, (pick, sigma) in enumerate(zip(picks_B.tolist(), posterior.sigma, strict=True)):
@@ -179,7 +190,13 @@ def sift_batch(
 
 
 def _compiled_batch(
-    candidates_BKD: Array, targets_BTD: Array, steps: int, regularisation: float, alpha: float | None, nugget: float
+    candidates_BKD: Array,
+    targets_BTD: Array,
+    steps: int,
+    regularisation: float,
+    alpha: float | None,
+    nugget: float,
+    between: Callable[[], None],
 ) -> list[Choice]:
     from selection.greedy import greedy  # numba takes a third of a second to import
 
@@ -187,19 +204,26 @@ def _compiled_batch(
     choices = []
     for candidates_KD, targets_TD, prior in zip(candidates_BKD, targets_BTD, prior_B.tolist(), strict=True):
         picks, sigmas = greedy(
-            candidates_KD, targets_TD, prior, steps=steps, regularisation=regularisation, nugget=nugget, alpha=alpha
+            candidates_KD,
+            targets_TD,
+            prior,
+            steps=steps,
+            regularisation=regularisation,
+            nugget=nugget,
+            alpha=alpha,
+            between=between,
         )
         stop = "alpha" if len(picks) < steps and len(candidates_KD) else "steps"
         choices.append(Choice(tuple(picks), tuple(sigmas), stop))
     return choices
 
 
-def irreducible(candidates_KD: Floats, targets_TD: Floats) -> float:
+def irreducible(candidates_KD: Floats, targets_TD: Floats, between: Callable[[], None] = lambda: None) -> float:
     """sigma_infinity: what stays uncertain when every candidate has been seen infinitely often (paper section C.2).
 
     It is the part of the targets outside the candidates' span, with sigma_0 normalised to 1: the limit of eq. 2 for
     all candidates as lambda' goes to 0, taken at lambda' = 1e-10. Right to 1e-4; 0 where a combination of the
-    candidates comes as close to the targets as that.
+    candidates comes as close to the targets as that. `between` is called between parts of the work, and may raise.
 
     Raises:
         ValueError: a target of length zero.
@@ -220,6 +244,7 @@ def irreducible(candidates_KD: Floats, targets_TD: Floats) -> float:
         return 0.0
     system = _JITTER * _eye(xp, candidates_KD, dimension)
     for start in range(0, count, _ROWS):
+        between()
         part = xp.asarray(candidates_KD[start : start + _ROWS], dtype=xp.float64)
         system = system + part.T @ part
     residual_DT = _JITTER * xp.linalg.solve(system, wide_TD.T)

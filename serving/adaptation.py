@@ -22,6 +22,7 @@ from adapters.adapter import Adapter
 from adapters.training import Progress, Training, Watch
 from selection.embedding import Prompt
 from selection.filters import Filter
+from selection.limit import SecondsSpentError
 from selection.reader import EVERYTHING, Reader
 from selection.selector import Selection
 from selection.store import CorpusNotFoundError
@@ -57,8 +58,9 @@ class Selects(Protocol):
         only: Filter | None,
         seed: int,
         reader: Reader,
+        seconds: float | None,
     ) -> Selection:
-        """As `selection.selector.Selector.select`."""
+        """As `selection.selector.Selector.select`, within so many seconds; cancelling ends it."""
 
 
 class Trains(Protocol):
@@ -202,9 +204,10 @@ class Adaptation:
                         only=wish.only,
                         seed=wish.seed,
                         reader=self._reader,
+                        seconds=self._left(),
                     )
                 )
-        except _OverdueError:
+        except (SecondsSpentError, _OverdueError):
             self._unadapted("the seconds were spent before anything was chosen", "seconds")
             return None
         except CorpusNotFoundError:
@@ -217,7 +220,7 @@ class Adaptation:
             self._unadapted(f"corpus {wish.corpus!r} {found}", "corpus", selection)
             return None
 
-        left = None if wish.budget.seconds is None else wish.budget.seconds - self._spent()
+        left = self._left()
 
         def stepped(step: Progress) -> None:
             self.progress = (
@@ -263,11 +266,10 @@ class Adaptation:
 
     async def _in_time(self, work: Coroutine[Any, Any, Result]) -> Result:
         """What a stage answers, unless the seconds are over: it may hang, or be on its way back from the dead."""
-        seconds, task = self._wish.budget.seconds, asyncio.create_task(work)
+        left, task = self._left(), asyncio.create_task(work)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may be nobody's any more
-        left = None if seconds is None else max(0.0, seconds - self._spent()) + LATE_SECONDS
         try:
-            await asyncio.wait([task], timeout=left)
+            await asyncio.wait([task], timeout=None if left is None else max(0.0, left) + LATE_SECONDS)
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait([task])
@@ -303,6 +305,10 @@ class Adaptation:
     def _spent(self) -> float:
         return time.monotonic() - self._arrived
 
+    def _left(self) -> float | None:
+        """Seconds of the budget that are left, below 0 where it was exceeded; None where it has none."""
+        return None if self._wish.budget.seconds is None else self._wish.budget.seconds - self._spent()
+
     def _tell(
         self,
         reason: str | None,
@@ -319,6 +325,7 @@ class Adaptation:
             seconds["load"] = load_seconds
         learnt = training.used if training else 0
         used = selection.ids[:learnt] if selection else ()
+        left_out = self._wish.left_out or (selection.left_out if selection else None)
         self.report = AdaptationReport(
             adapted=loaded is not None,
             reason=reason,
@@ -326,6 +333,7 @@ class Adaptation:
             calibrated=selection is not None and selection.calibration is not None,
             cut=self._wish.cut,
             degraded=self._wish.degraded,
+            targets=left_out.as_dict() if left_out else None,
             corpus=self._wish.corpus,
             seed=self._wish.seed,
             reused=self.earlier.reused.as_dict() if self.earlier and loaded else None,

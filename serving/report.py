@@ -22,6 +22,8 @@ class AdaptationReport:
         cut: names of the limits that were cut to the server's.
         calibrated: whether the corpus brought settings of its own: lambda', learning rate, and of `auto` gain.
         degraded: what a busy server took off the budget, told; None for nothing.
+        targets: how much of the request's prompts data was chosen for, where that is not all: the number of prompts or
+            windows (`unit`) that were `used`, `of` all; None for all.
         corpus: the corpus chosen from.
         seed: of the adapter.
         reused: the adapter of an earlier turn that was trained further: its name, turns and steps; None if fresh.
@@ -43,6 +45,7 @@ class AdaptationReport:
     cut: tuple[str, ...]
     calibrated: bool
     degraded: str | None
+    targets: dict[str, int | str] | None
     corpus: str | None
     seed: int
     reused: dict[str, Any] | None
@@ -64,6 +67,7 @@ class AdaptationReport:
             "budget": {**self.budget.as_dict(), "cut": list(self.cut)},
             "calibrated": self.calibrated,
             "degraded": self.degraded,
+            "targets": self.targets,
             "spent": {"steps": len(self.losses), "seconds": round(self.spent_seconds, 4)},
             "stop": self.stop,
             "uncertainty": [round(sigma, 6) for sigma in self.uncertainty],

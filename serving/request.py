@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from adapters.plan import PLANS
-from selection.embedding import Prompt
+from selection.embedding import LONGEST_PROMPT, Prompt
 from selection.filters import Filter, to_sql
 from selection.selector import STRATEGIES
+from selection.targets import MOST_TARGETS, LeftOut, evenly
 from serving.body import are_tokens
 from serving.budget import ALIAS, FIELD, HEADER, Budget, agreed_budget
 from serving.config import Config
@@ -87,7 +88,7 @@ def read_wish(
     prompt = wanted.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise RequestError("`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt")
-    prompts = _prompts(body, tokenizer) if prompt is None else (Prompt(prompt),)
+    prompts, left_out = _prompts(body, tokenizer) if prompt is None else ((_end(prompt),), None)
     return Wish(
         prompts=prompts,
         budget=budget,
@@ -102,6 +103,7 @@ def read_wish(
         progress=_flag(wanted, "progress"),
         reuse=reuse is not None,
         tokens=() if budget.gain is None or corpus is None else watched(prompts, tokenizer),
+        left_out=left_out,
     )
 
 
@@ -129,25 +131,28 @@ def _filters(wanted: Any) -> Filter | None:
     return filters
 
 
-def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[Prompt, ...]:
-    """What to adapt to: the last user turn of a chat or a response, or each prompt of a completion.
+def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], LeftOut | None]:
+    """What to adapt to: the last user turn of a chat or a response, or prompts of a completion.
 
-    Their form is vLLM's to judge.
+    Of more prompts than data is chosen for, those that are looked at, and how many that are: the others are neither
+    decoded nor sent on. Their form is vLLM's to judge.
     """
     if "messages" in body:
-        return _turns(body["messages"] if isinstance(body["messages"], list) else [])
+        return _turns(body["messages"] if isinstance(body["messages"], list) else []), None
     if "input" in body:
         said = body["input"]
         items = said if isinstance(said, list) else [{"role": "user", "content": said}]
-        return _turns([{"role": "system", "content": body.get("instructions")}, *items])
+        return _turns([{"role": "system", "content": body.get("instructions")}, *items]), None
     prompt = body.get("prompt")
     if isinstance(prompt, str):
-        return (Prompt(prompt),)
+        return (_end(prompt),), None
     if not isinstance(prompt, list) or not prompt:
-        return (Prompt(""),)
+        return (Prompt(""),), None
     if all(type(token) is int for token in prompt):
         prompt = [prompt]
-    return tuple(Prompt(p if isinstance(p, str) else _decode(p, tokenizer)) for p in prompt)
+    looked_at = evenly(prompt, MOST_TARGETS)
+    left_out = LeftOut(len(looked_at), len(prompt), "prompts") if len(looked_at) < len(prompt) else None
+    return tuple(_end(p if isinstance(p, str) else _decode(p, tokenizer)) for p in looked_at), left_out
 
 
 def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
@@ -158,8 +163,13 @@ def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
     if last < 0:
         return (Prompt(""),)
     before, after = "\n".join(filter(None, texts[:last])), "\n".join(filter(None, texts[last + 1 :]))
-    asked = Prompt(texts[last], before)
-    return (asked, Prompt(after)) if after else (asked,)
+    asked = _end(texts[last], before)
+    return (asked, _end(after)) if after else (asked,)
+
+
+def _end(text: str, context: str = "") -> Prompt:
+    """A prompt without what no embedder looks at, which need not travel to one."""
+    return Prompt(text[-LONGEST_PROMPT:], context[-LONGEST_PROMPT:])
 
 
 def _text(content: Any) -> str:
@@ -170,5 +180,6 @@ def _text(content: Any) -> str:
 
 
 def _decode(tokens: Any, tokenizer: Any) -> str:
+    """The text of the last tokens: each is a character at least, but for those that share one."""
     sound = isinstance(tokens, list) and are_tokens(tokens, len(tokenizer))
-    return str(tokenizer.decode(tokens)) if sound else ""
+    return str(tokenizer.decode(tokens[-LONGEST_PROMPT:])) if sound else ""

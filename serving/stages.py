@@ -1,18 +1,20 @@
 """The selector, the library, shards and the trainer as stages of a server: asynchronous and cancellable.
 
 Plain classes that work without Ray; `serving.app` makes deployments of them. The work itself runs in a thread,
-so that the event loop stays free to hear of a cancelled request. One selection at a time; trainings run together.
+so that the event loop stays free to hear of a cancelled request. Selections, searches and trainings of several requests
+run together, each in turns with the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -24,10 +26,13 @@ from adapters.training import Progress, Training, Watch
 from selection.embedding import Prompt
 from selection.filters import Filter
 from selection.library import Library
+from selection.limit import Limit
 from selection.reader import EVERYTHING, Reader
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.shards import Ask, Shard
 from serving.errors import HangingError
+
+THREADS = 256  # of selections and searches that wait for their turns, as many as Ray Serve lets in
 
 Owner = TypeVar("Owner")
 P = ParamSpec("P")
@@ -39,7 +44,8 @@ class SelectStage:
 
     def __init__(self, config: SelectorConfig, shards: Sequence[Ask] = ()) -> None:
         self._selector = Selector(config, shards)
-        self._one_at_a_time = asyncio.Lock()
+        # Not asyncio's own, which on two cores has six: large requests would keep them all from a small one.
+        self._threads = ThreadPoolExecutor(THREADS, "selection")
 
     async def select(
         self,
@@ -52,8 +58,10 @@ class SelectStage:
         only: Filter | None = None,
         seed: int = 0,
         reader: Reader = EVERYTHING,
+        seconds: float | None = None,
     ) -> Selection:
-        """As `Selector.select`."""
+        """As `Selector.select`, within so many seconds from now. Cancelling ends it within a unit of its work."""
+        abandoned = threading.Event()
         select = partial(
             self._selector.select,
             prompts,
@@ -64,21 +72,26 @@ class SelectStage:
             only=only,
             seed=seed,
             reader=reader,
+            limit=Limit(seconds, abandoned),
         )
-        async with self._one_at_a_time:
-            return await _held(asyncio.create_task(asyncio.to_thread(select)))
+        return await self._at_once(select, abandoned)
 
     async def ready(self, corpus: str | None) -> None:
         """Raise unless prompts could be given data: of that corpus, if one is named."""
         if corpus is not None:
             await asyncio.to_thread(self._selector.check, corpus)
 
+    async def _at_once(self, work: Callable[[], Result], abandoned: threading.Event) -> Result:
+        """The result of work that others may do at the same time."""
+        run = partial(contextvars.copy_context().run, work)
+        return await _held(asyncio.get_running_loop().run_in_executor(self._threads, run), abandoned)
+
 
 class Asked(Generic[Owner]):
     """What only one thread at a time may use, such as a library or a shard."""
 
     def __init__(self, owner: Owner) -> None:
-        self._owner = owner
+        self.owner = owner
         self._one_at_a_time = asyncio.Lock()
 
     async def ask(
@@ -86,7 +99,7 @@ class Asked(Generic[Owner]):
     ) -> Result:
         """What a method answers. The function itself is handed over: it survives pickling by its name."""
         async with self._one_at_a_time:
-            return await _held(asyncio.create_task(asyncio.to_thread(method, self._owner, *args, **kwargs)))
+            return await _held(asyncio.create_task(asyncio.to_thread(method, self.owner, *args, **kwargs)))
 
 
 class ShardStage(Asked[Shard]):
@@ -110,8 +123,13 @@ class CorporaStage(SelectStage):
     async def ask(
         self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
     ) -> Result:
-        """As `Asked.ask`, of the library."""
-        return await self._library.ask(method, *args, **kwargs)
+        """As `Asked.ask`, of the library; a search, which may be long, waits for no other call and holds none up."""
+        if method is not Library.search:
+            return await self._library.ask(method, *args, **kwargs)
+        abandoned = threading.Event()
+        search: Callable[..., Result] = method
+        until = Limit(abandoned=abandoned)
+        return await self._at_once(partial(search, self._library.owner, *args, **kwargs, until=until), abandoned)
 
 
 STILL_SECONDS, STILL_TIMES = 20.0, 10.0  # a trainer hangs after so long without a step, and so many longest pauses

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from selection.embedding import Prompt
 from selection.filters import Filter
+from selection.targets import LeftOut
 from serving.admission import Place
 from serving.budget import Budget
 
@@ -29,6 +30,7 @@ class Wish:
         named: whether the corpus is the request's own, and not the server's default.
         degraded: what a busy server took off it, told; None for nothing.
         tokens: where the budget has a gain, the end of the longest prompt in the model's tokens.
+        left_out: how many of the request's prompts `prompts` are, if they are not all.
     """
 
     prompts: tuple[Prompt, ...]
@@ -45,6 +47,7 @@ class Wish:
     named: bool = True
     degraded: str | None = None
     tokens: tuple[int, ...] = ()
+    left_out: LeftOut | None = None
 
     def in_company(self, place: Place) -> Wish:
         """This wish with the steps that it gets in the company it has found."""

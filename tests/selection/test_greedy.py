@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import selection
+from selection import greedy as greedy_module
 from selection.sift import Choice, Posterior, has_stalled, sift, sift_batch
 
 Floats = npt.NDArray[np.floating]
@@ -167,3 +168,37 @@ def test_damaged_machine_code_is_compiled_anew(folder: Path) -> None:
         file.write_bytes(file.read_bytes()[:1000])
 
     assert choose_in(folder, NUMBA_CACHE_DIR=str(cache)) == "(0, 1, 2)\n"
+
+
+@given(problems(), st.integers(0, 30), st.sampled_from([None, 0.05, 0.5]))
+@settings(max_examples=40, deadline=None)
+def test_a_choice_in_parts_is_the_choice_at_once(
+    problem: tuple[Floats, Floats], steps: int, alpha: float | None
+) -> None:
+    whole = sift(*problem, steps=steps, regularisation=0.1, alpha=alpha)
+    parts: list[int] = []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(greedy_module, "_PART", 1)  # a step
+        in_parts = sift(
+            *problem, steps=steps, regularisation=0.1, alpha=alpha, between=lambda: parts.append(len(parts))
+        )
+
+    assert in_parts == whole
+    assert len(parts) >= len(whole.picks)
+
+
+def test_a_choice_is_broken_off_between_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates_KD = np.eye(20, 30, dtype=np.float32)
+    targets_TD = np.ones((2, 30), np.float32)
+    monkeypatch.setattr(greedy_module, "_PART", 1)
+    parts: list[int] = []
+
+    def stop_at_the_third() -> None:
+        parts.append(len(parts))
+        if len(parts) == 3:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        sift(candidates_KD, targets_TD, steps=10, regularisation=0.1, between=stop_at_the_third)
+    assert len(parts) == 3

@@ -63,10 +63,18 @@ def test_whoever_embeds_all_the_time_holds_nobody_up(words: Embedder) -> None:
 
 
 def test_an_embedder_that_fails_gives_its_turn_on(words: Embedder) -> None:
-    shared = SharedEmbedder(lambda: words)
+    class Failing(Counting):
+        """Injects a fault: an embedder that fails at one text."""
 
-    with pytest.raises(AttributeError):
-        shared.embed([None])  # type: ignore[list-item]
+        def embed(self, texts: Sequence[str]) -> Embeddings:
+            if "fails" in texts:
+                raise RuntimeError("out of memory")
+            return super().embed(texts)
+
+    shared = SharedEmbedder(lambda: Failing(words))
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        shared.embed(["fails"])
 
     assert shared.embed(["next"]).shape == (1, words.dimension)
     assert shared.segments(Prompt("next")) == ["next"]

@@ -12,6 +12,7 @@ REPORT = AdaptationReport(
     cut=(),
     calibrated=False,
     degraded=None,
+    targets=None,
     corpus="notes-of-a-patient",
     seed=3,
     reused=None,

@@ -20,6 +20,7 @@ from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder, Prompt
 from selection.selector import SelectorConfig
+from selection.targets import LeftOut
 from serving import adaptation as adaptation_module
 from serving import stages
 from serving.adaptation import Adaptation
@@ -102,6 +103,37 @@ async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(selector: Se
     assert loaded is None
     assert adaptation.report is not None
     assert adaptation.report.reason == "the seconds were spent before anything was chosen"
+
+
+async def test_selecting_counts_against_the_seconds(selector: SelectStage, trainer: TrainStage) -> None:
+    adaptation = Adaptation(replace(WISH, budget=Budget(steps=3, seconds=1e-9)), selector, trainer, NoEngine())
+
+    loaded = await adaptation.speaker()
+    await adaptation.discard()
+
+    assert loaded is None
+    assert adaptation.report is not None
+    assert (adaptation.report.stop, adaptation.report.seconds) == ("seconds", {})
+    assert adaptation.report.reason == "the seconds were spent before anything was chosen"
+
+
+async def test_the_report_says_what_was_left_out(selector: SelectStage, trainer: TrainStage) -> None:
+    prompts = tuple(Prompt(f"bees {number}") for number in range(100))
+    wish = replace(WISH, budget=Budget(steps=3), only={"type": "eq", "key": "none", "value": 1})  # nothing to train on
+
+    clamped = Adaptation(replace(wish, prompts=prompts), selector, trainer, NoEngine())
+    await clamped.speaker()
+    before = Adaptation(replace(wish, left_out=LeftOut(64, 2048, "prompts")), selector, trainer, NoEngine())
+    await before.speaker()
+    all_of_it = Adaptation(wish, selector, trainer, NoEngine())
+    await all_of_it.speaker()
+
+    told = [each.report.targets for each in (clamped, before, all_of_it) if each.report is not None]
+    assert told == [
+        {"used": 64, "of": 100, "unit": "prompts"},
+        {"used": 64, "of": 2048, "unit": "prompts"},
+        None,
+    ]
 
 
 async def test_who_requires_an_adapter_is_told_in_time_too(selector: SelectStage, trainer: TrainStage) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from adapters.trainer import TrainerConfig
-from selection.embedding import Prompt
+from selection.embedding import LONGEST_PROMPT, Prompt
 from selection.selector import SelectorConfig
+from selection.targets import MOST_TARGETS, LeftOut
 from serving.budget import Budget
 from serving.config import Config, EngineConfig
 from serving.errors import BudgetError, RequestError
@@ -319,6 +320,59 @@ def test_prompts_of_token_ids_are_read(tokenizer: Any) -> None:
     assert wish({"prompt": [ids_of_one]}, tokenizer).prompts == (Prompt(one),)
     assert wish({"prompt": [ids_of_one, ids_of_two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
     assert wish({"prompt": [ids_of_one, two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
+
+
+class Counting:
+    """A tokenizer that counts what it decodes and encodes."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.decoded = self.encoded = 0
+        self._tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def decode(self, tokens: list[int]) -> str:
+        self.decoded += len(tokens)
+        return str(self._tokenizer.decode(tokens))
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        self.encoded += len(text)
+        ids: list[int] = self._tokenizer.encode(text, **options)
+        return ids
+
+
+def test_of_thousands_of_prompts_only_those_that_are_looked_at_are_decoded(tokenizer: Any) -> None:
+    counting = Counting(tokenizer)
+    prompts = [[5 + i % 100] * 1000 for i in range(2048)]
+
+    asked = wish({"prompt": prompts}, counting, header="gain=0.4")
+
+    assert len(asked.prompts) == MOST_TARGETS
+    assert asked.left_out == LeftOut(MOST_TARGETS, 2048, "prompts")
+    assert asked.prompts[0] == Prompt(tokenizer.decode(prompts[0]))
+    assert asked.prompts[-1] == Prompt(tokenizer.decode(prompts[-1]))
+    assert counting.decoded == MOST_TARGETS * 1000
+    assert counting.encoded <= 16 * 256
+
+
+def test_prompts_within_the_bound_are_all_looked_at(tokenizer: Any) -> None:
+    asked = wish({"prompt": [f"prompt {i}" for i in range(MOST_TARGETS)]}, tokenizer)
+
+    assert asked.prompts == tuple(Prompt(f"prompt {i}") for i in range(MOST_TARGETS))
+    assert asked.left_out is None
+
+
+def test_of_a_very_long_text_only_the_end_that_is_looked_at_travels(tokenizer: Any) -> None:
+    long = "a" + "b" * LONGEST_PROMPT
+    messages = [{"role": "system", "content": long}, {"role": "user", "content": long}]
+    tokens = [7] * (2 * LONGEST_PROMPT)
+    counting = Counting(tokenizer)
+
+    assert wish({"prompt": long}, tokenizer).prompts == (Prompt(long[1:]),)
+    assert wish({"messages": messages}, tokenizer).prompts == (Prompt(long[1:], long[1:]),)
+    wish({"prompt": tokens}, counting)
+    assert counting.decoded == LONGEST_PROMPT
 
 
 def test_a_request_without_a_prompt_is_left_to_vllm(tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""The stages: one selection at a time, trainings together, waiting that counts, cancelling that leaves them usable."""
+"""The stages: selections and trainings together and in turns, waiting that counts, cancelling that leaves them usable."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from selection import selector as selector_module
 from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
+from selection.library import Library
+from selection.limit import SecondsSpentError
 from selection.reader import Reader
 from selection.selector import SelectorConfig
 from selection.store import CorpusNotFoundError
 from serving.errors import HangingError
-from serving.stages import FAILURES, SelectStage, TrainStage
+from serving.stages import FAILURES, CorporaStage, SelectStage, TrainStage
 
 _SEQUENCE = [(7 * i) % 101 for i in range(32)]
 _ENDLESS = [_SEQUENCE] * 20_000  # some minutes
@@ -225,37 +227,107 @@ async def test_selections_at_once_give_what_they_give_one_by_one(corpora: Path, 
         await stage.select([Prompt("x")], "notes", steps=4, reader=Reader("alice", frozenset({"other"})))
 
 
+@pytest.fixture
+def turnstile(words: Embedder, monkeypatch: pytest.MonkeyPatch) -> Turnstile:
+    """The embedder of every selector."""
+    made = Turnstile(words)
+    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: made)
+    return made
+
+
+class Held:
+    """A turnstile that holds whoever comes in, once, until it is let go."""
+
+    def __init__(self, turnstile: Turnstile) -> None:
+        self.reached, self._free = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def hold() -> None:
+            loop.call_soon_threadsafe(self.reached.set)
+            self._free.wait(60)
+
+        turnstile.on_entry = hold
+
+    def let_go(self) -> None:
+        self._free.set()
+
+
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_cancelled_selection_keeps_its_turn_until_its_thread_has_ended(
-    corpora: Path, words: Embedder, monkeypatch: pytest.MonkeyPatch, times: int
+async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_for(
+    corpora: Path, turnstile: Turnstile, times: int
 ) -> None:
-    # Arrange: a selection that is held while it embeds, and one that waits for its turn.
-    loop, embedding, hold = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-    turnstile = Turnstile(words)
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: turnstile)
+    # Arrange: a selection that is held in the first of its many parts.
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
     stage = SelectStage(SelectorConfig(corpora))
-    before = turnstile.entered
-
-    def held() -> None:
-        loop.call_soon_threadsafe(embedding.set)
-        hold.wait(60)
-
-    turnstile.on_entry = held
-    task = asyncio.create_task(stage.select([Prompt("one")], "notes", steps=1))
-    await embedding.wait()
-    following = asyncio.create_task(stage.select([Prompt("two")], "notes", steps=1))
+    before, held = turnstile.entered, Held(turnstile)
+    prompts = [Prompt(f"{number} " + "one " * 500) for number in range(20)]
+    task = asyncio.create_task(stage.select(prompts, "notes", steps=1))
+    await held.reached.wait()
 
     # Act: cancel, and give the event loop every chance to go on too early.
     for _ in range(times):
         task.cancel()
         for _ in range(20):
             await asyncio.sleep(0)
-    too_early = task.done() or turnstile.entered > before + 1
-    hold.set()
+    too_early = task.done()
+    held.let_go()
     with pytest.raises(asyncio.CancelledError):
         await task
 
     assert not too_early
-    assert (await following).stop == "corpus"
+    assert turnstile.entered == before + 1
+    assert (await stage.select([Prompt("two")], "notes", steps=1)).stop == "corpus"
     assert turnstile.at_once == 1
+
+
+async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Turnstile) -> None:
+    # Arrange: more large selections than asyncio's own pool has threads.
+    Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
+    stage = SelectStage(SelectorConfig(corpora))
+    before, held = turnstile.entered, Held(turnstile)
+    prompts = [Prompt(f"{number} " + "one " * 500) for number in range(60)]
+    large = [asyncio.create_task(stage.select(prompts, "notes", steps=1)) for _ in range(40)]
+    await held.reached.wait()
+
+    small = asyncio.create_task(stage.select([Prompt("small")], "notes", steps=1))
+    await asyncio.sleep(0)
+    held.let_go()
+    await small
+
+    # No more than a few parts of each, where all together have 2,400.
+    assert turnstile.entered - before < 20 * len(large)
+    assert not any(task.done() for task in large)
+    for task in large:
+        task.cancel()
+    await asyncio.gather(*large, return_exceptions=True)
+
+
+async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: Turnstile) -> None:
+    Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
+    stage = SelectStage(SelectorConfig(corpora))
+    before = turnstile.entered
+
+    with pytest.raises(SecondsSpentError):
+        await stage.select([Prompt("one")], "notes", steps=1, seconds=0.0)
+
+    assert turnstile.entered == before
+
+
+async def test_a_list_and_a_short_search_pass_long_searches(corpora: Path, nano: str, turnstile: Turnstile) -> None:
+    stage = CorporaStage(SelectorConfig(corpora, base_model=nano))
+    store = (await stage.ask(Library.create_store, "hive")).id
+    before, held = turnstile.entered, Held(turnstile)
+    queries = [f"{number} " + "one " * 500 for number in range(16)]
+    long = [asyncio.create_task(stage.ask(Library.search, store, queries)) for _ in range(10)]
+    await held.reached.wait()
+
+    assert (await stage.ask(Library.store, store)).id == store
+    short = asyncio.create_task(stage.ask(Library.search, store, ["wax"]))
+    await asyncio.sleep(0)
+    held.let_go()
+
+    assert await short == ()
+    assert turnstile.entered - before < 8 * len(long)
+    for task in long:
+        task.cancel()
+    await asyncio.gather(*long, return_exceptions=True)
