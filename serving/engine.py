@@ -38,10 +38,14 @@ from serving.config import EngineConfig
 from serving.errors import DownError, StartError
 from serving.staging import Staging, storage
 from serving.tracing import span
+from serving.turns import Turns
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 _PLUGINS = {"mayfly_cpu_lora", "mayfly_orphans", "mayfly_whole_lora"}
 _NAMING_SECONDS = 0.25
+# Tokens of one step on a CPU: each token of every answer waits for a whole step, however many prompts others have in
+# it. A larger one computes hardly more tokens a second.
+_STEP_TOKENS = 256
 _LOOK_SECONDS = 0.5  # between looks whether an engine that is asked still lives
 
 T = TypeVar("T")
@@ -86,6 +90,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(config.adapters)
         self._live: set[int] = set()
+        self._turns = Turns(config.max_num_seqs)
         self.staging = staging
         self.staging.adopt(_shared_memory())
         llm.generate = self._generate
@@ -214,13 +219,20 @@ class Engine:
         with an adapter that is being unloaded.
         """
         request = REQUEST.get()
-        if request is None or not request.may_adapt:  # a task and a queue less for each token
-            untold = request
+        if request is None:
             async for output in self._plain_generate(*args, **kwargs):
-                if untold is not None:
-                    await untold.speaker()  # there is none; now that vLLM has taken the request, its report says so
-                    untold = None
                 yield output
+            return
+        turn = self._turns.of(request)
+        kwargs["priority"] = turn.number()
+        if not request.may_adapt:  # a task and a queue less for each token
+            told = False
+            async with turn.in_the_engine():
+                async for output in self._plain_generate(*args, **kwargs):
+                    if not told:
+                        await request.speaker()  # none; now that vLLM has taken the request, its report says so
+                        told = True
+                    yield output
             return
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.create_task(self._answer(request, outputs, args, kwargs))
@@ -242,15 +254,18 @@ class Engine:
 
     async def _answer(self, request: Adapted, outputs: asyncio.Queue[Any], args: Any, kwargs: Any) -> None:
         try:
-            await self._refuse_early(*args)
+            turn = self._turns.of(request)
+            async with turn.in_the_loop():
+                await self._refuse_early(*args)
             speaker = await request.speaker()
             if speaker is not None:
                 from vllm.lora.request import LoRARequest
 
                 kwargs["lora_request"] = LoRARequest(speaker.name, speaker.id, str(speaker.folder))
-            with span("generate"):
-                async for output in self._plain_generate(*args, **kwargs):
-                    outputs.put_nowait(output)
+            async with turn.in_the_engine():
+                with span("generate"):
+                    async for output in self._plain_generate(*args, **kwargs):
+                        outputs.put_nowait(output)
             outputs.put_nowait(None)
         except Exception as problem:
             outputs.put_nowait(problem)
@@ -272,7 +287,7 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     arguments = ["--model", config.model, "--served-model-name", config.served_name, *config.more_names]
     arguments += ["--load-format", "safetensors"]  # nothing is unpickled
     arguments += ["--dtype", "float32" if on_cpu and config.dtype == "auto" else config.dtype]
-    arguments += ["--max-num-seqs", str(config.max_num_seqs)]
+    arguments += ["--max-num-seqs", str(config.max_num_seqs), "--scheduling-policy", "priority"]
     # One slot more than adapters in flight: the LRU never has to evict one that is in use.
     arguments += ["--enable-lora", "--max-loras", str(config.adapters + 1), "--max-lora-rank", str(rank)]
     arguments += ["--lora-target-modules", *config.targets]
@@ -283,6 +298,7 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     if not on_cpu:
         arguments += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
     if on_cpu:
+        arguments += ["--max-num-batched-tokens", str(max(_STEP_TOKENS, config.max_num_seqs))]
         arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(config.kv_cache_bytes)]
     return arguments
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +42,7 @@ def test_items_at_equal_distances(count: int, most: int) -> None:
 
     assert len(chosen) == min(count, most)
     assert chosen == sorted(set(chosen))
-    gaps = {later - earlier for earlier, later in zip(chosen, chosen[1:], strict=False)}
+    gaps = {later - earlier for earlier, later in itertools.pairwise(chosen)}
     assert not gaps or max(gaps) - min(gaps) <= 1
     if count and most > 1:
         assert (chosen[0], chosen[-1]) == (0, count - 1)

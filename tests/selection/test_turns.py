@@ -1,4 +1,4 @@
-"""Turns: several requests share an embedder and corpora; none waits for the whole of another, each ends when told to."""
+"""Turns: requests share an embedder and corpora, none waits for the whole of another, each ends when told to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages: selections and trainings together and in turns, waiting that counts, cancelling that leaves them usable."""
+"""The stages: selections and trainings in turns, waiting that counts, cancelling that leaves them usable."""
 
 from __future__ import annotations
 
