@@ -35,12 +35,12 @@ from selection.catalogue import (
 from selection.corpus import ID, NAME, Corpus, find_corpus, list_corpora
 from selection.documents import Cut, tokenizer_digest
 from selection.embedding import Embedder, Prompt
-from selection.filters import Filter, Scalar, to_sql
+from selection.filters import Filter, Scalar
 from selection.intake import Intake
 from selection.positions import Deleted, Position, new_id
 from selection.limit import UNLIMITED, Limit
 from selection.reader import EVERYTHING, Reader
-from selection.search import Found, most_similar
+from selection.search import Found, check_query, most_similar
 from selection.shared import OpenCorpora, SharedEmbedder
 from selection.store import CorpusError, CorpusNotFoundError
 from selection.uploads import (
@@ -55,7 +55,6 @@ from selection.uploads import (
 
 log = logging.getLogger(__name__)
 
-_QUERIES, _QUERY = 16, 1 << 15  # queries of one search, characters of one
 _FILES = 2000  # attached at once
 
 
@@ -326,13 +325,7 @@ class Library:
             AbandonedError, SecondsSpentError: the limit was reached.
             LibraryError: queries or a filter that are none, or a store of another embedder or tokenizer.
         """
-        if not 1 <= len(queries) <= _QUERIES or not all(0 < len(query) <= _QUERY for query in queries):
-            raise LibraryError(f"`query` is a text of 1 to {_QUERY} characters, or a list of 1 to {_QUERIES} of them")
-        try:
-            if only is not None:
-                to_sql(only)
-        except ValueError as problem:
-            raise LibraryError(f"`filters`: {problem}") from problem
+        check_query(queries, only)
         with self._opened(store, reader) as corpus:
             self._check(corpus)
             identity = corpus.meta()["id"]

@@ -8,14 +8,17 @@ Shapes: K candidates, T targets, D embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from selection.corpus import Corpus
 from selection.embedding import Embeddings
-from selection.filters import Filter, Scalar
+from selection.filters import Filter, Scalar, to_sql
+from selection.uploads import LibraryError
+
+_QUERIES, _QUERY = 16, 1 << 15  # queries of one search, characters of one
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,21 @@ class Found:
     attributes: Mapping[str, Scalar]
     score: float
     text: str
+
+
+def check_query(queries: Sequence[str], only: Filter | None) -> None:
+    """Refuse what cannot be searched for, before anything is embedded.
+
+    Raises:
+        LibraryError: too many queries, one that is empty or too long, or an invalid filter.
+    """
+    if not 1 <= len(queries) <= _QUERIES or not all(0 < len(query) <= _QUERY for query in queries):
+        raise LibraryError(f"`query` is a text of 1 to {_QUERY} characters, or a list of 1 to {_QUERIES} of them")
+    if only is not None:
+        try:
+            to_sql(only)
+        except ValueError as problem:
+            raise LibraryError(f"`filters`: {problem}") from problem
 
 
 def most_similar(corpus: Corpus, targets_TD: Embeddings, limit: int, only: Filter | None = None) -> list[Found]:

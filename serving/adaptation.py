@@ -29,7 +29,7 @@ from selection.store import CorpusNotFoundError
 from serving.conversations import Kept
 from serving.engine import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
-from serving.report import AdaptationReport
+from serving.report import AdaptationReport, used_sources
 from serving.tracing import span
 from serving.wish import Wish
 
@@ -342,16 +342,7 @@ class Adaptation:
             irreducible=selection.irreducible if selection else None,
             losses=training.losses if training else (),
             prompt_losses=training.watched if training else (),
-            sources=tuple(
-                {
-                    "document": source.document,
-                    "name": source.name,
-                    "start": source.start,
-                    "times": used.count(source.sequence),
-                }
-                for source, _ in (selection.sources if selection else ())
-                if source.sequence in used
-            ),
+            sources=used_sources([source for source, _ in selection.sources], used) if selection else (),
             seconds=seconds,
             spent_seconds=self._spent(),
             adapter=loaded.name if loaded else None,

@@ -5,9 +5,11 @@ In the body as `adaptation`, in short as the headers Compute-Spent and Server-Ti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selection.store import Source
 from serving.budget import Budget
 
 
@@ -93,3 +95,17 @@ class AdaptationReport:
             timing = ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in self.seconds.items())
             headers.append((b"server-timing", timing.encode()))
         return headers
+
+
+def used_sources(sources: Sequence[Source], used: Sequence[int]) -> tuple[dict[str, Any], ...]:
+    """Those of the sources whose sequences were learnt from, as a report says them."""
+    return tuple(
+        {
+            "document": source.document,
+            "name": source.name,
+            "start": source.start,
+            "times": used.count(source.sequence),
+        }
+        for source in sources
+        if source.sequence in used
+    )
