@@ -10,7 +10,8 @@ deleted, in this order: no request may be running when its adapter goes (vLLM's 
 ids and paths are never used twice: vLLM's prefix cache knows adapters by name and path.
 
 Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_state`, `AsyncLLM.generate`,
-`InputProcessor.process_inputs`, `openai_serving_models`.
+`InputProcessor.process_inputs`, `openai_serving_models`, the `_inner` of the renderer's `_executor`, where prompts are
+tokenised.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from serving.config import EngineConfig
 from serving.errors import DownError, StartError
 from serving.staging import Staging, storage
 from serving.tracing import span
-from serving.turns import Turns
+from serving.turns import Turns, TurnsExecutor
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 _PLUGINS = {"mayfly_cpu_lora", "mayfly_orphans", "mayfly_whole_lora"}
@@ -122,6 +123,9 @@ class Engine:
         staging = Staging()
         with _naming(staging):
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
+            tokenising = llm.renderer._executor
+            tokenising.shutdown(wait=False)
+            tokenising._inner = TurnsExecutor(REQUEST.get)
             tasks = await llm.get_supported_tasks()
             app = build_app(arguments, tasks, llm.model_config)
             await init_app_state(llm, app.state, arguments, tasks)

@@ -2,16 +2,21 @@
 
 A completion may have thousands of prompts, and vLLM serves what it is given in order of arrival. So a request has a few
 generations in the engine at once, not all of its slots; its first prompt has the priority of any first prompt, its
-second that of any second; and what is computed for each prompt in the event loop is computed one at a time, so that
-other requests are heard in between. Knows nothing of vLLM.
+second that of any second; what is computed for each prompt in the event loop is computed one at a time, so that other
+requests are heard in between; and prompts are tokenised in turns with those of others. Knows nothing of vLLM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 _SHARE = 0.75  # of the engine's sequences, that one request may have at once
@@ -63,3 +68,59 @@ class Turns:
         if request not in self._of:
             self._of[request] = Turn(self._at_once)
         return self._of[request]
+
+
+class TurnsExecutor(Executor):
+    """One thread that does the work of several owners in turns, a piece of each.
+
+    Args:
+        owner: whose work is being submitted, asked in the thread that submits it.
+    """
+
+    def __init__(self, owner: Callable[[], object]) -> None:
+        self._owner = owner
+        # By owner, in the order of their turns: what is to be done, and the future of its result.
+        self._waiting: dict[object, deque[tuple[Future[Any], Callable[[], Any]]]] = {}
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread = threading.Thread(target=self._work, name="turns", daemon=True)
+        self._thread.start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As `concurrent.futures.Executor.submit`."""
+        done: Future[Any] = Future()
+        with self._changed:
+            if self._ended:
+                raise RuntimeError("the executor was shut down")
+            self._waiting.setdefault(self._owner(), deque()).append((done, partial(fn, *args, **kwargs)))
+            self._changed.notify()
+        return done
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As `concurrent.futures.Executor.shutdown`."""
+        with self._changed:
+            self._ended = True
+            if cancel_futures:
+                for done, _ in itertools.chain.from_iterable(self._waiting.values()):
+                    done.cancel()
+            self._changed.notify()
+        if wait:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._ended:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                owner = next(iter(self._waiting))
+                pieces = self._waiting.pop(owner)
+                done, piece = pieces.popleft()
+                if pieces:
+                    self._waiting[owner] = pieces  # behind the others
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(piece())
+                except BaseException as problem:
+                    done.set_exception(problem)

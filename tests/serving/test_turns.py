@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from serving.config import EngineConfig
 from serving.engine import REQUEST, Engine, LoadedAdapter
 from serving.staging import Staging
-from serving.turns import Turns
+from serving.turns import Turns, TurnsExecutor
 
 _PROMPTS = 100
 
@@ -139,3 +140,49 @@ def test_turns_last_as_long_as_their_request() -> None:
     assert turns.of(request) is turns.of(request)
     assert [turns.of(request).number(), turns.of(request).number()] == [0, 1]
     assert turns.of(Request(True)).number() == 0
+
+
+def test_a_threads_work_is_done_in_turns_by_its_owner() -> None:
+    owner, done, free = ["large"], [], threading.Event()
+    executor = TurnsExecutor(lambda: owner[0])
+    executor.submit(free.wait, 30)
+    for number in range(5):
+        executor.submit(done.append, f"large {number}")
+    owner[0] = "small"
+    last = executor.submit(done.append, "small")
+
+    free.set()
+    last.result(30)
+    executor.shutdown()
+
+    assert done.index("small") <= 1
+    assert [each for each in done if each != "small"] == [f"large {number}" for number in range(5)]
+
+
+def test_work_that_fails_or_was_cancelled_holds_up_no_other() -> None:
+    free, executor = threading.Event(), TurnsExecutor(lambda: None)
+    executor.submit(free.wait, 30)
+    fails, cancelled, sound = executor.submit(int, "x"), executor.submit(int, "1"), executor.submit(int, "2")
+
+    assert cancelled.cancel()
+    free.set()
+
+    assert sound.result(30) == 2
+    with pytest.raises(ValueError, match="invalid literal"):
+        fails.result(30)
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="was shut down"):
+        executor.submit(int, "3")
+
+
+def test_what_waits_when_it_ends_is_done_or_cancelled() -> None:
+    for cancel in (False, True):
+        free, executor = threading.Event(), TurnsExecutor(lambda: None)
+        executor.submit(free.wait, 30)
+        waiting = executor.submit(int, "1")
+
+        executor.shutdown(wait=False, cancel_futures=cancel)
+        free.set()
+        executor.shutdown()
+
+        assert waiting.cancelled() if cancel else waiting.result(30) == 1
