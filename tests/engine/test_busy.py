@@ -72,3 +72,30 @@ async def _under_way(client: httpx.AsyncClient) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError("no adaptation got under way")
+
+
+async def test_a_small_request_is_answered_before_a_large_one_that_came_earlier(server: Server) -> None:
+    # Arrange: 70 prompts of nearly the whole context, each with a beginning of its own.
+    words = "the trains of number {} ran on rails over the hills and whales sang in the sea below them all day long. "
+    prompts = [f"{number} {words.format(number) * 24}" for number in range(70)]
+    async with server.client() as client:
+        large = asyncio.create_task(_complete(client, prompts, "seconds=0.5", 1))
+        await asyncio.sleep(0.5)
+
+        small = await _complete(client, "import os\n", "steps=2", 4)
+        first = not large.done()
+        reply = await large
+
+    assert first
+    assert small.json()["adaptation"]["spent"]["steps"] == 2
+    assert len(reply.json()["choices"]) == 70
+    report = reply.json()["adaptation"]
+    if report["seconds"]:  # else its seconds were over before it had chosen
+        assert report["targets"] == {"used": 64, "of": 70, "unit": "prompts"}
+
+
+async def _complete(client: httpx.AsyncClient, prompt: Any, budget: str, tokens: int) -> httpx.Response:
+    body = {"model": "nano", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+    reply = await client.post("/v1/completions", headers={"Compute-Budget": budget}, json=body, timeout=300)
+    assert reply.status_code == 200, reply.text
+    return reply

@@ -143,7 +143,8 @@ def test_turns_last_as_long_as_their_request() -> None:
 
 
 def test_a_threads_work_is_done_in_turns_by_its_owner() -> None:
-    owner, done, free = ["large"], [], threading.Event()
+    done: list[str] = []
+    owner, free = ["large"], threading.Event()
     executor = TurnsExecutor(lambda: owner[0])
     executor.submit(free.wait, 30)
     for number in range(5):
