@@ -154,7 +154,7 @@ class Selector:
             CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
         """
-        with self.searched.use(corpus, reader, limit):
+        with self.corpora.use(corpus, reader, limit):
             pass  # what is refused is refused before anything is embedded
         started = time.perf_counter()
         targets_TD, left_out = self._targets(prompts, limit)
@@ -173,7 +173,7 @@ class Selector:
             )
             lowest = irreducible(candidates_KD, targets_TD, between=limit.check)
             ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
-            with self.searched.use(corpus, reader, limit) as opened:
+            with self.corpora.use(corpus, reader, limit) as opened:
                 # Another corpus of that name, or other embeddings, would have other sequences by the same numbers.
                 same = opened.meta()["uuid"] == meta["uuid"]
                 found = opened.read(ids) if same else {}

@@ -35,7 +35,6 @@ from serving.wish import Wish
 
 log = logging.getLogger(__name__)
 
-
 LATE_SECONDS = 10.0  # that a stage may answer late: a step that was begun, on a large model, and the way here
 Result = TypeVar("Result")
 
@@ -118,6 +117,7 @@ class Adaptation:
         self.corpus = ""  # id of the one that was chosen from
         self.earlier: Kept | None = None  # what is trained further
         self.adapter: Adapter | None = None  # that answers
+        self.on_unadapted: Callable[[], None] = lambda: None  # called once it is clear that there will be no adapter
         self._wish, self._reader, self._find = wish, reader, find
         self._selector, self._trainer, self._engine = selector, trainer, engine
         self._arrived = time.monotonic()
@@ -177,7 +177,7 @@ class Adaptation:
             if unforeseen:
                 reason = "the adaptation failed; the server's log says why"
                 if not self._wish.required:
-                    self._tell(reason, "failed")
+                    self._unadapted(reason, "failed")
                     return None
                 problem = AdaptationFailedError(reason)
             self.problem = problem
@@ -293,6 +293,7 @@ class Adaptation:
     ) -> None:
         if self._wish.required and self._wish.budget.steps > 0:
             raise AdaptationFailedError(f"an adapter was required, but {reason}")
+        self.on_unadapted()
         self._tell(reason, stop, selection, training)
 
     def _gain(self, selection: Selection | None) -> float | None:

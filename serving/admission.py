@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Capacity:
 
     Attributes:
         requests: at once, answers of the base model included.
-        adaptations: at once, from their arrival to the end of their answer.
+        adaptations: at once, from their arrival to the end of their answer, or until there will be no adapter.
         undegraded: adaptations that learn at once and get all their steps.
     """
 
@@ -74,8 +74,8 @@ class Admission:
         self._seconds: dict[bool, deque[float]] = {adapts: deque(maxlen=_RECENT) for adapts in (True, False)}
 
     @contextmanager
-    def admit(self, adapts: bool) -> Iterator[None]:
-        """A place for the length of a `with`.
+    def admit(self, adapts: bool) -> Iterator[Callable[[], None]]:
+        """A place for the length of a `with`; what it gives returns the place among adaptations earlier, once.
 
         Args:
             adapts: whether the request wishes an adapter.
@@ -90,12 +90,19 @@ class Admission:
             raise self._busy(f"{self.adaptations} adaptations are under way, as many as this server takes", True)
         self.requests += 1
         self.adaptations += adapts
+        held = adapts
+
+        def end_adaptation() -> None:
+            nonlocal held
+            self.adaptations -= held
+            held = False
+
         begun = time.monotonic()
         try:
-            yield
+            yield end_adaptation
         finally:
             self.requests -= 1
-            self.adaptations -= adapts
+            end_adaptation()
             self._seconds[adapts].append(time.monotonic() - begun)
 
     def _busy(self, message: str, adapts: bool) -> BusyError:

@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -202,7 +203,7 @@ class Gateway:
         def earlier(corpus: str) -> Kept | None:
             return None if talk is None else self._conversations.find(whose(corpus), talk)
 
-        with self._admission.admit(adapts):
+        with self._admission.admit(adapts) as end_adaptation:
             learning = adapts + sum(each.learns for each in self._adaptations)
             place = Place(learning, self._config.capacity.undegraded)
             reader = EVERYTHING if key is None else key.reader
@@ -213,7 +214,8 @@ class Gateway:
             answer.conforms_chunks = in_chunks(body)
             self._adaptations.add(adaptation)
             try:
-                await self._engine_answers(scope, receive, answer, body, adaptation, wish.progress)
+                adaptation.on_unadapted = end_adaptation
+                await self._engine_answers(scope, receive, answer, body, adaptation, wish.progress, end_adaptation)
                 if talk is not None and adaptation.adapter is not None:
                     kept = Kept.after(adaptation.earlier, adaptation.adapter)
                     self._conversations.keep(whose(adaptation.corpus), talk, heard.answers(), kept)
@@ -225,7 +227,14 @@ class Gateway:
                     self._metrics.failed()
 
     async def _engine_answers(
-        self, scope: Message, receive: Receive, answer: Answer, body: Any, adaptation: Adaptation, comments: bool
+        self,
+        scope: Message,
+        receive: Receive,
+        answer: Answer,
+        body: Any,
+        adaptation: Adaptation,
+        comments: bool,
+        on_answered: Callable[[], None],
     ) -> None:
         """vLLM's application answers; it asks for the adapter, which is gone when this returns."""
         token = REQUEST.set(adaptation)
@@ -236,6 +245,8 @@ class Gateway:
             REQUEST.reset(token)
             if commenting is not None:
                 commenting.cancel()
+            # The client may ask again at once, while the adapter is on its way out.
+            on_answered()
             # A task of its own: a client that leaves cancels this one.
             task = asyncio.create_task(adaptation.discard())
             self._discarding.add(task)

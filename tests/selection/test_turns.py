@@ -230,15 +230,15 @@ def test_of_more_prompts_than_the_bound_some_are_looked_at_and_the_others_not_ev
 
 def test_of_more_windows_than_the_bound_the_last_of_each_prompt_come_first(selector: Selector, slow: Slow) -> None:
     slow.windows = 4
-    prompts = [Prompt(f"prompt {i}") for i in range(40)]
+    prompts = [Prompt(f"prompt {i}") for i in range(20)]
 
     selection = selector.select(prompts, "hive", steps=3)
 
     embedded = [text for part in slow.parts for text in part]
-    assert selection.left_out == LeftOut(MOST_TARGETS, 160, "windows")
+    assert selection.left_out == LeftOut(MOST_TARGETS, 80, "windows")
     assert len(embedded) == MOST_TARGETS
-    assert {f"prompt {i} 3" for i in range(40)} <= set(embedded)
-    assert embedded == [text for i in range(40) for text in (f"prompt {i} 2", f"prompt {i} 3") if text in embedded]
+    assert {f"prompt {i} 3" for i in range(20)} <= set(embedded)
+    assert embedded == [text for i in range(20) for text in (f"prompt {i} 2", f"prompt {i} 3") if text in embedded]
 
 
 def test_a_corpus_that_was_replaced_between_search_and_reading_is_searched_again(

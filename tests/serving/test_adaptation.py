@@ -20,7 +20,7 @@ from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder, Prompt
 from selection.selector import SelectorConfig
-from selection.targets import LeftOut
+from selection.targets import MOST_TARGETS, LeftOut
 from serving import adaptation as adaptation_module
 from serving import stages
 from serving.adaptation import Adaptation
@@ -123,15 +123,15 @@ async def test_the_report_says_what_was_left_out(selector: SelectStage, trainer:
 
     clamped = Adaptation(replace(wish, prompts=prompts), selector, trainer, NoEngine())
     await clamped.speaker()
-    before = Adaptation(replace(wish, left_out=LeftOut(64, 2048, "prompts")), selector, trainer, NoEngine())
+    before = Adaptation(replace(wish, left_out=LeftOut(MOST_TARGETS, 2048, "prompts")), selector, trainer, NoEngine())
     await before.speaker()
     all_of_it = Adaptation(wish, selector, trainer, NoEngine())
     await all_of_it.speaker()
 
     told = [each.report.targets for each in (clamped, before, all_of_it) if each.report is not None]
     assert told == [
-        {"used": 64, "of": 100, "unit": "prompts"},
-        {"used": 64, "of": 2048, "unit": "prompts"},
+        {"used": MOST_TARGETS, "of": 100, "unit": "prompts"},
+        {"used": MOST_TARGETS, "of": 2048, "unit": "prompts"},
         None,
     ]
 

@@ -34,6 +34,20 @@ def test_adaptations_beyond_their_bound_are_refused_while_the_base_model_still_a
             pass
 
 
+def test_a_place_among_adaptations_comes_back_once_there_will_be_no_adapter() -> None:
+    admission = Admission(Capacity(requests=8, adaptations=1))
+
+    with admission.admit(adapts=True) as end_adaptation:
+        end_adaptation()
+        end_adaptation()
+        with admission.admit(adapts=True):
+            assert (admission.requests, admission.adaptations) == (2, 1)
+            with pytest.raises(BusyError, match="1 adaptations are under way"), admission.admit(adapts=True):
+                pass
+
+    assert (admission.requests, admission.adaptations) == (0, 0)
+
+
 def test_a_place_comes_back_when_the_request_fails() -> None:
     admission = Admission(Capacity(requests=1))
 

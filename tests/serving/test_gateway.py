@@ -26,6 +26,7 @@ from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder, load_embedder
 from selection.selector import SelectorConfig
+from serving.admission import Capacity
 from serving.budget import Budget
 from serving.config import Config, EngineConfig
 from serving.engine import Engine
@@ -428,3 +429,35 @@ async def test_the_first_token_beyond_the_vocabulary_is_refused(client: httpx.As
 
     assert answer.status_code == 400
     assert f"from 0 to {len(house.tokenizer) - 1}" in answer.json()["error"]["message"]
+
+
+async def test_a_request_that_gets_no_adapter_gives_its_place_to_another(house: House) -> None:
+    # Arrange: one place for adaptations, and a request whose seconds are over at once and whose answer takes long.
+    vllm, answering, go_on = Vllm(house.tokenizer), asyncio.Event(), asyncio.Event()
+    generate = vllm.generate
+
+    async def held(prompt: Any, params: Any, request_id: str, **options: Any) -> AsyncIterator[str]:
+        if prompt[0]["content"] == "held":
+            answering.set()
+            await go_on.wait()
+        async for text in generate(prompt, params, request_id, **options):
+            yield text
+
+    vllm.generate = held  # type: ignore[method-assign]
+    engine = Engine(vllm, vllm.app, house.config.engine, Staging())
+    body = {"model": "nano", "messages": [{"role": "user", "content": "held"}], "compute_budget": {"seconds": 1e-6}}
+    async with client_of(house, engine, capacity=Capacity(adaptations=1, requests=4)) as client:
+        large = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+        await answering.wait()
+
+        other = await chat(client, QUESTION)
+        again = await chat(client, QUESTION)
+
+        assert not large.done()
+        go_on.set()
+        reply = await large
+    engine.stop()
+
+    assert (other.status_code, other.json()["adaptation"]["adapted"]) == (200, True)
+    assert (again.status_code, again.json()["adaptation"]["adapted"]) == (200, True)
+    assert reply.json()["adaptation"]["reason"] == "the seconds were spent before anything was chosen"
