@@ -135,6 +135,7 @@ def fairness(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
         "large": {
             "prompts": options.requests,
             "tokens": _TOKENS,
+            "budget_seconds": _SECONDS,
             "answered_after_seconds": round(took, 1),
             **{key: report[key] for key in ("adapted", "reason", "stop", "targets", "seconds")},
         },

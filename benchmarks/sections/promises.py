@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.sections.parts import Plots, Result, middle, table, whether
-from benchmarks.wanted import LEAST_THROUGHPUT, MOST_SLOWER, MOST_TTFT
+from benchmarks.wanted import LEAST_THROUGHPUT, MOST_SLOWER, MOST_TIMES_ALONE, MOST_TTFT, UNIT_SECONDS
 
 Row = tuple[str, str, str, str]  # what, measured, wanted, and whether that holds
 
@@ -70,6 +70,32 @@ def _overload(result: Result) -> list[Row]:
             whether(slower <= MOST_SLOWER),
         ),
         _counts("what is too much is refused with a 429", result),
+    ]
+
+
+def _fairness(result: Result) -> list[Row]:
+    alone, beside = result["alone_seconds"], result["beside_seconds"]
+    large = f"{result['large']['prompts']:,} prompts"
+    rows = [
+        (
+            f"a client's {what} beside one request of {large}, times alone",
+            f"{result[f'{what}_ratio']:.2f} ({1000 * beside[what]:.0f} ms, {1000 * alone[what]:.0f} alone)",
+            f"at most {MOST_TIMES_ALONE:g}",
+            whether(result[f"{what}_ratio"] <= MOST_TIMES_ALONE),
+        )
+        for what in alone
+    ]
+    most = result["large"]["budget_seconds"] + UNIT_SECONDS
+    late = f"{result['large_seconds']:.2f} s"
+    return [
+        *rows,
+        (
+            f"the adaptation to {large} ends with its seconds",
+            late,
+            f"at most {most:g} s",
+            whether(result["large_seconds"] <= most),
+        ),
+        _counts("every request beside it is answered", result),
     ]
 
 
@@ -145,6 +171,7 @@ FAULTS = ("trainer", "selector", "engine", "core", "node", "injected")  # one ru
 PROMISES = (
     Promise("overhead", "make bench-overhead", _overhead),
     Promise("overload", "make overload", _overload),
+    Promise("fairness", "make fairness", _fairness),
     Promise("leavers", "make leavers", _leavers),
     Promise("abuse", "make abuse", _abuse),
     Promise("isolation", "make isolation", _isolation),
