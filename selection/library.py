@@ -37,8 +37,8 @@ from selection.documents import Cut, tokenizer_digest
 from selection.embedding import Embedder, Prompt
 from selection.filters import Filter, Scalar
 from selection.intake import Intake
-from selection.positions import Deleted, Position, new_id
 from selection.limit import UNLIMITED, Limit
+from selection.positions import Deleted, Position, new_id
 from selection.reader import EVERYTHING, Reader
 from selection.search import Found, check_query, most_similar
 from selection.shared import OpenCorpora, SharedEmbedder
