@@ -1,10 +1,33 @@
 """adapters: LoRA adapters that live for one request, trained on a resident base model.
 
-Usable alone: no Ray, no vLLM. It knows token sequences, never where they came from.
+Usable alone: no Ray, no vLLM. It knows token sequences, never where they came from. Its names are imported when they
+are first used: whoever needs a value type or an exception alone does not wait for torch.
 """
 
-from adapters.adapter import Adapter
-from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import Progress, Training, Watch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Adapter", "Progress", "Trainer", "TrainerConfig", "Training", "Watch"]
+if TYPE_CHECKING:
+    from adapters.adapter import Adapter
+    from adapters.config import TrainerConfig
+    from adapters.errors import AdapterError
+    from adapters.trainer import Trainer
+    from adapters.training import Progress, Training, Watch
+
+__all__ = ["Adapter", "AdapterError", "Progress", "Trainer", "TrainerConfig", "Training", "Watch"]
+
+_MODULES = {
+    "Adapter": "adapter",
+    "AdapterError": "errors",
+    "Progress": "training",
+    "Trainer": "trainer",
+    "TrainerConfig": "config",
+    "Training": "training",
+    "Watch": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -15,29 +15,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.nn import functional
 
+from adapters.config import PRECISIONS as PRECISIONS
+from adapters.errors import BaseModelError, TrainingOptionError, first_line
 from adapters.fused import fuse, restore
 from adapters.loss import cross_entropy
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class BaseModel:
     """A causal language model, frozen.
 
     Raises:
-        ValueError: it cannot be loaded, or there is no such precision.
+        BaseModelError: it cannot be loaded.
+        TrainingOptionError: there is no such precision.
     """
 
     def __init__(self, name: str, device: str = "auto", precision: str = "auto") -> None:
         from transformers import AutoModelForCausalLM
 
         if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}: one of {', '.join(PRECISIONS)}")
+            raise TrainingOptionError(f"unknown precision {precision!r}: one of {', '.join(PRECISIONS)}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         on_gpu = device != "cpu"
@@ -51,8 +51,9 @@ class BaseModel:
                 dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
                 attn_implementation="sdpa" if on_gpu else "eager",
             )
-        except (OSError, ValueError, SafetensorError) as problem:
-            raise ValueError(f"cannot load the base model {name!r}: {problem}") from problem
+        # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+        except Exception as problem:
+            raise BaseModelError(f"cannot load the base model {name!r}: {first_line(problem)}") from problem
         self.model = model.to(device).eval().requires_grad_(False)
         self.vocabulary = int(model.config.vocab_size)
         self.context = int(getattr(model.config, "max_position_embeddings", 2048))
@@ -67,9 +68,11 @@ class BaseModel:
             ValueError: fewer than two tokens, more than the context has room for, or tokens that the model lacks.
         """
         if not 2 <= len(sequence) <= self.context:
-            raise ValueError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.context}")
+            raise TrainingOptionError(f"a training sequence has {len(sequence)} tokens; it needs 2 to {self.context}")
         if not 0 <= min(sequence) <= max(sequence) < self.vocabulary:
-            raise ValueError("a training sequence has tokens that the model does not know: another tokenizer's?")
+            raise TrainingOptionError(
+                "a training sequence has tokens that the model does not know: another tokenizer's?"
+            )
 
     def losses(self, rows: Sequence[Sequence[int]], start: int = 1) -> torch.Tensor:
         """Mean nats a token [M] of each row's tokens from `start` on, given those before.

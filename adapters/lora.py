@@ -24,6 +24,8 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.adam import adam
 
+from adapters.errors import BaseModelError, TrainingOptionError
+
 
 class LoraProjection(nn.Module):
     """A frozen projection, plus the low-rank updates of the adapters that the rows of a batch are bound to."""
@@ -103,7 +105,9 @@ class LoraBank:
             if name.rpartition(".")[2] in targets and (isinstance(module, nn.Linear) or _is_transposed(module))
         }
         if not found:
-            raise ValueError(f"the model has no linear projections named {', '.join(targets)}: set the LoRA targets")
+            raise BaseModelError(
+                f"the model has no linear projections named {', '.join(targets)}: set the LoRA targets"
+            )
         self._header, offsets = _layout(found, rank)
         self.layers: dict[str, LoraProjection] = {}
         for name, module in found.items():
@@ -199,7 +203,7 @@ class LoraBank:
         """
         length = len(self._header)
         if weights[:length] != self._header or len(weights) != length + 4 * self.size:
-            raise ValueError("the adapter is of another model, rank or choice of targets")
+            raise TrainingOptionError("the adapter is of another model, rank or choice of targets")
 
     def load(self, slot: int, weights: bytes) -> None:
         """Put an exported adapter into a slot; its moments start at zero.

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from adapters.errors import TrainingOptionError
+
 PLANS = ("sequential", "batched", "reuse")
 BATCH = 5
 REFRESH = 3
@@ -50,7 +52,7 @@ def steps_of(plan: str, sequences: Sequence[Hashable]) -> list[Step]:
         return [Step(tuple(positions[start : start + BATCH])) for start in positions[::BATCH]]
     if plan == "reuse":
         return _reusing(sequences)
-    raise ValueError(f"unknown plan {plan!r}: one of {', '.join(PLANS)}")
+    raise TrainingOptionError(f"unknown plan {plan!r}: one of {', '.join(PLANS)}")
 
 
 def _reusing(sequences: Sequence[Hashable]) -> list[Step]:

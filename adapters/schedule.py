@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.adapter import Adapter
+from adapters.errors import TrainingOptionError
 from adapters.plan import Step
 from adapters.step_time import StepTime
 from adapters.training import Progress, Training, Watch
@@ -75,9 +76,9 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"the learning rate is {self.learning_rate}; it needs to be above 0")
+            raise TrainingOptionError(f"the learning rate is {self.learning_rate}; it needs to be above 0")
         if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more")
+            raise TrainingOptionError(f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more")
 
     @property
     def sizes(self) -> set[tuple[int, int]]:

@@ -19,13 +19,16 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Unpack
 
 import torch
 
 from adapters.adapter import Adapter
 from adapters.base_model import BaseModel
+from adapters.config import LLAMA_TARGETS as LLAMA_TARGETS
+from adapters.config import SMALL_MODEL as SMALL_MODEL
+from adapters.config import TrainerConfig as TrainerConfig
 from adapters.lora import LoraBank
 from adapters.memory import Memory, Rest
 from adapters.plan import steps_of
@@ -33,43 +36,9 @@ from adapters.schedule import Job, Schedule
 from adapters.step_time import StepTime
 from adapters.training import Options, Progress, Training, Watch
 
-LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SMALL_MODEL = 50_000_000  # parameters
 IDLE_SECONDS = 5.0  # with nobody there, after which memory is given back: a busy trainer would want it again at once
 _FULL, _NO_ROOM = "out of memory", ("can't allocate memory", "could not create a primitive")  # of torch, and of oneDNN
 _EXPLODED = 3.0  # times the loss of guessing: no adapter worth having makes such a loss of what it learns
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """How adapters are trained.
-
-    Attributes:
-        model: hub id or folder of the base model; safetensors only.
-        rank: of the LoRA.
-        scale: what B A is multiplied by, LoRA's alpha over its rank; None takes 16 for models under 50 M parameters
-            (chosen on the bundled one, benchmarks/README.md) and 1 above. The larger, the faster B learns beside A.
-        learning_rate: of Adam; None takes 6e-4 for those (at a scale of 16) and the paper's 5e-4 above.
-        targets: names of the projections that are adapted.
-        device: "cpu", "cuda", or "auto".
-        precision: of the base model: "float32", "bfloat16", or "auto": bfloat16 where the processor has units for it,
-            which are a GPU and CPUs with AMX. What is learnt, and its moments, are always float32.
-        slots: how many adapters are trained at once; others wait.
-        memory_bytes: that a step may keep for its backward; None takes half of what is free at the start. A sequence
-            that keeps more is computed layer by layer, twice; one that needs more even so ends "out of memory" at once.
-        batch_tokens: of a step, padding included. None takes 2,048 on a CPU, where more is no faster; 16,384 on a GPU.
-    """
-
-    model: str
-    rank: int = 16
-    scale: float | None = None
-    learning_rate: float | None = None
-    targets: tuple[str, ...] = LLAMA_TARGETS
-    device: str = "auto"
-    precision: str = "auto"
-    slots: int = 8
-    memory_bytes: int | None = None
-    batch_tokens: int | None = None
 
 
 class Trainer:

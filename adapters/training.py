@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from adapters.adapter import Adapter
+from adapters.errors import TrainingOptionError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Watch:
 
     def __post_init__(self) -> None:
         if not 0 < self.gain < math.inf:
-            raise ValueError(f"the gain is {self.gain}; it needs to be above 0")
+            raise TrainingOptionError(f"the gain is {self.gain}; it needs to be above 0")
 
 
 @dataclass(frozen=True)

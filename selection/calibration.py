@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from selection.errors import SelectionError, first_line
+
 _KEY = "calibration"
 _OF_FILES = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}  # where a model lies, not what it is
 
@@ -45,12 +47,24 @@ def model_digest(base_model: str) -> str:
 
     Args:
         base_model: hub id or folder.
+
+    Raises:
+        SelectionError: its configuration cannot be loaded.
     """
     from transformers import AutoConfig
 
-    told: dict[str, Any] = AutoConfig.from_pretrained(base_model).to_dict()
+    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+    try:
+        told: dict[str, Any] = AutoConfig.from_pretrained(base_model).to_dict()
+    except Exception as problem:
+        raise SelectionError(f"cannot load the configuration of {base_model!r}: {first_line(problem)}") from problem
     told = {key: value for key, value in told.items() if key not in _OF_FILES}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def is_calibrated(meta: Mapping[str, str]) -> bool:
+    """Whether a corpus keeps a calibration, of any model and embedder."""
+    return any(key.startswith(f"{_KEY} ") and said for key, said in meta.items())
 
 
 def calibration_of(meta: Mapping[str, str], model: str) -> Calibration | None:

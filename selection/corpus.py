@@ -239,6 +239,10 @@ class Corpus:
             with building(self.folder):
                 self._view = self._build()
 
+    def reembedded(self, embedder: Embedder) -> int:
+        """How many new embeddings a run for this embedder that was broken off has left."""
+        return self._store.reembedded(_identity(embedder))
+
     def reembed(self, embedder: Embedder, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Replace every embedding by another embedder's. Until it is done, or if it is broken off, nothing changes.
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from selection.corpus import Corpus
 from selection.embedding import Embedder, Embeddings
+from selection.errors import SelectionOptionError
 from selection.filters import Scalar
 from selection.store import CorpusError, Piece
 
@@ -63,9 +64,11 @@ class Cut:
 
     def __post_init__(self) -> None:
         if not self.max_length >= 2:
-            raise ValueError(f"a sequence has at least 2 tokens, not {self.max_length}")
+            raise SelectionOptionError(f"a sequence has at least 2 tokens, not {self.max_length}")
         if not 0 <= self.overlap <= self.max_length // 2:
-            raise ValueError(f"sequences of {self.max_length} tokens can overlap by 0 to {self.max_length // 2}")
+            raise SelectionOptionError(
+                f"sequences of {self.max_length} tokens can overlap by 0 to {self.max_length // 2}"
+            )
 
 
 @dataclass(frozen=True)

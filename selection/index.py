@@ -30,13 +30,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
 from selection.embedding import Embeddings
 
-_FAISS: Any = faiss  # its Python wrappers take other arguments than its stubs say
+
+class _Faiss:
+    """faiss, imported when it is first used: whoever opens a corpus to list it does not wait for it."""
+
+    def __getattr__(self, name: str) -> Any:
+        import faiss
+
+        return getattr(faiss, name)
+
+
+faiss: Any = _Faiss()  # as Any: its Python wrappers take other arguments than its stubs say
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -84,10 +93,10 @@ class Index:
         self._coded = self._searched = coded
         self._reading = reading
         if coded is None:
-            self._flat = self._searched = _FAISS.IndexFlatIP(self.dimension)
+            self._flat = self._searched = faiss.IndexFlatIP(self.dimension)
             self._flat.add(np.ascontiguousarray(vectors_ND))
             if vectors_ND.size:  # not a second copy, and valid as long as self._flat is
-                self._vectors_ND = _FAISS.rev_swig_ptr(self._flat.get_xb(), vectors_ND.size).reshape(vectors_ND.shape)
+                self._vectors_ND = faiss.rev_swig_ptr(self._flat.get_xb(), vectors_ND.size).reshape(vectors_ND.shape)
             if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
                 self._searched = faiss.index_cpu_to_all_gpus(self._flat)
 
@@ -133,9 +142,9 @@ class Index:
         if allowed <= max(k, _FEW if self._coded is not None else k):
             rows = np.arange(len(self)) if allowed_N is None else np.flatnonzero(allowed_N)
             return self._rank(rows, targets_TD, k)
-        selector = None if allowed_N is None else _FAISS.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little"))
+        selector = None if allowed_N is None else faiss.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little"))
         if self._coded is None:
-            parameters = None if selector is None else _FAISS.SearchParameters(sel=selector)
+            parameters = None if selector is None else faiss.SearchParameters(sel=selector)
             return self._rank(self._search(targets_TD, k, parameters), targets_TD, k)
         assert self._reading is not None
         reading, k, lists = self._reading, max(k, _TOP), faiss.extract_index_ivf(self._coded).nlist
@@ -150,9 +159,9 @@ class Index:
         return found
 
     def _read(self, targets_TD: Embeddings, k: int, reading: Reading, selector: Any = None) -> Ranked:
-        parameters = _FAISS.SearchParametersIVF(sel=selector, nprobe=reading.probes)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=reading.probes)
         wanted = min(reading.refine * k, len(self))
-        found = self._search(targets_TD, wanted, _FAISS.SearchParametersPreTransform(index_params=parameters))
+        found = self._search(targets_TD, wanted, faiss.SearchParametersPreTransform(index_params=parameters))
         return self._rank(found, targets_TD, k)
 
     def _search(self, targets_TD: Embeddings, wanted: int, parameters: Any) -> Ids:
@@ -273,7 +282,7 @@ def _projection(sample_SD: Embeddings) -> Any:
     share_D = np.cumsum(energy_D[::-1]) / energy_D.sum()
     kept = min(dimension, 32 * (int(np.searchsorted(share_D, _KEPT)) // 32 + 1))
     projection: Any = faiss.LinearTransform(dimension, kept)
-    _FAISS.copy_array_to_vector(np.ascontiguousarray(axes_DD[:, ::-1].T[:kept]).ravel(), projection.A)
+    faiss.copy_array_to_vector(np.ascontiguousarray(axes_DD[:, ::-1].T[:kept]).ravel(), projection.A)
     projection.is_trained = True
     return projection
 

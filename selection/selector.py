@@ -16,15 +16,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from selection.baselines import hull, nearest_neighbours, nearest_repeated, random_choice, uncertainty_sampling
 from selection.calibration import Calibration, calibration_of, model_digest
+from selection.config import SelectorConfig as SelectorConfig
 from selection.documents import tokenizer_digest
-from selection.embedding import DEFAULT, Embeddings, Prompt, load_embedder
+from selection.embedding import Embeddings, Prompt, load_embedder
+from selection.errors import SelectionError, SelectionOptionError, first_line
 from selection.filters import Filter
 from selection.limit import UNLIMITED, Limit
 from selection.reader import EVERYTHING, Reader
@@ -39,27 +40,6 @@ _TRIES = 20  # of a choice whose sequences are gone when they are read: they wer
 REGULARISATION = 0.3
 STRATEGIES = ("sift", "nn", "nn-f", "us", "random", "hull")
 _WITHOUT_OPTIONS = {"nn": nearest_neighbours, "nn-f": nearest_repeated, "us": uncertainty_sampling, "hull": hull}
-
-
-@dataclass(frozen=True)
-class SelectorConfig:
-    """Where corpora are and how data is chosen from them.
-
-    Attributes:
-        root: the folder of all corpora.
-        embedder: as in `selection.embedding.load_embedder`.
-        base_model: hub id or folder; its tokenizer must be the corpora's. None leaves that unchecked.
-        candidates: K, how many nearest sequences are chosen from; None takes the whole corpus.
-        regularisation: lambda' of SIFT; None takes that of the corpus's calibration, else REGULARISATION.
-        device: where the embedder computes.
-    """
-
-    root: Path
-    embedder: str = DEFAULT
-    base_model: str | None = None
-    candidates: int | None = 200
-    regularisation: float | None = None
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -236,14 +216,14 @@ def choose(
     """What a strategy picks of the candidates; `between` is called between parts of the work, and may raise.
 
     Raises:
-        ValueError: an unknown strategy, or an alpha with one that has no stopping rule.
+        SelectionOptionError: an unknown strategy, or an alpha with one that has no stopping rule.
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"unknown strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
+        raise SelectionOptionError(f"unknown strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
     if strategy == "sift":
         return sift(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, alpha=alpha, between=between)
     if alpha is not None:
-        raise ValueError(f"the strategy {strategy!r} has no stopping rule; leave alpha out")
+        raise SelectionOptionError(f"the strategy {strategy!r} has no stopping rule; leave alpha out")
     given: dict[str, Any] = {"steps": steps, "regularisation": regularisation, "between": between}
     if strategy == "random":
         return random_choice(candidates_KD, targets_TD, seed=seed, **given)
@@ -253,4 +233,8 @@ def choose(
 def _tokenizer_of(base_model: str) -> str:
     from transformers import AutoTokenizer
 
-    return tokenizer_digest(AutoTokenizer.from_pretrained(base_model))
+    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+    try:
+        return tokenizer_digest(AutoTokenizer.from_pretrained(base_model))
+    except Exception as problem:
+        raise SelectionError(f"cannot load the tokenizer of {base_model!r}: {first_line(problem)}") from problem

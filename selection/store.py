@@ -26,6 +26,8 @@ import numpy.typing as npt
 from selection.attachments import Attachments, DetachedError
 from selection.batches import Batches
 from selection.copies import Copies
+from selection.errors import CorpusError as CorpusError
+from selection.errors import CorpusNotFoundError as CorpusNotFoundError
 from selection.filters import Filter, Scalar, to_sql
 from selection.positions import new_id
 from selection.schema import ADDITIONS, TABLES, VERSION
@@ -34,17 +36,6 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 
 _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "generation", "uuid"}
-
-
-class CorpusError(ValueError):
-    """A corpus that cannot be used as asked; the message says what to do.
-
-    Whoever asked may be far away: where a corpus lies on this machine is in a note (`add_note`), never in the message.
-    """
-
-
-class CorpusNotFoundError(CorpusError):
-    """No corpus of that name."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +248,13 @@ class Store:
             if self.meta().get("reembedding") != json.dumps(identity):
                 self._db.execute("DELETE FROM reembedded")
                 self._db.execute("INSERT OR REPLACE INTO meta VALUES ('reembedding', ?)", (json.dumps(identity),))
+
+    def reembedded(self, identity: Mapping[str, str]) -> int:
+        """How many embeddings were replaced before it was broken off, if that was for the same embedder."""
+        if self.meta().get("reembedding") != json.dumps(identity):
+            return 0
+        ((count,),) = self._ask("SELECT count(*) FROM reembedded")
+        return int(count)
 
     def not_reembedded(self, limit: int) -> list[tuple[int, str]]:
         """Ids, ascending, and texts of the first sequences that wait for their new embedding."""

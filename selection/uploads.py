@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from selection.errors import LibraryError as LibraryError
+from selection.errors import MissingError as MissingError
+from selection.errors import ReadOnlyError as ReadOnlyError
 from selection.filters import Scalar
 from selection.positions import Deleted, Position, new_id, position
 from selection.reader import EVERYTHING, Reader
@@ -29,18 +32,6 @@ _ID = re.compile(r"file-[0-9a-f]{24}")
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,16}")
 _LEFT_OVER = 24 * 3600  # seconds after which a hidden folder is what a kill left behind
 _KEYS, _KEY, _VALUE = 16, 64, 512  # OpenAI's limits of metadata and attributes
-
-
-class LibraryError(ValueError):
-    """What a library cannot do as it was asked; the message says why."""
-
-
-class MissingError(LibraryError):
-    """There is no such store, file or batch."""
-
-
-class ReadOnlyError(LibraryError):
-    """A store that its reader sees, but does not own."""
 
 
 @dataclass(frozen=True)

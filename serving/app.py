@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,9 +34,10 @@ from selection.library import Library
 from selection.selector import Selection, SelectorConfig
 from selection.shards import folder_of
 from serving import front, orphans
+from serving.checks import check_port
 from serving.config import Config
 from serving.entrance import entrance, free_ports
-from serving.errors import StartError
+from serving.errors import SettingsError, StartError
 from serving.logs import set_up_logs
 from serving.node import Node
 from serving.options import settings_of, variable
@@ -255,11 +255,13 @@ def application(told: dict[str, Any]) -> serve.Application:
     """The application of a Serve config: `import_path: serving.app:application`, and settings as its `args`.
 
     Raises:
-        ValueError, CorpusError: as `settings_of`, `Settings.config` and `check`.
+        SettingsError, CorpusError: as `settings_of`, `Settings.config` and `check`.
     """
-    config = settings_of(told).config()
+    settings = settings_of(told)
+    settings.check()
+    config = settings.config()
     if not config.has_keys:
-        raise ValueError(
+        raise SettingsError(
             "a cluster's server needs keys: set MAYFLY_API_KEYS where Ray is started, or `api-key-file` in the args"
         )
     check(config)
@@ -291,14 +293,7 @@ def running(
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # and they are on loopback, as where Ray has no clusters
     }
     ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable as it was imported
-    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as problem:
-            raise StartError(
-                f"cannot listen on {config.host}:{config.port}: {problem.strerror}; try --port"
-            ) from problem
+    check_port(config.host, config.port)
     with entrance(config.host, config.port, replicas) as drain:
         on_stage("starting Ray and Ray Serve")
         logging.getLogger("ray.serve").setLevel(logging.ERROR)

@@ -33,6 +33,7 @@ from selection.corpus import Corpus
 from selection.embedding import Prompt
 from selection.selector import REGULARISATION, Selector, choose
 from serving.config import AUTO
+from serving.errors import CalibrationError
 
 STEPS = 50
 KEPT = 0.9
@@ -196,7 +197,7 @@ def calibrate(
 
     Raises:
         CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
-        ValueError: it has too few documents that are long enough.
+        CalibrationError: it has too few documents that are long enough.
     """
     bench = Bench(selector, model, corpus, documents)
     choosing, judging = bench.held[::2], bench.held[1::2]
@@ -239,7 +240,7 @@ def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[Held]:
     """A sequence of each of so many documents, one of its longest, the same each time.
 
     Raises:
-        ValueError: there are too few documents with a sequence of LEAST tokens.
+        CalibrationError: there are too few documents with a sequence of LEAST tokens.
     """
     draw = random.Random(0)  # noqa: S311
     entries = corpus.documents()
@@ -254,7 +255,7 @@ def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[Held]:
         found.append(Held(entry.id, tokenizer.decode(tokens[: len(tokens) // 2]), tokens))
         if len(found) == documents:
             return found
-    raise ValueError(
+    raise CalibrationError(
         f"corpus {corpus.name!r} has {len(found)} documents with a sequence of {LEAST} tokens or more, and "
         f"{documents} are to be held out: add documents, or hold out fewer (--documents)"
     )

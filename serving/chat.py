@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from serving.client import AnswerError, Piece, Progress, Report, Server, Told
 from serving.errors import MayflyError
-from serving.terminal import err, out
+from serving.progress import Working
+from serving.terminal import err, out, read_input, say
 
 URL = "http://127.0.0.1:8000/v1"
 _LENGTH = 256  # tokens of a plain continuation, which OpenAI's API else ends after 16
@@ -37,7 +37,7 @@ def chat(
     prompt: Annotated[
         str | None, typer.Argument(help="To be answered once.", show_default="standard input, or a conversation")
     ] = None,
-    url: Annotated[str, typer.Option("--url", help="Of the server's API.")] = URL,
+    url: Annotated[str, typer.Option("--url", help="URL of the server, or of its API.")] = URL,
     corpus: Annotated[
         str | None, typer.Option("--corpus", help="The corpus to learn from.", show_default="the server's")
     ] = None,
@@ -59,7 +59,7 @@ def chat(
     Examples: [cyan]mayfly chat --corpus nx[/] and [cyan]mayfly chat --completion "def shortest_path("[/]
     """
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
+        prompt = read_input()
     if prompt is not None and not prompt.strip():
         raise AnswerError("the prompt is empty: give it as an argument or on standard input")
     try:
@@ -102,7 +102,7 @@ class Conversation:
                     self.answer(line)
             except EOFError:
                 return
-            except (MayflyError, ValueError) as problem:
+            except MayflyError as problem:
                 _tell(f"mayfly: {problem}", "red")
             except KeyboardInterrupt:
                 if interrupted:
@@ -117,9 +117,9 @@ class Conversation:
             AnswerError: there is none, or not all of it.
         """
         if self.base:
-            out.print("base model:", style="dim")
+            say("base model:", "dim", out)
             self._print(self._ask(prompt, "none"), [])
-            out.print("adapted:", style="dim")
+            say("adapted:", "dim", out)
         said: list[str] = []
         try:
             report = self._print(self._ask(prompt, self.budget), said)
@@ -164,17 +164,19 @@ class Conversation:
         """Print an answer as it comes, add its pieces to `said`, and return its report."""
         report = None
         try:
-            with closing(answer), err.status("adapting") as waiting:
+            with closing(answer), Working("waiting", err, at_once=False) as waiting:
                 for told in answer:
                     match told:
                         case Progress(words):
-                            waiting.update(Text(_plain(words)))
+                            waiting.update(words)
                         case Report(facts):
                             report = facts
                         case Piece(text):
                             waiting.stop()
                             said.append(text)
-                            out.file.write(_plain(text))  # not through rich, which changes tabs and breaks lines
+                            out.file.write(
+                                _CONTROL.sub("", text)
+                            )  # not through rich, which changes tabs and breaks lines
                             out.file.flush()
         finally:
             if said:
@@ -202,8 +204,4 @@ def facts_line(report: dict[str, Any]) -> str:
 
 
 def _tell(line: str, style: str = "dim") -> None:
-    err.print(_plain(line), style=style, highlight=False, markup=False, soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    return _CONTROL.sub("", text)
+    say(line, style)

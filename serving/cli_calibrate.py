@@ -6,13 +6,13 @@ The search is in `serving.calibrate`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
+from serving.progress import kept_when_broken_off, reporting, working
+from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out, row, say, show, table
 
 if TYPE_CHECKING:
     from serving.calibrate import Found
@@ -43,29 +43,35 @@ def calibrate(
 
     from selection.calibration import model_digest, to_remember
     from selection.corpus import Corpus
-    from selection.selector import Selector, SelectorConfig
-    from serving.calibrate import calibrate as search
     from serving.config import bundled_model
+    from serving.models import check_embedder, check_model
+    from serving.settings import check_corpus
 
     base = model or bundled_model()
-    opened = Corpus.open(home / "corpora", corpus)
-    try:
+    check_model(base)
+    if not forget:
+        check_embedder(embedder, base)
+        check_corpus(home / "corpora", corpus, embedder)
+    with closing(Corpus.open(home / "corpora", corpus)) as opened:
         if forget:
             opened.remember(to_remember(None, opened.meta(), model_digest(base)))
-            out.print(f"corpus {corpus}: the built-in defaults hold again", highlight=False)
+            say(f"corpus {corpus}: the built-in defaults hold again", to=out)
             return
-        with err.status("loading the embedder and the base model"):
-            selector = Selector(SelectorConfig(home / "corpora", embedder, base))
-        with _bar() as progress:
+        with kept_when_broken_off(lambda: f"corpus {corpus} keeps the settings that it had"):
+            with working("loading the embedder and the base model"):
+                from selection.selector import Selector, SelectorConfig
+                from serving.calibrate import calibrate as search
 
-            def on_setting(what: str, count: int) -> Callable[[], None]:
-                task = progress.add_task(what, total=count)
-                return lambda: progress.advance(task)
+                selector = Selector(SelectorConfig(home / "corpora", embedder, base))
+            with ExitStack() as bars:
 
-            found = search(selector, base, corpus, documents, on_setting)
+                def on_setting(what: str, count: int) -> Callable[[], None]:
+                    bars.close()  # that of the setting before
+                    done = bars.enter_context(reporting(what, "documents", count))
+                    return lambda: done.advance()
+
+                found = search(selector, base, corpus, documents, on_setting)
         opened.remember(to_remember(found.calibration, opened.meta(), model_digest(base)))
-    finally:
-        opened.close()
     _show(found, corpus)
     if json:
         print(dumps(asdict(found)))
@@ -74,25 +80,19 @@ def calibrate(
 def _show(found: Found, corpus: str) -> None:
     from serving.calibrate import told
 
-    table = Table("tried", "% of base", box=None, pad_edge=False)
+    settings = table("tried", "% of base")
     for tried in found.tried:
-        table.add_row(told(tried.setting), f"{tried.percent_of_base:.1f}")
-    err.print(table)
-    curve = Table("% of base after", *(f"{n} steps" for n in _SHOWN), box=None, pad_edge=False)
+        row(settings, told(tried.setting), f"{tried.percent_of_base:.1f}")
+    show(settings, err)
+    curve = table("% of base after", *(f"{n} steps" for n in _SHOWN))
     for name, points in (("built-in defaults", found.by_default), ("calibrated", found.calibrated)):
-        curve.add_row(name, *(f"{points[n]:.1f}" for n in _SHOWN))
-    err.print(curve)
+        row(curve, name, *(f"{points[n]:.1f}" for n in _SHOWN))
+    show(curve, err)
     kept = found.calibration
-    out.print(
+    say(
         f"corpus {corpus} keeps: lambda' {kept.regularisation:g}, learning rate {kept.learning_rate:.2g}, rank "
         f"{kept.rank}, gain {kept.gain:.2g}: {kept.percent_of_base:.1f} % of base on {kept.passages} other documents "
         f"({kept.percent_by_default:.1f} with the built-in defaults); by gain {found.steps:.0f} steps for "
         f"{found.gain_share:.0%} of that gain",
-        highlight=False,
-    )
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
+        to=out,
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
+from serving.errors import InstallationError, in_full
+from serving.progress import kept_when_broken_off, reporting, working
+from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out, plain_line, row, say, show, table
 
 if TYPE_CHECKING:
     from selection.documents import Document
@@ -52,6 +56,7 @@ def corpus_add(
     """
     if not paths and not package:
         raise typer.BadParameter("name files, folders or --package", param_hint="PATH")
+    check_paths(paths or [])
     from transformers import AutoTokenizer
 
     from selection.corpus import Corpus
@@ -97,16 +102,29 @@ def corpus_add(
 
 @corpus_app.command("list")
 def corpus_list(home: Home = HOME) -> None:
-    """List the corpora."""
+    """List the corpora; exit status 1 where one of them cannot be opened."""
     from selection.corpus import Corpus, list_corpora
+    from selection.errors import CorpusError, CorpusNotFoundError
 
-    table = Table("corpus", "documents", "sequences", "embedder", box=None, pad_edge=False)
+    corpora, unusable = table("corpus", "documents", "sequences", "embedder"), []
     for name in list_corpora(home / "corpora"):
-        corpus = Corpus.open(home / "corpora", name)
-        documents, sequences = corpus.counts()
-        table.add_row(name, str(documents), str(sequences), corpus.embedder)
-        corpus.close()
-    out.print(table if table.row_count else f"no corpora in {home}; `mayfly corpus add NAME PATH` makes one")
+        try:
+            with closing(Corpus.open(home / "corpora", name)) as corpus:
+                documents, sequences = corpus.counts()
+                row(corpora, name, str(documents), str(sequences), corpus.embedder)
+        except CorpusNotFoundError:  # removed just now
+            continue
+        except CorpusError as problem:
+            row(corpora, name, "-", "-", "cannot be opened")
+            unusable.append(problem)
+    if corpora.row_count:
+        show(corpora)
+    else:
+        say(f"no corpora in {home}; `mayfly corpus add NAME PATH` makes one", to=out)
+    for each in unusable:
+        say(Text.assemble(("mayfly: ", "red"), plain_line(in_full(each))))
+    if unusable:
+        raise typer.Exit(1)
 
 
 @corpus_app.command("show")
@@ -114,12 +132,11 @@ def corpus_show(name: str, home: Home = HOME) -> None:
     """List a corpus's documents with their number of sequences."""
     from selection.corpus import Corpus
 
-    corpus = Corpus.open(home / "corpora", name)
-    table = Table("id", "document", "sequences", box=None, pad_edge=False)
-    for entry in corpus.documents():
-        table.add_row(str(entry.id), entry.name, str(entry.sequences))
-    out.print(table)
-    corpus.close()
+    documents = table("id", "document", "sequences")
+    with closing(Corpus.open(home / "corpora", name)) as corpus:
+        for entry in corpus.documents():
+            row(documents, str(entry.id), entry.name, str(entry.sequences))
+    show(documents)
 
 
 @corpus_app.command("remove")
@@ -133,44 +150,60 @@ def corpus_remove(
 ) -> None:
     """Remove a corpus, or one document of it."""
     from selection.corpus import Corpus
-    from selection.store import CorpusError
+    from selection.errors import CorpusError
 
-    corpus = Corpus.open(home / "corpora", name)
-    if document is not None:
-        if not (corpus.delete(document) or (document.isdecimal() and corpus.delete(int(document)))):
+    with closing(Corpus.open(home / "corpora", name)) as corpus:
+        if document is None:
+            documents, sequences = corpus.counts()
+            if not yes:
+                asked = f"Remove corpus {name} with {documents} documents, {sequences} sequences?"
+                typer.confirm(plain_line(asked), abort=True)
+            corpus.remove()
+            say(f"removed corpus {name}", to=out)
+        elif corpus.delete(document) or (document.isdecimal() and corpus.delete(int(document))):
+            corpus.build_index()
+            say(f"corpus {name}: removed {plain_line(document)}", to=out)
+        else:
             raise CorpusError(f"corpus {name!r} has no document {document!r}; `mayfly corpus show {name}` lists them")
-        corpus.build_index()
-        out.print(f"corpus {name}: removed {document}", highlight=False)
-    else:
-        documents, sequences = corpus.counts()
-        if not yes:
-            typer.confirm(f"Remove corpus {name} with {documents} documents, {sequences} sequences?", abort=True)
-        corpus.remove()
-        out.print(f"removed corpus {name}", highlight=False)
 
 
 @corpus_app.command("reembed")
 def corpus_reembed(name: str, model: Model = None, embedder: EmbedderName = EMBEDDER, home: Home = HOME) -> None:
     """Embed a corpus anew, for another embedder; a run that was broken off goes on where it was."""
     from selection.corpus import Corpus
-    from selection.embedding import load_embedder
     from serving.config import bundled_model
+    from serving.models import check_embedder
 
-    corpus = Corpus.open(home / "corpora", name)
-    with err.status("loading the embedder"):
-        vectors = load_embedder(embedder, base_model=model or bundled_model())
-    total = corpus.counts()[1]
-    with _bar("sequences") as progress:
-        task = progress.add_task("embedding", total=total, sequences=total)
-        corpus.reembed(vectors, lambda done, _total: progress.advance(task, done))
-    out.print(f"corpus {name}: {total} sequences embedded by {vectors.name}", highlight=False)
-    corpus.close()
+    base = model or bundled_model()
+    with closing(Corpus.open(home / "corpora", name)) as corpus:
+        check_embedder(embedder, base)
+        with working("loading the embedder"):
+            from selection.embedding import load_embedder
+
+            vectors = load_embedder(embedder, base_model=base)
+        done = 0
+
+        def kept() -> str:
+            return f"{done:,} of {total:,} new embeddings are kept; run the same command again to go on with them"
+
+        total = corpus.counts()[1]
+        with kept_when_broken_off(kept), reporting("embedding", "sequences", total) as progress:
+
+            def advance(count: int, _total: int) -> None:
+                nonlocal done
+                done += count
+                progress.reach(done)
+
+            done = corpus.reembedded(vectors)
+            progress.resume(done)
+            corpus.reembed(vectors, advance)
+        say(f"corpus {name}: {total} sequences embedded by {vectors.name}", to=out)
 
 
 @corpus_app.command("shard")
 def corpus_shard(
     name: str,
-    shards: Annotated[int, typer.Option("--shards", min=1, max=64, help="How many.")],
+    shards: Annotated[int, typer.Option("--shards", min=1, max=64, help="Number of shards.")],
     home: Home = HOME,
 ) -> None:
     """Spread a corpus over shards, for `mayfly serve --shards`, or have its shards follow what has changed since.
@@ -180,17 +213,36 @@ def corpus_shard(
     from selection.corpus import Corpus
     from selection.shards import folder_of, follow
 
-    corpus = Corpus.open(home / "corpora", name)
-    roots = [folder_of(home, shard, shards) for shard in range(shards)]
-    with _bar("documents") as progress:
-        task = progress.add_task("spreading", total=None, sequences=corpus.counts()[1])
-        follow(corpus, roots, lambda done, total: progress.update(task, completed=done, total=total))
-    for root in roots:
-        part = Corpus.open(root, corpus.name)
-        documents, sequences = part.counts()
-        out.print(f"{root}: {documents} documents, {sequences} sequences", highlight=False, soft_wrap=True)
-        part.close()
-    corpus.close()
+    kept = "what was spread is kept; run the same command again to go on. Until then the corpus is searched whole"
+    with closing(Corpus.open(home / "corpora", name)) as corpus:
+        roots = [folder_of(home, shard, shards) for shard in range(shards)]
+        with kept_when_broken_off(lambda: kept), reporting("spreading", "documents") as progress:
+            follow(corpus, roots, progress.reach)
+        for root in roots:
+            with closing(Corpus.open(root, corpus.name)) as part:
+                documents, sequences = part.counts()
+            say(f"{root}: {documents} documents, {sequences} sequences", to=out)
+
+
+def check_paths(paths: Iterable[Path]) -> None:
+    """Whether all of these can be read, before anything is loaded.
+
+    Raises:
+        CorpusError: one cannot; the message names it.
+    """
+    from selection.errors import CorpusError
+
+    for path in paths:
+        try:
+            path.resolve(strict=True)
+            if not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except RuntimeError as problem:  # of Python up to 3.12, for symbolic links that lead back to themselves
+            raise CorpusError(f"cannot read {path}: {os.strerror(errno.ELOOP)}") from problem
+        except FileNotFoundError as problem:
+            raise CorpusError(f"{path} does not exist") from problem
+        except OSError as problem:
+            raise CorpusError(f"cannot read {path}: {problem.strerror}") from problem
 
 
 @contextmanager
@@ -198,7 +250,7 @@ def _embedding(embedder: str, base_model: str) -> Iterator[Callable[[Iterable[li
     try:
         from serving.spread import cluster
     except ImportError as problem:
-        raise ValueError(f"--ray needs Ray Data: install mayfly[data] ({problem})") from problem
+        raise InstallationError(f"--ray needs Ray Data: install mayfly[data] ({problem})") from problem
     with cluster(embedder, base_model) as spread:
         yield spread.embed
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
+from serving.progress import kept_when_broken_off, working
+from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, out, row, say, show, table
 
 if TYPE_CHECKING:
     from serving.pieces import Pieces
@@ -29,43 +28,45 @@ def plan(
     rate: Annotated[float, typer.Option("--rate", help="Requests a second.")] = 1.0,
     parameters: Annotated[
         float | None,
-        typer.Option("--parameters", help="Of the model to plan for, such as 1e9.", show_default=_AS_MEASURED),
+        typer.Option(
+            "--parameters", help="Parameters of the model to plan for, such as 1e9.", show_default=_AS_MEASURED
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Of training, for each adapted request.")] = 50,
-    sequence_tokens: Annotated[int, typer.Option("--sequence-tokens", help="Of a training sequence.")] = 256,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Of a prompt.")] = 256,
-    answer_tokens: Annotated[int, typer.Option("--answer-tokens", help="Of an answer.")] = 128,
-    corpus_sequences: Annotated[int, typer.Option("--corpus-sequences", help="In the corpus.")] = 10_000,
+    steps: Annotated[int, typer.Option("--steps", help="Training steps of each adapted request.")] = 50,
+    sequence_tokens: Annotated[int, typer.Option("--sequence-tokens", help="Tokens of a training sequence.")] = 256,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Tokens of a prompt.")] = 256,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", help="Tokens of an answer.")] = 128,
+    corpus_sequences: Annotated[int, typer.Option("--corpus-sequences", help="Sequences in the corpus.")] = 10_000,
     adapted: Annotated[float, typer.Option("--adapted", help="The share of requests that are adapted.")] = 1.0,
     utilisation: Annotated[float, typer.Option("--utilisation", help="How busy a stage may be.")] = 0.7,
     flops: Annotated[
         float | None,
         typer.Option(
-            "--flops", help="Of an accelerator: operations a second in bfloat16.", show_default="this machine's"
+            "--flops", help="Operations a second of an accelerator, in bfloat16.", show_default="this machine's"
         ),
     ] = None,
     bandwidth: Annotated[
         float | None,
-        typer.Option("--bandwidth", help="Of an accelerator: bytes a second.", show_default="this machine's"),
+        typer.Option("--bandwidth", help="Bytes a second of an accelerator's memory.", show_default="this machine's"),
     ] = None,
     model: Model = None,
     corpus: Annotated[
-        str | None, typer.Option("--corpus", help="To measure choosing from.", show_default="the embedder alone")
+        str | None, typer.Option("--corpus", help="Corpus to measure the search in.", show_default="the embedder alone")
     ] = None,
     embedder: EmbedderName = EMBEDDER,
     url: Annotated[
         str | None,
         typer.Option(
-            "--url", help="API of a Mayfly that serves the model, to measure its engine.", show_default="estimated"
+            "--url", help="URL of a Mayfly that serves the model, to measure its engine.", show_default="estimated"
         ),
     ] = None,
     key: Annotated[
         str | None, typer.Option("--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="The API key there.")
     ] = None,
     measured: Annotated[
-        Path | None, typer.Option("--measured", help="Pieces kept with --save, rather than to measure.")
+        Path | None, typer.Option("--measured", help="Use the measurements in this file, which --save kept.")
     ] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Keep what is measured in this file, JSON.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Keep the measurements in this file, JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     home: Home = HOME,
 ) -> None:
@@ -75,6 +76,7 @@ def plan(
 
     Example: [cyan]mayfly plan --rate 50 --parameters 1e9 --flops 4e14 --bandwidth 3e12[/]
     """
+    from serving.checks import check_writable
     from serving.pieces import Target, read_pieces, scaled, write_pieces
     from serving.plan import Workload, plan_for
 
@@ -86,8 +88,10 @@ def plan(
         raise typer.BadParameter(
             "leave --model, --corpus, --url and --save out: all is measured", param_hint="--measured"
         )
-    if save is not None and not save.absolute().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {save.absolute().parent}", param_hint="--save")
+    if save is not None:
+        if not save.absolute().parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {save.absolute().parent}", param_hint="--save")
+        check_writable(save)
     pieces = read_pieces(measured) if measured else _measure(workload, model, corpus, embedder, home, url, key)
     if save is not None:
         write_pieces(pieces, save)
@@ -105,7 +109,7 @@ def plan(
         return
     _show(workload, used, found)
     for said in lines:
-        out.print(f"[dim]{escape(said)}[/]", highlight=False, soft_wrap=True)
+        say(said, "dim", out)
 
 
 def assumptions(measured: Pieces, used: Pieces, utilisation: float) -> list[str]:
@@ -137,47 +141,54 @@ def _measure(
     url: str | None,
     key: str | None,
 ) -> Pieces:
-    from adapters.defaults import for_model
-    from selection import SelectorConfig
     from serving.client import Server
     from serving.config import bundled_model
-    from serving.measuring import Asked, measure
+    from serving.models import check_embedder, check_model
+    from serving.settings import check_corpus
 
     base = model or bundled_model()
-    selector = SelectorConfig(home / "corpora", embedder, base)
+    check_model(base)
+    check_embedder(embedder, base)
+    if corpus is not None:
+        check_corpus(home / "corpora", corpus, embedder)
     with ExitStack() as stack:
         server = None if url is None else stack.enter_context(closing(Server(url, key)))
+        if server is not None:
+            server.first_model()
+        stack.enter_context(kept_when_broken_off(lambda: "nothing was measured to its end, so nothing was kept"))
+        status = stack.enter_context(working("measuring"))
+        from adapters.defaults import for_model
+        from selection import SelectorConfig
+        from serving.measuring import Asked, measure
+
         asked = Asked(
             for_model(base),
-            selector,
+            SelectorConfig(home / "corpora", embedder, base),
             corpus,
             server,
             workload.steps,
             workload.sequence_tokens,
             workload.prompt_tokens,
         )
-        status = stack.enter_context(err.status("measuring"))
-        return measure(asked, lambda part: status.update(f"measuring: {part}"))
+        return measure(asked, status.step)
 
 
 def _show(workload: Workload, pieces: Pieces, found: Plan) -> None:
-    table = Table(
-        "stage", "replicas", "busy", "alone, s", "under load, s", "GB each", "of it", box=None, pad_edge=False
-    )
+    stages = table("stage", "replicas", "busy", "alone, s", "under load, s", "GB each", "of it")
     for need in found.needs:
         if not need.replicas:
-            table.add_row(need.stage, "none")
+            row(stages, need.stage, "none")
             continue
         parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in need.memory.items())
         times = (f"{need.seconds_alone:,.3g}", f"{need.seconds:,.3g}", _gigabytes(sum(need.memory.values())))
-        table.add_row(need.stage, f"{need.replicas:,}", f"{need.utilisation:.0%}", *times, parts)
-    out.print(table)
+        row(stages, need.stage, f"{need.replicas:,}", f"{need.utilisation:.0%}", *times, parts)
+    show(stages)
     counts = {"core": found.cores, "accelerator": found.accelerators}
     machines = " and ".join(_count(number, what) for what, number in counts.items() if number)
     said = f"Requests at {workload.rate:g} a second to {_millions(pieces)} need {machines}, "
     said += f"most for the {found.bottleneck}. An answer takes {found.seconds_alone:,.3g} s alone, "
     said += f"{found.seconds:,.3g} s under this load."
-    out.print(said, highlight=False, soft_wrap=True)
+    say(said, to=out)
 
 
 def _millions(pieces: Pieces) -> str:

@@ -7,39 +7,43 @@ import ipaddress
 import os
 import sys
 from dataclasses import fields
-from typing import NoReturn
+from inspect import Parameter
+from typing import Annotated, NoReturn
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from serving.checks import check_port
 from serving.errors import LostError
 from serving.options import by_default, sources, with_settings
+from serving.progress import working
 from serving.settings import Settings, check
-from serving.terminal import err, out
+from serving.terminal import row, say, show, table
 
 
 @with_settings
 def serve(settings: Settings, _: typer.Context) -> None:
     """Serve the OpenAI API, an adapter trained for each request. Ctrl-C ends it."""
-    from serving.app import running
+    check_port(settings.host, settings.port)
+    settings.check()
+    environment = dict(os.environ)
+    with working("checking the model"):
+        config = settings.config()
+        check(config)
+    with working("starting"):
+        from serving.app import running
 
-    config, environment = settings.config(), dict(os.environ)
-    check(config)
     try:
-        with running(config, lambda stage: err.print(f"[dim]{stage} ...[/]")) as (url, watch):
+        with running(config, lambda stage: say(f"{stage} ...", "dim")) as (url, watch):
             if not config.has_keys and not _is_loopback(config.host):
-                err.print(
-                    f"[yellow]open[/] to whoever reaches {config.host}:{config.port}, its corpora too: "
-                    "there is no --api-key and no --api-key-file",
-                    highlight=False,
-                )
-            err.print(f"[green]ready[/] {config.engine.served_name} at {url}/v1 (Ctrl-C ends it)", highlight=False)
+                warning = f"there are no API keys: anyone who can reach {config.host}:{config.port} can use this server"
+                say(Text.assemble(("warning: ", "yellow"), f"{warning} and its corpora (--api-key, --api-key-file)"))
+            say(Text.assemble(("ready ", "green"), f"{config.engine.served_name} at {url}/v1 (Ctrl-C ends it)"))
             watch()
     except KeyboardInterrupt:
-        err.print("ended")
+        say("ended")
     except LostError as problem:
-        err.print(f"[red]{problem}[/]; starting again")
+        say(Text.assemble((str(problem), "red"), "; starting again"))
         _again(environment)
 
 
@@ -57,22 +61,32 @@ def _again(environment: dict[str, str]) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606
 
 
-@with_settings
-def config(settings: Settings, context: typer.Context) -> None:
+def _config(settings: Settings, context: typer.Context, example: bool) -> None:
     """Print the settings that `mayfly serve` would have with the same flags, environment and file, and from where.
 
     Secrets are counted, not shown. What model, corpus or machine decide is as it would be here.
     """
+    if example:
+        from serving.example import example as file
+
+        print(file(), end="")  # not through rich, which breaks lines
+        return
+    settings.check()
     told, of = effective(settings), sources(context)
-    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    shown = table("setting", "value", "from")
     for name, value in told.items():
-        table.add_row(name.replace("_", "-"), escape(value), escape(of[name]))
-    out.print(table, highlight=False)
+        row(shown, name.replace("_", "-"), value, of[name])
+    show(shown)
+
+
+_EXAMPLE = Annotated[bool, typer.Option("--example", help="Print an example of the settings file, and nothing else.")]
+_config.__name__ = "config"
+config = with_settings(_config, Parameter("example", Parameter.KEYWORD_ONLY, annotation=_EXAMPLE, default=False))
 
 
 def effective(settings: Settings) -> dict[str, str]:
     """What each setting comes to, in words; of secrets how many there are."""
-    config = settings.config()
+    config = settings.config(only_to_show=True)
     decided = {
         "model": config.engine.model,
         "served_model_name": [config.engine.served_name, *config.engine.more_names],

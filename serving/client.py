@@ -7,15 +7,18 @@ Knows no terminal.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import MayflyError
 
-_PATIENCE = httpx.Timeout(600.0, connect=10.0)  # seconds; an adaptation may be silent for a minute and more
+if TYPE_CHECKING:
+    import httpx
+
+_PATIENCE, _TO_CONNECT = 600.0, 10.0  # seconds; an adaptation may be silent for a minute and more
+_ROUTE = re.compile(r"/(models|chat/completions|completions|responses)/*$")
 
 
 class AnswerError(MayflyError):
@@ -47,12 +50,21 @@ Told = Progress | Report | Piece
 
 
 class Server:
-    """A server, by the URL of its API, which ends in /v1; close it after use."""
+    """A server, by its URL or that of its API, which ends in /v1; close it after use.
+
+    Raises:
+        AnswerError: a key that no header can hold.
+    """
 
     def __init__(self, url: str, key: str | None = None) -> None:
+        import httpx
+
         headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
-        self._url = url.rstrip("/")
-        self._http = httpx.Client(headers=headers, timeout=_PATIENCE)
+        if not "".join(headers.values()).isascii():
+            raise AnswerError("the API key has characters that no header can hold: check MAYFLY_API_KEY, or --key")
+        self._given = _ROUTE.sub("", url.strip()).rstrip("/")
+        self._api = self._given if self._given.endswith("/v1") else None
+        self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(_PATIENCE, connect=_TO_CONNECT))
 
     def close(self) -> None:
         """Close the connections."""
@@ -64,10 +76,7 @@ class Server:
         Raises:
             AnswerError: no server there, or none that lists a model.
         """
-        try:
-            reply = self._http.get(f"{self._url}/models")
-        except (httpx.HTTPError, httpx.InvalidURL) as problem:
-            raise self._unanswered(problem) from problem
+        reply = self._models()
         if reply.status_code != 200:
             raise _refused(reply)
         try:
@@ -77,14 +86,43 @@ class Server:
                 f"{self._url} lists no model: is it the URL of an OpenAI API, ending in /v1?"
             ) from problem
 
+    @property
+    def _url(self) -> str:
+        return self._api or self._given
+
+    def _models(self) -> httpx.Response:
+        """The list of models; where the URL does not end in /v1, that is tried first, and then the URL as it is."""
+        import httpx
+
+        reply = None
+        for base in [self._api] if self._api else [f"{self._given}/v1", self._given]:
+            try:
+                reply = self._http.get(f"{base}/models")
+            except (httpx.HTTPError, httpx.InvalidURL) as problem:
+                raise self._unanswered(problem) from problem
+            if reply.status_code not in (404, 405):
+                self._api = base
+                break
+        assert reply is not None, "there is a URL at least"
+        return reply
+
     def ask(self, path: str, body: dict[str, Any]) -> Generator[Told, None, None]:
         """Stream the answer to a body that goes to a path such as "chat/completions".
 
         Raises:
             AnswerError: no server there, a refusal, or an answer that broke off.
         """
+        import httpx
+
+        if self._api is None:
+            self._models()
         try:
-            with self._http.stream("POST", f"{self._url}/{path}", json={**body, "stream": True}) as reply:
+            content = json.dumps({**body, "stream": True}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as problem:
+            raise AnswerError("the prompt is not Unicode text: it holds bytes that are not UTF-8") from problem
+        headers = {"Content-Type": "application/json"}
+        try:
+            with self._http.stream("POST", f"{self._url}/{path}", content=content, headers=headers) as reply:
                 if reply.status_code != 200:
                     reply.read()
                     raise _refused(reply)
@@ -93,6 +131,8 @@ class Server:
             raise self._unanswered(problem) from problem
 
     def _unanswered(self, problem: Exception) -> AnswerError:
+        import httpx
+
         if isinstance(problem, (httpx.ConnectError, httpx.ConnectTimeout)):
             return AnswerError(f"no server at {self._url}: start one with `mayfly serve`, or name another with --url")
         if isinstance(problem, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
@@ -112,7 +152,11 @@ def read_events(body: Iterable[bytes]) -> Iterator[Told]:
         elif line == "data: [DONE]":
             return
         elif line.startswith("data:"):
-            yield from _read_chunk(json.loads(line[5:]))
+            try:
+                said = list(_read_chunk(json.loads(line[5:])))
+            except (ValueError, TypeError, LookupError, AttributeError) as problem:
+                raise AnswerError("the server streams what is no answer of OpenAI's API: check --url") from problem
+            yield from said
     raise AnswerError("the answer broke off; the server's log may say why")
 
 

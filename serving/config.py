@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adapters.trainer import TrainerConfig
-from selection.selector import SelectorConfig
+from adapters.config import TrainerConfig
+from selection.config import SelectorConfig
 from serving.admission import Capacity
 from serving.budget import Budget
 from serving.conversations import ConversationsConfig

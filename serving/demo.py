@@ -12,13 +12,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
+
+from serving.errors import AdaptationFailedError
+from serving.progress import reporting, working
+from serving.terminal import plain, row, say, table
+from serving.terminal import show as show_table
+
+if TYPE_CHECKING:
+    import httpx
 
 CORPUS = "demo"
 PACKAGES = ("fastapi", "starlette")
@@ -67,17 +75,16 @@ class Result:
 
 def prepare(home: Path, console: Console) -> Passage:
     """Build the demonstration's corpus, or find it built; cut the passage out of the file that is held out of it."""
-    from transformers import AutoTokenizer
-
     from selection.corpus import Corpus
     from selection.documents import Document, find_files, ingest, package_folder, read_file, tokenizer_digest
     from selection.embedding import load_embedder
     from selection.store import CorpusError
     from serving.config import bundled_model
+    from serving.models import load_tokenizer
 
-    console.print("[dim]loading the embedder and the tokenizer ...[/]")
-    tokenizer = AutoTokenizer.from_pretrained(bundled_model())
-    embedder = load_embedder()
+    with working("loading the embedder and the tokenizer", console):
+        tokenizer = load_tokenizer(bundled_model())
+        embedder = load_embedder()
     root = home / "corpora"
     try:
         corpus = Corpus.create(root, CORPUS, embedder, tokenizer_digest(tokenizer))
@@ -93,17 +100,13 @@ def prepare(home: Path, console: Console) -> Passage:
                 if name != HELD_OUT:
                     yield from read_file(file, name)
 
-    console.print(f"[dim]building the corpus from the installed packages {' and '.join(PACKAGES)} ...[/]")
-    with console.status("embedding") as status:
-        done = 0
-
-        def count(document: Document, sequences: int) -> None:
-            nonlocal done
-            done += sequences
-            status.update(f"embedding: {done} sequences, {document.name}")
-
-        ingest(corpus, documents(), embedder, tokenizer, on_progress=count)
-    console.print("[dim]corpus of {} documents, {} sequences; held out: {}[/]".format(*corpus.counts(), HELD_OUT))
+    said = f"building the corpus from the installed packages {' and '.join(PACKAGES)} ..."
+    say(said, "dim", console)
+    with reporting("embedding", "sequences", console=console) as done:
+        ingest(
+            corpus, documents(), embedder, tokenizer, on_progress=lambda _document, sequences: done.advance(sequences)
+        )
+    say("corpus of {} documents, {} sequences; held out: {}".format(*corpus.counts(), HELD_OUT), "dim", console)
     corpus.close()
 
     text = (package_folder(PACKAGES[0]).parent / HELD_OUT).read_text()
@@ -117,15 +120,17 @@ def prepare(home: Path, console: Console) -> Passage:
 
 def demonstrate(url: str, passage: Passage, console: Console) -> Result:
     """Ask the server for the continuation, and score the true one, under `none` and under `auto`."""
+    import httpx
+
     answers: dict[str, str] = {}
     scores: dict[str, float] = {}
     report: dict[str, Any] = {}
     with httpx.Client(base_url=url, timeout=300) as client:
         for budget in ("none", "auto"):
-            console.print(f"[dim]asking for the continuation with Compute-Budget: {budget} ...[/]")
+            say(f"asking for the continuation with Compute-Budget: {budget} ...", "dim", console)
             reply = _complete(client, budget, passage, list(passage.tokens[:PREFIX]), **_SAMPLING)
             answers[budget], report = reply["choices"][0]["text"], reply["adaptation"]
-            console.print(f"[dim]scoring the true continuation with Compute-Budget: {budget} ...[/]")
+            say(f"scoring the true continuation with Compute-Budget: {budget} ...", "dim", console)
             reply = _complete(client, budget, passage, list(passage.tokens), max_tokens=1, prompt_logprobs=0)
             scores[budget] = _bits_per_byte(reply["choices"][0]["prompt_logprobs"], passage)
     return Result(passage, answers["none"], answers["auto"], scores["none"], scores["auto"], report)
@@ -143,29 +148,26 @@ def show(result: Result, url: str, console: Console) -> None:
     console.print(answers)
     console.print(_panel(result.passage.suffix, "the true continuation"))
     share = 100 * result.adapted_bits_per_byte / result.base_bits_per_byte
-    console.print(
-        f"bits per byte of the true continuation: base [bold]{result.base_bits_per_byte:.3f}[/], "
-        f"adapted [bold]{result.adapted_bits_per_byte:.3f}[/] ({share:.1f} % of base)",
-        highlight=False,
-    )
+    said = Text("bits per byte of the true continuation: base ")
+    said.append(f"{result.base_bits_per_byte:.3f}", "bold").append(", adapted ")
+    said.append(f"{result.adapted_bits_per_byte:.3f}", "bold").append(f" ({share:.1f} % of base)")
+    say(said, to=console)
     sigma = report["uncertainty"]
     curve = "".join(_BARS[min(7, int(8 * value))] for value in sigma)
-    console.print(
+    say(
         f"uncertainty sigma_0 to sigma_{len(sigma) - 1}: {curve} {sigma[0]:.2f} to {sigma[-1]:.2f}, "
         f"stopped by {report['stop']}",
-        highlight=False,
+        to=console,
     )
-    table = Table("taught by", "from character", "times", box=None, pad_edge=False)
+    sources = table("taught by", "from character", "times")
     for source in report["sources"][:8]:
-        table.add_row(source["name"], str(source["start"]), str(source["times"]))
-    console.print(table)
+        row(sources, source["name"], str(source["start"]), str(source["times"]))
+    show_table(sources, console)
     if len(report["sources"]) > 8:
-        console.print(f"and {len(report['sources']) - 8} more sequences")
+        say(f"and {len(report['sources']) - 8} more sequences", to=console)
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report["seconds"].items())
-    console.print(
-        f"seconds: {stages}; {report['spent']['seconds']:.2f} from arrival to the loaded adapter", highlight=False
-    )
-    console.print("\ntry next (start the server with [cyan]mayfly demo --keep[/]):", highlight=False)
+    say(f"seconds: {stages}; {report['spent']['seconds']:.2f} from arrival to the loaded adapter", to=console)
+    say("\ntry next (start the server with `mayfly demo --keep`):", to=console)
     print_curl(url, console)
 
 
@@ -174,17 +176,16 @@ def print_curl(url: str, console: Console) -> None:
     body = json.dumps(
         {"model": "nano", "messages": [{"role": "user", "content": "class APIKeyHeader("}], "max_tokens": 64}
     )
-    console.print(
+    say(
         f"curl -si {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"  -H 'Compute-Budget: steps=20, seconds=5' -d '{body}'",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+        to=console,
     )
 
 
 def _panel(code: str, title: str) -> Panel:
-    return Panel(Syntax(code.strip("\n"), "python", word_wrap=True, background_color="default"), title=title)
+    shown = Syntax(plain(code).strip("\n"), "python", word_wrap=True, background_color="default")
+    return Panel(shown, title=Text(title))
 
 
 def _complete(client: httpx.Client, budget: str, passage: Passage, prompt: list[int], **options: Any) -> dict[str, Any]:
@@ -194,7 +195,8 @@ def _complete(client: httpx.Client, budget: str, passage: Passage, prompt: list[
         # The adapter may know the prompt alone, also when the true continuation is scored.
         json={"model": "nano", "prompt": prompt, "adaptation": {"prompt": passage.prefix}, **options},
     )
-    reply.raise_for_status()
+    if reply.status_code != 200:
+        raise AdaptationFailedError(f"the server answers {reply.status_code}: {reply.text[:500]}")
     return dict(reply.json())
 
 

@@ -1,7 +1,7 @@
 """The exception tree of the server, and the one table from exception to HTTP.
 
 Every exception is made from its arguments alone, so that it survives pickling on its way through Ray. `adapters`
-and `selection` raise `ValueError`, `CorpusError` and `LibraryError` for what a user can mend; they have rows, too.
+and `selection` have trees of their own (`adapters.errors`, `selection.errors`), of which some have rows, too.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from selection.store import CorpusError, CorpusNotFoundError
-from selection.uploads import LibraryError, MissingError, ReadOnlyError
+from selection.errors import CorpusError, CorpusNotFoundError, LibraryError, MissingError, ReadOnlyError
 
 
 class MayflyError(Exception):
@@ -112,6 +111,26 @@ class StartError(MayflyError):
 
 class LostError(MayflyError):
     """What a server of one machine cannot do without has ended; it must start again."""
+
+
+class SettingsError(MayflyError, ValueError):
+    """An invalid setting, wherever it was given: a flag, a variable, the settings file or the key file."""
+
+
+class ModelFilesError(MayflyError, ValueError):
+    """A base model or an embedder that is not there, or that cannot be used as it is."""
+
+
+class CalibrationError(MayflyError, ValueError):
+    """A corpus that cannot be calibrated on."""
+
+
+class PlanError(MayflyError, ValueError):
+    """A workload, a target or a file of measurements that cannot be planned with."""
+
+
+class InstallationError(MayflyError):
+    """A part of the installation is missing; the message says how to install it."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from typing import Any
 
 from selection.reader import EVERYTHING, Reader
 from serving.budget import Budget, parse_budget
-from serving.errors import RateLimitError, UnauthorizedError
+from serving.errors import RateLimitError, SettingsError, UnauthorizedError
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Keys:
         limits: the server's limits.
 
     Raises:
-        ValueError: a key file that is none, or two keys with one secret; the message names file and key.
+        SettingsError: a key file that is none, or two keys with one secret; the message names file and key.
     """
 
     def __init__(self, digests: Sequence[str], file: Path | None, auto: Budget, limits: Budget) -> None:
@@ -142,7 +142,7 @@ class Keys:
                 return
             content = self._file.read_bytes()
         except OSError as problem:
-            raise ValueError(f"cannot read the key file {self._file}: {problem.strerror}") from problem
+            raise SettingsError(f"cannot read the key file {self._file}: {problem.strerror}") from problem
         self._version = version  # one that is broken is not read again
         read = _keys_of(content, self._file, self._auto, self._limits)
         self._keys = _distinct([*self._given, *read], str(self._file))
@@ -152,10 +152,10 @@ def digest(secret: str) -> str:
     """The SHA-256 of a secret, in hexadecimal.
 
     Raises:
-        ValueError: a secret that no header can hold.
+        SettingsError: a secret that no header can hold.
     """
     if not _SECRET.fullmatch(secret):
-        raise ValueError("an API key is of ASCII letters, digits and signs, without spaces, one at least")
+        raise SettingsError("an API key is of ASCII letters, digits and signs, without spaces, one at least")
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -163,7 +163,9 @@ def _distinct(keys: list[Key], where: str) -> list[Key]:
     names: dict[bytes, str] = {}
     for key in keys:
         if key.sha256 in names:
-            raise ValueError(f"{where}: {names[key.sha256]} and {key.name} are the same key; each has its own secret")
+            raise SettingsError(
+                f"{where}: {names[key.sha256]} and {key.name} are the same key; each has its own secret"
+            )
         names[key.sha256] = key.name
     return keys
 
@@ -172,35 +174,35 @@ def _keys_of(content: bytes, file: Path, auto: Budget, limits: Budget) -> list[K
     try:
         tables = tomllib.loads(content.decode())
     except ValueError as problem:  # not TOML, or not UTF-8
-        raise ValueError(f"{file} is not TOML: {problem}") from problem
+        raise SettingsError(f"{file} is not TOML: {problem}") from problem
     keys = tables.get("keys")
     if set(tables) != {"keys"} or not isinstance(keys, dict):
-        raise ValueError(f"{file} holds tables [keys.NAME], one for each key, and nothing else")
+        raise SettingsError(f"{file} holds tables [keys.NAME], one for each key, and nothing else")
     found = []
     for name, table in keys.items():
         try:
             found.append(_key_of(name, table, auto, limits))
         except ValueError as problem:
-            raise ValueError(f"{file}, key {name!r}: {problem}") from problem
+            raise SettingsError(f"{file}, key {name!r}: {problem}") from problem
     return found
 
 
 def _key_of(name: str, table: Any, auto: Budget, limits: Budget) -> Key:
     """A key of its table. No message repeats the digest: somebody may have put the secret in its place."""
     if not NAME.fullmatch(name):
-        raise ValueError("a name has letters, digits, '_' and '-', 64 at most")
+        raise SettingsError("a name has letters, digits, '_' and '-', 64 at most")
     if not isinstance(table, dict):
-        raise ValueError(f"write a table [keys.{name}]")
+        raise SettingsError(f"write a table [keys.{name}]")
     unknown = sorted(set(table) - _ENTRIES)
     if unknown:
-        raise ValueError(f"unknown entry {unknown[0]!r}: there are {', '.join(sorted(_ENTRIES))}")
+        raise SettingsError(f"unknown entry {unknown[0]!r}: there are {', '.join(sorted(_ENTRIES))}")
     sha256, corpora, rate = table.get("sha256"), table.get("corpora", []), table.get("requests_per_minute")
     if not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256):
-        raise ValueError(f"`sha256` is the digest of the secret, 64 hexadecimal digits; see `mayfly key new {name}`")
+        raise SettingsError(f"`sha256` is the digest of the secret, 64 hexadecimal digits; see `mayfly key new {name}`")
     if not isinstance(corpora, list) or not all(isinstance(each, str) for each in corpora):
-        raise ValueError('`corpora` is a list of names and ids of corpora, or ["*"]')
+        raise SettingsError('`corpora` is a list of names and ids of corpora, or ["*"]')
     if rate is not None and (type(rate) is not int or not 1 <= rate <= _MOST_REQUESTS):
-        raise ValueError(f"`requests_per_minute` is a whole number from 1 to {_MOST_REQUESTS}")
+        raise SettingsError(f"`requests_per_minute` is a whole number from 1 to {_MOST_REQUESTS}")
     default, within = _budgets(table, auto, limits)
     seen = None if "*" in corpora else frozenset(corpora)
     return Key(name, bytes.fromhex(sha256), seen, within, default, rate)
@@ -209,11 +211,11 @@ def _key_of(name: str, table: Any, auto: Budget, limits: Budget) -> Key:
 def _budgets(table: Mapping[str, Any], auto: Budget, limits: Budget) -> tuple[Budget | None, Budget | None]:
     steps, seconds, budget = table.get("max_steps"), table.get("max_seconds"), table.get("budget")
     if steps is not None and (type(steps) is not int or steps < 0):
-        raise ValueError("`max_steps` is a whole number, 0 or more")
+        raise SettingsError("`max_steps` is a whole number, 0 or more")
     if seconds is not None and (type(seconds) not in (int, float) or not 0 < seconds < math.inf):
-        raise ValueError("`max_seconds` is a number above 0")
+        raise SettingsError("`max_seconds` is a number above 0")
     if budget is not None and not isinstance(budget, str):
-        raise ValueError('`budget` is a text as in the Compute-Budget header, such as "steps=20, seconds=5"')
+        raise SettingsError('`budget` is a text as in the Compute-Budget header, such as "steps=20, seconds=5"')
     if steps is None and seconds is None and budget is None:
         return None, None
     asked = Budget(limits.steps if steps is None else steps, seconds)

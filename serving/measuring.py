@@ -29,6 +29,7 @@ from selection.embedding import load_embedder
 from selection.shared import SharedEmbedder
 from serving.asking import Engine, ask_engine, usual
 from serving.client import Server
+from serving.errors import PlanError
 from serving.pieces import ADAPTER_NUMBER, FORWARD, PASSES, TRAINING, Pieces, line
 
 _REPEATS = 5
@@ -66,7 +67,7 @@ def measure(asked: Asked, on_part: Callable[[str], None] = lambda part: None) ->
         on_part: told what comes next.
 
     Raises:
-        ValueError: a model or embedder that cannot be loaded, or sequences that memory does not suffice for.
+        PlanError: a model or embedder that cannot be loaded, or sequences that memory does not suffice for.
         CorpusError: no such corpus, or one of another embedder or tokenizer.
         AnswerError: no server there, or one that does not answer.
     """
@@ -171,7 +172,7 @@ def _steps(trainer: Trainer, sequences: Sequence[Sequence[int]], requests: int) 
     for other in others:
         other.result()
     if training.adapter is None:
-        raise ValueError(f"training ended by {training.stop!r}: try fewer --sequence-tokens, or a smaller --model")
+        raise PlanError(f"training ended by {training.stop!r}: try fewer --sequence-tokens, or a smaller --model")
     pairs = list(pairwise(marks[_SETTLED - 1 :]))
     seconds = statistics.median(after[0] - before[0] for before, after in pairs)
     rows = statistics.median_low(after[1] - before[1] for before, after in pairs)

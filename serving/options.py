@@ -22,7 +22,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from serving import orphans, whole_lora
-from serving.settings import Settings
+from serving.errors import SettingsError
+from serving.settings import PANELS, Settings
 
 FILE = "config"
 _OTHER_VARIABLES = {  # of the file, of clients, of logs, and between Mayfly's own processes
@@ -41,24 +42,31 @@ ConfigFile = Annotated[
     typer.Option(
         f"--{FILE}",
         envvar="MAYFLY_CONFIG",
-        help="A file of these settings, TOML; flags and environment go before it.",
+        help="TOML file of these settings; flags and environment go before it.",
         is_eager=True,
         callback=lambda context, value: _from_file(context, value),
     ),
 ]
 
 
-def with_settings(act: Callable[[Settings, typer.Context], None]) -> Callable[..., None]:
-    """A command that has every setting as an option, and acts on them all together."""
+def with_settings(act: Callable[..., None], *more: Parameter) -> Callable[..., None]:
+    """A command that has every setting as an option, and acts on them all together.
+
+    Args:
+        act: takes the settings, typer's context, and the further options by name.
+        more: further options, each of which it must have a default for.
+    """
+    parameters = [*_parameters(), *more]
 
     def command(context: typer.Context, **said: Any) -> None:
         check_environment(os.environ)
         del said[FILE]
-        act(Settings(**said), context)
+        others = {each.name: said.pop(each.name) for each in more}
+        act(Settings(**said), context, **others)
 
     command.__name__, command.__doc__ = act.__name__, act.__doc__
-    command.__signature__ = Signature(_parameters())  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in _parameters()}
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
 
 
@@ -66,19 +74,19 @@ def settings_of(told: Mapping[str, Any]) -> Settings:
     """Settings from a mapping, such as the `args` of a Serve config; the environment goes before it.
 
     Raises:
-        ValueError: a name that is no setting, or a value that does not suit it; or a secret, since Ray shows and logs
-            what it is told.
+        SettingsError: a name that is no setting, or a value that does not suit it; or a secret, since Ray shows and
+            logs what it is told.
     """
     said = checked(told)
     if "api_key" in said:
-        raise ValueError(f"api-key is no secret here: set {variable('api_key')}, or `api-key-file`")
+        raise SettingsError(f"api-key is no secret here: set {variable('api_key')}, or `api-key-file`")
     found: list[Settings] = []
     app = typer.Typer()
     app.command()(with_settings(lambda settings, _: found.append(settings)))
     try:
         typer.main.get_command(app).main([], standalone_mode=False, default_map=said)
     except typer.BadParameter as problem:
-        raise ValueError(problem.format_message()) from None
+        raise SettingsError(problem.format_message()) from None
     return found[0]
 
 
@@ -108,32 +116,32 @@ def check_environment(environment: Mapping[str, str]) -> None:
     """Whether every variable that looks like a setting is one.
 
     Raises:
-        ValueError: one is not.
+        SettingsError: one is not.
     """
     known = {variable(each.name) for each in fields(Settings)} | _OTHER_VARIABLES
     for name in sorted(each for each in environment if each.startswith("MAYFLY_") and each not in known):
         if _SERVICE_LINK.fullmatch(name):
             continue
         like = get_close_matches(name, known, n=1, cutoff=0.85)
-        raise ValueError(f"the variable {name} is no setting" + (f"; is it {like[0]}?" if like else "; unset it"))
+        raise SettingsError(f"the variable {name} is no setting" + (f"; is it {like[0]}?" if like else "; unset it"))
 
 
 def checked(told: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says, by the settings' own names.
 
     Raises:
-        ValueError: a name that is no setting, or a value of another kind.
+        SettingsError: a name that is no setting, or a value of another kind.
     """
     hints, found = get_type_hints(Settings), {}
     for name, value in told.items():
         setting = name.replace("-", "_")
         if setting not in hints:
             known = ", ".join(each.replace("_", "-") for each in hints)
-            raise ValueError(f"there is no setting {name!r}; there are {known}")
+            raise SettingsError(f"there is no setting {name!r}; there are {known}")
         kind = _kind(hints[setting])
         listed = [value] if kind is list and isinstance(value, str) else value
         if not _suits(listed, kind):
-            raise ValueError(f"{name} must be {_KINDS[kind]}, not {value!r}")
+            raise SettingsError(f"{name} must be {_KINDS[kind]}, not {value!r}")
         found[setting] = listed
     return found
 
@@ -142,15 +150,16 @@ def _from_file(context: typer.Context, file: Path | None) -> Path | None:
     if file is None:
         return None
     try:
-        said = checked(tomllib.loads(file.read_text()))
+        said = checked(tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as problem:
-        raise ValueError(f"cannot read the settings in {file}: {problem}") from problem
+        raise SettingsError(f"cannot read the settings in {file}: {problem}") from problem
     context.default_map = {**said, **(context.default_map or {})}  # `args`, where there are any, go before it
     return file
 
 
 def _parameters() -> list[Parameter]:
     hints = get_type_hints(Settings, include_extras=True)
+    panels = {name: panel for panel, names in PANELS.items() for name in names}
     found = [
         Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context),
         Parameter(FILE, Parameter.KEYWORD_ONLY, annotation=ConfigFile, default=None),
@@ -159,6 +168,7 @@ def _parameters() -> list[Parameter]:
         kind, shared = get_args(hints[name])
         option = copy(shared)
         option.envvar, option.show_envvar = variable(name), False
+        option.rich_help_panel = panels.get(name)
         found.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option]))
     return found
 

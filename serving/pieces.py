@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from serving.errors import PlanError
+
 AT_ONCE = 8  # answers in an engine's step, and adapters, that `EngineConfig` and `TrainerConfig` have room for
 TRAINING, FORWARD = 4, 2  # operations for each parameter and token: the base is frozen, so its own gradients cost none
 ADAPTER_NUMBER = 4  # bytes; a trainer keeps three for each, with Adam's moments
@@ -56,7 +58,7 @@ class Pieces:
         estimated: what was not measured, in words.
 
     Raises:
-        ValueError: a number that is negative, zero where it cannot be, or not finite.
+        PlanError: a number that is negative, zero where it cannot be, or not finite.
     """
 
     model: str
@@ -88,7 +90,7 @@ class Pieces:
         for name, value in asdict(self).items():
             least = 0 if name in _MAY_BE_ZERO else math.ulp(0.0)
             if isinstance(value, (int, float)) and not least <= value < math.inf:
-                raise ValueError(f"{name} is {value}; it needs to be {'0 or more' if least == 0 else 'more than 0'}")
+                raise PlanError(f"{name} is {value}; it needs to be {'0 or more' if least == 0 else 'more than 0'}")
 
     @property
     def reached(self) -> float:
@@ -119,7 +121,7 @@ class Target:
         bandwidth: bytes a second of its memory.
 
     Raises:
-        ValueError: a number that is not positive and finite, or one of the accelerator's two alone.
+        PlanError: a number that is not positive and finite, or one of the accelerator's two alone.
     """
 
     parameters: float | None = None
@@ -129,9 +131,9 @@ class Target:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it needs to be more than 0, such as 1e9")
+                raise PlanError(f"{name} is {value}; it needs to be more than 0, such as 1e9")
         if (self.flops is None) != (self.bandwidth is None):
-            raise ValueError("an accelerator has two rates: give both --flops and --bandwidth, or neither")
+            raise PlanError("an accelerator has two rates: give both --flops and --bandwidth, or neither")
 
 
 def scaled(pieces: Pieces, target: Target, rank: int | None = None) -> Pieces:
@@ -180,35 +182,35 @@ def write_pieces(pieces: Pieces, file: Path) -> None:
     """Keep them as JSON.
 
     Raises:
-        ValueError: the file cannot be written.
+        PlanError: the file cannot be written.
     """
     try:
         file.write_text(json.dumps({_FORMAT: _VERSION, **asdict(pieces)}, indent=1) + "\n")
     except OSError as problem:
-        raise ValueError(f"cannot write {file}: {problem.strerror}") from problem
+        raise PlanError(f"cannot write {file}: {problem.strerror}") from problem
 
 
 def read_pieces(file: Path) -> Pieces:
     """What `write_pieces` has written.
 
     Raises:
-        ValueError: the file cannot be read, or is none of these.
+        PlanError: the file cannot be read, or is none of these.
     """
     try:
         told = json.loads(file.read_text())
     except OSError as problem:
-        raise ValueError(f"cannot read {file}: {problem.strerror}") from problem
+        raise PlanError(f"cannot read {file}: {problem.strerror}") from problem
     except ValueError:
         told = None
     if not isinstance(told, dict) or told.pop(_FORMAT, None) != _VERSION:
-        raise ValueError(f"{file} holds no measured pieces: make it with `mayfly plan --save FILE`")
+        raise PlanError(f"{file} holds no measured pieces: make it with `mayfly plan --save FILE`")
     told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
     kinds = {field.name: _KINDS[str(field.type)] for field in fields(Pieces)}
     wrong = [name for name in kinds if isinstance(told.get(name), bool) or not isinstance(told.get(name), kinds[name])]
     wrong += sorted(set(told) - set(kinds))
     if wrong:
-        raise ValueError(f"{file} is damaged at {', '.join(wrong)}: make it anew with `mayfly plan --save FILE`")
+        raise PlanError(f"{file} is damaged at {', '.join(wrong)}: make it anew with `mayfly plan --save FILE`")
     try:
         return Pieces(**told)
     except ValueError as problem:
-        raise ValueError(f"{file} is damaged: {problem}; make it anew with `mayfly plan --save FILE`") from problem
+        raise PlanError(f"{file} is damaged: {problem}; make it anew with `mayfly plan --save FILE`") from problem

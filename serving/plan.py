@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from serving.errors import PlanError
 from serving.pieces import ADAPTER_NUMBER, AT_ONCE, Pieces
 
 _POOL = 500  # replicas with a queue in common; of more the wait is the same
@@ -35,7 +36,7 @@ class Workload:
         utilisation: how busy a stage may be; what is left is for moments when more come.
 
     Raises:
-        ValueError: a number out of range.
+        PlanError: a number out of range.
     """
 
     rate: float
@@ -49,17 +50,17 @@ class Workload:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < math.inf:
-            raise ValueError(f"{self.rate} requests a second: the rate needs to be more than 0, such as 0.5")
+            raise PlanError(f"{self.rate} requests a second: the rate needs to be more than 0, such as 0.5")
         if not 0 <= self.adapted <= 1:
-            raise ValueError(f"the adapted share is {self.adapted}; it needs to be between 0 and 1")
+            raise PlanError(f"the adapted share is {self.adapted}; it needs to be between 0 and 1")
         if not 0 < self.utilisation < 1:
-            raise ValueError(
+            raise PlanError(
                 f"the utilisation is {self.utilisation}; it needs to be between 0 and 1, where waits are endless"
             )
         least = {"steps": 0, "sequence_tokens": 2, "prompt_tokens": 1, "answer_tokens": 1, "corpus_sequences": 0}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
-                raise ValueError(f"{name} is {getattr(self, name)}; it needs to be {minimum} or more")
+                raise PlanError(f"{name} is {getattr(self, name)}; it needs to be {minimum} or more")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def plan_for(workload: Workload, pieces: Pieces) -> Plan:
     """What a workload needs of such pieces.
 
     Raises:
-        ValueError: more than any plan is for.
+        PlanError: more than any plan is for.
     """
     stages = _stages(workload, pieces)
     needs = tuple(_need(stage, workload.utilisation) for stage in stages)
@@ -187,7 +188,7 @@ def _need(stage: _Stage, bound: float) -> Need:
     if not stage.work:
         return Need(stage.name, 0, 0.0, 0.0, 0.0, stage.memory)
     if stage.work > bound * _MOST:
-        raise ValueError(f"this needs more than {_MOST:,} replicas of the {stage.name}: plan for less")
+        raise PlanError(f"this needs more than {_MOST:,} replicas of the {stage.name}: plan for less")
     replicas = math.ceil(stage.work / bound)
     pool = min(replicas, _POOL)
     rate = stage.rate * pool / replicas

@@ -8,21 +8,35 @@ from typing import Any
 
 import pytest
 
-from selection.store import CorpusError, CorpusNotFoundError
-from selection.uploads import LibraryError, MissingError, ReadOnlyError
+from adapters.errors import AdapterError, BaseModelError, TrainingOptionError
+from selection.errors import (
+    CorpusError,
+    CorpusNotFoundError,
+    EmbedderError,
+    LibraryError,
+    MissingError,
+    ReadOnlyError,
+    SelectionError,
+    SelectionOptionError,
+)
 from serving.errors import (
     AdaptationFailedError,
     BudgetError,
     BusyError,
+    CalibrationError,
     DownError,
     HangingError,
+    InstallationError,
     LostError,
     MayflyError,
     MethodError,
     ModelError,
+    ModelFilesError,
+    PlanError,
     RateLimitError,
     RequestError,
     RouteError,
+    SettingsError,
     SlowError,
     StartError,
     TokensError,
@@ -38,21 +52,35 @@ from serving.errors import (
 
 _ALL = [
     AdaptationFailedError,
+    AdapterError,
+    BaseModelError,
     BudgetError,
+    CalibrationError,
     CorpusError,
     CorpusNotFoundError,
     DownError,
+    EmbedderError,
     HangingError,
+    InstallationError,
+    LibraryError,
     LostError,
     MayflyError,
     MethodError,
+    MissingError,
     ModelError,
+    ModelFilesError,
+    PlanError,
+    ReadOnlyError,
     RequestError,
     RouteError,
+    SelectionError,
+    SelectionOptionError,
+    SettingsError,
     SlowError,
     StartError,
     TokensError,
     TooLargeError,
+    TrainingOptionError,
     UnauthorizedError,
     UnsupportedError,
 ]
@@ -78,8 +106,8 @@ def test_every_exception_of_ours_is_tried_above() -> None:
 
     ours = {
         kind
-        for kind in below(MayflyError) | below(CorpusError)
-        if kind.__module__ in {"serving.errors", "selection.store"}
+        for kind in below(MayflyError) | below(SelectionError) | below(AdapterError)
+        if kind.__module__ in {"serving.errors", "selection.errors", "adapters.errors"}
     }
 
     assert ours == {*_ALL, BusyError, RateLimitError}
