@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from selection.errors import SelectionError, first_line
+from selection.errors import CorpusError, SelectionError, first_line
 
 _KEY = "calibration"
 _OF_FILES = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}  # where a model lies, not what it is
@@ -74,10 +74,14 @@ def calibration_of(meta: Mapping[str, str], model: str) -> Calibration | None:
         meta: what the corpus remembers of itself.
         model: as `model_digest` gives it.
     """
-    said = json.loads(meta.get(f"{_KEY} {model}") or "{}")
-    if said.pop("embedder", None) != _embedder(meta):
-        return None
-    return Calibration(**said)
+    try:
+        said = json.loads(meta.get(f"{_KEY} {model}") or "{}")
+        if said.pop("embedder", None) != _embedder(meta):
+            return None
+        return Calibration(**said)
+    except (ValueError, TypeError, AttributeError) as problem:
+        name = meta.get("name") or meta["id"]
+        raise CorpusError(f"the calibration of corpus {name!r} is damaged: run `mayfly calibrate` again") from problem
 
 
 def to_remember(calibration: Calibration | None, meta: Mapping[str, str], model: str) -> dict[str, str]:

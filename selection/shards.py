@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -184,11 +184,20 @@ def follow(
 
 def _part(root: Path, whole: Corpus) -> Corpus:
     """The part that is there, or a new one in the place of one of other vectors."""
-    with suppress(CorpusNotFoundError):
+    try:
         part = Corpus.open(root, whole.name)
-        if part.meta().get("of") == whole.meta()["uuid"]:
-            return part
-        part.remove()
+    except CorpusNotFoundError:
+        return Corpus.create_part(root, whole)
+    except CorpusError as problem:
+        unusable = CorpusError(
+            f"a shard of corpus {whole.name!r} cannot be opened: delete its folder, which holds copies only, "
+            "and run this again"
+        )
+        unusable.add_note(f"its folder is {root / whole.name}")
+        raise unusable from problem
+    if part.meta().get("of") == whole.meta()["uuid"]:
+        return part
+    part.remove()
     return Corpus.create_part(root, whole)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ from selection.errors import ReadOnlyError as ReadOnlyError
 from selection.filters import Scalar
 from selection.positions import Deleted, Position, new_id, position
 from selection.reader import EVERYTHING, Reader
+
+log = logging.getLogger(__name__)
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 _ID = re.compile(r"file-[0-9a-f]{24}")
@@ -95,6 +98,7 @@ class Uploads:
 
         Raises:
             MissingError: there is none.
+            LibraryError: its record is damaged.
         """
         try:
             if _ID.fullmatch(file):
@@ -103,6 +107,8 @@ class Uploads:
                     return upload
         except FileNotFoundError:
             pass
+        except (ValueError, TypeError) as problem:
+            raise LibraryError(f"the record of file {file!r} is damaged: upload the file again") from problem
         raise MissingError(f"there is no file {file!r}")
 
     def path(self, upload: UploadedFile) -> Path:
@@ -110,13 +116,15 @@ class Uploads:
         return self._folder / upload.id / f"content{_suffix(upload.name)}"
 
     def every(self, reader: Reader = EVERYTHING) -> list[UploadedFile]:
-        """Every file of a reader's, oldest first."""
+        """Every file of a reader's, oldest first; the log tells of those that cannot be read."""
         found = []
         for folder in self._folder.glob("file-*"):
             try:
                 found.append(self.get(folder.name, reader))
             except MissingError:  # another's, or deleted just now
                 continue
+            except (LibraryError, OSError) as problem:
+                log.warning("%s (%s)", problem, folder)
         return sorted(found, key=lambda upload: upload.position)
 
     def position(self, file: str, reader: Reader = EVERYTHING) -> Position | None:

@@ -14,7 +14,7 @@ import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -39,6 +39,7 @@ from serving.config import Config
 from serving.entrance import entrance, free_ports
 from serving.errors import SettingsError, StartError
 from serving.logs import set_up_logs
+from serving.news import READY, following, tell
 from serving.node import Node
 from serving.options import settings_of, variable
 from serving.settings import check
@@ -149,8 +150,10 @@ class SelectorReplica(CorporaStage):
     """The selector and the library, over shards that are deployments of their own."""
 
     def __init__(self, config: SelectorConfig, *shards: DeploymentHandle) -> None:
+        tell("selector", "loading the embedder")
         # A handle of the method: one is made here, since threads that made it as they go could make two.
         super().__init__(config, [partial(self._ask, shard.options(method_name="ask")) for shard in shards])
+        tell("selector", READY)
 
     @staticmethod
     def _ask(shard: DeploymentHandle, method: Callable[..., Any], /, *args: Any) -> _FromShard:
@@ -166,6 +169,7 @@ class EngineReplica:
         self._engine: Engine | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
+        tell("engine", "importing vLLM")
         # Imported here: only this replica pays for vLLM.
         from serving.engine import Engine
         from serving.gateway import Gateway
@@ -174,6 +178,7 @@ class EngineReplica:
         start_tracing()
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # our own gauges would be missing from /metrics
         self._engine = await Engine.start(self._config.engine)
+        tell("engine", READY)
         return _hearing_of_leavers(Gateway(self._engine, self._selector, self._trainer, self._config))
 
     async def check_health(self) -> None:
@@ -294,8 +299,9 @@ def running(
     }
     ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable as it was imported
     check_port(config.host, config.port)
-    with entrance(config.host, config.port, replicas) as drain:
-        on_stage("starting Ray and Ray Serve")
+    with entrance(config.host, config.port, replicas) as drain, ExitStack() as starting:
+        starting.enter_context(following(on_stage))
+        on_stage("starting Ray and Ray Serve ...")
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             ray.init(
@@ -316,7 +322,7 @@ def running(
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
             )
             begun = time.monotonic()
-            on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector")
+            on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector ...")
             try:
                 serve.run(build(config), name="mayfly", route_prefix="/")
             except RuntimeError as problem:
@@ -325,12 +331,13 @@ def running(
                 f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
             )
             _wait_for(f"{url}/health")
+            starting.close()
             yield url, partial(node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun))
         finally:
             if not node.lost:
                 with suppress(KeyboardInterrupt):  # a second Ctrl-C waits for nobody
                     with suppress(OSError, SystemExit):  # the terminal is gone, or what it was piped to
-                        on_stage("finishing what is under way")
+                        on_stage("finishing what is under way ...")
                     drain(_GRACE_SECONDS)
             for number in (signal.SIGINT, signal.SIGTERM):  # one more now would leave processes and files behind
                 signal.signal(number, signal.SIG_IGN)

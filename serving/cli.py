@@ -161,7 +161,7 @@ def demo(
             from serving.app import running
 
             config = Settings(corpus=CORPUS, port=port, home=home).config()
-        with running(config, lambda stage: say(f"{stage} ...", "dim", console)) as (url, watch):
+        with running(config, lambda stage: say(stage, "dim", console)) as (url, watch):
             result = demonstrate(url, passage, console)
             show(result, url, console)
             if keep:

@@ -34,7 +34,7 @@ def serve(settings: Settings, _: typer.Context) -> None:
         from serving.app import running
 
     try:
-        with running(config, lambda stage: say(f"{stage} ...", "dim")) as (url, watch):
+        with running(config, lambda stage: say(stage, "dim")) as (url, watch):
             if not config.has_keys and not _is_loopback(config.host):
                 warning = f"there are no API keys: anyone who can reach {config.host}:{config.port} can use this server"
                 say(Text.assemble(("warning: ", "yellow"), f"{warning} and its corpora (--api-key, --api-key-file)"))

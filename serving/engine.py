@@ -37,6 +37,7 @@ from adapters.adapter import Adapter
 from serving import whole_lora
 from serving.config import EngineConfig
 from serving.errors import DownError, StartError
+from serving.news import tell
 from serving.staging import Staging, storage
 from serving.tracing import span
 from serving.turns import Turns, TurnsExecutor
@@ -121,11 +122,13 @@ class Engine:
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # else ranks of log-probabilities need a C++ compiler
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config, on_cpu))
         staging = Staging()
+        tell("engine", "loading the model")
         with _naming(staging):
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
             tokenising = llm.renderer._executor
             tokenising.shutdown(wait=False)
             tokenising._inner = TurnsExecutor(REQUEST.get)
+            tell("engine", "building the API")
             tasks = await llm.get_supported_tasks()
             app = build_app(arguments, tasks, llm.model_config)
             await init_app_state(llm, app.state, arguments, tasks)

@@ -12,7 +12,8 @@ everything. Those of the key file, TOML, are written like this, all but `sha256`
     requests_per_minute = 60          # as many at once, too
 
 What a key makes belongs to its name: another secret under the same name goes on with it. The file is read again when it
-has changed. It knows nothing of HTTP but the text of an Authorization header, and counts for this process alone.
+has changed; an entry that is wrong then leaves its key as it was. It knows nothing of HTTP but the text of an
+Authorization header, and counts for this process alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 
 from selection.reader import EVERYTHING, Reader
 from serving.budget import Budget, parse_budget
-from serving.errors import RateLimitError, SettingsError, UnauthorizedError
+from serving.errors import BudgetError, RateLimitError, SettingsError, UnauthorizedError
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +144,15 @@ class Keys:
             content = self._file.read_bytes()
         except OSError as problem:
             raise SettingsError(f"cannot read the key file {self._file}: {problem.strerror}") from problem
+        is_first = not self._version
         self._version = version  # one that is broken is not read again
-        read = _keys_of(content, self._file, self._auto, self._limits)
-        self._keys = _distinct([*self._given, *read], str(self._file))
+        read, wrong = _keys_of(content, self._file, self._auto, self._limits)
+        if wrong and is_first:
+            raise SettingsError("; ".join(wrong.values()))
+        for said in wrong.values():  # what was changed of the others holds: a key may have been taken away
+            log.error("%s; this key stays as it was", said)
+        kept = [key for key in self._keys if key.name in wrong]
+        self._keys = _distinct([*self._given, *read, *kept], str(self._file))
 
 
 def digest(secret: str) -> str:
@@ -170,21 +177,22 @@ def _distinct(keys: list[Key], where: str) -> list[Key]:
     return keys
 
 
-def _keys_of(content: bytes, file: Path, auto: Budget, limits: Budget) -> list[Key]:
+def _keys_of(content: bytes, file: Path, auto: Budget, limits: Budget) -> tuple[list[Key], dict[str, str]]:
+    """The keys of a file, and by their names what is wrong with the others."""
     try:
-        tables = tomllib.loads(content.decode())
+        tables = tomllib.loads(content.decode("utf-8-sig"))
     except ValueError as problem:  # not TOML, or not UTF-8
         raise SettingsError(f"{file} is not TOML: {problem}") from problem
     keys = tables.get("keys")
     if set(tables) != {"keys"} or not isinstance(keys, dict):
         raise SettingsError(f"{file} holds tables [keys.NAME], one for each key, and nothing else")
-    found = []
+    found, wrong = [], {}
     for name, table in keys.items():
         try:
             found.append(_key_of(name, table, auto, limits))
-        except ValueError as problem:
-            raise SettingsError(f"{file}, key {name!r}: {problem}") from problem
-    return found
+        except (SettingsError, BudgetError) as problem:
+            wrong[name] = f"{file}, key {name!r}: {problem}"
+    return found, wrong
 
 
 def _key_of(name: str, table: Any, auto: Budget, limits: Budget) -> Key:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from serving import orphans, whole_lora
+from serving import news, orphans, whole_lora
 from serving.errors import SettingsError
 from serving.settings import PANELS, Settings
 
@@ -30,6 +30,7 @@ _OTHER_VARIABLES = {  # of the file, of clients, of logs, and between Mayfly's o
     "MAYFLY_CONFIG",
     "MAYFLY_API_KEY",
     "MAYFLY_LOG_TO_DRIVER",
+    news.ENVIRONMENT,
     *orphans.ENVIRONMENT,
     *whole_lora.ENVIRONMENT,
 }
@@ -164,7 +165,9 @@ def _parameters() -> list[Parameter]:
         Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context),
         Parameter(FILE, Parameter.KEYWORD_ONLY, annotation=ConfigFile, default=None),
     ]
-    for name, parameter in signature(Settings).parameters.items():
+    parameters = signature(Settings).parameters
+    for name in dict.fromkeys([*panels, *parameters]):  # in the order of the help
+        parameter = parameters[name]
         kind, shared = get_args(hints[name])
         option = copy(shared)
         option.envvar, option.show_envvar = variable(name), False

@@ -72,7 +72,8 @@ def show(what: Table, to: Console = out) -> None:
     if to.is_terminal:
         to.print(what)
     else:
-        to.print(what, width=_WIDE, soft_wrap=True)
+        for line in to.render_lines(what, to.options.update(width=_WIDE), pad=False):
+            say("".join(segment.text for segment in line).rstrip(), to=to)
 
 
 def read_input() -> str:

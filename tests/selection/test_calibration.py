@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from selection import selector as selector_module
-from selection.calibration import Calibration, calibration_of, model_digest, to_remember
+from selection.calibration import Calibration, calibration_of, is_calibrated, model_digest, to_remember
 from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder, Prompt
+from selection.errors import CorpusError
 from selection.selector import Selector, SelectorConfig
 
 _FOUND = Calibration(1.0, 0.3, 2e-3, 8, 24, 90.5, 92.25)
@@ -91,3 +92,12 @@ def test_what_the_server_was_told_goes_first(corpus: Corpus, corpora: Path, sele
     after = told.select(_PROMPT, "words", steps=20)
 
     assert after.ids == before.ids != selector.select(_PROMPT, "words", steps=20).ids
+
+
+def test_a_damaged_calibration_says_what_to_do() -> None:
+    meta = {"id": "vs_1", "embedder": "words", "revision": "1", "calibration abc": "{not json"}
+
+    assert is_calibrated(meta)
+    assert not is_calibrated({"id": "vs_1", "calibration abc": ""})
+    with pytest.raises(CorpusError, match="the calibration of corpus 'vs_1' is damaged: run `mayfly calibrate` again"):
+        calibration_of(meta, "abc")

@@ -281,3 +281,16 @@ def test_the_nearest_of_all_shards_are_those_of_the_whole(
 
     assert len(many_KD) == len(one_KD)
     assert similarity(many_KD) == pytest.approx(similarity(one_KD), abs=1e-6)
+
+
+def test_a_shard_that_cannot_be_opened_is_named_with_its_folder(corpora: Path, words: Embedder, tmp_path: Path) -> None:
+    corpus = Corpus.create(corpora, "nx", words, "tokenizer")
+    folder = tmp_path / "shard" / "nx"
+    folder.mkdir(parents=True)
+    (folder / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
+
+    with pytest.raises(CorpusError, match="delete its folder, which holds copies only, and run this again") as caught:
+        follow(corpus, [tmp_path / "shard"])
+
+    assert caught.value.__notes__ == [f"its folder is {folder}"]
+    corpus.close()

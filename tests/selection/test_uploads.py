@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from selection.library import Library
-from selection.uploads import LibraryError
+from selection.uploads import LibraryError, Uploads
 from tests.selection.libraries import ALL, CATS, attached, documents
 
 
@@ -71,3 +71,16 @@ def test_what_a_kill_left_of_an_upload_is_not_a_file_and_goes_after_a_day(
 
     assert library.uploads(ALL).items == ()
     assert (left.exists(), recent.exists()) == (False, True)
+
+
+def test_a_damaged_record_does_not_hide_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uploads = Uploads(tmp_path / "files")
+    sound, damaged, old = (uploads.add(name, b"text") for name in ("a.txt", "b.txt", "c.txt"))
+    (tmp_path / "files" / damaged.id / "record.json").write_text('{"id": ')
+    (tmp_path / "files" / old.id / "record.json").write_text('{"id": "c", "colour": "red"}')
+
+    assert uploads.every() == [sound]
+    assert damaged.id in caplog.text
+    for upload in (damaged, old):
+        with pytest.raises(LibraryError, match=f"the record of file '{upload.id}' is damaged: upload the file again"):
+            uploads.get(upload.id)

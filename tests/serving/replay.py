@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 REPORT: dict[str, Any] = {
     "adapted": True,
@@ -70,8 +70,9 @@ class Replay:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str | None] = []
         self.left = threading.Event()  # a client went before its answer had ended
-        routes = [Route("/v1/models", self._models), Route("/v1/{path:path}", self._answer, methods=["POST"])]
-        self.app = Starlette(routes=routes)
+        api = [Route("/models", self._models), Route("/{path:path}", self._answer, methods=["POST"])]
+        places = ("/v1", "/behind/a/proxy/v1", "/plain/api")  # where the API is
+        self.app = Starlette(routes=[Mount(place, routes=api) for place in places])
 
     async def _models(self, request: Request) -> Response:
         self.keys.append(request.headers.get("authorization"))

@@ -142,3 +142,33 @@ def test_a_server_that_is_not_there_is_to_be_started() -> None:
 def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
     with pytest.raises(AnswerError, match="is no URL"):
         ask(url)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/models", "/v1/chat/completions"])
+def test_the_url_of_a_server_or_of_its_api_does(replay: Replay, path: str) -> None:
+    url = f"{replay.url.removesuffix('/v1')}{path}"
+
+    with closing(Server(url)) as server:
+        assert server.first_model() == "nano"
+        assert list(server.ask("chat/completions", {"model": "nano"})) == _TOLD
+    assert ask(url) == _TOLD  # also where nobody asked for the model first
+
+
+def test_an_api_under_a_path_of_its_own_is_found(replay: Replay) -> None:
+    for url in (f"{replay.url.removesuffix('/v1')}/behind/a/proxy", f"{replay.url.removesuffix('/v1')}/plain/api"):
+        with closing(Server(url)) as server:
+            assert server.first_model() == "nano"
+            assert list(server.ask("chat/completions", {"model": "nano"})) == _TOLD
+
+
+@pytest.mark.parametrize("line", [b"data: {not json\n\n", b"data: 5\n\n", b'data: {"choices": [5]}\n\n'])
+def test_a_stream_that_is_none_is_said_to_be_none(line: bytes) -> None:
+    with pytest.raises(AnswerError, match="no answer of OpenAI's API: check --url"):
+        list(read_events([line]))
+
+
+def test_what_no_request_can_hold_is_told(replay: Replay) -> None:
+    with pytest.raises(AnswerError, match="the API key has characters that no header can hold"):
+        Server(replay.url, "schlüssel")
+    with pytest.raises(AnswerError, match="not Unicode text"), closing(Server(replay.url)) as server:
+        list(server.ask("completions", {"prompt": "half \udcff"}))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from selection.reader import EVERYTHING, Reader
 from serving.budget import Budget
-from serving.errors import RateLimitError, UnauthorizedError
+from serving.errors import RateLimitError, SettingsError, UnauthorizedError
 from serving.keys import Key, Keys, digest
 
 _AUTO, _LIMITS = Budget(50, alpha=0.05), Budget(50, 60.0)
@@ -279,3 +279,32 @@ def test_a_key_file_that_is_not_there_and_a_secret_given_twice_are_refused(tmp_p
         keys(file=tmp_path / "nowhere.toml")
     with pytest.raises(ValueError, match="--api-key 1 and --api-key 2 are the same key"):
         keys("first", "first")
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_wrong_entry_does_not_keep_the_others_from_changing(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file.write_text(table("alice", "a") + table("bob", "b") + table("carol", "c"))
+    known = keys(file=file)
+
+    file.write_text(table("alice", "a", "colour = 'red'") + table("carol", "new"))
+
+    assert known.find("Bearer a").name == "alice"  # as it was
+    assert known.find("Bearer new").name == "carol"
+    for gone in ("b", "c"):
+        with pytest.raises(UnauthorizedError):
+            known.find(f"Bearer {gone}")
+    assert "key 'alice': unknown entry 'colour'" in caplog.text
+    assert "this key stays as it was" in caplog.text
+
+
+def test_every_wrong_entry_is_told_at_the_start(file: Path) -> None:
+    file.write_text(table("alice", "a", "colour = 'red'") + table("bob", "b") + "[keys.carol]\n")
+
+    with pytest.raises(SettingsError, match=r"key 'alice': unknown entry .*; .*key 'carol': `sha256`"):
+        keys(file=file)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + table("alice", "a").encode())
+
+    assert keys(file=file).find("Bearer a").name == "alice"

@@ -1,0 +1,86 @@
+"""News of a start: what the processes that a server consists of are doing, told to the one that waits for them.
+
+They append lines to a file that a variable of the environment names; where there is none, as on a cluster, nothing is
+told. Who waits is also told that the start still goes on, where there has been no news for a while.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ENVIRONMENT = "MAYFLY_START_NEWS"
+READY = "ready"
+QUIET_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
+
+
+def tell(part: str, what: str) -> None:
+    """Say what a part of the server does now, such as "loading the model", or that it is READY."""
+    file = os.environ.get(ENVIRONMENT)
+    if file is not None:
+        with suppress(OSError), open(file, "a") as lines:  # who waited may have gone
+            lines.write(f"{part}: {what}\n")
+
+
+class News:
+    """Lines as they come, each with the seconds since the beginning, and one where none has come for long.
+
+    Args:
+        file: where they are written.
+        on_news: told of each.
+        clock: seconds.
+    """
+
+    def __init__(self, file: Path, on_news: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._file, self._on_news, self._clock = file, on_news, clock
+        self._begun = self._last = clock()
+        self._read = 0
+        self._doing: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Tell what has come since, or that it still goes on."""
+        with suppress(OSError):
+            *lines, _unfinished = self._file.read_bytes()[self._read :].split(b"\n")
+            for line in lines:
+                self._read += len(line) + 1
+                part, _, what = line.decode(errors="replace").partition(": ")
+                self._doing[part] = what
+                self._say(f"{part}: {what}")
+        if self._clock() - self._last >= QUIET_SECONDS:
+            doing = ", ".join(f"{part} {what}" for part, what in self._doing.items() if what != READY)
+            self._say(f"still starting ({doing})" if doing else "still starting")
+
+    def _say(self, words: str) -> None:
+        self._last = self._clock()
+        self._on_news(f"{words}, {self._last - self._begun:.0f} s")
+
+
+@contextmanager
+def following(on_news: Callable[[str], None]) -> Iterator[None]:
+    """Within it, what processes started here tell is passed on, by a thread."""
+    over = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:
+        file = Path(folder) / "news"
+        news = News(file, on_news)
+
+        def follow() -> None:
+            while not over.wait(_LOOK_SECONDS):
+                with suppress(OSError):  # the terminal is gone
+                    news.look()
+
+        os.environ[ENVIRONMENT] = str(file)
+        thread = threading.Thread(target=follow, name="news", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            os.environ.pop(ENVIRONMENT, None)
+            over.set()
+            thread.join()
+        news.look()
