@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import serving
 from selection.corpus import Corpus
 from selection.embedding import Embedder
 from selection.store import Piece
@@ -92,3 +94,13 @@ def test_a_pipe_gets_whole_lines(tmp_path: Path, corpora: Path, words: Embedder)
 @pytest.mark.parametrize("text", _NAMES)
 def test_a_text_on_one_line_is_one(text: str) -> None:
     assert plain_line(text).isprintable()
+
+
+def test_no_other_console_is_made() -> None:
+    made = {
+        file.name
+        for file in Path(serving.__file__).parent.glob("*.py")
+        if re.search(r"\bConsole\(|\[/(\w+)?\]\"|from_markup|rich\.print", file.read_text())
+    }
+
+    assert made == set()
