@@ -91,7 +91,7 @@ class _Projection(torch.autograd.Function):
 
 
 class LoraBank:
-    """The LoRA slots of one model: weights, Adam's moments and step counts of each.
+    """The LoRA slots of one model: weights, Adam's moments and step counts of each, and room to keep weights apart.
 
     Raises:
         ValueError: the model has no linear projection of any of these names.
@@ -120,6 +120,7 @@ class LoraBank:
         self.size = sum(a * b for layer in self.layers.values() for _, a, b in layer.shapes)
         self.weights_CP = torch.zeros(slots, self.size, device=device)
         self._first_CP, self._second_CP = torch.zeros_like(self.weights_CP), torch.zeros_like(self.weights_CP)
+        self._kept_CP = torch.zeros_like(self.weights_CP)
         self._steps_C = torch.zeros(slots, device=device)
         self._gradients_MP = torch.zeros(0, self.size, device=device)
         self._anchor = torch.zeros((), device=device, requires_grad=True)  # what makes autograd come to a projection
@@ -179,6 +180,14 @@ class LoraBank:
             maximize=False,
         )
 
+    def keep(self, slot: int) -> None:
+        """Set the slot's weights apart as they are now, in the place of what was kept before."""
+        self._kept_CP[slot].copy_(self.weights_CP[slot])
+
+    def restore(self, slot: int) -> None:
+        """Put the weights that were kept back into the slot; its moments stay those of the later steps."""
+        self.weights_CP[slot].copy_(self._kept_CP[slot])
+
     def take(self, slot: int) -> tuple[torch.Tensor, ...]:
         """All that a slot holds, to `put` it back into any slot later."""
         return tuple(state[slot].clone() for state in self._states())
@@ -189,7 +198,7 @@ class LoraBank:
             state[slot] = part
 
     def _states(self) -> tuple[torch.Tensor, ...]:
-        return self.weights_CP, self._first_CP, self._second_CP, self._steps_C
+        return self.weights_CP, self._first_CP, self._second_CP, self._kept_CP, self._steps_C
 
     def export(self, slot: int) -> bytes:
         """The adapter as a safetensors file with PEFT's keys, float32."""

@@ -4,7 +4,8 @@ Earliest deadline first. A request without a deadline gets one for the order's s
 that nobody waits for ever behind newcomers in a hurry. Where slots are few, a newcomer in a hurry takes that of the
 least urgent, who goes on later where it stopped. The most urgent request is always in the batch; others join it
 in order of urgency as long as the batch stays within its tokens and its memory, little of it is padding, and nobody's
-time runs out meanwhile. It decides by numbers alone: no tensors, no threads, no clock of its own.
+time runs out meanwhile. A request that has taken no step yet gets its first one if such steps usually end in time,
+later ones if they nearly always do. It decides by numbers alone: no tensors, no threads, no clock of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.adapter import Adapter
+from adapters.early_stopping import FIRST_LOOK, EarlyStopping
 from adapters.errors import TrainingOptionError
 from adapters.plan import Step
 from adapters.step_time import StepTime
@@ -42,8 +44,8 @@ class Job:
         done: gets the Training.
         start: weights to begin with; None for fresh ones.
         learning_rate: of Adam; None for the trainer's.
-        watch: what tells whether to go on; None for nothing.
-        watched: how many sequences had been learnt from, and the loss that what is watched had then.
+        watch: what tells whether to go on, and whether it has helped; None for nothing.
+        stopping: the looks at what is watched, and what follows from them.
         began: when its first step did, in the schedule's seconds; infinite before that.
         slot: its adapter's; None while it waits.
         losses: of the steps taken.
@@ -72,13 +74,14 @@ class Job:
     used: int = 0
     kept: dict[int, tuple[Any, float]] = field(default_factory=dict)
     parked: Any = None
-    watched: list[tuple[int, float]] = field(default_factory=list)
+    stopping: EarlyStopping = field(init=False)
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise TrainingOptionError(f"the learning rate is {self.learning_rate}; it needs to be above 0")
         if not 0 <= self.seed < 1 << 64:
             raise TrainingOptionError(f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more")
+        self.stopping = EarlyStopping(self.watch.gain if self.watch else None)
 
     @property
     def sizes(self) -> set[tuple[int, int]]:
@@ -97,29 +100,47 @@ class Job:
 
     @property
     def is_due(self) -> bool:
-        """Whether what is watched should be looked at: before the first step, then ever more rarely."""
-        if self.watch is None:
-            return False
-        return not self.watched or self.used - self.watched[-1][0] >= max(2, self.watched[-1][0] // 4)
+        """Whether what is watched should be looked at before the next step."""
+        return self.watch is not None and self.stopping.is_due(self.used)
 
     @property
-    def has_stalled(self) -> bool:
-        """Whether the steps have brought less than they should, where that is watched."""
-        if self.watch is None or len(self.watched) < 2:
-            return False
-        (_, before), (used, now) = self.watched[0], self.watched[-1]
-        return 100 * (before - now) < self.watch.gain * used * before
+    def is_unseen(self) -> bool:
+        """Whether what is watched has not been looked at since the last step."""
+        looks = self.stopping.looks
+        return self.watch is not None and bool(looks) and looks[-1].used < self.used
+
+    @property
+    def looks(self) -> list[int]:
+        """Tokens of each look that the next step brings with it, before it or after it."""
+        if self.watch is None:
+            return []
+        after = self.used + len(self.step.sequences)
+        due = self.stopping.is_due(after) if self.stopping.looks else after >= FIRST_LOOK
+        return [len(self.watch.tokens)] * (self.is_due + (due and self.watch.gain is not None))
+
+    @property
+    def closing(self) -> list[Sequence[int]]:
+        """What its ending scores: the sequence learnt last, and what is watched unless its last look told of this."""
+        return [self.sequences[self.used - 1], *([self.watch.tokens] if self.watch and self.is_unseen else [])]
+
+    @property
+    def ending(self) -> int:
+        """Tokens that its ending may score, padding included."""
+        lengths = [max(map(len, self.sequences), default=0), *([len(self.watch.tokens)] if self.watch else [])]
+        return len(lengths) * max(lengths)
 
     def progress(self, now: float) -> Progress:
         """How far it has come."""
         spent, steps, of = now - self.came, len(self.losses), len(self.steps)
         left = min(spent / steps * (of - steps), self.deadline - now)
-        return Progress(steps, of, self.used, self.losses[-1], spent, max(left, 0.0), self.place)
+        watched = self.stopping.looks[-1].loss if self.stopping.looks else None
+        return Progress(steps, of, self.used, self.losses[-1], spent, max(left, 0.0), self.place, watched)
 
-    def training(self, adapter: Adapter | None, stop: str, now: float) -> Training:
-        """What became of it."""
+    def training(self, adapter: Adapter | None, stop: str, now: float, kept: int = 0) -> Training:
+        """What became of it; `kept` as in `Training`."""
         waited = min(self.began, now) - self.came
-        return Training(adapter, tuple(self.losses), self.used, stop, now - self.came, waited, tuple(self.watched))
+        watched = tuple((look.used, look.loss) for look in self.stopping.looks)
+        return Training(adapter, tuple(self.losses), self.used, stop, now - self.came, waited, watched, kept)
 
     @property
     def place(self) -> int:
@@ -133,6 +154,25 @@ class Job:
         return min(self.deadline, self.came + PATIENCE)
 
 
+@dataclass(frozen=True)
+class Times:
+    """How long a step takes, a look at what is watched, and an ending, each by its tokens."""
+
+    step: StepTime = field(default_factory=StepTime)
+    look: StepTime = field(default_factory=StepTime)
+    ending: StepTime = field(default_factory=StepTime)
+
+    def forget(self) -> None:
+        """Drop what was observed."""
+        for each in (self.step, self.look, self.ending):
+            each.forget()
+
+    def doubt(self) -> None:
+        """Somebody took no step because of what is expected here."""
+        for each in (self.step, self.look, self.ending):
+            each.doubt()
+
+
 class Schedule:
     """The requests that train, and those that wait for a slot."""
 
@@ -140,14 +180,13 @@ class Schedule:
         self,
         slots: int,
         most_tokens: int,
-        time: StepTime,
-        ending: StepTime,
+        times: Times,
         holds: Callable[[int, int], bool] = lambda rows, tokens: True,
     ) -> None:
         self._free = list(range(slots))
         self._waiting: list[Job] = []
         self._active: list[Job] = []
-        self._most_tokens, self._time, self._ending, self._holds = most_tokens, time, ending, holds
+        self._most_tokens, self._times, self._holds = most_tokens, times, holds
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
@@ -205,9 +244,9 @@ class Schedule:
                 found.append((job, "cancelled"))
             elif len(job.losses) == len(job.steps):
                 found.append((job, "steps"))
-            elif job.has_stalled:
+            elif job.stopping.has_stalled:
                 found.append((job, "gain"))
-            elif now + self._seconds([job]) > job.deadline:
+            elif self._is_late(job, now):
                 found.append((job, "seconds"))
         return sorted(found, key=lambda pair: pair[0].deadline)[:_ENDINGS]
 
@@ -229,8 +268,19 @@ class Schedule:
         little_padding = padded - sum(rows) <= _PADDING * padded
         return padded <= self._most_tokens and little_padding and self._holds(len(rows), longest)
 
-    def _seconds(self, jobs: Sequence[Job]) -> float:
-        """How long a step of these takes, and then the ending of one of them, which must be in time, too."""
+    def _is_late(self, job: Job, now: float) -> bool:
+        """Whether it has no time for another step. What is watched is left alone where only a look is too much."""
+        if job.losses:
+            return now + self._seconds([job]) > job.deadline
+        if now + self._seconds([job], StepTime.typical) > job.deadline and not job.stopping.looks:
+            job.watch = None
+        return now + self._seconds([job], StepTime.typical) > job.deadline
+
+    def _seconds(self, jobs: Sequence[Job], of: Callable[[StepTime, int], float] = StepTime.expect) -> float:
+        """How long a step of these takes with its looks, and then the ending of one of them, which must be in time."""
         rows = [len(row) for job in jobs for row in job.rows]
-        ending = self._ending.expect(max(max(map(len, job.sequences), default=0) for job in jobs))
-        return self._time.expect(len(rows) * max(rows, default=0)) + ending
+        looks = [tokens for job in jobs for tokens in job.looks]
+        seconds = of(self._times.step, len(rows) * max(rows, default=0))
+        if looks:
+            seconds += of(self._times.look, len(looks) * max(looks))
+        return seconds + of(self._times.ending, max(job.ending for job in jobs))

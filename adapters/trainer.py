@@ -29,16 +29,19 @@ from adapters.base_model import BaseModel
 from adapters.config import LLAMA_TARGETS as LLAMA_TARGETS
 from adapters.config import SMALL_MODEL as SMALL_MODEL
 from adapters.config import TrainerConfig as TrainerConfig
+from adapters.evaluation import Evaluation
+from adapters.gradients import gradients
 from adapters.lora import LoraBank
 from adapters.memory import Memory, Rest
 from adapters.plan import steps_of
-from adapters.schedule import Job, Schedule
-from adapters.step_time import StepTime
+from adapters.schedule import Job, Schedule, Times
 from adapters.training import Options, Progress, Training, Watch
+from adapters.warm_up import warm_up
+
+__all__ = ["LLAMA_TARGETS", "SMALL_MODEL", "Trainer", "TrainerConfig"]
 
 IDLE_SECONDS = 5.0  # with nobody there, after which memory is given back: a busy trainer would want it again at once
 _FULL, _NO_ROOM = "out of memory", ("can't allocate memory", "could not create a primitive")  # of torch, and of oneDNN
-_EXPLODED = 3.0  # times the loss of guessing: no adapter worth having makes such a loss of what it learns
 
 
 class Trainer:
@@ -54,7 +57,7 @@ class Trainer:
         # threads than there are cores it lets none spin. With a team left behind a small step took 1.6 times as long.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._load).result()
-        self._warm_up()
+        self.warm_up()
 
     def _load(self) -> None:
         config = self.config
@@ -64,11 +67,12 @@ class Trainer:
         self.learning_rate = rate if config.learning_rate is None else config.learning_rate
         self._guest = config.slots  # one slot more than train
         self._bank = LoraBank(self.base.model, config.rank, self.scale, config.targets, config.slots + 1)
-        self._step_time, self._ending_time = StepTime(), StepTime()
+        self._times = Times()
+        self._evaluation = Evaluation(self.base, self._bank, self._guest, self._times)
         with self._bank.bind([0]):
             self._memory = Memory(self.base, config.memory_bytes)
         tokens = config.batch_tokens or (2048 if self.base.device == "cpu" else 16384)
-        self._schedule = Schedule(config.slots, tokens, self._step_time, self._ending_time, self._memory.holds)
+        self._schedule = Schedule(config.slots, tokens, self._times, self._memory.holds)
 
     def train(
         self,
@@ -110,7 +114,7 @@ class Trainer:
                 an adaptation of its own, single steps from there (paper section 2): Adam's moments start at zero again,
                 so that what the earlier one learnt last does not push this one.
             learning_rate: of Adam, for this adapter; None takes the trainer's.
-            watch: ends it where another step does not pay; None for nothing.
+            watch: what tells whether it has helped, and with a gain ends it where more does not; None for nothing.
             cancelled: read before every step; what is trained until then is dropped.
             on_step: called after each step, in the trainer's thread.
 
@@ -217,15 +221,16 @@ class Trainer:
 
     def _step(self, jobs: Sequence[Job]) -> None:
         """One step of each. What one job's rows cannot do is that job's end; the others' are computed without it."""
-        begun = time.perf_counter()
+        now = time.perf_counter()
         for job in jobs:
-            job.began = min(job.began, begun)
+            job.began = min(job.began, now)
         if not (jobs := self._look(jobs)):
             return
         computing = sorted((job for job in jobs if job.rows), key=lambda job: job.place)
         lengths = [len(row) for job in computing for row in job.rows]
+        begun = time.perf_counter()
         try:
-            computed = dict(zip(computing, self._compute(computing), strict=True)) if computing else {}
+            computed = gradients(self.base, self._bank, self._memory, computing)
         except Exception as problem:
             if len(jobs) > 1:
                 for job in jobs:
@@ -233,48 +238,30 @@ class Trainer:
             else:
                 self._fail(jobs[0], problem)
             return
-        taken = self._look([j for j in jobs if self._learn(j, computed.get(j) or j.kept[j.step.reused or 0])])
-        self._step_time.observe(len(lengths) * max(lengths, default=0), time.perf_counter() - begun)
-        for job in taken:
+        taken = [j for j in jobs if self._learn(j, computed.get(j) or j.kept[j.step.reused or 0])]
+        self._times.step.observe(len(lengths) * max(lengths, default=0), time.perf_counter() - begun)
+        for job in self._look(taken):
             self._tell(job)
 
     def _look(self, jobs: Sequence[Job]) -> list[Job]:
-        """Score what is watched of those that are due; all but those that failed at it."""
-        due = [(job, job.watch.tokens) for job in jobs if job.watch and job.is_due]
-        if not due:
+        """Score what is watched of those that are due; all but those that ended by it."""
+        if not (due := [job for job in jobs if job.is_due]):
             return list(jobs)
         try:
-            with torch.no_grad(), self._bank.bind([job.place for job, _ in due]):
-                losses = self.base.losses([tokens for _, tokens in due]).tolist()
+            unsound = self._evaluation.look(due)
         except Exception as problem:
             if len(jobs) > 1:
                 return [job for each in jobs for job in self._look([each])]
             self._fail(jobs[0], problem)
             return []
-        for (job, _), loss in zip(due, losses, strict=True):
-            job.watched.append((job.used, loss))
-        return list(jobs)
-
-    def _compute(self, jobs: Sequence[Job]) -> list[tuple[torch.Tensor, float]]:
-        """For each job the gradient [P] of its rows' mean loss, valid until the next call, and that loss."""
-        counts = [len(job.rows) for job in jobs]
-        slots = [job.place for job, count in zip(jobs, counts, strict=True) for _ in range(count)]
-        shares = torch.tensor([1 / count for count in counts for _ in range(count)], device=self.base.device)
-        rows = [row for job in jobs for row in job.rows]
-        longest = max(map(len, rows))
-        saving = not self._memory.holds(len(rows), longest)
-        with self._bank.bind(slots) as gradients_MP, self._memory.saving(saving):
-            losses_M = self.base.losses(rows) * shares
-            losses_M.sum().backward()  # type: ignore[no-untyped-call]
-        gradients = [part[0] if len(part) == 1 else part.sum(0) for part in torch.split(gradients_MP, counts)]
-        losses = torch.stack([part.sum() for part in torch.split(losses_M.detach(), counts)]).tolist()
-        sound = torch.stack([gradient_P.norm() for gradient_P in gradients]).isfinite().tolist()
-        return [(g, loss if ok else math.nan) for g, loss, ok in zip(gradients, losses, sound, strict=True)]
+        for job in unsound:
+            self._end([(job, "diverged")])
+        return [job for job in jobs if job not in unsound]
 
     def _learn(self, job: Job, computed: tuple[torch.Tensor, float]) -> bool:
         """Take the step, or end the job if there is nothing sound to learn from."""
         gradient_P, loss = computed
-        if not self._is_sound(loss):
+        if not self._evaluation.is_sound(loss):
             self._end([(job, "diverged")])
             return False
         self._bank.learn(job.place, gradient_P, job.learning_rate or self.learning_rate)
@@ -296,13 +283,11 @@ class Trainer:
         """Hand over what these jobs have trained; they leave."""
         begun = time.perf_counter()
         learnt = [job for job, stop in ended if job.losses and stop != "cancelled"]
-        # An adapter that makes no sound loss of what it has just learnt would fail in its answer, too.
-        rows = [job.sequences[job.used - 1] for job in learnt]
-        sound: set[Job] = set()
-        if rows:
+        rows = [row for job in learnt for row in job.closing]
+        settled: dict[Job, tuple[int, int]] = {}
+        if learnt:
             try:
-                with torch.no_grad(), self._bank.bind([self._slot(job) for job in learnt]):
-                    losses = self.base.losses(rows).tolist()
+                settled = self._evaluation.settle(learnt)
             except Exception as problem:
                 for job, stop in ended:
                     if len(ended) > 1:
@@ -311,15 +296,15 @@ class Trainer:
                         job.losses, job.used = [], 0
                         self._fail(job, problem)
                 return
-            sound = {job for job, loss in zip(learnt, losses, strict=True) if self._is_sound(loss)}
         for job, stop in ended:
-            if stop == "seconds" and not job.losses:
-                self._step_time.doubt()
-            if job in learnt and job not in sound:
+            if stop == "seconds" and not job.losses and begun < job.deadline:
+                self._times.doubt()
+            if job in learnt and job not in settled:
                 job.losses, job.used, stop = [], 0, "diverged"
             try:
-                adapter = self._adapter(job) if job in sound else None
-                training = job.training(adapter, stop, time.perf_counter())
+                kept, steps = settled.get(job, (0, 0))
+                adapter = self._adapter(job, steps) if steps else None
+                training = job.training(adapter, stop, time.perf_counter(), kept)
             except Exception as problem:
                 job.losses, job.used = [], 0
                 self._fail(job, problem)
@@ -327,7 +312,7 @@ class Trainer:
             self._leave(job)
             job.done.set_result(training)
         if rows:
-            self._ending_time.observe(len(rows) * max(map(len, rows)), time.perf_counter() - begun)
+            self._times.ending.observe(len(rows) * max(map(len, rows)), time.perf_counter() - begun)
 
     def _fail(self, job: Job, problem: BaseException) -> None:
         """End a job whose step or ending raised."""
@@ -339,31 +324,28 @@ class Trainer:
         self._leave(job)
         job.done.set_exception(problem)
 
-    def _slot(self, job: Job) -> int:
-        """Where the adapter of a job that ends lies: of one without a slot, in the guest's."""
-        return self._guest if job.slot is None else job.slot
-
     def _leave(self, job: Job) -> None:
         with self._arrivals:
             self._schedule.leave(job)
 
-    def _is_sound(self, loss: float) -> bool:
-        return math.isfinite(loss) and loss <= _EXPLODED * math.log(self.base.vocabulary)
-
-    def _adapter(self, job: Job) -> Adapter:
+    def _adapter(self, job: Job, steps: int) -> Adapter:
+        """What lies in its slot, which that many steps have made."""
         return Adapter(
             name=f"mayfly-{uuid.uuid4().hex}",
             base_model=self.config.model,
             rank=self.config.rank,
             scale_numerator=self.scale * self.config.rank,
             targets=self.config.targets,
-            weights=self._bank.export(self._slot(job)),
-            losses=tuple(job.losses),
+            weights=self._bank.export(self._evaluation.slot(job)),
+            losses=tuple(job.losses[:steps]),
         )
 
-    def _warm_up(self) -> None:
-        """Take steps on arbitrary tokens, so that the first request finds measured times; the first ones are slow."""
-        longest = min(256, self.base.context)
-        row = [(7 * i + 3) % self.base.vocabulary for i in range(longest)]
-        for _ in range(2):
-            self.train([row[: max(longest // 4, 2)], row] * 2)
+    def warm_up(self) -> None:
+        """As `adapters.warm_up`, unless requests train: then there is nothing to warm up."""
+        if not self._is_working:
+            warm_up(self)
+
+    def forget_times(self) -> None:
+        """Expect nothing of how long steps take until it is measured again."""
+        with self._stepping:
+            self._times.forget()

@@ -29,6 +29,7 @@ from selection.store import CorpusNotFoundError
 from serving.conversations import Kept
 from serving.engine import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
+from serving.reasons import no_adapter, no_step
 from serving.report import AdaptationReport, used_sources
 from serving.tracing import span
 from serving.wish import Wish
@@ -186,7 +187,7 @@ class Adaptation:
     async def _adapt(self) -> LoadedAdapter | None:
         wish = self._wish
         if wish.budget.steps == 0:
-            self._unadapted("the budget allows no step", "none")
+            self._unadapted(no_step(wish.budget, wish.cut), "none")
             return None
         if wish.corpus is None:
             self._unadapted("no corpus: name one in `adaptation.corpus`, or start with --corpus", "corpus")
@@ -223,14 +224,14 @@ class Adaptation:
         left = self._left()
 
         def stepped(step: Progress) -> None:
+            prompt = "" if step.watched is None else f"loss of the prompt {step.watched:.3f}, "
             self.progress = (
-                f"adapting: step {step.steps} of {step.of}, loss {step.loss:.3f}, "
+                f"adapting: step {step.steps} of {step.of}, {prompt}"
                 f"sigma {selection.uncertainty[step.used]:.3f}, {step.seconds_left:.1f} seconds left"
             )
 
         self.corpus, self.earlier = selection.corpus, self._find(selection.corpus)
         start = self.earlier.weights if self.earlier else None
-        gain = self._gain(selection)
         try:
             with self._in("train"):
                 training = await self._in_time(
@@ -241,7 +242,7 @@ class Adaptation:
                         plan=wish.plan,
                         start=start,
                         learning_rate=selection.calibration.learning_rate if selection.calibration else None,
-                        watch=None if gain is None else Watch(wish.tokens, gain),
+                        watch=Watch(wish.tokens, self._gain(selection)) if len(wish.tokens) > 1 else None,
                         on_step=stepped if wish.progress else None,  # each step that is told of costs the trainer time
                     )
                 )
@@ -249,11 +250,7 @@ class Adaptation:
             self._unadapted("the seconds were spent before the trainer answered", "seconds", selection)
             return None
         if training.adapter is None:
-            reasons = {
-                "seconds": "the seconds were spent before the first step could end",
-                "diverged": "training diverged",
-            }
-            self._unadapted(reasons.get(training.stop, training.stop), training.stop, selection, training)
+            self._unadapted(no_adapter(training.stop, wish.budget, left), training.stop, selection, training)
             return None
 
         started = time.monotonic()
@@ -297,7 +294,7 @@ class Adaptation:
         self._tell(reason, stop, selection, training)
 
     def _gain(self, selection: Selection | None) -> float | None:
-        """What each step must bring: the corpus's own where the budget leaves it; None of a prompt of one token."""
+        """What each sequence must bring: the corpus's own where the budget leaves it; None of a prompt of one token."""
         budget, kept = self._wish.budget, selection.calibration if selection else None
         if budget.gain is None or len(self._wish.tokens) < 2:
             return None
@@ -324,8 +321,8 @@ class Adaptation:
             seconds |= {"queue": training.waited, "train": training.seconds - training.waited}
         if loaded:
             seconds["load"] = load_seconds
-        learnt = training.used if training else 0
-        used = selection.ids[:learnt] if selection else ()
+        taken, kept = (training.used, training.kept) if training else (0, 0)
+        used = selection.ids[:kept] if selection else ()
         left_out = self._wish.left_out or (selection.left_out if selection else None)
         self.report = AdaptationReport(
             adapted=loaded is not None,
@@ -339,10 +336,11 @@ class Adaptation:
             seed=self._wish.seed,
             reused=self.earlier.reused.as_dict() if self.earlier and loaded else None,
             stop=stop,
-            uncertainty=selection.uncertainty[: learnt + 1] if selection else (),
+            uncertainty=selection.uncertainty[: taken + 1] if selection else (),
             irreducible=selection.irreducible if selection else None,
             losses=training.losses if training else (),
             prompt_losses=training.watched if training else (),
+            kept=kept,
             sources=used_sources([source for source, _ in selection.sources], used) if selection else (),
             seconds=seconds,
             spent_seconds=self._spent(),

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 STAGE_QUEUE = 256  # requests that may wait before a stage
 REPLICA_PORTS = 64  # where engine replicas may answer: Ray gives one of a replica that was killed to no other
@@ -61,6 +62,7 @@ _SHARD_SECONDS = 10.0  # for a shard's answer
 STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
 _GRACE_SECONDS = 30.0  # that requests under way have to finish when the server ends
 _HANGING_SECONDS = 10.0  # that a stage may take to say it is well; after three such times it is replaced
+_WARM_SECONDS = 60.0  # that warming up one stage may take at the start; longer is left to the first request
 _HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
 NODE = {  # what every node's environment should have
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
@@ -98,6 +100,10 @@ class RemoteStage:
     async def ready(self, *corpus: str | None) -> None:
         """As `CorporaStage.ready` and `TrainStage.ready`."""
         await _answer(self._handle.ready.remote(*corpus))
+
+    async def warm_up(self, *corpus: str | None) -> None:
+        """As `CorporaStage.warm_up` and `TrainStage.warm_up`."""
+        await _answer(self._handle.warm_up.remote(*corpus))
 
     async def train(
         self, sequences: Sequence[Sequence[int]], *, on_step: Callable[[Progress], None] | None, **options: Any
@@ -178,8 +184,20 @@ class EngineReplica:
         start_tracing()
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # our own gauges would be missing from /metrics
         self._engine = await Engine.start(self._config.engine)
+        await self._warm_up()
         tell("engine", READY)
         return _hearing_of_leavers(Gateway(self._engine, self._selector, self._trainer, self._config))
+
+    async def _warm_up(self) -> None:
+        """Let selector and trainer do once what a first request would else pay for, now that the engine has loaded.
+
+        What stands in the way of it is told by the first request that meets it, or by `/ready`.
+        """
+        for warming in (self._selector.warm_up(self._config.corpus), self._trainer.warm_up()):
+            try:
+                await asyncio.wait_for(warming, _WARM_SECONDS)
+            except Exception as problem:
+                log.warning("could not warm up: %s", problem)
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""

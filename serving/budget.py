@@ -9,7 +9,7 @@ HTTP beyond the names of the places where a budget is said.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 import http_sf
@@ -34,8 +34,10 @@ class Budget:
         steps: the most gradient steps; 0 answers with the base model.
         seconds: wall-clock from the request's arrival to the loaded adapter; None for no limit.
         alpha: the stop of ADAPTIVE SIFT (paper section 6); None to select up to `steps`.
-        gain: the least per cent of the prompt's own loss that each step must bring on average; None to take all.
+        gain: the least per cent of the prompt's own loss that each further sequence must bring, over the last looks at
+            it; None to take all steps.
         own_gain: that this gain is only what holds for a corpus that has not been calibrated.
+        declined: whether no adaptation was asked for, rather than one of no steps; no limit, so it is not compared.
     """
 
     steps: int
@@ -43,6 +45,7 @@ class Budget:
     alpha: float | None = None
     gain: float | None = None
     own_gain: bool = False
+    declined: bool = field(default=False, compare=False)
 
     def cut_to(self, limits: Budget) -> tuple[Budget, tuple[str, ...]]:
         """This budget within a server's limits, and the names of what was cut."""
@@ -61,7 +64,7 @@ class Budget:
         return {"steps": self.steps, "seconds": self.seconds, "alpha": self.alpha, "gain": self.gain}
 
 
-NONE = Budget(steps=0)
+NONE = Budget(steps=0, declined=True)
 
 
 def agreed_budget(said: Mapping[str, object], default: Budget, auto: Budget, limits: Budget) -> Budget:

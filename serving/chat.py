@@ -186,12 +186,13 @@ class Conversation:
 
 def facts_line(report: dict[str, Any]) -> str:
     """What an adaptation cost, what it gained and what taught it, from the report of an answer."""
-    sigma, losses = report["uncertainty"], report["losses"]
+    sigma, steps, prompt = report["uncertainty"], len(report["losses"]), report.get("prompt_loss")
     facts = [f"stop {report['stop']}" if report["adapted"] else f"base model: {report['reason']}"]
-    if losses:
-        facts.insert(0, f"{report['spent']['steps']} steps in {report['spent']['seconds']:.2f} s")
+    if steps:
+        facts.insert(0, f"{steps} step{'' if steps == 1 else 's'} in {report['spent']['seconds']:.2f} s")
         facts.append(f"sigma {sigma[0]:.2f} to {sigma[-1]:.2f}")
-        facts.append(f"loss {losses[0]:.2f} to {losses[-1]:.2f}")
+    if prompt:
+        facts.insert(0, told_loss(prompt["before"], prompt["after"], prompt["at"], len(sigma) - 1))
     if report["degraded"]:
         facts.append(report["degraded"])
     times: Counter[str] = Counter()
@@ -201,6 +202,12 @@ def facts_line(report: dict[str, Any]) -> str:
         named = ", ".join(f"{name} x{count}" for name, count in times.most_common(_SOURCES))
         facts.append(f"from {named}" + (f" and {len(times) - _SOURCES} more" if len(times) > _SOURCES else ""))
     return " · ".join(facts)
+
+
+def told_loss(before: float, after: float, at: int, of: int) -> str:
+    """The prompt's own loss before and after, and which adapter was kept where that is not the last one."""
+    kept = "" if at == of else f" (best after {at} of {of} sequences, which was kept)"
+    return f"loss of the prompt itself: {before:.2f} -> {after:.2f}{kept}"
 
 
 def _tell(line: str, style: str = "dim") -> None:

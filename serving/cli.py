@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import serving
-from serving.chat import chat
+from serving.chat import chat, told_loss
 from serving.cli_calibrate import calibrate
 from serving.cli_corpus import corpus_app
 from serving.cli_key import key_app
@@ -92,6 +92,7 @@ def adapt(
     from serving.budget import parse_budget
     from serving.checks import check_writable
     from serving.errors import AdaptationFailedError
+    from serving.reasons import no_step
 
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise typer.BadParameter(f"{keep} is there already; name a new or empty folder", param_hint="--out")
@@ -101,6 +102,8 @@ def adapt(
     settings = Settings(model=model, corpus=corpus, embedder=embedder, home=home)
     auto, most = settings.budgets()
     limits = parse_budget(budget, default=auto.cut_to(most)[0], auto=auto.cut_to(most)[0], limits=most)
+    if limits.steps == 0:
+        raise AdaptationFailedError(f"nothing to learn: {no_step(limits, ())}")
     settings.check()
     text = read_input() if prompt == "-" else prompt
     with working("loading the embedder and the base model"):
@@ -115,9 +118,11 @@ def adapt(
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
     selection = selector.select([Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha)
     if not selection.ids:
-        raise AdaptationFailedError(f"nothing to learn: corpus {corpus!r} is empty, or the budget allows no step")
+        raise AdaptationFailedError(
+            f"nothing to learn: corpus {corpus!r} is empty; add documents with `mayfly corpus add`"
+        )
     kept = selection.calibration
-    gain = kept.gain if kept and limits.own_gain else limits.gain
+    gain = kept.gain if kept and limits.own_gain and limits.gain is not None else limits.gain
     tokens = watched([Prompt(text)], load_tokenizer(config.engine.model))
     with kept_when_broken_off(lambda: f"no adapter was written to {keep}"), working("training") as status:
         training = trainer.train(
@@ -126,16 +131,20 @@ def adapt(
             seconds=math.inf if limits.seconds is None else limits.seconds,
             plan=plan,
             learning_rate=kept.learning_rate if kept else None,
-            watch=None if gain is None or len(tokens) < 2 else Watch(tokens, gain),
-            on_step=lambda step: status.update(f"step {step.steps} of {step.of}, loss {step.loss:.3f}"),
+            watch=Watch(tokens, gain) if len(tokens) > 1 else None,
+            on_step=lambda step: status.update(
+                f"step {step.steps} of {step.of}"
+                + ("" if step.watched is None else f", loss of the prompt itself {step.watched:.3f}")
+            ),
         )
     if training.adapter is None:
         raise AdaptationFailedError(f"no adapter: training ended by {training.stop!r} before it had one")
     training.adapter.save(keep)
-    sigma = selection.uncertainty[training.used]
+    sigma, helped = selection.uncertainty[training.used], training.before_and_after
+    loss = f"{told_loss(*helped, training.kept, training.used)}, " if helped else ""
     say(
-        f"{keep}: {len(training.losses)} steps in {training.seconds:.1f} s, sigma {sigma:.3f}, "
-        f"loss {training.losses[0]:.3f} to {training.losses[-1]:.3f}, stop {training.stop}",
+        f"{keep}: {loss}{len(training.losses)} steps in {training.seconds:.1f} s, sigma {sigma:.3f}, "
+        f"stop {training.stop}",
         to=out,
     )
 

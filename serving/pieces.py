@@ -21,7 +21,7 @@ from serving.errors import PlanError
 
 AT_ONCE = 8  # answers in an engine's step, and adapters, that `EngineConfig` and `TrainerConfig` have room for
 TRAINING, FORWARD = 4, 2  # operations for each parameter and token: the base is frozen, so its own gradients cost none
-ADAPTER_NUMBER = 4  # bytes; a trainer keeps three for each, with Adam's moments
+ADAPTER_NUMBER = 4  # bytes; a trainer keeps four for each: the adapter, Adam's moments, the best adapter so far
 _WIDTH = 2 / 3
 PASSES = 3  # over an adapter that is loaded: written, read, put into its slot
 _FORMAT, _VERSION = "mayfly_pieces", 1

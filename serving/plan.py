@@ -165,7 +165,7 @@ def _stages(workload: Workload, pieces: Pieces) -> tuple[_Stage, ...]:
             places=pieces.rows,
             memory={
                 "weights": round(pieces.parameters * pieces.trainer_bytes),
-                "adapters and moments": round((AT_ONCE + 1) * numbers * 3 * ADAPTER_NUMBER),
+                "adapters and moments": round((AT_ONCE + 1) * numbers * 4 * ADAPTER_NUMBER),
                 "backward": round(pieces.rows * (row * pieces.kept_bytes + numbers * ADAPTER_NUMBER)),
             },
         ),

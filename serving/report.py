@@ -33,9 +33,11 @@ class AdaptationReport:
             "none".
         uncertainty: sigma_0 .. sigma_n of the n sequences learnt from.
         irreducible: sigma_infinity, what no further step over the same candidates could explain.
-        losses: nats a token of each step's sequences, before that step.
-        prompt_losses: where `gain` asks for it, sequences learnt from so far, and the prompt's own nats a token then.
-        sources: sequences used: document id and name, start (characters), and times.
+        losses: nats a token of each step's sequences, before that step; of all steps taken.
+        prompt_losses: each look at the prompt: sequences learnt from so far, and the prompt's own nats a token then.
+        kept: of how many sequences the adapter that answers has learnt: fewer than were tried where the prompt's loss
+            was lowest before the last step.
+        sources: these sequences: document id and name, start (characters), and times.
         seconds: per stage: embed, search, select, queue (before the first training step), train, load.
         spent_seconds: wall-clock from arrival to the loaded adapter, waiting included.
         adapter: the name of the adapter that answered.
@@ -56,16 +58,26 @@ class AdaptationReport:
     irreducible: float | None
     losses: tuple[float, ...]
     prompt_losses: tuple[tuple[int, float], ...]
+    kept: int
     sources: tuple[dict[str, Any], ...]
     seconds: dict[str, float]
     spent_seconds: float
     adapter: str | None
+
+    @property
+    def prompt_loss(self) -> dict[str, float] | None:
+        """The prompt's own loss before any step and with the adapter that answers; None where there are not both."""
+        looks = dict(self.prompt_losses)
+        if not self.adapted or self.kept == 0 or not {0, self.kept} <= looks.keys():
+            return None
+        return {"before": round(looks[0], 6), "after": round(looks[self.kept], 6), "at": self.kept}
 
     def as_dict(self) -> dict[str, Any]:
         """The `adaptation` object of a response body."""
         return {
             "adapted": self.adapted,
             "reason": self.reason,
+            "prompt_loss": self.prompt_loss,
             "budget": {**self.budget.as_dict(), "cut": list(self.cut)},
             "calibrated": self.calibrated,
             "degraded": self.degraded,

@@ -102,13 +102,13 @@ def read_wish(
         required=_flag(wanted, "required"),
         progress=_flag(wanted, "progress"),
         reuse=reuse is not None,
-        tokens=() if budget.gain is None or corpus is None else watched(prompts, tokenizer),
+        tokens=() if budget.steps == 0 or corpus is None else watched(prompts, tokenizer),
         left_out=left_out,
     )
 
 
 def watched(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[int, ...]:
-    """The tokens whose loss tells whether training pays: the last WATCHED of the longest prompt."""
+    """The tokens whose loss tells whether training pays and has helped: the last WATCHED of the longest prompt."""
     text = max((prompt.text for prompt in prompts), key=len, default="")[-_CHARACTERS * WATCHED :]
     return tuple(tokenizer.encode(text, add_special_tokens=False)[-WATCHED:])
 

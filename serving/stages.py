@@ -77,6 +77,11 @@ class SelectStage:
         )
         return await self._at_once(select, abandoned)
 
+    async def warm_up(self, corpus: str | None) -> None:
+        """Choose once from that corpus, if one is named: it is open then, its index loaded, and a search has run."""
+        if corpus is not None:
+            await self.select([Prompt("a first prompt, so that no request pays for the first search")], corpus, steps=1)
+
     async def ready(self, corpus: str | None) -> None:
         """Raise unless prompts could be given data: of that corpus, if one is named."""
         if corpus is not None:
@@ -166,6 +171,10 @@ class TrainStage:
                 if not hopeless.done():
                     hopeless.set_result(None)
             raise HangingError(f"the trainer hangs: no step has ended for {still:.0f} s")
+
+    async def warm_up(self) -> None:
+        """As `Trainer.warm_up`: what was measured while other processes started would be too slow later."""
+        await asyncio.to_thread(self._trainer.warm_up)
 
     async def ready(self) -> None:
         """That it answers is enough: the model is loaded before there is a stage."""

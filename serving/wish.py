@@ -29,7 +29,8 @@ class Wish:
         reuse: begin from the adapter of the conversation's previous turn.
         named: whether the corpus is the request's own, and not the server's default.
         degraded: what a busy server took off it, told; None for nothing.
-        tokens: where the budget has a gain, the end of the longest prompt in the model's tokens.
+        tokens: the end of the longest prompt in the model's tokens, whose loss tells whether adapting has helped; none
+            where nothing is to be adapted.
         left_out: how many of the request's prompts `prompts` are, if they are not all.
     """
 

@@ -13,24 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.plan import steps_of
-from adapters.schedule import PATIENCE, Job, Schedule
-from adapters.step_time import StepTime
+from adapters.schedule import PATIENCE, Job, Schedule, Times
 
 _FIXED, _EACH = 0.01, 1e-4  # seconds of a step, and of each of its tokens
 _ENDING = 0.3  # of that
 
 
-def step_times() -> tuple[StepTime, StepTime]:
-    """What steps and endings take on a machine without noise."""
-    step, ending = StepTime(), StepTime()
+def times() -> Times:
+    """What steps, looks and endings take on a machine without noise."""
+    times = Times()
     for tokens in (64, 256, 64, 256):
-        step.observe(tokens, _FIXED + _EACH * tokens)
-        ending.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
-    return step, ending
+        times.step.observe(tokens, _FIXED + _EACH * tokens)
+        times.look.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
+        times.ending.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
+    return times
 
 
 def schedule_of(slots: int = 8, most_tokens: int = 2048) -> Schedule:
-    return Schedule(slots, most_tokens, *step_times())
+    return Schedule(slots, most_tokens, times())
 
 
 def job(
@@ -96,7 +96,7 @@ class TestBatches:
             asked.append((rows, tokens))
             return rows < 3
 
-        schedule = Schedule(8, 2048, *step_times(), holds)
+        schedule = Schedule(8, 2048, times(), holds)
         for one in (job([90]), job([100]), job([95]), job([80] * 3, plan="batched")):
             schedule.add(one)
         schedule.admit()
@@ -327,7 +327,7 @@ def test_who_is_in_a_hurry_is_not_starved_by_those_with_many_steps() -> None:
 class TestGivingUpASlot:
     def test_the_least_urgent_does_for_a_newcomer_in_a_hurry_and_goes_on_later(self) -> None:
         patient, deadlined, hurried = job([100] * 9, came=1.0), job([100] * 9, seconds=5.0), job([100], 2.0, 1.0)
-        schedule = Schedule(2, 2048, *step_times())
+        schedule = Schedule(2, 2048, times())
         for one in (patient, deadlined):
             schedule.add(one)
         schedule.admit()
@@ -343,7 +343,7 @@ class TestGivingUpASlot:
 
     def test_nobody_does_for_one_no_more_urgent_or_while_slots_are_free(self) -> None:
         first, later = job([100], came=1.0), job([100], came=2.0)
-        schedule = Schedule(1, 2048, *step_times())
+        schedule = Schedule(1, 2048, times())
         schedule.add(first)
         assert schedule.displace() == []
         schedule.admit()

@@ -1,83 +1,240 @@
-"""Watched trainings: they end where what is watched gains too little, alone as in company, and never harm others."""
+"""Watched trainings: they end where what is watched gains too little, hand over the best adapter of those looked at,
+alone as in company, and never harm others."""
 
 from __future__ import annotations
 
-import itertools
 import math
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
+from adapters.early_stopping import has_stalled
+from adapters.plan import PLANS
 from adapters.trainer import Trainer
-from adapters.training import Progress, Watch
-from tests.adapters.trainers import POISON, SEQUENCES, SOON, assert_same, held, others, trouble
+from adapters.training import Progress, Training, Watch
+from tests.adapters.plain import assert_close
+from tests.adapters.trainers import POISON, SEQUENCES, SOON, assert_same, held, others, trainer_of, trouble, weights_of
 
 _LEARNT = SEQUENCES[0]  # is watched, and trained on
 _STEPS = [_LEARNT] * 30
+_HARMFUL = [[(7 * i) % 97 for i in range(12)], [(3 * i + 50) % 97 for i in range(12)]]
+_GOING_ON_HURTS = [_LEARNT] * 8 + _HARMFUL * 20  # what is watched is learnt first, then unlearnt
+_RATE = 1e-2
+
+
+def lowest(training: Training) -> tuple[int, float]:
+    """The look after a step that had the lowest loss."""
+    return min(training.watched[1:], key=lambda look: look[1])
+
+
+def loss_of(trainer: Trainer, training: Training) -> float:
+    """Of what is watched, under the adapter that was handed over."""
+    assert training.adapter is not None
+    return trainer.nats(_LEARNT, 1, training.adapter.weights) / (len(_LEARNT) - 1)
 
 
 def test_it_goes_on_as_long_as_it_pays(trainer: Trainer) -> None:
     training = trainer.train(_STEPS, watch=Watch(tuple(_LEARNT), 0.01))
 
-    assert (training.stop, len(training.losses)) == ("steps", 30)
+    assert (training.stop, len(training.losses), training.kept) == ("steps", 30, 30)
 
 
-def test_it_ends_where_it_does_not(trainer: Trainer) -> None:
-    training = trainer.train(_STEPS, watch=Watch(tuple(_LEARNT), 90.0))
-
-    assert (training.stop, len(training.losses)) == ("gain", 2)
-    assert training.adapter is not None
-    assert_same(training, replace(trainer.train(_STEPS[:2]), stop="gain"))
-
-
-def test_the_stop_is_the_first_look_that_brought_too_little(trainer: Trainer) -> None:
+def test_it_ends_where_the_last_looks_brought_too_little(trainer: Trainer) -> None:
     gain = 1.8  # no loss falls by more than all of it, so 60 steps are too many
 
     training = trainer.train(_STEPS * 2, watch=Watch(tuple(_LEARNT), gain), learning_rate=2e-2)
 
-    (none, before), *looks = training.watched
-    brought = [100 * (before - loss) / before / used for used, loss in looks]
-    assert none == 0
-    assert len(looks) > 2
+    looks = training.watched
     assert training.stop == "gain"
-    assert looks[-1][0] == len(training.losses)
-    assert all(each >= gain for each in brought[:-1])
-    assert brought[-1] < gain
+    assert looks[-1][0] == len(training.losses) < 60
+    assert [has_stalled(looks[:n], gain) for n in range(1, len(looks) + 1)] == [*[False] * (len(looks) - 1), True]
+
+
+class TestTheBestAdapterIsHandedOver:
+    @pytest.mark.parametrize("how", PLANS)
+    def test_where_going_on_hurts(self, trainer: Trainer, how: str) -> None:
+        training = trainer.train(
+            _GOING_ON_HURTS,
+            seed=3,
+            watch=Watch(tuple(_LEARNT), 0.5),
+            learning_rate=_RATE * (4 if how == "batched" else 1),
+            plan=how,
+        )
+
+        used, loss = lowest(training)
+        assert training.stop == "gain"
+        assert training.kept == used < training.used
+        assert training.watched[-1][1] > loss
+        assert loss_of(trainer, training) == pytest.approx(loss, rel=1e-5)
+        assert training.before_and_after == (training.watched[0][1], loss)
+
+    def test_as_if_it_had_been_trained_no_further(self, trainer: Trainer) -> None:
+        training = trainer.train(_GOING_ON_HURTS, seed=3, watch=Watch(tuple(_LEARNT), 0.5), learning_rate=_RATE)
+
+        no_further = trainer.train(_GOING_ON_HURTS[: training.kept], seed=3, learning_rate=_RATE)
+        assert training.adapter is not None
+        assert no_further.adapter is not None
+        assert_close(weights_of(training), weights_of(no_further))
+        assert training.adapter.losses == pytest.approx(no_further.adapter.losses, rel=1e-5)
+        assert len(training.losses) == training.used > training.kept
+
+    def test_where_all_steps_are_taken(self, trainer: Trainer) -> None:
+        # Its last steps hurt, and there are too few of them for a stop; the last one is no look's turn.
+        sequences = _GOING_ON_HURTS[:13]
+
+        training = trainer.train(sequences, watch=Watch(tuple(_LEARNT), 0.5), learning_rate=_RATE)
+
+        assert training.stop == "steps"
+        assert training.watched[-1][0] == 13
+        assert training.kept == lowest(training)[0] < 13
+        assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
+
+    def test_where_the_time_is_up(self, trainer: Trainer) -> None:
+        begun = threading.Event()
+
+        def slow(progress: Progress) -> None:
+            if progress.steps == 12:
+                begun.wait(0.5)  # longer than there is time
+
+        training = trainer.train(
+            _GOING_ON_HURTS, seconds=0.4, watch=Watch(tuple(_LEARNT), 1e-9), learning_rate=_RATE, on_step=slow
+        )
+
+        assert training.stop == "seconds"
+        assert training.watched[-1][0] == training.used == 12
+        assert training.kept == lowest(training)[0]
+        assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
+
+    def test_where_training_diverges(self, trainer: Trainer) -> None:
+        def explode(hidden: torch.Tensor) -> None:
+            hidden.fill_(math.nan)
+
+        with trouble(trainer, explode):
+            training = trainer.train(
+                [*_GOING_ON_HURTS[:12], [POISON] * 12], watch=Watch(tuple(_LEARNT), 0.5), learning_rate=_RATE
+            )
+
+        assert (training.stop, training.used) == ("diverged", 12)
+        assert training.kept == lowest(training)[0] < 12
+        assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
+
+    def test_where_the_slot_was_given_up_meanwhile(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=1)
+        watch = Watch(tuple(_LEARNT), 0.5)
+        alone = trainer.train(_GOING_ON_HURTS, seed=3, watch=watch, learning_rate=_RATE)
+        hurried = []
+
+        def ask(progress: Progress) -> None:
+            if progress.steps == alone.kept + 1:  # the best is behind it
+                hurried.append(trainer.submit(SEQUENCES, seed=4, seconds=20.0, watch=watch))
+
+        overtaken = trainer.train(_GOING_ON_HURTS, seed=3, watch=watch, learning_rate=_RATE, on_step=ask)
+
+        assert hurried[0].result(SOON).adapter is not None
+        assert_same(overtaken, alone)
+        assert overtaken.kept == alone.kept
+
+    def test_of_an_adapter_that_is_trained_further(self, trainer: Trainer) -> None:
+        earlier = trainer.train(_STEPS[:4], learning_rate=_RATE).adapter
+        assert earlier is not None
+
+        training = trainer.train(
+            _GOING_ON_HURTS, start=earlier.weights, watch=Watch(tuple(_LEARNT), 0.5), learning_rate=_RATE
+        )
+
+        before = trainer.nats(_LEARNT, 1, earlier.weights) / (len(_LEARNT) - 1)
+        assert training.watched[0] == (0, pytest.approx(before, rel=1e-5))
+        assert training.kept == lowest(training)[0] < training.used
+        assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
+
+    def test_to_nobody_who_has_left(self, trainer: Trainer) -> None:
+        cancelled = threading.Event()
+
+        def leave(progress: Progress) -> None:
+            if progress.steps == 12:
+                cancelled.set()
+
+        training = trainer.train(
+            _GOING_ON_HURTS, watch=Watch(tuple(_LEARNT), 1e-9), cancelled=cancelled, on_step=leave, learning_rate=_RATE
+        )
+
+        assert (training.adapter, training.stop, training.kept) == (None, "cancelled", 0)
+
+
+class TestWithoutAGain:
+    """It is told whether it has helped; what is trained is what would be trained unwatched."""
+
+    def test_there_is_one_look_before_and_one_after(self, trainer: Trainer) -> None:
+        training = trainer.train(_STEPS, seed=3, watch=Watch(tuple(_LEARNT)))
+
+        before = trainer.nats(_LEARNT, 1) / (len(_LEARNT) - 1)
+        assert training.watched == (
+            (0, pytest.approx(before, rel=1e-5)),
+            (30, pytest.approx(loss_of(trainer, training), rel=1e-5)),
+        )
+        assert training.before_and_after == (training.watched[0][1], training.watched[1][1])
+
+    def test_the_last_adapter_is_handed_over_even_where_going_on_hurts(self, trainer: Trainer) -> None:
+        training = trainer.train(_GOING_ON_HURTS, seed=3, watch=Watch(tuple(_LEARNT)), learning_rate=_RATE)
+
+        assert_same(training, trainer.train(_GOING_ON_HURTS, seed=3, learning_rate=_RATE))
+        assert training.kept == training.used == len(_GOING_ON_HURTS)
+
+    def test_the_last_look_shares_a_forward_pass_with_the_check_of_the_adapter(self, trainer: Trainer) -> None:
+        passes: list[int] = []
+        hook = trainer.base.model.base_model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+        try:
+            trainer.train(_STEPS[:2], watch=Watch(tuple(_LEARNT)))
+        finally:
+            hook.remove()
+
+        assert passes == [1, 1, 1, 2]  # the look before, two steps, and both at the end
+
+    def test_a_look_that_there_is_no_time_for_is_left_out_rather_than_the_step(self, trainer: Trainer) -> None:
+        with trainer._stepping:
+            trainer._times.forget()
+            for length in (12, 24, 12, 24):
+                trainer._times.step.observe(length, 0.01)
+                trainer._times.ending.observe(length, 0.01)
+                trainer._times.look.observe(length, 1e3)
+
+        training = trainer.train(_STEPS[:3], seconds=5.0, watch=Watch(tuple(_LEARNT)))
+
+        assert (training.stop, len(training.losses), training.watched) == ("steps", 3, ())
+        assert training.before_and_after is None
 
 
 def test_it_tells_what_the_adapter_makes_of_what_is_watched(trainer: Trainer) -> None:
-    watched = _LEARNT
-    nats = {0: trainer.nats(watched, 1)}
+    nats = {0: trainer.nats(_LEARNT, 1)}
 
     def score(progress: Progress) -> None:
-        nats[progress.used] = trainer.nats(watched, 1, trainer.export(progress.slot))
+        nats[progress.used] = trainer.nats(_LEARNT, 1, trainer.export(progress.slot))
 
-    training = trainer.train(_STEPS, watch=Watch(tuple(watched), 1e-9), on_step=score)
+    training = trainer.train(_STEPS, watch=Watch(tuple(_LEARNT), 1e-9), on_step=score)
 
     assert len(training.watched) > 2
     for used, loss in training.watched:
-        assert loss == pytest.approx(nats[used] / (len(watched) - 1), rel=1e-5)
-
-
-def test_looks_grow_rare(trainer: Trainer) -> None:
-    training = trainer.train([_LEARNT] * 60, watch=Watch(tuple(_LEARNT), 1e-9))
-
-    used = [used for used, _ in training.watched]
-    assert used[:5] == [0, 2, 4, 6, 8]
-    assert all(later - earlier >= earlier // 4 for earlier, later in itertools.pairwise(used))
+        assert loss == pytest.approx(nats[used] / (len(_LEARNT) - 1), rel=1e-5)
 
 
 def test_in_company_it_ends_as_it_does_alone(trainer: Trainer) -> None:
-    watches = [Watch(tuple(_LEARNT), gain) for gain in (90.0, 1.5, 0.01)]
-    alone = [trainer.train(_STEPS, watch=watch) for watch in watches]
+    options = [
+        {"watch": Watch(tuple(_LEARNT), gain), "learning_rate": rate}
+        for gain in (90.0, 1.5, 0.01, None)
+        for rate in (3e-3, _RATE)
+    ]
+    alone = [trainer.train(_GOING_ON_HURTS, **each) for each in options]  # type: ignore[arg-type]
 
     with held(trainer):
-        futures = [trainer.submit(_STEPS, watch=watch) for watch in watches]
+        futures = [trainer.submit(_GOING_ON_HURTS, **each) for each in options]  # type: ignore[arg-type]
     together = [future.result(SOON) for future in futures]
 
     for one, other in zip(together, alone, strict=True):
         assert_same(one, other)
+        assert one.kept == other.kept
+        assert [used for used, _ in one.watched] == [used for used, _ in other.watched]
 
 
 def test_a_look_that_fails_is_that_requests_end_alone(trainer: Trainer) -> None:
@@ -95,6 +252,16 @@ def test_a_look_that_fails_is_that_requests_end_alone(trainer: Trainer) -> None:
         assert_same(healthy.result(SOON), alone)
 
 
+def test_a_look_that_is_not_finite_is_a_divergence_and_never_told(trainer: Trainer) -> None:
+    def explode(hidden: torch.Tensor) -> None:
+        hidden.fill_(math.nan)
+
+    with trouble(trainer, explode):
+        training = trainer.train(_STEPS, watch=Watch((1, POISON, 2), 1.0))
+
+    assert (training.stop, training.adapter, training.watched) == ("diverged", None, ())
+
+
 def test_of_a_long_text_the_end_is_watched(trainer: Trainer) -> None:
     long = tuple(_LEARNT) * 20
 
@@ -105,7 +272,7 @@ def test_of_a_long_text_the_end_is_watched(trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, math.nan, math.inf])
-def test_a_gain_that_is_none_is_refused(trainer: Trainer, gain: float) -> None:
+def test_an_invalid_gain_is_refused(trainer: Trainer, gain: float) -> None:
     with pytest.raises(ValueError, match="gain"):
         trainer.submit(_STEPS, watch=Watch(tuple(_LEARNT), gain))
 
@@ -113,3 +280,9 @@ def test_a_gain_that_is_none_is_refused(trainer: Trainer, gain: float) -> None:
 def test_one_token_cannot_be_watched(trainer: Trainer) -> None:
     with pytest.raises(ValueError, match="tokens"):
         trainer.submit(_STEPS, watch=Watch((1,), 1.0))
+
+
+def test_adapters_are_equal_whether_or_not_they_are_watched(trainer: Trainer) -> None:
+    watched = trainer.train(_STEPS, seed=5, watch=Watch(tuple(_LEARNT), 1e-9))
+
+    assert_same(watched, replace(trainer.train(_STEPS, seed=5), kept=30))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from adapters.early_stopping import has_stalled
 from selection.calibration import Calibration, model_digest, to_remember
 from selection.corpus import Corpus
 from serving import answer
@@ -34,6 +35,8 @@ async def test_an_adapted_completion_reports_what_it_cost_and_used(server: Serve
     assert len(report["uncertainty"]) == 5
     assert report["uncertainty"][0] == 1
     assert sum(source["times"] for source in report["sources"]) == 4
+    (_, before), (_, after) = report["prompt_losses"]
+    assert report["prompt_loss"] == {"before": before, "after": after, "at": 4}
     assert report["seed"] == 7
     assert set(report["seconds"]) == {"embed", "search", "select", "queue", "train", "load"}
     assert reply.headers["compute-spent"].startswith("steps=4, seconds=")
@@ -51,7 +54,9 @@ async def test_none_is_the_base_model_and_says_so(server: Server) -> None:
     report = reply.json()["adaptation"]
     assert report["adapted"] is False
     assert report["stop"] == "none"
+    assert report["reason"] == "no adaptation was asked for"
     assert report["losses"] == []
+    assert report["prompt_loss"] is None
     assert reply.headers["compute-spent"].startswith("steps=0")
 
 
@@ -63,11 +68,11 @@ async def test_no_header_is_the_servers_default_and_stops_adaptively(server: Ser
     gain, looks = report["budget"]["gain"], report["prompt_losses"]
     assert gain is not None
     assert report["stop"] == ("gain" if report["spent"]["steps"] < report["budget"]["steps"] else "steps")
-    (start, before), *later = looks
-    assert start == 0
-    brought = [100 * (before - loss) / before / used for used, loss in later]
-    assert all(share >= gain for share in brought[:-1])
-    assert (brought[-1] < gain) == (report["stop"] == "gain")
+    stalled = [has_stalled(looks[:n], gain) for n in range(1, len(looks) + 1)]
+    assert stalled == [*[False] * (len(looks) - 1), report["stop"] == "gain"]
+    at, after = min(looks[1:], key=lambda look: look[1])
+    assert report["prompt_loss"] == {"before": looks[0][1], "after": after, "at": at}
+    assert sum(source["times"] for source in report["sources"]) == at
 
 
 async def test_alpha_is_the_papers_stop(server: Server) -> None:
@@ -80,7 +85,8 @@ async def test_alpha_is_the_papers_stop(server: Server) -> None:
     report = reply.json()["adaptation"]
     n, sigma = report["spent"]["steps"], report["uncertainty"]
     assert report["stop"] == "alpha"
-    assert report["prompt_losses"] == []
+    assert [used for used, _ in report["prompt_losses"]] == [0, n]  # before and after, no stop by it
+    assert report["prompt_loss"]["at"] == n
     assert all(sigma[i] <= 1 / (0.2 * i) for i in range(1, n))
     assert sigma[n] > 1 / (0.2 * n)
 

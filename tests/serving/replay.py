@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route
 REPORT: dict[str, Any] = {
     "adapted": True,
     "reason": None,
+    "prompt_loss": {"before": 2.2912, "after": 1.4242, "at": 4},
     "budget": {"steps": 50, "seconds": 60.0, "alpha": 0.05, "cut": []},
     "degraded": None,
     "spent": {"steps": 5, "seconds": 1.2345},
@@ -26,6 +27,7 @@ REPORT: dict[str, Any] = {
     "uncertainty": [1.0, 0.8123, 0.7, 0.61, 0.55, 0.512],
     "irreducible": 0.3,
     "losses": [2.3456, 2.1, 1.9, 1.8, 1.7654],
+    "prompt_losses": [[0, 2.2912], [2, 1.8], [4, 1.4242], [5, 1.5]],
     "sources": [
         {"document": "a", "name": "paths.py", "start": 0, "times": 1},
         {"document": "a", "name": "paths.py", "start": 700, "times": 2},
@@ -38,7 +40,7 @@ REPORT: dict[str, Any] = {
 }
 COMMENTS = (
     b": adapting\n\n",
-    b": adapting: step 2 of 50, loss 2.100, sigma 0.700, 58.8 seconds left\n\n",
+    b": adapting: step 2 of 50, loss of the prompt 2.291, sigma 0.700, 58.8 seconds left\n\n",
 )
 
 Plays = tuple[bytes | float, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def test_the_adapter_that_is_kept_speaks_in_plain_peft(home: Path, tmp_path: Pat
 
     assert result.exit_code == 0, result.output
     assert "4 steps" in result.output
+    told = re.search(r"loss of the prompt itself: (\d+\.\d\d) -> (\d+\.\d\d), 4 steps", result.output)
+    assert told is not None
+    assert float(told[2]) < float(told[1])
     assert "stop steps" in result.output
     ids = torch.tensor([tokenizer.encode(_TEXTS["bees"])])
     base: Any = AutoModelForCausalLM.from_pretrained(nano, dtype=torch.float32)
@@ -66,7 +70,8 @@ def test_a_prompt_comes_from_standard_input_and_plans_are_taken(home: Path, tmp_
     [
         (("--corpus", "void"), "corpus 'void' is empty"),
         (("--corpus", "nowhere"), "nowhere"),
-        (("--corpus", "notes", "--budget", "none"), "the budget allows no step"),
+        (("--corpus", "notes", "--budget", "none"), "no adaptation was asked for"),
+        (("--corpus", "notes", "--budget", "steps=0"), "ask for steps=1 or more"),
         (("--corpus", "notes", "--budget", "steps=-1"), "steps"),
         (("--corpus", "notes", "--budget", "steps=2", "--plan", "backwards"), "unknown plan 'backwards'"),
         (("--corpus", "notes", "--budget", "seconds=0.001"), "training ended by 'seconds'"),

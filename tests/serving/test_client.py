@@ -17,7 +17,7 @@ from tests.serving.replay import CHAT, FIRST, REPORT, Replay, events, spoken
 
 _TOLD: list[Told] = [
     Progress("adapting"),
-    Progress("adapting: step 2 of 50, loss 2.100, sigma 0.700, 58.8 seconds left"),
+    Progress("adapting: step 2 of 50, loss of the prompt 2.291, sigma 0.700, 58.8 seconds left"),
     Report(REPORT),
     Piece("Hel"),
     Piece("lo\tthere\u2028you"),

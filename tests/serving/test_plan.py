@@ -174,7 +174,7 @@ def test_a_plan_by_hand() -> None:
     each = 100 * 1.5e-4 + 10 * 5e-4 + 0.5 * 0.03
     assert engine.seconds_alone == pytest.approx(0.01 + 10 * 6e-3 + each)
     assert engine.utilisation == pytest.approx(2.0 * (0.01 + 10 * 6e-3 + 8 * each) / 8)
-    assert trainer.memory["adapters and moments"] == 9 * 4e5 * 12
+    assert trainer.memory["adapters and moments"] == 9 * 4e5 * 16
     assert engine.memory["KV cache"] == 8 * 110 * 12288
     assert selector.memory["corpus"] == 10_000 * 384 * 4
 

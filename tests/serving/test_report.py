@@ -28,6 +28,7 @@ _REPORT = AdaptationReport(
     irreducible=0.01234567,
     losses=(2.5, 2.25),
     prompt_losses=((0, 3.25), (2, 3.0123456789)),
+    kept=2,
     sources=({"document": 4, "name": "a.txt", "start": 0, "times": 2},),
     seconds={"embed": 0.01234, "search": 0.002, "select": 0.003, "queue": 0.25, "train": 0.5, "load": 0.05},
     spent_seconds=0.84321987,
@@ -45,6 +46,7 @@ def test_the_body_tells_all_of_it() -> None:
     assert told == {
         "adapted": True,
         "reason": None,
+        "prompt_loss": {"before": 3.25, "after": 3.012346, "at": 2},
         "budget": {"steps": 20, "seconds": 1.5, "alpha": 0.1, "gain": None, "cut": ["steps"]},
         "calibrated": True,
         "degraded": "20 of 50 steps: 9 adaptations are under way, 4 get all",

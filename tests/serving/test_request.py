@@ -37,7 +37,9 @@ def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
 
     asked = wish(body, tokenizer, header=None)
 
-    assert asked == Wish((Prompt("Once upon a time"),), Budget(40, 60.0, 0.1), ("steps",), "house", named=False)
+    tokens = tuple(tokenizer("Once upon a time", add_special_tokens=False)["input_ids"])
+    prompts, budget = (Prompt("Once upon a time"),), Budget(40, 60.0, 0.1)
+    assert asked == Wish(prompts, budget, ("steps",), "house", named=False, tokens=tokens)
     assert body == {"prompt": "Once upon a time"}
 
 
@@ -59,7 +61,9 @@ def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None
     asked = wish(body, tokenizer)
 
     prompts = (Prompt("this instead"),)
-    assert asked == Wish(prompts, Budget(5, 60.0), (), "mine", only, "nn", "reuse", 7, True, True, True)
+    tokens = tuple(tokenizer("this instead", add_special_tokens=False)["input_ids"])
+    options = (only, "nn", "reuse", 7, True, True, True)
+    assert asked == Wish(prompts, Budget(5, 60.0), (), "mine", *options, tokens=tokens)
     assert body == {"prompt": "not this", "max_tokens": 5}
 
 
@@ -377,3 +381,14 @@ def test_of_a_very_long_text_only_the_end_that_is_looked_at_travels(tokenizer: A
 
 def test_a_request_without_a_prompt_is_left_to_vllm(tokenizer: Any) -> None:
     assert wish({}, tokenizer).prompts == (Prompt(""),)
+
+
+@pytest.mark.parametrize("header", ["steps=5", "seconds=2", "gain=0.4", "auto", None])
+def test_the_prompt_is_looked_at_whatever_limits_an_adaptation(tokenizer: Any, header: str | None) -> None:
+    assert len(wish({"prompt": "def add(a, b):"}, tokenizer, header).tokens) > 1
+
+
+@pytest.mark.parametrize("header", ["none", "steps=0"])
+def test_without_an_adaptation_there_is_nothing_to_look_at(tokenizer: Any, header: str) -> None:
+    assert wish({"prompt": "def add(a, b):"}, tokenizer, header).tokens == ()
+    assert wish({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).tokens == ()

@@ -1,0 +1,50 @@
+"""Warm-up: a trainer takes steps on arbitrary tokens until they get no faster, so that it knows what a step takes.
+
+The first steps are slow: libraries choose their ways, memory is asked for. And what was measured while the machine did
+something else, such as starting other processes, is not true later. So each round forgets what the rounds before have
+measured, and only the last one counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from adapters.training import Watch
+
+if TYPE_CHECKING:
+    from adapters.base_model import BaseModel
+
+_LEAST, _MOST, _SECONDS = 2, 6, 5.0  # rounds, and when no further one begins
+_STEADY = 0.8  # of the time of the round before: a round that takes as much of it gains little by another
+_TOKENS = 256
+
+
+class Warms(Protocol):
+    """A trainer, as far as it is needed here."""
+
+    base: BaseModel
+
+    def forget_times(self) -> None:
+        """As `adapters.trainer.Trainer.forget_times`."""
+
+    def train(self, sequences: Sequence[Sequence[int]], *, watch: Watch | None = None) -> object:
+        """As `adapters.trainer.Trainer.train`."""
+
+
+def warm_up(trainer: Warms) -> None:
+    """Rounds of steps, looks and endings, of a long sequence and of a short one."""
+    longest = min(_TOKENS, trainer.base.context)
+    row = [(7 * i + 3) % trainer.base.vocabulary for i in range(longest)]
+    short = row[: max(longest // 4, 2)]
+    begun, before = time.perf_counter(), float("inf")
+    for n in range(_MOST):
+        trainer.forget_times()
+        since = time.perf_counter()
+        trainer.train([short, row] * 2, watch=Watch(tuple(row)))
+        trainer.train([short], watch=Watch(tuple(short)))
+        now = time.perf_counter()
+        if n + 1 >= _LEAST and (now - since > _STEADY * before or now - begun > _SECONDS):
+            return
+        before = now - since
