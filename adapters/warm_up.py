@@ -7,8 +7,9 @@ measured, and only the last one counts.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from adapters.training import Watch
@@ -33,18 +34,18 @@ class Warms(Protocol):
         """As `adapters.trainer.Trainer.train`."""
 
 
-def warm_up(trainer: Warms) -> None:
+def warm_up(trainer: Warms, clock: Callable[[], float] = time.perf_counter) -> None:
     """Rounds of steps, looks and endings, of a long sequence and of a short one."""
     longest = min(_TOKENS, trainer.base.context)
     row = [(7 * i + 3) % trainer.base.vocabulary for i in range(longest)]
     short = row[: max(longest // 4, 2)]
-    begun, before = time.perf_counter(), float("inf")
+    begun, before = clock(), math.inf
     for n in range(_MOST):
         trainer.forget_times()
-        since = time.perf_counter()
+        since = clock()
         trainer.train([short, row] * 2, watch=Watch(tuple(row)))
         trainer.train([short], watch=Watch(tuple(short)))
-        now = time.perf_counter()
+        now = clock()
         if n + 1 >= _LEAST and (now - since > _STEADY * before or now - begun > _SECONDS):
             return
         before = now - since

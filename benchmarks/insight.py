@@ -64,7 +64,7 @@ def reliability(rows: Sequence[Row]) -> dict[str, Any]:
 
 def in_proportion(rows: Sequence[Row], rule: stopping.Rule, parameter: float) -> dict[str, tuple[int, float]]:
     """By steps: how many passages the rule lets learn that far, and their per cent of base then."""
-    stops = [stopping.stopped(rule, row, parameter) for row in rows]
+    stops = [rule.ends(row, parameter)[0] for row in rows]
     found = {}
     for n in sorted({int(n) for row in rows for n in row.bits}):
         still = [100 * row.bits[str(n)] / row.base for row, stop in zip(rows, stops, strict=True) if stop >= n]

@@ -178,7 +178,7 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result) + "\n")
     if options.json:
-        print(json.dumps({key: result[key] for key in ("percent_of_base", "adaptive", "correlation")}))
+        print(json.dumps({key: result[key] for key in ("percent_of_base", "correlation")}))
 
 
 def make_ground(size: Size, model: str, embedder: str, of: tuple[str, str, str] | None = None) -> PassageSet:

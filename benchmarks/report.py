@@ -22,10 +22,12 @@ from benchmarks.sections.parts import Plots, Section, provenance  # noqa: E402
 from benchmarks.sections.promises import PROMISES, promises  # noqa: E402
 from benchmarks.sections.quality import quality  # noqa: E402
 from benchmarks.sections.selection import selection  # noqa: E402
+from benchmarks.sections.stopping import stopping  # noqa: E402
 from benchmarks.sections.training import training  # noqa: E402
 
 SECTIONS = (
     Section("quality", "Quality: what adaptation buys", {"quality": "make bench-quality"}, quality),
+    Section("stopping", "Stopping: when an adaptation ends", {"stopping": "make bench-stopping"}, stopping),
     Section("latency", "Latency: what each stage costs", {"latency": "make bench-latency"}, latency),
     Section(
         "training",

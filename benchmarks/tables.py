@@ -20,7 +20,6 @@ from benchmarks import insight, stopping
 from benchmarks.insight import percent
 from benchmarks.passages import interval
 from benchmarks.variants import Row, Variant
-from serving.config import AUTO
 
 Triple = tuple[float, float, float]
 SECONDS = tuple(round(float(each), 2) for each in np.geomspace(0.1, 20, 24))
@@ -38,11 +37,6 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
     times = {name: _times([row for row in found if row.alone]) for name, found in trained.items()}
     steps = sorted({int(step) for row in sift for step in row.bits} - {0})
     rules = stopping.compare(sift)
-    auto = next(rule for rule in stopping.RULES if rule.name == stopping.AUTO)
-    assert AUTO.gain is not None
-    stops = [min(stopping.stopped(auto, row, AUTO.gain), AUTO.steps) for row in sift]
-    curves = [stopping.curve(row) for row in sift]
-    steps_share, gain_share = stopping.shares(curves, stops)
     groups = list(dict.fromkeys(row.group for row in sift))
     return {
         "passages": len(sift),
@@ -69,18 +63,6 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
             name: {f"{seconds:g}": _mean(found, partial(_percent_after, seconds, times[name])) for seconds in SECONDS}
             for name, found in trained.items()
         },
-        "adaptive": {
-            "gain": AUTO.gain,
-            "steps": statistics.fmean(stops),
-            "percent_of_base": interval(
-                [float(curve[stop]) for curve, stop in zip(curves, stops, strict=True)], [row.document for row in sift]
-            ),
-            "steps_share": steps_share,
-            "gain_share": gain_share,
-            "gain_share_at_a_third": {name: stopping.at_steps(points) for name, points in rules.items()},
-            "steps_share_for_nine_tenths": {name: stopping.for_gain(points) for name, points in rules.items()},
-        },
-        "stopping_rules": rules,
         "correlation": stopping.correlations(sift),
         "by_distinct": insight.by_distinct(by_variant[SIFT], by_variant[NN]),
         "reliability": insight.reliability(sift),
@@ -108,7 +90,7 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
         },
         "points": [
             {"variant": row.variant, "passage": row.passage, "group": row.group, "bits": row.bits}
-            | ({"sigma": {n: row.sigma[int(n)] for n in row.bits}} if row.variant == SIFT else {})
+            | ({"sigma": {n: row.sigma[int(n)] for n in row.bits}, "prompt": row.prompt} if row.variant == SIFT else {})
             for row in rows
         ],
     }
@@ -150,15 +132,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         )
     table.add_row("seconds", *(f"{seconds:.1f}" for seconds in result["seconds"].values()))
     console.print(table)
-    adaptive = result["adaptive"]
-    table = Table("stopping rule", "gain at 1/3 of the steps", "steps for 9/10 of the gain", box=None, pad_edge=False)
-    for name, gain in adaptive["gain_share_at_a_third"].items():
-        table.add_row(name, share(gain), share(adaptive["steps_share_for_nine_tenths"][name]))
-    console.print(table)
     console.print(
-        f"auto (gain {adaptive['gain']:g}): {adaptive['steps_share']:.2f} of the steps, "
-        f"{adaptive['gain_share']:.2f} of the gain; correlation of sigma with bits per byte "
-        f"{result['correlation']['sigma']:.2f}, of sigma times base {result['correlation']['sigma_times_base']:.2f}",
+        f"correlation of sigma with bits per byte {result['correlation']['sigma']:.2f}, "
+        f"of sigma times base {result['correlation']['sigma_times_base']:.2f}",
         highlight=False,
     )
     for axis, variants in result["axes"].items():
@@ -167,11 +143,6 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             table.add_row(name, *(_cell(found[key]) for key in ("percent_of_base", "minus_sift", "minus_nn")))
         console.print(table)
     console.print("in brackets: 90 % bootstrap intervals over documents", highlight=False)
-
-
-def share(value: float | None) -> str:
-    """A share, or that a rule has none."""
-    return "never" if value is None else f"{value:.2f}"
 
 
 def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Triple:

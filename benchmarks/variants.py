@@ -124,10 +124,16 @@ class Row:
 
 
 class Laboratory:
-    """Resident selector and trainers; one thread."""
+    """Resident selector and trainers; one thread.
 
-    def __init__(self, model: str, embedder: str = DEFAULT) -> None:
-        self.model = model
+    Args:
+        model: hub id or folder of the base model.
+        embedder: as in `selection.embedding.load_embedder`.
+        at: the steps after which prompt and suffix are scored.
+    """
+
+    def __init__(self, model: str, embedder: str = DEFAULT, at: Sequence[int] = AT) -> None:
+        self.model, self._at = model, at
         self._selectors: dict[str | None, Selector] = {None: open_selector(embedder, model)}
         self._embedder = embedder
         self._trainers: dict[TrainerConfig, tuple[Trainer, Trainer]] = {}
@@ -151,7 +157,7 @@ class Laboratory:
         elif variant.full:
             learnt = [self._learn_fully(variant, *each) for each in zip(passages, chosen, strict=True)]
         else:
-            learning = [_learn(trainer, variant, *each) for each in zip(passages, chosen, strict=True)]
+            learning = [_learn(trainer, variant, *each, self._at) for each in zip(passages, chosen, strict=True)]
             learnt = [ended() for ended in learning]
         rows = []
         for passage, selection, each in zip(passages, chosen, learnt, strict=True):
@@ -237,7 +243,9 @@ class _Learnt:
     seconds: list[float] = field(default_factory=list)
 
 
-def _learn(trainer: Trainer, variant: Variant, passage: Passage, selection: Selection) -> Callable[[], _Learnt]:
+def _learn(
+    trainer: Trainer, variant: Variant, passage: Passage, selection: Selection, at: Sequence[int]
+) -> Callable[[], _Learnt]:
     """Begin to learn what was chosen; gives what waits for the end."""
     learnt = _Learnt()
     spent, last = 0.0, time.perf_counter()
@@ -246,7 +254,7 @@ def _learn(trainer: Trainer, variant: Variant, passage: Passage, selection: Sele
         nonlocal spent, last
         spent += time.perf_counter() - last
         learnt.seconds.append(spent)
-        if progress.used in AT:
+        if progress.used in at:
             learnt.weights[progress.used] = trainer.export(progress.slot)
         last = time.perf_counter()
 

@@ -152,13 +152,18 @@ def show(result: Result, url: str, console: Console) -> None:
     said.append(f"{result.base_bits_per_byte:.3f}", "bold").append(", adapted ")
     said.append(f"{result.adapted_bits_per_byte:.3f}", "bold").append(f" ({share:.1f} % of base)")
     say(said, to=console)
-    sigma = report["uncertainty"]
-    curve = "".join(_BARS[min(7, int(8 * value))] for value in sigma)
-    say(
-        f"uncertainty sigma_0 to sigma_{len(sigma) - 1}: {curve} {sigma[0]:.2f} to {sigma[-1]:.2f}, "
-        f"stopped by {report['stop']}",
-        to=console,
-    )
+    if not report["adapted"]:
+        say(f"the base model answered both times: {report['reason']}", to=console)
+    if report["prompt_loss"]:
+        loss = "loss of the prompt itself: {before:.2f} -> {after:.2f} after {at} sequences"
+        say(loss.format(**report["prompt_loss"]), to=console)
+    if sigma := report["uncertainty"]:
+        curve = "".join(_BARS[min(7, int(8 * value))] for value in sigma)
+        say(
+            f"uncertainty sigma_0 to sigma_{len(sigma) - 1}: {curve} {sigma[0]:.2f} to {sigma[-1]:.2f}, "
+            f"stopped by {report['stop']}",
+            to=console,
+        )
     sources = table("taught by", "from character", "times")
     for source in report["sources"][:8]:
         row(sources, source["name"], str(source["start"]), str(source["times"]))

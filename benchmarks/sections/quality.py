@@ -1,4 +1,4 @@
-"""Quality: what adaptation buys, by domain, strategy, steps and seconds, when it should stop, and other settings."""
+"""Quality: what adaptation buys, by domain, strategy, steps and seconds, and other settings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ COLOURS = {
 def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
     """What adaptation buys."""
     result = results["quality"]
-    names, adaptive = list(result["percent_of_base"]), result["adaptive"]
-    nine_tenths = adaptive["steps_share_for_nine_tenths"]
+    names = list(result["percent_of_base"])
     by_domain, correlation = result["by_domain"], result["correlation"]
 
     def steps(axes: Any) -> None:
@@ -40,15 +39,6 @@ def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
             axes.plot([float(s) for s in points], [t[0] for t in points.values()], label=name, color=COLOURS.get(name))
         axes.set(xscale="log", xlabel="seconds of choosing and training", ylabel="bits per byte, % of base")
         axes.legend()
-
-    def rules(axes: Any) -> None:
-        for name, points in result["stopping_rules"].items():
-            axes.plot(
-                [p[1] for p in points], [p[2] for p in points], label=name, linestyle=":" if "future" in name else "-"
-            )
-        axes.plot([1 / 3], [0.9], "k+", label="wanted")
-        axes.set(xlabel="share of the steps", ylabel="share of the gain", xlim=(0, 1), ylim=(0, None))
-        axes.legend(fontsize=7)
 
     def density(axes: Any) -> None:
         pairs = [
@@ -87,20 +77,6 @@ def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
         + "):",
         "",
         plots.draw("seconds", "Per cent of base against seconds, by strategy", seconds),
-        "",
-        "### When to stop",
-        "",
-        f"`auto` (gain {adaptive['gain']:g}) takes {adaptive['steps_share']:.0%} of the steps and keeps "
-        f"{adaptive['gain_share']:.0%} of the gain. Rules, each over its parameter:",
-        "",
-        *table(
-            ["rule", "gain kept at a third of the steps", "steps for nine tenths of the gain"],
-            [
-                [name, *("never" if each is None else f"{each:.2f}" for each in (gain, nine_tenths[name]))]
-                for name, gain in adaptive["gain_share_at_a_third"].items()
-            ],
-        ),
-        plots.draw("stopping", "Gain kept against steps taken, by stopping rule", rules),
         "",
         f"sigma_n and bits per byte after n steps correlate at {correlation['sigma']:.2f} (paper: about 0.4), sigma_n "
         f"times the base model's bits per byte at {correlation['sigma_times_base']:.2f} (the latter alone: "

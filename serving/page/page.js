@@ -10,7 +10,7 @@ const SAMPLING = { max_tokens: 256, temperature: 0.5, seed: 0 }; // the same for
 const KEY = "mayfly-key";
 const meanings = {
   none: "The base model answers, nothing is trained.",
-  auto: "The server decides when one step more is not worth its compute.",
+  auto: "It stops when the loss of the prompt itself no longer falls by enough.",
   steps: "At most so many gradient steps.",
   seconds: "At most so long, from the request to the end of training.",
 };
@@ -162,7 +162,8 @@ async function load() {
 function heed({ auto, limits, corpus }) {
   for (const name of ["steps", "seconds"]) if (limits[name] !== null) at(name).max = limits[name];
   at("corpus").options[0].text = corpus ? "The server's default corpus" : "Nothing: the base model answers";
-  const fewer = auto.alpha === null && auto.gain === null ? "" : ", fewer where one more is not worth its compute";
+  const stalls = ", fewer where the loss of the prompt itself no longer falls; the best adapter is kept";
+  const fewer = auto.gain !== null ? stalls : auto.alpha !== null ? ", fewer where one more is not worth its compute" : "";
   meanings.auto = auto.steps ? `Up to ${count(auto.steps, "step")}${fewer}.` : meanings.none;
   settle();
 }

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapters.early_stopping import EarlyStopping
 from adapters.plan import steps_of
 from adapters.schedule import PATIENCE, Job, Schedule, Times
+from adapters.training import Watch
 
 _FIXED, _EACH = 0.01, 1e-4  # seconds of a step, and of each of its tokens
 _ENDING = 0.3  # of that
@@ -207,6 +209,68 @@ class TestEndings:
         take_step([one])
 
         assert schedule_with(one).ended(5.0) == [(one, "cancelled")]
+
+
+class TestTheFirstStep:
+    """It is refused only where such steps, as they went lately, do not fit."""
+
+    @staticmethod
+    def uneven() -> Times:
+        """A machine on which one step in five takes four times as long; so what is expected is four times typical."""
+        times = Times()
+        for n in range(60):
+            for each, share in ((times.step, 1.0), (times.look, _ENDING), (times.ending, _ENDING)):
+                for tokens in (64, 256):
+                    each.observe(tokens, share * (_FIXED + _EACH * tokens) * (4 if n % 5 == 0 else 1))
+        return times
+
+    def test_is_taken_where_it_usually_fits_and_no_further_one_is(self) -> None:
+        times = self.uneven()
+        typical = times.step.typical(100) + times.ending.typical(100)
+        one = job([100] * 5, seconds=1.1 * typical)
+        schedule = Schedule(8, 2048, times)
+        schedule.add(one)
+        schedule.admit()
+
+        assert times.step.expect(100) > one.deadline
+        assert schedule.ended(0.0) == []
+        take_step([one])
+
+        assert schedule.ended(0.0) == [(one, "seconds")]
+
+    def test_is_refused_where_it_does_not(self) -> None:
+        times = self.uneven()
+        one = job([100] * 5, seconds=0.9 * (times.step.typical(100) + times.ending.typical(100)))
+        schedule = Schedule(8, 2048, times)
+        schedule.add(one)
+
+        assert schedule.ended(0.0) == [(one, "seconds")]
+
+    def test_a_look_is_left_out_rather_than_it(self) -> None:
+        step, look, ending = 0.02, 0.006, 0.012  # of 100 tokens; the ending scores two rows, or 6 ms without a look
+        for seconds, watched in ((step + look + ending, True), (step + look + ending - 0.004, False)):
+            one = job([100] * 5, seconds=seconds + 1e-6)
+            one.watch = Watch(tuple(range(100)))
+            schedule = schedule_with(one)
+
+            assert schedule.ended(0.0) == []
+            assert (one.watch is not None) == watched
+
+
+def test_a_look_counts_towards_the_seconds() -> None:
+    one = job([100] * 5, seconds=0.0)
+    one.watch = Watch(tuple(range(100)), 1e-9)
+    one.stopping = EarlyStopping(1e-9)
+    schedule = schedule_with(one)
+    one.stopping.see(0, 0, 2.0)
+    take_step([one])
+
+    # The second step brings a look with it: 20 ms, 6 for that, and an ending of two rows.
+    fits = 0.02 + 0.006 + _ENDING * (_FIXED + _EACH * 200)
+    one.deadline = fits + 1e-6
+    assert schedule.ended(0.0) == []
+    one.deadline = fits - 1e-6
+    assert schedule.ended(0.0) == [(one, "seconds")]
 
 
 wishes = st.lists(

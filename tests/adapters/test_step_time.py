@@ -89,6 +89,47 @@ def test_steps_without_tokens_do_not_make_the_others_long(noise: list[float], to
     assert time.expect(tokens) <= 4 * 3 * 1e-5 * tokens + 1e-3
 
 
+@given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), TOKENS)
+def test_what_is_typical_is_never_more_than_what_is_expected(steps: list[tuple[int, float]], asked: int) -> None:
+    time = measured(*steps)
+
+    assert 0 <= time.typical(asked) <= time.expect(asked)
+
+
+@given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), st.integers(1, 4096), SECONDS)
+def test_what_is_forgotten_has_no_part_in_what_is_expected(
+    steps: list[tuple[int, float]], tokens: int, seconds: float
+) -> None:
+    time = measured(*steps)
+
+    time.forget()
+    assert (time.expect(tokens), time.typical(tokens)) == (0.0, 0.0)
+    time.observe(tokens, seconds)
+
+    assert time.expect(tokens) == time.typical(tokens) == pytest.approx(seconds)
+
+
+def test_a_machine_that_pauses_now_and_then_makes_nothing_typical_of_it() -> None:
+    time = measured(*((256, 0.4 if n % 5 == 0 else 0.1) for n in range(100)))
+
+    assert time.expect(256) >= 0.39
+    assert time.typical(256) <= 0.2
+
+
+def test_each_doubt_expects_less_until_a_step_is_measured() -> None:
+    time = measured(*[(256, 2.0)] * 8)
+
+    expected = []
+    for _ in range(20):
+        time.doubt()
+        expected.append(time.typical(256))
+    time.observe(256, 2.0)
+
+    assert expected == sorted(expected, reverse=True)
+    assert expected[-1] < 0.5
+    assert time.typical(256) == pytest.approx(2.0)
+
+
 @given(st.lists(SECONDS, min_size=1, max_size=40), TOKENS)
 def test_steps_without_tokens_alone_are_a_measure_of_those(seconds: list[float], asked: int) -> None:
     time = measured(*((0, one) for one in seconds))

@@ -145,7 +145,8 @@ class TestTheBestAdapterIsHandedOver:
         )
 
         before = trainer.nats(_LEARNT, 1, earlier.weights) / (len(_LEARNT) - 1)
-        assert training.watched[0] == (0, pytest.approx(before, rel=1e-5))
+        assert training.watched[0][0] == 0
+        assert training.watched[0][1] == pytest.approx(before, rel=1e-5)
         assert training.kept == lowest(training)[0] < training.used
         assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
 
@@ -169,11 +170,10 @@ class TestWithoutAGain:
     def test_there_is_one_look_before_and_one_after(self, trainer: Trainer) -> None:
         training = trainer.train(_STEPS, seed=3, watch=Watch(tuple(_LEARNT)))
 
-        before = trainer.nats(_LEARNT, 1) / (len(_LEARNT) - 1)
-        assert training.watched == (
-            (0, pytest.approx(before, rel=1e-5)),
-            (30, pytest.approx(loss_of(trainer, training), rel=1e-5)),
-        )
+        (none, before), (all_of_them, after) = training.watched
+        assert (none, all_of_them) == (0, 30)
+        assert before == pytest.approx(trainer.nats(_LEARNT, 1) / (len(_LEARNT) - 1), rel=1e-5)
+        assert after == pytest.approx(loss_of(trainer, training), rel=1e-5)
         assert training.before_and_after == (training.watched[0][1], training.watched[1][1])
 
     def test_the_last_adapter_is_handed_over_even_where_going_on_hurts(self, trainer: Trainer) -> None:

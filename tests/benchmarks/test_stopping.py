@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from adapters.early_stopping import EarlyStopping
 from benchmarks import stopping
+from benchmarks.report import HERE
+from benchmarks.sections.stopping import stopping as section
 from benchmarks.variants import AT, STEPS, Row
 from selection.sift import has_stalled
+from tests.benchmarks.test_report import Sketches
 
 
 def row(gain: float, pace: float = 10.0, similarity: float = 0.5) -> Row:
@@ -29,18 +36,83 @@ def test_the_rule_named_alpha_is_the_papers() -> None:
     (rule,) = (rule for rule in stopping.RULES if rule.name == "alpha")
     passage = row(10)
 
-    n = stopping.stopped(rule, passage, 0.1)
+    n, kept = rule.ends(passage, 0.1)
+
+    assert n == kept
 
     assert has_stalled(passage.sigma[n], n, 0.1)
     assert not any(has_stalled(passage.sigma[m], m, 0.1) for m in range(n))
 
 
-def test_the_prompt_is_asked_what_it_has_gained_a_step() -> None:
-    (rule,) = (rule for rule in stopping.RULES if rule.name == "what the prompt has gained")
-    much, little = row(40), row(4)
+def rule_of(name: str) -> stopping.Rule:
+    (rule,) = (rule for rule in stopping.RULES if rule.name == name)
+    return rule
 
-    assert stopping.stopped(rule, much, 1.0) > stopping.stopped(rule, little, 1.0) == stopping.LEAST_STEPS
-    assert stopping.stopped(rule, much, 0.1) == STEPS
+
+def test_the_rule_of_auto_ends_what_has_gained_all_it_will() -> None:
+    rule, average = rule_of(stopping.AUTO), rule_of(stopping.AVERAGE)
+    quick = row(40, pace=3.0)
+
+    (taken, kept), (on_average, _) = rule.ends(quick, 0.2), average.ends(quick, 0.2)
+
+    assert taken <= 22
+    assert stopping.curve(quick)[kept] < 61
+    assert on_average == STEPS
+
+
+def test_where_going_on_hurts_rules_that_look_keep_the_best_adapter() -> None:
+    prompt = {str(n): 2.0 + 0.002 * (n - 12) ** 2 for n in range(STEPS + 1)}
+    harmed = replace(row(10), prompt=prompt, bits=prompt)
+
+    for name in (stopping.AUTO, stopping.AVERAGE, "the prompt's gain, smoothed", "patience with the prompt"):
+        taken, kept = rule_of(name).ends(harmed, 3.0 if name.startswith("patience") else 0.01)
+        assert kept == 12 < taken
+
+
+def test_the_rule_of_auto_is_the_trainers() -> None:
+    passage, gain = row(20, pace=15.0), 0.3
+
+    taken, kept = rule_of(stopping.AUTO).ends(passage, gain)
+
+    prompt = np.interp(range(STEPS + 1), [int(n) for n in passage.prompt], list(passage.prompt.values()))
+    trained = EarlyStopping(gain)
+    used = 0
+    while True:
+        if trained.is_due(used):
+            trained.see(used, used, float(prompt[used]))
+        if trained.has_stalled or used == STEPS:
+            break
+        used += 1
+    assert trained.best is not None
+    assert (taken, kept) == (used, trained.best.used)
+
+
+def test_rules_are_chosen_on_some_passages_and_reported_on_others() -> None:
+    choosing = [row(gain, pace) for gain in (5, 20) for pace in (3, 10, 40)]
+    reporting = [replace(each, document=str(n)) for n, each in enumerate([row(15, 5), row(30, 20), row(-5, 10)])]
+
+    result = json.loads(json.dumps(stopping.judged(choosing, reporting)))
+
+    assert result["passages"] == {"choosing": 6, "reporting": 3}
+    for name, each in result["rules"].items():
+        if each["parameter"] is None:
+            continue
+        steps, gain = stopping.shares(
+            [stopping.curve(one) for one in choosing],
+            [rule_of(name).ends(one, each["parameter"]) for one in choosing],
+        )
+        assert [steps, gain] == pytest.approx(each["choosing"])
+        assert gain >= stopping.TARGET_GAIN
+        mean, low, high = each["reporting"]["gain_share"]
+        assert low <= mean <= high or math.isclose(low, high)
+    assert result["auto"]["harmed"] == pytest.approx(1 / 3)  # one passage only gets worse
+    assert set(result["stopping_rules"]) == {*result["rules"], stopping.KNOWING}
+    console = Console(record=True, width=160)
+    stopping.show(result, console)
+    assert all(name in console.export_text(clear=False) for name in result["rules"])
+    drawn = "\n".join(section({"stopping": result}, Sketches(HERE, "stopping", "results")))
+    assert all(f"| {name} |" in drawn for name in result["rules"])
+    assert "33% of the passages end worse" in drawn
 
 
 def test_between_measured_steps_a_curve_is_straight() -> None:
@@ -56,8 +128,8 @@ def test_between_measured_steps_a_curve_is_straight() -> None:
 def test_all_steps_keep_all_of_the_gain_and_none_nothing() -> None:
     curves = [stopping.curve(row(gain)) for gain in (10, 20)]
 
-    assert stopping.shares(curves, [STEPS, STEPS]) == pytest.approx((1.0, 1.0))
-    assert stopping.shares(curves, [0, 0]) == pytest.approx((0.0, 0.0))
+    assert stopping.shares(curves, [(STEPS, STEPS)] * 2) == pytest.approx((1.0, 1.0))
+    assert stopping.shares(curves, [(0, 0)] * 2) == pytest.approx((0.0, 0.0))
 
 
 @settings(deadline=None, max_examples=30)

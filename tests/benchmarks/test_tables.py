@@ -105,5 +105,5 @@ def test_the_tables_tell_every_domain_and_setting(everything: list[Row]) -> None
     show({**summary(everything, NAMES, {"rank": [Variant("rank 4", rank=4)]}), "corpus_sequences": 9}, console)
 
     said = console.export_text()
-    for word in ("legal", "Rust", "rank 4", "SIFT minus NN: -5.0", "knowing the future"):
+    for word in ("legal", "Rust", "rank 4", "SIFT minus NN: -5.0", "of sigma times base"):
         assert word in said

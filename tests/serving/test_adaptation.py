@@ -175,3 +175,26 @@ async def test_a_trainer_that_takes_step_after_step_is_healthy(
         await trainer.check_health()
         await asyncio.sleep(0.02)
     assert (await training).stop == "seconds"
+
+
+async def test_warmed_up_stages_know_the_corpus_and_what_a_step_takes(
+    selector: SelectStage, trainer: TrainStage
+) -> None:
+    # Arrange: what was measured while other processes started says that no step fits.
+    times = trainer._trainer._times
+    with trainer._trainer._stepping:
+        for _ in range(40):
+            for each in (times.step, times.look, times.ending):
+                each.observe(16, 600.0)
+
+    await selector.warm_up("notes")
+    await trainer.warm_up()
+
+    assert [held.corpus.name for held in selector._selector.corpora._held] == ["notes"]
+    assert (await trainer.train([[1, 2, 3]] * 2, seconds=60.0)).stop == "steps"
+
+
+async def test_warming_up_without_a_corpus_is_nothing(selector: SelectStage) -> None:
+    await selector.warm_up(None)
+
+    assert selector._selector.corpora._held == []

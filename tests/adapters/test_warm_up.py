@@ -1,0 +1,104 @@
+"""Warming up: the slow first steps of a trainer, and those that were measured beside other work, are forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adapters.plan import steps_of
+from adapters.schedule import Job, Schedule, Times
+from adapters.trainer import Trainer
+from adapters.training import Watch
+from adapters.warm_up import warm_up
+from tests.adapters.trainers import SEQUENCES
+
+_EACH = 1e-4  # seconds a token of a warm step
+
+
+class Scripted:
+    """A trainer with a clock of its own: its n-th step takes `times(n)` of what a warm one does."""
+
+    def __init__(self, times: Callable[[int], float]) -> None:
+        self.base: Any = SimpleNamespace(context=1024, vocabulary=100)
+        self.now, self.steps, self.times, self._slower = 0.0, 0, Times(), times
+
+    def clock(self) -> float:
+        return self.now
+
+    def forget_times(self) -> None:
+        self.times.forget()
+
+    def train(self, sequences: Sequence[Sequence[int]], *, watch: Watch | None = None) -> object:
+        for sequence in sequences:
+            seconds = _EACH * len(sequence) * self._slower(self.steps)
+            for each, share in ((self.times.step, 1.0), (self.times.look, 0.3), (self.times.ending, 0.3)):
+                each.observe(len(sequence), share * seconds)
+                self.now += share * seconds
+            self.steps += 1
+        return None
+
+
+def stops_at_once(times: Times, seconds: float) -> bool:
+    """Whether a request with this many seconds and steps of 256 tokens would get none."""
+    sequences = [list(range(256))] * 20
+    job = Job(sequences, steps_of("sequential", [tuple(s) for s in sequences]), 0, 0.0, seconds, None, None, Future())
+    schedule = Schedule(8, 2048, times)
+    schedule.add(job)
+    return schedule.ended(0.0) == [(job, "seconds")]
+
+
+@pytest.mark.parametrize("slow", [1, 3, 6, 8])
+def test_slow_first_steps_are_forgotten(slow: int) -> None:
+    trainer = Scripted(lambda n: 10.0 if n < slow else 1.0)
+
+    warm_up(trainer, trainer.clock)
+
+    assert trainer.times.step.typical(256) == pytest.approx(256 * _EACH)
+    assert not stops_at_once(trainer.times, seconds=2 * 256 * _EACH)
+
+
+def test_it_goes_on_while_steps_get_faster_but_not_for_ever() -> None:
+    trainer = Scripted(lambda n: 0.9**n)
+
+    warm_up(trainer, trainer.clock)
+
+    assert 10 < trainer.steps <= 30
+
+
+def test_a_slow_model_is_not_warmed_up_for_long() -> None:
+    trainer = Scripted(lambda n: 1e3 * 0.9**n)
+
+    warm_up(trainer, trainer.clock)
+
+    assert trainer.steps == 10
+
+
+def test_a_trainer_that_was_measured_under_load_is_measured_anew(trainer: Trainer) -> None:
+    length = len(SEQUENCES[0])
+    with trainer._stepping:
+        for _ in range(40):
+            for each in (trainer._times.step, trainer._times.look, trainer._times.ending):
+                each.observe(length, 60.0)
+
+    trainer.warm_up()
+
+    training = trainer.train([SEQUENCES[0]] * 3, seconds=30.0, watch=Watch(tuple(SEQUENCES[1])))
+    assert (training.stop, len(training.losses), len(training.watched)) == ("steps", 3, 2)
+
+
+def test_after_its_construction_a_request_gets_a_step_within_a_few_steps_time(trainer: Trainer) -> None:
+    trainer.warm_up()
+    times = trainer._times
+    needed = times.step.typical(64) + times.look.typical(64) + 2 * times.ending.typical(64)
+
+    sequences = [list(range(64))] * 20
+    job = Job(sequences, steps_of("sequential", sequences), 0, 0.0, 2 * needed, None, None, Future())  # type: ignore[arg-type]
+    schedule = Schedule(8, 2048, times)
+    schedule.add(job)
+
+    assert 0 < needed < 5
+    assert schedule.ended(0.0) == []
