@@ -76,8 +76,8 @@ class Metrics:
             "mayfly_sigma_at_stop", "Uncertainty left when it stopped; 1 before.", buckets=_SIGMA, registry=own
         )
         self._gain = Histogram(
-            "mayfly_train_loss_gain",
-            "Training loss of the first step minus the last one's, nats a token; each step has sequences of its own.",
+            "mayfly_prompt_loss_gain",
+            "Loss of the prompt itself before adapting minus that with the adapter that answers, nats a token.",
             buckets=_GAIN,
             registry=own,
         )
@@ -109,7 +109,8 @@ class Metrics:
         if report.losses:
             self._steps.observe(len(report.losses))
             self._sigma.observe(report.uncertainty[-1])
-            self._gain.observe(report.losses[0] - report.losses[-1])
+        if report.prompt_loss:
+            self._gain.observe(report.prompt_loss["before"] - report.prompt_loss["after"])
 
     def failed(self) -> None:
         """Observe an adaptation that ended as an error, because the request required it."""

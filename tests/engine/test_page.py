@@ -73,10 +73,12 @@ async def test_two_answers_stream_and_the_report_is_shown(page: Any) -> None:
     await status(page, "Both answers are complete.")
 
     adapted = page.get_by_role("article", name="Adapted")
-    assert "3 steps in" in await adapted.locator(".told").text_content()
+    told = await adapted.locator(".told").text_content()
+    assert re.match(r"Loss of the prompt itself: \d+\.\d\d \u2192 \d+\.\d\d\. 3 steps in", told)
+    assert await page.get_by_text("The prompt itself, on which nothing is trained, has a loss of").is_visible()
     for article in (adapted, page.get_by_role("article", name="Base model")):
         assert len(await article.locator(".answer").text_content()) > len("    def __init__(")
-    for figure in ("Uncertainty over 3 steps", "Training loss: From"):
+    for figure in ("Loss of the prompt itself", "Uncertainty over 3 steps", "Loss of what it learned from"):
         assert await page.get_by_role("img", name=figure).is_visible()
     await page.get_by_text("Every step as a table").click()
     assert await page.locator("#steps-table tbody tr").count() == 4
@@ -132,7 +134,9 @@ async def test_the_form_goes_as_far_as_the_server(page: Any) -> None:
 
     sliders = [page.locator("#steps"), page.locator("#seconds")]
     assert [await slider.get_attribute("max") for slider in sliders] == ["50", "60"]
-    assert await page.get_by_text("Up to 50 steps, fewer where one more is not worth its compute.").is_visible()
+    assert await page.get_by_text(
+        "Up to 50 steps, fewer where the loss of the prompt itself no longer falls"
+    ).is_visible()
     await page.route("**/v1/models", other)
     await page.reload()
 

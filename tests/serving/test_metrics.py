@@ -47,17 +47,17 @@ def test_an_adapted_request_is_told_by_stage_steps_uncertainty_gain_and_stop() -
         assert house.told("mayfly_stage_seconds_sum", stage=stage) == seconds
     assert house.told("mayfly_steps_sum") == 2
     assert house.told("mayfly_sigma_at_stop_sum") == 0.3125
-    assert house.told("mayfly_train_loss_gain_bucket", le="0.2") == 0
-    assert house.told("mayfly_train_loss_gain_bucket", le="0.5") == 1  # 2.5 - 2.25
+    assert house.told("mayfly_prompt_loss_gain_bucket", le="0.2") == 0
+    assert house.told("mayfly_prompt_loss_gain_bucket", le="0.5") == 1  # 3.25 - 3.0
 
 
 def test_training_that_makes_it_worse_is_told_as_a_loss() -> None:
     house = House()
 
-    house.metrics.adapted(replace(REPORT, losses=(2.0, 2.7)))
+    house.metrics.adapted(replace(REPORT, prompt_losses=((0, 2.0), (2, 2.7))))
 
-    assert house.told("mayfly_train_loss_gain_bucket", le="-1.0") == 0
-    assert house.told("mayfly_train_loss_gain_bucket", le="-0.5") == 1
+    assert house.told("mayfly_prompt_loss_gain_bucket", le="-1.0") == 0
+    assert house.told("mayfly_prompt_loss_gain_bucket", le="-0.5") == 1
 
 
 @pytest.mark.parametrize(
@@ -226,5 +226,6 @@ def test_every_adaptation_has_one_outcome_and_every_one_that_learnt_one_number_o
     samples = [sample for metric in house.registry.collect() for sample in metric.samples]
     assert sum(sample.value for sample in samples if sample.name == "mayfly_adaptations_total") == len(reports)
     learnt = sum(bool(report.losses) for report in reports)
-    for histogram in ("mayfly_steps", "mayfly_sigma_at_stop", "mayfly_train_loss_gain"):
+    for histogram in ("mayfly_steps", "mayfly_sigma_at_stop"):
         assert house.told(f"{histogram}_count") == learnt
+    assert house.told("mayfly_prompt_loss_gain_count") == sum(report.prompt_loss is not None for report in reports)
