@@ -80,3 +80,19 @@ def has_stalled(looks: Sequence[tuple[int, float]], gain: float) -> bool:
     now = min(loss for _, loss in looks)
     used = looks[-1][0] - looks[-WINDOW - 1][0]
     return 100 * (before - now) < gain * used * first
+
+
+def foretold(losses: Sequence[float], gain: float) -> tuple[int, int]:
+    """What a training would do of which the text's loss after 0, 1, ... sequences is known, a step for each.
+
+    Returns:
+        How many sequences it takes, and how many of them the adapter it hands over has learnt from.
+    """
+    stopping, last = EarlyStopping(gain), len(losses) - 1
+    for used, loss in enumerate(losses):
+        if stopping.is_due(used) or used == last:
+            stopping.see(used, used, loss)
+            if stopping.has_stalled:
+                break
+    best = stopping.best
+    return stopping.looks[-1].used, 0 if best is None else best.used

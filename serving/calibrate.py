@@ -26,6 +26,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from adapters.defaults import for_model
+from adapters.early_stopping import foretold
 from adapters.trainer import Trainer
 from adapters.training import Progress, Training
 from selection.calibration import Calibration
@@ -43,8 +44,7 @@ FACTORS = (1 / 3, 2 / 3, 1.0, 5 / 3)  # of the default learning rate
 REGULARISATIONS = (0.03, 0.1, 0.3, 1.0)
 RANKS = (0.5, 1.0, 2.0)  # of the default
 GAINS = tuple(round(float(gain), 3) for gain in np.geomspace(0.02, 5, 50))
-FIRST_LOOK = 2  # steps
-_AT = (0, 2, 5, 10, 15, 20, 25, 30, 40, STEPS)  # steps after which is scored
+_AT = (0, 2, 4, 6, 8, 10, 12, 15, 18, 22, 27, 33, 41, STEPS)  # steps after which is scored: when training looks
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,9 @@ class Curve:
     percent: tuple[float, ...]
     prompt: tuple[float, ...]
 
-    def stopped(self, gain: float) -> int:
-        """After how many steps they have brought too little."""
-        last = len(self.percent) - 1
-        return next((n for n in range(FIRST_LOOK, last) if 100 - self.prompt[n] < gain * n), last)
+    def stopped(self, gain: float) -> tuple[int, int]:
+        """After how many steps training would end, and how many of them the best adapter has learnt from."""
+        return foretold(self.prompt, gain)
 
 
 @dataclass(frozen=True)
@@ -290,10 +289,10 @@ def stopping(curves: Sequence[Curve], gain: float) -> tuple[float, float]:
 
     The share is 0 where all steps bring nothing.
     """
-    stops = [curve.stopped(gain) for curve in curves]
+    ended = [curve.stopped(gain) for curve in curves]
     whole = sum(100 - curve.percent[-1] for curve in curves)
-    brought = sum(100 - curve.percent[stop] for curve, stop in zip(curves, stops, strict=True))
-    return sum(stops) / len(stops), brought / whole if whole > 0 else 0.0
+    brought = sum(100 - curve.percent[kept] for curve, (_, kept) in zip(curves, ended, strict=True))
+    return sum(taken for taken, _ in ended) / len(ended), brought / whole if whole > 0 else 0.0
 
 
 def told(setting: Setting) -> str:

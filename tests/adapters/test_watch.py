@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adapters.early_stopping import has_stalled
+from adapters.early_stopping import foretold, has_stalled
 from adapters.plan import PLANS
 from adapters.trainer import Trainer
 from adapters.training import Progress, Training, Watch
@@ -286,3 +286,18 @@ def test_adapters_are_equal_whether_or_not_they_are_watched(trainer: Trainer) ->
     watched = trainer.train(_STEPS, seed=5, watch=Watch(tuple(_LEARNT), 1e-9))
 
     assert_same(watched, replace(trainer.train(_STEPS, seed=5), kept=30))
+
+
+@pytest.mark.parametrize("rate", [3e-3, _RATE])
+@pytest.mark.parametrize("gain", [0.05, 0.5, 2.0])
+def test_what_is_foretold_from_known_losses_is_what_is_done(trainer: Trainer, gain: float, rate: float) -> None:
+    losses = [trainer.nats(_LEARNT, 1)]
+
+    def score(progress: Progress) -> None:
+        losses.append(trainer.nats(_LEARNT, 1, trainer.export(progress.slot)))
+
+    trainer.train(_GOING_ON_HURTS, seed=3, learning_rate=rate, on_step=score)
+
+    training = trainer.train(_GOING_ON_HURTS, seed=3, learning_rate=rate, watch=Watch(tuple(_LEARNT), gain))
+
+    assert (training.used, training.kept) == foretold(losses, gain)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from adapters.early_stopping import EarlyStopping
+from adapters.early_stopping import foretold
 from benchmarks import stopping
 from benchmarks.report import HERE
 from benchmarks.sections.stopping import stopping as section
@@ -75,16 +75,7 @@ def test_the_rule_of_auto_is_the_trainers() -> None:
     taken, kept = rule_of(stopping.AUTO).ends(passage, gain)
 
     prompt = np.interp(range(STEPS + 1), [int(n) for n in passage.prompt], list(passage.prompt.values()))
-    trained = EarlyStopping(gain)
-    used = 0
-    while True:
-        if trained.is_due(used):
-            trained.see(used, used, float(prompt[used]))
-        if trained.has_stalled or used == STEPS:
-            break
-        used += 1
-    assert trained.best is not None
-    assert (taken, kept) == (used, trained.best.used)
+    assert (taken, kept) == foretold(prompt.tolist(), gain)
 
 
 def test_rules_are_chosen_on_some_passages_and_reported_on_others() -> None:

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from adapters.early_stopping import FIRST_LOOK, WINDOW
 from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder
-from serving.calibrate import FIRST_LOOK, GAINS, Curve, Held, copies, gain_of, hold_out, stopping
+from serving.calibrate import GAINS, Curve, Held, copies, gain_of, hold_out, stopping
 from serving.cli import app
 from serving.config import AUTO
 from serving.settings import Settings
@@ -91,8 +92,7 @@ class TestStopping:
 
         steps, share = stopping([quick], gain)
         assert share == 1.0
-        assert steps == pytest.approx(10 / gain, abs=1)
-        assert steps <= FIRST_LOOK + 1
+        assert steps == FIRST_LOOK * WINDOW  # as soon as anything can be decided
 
     def test_without_any_gain_the_built_in_one_stays(self) -> None:
         worse = Curve(tuple(100.0 + n for n in range(51)), (100.0,) * 51)
