@@ -1,4 +1,4 @@
-"""Looks: the loss of prompt and suffix after every single step, which rules for stopping are judged on.
+"""Looks: the loss of prompt and suffix whenever a server would look at the prompt, to judge rules for stopping.
 
 The passages, the corpus and the choosing are those of `benchmarks/quality.py`; nothing but SIFT is measured. The first
 passages of each domain, which the other benchmarks only choose defaults on and never report, choose each rule's
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.passages import CACHE, circumstances, progress
+from adapters.early_stopping import EarlyStopping
+from benchmarks.passages import CACHE, Passage, circumstances, progress
 from benchmarks.quality import SIZES, line_of, make_ground, remembered
 from benchmarks.stopping import judged, show
 from benchmarks.variants import STEPS, Laboratory, Row, Variant, record
@@ -55,28 +57,41 @@ def measure(per_domain: int) -> tuple[list[Row], list[Row]]:
     """Rows of the passages that choose and of those that report."""
     size = replace(SIZES["full"], measured=per_domain)
     ground = make_ground(size, bundled_model(), SelectorConfig.embedder)
-    by_group: dict[str, list[str]] = {}
-    for passage in ground.passages:
-        by_group.setdefault(passage.group, []).append(passage.key)
-    chosen_on = {key for keys in by_group.values() for key in keys[: size.chosen_on]}
-    reported = {key for keys in by_group.values() for key in keys[size.chosen_on :][:per_domain]}
+    choosing = some(ground.passages, 0, size.chosen_on)
+    reporting = some(ground.passages, size.chosen_on, size.chosen_on + per_domain)
     file = CACHE / "looks" / f"{ground.corpus}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     known = remembered(file)
-    missing = [p for p in ground.passages if p.key in chosen_on | reported and p.key not in known]
-    laboratory = Laboratory(bundled_model(), SelectorConfig.embedder, range(STEPS + 1)) if missing else None
-    with file.open("a") as log:
-        log.write("\n")  # after a line that was cut short
-        for start in range(0, len(missing), AT_ONCE):
-            progress(f"adapting: passage {start + 1} of {len(missing)}")
-            assert laboratory is not None
-            for row in laboratory.measure(Variant("SIFT"), missing[start : start + AT_ONCE], {None: ground.corpus}):
-                known[row.passage] = row
-                log.write(line_of(row.passage, row))
-            log.flush()
-    progress("")
-    ordered = [passage.key for passage in ground.passages if passage.key in known]
-    return [known[key] for key in ordered if key in chosen_on], [known[key] for key in ordered if key in reported]
+    missing = [passage for passage in (*choosing, *reporting) if passage.key not in known]
+    if missing:
+        laboratory = Laboratory(bundled_model(), SelectorConfig.embedder, looks())
+        with file.open("a") as log:
+            log.write("\n")  # after a line that was cut short
+            for start in range(0, len(missing), AT_ONCE):
+                progress(f"adapting: passage {start + 1} of {len(missing)}")
+                for row in laboratory.measure(Variant("SIFT"), missing[start : start + AT_ONCE], {None: ground.corpus}):
+                    known[row.passage] = row
+                    log.write(line_of(row.passage, row))
+                log.flush()
+        progress("")
+    return [known[passage.key] for passage in choosing], [known[passage.key] for passage in reporting]
+
+
+def looks() -> list[int]:
+    """After how many steps the prompt is looked at, where nothing stops the training."""
+    stopping = EarlyStopping(gain=1.0)
+    for used in range(STEPS + 1):
+        if stopping.is_due(used) or used == STEPS:
+            stopping.see(used, used, 1.0)
+    return [look.used for look in stopping.looks]
+
+
+def some(passages: Sequence[Passage], start: int, end: int) -> list[Passage]:
+    """Of each domain those from start to end, one of each domain after the other, so that a part has some of all."""
+    by_group: dict[str, list[Passage]] = {}
+    for passage in passages:
+        by_group.setdefault(passage.group, []).append(passage)
+    return [own[n] for n in range(start, end) for own in by_group.values() if n < len(own)]
 
 
 if __name__ == "__main__":
