@@ -63,8 +63,7 @@ class Corpus:
         Raises:
             CorpusError: a name that is not one, or a corpus made with another embedder or tokenizer.
         """
-        if not NAME.fullmatch(name):
-            raise CorpusError(f"{name!r} is not a corpus name: use letters, digits, '.', '_' and '-', 64 at most")
+        check_name(name)
         given = ID.fullmatch(name) and (about or {}).get("id") != name
         folder = find_corpus(root, name) if given else root / name  # an id is given, never chosen
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,6 +183,14 @@ class Corpus:
     def has(self, name: str, sha256: str) -> bool:
         """Whether this very document is there already, so that adding can resume."""
         return self._store.has(name, sha256)
+
+    def holds(self, name: str) -> bool:
+        """Whether a document of that name is there, whatever its content."""
+        return self._store.holds(name)
+
+    def names(self, file: str) -> list[str]:
+        """The names of the documents that belong to an attachment."""
+        return self._store.names(file)
 
     def token_sequences(self, name: str | None = None) -> Counter[bytes]:
         """How often a sequence's tokens, int32, as bytes, are there: in the corpus, or in one document."""
@@ -309,6 +316,16 @@ class Corpus:
         except OSError as problem:
             log.warning("the index of corpus %r cannot be saved (%s): it will be built again", self.name, problem)
         return meta["uuid"], View(generation, index)
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a corpus.
+
+    Raises:
+        CorpusError: it has other characters, or too many.
+    """
+    if not NAME.fullmatch(name):
+        raise CorpusError(f"{name!r} is not a corpus name: use letters, digits, '.', '_' and '-', 64 at most")
 
 
 def list_corpora(root: Path) -> list[str]:

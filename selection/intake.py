@@ -1,8 +1,9 @@
 """Intake: reads attached files into their corpora, one after the other, in a thread of its own.
 
 The database says what is to be read, the queue only in which order: what a kill broke off is queued again at the next
-start, and `ingest` passes over the documents that are there already. A file that is detached or cancelled meanwhile
-is given up within a few texts. One that cannot be read leaves nothing but the reason.
+start, and `ingest` passes over the documents that are there already. A file that is detached, cancelled or deleted
+meanwhile is given up within a few texts, or a window of a long one. One that cannot be read leaves nothing but the
+reason.
 
 Of several processes over the same corpora, one that has nothing to read takes what others have not read for a while:
 they may be gone. Two may read a file at once; the result is the same.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,9 @@ import numpy as np
 
 from selection.attachments import Attachment, DetachedError, Problem
 from selection.corpus import Corpus, list_corpora
-from selection.documents import Cut, Document, ingest, read_file, tokenizer_digest
+from selection.documents import Cut, Document, Tally, ingest, read_file, tokenizer_digest
 from selection.embedding import Embedder, Embeddings
+from selection.readers import TABLE_SUFFIXES
 from selection.shared import OpenCorpora
 from selection.store import CorpusError, CorpusNotFoundError
 from selection.uploads import MissingError, Uploads
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 60.0  # between looks of who has nothing to read
 _PART = 8  # texts embedded at once, for whose length everyone else waits
-_TABLES = (".jsonl", ".ndjson", ".parquet")
+_ASK_SECONDS = 0.05  # between questions to the database whether a file is still wanted, while it is parsed
 
 
 class _ClosedError(Exception):
@@ -118,7 +121,7 @@ class Intake:
         except (DetachedError, CorpusNotFoundError, _ClosedError):
             raise
         except (MissingError, _UnreadableError) as unreadable:
-            code = "invalid_file" if Path(seen.name).suffix.lower() in _TABLES else "unsupported_file"
+            code = "invalid_file" if Path(seen.name).suffix.lower() in TABLE_SUFFIXES else "unsupported_file"
             problem = Problem(code, str(unreadable))
         except Exception:
             log.exception("file %s cannot be read into corpus %s", file, corpus.name)
@@ -127,10 +130,27 @@ class Intake:
 
     def _read(self, corpus: Corpus, seen: Attachment) -> Problem | None:
         upload = self._uploads.get(seen.id)
+        tally, names = Tally(), set[str]()
+        asked = -_ASK_SECONDS
+
+        def check() -> None:
+            if self._closed.is_set():
+                raise _ClosedError
+            if not corpus.attachments.reading(seen.id):
+                raise DetachedError(seen.id)
+
+        def alive() -> None:
+            nonlocal asked
+            now = time.monotonic()
+            if self._closed.is_set() or now - asked >= _ASK_SECONDS:
+                asked = now
+                check()
 
         def documents() -> Iterator[Document]:
+            path, name = self._uploads.path(upload), f"{seen.id}/{seen.name}"
             try:
-                for document in read_file(self._uploads.path(upload), f"{seen.id}/{seen.name}"):
+                for document in read_file(path, name, tally=tally, alive=alive):
+                    names.add(document.name)
                     yield replace(document, metadata={**document.metadata, **seen.attributes})
             except CorpusError as problem:
                 raise _UnreadableError(str(problem)) from problem
@@ -139,16 +159,27 @@ class Intake:
             for texts in batches:
                 parts = []
                 for first in range(0, len(texts), _PART):
-                    if self._closed.is_set():
-                        raise _ClosedError
-                    if not corpus.attachments.reading(seen.id):
-                        raise DetachedError(seen.id)
+                    check()
                     parts.append(self._embedder.embed(texts[first : first + _PART]))
                 yield np.concatenate(parts)
 
         cut = Cut(*seen.cut) if seen.cut else Cut()
-        added = ingest(corpus, documents(), self._embedder, self._tokenizer, cut=cut, embed=embed, file=seen.id)
-        if added.documents or added.unchanged:
+        ingest(
+            corpus,
+            documents(),
+            self._embedder,
+            self._tokenizer,
+            cut=cut,
+            embed=embed,
+            file=seen.id,
+            tally=tally,
+            alive=alive,
+        )
+        for left in set(corpus.names(seen.id)) - names:
+            # An earlier version named the row otherwise.
+            corpus.delete(left)
+        log.info("file %s is in corpus %s: %s", seen.id, corpus.name, tally)
+        if tally.added or tally.replaced or tally.unchanged:
             return None
         return Problem("invalid_file", f"{seen.name} holds no text of two tokens or more")
 

@@ -173,6 +173,14 @@ class Store:
         """Whether this very document is there."""
         return self._ask("SELECT sha256 FROM documents WHERE name = ?", (name,)) == [(sha256,)]
 
+    def holds(self, name: str) -> bool:
+        """Whether a document of that name is there."""
+        return bool(self._ask("SELECT 1 FROM documents WHERE name = ?", (name,)))
+
+    def names(self, file: str) -> list[str]:
+        """The names of the documents that belong to an attachment."""
+        return [row[0] for row in self._ask("SELECT name FROM documents WHERE file = ?", (file,))]
+
     def counts(self) -> tuple[int, int]:
         """Documents and sequences."""
         ((documents, sequences),) = self._ask(

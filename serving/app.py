@@ -33,7 +33,7 @@ from selection.embedding import Prompt
 from selection.library import Library
 from selection.selector import Selection, SelectorConfig
 from selection.shards import folder_of
-from serving import front, orphans
+from serving import compute, front, orphans
 from serving.checks import check_port
 from serving.config import Config
 from serving.entrance import entrance, free_ports
@@ -229,14 +229,7 @@ def _hearing_of_leavers(app: Gateway) -> Any:
 
 def build(config: Config) -> serve.Application:
     """The application: an engine as ingress, a selector and a trainer behind it."""
-    environment = {
-        "OMP_NUM_THREADS": str(config.threads),
-        # Threads of three processes share the cores. Spinning for long they slow each other tenfold; sleeping at once
-        # made a training step 1.7 times as long (benchmarks/README.md).
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "10000",
-        "OPENBLAS_NUM_THREADS": "1",  # NumPy's own threads, which spin whatever is said; its products here are small
-        "TOKENIZERS_PARALLELISM": "false",
+    environment = compute.environment(config.threads) | {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",

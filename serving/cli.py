@@ -21,9 +21,10 @@ from serving.cli_corpus import corpus_app
 from serving.cli_key import key_app
 from serving.cli_plan import plan
 from serving.cli_serve import config, serve
+from serving.compute import set_environment
 from serving.failures import Failures
 from serving.progress import kept_when_broken_off, working
-from serving.settings import Settings, check
+from serving.settings import Settings, check, cores_here
 from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out, read_input, say
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars: ours say more
+    set_environment(cores_here())
     sys.exit(_failures.status_of(app))
 
 

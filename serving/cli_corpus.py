@@ -2,102 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from contextlib import closing
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from serving.errors import InstallationError, in_full
+from serving.cli_add import corpus_add
+from serving.errors import in_full
 from serving.progress import kept_when_broken_off, reporting, working
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out, plain_line, row, say, show, table
-
-if TYPE_CHECKING:
-    from selection.documents import Document
-    from selection.embedding import Embeddings
+from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, out, plain_line, row, say, show, table
 
 corpus_app = typer.Typer(
     help="Make, fill and look at corpora: the data that adapters are trained on.", no_args_is_help=True
 )
 
 
-@corpus_app.command("add")
-def corpus_add(
-    name: Annotated[str, typer.Argument(help="The corpus; made if there is none of that name.")],
-    paths: Annotated[
-        list[Path] | None, typer.Argument(help="Files and folders: text, Markdown, source code, JSON lines, Parquet.")
-    ] = None,
-    package: Annotated[
-        list[str] | None, typer.Option("--package", help="An installed Python package, by import name.")
-    ] = None,
-    model: Model = None,
-    embedder: EmbedderName = EMBEDDER,
-    max_length: Annotated[int, typer.Option("--max-length", min=8, help="Longest training sequence, in tokens.")] = 256,
-    overlap: Annotated[
-        int,
-        typer.Option("--overlap", min=0, help="Tokens a sequence shares with the one before, half its length at most."),
-    ] = 0,
-    unique: Annotated[
-        bool, typer.Option("--unique", help="Leave out sequences whose very tokens the corpus holds already.")
-    ] = False,
-    spread: Annotated[
-        bool, typer.Option("--ray", help="Embed on the Ray cluster at RAY_ADDRESS, or on one made here of all cores.")
-    ] = False,
-    home: Home = HOME,
-) -> None:
-    """Add documents; a run that was broken off goes on where it was.
-
-    Examples: [cyan]mayfly corpus add mine ./src notes.md[/] and [cyan]mayfly corpus add nx --package networkx[/]
-    """
-    if not paths and not package:
-        raise typer.BadParameter("name files, folders or --package", param_hint="PATH")
-    check_paths(paths or [])
-    from transformers import AutoTokenizer
-
-    from selection.corpus import Corpus
-    from selection.documents import Cut, find_files, ingest, package_folder, tokenizer_digest
-    from selection.embedding import load_embedder
-    from serving.config import bundled_model
-
-    cut = Cut(max_length, overlap, unique)
-    roots = [path.resolve() for path in paths or []] + [package_folder(p) for p in package or []]
-    files = [(root, file) for root in roots for file in find_files(root)]
-    base = model or bundled_model()
-    with err.status("loading the embedder and the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        vectors = load_embedder(embedder, base_model=base)
-        corpus = Corpus.create(home / "corpora", name, vectors, tokenizer_digest(tokenizer))
-    skipped: list[str] = []
-    with _bar("files") as progress:
-        task = progress.add_task("adding", total=len(files), sequences=0)
-        total = 0
-
-        def count(_document: Document, sequences: int) -> None:
-            nonlocal total
-            total += sequences
-            progress.update(task, sequences=total)
-
-        def documents() -> Iterator[Document]:
-            for root, file in files:
-                yield from _read(root, file, skipped)
-                progress.advance(task)
-
-        with _embedding(embedder, base) if spread else nullcontext() as embed:
-            added = ingest(corpus, documents(), vectors, tokenizer, cut=cut, on_progress=count, embed=embed)
-    for problem in skipped:
-        err.print(f"[yellow]skipped:[/] {problem}", highlight=False, soft_wrap=True)
-    rest = f"; {added.unchanged} were there already" if added.unchanged else ""
-    rest += f"; {added.empty} were empty" if added.empty else ""
-    rest += f"; {len(skipped)} could not be read" if skipped else ""
-    out.print(f"corpus {name}: added {added.documents} documents, {added.sequences} sequences{rest}", highlight=False)
-    corpus.close()
-    if skipped and not added.documents and not added.unchanged:
-        raise typer.Exit(1)
+corpus_app.command("add")(corpus_add)
 
 
 @corpus_app.command("list")
@@ -222,56 +143,3 @@ def corpus_shard(
             with closing(Corpus.open(root, corpus.name)) as part:
                 documents, sequences = part.counts()
             say(f"{root}: {documents} documents, {sequences} sequences", to=out)
-
-
-def check_paths(paths: Iterable[Path]) -> None:
-    """Whether all of these can be read, before anything is loaded.
-
-    Raises:
-        CorpusError: one cannot; the message names it.
-    """
-    from selection.errors import CorpusError
-
-    for path in paths:
-        try:
-            path.resolve(strict=True)
-            if not os.access(path, os.R_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except RuntimeError as problem:  # of Python up to 3.12, for symbolic links that lead back to themselves
-            raise CorpusError(f"cannot read {path}: {os.strerror(errno.ELOOP)}") from problem
-        except FileNotFoundError as problem:
-            raise CorpusError(f"{path} does not exist") from problem
-        except OSError as problem:
-            raise CorpusError(f"cannot read {path}: {problem.strerror}") from problem
-
-
-@contextmanager
-def _embedding(embedder: str, base_model: str) -> Iterator[Callable[[Iterable[list[str]]], Iterator[Embeddings]]]:
-    try:
-        from serving.spread import cluster
-    except ImportError as problem:
-        raise InstallationError(f"--ray needs Ray Data: install mayfly[data] ({problem})") from problem
-    with cluster(embedder, base_model) as spread:
-        yield spread.embed
-
-
-def _read(root: Path, file: Path, skipped: list[str]) -> Iterator[Document]:
-    from selection.documents import read_file
-    from selection.store import CorpusError
-
-    name = file.name if root == file else f"{root.name}/{file.relative_to(root)}"
-    try:
-        yield from read_file(file, name)
-    except CorpusError as problem:
-        skipped.append(str(problem))
-
-
-def _bar(unit: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit + ", {task.fields[sequences]} sequences in all"),
-        TimeElapsedColumn(),
-        console=err,
-    )
