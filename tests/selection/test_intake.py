@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from selection import intake
+from selection import chunking, intake
 from selection.catalogue import Wanted
+from selection.corpus import Corpus
 from selection.embedding import Embedder
 from selection.library import Library
 from selection.uploads import MissingError
@@ -76,6 +78,102 @@ def test_a_file_deleted_while_it_is_read_never_comes_back(
     after = attached(library, "notes", "cats.md", CATS)
 
     assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
+
+
+class HeldTokenizer:
+    """A real tokenizer that waits at its third window, and tells that it does."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.backend_tokenizer = tokenizer.backend_tokenizer
+        self.free, self.waiting = threading.Event(), threading.Event()
+        self.windows = 0
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self.windows += 1
+        if self.windows == 3:
+            self.waiting.set()
+            assert self.free.wait(30)
+        return self._tokenizer(text, **options)
+
+
+@pytest.mark.parametrize("how", ["deleted", "detached", "closed"])
+def test_a_long_text_is_given_up_within_a_window(
+    corpora: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(chunking, "WINDOW", 2000)
+    monkeypatch.setattr(intake, "_ASK_SECONDS", 0.0)
+    held = HeldTokenizer(tokenizer)
+    library = Library(corpora, words, held, corpora.parent / "files")
+    library.create_store("notes")
+    file = library.upload("long.txt", long_text(4000).encode()).id
+
+    library.attach("notes", Wanted(file))
+    assert held.waiting.wait(30)
+    if how == "deleted":
+        library.delete_upload(file)
+    elif how == "detached":
+        library.detach("notes", file)
+    closing = threading.Thread(target=library.close)
+    if how == "closed":
+        closing.start()
+        while not library._intake._closed.is_set():
+            time.sleep(0.001)
+    held.free.set()
+    if how != "closed":
+        after = attached(library, "notes", "cats.md", CATS)
+        assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
+        closing.start()
+    closing.join()
+
+    assert held.windows == (3 if how == "closed" else 4)
+
+
+def test_names_that_an_earlier_version_gave_to_rows_go_when_the_file_is_read_anew(
+    library: Library, corpora: Path
+) -> None:
+    library.create_store("notes")
+    rows = '{"id": 2, "text": "whales are mammals"}\n{"text": "trains run on rails"}\n'
+    file = attached(library, "notes", "rows.jsonl", rows)
+    name = f"{file}/rows.jsonl"
+    corpus = Corpus.open(corpora, "notes")
+    with corpus._store.writing():
+        corpus._store._db.execute("UPDATE documents SET name = ? WHERE name = ?", (f"{name}#two", f'{name}#"2"'))
+    corpus.close()
+
+    library.modify_file("notes", file, {"team": "all"})
+    settled(library, "notes", file)
+
+    assert documents(corpora, "notes") == {f'{name}#"2"': {"team": "all"}, f"{name}#2": {"team": "all"}}
+
+
+def test_one_null_loses_no_table(library: Library, corpora: Path) -> None:
+    library.create_store("notes")
+    rows = '{"text":"a few words"}\n{"text":"and more words","metadata":{"lang":null}}\n{"text":null}\n'
+
+    file = attached(library, "notes", "rows.jsonl", rows)
+
+    assert library.file("notes", file).file.status == "completed"
+    assert documents(corpora, "notes") == {f"{file}/rows.jsonl#1": {}, f"{file}/rows.jsonl#2": {}}
+
+
+def test_a_table_with_a_bad_row_far_down_leaves_nothing_at_any_time(
+    opened: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    class Refusing(HeldEmbedder):
+        def embed(self, texts: Any) -> Any:
+            raise AssertionError("nothing of the table may be embedded")
+
+    library = opened(Refusing(words))
+    library.create_store("notes")
+    rows = "".join(f'{{"text": "Row {i} is about the number {i * i}."}}\n' for i in range(500))
+
+    file = attached(library, "notes", "rows.jsonl", rows + '{"text": 5}\n')
+
+    found = library.file("notes", file).file
+    assert found.problem is not None
+    assert (found.status, found.problem.code) == ("failed", "invalid_file")
+    assert "rows.jsonl, row 501: expected a field `text` that holds a string, not a number" in found.problem.message
 
 
 def test_a_store_deleted_while_it_is_fed_is_gone(
