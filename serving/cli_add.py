@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from serving.ingest_progress import EVERY_SECONDS, IngestProgress
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _Embed = Callable[[Iterable[list[str]]], Iterator["Embeddings"]]
 
 _REDRAW_SECONDS = 0.1
+_BAR_WIDTH = 12
 _PART = 32  # sequences embedded between two looks at the clock
 _NAMED = 3  # documents named in a note
 
@@ -163,7 +164,7 @@ def _progress(files: Iterable[FoundFile]) -> Iterator[IngestProgress]:
     if not err.is_terminal:
         yield IngestProgress(len(sizes), sum(sizes), lambda line: _say(f"adding: {line}"), EVERY_SECONDS)
         return
-    columns = (TextColumn("adding"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
+    columns = (BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=err) as bars:
         task = bars.add_task("", total=sum(sizes))
         progress = IngestProgress(
