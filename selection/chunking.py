@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from selection.errors import SelectionOptionError
 from selection.store import Piece
 
 WINDOW = 1 << 18  # characters tokenised at once; a tokenizer needs some 75 bytes for each
@@ -40,7 +41,9 @@ class Cut:
         if not self.max_length >= 2:
             raise SelectionOptionError(f"a sequence has at least 2 tokens, not {self.max_length}")
         if not 0 <= self.overlap <= self.max_length // 2:
-            raise SelectionOptionError(f"sequences of {self.max_length} tokens can overlap by 0 to {self.max_length // 2}")
+            raise SelectionOptionError(
+                f"sequences of {self.max_length} tokens can overlap by 0 to {self.max_length // 2}"
+            )
 
 
 def split(text: str, tokenizer: Any, cut: Cut, alive: Callable[[], None] = lambda: None) -> list[Piece]:

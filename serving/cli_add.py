@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +11,10 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from serving.errors import InstallationError
 from serving.ingest_progress import EVERY_SECONDS, IngestProgress
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out
+from serving.progress import working
+from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out, plain_line, say
 
 if TYPE_CHECKING:
     from selection.corpus import Corpus
@@ -70,14 +72,16 @@ def corpus_add(
         _tell(name, findings, tally, unread)
         raise typer.Exit(1)
     try:
-        from transformers import AutoTokenizer
-
-        from selection.embedding import load_embedder
         from serving.config import bundled_model
+        from serving.models import check_embedder, check_model, load_tokenizer
 
         base = model or bundled_model()
-        with _working("loading the embedder and the tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(base)
+        check_model(base)
+        check_embedder(embedder, base)
+        with working("loading the embedder and the tokenizer"):
+            from selection.embedding import load_embedder
+
+            tokenizer = load_tokenizer(base)
             vectors = load_embedder(embedder, base_model=base)
             corpus = Corpus.create(home / "corpora", name, vectors, tokenizer_digest(tokenizer))
         with _progress(findings.files) as progress, _embedding(embedder, base, vectors, progress, spread) as embed:
@@ -94,16 +98,16 @@ def corpus_add(
                 alive=progress.tick,
             )
     except KeyboardInterrupt:
-        err.print(f"\ninterrupted: {_kept(tally)}", highlight=False, soft_wrap=True)
+        say(f"\ninterrupted: {_kept(tally)}")
         raise typer.Exit(130) from None
     except Exception:
         if tally.added or tally.replaced:
-            err.print(f"broken off: {_kept(tally)}", highlight=False, soft_wrap=True)
+            say(f"broken off: {_kept(tally)}")
         raise
     _tell(name, findings, tally, unread)
     if former := adding.outdated():
         named = ", ".join(former[:_NAMED]) + (", ..." if len(former) > _NAMED else "")
-        _say(
+        say(
             f"note: {len(former)} documents are still there under the names that earlier versions gave them, with "
             f"other content: {named}; where they are out of date, remove them with `mayfly corpus remove {name} "
             "--document NAME`"
@@ -162,7 +166,7 @@ def _progress(files: Iterable[FoundFile]) -> Iterator[IngestProgress]:
     """On a terminal a bar, elsewhere a line every few seconds."""
     sizes = [file.bytes for file in files]
     if not err.is_terminal:
-        yield IngestProgress(len(sizes), sum(sizes), lambda line: _say(f"adding: {line}"), EVERY_SECONDS)
+        yield IngestProgress(len(sizes), sum(sizes), lambda line: say(f"adding: {line}"), EVERY_SECONDS)
         return
     columns = (BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=err) as bars:
@@ -198,7 +202,7 @@ def _embedding(
     try:
         from serving.spread import cluster
     except ImportError as problem:
-        raise ValueError(f"--ray needs Ray Data: install mayfly[data] ({problem})") from problem
+        raise InstallationError(f"--ray needs Ray Data: install mayfly[data] ({problem})") from problem
     with cluster(embedder, base_model) as workers:
 
         def embed_there(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
@@ -209,22 +213,14 @@ def _embedding(
         yield embed_there
 
 
-@contextmanager
-def _working(what: str) -> Iterator[None]:
-    if not err.is_terminal:
-        _say(f"{what} ...")
-    with err.status(what) if err.is_terminal else nullcontext():
-        yield
-
-
 def _tell(name: str, findings: Findings, tally: Tally, unread: list[str]) -> None:
     """What became of the files, and what was left out."""
     for problem in unread:
-        err.print(Text.assemble(("skipped: ", "yellow"), problem), soft_wrap=True)
+        say(Text.assemble(("skipped: ", "yellow"), plain_line(problem)))
     left = [f"{count} {ending or 'without an ending'}" for ending, count in findings.left_out.items()]
     left += [f"the folder {folder}" for folder in findings.folders]
     if left:
-        _say(f"left out: {', '.join(left)}")
+        say(f"left out: {', '.join(left)}")
     said = [f"added {tally.added} documents"]
     said += [f"replaced {tally.replaced}"] if tally.replaced else []
     said.append(f"{tally.sequences} sequences")
@@ -235,7 +231,7 @@ def _tell(name: str, findings: Findings, tally: Tally, unread: list[str]) -> Non
         (len(unread), "could not be read"),
     ]
     line = "; ".join([", ".join(said), *(f"{count} {what}" for count, what in rest if count)])
-    out.print(f"corpus {name}: {line}", highlight=False, soft_wrap=True)
+    say(f"corpus {name}: {line}", to=out)
 
 
 def _kept(tally: Tally) -> str:
@@ -246,7 +242,3 @@ def _kept(tally: Tally) -> str:
         f"{kept} documents with {tally.sequences} sequences were added and are kept; "
         "the same command goes on from there"
     )
-
-
-def _say(line: str) -> None:
-    err.print(Text(line), soft_wrap=True)
