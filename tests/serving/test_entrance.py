@@ -127,9 +127,11 @@ async def test_a_replica_is_found_at_whichever_port_it_listens(port: int, ports:
 async def test_a_client_that_leaves_is_told_to_the_replica_at_once(port: int, ports: range) -> None:
     async with Replica(ports[0]):
         await answered(port)
-        for path in ("/waits", "/streams"):
+        chunked = "Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n0\r\n"
+        for path, lines in (("/waits", ""), ("/streams", ""), ("/waits", chunked)):
+            ENDED.clear()
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            writer.write(f"{'POST' if lines else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
             if path == "/streams":
                 await reader.readuntil(b"one")
             else:
@@ -142,7 +144,7 @@ async def test_a_client_that_leaves_is_told_to_the_replica_at_once(port: int, po
             assert path in ENDED
 
 
-async def test_what_is_not_http_or_too_long_comes_to_the_replica_as_it_is(port: int, ports: range) -> None:
+async def test_what_is_not_http_or_too_long_is_refused_in_openais_shape(port: int, ports: range) -> None:
     async with Replica(ports[2]):
         await answered(port)
         head = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -151,12 +153,50 @@ async def test_what_is_not_http_or_too_long_comes_to_the_replica_as_it_is(port: 
             (head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
             (head + b"Content-Length: 5\r\nContent-Length: 9\r\n\r\n123456789", 400),
             (b"HELLO\r\n\r\n", 400),
+            (b"GET / HTTP/1.0\r\nContent-Length: 1\r\n\r\na", 400),
             (b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n", 431),
             (b"GET / HTTP/1.1\r\nX: " + b"a" * 50_000 + b"\r\n\r\n", 431),
+            (b"GET / HTTP/1.1\r\nX: " + b"a" * 400_000 + b"\r\n\r\n", 400),
         ):
             status, body = await tell(port, said)
             assert status == refused
             assert error(body)["type"] == "invalid_request_error"
+
+
+async def test_a_client_that_closes_its_side_is_taken_to_have_left_and_told_so(port: int, ports: range) -> None:
+    async with Replica(ports[2]):
+        await answered(port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /waits HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write_eof()
+        said = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert b" 400 " in said.split(b"\r\n")[0]
+    assert "was closed before its answer" in error(said.partition(b"\r\n\r\n")[2])["message"]
+
+
+async def test_half_a_header_is_not_waited_for(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrance_module, "_HEADER_SECONDS", 1)
+    public = free_ports(1).start
+    with entrance("127.0.0.1", public, ports):
+        assert (await answered(public, status=503)).status_code == 503
+        status, body = await tell(public, b"GET / HTTP/1.1\r\nHost:")
+    assert status == 408
+    assert "not whole" in error(body)["message"]
+
+
+async def test_a_page_that_may_read_answers_reads_that_no_engine_is_ready(ports: range) -> None:
+    public = free_ports(1).start
+    with entrance("127.0.0.1", public, ports, ["https://app.example"]):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{public}") as client:
+            known = await client.get("/", headers={"origin": "https://app.example"})
+            other = await client.get("/", headers={"origin": "https://evil.example"})
+            none = await client.get("/")
+
+    assert {each.status_code for each in (known, other, none)} == {503}
+    assert known.headers["access-control-allow-origin"] == "https://app.example"
+    assert known.headers["access-control-expose-headers"] == "retry-after"
+    assert "access-control-allow-origin" not in {*other.headers, *none.headers}
 
 
 async def test_a_replica_that_dies_at_work_is_told(port: int, ports: range) -> None:

@@ -15,7 +15,9 @@ from serving import front
 from serving.body import Message, Receive, Send, send_json
 from serving.errors import FULL
 from serving.front import Front, StrictProtocol
+from serving.http1 import MAX_HEADERS
 
+LEFT = asyncio.Event()
 SEEN: list[bytes] = []  # budgets of the requests for answers that have come through
 
 
@@ -26,10 +28,21 @@ async def behind(scope: Message, receive: Receive, send: Send) -> None:
         raise RuntimeError("in /some/folder")
     if path == "/silent":
         return
+    if path == "/stays":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        LEFT.set()
+        return
+    if path == "/waits":
+        await asyncio.sleep(0.3)
+        await send_json(send, 200, "waited")
+        return
     if path == "/v1/completions":
         SEEN.append(dict(scope["headers"]).get(b"compute-budget", b""))
         full = dict(scope["headers"])[b"x-is-full"]
-        await send_json(send, 429, {"error": {"code": "server_busy"}}, [(b"retry-after", b"7"), (FULL, full)])
+        origin = dict(scope["headers"]).get(b"origin")
+        more = [] if origin is None else [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
+        await send_json(send, 429, {"error": {"code": "server_busy"}}, [(b"retry-after", b"7"), (FULL, full), *more])
         return
     status, media, body = {
         "/busy": (503, b"text/plain", b"Service /app/x is busy at 10.0.0.1"),
@@ -119,7 +132,7 @@ async def test_a_cluster_may_ask_whether_a_proxy_is_there(port: int) -> None:
 
 
 async def test_headers_beyond_the_bound_are_refused_in_one_piece_or_in_many(port: int) -> None:
-    line = b"X-Much: " + b"a" * front.MAX_HEADERS + b"\r\n"
+    line = b"X-Much: " + b"a" * MAX_HEADERS + b"\r\n"
     status, _, body = await tell(port, b"GET / HTTP/1.1\r\nHost: x\r\n" + line)
     assert (status, body["error"]["type"]) == (431, "invalid_request_error")
     pieces = [b"GET / HTTP/1.1\r\nHost: x\r\n"] + [b"X-Much: " + b"a" * 1000 + b"\r\n"] * 40
@@ -127,7 +140,7 @@ async def test_headers_beyond_the_bound_are_refused_in_one_piece_or_in_many(port
 
 
 async def test_a_large_body_is_not_a_large_header(port: int) -> None:
-    body = b"a" * (front.MAX_HEADERS * 2)
+    body = b"a" * (MAX_HEADERS * 2)
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     assert (await tell(port, head + body))[0] == 200
     assert (await tell(port, head, body[:9], body[9:]))[0] == 200
@@ -206,3 +219,57 @@ async def test_who_asks_for_no_adaptation_is_let_through_while_only_those_are_to
         await tell(port, wanted("adaptations", budget))
 
     assert SEEN == [b"steps=1", b"none", b""]
+
+
+async def test_a_page_that_may_read_answers_reads_that_a_replica_is_full(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "FULL_SECONDS", 0.5)
+    SEEN.clear()
+    pages = {"a": "https://a.example", "b": "https://b.example"}
+
+    first, again = [
+        await tell(port, wanted("requests").replace(b"\r\n\r\n", f"\r\nOrigin: {pages['a']}\r\n\r\n".encode()))
+        for _ in range(2)
+    ]
+    other = await tell(port, wanted("requests").replace(b"\r\n\r\n", f"\r\nOrigin: {pages['b']}\r\n\r\n".encode()))
+
+    assert len(SEEN) == 2  # the second of the three was answered here
+    for (status, headers, _), page in ((first, "a"), (again, "a"), (other, "b")):
+        assert (status, headers["access-control-allow-origin"]) == (429, pages[page])
+    await asyncio.sleep(0.6)
+
+
+async def _all_of(port: int, *pieces: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    said = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return said
+
+
+async def test_what_is_malformed_is_refused_after_the_answers_before_it(port: int) -> None:
+    said = await _all_of(port, asked("/waits"), b"HELLO\r\n\r\n", asked("/"))
+
+    assert said.count(b"HTTP/1.1 ") == 2
+    assert said.index(b"HTTP/1.1 200 OK") < said.index(b'"waited"') < said.index(b"HTTP/1.1 400 Bad Request")
+
+
+async def test_a_client_that_leaves_with_a_request_waiting_is_told_to_the_one_that_runs(port: int) -> None:
+    LEFT.clear()
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(asked("/stays") + asked("/"))
+    await asyncio.sleep(0.2)
+    writer.close()
+
+    await asyncio.wait_for(LEFT.wait(), 10)
+
+
+async def test_trailers_are_no_headers(port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    _, _, seen = await tell(port, head + b"1\r\na\r\n0\r\nAuthorization: Bearer a\r\nCompute-Budget: none\r\n\r\n")
+
+    assert {name for name, _ in seen} == {"host", "transfer-encoding"}
