@@ -124,7 +124,7 @@ class Answer:
                 self._told = True
         if is_stream:
             content = self._retold(content)
-        if not more and self.status != 304:
+        if not more and self.status not in (204, 304):
             headers.append((b"content-length", str(len(content)).encode()))
         begun, self._state = self._state == "commenting", "passing"
         if not begun:

@@ -310,7 +310,7 @@ def running(
     }
     ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable as it was imported
     check_port(config.host, config.port)
-    with entrance(config.host, config.port, replicas) as drain, ExitStack() as starting:
+    with entrance(config.host, config.port, replicas, config.allowed_origins) as drain, ExitStack() as starting:
         starting.enter_context(following(on_stage))
         on_stage("starting Ray and Ray Serve ...")
         logging.getLogger("ray.serve").setLevel(logging.ERROR)

@@ -92,6 +92,8 @@ def effective(settings: Settings) -> dict[str, str]:
         "served_model_name": [config.engine.served_name, *config.engine.more_names],
         "budget": ", ".join(f"{name}={value:g}" for name, value in config.auto.as_dict().items() if value is not None),
         "rank": config.trainer.rank,
+        "allowed_host": [*config.allowed_hosts] or None,
+        "allowed_origin": [*config.allowed_origins] or None,
         "api_key": f"{len(config.key_digests)}, not shown" if config.key_digests else None,
         "max_requests": config.capacity.requests,
         "max_adaptations": config.capacity.adaptations,

@@ -77,6 +77,8 @@ class Config:
         key_file: the key file; without any key the server is open.
         log_format: "text" or "json".
         host, port: where HTTP is served.
+        allowed_hosts, allowed_origins: names that a server without keys goes by, and pages that may use any server
+            (`serving.browsers`).
         threads: of each of the three processes on a CPU.
         engine_gpus, trainer_gpus: of each replica, as Ray counts them; 0 keeps it where there is none.
     """
@@ -95,6 +97,8 @@ class Config:
     log_format: Literal["json", "text"] = "text"
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     threads: int = 2
     engine_gpus: float = 0.0
     trainer_gpus: float = 0.0

@@ -90,7 +90,31 @@ class ModelError(MayflyError):
 
 
 class MethodError(MayflyError):
-    """A method that this path does not take."""
+    """A method that this path does not take.
+
+    Args:
+        message: which method, and of which path.
+        allowed: the methods that it takes.
+    """
+
+    def __init__(self, message: str, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(message, allowed)
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class HostError(MayflyError):
+    """A request to a host that an open server is not known as."""
+
+
+class OriginError(MayflyError):
+    """A request of another site's page, to a server without keys."""
+
+
+class MediaTypeError(MayflyError):
+    """A request body of another media type than its route reads."""
 
 
 class AdaptationFailedError(MayflyError):
@@ -157,6 +181,9 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (RouteError, HttpError(404, "invalid_request_error", "unknown_url")),
     (ModelError, HttpError(404, "invalid_request_error", "model_not_found", "model")),
     (MethodError, HttpError(405, "invalid_request_error", "method_not_allowed")),
+    (HostError, HttpError(403, "invalid_request_error", "host_not_allowed")),
+    (OriginError, HttpError(403, "invalid_request_error", "origin_not_allowed")),
+    (MediaTypeError, HttpError(415, "invalid_request_error", "unsupported_media_type")),
     (TokensError, HttpError(400, "invalid_request_error", param="tokens")),
     (UnsupportedError, HttpError(400, "invalid_request_error", "unsupported_parameter")),
     (RequestError, HttpError(400, "invalid_request_error")),
@@ -191,12 +218,14 @@ def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
 
 
 def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
-    """What the headers of an error say beside its body: when to try again, or that trying again costs as much."""
+    """What the headers of an error say beside its body: when to try again, or how; or that it costs as much again."""
     if isinstance(problem, BusyError):
         when = (b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())
         return [when] if problem.full is None else [when, (FULL, problem.full.encode())]
     if isinstance(problem, DownError):
         return [(b"retry-after", b"5")]
+    if isinstance(problem, MethodError) and problem.allowed:
+        return [(b"allow", ", ".join(problem.allowed).encode())]
     if isinstance(problem, UnauthorizedError):
         return [(b"www-authenticate", b"Bearer")]
     if isinstance(problem, AdaptationFailedError):

@@ -1,6 +1,7 @@
 """The HTTP door: an ASGI layer around vLLM's own OpenAI application.
 
-In: routes by allow-list, who may come in and how many at once, the budget and the `adaptation` extension of the body.
+In: routes by allow-list, who may come in and how many at once, the budget and the `adaptation` extension of the body;
+which web pages may, `serving.browsers` says.
 Out: `serving.answer`. What happens between is `serving.adaptation`; the OpenAI protocol itself is vLLM's. Vector stores
 are `serving.vector_stores`. The request id (X-Request-Id, in and out) is Ray Serve's.
 """
@@ -25,10 +26,19 @@ from serving.adaptation import Adaptation, Selects, Trains
 from serving.admission import Admission, Place
 from serving.answer import Answer
 from serving.body import Message, Receive, Send, check_objects, check_size, check_tokens, read_body
+from serving.browsers import Browsers, is_json
 from serving.config import Config
 from serving.conversations import Conversations, Kept, Whose
 from serving.engine import REQUEST, Engine
-from serving.errors import AdaptationFailedError, BusyError, MethodError, ModelError, RouteError, is_the_clients
+from serving.errors import (
+    AdaptationFailedError,
+    BusyError,
+    MediaTypeError,
+    MethodError,
+    ModelError,
+    RouteError,
+    is_the_clients,
+)
 from serving.heard import Heard
 from serving.keys import Key, Keys
 from serving.logs import REQUEST_ID, log_ended
@@ -68,6 +78,8 @@ _ROUTES = (
 _READY_SECONDS = 10.0
 _LEFT = 499  # the client, before there was an answer
 _OPEN = {"health", "page"}  # answered without a key; the page is a form, and asks for one
+# Asked by address or by any name, by what watches over the server; it tells nothing but that the server lives.
+_ANY_HOST = "/health"
 
 
 class HasCorpora(Selects, Asks, Protocol):
@@ -94,11 +106,13 @@ class Gateway:
 
     def __init__(self, engine: Engine, selector: HasCorpora, trainer: HasModel, config: Config) -> None:
         self._engine, self._selector, self._trainer, self._config = engine, selector, trainer, config
-        self._vector_stores = VectorStores(selector).app
+        self._vector_stores = VectorStores(selector)
         self._keys = Keys(config.key_digests, config.key_file, config.auto, config.limits) if config.has_keys else None
         self._admission = Admission(config.capacity)
         self._conversations = Conversations(config.conversations)
         self._page = PageFiles()
+        self._browsers = Browsers(config.host, config.allowed_hosts, config.allowed_origins, config.has_keys)
+        self._readable = self._browsers.readable(self._respond)
         self._adaptations: set[Adaptation] = set()
         self._discarding: set[asyncio.Task[None]] = set()
         self._exposition = Exposition()
@@ -117,6 +131,9 @@ class Gateway:
             else:
                 await send({"type": "websocket.close"})
             return
+        await self._readable(scope, receive, send)
+
+    async def _respond(self, scope: Message, receive: Receive, send: Send) -> None:
         begun, answer = time.monotonic(), Answer(send, self._engine.trouble)
         request_id = REQUEST_ID.set(_header(scope, b"x-request-id"))
         with request_span(_header(scope, b"traceparent"), {"http.request.method": scope["method"]}) as tell:
@@ -137,8 +154,17 @@ class Gateway:
                 REQUEST_ID.reset(request_id)
 
     async def _answer(self, scope: Message, receive: Receive, answer: Answer) -> None:
-        answerer = _route(scope)
+        method = scope["method"]
+        if scope["path"] != _ANY_HOST:
+            self._browsers.check(method, _header(scope, b"host"), _header(scope, b"origin"))
+        answerer, allowed = self._route(scope["path"])
+        if method == "OPTIONS":
+            await Response(status_code=204, headers={"allow": ", ".join(allowed)})(scope, receive, answer)
+            return
+        if method not in allowed:
+            raise MethodError(f"{scope['path']} takes {', '.join(allowed)}, not {method}", allowed)
         key = self._let_in(scope, answerer)
+        _check_media_type(scope)
         match answerer:
             case "adapted":
                 await self._adapted(scope, receive, answer, key)
@@ -157,13 +183,26 @@ class Gateway:
             case "corpora":
                 reader = EVERYTHING if key is None else key.reader
                 state = {**scope.get("state", {}), "reader": reader}
-                await self._vector_stores({**scope, "state": state}, receive, answer)
+                await self._vector_stores.app({**scope, "state": state}, receive, answer)
             case "tokens":
                 body = await read_body(receive)
                 check_tokens(body, len(self._engine.tokenizer))
                 await self._engine.app(*_with_body(scope, receive, json.dumps(body).encode()), answer)
             case _:
                 await self._engine.app(*_with_body(scope, receive, b""), answer)
+
+    def _route(self, path: str) -> tuple[str, tuple[str, ...]]:
+        """What answers requests for a path, and to which methods.
+
+        Raises:
+            RouteError: nothing.
+        """
+        for route in _ROUTES:
+            if route.paths.fullmatch(path):
+                methods = self._vector_stores.methods(path) if route.method is None else (route.method,)
+                if methods:
+                    return route.answerer, (*(["HEAD"] if "GET" in methods else []), *methods, "OPTIONS")
+        raise RouteError(f"there is no {path} here")
 
     def _let_in(self, scope: Message, answerer: str) -> Key | None:
         """Whose request it is; None where there are no keys, or none is needed.
@@ -275,20 +314,20 @@ class Gateway:
         await answer.json(200 if set(state.values()) == {"ready"} else 503, state)
 
 
-def _route(scope: Message) -> str:
-    """What answers a request.
+def _check_media_type(scope: Message) -> None:
+    """A page may send a form or plain text to any server unasked, but JSON only to one that lets it.
 
     Raises:
-        RouteError: nothing.
-        MethodError: it is asked otherwise.
+        MediaTypeError: the body is said to be something else than its route reads.
     """
-    for route in _ROUTES:
-        if route.paths.fullmatch(scope["path"]):
-            method = scope["method"]
-            if route.method is not None and method != route.method and not (route.method == "GET" and method == "HEAD"):
-                raise MethodError(f"{scope['path']} takes {route.method}, not {method}")
-            return route.answerer
-    raise RouteError(f"there is no {scope['path']} here")
+    headers = dict(scope["headers"])
+    said = headers.get(b"content-type", b"")
+    if scope["method"] == "POST" and scope["path"] == "/v1/files":
+        if said and not said.lower().startswith(b"multipart/form-data"):
+            raise MediaTypeError("Unsupported Media Type: Only 'multipart/form-data' is allowed")
+    elif not is_json(headers):
+        shown = said[:100].decode("latin-1")
+        raise MediaTypeError(f"Unsupported Media Type: Only 'application/json' is allowed, not {shown!r}")
 
 
 def _header(scope: Message, name: bytes) -> str | None:

@@ -32,7 +32,7 @@ PANELS = {  # of `mayfly serve --help`
     "Training": ("learning_rate", "rank", "precision"),
     "Budget": ("budget", "max_steps", "max_seconds"),
     "Capacity": ("max_requests", "max_adaptations", "undegraded", "slots"),
-    "Keys and network": ("host", "port", "api_key", "api_key_file"),
+    "Keys and network": ("host", "port", "allowed_host", "allowed_origin", "api_key", "api_key_file"),
     "Hardware": ("threads", "engine_gpus", "trainer_gpus", "gpu_memory_utilization"),
     "Logs": ("log_format",),
 }
@@ -52,6 +52,19 @@ class Settings:
     ] = 0
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host name by which a server without keys is reached, besides its address; may be repeated.",
+            show_default="loopback names and --host",
+        ),
+    ] = None
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of a web app that may use this server, such as https://app.example; may be repeated."
+        ),
+    ] = None
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
@@ -143,10 +156,13 @@ class Settings:
             ModelFilesError: a model or an embedder that cannot be used.
             CorpusError: there is no such corpus, it cannot be opened, or it belongs to another embedder.
         """
+        from serving.browsers import host_names, origins
         from serving.keys import Keys
         from serving.models import check_embedder, check_model
 
         auto, limits = self.budgets()
+        host_names(self.allowed_host or ())
+        origins(self.allowed_origin or (), self._has_keys())
         Keys(self._digests(), self._key_file(), auto, limits)
         check_model(self._model())
         check_embedder(self.embedder, self._model())
@@ -184,6 +200,7 @@ class Settings:
         """
         from selection.config import SelectorConfig
         from serving.admission import Capacity
+        from serving.browsers import host_names, origins
         from serving.config import Config, EngineConfig
 
         auto, limits = self.budgets()
@@ -232,6 +249,8 @@ class Settings:
             log_format=self.log_format,
             host=self.host,
             port=self.port,
+            allowed_hosts=host_names(self.allowed_host or ()),
+            allowed_origins=origins(self.allowed_origin or (), self._has_keys()),
             threads=self.threads or max(1, cores // 2),  # each with all of them made engine and trainer far slower
             engine_gpus=engine_gpus,
             trainer_gpus=trainer_gpus,
@@ -249,6 +268,9 @@ class Settings:
         from serving.keys import digest
 
         return tuple(digest(secret) for secret in self.api_key or ())
+
+    def _has_keys(self) -> bool:
+        return bool(self.api_key) or self.api_key_file is not None
 
     def _key_file(self) -> Path | None:
         return None if self.api_key_file is None else self.api_key_file.expanduser().absolute()

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from selection.catalogue import AttachedFile, Batch, Wanted
 from selection.library import Library
@@ -86,8 +86,20 @@ class VectorStores:
             ("GET", "/v1/files/{file}/content", self._content),
         ]
         routes = [Route(path, _answered(endpoint), methods=[method]) for method, path, endpoint in table]
-        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _unrouted})
+        self.app = Starlette(routes=routes, exception_handlers={HTTPException: self._unrouted})
         self.app.router.redirect_slashes = False
+        self._routes = [(route, method) for route, (method, *_) in zip(routes, table, strict=True)]
+
+    def methods(self, path: str) -> tuple[str, ...]:
+        """What may be asked of a path; nothing, if there is no such route."""
+        scope = {"type": "http", "path": path, "method": ""}
+        return tuple(method for route, method in self._routes if route.matches(scope)[0] is not Match.NONE)
+
+    async def _unrouted(self, request: Request, problem: Exception) -> Response:
+        path, method = request.scope["path"], request.method
+        if isinstance(problem, HTTPException) and problem.status_code == 405:
+            return _failed(MethodError(f"{path} does not take {method}", self.methods(path)))
+        return _failed(RouteError(f"there is no {path} here"))
 
     async def _create_store(self, request: Request, reader: Reader) -> Response:
         body = await read_fields(request, "name", "description", "metadata", "file_ids", "chunking_strategy")
@@ -242,12 +254,6 @@ def _answered(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
             return _failed(problem)
 
     return answered
-
-
-async def _unrouted(request: Request, problem: Exception) -> Response:
-    path, method = request.scope["path"], request.method
-    known = isinstance(problem, HTTPException) and problem.status_code == 405
-    return _failed(MethodError(f"{path} does not take {method}") if known else RouteError(f"there is no {path} here"))
 
 
 def _failed(problem: Exception) -> Response:

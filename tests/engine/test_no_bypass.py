@@ -108,6 +108,19 @@ async def test_what_is_open_stays_open(server: Server, method: str, path: str) -
         assert await ask(url, method, path, ["Host: x"]) == 200
 
 
+@pytest.mark.parametrize(("method", "path"), [route for route in GUARDED if route[1].startswith("/v1/")])
+async def test_an_open_server_answers_only_to_its_own_names(server: Server, method: str, path: str) -> None:
+    own = [["Host: 127.0.0.1"], ["Host: localhost:8000"], ["Host: [::1]:80"]]
+    others = [host for host in HOSTS if host and host not in (*own, ["Host:"])]
+    async with server.door() as url:
+        refused = {str(host): await ask(url, method, path, host) for host in others}
+        answered = [await ask(url, method, path, host) for host in own]
+
+    assert {host: status for host, status in refused.items() if status not in (400, 403)} == {}
+    assert refused["['Host: x']"] == 403
+    assert 403 not in answered
+
+
 async def ask(url: str, method: str, target: str, lines: list[str]) -> int:
     """The status of a request that is sent as it stands."""
     address = urlsplit(url)

@@ -26,12 +26,15 @@ from serving.errors import (
     CalibrationError,
     DownError,
     HangingError,
+    HostError,
     InstallationError,
     LostError,
     MayflyError,
+    MediaTypeError,
     MethodError,
     ModelError,
     ModelFilesError,
+    OriginError,
     PlanError,
     RateLimitError,
     RequestError,
@@ -61,13 +64,16 @@ _ALL = [
     DownError,
     EmbedderError,
     HangingError,
+    HostError,
     InstallationError,
     LibraryError,
     LostError,
     MayflyError,
+    MediaTypeError,
     MethodError,
     MissingError,
     ModelError,
+    OriginError,
     ModelFilesError,
     PlanError,
     ReadOnlyError,
@@ -132,6 +138,8 @@ def test_an_engine_that_is_replaced_says_when_to_come_back() -> None:
 def test_an_expensive_failure_says_that_it_must_not_be_tried_again() -> None:
     assert more_headers(AdaptationFailedError("m")) == [(b"x-should-retry", b"false")]
     assert more_headers(RequestError("m")) == []
+    assert more_headers(MethodError("m", ("GET", "HEAD"))) == [(b"allow", b"GET, HEAD")]
+    assert more_headers(pickle.loads(pickle.dumps(MethodError("m", ("GET",))))) == [(b"allow", b"GET")]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +183,9 @@ def test_errors_of_others_are_told_as_openai_tells_them(
         (RouteError("m"), 404, "invalid_request_error", "unknown_url", None),
         (ModelError("m"), 404, "invalid_request_error", "model_not_found", "model"),
         (MethodError("m"), 405, "invalid_request_error", "method_not_allowed", None),
+        (HostError("m"), 403, "invalid_request_error", "host_not_allowed", None),
+        (OriginError("m"), 403, "invalid_request_error", "origin_not_allowed", None),
+        (MediaTypeError("m"), 415, "invalid_request_error", "unsupported_media_type", None),
         (CorpusNotFoundError("m"), 404, "invalid_request_error", "corpus_not_found", "adaptation.corpus"),
         (CorpusError("m"), 400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus"),
         (MissingError("m"), 404, "invalid_request_error", "not_found", None),

@@ -152,7 +152,7 @@ def engine(house: House) -> Iterator[Engine]:
 def client_of(house: House, engine: Engine, **changes: Any) -> httpx.AsyncClient:
     """A client before a door of its own, of a server that is configured otherwise."""
     door: Any = Gateway(engine, house.selector, house.trainer, replace(house.config, **changes))
-    return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://door", timeout=60)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost", timeout=60)
 
 
 @pytest.fixture
@@ -461,3 +461,158 @@ async def test_a_request_that_gets_no_adapter_gives_its_place_to_another(house: 
     assert (other.status_code, other.json()["adaptation"]["adapted"]) == (200, True)
     assert (again.status_code, again.json()["adaptation"]["adapted"]) == (200, True)
     assert reply.json()["adaptation"]["reason"] == "the seconds were spent before anything was chosen"
+
+
+PAGE = "https://app.example"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/vector_stores"),
+        ("GET", "/"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/chat/completions"),
+        ("OPTIONS", "/"),
+    ],
+)
+async def test_an_open_server_does_not_answer_to_a_name_that_a_page_brought(
+    client: httpx.AsyncClient, method: str, path: str
+) -> None:
+    answer = await client.request(method, path, headers={"host": "evil.example:8000"})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (403, "host_not_allowed")
+    assert "'evil.example:8000'" in error["message"]
+    assert "--allowed-host" in error["message"]
+
+
+async def test_what_watches_over_it_may_ask_for_its_health_by_any_name(house: House, engine: Engine) -> None:
+    async def alive(scope: Any, receive: Any, send: Any) -> None:
+        await Response("alive")(scope, receive, send)
+
+    engine.app = alive
+    async with client_of(house, engine) as client:
+        assert (await client.get("/health", headers={"host": "10.0.0.1:8000"})).status_code == 200
+
+
+async def test_a_name_that_it_is_told_is_its_own(house: House, engine: Engine) -> None:
+    async with client_of(house, engine, allowed_hosts=("gpu.example",)) as client:
+        assert (await client.get("/v1/models", headers={"host": "gpu.example:8000"})).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/vector_stores", "/v1/files"])
+async def test_a_page_of_another_origin_changes_nothing(client: httpx.AsyncClient, path: str) -> None:
+    before = (await client.get("/v1/vector_stores")).json()["data"]
+
+    answer = await client.post(path, content=b'{"name": "x"}', headers={**JSON, "origin": "http://evil.example"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
+    assert (await client.get("/v1/vector_stores")).json()["data"] == before
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/detokenize", "/v1/vector_stores", "/v1/vector_stores/a/search"]
+)
+async def test_a_body_that_says_it_is_no_json_is_not_read_as_json(
+    client: httpx.AsyncClient, kind: str, path: str
+) -> None:
+    answer = await client.post(path, content=b"{}", headers={"content-type": kind})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (415, "unsupported_media_type")
+    assert error["message"].startswith("Unsupported Media Type: Only 'application/json' is allowed")
+
+
+async def test_an_upload_is_a_form(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/files", content=b"{}", headers=JSON)
+
+    assert answer.status_code == 415
+    assert "multipart/form-data" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/chat/completions", "POST, OPTIONS"),
+        ("/v1/models", "HEAD, GET, OPTIONS"),
+        ("/", "HEAD, GET, OPTIONS"),
+        ("/v1/vector_stores", "HEAD, POST, GET, OPTIONS"),
+        ("/v1/vector_stores/a", "HEAD, GET, POST, DELETE, OPTIONS"),
+        ("/v1/vector_stores/a/search", "POST, OPTIONS"),
+        ("/v1/files/a/content", "HEAD, GET, OPTIONS"),
+    ],
+)
+async def test_every_path_says_how_it_may_be_asked(
+    house: House, engine: Engine, client: httpx.AsyncClient, path: str, allowed: str
+) -> None:
+    asked = await client.options(path)
+    refused = await client.request("PATCH", path)
+    async with client_of(house, engine, key_digests=(digest("a"),)) as with_keys:
+        unknown = await with_keys.options(path)
+
+    assert (asked.status_code, asked.content, asked.headers["allow"]) == (204, b"", allowed)
+    assert "access-control-allow-origin" not in asked.headers
+    assert "content-length" not in asked.headers
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+    assert refused.json()["error"]["code"] == "method_not_allowed"
+    assert unknown.status_code == 204
+
+
+async def test_what_is_nowhere_is_not_there_for_options_either(client: httpx.AsyncClient) -> None:
+    assert (await client.options("/v1/nowhere")).status_code == 404
+    assert (await client.options("/v1/vector_stores/a/nowhere")).status_code == 404
+
+
+def asking(origin: str, headers: str = "authorization,content-type,compute-budget") -> dict[str, str]:
+    """What a browser sends before a request of a page."""
+    return {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": headers,
+        "access-control-request-private-network": "true",
+    }
+
+
+async def test_a_page_of_an_allowed_origin_may_use_it(house: House, engine: Engine) -> None:
+    body = {"model": "nano", "messages": [QUESTION], "compute_budget": "none"}
+    async with client_of(house, engine, allowed_origins=(PAGE,), key_digests=(digest("a"),)) as client:
+        before = await client.options("/v1/chat/completions", headers=asking(PAGE))
+        sent = {"origin": PAGE, "authorization": "Bearer a"}
+        whole = await client.post("/v1/chat/completions", json=body, headers=sent)
+        streamed = await client.post("/v1/chat/completions", json={**body, "stream": True}, headers=sent)
+        unknown = await client.post("/v1/chat/completions", json=body, headers={"origin": PAGE})
+        missing = await client.get("/v1/nowhere", headers=sent)
+        other = await client.post("/v1/chat/completions", json=body, headers={**sent, "origin": "https://evil.example"})
+        others_before = await client.options("/v1/chat/completions", headers=asking("https://evil.example"))
+
+    assert before.status_code == 200
+    assert before.headers["access-control-allow-origin"] == PAGE
+    assert {"authorization", "compute-budget"} <= set(before.headers["access-control-allow-headers"].split(","))
+    assert "POST" in before.headers["access-control-allow-methods"]
+    assert [each.status_code for each in (whole, streamed, unknown, missing)] == [200, 200, 401, 404]
+    for answer in (whole, streamed, unknown, missing):
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert "Origin" in answer.headers["vary"]
+        exposed = answer.headers["access-control-expose-headers"]
+        assert all(name in exposed for name in ("Compute-Spent", "Server-Timing", "X-Request-Id", "Retry-After"))
+    assert other.status_code == 200
+    for answer in (other, others_before):
+        assert "access-control-allow-origin" not in answer.headers
+    assert others_before.status_code == 204
+
+
+async def test_without_keys_an_allowed_page_may_change_it(house: House, engine: Engine) -> None:
+    async with client_of(house, engine, allowed_origins=(PAGE,)) as client:
+        answer = await chat_from(client, PAGE)
+        other = await chat_from(client, "https://evil.example")
+
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+    assert other.status_code == 403
+
+
+async def chat_from(client: httpx.AsyncClient, origin: str) -> httpx.Response:
+    body = {"model": "nano", "messages": [QUESTION], "compute_budget": "none"}
+    return await client.post("/v1/chat/completions", json=body, headers={"origin": origin})

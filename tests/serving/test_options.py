@@ -64,6 +64,21 @@ def test_a_flag_goes_before_the_environment_that_before_the_file(heard: Heard, f
     }
 
 
+def test_a_setting_of_several_values_is_one_everywhere(heard: Heard, tmp_path: Path) -> None:
+    file = tmp_path / "several.toml"
+    file.write_text('allowed-host = ["a.example", "b.example"]\nallowed-origin = "https://c.example"\n')
+
+    flags = heard.told("--allowed-host", "a.example", "--allowed-host", "b.example")
+    variables = heard.told(MAYFLY_ALLOWED_HOST="a.example b.example", MAYFLY_ALLOWED_ORIGIN="https://c.example")
+    filed = heard.told("--config", str(file))
+    served = settings_of({"allowed-host": ["a.example", "b.example"], "allowed-origin": "https://c.example"})
+
+    for told in (flags, variables, filed, served):
+        assert told.allowed_host == ["a.example", "b.example"]
+    for told in (variables, filed, served):
+        assert told.allowed_origin == ["https://c.example"]
+
+
 def test_the_environment_names_the_file_too(heard: Heard, file: Path) -> None:
     assert heard.told(MAYFLY_CONFIG=str(file)).port == 9000
 

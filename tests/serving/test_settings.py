@@ -38,6 +38,8 @@ def test_what_is_said_reaches_its_rooms(tmp_path: Path) -> None:
         max_requests=7,
         api_key=["secret"],
         threads=3,
+        allowed_host=["GPU.example"],
+        allowed_origin=["*"],
         engine_gpus=1,
         trainer_gpus=2,
     ).config()
@@ -49,6 +51,7 @@ def test_what_is_said_reaches_its_rooms(tmp_path: Path) -> None:
     assert config.selector.regularisation == 0.5
     assert config.capacity.requests == 7
     assert len(config.key_digests) == 1
+    assert (config.allowed_hosts, config.allowed_origins) == (("gpu.example",), ("*",))
     assert (config.engine_gpus, config.trainer_gpus, config.threads) == (1, 2, 3)
 
 
@@ -65,6 +68,9 @@ def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> 
         (Settings(precision="float8"), "unknown precision"),
         (Settings(max_seconds=math.nan), "max-seconds is nan"),
         (Settings(budget="much"), "Compute-Budget"),
+        (Settings(allowed_host=["http://a"]), "allowed-host is 'http://a'"),
+        (Settings(allowed_origin=["a.example"]), "allowed-origin is 'a.example'"),
+        (Settings(allowed_origin=["*"]), "api-key"),
         (Settings(corpus="nowhere"), "no corpus 'nowhere'"),
     ],
 )
@@ -86,7 +92,8 @@ def test_the_command_tells_every_setting_and_its_source_but_no_secret(tmp_path: 
     file.write_text("max-steps = 20\n")
     environment = {"MAYFLY_API_KEYS": "hidden-one hidden-two", "COLUMNS": "300"}
 
-    told = CliRunner().invoke(app, ["config", "--config", str(file), "--home", str(tmp_path)], env=environment)
+    flags = ["--allowed-host", "GPU.example", "--allowed-host", "b.example"]
+    told = CliRunner().invoke(app, ["config", "--config", str(file), "--home", str(tmp_path), *flags], env=environment)
 
     assert told.exit_code == 0, told.output
     lines = {line.split()[0]: line for line in told.output.splitlines()}
@@ -94,6 +101,8 @@ def test_the_command_tells_every_setting_and_its_source_but_no_secret(tmp_path: 
     assert "2, not shown" in lines["api-key"]
     assert "MAYFLY_API_KEYS" in lines["api-key"]
     assert lines["max-steps"].split() == ["max-steps", "20", str(file)]
+    assert lines["allowed-host"].split() == ["allowed-host", "gpu.example,", "b.example", "flag"]
+    assert lines["allowed-origin"].split() == ["allowed-origin", "none", "default"]
     assert lines["rank"].split() == ["rank", "16", "default"]
     assert lines["learning-rate"].split() == ["learning-rate", "by", "model", "size", "default"]
     assert "steps=20, seconds=60, gain=0.4" in lines["budget"]  # cut to what the server allows

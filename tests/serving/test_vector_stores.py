@@ -459,7 +459,10 @@ def test_what_is_not_there_is_404(
 
 @pytest.mark.parametrize("path", ["/vector_stores", "/vector_stores/known", "/files", "/vector_stores/known/files"])
 def test_another_method_is_405(ask: Callable[..., httpx.Response], path: str) -> None:
-    assert "does not take PATCH" in is_refusal(ask("PATCH", path), 405)
+    answer = ask("PATCH", path)
+
+    assert "does not take PATCH" in is_refusal(answer, 405)
+    assert {"GET", "POST"} <= set(answer.headers["allow"].split(", "))
 
 
 @pytest.mark.parametrize(
