@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from serving.body import Message, Send, send_json
-from serving.errors import in_openais_shape, more_headers, to_http
+from serving.errors import in_full, in_openais_shape, is_the_clients, more_headers, to_http
 from serving.openai_shape import conform
 from serving.report import AdaptationReport
 
 QUIET_SECONDS = 1.0  # a stream says nothing so long, so that its headers can still tell what the adaptation cost
 COMMENT_SECONDS = 0.5  # then it says this often how far it is
 _EVENT_END = b"\n\n"
+_ERROR_EVENT = b'data: {"error"'
+_MOST_WORDS = 1000  # of vLLM's, in the log
+
+log = logging.getLogger(__name__)
 
 
 class Adapting(Protocol):
@@ -90,10 +95,14 @@ class Answer:
         elif self._state == "passing":
             body = message.get("body", b"")
             self._listen(body)
+            if _ERROR_EVENT in body and self._is("text/event-stream"):
+                log.error("vLLM ended a stream with an error: %s", _words(body[body.index(_ERROR_EVENT) :]))
             retold = self._retold(body)
             await self._send(message if retold is body else {**message, "body": retold})
-        elif self.adaptation is not None and self.adaptation.problem is not None:
-            await self._fail(self.adaptation.problem)
+        elif self.adaptation is not None and (problem := self.adaptation.problem) is not None:
+            if not is_the_clients(problem):
+                log.error("the request failed: %s", in_full(problem))
+            await self._fail(problem)
         else:
             self._held += message.get("body", b"")
             await self._release(more=message.get("more_body", False))
@@ -102,12 +111,17 @@ class Answer:
         """Let go of what is held, the report in it, once it is whole: a JSON body, or the first event of a stream."""
         assert self._start is not None
         is_json, is_stream = self._is("application/json"), self._is("text/event-stream")
+        if is_stream and self._held.startswith(_ERROR_EVENT) and _EVENT_END in self._held:
+            await self._fail_first(self._held)
+            return
         is_error = self.status >= 400
         if more and (is_json or is_error or (is_stream and _EVENT_END not in self._held)):
             return
-        if self.status >= 500 and (trouble := self._trouble()):
-            await self._fail(trouble)
-            return
+        if self.status >= 500:
+            log.error("vLLM answered %d: %s", self.status, _words(self._held))
+            if trouble := self._trouble():
+                await self._fail(trouble)
+                return
         content, self._held = self._held, b""
         headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
         if is_error:
@@ -130,6 +144,25 @@ class Answer:
         if not begun:
             await self._begin(headers)
         await self._send({"type": "http.response.body", "body": content, "more_body": more})
+
+    async def _fail_first(self, events: bytes) -> None:
+        """A stream whose first event is an error is one from its status on, as long as that has not left."""
+        assert self._start is not None
+        error = _decoded(events.partition(_EVENT_END)[0].removeprefix(b"data: "))
+        code = error["error"].get("code") if isinstance(error, dict) and isinstance(error["error"], dict) else None
+        status = code if isinstance(code, int) and 400 <= code < 600 else 500
+        if status >= 500:
+            log.error("vLLM answered %d: %s", status, _words(events))
+            if trouble := self._trouble():
+                await self._fail(trouble)
+                return
+        content = in_openais_shape(status, error)
+        begun, self._state = self._state == "commenting", "failed"
+        if begun:
+            event = b"data: " + json.dumps(content).encode() + _EVENT_END
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        else:
+            await self.json(status, content)
 
     async def _begin(self, headers: Any) -> None:
         assert self._start is not None
@@ -177,6 +210,10 @@ class Answer:
                 report, self._told = None, True
             lines[i] = b"data: " + json.dumps(chunk).encode()
         return b"\n".join(lines)
+
+
+def _words(content: bytes) -> str:
+    return content.decode(errors="replace")[:_MOST_WORDS]
 
 
 def _decoded(content: bytes) -> Any:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httptools
 import uvicorn.protocols.http.auto
@@ -85,7 +86,11 @@ class Front:
             await self._app({**scope, "headers": headers}, receive, told)
         except Exception:
             log.exception("a request failed in the web server")
+            if not told.begun:
+                await told.error(*to_http(RuntimeError()))
+            return
         if not told.begun:
+            log.error("the web server gave no answer to %s %s", scope["method"], quote(scope["path"][:200]))
             await told.error(*to_http(RuntimeError()))
 
     def _remember(self, what: bytes, headers: dict[bytes, bytes], origin: bytes | None) -> None:
@@ -150,6 +155,8 @@ class _Told:
             self._held += message.get("body", b"")
             if not message.get("more_body", False):
                 status = self._start["status"]
+                if status >= 500:
+                    log.error("the web server answered %d: %s", status, self._held.decode(errors="replace")[:1000])
                 kept = [pair for pair in self._start["headers"] if pair[0] in _KEPT or _is_for_browsers(pair[0])]
                 await self.error(status, in_openais_shape(status, self._held.decode(errors="replace")), kept)
 

@@ -21,7 +21,7 @@ from serving.report import AdaptationReport
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-_OURS = ("serving", "adapters", "selection")
+OURS = ("serving", "adapters", "selection")
 _POLLED = ("/health", "/ready", "/metrics")  # every few seconds, by machines
 _MESSAGE, _PATH, _CAUSES, _FRAMES = 1000, 200, 4, 50  # the most characters, characters, exceptions and frames told
 _KEY = re.compile(r"(?i)(bearer\s+)\S+|\b((?:mf|sk)-)[\w-]{8,}")
@@ -29,7 +29,10 @@ _KEY = re.compile(r"(?i)(bearer\s+)\S+|\b((?:mf|sk)-)[\w-]{8,}")
 _log = logging.getLogger(__name__)
 
 
-def set_up_logs(form: Literal["json", "text"], stream: TextIO | None = None) -> None:
+LogFormat = Literal["json", "text"]
+
+
+def set_up_logs(form: LogFormat, stream: TextIO | None = None) -> None:
     """Write this process's logs to `stream` (standard error): ours from INFO on, the libraries' from WARNING on.
 
     A second call takes the place of the first.
@@ -41,7 +44,7 @@ def set_up_logs(form: Literal["json", "text"], stream: TextIO | None = None) -> 
         root.removeHandler(earlier)
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    for name in _OURS:
+    for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from serving import news, orphans, whole_lora
+from serving import log_relay, news, orphans, whole_lora
 from serving.errors import SettingsError
 from serving.settings import PANELS, Settings
 
@@ -31,6 +31,7 @@ _OTHER_VARIABLES = {  # of the file, of clients, of logs, and between Mayfly's o
     "MAYFLY_API_KEY",
     "MAYFLY_LOG_TO_DRIVER",
     news.ENVIRONMENT,
+    log_relay.VARIABLE,
     *orphans.ENVIRONMENT,
     *whole_lora.ENVIRONMENT,
 }

@@ -11,7 +11,7 @@ import pytest
 
 from serving.answer import Answer
 from serving.body import Message
-from serving.errors import DownError, RequestError
+from serving.errors import AdaptationFailedError, DownError, RequestError
 from serving.report import AdaptationReport
 from tests.serving.reports import REPORT
 
@@ -115,3 +115,62 @@ async def test_a_clients_mistake_stays_one_while_the_engine_is_replaced() -> Non
     await Answer(send, lambda: DownError("the engine has ended")).fail(RequestError("no prompt"))
 
     assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]) == (400, "no prompt")
+
+
+async def sent_of(start: Message, *pieces: bytes, problem: Exception | None = None) -> list[Message]:
+    """What leaves of an answer of vLLM's that comes in these pieces."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answer = Answer(send)
+    answer.adaptation = Adapted(report=None, problem=problem)
+    await answer({"type": "http.response.start", **start})
+    for piece in pieces:
+        await answer({"type": "http.response.body", "body": piece, "more_body": True})
+    await answer({"type": "http.response.body", "body": b""})
+    return sent
+
+
+STREAM = {"status": 200, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
+WHOLE = {"status": 500, "headers": [(b"content-type", b"application/json")]}
+
+
+@pytest.mark.parametrize(("code", "message"), [(400, "the grammar cannot be compiled"), (500, "its log says why")])
+async def test_a_stream_that_begins_with_an_error_is_one_from_its_status_on(code: int, message: str) -> None:
+    error = {"error": {"message": "the grammar cannot be compiled", "type": "BadRequestError", "code": code}}
+
+    start, body = await sent_of(STREAM, event(error), b"data: [DONE]\n\n")
+
+    assert start["status"] == code
+    assert dict(start["headers"])[b"content-type"] == b"application/json"
+    assert message in json.loads(body["body"])["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("start", "pieces"),
+    [
+        (WHOLE, [b'{"error": {"message": "the grammar', b' was refused", "code": 500}}']),
+        (STREAM, [event({"error": {"message": "the grammar was refused", "code": 500}})]),
+        (STREAM, [event(chunk()), event({"error": {"message": "the grammar was refused", "code": 500}})]),
+    ],
+)
+async def test_what_vllm_says_of_an_error_of_the_servers_is_logged_though_clients_are_not_told(
+    start: Message, pieces: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    await sent_of(start, *pieces)
+
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "the grammar was refused" in caplog.text
+
+
+async def test_why_a_required_adaptation_failed_is_logged_and_a_clients_mistake_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await sent_of(WHOLE, b"{}", problem=AdaptationFailedError("no step could end in time"))
+    assert "no step could end in time" in caplog.text
+
+    caplog.clear()
+    await sent_of(WHOLE, b"{}", problem=RequestError("not a corpus"))
+    assert caplog.text == ""
