@@ -10,22 +10,21 @@ deleted, in this order: no request may be running when its adapter goes (vLLM's 
 ids and paths are never used twice: vLLM's prefix cache knows adapters by name and path.
 
 Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_state`, `AsyncLLM.generate`,
-`InputProcessor.process_inputs`, `openai_serving_models`, the `_inner` of the renderer's `_executor`, where prompts are
-tokenised.
+`AsyncLLM.is_paused`, `InputProcessor.process_inputs`, `StructuredOutputManager.grammar_init`,
+`openai_serving_models`, the `_inner` of the renderer's `_executor`, where prompts are tokenised.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
+import logging
 import os
-import re
 import shutil
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -36,26 +35,29 @@ from transformers import AutoTokenizer
 from adapters.adapter import Adapter
 from serving import whole_lora
 from serving.config import EngineConfig
-from serving.errors import DownError, StartError
+from serving.errors import DownError, MayflyError, StartError
+from serving.grammars import Grammars
+from serving.log_relay import relay_errors
 from serving.news import tell
-from serving.staging import Staging, storage
+from serving.orphans import is_stopped
+from serving.staging import Staging, naming, shared_by_children
 from serving.tracing import span
 from serving.turns import Turns, TurnsExecutor
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 _PLUGINS = {"mayfly_cpu_lora", "mayfly_orphans", "mayfly_whole_lora"}
-_NAMING_SECONDS = 0.25
 # Tokens of one step on a CPU: each token of every answer waits for a whole step, however many prompts others have in
 # it. A larger one computes hardly more tokens a second.
 _STEP_TOKENS = 256
 _LOOK_SECONDS = 0.5  # between looks whether an engine that is asked still lives
 
 T = TypeVar("T")
-_RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
 
 
 class Adapted(Protocol):
     """The request in hand, as far as the engine sees it."""
+
+    problem: Exception | None  # why it fails, told in place of what vLLM makes of it
 
     @property
     def may_adapt(self) -> bool:
@@ -94,7 +96,8 @@ class Engine:
         self._live: set[int] = set()
         self._turns = Turns(config.max_num_seqs)
         self.staging = staging
-        self.staging.adopt(_shared_memory())
+        self.staging.adopt(shared_by_children())
+        self._processes = psutil.Process().children(recursive=True)  # vLLM's
         llm.generate = self._generate
 
     @classmethod
@@ -107,6 +110,7 @@ class Engine:
         _check_plugins()
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "2")  # the event loop waits for it
         os.environ.update(whole_lora.ENVIRONMENT)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -116,6 +120,7 @@ class Engine:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        relay_errors(logging.getLogger("vllm"))  # which hands nothing on to the root logger
         on_cpu = current_platform.is_cpu()
         if on_cpu:  # "auto" would bind the threads to cores that the trainer computes on too
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -123,7 +128,7 @@ class Engine:
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config, on_cpu))
         staging = Staging()
         tell("engine", "loading the model")
-        with _naming(staging):
+        with naming(staging):
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
             tokenising = llm.renderer._executor
             tokenising.shutdown(wait=False)
@@ -133,6 +138,12 @@ class Engine:
             app = build_app(arguments, tasks, llm.model_config)
             await init_app_state(llm, app.state, arguments, tasks)
         return cls(llm, app, config, staging)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        return Grammars(StructuredOutputManager(self._llm.vllm_config))
 
     @property
     def version(self) -> str:
@@ -171,7 +182,7 @@ class Engine:
             self._slots.release()
 
     async def loaded(self) -> list[int]:
-        """Ids of the adapters that vLLM holds: the engine's own process says so, between two of its steps.
+        """Ids of the adapters that vLLM's worker holds.
 
         Raises:
             DownError: it has ended.
@@ -190,6 +201,20 @@ class Engine:
         """
         if problem := self.trouble():
             raise problem
+
+    async def check_health(self) -> None:
+        """Wait for a word from the engine; one that hangs gives none.
+
+        Its core is asked what it knows by itself, between two of its steps. A worker that is asked anything spins for
+        a second afterwards; one that hangs in a step keeps the core from answering, and one that is stopped is seen.
+
+        Raises:
+            DownError: it has ended.
+        """
+        await self._told(self._llm.is_paused())
+        while any(is_stopped(each) for each in self._processes):
+            await self.check()
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def trouble(self) -> DownError | None:
         """Why whatever it does now fails."""
@@ -234,6 +259,8 @@ class Engine:
         kwargs["priority"] = turn.number()
         if not request.may_adapt:  # a task and a queue less for each token
             told = False
+            if _asks_for_a_grammar(*args):
+                await self._refuse_early(*args)
             async with turn.in_the_engine():
                 async for output in self._plain_generate(*args, **kwargs):
                     if not told:
@@ -255,9 +282,21 @@ class Engine:
             task.cancel()
 
     async def _refuse_early(self, prompt: Any, sampling_params: Any, request_id: str) -> None:
-        """What vLLM would refuse only when it adds the request is refused before an adapter is trained for it."""
-        tasks = await self._llm.get_supported_tasks()
-        self._llm.input_processor.process_inputs(request_id, prompt, sampling_params.clone(), tasks)
+        """What vLLM or its engine would refuse later on is refused before an adapter is trained for it."""
+        tasks, processor = await self._llm.get_supported_tasks(), self._llm.input_processor
+        if not _asks_for_a_grammar(prompt, sampling_params):
+            processor.process_inputs(request_id, prompt, sampling_params.clone(), tasks)
+            return
+        from vllm.v1.request import Request
+
+        # In a thread, since it parses the grammar.
+        core_request = await processor.process_inputs_async(request_id, prompt, sampling_params.clone(), tasks)
+        try:
+            await self._grammars.check(Request.from_engine_core_request(core_request, None))
+        except MayflyError as problem:
+            if (request := REQUEST.get()) is not None:
+                request.problem = problem
+            raise
 
     async def _answer(self, request: Adapted, outputs: asyncio.Queue[Any], args: Any, kwargs: Any) -> None:
         try:
@@ -276,6 +315,10 @@ class Engine:
             outputs.put_nowait(None)
         except Exception as problem:
             outputs.put_nowait(problem)
+
+
+def _asks_for_a_grammar(_prompt: Any, sampling_params: Any, *_: Any, **__: Any) -> bool:
+    return getattr(sampling_params, "structured_outputs", None) is not None
 
 
 def _check_plugins() -> None:
@@ -308,34 +351,3 @@ def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
         arguments += ["--max-num-batched-tokens", str(max(_STEP_TOKENS, config.max_num_seqs))]
         arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(config.kv_cache_bytes)]
     return arguments
-
-
-@contextlib.contextmanager
-def _naming(staging: Staging) -> Iterator[None]:
-    """Within it what vLLM makes in shared memory is named as it comes: it may be killed while it starts."""
-    over = threading.Event()
-
-    def follow() -> None:
-        while not over.wait(_NAMING_SECONDS):
-            staging.name(_shared_memory())
-
-    thread = threading.Thread(target=follow, name="naming")
-    with contextlib.ExitStack() as failed:
-        failed.callback(staging.end)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-        failed.pop_all()
-
-
-def _shared_memory() -> set[str]:
-    """Names of what vLLM's processes, children of this one, have in shared memory beside their adapters."""
-    names: set[str] = set()
-    for process in psutil.Process().children(recursive=True):
-        names.update(each.name for each in storage().glob(f"sem.loky-{process.pid}-*"))
-        with contextlib.suppress(OSError):  # it has ended
-            names.update(_RING.findall(Path(f"/proc/{process.pid}/maps").read_text()))
-    return names

@@ -33,6 +33,10 @@ class RequestError(MayflyError, ValueError):
     """A request body that cannot be read, or an `adaptation` extension that is not one."""
 
 
+class GrammarError(RequestError):
+    """A grammar that no answer can follow: it cannot be compiled, or leads nowhere."""
+
+
 class TokensError(RequestError):
     """Tokens that are none of the model's."""
 
@@ -133,6 +137,10 @@ class StartError(MayflyError):
     """The server could not start; the message says why and what to do."""
 
 
+class LeftError(MayflyError):
+    """A server has ended, and something of it could neither be killed nor deleted; the message names it."""
+
+
 class LostError(MayflyError):
     """What a server of one machine cannot do without has ended; it must start again."""
 
@@ -186,6 +194,7 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (MediaTypeError, HttpError(415, "invalid_request_error", "unsupported_media_type")),
     (TokensError, HttpError(400, "invalid_request_error", param="tokens")),
     (UnsupportedError, HttpError(400, "invalid_request_error", "unsupported_parameter")),
+    (GrammarError, HttpError(400, "invalid_request_error", "invalid_grammar", "response_format")),
     (RequestError, HttpError(400, "invalid_request_error")),
     (CorpusNotFoundError, HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus")),
     (CorpusError, HttpError(400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus")),

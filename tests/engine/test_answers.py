@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
 
+import psutil
 import pytest
 
 from adapters.early_stopping import has_stalled
@@ -363,3 +365,84 @@ async def test_only_listed_routes_are_there(server: Server) -> None:
         assert (await client.get("/v1/models/nano")).json()["id"] == "nano"
         assert (await client.get("/v1/models/other")).json()["error"]["code"] == "model_not_found"
         assert set((await client.get("/version")).json()) == {"version", "vllm"}
+
+
+_LOOP: dict[str, Any] = {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+_WANTED: dict[str, dict[str, Any]] = {
+    "a schema that is a reference to itself": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": _LOOP}}
+    },
+    "one within an object": {
+        "structured_outputs": {
+            "json": {"$defs": _LOOP["$defs"], "type": "object", "properties": {"k": _LOOP}, "required": ["k"]}
+        }
+    },
+    "a grammar without text": {"structured_outputs": {"grammar": "root ::= x\nx ::= x"}},
+    "a grammar that is none": {"structured_outputs": {"grammar": "root ::= "}},
+    "a tag with such a schema": {
+        "structured_outputs": {
+            "structural_tag": json.dumps(
+                {"structures": [{"begin": "<a>", "schema": _LOOP, "end": "</a>"}], "triggers": ["<a>"]}
+            )
+        }
+    },
+    "one that is too long": {"structured_outputs": {"choice": ["word " * 30_000, "other"]}},
+}
+
+
+@pytest.mark.parametrize("budget", ["steps=5", "none"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_grammar_that_no_answer_can_follow_is_refused_before_any_compute(
+    server: Server, budget: str, stream: bool
+) -> None:
+    async with server.client() as client:
+        for name, wanted in _WANTED.items():
+            reply = await client.post(
+                "/v1/chat/completions",
+                headers={"Compute-Budget": budget},
+                json={"model": "nano", "messages": [{"role": "user", "content": "hi"}], "stream": stream, **wanted},
+            )
+
+            assert reply.status_code == 400, (name, reply.text)
+            error = reply.json()["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_grammar"), name
+            assert "grammar" in error["message"], name
+            assert "compute-spent" not in reply.headers, name
+
+
+async def test_a_grammar_that_can_be_followed_is_in_an_adapted_answer(server: Server) -> None:
+    async with server.client() as client:
+        reply = await client.post(
+            "/v1/chat/completions",
+            headers={"Compute-Budget": "steps=1"},
+            json={
+                "model": "nano",
+                "messages": [{"role": "user", "content": "hi"}],
+                "structured_outputs": {"choice": ["yes", "no"]},
+            },
+        )
+    assert reply.json()["choices"][0]["message"]["content"] in ("yes", "no")
+    assert reply.json()["adaptation"]["adapted"] is True
+
+
+async def test_asking_the_engine_whether_it_is_well_lets_its_worker_sleep_and_sees_one_that_is_stopped(
+    server: Server,
+) -> None:
+    (worker,) = [
+        each for each in psutil.Process().children(recursive=True) if "VLLM::Worker" in " ".join(each.cmdline())
+    ]
+    await asyncio.sleep(1.5)  # it spins for a second after what it was last asked
+    before = sum(worker.cpu_times()[:2])
+    for _ in range(10):
+        await server.engine.check_health()
+        await asyncio.sleep(0.2)
+    assert sum(worker.cpu_times()[:2]) - before < 0.5
+
+    worker.suspend()
+    try:
+        asked = asyncio.create_task(server.engine.check_health())
+        done, _ = await asyncio.wait([asked], timeout=1)
+        assert not done
+    finally:
+        worker.resume()
+    await asked

@@ -23,6 +23,7 @@ class Request:
 
     def __init__(self, may_adapt: bool) -> None:
         self.may_adapt = may_adapt
+        self.problem: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def speaker(self) -> LoadedAdapter | None:
