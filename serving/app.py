@@ -1,8 +1,7 @@
-"""The only ray import: the deployments, how they are wired, and one machine's server.
+"""The deployments on Ray Serve, and how they are wired.
 
-`build(config)` gives the Ray Serve application, for `serve run` and clusters; `running(config)` is what the
-command uses: Ray, Serve and the application on this machine, all of it gone afterwards. The deployments are
-thin: what they wrap works without Ray.
+`build(config)` gives the application, for `serving.local`, `serve run` and clusters. The deployments are thin: what
+they wrap works without Ray.
 """
 
 from __future__ import annotations
@@ -10,38 +9,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
-import signal
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-import httpx
-import ray
 from ray import serve
-from ray._private import ray_constants
 from ray.exceptions import RayTaskError, TaskCancelledError
-from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
 
+from adapters.trainer import TrainerConfig
 from adapters.training import Progress, Training
 from selection.embedding import Prompt
 from selection.library import Library
 from selection.selector import Selection, SelectorConfig
 from selection.shards import folder_of
 from serving import compute, front, orphans
-from serving.checks import check_port
 from serving.config import Config
-from serving.entrance import entrance, free_ports
-from serving.errors import SettingsError, StartError
-from serving.logs import set_up_logs
-from serving.news import READY, following, tell
-from serving.node import Node
-from serving.options import settings_of, variable
+from serving.errors import SettingsError
+from serving.log_relay import relay_errors
+from serving.logs import LogFormat, set_up_logs
+from serving.news import READY, tell
+from serving.options import settings_of
 from serving.settings import check
 from serving.stages import CorporaStage, ShardStage, TrainStage
 from serving.tracing import start_tracing, stop_tracing
@@ -55,12 +45,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 STAGE_QUEUE = 256  # requests that may wait before a stage
-REPLICA_PORTS = 64  # where engine replicas may answer: Ray gives one of a replica that was killed to no other
-_PATIENCE_SECONDS = 60.0  # and three times what the start took, for an engine that is replaced
-_ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
 _SHARD_SECONDS = 10.0  # for a shard's answer
-STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
-_GRACE_SECONDS = 30.0  # that requests under way have to finish when the server ends
 _HANGING_SECONDS = 10.0  # that a stage may take to say it is well; after three such times it is replaced
 _WARM_SECONDS = 60.0  # that warming up one stage may take at the start; longer is left to the first request
 _HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
@@ -155,7 +140,8 @@ class _FromShard:
 class SelectorReplica(CorporaStage):
     """The selector and the library, over shards that are deployments of their own."""
 
-    def __init__(self, config: SelectorConfig, *shards: DeploymentHandle) -> None:
+    def __init__(self, config: SelectorConfig, log_format: LogFormat, *shards: DeploymentHandle) -> None:
+        _log_as(log_format)
         tell("selector", "loading the embedder")
         # A handle of the method: one is made here, since threads that made it as they go could make two.
         super().__init__(config, [partial(self._ask, shard.options(method_name="ask")) for shard in shards])
@@ -164,6 +150,22 @@ class SelectorReplica(CorporaStage):
     @staticmethod
     def _ask(shard: DeploymentHandle, method: Callable[..., Any], /, *args: Any) -> _FromShard:
         return _FromShard(shard.remote(method, *args))
+
+
+class ShardReplica(ShardStage):
+    """A shard, in a process of its own."""
+
+    def __init__(self, root: Path, log_format: LogFormat) -> None:
+        _log_as(log_format)
+        super().__init__(root)
+
+
+class TrainerReplica(TrainStage):
+    """The trainer, in a process of its own."""
+
+    def __init__(self, config: TrainerConfig, log_format: LogFormat) -> None:
+        _log_as(log_format)
+        super().__init__(config)
 
 
 class EngineReplica:
@@ -180,7 +182,7 @@ class EngineReplica:
         from serving.engine import Engine
         from serving.gateway import Gateway
 
-        set_up_logs(self._config.log_format)
+        _log_as(self._config.log_format)
         start_tracing()
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # our own gauges would be missing from /metrics
         self._engine = await Engine.start(self._config.engine)
@@ -202,14 +204,19 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""
         if self._engine is not None:
-            await (
-                self._engine.loaded()
-            )  # which an engine that hangs never says: Ray Serve gives it a minute, three times
+            # An engine that hangs never answers: Ray Serve gives it a minute, three times.
+            await self._engine.check_health()
 
     async def __del__(self) -> None:
         if self._engine is not None:
             self._engine.stop()
         stop_tracing()
+
+
+def _log_as(form: LogFormat) -> None:
+    """Set up this replica's logs, those that the command shows among them."""
+    set_up_logs(form)
+    relay_errors(logging.getLogger())
 
 
 def _hearing_of_leavers(app: Gateway) -> Any:
@@ -249,7 +256,7 @@ def build(config: Config) -> serve.Application:
 
     home = config.selector.root.parent
     shards = [
-        stage(ShardStage, f"shard-{number}").bind(folder_of(home, number, config.shards))
+        stage(ShardReplica, f"shard-{number}").bind(folder_of(home, number, config.shards), config.log_format)
         for number in range(config.shards)
     ]
     engine = serve.deployment(serve.ingress()(EngineReplica)).options(
@@ -263,8 +270,9 @@ def build(config: Config) -> serve.Application:
         graceful_shutdown_timeout_s=30,  # a busy machine needs that long to end vLLM without leftovers
         graceful_shutdown_wait_loop_s=0.1,
     )
-    selector = stage(SelectorReplica, "selector", more=_SELECTOR).bind(config.selector, *shards)
-    return engine.bind(config, selector, stage(TrainStage, "trainer", config.trainer_gpus).bind(config.trainer))
+    selector = stage(SelectorReplica, "selector", more=_SELECTOR).bind(config.selector, config.log_format, *shards)
+    trainer = stage(TrainerReplica, "trainer", config.trainer_gpus).bind(config.trainer, config.log_format)
+    return engine.bind(config, selector, trainer)
 
 
 def application(told: dict[str, Any]) -> serve.Application:
@@ -282,101 +290,3 @@ def application(told: dict[str, Any]) -> serve.Application:
         )
     check(config)
     return build(config)
-
-
-@contextmanager
-def running(
-    config: Config, on_stage: Callable[[str], None] = lambda stage: None
-) -> Iterator[tuple[str, Callable[[], NoReturn]]]:
-    """A Mayfly on this machine for the length of a `with`; gives its base URL, and what waits and watches over it.
-
-    Raises:
-        StartError: Ray or a deployment did not come up.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else the server gives way to everything else on the machine
-    os.environ.pop(variable("api_key"), None)  # replicas know its digest
-    ports = free_ports(1 + REPLICA_PORTS)  # drawn at once: the proxy must not be taken for a replica
-    proxy, replicas = ports[0], ports[1:]
-    os.environ |= NODE | {  # read by Ray's processes, which inherit it
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # replicas answer HTTP themselves
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas.start),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # the entrance sees by itself who listens
-        "RAY_SERVE_PORT_QUARANTINE_S": "1",
-        # Ray's ports execute code for who has its token; what it makes by itself lies in a file that others may read.
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # and they are on loopback, as where Ray has no clusters
-    }
-    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable as it was imported
-    check_port(config.host, config.port)
-    with entrance(config.host, config.port, replicas, config.allowed_origins) as drain, ExitStack() as starting:
-        starting.enter_context(following(on_stage))
-        on_stage("starting Ray and Ray Serve ...")
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=STORE_BYTES["gpu" if config.engine_gpus else "cpu"],
-                logging_level=logging.ERROR,
-                log_to_driver=bool(os.environ.get("MAYFLY_LOG_TO_DRIVER")),
-            )
-        except Exception as problem:  # a plain one, where a crowded machine was too slow
-            raise StartError(f"Ray did not start: {problem}; try again") from problem
-        node = Node()
-        for number in (signal.SIGINT, signal.SIGTERM):  # Ray has just put its own in their place
-            signal.signal(number, _interrupt)
-        try:
-            serve.start(
-                http_options=HTTPOptions(host="127.0.0.1", port=proxy),  # of Ray's own, which idles
-                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-            )
-            begun = time.monotonic()
-            on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector ...")
-            try:
-                serve.run(build(config), name="mayfly", route_prefix="/")
-            except RuntimeError as problem:
-                raise StartError(f"the server did not start: {problem}") from problem
-            url = (
-                f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
-            )
-            _wait_for(f"{url}/health")
-            starting.close()
-            yield url, partial(node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun))
-        finally:
-            if not node.lost:
-                with suppress(KeyboardInterrupt):  # a second Ctrl-C waits for nobody
-                    with suppress(OSError, SystemExit):  # the terminal is gone, or what it was piped to
-                        on_stage("finishing what is under way ...")
-                    drain(_GRACE_SECONDS)
-            for number in (signal.SIGINT, signal.SIGTERM):  # one more now would leave processes and files behind
-                signal.signal(number, signal.SIG_IGN)
-            if not node.lost:
-                node.while_there(partial(serve.delete, "mayfly"))  # until the engine has ended its processes
-            if node.lost:
-                node.end()
-            else:
-                ray.shutdown()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _wait_for(url: str) -> None:
-    until = time.monotonic() + _ANSWERING_SECONDS
-    while time.monotonic() < until:
-        with suppress(httpx.TransportError):
-            if httpx.get(url, timeout=5).status_code == 200:
-                return
-        time.sleep(0.05)
-    raise StartError(f"{url} does not answer {_ANSWERING_SECONDS:.0f} s after the engine has loaded")
-
-
-def _has_engine() -> bool:
-    with suppress(Exception):  # the controller may be on its way back, too
-        return bool(serve.status().applications["mayfly"].deployments["engine"].status == "HEALTHY")
-    return False
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

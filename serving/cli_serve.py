@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from serving.checks import check_port
-from serving.errors import LostError
+from serving.errors import LostError, in_full
 from serving.options import by_default, sources, with_settings
 from serving.progress import working
 from serving.settings import Settings, check
@@ -31,7 +31,7 @@ def serve(settings: Settings, _: typer.Context) -> None:
         config = settings.config()
         check(config)
     with working("starting"):
-        from serving.app import running
+        from serving.local import running
 
     try:
         with running(config, lambda stage: say(stage, "dim")) as (url, watch):
@@ -43,7 +43,7 @@ def serve(settings: Settings, _: typer.Context) -> None:
     except KeyboardInterrupt:
         say("ended")
     except LostError as problem:
-        say(Text.assemble((str(problem), "red"), "; starting again"))
+        say(Text.assemble((in_full(problem), "red"), "; starting again"))
         _again(environment)
 
 

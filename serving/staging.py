@@ -1,6 +1,6 @@
 """Staging: a folder in memory-backed storage for adapters while they are loaded, and what dead servers left there.
 
-Each server locks its folder for as long as it lives. Unlike a process id, a lock is seen from other containers that
+Each server locks its folders for as long as it lives. Unlike a process id, a lock is seen from other containers that
 share the storage, and the kernel lets go of it however a process ends. The shared memory that vLLM's processes talk
 through outlives them when they are killed; its names are kept in the folder, so that it goes with it. Nothing else is
 ever touched: not what another user owns, nor shared memory that no such folder names.
@@ -15,8 +15,10 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+import psutil
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
 _AGAIN_SECONDS = 90.0  # an engine that hangs has half a minute to end after its successor has begun
@@ -24,6 +26,8 @@ _NAMES = "shared-memory"  # a file in the folder
 # vLLM's rings have a slot for a message each 16 or 24 MiB, and say at their end which are in use; more than this much
 # of a slot is taken by a very long message only.
 _APART, _TAKEN = 8 << 20, 256 << 10
+_NAMING_SECONDS = 0.25
+_RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
 _OTHERS = re.compile(r"psm_\w+|sem\.loky-[\w-]+")  # what Python and joblib call shared memory and semaphores
 
 
@@ -34,7 +38,9 @@ class Staging:
         root = root or storage()
         sweep(root)
         self._root, self._named = root, set[str]()
-        self.path, self._lock = _locked_folder(root)
+        self.path, lock = locked_folder(root, f"mayfly-{os.getpid()}-")
+        self._lock: int | None = lock
+        (self.path / _NAMES).touch()
         self._again = threading.Timer(_AGAIN_SECONDS, sweep, (root,))
         self._again.daemon = True
         self._again.start()
@@ -77,11 +83,49 @@ class Staging:
         """Delete the folder and what it names, and what others have left since."""
         self._again.cancel()
         sweep(self._root)
-        _delete(self.path, self._root)
-        os.close(self._lock)
+        if self._lock is not None:
+            _delete(self.path, self._root)
+            os.close(self._lock)
+            self._lock = None
 
     def _staged(self) -> list[Path]:
         return [each for each in self.path.iterdir() if each.is_dir()]
+
+
+def semaphores(pid: int, root: Path | None = None) -> set[str]:
+    """Names of those that a process has in shared memory: joblib's outlive a process that is killed."""
+    return {each.name for each in (root or storage()).glob(f"sem.loky-{pid}-*")}
+
+
+@contextlib.contextmanager
+def naming(staging: Staging) -> Iterator[None]:
+    """Within it what vLLM makes in shared memory is named as it comes: it may be killed while it starts."""
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(_NAMING_SECONDS):
+            staging.name(shared_by_children())
+
+    thread = threading.Thread(target=follow, name="naming")
+    with contextlib.ExitStack() as failed:
+        failed.callback(staging.end)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        failed.pop_all()
+
+
+def shared_by_children() -> set[str]:
+    """Names of what vLLM's processes, children of this one, have in shared memory beside their adapters."""
+    names: set[str] = set()
+    for process in psutil.Process().children(recursive=True):
+        names.update(semaphores(process.pid))
+        with contextlib.suppress(OSError):  # it has ended
+            names.update(_RING.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+    return names
 
 
 def storage() -> Path:
@@ -102,9 +146,10 @@ def sweep(root: Path) -> None:
                 os.close(lock)
 
 
-def _locked_folder(root: Path) -> tuple[Path, int]:
+def locked_folder(root: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder that `sweep` leaves alone until the descriptor, which is given with it, is closed."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"mayfly-{os.getpid()}-", dir=root))
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another server swept it before it was locked
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

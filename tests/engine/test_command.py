@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,8 @@ class Running:
     """`mayfly serve` in a process of its own."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    terminal: Path  # what it has said on standard error
 
     def family(self) -> set[int]:
         return {child.pid for child in psutil.Process(self.process.pid).children(recursive=True)}
@@ -57,22 +59,30 @@ def running(home: Path) -> Iterator[Running]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    before = set(os.listdir("/dev/shm"))
-    process = subprocess.Popen(
-        [*MAYFLY, "serve", "--corpus", "notes", "--port", str(port), "--max-model-len", "1024", "--home", str(home)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith("ready"):
-            break
-    assert said, "it said nothing"
-    assert said[-1].startswith("ready"), "".join(said)
-    server = Running(f"http://127.0.0.1:{port}", process)
+    before, temporary = set(os.listdir("/dev/shm")), set(os.listdir(tempfile.gettempdir()))
+    terminal = home / "terminal"
+    with terminal.open("wb") as said:
+        process = subprocess.Popen(
+            [
+                *MAYFLY,
+                "serve",
+                "--corpus",
+                "notes",
+                "--port",
+                str(port),
+                "--max-model-len",
+                "1024",
+                "--home",
+                str(home),
+            ],
+            stderr=said,
+            start_new_session=True,
+        )
+    while "\nready" not in terminal.read_text():
+        assert process.poll() is None, terminal.read_text()
+        time.sleep(0.1)
+    server = Running(f"http://127.0.0.1:{port}", process, terminal)
+    (folder,) = {each for each in os.listdir(tempfile.gettempdir()) if each.startswith("mayfly-run-")} - temporary
     family = server.family()
     yield server
     wish = {"model": "nano", "prompt": "import", "max_tokens": 300, "ignore_eos": True, "stream": True}
@@ -86,6 +96,8 @@ def running(home: Path) -> Iterator[Running]:
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
     assert alive == []
     assert set(os.listdir("/dev/shm")) <= before
+    assert folder not in os.listdir(tempfile.gettempdir())
+    assert terminal.read_text().splitlines()[-1] == "ended"
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
@@ -352,6 +364,12 @@ def test_an_engine_that_ends_while_it_loads_an_adapter_is_told_and_replaced(runn
         answer = asked.result()
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "engine_restarting"
+    until = time.monotonic() + 30
+    while "POST /v1/completions 503" not in running.terminal.read_text():
+        assert time.monotonic() < until, running.terminal.read_text()
+        time.sleep(0.1)
+    assert "DownError: the engine has ended" in running.terminal.read_text()
+    assert "ray" not in running.terminal.read_text().split("ready", 1)[1].lower()
 
     until = time.monotonic() + 180
     while answer.status_code != 200 and time.monotonic() < until:
