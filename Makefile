@@ -20,7 +20,7 @@ BUDGET := full
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
 .PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead
-.PHONY: abuse isolation leavers overload fairness faults compat report nano lock audit dist clean
+.PHONY: abuse isolation leavers overload fairness idle faults compat report nano lock audit dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -89,6 +89,9 @@ overload: .venv/.installed  ## Ten times the load that a server can take, for tw
 
 fairness: .venv/.installed  ## Another client's search and adaptation beside one request of 2,048 long prompts (a quarter of an hour)
 	$(BIN)/python benchmarks/fairness.py $(ARGS)
+
+idle: .venv/.installed  ## What a server costs that nobody asks anything: at most a tenth of a core (three minutes)
+	$(BIN)/python benchmarks/idle.py $(ARGS)
 
 faults: .venv/.installed  ## 50 faults of every kind under load: does it come back, every time? (hours; root)
 	$(BIN)/python benchmarks/faults.py $(ARGS)

@@ -13,3 +13,4 @@ MOST_LATE_STEPS = 1.0  # that training ends after its deadline
 MOST_TIMES_ALONE = 3.0  # a client's search or adaptation beside a request of 2,048 long prompts, times that alone
 UNIT_SECONDS = 1.0  # that an adaptation may end after its seconds: one unit of work of a stage, and the way back
 ENOUGH = 20  # requests that tell a 99th percentile; one of fewer is little more than the largest, and is marked
+MOST_IDLE, MOST_IDLE_WORKER = 0.10, 0.02  # of one core, while nobody asks: all processes of a server; vLLM's worker

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.sections.parts import Plots, Result, middle, table, whether
-from benchmarks.wanted import LEAST_THROUGHPUT, MOST_SLOWER, MOST_TIMES_ALONE, MOST_TTFT, UNIT_SECONDS
+from benchmarks.wanted import (
+    LEAST_THROUGHPUT,
+    MOST_IDLE,
+    MOST_IDLE_WORKER,
+    MOST_SLOWER,
+    MOST_TIMES_ALONE,
+    MOST_TTFT,
+    UNIT_SECONDS,
+)
 
 Row = tuple[str, str, str, str]  # what, measured, wanted, and whether that holds
 
@@ -167,11 +175,25 @@ def _faults(result: Result) -> list[Row]:
     return rows
 
 
+def _idle(result: Result) -> list[Row]:
+    core, worker = result["core_share"], result["worker_share"]
+    largest = ", ".join(f"{name} {share:.1%}" for name, share in list(result["by_process"].items())[:3])
+    return [
+        (
+            f"of one core, an idle server takes in {result['seconds']:.0f} s",
+            f"{core:.1%}, vLLM's worker {worker:.1%} (most: {largest})",
+            f"below {MOST_IDLE:.0%}, vLLM's worker below {MOST_IDLE_WORKER:.0%}",
+            whether(core < MOST_IDLE and worker < MOST_IDLE_WORKER),
+        )
+    ]
+
+
 FAULTS = ("trainer", "selector", "engine", "core", "node", "injected")  # one run each
 PROMISES = (
     Promise("overhead", "make bench-overhead", _overhead),
     Promise("overload", "make overload", _overload),
     Promise("fairness", "make fairness", _fairness),
+    Promise("idle", "make idle", _idle),
     Promise("leavers", "make leavers", _leavers),
     Promise("abuse", "make abuse", _abuse),
     Promise("isolation", "make isolation", _isolation),
