@@ -39,8 +39,7 @@ global
     maxconn {both}
     no strict-limits
     nbthread 1
-    # Headers larger than this are a 400 before any rule below can call them too large.
-    tune.bufsize 262144
+    tune.bufsize 65536
     tune.http.maxhdr 1000
     lua-load {folder}/refusals.lua
 defaults connections
@@ -49,13 +48,24 @@ defaults connections
     timeout client 24h
     timeout server 24h
     timeout client-fin {unread}s
+    balance leastconn
+    option redispatch 1
+    retries 3
 frontend entrance
     maxconn {clients}
     bind {address} tcp-ut {unread}s
     filter lua.refusals
+    tcp-request inspect-delay 1s
+    tcp-request content accept if HTTP
+    # Headers that do not even fit in here: a replica refuses them, and waits until the client has stopped sending.
+    acl endless req.len gt {endless}
+    acl answering nbsrv(replicas) gt 0
+    use_backend endless if answering endless !HTTP
     default_backend requests
 backend requests
     server requests {inside}
+backend endless
+{strict}
 defaults requests
     mode http
     timeout connect 5s
@@ -135,6 +145,7 @@ _ORIGINS = """\
 """
 _LONGEST = 400  # characters of what HAProxy itself says in HTML
 _LARGE = 32 << 10  # bytes of headers; replicas count the request line, too
+_ENDLESS = 48 << 10  # bytes of headers that have no end yet
 _ANY_ORIGIN = "*"
 _ERRORS = {  # HAProxy's own, by status: the status that is answered, and the message
     400: (
@@ -299,6 +310,8 @@ def _written(folder: Path, host: str, port: int, replicas: Sequence[int], origin
             address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             origins=_ORIGINS.format(origins=matching) if origins else "",
             replicas="\n".join(f"    server {each} 127.0.0.1:{each}" for each in replicas),
+            strict="\n".join(f"    server {each} 127.0.0.1:{each} track replicas/{each}" for each in replicas),
+            endless=_ENDLESS,
             unread=_UNREAD_SECONDS,
             headers=_HEADER_SECONDS,
             large=_LARGE,

@@ -156,7 +156,7 @@ async def test_what_is_not_http_or_too_long_is_refused_in_openais_shape(port: in
             (b"GET / HTTP/1.0\r\nContent-Length: 1\r\n\r\na", 400),
             (b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n", 431),
             (b"GET / HTTP/1.1\r\nX: " + b"a" * 50_000 + b"\r\n\r\n", 431),
-            (b"GET / HTTP/1.1\r\nX: " + b"a" * 400_000 + b"\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\nX: " + b"a" * 2_000_000 + b"\r\n\r\n", 431),
         ):
             status, body = await tell(port, said)
             assert status == refused
@@ -213,7 +213,9 @@ async def test_it_comes_back_when_it_is_killed(port: int, ports: range) -> None:
     async with Replica(ports[1]):
         await answered(port)
         (process,) = (each for each in psutil.Process().children() if each.name() == "haproxy")
-        shutil.rmtree(Path(process.cmdline()[-1]).parent)  # some systems delete what lies below /tmp for days
+        shutil.rmtree(
+            Path(process.cmdline()[-1]).parent, ignore_errors=True
+        )  # some systems delete what lies below /tmp for days
         os.kill(process.pid, signal.SIGKILL)
         for _ in range(100):
             try:
