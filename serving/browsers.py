@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from serving.errors import HostError, OriginError, SettingsError
+from serving.errors import HostError, MediaTypeError, OriginError, SettingsError
 
 ANY = "*"
 _SAFE = {"GET", "HEAD", "OPTIONS"}
@@ -171,11 +171,24 @@ def origins(said: Iterable[str], has_keys: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def is_json(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a request with these headers has no body, or none that is said to be something else than JSON."""
+def check_media_type(headers: Mapping[bytes, bytes], form: bool = False) -> None:
+    """A page may send a form or plain text to any server unasked, but JSON only to one that lets it.
+
+    Args:
+        headers: of a request.
+        form: whether a form is wanted in place of JSON.
+
+    Raises:
+        MediaTypeError: the request has a body that is said to be something else.
+    """
+    said = headers.get(b"content-type", b"")
+    media = said.split(b";")[0].strip().lower()
     has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-    said = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    return not has_body or not said or said == b"application/json" or said.endswith(b"+json")
+    is_json = media == b"application/json" or media.endswith(b"+json")
+    if not has_body or not media or (media == b"multipart/form-data" if form else is_json):
+        return
+    wanted, shown = "multipart/form-data" if form else "application/json", said[:100].decode("latin-1")
+    raise MediaTypeError(f"Unsupported Media Type: Only {wanted!r} is allowed, not {shown!r}")
 
 
 def _is_of(origin: str, host: str) -> bool:

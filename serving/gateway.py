@@ -26,14 +26,13 @@ from serving.adaptation import Adaptation, Selects, Trains
 from serving.admission import Admission, Place
 from serving.answer import Answer
 from serving.body import Message, Receive, Send, check_objects, check_size, check_tokens, read_body
-from serving.browsers import Browsers, is_json
+from serving.browsers import Browsers, check_media_type
 from serving.config import Config
 from serving.conversations import Conversations, Kept, Whose
 from serving.engine import REQUEST, Engine
 from serving.errors import (
     AdaptationFailedError,
     BusyError,
-    MediaTypeError,
     MethodError,
     ModelError,
     RouteError,
@@ -164,7 +163,7 @@ class Gateway:
         if method not in allowed:
             raise MethodError(f"{scope['path']} takes {', '.join(allowed)}, not {method}", allowed)
         key = self._let_in(scope, answerer)
-        _check_media_type(scope)
+        check_media_type(dict(scope["headers"]), form=(method, scope["path"]) == ("POST", "/v1/files"))
         match answerer:
             case "adapted":
                 await self._adapted(scope, receive, answer, key)
@@ -312,22 +311,6 @@ class Gateway:
         outcomes = await asyncio.gather(*timed, return_exceptions=True)
         state = {name: "ready" if found is None else "not ready" for name, found in zip(checks, outcomes, strict=True)}
         await answer.json(200 if set(state.values()) == {"ready"} else 503, state)
-
-
-def _check_media_type(scope: Message) -> None:
-    """A page may send a form or plain text to any server unasked, but JSON only to one that lets it.
-
-    Raises:
-        MediaTypeError: the body is said to be something else than its route reads.
-    """
-    headers = dict(scope["headers"])
-    said = headers.get(b"content-type", b"")
-    if scope["method"] == "POST" and scope["path"] == "/v1/files":
-        if said and not said.lower().startswith(b"multipart/form-data"):
-            raise MediaTypeError("Unsupported Media Type: Only 'multipart/form-data' is allowed")
-    elif not is_json(headers):
-        shown = said[:100].decode("latin-1")
-        raise MediaTypeError(f"Unsupported Media Type: Only 'application/json' is allowed, not {shown!r}")
 
 
 def _header(scope: Message, name: bytes) -> str | None:

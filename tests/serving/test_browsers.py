@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from serving.browsers import Browsers, host_names, is_json, origins
-from serving.errors import HostError, OriginError
+from serving.browsers import Browsers, check_media_type, host_names, origins
+from serving.errors import HostError, MediaTypeError, OriginError
 
 ON_LOOPBACK = Browsers("127.0.0.1", hosts=("gpu.example",), origins=("https://app.example",))
 EVERYWHERE = Browsers("0.0.0.0")
@@ -185,7 +185,18 @@ def test_an_origin_that_is_not_one_is_told(said: str) -> None:
     ],
 )
 def test_a_body_is_json_where_it_does_not_say_otherwise(said: bytes, right: bool) -> None:
-    assert is_json({b"content-type": said, b"content-length": b"5"}) is right
-    assert is_json({b"content-type": said, b"transfer-encoding": b"chunked"}) is right
-    assert is_json({b"content-type": said, b"content-length": b"0"})
-    assert is_json({b"content-type": said})
+    for framing in ({b"content-length": b"5"}, {b"transfer-encoding": b"chunked"}):
+        headers = {b"content-type": said, **framing}
+        if right:
+            check_media_type(headers)
+        else:
+            with pytest.raises(MediaTypeError, match="Only 'application/json' is allowed"):
+                check_media_type(headers)
+    check_media_type({b"content-type": said, b"content-length": b"0"})
+    check_media_type({b"content-type": said})
+
+
+def test_an_upload_is_a_form() -> None:
+    check_media_type({b"content-type": b"Multipart/form-data; boundary=x", b"content-length": b"5"}, form=True)
+    with pytest.raises(MediaTypeError, match="Only 'multipart/form-data' is allowed, not 'application/json'"):
+        check_media_type({b"content-type": b"application/json", b"content-length": b"5"}, form=True)
