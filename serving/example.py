@@ -35,6 +35,8 @@ _EXAMPLES: dict[str, Any] = {  # of settings whose default is decided by the mod
     "max_requests": 128,
     "max_adaptations": 16,
     "undegraded": 4,
+    "allowed_host": ["mayfly.example"],
+    "allowed_origin": ["https://app.example"],
     "api_key": ["mf-..."],
     "api_key_file": "/etc/mayfly/keys.toml",
     "threads": 2,

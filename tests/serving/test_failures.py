@@ -91,8 +91,8 @@ def test_an_error_of_the_system_without_a_remedy_is_a_bug() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("corpus", "add", "x", "{tmp}/loop"), "/loop: Too many levels of symbolic links"),
-        (("corpus", "add", "x", "{tmp}/a-file/inside"), "/a-file/inside: Not a directory"),
+        (("corpus", "add", "x", "{tmp}/loop"), "/loop cannot be read: Too many levels of symbolic links"),
+        (("corpus", "add", "x", "{tmp}/a-file/inside"), "/a-file/inside cannot be read: Not a directory"),
         (("corpus", "add", "x", "{tmp}/" + "y" * 300), "File name too long"),
         (("corpus", "list", "--home", "{tmp}/loop"), "no corpora in"),
         (("corpus", "add", "x", "{tmp}/a-file", "--home", "{tmp}/a-file"), "a-file/corpora"),
