@@ -51,7 +51,11 @@ def corpora(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokeni
     home = tmp_path_factory.mktemp("home")
     folder = package_folder("starlette")
     corpus = Corpus.create(home / "corpora", "web", embedder, tokenizer_digest(tokenizer))
-    documents = [Document(file.name, file.read_text()) for file in find_files(folder) if len(file.read_bytes()) < 6000]
+    documents = [
+        Document(str(file.relative_to(folder)), file.read_text())
+        for file in find_files(folder)
+        if len(file.read_bytes()) < 6000
+    ]
     assert ingest(corpus, documents, embedder, tokenizer).sequences > 50
     corpus.close()
     Corpus.create(home / "corpora", "void", embedder, tokenizer_digest(tokenizer)).close()
