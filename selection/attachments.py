@@ -73,6 +73,8 @@ class Attachment:
         problem: where it failed.
         created: seconds since 1970, UTC.
         bytes: of its sequences' texts, tokens and embeddings.
+        documents: how many of its documents were added, replaced, there already, empty, or rows without a text, when it
+            was read last; None before that, and where an earlier version read it.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Attachment:
     problem: Problem | None = None
     created: int = 0
     bytes: int = 0
+    documents: Mapping[str, int] | None = None
 
 
 class Attachments:
@@ -150,7 +153,9 @@ class Attachments:
         cut = None if max_length is None else (max_length, overlap)
         problem = None if code is None else Problem(code, message)
         size = self._size("document IN (SELECT id FROM documents WHERE file = ?)", file)
-        return Attachment(file, name, json.loads(attributes), cut, batch, status, problem, attached, size)
+        # A file that could be read has no code; its message, which earlier versions do not look at, holds the counts.
+        documents = json.loads(message) if code is None and message is not None else None
+        return Attachment(file, name, json.loads(attributes), cut, batch, status, problem, attached, size, documents)
 
     def listed(self, status: str | None = None) -> dict[str, Position]:
         """Every file's id, of one status, with its position; oldest first."""
@@ -186,26 +191,39 @@ class Attachments:
         query = "SELECT 1 FROM attachments WHERE id = ? AND status = 'in_progress'"
         return bool(self._ask(query, (file,)))
 
-    def settle(self, seen: Attachment, status: str, problem: Problem | None = None) -> None:
+    def settle(
+        self,
+        seen: Attachment,
+        status: str,
+        problem: Problem | None = None,
+        documents: Mapping[str, int] | None = None,
+    ) -> None:
         """End the reading of a file, unless it was ended or begun anew since; but for "completed" nothing is left."""
         with self._writing():
             now = self.get(seen.id)
             if now is not None and now.status == "in_progress" and replace(now, bytes=seen.bytes) == seen:
-                self.end_within([seen.id], status, problem)
+                self.end_within([seen.id], status, problem, documents)
 
     def cancel(self) -> None:
         """End the reading of every file."""
         with self._writing():
             self.end_within(self.ids("in_progress"), "cancelled")
 
-    def end_within(self, files: Iterable[str], status: str, problem: Problem | None = None) -> None:
+    def end_within(
+        self,
+        files: Iterable[str],
+        status: str,
+        problem: Problem | None = None,
+        documents: Mapping[str, int] | None = None,
+    ) -> None:
         """End the reading of files, within a transaction; but for "completed" nothing is left of them."""
+        message = problem.message if problem else documents and json.dumps(dict(documents))
         for file in files:
             if status != "completed":
                 self._forget(file)
             self._ask(
                 "UPDATE attachments SET status = ?, code = ?, message = ? WHERE id = ?",
-                (status, problem and problem.code, problem and problem.message, file),
+                (status, problem and problem.code, message, file),
             )
 
     def detach(self, file: str) -> bool:

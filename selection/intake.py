@@ -116,8 +116,9 @@ class Intake:
         seen = corpus.attachments.get(file)
         if seen is None or seen.status != "in_progress":
             return
+        tally = Tally()
         try:
-            problem = self._read(corpus, seen)
+            problem = self._read(corpus, seen, tally)
         except (DetachedError, CorpusNotFoundError, _ClosedError):
             raise
         except (MissingError, _UnreadableError) as unreadable:
@@ -126,11 +127,11 @@ class Intake:
         except Exception:
             log.exception("file %s cannot be read into corpus %s", file, corpus.name)
             problem = Problem("server_error", "the server failed to read the file; its log says why")
-        corpus.attachments.settle(seen, "failed" if problem else "completed", problem)
+        corpus.attachments.settle(seen, "failed" if problem else "completed", problem, tally.documents())
 
-    def _read(self, corpus: Corpus, seen: Attachment) -> Problem | None:
+    def _read(self, corpus: Corpus, seen: Attachment, tally: Tally) -> Problem | None:
         upload = self._uploads.get(seen.id)
-        tally, names = Tally(), set[str]()
+        names: set[str] = set()
         asked = -_ASK_SECONDS
 
         def check() -> None:
@@ -178,7 +179,6 @@ class Intake:
         for left in set(corpus.names(seen.id)) - names:
             # An earlier version named the row otherwise.
             corpus.delete(left)
-        log.info("file %s is in corpus %s: %s", seen.id, corpus.name, tally)
         if tally.added or tally.replaced or tally.unchanged:
             return None
         return Problem("invalid_file", f"{seen.name} holds no text of two tokens or more")

@@ -7,7 +7,7 @@ with the reason. It knows neither where a file comes from (see `files`) nor what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class Tally:
     empty: int = 0
     skipped: int = 0
     sequences: int = 0
+
+    def documents(self) -> dict[str, int]:
+        """All but the sequences, by name."""
+        return {name: count for name, count in asdict(self).items() if name != "sequences"}
 
 
 def read_file(

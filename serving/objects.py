@@ -65,6 +65,7 @@ def file_object(attached: AttachedFile) -> Object:
         "status": file.status,
         "last_error": file.problem and {"code": file.problem.code, "message": file.problem.message},
         "usage_bytes": file.bytes,
+        "document_counts": file.documents,
         "attributes": file.attributes,
         "chunking_strategy": strategy,
     }

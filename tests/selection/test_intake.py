@@ -153,8 +153,14 @@ def test_one_null_loses_no_table(library: Library, corpora: Path) -> None:
 
     file = attached(library, "notes", "rows.jsonl", rows)
 
-    assert library.file("notes", file).file.status == "completed"
+    found = library.file("notes", file).file
+    assert found.status == "completed"
+    assert found.documents == {"added": 2, "replaced": 0, "unchanged": 0, "empty": 0, "skipped": 1}
     assert documents(corpora, "notes") == {f"{file}/rows.jsonl#1": {}, f"{file}/rows.jsonl#2": {}}
+
+    library.modify_file("notes", file, {"team": "all"})
+    again = settled(library, "notes", file)
+    assert again.documents == {"added": 0, "replaced": 2, "unchanged": 0, "empty": 0, "skipped": 1}
 
 
 def test_a_table_with_a_bad_row_far_down_leaves_nothing_at_any_time(

@@ -120,6 +120,8 @@ def test_the_way_of_the_documentation(client: openai.OpenAI, server: Server) -> 
     store = client.vector_stores.retrieve(store.id)
 
     assert (file.status, file.last_error, file.vector_store_id) == ("completed", None, store.id)
+    counts = {"added": 1, "replaced": 0, "unchanged": 0, "empty": 0, "skipped": 0}
+    assert (file.model_extra or {})["document_counts"] == counts
     assert file.attributes == {"language": "en", "year": 2024}
     assert file.chunking_strategy is not None
     assert file.chunking_strategy.to_dict() == {
