@@ -27,6 +27,7 @@ _NAMES = "shared-memory"  # a file in the folder
 # of a slot is taken by a very long message only.
 _APART, _TAKEN = 8 << 20, 256 << 10
 _NAMING_SECONDS = 0.25
+_FOLDERS = re.compile(r"mayfly-(run|[0-9]+)-\w{8}")  # as `locked_folder` names those of servers
 _RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
 _OTHERS = re.compile(r"psm_\w+|sem\.loky-[\w-]+")  # what Python and joblib call shared memory and semaphores
 
@@ -134,8 +135,10 @@ def storage() -> Path:
 
 
 def sweep(root: Path) -> None:
-    """Delete the folders of servers of this user that are gone."""
+    """Delete the folders of servers of this user that are gone, and no other folder, whatever it is called."""
     for folder in root.glob("mayfly-*-*"):
+        if not _FOLDERS.fullmatch(folder.name):
+            continue
         with contextlib.suppress(OSError):  # locked: it lives; or another one has just swept it
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

@@ -20,6 +20,7 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 _TRUE = (True, "true", "1", "yes", "on", "t", "y")  # as vLLM reads a flag
 _OWN_TOOLS = ("function", "custom", "namespace", "file_search")  # the client calls the first three itself
 _INCLUDED = "message.output_text.logprobs"
+_HARMLESS = "reasoning.encrypted_content"  # some clients always ask for it, and send back what they got, if anything
 _HISTORY = "nothing is kept between requests: send the conversation so far as `input`"
 
 
@@ -139,7 +140,7 @@ def _check_included(include: Any) -> None:
                 "learnt from the corpus",
                 "include",
             )
-        if isinstance(each, str) and each != _INCLUDED:
+        if isinstance(each, str) and each not in (_INCLUDED, _HARMLESS):
             raise UnsupportedError(f"`include`: {each[:100]!r} cannot be had here, only {_INCLUDED}", "include")
 
 

@@ -111,12 +111,12 @@ def test_only_adapters_are_staged(tmp_path: Path) -> None:
     staging.end()
 
 
-@pytest.mark.parametrize("name", ["mayfly-1-link", "mayfly-1-file"])
+@pytest.mark.parametrize("name", ["mayfly-1-alinkabc", "mayfly-1-afileabc"])
 def test_what_is_no_folder_is_not_followed(tmp_path: Path, name: str) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (target / "kept").write_text("kept")
-    if name.endswith("link"):
+    if "link" in name:
         (tmp_path / name).symlink_to(target)
     else:
         (tmp_path / name).write_text("kept")
@@ -125,6 +125,18 @@ def test_what_is_no_folder_is_not_followed(tmp_path: Path, name: str) -> None:
 
     assert (target / "kept").exists()
     assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["mayfly-my-corpus", "mayfly-run-1", "mayfly-12-and-more", "mayfly-entrance-abcdefgh"])
+def test_folders_that_are_not_a_servers_stay(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "kept").write_text("kept")
+    (tmp_path / "mayfly-1-abcdefgh").mkdir()
+
+    sweep(tmp_path)
+
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "kept").exists()
 
 
 def test_shared_memory_takes_what_its_messages_need_and_no_more(tmp_path: Path) -> None:
