@@ -74,7 +74,13 @@ def measure(per_domain: int) -> tuple[list[Row], list[Row]]:
                     log.write(line_of(row.passage, row))
                 log.flush()
         progress("")
-    return [known[passage.key] for passage in choosing], [known[passage.key] for passage in reporting]
+    return [_at_looks(known[each.key]) for each in choosing], [_at_looks(known[each.key]) for each in reporting]
+
+
+def _at_looks(row: Row) -> Row:
+    """Without what was measured in between."""
+    at = [str(n) for n in looks()]
+    return replace(row, prompt={n: row.prompt[n] for n in at}, bits={n: row.bits[n] for n in at})
 
 
 def looks() -> list[int]:

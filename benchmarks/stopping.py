@@ -29,7 +29,7 @@ from serving.config import AUTO as BUDGET
 
 Floats = npt.NDArray[np.float64]
 Ended = tuple[int, int]  # after how many steps a rule ends, and how many of them the adapter has learnt from
-TARGET_STEPS, TARGET_GAIN = 1 / 3, 0.9  # shares
+TARGET_STEPS, TARGET_GAIN = 1 / 3, 0.85  # shares
 FIXED, ALPHA, KNOWING = "the same number for all", "alpha", "knowing the future"
 AVERAGE = "the prompt's average gain"
 AUTO = "the prompt's gain over the last looks"  # the rule of a server's `auto`

@@ -15,7 +15,7 @@ from serving.admission import Capacity
 from serving.budget import Budget
 from serving.conversations import ConversationsConfig
 
-AUTO = Budget(steps=50, gain=0.4, own_gain=True)
+AUTO = Budget(steps=50, gain=0.25, own_gain=True)
 LIMITS = Budget(steps=50, seconds=60.0)
 CAPACITY = Capacity()
 CONVERSATIONS = ConversationsConfig()

@@ -384,7 +384,7 @@ async def test_a_model_says_what_adaptation_it_offers(client: httpx.AsyncClient)
             "object": "model",
             "root": "nano",
             "adaptation": {
-                "auto": {"steps": 7, "seconds": 30.0, "alpha": None, "gain": 0.4},
+                "auto": {"steps": 7, "seconds": 30.0, "alpha": None, "gain": 0.25},
                 "limits": {"steps": 7, "seconds": 30.0, "alpha": None, "gain": None},
                 "corpus": True,
             },

@@ -105,4 +105,4 @@ def test_the_command_tells_every_setting_and_its_source_but_no_secret(tmp_path: 
     assert lines["allowed-origin"].split() == ["allowed-origin", "none", "default"]
     assert lines["rank"].split() == ["rank", "16", "default"]
     assert lines["learning-rate"].split() == ["learning-rate", "by", "model", "size", "default"]
-    assert "steps=20, seconds=60, gain=0.4" in lines["budget"]  # cut to what the server allows
+    assert "steps=20, seconds=60, gain=0.25" in lines["budget"]  # cut to what the server allows
