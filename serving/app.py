@@ -30,7 +30,7 @@ from serving.config import Config
 from serving.errors import SettingsError
 from serving.log_relay import relay_errors
 from serving.logs import LogFormat, set_up_logs
-from serving.news import READY, tell
+from serving.news import starting, tell
 from serving.options import settings_of
 from serving.settings import check
 from serving.stages import CorporaStage, ShardStage, TrainStage
@@ -143,9 +143,9 @@ class SelectorReplica(CorporaStage):
     def __init__(self, config: SelectorConfig, log_format: LogFormat, *shards: DeploymentHandle) -> None:
         _log_as(log_format)
         tell("selector", "loading the embedder")
-        # A handle of the method: one is made here, since threads that made it as they go could make two.
-        super().__init__(config, [partial(self._ask, shard.options(method_name="ask")) for shard in shards])
-        tell("selector", READY)
+        with starting("selector"):
+            # A handle of the method: one is made here, since threads that made it as they go could make two.
+            super().__init__(config, [partial(self._ask, shard.options(method_name="ask")) for shard in shards])
 
     @staticmethod
     def _ask(shard: DeploymentHandle, method: Callable[..., Any], /, *args: Any) -> _FromShard:
@@ -178,16 +178,16 @@ class EngineReplica:
 
     async def __serve_build_asgi_app__(self) -> Any:
         tell("engine", "importing vLLM")
-        # Imported here: only this replica pays for vLLM.
-        from serving.engine import Engine
-        from serving.gateway import Gateway
+        with starting("engine"):
+            # Imported here: only this replica pays for vLLM.
+            from serving.engine import Engine
+            from serving.gateway import Gateway
 
-        _log_as(self._config.log_format)
-        start_tracing()
-        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # our own gauges would be missing from /metrics
-        self._engine = await Engine.start(self._config.engine)
-        await self._warm_up()
-        tell("engine", READY)
+            _log_as(self._config.log_format)
+            start_tracing()
+            os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # our own gauges would be missing from /metrics
+            self._engine = await Engine.start(self._config.engine)
+            await self._warm_up()
         return _hearing_of_leavers(Gateway(self._engine, self._selector, self._trainer, self._config))
 
     async def _warm_up(self) -> None:

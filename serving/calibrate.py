@@ -16,6 +16,7 @@ Shapes: K candidates, D embedding dimensions.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -120,6 +121,7 @@ class Bench:
             self.held = hold_out(opened, AutoTokenizer.from_pretrained(model), documents)
         self._trainer = Trainer(self.default)
         self.learning_rate = self._trainer.learning_rate
+        self._is_over = threading.Event()
         self._chosen: dict[tuple[int, float], tuple[tuple[int, ...], ...]] = {}
 
     def measure(self, setting: Setting, held: Sequence[Held], on_each: Callable[[], None]) -> list[Curve]:
@@ -129,7 +131,11 @@ class Bench:
             self._trainer = Trainer(replace(self.default, rank=setting.rank))
         curves = []
         for training, scores in [self._begin(setting, each) for each in held]:
-            training.result()
+            try:
+                training.result()
+            except KeyboardInterrupt:
+                self._is_over.set()  # else the process goes on until all of them are trained
+                raise
             on_each()
             at = sorted(scores)  # to the last step that was sound: what diverges stays as it was then
             relative = 100 * np.array([scores[n] for n in at]) / scores[0]
@@ -156,7 +162,8 @@ class Bench:
                 scores[progress.steps] = nats(trainer.export(progress.slot))
 
         sequences = self._chosen[key]
-        return trainer.submit(sequences, learning_rate=setting.learning_rate, on_step=score), scores
+        rate = setting.learning_rate
+        return trainer.submit(sequences, learning_rate=rate, cancelled=self._is_over, on_step=score), scores
 
     def _choose(self, corpus: Corpus, held: Held, regularisation: float) -> tuple[tuple[int, ...], ...]:
         """What SIFT picks of the candidates that do not hold the answer."""

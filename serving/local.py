@@ -35,7 +35,7 @@ from serving.entrance import entrance, free_ports
 from serving.errors import LeftError, LostError, StartError
 from serving.log_relay import Relay
 from serving.logs import set_up_logs
-from serving.news import following
+from serving.news import News, following
 from serving.node import Node
 from serving.options import variable
 from serving.run_folder import RunFolder
@@ -81,12 +81,12 @@ def running(
         with entrance(config.host, config.port, replicas, config.allowed_origins) as drain:
             try:
                 orderly = False
-                with following(on_stage):
+                with following(on_stage) as news:
                     _start_ray(config, folder, on_stage)
                     node.began()
                     signals.interrupt()  # Ray has just put its own handlers in their place
                     begun = time.monotonic()
-                    url = _start_serve(config, proxy, on_stage)
+                    url = _start_serve(config, proxy, on_stage, news)
                 yield url, partial(node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun))
             except (StartError, LostError) as problem:
                 lost = isinstance(problem, LostError)
@@ -155,7 +155,7 @@ def _start_ray(config: Config, folder: RunFolder, on_stage: Callable[[str], None
         raise StartError(f"Ray did not start: {problem}; try again") from problem
 
 
-def _start_serve(config: Config, proxy: int, on_stage: Callable[[str], None]) -> str:
+def _start_serve(config: Config, proxy: int, on_stage: Callable[[str], None], news: News) -> str:
     """The server's base URL, once it answers there."""
     serve.start(
         http_options=HTTPOptions(host="127.0.0.1", port=proxy),  # of Ray's own, which idles
@@ -164,8 +164,10 @@ def _start_serve(config: Config, proxy: int, on_stage: Callable[[str], None]) ->
     on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector ...")
     try:
         serve.run(build(config), name=_NAME, route_prefix="/")
-    except RuntimeError as problem:
-        raise StartError(f"the server did not start: {problem}") from problem
+    except RuntimeError as problem:  # which only says that a deployment did not come up
+        news.look()
+        reasons = "; ".join(f"{part}: {why}" for part, why in news.failures.items())
+        raise StartError(f"the server did not start: {reasons or problem}") from problem
     url = f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
     _wait_for(f"{url}/health")
     return url

@@ -16,8 +16,10 @@ from pathlib import Path
 
 ENVIRONMENT = "MAYFLY_START_NEWS"
 READY = "ready"
+FAILED = "failed: "
 QUIET_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
+_MOST = 600  # characters of a reason
 
 
 def tell(part: str, what: str) -> None:
@@ -26,6 +28,17 @@ def tell(part: str, what: str) -> None:
     if file is not None:
         with suppress(OSError), open(file, "a") as lines:  # who waited may have gone
             lines.write(f"{part}: {what}\n")
+
+
+@contextmanager
+def starting(part: str) -> Iterator[None]:
+    """Within it a part of the server starts: that it is READY, or why it failed, is told."""
+    try:
+        yield
+    except Exception as problem:
+        tell(part, f"{FAILED}{' '.join(str(problem).split())[:_MOST]}")
+        raise
+    tell(part, READY)
 
 
 class News:
@@ -42,6 +55,7 @@ class News:
         self._begun = self._last = clock()
         self._read = 0
         self._doing: dict[str, str] = {}
+        self.failures: dict[str, str] = {}  # by part, the last of each
 
     def look(self) -> None:
         """Tell what has come since, or that it still goes on."""
@@ -51,6 +65,10 @@ class News:
                 self._read += len(line) + 1
                 part, _, what = line.decode(errors="replace").partition(": ")
                 self._doing[part] = what
+                if what.startswith(FAILED):
+                    self.failures[part] = what.removeprefix(FAILED)
+                elif what == READY:
+                    self.failures.pop(part, None)
                 self._say(f"{part}: {what}")
         if self._clock() - self._last >= QUIET_SECONDS:
             doing = ", ".join(f"{part} {what}" for part, what in self._doing.items() if what != READY)
@@ -62,7 +80,7 @@ class News:
 
 
 @contextmanager
-def following(on_news: Callable[[str], None]) -> Iterator[None]:
+def following(on_news: Callable[[str], None]) -> Iterator[News]:
     """Within it, what processes started here tell is passed on, by a thread."""
     over = threading.Event()
     with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:
@@ -78,7 +96,7 @@ def following(on_news: Callable[[str], None]) -> Iterator[None]:
         thread = threading.Thread(target=follow, name="news", daemon=True)
         thread.start()
         try:
-            yield
+            yield news
         finally:
             os.environ.pop(ENVIRONMENT, None)
             over.set()

@@ -31,7 +31,7 @@ from selection.reader import EVERYTHING, Reader
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.shards import Ask, Shard
 from serving.errors import HangingError
-from serving.news import READY, tell
+from serving.news import starting, tell
 
 THREADS = 256  # of selections and searches that wait for their turns, as many as Ray Serve lets in
 
@@ -148,8 +148,8 @@ class TrainStage:
     def __init__(self, config: TrainerConfig) -> None:
         begun = time.monotonic()
         tell("trainer", "loading the base model")
-        self._trainer = Trainer(config)
-        tell("trainer", READY)
+        with starting("trainer"):
+            self._trainer = Trainer(config)
         self._moved = time.monotonic()  # when a step or a training last ended, or the first of several came
         self._longest = self._moved - begun  # from one such time to the next; at first, of loading and a few steps
         self._hangs = False

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import typer
 
-from serving.news import ENVIRONMENT, READY, News, following, tell
+from serving.news import ENVIRONMENT, READY, News, following, starting, tell
 from serving.progress import EVERY_SECONDS, QUIET_SECONDS, Lines, kept_when_broken_off, reporting, working
 from serving.terminal import PlainConsole
 
@@ -135,6 +136,22 @@ def test_a_start_is_told_stage_by_stage_with_seconds(
         "trainer: ready, 7 s",
         "still starting (engine importing vLLM), 17 s",
     ]
+
+
+def test_why_a_part_did_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    news = News(tmp_path / "news", lambda _line: None)
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "news"))
+
+    with pytest.raises(ValueError, match="too long"), starting("engine"):
+        raise ValueError("1 error\n  max_model_len is\ntoo long")
+    for _ in range(2):
+        with suppress(OSError), starting("trainer"):
+            raise OSError("at first")
+    with starting("trainer"):
+        pass
+    news.look()
+
+    assert news.failures == {"engine": "1 error max_model_len is too long"}
 
 
 def test_news_are_passed_on_while_somebody_waits_and_dropped_after(monkeypatch: pytest.MonkeyPatch) -> None:
