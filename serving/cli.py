@@ -161,7 +161,6 @@ def demo(
     """Bring everything up, answer one request with the base model and with an adapter, and show the difference."""
     from serving.checks import check_port, check_writable
     from serving.demo import CORPUS, demonstrate, prepare, show
-    from serving.local import running
 
     console = err if json else out
     check_port(Settings.host, port)
@@ -170,6 +169,8 @@ def demo(
     try:
         passage = prepare(home, console)
         with working("starting", console):
+            from serving.local import running
+
             config = Settings(corpus=CORPUS, port=port, home=home).config()
         with running(config, lambda stage: say(stage, "dim", console)) as (url, watch):
             result = demonstrate(url, passage, console)

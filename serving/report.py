@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selection.store import Source
 from serving.budget import Budget
+
+if TYPE_CHECKING:
+    from selection.store import Source
 
 
 @dataclass(frozen=True)
