@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +58,7 @@ def running(home: Path) -> Iterator[Running]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    before, temporary = set(os.listdir("/dev/shm")), set(os.listdir(tempfile.gettempdir()))
+    before = set(os.listdir("/dev/shm"))
     terminal = home / "terminal"
     with terminal.open("wb") as said:
         process = subprocess.Popen(
@@ -82,7 +81,7 @@ def running(home: Path) -> Iterator[Running]:
         assert process.poll() is None, terminal.read_text()
         time.sleep(0.1)
     server = Running(f"http://127.0.0.1:{port}", process, terminal)
-    (folder,) = {each for each in os.listdir(tempfile.gettempdir()) if each.startswith("mayfly-run-")} - temporary
+    (folder,) = {each.environ().get("TMPDIR", "") for each in psutil.Process(process.pid).children()} - {""}
     family = server.family()
     yield server
     wish = {"model": "nano", "prompt": "import", "max_tokens": 300, "ignore_eos": True, "stream": True}
@@ -96,7 +95,7 @@ def running(home: Path) -> Iterator[Running]:
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
     assert alive == []
     assert set(os.listdir("/dev/shm")) <= before
-    assert folder not in os.listdir(tempfile.gettempdir())
+    assert not Path(folder).exists()
     assert terminal.read_text().splitlines()[-1] == "ended"
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
