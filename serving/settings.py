@@ -77,7 +77,7 @@ class Settings:
         str,
         typer.Option(
             help="Budget for `auto` and for requests without one, such as `steps=20, seconds=5`.",
-            show_default="up to 50 steps, gain=0.4",
+            show_default="up to 50 steps, gain=0.25",
         ),
     ] = ""
     max_steps: Annotated[int, typer.Option(min=0, help="Most steps of any request.")] = 50
