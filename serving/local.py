@@ -42,7 +42,12 @@ from serving.run_folder import RunFolder
 
 REPLICA_PORTS = 64  # where engine replicas may answer: Ray gives one of a replica that was killed to no other
 STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
-CONTROL_SECONDS = 0.5  # between the rounds of Serve's controller, which sees there which replicas are well
+# What Ray does again and again, less often than it would by itself: it keeps an idle server awake.
+QUIET = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of Serve's controller, which sees then which replicas are well
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",  # of Serve's own metrics; nobody reads them here
+    "RAY_enable_metrics_collection": "0",  # nor Ray's
+}
 _PATIENCE_SECONDS = 60.0  # and three times what the start took, for an engine that is replaced
 _ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
 _GRACE_SECONDS = 30.0  # that requests under way have to finish when the server ends
@@ -120,7 +125,8 @@ def _set_environment(replicas: range, relayed: str) -> None:
     """What Ray's processes, which inherit it, read from this one's environment."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else the server gives way to everything else on the machine
-    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", str(CONTROL_SECONDS))
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     os.environ.pop(variable("api_key"), None)  # replicas know its digest
     os.environ |= NODE | {
         log_relay.VARIABLE: relayed,

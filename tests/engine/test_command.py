@@ -58,7 +58,7 @@ def running(home: Path) -> Iterator[Running]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    before = set(os.listdir("/dev/shm"))
+    before, temporary = set(os.listdir("/dev/shm")), tempfile.mkdtemp(prefix="m-", dir="/tmp")
     terminal = home / "terminal"
     with terminal.open("wb") as said:
         process = subprocess.Popen(
@@ -75,13 +75,13 @@ def running(home: Path) -> Iterator[Running]:
                 str(home),
             ],
             stderr=said,
+            env={**os.environ, "TMPDIR": temporary},
             start_new_session=True,
         )
     while "\nready" not in terminal.read_text():
         assert process.poll() is None, terminal.read_text()
         time.sleep(0.1)
     server = Running(f"http://127.0.0.1:{port}", process, terminal)
-    (folder,) = {each.environ().get("TMPDIR", "") for each in psutil.Process(process.pid).children()} - {""}
     family = server.family()
     yield server
     wish = {"model": "nano", "prompt": "import", "max_tokens": 300, "ignore_eos": True, "stream": True}
@@ -95,7 +95,7 @@ def running(home: Path) -> Iterator[Running]:
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
     assert alive == []
     assert set(os.listdir("/dev/shm")) <= before
-    assert not Path(folder).exists()
+    assert os.listdir(temporary) == []
     assert terminal.read_text().splitlines()[-1] == "ended"
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0

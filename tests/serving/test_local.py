@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from ray._private.node import Node as RayNode
 
-from serving.local import CONTROL_SECONDS, _Signals
+from serving.local import QUIET, _Signals
 
 
 @pytest.fixture
@@ -49,12 +49,14 @@ def test_ray_starts_the_process_that_reads_logs_by_this_method() -> None:
     assert callable(RayNode.start_log_monitor)
 
 
-def test_ray_serve_knows_the_interval_of_its_controller_by_this_name() -> None:
-    code = "from ray.serve._private.constants import CONTROL_LOOP_INTERVAL_S as seconds; print(seconds)"
-    environment = {**os.environ, "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": str(CONTROL_SECONDS)}
-
-    ran = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+def test_ray_serve_knows_what_keeps_it_quiet_by_these_names() -> None:
+    code = (
+        "from ray.serve._private import constants; "
+        "print(constants.CONTROL_LOOP_INTERVAL_S, constants.RAY_SERVE_METRICS_EXPORT_INTERVAL_MS)"
     )
 
-    assert float(ran.stdout) == CONTROL_SECONDS
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | QUIET, capture_output=True, text=True, check=True, timeout=120
+    )
+
+    assert ran.stdout.split() == [value for name, value in QUIET.items() if name.startswith("RAY_SERVE_")]
