@@ -112,9 +112,9 @@ def answers(server: Server, verdict: Verdict) -> float:
         reply = httpx.post(f"{server.url}/v1/completions", json=body, headers={"Compute-Budget": budget}, timeout=60)
         took.append(time.monotonic() - begun)
         verdict.requests += 1
-        adapted = reply.status_code == 200 and reply.json()["adaptation"]["adapted"]
-        holds = reply.status_code == 200 and adapted is (budget != "none")
-        verdict.check(holds, "wrong", budget, f"{reply.status_code} {reply.text[:200]}")
+        report = reply.json().get("adaptation") or {}
+        holds = reply.status_code == 200 and report.get("adapted") is (budget != "none")
+        verdict.check(holds, "wrong", budget, f"{reply.status_code}: {report.get('reason') or reply.text[:200]}")
         time.sleep(1.5)
     return round(statistics.median(took[1:]), 4)
 
