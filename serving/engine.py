@@ -34,6 +34,7 @@ from transformers import AutoTokenizer
 
 from adapters.adapter import Adapter
 from serving import whole_lora
+from serving.body import MAX_ANSWERS
 from serving.config import EngineConfig
 from serving.errors import DownError, MayflyError, StartError
 from serving.grammars import Grammars
@@ -109,6 +110,8 @@ class Engine:
         """
         _check_plugins()
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # vLLM's own bound is lower than the one that `serving.body` tells clients of.
+        os.environ.setdefault("VLLM_MAX_COMPLETION_PROMPTS", str(MAX_ANSWERS))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "2")  # the event loop waits for it
         os.environ.update(whole_lora.ENVIRONMENT)
