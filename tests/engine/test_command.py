@@ -96,7 +96,8 @@ def running(home: Path) -> Iterator[Running]:
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
     assert alive == []
     assert set(os.listdir("/dev/shm")) <= before
-    assert os.listdir(temporary) == []
+    # torch's cache is the user's, and the same for every server.
+    assert [each for each in os.listdir(temporary) if not each.startswith("torchinductor_")] == []
     assert terminal.read_text().splitlines()[-1] == "ended"
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
