@@ -88,9 +88,11 @@ def prepare(home: Path, console: Console) -> Passage:
     root = home / "corpora"
     try:
         corpus = Corpus.create(root, CORPUS, embedder, tokenizer_digest(tokenizer))
-    except CorpusError:  # an earlier demonstration's, of another bundled model
-        Corpus.open(root, CORPUS).remove()
-        corpus = Corpus.create(root, CORPUS, embedder, tokenizer_digest(tokenizer))
+    except CorpusError as problem:
+        raise CorpusError(
+            f"{problem}; the demonstration needs a corpus of that name: remove this one with "
+            f"`mayfly corpus remove {CORPUS}`, or choose another folder with --home"
+        ) from problem
 
     def documents() -> Iterator[Document]:
         for package in PACKAGES:
