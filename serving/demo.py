@@ -68,6 +68,7 @@ class Result:
                 "stop": report["stop"],
                 "sigma": report["uncertainty"],
                 "sources": report["sources"],
+                "prompt_loss": report["prompt_loss"],
                 "seconds": report["seconds"],
             }
         )

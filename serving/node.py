@@ -136,8 +136,9 @@ class Node:
         left = [f"process {each.pid} ({_name_of(each)})" for each in there]
         for pid in sorted(pids):
             left += sorted(str(storage() / each) for each in semaphores(pid))
-            left += sorted(str(each) for each in storage().glob(f"mayfly-{pid}-*"))
-        return left
+            if pid != os.getpid():
+                left += sorted(str(each) for each in storage().glob(f"mayfly-{pid}-*"))
+        return left + [str(path) for path in (self._staging.path,) if path.exists()]
 
     def _claim(self) -> None:
         """Have the semaphores of the processes that live go with this server, however it ends."""

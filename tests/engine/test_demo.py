@@ -25,11 +25,13 @@ def test_the_demonstration_shows_what_adaptation_bought(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])
     assert set(result) == {
-        *("base_bits_per_byte", "adapted_bits_per_byte", "steps", "stop", "sigma", "sources", "seconds")
+        *("base_bits_per_byte", "adapted_bits_per_byte", "steps", "stop", "sigma", "sources", "prompt_loss", "seconds")
     }
     assert 0 < result["adapted_bits_per_byte"] < result["base_bits_per_byte"] < 8
     assert result["steps"] == len(result["sigma"]) - 1 > 0
-    assert sum(source["times"] for source in result["sources"]) == result["steps"]
+    kept = result["prompt_loss"]["at"]  # sequences that the best adapter has learnt from, which is the one that answers
+    assert sum(source["times"] for source in result["sources"]) == kept <= result["steps"]
+    assert result["prompt_loss"]["after"] < result["prompt_loss"]["before"]
     assert "fastapi/security/http.py" not in {source["name"] for source in result["sources"]}
     assert "curl -si http://127.0.0.1" in ran.stderr
     assert set(os.listdir("/dev/shm")) <= before

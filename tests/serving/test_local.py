@@ -17,6 +17,7 @@ from serving.local import QUIET, _Signals
 @pytest.fixture
 def signals() -> Iterator[_Signals]:
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which has it ignored
     yield _Signals()
     for number, handler in earlier.items():
         signal.signal(number, handler)
