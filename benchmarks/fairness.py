@@ -24,7 +24,7 @@ import httpx
 from transformers import AutoTokenizer
 
 from benchmarks.passages import progress
-from benchmarks.server import completion, fill, home, serving, sources
+from benchmarks.server import NO_KEEPING, completion, fill, home, serving, sources
 from benchmarks.verdict import Verdict, arguments, finish
 from benchmarks.wanted import MOST_TIMES_ALONE, UNIT_SECONDS
 from serving.config import bundled_model
@@ -39,7 +39,7 @@ class Client:
     """The other client, which counts how long its searches and adaptations take."""
 
     def __init__(self, url: str, verdict: Verdict) -> None:
-        self._http = httpx.Client(base_url=url, timeout=600)
+        self._http = httpx.Client(base_url=url, timeout=600, limits=NO_KEEPING)
         self._verdict = verdict
         stores = self._http.get("/v1/vector_stores").raise_for_status().json()["data"]
         self._store = next(store["id"] for store in stores if store["name"] == _CORPUS)
