@@ -1,7 +1,7 @@
 """adapters: LoRA adapters that live for one request, trained on a resident base model.
 
 Usable alone: no Ray, no vLLM. It knows token sequences, never where they came from. Its names are imported when they
-are first used: whoever needs a value type or an exception alone does not wait for torch.
+are first used: code that needs only a value type or an exception does not wait for torch.
 """
 
 from importlib import import_module

@@ -89,7 +89,7 @@ def _smoothed_gain(looks: Sequence[Look], gain: float, steps: float = 8.0) -> bo
 
 
 def _patience(looks: Sequence[Look], most: float) -> bool:
-    """So many looks in a row without a new best."""
+    """Stop after several looks in a row without a new best."""
     best = min(range(len(looks)), key=lambda i: looks[i].loss)
     return len(looks) - 1 - best >= most
 
