@@ -126,6 +126,7 @@ def test_openai_python_chats(running: Running) -> None:
         model="nano",
         messages=[{"role": "user", "content": "class Index:\n"}],
         max_tokens=8,
+        temperature=0,
         extra_headers={"Compute-Budget": "steps=3, seconds=20"},
         extra_body={"adaptation": {"corpus": "notes", "seed": 1}},
     )
@@ -143,6 +144,7 @@ def test_openai_python_streams(running: Running) -> None:
             model="nano",
             messages=[{"role": "user", "content": "def sift("}],
             max_tokens=8,
+            temperature=0,
             stream=True,
             extra_headers={"Compute-Budget": "steps=2"},
         )
@@ -154,7 +156,11 @@ def test_openai_python_streams(running: Running) -> None:
 def test_openai_python_completes(running: Running) -> None:
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
     raw = client.completions.with_raw_response.create(
-        model="nano", prompt="import numpy as ", max_tokens=4, extra_headers={"Compute-Budget": "none"}
+        model="nano",
+        prompt="import numpy as ",
+        max_tokens=4,
+        temperature=0,
+        extra_headers={"Compute-Budget": "none"},
     )
     assert raw.parse().choices[0].text
     assert raw.headers["compute-spent"].startswith("steps=0")
