@@ -30,7 +30,8 @@ import httpx
 
 from benchmarks.passages import ROOT
 from benchmarks.server import MODEL
-from serving.config import EngineConfig, bundled_model
+from serving.config import bundled_model
+from serving.engine_config import EngineConfig
 
 PATIENCE_SECONDS = 600.0
 PERCENTILES = (50, 95, 99)

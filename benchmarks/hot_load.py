@@ -25,7 +25,8 @@ from benchmarks.naive import PeftLoop, Sequences
 from benchmarks.passages import progress
 from benchmarks.peft_loop import spread
 from benchmarks.wanted import MOST_TIMES
-from serving.config import EngineConfig, bundled_model
+from serving.config import bundled_model
+from serving.engine_config import EngineConfig
 
 WARM = 2  # pairs
 

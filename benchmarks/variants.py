@@ -22,8 +22,9 @@ from benchmarks.full_training import FullTraining
 from benchmarks.passages import CACHE, PREFIX, Passage, open_scorer
 from selection import Selection, Selector, SelectorConfig
 from selection.embedding import DEFAULT, Prompt
-from selection.selector import REGULARISATION
-from selection.shared import OpenCorpora, SharedEmbedder
+from selection.registry import REGULARISATION
+from selection.shared import OpenCorpora
+from selection.threaded_embedder import SharedEmbedder
 
 STEPS = 50
 CENTRED = "centred"  # the name of an embedder: the run's own, less the mean over its corpus

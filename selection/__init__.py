@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from selection.corpus import Corpus
     from selection.embedding import Prompt
     from selection.errors import CorpusError, CorpusNotFoundError, SelectionError
-    from selection.selector import STRATEGIES, Selection, Selector
+    from selection.registry import STRATEGIES
+    from selection.selector import Selection, Selector
     from selection.sift import Choice, irreducible, sift, sift_batch
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "STRATEGIES": "selector",
+    "STRATEGIES": "registry",
     "Calibration": "calibration",
     "Choice": "sift",
     "Corpus": "corpus",

@@ -41,8 +41,9 @@ from selection.limit import UNLIMITED, Limit
 from selection.positions import Deleted, Position, new_id
 from selection.reader import EVERYTHING, Reader
 from selection.search import Found, check_query, most_similar
-from selection.shared import OpenCorpora, SharedEmbedder
+from selection.shared import OpenCorpora
 from selection.store import CorpusError, CorpusNotFoundError
+from selection.threaded_embedder import SharedEmbedder
 from selection.uploads import (
     LibraryError,
     MissingError,

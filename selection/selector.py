@@ -4,42 +4,35 @@ Embeds the prompt, takes the nearest candidates of a corpus, and lets SIFT choos
 ADAPTIVE SIFT says so. It holds the embedder and the open corpora, which other threads may use, too. Any number of
 threads may select at once: they take turns in small units of work, so that a request with many prompts holds up no
 other, and each looks at its limit between two units.
-
-lambda' belongs to the embedder and the corpus, which keeps one of its own once it has been calibrated. The default was
-chosen for all-MiniLM-L6-v2 on Python source (benchmarks/README.md); the paper's 0.01 belongs to its own embedder.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from selection.baselines import hull, nearest_neighbours, nearest_repeated, random_choice, uncertainty_sampling
 from selection.calibration import Calibration, calibration_of, model_digest
 from selection.config import SelectorConfig as SelectorConfig
 from selection.documents import tokenizer_digest
 from selection.embedding import Embeddings, Prompt, load_embedder
-from selection.errors import SelectionError, SelectionOptionError, first_line
+from selection.errors import SelectionError, first_line
 from selection.filters import Filter
 from selection.limit import UNLIMITED, Limit
 from selection.reader import EVERYTHING, Reader
+from selection.registry import REGULARISATION, choose
 from selection.shards import Ask, ShardedCorpora
-from selection.shared import OpenCorpora, SharedEmbedder
-from selection.sift import Choice, Floats, irreducible, sift
+from selection.shared import OpenCorpora
+from selection.sift import irreducible, sift
 from selection.store import CorpusError, Source
 from selection.targets import MOST_TARGETS, LeftOut, evenly, used_windows
+from selection.threaded_embedder import SharedEmbedder
 
 _TRIES = 20  # of a choice whose sequences are gone when they are read: they were deleted in between
-
-REGULARISATION = 0.3
-STRATEGIES = ("sift", "nn", "nn-f", "us", "random", "hull")
-_WITHOUT_OPTIONS = {"nn": nearest_neighbours, "nn-f": nearest_repeated, "us": uncertainty_sampling, "hull": hull}
 
 
 @dataclass(frozen=True)
@@ -200,34 +193,6 @@ class Selector:
 
 def _damaged(corpus: str, why: str) -> CorpusError:
     return CorpusError(f"corpus {corpus!r} is damaged: {why}; delete its folder and add its documents again")
-
-
-def choose(
-    strategy: str,
-    candidates_KD: Floats,
-    targets_TD: Floats,
-    steps: int,
-    regularisation: float,
-    *,
-    alpha: float | None = None,
-    seed: int = 0,
-    between: Callable[[], None] = lambda: None,
-) -> Choice:
-    """What a strategy picks of the candidates; `between` is called between parts of the work, and may raise.
-
-    Raises:
-        SelectionOptionError: an unknown strategy, or an alpha with one that has no stopping rule.
-    """
-    if strategy not in STRATEGIES:
-        raise SelectionOptionError(f"unknown strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
-    if strategy == "sift":
-        return sift(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, alpha=alpha, between=between)
-    if alpha is not None:
-        raise SelectionOptionError(f"the strategy {strategy!r} has no stopping rule; leave alpha out")
-    given: dict[str, Any] = {"steps": steps, "regularisation": regularisation, "between": between}
-    if strategy == "random":
-        return random_choice(candidates_KD, targets_TD, seed=seed, **given)
-    return _WITHOUT_OPTIONS[strategy](candidates_KD, targets_TD, **given)
 
 
 def _tokenizer_of(base_model: str) -> str:

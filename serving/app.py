@@ -25,7 +25,8 @@ from selection.embedding import Prompt
 from selection.library import Library
 from selection.selector import Selection, SelectorConfig
 from selection.shards import folder_of
-from serving import compute, front, orphans
+from serving import environment as variables
+from serving import front
 from serving.config import Config
 from serving.errors import SettingsError
 from serving.log_relay import relay_errors
@@ -55,7 +56,7 @@ NODE = {  # what every node's environment should have
     # Memory that the store has not got beforehand may not be there later; asked for then, it is the raylet's end.
     "RAY_preallocate_plasma_memory": "1",
 }
-_ENGINE = orphans.ENVIRONMENT | {
+_ENGINE = variables.ENDS_WITH_PARENT | {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"  # else every token crosses from one thread to another
 }
 _SELECTOR = {  # it waits for shards in threads
@@ -236,7 +237,7 @@ def _hearing_of_leavers(app: Gateway) -> Any:
 
 def build(config: Config) -> serve.Application:
     """The application: an engine as ingress, a selector and a trainer behind it."""
-    environment = compute.environment(config.threads) | {
+    environment = variables.environment(config.threads) | {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",

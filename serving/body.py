@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from serving.errors import RequestError, SlowError, TokensError, TooLargeError
+from serving.request_size import MAX_ANSWERS, MAX_N, are_tokens
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -19,8 +20,6 @@ Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY = 16 << 20  # bytes
 BODY_SECONDS = 60.0  # for all of it to come
-MAX_N = 128  # answers to a prompt
-MAX_ANSWERS = 2048  # of a request, over all its prompts
 
 
 async def read_body(receive: Receive) -> dict[str, Any]:
@@ -119,11 +118,6 @@ def check_tokens(body: dict[str, Any], vocabulary: int) -> None:
     tokens = body.get("tokens")
     if isinstance(tokens, list) and not are_tokens(tokens, vocabulary):
         raise TokensError(f"`tokens` are whole numbers from 0 to {vocabulary - 1}, the tokens of this model")
-
-
-def are_tokens(tokens: list[Any], vocabulary: int) -> bool:
-    """Whether all of them are tokens of a vocabulary of that size."""
-    return all(type(token) is int and 0 <= token < vocabulary for token in tokens)
 
 
 async def send_json(send: Send, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()) -> None:

@@ -33,7 +33,8 @@ from adapters.training import Progress, Training
 from selection.calibration import Calibration
 from selection.corpus import Corpus
 from selection.embedding import Prompt
-from selection.selector import REGULARISATION, Selector, choose
+from selection.registry import REGULARISATION, choose
+from selection.selector import Selector
 from serving.config import AUTO
 from serving.errors import CalibrationError
 

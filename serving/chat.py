@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from serving.client import AnswerError, Piece, Progress, Report, Server, Told
+from serving.console import err, out, read_input, say
 from serving.errors import MayflyError
 from serving.progress import Working
-from serving.terminal import err, out, read_input, say
 
 URL = "http://127.0.0.1:8000/v1"
 _LENGTH = 256  # tokens of a plain continuation, which OpenAI's API else ends after 16

@@ -21,11 +21,12 @@ from serving.cli_corpus import corpus_app
 from serving.cli_key import key_app
 from serving.cli_plan import plan
 from serving.cli_serve import config, serve
-from serving.compute import set_environment
+from serving.console import err, out, read_input, say
+from serving.environment import set_environment
 from serving.failures import Failures
 from serving.progress import kept_when_broken_off, working
 from serving.settings import Settings, check, cores_here
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out, read_input, say
+from serving.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
     from serving.demo import Result

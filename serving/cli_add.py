@@ -11,10 +11,11 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from serving.console import err, out, plain_line, say
 from serving.errors import InstallationError
 from serving.ingest_progress import EVERY_SECONDS, IngestProgress
 from serving.progress import working
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out, plain_line, say
+from serving.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
     from selection.corpus import Corpus

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.console import err, out, row, say, show, table
 from serving.progress import kept_when_broken_off, reporting, working
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, err, out, row, say, show, table
+from serving.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
     from serving.calibrate import Found

@@ -9,9 +9,10 @@ import typer
 from rich.text import Text
 
 from serving.cli_add import corpus_add
+from serving.console import out, plain_line, row, say, show, table
 from serving.errors import in_full
 from serving.progress import kept_when_broken_off, reporting, working
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, out, plain_line, row, say, show, table
+from serving.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 corpus_app = typer.Typer(
     help="Make, fill and look at corpora: the data that adapters are trained on.", no_args_is_help=True

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.console import out, row, say, show, table
 from serving.progress import kept_when_broken_off, working
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model, out, row, say, show, table
+from serving.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
     from serving.pieces import Pieces

@@ -14,11 +14,11 @@ import typer
 from rich.text import Text
 
 from serving.checks import check_port
+from serving.console import row, say, show, table
 from serving.errors import LostError, in_full
 from serving.options import by_default, sources, with_settings
 from serving.progress import working
 from serving.settings import Settings, check
-from serving.terminal import row, say, show, table
 
 
 @with_settings

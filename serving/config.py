@@ -1,19 +1,18 @@
-"""Config: everything one Mayfly is started with; composes what its rooms own.
-
-The engine's part stands here and not beside the engine, because importing `serving.engine` imports vLLM.
-"""
+"""Config: everything one Mayfly is started with; composes what its rooms own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from adapters.config import TrainerConfig
 from selection.config import SelectorConfig
 from serving.admission import Capacity
 from serving.budget import Budget
 from serving.conversations import ConversationsConfig
+from serving.engine_config import EngineConfig
+from serving.terms import Terms
 
 AUTO = Budget(steps=50, gain=0.25, own_gain=True)
 LIMITS = Budget(steps=50, seconds=60.0)
@@ -26,39 +25,6 @@ def bundled_model() -> str:
     """The folder of the base model that comes with Mayfly: in a wheel beside this module, in a checkout in deploy/."""
     installed = _SOURCE / "nano"
     return str(installed if installed.is_dir() else _SOURCE.parent / "deploy" / "nano")
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """vLLM's part.
-
-    Attributes:
-        model: hub id or folder.
-        served_name: the name clients use.
-        more_names: others that they may use.
-        tool_call_parser: vLLM's name of how the model calls tools; None refuses tools that it chooses itself.
-        rank: the largest rank of an adapter.
-        targets: projections that adapters may touch.
-        dtype: "auto" takes float32 on a CPU and the model's own elsewhere.
-        max_model_len: context in tokens; None takes the model's.
-        adapters: how many adapters may be loaded at once.
-        max_num_seqs: how many sequences vLLM runs at once.
-        kv_cache_bytes: of the KV cache on a CPU.
-        gpu_memory_utilization: the part of a GPU's memory that vLLM takes.
-    """
-
-    model: str
-    served_name: str
-    rank: int
-    targets: tuple[str, ...]
-    dtype: str = "auto"
-    more_names: tuple[str, ...] = ()
-    tool_call_parser: str | None = None
-    max_model_len: int | None = None
-    adapters: int = 8
-    max_num_seqs: int = 32
-    kv_cache_bytes: int = 1 << 30
-    gpu_memory_utilization: float = 0.55
 
 
 @dataclass(frozen=True)
@@ -103,18 +69,10 @@ class Config:
     engine_gpus: float = 0.0
     trainer_gpus: float = 0.0
 
-    def within(self, limits: Budget | None) -> Budget:
-        """What no request may exceed: the server's limits, or an API key's within them."""
-        return self.limits if limits is None else self.limits.cut_to(limits)[0]
-
-    def terms(self, limits: Budget | None) -> dict[str, Any]:
-        """What clients are told of adaptation before they ask for it, with an API key's limits or without.
-
-        Whether requests that name no corpus have one; not its name, which is not for every key.
-        """
-        within = self.within(limits)
-        auto, _ = self.auto.cut_to(within)
-        return {"auto": auto.as_dict(), "limits": within.as_dict(), "corpus": self.corpus is not None}
+    @property
+    def terms(self) -> Terms:
+        """What a request is judged by."""
+        return Terms(self.auto, self.limits, self.corpus)
 
     @property
     def has_keys(self) -> bool:

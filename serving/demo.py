@@ -20,10 +20,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from serving.console import plain, row, say, table
+from serving.console import show as show_table
 from serving.errors import AdaptationFailedError
 from serving.progress import reporting, working
-from serving.terminal import plain, row, say, table
-from serving.terminal import show as show_table
 
 if TYPE_CHECKING:
     import httpx

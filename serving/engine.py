@@ -33,14 +33,14 @@ import psutil
 from transformers import AutoTokenizer
 
 from adapters.adapter import Adapter
-from serving import whole_lora
-from serving.body import MAX_ANSWERS
-from serving.config import EngineConfig
+from serving.engine_config import EngineConfig
+from serving.environment import STRICT_LORA
 from serving.errors import DownError, MayflyError, StartError
 from serving.grammars import Grammars
 from serving.log_relay import relay_errors
 from serving.news import tell
 from serving.orphans import is_stopped
+from serving.request_size import MAX_ANSWERS
 from serving.staging import Staging, naming, shared_by_children
 from serving.tracing import span
 from serving.turns import Turns, TurnsExecutor
@@ -114,7 +114,7 @@ class Engine:
         os.environ.setdefault("VLLM_MAX_COMPLETION_PROMPTS", str(MAX_ANSWERS))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "2")  # the event loop waits for it
-        os.environ.update(whole_lora.ENVIRONMENT)
+        os.environ.update(STRICT_LORA)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from adapters.errors import AdapterError
 from selection.errors import SelectionError
+from serving.console import plain_line, say
 from serving.errors import MayflyError, in_full
-from serving.terminal import plain_line, say
 
 OURS = (MayflyError, SelectionError, AdapterError)
 _REMEDIES = {

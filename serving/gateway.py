@@ -25,7 +25,7 @@ from serving import __version__ as mayfly_version
 from serving.adaptation import Adaptation, Selects, Trains
 from serving.admission import Admission, Place
 from serving.answer import Answer
-from serving.body import Message, Receive, Send, check_objects, check_size, check_tokens, read_body
+from serving.body import MAX_BODY, Message, Receive, Send, check_objects, check_size, check_tokens, read_body
 from serving.browsers import Browsers, check_media_type
 from serving.config import Config
 from serving.conversations import Conversations, Kept, Whose
@@ -226,14 +226,14 @@ class Gateway:
             body,
             _header(scope, b"compute-budget"),
             _header(scope, b"x-compute-budget"),
-            self._config,
+            self._config.terms,
             self._engine.tokenizer,
             default=None if key is None else key.default,
             limits=None if key is None else key.limits,
         )
         adapts = wish.budget.steps > 0 and wish.corpus is not None
         talk = read_talk(body) if wish.reuse and adapts else None
-        heard = Heard()
+        heard = Heard(MAX_BODY)
 
         def whose(corpus: str) -> Whose:
             return Whose("" if key is None else key.name, corpus, self._engine.config.served_name, wish.only)
@@ -293,7 +293,7 @@ class Gateway:
 
     async def _models(self, name: str, answer: Answer, key: Key | None) -> None:
         """The models, or the one of this name, each with the terms of its adaptation for this key."""
-        terms = self._config.terms(None if key is None else key.limits)
+        terms = self._config.terms.as_dict(None if key is None else key.limits)
         models = [{**model, "adaptation": terms} for model in await self._engine.models()]
         found = [model for model in models if name in ("", model["id"])]
         if not found:

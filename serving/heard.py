@@ -10,8 +10,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.body import MAX_BODY
-
 _WELL_ENDED = ("stop", "length", "tool_calls", "repetition", "completed", "incomplete")  # not: abort, error, failed
 
 
@@ -36,7 +34,7 @@ class Heard:
     One of more than `most_bytes` is passed by unheard: the next request would hardly hold it.
     """
 
-    def __init__(self, most_bytes: int = MAX_BODY) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes  # negative: there is nothing to hear
         self._pending = bytearray()
         self._choices: dict[int, _Choice] = {}

@@ -27,11 +27,11 @@ from ray._private.node import Node as RayNode
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
-from serving import log_relay
 from serving.app import NODE, build
 from serving.checks import check_port
 from serving.config import Config
 from serving.entrance import entrance, free_ports
+from serving.environment import LOG_RELAY
 from serving.errors import LeftError, LostError, StartError
 from serving.log_relay import Relay
 from serving.logs import set_up_logs
@@ -129,7 +129,7 @@ def _set_environment(replicas: range, relayed: str) -> None:
         os.environ.setdefault(name, value)
     os.environ.pop(variable("api_key"), None)  # replicas know its digest
     os.environ |= NODE | {
-        log_relay.VARIABLE: relayed,
+        LOG_RELAY: relayed,
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # replicas answer HTTP themselves
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas.start),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),

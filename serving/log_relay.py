@@ -3,7 +3,7 @@
 Ray writes what a replica says to a file of its own, among much that is Ray's. So each process also appends its own
 warnings, and the errors of the libraries that it uses, to one file in the server's run folder, and the command follows
 that file. A file neither blocks the process that writes nor loses a line while the command is busy. Where no command
-set `VARIABLE`, as on a cluster, nothing is relayed.
+set `LOG_RELAY`, as on a cluster, nothing is relayed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import threading
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from serving.environment import LOG_RELAY
 from serving.logs import OURS, JsonLines, LogFormat, TextLines
 
-VARIABLE = "MAYFLY_LOG_RELAY"  # "json:/path" or "text:/path"
 _LOOK_SECONDS = 0.5
 _ROTATE_BYTES = 1 << 20  # the command starts a new file after this much
 _MOST_BYTES = 64 << 20  # a command that is stopped must not fill the disk; Ray's own files have every line
@@ -54,7 +54,7 @@ class RelayHandler(logging.Handler):
 
 def relay_errors(*loggers: logging.Logger) -> None:
     """Relay what these loggers are given, in a process below the command; once, however often this is called."""
-    form, _, file = os.environ.get(VARIABLE, "").partition(":")
+    form, _, file = os.environ.get(LOG_RELAY, "").partition(":")
     for logger in loggers if file else ():
         if not any(isinstance(each, RelayHandler) for each in logger.handlers):
             logger.addHandler(RelayHandler(form, Path(file)))

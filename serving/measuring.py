@@ -26,7 +26,7 @@ import torch
 from adapters import Progress, Trainer, TrainerConfig
 from selection import Prompt, Selector, SelectorConfig
 from selection.embedding import load_embedder
-from selection.shared import SharedEmbedder
+from selection.threaded_embedder import SharedEmbedder
 from serving.asking import Engine, ask_engine, usual
 from serving.client import Server
 from serving.errors import PlanError

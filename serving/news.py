@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ENVIRONMENT = "MAYFLY_START_NEWS"
+from serving.environment import START_NEWS
+
 READY = "ready"
 FAILED = "failed: "
 QUIET_SECONDS = 10.0
@@ -24,7 +25,7 @@ _MOST = 600  # characters of a reason
 
 def tell(part: str, what: str) -> None:
     """Say what a part of the server does now, such as "loading the model", or that it is READY."""
-    file = os.environ.get(ENVIRONMENT)
+    file = os.environ.get(START_NEWS)
     if file is not None:
         with suppress(OSError), open(file, "a") as lines:  # who waited may have gone
             lines.write(f"{part}: {what}\n")
@@ -92,13 +93,13 @@ def following(on_news: Callable[[str], None]) -> Iterator[News]:
                 with suppress(OSError):  # the terminal is gone
                     news.look()
 
-        os.environ[ENVIRONMENT] = str(file)
+        os.environ[START_NEWS] = str(file)
         thread = threading.Thread(target=follow, name="news", daemon=True)
         thread.start()
         try:
             yield news
         finally:
-            os.environ.pop(ENVIRONMENT, None)
+            os.environ.pop(START_NEWS, None)
             over.set()
             thread.join()
         news.look()

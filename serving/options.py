@@ -21,20 +21,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from serving import log_relay, news, orphans, whole_lora
+from serving.environment import INTERNAL
 from serving.errors import SettingsError
 from serving.settings import PANELS, Settings
 
 FILE = "config"
-_OTHER_VARIABLES = {  # of the file, of clients, of logs, and between Mayfly's own processes
-    "MAYFLY_CONFIG",
-    "MAYFLY_API_KEY",
-    "MAYFLY_LOG_TO_DRIVER",
-    news.ENVIRONMENT,
-    log_relay.VARIABLE,
-    *orphans.ENVIRONMENT,
-    *whole_lora.ENVIRONMENT,
-}
+_OTHER_VARIABLES = {"MAYFLY_CONFIG", "MAYFLY_API_KEY", *INTERNAL}  # of the file, and of clients
 # What Kubernetes tells a pod of Services called mayfly, or mayfly-something.
 _SERVICE_LINK = re.compile(r"MAYFLY_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
 _KINDS = {int: "an integer", float: "a number", str: "text", Path: "text", list: "a list of texts"}

@@ -2,9 +2,9 @@
 
 The kernel is asked for it (PR_SET_PDEATHSIG): it ends a process when the thread that started it ends, so that thread
 must last. vLLM's engine and its workers would otherwise go on, and hold their memory, when an engine replica is killed.
-vLLM loads the plugin in every process (entry point `vllm.general_plugins`); it acts only where `ENVIRONMENT` is set,
-which `serving.app` does, so that other vLLMs of the same Python environment are left alone. What vLLM's processes log
-as an error is relayed to the command, where there is one (`serving.log_relay`). Linux only.
+vLLM loads the plugin in every process (entry point `vllm.general_plugins`); it acts only where `ENDS_WITH_PARENT` is
+set, which `serving.app` does, so that other vLLMs of the same Python environment are left alone. What vLLM's processes
+log as an error is relayed to the command, where there is one (`serving.log_relay`). Linux only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import signal
 
 import psutil
 
+from serving.environment import ENDS_WITH_PARENT
 from serving.log_relay import relay_errors
 
-ENVIRONMENT = {"MAYFLY_ENDS_WITH_PARENT": "1"}
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -47,7 +47,7 @@ def register() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         relay_errors(logging.getLogger("vllm"))
-    if ENVIRONMENT.items() <= os.environ.items() and parent is not None:
+    if ENDS_WITH_PARENT.items() <= os.environ.items() and parent is not None:
         end_with_parent()
         if os.getppid() != parent.pid:  # it has ended before the kernel was asked
             os.kill(os.getpid(), signal.SIGKILL)

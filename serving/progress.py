@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from serving.terminal import err, plain_line, say
+from serving.console import err, plain_line, say
 
 EVERY_SECONDS = 5.0  # between two lines of work that goes on
 QUIET_SECONDS = 10.0  # without news, after which it says that it still goes on

@@ -13,13 +13,13 @@ from typing import Any
 from adapters.plan import PLANS
 from selection.embedding import LONGEST_PROMPT, Prompt
 from selection.filters import Filter, to_sql
-from selection.selector import STRATEGIES
+from selection.registry import STRATEGIES
 from selection.targets import MOST_TARGETS, LeftOut, evenly
-from serving.body import are_tokens
 from serving.budget import ALIAS, FIELD, HEADER, Budget, agreed_budget
-from serving.config import Config
 from serving.errors import RequestError
 from serving.file_search import take_file_search
+from serving.request_size import are_tokens
+from serving.terms import Terms
 from serving.wish import Wish
 
 WATCHED = 256  # tokens
@@ -31,7 +31,7 @@ def read_wish(
     body: dict[str, Any],
     header: str | None,
     alias: str | None,
-    config: Config,
+    terms: Terms,
     tokenizer: Any,
     *,
     default: Budget | None = None,
@@ -42,7 +42,7 @@ def read_wish(
     Args:
         body: of the request, JSON.
         header, alias: Compute-Budget and X-Compute-Budget.
-        config: the server's.
+        terms: the server's.
         tokenizer: the model's, for prompts of token ids.
         default: the budget of a request that says none, where the API key has its own.
         limits: of the API key, within the server's.
@@ -53,9 +53,9 @@ def read_wish(
     """
     if "input" in body and "messages" not in body:  # a response
         take_file_search(body)
-    within = config.within(limits)
+    within = terms.within(limits)
     said = {HEADER: header, ALIAS: alias, FIELD: body.pop(FIELD, None)}
-    budget = agreed_budget(said, config.auto if default is None else default, config.auto, within)
+    budget = agreed_budget(said, terms.auto if default is None else default, terms.auto, within)
     budget, cut = budget.cut_to(within)
     wanted = body.pop("adaptation", None)
     wanted = {} if wanted is None else wanted
@@ -64,7 +64,7 @@ def read_wish(
     unknown = set(wanted) - _OPTIONS
     if unknown:
         raise RequestError(f"`adaptation` has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(_OPTIONS))}")
-    corpus = wanted.get("corpus", config.corpus)
+    corpus = wanted.get("corpus", terms.corpus)
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
     strategy = wanted.get("strategy", "sift")

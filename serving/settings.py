@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from serving.errors import SettingsError
-from serving.terminal import EMBEDDER, HOME, EmbedderName, Home, Model
+from serving.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
     from adapters.config import TrainerConfig
@@ -201,7 +201,8 @@ class Settings:
         from selection.config import SelectorConfig
         from serving.admission import Capacity
         from serving.browsers import host_names, origins
-        from serving.config import Config, EngineConfig
+        from serving.config import Config
+        from serving.engine_config import EngineConfig
 
         auto, limits = self.budgets()
         model, corpora = self._model(), self._corpora()

@@ -2,7 +2,7 @@
 
 vLLM 0.32 looks for weights by the path of each of its modules. What lies under another path (a model that vLLM wraps
 where transformers does not, say) is left out with a message at debug level, and the base model answers in the adapter's
-name. vLLM loads the plugin in every process (entry point `vllm.general_plugins`); it acts only where `ENVIRONMENT` is
+name. vLLM loads the plugin in every process (entry point `vllm.general_plugins`); it acts only where `STRICT_LORA` is
 set, which `serving.engine` does, so that other vLLMs of the same Python environment are left alone. It leaves experts
 alone, which vLLM keeps under names of its own, and knows no pipelines, whose stages have a part of the modules each.
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-ENVIRONMENT = {"MAYFLY_WHOLE_ADAPTERS": "1"}
+from serving.environment import STRICT_LORA
+
 _TOLD = 3  # names in the message
 
 
 def register() -> None:
     """Called by vLLM, more than once."""
-    if not ENVIRONMENT.items() <= os.environ.items():
+    if not STRICT_LORA.items() <= os.environ.items():
         return
     from vllm.lora.model_manager import LoRAModelManager
 

@@ -20,7 +20,8 @@ from selection.documents import Document, find_files, ingest, package_folder, to
 from selection.embedding import Embedder
 from selection.selector import SelectorConfig
 from serving.admission import Capacity
-from serving.config import Config, EngineConfig
+from serving.config import Config
+from serving.engine_config import EngineConfig
 
 SLOTS = 8
 

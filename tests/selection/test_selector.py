@@ -17,7 +17,8 @@ from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
 from selection.embedding import Embedder, Prompt
 from selection.filters import Filter
-from selection.selector import STRATEGIES, Selection, Selector, SelectorConfig, choose
+from selection.registry import STRATEGIES, choose
+from selection.selector import Selection, Selector, SelectorConfig
 from selection.sift import irreducible, sift
 from selection.store import CorpusError, CorpusNotFoundError
 

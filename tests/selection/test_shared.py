@@ -11,8 +11,9 @@ import pytest
 
 from selection.corpus import Corpus
 from selection.embedding import Embedder, Embeddings, Prompt
-from selection.shared import OpenCorpora, SharedEmbedder
+from selection.shared import OpenCorpora
 from selection.store import CorpusError, CorpusNotFoundError, Piece
+from selection.threaded_embedder import SharedEmbedder
 
 
 class Counting:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from selection import registry
 from selection import selector as selector_module
 from selection.corpus import Corpus
 from selection.documents import Document, ingest, tokenizer_digest
@@ -18,9 +19,10 @@ from selection.embedding import Embedder, Embeddings, Prompt
 from selection.library import Library
 from selection.limit import AbandonedError, Limit, SecondsSpentError
 from selection.selector import Selector, SelectorConfig
-from selection.shared import PART_CHARACTERS, PART_TEXTS, OpenCorpora, SharedEmbedder
+from selection.shared import OpenCorpora
 from selection.store import CorpusError, CorpusNotFoundError
 from selection.targets import MOST_TARGETS, LeftOut
+from selection.threaded_embedder import PART_CHARACTERS, PART_TEXTS, SharedEmbedder
 
 _LONG = "bees " * (PART_CHARACTERS // 5)  # fills a part
 
@@ -245,7 +247,7 @@ def test_a_corpus_that_was_replaced_between_search_and_reading_is_searched_again
     selector: Selector, corpora: Path, slow: Slow, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Arrange: while the first choice is made, another corpus of that name takes the place of the first.
-    choose = selector_module.choose
+    choose = registry.choose
     chosen = []
 
     def replacing(*args: Any, **kwargs: Any) -> Any:

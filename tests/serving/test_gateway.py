@@ -28,8 +28,9 @@ from selection.embedding import Embedder, load_embedder
 from selection.selector import SelectorConfig
 from serving.admission import Capacity
 from serving.budget import Budget
-from serving.config import Config, EngineConfig
+from serving.config import Config
 from serving.engine import Engine
+from serving.engine_config import EngineConfig
 from serving.gateway import Gateway
 from serving.keys import digest
 from serving.stages import CorporaStage, TrainStage

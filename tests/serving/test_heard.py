@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.body import MAX_BODY
 from serving.heard import Heard, Spoken
 
 # As vLLM 0.32 writes them.
@@ -63,7 +64,7 @@ def chunk(index: int = 0, finish_reason: str | None = None, **said: Any) -> dict
 
 def heard(content: bytes, cuts: tuple[int, ...] = ()) -> tuple[Spoken, ...]:
     """What is heard of this content, cut into pieces."""
-    ears = Heard()
+    ears = Heard(MAX_BODY)
     ends = [*sorted(min(cut, len(content)) for cut in cuts), len(content)]
     for start, end in zip([0, *ends], ends, strict=False):
         ears.feed(content[start:end])
@@ -92,7 +93,7 @@ class TestBodies:
         assert heard(json.dumps(RESPONSE).encode()) == (Spoken("Let me see.", (("weather", '{"city": "Bern"}'),)),)
 
     def test_asked_twice_it_says_the_same(self) -> None:
-        ears = Heard()
+        ears = Heard(MAX_BODY)
         ears.feed(json.dumps(CHAT).encode())
 
         assert ears.answers() == ears.answers() == (Spoken("Grüße, 世界!\n"),)

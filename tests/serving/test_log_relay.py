@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from serving import log_relay
+from serving.environment import LOG_RELAY
 from serving.log_relay import Relay, RelayHandler, relay_errors
 
 _REPLICA = """
@@ -45,7 +46,7 @@ def test_warnings_of_ours_and_errors_of_libraries_are_shown_and_rays_are_not(
 ) -> None:
     terminal = io.StringIO()
     relay = Relay("text", tmp_path, terminal)
-    monkeypatch.setenv(log_relay.VARIABLE, relay.variable)
+    monkeypatch.setenv(LOG_RELAY, relay.variable)
     relay_errors(logger)
     relay_errors(logger)  # a second time changes nothing
 
@@ -69,7 +70,7 @@ def test_lines_are_json_where_the_servers_are(
 ) -> None:
     terminal = io.StringIO()
     relay = Relay("json", tmp_path, terminal)
-    monkeypatch.setenv(log_relay.VARIABLE, relay.variable)
+    monkeypatch.setenv(LOG_RELAY, relay.variable)
     relay_errors(logger)
 
     said(logger, "serving.gateway", logging.ERROR, "a request failed", KeyError("layer 3"))
@@ -86,7 +87,7 @@ def test_nothing_is_lost_while_the_command_is_busy_or_begins_a_new_file(
     monkeypatch.setattr(log_relay, "_ROTATE_BYTES", 2000)
     terminal = io.StringIO()
     relay = Relay("text", tmp_path, terminal)
-    monkeypatch.setenv(log_relay.VARIABLE, relay.variable)
+    monkeypatch.setenv(LOG_RELAY, relay.variable)
 
     processes = [subprocess.Popen([sys.executable, "-c", _REPLICA, name]) for name in "ab"]
     assert [process.wait(60) for process in processes] == [0, 0]
@@ -99,14 +100,14 @@ def test_nothing_is_lost_while_the_command_is_busy_or_begins_a_new_file(
 def test_a_process_whose_command_has_gone_goes_on(
     logger: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(log_relay.VARIABLE, f"text:{tmp_path}/gone/relayed")
+    monkeypatch.setenv(LOG_RELAY, f"text:{tmp_path}/gone/relayed")
     relay_errors(logger)
 
     said(logger, "serving.gateway", logging.ERROR, "nobody hears")
 
 
 def test_without_a_command_nothing_is_relayed(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(log_relay.VARIABLE, raising=False)
+    monkeypatch.delenv(LOG_RELAY, raising=False)
 
     relay_errors(logger)
 

@@ -17,7 +17,7 @@ from selection.embedding import Embedder
 from selection.store import CorpusNotFoundError
 from serving.asking import ask_engine
 from serving.client import AnswerError, Server
-from serving.config import EngineConfig
+from serving.engine_config import EngineConfig
 from serving.measuring import Asked, measure
 from serving.pieces import AT_ONCE
 from serving.plan import Workload, plan_for

@@ -13,7 +13,8 @@ from multiprocessing.synchronize import Event
 import psutil
 import pytest
 
-from serving.orphans import ENVIRONMENT, register
+from serving.environment import ENDS_WITH_PARENT
+from serving.orphans import register
 
 _PARENT = "import tests.serving.test_orphans as here; here.start_a_child()"
 
@@ -35,7 +36,7 @@ def _child(registered: Event) -> None:
     time.sleep(60)
 
 
-@pytest.mark.parametrize(("told", "lives"), [(ENVIRONMENT, False), ({}, True)])
+@pytest.mark.parametrize(("told", "lives"), [(ENDS_WITH_PARENT, False), ({}, True)])
 def test_an_engines_process_ends_with_its_parent_where_that_is_asked_for(told: dict[str, str], lives: bool) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True, env={**os.environ, **told}

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from serving.news import ENVIRONMENT, READY, News, following, starting, tell
+from serving.console import PlainConsole
+from serving.environment import START_NEWS
+from serving.news import READY, News, following, starting, tell
 from serving.progress import EVERY_SECONDS, QUIET_SECONDS, Lines, kept_when_broken_off, reporting, working
-from serving.terminal import PlainConsole
 
 
 class Clock:
@@ -117,7 +118,7 @@ def test_a_start_is_told_stage_by_stage_with_seconds(
 ) -> None:
     said: list[str] = []
     news = News(tmp_path / "news", said.append, clock)
-    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "news"))
+    monkeypatch.setenv(START_NEWS, str(tmp_path / "news"))
 
     news.look()
     clock.now += 3
@@ -140,7 +141,7 @@ def test_a_start_is_told_stage_by_stage_with_seconds(
 
 def test_why_a_part_did_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     news = News(tmp_path / "news", lambda _line: None)
-    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "news"))
+    monkeypatch.setenv(START_NEWS, str(tmp_path / "news"))
 
     with pytest.raises(ValueError, match="too long"), starting("engine"):
         raise ValueError("1 error\n  max_model_len is\ntoo long")
@@ -155,7 +156,7 @@ def test_why_a_part_did_not_start_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_news_are_passed_on_while_somebody_waits_and_dropped_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.delenv(START_NEWS, raising=False)
     said: list[str] = []
     told = threading.Event()
 

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters.trainer import TrainerConfig
 from selection.embedding import LONGEST_PROMPT, Prompt
-from selection.selector import SelectorConfig
 from selection.targets import MOST_TARGETS, LeftOut
 from serving.budget import Budget
-from serving.config import Config, EngineConfig
 from serving.errors import BudgetError, RequestError
 from serving.request import read_wish
+from serving.terms import Terms
 from serving.wish import Wish
 
 _AUTO = Budget(steps=50, seconds=None, alpha=0.1)
-_CONFIG = Config(
-    EngineConfig("model", "model", 16, ("q_proj",)),
-    TrainerConfig("model"),
-    SelectorConfig(Path("nowhere")),
-    corpus="house",
-    auto=_AUTO,
-    limits=Budget(steps=40, seconds=60.0),
-)
+_TERMS = Terms(_AUTO, Budget(steps=40, seconds=60.0), "house")
 
 
 def wish(body: dict[str, Any], tokenizer: Any, header: str | None = "steps=5") -> Wish:
-    return read_wish(body, header, None, _CONFIG, tokenizer)
+    return read_wish(body, header, None, _TERMS, tokenizer)
 
 
 def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
@@ -176,7 +166,7 @@ def test_a_budget_is_said_in_a_header_its_alias_or_the_body(
 ) -> None:
     body = {"prompt": "x", "compute_budget": field}
 
-    asked = read_wish(body, header, alias, _CONFIG, tokenizer)
+    asked = read_wish(body, header, alias, _TERMS, tokenizer)
 
     assert asked.budget == Budget(5, 60.0)
     assert body == {"prompt": "x"}
@@ -210,7 +200,7 @@ _KEYS_DEFAULT, _KEYS_LIMITS = Budget(3, alpha=0.2), Budget(10, 5.0)
 def test_a_key_has_a_default_and_limits_of_its_own(
     tokenizer: Any, header: str | None, budget: Budget, cut: tuple[str, ...]
 ) -> None:
-    asked = read_wish({"prompt": "x"}, header, None, _CONFIG, tokenizer, default=_KEYS_DEFAULT, limits=_KEYS_LIMITS)
+    asked = read_wish({"prompt": "x"}, header, None, _TERMS, tokenizer, default=_KEYS_DEFAULT, limits=_KEYS_LIMITS)
 
     assert (asked.budget, asked.cut) == (budget, cut)
 
@@ -218,7 +208,7 @@ def test_a_key_has_a_default_and_limits_of_its_own(
 def test_a_key_gets_no_more_than_the_server_allows(tokenizer: Any) -> None:
     limits = Budget(1000, 1000.0)
 
-    asked = read_wish({"prompt": "x"}, "steps=500, seconds=500", None, _CONFIG, tokenizer, limits=limits)
+    asked = read_wish({"prompt": "x"}, "steps=500, seconds=500", None, _TERMS, tokenizer, limits=limits)
 
     assert asked.budget == Budget(40, 60.0)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from serving.config import EngineConfig
 from serving.engine import REQUEST, Engine, LoadedAdapter
+from serving.engine_config import EngineConfig
 from serving.staging import Staging
 from serving.turns import Turns, TurnsExecutor
 

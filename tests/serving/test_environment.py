@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.compute import environment, set_environment
+from serving.environment import environment, set_environment
 
 _LOOK = """
 import json, os, sys

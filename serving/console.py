@@ -1,4 +1,4 @@
-"""What the commands share: how they write to a terminal, and the options that mean the same in each.
+"""How the commands write to a terminal.
 
 Whatever comes from data or from users is printed as it is: brackets are no markup, and characters that steer a terminal
 are shown as escapes. Styles are arguments, or `rich.text.Text` that this project made.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -86,25 +84,3 @@ def read_input() -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as problem:
         raise SettingsError(f"the standard input is not UTF-8 text: {problem.reason} at byte {problem.start}") from None
-
-
-Home = Annotated[Path, typer.Option("--home", envvar="MAYFLY_HOME", help="The folder that holds the corpora.")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        envvar="MAYFLY_MODEL",
-        help="Base model: a hub id or a folder, as vLLM takes it.",
-        show_default="the bundled one",
-    ),
-]
-EmbedderName = Annotated[
-    str,
-    typer.Option(
-        "--embedder",
-        envvar="MAYFLY_EMBEDDER",
-        help="A sentence-transformers hub id or folder, or 'base-model' for its hidden states.",
-    ),
-]
-HOME = Path.home() / ".mayfly"
-EMBEDDER = "all-MiniLM-L6-v2"

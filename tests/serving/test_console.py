@@ -14,7 +14,7 @@ import serving
 from selection.corpus import Corpus
 from selection.embedding import Embedder
 from selection.store import Piece
-from serving.terminal import PlainConsole, plain, plain_line, row, say, show, table
+from serving.console import PlainConsole, plain, plain_line, row, say, show, table
 from tests.serving.commands import run
 
 _NAMES = (

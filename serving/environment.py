@@ -1,12 +1,19 @@
-"""The environment of processes that compute on a CPU: read by OpenMP, OpenBLAS and the tokenizers as they are loaded.
+"""Variables of the environment that Mayfly's own processes set for one another, and those of processes that compute.
 
-So it is set before torch and NumPy are imported: for the server's processes by `serving.app`, for commands that compute
-by themselves (`corpus add`, `corpus reembed`, `adapt`, `calibrate`, `plan`, `demo`) as `mayfly` begins.
+OpenMP, OpenBLAS and the tokenizers read theirs as they are loaded, so they are set before torch and NumPy are imported:
+for the server's processes by `serving.app`, for commands that compute by themselves (`corpus add`, `corpus reembed`,
+`adapt`, `calibrate`, `plan`, `demo`) as `mayfly` begins.
 """
 
 from __future__ import annotations
 
 import os
+
+START_NEWS = "MAYFLY_START_NEWS"
+LOG_RELAY = "MAYFLY_LOG_RELAY"  # "json:/path" or "text:/path"
+ENDS_WITH_PARENT = {"MAYFLY_ENDS_WITH_PARENT": "1"}
+STRICT_LORA = {"MAYFLY_WHOLE_ADAPTERS": "1"}
+INTERNAL = frozenset({START_NEWS, LOG_RELAY, *ENDS_WITH_PARENT, *STRICT_LORA, "MAYFLY_LOG_TO_DRIVER"})
 
 
 def environment(threads: int) -> dict[str, str]:
