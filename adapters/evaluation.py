@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from adapters.base_model import BaseModel
-from adapters.lora import LoraBank
-from adapters.schedule import Job, Times
+from adapters.model.base_model import BaseModel
+from adapters.model.lora import LoraBank
+from adapters.scheduler import Job, Times
 
 _EXPLODED = 3.0  # times the loss of guessing: no adapter worth having makes such a loss of what it learns
 

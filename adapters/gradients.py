@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from adapters.base_model import BaseModel
-from adapters.lora import LoraBank
-from adapters.memory import Memory
-from adapters.schedule import Job
+from adapters.model.activation_memory import Memory
+from adapters.model.base_model import BaseModel
+from adapters.model.lora import LoraBank
+from adapters.scheduler import Job
 
 Gradient = tuple[torch.Tensor, float]  # of all parameters [P], and the loss
 

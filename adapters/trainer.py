@@ -25,16 +25,16 @@ from typing import Unpack
 import torch
 
 from adapters.adapter import Adapter
-from adapters.base_model import BaseModel
 from adapters.config import LLAMA_TARGETS as LLAMA_TARGETS
 from adapters.config import SMALL_MODEL as SMALL_MODEL
 from adapters.config import TrainerConfig as TrainerConfig
 from adapters.evaluation import Evaluation
 from adapters.gradients import gradients
-from adapters.lora import LoraBank
-from adapters.memory import Memory, Rest
-from adapters.plan import steps_of
-from adapters.schedule import Job, Schedule, Times
+from adapters.model.activation_memory import Memory, Rest
+from adapters.model.base_model import BaseModel
+from adapters.model.lora import LoraBank
+from adapters.scheduler import Job, Schedule, Times
+from adapters.step_plan import steps_of
 from adapters.training import Options, Progress, Training, Watch
 from adapters.warm_up import warm_up
 
@@ -109,7 +109,7 @@ class Trainer:
             sequences: token ids, at least two each and no more than the model's context.
             seed: of a fresh adapter's first weights.
             seconds: from now; no step is begun that would end later than this, by the step times measured so far.
-            plan: one of `adapters.plan.PLANS`.
+            plan: one of `adapters.step_plan.PLANS`.
             start: weights of an earlier adapter of such a trainer, to be trained further; None for a fresh one. That is
                 an adaptation of its own, single steps from there (paper section 2): Adam's moments start at zero again,
                 so that what the earlier one learnt last does not push this one.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from adapters.training import Watch
 
 if TYPE_CHECKING:
-    from adapters.base_model import BaseModel
+    from adapters.model.base_model import BaseModel
 
 _LEAST, _MOST, _SECONDS = 2, 6, 5.0  # rounds, and when no further one begins
 _STEADY = 0.8  # of the time of the round before: a round that takes as much of it gains little by another

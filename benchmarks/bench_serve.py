@@ -31,7 +31,7 @@ import httpx
 from benchmarks.passages import ROOT
 from benchmarks.server import MODEL
 from serving.config import bundled_model
-from serving.engine_config import EngineConfig
+from serving.engine.config import EngineConfig
 
 PATIENCE_SECONDS = 600.0
 PERCENTILES = (50, 95, 99)

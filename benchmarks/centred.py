@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selection.corpus import Corpus
+from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Embeddings, Prompt
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.passages import progress
-from selection.documents import Document
+from selection.ingest.ingest import Document
 
 PINS = Path(__file__).with_name("domains.txt")
 LEAST_BYTES, MOST_BYTES = 200, 200_000  # of a file; longer ones are tables or generated

@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 
 import benchmarks  # noqa: F401  (first: it puts the path right)
-from selection import corpus as corpus_module
-from selection.corpus import Corpus
+from selection.corpus import corpus as corpus_module
+from selection.corpus.corpus import Corpus
+from selection.corpus.faiss_index import Index
+from selection.corpus.sqlite_store import Piece
 from selection.embedding import Embeddings, Prompt
-from selection.index import Index
-from selection.store import Piece
 
 NAME = "kept"
 WORKERS = ("left", "right")

@@ -28,10 +28,10 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
+from selection.corpus.faiss_index import Ids, Index, State
+from selection.corpus.sqlite_store import Piece, Store
 from selection.embedding import Embeddings
-from selection.index import Ids, Index, State
-from selection.sift import sift
-from selection.store import Piece, Store
+from selection.strategies.sift import sift
 
 DIMENSION = 384
 CANDIDATES, STEPS, REGULARISATION = 200, 50, 0.1

@@ -19,14 +19,14 @@ from typing import Any
 
 import httpx
 
-from adapters.defaults import for_model
+from adapters.model_defaults import for_model
 from benchmarks.bench_serve import PATIENCE_SECONDS, Answer, Load, ask, pieces
 from benchmarks.naive import PeftLoop, Sequences
 from benchmarks.passages import progress
 from benchmarks.peft_loop import spread
 from benchmarks.wanted import MOST_TIMES
 from serving.config import bundled_model
-from serving.engine_config import EngineConfig
+from serving.engine.config import EngineConfig
 
 WARM = 2  # pairs
 

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import psutil
 
 from benchmarks.server import Server
-from selection.calibration import Calibration, model_digest, to_remember
-from selection.corpus import Corpus
+from selection.corpus.calibration import Calibration, model_digest, to_remember
+from selection.corpus.corpus import Corpus
 from serving.config import bundled_model
 
 WILD = "wild"  # a corpus with a learning rate at which every training diverges

@@ -27,7 +27,7 @@ from benchmarks.passages import progress
 from benchmarks.server import MODEL, ROOMY, Server, fill, home, serving
 from benchmarks.verdict import Verdict, arguments, finish
 from benchmarks.wire import fault
-from selection.documents import Document
+from selection.ingest.ingest import Document
 
 AT_ONCE = 8
 STEPS = 20

@@ -32,10 +32,10 @@ from benchmarks.growth import draw
 from benchmarks.passages import progress
 from benchmarks.peft_loop import SUBJECTS, folder_of
 from benchmarks.server import MODEL, serving
-from selection.corpus import Corpus
-from selection.documents import tokenizer_digest
+from selection.corpus.corpus import Corpus
+from selection.corpus.sqlite_store import Piece
 from selection.embedding import load_embedder
-from selection.store import Piece
+from selection.ingest.ingest import tokenizer_digest
 from serving.config import bundled_model
 
 MARGIN, LEAST_CHANGE = 10.0, 0.2

@@ -33,7 +33,7 @@ import httpx
 import torch
 
 from adapters import TrainerConfig
-from adapters.defaults import for_model
+from adapters.model_defaults import for_model
 from benchmarks.bench_serve import PATIENCE_SECONDS, Answer, Load, ask, ask_all, environment, pieces
 from benchmarks.passages import progress
 from benchmarks.peft_loop import device

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer
 
 from adapters import Trainer, TrainerConfig
 from selection import Corpus, Selector
-from selection.documents import Document, ingest, tokenizer_digest
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"

@@ -32,9 +32,9 @@ from rich.table import Table
 from benchmarks.exact import identical, races
 from benchmarks.growth import REGULARISATION, STEPS, alone, draw, grow, read_store
 from benchmarks.passages import circumstances, progress
+from selection.corpus.faiss_index import Index
 from selection.embedding import Prompt, load_embedder
-from selection.index import Index
-from selection.sift import irreducible, sift
+from selection.strategies.sift import irreducible, sift
 
 CORPUS = 10_000  # sequences that the overhead is measured over: few, so that search hides nothing
 REPEATS = 100

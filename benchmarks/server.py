@@ -26,9 +26,9 @@ import httpx
 import psutil
 
 from benchmarks.passages import ROOT, progress
-from selection.corpus import Corpus
-from selection.documents import Document, ingest, tokenizer_digest
+from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from serving.config import bundled_model
 
 MODEL = "nano"

@@ -2,8 +2,8 @@
 
 Vectors and queries are those of `benchmarks/growth.py`. Each shard is a process of its own on one thread with an index
 over its part; a query goes to all of them at once (to a single one, too), and what they find is merged, as
-`selection/shards.py` does. Memory is that of the largest process. It knows nothing of Ray, whose calls between machines
-take a millisecond or two more.
+`selection/corpus/shards.py` does. Memory is that of the largest process. It knows nothing of Ray, whose calls between
+machines take a millisecond or two more.
 
     python benchmarks/shards.py [--sequences 1000000] [--json] [--out benchmarks/results/shards.json]
 
@@ -28,8 +28,8 @@ from rich.table import Table
 
 from benchmarks.growth import CANDIDATES, draw, nearest_of_all
 from benchmarks.passages import circumstances, progress
+from selection.corpus.faiss_index import Ids, Index, Ranked
 from selection.embedding import Embeddings
-from selection.index import Ids, Index, Ranked
 
 SHARDS = (1, 2, 4)
 _QUERIES = 100

@@ -24,7 +24,7 @@ from rich.table import Table
 from adapters.early_stopping import WINDOW, EarlyStopping, Look
 from benchmarks.passages import interval
 from benchmarks.variants import Row
-from selection.sift import has_stalled
+from selection.strategies.sift import has_stalled
 from serving.config import AUTO as BUDGET
 
 Floats = npt.NDArray[np.float64]

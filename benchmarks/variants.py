@@ -21,9 +21,9 @@ from benchmarks.centred import Centred
 from benchmarks.full_training import FullTraining
 from benchmarks.passages import CACHE, PREFIX, Passage, open_scorer
 from selection import Selection, Selector, SelectorConfig
+from selection.corpus.pool import OpenCorpora
 from selection.embedding import DEFAULT, Prompt
-from selection.registry import REGULARISATION
-from selection.shared import OpenCorpora
+from selection.strategies.registry import REGULARISATION
 from selection.threaded_embedder import SharedEmbedder
 
 STEPS = 50

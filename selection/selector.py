@@ -16,19 +16,19 @@ from functools import partial
 
 import numpy as np
 
-from selection.calibration import Calibration, calibration_of, model_digest
+from selection.access import EVERYTHING, Reader
 from selection.config import SelectorConfig as SelectorConfig
-from selection.documents import tokenizer_digest
+from selection.corpus.calibration import Calibration, calibration_of, model_digest
+from selection.corpus.filters import Filter
+from selection.corpus.pool import OpenCorpora
+from selection.corpus.shards import Ask, ShardedCorpora
+from selection.corpus.sqlite_store import CorpusError, Source
 from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
-from selection.filters import Filter
+from selection.ingest.ingest import tokenizer_digest
 from selection.limit import UNLIMITED, Limit
-from selection.reader import EVERYTHING, Reader
-from selection.registry import REGULARISATION, choose
-from selection.shards import Ask, ShardedCorpora
-from selection.shared import OpenCorpora
-from selection.sift import irreducible, sift
-from selection.store import CorpusError, Source
+from selection.strategies.registry import REGULARISATION, choose
+from selection.strategies.sift import irreducible, sift
 from selection.targets import MOST_TARGETS, LeftOut, evenly, used_windows
 from selection.threaded_embedder import SharedEmbedder
 
@@ -117,7 +117,7 @@ class Selector:
             steps: the most sequences.
             alpha: the stop of ADAPTIVE SIFT, or None.
             strategy: one of STRATEGIES.
-            only: a filter on the documents' metadata (`selection.filters`).
+            only: a filter on the documents' metadata (`selection.corpus.filters`).
             seed: of the strategy "random".
             reader: on whose behalf; what they do not see is not there.
             limit: how long it may take; looked at between units of work.

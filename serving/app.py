@@ -1,7 +1,7 @@
 """The deployments on Ray Serve, and how they are wired.
 
-`build(config)` gives the application, for `serving.local`, `serve run` and clusters. The deployments are thin: what
-they wrap works without Ray.
+`build(config)` gives the application, for `serving.local.server`, `serve run` and clusters. The deployments are thin:
+what they wrap works without Ray.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ray.serve.handle import DeploymentHandle
 
 from adapters.trainer import TrainerConfig
 from adapters.training import Progress, Training
+from selection.corpus.shards import folder_of
 from selection.embedding import Prompt
-from selection.library import Library
+from selection.library.library import Library
 from selection.selector import Selection, SelectorConfig
-from selection.shards import folder_of
 from serving import environment as variables
-from serving import front
+from serving.adaptation.workers import CorporaStage, ShardStage, TrainStage
 from serving.config import Config
 from serving.errors import SettingsError
-from serving.log_relay import relay_errors
-from serving.logs import LogFormat, set_up_logs
-from serving.news import starting, tell
-from serving.options import settings_of
-from serving.settings import check
-from serving.stages import CorporaStage, ShardStage, TrainStage
-from serving.tracing import start_tracing, stop_tracing
+from serving.http import hardening
+from serving.observability.log_relay import relay_errors
+from serving.observability.logs import LogFormat, set_up_logs
+from serving.observability.start_news import starting, tell
+from serving.observability.tracing import start_tracing, stop_tracing
+from serving.settings.settings import check
+from serving.settings.sources import settings_of
 
 if TYPE_CHECKING:
-    from serving.engine import Engine
-    from serving.gateway import Gateway
+    from serving.engine.engine import Engine
+    from serving.http.gateway import Gateway
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ _HANGING_SECONDS = 10.0  # that a stage may take to say it is well; after three 
 _WARM_SECONDS = 60.0  # that warming up one stage may take at the start; longer is left to the first request
 _HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
 NODE = {  # what every node's environment should have
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": front.IMPORT_PATH,
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": hardening.IMPORT_PATH,
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine five seconds do not suffice, and it is killed
     # Memory that the store has not got beforehand may not be there later; asked for then, it is the raylet's end.
     "RAY_preallocate_plasma_memory": "1",
@@ -122,7 +122,7 @@ async def _answer(response: Any, cancel: Callable[[], object] | None = None) -> 
 
 
 class _FromShard:
-    """A shard's answer, as `selection.shards.Answer`."""
+    """A shard's answer, as `selection.corpus.shards.Answer`."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
@@ -181,8 +181,8 @@ class EngineReplica:
         tell("engine", "importing vLLM")
         with starting("engine"):
             # Imported here: only this replica pays for vLLM.
-            from serving.engine import Engine
-            from serving.gateway import Gateway
+            from serving.engine.engine import Engine
+            from serving.http.gateway import Gateway
 
             _log_as(self._config.log_format)
             start_tracing()

@@ -8,11 +8,11 @@ from typing import Literal
 
 from adapters.config import TrainerConfig
 from selection.config import SelectorConfig
-from serving.admission import Capacity
+from serving.adaptation.admission import Capacity
+from serving.adaptation.terms import Terms
 from serving.budget import Budget
-from serving.conversations import ConversationsConfig
-from serving.engine_config import EngineConfig
-from serving.terms import Terms
+from serving.conversations.adapter_cache import ConversationsConfig
+from serving.engine.config import EngineConfig
 
 AUTO = Budget(steps=50, gain=0.25, own_gain=True)
 LIMITS = Budget(steps=50, seconds=60.0)
@@ -39,12 +39,12 @@ class Config:
         capacity: how many requests one replica takes on.
         shards: in how many shards the corpora lie that lie in any.
         conversations: how many adapters are kept for a next turn, and how long.
-        key_digests: SHA-256 of the API keys that see everything, in hexadecimal; with the next, `serving.keys`.
+        key_digests: SHA-256 of the API keys that see everything, in hexadecimal; with the next, `serving.api_keys`.
         key_file: the key file; without any key the server is open.
         log_format: "text" or "json".
         host, port: where HTTP is served.
         allowed_hosts, allowed_origins: names that a server without keys goes by, and pages that may use any server
-            (`serving.browsers`).
+            (`serving.http.browsers`).
         threads: of each of the three processes on a CPU.
         engine_gpus, trainer_gpus: of each replica, as Ray counts them; 0 keeps it where there is none.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from serving.budget import Budget
 
 if TYPE_CHECKING:
-    from selection.store import Source
+    from selection.corpus.sqlite_store import Source
 
 
 @dataclass(frozen=True)

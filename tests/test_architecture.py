@@ -48,9 +48,9 @@ def test_a_wheel_holds_the_packages_and_the_bundled_model(tmp_path: Path) -> Non
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(_PACKAGES)
     assert model == (_REPOSITORY / "deploy" / "nano" / "model.safetensors").read_bytes()
     assert {"serving/nano/config.json", "serving/nano/tokenizer.json"} <= names
-    assert "mayfly = serving.cli:main" in entry_points
-    for plugin in ("cpu_lora", "orphans", "whole_lora"):
-        assert f"mayfly_{plugin} = serving.{plugin}:register" in entry_points
+    assert "mayfly = serving.cli.main:main" in entry_points
+    for plugin in ("cpu_lora", "parent_death", "strict_lora"):
+        assert f"mayfly_{plugin} = serving.engine.plugins.{plugin}:register" in entry_points
 
 
 def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path)
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", str(there), str(wheel)]
     subprocess.run(pip, check=True, capture_output=True, text=True)
     code = (
-        "from adapters.defaults import for_model; from serving.config import bundled_model; "
+        "from adapters.model_defaults import for_model; from serving.config import bundled_model; "
         "print(for_model(bundled_model()).model)"
     )
     said = subprocess.run(

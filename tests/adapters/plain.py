@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as from_safetensors
 
-from adapters.lora import LoraBank
+from adapters.model.lora import LoraBank
 from adapters.trainer import LLAMA_TARGETS
 
 RANK, NUMERATOR = 4, 8.0

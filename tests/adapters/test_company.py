@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from adapters.plan import PLANS
+from adapters.step_plan import PLANS
 from adapters.trainer import Trainer, TrainerConfig
 from adapters.training import Progress, Training
 from tests.adapters.trainers import (

@@ -7,7 +7,7 @@ import threading
 import pytest
 from safetensors.torch import load as from_safetensors
 
-from adapters.plan import PLANS
+from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
 from adapters.training import Progress, Training
 from tests.adapters.plain import Base, PlainLora, assert_close, first_weights

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import load_file
 
-from adapters.plan import BATCH, PLANS, REFRESH
+from adapters.step_plan import BATCH, PLANS, REFRESH
 from adapters.trainer import LLAMA_TARGETS, Trainer, TrainerConfig
 from adapters.training import Progress
 from tests.adapters.plain import NUMERATOR, RANK, Base, PlainLora, assert_close, first_weights, load

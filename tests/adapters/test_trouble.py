@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.plan import PLANS
+from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
 from adapters.training import Progress, Training
 from tests.adapters.plain import Base, assert_close
@@ -459,7 +459,7 @@ def test_memory_is_given_back_when_nobody_has_been_there_for_a_while(
     monkeypatch.setattr("adapters.trainer.IDLE_SECONDS", 1.0)
     trainer = trainer_of(tiny_llama)
     given: list[float] = []
-    monkeypatch.setattr("adapters.memory.give_back", lambda: given.append(time.perf_counter()))
+    monkeypatch.setattr("adapters.model.activation_memory.give_back", lambda: given.append(time.perf_counter()))
 
     for _ in range(10):  # never alone for long enough
         trainer.train([[1, 2, 3]])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from adapters.plan import steps_of
-from adapters.schedule import Job, Schedule, Times
+from adapters.scheduler import Job, Schedule, Times
+from adapters.step_plan import steps_of
 from adapters.trainer import Trainer
 from adapters.training import Watch
 from adapters.warm_up import warm_up

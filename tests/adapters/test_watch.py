@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adapters.early_stopping import foretold, has_stalled
-from adapters.plan import PLANS
+from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
 from adapters.training import Progress, Training, Watch
 from tests.adapters.plain import assert_close

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load as from_safetensors
 
-from adapters.schedule import Job
+from adapters.scheduler import Job
 from adapters.trainer import Trainer, TrainerConfig
 from adapters.training import Progress, Training
 from tests.adapters.plain import NUMERATOR, RANK, assert_close

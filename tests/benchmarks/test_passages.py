@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import passages
 from benchmarks.passages import PREFIX, SUFFIX, make_set, near_duplicates
-from selection.corpus import Corpus
-from selection.documents import Document
+from selection.corpus.corpus import Corpus
+from selection.ingest.ingest import Document
 from selection.selector import Selector, SelectorConfig
 
 

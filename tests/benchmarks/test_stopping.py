@@ -17,7 +17,7 @@ from benchmarks import stopping
 from benchmarks.report import HERE
 from benchmarks.sections.stopping import stopping as section
 from benchmarks.variants import AT, STEPS, Row
-from selection.sift import has_stalled
+from selection.strategies.sift import has_stalled
 from tests.benchmarks.test_report import Sketches
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.variants import copied
-from selection.corpus import Corpus
-from selection.documents import Document, ingest, tokenizer_digest
+from selection.corpus.corpus import Corpus
 from selection.embedding import Prompt
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import Selector, SelectorConfig
 
 TEXTS = [

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from serving import local, node
-from serving.local import STORE_BYTES
+from serving.local import server, supervisor
+from serving.local.server import STORE_BYTES
 from tests.deploy.test_dockerfiles import SETTINGS, environment, told
 
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -130,7 +130,10 @@ def test_shared_memory_holds_rays_object_store_within_the_limit() -> None:
 
 
 def test_it_is_not_killed_while_it_ends() -> None:
-    assert seconds(_MAYFLY["stop_grace_period"]) > local._GRACE_SECONDS + local._ORDERLY_SECONDS + node._END_SECONDS
+    assert (
+        seconds(_MAYFLY["stop_grace_period"])
+        > server._GRACE_SECONDS + server._ORDERLY_SECONDS + supervisor._END_SECONDS
+    )
 
 
 def test_prometheus_scrapes_as_in_its_plain_configuration_but_by_name_and_with_the_key() -> None:

@@ -18,7 +18,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.errors import BusyError
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from tests.serving.reports import REPORT
 
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -44,7 +44,7 @@ from starlette.testclient import TestClient
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router
 from vllm.v1.metrics.loggers import PrometheusStatLogger
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 PrometheusStatLogger(AsyncEngineArgs(model=sys.argv[1], enable_lora=True, enforce_eager=True).create_engine_config())
 labels = {name: sorted(getattr(metric, "_labelnames", ())) for name, metric in REGISTRY._names_to_collectors.items()}
 attach_router(app := FastAPI())

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.gateway import _OPEN, _ROUTES
-from serving.options import variable
-from serving.settings import Settings
+from serving.http.gateway import _OPEN, _ROUTES
+from serving.settings.settings import Settings
+from serving.settings.sources import variable
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _CPU, _CUDA = "deploy/docker/cpu.Dockerfile", "deploy/docker/cuda.Dockerfile"
@@ -231,7 +231,7 @@ def test_it_starts_the_server_by_its_own_command(file: str) -> None:
 
     assert [json.loads(text) for text in told(file, "ENTRYPOINT")] == [["mayfly"]]
     assert [json.loads(text) for text in told(file, "CMD")] == [["serve"]]
-    assert 'mayfly = "serving.cli:main"' in pyproject
+    assert 'mayfly = "serving.cli.main:main"' in pyproject
     assert environment(file)["PATH"].startswith("/opt/mayfly/bin:")
     assert "--from=build /opt/mayfly /opt/mayfly" in told(file, "COPY")
 

@@ -15,11 +15,12 @@ import pytest
 import ray
 import yaml
 
-from serving import __version__, front
-from serving.admission import Capacity
+from serving import __version__
+from serving.adaptation.admission import Capacity
 from serving.config import Config
-from serving.options import settings_of, variable
-from serving.settings import Settings
+from serving.http import hardening
+from serving.settings.settings import Settings
+from serving.settings.sources import settings_of, variable
 from tests.deploy.kustomize import Resource, built
 
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -253,7 +254,7 @@ def test_every_variable_of_mayfly_is_a_setting(name: str) -> None:
 @every_overlay
 def test_the_front_door_stands_in_every_pod(name: str) -> None:
     for _, container in containers(name):
-        assert environment(name, container)["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == front.IMPORT_PATH
+        assert environment(name, container)["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == hardening.IMPORT_PATH
 
 
 @each_config

@@ -21,11 +21,11 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from serving.admission import Capacity
+from serving.adaptation.admission import Capacity
 from serving.app import application, build
 from serving.config import Config
-from serving.options import checked, settings_of
-from serving.settings import Settings
+from serving.settings.settings import Settings
+from serving.settings.sources import checked, settings_of
 
 _FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "serve"
 _NAMES = ["cpu", "gpu", "gpus"]

@@ -15,13 +15,13 @@ import pytest
 import pytest_asyncio
 
 from adapters.trainer import TrainerConfig
-from selection.corpus import Corpus
-from selection.documents import Document, find_files, ingest, package_folder, tokenizer_digest
+from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
+from selection.ingest.ingest import Document, find_files, ingest, package_folder, tokenizer_digest
 from selection.selector import SelectorConfig
-from serving.admission import Capacity
+from serving.adaptation.admission import Capacity
 from serving.config import Config
-from serving.engine_config import EngineConfig
+from serving.engine.config import EngineConfig
 
 SLOTS = 8
 
@@ -70,10 +70,10 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
 
     os.environ |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     os.environ["CXX"] = "/no/compiler"  # nothing may need one
-    from serving.engine import Engine
-    from serving.front import Front, StrictProtocol
-    from serving.gateway import Gateway
-    from serving.stages import CorporaStage, TrainStage
+    from serving.adaptation.workers import CorporaStage, TrainStage
+    from serving.engine.engine import Engine
+    from serving.http.gateway import Gateway
+    from serving.http.hardening import Front, StrictProtocol
 
     trainer = TrainerConfig(nano, precision="float32")  # in it an adapter does not depend on its company
     config = Config(

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from adapters.early_stopping import has_stalled
-from selection.calibration import Calibration, model_digest, to_remember
-from selection.corpus import Corpus
-from serving import answer
+from selection.corpus.calibration import Calibration, model_digest, to_remember
+from selection.corpus.corpus import Corpus
+from serving.http import response
 from tests.engine.conftest import Server
 from tests.serving.test_budget import MALFORMED
 
@@ -130,8 +130,8 @@ async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Serve
 async def test_a_slow_stream_says_how_far_it_is_where_that_is_asked_for(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer, "QUIET_SECONDS", 0.2)
-    monkeypatch.setattr(answer, "COMMENT_SECONDS", 0.1)
+    monkeypatch.setattr(response, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(response, "COMMENT_SECONDS", 0.1)
     body = {"model": "nano", "prompt": PROMPT, "max_tokens": 6, "stream": True, "adaptation": {"progress": True}}
 
     async with (
@@ -156,7 +156,7 @@ async def test_a_slow_stream_says_how_far_it_is_where_that_is_asked_for(
 async def test_a_required_adapter_that_fails_ends_a_stream_that_has_begun(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(response, "QUIET_SECONDS", 0.0)
     body = {"model": "nano", "prompt": PROMPT, "stream": True, "adaptation": {"required": True, "progress": True}}
 
     async with (
@@ -172,7 +172,7 @@ async def test_a_required_adapter_that_fails_ends_a_stream_that_has_begun(
 async def test_a_stream_that_did_not_ask_for_progress_has_no_comments(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(response, "QUIET_SECONDS", 0.0)
     body = {"model": "nano", "prompt": PROMPT, "max_tokens": 2, "stream": True}
 
     async with (

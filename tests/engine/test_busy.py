@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, RateLimitError
 
-from serving.admission import Capacity
+from serving.adaptation.admission import Capacity
 from tests.engine.conftest import Server
 
 STEPS = 24

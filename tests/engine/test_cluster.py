@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from selection.corpus import Corpus
-from selection.shards import folder_of, follow
+from selection.corpus.corpus import Corpus
+from selection.corpus.shards import folder_of, follow
 
 SHARDS = 2
 KEY = "the-operator"

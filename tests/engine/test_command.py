@@ -23,7 +23,7 @@ import openai
 import psutil
 import pytest
 
-from selection.store import Store
+from selection.corpus.sqlite_store import Store
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
 FREE = {"Compute-Budget": "none"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import closing
 
-from serving.asking import ask_engine
+from serving.capacity.engine_profiler import ask_engine
 from serving.client import Server as Client
 from tests.engine.conftest import Server
 

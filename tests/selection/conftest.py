@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from selection.embedding import Embedder
-from selection.library import Library
+from selection.library.library import Library
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selection.attachments import Attachment
-from selection.catalogue import Part, Wanted
-from selection.corpus import Corpus
+from selection.corpus.attachments import Attachment
+from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Embeddings, Prompt
-from selection.library import Library
+from selection.library.library import Library
+from selection.library.records import Part, Wanted
 
 CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
 SHIPS = "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"

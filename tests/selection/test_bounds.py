@@ -17,9 +17,9 @@ _MEASURED = """
 import json, re, sys
 from pathlib import Path
 import pyarrow.parquet
-from selection.chunking import Cut, split
-from selection.readers import read_file
-from selection.store import CorpusError
+from selection.ingest.chunking import Cut, split
+from selection.ingest.readers import read_file
+from selection.corpus.sqlite_store import CorpusError
 
 def peak():  # not getrusage: what it says of a new process begins at its parent's size
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10

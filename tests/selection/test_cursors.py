@@ -13,14 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selection.attachments import Attachment
-from selection.catalogue import Page, Part, Wanted, page_of_files
-from selection.corpus import Corpus
-from selection.documents import Document, ingest, tokenizer_digest
+from selection.corpus.attachments import Attachment
+from selection.corpus.corpus import Corpus
+from selection.corpus.positions import carried, new_id, position
 from selection.embedding import Embedder
-from selection.library import Library
-from selection.positions import carried, new_id, position
-from selection.uploads import LibraryError
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.library.library import Library
+from selection.library.records import Page, Part, Wanted, page_of_files
+from selection.library.uploads import LibraryError
 from tests.selection.libraries import CATS, HeldEmbedder
 
 _BOTH = pytest.mark.parametrize("order", ["asc", "desc"])

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from selection.corpus import Corpus
+from selection.corpus.corpus import Corpus
+from selection.corpus.faiss_index import Index, State
+from selection.corpus.sqlite_store import CorpusError
 from selection.embedding import Embedder, Embeddings
-from selection.index import Index, State
-from selection.store import CorpusError
 from tests.conftest import WordEmbedder
 from tests.selection.truth import Held, add, assert_answers_like
 
@@ -152,7 +152,7 @@ def test_an_index_that_does_not_belong_is_noticed(
         ids_N, vectors_ND = corpus._store.embeddings()
         mine = corpus._store.meta()["uuid"]
     if whose == "another version's":
-        monkeypatch.setattr("selection.index._FORMAT", 1)
+        monkeypatch.setattr("selection.corpus.faiss_index._FORMAT", 1)
     state = State("another" if whose == "another corpus's" else mine, 10_000 if whose == "a later state's" else 1)
     Index.build(ids_N, vectors_ND[::-1].copy()).save(filled, state)
     monkeypatch.undo()
@@ -186,7 +186,7 @@ from __future__ import annotations
 import hashlib, itertools, re, sys, time
 from pathlib import Path
 import numpy as np
-from selection.corpus import Corpus
+from selection.corpus.corpus import Corpus
 
 {inspect.getsource(WordEmbedder)}
 

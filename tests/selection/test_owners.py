@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from selection import selector as selector_module
-from selection.catalogue import Part, Wanted
-from selection.corpus import Corpus, find_corpus, list_corpora
-from selection.documents import Document, ingest, tokenizer_digest
+from selection.access import EVERYTHING, Reader
+from selection.corpus.corpus import Corpus, find_corpus, list_corpora
+from selection.corpus.pool import OpenCorpora
+from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Prompt
-from selection.library import Library
-from selection.reader import EVERYTHING, Reader
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.library.library import Library
+from selection.library.records import Part, Wanted
+from selection.library.uploads import LibraryError, MissingError, ReadOnlyError
 from selection.selector import Selector, SelectorConfig
-from selection.shared import OpenCorpora
-from selection.store import CorpusError, CorpusNotFoundError
-from selection.uploads import LibraryError, MissingError, ReadOnlyError
 from tests.selection.libraries import ALL, CATS, SHIPS, documents, settled
 
 ALICE, BOB = Reader("alice", frozenset({"shared"})), Reader("bob", frozenset())
@@ -265,7 +265,7 @@ def test_a_corpus_that_another_puts_in_its_place_meanwhile_is_not_opened(
 ) -> None:
     """What `find_corpus` found may be gone, and its folder another's, once it is opened."""
     theirs = library.create_store("cats", reader=BOB).id
-    monkeypatch.setattr("selection.corpus.find_corpus", lambda *_: corpora / theirs)
+    monkeypatch.setattr("selection.corpus.corpus.find_corpus", lambda *_: corpora / theirs)
 
     with pytest.raises(CorpusNotFoundError, match="no corpus 'shared'"):
         Corpus.open(corpora, "shared", ALICE)
@@ -298,7 +298,7 @@ def test_a_corpus_whose_folder_goes_meanwhile_is_passed_over(
 ) -> None:
     store, _ = filled(library, ALICE, "cats", CATS)
     listed = [*list_corpora(corpora), "gone"]
-    monkeypatch.setattr("selection.corpus.list_corpora", lambda _: listed)
+    monkeypatch.setattr("selection.corpus.corpus.list_corpora", lambda _: listed)
 
     assert find_corpus(corpora, "cats", ALICE).name == store
     assert "gone" not in os.listdir(corpora)

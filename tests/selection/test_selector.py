@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from selection import selector as selector_module
-from selection.baselines import nearest_neighbours
-from selection.corpus import Corpus
-from selection.documents import Document, ingest, tokenizer_digest
+from selection.corpus.corpus import Corpus
+from selection.corpus.filters import Filter
+from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Prompt
-from selection.filters import Filter
-from selection.registry import STRATEGIES, choose
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import Selection, Selector, SelectorConfig
-from selection.sift import irreducible, sift
-from selection.store import CorpusError, CorpusNotFoundError
+from selection.strategies.baselines import nearest_neighbours
+from selection.strategies.registry import STRATEGIES, choose
+from selection.strategies.sift import irreducible, sift
 
 _DOCUMENTS = [
     Document("cats", "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs.", {"legs": 4}),

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from selection import registry
 from selection import selector as selector_module
-from selection.corpus import Corpus
-from selection.documents import Document, ingest, tokenizer_digest
+from selection.corpus.corpus import Corpus
+from selection.corpus.pool import OpenCorpora
+from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Embeddings, Prompt
-from selection.library import Library
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.library.library import Library
 from selection.limit import AbandonedError, Limit, SecondsSpentError
 from selection.selector import Selector, SelectorConfig
-from selection.shared import OpenCorpora
-from selection.store import CorpusError, CorpusNotFoundError
+from selection.strategies import registry
 from selection.targets import MOST_TARGETS, LeftOut
 from selection.threaded_embedder import PART_CHARACTERS, PART_TEXTS, SharedEmbedder
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selection.corpus import Corpus
+from selection.corpus.corpus import Corpus
+from selection.corpus.filters import Scalar
+from selection.corpus.sqlite_store import Piece
 from selection.embedding import Embedder
-from selection.filters import Scalar
-from selection.store import Piece
 
 
 @dataclass(frozen=True)

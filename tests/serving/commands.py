@@ -11,7 +11,7 @@ from pathlib import Path
 HEAVY = ("torch", "transformers", "sentence_transformers", "ray", "vllm", "faiss", "numba", "pyarrow", "scipy")
 _CODE = """
 import sys
-from serving.cli import main
+from serving.cli.main import main
 sys.argv = ["mayfly", *sys.argv[2:]]
 try:
     main()

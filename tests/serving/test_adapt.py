@@ -12,10 +12,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
-from selection.corpus import Corpus
-from selection.documents import Document, ingest, tokenizer_digest
+from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
-from serving.cli import app
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from serving.cli.main import app
 
 _TEXTS = {
     "bees": "A hive of bees keeps itself warm in winter by shivering; the queen stays in the middle of the cluster.",

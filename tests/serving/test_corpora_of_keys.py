@@ -17,14 +17,14 @@ import pytest
 import uvicorn
 from starlette.routing import Route
 
-from selection.corpus import Corpus
-from selection.documents import Document, ingest, tokenizer_digest
-from selection.library import Library
-from serving.body import Message, Receive, Send
+from selection.corpus.corpus import Corpus
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.library.library import Library
+from serving.adaptation.workers import Asked
+from serving.api_keys import Keys, digest
 from serving.budget import Budget
-from serving.keys import Keys, digest
-from serving.stages import Asked
-from serving.vector_stores import VectorStores
+from serving.http.body import Message, Receive, Send
+from serving.http.vector_stores.routes import VectorStores
 from tests.conftest import WordEmbedder
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"

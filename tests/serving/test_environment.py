@@ -14,13 +14,13 @@ from serving.environment import environment, set_environment
 
 _LOOK = """
 import json, os, sys
-from serving import cli
+from serving.cli import main
 
 def look():
     print(json.dumps({"loaded": "torch" in sys.modules, "environment": dict(os.environ)}))
 
-cli.app = look
-cli.main()
+main.app = look
+main.main()
 """
 
 

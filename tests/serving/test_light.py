@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from selection.corpus import Corpus
+from selection.corpus.corpus import Corpus
+from selection.corpus.sqlite_store import Piece
 from selection.embedding import Embedder
-from selection.store import Piece
 from tests.serving.commands import run
 
 
@@ -123,7 +123,7 @@ def test_completion_is_offered_and_knows_commands_and_options(tmp_path: Path) ->
     for typed, wanted in words.items():
         line = f"mayfly {typed}"
         answer = subprocess.run(
-            [sys.executable, "-c", "import sys; sys.argv[0] = 'mayfly'; from serving.cli import main; main()"],
+            [sys.executable, "-c", "import sys; sys.argv[0] = 'mayfly'; from serving.cli.main import main; main()"],
             env={**os.environ, "_MAYFLY_COMPLETE": "complete_bash", "COMP_WORDS": line,
                  "COMP_CWORD": str(len(line.split()) - 1)},
             capture_output=True, text=True,

@@ -1,0 +1,183 @@
+"""Faster parts for the models most people have: Llama's attention, gated MLP and norm, and those built like them.
+
+On a CPU a small model's training spends more time carrying numbers to and from memory between operations than in
+matrix products. These parts do the same in fewer passes, each with a backward of its own: rotary positions are applied
+while heads are laid out, scaling is part of them, masks are added in place, grouped queries share keys without copies.
+Whoever calls `fuse` compares losses and gradients before and after, and restores a model that these parts do not fit
+(`adapters.model.base_model` does). Not for a GPU: `scaled_dot_product_attention` is better there.
+
+Shapes: M rows of a batch, S tokens, H hidden size, D head size, A attention heads, K heads of keys and values.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+_ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
+_silu_backward = torch.ops.aten.silu_backward
+_softmax_backward = torch.ops.aten._softmax_backward_data
+
+
+def fuse(model: nn.Module) -> int:
+    """Give the model's attentions, MLPs and norms their faster forward; how many there are."""
+    modules = {module: faster for module in model.modules() if (faster := _faster(module)) is not None}
+    for module, faster in modules.items():
+        module.forward = types.MethodType(faster, module)
+    return len(modules)
+
+
+def restore(model: nn.Module) -> None:
+    """Undo `fuse`: the class's own forward is back."""
+    for module in model.modules():
+        if _faster(module) is not None:
+            module.__dict__.pop("forward", None)
+
+
+def _faster(module: nn.Module) -> Callable[..., Any] | None:
+    name = type(module).__name__
+    if name in _ATTENTIONS:
+        return _attention
+    if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        return _norm
+    if all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        return _mlp if "silu" in type(module.act_fn).__name__.lower() else None
+    return None
+
+
+def _norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    normed: torch.Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+    return normed
+
+
+def _mlp(self: Any, x: torch.Tensor) -> torch.Tensor:
+    down: torch.Tensor = self.down_proj(_GatedSilu.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-untyped-call]
+    return down
+
+
+def _attention(
+    self: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **others: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    window = getattr(self if hasattr(self, "sliding_window") else self.config, "sliding_window", None)
+    if window is not None and hidden_states.shape[1] > window:
+        theirs: tuple[torch.Tensor, torch.Tensor | None] = type(self).forward(
+            self, hidden_states, position_embeddings=position_embeddings, **others
+        )
+        return theirs
+    cos, sin = position_embeddings
+    projected = (projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj))
+    mixed = _CausalAttention.apply(*projected, cos[:1], sin[:1], self.head_dim, self.scaling)  # type: ignore[no-untyped-call]
+    answered: torch.Tensor = self.o_proj(mixed)
+    return answered, None
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_MSH: torch.Tensor, weight_H: torch.Tensor, epsilon: float) -> torch.Tensor:
+        size = x_MSH.shape[-1]
+        length_MS1 = torch.linalg.vector_norm(x_MSH, dim=-1, keepdim=True, dtype=torch.float32)
+        scale_MS1 = length_MS1.square_().div_(size).add_(epsilon).rsqrt_().to(x_MSH.dtype)
+        ctx.save_for_backward(x_MSH, scale_MS1, weight_H)
+        normed_MSH: torch.Tensor = (x_MSH * scale_MS1).mul_(weight_H)
+        return normed_MSH
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_MSH, scale_MS1, weight_H = ctx.saved_tensors
+        inner_MSH = gradients[0] * weight_H
+        along_MS1 = torch.linalg.vecdot(inner_MSH, x_MSH)[..., None]
+        along_MS1.mul_(scale_MS1.square()).div_(-x_MSH.shape[-1])
+        return inner_MSH.addcmul_(x_MSH, along_MS1).mul_(scale_MS1), None, None
+
+
+class _GatedSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_MSI: torch.Tensor, up_MSI: torch.Tensor) -> torch.Tensor:
+        active_MSI = nn.functional.silu(gate_MSI)
+        ctx.save_for_backward(gate_MSI, up_MSI, active_MSI)
+        return active_MSI * up_MSI
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gate_MSI, up_MSI, active_MSI = ctx.saved_tensors
+        return _silu_backward(gradients[0] * up_MSI, gate_MSI), gradients[0] * active_MSI
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Rotary positions, causal attention, heads in and out; as the model's own, without dropout."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_MSQ: torch.Tensor,
+        key_MSE: torch.Tensor,
+        value_MSE: torch.Tensor,
+        cos_1SD: torch.Tensor,
+        sin_1SD: torch.Tensor,
+        size: int,
+        scaling: float,
+    ) -> torch.Tensor:
+        rows, length, _ = query_MSQ.shape
+        heads, shared = query_MSQ.shape[-1] // size, key_MSE.shape[-1] // size
+        query = _turn(query_MSQ.view(rows, length, heads, size), cos_1SD * scaling, sin_1SD * scaling)
+        key = _turn(key_MSE.view(rows, length, shared, size), cos_1SD, sin_1SD)
+        value = value_MSE.view(rows, length, shared, size).transpose(1, 2).contiguous()
+        # Query heads that share a key head stand in a row behind one another: [M K, A / K S, D].
+        query, key, value = query.view(rows * shared, -1, size), key.flatten(0, 1), value.flatten(0, 1)
+        scores = torch.bmm(query, key.mT)
+        scores.view(-1, length, length).add_(_mask(length, scores.dtype))
+        weights = torch.softmax(scores, -1)
+        ctx.save_for_backward(query, key, value, weights, cos_1SD, sin_1SD)
+        ctx.shape, ctx.scaling = (rows, length, heads, shared, size), scaling
+        mixed = torch.bmm(weights, value).view(rows, heads, length, size)
+        return mixed.transpose(1, 2).reshape(rows, length, heads * size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, weights, cos_1SD, sin_1SD = ctx.saved_tensors
+        rows, length, heads, shared, size = ctx.shape
+        dmixed = gradients[0].view(rows, length, heads, size).transpose(1, 2).reshape(rows * shared, -1, size)
+        dweights = torch.bmm(dmixed, value.mT)
+        dscores = _softmax_backward(dweights, weights, -1, weights.dtype)
+        dquery = torch.bmm(dscores, key).view(rows, heads, length, size)
+        dkey = torch.bmm(dscores.mT, query).view(rows, shared, length, size)
+        dvalue = torch.bmm(weights.mT, dmixed).view(rows, shared, length, size)
+        return (
+            _turn_back(dquery, cos_1SD * ctx.scaling, sin_1SD * ctx.scaling).flatten(2),
+            _turn_back(dkey, cos_1SD, sin_1SD).flatten(2),
+            dvalue.transpose(1, 2).flatten(2),
+            *(None,) * 4,
+        )
+
+
+def _turn(x_MSAD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tensor) -> torch.Tensor:
+    """Rotary positions, and heads before tokens: [M, A, S, D]."""
+    rows, length, heads, size = x_MSAD.shape
+    turned = x_MSAD.new_empty(rows, heads, length, size)
+    (first, second), (new_first, new_second) = x_MSAD.transpose(1, 2).chunk(2, -1), turned.chunk(2, -1)
+    (cos_first, cos_second), (sin_first, sin_second) = cos_1SD[:, None].chunk(2, -1), sin_1SD[:, None].chunk(2, -1)
+    torch.mul(first, cos_first, out=new_first).addcmul_(second, sin_first, value=-1)
+    torch.mul(second, cos_second, out=new_second).addcmul_(first, sin_second)
+    return turned
+
+
+def _turn_back(d_MASD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tensor) -> torch.Tensor:
+    """What `_turn` does to gradients: [M, S, A, D]."""
+    rows, heads, length, size = d_MASD.shape
+    back = d_MASD.new_empty(rows, length, heads, size)
+    (first, second), (new_first, new_second) = d_MASD.chunk(2, -1), back.transpose(1, 2).chunk(2, -1)
+    (cos_first, cos_second), (sin_first, sin_second) = cos_1SD[:, None].chunk(2, -1), sin_1SD[:, None].chunk(2, -1)
+    torch.mul(first, cos_first, out=new_first).addcmul_(second, sin_second)
+    torch.mul(second, cos_second, out=new_second).addcmul_(first, sin_first, value=-1)
+    return back
+
+
+@functools.lru_cache(maxsize=4)
+def _mask(length: int, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores: nothing up to a token's own place, -inf beyond."""
+    return torch.full((length, length), -torch.inf, dtype=dtype).triu_(1)

@@ -1,0 +1,1 @@
+"""The library of corpora behind vector stores: uploads, attached files, search."""

@@ -1,0 +1,1 @@
+"""`mayfly plan`: what a machine can serve, from costs that are measured on it."""

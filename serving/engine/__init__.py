@@ -1,0 +1,1 @@
+"""vLLM: the engine, and how adapters reach it."""

@@ -1,0 +1,1 @@
+"""What Mayfly changes in vLLM's processes, by vLLM's own plugin mechanism."""

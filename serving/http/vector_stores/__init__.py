@@ -1,0 +1,1 @@
+"""OpenAI's vector-store and file API over the library of corpora."""

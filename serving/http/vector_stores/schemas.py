@@ -1,0 +1,128 @@
+"""The library's values as the objects of OpenAI's API: vector stores, files, batches, pages of them.
+
+It knows the shapes, not the routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from selection.library.records import AttachedFile, Batch, Page, StoreEntry
+from selection.library.search import Found
+from selection.library.uploads import UploadedFile
+
+Object = dict[str, Any]
+Item = TypeVar("Item")
+
+
+def store_object(entry: StoreEntry) -> Object:
+    """A vector store."""
+    return {
+        "id": entry.id,
+        "object": "vector_store",
+        "created_at": int(entry.created),
+        "name": entry.name,
+        "description": entry.description,
+        "metadata": entry.metadata,
+        "file_counts": _counts(entry.counts),
+        "status": "in_progress" if entry.counts["in_progress"] else "completed",
+        "usage_bytes": entry.bytes,
+        "expires_after": None,
+        "expires_at": None,
+        "last_active_at": None,
+    }
+
+
+def upload_object(upload: UploadedFile) -> Object:
+    """A file."""
+    return {
+        "id": upload.id,
+        "object": "file",
+        "created_at": int(upload.created),
+        "filename": upload.name,
+        "bytes": upload.bytes,
+        "purpose": upload.purpose,
+        "status": "processed",
+        "status_details": None,
+        "expires_at": None,
+    }
+
+
+def file_object(attached: AttachedFile) -> Object:
+    """A file of a vector store."""
+    file = attached.file
+    strategy: Object = {"type": "other"}
+    if file.cut is not None:
+        length, overlap = file.cut
+        static = {"max_chunk_size_tokens": length, "chunk_overlap_tokens": overlap}
+        strategy = {"type": "static", "static": static}
+    return {
+        "id": file.id,
+        "object": "vector_store.file",
+        "vector_store_id": attached.store,
+        "created_at": file.created,
+        "status": file.status,
+        "last_error": file.problem and {"code": file.problem.code, "message": file.problem.message},
+        "usage_bytes": file.bytes,
+        "document_counts": file.documents,
+        "attributes": file.attributes,
+        "chunking_strategy": strategy,
+    }
+
+
+def batch_object(batch: Batch) -> Object:
+    """A batch of files of a vector store."""
+    counts = batch.counts
+    if counts["in_progress"]:
+        status = "in_progress"
+    elif batch.cancelled or not (counts["completed"] or counts["failed"]):
+        status = "cancelled"
+    else:
+        status = "completed" if counts["completed"] else "failed"
+    return {
+        "id": batch.id,
+        "object": "vector_store.files_batch",
+        "vector_store_id": batch.store,
+        "created_at": batch.created,
+        "status": status,
+        "file_counts": _counts(counts),
+    }
+
+
+def found_page(queries: Sequence[str], found: Sequence[Found]) -> Object:
+    """What a search found."""
+    data = [
+        {
+            "file_id": each.file,
+            "filename": each.name,
+            "score": each.score,
+            "attributes": each.attributes,
+            "content": [{"type": "text", "text": each.text}],
+        }
+        for each in found
+    ]
+    shape = {"object": "vector_store.search_results.page", "search_query": list(queries)}
+    return {**shape, "data": data, "has_more": False, "next_page": None}
+
+
+def texts_page(texts: Sequence[str]) -> Object:
+    """The texts of a file of a vector store."""
+    data = [{"type": "text", "text": text} for text in texts]
+    return {"object": "vector_store.file_content.page", "data": data, "has_more": False, "next_page": None}
+
+
+def list_object(page: Page[Item], shape: Callable[[Item], Object]) -> Object:
+    """A part of a list."""
+    data = [shape(item) for item in page.items]
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": page.more}
+
+
+def deleted_object(kind: str, identity: str) -> Object:
+    """That something is gone."""
+    return {"id": identity, "object": kind, "deleted": True}
+
+
+def _counts(counts: Mapping[str, int]) -> dict[str, int]:
+    return {**counts, "total": sum(counts.values())}

@@ -1,0 +1,1 @@
+"""A server on one machine: Ray, HAProxy, their supervision and their files."""

@@ -1,0 +1,70 @@
+"""What a step keeps is known before it is begun, and can be less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.model.activation_memory import Memory, _kept, free_bytes
+from adapters.model.base_model import BaseModel
+from adapters.model.lora import LoraBank
+from adapters.trainer import LLAMA_TARGETS
+
+
+@pytest.fixture(scope="module")
+def bound(tiny_llama: str) -> tuple[BaseModel, LoraBank]:
+    base = BaseModel(tiny_llama, precision="float32")
+    return base, LoraBank(base.model, 4, 1.0, LLAMA_TARGETS)
+
+
+@pytest.mark.parametrize("tokens", [5, 16, 40, 64])
+def test_a_rows_bytes_are_foretold(bound: tuple[BaseModel, LoraBank], tokens: int) -> None:
+    base, bank = bound
+    with bank.bind([0]):
+        memory = Memory(base, limit=1 << 30)
+        kept = _kept(base, tokens)
+
+    assert memory.row(tokens) == pytest.approx(kept, rel=0.02)
+    assert memory.least(tokens) < memory.row(tokens)
+
+
+def test_layer_by_layer_less_is_kept_for_the_same_gradient(bound: tuple[BaseModel, LoraBank]) -> None:
+    base, bank = bound
+    bank.reset(0, 1)
+    gradients = []
+    kept = []
+    for saving in (False, True):
+        with bank.bind([0]) as gradients_MP:
+            memory = Memory(base, limit=1)
+            with memory.saving(saving):
+                kept.append(_kept(base, 64))
+                base.losses([list(range(64))]).sum().backward()  # type: ignore[no-untyped-call]
+            gradients.append(gradients_MP.clone())
+
+    assert torch.equal(gradients[0], gradients[1])
+    assert float(gradients[0].norm()) > 0
+    assert kept[1] < kept[0] / 2
+
+
+def test_what_is_free_decides_where_nobody_says(bound: tuple[BaseModel, LoraBank]) -> None:
+    base, bank = bound
+    with bank.bind([0]):
+        memory, small = Memory(base), Memory(base, limit=1)
+
+    assert memory.holds(1, 64)
+    assert not memory.holds(1 << 40, 64)
+    assert not small.holds(1, 2)
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path) > 1 << 20
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 400\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path) > 1 << 20
+    (tmp_path / "memory.max").write_text("1500\n")
+    assert free_bytes(tmp_path) == 900
+    (tmp_path / "memory.max").write_text("500\n")
+    assert free_bytes(tmp_path) == 0

@@ -1,0 +1,190 @@
+"""The base model: rows of any length give the losses they give alone, whatever the model does with its logits."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapters.model.base_model import PRECISIONS, BaseModel
+from tests.adapters.plain import Base, load
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_ROWS = [[(11 * i + 5 * j) % 97 for j in range(2 + 9 * i)] for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def model(base: Base) -> BaseModel:
+    """Each kind of model, exact."""
+    return BaseModel(base.folder, precision="float32")
+
+
+@torch.no_grad()
+def plain_nats(model: Any, row: list[int], start: int = 1) -> float:
+    """As transformers has it: the mean of a row's tokens from `start` on."""
+    log_probabilities = model(torch.tensor([row])).logits[0].log_softmax(-1)
+    nats = [-float(log_probabilities[i - 1, row[i]]) for i in range(start, len(row))]
+    return sum(nats) / len(nats)
+
+
+def own_model(kind: str, folder: Path) -> str:
+    """The folder of a tiny model that does more to its last hidden states than multiply, or multiplies otherwise."""
+    import transformers
+
+    torch.manual_seed(5)
+    options: dict[str, dict[str, Any]] = {
+        "Gemma2": {"final_logit_softcapping": 2.0, "head_dim": 8, "sliding_window": 16},
+        "Granite": {"logits_scaling": 4.0},
+        "Cohere": {"logit_scale": 0.3},
+        "Phi": {},
+        "Mistral": {"sliding_window": 8},
+        "GPTNeoX": {},
+    }
+    config = getattr(transformers, f"{kind}Config")(**_SHAPE, **options[kind])
+    own = getattr(transformers, f"{kind}ForCausalLM")(config)
+    if kind == "Phi":  # its output layer has a bias
+        torch.nn.init.normal_(own.lm_head.bias)
+    own.save_pretrained(folder)
+    return str(folder)
+
+
+def test_each_row_gives_what_transformers_gives_it_alone(base: Base, model: BaseModel) -> None:
+    plain = load(base.folder)
+
+    with torch.no_grad():
+        together = model.losses(_ROWS).tolist()
+
+    assert together == pytest.approx([plain_nats(plain, row) for row in _ROWS], rel=1e-5)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(0, 127), min_size=2, max_size=64), min_size=1, max_size=6), st.randoms())
+def test_rows_in_any_order_and_company_give_the_same(model: BaseModel, rows: list[list[int]], random_: Any) -> None:
+    order = list(range(len(rows)))
+    random_.shuffle(order)
+
+    with torch.no_grad():
+        alone = [float(model.losses([row])) for row in rows]
+        together = model.losses([rows[m] for m in order]).tolist()
+
+    assert together == pytest.approx([alone[m] for m in order], rel=1e-4)
+
+
+@pytest.mark.parametrize("start", [1, 2, 7, 46])
+def test_only_tokens_from_the_start_on_count(base: Base, model: BaseModel, start: int) -> None:
+    rows = [_ROWS[5], _ROWS[5][::-1], _ROWS[5] + [1, 2, 3]]
+
+    with torch.no_grad():
+        found = model.losses(rows, start).tolist()
+
+    plain = load(base.folder)
+    assert found == pytest.approx([plain_nats(plain, row, start) for row in rows], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Gemma2", "Granite", "Cohere", "Phi", "Mistral", "GPTNeoX"])
+def test_models_with_ways_of_their_own_are_right(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Arrange: soft caps and scaled logits are no linear layer; a bias and a sliding window are no hindrance.
+    folder = own_model(kind, tmp_path / kind)
+    with caplog.at_level(logging.WARNING):
+        model = BaseModel(folder, precision="float32")
+    plain = load(folder)
+
+    # Act: losses, and the gradient with respect to the first layer's inputs, as transformers has them.
+    found_M, found = with_gradient(model.model, lambda: model.losses(_ROWS))
+    expected_M, expected = with_gradient(plain, lambda: torch.stack([plain_loss(plain, row) for row in _ROWS]))
+
+    # Assert.
+    assert found_M.tolist() == pytest.approx(expected_M.tolist(), rel=1e-4)
+    assert (found - expected).norm() <= 1e-3 * expected.norm()
+    whole = [record for record in caplog.records if "logits are held whole" in record.message]
+    assert len(whole) == (kind in {"Gemma2", "Granite", "Cohere"})
+
+
+def plain_loss(model: Any, row: list[int]) -> torch.Tensor:
+    loss: torch.Tensor = model(torch.tensor([row]), labels=torch.tensor([row])).loss
+    return loss
+
+
+def with_gradient(model: Any, losses: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses, and the gradient of their sum with respect to the table of embeddings."""
+    table = model.get_input_embeddings().weight
+    table.requires_grad_(True)
+    losses_M = losses()
+    (gradient,) = torch.autograd.grad(losses_M.sum(), table)
+    table.requires_grad_(False)
+    return losses_M.detach(), gradient
+
+
+def test_what_it_says_of_itself(base: Base, model: BaseModel) -> None:
+    plain = load(base.folder)
+
+    assert (model.vocabulary, model.context) == (128, 64)
+    assert model.parameters == sum(parameter.numel() for parameter in plain.parameters())
+    assert model.device in {"cpu", "cuda"}
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_in_bfloat16_the_losses_differ_by_little(base: Base, model: BaseModel) -> None:
+    rough = BaseModel(base.folder, precision="bfloat16")
+
+    with torch.no_grad():
+        exact_M, found_M = model.losses(_ROWS), rough.losses(_ROWS)
+
+    assert found_M.dtype == torch.float32
+    torch.testing.assert_close(found_M, exact_M, rtol=0.1, atol=0.1)
+    assert not torch.equal(found_M, exact_M)
+
+
+def test_a_bfloat16_model_changes_nothing_for_others(base: Base) -> None:
+    settings_before = (torch.get_default_dtype(), torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+    matrix = torch.linspace(0, 1, 64 * 64).view(64, 64)
+    before = matrix @ matrix
+
+    BaseModel(base.folder, precision="bfloat16").losses(_ROWS)
+
+    assert (torch.get_default_dtype(), torch.backends.mkldnn.matmul.fp32_precision) == settings_before  # type: ignore[attr-defined]
+    assert torch.equal(matrix @ matrix, before)
+
+
+def test_auto_is_one_of_the_two(tiny_llama: str) -> None:
+    precision = BaseModel(tiny_llama).precision
+
+    assert precision in PRECISIONS
+    assert precision != "auto"
+    assert BaseModel(tiny_llama, precision="float32").precision == "float32"
+
+
+@pytest.mark.parametrize("precision", ["", "float16", "bf16"])
+def test_a_precision_that_there_is_none_of_is_refused(tiny_llama: str, precision: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown precision '{precision}': one of auto, float32, bfloat16"):
+        BaseModel(tiny_llama, precision=precision)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot load the base model"):
+        BaseModel(str(tmp_path))
+
+
+def test_it_goes_back_to_onednn_once_torch_has_given_that_up(model: BaseModel) -> None:
+    torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # as torch does where it finds no memory
+
+    model.losses(_ROWS)
+
+    assert torch.backends.mkldnn.enabled

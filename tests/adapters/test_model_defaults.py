@@ -1,0 +1,46 @@
+"""How a base model is trained where nobody says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, LlamaConfig
+
+from adapters.model_defaults import GPT2_TARGETS, for_model
+from adapters.trainer import LLAMA_TARGETS, Trainer
+
+
+def test_a_small_llama(nano: str) -> None:
+    config = for_model(nano)
+
+    assert (config.rank, config.targets) == (16, LLAMA_TARGETS)
+
+
+def test_a_large_one_is_judged_without_its_weights(tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=1024, num_hidden_layers=8, intermediate_size=2048).save_pretrained(tmp_path)
+
+    config = for_model(str(tmp_path))
+
+    assert config.rank == 64
+
+
+def test_a_gpt2_can_be_trained_as_it_is(tiny_gpt2: str) -> None:
+    config = for_model(tiny_gpt2)
+
+    training = Trainer(config).train([[1, 2, 3, 4]] * 3)
+
+    assert config.targets == GPT2_TARGETS
+    assert training.losses[-1] < training.losses[0]
+
+
+def test_what_is_no_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"cannot load the model '{tmp_path}'"):
+        for_model(str(tmp_path))
+
+
+def test_a_model_without_known_projections_is_said(tmp_path: Path) -> None:
+    BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, is_decoder=True).save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match="no projections that Mayfly knows how to adapt"):
+        for_model(str(tmp_path))

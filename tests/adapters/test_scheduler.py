@@ -1,0 +1,417 @@
+"""The schedule: the most urgent first, everyone in time, nobody for ever behind others."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.early_stopping import EarlyStopping
+from adapters.scheduler import PATIENCE, Job, Schedule, Times
+from adapters.step_plan import steps_of
+from adapters.training import Watch
+
+_FIXED, _EACH = 0.01, 1e-4  # seconds of a step, and of each of its tokens
+_ENDING = 0.3  # of that
+
+
+def times() -> Times:
+    """What steps, looks and endings take on a machine without noise."""
+    times = Times()
+    for tokens in (64, 256, 64, 256):
+        times.step.observe(tokens, _FIXED + _EACH * tokens)
+        times.look.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
+        times.ending.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
+    return times
+
+
+def schedule_of(slots: int = 8, most_tokens: int = 2048) -> Schedule:
+    return Schedule(slots, most_tokens, times())
+
+
+def job(
+    lengths: Sequence[int],
+    came: float = 0.0,
+    seconds: float = math.inf,
+    plan: str = "sequential",
+    cancelled: threading.Event | None = None,
+) -> Job:
+    sequences = [list(range(length)) for length in lengths]
+    steps = steps_of(plan, [tuple(sequence) for sequence in sequences])
+    return Job(sequences, steps, 0, came, came + seconds, cancelled, None, Future())
+
+
+def schedule_with(*jobs: Job, slots: int = 8, most_tokens: int = 2048) -> Schedule:
+    schedule = schedule_of(slots, most_tokens)
+    for one in jobs:
+        schedule.add(one)
+    schedule.admit()
+    return schedule
+
+
+def padded_and_real(jobs: Sequence[Job]) -> tuple[int, int]:
+    """Tokens of a batch, with and without padding."""
+    lengths = [len(row) for one in jobs for row in one.rows]
+    return len(lengths) * max(lengths, default=0), sum(lengths)
+
+
+def take_step(jobs: Sequence[Job]) -> float:
+    """Everyone takes a step; how long that took."""
+    padded, _ = padded_and_real(jobs)
+    for one in jobs:
+        one.used += len(one.step.sequences)
+        one.losses.append(1.0)
+    return _FIXED + _EACH * padded
+
+
+class TestBatches:
+    """Who takes a step together."""
+
+    def test_those_of_a_like_length_go_together(self) -> None:
+        jobs = [job([100]), job([90]), job([80])]
+
+        assert schedule_with(*jobs).batch(0.0) == jobs
+
+    def test_the_most_urgent_goes_first_and_others_as_they_fit(self) -> None:
+        late, soon, between = job([100], seconds=9), job([30], seconds=1), job([28], seconds=5)
+
+        assert schedule_with(late, soon, between).batch(0.0) == [soon, between]
+
+    def test_no_more_than_a_quarter_is_padding(self) -> None:
+        assert len(schedule_with(job([100]), job([50])).batch(0.0)) == 2
+        assert len(schedule_with(job([100]), job([49])).batch(0.0)) == 1
+
+    def test_no_more_tokens_than_said_but_for_who_needs_them_alone(self) -> None:
+        assert len(schedule_with(job([100]), job([100]), job([100]), most_tokens=200).batch(0.0)) == 2
+        assert len(schedule_with(job([300]), job([300]), most_tokens=200).batch(0.0)) == 1
+
+    def test_no_more_than_memory_holds_but_for_who_is_alone(self) -> None:
+        asked: list[tuple[int, int]] = []
+
+        def holds(rows: int, tokens: int) -> bool:
+            asked.append((rows, tokens))
+            return rows < 3
+
+        schedule = Schedule(8, 2048, times(), holds)
+        for one in (job([90]), job([100]), job([95]), job([80] * 3, plan="batched")):
+            schedule.add(one)
+        schedule.admit()
+
+        assert len(schedule.batch(0.0)) == 2
+        assert asked == [(2, 100), (3, 100), (5, 100)]
+
+    def test_nobody_joins_who_would_make_another_late(self) -> None:
+        # Alone the urgent one's step takes 20 ms and its ending 6; with the other 30, and 6.
+        tight, ample = job([100], seconds=0.028), job([100], seconds=0.1)
+
+        assert schedule_with(tight, job([100])).batch(0.0) == [tight]
+        assert len(schedule_with(ample, job([100])).batch(0.0)) == 2
+
+    def test_who_takes_a_gradient_again_fits_with_anyone(self) -> None:
+        again, short = job([10, 10], plan="reuse"), job([100] * 2, came=1.0)
+        schedule = schedule_with(again, short)
+        take_step([again])
+
+        assert again.rows == []
+        assert schedule.batch(1.0) == [again, short]
+
+    def test_batched_steps_bring_all_their_rows(self) -> None:
+        many = job([20] * 7, plan="batched")
+
+        assert padded_and_real(schedule_with(many, job([20])).batch(0.0)) == (120, 120)
+
+    def test_nobody_there_is_nobody_chosen(self) -> None:
+        assert schedule_of().batch(0.0) == []
+        assert schedule_of().ended(0.0) == []
+        assert schedule_of().admit() == []
+
+
+class TestSlots:
+    """A slot is one request's as long as it trains."""
+
+    def test_the_most_urgent_get_them(self) -> None:
+        jobs = [job([10]), job([10], seconds=3), job([10], seconds=1), job([10], seconds=2)]
+        schedule = schedule_of(slots=2)
+        for one in jobs:
+            schedule.add(one)
+
+        assert schedule.admit() == [jobs[2], jobs[3]]
+        assert [one.slot for one in jobs] == [None, None, 0, 1]
+        assert schedule.admit() == []
+
+    def test_who_leaves_makes_room(self) -> None:
+        first, second = job([10]), job([10], came=1.0)
+        schedule = schedule_with(first, second, slots=1)
+
+        schedule.leave(first)
+
+        assert (first.slot, len(schedule)) == (None, 1)
+        assert schedule.admit() == [second]
+        assert second.place == 0
+
+    def test_who_waits_can_leave_too(self) -> None:
+        first, second = job([10]), job([10], came=1.0)
+        schedule = schedule_with(first, second, slots=1)
+
+        schedule.leave(second)
+
+        assert len(schedule) == 1
+        assert first.slot == 0
+
+
+class TestEndings:
+    """Who takes no further step, and why."""
+
+    def test_all_steps_taken(self) -> None:
+        one = job([10])
+        schedule = schedule_with(one)
+        assert schedule.ended(0.0) == []
+
+        take_step([one])
+
+        assert schedule.ended(0.0) == [(one, "steps")]
+
+    def test_no_steps_to_take(self) -> None:
+        one = job([])
+
+        assert schedule_with(one).ended(0.0) == [(one, "steps")]
+
+    @pytest.mark.parametrize("slots", [1, 8])
+    def test_no_time_for_another_step_and_the_ending(self, slots: int) -> None:
+        # Also of those that wait. A step of 100 tokens takes 20 ms, its ending 6.
+        first, second = job([100] * 2, seconds=1.0), job([100] * 2, came=0.5, seconds=1.0)
+        schedule = schedule_with(first, second, slots=slots)
+
+        assert schedule.ended(0.97) == []
+        assert schedule.ended(0.98) == [(first, "seconds")]
+        assert schedule.ended(1.48) == [(first, "seconds"), (second, "seconds")]
+
+    @pytest.mark.parametrize("slots", [1, 8])
+    def test_cancelled(self, slots: int) -> None:
+        cancelled = threading.Event()
+        first, second = job([10], cancelled=threading.Event()), job([10], came=1.0, cancelled=cancelled)
+        schedule = schedule_with(first, second, slots=slots)
+
+        cancelled.set()
+
+        assert schedule.ended(0.0) == [(second, "cancelled")]
+
+    def test_cancelling_is_told_before_all_else(self) -> None:
+        cancelled = threading.Event()
+        cancelled.set()
+        one = job([10], seconds=-1.0, cancelled=cancelled)
+        take_step([one])
+
+        assert schedule_with(one).ended(5.0) == [(one, "cancelled")]
+
+
+class TestTheFirstStep:
+    """It is refused only where such steps, as they went lately, do not fit."""
+
+    @staticmethod
+    def uneven() -> Times:
+        """A machine on which one step in five takes four times as long; so what is expected is four times typical."""
+        times = Times()
+        for n in range(60):
+            for each, share in ((times.step, 1.0), (times.look, _ENDING), (times.ending, _ENDING)):
+                for tokens in (64, 256):
+                    each.observe(tokens, share * (_FIXED + _EACH * tokens) * (4 if n % 5 == 0 else 1))
+        return times
+
+    def test_is_taken_where_it_usually_fits_and_no_further_one_is(self) -> None:
+        times = self.uneven()
+        typical = times.step.typical(100) + times.ending.typical(100)
+        one = job([100] * 5, seconds=1.1 * typical)
+        schedule = Schedule(8, 2048, times)
+        schedule.add(one)
+        schedule.admit()
+
+        assert times.step.expect(100) > one.deadline
+        assert schedule.ended(0.0) == []
+        take_step([one])
+
+        assert schedule.ended(0.0) == [(one, "seconds")]
+
+    def test_is_refused_where_it_does_not(self) -> None:
+        times = self.uneven()
+        one = job([100] * 5, seconds=0.9 * (times.step.typical(100) + times.ending.typical(100)))
+        schedule = Schedule(8, 2048, times)
+        schedule.add(one)
+
+        assert schedule.ended(0.0) == [(one, "seconds")]
+
+    def test_a_look_is_left_out_rather_than_it(self) -> None:
+        step, look, ending = 0.02, 0.006, 0.012  # of 100 tokens; the ending scores two rows, or 6 ms without a look
+        for seconds, watched in ((step + look + ending, True), (step + look + ending - 0.004, False)):
+            one = job([100] * 5, seconds=seconds + 1e-6)
+            one.watch = Watch(tuple(range(100)))
+            schedule = schedule_with(one)
+
+            assert schedule.ended(0.0) == []
+            assert (one.watch is not None) == watched
+
+
+def test_a_look_counts_towards_the_seconds() -> None:
+    one = job([100] * 5, seconds=0.0)
+    one.watch = Watch(tuple(range(100)), 1e-9)
+    one.stopping = EarlyStopping(1e-9)
+    schedule = schedule_with(one)
+    one.stopping.see(0, 0, 2.0)
+    take_step([one])
+
+    # The second step brings a look with it: 20 ms, 6 for that, and an ending of two rows.
+    fits = 0.02 + 0.006 + _ENDING * (_FIXED + _EACH * 200)
+    one.deadline = fits + 1e-6
+    assert schedule.ended(0.0) == []
+    one.deadline = fits - 1e-6
+    assert schedule.ended(0.0) == [(one, "seconds")]
+
+
+wishes = st.lists(
+    st.tuples(
+        st.lists(st.integers(2, 300), max_size=6),
+        st.floats(0, 1.0),  # comes, after the one before
+        st.sampled_from([-1.0, 0.0, 0.02, 0.1, 0.5, 3.0, math.inf]),
+        st.sampled_from(["sequential", "batched", "reuse"]),
+        st.booleans(),  # cancelled some time
+    ),
+    max_size=20,
+)
+
+
+@settings(deadline=None)
+@given(wishes, st.integers(1, 4), st.sampled_from([64, 512, 2048]), st.integers(0, 2**16))
+def test_whoever_comes(
+    wanted: list[tuple[list[int], float, float, str, bool]], slots: int, most_tokens: int, seed: int
+) -> None:
+    # Arrange.
+    random_ = random.Random(seed)
+    schedule, now, came = schedule_of(slots, most_tokens), 0.0, 0.0
+    coming: list[Job] = []
+    for lengths, after, seconds, how, is_cancelled in wanted:
+        came += after
+        coming.append(job(lengths, came, seconds, how, threading.Event() if is_cancelled else None))
+    everyone, active = list(coming), set[Job]()
+    stops: dict[Job, str] = {}
+
+    # Act, as the trainer does, with a clock of its own.
+    while coming or len(schedule):
+        if not len(schedule):
+            now = max(now, coming[0].came)
+        while coming and coming[0].came <= now:
+            schedule.add(coming.pop(0))
+        admitted = schedule.admit()
+        active |= set(admitted)
+
+        # Assert: a slot is one's own, and none is empty while anyone waits.
+        taken = [one.place for one in active]
+        assert len(set(taken)) == len(taken)
+        assert set(taken) <= set(range(slots))
+        assert len(active) == min(slots, len(schedule))
+
+        ended = schedule.ended(now)
+        for one, stop in ended:
+            assert one not in stops
+            stops[one] = stop
+            schedule.leave(one)
+            active.discard(one)
+        if ended:
+            now += 0.001
+            continue
+        batch = schedule.batch(now)
+        assert batch
+        assert len(set(batch)) == len(batch)
+        assert set(batch) <= active
+        assert batch[0].urgency == min(one.urgency for one in active)
+        padded, real = padded_and_real(batch)
+        if len(batch) > 1:
+            assert padded <= most_tokens
+            assert padded - real <= padded / 4
+        for one in random_.sample(everyone, min(1, len(everyone))):
+            if one.cancelled is not None and one in active:
+                one.cancelled.set()
+        now += take_step(batch)
+        longest = max(max(map(len, one.sequences)) for one in batch)
+        ending = _ENDING * (_FIXED + _EACH * longest)
+        assert all(now + ending <= one.deadline + 1e-6 for one in batch)
+
+    # Assert: everyone ended in one of their ways, and all slots are free.
+    assert stops.keys() == set(everyone)
+    for one, stop in stops.items():
+        assert (stop == "steps") == (len(one.losses) == len(one.steps)) or stop == "cancelled"
+        assert stop != "seconds" or one.deadline < math.inf
+        assert stop != "cancelled" or one.cancelled is not None
+    for _ in range(slots):
+        schedule.add(job([5]))
+    assert len(schedule.admit()) == slots
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize("length", [20, 100])
+def test_who_has_no_deadline_is_not_starved_by_a_stream_of_those_in_a_hurry(slots: int, length: int) -> None:
+    # Arrange: every twentieth of a second one comes who wants 20 steps within a second: more than can be done.
+    schedule, now, next_one = schedule_of(slots, most_tokens=100), 0.0, 0.0
+    patient = job([length] * 10)
+    schedule.add(patient)
+
+    # Act.
+    while len(patient.losses) < 10:
+        assert now < 2 * PATIENCE
+        while next_one <= now:
+            schedule.add(job([100] * 20, came=next_one, seconds=1.0))
+            next_one += 0.05
+        schedule.admit()
+        for one, _ in schedule.ended(now):
+            schedule.leave(one)
+        now += take_step(schedule.batch(now)) if len(schedule) else 0.01
+
+    # Assert: it had its turn about when its patience was at its end.
+    assert now <= PATIENCE + 2.0
+
+
+def test_who_is_in_a_hurry_is_not_starved_by_those_with_many_steps() -> None:
+    # Seven others have all the time, and sequences that do not go together with short ones.
+    schedule, now = schedule_with(*(job([300] * 50) for _ in range(7))), 1.0
+    hurried = job([20] * 20, came=1.0, seconds=1.0)
+    schedule.add(hurried)
+    schedule.admit()
+
+    while not (ended := dict(schedule.ended(now))):
+        now += take_step(schedule.batch(now))
+
+    assert ended == {hurried: "steps"}
+
+
+class TestGivingUpASlot:
+    def test_the_least_urgent_does_for_a_newcomer_in_a_hurry_and_goes_on_later(self) -> None:
+        patient, deadlined, hurried = job([100] * 9, came=1.0), job([100] * 9, seconds=5.0), job([100], 2.0, 1.0)
+        schedule = Schedule(2, 2048, times())
+        for one in (patient, deadlined):
+            schedule.add(one)
+        schedule.admit()
+        schedule.add(hurried)
+
+        assert schedule.displace() == [(patient, 1)]
+        assert schedule.admit() == [hurried]
+        assert (patient.slot, hurried.slot) == (None, 1)
+
+        schedule.leave(hurried)
+        assert schedule.displace() == []
+        assert schedule.admit() == [patient]
+
+    def test_nobody_does_for_one_no_more_urgent_or_while_slots_are_free(self) -> None:
+        first, later = job([100], came=1.0), job([100], came=2.0)
+        schedule = Schedule(1, 2048, times())
+        schedule.add(first)
+        assert schedule.displace() == []
+        schedule.admit()
+        schedule.add(later)
+
+        assert schedule.displace() == []
+        assert schedule.admit() == []

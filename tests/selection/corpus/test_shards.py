@@ -1,0 +1,296 @@
+"""A corpus in shards answers as the whole would, follows its changes, and says what does not fit together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from selection import selector as selector_module
+from selection.access import Reader
+from selection.corpus.corpus import Corpus
+from selection.corpus.shards import Ask, Shard, folder_of, follow
+from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
+from selection.embedding import Embedder, Prompt
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.selector import Selection, Selector, SelectorConfig
+
+_TOPICS = ("cat", "dog", "ship", "bread", "tax", "stone", "river", "lamp")
+_DOCUMENTS = [
+    Document(
+        f"{topic}-{number}.txt",
+        f"The {topic} number {number} stands beside the {_TOPICS[number % 8]} and waits for the {topic}.",
+        {"topic": topic, "number": number},
+    )
+    for topic in _TOPICS
+    for number in range(6)
+]
+_PROMPTS = [[Prompt("the dog by the river")], [Prompt("bread and tax"), Prompt("a ship of stone")]]
+
+
+class Shelf:
+    """One corpus, whole and in any number of shards, and selectors over each."""
+
+    def __init__(self, home: Path, embedder: Embedder, tokenizer: Any) -> None:
+        self.home, self._embedder, self._tokenizer = home, embedder, tokenizer
+        self._threads: list[ThreadPoolExecutor] = []
+
+    def fill(self, documents: list[Document], name: str = "things") -> Corpus:
+        corpus = Corpus.create(self.home / "corpora", name, self._embedder, tokenizer_digest(self._tokenizer))
+        ingest(corpus, documents, self._embedder, self._tokenizer)
+        return corpus
+
+    def shard(
+        self, corpus: Corpus, shards: int, on_document: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Path]:
+        roots = [folder_of(self.home, shard, shards) for shard in range(shards)]
+        follow(corpus, roots, on_document)
+        return roots
+
+    def selector(self, shards: int) -> Selector:
+        asks = [self._ask(folder_of(self.home, shard, shards)) for shard in range(shards)]
+        return Selector(SelectorConfig(self.home / "corpora", candidates=20), asks)
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.shutdown()
+
+    def _ask(self, root: Path) -> Ask:
+        shard, thread = Shard(root), ThreadPoolExecutor(1)
+        self._threads.append(thread)
+
+        def ask(method: Callable[..., Any], *args: Any) -> Future[Any]:
+            return thread.submit(method, shard, *args)
+
+        return ask
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
+    shelf = Shelf(tmp_path, words, tokenizer)
+    yield shelf
+    shelf.close()
+
+
+def told(selection: Selection) -> list[Any]:
+    """What is chosen."""
+    return [selection.corpus, selection.ids, selection.sequences, selection.sources, selection.calibration]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 7])
+@pytest.mark.parametrize("strategy", ["sift", "nn"])
+def test_the_selection_is_that_of_the_whole(shards: int, strategy: str, shelf: Shelf) -> None:
+    whole = shelf.selector(0)
+    shelf.shard(shelf.fill(_DOCUMENTS), shards)
+    sharded = shelf.selector(shards)
+
+    for prompts in _PROMPTS:
+        for only in (None, {"type": "gt", "key": "number", "value": 2}):
+            one = whole.select(prompts, "things", steps=12, strategy=strategy, only=only)
+            many = sharded.select(prompts, "things", steps=12, strategy=strategy, only=only)
+            assert told(many) == told(one)
+            assert many.uncertainty == pytest.approx(one.uncertainty, abs=1e-6)
+            assert many.irreducible == pytest.approx(one.irreducible, abs=1e-5)
+
+
+def test_every_document_lies_in_one_shard(shelf: Shelf) -> None:
+    roots = shelf.shard(shelf.fill(_DOCUMENTS), 3)
+
+    parts = [{entry.name for entry in Corpus.open(root, "things").documents()} for root in roots]
+    assert sum(map(len, parts)) == len(_DOCUMENTS)
+    assert set.union(*parts) == {document.name for document in _DOCUMENTS}
+    assert all(parts)
+
+
+def test_shards_follow_the_whole(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, 2)
+    sharded = shelf.selector(2)
+    sharded.select(_PROMPTS[0], "things", steps=3)
+
+    corpus.delete("dog-1.txt")
+    changed = Document("dog-2.txt", "The dog number 2 swims in the river, in the river, the dog.", {"topic": "new"})
+    new = Document("a-first.txt", "The dog looks at the river once more.", {"topic": "new"})
+    shelf.fill([changed, new])
+    shelf.shard(corpus, 2)
+
+    assert told(sharded.select(_PROMPTS[0], "things", steps=12)) == told(
+        shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
+    )
+    only = {"type": "eq", "key": "topic", "value": "new"}
+    sources = sharded.select(_PROMPTS[0], "things", steps=12, only=only).sources
+    assert {source.name for source, _ in sources} == {"dog-2.txt", "a-first.txt"}
+
+
+def test_what_the_whole_has_lost_is_not_found_in_a_shard_that_still_has_it(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, 2)
+    sharded = shelf.selector(2)
+    (first, _), *_ = sharded.select(_PROMPTS[0], "things", steps=1).sources
+
+    corpus.delete(first.name)
+
+    assert first.name not in {s.name for s, _ in sharded.select(_PROMPTS[0], "things", steps=20).sources}
+
+
+def test_what_a_shard_still_holds_does_not_stand_before_what_is_there(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, 2)
+    target_TD = np.eye(1, int(corpus.meta()["dimension"]), dtype=np.float32)
+    ids_K, _ = corpus.nearest(target_TD, len(_DOCUMENTS) // 2)
+    for source, _ in corpus.read(ids_K.tolist()).values():
+        corpus.delete(source.name)
+
+    with shelf.selector(2).searched.use("things") as sharded:
+        for k in (1, 2, 5, 100):
+            assert sharded.nearest(target_TD, k)[0].tolist() == corpus.nearest(target_TD, k)[0].tolist()
+
+
+def test_a_shard_that_does_not_answer_is_no_trouble_of_corpora_in_no_shard(shelf: Shelf) -> None:
+    shelf.fill(_DOCUMENTS)
+    shelf.shard(shelf.fill(_DOCUMENTS, "others"), 2)
+
+    def lost(*_: Any) -> Any:
+        raise TimeoutError
+
+    selector = Selector(SelectorConfig(shelf.home / "corpora"), [lost, lost])
+    assert selector.select(_PROMPTS[0], "things", steps=3).sources
+    with pytest.raises(TimeoutError):
+        selector.select(_PROMPTS[0], "others", steps=3)
+
+
+def test_what_is_there_is_not_added_again(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    (root,) = shelf.shard(corpus, 1)
+    before = Corpus.open(root, "things").meta()
+
+    shelf.shard(corpus, 1)
+
+    assert Corpus.open(root, "things").meta() == before
+
+
+def test_the_whole_corpus_may_be_the_candidates(shelf: Shelf) -> None:
+    shelf.shard(shelf.fill(_DOCUMENTS), 3)
+
+    with shelf.selector(3).searched.use("things") as sharded:
+        ids_K, _ = sharded.nearest(np.eye(1, int(sharded.meta()["dimension"]), dtype=np.float32), None)
+    assert len(set(ids_K.tolist())) == len(_DOCUMENTS)
+
+
+def test_a_corpus_in_no_shard_is_searched_whole(shelf: Shelf) -> None:
+    shelf.shard(shelf.fill(_DOCUMENTS), 2)
+    shelf.fill(_DOCUMENTS[:6], "others")
+    sharded = shelf.selector(2)
+
+    sources = sharded.select(_PROMPTS[0], "others", steps=5).sources
+    assert {source.name for source, _ in sources} <= {document.name for document in _DOCUMENTS[:6]}
+    assert sources
+    with pytest.raises(CorpusNotFoundError, match="no corpus 'nowhere'"):
+        sharded.select(_PROMPTS[0], "nowhere", steps=1)
+
+
+def test_parts_that_are_not_finished_are_searched_by_nobody(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+
+    def break_off(done: int, total: int) -> None:
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shelf.shard(corpus, 2, break_off)
+
+    whole = shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
+    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(whole)
+    shelf.shard(corpus, 2)
+    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(whole)
+
+
+def test_a_corpus_that_was_removed_is_not_found_in_its_shards(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, 2)
+    sharded = shelf.selector(2)
+    corpus.remove()
+
+    with pytest.raises(CorpusNotFoundError):
+        sharded.select(_PROMPTS[0], "things", steps=1)
+    shelf.fill(_DOCUMENTS[:3])
+    sources = sharded.select(_PROMPTS[0], "things", steps=12).sources  # another of its name is in no shard
+    assert {source.name for source, _ in sources} <= {document.name for document in _DOCUMENTS[:3]}
+
+
+def test_who_does_not_see_the_whole_does_not_see_its_shards(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, 2)
+    corpus.remember({"owner": "alice"})
+    sharded = shelf.selector(2)
+
+    assert sharded.select(_PROMPTS[0], "things", steps=3, reader=Reader("alice", frozenset())).ids
+    with pytest.raises(CorpusNotFoundError):
+        sharded.select(_PROMPTS[0], "things", steps=3, reader=Reader("bob", frozenset()))
+
+
+def test_shards_that_do_not_fit_together_are_told(shelf: Shelf) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    two, three = shelf.shard(corpus, 2), shelf.shard(corpus, 3)
+    shutil.rmtree(two[1] / "things")
+
+    with pytest.raises(CorpusError, match="shard 1 of 2 does not fit"):
+        shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
+    shutil.copytree(three[1] / "things", two[1] / "things")
+    with pytest.raises(CorpusError, match="shard 1 of 2 does not fit"):
+        shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
+
+
+def test_shards_of_other_vectors_are_made_anew(shelf: Shelf, words: Embedder) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, 2)
+    corpus.reembed(words)
+
+    with pytest.raises(CorpusError, match="does not fit"):
+        shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
+    shelf.shard(corpus, 2)
+    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(
+        shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
+    )
+
+
+@given(shards=st.integers(1, 5), k=st.integers(1, 60), targets=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_nearest_of_all_shards_are_those_of_the_whole(
+    shards: int, k: int, targets: int, seed: int, shelf: Shelf
+) -> None:
+    corpus = shelf.fill(_DOCUMENTS)
+    shelf.shard(corpus, shards)
+    drawn = np.random.default_rng(seed).normal(size=(targets, int(corpus.meta()["dimension"])))
+    targets_TD = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+    with shelf.selector(shards).searched.use("things") as sharded:
+        _, many_KD = sharded.nearest(targets_TD, k)
+    _, one_KD = corpus.nearest(targets_TD, k)
+
+    def similarity(vectors_KD: Any) -> Any:
+        return np.abs(vectors_KD @ targets_TD.T).max(axis=1)
+
+    assert len(many_KD) == len(one_KD)
+    assert similarity(many_KD) == pytest.approx(similarity(one_KD), abs=1e-6)
+
+
+def test_a_shard_that_cannot_be_opened_is_named_with_its_folder(corpora: Path, words: Embedder, tmp_path: Path) -> None:
+    corpus = Corpus.create(corpora, "nx", words, "tokenizer")
+    folder = tmp_path / "shard" / "nx"
+    folder.mkdir(parents=True)
+    (folder / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
+
+    with pytest.raises(CorpusError, match="delete its folder, which holds copies only, and run this again") as caught:
+        follow(corpus, [tmp_path / "shard"])
+
+    assert caught.value.__notes__ == [f"its folder is {folder}"]
+    corpus.close()

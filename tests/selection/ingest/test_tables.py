@@ -1,0 +1,351 @@
+"""Rows of JSON lines and Parquet: all of a file's, or none where one is not as it should be."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from selection.corpus.sqlite_store import CorpusError
+from selection.ingest import parquet, tables
+from selection.ingest.readers import Document, Tally, read_file
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.JSONL"])
+def test_json_lines_are_a_document_each(tmp_path: Path, name: str) -> None:
+    rows: list[dict[str, Any]] = [{"text": "eins\nzwei"}, {"text": "ü", "id": "umlaut", "more": [1]}]
+    file = write(tmp_path / name, "\n".join(json.dumps(row) for row in rows) + "\n\n")
+
+    assert list(read_file(file, "t")) == [Document("t#1", "eins\nzwei"), Document("t#umlaut", "ü")]
+
+
+def test_rows_may_say_what_filters_ask_of_them(tmp_path: Path) -> None:
+    said: list[dict[str, Any] | None] = [{"language": "de", "year": 2024, "score": -0.5, "draft": True}, {}, None]
+    rows: list[dict[str, Any]] = [{"text": "eins", "metadata": metadata} for metadata in said]
+    lines = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    table = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), table)
+
+    assert [document.metadata for document in read_file(lines, "t")] == [said[0], {}, {}]
+    assert [document.metadata for document in read_file(table, "t")] == [said[0]]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"a": [1]}',
+        '{"a": {"b": 1}}',
+        '{"a": NaN}',
+        '{"a": Infinity}',
+        '{"a": 1e999}',
+        r'{"a": "\ud800"}',
+        r'{"\ud800": 1}',
+        "[]",
+        "5",
+        '"text"',
+    ],
+)
+def test_metadata_that_cannot_be_filtered_by_is_refused(tmp_path: Path, metadata: str) -> None:
+    file = write(tmp_path / "t.jsonl", f'{{"text": "fine"}}\n{{"text": "x", "metadata": {metadata}}}\n')
+
+    with pytest.raises(CorpusError, match="t, row 2: `metadata` is an object of strings, finite numbers, true and"):
+        next(read_file(file, "t"))
+
+
+def test_parquet_rows_are_a_document_each(tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+    table = pyarrow.table({"label": [0, 1], "text": ["one", "two"], "id": [41, 42]})
+    pyarrow.parquet.write_table(table, file)
+    bare = tmp_path / "bare.parquet"
+    pyarrow.parquet.write_table(table.select(["text"]), bare)
+
+    assert list(read_file(file, "t")) == [Document('t#"41"', "one"), Document('t#"42"', "two")]
+    assert list(read_file(bare, "t")) == [Document("t#1", "one"), Document("t#2", "two")]
+
+
+def test_rows_whose_id_is_null_are_numbered(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": None, "text": "one"}, {"id": 0, "text": "two"}, {"id": None, "text": "three"}]
+    lines = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    table = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    expected = [Document("t#1", "one"), Document('t#"0"', "two"), Document("t#3", "three")]
+
+    assert list(read_file(lines, "t")) == expected
+    assert list(read_file(table, "t")) == expected
+
+
+@pytest.mark.parametrize(
+    ("second_row", "message"),
+    [
+        ('{"text": 5}', "t, row 2: expected a field `text` that holds a string, not a number"),
+        ('{"text": ["x"]}', "t, row 2: expected a field `text` that holds a string, not a list"),
+        ('["text"]', "t, row 2: expected a field `text` in an object, not a list"),
+        ("null", "t, row 2: expected a field `text` in an object, not null"),
+        ('{"text": "x", "id": [1]}', "t, row 2: its `id` is a string or a number, not a list"),
+        ('{"text": "x", "id": NaN}', "t, row 2: its `id` is a string or a number, not nan"),
+        (r'{"text": "x", "id": "\ud800"}', "t, row 2: its `id` is not Unicode text"),
+        (r'{"text": "half of \ud83d"}', "t, row 2: expected a field `text` that holds a string of Unicode text"),
+        ("not json", r"t, line 2: not JSON"),
+        ('{"text": "x"', r"t, line 2: not JSON"),
+    ],
+)
+def test_a_bad_row_of_json_lines_is_named(tmp_path: Path, second_row: str, message: str) -> None:
+    file = write(tmp_path / "t.jsonl", f'{{"text": "fine"}}\n{second_row}\n')
+
+    with pytest.raises(CorpusError, match=message):
+        next(read_file(file, "t"))
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", b'{"text": "fine"}\n' + '{"text": "Größe"}\n'.encode("latin-1"))
+
+    with pytest.raises(CorpusError, match=r"^t, line 2: not JSON in UTF-8"):
+        next(read_file(file, "t"))
+
+
+@pytest.mark.parametrize("harm", ["empty", "garbage", "truncated"])
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, harm: str) -> None:
+    file = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"text {i}" for i in range(100)]}), file)
+    whole = file.read_bytes()
+    damaged = {
+        "empty": b"",
+        "garbage": b"PAR1 and nothing that belongs to it",
+        "truncated": whole[: len(whole) // 2],
+    }
+    file.write_bytes(damaged[harm])
+
+    with pytest.raises(CorpusError, match=r"^the name is not a Parquet file that can be read: "):
+        list(read_file(file, "the name"))
+
+
+@pytest.mark.parametrize("columns", [{"body": ["x"]}, {"id": [1]}, {"text": [b"x"]}, {"text": [None, ""]}])
+def test_parquet_without_texts_is_refused(tmp_path: Path, columns: dict[str, list[Any]]) -> None:
+    file = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+    with pytest.raises(CorpusError, match="expected a field `text`"):
+        list(read_file(file, "t"))
+
+
+def write_rows(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
+    """The rows as a file of that kind."""
+    file = folder / f"t.{kind}"
+    if kind == "jsonl":
+        return write(file, "".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_null_is_an_absent_key(tmp_path: Path, kind: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "metadata": {"lang": "de", "year": 1}},
+        {"text": "b", "metadata": {"lang": None, "year": 2}},
+        {"text": "c", "metadata": None},
+    ]
+
+    documents = list(read_file(write_rows(tmp_path, kind, rows), "t"))
+
+    assert [document.metadata for document in documents] == [{"lang": "de", "year": 1}, {"year": 2}, {}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_without_a_text_are_passed_over_and_counted(tmp_path: Path, kind: str) -> None:
+    rows: list[dict[str, Any]] = [{"id": "a", "text": "one"}, {"id": "b", "text": None}, {"id": "c", "text": ""}]
+    file = write_rows(tmp_path, kind, [*rows, {"id": "d"}, {"text": "five"}])
+    tally = Tally()
+
+    documents = list(read_file(file, "t", tally=tally))
+
+    assert documents == [Document("t#a", "one"), Document("t#5", "five")]
+    assert tally == Tally(skipped=3)
+
+
+@pytest.mark.parametrize("rows", [[{"body": "x"}], [{"text": None}, {"text": ""}]])
+def test_a_file_in_which_no_row_has_a_text_is_refused(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(CorpusError, match="t, row 1: expected a field `text`; no row of the file holds a text"):
+        list(read_file(write_rows(tmp_path, "jsonl", rows), "t"))
+
+
+def test_ids_and_numbers_have_spaces_of_their_own(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": 2, "text": "whales are mammals"},
+        {"text": "trains run on rails"},
+        {"id": '"2"', "text": "bees make honey"},
+        {"id": "2.0", "text": "owls hunt at night"},
+    ]
+
+    names = [document.name for document in read_file(write_rows(tmp_path, "jsonl", rows), "t")]
+
+    assert names == ['t#"2"', "t#2", 't#"\\"2\\""', "t#2.0"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_an_id_that_is_there_twice_is_named_with_both_rows(tmp_path: Path, kind: str) -> None:
+    first, last = (2, "2") if kind == "jsonl" else ("e", "e")
+    rows: list[dict[str, Any]] = [
+        {"id": first, "text": "whales"},
+        {"id": "f", "text": "trains"},
+        {"id": last, "text": "bees"},
+    ]
+
+    with pytest.raises(CorpusError, match=rf"^t, rows 1 and 3 have the same `id` '{last}'"):
+        list(read_file(write_rows(tmp_path, kind, rows), "t"))
+
+
+def test_dates_times_and_decimals_of_parquet_become_text_and_numbers(tmp_path: Path) -> None:
+    moment = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.UTC)
+    said = {
+        "day": datetime.date(2024, 5, 6),
+        "moment": moment,
+        "local": moment.replace(tzinfo=None),
+        "hour": datetime.time(7, 30),
+        "took": datetime.timedelta(minutes=1, milliseconds=500),
+        "price": decimal.Decimal("1.50"),
+        "count": decimal.Decimal("3"),
+    }
+    file = write_rows(tmp_path, "parquet", [{"text": "a", "id": moment, "metadata": said}])
+
+    (document,) = read_file(file, "t")
+
+    assert document.name == "t#2024-05-06T07:08:09+00:00"
+    assert document.metadata == {
+        "day": "2024-05-06",
+        "moment": "2024-05-06T07:08:09+00:00",
+        "local": "2024-05-06T07:08:09",
+        "hour": "07:30:00",
+        "took": 60.5,
+        "price": 1.5,
+        "count": 3,
+    }
+
+
+def test_nanoseconds_dictionaries_and_maps_of_parquet_are_read(tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {
+            "text": pyarrow.array(["a", "b"]).dictionary_encode(),
+            "id": pyarrow.array([1, 1 << 40], pyarrow.timestamp("ns")),
+            "metadata": pyarrow.array([[("lang", "de")], None], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+
+    documents = list(read_file(tmp_path / "t.parquet", "t"))
+
+    assert [document.text for document in documents] == ["a", "b"]
+    assert [document.metadata for document in documents] == [{"lang": "de"}, {}]
+    assert documents[0].name == "t#1970-01-01T00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("metadata", [{"a": None}, {"a": b"x"}], "t, row 2: `metadata` is an object of .*; 'a' holds bytes"),
+        ("metadata", [None, {"a": [1]}], "t, row 2: `metadata` is an object of .*; 'a' holds a list"),
+        ("metadata", [{"a": 1.0}, {"a": float("nan")}], "t, row 2: `metadata` is an object of .*; 'a' holds nan"),
+        ("metadata", ["x", "y"], "t, row 1: `metadata` is an object of .*, not a string"),
+        ("id", [None, b"x"], "t, row 2: its `id` is a string or a number, not bytes"),
+        ("text", [None, 5], "t, row 2: expected a field `text` that holds a string, not int64"),
+        ("text", [None, b"x"], "t, row 2: expected a field `text` that holds a string, not binary"),
+        ("text", [None, ["x"]], "t, row 2: expected a field `text` that holds a string, not list"),
+        ("text", [None, datetime.date(2024, 5, 6)], "t, row 2: expected a field `text` that holds a string, not date"),
+    ],
+)
+def test_what_has_no_counterpart_is_named_with_its_row(
+    tmp_path: Path, column: str, values: list[Any], message: str
+) -> None:
+    table = pyarrow.table({"text": ["one", "two"], column: values})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+
+    with pytest.raises(CorpusError, match=message):
+        list(read_file(tmp_path / "t.parquet", "t"))
+
+
+def test_a_text_of_any_format_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LARGEST_TEXT", 1 << 20)
+    for text in ("word " * (1 << 18), "ü" * (1 << 19) + "and more"):
+        table = write_rows(tmp_path, "parquet", [{"text": "fine"}, {"text": text}])
+        with pytest.raises(CorpusError, match="t, row 2: its `text` has 1 MiB; a text has 1 at most"):
+            list(read_file(table, "t"))
+
+
+def test_a_page_that_unfolds_to_too_much_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_LARGEST_PAGE", 1 << 20)
+    file = write_rows(tmp_path, "parquet", [{"text": "word " * (1 << 19)}] + [{"text": "x"}] * 1000)
+
+    with pytest.raises(CorpusError, match=r"t, row group 1: a page of its column `text` unfolds to 2 MiB; 1 at most"):
+        list(read_file(file, "t"))
+
+
+def test_a_list_of_very_many_values_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_LONGEST_LISTS", 1000)
+    file = write_rows(tmp_path, "parquet", [{"text": "x", "metadata": {"a": [None] * 2000}}])
+
+    with pytest.raises(CorpusError, match=r"column `metadata.a.list.element` has 2,000 values; 1,000 at most"):
+        list(read_file(file, "t"))
+
+
+def test_a_line_of_very_many_values_is_not_read(tmp_path: Path) -> None:
+    rows = b'{"text": "fine"}\n{"text": "x", "more": [' + b"[]," * (1 << 19) + b"[]]}\n"
+
+    with pytest.raises(CorpusError, match="t, line 2: more than 262,144 values at once"):
+        list(read_file(write(tmp_path / "t.jsonl", rows), "t"))
+
+    many_commas = json.dumps({"text": 'a, "b", [c], ' * (1 << 18)})
+    assert len(list(read_file(write(tmp_path / "t.jsonl", many_commas), "t"))) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data_page_version": "2.0"},
+        {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+        {"compression": "none", "write_page_checksum": True, "write_page_index": True},
+        {"row_group_size": 100, "data_page_size": 1000},
+    ],
+)
+def test_every_page_is_found_however_a_file_was_written(tmp_path: Path, options: dict[str, Any]) -> None:
+    texts = [f"row {i} " * (1 + i % 50) for i in range(2000)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "t.parquet", **options)
+
+    assert [document.text for document in read_file(tmp_path / "t.parquet", "t")] == texts
+
+
+def test_a_page_without_a_header_is_damage(tmp_path: Path) -> None:
+    file = write_rows(tmp_path, "parquet", [{"text": "one"}])
+    content = bytearray(file.read_bytes())
+    content[4:20] = b"\xff" * 16
+    file.write_bytes(content)
+
+    with pytest.raises(CorpusError, match="t, row group 1 is damaged: it has a page without a header"):
+        list(read_file(file, "t"))
+
+
+def test_reading_a_table_can_be_broken_off_at_any_row(tmp_path: Path) -> None:
+    file = write_rows(tmp_path, "jsonl", [{"text": "one"}, *[{"text": None}] * 1000])
+
+    class StoppedError(Exception):
+        pass
+
+    for last in (1, 500, 1500):
+        looks = iter(range(last))
+
+        def alive(looks: Any = looks) -> None:
+            if next(looks, None) is None:
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            list(read_file(file, "t", alive=alive))

@@ -1,0 +1,430 @@
+"""The library: stores are corpora, whoever made them, and files bring their documents and take them along."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from selection.corpus.corpus import Corpus, list_corpora
+from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
+from selection.embedding import Embedder
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.library.library import Library
+from selection.library.records import Wanted
+from selection.library.uploads import LibraryError, MissingError
+from tests.selection.libraries import ALL, CATS, SHIPS, HeldEmbedder, attached, documents, long_text, settled
+
+
+@pytest.fixture
+def by_command(corpora: Path, words: Embedder, tokenizer: Any) -> Callable[..., None]:
+    """Makes a corpus as `mayfly corpus add` does."""
+
+    def add(name: str, *documents: Document) -> None:
+        corpus = Corpus.create(corpora, name, words, tokenizer_digest(tokenizer))
+        ingest(corpus, documents, words, tokenizer)
+        corpus.close()
+
+    return add
+
+
+def test_a_store_is_a_corpus_that_goes_by_its_name_and_by_its_id(library: Library, corpora: Path) -> None:
+    made = library.create_store("notes", metadata={"owner": "me"}, description="what I noted")
+
+    assert list_corpora(corpora) == ["notes"]
+    assert made.id.startswith("vs_")
+    assert (made.name, made.metadata, made.description) == ("notes", {"owner": "me"}, "what I noted")
+    assert abs(made.created - time.time()) < 60
+    for name in ("notes", made.id):
+        assert library.store(name).id == made.id
+        corpus = Corpus.open(corpora, name)
+        assert corpus.name == "notes"
+        corpus.close()
+
+
+def test_a_corpus_of_the_command_line_is_a_store_whose_documents_are_files(
+    library: Library, corpora: Path, by_command: Callable[..., None]
+) -> None:
+    by_command("animals", Document("cats.md", CATS, {"language": "en"}), Document("ships.md", SHIPS))
+
+    (store,) = library.stores(ALL).items
+    files = [each.file for each in library.files(store.id, ALL).items]
+    (best,) = library.search(store.id, ["kitten purrs"], limit=1)
+
+    assert (store.name, store.counts["completed"], sum(store.counts.values())) == ("animals", 2, 2)
+    assert [(f.name, f.status, f.attributes, f.cut) for f in files] == [
+        ("cats.md", "completed", {"language": "en"}, None),
+        ("ships.md", "completed", {}, None),
+    ]
+    assert (best.file, best.name, best.attributes) == (files[0].id, "cats.md", {"language": "en"})
+    assert library.texts(store.id, best.file) == (best.text,)
+    with pytest.raises(LibraryError, match="was not uploaded"):
+        library.modify_file(store.id, best.file, {"language": "de"})
+    library.detach(store.id, best.file)
+    assert list(documents(corpora, "animals")) == ["ships.md"]
+
+
+def test_the_id_stays_when_a_corpus_is_embedded_anew(
+    library: Library, corpora: Path, by_command: Callable[..., None], other_words: Embedder
+) -> None:
+    by_command("animals", Document("cats.md", CATS))
+    before = library.store("animals")
+
+    corpus = Corpus.open(corpora, "animals")
+    corpus.reembed(other_words)
+    corpus.close()
+
+    assert library.store("animals").id == before.id
+    assert library.stores(ALL).items[0].created == before.created
+
+
+def test_any_name_will_do_and_a_taken_one_is_displayed_only(library: Library, corpora: Path) -> None:
+    first, second = library.create_store("notes"), library.create_store("notes")
+    free, nameless = library.create_store("Fragen & Antworten ü/../x"), library.create_store()
+    like_an_id = library.create_store(first.id)
+
+    folders = {"notes", second.id, free.id, nameless.id, like_an_id.id}
+    assert set(list_corpora(corpora)) == folders
+    assert [entry.name for entry in library.stores(ALL).items] == [
+        "notes",
+        "notes",
+        "Fragen & Antworten ü/../x",
+        nameless.id,
+        first.id,
+    ]
+    assert library.store("notes").id == first.id  # the one that was first
+    assert library.store("Fragen & Antworten ü/../x").id == free.id
+    assert library.store(first.id).id == first.id
+    assert sorted(os.listdir(corpora.parent)) == ["corpora", "files"]
+
+
+def test_a_display_name_that_two_have_names_neither(library: Library, corpora: Path) -> None:
+    for _ in range(2):
+        library.create_store("my notes")
+
+    for ask, kind in ((library.store, LibraryError), (lambda name: Corpus.open(corpora, name), CorpusError)):
+        with pytest.raises(kind, match="2 corpora are called 'my notes': name one by its id"):
+            ask("my notes")
+
+
+def test_a_store_can_be_renamed_and_goes_on_to_be_found(library: Library, corpora: Path) -> None:
+    store = library.create_store("notes", metadata={"a": "1"})
+
+    renamed = library.modify_store(store.id, name="old notes")
+    noted = library.modify_store("old notes", metadata={"b": "2"})
+
+    assert (renamed.name, renamed.metadata) == ("old notes", {"a": "1"})
+    assert (noted.id, noted.name, noted.metadata) == (store.id, "old notes", {"b": "2"})
+    assert library.store("notes") == library.store("old notes")
+
+
+def test_a_deleted_store_is_gone_and_its_name_is_free(library: Library, corpora: Path) -> None:
+    store = library.create_store("notes")
+    attached(library, store.id, "cats.md", CATS)
+    assert library.search("notes", ["kitten"])
+
+    assert library.delete_store("notes") == store.id
+
+    assert list_corpora(corpora) == []
+    with pytest.raises(MissingError, match=store.id):
+        library.store(store.id)
+    again = library.create_store("notes")
+    assert again.id != store.id
+    assert library.search("notes", ["kitten"]) == ()
+    assert len(library.uploads(ALL).items) == 1  # files outlive stores
+
+
+def test_a_corpus_of_another_embedder_is_listed_but_neither_fed_nor_searched(
+    library: Library, corpora: Path, words: Embedder, other_words: Embedder, tokenizer: Any
+) -> None:
+    Corpus.create(corpora, "theirs", other_words, tokenizer_digest(tokenizer)).close()
+    Corpus.create(corpora, "tokens", words, "another tokenizer").close()
+    file = library.upload("cats.md", CATS.encode()).id
+
+    assert {entry.name for entry in library.stores(ALL).items} == {"theirs", "tokens"}
+    for store, reason in (("theirs", "mayfly corpus reembed theirs"), ("tokens", "another model's tokenizer")):
+        with pytest.raises(LibraryError, match=reason):
+            library.attach(store, Wanted(file))
+        with pytest.raises(LibraryError, match=reason):
+            library.search(store, ["cat"])
+        assert library.files(store, ALL).items == ()
+
+
+def test_a_damaged_corpus_does_not_hide_the_others(library: Library, corpora: Path) -> None:
+    library.create_store("sound")
+    (corpora / "damaged").mkdir()
+    (corpora / "damaged" / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
+
+    file = attached(library, "sound", "cats.md", CATS)
+    assert [entry.name for entry in library.stores(ALL).items] == ["sound"]
+    library.delete_upload(file)
+    assert documents(corpora, "sound") == {}
+
+
+def test_a_full_disk_leaves_no_part_of_a_store(library: Library, corpora: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+    try:
+        with pytest.raises(CorpusError, match="is as it was"):
+            library.create_store("notes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert os.listdir(corpora) == []
+
+
+def test_the_command_line_adds_by_id_too_and_makes_no_corpus_of_a_chosen_id(
+    library: Library, corpora: Path, by_command: Callable[..., None]
+) -> None:
+    store = library.create_store("notes")
+
+    by_command(store.id, Document("cats.md", CATS))
+    with pytest.raises(CorpusNotFoundError):
+        by_command("vs_" + 24 * "0", Document("cats.md", CATS))
+
+    assert list_corpora(corpora) == ["notes"]
+    assert list(documents(corpora, "notes")) == ["cats.md"]
+
+
+def test_an_attached_file_is_read_in_the_background(
+    opened: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    held = HeldEmbedder(words)
+    library = opened(held)
+    store = library.create_store("notes").id
+    file = library.upload("cats.md", CATS.encode()).id
+
+    with held.held():
+        answered = library.attach(store, Wanted(file, {"language": "en", "year": 2024, "draft": False}))
+        assert held.waiting.wait(30)
+        meanwhile = library.store(store)
+    done = settled(library, store, file)
+
+    assert (answered.store, answered.file.status, answered.file.problem) == (store, "in_progress", None)
+    assert meanwhile.counts == {"in_progress": 1, "completed": 0, "failed": 0, "cancelled": 0}
+    assert (done.status, done.name, done.problem, done.cut) == ("completed", "cats.md", None, (256, 0))
+    assert done.bytes > len(CATS)
+    assert library.store(store).counts["completed"] == 1
+    assert documents(corpora, "notes") == {f"{file}/cats.md": {"language": "en", "year": 2024, "draft": False}}
+    assert library.texts(store, file) == (CATS,)
+
+
+def test_tables_bring_a_document_a_row_and_attributes_are_added_to_theirs(library: Library, corpora: Path) -> None:
+    library.create_store("rows")
+    rows = [{"id": "a", "text": CATS, "metadata": {"kind": "cat", "n": 1}}, {"text": SHIPS}]
+    table = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": [CATS, SHIPS]}), table)
+
+    lines = attached(library, "rows", "pets.JSONL", "\n".join(map(json.dumps, rows)), attributes={"n": 2})
+    parquet = attached(library, "rows", "pets.parquet", table.getvalue())
+
+    assert documents(corpora, "rows") == {
+        f"{lines}/pets.JSONL#a": {"kind": "cat", "n": 2},
+        f"{lines}/pets.JSONL#2": {"n": 2},
+        f"{parquet}/pets.parquet#1": {},
+        f"{parquet}/pets.parquet#2": {},
+    }
+    assert [each.file.name for each in library.files("rows", ALL).items] == ["pets.JSONL", "pets.parquet"]
+
+
+def test_chunks_are_cut_as_asked_in_tokens_of_the_model(library: Library, tokenizer: Any) -> None:
+    library.create_store("notes")
+    text = long_text(60)
+
+    file = attached(library, "notes", "long.txt", text, cut=(64, 16))
+
+    texts = library.texts("notes", file)
+    assert library.file("notes", file).file.cut == (64, 16)
+    assert max(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts) <= 64 + 1
+    assert len(texts) > len(tokenizer(text)["input_ids"]) / 64
+    starts = [text.index(each) for each in texts]
+    for start, each, following in zip(starts, texts, starts[1:], strict=False):
+        assert start < following < start + len(each)
+
+
+@pytest.mark.parametrize("cut", [(7, 0), (4097, 0), (100, 51), (100, -1)])
+def test_chunks_outside_the_limits_are_refused(library: Library, cut: tuple[int, int]) -> None:
+    library.create_store("notes")
+    file = library.upload("cats.md", CATS.encode()).id
+
+    with pytest.raises(LibraryError, match="8 to 4096 tokens of the served model"):
+        library.attach("notes", Wanted(file, cut=cut))
+
+    assert library.files("notes", ALL).items == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "message"),
+    [
+        ("picture.png", b"\x89PNG\r\n\x1a\n\xff\xfe", "unsupported_file", "picture.png is not UTF-8 text"),
+        ("nulls.bin", b"abc\0def", "unsupported_file", "null character"),
+        ("rows.jsonl", b'{"text": "fine enough"}\n{"text": oh no}\n', "invalid_file", "rows.jsonl, line 2: not JSON"),
+        ("rows.jsonl", b'{"txt": "a"}', "invalid_file", "rows.jsonl, row 1: expected a field `text`"),
+        ("rows.ndjson", b'{"text": "\\ud800 is half"}', "invalid_file", "Unicode"),
+        ("rows.parquet", b"PAR1 but not really", "invalid_file", "not a Parquet file"),
+        ("blank.txt", b"\n", "invalid_file", "no text of two tokens"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why_and_leaves_nothing(
+    library: Library, corpora: Path, name: str, content: bytes, code: str, message: str
+) -> None:
+    library.create_store("notes")
+
+    file = library.file("notes", attached(library, "notes", name, content)).file
+
+    assert (file.status, file.bytes) == ("failed", 0)
+    assert file.problem is not None
+    assert file.problem.code == code
+    assert message in file.problem.message
+    assert str(corpora.parent) not in file.problem.message
+    assert documents(corpora, "notes") == {}
+    assert library.store("notes").counts["failed"] == 1
+
+
+def test_a_file_that_fails_late_leaves_nothing_of_its_beginning(library: Library, corpora: Path) -> None:
+    library.create_store("notes")
+    kept = attached(library, "notes", "cats.md", CATS)
+    rows = [json.dumps({"text": f"Row {i} is about nothing but itself."}) for i in range(300)]
+
+    broken = attached(library, "notes", "rows.jsonl", "\n".join([*rows, "{"]))
+
+    assert library.file("notes", broken).file.status == "failed"
+    assert list(documents(corpora, "notes")) == [f"{kept}/cats.md"]
+    assert {found.file for found in library.search("notes", ["Row 7 is about"], limit=50)} == {kept}
+
+
+def test_one_file_can_be_in_many_stores_and_leaves_each_alone(library: Library, corpora: Path) -> None:
+    for store in ("one", "two"):
+        library.create_store(store)
+    file = attached(library, "one", "cats.md", CATS)
+    library.attach("two", Wanted(file))
+    settled(library, "two", file)
+
+    library.detach("one", file)
+
+    assert (documents(corpora, "one"), list(documents(corpora, "two"))) == ({}, [f"{file}/cats.md"])
+    assert library.search("one", ["kitten"]) == ()
+    assert len(library.search("two", ["kitten"])) == 1
+    assert library.uploaded(file).name == "cats.md"
+    with pytest.raises(MissingError, match=file):
+        library.file("one", file)
+
+
+def test_a_deleted_file_is_taken_out_of_every_store(library: Library, corpora: Path) -> None:
+    for store in ("one", "two"):
+        library.create_store(store)
+    file = attached(library, "one", "cats.md", CATS)
+    library.attach("two", Wanted(file))
+    settled(library, "two", file)
+    stays = attached(library, "two", "ships.md", SHIPS)
+
+    library.delete_upload(file)
+
+    assert (documents(corpora, "one"), list(documents(corpora, "two"))) == ({}, [f"{stays}/ships.md"])
+    assert [upload.id for upload in library.uploads(ALL).items] == [stays]
+    for ask in (library.uploaded, library.content, library.delete_upload):
+        with pytest.raises(MissingError, match=file):
+            ask(file)
+    with pytest.raises(MissingError, match=file):
+        library.attach("one", Wanted(file))
+
+
+def test_other_attributes_are_what_filters_see_from_then_on(library: Library, corpora: Path) -> None:
+    library.create_store("notes")
+    file = attached(library, "notes", "cats.md", CATS, attributes={"language": "en"}, cut=(64, 0))
+
+    library.modify_file("notes", file, {"language": "de"})
+    after = settled(library, "notes", file)
+
+    assert (after.attributes, after.cut, after.status) == ({"language": "de"}, (64, 0), "completed")
+    assert documents(corpora, "notes") == {f"{file}/cats.md": {"language": "de"}}
+    german = {"type": "eq", "key": "language", "value": "de"}
+    assert [found.attributes for found in library.search("notes", ["cat"], only=german)] == [{"language": "de"}]
+
+
+@pytest.mark.parametrize("identity", ["", "..", "../files", "file-../../x", "doc-1", "doc-" + 30 * "9", "file-\ud800"])
+def test_an_id_that_is_none_names_nothing(library: Library, identity: str) -> None:
+    library.create_store("notes")
+
+    asks: list[Callable[[], object]] = [
+        lambda: library.uploaded(identity),
+        lambda: library.content(identity),
+        lambda: library.delete_upload(identity),
+        lambda: library.attach("notes", Wanted(identity)),
+        lambda: library.file("notes", identity),
+        lambda: library.texts("notes", identity),
+        lambda: library.detach("notes", identity),
+        lambda: library.store(identity),
+        lambda: library.delete_store(identity),
+        lambda: library.search(identity, ["x"]),
+        lambda: library.batch("notes", identity),
+    ]
+    for ask in asks:
+        with pytest.raises(MissingError):
+            ask()
+    assert [entry.name for entry in library.stores(ALL).items] == ["notes"]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"a": [1]},
+        {"a": {"b": 1}},
+        {"a": None},
+        {"a": float("nan")},
+        {"a": float("inf")},
+        {"a": 1 << 63},
+        {"a": "x" * 513},
+        {"a": "\ud800"},
+        {"": 1},
+        {"x" * 65: 1},
+        {"\udfff": 1},
+        {f"k{i}": i for i in range(17)},
+        ["a"],
+        "a",
+    ],
+)
+def test_attributes_that_are_none_are_refused(library: Library, attributes: Any) -> None:
+    library.create_store("notes")
+    file = library.upload("cats.md", CATS.encode()).id
+
+    with pytest.raises(LibraryError, match="`attributes"):
+        library.attach("notes", Wanted(file, attributes))
+
+    assert library.files("notes", ALL).items == ()
+
+
+def test_everything_it_says_survives_pickling(library: Library) -> None:
+    store = library.create_store("notes")
+    file = attached(library, "notes", "cats.md", CATS, attributes={"a": 1})
+    batch = library.attach_batch("notes", [Wanted(file)])
+
+    for value in (
+        store,
+        library.stores(ALL),
+        library.uploaded(file),
+        library.file("notes", file),
+        batch,
+        library.search("notes", ["kitten"]),
+        Library.search,
+    ):
+        assert pickle.loads(pickle.dumps(value)) == value
+    for problem in (LibraryError("why"), MissingError("why")):
+        again = pickle.loads(pickle.dumps(problem))
+        assert (type(again), str(again)) == (type(problem), "why")
+
+
+def test_only_the_corpora_of_this_library_are_its_stores(library: Library, corpora: Path) -> None:
+    with pytest.raises(CorpusNotFoundError):
+        Corpus.open(corpora, "files")
+    assert library.stores(ALL).items == ()

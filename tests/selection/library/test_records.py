@@ -1,0 +1,81 @@
+"""Pages of lists."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selection.library.records import Page, Part
+from selection.library.uploads import LibraryError
+
+
+def position(item: str) -> tuple[int, ...]:
+    return (int(item.removeprefix("id")),)
+
+
+def page_of(part: Part, items: list[str]) -> Page[str]:
+    """Cursors are ids of the list, or of what is not in it any more."""
+    return part.of(items, position, lambda cursor: position(cursor) if cursor.startswith("id") else None)
+
+
+@given(st.integers(0, 30), st.integers(1, 12), st.sampled_from(["asc", "desc"]))
+def test_pages_hold_every_item_once_and_in_order_both_ways(count: int, limit: int, order: str) -> None:
+    oldest_first = [f"id{i}" for i in range(count)]
+    expected = oldest_first if order == "asc" else oldest_first[::-1]
+
+    forwards: list[str] = []
+    pages = []
+    more = True
+    while more:
+        page = page_of(Part(limit, order, after=forwards[-1] if forwards else None), oldest_first)
+        forwards += page.items
+        pages.append(page.items)
+        more = page.more
+
+    assert forwards == expected
+    assert all(len(items) == limit for items in pages[:-1])
+    for previous, items in itertools.pairwise(pages):
+        back = page_of(Part(limit, order, before=items[0]), oldest_first)
+        assert (back.items, back.more) == (previous, previous is not pages[0])
+
+
+def test_between_two_cursors_lies_what_is_between_them() -> None:
+    items = [f"id{i}" for i in range(10)]
+
+    assert page_of(Part(5, "asc", after="id2", before="id5"), items).items == ("id3", "id4")
+    between = page_of(Part(1, "desc", after="id5", before="id2"), items)
+    assert between == page_of(Part(1, "desc", after="id5"), items[3:])
+    with pytest.raises(LibraryError, match="'gone' is not in this list"):
+        page_of(Part(after="gone"), items)
+
+
+@given(
+    st.sets(st.integers(0, 30)),
+    st.integers(1, 12),
+    st.sampled_from(["asc", "desc"]),
+    st.sampled_from(["after", "before"]),
+    st.sampled_from([1.0, 0.5]),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_deleted_while_it_is_listed_moves_no_cursor(
+    numbers: set[int], limit: int, order: str, way: str, share: float, random: Random
+) -> None:
+    there = [f"id{number}" for number in sorted(numbers)]
+    forwards = (order == "asc") == (way == "after")
+    expected = there[:] if forwards else there[::-1]
+
+    seen: list[str] = []
+    cursor: str | None = "id-1" if forwards else "id31"
+    while cursor is not None:
+        part = Part(limit, order, after=cursor) if way == "after" else Part(limit, order, before=cursor)
+        items = page_of(part, there).items
+        items = items if way == "after" else items[::-1]
+        seen += items
+        there = [item for item in there if item not in items or random.random() > share]
+        cursor = items[-1] if items else None
+
+    assert seen == expected

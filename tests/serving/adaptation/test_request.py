@@ -1,0 +1,384 @@
+"""What a request asks of its adaptation: the `adaptation` extension, its refusals, and the prompts to adapt to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from selection.embedding import LONGEST_PROMPT, Prompt
+from selection.targets import MOST_TARGETS, LeftOut
+from serving.adaptation.request import read_wish
+from serving.adaptation.terms import Terms
+from serving.adaptation.wish import Wish
+from serving.budget import Budget
+from serving.errors import BudgetError, RequestError
+
+_AUTO = Budget(steps=50, seconds=None, alpha=0.1)
+_TERMS = Terms(_AUTO, Budget(steps=40, seconds=60.0), "house")
+
+
+def wish(body: dict[str, Any], tokenizer: Any, header: str | None = "steps=5") -> Wish:
+    return read_wish(body, header, None, _TERMS, tokenizer)
+
+
+def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
+    body = {"prompt": "Once upon a time"}
+
+    asked = wish(body, tokenizer, header=None)
+
+    tokens = tuple(tokenizer("Once upon a time", add_special_tokens=False)["input_ids"])
+    prompts, budget = (Prompt("Once upon a time"),), Budget(40, 60.0, 0.1)
+    assert asked == Wish(prompts, budget, ("steps",), "house", named=False, tokens=tokens)
+    assert body == {"prompt": "Once upon a time"}
+
+
+def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None:
+    only = {"type": "eq", "key": "language", "value": "de"}
+    extension = {
+        "corpus": "mine",
+        "filters": only,
+        "seed": 7,
+        "required": True,
+        "strategy": "nn",
+        "plan": "reuse",
+        "progress": True,
+        "reuse": "conversation",
+        "prompt": "this instead",
+    }
+    body = {"prompt": "not this", "max_tokens": 5, "adaptation": extension}
+
+    asked = wish(body, tokenizer)
+
+    prompts = (Prompt("this instead"),)
+    tokens = tuple(tokenizer("this instead", add_special_tokens=False)["input_ids"])
+    options = (only, "nn", "reuse", 7, True, True, True)
+    assert asked == Wish(prompts, Budget(5, 60.0), (), "mine", *options, tokens=tokens)
+    assert body == {"prompt": "not this", "max_tokens": 5}
+
+
+def test_a_file_search_of_a_response_names_the_corpus(tokenizer: Any) -> None:
+    only = {"type": "eq", "key": "language", "value": "de"}
+    search = {"type": "file_search", "vector_store_ids": ["mine"], "filters": only}
+    body: dict[str, Any] = {"input": "x", "tools": [search], "tool_choice": "auto"}
+
+    asked = wish(body, tokenizer)
+
+    assert (asked.corpus, asked.named, asked.only) == ("mine", True, only)
+    assert body == {"input": "x"}
+    with pytest.raises(RequestError, match=r"`adaptation\.filters`"):
+        wish({"input": "x", "tools": [{**search, "filters": {"type": "like"}}]}, tokenizer)
+
+
+@pytest.mark.parametrize("extension", [None, {}, {"reuse": None}])
+def test_an_extension_that_says_nothing_changes_nothing(tokenizer: Any, extension: dict[str, Any] | None) -> None:
+    body: dict[str, Any] = {"prompt": "x", "adaptation": extension}
+
+    assert wish(body, tokenizer) == wish({"prompt": "x"}, tokenizer)
+    assert body == {"prompt": "x"}
+
+
+def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
+    assert wish({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).corpus is None
+
+
+@pytest.mark.parametrize(
+    ("extension", "message"),
+    [
+        ("house", "is an object"),
+        ([], "is an object"),
+        (5, "is an object"),
+        (False, "is an object"),
+        ({"corpora": "x"}, "has no corpora; it takes corpus, filters, plan, progress"),
+        ({"seed": 1, "Seed": 1, "alpha": 2}, "has no Seed, alpha"),
+        ({"corpus": 5}, "corpus` is the name"),
+        ({"corpus": ["a"]}, "corpus` is the name"),
+        ({"strategy": "luck"}, "strategy` is one of sift, nn"),
+        ({"strategy": None}, "strategy` is one of sift, nn"),
+        ({"plan": "backwards"}, "plan` is one of sequential, batched, reuse"),
+        ({"plan": ["reuse"]}, "plan` is one of sequential, batched, reuse"),
+        ({"plan": None}, "plan` is one of sequential, batched, reuse"),
+        ({"plan": "last-layer"}, "the engine cannot load an adapter of the last linear layer"),
+        ({"strategy": 1}, "strategy` is one of sift, nn"),
+        ({"strategy": ["sift"]}, "strategy` is one of sift, nn"),
+        ({"strategy": {"sift": 1}}, "strategy` is one of sift, nn"),
+        ({"seed": -1}, "seed` is a whole number"),
+        ({"seed": 1.0}, "seed` is a whole number"),
+        ({"seed": True}, "seed` is a whole number"),
+        ({"seed": "1"}, "seed` is a whole number"),
+        ({"seed": 1 << 63}, "seed` is a whole number"),
+        ({"seed": None}, "seed` is a whole number"),
+        ({"required": 1}, "required` is true or false"),
+        ({"required": "yes"}, "required` is true or false"),
+        ({"required": None}, "required` is true or false"),
+        ({"progress": 1}, "progress` is true or false"),
+        ({"reuse": True}, 'reuse` is "conversation"'),
+        ({"reuse": ["conversation"]}, 'reuse` is "conversation"'),
+        ({"reuse": "everything"}, 'reuse` is "conversation"'),
+        ({"filters": "language"}, "a filter is an object"),
+        ({"filters": {}}, "has `type`, `key`"),
+        ({"filters": {"type": "like", "key": "a", "value": "b"}}, "no filter of type 'like'"),
+        ({"prompt": 5}, "prompt` is the text"),
+        ({"prompt": ["a"]}, "prompt` is the text"),
+    ],
+)
+def test_an_extension_that_is_none_is_refused(tokenizer: Any, extension: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        wish({"prompt": "x", "adaptation": extension}, tokenizer)
+
+
+def test_the_largest_seed_is_taken(tokenizer: Any) -> None:
+    asked = wish({"prompt": "x", "adaptation": {"seed": (1 << 63) - 1}}, tokenizer)
+
+    assert asked.seed == (1 << 63) - 1
+
+
+@pytest.mark.parametrize("header", ["alpha=0.1", "steps=5, alpha=0.2"])
+def test_nearest_neighbours_refuse_an_alpha(tokenizer: Any, header: str) -> None:
+    with pytest.raises(RequestError, match="cannot stop by alpha"):
+        wish({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
+
+
+@pytest.mark.parametrize("header", ["auto", None])
+def test_nearest_neighbours_leave_the_servers_own_alpha_out(tokenizer: Any, header: str | None) -> None:
+    asked = wish({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
+
+    assert asked.budget.alpha is None
+
+
+def test_a_budget_is_cut_to_the_servers_limits(tokenizer: Any) -> None:
+    asked = wish({"prompt": "x"}, tokenizer, "steps=1000, seconds=1000")
+
+    assert (asked.budget, asked.cut) == (Budget(40, 60.0), ("steps", "seconds"))
+
+
+def test_a_bad_budget_is_refused_first(tokenizer: Any) -> None:
+    with pytest.raises(BudgetError):
+        wish({"prompt": "x", "adaptation": "neither is this"}, tokenizer, "steps=-1")
+
+
+@pytest.mark.parametrize(
+    ("header", "alias", "field"),
+    [("steps=5", None, None), (None, "steps=5", None), (None, None, {"steps": 5}), ("steps=5", "steps=5", "steps=5")],
+)
+def test_a_budget_is_said_in_a_header_its_alias_or_the_body(
+    tokenizer: Any, header: str | None, alias: str | None, field: Any
+) -> None:
+    body = {"prompt": "x", "compute_budget": field}
+
+    asked = read_wish(body, header, alias, _TERMS, tokenizer)
+
+    assert asked.budget == Budget(5, 60.0)
+    assert body == {"prompt": "x"}
+
+
+def test_places_that_disagree_are_refused(tokenizer: Any) -> None:
+    with pytest.raises(BudgetError, match="Compute-Budget and compute_budget disagree"):
+        wish({"prompt": "x", "compute_budget": {"steps": 6}}, tokenizer, "steps=5")
+
+
+def test_nearest_neighbours_refuse_an_alpha_in_the_body(tokenizer: Any) -> None:
+    body = {"prompt": "x", "compute_budget": {"alpha": 0.1}, "adaptation": {"strategy": "nn"}}
+
+    with pytest.raises(RequestError, match="cannot stop by alpha"):
+        wish(body, tokenizer, None)
+
+
+_KEYS_DEFAULT, _KEYS_LIMITS = Budget(3, alpha=0.2), Budget(10, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("header", "budget", "cut"),
+    [
+        (None, Budget(3, 5.0, 0.2), ()),
+        ("auto", Budget(10, 5.0, 0.1), ("steps",)),
+        ("seconds=2", Budget(10, 2.0), ()),
+        ("steps=30, seconds=30", Budget(10, 5.0), ("steps", "seconds")),
+        ("none", Budget(0, 5.0), ()),
+    ],
+)
+def test_a_key_has_a_default_and_limits_of_its_own(
+    tokenizer: Any, header: str | None, budget: Budget, cut: tuple[str, ...]
+) -> None:
+    asked = read_wish({"prompt": "x"}, header, None, _TERMS, tokenizer, default=_KEYS_DEFAULT, limits=_KEYS_LIMITS)
+
+    assert (asked.budget, asked.cut) == (budget, cut)
+
+
+def test_a_key_gets_no_more_than_the_server_allows(tokenizer: Any) -> None:
+    limits = Budget(1000, 1000.0)
+
+    asked = read_wish({"prompt": "x"}, "steps=500, seconds=500", None, _TERMS, tokenizer, limits=limits)
+
+    assert asked.budget == Budget(40, 60.0)
+
+
+def test_the_last_user_turn_of_a_chat_is_the_prompt_and_those_before_its_context(tokenizer: Any) -> None:
+    messages: list[Any] = [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Look:"}, {"type": "image_url", "image_url": {"url": "u"}}],
+        },
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "text", "text": "now?"}]},
+    ]
+
+    assert wish({"messages": messages}, tokenizer).prompts == (Prompt("and\nnow?", "Be brief.\nLook:"),)
+
+
+def test_what_follows_the_last_user_turn_is_a_prompt_of_its_own(tokenizer: Any) -> None:
+    messages = [
+        {"role": "user", "content": "What does the file say?"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "tool", "content": "It says: hello."},
+    ]
+
+    assert wish({"messages": messages}, tokenizer).prompts == (
+        Prompt("What does the file say?"),
+        Prompt("It says: hello."),
+    )
+
+
+def test_a_chat_without_a_user_is_adapted_to_its_last_turn(tokenizer: Any) -> None:
+    messages = [{"role": "system", "content": "You tell stories."}, {"role": "assistant", "content": "Once"}]
+
+    assert wish({"messages": messages}, tokenizer).prompts == (Prompt("Once", "You tell stories."),)
+
+
+@pytest.mark.parametrize(
+    "messages", [None, [], "text", 5, {}, [None], [5], ["text"], [{}], [{"content": {"text": "x"}}], [{"content": [5]}]]
+)
+def test_messages_that_vllm_will_refuse_are_left_to_it(tokenizer: Any, messages: Any) -> None:
+    assert wish({"messages": messages}, tokenizer).prompts == (Prompt(""),)
+
+
+def test_a_response_is_adapted_to_its_input(tokenizer: Any) -> None:
+    asked = wish({"input": "And now?", "instructions": "Be brief."}, tokenizer)
+
+    assert asked.prompts == (Prompt("And now?", "Be brief."),)
+
+
+def test_a_response_is_adapted_to_the_last_user_turn_in_its_context(tokenizer: Any) -> None:
+    items: list[Any] = [
+        {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": "Look:"}, {"type": "input_image"}],
+        },
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I see."}]},
+        {"role": "user", "content": "What does the file say?"},
+        {"type": "function_call", "call_id": "1", "name": "read", "arguments": '{"file": 1}'},
+        {"type": "function_call_output", "call_id": "1", "output": "It says: hello."},
+        {"type": "function_call_output", "call_id": "2", "output": [{"type": "input_text", "text": "And bye."}]},
+    ]
+
+    assert wish({"input": items, "instructions": "Be brief."}, tokenizer).prompts == (
+        Prompt("What does the file say?", "Be brief.\nLook:\nI see."),
+        Prompt("It says: hello.\nAnd bye."),
+    )
+
+
+@pytest.mark.parametrize("said", [None, [], 5, {}, [None], [5], ["text"], [{}], [{"role": "user", "content": 5}]])
+def test_an_input_that_vllm_will_refuse_is_left_to_it(tokenizer: Any, said: Any) -> None:
+    assert wish({"input": said, "instructions": 5}, tokenizer).prompts == (Prompt(""),)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("one", ("one",)),
+        (["one"], ("one",)),
+        (["one", "two"], ("one", "two")),
+        ("", ("",)),
+        ([], ("",)),
+        (None, ("",)),
+        (5, ("",)),
+        ({"text": "x"}, ("",)),
+        (["one", 5, None], ("one", "", "")),
+        ([True], ("",)),
+        ([[-1]], ("",)),
+        ([[1 << 40]], ("",)),
+        ([["one"]], ("",)),
+    ],
+)
+def test_the_prompts_of_a_completion(tokenizer: Any, prompt: Any, prompts: tuple[str, ...]) -> None:
+    assert wish({"prompt": prompt}, tokenizer).prompts == tuple(map(Prompt, prompts))
+
+
+def test_prompts_of_token_ids_are_read(tokenizer: Any) -> None:
+    one, two = ("def add(a, b):\n    return a + b", "Once upon a time")
+    ids_of_one, ids_of_two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, two))
+
+    assert wish({"prompt": ids_of_one}, tokenizer).prompts == (Prompt(one),)
+    assert wish({"prompt": [ids_of_one]}, tokenizer).prompts == (Prompt(one),)
+    assert wish({"prompt": [ids_of_one, ids_of_two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
+    assert wish({"prompt": [ids_of_one, two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
+
+
+class Counting:
+    """A tokenizer that counts what it decodes and encodes."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.decoded = self.encoded = 0
+        self._tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def decode(self, tokens: list[int]) -> str:
+        self.decoded += len(tokens)
+        return str(self._tokenizer.decode(tokens))
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        self.encoded += len(text)
+        ids: list[int] = self._tokenizer.encode(text, **options)
+        return ids
+
+
+def test_of_thousands_of_prompts_only_those_that_are_looked_at_are_decoded(tokenizer: Any) -> None:
+    counting = Counting(tokenizer)
+    prompts = [[5 + i % 100] * 1000 for i in range(2048)]
+
+    asked = wish({"prompt": prompts}, counting, header="gain=0.4")
+
+    assert len(asked.prompts) == MOST_TARGETS
+    assert asked.left_out == LeftOut(MOST_TARGETS, 2048, "prompts")
+    assert asked.prompts[0] == Prompt(tokenizer.decode(prompts[0]))
+    assert asked.prompts[-1] == Prompt(tokenizer.decode(prompts[-1]))
+    assert counting.decoded == MOST_TARGETS * 1000
+    assert counting.encoded <= 16 * 256
+
+
+def test_prompts_within_the_bound_are_all_looked_at(tokenizer: Any) -> None:
+    asked = wish({"prompt": [f"prompt {i}" for i in range(MOST_TARGETS)]}, tokenizer)
+
+    assert asked.prompts == tuple(Prompt(f"prompt {i}") for i in range(MOST_TARGETS))
+    assert asked.left_out is None
+
+
+def test_of_a_very_long_text_only_the_end_that_is_looked_at_travels(tokenizer: Any) -> None:
+    long = "a" + "b" * LONGEST_PROMPT
+    messages = [{"role": "system", "content": long}, {"role": "user", "content": long}]
+    tokens = [7] * (2 * LONGEST_PROMPT)
+    counting = Counting(tokenizer)
+
+    assert wish({"prompt": long}, tokenizer).prompts == (Prompt(long[1:]),)
+    assert wish({"messages": messages}, tokenizer).prompts == (Prompt(long[1:], long[1:]),)
+    wish({"prompt": tokens}, counting)
+    assert counting.decoded == LONGEST_PROMPT
+
+
+def test_a_request_without_a_prompt_is_left_to_vllm(tokenizer: Any) -> None:
+    assert wish({}, tokenizer).prompts == (Prompt(""),)
+
+
+@pytest.mark.parametrize("header", ["steps=5", "seconds=2", "gain=0.4", "auto", None])
+def test_the_prompt_is_looked_at_whatever_limits_an_adaptation(tokenizer: Any, header: str | None) -> None:
+    assert len(wish({"prompt": "def add(a, b):"}, tokenizer, header).tokens) > 1
+
+
+@pytest.mark.parametrize("header", ["none", "steps=0"])
+def test_without_an_adaptation_there_is_nothing_to_look_at(tokenizer: Any, header: str) -> None:
+    assert wish({"prompt": "def add(a, b):"}, tokenizer, header).tokens == ()
+    assert wish({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).tokens == ()

@@ -1,0 +1,333 @@
+"""The stages: selections and trainings in turns, waiting that counts, cancelling that leaves them usable."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.trainer import TrainerConfig
+from adapters.training import Progress, Training
+from selection import selector as selector_module
+from selection.access import Reader
+from selection.corpus.corpus import Corpus
+from selection.corpus.sqlite_store import CorpusNotFoundError
+from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.library.library import Library
+from selection.limit import SecondsSpentError
+from selection.selector import SelectorConfig
+from serving.adaptation.workers import FAILURES, CorporaStage, SelectStage, TrainStage
+from serving.errors import HangingError
+
+_SEQUENCE = [(7 * i) % 101 for i in range(32)]
+_ENDLESS = [_SEQUENCE] * 20_000  # some minutes
+
+
+class Turnstile:
+    """An embedder that counts who embeds at once, and can hold whoever comes in."""
+
+    def __init__(self, words: Embedder) -> None:
+        self.name, self.revision, self.dimension = words.name, words.revision, words.dimension
+        self.at_once = self.entered = 0
+        self.on_entry: Callable[[], object] = lambda: None
+        self._words = words
+        self._inside = 0
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        self._inside += 1
+        self.entered += 1
+        self.at_once = max(self.at_once, self._inside)
+        self.on_entry()
+        self._inside -= 1
+        return self._words.embed(texts)
+
+    def segments(self, prompt: Prompt) -> list[str]:
+        return [prompt.text]
+
+
+@pytest.fixture
+def stage(tiny_llama: str) -> TrainStage:
+    return TrainStage(TrainerConfig(tiny_llama, rank=4))
+
+
+async def train_alone(stage: TrainStage) -> Training:
+    return await stage.train([_SEQUENCE] * 3, seed=2)
+
+
+async def test_the_corpus_says_the_learning_rate_where_the_server_does_not(stage: TrainStage, tiny_llama: str) -> None:
+    told = TrainStage(TrainerConfig(tiny_llama, rank=4, learning_rate=1e-2))
+
+    by_corpus = await stage.train([_SEQUENCE] * 3, learning_rate=1e-2)
+    by_server = await told.train([_SEQUENCE] * 3, learning_rate=1e-4)
+    by_default = await stage.train([_SEQUENCE] * 3)
+
+    assert by_corpus.losses == pytest.approx(by_server.losses, rel=1e-5)
+    assert by_corpus.losses[-1] != pytest.approx(by_default.losses[-1], rel=1e-3)
+
+
+async def test_it_trains_as_the_trainer_does(stage: TrainStage) -> None:
+    training = await stage.train([_SEQUENCE] * 3, seed=2)
+
+    assert training.adapter is not None
+    assert (len(training.losses), training.stop) == (3, "steps")
+
+
+async def test_it_trains_an_adapter_further(stage: TrainStage) -> None:
+    first = await stage.train([_SEQUENCE] * 3, seed=2)
+    assert first.adapter is not None
+
+    second = await stage.train([_SEQUENCE] * 3, seed=2, start=first.adapter.weights)
+
+    assert second.losses[0] < first.losses[0]
+
+
+async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainStage) -> None:
+    alone = [await stage.train([_SEQUENCE] * 3, seed=seed) for seed in range(4)]
+
+    together = await asyncio.gather(*(stage.train([_SEQUENCE] * 3, seed=seed) for seed in range(4)))
+
+    weights = [training.adapter.weights for training in alone if training.adapter]
+    assert [training.adapter.weights for training in together if training.adapter] == weights
+    assert len(set(weights)) == 4
+
+
+async def test_trainings_share_the_trainer(stage: TrainStage) -> None:
+    endless = asyncio.create_task(stage.train(_ENDLESS, seconds=2.0))
+    await asyncio.sleep(0.1)
+
+    short = await stage.train([_SEQUENCE] * 3)
+
+    assert short.adapter is not None
+    assert not endless.done()
+    assert (await endless).stop == "seconds"
+
+
+async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str) -> None:
+    stage = TrainStage(TrainerConfig(tiny_llama, rank=4, slots=1))
+    first = asyncio.create_task(stage.train(_ENDLESS, seconds=0.5))
+    await asyncio.sleep(0.1)
+    second = asyncio.create_task(stage.train(_ENDLESS, seconds=1.0))
+
+    assert (await first).stop == "seconds"
+    waited = await second
+
+    assert waited.stop == "seconds"
+    assert waited.seconds > 0.7
+    assert waited.seconds - waited.waited < 1.0
+
+
+async def test_progress_is_told_in_the_event_loop(stage: TrainStage) -> None:
+    told: list[Progress] = []
+
+    training = await stage.train([_SEQUENCE] * 3, on_step=told.append)
+    await asyncio.sleep(0)
+
+    assert [(progress.steps, progress.of, progress.loss) for progress in told] == [
+        (n, 3, loss) for n, loss in enumerate(training.losses, start=1)
+    ]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_cancelling_ends_a_training_and_the_stage_goes_on(stage: TrainStage, times: int) -> None:
+    before = await train_alone(stage)
+    stepping, steps = asyncio.Event(), []
+
+    def count(progress: Progress) -> None:
+        steps.append(progress.steps)
+        if progress.steps == 4:
+            stepping.set()
+
+    task = asyncio.create_task(stage.train(_ENDLESS, on_step=count))
+    await stepping.wait()
+
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    taken = len(steps)
+    after = await train_alone(stage)
+    assert len(steps) == taken  # it did not go on behind our back
+    assert before.adapter is not None
+    assert after.adapter is not None
+    assert after.adapter.weights == before.adapter.weights
+
+
+async def test_cancelling_one_that_waits_disturbs_no_other(tiny_llama: str) -> None:
+    stage = TrainStage(TrainerConfig(tiny_llama, rank=4, slots=1))
+    running = asyncio.create_task(stage.train(_ENDLESS, seconds=0.5))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(stage.train([_SEQUENCE]))
+    await asyncio.sleep(0)  # lets it begin to wait
+
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert (await running).stop == "seconds"
+    assert (await train_alone(stage)).adapter is not None
+
+
+async def test_a_trainer_that_fails_at_every_training_is_unhealthy_until_a_step_ends(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = TrainStage(TrainerConfig(tiny_llama))
+
+    def broken(*_: Any) -> Any:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage._trainer.base, "losses", broken)
+        for _ in range(FAILURES):
+            await stage.check_health()
+            with pytest.raises(torch.AcceleratorError):
+                await stage.train([_SEQUENCE])
+        with pytest.raises(HangingError, match="the last 3 trainings failed"):
+            await stage.check_health()
+
+    await stage.train([_SEQUENCE])
+    await stage.check_health()
+
+
+async def test_a_refused_training_frees_the_stage(stage: TrainStage) -> None:
+    with pytest.raises(ValueError, match="a training sequence has 1 tokens"):
+        await stage.train([[1]])
+
+    assert (await train_alone(stage)).adapter is not None
+
+
+async def test_selections_at_once_give_what_they_give_one_by_one(corpora: Path, nano: str, tokenizer: Any) -> None:
+    embedder = load_embedder("base-model", base_model=nano)
+    corpus = Corpus.create(corpora, "notes", embedder, tokenizer_digest(tokenizer))
+    ingest(
+        corpus,
+        [Document(f"{i}", f"The story of number {i} and its {i + 1} friends.") for i in range(5)],
+        embedder,
+        tokenizer,
+    )
+    corpus.close()
+    stage = SelectStage(SelectorConfig(corpora, embedder="base-model", base_model=nano))
+    prompts = ["number 3", "friends", "a story"]
+    alone = [await stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts]
+
+    together = await asyncio.gather(*(stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts))
+
+    assert [(s.ids, s.uncertainty) for s in together] == [(s.ids, s.uncertainty) for s in alone]
+    assert all(len(s.ids) == 4 for s in alone)
+    with pytest.raises(CorpusNotFoundError):
+        await stage.select([Prompt("x")], "absent", steps=4)
+    with pytest.raises(CorpusNotFoundError):
+        await stage.select([Prompt("x")], "notes", steps=4, reader=Reader("alice", frozenset({"other"})))
+
+
+@pytest.fixture
+def turnstile(words: Embedder, monkeypatch: pytest.MonkeyPatch) -> Turnstile:
+    """The embedder of every selector."""
+    made = Turnstile(words)
+    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: made)
+    return made
+
+
+class Held:
+    """A turnstile that holds whoever comes in, once, until it is let go."""
+
+    def __init__(self, turnstile: Turnstile) -> None:
+        self.reached, self._free = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def hold() -> None:
+            loop.call_soon_threadsafe(self.reached.set)
+            self._free.wait(60)
+
+        turnstile.on_entry = hold
+
+    def let_go(self) -> None:
+        self._free.set()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_for(
+    corpora: Path, turnstile: Turnstile, times: int
+) -> None:
+    # Arrange: a selection that is held in the first of its many parts.
+    Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
+    stage = SelectStage(SelectorConfig(corpora))
+    before, held = turnstile.entered, Held(turnstile)
+    prompts = [Prompt(f"{number} " + "one " * 500) for number in range(20)]
+    task = asyncio.create_task(stage.select(prompts, "notes", steps=1))
+    await held.reached.wait()
+
+    # Act: cancel, and give the event loop every chance to go on too early.
+    for _ in range(times):
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+    too_early = task.done()
+    held.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not too_early
+    assert turnstile.entered == before + 1
+    assert (await stage.select([Prompt("two")], "notes", steps=1)).stop == "corpus"
+    assert turnstile.at_once == 1
+
+
+async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Turnstile) -> None:
+    # Arrange: more large selections than asyncio's own pool has threads.
+    Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
+    stage = SelectStage(SelectorConfig(corpora))
+    before, held = turnstile.entered, Held(turnstile)
+    prompts = [Prompt(f"{number} " + "one " * 500) for number in range(60)]
+    large = [asyncio.create_task(stage.select(prompts, "notes", steps=1)) for _ in range(40)]
+    await held.reached.wait()
+
+    small = asyncio.create_task(stage.select([Prompt("small")], "notes", steps=1))
+    await asyncio.sleep(0)
+    held.let_go()
+    await small
+
+    # No more than a few parts of each, where all together have 2,400.
+    assert turnstile.entered - before < 20 * len(large)
+    assert not any(task.done() for task in large)
+    for task in large:
+        task.cancel()
+    await asyncio.gather(*large, return_exceptions=True)
+
+
+async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: Turnstile) -> None:
+    Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
+    stage = SelectStage(SelectorConfig(corpora))
+    before = turnstile.entered
+
+    with pytest.raises(SecondsSpentError):
+        await stage.select([Prompt("one")], "notes", steps=1, seconds=0.0)
+
+    assert turnstile.entered == before
+
+
+async def test_a_list_and_a_short_search_pass_long_searches(corpora: Path, nano: str, turnstile: Turnstile) -> None:
+    stage = CorporaStage(SelectorConfig(corpora, base_model=nano))
+    store = (await stage.ask(Library.create_store, "hive")).id
+    before, held = turnstile.entered, Held(turnstile)
+    queries = [f"{number} " + "one " * 500 for number in range(16)]
+    long = [asyncio.create_task(stage.ask(Library.search, store, queries)) for _ in range(10)]
+    await held.reached.wait()
+
+    assert (await stage.ask(Library.store, store)).id == store
+    short = asyncio.create_task(stage.ask(Library.search, store, ["wax"]))
+    await asyncio.sleep(0)
+    held.let_go()
+
+    assert await short == ()
+    assert turnstile.entered - before < 8 * len(long)
+    for task in long:
+        task.cancel()
+    await asyncio.gather(*long, return_exceptions=True)

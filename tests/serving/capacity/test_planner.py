@@ -1,0 +1,313 @@
+"""The capacity model: queues of known length, more work never needs less, bounds that hold, pieces kept and scaled."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from serving.capacity.cost_model import Pieces, Target, line, read_pieces, scaled, write_pieces
+from serving.capacity.planner import Plan, Workload, plan_for, present
+
+NANO = Pieces(
+    model="nano",
+    parameters=5e6,
+    processor="cpu",
+    cores=1,
+    trainer_flops=1e11,
+    engine_flops=1e11,
+    bandwidth=1e10,
+    rows=8,
+    step_fixed=0.01,
+    step_token=4e-4,
+    decode_fixed=6e-3,
+    decode_each=5e-4,
+    prefill_token=1.5e-4,
+    answer_fixed=0.01,
+    load=0.03,
+    select=0.03,
+    engine_bytes=4,
+    trainer_bytes=4,
+    adapter_numbers=4e5,
+    rank=16,
+    cache_bytes=12288.0,
+    kept_bytes=3e5,
+    dimension=384,
+    estimated=("the engine",),
+)
+H100 = Target(flops=4e14, bandwidth=3e12)
+
+_seconds = st.floats(1e-7, 1.0)
+pieces_drawn = st.builds(
+    replace,
+    st.just(NANO),
+    processor=st.sampled_from(["cpu", "cuda"]),
+    parameters=st.floats(1e5, 1e10),
+    trainer_flops=st.floats(1e9, 1e15),
+    engine_flops=st.floats(1e9, 1e15),
+    bandwidth=st.floats(1e9, 1e13),
+    rows=st.integers(1, 64),
+    step_fixed=_seconds,
+    step_token=_seconds,
+    decode_fixed=_seconds,
+    decode_each=_seconds,
+    prefill_token=_seconds,
+    load=_seconds,
+    select=_seconds,
+)
+workloads = st.builds(
+    Workload,
+    rate=st.floats(1e-3, 10.0),
+    steps=st.integers(0, 50),
+    prompt_tokens=st.integers(1, 2000),
+    answer_tokens=st.integers(1, 200),
+    adapted=st.just(0.0) | st.floats(1e-3, 1.0),
+    utilisation=st.floats(0.1, 0.95),
+)
+
+
+def erlang_c(servers: int, load: float) -> float:
+    """The chance to wait in M/M/c, by the formula of textbooks."""
+    last = load**servers / math.factorial(servers) * servers / (servers - load)
+    return last / (sum(load**k / math.factorial(k) for k in range(servers)) + last)
+
+
+def replicas(plan: Plan) -> list[int]:
+    return [need.replicas for need in plan.needs]
+
+
+def test_erlangs_formula_is_that_of_the_tables() -> None:
+    assert erlang_c(1, 0.7) == pytest.approx(0.7)
+    assert erlang_c(10, 7.0) == pytest.approx(0.2217, abs=1e-4)
+
+
+@pytest.mark.parametrize(("servers", "load"), [(1, 0.1), (1, 0.7), (2, 1.5), (10, 7.0), (100, 95.0)])
+@pytest.mark.parametrize("seconds", [0.02, 30.0])
+def test_where_company_costs_nothing_a_stage_is_m_m_c(servers: int, load: float, seconds: float) -> None:
+    busy = load / servers
+
+    found = present(load / seconds, seconds, 0.0, servers, 1)
+
+    assert found == pytest.approx(load + erlang_c(servers, load) * busy / (1 - busy))
+
+
+def test_hundreds_of_servers_are_counted_without_overflow_and_hardly_anyone_waits() -> None:
+    assert present(280.0, 1.0, 0.0, 400, 1) == pytest.approx(280.0, rel=1e-6)
+
+
+def test_replicas_share_one_queue() -> None:
+    assert present(0.7, 10.0, 0.0, 2, 5) == pytest.approx(present(0.7, 10.0, 0.0, 10, 1))
+
+
+@pytest.mark.parametrize("places", [1, 3, 50])
+def test_a_processor_that_is_shared_is_m_m_1_however_many_share_it(places: int) -> None:
+    assert present(0.6, 0.0, 1.0, 1, places) == pytest.approx(0.6 / 0.4)
+
+
+def planned(workload: Workload, pieces: Pieces) -> Plan:
+    """The plan; of more than any plan is for, which is refused, the properties say nothing."""
+    try:
+        return plan_for(workload, pieces)
+    except ValueError as problem:
+        if "plan for less" not in str(problem):
+            raise
+        reject()
+
+
+@settings(deadline=None)
+@given(workloads, pieces_drawn)
+def test_no_stage_is_busier_than_allowed_and_none_is_idle_by_two(workload: Workload, pieces: Pieces) -> None:
+    for need in planned(workload, pieces).needs:
+        assert need.utilisation <= workload.utilisation * (1 + 1e-9)
+        assert need.replicas <= 1 or need.utilisation * need.replicas > workload.utilisation * (need.replicas - 1.001)
+        assert need.seconds >= need.seconds_alone * (1 - 1e-9)
+
+
+@settings(deadline=None)
+@given(workloads, pieces_drawn)
+def test_twice_the_requests_never_need_less(workload: Workload, pieces: Pieces) -> None:
+    once = planned(workload, pieces)
+    twice = planned(replace(workload, rate=2 * workload.rate), pieces)
+
+    assert all(more >= less for less, more in zip(replicas(once), replicas(twice), strict=True))
+    assert twice.cores + twice.accelerators >= once.cores + once.accelerators
+    assert twice.seconds_alone == pytest.approx(once.seconds_alone)
+
+
+@settings(deadline=None)
+@given(workloads, pieces_drawn, st.sampled_from([Target(), H100]))
+def test_twice_the_parameters_never_cost_less(workload: Workload, pieces: Pieces, target: Target) -> None:
+    once = planned(workload, scaled(pieces, replace(target, parameters=pieces.parameters)))
+    twice = planned(workload, scaled(pieces, replace(target, parameters=2 * pieces.parameters)))
+
+    assert all(more >= less for less, more in zip(replicas(once), replicas(twice), strict=True))
+    assert twice.seconds_alone >= once.seconds_alone * (1 - 1e-9)
+    for less, more in zip(once.needs, twice.needs, strict=True):
+        assert all(more.memory[part] >= held for part, held in less.memory.items())
+
+
+def test_without_adaptation_there_is_an_engine_and_nothing_else() -> None:
+    for workload in (Workload(1.0, adapted=0.0), Workload(1.0, steps=0)):
+        plan = plan_for(workload, NANO)
+
+        assert replicas(plan)[:2] == [0, 0]
+        assert plan.bottleneck == "engine"
+        assert plan.seconds_alone == plan.needs[2].seconds_alone
+
+
+def test_a_plan_by_hand() -> None:
+    workload = Workload(2.0, steps=10, prompt_tokens=100, answer_tokens=10, adapted=0.5)
+
+    selector, trainer, engine = plan_for(workload, NANO).needs
+
+    assert selector.replicas == 1
+    assert selector.utilisation == pytest.approx(0.03)
+    full = 10 * (0.01 + 8 * 256 * 4e-4)  # seconds of eight that train together
+    assert trainer.utilisation * trainer.replicas == pytest.approx(1.0 * full / 8)
+    assert trainer.replicas == math.ceil(full / 8 / 0.7) == 2
+    assert trainer.seconds_alone == pytest.approx(10 * (0.01 + 256 * 4e-4))
+    each = 100 * 1.5e-4 + 10 * 5e-4 + 0.5 * 0.03
+    assert engine.seconds_alone == pytest.approx(0.01 + 10 * 6e-3 + each)
+    assert engine.utilisation == pytest.approx(2.0 * (0.01 + 10 * 6e-3 + 8 * each) / 8)
+    assert trainer.memory["adapters and moments"] == 9 * 4e5 * 16
+    assert engine.memory["KV cache"] == 8 * 110 * 12288
+    assert selector.memory["corpus"] == 10_000 * 384 * 4
+
+
+def test_cores_are_counted_on_a_cpu_and_accelerators_elsewhere() -> None:
+    here, there = (plan_for(Workload(50.0), pieces) for pieces in (NANO, scaled(NANO, H100)))
+
+    assert (here.cores, here.accelerators) == (sum(replicas(here)), 0)
+    assert (there.cores, there.accelerators) == (replicas(there)[0], sum(replicas(there)[1:]))
+
+
+def test_arithmetic_and_reading_are_scaled_and_the_rest_stays() -> None:
+    larger = scaled(NANO, Target(1e9), rank=64)
+
+    assert larger.step_fixed == NANO.step_fixed
+    assert larger.step_token == pytest.approx(200 * NANO.step_token)
+    assert larger.prefill_token == pytest.approx(200 * NANO.prefill_token)
+    assert larger.decode_fixed == pytest.approx(6e-3 - 5e6 * 4 / 1e10 + 1e9 * 4 / 1e10)
+    assert larger.decode_each == pytest.approx(5e-4 - 1.5e-4 + 200 * 1.5e-4)
+    assert larger.adapter_numbers == pytest.approx(4 * 200 ** (2 / 3) * NANO.adapter_numbers)
+    assert scaled(NANO, Target()) == scaled(NANO, Target(5e6)) == NANO
+
+
+def test_nothing_is_faster_than_an_accelerators_own_rates() -> None:
+    too_good = replace(NANO, step_token=1e-9, prefill_token=1e-9, decode_fixed=0.0)
+
+    there = scaled(too_good, H100)
+
+    assert (there.engine_bytes, there.trainer_bytes, there.processor) == (2, 2, "accelerator")
+    assert there.step_token == 4 * 5e6 / 4e14
+    assert there.prefill_token == 2 * 5e6 / 4e14
+    assert there.decode_fixed == 5e6 * 2 / 3e12
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "count", "found"),
+    [
+        (0.1, 0.1, 1, (0.0, 0.1)),
+        (0.1, 0.45, 8, (0.05, 0.05)),
+        (0.1, 0.8, 8, (0.0, 0.1)),
+        (0.1, 0.1, 8, (0.1, 0.0)),
+        (0.1, 0.09, 8, (0.09, 0.0)),  # noise
+        (0.1, 1.6, 8, (0.0, 0.2)),
+    ],
+)
+def test_a_line_is_exact_for_those_together(
+    alone: float, together: float, count: int, found: tuple[float, float]
+) -> None:
+    assert line(alone, together, count) == pytest.approx(found)
+
+
+@settings(deadline=None)
+@given(pieces_drawn)
+def test_pieces_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, pieces: Pieces) -> None:
+    file = tmp_path_factory.getbasetemp() / "pieces.json"
+
+    write_pieces(pieces, file)
+
+    assert read_pieces(file) == pieces
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mayfly_pieces": 2}, "holds no measured pieces"),
+        ({"engine_flops": 0.0}, "engine_flops is 0.0; it needs to be more than 0"),
+        ({"load": -1.0}, "load is -1.0; it needs to be 0 or more"),
+        ({"bandwidth": math.inf}, "bandwidth is inf"),
+        ({"step_token": "fast"}, "damaged at step_token"),
+        ({"cores": True}, "damaged at cores"),
+        ({"rows": 1.5}, "damaged at rows"),
+        ({"estimated": "all"}, "damaged at estimated"),
+        ({"more": 1}, "damaged at more"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    file = tmp_path / "pieces.json"
+    file.write_text(json.dumps({"mayfly_pieces": 1, **asdict(NANO), **change}))
+
+    with pytest.raises(ValueError, match=said) as refused:
+        read_pieces(file)
+
+    assert "mayfly plan --save" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b'{"flops": 1}'])
+def test_a_file_of_something_else_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "other").write_bytes(content)
+
+    with pytest.raises(ValueError, match="holds no measured pieces"):
+        read_pieces(tmp_path / "other")
+    with pytest.raises(ValueError, match="cannot read"):
+        read_pieces(tmp_path / "missing")
+    with pytest.raises(ValueError, match="cannot write"):
+        write_pieces(NANO, tmp_path / "no" / "folder")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rate": 0.0}, "the rate needs to be more than 0"),
+        ({"rate": -1.0}, "the rate needs to be more than 0"),
+        ({"rate": math.inf}, "the rate"),
+        ({"rate": math.nan}, "the rate"),
+        ({"adapted": 1.1}, "between 0 and 1"),
+        ({"utilisation": 1.0}, "between 0 and 1"),
+        ({"utilisation": 0.0}, "between 0 and 1"),
+        ({"steps": -1}, "steps is -1"),
+        ({"sequence_tokens": 1}, "sequence_tokens is 1"),
+        ({"answer_tokens": 0}, "answer_tokens is 0"),
+    ],
+)
+def test_a_workload_out_of_range_is_refused(change: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(Workload(1.0), **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"parameters": 0.0}, "parameters is 0.0"),
+        ({"flops": -1e12, "bandwidth": 1e12}, "flops is -1"),
+        ({"flops": 1e12}, "give both --flops and --bandwidth"),
+        ({"bandwidth": 1e12}, "give both --flops and --bandwidth"),
+        ({"parameters": math.nan}, "parameters is nan"),
+    ],
+)
+def test_a_target_out_of_range_is_refused(change: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Target(**change)
+
+
+def test_what_no_plan_is_for_is_said() -> None:
+    with pytest.raises(ValueError, match="more than 10,000,000 replicas of the selector"):
+        plan_for(Workload(1e9), NANO)

@@ -1,0 +1,178 @@
+"""The CPU's LoRA products, slot by slot, against a loop over rows; rows without a slot get nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from serving.engine.plugins.cpu_lora import _per_token, expand, expand_slice, pass_by_where_idle, shrink
+
+_SLOTS, _RANK, _IN, _OUT = 4, 3, 6, 5
+
+MIXES = pytest.mark.parametrize(
+    "slots",
+    [
+        [0, 0, 0, 0],
+        [3, 3, 3, 3],
+        [-1, -1, -1, -1],
+        [0, 1, 2, 3],
+        [2, -1, 2, 0],
+        [-1, 3, -1, 3],
+        [1, 1, -1, -1],
+        [0],
+        [-1],
+        [],
+    ],
+)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@MIXES
+@DTYPES
+def test_shrink_takes_each_rows_own_a(slots: list[int], dtype: torch.dtype) -> None:
+    inputs, weights = random(len(slots), _IN), random(_SLOTS, 1, _RANK, _IN, dtype=dtype)
+    output = random(len(slots), _RANK, seed=9)  # whatever was there is overwritten
+    expected = torch.zeros(len(slots), _RANK)
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            expected[row] = 0.5 * (weights[slot, 0].float() @ inputs[row])
+
+    shrink(inputs, weights, output, torch.tensor(slots, dtype=torch.long), 0.5)
+
+    close(output, expected)
+
+
+def test_shrink_leaves_the_columns_beyond_the_rank_alone() -> None:
+    output = torch.full((2, _RANK + 2), 7.0)
+
+    shrink(random(2, _IN), random(_SLOTS, _RANK, _IN), output, torch.tensor([0, -1]))
+
+    assert output[:, _RANK:].eq(7.0).all()
+    assert output[1, :_RANK].eq(0.0).all()
+    assert output[0, :_RANK].ne(0.0).all()
+
+
+@MIXES
+@DTYPES
+@pytest.mark.parametrize("add", [True, False])
+def test_expand_takes_each_rows_own_b(slots: list[int], dtype: torch.dtype, add: bool) -> None:
+    inputs, weights = random(len(slots), _RANK), random(_SLOTS, 1, _OUT, _RANK, dtype=dtype)
+    output = random(len(slots), _OUT, seed=9)
+    expected = output.clone() if add else torch.zeros_like(output)
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            expected[row] += weights[slot, 0].float() @ inputs[row]
+
+    expand(inputs, weights, output, torch.tensor(slots, dtype=torch.long), add)
+
+    close(output, expected)
+
+
+@MIXES
+@DTYPES
+@pytest.mark.parametrize("add", [True, False])
+def test_expand_slice_writes_its_own_columns_only(slots: list[int], dtype: torch.dtype, add: bool) -> None:
+    inputs, weights = random(len(slots), _RANK), random(_SLOTS, _OUT, _RANK, dtype=dtype)
+    output = random(len(slots), 2 * _OUT, seed=9)
+    offset, size = 3, _OUT
+    expected = output.clone()
+    if not add:
+        expected[:, offset : offset + size] = 0
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            expected[row, offset : offset + size] += weights[slot].float() @ inputs[row]
+
+    expand_slice(inputs, weights, output, torch.tensor(slots, dtype=torch.long), offset, size, add)
+
+    close(output, expected)
+
+
+def test_a_base_model_row_beside_adapted_ones_is_untouched_to_the_bit() -> None:
+    # vLLM issue 48421: slot -1 was read as the last slot.
+    output = random(4, _OUT, seed=9)
+    before = output.clone()
+
+    expand(random(4, _RANK), random(_SLOTS, _OUT, _RANK), output, torch.tensor([3, -1, 0, -1]))
+
+    assert torch.equal(output[[1, 3]], before[[1, 3]])
+    assert not torch.equal(output[[0, 2]], before[[0, 2]])
+
+
+def test_half_precision_outputs_are_kept() -> None:
+    output = torch.zeros(2, _OUT, dtype=torch.bfloat16)
+    inputs, weights = random(2, _RANK), random(_SLOTS, _OUT, _RANK, dtype=torch.float16)
+
+    expand(inputs, weights, output, torch.tensor([1, 2]))
+
+    expected = torch.stack([weights[1].float() @ inputs[0], weights[2].float() @ inputs[1]])
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("lengths", [[3, 1, 2], [1, 0, 5]])
+def test_the_prefill_form_gives_each_token_its_sequences_slot(lengths: list[int]) -> None:
+    tokens = sum(lengths)
+    slots_of_sequences, rows = torch.tensor([2, -1, 0]), torch.tensor(lengths)
+    per_token = torch.tensor([s for s, n in zip([2, -1, 0], lengths, strict=True) for _ in range(n)])
+    starts = torch.cumsum(rows, 0) - rows
+    batch: tuple[Any, ...] = (starts, rows, slots_of_sequences, 3, max(lengths), tokens)
+    inputs, low = random(tokens, _IN), random(tokens, _RANK)
+    a, b = random(_SLOTS, _RANK, _IN), random(_SLOTS, _OUT, _RANK)
+
+    shrunk, expanded, sliced = torch.ones(tokens, _RANK), torch.ones(tokens, _OUT), torch.ones(tokens, 2 * _OUT)
+    _per_token(shrink)(inputs, a, shrunk, *batch, 2.0)
+    _per_token(expand)(low, b, expanded, *batch, add_inputs=True)
+    _per_token(expand_slice)(low, b, sliced, *batch, _OUT, _OUT, False)
+
+    shrunk_1, expanded_1, sliced_1 = torch.ones(tokens, _RANK), torch.ones(tokens, _OUT), torch.ones(tokens, 2 * _OUT)
+    shrink(inputs, a, shrunk_1, per_token, 2.0)
+    expand(low, b, expanded_1, per_token, True)
+    expand_slice(low, b, sliced_1, per_token, _OUT, _OUT, False)
+    for found, expected in ((shrunk, shrunk_1), (expanded, expanded_1), (sliced, sliced_1)):
+        close(found, expected)
+
+
+@pytest.mark.parametrize("slots", [[-1, -1], [-1, 0], []])
+def test_a_batch_without_adapters_passes_by_the_products(slots: list[int]) -> None:
+    class Wrapper:
+        """As vLLM's: told of the slots of a batch, then asked for product after product."""
+
+        token_lora_indices = torch.tensor([0])
+        products = 0
+
+        def update_metadata(self, slots: list[int]) -> None:
+            self.token_lora_indices = torch.tensor(slots, dtype=torch.long)
+
+        def add_lora_logits(self) -> None:
+            self.products += 1
+
+        add_lora_embedding = add_lora_logits
+
+    class Linear:
+        """As vLLM's: a layer with LoRA around one without."""
+
+        def __init__(self, wrapper: Wrapper) -> None:
+            self.punica_wrapper, self.base_layer = wrapper, lambda x: x
+
+        def __call__(self, x: int) -> int:
+            return x + 1
+
+    pass_by_where_idle(Wrapper, Linear)
+    wrapper = Wrapper()
+    linear = Linear(wrapper)
+
+    assert linear(1) == 2  # before it has been told
+    wrapper.update_metadata(slots)
+    wrapper.add_lora_logits()
+    wrapper.add_lora_embedding()
+
+    assert (linear(1), wrapper.products) == ((2, 2) if 0 in slots else (1, 0))

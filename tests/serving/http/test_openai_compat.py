@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serving.http.openai_compat import conform, in_chunks
+
+
+def test_a_chat_has_no_nulls_where_openai_has_none() -> None:
+    answer = conform(
+        {
+            "object": "chat.completion",
+            "system_fingerprint": None,
+            "service_tier": None,
+            "choices": [
+                {
+                    "message": {"content": None, "refusal": None, "annotations": None, "function_call": None},
+                    "logprobs": None,
+                }
+            ],
+            "usage": {"prompt_tokens": 1, "prompt_tokens_details": None, "completion_tokens_details": None},
+        }
+    )
+
+    assert answer == {
+        "object": "chat.completion",
+        "service_tier": None,  # may be null, and so may content, refusal and logprobs, which must be there
+        "choices": [{"message": {"content": None, "refusal": None}, "logprobs": None}],
+        "usage": {"prompt_tokens": 1},
+    }
+
+
+def test_log_probabilities_of_a_chat_say_that_nothing_was_refused() -> None:
+    answer = conform({"object": "chat.completion", "choices": [{"logprobs": {"content": []}}]})
+
+    assert answer["choices"][0]["logprobs"] == {"content": [], "refusal": None}
+
+
+def test_log_probabilities_of_a_completion_have_no_refusal() -> None:
+    answer = {"object": "text_completion", "choices": [{"logprobs": {"tokens": ["a"]}}]}
+
+    assert conform(answer) == {"object": "text_completion", "choices": [{"logprobs": {"tokens": ["a"]}}]}
+
+
+def test_what_is_there_stays() -> None:
+    calls = {"object": "chat.completion", "choices": [{"message": {"tool_calls": [{"id": "1"}]}}]}
+
+    assert conform(calls)["choices"][0]["message"]["tool_calls"] == [{"id": "1"}]
+
+
+def test_other_answers_are_left_alone() -> None:
+    tokens = {"count": 1, "system_fingerprint": None}
+
+    assert conform(dict(tokens)) == tokens
+
+
+def test_log_probabilities_of_a_chunk_say_that_nothing_was_refused_and_its_nulls_stay() -> None:
+    chunk = {"object": "chat.completion.chunk", "choices": [{"logprobs": {"content": []}}, {"logprobs": None}]}
+
+    assert conform({**chunk, "usage": None}) == {
+        "object": "chat.completion.chunk",
+        "choices": [{"logprobs": {"content": [], "refusal": None}}, {"logprobs": None}],
+        "usage": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("request_body", "expected"),
+    [
+        ({"messages": [], "logprobs": True}, True),
+        ({"messages": [], "logprobs": False}, False),
+        ({"messages": []}, False),
+        ({"prompt": "", "logprobs": 1}, False),
+    ],
+)
+def test_only_a_chat_that_asks_for_log_probabilities_has_chunks_to_look_at(
+    request_body: dict[str, Any], expected: bool
+) -> None:
+    assert in_chunks(request_body) is expected

@@ -1,0 +1,176 @@
+"""The way out of a stream: the report in its first event, chunks as OpenAI has them, the rest as vLLM wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from serving.errors import AdaptationFailedError, DownError, RequestError
+from serving.http.body import Message
+from serving.http.response import Answer
+from serving.report import AdaptationReport
+from tests.serving.reports import REPORT
+
+LOGPROBS = {"content": [{"token": "ü", "logprob": -0.5, "bytes": [195, 188], "top_logprobs": []}]}
+
+
+@dataclass
+class Adapted:
+    """A request's adaptation, ended."""
+
+    report: AdaptationReport | None = REPORT
+    problem: Exception | None = None
+    progress: str = "adapting"
+
+
+def chunk(logprobs: dict[str, Any] | None = None, of: str = "chat.completion.chunk") -> dict[str, Any]:
+    return {"object": of, "choices": [{"index": 0, "delta": {"content": "ü"}, "logprobs": logprobs}]}
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """As vLLM writes it, which holds Unicode as it is."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+async def answered(pieces: Sequence[bytes], conforms_chunks: bool) -> list[bytes]:
+    """What leaves of a stream that comes in these pieces."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answer = Answer(send)
+    answer.adaptation, answer.conforms_chunks = Adapted(), conforms_chunks
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+    await answer({"type": "http.response.start", "status": 200, "headers": headers})
+    for piece in pieces:
+        await answer({"type": "http.response.body", "body": piece, "more_body": True})
+    await answer({"type": "http.response.body", "body": b""})
+    return [message["body"] for message in sent[1:]]
+
+
+def read(body: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
+
+
+async def test_log_probabilities_of_every_chunk_say_that_nothing_was_refused() -> None:
+    pieces = [event(chunk()), event(chunk(LOGPROBS)), event(chunk(LOGPROBS)) * 2, b"data: [DONE]\n\n"]
+
+    body = b"".join(await answered(pieces, conforms_chunks=True))
+
+    first, *rest = read(body)
+    assert first == {**chunk(), "adaptation": json.loads(json.dumps(REPORT.as_dict()))}
+    assert rest == [chunk({**LOGPROBS, "refusal": None})] * 3
+    assert body.endswith(b"\n\ndata: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("conforms_chunks", [True, False])
+async def test_chunks_that_come_in_one_piece_have_one_report(conforms_chunks: bool) -> None:
+    body = b"".join(await answered([event(chunk()) + event(chunk()), event(chunk())], conforms_chunks))
+
+    assert [("adaptation" in one) for one in read(body)] == [True, False, False]
+
+
+async def test_what_needs_no_change_passes_as_it_came() -> None:
+    pieces = [event(chunk()), event(chunk(LOGPROBS)), b": a comment\n\n", b"data: [DONE]\n\n"]
+
+    assert (await answered(pieces, conforms_chunks=False))[1:-1] == pieces[1:]
+
+
+async def test_events_have_their_names_and_half_an_event_its_bytes() -> None:
+    begun, half = b"event: response.created\n", event(chunk(LOGPROBS))[:20]
+
+    body = b"".join(await answered([begun + event({"type": "response.created"}), half], conforms_chunks=True))
+
+    assert body.startswith(begun + b'data: {"type": "response.created", "adaptation": {')
+    assert body.endswith(b"\n\n" + half)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_what_fails_because_the_engine_has_ended_says_so(status: int) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answer = Answer(send, lambda: DownError("the engine has ended"))
+    await answer({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+    await answer({"type": "http.response.body", "body": b'{"error": {"message": "EngineDeadError"}}'})
+
+    assert sent[0]["status"] == answer.status == 503
+    assert (b"retry-after", b"5") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["message"] == "the engine has ended"
+
+
+async def test_a_clients_mistake_stays_one_while_the_engine_is_replaced() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await Answer(send, lambda: DownError("the engine has ended")).fail(RequestError("no prompt"))
+
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]) == (400, "no prompt")
+
+
+async def sent_of(start: Message, *pieces: bytes, problem: Exception | None = None) -> list[Message]:
+    """What leaves of an answer of vLLM's that comes in these pieces."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answer = Answer(send)
+    answer.adaptation = Adapted(report=None, problem=problem)
+    await answer({"type": "http.response.start", **start})
+    for piece in pieces:
+        await answer({"type": "http.response.body", "body": piece, "more_body": True})
+    await answer({"type": "http.response.body", "body": b""})
+    return sent
+
+
+STREAM = {"status": 200, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
+WHOLE = {"status": 500, "headers": [(b"content-type", b"application/json")]}
+
+
+@pytest.mark.parametrize(("code", "message"), [(400, "the grammar cannot be compiled"), (500, "its log says why")])
+async def test_a_stream_that_begins_with_an_error_is_one_from_its_status_on(code: int, message: str) -> None:
+    error = {"error": {"message": "the grammar cannot be compiled", "type": "BadRequestError", "code": code}}
+
+    start, body = await sent_of(STREAM, event(error), b"data: [DONE]\n\n")
+
+    assert start["status"] == code
+    assert dict(start["headers"])[b"content-type"] == b"application/json"
+    assert message in json.loads(body["body"])["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("start", "pieces"),
+    [
+        (WHOLE, [b'{"error": {"message": "the grammar', b' was refused", "code": 500}}']),
+        (STREAM, [event({"error": {"message": "the grammar was refused", "code": 500}})]),
+        (STREAM, [event(chunk()), event({"error": {"message": "the grammar was refused", "code": 500}})]),
+    ],
+)
+async def test_what_vllm_says_of_an_error_of_the_servers_is_logged_though_clients_are_not_told(
+    start: Message, pieces: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    await sent_of(start, *pieces)
+
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "the grammar was refused" in caplog.text
+
+
+async def test_why_a_required_adaptation_failed_is_logged_and_a_clients_mistake_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await sent_of(WHOLE, b"{}", problem=AdaptationFailedError("no step could end in time"))
+    assert "no step could end in time" in caplog.text
+
+    caplog.clear()
+    await sent_of(WHOLE, b"{}", problem=RequestError("not a corpus"))
+    assert caplog.text == ""

@@ -1,0 +1,694 @@
+"""The vector-store API over HTTP, by openai-python as it is: on loopback, a real library behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from selection.corpus.corpus import Corpus
+from selection.corpus.sqlite_store import CorpusNotFoundError
+from selection.embedding import Embedder, Embeddings, Prompt
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.library.library import Library
+from selection.library.records import Wanted
+from selection.selector import SelectorConfig
+from serving.adaptation.workers import Asked, CorporaStage
+from serving.http.vector_stores.params import MAX_UPLOAD
+from serving.http.vector_stores.routes import VectorStores
+
+_CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
+_SHIPS = "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
+_NO_STORE, _NO_FILE, _NO_BATCH = "vs_" + 24 * "0", "file-" + 24 * "0", "vsfb_" + 24 * "0"
+
+
+class HeldEmbedder:
+    """A real embedder that waits while it is held."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.name, self.revision, self.dimension = embedder.name, embedder.revision, embedder.dimension
+        self.free = threading.Event()
+        self.free.set()
+        self._embedder = embedder
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        assert self.free.wait(30)
+        return self._embedder.embed(texts)
+
+    def segments(self, prompt: Prompt) -> list[str]:
+        return self._embedder.segments(prompt)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server, its embedder, and the folder of its corpora."""
+
+    url: str
+    embedder: HeldEmbedder
+    corpora: Path
+
+
+@pytest.fixture
+def server(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Server]:
+    held = HeldEmbedder(words)
+    library = Library(corpora, held, tokenizer, corpora.parent / "files")
+    door = VectorStores(Asked(library)).app
+    web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=web.run)
+    thread.start()
+    while not web.started:
+        time.sleep(0.01)
+    yield Server(f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/v1", held, corpora)
+    held.free.set()
+    web.should_exit = True
+    thread.join()
+    library.close()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def ask(server: Server) -> Iterator[Callable[..., httpx.Response]]:
+    """A request such as openai-python would not send."""
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        yield http.request
+
+
+def names(root: Path, store: str) -> list[str]:
+    """The documents of a corpus, read as `mayfly corpus show` does."""
+    corpus = Corpus.open(root, store)
+    found = [entry.name for entry in corpus.documents()]
+    corpus.close()
+    return found
+
+
+def is_refusal(answer: httpx.Response, status: int) -> str:
+    """Checks OpenAI's error object; its message."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert "/tmp" not in error["message"]
+    assert "Traceback" not in answer.text
+    return str(error["message"])
+
+
+# -- what clients do
+
+
+def test_the_way_of_the_documentation(client: openai.OpenAI, server: Server) -> None:
+    store = client.vector_stores.create(name="pets", description="ours", metadata={"owner": "me"})
+    file = client.vector_stores.files.upload_and_poll(
+        vector_store_id=store.id, file=("cats.md", _CATS.encode()), attributes={"language": "en", "year": 2024}
+    )
+    found = client.vector_stores.search(store.id, query="kitten", max_num_results=3)
+    store = client.vector_stores.retrieve(store.id)
+
+    assert (file.status, file.last_error, file.vector_store_id) == ("completed", None, store.id)
+    counts = {"added": 1, "replaced": 0, "unchanged": 0, "empty": 0, "skipped": 0}
+    assert (file.model_extra or {})["document_counts"] == counts
+    assert file.attributes == {"language": "en", "year": 2024}
+    assert file.chunking_strategy is not None
+    assert file.chunking_strategy.to_dict() == {
+        "type": "static",
+        "static": {"max_chunk_size_tokens": 256, "chunk_overlap_tokens": 0},
+    }
+    assert found.object == "vector_store.search_results.page"
+    assert found.model_extra == {"search_query": ["kitten"], "has_more": False, "next_page": None}
+    (best,) = found.data
+    assert (best.file_id, best.filename, best.attributes) == (file.id, "cats.md", {"language": "en", "year": 2024})
+    assert [(part.type, part.text) for part in best.content] == [("text", _CATS)]
+    assert 0 < best.score < 1
+    assert (store.name, store.metadata, store.status) == ("pets", {"owner": "me"}, "completed")
+    assert store.file_counts.to_dict() == {"in_progress": 0, "completed": 1, "failed": 0, "cancelled": 0, "total": 1}
+    assert store.usage_bytes > len(_CATS)
+    assert names(server.corpora, "pets") == names(server.corpora, store.id) == [f"{file.id}/cats.md"]
+
+
+def test_stores_are_listed_renamed_and_deleted(client: openai.OpenAI) -> None:
+    made = [client.vector_stores.create(name=f"store {i}").id for i in range(7)]
+
+    in_order = [store.id for store in client.vector_stores.list(order="asc", limit=3)]  # over three pages
+    page = client.vector_stores.list(order="desc", limit=2, before=made[0])
+    renamed = client.vector_stores.update(made[0], name="Größe", metadata={"a": "b"})
+    gone = client.vector_stores.delete(made[1])
+
+    assert in_order == made
+    assert ([store.id for store in page.data], page.has_more) == (made[1:3][::-1], True)
+    assert page.model_extra is not None
+    assert (page.model_extra["first_id"], page.model_extra["last_id"]) == (made[2], made[1])
+    assert (renamed.name, renamed.metadata) == ("Größe", {"a": "b"})
+    assert (gone.id, gone.deleted, gone.object) == (made[1], True, "vector_store.deleted")
+    assert made[1] not in [store.id for store in client.vector_stores.list()]
+    with pytest.raises(openai.NotFoundError, match=made[1]):
+        client.vector_stores.retrieve(made[1])
+
+
+def test_a_corpus_of_the_command_line_is_there_with_its_documents(
+    client: openai.OpenAI, server: Server, words: Embedder, tokenizer: Any
+) -> None:
+    corpus = Corpus.create(server.corpora, "notes", words, tokenizer_digest(tokenizer))
+    ingest(corpus, [Document("cats.md", _CATS), Document("ships.md", _SHIPS)], words, tokenizer)
+    corpus.close()
+
+    (store,) = client.vector_stores.list().data
+    files = client.vector_stores.files.list("notes", order="asc").data
+    (best,) = client.vector_stores.search("notes", query="ship sails", max_num_results=1).data
+    text = client.vector_stores.files.content(files[0].id, vector_store_id=store.id).data
+    client.vector_stores.files.delete(files[0].id, vector_store_id=store.id)
+
+    assert (store.name, store.file_counts.completed) == ("notes", 2)
+    assert [(file.id, file.status) for file in files] == [("doc-1", "completed"), ("doc-2", "completed")]
+    assert files[0].chunking_strategy is not None
+    assert files[0].chunking_strategy.type == "other"
+    assert (best.file_id, best.filename) == ("doc-2", "ships.md")
+    assert [part.text for part in text] == [_CATS]
+    assert names(server.corpora, "notes") == ["ships.md"]
+
+
+def test_files_are_kept_listed_and_given_back_byte_by_byte(client: openai.OpenAI) -> None:
+    content = bytes(range(256)) * 20_000  # large enough to wait on disk
+    file = client.files.create(file=("ünï 日本.bin", content), purpose="user_data")
+    other = client.files.create(file=("../../etc/passwd", b"root"), purpose="assistants")
+
+    back = client.files.content(file.id)
+
+    assert back.content == content
+    assert back.response.headers["x-content-type-options"] == "nosniff"
+    assert back.response.headers["content-disposition"] == "attachment"
+    assert (file.filename, file.bytes, file.purpose, file.status) == (
+        "ünï 日本.bin",
+        len(content),
+        "user_data",
+        "processed",
+    )
+    assert other.filename == "../../etc/passwd"
+    assert client.files.retrieve(file.id) == file
+    assert [each.id for each in client.files.list(order="asc")] == [file.id, other.id]
+    assert [each.id for each in client.files.list(purpose="user_data")] == [file.id]
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(file.id)
+
+
+def test_a_batch_is_uploaded_and_polled(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+    files = [(f"{i}.md", f"Number {i} has {i * i} friends.".encode()) for i in range(5)] + [("no.md", b"\xff\xfe")]
+
+    batch = client.vector_stores.file_batches.upload_and_poll(store.id, files=files)
+    listed = client.vector_stores.file_batches.list_files(batch.id, vector_store_id=store.id, filter="failed")
+
+    assert batch.status == "completed"
+    assert (batch.file_counts.completed, batch.file_counts.failed, batch.file_counts.total) == (5, 1, 6)
+    (failed,) = listed.data
+    assert failed.last_error is not None
+    assert failed.last_error.code == "unsupported_file"
+    assert "no.md is not UTF-8 text" in failed.last_error.message
+
+
+def test_a_batch_may_say_of_each_file_how_to_take_it(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(2)]
+
+    batch = client.vector_stores.file_batches.create_and_poll(
+        store.id,
+        files=[
+            {"file_id": files[0], "attributes": {"n": 0}},
+            {
+                "file_id": files[1],
+                "chunking_strategy": {
+                    "type": "static",
+                    "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 50},
+                },
+            },
+        ],
+    )
+    first, second = client.vector_stores.files.list(store.id, order="asc").data
+
+    assert batch.file_counts.completed == 2
+    assert (first.attributes, second.attributes) == ({"n": 0}, {})
+    assert second.chunking_strategy is not None
+    assert second.chunking_strategy.to_dict()["static"] == {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 50}
+
+
+def test_who_deletes_what_they_list_meets_everything(client: openai.OpenAI) -> None:
+    stores = [client.vector_stores.create(name=f"store {i}").id for i in range(7)]
+    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(5)]
+    kept = stores.pop()
+    client.vector_stores.file_batches.create_and_poll(kept, file_ids=files)
+
+    met = []
+    for file in client.vector_stores.files.list(kept, limit=2):
+        client.vector_stores.files.delete(file.id, vector_store_id=kept)
+        met.append(file.id)
+    for upload in client.files.list(limit=2, order="asc"):
+        client.files.delete(upload.id)
+        met.append(upload.id)
+    for store in client.vector_stores.list(limit=3):
+        client.vector_stores.delete(store.id)
+        met.append(store.id)
+
+    assert met == [*files[::-1], *files, kept, *stores[::-1]]
+
+
+def test_a_batch_is_polled_to_its_end_whoever_attaches_its_files_again(client: openai.OpenAI, server: Server) -> None:
+    store = client.vector_stores.create()
+    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(3)]
+
+    server.embedder.free.clear()
+    first = client.vector_stores.file_batches.create(store.id, file_ids=files)
+    client.vector_stores.files.create(store.id, file_id=files[0], attributes={"again": True})
+    second = client.vector_stores.file_batches.create(store.id, file_ids=files[1:])
+    server.embedder.free.set()
+    ended = [client.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id) for batch in (first, second)]
+    client.files.delete(files[2])
+    listed = client.vector_stores.file_batches.list_files(first.id, vector_store_id=store.id, order="asc", limit=2)
+
+    assert [(batch.status, batch.file_counts.completed) for batch in ended] == [("completed", 3), ("completed", 2)]
+    assert [(file.id, file.status) for file in listed] == [(file, "completed") for file in files]
+
+
+def test_a_batch_is_cancelled_by_who_cancels_it_only(client: openai.OpenAI, server: Server) -> None:
+    store = client.vector_stores.create()
+    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(2)]
+
+    server.embedder.free.clear()
+    first = client.vector_stores.file_batches.create(store.id, file_ids=files)
+    client.vector_stores.files.delete(files[0], vector_store_id=store.id)
+    server.embedder.free.set()
+    ended = client.vector_stores.file_batches.poll(first.id, vector_store_id=store.id)
+
+    assert (ended.status, ended.file_counts.completed, ended.file_counts.cancelled) == ("completed", 1, 1)
+
+
+def test_a_store_is_made_with_its_files(client: openai.OpenAI) -> None:
+    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(2)]
+
+    store = client.vector_stores.create(name="both", file_ids=files, chunking_strategy={"type": "auto"})
+    for file in files:
+        client.vector_stores.files.poll(file, vector_store_id=store.id, max_wait_seconds=30)
+
+    assert store.file_counts.total == 2
+    assert client.vector_stores.retrieve(store.id).file_counts.completed == 2
+
+
+def test_a_file_can_be_given_other_attributes_and_searches_see_them(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+    for name, text in (("cats.md", _CATS), ("ships.md", _SHIPS)):
+        client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id, file=(name, text.encode()), attributes={"kind": name, "draft": True}
+        )
+    cats = client.vector_stores.files.list(store.id, order="asc").data[0]
+    client.vector_stores.files.update(cats.id, vector_store_id=store.id, attributes={"kind": "pet", "draft": False})
+    client.vector_stores.files.poll(cats.id, vector_store_id=store.id)
+
+    def found(**options: Any) -> list[str]:
+        return [each.filename for each in client.vector_stores.search(store.id, query=["cat", "ship"], **options)]
+
+    assert set(found()) == {"cats.md", "ships.md"}
+    assert found(filters={"type": "eq", "key": "kind", "value": "pet"}) == ["cats.md"]
+    assert found(filters={"type": "eq", "key": "kind", "value": "cats.md"}) == []
+    assert found(
+        filters={
+            "type": "and",
+            "filters": [
+                {"type": "eq", "key": "draft", "value": True},
+                {"type": "in", "key": "kind", "value": ["ships.md", "pet"]},
+            ],
+        }
+    ) == ["ships.md"]
+    assert found(ranking_options={"score_threshold": 1.0, "ranker": "auto"}) == []
+
+
+def test_reading_goes_on_behind_the_answer_and_can_be_called_off(client: openai.OpenAI, server: Server) -> None:
+    store = client.vector_stores.create()
+    first, second, third = (
+        client.files.create(file=(f"{i}.md", f"{_CATS} {i}".encode()), purpose="assistants").id for i in range(3)
+    )
+
+    server.embedder.free.clear()
+    answered = client.vector_stores.files.create(store.id, file_id=first)
+    batch = client.vector_stores.file_batches.create(store.id, file_ids=[second, third])
+    raw = client.vector_stores.files.with_raw_response.retrieve(first, vector_store_id=store.id)
+    busy = client.vector_stores.retrieve(store.id)
+    cancelled = client.vector_stores.file_batches.cancel(batch.id, vector_store_id=store.id)
+    client.vector_stores.files.delete(first, vector_store_id=store.id)
+    server.embedder.free.set()
+    again = client.vector_stores.files.create_and_poll(third, vector_store_id=store.id)
+
+    assert (answered.status, batch.status, busy.status) == ("in_progress", "in_progress", "in_progress")
+    assert 0 < int(raw.headers["openai-poll-after-ms"]) < 1000
+    assert busy.file_counts.in_progress == 3
+    assert (cancelled.status, cancelled.file_counts.cancelled) == ("cancelled", 2)
+    assert again.status == "completed"
+    assert names(server.corpora, store.id) == [f"{third}/2.md"]
+
+
+def test_a_store_deleted_while_it_is_fed_is_gone(client: openai.OpenAI, server: Server) -> None:
+    store = client.vector_stores.create(name="notes")
+    file = client.files.create(file=("cats.md", _CATS.encode()), purpose="assistants")
+
+    server.embedder.free.clear()
+    client.vector_stores.files.create(store.id, file_id=file.id)
+    client.vector_stores.delete(store.id)
+    server.embedder.free.set()
+    with pytest.raises(openai.NotFoundError):
+        client.vector_stores.files.poll(file.id, vector_store_id=store.id)
+
+    again = client.vector_stores.create(name="notes")
+    assert client.vector_stores.files.create_and_poll(file.id, vector_store_id=again.id).status == "completed"
+    assert names(server.corpora, "notes") == [f"{file.id}/cats.md"]
+
+
+async def test_clients_at_once_disturb_one_another_in_nothing(server: Server) -> None:
+    async with openai.AsyncOpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
+
+        async def one(i: int) -> tuple[int, list[str]]:
+            store = await client.vector_stores.create(name="same name")
+            text = f"The secret of number {i} is {i * 7919}."
+            await client.vector_stores.files.upload_and_poll(
+                vector_store_id=store.id, file=("secret.md", text.encode())
+            )
+            found = await client.vector_stores.search(store.id, query="the secret")
+            return i, [part.text for each in found.data for part in each.content]
+
+        answers = await asyncio.gather(*(one(i) for i in range(12)))
+
+    assert answers == [(i, [f"The secret of number {i} is {i * 7919}."]) for i in range(12)]
+
+
+async def test_what_is_fed_over_http_can_be_selected_from_by_name_and_id_meanwhile(corpora: Path, nano: str) -> None:
+    stage = CorporaStage(SelectorConfig(corpora / "corpora", embedder="base-model", base_model=nano))
+    store = await stage.ask(Library.create_store, "notes")
+    short = await stage.ask(Library.upload, "cats.md", _CATS.encode())
+    long = await stage.ask(Library.upload, "long.md", (_CATS + _SHIPS).encode() * 3000)
+
+    await stage.ask(Library.attach, store.id, Wanted(short.id))
+    while (await stage.ask(Library.file, "notes", short.id)).file.status == "in_progress":  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await stage.ask(Library.attach, store.id, Wanted(long.id))
+    selections = [await stage.select([Prompt("The cat")], corpus, steps=2) for corpus in ("notes", store.id)]
+    found = await stage.ask(Library.search, store.id, ["The cat"])
+    meanwhile = await stage.ask(Library.file, "notes", long.id)
+    await stage.ask(Library.delete_store, store.id)
+    with pytest.raises(CorpusNotFoundError):
+        await stage.select([Prompt("The cat")], "notes", steps=2)
+    await stage.ask(Library.close)
+
+    assert meanwhile.file.status == "in_progress"
+    assert [selection.sources[0][0].name for selection in selections] == [f"{short.id}/cats.md"] * 2
+    assert [each.name for each in found] == ["cats.md"]
+
+
+# -- what they should not do
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"/vector_stores/{_NO_STORE}"),
+        ("POST", f"/vector_stores/{_NO_STORE}"),
+        ("DELETE", f"/vector_stores/{_NO_STORE}"),
+        ("GET", f"/vector_stores/{_NO_STORE}/files"),
+        ("GET", f"/vector_stores/{_NO_STORE}/files/{_NO_FILE}"),
+        ("GET", f"/vector_stores/known/files/{_NO_FILE}"),
+        ("GET", f"/vector_stores/known/files/{_NO_FILE}/content"),
+        ("DELETE", f"/vector_stores/known/files/{_NO_FILE}"),
+        ("GET", f"/vector_stores/known/file_batches/{_NO_BATCH}"),
+        ("GET", f"/vector_stores/known/file_batches/{_NO_BATCH}/files"),
+        ("POST", f"/vector_stores/known/file_batches/{_NO_BATCH}/cancel"),
+        ("GET", f"/files/{_NO_FILE}"),
+        ("GET", f"/files/{_NO_FILE}/content"),
+        ("DELETE", f"/files/{_NO_FILE}"),
+        ("GET", "/files/..%2f..%2fetc%2fpasswd"),
+        ("GET", "/files/%2e%2e"),
+        ("GET", "/vector_stores/..%2f..%2f"),
+        ("DELETE", "/vector_stores/%2e%2e"),
+        ("DELETE", "/vector_stores/%2e"),
+        ("GET", "/vector_stores/%00"),
+        ("GET", "/vector_stores/%ED%A0%80"),
+        ("GET", "/vector_stores/known/files/doc-99999999999999999999999"),
+        ("GET", "/vector_stores/known/nothing"),
+        ("GET", "/vector_stores/known/"),
+        ("GET", "/files/"),
+        ("GET", "/assistants"),
+    ],
+)
+def test_what_is_not_there_is_404(
+    client: openai.OpenAI, server: Server, ask: Callable[..., httpx.Response], method: str, path: str
+) -> None:
+    client.vector_stores.create(name="known")
+
+    is_refusal(ask(method, path, **({"json": {}} if method == "POST" else {})), 404)
+
+    assert [store.name for store in client.vector_stores.list()] == ["known"]
+
+
+@pytest.mark.parametrize("path", ["/vector_stores", "/vector_stores/known", "/files", "/vector_stores/known/files"])
+def test_another_method_is_405(ask: Callable[..., httpx.Response], path: str) -> None:
+    answer = ask("PATCH", path)
+
+    assert "does not take PATCH" in is_refusal(answer, 405)
+    assert {"GET", "POST"} <= set(answer.headers["allow"].split(", "))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/vector_stores", {"name": 7}, "`name`"),
+        ("/vector_stores", {"name": ""}, "`name`"),
+        ("/vector_stores", {"name": "x" * 257}, "`name`"),
+        ("/vector_stores", {"name": "a\nb"}, "`name`"),
+        ("/vector_stores", {"metadata": {"a": 1}}, "`metadata.a`"),
+        ("/vector_stores", {"metadata": [1]}, "`metadata`"),
+        ("/vector_stores", {"file_ids": "file-1"}, "`file_ids`"),
+        ("/vector_stores", {"file_ids": [1]}, "`file_ids`"),
+        ("/vector_stores", {"expires_after": {"anchor": "last_active_at", "days": 7}}, "`expires_after`"),
+        ("/vector_stores", {"chunking_strategy": {"type": "semantic"}}, "`chunking_strategy`"),
+        ("/vector_stores", {"chunking_strategy": {"type": "static"}}, "`chunking_strategy`"),
+        ("/vector_stores", {"chunking_strategy": "auto"}, "`chunking_strategy`"),
+        ("/vector_stores", {"colour": "red"}, "unknown field `colour`"),
+        ("/vector_stores/known", {"expires_after": {"anchor": "last_active_at", "days": 7}}, "`expires_after`"),
+        ("/vector_stores/known", {"name": ["x"]}, "`name`"),
+        ("/vector_stores/known/files", {}, "`file_id`"),
+        ("/vector_stores/known/files", {"file_id": 1}, "`file_id`"),
+        ("/vector_stores/known/files", {"file_id": "FILE", "attributes": {"a": [1]}}, "`attributes.a`"),
+        ("/vector_stores/known/files", {"file_id": "FILE", "attributes": "a"}, "`attributes`"),
+        (
+            "/vector_stores/known/files",
+            {
+                "file_id": "FILE",
+                "chunking_strategy": {
+                    "type": "static",
+                    "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 51},
+                },
+            },
+            "half of them",
+        ),
+        (
+            "/vector_stores/known/files",
+            {
+                "file_id": "FILE",
+                "chunking_strategy": {
+                    "type": "static",
+                    "static": {"max_chunk_size_tokens": 1e9, "chunk_overlap_tokens": 0},
+                },
+            },
+            "`chunking_strategy`",
+        ),
+        (
+            "/vector_stores",
+            {
+                "chunking_strategy": {
+                    "type": "static",
+                    "static": {"max_chunk_size_tokens": 1_000_000_000, "chunk_overlap_tokens": -1},
+                }
+            },
+            "8 to 4096",
+        ),
+        ("/vector_stores/known/file_batches", {}, "either"),
+        ("/vector_stores/known/file_batches", {"file_ids": ["FILE"], "files": []}, "either"),
+        ("/vector_stores/known/file_batches", {"files": ["FILE"]}, "`file_id`"),
+        ("/vector_stores/known/file_batches", {"files": {}}, "`files`"),
+        ("/vector_stores/known/file_batches", {"file_ids": []}, "1 to 2000"),
+        ("/vector_stores/known/file_batches", {"file_ids": ["FILE"] * 2001}, "1 to 2000"),
+        ("/vector_stores/known/search", {}, "`query`"),
+        ("/vector_stores/known/search", {"query": ""}, "`query`"),
+        ("/vector_stores/known/search", {"query": []}, "`query`"),
+        ("/vector_stores/known/search", {"query": [1]}, "`query`"),
+        ("/vector_stores/known/search", {"query": "x" * 40_000}, "`query`"),
+        ("/vector_stores/known/search", {"query": "x", "max_num_results": 0}, "`max_num_results`"),
+        ("/vector_stores/known/search", {"query": "x", "max_num_results": 51}, "`max_num_results`"),
+        ("/vector_stores/known/search", {"query": "x", "max_num_results": True}, "`max_num_results`"),
+        ("/vector_stores/known/search", {"query": "x", "rewrite_query": True}, "`rewrite_query`"),
+        ("/vector_stores/known/search", {"query": "x", "filters": {"type": "like"}}, "`filters`"),
+        ("/vector_stores/known/search", {"query": "x", "filters": []}, "`filters`"),
+        ("/vector_stores/known/search", {"query": "x", "ranking_options": {"score_threshold": 2}}, "score_threshold"),
+        ("/vector_stores/known/search", {"query": "x", "ranking_options": {"ranker": "mine"}}, "ranker"),
+        ("/vector_stores/known/search", {"query": "x", "ranking_options": {"ranker": []}}, "ranker"),
+        ("/vector_stores/known/search", {"query": "x", "ranking_options": {"hybrid": 1}}, "`ranking_options`"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_400_and_changes_nothing(
+    client: openai.OpenAI, ask: Callable[..., httpx.Response], path: str, body: dict[str, Any], said: str
+) -> None:
+    client.vector_stores.create(name="known")
+    file = client.files.create(file=("cats.md", _CATS.encode()), purpose="assistants").id
+
+    content = json.dumps(body).replace('"FILE"', json.dumps(file))
+    message = is_refusal(ask("POST", path, content=content), 400)
+
+    assert said in message
+    (store,) = client.vector_stores.list().data
+    assert (store.name, store.file_counts.total) == ("known", 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'"x"', b'{"name": NaN}', b"\xff", b'{"name": "\\ud800"}', b"[" * 100_000],
+)
+def test_a_body_that_is_no_object_of_unicode_json_is_400(ask: Callable[..., httpx.Response], content: bytes) -> None:
+    for path in (
+        "/vector_stores",
+        "/vector_stores/x/search",
+        "/vector_stores/x/files",
+        "/vector_stores/x/file_batches",
+    ):
+        is_refusal(ask("POST", path, content=content), 400)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("limit=0", "`limit`"),
+        ("limit=101", "`limit`"),
+        ("limit=-1", "`limit`"),
+        ("limit=ten", "`limit`"),
+        ("limit=1e1", "`limit`"),
+        ("limit=", "`limit`"),
+        ("order=random", "`order`"),
+        (f"after={_NO_STORE}", "cursor"),
+        ("before=%ED%A0%80", "cursor"),
+    ],
+)
+def test_a_part_of_a_list_that_is_none_is_400(
+    client: openai.OpenAI, ask: Callable[..., httpx.Response], query: str, said: str
+) -> None:
+    client.vector_stores.create(name="known")
+
+    for path in ("/vector_stores", "/vector_stores/known/files"):
+        assert said in is_refusal(ask("GET", f"{path}?{query}"), 400)
+
+
+def test_a_state_that_is_none_is_400(client: openai.OpenAI, ask: Callable[..., httpx.Response]) -> None:
+    client.vector_stores.create(name="known")
+
+    assert "`filter`" in is_refusal(ask("GET", "/vector_stores/known/files?filter=done"), 400)
+
+
+def test_an_ambiguous_name_is_400(client: openai.OpenAI, ask: Callable[..., httpx.Response]) -> None:
+    for _ in range(2):
+        client.vector_stores.create(name="my notes")
+
+    assert "by its id" in is_refusal(ask("GET", "/vector_stores/my notes"), 400)
+
+
+# -- uploads they should not send
+
+
+def form(*parts: tuple[str, str]) -> bytes:
+    """A form of parts, each its headers and its content, by hand."""
+    return "".join(f"--x\r\n{headers}\r\n\r\n{content}\r\n" for headers, content in parts).encode() + b"--x--\r\n"
+
+
+_FILE = ('Content-Disposition: form-data; name="file"; filename="a.md"', _CATS)
+_PURPOSE = ('Content-Disposition: form-data; name="purpose"', "assistants")
+_EXPIRY = ('Content-Disposition: form-data; name="expires_after[seconds]"', "3600")
+_TEXT_FILE = ('Content-Disposition: form-data; name="file"', _CATS)
+_EMPTY_FILE = ('Content-Disposition: form-data; name="file"; filename="a.md"', "")
+_NAMELESS = ('Content-Disposition: form-data; name="file"; filename=""', _CATS)
+_NULL_NAME = ('Content-Disposition: form-data; name="file"; filename="a\tb"', _CATS)
+_HALF_NAME = ('Content-Disposition: form-data; name="file"; filename="\\ud800.md"', _CATS)
+_UNNAMED = ("Content-Disposition: form-data", _CATS)
+_EVIL = ('Content-Disposition: form-data; name="purpose"', "evil")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("multipart/form-data; boundary=x", b""),
+        ("multipart/form-data; boundary=x", b"not a form"),
+        ("multipart/form-data; boundary=x", form(_FILE)),
+        ("multipart/form-data; boundary=x", form(_PURPOSE)),
+        ("multipart/form-data; boundary=x", form(_FILE, _FILE, _PURPOSE)),
+        ("multipart/form-data; boundary=x", form(_FILE, _EVIL)),
+        ("multipart/form-data; boundary=x", form(_FILE, _PURPOSE, _EXPIRY)),
+        ("multipart/form-data; boundary=x", form(_TEXT_FILE, _PURPOSE)),
+        ("multipart/form-data; boundary=x", form(_EMPTY_FILE, _PURPOSE)),
+        ("multipart/form-data; boundary=x", form(_NAMELESS, _PURPOSE)),
+        ("multipart/form-data; boundary=x", form(_NULL_NAME, _PURPOSE)),
+        ("multipart/form-data; boundary=x", form(_UNNAMED, _PURPOSE)),
+        ("multipart/form-data; boundary=x", form(_FILE, *[_PURPOSE] * 20)),
+        ("multipart/form-data; boundary=x", form((_PURPOSE[0], "x" * (1 << 17)), _FILE)),
+        ("multipart/form-data; boundary=x; charset=unicode_escape", form(_HALF_NAME, _PURPOSE)),
+        ("multipart/form-data; boundary=y", form(_FILE, _PURPOSE)),
+        ("multipart/form-data", form(_FILE, _PURPOSE)),
+        ("application/json", b'{"file": "x", "purpose": "assistants"}'),
+        ("text/plain", _CATS.encode()),
+    ],
+)
+def test_a_form_that_is_none_is_400_and_leaves_nothing(
+    client: openai.OpenAI, server: Server, ask: Callable[..., httpx.Response], kind: str, content: bytes
+) -> None:
+    is_refusal(ask("POST", "/files", content=content, headers={"content-type": kind}), 400)
+
+    assert client.files.list().data == []
+    assert list((server.corpora.parent / "files").iterdir()) == []
+
+
+def test_an_upload_beyond_the_limit_is_413(client: openai.OpenAI, ask: Callable[..., httpx.Response]) -> None:
+    def endless() -> Iterator[bytes]:  # a length is not told
+        yield form(_FILE)[: -len("\r\n--x--\r\n")]
+        for _ in range((MAX_UPLOAD >> 20) + 1):
+            yield b"x" * (1 << 20)
+
+    with pytest.raises(openai.APIStatusError, match="64 MiB at most") as told:
+        client.files.create(file=("big.txt", b"x" * MAX_UPLOAD), purpose="assistants")
+    untold = ask("POST", "/files", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"})
+
+    assert told.value.status_code == 413
+    assert "64 MiB at most" in is_refusal(untold, 413)
+    assert client.files.list().data == []
+
+
+def test_a_json_body_beyond_the_limit_is_413(ask: Callable[..., httpx.Response]) -> None:
+    assert "16 MiB" in is_refusal(ask("POST", "/vector_stores", content=b'{"name": "' + b"x" * (17 << 20)), 413)
+
+
+def test_what_is_wrong_with_a_corpus_on_disk_is_500_and_names_no_folder(
+    server: Server, ask: Callable[..., httpx.Response]
+) -> None:
+    (server.corpora / "damaged").mkdir()
+    (server.corpora / "damaged" / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
+
+    answer = ask("GET", "/vector_stores/damaged")
+
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert str(server.corpora.parent) not in answer.text
+    assert ask("GET", "/vector_stores").json()["data"] == []

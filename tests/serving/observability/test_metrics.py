@@ -1,0 +1,231 @@
+"""What a scrape is told: after which requests, from whom, beside whose names, and of nobody in particular."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
+
+from serving.errors import AdaptationFailedError, BudgetError, BusyError, RateLimitError, UnauthorizedError
+from serving.observability.metrics import Exposition, Metrics
+from serving.report import AdaptationReport
+from tests.serving.reports import REPORT
+
+
+class House:
+    """What an engine replica would know."""
+
+    def __init__(self, staging: Path | None = None) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self.adapters: list[str] = []
+        self.in_stage = {"train": 0}
+        self.under_way = {"requests": 0, "adaptations": 0}
+        self.metrics = Metrics(
+            live_adapters=lambda: len(self.adapters),
+            staging_bytes=lambda: sum(file.stat().st_size for file in staging.iterdir()) if staging else 0,
+            in_stage=lambda: self.in_stage,
+            under_way=lambda: self.under_way,
+            registry=self.registry,
+        )
+
+    def told(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
+
+
+def test_an_adapted_request_is_told_by_stage_steps_uncertainty_gain_and_stop() -> None:
+    house = House()
+
+    house.metrics.adapted(REPORT)
+
+    assert house.told("mayfly_adaptations_total", outcome="adapted", stop="alpha") == 1
+    for stage, seconds in REPORT.seconds.items():
+        assert house.told("mayfly_stage_seconds_count", stage=stage) == 1
+        assert house.told("mayfly_stage_seconds_sum", stage=stage) == seconds
+    assert house.told("mayfly_steps_sum") == 2
+    assert house.told("mayfly_sigma_at_stop_sum") == 0.3125
+    assert house.told("mayfly_prompt_loss_gain_bucket", le="0.2") == 0
+    assert house.told("mayfly_prompt_loss_gain_bucket", le="0.5") == 1  # 3.25 - 3.0
+
+
+def test_training_that_makes_it_worse_is_told_as_a_loss() -> None:
+    house = House()
+
+    house.metrics.adapted(replace(REPORT, prompt_losses=((0, 2.0), (2, 2.7))))
+
+    assert house.told("mayfly_prompt_loss_gain_bucket", le="-1.0") == 0
+    assert house.told("mayfly_prompt_loss_gain_bucket", le="-0.5") == 1
+
+
+@pytest.mark.parametrize(
+    ("report", "outcome"),
+    [
+        (REPORT, "adapted"),
+        (replace(REPORT, degraded="5 of 20 steps"), "degraded"),
+        (replace(REPORT, adapted=False, stop="none", losses=(), uncertainty=(), seconds={}), "unadapted"),
+        (replace(REPORT, adapted=False, stop="corpus", losses=(), uncertainty=(1.0,), seconds={}), "unadapted"),
+        (replace(REPORT, adapted=False, stop="seconds", losses=(), uncertainty=(1.0,)), "failed"),
+        (replace(REPORT, adapted=False, stop="diverged", losses=(), uncertainty=(1.0,)), "failed"),
+        (replace(REPORT, adapted=False, stop="failed", losses=(), uncertainty=(), seconds={}), "failed"),
+    ],
+)
+def test_each_end_of_an_adaptation_has_its_outcome(report: AdaptationReport, outcome: str) -> None:
+    house = House()
+
+    house.metrics.adapted(report)
+
+    assert house.told("mayfly_adaptations_total", outcome=outcome, stop=report.stop) == 1
+    assert house.told("mayfly_steps_count") == (1 if report.losses else 0)
+
+
+def test_an_adaptation_that_was_required_and_failed_counts_as_failed() -> None:
+    house = House()
+
+    house.metrics.failed()
+
+    assert house.told("mayfly_adaptations_total", outcome="failed", stop="failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (BusyError("16 adaptations are under way", 3.0), "server_busy"),
+        (RateLimitError("key alice: 60 requests a minute", 3.0), "rate_limit_exceeded"),
+        (UnauthorizedError("no such key: mf-secret"), "invalid_api_key"),
+        (BudgetError("steps=-1"), "invalid_compute_budget"),
+        (AdaptationFailedError("it diverged"), "adaptation_failed"),
+        (ValueError("a prompt"), "server_error"),
+    ],
+)
+def test_a_rejection_is_told_by_its_code_and_never_by_its_message(problem: Exception, reason: str) -> None:
+    house = House()
+
+    house.metrics.rejected(problem)
+
+    assert house.told("mayfly_rejected_total", reason=reason) == 1
+    assert str(problem) not in generate_latest(house.registry).decode()
+
+
+def test_answers_are_counted_by_status() -> None:
+    house = House()
+
+    for status in (200, 200, 429, 500):
+        house.metrics.answered(status)
+
+    assert [house.told("mayfly_answers_total", status=status) for status in ("200", "429", "500")] == [2, 1, 1]
+
+
+def test_what_others_know_is_asked_when_the_scrape_comes(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    assert (house.told("mayfly_live_adapters"), house.told("mayfly_staging_bytes")) == (0, 0)
+
+    house.adapters.append("mayfly-1")
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1000))
+    house.in_stage = {"train": 3, "answer": 1}
+    house.under_way = {"requests": 9, "adaptations": 4}
+
+    assert (house.told("mayfly_live_adapters"), house.told("mayfly_staging_bytes")) == (1, 1000)
+    stages = {stage: house.told("mayfly_requests_in_stage", stage=stage) for stage in ("select", "train", "answer")}
+    assert stages == {"select": 0, "train": 3, "answer": 1}
+    assert [house.told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [9, 4]
+
+
+def test_the_series_that_alerts_count_are_there_before_the_first_event() -> None:
+    house = House()
+
+    assert house.told("mayfly_adaptations_total", outcome="failed", stop="failed") == 0
+    assert house.told("mayfly_adaptations_total", outcome="adapted", stop="steps") == 0
+    assert house.told("mayfly_rejected_total", reason="server_busy") == 0
+    assert house.told("mayfly_answers_total", status="500") == 0
+    assert house.told("mayfly_stage_seconds_count", stage="queue") == 0
+
+
+def test_no_answer_names_a_corpus_a_document_or_an_adapter() -> None:
+    house = House()
+
+    house.metrics.adapted(REPORT)
+    told = generate_latest(house.registry).decode()
+
+    assert not any(private in told for private in ("notes-of-a-patient", "diagnosis", "mayfly-1"))
+
+
+def test_a_second_one_in_the_process_takes_the_first_ones_place_and_leaves_others_alone() -> None:
+    registry = CollectorRegistry(auto_describe=True)
+    Counter("vllm:others", "Of another.", registry=registry).inc(7)
+
+    def make(adapters: int) -> Metrics:
+        return Metrics(
+            live_adapters=lambda: adapters,
+            staging_bytes=lambda: 0,
+            in_stage=dict,
+            under_way=dict,
+            registry=registry,
+        )
+
+    make(1).answered(200)
+    make(2)
+
+    assert registry.get_sample_value("mayfly_live_adapters") == 2
+    assert registry.get_sample_value("mayfly_answers_total", {"status": "200"}) == 0
+    assert registry.get_sample_value("vllm:others_total") == 7
+    assert generate_latest(registry).decode().count("# TYPE mayfly_steps histogram") == 1
+
+
+def test_every_sample_of_a_replica_has_its_label_and_no_other_replica_has_it() -> None:
+    house = House()
+    Counter("vllm:others", "Of another.", ["engine"], registry=house.registry).labels("0").inc(7)
+    one, other = (Exposition(house.registry) for _ in range(2))
+
+    def replicas(exposition: Exposition) -> set[str]:
+        return {sample.labels["replica"] for metric in exposition.collect() for sample in metric.samples}
+
+    assert len(replicas(one)) == 1
+    assert replicas(one).isdisjoint(replicas(other))
+    told, media_type = one.told("text/plain")
+    assert media_type.startswith("text/plain")
+    (replica,) = replicas(one)
+    assert f'vllm:others_total{{engine="0",replica="{replica}"}} 7.0' in told.decode().splitlines()
+    assert one.told("application/openmetrics-text; version=1.0.0")[0].endswith(b"# EOF\n")
+    assert house.told("mayfly_live_adapters") == 0, "the registry itself is as it was"
+
+
+def test_by_default_they_stand_where_vllms_stand() -> None:
+    Metrics(live_adapters=lambda: 5, staging_bytes=lambda: 0, in_stage=dict, under_way=dict)
+
+    assert REGISTRY.get_sample_value("mayfly_live_adapters") == 5
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda losses, adapted, degraded: replace(
+                REPORT,
+                adapted=adapted and bool(losses),
+                degraded="fewer" if degraded else None,
+                losses=tuple(losses),
+                uncertainty=(1.0,) + (0.5,) * len(losses),
+            ),
+            st.lists(st.floats(0.0, 20.0), max_size=4),
+            st.booleans(),
+            st.booleans(),
+        ),
+        max_size=20,
+    )
+)
+def test_every_adaptation_has_one_outcome_and_every_one_that_learnt_one_number_of_steps(
+    reports: list[AdaptationReport],
+) -> None:
+    house = House()
+
+    for report in reports:
+        house.metrics.adapted(report)
+
+    samples = [sample for metric in house.registry.collect() for sample in metric.samples]
+    assert sum(sample.value for sample in samples if sample.name == "mayfly_adaptations_total") == len(reports)
+    learnt = sum(bool(report.losses) for report in reports)
+    for histogram in ("mayfly_steps", "mayfly_sigma_at_stop"):
+        assert house.told(f"{histogram}_count") == learnt
+    assert house.told("mayfly_prompt_loss_gain_count") == sum(report.prompt_loss is not None for report in reports)

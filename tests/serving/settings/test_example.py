@@ -1,0 +1,61 @@
+"""The example of the settings file names every setting, can be read, and changes nothing until it is changed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import typer
+from typer.testing import CliRunner
+
+from serving.cli.main import app
+from serving.settings.example import example
+from serving.settings.settings import PANELS, Settings
+from serving.settings.sources import checked, with_settings
+
+_DECIDED = {"home"}  # of this user
+
+
+def told_by(file: Path) -> Settings:
+    found: list[Settings] = []
+    command = typer.Typer()
+    command.command()(with_settings(lambda settings, _: found.append(settings)))
+    done = CliRunner().invoke(command, ["--config", str(file)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return found[0]
+
+
+def test_as_it_is_it_says_the_defaults(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(app, ["config", "--example"])
+    (tmp_path / "mayfly.toml").write_text(printed.stdout)
+
+    assert printed.stdout == example()
+    assert told_by(tmp_path / "mayfly.toml") == Settings()
+
+
+def test_with_its_comments_taken_off_it_is_a_file_of_every_setting(tmp_path: Path) -> None:
+    lines = re.sub(r"^#(?=[a-z])", "", example(), flags=re.MULTILINE)
+    (tmp_path / "mayfly.toml").write_text(lines)
+
+    said, told = checked(tomllib.loads(lines)), told_by(tmp_path / "mayfly.toml")
+
+    assert list(said) == [name for names in PANELS.values() for name in names]
+    assert set(said) == {each.name for each in fields(Settings)}
+    for each in fields(Settings):
+        default = getattr(Settings(), each.name)
+        if default is not None and default != "" and each.name not in _DECIDED:
+            assert getattr(told, each.name) == default, each.name
+
+
+def test_the_help_shows_settings_in_groups() -> None:
+    help_ = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
+
+    at = -1
+    for panel, names in PANELS.items():
+        assert help_.index(f"─ {panel} ─") > at
+        at = help_.index(f"─ {panel} ─")
+        box = help_[at:].partition("╰")[0]
+        for name in names:
+            assert f"--{name.replace('_', '-')} " in box, (panel, name)

@@ -1,0 +1,108 @@
+"""What settings mean for the rooms, and how `mayfly config` tells them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from serving.cli.main import app
+from serving.config import AUTO, LIMITS, bundled_model
+from serving.settings.settings import Settings, cores_here
+
+
+def test_what_is_not_said_is_decided_by_model_and_machine(tmp_path: Path) -> None:
+    config = Settings(home=tmp_path).config()
+
+    assert config.engine.model == config.trainer.model == config.selector.base_model == bundled_model()
+    assert config.engine.served_name == "nano"
+    assert config.engine.rank == config.trainer.rank == 16
+    assert config.auto == AUTO.cut_to(LIMITS)[0]
+    assert config.threads >= 1
+    assert config.capacity.requests >= config.capacity.adaptations >= config.capacity.undegraded >= 1
+
+
+def test_what_is_said_reaches_its_rooms(tmp_path: Path) -> None:
+    config = Settings(
+        home=tmp_path,
+        served_model_name=["a", "b"],
+        budget="steps=40",
+        max_steps=20,
+        learning_rate=1e-3,
+        rank=8,
+        slots=3,
+        regularisation=0.5,
+        max_requests=7,
+        api_key=["secret"],
+        threads=3,
+        allowed_host=["GPU.example"],
+        allowed_origin=["*"],
+        engine_gpus=1,
+        trainer_gpus=2,
+    ).config()
+
+    assert (config.engine.served_name, config.engine.more_names) == ("a", ("b",))
+    assert (config.auto.steps, config.limits.steps) == (20, 20)
+    assert (config.trainer.learning_rate, config.trainer.rank, config.trainer.slots) == (1e-3, 8, 3)
+    assert config.engine.rank == 8
+    assert config.selector.regularisation == 0.5
+    assert config.capacity.requests == 7
+    assert len(config.key_digests) == 1
+    assert (config.allowed_hosts, config.allowed_origins) == (("gpu.example",), ("*",))
+    assert (config.engine_gpus, config.trainer_gpus, config.threads) == (1, 2, 3)
+
+
+def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> None:
+    assert Settings(home=tmp_path, engine_gpus=1).config().engine.gpu_memory_utilization == 0.9
+    assert Settings(home=tmp_path, engine_gpus=0.5).config().engine.gpu_memory_utilization == 0.55
+    assert Settings(home=tmp_path, gpu_memory_utilization=0.3).config().engine.gpu_memory_utilization == 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(model="/no/such/model"), "cannot load the model"),
+        (Settings(precision="float8"), "unknown precision"),
+        (Settings(max_seconds=math.nan), "max-seconds is nan"),
+        (Settings(budget="much"), "Compute-Budget"),
+        (Settings(allowed_host=["http://a"]), "allowed-host is 'http://a'"),
+        (Settings(allowed_origin=["a.example"]), "allowed-origin is 'a.example'"),
+        (Settings(allowed_origin=["*"]), "api-key"),
+        (Settings(corpus="nowhere"), "no corpus 'nowhere'"),
+    ],
+)
+def test_what_no_room_takes_is_told(settings: Settings, words: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=words):
+        Settings(**{**vars(settings), "home": tmp_path}).config()
+
+
+def test_a_containers_share_of_the_cores_counts(tmp_path: Path) -> None:
+    assert cores_here(tmp_path) == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cores_here(tmp_path) == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert cores_here(tmp_path) == 1
+
+
+def test_the_command_tells_every_setting_and_its_source_but_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "mayfly.toml"
+    file.write_text("max-steps = 20\n")
+    environment = {"MAYFLY_API_KEYS": "hidden-one hidden-two", "COLUMNS": "300"}
+
+    flags = ["--allowed-host", "GPU.example", "--allowed-host", "b.example"]
+    told = CliRunner().invoke(app, ["config", "--config", str(file), "--home", str(tmp_path), *flags], env=environment)
+
+    assert told.exit_code == 0, told.output
+    lines = {line.split()[0]: line for line in told.output.splitlines()}
+    assert "hidden" not in told.output
+    assert "2, not shown" in lines["api-key"]
+    assert "MAYFLY_API_KEYS" in lines["api-key"]
+    assert lines["max-steps"].split() == ["max-steps", "20", str(file)]
+    assert lines["allowed-host"].split() == ["allowed-host", "gpu.example,", "b.example", "flag"]
+    assert lines["allowed-origin"].split() == ["allowed-origin", "none", "default"]
+    assert lines["rank"].split() == ["rank", "16", "default"]
+    assert lines["learning-rate"].split() == ["learning-rate", "by", "model", "size", "default"]
+    assert "steps=20, seconds=60, gain=0.25" in lines["budget"]  # cut to what the server allows
