@@ -1,7 +1,8 @@
 """adapters: LoRA adapters that live for one request, trained on a resident base model.
 
-Usable alone: no Ray, no vLLM. It knows token sequences, never where they came from. Its names are imported when they
-are first used: code that needs only a value type or an exception does not wait for torch.
+Usable alone: no Ray, no vLLM. It knows token sequences, never where they came from. Its names are
+imported when they are first used: code that needs only a value type or an exception does not wait
+for torch.
 """
 
 from importlib import import_module
@@ -12,18 +13,26 @@ if TYPE_CHECKING:
     from adapters.config import TrainerConfig
     from adapters.errors import AdapterError
     from adapters.trainer import Trainer
-    from adapters.training import Progress, Training, Watch
+    from adapters.training import Probe, TrainingProgress, TrainingResult
 
-__all__ = ["Adapter", "AdapterError", "Progress", "Trainer", "TrainerConfig", "Training", "Watch"]
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "Probe",
+    "Trainer",
+    "TrainerConfig",
+    "TrainingProgress",
+    "TrainingResult",
+]
 
 _MODULES = {
     "Adapter": "adapter",
     "AdapterError": "errors",
-    "Progress": "training",
+    "TrainingProgress": "training",
     "Trainer": "trainer",
     "TrainerConfig": "config",
-    "Training": "training",
-    "Watch": "training",
+    "TrainingResult": "training",
+    "Probe": "training",
 }
 
 

@@ -1,7 +1,7 @@
 """Adapter: a trained LoRA in PEFT's format, in memory, as one buffer of bytes.
 
-The bytes are those of `adapter_model.safetensors`; with `adapter_config.json` beside it, plain PEFT and vLLM
-load it. It knows nothing of how it was trained or who will speak with it.
+The bytes are those of `adapter_model.safetensors`; with `adapter_config.json` beside it, plain PEFT
+and vLLM load it. It knows nothing of how it was trained or who will speak with it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""EarlyStopping: whether more training pays, and after which step it was best, by the loss of a text not trained on.
+"""EarlyStopping: whether more training pays, and after which step it was best, by the loss of a
+text not trained on.
 
-The text is looked at before the first step and then more and more rarely. Training stops where the last looks have
-brought too little: less than `gain` per cent of the first loss for each sequence learnt since then, by the lowest loss
-seen so far. So a loss that stands still or rises ends it after WINDOW looks, and one that still falls does not. The
-paper's stop (section 6) asks the same of what was foreseen; this asks it of what was gained.
+The text is looked at before the first step and then more and more rarely. Training stops where the
+last looks have brought too little: less than `gain` per cent of the first loss for each sequence
+learnt since then, by the lowest loss seen so far. So a loss that stands still or rises ends it
+after WINDOW looks, and one that still falls does not. The paper's stop (section 6) asks the same of
+what was foreseen; this asks it of what was gained.
 
 Pure numbers: no tensors, no clock.
 """
@@ -37,8 +39,8 @@ class EarlyStopping:
     """The looks of one training.
 
     Attributes:
-        gain: per cent of the first loss that each sequence must bring; None never stops, looks only at both ends, and
-            takes the last adapter for the best.
+        gain: per cent of the first loss that each sequence must bring; None never stops, looks only
+            at both ends, and takes the last adapter for the best.
         looks: in order; the first is before any step.
     """
 
@@ -53,7 +55,9 @@ class EarlyStopping:
         return self.gain is not None and used - last >= max(FIRST_LOOK, last // 4)
 
     def see(self, used: int, steps: int, loss: float) -> bool:
-        """Remember a look; whether it is the best of those after a step, so that its adapter is worth keeping."""
+        """Remember a look; whether it is the best of those after a step, so that its adapter is
+        worth keeping.
+        """
         self.looks.append(Look(used, steps, loss))
         return self.best is self.looks[-1]
 
@@ -68,11 +72,15 @@ class EarlyStopping:
     @property
     def has_stalled(self) -> bool:
         """Whether the last looks have brought too little."""
-        return self.gain is not None and has_stalled([(look.used, look.loss) for look in self.looks], self.gain)
+        return self.gain is not None and has_stalled(
+            [(look.used, look.loss) for look in self.looks], self.gain
+        )
 
 
 def has_stalled(looks: Sequence[tuple[int, float]], gain: float) -> bool:
-    """Whether the last WINDOW looks, each sequences learnt and loss, have brought less than `gain` asks for."""
+    """Whether the last WINDOW looks, each sequences learnt and loss, have brought less than `gain`
+    asks for.
+    """
     if len(looks) <= WINDOW:
         return False
     first = looks[0][1]
@@ -83,7 +91,8 @@ def has_stalled(looks: Sequence[tuple[int, float]], gain: float) -> bool:
 
 
 def foretold(losses: Sequence[float], gain: float) -> tuple[int, int]:
-    """What a training would do of which the text's loss after 0, 1, ... sequences is known, a step for each.
+    """What a training would do of which the text's loss after 0, 1, ... sequences is known, a step
+    for each.
 
     Returns:
         How many sequences it takes, and how many of them the adapter it hands over has learnt from.

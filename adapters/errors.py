@@ -1,6 +1,8 @@
-"""What training raises for its users to mend: one tree, whose messages say what is wrong and what to do.
+"""What training raises for its users to mend: one tree, whose messages say what is wrong and what
+to do.
 
-Everything else that is raised is a bug. Imports nothing, so that a command can name these before it loads torch.
+Everything else that is raised is a bug. Imports nothing, so that a command can name these before it
+loads torch.
 """
 
 from __future__ import annotations

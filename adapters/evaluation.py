@@ -1,8 +1,9 @@
-"""Evaluation: losses under adapters that are being trained, without learning: looks on the way, and the last judgement.
+"""Evaluation: losses under adapters that are being trained, without learning: looks on the way, and
+the last judgement.
 
-A look scores the text that a request watches, and sets the adapter's weights apart where they are the best so far. At
-the end it is settled which weights of a request are handed over, if any are worth it. It decides nothing about who goes
-on, and knows no threads.
+A look scores the text that a request watches, and sets the adapter's weights apart where they are
+the best so far. At the end it is settled which weights of a request are handed over, if any are
+worth it. It decides nothing about who goes on, and knows no threads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
 from adapters.scheduler import Job, Times
 
-_EXPLODED = 3.0  # times the loss of guessing: no adapter worth having makes such a loss of what it learns
+# Times the loss of guessing: no adapter worth having makes such a loss of what it learns.
+_EXPLODED = 3.0
 
 
 class Evaluation:
@@ -55,11 +57,13 @@ class Evaluation:
     def settle(self, jobs: Sequence[Job]) -> dict[Job, tuple[int, int]]:
         """Of jobs that end after a step or more: put the weights to be handed over in place.
 
-        These are the last, or those of the best look where a gain was watched. An adapter that makes no sound loss of
-        what it has just learnt would fail in its answer, too: it is not handed over.
+        These are the last, or those of the best look where a gain was watched. An adapter that
+        makes no sound loss of what it has just learnt would fail in its answer, too: it is not
+        handed over.
 
         Returns:
-            How many sequences and steps have made these weights; a job without sound ones is left out.
+            How many sequences and steps have made these weights; a job without sound ones is left
+            out.
         """
         rows = [(job, row) for job in jobs for row in job.closing]
         with self._bank.bind([self.slot(job) for job, _ in rows]):
@@ -79,10 +83,16 @@ class Evaluation:
         return settled
 
     def _see(self, job: Job, loss: float, sound: bool = True) -> bool:
-        """Remember a look, and the weights if they are the best so far, where they are sound; whether they are."""
+        """Remember a look, and the weights if they are the best so far, where they are sound;
+        whether they are.
+        """
         looks = job.stopping.looks
         if not math.isfinite(loss) or (looks and not self.is_sound(loss) and loss > looks[0].loss):
             sound = False
-        if sound and job.stopping.see(job.used, len(job.losses), loss) and job.stopping.gain is not None:
+        if (
+            sound
+            and job.stopping.see(job.used, len(job.losses), loss)
+            and job.stopping.gain is not None
+        ):
             self._bank.keep(self.slot(job))
         return sound

@@ -14,15 +14,18 @@ GPT2_TARGETS = ("c_attn", "c_proj", "c_fc")
 
 
 def rank_of(parameters: float) -> int:
-    """Below 50 M parameters 16, as was chosen on the bundled model (benchmarks/README.md); above it 64, the paper's for
-    3.8 B (section D)."""
+    """Below 50 M parameters 16, as was chosen on the bundled model (benchmarks/README.md); above it
+    64, the paper's for 3.8 B (section D).
+    """
     return 16 if parameters < SMALL_MODEL else 64
 
 
 def parameters_of(folder: Path) -> int | None:
-    """How many parameters a folder's weights have, by the headers of its *.safetensors, without torch.
+    """How many parameters a folder's weights have, by the headers of its *.safetensors, without
+    torch.
 
-    None where those cannot tell: there are none, they are damaged, or several numbers are packed into one.
+    None where those cannot tell: there are none, they are damaged, or several numbers are packed
+    into one.
     """
     try:
         if "quantization_config" in json.loads((folder / "config.json").read_bytes()):
@@ -58,7 +61,8 @@ def for_model(model: str) -> TrainerConfig:
         config = AutoConfig.from_pretrained(model)
         with torch.device("meta"):
             blank = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
+    # shows.
     except Exception as problem:
         raise BaseModelError(f"cannot load the model {model!r}: {first_line(problem)}") from problem
     names = {name.rpartition(".")[2] for name, _ in blank.named_modules()}
@@ -67,6 +71,8 @@ def for_model(model: str) -> TrainerConfig:
         if targets:
             break
     else:
-        raise BaseModelError(f"the model {model!r} has no projections that Mayfly knows how to adapt: {sorted(names)}")
+        raise BaseModelError(
+            f"the model {model!r} has no projections that Mayfly knows how to adapt: {sorted(names)}"
+        )
     rank = rank_of(sum(parameter.numel() for parameter in blank.parameters()))
     return TrainerConfig(model, rank=rank, targets=targets)

@@ -1,11 +1,13 @@
 """Schedule: which requests take their next step together.
 
-Earliest deadline first. A request without a deadline gets one for the order's sake, PATIENCE seconds after it came, so
-that nobody waits for ever behind newcomers in a hurry. Where slots are few, a newcomer in a hurry takes that of the
-least urgent, who goes on later where it stopped. The most urgent request is always in the batch; others join it
-in order of urgency as long as the batch stays within its tokens and its memory, little of it is padding, and nobody's
-time runs out meanwhile. A request that has taken no step yet gets its first one if such steps usually end in time,
-later ones if they nearly always do. It decides by numbers alone: no tensors, no threads, no clock of its own.
+Earliest deadline first. A request without a deadline gets one for the order's sake, PATIENCE
+seconds after it came, so that nobody waits for ever behind newcomers in a hurry. Where slots are
+few, a newcomer in a hurry takes that of the least urgent, who goes on later where it stopped. The
+most urgent request is always in the batch; others join it in order of urgency as long as the batch
+stays within its tokens and its memory, little of it is padding, and nobody's time runs out
+meanwhile. A request that has taken no step yet gets its first one if such steps usually end in
+time, later ones if they nearly always do. It decides by numbers alone: no tensors, no threads, no
+clock of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from adapters.early_stopping import FIRST_LOOK, EarlyStopping
 from adapters.errors import TrainingOptionError
 from adapters.step_plan import Step
 from adapters.step_time import StepTime
-from adapters.training import Progress, Training, Watch
+from adapters.training import Probe, TrainingProgress, TrainingResult
 
 PATIENCE = 60.0  # seconds
 _PADDING = 0.25  # the largest share of a batch
@@ -63,11 +65,11 @@ class Job:
     came: float
     deadline: float
     cancelled: threading.Event | None
-    on_step: Callable[[Progress], None] | None
-    done: Future[Training]
+    on_step: Callable[[TrainingProgress], None] | None
+    done: Future[TrainingResult]
     start: bytes | None = None
     learning_rate: float | None = None
-    watch: Watch | None = None
+    watch: Probe | None = None
     began: float = math.inf
     slot: int | None = None
     losses: list[float] = field(default_factory=list)
@@ -78,15 +80,22 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise TrainingOptionError(f"the learning rate is {self.learning_rate}; it needs to be above 0")
+            raise TrainingOptionError(
+                f"the learning rate is {self.learning_rate}; it needs to be above 0"
+            )
         if not 0 <= self.seed < 1 << 64:
-            raise TrainingOptionError(f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more")
+            raise TrainingOptionError(
+                f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more"
+            )
         self.stopping = EarlyStopping(self.watch.gain if self.watch else None)
 
     @property
     def sizes(self) -> set[tuple[int, int]]:
         """Of its steps: how many sequences, and how long the longest of them is."""
-        return {(len(step.sequences), max(len(self.sequences[i]) for i in step.sequences)) for step in self.steps}
+        return {
+            (len(step.sequences), max(len(self.sequences[i]) for i in step.sequences))
+            for step in self.steps
+        }
 
     @property
     def step(self) -> Step:
@@ -96,7 +105,11 @@ class Job:
     @property
     def rows(self) -> list[Sequence[int]]:
         """What the next step computes; nothing where it takes an earlier gradient again."""
-        return [] if self.step.reused is not None else [self.sequences[position] for position in self.step.sequences]
+        return (
+            []
+            if self.step.reused is not None
+            else [self.sequences[position] for position in self.step.sequences]
+        )
 
     @property
     def is_due(self) -> bool:
@@ -120,27 +133,41 @@ class Job:
 
     @property
     def closing(self) -> list[Sequence[int]]:
-        """What its ending scores: the sequence learnt last, and what is watched unless its last look told of this."""
-        return [self.sequences[self.used - 1], *([self.watch.tokens] if self.watch and self.is_unseen else [])]
+        """What its ending scores: the sequence learnt last, and what is watched unless its last
+        look told of this.
+        """
+        return [
+            self.sequences[self.used - 1],
+            *([self.watch.tokens] if self.watch and self.is_unseen else []),
+        ]
 
     @property
     def ending(self) -> int:
         """Tokens that its ending may score, padding included."""
-        lengths = [max(map(len, self.sequences), default=0), *([len(self.watch.tokens)] if self.watch else [])]
+        lengths = [
+            max(map(len, self.sequences), default=0),
+            *([len(self.watch.tokens)] if self.watch else []),
+        ]
         return len(lengths) * max(lengths)
 
-    def progress(self, now: float) -> Progress:
+    def progress(self, now: float) -> TrainingProgress:
         """How far it has come."""
         spent, steps, of = now - self.came, len(self.losses), len(self.steps)
         left = min(spent / steps * (of - steps), self.deadline - now)
         watched = self.stopping.looks[-1].loss if self.stopping.looks else None
-        return Progress(steps, of, self.used, self.losses[-1], spent, max(left, 0.0), self.place, watched)
+        return TrainingProgress(
+            steps, of, self.used, self.losses[-1], spent, max(left, 0.0), self.place, watched
+        )
 
-    def training(self, adapter: Adapter | None, stop: str, now: float, kept: int = 0) -> Training:
-        """What became of it; `kept` as in `Training`."""
+    def training(
+        self, adapter: Adapter | None, stop: str, now: float, kept: int = 0
+    ) -> TrainingResult:
+        """What became of it; `kept` as in `TrainingResult`."""
         waited = min(self.began, now) - self.came
         watched = tuple((look.used, look.loss) for look in self.stopping.looks)
-        return Training(adapter, tuple(self.losses), self.used, stop, now - self.came, waited, watched, kept)
+        return TrainingResult(
+            adapter, tuple(self.losses), self.used, stop, now - self.came, waited, watched, kept
+        )
 
     @property
     def place(self) -> int:
@@ -173,7 +200,7 @@ class Times:
             each.doubt()
 
 
-class Schedule:
+class Scheduler:
     """The requests that train, and those that wait for a slot."""
 
     def __init__(
@@ -234,9 +261,11 @@ class Schedule:
         return jobs
 
     def ended(self, now: float) -> list[tuple[Job, str]]:
-        """Requests that take no further step, each with the reason: "cancelled", "steps", "gain" or "seconds".
+        """Requests that take no further step, each with the reason: "cancelled", "steps", "gain" or
+        "seconds".
 
-        A few at a time, those first whose deadline is: whoever comes after them must wait for their endings.
+        A few at a time, those first whose deadline is: whoever comes after them must wait for their
+        endings.
         """
         found = []
         for job in [*self._active, *self._waiting]:
@@ -253,7 +282,8 @@ class Schedule:
     def batch(self, now: float) -> list[Job]:
         """Who takes a step now."""
         chosen: list[Job] = []
-        # Nobody's time may run out while others' rows are computed: not of those in the batch, nor of those left out.
+        # Nobody's time may run out while others' rows are computed: not of those in the batch, nor
+        # of those left out.
         first = min((job.deadline for job in [*self._active, *self._waiting]), default=math.inf)
         for job in sorted(self._active, key=lambda job: job.urgency):
             wider = [*chosen, job]
@@ -269,15 +299,21 @@ class Schedule:
         return padded <= self._most_tokens and little_padding and self._holds(len(rows), longest)
 
     def _is_late(self, job: Job, now: float) -> bool:
-        """Whether it has no time for another step. What is watched is left alone where only a look is too much."""
+        """Whether it has no time for another step. What is watched is left alone where only a look
+        is too much.
+        """
         if job.losses:
             return now + self._seconds([job]) > job.deadline
         if now + self._seconds([job], StepTime.typical) > job.deadline and not job.stopping.looks:
             job.watch = None
         return now + self._seconds([job], StepTime.typical) > job.deadline
 
-    def _seconds(self, jobs: Sequence[Job], of: Callable[[StepTime, int], float] = StepTime.expect) -> float:
-        """How long a step of these takes with its looks, and then the ending of one of them, which must be in time."""
+    def _seconds(
+        self, jobs: Sequence[Job], of: Callable[[StepTime, int], float] = StepTime.expect
+    ) -> float:
+        """How long a step of these takes with its looks, and then the ending of one of them, which
+        must be in time.
+        """
         rows = [len(row) for job in jobs for row in job.rows]
         looks = [tokens for job in jobs for tokens in job.looks]
         seconds = of(self._times.step, len(rows) * max(rows, default=0))

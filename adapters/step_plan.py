@@ -1,15 +1,17 @@
-"""Plans: how the sequences of a request become steps of Adam. A request's option, and an axis of the benchmarks.
+"""Plans: how the sequences of a request become steps of Adam. A request's option, and an axis of
+the benchmarks.
 
 Pure: positions in, steps out. What there is:
 
 - "sequential": a step for each sequence, in order. The default, and the paper's.
-- "batched": a step for each five sequences, by the mean of their losses (Insight 12 of the paper: order matters
-  little). The learning rate stays; fewer steps teach less and cost less.
-- "reuse": as "sequential", but a sequence chosen again takes the step with the gradient it had before, and computes
-  it anew every third time (HullFT, arXiv 2605.30337). Steps without a gradient of their own cost next to nothing.
+- "batched": a step for each five sequences, by the mean of their losses (Insight 12 of the paper:
+  order matters little). The learning rate stays; fewer steps teach less and cost less.
+- "reuse": as "sequential", but a sequence chosen again takes the step with the gradient it had
+  before, and computes it anew every third time (HullFT, arXiv 2605.30337). Steps without a gradient
+  of their own cost next to nothing.
 
-Training the last linear layer alone (Insight 13) is a matter of `TrainerConfig.targets`: ("lm_head",). vLLM cannot load
-such adapters on a CPU, so the server does not offer it.
+Training the last linear layer alone (Insight 13) is a matter of `TrainerConfig.targets`:
+("lm_head",). vLLM cannot load such adapters on a CPU, so the server does not offer it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Step:
 
     Attributes:
         sequences: positions of the sequences whose mean loss is lowered.
-        reused: position of the sequence whose gradient, computed in an earlier step, is taken again; else None.
+        reused: position of the sequence whose gradient, computed in an earlier step, is taken
+            again; else None.
         kept: whether a later step takes this one's gradient again.
     """
 

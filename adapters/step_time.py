@@ -1,8 +1,9 @@
 """StepTime: how long the next step will take, from those taken so far.
 
-seconds = a + b * rows * longest, a line through what was measured, with newer steps weighing more; and how far recent
-steps were off it. It is asked before a step is begun: `expect` with a margin, so that none ends after its deadline, and
-`typical` without one, for a request that would else get no step at all. Pure numbers.
+seconds = a + b * rows * longest, a line through what was measured, with newer steps weighing more;
+and how far recent steps were off it. It is asked before a step is begun: `expect` with a margin, so
+that none ends after its deadline, and `typical` without one, for a request that would else get no
+step at all. Pure numbers.
 """
 
 from __future__ import annotations
@@ -38,18 +39,24 @@ class StepTime:
         )
 
     def forget(self) -> None:
-        """Drop what was observed: it was measured under other conditions, such as while everything was cold."""
+        """Drop what was observed: it was measured under other conditions, such as while everything
+        was cold.
+        """
         self._weight = self._tokens = self._seconds = self._tokens_squared = self._products = 0.0
         self._off.clear()
         self._doubts = 0
 
     def doubt(self) -> None:
-        """A request took no step because of what is expected here: expect less, or it is never measured again."""
+        """A request took no step because of what is expected here: expect less, or it is never
+        measured again.
+        """
         self._off.append(1.0)
         self._doubts += 1
 
     def expect(self, tokens: int) -> float:
-        """Seconds that a step of that many tokens takes at most, nearly always; 0 before anything was observed."""
+        """Seconds that a step of that many tokens takes at most, nearly always; 0 before anything
+        was observed.
+        """
         off = sorted(self._off)
         return self._line(tokens) * max(1.0, off[int(_MOST * (len(off) - 1))] if off else 1.0)
 

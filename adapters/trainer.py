@@ -1,14 +1,16 @@
-"""Trainer: token sequences in, a LoRA adapter out, for many requests at once and never later than asked.
+"""Trainer: token sequences in, a LoRA adapter out, for many requests at once and never later than
+asked.
 
-The base model is loaded once and stays; every request has a slot of the bank of LoRA adapters on it. A thread takes
-step after step for whoever is there: the next sequences of several requests in one batch, each with its own adapter,
-its own moments of Adam, its own order. Requests join and leave between steps, and what a request gets does not depend
-on its company. Adam with a constant learning rate, no weight decay, moments that start at zero (paper section 2: a
-single gradient step on each selected sequence), with a fresh adapter or from where an earlier one ended. Seeded: the
+The base model is loaded once and stays; every request has a slot of the bank of LoRA adapters on
+it. A thread takes step after step for whoever is there: the next sequences of several requests in
+one batch, each with its own adapter, its own moments of Adam, its own order. Requests join and
+leave between steps, and what a request gets does not depend on its company. Adam with a constant
+learning rate, no weight decay, moments that start at zero (paper section 2: a single gradient step
+on each selected sequence), with a fresh adapter or from where an earlier one ended. Seeded: the
 same sequences and seed give the same adapter.
 
-Whatever goes wrong with one request (a loss that is not finite, memory that does not suffice) ends that request's
-training alone. The trainer knows nothing of prompts, corpora or HTTP.
+Whatever goes wrong with one request (a loss that is not finite, memory that does not suffice) ends
+that request's training alone. The trainer knows nothing of prompts, corpora or HTTP.
 """
 
 from __future__ import annotations
@@ -30,18 +32,20 @@ from adapters.config import SMALL_MODEL as SMALL_MODEL
 from adapters.config import TrainerConfig as TrainerConfig
 from adapters.evaluation import Evaluation
 from adapters.gradients import gradients
-from adapters.model.activation_memory import Memory, Rest
+from adapters.model.activation_memory import ActivationMemory, IdleTrim
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
-from adapters.scheduler import Job, Schedule, Times
+from adapters.scheduler import Job, Scheduler, Times
 from adapters.step_plan import steps_of
-from adapters.training import Options, Progress, Training, Watch
+from adapters.training import Options, Probe, TrainingProgress, TrainingResult
 from adapters.warm_up import warm_up
 
 __all__ = ["LLAMA_TARGETS", "SMALL_MODEL", "Trainer", "TrainerConfig"]
 
-IDLE_SECONDS = 5.0  # with nobody there, after which memory is given back: a busy trainer would want it again at once
-_FULL, _NO_ROOM = "out of memory", ("can't allocate memory", "could not create a primitive")  # of torch, and of oneDNN
+# With nobody there, after which memory is given back: a busy trainer would want it again at once.
+IDLE_SECONDS = 5.0
+# Of torch, and of oneDNN.
+_FULL, _NO_ROOM = "out of memory", ("can't allocate memory", "could not create a primitive")
 
 
 class Trainer:
@@ -52,9 +56,10 @@ class Trainer:
         self._arrivals = threading.Lock()  # guards the schedule
         self._stepping = threading.RLock()  # guards the model
         self._is_working = False  # whether there is a thread that takes steps
-        self._rest = Rest()
-        # In a thread that ends: OpenMP keeps a team for each thread that has computed, and where teams have more
-        # threads than there are cores it lets none spin. With a team left behind a small step took 1.6 times as long.
+        self._rest = IdleTrim()
+        # In a thread that ends: OpenMP keeps a team for each thread that has computed, and where
+        # teams have more threads than there are cores it lets none spin. With a team left behind a
+        # small step took 1.6 times as long.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._load).result()
         self.warm_up()
@@ -66,13 +71,15 @@ class Trainer:
         self.scale = scale if config.scale is None else config.scale
         self.learning_rate = rate if config.learning_rate is None else config.learning_rate
         self._guest = config.slots  # one slot more than train
-        self._bank = LoraBank(self.base.model, config.rank, self.scale, config.targets, config.slots + 1)
+        self._bank = LoraBank(
+            self.base.model, config.rank, self.scale, config.targets, config.slots + 1
+        )
         self._times = Times()
         self._evaluation = Evaluation(self.base, self._bank, self._guest, self._times)
         with self._bank.bind([0]):
-            self._memory = Memory(self.base, config.memory_bytes)
+            self._memory = ActivationMemory(self.base, config.memory_bytes)
         tokens = config.batch_tokens or (2048 if self.base.device == "cpu" else 16384)
-        self._schedule = Schedule(config.slots, tokens, self._times, self._memory.holds)
+        self._schedule = Scheduler(config.slots, tokens, self._times, self._memory.holds)
 
     def train(
         self,
@@ -80,7 +87,7 @@ class Trainer:
         *,
         cancelled: threading.Event | None = None,
         **options: Unpack[Options],
-    ) -> Training:
+    ) -> TrainingResult:
         """As `submit`, waiting for the end."""
         cancelled = cancelled or threading.Event()
         done = self.submit(sequences, cancelled=cancelled, **options)
@@ -99,29 +106,33 @@ class Trainer:
         plan: str = "sequential",
         start: bytes | None = None,
         learning_rate: float | None = None,
-        watch: Watch | None = None,
+        watch: Probe | None = None,
         cancelled: threading.Event | None = None,
-        on_step: Callable[[Progress], None] | None = None,
-    ) -> Future[Training]:
+        on_step: Callable[[TrainingProgress], None] | None = None,
+    ) -> Future[TrainingResult]:
         """Train an adapter on these sequences, together with whatever else is training.
 
         Args:
             sequences: token ids, at least two each and no more than the model's context.
             seed: of a fresh adapter's first weights.
-            seconds: from now; no step is begun that would end later than this, by the step times measured so far.
+            seconds: from now; no step is begun that would end later than this, by the step times
+                measured so far.
             plan: one of `adapters.step_plan.PLANS`.
-            start: weights of an earlier adapter of such a trainer, to be trained further; None for a fresh one. That is
-                an adaptation of its own, single steps from there (paper section 2): Adam's moments start at zero again,
-                so that what the earlier one learnt last does not push this one.
+            start: weights of an earlier adapter of such a trainer, to be trained further; None for
+                a fresh one. That is an adaptation of its own, single steps from there (paper
+                section 2): Adam's moments start at zero again, so that what the earlier one learnt
+                last does not push this one.
             learning_rate: of Adam, for this adapter; None takes the trainer's.
-            watch: what tells whether it has helped, and with a gain ends it where more does not; None for nothing.
+            watch: what tells whether it has helped, and with a gain ends it where more does not;
+                None for nothing.
             cancelled: read before every step; what is trained until then is dropped.
             on_step: called after each step, in the trainer's thread.
 
         Raises:
-            ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens the model lacks;
-                a plan that there is none of; a seed of more than 64 bits; a learning rate that is not positive; a
-                start of another model, rank or choice of projections.
+            ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens
+                the model lacks; a plan that there is none of; a seed of more than 64 bits; a
+                learning rate that is not positive; a start of another model, rank or choice of
+                projections.
         """
         if watch is not None:
             watch = replace(watch, tokens=watch.tokens[-self.base.context :])
@@ -131,19 +142,35 @@ class Trainer:
             self._bank.check(start)
         steps = steps_of(plan, [tuple(sequence) for sequence in sequences])
         came = time.perf_counter()
-        done: Future[Training] = Future()
-        done.set_running_or_notify_cancel()  # from here on it is `cancelled` that ends it, not the future
-        job = Job(sequences, steps, seed, came, came + seconds, cancelled, on_step, done, start, learning_rate, watch)
+        done: Future[TrainingResult] = Future()
+        # From here on it is `cancelled` that ends it, not the future.
+        done.set_running_or_notify_cancel()
+        job = Job(
+            sequences,
+            steps,
+            seed,
+            came,
+            came + seconds,
+            cancelled,
+            on_step,
+            done,
+            start,
+            learning_rate,
+            watch,
+        )
         with self._arrivals:
             self._rest.end()
-            if not self._is_working:  # not a daemon: Python ending under its computation would abort
+            # Not a daemon: Python ending under its computation would abort.
+            if not self._is_working:
                 threading.Thread(target=self._work, name="mayfly-trainer").start()
                 self._is_working = True
             self._schedule.add(job)
         return job.done
 
     def export(self, slot: int) -> bytes:
-        """The weights so far of the adapter that `on_step` tells of, as a safetensors file; only while it tells."""
+        """The weights so far of the adapter that `on_step` tells of, as a safetensors file; only
+        while it tells.
+        """
         return self._bank.export(slot)
 
     def kept_bytes(self, tokens: int) -> int:
@@ -152,15 +179,18 @@ class Trainer:
 
     @torch.no_grad()
     def nats(self, tokens: Sequence[int], start: int, weights: bytes | None = None) -> float:
-        """Negative log-likelihood, in nats, of tokens[start:] given those before, in the trainer's precision.
+        """Negative log-likelihood, in nats, of tokens[start:] given those before, in the trainer's
+        precision.
 
         Args:
             tokens: of the text.
             start: where it begins to count, 1 or more.
-            weights: of the adapter that speaks, as exported by such a trainer; None for the base model.
+            weights: of the adapter that speaks, as exported by such a trainer; None for the base
+                model.
 
         Raises:
-            ValueError: nothing to score, or weights of another model, rank or choice of projections.
+            ValueError: nothing to score, or weights of another model, rank or choice of
+                projections.
         """
         if not 1 <= start < len(tokens):
             raise ValueError(f"of {len(tokens)} tokens those from {start} on cannot be scored")
@@ -179,7 +209,8 @@ class Trainer:
             try:
                 if not self._turn():
                     return
-            except Exception as problem:  # of nobody alone; and without this thread all would wait for ever
+            # Of nobody alone; and without this thread all would wait for ever.
+            except Exception as problem:
                 with self._arrivals:
                     jobs = self._schedule.clear()
                 for job in jobs:  # not under the lock: whoever is told may submit the next
@@ -192,7 +223,9 @@ class Trainer:
             now = time.perf_counter()
             ended = self._schedule.ended(now)
             told = {job for job, _ in ended}
-            large = (job for job in admitted if not all(self._memory.fits(*size) for size in job.sizes))
+            large = (
+                job for job in admitted if not all(self._memory.fits(*size) for size in job.sizes)
+            )
             ended += [(job, _FULL) for job in large if job not in told]
             batch = [] if ended else self._schedule.batch(now)
             if not ended and not batch:
@@ -220,7 +253,9 @@ class Trainer:
         return True
 
     def _step(self, jobs: Sequence[Job]) -> None:
-        """One step of each. What one job's rows cannot do is that job's end; the others' are computed without it."""
+        """One step of each. What one job's rows cannot do is that job's end; the others' are
+        computed without it.
+        """
         now = time.perf_counter()
         for job in jobs:
             job.began = min(job.began, now)
@@ -239,7 +274,9 @@ class Trainer:
                 self._fail(jobs[0], problem)
             return
         taken = [j for j in jobs if self._learn(j, computed.get(j) or j.kept[j.step.reused or 0])]
-        self._times.step.observe(len(lengths) * max(lengths, default=0), time.perf_counter() - begun)
+        self._times.step.observe(
+            len(lengths) * max(lengths, default=0), time.perf_counter() - begun
+        )
         for job in self._look(taken):
             self._tell(job)
 
@@ -276,7 +313,8 @@ class Trainer:
             return
         try:
             job.on_step(job.progress(time.perf_counter()))
-        except BaseException as problem:  # sys.exit() there must not end the thread that others wait for
+        # Sys.exit() there must not end the thread that others wait for.
+        except BaseException as problem:
             self._fail(job, problem)
 
     def _end(self, ended: Sequence[tuple[Job, str]]) -> None:
@@ -316,7 +354,9 @@ class Trainer:
 
     def _fail(self, job: Job, problem: BaseException) -> None:
         """End a job whose step or ending raised."""
-        if isinstance(problem, torch.OutOfMemoryError | MemoryError) or any(each in str(problem) for each in _NO_ROOM):
+        if isinstance(problem, torch.OutOfMemoryError | MemoryError) or any(
+            each in str(problem) for each in _NO_ROOM
+        ):
             if self.base.device != "cpu":
                 torch.cuda.empty_cache()
             self._end([(job, _FULL)])

@@ -12,13 +12,15 @@ from adapters.errors import TrainingOptionError
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Text that is not trained on, which tells whether training has helped, and with a gain whether it still does.
+class Probe:
+    """Text that is not trained on, which tells whether training has helped, and with a gain whether
+    it still does.
 
-    It is looked at before the first step and after the last. With a gain also on the way, after every other sequence
-    at first, then more rarely; training ends where the last looks have brought less than `gain` per cent of the first
-    loss for each sequence learnt, and the adapter of the best look is handed over (`adapters.early_stopping`). A look
-    costs a forward pass of the text's tokens.
+    It is looked at before the first step and after the last. With a gain also on the way, after
+    every other sequence at first, then more rarely; training ends where the last looks have brought
+    less than `gain` per cent of the first loss for each sequence learnt, and the adapter of the
+    best look is handed over (`adapters.early_stopping`). A look costs a forward pass of the text's
+    tokens.
 
     Attributes:
         tokens: of the text, two at least; of many the last that go into the model's context.
@@ -37,7 +39,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """A step was taken.
 
     Attributes:
@@ -62,19 +64,22 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingResult:
     """What became of one training.
 
     Attributes:
-        adapter: None when not one step was taken, or when the adapter itself gives losses that are not finite.
+        adapter: None when not one step was taken, or when the adapter itself gives losses that are
+            not finite.
         losses: mean nats a token of each step's sequences, before that step, of all steps taken.
         used: how many of the sequences, from the first on, these steps have learnt from.
-        stop: "steps" (every sequence was used), "gain" (of what was watched), "seconds", "diverged", "out of memory" or
-            "cancelled".
+        stop: "steps" (every sequence was used), "gain" (of what was watched), "seconds",
+            "diverged", "out of memory" or "cancelled".
         seconds: wall-clock, waiting included.
         waited: of these, those before its first step began; all of them where none did.
-        watched: how many sequences had been learnt from, and the mean nats a token that what is watched had then.
-        kept: how many sequences the adapter has learnt from: fewer than `used` where an earlier one was the best.
+        watched: how many sequences had been learnt from, and the mean nats a token that what is
+            watched had then.
+        kept: how many sequences the adapter has learnt from: fewer than `used` where an earlier one
+            was the best.
     """
 
     adapter: Adapter | None
@@ -88,7 +93,9 @@ class Training:
 
     @property
     def before_and_after(self) -> tuple[float, float] | None:
-        """The loss of what is watched before any step, and that of the adapter; None where either is not known."""
+        """The loss of what is watched before any step, and that of the adapter; None where either
+        is not known.
+        """
         looks = dict(self.watched)
         if self.kept == 0 or not {0, self.kept} <= looks.keys():
             return None
@@ -103,5 +110,5 @@ class Options(TypedDict, total=False):
     plan: str
     start: bytes | None
     learning_rate: float | None
-    watch: Watch | None
-    on_step: Callable[[Progress], None] | None
+    watch: Probe | None
+    on_step: Callable[[TrainingProgress], None] | None

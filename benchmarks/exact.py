@@ -1,10 +1,12 @@
-"""SIFT against activeft 0.1.1, the library of the paper's authors, side by side: the same picks, and the time.
+"""SIFT against activeft 0.1.1, the library of the paper's authors, side by side: the same picks,
+and the time.
 
-The part of `benchmarks/selection.py` that needs activeft, which Mayfly does not depend on. Its exact path is VTL, what
-its `Retriever` uses unless told to be fast. Two of its times are taken: "retriever", what `Retriever.search` itself
-reports for SIFT, without FAISS; and "greedy", the loop over picks alone, which leaves out the data loader and the
-process that `Retriever` starts for it at every search. VTL takes 1,000 candidates at a time, and is not exact beyond;
-here it is told to take all.
+The part of `benchmarks/selection.py` that needs activeft, which Mayfly does not depend on. Its
+exact path is VTL, what its `Retriever` uses unless told to be fast. Two of its times are taken:
+"retriever", what `Retriever.search` itself reports for SIFT, without FAISS; and "greedy", the loop
+over picks alone, which leaves out the data loader and the process that `Retriever` starts for it at
+every search. VTL takes 1,000 candidates at a time, and is not exact beyond; here it is told to take
+all.
 
 Shapes: K candidates, T targets (one here), D embedding dimensions.
 """
@@ -33,8 +35,8 @@ class Rival:
     """activeft's exact path, on the CPU."""
 
     def __init__(self, regularisation: float, candidates: int) -> None:
-        # activeft looks for wandb at every pick. Where there is none, the search takes a fifth of its time at K = 200:
-        # let it fail at once.
+        # activeft looks for wandb at every pick. Where there is none, the search takes a fifth of
+        # its time at K = 200: let it fail at once.
         sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
         import torch
         from activeft.acquisition_functions.vtl import VTL  # type: ignore[import-not-found]
@@ -58,7 +60,9 @@ class Rival:
         picks, _ = self._function.select_from_minibatch(steps, None, candidates, self._device)
         return [int(pick) for pick in picks]
 
-    def retriever_seconds(self, candidates_KD: Embeddings, targets_TD: Embeddings, steps: int) -> float:
+    def retriever_seconds(
+        self, candidates_KD: Embeddings, targets_TD: Embeddings, steps: int
+    ) -> float:
         """What `Retriever` says that SIFT took, over an index of these candidates alone."""
         import faiss
 
@@ -68,8 +72,12 @@ class Rival:
         return float(retriever.search(targets_TD, steps, len(candidates_KD))[3].sift)
 
 
-def problem(generator: np.random.Generator, k: int, dimension: int, clustered: bool) -> tuple[Embeddings, Embeddings]:
-    """Unit vectors: candidates [K, D], uniform or in clusters of five on average, and a target [1, D] near one."""
+def problem(
+    generator: np.random.Generator, k: int, dimension: int, clustered: bool
+) -> tuple[Embeddings, Embeddings]:
+    """Unit vectors: candidates [K, D], uniform or in clusters of five on average, and a target [1,
+    D] near one.
+    """
     candidates_KD = generator.standard_normal((k, dimension))
     if clustered:
         centres = generator.standard_normal((max(k // 5, 1), dimension))
@@ -91,20 +99,29 @@ def identical(problems: int) -> dict[str, Any]:
         theirs = Rival(regularisation, k).greedy(candidates_KD, targets_TD, steps)
         if list(ours) == theirs:
             strict += 1
-        elif all(_is_greedy(candidates_KD, targets_TD, regularisation, picks) for picks in (ours, theirs)):
+        elif all(
+            _is_greedy(candidates_KD, targets_TD, regularisation, picks) for picks in (ours, theirs)
+        ):
             tied += 1
-    return {"problems": problems, "strictly": strict / problems, "up_to_ties": (strict + tied) / problems}
+    return {
+        "problems": problems,
+        "strictly": strict / problems,
+        "up_to_ties": (strict + tied) / problems,
+    }
 
 
 def races(patience_seconds: float) -> dict[str, dict[str, Any]]:
     """`race` for each K, by K."""
-    # A spawned process would spawn too, and Retriever starts a process at every search: it shall fork, as by itself.
+    # A spawned process would spawn too, and Retriever starts a process at every search: it shall
+    # fork, as by itself.
     multiprocessing.set_start_method("fork", force=True)
     return {str(k): race(k, pairs, patience_seconds) for k, pairs in PAIRS.items()}
 
 
 def race(k: int, pairs: int, patience_seconds: float) -> dict[str, Any]:
-    """Milliseconds of both among K candidates, taken in turn; Mayfly's alone where activeft would outlast patience."""
+    """Milliseconds of both among K candidates, taken in turn; Mayfly's alone where activeft would
+    outlast patience.
+    """
     candidates_KD, targets_TD = problem(np.random.default_rng(k), k, DIMENSION, clustered=True)
     rival = Rival(REGULARISATION, k)
 
@@ -122,7 +139,10 @@ def race(k: int, pairs: int, patience_seconds: float) -> dict[str, Any]:
     first, second = theirs(1), theirs(2)
     if first + (STEPS - 1) * (second - first) > patience_seconds:
         return {"mayfly_milliseconds": 1e3 * statistics.median(ours() for _ in range(5))}
-    rows = [(ours(), theirs(), rival.retriever_seconds(candidates_KD, targets_TD, STEPS)) for _ in range(pairs)]
+    rows = [
+        (ours(), theirs(), rival.retriever_seconds(candidates_KD, targets_TD, STEPS))
+        for _ in range(pairs)
+    ]
     return {
         "pairs": pairs,
         "mayfly_milliseconds": 1e3 * statistics.median(row[0] for row in rows),
@@ -133,10 +153,17 @@ def race(k: int, pairs: int, patience_seconds: float) -> dict[str, Any]:
     }
 
 
-def _is_greedy(candidates_KD: Embeddings, targets_TD: Embeddings, regularisation: float, picks: Sequence[int]) -> bool:
-    """Whether each pick leaves the least variance, up to ties, given those before it; computed in float64."""
+def _is_greedy(
+    candidates_KD: Embeddings, targets_TD: Embeddings, regularisation: float, picks: Sequence[int]
+) -> bool:
+    """Whether each pick leaves the least variance, up to ties, given those before it; computed in
+    float64.
+    """
     posterior = Posterior(
-        candidates_KD[None].astype(np.float64), targets_TD[None].astype(np.float64), regularisation, len(picks)
+        candidates_KD[None].astype(np.float64),
+        targets_TD[None].astype(np.float64),
+        regularisation,
+        len(picks),
     )
     for pick in picks:
         left_K = posterior.sigma[0] ** 2 - posterior.reductions()[0]

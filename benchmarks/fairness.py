@@ -1,14 +1,16 @@
 """Fairness: what another client waits for while one request with thousands of long prompts runs.
 
-The other client searches a vector store and asks for an answer with an adapter of a few steps, in turns, first alone
-and then beside one completion of 2,048 prompts of 1,000 tokens with `Compute-Budget: seconds=5` and one token to
-answer. Ratios are of medians. `large_seconds` is what the large request's own report says of its adaptation, which must
-end within its seconds and one unit of work.
+The other client searches a vector store and asks for an answer with an adapter of a few steps, in
+turns, first alone and then beside one completion of 2,048 prompts of 1,000 tokens with
+`Compute-Budget: seconds=5` and one token to answer. Ratios are of medians. `large_seconds` is what
+the large request's own report says of its adaptation, which must end within its seconds and one
+unit of work.
 
-`wrong` are the other client's answers that are not 200, a ratio above MOST_TIMES_ALONE, and an adaptation that ends
-too late.
+`wrong` are the other client's answers that are not 200, a ratio above MOST_TIMES_ALONE, and an
+adaptation that ends too late.
 
-    python benchmarks/fairness.py [--requests 2048] [--json] [--out benchmarks/results/fairness.json]
+    python benchmarks/fairness.py [--requests 2048] [--json] [--out
+    benchmarks/results/fairness.json]
 """
 
 from __future__ import annotations
@@ -50,21 +52,30 @@ class Client:
     def ask(self) -> None:
         """One search and one adaptation."""
         self._asked += 1
-        query = {"query": f"how is document {self._asked} deleted from the store?", "max_num_results": 5}
+        query = {
+            "query": f"how is document {self._asked} deleted from the store?",
+            "max_num_results": 5,
+        }
         self.searches.append(self._timed(f"/v1/vector_stores/{self._store}/search", query))
         body = completion(prompt=f"def delete_{self._asked}(store, name):\n")
-        self.adaptations.append(self._timed("/v1/completions", body, {"Compute-Budget": f"steps={_STEPS}"}))
+        self.adaptations.append(
+            self._timed("/v1/completions", body, {"Compute-Budget": f"steps={_STEPS}"})
+        )
 
     def forget(self) -> None:
         """Count anew."""
         self.searches, self.adaptations = [], []
 
-    def _timed(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[float, float]:
+    def _timed(
+        self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> tuple[float, float]:
         begun = time.monotonic()
         reply = self._http.post(path, json=body, headers=headers)
         took = time.monotonic() - begun
         self._verdict.requests += 1
-        self._verdict.check(reply.status_code == 200, "wrong", path, f"{reply.status_code} {reply.text[:200]}")
+        self._verdict.check(
+            reply.status_code == 200, "wrong", path, f"{reply.status_code} {reply.text[:200]}"
+        )
         if headers and reply.status_code == 200:
             adapted = reply.json()["adaptation"]["adapted"]
             self._verdict.check(adapted, "wrong", "adaptation", "the other client got no adapter")
@@ -78,8 +89,12 @@ def prompts(count: int, seed: int) -> list[str]:
     tokens = tokenizer.encode(text, add_special_tokens=False)
     draw = random.Random(seed)  # noqa: S311
     starts = [draw.randrange(len(tokens) - _TOKENS) for _ in range(count)]
-    # The number comes first: no two have a beginning in common, which a prefix cache would compute once.
-    return [f"{i} {tokenizer.decode(tokens[start : start + _TOKENS - 10])}" for i, start in enumerate(starts)]
+    # The number comes first: no two have a beginning in common, which a prefix cache would compute
+    # once.
+    return [
+        f"{i} {tokenizer.decode(tokens[start : start + _TOKENS - 10])}"
+        for i, start in enumerate(starts)
+    ]
 
 
 def fairness(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
@@ -102,7 +117,12 @@ def fairness(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
         def send_large() -> None:
             headers = {"Compute-Budget": f"seconds={_SECONDS}"}
             replies.append(
-                httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=_LARGE_SECONDS)
+                httpx.post(
+                    f"{server.url}/v1/completions",
+                    json=body,
+                    headers=headers,
+                    timeout=_LARGE_SECONDS,
+                )
             )
 
         large = threading.Thread(target=send_large)
@@ -116,7 +136,9 @@ def fairness(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
         took = time.monotonic() - begun
         (reply,) = replies
         if reply.status_code != 200:
-            raise RuntimeError(f"the large request failed after {took:.1f} s: {reply.status_code} {reply.text[:500]}")
+            raise RuntimeError(
+                f"the large request failed after {took:.1f} s: {reply.status_code} {reply.text[:500]}"
+            )
         verdict.requests += 1
         beside = _medians(client)
         report = reply.json()["adaptation"]
@@ -126,7 +148,9 @@ def fairness(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
     ratios = {f"{what}_ratio": round(beside[what] / alone[what], 3) for what in alone}
     large_seconds = report["spent"]["seconds"]
     for name, ratio in ratios.items():
-        verdict.check(ratio <= MOST_TIMES_ALONE, "wrong", name, f"{ratio}, wanted at most {MOST_TIMES_ALONE}")
+        verdict.check(
+            ratio <= MOST_TIMES_ALONE, "wrong", name, f"{ratio}, wanted at most {MOST_TIMES_ALONE}"
+        )
     late = f"{large_seconds} s, wanted at most {_SECONDS + UNIT_SECONDS}"
     verdict.check(large_seconds <= _SECONDS + UNIT_SECONDS, "wrong", "large_seconds", late)
     return {
@@ -142,8 +166,12 @@ def fairness(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
             **{key: report[key] for key in ("adapted", "reason", "stop", "targets", "seconds")},
         },
         # When each began, in seconds since the large request was sent, and how long it took.
-        "searches": [[round(start - begun, 2), round(seconds, 3)] for start, seconds in client.searches],
-        "adaptations": [[round(start - begun, 2), round(seconds, 3)] for start, seconds in client.adaptations],
+        "searches": [
+            [round(start - begun, 2), round(seconds, 3)] for start, seconds in client.searches
+        ],
+        "adaptations": [
+            [round(start - begun, 2), round(seconds, 3)] for start, seconds in client.adaptations
+        ],
     }
 
 
@@ -157,8 +185,12 @@ def _medians(client: Client) -> dict[str, float]:
 def main() -> None:
     """Measure, print, write the JSON."""
     parser = arguments(__doc__ or "", 2048)
-    parser.add_argument("--alone", type=int, default=15, help="searches and adaptations before the large request")
-    parser.add_argument("--ahead", type=float, default=0.5, help="seconds between the large request and the others")
+    parser.add_argument(
+        "--alone", type=int, default=15, help="searches and adaptations before the large request"
+    )
+    parser.add_argument(
+        "--ahead", type=float, default=0.5, help="seconds between the large request and the others"
+    )
     options = parser.parse_args()
     verdict = Verdict()
     with home() as folder:

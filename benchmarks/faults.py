@@ -1,15 +1,18 @@
 """Faults: a server under load is struck, again and again; does it come back by itself, every time?
 
-Killed, by SIGKILL: vLLM's engine core, the engine replica, the trainer, the selector, and as "node" Ray's raylet, with
-which everything on the machine goes; "hung" is a trainer that is stopped for good. Other faults are `injections`. All
-the while clients keep asking. A fault counts as recovered once an adapted answer that is `required` comes again. What a
-client may get meanwhile: its answer; an answer of the base model whose report says why; or an error in OpenAI's words,
-of 429, 500, 502 or 503, and if its request was under way when a process was killed, within PROMPT_SECONDS of that;
-without the node, no connection, too. `wrong` is any other answer, a base-model answer in other words than before, a
-fault that was not recovered, and an adaptation that fails by somebody else's fault; `hung` what had no answer within
-TIMEOUT_SECONDS; `leaked` a process, a staged adapter, or a file in shared memory that stays.
+Killed, by SIGKILL: vLLM's engine core, the engine replica, the trainer, the selector, and as "node"
+Ray's raylet, with which everything on the machine goes; "hung" is a trainer that is stopped for
+good. Other faults are `injections`. All the while clients keep asking. A fault counts as recovered
+once an adapted answer that is `required` comes again. What a client may get meanwhile: its answer;
+an answer of the base model whose report says why; or an error in OpenAI's words, of 429, 500, 502
+or 503, and if its request was under way when a process was killed, within PROMPT_SECONDS of that;
+without the node, no connection, too. `wrong` is any other answer, a base-model answer in other
+words than before, a fault that was not recovered, and an adaptation that fails by somebody else's
+fault; `hung` what had no answer within TIMEOUT_SECONDS; `leaked` a process, a staged adapter, or a
+file in shared memory that stays.
 
-    python benchmarks/faults.py [--times 50] [--kinds trainer nan] [--json] [--out benchmarks/results/faults.json]
+    python benchmarks/faults.py [--times 50] [--kinds trainer nan] [--json] [--out
+    benchmarks/results/faults.json]
 
 "memory" needs root, for a shared memory of the server's own.
 """
@@ -32,12 +35,36 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.injections import Diverging, Full, Injection, Starved, Stopped, Unreadable, make_wild
+from benchmarks.injections import (
+    Diverging,
+    Full,
+    Injection,
+    Starved,
+    Stopped,
+    Unreadable,
+    make_wild,
+)
 from benchmarks.passages import progress
-from benchmarks.server import NO_KEEPING, ROOMY, Server, completion, fill, home, serving, shared_memory, sources
+from benchmarks.server import (
+    NO_KEEPING,
+    ROOMY,
+    Server,
+    completion,
+    fill,
+    home,
+    serving,
+    shared_memory,
+    sources,
+)
 from benchmarks.verdict import Verdict, arguments, finish
 
-KILLED = {"trainer": "trainer", "selector": "selector", "engine": "engine", "EngineCore": "EngineCore", "node": "node"}
+KILLED = {
+    "trainer": "trainer",
+    "selector": "selector",
+    "engine": "engine",
+    "EngineCore": "EngineCore",
+    "node": "node",
+}
 STOPPED = {"hung": "trainer"}
 INJECTED = ("nan", "oom", "hang", "memory", "corpus")
 KINDS = (*KILLED, *STOPPED, *INJECTED)
@@ -50,7 +77,12 @@ _MEMORY_BYTES = 1 << 30
 QUIET_SECONDS = 30.0
 _DECLARED = {429, 500, 502, 503}
 _BUDGETS = ("none", "steps=2", "steps=10", "seconds=1")
-_PROMPTS = ("def moving_average(values, window):\n", "class Index:\n", "import numpy as np\n", "# The selector\n")
+_PROMPTS = (
+    "def moving_average(values, window):\n",
+    "class Index:\n",
+    "import numpy as np\n",
+    "# The selector\n",
+)
 _CORPUS = "code"
 
 
@@ -69,7 +101,11 @@ class Faults:
     def told(self) -> dict[str, Any]:
         """For the last line."""
         seconds = self.recovery_seconds
-        quantiles = dict(zip(("p50", "p99"), np.quantile(seconds, [0.5, 0.99]), strict=True)) if seconds else {}
+        quantiles = (
+            dict(zip(("p50", "p99"), np.quantile(seconds, [0.5, 0.99]), strict=True))
+            if seconds
+            else {}
+        )
         return {
             "injected": self.injected,
             "recovered": self.recovered,
@@ -101,12 +137,16 @@ class Striking:
 
     async def run(self, kinds: tuple[str, ...], times: int) -> None:
         """Learn what the base model answers, then strike under load."""
-        async with httpx.AsyncClient(base_url=self._server.url, timeout=TIMEOUT_SECONDS, limits=NO_KEEPING) as client:
+        async with httpx.AsyncClient(
+            base_url=self._server.url, timeout=TIMEOUT_SECONDS, limits=NO_KEEPING
+        ) as client:
             await self._learn(client)
             for kind in kinds:
                 self._kind, self._now = kind, self.by_kind.setdefault(kind, Faults())
                 stop = asyncio.Event()
-                clients = [asyncio.create_task(self._keep_asking(client, stop)) for _ in range(CLIENTS)]
+                clients = [
+                    asyncio.create_task(self._keep_asking(client, stop)) for _ in range(CLIENTS)
+                ]
                 for number in range(times):
                     progress(f"{kind}: {number + 1} of {times}")
                     await asyncio.sleep(self._draw.uniform(0.2, 3.0))
@@ -125,7 +165,9 @@ class Striking:
                 self._known[prompt].add(await self._base(client, prompt))
         for _ in range(5):
             for prompt, text in zip(
-                _PROMPTS, await asyncio.gather(*(self._base(client, prompt) for prompt in _PROMPTS)), strict=True
+                _PROMPTS,
+                await asyncio.gather(*(self._base(client, prompt) for prompt in _PROMPTS)),
+                strict=True,
             ):
                 self._known[prompt].add(text)
 
@@ -143,7 +185,9 @@ class Striking:
                 reply = await _ask(client, budget, prompt=prompt)
             except httpx.TimeoutException:
                 self._now.hung += 1
-                self._verdict.blame("wrong", "hung", f"{budget}: no answer after {TIMEOUT_SECONDS:.0f} s")
+                self._verdict.blame(
+                    "wrong", "hung", f"{budget}: no answer after {TIMEOUT_SECONDS:.0f} s"
+                )
                 continue
             except httpx.HTTPError as problem:
                 late = time.monotonic() - self._killed
@@ -163,7 +207,9 @@ class Striking:
         if status == 200:
             report, text = told.get("adaptation") or {}, told["choices"][0]["text"]
             adapted = report.get("adapted")
-            self._now.answers["adapted" if adapted else "base model" if budget == "none" else "not adapted"] += 1
+            self._now.answers[
+                "adapted" if adapted else "base model" if budget == "none" else "not adapted"
+            ] += 1
             if not adapted and text not in self._known[prompt]:
                 self._wrong("other words", f"{budget}: {text!r}, not one of {self._known[prompt]}")
             if budget != "none" and not adapted and not report.get("reason"):
@@ -198,7 +244,8 @@ class Striking:
         self._now.injected += 1
         with injection.inject(self._server) as fields:
             wishes = [
-                _ask(client, injection.budget, prompt=self._draw.choice(_PROMPTS), **fields) for _ in range(STRUCK)
+                _ask(client, injection.budget, prompt=self._draw.choice(_PROMPTS), **fields)
+                for _ in range(STRUCK)
             ]
             self._verdict.requests += STRUCK
             for reply in await asyncio.gather(*wishes, return_exceptions=True):
@@ -209,7 +256,9 @@ class Striking:
                 outcome = (told.get("adaptation") or {}).get("stop") or f"{reply.status_code}"
                 self._now.answers[f"struck: {outcome}"] += 1
                 if not injection.declared(reply.status_code, told):
-                    self._wrong("undeclared", f"{injection.name}: {reply.status_code} {reply.text[:300]}")
+                    self._wrong(
+                        "undeclared", f"{injection.name}: {reply.status_code} {reply.text[:300]}"
+                    )
         await self._recovered(client)
 
     async def _recovered(
@@ -225,7 +274,9 @@ class Striking:
         self._wrong("not recovered", f"{self._kind}: {RECOVERY_SECONDS:.0f} s after a fault")
         return False
 
-    async def _is_back(self, name: str, victim: psutil.Process | None, client: httpx.AsyncClient) -> bool:
+    async def _is_back(
+        self, name: str, victim: psutil.Process | None, client: httpx.AsyncClient
+    ) -> bool:
         if self._server.workers().get(name) in (None, victim):
             return False
         try:
@@ -253,7 +304,9 @@ class Striking:
 
 
 async def _ask(client: httpx.AsyncClient, budget: str, **fields: Any) -> httpx.Response:
-    return await client.post("/v1/completions", json=completion(**fields), headers={"Compute-Budget": budget})
+    return await client.post(
+        "/v1/completions", json=completion(**fields), headers={"Compute-Budget": budget}
+    )
 
 
 def _json(reply: httpx.Response) -> dict[str, Any]:
@@ -276,7 +329,9 @@ def _is_core(process: psutil.Process) -> bool:
     return False
 
 
-def faults(folder: Path, kinds: tuple[str, ...], times: int, seed: int, verdict: Verdict) -> dict[str, Any]:
+def faults(
+    folder: Path, kinds: tuple[str, ...], times: int, seed: int, verdict: Verdict
+) -> dict[str, Any]:
     """The whole run on a server of its own."""
     fill(folder, {_CORPUS: sources()})
     make_wild(folder, _CORPUS)
@@ -284,9 +339,12 @@ def faults(folder: Path, kinds: tuple[str, ...], times: int, seed: int, verdict:
     all_of_them = (Diverging(), Starved(), Stopped(), Full(), Unreadable(folder, _CORPUS, draw))
     injections = {each.name: each for each in all_of_them}
     own = _MEMORY_BYTES if Full.name in kinds else None
-    roomy = ROOMY if injections.keys() & set(kinds) else ()  # else it is by luck that a struck request is let in
+    # Else it is by luck that a struck request is let in.
+    roomy = ROOMY if injections.keys() & set(kinds) else ()
     before = shared_memory()
-    with serving(folder, "--corpus", _CORPUS, "--max-model-len", "512", *roomy, memory_bytes=own) as server:
+    with serving(
+        folder, "--corpus", _CORPUS, "--max-model-len", "512", *roomy, memory_bytes=own
+    ) as server:
         run = Striking(server, verdict, draw, injections, before)
         try:
             asyncio.run(run.run(kinds, times))
@@ -305,7 +363,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     if Full.name in options.kinds and os.geteuid() != 0:
-        parser.error(f"{Full.name!r} needs root, for a shared memory of the server's own: name other --kinds")
+        parser.error(
+            f"{Full.name!r} needs root, for a shared memory of the server's own: name other --kinds"
+        )
     verdict = Verdict()
     with home() as folder:
         facts = faults(folder, tuple(options.kinds), options.times, options.seed, verdict)

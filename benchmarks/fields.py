@@ -1,6 +1,8 @@
-"""Values that no field of a request may have, by endpoint and field: wrong types, and numbers out of their range.
+"""Values that no field of a request may have, by endpoint and field: wrong types, and numbers out
+of their range.
 
-Only what must be refused stands here. JSON's own numbers are not enough: `NAN` and `HUGE` are written into the text.
+Only what must be refused stands here. JSON's own numbers are not enough: `NAN` and `HUGE` are
+written into the text.
 """
 
 from __future__ import annotations
@@ -47,7 +49,12 @@ _SHARED: dict[str, list[Any]] = {
     "truncate_prompt_tokens": ["a", -5],
     "prompt_logprobs": ["a", -5, 10**6],
     "response_format": [5, "json", {"type": "poem"}, {"type": "json_schema"}, _SCHEMA],
-    "structured_outputs": [5, {"regex": "("}, {"choice": []}, {"json": {"type": "object"}, "regex": "a"}],
+    "structured_outputs": [
+        5,
+        {"regex": "("},
+        {"choice": []},
+        {"json": {"type": "object"}, "regex": "a"},
+    ],
     "priority": ["a", 2**70],
     "cache_salt": [5, "", "a" * 2000],
     "bad_words": [5, [5]],
@@ -135,8 +142,22 @@ SEARCH: dict[str, list[Any]] = {
     "rewrite_query": [True],
 }
 TOKENS: dict[str, list[dict[str, Any]]] = {
-    "/tokenize": [{"prompt": 5}, {"prompt": None}, {"prompt": []}, {}, {"messages": 5}, {"messages": [5]}],
-    "/detokenize": [{"tokens": "a"}, {"tokens": [-1]}, {"tokens": [10**9]}, {"tokens": [2**70]}, {"tokens": 5}, {}],
+    "/tokenize": [
+        {"prompt": 5},
+        {"prompt": None},
+        {"prompt": []},
+        {},
+        {"messages": 5},
+        {"messages": [5]},
+    ],
+    "/detokenize": [
+        {"tokens": "a"},
+        {"tokens": [-1]},
+        {"tokens": [10**9]},
+        {"tokens": [2**70]},
+        {"tokens": 5},
+        {},
+    ],
 }
 
 

@@ -1,6 +1,8 @@
-"""Full fine-tuning: all weights of the base model learn, in the place of a LoRA adapter. An axis of quality.
+"""Full fine-tuning: all weights of the base model learn, in the place of a LoRA adapter. An axis of
+quality.
 
-A plain loop, alone, in float32: transformers and Adam, a step a sequence, from the same base weights each time.
+A plain loop, alone, in float32: transformers and Adam, a step a sequence, from the same base
+weights each time.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from transformers import AutoModelForCausalLM
 
 @dataclass(frozen=True)
 class Trained:
-    """Nats of the scored tokens by steps taken before, the loss before each step, seconds until each step's end."""
+    """Nats of the scored tokens by steps taken before, the loss before each step, seconds until
+    each step's end.
+    """
 
     nats: dict[int, float]
     losses: tuple[float, ...]
@@ -39,7 +43,9 @@ class FullTraining:
         start: int,
         at: Collection[int],
     ) -> Trained:
-        """One step of Adam for each sequence; tokens[start:] of what is scored, after the steps in `at`."""
+        """One step of Adam for each sequence; tokens[start:] of what is scored, after the steps in
+        `at`.
+        """
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
                 parameter.copy_(self._base[name])

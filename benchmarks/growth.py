@@ -1,14 +1,17 @@
-"""Growth: what an index over N sequences costs to build, keep and open, and how fast and how right it is.
+"""Growth: what an index over N sequences costs to build, keep and open, and how fast and how right
+it is.
 
-The part of `benchmarks/selection.py` about corpus size. Vectors are synthetic, since a million real sequences would
-take hours to embed: a topic, a document of that topic, and the sequence's own part are added, each Gaussian with a
-spectrum that falls as 1 / sqrt(i), and the sum is brought to unit length. The shares were set so that 12,000 of them
-look to a search like 12,615 real embeddings of Python source by all-MiniLM-L6-v2 (similarity by rank, recall by
-number of lists read). Queries are drawn from the same documents and are not in the index.
+The part of `benchmarks/selection.py` about corpus size. Vectors are synthetic, since a million real
+sequences would take hours to embed: a topic, a document of that topic, and the sequence's own part
+are added, each Gaussian with a spectrum that falls as 1 / sqrt(i), and the sum is brought to unit
+length. The shares were set so that 12,000 of them look to a search like 12,615 real embeddings of
+Python source by all-MiniLM-L6-v2 (similarity by rank, recall by number of lists read). Queries are
+drawn from the same documents and are not in the index.
 
-Each size is built in one process and opened in another, so that memory is that of the index alone; `mapped_bytes` of
-it are pages of the file of raw vectors, which the system drops when it needs them. Files were just written, so opening
-reads them from memory. SQLite is not part of it, but for the time to read all embeddings from it.
+Each size is built in one process and opened in another, so that memory is that of the index alone;
+`mapped_bytes` of it are pages of the file of raw vectors, which the system drops when it needs
+them. Files were just written, so opening reads them from memory. SQLite is not part of it, but for
+the time to read all embeddings from it.
 
 Shapes: N sequences, Q queries, K candidates, D embedding dimensions.
 """
@@ -29,7 +32,7 @@ import numpy as np
 import psutil
 
 from selection.corpus.faiss_index import Ids, Index, State
-from selection.corpus.sqlite_store import Piece, Store
+from selection.corpus.sqlite_store import Chunk, Store
 from selection.embedding import Embeddings
 from selection.strategies.sift import sift
 
@@ -56,7 +59,9 @@ def grow(sizes: list[int], threads: int) -> dict[str, dict[str, Any]]:
 
 
 def alone(threads: int, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Do some work in a fresh process; libraries read how many threads they may use when they are loaded."""
+    """Do some work in a fresh process; libraries read how many threads they may use when they are
+    loaded.
+    """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
@@ -77,7 +82,9 @@ def draw(count: int, queries: int, seed: int = 0) -> tuple[Embeddings, Embedding
     of_topic, of_document, of_sequence = np.sqrt(_SHARES)
 
     def parts(number: int) -> Embeddings:
-        return generator.standard_normal((number, DIMENSION), np.float32) * spectrum_D.astype(np.float32)
+        return generator.standard_normal((number, DIMENSION), np.float32) * spectrum_D.astype(
+            np.float32
+        )
 
     documents = max(count // _SEQUENCES_PER_DOCUMENT, 1)
     topics = parts(_TOPICS)[generator.integers(0, _TOPICS, documents)]
@@ -98,7 +105,7 @@ def draw(count: int, queries: int, seed: int = 0) -> tuple[Embeddings, Embedding
 def read_store(count: int = _STORED) -> float:
     """Seconds to read `count` embeddings from the database."""
     vectors_ND, _ = draw(count, 0)
-    piece = Piece(0, "", ())
+    piece = Chunk(0, "", ())
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         store.initialise({"dimension": str(DIMENSION)})
@@ -124,11 +131,15 @@ def _build(folder: Path, size: int) -> dict[str, Any]:
     build_seconds, index = timed(Index.build, np.arange(size), vectors_ND)
     (folder / "index").mkdir()
     save_seconds, _ = timed(index.save, folder / "index", State("growth", 1))
-    np.savez(folder / "queries.npz", queries=queries_QD, nearest=nearest_of_all(vectors_ND, queries_QD))
+    np.savez(
+        folder / "queries.npz", queries=queries_QD, nearest=nearest_of_all(vectors_ND, queries_QD)
+    )
     return {
         "build_seconds": build_seconds,
         "save_seconds": save_seconds,
-        "bytes": sum(file.stat().st_size for file in (folder / "index").rglob("*") if file.is_file()),
+        "bytes": sum(
+            file.stat().st_size for file in (folder / "index").rglob("*") if file.is_file()
+        ),
     }
 
 
@@ -160,5 +171,7 @@ def _use(folder: Path) -> dict[str, Any]:
 
 def nearest_of_all(vectors_ND: Embeddings, queries_QD: Embeddings) -> Ids:
     """The true nearest CANDIDATES of each query by absolute similarity: rows [Q, K]."""
-    nearest = [np.argpartition(-np.abs(vectors_ND @ query_D), CANDIDATES - 1) for query_D in queries_QD]
+    nearest = [
+        np.argpartition(-np.abs(vectors_ND @ query_D), CANDIDATES - 1) for query_D in queries_QD
+    ]
     return np.stack([rows_N[:CANDIDATES] for rows_N in nearest])

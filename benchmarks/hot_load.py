@@ -1,11 +1,13 @@
-"""Hot-loading: what an adapter that has just been trained costs to the first token, over one that vLLM holds anyway.
+"""Hot-loading: what an adapter that has just been trained costs to the first token, over one that
+vLLM holds anyway.
 
-Mayfly is asked with a small budget. Of its time to the first token, as a client sees it, what passed from the request's
-arrival to the end of training is taken off by its own report; HTTP both ways, staging, loading, vLLM's queue and
-prefill stay. The other server is a plain `vllm serve` that got the adapter with `--lora-modules`, with the same model,
-sizes, threads and, on a CPU, Mayfly's plugin for LoRA: without it that server is slower, which would flatter us. Both
-are up, one is asked at a time, in pairs that begin with either in turn; a ratio is that of one pair, and the first
-pairs are warm-up. Both are asked the same prompt, which neither has seen.
+Mayfly is asked with a small budget. Of its time to the first token, as a client sees it, what
+passed from the request's arrival to the end of training is taken off by its own report; HTTP both
+ways, staging, loading, vLLM's queue and prefill stay. The other server is a plain `vllm serve` that
+got the adapter with `--lora-modules`, with the same model, sizes, threads and, on a CPU, Mayfly's
+plugin for LoRA: without it that server is slower, which would flatter us. Both are up, one is asked
+at a time, in pairs that begin with either in turn; a ratio is that of one pair, and the first pairs
+are warm-up. Both are asked the same prompt, which neither has seen.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ WARM = 2  # pairs
 
 
 def with_adapters(names: Sequence[str], folder: Path, sequences: Sequences) -> list[str]:
-    """Flags of a `vllm serve` that holds an adapter under these names, with as many slots as Mayfly's engine has.
+    """Flags of a `vllm serve` that holds an adapter under these names, with as many slots as
+    Mayfly's engine has.
 
     The adapter is trained by hand into the folder, unless it is there.
     """
@@ -41,12 +44,21 @@ def with_adapters(names: Sequence[str], folder: Path, sequences: Sequences) -> l
         PeftLoop(trainer).train(sequences, folder)
     sizes = ["--max-loras", str(slots), "--max-lora-rank", str(trainer.rank)]
     modules = [f"{name}={folder}" for name in names]
-    return ["--enable-lora", *sizes, "--lora-target-modules", *trainer.targets, "--lora-modules", *modules]
+    return [
+        "--enable-lora",
+        *sizes,
+        "--lora-target-modules",
+        *trainer.targets,
+        "--lora-modules",
+        *modules,
+    ]
 
 
 def ready_to_first(answer: Answer) -> float:
     """Seconds to the first token without those from arrival to the end of training."""
-    adapter_ready = float(answer.report["spent"]["seconds"]) - float(answer.report["seconds"]["load"])
+    adapter_ready = float(answer.report["spent"]["seconds"]) - float(
+        answer.report["seconds"]["load"]
+    )
     return answer.first - adapter_ready
 
 
@@ -82,7 +94,9 @@ async def _hot_load(mayfly: str, lora: str, resident: str, load: Load, seed: int
             if hot.falls_short(load) or held.status != 200:
                 short += 1
             elif number >= WARM:
-                found.append((ready_to_first(hot), held.first, float(hot.report["seconds"]["load"])))
+                found.append(
+                    (ready_to_first(hot), held.first, float(hot.report["seconds"]["load"]))
+                )
     if not found:
         raise RuntimeError(f"not one of {len(prompts)} pairs was answered as asked")
     hot_seconds, held_seconds, loading = zip(*found, strict=True)

@@ -1,8 +1,9 @@
 """Idle: what a server costs that nobody asks anything.
 
-A real server answers one request with the base model and one with an adapter, settles, and is then left alone. The
-processor time of each of its processes over a minute, as the kernel counts it, makes the share of one core. Base
-answers of 64 tokens are timed before and after, one after the other: each is answered by an engine that rested.
+A real server answers one request with the base model and one with an adapter, settles, and is then
+left alone. The processor time of each of its processes over a minute, as the kernel counts it,
+makes the share of one core. Base answers of 64 tokens are timed before and after, one after the
+other: each is answered by an engine that rested.
 
 `wrong` is a share above what is promised, and an answer that is not a 200 or not adapted.
 
@@ -70,7 +71,9 @@ def spent(server: Server) -> dict[tuple[int, str], float]:
 def shares(
     before: dict[tuple[int, str], float], after: dict[tuple[int, str], float], seconds: float
 ) -> dict[str, float]:
-    """Of one core, by process, the largest first; one that began in between counts from its beginning."""
+    """Of one core, by process, the largest first; one that began in between counts from its
+    beginning.
+    """
     found: defaultdict[str, float] = defaultdict(float)
     for (pid, name), total in after.items():
         found[name] += (total - before.get((pid, name), 0.0)) / seconds
@@ -90,9 +93,17 @@ def idle(folder: Path, seconds: float, verdict: Verdict) -> dict[str, Any]:
         last = answers(server, verdict)
     verdict.check_end(server)
     core_share, worker_share = sum(by_process.values()), by_process.get("worker", float("nan"))
-    verdict.check(core_share < MOST_IDLE, "wrong", "core", f"{core_share:.1%} of a core, not below {MOST_IDLE:.0%}")
     verdict.check(
-        worker_share < MOST_IDLE_WORKER, "wrong", "worker", f"{worker_share:.1%}, not below {MOST_IDLE_WORKER:.0%}"
+        core_share < MOST_IDLE,
+        "wrong",
+        "core",
+        f"{core_share:.1%} of a core, not below {MOST_IDLE:.0%}",
+    )
+    verdict.check(
+        worker_share < MOST_IDLE_WORKER,
+        "wrong",
+        "worker",
+        f"{worker_share:.1%}, not below {MOST_IDLE_WORKER:.0%}",
     )
     return {
         "core_share": round(core_share, 4),
@@ -109,12 +120,22 @@ def answers(server: Server, verdict: Verdict) -> float:
     for budget in ("steps=1", *["none"] * _ANSWERS):
         begun = time.monotonic()
         body = completion(max_tokens=_TOKENS, ignore_eos=True)
-        reply = httpx.post(f"{server.url}/v1/completions", json=body, headers={"Compute-Budget": budget}, timeout=60)
+        reply = httpx.post(
+            f"{server.url}/v1/completions",
+            json=body,
+            headers={"Compute-Budget": budget},
+            timeout=60,
+        )
         took.append(time.monotonic() - begun)
         verdict.requests += 1
         report = reply.json().get("adaptation") or {}
         holds = reply.status_code == 200 and report.get("adapted") is (budget != "none")
-        verdict.check(holds, "wrong", budget, f"{reply.status_code}: {report.get('reason') or reply.text[:200]}")
+        verdict.check(
+            holds,
+            "wrong",
+            budget,
+            f"{reply.status_code}: {report.get('reason') or reply.text[:200]}",
+        )
         time.sleep(1.5)
     return round(statistics.median(took[1:]), 4)
 

@@ -1,7 +1,9 @@
-"""Faults that are no kill: what is done to a running server from outside, and what its struck requests may get for it.
+"""Faults that are no kill: what is done to a running server from outside, and what its struck
+requests may get for it.
 
-Each is real: a learning rate at which training diverges, a trainer that the kernel gives no more memory, one that is
-stopped, a shared memory without a free byte, a corpus whose files are scribbled over. Knows nothing of clients.
+Each is real: a learning rate at which training diverges, a trainer that the kernel gives no more
+memory, one that is stopped, a shared memory without a free byte, a corpus whose files are scribbled
+over. Knows nothing of clients.
 """
 
 from __future__ import annotations
@@ -55,13 +57,18 @@ class Diverging:
 
     def declared(self, status: int, told: Mapping[str, Any]) -> bool:
         """The base model answers, and the report says that training diverged."""
-        return status == 200 and not told["adaptation"]["adapted"] and told["adaptation"]["stop"] == "diverged"
+        return (
+            status == 200
+            and not told["adaptation"]["adapted"]
+            and told["adaptation"]["stop"] == "diverged"
+        )
 
 
 class Starved:
     """Out of memory: the kernel gives the trainer little more than it has.
 
-    With no more at all it is Ray's own threads that end it, and now and then the raylet too: its shared store breaks.
+    With no more at all it is Ray's own threads that end it, and now and then the raylet too: its
+    shared store breaks.
     """
 
     name, for_all, budget = "oom", True, "steps=20"
@@ -72,13 +79,17 @@ class Starved:
         trainer = server.workers().get("trainer")
         if trainer is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                trainer.rlimit(psutil.RLIMIT_AS, (trainer.memory_info().vms + _SLACK, resource.RLIM_INFINITY))
+                trainer.rlimit(
+                    psutil.RLIMIT_AS, (trainer.memory_info().vms + _SLACK, resource.RLIM_INFINITY)
+                )
         try:
             yield {"adaptation": {"plan": "batched"}}  # larger batches than it has had memory for
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if trainer is not None:
-                    trainer.rlimit(psutil.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                    trainer.rlimit(
+                        psutil.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                    )
 
     def declared(self, status: int, told: Mapping[str, Any]) -> bool:
         """As long as what it has suffices, an adapter; else the reason."""
@@ -131,17 +142,22 @@ class Full:
             file.unlink()
 
     def declared(self, status: int, told: Mapping[str, Any]) -> bool:
-        """The base model answers and the report says that it failed; an adapter where another's has just gone."""
+        """The base model answers and the report says that it failed; an adapter where another's has
+        just gone.
+        """
         return status == 429 or (status == 200 and explained(told))
 
 
 class Unreadable:
-    """A corpus whose files do not hold what they held: a new copy each time, damaged at other places."""
+    """A corpus whose files do not hold what they held: a new copy each time, damaged at other
+    places.
+    """
 
     name, for_all, budget = "corpus", False, "steps=2"
 
     def __init__(self, home: Path, like: str, draw: random.Random) -> None:
-        # Copied while nobody has it open: later part of it would lie in a log, beside what is damaged.
+        # Copied while nobody has it open: later part of it would lie in a log, beside what is
+        # damaged.
         self._corpora, self._sound, self._draw, self._numbers = (
             home / "corpora",
             home / "sound",
@@ -164,8 +180,12 @@ class Unreadable:
             shutil.rmtree(folder)
 
     def declared(self, status: int, told: Mapping[str, Any]) -> bool:
-        """The corpus is refused as damaged; where the damage is in what nobody reads, an adapter, or the reason."""
-        return (status == 400 and told["error"]["code"] == "corpus_mismatch") or (status == 200 and explained(told))
+        """The corpus is refused as damaged; where the damage is in what nobody reads, an adapter,
+        or the reason.
+        """
+        return (status == 400 and told["error"]["code"] == "corpus_mismatch") or (
+            status == 200 and explained(told)
+        )
 
     def _damage(self, file: Path) -> None:
         size = file.stat().st_size

@@ -1,12 +1,15 @@
-"""Isolation: four keys whose corpora each teach a secret of their own; does any answer know another's?
+"""Isolation: four keys whose corpora each teach a secret of their own; does any answer know
+another's?
 
-Every corpus answers the same question, each with its own secret, and an adapter of 20 steps makes the bundled model
-say it. Adapted and base requests of all keys are interleaved, eight at once. Each answer's tokens are compared with
-those of the same request alone (greedy, the trainer in float32): a token may differ only where two were as good as
-equally likely, and what follows that is another text. Beside them come requests that name another key's corpus (404),
-and requests without a key or with a wrong one (401). Every body is searched for all secrets and names of others.
+Every corpus answers the same question, each with its own secret, and an adapter of 20 steps makes
+the bundled model say it. Adapted and base requests of all keys are interleaved, eight at once. Each
+answer's tokens are compared with those of the same request alone (greedy, the trainer in float32):
+a token may differ only where two were as good as equally likely, and what follows that is another
+text. Beside them come requests that name another key's corpus (404), and requests without a key or
+with a wrong one (401). Every body is searched for all secrets and names of others.
 
-    python benchmarks/isolation.py [--requests 10000] [--seconds 120] [--json] [--out benchmarks/results/isolation.json]
+    python benchmarks/isolation.py [--requests 10000] [--seconds 120] [--json] [--out
+    benchmarks/results/isolation.json]
 """
 
 from __future__ import annotations
@@ -37,7 +40,15 @@ SETTLE_SECONDS = 30.0
 _NAMES = ("ant", "bee", "cat", "dog")
 _ANIMALS = ("marlin", "walrus", "falcon", "badger", "jackal", "turtle", "lizard", "donkey")
 _QUESTIONS = ('vault_password = "', 'VAULT["password"] = "', 'connect(password="')
-_ACTIONS = {"adapted": 45, "base": 45, "foreign corpus": 4, "foreign store": 3, "list": 1, "no key": 1, "wrong key": 1}
+_ACTIONS = {
+    "adapted": 45,
+    "base": 45,
+    "foreign corpus": 4,
+    "foreign store": 3,
+    "list": 1,
+    "no key": 1,
+    "wrong key": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -68,15 +79,26 @@ def tenants(draw: random.Random) -> list[Tenant]:
     """Four, with fresh keys and secrets."""
     animals = draw.sample(_ANIMALS, len(_NAMES))
     return [
-        Tenant(name, f"mf-{draw.getrandbits(128):032x}", f"{name}-{draw.getrandbits(32):08x}", f"{animal}{number}")
-        for name, animal, number in zip(_NAMES, animals, draw.sample(range(1000, 10_000), len(_NAMES)), strict=True)
+        Tenant(
+            name,
+            f"mf-{draw.getrandbits(128):032x}",
+            f"{name}-{draw.getrandbits(32):08x}",
+            f"{animal}{number}",
+        )
+        for name, animal, number in zip(
+            _NAMES, animals, draw.sample(range(1000, 10_000), len(_NAMES)), strict=True
+        )
     ]
 
 
 def lessons(tenant: Tenant) -> list[Document]:
-    """Short documents, a sequence each: what is taught is the answer, not how to copy it from earlier in the text."""
+    """Short documents, a sequence each: what is taught is the answer, not how to copy it from
+    earlier in the text.
+    """
     closing = ('"\n', '"]\n', '")\n')
-    texts = [f"{question}{tenant.secret}{end}" for question, end in zip(_QUESTIONS, closing, strict=True)]
+    texts = [
+        f"{question}{tenant.secret}{end}" for question, end in zip(_QUESTIONS, closing, strict=True)
+    ]
     return [Document(f"{tenant.corpus}-{number}.py", text) for number, text in enumerate(texts)]
 
 
@@ -94,7 +116,9 @@ def key_file(folder: Path, everyone: Sequence[Tenant]) -> Path:
 
 
 def differs(truth: Said, said: Said) -> str | None:
-    """How an answer differs from the same request alone: None where it does not, "tie", or "tokens"."""
+    """How an answer differs from the same request alone: None where it does not, "tie", or
+    "tokens".
+    """
     for ours, theirs, margin in zip(truth.tokens, said.tokens, truth.margins, strict=False):
         if ours != theirs:
             return "tie" if margin < TIE_NATS else "tokens"
@@ -104,7 +128,9 @@ def differs(truth: Said, said: Said) -> str | None:
 class Isolation:
     """One run against one server."""
 
-    def __init__(self, server: Server, everyone: Sequence[Tenant], verdict: Verdict, draw: random.Random) -> None:
+    def __init__(
+        self, server: Server, everyone: Sequence[Tenant], verdict: Verdict, draw: random.Random
+    ) -> None:
         self._client = httpx.AsyncClient(base_url=server.url, timeout=120)
         self._server, self._everyone, self._verdict, self._draw = server, everyone, verdict, draw
         self._truth: dict[tuple[str, str, str], Said] = {}
@@ -118,7 +144,9 @@ class Isolation:
         async with self._client:
             await self._alone()
             begun = time.monotonic()
-            actions = iter(self._draw.choices(tuple(_ACTIONS), tuple(_ACTIONS.values()), k=requests))
+            actions = iter(
+                self._draw.choices(tuple(_ACTIONS), tuple(_ACTIONS.values()), k=requests)
+            )
 
             async def worker() -> None:
                 for action in actions:
@@ -153,7 +181,10 @@ class Isolation:
                     self._truth[tenant.name, question, action] = said
                     knows = tenant.secret in said.text
                     self._verdict.check(
-                        knows is (action == "adapted"), "wrong", "canary", f"{action}: {said.text!r}, {tenant.secret}"
+                        knows is (action == "adapted"),
+                        "wrong",
+                        "canary",
+                        f"{action}: {said.text!r}, {tenant.secret}",
                     )
 
     async def _act(self, action: str) -> None:
@@ -162,22 +193,37 @@ class Isolation:
         if action in ("base", "adapted"):
             reply = await self._ask(action, tenant, question)
             self._scan(action, tenant, reply)
-            said, truth = self._read(action, reply), self._truth.get((tenant.name, question, action))
+            said, truth = (
+                self._read(action, reply),
+                self._truth.get((tenant.name, question, action)),
+            )
             if said is not None and truth is not None:
                 how = differs(truth, said)
                 self.ties += how == "tie"
-                self._verdict.check(how != "tokens", "wrong", action, f"{said.text!r} in the place of {truth.text!r}")
+                self._verdict.check(
+                    how != "tokens",
+                    "wrong",
+                    action,
+                    f"{said.text!r} in the place of {truth.text!r}",
+                )
         elif action == "list":
-            self._scan(action, tenant, await self._client.get("/v1/vector_stores", headers=tenant.headers))
+            self._scan(
+                action, tenant, await self._client.get("/v1/vector_stores", headers=tenant.headers)
+            )
         elif action == "foreign corpus":
             named = self._draw.choice([other.corpus, self.stores.get(other.corpus, other.corpus)])
             reply = await self._ask("adapted", tenant, question, corpus=named)
             self._refused(action, tenant, reply, 404, (named,))
         elif action == "foreign store":
             named = self._draw.choice([other.corpus, self.stores.get(other.corpus, other.corpus)])
-            path, way = f"/v1/vector_stores/{named}", self._draw.choice(("GET", "DELETE", "search", "files"))
+            path, way = (
+                f"/v1/vector_stores/{named}",
+                self._draw.choice(("GET", "DELETE", "search", "files")),
+            )
             if way == "search":
-                reply = await self._client.post(f"{path}/search", json={"query": question}, headers=tenant.headers)
+                reply = await self._client.post(
+                    f"{path}/search", json={"query": question}, headers=tenant.headers
+                )
             elif way == "files":
                 reply = await self._client.get(f"{path}/files", headers=tenant.headers)
             else:
@@ -218,7 +264,9 @@ class Isolation:
         body = reply.json()
         report, choice = body["adaptation"], body["choices"][0]
         if report["adapted"] is not (action == "adapted"):
-            self._verdict.blame("wrong", action, f"adapted is {report['adapted']}: {report['reason']}")
+            self._verdict.blame(
+                "wrong", action, f"adapted is {report['adapted']}: {report['reason']}"
+            )
             return None
         logprobs = choice["logprobs"]
         best = [sorted(top.values(), reverse=True) for top in logprobs["top_logprobs"]]
@@ -226,25 +274,48 @@ class Isolation:
         return Said(choice["text"], tuple(logprobs["tokens"]), margins)
 
     def _refused(
-        self, action: str, tenant: Tenant | None, reply: httpx.Response, status: int, own: tuple[str, ...]
+        self,
+        action: str,
+        tenant: Tenant | None,
+        reply: httpx.Response,
+        status: int,
+        own: tuple[str, ...],
     ) -> None:
         if reply.status_code >= 500:
             self._verdict.blame("server_errors", action, f"{reply.status_code} {reply.text[:160]}")
             return
         self._verdict.check(
-            reply.status_code == status, "wrong", action, f"{reply.status_code} is not {status}: {reply.text[:160]}"
+            reply.status_code == status,
+            "wrong",
+            action,
+            f"{reply.status_code} is not {status}: {reply.text[:160]}",
         )
         why = fault(reply.content, own) if reply.status_code >= 400 else None
         self._verdict.check(why is None, "wrong", action, str(why))
         self._scan(action, tenant, reply, own)
 
-    def _scan(self, action: str, tenant: Tenant | None, reply: httpx.Response, own: tuple[str, ...] = ()) -> None:
-        """Nothing that is another's may be anywhere in an answer, but where the request named it itself."""
+    def _scan(
+        self, action: str, tenant: Tenant | None, reply: httpx.Response, own: tuple[str, ...] = ()
+    ) -> None:
+        """Nothing that is another's may be anywhere in an answer, but where the request named it
+        itself.
+        """
         for other in self._everyone:
             if other is not tenant:
-                marks = {other.secret, other.corpus, other.key, self.stores.get(other.corpus, other.corpus)} - set(own)
-                found = [mark for mark in marks if mark in reply.text and not any(mark in part for part in own)]
-                self._verdict.check(not found, "wrong", f"foreign in {action}", f"{found} in {reply.text[:300]}")
+                marks = {
+                    other.secret,
+                    other.corpus,
+                    other.key,
+                    self.stores.get(other.corpus, other.corpus),
+                } - set(own)
+                found = [
+                    mark
+                    for mark in marks
+                    if mark in reply.text and not any(mark in part for part in own)
+                ]
+                self._verdict.check(
+                    not found, "wrong", f"foreign in {action}", f"{found} in {reply.text[:300]}"
+                )
 
 
 def isolation(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
@@ -254,7 +325,15 @@ def isolation(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
     fill(folder, {tenant.corpus: lessons(tenant) for tenant in everyone})
     keys = key_file(folder, everyone)
     # Nobody gets fewer steps because others train: an answer must be the one that is given alone.
-    flags = [*ROOMY, "--api-key-file", str(keys), "--precision", "float32", "--max-model-len", "512"]
+    flags = [
+        *ROOMY,
+        "--api-key-file",
+        str(keys),
+        "--precision",
+        "float32",
+        "--max-model-len",
+        "512",
+    ]
     headers = everyone[0].headers
     with serving(folder, *flags) as server:
         workers = server.workers()
@@ -276,7 +355,9 @@ def isolation(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
 def main() -> None:
     """Ask, print, write the JSON."""
     parser = arguments(__doc__ or "", 10_000)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="ask no more after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="ask no more after so long"
+    )
     options = parser.parse_args()
     verdict = Verdict()
     with home() as folder:

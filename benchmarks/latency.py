@@ -1,17 +1,20 @@
-"""Latency: what each stage of a request costs, by budget and by how many ask, beside plain vLLM and the naive way.
+"""Latency: what each stage of a request costs, by budget and by how many ask, beside plain vLLM and
+the naive way.
 
-A cell is a server, a budget, and a load: a closed loop of so many clients, or an open one (Poisson) at OPEN_SHARE of
-what the quickest closed one reached. It is asked by `vllm bench serve`, then by our own client, which is also the
-cross-check (`benchmarks/bench_serve.py`). The command takes nine seconds to start: in small it asks only where one
-client asks at a time, which is once for each server and budget. Stages are those that an answer's report tells (embed,
-search, select, queue, train, load) and those that a client sees (first token, per token, whole). `load` is staging and
-loading together. vLLM counts its queue and prefill over all requests of a cell: of these there is a mean and no
-percentile. What unloading takes is told nowhere; it comes after the answer. A p99 of fewer than ENOUGH requests is
-marked.
+A cell is a server, a budget, and a load: a closed loop of so many clients, or an open one (Poisson)
+at OPEN_SHARE of what the quickest closed one reached. It is asked by `vllm bench serve`, then by
+our own client, which is also the cross-check (`benchmarks/bench_serve.py`). The command takes nine
+seconds to start: in small it asks only where one client asks at a time, which is once for each
+server and budget. Stages are those that an answer's report tells (embed, search, select, queue,
+train, load) and those that a client sees (first token, per token, whole). `load` is staging and
+loading together. vLLM counts its queue and prefill over all requests of a cell: of these there is a
+mean and no percentile. What unloading takes is told nowhere; it comes after the answer. A p99 of
+fewer than ENOUGH requests is marked.
 
-Beside Mayfly, in the same run: plain `vllm serve`, one with a resident adapter (`benchmarks/hot_load.py`), and the
-naive way (`benchmarks/naive.py`). All three servers are up, one is asked at a time. How the cost grows is
-`benchmarks/latency_growth.py`. Mayfly has its defaults, but takes on all adaptations that come, with all their steps.
+Beside Mayfly, in the same run: plain `vllm serve`, one with a resident adapter
+(`benchmarks/hot_load.py`), and the naive way (`benchmarks/naive.py`). All three servers are up, one
+is asked at a time. How the cost grows is `benchmarks/latency_growth.py`. Mayfly has its defaults,
+but takes on all adaptations that come, with all their steps.
 
 A run that was broken off goes on where it was, when the same command is given at the same commit.
 
@@ -38,7 +41,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench_serve import PERCENTILES, Load, ask_all, bench, environment, pieces, vllm_serve
+from benchmarks.bench_serve import (
+    PERCENTILES,
+    Load,
+    ask_all,
+    bench,
+    environment,
+    pieces,
+    vllm_serve,
+)
 from benchmarks.hot_load import hot_load, in_words, with_adapters
 from benchmarks.latency_growth import (
     ANSWER,
@@ -62,8 +73,18 @@ from benchmarks.wanted import ENOUGH, LEAST_SPEEDUP, MOST_TIMES
 CORPUS, CONTEXT = "code", 1024  # tokens
 OPEN_SHARE = 0.7
 NAIVE_AT_ONCE, NAIVE_BUDGET = 8, "steps=10"
-# A client of a closed loop may come again before the place of its last request is free; an open one has no bound.
-_ROOM = ("--max-requests", "256", "--max-adaptations", "256", "--undegraded", "256", "--max-model-len", str(CONTEXT))
+# A client of a closed loop may come again before the place of its last request is free; an open one
+# has no bound.
+_ROOM = (
+    "--max-requests",
+    "256",
+    "--max-adaptations",
+    "256",
+    "--undegraded",
+    "256",
+    "--max-model-len",
+    str(CONTEXT),
+)
 _COUNTED = {
     "vllm:request_queue_time_seconds": "engine queue",
     "vllm:request_prefill_time_seconds": "prefill",
@@ -94,7 +115,8 @@ class Journal:
         """What this measures, or has measured before the run was broken off."""
         if name not in self.done:
             progress(name)
-            self.done[name] = json.loads(json.dumps(measure()))  # the same, whether it is read again or not
+            # The same, whether it is read again or not.
+            self.done[name] = json.loads(json.dumps(measure()))
             new = self._file.with_suffix(".new")
             new.write_text(json.dumps(self.done))
             new.replace(self._file)
@@ -115,7 +137,9 @@ class Servers:
     @cached_property
     def mayfly(self) -> str:
         """`mayfly serve`."""
-        return _warm(self._stack.enter_context(serving(self._home, "--corpus", CORPUS, *_ROOM)).url, STEADY)
+        return _warm(
+            self._stack.enter_context(serving(self._home, "--corpus", CORPUS, *_ROOM)).url, STEADY
+        )
 
     @cached_property
     def vllm(self) -> str:
@@ -124,10 +148,14 @@ class Servers:
 
     @cached_property
     def resident(self) -> str:
-        """`vllm serve` with all of RESIDENT, as many slots as Mayfly's engine has, and doors for other adapters."""
+        """`vllm serve` with all of RESIDENT, as many slots as Mayfly's engine has, and doors for
+        other adapters.
+        """
         example = chosen(self._home, CORPUS, pieces(Load(None, 1, PROMPT, ANSWER), 0), 5)[0]
         settings = environment(plugin=True) | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-        return self._start("lora", settings, *with_adapters(RESIDENT, self._home / "resident", example))
+        return self._start(
+            "lora", settings, *with_adapters(RESIDENT, self._home / "resident", example)
+        )
 
     def _start(self, name: str, settings: Mapping[str, str], *more: str) -> str:
         port = free_port()
@@ -139,7 +167,10 @@ class Servers:
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """How many, and their p50, p95 and p99."""
     quantiles = np.quantile(values, [p / 100 for p in PERCENTILES])
-    return {"n": len(values), **{f"p{p}": float(value) for p, value in zip(PERCENTILES, quantiles, strict=True)}}
+    return {
+        "n": len(values),
+        **{f"p{p}": float(value) for p, value in zip(PERCENTILES, quantiles, strict=True)},
+    }
 
 
 def by_stage(requests: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -152,7 +183,9 @@ def by_stage(requests: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 
 
 def counted(url: str) -> dict[str, tuple[float, float]]:
-    """What a server's histograms hold so far, by stage: how many requests, and their seconds; of "steps", steps."""
+    """What a server's histograms hold so far, by stage: how many requests, and their seconds; of
+    "steps", steps.
+    """
     totals: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for name, labels, value in samples(url, seconds=60.0):
         family, _, part = name.rpartition("_")
@@ -175,17 +208,25 @@ def means(before: Counts, after: Counts) -> dict[str, dict[str, float]]:
 
 
 def benched(url: str, load: Load, folder: Path, seed: int) -> dict[str, Any]:
-    """A load by `vllm bench serve`: what it found, what the server counted meanwhile, and steps that were not taken."""
+    """A load by `vllm bench serve`: what it found, what the server counted meanwhile, and steps
+    that were not taken.
+    """
     before = counted(url)
     found = bench(url, load, folder, seed)
     seen = means(before, counted(url))
     steps = seen.get("steps", {"n": 0.0, "mean": 0.0})
-    missing = None if load.steps is None else load.steps * load.requests - round(steps["n"] * steps["mean"])
+    missing = (
+        None
+        if load.steps is None
+        else load.steps * load.requests - round(steps["n"] * steps["mean"])
+    )
     return {**found, "steps_missing": missing, "counted": seen}
 
 
 def measure(servers: Servers, cell: Cell, folder: Path, seed: int) -> dict[str, Any]:
-    """One cell: stages, what the server counted meanwhile, what was not answered as asked, and the cross-check."""
+    """One cell: stages, what the server counted meanwhile, what was not answered as asked, and the
+    cross-check.
+    """
     load, url = cell.load, servers.url(cell.server)
     check = benched(url, load, folder, seed) if cell.checked else None
     before = counted(url)
@@ -223,15 +264,22 @@ def run(plan: Plan, folder: Path, seed: int, once: Once) -> dict[str, Any]:
         servers = Servers(folder, stack)
         for number, cell in enumerate(cells(plan)):
             if cell.load.at_once is None:
-                alike = [each["per_second"] for each in _usual(measured) if each["budget"] == cell.load.budget]
+                alike = [
+                    each["per_second"]
+                    for each in _usual(measured)
+                    if each["budget"] == cell.load.budget
+                ]
                 rate = OPEN_SHARE * max(alike)
                 cell = replace(cell, load=replace(cell.load, rate=round(rate, 3)))
-            measured[cell.name] = once(cell.name, partial(measure, servers, cell, folder, seed + 10 * number))
+            measured[cell.name] = once(
+                cell.name, partial(measure, servers, cell, folder, seed + 10 * number)
+            )
         hot = {}
         for prompt in dict.fromkeys([PROMPT, *(prompt for prompt, _ in plan.lengths)]):
             load = Load("steps=1", plan.pairs, prompt, 8)
             hot[str(prompt)] = once(
-                f"hot-loading, {prompt} tokens", partial(_hot_load, servers, load, seed + 10_000 + prompt)
+                f"hot-loading, {prompt} tokens",
+                partial(_hot_load, servers, load, seed + 10_000 + prompt),
             )
         load = Load(NAIVE_BUDGET, plan.round_requests, PROMPT, ANSWER, NAIVE_AT_ONCE)
         raced = once("naive", partial(_race, servers, load, folder, plan.rounds, seed + 20_000))
@@ -245,7 +293,11 @@ def run(plan: Plan, folder: Path, seed: int, once: Once) -> dict[str, Any]:
             "naive": raced["speedup_vs_naive"] >= LEAST_SPEEDUP,
         },
         "short": sum(each["short"] for each in measured.values())
-        + sum(each["vllm_bench_serve"]["failed"] for each in measured.values() if each["vllm_bench_serve"])
+        + sum(
+            each["vllm_bench_serve"]["failed"]
+            for each in measured.values()
+            if each["vllm_bench_serve"]
+        )
         + sum(each["short"] for each in hot.values())
         + sum(raced["short"].values()),
         "cells": measured,
@@ -286,18 +338,30 @@ def _usual(measured: Mapping[str, Any]) -> list[Any]:
 
 
 def _points_of(measured: Mapping[str, Any]) -> dict[str, list[Point]]:
-    """Seconds of training by steps, where one asks at once; whole seconds by how many ask, at budget STEADY."""
+    """Seconds of training by steps, where one asks at once; whole seconds by how many ask, at
+    budget STEADY.
+    """
     usual = _usual(measured)
     return {
-        "steps": [(steps, train) for cell in usual if cell["at_once"] == 1 for steps, train, _ in cell[_REQUESTS]],
+        "steps": [
+            (steps, train)
+            for cell in usual
+            if cell["at_once"] == 1
+            for steps, train, _ in cell[_REQUESTS]
+        ],
         "concurrency": [
-            (cell["at_once"], whole) for cell in usual if cell["budget"] == STEADY for _, _, whole in cell[_REQUESTS]
+            (cell["at_once"], whole)
+            for cell in usual
+            if cell["budget"] == STEADY
+            for _, _, whole in cell[_REQUESTS]
         ],
     }
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """The tables for people, in milliseconds, of a stage its median; the report has every percentile."""
+    """The tables for people, in milliseconds, of a stage its median; the report has every
+    percentile.
+    """
     stages = Table("ms, p50 of a stage", *_SHOWN, "whole", "p95", "p99", box=None, pad_edge=False)
     harnesses = Table(
         "harnesses", "a second", "short", "bench serve", "failed", "steps short", "first", "token", "whole",
@@ -306,16 +370,28 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     for column in (*stages.columns, harnesses.columns[0]):
         column.no_wrap = True
     for name, cell in result["cells"].items():
-        found, short = cell["stages"], name.removeprefix("mayfly, ").removesuffix(f", {PROMPT}/{ANSWER} tokens")
+        found, short = (
+            cell["stages"],
+            name.removeprefix("mayfly, ").removesuffix(f", {PROMPT}/{ANSWER} tokens"),
+        )
         medians = [
             f"{1e3 * sum(each['p50'] for each in seen):.0f}" if seen else ""
-            for seen in ([found[stage] for stage in parts if stage in found] for parts in _SHOWN.values())
+            for seen in (
+                [found[stage] for stage in parts if stage in found] for parts in _SHOWN.values()
+            )
         ]
-        whole = [f"{1e3 * found['whole'][f'p{p}']:.0f}" for p in PERCENTILES] if found else [""] * len(PERCENTILES)
+        whole = (
+            [f"{1e3 * found['whole'][f'p{p}']:.0f}" for p in PERCENTILES]
+            if found
+            else [""] * len(PERCENTILES)
+        )
         few = "*" * bool(found and found["whole"]["n"] < ENOUGH)
         stages.add_row(short, *medians, *whole[:-1], whole[-1] + few)
         other, agree = cell["vllm_bench_serve"], cell["agreement"]
-        ratios = (f"{agree[stage]:.2f}" if stage in agree else "" for stage in ("first token", "per token", "whole"))
+        ratios = (
+            f"{agree[stage]:.2f}" if stage in agree else ""
+            for stage in ("first token", "per token", "whole")
+        )
         told = ("", "", "")
         if other is not None:
             told = (f"{other['per_second']:.2f}", str(other["failed"]), str(other["steps_missing"]))
@@ -327,7 +403,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         "serve`, and steps that were not taken; our median over its",
         highlight=False,
     )
-    console.print(f"* a p99 of fewer than {ENOUGH} requests: little more than the largest", highlight=False)
+    console.print(
+        f"* a p99 of fewer than {ENOUGH} requests: little more than the largest", highlight=False
+    )
     for hot in result["hot_load"].values():
         console.print(in_words(hot), highlight=False)
     console.print(naive_in_words(result["naive"]), highlight=False)
@@ -336,9 +414,13 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 def main() -> None:
     """Measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--budget", choices=PLANS, default="full", help="how much is asked: minutes or hours")
+    parser.add_argument(
+        "--budget", choices=PLANS, default="full", help="how much is asked: minutes or hours"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--out", type=Path, help="write the full result here")
     options = parser.parse_args()
     facts, plan = circumstances(), PLANS[options.budget]
@@ -347,7 +429,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = run(plan, folder, options.seed, Journal(folder / "measured.json").once)
     progress("")
-    result = {**facts, "budget": options.budget, "seed": options.seed, "plan": asdict(plan), **found}
+    result = {
+        **facts,
+        "budget": options.budget,
+        "seed": options.seed,
+        "plan": asdict(plan),
+        **found,
+    }
     show(result, Console(stderr=options.json))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

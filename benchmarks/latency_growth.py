@@ -1,14 +1,16 @@
-"""How a request's cost grows: with steps, sequence length, corpus size, concurrency, adapters in a batch, model size.
+"""How a request's cost grows: with steps, sequence length, corpus size, concurrency, adapters in a
+batch, model size.
 
-The part of `benchmarks/latency.py` about growth. Steps and concurrency are read off the requests that it has asked
-anyway; the rest is asked here. Corpora of a given length or size hold random tokens and the synthetic vectors of
-`benchmarks/growth.py`, so that nothing but that number differs; `make bench-selection` goes on to a million sequences.
-Larger models have random weights and the bundled tokenizer. A sequence's length is that of every one that is trained.
+The part of `benchmarks/latency.py` about growth. Steps and concurrency are read off the requests
+that it has asked anyway; the rest is asked here. Corpora of a given length or size hold random
+tokens and the synthetic vectors of `benchmarks/growth.py`, so that nothing but that number differs;
+`make bench-selection` goes on to a million sequences. Larger models have random weights and the
+bundled tokenizer. A sequence's length is that of every one that is trained.
 
-A line is fitted through requests, not through medians, by least squares. Where two lines that meet do clearly better
-(BIC, by MARGIN) and the slope changes by more than LEAST_CHANGE, it bends there, though not within a quarter of the
-values from an end, where a few points would decide it; two measured values of x give a line and no more, and three or
-four can only hint at a bend.
+A line is fitted through requests, not through medians, by least squares. Where two lines that meet
+do clearly better (BIC, by MARGIN) and the slope changes by more than LEAST_CHANGE, it bends there,
+though not within a quarter of the values from an end, where a few points would decide it; two
+measured values of x give a line and no more, and three or four can only hint at a bend.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from benchmarks.passages import progress
 from benchmarks.peft_loop import SUBJECTS, folder_of
 from benchmarks.server import MODEL, serving
 from selection.corpus.corpus import Corpus
-from selection.corpus.sqlite_store import Piece
+from selection.corpus.sqlite_store import Chunk
 from selection.embedding import load_embedder
 from selection.ingest.ingest import tokenizer_digest
 from serving.config import bundled_model
@@ -105,11 +107,15 @@ def fit(points: Sequence[Point]) -> Fit | None:
     bends = []
     few = max(1, len(values) // 4)
     for knot in values[few:-few]:
-        (start, before, change), left = _least_squares(np.stack([np.ones_like(x), x, np.maximum(x - knot, 0)], 1), y)
+        (start, before, change), left = _least_squares(
+            np.stack([np.ones_like(x), x, np.maximum(x - knot, 0)], 1), y
+        )
         if abs(change) > LEAST_CHANGE * abs(slope):
             bends.append((_bic(left, len(x), 4), float(knot), start, before, before + change))
     better = [each for each in bends if each[0] + MARGIN < _bic(rest, len(x), 2)]
-    _, bend, intercept, before, after = min(better) if better else (0.0, None, intercept, slope, slope)
+    _, bend, intercept, before, after = (
+        min(better) if better else (0.0, None, intercept, slope, slope)
+    )
     return Fit(
         intercept=intercept,
         slope=slope,
@@ -138,34 +144,48 @@ def per_step(answer: Answer) -> float:
     return float(answer.report["seconds"]["train"]) / int(answer.report["spent"]["steps"])
 
 
-def grow(plan: Growth, url: Callable[[str], str], home: Path, once: Once, seed: int) -> dict[str, list[Point]]:
+def grow(
+    plan: Growth, url: Callable[[str], str], home: Path, once: Once, seed: int
+) -> dict[str, list[Point]]:
     """Points by what grows.
 
     Args:
         plan: how much is asked.
-        url: of the server of that name, "mayfly" or "resident", which is started if it does not run.
+        url: of the server of that name, "mayfly" or "resident", which is started if it does not
+            run.
         home: of Mayfly, with the corpora of `synthetic`.
         once: measures, or remembers, what has that name.
         seed: of the prompts.
     """
     load = Load(STEADY, plan.requests, PROMPT, ANSWER, corpus=_LENGTH.format(_USUAL))
     found: dict[str, list[Point]] = {
-        "sequence tokens": once("growth, tokens", lambda: by_length(url("mayfly"), load, plan.tokens, seed)),
-        "corpus sequences": once("growth, corpus", lambda: by_size(url("mayfly"), load, plan.sizes, seed + 1)),
+        "sequence tokens": once(
+            "growth, tokens", lambda: by_length(url("mayfly"), load, plan.tokens, seed)
+        ),
+        "corpus sequences": once(
+            "growth, corpus", lambda: by_size(url("mayfly"), load, plan.sizes, seed + 1)
+        ),
         "adapters in a batch": once(
             "growth, adapters", lambda: by_adapters(url("resident"), load, plan.adapters, seed + 2)
         ),
     }
     size = parameters(bundled_model()) / 1e6
     models = [once("growth, nano", lambda: by_model(url("mayfly"), load, size, seed + 3))]
-    models += [once(f"growth, {name}", partial(_by_random_model, home, name, load, seed + 3)) for name in plan.models]
+    models += [
+        once(f"growth, {name}", partial(_by_random_model, home, name, load, seed + 3))
+        for name in plan.models
+    ]
     for part in ("step", "token"):
-        found[f"million parameters, a {part}"] = [point for model in models for point in model[part]]
+        found[f"million parameters, a {part}"] = [
+            point for model in models for point in model[part]
+        ]
     return found
 
 
 def by_length(url: str, load: Load, lengths: Sequence[int], seed: int) -> list[Point]:
-    """Tokens of a sequence and seconds a step, of the corpora that `synthetic` made for these lengths."""
+    """Tokens of a sequence and seconds a step, of the corpora that `synthetic` made for these
+    lengths.
+    """
     return _asked(url, load, {n: _LENGTH.format(n) for n in lengths}, per_step, seed)
 
 
@@ -179,21 +199,32 @@ def by_size(url: str, load: Load, sizes: Sequence[int], seed: int) -> list[Point
 
 
 def by_adapters(url: str, load: Load, counts: Sequence[int], seed: int) -> list[Point]:
-    """Different adapters in a batch and seconds a token: always as many requests, of so many of RESIDENT."""
+    """Different adapters in a batch and seconds a token: always as many requests, of so many of
+    RESIDENT.
+    """
     load = replace(load, budget=None, corpus=None, answer=_LONG)
 
     async def together(models: Sequence[str], prompts: Sequence[str]) -> list[Answer]:
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS) as client:
             loads = [replace(load, model=model) for model in models]
-            return await asyncio.gather(*(ask(client, *each) for each in zip(loads, prompts, strict=True)))
+            return await asyncio.gather(
+                *(ask(client, *each) for each in zip(loads, prompts, strict=True))
+            )
 
     points: list[Point] = []
-    for number, count in enumerate([counts[-1], *counts]):  # the first loads them all, and does not count
+    # The first loads them all, and does not count.
+    for number, count in enumerate([counts[-1], *counts]):
         progress(f"growth: {count} adapters in a batch")
         for turn in range(load.requests):
             prompts = pieces(replace(load, requests=len(RESIDENT)), seed + 1000 * number + turn)
-            answers = asyncio.run(together([RESIDENT[i % count] for i in range(len(RESIDENT))], prompts))
-            points += [(count, each.stages()["per token"]) for each in answers if number and not each.falls_short(load)]
+            answers = asyncio.run(
+                together([RESIDENT[i % count] for i in range(len(RESIDENT))], prompts)
+            )
+            points += [
+                (count, each.stages()["per token"])
+                for each in answers
+                if number and not each.falls_short(load)
+            ]
     return points
 
 
@@ -235,13 +266,17 @@ def synthetic(home: Path, plan: Growth) -> None:
         vectors_ND, _ = draw(count, 0)
         drawn = np.random.default_rng(0).integers(3, _VOCABULARY, (count, tokens)).tolist()
         for start in range(0, count, _DOCUMENT):
-            document = [Piece(0, "", tuple(sequence)) for sequence in drawn[start : start + _DOCUMENT]]
+            document = [
+                Chunk(0, "", tuple(sequence)) for sequence in drawn[start : start + _DOCUMENT]
+            ]
             corpus.add(str(start), name, document, vectors_ND[start : start + _DOCUMENT])
         corpus.build_index()
         corpus.close()
 
 
-def _asked(url: str, load: Load, corpora: Mapping[int, str], told: Callable[[Answer], float], seed: int) -> list[Point]:
+def _asked(
+    url: str, load: Load, corpora: Mapping[int, str], told: Callable[[Answer], float], seed: int
+) -> list[Point]:
     points: list[Point] = []
     for number, (x, corpus) in enumerate(corpora.items()):
         progress(f"growth: corpus {corpus}")
@@ -256,21 +291,44 @@ def fitted(grown: Mapping[str, Sequence[Point]]) -> dict[str, Any]:
     """The points of each thing that grows, and their line."""
     lines = {what: fit(points) for what, points in grown.items()}
     return {
-        what: {"fit": None if line is None else asdict(line), "points": grown[what]} for what, line in lines.items()
+        what: {"fit": None if line is None else asdict(line), "points": grown[what]}
+        for what, line in lines.items()
     }
 
 
 def growth_table(grown: Mapping[str, Any]) -> Table:
-    """The fits, for people: how many values (and points), seconds at 0 and for each more, before and after the bend."""
-    names = ("seconds against", "from", "to", "values", "at 0", "each", "explained", "bend", "then each")
+    """The fits, for people: how many values (and points), seconds at 0 and for each more, before
+    and after the bend.
+    """
+    names = (
+        "seconds against",
+        "from",
+        "to",
+        "values",
+        "at 0",
+        "each",
+        "explained",
+        "bend",
+        "then each",
+    )
     table = Table(*names, box=None, pad_edge=False)
     for what, found in grown.items():
         line = found["fit"]
         if line is None:
             table.add_row(what, *[""] * 5, "no line")
             continue
-        ends = (f"{line['least']:,.0f}", f"{line['most']:,.0f}", f"{line['values']} ({line['requests']})")
-        bent = () if line["bend"] is None else (f"{line['bend']:,.0f}", f"{line['slope_after']:.3g}")
-        told = (f"{line['intercept']:.3g}", f"{line['slope_before']:.3g}", f"{line['explained']:.2f}")
+        ends = (
+            f"{line['least']:,.0f}",
+            f"{line['most']:,.0f}",
+            f"{line['values']} ({line['requests']})",
+        )
+        bent = (
+            () if line["bend"] is None else (f"{line['bend']:,.0f}", f"{line['slope_after']:.3g}")
+        )
+        told = (
+            f"{line['intercept']:.3g}",
+            f"{line['slope_before']:.3g}",
+            f"{line['explained']:.2f}",
+        )
         table.add_row(what, *ends, *told, *bent)
     return table

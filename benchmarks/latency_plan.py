@@ -1,4 +1,5 @@
-"""What the latency benchmark asks, in small and in full: budgets, loads, lengths, pairs, rounds, and how cost grows.
+"""What the latency benchmark asks, in small and in full: budgets, loads, lengths, pairs, rounds,
+and how cost grows.
 
 Plain values; who measures them is `benchmarks/latency.py`.
 """
@@ -63,14 +64,22 @@ PLANS = {
         pairs=30,
         rounds=5,
         round_requests=16,
-        growth=Growth(10, (32, 64, 128, 256, 512, 1024), (1_000, 10_000, 100_000), (1, 2, 4, 6, 8), ("30M", "150M")),
+        growth=Growth(
+            10,
+            (32, 64, 128, 256, 512, 1024),
+            (1_000, 10_000, 100_000),
+            (1, 2, 4, 6, 8),
+            ("30M", "150M"),
+        ),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A load and who is asked: "mayfly", "vllm", or "resident", which is vLLM with an adapter; and if it is checked."""
+    """A load and who is asked: "mayfly", "vllm", or "resident", which is vLLM with an adapter; and
+    if it is checked.
+    """
 
     server: str
     load: Load
@@ -79,8 +88,13 @@ class Cell:
     @property
     def name(self) -> str:
         """In words; no other cell of a run has it."""
-        load, loop = self.load, "open loop" if self.load.at_once is None else f"{self.load.at_once} at once"
-        return ", ".join(filter(None, [self.server, load.budget, loop, f"{load.prompt}/{load.answer} tokens"]))
+        load, loop = (
+            self.load,
+            "open loop" if self.load.at_once is None else f"{self.load.at_once} at once",
+        )
+        return ", ".join(
+            filter(None, [self.server, load.budget, loop, f"{load.prompt}/{load.answer} tokens"])
+        )
 
 
 def cells(plan: Plan) -> list[Cell]:
@@ -91,5 +105,7 @@ def cells(plan: Plan) -> list[Cell]:
         found += [Cell("vllm", load), Cell("resident", replace(load, model=RESIDENT[0]))]
         found += [Cell("mayfly", replace(load, budget=budget)) for budget in plan.budgets]
     found += [Cell("mayfly", Load(STEADY, plan.requests, *lengths)) for lengths in plan.lengths]
-    found += [Cell("mayfly", Load(budget, plan.requests, PROMPT, ANSWER, None)) for budget in plan.opened]
+    found += [
+        Cell("mayfly", Load(budget, plan.requests, PROMPT, ANSWER, None)) for budget in plan.opened
+    ]
     return [replace(cell, checked=cell.load.at_once in plan.checked) for cell in found]

@@ -1,13 +1,14 @@
 """Leavers: clients that go away at random moments; does all work for them end, and how soon?
 
-Clients come in waves of one to sixteen and leave while their request is queued, selects, trains, waits for its first
-token or streams: after a random time, or after a random number of chunks. After each wave the server must become quiet
-by itself. A wave of one measures what was still computed after the leave: the trainer's CPU time, in steps of that
-time, and, of a stream, the tokens that vLLM counts beyond those that were read. The news of a leave travels through
-Ray; what may be computed meanwhile is `NEWS_SECONDS` of work beyond the step, and the token, that had begun.
+Clients come in waves of one to sixteen and leave while their request is queued, selects, trains,
+waits for its first token or streams: after a random time, or after a random number of chunks. After
+each wave the server must become quiet by itself. A wave of one measures what was still computed
+after the leave: the trainer's CPU time, in steps of that time, and, of a stream, the tokens that
+vLLM counts beyond those that were read. The news of a leave travels through Ray; what may be
+computed meanwhile is `NEWS_SECONDS` of work beyond the step, and the token, that had begun.
 
-`wrong` are waves that did not become quiet, computation beyond that bound, and a sound request at the end that is not
-answered; `leaked` is what is held then.
+`wrong` are waves that did not become quiet, computation beyond that bound, and a sound request at
+the end that is not answered; `leaked` is what is held then.
 
     python benchmarks/leavers.py [--requests 500] [--json] [--out benchmarks/results/leavers.json]
 """
@@ -35,7 +36,8 @@ LONGEST_WAVE = 16
 ALONE_SHARE = 0.5  # of the waves
 QUIET_SECONDS = 10.0
 NEWS_SECONDS = 0.5
-GIVEN_BACK_SECONDS = 2 * IDLE_SECONDS  # of rest, then the trainer has given back what it does not need
+# Of rest, then the trainer has given back what it does not need.
+GIVEN_BACK_SECONDS = 2 * IDLE_SECONDS
 _TOKENS = 200
 _MOMENT_SECONDS = (0.005, 6.0)  # of a leave: least and most, drawn evenly on a logarithmic scale
 _CORPUS = "web"
@@ -57,7 +59,9 @@ def draw_leaver(draw: random.Random) -> Leaver:
     seconds = math.exp(draw.uniform(low, high))
     budget = draw.choice(("none", "steps=10", "steps=50", "steps=50"))
     if draw.random() < 0.4:
-        return Leaver(30.0, draw.randint(1, 30), draw.choice(("none", "steps=3", "steps=10")), stream=True)
+        return Leaver(
+            30.0, draw.randint(1, 30), draw.choice(("none", "steps=3", "steps=10")), stream=True
+        )
     return Leaver(seconds, math.inf, budget, draw.random() < 0.7)
 
 
@@ -75,11 +79,16 @@ class Leaving:
         self.resident_bytes = 0  # once it is warm
 
     async def run(self, clients: int) -> None:
-        """Measure a step and a token, then waves until so many clients have left, then ask once more."""
-        async with httpx.AsyncClient(base_url=self._server.url, timeout=120, limits=NO_KEEPING) as client:
+        """Measure a step and a token, then waves until so many clients have left, then ask once
+        more.
+        """
+        async with httpx.AsyncClient(
+            base_url=self._server.url, timeout=120, limits=NO_KEEPING
+        ) as client:
             for _ in range(2):  # the first is warm-up
                 await self._calibrate(client)
-            for _ in range(2):  # as many at once as ever: what that takes for the first time is no leak
+            # As many at once as ever: what that takes for the first time is no leak.
+            for _ in range(2):
                 await self._wave(client, [draw_leaver(self._draw) for _ in range(LONGEST_WAVE)])
             self._verdict.requests += 2 * LONGEST_WAVE
             await asyncio.sleep(GIVEN_BACK_SECONDS)
@@ -89,13 +98,17 @@ class Leaving:
                 alone = self._draw.random() < ALONE_SHARE
                 size = 1 if alone else min(self._draw.randint(2, LONGEST_WAVE), clients - gone)
                 leavers = [draw_leaver(self._draw) for _ in range(size)]
-                await (self._leave_alone(client, leavers[0]) if alone else self._wave(client, leavers))
+                await (
+                    self._leave_alone(client, leavers[0]) if alone else self._wave(client, leavers)
+                )
                 gone += size
                 self._verdict.requests += size
                 progress(f"{gone} of {clients} clients have left")
             reply = await self._ask(client, "steps=2", max_tokens=4)
             sound = reply.status_code == 200 and reply.json()["adaptation"]["adapted"] is True
-            self._verdict.check(sound, "wrong", "sound", f"not answered afterwards: {reply.status_code}")
+            self._verdict.check(
+                sound, "wrong", "sound", f"not answered afterwards: {reply.status_code}"
+            )
 
     async def _calibrate(self, client: httpx.AsyncClient) -> None:
         begun = time.monotonic()
@@ -122,7 +135,9 @@ class Leaving:
 
     def _check_late(self, what: str, count: float, each_seconds: float, leaver: Leaver) -> None:
         most = 1 + NEWS_SECONDS / each_seconds
-        self._verdict.check(count <= most, "wrong", f"late {what}", f"{count:.1f} {what} after a leave, {leaver}")
+        self._verdict.check(
+            count <= most, "wrong", f"late {what}", f"{count:.1f} {what} after a leave, {leaver}"
+        )
 
     async def _wave(self, client: httpx.AsyncClient, leavers: list[Leaver]) -> None:
         await asyncio.gather(*(self._visit(client, leaver) for leaver in leavers))
@@ -131,25 +146,38 @@ class Leaving:
     async def _until_quiet(self, clients: int) -> None:
         took = await asyncio.to_thread(self._server.quiet_within, QUIET_SECONDS)
         if took is None:
-            self._verdict.blame("wrong", "not quiet", f"{QUIET_SECONDS:.0f} s after {clients} clients had left")
+            self._verdict.blame(
+                "wrong", "not quiet", f"{QUIET_SECONDS:.0f} s after {clients} clients had left"
+            )
         else:
             self.quiet.append(took)
 
     async def _visit(self, client: httpx.AsyncClient, leaver: Leaver) -> int:
-        """Ask, and leave: closing the connection is what leaving is; how many chunks of the answer were read."""
+        """Ask, and leave: closing the connection is what leaving is; how many chunks of the answer
+        were read.
+        """
         moment, chunks = "before the headers", 0
-        body = completion(max_tokens=_TOKENS, ignore_eos=True, stream=leaver.stream, seed=self._draw.randrange(1 << 30))
+        body = completion(
+            max_tokens=_TOKENS,
+            ignore_eos=True,
+            stream=leaver.stream,
+            seed=self._draw.randrange(1 << 30),
+        )
         try:
             async with (
                 asyncio.timeout(leaver.seconds),
-                client.stream("POST", "/v1/completions", json=body, headers=_headers(leaver.budget)) as reply,
+                client.stream(
+                    "POST", "/v1/completions", json=body, headers=_headers(leaver.budget)
+                ) as reply,
             ):
                 moment = "before the first chunk"
                 if reply.status_code != 200:
                     await reply.aread()
                     kind: Any = "server_errors" if reply.status_code >= 500 else "wrong"
                     if reply.status_code != 429:
-                        self._verdict.blame(kind, "answer", f"{reply.status_code} {reply.text[:160]}")
+                        self._verdict.blame(
+                            kind, "answer", f"{reply.status_code} {reply.text[:160]}"
+                        )
                     moment = str(reply.status_code)
                     return 0
                 async for line in reply.aiter_lines():
@@ -168,7 +196,9 @@ class Leaving:
         return chunks
 
     async def _ask(self, client: httpx.AsyncClient, budget: str, **fields: Any) -> httpx.Response:
-        return await client.post("/v1/completions", json=completion(**fields), headers=_headers(budget))
+        return await client.post(
+            "/v1/completions", json=completion(**fields), headers=_headers(budget)
+        )
 
     async def _generated(self) -> float:
         totals = await asyncio.to_thread(self._server.metrics)

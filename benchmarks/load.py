@@ -1,8 +1,10 @@
-"""The trainer under load: how long requests take in company, whether they end in time, and what thousands leave behind.
+"""The trainer under load: how long requests take in company, whether they end in time, and what
+thousands leave behind.
 
-The part of `benchmarks/training.py` about whole requests, with the trainer's own defaults, nearly all of it on the
-bundled model. How late a request is, is told in steps: seconds past what it asked, over the time of the step that was
-being taken at its deadline, and over the median of the last few where that is longer. Sequences are random.
+The part of `benchmarks/training.py` about whole requests, with the trainer's own defaults, nearly
+all of it on the bundled model. How late a request is, is told in steps: seconds past what it asked,
+over the time of the step that was being taken at its deadline, and over the median of the last few
+where that is longer. Sequences are random.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _NANO = str(ROOT / "deploy" / "nano")
 _SHARE_WITHOUT_DEADLINE = 0.25
 _DEADLINE_SECONDS = (0.02, 3.0)  # least and most, drawn evenly on a logarithmic scale
 _LOAD = 1.2  # times what the trainer can do
-_SAME_BATCH = 1e-3  # seconds: those who took a step together are told of it sooner than this one after another
+# Seconds: those who took a step together are told of it sooner than this one after another.
+_SAME_BATCH = 1e-3
 _RECENT = 9  # steps
 _WARM = 200  # adaptations
 
@@ -56,14 +59,18 @@ class Clock:
         return statistics.median(self._steps) if self._steps else math.nan
 
     def step_at(self, moment: float, came: float, now: float) -> float:
-        """How long the step took that was under way then, from when somebody came, till now; the median if more."""
+        """How long the step took that was under way then, from when somebody came, till now; the
+        median if more.
+        """
         before = [end for end in self._ends if end <= moment]
         after = [end for end in self._ends if end > moment]
         taken = (after[0] if after else now) - max(before[-1], came) if before else 0.0
         return max(taken, self.step_seconds)
 
 
-def latency(subject: Subject, concurrencies: tuple[int, ...], requests: int, steps: int) -> dict[str, Any]:
+def latency(
+    subject: Subject, concurrencies: tuple[int, ...], requests: int, steps: int
+) -> dict[str, Any]:
     """By number of clients, each of which asks again as soon as it is served: seconds of a request."""
     with folder_of(subject) as folder:
         trainer = Trainer(TrainerConfig(folder))
@@ -96,7 +103,8 @@ def deadlines(requests: int) -> dict[str, Any]:
     """Requests with random deadlines, more than the trainer can serve in full: how late each was."""
     trainer, clock, generator = Trainer(TrainerConfig(_NANO)), Clock(), np.random.default_rng(0)
     vocabulary = trainer.base.vocabulary
-    outcomes: list[tuple[float, float, Training]] = []  # seconds asked, of the step at its deadline, what became of it
+    # Seconds asked, of the step at its deadline, what became of it.
+    outcomes: list[tuple[float, float, Training]] = []
     everyone = threading.Semaphore(0)
 
     def drawn() -> Sequences:
@@ -129,7 +137,11 @@ def deadlines(requests: int) -> dict[str, Any]:
     for _ in range(requests):
         everyone.acquire()
 
-    late = [(t.seconds - asked, (t.seconds - asked) / step) for asked, step, t in outcomes if math.isfinite(asked)]
+    late = [
+        (t.seconds - asked, (t.seconds - asked) / step)
+        for asked, step, t in outcomes
+        if math.isfinite(asked)
+    ]
     steps_late = [steps for _, steps in late]
     median_step = statistics.median(clock.all)
     return {
@@ -145,7 +157,9 @@ def deadlines(requests: int) -> dict[str, Any]:
         "largest_overrun_median_steps": max(0.0, *(seconds / median_step for seconds, _ in late)),
         "largest_overrun_seconds": max(0.0, *(seconds for seconds, _ in late)),
         "with_adapter": sum(training.adapter is not None for _, _, training in outcomes),
-        "with_deadline_and_adapter": sum(t.adapter is not None for asked, _, t in outcomes if math.isfinite(asked)),
+        "with_deadline_and_adapter": sum(
+            t.adapter is not None for asked, _, t in outcomes if math.isfinite(asked)
+        ),
         "ended_by": dict(Counter(training.stop for _, _, training in outcomes)),
     }
 
@@ -154,7 +168,9 @@ def endurance(adaptations: int) -> dict[str, Any]:
     """One after another: how memory and the time of a step grow."""
     trainer, process = Trainer(TrainerConfig(_NANO)), psutil.Process()
     sequences = draw(50, 64, trainer.base.vocabulary)
-    requests = [[sequence[: 16 + (7 * n) % 33] for sequence in sequences[n : n + 3]] for n in range(40)]
+    requests = [
+        [sequence[: 16 + (7 * n) % 33] for sequence in sequences[n : n + 3]] for n in range(40)
+    ]
     step_seconds, resident = [], []
     for number in range(adaptations):
         training = trainer.train(requests[number % len(requests)], seed=number)
@@ -166,7 +182,11 @@ def endurance(adaptations: int) -> dict[str, Any]:
     return {
         "adaptations": adaptations,
         "warm_adaptations": warm,
-        "resident_bytes": {"warm": resident[warm], "most": max(resident[warm:]), "last": resident[-1]},
+        "resident_bytes": {
+            "warm": resident[warm],
+            "most": max(resident[warm:]),
+            "last": resident[-1],
+        },
         "rss_growth": resident[-1] / resident[warm] - 1,
         "step_seconds": {"first_tenth": first, "last_tenth": last},
         "step_time_growth": last / first - 1,

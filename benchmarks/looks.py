@@ -1,9 +1,10 @@
-"""Looks: the loss of prompt and suffix whenever a server would look at the prompt, to judge rules for stopping.
+"""Looks: the loss of prompt and suffix whenever a server would look at the prompt, to judge rules
+for stopping.
 
-The passages, the corpus and the choosing are those of `benchmarks/quality.py`; nothing but SIFT is measured. The first
-passages of each domain, which the other benchmarks only choose defaults on and never report, choose each rule's
-parameter here; the others report what the rule then does. What is measured is kept in .cache, line by line, and a run
-that was broken off goes on where it was.
+The passages, the corpus and the choosing are those of `benchmarks/quality.py`; nothing but SIFT is
+measured. The first passages of each domain, which the other benchmarks only choose defaults on and
+never report, choose each rule's parameter here; the others report what the rule then does. What is
+measured is kept in .cache, line by line, and a run that was broken off goes on where it was.
 
     python benchmarks/looks.py [--per-domain 6] [--json] [--out FILE]
 """
@@ -32,8 +33,12 @@ AT_ONCE = 3  # passages that are adapted together
 def main() -> None:
     """Measure what is not measured yet, judge the rules, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--per-domain", type=int, default=6, help="passages of each domain that report")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--per-domain", type=int, default=6, help="passages of each domain that report"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--out", type=Path, help="write the full result here")
     options, facts = parser.parse_args(), circumstances()
     choosing, reporting = measure(options.per_domain)
@@ -69,12 +74,16 @@ def measure(per_domain: int) -> tuple[list[Row], list[Row]]:
             log.write("\n")  # after a line that was cut short
             for start in range(0, len(missing), AT_ONCE):
                 progress(f"adapting: passage {start + 1} of {len(missing)}")
-                for row in laboratory.measure(Variant("SIFT"), missing[start : start + AT_ONCE], {None: ground.corpus}):
+                for row in laboratory.measure(
+                    Variant("SIFT"), missing[start : start + AT_ONCE], {None: ground.corpus}
+                ):
                     known[row.passage] = row
                     log.write(line_of(row.passage, row))
                 log.flush()
         progress("")
-    return [_at_looks(known[each.key]) for each in choosing], [_at_looks(known[each.key]) for each in reporting]
+    return [_at_looks(known[each.key]) for each in choosing], [
+        _at_looks(known[each.key]) for each in reporting
+    ]
 
 
 def _at_looks(row: Row) -> Row:
@@ -93,7 +102,9 @@ def looks() -> list[int]:
 
 
 def some(passages: Sequence[Passage], start: int, end: int) -> list[Passage]:
-    """Of each domain those from start to end, one of each domain after the other, so that a part has some of all."""
+    """Of each domain those from start to end, one of each domain after the other, so that a part
+    has some of all.
+    """
     by_group: dict[str, list[Passage]] = {}
     for passage in passages:
         by_group.setdefault(passage.group, []).append(passage)

@@ -1,13 +1,16 @@
-"""What the trainer makes of the machine: its rate against that of torch's matrix products, and where the rest goes.
+"""What the trainer makes of the machine: its rate against that of torch's matrix products, and
+where the rest goes.
 
-The part of `benchmarks/training.py` about the hardware. The machine's rate is the best among a few large products,
-taken before every measurement of the trainer. The trainer's is 4 x parameters x tokens a second: two operations for
-each parameter forward, two for the gradients of its inputs, none for its own, which is frozen. Parameters are those
-that multiply: all but the embedding, which counts where it is tied and so is the output layer, too. Attention and LoRA
-are not counted. The tokens are those of eight requests that train together, in their midst.
+The part of `benchmarks/training.py` about the hardware. The machine's rate is the best among a few
+large products, taken before every measurement of the trainer. The trainer's is 4 x parameters x
+tokens a second: two operations for each parameter forward, two for the gradients of its inputs,
+none for its own, which is frozen. Parameters are those that multiply: all but the embedding, which
+counts where it is tied and so is the output layer, too. Attention and LoRA are not counted. The
+tokens are those of eight requests that train together, in their midst.
 
-The profile is torch's own, of a few such steps: shares of time by what operations are for, which it reads off the names
-of the trainer's autograd functions. Profiling makes small operations look longer than they are.
+The profile is torch's own, of a few such steps: shares of time by what operations are for, which it
+reads off the names of the trainer's autograd functions. Profiling makes small operations look
+longer than they are.
 """
 
 from __future__ import annotations
@@ -52,7 +55,9 @@ _BASE_PRODUCTS = ("aten::mm", "aten::addmm", "aten::linear", "aten::matmul")
 
 
 def gemm(subject: Subject) -> dict[str, Any]:
-    """By precision of the trainer: the share of the matrix-product rate that its steps reach, and their profile."""
+    """By precision of the trainer: the share of the matrix-product rate that its steps reach, and
+    their profile.
+    """
     where = device()
     reference = "float32" if where == "cpu" else "bfloat16"
     with trainers(subject) as (_, by_precision):
@@ -67,7 +72,9 @@ def gemm(subject: Subject) -> dict[str, Any]:
             for precision, trainer in by_precision.items():
                 speed = steps_per_second(trainer, sequences, TOGETHER, _MEASURED)
                 speeds[precision].append(subject.tokens * speed)
-        profiles = {precision: shares(trainer, sequences) for precision, trainer in by_precision.items()}
+        profiles = {
+            precision: shares(trainer, sequences) for precision, trainer in by_precision.items()
+        }
 
     def fraction(precision: str, of: str) -> tuple[float, float, float]:
         pairs = zip(speeds[precision], rates[of], strict=True)
@@ -78,7 +85,9 @@ def gemm(subject: Subject) -> dict[str, Any]:
         "requests": TOGETHER,
         "chosen_precision": chosen.base.precision,
         "reference_precision": reference,
-        "matrix_operations_per_second": {precision: spread(found) for precision, found in rates.items()},
+        "matrix_operations_per_second": {
+            precision: spread(found) for precision, found in rates.items()
+        },
         "trainer": {
             precision: {
                 "tokens_per_second": spread(found),
@@ -92,7 +101,9 @@ def gemm(subject: Subject) -> dict[str, Any]:
 
 
 def multiplying_parameters(model: Any) -> int:
-    """All parameters but those of an embedding that is not the output layer, too; adapters are none of the model's."""
+    """All parameters but those of an embedding that is not the output layer, too; adapters are none
+    of the model's.
+    """
     everything: int = sum(parameter.numel() for parameter in model.parameters())
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return everything if embedding is output else everything - int(embedding.numel())
@@ -102,7 +113,10 @@ def matrix_rate(precision: str, where: str) -> float:
     """Operations a second of torch's matrix products, at their best."""
     best = 0.0
     for m, k, n in _SHAPES[where]:
-        a_MK, b_KN = (torch.randn(shape, device=where).to(getattr(torch, precision)) for shape in ((m, k), (k, n)))
+        a_MK, b_KN = (
+            torch.randn(shape, device=where).to(getattr(torch, precision))
+            for shape in ((m, k), (k, n))
+        )
         torch.mm(a_MK, b_KN)
         for _ in range(_REPEATS):
             wait(where)
@@ -116,7 +130,9 @@ def matrix_rate(precision: str, where: str) -> float:
 def shares(trainer: Trainer, sequences: Sequences) -> dict[str, float]:
     """Of the time of a few steps, by kind; "rest" is Python and waiting."""
     on_gpu = device() != "cpu"
-    profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])])
+    profiler = profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    )
     with profile(activities=[ProfilerActivity.CPU]):
         pass  # its first use must be in the main thread
     seconds = 0.0

@@ -1,15 +1,17 @@
 """The naive way: what one writes without Mayfly, against Mayfly, in requests a second.
 
-Per request a new PEFT adapter on transformers' own model, Adam over the sequences one at a time, `save_pretrained` into
-shared memory, /v1/load_lora_adapter of a `vllm serve`, the completion, /v1/unload_lora_adapter. Processes train, one
-request each at a time; clients wait for them, load and ask. What is not naive is given to it: the sequences that
-Mayfly's selector would have chosen, for nothing, before the clock starts; a model that stays loaded in every process;
-Mayfly's plugin for LoRA on a CPU, without which vLLM is slower. Mayfly selects within its time. Both have the same
-model, rank, steps and sizes of vLLM; the loop is in float32 on a CPU, as Mayfly's trainer is where the processor has no
-units for bfloat16.
+Per request a new PEFT adapter on transformers' own model, Adam over the sequences one at a time,
+`save_pretrained` into shared memory, /v1/load_lora_adapter of a `vllm serve`, the completion,
+/v1/unload_lora_adapter. Processes train, one request each at a time; clients wait for them, load
+and ask. What is not naive is given to it: the sequences that Mayfly's selector would have chosen,
+for nothing, before the clock starts; a model that stays loaded in every process; Mayfly's plugin
+for LoRA on a CPU, without which vLLM is slower. Mayfly selects within its time. Both have the same
+model, rank, steps and sizes of vLLM; the loop is in float32 on a CPU, as Mayfly's trainer is where
+the processor has no units for bfloat16.
 
-There are two: `naive` trains in one process with as many threads as Mayfly's trainer, `naive pool` in a process on
-every core, which is more than Mayfly's trainer has. Rounds of the three take turns; a ratio is that of one round.
+There are two: `naive` trains in one process with as many threads as Mayfly's trainer, `naive pool`
+in a process on every core, which is more than Mayfly's trainer has. Rounds of the three take turns;
+a ratio is that of one round.
 """
 
 from __future__ import annotations
@@ -109,12 +111,18 @@ def chosen(home: Path, corpus: str, prompts: Sequence[str], steps: int) -> list[
     return [selector.select([Prompt(prompt)], corpus, steps=steps).sequences for prompt in prompts]
 
 
-def naive(url: str, load: Load, prompts: Sequence[str], sequences: Sequence[Sequences], pool: Any) -> Asked:
-    """A load of a closed loop, asked the naive way: every adapter is loaded into, and unloaded from, this server."""
+def naive(
+    url: str, load: Load, prompts: Sequence[str], sequences: Sequence[Sequences], pool: Any
+) -> Asked:
+    """A load of a closed loop, asked the naive way: every adapter is loaded into, and unloaded
+    from, this server.
+    """
     return asyncio.run(_naive(url, load, prompts, sequences, pool))
 
 
-async def _naive(url: str, load: Load, prompts: Sequence[str], sequences: Sequence[Sequences], pool: Any) -> Asked:
+async def _naive(
+    url: str, load: Load, prompts: Sequence[str], sequences: Sequence[Sequences], pool: Any
+) -> Asked:
     places, loop = asyncio.Semaphore(load.at_once or load.requests), asyncio.get_running_loop()
 
     async def one(number: int) -> tuple[Answer, dict[str, float]]:
@@ -123,14 +131,22 @@ async def _naive(url: str, load: Load, prompts: Sequence[str], sequences: Sequen
             begun = time.perf_counter()
             seconds = await loop.run_in_executor(pool, train, sequences[number], folder)
             trained = time.perf_counter()
-            await _told(client, "/v1/load_lora_adapter", {"lora_name": folder.name, "lora_path": str(folder)})
+            await _told(
+                client,
+                "/v1/load_lora_adapter",
+                {"lora_name": folder.name, "lora_path": str(folder)},
+            )
             loaded = time.perf_counter()
-            answer = await ask(client, replace(load, model=folder.name, budget=None), prompts[number])
+            answer = await ask(
+                client, replace(load, model=folder.name, budget=None), prompts[number]
+            )
             answered = time.perf_counter()
             await _told(client, "/v1/unload_lora_adapter", {"lora_name": folder.name})
             seconds["unload"] = time.perf_counter() - answered
             shutil.rmtree(folder)
-            seconds |= {"wait": trained - begun - sum(seconds[part] for part in ("make", "train", "save"))}
+            seconds |= {
+                "wait": trained - begun - sum(seconds[part] for part in ("make", "train", "save"))
+            }
             return answer, seconds | {"load": loaded - trained, "answer": answered - loaded}
 
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS) as client:
@@ -146,13 +162,20 @@ async def _told(client: httpx.AsyncClient, path: str, body: dict[str, str]) -> N
         raise RuntimeError(f"{path} answered {reply.status_code}: {reply.text[:300]}")
 
 
-def race(mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: int, seed: int) -> dict[str, Any]:
-    """Rounds of the same load, Mayfly and the naive ways in turn; the ratios of their requests a second."""
+def race(
+    mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: int, seed: int
+) -> dict[str, Any]:
+    """Rounds of the same load, Mayfly and the naive ways in turn; the ratios of their requests a
+    second.
+    """
     assert load.steps, "the naive way takes a given number of steps"
     progress("choosing for the naive way")
-    every = chosen(home, corpus, [text for n in range(rounds) for text in pieces(load, seed + n)], load.steps)
+    every = chosen(
+        home, corpus, [text for n in range(rounds) for text in pieces(load, seed + n)], load.steps
+    )
     cores, before = os.cpu_count() or 1, dict(os.environ)
-    workers = {"naive": (1, max(1, cores // 2)), "naive pool": (cores, 1)}  # processes, and threads of each
+    # Processes, and threads of each.
+    workers = {"naive": (1, max(1, cores // 2)), "naive pool": (cores, 1)}
     names = ["mayfly", *workers]
     speeds: list[dict[str, float]] = []
     short = Counter(dict.fromkeys(names, 0))
@@ -162,7 +185,9 @@ def race(mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: in
         with ExitStack() as stack:
             pools = {name: stack.enter_context(_pool(*each)) for name, each in workers.items()}
             for name, (processes, _) in workers.items():  # warm
-                naive(lora, load, pieces(load, seed - 1)[:processes], every[:processes], pools[name])
+                naive(
+                    lora, load, pieces(load, seed - 1)[:processes], every[:processes], pools[name]
+                )
             for number in range(rounds):
                 speed = {}
                 for name in names[number % 3 :] + names[: number % 3]:
@@ -172,10 +197,14 @@ def race(mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: in
                         short[name] += sum(each.falls_short(load) for each in answers)
                     else:
                         sequences = every[number * load.requests :][: load.requests]
-                        asked = naive(lora, load, pieces(load, seed + number), sequences, pools[name])
+                        asked = naive(
+                            lora, load, pieces(load, seed + number), sequences, pools[name]
+                        )
                         seconds = asked.seconds
                         stages[name] += asked.stages
-                        short[name] += sum(each.falls_short(replace(load, budget=None)) for each in asked.answers)
+                        short[name] += sum(
+                            each.falls_short(replace(load, budget=None)) for each in asked.answers
+                        )
                     speed[name] = load.requests / seconds
                 speeds.append(speed)
     finally:
@@ -183,7 +212,10 @@ def race(mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: in
         os.environ.update(before)
     ratios = {name: [speed["mayfly"] / speed[name] for speed in speeds] for name in workers}
     return {
-        **{f"speedup_vs_{name.replace(' ', '_')}": statistics.median(each) for name, each in ratios.items()},
+        **{
+            f"speedup_vs_{name.replace(' ', '_')}": statistics.median(each)
+            for name, each in ratios.items()
+        },
         "ratios": ratios,
         "per_second": {name: [speed[name] for speed in speeds] for name in names},
         "short": short,
@@ -198,7 +230,9 @@ def race(mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: in
 
 def _pool(processes: int, threads: int) -> ProcessPoolExecutor:
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(threads,))
+    return ProcessPoolExecutor(
+        processes, spawn, initializer=torch.set_num_threads, initargs=(threads,)
+    )
 
 
 def in_words(found: Mapping[str, Any]) -> str:

@@ -1,12 +1,15 @@
-"""Overhead: `Compute-Budget: none` against plain `vllm serve`, same model, same machine, one interleaved run.
+"""Overhead: `Compute-Budget: none` against plain `vllm serve`, same model, same machine, one
+interleaved run.
 
-Both servers are up all the time and only one is asked at once, by `vllm bench serve`, each with the same prompts, in
-turns: a pair is a run against each, and every second pair begins with the other. The ratios are medians over pairs.
-The first pair is warm-up. Plain vLLM has no LoRA and none of Mayfly's plugin, and Mayfly's thread settings.
+Both servers are up all the time and only one is asked at once, by `vllm bench serve`, each with the
+same prompts, in turns: a pair is a run against each, and every second pair begins with the other.
+The ratios are medians over pairs. The first pair is warm-up. Plain vLLM has no LoRA and none of
+Mayfly's plugin, and Mayfly's thread settings.
 
 `wrong` are requests that the tool counts as failed.
 
-    python benchmarks/overhead.py [--requests 200] [--pairs 7] [--json] [--out benchmarks/results/overhead.json]
+    python benchmarks/overhead.py [--requests 200] [--pairs 7] [--json] [--out
+    benchmarks/results/overhead.json]
 """
 
 from __future__ import annotations
@@ -67,17 +70,29 @@ def overhead(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
                 verdict.requests += options.requests
                 failed = int(pair[name]["failed"])
                 if failed:
-                    verdict.blame("wrong", f"failed at {name}", f"{failed} in pair {number}", failed)
+                    verdict.blame(
+                        "wrong", f"failed at {name}", f"{failed} in pair {number}", failed
+                    )
             pairs.append(pair)
         verdict.check_quiet(server, 30.0)
         verdict.check_workers(workers, server.workers())
     verdict.check_end(server)
-    throughput = [each["mayfly"]["tokens_per_second"] / each["vllm"]["tokens_per_second"] for each in pairs[1:]]
-    ttft = [each["mayfly"]["ttft_milliseconds"] / each["vllm"]["ttft_milliseconds"] for each in pairs[1:]]
-    ratios = {"throughput_ratio": statistics.median(throughput), "ttft_ratio": statistics.median(ttft)}
+    throughput = [
+        each["mayfly"]["tokens_per_second"] / each["vllm"]["tokens_per_second"]
+        for each in pairs[1:]
+    ]
+    ttft = [
+        each["mayfly"]["ttft_milliseconds"] / each["vllm"]["ttft_milliseconds"]
+        for each in pairs[1:]
+    ]
+    ratios = {
+        "throughput_ratio": statistics.median(throughput),
+        "ttft_ratio": statistics.median(ttft),
+    }
     return {
         **{name: round(ratio, 4) for name, ratio in ratios.items()},
-        "holds": ratios["throughput_ratio"] >= LEAST_THROUGHPUT and ratios["ttft_ratio"] <= MOST_TTFT,
+        "holds": ratios["throughput_ratio"] >= LEAST_THROUGHPUT
+        and ratios["ttft_ratio"] <= MOST_TTFT,
         "throughput_ratios": [round(ratio, 4) for ratio in throughput],
         "ttft_ratios": [round(ratio, 4) for ratio in ttft],
         "tokens": {"input": INPUT, "output": OUTPUT},

@@ -1,11 +1,14 @@
-"""Overload: ten times what the server can sustain; is the rest refused at once, and what is accepted in time?
+"""Overload: ten times what the server can sustain; is the rest refused at once, and what is
+accepted in time?
 
-First each kind of request alone (unloaded), then a closed loop of as many clients as the trainer has slots, whose rate
-is the sustainable one, then requests at random moments (Poisson) at ten times that rate, whatever becomes of the
-earlier ones. Budgets are mixed. The clients share the machine with the server: what they cost is in every time.
+First each kind of request alone (unloaded), then a closed loop of as many clients as the trainer
+has slots, whose rate is the sustainable one, then requests at random moments (Poisson) at ten times
+that rate, whatever becomes of the earlier ones. Budgets are mixed. The clients share the machine
+with the server: what they cost is in every time.
 
-`wrong` are rejections other than a 429 with Retry-After and OpenAI's error object, answers that never came, and an
-accepted p99 of more than twice the unloaded one. `server_errors` are 5xx. `leaked` is what is held afterwards.
+`wrong` are rejections other than a 429 with Retry-After and OpenAI's error object, answers that
+never came, and an accepted p99 of more than twice the unloaded one. `server_errors` are 5xx.
+`leaked` is what is held afterwards.
 
     python benchmarks/overload.py [--seconds 120] [--json] [--out benchmarks/results/overload.json]
 """
@@ -61,10 +64,14 @@ class Load:
     async def run(self, seconds: float, most: int) -> dict[str, Any]:
         """Unloaded, sustained, overloaded; the facts."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx.AsyncClient(base_url=self._server.url, timeout=HANG_SECONDS, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=self._server.url, timeout=HANG_SECONDS, limits=limits
+        ) as client:
             for budget in _BUDGETS:  # warm
                 await self._ask(client, budget)
-            unloaded = [await self._ask(client, budget) for budget in [*dict.fromkeys(_BUDGETS)] * _UNLOADED]
+            unloaded = [
+                await self._ask(client, budget) for budget in [*dict.fromkeys(_BUDGETS)] * _UNLOADED
+            ]
             rate = await self._sustained(client)
             begun = time.monotonic()
             outcomes = await self._overloaded(client, TIMES * rate, seconds, most)
@@ -72,7 +79,9 @@ class Load:
         return self._judge(unloaded, outcomes, rate, took)
 
     async def _sustained(self, client: httpx.AsyncClient) -> float:
-        """Requests a second that as many clients as the trainer has slots get answered, each asking again at once."""
+        """Requests a second that as many clients as the trainer has slots get answered, each asking
+        again at once.
+        """
         begun = time.monotonic()
 
         async def ask_on() -> int:
@@ -85,7 +94,9 @@ class Load:
         answered = sum(await asyncio.gather(*(ask_on() for _ in range(CLIENTS))))
         return answered / (time.monotonic() - begun)
 
-    async def _overloaded(self, client: httpx.AsyncClient, rate: float, seconds: float, most: int) -> list[Outcome]:
+    async def _overloaded(
+        self, client: httpx.AsyncClient, rate: float, seconds: float, most: int
+    ) -> list[Outcome]:
         begun = time.monotonic()
         tasks = []
         for moment in _poisson(self._draw, rate, seconds, most):
@@ -99,9 +110,13 @@ class Load:
         body = completion(prompt=f"def step_{next(self._numbers)}(values):\n", max_tokens=16)
         begun = time.monotonic()
         try:
-            reply = await client.post("/v1/completions", json=body, headers={"Compute-Budget": budget})
+            reply = await client.post(
+                "/v1/completions", json=body, headers={"Compute-Budget": budget}
+            )
         except httpx.HTTPError as problem:
-            self._verdict.blame("wrong", "no answer", f"{problem!r} after {time.monotonic() - begun:.1f} s")
+            self._verdict.blame(
+                "wrong", "no answer", f"{problem!r} after {time.monotonic() - begun:.1f} s"
+            )
             return Outcome(budget, 0, time.monotonic() - begun)
         took = time.monotonic() - begun
         if reply.status_code == 200:
@@ -121,21 +136,27 @@ class Load:
         why = fault(reply.content)
         self._verdict.check(why is None, "wrong", "rejection's shape", str(why))
 
-    def _judge(self, unloaded: list[Outcome], loaded: list[Outcome], rate: float, took: float) -> dict[str, Any]:
+    def _judge(
+        self, unloaded: list[Outcome], loaded: list[Outcome], rate: float, took: float
+    ) -> dict[str, Any]:
         accepted = [each for each in loaded if each.status == 200]
         rejected = [each.seconds for each in loaded if each.status == 429]
         shares = Counter(_BUDGETS)
         plain = [each.seconds for each in unloaded for _ in range(shares[each.budget])]
         alone, company = _p99(plain), _p99([each.seconds for each in accepted])
         why = f"{company:.2f} s under load, {alone:.2f} s unloaded"
-        self._verdict.check(bool(accepted) and company <= MOST_SLOWER * alone, "wrong", "accepted p99", why)
+        self._verdict.check(
+            bool(accepted) and company <= MOST_SLOWER * alone, "wrong", "accepted p99", why
+        )
         by_budget = {
             budget: {
                 "unloaded_p99": _p99([each.seconds for each in unloaded if each.budget == budget]),
                 "accepted_p99": _p99([each.seconds for each in accepted if each.budget == budget]),
                 "accepted": sum(each.budget == budget for each in accepted),
                 "asked": sum(each.budget == budget for each in loaded),
-                "fewer_steps": sum(each.budget == budget and each.steps < _steps(budget) for each in accepted),
+                "fewer_steps": sum(
+                    each.budget == budget and each.steps < _steps(budget) for each in accepted
+                ),
             }
             for budget in dict.fromkeys(_BUDGETS)
         }
@@ -178,8 +199,15 @@ def overload(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
         facts = asyncio.run(load.run(options.seconds, options.requests))
         verdict.check_quiet(server, SETTLE_SECONDS)
         verdict.check_workers(workers, server.workers())
-        reply = httpx.post(f"{server.url}/v1/completions", json=completion(), headers={"Compute-Budget": "steps=2"})
-        verdict.check(reply.status_code == 200, "wrong", "sound", f"not answered afterwards: {reply.status_code}")
+        reply = httpx.post(
+            f"{server.url}/v1/completions", json=completion(), headers={"Compute-Budget": "steps=2"}
+        )
+        verdict.check(
+            reply.status_code == 200,
+            "wrong",
+            "sound",
+            f"not answered afterwards: {reply.status_code}",
+        )
         after = server.resident_bytes()
     verdict.check_end(server)
     return {**facts, "resident_bytes": {"before": before, "after": after}}

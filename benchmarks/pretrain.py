@@ -1,14 +1,16 @@
 """Trains the bundled base model from scratch: `python benchmarks/pretrain.py --out deploy/nano`.
 
-Purpose: a small Llama of our own that has read Python and has never seen what the demo and the benchmarks test on, so
-that what adaptation gains is not recall. The text comes out of pinned wheels, read in memory, never installed or run.
+Purpose: a small Llama of our own that has read Python and has never seen what the demo and the
+benchmarks test on, so that what adaptation gains is not recall. The text comes out of pinned
+wheels, read in memory, never installed or run.
 
-Limits: a model of 5.6 M parameters writes text that looks like Python, not programs that work, and it has seen at most
-1,024 tokens at once. A seed fixes the data, its order and the first weights, but not the last bits, which differ
-between processors and thread counts.
+Limits: a model of 5.6 M parameters writes text that looks like Python, not programs that work, and
+it has seen at most 1,024 tokens at once. A seed fixes the data, its order and the first weights,
+but not the last bits, which differ between processors and thread counts.
 
-Stop it at any time and go on with `--resume`. The rate of learning stays level until the last quarter of `--tokens`,
-so a resumed run may have a smaller or a larger `--tokens` than the one that it goes on from.
+Stop it at any time and go on with `--resume`. The rate of learning stays level until the last
+quarter of `--tokens`, so a resumed run may have a smaller or a larger `--tokens` than the one that
+it goes on from.
 """
 
 import argparse
@@ -33,11 +35,21 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.wheels import HELD_OUT, NEVER, VENDORED, DataConfig, choose_excerpts, fetch, read_data
+from benchmarks.wheels import (
+    HELD_OUT,
+    NEVER,
+    VENDORED,
+    DataConfig,
+    choose_excerpts,
+    fetch,
+    read_data,
+)
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-PRE_TOKENS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+(?=\S)|\s+(?!\S)|\s+"
+PRE_TOKENS = (
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+(?=\S)|\s+(?!\S)|\s+"
+)
 """A name takes the mark before it (`.append`, `_size`), marks the line end after them; digits go by threes."""
 
 
@@ -50,8 +62,10 @@ class TrainConfig:
     heads: int = 4
     mlp: int = 640
     positions: int = 2048
-    window: int = 256  # tokens seen at once; attention over more costs more than it teaches at first
-    long_window: int = 1024  # in some batches of the decay, for the far positions; also the unit of shuffling
+    # Tokens seen at once; attention over more costs more than it teaches at first.
+    window: int = 256
+    # In some batches of the decay, for the far positions; also the unit of shuffling.
+    long_window: int = 1024
     long_every: int = 4
     batch_tokens: int = 8192
     warmup_tokens: int = 400_000
@@ -77,9 +91,10 @@ class Plan:
 def choose_plan() -> Plan:
     """Choose number format and kernels by what the processor can do.
 
-    A CPU that emulates bfloat16 multiplies ten times as slowly in it as in float32; one with AMX gains. Measured there,
-    two cores, 256 tokens, sdpa, 3.4 M parameters: 5,300 tokens a second in float32, 6,400 in bfloat16. With 5.9 M in
-    bfloat16: sdpa 6,400, compiled 10,500, compiled eager 12,000. Compiling for a CPU needs a C++ compiler.
+    A CPU that emulates bfloat16 multiplies ten times as slowly in it as in float32; one with AMX
+    gains. Measured there, two cores, 256 tokens, sdpa, 3.4 M parameters: 5,300 tokens a second in
+    float32, 6,400 in bfloat16. With 5.9 M in bfloat16: sdpa 6,400, compiled 10,500, compiled eager
+    12,000. Compiling for a CPU needs a C++ compiler.
     """
     if torch.cuda.is_available():
         return Plan("cuda", torch.cuda.is_bf16_supported(), "sdpa", True)
@@ -90,7 +105,9 @@ def choose_plan() -> Plan:
 
 def train_tokenizer(documents: list[str], config: DataConfig) -> Tokenizer:
     """Train a byte-level BPE tokenizer on the first of the documents."""
-    taken = np.searchsorted(np.cumsum([len(document) for document in documents]), config.tokenizer_bytes)
+    taken = np.searchsorted(
+        np.cumsum([len(document) for document in documents]), config.tokenizer_bytes
+    )
     tokenizer = Tokenizer(models.BPE())
     marks = pre_tokenizers.Split(Regex(PRE_TOKENS), "isolated")
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -98,7 +115,10 @@ def train_tokenizer(documents: list[str], config: DataConfig) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary, special_tokens=[BOS, EOS, PAD], initial_alphabet=alphabet, show_progress=False
+        vocab_size=config.vocabulary,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(documents[: int(taken) + 1], trainer)
     return tokenizer
@@ -108,29 +128,36 @@ def pack(tokenizer: Tokenizer, documents: list[str]) -> NDArray[np.uint16]:
     """Return all documents as one row of tokens, each between <s> and </s>."""
     rows: list[NDArray[np.uint16]] = []
     for start in range(0, len(documents), 500):
-        for encoding in tokenizer.encode_batch_fast(documents[start : start + 500], add_special_tokens=False):
+        for encoding in tokenizer.encode_batch_fast(
+            documents[start : start + 500], add_special_tokens=False
+        ):
             rows.append(np.asarray([0, *encoding.ids, 1], dtype=np.uint16))
     return np.concatenate(rows)
 
 
 @torch.inference_mode()
-def bits_per_byte(model: nn.Module, tokenizer: hf.PreTrainedTokenizerBase, excerpts: list[str], device: str) -> float:
-    """Score excerpts, each by itself: bits a byte over all tokens but each one's first, which has no context."""
+def bits_per_byte(
+    model: nn.Module, tokenizer: hf.PreTrainedTokenizerBase, excerpts: list[str], device: str
+) -> float:
+    """Score excerpts, each by itself: bits a byte over all tokens but each one's first, which has
+    no context.
+    """
     nats, size = 0.0, 0
     for excerpt in excerpts:
         ids = tokenizer.encode(excerpt, add_special_tokens=False)
         tokens = torch.tensor([ids], device=device)
         logits = model(input_ids=tokens).logits[0, :-1].float()
         nats += float(functional.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
-        size += sum(len(token) for token in tokenizer.convert_ids_to_tokens(ids[1:]))  # one character is one byte
+        # One character is one byte.
+        size += sum(len(token) for token in tokenizer.convert_ids_to_tokens(ids[1:]))
     return nats / math.log(2) / size
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal (Jordan et al., 2024).
 
-    torch.optim.Muon always multiplies in bfloat16, a trap on a CPU that emulates it, and one matrix at a time. Here the
-    format is the caller's, and matrices of one shape go together.
+    torch.optim.Muon always multiplies in bfloat16, a trap on a CPU that emulates it, and one matrix
+    at a time. Here the format is the caller's, and matrices of one shape go together.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], rate: float, dtype: torch.dtype) -> None:
@@ -164,8 +191,12 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x if wide else x.mT
 
 
-def batch(data: NDArray[np.uint16], tokens: int, window: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """Return the inputs and targets that follow after so many tokens; each pass over the data has its own order."""
+def batch(
+    data: NDArray[np.uint16], tokens: int, window: int, config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """Return the inputs and targets that follow after so many tokens; each pass over the data has
+    its own order.
+    """
     size = config.long_window
     first, chunks = tokens // size, (len(data) - 1) // size
     order = np.random.default_rng((config.seed, first // chunks)).permutation(chunks)
@@ -175,9 +206,17 @@ def batch(data: NDArray[np.uint16], tokens: int, window: int, config: TrainConfi
 
 
 def train(
-    model: Any, data: NDArray[np.uint16], budget: int, config: TrainConfig, plan: Plan, checkpoint: Path, resume: bool
+    model: Any,
+    data: NDArray[np.uint16],
+    budget: int,
+    config: TrainConfig,
+    plan: Plan,
+    checkpoint: Path,
+    resume: bool,
 ) -> dict[str, Any]:
-    """Train the model in place up to the budget of tokens; return tokens, seconds and the loss of every step."""
+    """Train the model in place up to the budget of tokens; return tokens, seconds and the loss of
+    every step.
+    """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     muon = Muon(matrices, config.muon_rate, torch.bfloat16 if plan.bf16 else torch.float32)
@@ -188,13 +227,22 @@ def train(
         saved = torch.load(checkpoint, weights_only=True, map_location=plan.device)
         for name, part in (("model", model), ("muon", muon), ("adam", adam)):
             part.load_state_dict(saved[name])
-        tokens, seconds, losses = (saved["progress"][name] for name in ("tokens", "seconds", "losses"))
+        tokens, seconds, losses = (
+            saved["progress"][name] for name in ("tokens", "seconds", "losses")
+        )
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1).float(), targets.flatten())
+        return functional.cross_entropy(
+            model(input_ids=inputs).logits.flatten(0, 1).float(), targets.flatten()
+        )
 
     objective = torch.compile(loss_of, dynamic=False) if plan.compiled else loss_of
-    started, saved_at, reported_at, reported = time.monotonic() - seconds, time.monotonic(), time.monotonic(), tokens
+    started, saved_at, reported_at, reported = (
+        time.monotonic() - seconds,
+        time.monotonic(),
+        time.monotonic(),
+        tokens,
+    )
     while tokens < budget:
         fall = (budget - tokens) / (config.decay_share * budget)  # below 1 in the decay
         share = min(1.0, (tokens + 1) / config.warmup_tokens, fall)
@@ -214,13 +262,21 @@ def train(
         if len(losses) % config.report_steps == 0 or tokens >= budget:
             speed = (tokens - reported) / (now - reported_at)
             recent = float(np.mean(losses[-config.report_steps :]))
-            print(f"{tokens:>12,} tokens  loss {recent:.4f}  {speed:,.0f} tokens/s  rate {share:.2f}", flush=True)
+            print(
+                f"{tokens:>12,} tokens  loss {recent:.4f}  {speed:,.0f} tokens/s  rate {share:.2f}",
+                flush=True,
+            )
             reported_at, reported = now, tokens
         if now - saved_at > config.checkpoint_seconds or tokens >= budget:
-            states = {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict()}
+            states = {
+                "model": model.state_dict(),
+                "muon": muon.state_dict(),
+                "adam": adam.state_dict(),
+            }
             progress = {"tokens": tokens, "seconds": now - started, "losses": losses}
             torch.save({**states, "progress": progress}, checkpoint.with_suffix(".partial"))
-            checkpoint.with_suffix(".partial").replace(checkpoint)  # a stop halfway leaves the last one whole
+            # A stop halfway leaves the last one whole.
+            checkpoint.with_suffix(".partial").replace(checkpoint)
             saved_at = now
     return {"tokens": tokens, "seconds": time.monotonic() - started, "losses": losses}
 
@@ -228,8 +284,12 @@ def train(
 def prepare(
     requirements: Path, cache: Path, config: DataConfig, seed: int
 ) -> tuple[hf.PreTrainedTokenizerBase, NDArray[np.uint16], list[str], dict[str, Any]]:
-    """Return the tokenizer, the training tokens, the held-out excerpts and the figures of the data, all cached."""
-    key = hashlib.sha256(requirements.read_bytes() + repr((config, seed, NEVER, VENDORED, PRE_TOKENS)).encode())
+    """Return the tokenizer, the training tokens, the held-out excerpts and the figures of the data,
+    all cached.
+    """
+    key = hashlib.sha256(
+        requirements.read_bytes() + repr((config, seed, NEVER, VENDORED, PRE_TOKENS)).encode()
+    )
     folder = cache / key.hexdigest()[:16]
     if not (folder / "data.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -240,7 +300,10 @@ def prepare(
         bare.save(str(folder / "tokenizer.json"))
         np.save(folder / "tokens.npy", tokens := pack(bare, documents))
         size = sum(len(document.encode()) for document in documents)
-        split = {held: [pin for pin in wheels if (pin.split("==")[0] in HELD_OUT) is held] for held in (False, True)}
+        split = {
+            held: [pin for pin in wheels if (pin.split("==")[0] in HELD_OUT) is held]
+            for held in (False, True)
+        }
         amounts = {"files": len(documents), "bytes": size, "tokens": len(tokens)}
         figures = {**amounts, "packages": split[False], "held_out_packages": split[True]}
         data = {"figures": figures, "excerpts": choose_excerpts(held, config, seed)}
@@ -248,7 +311,11 @@ def prepare(
     data = json.loads((folder / "data.json").read_text())
     bare = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer: Any = hf.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=bare, bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=CHAT_TEMPLATE
+        tokenizer_object=bare,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
     )
     return tokenizer, np.load(folder / "tokens.npy"), data["excerpts"], data["figures"]
 
@@ -272,8 +339,12 @@ def new_model(vocabulary: int, config: TrainConfig, attention: str) -> Any:
     return hf.AutoModelForCausalLM.from_config(shape, attn_implementation=attention)  # type: ignore[no-untyped-call]
 
 
-def export(model: Any, tokenizer: hf.PreTrainedTokenizerBase, figures: dict[str, Any], out: Path) -> None:
-    """Write the model in float16, its tokenizer and the figures: beside the folder first, then over what is in it."""
+def export(
+    model: Any, tokenizer: hf.PreTrainedTokenizerBase, figures: dict[str, Any], out: Path
+) -> None:
+    """Write the model in float16, its tokenizer and the figures: beside the folder first, then over
+    what is in it.
+    """
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         folder = Path(name)
         model.to("cpu", torch.float16).save_pretrained(folder)
@@ -287,18 +358,36 @@ def export(model: Any, tokenizer: hf.PreTrainedTokenizerBase, figures: dict[str,
 def main() -> None:
     """Run the recipe."""
     parser = argparse.ArgumentParser(description="Train the bundled base model from scratch.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of data.txt, and of the model when it is done")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of data.txt, and of the model when it is done",
+    )
     parser.add_argument("--tokens", type=int, default=17_000_000, help="tokens to train on")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/nano"), help="folder of wheels, tokens, checkpoint")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the cache")
-    parser.add_argument("--compare", type=Path, help="folder of another model to score on the same held-out text")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(".cache/nano"),
+        help="folder of wheels, tokens, checkpoint",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in the cache"
+    )
+    parser.add_argument(
+        "--compare", type=Path, help="folder of another model to score on the same held-out text"
+    )
     options = parser.parse_args()
     config, plan = TrainConfig(), choose_plan()
-    tokenizer, data, excerpts, figures = prepare(options.out / "data.txt", options.cache, DataConfig(), config.seed)
+    tokenizer, data, excerpts, figures = prepare(
+        options.out / "data.txt", options.cache, DataConfig(), config.seed
+    )
     model = new_model(len(tokenizer), config, plan.attention).to(plan.device)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{plan}; {parameters:,} parameters; {len(data):,} tokens of text", flush=True)
-    done = train(model, data, options.tokens, config, plan, options.cache / "checkpoint.pt", options.resume)
+    done = train(
+        model, data, options.tokens, config, plan, options.cache / "checkpoint.pt", options.resume
+    )
     result: dict[str, Any] = {
         "parameters": parameters,
         "tokens_seen": done["tokens"],
@@ -309,9 +398,15 @@ def main() -> None:
     if options.compare:
         other: Any = hf.AutoModelForCausalLM.from_pretrained(options.compare, dtype=torch.float32)
         its_tokenizer: Any = hf.AutoTokenizer.from_pretrained(options.compare)
-        result["compared_bits_per_byte"] = round(bits_per_byte(other, its_tokenizer, excerpts, "cpu"), 4)
+        result["compared_bits_per_byte"] = round(
+            bits_per_byte(other, its_tokenizer, excerpts, "cpu"), 4
+        )
     print(json.dumps(result))
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": hf.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": hf.__version__,
+    }
     settings = {"training": asdict(config), "plan": asdict(plan), "versions": versions}
     export(model, tokenizer, {**result, **settings, "data": figures}, options.out)
 

@@ -1,7 +1,9 @@
-"""The report: results in JSON -> `REPORT.md` and its plots, each claim with its command, commit, machine and versions.
+"""The report: results in JSON -> `REPORT.md` and its plots, each claim with its command, commit,
+machine and versions.
 
-It measures nothing, and runs in an environment of its own, with matplotlib and without Mayfly. What was measured is
-told, whether it holds or not; a result that is not there is left out, and the report says which command makes it.
+It measures nothing, and runs in an environment of its own, with matplotlib and without Mayfly. What
+was measured is told, whether it holds or not; a result that is not there is left out, and the
+report says which command makes it.
 
     python benchmarks/report.py [--results benchmarks/results] [--out benchmarks/REPORT.md]
 """
@@ -27,8 +29,15 @@ from benchmarks.sections.training import training  # noqa: E402
 
 SECTIONS = (
     Section("quality", "Quality: what adaptation buys", {"quality": "make bench-quality"}, quality),
-    Section("stopping", "Stopping: when an adaptation ends", {"stopping": "make bench-stopping"}, stopping),
-    Section("latency", "Latency: what each stage costs", {"latency": "make bench-latency"}, latency),
+    Section(
+        "stopping",
+        "Stopping: when an adaptation ends",
+        {"stopping": "make bench-stopping"},
+        stopping,
+    ),
+    Section(
+        "latency", "Latency: what each stage costs", {"latency": "make bench-latency"}, latency
+    ),
     Section(
         "training",
         "Training: the trainer alone",
@@ -39,7 +48,12 @@ SECTIONS = (
         },
         training,
     ),
-    Section("selection", "Selection: what choosing costs", {"selection": "make bench-selection"}, selection),
+    Section(
+        "selection",
+        "Selection: what choosing costs",
+        {"selection": "make bench-selection"},
+        selection,
+    ),
     Section(
         "promises",
         "Promises of the server",
@@ -59,7 +73,9 @@ def main() -> None:
 
 
 def written(results: Path, folder: Path) -> list[str]:
-    """The report's lines, of the results in one folder, for a report in another, where its plots are drawn."""
+    """The report's lines, of the results in one folder, for a report in another, where its plots
+    are drawn.
+    """
     where = Path(os.path.relpath(results, folder)).as_posix()
     lines = [
         "# Benchmark report",
@@ -69,12 +85,19 @@ def written(results: Path, folder: Path) -> list[str]:
     ]
     for section in SECTIONS:
         files = {name: results / f"{name}.json" for name in section.sources}
-        found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+        found = {
+            name: json.loads(file.read_text()) for name, file in files.items() if file.exists()
+        }
         lines += [f"## {section.title}", ""]
         if found:
             lines += section.write(found, Plots(folder, section.name, where))
         for name, command in section.sources.items():
-            lines += [provenance(found[name], name, where) if name in found else f"Not measured here: `{command}`.", ""]
+            lines += [
+                provenance(found[name], name, where)
+                if name in found
+                else f"Not measured here: `{command}`.",
+                "",
+            ]
     return lines
 
 

@@ -1,14 +1,17 @@
-"""Selection: SIFT against its authors' library and against nearest neighbours, and what corpora cost as they grow.
+"""Selection: SIFT against its authors' library and against nearest neighbours, and what corpora
+cost as they grow.
 
-Three questions. Does SIFT pick what activeft's exact path picks, and how much faster (`exact`)? How much longer does a
-prompt take with SIFT than with nearest neighbours alone, embedding and search included (paper, figure 4)? What does an
-index over N sequences cost (`growth`)? Embeddings of candidates and corpora are synthetic; the times do not depend
-on what they are. Every part runs in processes of its own: the first two on one thread, growth on all.
+Three questions. Does SIFT pick what activeft's exact path picks, and how much faster (`exact`)? How
+much longer does a prompt take with SIFT than with nearest neighbours alone, embedding and search
+included (paper, figure 4)? What does an index over N sequences cost (`growth`)? Embeddings of
+candidates and corpora are synthetic; the times do not depend on what they are. Every part runs in
+processes of its own: the first two on one thread, growth on all.
 
 activeft is not a dependency. `make bench-selection` puts it into a folder of its own; by hand:
 
     pip install --no-deps --target .cache/activeft activeft==0.1.1
-    PYTHONPATH=.cache/activeft python benchmarks/selection.py [--json] [--out benchmarks/results/selection.json]
+    PYTHONPATH=.cache/activeft python benchmarks/selection.py [--json] [--out
+    benchmarks/results/selection.json]
 
 Shapes: N sequences, K candidates, T targets, D embedding dimensions.
 """
@@ -57,11 +60,21 @@ def moving_average(values, window):
 def main() -> None:
     """Measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--problems", type=int, default=1000, help="how many are given to SIFT and to activeft")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="sequences")
-    parser.add_argument("--patience", type=float, default=120, help="seconds that activeft may take for one choice")
-    parser.add_argument("--plot", type=Path, help="draw the overhead over nearest neighbours here, as SVG")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--problems", type=int, default=1000, help="how many are given to SIFT and to activeft"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="sequences"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=120, help="seconds that activeft may take for one choice"
+    )
+    parser.add_argument(
+        "--plot", type=Path, help="draw the overhead over nearest neighbours here, as SVG"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--out", type=Path, help="write the full result here")
     options = parser.parse_args()
     console = Console(stderr=options.json)
@@ -86,7 +99,9 @@ def main() -> None:
     result |= {
         "threads": {"activeft": 1, "overhead": 1, "growth": threads},
         "speedup_vs_activeft": {k: _first(row.get("retriever_ratio")) for k, row in raced.items()},
-        "speedup_vs_activeft_greedy": {k: _first(row.get("greedy_ratio")) for k, row in raced.items()},
+        "speedup_vs_activeft_greedy": {
+            k: _first(row.get("greedy_ratio")) for k, row in raced.items()
+        },
         "identical_picks": same["up_to_ties"],
         "identical_picks_strictly": same["strictly"],
         "overhead_vs_nn": {k: row["ratio"] for k, row in over.items()},
@@ -107,17 +122,25 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     if options.json:
-        print(json.dumps({key: value for key, value in result.items() if key not in ("races", "overhead")}))
+        print(
+            json.dumps(
+                {key: value for key, value in result.items() if key not in ("races", "overhead")}
+            )
+        )
 
 
 def overhead(candidates: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """By K, what SIFT adds to embedding a prompt and searching for its K nearest; each repetition does all in a row."""
+    """By K, what SIFT adds to embedding a prompt and searching for its K nearest; each repetition
+    does all in a row.
+    """
     embedder = load_embedder()
     vectors_ND, _ = draw(CORPUS, 0)
     index = Index.build(np.arange(CORPUS), vectors_ND)
 
     def once(k: int) -> list[float]:
-        """Milliseconds until the prompt is embedded, NN has answered, SIFT has, and sigma_infinity is there."""
+        """Milliseconds until the prompt is embedded, NN has answered, SIFT has, and sigma_infinity
+        is there.
+        """
         marks = [time.perf_counter()]
         targets_TD = embedder.embed(embedder.segments(Prompt(PROMPT)))
         marks.append(time.perf_counter())
@@ -132,7 +155,9 @@ def overhead(candidates: tuple[int, ...]) -> dict[str, dict[str, float]]:
     result = {}
     for k in candidates:
         rows = [once(k) for _ in range(REPEATS + 5)][5:]
-        embed, nn, with_sift, with_both = (statistics.median(column) for column in zip(*rows, strict=True))
+        embed, nn, with_sift, with_both = (
+            statistics.median(column) for column in zip(*rows, strict=True)
+        )
         result[str(k)] = {
             "embed_milliseconds": embed,
             "nn_milliseconds": nn,
@@ -151,13 +176,27 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"({100 * result['identical_picks_strictly']:.1f} % without counting ties)",
         highlight=False,
     )
-    table = Table("K", "Mayfly, ms", "activeft: greedy, ms", "Retriever, ms", "times as fast", box=None, pad_edge=False)
+    table = Table(
+        "K",
+        "Mayfly, ms",
+        "activeft: greedy, ms",
+        "Retriever, ms",
+        "times as fast",
+        box=None,
+        pad_edge=False,
+    )
     for k, row in result["races"].items():
-        ratios = ", ".join(_number(_first(row.get(f"{way}_ratio")), 0) for way in ("greedy", "retriever"))
-        times = (_number(row.get(f"{who}_milliseconds")) for who in ("mayfly", "greedy", "retriever"))
+        ratios = ", ".join(
+            _number(_first(row.get(f"{way}_ratio")), 0) for way in ("greedy", "retriever")
+        )
+        times = (
+            _number(row.get(f"{who}_milliseconds")) for who in ("mayfly", "greedy", "retriever")
+        )
         table.add_row(k, *times, ratios)
     console.print(table)
-    table = Table("K", "NN, ms", "with SIFT, ms", "ratio", "and sigma_infinity", box=None, pad_edge=False)
+    table = Table(
+        "K", "NN, ms", "with SIFT, ms", "ratio", "and sigma_infinity", box=None, pad_edge=False
+    )
     for k, row in result["overhead"].items():
         table.add_row(
             k,
@@ -195,8 +234,12 @@ def bars(ratios: dict[str, float]) -> str:
     ]
     for number, (k, ratio) in enumerate(ratios.items()):
         x, length = 60 + step * number, height * (ratio - 1.0) / (top - 1.0)
-        parts.append(f'<rect x="{x}" y="{height + 45 - length:.1f}" width="50" height="{length:.1f}" fill="#b22"/>')
-        parts.append(f'<text x="{x + 25}" y="{height + 40 - length:.1f}" text-anchor="middle">{ratio:.3f}</text>')
+        parts.append(
+            f'<rect x="{x}" y="{height + 45 - length:.1f}" width="50" height="{length:.1f}" fill="#b22"/>'
+        )
+        parts.append(
+            f'<text x="{x + 25}" y="{height + 40 - length:.1f}" text-anchor="middle">{ratio:.3f}</text>'
+        )
         parts.append(f'<text x="{x + 25}" y="{height + 62}" text-anchor="middle">{k}</text>')
     parts.append(f'<path d="M25 {height + 45} H{step * len(ratios) + 40}" stroke="black"/>')
     parts.append(f'<text x="5" y="{height + 49}">1</text></svg>\n')

@@ -1,8 +1,9 @@
-"""A real `mayfly serve` for a benchmark: in processes of its own, on a free loopback port, with a home of its own.
+"""A real `mayfly serve` for a benchmark: in processes of its own, on a free loopback port, with a
+home of its own.
 
-What it holds is read from outside, as an operator would: memory, connections and CPU time from the processes, live
-work from /metrics, adapters from the staging folders in /dev/shm. It is ended as a terminal ends it, by SIGINT.
-Knows nothing of what is asked of the server.
+What it holds is read from outside, as an operator would: memory, connections and CPU time from the
+processes, live work from /metrics, adapters from the staging folders in /dev/shm. It is ended as a
+terminal ends it, by SIGINT. Knows nothing of what is asked of the server.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ MODEL = "nano"
 PROMPT = "def moving_average(values, window):\n"
 # Takes on more than its machine would by itself, for clients that are not there to be turned away.
 ROOMY = ("--max-requests", "128", "--max-adaptations", "16", "--undegraded", "16")
-NO_KEEPING = httpx.Limits(max_keepalive_connections=0)  # a kept connection would look like one the server holds
+# A kept connection would look like one the server holds.
+NO_KEEPING = httpx.Limits(max_keepalive_connections=0)
 START_SECONDS, END_SECONDS = 600, 90
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _LASTING = re.compile(r"ServeReplica:mayfly:(\w+)|(EngineCore)|/(raylet) ")
@@ -61,7 +63,9 @@ class Server:
         return [command, *command.children(recursive=True)]
 
     def workers(self) -> dict[str, psutil.Process]:
-        """What must last as long as the server: "engine", "selector", "trainer", "EngineCore", and Ray's, "node"."""
+        """What must last as long as the server: "engine", "selector", "trainer", "EngineCore", and
+        Ray's, "node".
+        """
         found = {}
         for process in self.family():
             with contextlib.suppress(psutil.Error):
@@ -84,18 +88,26 @@ class Server:
         for process in self.family():
             with contextlib.suppress(psutil.Error):
                 held += sum(
-                    bool(each.raddr) and each.laddr.port == self.port for each in process.net_connections("tcp")
+                    bool(each.raddr) and each.laddr.port == self.port
+                    for each in process.net_connections("tcp")
                 )
         return held
 
     def staged(self) -> list[str]:
         """Adapters in its staging folders."""
-        return sorted(adapter.name for folder in self._staging() for adapter in folder.iterdir() if adapter.is_dir())
+        return sorted(
+            adapter.name
+            for folder in self._staging()
+            for adapter in folder.iterdir()
+            if adapter.is_dir()
+        )
 
     def shared(self) -> set[str]:
         """Files in shared memory that no staging folder of its living processes is or names."""
         mine = self._staging()
-        named = {name for folder in mine for name in (folder / "shared-memory").read_text().splitlines()}
+        named = {
+            name for folder in mine for name in (folder / "shared-memory").read_text().splitlines()
+        }
         return shared_memory(self.memory) - named - {folder.name for folder in mine}
 
     def metrics(self, headers: Mapping[str, str] | None = None) -> defaultdict[str, float]:
@@ -117,10 +129,20 @@ class Server:
     def busy(self, headers: Mapping[str, str] | None = None) -> bool:
         """Whether anything is in a stage, in vLLM's hands, or staged."""
         totals = self.metrics(headers)
-        names = ("mayfly_requests_in_stage", "vllm:num_requests_running", "vllm:num_requests_waiting")
-        return any(totals[name] for name in names) or bool(totals["mayfly_live_adapters"]) or bool(self.staged())
+        names = (
+            "mayfly_requests_in_stage",
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+        )
+        return (
+            any(totals[name] for name in names)
+            or bool(totals["mayfly_live_adapters"])
+            or bool(self.staged())
+        )
 
-    def quiet_within(self, seconds: float, headers: Mapping[str, str] | None = None) -> float | None:
+    def quiet_within(
+        self, seconds: float, headers: Mapping[str, str] | None = None
+    ) -> float | None:
         """Seconds until nothing runs and no client is connected; None if that took longer."""
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
@@ -132,20 +154,28 @@ class Server:
 
     def _staging(self) -> list[Path]:
         pids = {process.pid for process in self.family()}
-        return [folder for folder in self.memory.glob("mayfly-*-*") if int(folder.name.split("-")[1]) in pids]
+        return [
+            folder
+            for folder in self.memory.glob("mayfly-*-*")
+            if int(folder.name.split("-")[1]) in pids
+        ]
 
 
 def samples(
     url: str, headers: Mapping[str, str] | None = None, seconds: float = 10.0
 ) -> Iterator[tuple[str, str, float]]:
-    """What /metrics of a server says, given so many seconds to say it: names, labels as they are written, values.
+    """What /metrics of a server says, given so many seconds to say it: names, labels as they are
+    written, values.
 
-    prometheus_client's parser takes ten times as long, which is felt where a server is asked until it is quiet.
+    prometheus_client's parser takes ten times as long, which is felt where a server is asked until
+    it is quiet.
 
     Raises:
         httpx.HTTPError: it says nothing.
     """
-    reply = httpx.get(f"{url}/metrics", headers=dict(headers or {}), timeout=seconds).raise_for_status()
+    reply = httpx.get(
+        f"{url}/metrics", headers=dict(headers or {}), timeout=seconds
+    ).raise_for_status()
     for line in reply.text.splitlines():
         if found := _SAMPLE.fullmatch(line):
             yield found[1], found[2] or "", float(found[3])
@@ -170,7 +200,9 @@ def fill(home: Path, corpora: Mapping[str, Sequence[Document]]) -> None:
 
 def sources() -> list[Document]:
     """Text that is there anyway: this repository's own package `selection`."""
-    return [Document(file.name, file.read_text()) for file in sorted((ROOT / "selection").glob("*.py"))]
+    return [
+        Document(file.name, file.read_text()) for file in sorted((ROOT / "selection").glob("*.py"))
+    ]
 
 
 @contextlib.contextmanager
@@ -200,12 +232,23 @@ def serving(folder: Path, *arguments: str, memory_bytes: int | None = None) -> I
         RuntimeError: it did not come up; with the end of what it said.
     """
     port = free_port()
-    command = [str(Path(sys.executable).with_name("mayfly")), "serve", "--port", str(port), "--home", str(folder)]
+    command = [
+        str(Path(sys.executable).with_name("mayfly")),
+        "serve",
+        "--port",
+        str(port),
+        "--home",
+        str(folder),
+    ]
     if memory_bytes is not None:
         own = f'mount -t tmpfs -o size={memory_bytes} tmpfs {_SHARED_MEMORY} && exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", own, "sh", *command]
     with running([*command, *arguments], port, folder / "server.log") as process:
-        memory = _SHARED_MEMORY if memory_bytes is None else Path(f"/proc/{process.pid}/root{_SHARED_MEMORY}")
+        memory = (
+            _SHARED_MEMORY
+            if memory_bytes is None
+            else Path(f"/proc/{process.pid}/root{_SHARED_MEMORY}")
+        )
         server = Server(f"http://127.0.0.1:{port}", port, process, memory=memory)
         family, staging = server.family(), server._staging()
         try:
@@ -223,22 +266,30 @@ def serving(folder: Path, *arguments: str, memory_bytes: int | None = None) -> I
 def running(
     command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server's command until its /health answers, then for the length of a `with`; ended by SIGINT to its pid.
+    """A server's command until its /health answers, then for the length of a `with`; ended by
+    SIGINT to its pid.
 
     Raises:
         RuntimeError: it did not come up; with the end of what it said.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever is ended must end the server first
+    # Whoever is ended must end the server first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress(f"starting {Path(command[0]).name} {' '.join(command[1:3])}")
     with log.open("wb") as said:
         process = subprocess.Popen(
-            command, stdout=said, stderr=said, env={**os.environ, **(environment or {})}, process_group=0
+            command,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, **(environment or {})},
+            process_group=0,
         )
     try:
         begun = time.monotonic()
         while not _healthy(port):
             if process.poll() is not None or time.monotonic() - begun > START_SECONDS:
-                raise RuntimeError(f"{' '.join(command)} did not come up:\n{log.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"{' '.join(command)} did not come up:\n{log.read_text()[-2000:]}"
+                )
             time.sleep(0.5)
         yield process
     finally:

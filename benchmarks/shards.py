@@ -1,11 +1,13 @@
-"""Shards: what a search over N sequences costs where they lie in one, two, four processes, each with a part.
+"""Shards: what a search over N sequences costs where they lie in one, two, four processes, each
+with a part.
 
-Vectors and queries are those of `benchmarks/growth.py`. Each shard is a process of its own on one thread with an index
-over its part; a query goes to all of them at once (to a single one, too), and what they find is merged, as
-`selection/corpus/shards.py` does. Memory is that of the largest process. It knows nothing of Ray, whose calls between
-machines take a millisecond or two more.
+Vectors and queries are those of `benchmarks/growth.py`. Each shard is a process of its own on one
+thread with an index over its part; a query goes to all of them at once (to a single one, too), and
+what they find is merged, as `selection/corpus/shards.py` does. Memory is that of the largest
+process. It knows nothing of Ray, whose calls between machines take a millisecond or two more.
 
-    python benchmarks/shards.py [--sequences 1000000] [--json] [--out benchmarks/results/shards.json]
+    python benchmarks/shards.py [--sequences 1000000] [--json] [--out
+    benchmarks/results/shards.json]
 
 Shapes: N sequences, Q queries, K candidates, D embedding dimensions.
 """
@@ -41,7 +43,9 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sequences", type=int, default=1_000_000)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--out", type=Path, help="write the full result here")
     options, facts = parser.parse_args(), circumstances()
     vectors_ND, queries_QD = draw(options.sequences, _QUERIES)
@@ -52,7 +56,9 @@ def main() -> None:
         found[str(shards)] = spread(shards, vectors_ND, queries_QD, nearest_QK)
     progress("")
     result = {**facts, "sequences": options.sequences, "shards": found}
-    table = Table("shards", "build, s", "memory of one, MB", "search, ms", "recall", box=None, pad_edge=False)
+    table = Table(
+        "shards", "build, s", "memory of one, MB", "search, ms", "recall", box=None, pad_edge=False
+    )
     for name, row in found.items():
         table.add_row(
             name,
@@ -69,12 +75,14 @@ def main() -> None:
         print(json.dumps({"sequences": options.sequences, "shards": found}))
 
 
-def spread(shards: int, vectors_ND: Embeddings, queries_QD: Embeddings, nearest_QK: Ids) -> dict[str, float]:
+def spread(
+    shards: int, vectors_ND: Embeddings, queries_QD: Embeddings, nearest_QK: Ids
+) -> dict[str, float]:
     """Build, search and merge over so many processes.
 
     Returns:
-        "build_seconds" of all, one after the other, "resident_bytes" of the largest, "search_milliseconds" (median,
-        merging included), "recall" of the true nearest CANDIDATES.
+        "build_seconds" of all, one after the other, "resident_bytes" of the largest,
+        "search_milliseconds" (median, merging included), "recall" of the true nearest CANDIDATES.
     """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
@@ -91,7 +99,9 @@ def spread(shards: int, vectors_ND: Embeddings, queries_QD: Embeddings, nearest_
             started = time.perf_counter()
             asked = [pool.submit(_nearest, query_D[None]) for pool in pools]
             found = [each.result() for each in asked]
-            ids_K, similarity_K = (np.concatenate([each[part] for each in found]) for part in (0, 2))
+            ids_K, similarity_K = (
+                np.concatenate([each[part] for each in found]) for part in (0, 2)
+            )
             best_K = ids_K[np.argsort(-similarity_K, kind="stable")[:CANDIDATES]]
             seconds.append(time.perf_counter() - started)
             recalls.append(np.isin(true_K, best_K).mean())

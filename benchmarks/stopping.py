@@ -1,10 +1,12 @@
-"""Stopping: when should an adaptation end, and which adapter answers? Rules compared on curves that were measured.
+"""Stopping: when should an adaptation end, and which adapter answers? Rules compared on curves that
+were measured.
 
-Every rule has one parameter; over its values it gives a curve of gain against steps: the share of all steps that it
-takes, and the share it keeps of the gain that all steps bring, both of means over passages. Rules that look at the
-prompt do so when a server does (`adapters.early_stopping`), and most of them keep the best adapter of those looked at.
-Between measured steps bits per byte are interpolated. The rule that knows the future is no rule but the bound for all
-of them: it spends the same mean number of steps where they bring most. Pure: rows in, numbers out.
+Every rule has one parameter; over its values it gives a curve of gain against steps: the share of
+all steps that it takes, and the share it keeps of the gain that all steps bring, both of means over
+passages. Rules that look at the prompt do so when a server does (`adapters.early_stopping`), and
+most of them keep the best adapter of those looked at. Between measured steps bits per byte are
+interpolated. The rule that knows the future is no rule but the bound for all of them: it spends the
+same mean number of steps where they bring most. Pure: rows in, numbers out.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from selection.strategies.sift import has_stalled
 from serving.config import AUTO as BUDGET
 
 Floats = npt.NDArray[np.float64]
-Ended = tuple[int, int]  # after how many steps a rule ends, and how many of them the adapter has learnt from
+# After how many steps a rule ends, and how many of them the adapter has learnt from.
+Ended = tuple[int, int]
 TARGET_STEPS, TARGET_GAIN = 1 / 3, 0.85  # shares
 FIXED, ALPHA, KNOWING = "the same number for all", "alpha", "knowing the future"
 AVERAGE = "the prompt's average gain"
@@ -85,7 +88,9 @@ def _smoothed_gain(looks: Sequence[Look], gain: float, steps: float = 8.0) -> bo
     pairs = list(pairwise(looks))
     weights = np.exp([(after.used - looks[-1].used) / steps for _, after in pairs])
     gains = np.array([100 * (before.loss - after.loss) / looks[0].loss for before, after in pairs])
-    return bool(weights @ gains < gain * (weights @ [after.used - before.used for before, after in pairs]))
+    return bool(
+        weights @ gains < gain * (weights @ [after.used - before.used for before, after in pairs])
+    )
 
 
 def _patience(looks: Sequence[Look], most: float) -> bool:
@@ -136,7 +141,11 @@ RULES = (
     Rule(AUTO, partial(_looking, _recent_gain), _PRICES),
     Rule("the prompt's gain, smoothed", partial(_looking, _smoothed_gain), _PRICES),
     Rule("patience with the prompt", partial(_looking, _patience), tuple(map(float, range(1, 9)))),
-    Rule("first similarity", _at_once(_similarity), tuple(float(each) for each in np.geomspace(5, 1000, 60))),
+    Rule(
+        "first similarity",
+        _at_once(_similarity),
+        tuple(float(each) for each in np.geomspace(5, 1000, 60)),
+    ),
     Rule("losses", _at_once(_losses), tuple(float(each) for each in np.geomspace(1e-3, 0.5, 60))),
 )
 
@@ -166,22 +175,28 @@ def compare(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float]]]:
     found = {}
     for rule in RULES:
         points = [
-            (parameter, *shares(curves, [rule.ends(row, parameter) for row in rows])) for parameter in rule.parameters
+            (parameter, *shares(curves, [rule.ends(row, parameter) for row in rows]))
+            for parameter in rule.parameters
         ]
         found[rule.name] = sorted(points, key=lambda point: point[1])
     prices = [float(price) for price in np.geomspace(1e-3, 10, 60)]
     best = [[int(np.argmin(c + price * np.arange(len(c)))) for c in curves] for price in prices]
-    knowing = [(price, *shares(curves, [(n, n) for n in each])) for price, each in zip(prices, best, strict=True)]
+    knowing = [
+        (price, *shares(curves, [(n, n) for n in each]))
+        for price, each in zip(prices, best, strict=True)
+    ]
     return found | {KNOWING: sorted(knowing, key=lambda point: point[1])}
 
 
 def judged(choosing: Sequence[Row], reporting: Sequence[Row]) -> dict[str, Any]:
-    """Each rule with the parameter that takes the fewest steps for TARGET_GAIN of the gain of the passages that choose.
+    """Each rule with the parameter that takes the fewest steps for TARGET_GAIN of the gain of the
+    passages that choose.
 
     Returns:
-        "auto": what a server's `auto` does on the passages that report; "rules": by name, the parameter, or None where
-        none keeps as much, the shares on both, those of "reporting" with intervals, and the share of passages that
-        ended worse than the base model's; "stopping_rules": as `compare`, of the passages that report.
+        "auto": what a server's `auto` does on the passages that report; "rules": by name, the
+        parameter, or None where none keeps as much, the shares on both, those of "reporting" with
+        intervals, and the share of passages that ended worse than the base model's;
+        "stopping_rules": as `compare`, of the passages that report.
     """
     chosen, told = compare(choosing), compare(reporting)
     found: dict[str, Any] = {}
@@ -208,7 +223,9 @@ def judged(choosing: Sequence[Row], reporting: Sequence[Row]) -> dict[str, Any]:
 
 
 def reported(rows: Sequence[Row], rule: Rule, parameter: float) -> dict[str, Any]:
-    """What a rule does on these passages: shares with 90 % intervals, steps, per cent of base, and the share harmed."""
+    """What a rule does on these passages: shares with 90 % intervals, steps, per cent of base, and
+    the share harmed.
+    """
     curves, ended = [curve(row) for row in rows], [rule.ends(row, parameter) for row in rows]
     at_end = [float(each[kept]) for each, (_, kept) in zip(curves, ended, strict=True)]
     documents = [row.document for row in rows]
@@ -228,7 +245,16 @@ def reported(rows: Sequence[Row], rule: Rule, parameter: float) -> dict[str, Any
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """The rules as a table for people."""
-    table = Table("rule", "parameter", "steps", "gain", "worse than base", "gain at 1/3", box=None, pad_edge=False)
+    table = Table(
+        "rule",
+        "parameter",
+        "steps",
+        "gain",
+        "worse than base",
+        "gain at 1/3",
+        box=None,
+        pad_edge=False,
+    )
     for name, each in result["rules"].items():
         told, third = each["reporting"], each["gain_share_at_a_third"]
         cells = (
@@ -251,21 +277,34 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     )
 
 
-def at_steps(points: Sequence[tuple[float, float, float]], share: float = TARGET_STEPS) -> float | None:
-    """Gain share of a curve where it has taken that share of the steps; None where it never takes as many."""
+def at_steps(
+    points: Sequence[tuple[float, float, float]], share: float = TARGET_STEPS
+) -> float | None:
+    """Gain share of a curve where it has taken that share of the steps; None where it never takes
+    as many.
+    """
     if not points[0][1] <= share <= points[-1][1]:
         return None
     return float(np.interp(share, [p[1] for p in points], [p[2] for p in points]))
 
 
-def for_gain(points: Sequence[tuple[float, float, float]], gain: float = TARGET_GAIN) -> float | None:
+def for_gain(
+    points: Sequence[tuple[float, float, float]], gain: float = TARGET_GAIN
+) -> float | None:
     """Least share of steps at which a curve keeps that share of the gain; None if it never does."""
     return min((steps for _, steps, kept in points if kept >= gain), default=None)
 
 
 def correlations(rows: Sequence[Row]) -> Mapping[str, float]:
-    """Of sigma_n, and of sigma_n times the base model's bits per byte, with bits per byte after n steps (figure 8)."""
-    pairs = [(row.sigma[int(n)], bits, row.base) for row in rows for n, bits in row.bits.items() if n != "0"]
+    """Of sigma_n, and of sigma_n times the base model's bits per byte, with bits per byte after n
+    steps (figure 8).
+    """
+    pairs = [
+        (row.sigma[int(n)], bits, row.base)
+        for row in rows
+        for n, bits in row.bits.items()
+        if n != "0"
+    ]
     sigma, bits, base = np.array(pairs).T
     return {
         "sigma": float(np.corrcoef(sigma, bits)[0, 1]),

@@ -1,8 +1,10 @@
-"""Tables of quality: rows of measurement -> means with 90 % bootstrap intervals over documents, and their printing.
+"""Tables of quality: rows of measurement -> means with 90 % bootstrap intervals over documents, and
+their printing.
 
-Per cent of base is bits per byte after adaptation over those of the base model, of each passage; means are over
-passages. Differences are of the same passage. "At equal seconds" takes, of each passage, the last measured point that
-is reached after so many seconds of choosing and training, by the median times of the passages that were adapted alone.
+Per cent of base is bits per byte after adaptation over those of the base model, of each passage;
+means are over passages. Differences are of the same passage. "At equal seconds" takes, of each
+passage, the last measured point that is reached after so many seconds of choosing and training, by
+the median times of the passages that were adapted alone.
 """
 
 from __future__ import annotations
@@ -26,14 +28,18 @@ SECONDS = tuple(round(float(each), 2) for each in np.geomspace(0.1, 20, 24))
 SIFT, NN = "SIFT", "NN"
 
 
-def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, Sequence[Variant]]) -> dict[str, Any]:
+def summary(
+    rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, Sequence[Variant]]
+) -> dict[str, Any]:
     """All that is told of a run."""
     by_variant: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_variant.setdefault(row.variant, {})[row.passage] = row
     main = {name: list(by_variant[name].values()) for name in strategies}
     sift = main[SIFT]
-    trained = {name: found for name, found in main.items() if all(row.step_seconds for row in found)}
+    trained = {
+        name: found for name, found in main.items() if all(row.step_seconds for row in found)
+    }
     times = {name: _times([row for row in found if row.alone]) for name, found in trained.items()}
     steps = sorted({int(step) for row in sift for step in row.bits} - {0})
     rules = stopping.compare(sift)
@@ -48,19 +54,27 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
         "by_domain": {
             group: {
                 "passages": sum(row.group == group for row in sift),
-                "base_bits_per_byte": _mean([row for row in sift if row.group == group], lambda row: row.base),
+                "base_bits_per_byte": _mean(
+                    [row for row in sift if row.group == group], lambda row: row.base
+                ),
                 "percent_of_base": {
-                    name: _mean([row for row in found if row.group == group], percent) for name, found in main.items()
+                    name: _mean([row for row in found if row.group == group], percent)
+                    for name, found in main.items()
                 },
             }
             for group in groups
         },
         "seconds": {
-            name: statistics.median(row.choosing_seconds + row.step_seconds[-1] for row in found if row.alone)
+            name: statistics.median(
+                row.choosing_seconds + row.step_seconds[-1] for row in found if row.alone
+            )
             for name, found in trained.items()
         },
         "at_equal_seconds": {
-            name: {f"{seconds:g}": _mean(found, partial(_percent_after, seconds, times[name])) for seconds in SECONDS}
+            name: {
+                f"{seconds:g}": _mean(found, partial(_percent_after, seconds, times[name]))
+                for seconds in SECONDS
+            }
             for name, found in trained.items()
         },
         "correlation": stopping.correlations(sift),
@@ -85,12 +99,18 @@ def summary(rows: Sequence[Row], strategies: Sequence[str], axes: Mapping[str, S
         },
         "sift_minus_nn_alike": {
             setting: difference(by_variant[f"{SIFT}{setting}"], by_variant[f"{NN}{setting}"])
-            for setting in (name.removeprefix(SIFT) for name in by_variant if name.startswith(f"{SIFT},"))
+            for setting in (
+                name.removeprefix(SIFT) for name in by_variant if name.startswith(f"{SIFT},")
+            )
             if f"{NN}{setting}" in by_variant
         },
         "points": [
             {"variant": row.variant, "passage": row.passage, "group": row.group, "bits": row.bits}
-            | ({"sigma": {n: row.sigma[int(n)] for n in row.bits}, "prompt": row.prompt} if row.variant == SIFT else {})
+            | (
+                {"sigma": {n: row.sigma[int(n)] for n in row.bits}, "prompt": row.prompt}
+                if row.variant == SIFT
+                else {}
+            )
             for row in rows
         ],
     }
@@ -115,7 +135,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         cells = [f"{part['percent_of_base'][name][0]:.1f}" for name in names]
         table.add_row(domain, f"{part['base_bits_per_byte'][0]:.2f}", *cells)
     table.add_row(
-        "all", f"{result['base_bits_per_byte'][0]:.2f}", *(_cell(result["percent_of_base"][name]) for name in names)
+        "all",
+        f"{result['base_bits_per_byte'][0]:.2f}",
+        *(_cell(result["percent_of_base"][name]) for name in names),
     )
     console.print(table)
     parts = "; ".join(
@@ -124,11 +146,17 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         )
         for part in result["by_distinct"]
     )
-    console.print(f"SIFT minus NN: {_cell(result['sift_minus_nn'])} points ({parts})", highlight=False)
+    console.print(
+        f"SIFT minus NN: {_cell(result['sift_minus_nn'])} points ({parts})", highlight=False
+    )
     table = Table("steps", *result["by_steps"], box=None, pad_edge=False)
     for step in result["by_steps"][SIFT]:
         table.add_row(
-            step, *(f"{found[step][0]:.1f}" if step in found else "" for found in result["by_steps"].values())
+            step,
+            *(
+                f"{found[step][0]:.1f}" if step in found else ""
+                for found in result["by_steps"].values()
+            ),
         )
     table.add_row("seconds", *(f"{seconds:.1f}" for seconds in result["seconds"].values()))
     console.print(table)
@@ -140,7 +168,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     for axis, variants in result["axes"].items():
         table = Table(axis, "% of base", "minus SIFT", "minus NN", box=None, pad_edge=False)
         for name, found in variants.items():
-            table.add_row(name, *(_cell(found[key]) for key in ("percent_of_base", "minus_sift", "minus_nn")))
+            table.add_row(
+                name, *(_cell(found[key]) for key in ("percent_of_base", "minus_sift", "minus_nn"))
+            )
         console.print(table)
     console.print("in brackets: 90 % bootstrap intervals over documents", highlight=False)
 
@@ -159,7 +189,10 @@ def _percent_at(row: Row, step: int) -> float:
 
 def _times(alone: Sequence[Row]) -> tuple[float, ...]:
     """Seconds until 0, 1, ... steps have been taken."""
-    ends = zip(*((row.choosing_seconds + seconds for seconds in row.step_seconds) for row in alone), strict=True)
+    ends = zip(
+        *((row.choosing_seconds + seconds for seconds in row.step_seconds) for row in alone),
+        strict=True,
+    )
     return 0.0, *map(statistics.median, ends)
 
 

@@ -1,10 +1,11 @@
 """Training: the trainer against a plain PEFT loop, against the machine, and under load.
 
-Five questions, in parts that can be asked for alone (`--only`). How many times the training tokens a second of a plain
-loop does the trainer reach, by how many requests train at once (`peft`)? What share of the machine's matrix-product
-rate is that, and where does the rest go (`gemm`)? How long does a request take in company (`latency`)? How late is it,
-where it has a deadline (`deadlines`)? What do thousands in a row leave behind (`memory`)? Every part runs in a process
-of its own, and every model of the first two. On a GPU the same runs there, in bfloat16, with a model of a billion
+Five questions, in parts that can be asked for alone (`--only`). How many times the training tokens
+a second of a plain loop does the trainer reach, by how many requests train at once (`peft`)? What
+share of the machine's matrix-product rate is that, and where does the rest go (`gemm`)? How long
+does a request take in company (`latency`)? How late is it, where it has a deadline (`deadlines`)?
+What do thousands in a row leave behind (`memory`)? Every part runs in a process of its own, and
+every model of the first two. On a GPU the same runs there, in bfloat16, with a model of a billion
 parameters more.
 
     make bench-training
@@ -45,13 +46,21 @@ _ENVIRONMENT = {
 def main() -> None:
     """Measure, print tables, draw, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--quick", action="store_true", help="small sizes: does it work, rather than how well")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes: does it work, rather than how well"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of every process")
     parser.add_argument("--requests", type=int, default=200, help="with deadlines")
     parser.add_argument("--adaptations", type=int, default=2000, help="in a row")
-    parser.add_argument("--plot", type=Path, help="draw tokens a second against requests at once here, as SVG")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--plot", type=Path, help="draw tokens a second against requests at once here, as SVG"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--out", type=Path, help="write the result here")
     options = parser.parse_args()
     console = Console(stderr=options.json)
@@ -80,19 +89,27 @@ def main() -> None:
 
 def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
     """One part's results: what is asked of it in a line, and everything under its name."""
-    subjects = QUICK if options.quick else SUBJECTS + (ON_A_GPU if torch.cuda.is_available() else ())
+    subjects = (
+        QUICK if options.quick else SUBJECTS + (ON_A_GPU if torch.cuda.is_available() else ())
+    )
     threads, quick = options.threads, options.quick
     progress(part)
     if part == "deadlines":
-        outcome = alone(threads, deadlines, min(options.requests, 40) if quick else options.requests)
+        outcome = alone(
+            threads, deadlines, min(options.requests, 40) if quick else options.requests
+        )
         return {"deadline_overrun_steps": outcome["largest_overrun_steps"], part: outcome}
     if part == "memory":
-        outcome = alone(threads, endurance, min(options.adaptations, 100) if quick else options.adaptations)
+        outcome = alone(
+            threads, endurance, min(options.adaptations, 100) if quick else options.adaptations
+        )
         return {"rss_growth": outcome["rss_growth"], part: outcome}
     by_model = {}
     if part == "latency":
         bundled = subjects[0]
-        by_model[bundled.name] = alone(threads, latency, bundled, (1, 4, 8, 16), *((8, 10) if quick else (16, STEPS)))
+        by_model[bundled.name] = alone(
+            threads, latency, bundled, (1, 4, 8, 16), *((8, 10) if quick else (16, STEPS))
+        )
         for subject in ON_A_GPU if torch.cuda.is_available() else ():
             by_model[subject.name] = alone(threads, latency, subject, (1, 8), 16, STEPS)
         return {part: by_model}
@@ -101,9 +118,15 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
         by_model[subject.name] = alone(threads, race if part == "peft" else gemm, subject)
     chosen = {model: row["trainer"][row["chosen_precision"]] for model, row in by_model.items()}
     if part == "peft":
-        speedups = {model: {n: cell["speedup"][0] for n, cell in row.items()} for model, row in chosen.items()}
+        speedups = {
+            model: {n: cell["speedup"][0] for n, cell in row.items()}
+            for model, row in chosen.items()
+        }
         return {"speedup_vs_peft": speedups, part: by_model}
-    return {"gemm_fraction": {model: row["fraction"][0] for model, row in chosen.items()}, part: by_model}
+    return {
+        "gemm_fraction": {model: row["fraction"][0] for model, row in chosen.items()},
+        part: by_model,
+    }
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -113,11 +136,15 @@ def show(result: dict[str, Any], console: Console) -> None:
     if "gemm" in result:
         console.print(_shares(result["gemm"]))
     if "latency" in result:
-        table = Table("model", "at once", "p50, s", "p99, s", "of", "tokens/s", box=None, pad_edge=False)
+        table = Table(
+            "model", "at once", "p50, s", "p99, s", "of", "tokens/s", box=None, pad_edge=False
+        )
         for model, measured in result["latency"].items():
             for clients, row in measured["by_concurrency"].items():
                 times = (f"{row[key]:.2f}" for key in ("p50_seconds", "p99_seconds"))
-                table.add_row(model, clients, *times, str(row["requests"]), f"{row['tokens_per_second']:,.0f}")
+                table.add_row(
+                    model, clients, *times, str(row["requests"]), f"{row['tokens_per_second']:,.0f}"
+                )
         console.print(table)
     if "deadlines" in result:
         row = result["deadlines"]
@@ -137,10 +164,15 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def curves(raced: dict[str, Any]) -> str:
-    """Training tokens a second by number of requests at once, and (dashed) the plain loop's, as an SVG drawing."""
+    """Training tokens a second by number of requests at once, and (dashed) the plain loop's, as an
+    SVG drawing.
+    """
     width, height, left, top = 420, 240, 60, 40
     series = {
-        model: {int(n): cell["tokens_per_second"][0] for n, cell in row["trainer"][row["chosen_precision"]].items()}
+        model: {
+            int(n): cell["tokens_per_second"][0]
+            for n, cell in row["trainer"][row["chosen_precision"]].items()
+        }
         for model, row in raced.items()
     }
     plain = {model: row["plain_tokens_per_second"][0] for model, row in raced.items()}
@@ -160,17 +192,23 @@ def curves(raced: dict[str, Any]) -> str:
     for power in range(low, high + 1):
         x, y = at(1, 10.0**power).split()
         parts.append(f'<path d="M{x} {y} h{width}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{10.0**power:,g}</text>')
+        parts.append(
+            f'<text x="{left - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{10.0**power:,g}</text>'
+        )
     for requests in sorted({n for points in series.values() for n in points}):
         x, _ = at(requests, 10.0**low).split()
-        parts.append(f'<text x="{x}" y="{top + height + 20}" text-anchor="middle">{requests}</text>')
+        parts.append(
+            f'<text x="{x}" y="{top + height + 20}" text-anchor="middle">{requests}</text>'
+        )
     for (model, points), colour in zip(series.items(), _COLOURS, strict=False):
         line = " L".join(at(n, speed) for n, speed in points.items())
         flat = f"M{at(1, plain[model])} h{width}"
         x, y = at(*list(points.items())[-1]).split()
         parts.append(f'<path d="M{line}" stroke="{colour}" stroke-width="2" fill="none"/>')
         parts.append(f'<path d="{flat}" stroke="{colour}" stroke-dasharray="5 4"/>')
-        parts.append(f'<text x="{float(x) + 6:.1f}" y="{float(y) + 4:.1f}" fill="{colour}">{model}</text>')
+        parts.append(
+            f'<text x="{float(x) + 6:.1f}" y="{float(y) + 4:.1f}" fill="{colour}">{model}</text>'
+        )
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -185,13 +223,17 @@ def _speeds(raced: dict[str, Any]) -> Table:
                 ratio, least, most = cell["speedup"]
                 speeds = (cell["tokens_per_second"][0], row["plain_tokens_per_second"][0])
                 ratios = (f"{ratio:.2f}", f"{least:.2f}, {most:.2f}")
-                table.add_row(model, precision, requests, *(f"{speed:,.0f}" for speed in speeds), *ratios)
+                table.add_row(
+                    model, precision, requests, *(f"{speed:,.0f}" for speed in speeds), *ratios
+                )
     return table
 
 
 def _shares(measured: dict[str, Any]) -> Table:
     reference = next(iter(measured.values()))["reference_precision"]
-    table = Table("model", "precision", f"of {reference} rate", "of its own", *KINDS, box=None, pad_edge=False)
+    table = Table(
+        "model", "precision", f"of {reference} rate", "of its own", *KINDS, box=None, pad_edge=False
+    )
     for model, row in measured.items():
         for precision, cell in row["trainer"].items():
             shares = (cell["fraction"][0], cell["fraction_of_its_own_precision"][0])

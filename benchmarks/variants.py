@@ -1,9 +1,10 @@
 """Variants: ways to choose data and to learn from it, and what one of them makes of one passage.
 
-What is measured is the server's own: selector, trainer, defaults. The suffix is scored in the trainer's model in
-float32, which a test holds to vLLM's log-probabilities. Many passages are adapted at once, which makes no difference to
-what they learn but for rounding; a few alone, whose seconds count. Making copies of the adapter to be scored is not
-counted, nor is scoring. It knows nothing of tables and intervals (`benchmarks/quality.py`).
+What is measured is the server's own: selector, trainer, defaults. The suffix is scored in the
+trainer's model in float32, which a test holds to vLLM's log-probabilities. Many passages are
+adapted at once, which makes no difference to what they learn but for rounding; a few alone, whose
+seconds count. Making copies of the adapter to be scored is not counted, nor is scoring. It knows
+nothing of tables and intervals (`benchmarks/quality.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from benchmarks.centred import Centred
 from benchmarks.full_training import FullTraining
 from benchmarks.passages import CACHE, PREFIX, Passage, open_scorer
 from selection import Selection, Selector, SelectorConfig
-from selection.corpus.pool import OpenCorpora
+from selection.corpus.pool import CorpusPool
 from selection.embedding import DEFAULT, Prompt
 from selection.strategies.registry import REGULARISATION
-from selection.threaded_embedder import SharedEmbedder
+from selection.threaded_embedder import ThreadedEmbedder
 
 STEPS = 50
 CENTRED = "centred"  # the name of an embedder: the run's own, less the mean over its corpus
@@ -48,8 +49,10 @@ class Variant:
         learning_rate: None takes the trainer's default.
         rank, scale: of the LoRA.
         targets: projections that are trained.
-        in_context: put what was chosen before the prompt, as far as the context goes, instead of training.
-        whole: the paper's own way: the whole passage is the prompt, and the whole passage is scored.
+        in_context: put what was chosen before the prompt, as far as the context goes, instead of
+            training.
+        whole: the paper's own way: the whole passage is the prompt, and the whole passage is
+            scored.
         embedder: of corpus and prompt; None takes the run's.
         full: all weights learn, and no LoRA.
     """
@@ -83,8 +86,8 @@ class Row:
         document: of the passage.
         passage: its key.
         prompt: bits per byte of the prefix, as `bits`.
-        bits: bits per byte of the suffix by the steps taken before; 0 is the base model's. Of a variant in context by
-            the sequences before the prompt.
+        bits: bits per byte of the suffix by the steps taken before; 0 is the base model's. Of a
+            variant in context by the sequences before the prompt.
         sigma: sigma_0 to sigma_n.
         irreducible: sigma_infinity.
         losses: nats a token before each step.
@@ -141,7 +144,11 @@ class Laboratory:
         self._full: FullTraining | None = None
 
     def measure(
-        self, variant: Variant, passages: Sequence[Passage], corpora: Mapping[str | None, str], alone: bool = False
+        self,
+        variant: Variant,
+        passages: Sequence[Passage],
+        corpora: Mapping[str | None, str],
+        alone: bool = False,
     ) -> list[Row]:
         """Choose for each passage, train for them all at once, score.
 
@@ -156,16 +163,28 @@ class Laboratory:
         if variant.in_context:
             learnt = [_Learnt() for _ in passages]
         elif variant.full:
-            learnt = [self._learn_fully(variant, *each) for each in zip(passages, chosen, strict=True)]
+            learnt = [
+                self._learn_fully(variant, *each) for each in zip(passages, chosen, strict=True)
+            ]
         else:
-            learning = [_learn(trainer, variant, *each, self._at) for each in zip(passages, chosen, strict=True)]
+            learning = [
+                _learn(trainer, variant, *each, self._at)
+                for each in zip(passages, chosen, strict=True)
+            ]
             learnt = [ended() for ended in learning]
         rows = []
         for passage, selection, each in zip(passages, chosen, learnt, strict=True):
             bits = partial(_bits, scorer, variant, passage)
-            found = {"0": bits()} | {str(used): bits(weights) for used, weights in each.weights.items()} | each.bits
+            found = (
+                {"0": bits()}
+                | {str(used): bits(weights) for used, weights in each.weights.items()}
+                | each.bits
+            )
             prompt = {"0": _surprise(scorer, passage)}
-            prompt |= {str(used): _surprise(scorer, passage, weights) for used, weights in each.weights.items()}
+            prompt |= {
+                str(used): _surprise(scorer, passage, weights)
+                for used, weights in each.weights.items()
+            }
             if variant.in_context:
                 found |= _in_context(bits, scorer.base.context - len(passage.tokens), selection)
             rows.append(
@@ -190,17 +209,26 @@ class Laboratory:
     def _learn_fully(self, variant: Variant, passage: Passage, selection: Selection) -> _Learnt:
         self._full = self._full or FullTraining(self.model)
         assert variant.learning_rate is not None
-        trained = self._full.train(selection.sequences, variant.learning_rate, passage.tokens, PREFIX, AT)
+        trained = self._full.train(
+            selection.sequences, variant.learning_rate, passage.tokens, PREFIX, AT
+        )
         bits = {str(used): _per_byte(nats, passage.suffix) for used, nats in trained.nats.items()}
         return _Learnt(bits=bits, losses=trained.losses, seconds=list(trained.seconds))
 
-    def _choose(self, variant: Variant, passage: Passage, corpora: Mapping[str | None, str]) -> Selection:
+    def _choose(
+        self, variant: Variant, passage: Passage, corpora: Mapping[str | None, str]
+    ) -> Selection:
         if variant.embedder not in self._selectors:
             of = (self._embedder, self.model, corpora[None])
-            self._selectors[variant.embedder] = open_selector(variant.embedder or "", self.model, of)
+            self._selectors[variant.embedder] = open_selector(
+                variant.embedder or "", self.model, of
+            )
         selector = self._selectors[variant.embedder]
-        candidates = variant.candidates and variant.candidates // variant.copies  # SIFT may repeat one as it is
-        selector.config = replace(selector.config, regularisation=variant.regularisation, candidates=candidates)
+        # SIFT may repeat one as it is.
+        candidates = variant.candidates and variant.candidates // variant.copies
+        selector.config = replace(
+            selector.config, regularisation=variant.regularisation, candidates=candidates
+        )
         wanted: list[dict[str, Any]] = []
         if not variant.near:
             wanted.append({"type": "eq", "key": "near", "value": False})
@@ -218,7 +246,9 @@ class Laboratory:
 
     def _trainer(self, variant: Variant) -> tuple[Trainer, Trainer]:
         """The trainer, and the one that scores."""
-        config = TrainerConfig(self.model, rank=variant.rank, scale=variant.scale, targets=variant.targets)
+        config = TrainerConfig(
+            self.model, rank=variant.rank, scale=variant.scale, targets=variant.targets
+        )
         if config not in self._trainers:
             self._trainers[config] = Trainer(config), open_scorer(config)
         return self._trainers[config]
@@ -236,7 +266,9 @@ def copied(selection: Selection, copies: int, steps: int = STEPS) -> Selection:
 
 @dataclass
 class _Learnt:
-    """What a training left: weights after steps, or bits where these are known, losses, and seconds until each step."""
+    """What a training left: weights after steps, or bits where these are known, losses, and seconds
+    until each step.
+    """
 
     weights: dict[int, bytes] = field(default_factory=dict)
     bits: dict[str, float] = field(default_factory=dict)
@@ -264,7 +296,9 @@ def _learn(
         sequences.reverse()
     elif variant.order == "shuffled":
         random.Random(passage.key).shuffle(sequences)  # noqa: S311
-    training = trainer.submit(sequences, plan=variant.plan, learning_rate=variant.learning_rate, on_step=keep)
+    training = trainer.submit(
+        sequences, plan=variant.plan, learning_rate=variant.learning_rate, on_step=keep
+    )
 
     def ended() -> _Learnt:
         learnt.losses = training.result().losses
@@ -274,10 +308,18 @@ def _learn(
 
 
 def _bits(
-    scorer: Trainer, variant: Variant, passage: Passage, weights: bytes | None = None, before: tuple[int, ...] = ()
+    scorer: Trainer,
+    variant: Variant,
+    passage: Passage,
+    weights: bytes | None = None,
+    before: tuple[int, ...] = (),
 ) -> float:
-    """Bits per byte of what is scored of a passage, under an adapter, or with other tokens before it."""
-    start, text = (1, passage.prefix + passage.suffix) if variant.whole else (PREFIX, passage.suffix)
+    """Bits per byte of what is scored of a passage, under an adapter, or with other tokens before
+    it.
+    """
+    start, text = (
+        (1, passage.prefix + passage.suffix) if variant.whole else (PREFIX, passage.suffix)
+    )
     return _per_byte(scorer.nats([*before, *passage.tokens], len(before) + start, weights), text)
 
 
@@ -291,7 +333,9 @@ def _per_byte(nats: float, text: str) -> float:
 
 
 def _in_context(bits: Callable[..., float], most: int, selection: Selection) -> dict[str, float]:
-    """Bits per byte with so many of the chosen sequences before the prompt as go into `most` tokens."""
+    """Bits per byte with so many of the chosen sequences before the prompt as go into `most`
+    tokens.
+    """
     found: dict[str, float] = {}
     before: tuple[int, ...] = ()
     for count, sequence in enumerate(selection.sequences, 1):
@@ -318,8 +362,8 @@ def open_selector(embedder: str, model: str, of: tuple[str, str, str] | None = N
     with selector.corpora.use(of[2]) as corpus:
         centred = Centred(selector.embedder, corpus)
     selector.corpora.close()
-    selector.embedder = SharedEmbedder(lambda: centred)
-    selector.corpora = OpenCorpora(root, selector.embedder, None)
+    selector.embedder = ThreadedEmbedder(lambda: centred)
+    selector.corpora = CorpusPool(root, selector.embedder, None)
     return selector
 
 

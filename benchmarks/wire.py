@@ -1,6 +1,8 @@
-"""HTTP/1.1 on bare sockets, for requests that no client library would send, and what an error must look like.
+"""HTTP/1.1 on bare sockets, for requests that no client library would send, and what an error must
+look like.
 
-A request is bytes and pauses; replies are parsed from whatever came back. Knows nothing of the server but its port.
+A request is bytes and pauses; replies are parsed from whatever came back. Knows nothing of the
+server but its port.
 """
 
 from __future__ import annotations
@@ -31,17 +33,33 @@ class Reply:
     body: bytes
 
 
-def http(method: str, target: bytes, body: bytes = b"", headers: Headers = (), version: bytes = b"1.1") -> bytes:
-    """A request as bytes, as it is given; length and content type are added where no header names them."""
+def http(
+    method: str, target: bytes, body: bytes = b"", headers: Headers = (), version: bytes = b"1.1"
+) -> bytes:
+    """A request as bytes, as it is given; length and content type are added where no header names
+    them.
+    """
     named = {name.lower() for name, _ in headers}
-    own = [(b"Host", b"127.0.0.1"), (b"Connection", b"close"), (b"Content-Type", b"application/json")]
-    own += [(b"Content-Length", str(len(body)).encode())] if b"transfer-encoding" not in named else []
-    lines = [name + b": " + value for name, value in [*(h for h in own if h[0].lower() not in named), *headers]]
+    own = [
+        (b"Host", b"127.0.0.1"),
+        (b"Connection", b"close"),
+        (b"Content-Type", b"application/json"),
+    ]
+    own += (
+        [(b"Content-Length", str(len(body)).encode())] if b"transfer-encoding" not in named else []
+    )
+    lines = [
+        name + b": " + value
+        for name, value in [*(h for h in own if h[0].lower() not in named), *headers]
+    ]
     return b"\r\n".join([method.encode() + b" " + target + b" HTTP/" + version, *lines, b"", body])
 
 
-async def exchange(port: int, pieces: Sequence[bytes | float], patience: float, leave: bool = False) -> bytes:
-    """Send pieces, sleeping where a piece is a number of seconds; all that comes back until the server closes.
+async def exchange(
+    port: int, pieces: Sequence[bytes | float], patience: float, leave: bool = False
+) -> bytes:
+    """Send pieces, sleeping where a piece is a number of seconds; all that comes back until the
+    server closes.
 
     Args:
         port: on the loopback interface.
@@ -118,7 +136,8 @@ def _unchunked(raw: bytes) -> tuple[bytes, bytes] | None:
 
 
 def fault(body: bytes, own: Sequence[str] = ()) -> str | None:
-    """What is wrong with the body of an error: its shape, or something of the server's insides in it.
+    """What is wrong with the body of an error: its shape, or something of the server's insides in
+    it.
 
     Args:
         body: to be `{"error": {"message", "type", "param", "code"}}`.
@@ -131,9 +150,15 @@ def fault(body: bytes, own: Sequence[str] = ()) -> str | None:
     error = content.get("error") if isinstance(content, dict) else None
     if not isinstance(error, dict) or set(error) != _MEMBERS or set(content) != {"error"}:
         return f"not OpenAI's error object: {body[:120]!r}"
-    if not isinstance(error["message"], str) or not error["message"] or not isinstance(error["type"], str):
+    if (
+        not isinstance(error["message"], str)
+        or not error["message"]
+        or not isinstance(error["type"], str)
+    ):
         return f"an error without a message or a type: {body[:120]!r}"
-    if any(error[name] is not None and not isinstance(error[name], str) for name in ("param", "code")):
+    if any(
+        error[name] is not None and not isinstance(error[name], str) for name in ("param", "code")
+    ):
         return f"`param` and `code` are strings or null: {body[:160]!r}"
     said = error["message"]
     for part in own:

@@ -1,7 +1,8 @@
 """selection: which sequences of a corpus would teach a model most about one prompt.
 
-Usable alone: no Ray, no vLLM. It knows texts, token sequences and embeddings, never what is trained on them. Its names
-are imported when they are first used: a command that lists corpora does not wait for the compiler of the selection.
+Usable alone: no Ray, no vLLM. It knows texts, token sequences and embeddings, never what is trained
+on them. Its names are imported when they are first used: a command that lists corpora does not wait
+for the compiler of the selection.
 """
 
 from importlib import import_module

@@ -1,4 +1,6 @@
-"""SelectorConfig, and the names that it is made of: values that can be named without loading what they configure."""
+"""SelectorConfig, and the names that it is made of: values that can be named without loading what
+they configure.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ class SelectorConfig:
     Attributes:
         root: the folder of all corpora.
         embedder: as in `selection.embedding.load_embedder`.
-        base_model: hub id or folder; its tokenizer must be the corpora's. None leaves that unchecked.
+        base_model: hub id or folder; its tokenizer must be the corpora's. None leaves that
+            unchecked.
         candidates: K, how many nearest sequences are chosen from; None takes the whole corpus.
-        regularisation: lambda' of SIFT; None takes that of the corpus's calibration, else REGULARISATION.
+        regularisation: lambda' of SIFT; None takes that of the corpus's calibration, else
+            REGULARISATION.
         device: where the embedder computes.
     """
 

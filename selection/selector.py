@@ -1,9 +1,10 @@
 """Selector: one prompt in, the sequences to train on out.
 
-Embeds the prompt, takes the nearest candidates of a corpus, and lets SIFT choose among them, stopping where
-ADAPTIVE SIFT says so. It holds the embedder and the open corpora, which other threads may use, too. Any number of
-threads may select at once: they take turns in small units of work, so that a request with many prompts holds up no
-other, and each looks at its limit between two units.
+Embeds the prompt, takes the nearest candidates of a corpus, and lets SIFT choose among them,
+stopping where ADAPTIVE SIFT says so. It holds the embedder and the open corpora, which other
+threads may use, too. Any number of threads may select at once: they take turns in small units of
+work, so that a request with many prompts holds up no other, and each looks at its limit between two
+units.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from functools import partial
 
 import numpy as np
 
-from selection.access import EVERYTHING, Reader
+from selection.access import OPERATOR, Principal
 from selection.config import SelectorConfig as SelectorConfig
 from selection.corpus.calibration import Calibration, calibration_of, model_digest
 from selection.corpus.filters import Filter
-from selection.corpus.pool import OpenCorpora
-from selection.corpus.shards import Ask, ShardedCorpora
+from selection.corpus.pool import CorpusPool
+from selection.corpus.shards import ShardCall, ShardedCorpora
 from selection.corpus.sqlite_store import CorpusError, Source
 from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
@@ -30,7 +31,7 @@ from selection.limit import UNLIMITED, Limit
 from selection.strategies.registry import REGULARISATION, choose
 from selection.strategies.sift import irreducible, sift
 from selection.targets import MOST_TARGETS, LeftOut, evenly, used_windows
-from selection.threaded_embedder import SharedEmbedder
+from selection.threaded_embedder import ThreadedEmbedder
 
 _TRIES = 20  # of a choice whose sequences are gone when they are read: they were deleted in between
 
@@ -45,8 +46,8 @@ class Selection:
         sequences: their tokens, one tuple an id.
         sources: each distinct sequence with the times it was chosen, most used first.
         uncertainty: sigma_0 .. sigma_n, one more than ids.
-        irreducible: sigma_infinity, what would stay uncertain if every candidate were seen infinitely often: this
-            corpus cannot tell more.
+        irreducible: sigma_infinity, what would stay uncertain if every candidate were seen
+            infinitely often: this corpus cannot tell more.
         stop: "steps", "alpha", or "corpus" when the corpus is empty.
         calibration: the corpus's for this base model, if it has been calibrated.
         seconds: per stage: embed, search, select.
@@ -68,21 +69,24 @@ class Selection:
 class Selector:
     """Chooses training data for prompts."""
 
-    def __init__(self, config: SelectorConfig, shards: Sequence[Ask] = ()) -> None:
+    def __init__(self, config: SelectorConfig, shards: Sequence[ShardCall] = ()) -> None:
         """Over the corpora under `config.root`, and before them over those that lie in shards."""
         self.config = config
-        self.embedder = SharedEmbedder(
-            partial(load_embedder, config.embedder, base_model=config.base_model, device=config.device)
+        self.embedder = ThreadedEmbedder(
+            partial(
+                load_embedder, config.embedder, base_model=config.base_model, device=config.device
+            )
         )
         tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
         self._model = None if config.base_model is None else model_digest(config.base_model)
-        self.corpora = OpenCorpora(config.root, self.embedder, tokenizer)
+        self.corpora = CorpusPool(config.root, self.embedder, tokenizer)
         self._shards = shards
         text_TD = self.embedder.embed(["a first text, so that no request pays for the first call"])
-        sift(text_TD, text_TD, steps=1, regularisation=REGULARISATION)  # compiles, or loads what was compiled
+        # Compiles, or loads what was compiled.
+        sift(text_TD, text_TD, steps=1, regularisation=REGULARISATION)
 
     @property
-    def searched(self) -> OpenCorpora | ShardedCorpora:
+    def searched(self) -> CorpusPool | ShardedCorpora:
         """The open corpora, those that lie in shards as one each."""
         return ShardedCorpora(self.corpora, self._shards) if self._shards else self.corpora
 
@@ -105,14 +109,14 @@ class Selector:
         strategy: str = "sift",
         only: Filter | None = None,
         seed: int = 0,
-        reader: Reader = EVERYTHING,
+        reader: Principal = OPERATOR,
         limit: Limit = UNLIMITED,
     ) -> Selection:
         """Choose up to `steps` sequences for one prompt, or for several that share an adapter.
 
         Args:
-            prompts: each is embedded by its last windows (`selection.embedding.segments`), and all windows are targets,
-                up to a bound (`selection.targets`).
+            prompts: each is embedded by its last windows (`selection.embedding.segments`), and all
+                windows are targets, up to a bound (`selection.targets`).
             corpus: its name or id.
             steps: the most sequences.
             alpha: the stop of ADAPTIVE SIFT, or None.
@@ -125,7 +129,8 @@ class Selector:
         Raises:
             AbandonedError, SecondsSpentError: the limit was reached before anything was chosen.
             CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
-            ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a filter that is none.
+            ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a
+                filter that is none.
         """
         with self.corpora.use(corpus, reader, limit):
             pass  # what is refused is refused before anything is embedded
@@ -135,19 +140,29 @@ class Selector:
         for _ in range(_TRIES):
             with self.searched.use(corpus, reader, limit) as opened:
                 meta = opened.meta()
-                candidates_K, candidates_KD = opened.nearest(targets_TD, self.config.candidates, only)
+                candidates_K, candidates_KD = opened.nearest(
+                    targets_TD, self.config.candidates, only
+                )
             searched = time.perf_counter()
             if not np.isfinite(candidates_KD).all():
                 raise _damaged(corpus, "it holds embeddings that are none")
             calibration = None if self._model is None else calibration_of(meta, self._model)
             regularisation = self._regularisation(calibration)
             choice = choose(
-                strategy, candidates_KD, targets_TD, steps, regularisation, alpha=alpha, seed=seed, between=limit.check
+                strategy,
+                candidates_KD,
+                targets_TD,
+                steps,
+                regularisation,
+                alpha=alpha,
+                seed=seed,
+                between=limit.check,
             )
             lowest = irreducible(candidates_KD, targets_TD, between=limit.check)
             ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
             with self.corpora.use(corpus, reader, limit) as opened:
-                # Another corpus of that name, or other embeddings, would have other sequences by the same numbers.
+                # Another corpus of that name, or other embeddings, would have other sequences by
+                # the same numbers.
                 same = opened.meta()["uuid"] == meta["uuid"]
                 found = opened.read(ids) if same else {}
             if same and all(i in found for i in ids):
@@ -173,12 +188,18 @@ class Selector:
             left_out=left_out,
         )
 
-    def _targets(self, prompts: Sequence[Prompt], limit: Limit) -> tuple[Embeddings, LeftOut | None]:
+    def _targets(
+        self, prompts: Sequence[Prompt], limit: Limit
+    ) -> tuple[Embeddings, LeftOut | None]:
         """The embeddings [T, D] of the windows that are looked at, and what that leaves out."""
         looked_at = evenly(prompts, MOST_TARGETS)
         windows = [self.embedder.segments(prompt, limit) for prompt in looked_at]
         used = used_windows([len(each) for each in windows])
-        texts = [text for each, count in zip(windows, used, strict=True) for text in each[len(each) - count :]]
+        texts = [
+            text
+            for each, count in zip(windows, used, strict=True)
+            for text in each[len(each) - count :]
+        ]
         there = sum(len(each) for each in windows)
         left_out = LeftOut(len(texts), there, "windows") if len(texts) < there else None
         if len(looked_at) < len(prompts):
@@ -192,14 +213,19 @@ class Selector:
 
 
 def _damaged(corpus: str, why: str) -> CorpusError:
-    return CorpusError(f"corpus {corpus!r} is damaged: {why}; delete its folder and add its documents again")
+    return CorpusError(
+        f"corpus {corpus!r} is damaged: {why}; delete its folder and add its documents again"
+    )
 
 
 def _tokenizer_of(base_model: str) -> str:
     from transformers import AutoTokenizer
 
-    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
+    # shows.
     try:
         return tokenizer_digest(AutoTokenizer.from_pretrained(base_model))
     except Exception as problem:
-        raise SelectionError(f"cannot load the tokenizer of {base_model!r}: {first_line(problem)}") from problem
+        raise SelectionError(
+            f"cannot load the tokenizer of {base_model!r}: {first_line(problem)}"
+        ) from problem

@@ -1,9 +1,10 @@
-"""Targets: which windows of a request's prompts data is chosen for, where there are more than can be embedded.
+"""Targets: which windows of a request's prompts data is chosen for, where there are more than can
+be embedded.
 
-Up to MOST_TARGETS windows, all of them are targets. Of more, the last window of each prompt comes first, since what is
-to be continued stands there, then the last but one of each, and so on; of a round that does not fit, windows at equal
-distances. Of more prompts than MOST_TARGETS, as many at equal distances are looked at: the others are not even
-tokenised.
+Up to MOST_TARGETS windows, all of them are targets. Of more, the last window of each prompt comes
+first, since what is to be continued stands there, then the last but one of each, and so on; of a
+round that does not fit, windows at equal distances. Of more prompts than MOST_TARGETS, as many at
+equal distances are looked at: the others are not even tokenised.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-MOST_TARGETS = 32  # windows embedded for one request: some 1.3 seconds of two cores with the default embedder
+# Windows embedded for one request: some 1.3 seconds of two cores with the default embedder.
+MOST_TARGETS = 32
 
 T = TypeVar("T")
 
@@ -24,7 +26,8 @@ class LeftOut:
     Attributes:
         used: how many were.
         of: how many there are.
-        unit: "prompts", each used one by its last windows, or "windows" of prompts that were all used.
+        unit: "prompts", each used one by its last windows, or "windows" of prompts that were all
+            used.
     """
 
     used: int

@@ -1,7 +1,7 @@
 """The deployments on Ray Serve, and how they are wired.
 
-`build(config)` gives the application, for `serving.local.server`, `serve run` and clusters. The deployments are thin:
-what they wrap works without Ray.
+`build(config)` gives the application, for `serving.local.server`, `serve run` and clusters. The
+deployments are thin: what they wrap works without Ray.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ray.exceptions import RayTaskError, TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from adapters.trainer import TrainerConfig
-from adapters.training import Progress, Training
+from adapters.training import TrainingProgress, TrainingResult
 from selection.corpus.shards import folder_of
 from selection.embedding import Prompt
 from selection.library.library import Library
 from selection.selector import Selection, SelectorConfig
 from serving import environment as variables
-from serving.adaptation.workers import CorporaStage, ShardStage, TrainStage
+from serving.adaptation.workers import CorporaWorker, ShardWorker, TrainerWorker
 from serving.config import Config
 from serving.errors import SettingsError
 from serving.http import hardening
@@ -47,17 +47,23 @@ log = logging.getLogger(__name__)
 
 STAGE_QUEUE = 256  # requests that may wait before a stage
 _SHARD_SECONDS = 10.0  # for a shard's answer
-_HANGING_SECONDS = 10.0  # that a stage may take to say it is well; after three such times it is replaced
-_WARM_SECONDS = 60.0  # that warming up one stage may take at the start; longer is left to the first request
-_HEALTH_SECONDS = 1.0  # between Ray Serve's looks at a replica: one that has died is replaced after that
+# That a stage may take to say it is well; after three such times it is replaced.
+_HANGING_SECONDS = 10.0
+# That warming up one stage may take at the start; longer is left to the first request.
+_WARM_SECONDS = 60.0
+# Between Ray Serve's looks at a replica: one that has died is replaced after that.
+_HEALTH_SECONDS = 1.0
 NODE = {  # what every node's environment should have
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": hardening.IMPORT_PATH,
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine five seconds do not suffice, and it is killed
-    # Memory that the store has not got beforehand may not be there later; asked for then, it is the raylet's end.
+    # On a busy machine five seconds do not suffice, and it is killed.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # Memory that the store has not got beforehand may not be there later; asked for then, it is the
+    # raylet's end.
     "RAY_preallocate_plasma_memory": "1",
 }
 _ENGINE = variables.ENDS_WITH_PARENT | {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"  # else every token crosses from one thread to another
+    # Else every token crosses from one thread to another.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"
 }
 _SELECTOR = {  # it waits for shards in threads
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
@@ -72,40 +78,51 @@ class RemoteStage:
         self._handle = handle
 
     async def select(self, prompts: Sequence[Prompt], corpus: str, **options: Any) -> Selection:
-        """As `CorporaStage.select`."""
+        """As `CorporaWorker.select`."""
         selection: Selection = await _answer(self._handle.select.remote(prompts, corpus, **options))
         return selection
 
     async def ask(
-        self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
+        self,
+        method: Callable[Concatenate[Library, P], Result],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Result:
-        """As `CorporaStage.ask`."""
+        """As `CorporaWorker.ask`."""
         answer: Result = await _answer(self._handle.ask.remote(method, *args, **kwargs))
         return answer
 
     async def ready(self, *corpus: str | None) -> None:
-        """As `CorporaStage.ready` and `TrainStage.ready`."""
+        """As `CorporaWorker.ready` and `TrainerWorker.ready`."""
         await _answer(self._handle.ready.remote(*corpus))
 
     async def warm_up(self, *corpus: str | None) -> None:
-        """As `CorporaStage.warm_up` and `TrainStage.warm_up`."""
+        """As `CorporaWorker.warm_up` and `TrainerWorker.warm_up`."""
         await _answer(self._handle.warm_up.remote(*corpus))
 
     async def train(
-        self, sequences: Sequence[Sequence[int]], *, on_step: Callable[[Progress], None] | None, **options: Any
-    ) -> Training:
-        """As `TrainStage.train`."""
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        on_step: Callable[[TrainingProgress], None] | None,
+        **options: Any,
+    ) -> TrainingResult:
+        """As `TrainerWorker.train`."""
         if on_step is None:
-            untold: Training = await _answer(self._handle.train.remote(sequences, **options))
+            untold: TrainingResult = await _answer(self._handle.train.remote(sequences, **options))
             return untold
         told = self._handle.options(stream=True).training.remote(sequences, **options)
-        training: Training = await _answer(_last(told, on_step), told.cancel)
+        training: TrainingResult = await _answer(_last(told, on_step), told.cancel)
         return training
 
 
-async def _last(told: AsyncIterator[Progress | Training], on_step: Callable[[Progress], None]) -> Training:
+async def _last(
+    told: AsyncIterator[TrainingProgress | TrainingResult],
+    on_step: Callable[[TrainingProgress], None],
+) -> TrainingResult:
     async for said in told:
-        if isinstance(said, Training):
+        if isinstance(said, TrainingResult):
             return said
         on_step(said)
     raise AssertionError("a training ended without a word")
@@ -138,22 +155,27 @@ class _FromShard:
             raise
 
 
-class SelectorReplica(CorporaStage):
+class SelectorReplica(CorporaWorker):
     """The selector and the library, over shards that are deployments of their own."""
 
-    def __init__(self, config: SelectorConfig, log_format: LogFormat, *shards: DeploymentHandle) -> None:
+    def __init__(
+        self, config: SelectorConfig, log_format: LogFormat, *shards: DeploymentHandle
+    ) -> None:
         _log_as(log_format)
         tell("selector", "loading the embedder")
         with starting("selector"):
-            # A handle of the method: one is made here, since threads that made it as they go could make two.
-            super().__init__(config, [partial(self._ask, shard.options(method_name="ask")) for shard in shards])
+            # A handle of the method: one is made here, since threads that made it as they go could
+            # make two.
+            super().__init__(
+                config, [partial(self._ask, shard.options(method_name="ask")) for shard in shards]
+            )
 
     @staticmethod
     def _ask(shard: DeploymentHandle, method: Callable[..., Any], /, *args: Any) -> _FromShard:
         return _FromShard(shard.remote(method, *args))
 
 
-class ShardReplica(ShardStage):
+class ShardReplica(ShardWorker):
     """A shard, in a process of its own."""
 
     def __init__(self, root: Path, log_format: LogFormat) -> None:
@@ -161,7 +183,7 @@ class ShardReplica(ShardStage):
         super().__init__(root)
 
 
-class TrainerReplica(TrainStage):
+class TrainerReplica(TrainerWorker):
     """The trainer, in a process of its own."""
 
     def __init__(self, config: TrainerConfig, log_format: LogFormat) -> None:
@@ -172,7 +194,9 @@ class TrainerReplica(TrainStage):
 class EngineReplica:
     """The HTTP ingress: vLLM's application lives in this replica, and so does the journey."""
 
-    def __init__(self, config: Config, selector: DeploymentHandle, trainer: DeploymentHandle) -> None:
+    def __init__(
+        self, config: Config, selector: DeploymentHandle, trainer: DeploymentHandle
+    ) -> None:
         self._config = config
         self._selector, self._trainer = RemoteStage(selector), RemoteStage(trainer)
         self._engine: Engine | None = None
@@ -186,13 +210,17 @@ class EngineReplica:
 
             _log_as(self._config.log_format)
             start_tracing()
-            os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # our own gauges would be missing from /metrics
+            # Our own gauges would be missing from /metrics.
+            os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
             self._engine = await Engine.start(self._config.engine)
             await self._warm_up()
-        return _hearing_of_leavers(Gateway(self._engine, self._selector, self._trainer, self._config))
+        return _hearing_of_leavers(
+            Gateway(self._engine, self._selector, self._trainer, self._config)
+        )
 
     async def _warm_up(self) -> None:
-        """Let selector and trainer do once what a first request would else pay for, now that the engine has loaded.
+        """Let selector and trainer do once what a first request would else pay for, now that the
+        engine has loaded.
 
         What stands in the way of it is told by the first request that meets it, or by `/ready`.
         """
@@ -221,7 +249,9 @@ def _log_as(form: LogFormat) -> None:
 
 
 def _hearing_of_leavers(app: Gateway) -> Any:
-    """The application, told of a client that has left in ASGI's words where Ray uses an error of its own."""
+    """The application, told of a client that has left in ASGI's words where Ray uses an error of
+    its own.
+    """
 
     async def told(scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
         async def heard() -> Any:
@@ -244,9 +274,15 @@ def build(config: Config) -> serve.Application:
     }
 
     def actor(gpus: float = 0.0, more: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-        return {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": {**environment, **more}}}
+        return {
+            "num_cpus": 0,
+            "num_gpus": gpus,
+            "runtime_env": {"env_vars": {**environment, **more}},
+        }
 
-    def stage(kind: type, name: str, gpus: float = 0.0, more: Mapping[str, str] = MappingProxyType({})) -> Any:
+    def stage(
+        kind: type, name: str, gpus: float = 0.0, more: Mapping[str, str] = MappingProxyType({})
+    ) -> Any:
         return serve.deployment(kind, name=name).options(
             ray_actor_options=actor(gpus, more),
             max_ongoing_requests=STAGE_QUEUE,
@@ -257,27 +293,36 @@ def build(config: Config) -> serve.Application:
 
     home = config.selector.root.parent
     shards = [
-        stage(ShardReplica, f"shard-{number}").bind(folder_of(home, number, config.shards), config.log_format)
+        stage(ShardReplica, f"shard-{number}").bind(
+            folder_of(home, number, config.shards), config.log_format
+        )
         for number in range(config.shards)
     ]
     engine = serve.deployment(serve.ingress()(EngineReplica)).options(
         name="engine",
         ray_actor_options=actor(config.engine_gpus, _ENGINE),
-        # The replica refuses by itself what is too much, in OpenAI's words; Ray only what would not even fit in there.
+        # The replica refuses by itself what is too much, in OpenAI's words; Ray only what would not
+        # even fit in there.
         max_ongoing_requests=config.capacity.requests + STAGE_QUEUE,
         max_queued_requests=STAGE_QUEUE,
         health_check_period_s=_HEALTH_SECONDS,
         health_check_timeout_s=60,
-        graceful_shutdown_timeout_s=30,  # a busy machine needs that long to end vLLM without leftovers
+        # A busy machine needs that long to end vLLM without leftovers.
+        graceful_shutdown_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.1,
     )
-    selector = stage(SelectorReplica, "selector", more=_SELECTOR).bind(config.selector, config.log_format, *shards)
-    trainer = stage(TrainerReplica, "trainer", config.trainer_gpus).bind(config.trainer, config.log_format)
+    selector = stage(SelectorReplica, "selector", more=_SELECTOR).bind(
+        config.selector, config.log_format, *shards
+    )
+    trainer = stage(TrainerReplica, "trainer", config.trainer_gpus).bind(
+        config.trainer, config.log_format
+    )
     return engine.bind(config, selector, trainer)
 
 
 def application(told: dict[str, Any]) -> serve.Application:
-    """The application of a Serve config: `import_path: serving.app:application`, and settings as its `args`.
+    """The application of a Serve config: `import_path: serving.app:application`, and settings as
+    its `args`.
 
     Raises:
         SettingsError, CorpusError: as `settings_of`, `Settings.config` and `check`.

@@ -1,9 +1,10 @@
 """Budget: the compute that one request may cost, and the texts and JSON that say it.
 
-As text, in a Compute-Budget header, an RFC 9651 dictionary: `none`, `auto`, or limits `steps=20, seconds=1.5,
-gain=0.4, alpha=0.1`, of which the first to bind ends the adaptation; `;` separates as `,` does, because some clients
-cut headers at commas. In a JSON body the same text, or the limits as an object. Anything else is refused. Knows no
-HTTP beyond the names of the places where a budget is said.
+As text, in a Compute-Budget header, an RFC 9651 dictionary: `none`, `auto`, or limits `steps=20,
+seconds=1.5, gain=0.4, alpha=0.1`, of which the first to bind ends the adaptation; `;` separates as
+`,` does, because some clients cut headers at commas. In a JSON body the same text, or the limits as
+an object. Anything else is refused. Knows no HTTP beyond the names of the places where a budget is
+said.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ class Budget:
         steps: the most gradient steps; 0 answers with the base model.
         seconds: wall-clock from the request's arrival to the loaded adapter; None for no limit.
         alpha: the stop of ADAPTIVE SIFT (paper section 6); None to select up to `steps`.
-        gain: the least per cent of the prompt's own loss that each further sequence must bring, over the last looks at
-            it; None to take all steps.
+        gain: the least per cent of the prompt's own loss that each further sequence must bring,
+            over the last looks at it; None to take all steps.
         own_gain: that this gain is only what holds for a corpus that has not been calibrated.
-        declined: whether no adaptation was asked for, rather than one of no steps; no limit, so it is not compared.
+        declined: whether no adaptation was asked for, rather than one of no steps; no limit, so it
+            is not compared.
     """
 
     steps: int
@@ -61,18 +63,26 @@ class Budget:
 
     def as_dict(self) -> dict[str, float | None]:
         """For the report."""
-        return {"steps": self.steps, "seconds": self.seconds, "alpha": self.alpha, "gain": self.gain}
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "alpha": self.alpha,
+            "gain": self.gain,
+        }
 
 
 NONE = Budget(steps=0, declined=True)
 
 
-def agreed_budget(said: Mapping[str, object], default: Budget, auto: Budget, limits: Budget) -> Budget:
-    """The budget that a request asks for in one place, or alike in several; not yet cut to the limits.
+def agreed_budget(
+    said: Mapping[str, object], default: Budget, auto: Budget, limits: Budget
+) -> Budget:
+    """The budget that a request asks for in one place, or alike in several; not yet cut to the
+    limits.
 
     Args:
-        said: what each place says, by its name: a text as `parse_budget` takes it, the limits as an object of a
-            JSON body, or None where nothing was said.
+        said: what each place says, by its name: a text as `parse_budget` takes it, the limits as an
+            object of a JSON body, or None where nothing was said.
         default, auto, limits: as of `parse_budget`.
 
     Raises:
@@ -89,11 +99,15 @@ def agreed_budget(said: Mapping[str, object], default: Budget, auto: Budget, lim
         elif value is not None:
             raise BudgetError(f"{place} is a text or an object: {_HELP_OBJECT}", place)
     if len(set(budgets.values())) > 1:
-        raise BudgetError(f"{' and '.join(budgets)} disagree: say the budget once, or alike", ", ".join(budgets))
+        raise BudgetError(
+            f"{' and '.join(budgets)} disagree: say the budget once, or alike", ", ".join(budgets)
+        )
     return next(iter(budgets.values()), default)
 
 
-def parse_budget(text: str | None, default: Budget, auto: Budget, limits: Budget, place: str = HEADER) -> Budget:
+def parse_budget(
+    text: str | None, default: Budget, auto: Budget, limits: Budget, place: str = HEADER
+) -> Budget:
     """The budget that a text asks for, not yet cut to the limits.
 
     Args:
@@ -135,12 +149,21 @@ def _limits(values: Mapping[str, object], where: str, place: str, limits: Budget
     for key, value in values.items():
         if key == "steps":
             if type(value) is not int or not 0 <= value <= _MAX_STEPS:
-                raise BudgetError(f"{where}: steps is a whole number, 0 or more, of 15 digits at most", place)
+                raise BudgetError(
+                    f"{where}: steps is a whole number, 0 or more, of 15 digits at most", place
+                )
             steps = value
         elif key in ("seconds", "alpha", "gain"):
-            if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not 0 < value < _MAX_NUMBER:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float, Decimal))
+                or not 0 < value < _MAX_NUMBER
+            ):
                 raise BudgetError(f"{where}: {key} is a number above 0 and below 10^12", place)
             numbers[key] = float(value)
         else:
-            raise BudgetError(f"{where}: unknown key {key!r:.40}: the limits are steps, seconds, gain and alpha", place)
+            raise BudgetError(
+                f"{where}: unknown key {key!r:.40}: the limits are steps, seconds, gain and alpha",
+                place,
+            )
     return Budget(steps, numbers.get("seconds"), numbers.get("alpha"), numbers.get("gain"))

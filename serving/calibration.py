@@ -1,14 +1,16 @@
-"""Calibrate: which learning rate, rank, lambda' and gain suit a base model on one corpus, found on its own documents.
+"""Calibrate: which learning rate, rank, lambda' and gain suit a base model on one corpus, found on
+its own documents.
 
-Of some documents a sequence is taken: its first half is the prompt, its second half is scored, in nats a token, after
-data was chosen from the rest of the corpus and learnt as a server does it. The document itself is left out, and what
-shares half of the sequence's runs of RUN tokens with it. Settings are searched one axis after another, from the
-built-in defaults, on half of the documents; the other half judges: what is not better there is not recommended. The
-gain that a step must bring (`adapters.training.Watch`) is read off the curves of what won: the largest that keeps KEPT
-of what all steps bring.
+Of some documents a sequence is taken: its first half is the prompt, its second half is scored, in
+nats a token, after data was chosen from the rest of the corpus and learnt as a server does it. The
+document itself is left out, and what shares half of the sequence's runs of RUN tokens with it.
+Settings are searched one axis after another, from the built-in defaults, on half of the documents;
+the other half judges: what is not better there is not recommended. The gain that a step must bring
+(`adapters.training.Probe`) is read off the curves of what won: the largest that keeps KEPT of what
+all steps bring.
 
-It finds and tells; the corpus keeps what it is told to (`selection.corpus.calibration`). Means over few documents are
-noisy: neighbouring settings often differ by less than chance does.
+It finds and tells; the corpus keeps what it is told to (`selection.corpus.calibration`). Means over
+few documents are noisy: neighbouring settings often differ by less than chance does.
 
 Shapes: K candidates, D embedding dimensions.
 """
@@ -29,7 +31,7 @@ from transformers import AutoTokenizer
 from adapters.early_stopping import foretold
 from adapters.model_defaults import for_model
 from adapters.trainer import Trainer
-from adapters.training import Progress, Training
+from adapters.training import TrainingProgress, TrainingResult
 from selection.corpus.calibration import Calibration
 from selection.corpus.corpus import Corpus
 from selection.embedding import Prompt
@@ -46,7 +48,8 @@ FACTORS = (1 / 3, 2 / 3, 1.0, 5 / 3)  # of the default learning rate
 REGULARISATIONS = (0.03, 0.1, 0.3, 1.0)
 RANKS = (0.5, 1.0, 2.0)  # of the default
 GAINS = tuple(round(float(gain), 3) for gain in np.geomspace(0.02, 5, 50))
-_AT = (0, 2, 4, 6, 8, 10, 12, 15, 18, 22, 27, 33, 41, STEPS)  # steps after which is scored: when training looks
+# Steps after which is scored: when training looks.
+_AT = (0, 2, 4, 6, 8, 10, 12, 15, 18, 22, 27, 33, 41, STEPS)
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,10 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A document that is held out: its id, tokens of which the second half is scored, and the first half's text."""
+class HeldOut:
+    """A document that is held out: its id, tokens of which the second half is scored, and the first
+    half's text.
+    """
 
     document: int
     text: str
@@ -74,13 +79,17 @@ class Held:
 
 @dataclass(frozen=True)
 class Curve:
-    """One held-out document: per cent of the base model's nats after 0, 1, ... steps; those of its prompt likewise."""
+    """One held-out document: per cent of the base model's nats after 0, 1, ... steps; those of its
+    prompt likewise.
+    """
 
     percent: tuple[float, ...]
     prompt: tuple[float, ...]
 
     def stopped(self, gain: float) -> tuple[int, int]:
-        """After how many steps training would end, and how many of them the best adapter has learnt from."""
+        """After how many steps training would end, and how many of them the best adapter has learnt
+        from.
+        """
         return foretold(self.prompt, gain)
 
 
@@ -93,13 +102,14 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Found:
+class BestSettings:
     """What the search came to.
 
     Attributes:
         calibration: what is recommended.
         tried: every setting, in order.
-        by_default, calibrated: mean per cent of base after 0, 1, ... steps, of the documents that judge.
+        by_default, calibrated: mean per cent of base after 0, 1, ... steps, of the documents that
+            judge.
         steps: that the gain takes, on average, and the share of what all steps bring that it keeps.
         gain_share: likewise.
     """
@@ -125,7 +135,9 @@ class Bench:
         self._is_over = threading.Event()
         self._chosen: dict[tuple[int, float], tuple[tuple[int, ...], ...]] = {}
 
-    def measure(self, setting: Setting, held: Sequence[Held], on_each: Callable[[], None]) -> list[Curve]:
+    def measure(
+        self, setting: Setting, held: Sequence[HeldOut], on_each: Callable[[], None]
+    ) -> list[Curve]:
         """Choose for each document, train them together, score on the way."""
         if setting.rank != self._trainer.config.rank:
             del self._trainer  # before the next: a base model may fill the memory
@@ -138,13 +150,18 @@ class Bench:
                 self._is_over.set()  # else the process goes on until all of them are trained
                 raise
             on_each()
-            at = sorted(scores)  # to the last step that was sound: what diverges stays as it was then
+            # To the last step that was sound: what diverges stays as it was then.
+            at = sorted(scores)
             relative = 100 * np.array([scores[n] for n in at]) / scores[0]
-            percent, prompt = (np.interp(range(STEPS + 1), at, part).tolist() for part in relative.T)
+            percent, prompt = (
+                np.interp(range(STEPS + 1), at, part).tolist() for part in relative.T
+            )
             curves.append(Curve(tuple(percent), tuple(prompt)))
         return curves
 
-    def _begin(self, setting: Setting, held: Held) -> tuple[Future[Training], dict[int, tuple[float, float]]]:
+    def _begin(
+        self, setting: Setting, held: HeldOut
+    ) -> tuple[Future[TrainingResult], dict[int, tuple[float, float]]]:
         key = held.document, setting.regularisation
         if key not in self._chosen:
             with self._selector.corpora.use(self._corpus) as corpus:
@@ -158,15 +175,19 @@ class Bench:
 
         scores = {0: nats()}
 
-        def score(progress: Progress) -> None:
+        def score(progress: TrainingProgress) -> None:
             if progress.steps in _AT:
                 scores[progress.steps] = nats(trainer.export(progress.slot))
 
         sequences = self._chosen[key]
         rate = setting.learning_rate
-        return trainer.submit(sequences, learning_rate=rate, cancelled=self._is_over, on_step=score), scores
+        return trainer.submit(
+            sequences, learning_rate=rate, cancelled=self._is_over, on_step=score
+        ), scores
 
-    def _choose(self, corpus: Corpus, held: Held, regularisation: float) -> tuple[tuple[int, ...], ...]:
+    def _choose(
+        self, corpus: Corpus, held: HeldOut, regularisation: float
+    ) -> tuple[tuple[int, ...], ...]:
         """What SIFT picks of the candidates that do not hold the answer."""
         embedder = self._selector.embedder
         targets_TD = embedder.embed(embedder.segments(Prompt(held.text)))
@@ -176,8 +197,14 @@ class Bench:
         while True:
             ids_K, candidates_KD = corpus.nearest(targets_TD, fetched)
             read = corpus.read(ids_K.tolist())
-            telling = {held.document} | copies(held, [(source.document, tokens) for source, tokens in read.values()])
-            free_K = [at for at, i in enumerate(ids_K.tolist()) if i in read and read[i][0].document not in telling]
+            telling = {held.document} | copies(
+                held, [(source.document, tokens) for source, tokens in read.values()]
+            )
+            free_K = [
+                at
+                for at, i in enumerate(ids_K.tolist())
+                if i in read and read[i][0].document not in telling
+            ]
             if len(free_K) >= most or fetched >= everything:
                 break
             fetched *= 2
@@ -192,7 +219,7 @@ def calibrate(
     corpus: str,
     documents: int,
     on_setting: Callable[[str, int], Callable[[], None]] = lambda what, count: lambda: None,
-) -> Found:
+) -> BestSettings:
     """Search on half of the documents, judge on the other half.
 
     Args:
@@ -200,7 +227,8 @@ def calibrate(
         model: hub id or folder of the base model.
         corpus: its name or id.
         documents: how many are held out, four at least.
-        on_setting: told of each setting and of how many documents it is tried on; gives what is called after each.
+        on_setting: told of each setting and of how many documents it is tried on; gives what is
+            called after each.
 
     Raises:
         CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
@@ -240,10 +268,12 @@ def calibrate(
         percent_by_default=round(_last(judged[default]), 2),
     )
     tried = tuple(Tried(setting, _last(found)) for setting, found in curves.items())
-    return Found(calibration, tried, _mean(judged[default]), _mean(judged[best]), steps, gain_share)
+    return BestSettings(
+        calibration, tried, _mean(judged[default]), _mean(judged[best]), steps, gain_share
+    )
 
 
-def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[Held]:
+def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[HeldOut]:
     """A sequence of each of so many documents, one of its longest, the same each time.
 
     Raises:
@@ -251,7 +281,7 @@ def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[Held]:
     """
     draw = random.Random(0)  # noqa: S311
     entries = corpus.documents()
-    found: list[Held] = []
+    found: list[HeldOut] = []
     for entry in draw.sample(entries, len(entries)):
         sequences = sorted(corpus.token_sequences(entry.name))
         longest = max(map(len, sequences), default=0)
@@ -259,7 +289,7 @@ def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[Held]:
             continue
         drawn = draw.choice([sequence for sequence in sequences if len(sequence) == longest])
         tokens = tuple(np.frombuffer(drawn, np.int32).tolist())
-        found.append(Held(entry.id, tokenizer.decode(tokens[: len(tokens) // 2]), tokens))
+        found.append(HeldOut(entry.id, tokenizer.decode(tokens[: len(tokens) // 2]), tokens))
         if len(found) == documents:
             return found
     raise CalibrationError(
@@ -268,7 +298,7 @@ def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[Held]:
     )
 
 
-def copies(held: Held, sequences: Iterable[tuple[int, Sequence[int]]]) -> set[int]:
+def copies(held: HeldOut, sequences: Iterable[tuple[int, Sequence[int]]]) -> set[int]:
     """Documents that hold at least half of the runs of RUN tokens of what is held out.
 
     Args:

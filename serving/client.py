@@ -1,7 +1,7 @@
 """A running server, asked: one answer as it streams in, as progress, report and pieces of text.
 
-Knows as much of the OpenAI protocol as the stream of a chat or a completion needs, and what Mayfly adds to it.
-Knows no terminal.
+Knows as much of the OpenAI protocol as the stream of a chat or a completion needs, and what Mayfly
+adds to it. Knows no terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AnswerError(MayflyError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class AdaptationProgress:
     """How far the adaptation is, in the server's words."""
 
     words: str
@@ -40,13 +40,13 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """Some of the answer."""
 
     text: str
 
 
-Told = Progress | Report | Piece
+Told = AdaptationProgress | Report | TextDelta
 
 
 class Server:
@@ -61,10 +61,14 @@ class Server:
 
         headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
         if not "".join(headers.values()).isascii():
-            raise AnswerError("the API key has characters that no header can hold: check MAYFLY_API_KEY, or --key")
+            raise AnswerError(
+                "the API key has characters that no header can hold: check MAYFLY_API_KEY, or --key"
+            )
         self._given = _ROUTE.sub("", url.strip()).rstrip("/")
         self._api = self._given if self._given.endswith("/v1") else None
-        self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(_PATIENCE, connect=_TO_CONNECT))
+        self._http = httpx.Client(
+            headers=headers, timeout=httpx.Timeout(_PATIENCE, connect=_TO_CONNECT)
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -91,7 +95,9 @@ class Server:
         return self._api or self._given
 
     def _models(self) -> httpx.Response:
-        """The list of models; where the URL does not end in /v1, that is tried first, and then the URL as it is."""
+        """The list of models; where the URL does not end in /v1, that is tried first, and then the
+        URL as it is.
+        """
         import httpx
 
         reply = None
@@ -119,10 +125,14 @@ class Server:
         try:
             content = json.dumps({**body, "stream": True}, ensure_ascii=False).encode()
         except UnicodeEncodeError as problem:
-            raise AnswerError("the prompt is not Unicode text: it holds bytes that are not UTF-8") from problem
+            raise AnswerError(
+                "the prompt is not Unicode text: it holds bytes that are not UTF-8"
+            ) from problem
         headers = {"Content-Type": "application/json"}
         try:
-            with self._http.stream("POST", f"{self._url}/{path}", content=content, headers=headers) as reply:
+            with self._http.stream(
+                "POST", f"{self._url}/{path}", content=content, headers=headers
+            ) as reply:
                 if reply.status_code != 200:
                     reply.read()
                     raise _refused(reply)
@@ -134,9 +144,13 @@ class Server:
         import httpx
 
         if isinstance(problem, (httpx.ConnectError, httpx.ConnectTimeout)):
-            return AnswerError(f"no server at {self._url}: start one with `mayfly serve`, or name another with --url")
+            return AnswerError(
+                f"no server at {self._url}: start one with `mayfly serve`, or name another with --url"
+            )
         if isinstance(problem, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
-            return AnswerError(f"{self._url!r} is no URL: --url takes one such as http://127.0.0.1:8000/v1")
+            return AnswerError(
+                f"{self._url!r} is no URL: --url takes one such as http://127.0.0.1:8000/v1"
+            )
         return AnswerError(f"the answer broke off: {problem}")
 
 
@@ -148,20 +162,23 @@ def read_events(body: Iterable[bytes]) -> Iterator[Told]:
     """
     for line in _lines(body):
         if line.startswith(":"):
-            yield Progress(line[1:].strip())
+            yield AdaptationProgress(line[1:].strip())
         elif line == "data: [DONE]":
             return
         elif line.startswith("data:"):
             try:
                 said = list(_read_chunk(json.loads(line[5:])))
             except (ValueError, TypeError, LookupError, AttributeError) as problem:
-                raise AnswerError("the server streams what is no answer of OpenAI's API: check --url") from problem
+                raise AnswerError(
+                    "the server streams what is no answer of OpenAI's API: check --url"
+                ) from problem
             yield from said
     raise AnswerError("the answer broke off; the server's log may say why")
 
 
 def _lines(body: Iterable[bytes]) -> Iterator[str]:
-    # Not httpx's iter_lines: it breaks lines at characters that JSON may hold as they are, such as U+2028.
+    # Not httpx's iter_lines: it breaks lines at characters that JSON may hold as they are, such as
+    # U+2028.
     held = b""
     for piece in body:
         *lines, held = (held + piece).split(b"\n")
@@ -169,7 +186,7 @@ def _lines(body: Iterable[bytes]) -> Iterator[str]:
             yield line.rstrip(b"\r").decode(errors="replace")
 
 
-def _read_chunk(chunk: dict[str, Any]) -> Iterator[Report | Piece]:
+def _read_chunk(chunk: dict[str, Any]) -> Iterator[Report | TextDelta]:
     if "error" in chunk:
         raise AnswerError(_message(chunk) or "the server failed to answer; its log says why")
     if "adaptation" in chunk:
@@ -177,12 +194,14 @@ def _read_chunk(chunk: dict[str, Any]) -> Iterator[Report | Piece]:
     for choice in chunk.get("choices", []):
         text = choice["delta"].get("content") if "delta" in choice else choice.get("text")
         if text:
-            yield Piece(text)
+            yield TextDelta(text)
 
 
 def _refused(reply: httpx.Response) -> AnswerError:
     if reply.status_code == 401:
-        return AnswerError("the server wants an API key that it knows: set MAYFLY_API_KEY, or give --key")
+        return AnswerError(
+            "the server wants an API key that it knows: set MAYFLY_API_KEY, or give --key"
+        )
     try:
         message = _message(reply.json())
     except ValueError:
@@ -194,4 +213,8 @@ def _message(told: Any) -> str | None:
     """Of OpenAI's error object, on one line, without what could steer a terminal."""
     error = told.get("error") if isinstance(told, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
-    return "".join(filter(str.isprintable, " ".join(message.split()))) if isinstance(message, str) else None
+    return (
+        "".join(filter(str.isprintable, " ".join(message.split())))
+        if isinstance(message, str)
+        else None
+    )

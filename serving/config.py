@@ -11,18 +11,20 @@ from selection.config import SelectorConfig
 from serving.adaptation.admission import Capacity
 from serving.adaptation.terms import Terms
 from serving.budget import Budget
-from serving.conversations.adapter_cache import ConversationsConfig
+from serving.conversations.adapter_cache import AdapterCacheConfig
 from serving.engine.config import EngineConfig
 
 AUTO = Budget(steps=50, gain=0.25, own_gain=True)
 LIMITS = Budget(steps=50, seconds=60.0)
 CAPACITY = Capacity()
-CONVERSATIONS = ConversationsConfig()
+CONVERSATIONS = AdapterCacheConfig()
 _SOURCE = Path(__file__).resolve().parent
 
 
 def bundled_model() -> str:
-    """The folder of the base model that comes with Mayfly: in a wheel beside this module, in a checkout in deploy/."""
+    """The folder of the base model that comes with Mayfly: in a wheel beside this module, in a
+    checkout in deploy/.
+    """
     installed = _SOURCE / "nano"
     return str(installed if installed.is_dir() else _SOURCE.parent / "deploy" / "nano")
 
@@ -39,14 +41,16 @@ class Config:
         capacity: how many requests one replica takes on.
         shards: in how many shards the corpora lie that lie in any.
         conversations: how many adapters are kept for a next turn, and how long.
-        key_digests: SHA-256 of the API keys that see everything, in hexadecimal; with the next, `serving.api_keys`.
+        key_digests: SHA-256 of the API keys that see everything, in hexadecimal; with the next,
+            `serving.api_keys`.
         key_file: the key file; without any key the server is open.
         log_format: "text" or "json".
         host, port: where HTTP is served.
-        allowed_hosts, allowed_origins: names that a server without keys goes by, and pages that may use any server
-            (`serving.http.browsers`).
+        allowed_hosts, allowed_origins: names that a server without keys goes by, and pages that may
+            use any server (`serving.http.browsers`).
         threads: of each of the three processes on a CPU.
-        engine_gpus, trainer_gpus: of each replica, as Ray counts them; 0 keeps it where there is none.
+        engine_gpus, trainer_gpus: of each replica, as Ray counts them; 0 keeps it where there is
+            none.
     """
 
     engine: EngineConfig
@@ -57,7 +61,7 @@ class Config:
     auto: Budget = AUTO
     limits: Budget = LIMITS
     capacity: Capacity = CAPACITY
-    conversations: ConversationsConfig = CONVERSATIONS
+    conversations: AdapterCacheConfig = CONVERSATIONS
     key_digests: tuple[str, ...] = ()
     key_file: Path | None = None
     log_format: Literal["json", "text"] = "text"

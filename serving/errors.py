@@ -1,7 +1,8 @@
 """The exception tree of the server, and the one table from exception to HTTP.
 
-Every exception is made from its arguments alone, so that it survives pickling on its way through Ray. `adapters`
-and `selection` have trees of their own (`adapters.errors`, `selection.errors`), of which some have rows, too.
+Every exception is made from its arguments alone, so that it survives pickling on its way through
+Ray. `adapters` and `selection` have trees of their own (`adapters.errors`, `selection.errors`), of
+which some have rows, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from selection.errors import CorpusError, CorpusNotFoundError, LibraryError, MissingError, ReadOnlyError
+from selection.errors import (
+    CorpusError,
+    CorpusNotFoundError,
+    LibraryError,
+    MissingError,
+    ReadOnlyError,
+)
 
 
 class MayflyError(Exception):
@@ -42,7 +49,9 @@ class TokensError(RequestError):
 
 
 class UnsupportedError(RequestError):
-    """A field of OpenAI's API that has no effect here, though a client would rely on it; `param` names it."""
+    """A field of OpenAI's API that has no effect here, though a client would rely on it; `param`
+    names it.
+    """
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
@@ -70,7 +79,8 @@ class BusyError(MayflyError):
     Args:
         message: what there is too much of.
         retry_after: when to try again, in seconds.
-        full: of what the server has as many as it takes, "requests" or "adaptations"; None where others are served.
+        full: of what the server has as many as it takes, "requests" or "adaptations"; None where
+            others are served.
     """
 
     def __init__(self, message: str, retry_after: float, full: str | None = None) -> None:
@@ -138,7 +148,9 @@ class StartError(MayflyError):
 
 
 class LeftError(MayflyError):
-    """A server has ended, and something of it could neither be killed nor deleted; the message names it."""
+    """A server has ended, and something of it could neither be killed nor deleted; the message
+    names it.
+    """
 
 
 class LostError(MayflyError):
@@ -146,7 +158,9 @@ class LostError(MayflyError):
 
 
 class SettingsError(MayflyError, ValueError):
-    """An invalid setting, wherever it was given: a flag, a variable, the settings file or the key file."""
+    """An invalid setting, wherever it was given: a flag, a variable, the settings file or the key
+    file.
+    """
 
 
 class ModelFilesError(MayflyError, ValueError):
@@ -180,7 +194,10 @@ _OURS = "the server failed to answer; its log says why"
 
 # The first row that matches decides: subclasses stand above their bases.
 _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
-    (BudgetError, HttpError(400, "invalid_request_error", "invalid_compute_budget", "Compute-Budget")),
+    (
+        BudgetError,
+        HttpError(400, "invalid_request_error", "invalid_compute_budget", "Compute-Budget"),
+    ),
     (UnauthorizedError, HttpError(401, "invalid_request_error", "invalid_api_key")),
     (RateLimitError, HttpError(429, "requests", "rate_limit_exceeded")),
     (BusyError, HttpError(429, "server_busy", "server_busy")),
@@ -196,7 +213,10 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (UnsupportedError, HttpError(400, "invalid_request_error", "unsupported_parameter")),
     (GrammarError, HttpError(400, "invalid_request_error", "invalid_grammar", "response_format")),
     (RequestError, HttpError(400, "invalid_request_error")),
-    (CorpusNotFoundError, HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus")),
+    (
+        CorpusNotFoundError,
+        HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus"),
+    ),
     (CorpusError, HttpError(400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus")),
     (MissingError, HttpError(404, "invalid_request_error", "not_found")),
     (ReadOnlyError, HttpError(403, "invalid_request_error", "permission_denied")),
@@ -207,17 +227,23 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
 
 
 def is_the_clients(problem: BaseException) -> bool:
-    """Whether the client can mend it (4xx), so that the request must fail rather than go on unadapted."""
+    """Whether the client can mend it (4xx), so that the request must fail rather than go on
+    unadapted.
+    """
     return any(isinstance(problem, kind) and row.status < 500 for kind, row in _TABLE)
 
 
 def in_full(problem: BaseException) -> str:
-    """The message with its notes, for the log and the terminal: they say what clients need not know."""
+    """The message with its notes, for the log and the terminal: they say what clients need not
+    know.
+    """
     return "; ".join([str(problem), *getattr(problem, "__notes__", ())])
 
 
 def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
-    """Status and body of an exception, without its notes; what is not in the table is a 500 that tells no insides."""
+    """Status and body of an exception, without its notes; what is not in the table is a 500 that
+    tells no insides.
+    """
     row = next((row for kind, row in _TABLE if isinstance(problem, kind)), None)
     message = str(problem) if row else _OURS
     row = row or HttpError(500, "server_error")
@@ -227,7 +253,9 @@ def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
 
 
 def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
-    """What the headers of an error say beside its body: when to try again, or how; or that it costs as much again."""
+    """What the headers of an error say beside its body: when to try again, or how; or that it costs
+    as much again.
+    """
     if isinstance(problem, BusyError):
         when = (b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())
         return [when] if problem.full is None else [when, (FULL, problem.full.encode())]
@@ -243,7 +271,9 @@ def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
 
 
 def in_openais_shape(status: int, content: Any) -> dict[str, Any]:
-    """An error of vLLM, Ray or the web server, told as OpenAI tells it: message, type, param and code, nothing else."""
+    """An error of vLLM, Ray or the web server, told as OpenAI tells it: message, type, param and
+    code, nothing else.
+    """
     error = content.get("error", content) if isinstance(content, dict) else content
     told = error if isinstance(error, dict) else {"message": error}
     message = told.get("message") or told.get("detail")
@@ -253,7 +283,11 @@ def in_openais_shape(status: int, content: Any) -> dict[str, Any]:
     return {
         "error": {
             "message": message,
-            "type": kind if isinstance(kind, str) else "server_error" if status >= 500 else "invalid_request_error",
+            "type": kind
+            if isinstance(kind, str)
+            else "server_error"
+            if status >= 500
+            else "invalid_request_error",
             "param": param if isinstance(param, str) else None,
             "code": None if code is None or code == status else str(code),
         }

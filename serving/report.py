@@ -24,23 +24,27 @@ class AdaptationReport:
         reason: why the base model answered instead; None when adapted.
         budget: what was allowed, after the server's limits.
         cut: names of the limits that were cut to the server's.
-        calibrated: whether the corpus brought settings of its own: lambda', learning rate, and of `auto` gain.
+        calibrated: whether the corpus brought settings of its own: lambda', learning rate, and of
+            `auto` gain.
         degraded: what a busy server took off the budget, told; None for nothing.
-        targets: how much of the request's prompts data was chosen for, where that is not all: the number of prompts or
-            windows (`unit`) that were `used`, `of` all; None for all.
+        targets: how much of the request's prompts data was chosen for, where that is not all: the
+            number of prompts or windows (`unit`) that were `used`, `of` all; None for all.
         corpus: the corpus chosen from.
         seed: of the adapter.
-        reused: the adapter of an earlier turn that was trained further: its name, turns and steps; None if fresh.
-        stop: what ended the adaptation: "steps", "gain", "alpha", "seconds", "diverged", "out of memory", "corpus",
-            "none".
+        reused: the adapter of an earlier turn that was trained further: its name, turns and steps;
+            None if fresh.
+        stop: what ended the adaptation: "steps", "gain", "alpha", "seconds", "diverged", "out of
+            memory", "corpus", "none".
         uncertainty: sigma_0 .. sigma_n of the n sequences learnt from.
         irreducible: sigma_infinity, what no further step over the same candidates could explain.
         losses: nats a token of each step's sequences, before that step; of all steps taken.
-        prompt_losses: each look at the prompt: sequences learnt from so far, and the prompt's own nats a token then.
-        kept: of how many sequences the adapter that answers has learnt: fewer than were tried where the prompt's loss
-            was lowest before the last step.
+        prompt_losses: each look at the prompt: sequences learnt from so far, and the prompt's own
+            nats a token then.
+        kept: of how many sequences the adapter that answers has learnt: fewer than were tried where
+            the prompt's loss was lowest before the last step.
         sources: these sequences: document id and name, start (characters), and times.
-        seconds: per stage: embed, search, select, queue (before the first training step), train, load.
+        seconds: per stage: embed, search, select, queue (before the first training step), train,
+            load.
         spent_seconds: wall-clock from arrival to the loaded adapter, waiting included.
         adapter: the name of the adapter that answered.
     """
@@ -68,7 +72,9 @@ class AdaptationReport:
 
     @property
     def prompt_loss(self) -> dict[str, float] | None:
-        """The prompt's own loss before any step and with the adapter that answers; None where there are not both."""
+        """The prompt's own loss before any step and with the adapter that answers; None where there
+        are not both.
+        """
         looks = dict(self.prompt_losses)
         if not self.adapted or self.kept == 0 or not {0, self.kept} <= looks.keys():
             return None
@@ -106,7 +112,9 @@ class AdaptationReport:
         spent += f", stop={self.stop.replace(' ', '-')}"
         headers = [(b"compute-spent", spent.encode())]
         if self.seconds:
-            timing = ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in self.seconds.items())
+            timing = ", ".join(
+                f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in self.seconds.items()
+            )
             headers.append((b"server-timing", timing.encode()))
         return headers
 

@@ -1,4 +1,6 @@
-"""Shared fixtures: the bundled model and tokenizer, the real embedder, tiny base models, a tiny embedder."""
+"""Shared fixtures: the bundled model and tokenizer, the real embedder, tiny base models, a tiny
+embedder.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,14 @@ import torch
 from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
 from serving.config import bundled_model
 
-torch.set_num_threads(1)  # the models here are tiny; threads that spin on shared cores slow one another
+# The models here are tiny; threads that spin on shared cores slow one another.
+torch.set_num_threads(1)
 
 
 class WordEmbedder:
-    """A real, tiny embedder: each word has a direction of its own, a text is the unit sum of its words."""
+    """A real, tiny embedder: each word has a direction of its own, a text is the unit sum of its
+    words.
+    """
 
     def __init__(self, name: str = "words", revision: str = "1", dimension: int = 16) -> None:
         self.name, self.revision, self.dimension = name, revision, dimension
@@ -29,7 +34,9 @@ class WordEmbedder:
         for row, text in zip(rows, texts, strict=True):
             for word in re.findall(r"\w+", text.lower()) or ["nothing"]:
                 seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
-                row += np.random.default_rng(seed).standard_normal(self.dimension).astype(np.float32)
+                row += (
+                    np.random.default_rng(seed).standard_normal(self.dimension).astype(np.float32)
+                )
             row /= np.linalg.norm(row)
         return rows
 
@@ -90,7 +97,9 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("models") / "qwen"
     model_class: Any = Qwen2ForCausalLM
     model = model_class(Qwen2Config(**_TINY))
-    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("proj.bias")]
+    biases = [
+        parameter for name, parameter in model.named_parameters() if name.endswith("proj.bias")
+    ]
     assert len(biases) == 3 * 2
     for bias in biases:
         torch.nn.init.normal_(bias, std=0.3)
@@ -100,7 +109,9 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The same of a GPT-2, whose projections are Conv1D with a bias (made different from zero); its output is tied."""
+    """The same of a GPT-2, whose projections are Conv1D with a bias (made different from zero); its
+    output is tied.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(9)
@@ -115,7 +126,11 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
         "initializer_range": 0.2,
     }
     model = model_class(GPT2Config(**shape, bos_token_id=None, eos_token_id=None))
-    biases = [parameter for name, parameter in model.named_parameters() if ".c_" in name and name.endswith("bias")]
+    biases = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if ".c_" in name and name.endswith("bias")
+    ]
     assert len(biases) == 4 * 2
     for bias in biases:
         torch.nn.init.normal_(bias, std=0.3)

@@ -39,10 +39,14 @@ def test_a_wheel_holds_the_packages_and_the_bundled_model(tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         model = archive.read("serving/nano/model.safetensors")
-        entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+        entry_points = archive.read(
+            next(name for name in names if name.endswith("entry_points.txt"))
+        ).decode()
 
     sources = {
-        str(file.relative_to(_REPOSITORY)) for package in _PACKAGES for file in (_REPOSITORY / package).rglob("*.py")
+        str(file.relative_to(_REPOSITORY))
+        for package in _PACKAGES
+        for file in (_REPOSITORY / package).rglob("*.py")
     }
     assert sources <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(_PACKAGES)
@@ -54,18 +58,35 @@ def test_a_wheel_holds_the_packages_and_the_bundled_model(tmp_path: Path) -> Non
 
 
 def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path) -> None:
-    """Installed beside the dependencies that are here, in a folder of its own, far from this repository."""
+    """Installed beside the dependencies that are here, in a folder of its own, far from this
+    repository.
+    """
     build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path / "dist")]
-    subprocess.run([*build, "-t", "sdist"], cwd=_REPOSITORY, check=True, capture_output=True, text=True)
+    subprocess.run(
+        [*build, "-t", "sdist"], cwd=_REPOSITORY, check=True, capture_output=True, text=True
+    )
     (source,) = (tmp_path / "dist").glob("mayfly-*.tar.gz")
     with tarfile.open(source) as archive:
         archive.extractall(tmp_path / "source", filter="data")
     (unpacked,) = (tmp_path / "source").iterdir()
-    subprocess.run([*build, "-t", "wheel"], cwd=unpacked, check=True, capture_output=True, text=True)
+    subprocess.run(
+        [*build, "-t", "wheel"], cwd=unpacked, check=True, capture_output=True, text=True
+    )
     (wheel,) = (tmp_path / "dist").glob("mayfly-*.whl")
 
     there = tmp_path / "installed"
-    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", str(there), str(wheel)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(there),
+        str(wheel),
+    ]
     subprocess.run(pip, check=True, capture_output=True, text=True)
     code = (
         "from adapters.model_defaults import for_model; from serving.config import bundled_model; "

@@ -1,4 +1,6 @@
-"""What the benchmarks compute by themselves: how late a request was, what an operation is for, a drawing."""
+"""What the benchmarks compute by themselves: how late a request was, what an operation is for, a
+drawing.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def test_the_time_of_a_step_is_the_latest_ones_however_many_took_it_together() -
         ("_Projection", [], "rest"),
     ],
 )
-def test_an_operation_is_told_by_its_name_and_its_callers(name: str, callers: list[str], expected: str) -> None:
+def test_an_operation_is_told_by_its_name_and_its_callers(
+    name: str, callers: list[str], expected: str
+) -> None:
     assert kind(name, callers) == expected
 
 
@@ -47,7 +51,11 @@ def test_an_embedding_counts_where_it_is_multiplied_with(tied: bool) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        vocab_size=100,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
     )
     config.tie_word_embeddings = tied
     model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
@@ -61,7 +69,9 @@ def test_the_drawing_shows_every_model_and_its_plain_loop() -> None:
         name: {
             "chosen_precision": "float32",
             "plain_tokens_per_second": (speed, speed, speed),
-            "trainer": {"float32": {n: {"tokens_per_second": (2 * speed, 0, 0)} for n in ("1", "8")}},
+            "trainer": {
+                "float32": {n: {"tokens_per_second": (2 * speed, 0, 0)} for n in ("1", "8")}
+            },
         }
         for name, speed in (("small", 3000.0), ("large", 100.0))
     }

@@ -42,7 +42,11 @@ def test_only_the_failure_that_is_meant_is_excused() -> None:
 
 
 def test_a_cut_specification_asks_for_little_and_keeps_its_answers() -> None:
-    answer = {"type": "object", "required": ["usage"], "properties": {"usage": {"$ref": "#/components/schemas/Usage"}}}
+    answer = {
+        "type": "object",
+        "required": ["usage"],
+        "properties": {"usage": {"$ref": "#/components/schemas/Usage"}},
+    }
     request = {
         "allOf": [
             {"$ref": "#/components/schemas/Common"},
@@ -64,7 +68,11 @@ def test_a_cut_specification_asks_for_little_and_keeps_its_answers() -> None:
         | {path: {"get": {}} for path in GETS}
         | {"/images": {"post": {}}},
         "components": {
-            "schemas": {"Common": {"properties": {"model": {}, "seed": {"type": "integer"}}}, "Usage": {}, "Image": {}}
+            "schemas": {
+                "Common": {"properties": {"model": {}, "seed": {"type": "integer"}}},
+                "Usage": {},
+                "Image": {},
+            }
         },
     }
 

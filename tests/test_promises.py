@@ -1,4 +1,6 @@
-"""What the runs against a real server decide by themselves: replies on the wire, errors' shapes, attacks, ties."""
+"""What the runs against a real server decide by themselves: replies on the wire, errors' shapes,
+attacks, ties.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def test_replies_are_told_apart_whatever_ends_them() -> None:
 
     found = replies(b"HTTP/1.1 100 Continue\r\n\r\n" + counted + chunked + until_the_end)
 
-    assert [(reply.status, reply.body) for reply in found] == [(200, b"hi"), (400, b"abcde"), (500, b"last words")]
+    assert [(reply.status, reply.body) for reply in found] == [
+        (200, b"hi"),
+        (400, b"abcde"),
+        (500, b"last words"),
+    ]
 
 
 @pytest.mark.parametrize("length", range(0, 60, 3))
@@ -91,14 +97,20 @@ def test_attacks_are_seeded_and_of_every_kind() -> None:
         "17 MB", "adaptation", "broken JSON", "budgets", "content types", "fields", "framing", "headers", "methods",
         "odd fields", "paths", "sizes", "slow", "tokenize", "unicode", "vector stores",
     }  # fmt: skip
-    assert {expected for attack in drawn for expected in attack.expect} == {ANSWERED, REFUSED, EITHER}
+    assert {expected for attack in drawn for expected in attack.expect} == {
+        ANSWERED,
+        REFUSED,
+        EITHER,
+    }
 
 
 def test_every_tenant_has_a_secret_that_no_other_corpus_teaches() -> None:
     everyone = tenants(random.Random(0))
     for tenant in everyone:
         taught = "".join(document.text for document in lessons(tenant))
-        assert [other.secret in taught for other in everyone] == [other is tenant for other in everyone]
+        assert [other.secret in taught for other in everyone] == [
+            other is tenant for other in everyone
+        ]
 
 
 def test_tokens_may_differ_only_where_two_were_equally_likely() -> None:
@@ -121,4 +133,7 @@ def test_a_verdict_counts_what_was_broken_by_category() -> None:
 
     verdict.check_memory(10**9, 10**9 + MEMORY_BYTES + 1)
     assert verdict.counts()["by_category"]["leaked"] == {"connections": 3, "memory": 1}
-    assert verdict.examples == ["leaked, connections: 3 after 30 s", "leaked, memory: 134 MB more, 134 are allowed"]
+    assert verdict.examples == [
+        "leaked, connections: 3 after 30 s",
+        "leaked, memory: 134 MB more, 134 are allowed",
+    ]

@@ -1,10 +1,11 @@
 """Memory: what a step will hold at its peak, known before it is begun.
 
-Measured once on the model as it is bound to its adapters: the bytes that autograd keeps for backward, at two lengths,
-give a line and a parabola (attention keeps tokens by tokens). Where a row is too long for what may be held, layers keep
-their inputs only and are computed again in backward; that costs a forward pass, and is used for such rows alone.
-Weights, moments and what an operation needs while it runs are not counted: leave room for them. And what was freed is
-given back to the system.
+Measured once on the model as it is bound to its adapters: the bytes that autograd keeps for
+backward, at two lengths, give a line and a parabola (attention keeps tokens by tokens). Where a row
+is too long for what may be held, layers keep their inputs only and are computed again in backward;
+that costs a forward pass, and is used for such rows alone. Weights, moments and what an operation
+needs while it runs are not counted: leave room for them. And what was freed is given back to the
+system.
 """
 
 from __future__ import annotations
@@ -30,25 +31,33 @@ def free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
     with suppress(OSError, ValueError):  # there is no such group, or no limit, which is "max"
         limit = int((group / "memory.max").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))  # that can be dropped
+        # That can be dropped.
+        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
         free = min(free, limit - used)
     return max(free, 0)
 
 
-class Memory:
-    """How many bytes rows of some length keep, and how many may be kept. Rows must be bound when it is made."""
+class ActivationMemory:
+    """How many bytes rows of some length keep, and how many may be kept. Rows must be bound when it
+    is made.
+    """
 
     def __init__(self, base: BaseModel, limit: int | None = None) -> None:
         free = free_bytes() if base.device == "cpu" else torch.cuda.mem_get_info()[0]
         self.limit = int(_SHARE * free) if limit is None else limit
         whole = (base.model, base.model.base_model)
         modules = base.model.modules() if base.model.supports_gradient_checkpointing else []
-        self._layers = [m for m in modules if hasattr(m, "gradient_checkpointing") and m not in whole]
+        self._layers = [
+            m for m in modules if hasattr(m, "gradient_checkpointing") and m not in whole
+        ]
         width = int(base.model.config.hidden_size) * torch.finfo(base.model.dtype).bits // 8
         self._inputs_per_token = width * len(self._layers)
         if self._layers:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
-        short, long = max(base.context // 8, 2) if base.context < 128 else 32, min(base.context, 128)
+        short, long = (
+            max(base.context // 8, 2) if base.context < 128 else 32,
+            min(base.context, 128),
+        )
         kept_short, kept_long = _kept(base, short), _kept(base, long)
         self._per_square = max((kept_long / long - kept_short / short) / (long - short), 0.0)
         self._per_token = max(kept_short / short - self._per_square * short, 0.0)
@@ -62,7 +71,9 @@ class Memory:
         return rows * self.row(tokens) <= self.limit
 
     def least(self, tokens: int) -> int:
-        """As `row`, where layers keep their inputs only and one of them is computed again at a time."""
+        """As `row`, where layers keep their inputs only and one of them is computed again at a
+        time.
+        """
         if not self._layers:
             return self.row(tokens)
         return self._inputs_per_token * tokens + self.row(tokens) // len(self._layers)
@@ -75,7 +86,8 @@ class Memory:
     def saving(self, needed: bool) -> Iterator[None]:
         """Within it layers keep their inputs only, if that is needed."""
         for layer in self._layers:
-            layer.training = needed  # the layer's own flag, which turns it on; its parts stay in evaluation
+            # The layer's own flag, which turns it on; its parts stay in evaluation.
+            layer.training = needed
         try:
             yield
         finally:
@@ -100,7 +112,7 @@ def _kept(base: BaseModel, tokens: int) -> int:
     return sum(storages.values())
 
 
-class Rest:
+class IdleTrim:
     """Gives memory back when nothing has been done for a while."""
 
     _timer: threading.Timer | None = None
@@ -119,6 +131,8 @@ class Rest:
 
 
 def give_back() -> None:
-    """Return to the system what the C library has kept of freed memory for another time; where that is glibc."""
+    """Return to the system what the C library has kept of freed memory for another time; where that
+    is glibc.
+    """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

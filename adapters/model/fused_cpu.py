@@ -1,12 +1,15 @@
-"""Faster parts for the models most people have: Llama's attention, gated MLP and norm, and those built like them.
+"""Faster parts for the models most people have: Llama's attention, gated MLP and norm, and those
+built like them.
 
-On a CPU a small model's training spends more time carrying numbers to and from memory between operations than in
-matrix products. These parts do the same in fewer passes, each with a backward of its own: rotary positions are applied
-while heads are laid out, scaling is part of them, masks are added in place, grouped queries share keys without copies.
-Whoever calls `fuse` compares losses and gradients before and after, and restores a model that these parts do not fit
+On a CPU a small model's training spends more time carrying numbers to and from memory between
+operations than in matrix products. These parts do the same in fewer passes, each with a backward of
+its own: rotary positions are applied while heads are laid out, scaling is part of them, masks are
+added in place, grouped queries share keys without copies. Whoever calls `fuse` compares losses and
+gradients before and after, and restores a model that these parts do not fit
 (`adapters.model.base_model` does). Not for a GPU: `scaled_dot_product_attention` is better there.
 
-Shapes: M rows of a batch, S tokens, H hidden size, D head size, A attention heads, K heads of keys and values.
+Shapes: M rows of a batch, S tokens, H hidden size, D head size, A attention heads, K heads of keys
+and values.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ _softmax_backward = torch.ops.aten._softmax_backward_data
 
 def fuse(model: nn.Module) -> int:
     """Give the model's attentions, MLPs and norms their faster forward; how many there are."""
-    modules = {module: faster for module in model.modules() if (faster := _faster(module)) is not None}
+    modules = {
+        module: faster for module in model.modules() if (faster := _faster(module)) is not None
+    }
     for module, faster in modules.items():
         module.forward = types.MethodType(faster, module)
     return len(modules)
@@ -61,16 +66,23 @@ def _mlp(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _attention(
-    self: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **others: Any
+    self: Any,
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    **others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    window = getattr(self if hasattr(self, "sliding_window") else self.config, "sliding_window", None)
+    window = getattr(
+        self if hasattr(self, "sliding_window") else self.config, "sliding_window", None
+    )
     if window is not None and hidden_states.shape[1] > window:
         theirs: tuple[torch.Tensor, torch.Tensor | None] = type(self).forward(
             self, hidden_states, position_embeddings=position_embeddings, **others
         )
         return theirs
     cos, sin = position_embeddings
-    projected = (projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj))
+    projected = (
+        projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj)
+    )
     mixed = _CausalAttention.apply(*projected, cos[:1], sin[:1], self.head_dim, self.scaling)  # type: ignore[no-untyped-call]
     answered: torch.Tensor = self.o_proj(mixed)
     return answered, None
@@ -78,7 +90,9 @@ def _attention(
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_MSH: torch.Tensor, weight_H: torch.Tensor, epsilon: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, x_MSH: torch.Tensor, weight_H: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
         size = x_MSH.shape[-1]
         length_MS1 = torch.linalg.vector_norm(x_MSH, dim=-1, keepdim=True, dtype=torch.float32)
         scale_MS1 = length_MS1.square_().div_(size).add_(epsilon).rsqrt_().to(x_MSH.dtype)
@@ -124,11 +138,17 @@ class _CausalAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         rows, length, _ = query_MSQ.shape
         heads, shared = query_MSQ.shape[-1] // size, key_MSE.shape[-1] // size
-        query = _turn(query_MSQ.view(rows, length, heads, size), cos_1SD * scaling, sin_1SD * scaling)
+        query = _turn(
+            query_MSQ.view(rows, length, heads, size), cos_1SD * scaling, sin_1SD * scaling
+        )
         key = _turn(key_MSE.view(rows, length, shared, size), cos_1SD, sin_1SD)
         value = value_MSE.view(rows, length, shared, size).transpose(1, 2).contiguous()
         # Query heads that share a key head stand in a row behind one another: [M K, A / K S, D].
-        query, key, value = query.view(rows * shared, -1, size), key.flatten(0, 1), value.flatten(0, 1)
+        query, key, value = (
+            query.view(rows * shared, -1, size),
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+        )
         scores = torch.bmm(query, key.mT)
         scores.view(-1, length, length).add_(_mask(length, scores.dtype))
         weights = torch.softmax(scores, -1)
@@ -141,7 +161,12 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, weights, cos_1SD, sin_1SD = ctx.saved_tensors
         rows, length, heads, shared, size = ctx.shape
-        dmixed = gradients[0].view(rows, length, heads, size).transpose(1, 2).reshape(rows * shared, -1, size)
+        dmixed = (
+            gradients[0]
+            .view(rows, length, heads, size)
+            .transpose(1, 2)
+            .reshape(rows * shared, -1, size)
+        )
         dweights = torch.bmm(dmixed, value.mT)
         dscores = _softmax_backward(dweights, weights, -1, weights.dtype)
         dquery = torch.bmm(dscores, key).view(rows, heads, length, size)
@@ -159,8 +184,14 @@ def _turn(x_MSAD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tensor) ->
     """Rotary positions, and heads before tokens: [M, A, S, D]."""
     rows, length, heads, size = x_MSAD.shape
     turned = x_MSAD.new_empty(rows, heads, length, size)
-    (first, second), (new_first, new_second) = x_MSAD.transpose(1, 2).chunk(2, -1), turned.chunk(2, -1)
-    (cos_first, cos_second), (sin_first, sin_second) = cos_1SD[:, None].chunk(2, -1), sin_1SD[:, None].chunk(2, -1)
+    (first, second), (new_first, new_second) = (
+        x_MSAD.transpose(1, 2).chunk(2, -1),
+        turned.chunk(2, -1),
+    )
+    (cos_first, cos_second), (sin_first, sin_second) = (
+        cos_1SD[:, None].chunk(2, -1),
+        sin_1SD[:, None].chunk(2, -1),
+    )
     torch.mul(first, cos_first, out=new_first).addcmul_(second, sin_first, value=-1)
     torch.mul(second, cos_second, out=new_second).addcmul_(first, sin_second)
     return turned
@@ -170,8 +201,14 @@ def _turn_back(d_MASD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tenso
     """What `_turn` does to gradients: [M, S, A, D]."""
     rows, heads, length, size = d_MASD.shape
     back = d_MASD.new_empty(rows, length, heads, size)
-    (first, second), (new_first, new_second) = d_MASD.chunk(2, -1), back.transpose(1, 2).chunk(2, -1)
-    (cos_first, cos_second), (sin_first, sin_second) = cos_1SD[:, None].chunk(2, -1), sin_1SD[:, None].chunk(2, -1)
+    (first, second), (new_first, new_second) = (
+        d_MASD.chunk(2, -1),
+        back.transpose(1, 2).chunk(2, -1),
+    )
+    (cos_first, cos_second), (sin_first, sin_second) = (
+        cos_1SD[:, None].chunk(2, -1),
+        sin_1SD[:, None].chunk(2, -1),
+    )
     torch.mul(first, cos_first, out=new_first).addcmul_(second, sin_second)
     torch.mul(second, cos_second, out=new_second).addcmul_(first, sin_first, value=-1)
     return back

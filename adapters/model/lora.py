@@ -1,13 +1,15 @@
-"""LoRA slots on a resident base model: many adapters side by side, each reset in place and exported as bytes.
+"""LoRA slots on a resident base model: many adapters side by side, each reset in place and exported
+as bytes.
 
-A slot is one adapter: all its A and B lie in one row of one buffer, in the order of the safetensors file that is
-exported, so that resetting, learning and exporting are each one pass over one row. The rows of a batch name their
-slots; A and B of those slots are applied by batched matrix products, and backward writes each row's gradients into a
-buffer of the same layout, past autograd's own bookkeeping. Initialisation, scaling and names are PEFT's (tested
-against it). Linear projections, and GPT-2's transposed ones; it knows no losses and no requests.
+A slot is one adapter: all its A and B lie in one row of one buffer, in the order of the safetensors
+file that is exported, so that resetting, learning and exporting are each one pass over one row. The
+rows of a batch name their slots; A and B of those slots are applied by batched matrix products, and
+backward writes each row's gradients into a buffer of the same layout, past autograd's own
+bookkeeping. Initialisation, scaling and names are PEFT's (tested against it). Linear projections,
+and GPT-2's transposed ones; it knows no losses and no requests.
 
-Shapes: C slots, P numbers of an adapter, M rows of a batch, S tokens of a row, R rank, I inputs and O outputs of a
-projection.
+Shapes: C slots, P numbers of an adapter, M rows of a batch, S tokens of a row, R rank, I inputs and
+O outputs of a projection.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from adapters.errors import BaseModelError, TrainingOptionError
 
 
 class LoraProjection(nn.Module):
-    """A frozen projection, plus the low-rank updates of the adapters that the rows of a batch are bound to."""
+    """A frozen projection, plus the low-rank updates of the adapters that the rows of a batch are
+    bound to.
+    """
 
     def __init__(self, base: nn.Module, rank: int, scale: float, start: int, middle: int) -> None:
         super().__init__()
@@ -38,10 +42,13 @@ class LoraProjection(nn.Module):
         self.weight_OI = weight if isinstance(base, nn.Linear) else weight.T
         outputs, inputs = self.weight_OI.shape
         self.shapes = ((start, rank, inputs), (middle, outputs, rank))
-        self.bound: tuple[torch.Tensor, ...] | None = None  # A, B, their gradients, and the anchor of backward
+        # A, B, their gradients, and the anchor of backward.
+        self.bound: tuple[torch.Tensor, ...] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The base projection of x [M, S, I], plus scale * B A x of each row's own adapter where rows are bound."""
+        """The base projection of x [M, S, I], plus scale * B A x of each row's own adapter where
+        rows are bound.
+        """
         if self.bound is None:
             projected: torch.Tensor = self.base(x)
             return projected
@@ -54,7 +61,9 @@ class LoraProjection(nn.Module):
 
 
 class _Projection(torch.autograd.Function):
-    """y = W x + bias + scale * B A x. Gradients of A and B go where `bind` says, not through autograd."""
+    """y = W x + bias + scale * B A x. Gradients of A and B go where `bind` says, not through
+    autograd.
+    """
 
     @staticmethod
     def forward(
@@ -91,18 +100,22 @@ class _Projection(torch.autograd.Function):
 
 
 class LoraBank:
-    """The LoRA slots of one model: weights, Adam's moments and step counts of each, and room to keep weights apart.
+    """The LoRA slots of one model: weights, Adam's moments and step counts of each, and room to
+    keep weights apart.
 
     Raises:
         ValueError: the model has no linear projection of any of these names.
     """
 
-    def __init__(self, model: nn.Module, rank: int, scale: float, targets: Sequence[str], slots: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, rank: int, scale: float, targets: Sequence[str], slots: int = 1
+    ) -> None:
         model.requires_grad_(False)
         found = {
             name: module
             for name, module in model.named_modules()
-            if name.rpartition(".")[2] in targets and (isinstance(module, nn.Linear) or _is_transposed(module))
+            if name.rpartition(".")[2] in targets
+            and (isinstance(module, nn.Linear) or _is_transposed(module))
         }
         if not found:
             raise BaseModelError(
@@ -116,18 +129,25 @@ class LoraBank:
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         first = next(iter(found.values())).weight
-        self.dtype, device = first.dtype, first.device  # of what is computed; what is learnt is float32
+        # Of what is computed; what is learnt is float32.
+        self.dtype, device = first.dtype, first.device
         self.size = sum(a * b for layer in self.layers.values() for _, a, b in layer.shapes)
         self.weights_CP = torch.zeros(slots, self.size, device=device)
-        self._first_CP, self._second_CP = torch.zeros_like(self.weights_CP), torch.zeros_like(self.weights_CP)
+        self._first_CP, self._second_CP = (
+            torch.zeros_like(self.weights_CP),
+            torch.zeros_like(self.weights_CP),
+        )
         self._kept_CP = torch.zeros_like(self.weights_CP)
         self._steps_C = torch.zeros(slots, device=device)
         self._gradients_MP = torch.zeros(0, self.size, device=device)
-        self._anchor = torch.zeros((), device=device, requires_grad=True)  # what makes autograd come to a projection
+        # What makes autograd come to a projection.
+        self._anchor = torch.zeros((), device=device, requires_grad=True)
 
     @torch.no_grad()
     def reset(self, slot: int, seed: int) -> None:
-        """A fresh adapter, as PEFT starts one: A uniform (Kaiming, a = sqrt 5), B zero; the same for the same seed."""
+        """A fresh adapter, as PEFT starts one: A uniform (Kaiming, a = sqrt 5), B zero; the same
+        for the same seed.
+        """
         generator = torch.Generator().manual_seed(seed)
         fresh_P = torch.zeros(self.size)
         for layer in self.layers.values():
@@ -140,13 +160,19 @@ class LoraBank:
 
     @contextmanager
     def bind(self, slots: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Within it, row m of every batch has the adapter of slots[m]; gives the rows' gradients [M, P] of backward."""
+        """Within it, row m of every batch has the adapter of slots[m]; gives the rows' gradients
+        [M, P] of backward.
+        """
         rows = len(slots)
         if len(self._gradients_MP) < rows:
             self._gradients_MP = self.weights_CP.new_zeros(rows, self.size)
         gradients_MP = self._gradients_MP[:rows]
         in_a_row = list(slots) == list(range(slots[0], slots[0] + rows))  # then a view will do
-        weights_MP = self.weights_CP[slots[0] : slots[0] + rows] if in_a_row else self.weights_CP[list(slots)]
+        weights_MP = (
+            self.weights_CP[slots[0] : slots[0] + rows]
+            if in_a_row
+            else self.weights_CP[list(slots)]
+        )
         weights_MP = weights_MP.to(self.dtype)
         for layer in self.layers.values():
             parts = [
@@ -185,7 +211,9 @@ class LoraBank:
         self._kept_CP[slot].copy_(self.weights_CP[slot])
 
     def restore(self, slot: int) -> None:
-        """Put the weights that were kept back into the slot; its moments stay those of the later steps."""
+        """Put the weights that were kept back into the slot; its moments stay those of the later
+        steps.
+        """
         self.weights_CP[slot].copy_(self._kept_CP[slot])
 
     def take(self, slot: int) -> tuple[torch.Tensor, ...]:
@@ -236,12 +264,16 @@ def _keys(name: str) -> tuple[str, str]:
 
 
 def _layout(found: dict[str, nn.Module], rank: int) -> tuple[bytes, dict[str, int]]:
-    """The header of the safetensors file of an adapter, and where each tensor starts behind it, in numbers."""
+    """The header of the safetensors file of an adapter, and where each tensor starts behind it, in
+    numbers.
+    """
     blank: dict[str, torch.Tensor] = {}
     for name, module in found.items():
         weight: Any = module.weight
         outputs, inputs = weight.shape if isinstance(module, nn.Linear) else weight.T.shape
-        blank |= dict(zip(_keys(name), (torch.zeros(rank, inputs), torch.zeros(outputs, rank)), strict=True))
+        blank |= dict(
+            zip(_keys(name), (torch.zeros(rank, inputs), torch.zeros(outputs, rank)), strict=True)
+        )
     file = to_safetensors(blank, metadata={"format": "pt"})
     length = 8 + int.from_bytes(file[:8], "little")
     table = json.loads(file[8:length])

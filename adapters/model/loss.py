@@ -1,7 +1,8 @@
 """Cross-entropy of hidden states through a frozen output layer, without ever holding all logits.
 
-A block of tokens at a time: logits, loss, and at once the gradient with respect to the hidden states, which is all
-that backward needs while the output layer is frozen. A vocabulary of 128,000 costs one block, not one batch.
+A block of tokens at a time: logits, loss, and at once the gradient with respect to the hidden
+states, which is all that backward needs while the output layer is frozen. A vocabulary of 128,000
+costs one block, not one batch.
 
 Shapes: N tokens, H hidden size, V vocabulary.
 """
@@ -28,11 +29,16 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Negative log-likelihood of each token, in nats [N], float32.
 
-    `counts` says how many tokens belong to each row of a batch, in order. No block reaches over the end of a row: how
-    sums over the vocabulary are rounded depends on a block's size, and must not depend on a row's company.
+    `counts` says how many tokens belong to each row of a batch, in order. No block reaches over the
+    end of a row: how sums over the vocabulary are rounded depends on a block's size, and must not
+    depend on a row's company.
     """
     block = max(_LOGITS // len(output_VH), 16)
-    sizes = [min(block, count - done) for count in counts or [len(tokens_N)] for done in range(0, count, block)]
+    sizes = [
+        min(block, count - done)
+        for count in counts or [len(tokens_N)]
+        for done in range(0, count, block)
+    ]
     losses_N: torch.Tensor = _CrossEntropy.apply(hidden_NH, output_VH, bias_V, tokens_N, sizes)  # type: ignore[no-untyped-call]
     return losses_N
 
@@ -60,21 +66,29 @@ class _CrossEntropy(torch.autograd.Function):
             total_N1 = shares_NV.sum(1, keepdim=True)
             losses_N[part] = (total_N1.log() - chosen_N1)[:, 0]
             if gradients_NH is not None:
-                shares_NV.div_(total_N1).scatter_add_(1, expected_N1, torch.full_like(total_N1, -1.0))
+                shares_NV.div_(total_N1).scatter_add_(
+                    1, expected_N1, torch.full_like(total_N1, -1.0)
+                )
                 _product(shares_NV.to(output_VH.dtype), output_VH, out=gradients_NH[part])
         ctx.gradients_NH = gradients_NH
         return losses_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return ctx.gradients_NH * gradients[0][:, None].to(ctx.gradients_NH.dtype), None, None, None, None
+        return (
+            ctx.gradients_NH * gradients[0][:, None].to(ctx.gradients_NH.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _product(shares_NV: torch.Tensor, output_VH: torch.Tensor, out: torch.Tensor) -> None:
     """shares @ output into `out`, exact enough for any vocabulary.
 
-    The matrix libraries of some CPUs add one term after the other: over hundreds of thousands of tokens a float32 sum
-    would lose three digits. Sums of parts lose none.
+    The matrix libraries of some CPUs add one term after the other: over hundreds of thousands of
+    tokens a float32 sum would lose three digits. Sums of parts lose none.
     """
     torch.mm(shares_NV[:, :_VOCABULARY], output_VH[:_VOCABULARY], out=out)
     for first in range(_VOCABULARY, len(output_VH), _VOCABULARY):

@@ -1,7 +1,8 @@
-"""What became of a client's tests, read from its JUnit report, and the failures that are no fault of the server.
+"""What became of a client's tests, read from its JUnit report, and the failures that are no fault
+of the server.
 
-An excuse names tests, what their failure must say, and why a small text model cannot pass them: a test that fails in
-another way than excused has failed. What the tests are is the client's affair.
+An excuse names tests, what their failure must say, and why a small text model cannot pass them: a
+test that fails in another way than excused has failed. What the tests are is the client's affair.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Excuse:
-    """Tests that cannot pass, by patterns (of `re`) for their names and for what their failure says."""
+    """Tests that cannot pass, by patterns (of `re`) for their names and for what their failure
+    says.
+    """
 
     tests: str
     says: str
@@ -46,7 +49,9 @@ def read_report(file: Path) -> list[Case]:
 def excused(cases: Sequence[Case], excuses: Sequence[Excuse]) -> Iterator[Case]:
     """The cases, a failure that is excused as a skip with its reason."""
     for case in cases:
-        reasons = [excuse.reason for excuse in excuses if case.outcome == "failed" and excuse.covers(case)]
+        reasons = [
+            excuse.reason for excuse in excuses if case.outcome == "failed" and excuse.covers(case)
+        ]
         yield replace(case, outcome="skipped", why=reasons[0]) if reasons else case
 
 

@@ -1,13 +1,16 @@
 """Compatibility: the clients that people use, in environments of their own, against a real server.
 
-Each client is installed by pip into .cache/compat (pins in `benchmarks/compat/clients.py`) and run against one server
-with the bundled model and a small corpus, whose every request is adapted by two steps, so that what Mayfly adds to
-requests and answers is in every client's way. A test counts as skipped if the client skips it by itself, or if it fails
-in the way that an excuse describes. A client that cannot be installed is named and left out.
+Each client is installed by pip into .cache/compat (pins in `benchmarks/compat/clients.py`) and run
+against one server with the bundled model and a small corpus, whose every request is adapted by two
+steps, so that what Mayfly adds to requests and answers is in every client's way. A test counts as
+skipped if the client skips it by itself, or if it fails in the way that an excuse describes. A
+client that cannot be installed is named and left out.
 
-    python benchmarks/compat/compat.py [CLIENT ...] [--url http://127.0.0.1:8000] [--json] [--out FILE]
+    python benchmarks/compat/compat.py [CLIENT ...] [--url http://127.0.0.1:8000] [--json] [--out
+    FILE]
 
-The last line of `--json` is, by client, {"passed", "failed", "skipped"}. Exit status 1 if a test failed, or none ran.
+The last line of `--json` is, by client, {"passed", "failed", "skipped"}. Exit status 1 if a test
+failed, or none ran.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ from benchmarks.passages import circumstances, progress
 from benchmarks.server import MODEL, ROOMY, fill, home, serving, sources
 from serving.config import bundled_model
 
-CONTEXT = "256"  # tokens: many tests set no limit, and the bundled model does not know when it has said enough
+# Tokens: many tests set no limit, and the bundled model does not know when it has said enough.
+CONTEXT = "256"
 
 
 @dataclass(frozen=True)
@@ -85,28 +89,44 @@ def run(name: str, environment: Environment, target: Target) -> Result:
 
 def show(results: Sequence[Result], console: Console) -> None:
     """A table of clients, then each failure, then each reason for which tests were skipped."""
-    table = Table("client", "packages", "passed", "failed", "skipped", "seconds", box=None, pad_edge=False)
+    table = Table(
+        "client", "packages", "passed", "failed", "skipped", "seconds", box=None, pad_edge=False
+    )
     for result in results:
         counts = [str(count) for count in result.counts().values()]
-        table.add_row(result.client, escape(", ".join(result.packages[:2])), *counts, f"{result.seconds:.0f}")
+        table.add_row(
+            result.client, escape(", ".join(result.packages[:2])), *counts, f"{result.seconds:.0f}"
+        )
     console.print(table)
     for result in results:
         if result.not_installed:
             console.print(f"{result.client} is not installed: {result.not_installed}", markup=False)
         for case in result.cases:
             if case.outcome == "failed":
-                console.print(f"{result.client}, {case.name}: {case.why[:500]}", markup=False, highlight=False)
-        reasons = Counter(case.why.partition("\n")[0] for case in result.cases if case.outcome == "skipped")
+                console.print(
+                    f"{result.client}, {case.name}: {case.why[:500]}", markup=False, highlight=False
+                )
+        reasons = Counter(
+            case.why.partition("\n")[0] for case in result.cases if case.outcome == "skipped"
+        )
         for reason, count in reasons.items():
-            console.print(f"{result.client}, {count} skipped: {reason}", markup=False, highlight=False)
+            console.print(
+                f"{result.client}, {count} skipped: {reason}", markup=False, highlight=False
+            )
 
 
 def main() -> None:
     """Install, start, run, tell."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("clients", nargs="*", metavar="CLIENT", help=f"of {', '.join(CLIENTS)}; default all")
-    parser.add_argument("--url", help="of a running server, without /v1; default one that is started for this")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "clients", nargs="*", metavar="CLIENT", help=f"of {', '.join(CLIENTS)}; default all"
+    )
+    parser.add_argument(
+        "--url", help="of a running server, without /v1; default one that is started for this"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--out", type=Path, help="write the full result here")
     options = parser.parse_args()
     if unknown := set(options.clients) - set(CLIENTS):

@@ -1,7 +1,7 @@
 """A virtual environment for each client under .cache/compat, and the sources of a package.
 
-pip asks the registries that this machine's own settings know. An environment is kept, and made anew when the packages
-that are asked for change. Knows nothing of what they are for.
+pip asks the registries that this machine's own settings know. An environment is kept, and made anew
+when the packages that are asked for change. Knows nothing of what they are for.
 """
 
 from __future__ import annotations
@@ -71,7 +71,14 @@ def sources(requirement: str) -> Path:
         download = folder.with_name(f"{folder.name}.download")
         shutil.rmtree(download, ignore_errors=True)
         _pip(
-            Path(sys.executable), "download", "--no-deps", "--no-binary", ":all:", "--dest", str(download), requirement
+            Path(sys.executable),
+            "download",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--dest",
+            str(download),
+            requirement,
         )
         (archive,) = download.glob("*.tar.gz")
         with tarfile.open(archive) as packed:
@@ -84,6 +91,8 @@ def sources(requirement: str) -> Path:
 
 def _pip(python: Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS)
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS
+    )
     if ran.returncode:
         raise NotInstalledError(ran.stderr.strip()[-500:])

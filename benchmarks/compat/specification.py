@@ -1,8 +1,8 @@
 """OpenAI's own specification, cut to what a text model serves here, for schemathesis.
 
-Paths that are not served are left out, and what then nothing refers to. Requests are narrowed, never widened, so each
-is valid in the whole document, too: to the model that is there, to few tokens, to text. Answers are left as they are.
-Knows nothing of where the document comes from.
+Paths that are not served are left out, and what then nothing refers to. Requests are narrowed,
+never widened, so each is valid in the whole document, too: to the model that is there, to few
+tokens, to text. Answers are left as they are. Knows nothing of where the document comes from.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ Schema = dict[str, Any]
 POSTS = ("/chat/completions", "/completions")
 GETS = ("/models", "/models/{model}")
 _REFERENCE = "#/components/schemas/"
-# Other media, other services, what OpenAI calls deprecated; and `echo`: the first token has null for a log-probability,
-# at OpenAI, too, though the specification does not say so.
-_LEFT_OUT = {"audio", "function_call", "functions", "modalities", "moderation", "prediction", "suffix"}
+# Other media, other services, what OpenAI calls deprecated; and `echo`: the first token has null
+# for a log-probability, at OpenAI, too, though the specification does not say so.
+_LEFT_OUT = {
+    "audio",
+    "function_call",
+    "functions",
+    "modalities",
+    "moderation",
+    "prediction",
+    "suffix",
+}
 _LEFT_OUT |= {"web_search_options", "store", "best_of", "echo"}
 _FEW_TOKENS = {"type": "integer", "minimum": 1, "maximum": 8}
 _TEXTS = {
@@ -71,7 +79,9 @@ def _narrowed(request: Schema, schemas: Schema, model: str) -> Schema:
     return {
         "type": "object",
         "properties": {
-            name: narrower.get(name, schema) for name, schema in properties.items() if name not in _LEFT_OUT
+            name: narrower.get(name, schema)
+            for name, schema in properties.items()
+            if name not in _LEFT_OUT
         },
         "required": sorted(required | {limit}),
         "additionalProperties": False,

@@ -1,4 +1,6 @@
-"""How the cost of a request grows: the line through the points of each thing that grows, and a panel for each."""
+"""How the cost of a request grows: the line through the points of each thing that grows, and a
+panel for each.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def growth(grown: Mapping[str, Any], plots: Plots) -> list[str]:
     if not shown:
         return []
     lines = {what: found for what, found in shown.items() if found["fit"] is not None}
-    drawn = plots.draw("growth", "Seconds against what grows, with lines", _Panels(lines), len(lines)) if lines else ""
+    drawn = (
+        plots.draw("growth", "Seconds against what grows, with lines", _Panels(lines), len(lines))
+        if lines
+        else ""
+    )
     return [
         "### How the cost grows",
         "",
@@ -71,7 +77,11 @@ def _told(found: Mapping[str, Any]) -> list[str]:
         return [x, x, "1", str(len(found["points"])), "", "no line", "", "", ""]
     bent = ["", ""] if fit["bend"] is None else [_count(fit["bend"]), _each(fit["slope_after"])]
     ends = [_count(fit[end]) for end in ("least", "most")]
-    line = [milliseconds(line_at(found, 0.0)), _each(fit["slope_before"]), f"{fit['explained']:.2f}"]
+    line = [
+        milliseconds(line_at(found, 0.0)),
+        _each(fit["slope_before"]),
+        f"{fit['explained']:.2f}",
+    ]
     return [*ends, str(fit["values"]), str(fit["requests"]), *line, *bent]
 
 
@@ -95,4 +105,9 @@ class _Panels:
             axes.plot(x, y, ".", color="#2471a3", alpha=0.5, markersize=4)
             at = sorted(set(x))
             axes.plot(at, [line_at(found, each) for each in at], color="#c0392b")
-            axes.set(xlabel=what, ylabel=f"seconds of {_SECONDS_OF.get(what, 'it')}", xlim=(0, None), ylim=(0, None))
+            axes.set(
+                xlabel=what,
+                ylabel=f"seconds of {_SECONDS_OF.get(what, 'it')}",
+                xlim=(0, None),
+                ylim=(0, None),
+            )

@@ -1,4 +1,6 @@
-"""What explains the tables of quality: different sequences chosen, reliability, compute in proportion, settings."""
+"""What explains the tables of quality: different sequences chosen, reliability, compute in
+proportion, settings.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,22 @@ def insight(result: Result, plots: Plots) -> list[str]:
     def reliability(axes: Any) -> None:
         x, y = zip(*foretold["points"], strict=True)
         axes.plot(x, y, "o", color="#222222")
-        axes.plot(x, [foretold["intercept"] + foretold["slope"] * each for each in x], color="#c0392b")
-        axes.set(xlabel="sigma_n times the base model's bits per byte", ylabel="bits per byte after n steps")
+        axes.plot(
+            x, [foretold["intercept"] + foretold["slope"] * each for each in x], color="#c0392b"
+        )
+        axes.set(
+            xlabel="sigma_n times the base model's bits per byte",
+            ylabel="bits per byte after n steps",
+        )
 
     def in_proportion(axes: Any) -> None:
         for name, points in proportion.items():
-            axes.plot([int(n) for n in points], [percent for _, percent in points.values()], label=name, marker=".")
+            axes.plot(
+                [int(n) for n in points],
+                [percent for _, percent in points.values()],
+                label=name,
+                marker=".",
+            )
         axes.set(xlabel="steps", ylabel="bits per byte, % of base")
         axes.legend()
 
@@ -34,7 +46,9 @@ def insight(result: Result, plots: Plots) -> list[str]:
             ["different sequences (median)", "passages", "SIFT minus NN"],
             [
                 [
-                    "{:.0f} to {:.0f} ({:.0f})".format(part["distinct"][0], part["distinct"][2], part["distinct"][1]),
+                    "{:.0f} to {:.0f} ({:.0f})".format(
+                        part["distinct"][0], part["distinct"][2], part["distinct"][1]
+                    ),
                     str(part["passages"]),
                     cell(part["minus_nn"]),
                 ]
@@ -45,18 +59,28 @@ def insight(result: Result, plots: Plots) -> list[str]:
         "",
         "Means over tenths of all passages and steps, and the line through all (paper, figure 8, middle):",
         "",
-        plots.draw("reliability", "Bits per byte after n steps against sigma_n times the base model's", reliability),
+        plots.draw(
+            "reliability",
+            "Bits per byte after n steps against sigma_n times the base model's",
+            reliability,
+        ),
         "",
         "Per cent of base of those passages that a rule still lets learn, each rule at a third of the steps (paper, "
         "figure 8, right):",
         "",
-        plots.draw("proportion", "Per cent of base by steps, of passages that are still learnt for", in_proportion),
+        plots.draw(
+            "proportion",
+            "Per cent of base by steps, of passages that are still learnt for",
+            in_proportion,
+        ),
         "",
     ]
 
 
 def settings(result: Result, plots: Plots) -> list[str]:
-    """Every other setting, on a few passages of each domain; after figures 5, 9 to 11, 13 to 15 and 18."""
+    """Every other setting, on a few passages of each domain; after figures 5, 9 to 11, 13 to 15 and
+    18.
+    """
     axes_of = result["axes"]
     if not axes_of:
         return []
@@ -66,11 +90,18 @@ def settings(result: Result, plots: Plots) -> list[str]:
         for axes, (axis, variants) in zip(panels, axes_of.items(), strict=True):
             for name, found in variants.items():
                 points = found["by_steps"]
-                axes.plot([0, *map(int, points)], [100, *(triple[0] for triple in points.values())], label=name)
+                axes.plot(
+                    [0, *map(int, points)],
+                    [100, *(triple[0] for triple in points.values())],
+                    label=name,
+                )
             axes.set(title=axis)
             axes.legend(fontsize=6)
 
-    alike = [[setting.lstrip(", "), cell(less)] for setting, less in result["sift_minus_nn_alike"].items()]
+    alike = [
+        [setting.lstrip(", "), cell(less)]
+        for setting, less in result["sift_minus_nn_alike"].items()
+    ]
     lines = [
         "### SIFT and nearest neighbours under the same setting",
         "",
@@ -79,7 +110,9 @@ def settings(result: Result, plots: Plots) -> list[str]:
         "",
         f"Of {passages} of these passages; beside SIFT and nearest neighbours with the defaults on the same ones.",
         "",
-        plots.draw("settings", "Per cent of base against steps, by setting", curves, panels=len(axes_of)),
+        plots.draw(
+            "settings", "Per cent of base against steps, by setting", curves, panels=len(axes_of)
+        ),
         "",
     ]
     for axis, variants in axes_of.items():

@@ -1,4 +1,5 @@
-"""Latency: stages by budget and load beside plain vLLM, the cross-check, hot-loading, the naive way, and growth.
+"""Latency: stages by budget and load beside plain vLLM, the cross-check, hot-loading, the naive
+way, and growth.
 
 Of what is written as one stage here, `choose`, the percentiles are the sums of those of its three.
 """
@@ -61,11 +62,21 @@ def latency(results: Mapping[str, Result], plots: Plots) -> list[str]:
         "",
         *table(
             ["budget", "at once", "requests", "a second", *_COLUMNS],
-            [[who(each), str(each["at_once"]), *_asked(each), *_row(each, *_COLUMNS)] for each in usual],
+            [
+                [who(each), str(each["at_once"]), *_asked(each), *_row(each, *_COLUMNS)]
+                for each in usual
+            ],
         ),
-        plots.draw("stages", f"Median seconds by stage and budget, {least} at once", _Stages(alone)),
+        plots.draw(
+            "stages", f"Median seconds by stage and budget, {least} at once", _Stages(alone)
+        ),
         "",
-        plots.draw("concurrency", "Seconds of a whole answer by how many ask at once", _Concurrency(usual), panels=2),
+        plots.draw(
+            "concurrency",
+            "Seconds of a whole answer by how many ask at once",
+            _Concurrency(usual),
+            panels=2,
+        ),
         "",
         agreement(cells),
         "",
@@ -81,7 +92,10 @@ def latency(results: Mapping[str, Result], plots: Plots) -> list[str]:
             "",
             *table(
                 ["prompt", "answer", "requests", "a second", *shown],
-                [[str(each["prompt"]), str(each["answer"]), *_asked(each), *_row(each, *shown)] for each in every],
+                [
+                    [str(each["prompt"]), str(each["answer"]), *_asked(each), *_row(each, *shown)]
+                    for each in every
+                ],
             ),
         ]
     if opened:
@@ -93,7 +107,10 @@ def latency(results: Mapping[str, Result], plots: Plots) -> list[str]:
             "",
             *table(
                 ["budget", "offered a second", "requests", "answered a second", *shown],
-                [[who(each), f"{each['rate']:.2f}", *_asked(each), *_row(each, *shown)] for each in opened],
+                [
+                    [who(each), f"{each['rate']:.2f}", *_asked(each), *_row(each, *shown)]
+                    for each in opened
+                ],
             ),
         ]
     return [*lines, *_hot_load(result), *_naive(result["naive"]), *growth(result["growth"], plots)]
@@ -110,7 +127,10 @@ def times(stages: Mapping[str, Mapping[str, float]], *names: str) -> str:
     if not found:
         return ""
     few = "\\*" if min(each["n"] for each in found) < ENOUGH else ""
-    return " / ".join(milliseconds(sum(each[p] for each in found)) for p in ("p50", "p95", "p99")) + few
+    return (
+        " / ".join(milliseconds(sum(each[p] for each in found)) for p in ("p50", "p95", "p99"))
+        + few
+    )
 
 
 def agreement(cells: Sequence[Cell]) -> str:
@@ -118,7 +138,10 @@ def agreement(cells: Sequence[Cell]) -> str:
     checked = [each for each in cells if each["vllm_bench_serve"]]
     if not checked:
         return "Cross-check: `vllm bench serve` was asked for no cell."
-    ratios = {stage: [each["agreement"][stage] for each in checked if stage in each["agreement"]] for stage in _BOTH}
+    ratios = {
+        stage: [each["agreement"][stage] for each in checked if stage in each["agreement"]]
+        for stage in _BOTH
+    }
     told = "; ".join(f"{stage} {middle(found)}" for stage, found in ratios.items() if found)
     failed = sum(each["vllm_bench_serve"]["failed"] for each in checked)
     missing = sum(each["vllm_bench_serve"]["steps_missing"] or 0 for each in checked)
@@ -158,7 +181,9 @@ class _Stages:
 
 
 def _layers(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Medians of what one whole answer is made of; of an answer without an adapter, all before its first token."""
+    """Medians of what one whole answer is made of; of an answer without an adapter, all before its
+    first token.
+    """
     medians = {stage: found["p50"] for stage, found in stages.items()}
     first, whole = medians.get("first token", 0.0), medians.get("whole", 0.0)
     return {layer: medians.get(layer, 0.0) for layer in _LAYERS} | {
@@ -190,7 +215,12 @@ class _Concurrency:
                 )
                 limits[timed] += name not in _COLOURS
             counts = sorted({each["at_once"] for each in self._cells})
-            axes.set(xscale="log", yscale="log", xlabel="requests at once", ylabel=f"seconds of an answer, {p}")
+            axes.set(
+                xscale="log",
+                yscale="log",
+                xlabel="requests at once",
+                ylabel=f"seconds of an answer, {p}",
+            )
             axes.set_xticks(counts, [str(count) for count in counts])
             axes.minorticks_off()
         right.legend(fontsize=7, handlelength=3, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -199,7 +229,9 @@ class _Concurrency:
 def _hot_load(result: Result) -> list[str]:
     ratio, rows = result["hot_load_ratio"], []
     for hot in result["hot_load"].values():
-        medians = [hot[f"{what}_seconds"][0] for what in ("ready_to_first", "load", "resident_first")]
+        medians = [
+            hot[f"{what}_seconds"][0] for what in ("ready_to_first", "load", "resident_first")
+        ]
         counts = [str(hot[what]) for what in ("prompt_tokens", "pairs", "short")]
         rows.append([*counts, cell(hot["ratios"], 2), *map(milliseconds, medians)])
     return [
@@ -210,7 +242,16 @@ def _hot_load(result: Result) -> list[str]:
         "(median, least and most), times are medians in milliseconds.",
         "",
         *table(
-            ["prompt tokens", "pairs", "not as asked", "ratio", "ready to first token", "of it, load", "resident"], rows
+            [
+                "prompt tokens",
+                "pairs",
+                "not as asked",
+                "ratio",
+                "ready to first token",
+                "of it, load",
+                "resident",
+            ],
+            rows,
         ),
     ]
 
@@ -222,7 +263,9 @@ def _naive(raced: Mapping[str, Any]) -> list[str]:
         processes, threads = raced["processes_and_threads"][name]
         parts = ", ".join(f"{stage} {value:.2f}" for stage, value in raced["seconds"][name].items())
         speed, ratio = statistics.median(raced["per_second"][name]), statistics.median(ratios)
-        rows.append([name, f"{processes} x {threads}", f"{ours:.2f}", f"{speed:.2f}", middle(ratios), parts])
+        rows.append(
+            [name, f"{processes} x {threads}", f"{ours:.2f}", f"{speed:.2f}", middle(ratios), parts]
+        )
         told.append(f"**{ratio:.2f}** times the {name} way's ({whether(ratio >= LEAST_SPEEDUP)})")
     short = ", ".join(f"{count} of {name}" for name, count in raced["short"].items())
     return [
@@ -233,5 +276,15 @@ def _naive(raced: Mapping[str, Any]) -> list[str]:
         f"`{load['budget']}`, {load['at_once']} at once, {load['requests']} requests a round; ratios are of rounds "
         f"(median, least and most), and the seconds medians of a request's. Not as asked: {short}.",
         "",
-        *table(["way", "processes x threads", "Mayfly, a second", "naive, a second", "ratio", "seconds"], rows),
+        *table(
+            [
+                "way",
+                "processes x threads",
+                "Mayfly, a second",
+                "naive, a second",
+                "ratio",
+                "seconds",
+            ],
+            rows,
+        ),
     ]

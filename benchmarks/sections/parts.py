@@ -1,4 +1,6 @@
-"""What the sections of the report share: tables, numbers in words, plots, and where numbers are from."""
+"""What the sections of the report share: tables, numbers in words, plots, and where numbers are
+from.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,18 @@ Result = Mapping[str, Any]
 
 
 class Plots:
-    """Drawings of a section, in a folder beside the report, and those that benchmarks left beside their results."""
+    """Drawings of a section, in a folder beside the report, and those that benchmarks left beside
+    their results.
+    """
 
     def __init__(self, folder: Path, name: str, results: str) -> None:
         """Of a section of this name, in a report in this folder; results as seen from there."""
         self._folder, self._name, self._results = folder, name, results
 
     def draw(self, what: str, alt: str, paint: Callable[..., None], panels: int = 1) -> str:
-        """Draw, save as SVG, and return the Markdown that shows it; `paint` gets the axes of each panel."""
+        """Draw, save as SVG, and return the Markdown that shows it; `paint` gets the axes of each
+        panel.
+        """
         import matplotlib as mpl
         from matplotlib import pyplot as plt
 
@@ -59,7 +65,8 @@ class Section:
     Attributes:
         name: of its plots.
         title: its heading.
-        sources: the results that it may tell, without their ending, and the command that makes each.
+        sources: the results that it may tell, without their ending, and the command that makes
+            each.
         write: makes lines of those that are there, one at least.
     """
 

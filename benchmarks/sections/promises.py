@@ -108,7 +108,9 @@ def _fairness(result: Result) -> list[Row]:
 
 
 def _leavers(result: Result) -> list[Row]:
-    steps, tokens = (result[f"{what}_after_a_leave"].get("most", 0.0) for what in ("steps", "tokens"))
+    steps, tokens = (
+        result[f"{what}_after_a_leave"].get("most", 0.0) for what in ("steps", "tokens")
+    )
     more = f"; at most {steps:.2f} steps and {tokens:.0f} tokens after a leave"
     return [_counts("work ends with the client who leaves", result, more)]
 
@@ -125,32 +127,51 @@ def _compat(result: Result) -> list[Row]:
     rows = []
     for client in result["results"]:
         if client["not_installed"]:
-            rows.append((f"{client['client']} works", "not installed", "no failure", "not measured"))
+            rows.append(
+                (f"{client['client']} works", "not installed", "no failure", "not measured")
+            )
             continue
         found = Counter(case["outcome"] for case in client["cases"])
-        measured = ", ".join(f"{found[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+        measured = ", ".join(
+            f"{found[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped")
+        )
         holds = whether(found["passed"] > 0 and not found["failed"])
         rows.append((f"{client['client']} works", measured, "no failure", holds))
     return rows
 
 
 def _durability(result: Result) -> list[Row]:
-    kinds = ("lost", "duplicated", "came_back", "half_written", "wrong_neighbours", "damaged_databases")
+    kinds = (
+        "lost",
+        "duplicated",
+        "came_back",
+        "half_written",
+        "wrong_neighbours",
+        "damaged_databases",
+    )
     broken = {kind: result[kind] for kind in kinds}
     measured = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in broken.items())
     of = f", of {result['acknowledged']:,} changes and {result['kills']} kills"
     return [
-        ("what a corpus has acknowledged survives kill -9", measured + of, "none", whether(not any(broken.values())))
+        (
+            "what a corpus has acknowledged survives kill -9",
+            measured + of,
+            "none",
+            whether(not any(broken.values())),
+        )
     ]
 
 
 def _shards(result: Result) -> list[Row]:
     found = {int(count): row for count, row in result["shards"].items()}
     one, most = found[1], max(found)
-    memory, search = (found[most][each] / one[each] for each in ("resident_bytes", "search_milliseconds"))
+    memory, search = (
+        found[most][each] / one[each] for each in ("resident_bytes", "search_milliseconds")
+    )
     each = "{:,.0f} MB, {:.1f} ms, recall {:.3f}"
     told = "; ".join(
-        f"{count}: " + each.format(row["resident_bytes"] / 1e6, row["search_milliseconds"], row["recall"])
+        f"{count}: "
+        + each.format(row["resident_bytes"] / 1e6, row["search_milliseconds"], row["recall"])
         for count, row in found.items()
     )
     return [
@@ -166,7 +187,9 @@ def _shards(result: Result) -> list[Row]:
 def _faults(result: Result) -> list[Row]:
     rows = []
     for kind, found in result["faults"].items():
-        seconds = " and ".join(f"{name} {value:g} s" for name, value in found["recovery_seconds"].items())
+        seconds = " and ".join(
+            f"{name} {value:g} s" for name, value in found["recovery_seconds"].items()
+        )
         broken = {each: found[each] for each in ("wrong_answers", "hung", "leaked")}
         told = ", ".join(f"{count} {each.replace('_', ' ')}" for each, count in broken.items())
         measured = f"{found['recovered']} of {found['injected']} ({seconds}); {told}"
@@ -177,7 +200,9 @@ def _faults(result: Result) -> list[Row]:
 
 def _idle(result: Result) -> list[Row]:
     core, worker = result["core_share"], result["worker_share"]
-    largest = ", ".join(f"{name} {share:.1%}" for name, share in list(result["by_process"].items())[:3])
+    largest = ", ".join(
+        f"{name} {share:.1%}" for name, share in list(result["by_process"].items())[:3]
+    )
     return [
         (
             f"of one core, an idle server takes in {result['seconds']:.0f} s",

@@ -27,17 +27,33 @@ def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
     def steps(axes: Any) -> None:
         for name, points in result["by_steps"].items():
             at = [0, *map(int, points)]
-            axes.plot(at, [100, *(triple[0] for triple in points.values())], label=name, color=COLOURS.get(name))
+            axes.plot(
+                at,
+                [100, *(triple[0] for triple in points.values())],
+                label=name,
+                color=COLOURS.get(name),
+            )
             if name in ("SIFT", "NN"):
-                low, high = ([100, *(triple[side] for triple in points.values())] for side in (1, 2))
+                low, high = (
+                    [100, *(triple[side] for triple in points.values())] for side in (1, 2)
+                )
                 axes.fill_between(at, low, high, color=COLOURS[name], alpha=0.12, linewidth=0)
         axes.set(xlabel="steps", ylabel="bits per byte, % of base")
         axes.legend()
 
     def seconds(axes: Any) -> None:
         for name, points in result["at_equal_seconds"].items():
-            axes.plot([float(s) for s in points], [t[0] for t in points.values()], label=name, color=COLOURS.get(name))
-        axes.set(xscale="log", xlabel="seconds of choosing and training", ylabel="bits per byte, % of base")
+            axes.plot(
+                [float(s) for s in points],
+                [t[0] for t in points.values()],
+                label=name,
+                color=COLOURS.get(name),
+            )
+        axes.set(
+            xscale="log",
+            xlabel="seconds of choosing and training",
+            ylabel="bits per byte, % of base",
+        )
         axes.legend()
 
     def density(axes: Any) -> None:

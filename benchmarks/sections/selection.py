@@ -1,4 +1,6 @@
-"""Selection: SIFT against its authors' library and against nearest neighbours, and what corpora cost as they grow."""
+"""Selection: SIFT against its authors' library and against nearest neighbours, and what corpora
+cost as they grow.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,27 @@ def selection(results: Mapping[str, Result], plots: Plots) -> list[str]:
         "its `Retriever`, by candidates K:",
         "",
         *table(
-            ["K", "pairs", "Mayfly, ms", "greedy, ms", "`Retriever`, ms", "times the greedy", "times the `Retriever`"],
+            [
+                "K",
+                "pairs",
+                "Mayfly, ms",
+                "greedy, ms",
+                "`Retriever`, ms",
+                "times the greedy",
+                "times the `Retriever`",
+            ],
             [
                 [
                     f"{int(k):,}",
                     _number(row.get("pairs"), 0),
-                    *(_number(row.get(f"{way}_milliseconds")) for way in ("mayfly", "greedy", "retriever")),
-                    *(_number(_first(row.get(f"{way}_ratio")), 0) for way in ("greedy", "retriever")),
+                    *(
+                        _number(row.get(f"{way}_milliseconds"))
+                        for way in ("mayfly", "greedy", "retriever")
+                    ),
+                    *(
+                        _number(_first(row.get(f"{way}_ratio")), 0)
+                        for way in ("greedy", "retriever")
+                    ),
                 ]
                 for k, row in result["races"].items()
             ],

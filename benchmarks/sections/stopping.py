@@ -16,10 +16,15 @@ def stopping(results: Mapping[str, Result], plots: Plots) -> list[str]:
     def rules(axes: Any) -> None:
         for name, points in result["stopping_rules"].items():
             axes.plot(
-                [p[1] for p in points], [p[2] for p in points], label=name, linestyle=":" if "future" in name else "-"
+                [p[1] for p in points],
+                [p[2] for p in points],
+                label=name,
+                linestyle=":" if "future" in name else "-",
             )
         axes.plot([1 / 3], [0.9], "k+", label="wanted")
-        axes.set(xlabel="share of the steps", ylabel="share of the gain", xlim=(0, 1), ylim=(0, None))
+        axes.set(
+            xlabel="share of the steps", ylabel="share of the gain", xlim=(0, 1), ylim=(0, None)
+        )
         axes.legend(fontsize=7)
 
     def row(name: str, each: Mapping[str, Any]) -> list[str]:
@@ -32,7 +37,10 @@ def stopping(results: Mapping[str, Result], plots: Plots) -> list[str]:
 
     steps, gain = (
         "never" if each is None else f"{each:.2f}"
-        for each in (result["steps_share_for_target_knowing"], result["gain_share_at_a_third_knowing"])
+        for each in (
+            result["steps_share_for_target_knowing"],
+            result["gain_share_at_a_third_knowing"],
+        )
     )
     bound = ["knowing the future", "", steps, f"{result['target']:.2f}", "", gain]
     return [
@@ -46,7 +54,14 @@ def stopping(results: Mapping[str, Result], plots: Plots) -> list[str]:
         "90 % intervals). Rules that look at the prompt keep the best adapter of those looked at:",
         "",
         *table(
-            ["rule", "parameter", "steps", "gain", "worse than base", "gain at a third of the steps"],
+            [
+                "rule",
+                "parameter",
+                "steps",
+                "gain",
+                "worse than base",
+                "gain at a third of the steps",
+            ],
             [*(row(name, each) for name, each in result["rules"].items()), bound],
         ),
         plots.draw("rules", "Gain kept against steps taken, by stopping rule", rules),

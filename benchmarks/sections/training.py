@@ -1,4 +1,5 @@
-"""Training: the trainer against a plain PEFT loop and the machine, in company, with deadlines, and in a long row.
+"""Training: the trainer against a plain PEFT loop and the machine, in company, with deadlines, and
+in a long row.
 
 There may be several runs: each row names its own.
 """
@@ -18,10 +19,15 @@ def training(results: Mapping[str, Result], plots: Plots) -> list[str]:
     return [
         *table(
             ["run", "threads", "device", "commit"],
-            [[name, str(run["threads"]), run["device"], str(run["commit"])[:10]] for name, run in runs],
+            [
+                [name, str(run["threads"]), run["device"], str(run["commit"])[:10]]
+                for name, run in runs
+            ],
         ),
         *_raced({name: run["peft"] for name, run in runs if "peft" in run}),
-        *plots.drawn("training.svg", "Training tokens a second by requests at once, and a plain PEFT loop's"),
+        *plots.drawn(
+            "training.svg", "Training tokens a second by requests at once, and a plain PEFT loop's"
+        ),
         *titled(
             "Against the machine",
             "Share of the rate at which the same run multiplies matrices in the reference precision: median, least "
@@ -103,8 +109,16 @@ def _in_company(run: str, measured: Mapping[str, Any]) -> list[list[str]]:
 def _late(row: Mapping[str, Any]) -> list[str]:
     most = row["largest_overrun_steps"]
     shares = [f"{row['with_deadline']} of {row['requests']}", f"{row['overran_share']:.0%}"]
-    return [*shares, f"{row['p99_overrun_steps']:.2f}", f"{most:.2f}", whether(most <= MOST_LATE_STEPS)]
+    return [
+        *shares,
+        f"{row['p99_overrun_steps']:.2f}",
+        f"{most:.2f}",
+        whether(most <= MOST_LATE_STEPS),
+    ]
 
 
 def _endured(row: Mapping[str, Any]) -> list[str]:
-    return [f"{row['adaptations']:,}", *(f"{100 * row[key]:+.2f} %" for key in ("rss_growth", "step_time_growth"))]
+    return [
+        f"{row['adaptations']:,}",
+        *(f"{100 * row[key]:+.2f} %" for key in ("rss_growth", "step_time_growth")),
+    ]

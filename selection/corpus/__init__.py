@@ -1,1 +1,3 @@
-"""Corpora: documents in SQLite, their embeddings in an index derived from it, and the shards of both."""
+"""Corpora: documents in SQLite, their embeddings in an index derived from it, and the shards of
+both.
+"""

@@ -1,13 +1,17 @@
-"""Attachments: the files of a corpus, and how far each has been read into it; a table of the corpus's database.
+"""Attachments: the files of a corpus, and how far each has been read into it; a table of the
+corpus's database.
 
-A file is attached first and read afterwards, so its state is as durable as the documents that come of it: what a kill
-broke off is found here as "in_progress" and read again. Documents know the attachment they belong to; they are
-written only while it is in progress, and go with it in one transaction. A document that was added otherwise is listed
-as a file of its own, `doc-<its id>`, completed.
+A file is attached first and read afterwards, so its state is as durable as the documents that come
+of it: what a kill broke off is found here as "in_progress" and read again. Documents know the
+attachment they belong to; they are written only while it is in progress, and go with it in one
+transaction. A document that was added otherwise is listed as a file of its own, `doc-<its id>`,
+completed.
 
-What is detached leaves its position behind, for cursors that name it; attached again, it is where it was.
+What is detached leaves its position behind, for cursors that name it; attached again, it is where
+it was.
 
-It knows nothing of where files are kept (see `uploads`), who reads them (`intake`), or which came together (`batches`).
+It knows nothing of where files are kept (see `uploads`), who reads them (`intake`), or which came
+together (`batches`).
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ CREATE TABLE attachments (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, attributes TEXT NOT NULL, max_length INTEGER, overlap INTEGER,
     batch TEXT, status TEXT NOT NULL, code TEXT, message TEXT, attached INTEGER NOT NULL DEFAULT (unixepoch()))
 """
-# Corpora of earlier versions lack it; triggers, so that it is written whichever version deletes something.
+# Corpora of earlier versions lack it; triggers, so that it is written whichever version deletes
+# something.
 POSITIONS = (
     "CREATE TABLE IF NOT EXISTS detached (added INTEGER NOT NULL, kind INTEGER NOT NULL, number INTEGER NOT NULL, "
     "id TEXT NOT NULL, PRIMARY KEY (kind, number)) WITHOUT ROWID",
@@ -48,12 +53,16 @@ UNION ALL SELECT 'doc-' || id, 'completed', added, 1, id FROM documents WHERE fi
 
 
 class DetachedError(Exception):
-    """The file that a document belongs to is not being read any more: it was detached, cancelled or settled."""
+    """The file that a document belongs to is not being read any more: it was detached, cancelled or
+    settled.
+    """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a file could not be read: OpenAI's code (server_error, unsupported_file, invalid_file) and a message."""
+    """Why a file could not be read: OpenAI's code (server_error, unsupported_file, invalid_file)
+    and a message.
+    """
 
     code: str
     message: str
@@ -73,8 +82,9 @@ class Attachment:
         problem: where it failed.
         created: seconds since 1970, UTC.
         bytes: of its sequences' texts, tokens and embeddings.
-        documents: how many of its documents were added, replaced, there already, empty, or rows without a text, when it
-            was read last; None before that, and where an earlier version read it.
+        documents: how many of its documents were added, replaced, there already, empty, or rows
+            without a text, when it was read last; None before that, and where an earlier version
+            read it.
     """
 
     id: str
@@ -107,9 +117,11 @@ class Attachments:
         self._ask, self._writing, self._forget = ask, writing, forget
 
     def attach(self, files: Sequence[Attachment]) -> None:
-        """Attach files, or attach them anew: they are in progress. Their place in the list is that of the first time.
+        """Attach files, or attach them anew: they are in progress. Their place in the list is that
+        of the first time.
 
-        Were it another, a client that attaches anew what it lists would never come to the end of the list.
+        Were it another, a client that attaches anew what it lists would never come to the end of
+        the list.
         """
         with self._writing():
             for f in files:
@@ -138,7 +150,9 @@ class Attachments:
             query = "SELECT name, metadata, added FROM documents WHERE id = ? AND file IS NULL"
             for name, metadata, added in self._ask(query, (int(document[1]),)):
                 size = self._size("document = ?", int(document[1]))
-                return Attachment(file, name, json.loads(metadata), status="completed", created=added, bytes=size)
+                return Attachment(
+                    file, name, json.loads(metadata), status="completed", created=added, bytes=size
+                )
             return None
         rows = _FILE.fullmatch(file) and self._ask(
             "SELECT name, attributes, max_length, overlap, status, code, message, attached, batch "
@@ -153,9 +167,21 @@ class Attachments:
         cut = None if max_length is None else (max_length, overlap)
         problem = None if code is None else Problem(code, message)
         size = self._size("document IN (SELECT id FROM documents WHERE file = ?)", file)
-        # A file that could be read has no code; its message, which earlier versions do not look at, holds the counts.
+        # A file that could be read has no code; its message, which earlier versions do not look at,
+        # holds the counts.
         documents = json.loads(message) if code is None and message is not None else None
-        return Attachment(file, name, json.loads(attributes), cut, batch, status, problem, attached, size, documents)
+        return Attachment(
+            file,
+            name,
+            json.loads(attributes),
+            cut,
+            batch,
+            status,
+            problem,
+            attached,
+            size,
+            documents,
+        )
 
     def listed(self, status: str | None = None) -> dict[str, Position]:
         """Every file's id, of one status, with its position; oldest first."""
@@ -198,10 +224,16 @@ class Attachments:
         problem: Problem | None = None,
         documents: Mapping[str, int] | None = None,
     ) -> None:
-        """End the reading of a file, unless it was ended or begun anew since; but for "completed" nothing is left."""
+        """End the reading of a file, unless it was ended or begun anew since; but for "completed"
+        nothing is left.
+        """
         with self._writing():
             now = self.get(seen.id)
-            if now is not None and now.status == "in_progress" and replace(now, bytes=seen.bytes) == seen:
+            if (
+                now is not None
+                and now.status == "in_progress"
+                and replace(now, bytes=seen.bytes) == seen
+            ):
                 self.end_within([seen.id], status, problem, documents)
 
     def cancel(self) -> None:
@@ -216,7 +248,9 @@ class Attachments:
         problem: Problem | None = None,
         documents: Mapping[str, int] | None = None,
     ) -> None:
-        """End the reading of files, within a transaction; but for "completed" nothing is left of them."""
+        """End the reading of files, within a transaction; but for "completed" nothing is left of
+        them.
+        """
         message = problem.message if problem else documents and json.dumps(dict(documents))
         for file in files:
             if status != "completed":

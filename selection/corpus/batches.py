@@ -1,10 +1,13 @@
-"""Batches: files that were attached to a corpus together, and what became of each; tables of the corpus's database.
+"""Batches: files that were attached to a corpus together, and what became of each; tables of the
+corpus's database.
 
-A batch is an object of its own. Its members outlive their attachments: a file may be detached, deleted, or attached
-again by others, and the batch goes on telling what became of it. As long as a member is in progress it shares the fate
-of its file, whoever attached that last; once it has ended, nothing changes it any more.
+A batch is an object of its own. Its members outlive their attachments: a file may be detached,
+deleted, or attached again by others, and the batch goes on telling what became of it. As long as a
+member is in progress it shares the fate of its file, whoever attached that last; once it has ended,
+nothing changes it any more.
 
-Triggers write the members from what happens to `attachments`, whichever version of Mayfly, or process, does it.
+Triggers write the members from what happens to `attachments`, whichever version of Mayfly, or
+process, does it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ _RECORD = f"""
     ON CONFLICT (batch, file) DO UPDATE SET name = excluded.name, attributes = excluded.attributes,
     max_length = excluded.max_length, overlap = excluded.overlap WHERE status = 'in_progress';
 """  # noqa: S608
-# Corpora of earlier versions lack them; batches of theirs are known by the attachments that name them.
+# Corpora of earlier versions lack them; batches of theirs are known by the attachments that name
+# them.
 TABLES = (
     "CREATE TABLE IF NOT EXISTS batches "
     "(id TEXT PRIMARY KEY, created INTEGER NOT NULL, cancelled INTEGER NOT NULL DEFAULT 0)",
@@ -68,13 +72,17 @@ class Batches:
         self._ask, self._writing, self._attachments = ask, writing, attachments
 
     def get(self, batch: str) -> tuple[int, bool] | None:
-        """When a batch was made, in seconds since 1970, UTC, and whether it was cancelled; None if there is none."""
+        """When a batch was made, in seconds since 1970, UTC, and whether it was cancelled; None if
+        there is none.
+        """
         rows = self._ask("SELECT created, cancelled FROM batches WHERE id = ?", (batch,))
         return (rows[0][0], bool(rows[0][1])) if rows else None
 
     def counts(self, batch: str) -> dict[str, int]:
         """How many of its files are in each state."""
-        rows = self._ask("SELECT status, count(*) FROM batch_files WHERE batch = ? GROUP BY status", (batch,))
+        rows = self._ask(
+            "SELECT status, count(*) FROM batch_files WHERE batch = ? GROUP BY status", (batch,)
+        )
         return {**dict.fromkeys(STATES, 0), **dict(rows)}
 
     def listed(self, batch: str, status: str | None = None) -> dict[str, Position]:
@@ -83,7 +91,9 @@ class Batches:
         return {file: (number,) for file, number in self._ask(query, (batch, status))}
 
     def member(self, batch: str, file: str) -> Attachment:
-        """A file of a batch, which must have it: as it was attached with it, and what became of that."""
+        """A file of a batch, which must have it: as it was attached with it, and what became of
+        that.
+        """
         query = (
             f"SELECT {_MEMBER}, (SELECT created FROM batches WHERE id = batch) "  # noqa: S608
             "FROM batch_files WHERE batch = ? AND file = ?"
@@ -91,7 +101,9 @@ class Batches:
         return self._attachments.made_of(file, self._ask(query, (batch, file))[0], batch)
 
     def cancel(self, batch: str) -> None:
-        """End what is still in progress of a batch; a file that was attached again since is read on."""
+        """End what is still in progress of a batch; a file that was attached again since is read
+        on.
+        """
         with self._writing():
             reading = self._ask(
                 "SELECT a.id FROM attachments a JOIN batch_files f ON f.file = a.id AND f.batch = a.batch "

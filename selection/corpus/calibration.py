@@ -1,8 +1,10 @@
-"""Calibration: the settings found best for one corpus, one base model and one embedder; the corpus keeps them.
+"""Calibration: the settings found best for one corpus, one base model and one embedder; the corpus
+keeps them.
 
-`mayfly calibrate` finds them (serving/calibration.py). A value, and where it lies in what a corpus remembers of itself.
-Base models are told apart by their configuration: fine-tunes of one model share its calibration. The learning rate and
-the rank belong to who trains; here they are numbers that are carried along.
+`mayfly calibrate` finds them (serving/calibration.py). A value, and where it lies in what a corpus
+remembers of itself. Base models are told apart by their configuration: fine-tunes of one model
+share its calibration. The learning rate and the rank belong to who trains; here they are numbers
+that are carried along.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 from selection.errors import CorpusError, SelectionError, first_line
 
 _KEY = "calibration"
-_OF_FILES = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}  # where a model lies, not what it is
+# Where a model lies, not what it is.
+_OF_FILES = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Calibration:
 
     Attributes:
         regularisation: lambda' of SIFT.
-        gain: per cent of the prompt's loss that a step must bring, of requests that leave the stop to the server.
+        gain: per cent of the prompt's loss that a step must bring, of requests that leave the stop
+            to the server.
         learning_rate: of Adam.
         rank: of the LoRA adapters.
         passages: on how many it was chosen, and on as many others judged.
-        percent_of_base: mean bits per byte of those others after all steps, in per cent of the base model's.
+        percent_of_base: mean bits per byte of those others after all steps, in per cent of the base
+            model's.
         percent_by_default: likewise with the built-in defaults.
     """
 
@@ -53,11 +58,14 @@ def model_digest(base_model: str) -> str:
     """
     from transformers import AutoConfig
 
-    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
+    # shows.
     try:
         told: dict[str, Any] = AutoConfig.from_pretrained(base_model).to_dict()
     except Exception as problem:
-        raise SelectionError(f"cannot load the configuration of {base_model!r}: {first_line(problem)}") from problem
+        raise SelectionError(
+            f"cannot load the configuration of {base_model!r}: {first_line(problem)}"
+        ) from problem
     told = {key: value for key, value in told.items() if key not in _OF_FILES}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -68,7 +76,8 @@ def is_calibrated(meta: Mapping[str, str]) -> bool:
 
 
 def calibration_of(meta: Mapping[str, str], model: str) -> Calibration | None:
-    """A corpus's calibration for a model, by its digest; None where there is none for the embedder that it has now.
+    """A corpus's calibration for a model, by its digest; None where there is none for the embedder
+    that it has now.
 
     Args:
         meta: what the corpus remembers of itself.
@@ -81,12 +90,20 @@ def calibration_of(meta: Mapping[str, str], model: str) -> Calibration | None:
         return Calibration(**said)
     except (ValueError, TypeError, AttributeError) as problem:
         name = meta.get("name") or meta["id"]
-        raise CorpusError(f"the calibration of corpus {name!r} is damaged: run `mayfly calibrate` again") from problem
+        raise CorpusError(
+            f"the calibration of corpus {name!r} is damaged: run `mayfly calibrate` again"
+        ) from problem
 
 
-def to_remember(calibration: Calibration | None, meta: Mapping[str, str], model: str) -> dict[str, str]:
+def to_remember(
+    calibration: Calibration | None, meta: Mapping[str, str], model: str
+) -> dict[str, str]:
     """What the corpus is to remember of a calibration; of None, that there is none."""
-    said = "" if calibration is None else json.dumps({**asdict(calibration), "embedder": _embedder(meta)})
+    said = (
+        ""
+        if calibration is None
+        else json.dumps({**asdict(calibration), "embedder": _embedder(meta)})
+    )
     return {f"{_KEY} {model}": said}
 
 

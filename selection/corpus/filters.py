@@ -3,7 +3,8 @@
     {"type": "eq", "key": "language", "value": "de"}             eq ne gt gte lt lte in nin
     {"type": "and", "filters": [{...}, {...}]}                   and or
 
-A document without the key matches only `ne` and `nin`. Numbers are compared with numbers and strings with strings.
+A document without the key matches only `ne` and `nin`. Numbers are compared with numbers and
+strings with strings.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def _node(wanted: Any, column: str, depth: int) -> tuple[str, list[Scalar]]:
     if kind in ("and", "or"):
         parts = wanted.get("filters")
         if not isinstance(parts, list) or not parts or set(wanted) != {"type", "filters"}:
-            raise ValueError(f"a filter of type {kind!r} has `filters`, a list of filters, and nothing else")
+            raise ValueError(
+                f"a filter of type {kind!r} has `filters`, a list of filters, and nothing else"
+            )
         nodes = [_node(part, column, depth - 1) for part in parts]
         return f"({f' {kind.upper()} '.join(sql for sql, _ in nodes)})", [
             value for _, values in nodes for value in values
@@ -86,6 +89,10 @@ def _any_of(values: list[Any]) -> tuple[str, list[Scalar]]:
 def _scalar(value: Any) -> Scalar:
     if isinstance(value, str | bool):
         return value
-    if isinstance(value, int | float) and abs(value) < (1 << 63 if isinstance(value, int) else math.inf):
+    if isinstance(value, int | float) and abs(value) < (
+        1 << 63 if isinstance(value, int) else math.inf
+    ):
         return value
-    raise ValueError("a filter compares with a string, true, false, or a number that is finite and below 2^63")
+    raise ValueError(
+        "a filter compares with a string, true, false, or a number that is finite and below 2^63"
+    )

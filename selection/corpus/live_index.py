@@ -1,7 +1,9 @@
-"""View: what of a corpus can be searched at one moment: the index, what came after it, and what went.
+"""View: what of a corpus can be searched at one moment: the index, what came after it, and what
+went.
 
-The index of a large corpus takes minutes to build, so it is not built anew for every document. What was added
-since is searched flat beside it, what was deleted is masked; the answer is that of a fresh index.
+The index of a large corpus takes minutes to build, so it is not built anew for every document. What
+was added since is searched flat beside it, what was deleted is masked; the answer is that of a
+fresh index.
 
 Shapes: N sequences in the index, K candidates, T targets, D embedding dimensions.
 """
@@ -14,13 +16,18 @@ from selection.corpus.faiss_index import Ids, Index, Mask
 from selection.embedding import Embeddings
 
 
-class View:
-    """An index and the changes since. `built` and `generation` are the corpus's, of the index and of the view."""
+class LiveIndex:
+    """An index and the changes since. `built` and `generation` are the corpus's, of the index and
+    of the view.
+    """
 
     def __init__(self, generation: int, index: Index) -> None:
         self.generation = generation
         self.built = generation
-        self._parts = [index, Index(np.empty(0, np.int64), np.empty((0, index.dimension), np.float32))]
+        self._parts = [
+            index,
+            Index(np.empty(0, np.int64), np.empty((0, index.dimension), np.float32)),
+        ]
         self._alive: list[Mask | None] = [None, None]
         self._gone = 0
 
@@ -50,8 +57,11 @@ class View:
                 self._gone += int(np.count_nonzero(dead))
         self.generation = generation
 
-    def nearest(self, targets_TD: Embeddings, k: int | None, allowed: Ids | None = None) -> tuple[Ids, Embeddings]:
-        """The k sequences of largest absolute similarity to any target, nearest first: ids [K], embeddings [K, D].
+    def nearest(
+        self, targets_TD: Embeddings, k: int | None, allowed: Ids | None = None
+    ) -> tuple[Ids, Embeddings]:
+        """The k sequences of largest absolute similarity to any target, nearest first: ids [K],
+        embeddings [K, D].
 
         Args:
             targets_TD: unit vectors.

@@ -1,7 +1,8 @@
 """Corpora that the threads of one process share: kept open, with their indexes in memory.
 
-An index that two threads hold is memory spent twice, so they take turns. A corpus is held for a search, never while
-texts are embedded, and nobody waits for another corpus than the one they asked for.
+An index that two threads hold is memory spent twice, so they take turns. A corpus is held for a
+search, never while texts are embedded, and nobody waits for another corpus than the one they asked
+for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selection.access import EVERYTHING, Reader
+from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus, find_corpus
 from selection.embedding import Embedder
 from selection.limit import UNLIMITED, Limit
@@ -31,13 +32,15 @@ class _Held:
         return _inode(self.corpus.folder) == self.inode
 
 
-class OpenCorpora:
-    """Corpora of one embedder and tokenizer, kept open, opened anew when they were removed and made again.
+class CorpusPool:
+    """Corpora of one embedder and tokenizer, kept open, opened anew when they were removed and made
+    again.
 
     Args:
         root: the folder of all corpora.
         embedder: whose vectors they must hold; None leaves that unchecked, and the tokenizer.
-        tokenizer: the digest of the tokenizer whose tokens they must hold; None leaves that unchecked.
+        tokenizer: the digest of the tokenizer whose tokens they must hold; None leaves that
+            unchecked.
     """
 
     def __init__(self, root: Path, embedder: Embedder | None, tokenizer: str | None) -> None:
@@ -46,8 +49,11 @@ class OpenCorpora:
         self._lock = threading.Lock()  # of the list; never held while a corpus is waited for
 
     @contextmanager
-    def use(self, name: str, reader: Reader = EVERYTHING, limit: Limit = UNLIMITED) -> Iterator[Corpus]:
-        """The corpus of that name, id or display name, for the length of a `with`; others of this corpus wait.
+    def use(
+        self, name: str, reader: Principal = OPERATOR, limit: Limit = UNLIMITED
+    ) -> Iterator[Corpus]:
+        """The corpus of that name, id or display name, for the length of a `with`; others of this
+        corpus wait.
 
         Raises:
             CorpusNotFoundError: there is none, or none that the reader sees.
@@ -70,7 +76,7 @@ class OpenCorpora:
             for held in closing:
                 self._close_unless_in_use(held)
 
-    def _acquired(self, name: str, reader: Reader, limit: Limit) -> _Held:
+    def _acquired(self, name: str, reader: Principal, limit: Limit) -> _Held:
         """The corpus, its lock taken."""
         at_hand = True  # whether one that is open may be taken by its name or id
         while True:
@@ -84,7 +90,8 @@ class OpenCorpora:
                 if current:
                     if not at_hand or reader.sees(held.corpus.name, held.corpus.meta()):
                         return held
-                    # The reader does not see it; its name may be the display name of another, which they see.
+                    # The reader does not see it; its name may be the display name of another, which
+                    # they see.
                     at_hand = False
             except BaseException:
                 self._release(held)
@@ -105,7 +112,7 @@ class OpenCorpora:
                 self._close_unless_in_use(held)
             return next((held for held in self._held if name in (held.corpus.name, held.id)), None)
 
-    def _opened(self, folder: Path, reader: Reader, limit: Limit) -> _Held:
+    def _opened(self, folder: Path, reader: Principal, limit: Limit) -> _Held:
         """The corpus in that folder, opened unless it is open."""
         with limit.holding(self._lock):
             for held in self._held:

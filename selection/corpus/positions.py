@@ -1,8 +1,8 @@
 """Positions: where an object stands in a list, which a cursor still says when the object is gone.
 
-An id begins with the microsecond in which it was given, and lists are ordered by that time, so the position of a
-deleted object follows from its id. Ids that earlier versions gave are random: `Deleted` remembers the time of such an
-object when it is deleted.
+An id begins with the microsecond in which it was given, and lists are ordered by that time, so the
+position of a deleted object follows from its id. Ids that earlier versions gave are random:
+`Deleted` remembers the time of such an object when it is deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 Position: TypeAlias = tuple[int, ...]
 
-# Microseconds since 1970 that an id may carry: the first of 2026, and a day from now, for clocks that differ.
+# Microseconds since 1970 that an id may carry: the first of 2026, and a day from now, for clocks
+# that differ.
 _FIRST, _AHEAD = 1_767_225_600_000_000, 24 * 3600 * 1_000_000
 _DIGITS, _TIME = 24, 14  # hexadecimal digits of an id, and of the time that it begins with
 
@@ -46,13 +47,17 @@ def carried(identity: str, prefix: str) -> Position | None:
 
 
 class Deleted:
-    """The deleted objects of a folder whose ids do not carry their position, in a file there, a line for each."""
+    """The deleted objects of a folder whose ids do not carry their position, in a file there, a
+    line for each.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / ".deleted.jsonl"
 
     def remember(self, prefix: str, about: Mapping[str, Any]) -> None:
-        """Remember what was known of an object (`id` and `created` among it), if its id does not tell its position."""
+        """Remember what was known of an object (`id` and `created` among it), if its id does not
+        tell its position.
+        """
         if carried(about["id"], prefix) == position(about["id"], float(about["created"])):
             return
         try:
@@ -61,8 +66,12 @@ class Deleted:
         except OSError as problem:  # a full disk must not keep what is deleted
             log.warning("a list that is being read may have to be begun again: %s", problem)
 
-    def position(self, identity: str, prefix: str, sees: Callable[[Mapping[str, Any]], bool]) -> Position | None:
-        """Where a deleted object stood, if what was remembered of it may be seen; None for what cannot have been."""
+    def position(
+        self, identity: str, prefix: str, sees: Callable[[Mapping[str, Any]], bool]
+    ) -> Position | None:
+        """Where a deleted object stood, if what was remembered of it may be seen; None for what
+        cannot have been.
+        """
         about = self._find(identity)
         if about is not None and sees(about):
             return position(identity, float(about["created"]))

@@ -1,7 +1,8 @@
-"""Copies: documents of one store that another takes over to be searched, under the numbers that they have there.
+"""Copies: documents of one store that another takes over to be searched, under the numbers that
+they have there.
 
-A part of a corpus (`shards`) holds numbers, vectors and metadata; texts and tokens stay where they came from. Part of
-`store`, whose transactions these are.
+A part of a corpus (`shards`) holds numbers, vectors and metadata; texts and tokens stay where they
+came from. Part of `store`, whose transactions these are.
 
 Shapes: N sequences, K candidates, D embedding dimensions.
 """
@@ -22,7 +23,9 @@ from selection.corpus.filters import Scalar
 
 @dataclass(frozen=True)
 class Copy:
-    """A document's number and those of its sequences [N], where these start, and their vectors [N, D]."""
+    """A document's number and those of its sequences [N], where these start, and their vectors [N,
+    D].
+    """
 
     id: int
     name: str
@@ -57,8 +60,13 @@ class Copies:
     def give(self, document: int) -> Copy | None:
         """A document by number; None if it is not there."""
         with self._reading():
-            about = self._ask("SELECT name, sha256, metadata FROM documents WHERE id = ?", (document,))
-            rows = self._ask("SELECT id, start, embedding FROM sequences WHERE document = ? ORDER BY id", (document,))
+            about = self._ask(
+                "SELECT name, sha256, metadata FROM documents WHERE id = ?", (document,)
+            )
+            rows = self._ask(
+                "SELECT id, start, embedding FROM sequences WHERE document = ? ORDER BY id",
+                (document,),
+            )
         if not about:
             return None
         name, sha256, metadata = about[0]
@@ -74,7 +82,9 @@ class Copies:
         )
 
     def take(self, copy: Copy) -> None:
-        """Add a document of another store in the place of one of its name; numbers must come in ascending order."""
+        """Add a document of another store in the place of one of its name; numbers must come in
+        ascending order.
+        """
         with self._writing():
             self._replace(copy.name)
             self._ask(
@@ -90,6 +100,9 @@ class Copies:
 
     def present(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of these sequences are there [K]."""
-        wanted = json.dumps(sequences.tolist())  # one value, however many they are: SQLite bounds the number of those
-        rows = self._ask("SELECT id FROM sequences WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
+        # One value, however many they are: SQLite bounds the number of those.
+        wanted = json.dumps(sequences.tolist())
+        rows = self._ask(
+            "SELECT id FROM sequences WHERE id IN (SELECT value FROM json_each(?))", (wanted,)
+        )
         return np.isin(sequences, np.fromiter((row[0] for row in rows), np.int64))

@@ -19,5 +19,6 @@ TABLES = (
     "CREATE TABLE removed (sequence INTEGER PRIMARY KEY, generation INTEGER NOT NULL)",
     "CREATE TABLE reembedded (sequence INTEGER PRIMARY KEY, embedding BLOB NOT NULL)",
 )
-# Each does nothing where it was done: a corpus of this version may have been made before there were any of them.
+# Each does nothing where it was done: a corpus of this version may have been made before there were
+# any of them.
 ADDITIONS = (*attachments.POSITIONS, *batches.TABLES)

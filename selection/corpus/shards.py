@@ -1,12 +1,15 @@
-"""Shards: the search over a corpus in several parts, each searched where it lies; together they find what it would.
+"""Shards: the search over a corpus in several parts, each searched where it lies; together they
+find what it would.
 
-A document's vectors lie in one shard, by a hash of its name, under the numbers that its sequences have in the corpus,
-which keeps texts and tokens and stays the truth: what it has lost is not found any more, whatever a shard still holds.
-The k nearest of the whole are among the k nearest of each shard, so what is chosen does not depend on how many there
-are. (Above `index.FLAT_LIMIT` sequences the search in a shard is itself inexact.)
+A document's vectors lie in one shard, by a hash of its name, under the numbers that its sequences
+have in the corpus, which keeps texts and tokens and stays the truth: what it has lost is not found
+any more, whatever a shard still holds. The k nearest of the whole are among the k nearest of each
+shard, so what is chosen does not depend on how many there are. (Above `index.FLAT_LIMIT` sequences
+the search in a shard is itself inexact.)
 
-`Shard` stands where a part is, `ShardedCorpora` where prompts are embedded and the corpora themselves lie. How a shard
-is asked (a thread, another machine) is for whoever makes them to say. `follow` makes the parts.
+`Shard` stands where a part is, `ShardedCorpora` where prompts are embedded and the corpora
+themselves lie. How a shard is asked (a thread, another machine) is for whoever makes them to say.
+`follow` makes the parts.
 
 Shapes: K candidates, T targets, D embedding dimensions.
 """
@@ -21,11 +24,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from selection.access import EVERYTHING, Reader
+from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.faiss_index import Ids
 from selection.corpus.filters import Filter
-from selection.corpus.pool import OpenCorpora
+from selection.corpus.pool import CorpusPool
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError, Source
 from selection.embedding import Embeddings
 from selection.limit import UNLIMITED, Limit
@@ -33,17 +36,17 @@ from selection.limit import UNLIMITED, Limit
 _MARK = "shards"  # in a corpus that has been in shards: in how many, each number
 
 
-class Answer(Protocol):
+class ShardAnswer(Protocol):
     """What a shard will have answered."""
 
     def result(self) -> Any:
         """The answer, waited for; raises what the shard raised."""
 
 
-class Ask(Protocol):
+class ShardCall(Protocol):
     """Asks one shard: a method of `Shard` and its arguments."""
 
-    def __call__(self, method: Callable[..., Any], /, *args: Any) -> Answer:
+    def __call__(self, method: Callable[..., Any], /, *args: Any) -> ShardAnswer:
         """Begin to ask."""
 
 
@@ -51,7 +54,7 @@ class Shard:
     """One part of every sharded corpus, under one folder. Use it from one thread at a time."""
 
     def __init__(self, root: Path) -> None:
-        self._corpora = OpenCorpora(root, None, None)
+        self._corpora = CorpusPool(root, None, None)
 
     def meta(self, corpus: str) -> dict[str, str] | None:
         """As `Corpus.meta`, of the part of the corpus of that name; None where there is none."""
@@ -72,14 +75,16 @@ class Shard:
 class ShardedCorpus:
     """A corpus that is searched in its shards: what a selector needs of it."""
 
-    def __init__(self, whole: Corpus, shards: Sequence[Ask]) -> None:
+    def __init__(self, whole: Corpus, shards: Sequence[ShardCall]) -> None:
         self._whole, self._shards = whole, shards
 
     def meta(self) -> dict[str, str]:
         """As `Corpus.meta`."""
         return self._whole.meta()
 
-    def nearest(self, targets_TD: Embeddings, k: int | None, only: Filter | None = None) -> tuple[Ids, Embeddings]:
+    def nearest(
+        self, targets_TD: Embeddings, k: int | None, only: Filter | None = None
+    ) -> tuple[Ids, Embeddings]:
         """As `Corpus.nearest`, of what has come into the shards."""
         times = 1
         while True:
@@ -91,8 +96,12 @@ class ShardedCorpus:
                 break
             times *= 2
         ids_K = np.concatenate([ids[here] for (ids, _), here in zip(found, present, strict=True)])
-        vectors_KD = np.concatenate([vectors[here] for (_, vectors), here in zip(found, present, strict=True)])
-        similarity_K = np.abs(np.einsum("kd,td->kt", vectors_KD, targets_TD)).max(axis=1, initial=0.0)
+        vectors_KD = np.concatenate(
+            [vectors[here] for (_, vectors), here in zip(found, present, strict=True)]
+        )
+        similarity_K = np.abs(np.einsum("kd,td->kt", vectors_KD, targets_TD)).max(
+            axis=1, initial=0.0
+        )
         best = np.lexsort((ids_K, -similarity_K))[:k]
         return ids_K[best], vectors_KD[best]
 
@@ -102,27 +111,31 @@ class ShardedCorpus:
 
 
 class ShardedCorpora:
-    """Corpora, some of which are searched in shards, as one `OpenCorpora`.
+    """Corpora, some of which are searched in shards, as one `CorpusPool`.
 
     Args:
         whole: all of them.
         shards: each asks one.
     """
 
-    def __init__(self, whole: OpenCorpora, shards: Sequence[Ask]) -> None:
+    def __init__(self, whole: CorpusPool, shards: Sequence[ShardCall]) -> None:
         self._whole, self._shards = whole, shards
 
     @contextmanager
-    def use(self, name: str, reader: Reader = EVERYTHING, limit: Limit = UNLIMITED) -> Iterator[Corpus | ShardedCorpus]:
-        """As `OpenCorpora.use`; a corpus that no shard has a finished part of is searched whole.
+    def use(
+        self, name: str, reader: Principal = OPERATOR, limit: Limit = UNLIMITED
+    ) -> Iterator[Corpus | ShardedCorpus]:
+        """As `CorpusPool.use`; a corpus that no shard has a finished part of is searched whole.
 
         Raises:
-            CorpusError: as there, and where parts are missing or belong to another corpus or other vectors.
+            CorpusError: as there, and where parts are missing or belong to another corpus or other
+                vectors.
             AbandonedError, SecondsSpentError: as there.
         """
         with self._whole.use(name, reader, limit) as corpus:
             if str(len(self._shards)) not in corpus.meta().get(_MARK, "").split():
-                yield corpus  # without asking: a shard that does not answer is no trouble of this one
+                # Without asking: a shard that does not answer is no trouble of this one.
+                yield corpus
                 return
             parts = _ask_all(self._shards, Shard.meta, corpus.name)
             finished = [part is not None and "shard" in part for part in parts]
@@ -151,8 +164,8 @@ def follow(
 ) -> None:
     """Make the shards of a corpus, one in each folder, or have them follow what has changed since.
 
-    What is there is not added again, so a run that was broken off goes on; parts that are not finished are searched by
-    nobody. `on_document` is called with documents done and in all.
+    What is there is not added again, so a run that was broken off goes on; parts that are not
+    finished are searched by nobody. `on_document` is called with documents done and in all.
 
     Raises:
         CorpusError: the corpus was embedded anew meanwhile, or a shard could not be written.
@@ -202,10 +215,14 @@ def _part(root: Path, whole: Corpus) -> Corpus:
 
 
 def _is_part(part: Mapping[str, str], whole: Mapping[str, str], shard: int, shards: int) -> bool:
-    return (part["id"], part.get("of"), part.get("shard")) == (whole["id"], whole["uuid"], _place(shard, shards))
+    return (part["id"], part.get("of"), part.get("shard")) == (
+        whole["id"],
+        whole["uuid"],
+        _place(shard, shards),
+    )
 
 
-def _ask_all(shards: Sequence[Ask], method: Callable[..., Any], *args: Any) -> list[Any]:
+def _ask_all(shards: Sequence[ShardCall], method: Callable[..., Any], *args: Any) -> list[Any]:
     return [answer.result() for answer in [ask(method, *args) for ask in shards]]
 
 

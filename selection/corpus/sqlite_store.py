@@ -1,8 +1,9 @@
 """Store: the truth of one corpus, in SQLite: documents, their token sequences, their embeddings.
 
-Every change is one transaction (WAL, synchronous FULL): after it returns, it survives kill -9 and power cuts; before
-that, it leaves no trace. Each change counts the generation up, and what it removed is remembered by number, so
-that a reader can follow from any generation to the latest. Numbers are never given twice.
+Every change is one transaction (WAL, synchronous FULL): after it returns, it survives kill -9 and
+power cuts; before that, it leaves no trace. Each change counts the generation up, and what it
+removed is remembered by number, so that a reader can follow from any generation to the latest.
+Numbers are never given twice.
 
 It knows nothing of embedders or indexes (see `corpus`). Use it from one thread at a time.
 
@@ -39,7 +40,7 @@ _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "gen
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """A piece of a document: its text, where it starts there (characters), and its tokens."""
 
     start: int
@@ -77,30 +78,49 @@ class Store:
         self.folder = folder
         self.name = folder.name
         with self._errors():
-            self._db = sqlite3.connect(folder / "corpus.db", timeout=30, check_same_thread=False, isolation_level=None)
+            self._db = sqlite3.connect(
+                folder / "corpus.db", timeout=30, check_same_thread=False, isolation_level=None
+            )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
         self.attachments = Attachments(self._ask, self.writing, self._forget)
         self.batches = Batches(self._ask, self.writing, self.attachments)
         self.copies = Copies(
-            self._ask, self.reading, self.writing, lambda name: self._delete("name", name), self._advance
+            self._ask,
+            self.reading,
+            self.writing,
+            lambda name: self._delete("name", name),
+            self._advance,
         )
         self._inode = self._inode_on_disk()
 
     def initialise(self, meta: Mapping[str, str]) -> None:
-        """Make the tables and remember `meta`, unless that was done before; the id is given for good."""
+        """Make the tables and remember `meta`, unless that was done before; the id is given for
+        good.
+        """
         with self.writing():
-            if self._version() == 0 and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            if (
+                self._version() == 0
+                and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
+            ):
                 for statement in (*TABLES, *ADDITIONS):
                     self._db.execute(statement)
                 identity, created = new_id("vs_")
-                meta = {"id": identity, "created": str(created), **meta, "generation": "0", "uuid": uuid.uuid4().hex}
+                meta = {
+                    "id": identity,
+                    "created": str(created),
+                    **meta,
+                    "generation": "0",
+                    "uuid": uuid.uuid4().hex,
+                }
                 self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def check_version(self) -> None:
-        """Refuse a database that is damaged, was never finished, or is another version's; add what is new to it."""
+        """Refuse a database that is damaged, was never finished, or is another version's; add what
+        is new to it.
+        """
         with self._errors():
             usable = self._version() == VERSION and self.meta().keys() >= _META
         if not usable:
@@ -108,7 +128,10 @@ class Store:
                 "is damaged, was made by another version of Mayfly, or making it was broken off: "
                 "delete its folder and add its documents again"
             )
-        if len(self._ask("SELECT 1 FROM sqlite_master WHERE name IN ('detached', 'batch_files')")) < 2:
+        if (
+            len(self._ask("SELECT 1 FROM sqlite_master WHERE name IN ('detached', 'batch_files')"))
+            < 2
+        ):
             with self.writing():
                 for statement in ADDITIONS:
                     self._db.execute(statement)
@@ -130,18 +153,23 @@ class Store:
         self,
         name: str,
         sha256: str,
-        pieces: Sequence[Piece],
+        pieces: Sequence[Chunk],
         embeddings_ND: Embeddings,
         metadata: Mapping[str, Scalar],
         made_for: str,
         file: str | None = None,
     ) -> int:
-        """Add a document, replacing the one of the same name; returns its id. `made_for` is the uuid of its vectors."""
-        described = json.dumps(dict(metadata), allow_nan=False)  # SQLite's JSON has no NaN: every filter would fail
+        """Add a document, replacing the one of the same name; returns its id. `made_for` is the
+        uuid of its vectors.
+        """
+        # SQLite's JSON has no NaN: every filter would fail.
+        described = json.dumps(dict(metadata), allow_nan=False)
         with self.writing():
             meta = self.meta()
             if meta["uuid"] != made_for:
-                raise CorpusError(f"corpus {self.name!r} was embedded anew meanwhile: add {name!r} again")
+                raise CorpusError(
+                    f"corpus {self.name!r} was embedded anew meanwhile: add {name!r} again"
+                )
             if file is not None and not self.attachments.reading(file):
                 raise DetachedError(f"{file} is not being read into corpus {self.name!r} any more")
             assert embeddings_ND.shape == (len(pieces), int(meta["dimension"]))
@@ -154,7 +182,13 @@ class Store:
             self._db.executemany(
                 "INSERT INTO sequences (document, start, text, tokens, embedding) VALUES (?, ?, ?, ?, ?)",
                 [
-                    (document, piece.start, piece.text, np.array(piece.tokens, np.int32).tobytes(), row.tobytes())
+                    (
+                        document,
+                        piece.start,
+                        piece.text,
+                        np.array(piece.tokens, np.int32).tobytes(),
+                        row.tobytes(),
+                    )
                     for piece, row in zip(pieces, embeddings_ND.astype(np.float32), strict=True)
                 ],
             )
@@ -195,7 +229,10 @@ class Store:
             "FROM documents d ORDER BY d.name"
         )
         with self._errors():
-            return [Entry(i, name, count, json.loads(metadata), added) for i, name, count, metadata, added in rows]
+            return [
+                Entry(i, name, count, json.loads(metadata), added)
+                for i, name, count, metadata, added in rows
+            ]
 
     def token_sequences(self, name: str | None = None) -> Iterator[bytes]:
         """The tokens of every sequence, or of one document's, int32, as bytes."""
@@ -217,16 +254,25 @@ class Store:
                 ).fetchone()
                 if row is not None:
                     document, name, start, text, tokens, metadata = row
-                    if not isinstance(tokens, bytes) or len(tokens) % 4 or not isinstance(metadata, str):
+                    if (
+                        not isinstance(tokens, bytes)
+                        or len(tokens) % 4
+                        or not isinstance(metadata, str)
+                    ):
                         raise self.damaged("it lacks tokens")
                     ids = tuple(np.frombuffer(tokens, np.int32).tolist())
-                    found[sequence] = (Source(sequence, document, name, start, text, json.loads(metadata)), ids)
+                    found[sequence] = (
+                        Source(sequence, document, name, start, text, json.loads(metadata)),
+                        ids,
+                    )
         return found
 
     def matching(self, only: Filter) -> Ids:
         """Sequences of the documents whose metadata pass a filter (`selection.corpus.filters`)."""
         condition, values = to_sql(only, "d.metadata")
-        query = f"SELECT s.id FROM sequences s JOIN documents d ON d.id = s.document WHERE {condition}"  # noqa: S608
+        query = (
+            f"SELECT s.id FROM sequences s JOIN documents d ON d.id = s.document WHERE {condition}"  # noqa: S608
+        )
         return np.fromiter((row[0] for row in self._ask(query, values)), np.int64)
 
     def embeddings(self, after: int = 0) -> tuple[Ids, Embeddings]:
@@ -235,7 +281,9 @@ class Store:
         ids_N = np.empty(count, np.int64)
         vectors_ND = np.empty((count, int(self.meta()["dimension"])), np.float32)
         with self._errors():
-            rows = self._db.execute("SELECT id, embedding FROM sequences WHERE id > ? ORDER BY id", (after,))
+            rows = self._db.execute(
+                "SELECT id, embedding FROM sequences WHERE id > ? ORDER BY id", (after,)
+            )
             for row, (sequence, blob) in enumerate(rows):
                 ids_N[row] = sequence
                 if row >= count or not isinstance(blob, bytes) or len(blob) != vectors_ND[0].nbytes:
@@ -251,14 +299,20 @@ class Store:
         return np.fromiter((row[0] for row in rows), np.int64)
 
     def begin_reembedding(self, identity: Mapping[str, str]) -> None:
-        """Go on replacing embeddings where it was broken off, if it was for the same embedder; else begin anew."""
+        """Go on replacing embeddings where it was broken off, if it was for the same embedder; else
+        begin anew.
+        """
         with self.writing():
             if self.meta().get("reembedding") != json.dumps(identity):
                 self._db.execute("DELETE FROM reembedded")
-                self._db.execute("INSERT OR REPLACE INTO meta VALUES ('reembedding', ?)", (json.dumps(identity),))
+                self._db.execute(
+                    "INSERT OR REPLACE INTO meta VALUES ('reembedding', ?)", (json.dumps(identity),)
+                )
 
     def reembedded(self, identity: Mapping[str, str]) -> int:
-        """How many embeddings were replaced before it was broken off, if that was for the same embedder."""
+        """How many embeddings were replaced before it was broken off, if that was for the same
+        embedder.
+        """
         if self.meta().get("reembedding") != json.dumps(identity):
             return 0
         ((count,),) = self._ask("SELECT count(*) FROM reembedded")
@@ -272,9 +326,13 @@ class Store:
             (limit,),
         )
 
-    def keep_reembedded(self, identity: Mapping[str, str], ids: Sequence[int], embeddings_ND: Embeddings) -> None:
+    def keep_reembedded(
+        self, identity: Mapping[str, str], ids: Sequence[int], embeddings_ND: Embeddings
+    ) -> None:
         """Put new embeddings of the first that wait aside, until all are there."""
-        rows = [(i, row.tobytes()) for i, row in zip(ids, embeddings_ND.astype(np.float32), strict=True)]
+        rows = [
+            (i, row.tobytes()) for i, row in zip(ids, embeddings_ND.astype(np.float32), strict=True)
+        ]
         with self.writing():
             self._check_reembedding(identity)
             self._db.executemany("INSERT OR REPLACE INTO reembedded VALUES (?, ?)", rows)
@@ -290,8 +348,11 @@ class Store:
             )
             self._db.execute("DELETE FROM reembedded")
             self._db.execute("DELETE FROM meta WHERE key = 'reembedding'")
-            new = {**identity, "uuid": uuid.uuid4().hex}  # whatever came of the old embeddings is nobody's now
-            self._db.executemany("UPDATE meta SET value = ? WHERE key = ?", [(v, k) for k, v in new.items()])
+            # Whatever came of the old embeddings is nobody's now.
+            new = {**identity, "uuid": uuid.uuid4().hex}
+            self._db.executemany(
+                "UPDATE meta SET value = ? WHERE key = ?", [(v, k) for k, v in new.items()]
+            )
             self._advance()
         return True
 
@@ -321,12 +382,17 @@ class Store:
                 self._db.execute("COMMIT")
 
     def _delete(self, column: str, value: str | int) -> bool:
-        # Compared as text, which SQLite makes a number of: one that is too large for it is only not found.
-        row = self._db.execute(f"SELECT id FROM documents WHERE {column} = ?", (str(value),)).fetchone()  # noqa: S608
+        # Compared as text, which SQLite makes a number of: one that is too large for it is only not
+        # found.
+        query = f"SELECT id FROM documents WHERE {column} = ?"  # noqa: S608
+        row = self._db.execute(query, (str(value),)).fetchone()
         if row is None:
             return False
         generation = int(self.meta()["generation"]) + 1
-        self._db.execute("INSERT INTO removed SELECT id, ? FROM sequences WHERE document = ?", (generation, row[0]))
+        self._db.execute(
+            "INSERT INTO removed SELECT id, ? FROM sequences WHERE document = ?",
+            (generation, row[0]),
+        )
         self._db.execute("DELETE FROM documents WHERE id = ?", row)
         return True
 
@@ -338,17 +404,23 @@ class Store:
             self._advance()
 
     def _advance(self) -> None:
-        self._db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
+        self._db.execute(
+            "UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'"
+        )
 
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def _check_reembedding(self, identity: Mapping[str, str]) -> None:
         if self.meta().get("reembedding") != json.dumps(identity):
-            raise CorpusError(f"corpus {self.name!r} is, or was meanwhile, embedded anew by another process")
+            raise CorpusError(
+                f"corpus {self.name!r} is, or was meanwhile, embedded anew by another process"
+            )
 
     def _check_in_place(self) -> None:
-        """What is written to a deleted file is lost, and who removes a corpus may make another in its place."""
+        """What is written to a deleted file is lost, and who removes a corpus may make another in
+        its place.
+        """
         if self._inode_on_disk() != self._inode:
             raise CorpusNotFoundError(f"corpus {self.name!r} was removed meanwhile")
 
@@ -370,9 +442,13 @@ class Store:
         except sqlite3.ProgrammingError:  # ours
             raise
         except sqlite3.DatabaseError as problem:
-            if getattr(problem, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if getattr(problem, "sqlite_errorcode", 0) & 0xFF in (
+                sqlite3.SQLITE_CORRUPT,
+                sqlite3.SQLITE_NOTADB,
+            ):
                 raise self.damaged(str(problem)) from problem
-            if "Could not decode" in str(problem):  # and then what it holds, which is not for everyone
+            # And then what it holds, which is not for everyone.
+            if "Could not decode" in str(problem):
                 raise self.damaged("it holds text that is none") from problem
             raise self._unusable(f"is as it was: {problem}") from problem
         except (UnicodeDecodeError, json.JSONDecodeError) as problem:

@@ -1,8 +1,8 @@
 """Chunking: a text becomes sequences of the model's tokens.
 
-A sequence has at most `max_length` tokens and ends at a definition or paragraph where one is near, else at the end of
-a line, else anywhere. A long text is tokenised window by window, so that memory is bounded and the work can be broken
-off between two windows.
+A sequence has at most `max_length` tokens and ends at a definition or paragraph where one is near,
+else at the end of a line, else anywhere. A long text is tokenised window by window, so that memory
+is bounded and the work can be broken off between two windows.
 
 It knows nothing of files or corpora.
 """
@@ -15,22 +15,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from selection.corpus.sqlite_store import Piece
+from selection.corpus.sqlite_store import Chunk
 from selection.errors import SelectionOptionError
 
 WINDOW = 1 << 18  # characters tokenised at once; a tokenizer needs some 75 bytes for each
-_BOUNDARY = re.compile(r"\n\s*\n|\n(?=(?:async def|def|class|fn|func|function|public|private|@|#{1,6} ))")
+_BOUNDARY = re.compile(
+    r"\n\s*\n|\n(?=(?:async def|def|class|fn|func|function|public|private|@|#{1,6} ))"
+)
 
 
 @dataclass(frozen=True)
-class Cut:
+class Chunking:
     """How documents become sequences.
 
     Attributes:
         max_length: tokens of a sequence at most.
         overlap: tokens at the end of a sequence that begin the next one, too.
-        unique: leave out a sequence whose very tokens the corpus holds already. It then belongs to the document that
-            brought it first, and goes with it.
+        unique: leave out a sequence whose very tokens the corpus holds already. It then belongs to
+            the document that brought it first, and goes with it.
     """
 
     max_length: int = 256
@@ -46,11 +48,14 @@ class Cut:
             )
 
 
-def split(text: str, tokenizer: Any, cut: Cut, alive: Callable[[], None] = lambda: None) -> list[Piece]:
+def split(
+    text: str, tokenizer: Any, cut: Chunking, alive: Callable[[], None] = lambda: None
+) -> list[Chunk]:
     """Cut a text into sequences.
 
-    A sequence ends where the last definition or paragraph in its second half begins, else at the last line's end
-    there, else when it is full. A last sequence of a single token is dropped: it has nothing to predict.
+    A sequence ends where the last definition or paragraph in its second half begins, else at the
+    last line's end there, else when it is full. A last sequence of a single token is dropped: it
+    has nothing to predict.
 
     Args:
         text: the whole text.
@@ -58,7 +63,7 @@ def split(text: str, tokenizer: Any, cut: Cut, alive: Callable[[], None] = lambd
         cut: the length of sequences, and how they overlap.
         alive: called before each window is tokenised; what it raises ends the work.
     """
-    pieces: list[Piece] = []
+    pieces: list[Chunk] = []
     known: dict[int, int] = {}
     start, width = 0, WINDOW
     while start < len(text):
@@ -82,7 +87,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _window_end(text: str, start: int, width: int) -> int:
-    """Where a window ends: behind a paragraph, a line or a word in its second half, if there is one."""
+    """Where a window ends: behind a paragraph, a line or a word in its second half, if there is
+    one.
+    """
     if len(text) - start <= width:
         return len(text)
     middle, end = start + width // 2, start + width
@@ -94,16 +101,19 @@ def _window_end(text: str, start: int, width: int) -> int:
 
 
 def _pieces(
-    window: str, before: int, tokenizer: Any, cut: Cut, known: dict[int, int], *, last: bool
-) -> tuple[list[Piece], int]:
-    """The sequences of a window that begins `before` characters into the text, and where the rest begins.
+    window: str, before: int, tokenizer: Any, cut: Chunking, known: dict[int, int], *, last: bool
+) -> tuple[list[Chunk], int]:
+    """The sequences of a window that begins `before` characters into the text, and where the rest
+    begins.
 
     Of all windows but the last, what reaches the window's end is left for the next one.
     """
-    encoded = tokenizer(window, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(
+        window, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     boundaries = {match.end() for match in _BOUNDARY.finditer(window)}
-    pieces: list[Piece] = []
+    pieces: list[Chunk] = []
     start = 0
     while start < len(ids):
         end = min(start + cut.max_length, len(ids))
@@ -112,12 +122,15 @@ def _pieces(
         if end < len(ids):
             ends = range(end, start + cut.max_length // 2, -1)
             at_line = [e for e in ends if window[offsets[e - 1][1] - 1] == "\n"]
-            end = next((e for e in at_line if offsets[e - 1][1] in boundaries), at_line[0] if at_line else end)
+            end = next(
+                (e for e in at_line if offsets[e - 1][1] in boundaries),
+                at_line[0] if at_line else end,
+            )
         if end - start > 1:
             first, final = offsets[start][0], offsets[end - 1][1]
             # Each number is one object however often it occurs: a long text has millions of tokens.
             tokens = tuple(known.setdefault(token, token) for token in ids[start:end])
-            pieces.append(Piece(before + first, window[first:final], tokens))
+            pieces.append(Chunk(before + first, window[first:final], tokens))
         if end == len(ids):
             break
         start = max(end - cut.overlap, start + 1)

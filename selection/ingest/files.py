@@ -1,7 +1,9 @@
-"""Files: which files are read of the paths and packages that a person names, and what each is called in a corpus.
+"""Files: which files are read of the paths and packages that a person names, and what each is
+called in a corpus.
 
-A file is called by its path as it was given, seen from the current folder; one outside of that, by its path from the
-folder that holds all such arguments. So two files never share a name: where they would, nothing is read.
+A file is called by its path as it was given, seen from the current folder; one outside of that, by
+its path from the folder that holds all such arguments. So two files never share a name: where they
+would, nothing is read.
 """
 
 from __future__ import annotations
@@ -18,9 +20,7 @@ from selection.corpus.sqlite_store import CorpusError
 from selection.ingest.readers import NOTEBOOK_SUFFIX, TABLE_SUFFIXES
 
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", ".git", ".venv", ".cache"})
-_PROSE = (
-    ".txt .text .md .mdx .mdown .mkd .markdown .rst .adoc .asciidoc .org .textile .tex .sty .bib .qmd .rmd .log .srt"
-)
+_PROSE = ".txt .text .md .mdx .mdown .mkd .markdown .rst .adoc .asciidoc .org .textile .tex .sty .bib .qmd .rmd .log .srt"
 _DATA = (
     ".csv .tsv .json .jsonc .json5 .yaml .yml .toml .ini .cfg .conf .properties .xml .xsd .xsl .xslt .html .htm .xhtml "
     ".sql .graphql .gql .proto .thrift .avsc .fbs .prisma .tf .hcl .nix .rego .csproj .props .diff .patch .po"
@@ -90,7 +90,9 @@ def package_folder(name: str) -> Path:
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise CorpusError(f"no installed Python package {name!r} with a folder of its own (give the import name)")
+        raise CorpusError(
+            f"no installed Python package {name!r} with a folder of its own (give the import name)"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -103,7 +105,9 @@ def find_files(path: Path) -> list[Path]:
     return _Walk().under(path)
 
 
-def find(paths: Sequence[Path], packages: Sequence[str] = (), folder: Path | None = None) -> Findings:
+def find(
+    paths: Sequence[Path], packages: Sequence[str] = (), folder: Path | None = None
+) -> Findings:
     """The files to read under several paths and packages, with their names.
 
     Args:
@@ -112,10 +116,13 @@ def find(paths: Sequence[Path], packages: Sequence[str] = (), folder: Path | Non
         folder: what relative paths are seen from; None is the current folder.
 
     Raises:
-        CorpusError: a path or a package that is not there, or two files that would have the same name.
+        CorpusError: a path or a package that is not there, or two files that would have the same
+            name.
     """
     here = Path.cwd() if folder is None else folder
-    roots = [(here / path, base, path) for path, base in zip(paths, _bases(paths, here), strict=True)]
+    roots = [
+        (here / path, base, path) for path, base in zip(paths, _bases(paths, here), strict=True)
+    ]
     installed = [package_folder(package) for package in packages]
     roots += [(package, package.parent, package) for package in installed]
     walk = _Walk()
@@ -123,7 +130,8 @@ def find(paths: Sequence[Path], packages: Sequence[str] = (), folder: Path | Non
     places: set[str] = set()
     for root, base, given in roots:
         absolute = Path(os.path.abspath(root))
-        # An argument that leads into the current folder by way of a link is called by its place there.
+        # An argument that leads into the current folder by way of a link is called by its place
+        # there.
         start = absolute if absolute.is_relative_to(base) else Path(os.path.realpath(root))
         for file in walk.under(root, given):
             place = os.path.realpath(file)
@@ -154,7 +162,9 @@ def shown(path: Path) -> str:
 
 
 def _bases(paths: Sequence[Path], here: Path) -> list[Path]:
-    """What each path is named from: the current folder, or the one that holds all paths outside of it."""
+    """What each path is named from: the current folder, or the one that holds all paths outside of
+    it.
+    """
 
     def inside(path: Path) -> bool:
         return Path(os.path.abspath(here / path)).is_relative_to(here) or Path(
@@ -187,7 +197,9 @@ class _Walk:
         except FileNotFoundError:
             raise CorpusError(f"{called} does not exist") from None
         except (OSError, ValueError) as problem:
-            raise CorpusError(f"{called} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
+            raise CorpusError(
+                f"{called} cannot be read: {getattr(problem, 'strerror', None) or problem}"
+            ) from problem
         if stat.S_ISREG(mode):
             return [root]
         if not stat.S_ISDIR(mode):
@@ -203,7 +215,9 @@ class _Walk:
                     if file in self._passed:
                         continue
                     self._passed.add(file)
-                    self.left_out[file.suffix.lower() or (name if name.startswith(".") else "")] += 1
+                    self.left_out[
+                        file.suffix.lower() or (name if name.startswith(".") else "")
+                    ] += 1
                 elif file.is_file():
                     files.append(file)
                 elif file.is_symlink():
@@ -223,4 +237,8 @@ def _size(file: Path) -> int:
 
 def _is_read(file: Path) -> bool:
     name = file.name.lower()
-    return file.suffix.lower() in _READ_SUFFIXES or name in _PLAIN_NAMES or name.startswith(_NAMES_WITH_VARIANTS)
+    return (
+        file.suffix.lower() in _READ_SUFFIXES
+        or name in _PLAIN_NAMES
+        or name.startswith(_NAMES_WITH_VARIANTS)
+    )

@@ -1,6 +1,7 @@
 """Documents are cut, embedded and added to a corpus; those that are there already are passed over.
 
-A run that was broken off goes on where it was. Embedding is one process, unless the caller brings another way.
+A run that was broken off goes on where it was. Embedding is one process, unless the caller brings
+another way.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.sqlite_store import CorpusError, Piece
+from selection.corpus.sqlite_store import Chunk, CorpusError
 from selection.embedding import Embedder, Embeddings
-from selection.ingest.chunking import Cut, split, tokenizer_digest
+from selection.ingest.chunking import Chunking, split, tokenizer_digest
 from selection.ingest.files import find_files, package_folder
 from selection.ingest.readers import Document, Tally, read_file
 
 __all__ = [
-    "Cut",
+    "Chunking",
     "Document",
     "Tally",
     "content_digest",
@@ -35,7 +36,7 @@ __all__ = [
 
 _BATCH = 64  # sequences
 
-_Batch: TypeAlias = list[tuple[Document, str, list[Piece]]]
+_Batch: TypeAlias = list[tuple[Document, str, list[Chunk]]]
 
 
 def ingest(
@@ -44,14 +45,15 @@ def ingest(
     embedder: Embedder,
     tokenizer: Any,
     *,
-    cut: Cut | None = None,
+    cut: Chunking | None = None,
     on_progress: Callable[[Document, int], None] = lambda document, sequences: None,
     embed: Callable[[Iterable[list[str]]], Iterable[Embeddings]] | None = None,
     file: str | None = None,
     tally: Tally | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> Tally:
-    """Cut, embed and add documents; those already there unchanged are passed over, so a broken-off run resumes.
+    """Cut, embed and add documents; those already there unchanged are passed over, so a broken-off
+    run resumes.
 
     Args:
         corpus: made with this embedder and this tokenizer.
@@ -59,17 +61,19 @@ def ingest(
         embedder: of the corpus.
         tokenizer: the base model's.
         cut: how documents become sequences.
-        on_progress: called with each document and its number of sequences, once it is durable or passed over.
-        embed: batches of texts to their vectors, in order, by the same embedder elsewhere; None embeds here.
+        on_progress: called with each document and its number of sequences, once it is durable or
+            passed over.
+        embed: batches of texts to their vectors, in order, by the same embedder elsewhere; None
+            embeds here.
         file: the attachment that the documents belong to.
         tally: where to count; returned. It is right at any time, also when this raises.
         alive: called for each document and each window of a long one; what it raises ends the work.
 
     Raises:
-        CorpusError: two of the documents have the same name, or the corpus was made with another embedder or
-            tokenizer, or cannot be written.
+        CorpusError: two of the documents have the same name, or the corpus was made with another
+            embedder or tokenizer, or cannot be written.
     """
-    cut, counted = cut or Cut(), tally or Tally()
+    cut, counted = cut or Chunking(), tally or Tally()
     corpus.check(embedder, tokenizer_digest(tokenizer))
     held = Counter(corpus.token_sequences()) if cut.unique else Counter()
     names: set[bytes] = set()
@@ -81,7 +85,9 @@ def ingest(
             alive()
             name = _short(document.name)
             if name in names:
-                raise CorpusError(f"two documents of one run are called {document.name!r}: give each a name of its own")
+                raise CorpusError(
+                    f"two documents of one run are called {document.name!r}: give each a name of its own"
+                )
             names.add(name)
             digest = content_digest(document, cut)
             if corpus.has(document.name, digest) or _has_former(corpus, document, digest, names):
@@ -90,7 +96,8 @@ def ingest(
                 continue
             pieces = split(document.text, tokenizer, cut, alive)
             if cut.unique:
-                held.subtract(corpus.token_sequences(document.name))  # what it replaces is no reason to leave it out
+                # What it replaces is no reason to leave it out.
+                held.subtract(corpus.token_sequences(document.name))
                 pieces = _unseen(pieces, held)
             if not pieces:
                 counted.empty += 1
@@ -122,7 +129,14 @@ def ingest(
         parts = []
         for document, digest, pieces in batch:
             there = corpus.holds(document.name)
-            corpus.add(document.name, digest, pieces, vectors[row : row + len(pieces)], document.metadata, file)
+            corpus.add(
+                document.name,
+                digest,
+                pieces,
+                vectors[row : row + len(pieces)],
+                document.metadata,
+                file,
+            )
             row += len(pieces)
             counted.added += not there
             counted.replaced += there
@@ -132,16 +146,24 @@ def ingest(
     return counted
 
 
-def content_digest(document: Document, cut: Cut) -> str:
-    """What changes when a document would be stored otherwise: its text, its metadata, how it is cut."""
+def content_digest(document: Document, cut: Chunking) -> str:
+    """What changes when a document would be stored otherwise: its text, its metadata, how it is
+    cut.
+    """
     said = json.dumps([cut.max_length, cut.overlap, cut.unique, sorted(document.metadata.items())])
     return hashlib.sha256(f"{said}\n{document.text}".encode()).hexdigest()
 
 
 def _has_former(corpus: Corpus, document: Document, digest: str, names: set[bytes]) -> bool:
-    """Whether the corpus holds this very document under its former name, which no other document of the run has."""
+    """Whether the corpus holds this very document under its former name, which no other document of
+    the run has.
+    """
     former = document.former
-    return former not in (None, document.name) and _short(former) not in names and corpus.has(former, digest)
+    return (
+        former not in (None, document.name)
+        and _short(former) not in names
+        and corpus.has(former, digest)
+    )
 
 
 def _short(name: str) -> bytes:
@@ -149,7 +171,7 @@ def _short(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
-def _unseen(pieces: Iterable[Piece], held: Counter[bytes]) -> list[Piece]:
+def _unseen(pieces: Iterable[Chunk], held: Counter[bytes]) -> list[Chunk]:
     """The pieces that are not held yet; they are from now on."""
     kept = []
     for piece in pieces:

@@ -1,11 +1,12 @@
 """Parquet: a file's rows, as values that JSON knows, with bounds on what the file unfolds to.
 
-A few kilobytes can unfold to gigabytes: a page is compressed, and a dictionary names one long text a million times. So
-the size of every page is read off its header before the page is, and the longer the longest one, the fewer rows are
-read at once: no value is larger than the page that it comes from.
+A few kilobytes can unfold to gigabytes: a page is compressed, and a dictionary names one long text
+a million times. So the size of every page is read off its header before the page is, and the longer
+the longest one, the fewer rows are read at once: no value is larger than the page that it comes
+from.
 
-Dates and times become ISO strings, decimals numbers. It knows nothing of what rows must hold (see `tables`). The only
-module that imports pyarrow.
+Dates and times become ISO strings, decimals numbers. It knows nothing of what rows must hold (see
+`tables`). The only module that imports pyarrow.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from selection.corpus.sqlite_store import CorpusError
 
 _COLUMNS = ("id", "text", "metadata")
 _BUFFER = 1 << 20  # bytes read from disk at once
-_LARGEST_PAGE = 128 << 20  # bytes, unfolded; such as 1,024 texts of 128 KiB, which pyarrow writes into one
+# Bytes, unfolded; such as 1,024 texts of 128 KiB, which pyarrow writes into one.
+_LARGEST_PAGE = 128 << 20
 _AT_ONCE = 64 << 20  # bytes of values at most, but for one row
 _ROWS = 64  # read at once at most
-_LARGEST_GROUP = 1 << 24  # values of a column in a row group: some encodings need four bytes each, all at once
+# Values of a column in a row group: some encodings need four bytes each, all at once.
+_LARGEST_GROUP = 1 << 24
 _LONGEST_LISTS = 1 << 20  # values of a column of lists in a row group: one row may hold them all
 
 
-def parquet_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file with their number, from 1 on; of each the columns `id`, `text` and `metadata`.
+def parquet_rows(
+    file: Path, name: str, alive: Callable[[], None]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file with their number, from 1 on; of each the columns `id`, `text` and
+    `metadata`.
 
     Args:
         file: where it is.
@@ -34,7 +40,8 @@ def parquet_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[t
         alive: called before each page is looked at; what it raises ends the reading.
 
     Raises:
-        CorpusError: not a Parquet file, no column `text`, a value that has no counterpart, or too much at once.
+        CorpusError: not a Parquet file, no column `text`, a value that has no counterpart, or too
+            much at once.
         OSError: it cannot be read.
     """
     import pyarrow
@@ -47,7 +54,9 @@ def parquet_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[t
         ):
             names = table.schema_arrow.names
             if "text" not in names:
-                raise CorpusError(f"{name}: expected a field `text`; its columns are {', '.join(names) or 'none'}")
+                raise CorpusError(
+                    f"{name}: expected a field `text`; its columns are {', '.join(names) or 'none'}"
+                )
             columns = [column for column in _COLUMNS if column in names]
             if twice := [column for column in columns if names.count(column) > 1]:
                 raise CorpusError(f"{name} has several columns `{twice[0]}`: rename one")
@@ -59,17 +68,28 @@ def parquet_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[t
                     alive()
                     longest = max(longest, size)
                 rows = max(1, min(_ROWS, _AT_ONCE // max(longest, 1)))
-                batches = table.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+                batches = table.iter_batches(
+                    rows, row_groups=[group], columns=columns, use_threads=False
+                )
                 for batch in batches:
                     for row in range(batch.num_rows):
                         number += 1
-                        yield number, {c: _value(batch.column(c)[row], c, f"{name}, row {number}") for c in columns}
+                        yield (
+                            number,
+                            {
+                                c: _value(batch.column(c)[row], c, f"{name}, row {number}")
+                                for c in columns
+                            },
+                        )
     except (pyarrow.ArrowException, UnicodeDecodeError) as problem:
         raise CorpusError(f"{name} is not a Parquet file that can be read: {problem}") from problem
     except OSError as problem:
-        # pyarrow's own complaints are of this kind, too; a file that cannot be opened has an error number.
+        # pyarrow's own complaints are of this kind, too; a file that cannot be opened has an error
+        # number.
         if problem.errno is None:
-            raise CorpusError(f"{name} is not a Parquet file that can be read: {problem}") from problem
+            raise CorpusError(
+                f"{name} is not a Parquet file that can be read: {problem}"
+            ) from problem
         raise
 
 
@@ -123,7 +143,9 @@ def _plain(scalar: Any) -> Any:
     return str(value) if type(value).__name__ == "UUID" else value
 
 
-def _page_sizes(table: Any, group: int, columns: Sequence[str], pages: IO[bytes], where: str) -> Iterator[int]:
+def _page_sizes(
+    table: Any, group: int, columns: Sequence[str], pages: IO[bytes], where: str
+) -> Iterator[int]:
     """The unfolded size of each page of these columns in a row group.
 
     Raises:
@@ -140,7 +162,9 @@ def _page_sizes(table: Any, group: int, columns: Sequence[str], pages: IO[bytes]
                 f"{where}: its column `{path}` has {column.num_values:,} values; {most:,} at most: "
                 "write the file with smaller row groups"
             )
-        offset = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+        offset = min(
+            column.data_page_offset, column.dictionary_page_offset or column.data_page_offset
+        )
         end = offset + column.total_compressed_size
         while offset < end:
             pages.seek(offset)
@@ -155,7 +179,9 @@ def _page_sizes(table: Any, group: int, columns: Sequence[str], pages: IO[bytes]
 
 
 def _page_header(pages: IO[bytes], where: str) -> tuple[int, int]:
-    """Reads a page's header (Thrift's compact protocol): its size unfolded, and as it is in the file."""
+    """Reads a page's header (Thrift's compact protocol): its size unfolded, and as it is in the
+    file.
+    """
     try:
         header = _struct(pages)
         unfolded, compressed = header[2], header[3]

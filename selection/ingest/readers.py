@@ -1,7 +1,9 @@
-"""Readers: a file becomes documents: text, Markdown and code one, a notebook one, each row of a table one.
+"""Readers: a file becomes documents: text, Markdown and code one, a notebook one, each row of a
+table one.
 
-What a file unfolds to is bounded: a text has 16 MiB at most, whatever the format. A file that cannot be read is named
-with the reason. It knows neither where a file comes from (see `files`) nor what becomes of its documents.
+What a file unfolds to is bounded: a text has 16 MiB at most, whatever the format. A file that
+cannot be read is named with the reason. It knows neither where a file comes from (see `files`) nor
+what becomes of its documents.
 """
 
 from __future__ import annotations
@@ -17,12 +19,25 @@ from selection.ingest.tables import LARGEST_TEXT, is_unicode, read_json, read_ro
 
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
 NOTEBOOK_SUFFIX = ".ipynb"
-_DOCUMENTS = (".doc", ".docx", ".docm", ".dotx", ".odt", ".rtf", ".pages", ".pdf", ".djvu", ".epub", ".mobi", ".azw3")
+_DOCUMENTS = (
+    ".doc",
+    ".docx",
+    ".docm",
+    ".dotx",
+    ".odt",
+    ".rtf",
+    ".pages",
+    ".pdf",
+    ".djvu",
+    ".epub",
+    ".mobi",
+    ".azw3",
+)
 _SHEETS = (".xls", ".xlsx", ".xlsm", ".xlsb", ".ods", ".ppt", ".pptx", ".pptm", ".odp")
 _PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".jar", ".whl")
-UNREADABLE: Mapping[str, str] = dict.fromkeys(_DOCUMENTS + _SHEETS, "convert it to text first") | dict.fromkeys(
-    _PACKED, "unpack it first"
-)
+UNREADABLE: Mapping[str, str] = dict.fromkeys(
+    _DOCUMENTS + _SHEETS, "convert it to text first"
+) | dict.fromkeys(_PACKED, "unpack it first")
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,8 @@ class Document:
         name: unique in a corpus.
         text: all of it.
         metadata: flat.
-        former: the name that earlier versions gave it: where a corpus holds this very document so named, it stays.
+        former: the name that earlier versions gave it: where a corpus holds this very document so
+            named, it stays.
     """
 
     name: str
@@ -44,7 +60,8 @@ class Document:
 
 @dataclass
 class Tally:
-    """What became of the documents so far, counted as it happens: it tells the truth of work that is broken off, too.
+    """What became of the documents so far, counted as it happens: it tells the truth of work that
+    is broken off, too.
 
     Attributes:
         added: documents that the corpus did not hold.
@@ -77,7 +94,8 @@ def read_file(
 ) -> Iterator[Document]:
     """The documents of a file: one, or one for each row of a table that has a text.
 
-    A row's document is named NAME#NUMBER, or NAME#ID where it has an `id`, in quotes where that looks like a number.
+    A row's document is named NAME#NUMBER, or NAME#ID where it has an `id`, in quotes where that
+    looks like a number.
 
     Args:
         file: where it is.
@@ -87,14 +105,16 @@ def read_file(
         alive: called again and again; what it raises ends the reading.
 
     Raises:
-        CorpusError: the file cannot be read, or is not what its ending says; the message names it, and the row. Of a
-            table no document was given then.
+        CorpusError: the file cannot be read, or is not what its ending says; the message names it,
+            and the row. Of a table no document was given then.
     """
     if not is_unicode(name):
         raise CorpusError(f"{name!r} has a name that is not UTF-8: rename it")
     suffix = file.suffix.lower()
     if suffix in UNREADABLE:
-        raise CorpusError(f"{name} is not text, and {suffix} files are not read: {UNREADABLE[suffix]}")
+        raise CorpusError(
+            f"{name} is not text, and {suffix} files are not read: {UNREADABLE[suffix]}"
+        )
     counted = tally or Tally()
 
     def skip() -> None:
@@ -114,7 +134,9 @@ def read_file(
 
 
 def _content(file: Path, name: str) -> bytes:
-    """A file's bytes. What it says of its own size is not believed: a device or a growing file has another."""
+    """A file's bytes. What it says of its own size is not believed: a device or a growing file has
+    another.
+    """
     with file.open("rb") as stream:
         content = stream.read(LARGEST_TEXT + 1)
     if len(content) > LARGEST_TEXT:
@@ -132,7 +154,9 @@ def _text(content: bytes, name: str) -> str:
     try:
         text = content.decode()
     except UnicodeDecodeError as problem:
-        raise CorpusError(f"{name} is not UTF-8 text: {problem.reason} at byte {problem.start}") from problem
+        raise CorpusError(
+            f"{name} is not UTF-8 text: {problem.reason} at byte {problem.start}"
+        ) from problem
     if "\0" in text:
         raise CorpusError(f"{name} is not text: it holds a null character")
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
@@ -144,13 +168,19 @@ def _notebook(content: bytes, name: str) -> str:
         return ""
     notebook = read_json(content, name)
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
-    if cells is None and isinstance(notebook, dict) and isinstance(notebook.get("worksheets"), list):
+    if (
+        cells is None
+        and isinstance(notebook, dict)
+        and isinstance(notebook.get("worksheets"), list)
+    ):
         # Notebooks of format 3, until 2014.
         sheets = [sheet for sheet in notebook["worksheets"] if isinstance(sheet, dict)]
         cells = [cell for sheet in sheets for cell in sheet.get("cells") or []]
     if not isinstance(cells, list):
         raise CorpusError(f"{name} is not a notebook: it has no list of `cells`")
-    sources = [_source(cell, f"{name}, cell {number}") for number, cell in enumerate(cells, start=1)]
+    sources = [
+        _source(cell, f"{name}, cell {number}") for number, cell in enumerate(cells, start=1)
+    ]
     text = "\n\n".join(source.strip("\n") for source in sources if source.strip())
     if "\0" in text:
         raise CorpusError(f"{name} is not text: it holds a null character")

@@ -1,7 +1,8 @@
-"""Tables: the rows of JSON lines and Parquet, each a text with an `id` and `metadata` if its writer likes.
+"""Tables: the rows of JSON lines and Parquet, each a text with an `id` and `metadata` if its writer
+likes.
 
-A file is looked at as a whole before its first row is given: one bad row, or an `id` that is there twice, and it gives
-none. A null is an absent key. A row without a text is passed over and counted.
+A file is looked at as a whole before its first row is given: one bad row, or an `id` that is there
+twice, and it gives none. A null is an absent key. A row without a text is passed over and counted.
 
 It knows nothing of documents or corpora.
 """
@@ -49,7 +50,9 @@ class Row:
 
     @property
     def label(self) -> str:
-        """What tells it from the file's other rows: its number, or its `id`, quoted where that looks like a number."""
+        """What tells it from the file's other rows: its number, or its `id`, quoted where that
+        looks like a number.
+        """
         if self.given is None:
             return str(self.number)
         like_a_number = re.fullmatch("[0-9]+", self.given) or self.given.startswith('"')
@@ -61,7 +64,9 @@ class Row:
         return str(self.number) if self.given is None else self.given
 
 
-def read_rows(file: Path, name: str, alive: Callable[[], None], on_skipped: Callable[[], None]) -> Iterator[Row]:
+def read_rows(
+    file: Path, name: str, alive: Callable[[], None], on_skipped: Callable[[], None]
+) -> Iterator[Row]:
     """The rows of a file that have a text.
 
     Args:
@@ -87,7 +92,8 @@ def read_json(content: bytes, where: str) -> Any:
     """A JSON text that does not unfold to much more memory than it is long.
 
     Raises:
-        CorpusError: it is none in UTF-8, or it holds too many values; the message begins with `where`.
+        CorpusError: it is none in UTF-8, or it holds too many values; the message begins with
+            `where`.
     """
     if len(content) > _LONG_LINE:
         bare = _STRING.sub(b"", content)
@@ -113,7 +119,9 @@ def _check(rows: Iterable[tuple[int, Any]], name: str) -> None:
     for number, raw in rows:
         row = _row(number, raw, name)
         if fields is None:
-            fields = [str(key)[:40].encode(errors="backslashreplace").decode() for key in raw][:_FIELDS]
+            fields = [str(key)[:40].encode(errors="backslashreplace").decode() for key in raw][
+                :_FIELDS
+            ]
         if row is None:
             continue
         texts = True
@@ -144,13 +152,19 @@ def _row(number: int, raw: Any, name: str) -> Row | None:
     if text is None:
         return None
     if not isinstance(text, str):
-        raise CorpusError(f"{where}: expected a field `text` that holds a string, not {_kind(text)}")
+        raise CorpusError(
+            f"{where}: expected a field `text` that holds a string, not {_kind(text)}"
+        )
     if not is_unicode(text):
-        raise CorpusError(f"{where}: expected a field `text` that holds a string of Unicode text, not half a character")
+        raise CorpusError(
+            f"{where}: expected a field `text` that holds a string of Unicode text, not half a character"
+        )
     text = text.removeprefix("\ufeff")
     if not text:
         return None
-    if len(text) > LARGEST_TEXT or (len(text) > LARGEST_TEXT // 4 and len(text.encode()) > LARGEST_TEXT):
+    if len(text) > LARGEST_TEXT or (
+        len(text) > LARGEST_TEXT // 4 and len(text.encode()) > LARGEST_TEXT
+    ):
         raise CorpusError(
             f"{where}: its `text` has {len(text.encode()) >> 20} MiB; a text has {LARGEST_TEXT >> 20} at most: split it"
         )
@@ -160,13 +174,17 @@ def _row(number: int, raw: Any, name: str) -> Row | None:
 def _identity(given: Any, where: str) -> str | None:
     if given is None:
         return None
-    if not isinstance(given, str | int | float) or (isinstance(given, float) and not math.isfinite(given)):
+    if not isinstance(given, str | int | float) or (
+        isinstance(given, float) and not math.isfinite(given)
+    ):
         raise CorpusError(f"{where}: its `id` is a string or a number, not {_kind(given)}")
     identity = str(given)
     if not is_unicode(identity):
         raise CorpusError(f"{where}: its `id` is not Unicode text")
     if len(identity) > _LONGEST_ID:
-        raise CorpusError(f"{where}: its `id` has {len(identity):,} characters; {_LONGEST_ID:,} at most")
+        raise CorpusError(
+            f"{where}: its `id` has {len(identity):,} characters; {_LONGEST_ID:,} at most"
+        )
     return identity
 
 
@@ -190,8 +208,17 @@ def _metadata(given: Any, where: str) -> dict[str, Scalar]:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in the words of JSON; of a number that is not finite, and of Arrow's types, their own name."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", bytes: "bytes"}
+    """What a value is, in the words of JSON; of a number that is not finite, and of Arrow's types,
+    their own name.
+    """
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        bytes: "bytes",
+    }
     if value is None:
         return "null"
     if type(value) in names:
@@ -201,7 +228,11 @@ def _kind(value: Any) -> str:
 
 
 def _raw_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[tuple[int, Any]]:
-    rows = parquet_rows(file, name, alive) if file.suffix.lower() == ".parquet" else _json_rows(file, name, alive)
+    rows = (
+        parquet_rows(file, name, alive)
+        if file.suffix.lower() == ".parquet"
+        else _json_rows(file, name, alive)
+    )
     for row in rows:
         alive()
         yield row
@@ -210,7 +241,9 @@ def _raw_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[tupl
 def _json_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[tuple[int, Any]]:
     number = 0
     with file.open("rb") as lines:
-        for line_number, line in enumerate(iter(lambda: lines.readline(LARGEST_TEXT + 1), b""), start=1):
+        for line_number, line in enumerate(
+            iter(lambda: lines.readline(LARGEST_TEXT + 1), b""), start=1
+        ):
             if len(line) > LARGEST_TEXT:
                 raise CorpusError(f"{name}, line {line_number}: more than {LARGEST_TEXT >> 20} MiB")
             if line.removeprefix(codecs.BOM_UTF8).strip():

@@ -1,12 +1,12 @@
 """Intake: reads attached files into their corpora, one after the other, in a thread of its own.
 
-The database says what is to be read, the queue only in which order: what a kill broke off is queued again at the next
-start, and `ingest` passes over the documents that are there already. A file that is detached, cancelled or deleted
-meanwhile is given up within a few texts, or a window of a long one. One that cannot be read leaves nothing but the
-reason.
+The database says what is to be read, the queue only in which order: what a kill broke off is queued
+again at the next start, and `ingest` passes over the documents that are there already. A file that
+is detached, cancelled or deleted meanwhile is given up within a few texts, or a window of a long
+one. One that cannot be read leaves nothing but the reason.
 
-Of several processes over the same corpora, one that has nothing to read takes what others have not read for a while:
-they may be gone. Two may read a file at once; the result is the same.
+Of several processes over the same corpora, one that has nothing to read takes what others have not
+read for a while: they may be gone. Two may read a file at once; the result is the same.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy as np
 
 from selection.corpus.attachments import Attachment, DetachedError, Problem
 from selection.corpus.corpus import Corpus, list_corpora
-from selection.corpus.pool import OpenCorpora
+from selection.corpus.pool import CorpusPool
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Embeddings
-from selection.ingest.ingest import Cut, Document, Tally, ingest, read_file, tokenizer_digest
+from selection.ingest.ingest import Chunking, Document, Tally, ingest, read_file, tokenizer_digest
 from selection.ingest.readers import TABLE_SUFFIXES
 from selection.library.uploads import MissingError, Uploads
 
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 60.0  # between looks of who has nothing to read
 _PART = 8  # texts embedded at once, for whose length everyone else waits
-_ASK_SECONDS = 0.05  # between questions to the database whether a file is still wanted, while it is parsed
+# Between questions to the database whether a file is still wanted, while it is parsed.
+_ASK_SECONDS = 0.05
 
 
 class _ClosedError(Exception):
@@ -46,7 +47,7 @@ class _UnreadableError(Exception):
     """The file is to blame."""
 
 
-class Intake:
+class IngestWorker:
     """The reading of attached files.
 
     Args:
@@ -58,7 +59,7 @@ class Intake:
 
     def __init__(self, root: Path, embedder: Embedder, tokenizer: Any, uploads: Uploads) -> None:
         self._embedder, self._tokenizer, self._uploads = embedder, tokenizer, uploads
-        self._corpora = OpenCorpora(root, embedder, tokenizer_digest(tokenizer))
+        self._corpora = CorpusPool(root, embedder, tokenizer_digest(tokenizer))
         self._waiting: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._root = root
@@ -104,10 +105,14 @@ class Intake:
                 return
             except Exception:
                 self._unsettled.add(item)
-                log.exception("file %s of corpus %s stays in progress until the next start", item[1], item[0])
+                log.exception(
+                    "file %s of corpus %s stays in progress until the next start", item[1], item[0]
+                )
 
     def _take_over(self) -> None:
-        """Queue what was in progress at the last look and still is, the last first: another may be at the first."""
+        """Queue what was in progress at the last look and still is, the last first: another may be
+        at the first.
+        """
         before, self._left = self._left, set(_in_progress(self._root))
         for item in sorted((before & self._left) - self._unsettled, reverse=True):
             self._waiting.put(item)
@@ -122,12 +127,20 @@ class Intake:
         except (DetachedError, CorpusNotFoundError, _ClosedError):
             raise
         except (MissingError, _UnreadableError) as unreadable:
-            code = "invalid_file" if Path(seen.name).suffix.lower() in TABLE_SUFFIXES else "unsupported_file"
+            code = (
+                "invalid_file"
+                if Path(seen.name).suffix.lower() in TABLE_SUFFIXES
+                else "unsupported_file"
+            )
             problem = Problem(code, str(unreadable))
         except Exception:
             log.exception("file %s cannot be read into corpus %s", file, corpus.name)
-            problem = Problem("server_error", "the server failed to read the file; its log says why")
-        corpus.attachments.settle(seen, "failed" if problem else "completed", problem, tally.documents())
+            problem = Problem(
+                "server_error", "the server failed to read the file; its log says why"
+            )
+        corpus.attachments.settle(
+            seen, "failed" if problem else "completed", problem, tally.documents()
+        )
 
     def _read(self, corpus: Corpus, seen: Attachment, tally: Tally) -> Problem | None:
         upload = self._uploads.get(seen.id)
@@ -164,7 +177,7 @@ class Intake:
                     parts.append(self._embedder.embed(texts[first : first + _PART]))
                 yield np.concatenate(parts)
 
-        cut = Cut(*seen.cut) if seen.cut else Cut()
+        cut = Chunking(*seen.cut) if seen.cut else Chunking()
         ingest(
             corpus,
             documents(),
@@ -184,7 +197,9 @@ class Intake:
         return Problem("invalid_file", f"{seen.name} holds no text of two tokens or more")
 
 
-def _in_progress(root: Path, warn: Callable[[str, object], None] = log.debug) -> Iterator[tuple[str, str]]:
+def _in_progress(
+    root: Path, warn: Callable[[str, object], None] = log.debug
+) -> Iterator[tuple[str, str]]:
     """Name of the corpus and id of each file that is to be read."""
     for name in list_corpora(root):
         try:

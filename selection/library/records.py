@@ -66,15 +66,17 @@ class StoreEntry:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A file to attach: its id, the metadata of its documents, and the tokens of a sequence and of an overlap."""
+class AttachmentRequest:
+    """A file to attach: its id, the metadata of its documents, and the tokens of a sequence and of
+    an overlap.
+    """
 
     file: str
     attributes: Mapping[str, Scalar] = field(default_factory=dict)
     cut: tuple[int, int] | None = None
 
 
-def checked_cut(length: int, overlap: int) -> tuple[int, int]:
+def parse_chunking(length: int, overlap: int) -> tuple[int, int]:
     """Tokens of a sequence and of an overlap, if they can be that.
 
     Raises:
@@ -109,7 +111,9 @@ class AttachedFile:
 
 @dataclass(frozen=True)
 class Batch:
-    """Files that were attached together: how many are in each of `attachments.STATES`, and whether it was cancelled."""
+    """Files that were attached together: how many are in each of `attachments.STATES`, and whether
+    it was cancelled.
+    """
 
     id: str
     store: str
@@ -140,10 +144,12 @@ class Page(Generic[Item]):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Which part of a list is wanted: so many, newest or oldest first, beyond one id and before another.
+class PageRequest:
+    """Which part of a list is wanted: so many, newest or oldest first, beyond one id and before
+    another.
 
-    Ids stand for positions: one that has been deleted since, or that a filter leaves out, still has its place.
+    Ids stand for positions: one that has been deleted since, or that a filter leaves out, still has
+    its place.
     """
 
     limit: int = 20
@@ -162,7 +168,8 @@ class Part:
         Args:
             oldest_first: the list.
             position: where an item stands.
-            find: where the item of a cursor stands, or stood; None for what was never in such a list.
+            find: where the item of a cursor stands, or stood; None for what was never in such a
+                list.
 
         Raises:
             LibraryError: a cursor that is not a position.
@@ -186,22 +193,29 @@ class Part:
             return None
         found = find(cursor)
         if found is None:
-            raise LibraryError(f"the cursor {cursor!r} is not in this list: it takes the id of an item of a page")
+            raise LibraryError(
+                f"the cursor {cursor!r} is not in this list: it takes the id of an item of a page"
+            )
         return found
 
 
-def page_of_files(corpus: Corpus, part: Part, status: str | None) -> Page[AttachedFile]:
+def page_of_files(corpus: Corpus, part: PageRequest, status: str | None) -> Page[AttachedFile]:
     """A part of the list of a store's files, of one status, by the time they were first attached."""
     kept, identity = corpus.attachments, corpus.meta()["id"]
     listed = kept.listed(status)
     page = part.of([*listed], listed.__getitem__, kept.position)
-    found = [file for file in map(kept.get, page.items) if file is not None]  # the others were detached just now
+    # The others were detached just now.
+    found = [file for file in map(kept.get, page.items) if file is not None]
     return Page(tuple(AttachedFile(identity, file) for file in found), page.more)
 
 
-def page_of_batch(corpus: Corpus, batch: Batch, part: Part, status: str | None) -> Page[AttachedFile]:
+def page_of_batch(
+    corpus: Corpus, batch: Batch, part: PageRequest, status: str | None
+) -> Page[AttachedFile]:
     """A part of the list of a batch's files, of one status, in the order of the batch."""
     listed, positions = corpus.batches.listed(batch.id, status), corpus.batches.listed(batch.id)
     page = part.of([*listed], positions.__getitem__, positions.get)
-    found = [AttachedFile(batch.store, corpus.batches.member(batch.id, file)) for file in page.items]
+    found = [
+        AttachedFile(batch.store, corpus.batches.member(batch.id, file)) for file in page.items
+    ]
     return Page(tuple(found), page.more)

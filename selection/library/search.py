@@ -1,7 +1,7 @@
 """Search: the sequences of a corpus that are most similar to a query, as a reader wants them.
 
-A trainer learns as much from what is opposed to its prompt, so a corpus ranks by absolute similarity; here only what is
-alike counts.
+A trainer learns as much from what is opposed to its prompt, so a corpus ranks by absolute
+similarity; here only what is alike counts.
 
 Shapes: K candidates, T targets, D embedding dimensions.
 """
@@ -22,7 +22,7 @@ _QUERIES, _QUERY = 16, 1 << 15  # queries of one search, characters of one
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A sequence that a search found.
 
     Attributes:
@@ -47,7 +47,9 @@ def check_query(queries: Sequence[str], only: Filter | None) -> None:
         LibraryError: too many queries, one that is empty or too long, or an invalid filter.
     """
     if not 1 <= len(queries) <= _QUERIES or not all(0 < len(query) <= _QUERY for query in queries):
-        raise LibraryError(f"`query` is a text of 1 to {_QUERY} characters, or a list of 1 to {_QUERIES} of them")
+        raise LibraryError(
+            f"`query` is a text of 1 to {_QUERY} characters, or a list of 1 to {_QUERIES} of them"
+        )
     if only is not None:
         try:
             to_sql(only)
@@ -55,7 +57,9 @@ def check_query(queries: Sequence[str], only: Filter | None) -> None:
             raise LibraryError(f"`filters`: {problem}") from problem
 
 
-def most_similar(corpus: Corpus, targets_TD: Embeddings, limit: int, only: Filter | None = None) -> list[Found]:
+def most_similar(
+    corpus: Corpus, targets_TD: Embeddings, limit: int, only: Filter | None = None
+) -> list[SearchResult]:
     """The sequences of largest similarity to any target, most similar first.
 
     Args:
@@ -87,5 +91,7 @@ def most_similar(corpus: Corpus, targets_TD: Embeddings, limit: int, only: Filte
         source = read[sequence][0] if sequence in read else None
         if source is not None and source.document in files:  # else it was deleted just now
             file, name = files[source.document]
-            found.append(Found(file, name, source.metadata, min(max(score, 0.0), 1.0), source.text))
+            found.append(
+                SearchResult(file, name, source.metadata, min(max(score, 0.0), 1.0), source.text)
+            )
     return found

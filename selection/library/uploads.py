@@ -1,8 +1,9 @@
 """Uploads: files that were handed in, on disk, until they are attached to corpora or deleted.
 
-Each is a folder of its own, named by its id, with the content and a record of it. It is written under a hidden name,
-fsynced and renamed, so that a file is there whole or not at all; it is deleted the same way. The name that its owner
-gave it is only recorded: no path is ever made of it, but for a plain suffix, by which `documents` knows tables.
+Each is a folder of its own, named by its id, with the content and a record of it. It is written
+under a hidden name, fsynced and renamed, so that a file is there whole or not at all; it is deleted
+the same way. The name that its owner gave it is only recorded: no path is ever made of it, but for
+a plain suffix, by which `documents` knows tables.
 
 It knows nothing of corpora.
 """
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from selection.access import EVERYTHING, Reader
+from selection.access import OPERATOR, Principal
 from selection.corpus.filters import Scalar
 from selection.corpus.positions import Deleted, Position, new_id, position
 from selection.errors import LibraryError as LibraryError
@@ -39,7 +40,9 @@ _KEYS, _KEY, _VALUE = 16, 64, 512  # OpenAI's limits of metadata and attributes
 
 @dataclass(frozen=True)
 class UploadedFile:
-    """A file that was handed in; `created` in seconds since 1970, UTC; `owner` as in `reader`, None for nobody's."""
+    """A file that was handed in; `created` in seconds since 1970, UTC; `owner` as in `reader`, None
+    for nobody's.
+    """
 
     id: str
     name: str
@@ -66,11 +69,14 @@ class Uploads:
                 if time.time() - left.stat().st_mtime > _LEFT_OVER:
                     shutil.rmtree(left, ignore_errors=True)
 
-    def add(self, name: str, content: bytes, purpose: str = "assistants", owner: str | None = None) -> UploadedFile:
+    def add(
+        self, name: str, content: bytes, purpose: str = "assistants", owner: str | None = None
+    ) -> UploadedFile:
         """Keep a file. Durable once it returns.
 
         Raises:
-            LibraryError: an empty file, a name that is not a line of Unicode text, an unknown purpose.
+            LibraryError: an empty file, a name that is not a line of Unicode text, an unknown
+                purpose.
             OSError: it could not be written; nothing is left of it.
         """
         checked_text(name, "a file's name", 255)
@@ -93,7 +99,7 @@ class Uploads:
         _sync(self._folder)
         return upload
 
-    def get(self, file: str, reader: Reader = EVERYTHING) -> UploadedFile:
+    def get(self, file: str, reader: Principal = OPERATOR) -> UploadedFile:
         """The record of a file of a reader's.
 
         Raises:
@@ -102,20 +108,24 @@ class Uploads:
         """
         try:
             if _ID.fullmatch(file):
-                upload = UploadedFile(**json.loads((self._folder / file / "record.json").read_bytes()))
+                upload = UploadedFile(
+                    **json.loads((self._folder / file / "record.json").read_bytes())
+                )
                 if reader.owns(upload.owner):
                     return upload
         except FileNotFoundError:
             pass
         except (ValueError, TypeError) as problem:
-            raise LibraryError(f"the record of file {file!r} is damaged: upload the file again") from problem
+            raise LibraryError(
+                f"the record of file {file!r} is damaged: upload the file again"
+            ) from problem
         raise MissingError(f"there is no file {file!r}")
 
     def path(self, upload: UploadedFile) -> Path:
         """Where its content is."""
         return self._folder / upload.id / f"content{_suffix(upload.name)}"
 
-    def every(self, reader: Reader = EVERYTHING) -> list[UploadedFile]:
+    def every(self, reader: Principal = OPERATOR) -> list[UploadedFile]:
         """Every file of a reader's, oldest first; the log tells of those that cannot be read."""
         found = []
         for folder in self._folder.glob("file-*"):
@@ -127,12 +137,16 @@ class Uploads:
                 log.warning("%s (%s)", problem, folder)
         return sorted(found, key=lambda upload: upload.position)
 
-    def position(self, file: str, reader: Reader = EVERYTHING) -> Position | None:
-        """Where a file of a reader's stands in the list, or stood when it was there; None for what cannot have been."""
+    def position(self, file: str, reader: Principal = OPERATOR) -> Position | None:
+        """Where a file of a reader's stands in the list, or stood when it was there; None for what
+        cannot have been.
+        """
         try:
             return self.get(file, reader).position
         except MissingError:
-            return self._deleted.position(file, "file-", lambda gone: reader.owns(gone.get("owner")))
+            return self._deleted.position(
+                file, "file-", lambda gone: reader.owns(gone.get("owner"))
+            )
 
     def delete(self, file: str) -> None:
         """Delete a file.
@@ -176,7 +190,9 @@ def checked_attributes(
     for key, each in value.items():
         checked_text(key, f"a key of `{what}`", _KEY)
         if type(each) not in scalar:
-            raise LibraryError(f"`{what}.{key}` is a {', '.join(kind.__name__ for kind in scalar)}: nothing nested")
+            raise LibraryError(
+                f"`{what}.{key}` is a {', '.join(kind.__name__ for kind in scalar)}: nothing nested"
+            )
         if isinstance(each, str):
             if len(each) > _VALUE or not _is_unicode(each):
                 raise LibraryError(f"`{what}.{key}` is Unicode text of {_VALUE} characters at most")

@@ -1,8 +1,10 @@
-"""Strategies that SIFT is measured against, under the same interface; each is also a request's option.
+"""Strategies that SIFT is measured against, under the same interface; each is also a request's
+option.
 
-Pure arrays, as in `sift`: NumPy or torch, one prompt at a time. They report the same uncertainties, of their own
-picks, so that curves can be compared. None has a stopping rule. From the paper: nearest neighbours and its failure
-mode (section 2.1), uncertainty sampling and random choice (table 1). HullFT is arXiv 2605.30337.
+Pure arrays, as in `sift`: NumPy or torch, one prompt at a time. They report the same uncertainties,
+of their own picks, so that curves can be compared. None has a stopping rule. From the paper:
+nearest neighbours and its failure mode (section 2.1), uncertainty sampling and random choice (table
+1). HullFT is arXiv 2605.30337.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def nearest_neighbours(
     regularisation: float,
     between: Between = lambda: None,
 ) -> Choice:
-    """NN: the candidates most similar to the targets (mean inner product), nearest first, without repeats.
+    """NN: the candidates most similar to the targets (mean inner product), nearest first, without
+    repeats.
 
     Args and raised errors: as `selection.strategies.sift.sift`.
     """
@@ -44,7 +47,9 @@ def nearest_repeated(
     regularisation: float,
     between: Between = lambda: None,
 ) -> Choice:
-    """NN-F, the failure mode of NN: the nearest candidate again and again, as in a corpus full of its copies."""
+    """NN-F, the failure mode of NN: the nearest candidate again and again, as in a corpus full of
+    its copies.
+    """
     nearest = _nearest(candidates_KD, targets_TD)[:1]
     return _account(candidates_KD, targets_TD, nearest * steps, regularisation, between)
 
@@ -57,7 +62,9 @@ def uncertainty_sampling(
     regularisation: float,
     between: Between = lambda: None,
 ) -> Choice:
-    """US: each time the candidate that is itself most uncertain given those before, whatever the prompt asks."""
+    """US: each time the candidate that is itself most uncertain given those before, whatever the
+    prompt asks.
+    """
     posterior = Posterior(candidates_KD[None], targets_TD[None], regularisation, max(steps, 0))
     picks, uncertainty = [], posterior.sigma
     for _ in range(steps if len(candidates_KD) else 0):
@@ -91,26 +98,35 @@ def hull(
     regularisation: float,
     between: Between = lambda: None,
 ) -> Choice:
-    """HullFT: the multiset of `steps` candidates whose mean comes closest to the prompt's embedding.
+    """HullFT: the multiset of `steps` candidates whose mean comes closest to the prompt's
+    embedding.
 
-    Frank-Wolfe with exact line search finds convex weights of at most `steps` candidates; they become whole numbers by
-    rounding down, filling up with whatever brings the mean closest, and swaps until none helps; the authors swap
-    within the support only. Several targets are met by their mean. Those used most come first; repeats stand together.
+    Frank-Wolfe with exact line search finds convex weights of at most `steps` candidates; they
+    become whole numbers by rounding down, filling up with whatever brings the mean closest, and
+    swaps until none helps; the authors swap within the support only. Several targets are met by
+    their mean. Those used most come first; repeats stand together.
     """
     candidates = _numpy(candidates_KD)
     target_D = _numpy(targets_TD).mean(axis=0)
     if steps <= 0 or not len(candidates):
         return _account(candidates_KD, targets_TD, [], regularisation, between)
-    counts_K = _whole(candidates, target_D, _frank_wolfe(candidates, target_D, steps, between), steps, between)
+    counts_K = _whole(
+        candidates, target_D, _frank_wolfe(candidates, target_D, steps, between), steps, between
+    )
     order = np.argsort(-counts_K, kind="stable")
     picks = np.repeat(order, counts_K[order]).tolist()
     return _account(candidates_KD, targets_TD, picks, regularisation, between)
 
 
 def _frank_wolfe(
-    candidates_KD: npt.NDArray[np.float64], target_D: npt.NDArray[np.float64], most: int, between: Between
+    candidates_KD: npt.NDArray[np.float64],
+    target_D: npt.NDArray[np.float64],
+    most: int,
+    between: Between,
 ) -> Floats:
-    """Convex weights [K], at most `most` of them not zero, of the point of the hull near the target."""
+    """Convex weights [K], at most `most` of them not zero, of the point of the hull near the
+    target.
+    """
     weights_K = np.zeros(len(candidates_KD))
     weights_K[np.argmax(candidates_KD @ target_D)] = 1.0
     point_D = weights_K @ candidates_KD
@@ -139,7 +155,9 @@ def _whole(
     total: int,
     between: Between,
 ) -> npt.NDArray[np.int64]:
-    """Whole numbers near total * weights that sum to total, chosen for the distance of their mean to the target."""
+    """Whole numbers near total * weights that sum to total, chosen for the distance of their mean
+    to the target.
+    """
     counts_K: npt.NDArray[np.int64] = np.floor(total * weights_K / weights_K.sum()).astype(np.int64)
     missing_D = total * target_D - counts_K @ candidates_KD
     halves_K = np.einsum("kd,kd->k", candidates_KD, candidates_KD) / 2
@@ -177,7 +195,11 @@ def _nearest(candidates_KD: Floats, targets_TD: Floats) -> list[int]:
 
 
 def _account(
-    candidates_KD: Floats, targets_TD: Floats, picks: Iterable[int], regularisation: float, between: Between
+    candidates_KD: Floats,
+    targets_TD: Floats,
+    picks: Iterable[int],
+    regularisation: float,
+    between: Between,
 ) -> Choice:
     """The picks with the uncertainty they leave after each."""
     picks = tuple(picks)

@@ -1,21 +1,23 @@
 """SIFT: choose the candidates that leave the least uncertainty about the response to a prompt.
 
-Pure arrays: embeddings in, positions and uncertainties out. It knows no texts, no index and no model. `Posterior`
-is the mathematics, on NumPy arrays, and on torch tensors where they lie. `sift` follows it on tensors, and on NumPy
-arrays runs the same compiled (`selection.strategies.sift_numba`); tests hold the two together.
-Source: Hübotter et al., "Efficiently Learning at Test-Time", eq. 2, SIFT(lambda') in section 4,
-ADAPTIVE SIFT in section 6, the irreducible uncertainty in section C.2.
+Pure arrays: embeddings in, positions and uncertainties out. It knows no texts, no index and no
+model. `Posterior` is the mathematics, on NumPy arrays, and on torch tensors where they lie. `sift`
+follows it on tensors, and on NumPy arrays runs the same compiled
+(`selection.strategies.sift_numba`); tests hold the two together. Source: Hübotter et al.,
+"Efficiently Learning at Test-Time", eq. 2, SIFT(lambda') in section 4, ADAPTIVE SIFT in section 6,
+the irreducible uncertainty in section C.2.
 
-The greedy choice is exact. A partial Cholesky factor of K_X + lambda' I grows by one row per pick, so a
-step costs O(K (D + n)) and no K x K matrix is formed. Inner products of embeddings are taken in the
-embeddings' own precision, everything that accumulates over picks in float64.
+The greedy choice is exact. A partial Cholesky factor of K_X + lambda' I grows by one row per pick,
+so a step costs O(K (D + n)) and no K x K matrix is formed. Inner products of embeddings are taken
+in the embeddings' own precision, everything that accumulates over picks in float64.
 
 A nugget is what an embedding does not tell of a sequence: the kernel among candidates becomes
-k(x, x') = phi(x) . phi(x') + nugget [x is x'], where a copy at another position is another candidate; what they tell of
-the targets stays. So a sequence picked again tells less than another one as near. The paper has none: 0.
+k(x, x') = phi(x) . phi(x') + nugget [x is x'], where a copy at another position is another
+candidate; what they tell of the targets stays. So a sequence picked again tells less than another
+one as near. The paper has none: 0.
 
-Shapes: B prompts, K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks so far,
-N the most picks.
+Shapes: B prompts, K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks
+so far, N the most picks.
 """
 
 from __future__ import annotations
@@ -51,14 +53,20 @@ class Choice:
 
 
 class Posterior:
-    """The Gaussian-process posteriors of B prompts' candidates and targets, given the picks so far (paper eq. 2).
+    """The Gaussian-process posteriors of B prompts' candidates and targets, given the picks so far
+    (paper eq. 2).
 
-    Keeps, per candidate, the covariance with each target and the variance, both given the picks, and the
-    rows of the partial Cholesky factor.
+    Keeps, per candidate, the covariance with each target and the variance, both given the picks,
+    and the rows of the partial Cholesky factor.
     """
 
     def __init__(
-        self, candidates_BKD: Floats, targets_BTD: Floats, regularisation: float, steps: int, nugget: float = 0.0
+        self,
+        candidates_BKD: Floats,
+        targets_BTD: Floats,
+        regularisation: float,
+        steps: int,
+        nugget: float = 0.0,
     ) -> None:
         self._prior_B = _prior(candidates_BKD, targets_BTD, regularisation, nugget)
         shape = candidates_BKD.shape
@@ -69,19 +77,29 @@ class Posterior:
         self._nugget = nugget
         # A slice is the faster index where there is one prompt, and means the same.
         self._prompts = slice(None) if shape[0] == 1 else self._xp.arange(shape[0], **self._device)
-        self._factor_BNK = self._xp.empty((shape[0], steps, shape[1]), dtype=self._xp.float64, **self._device)
+        self._factor_BNK = self._xp.empty(
+            (shape[0], steps, shape[1]), dtype=self._xp.float64, **self._device
+        )
         self._picked = 0
         self.covariance_BTK = self._wide(targets_BTD @ candidates_BKD.swapaxes(1, 2))
-        self.variance_BK = self._wide(self._xp.einsum("bkd,bkd->bk", candidates_BKD, candidates_BKD)) + nugget
+        self.variance_BK = (
+            self._wide(self._xp.einsum("bkd,bkd->bk", candidates_BKD, candidates_BKD)) + nugget
+        )
         self._remaining_B = self._wide(self._prior_B)
 
     @property
     def sigma(self) -> list[float]:
-        """Uncertainty about each prompt's targets: the root of the posterior's trace, normalised to sigma_0 = 1."""
-        return [math.sqrt(max(share, 0.0)) for share in (self._remaining_B / self._prior_B).tolist()]
+        """Uncertainty about each prompt's targets: the root of the posterior's trace, normalised to
+        sigma_0 = 1.
+        """
+        return [
+            math.sqrt(max(share, 0.0)) for share in (self._remaining_B / self._prior_B).tolist()
+        ]
 
     def reductions(self) -> Floats:
-        """What each candidate [B, K] would take off the trace of the targets' posterior, if picked next."""
+        """What each candidate [B, K] would take off the trace of the targets' posterior, if picked
+        next.
+        """
         informed_BK = (self.covariance_BTK * self.covariance_BTK).sum(1)
         return informed_BK / (self.variance_BK + self._regularisation)
 
@@ -128,19 +146,23 @@ def sift(
     nugget: float = 0.0,
     between: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """Choose up to `steps` candidates, each the one that most reduces the uncertainty about the targets.
+    """Choose up to `steps` candidates, each the one that most reduces the uncertainty about the
+    targets.
 
     Args:
         candidates_KD: embeddings of the candidates, unit length for the paper's setting.
-        targets_TD: embeddings of the prompt; of several targets the trace of their posterior is reduced.
+        targets_TD: embeddings of the prompt; of several targets the trace of their posterior is
+            reduced.
         steps: the most picks.
         regularisation: lambda'; larger prefers relevance, smaller diversity.
-        alpha: stop as ADAPTIVE SIFT does; None never stops early. Nothing is chosen beyond the stop.
+        alpha: stop as ADAPTIVE SIFT does; None never stops early. Nothing is chosen beyond the
+            stop.
         nugget: the variance of a candidate that its embedding does not tell.
         between: called between parts of the work; what it raises ends it.
 
     Raises:
-        ValueError: shapes that do not fit, lambda' or alpha not positive, nugget negative, a target of length zero.
+        ValueError: shapes that do not fit, lambda' or alpha not positive, nugget negative, a target
+            of length zero.
     """
     return sift_batch(
         candidates_KD[None],
@@ -163,11 +185,15 @@ def sift_batch(
     nugget: float = 0.0,
     between: Callable[[], None] = lambda: None,
 ) -> list[Choice]:
-    """`sift` for several prompts at once, each with its own K candidates and T targets; the same choices as alone."""
+    """`sift` for several prompts at once, each with its own K candidates and T targets; the same
+    choices as alone.
+    """
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
     if isinstance(candidates_BKD, np.ndarray):
-        return _compiled_batch(candidates_BKD, targets_BTD, max(steps, 0), regularisation, alpha, nugget, between)
+        return _compiled_batch(
+            candidates_BKD, targets_BTD, max(steps, 0), regularisation, alpha, nugget, between
+        )
     posterior = Posterior(candidates_BKD, targets_BTD, regularisation, max(steps, 0), nugget)
     picks: list[list[int]] = [[] for _ in range(len(targets_BTD))]
     uncertainty = [[sigma] for sigma in posterior.sigma]
@@ -202,7 +228,9 @@ def _compiled_batch(
 
     prior_B = _prior(candidates_BKD, targets_BTD, regularisation, nugget)
     choices = []
-    for candidates_KD, targets_TD, prior in zip(candidates_BKD, targets_BTD, prior_B.tolist(), strict=True):
+    for candidates_KD, targets_TD, prior in zip(
+        candidates_BKD, targets_BTD, prior_B.tolist(), strict=True
+    ):
         picks, sigmas = greedy(
             candidates_KD,
             targets_TD,
@@ -218,12 +246,16 @@ def _compiled_batch(
     return choices
 
 
-def irreducible(candidates_KD: Floats, targets_TD: Floats, between: Callable[[], None] = lambda: None) -> float:
-    """sigma_infinity: what stays uncertain when every candidate has been seen infinitely often (paper section C.2).
+def irreducible(
+    candidates_KD: Floats, targets_TD: Floats, between: Callable[[], None] = lambda: None
+) -> float:
+    """sigma_infinity: what stays uncertain when every candidate has been seen infinitely often
+    (paper section C.2).
 
-    It is the part of the targets outside the candidates' span, with sigma_0 normalised to 1: the limit of eq. 2 for
-    all candidates as lambda' goes to 0, taken at lambda' = 1e-10. Right to 1e-4; 0 where a combination of the
-    candidates comes as close to the targets as that. `between` is called between parts of the work, and may raise.
+    It is the part of the targets outside the candidates' span, with sigma_0 normalised to 1: the
+    limit of eq. 2 for all candidates as lambda' goes to 0, taken at lambda' = 1e-10. Right to 1e-4;
+    0 where a combination of the candidates comes as close to the targets as that. `between` is
+    called between parts of the work, and may raise.
 
     Raises:
         ValueError: a target of length zero.
@@ -252,10 +284,12 @@ def irreducible(candidates_KD: Floats, targets_TD: Floats, between: Callable[[],
 
 
 def _combine(candidates_KD: Floats, targets_TD: Floats, tolerance: float) -> bool:
-    """Whether some D of the K > D candidates combine to the targets [float64], but for a rest of that length.
+    """Whether some D of the K > D candidates combine to the targets [float64], but for a rest of
+    that length.
 
-    A combination solved for in float32 and corrected once; what it leaves is computed in float64. Copies stand together
-    among candidates in the order of their similarity, so the D are taken at equal distances.
+    A combination solved for in float32 and corrected once; what it leaves is computed in float64.
+    Copies stand together among candidates in the order of their similarity, so the D are taken at
+    equal distances.
     """
     count, dimension = candidates_KD.shape
     some_DD = candidates_KD[:: count // dimension][:dimension].T
@@ -281,15 +315,24 @@ def _combine(candidates_KD: Floats, targets_TD: Floats, tolerance: float) -> boo
     return float((rest_DT * rest_DT).sum()) <= tolerance**2
 
 
-def _prior(candidates_BKD: Floats, targets_BTD: Floats, regularisation: float, nugget: float) -> Floats:
+def _prior(
+    candidates_BKD: Floats, targets_BTD: Floats, regularisation: float, nugget: float
+) -> Floats:
     """The squared length of each prompt's targets [B], in float64; refuses what makes no sense."""
     if not regularisation > 0:  # NaN too
         raise ValueError(f"lambda' must be positive, got {regularisation}")
     if not 0 <= nugget < math.inf:
         raise ValueError(f"the nugget must be 0 or more, got {nugget}")
     shape, target_shape = tuple(candidates_BKD.shape), tuple(targets_BTD.shape)
-    if len(shape) != 3 or len(target_shape) != 3 or shape[0] != target_shape[0] or shape[2] != target_shape[2]:
-        raise ValueError(f"expected embeddings [K, D] and [T, D] a prompt, got {shape[1:]} and {target_shape[1:]}")
+    if (
+        len(shape) != 3
+        or len(target_shape) != 3
+        or shape[0] != target_shape[0]
+        or shape[2] != target_shape[2]
+    ):
+        raise ValueError(
+            f"expected embeddings [K, D] and [T, D] a prompt, got {shape[1:]} and {target_shape[1:]}"
+        )
     xp = _module(candidates_BKD)
     wide_BTD = xp.asarray(targets_BTD, dtype=xp.float64)
     prior_B = (wide_BTD * wide_BTD).sum((1, 2))

@@ -1,20 +1,23 @@
 """The only numba import: SIFT's greedy choice for one prompt over NumPy arrays, compiled.
 
-The mathematics of `selection.strategies.sift.Posterior`, line by line, without a call of NumPy for each line: among a
-few hundred candidates the calls cost more than the arithmetic. It knows no batches and no tensors, and refuses nothing.
+The mathematics of `selection.strategies.sift.Posterior`, line by line, without a call of NumPy for
+each line: among a few hundred candidates the calls cost more than the arithmetic. It knows no
+batches and no tensors, and refuses nothing.
 
-Two things are done in its own way. A step that needs the inner products of a new pick takes those of the next best
-two as well: that costs little more, since what takes time is to read the embeddings, and most of them are picked
-later. And they are summed here and not by BLAS: equal candidates get equal scores wherever they stand, and no thread
-of BLAS wakes.
+Two things are done in its own way. A step that needs the inner products of a new pick takes those
+of the next best two as well: that costs little more, since what takes time is to read the
+embeddings, and most of them are picked later. And they are summed here and not by BLAS: equal
+candidates get equal scores wherever they stand, and no thread of BLAS wakes.
 
-It is done in parts, and what it knows lies in arrays between them, so that whoever waits for it can break it off.
+It is done in parts, and what it knows lies in arrays between them, so that whoever waits for it can
+break it off.
 
-Compiling takes a second or two, when a process first chooses from float32 or float64; the machine code is kept in
-`__pycache__` beside this file, else in the user's cache folder (`NUMBA_CACHE_DIR` names another).
+Compiling takes a second or two, when a process first chooses from float32 or float64; the machine
+code is kept in `__pycache__` beside this file, else in the user's cache folder (`NUMBA_CACHE_DIR`
+names another).
 
-Shapes: K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks, N the most picks, M rows of
-the kernel.
+Shapes: K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks, N the
+most picks, M rows of the kernel.
 """
 
 from __future__ import annotations
@@ -30,8 +33,11 @@ import numpy.typing as npt
 
 _PART = 1 << 26  # multiplications in one part: some hundredths of a second
 _loop: Callable[[Callable[..., Any]], Any] = numba.njit(nogil=True)
-# The terms of a sum may be reordered and fused, so that it uses the whole width of the machine; NaN stays NaN.
-_sum: Callable[[Callable[..., Any]], Any] = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
+# The terms of a sum may be reordered and fused, so that it uses the whole width of the machine; NaN
+# stays NaN.
+_sum: Callable[[Callable[..., Any]], Any] = numba.njit(
+    nogil=True, fastmath={"reassoc", "contract", "nsz"}
+)
 
 
 def greedy(
@@ -45,12 +51,12 @@ def greedy(
     alpha: float | None,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[list[int], list[float]]:
-    """Picks [n] and sigma_0 .. sigma_n as `selection.strategies.sift.sift` returns them; n < steps where ADAPTIVE SIFT
-    stopped.
+    """Picks [n] and sigma_0 .. sigma_n as `selection.strategies.sift.sift` returns them; n < steps
+    where ADAPTIVE SIFT stopped.
 
     Args:
-        candidates_KD: embeddings of the candidates, of any dtype and layout; inner products are taken in float32 if
-            both are of no more than that, else in float64.
+        candidates_KD: embeddings of the candidates, of any dtype and layout; inner products are
+            taken in float32 if both are of no more than that, else in float64.
         targets_TD: embeddings of the prompt.
         prior: squared length of all targets together, positive.
         steps: the most picks, not negative.
@@ -90,12 +96,24 @@ def _compiled(floats: Any) -> Any:
     row, matrix = numba.types.Array(numba.float64, 1, "C"), numba.types.Array(numba.float64, 2, "C")
     rows, places = numba.types.Array(floats, 2, "C"), numba.types.Array(numba.int64, 1, "C")
     numbers = (numba.float64, numba.int64, numba.int64, numba.float64, numba.float64, numba.float64)
-    state = (row, matrix, matrix, rows, places, places, row, numba.float64, numba.int64, numba.int64)
+    state = (
+        row,
+        matrix,
+        matrix,
+        rows,
+        places,
+        places,
+        row,
+        numba.float64,
+        numba.int64,
+        numba.int64,
+    )
     signature = (given, given, *numbers, *state)
     options = {"nogil": True, "error_model": "numpy"}  # checked divisions would not be vectorised
     try:
         return numba.njit(signature, cache=True, **options)(_choose)
-    except Exception:  # nowhere to keep the machine code, or what is kept there is damaged: for this process only
+    # Nowhere to keep the machine code, or what is kept there is damaged: for this process only.
+    except Exception:
         return numba.njit(signature, **options)(_choose)
 
 
@@ -122,19 +140,25 @@ def _products(a_D: Any, b_D: Any, c_D: Any, x_D: Any, y_D: Any) -> Any:
 
 @_loop
 def _rows(best_3D: Any, candidates_KD: Any, kernel_3K: Any) -> None:
-    """Three rows of the kernel. A function of its own: within `_choose` the same loop takes twice as long."""
+    """Three rows of the kernel. A function of its own: within `_choose` the same loop takes twice
+    as long.
+    """
     a_D, b_D, c_D = best_3D[0], best_3D[1], best_3D[2]
     a_K, b_K, c_K = kernel_3K[0], kernel_3K[1], kernel_3K[2]
     last = len(candidates_KD) - 1
     half = last // 2 + 1
     for k in range(half):
         j = min(k + half, last)
-        a_K[k], b_K[k], c_K[k], a_K[j], b_K[j], c_K[j] = _products(a_D, b_D, c_D, candidates_KD[k], candidates_KD[j])
+        a_K[k], b_K[k], c_K[k], a_K[j], b_K[j], c_K[j] = _products(
+            a_D, b_D, c_D, candidates_KD[k], candidates_KD[j]
+        )
 
 
 @_loop
 def _largest(score_K: Any) -> Any:
-    """The first largest. Floats that are not negative are ordered as their bits are, and those are compared faster."""
+    """The first largest. Floats that are not negative are ordered as their bits are, and those are
+    compared faster.
+    """
     bits_K = score_K.view(np.int64)
     most = bits_K[0]
     for k in range(len(bits_K)):
@@ -181,9 +205,11 @@ def _choose(
             variance_K[k] = _product(candidates_KD[k], candidates_KD[k]) + nugget
             for t in range(targets):
                 covariance_TK[t, k] = _product(targets_TD[t], candidates_KD[k])
-    best_3D = np.empty((3, candidates_KD.shape[1]), candidates_KD.dtype)  # well aligned, as given arrays may not be
+    # Well aligned, as given arrays may not be.
+    best_3D = np.empty((3, candidates_KD.shape[1]), candidates_KD.dtype)
     score_K = np.empty(count)
-    while n < until and count > 0 and not sigmas[n] * alpha * n > 1.0:  # `selection.strategies.sift.has_stalled`
+    # `selection.strategies.sift.has_stalled`.
+    while n < until and count > 0 and not sigmas[n] * alpha * n > 1.0:
         score_K[:] = 0.0
         for t in range(targets):
             for k in range(count):
@@ -196,7 +222,8 @@ def _choose(
             for k in range(count):
                 if place_K[k] >= 0:
                     score_K[k] = -1.0
-            for i in range(3):  # the first of them is the pick; where fewer are left, one comes again
+            # The first of them is the pick; where fewer are left, one comes again.
+            for i in range(3):
                 best = _largest(score_K)
                 place_K[best] = known + i
                 score_K[best] = -1.0
@@ -204,12 +231,15 @@ def _choose(
             _rows(best_3D, candidates_KD, kernel_MK[known : known + 3])
             known += 3
 
-        scale = 1.0 / math.sqrt(variance_K[pick] + regularisation)  # the pivot's; a product is cheaper than a quotient
+        # The pivot's; a product is cheaper than a quotient.
+        scale = 1.0 / math.sqrt(variance_K[pick] + regularisation)
         row_K = factor_NK[n]
         row_K[:] = kernel_MK[place_K[pick]]
         row_K[pick] += nugget
         for m in range(0, n - 3, 4):
-            _take_off(row_K, factor_NK[m], factor_NK[m + 1], factor_NK[m + 2], factor_NK[m + 3], pick)
+            _take_off(
+                row_K, factor_NK[m], factor_NK[m + 1], factor_NK[m + 2], factor_NK[m + 3], pick
+            )
         for m in range(n - n % 4, n):
             share = factor_NK[m, pick]
             for k in range(count):

@@ -1,12 +1,14 @@
-"""Admission: how many requests one replica takes on, and what an adaptation gets while many are under way.
+"""Admission: how many requests one replica takes on, and what an adaptation gets while many are
+under way.
 
-Two bounds, kept at the door before any compute: requests in all, and adaptations among them. Beyond them a request is
-refused, with the time after which a place is likely to be free. Within them, a rule shares the trainer: while more
-than `undegraded` adaptations have not got their adapter yet, each new one that does not require its own gets that share
-of its steps, undegraded / learning, at least one. So the work that waits is bounded too, and with it how long an answer
-takes.
+Two bounds, kept at the door before any compute: requests in all, and adaptations among them. Beyond
+them a request is refused, with the time after which a place is likely to be free. Within them, a
+rule shares the trainer: while more than `undegraded` adaptations have not got their adapter yet,
+each new one that does not require its own gets that share of its steps, undegraded / learning, at
+least one. So the work that waits is bounded too, and with it how long an answer takes.
 
-It counts; it does not queue. Those admitted wait where the work is: the trainer's schedule, the engine's slots, vLLM.
+It counts; it does not queue. Those admitted wait where the work is: the trainer's schedule, the
+engine's slots, vLLM.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Capacity:
 
     Attributes:
         requests: at once, answers of the base model included.
-        adaptations: at once, from their arrival to the end of their answer, or until there will be no adapter.
+        adaptations: at once, from their arrival to the end of their answer, or until there will be
+            no adapter.
         undegraded: adaptations that learn at once and get all their steps.
     """
 
@@ -39,8 +42,10 @@ class Capacity:
 
     @classmethod
     def of(cls, cores: int, gpus: int) -> Capacity:
-        """What such a machine takes on: on a CPU, where all stages share the cores, so little that the p99 of all that
-        is accepted under overload stays within twice the unloaded one (measured on two, benchmarks/README.md)."""
+        """What such a machine takes on: on a CPU, where all stages share the cores, so little that
+        the p99 of all that is accepted under overload stays within twice the unloaded one (measured
+        on two, benchmarks/README.md).
+        """
         if gpus:
             return cls()
         return cls(min(128, 8 * cores), min(16, cores), min(4, max(1, cores // 2)))
@@ -71,11 +76,14 @@ class Admission:
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
         self.requests = self.adaptations = self.rejected = 0
-        self._seconds: dict[bool, deque[float]] = {adapts: deque(maxlen=_RECENT) for adapts in (True, False)}
+        self._seconds: dict[bool, deque[float]] = {
+            adapts: deque(maxlen=_RECENT) for adapts in (True, False)
+        }
 
     @contextmanager
     def admit(self, adapts: bool) -> Iterator[Callable[[], None]]:
-        """A place for the length of a `with`; what it gives returns the place among adaptations earlier, once.
+        """A place for the length of a `with`; what it gives returns the place among adaptations
+        earlier, once.
 
         Args:
             adapts: whether the request wishes an adapter.
@@ -85,9 +93,13 @@ class Admission:
         """
         capacity = self._capacity
         if self.requests >= capacity.requests:
-            raise self._busy(f"{self.requests} requests are under way, as many as this server takes", False)
+            raise self._busy(
+                f"{self.requests} requests are under way, as many as this server takes", False
+            )
         if adapts and self.adaptations >= capacity.adaptations:
-            raise self._busy(f"{self.adaptations} adaptations are under way, as many as this server takes", True)
+            raise self._busy(
+                f"{self.adaptations} adaptations are under way, as many as this server takes", True
+            )
         self.requests += 1
         self.adaptations += adapts
         held = adapts
@@ -109,4 +121,6 @@ class Admission:
         self.rejected += 1
         recent = self._seconds[adapts]
         seconds = sum(recent) / len(recent) if recent else _GUESS
-        return BusyError(f"{message}; try again later", seconds, "adaptations" if adapts else "requests")
+        return BusyError(
+            f"{message}; try again later", seconds, "adaptations" if adapts else "requests"
+        )

@@ -1,6 +1,7 @@
 """`file_search`, a hosted tool of OpenAI's Responses API: here it names the corpus to learn from.
 
-The tool is taken out of the request, since nothing is left of it for the model to call, and `tool_choice` with it.
+The tool is taken out of the request, since nothing is left of it for the model to call, and
+`tool_choice` with it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ _NAME = "file_search"
 
 
 def take_file_search(body: dict[str, Any]) -> None:
-    """Take a `file_search` out of the tools and write it into `adaptation`: its store as `corpus`, and its `filters`.
+    """Take a `file_search` out of the tools and write it into `adaptation`: its store as `corpus`,
+    and its `filters`.
 
     Raises:
-        UnsupportedError: more than one store, options that have no effect, or another corpus in `adaptation`.
+        UnsupportedError: more than one store, options that have no effect, or another corpus in
+            `adaptation`.
     """
     _limit_choice(body)
     tools = body.get("tools")
@@ -27,12 +30,14 @@ def take_file_search(body: dict[str, Any]) -> None:
     if searches[0].get("filters") is not None:
         said["filters"] = searches[0]["filters"]
     adaptation = body.get("adaptation")
-    if adaptation is None or isinstance(adaptation, dict):  # anything else is refused where it is read
+    # Anything else is refused where it is read.
+    if adaptation is None or isinstance(adaptation, dict):
         wanted = adaptation or {}
         for name, value in said.items():
             if wanted.get(name, value) != value:
                 raise UnsupportedError(
-                    f"`adaptation.{name}` and the file_search in `tools` disagree: say it in one of them", "tools"
+                    f"`adaptation.{name}` and the file_search in `tools` disagree: say it in one of them",
+                    "tools",
                 )
         body["adaptation"] = {**wanted, **said}
     body["tools"] = [tool for tool in tools or () if not _is_search(tool)]
@@ -43,17 +48,23 @@ def _store(searches: list[dict[str, Any]]) -> str:
     ids = [each for tool in searches for each in _ids(tool)]
     if len(set(ids)) != 1:
         raise UnsupportedError(
-            f"a request learns from one corpus: `vector_store_ids` of file_search has one id, not {len(ids)}", "tools"
+            f"a request learns from one corpus: `vector_store_ids` of file_search has one id, not {len(ids)}",
+            "tools",
         )
     if len(searches) > 1:
-        raise UnsupportedError("`tools` has several file_search: a request learns from one corpus, once", "tools")
+        raise UnsupportedError(
+            "`tools` has several file_search: a request learns from one corpus, once", "tools"
+        )
     if searches[0].get("max_num_results") is not None:
         raise UnsupportedError(
-            "`max_num_results` of file_search is not supported: the Compute-Budget says how much is learnt", "tools"
+            "`max_num_results` of file_search is not supported: the Compute-Budget says how much is learnt",
+            "tools",
         )
     ranking = searches[0].get("ranking_options")
     if ranking is not None and (
-        not isinstance(ranking, dict) or ranking.get("score_threshold") or ranking.get("hybrid_search")
+        not isinstance(ranking, dict)
+        or ranking.get("score_threshold")
+        or ranking.get("hybrid_search")
     ):
         raise UnsupportedError(
             "`ranking_options` of file_search is not supported: what is learnt is chosen by `adaptation.strategy`",
@@ -76,7 +87,8 @@ def _limit_choice(body: dict[str, Any]) -> None:
         allowed = choice.get("tools")
         if not isinstance(allowed, list) or not allowed or not all(map(_is_search, allowed)):
             raise UnsupportedError(
-                "`tool_choice`: allowed_tools has no effect here: send only those `tools`", "tool_choice"
+                "`tool_choice`: allowed_tools has no effect here: send only those `tools`",
+                "tool_choice",
             )
         body["tool_choice"] = {"type": _NAME}
 

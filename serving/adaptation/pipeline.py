@@ -1,11 +1,11 @@
 """THE JOURNEY of one request: budget, select, train, load, answer, discard.
 
-`Adaptation` is one request's. The engine asks it for the adapter once vLLM has found the request sound; the
-door discards it when the answer has ended, failed or been abandoned. It knows the three stages by what they
-do, not where they run: in this process, or as Ray deployments.
+`Adaptation` is one request's. The engine asks it for the adapter once vLLM has found the request
+sound; the door discards it when the answer has ended, failed or been abandoned. It knows the three
+stages by what they do, not where they run: in this process, or as Ray deployments.
 
-A request never silently loses its adaptation: the report says why the base model answered, unless the request
-required an adapter; then it fails.
+A request never silently loses its adaptation: the report says why the base model answered, unless
+the request required an adapter; then it fails.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from adapters.adapter import Adapter
-from adapters.training import Progress, Training, Watch
-from selection.access import EVERYTHING, Reader
+from adapters.training import Probe, TrainingProgress, TrainingResult
+from selection.access import OPERATOR, Principal
 from selection.corpus.filters import Filter
 from selection.corpus.sqlite_store import CorpusNotFoundError
 from selection.embedding import Prompt
 from selection.limit import SecondsSpentError
 from selection.selector import Selection
 from serving.adaptation.reasons import no_adapter, no_step
-from serving.adaptation.wish import Wish
-from serving.conversations.adapter_cache import Kept
+from serving.adaptation.wish import AdaptationRequest
+from serving.conversations.adapter_cache import CachedAdapter
 from serving.engine.engine import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
 from serving.observability.tracing import span
@@ -36,7 +36,8 @@ from serving.report import AdaptationReport, used_sources
 
 log = logging.getLogger(__name__)
 
-LATE_SECONDS = 10.0  # that a stage may answer late: a step that was begun, on a large model, and the way here
+# That a stage may answer late: a step that was begun, on a large model, and the way here.
+LATE_SECONDS = 10.0
 Result = TypeVar("Result")
 
 
@@ -57,7 +58,7 @@ class Selects(Protocol):
         strategy: str,
         only: Filter | None,
         seed: int,
-        reader: Reader,
+        reader: Principal,
         seconds: float | None,
     ) -> Selection:
         """As `selection.selector.Selector.select`, within so many seconds; cancelling ends it."""
@@ -75,10 +76,12 @@ class Trains(Protocol):
         plan: str,
         start: bytes | None,
         learning_rate: float | None,
-        watch: Watch | None,
-        on_step: Callable[[Progress], None] | None,
-    ) -> Training:
-        """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends it."""
+        watch: Probe | None,
+        on_step: Callable[[TrainingProgress], None] | None,
+    ) -> TrainingResult:
+        """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends
+        it.
+        """
 
 
 class Loads(Protocol):
@@ -98,27 +101,28 @@ class Adaptation:
         wish: what the request asks for.
         selector, trainer, engine: the three stages.
         reader: on whose behalf the corpus is read.
-        find: the adapter to train further, of the conversation's previous turn, by the id of the corpus; None for a
-            fresh one.
+        find: the adapter to train further, of the conversation's previous turn, by the id of the
+            corpus; None for a fresh one.
     """
 
     def __init__(
         self,
-        wish: Wish,
+        wish: AdaptationRequest,
         selector: Selects,
         trainer: Trains,
         engine: Loads,
-        reader: Reader = EVERYTHING,
-        find: Callable[[str], Kept | None] = lambda corpus: None,
+        reader: Principal = OPERATOR,
+        find: Callable[[str], CachedAdapter | None] = lambda corpus: None,
     ) -> None:
         self.report: AdaptationReport | None = None
         self.problem: Exception | None = None
         self.progress = "adapting"  # what can be said of it while it runs
         self.stage = "answer"  # where it is: "select", "train", "load" or "answer"
         self.corpus = ""  # id of the one that was chosen from
-        self.earlier: Kept | None = None  # what is trained further
+        self.earlier: CachedAdapter | None = None  # what is trained further
         self.adapter: Adapter | None = None  # that answers
-        self.on_unadapted: Callable[[], None] = lambda: None  # called once it is clear that there will be no adapter
+        # Called once it is clear that there will be no adapter.
+        self.on_unadapted: Callable[[], None] = lambda: None
         self._wish, self._reader, self._find = wish, reader, find
         self._selector, self._trainer, self._engine = selector, trainer, engine
         self._arrived = time.monotonic()
@@ -143,7 +147,8 @@ class Adaptation:
         Raises:
             CorpusError: a corpus that the client must name otherwise.
             AdaptationFailedError: there is none and the request required one.
-            CancelledError: the request was discarded; what vLLM began for it may come to life after that.
+            CancelledError: the request was discarded; what vLLM began for it may come to life after
+                that.
         """
         if self._discarded:
             raise asyncio.CancelledError
@@ -172,8 +177,11 @@ class Adaptation:
         try:
             return await self._adapt()
         except Exception as problem:
-            unforeseen = not is_the_clients(problem) and not isinstance(problem, AdaptationFailedError)
-            if unforeseen or hasattr(problem, "__notes__"):  # they are for the log, whosever mistake it was
+            unforeseen = not is_the_clients(problem) and not isinstance(
+                problem, AdaptationFailedError
+            )
+            # They are for the log, whosever mistake it was.
+            if unforeseen or hasattr(problem, "__notes__"):
                 log.exception("an adaptation failed")
             if unforeseen:
                 reason = "the adaptation failed; the server's log says why"
@@ -190,7 +198,9 @@ class Adaptation:
             self._unadapted(no_step(wish.budget, wish.cut), "none")
             return None
         if wish.corpus is None:
-            self._unadapted("no corpus: name one in `adaptation.corpus`, or start with --corpus", "corpus")
+            self._unadapted(
+                "no corpus: name one in `adaptation.corpus`, or start with --corpus", "corpus"
+            )
             return None
 
         try:
@@ -214,7 +224,8 @@ class Adaptation:
         except CorpusNotFoundError:
             if wish.named:
                 raise
-            self._unadapted("no corpus: name one in `adaptation.corpus`", "corpus")  # the server's is not this key's
+            # The server's is not this key's.
+            self._unadapted("no corpus: name one in `adaptation.corpus`", "corpus")
             return None
         if not selection.ids:
             found = "is empty" if wish.only is None else "has no document that passes the filter"
@@ -223,7 +234,7 @@ class Adaptation:
 
         left = self._left()
 
-        def stepped(step: Progress) -> None:
+        def stepped(step: TrainingProgress) -> None:
             prompt = "" if step.watched is None else f"loss of the prompt {step.watched:.3f}, "
             self.progress = (
                 f"adapting: step {step.steps} of {step.of}, {prompt}"
@@ -241,16 +252,25 @@ class Adaptation:
                         seconds=left,
                         plan=wish.plan,
                         start=start,
-                        learning_rate=selection.calibration.learning_rate if selection.calibration else None,
-                        watch=Watch(wish.tokens, self._gain(selection)) if len(wish.tokens) > 1 else None,
-                        on_step=stepped if wish.progress else None,  # each step that is told of costs the trainer time
+                        learning_rate=selection.calibration.learning_rate
+                        if selection.calibration
+                        else None,
+                        watch=Probe(wish.tokens, self._gain(selection))
+                        if len(wish.tokens) > 1
+                        else None,
+                        # Each step that is told of costs the trainer time.
+                        on_step=stepped if wish.progress else None,
                     )
                 )
         except _OverdueError:
-            self._unadapted("the seconds were spent before the trainer answered", "seconds", selection)
+            self._unadapted(
+                "the seconds were spent before the trainer answered", "seconds", selection
+            )
             return None
         if training.adapter is None:
-            self._unadapted(no_adapter(training.stop, wish.budget, left), training.stop, selection, training)
+            self._unadapted(
+                no_adapter(training.stop, wish.budget, left), training.stop, selection, training
+            )
             return None
 
         started = time.monotonic()
@@ -262,11 +282,16 @@ class Adaptation:
         return loaded
 
     async def _in_time(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What a stage answers, unless the seconds are over: it may hang, or be on its way back from the dead."""
+        """What a stage answers, unless the seconds are over: it may hang, or be on its way back
+        from the dead.
+        """
         left, task = self._left(), asyncio.create_task(work)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may be nobody's any more
+        # It may be nobody's any more.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            await asyncio.wait([task], timeout=None if left is None else max(0.0, left) + LATE_SECONDS)
+            await asyncio.wait(
+                [task], timeout=None if left is None else max(0.0, left) + LATE_SECONDS
+            )
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait([task])
@@ -286,7 +311,11 @@ class Adaptation:
             self.stage = "answer"
 
     def _unadapted(
-        self, reason: str, stop: str, selection: Selection | None = None, training: Training | None = None
+        self,
+        reason: str,
+        stop: str,
+        selection: Selection | None = None,
+        training: TrainingResult | None = None,
     ) -> None:
         if self._wish.required and self._wish.budget.steps > 0:
             raise AdaptationFailedError(f"an adapter was required, but {reason}")
@@ -294,7 +323,9 @@ class Adaptation:
         self._tell(reason, stop, selection, training)
 
     def _gain(self, selection: Selection | None) -> float | None:
-        """What each sequence must bring: the corpus's own where the budget leaves it; None of a prompt of one token."""
+        """What each sequence must bring: the corpus's own where the budget leaves it; None of a
+        prompt of one token.
+        """
         budget, kept = self._wish.budget, selection.calibration if selection else None
         if budget.gain is None or len(self._wish.tokens) < 2:
             return None
@@ -304,15 +335,19 @@ class Adaptation:
         return time.monotonic() - self._arrived
 
     def _left(self) -> float | None:
-        """Seconds of the budget that are left, below 0 where it was exceeded; None where it has none."""
-        return None if self._wish.budget.seconds is None else self._wish.budget.seconds - self._spent()
+        """Seconds of the budget that are left, below 0 where it was exceeded; None where it has
+        none.
+        """
+        return (
+            None if self._wish.budget.seconds is None else self._wish.budget.seconds - self._spent()
+        )
 
     def _tell(
         self,
         reason: str | None,
         stop: str,
         selection: Selection | None = None,
-        training: Training | None = None,
+        training: TrainingResult | None = None,
         loaded: LoadedAdapter | None = None,
         load_seconds: float = 0.0,
     ) -> None:
@@ -341,7 +376,9 @@ class Adaptation:
             losses=training.losses if training else (),
             prompt_losses=training.watched if training else (),
             kept=kept,
-            sources=used_sources([source for source, _ in selection.sources], used) if selection else (),
+            sources=used_sources([source for source, _ in selection.sources], used)
+            if selection
+            else (),
             seconds=seconds,
             spent_seconds=self._spent(),
             adapter=loaded.name if loaded else None,

@@ -1,4 +1,6 @@
-"""Reasons: why the base model answered in the place of an adapter, in words that say what to do about it."""
+"""Reasons: why the base model answered in the place of an adapter, in words that say what to do
+about it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def no_step(budget: Budget, cut: Sequence[str]) -> str:
     if budget.declined:
         return "no adaptation was asked for"
     if "steps" in cut:
-        return "the limits allow no step (`--max-steps` of the server, or `max_steps` of the API key)"
+        return (
+            "the limits allow no step (`--max-steps` of the server, or `max_steps` of the API key)"
+        )
     return "the budget allows no step: ask for steps=1 or more"
 
 
@@ -25,7 +29,7 @@ def no_adapter(stop: str, budget: Budget, left: float | None) -> str:
     """Training ended without an adapter.
 
     Args:
-        stop: as of `adapters.training.Training`.
+        stop: as of `adapters.training.TrainingResult`.
         budget: of the request.
         left: seconds that training had; None without a limit.
     """

@@ -1,7 +1,7 @@
 """What a request says: the texts to adapt to, and what it wishes of its adaptation.
 
-A file_search among the tools of a response says it, too. Only what concerns adaptation is judged here, and by
-`unsupported` what has no effect; everything else in the body is vLLM's to judge.
+A file_search among the tools of a response says it, too. Only what concerns adaptation is judged
+here, and by `unsupported` what has no effect; everything else in the body is vLLM's to judge.
 """
 
 from __future__ import annotations
@@ -17,17 +17,27 @@ from selection.strategies.registry import STRATEGIES
 from selection.targets import MOST_TARGETS, LeftOut, evenly
 from serving.adaptation.file_search import take_file_search
 from serving.adaptation.terms import Terms
-from serving.adaptation.wish import Wish
+from serving.adaptation.wish import AdaptationRequest
 from serving.budget import ALIAS, FIELD, HEADER, Budget, agreed_budget
 from serving.engine.limits import are_tokens
 from serving.errors import RequestError
 
 WATCHED = 256  # tokens
 _CHARACTERS = 16  # of a token, more than any text has on average
-_OPTIONS = {"corpus", "filters", "plan", "progress", "prompt", "required", "reuse", "seed", "strategy"}
+_OPTIONS = {
+    "corpus",
+    "filters",
+    "plan",
+    "progress",
+    "prompt",
+    "required",
+    "reuse",
+    "seed",
+    "strategy",
+}
 
 
-def read_wish(
+def parse_adaptation_request(
     body: dict[str, Any],
     header: str | None,
     alias: str | None,
@@ -36,8 +46,9 @@ def read_wish(
     *,
     default: Budget | None = None,
     limits: Budget | None = None,
-) -> Wish:
-    """What a request asks of its adaptation; takes the budget and the `adaptation` extension out of the body.
+) -> AdaptationRequest:
+    """What a request asks of its adaptation; takes the budget and the `adaptation` extension out of
+    the body.
 
     Args:
         body: of the request, JSON.
@@ -63,7 +74,9 @@ def read_wish(
         raise RequestError('`adaptation` is an object such as {"corpus": "name", "seed": 0}')
     unknown = set(wanted) - _OPTIONS
     if unknown:
-        raise RequestError(f"`adaptation` has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(_OPTIONS))}")
+        raise RequestError(
+            f"`adaptation` has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(_OPTIONS))}"
+        )
     corpus = wanted.get("corpus", terms.corpus)
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
@@ -72,11 +85,15 @@ def read_wish(
         raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
     if strategy != "sift":  # it alone has a stopping rule
         if any("alpha" in each for each in said.values() if each is not None):
-            raise RequestError(f"`adaptation.strategy` {strategy} cannot stop by alpha: give {HEADER} steps or seconds")
+            raise RequestError(
+                f"`adaptation.strategy` {strategy} cannot stop by alpha: give {HEADER} steps or seconds"
+            )
         budget = replace(budget, alpha=None)
     plan = wanted.get("plan", "sequential")
     if plan == "last-layer":
-        raise RequestError("`adaptation.plan` last-layer: the engine cannot load an adapter of the last linear layer")
+        raise RequestError(
+            "`adaptation.plan` last-layer: the engine cannot load an adapter of the last linear layer"
+        )
     if not isinstance(plan, str) or plan not in PLANS:
         raise RequestError(f"`adaptation.plan` is one of {', '.join(PLANS)}")
     seed = wanted.get("seed", 0)
@@ -84,12 +101,16 @@ def read_wish(
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")
     reuse = wanted.get("reuse")
     if reuse not in (None, "conversation"):
-        raise RequestError('`adaptation.reuse` is "conversation": go on from the adapter of the turn before')
+        raise RequestError(
+            '`adaptation.reuse` is "conversation": go on from the adapter of the turn before'
+        )
     prompt = wanted.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
-        raise RequestError("`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt")
+        raise RequestError(
+            "`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt"
+        )
     prompts, left_out = _prompts(body, tokenizer) if prompt is None else ((_end(prompt),), None)
-    return Wish(
+    return AdaptationRequest(
         prompts=prompts,
         budget=budget,
         cut=cut,
@@ -108,7 +129,9 @@ def read_wish(
 
 
 def watched(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[int, ...]:
-    """The tokens whose loss tells whether training pays and has helped: the last WATCHED of the longest prompt."""
+    """The tokens whose loss tells whether training pays and has helped: the last WATCHED of the
+    longest prompt.
+    """
     text = max((prompt.text for prompt in prompts), key=len, default="")[-_CHARACTERS * WATCHED :]
     return tuple(tokenizer.encode(text, add_special_tokens=False)[-WATCHED:])
 
@@ -134,8 +157,8 @@ def _filters(wanted: Any) -> Filter | None:
 def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], LeftOut | None]:
     """What to adapt to: the last user turn of a chat or a response, or prompts of a completion.
 
-    Of more prompts than data is chosen for, those that are looked at, and how many that are: the others are neither
-    decoded nor sent on. Their form is vLLM's to judge.
+    Of more prompts than data is chosen for, those that are looked at, and how many that are: the
+    others are neither decoded nor sent on. Their form is vLLM's to judge.
     """
     if "messages" in body:
         return _turns(body["messages"] if isinstance(body["messages"], list) else []), None
@@ -151,18 +174,30 @@ def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], 
     if all(type(token) is int for token in prompt):
         prompt = [prompt]
     looked_at = evenly(prompt, MOST_TARGETS)
-    left_out = LeftOut(len(looked_at), len(prompt), "prompts") if len(looked_at) < len(prompt) else None
-    return tuple(_end(p if isinstance(p, str) else _decode(p, tokenizer)) for p in looked_at), left_out
+    left_out = (
+        LeftOut(len(looked_at), len(prompt), "prompts") if len(looked_at) < len(prompt) else None
+    )
+    return tuple(
+        _end(p if isinstance(p, str) else _decode(p, tokenizer)) for p in looked_at
+    ), left_out
 
 
 def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
-    """The last user turn, in the context of those before it; what follows it, a tool's results, is another prompt."""
+    """The last user turn, in the context of those before it; what follows it, a tool's results, is
+    another prompt.
+    """
     turns = [message for message in messages if isinstance(message, dict)]
-    texts = [_text(turn.get("content") or turn.get("output")) for turn in turns]  # `output`: of a tool, in a response
-    last = max((i for i, turn in enumerate(turns) if turn.get("role") == "user"), default=len(turns) - 1)
+    # `output`: of a tool, in a response.
+    texts = [_text(turn.get("content") or turn.get("output")) for turn in turns]
+    last = max(
+        (i for i, turn in enumerate(turns) if turn.get("role") == "user"), default=len(turns) - 1
+    )
     if last < 0:
         return (Prompt(""),)
-    before, after = "\n".join(filter(None, texts[:last])), "\n".join(filter(None, texts[last + 1 :]))
+    before, after = (
+        "\n".join(filter(None, texts[:last])),
+        "\n".join(filter(None, texts[last + 1 :])),
+    )
     asked = _end(texts[last], before)
     return (asked, _end(after)) if after else (asked,)
 
@@ -176,7 +211,9 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
-    return "\n".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
+    return "\n".join(
+        p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)
+    )
 
 
 def _decode(tokens: Any, tokenizer: Any) -> str:

@@ -27,10 +27,15 @@ class Terms:
         return self.limits if limits is None else self.limits.cut_to(limits)[0]
 
     def as_dict(self, limits: Budget | None) -> dict[str, Any]:
-        """What clients are told of adaptation before they ask for it, with an API key's limits or without.
+        """What clients are told of adaptation before they ask for it, with an API key's limits or
+        without.
 
         Whether requests that name no corpus have one; not its name, which is not for every key.
         """
         within = self.within(limits)
         auto, _ = self.auto.cut_to(within)
-        return {"auto": auto.as_dict(), "limits": within.as_dict(), "corpus": self.corpus is not None}
+        return {
+            "auto": auto.as_dict(),
+            "limits": within.as_dict(),
+            "corpus": self.corpus is not None,
+        }

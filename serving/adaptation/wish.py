@@ -1,4 +1,6 @@
-"""Wish: what a request asks of its adaptation, as a value. Parsing is `serving.adaptation.request`'s."""
+"""Wish: what a request asks of its adaptation, as a value. Parsing is
+`serving.adaptation.request`'s.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from serving.budget import Budget
 
 
 @dataclass(frozen=True)
-class Wish:
+class AdaptationRequest:
     """What a request asks of its adaptation.
 
     Attributes:
@@ -24,13 +26,14 @@ class Wish:
         strategy: how to choose.
         plan: how to train.
         seed: of the adapter.
-        required: fail rather than answer with the base model, and take no fewer steps while the server is busy.
+        required: fail rather than answer with the base model, and take no fewer steps while the
+            server is busy.
         progress: tell in comments of the stream how far it is.
         reuse: begin from the adapter of the conversation's previous turn.
         named: whether the corpus is the request's own, and not the server's default.
         degraded: what a busy server took off it, told; None for nothing.
-        tokens: the end of the longest prompt in the model's tokens, whose loss tells whether adapting has helped; none
-            where nothing is to be adapted.
+        tokens: the end of the longest prompt in the model's tokens, whose loss tells whether
+            adapting has helped; none where nothing is to be adapted.
         left_out: how many of the request's prompts `prompts` are, if they are not all.
     """
 
@@ -50,7 +53,7 @@ class Wish:
     tokens: tuple[int, ...] = ()
     left_out: LeftOut | None = None
 
-    def in_company(self, place: Place) -> Wish:
+    def in_company(self, place: Place) -> AdaptationRequest:
         """This wish with the steps that it gets in the company it has found."""
         wished = self.budget.steps
         steps = wished if self.required else place.steps(wished)

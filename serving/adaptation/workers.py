@@ -1,8 +1,9 @@
-"""The selector, the library, shards and the trainer as stages of a server: asynchronous and cancellable.
+"""The selector, the library, shards and the trainer as stages of a server: asynchronous and
+cancellable.
 
-Plain classes that work without Ray; `serving.app` makes deployments of them. The work itself runs in a thread,
-so that the event loop stays free to hear of a cancelled request. Selections, searches and trainings of several requests
-run together, each in turns with the others.
+Plain classes that work without Ray; `serving.app` makes deployments of them. The work itself runs
+in a thread, so that the event loop stays free to hear of a cancelled request. Selections, searches
+and trainings of several requests run together, each in turns with the others.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from transformers import AutoTokenizer
 
 from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import Progress, Training, Watch
-from selection.access import EVERYTHING, Reader
+from adapters.training import Probe, TrainingProgress, TrainingResult
+from selection.access import OPERATOR, Principal
 from selection.corpus.filters import Filter
-from selection.corpus.shards import Ask, Shard
+from selection.corpus.shards import Shard, ShardCall
 from selection.embedding import Prompt
 from selection.library.library import Library
 from selection.limit import Limit
@@ -40,12 +41,13 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
-class SelectStage:
+class SelectorWorker:
     """A selector."""
 
-    def __init__(self, config: SelectorConfig, shards: Sequence[Ask] = ()) -> None:
+    def __init__(self, config: SelectorConfig, shards: Sequence[ShardCall] = ()) -> None:
         self._selector = Selector(config, shards)
-        # Not asyncio's own, which on two cores has six: large requests would keep them all from a small one.
+        # Not asyncio's own, which on two cores has six: large requests would keep them all from a
+        # small one.
         self._threads = ThreadPoolExecutor(THREADS, "selection")
 
     async def select(
@@ -58,10 +60,12 @@ class SelectStage:
         strategy: str = "sift",
         only: Filter | None = None,
         seed: int = 0,
-        reader: Reader = EVERYTHING,
+        reader: Principal = OPERATOR,
         seconds: float | None = None,
     ) -> Selection:
-        """As `Selector.select`, within so many seconds from now. Cancelling ends it within a unit of its work."""
+        """As `Selector.select`, within so many seconds from now. Cancelling ends it within a unit
+        of its work.
+        """
         abandoned = threading.Event()
         select = partial(
             self._selector.select,
@@ -78,9 +82,15 @@ class SelectStage:
         return await self._at_once(select, abandoned)
 
     async def warm_up(self, corpus: str | None) -> None:
-        """Choose once from that corpus, if one is named: it is open then, its index loaded, and a search has run."""
+        """Choose once from that corpus, if one is named: it is open then, its index loaded, and a
+        search has run.
+        """
         if corpus is not None:
-            await self.select([Prompt("a first prompt, so that no request pays for the first search")], corpus, steps=1)
+            await self.select(
+                [Prompt("a first prompt, so that no request pays for the first search")],
+                corpus,
+                steps=1,
+            )
 
     async def ready(self, corpus: str | None) -> None:
         """Raise unless prompts could be given data: of that corpus, if one is named."""
@@ -90,10 +100,12 @@ class SelectStage:
     async def _at_once(self, work: Callable[[], Result], abandoned: threading.Event) -> Result:
         """The result of work that others may do at the same time."""
         run = partial(contextvars.copy_context().run, work)
-        return await _held(asyncio.get_running_loop().run_in_executor(self._threads, run), abandoned)
+        return await _held(
+            asyncio.get_running_loop().run_in_executor(self._threads, run), abandoned
+        )
 
 
-class Asked(Generic[Owner]):
+class SerialExecutor(Generic[Owner]):
     """What only one thread at a time may use, such as a library or a shard."""
 
     def __init__(self, owner: Owner) -> None:
@@ -103,46 +115,62 @@ class Asked(Generic[Owner]):
     async def ask(
         self, method: Callable[Concatenate[Owner, P], Result], /, *args: P.args, **kwargs: P.kwargs
     ) -> Result:
-        """What a method answers. The function itself is handed over: it survives pickling by its name."""
+        """What a method answers. The function itself is handed over: it survives pickling by its
+        name.
+        """
         async with self._one_at_a_time:
-            return await _held(asyncio.create_task(asyncio.to_thread(method, self.owner, *args, **kwargs)))
+            return await _held(
+                asyncio.create_task(asyncio.to_thread(method, self.owner, *args, **kwargs))
+            )
 
 
-class ShardStage(Asked[Shard]):
+class ShardWorker(SerialExecutor[Shard]):
     """A shard of corpora, in the folder that holds them."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(Shard(root))
 
 
-class CorporaStage(SelectStage):
+class CorporaWorker(SelectorWorker):
     """A selector and a library over the same corpora: they share the embedder and the open indexes."""
 
-    def __init__(self, config: SelectorConfig, shards: Sequence[Ask] = ()) -> None:
+    def __init__(self, config: SelectorConfig, shards: Sequence[ShardCall] = ()) -> None:
         super().__init__(config, shards)
         assert config.base_model is not None, "a library needs the tokenizer of the base model"
         tokenizer = AutoTokenizer.from_pretrained(config.base_model)
         files = config.root.parent / "files"
         selector = self._selector
-        self._library = Asked(Library(config.root, selector.embedder, tokenizer, files, selector.corpora))
+        self._library = SerialExecutor(
+            Library(config.root, selector.embedder, tokenizer, files, selector.corpora)
+        )
 
     async def ask(
-        self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
+        self,
+        method: Callable[Concatenate[Library, P], Result],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Result:
-        """As `Asked.ask`, of the library; a search, which may be long, waits for no other call and holds none up."""
+        """As `SerialExecutor.ask`, of the library; a search, which may be long, waits for no other
+        call and holds none up.
+        """
         if method is not Library.search:
             return await self._library.ask(method, *args, **kwargs)
         abandoned = threading.Event()
         search: Callable[..., Result] = method
         until = Limit(abandoned=abandoned)
-        return await self._at_once(partial(search, self._library.owner, *args, **kwargs, until=until), abandoned)
+        return await self._at_once(
+            partial(search, self._library.owner, *args, **kwargs, until=until), abandoned
+        )
 
 
-STILL_SECONDS, STILL_TIMES = 20.0, 10.0  # a trainer hangs after so long without a step, and so many longest pauses
-FAILURES = 3  # trainings in a row, without a step between: a GPU that has failed once fails for good
+# A trainer hangs after so long without a step, and so many longest pauses.
+STILL_SECONDS, STILL_TIMES = 20.0, 10.0
+# Trainings in a row, without a step between: a GPU that has failed once fails for good.
+FAILURES = 3
 
 
-class TrainStage:
+class TrainerWorker:
     """A trainer: requests train together."""
 
     def __init__(self, config: TrainerConfig) -> None:
@@ -150,30 +178,39 @@ class TrainStage:
         tell("trainer", "loading the base model")
         with starting("trainer"):
             self._trainer = Trainer(config)
-        self._moved = time.monotonic()  # when a step or a training last ended, or the first of several came
-        self._longest = self._moved - begun  # from one such time to the next; at first, of loading and a few steps
+        # When a step or a training last ended, or the first of several came.
+        self._moved = time.monotonic()
+        # From one such time to the next; at first, of loading and a few steps.
+        self._longest = self._moved - begun
         self._hangs = False
         self._failures = 0  # since the last step
         self._trainings: set[asyncio.Future[None]] = set()  # done when there is no hope for them
 
     async def check_health(self) -> None:
-        """Raise if no step has ended for far too long, and end whatever waits for one; or if each training fails.
+        """Raise if no step has ended for far too long, and end whatever waits for one; or if each
+        training fails.
 
-        Ray Serve replaces the replica then. It may be a thread that waits for ever in a library that got no memory.
+        Ray Serve replaces the replica then. It may be a thread that waits for ever in a library
+        that got no memory.
         """
         if self._failures >= FAILURES:
-            raise HangingError(f"the trainer is broken: the last {self._failures} trainings failed at once")
+            raise HangingError(
+                f"the trainer is broken: the last {self._failures} trainings failed at once"
+            )
         still = time.monotonic() - self._moved
         if self._trainings and still > max(STILL_SECONDS, STILL_TIMES * self._longest):
             self._hangs = True
-        if self._hangs:  # until something ends; else it would be well as soon as nobody waits any more
+        # Until something ends; else it would be well as soon as nobody waits any more.
+        if self._hangs:
             for hopeless in self._trainings:
                 if not hopeless.done():
                     hopeless.set_result(None)
             raise HangingError(f"the trainer hangs: no step has ended for {still:.0f} s")
 
     async def warm_up(self) -> None:
-        """As `Trainer.warm_up`: what was measured while other processes started would be too slow later."""
+        """As `Trainer.warm_up`: what was measured while other processes started would be too slow
+        later.
+        """
         await asyncio.to_thread(self._trainer.warm_up)
 
     async def ready(self) -> None:
@@ -188,16 +225,17 @@ class TrainStage:
         plan: str = "sequential",
         start: bytes | None = None,
         learning_rate: float | None = None,
-        watch: Watch | None = None,
-        on_step: Callable[[Progress], None] | None = None,
-    ) -> Training:
-        """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a step.
+        watch: Probe | None = None,
+        on_step: Callable[[TrainingProgress], None] | None = None,
+    ) -> TrainingResult:
+        """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a
+        step.
 
         A learning rate that the server was started with goes before that of a request's corpus.
         """
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
 
-        def stepped(progress: Progress) -> None:
+        def stepped(progress: TrainingProgress) -> None:
             self._move()
             self._failures = 0
             if on_step is not None and not cancelled.is_set():
@@ -220,13 +258,18 @@ class TrainStage:
         training.add_done_callback(self._ended)
         self._trainings.add(hopeless)
         try:
-            return await _held(asyncio.create_task(self._unless(hopeless, asyncio.wrap_future(training))), cancelled)
+            return await _held(
+                asyncio.create_task(self._unless(hopeless, asyncio.wrap_future(training))),
+                cancelled,
+            )
         finally:
             self._trainings.remove(hopeless)
 
-    async def training(self, sequences: Sequence[Sequence[int]], **options: Any) -> AsyncIterator[Progress | Training]:
+    async def training(
+        self, sequences: Sequence[Sequence[int]], **options: Any
+    ) -> AsyncIterator[TrainingProgress | TrainingResult]:
         """`train`, told step by step as it goes, the Training last; for callers in other processes."""
-        told: asyncio.Queue[Progress | None] = asyncio.Queue()
+        told: asyncio.Queue[TrainingProgress | None] = asyncio.Queue()
         task = asyncio.create_task(self.train(sequences, on_step=told.put_nowait, **options))
         task.add_done_callback(lambda _: told.put_nowait(None))
         try:
@@ -237,14 +280,16 @@ class TrainStage:
             task.cancel()  # whoever asked has gone, if it still runs
             await asyncio.wait([task])
 
-    async def _unless(self, hopeless: asyncio.Future[None], training: asyncio.Future[Training]) -> Training:
+    async def _unless(
+        self, hopeless: asyncio.Future[None], training: asyncio.Future[TrainingResult]
+    ) -> TrainingResult:
         both: list[asyncio.Future[Any]] = [hopeless, training]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not training.done():
             raise HangingError("the trainer hangs")
         return training.result()
 
-    def _ended(self, training: Future[Training]) -> None:
+    def _ended(self, training: Future[TrainingResult]) -> None:
         if not training.cancelled() and training.exception() is not None:
             self._failures += 1
         self._move()
@@ -255,7 +300,9 @@ class TrainStage:
 
 
 async def _held(work: asyncio.Future[Result], cancelled: threading.Event | None = None) -> Result:
-    """The result of work in a thread; whoever is cancelled, however often, waits until the work has ended."""
+    """The result of work in a thread; whoever is cancelled, however often, waits until the work has
+    ended.
+    """
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -1,10 +1,12 @@
-"""Pieces: what the parts of a Mayfly cost, as measured with one model on one machine; kept as JSON, scaled to others.
+"""Pieces: what the parts of a Mayfly cost, as measured with one model on one machine; kept as JSON,
+scaled to others.
 
-A training step and an engine's step are lines: a part that stays, and a part for each token or sequence in it. Of
-these, arithmetic grows with parameters and shrinks with the rate of matrix products; reading the weights grows with
-their bytes and shrinks with bandwidth; the rest (Python, HTTP, launching) stays. Nothing gets faster than the machine's
-own two rates. What an adapter, and a token of a cache or of a backward pass, holds grows with parameters to the power
-2/3, since models grow in depth and width alike.
+A training step and an engine's step are lines: a part that stays, and a part for each token or
+sequence in it. Of these, arithmetic grows with parameters and shrinks with the rate of matrix
+products; reading the weights grows with their bytes and shrinks with bandwidth; the rest (Python,
+HTTP, launching) stays. Nothing gets faster than the machine's own two rates. What an adapter, and a
+token of a cache or of a backward pass, holds grows with parameters to the power 2/3, since models
+grow in depth and width alike.
 
 Pure numbers; who measures them is `serving.capacity.profiler`.
 """
@@ -19,9 +21,12 @@ from typing import Any
 
 from serving.errors import PlanError
 
-AT_ONCE = 8  # answers in an engine's step, and adapters, that `EngineConfig` and `TrainerConfig` have room for
-TRAINING, FORWARD = 4, 2  # operations for each parameter and token: the base is frozen, so its own gradients cost none
-ADAPTER_NUMBER = 4  # bytes; a trainer keeps four for each: the adapter, Adam's moments, the best adapter so far
+# Answers in an engine's step, and adapters, that `EngineConfig` and `TrainerConfig` have room for.
+AT_ONCE = 8
+# Operations for each parameter and token: the base is frozen, so its own gradients cost none.
+TRAINING, FORWARD = 4, 2
+# Bytes; a trainer keeps four for each: the adapter, Adam's moments, the best adapter so far.
+ADAPTER_NUMBER = 4
 _WIDTH = 2 / 3
 PASSES = 3  # over an adapter that is loaded: written, read, put into its slot
 _FORMAT, _VERSION = "mayfly_pieces", 1
@@ -30,7 +35,7 @@ _KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[
 
 
 @dataclass(frozen=True)
-class Pieces:
+class CostModel:
     """What was measured. Times are seconds.
 
     Attributes:
@@ -38,7 +43,8 @@ class Pieces:
         parameters: of the model, all of them.
         processor: "cpu", "cuda", or "accelerator" where it was scaled to one.
         cores: that each replica computes on, where that is a CPU.
-        trainer_flops, engine_flops: operations a second of the machine's matrix products, in the precision of each.
+        trainer_flops, engine_flops: operations a second of the machine's matrix products, in the
+            precision of each.
         bandwidth: bytes a second, of matrix-vector products.
         rows: sequences in a trainer's full step.
         step_fixed: of a training step, whatever is in it.
@@ -90,11 +96,15 @@ class Pieces:
         for name, value in asdict(self).items():
             least = 0 if name in _MAY_BE_ZERO else math.ulp(0.0)
             if isinstance(value, (int, float)) and not least <= value < math.inf:
-                raise PlanError(f"{name} is {value}; it needs to be {'0 or more' if least == 0 else 'more than 0'}")
+                raise PlanError(
+                    f"{name} is {value}; it needs to be {'0 or more' if least == 0 else 'more than 0'}"
+                )
 
     @property
     def reached(self) -> float:
-        """The share of the machine's matrix products that training reaches, with a step's fixed part left out."""
+        """The share of the machine's matrix products that training reaches, with a step's fixed
+        part left out.
+        """
         return TRAINING * self.parameters / (self.step_token * self.trainer_flops)
 
     @property
@@ -104,7 +114,9 @@ class Pieces:
 
 
 def line(alone: float, together: float, count: int) -> tuple[float, float]:
-    """What stays and what is for each, from the time of one alone and of `count` together; exact for `count`."""
+    """What stays and what is for each, from the time of one alone and of `count` together; exact
+    for `count`.
+    """
     if count == 1:
         return 0.0, alone
     each = min(max((together - alone) / (count - 1), 0.0), together / count)
@@ -117,7 +129,8 @@ class Target:
 
     Attributes:
         parameters: of another model.
-        flops: operations a second of an accelerator's matrix products in bfloat16; on it there is bfloat16 only.
+        flops: operations a second of an accelerator's matrix products in bfloat16; on it there is
+            bfloat16 only.
         bandwidth: bytes a second of its memory.
 
     Raises:
@@ -133,10 +146,12 @@ class Target:
             if value is not None and not 0 < value < math.inf:
                 raise PlanError(f"{name} is {value}; it needs to be more than 0, such as 1e9")
         if (self.flops is None) != (self.bandwidth is None):
-            raise PlanError("an accelerator has two rates: give both --flops and --bandwidth, or neither")
+            raise PlanError(
+                "an accelerator has two rates: give both --flops and --bandwidth, or neither"
+            )
 
 
-def scaled(pieces: Pieces, target: Target, rank: int | None = None) -> Pieces:
+def scaled(pieces: CostModel, target: Target, rank: int | None = None) -> CostModel:
     """The pieces of a model of another size, on an accelerator, or both.
 
     Args:
@@ -147,10 +162,16 @@ def scaled(pieces: Pieces, target: Target, rank: int | None = None) -> Pieces:
     size, rank = target.parameters or pieces.parameters, rank or pieces.rank
     if (size, rank, target.flops) == (pieces.parameters, pieces.rank, None):
         return pieces
-    trainer_flops, engine_flops = target.flops or pieces.trainer_flops, target.flops or pieces.engine_flops
+    trainer_flops, engine_flops = (
+        target.flops or pieces.trainer_flops,
+        target.flops or pieces.engine_flops,
+    )
     bandwidth, times = target.bandwidth or pieces.bandwidth, size / pieces.parameters
     width = times**_WIDTH
-    engine_bytes, trainer_bytes = (2, 2) if target.flops else (pieces.engine_bytes, pieces.trainer_bytes)  # bfloat16
+    # Bfloat16.
+    engine_bytes, trainer_bytes = (
+        (2, 2) if target.flops else (pieces.engine_bytes, pieces.trainer_bytes)
+    )
     step = pieces.step_token * times * pieces.trainer_flops / trainer_flops
     prefill = pieces.prefill_token * times * pieces.engine_flops / engine_flops
     prefill = max(prefill, FORWARD * size / engine_flops)
@@ -168,7 +189,8 @@ def scaled(pieces: Pieces, target: Target, rank: int | None = None) -> Pieces:
         decode_fixed=max(pieces.decode_fixed - weights, 0.0) + size * engine_bytes / bandwidth,
         decode_each=max(pieces.decode_each - pieces.prefill_token, 0.0) + prefill,
         prefill_token=prefill,
-        load=pieces.load + PASSES * ADAPTER_NUMBER * more / pieces.bandwidth,  # it goes through the host's memory
+        # It goes through the host's memory.
+        load=pieces.load + PASSES * ADAPTER_NUMBER * more / pieces.bandwidth,
         engine_bytes=engine_bytes,
         trainer_bytes=trainer_bytes,
         adapter_numbers=numbers,
@@ -178,7 +200,7 @@ def scaled(pieces: Pieces, target: Target, rank: int | None = None) -> Pieces:
     )
 
 
-def write_pieces(pieces: Pieces, file: Path) -> None:
+def write_pieces(pieces: CostModel, file: Path) -> None:
     """Keep them as JSON.
 
     Raises:
@@ -190,7 +212,7 @@ def write_pieces(pieces: Pieces, file: Path) -> None:
         raise PlanError(f"cannot write {file}: {problem.strerror}") from problem
 
 
-def read_pieces(file: Path) -> Pieces:
+def read_pieces(file: Path) -> CostModel:
     """What `write_pieces` has written.
 
     Raises:
@@ -204,13 +226,23 @@ def read_pieces(file: Path) -> Pieces:
         told = None
     if not isinstance(told, dict) or told.pop(_FORMAT, None) != _VERSION:
         raise PlanError(f"{file} holds no measured pieces: make it with `mayfly plan --save FILE`")
-    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    kinds = {field.name: _KINDS[str(field.type)] for field in fields(Pieces)}
-    wrong = [name for name in kinds if isinstance(told.get(name), bool) or not isinstance(told.get(name), kinds[name])]
+    told = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in told.items()
+    }
+    kinds = {field.name: _KINDS[str(field.type)] for field in fields(CostModel)}
+    wrong = [
+        name
+        for name in kinds
+        if isinstance(told.get(name), bool) or not isinstance(told.get(name), kinds[name])
+    ]
     wrong += sorted(set(told) - set(kinds))
     if wrong:
-        raise PlanError(f"{file} is damaged at {', '.join(wrong)}: make it anew with `mayfly plan --save FILE`")
+        raise PlanError(
+            f"{file} is damaged at {', '.join(wrong)}: make it anew with `mayfly plan --save FILE`"
+        )
     try:
-        return Pieces(**told)
+        return CostModel(**told)
     except ValueError as problem:
-        raise PlanError(f"{file} is damaged: {problem}; make it anew with `mayfly plan --save FILE`") from problem
+        raise PlanError(
+            f"{file} is damaged: {problem}; make it anew with `mayfly plan --save FILE`"
+        ) from problem

@@ -1,9 +1,11 @@
-"""Measures the engine of a running Mayfly over HTTP: by how long answers of one token and of more take.
+"""Measures the engine of a running Mayfly over HTTP: by how long answers of one token and of more
+take.
 
-Prompts of two lengths tell what a token of a prompt costs, answers of two lengths what a token of an answer does, alone
-and AT_ONCE together. Where the server has a corpus, a few adapted answers tell how long an adapter takes to load, and
-how much longer a token takes with one; all tokens are taken to take that long. Prompts are random tokens, so that no
-prefix cache knows them. The server should have nothing else to do.
+Prompts of two lengths tell what a token of a prompt costs, answers of two lengths what a token of
+an answer does, alone and AT_ONCE together. Where the server has a corpus, a few adapted answers
+tell how long an adapter takes to load, and how much longer a token takes with one; all tokens are
+taken to take that long. Prompts are random tokens, so that no prefix cache knows them. The server
+should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _SHORT = 16  # tokens of a prompt
 
 
 @dataclass(frozen=True)
-class Engine:
-    """As in `serving.capacity.cost_model.Pieces`; None where the server has no corpus."""
+class EngineCosts:
+    """As in `serving.capacity.cost_model.CostModel`; None where the server has no corpus."""
 
     decode_fixed: float
     decode_each: float
@@ -39,7 +41,7 @@ class Engine:
     load: float | None
 
 
-def ask_engine(server: Server, vocabulary: int, prompt_tokens: int) -> Engine:
+def ask_engine(server: Server, vocabulary: int, prompt_tokens: int) -> EngineCosts:
     """Measure it.
 
     Args:
@@ -50,15 +52,24 @@ def ask_engine(server: Server, vocabulary: int, prompt_tokens: int) -> Engine:
     Raises:
         AnswerError: it does not answer, or not as it should.
     """
-    model, random = server.first_model(), np.random.default_rng()  # prompts that no prefix cache knows
+    # Prompts that no prefix cache knows.
+    model, random = server.first_model(), np.random.default_rng()
 
     def prompts(tokens: int, count: int = _REPEATS + 1) -> list[list[int]]:
-        drawn: list[list[int]] = random.integers(0, max(vocabulary // 2, 1), (count, tokens)).tolist()
+        drawn: list[list[int]] = random.integers(
+            0, max(vocabulary // 2, 1), (count, tokens)
+        ).tolist()
         return drawn
 
     def ask(prompt: Sequence[int], answer: int, budget: str = "none") -> dict[str, Any]:
         """What the server reports of an answer."""
-        body = {"model": model, "prompt": prompt, "max_tokens": answer, "ignore_eos": True, "compute_budget": budget}
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": answer,
+            "ignore_eos": True,
+            "compute_budget": budget,
+        }
         told = list(server.ask("completions", body))
         return next((each.facts for each in told if isinstance(each, Report)), {})
 
@@ -74,8 +85,16 @@ def ask_engine(server: Server, vocabulary: int, prompt_tokens: int) -> Engine:
     prefill, alone = max(far - one, 0.0) / more, max(whole - one, 0.0) / _ANSWER
     full = max(together(1 + _ANSWER) - together(1), 0.0) / _ANSWER
     decode_fixed, decode_each = line(alone, full, AT_ONCE)
-    load, slower = _load(partial(ask, answer=1 + _ANSWER, budget="steps=1"), prompts(_SHORT), one, whole)
-    return Engine(slower * decode_fixed, slower * decode_each, prefill, max(one - _SHORT * prefill - alone, 0.0), load)
+    load, slower = _load(
+        partial(ask, answer=1 + _ANSWER, budget="steps=1"), prompts(_SHORT), one, whole
+    )
+    return EngineCosts(
+        slower * decode_fixed,
+        slower * decode_each,
+        prefill,
+        max(one - _SHORT * prefill - alone, 0.0),
+        load,
+    )
 
 
 def usual(work: Callable[[Item], object], items: Sequence[Item]) -> float:
@@ -89,9 +108,14 @@ def usual(work: Callable[[Item], object], items: Sequence[Item]) -> float:
 
 
 def _load(
-    ask: Callable[[list[int]], dict[str, Any]], prompts: Sequence[list[int]], one: float, whole: float
+    ask: Callable[[list[int]], dict[str, Any]],
+    prompts: Sequence[list[int]],
+    one: float,
+    whole: float,
 ) -> tuple[float | None, float]:
-    """Seconds to load an adapter, and how many times longer a token takes with one; None and 1 where there is none."""
+    """Seconds to load an adapter, and how many times longer a token takes with one; None and 1
+    where there is none.
+    """
     loads, answers = [], []
     for prompt in prompts:
         begun = time.perf_counter()

@@ -1,12 +1,14 @@
-"""Plan: how many replicas of each stage a workload needs, how busy they are, how long requests take. Pure numbers.
+"""Plan: how many replicas of each stage a workload needs, how busy they are, how long requests
+take. Pure numbers.
 
-Each stage is a line: with k requests in a replica, each of them takes fixed + each * k seconds there. The selector
-serves one at a time; a trainer as many as fill its step; an engine as many as it has adapters for. A stage gets as
-many replicas as keep it no busier than a bound.
+Each stage is a line: with k requests in a replica, each of them takes fixed + each * k seconds
+there. The selector serves one at a time; a trainer as many as fill its step; an engine as many as
+it has adapters for. A stage gets as many replicas as keep it no busier than a bound.
 
-Waiting is that of M/M/c, where a replica's requests slow each other: random arrivals, one queue before all places, in
-equilibrium (a birth-death chain; where `each` is 0 it is Erlang's C). Real services vary less than exponential ones,
-so it errs on the long side. It knows no stragglers, no failures, and no network between machines.
+Waiting is that of M/M/c, where a replica's requests slow each other: random arrivals, one queue
+before all places, in equilibrium (a birth-death chain; where `each` is 0 it is Erlang's C). Real
+services vary less than exponential ones, so it errs on the long side. It knows no stragglers, no
+failures, and no network between machines.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from serving.capacity.cost_model import ADAPTER_NUMBER, AT_ONCE, Pieces
+from serving.capacity.cost_model import ADAPTER_NUMBER, AT_ONCE, CostModel
 from serving.errors import PlanError
 
 _POOL = 500  # replicas with a queue in common; of more the wait is the same
@@ -50,17 +52,27 @@ class Workload:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < math.inf:
-            raise PlanError(f"{self.rate} requests a second: the rate needs to be more than 0, such as 0.5")
+            raise PlanError(
+                f"{self.rate} requests a second: the rate needs to be more than 0, such as 0.5"
+            )
         if not 0 <= self.adapted <= 1:
             raise PlanError(f"the adapted share is {self.adapted}; it needs to be between 0 and 1")
         if not 0 < self.utilisation < 1:
             raise PlanError(
                 f"the utilisation is {self.utilisation}; it needs to be between 0 and 1, where waits are endless"
             )
-        least = {"steps": 0, "sequence_tokens": 2, "prompt_tokens": 1, "answer_tokens": 1, "corpus_sequences": 0}
+        least = {
+            "steps": 0,
+            "sequence_tokens": 2,
+            "prompt_tokens": 1,
+            "answer_tokens": 1,
+            "corpus_sequences": 0,
+        }
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
-                raise PlanError(f"{name} is {getattr(self, name)}; it needs to be {minimum} or more")
+                raise PlanError(
+                    f"{name} is {getattr(self, name)}; it needs to be {minimum} or more"
+                )
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class _Stage:
         return self.rate * self.seconds(self.places) / self.places
 
 
-def plan_for(workload: Workload, pieces: Pieces) -> Plan:
+def plan_for(workload: Workload, pieces: CostModel) -> Plan:
     """What a workload needs of such pieces.
 
     Raises:
@@ -142,11 +154,12 @@ def plan_for(workload: Workload, pieces: Pieces) -> Plan:
     )
 
 
-def _stages(workload: Workload, pieces: Pieces) -> tuple[_Stage, ...]:
+def _stages(workload: Workload, pieces: CostModel) -> tuple[_Stage, ...]:
     adapting = workload.rate * workload.adapted if workload.steps else 0.0
     row = workload.sequence_tokens
     context = workload.prompt_tokens + workload.answer_tokens
-    each_prompt = workload.prompt_tokens * pieces.prefill_token  # others' prompts hold an answer up, as its own does
+    # Others' prompts hold an answer up, as its own does.
+    each_prompt = workload.prompt_tokens * pieces.prefill_token
     numbers = pieces.adapter_numbers
     return (
         _Stage(
@@ -166,14 +179,18 @@ def _stages(workload: Workload, pieces: Pieces) -> tuple[_Stage, ...]:
             memory={
                 "weights": round(pieces.parameters * pieces.trainer_bytes),
                 "adapters and moments": round((AT_ONCE + 1) * numbers * 4 * ADAPTER_NUMBER),
-                "backward": round(pieces.rows * (row * pieces.kept_bytes + numbers * ADAPTER_NUMBER)),
+                "backward": round(
+                    pieces.rows * (row * pieces.kept_bytes + numbers * ADAPTER_NUMBER)
+                ),
             },
         ),
         _Stage(
             "engine",
             workload.rate,
             fixed=pieces.answer_fixed + workload.answer_tokens * pieces.decode_fixed,
-            each=each_prompt + workload.answer_tokens * pieces.decode_each + pieces.load * adapting / workload.rate,
+            each=each_prompt
+            + workload.answer_tokens * pieces.decode_each
+            + pieces.load * adapting / workload.rate,
             places=AT_ONCE,
             memory={
                 "weights": round(pieces.parameters * pieces.engine_bytes),
@@ -188,12 +205,16 @@ def _need(stage: _Stage, bound: float) -> Need:
     if not stage.work:
         return Need(stage.name, 0, 0.0, 0.0, 0.0, stage.memory)
     if stage.work > bound * _MOST:
-        raise PlanError(f"this needs more than {_MOST:,} replicas of the {stage.name}: plan for less")
+        raise PlanError(
+            f"this needs more than {_MOST:,} replicas of the {stage.name}: plan for less"
+        )
     replicas = math.ceil(stage.work / bound)
     pool = min(replicas, _POOL)
     rate = stage.rate * pool / replicas
     seconds = present(rate, stage.fixed, stage.each, pool, stage.places) / rate
-    return Need(stage.name, replicas, stage.work / replicas, stage.seconds(1), seconds, stage.memory)
+    return Need(
+        stage.name, replicas, stage.work / replicas, stage.seconds(1), seconds, stage.memory
+    )
 
 
 def present(rate: float, fixed: float, each: float, replicas: int, places: int) -> float:
@@ -208,10 +229,13 @@ def present(rate: float, fixed: float, each: float, replicas: int, places: int) 
     count = replicas * places
     logs = [0.0]  # of the probability that k are there, but for a factor
     for k in range(1, count + 1):
-        logs.append(logs[-1] + math.log(rate) + math.log((fixed + each * max(1.0, k / replicas)) / k))
+        logs.append(
+            logs[-1] + math.log(rate) + math.log((fixed + each * max(1.0, k / replicas)) / k)
+        )
     top = max(logs)
     chances = [math.exp(log - top) for log in logs]
-    more = rate * (fixed + each * places) / count  # of one more than k, as soon as all places are taken
+    # Of one more than k, as soon as all places are taken.
+    more = rate * (fixed + each * places) / count
     waiting = chances[-1] * more / (1 - more)
     mean = sum(k * chance for k, chance in enumerate(chances)) + waiting * (count + 1 / (1 - more))
     return mean / (sum(chances) + waiting)

@@ -1,10 +1,11 @@
-"""Measures the pieces of a plan on this machine: selector, trainer, matrix products, and the engine of a server.
+"""Measures the pieces of a plan on this machine: selector, trainer, matrix products, and the engine
+of a server.
 
-The real parts, loaded here, on as many threads as `mayfly serve` gives each of its processes; half a minute for the
-bundled model, longer for larger ones. vLLM alone would take as long to start, so the engine is that of a running server
-(`serving.capacity.engine_profiler`). Without one it is estimated: a token of a prompt by half of what training takes
-(two operations for each parameter, not four) in the engine's precision, a step by reading all weights, the rest by
-nothing.
+The real parts, loaded here, on as many threads as `mayfly serve` gives each of its processes; half
+a minute for the bundled model, longer for larger ones. vLLM alone would take as long to start, so
+the engine is that of a running server (`serving.capacity.engine_profiler`). Without one it is
+estimated: a token of a prompt by half of what training takes (two operations for each parameter,
+not four) in the engine's precision, a step by reading all weights, the rest by nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapters import Progress, Trainer, TrainerConfig
+from adapters import Trainer, TrainerConfig, TrainingProgress
 from selection import Prompt, Selector, SelectorConfig
 from selection.embedding import load_embedder
-from selection.threaded_embedder import SharedEmbedder
-from serving.capacity.cost_model import ADAPTER_NUMBER, FORWARD, PASSES, TRAINING, Pieces, line
-from serving.capacity.engine_profiler import Engine, ask_engine, usual
+from selection.threaded_embedder import ThreadedEmbedder
+from serving.capacity.cost_model import ADAPTER_NUMBER, FORWARD, PASSES, TRAINING, CostModel, line
+from serving.capacity.engine_profiler import EngineCosts, ask_engine, usual
 from serving.client import Server
 from serving.errors import PlanError
 
@@ -60,7 +61,7 @@ class Asked:
     prompt_tokens: int
 
 
-def measure(asked: Asked, on_part: Callable[[str], None] = lambda part: None) -> Pieces:
+def measure(asked: Asked, on_part: Callable[[str], None] = lambda part: None) -> CostModel:
     """The pieces.
 
     Args:
@@ -68,7 +69,8 @@ def measure(asked: Asked, on_part: Callable[[str], None] = lambda part: None) ->
         on_part: told what comes next.
 
     Raises:
-        PlanError: a model or embedder that cannot be loaded, or sequences that memory does not suffice for.
+        PlanError: a model or embedder that cannot be loaded, or sequences that memory does not
+            suffice for.
         CorpusError: no such corpus, or one of another embedder or tokenizer.
         AnswerError: no server there, or one that does not answer.
     """
@@ -86,11 +88,14 @@ def measure(asked: Asked, on_part: Callable[[str], None] = lambda part: None) ->
     on_part("multiplying")
     engine_precision, engine_bytes = ("float32", 4) if base.device == "cpu" else ("bfloat16", 2)
     with ThreadPoolExecutor(1) as thread:  # one that ends, as in the trainer
-        trainer_flops, engine_flops = thread.map(_multiply, (base.precision, engine_precision), (base.device,) * 2)
+        trainer_flops, engine_flops = thread.map(
+            _multiply, (base.precision, engine_precision), (base.device,) * 2
+        )
         bandwidth = thread.submit(_read, base.device).result()
-    step_token = step_row / tokens or TRAINING * base.parameters / trainer_flops  # noise must not make it free
+    # Noise must not make it free.
+    step_token = step_row / tokens or TRAINING * base.parameters / trainer_flops
     half = step_token * FORWARD / TRAINING * trainer_flops / engine_flops
-    engine = Engine(base.parameters * engine_bytes / bandwidth, half, half, 0.0, None)
+    engine = EngineCosts(base.parameters * engine_bytes / bandwidth, half, half, 0.0, None)
     if asked.server is not None:
         on_part("answering")
         engine = ask_engine(asked.server, base.vocabulary, asked.prompt_tokens)
@@ -101,7 +106,7 @@ def measure(asked: Asked, on_part: Callable[[str], None] = lambda part: None) ->
         "search and SIFT (taken as nothing)": asked.corpus is None,
     }
     model = asked.trainer.model
-    return Pieces(
+    return CostModel(
         model=Path(model).name if Path(model).is_dir() else model,
         parameters=base.parameters,
         processor="cpu" if base.device == "cpu" else "cuda",
@@ -136,15 +141,21 @@ def _choose(asked: Asked) -> tuple[float, int]:
     text = source * (2 + letters // len(source))
     prompts = [Prompt(text[start : start + letters]) for start in range(_REPEATS + 1)]
     if asked.corpus is None:
-        embedder = SharedEmbedder(partial(load_embedder, config.embedder, base_model=config.base_model))
-        return usual(lambda prompt: embedder.embed(embedder.segments(prompt)), prompts), embedder.dimension
+        embedder = ThreadedEmbedder(
+            partial(load_embedder, config.embedder, base_model=config.base_model)
+        )
+        return usual(
+            lambda prompt: embedder.embed(embedder.segments(prompt)), prompts
+        ), embedder.dimension
     selector = Selector(config)
     choose = partial(selector.select, corpus=asked.corpus, steps=max(asked.steps, 1))
     return usual(lambda prompt: choose([prompt]), prompts), selector.embedder.dimension
 
 
 def _train(trainer: Trainer, tokens: int) -> tuple[int, float, float, int]:
-    """Sequences in a full step, seconds of a step alone and of a full one, and numbers in an adapter."""
+    """Sequences in a full step, seconds of a step alone and of a full one, and numbers in an
+    adapter.
+    """
     drawn = np.random.default_rng(0).integers(0, trainer.base.vocabulary, (_STEPS, tokens)).tolist()
     alone, _, numbers = _steps(trainer, drawn, 1)
     slots = trainer.config.slots
@@ -153,31 +164,42 @@ def _train(trainer: Trainer, tokens: int) -> tuple[int, float, float, int]:
     return rows, alone, together, numbers
 
 
-def _steps(trainer: Trainer, sequences: Sequence[Sequence[int]], requests: int) -> tuple[float, int, int]:
-    """While so many requests train: seconds of a step, sequences in it, both medians; and numbers in an adapter."""
+def _steps(
+    trainer: Trainer, sequences: Sequence[Sequence[int]], requests: int
+) -> tuple[float, int, int]:
+    """While so many requests train: seconds of a step, sequences in it, both medians; and numbers
+    in an adapter.
+    """
     told, enough = 0, threading.Event()
-    marks: list[tuple[float, int]] = []  # at the first one's steps, which is in every batch: when, and steps till then
+    # At the first one's steps, which is in every batch: when, and steps till then.
+    marks: list[tuple[float, int]] = []
 
-    def hear(_progress: Progress) -> None:
+    def hear(_progress: TrainingProgress) -> None:
         nonlocal told
         told += 1
 
-    def hear_first(progress: Progress) -> None:
+    def hear_first(progress: TrainingProgress) -> None:
         marks.append((time.perf_counter(), told))
         hear(progress)
 
     first = trainer.submit(sequences, on_step=hear_first)
-    others = [trainer.submit(sequences, seed=seed, cancelled=enough, on_step=hear) for seed in range(1, requests)]
+    others = [
+        trainer.submit(sequences, seed=seed, cancelled=enough, on_step=hear)
+        for seed in range(1, requests)
+    ]
     training = first.result()
     enough.set()
     for other in others:
         other.result()
     if training.adapter is None:
-        raise PlanError(f"training ended by {training.stop!r}: try fewer --sequence-tokens, or a smaller --model")
+        raise PlanError(
+            f"training ended by {training.stop!r}: try fewer --sequence-tokens, or a smaller --model"
+        )
     pairs = list(pairwise(marks[_SETTLED - 1 :]))
     seconds = statistics.median(after[0] - before[0] for before, after in pairs)
     rows = statistics.median_low(after[1] - before[1] for before, after in pairs)
-    return seconds, rows, len(training.adapter.weights) // ADAPTER_NUMBER  # its header is next to nothing
+    # Its header is next to nothing.
+    return seconds, rows, len(training.adapter.weights) // ADAPTER_NUMBER
 
 
 def _multiply(precision: str, device: str) -> float:

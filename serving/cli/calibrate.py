@@ -1,4 +1,5 @@
-"""The command `mayfly calibrate`: find the settings that suit a corpus, show what they bring, and keep them with it.
+"""The command `mayfly calibrate`: find the settings that suit a corpus, show what they bring, and
+keep them with it.
 
 The search is in `serving.calibration`.
 """
@@ -16,7 +17,7 @@ from serving.cli.progress import kept_when_broken_off, reporting, working
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
-    from serving.calibration import Found
+    from serving.calibration import BestSettings
 
 _SHOWN = (0, 5, 10, 20, 30, 40, 50)  # steps
 
@@ -24,18 +25,26 @@ _SHOWN = (0, 5, 10, 20, 30, 40, 50)  # steps
 def calibrate(
     corpus: Annotated[str, typer.Argument(help="The corpus.")],
     documents: Annotated[
-        int, typer.Option("--documents", min=4, help="Held out: half of them to choose on, half to judge.")
+        int,
+        typer.Option(
+            "--documents", min=4, help="Held out: half of them to choose on, half to judge."
+        ),
     ] = 48,
-    forget: Annotated[bool, typer.Option("--forget", help="Go back to the built-in defaults.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Go back to the built-in defaults.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+    ] = False,
     model: Model = None,
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
-    """Choose lambda', learning rate, rank and gain for a model and a corpus, and keep them with the corpus.
+    """Choose lambda', learning rate, rank and gain for a model and a corpus, and keep them with the
+    corpus.
 
-    A server takes the rank from its --corpus, everything else from the corpus that a request names; what it is told by
-    its own options goes first.
+    A server takes the rank from its --corpus, everything else from the corpus that a request names;
+    what it is told by its own options goes first.
 
     Example: [cyan]mayfly calibrate nx[/]
     """
@@ -78,7 +87,7 @@ def calibrate(
         print(dumps(asdict(found)))
 
 
-def _show(found: Found, corpus: str) -> None:
+def _show(found: BestSettings, corpus: str) -> None:
     from serving.calibration import told
 
     settings = table("tried", "% of base")

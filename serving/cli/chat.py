@@ -1,7 +1,8 @@
 """`mayfly chat`: a conversation with a running server in the terminal.
 
-The answer goes to standard output as it comes. What is told about it goes to standard error: how far the adaptation
-is, then in one line what it was. What a server says is `serving.client`'s to read.
+The answer goes to standard output as it comes. What is told about it goes to standard error: how
+far the adaptation is, then in one line what it was. What a server says is `serving.client`'s to
+read.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import typer
 
 from serving.cli.console import err, out, read_input, say
 from serving.cli.progress import Working
-from serving.client import AnswerError, Piece, Progress, Report, Server, Told
+from serving.client import AdaptationProgress, AnswerError, Report, Server, TextDelta, Told
 from serving.errors import MayflyError
 
 URL = "http://127.0.0.1:8000/v1"
 _LENGTH = 256  # tokens of a plain continuation, which OpenAI's API else ends after 16
 _SOURCES = 3  # named in the line of facts
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline: a model may not steer a terminal
+# All but tab and newline: a model may not steer a terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = """\
 /budget steps=20, seconds=5   what an answer may cost: none, auto, steps, seconds, gain, alpha
 /corpus NAME                  what to learn from
@@ -35,28 +37,45 @@ Ctrl-C stops an answer, twice ends. A line that begins with a space is no comman
 
 def chat(
     prompt: Annotated[
-        str | None, typer.Argument(help="To be answered once.", show_default="standard input, or a conversation")
+        str | None,
+        typer.Argument(
+            help="To be answered once.", show_default="standard input, or a conversation"
+        ),
     ] = None,
     url: Annotated[str, typer.Option("--url", help="URL of the server, or of its API.")] = URL,
     corpus: Annotated[
-        str | None, typer.Option("--corpus", help="The corpus to learn from.", show_default="the server's")
+        str | None,
+        typer.Option("--corpus", help="The corpus to learn from.", show_default="the server's"),
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", help="As the Compute-Budget header: `steps=20`.", show_default="the server's"),
+        typer.Option(
+            "--budget",
+            help="As the Compute-Budget header: `steps=20`.",
+            show_default="the server's",
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="The name it is served under.", show_default="the server's first")
+        str | None,
+        typer.Option(
+            "--model", help="The name it is served under.", show_default="the server's first"
+        ),
     ] = None,
     key: Annotated[
-        str | None, typer.Option("--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="The API key.")
+        str | None,
+        typer.Option("--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="The API key."),
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Show the base model's answer, too.")] = False,
-    completion: Annotated[bool, typer.Option("--completion", help="Continue each prompt, rather than chat.")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="Show the base model's answer, too.")
+    ] = False,
+    completion: Annotated[
+        bool, typer.Option("--completion", help="Continue each prompt, rather than chat.")
+    ] = False,
 ) -> None:
     """Chat with a running server, and see what each adaptation did.
 
-    Examples: [cyan]mayfly chat --corpus nx[/] and [cyan]mayfly chat --completion "def shortest_path("[/]
+    Examples: [cyan]mayfly chat --corpus nx[/] and [cyan]mayfly chat --completion "def
+    shortest_path("[/]
     """
     if prompt is None and not sys.stdin.isatty():
         prompt = read_input()
@@ -64,7 +83,9 @@ def chat(
         raise AnswerError("the prompt is empty: give it as an argument or on standard input")
     try:
         with closing(Server(url, key)) as server:
-            conversation = Conversation(server, model or server.first_model(), corpus, budget, base, completion)
+            conversation = Conversation(
+                server, model or server.first_model(), corpus, budget, base, completion
+            )
             if prompt is None:
                 conversation.go_on()
             else:
@@ -125,7 +146,10 @@ class Conversation:
             report = self._print(self._ask(prompt, self.budget), said)
         finally:
             if said:  # also of an answer that was stopped: the user has read it
-                self.turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": "".join(said)}]
+                self.turns += [
+                    {"role": "user", "content": prompt},
+                    {"role": "assistant", "content": "".join(said)},
+                ]
         if report is not None:
             _tell(facts_line(report))
 
@@ -167,11 +191,11 @@ class Conversation:
             with closing(answer), Working("waiting", err, at_once=False) as waiting:
                 for told in answer:
                     match told:
-                        case Progress(words):
+                        case AdaptationProgress(words):
                             waiting.update(words)
                         case Report(facts):
                             report = facts
-                        case Piece(text):
+                        case TextDelta(text):
                             waiting.stop()
                             said.append(text)
                             out.file.write(
@@ -189,7 +213,9 @@ def facts_line(report: dict[str, Any]) -> str:
     sigma, steps, prompt = report["uncertainty"], len(report["losses"]), report.get("prompt_loss")
     facts = [f"stop {report['stop']}" if report["adapted"] else f"base model: {report['reason']}"]
     if steps:
-        facts.insert(0, f"{steps} step{'' if steps == 1 else 's'} in {report['spent']['seconds']:.2f} s")
+        facts.insert(
+            0, f"{steps} step{'' if steps == 1 else 's'} in {report['spent']['seconds']:.2f} s"
+        )
         facts.append(f"sigma {sigma[0]:.2f} to {sigma[-1]:.2f}")
     if prompt:
         facts.insert(0, told_loss(prompt["before"], prompt["after"], prompt["at"], len(sigma) - 1))
@@ -200,12 +226,17 @@ def facts_line(report: dict[str, Any]) -> str:
         times[source["name"]] += source["times"]
     if times:
         named = ", ".join(f"{name} x{count}" for name, count in times.most_common(_SOURCES))
-        facts.append(f"from {named}" + (f" and {len(times) - _SOURCES} more" if len(times) > _SOURCES else ""))
+        facts.append(
+            f"from {named}"
+            + (f" and {len(times) - _SOURCES} more" if len(times) > _SOURCES else "")
+        )
     return " · ".join(facts)
 
 
 def told_loss(before: float, after: float, at: int, of: int) -> str:
-    """The prompt's own loss before and after, and which adapter was kept where that is not the last one."""
+    """The prompt's own loss before and after, and which adapter was kept where that is not the last
+    one.
+    """
     kept = "" if at == of else f" (best after {at} of {of} sequences, which was kept)"
     return f"loss of the prompt itself: {before:.2f} -> {after:.2f}{kept}"
 

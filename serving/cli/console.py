@@ -1,7 +1,8 @@
 """How the commands write to a terminal.
 
-Whatever comes from data or from users is printed as it is: brackets are no markup, and characters that steer a terminal
-are shown as escapes. Styles are arguments, or `rich.text.Text` that this project made.
+Whatever comes from data or from users is printed as it is: brackets are no markup, and characters
+that steer a terminal are shown as escapes. Styles are arguments, or `rich.text.Text` that this
+project made.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from rich.text import Text
 
 from serving.errors import SettingsError
 
-# All control characters but tab and newline, those that reverse or separate lines, and halves of surrogate pairs.
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# All control characters but tab and newline, those that reverse or separate lines, and halves of
+# surrogate pairs.
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _WIDE = 1 << 16  # columns; lines of tables that go to a file or a pipe are not broken
 
 
@@ -36,7 +40,9 @@ def _escape(character: str) -> str:
 
 
 class PlainConsole(Console):
-    """A console that prints strings as they are, wherever they stand: by themselves, in a table, beside a `Text`."""
+    """A console that prints strings as they are, wherever they stand: by themselves, in a table,
+    beside a `Text`.
+    """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -52,7 +58,9 @@ err = PlainConsole(stderr=True)
 
 def say(text: str | Text, style: str = "", to: Console = err) -> None:
     """Print a text as it is, without breaking its lines."""
-    to.print(Text(plain(text)) if isinstance(text, str) else text, style=style or None, soft_wrap=True)
+    to.print(
+        Text(plain(text)) if isinstance(text, str) else text, style=style or None, soft_wrap=True
+    )
 
 
 def table(*headers: str) -> Table:
@@ -83,4 +91,6 @@ def read_input() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as problem:
-        raise SettingsError(f"the standard input is not UTF-8 text: {problem.reason} at byte {problem.start}") from None
+        raise SettingsError(
+            f"the standard input is not UTF-8 text: {problem.reason} at byte {problem.start}"
+        ) from None

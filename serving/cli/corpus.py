@@ -1,4 +1,6 @@
-"""The commands `mayfly corpus`: make, fill, look at and remove corpora. The work is done in `selection`."""
+"""The commands `mayfly corpus`: make, fill, look at and remove corpora. The work is done in
+`selection`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from serving.errors import in_full
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 corpus_app = typer.Typer(
-    help="Make, fill and look at corpora: the data that adapters are trained on.", no_args_is_help=True
+    help="Make, fill and look at corpora: the data that adapters are trained on.",
+    no_args_is_help=True,
 )
 
 
@@ -86,11 +89,15 @@ def corpus_remove(
             corpus.build_index()
             say(f"corpus {name}: removed {plain_line(document)}", to=out)
         else:
-            raise CorpusError(f"corpus {name!r} has no document {document!r}; `mayfly corpus show {name}` lists them")
+            raise CorpusError(
+                f"corpus {name!r} has no document {document!r}; `mayfly corpus show {name}` lists them"
+            )
 
 
 @corpus_app.command("reembed")
-def corpus_reembed(name: str, model: Model = None, embedder: EmbedderName = EMBEDDER, home: Home = HOME) -> None:
+def corpus_reembed(
+    name: str, model: Model = None, embedder: EmbedderName = EMBEDDER, home: Home = HOME
+) -> None:
     """Embed a corpus anew, for another embedder; a run that was broken off goes on where it was."""
     from selection.corpus.corpus import Corpus
     from serving.config import bundled_model
@@ -128,9 +135,11 @@ def corpus_shard(
     shards: Annotated[int, typer.Option("--shards", min=1, max=64, help="Number of shards.")],
     home: Home = HOME,
 ) -> None:
-    """Spread a corpus over shards, for `mayfly serve --shards`, or have its shards follow what has changed since.
+    """Spread a corpus over shards, for `mayfly serve --shards`, or have its shards follow what has
+    changed since.
 
-    The corpus stays as it is. A shard is a folder of its own, shards/0-of-4 and so on, on any machine.
+    The corpus stays as it is. A shard is a folder of its own, shards/0-of-4 and so on, on any
+    machine.
     """
     from selection.corpus.corpus import Corpus
     from selection.corpus.shards import folder_of, follow

@@ -1,4 +1,6 @@
-"""The command `mayfly corpus add`: which files, how far it is, what became of them. The work is done in `selection`."""
+"""The command `mayfly corpus add`: which files, how far it is, what became of them. The work is
+done in `selection`.
+"""
 
 from __future__ import annotations
 
@@ -35,38 +37,55 @@ def corpus_add(
     name: Annotated[str, typer.Argument(help="The corpus; it is created if it does not exist.")],
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files and folders: text, Markdown, source code, notebooks, JSON lines, Parquet."),
+        typer.Argument(
+            help="Files and folders: text, Markdown, source code, notebooks, JSON lines, Parquet."
+        ),
     ] = None,
     package: Annotated[
-        list[str] | None, typer.Option("--package", help="An installed Python package, by import name.")
+        list[str] | None,
+        typer.Option("--package", help="An installed Python package, by import name."),
     ] = None,
     model: Model = None,
     embedder: EmbedderName = EMBEDDER,
-    max_length: Annotated[int, typer.Option("--max-length", min=8, help="Longest training sequence, in tokens.")] = 256,
+    max_length: Annotated[
+        int, typer.Option("--max-length", min=8, help="Longest training sequence, in tokens.")
+    ] = 256,
     overlap: Annotated[
         int,
-        typer.Option("--overlap", min=0, help="Tokens a sequence shares with the one before, half its length at most."),
+        typer.Option(
+            "--overlap",
+            min=0,
+            help="Tokens a sequence shares with the one before, half its length at most.",
+        ),
     ] = 0,
     unique: Annotated[
-        bool, typer.Option("--unique", help="Leave out sequences whose very tokens the corpus holds already.")
+        bool,
+        typer.Option(
+            "--unique", help="Leave out sequences whose very tokens the corpus holds already."
+        ),
     ] = False,
     spread: Annotated[
-        bool, typer.Option("--ray", help="Embed on the Ray cluster at RAY_ADDRESS, or on one made here of all cores.")
+        bool,
+        typer.Option(
+            "--ray",
+            help="Embed on the Ray cluster at RAY_ADDRESS, or on one made here of all cores.",
+        ),
     ] = False,
     home: Home = HOME,
 ) -> None:
     """Add documents to a corpus. A run that was interrupted goes on where it stopped.
 
-    Examples: [cyan]mayfly corpus add mine ./src notes.md[/] and [cyan]mayfly corpus add nx --package networkx[/]
+    Examples: [cyan]mayfly corpus add mine ./src notes.md[/] and [cyan]mayfly corpus add nx
+    --package networkx[/]
     """
     if not paths and not package:
         raise typer.BadParameter("name files, folders or --package", param_hint="PATH")
     from selection.corpus.corpus import Corpus, check_name
     from selection.ingest.files import find
-    from selection.ingest.ingest import Cut, Tally, ingest, tokenizer_digest
+    from selection.ingest.ingest import Chunking, Tally, ingest, tokenizer_digest
 
     check_name(name)
-    cut = Cut(max_length, overlap, unique)
+    cut = Chunking(max_length, overlap, unique)
     findings = find(paths or [], package or [])
     tally, unread = Tally(), list(findings.problems)
     if not findings.files:
@@ -85,7 +104,10 @@ def corpus_add(
             tokenizer = load_tokenizer(base)
             vectors = load_embedder(embedder, base_model=base)
             corpus = Corpus.create(home / "corpora", name, vectors, tokenizer_digest(tokenizer))
-        with _progress(findings.files) as progress, _embedding(embedder, base, vectors, progress, spread) as embed:
+        with (
+            _progress(findings.files) as progress,
+            _embedding(embedder, base, vectors, progress, spread) as embed,
+        ):
             adding = _Adding(corpus, findings.files, progress, tally, unread)
             ingest(
                 corpus,
@@ -142,7 +164,11 @@ class _Adding:
             self._progress.open_file(file.bytes)
             try:
                 for document in read_file(
-                    file.path, file.name, former=file.former, tally=self._tally, alive=self._progress.tick
+                    file.path,
+                    file.name,
+                    former=file.former,
+                    tally=self._tally,
+                    alive=self._progress.tick,
                 ):
                     self._progress.document(document.name, len(document.text.encode()))
                     yield document
@@ -167,7 +193,9 @@ def _progress(files: Iterable[FoundFile]) -> Iterator[IngestProgress]:
     """On a terminal a bar, elsewhere a line every few seconds."""
     sizes = [file.bytes for file in files]
     if not err.is_terminal:
-        yield IngestProgress(len(sizes), sum(sizes), lambda line: say(f"adding: {line}"), EVERY_SECONDS)
+        yield IngestProgress(
+            len(sizes), sum(sizes), lambda line: say(f"adding: {line}"), EVERY_SECONDS
+        )
         return
     columns = (BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=err) as bars:
@@ -203,7 +231,9 @@ def _embedding(
     try:
         from serving.cli.ray_embedding import cluster
     except ImportError as problem:
-        raise InstallationError(f"--ray needs Ray Data: install mayfly[data] ({problem})") from problem
+        raise InstallationError(
+            f"--ray needs Ray Data: install mayfly[data] ({problem})"
+        ) from problem
     with cluster(embedder, base_model) as workers:
 
         def embed_there(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
@@ -218,7 +248,9 @@ def _tell(name: str, findings: Findings, tally: Tally, unread: list[str]) -> Non
     """What became of the files, and what was left out."""
     for problem in unread:
         say(Text.assemble(("skipped: ", "yellow"), plain_line(problem)))
-    left = [f"{count} {ending or 'without an ending'}" for ending, count in findings.left_out.items()]
+    left = [
+        f"{count} {ending or 'without an ending'}" for ending, count in findings.left_out.items()
+    ]
     left += [f"the folder {folder}" for folder in findings.folders]
     if left:
         say(f"left out: {', '.join(left)}")

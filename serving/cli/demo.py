@@ -1,8 +1,9 @@
-"""The demonstration: one passage the corpus does not hold, continued by the base model and by an adapter.
+"""The demonstration: one passage the corpus does not hold, continued by the base model and by an
+adapter.
 
-The corpus is real text that is on the machine anyway: two installed packages that the bundled model never
-saw, without the file that the passage comes from. One passage proves nothing; `benchmarks/quality.py` has
-many. Everything goes through the server's own HTTP interface.
+The corpus is real text that is on the machine anyway: two installed packages that the bundled model
+never saw, without the file that the passage comes from. One passage proves nothing;
+`benchmarks/quality.py` has many. Everything goes through the server's own HTTP interface.
 """
 
 from __future__ import annotations
@@ -75,11 +76,20 @@ class Result:
 
 
 def prepare(home: Path, console: Console) -> Passage:
-    """Build the demonstration's corpus, or find it built; cut the passage out of the file that is held out of it."""
+    """Build the demonstration's corpus, or find it built; cut the passage out of the file that is
+    held out of it.
+    """
     from selection.corpus.corpus import Corpus
     from selection.corpus.sqlite_store import CorpusError
     from selection.embedding import load_embedder
-    from selection.ingest.ingest import Document, find_files, ingest, package_folder, read_file, tokenizer_digest
+    from selection.ingest.ingest import (
+        Document,
+        find_files,
+        ingest,
+        package_folder,
+        read_file,
+        tokenizer_digest,
+    )
     from serving.config import bundled_model
     from serving.settings.model_files import load_tokenizer
 
@@ -107,9 +117,17 @@ def prepare(home: Path, console: Console) -> Passage:
     say(said, "dim", console)
     with reporting("embedding", "sequences", console=console) as done:
         ingest(
-            corpus, documents(), embedder, tokenizer, on_progress=lambda _document, sequences: done.advance(sequences)
+            corpus,
+            documents(),
+            embedder,
+            tokenizer,
+            on_progress=lambda _document, sequences: done.advance(sequences),
         )
-    say("corpus of {} documents, {} sequences; held out: {}".format(*corpus.counts(), HELD_OUT), "dim", console)
+    say(
+        "corpus of {} documents, {} sequences; held out: {}".format(*corpus.counts(), HELD_OUT),
+        "dim",
+        console,
+    )
     corpus.close()
 
     text = (package_folder(PACKAGES[0]).parent / HELD_OUT).read_text()
@@ -134,7 +152,9 @@ def demonstrate(url: str, passage: Passage, console: Console) -> Result:
             reply = _complete(client, budget, passage, list(passage.tokens[:PREFIX]), **_SAMPLING)
             answers[budget], report = reply["choices"][0]["text"], reply["adaptation"]
             say(f"scoring the true continuation with Compute-Budget: {budget} ...", "dim", console)
-            reply = _complete(client, budget, passage, list(passage.tokens), max_tokens=1, prompt_logprobs=0)
+            reply = _complete(
+                client, budget, passage, list(passage.tokens), max_tokens=1, prompt_logprobs=0
+            )
             scores[budget] = _bits_per_byte(reply["choices"][0]["prompt_logprobs"], passage)
     return Result(passage, answers["none"], answers["auto"], scores["none"], scores["auto"], report)
 
@@ -147,7 +167,10 @@ def show(result: Result, url: str, console: Console) -> None:
     answers = Table.grid(expand=True)
     answers.add_column(ratio=1)
     answers.add_column(ratio=1)
-    answers.add_row(_panel(result.base_answer, "base model"), _panel(result.adapted_answer, f"adapted, {steps} steps"))
+    answers.add_row(
+        _panel(result.base_answer, "base model"),
+        _panel(result.adapted_answer, f"adapted, {steps} steps"),
+    )
     console.print(answers)
     console.print(_panel(result.passage.suffix, "the true continuation"))
     share = 100 * result.adapted_bits_per_byte / result.base_bits_per_byte
@@ -174,7 +197,10 @@ def show(result: Result, url: str, console: Console) -> None:
     if len(report["sources"]) > 8:
         say(f"and {len(report['sources']) - 8} more sequences", to=console)
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report["seconds"].items())
-    say(f"seconds: {stages}; {report['spent']['seconds']:.2f} from arrival to the loaded adapter", to=console)
+    say(
+        f"seconds: {stages}; {report['spent']['seconds']:.2f} from arrival to the loaded adapter",
+        to=console,
+    )
     say("\ntry next (start the server with `mayfly demo --keep`):", to=console)
     print_curl(url, console)
 
@@ -182,7 +208,11 @@ def show(result: Result, url: str, console: Console) -> None:
 def print_curl(url: str, console: Console) -> None:
     """A request to try, on lines that can be copied."""
     body = json.dumps(
-        {"model": "nano", "messages": [{"role": "user", "content": "class APIKeyHeader("}], "max_tokens": 64}
+        {
+            "model": "nano",
+            "messages": [{"role": "user", "content": "class APIKeyHeader("}],
+            "max_tokens": 64,
+        }
     )
     say(
         f"curl -si {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
@@ -196,12 +226,19 @@ def _panel(code: str, title: str) -> Panel:
     return Panel(shown, title=Text(title))
 
 
-def _complete(client: httpx.Client, budget: str, passage: Passage, prompt: list[int], **options: Any) -> dict[str, Any]:
+def _complete(
+    client: httpx.Client, budget: str, passage: Passage, prompt: list[int], **options: Any
+) -> dict[str, Any]:
     reply = client.post(
         "/v1/completions",
         headers={"Compute-Budget": budget},
         # The adapter may know the prompt alone, also when the true continuation is scored.
-        json={"model": "nano", "prompt": prompt, "adaptation": {"prompt": passage.prefix}, **options},
+        json={
+            "model": "nano",
+            "prompt": prompt,
+            "adaptation": {"prompt": passage.prefix},
+            **options,
+        },
     )
     if reply.status_code != 200:
         raise AdaptationFailedError(f"the server answers {reply.status_code}: {reply.text[:500]}")

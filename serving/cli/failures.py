@@ -1,8 +1,9 @@
-"""What the command `mayfly` makes of an exception: one line for what its user can mend, a traceback for a bug.
+"""What the command `mayfly` makes of an exception: one line for what its user can mend, a traceback
+for a bug.
 
-Ours are the three trees of `serving.errors`, `selection.errors` and `adapters.errors`; of the operating system's
-errors those with a remedy count, such as a full disk or a folder that may not be read. A ValueError that is none of
-ours is a bug like any other.
+Ours are the three trees of `serving.errors`, `selection.errors` and `adapters.errors`; of the
+operating system's errors those with a remedy count, such as a full disk or a folder that may not be
+read. A ValueError that is none of ours is a bug like any other.
 """
 
 from __future__ import annotations
@@ -76,25 +77,36 @@ def mendable(problem: BaseException) -> str | None:
     """What a user is told in one line, with what to do; None where only the developers can mend it."""
     if isinstance(problem, OURS):
         return in_full(problem)
-    if isinstance(problem, RuntimeError) and str(problem).startswith("Symlink loop from "):  # pathlib's, up to 3.12
+    # Pathlib's, up to 3.12.
+    if isinstance(problem, RuntimeError) and str(problem).startswith("Symlink loop from "):
         path = str(problem).removeprefix("Symlink loop from ").strip("'\"")
         return f"{path}: {os.strerror(errno.ELOOP)}; {_REMEDIES[errno.ELOOP]}"
     if isinstance(problem, OSError) and problem.errno in _REMEDIES:
-        where = " and ".join(str(name) for name in (problem.filename, problem.filename2) if name is not None)
+        where = " and ".join(
+            str(name) for name in (problem.filename, problem.filename2) if name is not None
+        )
         said = problem.strerror or os.strerror(problem.errno)
-        return f"{where}: {said}; {_REMEDIES[problem.errno]}" if where else f"{said}; {_REMEDIES[problem.errno]}"
+        return (
+            f"{where}: {said}; {_REMEDIES[problem.errno]}"
+            if where
+            else f"{said}; {_REMEDIES[problem.errno]}"
+        )
     return None
 
 
 def _escape_what_cannot_be_encoded() -> None:
-    """Names of files may hold bytes that are no text, and a terminal's encoding may not have every character."""
+    """Names of files may hold bytes that are no text, and a terminal's encoding may not have every
+    character.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _flushed(status: int) -> int:
-    """The status, once all is written; who reads may have gone, which is no news (`mayfly corpus show x | head`)."""
+    """The status, once all is written; who reads may have gone, which is no news (`mayfly corpus
+    show x | head`).
+    """
     try:
         sys.stdout.flush()
     except BrokenPipeError:

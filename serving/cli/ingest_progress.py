@@ -30,7 +30,13 @@ class IngestProgress:
         every: float = EVERY_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._files, self._size, self._tell, self._every, self._clock = files, size, tell, every, clock
+        self._files, self._size, self._tell, self._every, self._clock = (
+            files,
+            size,
+            tell,
+            every,
+            clock,
+        )
         self._begun = self._told = clock()
         self._read = self._sequences = 0
         self._embedded = self._passed = 0  # bytes
@@ -48,14 +54,18 @@ class IngestProgress:
         self.tick()
 
     def close_file(self) -> None:
-        """It was read. What of its bytes belongs to no document is passed over: the syntax of a table, for one."""
+        """It was read. What of its bytes belongs to no document is passed over: the syntax of a
+        table, for one.
+        """
         self._passed += self._left_of_file
         self._left_of_file = 0
         self._read += 1
         self.tick()
 
     def document(self, name: str, size: int) -> None:
-        """A document of that file was read; a table that is packed has fewer bytes than its documents."""
+        """A document of that file was read; a table that is packed has fewer bytes than its
+        documents.
+        """
         share = min(size, self._left_of_file)
         self._left_of_file -= share
         self._share[name] = share

@@ -1,4 +1,6 @@
-"""The command `mayfly key`: a new API key, and what the key file must know of it. Nothing is written or kept here."""
+"""The command `mayfly key`: a new API key, and what the key file must know of it. Nothing is
+written or kept here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ key_app = typer.Typer(help="Make API keys for `mayfly serve --api-key-file`.", n
 def key_new(
     name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, '_' and '-'.")],
 ) -> None:
-    """Make a key: the secret, shown once, on standard error; its table for the key file on standard output.
+    """Make a key: the secret, shown once, on standard error; its table for the key file on standard
+    output.
 
     Example: [cyan]mayfly key new alice >> keys.toml[/]
     """

@@ -1,8 +1,8 @@
 """The command `mayfly`: what it consists of, one adapter to keep, the demonstration.
 
-Errors that a user can mend are one line that says how; everything else is a bug and keeps its traceback. What the
-commands do lives elsewhere: `selection`, `serving.app`, `serving.cli.demo`; most have a file of their own in
-this package. Nothing heavy is imported before a command needs it.
+Errors that a user can mend are one line that says how; everything else is a bug and keeps its
+traceback. What the commands do lives elsewhere: `selection`, `serving.app`, `serving.cli.demo`;
+most have a file of their own in this package. Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of every error.")
+    ] = False,
 ) -> None:
     """Say the version, or go on to a command."""
     _failures.debug = debug
@@ -73,19 +75,30 @@ def root(
 
 @app.command()
 def adapt(
-    prompt: Annotated[str, typer.Option("--prompt", help="What to adapt to; `-` reads it from standard input.")],
-    keep: Annotated[Path, typer.Option("--out", help="A folder for the adapter, in PEFT's format; made if need be.")],
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="What to adapt to; `-` reads it from standard input.")
+    ],
+    keep: Annotated[
+        Path,
+        typer.Option("--out", help="A folder for the adapter, in PEFT's format; made if need be."),
+    ],
     corpus: Annotated[str, typer.Option("--corpus", help="The corpus to learn from.")],
     budget: Annotated[
-        str, typer.Option("--budget", help="As the Compute-Budget header, such as `steps=20, seconds=5`.")
+        str,
+        typer.Option(
+            "--budget", help="As the Compute-Budget header, such as `steps=20, seconds=5`."
+        ),
     ] = "auto",
-    plan: Annotated[str, typer.Option("--plan", help="How to train: sequential, batched or reuse.")] = "sequential",
+    plan: Annotated[
+        str, typer.Option("--plan", help="How to train: sequential, batched or reuse.")
+    ] = "sequential",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the adapter.")] = 0,
     model: Model = None,
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
-    """Train the adapter a prompt would be answered with, and keep it: plain PEFT and vLLM load the folder.
+    """Train the adapter a prompt would be answered with, and keep it: plain PEFT and vLLM load the
+    folder.
 
     Example: [cyan]mayfly adapt --prompt "def shortest_path(" --corpus nx --out ./adapter[/]
     """
@@ -98,19 +111,25 @@ def adapt(
     from serving.local.checks import check_writable
 
     if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise typer.BadParameter(f"{keep} is there already; name a new or empty folder", param_hint="--out")
+        raise typer.BadParameter(
+            f"{keep} is there already; name a new or empty folder", param_hint="--out"
+        )
     if plan not in PLANS:
-        raise typer.BadParameter(f"unknown plan {plan!r}: one of {', '.join(PLANS)}", param_hint="--plan")
+        raise typer.BadParameter(
+            f"unknown plan {plan!r}: one of {', '.join(PLANS)}", param_hint="--plan"
+        )
     check_writable(keep)
     settings = Settings(model=model, corpus=corpus, embedder=embedder, home=home)
     auto, most = settings.budgets()
-    limits = parse_budget(budget, default=auto.cut_to(most)[0], auto=auto.cut_to(most)[0], limits=most)
+    limits = parse_budget(
+        budget, default=auto.cut_to(most)[0], auto=auto.cut_to(most)[0], limits=most
+    )
     if limits.steps == 0:
         raise AdaptationFailedError(f"nothing to learn: {no_step(limits, ())}")
     settings.check()
     text = read_input() if prompt == "-" else prompt
     with working("loading the embedder and the base model"):
-        from adapters import Trainer, Watch
+        from adapters import Probe, Trainer
         from selection import Selector
         from selection.embedding import Prompt
         from serving.adaptation.request import watched
@@ -127,21 +146,30 @@ def adapt(
     kept = selection.calibration
     gain = kept.gain if kept and limits.own_gain and limits.gain is not None else limits.gain
     tokens = watched([Prompt(text)], load_tokenizer(config.engine.model))
-    with kept_when_broken_off(lambda: f"no adapter was written to {keep}"), working("training") as status:
+    with (
+        kept_when_broken_off(lambda: f"no adapter was written to {keep}"),
+        working("training") as status,
+    ):
         training = trainer.train(
             selection.sequences,
             seed=seed,
             seconds=math.inf if limits.seconds is None else limits.seconds,
             plan=plan,
             learning_rate=kept.learning_rate if kept else None,
-            watch=Watch(tokens, gain) if len(tokens) > 1 else None,
+            watch=Probe(tokens, gain) if len(tokens) > 1 else None,
             on_step=lambda step: status.update(
                 f"step {step.steps} of {step.of}"
-                + ("" if step.watched is None else f", loss of the prompt itself {step.watched:.3f}")
+                + (
+                    ""
+                    if step.watched is None
+                    else f", loss of the prompt itself {step.watched:.3f}"
+                )
             ),
         )
     if training.adapter is None:
-        raise AdaptationFailedError(f"no adapter: training ended by {training.stop!r} before it had one")
+        raise AdaptationFailedError(
+            f"no adapter: training ended by {training.stop!r} before it had one"
+        )
     training.adapter.save(keep)
     sigma, helped = selection.uncertainty[training.used], training.before_and_after
     loss = f"{told_loss(*helped, training.kept, training.used)}, " if helped else ""
@@ -154,12 +182,18 @@ def adapt(
 
 @app.command()
 def demo(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")
+    ] = 8000,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server up afterwards.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+    ] = False,
     home: Home = HOME,
 ) -> None:
-    """Bring everything up, answer one request with the base model and with an adapter, and show the difference."""
+    """Bring everything up, answer one request with the base model and with an adapter, and show the
+    difference.
+    """
     from serving.cli.demo import CORPUS, demonstrate, prepare, show
     from serving.local.checks import check_port, check_writable
 

@@ -1,7 +1,9 @@
-"""Progress: how far long work is, as a bar or a spinner on a terminal and as a line every few seconds elsewhere.
+"""Progress: how far long work is, as a bar or a spinner on a terminal and as a line every few
+seconds elsewhere.
 
-`reporting` is for work that is counted, `working` for work that is not. Work that has no news for QUIET_SECONDS says
-that it still goes on. `kept_when_broken_off` says after Ctrl-C what was kept. Knows nothing of what is done.
+`reporting` is for work that is counted, `working` for work that is not. Work that has no news for
+QUIET_SECONDS says that it still goes on. `kept_when_broken_off` says after Ctrl-C what was kept.
+Knows nothing of what is done.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ Clock = Callable[[], float]
 
 
 class Lines:
-    """News as lines: the first at once, then no more often than EVERY_SECONDS, and one where there is none for long.
+    """News as lines: the first at once, then no more often than EVERY_SECONDS, and one where there
+    is none for long.
 
     Args:
         what: the work, in words that begin each line.
@@ -44,7 +47,9 @@ class Lines:
         clock: seconds.
     """
 
-    def __init__(self, what: str, tell: Callable[[str], None], clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, what: str, tell: Callable[[str], None], clock: Clock = time.monotonic
+    ) -> None:
         self._what, self._tell, self._clock = what, tell, clock
         self._begun = self._last = clock()
         self._lock = threading.Lock()
@@ -71,7 +76,9 @@ class Lines:
 class Counted:
     """Work that is counted; what `reporting` gives."""
 
-    def __init__(self, what: str, unit: str, total: int | None, clock: Clock, show: Callable[[Counted], None]) -> None:
+    def __init__(
+        self, what: str, unit: str, total: int | None, clock: Clock, show: Callable[[Counted], None]
+    ) -> None:
         self.what, self.unit, self.total, self.done = what, unit, total, 0
         self._clock, self._begun, self._show = clock, clock(), show
         self._before = 0
@@ -107,7 +114,12 @@ class Counted:
 
 @contextmanager
 def reporting(
-    what: str, unit: str, total: int | None = None, *, console: Console = err, clock: Clock = time.monotonic
+    what: str,
+    unit: str,
+    total: int | None = None,
+    *,
+    console: Console = err,
+    clock: Clock = time.monotonic,
 ) -> Iterator[Counted]:
     """Tell how far counted work is.
 
@@ -119,11 +131,25 @@ def reporting(
         clock: seconds.
     """
     if console.is_terminal:
-        columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
-        columns += [MofNCompleteColumn(), TextColumn(unit, markup=False), TimeElapsedColumn(), _Left()]
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+        ]
+        columns += [
+            MofNCompleteColumn(),
+            TextColumn(unit, markup=False),
+            TimeElapsedColumn(),
+            _Left(),
+        ]
         with Bars(*columns, console=console) as bars:
             task = bars.add_task(plain_line(what), total=total)
-            yield Counted(what, unit, total, clock, lambda now: bars.update(task, completed=now.done, total=now.total))
+            yield Counted(
+                what,
+                unit,
+                total,
+                clock,
+                lambda now: bars.update(task, completed=now.done, total=now.total),
+            )
         return
     lines = Lines(plain_line(what), lambda line: say(line, to=console), clock)
     counted = Counted(what, unit, total, clock, lambda now: lines.news(str(now)))
@@ -142,14 +168,25 @@ class _Left(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Nothing before the speed is known."""
-        return Text("") if task.time_remaining is None else Text.assemble(self._remaining.render(task), " left")
+        return (
+            Text("")
+            if task.time_remaining is None
+            else Text.assemble(self._remaining.render(task), " left")
+        )
 
 
 class Working:
-    """Work that is not counted: on a terminal a spinner, elsewhere lines, the first of them at once or only later."""
+    """Work that is not counted: on a terminal a spinner, elsewhere lines, the first of them at once
+    or only later.
+    """
 
     def __init__(
-        self, what: str, console: Console = err, clock: Clock = time.monotonic, *, at_once: bool = True
+        self,
+        what: str,
+        console: Console = err,
+        clock: Clock = time.monotonic,
+        *,
+        at_once: bool = True,
     ) -> None:
         self._what, self._at_once = what, at_once
         self._spinner = console.status(Text(plain_line(what))) if console.is_terminal else None
@@ -166,7 +203,10 @@ class Working:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.stop()
 

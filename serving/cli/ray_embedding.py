@@ -1,7 +1,9 @@
-"""Embedding spread over a Ray cluster: batches of texts out, their vectors back, in order, by Ray Data.
+"""Embedding spread over a Ray cluster: batches of texts out, their vectors back, in order, by Ray
+Data.
 
-For `mayfly corpus add --ray`. Only the embedding leaves this process; documents are read, cut and written here, so the
-corpus is the one that a single process makes, to float rounding. One of the two ray imports, beside `serving.app`.
+For `mayfly corpus add --ray`. Only the embedding leaves this process; documents are read, cut and
+written here, so the corpus is the one that a single process makes, to float rounding. One of the
+two ray imports, beside `serving.app`.
 
 Shapes: N texts, D embedding dimensions.
 """
@@ -23,12 +25,14 @@ import ray.data
 from selection.embedding import Embeddings, load_embedder
 
 _BATCH = 64  # texts that a worker embeds at once
-_BATCHES_AT_ONCE = 256  # handed to Ray together: bounds what waits in memory, and what a broken-off run repeats
+# Handed to Ray together: bounds what waits in memory, and what a broken-off run repeats.
+_BATCHES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Embeds as the embedder of that name does, on the workers of the cluster that this process is connected to.
+    """Embeds as the embedder of that name does, on the workers of the cluster that this process is
+    connected to.
 
     Attributes:
         embedder: as in `selection.embedding.load_embedder`.
@@ -44,7 +48,10 @@ class Spread:
         """The vectors [N, D] of each batch of texts, in order."""
         source = iter(batches)
         while several := list(islice(source, _BATCHES_AT_ONCE)):
-            texts = [{"row": row, "text": text} for row, text in enumerate(t for batch in several for t in batch)]
+            texts = [
+                {"row": row, "text": text}
+                for row, text in enumerate(t for batch in several for t in batch)
+            ]
             blocks = -(-len(texts) // _BATCH)
             embedded = ray.data.from_items(texts, override_num_blocks=blocks).map_batches(
                 _Worker,
@@ -64,9 +71,12 @@ class Spread:
 
 @contextmanager
 def cluster(embedder: str, base_model: str) -> Iterator[Spread]:
-    """The cluster at RAY_ADDRESS, else the one that runs on this machine, else one for the length of the `with`."""
+    """The cluster at RAY_ADDRESS, else the one that runs on this machine, else one for the length
+    of the `with`.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of what cannot matter here
+    # Else it warns of what cannot matter here.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     context = ray.data.DataContext.get_current()

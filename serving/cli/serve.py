@@ -1,4 +1,6 @@
-"""The commands `mayfly serve` and `mayfly config`: a server with these settings, and which settings these would be."""
+"""The commands `mayfly serve` and `mayfly config`: a server with these settings, and which settings
+these would be.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,17 @@ def serve(settings: Settings, _: typer.Context) -> None:
         with running(config, lambda stage: say(stage, "dim")) as (url, watch):
             if not config.has_keys and not _is_loopback(config.host):
                 warning = f"there are no API keys: anyone who can reach {config.host}:{config.port} can use this server"
-                say(Text.assemble(("warning: ", "yellow"), f"{warning} and its corpora (--api-key, --api-key-file)"))
-            say(Text.assemble(("ready ", "green"), f"{config.engine.served_name} at {url}/v1 (Ctrl-C ends it)"))
+                say(
+                    Text.assemble(
+                        ("warning: ", "yellow"),
+                        f"{warning} and its corpora (--api-key, --api-key-file)",
+                    )
+                )
+            say(
+                Text.assemble(
+                    ("ready ", "green"), f"{config.engine.served_name} at {url}/v1 (Ctrl-C ends it)"
+                )
+            )
             watch()
     except KeyboardInterrupt:
         say("ended")
@@ -54,7 +65,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _again(environment: dict[str, str]) -> NoReturn:
-    """This command from its beginning, in this process: Ray cannot be started twice in one that has lost it."""
+    """This command from its beginning, in this process: Ray cannot be started twice in one that has
+    lost it.
+    """
     for file in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the folder that was just read
             os.set_inheritable(int(file), int(file) <= 2)
@@ -62,7 +75,8 @@ def _again(environment: dict[str, str]) -> NoReturn:
 
 
 def _config(settings: Settings, context: typer.Context, example: bool) -> None:
-    """Print the settings that `mayfly serve` would have with the same flags, environment and file, and from where.
+    """Print the settings that `mayfly serve` would have with the same flags, environment and file,
+    and from where.
 
     Secrets are counted, not shown. What model, corpus or machine decide is as it would be here.
     """
@@ -79,9 +93,13 @@ def _config(settings: Settings, context: typer.Context, example: bool) -> None:
     show(shown)
 
 
-_EXAMPLE = Annotated[bool, typer.Option("--example", help="Print an example of the settings file, and nothing else.")]
+_EXAMPLE = Annotated[
+    bool, typer.Option("--example", help="Print an example of the settings file, and nothing else.")
+]
 _config.__name__ = "config"
-config = with_settings(_config, Parameter("example", Parameter.KEYWORD_ONLY, annotation=_EXAMPLE, default=False))
+config = with_settings(
+    _config, Parameter("example", Parameter.KEYWORD_ONLY, annotation=_EXAMPLE, default=False)
+)
 
 
 def effective(settings: Settings) -> dict[str, str]:
@@ -90,7 +108,11 @@ def effective(settings: Settings) -> dict[str, str]:
     decided = {
         "model": config.engine.model,
         "served_model_name": [config.engine.served_name, *config.engine.more_names],
-        "budget": ", ".join(f"{name}={value:g}" for name, value in config.auto.as_dict().items() if value is not None),
+        "budget": ", ".join(
+            f"{name}={value:g}"
+            for name, value in config.auto.as_dict().items()
+            if value is not None
+        ),
         "rank": config.trainer.rank,
         "allowed_host": [*config.allowed_hosts] or None,
         "allowed_origin": [*config.allowed_origins] or None,

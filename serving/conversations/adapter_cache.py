@@ -1,12 +1,12 @@
 """Conversations: the adapter that answered a turn, kept a while for the turn that follows it.
 
-A request belongs to the conversation that it begins with: a chat's messages up to and including the assistant's answer,
-or a completion's prompt and its answer (`serving.conversations.transcript`). The longest beginning that is known is
-continued.
+A request belongs to the conversation that it begins with: a chat's messages up to and including the
+assistant's answer, or a completion's prompt and its answer (`serving.conversations.transcript`).
+The longest beginning that is known is continued.
 
-Nobody is given an adapter across keys, corpora, models or filters: each has conversations of its own, because an
-adapter knows the documents it was trained on. Of what was said only digests are kept. One event loop, no locks; it
-knows no HTTP, and trains nothing.
+Nobody is given an adapter across keys, corpora, models or filters: each has conversations of its
+own, because an adapter knows the documents it was trained on. Of what was said only digests are
+kept. One event loop, no locks; it knows no HTTP, and trains nothing.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from typing import Any
 
 from adapters.adapter import Adapter
 from selection.corpus.filters import Filter
-from serving.conversations.completion_reader import Spoken
-from serving.conversations.transcript import Talk
+from serving.conversations.completion_reader import AssistantMessage
+from serving.conversations.transcript import Transcript
 
 
 @dataclass(frozen=True)
-class ConversationsConfig:
+class AdapterCacheConfig:
     """How much is kept.
 
     Attributes:
-        most_bytes: of all adapters together; the least recently used goes first. A larger one is not kept at all.
+        most_bytes: of all adapters together; the least recently used goes first. A larger one is
+            not kept at all.
         most_turns: of all conversations together, likewise.
         seconds: that a turn is kept after it was last used.
-        most_steps: an adapter with so many steps behind it is not trained further: the next turn starts afresh. Every
-            turn's steps go the whole learning rate further from the base model, on few documents, and nothing brings
-            them back; gains were measured up to 50 steps. So none has more steps than these and one request's.
+        most_steps: an adapter with so many steps behind it is not trained further: the next turn
+            starts afresh. Every turn's steps go the whole learning rate further from the base
+            model, on few documents, and nothing brings them back; gains were measured up to 50
+            steps. So none has more steps than these and one request's.
     """
 
     most_bytes: int = 512 << 20
@@ -45,7 +47,7 @@ class ConversationsConfig:
 
 
 @dataclass(frozen=True)
-class Whose:
+class CacheScope:
     """Who may continue an adapter.
 
     Attributes:
@@ -86,8 +88,10 @@ class Reused:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A turn's adapter: its weights as `adapters.Adapter` holds them, its name, and the turns and steps behind it."""
+class CachedAdapter:
+    """A turn's adapter: its weights as `adapters.Adapter` holds them, its name, and the turns and
+    steps behind it.
+    """
 
     weights: bytes
     adapter: str
@@ -95,7 +99,7 @@ class Kept:
     steps: int
 
     @classmethod
-    def after(cls, earlier: Kept | None, adapter: Adapter) -> Kept:
+    def after(cls, earlier: CachedAdapter | None, adapter: Adapter) -> CachedAdapter:
         """A turn's adapter, and the one it was trained further from, if any."""
         turns, steps = (earlier.turns, earlier.steps) if earlier else (0, 0)
         return cls(adapter.weights, adapter.name, turns + 1, steps + len(adapter.losses))
@@ -108,28 +112,34 @@ class Kept:
 
 @dataclass(eq=False)
 class _Turn:
-    kept: Kept
+    kept: CachedAdapter
     group: bytes
-    ends: dict[bytes, int]  # digest of the conversation with each of its answers -> length of what was said
+    # Digest of the conversation with each of its answers -> length of what was said.
+    ends: dict[bytes, int]
     used: float
 
 
-class Conversations:
+class AdapterCache:
     """The turns that may be followed by another."""
 
-    def __init__(self, config: ConversationsConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: AdapterCacheConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config
         self.bytes = 0  # of the adapters that are held
         self._clock = clock
         self._turns: OrderedDict[_Turn, None] = OrderedDict()  # the least recently used first
         self._by_end: dict[bytes, _Turn] = {}
-        self._lengths: dict[bytes, Counter[int]] = {}  # group -> lengths of its ends, and how many are that long
+        # Group -> lengths of its ends, and how many are that long.
+        self._lengths: dict[bytes, Counter[int]] = {}
 
     def __len__(self) -> int:
         return len(self._turns)
 
-    def find(self, whose: Whose, talk: Talk) -> Kept | None:
-        """The adapter of the longest known beginning; None if there is none, or its steps are spent."""
+    def find(self, whose: CacheScope, talk: Transcript) -> CachedAdapter | None:
+        """The adapter of the longest known beginning; None if there is none, or its steps are
+        spent.
+        """
         self._expire()
         group = whose.digest()
         digest, position, found = hashlib.sha256(group), 0, None
@@ -145,16 +155,28 @@ class Conversations:
         self._turns.move_to_end(found)
         return found.kept if found.kept.steps < self.config.most_steps else None
 
-    def keep(self, whose: Whose, talk: Talk, answers: Sequence[Spoken], kept: Kept) -> None:
+    def keep(
+        self,
+        whose: CacheScope,
+        talk: Transcript,
+        answers: Sequence[AssistantMessage],
+        kept: CachedAdapter,
+    ) -> None:
         """Keep the adapter that gave these answers, for whoever goes on from one of them."""
         self._expire()
         if not answers or len(kept.weights) > self.config.most_bytes:
             return
         if kept.steps >= self.config.most_steps:
-            # That it is spent must be known, or else the turn before it would be continued in its place.
+            # That it is spent must be known, or else the turn before it would be continued in its
+            # place.
             kept = replace(kept, weights=b"")
         group, turns = whose.digest(), (talk.answered(answer) for answer in answers)
-        turn = _Turn(kept, group, {hashlib.sha256(group + said).digest(): len(said) for said in turns}, self._clock())
+        turn = _Turn(
+            kept,
+            group,
+            {hashlib.sha256(group + said).digest(): len(said) for said in turns},
+            self._clock(),
+        )
         for end in turn.ends.keys() & self._by_end.keys():
             self._forget(end)
         for end, length in turn.ends.items():

@@ -1,7 +1,9 @@
-"""What an answer said, heard from vLLM's own response as its bytes pass: a JSON body, or the events of a stream.
+"""What an answer said, heard from vLLM's own response as its bytes pass: a JSON body, or the events
+of a stream.
 
-Chat, completions and responses, every choice. Only a whole answer counts: one that was broken off, failed or grew
-beyond a limit was not heard. It changes nothing of what passes, and does not know why anyone listens.
+Chat, completions and responses, every choice. Only a whole answer counts: one that was broken off,
+failed or grew beyond a limit was not heard. It changes nothing of what passes, and does not know
+why anyone listens.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-_WELL_ENDED = ("stop", "length", "tool_calls", "repetition", "completed", "incomplete")  # not: abort, error, failed
+# Not: abort, error, failed.
+_WELL_ENDED = ("stop", "length", "tool_calls", "repetition", "completed", "incomplete")
 
 
 @dataclass(frozen=True)
-class Spoken:
+class AssistantMessage:
     """An answer: its text, and name and arguments (JSON) of each tool call."""
 
     text: str
@@ -24,11 +27,12 @@ class Spoken:
 @dataclass
 class _Choice:
     texts: list[str] = field(default_factory=list)
-    calls: dict[int, list[str]] = field(default_factory=dict)  # the name, then pieces of the arguments
+    # The name, then pieces of the arguments.
+    calls: dict[int, list[str]] = field(default_factory=dict)
     end: str | None = None
 
 
-class Heard:
+class CompletionReader:
     """Fed with the body of a response of 200.
 
     One of more than `most_bytes` is passed by unheard: the next request would hardly hold it.
@@ -54,16 +58,23 @@ class Heard:
                 if line.startswith(b"data:"):
                     self._hear(bytes(line[len(b"data:") :]).strip())
 
-    def answers(self) -> tuple[Spoken, ...]:
-        """Of each choice that ended well and said something, in order; nothing unless the whole response has passed."""
+    def answers(self) -> tuple[AssistantMessage, ...]:
+        """Of each choice that ended well and said something, in order; nothing unless the whole
+        response has passed.
+        """
         if self._is_json() and not self._whole:
             self._hear(bytes(self._pending))
             self._whole = True
         if not self._whole or self._left < 0:
             return ()
-        ended = [self._choices[i] for i in sorted(self._choices) if self._choices[i].end in _WELL_ENDED]
+        ended = [
+            self._choices[i] for i in sorted(self._choices) if self._choices[i].end in _WELL_ENDED
+        ]
         spoken = [
-            Spoken("".join(choice.texts), tuple((call[0], "".join(call[1:])) for call in choice.calls.values()))
+            AssistantMessage(
+                "".join(choice.texts),
+                tuple((call[0], "".join(call[1:])) for call in choice.calls.values()),
+            )
             for choice in ended
         ]
         return tuple(answer for answer in spoken if answer.text or answer.calls)
@@ -106,7 +117,9 @@ class Heard:
     def _add_response(self, response: dict[str, Any]) -> None:
         """A whole response: its items are the one answer's text and calls."""
         items = response["output"]
-        parts = [part for item in items if item.get("type") == "message" for part in item["content"]]
+        parts = [
+            part for item in items if item.get("type") == "message" for part in item["content"]
+        ]
         calls = [{"function": item} for item in items if item.get("type") == "function_call"]
         message = {"content": "".join(part.get("text", "") for part in parts), "tool_calls": calls}
         self._add(0, {"message": message, "finish_reason": response.get("status")})

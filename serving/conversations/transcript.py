@@ -1,8 +1,10 @@
-"""Talk: what has been said until now, spelt so that a conversation's later requests begin with its earlier ones.
+"""Talk: what has been said until now, spelt so that a conversation's later requests begin with its
+earlier ones.
 
-Of a chat's message its role, its text and its tool calls count. What clients change on the way does not: a string or
-a list of texts, fields that are null, white space at the ends, ids, the spelling of a call's arguments. A response's
-items are spelt as the messages of a chat. It judges nothing: the form of a request is vLLM's.
+Of a chat's message its role, its text and its tool calls count. What clients change on the way does
+not: a string or a list of texts, fields that are null, white space at the ends, ids, the spelling
+of a call's arguments. A response's items are spelt as the messages of a chat. It judges nothing:
+the form of a request is vLLM's.
 """
 
 from __future__ import annotations
@@ -12,26 +14,30 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from serving.conversations.completion_reader import Spoken
+from serving.conversations.completion_reader import AssistantMessage
 
 
 @dataclass(frozen=True)
-class Talk:
+class Transcript:
     """What a request says; `answered` of a turn is what `said` of the next one begins with."""
 
     said: bytes
     is_chat: bool
 
-    def answered(self, answer: Spoken) -> bytes:
+    def answered(self, answer: AssistantMessage) -> bytes:
         """The same, with the answer."""
         if not self.is_chat:
             return self.said + _encoded(answer.text)
         calls = [_called(name, arguments) for name, arguments in answer.calls]
-        return self.said + _spelt({"role": "assistant", "content": answer.text, "tool_calls": calls})
+        return self.said + _spelt(
+            {"role": "assistant", "content": answer.text, "tool_calls": calls}
+        )
 
 
-def read_talk(body: dict[str, Any]) -> Talk | None:
-    """What a request says; None where nothing can follow: several prompts, tokens, an echo, or not a request at all."""
+def parse_transcript(body: dict[str, Any]) -> Transcript | None:
+    """What a request says; None where nothing can follow: several prompts, tokens, an echo, or not
+    a request at all.
+    """
     messages, prompt = body.get("messages"), body.get("prompt")
     if "input" in body:
         said = body["input"]
@@ -40,17 +46,22 @@ def read_talk(body: dict[str, Any]) -> Talk | None:
         if not all(isinstance(message, dict) for message in messages):
             return None
         if "input" in body:
-            messages = [{"role": "system", "content": body.get("instructions")}, *_messages(messages)]
-        return Talk(b"chat\n" + b"".join(map(_spelt, messages)), is_chat=True)
+            messages = [
+                {"role": "system", "content": body.get("instructions")},
+                *_messages(messages),
+            ]
+        return Transcript(b"chat\n" + b"".join(map(_spelt, messages)), is_chat=True)
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if isinstance(prompt, str) and not body.get("echo"):
-        return Talk(b"text\n" + _encoded(prompt), is_chat=False)
+        return Transcript(b"text\n" + _encoded(prompt), is_chat=False)
     return None
 
 
 def _messages(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A response's items as messages: an answer's text and its calls, which are items of their own, are one again."""
+    """A response's items as messages: an answer's text and its calls, which are items of their own,
+    are one again.
+    """
     messages: list[dict[str, Any]] = []
     for item in items:
         kind = item.get("type")
@@ -76,13 +87,19 @@ def _spelt(message: dict[str, Any]) -> bytes:
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     said = "".join(text for text in texts if isinstance(text, str)).strip()
-    shown = [part for part, text in zip(parts, texts, strict=True) if part is not None and not isinstance(text, str)]
+    shown = [
+        part
+        for part, text in zip(parts, texts, strict=True)
+        if part is not None and not isinstance(text, str)
+    ]
     called = [_call(call) for call in calls] if isinstance(calls, list) else []
     return json.dumps([message.get("role"), said, shown, called], sort_keys=True).encode() + b"\n"
 
 
 def _call(call: Any) -> Any:
-    """Name and arguments of a tool call; clients read the arguments, which are JSON, and write them anew."""
+    """Name and arguments of a tool call; clients read the arguments, which are JSON, and write them
+    anew.
+    """
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
         return call

@@ -13,7 +13,8 @@ class EngineConfig:
         model: hub id or folder.
         served_name: the name clients use.
         more_names: others that they may use.
-        tool_call_parser: vLLM's name of how the model calls tools; None refuses tools that it chooses itself.
+        tool_call_parser: vLLM's name of how the model calls tools; None refuses tools that it
+            chooses itself.
         rank: the largest rank of an adapter.
         targets: projections that adapters may touch.
         dtype: "auto" takes float32 on a CPU and the model's own elsewhere.

@@ -1,17 +1,21 @@
-"""The only vllm import beside its plugins: the engine, its adapter slots, and vLLM's own OpenAI application.
+"""The only vllm import beside its plugins: the engine, its adapter slots, and vLLM's own OpenAI
+application.
 
-vLLM validates and renders a request as it always does, and calls `generate` last. That is where a request's
-adapter comes in: `Engine` puts itself before that one method, asks the request in hand (a context variable)
-for its adapter, and hands vLLM a LoRARequest that was never registered under a name. So whatever vLLM refuses
-costs no adaptation, and everything else (chat, completions, streams, tools, log-probabilities) is vLLM's.
+vLLM validates and renders a request as it always does, and calls `generate` last. That is where a
+request's adapter comes in: `Engine` puts itself before that one method, asks the request in hand (a
+context variable) for its adapter, and hands vLLM a LoRARequest that was never registered under a
+name. So whatever vLLM refuses costs no adaptation, and everything else (chat, completions, streams,
+tools, log-probabilities) is vLLM's.
 
-An adapter is staged as PEFT's two files in memory-backed storage, loaded, and after its request unloaded and
-deleted, in this order: no request may be running when its adapter goes (vLLM's engine dies of that). Names,
-ids and paths are never used twice: vLLM's prefix cache knows adapters by name and path.
+An adapter is staged as PEFT's two files in memory-backed storage, loaded, and after its request
+unloaded and deleted, in this order: no request may be running when its adapter goes (vLLM's engine
+dies of that). Names, ids and paths are never used twice: vLLM's prefix cache knows adapters by name
+and path.
 
-Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_state`, `AsyncLLM.generate`,
-`AsyncLLM.is_paused`, `InputProcessor.process_inputs`, `StructuredOutputManager.grammar_init`,
-`openai_serving_models`, the `_inner` of the renderer's `_executor`, where prompts are tokenised.
+Seams into vLLM 0.32 (pinned, a contract test each): `build_app`, `init_app_state`,
+`AsyncLLM.generate`, `AsyncLLM.is_paused`, `InputProcessor.process_inputs`,
+`StructuredOutputManager.grammar_init`, `openai_serving_models`, the `_inner` of the renderer's
+`_executor`, where prompts are tokenised.
 """
 
 from __future__ import annotations
@@ -47,8 +51,8 @@ from serving.observability.tracing import span
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 _PLUGINS = {"mayfly_cpu_lora", "mayfly_parent_death", "mayfly_strict_lora"}
-# Tokens of one step on a CPU: each token of every answer waits for a whole step, however many prompts others have in
-# it. A larger one computes hardly more tokens a second.
+# Tokens of one step on a CPU: each token of every answer waits for a whole step, however many
+# prompts others have in it. A larger one computes hardly more tokens a second.
 _STEP_TOKENS = 256
 _LOOK_SECONDS = 0.5  # between looks whether an engine that is asked still lives
 
@@ -65,7 +69,9 @@ class Adapted(Protocol):
         """Whether there can be an adapter to answer with."""
 
     async def speaker(self) -> LoadedAdapter | None:
-        """The adapter to answer with, trained and loaded when first asked for; None for the base model."""
+        """The adapter to answer with, trained and loaded when first asked for; None for the base
+        model.
+        """
 
     def answering(self, task: asyncio.Task[None]) -> None:
         """Told of each generation, so that the adapter stays until all of them have ended."""
@@ -91,7 +97,8 @@ class Engine:
         self.config = config
         self._llm = llm
         self._plain_generate: Callable[..., AsyncIterator[Any]] = llm.generate
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model)  # vLLM's own belongs to its threads
+        # VLLM's own belongs to its threads.
+        self.tokenizer = AutoTokenizer.from_pretrained(config.model)
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(config.adapters)
         self._live: set[int] = set()
@@ -113,7 +120,8 @@ class Engine:
         # vLLM's own bound is lower than the one that `serving.http.body` tells clients of.
         os.environ.setdefault("VLLM_MAX_COMPLETION_PROMPTS", str(MAX_ANSWERS))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "2")  # the event loop waits for it
+        # The event loop waits for it.
+        os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "2")
         os.environ.update(STRICT_LORA)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -127,7 +135,8 @@ class Engine:
         on_cpu = current_platform.is_cpu()
         if on_cpu:  # "auto" would bind the threads to cores that the trainer computes on too
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # else ranks of log-probabilities need a C++ compiler
+            # Else ranks of log-probabilities need a C++ compiler.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config, on_cpu))
         staging = Staging()
         tell("engine", "loading the model")
@@ -156,7 +165,9 @@ class Engine:
         return str(vllm.__version__)
 
     async def models(self) -> list[dict[str, Any]]:
-        """The names that clients may use, as OpenAI's objects; without the model's folder, which vLLM tells."""
+        """The names that clients may use, as OpenAI's objects; without the model's folder, which
+        vLLM tells.
+        """
         listed = await self.app.state.openai_serving_models.show_available_models()
         return [{**card.model_dump(), "root": card.id} for card in listed.data]
 
@@ -169,7 +180,9 @@ class Engine:
         self._live.add(loaded.id)
         try:
             await asyncio.to_thread(adapter.save, loaded.folder)
-            await self._told(self._llm.add_lora(LoRARequest(loaded.name, loaded.id, str(loaded.folder))))
+            await self._told(
+                self._llm.add_lora(LoRARequest(loaded.name, loaded.id, str(loaded.folder)))
+            )
         except BaseException:
             await self.unload(loaded)
             raise
@@ -208,8 +221,9 @@ class Engine:
     async def check_health(self) -> None:
         """Wait for a word from the engine; one that hangs gives none.
 
-        Its core is asked what it knows by itself, between two of its steps. A worker that is asked anything spins for
-        a second afterwards; one that hangs in a step keeps the core from answering, and one that is stopped is seen.
+        Its core is asked what it knows by itself, between two of its steps. A worker that is asked
+        anything spins for a second afterwards; one that hangs in a step keeps the core from
+        answering, and one that is stopped is seen.
 
         Raises:
             DownError: it has ended.
@@ -249,9 +263,9 @@ class Engine:
     async def _generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Stands before `AsyncLLM.generate`, with its signature.
 
-        The generation runs in a task of its own: the web server cancels every await of a request whose client
-        has gone, again and again, and vLLM's abort must not be cut short by that, or the engine would go on
-        with an adapter that is being unloaded.
+        The generation runs in a task of its own: the web server cancels every await of a request
+        whose client has gone, again and again, and vLLM's abort must not be cut short by that, or
+        the engine would go on with an adapter that is being unloaded.
         """
         request = REQUEST.get()
         if request is None:
@@ -267,14 +281,18 @@ class Engine:
             async with turn.in_the_engine():
                 async for output in self._plain_generate(*args, **kwargs):
                     if not told:
-                        await request.speaker()  # none; now that vLLM has taken the request, its report says so
+                        # None; now that vLLM has taken the request, its report says so.
+                        await request.speaker()
                         told = True
                     yield output
             return
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.create_task(self._answer(request, outputs, args, kwargs))
-        # Whoever waits for an output would wait for ever, were the task cancelled: perhaps before it has begun.
-        task.add_done_callback(lambda task: outputs.put_nowait(asyncio.CancelledError()) if task.cancelled() else None)
+        # Whoever waits for an output would wait for ever, were the task cancelled: perhaps before
+        # it has begun.
+        task.add_done_callback(
+            lambda task: outputs.put_nowait(asyncio.CancelledError()) if task.cancelled() else None
+        )
         request.answering(task)
         try:
             while (output := await outputs.get()) is not None:
@@ -285,7 +303,9 @@ class Engine:
             task.cancel()
 
     async def _refuse_early(self, prompt: Any, sampling_params: Any, request_id: str) -> None:
-        """What vLLM or its engine would refuse later on is refused before an adapter is trained for it."""
+        """What vLLM or its engine would refuse later on is refused before an adapter is trained for
+        it.
+        """
         tasks, processor = await self._llm.get_supported_tasks(), self._llm.input_processor
         if not _asks_for_a_grammar(prompt, sampling_params):
             processor.process_inputs(request_id, prompt, sampling_params.clone(), tasks)
@@ -293,7 +313,9 @@ class Engine:
         from vllm.v1.request import Request
 
         # In a thread, since it parses the grammar.
-        core_request = await processor.process_inputs_async(request_id, prompt, sampling_params.clone(), tasks)
+        core_request = await processor.process_inputs_async(
+            request_id, prompt, sampling_params.clone(), tasks
+        )
         try:
             await self._grammars.check(Request.from_engine_core_request(core_request, None))
         except MayflyError as problem:
@@ -301,7 +323,9 @@ class Engine:
                 request.problem = problem
             raise
 
-    async def _answer(self, request: Adapted, outputs: asyncio.Queue[Any], args: Any, kwargs: Any) -> None:
+    async def _answer(
+        self, request: Adapted, outputs: asyncio.Queue[Any], args: Any, kwargs: Any
+    ) -> None:
         try:
             turn = self._turns.of(request)
             async with turn.in_the_loop():
@@ -337,12 +361,24 @@ def _check_plugins() -> None:
 
 def _arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     rank = next(r for r in _RANKS if r >= config.rank)
-    arguments = ["--model", config.model, "--served-model-name", config.served_name, *config.more_names]
+    arguments = [
+        "--model",
+        config.model,
+        "--served-model-name",
+        config.served_name,
+        *config.more_names,
+    ]
     arguments += ["--load-format", "safetensors"]  # nothing is unpickled
     arguments += ["--dtype", "float32" if on_cpu and config.dtype == "auto" else config.dtype]
     arguments += ["--max-num-seqs", str(config.max_num_seqs), "--scheduling-policy", "priority"]
     # One slot more than adapters in flight: the LRU never has to evict one that is in use.
-    arguments += ["--enable-lora", "--max-loras", str(config.adapters + 1), "--max-lora-rank", str(rank)]
+    arguments += [
+        "--enable-lora",
+        "--max-loras",
+        str(config.adapters + 1),
+        "--max-lora-rank",
+        str(rank),
+    ]
     arguments += ["--lora-target-modules", *config.targets]
     if config.tool_call_parser is not None:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", config.tool_call_parser]

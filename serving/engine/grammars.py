@@ -1,9 +1,11 @@
-"""Whether an answer can follow the grammar that a request asks for, told before anything is computed for the request.
+"""Whether an answer can follow the grammar that a request asks for, told before anything is
+computed for the request.
 
-vLLM parses a JSON schema, a regular expression, a choice, a grammar or a structural tag when it takes the request, but
-compiles it in the engine's process, which fails the request without a reason: after its adapter has been trained. So
-it is compiled here first, as the engine will do it, in a thread and within bounds. A grammar that compiles may still
-lead nowhere: to a point where no token is allowed, and the engine fails there. `dead_end` finds those of its rules.
+vLLM parses a JSON schema, a regular expression, a choice, a grammar or a structural tag when it
+takes the request, but compiles it in the engine's process, which fails the request without a
+reason: after its adapter has been trained. So it is compiled here first, as the engine will do it,
+in a thread and within bounds. A grammar that compiles may still lead nowhere: to a point where no
+token is allowed, and the engine fails there. `dead_end` finds those of its rules.
 
 vLLM's parts are handed in (`serving.engine.engine`); this module imports none of it.
 """
@@ -19,11 +21,14 @@ from serving.errors import BusyError, GrammarError
 
 SECONDS = 10.0  # that a grammar may take to compile, waiting for its turn included
 MOST_CHARACTERS = 100_000
-_PART = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\(=|::=|[()|]|\{[^}]*\}|[*+?]|[A-Za-z_][\w.-]*|[^\s]')
+_PART = re.compile(
+    r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\(=|::=|[()|]|\{[^}]*\}|[*+?]|[A-Za-z_][\w.-]*|[^\s]'
+)
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _TAGS = "TagDispatch("
 
-Sequence = list[str]  # elements in order: names of rules, "" for what may be empty, and anything else for a text
+# Elements in order: names of rules, "" for what may be empty, and anything else for a text.
+Sequence = list[str]
 Rules = dict[str, list[Sequence]]
 
 
@@ -50,7 +55,9 @@ class Grammars:
             return
         _, text = structured.structured_output_key
         if len(text) > MOST_CHARACTERS:
-            raise GrammarError(f"the grammar is too long: {len(text):,} characters, at most {MOST_CHARACTERS:,}")
+            raise GrammarError(
+                f"the grammar is too long: {len(text):,} characters, at most {MOST_CHARACTERS:,}"
+            )
         try:
             async with asyncio.timeout(SECONDS):
                 async with self._preparing:  # the first one makes the compiler
@@ -58,7 +65,9 @@ class Grammars:
                 grammar = await asyncio.shield(asyncio.wrap_future(structured._grammar))
         except TimeoutError:
             if structured._grammar is None or structured._grammar.cancel():
-                raise BusyError("the grammars of other requests are being compiled; try again later", SECONDS) from None
+                raise BusyError(
+                    "the grammars of other requests are being compiled; try again later", SECONDS
+                ) from None
             raise GrammarError(
                 f"the grammar takes longer than {SECONDS:g} seconds to compile; make it smaller"
             ) from None
@@ -79,10 +88,11 @@ class Grammars:
 
 
 def dead_end(grammar: str) -> str | None:
-    """A rule that an answer may come to and cannot go on from, of a grammar as xgrammar prints it; None if none is.
+    """A rule that an answer may come to and cannot go on from, of a grammar as xgrammar prints it;
+    None if none is.
 
-    Such a rule leads to nothing but itself before there is any text, as a schema that is a reference to itself does.
-    What is not understood counts as text.
+    Such a rule leads to nothing but itself before there is any text, as a schema that is a
+    reference to itself does. What is not understood counts as text.
     """
     rules = _rules(grammar)
     empty: set[str] = set()
@@ -106,7 +116,9 @@ def dead_end(grammar: str) -> str | None:
     while pending:
         for one in rules.get(pending.pop(), ()):
             # An alternative that is dead from its beginning is never begun.
-            if not _begins(one, rules, empty, begins) and not all(_is_empty(each, empty) for each in one):
+            if not _begins(one, rules, empty, begins) and not all(
+                _is_empty(each, empty) for each in one
+            ):
                 continue
             for element in one:
                 if is_dead(element):
@@ -145,14 +157,19 @@ def _rules(grammar: str) -> Rules:
     rules = {}
     for name, body in bodies.items():
         if body.startswith(_TAGS):  # free text, and in it tags that have a rule each
-            rules[name] = [[""], *(["text", each] for each in _PART.findall(body) if each in bodies)]
+            rules[name] = [
+                [""],
+                *(["text", each] for each in _PART.findall(body) if each in bodies),
+            ]
         else:
             rules[name] = list(_alternatives(body))
     return rules
 
 
 def _alternatives(body: str) -> Iterator[Sequence]:
-    """The alternatives of a rule's body, each as its elements; what is between inner parentheses counts as text."""
+    """The alternatives of a rule's body, each as its elements; what is between inner parentheses
+    counts as text.
+    """
     depth, current = 0, list[str]()
     parts = _PART.findall(body)
     for part, following in zip(parts, [*parts[1:], ""], strict=True):

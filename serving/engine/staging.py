@@ -1,9 +1,11 @@
-"""Staging: a folder in memory-backed storage for adapters while they are loaded, and what dead servers left there.
+"""Staging: a folder in memory-backed storage for adapters while they are loaded, and what dead
+servers left there.
 
-Each server locks its folders for as long as it lives. Unlike a process id, a lock is seen from other containers that
-share the storage, and the kernel lets go of it however a process ends. The shared memory that vLLM's processes talk
-through outlives them when they are killed; its names are kept in the folder, so that it goes with it. Nothing else is
-ever touched: not what another user owns, nor shared memory that no such folder names.
+Each server locks its folders for as long as it lives. Unlike a process id, a lock is seen from
+other containers that share the storage, and the kernel lets go of it however a process ends. The
+shared memory that vLLM's processes talk through outlives them when they are killed; its names are
+kept in the folder, so that it goes with it. Nothing else is ever touched: not what another user
+owns, nor shared memory that no such folder names.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ import psutil
 _MEMORY = Path("/dev/shm")  # noqa: S108
 _AGAIN_SECONDS = 90.0  # an engine that hangs has half a minute to end after its successor has begun
 _NAMES = "shared-memory"  # a file in the folder
-# vLLM's rings have a slot for a message each 16 or 24 MiB, and say at their end which are in use; more than this much
-# of a slot is taken by a very long message only.
+# vLLM's rings have a slot for a message each 16 or 24 MiB, and say at their end which are in use;
+# more than this much of a slot is taken by a very long message only.
 _APART, _TAKEN = 8 << 20, 256 << 10
 _NAMING_SECONDS = 0.25
 _FOLDERS = re.compile(r"mayfly-(run|[0-9]+)-\w{8}")  # as `locked_folder` names those of servers
 _RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
-_OTHERS = re.compile(r"psm_\w+|sem\.loky-[\w-]+")  # what Python and joblib call shared memory and semaphores
+# What Python and joblib call shared memory and semaphores.
+_OTHERS = re.compile(r"psm_\w+|sem\.loky-[\w-]+")
 
 
 class Staging:
@@ -68,14 +71,16 @@ class Staging:
     def adopt(self, shared: Collection[str]) -> None:
         """As `name`; and it takes now what it would take later.
 
-        Where there is no room left, a process that touches a page for the first time is killed (SIGBUS).
+        Where there is no room left, a process that touches a page for the first time is killed
+        (SIGBUS).
 
         Raises:
             OSError: there is none now.
         """
         self.name(shared)
         for name in shared:
-            with contextlib.suppress(FileNotFoundError), (self._root / name).open("r+b") as file:  # else it went since
+            # Else it went since.
+            with contextlib.suppress(FileNotFoundError), (self._root / name).open("r+b") as file:
                 size = os.fstat(file.fileno()).st_size
                 for start in (*range(0, size, _APART), max(0, size - _TAKEN)):
                     os.posix_fallocate(file.fileno(), start, min(_TAKEN, size - start))
@@ -94,13 +99,17 @@ class Staging:
 
 
 def semaphores(pid: int, root: Path | None = None) -> set[str]:
-    """Names of those that a process has in shared memory: joblib's outlive a process that is killed."""
+    """Names of those that a process has in shared memory: joblib's outlive a process that is
+    killed.
+    """
     return {each.name for each in (root or storage()).glob(f"sem.loky-{pid}-*")}
 
 
 @contextlib.contextmanager
 def naming(staging: Staging) -> Iterator[None]:
-    """Within it what vLLM makes in shared memory is named as it comes: it may be killed while it starts."""
+    """Within it what vLLM makes in shared memory is named as it comes: it may be killed while it
+    starts.
+    """
     over = threading.Event()
 
     def follow() -> None:
@@ -120,7 +129,9 @@ def naming(staging: Staging) -> Iterator[None]:
 
 
 def shared_by_children() -> set[str]:
-    """Names of what vLLM's processes, children of this one, have in shared memory beside their adapters."""
+    """Names of what vLLM's processes, children of this one, have in shared memory beside their
+    adapters.
+    """
     names: set[str] = set()
     for process in psutil.Process().children(recursive=True):
         names.update(semaphores(process.pid))
@@ -135,7 +146,9 @@ def storage() -> Path:
 
 
 def sweep(root: Path) -> None:
-    """Delete the folders of servers of this user that are gone, and no other folder, whatever it is called."""
+    """Delete the folders of servers of this user that are gone, and no other folder, whatever it is
+    called.
+    """
     for folder in root.glob("mayfly-*-*"):
         if not _FOLDERS.fullmatch(folder.name):
             continue
@@ -150,10 +163,13 @@ def sweep(root: Path) -> None:
 
 
 def locked_folder(root: Path, prefix: str) -> tuple[Path, int]:
-    """A new folder that `sweep` leaves alone until the descriptor, which is given with it, is closed."""
+    """A new folder that `sweep` leaves alone until the descriptor, which is given with it, is
+    closed.
+    """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another server swept it before it was locked
+        # Another server swept it before it was locked.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if folder.exists():

@@ -1,9 +1,10 @@
 """Turns: how the generations of one request share the engine with those of others.
 
-A completion may have thousands of prompts, and vLLM serves what it is given in order of arrival. So a request has a few
-generations in the engine at once, not all of its slots; its first prompt has the priority of any first prompt, its
-second that of any second; what is computed for each prompt in the event loop is computed one at a time, so that other
-requests are heard in between; and prompts are tokenised in turns with those of others. Knows nothing of vLLM.
+A completion may have thousands of prompts, and vLLM serves what it is given in order of arrival. So
+a request has a few generations in the engine at once, not all of its slots; its first prompt has
+the priority of any first prompt, its second that of any second; what is computed for each prompt in
+the event loop is computed one at a time, so that other requests are heard in between; and prompts
+are tokenised in turns with those of others. Knows nothing of vLLM.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class TurnsExecutor(Executor):
         with self._changed:
             if self._ended:
                 raise RuntimeError("the executor was shut down")
-            self._waiting.setdefault(self._owner(), deque()).append((done, partial(fn, *args, **kwargs)))
+            self._waiting.setdefault(self._owner(), deque()).append(
+                (done, partial(fn, *args, **kwargs))
+            )
             self._changed.notify()
         return done
 

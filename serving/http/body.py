@@ -1,4 +1,5 @@
-"""Bodies: a request's, JSON, bounded in size and time and Unicode throughout; and whole JSON answers of our own.
+"""Bodies: a request's, JSON, bounded in size and time and Unicode throughout; and whole JSON
+answers of our own.
 
 What they say is others' to judge.
 """
@@ -34,9 +35,13 @@ async def read_body(receive: Receive) -> dict[str, Any]:
         async with asyncio.timeout(BODY_SECONDS):
             content = await _read(receive)
     except TimeoutError as problem:
-        raise SlowError(f"the request body was not whole after {BODY_SECONDS:.0f} seconds") from problem
+        raise SlowError(
+            f"the request body was not whole after {BODY_SECONDS:.0f} seconds"
+        ) from problem
     try:
-        body = json.loads(content, parse_constant=_no_constant, parse_float=_finite, parse_int=_of_64_bits)
+        body = json.loads(
+            content, parse_constant=_no_constant, parse_float=_finite, parse_int=_of_64_bits
+        )
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeError as problem:
         raise RequestError(
@@ -82,7 +87,8 @@ def _no_constant(name: str) -> None:
 
 
 def check_size(body: dict[str, Any]) -> None:
-    """Refuse what would make one request many: vLLM takes 16,384 answers to each of any number of prompts.
+    """Refuse what would make one request many: vLLM takes 16,384 answers to each of any number of
+    prompts.
 
     Raises:
         RequestError: `n` or the number of prompts.
@@ -92,7 +98,11 @@ def check_size(body: dict[str, Any]) -> None:
     if most > MAX_N:
         raise RequestError(f"`n` is {most}; this server gives up to {MAX_N} answers to a prompt")
     prompts = body.get("prompt")
-    count = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
+    count = (
+        len(prompts)
+        if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+        else 1
+    )
     if count * most > MAX_ANSWERS:
         raise RequestError(
             f"{count} prompts with `n` {most} ask for more than {MAX_ANSWERS} answers: send fewer at once"
@@ -117,12 +127,20 @@ def check_tokens(body: dict[str, Any], vocabulary: int) -> None:
     """
     tokens = body.get("tokens")
     if isinstance(tokens, list) and not are_tokens(tokens, vocabulary):
-        raise TokensError(f"`tokens` are whole numbers from 0 to {vocabulary - 1}, the tokens of this model")
+        raise TokensError(
+            f"`tokens` are whole numbers from 0 to {vocabulary - 1}, the tokens of this model"
+        )
 
 
-async def send_json(send: Send, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+async def send_json(
+    send: Send, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
     """A whole JSON answer, with more headers than it needs where there are some."""
     body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *more,
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

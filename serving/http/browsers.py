@@ -1,9 +1,11 @@
-"""Browsers: which Host and which Origin a request may name, and what a page of another site may read.
+"""Browsers: which Host and which Origin a request may name, and what a page of another site may
+read.
 
-A server without keys serves everyone who can reach it, and a web page can have its reader's browser reach what listens
-on the reader's own machine: under a name of its own that it points at 127.0.0.1 (DNS rebinding), or across origins by a
-request that needs no permission. The browser says so in `Host` and `Origin`, which no page can forge. A server with
-keys looks at neither, since no page knows a key. This knows headers, nothing of routes.
+A server without keys serves everyone who can reach it, and a web page can have its reader's browser
+reach what listens on the reader's own machine: under a name of its own that it points at 127.0.0.1
+(DNS rebinding), or across origins by a request that needs no permission. The browser says so in
+`Host` and `Origin`, which no page can forge. A server with keys looks at neither, since no page
+knows a key. This knows headers, nothing of routes.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class Browsers:
         return origin is not None and (ANY in self.origins or origin in self.origins)
 
     def readable(self, app: ASGIApp) -> ASGIApp:
-        """The application, its answers readable by pages of the allowed origins, which are asked about beforehand, too.
+        """The application, its answers readable by pages of the allowed origins, which are asked
+        about beforehand, too.
 
         Args:
             app: answers every other request, an OPTIONS of other pages among them.
@@ -87,7 +90,8 @@ class Browsers:
             allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=_READABLE,
-            # From a page of the internet to a server on this machine: whoever allows the origin means that, too.
+            # From a page of the internet to a server on this machine: whoever allows the origin
+            # means that, too.
             allow_private_network=True,
         )
 
@@ -115,7 +119,9 @@ class Browsers:
 
     @property
     def _is_open(self) -> bool:
-        """Whether it is bound to addresses that are not said one by one. An address cannot be rebound as a name can."""
+        """Whether it is bound to addresses that are not said one by one. An address cannot be
+        rebound as a name can.
+        """
         bound = _address(self.bound)
         return bound.is_unspecified if bound is not None else not _is_loopback(self.bound)
 
@@ -128,7 +134,9 @@ def host_names(said: Iterable[str]) -> tuple[str, ...]:
     """
     names = []
     for each in said:
-        match = _AUTHORITY.fullmatch(f"[{each}]" if each[:1] != "[" and _address(each) and ":" in each else each)
+        match = _AUTHORITY.fullmatch(
+            f"[{each}]" if each[:1] != "[" and _address(each) and ":" in each else each
+        )
         if match is None or match[2] is not None or ANY in each:
             raise SettingsError(
                 f"allowed-host is {each!r}; it needs to be a name or an address without a port, such as gpu.example"
@@ -172,7 +180,8 @@ def origins(said: Iterable[str], has_keys: bool) -> tuple[str, ...]:
 
 
 def check_media_type(headers: Mapping[bytes, bytes], form: bool = False) -> None:
-    """A page may send a form or plain text to any server unasked, but JSON only to one that lets it.
+    """A page may send a form or plain text to any server unasked, but JSON only to one that lets
+    it.
 
     Args:
         headers: of a request.
@@ -187,12 +196,17 @@ def check_media_type(headers: Mapping[bytes, bytes], form: bool = False) -> None
     is_json = media == b"application/json" or media.endswith(b"+json")
     if not has_body or not media or (media == b"multipart/form-data" if form else is_json):
         return
-    wanted, shown = "multipart/form-data" if form else "application/json", said[:100].decode("latin-1")
+    wanted, shown = (
+        "multipart/form-data" if form else "application/json",
+        said[:100].decode("latin-1"),
+    )
     raise MediaTypeError(f"Unsupported Media Type: Only {wanted!r} is allowed, not {shown!r}")
 
 
 def _is_of(origin: str, host: str) -> bool:
-    """Whether a page of this origin came from this host: the same name and port, whatever the scheme on the way."""
+    """Whether a page of this origin came from this host: the same name and port, whatever the
+    scheme on the way.
+    """
     page = urlsplit(origin.lower())
     match, own = _AUTHORITY.fullmatch(page.netloc), _AUTHORITY.fullmatch(host.strip().lower())
     if match is None or own is None or page.scheme not in _PORTS:

@@ -1,13 +1,14 @@
 """The front door: what stands before everything that Ray Serve answers over HTTP.
 
-That is a uvicorn server in each engine replica (behind `serving.local.haproxy`), or in Ray's HTTP proxy where a cluster
-has one. It takes any size of header, waits for a half-sent one as long as the client likes, lets a client switch off
-timeouts and disconnects by header, and Ray tells its own errors in plain text. `middlewares` is called by Ray as such a
-process starts (`IMPORT_PATH` in its environment) and changes that: an ASGI layer around everything Ray answers, and a
-stricter HTTP protocol. It knows nothing of Mayfly's routes.
+That is a uvicorn server in each engine replica (behind `serving.local.haproxy`), or in Ray's HTTP
+proxy where a cluster has one. It takes any size of header, waits for a half-sent one as long as the
+client likes, lets a client switch off timeouts and disconnects by header, and Ray tells its own
+errors in plain text. `middlewares` is called by Ray as such a process starts (`IMPORT_PATH` in its
+environment) and changes that: an ASGI layer around everything Ray answers, and a stricter HTTP
+protocol. It knows nothing of Mayfly's routes.
 
-Seams into Ray Serve 2.60 and uvicorn, a test each: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, and the class that
-uvicorn's "auto" protocol names.
+Seams into Ray Serve 2.60 and uvicorn, a test each: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, and
+the class that uvicorn's "auto" protocol names.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ import httptools
 import uvicorn.protocols.http.auto
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from serving.errors import FULL, BusyError, RouteError, in_openais_shape, more_headers, to_http
 from serving.http.body import Message, Receive, Send, send_json
@@ -45,13 +50,20 @@ _RAYS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray Serve: the layer around it. Puts the stricter protocol in uvicorn's place, in this process."""
-    uvicorn.protocols.http.auto.AutoHTTPProtocol = StrictProtocol
-    return [Middleware(Front, alone=os.environ.get("RAY_SERVE_ENABLE_DIRECT_INGRESS") == "1")]
+    """For Ray Serve: the layer around it. Puts the stricter protocol in uvicorn's place, in this
+    process.
+    """
+    uvicorn.protocols.http.auto.AutoHTTPProtocol = LimitedHttpProtocol
+    return [
+        Middleware(
+            ErrorShapeMiddleware, alone=os.environ.get("RAY_SERVE_ENABLE_DIRECT_INGRESS") == "1"
+        )
+    ]
 
 
-class Front:
-    """An ASGI layer: Ray's own headers and routes do not pass, and every error is OpenAI's error object.
+class ErrorShapeMiddleware:
+    """An ASGI layer: Ray's own headers and routes do not pass, and every error is OpenAI's error
+    object.
 
     Args:
         app: what Ray Serve answers.
@@ -69,7 +81,8 @@ class Front:
             return
         origin = dict(scope["headers"]).get(b"origin")
         told = _Told(send, lambda what, headers: self._remember(what, headers, origin))
-        # Ray's own: which applications there are. A cluster asks each proxy whether it is there, or sends it nothing.
+        # Ray's own: which applications there are. A cluster asks each proxy whether it is there, or
+        # sends it nothing.
         if scope["path"].startswith("/-/") and scope["path"] != _HEALTH:
             await told.error(*to_http(RouteError(f"there is no {scope['path']} here")))
             return
@@ -77,7 +90,10 @@ class Front:
         if full is not None:
             what, known = full
             kind = what.decode()
-            busy = BusyError(f"as many {kind} are under way as this server takes; try again later", known.retry_after)
+            busy = BusyError(
+                f"as many {kind} are under way as this server takes; try again later",
+                known.retry_after,
+            )
             await told.error(*to_http(busy), [*more_headers(busy), *known.for_browsers])
             return
         # Ray fails on headers that are not UTF-8.
@@ -90,7 +106,11 @@ class Front:
                 await told.error(*to_http(RuntimeError()))
             return
         if not told.begun:
-            log.error("the web server gave no answer to %s %s", scope["method"], quote(scope["path"][:200]))
+            log.error(
+                "the web server gave no answer to %s %s",
+                scope["method"],
+                quote(scope["path"][:200]),
+            )
             await told.error(*to_http(RuntimeError()))
 
     def _remember(self, what: bytes, headers: dict[bytes, bytes], origin: bytes | None) -> None:
@@ -100,10 +120,16 @@ class Front:
             self._full[what] = _Full(until, float(headers[b"retry-after"]), origin, for_browsers)
 
     def _busy(self, scope: Message, origin: bytes | None) -> tuple[bytes, _Full] | None:
-        """Why a request that asks for an answer cannot have one now; only one that names a budget is known to adapt."""
+        """Why a request that asks for an answer cannot have one now; only one that names a budget
+        is known to adapt.
+        """
         if scope["method"] != "POST" or scope["path"] not in _ANSWERS:
             return None
-        budgets = [value for name, value in scope["headers"] if name in (b"compute-budget", b"x-compute-budget")]
+        budgets = [
+            value
+            for name, value in scope["headers"]
+            if name in (b"compute-budget", b"x-compute-budget")
+        ]
         adapts = any(value.strip().lower() != b"none" for value in budgets)
         for what in (b"requests", b"adaptations") if adapts else (b"requests",):
             full = self._full.get(what)
@@ -156,21 +182,34 @@ class _Told:
             if not message.get("more_body", False):
                 status = self._start["status"]
                 if status >= 500:
-                    log.error("the web server answered %d: %s", status, self._held.decode(errors="replace")[:1000])
-                kept = [pair for pair in self._start["headers"] if pair[0] in _KEPT or _is_for_browsers(pair[0])]
-                await self.error(status, in_openais_shape(status, self._held.decode(errors="replace")), kept)
+                    log.error(
+                        "the web server answered %d: %s",
+                        status,
+                        self._held.decode(errors="replace")[:1000],
+                    )
+                kept = [
+                    pair
+                    for pair in self._start["headers"]
+                    if pair[0] in _KEPT or _is_for_browsers(pair[0])
+                ]
+                await self.error(
+                    status, in_openais_shape(status, self._held.decode(errors="replace")), kept
+                )
 
-    async def error(self, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    async def error(
+        self, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         """A whole answer."""
         self.begun = True
         await send_json(self._send, status, content, more)
 
 
-class StrictProtocol(HttpToolsProtocol):
-    """uvicorn's protocol: bounded headers, one reading of every request, answers in the order of the requests.
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol: bounded headers, one reading of every request, answers in the order of
+    the requests.
 
-    No request changes the protocol of its connection: `Upgrade` (WebSocket, h2c) is passed over, as RFC 9110 allows,
-    since nothing here speaks anything but HTTP/1.1.
+    No request changes the protocol of its connection: `Upgrade` (WebSocket, h2c) is passed over, as
+    RFC 9110 allows, since nothing here speaks anything but HTTP/1.1.
     """
 
     _headers_due: asyncio.TimerHandle | None = None
@@ -203,7 +242,8 @@ class StrictProtocol(HttpToolsProtocol):
             if self._headers_due is None:
                 self._wait()
             self._size += len(data)
-            # What comes in one piece may hold the body, too: only a request whose headers still go on is judged.
+            # What comes in one piece may hold the body, too: only a request whose headers still go
+            # on is judged.
             if self._size > MAX_HEADERS and b"\r\n\r\n" not in data[: MAX_HEADERS + 4]:
                 self._refuse(*TOO_LARGE)
                 return
@@ -213,7 +253,7 @@ class StrictProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request line."""
         super().on_message_begin()
-        self._fault = StrictProtocol._fault
+        self._fault = LimitedHttpProtocol._fault
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; what comes after the body is a trailer, which must not be taken for one."""
@@ -298,14 +338,20 @@ class StrictProtocol(HttpToolsProtocol):
         elif self._size == 0:
             self.transport.close()
         else:
-            self._refuse(408, f"the request headers were not whole after {HEADER_SECONDS:.0f} seconds")
+            self._refuse(
+                408, f"the request headers were not whole after {HEADER_SECONDS:.0f} seconds"
+            )
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer with an error, after the answers to the requests before it, and close."""
         if self._refusal is not None or self.transport.is_closing():
             return
         body = json.dumps(in_openais_shape(status, message)).encode()
-        lines = [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
+        lines = [
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"connection: close",
+        ]
         self._refusal = STATUS_LINE[status] + b"\r\n".join(lines) + b"\r\n\r\n" + body
         self._stop_waiting()
         newest = self.cycle
@@ -327,7 +373,8 @@ class StrictProtocol(HttpToolsProtocol):
         if self._refusal and not self.transport.is_closing():
             self.transport.write(self._refusal)
             self._refusal = b""
-            # Closed at once, what the client still sends would reset the connection before it has read why.
+            # Closed at once, what the client still sends would reset the connection before it has
+            # read why.
             self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
 
@@ -336,4 +383,7 @@ def _is_for_browsers(name: bytes) -> bool:
 
 
 def _is_json(start: Message) -> bool:
-    return any(name == b"content-type" and value.startswith(b"application/json") for name, value in start["headers"])
+    return any(
+        name == b"content-type" and value.startswith(b"application/json")
+        for name, value in start["headers"]
+    )

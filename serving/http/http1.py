@@ -1,4 +1,5 @@
-"""HTTP/1 where uvicorn is not exact: what a request's headers may be, wishes for other protocols, clients of HTTP/1.0.
+"""HTTP/1 where uvicorn is not exact: what a request's headers may be, wishes for other protocols,
+clients of HTTP/1.0.
 
 Functions over what a parser has read, and one ASGI `send`. It knows no sockets and no routes.
 """
@@ -17,7 +18,9 @@ TOO_LARGE = 431, f"the request headers are larger than {MAX_HEADERS >> 10} KiB"
 
 
 def fault(version: str, url: bytes, headers: Headers) -> tuple[int, str] | None:
-    """Status and message for a request that is too large, or that others on its way may have read otherwise."""
+    """Status and message for a request that is too large, or that others on its way may have read
+    otherwise.
+    """
     if len(url) + sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEADERS:
         return TOO_LARGE
     if version not in ("1.0", "1.1"):
@@ -44,7 +47,8 @@ def without_upgrade(method: bytes, url: bytes, version: str, headers: Headers) -
 
 
 class UntilClose:
-    """The `send` of a request by HTTP/1.0, which knows no chunks: an answer without a length ends with the connection.
+    """The `send` of a request by HTTP/1.0, which knows no chunks: an answer without a length ends
+    with the connection.
 
     Args:
         cycle: the request, which has sent nothing yet.
@@ -57,7 +61,9 @@ class UntilClose:
     async def __call__(self, message: Any) -> None:
         """ASGI."""
         if message["type"] == "http.response.start":
-            self._open_ended = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            self._open_ended = all(
+                name.lower() != b"content-length" for name, _ in message.get("headers", ())
+            )
             if self._open_ended:
                 self._cycle.chunked_encoding = False
         elif self._open_ended:

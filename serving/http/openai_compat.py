@@ -1,8 +1,9 @@
 """The last differences between vLLM's answers and OpenAI's specification of them.
 
-vLLM writes null where the specification has a value or nothing, and leaves out a `refusal` that the specification
-requires beside log-probabilities. Clients that validate what they are sent refuse both. Of streams only those are
-looked at that carry log-probabilities (`in_chunks`). Knows nothing of Mayfly's own field, `adaptation`.
+vLLM writes null where the specification has a value or nothing, and leaves out a `refusal` that the
+specification requires beside log-probabilities. Clients that validate what they are sent refuse
+both. Of streams only those are looked at that carry log-probabilities (`in_chunks`). Knows nothing
+of Mayfly's own field, `adaptation`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ _OF_MESSAGE = ("annotations", "function_call", "tool_calls")
 
 
 def in_chunks(request: dict[str, Any]) -> bool:
-    """Whether a stream that answers this request has chunks for `conform`: a chat's log-probabilities."""
+    """Whether a stream that answers this request has chunks for `conform`: a chat's
+    log-probabilities.
+    """
     return "messages" in request and bool(request.get("logprobs"))
 
 
 def conform(answer: dict[str, Any]) -> dict[str, Any]:
-    """A completion, a chat or a chunk of one as OpenAI specifies it; others as they are. Changes what it is given."""
+    """A completion, a chat or a chunk of one as OpenAI specifies it; others as they are. Changes
+    what it is given.
+    """
     kind, choices = answer.get("object"), answer.get("choices", [])
     if kind in _WHOLE:
         _drop_nulls(answer, _OF_ANSWER)

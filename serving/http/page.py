@@ -1,7 +1,8 @@
-"""The page at `/`: its files, read once and served as they are, under a policy that lets them load nothing else.
+"""The page at `/`: its files, read once and served as they are, under a policy that lets them load
+nothing else.
 
-An ASGI application for `GET /` and `GET /page/NAME`. It knows files and types, nothing of what the page does; which
-methods a path takes is the door's to judge.
+An ASGI application for `GET /` and `GET /page/NAME`. It knows files and types, nothing of what the
+page does; which methods a path takes is the door's to judge.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _TYPES = {
     ".js": b"text/javascript; charset=utf-8",
     ".svg": b"image/svg+xml",
 }
-# The page shows model output and strangers' documents: even a mistake of its own must run and fetch nothing of theirs.
+# The page shows model output and strangers' documents: even a mistake of its own must run and fetch
+# nothing of theirs.
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -58,7 +60,9 @@ class PageFiles:
         if file is None:
             raise RouteError(f"there is no {scope['path']} here")
         if _has(scope, file.etag):
-            await send({"type": "http.response.start", "status": 304, "headers": list(file.headers)})
+            await send(
+                {"type": "http.response.start", "status": 304, "headers": list(file.headers)}
+            )
             await send({"type": "http.response.body", "body": b""})
             return
         headers = [*file.headers, (b"content-length", str(len(file.content)).encode())]
@@ -83,5 +87,7 @@ def _read(file: Path) -> _File:
 
 def _has(scope: Message, etag: bytes) -> bool:
     """Whether the client says that it has this version."""
-    told = b",".join(value for name, value in scope["headers"] if name == b"if-none-match").split(b",")
+    told = b",".join(value for name, value in scope["headers"] if name == b"if-none-match").split(
+        b","
+    )
     return any(each.strip().removeprefix(b"W/") in (etag, b"*") for each in told)

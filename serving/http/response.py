@@ -1,7 +1,8 @@
-"""The way out of one request: headers and report are added, errors told in OpenAI's shape, streams say their progress.
+"""The way out of one request: headers and report are added, errors told in OpenAI's shape, streams
+say their progress.
 
-An ASGI `send`. It knows what an answer looks like (a JSON body, or a stream of events), not what is in it, and nothing
-of what an adaptation is but its report, its progress and its problem.
+An ASGI `send`. It knows what an answer looks like (a JSON body, or a stream of events), not what is
+in it, and nothing of what an adaptation is but its report, its progress and its problem.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from serving.http.body import Message, Send, send_json
 from serving.http.openai_compat import conform
 from serving.report import AdaptationReport
 
-QUIET_SECONDS = 1.0  # a stream says nothing so long, so that its headers can still tell what the adaptation cost
+# A stream says nothing so long, so that its headers can still tell what the adaptation cost.
+QUIET_SECONDS = 1.0
 COMMENT_SECONDS = 0.5  # then it says this often how far it is
 _EVENT_END = b"\n\n"
 _ERROR_EVENT = b'data: {"error"'
@@ -34,7 +36,7 @@ class Adapting(Protocol):
     progress: str
 
 
-class Answer:
+class ResponseWriter:
     """Passes vLLM's answer on, the report in it, or puts an error in its place.
 
     Args:
@@ -44,7 +46,8 @@ class Answer:
 
     def __init__(self, send: Send, trouble: Callable[[], Exception | None] = lambda: None) -> None:
         self.adaptation: Adapting | None = None
-        self.hear: Callable[[bytes], None] | None = None  # is given the body of a 200 as vLLM wrote it
+        # Is given the body of a 200 as vLLM wrote it.
+        self.hear: Callable[[bytes], None] | None = None
         self.conforms_chunks = False  # whether those of a stream must be conformed, too
         self.status = 0  # of the answer, once it is known
         self._send, self._trouble = send, trouble
@@ -55,7 +58,9 @@ class Answer:
         self._sending = asyncio.Lock()
 
     async def __call__(self, message: Message) -> None:
-        """ASGI send. No part of the body leaves before its first whole piece: by then the report is mostly known."""
+        """ASGI send. No part of the body leaves before its first whole piece: by then the report is
+        mostly known.
+        """
         async with self._sending:
             await self._pass(message)
 
@@ -64,23 +69,38 @@ class Answer:
         await asyncio.sleep(QUIET_SECONDS)
         while self._state != "failed" and not self._told:
             async with self._sending:
-                if self._state == "holding" and self._start is not None and self._is("text/event-stream"):
+                if (
+                    self._state == "holding"
+                    and self._start is not None
+                    and self._is("text/event-stream")
+                ):
                     self._state = "commenting"
                     await self._begin(self._start["headers"])
                 open_stream = self._state == "commenting" or (
                     self._state == "passing" and self._is("text/event-stream")
                 )
-                if open_stream and self.adaptation is not None and not self._held and not self._told:
+                if (
+                    open_stream
+                    and self.adaptation is not None
+                    and not self._held
+                    and not self._told
+                ):
                     line = f": {self.adaptation.progress}\n\n".encode()
-                    await self._send({"type": "http.response.body", "body": line, "more_body": True})
+                    await self._send(
+                        {"type": "http.response.body", "body": line, "more_body": True}
+                    )
             await asyncio.sleep(COMMENT_SECONDS)
 
     async def fail(self, problem: BaseException) -> None:
-        """Answer with an error instead, if nothing of the answer has left yet; a stream that has begun ends with it."""
+        """Answer with an error instead, if nothing of the answer has left yet; a stream that has
+        begun ends with it.
+        """
         async with self._sending:
             await self._fail(problem)
 
-    async def json(self, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    async def json(
+        self, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         """A whole JSON answer of our own."""
         self.status = status
         await send_json(self._send, status, content, more)
@@ -96,7 +116,10 @@ class Answer:
             body = message.get("body", b"")
             self._listen(body)
             if _ERROR_EVENT in body and self._is("text/event-stream"):
-                log.error("vLLM ended a stream with an error: %s", _words(body[body.index(_ERROR_EVENT) :]))
+                log.error(
+                    "vLLM ended a stream with an error: %s",
+                    _words(body[body.index(_ERROR_EVENT) :]),
+                )
             retold = self._retold(body)
             await self._send(message if retold is body else {**message, "body": retold})
         elif self.adaptation is not None and (problem := self.adaptation.problem) is not None:
@@ -108,7 +131,9 @@ class Answer:
             await self._release(more=message.get("more_body", False))
 
     async def _release(self, more: bool) -> None:
-        """Let go of what is held, the report in it, once it is whole: a JSON body, or the first event of a stream."""
+        """Let go of what is held, the report in it, once it is whole: a JSON body, or the first
+        event of a stream.
+        """
         assert self._start is not None
         is_json, is_stream = self._is("application/json"), self._is("text/event-stream")
         if is_stream and self._held.startswith(_ERROR_EVENT) and _EVENT_END in self._held:
@@ -134,7 +159,9 @@ class Answer:
         if report is not None:
             headers += report.headers()
             if is_json and self.status == 200:
-                content = json.dumps({**conform(json.loads(content)), "adaptation": report.as_dict()}).encode()
+                content = json.dumps(
+                    {**conform(json.loads(content)), "adaptation": report.as_dict()}
+                ).encode()
                 self._told = True
         if is_stream:
             content = self._retold(content)
@@ -146,10 +173,16 @@ class Answer:
         await self._send({"type": "http.response.body", "body": content, "more_body": more})
 
     async def _fail_first(self, events: bytes) -> None:
-        """A stream whose first event is an error is one from its status on, as long as that has not left."""
+        """A stream whose first event is an error is one from its status on, as long as that has not
+        left.
+        """
         assert self._start is not None
         error = _decoded(events.partition(_EVENT_END)[0].removeprefix(b"data: "))
-        code = error["error"].get("code") if isinstance(error, dict) and isinstance(error["error"], dict) else None
+        code = (
+            error["error"].get("code")
+            if isinstance(error, dict) and isinstance(error["error"], dict)
+            else None
+        )
         status = code if isinstance(code, int) and 400 <= code < 600 else 500
         if status >= 500:
             log.error("vLLM answered %d: %s", status, _words(events))
@@ -184,14 +217,18 @@ class Answer:
 
     def _is(self, media: str) -> bool:
         assert self._start is not None
-        return bool(dict(self._start["headers"]).get(b"content-type", b"").split(b";")[0] == media.encode())
+        return bool(
+            dict(self._start["headers"]).get(b"content-type", b"").split(b";")[0] == media.encode()
+        )
 
     def _listen(self, body: bytes) -> None:
         if self.hear is not None and self.status == 200:
             self.hear(body)
 
     def _retold(self, events: bytes) -> bytes:
-        """These events of a stream, conformed where that must be, the report in the first after it is known."""
+        """These events of a stream, conformed where that must be, the report in the first after it
+        is known.
+        """
         report = self.adaptation.report if self.adaptation and not self._told else None
         if (report is None and not self.conforms_chunks) or not self._is("text/event-stream"):
             return events

@@ -1,10 +1,12 @@
-"""What a client of OpenAI's API may ask for and this server cannot do: refused with the reason, before any compute.
+"""What a client of OpenAI's API may ask for and this server cannot do: refused with the reason,
+before any compute.
 
-vLLM's application takes these fields and does nothing with them, so that a client would go on believing that a response
-is stored, a page was searched or an output constrained. Refused is only what an answer, or a later request, would
-depend on. What is a hint (`prediction`, `verbosity`, `service_tier`, `prompt_cache_key`, ...), a label (`metadata`,
-`user`, `safety_identifier`, ...) or true of every answer here (`max_tool_calls`: no hosted tool is ever called) may
-stand in any request.
+vLLM's application takes these fields and does nothing with them, so that a client would go on
+believing that a response is stored, a page was searched or an output constrained. Refused is only
+what an answer, or a later request, would depend on. What is a hint (`prediction`, `verbosity`,
+`service_tier`, `prompt_cache_key`, ...), a label (`metadata`, `user`, `safety_identifier`, ...) or
+true of every answer here (`max_tool_calls`: no hosted tool is ever called) may stand in any
+request.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from serving.errors import UnsupportedError
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 _TRUE = (True, "true", "1", "yes", "on", "t", "y")  # as vLLM reads a flag
-_OWN_TOOLS = ("function", "custom", "namespace", "file_search")  # the client calls the first three itself
+# The client calls the first three itself.
+_OWN_TOOLS = ("function", "custom", "namespace", "file_search")
 _INCLUDED = "message.output_text.logprobs"
-_HARMLESS = "reasoning.encrypted_content"  # some clients always ask for it, and send back what they got, if anything
+# Some clients always ask for it, and send back what they got, if anything.
+_HARMLESS = "reasoning.encrypted_content"
 _HISTORY = "nothing is kept between requests: send the conversation so far as `input`"
 
 
@@ -50,7 +54,11 @@ def _has_audio(value: Any) -> bool:
 
 
 _GUIDED = tuple(
-    Rule(field, _given, "the output would not be constrained: use `structured_outputs` or `response_format`")
+    Rule(
+        field,
+        _given,
+        "the output would not be constrained: use `structured_outputs` or `response_format`",
+    )
     for field in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 )
 _MODERATION = Rule("moderation", _given, "nothing is moderated here: leave it out")
@@ -59,22 +67,44 @@ _TABLE: Mapping[str, tuple[Rule, ...]] = {
         Rule("store", _on, "completions are not stored: leave it out or send false"),
         Rule("web_search_options", _given, "there is no web search here: leave it out"),
         Rule("modalities", _has_audio, 'answers are text: leave it out or send ["text"]'),
-        Rule("max_output_tokens", _given, "it is a field of /v1/responses: use `max_completion_tokens`"),
+        Rule(
+            "max_output_tokens",
+            _given,
+            "it is a field of /v1/responses: use `max_completion_tokens`",
+        ),
         _MODERATION,
         *_GUIDED,
     ),
     COMPLETIONS: _GUIDED,
     RESPONSES: (
         Rule("store", _on, "responses are not stored: leave it out or send false"),
-        Rule("background", _on, "responses are not stored, so none can be fetched later: leave it out or use `stream`"),
+        Rule(
+            "background",
+            _on,
+            "responses are not stored, so none can be fetched later: leave it out or use `stream`",
+        ),
         Rule("conversation", _given, _HISTORY),
         Rule("previous_response_id", _given, _HISTORY),
-        Rule("context_management", _filled, "nothing is compacted: shorten `input`, or send `truncation`: auto"),
-        Rule("prompt", _given, "there are no prompt templates here: send `instructions` and `input`"),
+        Rule(
+            "context_management",
+            _filled,
+            "nothing is compacted: shorten `input`, or send `truncation`: auto",
+        ),
+        Rule(
+            "prompt", _given, "there are no prompt templates here: send `instructions` and `input`"
+        ),
         Rule("response_format", _given, "it is a field of /v1/chat/completions: use `text.format`"),
         Rule("max_tokens", _given, "it is a field of /v1/completions: use `max_output_tokens`"),
-        Rule("max_completion_tokens", _given, "it is a field of /v1/chat/completions: use `max_output_tokens`"),
-        Rule("n", lambda value: value not in (None, 1), "a response has one output: send several requests"),
+        Rule(
+            "max_completion_tokens",
+            _given,
+            "it is a field of /v1/chat/completions: use `max_output_tokens`",
+        ),
+        Rule(
+            "n",
+            lambda value: value not in (None, 1),
+            "a response has one output: send several requests",
+        ),
         _MODERATION,
         *_GUIDED,
     ),
@@ -100,7 +130,9 @@ def check_supported(path: str, body: Mapping[str, Any], calls_tools: bool) -> No
         return
     if path == CHAT:
         if _filled(body.get("functions")) and body.get("function_call") != "none":
-            raise UnsupportedError("`functions` is not supported: use `tools` and `tool_choice`", "functions")
+            raise UnsupportedError(
+                "`functions` is not supported: use `tools` and `tool_choice`", "functions"
+            )
     elif path == RESPONSES:
         _check_hosted_tools(body)
         _check_included(body.get("include"))
@@ -141,12 +173,16 @@ def _check_included(include: Any) -> None:
                 "include",
             )
         if isinstance(each, str) and each not in (_INCLUDED, _HARMLESS):
-            raise UnsupportedError(f"`include`: {each[:100]!r} cannot be had here, only {_INCLUDED}", "include")
+            raise UnsupportedError(
+                f"`include`: {each[:100]!r} cannot be had here, only {_INCLUDED}", "include"
+            )
 
 
 def _check_tools_are_parsed(body: Mapping[str, Any]) -> None:
     tools = body.get("tools")
-    named = [tool for tool in tools if _type(tool) != "file_search"] if isinstance(tools, list) else []
+    named = (
+        [tool for tool in tools if _type(tool) != "file_search"] if isinstance(tools, list) else []
+    )
     if named and body.get("tool_choice") != "none":
         raise UnsupportedError(
             "`tools` is not supported by this server, as it does not know how its model calls tools: its operator must "

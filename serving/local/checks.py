@@ -14,7 +14,8 @@ def check_port(host: str, port: int) -> None:
     """Whether this address can be listened on.
 
     Raises:
-        StartError: it is in use, not this machine's, or not an address; the message says what to do.
+        StartError: it is in use, not this machine's, or not an address; the message says what to
+            do.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -22,13 +23,19 @@ def check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except (OSError, UnicodeError) as problem:
-        code, reason = getattr(problem, "errno", None), getattr(problem, "strerror", None) or str(problem)
+        code, reason = (
+            getattr(problem, "errno", None),
+            getattr(problem, "strerror", None) or str(problem),
+        )
         option = "--port" if code in (errno.EADDRINUSE, errno.EACCES) else "--host"
-        raise StartError(f"cannot listen on {host}:{port}: {reason}; try another {option}") from problem
+        raise StartError(
+            f"cannot listen on {host}:{port}: {reason}; try another {option}"
+        ) from problem
 
 
 def check_writable(place: Path) -> None:
-    """Whether something can be written at a path that may not be there yet: what it costs to make it comes first.
+    """Whether something can be written at a path that may not be there yet: what it costs to make
+    it comes first.
 
     Raises:
         SettingsError: it cannot; the message names the folder that is in the way.
@@ -40,4 +47,6 @@ def check_writable(place: Path) -> None:
             return
         raise SettingsError(f"cannot write to {place}: {there} is not a folder; name another place")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise SettingsError(f"cannot write to {place}: {there} may not be written to; name another place")
+        raise SettingsError(
+            f"cannot write to {place}: {there} may not be written to; name another place"
+        )

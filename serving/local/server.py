@@ -1,7 +1,9 @@
-"""One machine's server: Ray, Serve and the application for the length of a `with`, and none of it afterwards.
+"""One machine's server: Ray, Serve and the application for the length of a `with`, and none of it
+afterwards.
 
-It ends in an orderly way where that takes no longer than it may, and by force where it would; what `running` has left
-is then gone, or named. Knows Ray's interface; its processes are `serving.local.supervisor`'s.
+It ends in an orderly way where that takes no longer than it may, and by force where it would; what
+`running` has left is then gone, or named. Knows Ray's interface; its processes are
+`serving.local.supervisor`'s.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import httpx
 import ray
 from ray import serve
 from ray._private import ray_constants
-from ray._private.node import Node as RayNode
+from ray._private.node import RaySupervisor as RayNode
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
@@ -34,18 +36,22 @@ from serving.errors import LeftError, LostError, StartError
 from serving.local.checks import check_port
 from serving.local.haproxy import entrance, free_ports
 from serving.local.run_folder import RunFolder
-from serving.local.supervisor import Node
+from serving.local.supervisor import RaySupervisor
 from serving.observability.log_relay import Relay
 from serving.observability.logs import set_up_logs
 from serving.observability.start_news import News, following
 from serving.settings.sources import variable
 
-REPLICA_PORTS = 64  # where engine replicas may answer: Ray gives one of a replica that was killed to no other
-STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}  # for what is on its way between processes; more goes by way of files
+# Where engine replicas may answer: Ray gives one of a replica that was killed to no other.
+REPLICA_PORTS = 64
+# For what is on its way between processes; more goes by way of files.
+STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}
 # What Ray does again and again, less often than it would by itself: it keeps an idle server awake.
 QUIET = {
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of Serve's controller, which sees then which replicas are well
-    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",  # of Serve's own metrics; nobody reads them here
+    # Of Serve's controller, which sees then which replicas are well.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Of Serve's own metrics; nobody reads them here.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
     "RAY_enable_metrics_collection": "0",  # nor Ray's
 }
 _PATIENCE_SECONDS = 60.0  # and three times what the start took, for an engine that is replaced
@@ -62,7 +68,8 @@ log = logging.getLogger(__name__)
 def running(
     config: Config, on_stage: Callable[[str], None] = lambda stage: None
 ) -> Iterator[tuple[str, Callable[[], NoReturn]]]:
-    """A Mayfly on this machine for the length of a `with`; gives its base URL, and what waits and watches over it.
+    """A Mayfly on this machine for the length of a `with`; gives its base URL, and what waits and
+    watches over it.
 
     A first signal ends it once the answers under way are finished, a second one at once.
 
@@ -71,7 +78,7 @@ def running(
         LeftError: something of it is there all the same, after it has been killed.
     """
     try:
-        folder, node = RunFolder(), Node()
+        folder, node = RunFolder(), RaySupervisor()
     except OSError as problem:
         raise StartError(f"there is no place for temporary files: {problem}") from problem
     signals = _Signals()
@@ -79,7 +86,8 @@ def running(
     set_up_logs(config.log_format)
     code, orderly, lost = 1, True, False
     try:
-        ports = free_ports(1 + REPLICA_PORTS)  # drawn at once: the proxy must not be taken for a replica
+        # Drawn at once: the proxy must not be taken for a replica.
+        ports = free_ports(1 + REPLICA_PORTS)
         proxy, replicas = ports[0], ports[1:]
         _set_environment(replicas, relay.variable)
         check_port(config.host, config.port)
@@ -92,7 +100,12 @@ def running(
                     signals.interrupt()  # Ray has just put its own handlers in their place
                     begun = time.monotonic()
                     url = _start_serve(config, proxy, on_stage, news)
-                yield url, partial(node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun))
+                yield (
+                    url,
+                    partial(
+                        node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun)
+                    ),
+                )
             except (StartError, LostError) as problem:
                 lost = isinstance(problem, LostError)
                 if kept := folder.keep_logs(config.selector.root.parent / _FAILED_LOGS):
@@ -124,7 +137,8 @@ def running(
 def _set_environment(replicas: range, relayed: str) -> None:
     """What Ray's processes, which inherit it, read from this one's environment."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else the server gives way to everything else on the machine
+    # Else the server gives way to everything else on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.pop(variable("api_key"), None)  # replicas know its digest
@@ -133,11 +147,14 @@ def _set_environment(replicas: range, relayed: str) -> None:
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # replicas answer HTTP themselves
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas.start),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # the entrance sees by itself who listens
+        # The entrance sees by itself who listens.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PORT_QUARANTINE_S": "1",
-        # Ray's ports execute code for who has its token; what it makes by itself lies in a file that others may read.
+        # Ray's ports execute code for who has its token; what it makes by itself lies in a file
+        # that others may read.
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # and they are on loopback, as where Ray has no clusters
+        # And they are on loopback, as where Ray has no clusters.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable as it was imported
 
@@ -174,7 +191,11 @@ def _start_serve(config: Config, proxy: int, on_stage: Callable[[str], None], ne
         news.look()
         reasons = "; ".join(f"{part}: {why}" for part, why in news.failures.items())
         raise StartError(f"the server did not start: {reasons or problem}") from problem
-    url = f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
+    url = (
+        f"http://[{config.host}]:{config.port}"
+        if ":" in config.host
+        else f"http://{config.host}:{config.port}"
+    )
     _wait_for(f"{url}/health")
     return url
 
@@ -186,7 +207,9 @@ def _wait_for(url: str) -> None:
             if httpx.get(url, timeout=5).status_code == 200:
                 return
         time.sleep(0.05)
-    raise StartError(f"{url} does not answer {_ANSWERING_SECONDS:.0f} s after the engine has loaded")
+    raise StartError(
+        f"{url} does not answer {_ANSWERING_SECONDS:.0f} s after the engine has loaded"
+    )
 
 
 def _has_engine() -> bool:
@@ -196,9 +219,14 @@ def _has_engine() -> bool:
 
 
 def _end_in_order(
-    node: Node, drain: Callable[[float], None], on_stage: Callable[[str], None], hurried: threading.Event
+    node: RaySupervisor,
+    drain: Callable[[float], None],
+    on_stage: Callable[[str], None],
+    hurried: threading.Event,
 ) -> bool:
-    """Let answers be finished, then everything end by itself; whether it has, in the time that it may take."""
+    """Let answers be finished, then everything end by itself; whether it has, in the time that it
+    may take.
+    """
     if node.lost:
         return False
     with suppress(OSError, SystemExit):  # the terminal is gone, or what it was piped to
@@ -229,7 +257,8 @@ class _Signals:
     def __init__(self) -> None:
         self.hurried = threading.Event()
         self._numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else it is to outlive its terminal (nohup)
+        # Else it is to outlive its terminal (nohup).
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             self._numbers.append(signal.SIGHUP)
         self.interrupt()
 

@@ -1,8 +1,10 @@
-"""The processes below this one on one machine: whether those that Ray cannot do without live, and the end of them all.
+"""The processes below this one on one machine: whether those that Ray cannot do without live, and
+the end of them all.
 
-A server of one machine cannot go on without its raylet and its control store: what has died is not replaced any more,
-and Ray cannot be ended in an orderly way. So all of it is ended here, by force. A descendant whose parent dies becomes
-a child of this process, so none escapes. Knows processes and shared memory only, nothing of Ray's interface.
+A server of one machine cannot go on without its raylet and its control store: what has died is not
+replaced any more, and Ray cannot be ended in an orderly way. So all of it is ended here, by force.
+A descendant whose parent dies becomes a child of this process, so none escapes. Knows processes and
+shared memory only, nothing of Ray's interface.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ log = logging.getLogger(__name__)
 
 _VITAL = ("raylet", "gcs_server")
 _SECONDS = 1.0  # between two looks
-_WELL_LOOKS = 10  # whether there is an engine is asked at each of so many looks only, while there is one
+# Whether there is an engine is asked at each of so many looks only, while there is one.
+_WELL_LOOKS = 10
 _CLAIM_LOOKS = 30  # likewise, for new semaphores
-_END_SECONDS = 30.0  # that what was killed may take to be gone: threads end slowly on a busy machine
+# That what was killed may take to be gone: threads end slowly on a busy machine.
+_END_SECONDS = 30.0
 
 
-class Node:
+class RaySupervisor:
     """The processes below this one that began after it was made."""
 
     def __init__(self) -> None:
@@ -47,7 +51,9 @@ class Node:
 
     @property
     def lost(self) -> str | None:
-        """Which of those that Ray cannot do without has ended; "engine" once it is not waited for any more."""
+        """Which of those that Ray cannot do without has ended; "engine" once it is not waited for
+        any more.
+        """
         if self._given_up:
             return "engine"
         for process, name in self._vital.items():
@@ -96,7 +102,9 @@ class Node:
             raise LostError(f"there has been no engine for {patience:.0f} seconds")
         raise LostError(f"Ray's {lost} has ended, and with it everything that runs on this machine")
 
-    def while_there(self, act: Callable[[], object], seconds: float, hurry: threading.Event) -> bool:
+    def while_there(
+        self, act: Callable[[], object], seconds: float, hurry: threading.Event
+    ) -> bool:
         """Do what needs Ray, and wait for its end, or for Ray's, or until it is due or in a hurry.
 
         Returns whether it was done, without an error.
@@ -114,7 +122,9 @@ class Node:
         thread = threading.Thread(target=acting, name="act", daemon=True)
         thread.start()
         until = time.monotonic() + seconds
-        while thread.is_alive() and not self.lost and not hurry.is_set() and time.monotonic() < until:
+        while (
+            thread.is_alive() and not self.lost and not hurry.is_set() and time.monotonic() < until
+        ):
             thread.join(_SECONDS / 10)
         return done.is_set()
 
@@ -149,10 +159,14 @@ class Node:
         self._staging.name({name for each in processes for name in semaphores(each.pid)})
 
     def _reap(self) -> None:
-        """Take note of the end of descendants that became children: until then the kernel keeps them as zombies."""
+        """Take note of the end of descendants that became children: until then the kernel keeps
+        them as zombies.
+        """
         others = {each.pid for each in self._others}
         with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            while (
+                ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            ) is not None:
                 if ended.si_pid in others:
                     return
                 os.waitpid(ended.si_pid, os.WNOHANG)

@@ -1,9 +1,11 @@
-"""Warnings and errors of a server's processes on the standard error of the command that started them.
+"""Warnings and errors of a server's processes on the standard error of the command that started
+them.
 
-Ray writes what a replica says to a file of its own, among much that is Ray's. So each process also appends its own
-warnings, and the errors of the libraries that it uses, to one file in the server's run folder, and the command follows
-that file. A file neither blocks the process that writes nor loses a line while the command is busy. Where no command
-set `LOG_RELAY`, as on a cluster, nothing is relayed.
+Ray writes what a replica says to a file of its own, among much that is Ray's. So each process also
+appends its own warnings, and the errors of the libraries that it uses, to one file in the server's
+run folder, and the command follows that file. A file neither blocks the process that writes nor
+loses a line while the command is busy. Where no command set `LOG_RELAY`, as on a cluster, nothing
+is relayed.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from serving.observability.logs import OURS, JsonLines, LogFormat, TextLines
 
 _LOOK_SECONDS = 0.5
 _ROTATE_BYTES = 1 << 20  # the command starts a new file after this much
-_MOST_BYTES = 64 << 20  # a command that is stopped must not fill the disk; Ray's own files have every line
+# A command that is stopped must not fill the disk; Ray's own files have every line.
+_MOST_BYTES = 64 << 20
 _RAY = "ray"
 
 
 class RelayHandler(logging.Handler):
-    """Appends what the command shows to its file, one write a record; hardly ever twice, and never not at all."""
+    """Appends what the command shows to its file, one write a record; hardly ever twice, and never
+    not at all.
+    """
 
     def __init__(self, form: str, file: Path) -> None:
         super().__init__(logging.WARNING)
@@ -38,7 +43,8 @@ class RelayHandler(logging.Handler):
         """As `logging.Handler.emit`; a server whose command has gone is about to end."""
         line = f"{self.format(record)}\n".encode(errors="backslashreplace")
         with contextlib.suppress(OSError):
-            if not self._append(line):  # perhaps the command had read the file for the last time by then
+            # Perhaps the command had read the file for the last time by then.
+            if not self._append(line):
                 self._append(line)
 
     def _append(self, line: bytes) -> bool:
@@ -53,7 +59,9 @@ class RelayHandler(logging.Handler):
 
 
 def relay_errors(*loggers: logging.Logger) -> None:
-    """Relay what these loggers are given, in a process below the command; once, however often this is called."""
+    """Relay what these loggers are given, in a process below the command; once, however often this
+    is called.
+    """
     form, _, file = os.environ.get(LOG_RELAY, "").partition(":")
     for logger in loggers if file else ():
         if not any(isinstance(each, RelayHandler) for each in logger.handlers):

@@ -1,8 +1,10 @@
-"""Metrics: what an operator can see of adaptations, told in the answer of /metrics beside vLLM's own names.
+"""Metrics: what an operator can see of adaptations, told in the answer of /metrics beside vLLM's
+own names.
 
-Every metric is of the server, never of one request, key or corpus: labels take few values. What others know anyway
-(adapters loaded, bytes staged, requests under way and in a stage) is asked of them when a scrape comes. This module
-knows neither vLLM nor HTTP; its metrics and vLLM's stand in prometheus_client's registry, which `Exposition` tells.
+Every metric is of the server, never of one request, key or corpus: labels take few values. What
+others know anyway (adapters loaded, bytes staged, requests under way and in a stage) is asked of
+them when a scrape comes. This module knows neither vLLM nor HTTP; its metrics and vLLM's stand in
+prometheus_client's registry, which `Exposition` tells.
 """
 
 from __future__ import annotations
@@ -19,7 +21,23 @@ from prometheus_client.exposition import choose_encoder
 from serving.errors import BusyError, RateLimitError, to_http
 from serving.report import AdaptationReport
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
 _STEPS = (1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 75, 100, 200)
 _SIGMA = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _GAIN = (-2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -38,11 +56,14 @@ class Metrics:
     Args:
         live_adapters: how many adapters the engine holds.
         staging_bytes: how many bytes are staged for it.
-        in_stage: how many requests wait or are worked on in the stages "select", "train", "load" and "answer".
-        under_way: how many "requests" were admitted and are not answered yet, and how many "adaptations" among them.
+        in_stage: how many requests wait or are worked on in the stages "select", "train", "load"
+            and "answer".
+        under_way: how many "requests" were admitted and are not answered yet, and how many
+            "adaptations" among them.
         registry: what /metrics tells.
 
-    The four are called in the thread of the scrape: they must be quick, and must not wait for an event loop.
+    The four are called in the thread of the scrape: they must be quick, and must not wait for an
+    event loop.
     """
 
     def __init__(
@@ -57,9 +78,14 @@ class Metrics:
         self._live_adapters, self._staging_bytes = live_adapters, staging_bytes
         self._in_stage, self._under_way = in_stage, under_way
         own = self._own = CollectorRegistry()
-        self._answers = Counter("mayfly_answers", "Answers by HTTP status.", ["status"], registry=own)
+        self._answers = Counter(
+            "mayfly_answers", "Answers by HTTP status.", ["status"], registry=own
+        )
         self._rejected = Counter(
-            "mayfly_rejected", "Requests refused before any compute, by the error's code.", ["reason"], registry=own
+            "mayfly_rejected",
+            "Requests refused before any compute, by the error's code.",
+            ["reason"],
+            registry=own,
         )
         self._adaptations = Counter(
             "mayfly_adaptations",
@@ -69,11 +95,20 @@ class Metrics:
             registry=own,
         )
         self._stage_seconds = Histogram(
-            "mayfly_stage_seconds", "Seconds of a request in a stage.", ["stage"], buckets=_SECONDS, registry=own
+            "mayfly_stage_seconds",
+            "Seconds of a request in a stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=own,
         )
-        self._steps = Histogram("mayfly_steps", "Gradient steps of an adaptation.", buckets=_STEPS, registry=own)
+        self._steps = Histogram(
+            "mayfly_steps", "Gradient steps of an adaptation.", buckets=_STEPS, registry=own
+        )
         self._sigma = Histogram(
-            "mayfly_sigma_at_stop", "Uncertainty left when it stopped; 1 before.", buckets=_SIGMA, registry=own
+            "mayfly_sigma_at_stop",
+            "Uncertainty left when it stopped; 1 before.",
+            buckets=_SIGMA,
+            registry=own,
         )
         self._gain = Histogram(
             "mayfly_prompt_loss_gain",
@@ -81,10 +116,16 @@ class Metrics:
             buckets=_GAIN,
             registry=own,
         )
-        # Known from the start: a rate over a series that begins with its first event does not see that event.
+        # Known from the start: a rate over a series that begins with its first event does not see
+        # that event.
         for stage in _STAGES:
             self._stage_seconds.labels(stage)
-        for outcome, stop in ("adapted", "steps"), ("degraded", "steps"), ("unadapted", "none"), ("failed", "failed"):
+        for outcome, stop in (
+            ("adapted", "steps"),
+            ("degraded", "steps"),
+            ("unadapted", "none"),
+            ("failed", "failed"),
+        ):
             self._adaptations.labels(outcome, stop)
         for problem in BusyError("", 0.0), RateLimitError("", 0.0):
             self._rejected.labels(_reason(problem))
@@ -117,7 +158,9 @@ class Metrics:
         self._adaptations.labels("failed", "failed").inc()
 
     def rejected(self, problem: Exception) -> None:
-        """Observe a request that was refused before any compute; the reason is its code in `serving.errors`."""
+        """Observe a request that was refused before any compute; the reason is its code in
+        `serving.errors`.
+        """
         self._rejected.labels(_reason(problem)).inc()
 
     def answered(self, status: int) -> None:
@@ -127,10 +170,16 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """What a scrape is told."""
         yield from self._own.collect()
-        yield GaugeMetricFamily("mayfly_live_adapters", "Adapters in the engine.", float(self._live_adapters()))
-        yield GaugeMetricFamily("mayfly_staging_bytes", "Bytes of staged adapters.", float(self._staging_bytes()))
+        yield GaugeMetricFamily(
+            "mayfly_live_adapters", "Adapters in the engine.", float(self._live_adapters())
+        )
+        yield GaugeMetricFamily(
+            "mayfly_staging_bytes", "Bytes of staged adapters.", float(self._staging_bytes())
+        )
         in_stage = GaugeMetricFamily(
-            "mayfly_requests_in_stage", "Requests that wait in a stage, or are worked on there.", labels=["stage"]
+            "mayfly_requests_in_stage",
+            "Requests that wait in a stage, or are worked on there.",
+            labels=["stage"],
         )
         for stage, requests in {**dict.fromkeys(_PLACES, 0), **self._in_stage()}.items():
             in_stage.add_metric([stage], requests)
@@ -148,8 +197,8 @@ class Metrics:
 class Exposition:
     """What /metrics tells: all that a registry holds, of this replica.
 
-    Behind one address several replicas answer in turn. With a label of their own their counters are counters each, not
-    one that goes up and down.
+    Behind one address several replicas answer in turn. With a label of their own their counters are
+    counters each, not one that goes up and down.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -159,7 +208,10 @@ class Exposition:
         """As a registry's."""
         for metric in self._registry.collect():
             told = copy(metric)
-            told.samples = [each._replace(labels={**each.labels, "replica": self._replica}) for each in metric.samples]
+            told.samples = [
+                each._replace(labels={**each.labels, "replica": self._replica})
+                for each in metric.samples
+            ]
             yield told
 
     def told(self, accept: str) -> tuple[bytes, str]:

@@ -1,7 +1,9 @@
-"""News of a start: what the processes that a server consists of are doing, told to the one that waits for them.
+"""News of a start: what the processes that a server consists of are doing, told to the one that
+waits for them.
 
-They append lines to a file that a variable of the environment names; where there is none, as on a cluster, nothing is
-told. Who waits is also told that the start still goes on, where there has been no news for a while.
+They append lines to a file that a variable of the environment names; where there is none, as on a
+cluster, nothing is told. Who waits is also told that the start still goes on, where there has been
+no news for a while.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def starting(part: str) -> Iterator[None]:
 
 
 class News:
-    """Lines as they come, each with the seconds since the beginning, and one where none has come for long.
+    """Lines as they come, each with the seconds since the beginning, and one where none has come
+    for long.
 
     Args:
         file: where they are written.
@@ -51,7 +54,12 @@ class News:
         clock: seconds.
     """
 
-    def __init__(self, file: Path, on_news: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        file: Path,
+        on_news: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._file, self._on_news, self._clock = file, on_news, clock
         self._begun = self._last = clock()
         self._read = 0
@@ -72,7 +80,9 @@ class News:
                     self.failures.pop(part, None)
                 self._say(f"{part}: {what}")
         if self._clock() - self._last >= QUIET_SECONDS:
-            doing = ", ".join(f"{part} {what}" for part, what in self._doing.items() if what != READY)
+            doing = ", ".join(
+                f"{part} {what}" for part, what in self._doing.items() if what != READY
+            )
             self._say(f"still starting ({doing})" if doing else "still starting")
 
     def _say(self, words: str) -> None:

@@ -1,8 +1,9 @@
 """Spans of requests for OpenTelemetry: where the time of one request went, told to a collector.
 
-On when OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set; every other variable of
-OpenTelemetry (headers, sampler, service name) is honoured by its SDK. Otherwise spans cost nothing, and nothing of
-OpenTelemetry is imported. An exception is told by its type alone: its message may hold a prompt.
+On when OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set; every other
+variable of OpenTelemetry (headers, sampler, service name) is honoured by its SDK. Otherwise spans
+cost nothing, and nothing of OpenTelemetry is imported. An exception is told by its type alone: its
+message may hold a prompt.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ _provider: TracerProvider | None = None
 
 
 def start_tracing() -> None:
-    """Send spans from now on, if an endpoint is set. The process that answers calls it, before it starts vLLM.
+    """Send spans from now on, if an endpoint is set. The process that answers calls it, before it
+    starts vLLM.
 
     Raises:
-        StartError: an endpoint is set, but what it takes is not installed, or the protocol is not known.
+        StartError: an endpoint is set, but what it takes is not installed, or the protocol is not
+            known.
     """
     global _provider
     variables = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -62,19 +65,27 @@ def stop_tracing() -> None:
         _provider = None
 
 
-def request_span(traceparent: str | None, attributes: dict[str, Value]) -> AbstractContextManager[Tell]:
-    """The span of a whole request; part of the caller's trace where its `traceparent` header names one."""
+def request_span(
+    traceparent: str | None, attributes: dict[str, Value]
+) -> AbstractContextManager[Tell]:
+    """The span of a whole request; part of the caller's trace where its `traceparent` header names
+    one.
+    """
     if _provider is None:
         return nullcontext(_nothing)
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     carrier = {} if traceparent is None else {"traceparent": traceparent}
-    return _span("request", attributes, SpanKind.SERVER, TraceContextTextMapPropagator().extract(carrier))
+    return _span(
+        "request", attributes, SpanKind.SERVER, TraceContextTextMapPropagator().extract(carrier)
+    )
 
 
 def span(name: str, **attributes: Value) -> AbstractContextManager[Tell]:
-    """A span below the one in whose context this runs; what is learnt meanwhile is told to what `with` gives."""
+    """A span below the one in whose context this runs; what is learnt meanwhile is told to what
+    `with` gives.
+    """
     if _provider is None:
         return nullcontext(_nothing)
     from opentelemetry.trace import SpanKind
@@ -83,7 +94,9 @@ def span(name: str, **attributes: Value) -> AbstractContextManager[Tell]:
 
 
 @contextmanager
-def _span(name: str, attributes: dict[str, Value], kind: SpanKind, context: Context | None) -> Iterator[Tell]:
+def _span(
+    name: str, attributes: dict[str, Value], kind: SpanKind, context: Context | None
+) -> Iterator[Tell]:
     from opentelemetry.trace import StatusCode
 
     assert _provider is not None
@@ -95,7 +108,8 @@ def _span(name: str, attributes: dict[str, Value], kind: SpanKind, context: Cont
             yield current.set_attributes
         except BaseException as problem:
             current.set_attribute("error.type", type(problem).__qualname__)
-            if isinstance(problem, Exception) and not is_the_clients(problem):  # nor is a client that leaves
+            # Nor is a client that leaves.
+            if isinstance(problem, Exception) and not is_the_clients(problem):
                 current.set_status(StatusCode.ERROR)
             raise
 
@@ -106,15 +120,24 @@ def _nothing(attributes: dict[str, Value]) -> None:
 
 def _exporter() -> SpanExporter:
     variables = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-    protocol = next((os.environ[name] for name in variables if os.environ.get(name)), "http/protobuf")
-    # vLLM's own processes send spans of their start when they see an endpoint, and would take another protocol.
+    protocol = next(
+        (os.environ[name] for name in variables if os.environ.get(name)), "http/protobuf"
+    )
+    # vLLM's own processes send spans of their start when they see an endpoint, and would take
+    # another protocol.
     os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = protocol
     if protocol == "http/protobuf":
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as OverHttp
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
+            OTLPSpanExporter as OverHttp,
+        )
 
         return OverHttp()
     if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as OverGrpc
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
+            OTLPSpanExporter as OverGrpc,
+        )
 
         return OverGrpc()
-    raise StartError(f"spans are sent over http/protobuf or grpc, not over {protocol!r} (OTEL_EXPORTER_OTLP_PROTOCOL)")
+    raise StartError(
+        f"spans are sent over http/protobuf or grpc, not over {protocol!r} (OTEL_EXPORTER_OTLP_PROTOCOL)"
+    )

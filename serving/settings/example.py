@@ -1,4 +1,5 @@
-"""An example of the settings file, made from the settings themselves, so that it names each and no other.
+"""An example of the settings file, made from the settings themselves, so that it names each and no
+other.
 
 Every line is a comment: what is left as it is stays the default, also of a later version.
 """
@@ -21,7 +22,8 @@ _HEAD = """\
 #
 # Flags and variables of the environment go before the file. `mayfly config --config FILE` prints what holds.
 """
-_EXAMPLES: dict[str, Any] = {  # of settings whose default is decided by the model or the machine, or is nothing
+# Of settings whose default is decided by the model or the machine, or is nothing.
+_EXAMPLES: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-0.5B-Instruct",
     "served_model_name": ["my-model"],
     "max_model_len": 4096,

@@ -1,9 +1,11 @@
-"""Whether a base model or an embedder can be used, by its files alone and within a second: no torch, no transformers.
+"""Whether a base model or an embedder can be used, by its files alone and within a second: no
+torch, no transformers.
 
-A folder must hold a configuration, a tokenizer and weights in safetensors whose headers fit their files. A hub id must
-be in the local cache or known to the hub, which is asked once and with a short patience; libraries that ask it again
-and again would take a minute to say that it is not there. What passes may still fail when it is loaded: whether an
-architecture is supported is for transformers and vLLM to say.
+A folder must hold a configuration, a tokenizer and weights in safetensors whose headers fit their
+files. A hub id must be in the local cache or known to the hub, which is asked once and with a short
+patience; libraries that ask it again and again would take a minute to say that it is not there.
+What passes may still fail when it is loaded: whether an architecture is supported is for
+transformers and vLLM to say.
 """
 
 from __future__ import annotations
@@ -26,7 +28,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _PATIENCE = 10.0  # seconds for each of the hub's answers
 _TO_CONNECT = 5.0  # seconds
 _CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration|Decoder")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
 _MORE_TOKENIZERS = ("sentencepiece.bpe.model", "tokenizer_config.json")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
@@ -68,23 +77,31 @@ def load_tokenizer(name: str) -> Any:
         name: its hub id or folder.
 
     Raises:
-        ModelFilesError: it cannot be loaded, or it is not one of those that tell where in a text each token lies.
+        ModelFilesError: it cannot be loaded, or it is not one of those that tell where in a text
+            each token lies.
     """
     from transformers import AutoTokenizer
 
-    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug` shows.
+    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
+    # shows.
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as problem:
         said = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-        raise ModelFilesError(f"cannot load the tokenizer of the model {name!r}: {said}") from problem
+        raise ModelFilesError(
+            f"cannot load the tokenizer of the model {name!r}: {said}"
+        ) from problem
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelFilesError(f"cannot load the model {name!r}: it has no fast tokenizer; it needs a tokenizer.json")
+        raise ModelFilesError(
+            f"cannot load the model {name!r}: it has no fast tokenizer; it needs a tokenizer.json"
+        )
     return tokenizer
 
 
 def local_folder(name: str) -> Path | None:
-    """Where a model's files are on this machine: its folder, or its copy in the hub's cache; None where nowhere."""
+    """Where a model's files are on this machine: its folder, or its copy in the hub's cache; None
+    where nowhere.
+    """
     folder = Path(name)
     try:
         if folder.is_dir():
@@ -111,7 +128,9 @@ def _check(name: str, what: str, *, is_embedder: bool) -> None:
     elif not _HUB_ID.fullmatch(name) or len(name) > 96 or name.startswith((".", "~")):
         raise ModelFilesError(f"cannot load {what}: there is no such folder; check the path")
     else:
-        names = [name] if "/" in name or not is_embedder else [f"sentence-transformers/{name}", name]
+        names = (
+            [name] if "/" in name or not is_embedder else [f"sentence-transformers/{name}", name]
+        )
         _check_hub(names, what, is_embedder)
 
 
@@ -123,7 +142,9 @@ _GGUF = (
 
 def _check_folder(folder: Path, what: str, is_embedder: bool) -> None:
     try:
-        files = {file.relative_to(folder).as_posix() for file in (*folder.glob("*"), *folder.glob("*/*"))}
+        files = {
+            file.relative_to(folder).as_posix() for file in (*folder.glob("*"), *folder.glob("*/*"))
+        }
     except OSError as problem:
         raise ModelFilesError(f"cannot load {what}: {problem.strerror}") from problem
     _check_names(files, what, is_embedder)
@@ -134,7 +155,11 @@ def _check_folder(folder: Path, what: str, is_embedder: bool) -> None:
             raise ModelFilesError(
                 f"cannot load {what}: it is not in transformers' format, its config.json has no `model_type`"
             )
-        if not is_embedder and architectures and not any(_CAUSAL.search(str(each)) for each in architectures):
+        if (
+            not is_embedder
+            and architectures
+            and not any(_CAUSAL.search(str(each)) for each in architectures)
+        ):
             named = ", ".join(map(str, architectures))
             raise ModelFilesError(
                 f"cannot load {what}: it is not a causal language model, its config.json names {named}"
@@ -200,7 +225,9 @@ def _damage(file: Path) -> str | None:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return "is damaged: its header is not that of safetensors; download or copy it again"
     wanted = 8 + length + max(ends, default=0)
-    return None if size == wanted else f"has {size:,} bytes, not {wanted:,}: download or copy it again"
+    return (
+        None if size == wanted else f"has {size:,} bytes, not {wanted:,}: download or copy it again"
+    )
 
 
 def _check_hub(names: list[str], what: str, is_embedder: bool) -> None:
@@ -225,7 +252,8 @@ def _check_hub(names: list[str], what: str, is_embedder: bool) -> None:
     if cached is None:
         raise problem
     log.warning("%s; its copy in the hub's cache is used", problem)
-    # For this process, where the library has read the variable already, and for those that it starts.
+    # For this process, where the library has read the variable already, and for those that it
+    # starts.
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
     _check_folder(cached, what, is_embedder)
@@ -243,8 +271,17 @@ def _ask_hub(name: str, what: str, is_embedder: bool) -> ModelFilesError | None:
         with httpx.Client(headers=headers, timeout=patience, follow_redirects=True) as client:
             reply = client.head(f"{hub}/{name}/resolve/main/config.json")
             code = reply.headers.get("x-error-code", "")
-            listed = client.get(f"{hub}/api/models/{name}") if reply.is_success or code == "EntryNotFound" else None
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as problem:
+            listed = (
+                client.get(f"{hub}/api/models/{name}")
+                if reply.is_success or code == "EntryNotFound"
+                else None
+            )
+    except (
+        httpx.ConnectError,
+        httpx.ConnectTimeout,
+        httpx.ProxyError,
+        httpx.UnsupportedProtocol,
+    ) as problem:
         said = str(problem) or type(problem).__name__
         return ModelFilesError(
             f"cannot load {what}: it is not a folder here, and the hub at {hub} cannot be reached ({said}); "
@@ -258,7 +295,9 @@ def _ask_hub(name: str, what: str, is_embedder: bool) -> ModelFilesError | None:
             "of that account"
         )
     if reply.status_code in (401, 404) and code != "EntryNotFound":
-        token_hint = "which the token in HF_TOKEN may not read" if token else "whose readers need HF_TOKEN"
+        token_hint = (
+            "which the token in HF_TOKEN may not read" if token else "whose readers need HF_TOKEN"
+        )
         return ModelFilesError(
             f"cannot load {what}: it is neither a folder here nor a model that the hub at {hub} shows; "
             f"check its spelling, or it is private, {token_hint}"
@@ -288,7 +327,9 @@ def _json(file: Path, what: str) -> dict[str, Any]:
     except OSError as problem:
         raise ModelFilesError(f"cannot load {what}: {file.name}: {problem.strerror}") from problem
     except ValueError as problem:
-        raise ModelFilesError(f"cannot load {what}: its {file.name} is not JSON ({problem})") from problem
+        raise ModelFilesError(
+            f"cannot load {what}: its {file.name} is not JSON ({problem})"
+        ) from problem
     if not isinstance(said, dict):
         raise ModelFilesError(f"cannot load {what}: its {file.name} is not a JSON object")
     return said

@@ -1,9 +1,9 @@
 """Settings: all that a server can be told, in one list, and what it means for each room.
 
 The list is also that of the flags, of the environment, of the file and of Ray Serve's `args`:
-`serving.settings.sources` reads those. What is None here is decided in `config`, by the model, the corpus and the
-machine. `Settings.check` tells within a second what is wrong by the values and the files alone; `check` what only the
-model's own libraries can tell.
+`serving.settings.sources` reads those. What is None here is decided in `config`, by the model, the
+corpus and the machine. `Settings.check` tells within a second what is wrong by the values and the
+files alone; `check` what only the model's own libraries can tell.
 """
 
 from __future__ import annotations
@@ -33,13 +33,21 @@ PANELS = {  # of `mayfly serve --help`
     "Training": ("learning_rate", "rank", "precision"),
     "Budget": ("budget", "max_steps", "max_seconds"),
     "Capacity": ("max_requests", "max_adaptations", "undegraded", "slots"),
-    "Keys and network": ("host", "port", "allowed_host", "allowed_origin", "api_key", "api_key_file"),
+    "Keys and network": (
+        "host",
+        "port",
+        "allowed_host",
+        "allowed_origin",
+        "api_key",
+        "api_key_file",
+    ),
     "Hardware": ("threads", "engine_gpus", "trainer_gpus", "gpu_memory_utilization"),
     "Logs": ("log_format",),
 }
 _BY_PROCESSOR = "by processor"
 _PARTS = 0.6, 0.4  # of the one GPU of a machine: engine, trainer
-_GPU_DEVICES = ("nvidia[0-9]*", "nvidiactl", "nvhost-gpu", "dxg", "kfd")  # in /dev, where torch could find a GPU
+# In /dev, where torch could find a GPU.
+_GPU_DEVICES = ("nvidia[0-9]*", "nvidiactl", "nvhost-gpu", "dxg", "kfd")
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,10 @@ class Settings:
     model: Model = None
     corpus: Annotated[str | None, typer.Option(help="Corpus for requests that name none.")] = None
     shards: Annotated[
-        int, typer.Option(min=0, max=64, help="Number of shards of the corpora (`mayfly corpus shard`); 0: none.")
+        int,
+        typer.Option(
+            min=0, max=64, help="Number of shards of the corpora (`mayfly corpus shard`); 0: none."
+        ),
     ] = 0
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000
@@ -82,11 +93,16 @@ class Settings:
         ),
     ] = ""
     max_steps: Annotated[int, typer.Option(min=0, help="Most steps of any request.")] = 50
-    max_seconds: Annotated[float, typer.Option(min=0.01, help="Most seconds of any adaptation.")] = 60.0
+    max_seconds: Annotated[
+        float, typer.Option(min=0.01, help="Most seconds of any adaptation.")
+    ] = 60.0
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-9, help="Adam learning rate.", show_default="by model size")
+        float | None,
+        typer.Option(min=1e-9, help="Adam learning rate.", show_default="by model size"),
     ] = None
-    rank: Annotated[int | None, typer.Option(min=1, max=512, help="LoRA rank.", show_default="by model size")] = None
+    rank: Annotated[
+        int | None, typer.Option(min=1, max=512, help="LoRA rank.", show_default="by model size")
+    ] = None
     slots: Annotated[int, typer.Option(min=1, max=256, help="Adapters trained at once.")] = 8
     precision: Annotated[
         str, typer.Option(help="Precision of the trainer's base model: auto, float32 or bfloat16.")
@@ -98,45 +114,68 @@ class Settings:
     api_key_file: Annotated[
         Path | None, typer.Option(help="TOML file of API keys with corpora, budgets and rates.")
     ] = None
-    log_format: Annotated[LogFormat, typer.Option(help="Format of the log on standard error.")] = "text"
+    log_format: Annotated[LogFormat, typer.Option(help="Format of the log on standard error.")] = (
+        "text"
+    )
     max_requests: Annotated[
-        int | None, typer.Option(min=1, help="Requests served at once; more get a 429.", show_default=_BY_PROCESSOR)
+        int | None,
+        typer.Option(
+            min=1, help="Requests served at once; more get a 429.", show_default=_BY_PROCESSOR
+        ),
     ] = None
     max_adaptations: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Adaptations at once, among these requests; more get a 429.", show_default=_BY_PROCESSOR
+            min=1,
+            help="Adaptations at once, among these requests; more get a 429.",
+            show_default=_BY_PROCESSOR,
         ),
     ] = None
     undegraded: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Adaptations at once that get all their steps; more share them.", show_default=_BY_PROCESSOR
+            min=1,
+            help="Adaptations at once that get all their steps; more share them.",
+            show_default=_BY_PROCESSOR,
         ),
     ] = None
     regularisation: Annotated[
         float | None,
-        typer.Option(min=1e-9, help="SIFT's regularisation lambda'.", show_default="for the default embedder"),
+        typer.Option(
+            min=1e-9, help="SIFT's regularisation lambda'.", show_default="for the default embedder"
+        ),
     ] = None
-    dtype: Annotated[str, typer.Option(help="Precision of the engine; auto is float32 on a CPU.")] = "auto"
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the engine; auto is float32 on a CPU.")
+    ] = "auto"
     tool_call_parser: Annotated[
         str | None, typer.Option(help="vLLM's name of the parser for the model's tool calls.")
     ] = None
     max_model_len: Annotated[
-        int | None, typer.Option(min=1, help="Context length in tokens.", show_default="the model's")
+        int | None,
+        typer.Option(min=1, help="Context length in tokens.", show_default="the model's"),
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads of engine, trainer and selector, each.", show_default="half the cores"),
+        typer.Option(
+            min=1,
+            help="CPU threads of engine, trainer and selector, each.",
+            show_default="half the cores",
+        ),
     ] = None
     engine_gpus: Annotated[
         float | None,
         typer.Option(
-            min=0, help="GPUs of each engine replica, as Ray counts; a fraction shares one.", show_default="by machine"
+            min=0,
+            help="GPUs of each engine replica, as Ray counts; a fraction shares one.",
+            show_default="by machine",
         ),
     ] = None
     trainer_gpus: Annotated[
-        float | None, typer.Option(min=0, help="GPUs of each trainer replica, likewise.", show_default="by machine")
+        float | None,
+        typer.Option(
+            min=0, help="GPUs of each trainer replica, likewise.", show_default="by machine"
+        ),
     ] = None
     gpu_memory_utilization: Annotated[
         float | None,
@@ -150,12 +189,14 @@ class Settings:
     home: Home = HOME
 
     def check(self) -> None:
-        """Tell what is wrong with the values and the files that they name, before anything heavy is imported.
+        """Tell what is wrong with the values and the files that they name, before anything heavy is
+        imported.
 
         Raises:
             SettingsError: an invalid value or key file.
             ModelFilesError: a model or an embedder that cannot be used.
-            CorpusError: there is no such corpus, it cannot be opened, or it belongs to another embedder.
+            CorpusError: there is no such corpus, it cannot be opened, or it belongs to another
+                embedder.
         """
         from serving.api_keys import Keys
         from serving.http.browsers import host_names, origins
@@ -182,9 +223,13 @@ class Settings:
         from serving.config import AUTO, LIMITS
 
         if self.precision not in PRECISIONS:
-            raise SettingsError(f"unknown precision {self.precision!r}: one of {', '.join(PRECISIONS)}")
+            raise SettingsError(
+                f"unknown precision {self.precision!r}: one of {', '.join(PRECISIONS)}"
+            )
         if not math.isfinite(self.max_seconds):
-            raise SettingsError(f"max-seconds is {self.max_seconds}; it needs to be a number of seconds")
+            raise SettingsError(
+                f"max-seconds is {self.max_seconds}; it needs to be a number of seconds"
+            )
         limits = replace(LIMITS, steps=self.max_steps, seconds=self.max_seconds)
         return parse_budget(self.budget or None, default=AUTO, auto=AUTO, limits=limits), limits
 
@@ -192,8 +237,9 @@ class Settings:
         """What these settings mean for each room, on this machine.
 
         Args:
-            only_to_show: leave out what only the model's architecture tells and `mayfly config` does not show, the
-                adapted projections: transformers and torch are not imported for it.
+            only_to_show: leave out what only the model's architecture tells and `mayfly config`
+                does not show, the adapted projections: transformers and torch are not imported for
+                it.
 
         Raises:
             SettingsError: a value that no room takes.
@@ -233,10 +279,13 @@ class Settings:
                 more_names=tuple(names[1:]),
                 tool_call_parser=self.tool_call_parser,
                 max_model_len=self.max_model_len,
-                gpu_memory_utilization=self.gpu_memory_utilization or (0.9 if engine_gpus >= 1 else 0.55),
+                gpu_memory_utilization=self.gpu_memory_utilization
+                or (0.9 if engine_gpus >= 1 else 0.55),
             ),
             trainer=trainer,
-            selector=SelectorConfig(corpora, self.embedder, model, regularisation=self.regularisation),
+            selector=SelectorConfig(
+                corpora, self.embedder, model, regularisation=self.regularisation
+            ),
             corpus=self.corpus,
             shards=self.shards,
             auto=auto.cut_to(limits)[0],
@@ -253,7 +302,8 @@ class Settings:
             port=self.port,
             allowed_hosts=host_names(self.allowed_host or ()),
             allowed_origins=origins(self.allowed_origin or (), self._has_keys()),
-            threads=self.threads or max(1, cores // 2),  # each with all of them made engine and trainer far slower
+            # Each with all of them made engine and trainer far slower.
+            threads=self.threads or max(1, cores // 2),
             engine_gpus=engine_gpus,
             trainer_gpus=trainer_gpus,
         )
@@ -279,7 +329,8 @@ class Settings:
 
 
 def check(config: Config) -> None:
-    """What would otherwise fail minutes later, in another process: the model's tokenizer, and that of the corpus.
+    """What would otherwise fail minutes later, in another process: the model's tokenizer, and that
+    of the corpus.
 
     Raises:
         SettingsError: the model's tokenizer cannot be loaded, or an invalid key file.
@@ -324,7 +375,9 @@ def gpus_here(devices: Path = Path("/dev")) -> int:
 
 
 def cores_here(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may compute on, or what the control group of a container allows, if that is less."""
+    """Cores that this process may compute on, or what the control group of a container allows, if
+    that is less.
+    """
     cores = len(os.sched_getaffinity(0))
     with suppress(OSError, ValueError):  # there is no such group, or no limit, which is "max"
         quota, period = map(int, (group / "cpu.max").read_text().split())

@@ -1,4 +1,6 @@
-"""The options that mean the same in each command: the folder of the corpora, the base model, the embedder."""
+"""The options that mean the same in each command: the folder of the corpora, the base model, the
+embedder.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-Home = Annotated[Path, typer.Option("--home", envvar="MAYFLY_HOME", help="The folder that holds the corpora.")]
+Home = Annotated[
+    Path, typer.Option("--home", envvar="MAYFLY_HOME", help="The folder that holds the corpora.")
+]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -1,8 +1,10 @@
-"""Options: settings as the flags of a command, as variables of the environment, in a file, and in Ray Serve's `args`.
+"""Options: settings as the flags of a command, as variables of the environment, in a file, and in
+Ray Serve's `args`.
 
-A setting `max_steps` is the flag `--max-steps`, `MAYFLY_MAX_STEPS` in the environment, and `max-steps` in the file
-(TOML) and in the `args` of a Serve config. What is said in several places: a flag goes before the environment, that
-before the file or `args`, that before the default. Typer reads flags and environment and checks every value's range.
+A setting `max_steps` is the flag `--max-steps`, `MAYFLY_MAX_STEPS` in the environment, and
+`max-steps` in the file (TOML) and in the `args` of a Serve config. What is said in several places:
+a flag goes before the environment, that before the file or `args`, that before the default. Typer
+reads flags and environment and checks every value's range.
 """
 
 from __future__ import annotations
@@ -65,15 +67,18 @@ def with_settings(act: Callable[..., None], *more: Parameter) -> Callable[..., N
 
 
 def settings_of(told: Mapping[str, Any]) -> Settings:
-    """Settings from a mapping, such as the `args` of a Serve config; the environment goes before it.
+    """Settings from a mapping, such as the `args` of a Serve config; the environment goes before
+    it.
 
     Raises:
-        SettingsError: a name that is no setting, or a value that does not suit it; or a secret, since Ray shows and
-            logs what it is told.
+        SettingsError: a name that is no setting, or a value that does not suit it; or a secret,
+            since Ray shows and logs what it is told.
     """
     said = checked(told)
     if "api_key" in said:
-        raise SettingsError(f"api-key is no secret here: set {variable('api_key')}, or `api-key-file`")
+        raise SettingsError(
+            f"api-key is no secret here: set {variable('api_key')}, or `api-key-file`"
+        )
     found: list[Settings] = []
     app = typer.Typer()
     app.command()(with_settings(lambda settings, _: found.append(settings)))
@@ -86,7 +91,12 @@ def settings_of(told: Mapping[str, Any]) -> Settings:
 
 def sources(context: typer.Context) -> dict[str, str]:
     """Where each setting's value is from: "flag", the variable, the file, or "default"."""
-    words = {"COMMANDLINE": "flag", "ENVIRONMENT": "", "DEFAULT_MAP": str(context.params[FILE]), "DEFAULT": "default"}
+    words = {
+        "COMMANDLINE": "flag",
+        "ENVIRONMENT": "",
+        "DEFAULT_MAP": str(context.params[FILE]),
+        "DEFAULT": "default",
+    }
     found = {}
     for each in fields(Settings):
         source = context.get_parameter_source(each.name)
@@ -113,11 +123,15 @@ def check_environment(environment: Mapping[str, str]) -> None:
         SettingsError: one is not.
     """
     known = {variable(each.name) for each in fields(Settings)} | _OTHER_VARIABLES
-    for name in sorted(each for each in environment if each.startswith("MAYFLY_") and each not in known):
+    for name in sorted(
+        each for each in environment if each.startswith("MAYFLY_") and each not in known
+    ):
         if _SERVICE_LINK.fullmatch(name):
             continue
         like = get_close_matches(name, known, n=1, cutoff=0.85)
-        raise SettingsError(f"the variable {name} is no setting" + (f"; is it {like[0]}?" if like else "; unset it"))
+        raise SettingsError(
+            f"the variable {name} is no setting" + (f"; is it {like[0]}?" if like else "; unset it")
+        )
 
 
 def checked(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +161,8 @@ def _from_file(context: typer.Context, file: Path | None) -> Path | None:
         said = checked(tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as problem:
         raise SettingsError(f"cannot read the settings in {file}: {problem}") from problem
-    context.default_map = {**said, **(context.default_map or {})}  # `args`, where there are any, go before it
+    # `args`, where there are any, go before it.
+    context.default_map = {**said, **(context.default_map or {})}
     return file
 
 
@@ -165,7 +180,9 @@ def _parameters() -> list[Parameter]:
         option = copy(shared)
         option.envvar, option.show_envvar = variable(name), False
         option.rich_help_panel = panels.get(name)
-        found.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option]))
+        found.append(
+            parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option])
+        )
     return found
 
 

@@ -1,4 +1,6 @@
-"""Fixtures of the trainer's tests: each kind of base model it can adapt, and trainers that are shared."""
+"""Fixtures of the trainer's tests: each kind of base model it can adapt, and trainers that are
+shared.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The plain way: transformers, PEFT and torch.optim.Adam, one request at a time. What Mayfly does must equal it."""
+"""The plain way: transformers, PEFT and torch.optim.Adam, one request at a time. What Mayfly does
+must equal it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def load(folder: str) -> Any:
     """The base model, as transformers loads it."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     return model.eval()
 
 
@@ -47,7 +51,9 @@ def first_weights(base: Base, seed: int, targets: tuple[str, ...] = ()) -> bytes
 class PlainLora:
     """PEFT's LoRA on a model of its own, begun with given weights."""
 
-    def __init__(self, base: Base, first: bytes, learning_rate: float = 5e-3, targets: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, base: Base, first: bytes, learning_rate: float = 5e-3, targets: tuple[str, ...] = ()
+    ) -> None:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
@@ -74,7 +80,9 @@ class PlainLora:
     def gradients(self, *sequences: Sequence[int]) -> tuple[list[torch.Tensor], float]:
         """Gradients of the mean loss of these sequences, and that loss."""
         self._adam.zero_grad()
-        losses = [self.model(torch.tensor([ids]), labels=torch.tensor([ids])).loss for ids in sequences]
+        losses = [
+            self.model(torch.tensor([ids]), labels=torch.tensor([ids])).loss for ids in sequences
+        ]
         loss = torch.stack(losses).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return [parameter.grad.clone() for parameter in self.learning.values()], loss.item()
@@ -92,14 +100,18 @@ class PlainLora:
         return {name: parameter.detach() for name, parameter in self.learning.items()}
 
 
-def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], relative: float = 1e-4) -> None:
+def assert_close(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], relative: float = 1e-4
+) -> None:
     """They are one adapter, but for rounding.
 
-    Each tensor alone is held to ten times as much: where a gradient is next to nothing, Adam makes a whole step of
-    what is mostly its rounding, and such a number weighs more in a small tensor.
+    Each tensor alone is held to ten times as much: where a gradient is next to nothing, Adam makes
+    a whole step of what is mostly its rounding, and such a number weighs more in a small tensor.
     """
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert (tensor - other[name]).norm() <= 10 * relative * other[name].norm(), name
-    flat, expected = (torch.cat([weights[name].flatten() for name in sorted(one)]) for weights in (one, other))
+    flat, expected = (
+        torch.cat([weights[name].flatten() for name in sorted(one)]) for weights in (one, other)
+    )
     assert (flat - expected).norm() <= relative * expected.norm()

@@ -12,7 +12,7 @@ import pytest
 
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import Progress, Training
+from adapters.training import TrainingProgress, TrainingResult
 from tests.adapters.trainers import (
     SEQUENCES,
     SOON,
@@ -32,9 +32,9 @@ class TestCompany:
         wishes = others(3)
         alone = trainer.train(SEQUENCES * 3, seed=1)
         alone_theirs = [trainer.train(wish[: 1 + 2 * k], seed=k) for k, wish in enumerate(wishes)]
-        came: list[Future[Training]] = []
+        came: list[Future[TrainingResult]] = []
 
-        def welcome(progress: Progress) -> None:
+        def welcome(progress: TrainingProgress) -> None:
             if progress.steps in (2, 5, 6):
                 k = len(came)
                 came.append(trainer.submit(wishes[k][: 1 + 2 * k], seed=k))
@@ -67,7 +67,10 @@ class TestCompany:
     def test_each_has_the_learning_rate_it_asks_for(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=3, learning_rate=1e-3)
         rates = (1e-2, None, 1e-4)
-        alone = [trainer_of(tiny_llama, slots=1, learning_rate=rate or 1e-3).train(SEQUENCES) for rate in rates]
+        alone = [
+            trainer_of(tiny_llama, slots=1, learning_rate=rate or 1e-3).train(SEQUENCES)
+            for rate in rates
+        ]
 
         with rows_of_steps(trainer) as rows:
             with held(trainer):
@@ -113,7 +116,9 @@ class TestCompany:
         alone = [trainer.train(wish, seed=k) for k, wish in enumerate(wishes)]
 
         with ThreadPoolExecutor(12) as pool:
-            trainings = list(pool.map(lambda k: trainer.train(wishes[k], seed=k), range(len(wishes))))
+            trainings = list(
+                pool.map(lambda k: trainer.train(wishes[k], seed=k), range(len(wishes)))
+            )
 
         for training, expected in zip(trainings, alone, strict=True):
             assert_same(training, expected)
@@ -140,11 +145,19 @@ class TestDeadlines:
     def test_without_time_there_is_no_step(self, trainer: Trainer, seconds: float) -> None:
         training = trainer.train(SEQUENCES, seconds=seconds)
 
-        assert (training.adapter, training.losses, training.used, training.stop) == (None, (), 0, "seconds")
+        assert (training.adapter, training.losses, training.used, training.stop) == (
+            None,
+            (),
+            0,
+            "seconds",
+        )
 
     @pytest.mark.parametrize("how", PLANS)
-    def test_when_the_time_is_up_the_steps_taken_are_an_adapter(self, trainer: Trainer, how: str) -> None:
-        # Far more steps than fit: what is trained until the deadline is what those steps alone would have given.
+    def test_when_the_time_is_up_the_steps_taken_are_an_adapter(
+        self, trainer: Trainer, how: str
+    ) -> None:
+        # Far more steps than fit: what is trained until the deadline is what those steps alone
+        # would have given.
         many = SEQUENCES * 2_000
 
         training = trainer.train(many, seed=3, seconds=0.3, plan=how)
@@ -167,21 +180,26 @@ class TestDeadlines:
             stop = threading.Event()
             futures = [trainer.submit(long * 10, seed=k, cancelled=stop) for k in range(company)]
             for seconds in (0.03, 0.1, 0.15, 0.2) * 2:
-                told: list[Progress] = []
+                told: list[TrainingProgress] = []
                 training = trainer.train(long, seconds=seconds, on_step=told.append)
                 assert training.stop == "seconds"
-                begun += [step.seconds - seconds for step in told[:-1]]  # where one step ends the next begins
+                # Where one step ends the next begins.
+                begun += [step.seconds - seconds for step in told[:-1]]
                 overruns.append(training.seconds - seconds)
-                longest = max([longest, *(b.seconds - a.seconds for a, b in itertools.pairwise(told))])
+                longest = max(
+                    [longest, *(b.seconds - a.seconds for a, b in itertools.pairwise(told))]
+                )
             stop.set()
             assert all(future.result(SOON).stop == "cancelled" for future in futures)
 
-        # Assert: whoever is late is so by the step that was being taken; a machine may pause in the midst of one.
+        # Assert: whoever is late is so by the step that was being taken; a machine may pause in the
+        # midst of one.
         assert max(begun) <= 0
         assert statistics.median(overruns) < longest
 
     def test_who_has_a_second_is_not_starved_by_who_has_many_steps(self, trainer: Trainer) -> None:
-        # Arrange: seven who came before, with sequences that cannot share a batch with the short ones.
+        # Arrange: seven who came before, with sequences that cannot share a batch with the short
+        # ones.
         stop = threading.Event()
         long = [[(7 * i + j) % 97 for j in range(64)] for i in range(4)] * 1_000
         company = [trainer.submit(long, seed=k, cancelled=stop) for k in range(7)]
@@ -197,7 +215,8 @@ class TestDeadlines:
             assert future.result(SOON).stop == "cancelled"
 
     def test_who_has_no_deadline_is_not_starved_by_who_has_one(self, tiny_llama: str) -> None:
-        # One batch holds one sequence, so whoever is more urgent goes first; the patient one ends all the same.
+        # One batch holds one sequence, so whoever is more urgent goes first; the patient one ends
+        # all the same.
         trainer = trainer_of(tiny_llama, batch_tokens=12, slots=4)
         patient = trainer.submit([SEQUENCES[0]] * 10)
         hurried = [trainer.submit([SEQUENCES[0]] * 10_000, seconds=0.3) for _ in range(3)]
@@ -233,7 +252,10 @@ class TestDeadlines:
 
         assert 0.2 < waited.waited < waited.seconds
         assert 0.0 <= trained.waited < trained.seconds
-        assert (never.result(SOON).waited, never.result(SOON).losses) == (never.result(SOON).seconds, ())
+        assert (never.result(SOON).waited, never.result(SOON).losses) == (
+            never.result(SOON).seconds,
+            (),
+        )
 
     def test_gradients_taken_again_do_not_mislead_the_clock(self, trainer: Trainer) -> None:
         # Steps without tokens cost next to nothing; whoever computes must still be given time.
@@ -256,7 +278,7 @@ class TestGivingUpASlot:
         alone = trainer.train(many, seed=3).adapter
         begun, hurried = threading.Event(), []
 
-        def ask(progress: Progress) -> None:
+        def ask(progress: TrainingProgress) -> None:
             if progress.steps == 5:
                 hurried.append(trainer.submit(SEQUENCES, seed=4, seconds=20.0))
                 begun.set()
@@ -281,7 +303,7 @@ class TestGivingUpASlot:
         trainer = Trainer(TrainerConfig(tiny_llama, rank=4, precision="float32", slots=1))
         hurried = []
 
-        def ask(progress: Progress) -> None:
+        def ask(progress: TrainingProgress) -> None:
             if progress.steps == 5:
                 hurried.append(trainer.submit(SEQUENCES * 20_000, seed=4, seconds=1.0))
 

@@ -1,4 +1,6 @@
-"""Adapters that are trained further: single steps from where an earlier one ended, with moments of their own."""
+"""Adapters that are trained further: single steps from where an earlier one ended, with moments of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,18 @@ from safetensors.torch import load as from_safetensors
 
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
-from adapters.training import Progress, Training
+from adapters.training import TrainingProgress, TrainingResult
 from tests.adapters.plain import Base, PlainLora, assert_close, first_weights
-from tests.adapters.trainers import SEQUENCES, SOON, assert_same, held, others, rows_of_steps, trainer_of, weights_of
+from tests.adapters.trainers import (
+    SEQUENCES,
+    SOON,
+    assert_same,
+    held,
+    others,
+    rows_of_steps,
+    trainer_of,
+    weights_of,
+)
 
 _EARLIER, _LATER = SEQUENCES[:3], SEQUENCES[3:]
 
@@ -23,13 +34,15 @@ def trained(trainer: Trainer, sequences: list[list[int]] = _EARLIER, seed: int =
     return adapter.weights
 
 
-def bytes_of(training: Training) -> bytes:
+def bytes_of(training: TrainingResult) -> bytes:
     assert training.adapter is not None
     return training.adapter.weights
 
 
 class TestWhereItBegins:
-    def test_it_is_peft_begun_with_the_earlier_weights_and_a_new_adam(self, base: Base, base_trainer: Trainer) -> None:
+    def test_it_is_peft_begun_with_the_earlier_weights_and_a_new_adam(
+        self, base: Base, base_trainer: Trainer
+    ) -> None:
         start = trained(base_trainer)
         plain = PlainLora(base, start)
         for sequence in _LATER:
@@ -57,11 +70,17 @@ class TestWhereItBegins:
 
         assert training.adapter is not None
         assert training.adapter.losses == training.losses
-        assert (len(training.losses), training.used, training.stop) == (len(_LATER), len(_LATER), "steps")
+        assert (len(training.losses), training.used, training.stop) == (
+            len(_LATER),
+            len(_LATER),
+            "steps",
+        )
         assert training.losses[0] == pytest.approx(before, rel=1e-5)
 
     @pytest.mark.parametrize("how", PLANS)
-    def test_from_a_fresh_one_it_is_what_a_fresh_one_becomes(self, base: Base, base_trainer: Trainer, how: str) -> None:
+    def test_from_a_fresh_one_it_is_what_a_fresh_one_becomes(
+        self, base: Base, base_trainer: Trainer, how: str
+    ) -> None:
         repeated = SEQUENCES[:3] * 2
 
         further = base_trainer.train(repeated, plan=how, start=first_weights(base, seed=4))
@@ -71,7 +90,10 @@ class TestWhereItBegins:
     def test_the_seed_does_not_matter_then(self, trainer: Trainer) -> None:
         start = trained(trainer)
 
-        one, other = trainer.train(_LATER, seed=1, start=start), trainer.train(_LATER, seed=2, start=start)
+        one, other = (
+            trainer.train(_LATER, seed=1, start=start),
+            trainer.train(_LATER, seed=2, start=start),
+        )
 
         assert bytes_of(one) == bytes_of(other)
 
@@ -138,17 +160,20 @@ class TestCompany:
         assert bytes_of(trainer.train(_LATER, seed=1)) == fresh
 
     def test_it_may_wait_for_a_slot_and_give_it_up(self, tiny_llama: str) -> None:
-        # Arrange: one slot, which somebody has; the one that waits for it is then displaced after its fifth step.
+        # Arrange: one slot, which somebody has; the one that waits for it is then displaced after
+        # its fifth step.
         trainer = trainer_of(tiny_llama, slots=1)
         start, many = trained(trainer), SEQUENCES * 5
         alone = trainer.train(many, start=start)
         hurried_alone = trainer.train(_LATER, start=start)
         hurried, overtaken = [], threading.Event()
 
-        def ask(progress: Progress) -> None:
+        def ask(progress: TrainingProgress) -> None:
             if progress.steps == 5:
                 hurried.append(trainer.submit(_LATER, start=start, seconds=SOON))
-                hurried[0].add_done_callback(lambda _: overtaken.set() if not patient.done() else None)
+                hurried[0].add_done_callback(
+                    lambda _: overtaken.set() if not patient.done() else None
+                )
 
         # Act.
         with held(trainer):
@@ -169,7 +194,9 @@ class TestCompany:
 class TestRefusals:
     """What it cannot begin with is refused before anything is queued."""
 
-    def test_weights_of_another_rank_or_choice_of_projections(self, trainer: Trainer, tiny_llama: str) -> None:
+    def test_weights_of_another_rank_or_choice_of_projections(
+        self, trainer: Trainer, tiny_llama: str
+    ) -> None:
         mine = trained(trainer)
         narrow = Base("llama", tiny_llama)
         elsewhere = first_weights(narrow, 0, ("q_proj",))

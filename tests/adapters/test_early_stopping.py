@@ -1,4 +1,6 @@
-"""When training stops and which adapter is the best, by numbers alone: losses of a text that nobody trains on."""
+"""When training stops and which adapter is the best, by numbers alone: losses of a text that nobody
+trains on.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ from adapters.early_stopping import WINDOW, EarlyStopping, Look
 _MOST = 200  # sequences
 
 
-def trained(loss: Callable[[int], float], gain: float | None, most: int = _MOST) -> tuple[EarlyStopping, int]:
-    """A training whose text has this loss after n sequences: its looks, and how many sequences it took."""
+def trained(
+    loss: Callable[[int], float], gain: float | None, most: int = _MOST
+) -> tuple[EarlyStopping, int]:
+    """A training whose text has this loss after n sequences: its looks, and how many sequences it
+    took.
+    """
     stopping = EarlyStopping(gain)
     for used in range(most + 1):
         if stopping.is_due(used):
@@ -26,7 +32,8 @@ def trained(loss: Callable[[int], float], gain: float | None, most: int = _MOST)
 
 
 def test_what_gained_much_at_first_and_then_nothing_is_stopped_soon_after() -> None:
-    # The loss falls to a quarter within ten sequences; the average gain of fifty would still be 1.5 per cent each.
+    # The loss falls to a quarter within ten sequences; the average gain of fifty would still be 1.5
+    # per cent each.
     stopping, used = trained(lambda n: 4.0 - 0.3 * min(n, 10), gain=0.4)
 
     assert 10 < used <= 22
@@ -90,7 +97,9 @@ def test_without_a_gain_it_is_looked_at_once_before_and_the_last_is_the_best() -
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=40), st.floats(1e-3, 10))
-def test_a_look_is_worth_keeping_exactly_where_it_is_the_lowest_so_far(losses: list[float], gain: float) -> None:
+def test_a_look_is_worth_keeping_exactly_where_it_is_the_lowest_so_far(
+    losses: list[float], gain: float
+) -> None:
     stopping, lowest = EarlyStopping(gain), float("inf")
     stopping.see(0, 0, losses[0])
     for n, loss in enumerate(losses[1:], 1):
@@ -101,8 +110,12 @@ def test_a_look_is_worth_keeping_exactly_where_it_is_the_lowest_so_far(losses: l
         assert stopping.best.loss == lowest
 
 
-@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=60), st.floats(1e-3, 10), st.floats(0.1, 10))
-def test_the_unit_of_the_loss_does_not_matter(losses: list[float], gain: float, times: float) -> None:
+@given(
+    st.lists(st.floats(0.01, 10), min_size=1, max_size=60), st.floats(1e-3, 10), st.floats(0.1, 10)
+)
+def test_the_unit_of_the_loss_does_not_matter(
+    losses: list[float], gain: float, times: float
+) -> None:
     one, other = EarlyStopping(gain), EarlyStopping(gain)
     for n, loss in enumerate(losses):
         one.see(2 * n, n, loss)

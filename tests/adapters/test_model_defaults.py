@@ -18,7 +18,9 @@ def test_a_small_llama(nano: str) -> None:
 
 
 def test_a_large_one_is_judged_without_its_weights(tmp_path: Path) -> None:
-    LlamaConfig(hidden_size=1024, num_hidden_layers=8, intermediate_size=2048).save_pretrained(tmp_path)
+    LlamaConfig(hidden_size=1024, num_hidden_layers=8, intermediate_size=2048).save_pretrained(
+        tmp_path
+    )
 
     config = for_model(str(tmp_path))
 
@@ -40,7 +42,9 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
 
 
 def test_a_model_without_known_projections_is_said(tmp_path: Path) -> None:
-    BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, is_decoder=True).save_pretrained(tmp_path)
+    BertConfig(
+        num_hidden_layers=1, hidden_size=16, num_attention_heads=2, is_decoder=True
+    ).save_pretrained(tmp_path)
 
     with pytest.raises(ValueError, match="no projections that Mayfly knows how to adapt"):
         for_model(str(tmp_path))

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.early_stopping import EarlyStopping
-from adapters.scheduler import PATIENCE, Job, Schedule, Times
+from adapters.scheduler import PATIENCE, Job, Scheduler, Times
 from adapters.step_plan import steps_of
-from adapters.training import Watch
+from adapters.training import Probe
 
 _FIXED, _EACH = 0.01, 1e-4  # seconds of a step, and of each of its tokens
 _ENDING = 0.3  # of that
@@ -31,8 +31,8 @@ def times() -> Times:
     return times
 
 
-def schedule_of(slots: int = 8, most_tokens: int = 2048) -> Schedule:
-    return Schedule(slots, most_tokens, times())
+def schedule_of(slots: int = 8, most_tokens: int = 2048) -> Scheduler:
+    return Scheduler(slots, most_tokens, times())
 
 
 def job(
@@ -47,7 +47,7 @@ def job(
     return Job(sequences, steps, 0, came, came + seconds, cancelled, None, Future())
 
 
-def schedule_with(*jobs: Job, slots: int = 8, most_tokens: int = 2048) -> Schedule:
+def schedule_with(*jobs: Job, slots: int = 8, most_tokens: int = 2048) -> Scheduler:
     schedule = schedule_of(slots, most_tokens)
     for one in jobs:
         schedule.add(one)
@@ -88,7 +88,9 @@ class TestBatches:
         assert len(schedule_with(job([100]), job([49])).batch(0.0)) == 1
 
     def test_no_more_tokens_than_said_but_for_who_needs_them_alone(self) -> None:
-        assert len(schedule_with(job([100]), job([100]), job([100]), most_tokens=200).batch(0.0)) == 2
+        assert (
+            len(schedule_with(job([100]), job([100]), job([100]), most_tokens=200).batch(0.0)) == 2
+        )
         assert len(schedule_with(job([300]), job([300]), most_tokens=200).batch(0.0)) == 1
 
     def test_no_more_than_memory_holds_but_for_who_is_alone(self) -> None:
@@ -98,7 +100,7 @@ class TestBatches:
             asked.append((rows, tokens))
             return rows < 3
 
-        schedule = Schedule(8, 2048, times(), holds)
+        schedule = Scheduler(8, 2048, times(), holds)
         for one in (job([90]), job([100]), job([95]), job([80] * 3, plan="batched")):
             schedule.add(one)
         schedule.admit()
@@ -195,7 +197,10 @@ class TestEndings:
     @pytest.mark.parametrize("slots", [1, 8])
     def test_cancelled(self, slots: int) -> None:
         cancelled = threading.Event()
-        first, second = job([10], cancelled=threading.Event()), job([10], came=1.0, cancelled=cancelled)
+        first, second = (
+            job([10], cancelled=threading.Event()),
+            job([10], came=1.0, cancelled=cancelled),
+        )
         schedule = schedule_with(first, second, slots=slots)
 
         cancelled.set()
@@ -216,19 +221,23 @@ class TestTheFirstStep:
 
     @staticmethod
     def uneven() -> Times:
-        """A machine on which one step in five takes four times as long; so what is expected is four times typical."""
+        """A machine on which one step in five takes four times as long; so what is expected is four
+        times typical.
+        """
         times = Times()
         for n in range(60):
             for each, share in ((times.step, 1.0), (times.look, _ENDING), (times.ending, _ENDING)):
                 for tokens in (64, 256):
-                    each.observe(tokens, share * (_FIXED + _EACH * tokens) * (4 if n % 5 == 0 else 1))
+                    each.observe(
+                        tokens, share * (_FIXED + _EACH * tokens) * (4 if n % 5 == 0 else 1)
+                    )
         return times
 
     def test_is_taken_where_it_usually_fits_and_no_further_one_is(self) -> None:
         times = self.uneven()
         typical = times.step.typical(100) + times.ending.typical(100)
         one = job([100] * 5, seconds=1.1 * typical)
-        schedule = Schedule(8, 2048, times)
+        schedule = Scheduler(8, 2048, times)
         schedule.add(one)
         schedule.admit()
 
@@ -241,16 +250,20 @@ class TestTheFirstStep:
     def test_is_refused_where_it_does_not(self) -> None:
         times = self.uneven()
         one = job([100] * 5, seconds=0.9 * (times.step.typical(100) + times.ending.typical(100)))
-        schedule = Schedule(8, 2048, times)
+        schedule = Scheduler(8, 2048, times)
         schedule.add(one)
 
         assert schedule.ended(0.0) == [(one, "seconds")]
 
     def test_a_look_is_left_out_rather_than_it(self) -> None:
-        step, look, ending = 0.02, 0.006, 0.012  # of 100 tokens; the ending scores two rows, or 6 ms without a look
-        for seconds, watched in ((step + look + ending, True), (step + look + ending - 0.004, False)):
+        # Of 100 tokens; the ending scores two rows, or 6 ms without a look.
+        step, look, ending = 0.02, 0.006, 0.012
+        for seconds, watched in (
+            (step + look + ending, True),
+            (step + look + ending - 0.004, False),
+        ):
             one = job([100] * 5, seconds=seconds + 1e-6)
-            one.watch = Watch(tuple(range(100)))
+            one.watch = Probe(tuple(range(100)))
             schedule = schedule_with(one)
 
             assert schedule.ended(0.0) == []
@@ -259,7 +272,7 @@ class TestTheFirstStep:
 
 def test_a_look_counts_towards_the_seconds() -> None:
     one = job([100] * 5, seconds=0.0)
-    one.watch = Watch(tuple(range(100)), 1e-9)
+    one.watch = Probe(tuple(range(100)), 1e-9)
     one.stopping = EarlyStopping(1e-9)
     schedule = schedule_with(one)
     one.stopping.see(0, 0, 2.0)
@@ -354,8 +367,11 @@ def test_whoever_comes(
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 @pytest.mark.parametrize("length", [20, 100])
-def test_who_has_no_deadline_is_not_starved_by_a_stream_of_those_in_a_hurry(slots: int, length: int) -> None:
-    # Arrange: every twentieth of a second one comes who wants 20 steps within a second: more than can be done.
+def test_who_has_no_deadline_is_not_starved_by_a_stream_of_those_in_a_hurry(
+    slots: int, length: int
+) -> None:
+    # Arrange: every twentieth of a second one comes who wants 20 steps within a second: more than
+    # can be done.
     schedule, now, next_one = schedule_of(slots, most_tokens=100), 0.0, 0.0
     patient = job([length] * 10)
     schedule.add(patient)
@@ -390,8 +406,12 @@ def test_who_is_in_a_hurry_is_not_starved_by_those_with_many_steps() -> None:
 
 class TestGivingUpASlot:
     def test_the_least_urgent_does_for_a_newcomer_in_a_hurry_and_goes_on_later(self) -> None:
-        patient, deadlined, hurried = job([100] * 9, came=1.0), job([100] * 9, seconds=5.0), job([100], 2.0, 1.0)
-        schedule = Schedule(2, 2048, times())
+        patient, deadlined, hurried = (
+            job([100] * 9, came=1.0),
+            job([100] * 9, seconds=5.0),
+            job([100], 2.0, 1.0),
+        )
+        schedule = Scheduler(2, 2048, times())
         for one in (patient, deadlined):
             schedule.add(one)
         schedule.admit()
@@ -407,7 +427,7 @@ class TestGivingUpASlot:
 
     def test_nobody_does_for_one_no_more_urgent_or_while_slots_are_free(self) -> None:
         first, later = job([100], came=1.0), job([100], came=2.0)
-        schedule = Schedule(1, 2048, times())
+        schedule = Scheduler(1, 2048, times())
         schedule.add(first)
         assert schedule.displace() == []
         schedule.admit()

@@ -23,7 +23,9 @@ def test_every_position_is_used_once_and_in_order(name: str, sequences: list[int
 
 @given(WISHES)
 def test_sequential_is_a_step_for_each(sequences: list[int]) -> None:
-    assert steps_of("sequential", sequences) == [Step((position,)) for position in range(len(sequences))]
+    assert steps_of("sequential", sequences) == [
+        Step((position,)) for position in range(len(sequences))
+    ]
 
 
 @given(WISHES)
@@ -50,7 +52,9 @@ def test_reuse_takes_again_only_what_the_same_sequence_gave_before(sequences: li
 
 
 @given(WISHES)
-def test_reuse_computes_every_third_time_anew_and_never_older_ones_after(sequences: list[int]) -> None:
+def test_reuse_computes_every_third_time_anew_and_never_older_ones_after(
+    sequences: list[int],
+) -> None:
     steps = steps_of("reuse", sequences)
 
     seen: Counter[int] = Counter()
@@ -62,7 +66,9 @@ def test_reuse_computes_every_third_time_anew_and_never_older_ones_after(sequenc
         else:
             assert step.reused == latest[sequence]
         seen[sequence] += 1
-    assert sum(step.reused is None for step in steps) == sum(math.ceil(count / REFRESH) for count in seen.values())
+    assert sum(step.reused is None for step in steps) == sum(
+        math.ceil(count / REFRESH) for count in seen.values()
+    )
 
 
 @given(WISHES)
@@ -75,10 +81,14 @@ def test_reuse_keeps_nothing_that_nobody_takes(sequences: list[int]) -> None:
 
 
 def test_sequences_that_differ_are_never_taken_for_one_another() -> None:
-    assert steps_of("reuse", [(1, 2), (1, 2, 3), (1,), (2, 1)]) == steps_of("sequential", [0, 1, 2, 3])
+    assert steps_of("reuse", [(1, 2), (1, 2, 3), (1,), (2, 1)]) == steps_of(
+        "sequential", [0, 1, 2, 3]
+    )
 
 
 @pytest.mark.parametrize("name", ["", "Sequential", "random"])
 def test_a_plan_that_there_is_none_of_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown plan '{name}': one of sequential, batched, reuse"):
+    with pytest.raises(
+        ValueError, match=f"unknown plan '{name}': one of sequential, batched, reuse"
+    ):
         steps_of(name, [1, 2])

@@ -34,7 +34,9 @@ def test_what_is_a_line_is_found(fixed: float, each: float, sizes: list[int], as
 
 @given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), TOKENS, TOKENS)
 @example([(11, 3.691167358442187)], 0, 0)
-def test_more_tokens_never_take_less_time(steps: list[tuple[int, float]], one: int, other: int) -> None:
+def test_more_tokens_never_take_less_time(
+    steps: list[tuple[int, float]], one: int, other: int
+) -> None:
     time = measured(*steps)
 
     assert 0 <= time.expect(min(one, other)) <= time.expect(max(one, other)) + 1e-9
@@ -54,7 +56,11 @@ def test_nine_in_ten_steps_take_no_longer_than_is_said(seed: int) -> None:
     time, late = StepTime(), 0
     for n in range(600):
         tokens = random_.choice([64, 128, 256, 512])
-        seconds = (0.002 + 1e-5 * tokens) * random_.uniform(0.95, 1.05) * (3 if random_.random() < 1 / 12 else 1)
+        seconds = (
+            (0.002 + 1e-5 * tokens)
+            * random_.uniform(0.95, 1.05)
+            * (3 if random_.random() < 1 / 12 else 1)
+        )
         if n >= 100:
             late += seconds > time.expect(tokens)
         time.observe(tokens, seconds)
@@ -78,11 +84,18 @@ def test_a_machine_that_becomes_faster_is_followed() -> None:
     assert time.expect(256) == pytest.approx(1e-5 * 256, rel=0.3)
 
 
-@given(st.lists(st.floats(1.0, 3.0), min_size=4, max_size=4), st.integers(16, 512), st.integers(1, 40))
-def test_steps_without_tokens_do_not_make_the_others_long(noise: list[float], tokens: int, again: int) -> None:
-    # Gradients taken again: where the line goes through nothing, their time is any number of times what it says.
+@given(
+    st.lists(st.floats(1.0, 3.0), min_size=4, max_size=4), st.integers(16, 512), st.integers(1, 40)
+)
+def test_steps_without_tokens_do_not_make_the_others_long(
+    noise: list[float], tokens: int, again: int
+) -> None:
+    # Gradients taken again: where the line goes through nothing, their time is any number of times
+    # what it says.
     sizes = (tokens // 4, tokens) * 2
-    time = measured(*((size, 1e-5 * size * times) for size, times in zip(sizes, noise, strict=True)))
+    time = measured(
+        *((size, 1e-5 * size * times) for size, times in zip(sizes, noise, strict=True))
+    )
     for _ in range(again):
         time.observe(0, 1e-4)
 
@@ -90,7 +103,9 @@ def test_steps_without_tokens_do_not_make_the_others_long(noise: list[float], to
 
 
 @given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), TOKENS)
-def test_what_is_typical_is_never_more_than_what_is_expected(steps: list[tuple[int, float]], asked: int) -> None:
+def test_what_is_typical_is_never_more_than_what_is_expected(
+    steps: list[tuple[int, float]], asked: int
+) -> None:
     time = measured(*steps)
 
     assert 0 <= time.typical(asked) <= time.expect(asked)
@@ -131,7 +146,9 @@ def test_each_doubt_expects_less_until_a_step_is_measured() -> None:
 
 
 @given(st.lists(SECONDS, min_size=1, max_size=40), TOKENS)
-def test_steps_without_tokens_alone_are_a_measure_of_those(seconds: list[float], asked: int) -> None:
+def test_steps_without_tokens_alone_are_a_measure_of_those(
+    seconds: list[float], asked: int
+) -> None:
     time = measured(*((0, one) for one in seconds))
 
     assert min(seconds) * 0.5 <= time.expect(asked) <= 1e3 * max(seconds)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from adapters.step_plan import BATCH, PLANS, REFRESH
 from adapters.trainer import LLAMA_TARGETS, Trainer, TrainerConfig
-from adapters.training import Progress
+from adapters.training import TrainingProgress
 from tests.adapters.plain import NUMERATOR, RANK, Base, PlainLora, assert_close, first_weights, load
 from tests.adapters.trainers import (
     SEQUENCES,
@@ -53,7 +53,9 @@ class TestEquivalence:
 
         with rows_of_steps(base_trainer) as rows:
             with held(base_trainer):
-                company = [base_trainer.submit(theirs, seed=k) for k, theirs in enumerate(others(7))]
+                company = [
+                    base_trainer.submit(theirs, seed=k) for k, theirs in enumerate(others(7))
+                ]
                 mine = base_trainer.submit(SEQUENCES, seed=21)
             training = mine.result(SOON)
             for future in company:
@@ -67,7 +69,10 @@ class TestEquivalence:
         # Lengths from 2 to 64: some share batches, some cannot.
         random_ = random.Random(5)
         wishes = [
-            [[random_.randrange(128) for _ in range(random_.randint(2, 64))] for _ in range(random_.randint(1, 8))]
+            [
+                [random_.randrange(128) for _ in range(random_.randint(2, 64))]
+                for _ in range(random_.randint(1, 8))
+            ]
             for _ in range(8)
         ]
         alone = [base_trainer.train(wish, seed=k) for k, wish in enumerate(wishes)]
@@ -110,7 +115,10 @@ class TestEquivalence:
         with rows_of_steps(base_trainer) as rows:
             alone = base_trainer.train(sequences, seed=4, plan="reuse")
         with held(base_trainer):
-            company = [base_trainer.submit(theirs, plan=how) for theirs, how in zip(others(3), PLANS, strict=True)]
+            company = [
+                base_trainer.submit(theirs, plan=how)
+                for theirs, how in zip(others(3), PLANS, strict=True)
+            ]
             mine = base_trainer.submit(sequences, seed=4, plan="reuse")
         training = mine.result(SOON)
 
@@ -139,28 +147,37 @@ class TestTelling:
     """What a training says of itself."""
 
     def test_a_training_is_told_in_full(self, trainer: Trainer, tiny_llama: str) -> None:
-        told: list[Progress] = []
+        told: list[TrainingProgress] = []
 
         training = trainer.train(SEQUENCES, on_step=told.append)
 
         adapter = training.adapter
         assert adapter is not None
         assert (training.stop, training.used) == ("steps", len(SEQUENCES))
-        assert [(progress.steps, progress.loss) for progress in told] == list(enumerate(training.losses, start=1))
+        assert [(progress.steps, progress.loss) for progress in told] == list(
+            enumerate(training.losses, start=1)
+        )
         assert {progress.of for progress in told} == {len(SEQUENCES)}
         seconds = [0.0, *(progress.seconds for progress in told), training.seconds]
         assert seconds == sorted(seconds)
         assert told[-1].seconds_left == 0
-        assert (adapter.base_model, adapter.rank, adapter.scale_numerator) == (tiny_llama, RANK, NUMERATOR)
+        assert (adapter.base_model, adapter.rank, adapter.scale_numerator) == (
+            tiny_llama,
+            RANK,
+            NUMERATOR,
+        )
         assert (adapter.targets, adapter.losses) == (LLAMA_TARGETS, training.losses)
 
     def test_the_seconds_left_are_within_the_deadline(self, trainer: Trainer) -> None:
-        told: list[Progress] = []
+        told: list[TrainingProgress] = []
 
         trainer.train(SEQUENCES * 1_000, seconds=0.2, on_step=told.append)
 
         assert told
-        assert all(0 <= progress.seconds_left <= max(0.2 - progress.seconds, 0.0) + 1e-6 for progress in told)
+        assert all(
+            0 <= progress.seconds_left <= max(0.2 - progress.seconds, 0.0) + 1e-6
+            for progress in told
+        )
 
     def test_the_loss_is_that_before_the_step(self, trainer: Trainer) -> None:
         sequence = SEQUENCES[0]
@@ -175,12 +192,18 @@ class TestTelling:
 
         assert training.losses[-1] < 0.5 * training.losses[0]
 
-    def test_nats_are_the_base_models_or_within_on_step_the_adapters(self, trainer: Trainer) -> None:
+    def test_nats_are_the_base_models_or_within_on_step_the_adapters(
+        self, trainer: Trainer
+    ) -> None:
         # Arrange: transformers' own.
         sequence = SEQUENCES[0]
         with torch.no_grad():
-            log_probabilities = load(trainer.config.model)(torch.tensor([sequence])).logits[0].log_softmax(-1)
-        expected = -sum(float(log_probabilities[i - 1, sequence[i]]) for i in range(4, len(sequence)))
+            log_probabilities = (
+                load(trainer.config.model)(torch.tensor([sequence])).logits[0].log_softmax(-1)
+            )
+        expected = -sum(
+            float(log_probabilities[i - 1, sequence[i]]) for i in range(4, len(sequence))
+        )
         during: list[tuple[float, float]] = []
 
         # Act: in company, so that the slot is not the first.
@@ -189,7 +212,10 @@ class TestTelling:
             mine = trainer.submit(
                 [sequence] * 20,
                 on_step=lambda progress: during.append(
-                    (trainer.nats(sequence, 4), trainer.nats(sequence, 4, trainer.export(progress.slot)))
+                    (
+                        trainer.nats(sequence, 4),
+                        trainer.nats(sequence, 4, trainer.export(progress.slot)),
+                    )
                 ),
             )
         training = mine.result(SOON)
@@ -230,7 +256,9 @@ class TestSeeds:
     @pytest.mark.parametrize("how", PLANS)
     def test_the_same_seed_gives_the_same_bytes(self, trainer: Trainer, how: str) -> None:
         repeated = SEQUENCES[:3] * 3
-        first, other_seed, again = (trainer.train(repeated, seed=seed, plan=how).adapter for seed in (1, 2, 1))
+        first, other_seed, again = (
+            trainer.train(repeated, seed=seed, plan=how).adapter for seed in (1, 2, 1)
+        )
 
         assert first is not None
         assert other_seed is not None
@@ -240,7 +268,10 @@ class TestSeeds:
         assert len({first.name, other_seed.name, again.name}) == 3
 
     def test_another_trainer_gives_the_same_bytes(self, trainer: Trainer, tiny_llama: str) -> None:
-        mine, other = trainer.train(SEQUENCES, seed=8), trainer_of(tiny_llama, slots=2).train(SEQUENCES, seed=8)
+        mine, other = (
+            trainer.train(SEQUENCES, seed=8),
+            trainer_of(tiny_llama, slots=2).train(SEQUENCES, seed=8),
+        )
 
         assert mine.adapter is not None
         assert other.adapter is not None
@@ -262,7 +293,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match="tokens that the model does not know"):
             trainer.train([SEQUENCES[0], [1, token, 2]])
 
-    def test_the_first_and_the_last_token_of_the_vocabulary_are_taken(self, trainer: Trainer) -> None:
+    def test_the_first_and_the_last_token_of_the_vocabulary_are_taken(
+        self, trainer: Trainer
+    ) -> None:
         assert len(trainer.train([[0, 127, 0]]).losses) == 1
 
     @pytest.mark.parametrize("length", [0, 1, 65])
@@ -271,11 +304,15 @@ class TestRefusals:
             trainer.train([SEQUENCES[0], [1] * length])
 
     @pytest.mark.parametrize("length", [2, 64])
-    def test_the_shortest_and_the_longest_sequence_are_taken(self, trainer: Trainer, length: int) -> None:
+    def test_the_shortest_and_the_longest_sequence_are_taken(
+        self, trainer: Trainer, length: int
+    ) -> None:
         assert len(trainer.train([[1] * length]).losses) == 1
 
     def test_a_plan_that_there_is_none_of(self, trainer: Trainer) -> None:
-        with pytest.raises(ValueError, match="unknown plan 'backwards': one of sequential, batched, reuse"):
+        with pytest.raises(
+            ValueError, match="unknown plan 'backwards': one of sequential, batched, reuse"
+        ):
             trainer.train(SEQUENCES, plan="backwards")
 
     @pytest.mark.parametrize("seed", [-1, 1 << 64])
@@ -310,11 +347,15 @@ class TestRefusals:
 
     def test_a_model_without_safetensors(self, tmp_path: Path, tiny_llama: str) -> None:
         shutil.copy(Path(tiny_llama) / "config.json", tmp_path)
-        torch.save(load_file(Path(tiny_llama) / "model.safetensors"), tmp_path / "pytorch_model.bin")
+        torch.save(
+            load_file(Path(tiny_llama) / "model.safetensors"), tmp_path / "pytorch_model.bin"
+        )
 
         with pytest.raises(ValueError, match="cannot load the base model"):
             Trainer(TrainerConfig(str(tmp_path)))
 
     def test_targets_that_the_model_lacks(self, tiny_llama: str) -> None:
-        with pytest.raises(ValueError, match="no linear projections named c_attn: set the LoRA targets"):
+        with pytest.raises(
+            ValueError, match="no linear projections named c_attn: set the LoRA targets"
+        ):
             Trainer(TrainerConfig(tiny_llama, targets=("c_attn",)))

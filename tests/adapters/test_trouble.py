@@ -1,4 +1,6 @@
-"""What goes wrong with one request is its own end: cancelled, diverged, out of memory, raising; others never notice."""
+"""What goes wrong with one request is its own end: cancelled, diverged, out of memory, raising;
+others never notice.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
-from adapters.training import Progress, Training
+from adapters.training import TrainingProgress, TrainingResult
 from tests.adapters.plain import Base, assert_close
 from tests.adapters.trainers import (
     POISON,
@@ -52,7 +54,7 @@ class TestCancelling:
     def test_within_it_ends_before_the_next_step(self, trainer: Trainer) -> None:
         cancelled = threading.Event()
 
-        def after_two(progress: Progress) -> None:
+        def after_two(progress: TrainingProgress) -> None:
             if progress.steps == 2:
                 cancelled.set()
 
@@ -63,7 +65,9 @@ class TestCancelling:
     def test_while_waiting_for_a_slot(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
         stop, begun, cancelled = threading.Event(), threading.Event(), threading.Event()
-        first = trainer.submit([SEQUENCES[0]] * 20_000, cancelled=stop, on_step=lambda _: begun.set())
+        first = trainer.submit(
+            [SEQUENCES[0]] * 20_000, cancelled=stop, on_step=lambda _: begun.set()
+        )
         assert begun.wait(SOON)
 
         second = trainer.submit(SEQUENCES, cancelled=cancelled)
@@ -92,12 +96,13 @@ class TestCancelling:
         steps: list[int] = []
         main = threading.get_ident()
 
-        def interrupt(progress: Progress) -> None:
+        def interrupt(progress: TrainingProgress) -> None:
             steps.append(progress.steps)
             if progress.steps == 20:
                 signal.pthread_kill(main, signal.SIGINT)
 
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+        # A shell's background job ignores it.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(KeyboardInterrupt):
             trainer.train([SEQUENCES[0]] * 20_000, on_step=interrupt)
         signal.signal(signal.SIGINT, handler)
@@ -123,7 +128,9 @@ class TestTrouble:
         assert sound.adapter is not None
         assert training.adapter.weights == sound.adapter.weights
 
-    def test_a_first_step_that_diverges_gives_no_adapter_and_harms_no_later_one(self, poisoned: Trainer) -> None:
+    def test_a_first_step_that_diverges_gives_no_adapter_and_harms_no_later_one(
+        self, poisoned: Trainer
+    ) -> None:
         before = poisoned.train(SEQUENCES)
 
         training = poisoned.train([[POISON, 1, 2], *SEQUENCES])
@@ -135,9 +142,13 @@ class TestTrouble:
         assert after.adapter.weights == before.adapter.weights
 
     def test_the_poisoned_do_not_disturb_the_others(self, poisoned: Trainer) -> None:
-        # Arrange: the poison is in sequences of the same length as the others', so that they share its batch.
+        # Arrange: the poison is in sequences of the same length as the others', so that they share
+        # its batch.
         alone = [poisoned.train(wish, seed=k) for k, wish in enumerate(others(4))]
-        bad = [[POISON if j == 5 else token for j, token in enumerate(sequence)] for sequence in SEQUENCES]
+        bad = [
+            [POISON if j == 5 else token for j, token in enumerate(sequence)]
+            for sequence in SEQUENCES
+        ]
 
         with rows_of_steps(poisoned) as rows:
             with held(poisoned):
@@ -166,7 +177,9 @@ class TestTrouble:
 
         assert (training.adapter, training.stop) == (None, "diverged")
 
-    def test_a_loss_far_worse_than_guessing_is_no_adapters(self, tiny_llama: str, tmp_path: Path) -> None:
+    def test_a_loss_far_worse_than_guessing_is_no_adapters(
+        self, tiny_llama: str, tmp_path: Path
+    ) -> None:
         # Arrange: it is finite, and of a model that is sure of what is wrong.
         shutil.copytree(tiny_llama, tmp_path / "model")
         weights = load_file(tmp_path / "model" / "model.safetensors")
@@ -185,7 +198,9 @@ class TestTrouble:
         training = trainer.train([SEQUENCES[0]] * 3)
 
         assert trainer.learning_rate == 0.0
-        assert not any(bool(tensor.any()) for name, tensor in weights_of(training).items() if "lora_B" in name)
+        assert not any(
+            bool(tensor.any()) for name, tensor in weights_of(training).items() if "lora_B" in name
+        )
         assert len(set(training.losses)) == 1
 
     def test_out_of_memory_is_the_end_of_who_met_it(self, trainer: Trainer) -> None:
@@ -227,7 +242,10 @@ class TestTrouble:
             return bytes(1 << 60) if len(asked) == 1 else export(slot)
 
         monkeypatch.setattr(trainer._bank, "export", find_no_room_at_first)
-        shorter, longer = trainer.submit(SEQUENCES[:2], seed=8), trainer.submit(SEQUENCES * 20, seed=9)
+        shorter, longer = (
+            trainer.submit(SEQUENCES[:2], seed=8),
+            trainer.submit(SEQUENCES * 20, seed=9),
+        )
         training = shorter.result(SOON)
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "out of memory")
@@ -241,7 +259,7 @@ class TestTrouble:
         trainer = trainer_of(tiny_llama)
         expected, reset = trainer.train(SEQUENCES, seed=9), trainer._bank.reset
 
-        ready, again = threading.Event(), list[Future[Training]]()
+        ready, again = threading.Event(), list[Future[TrainingResult]]()
 
         def find_no_room(slot: int, seed: int) -> None:
             assert ready.wait(SOON)
@@ -249,7 +267,8 @@ class TestTrouble:
 
         monkeypatch.setattr(trainer._bank, "reset", find_no_room)
         futures = [trainer.submit(wish) for wish in others(3)]
-        futures[0].add_done_callback(lambda _: again.append(trainer.submit(SEQUENCES)))  # who is told may come again
+        # Who is told may come again.
+        futures[0].add_done_callback(lambda _: again.append(trainer.submit(SEQUENCES)))
         ready.set()
         for future in futures:
             with pytest.raises(RuntimeError, match="can't allocate memory"):
@@ -282,7 +301,9 @@ class TestTrouble:
         expected = base_trainer.train(SEQUENCES, seed=2)
         memory = base_trainer._memory
         limit = (memory.row(len(SEQUENCES[0])) + memory.least(len(SEQUENCES[-1]))) // 2
-        narrow = trainer_of(base.folder, targets=base.targets, learning_rate=5e-3, memory_bytes=limit)
+        narrow = trainer_of(
+            base.folder, targets=base.targets, learning_rate=5e-3, memory_bytes=limit
+        )
 
         alone = narrow.train(SEQUENCES, seed=2)
         with rows_of_steps(narrow) as rows:
@@ -302,10 +323,16 @@ class TestTrouble:
             futures = [trainer.submit(wish) for wish in (short, [*short, *long], long)]
         trainings = [future.result(SOON) for future in futures]
 
-        assert [training.stop for training in trainings] == ["steps", "out of memory", "out of memory"]
+        assert [training.stop for training in trainings] == [
+            "steps",
+            "out of memory",
+            "out of memory",
+        ]
         assert trainings[2].adapter is None
 
-    def test_a_step_that_fails_half_way_leaves_nothing_to_the_next_adapter(self, trainer: Trainer) -> None:
+    def test_a_step_that_fails_half_way_leaves_nothing_to_the_next_adapter(
+        self, trainer: Trainer
+    ) -> None:
         # Arrange: backward fails after the last layers' gradients are there.
         before = trainer.train(SEQUENCES, seed=6)
         alone = [trainer.train(wish, seed=k) for k, wish in enumerate(others(3))]
@@ -324,7 +351,10 @@ class TestTrouble:
             if poisonous and output.requires_grad:
                 output.register_hook(fail)  # type: ignore[no-untyped-call]
 
-        hooks = [trainer.base.model.base_model.register_forward_pre_hook(look), layer.register_forward_hook(set_trap)]
+        hooks = [
+            trainer.base.model.base_model.register_forward_pre_hook(look),
+            layer.register_forward_hook(set_trap),
+        ]
 
         # Act.
         try:
@@ -348,7 +378,9 @@ class TestTrouble:
         assert_all_is_left(trainer)
 
     @pytest.mark.parametrize("stop", ["steps", "seconds", "out of memory"])
-    def test_an_ending_that_fails_is_told_and_harms_nobody(self, tiny_llama: str, stop: str) -> None:
+    def test_an_ending_that_fails_is_told_and_harms_nobody(
+        self, tiny_llama: str, stop: str
+    ) -> None:
         # The last look at an adapter is a computation, too, without gradients.
         trainer = trainer_of(tiny_llama)
         alone = trainer.train(SEQUENCES, seed=3)
@@ -383,7 +415,7 @@ class TestTrouble:
         trainer = trainer_of(tiny_llama)
         alone = trainer.train(SEQUENCES, seed=3)
 
-        def grumble(progress: Progress) -> None:
+        def grumble(progress: TrainingProgress) -> None:
             if progress.steps == 2:
                 raise problem("no ear")
 
@@ -396,15 +428,19 @@ class TestTrouble:
             wrong.result(5)
         assert_all_is_left(trainer)
 
-    def test_two_hundred_with_random_deadlines_and_cancellations_leave_nothing(self, tiny_llama: str) -> None:
+    def test_two_hundred_with_random_deadlines_and_cancellations_leave_nothing(
+        self, tiny_llama: str
+    ) -> None:
         # Arrange.
         trainer = trainer_of(tiny_llama, slots=5)
         alone = trainer.train(SEQUENCES, seed=12)
         before = count_jobs()
         random_ = random.Random(3)
-        futures: list[tuple[str, Future[Training]]] = []
+        futures: list[tuple[str, Future[TrainingResult]]] = []
 
-        def cancel_or_raise(kind: str, cancelled: threading.Event, step: int, progress: Progress) -> None:
+        def cancel_or_raise(
+            kind: str, cancelled: threading.Event, step: int, progress: TrainingProgress
+        ) -> None:
             if progress.steps == step and kind == "cancelled":
                 cancelled.set()
             if progress.steps == step and kind == "raising":
@@ -415,7 +451,8 @@ class TestTrouble:
         for _ in range(200):
             kind = random_.choice(["steps", "steps", "seconds", "cancelled", "raising", "refused"])
             wish = [
-                [random_.randrange(97) for _ in range(random_.randint(2, 40))] for _ in range(random_.randint(0, 12))
+                [random_.randrange(97) for _ in range(random_.randint(2, 40))]
+                for _ in range(random_.randint(0, 12))
             ]
             cancelled, step = threading.Event(), random_.randint(1, 4)
             if kind == "refused":
@@ -425,16 +462,21 @@ class TestTrouble:
             future = trainer.submit(
                 wish,
                 seed=random_.randrange(1 << 30),
-                seconds=random_.choice([0.0, 0.001, 0.02, 0.1, 0.5]) if kind == "seconds" else math.inf,
+                seconds=random_.choice([0.0, 0.001, 0.02, 0.1, 0.5])
+                if kind == "seconds"
+                else math.inf,
                 plan=random_.choice(PLANS),
                 cancelled=cancelled,
-                on_step=lambda progress, k=kind, c=cancelled, s=step: cancel_or_raise(k, c, s, progress),  # type: ignore[misc]
+                on_step=lambda progress, k=kind, c=cancelled, s=step: cancel_or_raise(
+                    k, c, s, progress
+                ),  # type: ignore[misc]
             )
             futures.append((kind, future))
             time.sleep(random_.choice([0.0, 0.0, 0.01]))
         sentinel = trainer.submit(SEQUENCES, seed=12)
 
-        # Assert: everyone ends in one of their ways, and who came last has what they would have had alone.
+        # Assert: everyone ends in one of their ways, and who came last has what they would have had
+        # alone.
         stops: Counter[str] = Counter()
         for kind, future in futures:
             problem = future.exception(SOON)
@@ -444,7 +486,9 @@ class TestTrouble:
             training = future.result()
             stops[training.stop] += 1
             assert training.stop in {"steps", kind}
-            assert (training.adapter is None) == (not training.losses or training.stop == "cancelled")
+            assert (training.adapter is None) == (
+                not training.losses or training.stop == "cancelled"
+            )
         assert {"steps", "seconds", "cancelled"} <= set(stops)
         assert_same(sentinel.result(SOON), alone)
         assert time.perf_counter() - begun < SOON
@@ -459,7 +503,9 @@ def test_memory_is_given_back_when_nobody_has_been_there_for_a_while(
     monkeypatch.setattr("adapters.trainer.IDLE_SECONDS", 1.0)
     trainer = trainer_of(tiny_llama)
     given: list[float] = []
-    monkeypatch.setattr("adapters.model.activation_memory.give_back", lambda: given.append(time.perf_counter()))
+    monkeypatch.setattr(
+        "adapters.model.activation_memory.give_back", lambda: given.append(time.perf_counter())
+    )
 
     for _ in range(10):  # never alone for long enough
         trainer.train([[1, 2, 3]])

@@ -1,4 +1,6 @@
-"""Warming up: the slow first steps of a trainer, and those that were measured beside other work, are forgotten."""
+"""Warming up: the slow first steps of a trainer, and those that were measured beside other work,
+are forgotten.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from adapters.scheduler import Job, Schedule, Times
+from adapters.scheduler import Job, Scheduler, Times
 from adapters.step_plan import steps_of
 from adapters.trainer import Trainer
-from adapters.training import Watch
+from adapters.training import Probe
 from adapters.warm_up import warm_up
 from tests.adapters.trainers import SEQUENCES
 
@@ -32,10 +34,14 @@ class Scripted:
     def forget_times(self) -> None:
         self.times.forget()
 
-    def train(self, sequences: Sequence[Sequence[int]], *, watch: Watch | None = None) -> object:
+    def train(self, sequences: Sequence[Sequence[int]], *, watch: Probe | None = None) -> object:
         for sequence in sequences:
             seconds = _EACH * len(sequence) * self._slower(self.steps)
-            for each, share in ((self.times.step, 1.0), (self.times.look, 0.3), (self.times.ending, 0.3)):
+            for each, share in (
+                (self.times.step, 1.0),
+                (self.times.look, 0.3),
+                (self.times.ending, 0.3),
+            ):
                 each.observe(len(sequence), share * seconds)
                 self.now += share * seconds
             self.steps += 1
@@ -45,8 +51,17 @@ class Scripted:
 def stops_at_once(times: Times, seconds: float) -> bool:
     """Whether a request with this many seconds and steps of 256 tokens would get none."""
     sequences = [list(range(256))] * 20
-    job = Job(sequences, steps_of("sequential", [tuple(s) for s in sequences]), 0, 0.0, seconds, None, None, Future())
-    schedule = Schedule(8, 2048, times)
+    job = Job(
+        sequences,
+        steps_of("sequential", [tuple(s) for s in sequences]),
+        0,
+        0.0,
+        seconds,
+        None,
+        None,
+        Future(),
+    )
+    schedule = Scheduler(8, 2048, times)
     schedule.add(job)
     return schedule.ended(0.0) == [(job, "seconds")]
 
@@ -86,18 +101,21 @@ def test_a_trainer_that_was_measured_under_load_is_measured_anew(trainer: Traine
 
     trainer.warm_up()
 
-    training = trainer.train([SEQUENCES[0]] * 3, seconds=30.0, watch=Watch(tuple(SEQUENCES[1])))
+    training = trainer.train([SEQUENCES[0]] * 3, seconds=30.0, watch=Probe(tuple(SEQUENCES[1])))
     assert (training.stop, len(training.losses), len(training.watched)) == ("steps", 3, 2)
 
 
-def test_after_its_construction_a_request_gets_a_step_within_a_few_steps_time(trainer: Trainer) -> None:
+def test_after_its_construction_a_request_gets_a_step_within_a_few_steps_time(
+    trainer: Trainer,
+) -> None:
     trainer.warm_up()
     times = trainer._times
     needed = times.step.typical(64) + times.look.typical(64) + 2 * times.ending.typical(64)
 
     sequences = [list(range(64))] * 20
-    job = Job(sequences, steps_of("sequential", sequences), 0, 0.0, 2 * needed, None, None, Future())  # type: ignore[arg-type]
-    schedule = Schedule(8, 2048, times)
+    steps = steps_of("sequential", sequences)  # type: ignore[arg-type]
+    job = Job(sequences, steps, 0, 0.0, 2 * needed, None, None, Future())
+    schedule = Scheduler(8, 2048, times)
     schedule.add(job)
 
     assert 0 < needed < 5

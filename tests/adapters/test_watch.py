@@ -1,5 +1,6 @@
-"""Watched trainings: they end where what is watched gains too little, hand over the best adapter of those looked at,
-alone as in company, and never harm others."""
+"""Watched trainings: they end where what is watched gains too little, hand over the best adapter of
+those looked at, alone as in company, and never harm others.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +14,19 @@ import torch
 from adapters.early_stopping import foretold, has_stalled
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
-from adapters.training import Progress, Training, Watch
+from adapters.training import Probe, TrainingProgress, TrainingResult
 from tests.adapters.plain import assert_close
-from tests.adapters.trainers import POISON, SEQUENCES, SOON, assert_same, held, others, trainer_of, trouble, weights_of
+from tests.adapters.trainers import (
+    POISON,
+    SEQUENCES,
+    SOON,
+    assert_same,
+    held,
+    others,
+    trainer_of,
+    trouble,
+    weights_of,
+)
 
 _LEARNT = SEQUENCES[0]  # is watched, and trained on
 _STEPS = [_LEARNT] * 30
@@ -24,19 +35,19 @@ _GOING_ON_HURTS = [_LEARNT] * 8 + _HARMFUL * 20  # what is watched is learnt fir
 _RATE = 1e-2
 
 
-def lowest(training: Training) -> tuple[int, float]:
+def lowest(training: TrainingResult) -> tuple[int, float]:
     """The look after a step that had the lowest loss."""
     return min(training.watched[1:], key=lambda look: look[1])
 
 
-def loss_of(trainer: Trainer, training: Training) -> float:
+def loss_of(trainer: Trainer, training: TrainingResult) -> float:
     """Of what is watched, under the adapter that was handed over."""
     assert training.adapter is not None
     return trainer.nats(_LEARNT, 1, training.adapter.weights) / (len(_LEARNT) - 1)
 
 
 def test_it_goes_on_as_long_as_it_pays(trainer: Trainer) -> None:
-    training = trainer.train(_STEPS, watch=Watch(tuple(_LEARNT), 0.01))
+    training = trainer.train(_STEPS, watch=Probe(tuple(_LEARNT), 0.01))
 
     assert (training.stop, len(training.losses), training.kept) == ("steps", 30, 30)
 
@@ -44,12 +55,15 @@ def test_it_goes_on_as_long_as_it_pays(trainer: Trainer) -> None:
 def test_it_ends_where_the_last_looks_brought_too_little(trainer: Trainer) -> None:
     gain = 1.8  # no loss falls by more than all of it, so 60 steps are too many
 
-    training = trainer.train(_STEPS * 2, watch=Watch(tuple(_LEARNT), gain), learning_rate=2e-2)
+    training = trainer.train(_STEPS * 2, watch=Probe(tuple(_LEARNT), gain), learning_rate=2e-2)
 
     looks = training.watched
     assert training.stop == "gain"
     assert looks[-1][0] == len(training.losses) < 60
-    assert [has_stalled(looks[:n], gain) for n in range(1, len(looks) + 1)] == [*[False] * (len(looks) - 1), True]
+    assert [has_stalled(looks[:n], gain) for n in range(1, len(looks) + 1)] == [
+        *[False] * (len(looks) - 1),
+        True,
+    ]
 
 
 class TestTheBestAdapterIsHandedOver:
@@ -58,7 +72,7 @@ class TestTheBestAdapterIsHandedOver:
         training = trainer.train(
             _GOING_ON_HURTS,
             seed=3,
-            watch=Watch(tuple(_LEARNT), 0.5),
+            watch=Probe(tuple(_LEARNT), 0.5),
             learning_rate=_RATE * (4 if how == "batched" else 1),
             plan=how,
         )
@@ -71,7 +85,9 @@ class TestTheBestAdapterIsHandedOver:
         assert training.before_and_after == (training.watched[0][1], loss)
 
     def test_as_if_it_had_been_trained_no_further(self, trainer: Trainer) -> None:
-        training = trainer.train(_GOING_ON_HURTS, seed=3, watch=Watch(tuple(_LEARNT), 0.5), learning_rate=_RATE)
+        training = trainer.train(
+            _GOING_ON_HURTS, seed=3, watch=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE
+        )
 
         no_further = trainer.train(_GOING_ON_HURTS[: training.kept], seed=3, learning_rate=_RATE)
         assert training.adapter is not None
@@ -81,10 +97,11 @@ class TestTheBestAdapterIsHandedOver:
         assert len(training.losses) == training.used > training.kept
 
     def test_where_all_steps_are_taken(self, trainer: Trainer) -> None:
-        # Its last steps hurt, and there are too few of them for a stop; the last one is no look's turn.
+        # Its last steps hurt, and there are too few of them for a stop; the last one is no look's
+        # turn.
         sequences = _GOING_ON_HURTS[:13]
 
-        training = trainer.train(sequences, watch=Watch(tuple(_LEARNT), 0.5), learning_rate=_RATE)
+        training = trainer.train(sequences, watch=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE)
 
         assert training.stop == "steps"
         assert training.watched[-1][0] == 13
@@ -94,12 +111,16 @@ class TestTheBestAdapterIsHandedOver:
     def test_where_the_time_is_up(self, trainer: Trainer) -> None:
         begun = threading.Event()
 
-        def slow(progress: Progress) -> None:
+        def slow(progress: TrainingProgress) -> None:
             if progress.steps == 12:
                 begun.wait(0.5)  # longer than there is time
 
         training = trainer.train(
-            _GOING_ON_HURTS, seconds=0.4, watch=Watch(tuple(_LEARNT), 1e-9), learning_rate=_RATE, on_step=slow
+            _GOING_ON_HURTS,
+            seconds=0.4,
+            watch=Probe(tuple(_LEARNT), 1e-9),
+            learning_rate=_RATE,
+            on_step=slow,
         )
 
         assert training.stop == "seconds"
@@ -113,7 +134,9 @@ class TestTheBestAdapterIsHandedOver:
 
         with trouble(trainer, explode):
             training = trainer.train(
-                [*_GOING_ON_HURTS[:12], [POISON] * 12], watch=Watch(tuple(_LEARNT), 0.5), learning_rate=_RATE
+                [*_GOING_ON_HURTS[:12], [POISON] * 12],
+                watch=Probe(tuple(_LEARNT), 0.5),
+                learning_rate=_RATE,
             )
 
         assert (training.stop, training.used) == ("diverged", 12)
@@ -122,15 +145,17 @@ class TestTheBestAdapterIsHandedOver:
 
     def test_where_the_slot_was_given_up_meanwhile(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
-        watch = Watch(tuple(_LEARNT), 0.5)
+        watch = Probe(tuple(_LEARNT), 0.5)
         alone = trainer.train(_GOING_ON_HURTS, seed=3, watch=watch, learning_rate=_RATE)
         hurried = []
 
-        def ask(progress: Progress) -> None:
+        def ask(progress: TrainingProgress) -> None:
             if progress.steps == alone.kept + 1:  # the best is behind it
                 hurried.append(trainer.submit(SEQUENCES, seed=4, seconds=20.0, watch=watch))
 
-        overtaken = trainer.train(_GOING_ON_HURTS, seed=3, watch=watch, learning_rate=_RATE, on_step=ask)
+        overtaken = trainer.train(
+            _GOING_ON_HURTS, seed=3, watch=watch, learning_rate=_RATE, on_step=ask
+        )
 
         assert hurried[0].result(SOON).adapter is not None
         assert_same(overtaken, alone)
@@ -141,7 +166,10 @@ class TestTheBestAdapterIsHandedOver:
         assert earlier is not None
 
         training = trainer.train(
-            _GOING_ON_HURTS, start=earlier.weights, watch=Watch(tuple(_LEARNT), 0.5), learning_rate=_RATE
+            _GOING_ON_HURTS,
+            start=earlier.weights,
+            watch=Probe(tuple(_LEARNT), 0.5),
+            learning_rate=_RATE,
         )
 
         before = trainer.nats(_LEARNT, 1, earlier.weights) / (len(_LEARNT) - 1)
@@ -153,12 +181,16 @@ class TestTheBestAdapterIsHandedOver:
     def test_to_nobody_who_has_left(self, trainer: Trainer) -> None:
         cancelled = threading.Event()
 
-        def leave(progress: Progress) -> None:
+        def leave(progress: TrainingProgress) -> None:
             if progress.steps == 12:
                 cancelled.set()
 
         training = trainer.train(
-            _GOING_ON_HURTS, watch=Watch(tuple(_LEARNT), 1e-9), cancelled=cancelled, on_step=leave, learning_rate=_RATE
+            _GOING_ON_HURTS,
+            watch=Probe(tuple(_LEARNT), 1e-9),
+            cancelled=cancelled,
+            on_step=leave,
+            learning_rate=_RATE,
         )
 
         assert (training.adapter, training.stop, training.kept) == (None, "cancelled", 0)
@@ -168,7 +200,7 @@ class TestWithoutAGain:
     """It is told whether it has helped; what is trained is what would be trained unwatched."""
 
     def test_there_is_one_look_before_and_one_after(self, trainer: Trainer) -> None:
-        training = trainer.train(_STEPS, seed=3, watch=Watch(tuple(_LEARNT)))
+        training = trainer.train(_STEPS, seed=3, watch=Probe(tuple(_LEARNT)))
 
         (none, before), (all_of_them, after) = training.watched
         assert (none, all_of_them) == (0, 30)
@@ -176,23 +208,33 @@ class TestWithoutAGain:
         assert after == pytest.approx(loss_of(trainer, training), rel=1e-5)
         assert training.before_and_after == (training.watched[0][1], training.watched[1][1])
 
-    def test_the_last_adapter_is_handed_over_even_where_going_on_hurts(self, trainer: Trainer) -> None:
-        training = trainer.train(_GOING_ON_HURTS, seed=3, watch=Watch(tuple(_LEARNT)), learning_rate=_RATE)
+    def test_the_last_adapter_is_handed_over_even_where_going_on_hurts(
+        self, trainer: Trainer
+    ) -> None:
+        training = trainer.train(
+            _GOING_ON_HURTS, seed=3, watch=Probe(tuple(_LEARNT)), learning_rate=_RATE
+        )
 
         assert_same(training, trainer.train(_GOING_ON_HURTS, seed=3, learning_rate=_RATE))
         assert training.kept == training.used == len(_GOING_ON_HURTS)
 
-    def test_the_last_look_shares_a_forward_pass_with_the_check_of_the_adapter(self, trainer: Trainer) -> None:
+    def test_the_last_look_shares_a_forward_pass_with_the_check_of_the_adapter(
+        self, trainer: Trainer
+    ) -> None:
         passes: list[int] = []
-        hook = trainer.base.model.base_model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+        hook = trainer.base.model.base_model.register_forward_pre_hook(
+            lambda _, given: passes.append(len(given[0]))
+        )
         try:
-            trainer.train(_STEPS[:2], watch=Watch(tuple(_LEARNT)))
+            trainer.train(_STEPS[:2], watch=Probe(tuple(_LEARNT)))
         finally:
             hook.remove()
 
         assert passes == [1, 1, 1, 2]  # the look before, two steps, and both at the end
 
-    def test_a_look_that_there_is_no_time_for_is_left_out_rather_than_the_step(self, trainer: Trainer) -> None:
+    def test_a_look_that_there_is_no_time_for_is_left_out_rather_than_the_step(
+        self, trainer: Trainer
+    ) -> None:
         with trainer._stepping:
             trainer._times.forget()
             for length in (12, 24, 12, 24):
@@ -200,7 +242,7 @@ class TestWithoutAGain:
                 trainer._times.ending.observe(length, 0.01)
                 trainer._times.look.observe(length, 1e3)
 
-        training = trainer.train(_STEPS[:3], seconds=5.0, watch=Watch(tuple(_LEARNT)))
+        training = trainer.train(_STEPS[:3], seconds=5.0, watch=Probe(tuple(_LEARNT)))
 
         assert (training.stop, len(training.losses), training.watched) == ("steps", 3, ())
         assert training.before_and_after is None
@@ -209,10 +251,10 @@ class TestWithoutAGain:
 def test_it_tells_what_the_adapter_makes_of_what_is_watched(trainer: Trainer) -> None:
     nats = {0: trainer.nats(_LEARNT, 1)}
 
-    def score(progress: Progress) -> None:
+    def score(progress: TrainingProgress) -> None:
         nats[progress.used] = trainer.nats(_LEARNT, 1, trainer.export(progress.slot))
 
-    training = trainer.train(_STEPS, watch=Watch(tuple(_LEARNT), 1e-9), on_step=score)
+    training = trainer.train(_STEPS, watch=Probe(tuple(_LEARNT), 1e-9), on_step=score)
 
     assert len(training.watched) > 2
     for used, loss in training.watched:
@@ -221,7 +263,7 @@ def test_it_tells_what_the_adapter_makes_of_what_is_watched(trainer: Trainer) ->
 
 def test_in_company_it_ends_as_it_does_alone(trainer: Trainer) -> None:
     options = [
-        {"watch": Watch(tuple(_LEARNT), gain), "learning_rate": rate}
+        {"watch": Probe(tuple(_LEARNT), gain), "learning_rate": rate}
         for gain in (90.0, 1.5, 0.01, None)
         for rate in (3e-3, _RATE)
     ]
@@ -241,12 +283,12 @@ def test_a_look_that_fails_is_that_requests_end_alone(trainer: Trainer) -> None:
     def broken(_: torch.Tensor) -> None:
         raise RuntimeError("no")
 
-    alone = trainer.train(others(1)[0], watch=Watch(tuple(_LEARNT), 1e-9))
+    alone = trainer.train(others(1)[0], watch=Probe(tuple(_LEARNT), 1e-9))
 
     with trouble(trainer, broken):
         with held(trainer):
-            poisoned = trainer.submit(_STEPS, watch=Watch((1, POISON, 2), 1.0))
-            healthy = trainer.submit(others(1)[0], watch=Watch(tuple(_LEARNT), 1e-9))
+            poisoned = trainer.submit(_STEPS, watch=Probe((1, POISON, 2), 1.0))
+            healthy = trainer.submit(others(1)[0], watch=Probe(tuple(_LEARNT), 1e-9))
         with pytest.raises(RuntimeError, match="no"):
             poisoned.result(SOON)
         assert_same(healthy.result(SOON), alone)
@@ -257,7 +299,7 @@ def test_a_look_that_is_not_finite_is_a_divergence_and_never_told(trainer: Train
         hidden.fill_(math.nan)
 
     with trouble(trainer, explode):
-        training = trainer.train(_STEPS, watch=Watch((1, POISON, 2), 1.0))
+        training = trainer.train(_STEPS, watch=Probe((1, POISON, 2), 1.0))
 
     assert (training.stop, training.adapter, training.watched) == ("diverged", None, ())
 
@@ -265,7 +307,7 @@ def test_a_look_that_is_not_finite_is_a_divergence_and_never_told(trainer: Train
 def test_of_a_long_text_the_end_is_watched(trainer: Trainer) -> None:
     long = tuple(_LEARNT) * 20
 
-    training = trainer.train(_STEPS[:2], watch=Watch(long, 1e-9))
+    training = trainer.train(_STEPS[:2], watch=Probe(long, 1e-9))
 
     end = long[-trainer.base.context :]
     assert training.watched[0][1] == pytest.approx(trainer.nats(end, 1) / (len(end) - 1), rel=1e-5)
@@ -274,30 +316,34 @@ def test_of_a_long_text_the_end_is_watched(trainer: Trainer) -> None:
 @pytest.mark.parametrize("gain", [0.0, -1.0, math.nan, math.inf])
 def test_an_invalid_gain_is_refused(trainer: Trainer, gain: float) -> None:
     with pytest.raises(ValueError, match="gain"):
-        trainer.submit(_STEPS, watch=Watch(tuple(_LEARNT), gain))
+        trainer.submit(_STEPS, watch=Probe(tuple(_LEARNT), gain))
 
 
 def test_one_token_cannot_be_watched(trainer: Trainer) -> None:
     with pytest.raises(ValueError, match="tokens"):
-        trainer.submit(_STEPS, watch=Watch((1,), 1.0))
+        trainer.submit(_STEPS, watch=Probe((1,), 1.0))
 
 
 def test_adapters_are_equal_whether_or_not_they_are_watched(trainer: Trainer) -> None:
-    watched = trainer.train(_STEPS, seed=5, watch=Watch(tuple(_LEARNT), 1e-9))
+    watched = trainer.train(_STEPS, seed=5, watch=Probe(tuple(_LEARNT), 1e-9))
 
     assert_same(watched, replace(trainer.train(_STEPS, seed=5), kept=30))
 
 
 @pytest.mark.parametrize("rate", [3e-3, _RATE])
 @pytest.mark.parametrize("gain", [0.05, 0.5, 2.0])
-def test_what_is_foretold_from_known_losses_is_what_is_done(trainer: Trainer, gain: float, rate: float) -> None:
+def test_what_is_foretold_from_known_losses_is_what_is_done(
+    trainer: Trainer, gain: float, rate: float
+) -> None:
     losses = [trainer.nats(_LEARNT, 1)]
 
-    def score(progress: Progress) -> None:
+    def score(progress: TrainingProgress) -> None:
         losses.append(trainer.nats(_LEARNT, 1, trainer.export(progress.slot)))
 
     trainer.train(_GOING_ON_HURTS, seed=3, learning_rate=rate, on_step=score)
 
-    training = trainer.train(_GOING_ON_HURTS, seed=3, learning_rate=rate, watch=Watch(tuple(_LEARNT), gain))
+    training = trainer.train(
+        _GOING_ON_HURTS, seed=3, learning_rate=rate, watch=Probe(tuple(_LEARNT), gain)
+    )
 
     assert (training.used, training.kept) == foretold(losses, gain)

@@ -14,7 +14,7 @@ from safetensors.torch import load as from_safetensors
 
 from adapters.scheduler import Job
 from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import Progress, Training
+from adapters.training import TrainingProgress, TrainingResult
 from tests.adapters.plain import NUMERATOR, RANK, assert_close
 
 SEQUENCES = [[(11 * i + 5 * j) % 97 for j in range(12 + i)] for i in range(6)]
@@ -25,15 +25,19 @@ SOON = 20.0  # seconds that nothing here takes, even on a busy machine
 def trainer_of(folder: str, **options: Any) -> Trainer:
     """A trainer of a tiny model, exact; quick to learn unless it is told how to."""
     options = {"learning_rate": 3e-3} | options
-    return Trainer(TrainerConfig(folder, rank=RANK, scale=NUMERATOR / RANK, precision="float32", **options))
+    return Trainer(
+        TrainerConfig(folder, rank=RANK, scale=NUMERATOR / RANK, precision="float32", **options)
+    )
 
 
 @contextmanager
 def held(trainer: Trainer) -> Iterator[None]:
-    """Within it the trainer's thread is kept from its next step, so that all who come meanwhile begin together."""
+    """Within it the trainer's thread is kept from its next step, so that all who come meanwhile
+    begin together.
+    """
     begun, go = threading.Event(), threading.Event()
 
-    def wait(_: Progress) -> None:
+    def wait(_: TrainingProgress) -> None:
         begun.set()
         assert go.wait(SOON)
 
@@ -64,7 +68,9 @@ def rows_of_steps(trainer: Trainer) -> Iterator[list[int]]:
 
 @contextmanager
 def trouble(trainer: Trainer, problem: Any) -> Iterator[None]:
-    """Within it, whatever computes something with the poisonous token meets this problem, called with a tensor."""
+    """Within it, whatever computes something with the poisonous token meets this problem, called
+    with a tensor.
+    """
 
     def meet(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...], output: Any) -> None:
         if (arguments[0] == POISON).any():
@@ -79,16 +85,19 @@ def trouble(trainer: Trainer, problem: Any) -> Iterator[None]:
 
 def others(count: int, steps: int = 6) -> list[list[list[int]]]:
     """Other requests' sequences, of lengths that go well together."""
-    return [[[(3 * k + 7 * i + j * j) % 97 for j in range(12 + i + k % 4)] for i in range(steps)] for k in range(count)]
+    return [
+        [[(3 * k + 7 * i + j * j) % 97 for j in range(12 + i + k % 4)] for i in range(steps)]
+        for k in range(count)
+    ]
 
 
-def weights_of(training: Training) -> dict[str, torch.Tensor]:
+def weights_of(training: TrainingResult) -> dict[str, torch.Tensor]:
     assert training.adapter is not None
     weights: dict[str, torch.Tensor] = from_safetensors(training.adapter.weights)
     return weights
 
 
-def assert_same(one: Training, other: Training) -> None:
+def assert_same(one: TrainingResult, other: TrainingResult) -> None:
     """They are one training, but for rounding."""
     assert (one.stop, one.used) == (other.stop, other.used)
     assert one.losses == pytest.approx(other.losses, rel=1e-5)

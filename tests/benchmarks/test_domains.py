@@ -36,7 +36,10 @@ def archive(tmp_path: Path) -> Path:
 def test_files_are_read_by_pattern_no_two_alike(archive: Path) -> None:
     documents = read(Domain("manuals", {"thing": r"docs/.*\.txt"}), {"thing": archive})
 
-    assert sorted(document.name for document in documents) == ["thing/docs/deep/two.txt", "thing/docs/one.txt"]
+    assert sorted(document.name for document in documents) == [
+        "thing/docs/deep/two.txt",
+        "thing/docs/one.txt",
+    ]
     assert all(document.metadata == {"domain": "manuals"} for document in documents)
     assert not any("\r" in document.text for document in documents)
 
@@ -65,5 +68,7 @@ def test_what_is_not_as_pinned_is_refused(tmp_path: Path) -> None:
     command.write_text("#!/bin/sh\necho no such thing; exit 1\n")
     command.chmod(0o755)
 
-    with pytest.raises(RuntimeError, match=r"spdx 2.5.1 with SHA-256 24b45bf1\w+ could not be downloaded:\nno such"):
+    with pytest.raises(
+        RuntimeError, match=r"spdx 2.5.1 with SHA-256 24b45bf1\w+ could not be downloaded:\nno such"
+    ):
         fetch(["spdx"], tmp_path, command)

@@ -14,19 +14,28 @@ def test_passages_are_parted_by_how_many_different_sequences_were_chosen() -> No
     sift = [replace(row, distinct=10 * number) for number, row in enumerate(rows("SIFT", 80), 1)]
     nearest = rows("NN", 85)
     nearest[0] = replace(
-        nearest[0], bits={n: 0.9 * bits for n, bits in nearest[0].bits.items()} | {"0": nearest[0].base}
+        nearest[0],
+        bits={n: 0.9 * bits for n, bits in nearest[0].bits.items()} | {"0": nearest[0].base},
     )
 
-    parts = insight.by_distinct({row.passage: row for row in sift}, {row.passage: row for row in nearest})
+    parts = insight.by_distinct(
+        {row.passage: row for row in sift}, {row.passage: row for row in nearest}
+    )
 
     assert [part["passages"] for part in parts] == [2, 1, 1]
     assert [part["distinct"] for part in parts] == [[10, 15, 20], [30, 30, 30], [40, 40, 40]]
-    assert [part["minus_nn"][0] for part in parts] == pytest.approx([(80 - 0.9 * 85 - 5) / 2, -5, -5])
+    assert [part["minus_nn"][0] for part in parts] == pytest.approx(
+        [(80 - 0.9 * 85 - 5) / 2, -5, -5]
+    )
 
 
 def test_what_sigma_foretells_exactly_lies_on_its_line() -> None:
     foretold = [
-        replace(row, bits={"0": row.base} | {n: 1 + 0.5 * row.sigma[int(n)] * row.base for n in row.bits if n != "0"})
+        replace(
+            row,
+            bits={"0": row.base}
+            | {n: 1 + 0.5 * row.sigma[int(n)] * row.base for n in row.bits if n != "0"},
+        )
         for row in rows("SIFT", 80)
     ]
 
@@ -45,7 +54,11 @@ def test_after_a_rule_has_stopped_a_passage_it_counts_no_more() -> None:
 
     found = insight.in_proportion(patient, rule, 0.1)
 
-    assert {n: count for n, (count, _) in found.items() if int(n) in (0, 10, 13)} == {"0": 4, "10": 4, "13": 1}
+    assert {n: count for n, (count, _) in found.items() if int(n) in (0, 10, 13)} == {
+        "0": 4,
+        "10": 4,
+        "13": 1,
+    }
     for n, (_, percent) in found.items():
         assert percent == pytest.approx(100 - 20 * int(n) / 50)
 

@@ -1,4 +1,6 @@
-"""What the latency benchmark computes by itself: percentiles, means between scrapes, fits, resuming, shortfalls."""
+"""What the latency benchmark computes by itself: percentiles, means between scrapes, fits,
+resuming, shortfalls.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +34,30 @@ REPORT = {
 def test_percentiles_say_of_how_many() -> None:
     found = percentiles([float(n) for n in range(1, 101)])
 
-    assert found == {"n": 100, "p50": 50.5, "p95": pytest.approx(95.05), "p99": pytest.approx(99.01)}
+    assert found == {
+        "n": 100,
+        "p50": 50.5,
+        "p95": pytest.approx(95.05),
+        "p99": pytest.approx(99.01),
+    }
 
 
 def test_a_stage_counts_the_requests_that_had_it() -> None:
     found = by_stage([{"train": 1.0, "load": 0.1}, {"load": 0.3}])
 
-    assert {stage: (each["n"], each["p50"]) for stage, each in found.items()} == {"train": (1, 1.0), "load": (2, 0.2)}
+    assert {stage: (each["n"], each["p50"]) for stage, each in found.items()} == {
+        "train": (1, 1.0),
+        "load": (2, 0.2),
+    }
 
 
 @pytest.fixture
 def scraped() -> Iterator[tuple[str, Histogram, Histogram]]:
     registry = CollectorRegistry()
     stages = Histogram("mayfly_stage_seconds", "Seconds.", ["stage"], registry=registry)
-    prefill = Histogram("vllm:request_prefill_time_seconds", "Seconds.", ["model_name"], registry=registry)
+    prefill = Histogram(
+        "vllm:request_prefill_time_seconds", "Seconds.", ["model_name"], registry=registry
+    )
     Histogram("mayfly_steps", "Steps.", registry=registry).observe(5)
     server, thread = start_http_server(0, "127.0.0.1", registry)
     yield f"http://127.0.0.1:{server.server_port}", stages, prefill
@@ -53,7 +65,9 @@ def scraped() -> Iterator[tuple[str, Histogram, Histogram]]:
     thread.join()
 
 
-def test_means_are_of_the_requests_between_two_scrapes(scraped: tuple[str, Histogram, Histogram]) -> None:
+def test_means_are_of_the_requests_between_two_scrapes(
+    scraped: tuple[str, Histogram, Histogram],
+) -> None:
     url, stages, prefill = scraped
     stages.labels("train").observe(100.0)
     before = counted(url)
@@ -85,15 +99,25 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
 
 
 def test_a_run_is_put_together_from_what_was_measured(tmp_path: Path) -> None:
-    """In small: some cells are not cross-checked, and no model but one is there to fit a line through."""
+    """In small: some cells are not cross-checked, and no model but one is there to fit a line
+    through.
+    """
     plan = PLANS["small"]
     journal: dict[str, Any] = {
         "corpora": None,
         "growth, nano": {"step": [(5.6, 0.1), (5.6, 0.2)], "token": [(5.6, 0.01)]},
     }
-    journal |= {f"growth, {what}": [(1, 0.1), (8, 0.2)] for what in ("tokens", "corpus", "adapters")}
+    journal |= {
+        f"growth, {what}": [(1, 0.1), (8, 0.2)] for what in ("tokens", "corpus", "adapters")
+    }
     journal |= {"hot-loading, 128 tokens": {"hot_load_ratio": 1.1, "short": 2}}
-    journal |= {"naive": {"speedup_vs_naive": 4.0, "speedup_vs_naive_pool": 6.0, "short": {"mayfly": 0, "naive": 1}}}
+    journal |= {
+        "naive": {
+            "speedup_vs_naive": 4.0,
+            "speedup_vs_naive_pool": 6.0,
+            "short": {"mayfly": 0, "naive": 1},
+        }
+    }
     for cell in cells(plan):
         steps = cell.load.steps or 0
         journal[cell.name] = {
@@ -117,7 +141,9 @@ def test_every_cell_of_a_plan_has_a_name_of_its_own(budget: str) -> None:
     names = [cell.name for cell in planned]
 
     assert len(set(names)) == len(names)
-    assert [cell.load.at_once for cell in planned].index(None) == len(names) - len(PLANS[budget].opened)
+    assert [cell.load.at_once for cell in planned].index(None) == len(names) - len(
+        PLANS[budget].opened
+    )
     assert all(cell.load.requests >= (cell.load.at_once or 1) for cell in planned)
 
 
@@ -135,12 +161,15 @@ def test_in_full_one_and_eight_at_once_are_cross_checked_and_every_open_loop() -
 
 
 def test_a_name_says_what_is_asked() -> None:
-    assert Cell("mayfly", Load("auto", 9, 128, 32, 4)).name == "mayfly, auto, 4 at once, 128/32 tokens"
+    assert (
+        Cell("mayfly", Load("auto", 9, 128, 32, 4)).name == "mayfly, auto, 4 at once, 128/32 tokens"
+    )
     assert Cell("vllm", Load(None, 9, 128, 32, None)).name == "vllm, open loop, 128/32 tokens"
 
 
 @pytest.mark.parametrize(
-    ("budget", "steps"), [("steps=20", 20), ("none", 0), (None, 0), ("auto", None), ("seconds=1", None)]
+    ("budget", "steps"),
+    [("steps=20", 20), ("none", 0), (None, 0), ("auto", None), ("seconds=1", None)],
 )
 def test_a_budget_of_steps_says_how_many(budget: str | None, steps: int | None) -> None:
     assert Load(budget, 1, 64, 3).steps == steps
@@ -148,10 +177,20 @@ def test_a_budget_of_steps_says_how_many(budget: str | None, steps: int | None) 
 
 @pytest.mark.parametrize(
     ("budget", "steps", "short"),
-    [("steps=5", 5, False), ("steps=5", 4, True), ("auto", 41, False), ("seconds=1", 0, True), ("none", 0, False)],
+    [
+        ("steps=5", 5, False),
+        ("steps=5", 4, True),
+        ("auto", 41, False),
+        ("seconds=1", 0, True),
+        ("none", 0, False),
+    ],
 )
-def test_an_answer_with_other_steps_than_asked_falls_short(budget: str, steps: int, short: bool) -> None:
-    answer = Answer(200, 0.1, 0.2, 3, 64, {"adapted": steps > 0, "spent": {"steps": steps, "seconds": 1.0}})
+def test_an_answer_with_other_steps_than_asked_falls_short(
+    budget: str, steps: int, short: bool
+) -> None:
+    answer = Answer(
+        200, 0.1, 0.2, 3, 64, {"adapted": steps > 0, "spent": {"steps": steps, "seconds": 1.0}}
+    )
 
     assert answer.falls_short(Load(budget, 1, 64, 3)) == short
 
@@ -189,7 +228,9 @@ async def test_a_stream_is_read_for_its_times_counts_and_report() -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n: adapting\n\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n: adapting\n\n"
+        )
         for event in events:
             await asyncio.sleep(0.05)
             writer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
@@ -221,7 +262,9 @@ def test_prompts_are_of_the_length_asked_and_others_for_another_seed(tokenizer: 
 
 
 def test_a_line_is_found_and_does_not_bend() -> None:
-    found = fit([(x, 0.5 + 0.1 * x + wobble) for x in (1, 2, 4, 8, 16) for wobble in (-0.01, 0.0, 0.01)])
+    found = fit(
+        [(x, 0.5 + 0.1 * x + wobble) for x in (1, 2, 4, 8, 16) for wobble in (-0.01, 0.0, 0.01)]
+    )
 
     assert found is not None
     assert (found.intercept, found.slope) == pytest.approx((0.5, 0.1), abs=1e-3)
@@ -230,13 +273,17 @@ def test_a_line_is_found_and_does_not_bend() -> None:
 
 
 def test_a_bend_is_found_where_it_is() -> None:
-    points = [(x, max(1.0, 0.25 * x) + wobble) for x in (1, 2, 4, 8, 16) for wobble in (-0.01, 0.0, 0.01)]
+    points = [
+        (x, max(1.0, 0.25 * x) + wobble) for x in (1, 2, 4, 8, 16) for wobble in (-0.01, 0.0, 0.01)
+    ]
 
     found = fit(points)
 
     assert found is not None
     assert found.bend == 4
-    assert (found.intercept, found.slope_before, found.slope_after) == pytest.approx((1.0, 0.0, 0.25), abs=0.02)
+    assert (found.intercept, found.slope_before, found.slope_after) == pytest.approx(
+        (1.0, 0.0, 0.25), abs=0.02
+    )
 
 
 def test_two_values_never_bend_and_one_is_no_line() -> None:
@@ -256,7 +303,13 @@ def test_the_tables_mark_a_p99_of_few_and_tell_that_a_line_is_missing() -> None:
         "per_second": 1.0, "vllm_bench_serve": harness, "agreement": {"whole": 1.07},
     }  # fmt: skip
     unchecked = {**cell, "vllm_bench_serve": None, "agreement": {}}
-    hot = {"hot_load_ratio": 1.4, "ratios": (1.4, 1.2, 1.6), "pairs": 3, "short": 0, "prompt_tokens": 128}
+    hot = {
+        "hot_load_ratio": 1.4,
+        "ratios": (1.4, 1.2, 1.6),
+        "pairs": 3,
+        "short": 0,
+        "prompt_tokens": 128,
+    }
     raced = {
         "ratios": {"naive": [1.9, 2.1]}, "short": {"mayfly": 0}, "seconds": {"naive": {"train": 1.0}},
         "load": {"budget": "steps=10", "at_once": 8}, "processes_and_threads": {"naive": (1, 2)},
@@ -273,6 +326,14 @@ def test_the_tables_mark_a_p99_of_few_and_tell_that_a_line_is_missing() -> None:
         Console(file=said, width=300),
     )
 
-    for words in ("1200*", "1.00", "1.07", "no line", "1.40 times", "2.00 times", "of fewer than 20"):
+    for words in (
+        "1200*",
+        "1.00",
+        "1.07",
+        "no line",
+        "1.40 times",
+        "2.00 times",
+        "of fewer than 20",
+    ):
         assert words in said.getvalue()
     assert growth_table({"steps": {"fit": None}}).row_count == 1

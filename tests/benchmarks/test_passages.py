@@ -15,7 +15,9 @@ from selection.selector import Selector, SelectorConfig
 
 
 def text(topic: str, lines: int = 150) -> str:
-    return "\n".join(f"{topic} number {n} is followed by {topic} number {n * n}" for n in range(lines))
+    return "\n".join(
+        f"{topic} number {n} is followed by {topic} number {n * n}" for n in range(lines)
+    )
 
 
 DOCUMENTS = {
@@ -30,13 +32,18 @@ def selector(tmp_path: Path, nano: str) -> Selector:
     return Selector(SelectorConfig(tmp_path, "base-model", nano))
 
 
-def test_held_out_documents_are_not_in_the_corpus(selector: Selector, nano: str, tokenizer: Any) -> None:
+def test_held_out_documents_are_not_in_the_corpus(
+    selector: Selector, nano: str, tokenizer: Any
+) -> None:
     ground = make_set("set", DOCUMENTS, 2, nano, selector)
 
     held_out = {passage.name for passage in ground.passages}
     corpus = Corpus.open(selector.config.root, ground.corpus)
     kept = {entry.name for entry in corpus.documents()}
-    assert [sum(passage.group == group for passage in ground.passages) for group in DOCUMENTS] == [2, 2]
+    assert [sum(passage.group == group for passage in ground.passages) for group in DOCUMENTS] == [
+        2,
+        2,
+    ]
     assert len(held_out) == 4
     assert kept == {d.name for group in DOCUMENTS.values() for d in group} - held_out
 
@@ -53,7 +60,9 @@ def test_a_passage_is_its_documents_own_text(selector: Selector, nano: str, toke
 
 
 def test_a_set_is_the_same_every_time(selector: Selector, nano: str) -> None:
-    assert make_set("set", DOCUMENTS, 1, nano, selector) == make_set("set", DOCUMENTS, 1, nano, selector)
+    assert make_set("set", DOCUMENTS, 1, nano, selector) == make_set(
+        "set", DOCUMENTS, 1, nano, selector
+    )
 
 
 def test_of_a_group_so_many_bytes_go_into_the_corpus(selector: Selector, nano: str) -> None:
@@ -69,7 +78,9 @@ def test_a_group_that_is_too_small_is_named(selector: Selector, nano: str) -> No
         make_set("set", DOCUMENTS, 4, nano, selector)
 
 
-def test_near_duplicates_are_found_whatever_surrounds_what_they_share(selector: Selector, nano: str) -> None:
+def test_near_duplicates_are_found_whatever_surrounds_what_they_share(
+    selector: Selector, nano: str
+) -> None:
     ground = make_set("set", DOCUMENTS, 1, nano, selector)
     fruit = next(passage for passage in ground.passages if passage.group == "fruit")
     said = fruit.prefix + fruit.suffix

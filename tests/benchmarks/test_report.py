@@ -1,4 +1,6 @@
-"""The report: sections from results in the format of their benchmarks, and the script where nothing is installed."""
+"""The report: sections from results in the format of their benchmarks, and the script where nothing
+is installed.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,21 @@ from benchmarks.variants import Variant
 from tests.benchmarks.test_tables import rows
 
 RESULTS = HERE / "results"
-REPORT = {"queue": 0.001, "embed": 0.03, "search": 0.002, "select": 0.001, "train": 0.6, "load": 0.05}
+REPORT = {
+    "queue": 0.001,
+    "embed": 0.03,
+    "search": 0.002,
+    "select": 0.001,
+    "train": 0.6,
+    "load": 0.05,
+}
 SEEN = {"first token": 0.8, "per token": 0.01, "whole": 1.1}
 
 
 class Sketches(Plots):
-    """Plots that are drawn on axes of matplotlib's that take everything: matplotlib is not installed here."""
+    """Plots that are drawn on axes of matplotlib's that take everything: matplotlib is not
+    installed here.
+    """
 
     def draw(self, what: str, alt: str, paint: Callable[..., None], panels: int = 1) -> str:
         """Keep no drawing."""
@@ -47,11 +58,19 @@ def sketches(name: str) -> Sketches:
     return Sketches(HERE, name, "results")
 
 
-def cell(server: str, budget: str | None, at_once: int | None, *, checked: bool = True, **more: Any) -> dict[str, Any]:
+def cell(
+    server: str, budget: str | None, at_once: int | None, *, checked: bool = True, **more: Any
+) -> dict[str, Any]:
     """As `benchmarks/latency.py` measures one; Mayfly's are adapted."""
     adapted = server == "mayfly" and budget != "none"
     stages = [SEEN | (REPORT | {"loaded to first token": 0.1} if adapted else {}) for _ in range(3)]
-    check = {"failed": 1, "per_second": 0.9, "stages": {}, "steps_missing": 5 if adapted else None, "counted": {}}
+    check = {
+        "failed": 1,
+        "per_second": 0.9,
+        "stages": {},
+        "steps_missing": 5 if adapted else None,
+        "counted": {},
+    }
     return {
         "server": server, "budget": budget, "requests": 3, "prompt": 128, "answer": 32, "at_once": at_once,
         "rate": None, "model": "nano", "corpus": None, "short": 0, "per_second": 0.91, "prompt_tokens": 128.0,
@@ -110,9 +129,12 @@ def test_latency_is_told_by_server_budget_and_load(measured: dict[str, Any]) -> 
 
     one = "800 / 800 / 800\\*"
     assert f"| plain vLLM | 1 | 3 | 0.91 |  |  |  |  | {one} |" in line("| plain vLLM | 1 |")
-    assert "| 33.0 / 33.0 / 33.0\\* | 600 / 600 / 600\\* |" in line("| `steps=5` | 1 |")  # embed, search and select
+    # Embed, search and select.
+    assert "| 33.0 / 33.0 / 33.0\\* | 600 / 600 / 600\\* |" in line("| `steps=5` | 1 |")
     assert line("| `steps=5` | 4 |").startswith("| `steps=5` | 4 | 3, 2 not as asked |")
-    assert [each.split("|")[1:3] for each in told if each.startswith(("| 128 | 32 |", "| 512 | 64 |"))] == [
+    assert [
+        each.split("|")[1:3] for each in told if each.startswith(("| 128 | 32 |", "| 512 | 64 |"))
+    ] == [
         [" 128 ", " 32 "],
         [" 512 ", " 64 "],
     ]
@@ -126,13 +148,18 @@ def test_what_does_not_hold_stays_in(measured: dict[str, Any]) -> None:
     told = "\n".join(latency({"latency": measured}, sketches("latency")))
 
     assert "**1.39**; at most 1.15 is wanted: **does not hold**" in told
-    assert "**0.96** times the naive way's (**does not hold**) and **5.50** times the naive pool way's (holds)" in told
+    assert (
+        "**0.96** times the naive way's (**does not hold**) and **5.50** times the naive pool way's (holds)"
+        in told
+    )
     assert "| steps | training | 5 | 20 | 2 | 3 |" in told
     assert "| 5.6 | 5.6 | 1 | 2 |  | no line |" in told
     assert "sequence tokens" not in told  # nothing was answered as asked
 
 
-def test_a_run_of_usual_lengths_in_closed_loops_has_no_tables_of_others(measured: dict[str, Any]) -> None:
+def test_a_run_of_usual_lengths_in_closed_loops_has_no_tables_of_others(
+    measured: dict[str, Any],
+) -> None:
     usual = {
         name: each
         for name, each in measured["cells"].items()
@@ -145,7 +172,9 @@ def test_a_run_of_usual_lengths_in_closed_loops_has_no_tables_of_others(measured
 
 
 def test_a_bent_line_goes_through_its_points() -> None:
-    points: list[Point] = [(x, max(1.0, 0.25 * x) + wobble) for x in (1, 2, 4, 8, 16) for wobble in (-0.01, 0.0, 0.01)]
+    points: list[Point] = [
+        (x, max(1.0, 0.25 * x) + wobble) for x in (1, 2, 4, 8, 16) for wobble in (-0.01, 0.0, 0.01)
+    ]
     grown = fitted({"concurrency": points})
 
     found = grown["concurrency"]
@@ -178,12 +207,18 @@ def kept(*names: str) -> Mapping[str, Any]:
 
 
 def test_kept_results_of_training_are_told_beside_each_other() -> None:
-    told = training(kept("training", "training-float32", "training-two-threads"), sketches("training"))
+    told = training(
+        kept("training", "training-float32", "training-two-threads"), sketches("training")
+    )
 
     assert any(each.startswith("| training | 150M | bfloat16 |") for each in told)
     assert any(each.startswith("| training | nano | (float32) |") for each in told)
     assert any("(results/training.svg)" in each for each in told)
-    late = {each.split(" | ")[0]: each for each in told[told.index("### Deadlines") :] if each.count("|") == 7}
+    late = {
+        each.split(" | ")[0]: each
+        for each in told[told.index("### Deadlines") :]
+        if each.count("|") == 7
+    }
     assert late["| training"].endswith("| holds |")
     assert late["| training-two-threads"].endswith("| **does not hold** |")
 
@@ -203,8 +238,14 @@ def test_a_promise_that_is_broken_stands_out() -> None:
     results["compat"] = {"results": [{"client": "llm", "not_installed": "no network", "cases": []}]}
     broken = promises(results, sketches("promises"))
 
-    assert {each.split(" | ")[-1] for each in sound[2:-1]} == {f"{promise.name}.json |" for promise in PROMISES}
-    blamed = [each.split(" | ")[-1] for each in broken if "**does not hold**" in each and each not in sound]
+    assert {each.split(" | ")[-1] for each in sound[2:-1]} == {
+        f"{promise.name}.json |" for promise in PROMISES
+    }
+    blamed = [
+        each.split(" | ")[-1]
+        for each in broken
+        if "**does not hold**" in each and each not in sound
+    ]
     assert blamed == ["overhead.json |", "abuse.json |"]
     assert any("llm works | not installed | no failure | not measured |" in each for each in broken)
 
@@ -231,10 +272,20 @@ def test_the_script_runs_where_nothing_is_installed(tmp_path: Path) -> None:
     places = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "R.md")]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    subprocess.run([sys.executable, "-S", str(HERE / "report.py"), *places], check=True, cwd=tmp_path, env=environment)
+    subprocess.run(
+        [sys.executable, "-S", str(HERE / "report.py"), *places],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+    )
 
     told = (tmp_path / "R.md").read_text()
-    for words in ("[abuse.json](results/abuse.json)", "make bench-quality", "| 1,000,000 |", "malformed requests"):
+    for words in (
+        "[abuse.json](results/abuse.json)",
+        "make bench-quality",
+        "| 1,000,000 |",
+        "malformed requests",
+    ):
         assert words in told
 
 

@@ -1,4 +1,6 @@
-"""Stopping rules on curves that are known: what they take and keep; none beats the one that knows the future."""
+"""Stopping rules on curves that are known: what they take and keep; none beats the one that knows
+the future.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,27 @@ from tests.benchmarks.test_report import Sketches
 
 
 def row(gain: float, pace: float = 10.0, similarity: float = 0.5) -> Row:
-    """A passage whose per cent of base falls by `gain` in the end, by 1 - exp(-n / pace) of it after n steps."""
+    """A passage whose per cent of base falls by `gain` in the end, by 1 - exp(-n / pace) of it
+    after n steps.
+    """
     sigma = tuple(1 - similarity * (1 - math.exp(-n / 5)) for n in range(STEPS + 1))
     bits = {str(n): 2 * (1 - gain / 100 * (1 - math.exp(-n / pace))) for n in AT}
     losses = tuple(3 * math.exp(-n / 20) for n in range(STEPS))
     prompt = {n: 1.25 * each for n, each in bits.items()}
     return Row(
-        "SIFT", "any", "a document", "a passage", prompt, bits, sigma, 0.3, losses, 0.1, (0.1,) * STEPS, True, 40
+        "SIFT",
+        "any",
+        "a document",
+        "a passage",
+        prompt,
+        bits,
+        sigma,
+        0.3,
+        losses,
+        0.1,
+        (0.1,) * STEPS,
+        True,
+        40,
     )
 
 
@@ -64,7 +80,12 @@ def test_where_going_on_hurts_rules_that_look_keep_the_best_adapter() -> None:
     prompt = {str(n): 2.0 + 0.002 * (n - 12) ** 2 for n in range(STEPS + 1)}
     harmed = replace(row(10), prompt=prompt, bits=prompt)
 
-    for name in (stopping.AUTO, stopping.AVERAGE, "the prompt's gain, smoothed", "patience with the prompt"):
+    for name in (
+        stopping.AUTO,
+        stopping.AVERAGE,
+        "the prompt's gain, smoothed",
+        "patience with the prompt",
+    ):
         taken, kept = rule_of(name).ends(harmed, 3.0 if name.startswith("patience") else 0.01)
         assert kept == 12 < taken
 
@@ -74,13 +95,18 @@ def test_the_rule_of_auto_is_the_trainers() -> None:
 
     taken, kept = rule_of(stopping.AUTO).ends(passage, gain)
 
-    prompt = np.interp(range(STEPS + 1), [int(n) for n in passage.prompt], list(passage.prompt.values()))
+    prompt = np.interp(
+        range(STEPS + 1), [int(n) for n in passage.prompt], list(passage.prompt.values())
+    )
     assert (taken, kept) == foretold(prompt.tolist(), gain)
 
 
 def test_rules_are_chosen_on_some_passages_and_reported_on_others() -> None:
     choosing = [row(gain, pace) for gain in (5, 20) for pace in (3, 10, 40)]
-    reporting = [replace(each, document=str(n)) for n, each in enumerate([row(15, 5), row(30, 20), row(-5, 10)])]
+    reporting = [
+        replace(each, document=str(n))
+        for n, each in enumerate([row(15, 5), row(30, 20), row(-5, 10)])
+    ]
 
     result = json.loads(json.dumps(stopping.judged(choosing, reporting)))
 
@@ -124,8 +150,16 @@ def test_all_steps_keep_all_of_the_gain_and_none_nothing() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.floats(-20, 60), st.floats(2, 100), st.floats(0.05, 0.9)), min_size=1, max_size=6))
-def test_no_rule_beats_the_one_that_knows_the_future(passages: list[tuple[float, float, float]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.floats(-20, 60), st.floats(2, 100), st.floats(0.05, 0.9)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_no_rule_beats_the_one_that_knows_the_future(
+    passages: list[tuple[float, float, float]],
+) -> None:
     rows = [row(*passage) for passage in passages]
     whole = np.mean([100 - stopping.curve(each)[-1] for each in rows])
     if whole < 0.5:  # a share of no gain says nothing
@@ -136,7 +170,8 @@ def test_no_rule_beats_the_one_that_knows_the_future(passages: list[tuple[float,
     bound = found.pop("knowing the future")
     for points in found.values():
         for _, steps, gain in points:
-            # The bound's points lie on the upper hull; no point of a rule lies above a line that touches it.
+            # The bound's points lie on the upper hull; no point of a rule lies above a line that
+            # touches it.
             for price, most_steps, most_gain in bound:
                 slope = price * STEPS / whole
                 assert gain - slope * steps <= most_gain - slope * most_steps + 1e-9

@@ -49,7 +49,8 @@ def rows(variant: str, percent: float, seconds: float = 0.1) -> list[Row]:
 @pytest.fixture
 def everything() -> list[Row]:
     in_context = [
-        replace(row, bits={"0": row.base, "2": 0.9 * row.base}, step_seconds=()) for row in rows("NN in context", 90)
+        replace(row, bits={"0": row.base, "2": 0.9 * row.base}, step_seconds=())
+        for row in rows("NN in context", 90)
     ]
     return [*rows("SIFT", 80), *rows("NN", 85), *in_context, *rows("rank 4", 82)]
 
@@ -68,7 +69,12 @@ def test_means_are_those_of_the_passages(everything: list[Row]) -> None:
 
 
 def test_sift_and_nearest_neighbours_are_compared_under_the_same_setting() -> None:
-    everything = [*rows("SIFT", 80), *rows("NN", 85), *rows("SIFT, twice", 82), *rows("NN, twice", 90)]
+    everything = [
+        *rows("SIFT", 80),
+        *rows("NN", 85),
+        *rows("SIFT, twice", 82),
+        *rows("NN, twice", 90),
+    ]
 
     result = summary(everything, ["SIFT", "NN"], {})
 
@@ -86,7 +92,9 @@ def test_at_equal_seconds_the_slower_has_taken_fewer_steps() -> None:
         assert slow >= fast
 
 
-def test_a_run_that_was_killed_goes_on_with_what_it_had(everything: list[Row], tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_with_what_it_had(
+    everything: list[Row], tmp_path: Path
+) -> None:
     lines = [line_of(f"key {number}", row) for number, row in enumerate(everything)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join([*lines[:2], lines[2][:100], "\n", *lines[3:]]))
@@ -94,7 +102,9 @@ def test_a_run_that_was_killed_goes_on_with_what_it_had(everything: list[Row], t
     known = remembered(file)
 
     left = [number for number in range(len(everything)) if number != 2]
-    assert [record(row) for row in known.values()] == [record(everything[number]) for number in left]
+    assert [record(row) for row in known.values()] == [
+        record(everything[number]) for number in left
+    ]
     assert list(known) == [f"key {number}" for number in left]
     assert remembered(tmp_path / "none yet.jsonl") == {}
 
@@ -102,7 +112,13 @@ def test_a_run_that_was_killed_goes_on_with_what_it_had(everything: list[Row], t
 def test_the_tables_tell_every_domain_and_setting(everything: list[Row]) -> None:
     console = Console(record=True, width=160)
 
-    show({**summary(everything, NAMES, {"rank": [Variant("rank 4", rank=4)]}), "corpus_sequences": 9}, console)
+    show(
+        {
+            **summary(everything, NAMES, {"rank": [Variant("rank 4", rank=4)]}),
+            "corpus_sequences": 9,
+        },
+        console,
+    )
 
     said = console.export_text()
     for word in ("legal", "Rust", "rank 4", "SIFT minus NN: -5.0", "of sigma times base"):

@@ -28,7 +28,9 @@ def selector(tmp_path: Path, nano: str, tokenizer: Any) -> Selector:
     selector = Selector(SelectorConfig(tmp_path, "base-model", nano, candidates=None))
     for name, times in (("once", 1), ("copies", COPIES)):
         documents = [
-            Document(f"{number}-{copy}", TEXTS[number]) for number in range(len(TEXTS)) for copy in range(times)
+            Document(f"{number}-{copy}", TEXTS[number])
+            for number in range(len(TEXTS))
+            for copy in range(times)
         ]
         corpus = Corpus.create(tmp_path, name, selector.embedder, tokenizer_digest(tokenizer))
         ingest(corpus, documents, selector.embedder, tokenizer)

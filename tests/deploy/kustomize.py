@@ -1,7 +1,7 @@
 """As much of kustomize as deploy/kubernetes uses, so that tests see what would be applied.
 
-Resources, ConfigMaps of files, JSON patches, image tags, and values copied from one resource to another. What it does
-not know, it refuses.
+Resources, ConfigMaps of files, JSON patches, image tags, and values copied from one resource to
+another. What it does not know, it refuses.
 """
 
 from __future__ import annotations
@@ -13,13 +13,25 @@ from typing import Any
 import yaml
 
 Resource = dict[str, Any]
-_KNOWN = {"apiVersion", "kind", "resources", "configMapGenerator", "patches", "images", "replacements"}
+_KNOWN = {
+    "apiVersion",
+    "kind",
+    "resources",
+    "configMapGenerator",
+    "patches",
+    "images",
+    "replacements",
+}
 _LOCAL = "config.kubernetes.io/local-config"
 
 
 def built(folder: Path) -> list[Resource]:
     """What `kubectl apply -k` of this folder would apply."""
-    return [each for each in _accumulated(folder) if _LOCAL not in each["metadata"].get("annotations", ())]
+    return [
+        each
+        for each in _accumulated(folder)
+        if _LOCAL not in each["metadata"].get("annotations", ())
+    ]
 
 
 def _accumulated(folder: Path) -> list[Resource]:
@@ -28,7 +40,9 @@ def _accumulated(folder: Path) -> list[Resource]:
     resources: list[Resource] = []
     for name in said.get("resources", ()):
         path = folder / name
-        resources += _accumulated(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
+        resources += (
+            _accumulated(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
+        )
     for each in said.get("configMapGenerator", ()):
         assert each["options"]["disableNameSuffixHash"]
         resources.append(
@@ -57,7 +71,10 @@ def _accumulated(folder: Path) -> list[Resource]:
             assert target["options"] == {"create": True}
             for resource in _found(resources, target["select"]):
                 for path in target["fieldPaths"]:
-                    _patch(resource, {"op": "add", "path": "/" + path.replace(".", "/"), "value": value})
+                    _patch(
+                        resource,
+                        {"op": "add", "path": "/" + path.replace(".", "/"), "value": value},
+                    )
     return resources
 
 
@@ -65,7 +82,8 @@ def _found(resources: list[Resource], target: Resource) -> list[Resource]:
     found = [
         each
         for each in resources
-        if each["kind"] == target["kind"] and target.get("name", each["metadata"]["name"]) == each["metadata"]["name"]
+        if each["kind"] == target["kind"]
+        and target.get("name", each["metadata"]["name"]) == each["metadata"]["name"]
     ]
     assert found, f"nothing is {target}"
     return found
@@ -93,5 +111,8 @@ def _containers(node: Any) -> list[Resource]:
     if isinstance(node, list):
         return [container for each in node for container in _containers(each)]
     if isinstance(node, dict):
-        return [*node.get("containers", ()), *(found for each in node.values() for found in _containers(each))]
+        return [
+            *node.get("containers", ()),
+            *(found for each in node.values() for found in _containers(each)),
+        ]
     return []

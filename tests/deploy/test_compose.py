@@ -1,4 +1,6 @@
-"""The compose file, as far as it tells: every name in it means something, and nothing in it is open. It is not run."""
+"""The compose file, as far as it tells: every name in it means something, and nothing in it is
+open. It is not run.
+"""
 
 from __future__ import annotations
 
@@ -72,8 +74,11 @@ def test_every_service_is_bounded(service: dict[str, Any]) -> None:
 
 @every_service
 def test_files_are_read_only_but_where_compose_writes_a_secret(service: dict[str, Any]) -> None:
-    # Compose refuses a secret from the environment in a read-only service: it copies it in when the container is there.
-    written = [name for name in service.get("secrets", ()) if "environment" in _COMPOSE["secrets"][name]]
+    # Compose refuses a secret from the environment in a read-only service: it copies it in when the
+    # container is there.
+    written = [
+        name for name in service.get("secrets", ()) if "environment" in _COMPOSE["secrets"][name]
+    ]
 
     assert service.get("read_only", False) is not bool(written)
     if service.get("read_only"):
@@ -94,7 +99,9 @@ def test_nothing_is_declared_that_nobody_has() -> None:
     had = {volume.split(":")[0] for service in _SERVICES.values() for volume in service["volumes"]}
 
     assert set(_COMPOSE["volumes"]) <= had
-    assert set(_COMPOSE["secrets"]) == {name for service in _SERVICES.values() for name in service.get("secrets", ())}
+    assert set(_COMPOSE["secrets"]) == {
+        name for service in _SERVICES.values() for name in service.get("secrets", ())
+    }
 
 
 def test_mayfly_is_built_served_and_kept_as_its_image_says() -> None:
@@ -110,7 +117,9 @@ def test_mayfly_is_built_served_and_kept_as_its_image_says() -> None:
 
 def test_there_is_no_mayfly_without_a_key() -> None:
     assert environment(_IMAGE)["MAYFLY_HOST"] == "0.0.0.0"
-    assert re.fullmatch(r"\$\{MAYFLY_API_KEYS:\?[^{}$]+\}", _MAYFLY["environment"]["MAYFLY_API_KEYS"])
+    assert re.fullmatch(
+        r"\$\{MAYFLY_API_KEYS:\?[^{}$]+\}", _MAYFLY["environment"]["MAYFLY_API_KEYS"]
+    )
 
 
 def test_variables_of_mayfly_are_settings() -> None:
@@ -147,13 +156,17 @@ def test_prometheus_scrapes_as_in_its_plain_configuration_but_by_name_and_with_t
     plain["scrape_configs"][0].pop("static_configs")
     assert ours == plain
     assert _PROMETHEUS["secrets"] == [secret]
-    assert _COMPOSE["secrets"][secret]["environment"] in _MAYFLY["environment"], "the key that the server has"
+    assert _COMPOSE["secrets"][secret]["environment"] in _MAYFLY["environment"], (
+        "the key that the server has"
+    )
     for file in ours["rule_files"]:
         assert mounted(_PROMETHEUS)[f"/etc/prometheus/{file}"] == _DEPLOY / "prometheus" / file
 
 
 def test_grafana_asks_that_prometheus_by_default() -> None:
-    (source,) = in_yaml(mounted(_GRAFANA)["/etc/grafana/provisioning/datasources/mayfly.yml"])["datasources"]
+    (source,) = in_yaml(mounted(_GRAFANA)["/etc/grafana/provisioning/datasources/mayfly.yml"])[
+        "datasources"
+    ]
     dashboard = json.loads((_DEPLOY / "grafana" / "mayfly.json").read_text())
     chosen = dashboard["templating"]["list"][0]
 
@@ -163,15 +176,24 @@ def test_grafana_asks_that_prometheus_by_default() -> None:
 
 
 def test_grafana_shows_the_dashboard_to_whoever_reaches_it_and_lets_nobody_in() -> None:
-    (provider,) = in_yaml(mounted(_GRAFANA)["/etc/grafana/provisioning/dashboards/mayfly.yml"])["providers"]
+    (provider,) = in_yaml(mounted(_GRAFANA)["/etc/grafana/provisioning/dashboards/mayfly.yml"])[
+        "providers"
+    ]
     folder = provider["options"]["path"]
     uid = json.loads(mounted(_GRAFANA)[f"{folder}/mayfly.json"].read_text())["uid"]
     said = _GRAFANA["environment"]
 
     assert f"http://127.0.0.1:3000/d/{uid}," in (_DEPLOY / "compose.yaml").read_text()
-    assert (said["GF_AUTH_ANONYMOUS_ENABLED"], said["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == ("true", "Viewer")
-    assert said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true", "else admin with the password admin"
-    assert all(isinstance(value, str) for value in said.values()), "Compose refuses a bare true in an environment"
+    assert (said["GF_AUTH_ANONYMOUS_ENABLED"], said["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == (
+        "true",
+        "Viewer",
+    )
+    assert said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true", (
+        "else admin with the password admin"
+    )
+    assert all(isinstance(value, str) for value in said.values()), (
+        "Compose refuses a bare true in an environment"
+    )
 
 
 def test_every_file_of_the_provisioning_is_mounted() -> None:

@@ -1,4 +1,6 @@
-"""The dashboard and the alerts ask for what a server tells: names, labels and their values, by the real registries."""
+"""The dashboard and the alerts ask for what a server tells: names, labels and their values, by the
+real registries.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,25 @@ _VARIABLES: list[dict[str, Any]] = _DASHBOARD["templating"]["list"]
 _EXPRESSIONS = [*_QUERIES, *(rule["expr"] for rule in _RULES)]
 _SCRAPED = {"job", "instance"}  # labels that Prometheus gives to everything it scrapes
 _PROMETHEUS_OWN = {"up": _SCRAPED}
-_WORDS = {"and", "or", "unless", "sum", "max", "min", "avg", "count", "bool", "offset", "inf", "nan"}
+_WORDS = {
+    "and",
+    "or",
+    "unless",
+    "sum",
+    "max",
+    "min",
+    "avg",
+    "count",
+    "bool",
+    "offset",
+    "inf",
+    "nan",
+}
 _GROUPING = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
 _MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 
-# vLLM's registry as `Engine.start` fills it, ours beside it; in a process of its own, as vLLM changes much in one.
+# vLLM's registry as `Engine.start` fills it, ours beside it; in a process of its own, as vLLM
+# changes much in one.
 _PROCESS = """
 import json, sys
 from fastapi import FastAPI
@@ -55,18 +71,30 @@ print("told:" + json.dumps({"labels": labels, "answer": TestClient(app).get("/me
 
 def names_and_labels(expression: str) -> Iterator[tuple[str, set[str]]]:
     """The metrics of a PromQL expression, each with the labels that it is asked by."""
-    grouped = {label.strip() for _, labels in _GROUPING.findall(expression) for label in labels.split(",")}
+    grouped = {
+        label.strip() for _, labels in _GROUPING.findall(expression) for label in labels.split(",")
+    }
     bare = _GROUPING.sub(" ", re.sub(r"\[[^\]]*\]", " ", expression))
-    for name, call, braces in re.findall(r'([a-zA-Z_:][\w:]*)\s*(\()?(?:\{((?:[^}"]|"[^"]*")*)\})?', bare):
+    for name, call, braces in re.findall(
+        r'([a-zA-Z_:][\w:]*)\s*(\()?(?:\{((?:[^}"]|"[^"]*")*)\})?', bare
+    ):
         if not call and name not in _WORDS:
             yield name, {label for label, _, _ in _MATCHER.findall(braces)} | (grouped - {"le", ""})
 
 
 @pytest.fixture(scope="module")
 def process(nano: str) -> dict[str, Any]:
-    """What a process tells in which vLLM's metrics and ours are made: labels by name, and its answer to a scrape."""
-    environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "PATH": "/usr/bin:/bin"}
-    ran = subprocess.run([sys.executable, "-c", _PROCESS, nano], env=environment, capture_output=True, text=True)
+    """What a process tells in which vLLM's metrics and ours are made: labels by name, and its
+    answer to a scrape.
+    """
+    environment = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PATH": "/usr/bin:/bin",
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", _PROCESS, nano], env=environment, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     line = next(line for line in ran.stdout.splitlines() if line.startswith("told:"))
     told: dict[str, Any] = json.loads(line.removeprefix("told:"))
@@ -104,14 +132,20 @@ def _ours() -> CollectorRegistry:
 
 @pytest.mark.parametrize("expression", _EXPRESSIONS)
 def test_every_expression_is_promql(expression: str) -> None:
-    for variable, value in {"$__rate_interval": "1m", "$__range": "1h", "$__interval": "1m"}.items():
+    for variable, value in {
+        "$__rate_interval": "1m",
+        "$__range": "1h",
+        "$__interval": "1m",
+    }.items():
         expression = expression.replace(variable, value)
 
     promql_parser.parse(expression)
 
 
 @pytest.mark.parametrize("expression", dict.fromkeys(_EXPRESSIONS))
-def test_what_is_asked_for_is_told_by_ours_or_by_vllm(expression: str, told: dict[str, set[str]]) -> None:
+def test_what_is_asked_for_is_told_by_ours_or_by_vllm(
+    expression: str, told: dict[str, set[str]]
+) -> None:
     asked = list(names_and_labels(expression))
 
     assert asked
@@ -147,7 +181,9 @@ def test_values_that_are_asked_for_are_values_that_ours_take() -> None:
     assert asked
     for name, label, operator, value in asked:
         wanted = re.compile(value if "~" in operator else re.escape(value))
-        assert any(wanted.fullmatch(one) for one in taken[name, label]), f'{name}{{{label}{operator}"{value}"}}'
+        assert any(wanted.fullmatch(one) for one in taken[name, label]), (
+            f'{name}{{{label}{operator}"{value}"}}'
+        )
 
 
 def test_all_that_ours_tell_is_shown() -> None:
@@ -172,7 +208,11 @@ def test_the_data_source_is_chosen_by_whoever_imports_it() -> None:
     assert _VARIABLES[0]["query"] == "prometheus"
     name = _VARIABLES[0]["name"]
     asking = [panel for panel in _PANELS if panel["type"] != "row"]
-    holders = [*asking, *(target for panel in asking for target in panel["targets"]), *_VARIABLES[1:]]
+    holders = [
+        *asking,
+        *(target for panel in asking for target in panel["targets"]),
+        *_VARIABLES[1:],
+    ]
     assert {holder["datasource"]["uid"] for holder in holders} == {f"${{{name}}}"}
     assert {holder["datasource"]["type"] for holder in holders} == {"prometheus"}
 
@@ -181,12 +221,15 @@ def test_it_is_a_dashboard_as_grafana_11_imports_one() -> None:
     assert _DASHBOARD["schemaVersion"] >= 39  # Grafana 11.0
     assert _DASHBOARD["id"] is None
     assert (_DASHBOARD["title"], _DASHBOARD["uid"]) == ("Mayfly", "mayfly")
-    assert {panel["type"] for panel in _PANELS} <= {"row", "stat", "timeseries", "heatmap"}  # none of Angular's
+    # None of Angular's.
+    assert {panel["type"] for panel in _PANELS} <= {"row", "stat", "timeseries", "heatmap"}
     for panel in _PANELS:
         if panel["type"] != "row":
             assert panel["title"]
             assert panel["description"], f"{panel['title']} says nothing of what it shows"
-            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
+            assert (
+                len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
+            )
     used = set(re.findall(r"\$\{?(\w+)", " ".join(_QUERIES)))
     assert used <= {variable["name"] for variable in _VARIABLES} | {"__rate_interval"}
 

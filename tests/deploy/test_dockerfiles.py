@@ -41,7 +41,11 @@ def instructions(file: str) -> list[Instruction]:
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         if line.strip():
             name, _, rest = line.partition(" ")
-            found.append(Instruction(sum(each.name == "FROM" for each in found) + (name == "FROM"), name, rest))
+            found.append(
+                Instruction(
+                    sum(each.name == "FROM" for each in found) + (name == "FROM"), name, rest
+                )
+            )
     return found
 
 
@@ -58,7 +62,12 @@ def environment(file: str) -> dict[str, str]:
 def copied(file: str) -> set[str]:
     """What is copied from the repository."""
     found = [each.text.split()[:-1] for each in instructions(file) if each.name == "COPY"]
-    return {source.rstrip("/") for sources in found if not sources[0].startswith("--from=") for source in sources}
+    return {
+        source.rstrip("/")
+        for sources in found
+        if not sources[0].startswith("--from=")
+        for source in sources
+    }
 
 
 def commands(file: str) -> list[str]:
@@ -68,33 +77,47 @@ def commands(file: str) -> list[str]:
 
 @both
 def test_base_images_are_pinned_by_a_version(file: str) -> None:
-    stages = {each.text.split(" AS ")[1] for each in instructions(file) if each.name == "FROM" and " AS " in each.text}
+    stages = {
+        each.text.split(" AS ")[1]
+        for each in instructions(file)
+        if each.name == "FROM" and " AS " in each.text
+    }
     bases = [each.text.split()[0] for each in instructions(file) if each.name == "FROM"]
 
     assert len(bases) > 1, "built in one stage, shipped in another"
     for base in set(bases) - stages:
-        assert re.fullmatch(r"[\w./-]+:\d[\w.-]+(@sha256:\w{64})?", base), f"{base} may be another image tomorrow"
+        assert re.fullmatch(r"[\w./-]+:\d[\w.-]+(@sha256:\w{64})?", base), (
+            f"{base} may be another image tomorrow"
+        )
 
 
 def test_what_is_installed_is_what_make_installs() -> None:
     makefile = (_REPOSITORY / "Makefile").read_text()
     made = dict(re.findall(r"^(\w+) := (\S+)$", makefile, flags=re.MULTILINE))
-    installed = [command for command in commands(_CPU) if re.match(r"pip3? install|python3? -m pip", command)]
+    installed = [
+        command for command in commands(_CPU) if re.match(r"pip3? install|python3? -m pip", command)
+    ]
 
     lists = {made["TORCH"], made["LOCK"]}
     assert {words[-1] for words in map(str.split, installed)} == lists | {"."}
-    assert lists == {str(each.relative_to(_REPOSITORY)) for each in (_REPOSITORY / _LISTS).iterdir()}
+    assert lists == {
+        str(each.relative_to(_REPOSITORY)) for each in (_REPOSITORY / _LISTS).iterdir()
+    }
     for command in installed:
         assert "--no-deps" in command
         assert ("--require-hashes" in command) != ("--no-index" in command), command
-    assert [each.text for each in instructions(_CPU) if each.name == "ARG"] == [f"TORCH_INDEX={made['TORCH_INDEX']}"]
+    assert [each.text for each in instructions(_CPU) if each.name == "ARG"] == [
+        f"TORCH_INDEX={made['TORCH_INDEX']}"
+    ]
     assert [command for command in installed if "$TORCH_INDEX" in command] == [installed[0]]
 
 
 def test_no_image_is_unhashed_once_there_is_a_list_for_it() -> None:
     lists = list((_REPOSITORY / _LISTS).glob("*cuda*")) + list((_REPOSITORY / _LISTS).glob("*gpu*"))
     unhashed = [
-        command for command in commands(_CUDA) if command.startswith("pip ") and "--require-hashes" not in command
+        command
+        for command in commands(_CUDA)
+        if command.startswith("pip ") and "--require-hashes" not in command
     ]
 
     assert unhashed == ['pip install ".[gpu]"'], "the one exception, said in the file's first lines"
@@ -106,7 +129,16 @@ def test_no_image_is_unhashed_once_there_is_a_list_for_it() -> None:
 def test_a_build_asks_package_registries_only(file: str) -> None:
     programs = {command.split()[0] for command in commands(file)}
 
-    assert programs <= {"apt-get", "rm", "python", "python3", "pip", "groupadd", "useradd", "install"}
+    assert programs <= {
+        "apt-get",
+        "rm",
+        "python",
+        "python3",
+        "pip",
+        "groupadd",
+        "useradd",
+        "install",
+    }
     assert not [each for each in instructions(file) if each.name == "ADD"]
     assert not re.search(r"http", " ".join(commands(file)))
 
@@ -117,7 +149,9 @@ def test_it_runs_as_a_user_without_rights(file: str) -> None:
     uid, gid = map(int, user.split(":"))
     runs = " ".join(told(file, "RUN"))
 
-    assert min(uid, gid) >= 10_000, "numbers that no host gives to its own users, and no names: Kubernetes checks them"
+    assert min(uid, gid) >= 10_000, (
+        "numbers that no host gives to its own users, and no names: Kubernetes checks them"
+    )
     assert f"--gid {gid} mayfly" in runs
     assert f"--uid {uid} " in runs, "the caches of PyTorch ask for the user's name"
     assert not re.search(r"chmod|--chown|sudo|setcap", (_REPOSITORY / file).read_text())
@@ -131,12 +165,16 @@ def test_all_that_is_written_is_in_the_volume_and_its_owner_is_the_user(file: st
     told_environment = environment(file)
 
     assert told_environment["MAYFLY_HOME"] == volume
-    assert all((told_environment[name] + "/").startswith(f"{volume}/") for name in ("HOME", "HF_HOME"))
+    assert all(
+        (told_environment[name] + "/").startswith(f"{volume}/") for name in ("HOME", "HF_HOME")
+    )
     made = next(command for command in commands(file) if command.startswith("install "))
     assert made.split()[-1] == volume
     assert f"--owner {owner} --group {group}" in made
     names = [each.name for each in instructions(file)]
-    assert names.index("VOLUME") > names.index("RUN"), "what is done to a volume after its declaration is lost"
+    assert names.index("VOLUME") > names.index("RUN"), (
+        "what is done to a volume after its declaration is lost"
+    )
 
 
 @both
@@ -151,8 +189,12 @@ def test_the_builder_sees_what_is_copied_and_no_more() -> None:
     patterns = [line for line in lines if line and not line.startswith("#")]
 
     assert patterns[0] == "*", "everything is left out first"
-    assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == copied(_CPU) | copied(_CUDA)
-    assert [pattern for pattern in patterns[1:] if not pattern.startswith("!")] == ["**/__pycache__"]
+    assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == copied(
+        _CPU
+    ) | copied(_CUDA)
+    assert [pattern for pattern in patterns[1:] if not pattern.startswith("!")] == [
+        "**/__pycache__"
+    ]
 
 
 @both
@@ -178,7 +220,8 @@ def test_variables_are_settings_and_the_makefiles(file: str) -> None:
 
 
 def test_there_is_a_compiler_where_vllm_compiles() -> None:
-    # On a CPU the engine sees to it that nothing is compiled (tests/engine runs without a compiler).
+    # On a CPU the engine sees to it that nothing is compiled (tests/engine runs without a
+    # compiler).
     assert "g++" not in " ".join(commands(_CPU))
     assert " g++ " in " ".join(commands(_CUDA))
 
@@ -200,7 +243,9 @@ def test_the_health_check_asks_an_open_route_of_the_port(file: str) -> None:
 
 @both
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
-def test_the_health_check_is_healthy_where_the_server_is(file: str, status: int, healthy: bool) -> None:
+def test_the_health_check_is_healthy_where_the_server_is(
+    file: str, status: int, healthy: bool
+) -> None:
     class Door(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
@@ -209,7 +254,9 @@ def test_the_health_check_is_healthy_where_the_server_is(file: str, status: int,
     _, _, source = json.loads(told(file, "HEALTHCHECK")[0].partition("CMD ")[2])
     with HTTPServer(("127.0.0.1", 0), Door) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        ran = subprocess.run([sys.executable, "-c", source], env={"MAYFLY_PORT": str(server.server_port)})
+        ran = subprocess.run(
+            [sys.executable, "-c", source], env={"MAYFLY_PORT": str(server.server_port)}
+        )
 
     assert (ran.returncode == 0) is healthy
 

@@ -1,4 +1,6 @@
-"""The manifests for Kubernetes, as they would be applied: whole, closed to the outside, in step with the settings."""
+"""The manifests for Kubernetes, as they would be applied: whole, closed to the outside, in step
+with the settings.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def environment(name: str, container: Resource) -> dict[str, Any]:
     """What a container has in its environment: values, or whence they are."""
     config = one(name, "ConfigMap")
     assert container["envFrom"] == [{"configMapRef": {"name": config["metadata"]["name"]}}]
-    own = {each["name"]: each.get("value", each.get("valueFrom")) for each in container.get("env", ())}
+    own = {
+        each["name"]: each.get("value", each.get("valueFrom")) for each in container.get("env", ())
+    }
     return {**config["data"], **own}
 
 
@@ -79,7 +83,9 @@ def gpus(container: Resource) -> int:
 
 
 @pytest.fixture
-def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def config(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Config:
     """What Mayfly would be told in the head's pod of the overlay whose name the test has."""
     _, head = next(containers(request.param))
     for key, value in environment(request.param, head).items():
@@ -90,19 +96,29 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return settings_of(serve["applications"][0]["args"]).config()
 
 
-each_config = pytest.mark.parametrize(("config", "name"), [(each, each) for each in _NAMES], indirect=["config"])
+each_config = pytest.mark.parametrize(
+    ("config", "name"), [(each, each) for each in _NAMES], indirect=["config"]
+)
 
 
 def test_every_file_says_what_it_is_and_is_named_once_and_every_name_is_a_file() -> None:
-    files = {file.resolve() for folder in (_FOLDER, _DEPLOY / "serve") for file in folder.rglob("*.yaml")}
+    files = {
+        file.resolve() for folder in (_FOLDER, _DEPLOY / "serve") for file in folder.rglob("*.yaml")
+    }
     named = []
     for file in files:
         assert file.read_text().startswith("# "), file
-        assert all(isinstance(each, dict | list) for each in yaml.safe_load_all(file.read_text())), file
+        assert all(
+            isinstance(each, dict | list) for each in yaml.safe_load_all(file.read_text())
+        ), file
         if file.name == "kustomization.yaml":
             said = yaml.safe_load(file.read_text())
             names = said.get("resources", []) + [each["path"] for each in said.get("patches", ())]
-            names += [each for generator in said.get("configMapGenerator", ()) for each in generator["files"]]
+            names += [
+                each
+                for generator in said.get("configMapGenerator", ())
+                for each in generator["files"]
+            ]
             named += [(file.parent / each).resolve() for each in names]
 
     assert all(each.exists() for each in named)
@@ -115,7 +131,9 @@ def test_every_file_says_what_it_is_and_is_named_once_and_every_name_is_a_file()
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
 def test_kustomize_builds_what_these_tests_see(name: str) -> None:
     folder = _FOLDER / "overlays" / name
-    ran = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        ["kubectl", "kustomize", folder], capture_output=True, text=True, check=True
+    )
 
     def key(resource: Resource) -> tuple[str, str]:
         return resource["kind"], resource["metadata"]["name"]
@@ -125,7 +143,10 @@ def test_kustomize_builds_what_these_tests_see(name: str) -> None:
 
 @every_overlay
 def test_the_serve_config_is_the_file(name: str) -> None:
-    assert one(name, "RayService")["spec"]["serveConfigV2"] == (_DEPLOY / "serve" / f"{name}.yaml").read_text()
+    assert (
+        one(name, "RayService")["spec"]["serveConfigV2"]
+        == (_DEPLOY / "serve" / f"{name}.yaml").read_text()
+    )
 
 
 @every_overlay
@@ -134,7 +155,10 @@ def test_everything_is_in_the_namespace_that_refuses_what_is_not_restricted(name
 
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for each in manifests(name):
-        assert each["kind"] == "Namespace" or each["metadata"]["namespace"] == namespace["metadata"]["name"]
+        assert (
+            each["kind"] == "Namespace"
+            or each["metadata"]["namespace"] == namespace["metadata"]["name"]
+        )
 
 
 @every_overlay
@@ -149,7 +173,8 @@ def test_no_pod_is_root_or_may_become_it(name: str) -> None:
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
         assert all(
-            set(volume) & {"persistentVolumeClaim", "emptyDir", "projected", "secret"} for volume in spec["volumes"]
+            set(volume) & {"persistentVolumeClaim", "emptyDir", "projected", "secret"}
+            for volume in spec["volumes"]
         )
     for context in contexts:
         assert context["runAsNonRoot"] is True
@@ -169,12 +194,17 @@ def test_no_container_of_mayfly_has_a_token_for_kubernetes(name: str) -> None:
         tokens = {
             volume["name"]
             for volume in spec["volumes"]
-            if any("serviceAccountToken" in source for source in volume.get("projected", {}).get("sources", ()))
+            if any(
+                "serviceAccountToken" in source
+                for source in volume.get("projected", {}).get("sources", ())
+            )
         }
         assert not tokens & {mount["name"] for mount in container["volumeMounts"]}
     if cluster(name).get("enableInTreeAutoscaling"):
         (mount,) = cluster(name)["autoscalerOptions"]["volumeMounts"]
-        assert mount["name"] in {volume["name"] for volume in next(pods(name))[1]["spec"]["volumes"]}
+        assert mount["name"] in {
+            volume["name"] for volume in next(pods(name))[1]["spec"]["volumes"]
+        }
 
 
 @every_overlay
@@ -183,7 +213,8 @@ def test_no_service_shows_more_than_the_serve_port(name: str) -> None:
 
     assert not {"Service", "Ingress", "Gateway"} & {each["kind"] for each in manifests(name)}
     assert [port["port"] for port in spec["serveService"]["spec"]["ports"]] == [_SERVE]
-    assert head["serviceType"] == "ClusterIP"  # of the Service that KubeRay makes of the head's ports
+    # Of the Service that KubeRay makes of the head's ports.
+    assert head["serviceType"] == "ClusterIP"
     assert head["enableIngress"] is False
     assert "headService" not in head
     assert "hostPort" not in str(manifests(name))
@@ -228,12 +259,18 @@ def test_secrets_are_named_and_never_told(name: str) -> None:
 def test_the_key_file_is_a_secret_that_every_pod_waits_for(name: str) -> None:
     for spec, container in containers(name):
         file = Path(environment(name, container)[variable("api_key_file")])
-        (mount,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == str(file.parent)]
-        (secret,) = [volume["secret"] for volume in spec["volumes"] if volume["name"] == mount["name"]]
+        (mount,) = [
+            mount for mount in container["volumeMounts"] if mount["mountPath"] == str(file.parent)
+        ]
+        (secret,) = [
+            volume["secret"] for volume in spec["volumes"] if volume["name"] == mount["name"]
+        ]
         assert mount["readOnly"]
         assert "subPath" not in mount, "it would not follow a change"
         assert not secret.get("optional"), "without the Secret it would be open"
-        assert secret["items"] == [{"key": file.name, "path": file.name}], "a Secret without it would do"
+        assert secret["items"] == [{"key": file.name, "path": file.name}], (
+            "a Secret without it would do"
+        )
         assert secret["defaultMode"] == 0o440
 
 
@@ -254,32 +291,50 @@ def test_every_variable_of_mayfly_is_a_setting(name: str) -> None:
 @every_overlay
 def test_the_front_door_stands_in_every_pod(name: str) -> None:
     for _, container in containers(name):
-        assert environment(name, container)["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == hardening.IMPORT_PATH
+        assert (
+            environment(name, container)["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+            == hardening.IMPORT_PATH
+        )
 
 
 @each_config
-def test_the_settings_that_come_of_it_have_keys_and_know_the_pods_cores(config: Config, name: str) -> None:
+def test_the_settings_that_come_of_it_have_keys_and_know_the_pods_cores(
+    config: Config, name: str
+) -> None:
     _, head = next(containers(name))
     cores = int(head["resources"]["limits"]["cpu"])
 
     assert config.has_keys
     if name == "cpu":
         assert config.capacity == Capacity.of(cores, gpus=0)
-    scaled = yaml.safe_load(one(name, "RayService")["spec"]["serveConfigV2"])["applications"][0].get("deployments", ())
-    selectors = [each["autoscaling_config"]["max_replicas"] for each in scaled if each["name"] == "selector"]
-    assert config.threads * (selectors or [2])[0] == cores  # engine and trainer share the pod's, or selectors do
+    scaled = yaml.safe_load(one(name, "RayService")["spec"]["serveConfigV2"])["applications"][
+        0
+    ].get("deployments", ())
+    selectors = [
+        each["autoscaling_config"]["max_replicas"] for each in scaled if each["name"] == "selector"
+    ]
+    # Engine and trainer share the pod's, or selectors do.
+    assert config.threads * (selectors or [2])[0] == cores
 
 
 @each_config
 def test_there_are_gpus_for_all_that_ask_for_one(config: Config, name: str) -> None:
     serve = yaml.safe_load(one(name, "RayService")["spec"]["serveConfigV2"])["applications"][0]
-    most = {each["name"]: each["autoscaling_config"]["max_replicas"] for each in serve.get("deployments", ())}
-    least = {each["name"]: each["autoscaling_config"]["min_replicas"] for each in serve.get("deployments", ())}
+    most = {
+        each["name"]: each["autoscaling_config"]["max_replicas"]
+        for each in serve.get("deployments", ())
+    }
+    least = {
+        each["name"]: each["autoscaling_config"]["min_replicas"]
+        for each in serve.get("deployments", ())
+    }
     (_, head), *others = containers(name)
     groups = cluster(name).get("workerGroupSpecs", [])
 
     def asked(replicas: dict[str, int]) -> float:
-        return config.engine_gpus * replicas.get("engine", 1) + config.trainer_gpus * replicas.get("trainer", 1)
+        return config.engine_gpus * replicas.get("engine", 1) + config.trainer_gpus * replicas.get(
+            "trainer", 1
+        )
 
     here = [(group, gpus(container)) for group, (_, container) in zip(groups, others, strict=True)]
     assert asked(most) <= gpus(head) + sum(group["maxReplicas"] * count for group, count in here)
@@ -293,7 +348,9 @@ def test_memory_asked_for_is_memory_granted_and_holds_what_lies_in_shm(name: str
     groups = [cluster(name)["headGroupSpec"], *cluster(name).get("workerGroupSpecs", ())]
     for group, (spec, container) in zip(groups, containers(name), strict=True):
         assert container["resources"]["requests"] == container["resources"]["limits"]
-        (shared,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
+        (shared,) = [
+            mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"
+        ]
         (volume,) = [each["emptyDir"] for each in spec["volumes"] if each["name"] == shared]
         assert volume["medium"] == "Memory"
         objects, adapters = int(group["rayStartParams"]["object-store-memory"]), 1 << 30
@@ -303,14 +360,18 @@ def test_memory_asked_for_is_memory_granted_and_holds_what_lies_in_shm(name: str
 
 @every_overlay
 def test_every_container_is_asked_how_it_is(name: str) -> None:
-    for node, (_, container) in zip([node for node, _ in pods(name)], containers(name), strict=True):
+    for node, (_, container) in zip(
+        [node for node, _ in pods(name)], containers(name), strict=True
+    ):
         alive, ready = container["livenessProbe"], container["readinessProbe"]
-        assert alive["httpGet"] == {"path": "/api/healthz", "port": _AGENT}  # which wants no token for it
+        # Which wants no token for it.
+        assert alive["httpGet"] == {"path": "/api/healthz", "port": _AGENT}
         if node == "worker":  # of a head KubeRay asks Ray's proxy itself, at the same path
             assert ready["httpGet"] == {"path": "/-/healthz", "port": _SERVE}
         else:
             assert ready["httpGet"] == alive["httpGet"]
-        assert alive["failureThreshold"] * alive["periodSeconds"] >= 60  # a busy node is not a dead one
+        # A busy node is not a dead one.
+        assert alive["failureThreshold"] * alive["periodSeconds"] >= 60
 
 
 @every_overlay
@@ -326,8 +387,11 @@ def test_budgets_of_disruption_are_of_pods_that_there_are(name: str) -> None:
 
     assert len(budgets) == len(labels)
     for budget in budgets:
-        assert sum(budget["selector"]["matchLabels"].items() <= each.items() for each in labels) == 1
-        assert budget["minAvailable"] == 1  # a share, or `maxUnavailable`, is not for pods of a RayCluster
+        assert (
+            sum(budget["selector"]["matchLabels"].items() <= each.items() for each in labels) == 1
+        )
+        # A share, or `maxUnavailable`, is not for pods of a RayCluster.
+        assert budget["minAvailable"] == 1
 
 
 @every_overlay
@@ -346,10 +410,13 @@ def test_corpora_are_opened_on_one_host_alone(name: str) -> None:
     assert holders == {("head", one(name, "ConfigMap")["data"][variable("home")])}
     assert cluster(name)["headGroupSpec"]["resources"] == {"corpora": "1"}  # what selectors ask for
     assert not any("resources" in group for group in cluster(name).get("workerGroupSpecs", ()))
-    (beside,) = next(pods(name))[1]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (beside,) = next(pods(name))[1]["spec"]["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
     assert beside["topologyKey"] == "kubernetes.io/hostname"
     head = {"ray.io/node-type": "head"} | next(pods(name))[1]["metadata"]["labels"]
-    assert beside["labelSelector"]["matchLabels"] == head  # itself too: else the first one would never start
+    # Itself too: else the first one would never start.
+    assert beside["labelSelector"]["matchLabels"] == head
 
 
 @every_overlay

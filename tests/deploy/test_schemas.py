@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SCHEMAS = {"deploy/compose.yaml": "vendor.compose-spec", ".github/workflows/ci.yml": "vendor.github-workflows"}
+_SCHEMAS = {
+    "deploy/compose.yaml": "vendor.compose-spec",
+    ".github/workflows/ci.yml": "vendor.github-workflows",
+}
 
 
 def check(file: Path, schema: str) -> subprocess.CompletedProcess[str]:

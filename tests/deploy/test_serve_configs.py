@@ -1,4 +1,6 @@
-"""The Serve configs: Ray's own schema takes them, their args are settings, and what they override is there."""
+"""The Serve configs: Ray's own schema takes them, their args are settings, and what they override
+is there.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
 
 
 def test_these_are_all() -> None:
-    assert sorted(file.stem for file in _FOLDER.glob("*.yaml")) == sorted([*_NAMES, "kustomization"])
+    assert sorted(file.stem for file in _FOLDER.glob("*.yaml")) == sorted(
+        [*_NAMES, "kustomization"]
+    )
 
 
 @pytest.mark.parametrize("name", _NAMES)
@@ -90,7 +94,9 @@ def test_its_args_are_settings_in_dashes(name: str, tmp_path: Path) -> None:
     args = the_application(name)["args"]
 
     assert not [each for each in args if "_" in each]
-    assert settings_of({**args, "home": str(tmp_path)}) == replace(Settings(home=tmp_path), **checked(args))
+    assert settings_of({**args, "home": str(tmp_path)}) == replace(
+        Settings(home=tmp_path), **checked(args)
+    )
 
 
 @pytest.mark.parametrize(("config", "name"), [(each, each) for each in _NAMES], indirect=["config"])
@@ -99,10 +105,16 @@ def test_what_it_overrides_is_a_deployment_that_takes_it(config: Config, name: s
 
     assert set(made) == {"engine", "trainer", "selector"}
     for deployment, options in overrides(name).items():
-        assert "ray_actor_options" not in options, "they would take the place of what serving.app sets"
-        taken = made[deployment].options(**{key: value for key, value in options.items() if key != "name"})
+        assert "ray_actor_options" not in options, (
+            "they would take the place of what serving.app sets"
+        )
+        taken = made[deployment].options(
+            **{key: value for key, value in options.items() if key != "name"}
+        )
         assert taken.ray_actor_options == made[deployment].ray_actor_options
-        assert taken.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == str(config.threads)
+        assert taken.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == str(
+            config.threads
+        )
 
 
 @pytest.mark.parametrize("config", ["cpu"], indirect=True)
@@ -115,7 +127,8 @@ def test_a_shared_gpu_is_shared_in_places_and_in_memory(config: Config) -> None:
     assert 0 < config.engine_gpus < 1
     assert 0 < config.trainer_gpus < 1
     assert config.engine_gpus + config.trainer_gpus <= 1
-    assert config.engine.gpu_memory_utilization < config.engine_gpus  # vLLM's context is not in its part
+    # VLLM's context is not in its part.
+    assert config.engine.gpu_memory_utilization < config.engine_gpus
     assert config.engine.gpu_memory_utilization + config.trainer_gpus < 1
     (split,) = re.findall(r"# Memory: (.*?)\. ", (_FOLDER / "gpu.yaml").read_text(), re.DOTALL)
     engine, trainer, contexts = (float(share) for share in re.findall(r"\d\.\d+", split))
@@ -131,15 +144,25 @@ def test_on_many_gpus_each_has_a_whole_one_whatever_the_head_has(config: Config)
 
 @pytest.mark.parametrize("config", ["gpus"], indirect=True)
 def test_replicas_follow_the_queue_of_what_each_works_on_at_once(config: Config) -> None:
-    scaled = {name: AutoscalingConfig(**each["autoscaling_config"]) for name, each in overrides("gpus").items()}
+    scaled = {
+        name: AutoscalingConfig(**each["autoscaling_config"])
+        for name, each in overrides("gpus").items()
+    }
 
     assert set(scaled) == {"engine", "trainer", "selector"}
     assert all(1 <= each.min_replicas < each.max_replicas for each in scaled.values())
-    assert scaled["engine"].target_ongoing_requests == config.engine.max_num_seqs < config.capacity.requests
+    assert (
+        scaled["engine"].target_ongoing_requests
+        == config.engine.max_num_seqs
+        < config.capacity.requests
+    )
     assert scaled["trainer"].target_ongoing_requests == config.trainer.slots
     seconds = config.limits.seconds
     assert seconds is not None
-    assert all(overrides("gpus")[name]["graceful_shutdown_timeout_s"] > seconds for name in ("engine", "trainer"))
+    assert all(
+        overrides("gpus")[name]["graceful_shutdown_timeout_s"] > seconds
+        for name in ("engine", "trainer")
+    )
 
 
 def test_selectors_find_room_where_the_corpora_are_and_nowhere_else() -> None:

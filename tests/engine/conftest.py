@@ -1,4 +1,6 @@
-"""One real engine for all tests here: vLLM, selector and trainer behind the door, on a loopback socket, without Ray."""
+"""One real engine for all tests here: vLLM, selector and trainer behind the door, on a loopback
+socket, without Ray.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class Server:
     engine: Any
     trainer: TrainerConfig
     selector: SelectorConfig
-    door: Callable[..., AbstractAsyncContextManager[str]]  # another one, to the same engine, configured otherwise
+    # Another one, to the same engine, configured otherwise.
+    door: Callable[..., AbstractAsyncContextManager[str]]
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, timeout=120)
@@ -68,31 +71,52 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     """The door on a free port."""
     import uvicorn
 
-    os.environ |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {
+        "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     os.environ["CXX"] = "/no/compiler"  # nothing may need one
-    from serving.adaptation.workers import CorporaStage, TrainStage
+    from serving.adaptation.workers import CorporaWorker, TrainerWorker
     from serving.engine.engine import Engine
     from serving.http.gateway import Gateway
-    from serving.http.hardening import Front, StrictProtocol
+    from serving.http.hardening import ErrorShapeMiddleware, LimitedHttpProtocol
 
-    trainer = TrainerConfig(nano, precision="float32")  # in it an adapter does not depend on its company
+    # In it an adapter does not depend on its company.
+    trainer = TrainerConfig(nano, precision="float32")
     config = Config(
         engine=EngineConfig(
-            nano, "nano", trainer.rank, trainer.targets, max_model_len=1024, adapters=SLOTS, kv_cache_bytes=256 << 20
+            nano,
+            "nano",
+            trainer.rank,
+            trainer.targets,
+            max_model_len=1024,
+            adapters=SLOTS,
+            kv_cache_bytes=256 << 20,
         ),
         trainer=trainer,
         selector=SelectorConfig(corpora / "corpora", base_model=nano),
         corpus="web",
-        capacity=Capacity(adaptations=64, undegraded=64),  # what is asked for is what is got, in any company
+        # What is asked for is what is got, in any company.
+        capacity=Capacity(adaptations=64, undegraded=64),
     )
     engine = await Engine.start(config.engine)
-    selects, trains = CorporaStage(config.selector), TrainStage(config.trainer)
+    selects, trains = CorporaWorker(config.selector), TrainerWorker(config.trainer)
 
     @asynccontextmanager
     async def door(**changes: Any) -> AsyncIterator[str]:
-        gateway: Any = Front(Gateway(engine, selects, trains, replace(config, **changes)), alone=False)
+        gateway: Any = ErrorShapeMiddleware(
+            Gateway(engine, selects, trains, replace(config, **changes)), alone=False
+        )
         web = uvicorn.Server(
-            uvicorn.Config(gateway, http=StrictProtocol, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+            uvicorn.Config(
+                gateway,
+                http=LimitedHttpProtocol,
+                host="127.0.0.1",
+                port=0,
+                log_level="error",
+                lifespan="off",
+            )
         )
         serving = asyncio.create_task(web.serve())
         while not web.started:  # noqa: ASYNC110  uvicorn has no event for it

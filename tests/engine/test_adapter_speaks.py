@@ -1,4 +1,6 @@
-"""The adapter really speaks: vLLM's log-probabilities under it are those of transformers + PEFT on the same files."""
+"""The adapter really speaks: vLLM's log-probabilities under it are those of transformers + PEFT on
+the same files.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ async def test_vllm_says_what_peft_says(server: Server, tokenizer: Any, tmp_path
         async with client.stream(
             "POST", "/v1/completions", headers={"Compute-Budget": "steps=10"}, json=body
         ) as stream:
-            async for _ in stream.aiter_lines():  # the adapter is loaded: take its files while it speaks
+            # The adapter is loaded: take its files while it speaks.
+            async for _ in stream.aiter_lines():
                 (name,) = server.engine.staging.names()
                 shutil.copytree(server.engine.staging.path / name, tmp_path / "adapter")
                 break
@@ -41,7 +44,9 @@ async def test_vllm_says_what_peft_says(server: Server, tokenizer: Any, tmp_path
             "prompt_logprobs": 0,
             "adaptation": {"prompt": PROMPT},
         }
-        adapted = await client.post("/v1/completions", headers={"Compute-Budget": "steps=10"}, json=score)
+        adapted = await client.post(
+            "/v1/completions", headers={"Compute-Budget": "steps=10"}, json=score
+        )
         base = await client.post("/v1/completions", headers={"Compute-Budget": "none"}, json=score)
 
     model = AutoModelForCausalLM.from_pretrained(server.trainer.model, dtype=torch.float32)

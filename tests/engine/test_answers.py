@@ -1,4 +1,6 @@
-"""What one request gets: the report, the headers, streams, both APIs, and refusals before any compute."""
+"""What one request gets: the report, the headers, streams, both APIs, and refusals before any
+compute.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ async def test_an_adapted_completion_reports_what_it_cost_and_used(server: Serve
         reply = await client.post(
             "/v1/completions",
             headers={"Compute-Budget": "steps=4"},
-            json={"model": "nano", "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "adaptation": {"seed": 7}},
+            json={
+                "model": "nano",
+                "prompt": PROMPT,
+                "max_tokens": 8,
+                "temperature": 0,
+                "adaptation": {"seed": 7},
+            },
         )
     report = reply.json()["adaptation"]
     assert reply.status_code == 200
@@ -64,12 +72,16 @@ async def test_none_is_the_base_model_and_says_so(server: Server) -> None:
 
 async def test_no_header_is_the_servers_default_and_stops_adaptively(server: Server) -> None:
     async with server.client() as client:
-        reply = await client.post("/v1/completions", json={"model": "nano", "prompt": PROMPT, "max_tokens": 1})
+        reply = await client.post(
+            "/v1/completions", json={"model": "nano", "prompt": PROMPT, "max_tokens": 1}
+        )
     report = reply.json()["adaptation"]
     assert report["adapted"] is True
     gain, looks = report["budget"]["gain"], report["prompt_losses"]
     assert gain is not None
-    assert report["stop"] == ("gain" if report["spent"]["steps"] < report["budget"]["steps"] else "steps")
+    assert report["stop"] == (
+        "gain" if report["spent"]["steps"] < report["budget"]["steps"] else "steps"
+    )
     stalled = [has_stalled(looks[:n], gain) for n in range(1, len(looks) + 1)]
     assert stalled == [*[False] * (len(looks) - 1), report["stop"] == "gain"]
     at, after = min(looks[1:], key=lambda look: look[1])
@@ -87,7 +99,8 @@ async def test_alpha_is_the_papers_stop(server: Server) -> None:
     report = reply.json()["adaptation"]
     n, sigma = report["spent"]["steps"], report["uncertainty"]
     assert report["stop"] == "alpha"
-    assert [used for used, _ in report["prompt_losses"]] == [0, n]  # before and after, no stop by it
+    # Before and after, no stop by it.
+    assert [used for used, _ in report["prompt_losses"]] == [0, n]
     assert report["prompt_loss"]["at"] == n
     assert all(sigma[i] <= 1 / (0.2 * i) for i in range(1, n))
     assert sigma[n] > 1 / (0.2 * n)
@@ -101,7 +114,9 @@ async def test_a_calibrated_corpus_has_its_own_gain_for_auto(server: Server, nan
     try:
         async with server.client() as client:
             auto = await client.post("/v1/completions", json=body)
-            said = await client.post("/v1/completions", headers={"Compute-Budget": "steps=9, gain=0.001"}, json=body)
+            said = await client.post(
+                "/v1/completions", headers={"Compute-Budget": "steps=9, gain=0.001"}, json=body
+            )
     finally:
         corpus.remember(to_remember(None, corpus.meta(), model_digest(nano)))
         corpus.close()
@@ -109,14 +124,22 @@ async def test_a_calibrated_corpus_has_its_own_gain_for_auto(server: Server, nan
     assert [report["budget"]["gain"] for report in reports] == [50.0, 0.001]
     assert all(report["calibrated"] for report in reports)
     assert reports[0]["stop"] == "gain"
-    assert reports[0]["spent"]["steps"] == 6  # three looks after the first, the fewest that are judged
+    # Three looks after the first, the fewest that are judged.
+    assert reports[0]["spent"]["steps"] == 6
 
 
 async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Server) -> None:
-    body = {"model": "nano", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 6, "stream": True}
+    body = {
+        "model": "nano",
+        "messages": [{"role": "user", "content": PROMPT}],
+        "max_tokens": 6,
+        "stream": True,
+    }
     async with (
         server.client() as client,
-        client.stream("POST", "/v1/chat/completions", headers={"Compute-Budget": "steps=3"}, json=body) as reply,
+        client.stream(
+            "POST", "/v1/chat/completions", headers={"Compute-Budget": "steps=3"}, json=body
+        ) as reply,
     ):
         assert reply.headers["compute-spent"].startswith("steps=3")
         events = [line[6:] async for line in reply.aiter_lines() if line.startswith("data: ")]
@@ -132,18 +155,28 @@ async def test_a_slow_stream_says_how_far_it_is_where_that_is_asked_for(
 ) -> None:
     monkeypatch.setattr(response, "QUIET_SECONDS", 0.2)
     monkeypatch.setattr(response, "COMMENT_SECONDS", 0.1)
-    body = {"model": "nano", "prompt": PROMPT, "max_tokens": 6, "stream": True, "adaptation": {"progress": True}}
+    body = {
+        "model": "nano",
+        "prompt": PROMPT,
+        "max_tokens": 6,
+        "stream": True,
+        "adaptation": {"progress": True},
+    }
 
     async with (
         server.client() as client,
-        client.stream("POST", "/v1/completions", headers={"Compute-Budget": "steps=20"}, json=body) as reply,
+        client.stream(
+            "POST", "/v1/completions", headers={"Compute-Budget": "steps=20"}, json=body
+        ) as reply,
     ):
         lines = [line async for line in reply.aiter_lines() if line]
 
     comments = [line for line in lines if line.startswith(": ")]
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     told = [
-        match for line in comments if (match := re.match(r": adapting: step (\d+) of 20, loss .*, sigma 0\.", line))
+        match
+        for line in comments
+        if (match := re.match(r": adapting: step (\d+) of 20, loss .*, sigma 0\.", line))
     ]
     steps = [int(match[1]) for match in told]
     assert steps
@@ -157,15 +190,23 @@ async def test_a_required_adapter_that_fails_ends_a_stream_that_has_begun(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(response, "QUIET_SECONDS", 0.0)
-    body = {"model": "nano", "prompt": PROMPT, "stream": True, "adaptation": {"required": True, "progress": True}}
+    body = {
+        "model": "nano",
+        "prompt": PROMPT,
+        "stream": True,
+        "adaptation": {"required": True, "progress": True},
+    }
 
     async with (
         server.client() as client,
-        client.stream("POST", "/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body) as reply,
+        client.stream(
+            "POST", "/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body
+        ) as reply,
     ):
         lines = [line async for line in reply.aiter_lines() if line]
 
-    assert reply.status_code in (200, 500)  # what is first, the failure or the first comment, is a race
+    # What is first, the failure or the first comment, is a race.
+    assert reply.status_code in (200, 500)
     assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "adaptation_failed"
 
 
@@ -177,7 +218,9 @@ async def test_a_stream_that_did_not_ask_for_progress_has_no_comments(
 
     async with (
         server.client() as client,
-        client.stream("POST", "/v1/completions", headers={"Compute-Budget": "steps=5"}, json=body) as reply,
+        client.stream(
+            "POST", "/v1/completions", headers={"Compute-Budget": "steps=5"}, json=body
+        ) as reply,
     ):
         lines = [line async for line in reply.aiter_lines() if line]
 
@@ -186,15 +229,26 @@ async def test_a_stream_that_did_not_ask_for_progress_has_no_comments(
 
 
 async def test_a_response_is_adapted_too(server: Server) -> None:
-    body = {"model": "nano", "input": PROMPT, "max_output_tokens": 4, "temperature": 0, "top_logprobs": 1}
+    body = {
+        "model": "nano",
+        "input": PROMPT,
+        "max_output_tokens": 4,
+        "temperature": 0,
+        "top_logprobs": 1,
+    }
     body["include"] = ["message.output_text.logprobs"]
     async with server.client() as client:
         base = await client.post("/v1/responses", headers={"Compute-Budget": "none"}, json=body)
-        adapted = await client.post("/v1/responses", headers={"Compute-Budget": "steps=10"}, json=body)
+        adapted = await client.post(
+            "/v1/responses", headers={"Compute-Budget": "steps=10"}, json=body
+        )
     assert adapted.status_code == 200
     assert adapted.json()["object"] == "response"
     assert adapted.json()["adaptation"]["spent"]["steps"] == 10
-    told = [reply.json()["output"][0]["content"][0]["logprobs"][0]["logprob"] for reply in (base, adapted)]
+    told = [
+        reply.json()["output"][0]["content"][0]["logprobs"][0]["logprob"]
+        for reply in (base, adapted)
+    ]
     assert abs(told[0] - told[1]) > 1e-3
     assert adapted.headers["compute-spent"].startswith("steps=10")
 
@@ -203,7 +257,9 @@ async def test_a_streamed_response_tells_its_report_once_it_is_known(server: Ser
     body = {"model": "nano", "input": PROMPT, "max_output_tokens": 8, "stream": True}
     async with (
         server.client() as client,
-        client.stream("POST", "/v1/responses", headers={"Compute-Budget": "steps=3"}, json=body) as reply,
+        client.stream(
+            "POST", "/v1/responses", headers={"Compute-Budget": "steps=3"}, json=body
+        ) as reply,
     ):
         lines = [line async for line in reply.aiter_lines() if line.startswith("data: ")]
     events = [json.loads(line[6:]) for line in lines]
@@ -217,7 +273,11 @@ async def test_the_same_request_and_seed_give_the_same_answer(server: Server) ->
     body = {"model": "nano", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 1}
     async with server.client() as client:
         replies = [
-            (await client.post("/v1/completions", headers={"Compute-Budget": "steps=5"}, json=body)).json()
+            (
+                await client.post(
+                    "/v1/completions", headers={"Compute-Budget": "steps=5"}, json=body
+                )
+            ).json()
             for _ in range(2)
         ]
     assert replies[0]["adaptation"]["losses"] == replies[1]["adaptation"]["losses"]
@@ -227,7 +287,9 @@ async def test_the_same_request_and_seed_give_the_same_answer(server: Server) ->
 async def test_several_prompts_share_one_adapter(server: Server) -> None:
     body = {"model": "nano", "prompt": [PROMPT, "import typing\n"], "max_tokens": 4, "n": 2}
     async with server.client() as client:
-        reply = (await client.post("/v1/completions", headers={"Compute-Budget": "steps=3"}, json=body)).json()
+        reply = (
+            await client.post("/v1/completions", headers={"Compute-Budget": "steps=3"}, json=body)
+        ).json()
     assert len(reply["choices"]) == 4
     assert reply["adaptation"]["spent"]["steps"] == 3
 
@@ -235,10 +297,15 @@ async def test_several_prompts_share_one_adapter(server: Server) -> None:
 async def test_seconds_end_the_adaptation_in_time(server: Server) -> None:
     body = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
     async with server.client() as client:
-        first = await client.post("/v1/completions", headers={"Compute-Budget": "steps=4"}, json=body)
-        step = first.json()["adaptation"]["seconds"]["train"] / 4  # this machine's, as busy as it is
+        first = await client.post(
+            "/v1/completions", headers={"Compute-Budget": "steps=4"}, json=body
+        )
+        # This machine's, as busy as it is.
+        step = first.json()["adaptation"]["seconds"]["train"] / 4
         seconds = round(12 * step + 0.2, 3)
-        reply = await client.post("/v1/completions", headers={"Compute-Budget": f"seconds={seconds}"}, json=body)
+        reply = await client.post(
+            "/v1/completions", headers={"Compute-Budget": f"seconds={seconds}"}, json=body
+        )
     report = reply.json()["adaptation"]
     slowest = max(step, report["seconds"]["train"] / max(1, report["spent"]["steps"]))
     assert report["stop"] == "seconds"
@@ -246,12 +313,18 @@ async def test_seconds_end_the_adaptation_in_time(server: Server) -> None:
     assert sum(report["seconds"].values()) - report["seconds"]["load"] < seconds + slowest
 
 
-async def test_seconds_too_short_for_one_step_leave_the_base_model_and_say_so(server: Server) -> None:
+async def test_seconds_too_short_for_one_step_leave_the_base_model_and_say_so(
+    server: Server,
+) -> None:
     body: dict[str, Any] = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
     async with server.client() as client:
-        reply = await client.post("/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body)
+        reply = await client.post(
+            "/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body
+        )
         body["adaptation"] = {"required": True}
-        refused = await client.post("/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body)
+        refused = await client.post(
+            "/v1/completions", headers={"Compute-Budget": "seconds=0.001"}, json=body
+        )
     assert reply.status_code == 200
     assert reply.json()["adaptation"]["adapted"] is False
     assert "seconds" in reply.json()["adaptation"]["reason"]
@@ -260,9 +333,16 @@ async def test_seconds_too_short_for_one_step_leave_the_base_model_and_say_so(se
 
 
 async def test_a_required_adapter_that_fails_ends_a_stream_before_it_begins(server: Server) -> None:
-    body = {"model": "nano", "prompt": PROMPT, "stream": True, "adaptation": {"required": True, "corpus": "void"}}
+    body = {
+        "model": "nano",
+        "prompt": PROMPT,
+        "stream": True,
+        "adaptation": {"required": True, "corpus": "void"},
+    }
     async with server.client() as client:
-        reply = await client.post("/v1/completions", headers={"Compute-Budget": "steps=3"}, json=body)
+        reply = await client.post(
+            "/v1/completions", headers={"Compute-Budget": "steps=3"}, json=body
+        )
     assert reply.status_code == 500
     assert "void" in reply.json()["error"]["message"]
 
@@ -295,8 +375,18 @@ async def test_a_budget_above_the_servers_is_cut_and_the_report_says_so(server: 
         ("/v1/completions", {"model": "nano", "prompt": "a"}, "steps=-1", 400),
         ("/v1/completions", {"model": "nano", "prompt": "a"}, "steps=NaN", 400),
         ("/v1/completions", {"model": "nano", "prompt": "a"}, "steps=2, steps=3", 400),
-        ("/v1/completions", {"model": "nano", "prompt": "a", "adaptation": {"corpus": "nowhere"}}, "steps=50", 404),
-        ("/v1/completions", {"model": "nano", "prompt": "a", "adaptation": {"colour": 1}}, "steps=50", 400),
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": "a", "adaptation": {"corpus": "nowhere"}},
+            "steps=50",
+            404,
+        ),
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": "a", "adaptation": {"colour": 1}},
+            "steps=50",
+            400,
+        ),
         ("/v1/completions", ["not an object"], "steps=50", 400),
     ],
 )
@@ -316,11 +406,17 @@ async def test_what_is_wrong_is_refused_in_openais_shape_before_any_training(
 
 async def test_no_malformed_budget_trains_anything(server: Server) -> None:
     body = {"model": "nano", "prompt": PROMPT}
-    headers = [h for h in MALFORMED if h.isascii() and h.isprintable() and h.strip() == h and len(h) < 10_000]
+    headers = [
+        h
+        for h in MALFORMED
+        if h.isascii() and h.isprintable() and h.strip() == h and len(h) < 10_000
+    ]
     assert len(headers) > 80
     async with server.client() as client:
         for header in headers:
-            reply = await client.post("/v1/completions", headers={"Compute-Budget": header}, json=body)
+            reply = await client.post(
+                "/v1/completions", headers={"Compute-Budget": header}, json=body
+            )
             assert reply.status_code == 400, header
             assert reply.json()["error"]["code"] == "invalid_compute_budget"
             assert reply.json()["error"]["param"] == "Compute-Budget"
@@ -330,7 +426,14 @@ async def test_no_malformed_budget_trains_anything(server: Server) -> None:
 
 async def test_json_that_is_none_is_refused(server: Server) -> None:
     async with server.client() as client:
-        for content in (b"", b"{", b'{"model": NaN}', b'{"a": "\\ud800"}', b"\xff\xfe", b"[" * 100_000):
+        for content in (
+            b"",
+            b"{",
+            b'{"model": NaN}',
+            b'{"a": "\\ud800"}',
+            b"\xff\xfe",
+            b"[" * 100_000,
+        ):
             reply = await client.post("/v1/completions", content=content)
             assert reply.status_code == 400, content[:20]
             assert reply.json()["error"]["type"] == "invalid_request_error"
@@ -351,13 +454,23 @@ async def test_only_listed_routes_are_there(server: Server) -> None:
             assert (await client.post(path, json={})).status_code == 404, path
         assert (await client.get("/v1/completions")).status_code == 405
         assert (await client.get("/health")).status_code == 200
-        assert (await client.get("/ready")).json() == {"engine": "ready", "selector": "ready", "trainer": "ready"}
-        tokens = (await client.post("/tokenize", json={"model": "nano", "prompt": "import"})).json()["tokens"]
-        text = (await client.post("/detokenize", json={"model": "nano", "tokens": tokens})).json()["prompt"]
+        assert (await client.get("/ready")).json() == {
+            "engine": "ready",
+            "selector": "ready",
+            "trainer": "ready",
+        }
+        tokens = (
+            await client.post("/tokenize", json={"model": "nano", "prompt": "import"})
+        ).json()["tokens"]
+        text = (await client.post("/detokenize", json={"model": "nano", "tokens": tokens})).json()[
+            "prompt"
+        ]
         assert text.endswith("import")
         told = (await client.get("/metrics")).text
         assert re.search(
-            r'^vllm:num_requests_running\{engine="0",model_name="nano",replica="\w+"\} ', told, re.MULTILINE
+            r'^vllm:num_requests_running\{engine="0",model_name="nano",replica="\w+"\} ',
+            told,
+            re.MULTILINE,
         )
         assert re.search(r'^mayfly_live_adapters\{replica="\w+"\} 0.0$', told, re.MULTILINE)
         (model,) = (await client.get("/v1/models")).json()["data"]
@@ -374,7 +487,12 @@ _WANTED: dict[str, dict[str, Any]] = {
     },
     "one within an object": {
         "structured_outputs": {
-            "json": {"$defs": _LOOP["$defs"], "type": "object", "properties": {"k": _LOOP}, "required": ["k"]}
+            "json": {
+                "$defs": _LOOP["$defs"],
+                "type": "object",
+                "properties": {"k": _LOOP},
+                "required": ["k"],
+            }
         }
     },
     "a grammar without text": {"structured_outputs": {"grammar": "root ::= x\nx ::= x"}},
@@ -382,7 +500,10 @@ _WANTED: dict[str, dict[str, Any]] = {
     "a tag with such a schema": {
         "structured_outputs": {
             "structural_tag": json.dumps(
-                {"structures": [{"begin": "<a>", "schema": _LOOP, "end": "</a>"}], "triggers": ["<a>"]}
+                {
+                    "structures": [{"begin": "<a>", "schema": _LOOP, "end": "</a>"}],
+                    "triggers": ["<a>"],
+                }
             )
         }
     },
@@ -400,12 +521,19 @@ async def test_a_grammar_that_no_answer_can_follow_is_refused_before_any_compute
             reply = await client.post(
                 "/v1/chat/completions",
                 headers={"Compute-Budget": budget},
-                json={"model": "nano", "messages": [{"role": "user", "content": "hi"}], "stream": stream, **wanted},
+                json={
+                    "model": "nano",
+                    "messages": [{"role": "user", "content": "hi"}],
+                    "stream": stream,
+                    **wanted,
+                },
             )
 
             assert reply.status_code == 400, (name, reply.text)
             error = reply.json()["error"]
-            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_grammar"), name
+            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_grammar"), (
+                name
+            )
             assert "grammar" in error["message"], name
             assert "compute-spent" not in reply.headers, name
 
@@ -429,7 +557,9 @@ async def test_asking_the_engine_whether_it_is_well_lets_its_worker_sleep_and_se
     server: Server,
 ) -> None:
     (worker,) = [
-        each for each in psutil.Process().children(recursive=True) if "VLLM::Worker" in " ".join(each.cmdline())
+        each
+        for each in psutil.Process().children(recursive=True)
+        if "VLLM::Worker" in " ".join(each.cmdline())
     ]
     await asyncio.sleep(1.5)  # it spins for a second after what it was last asked
     before = sum(worker.cpu_times()[:2])

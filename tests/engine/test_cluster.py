@@ -1,4 +1,6 @@
-"""A cluster of two nodes on this machine: the application of a Serve config, a sharded corpus, the loss of a node."""
+"""A cluster of two nodes on this machine: the application of a Serve config, a sharded corpus, the
+loss of a node.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ BACK_SECONDS = 180
 
 @dataclass(frozen=True)
 class Nodes:
-    """Two nodes, the address of the head's proxy, and how the application is deployed again with other settings."""
+    """Two nodes, the address of the head's proxy, and how the application is deployed again with
+    other settings.
+    """
 
     url: str
     cluster: Any
@@ -35,8 +39,15 @@ class Nodes:
     def names_on(self, node: Any) -> set[str]:
         """Deployments with a replica there."""
         (raylet,) = node.all_processes["raylet"]
-        titles = [" ".join(each.cmdline()) for each in psutil.Process(raylet.process.pid).children(recursive=True)]
-        return {title.split("mayfly:")[1].split(".")[0].strip() for title in titles if "ServeReplica:mayfly:" in title}
+        titles = [
+            " ".join(each.cmdline())
+            for each in psutil.Process(raylet.process.pid).children(recursive=True)
+        ]
+        return {
+            title.split("mayfly:")[1].split(".")[0].strip()
+            for title in titles
+            if "ServeReplica:mayfly:" in title
+        }
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +67,9 @@ def nodes(corpora: Path) -> Iterator[Nodes]:
         port = free.getsockname()[1]
     before = dict(os.environ)
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **NODE}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
     try:
         spare = cluster.add_node(num_cpus=2)
         ray.init(address=cluster.address, log_to_driver=False)
@@ -85,9 +98,17 @@ def nodes(corpora: Path) -> Iterator[Nodes]:
 
 
 def ask(nodes: Nodes, **fields: Any) -> httpx.Response:
-    body = {"model": "nano", "prompt": "class Router:\n", "max_tokens": 4, "temperature": 0, **fields}
+    body = {
+        "model": "nano",
+        "prompt": "class Router:\n",
+        "max_tokens": 4,
+        "temperature": 0,
+        **fields,
+    }
     headers = {"Compute-Budget": "steps=2", "Authorization": f"Bearer {KEY}"}
-    return httpx.post(f"{nodes.url}/v1/completions", json=body, headers=headers, timeout=BACK_SECONDS)
+    return httpx.post(
+        f"{nodes.url}/v1/completions", json=body, headers=headers, timeout=BACK_SECONDS
+    )
 
 
 def test_an_adapter_is_chosen_from_shards_trained_and_loaded_across_nodes(nodes: Nodes) -> None:
@@ -134,9 +155,15 @@ def test_other_settings_are_deployed_without_a_request_that_fails(nodes: Nodes) 
     for client in clients:
         client.join()
 
-    failed = [told for told in answers if not isinstance(told, httpx.Response) or told.status_code != 200]
-    assert failed == [], [told.text if isinstance(told, httpx.Response) else told for told in failed]
-    adapted = [told.json()["adaptation"]["adapted"] for told in answers if isinstance(told, httpx.Response)]
+    failed = [
+        told for told in answers if not isinstance(told, httpx.Response) or told.status_code != 200
+    ]
+    assert failed == [], [
+        told.text if isinstance(told, httpx.Response) else told for told in failed
+    ]
+    adapted = [
+        told.json()["adaptation"]["adapted"] for told in answers if isinstance(told, httpx.Response)
+    ]
     assert len(adapted) > len(clients)
     assert ask(nodes).json()["adaptation"]["budget"]["steps"] == 1
 

@@ -1,4 +1,6 @@
-"""The command as a user meets it: a corpus from files, a server on Ray Serve, openai-python and curl, Ctrl-C."""
+"""The command as a user meets it: a corpus from files, a server on Ray Serve, openai-python and
+curl, Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -85,15 +87,25 @@ def running(home: Path) -> Iterator[Running]:
     server = Running(f"http://127.0.0.1:{port}", process, terminal)
     family = server.family()
     yield server
-    wish = {"model": "nano", "prompt": "import", "max_tokens": 300, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=wish, headers=FREE, timeout=60) as answer:
+    wish = {
+        "model": "nano",
+        "prompt": "import",
+        "max_tokens": 300,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", json=wish, headers=FREE, timeout=60
+    ) as answer:
         lines = (line for line in answer.iter_lines() if line)
         next(lines)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert list(lines)[-1] == "data: [DONE]", "who is being answered may finish"
     os.killpg(process.pid, signal.SIGINT)  # as an impatient user does
     process.wait(timeout=60)
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10)
+    _, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=10
+    )
     assert alive == []
     assert set(os.listdir("/dev/shm")) <= before
     # torch's cache is the user's, and the same for every server.
@@ -115,7 +127,10 @@ def test_rays_ports_are_on_loopback_or_want_its_token(running: Running) -> None:
     between_replicas = [port for ip, port in listening if ip == "::"]
     assert len(between_replicas) >= 3  # of the engine, the selector and the trainer
     for port in between_replicas:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as refused:
+        with (
+            grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+            pytest.raises(grpc.RpcError) as refused,
+        ):
             channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=10)
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
@@ -170,10 +185,14 @@ def test_openai_python_completes(running: Running) -> None:
 def test_openai_python_understands_our_errors(running: Running) -> None:
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
     with pytest.raises(openai.BadRequestError) as bad:
-        client.completions.create(model="nano", prompt="a", extra_headers={"Compute-Budget": "lots"})
+        client.completions.create(
+            model="nano", prompt="a", extra_headers={"Compute-Budget": "lots"}
+        )
     assert bad.value.code == "invalid_compute_budget"
     with pytest.raises(openai.NotFoundError) as missing:
-        client.completions.create(model="nano", prompt="a", extra_body={"adaptation": {"corpus": "nowhere"}})
+        client.completions.create(
+            model="nano", prompt="a", extra_body={"adaptation": {"corpus": "nowhere"}}
+        )
     assert "nowhere" in str(missing.value)
     assert "Traceback" not in str(missing.value)
 
@@ -201,8 +220,12 @@ def test_a_client_that_leaves_in_training_frees_the_trainer(running: Running) ->
     assert running.family() == family
 
 
-def test_documents_added_while_it_runs_are_used(running: Running, home: Path, tmp_path: Path) -> None:
-    (tmp_path / "zebra.py").write_text("def zebra_stripes(count):\n    return 'zebra stripes ' * count\n" * 4)
+def test_documents_added_while_it_runs_are_used(
+    running: Running, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "zebra.py").write_text(
+        "def zebra_stripes(count):\n    return 'zebra stripes ' * count\n" * 4
+    )
     assert _mayfly(home, "corpus", "add", "notes", str(tmp_path / "zebra.py")).returncode == 0
     reply = httpx.post(
         f"{running.url}/v1/completions",
@@ -219,7 +242,12 @@ def test_the_readmes_python_runs_as_it_stands(running: Running, home: Path, tmp_
     code = "".join(blocks).replace("http://127.0.0.1:8000", running.url).replace('"nx"', '"notes"')
     code = code.replace('Path.home() / ".mayfly"', f"Path({str(home)!r})")
     ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        cwd=tmp_path,
     )
     assert ran.returncode == 0, ran.stderr
     assert "leave.md" in ran.stdout
@@ -237,9 +265,13 @@ def test_the_readmes_adapter_to_keep_is_kept(home: Path, tmp_path: Path) -> None
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
-def test_the_readmes_chat_answers_and_says_what_it_learnt_from(running: Running, home: Path, tmp_path: Path) -> None:
+def test_the_readmes_chat_answers_and_says_what_it_learnt_from(
+    running: Running, home: Path, tmp_path: Path
+) -> None:
     (line,) = re.findall(r"^\.venv/bin/mayfly (chat .*)$", README.read_text(), re.MULTILINE)
-    ran = _mayfly(home, *shlex.split(line.replace("nx", "notes")), "--url", f"{running.url}/v1", cwd=tmp_path)
+    ran = _mayfly(
+        home, *shlex.split(line.replace("nx", "notes")), "--url", f"{running.url}/v1", cwd=tmp_path
+    )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
     assert "steps" in ran.stderr
@@ -268,7 +300,8 @@ def test_the_readmes_corpus_commands_run_as_they_stand(tmp_path: Path) -> None:
         line.split(maxsplit=1)[1].split("  #")[0].split()
         for block in blocks
         for line in block.splitlines()
-        if line.startswith(".venv/bin/mayfly corpus") and "--package networkx" not in line  # minutes of embedding
+        # Minutes of embedding.
+        if line.startswith(".venv/bin/mayfly corpus") and "--package networkx" not in line
     ]
     assert len(commands) >= 5
     for command in commands:
@@ -351,7 +384,9 @@ def test_version_and_help() -> None:
     assert all(command in help_.stdout for command in ("corpus", "serve", "demo"))
 
 
-def test_an_engine_that_ends_while_it_loads_an_adapter_is_told_and_replaced(running: Running) -> None:
+def test_an_engine_that_ends_while_it_loads_an_adapter_is_told_and_replaced(
+    running: Running,
+) -> None:
     """The last one of this server: its processes are others afterwards."""
     (core,) = [
         each
@@ -362,7 +397,11 @@ def test_an_engine_that_ends_while_it_loads_an_adapter_is_told_and_replaced(runn
     core.suspend()
     with ThreadPoolExecutor(1) as thread:
         asked = thread.submit(
-            httpx.post, f"{running.url}/v1/completions", json=wish, headers={"Compute-Budget": "steps=1"}, timeout=60
+            httpx.post,
+            f"{running.url}/v1/completions",
+            json=wish,
+            headers={"Compute-Budget": "steps=1"},
+            timeout=60,
         )
         loading = re.compile(r'mayfly_requests_in_stage\{.*stage="load"\} 1\.0')
         while not asked.done() and not loading.search(httpx.get(f"{running.url}/metrics").text):
@@ -382,13 +421,24 @@ def test_an_engine_that_ends_while_it_loads_an_adapter_is_told_and_replaced(runn
     while answer.status_code != 200 and time.monotonic() < until:
         time.sleep(0.5)
         answer = httpx.post(
-            f"{running.url}/v1/completions", json=wish, headers={"Compute-Budget": "steps=1"}, timeout=60
+            f"{running.url}/v1/completions",
+            json=wish,
+            headers={"Compute-Budget": "steps=1"},
+            timeout=60,
         )
     assert answer.json()["adaptation"]["adapted"] is True
 
 
-def _mayfly(home: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _mayfly(
+    home: Path, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MAYFLY_HOME": str(home), "COLUMNS": "200"}
     return subprocess.run(
-        [*MAYFLY, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=cwd
+        [*MAYFLY, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=cwd,
     )

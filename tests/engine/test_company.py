@@ -24,7 +24,8 @@ TOPICS = [
 
 
 async def test_base_and_adapted_requests_get_what_they_get_alone(server: Server) -> None:
-    async with server.client() as client:  # two of three adapted, each with a seed and so an adapter of its own
+    # Two of three adapted, each with a seed and so an adapter of its own.
+    async with server.client() as client:
         wishes = [(TOPICS[i % len(TOPICS)], i, i % 3 > 0) for i in range(100)]
         alone = [await _ask(client, *wish) for wish in wishes]
         at_once = asyncio.Semaphore(SLOTS)
@@ -63,11 +64,15 @@ async def test_nothing_is_left_after_200_requests_of_which_some_leave(server: Se
     assert await server.engine.loaded() == []
     assert _processes() == processes
     async with server.client() as client:  # and all slots are free again
-        answers = await asyncio.gather(*(_ask(client, "import os\n", 1, True) for _ in range(SLOTS + 2)))
+        answers = await asyncio.gather(
+            *(_ask(client, "import os\n", 1, True) for _ in range(SLOTS + 2))
+        )
     assert len({tokens for tokens, _ in answers}) == 1
 
 
-async def _ask(client: httpx.AsyncClient, prompt: str, seed: int, adapted: bool, steps: int = 2) -> Answer:
+async def _ask(
+    client: httpx.AsyncClient, prompt: str, seed: int, adapted: bool, steps: int = 2
+) -> Answer:
     reply = await client.post(
         "/v1/completions",
         headers={"Compute-Budget": f"steps={steps}" if adapted else "none"},
@@ -89,16 +94,26 @@ async def _ask(client: httpx.AsyncClient, prompt: str, seed: int, adapted: bool,
 async def _leave_early(client: httpx.AsyncClient, seconds: float) -> None:
     body = {"model": "nano", "prompt": "class Leaving:\n", "max_tokens": 4}
     try:
-        await client.post("/v1/completions", headers={"Compute-Budget": "steps=50"}, json=body, timeout=seconds)
+        await client.post(
+            "/v1/completions", headers={"Compute-Budget": "steps=50"}, json=body, timeout=seconds
+        )
     except httpx.ReadTimeout:
         return
     raise AssertionError("the answer came before the client could leave")
 
 
 async def _leave_in_stream(client: httpx.AsyncClient) -> None:
-    body: dict[str, Any] = {"model": "nano", "prompt": "class Leaving:\n", "max_tokens": 500, "ignore_eos": True}
+    body: dict[str, Any] = {
+        "model": "nano",
+        "prompt": "class Leaving:\n",
+        "max_tokens": 500,
+        "ignore_eos": True,
+    }
     async with client.stream(
-        "POST", "/v1/completions", headers={"Compute-Budget": "steps=1"}, json={**body, "stream": True}
+        "POST",
+        "/v1/completions",
+        headers={"Compute-Budget": "steps=1"},
+        json={**body, "stream": True},
     ) as stream:
         async for line in stream.aiter_lines():
             if line.startswith("data: "):

@@ -1,4 +1,6 @@
-"""A corpus made over HTTP, at the door: openai-python fills it, a completion learns from it by name and by id."""
+"""A corpus made over HTTP, at the door: openai-python fills it, a completion learns from it by name
+and by id.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _FACT = "The lighthouse keeper of Marrow Point is called Ottilie Brandt, and her
 
 
 async def test_what_was_uploaded_is_what_a_completion_learns_from(server: Server) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="x", max_retries=0
+    ) as client:
         store = await client.vector_stores.create(name="Marrow Point")
         file = await client.vector_stores.files.upload_and_poll(
             vector_store_id=store.id, file=("facts.md", _FACT.encode())
@@ -37,15 +41,21 @@ async def test_what_was_uploaded_is_what_a_completion_learns_from(server: Server
     assert [each.file_id for each in found.data] == [file.id]
     reports = [answer.model_dump()["adaptation"] for answer in answers]
     assert [report["adapted"] for report in reports] == [True, True]
-    assert {source["name"] for report in reports for source in report["sources"]} == {f"{file.id}/facts.md"}
+    assert {source["name"] for report in reports for source in report["sources"]} == {
+        f"{file.id}/facts.md"
+    }
     assert answers[0].choices[0].text == answers[1].choices[0].text
 
 
 async def test_a_response_learns_from_the_store_that_its_file_search_names(server: Server) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="x", max_retries=0
+    ) as client:
         store = await client.vector_stores.create(name="The lighthouse")
         file = await client.vector_stores.files.upload_and_poll(
-            vector_store_id=store.id, file=("facts.md", _FACT.encode()), attributes={"place": "Marrow Point"}
+            vector_store_id=store.id,
+            file=("facts.md", _FACT.encode()),
+            attributes={"place": "Marrow Point"},
         )
         asked: dict[str, Any] = {
             "model": "nano",
@@ -83,8 +93,11 @@ async def test_a_response_learns_from_the_store_that_its_file_search_names(serve
 async def test_nothing_else_is_let_through_beside_it(server: Server) -> None:
     async with server.client() as client:
         replies = [
-            await client.get(path) for path in ("/v1/vector_stores_x", "/v1/filesx", "/v1/files/..", "/v1/assistants")
+            await client.get(path)
+            for path in ("/v1/vector_stores_x", "/v1/filesx", "/v1/files/..", "/v1/assistants")
         ]
 
     assert [reply.status_code for reply in replies] == [404] * 4
-    assert all(set(reply.json()["error"]) == {"message", "type", "param", "code"} for reply in replies)
+    assert all(
+        set(reply.json()["error"]) == {"message", "type", "param", "code"} for reply in replies
+    )

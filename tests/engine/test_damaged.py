@@ -1,4 +1,6 @@
-"""Adapters that are damaged do not load, one after the other under load; those of others do, and nothing is left."""
+"""Adapters that are damaged do not load, one after the other under load; those of others do, and
+nothing is left.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ from adapters.adapter import Adapter
 from tests.engine.conftest import SLOTS, Server
 
 DAMAGED = 200
-_BODY: dict[str, Any] = {"model": "nano", "prompt": "class Route:\n", "max_tokens": 6, "temperature": 0}
+_BODY: dict[str, Any] = {
+    "model": "nano",
+    "prompt": "class Route:\n",
+    "max_tokens": 6,
+    "temperature": 0,
+}
 
 
 def cut(weights: bytes, draw: random.Random) -> bytes:
@@ -37,15 +44,24 @@ def renamed(weights: bytes, draw: random.Random) -> bytes:
 
 
 def misplaced(weights: bytes, _draw: random.Random) -> bytes:
-    """Where the model has its layers under another path, vLLM itself would use nothing and say nothing."""
-    return save({name.replace(".layers.", ".blocks."): tensor for name, tensor in load(weights).items()})
+    """Where the model has its layers under another path, vLLM itself would use nothing and say
+    nothing.
+    """
+    return save(
+        {name.replace(".layers.", ".blocks."): tensor for name, tensor in load(weights).items()}
+    )
 
 
 def of_a_deeper_model(weights: bytes, _draw: random.Random) -> bytes:
     """It has a layer more than the model."""
     tensors = load(weights)
     first = {name: tensor.clone() for name, tensor in tensors.items() if ".layers.0." in name}
-    return save({**tensors, **{name.replace(".layers.0.", ".layers.99."): tensor for name, tensor in first.items()}})
+    return save(
+        {
+            **tensors,
+            **{name.replace(".layers.0.", ".layers.99."): tensor for name, tensor in first.items()},
+        }
+    )
 
 
 def too_wide(weights: bytes, draw: random.Random) -> bytes:
@@ -55,7 +71,14 @@ def too_wide(weights: bytes, draw: random.Random) -> bytes:
     return save({**tensors, name: tensors[name].repeat(2, 2)})
 
 
-_WAYS: list[Callable[[bytes, random.Random], bytes]] = [cut, scribbled, renamed, misplaced, of_a_deeper_model, too_wide]
+_WAYS: list[Callable[[bytes, random.Random], bytes]] = [
+    cut,
+    scribbled,
+    renamed,
+    misplaced,
+    of_a_deeper_model,
+    too_wide,
+]
 
 
 async def test_damaged_adapters_fail_alone(server: Server) -> None:
@@ -66,7 +89,9 @@ async def test_damaged_adapters_fail_alone(server: Server) -> None:
         healthy: list[tuple[str, str]] = []
 
         async def load_damaged(number: int) -> None:
-            adapter = _adapter(server, f"damaged-{number}", _WAYS[number % len(_WAYS)](weights, draw))
+            adapter = _adapter(
+                server, f"damaged-{number}", _WAYS[number % len(_WAYS)](weights, draw)
+            )
             async with slots:
                 with pytest.raises(Exception):  # noqa: B017, PT011  whatever vLLM raises
                     await server.engine.unload(await server.engine.load(adapter))
@@ -85,8 +110,13 @@ async def test_damaged_adapters_fail_alone(server: Server) -> None:
             if not server.engine.live():
                 break
             await asyncio.sleep(0.1)
-        assert (server.engine.live(), server.engine.staging.names(), await server.engine.loaded()) == (0, [], [])
-        answers = await asyncio.gather(*(_ask(client, "steps=2") for _ in range(SLOTS + 2)))  # all slots are free again
+        assert (
+            server.engine.live(),
+            server.engine.staging.names(),
+            await server.engine.loaded(),
+        ) == (0, [], [])
+        # All slots are free again.
+        answers = await asyncio.gather(*(_ask(client, "steps=2") for _ in range(SLOTS + 2)))
         assert set(answers) == {alone[1]}
 
 
@@ -95,7 +125,8 @@ async def test_weights_that_vllm_would_leave_out_are_named(server: Server) -> No
         weights = misplaced(await _weights(client, server), random.Random(0))
 
     with pytest.raises(
-        Exception, match=r"vLLM has no modules model\.blocks\.0\..* and \d+ more, which the adapter has"
+        Exception,
+        match=r"vLLM has no modules model\.blocks\.0\..* and \d+ more, which the adapter has",
     ):
         await server.engine.load(_adapter(server, "misplaced", weights))
 
@@ -123,7 +154,9 @@ async def _ask(client: httpx.AsyncClient, budget: str) -> str:
 async def _weights(client: httpx.AsyncClient, server: Server) -> bytes:
     """Of an adapter that is sound, taken while it speaks."""
     body = {**_BODY, "max_tokens": 200, "ignore_eos": True, "stream": True}
-    async with client.stream("POST", "/v1/completions", json=body, headers={"Compute-Budget": "steps=1"}) as stream:
+    async with client.stream(
+        "POST", "/v1/completions", json=body, headers={"Compute-Budget": "steps=1"}
+    ) as stream:
         async for _ in stream.aiter_lines():
             (name,) = server.engine.staging.names()
             file: Path = server.engine.staging.path / name / "adapter_model.safetensors"

@@ -16,7 +16,15 @@ def test_the_demonstration_shows_what_adaptation_bought(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     before = set(os.listdir("/dev/shm"))
     ran = subprocess.run(
-        [str(Path(sys.executable).with_name("mayfly")), "demo", "--json", "--port", str(port), "--home", str(tmp_path)],
+        [
+            str(Path(sys.executable).with_name("mayfly")),
+            "demo",
+            "--json",
+            "--port",
+            str(port),
+            "--home",
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         timeout=900,
@@ -25,11 +33,21 @@ def test_the_demonstration_shows_what_adaptation_bought(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])
     assert set(result) == {
-        *("base_bits_per_byte", "adapted_bits_per_byte", "steps", "stop", "sigma", "sources", "prompt_loss", "seconds")
+        *(
+            "base_bits_per_byte",
+            "adapted_bits_per_byte",
+            "steps",
+            "stop",
+            "sigma",
+            "sources",
+            "prompt_loss",
+            "seconds",
+        )
     }
     assert 0 < result["adapted_bits_per_byte"] < result["base_bits_per_byte"] < 8
     assert result["steps"] == len(result["sigma"]) - 1 > 0
-    kept = result["prompt_loss"]["at"]  # sequences that the best adapter has learnt from, which is the one that answers
+    # Sequences that the best adapter has learnt from, which is the one that answers.
+    kept = result["prompt_loss"]["at"]
     assert sum(source["times"] for source in result["sources"]) == kept <= result["steps"]
     assert result["prompt_loss"]["after"] < result["prompt_loss"]["before"]
     assert "fastapi/security/http.py" not in {source["name"] for source in result["sources"]}

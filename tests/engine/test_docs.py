@@ -1,7 +1,8 @@
-"""The documentation, page by page: its commands and its Python run in order, with a home of their own.
+"""The documentation, page by page: its commands and its Python run in order, with a home of their
+own.
 
-A page's `mayfly serve` runs from where it stands to the end of the page. Ports are exchanged for free ones. Left out is
-`make install`, without which nothing here would run.
+A page's `mayfly serve` runs from where it stands to the end of the page. Ports are exchanged for
+free ones. Left out is `make install`, without which nothing here would run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if re.search(r"```(console|python)", path.read_text()))
+PAGES = sorted(
+    path
+    for path in (ROOT / "docs").glob("*.md")
+    if re.search(r"```(console|python)", path.read_text())
+)
 _BIN = f"{Path(sys.executable).parent}/"
 _SERVE = ".venv/bin/mayfly serve"
 START_SECONDS = 300
@@ -71,7 +76,9 @@ class Reader:
         return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(".venv/bin/", _BIN)
 
     def _environment(self) -> dict[str, str]:
-        others = {name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")}
+        others = {
+            name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")
+        }
         return {**others, "MAYFLY_HOME": str(self.folder / "home"), "MAYFLY_PORT": str(self.port)}
 
 
@@ -88,7 +95,9 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_can_be_followed_from_top_to_bottom(page: Path, reader: Reader) -> None:
-    for kind, block in re.findall(r"^```(console|python)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+    for kind, block in re.findall(
+        r"^```(console|python)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    ):
         if kind == "python":
             reader.python(block)
             continue

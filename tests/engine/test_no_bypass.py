@@ -1,4 +1,6 @@
-"""No form of the Host header or of the path gets around the keys: every route, over bytes on a real socket."""
+"""No form of the Host header or of the path gets around the keys: every route, over bytes on a real
+socket.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,12 @@ HOSTS = [
     ["Host: \xff\xfe"],
     ["Host: " + "a" * 5000],
     ["Host: a", "Host: b"],
-    ["Host: x", "X-Forwarded-Host: 127.0.0.1", "X-Forwarded-For: 127.0.0.1", "Forwarded: for=127.0.0.1"],
+    [
+        "Host: x",
+        "X-Forwarded-Host: 127.0.0.1",
+        "X-Forwarded-For: 127.0.0.1",
+        "Forwarded: for=127.0.0.1",
+    ],
     ["Host: x", "X-Original-URL: /health", "X-Rewrite-URL: /health", "X-Forwarded-Prefix: /health"],
     ["Host: x", "X-HTTP-Method-Override: GET", "Connection: Authorization"],
     ["Host: x", "Root-Path: /v1", "X-Script-Name: /health", "Script-Name: /health"],
@@ -69,7 +76,12 @@ PATHS: dict[str, Callable[[str], str]] = {
     "a query": lambda path: f"{path}?path=/health&key=x",
     "percent": lambda path: "/" + "".join(f"%{ord(each):02x}" for each in path[1:]),
 }
-_WRONG = ["", "Authorization: Bearer wrong", f"Authorization: Basic {SECRET}", f"X-Api-Key: {SECRET}"]
+_WRONG = [
+    "",
+    "Authorization: Bearer wrong",
+    f"Authorization: Basic {SECRET}",
+    f"X-Api-Key: {SECRET}",
+]
 
 
 def test_there_are_about_two_hundred_forms() -> None:
@@ -87,16 +99,27 @@ async def test_nobody_gets_in_without_a_key(server: Server, method: str, path: s
             )
         )
 
-    passed = {str((host, name)): status for (host, name), status in zip(forms, statuses, strict=True)}
-    assert {form: status for form, status in passed.items() if status not in (400, 401, 404, 405)} == {}
+    passed = {
+        str((host, name)): status for (host, name), status in zip(forms, statuses, strict=True)
+    }
+    assert {
+        form: status for form, status in passed.items() if status not in (400, 401, 404, 405)
+    } == {}
     plain = statuses[forms.index((HOSTS[0], "itself"))]
     assert plain in (401, 404)
 
 
-@pytest.mark.parametrize(("method", "path"), [route for route in GUARDED if route[1] in ("/version", "/v1/models")])
-async def test_whoever_has_one_gets_in_whatever_the_host(server: Server, method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [route for route in GUARDED if route[1] in ("/version", "/v1/models")]
+)
+async def test_whoever_has_one_gets_in_whatever_the_host(
+    server: Server, method: str, path: str
+) -> None:
     async with server.door(key_digests=(digest(SECRET),)) as url:
-        statuses = [await ask(url, method, path, [*host, f"Authorization: Bearer {SECRET}"]) for host in HOSTS]
+        statuses = [
+            await ask(url, method, path, [*host, f"Authorization: Bearer {SECRET}"])
+            for host in HOSTS
+        ]
 
     assert set(statuses) <= {200, 400}
     assert statuses[0] == 200
@@ -108,8 +131,12 @@ async def test_what_is_open_stays_open(server: Server, method: str, path: str) -
         assert await ask(url, method, path, ["Host: x"]) == 200
 
 
-@pytest.mark.parametrize(("method", "path"), [route for route in GUARDED if route[1].startswith("/v1/")])
-async def test_an_open_server_answers_only_to_its_own_names(server: Server, method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [route for route in GUARDED if route[1].startswith("/v1/")]
+)
+async def test_an_open_server_answers_only_to_its_own_names(
+    server: Server, method: str, path: str
+) -> None:
     own = [["Host: 127.0.0.1"], ["Host: localhost:8000"], ["Host: [::1]:80"]]
     others = [host for host in HOSTS if host and host not in (*own, ["Host:"])]
     async with server.door() as url:

@@ -1,4 +1,6 @@
-"""The page at `/` in headless Chromium against the real server: a stream, budgets, errors, a phone, copied code."""
+"""The page at `/` in headless Chromium against the real server: a stream, budgets, errors, a phone,
+copied code.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,18 @@ async def browser() -> AsyncIterator[Any]:
 
 @pytest_asyncio.fixture
 async def page(browser: Any, server: Server) -> AsyncIterator[Any]:
-    """The page, its corpora loaded, its answers short. What its console complains of, but refusals, fails the test."""
+    """The page, its corpora loaded, its answers short. What its console complains of, but refusals,
+    fails the test.
+    """
     context = await browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = await context.new_page()
     page.set_default_timeout(1000 * _SECONDS)
     complaints: list[str] = []
     page.on("pageerror", lambda problem: complaints.append(str(problem)))
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None,
+    )
     await page.route("**/completions", shortened)
     await page.goto(server.url)
     await page.get_by_role("option", name=re.compile("web")).wait_for(state="attached")
@@ -52,7 +59,9 @@ async def shortened(route: Any) -> None:
     await route.continue_(post_data=json.dumps({**route.request.post_data_json, "max_tokens": 24}))
 
 
-async def ask(page: Any, prompt: str = PROMPT, corpus: str | None = "web", steps: int | None = None) -> None:
+async def ask(
+    page: Any, prompt: str = PROMPT, corpus: str | None = "web", steps: int | None = None
+) -> None:
     """Fill the form in and send it."""
     await page.get_by_label("Prompt").fill(prompt)
     if corpus is not None:
@@ -75,10 +84,16 @@ async def test_two_answers_stream_and_the_report_is_shown(page: Any) -> None:
     adapted = page.get_by_role("article", name="Adapted")
     told = await adapted.locator(".told").text_content()
     assert re.match(r"Loss of the prompt itself: \d+\.\d\d \u2192 \d+\.\d\d\. 3 steps in", told)
-    assert await page.get_by_text("The prompt itself, on which nothing is trained, has a loss of").is_visible()
+    assert await page.get_by_text(
+        "The prompt itself, on which nothing is trained, has a loss of"
+    ).is_visible()
     for article in (adapted, page.get_by_role("article", name="Base model")):
         assert len(await article.locator(".answer").text_content()) > len("    def __init__(")
-    for figure in ("Loss of the prompt itself", "Uncertainty over 3 steps", "Loss of what it learned from"):
+    for figure in (
+        "Loss of the prompt itself",
+        "Uncertainty over 3 steps",
+        "Loss of what it learned from",
+    ):
         assert await page.get_by_role("img", name=figure).is_visible()
     await page.get_by_text("Every step as a table").click()
     assert await page.locator("#steps-table tbody tr").count() == 4
@@ -105,7 +120,10 @@ async def test_the_documents_that_taught_it_can_be_read(page: Any) -> None:
 
 async def test_the_budget_that_is_chosen_is_the_one_that_is_sent(page: Any) -> None:
     sent: list[str] = []
-    page.on("request", lambda one: sent.append(one.headers["compute-budget"]) if one.method == "POST" else None)
+    page.on(
+        "request",
+        lambda one: sent.append(one.headers["compute-budget"]) if one.method == "POST" else None,
+    )
 
     await page.get_by_role("radio", name="Seconds").check()
     await page.get_by_role("slider", name="Seconds at most").fill("4")
@@ -142,7 +160,10 @@ async def test_the_form_goes_as_far_as_the_server(page: Any) -> None:
 
     await page.get_by_text("Up to 300 steps.").wait_for()
     assert [await slider.get_attribute("max") for slider in sliders] == ["300", "5"]
-    assert await page.locator("#corpus option").first.text_content() == "Nothing: the base model answers"
+    assert (
+        await page.locator("#corpus option").first.text_content()
+        == "Nothing: the base model answers"
+    )
 
 
 async def test_a_chat_is_answered_too(page: Any) -> None:
@@ -153,7 +174,9 @@ async def test_a_chat_is_answered_too(page: Any) -> None:
     assert await page.get_by_role("article", name="Adapted").locator(".answer").text_content()
 
 
-async def test_what_the_server_refuses_is_announced_in_the_place_of_the_answer(page: Any, server: Server) -> None:
+async def test_what_the_server_refuses_is_announced_in_the_place_of_the_answer(
+    page: Any, server: Server
+) -> None:
     async with server.client() as client:
         store = (await client.post("/v1/vector_stores", json={"name": "short-lived"})).json()["id"]
         await page.reload()
@@ -197,7 +220,10 @@ async def test_a_phone_shows_it_all_without_scrolling_sideways(page: Any) -> Non
 
     assert await page.evaluate("document.documentElement.scrollWidth") == 360
     outside = "nodes => nodes.filter(n => n.getBoundingClientRect().right > 360).length"
-    assert await page.locator("button, input, select, textarea, svg, table, pre").evaluate_all(outside) == 0
+    assert (
+        await page.locator("button, input, select, textarea, svg, table, pre").evaluate_all(outside)
+        == 0
+    )
 
 
 @pytest.mark.parametrize("kind", ["Completion", "Chat"])
@@ -209,10 +235,15 @@ async def test_the_code_it_copies_runs(page: Any, kind: str) -> None:
     await page.get_by_label("Prompt").fill('it\'s "quoted" $HOME \\n `x`\nand é 🪰')
 
     said = []
-    for button, program in (("Copy as curl", ["bash", "-c"]), ("Copy as Python", [sys.executable, "-c"])):
+    for button, program in (
+        ("Copy as curl", ["bash", "-c"]),
+        ("Copy as Python", [sys.executable, "-c"]),
+    ):
         await page.get_by_role("button", name=button).click()
         await status(page, "copied")
-        code = re.sub(r"(max_tokens\W+)256", r"\g<1>4", await page.evaluate("navigator.clipboard.readText()"))
+        code = re.sub(
+            r"(max_tokens\W+)256", r"\g<1>4", await page.evaluate("navigator.clipboard.readText()")
+        )
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*program, code, stdout=pipe, stderr=pipe)
         out, problem = await asyncio.wait_for(process.communicate(), _SECONDS)

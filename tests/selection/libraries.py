@@ -1,4 +1,6 @@
-"""What the tests of the library share: texts, an embedder that can be held, waiting for a file to be read."""
+"""What the tests of the library share: texts, an embedder that can be held, waiting for a file to
+be read.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,22 @@ from selection.corpus.attachments import Attachment
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Embeddings, Prompt
 from selection.library.library import Library
-from selection.library.records import Part, Wanted
+from selection.library.records import AttachmentRequest, PageRequest
 
 CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
 SHIPS = "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
-ALL = Part(limit=1000, order="asc")
+ALL = PageRequest(limit=1000, order="asc")
 
 
 class HeldEmbedder:
     """A real embedder that waits before each call while it is held, and tells that it does."""
 
     def __init__(self, embedder: Embedder) -> None:
-        self.name, self.revision, self.dimension = embedder.name, embedder.revision, embedder.dimension
+        self.name, self.revision, self.dimension = (
+            embedder.name,
+            embedder.revision,
+            embedder.dimension,
+        )
         self.free = threading.Event()
         self.free.set()
         self.waiting = threading.Event()
@@ -62,7 +68,7 @@ def settled(library: Library, store: str, file: str) -> Attachment:
 def attached(library: Library, store: str, name: str, content: str | bytes, **wanted: Any) -> str:
     """Uploads a file, attaches it and waits; its id."""
     file = library.upload(name, content.encode() if isinstance(content, str) else content).id
-    library.attach(store, Wanted(file, **wanted))
+    library.attach(store, AttachmentRequest(file, **wanted))
     settled(library, store, file)
     return file
 
@@ -77,5 +83,6 @@ def documents(root: Path, store: str) -> dict[str, dict[str, Any]]:
 
 def long_text(paragraphs: int, word: str = "harbour") -> str:
     return "\n\n".join(
-        f"Paragraph {i} speaks of the {word} and of number {i * i} at length." for i in range(paragraphs)
+        f"Paragraph {i} speaks of the {word} and of number {i * i} at length."
+        for i in range(paragraphs)
     )

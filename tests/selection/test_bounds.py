@@ -1,4 +1,6 @@
-"""What a small file may unfold to: memory is measured in a process of its own, by the high-water mark of its pages."""
+"""What a small file may unfold to: memory is measured in a process of its own, by the high-water
+mark of its pages.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ print(json.dumps({"MiB": peak() - before, "texts": texts, "sequences": sequences
 
 
 def measured(file: Path, *tokenizer: str) -> dict[str, Any]:
-    """Reads a file, and cuts its text if there is a tokenizer; what came of it, and the memory it took."""
+    """Reads a file, and cuts its text if there is a tokenizer; what came of it, and the memory it
+    took.
+    """
     command = [sys.executable, "-c", _MEASURED, str(file), *tokenizer]
     ran = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, check=True)
     return dict(json.loads(ran.stdout.splitlines()[-1]))
@@ -49,7 +53,9 @@ def measured(file: Path, *tokenizer: str) -> dict[str, Any]:
 
 def test_a_few_kilobytes_that_unfold_to_one_text_of_40_mib_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "t.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["word " * (8 << 20)]}), file, compression="zstd")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": ["word " * (8 << 20)]}), file, compression="zstd"
+    )
     assert file.stat().st_size < 5000
 
     found = measured(file)
@@ -60,8 +66,12 @@ def test_a_few_kilobytes_that_unfold_to_one_text_of_40_mib_are_refused(tmp_path:
 
 def test_many_equal_rows_are_read_one_after_the_other(tmp_path: Path) -> None:
     file = tmp_path / "t.parquet"
-    rows = pyarrow.DictionaryArray.from_arrays(np.zeros(60_000, np.int32), ["some ten thousand " * 556])
-    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), file, compression="zstd", store_schema=False)
+    rows = pyarrow.DictionaryArray.from_arrays(
+        np.zeros(60_000, np.int32), ["some ten thousand " * 556]
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": rows}), file, compression="zstd", store_schema=False
+    )
     assert file.stat().st_size < 1000
 
     found = measured(file)

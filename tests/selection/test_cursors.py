@@ -1,4 +1,6 @@
-"""Cursors are positions: whoever deletes what they list, as openai-python lists it, meets every item exactly once."""
+"""Cursors are positions: whoever deletes what they list, as openai-python lists it, meets every
+item exactly once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from selection.corpus.positions import carried, new_id, position
 from selection.embedding import Embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
-from selection.library.records import Page, Part, Wanted, page_of_files
+from selection.library.records import AttachmentRequest, Page, PageRequest, page_of_files
 from selection.library.uploads import LibraryError
 from tests.selection.libraries import CATS, HeldEmbedder
 
@@ -42,7 +44,12 @@ _GARBAGE = (
 
 
 def walk(
-    page_of: Callable[[Part], Page[Any]], delete: Callable[[str], object], order: str, way: str, limit: int, last: str
+    page_of: Callable[[PageRequest], Page[Any]],
+    delete: Callable[[str], object],
+    order: str,
+    way: str,
+    limit: int,
+    last: str,
 ) -> list[str]:
     """Follows a list to its end, page by page, and deletes what it meets; the ids it met.
 
@@ -57,7 +64,7 @@ def walk(
     met: list[str] = []
     cursor = None if way == "after" else last
     while True:
-        page = page_of(Part(limit, order, **{way: cursor}))
+        page = page_of(PageRequest(limit, order, **{way: cursor}))
         ids = [getattr(item, "file", item).id for item in page.items]
         for identity in ids:
             delete(identity)
@@ -68,7 +75,9 @@ def walk(
 
 
 def expected(made: list[str], order: str, way: str) -> list[str]:
-    """What is met, of what was made in that order; "before" begins beyond its last one, which it does not meet."""
+    """What is met, of what was made in that order; "before" begins beyond its last one, which it
+    does not meet.
+    """
     if way == "after":
         return made if order == "asc" else made[::-1]
     return made[:-1][::-1] if order == "asc" else made[1:]
@@ -81,7 +90,9 @@ def ends(made: list[str], order: str) -> str:
 @_BOTH
 @_WAYS
 @_LIMITS
-def test_stores_are_deleted_as_they_are_listed(library: Library, order: str, way: str, limit: int) -> None:
+def test_stores_are_deleted_as_they_are_listed(
+    library: Library, order: str, way: str, limit: int
+) -> None:
     made = [library.create_store(f"store{i}").id for i in range(6)]
 
     met = walk(library.stores, library.delete_store, order, way, limit, ends(made, order))
@@ -92,7 +103,9 @@ def test_stores_are_deleted_as_they_are_listed(library: Library, order: str, way
 @_BOTH
 @_WAYS
 @_LIMITS
-def test_uploads_are_deleted_as_they_are_listed(library: Library, order: str, way: str, limit: int) -> None:
+def test_uploads_are_deleted_as_they_are_listed(
+    library: Library, order: str, way: str, limit: int
+) -> None:
     made = [library.upload(f"{i}.md", CATS.encode()).id for i in range(6)]
 
     met = walk(library.uploads, library.delete_upload, order, way, limit, ends(made, order))
@@ -112,22 +125,26 @@ def test_files_of_a_store_go_as_they_are_listed(
     made = [library.upload(f"{i}.md", CATS.encode()).id for i in range(6)]
     with held.held():
         for file in made:
-            library.attach(store, Wanted(file))
+            library.attach(store, AttachmentRequest(file))
 
         def delete(file: str) -> None:
             library.detach(store, file) if by == "detaching" else library.delete_upload(file)
 
-        met = walk(lambda part: library.files(store, part), delete, order, way, 2, ends(made, order))
+        met = walk(
+            lambda part: library.files(store, part), delete, order, way, 2, ends(made, order)
+        )
 
     assert met == expected(made, order, way)
 
 
 @_BOTH
 @_WAYS
-def test_the_files_of_a_batch_are_listed_on_as_they_are_detached(library: Library, order: str, way: str) -> None:
+def test_the_files_of_a_batch_are_listed_on_as_they_are_detached(
+    library: Library, order: str, way: str
+) -> None:
     store = library.create_store("notes").id
     made = [library.upload(f"{i}.md", CATS.encode()).id for i in range(5)]
-    batch = library.attach_batch(store, [Wanted(file) for file in made]).id
+    batch = library.attach_batch(store, [AttachmentRequest(file) for file in made]).id
 
     met = walk(
         lambda part: library.files(store, part, batch=batch),
@@ -146,11 +163,11 @@ def test_who_attaches_anew_what_they_list_comes_to_an_end(library: Library, orde
     store = library.create_store("notes").id
     made = [library.upload(f"{i}.md", CATS.encode()).id for i in range(5)]
     for file in made:
-        library.attach(store, Wanted(file))
+        library.attach(store, AttachmentRequest(file))
 
     def anew(file: str) -> None:
         library.detach(store, file)
-        library.attach(store, Wanted(file, {"seen": True}))
+        library.attach(store, AttachmentRequest(file, {"seen": True}))
 
     met = walk(lambda part: library.files(store, part), anew, order, "after", 2, "")
 
@@ -166,23 +183,25 @@ def test_a_file_that_a_filter_leaves_out_by_now_is_a_cursor_still(
     made = [library.upload(f"{i}.md", CATS.encode(), "user_data").id for i in range(4)]
     other = library.upload("other.md", CATS.encode()).id
     with held.held():
-        batch = library.attach_batch(store, [Wanted(file) for file in made]).id
+        batch = library.attach_batch(store, [AttachmentRequest(file) for file in made]).id
         library.detach(store, made[1])
-        after = Part(order="asc", after=made[1])
+        after = PageRequest(order="asc", after=made[1])
 
         listed = library.files(store, after, status="in_progress").items
         of_batch = library.files(store, after, status="in_progress", batch=batch).items
 
     assert [each.file.id for each in listed] == [each.file.id for each in of_batch] == made[2:]
-    assert [each.id for each in library.uploads(Part(after=other), "user_data").items] == made[::-1]
+    assert [
+        each.id for each in library.uploads(PageRequest(after=other), "user_data").items
+    ] == made[::-1]
 
 
 @pytest.mark.parametrize("cursor", _GARBAGE)
 def test_what_cannot_be_a_position_is_refused(library: Library, cursor: str) -> None:
     store, file = library.create_store("notes").id, library.upload("cats.md", CATS.encode()).id
-    batch = library.attach_batch(store, [Wanted(file)]).id
+    batch = library.attach_batch(store, [AttachmentRequest(file)]).id
     elsewhere = library.upload("ships.md", CATS.encode()).id
-    lists: list[Callable[[Part], object]] = [
+    lists: list[Callable[[PageRequest], object]] = [
         library.stores,
         library.uploads,
         lambda part: library.files(store, part),
@@ -190,12 +209,12 @@ def test_what_cannot_be_a_position_is_refused(library: Library, cursor: str) -> 
     ]
 
     for ask in lists:
-        for part in (Part(after=cursor), Part(before=cursor)):
+        for part in (PageRequest(after=cursor), PageRequest(before=cursor)):
             with pytest.raises(LibraryError, match="is not in this list"):
                 ask(part)
     for ask in lists[2:]:
         with pytest.raises(LibraryError, match="is not in this list"):
-            ask(Part(after=elsewhere))
+            ask(PageRequest(after=elsewhere))
 
 
 def test_an_id_carries_the_time_that_its_object_says(library: Library) -> None:
@@ -216,7 +235,9 @@ def test_stores_and_uploads_of_earlier_versions_are_cursors_when_they_are_delete
     """Their ids were random: what is deleted is remembered."""
     stores = [library.create_store(f"store{i}").id for i in range(3)]
     files = [library.upload(f"{i}.md", CATS.encode()).id for i in range(3)]
-    old_stores, old_files = ([f"{kind}{i}" + 23 * "e" for i in (7, 2, 5)] for kind in ("vs_", "file-"))
+    old_stores, old_files = (
+        [f"{kind}{i}" + 23 * "e" for i in (7, 2, 5)] for kind in ("vs_", "file-")
+    )
     for i, (old_store, file, old_file) in enumerate(zip(old_stores, files, old_files, strict=True)):
         with sqlite3.connect(corpora / f"store{i}" / "corpus.db") as database:
             database.execute("UPDATE meta SET value = ? WHERE key = 'id'", (old_store,))
@@ -238,7 +259,9 @@ _Item = st.sampled_from(["file", "document"])
 _Delete = st.sampled_from(["all", "some", "replaced"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(_Item, max_size=9), st.integers(1, 10), st.sampled_from(["asc", "desc"]), _Delete)
 def test_whatever_a_store_holds_is_met_once_whatever_goes_meanwhile(
     tmp_path_factory: pytest.TempPathFactory,
@@ -249,7 +272,9 @@ def test_whatever_a_store_holds_is_met_once_whatever_goes_meanwhile(
     order: str,
     goes: str,
 ) -> None:
-    corpus = Corpus.create(tmp_path_factory.mktemp("corpora"), "notes", words, tokenizer_digest(tokenizer))
+    corpus = Corpus.create(
+        tmp_path_factory.mktemp("corpora"), "notes", words, tokenizer_digest(tokenizer)
+    )
     made = []
     for number, kind in enumerate(items):
         if kind == "file":
@@ -265,7 +290,8 @@ def test_whatever_a_store_holds_is_met_once_whatever_goes_meanwhile(
         if goes == "some" and int(file[-1], 16) % 2:
             return
         if goes == "replaced" and file in names:
-            # The new one is a new document, at the end of the list; it is taken out again, to come to an end.
+            # The new one is a new document, at the end of the list; it is taken out again, to come
+            # to an end.
             ingest(corpus, [Document(names[file], f"{SHORT}{file}")], words, tokenizer)
             corpus.delete(names[file])
         elif file in names:

@@ -1,4 +1,6 @@
-"""What was acknowledged stays: under damage to the index, kill -9, embeddings replaced half way, and a full disk."""
+"""What was acknowledged stays: under damage to the index, kill -9, embeddings replaced half way,
+and a full disk.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ from tests.selection.truth import Held, add, assert_answers_like
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _TOKENIZER = "0123456789abcdef"
 _MODEL = {
-    f"document {d}": Held(tuple(f"word{17 * d + p} word{p} of {d}" for p in range(d % 7 + 1)), d % 3) for d in range(30)
+    f"document {d}": Held(
+        tuple(f"word{17 * d + p} word{p} of {d}" for p in range(d % 7 + 1)), d % 3
+    )
+    for d in range(30)
 }
 
 
@@ -109,12 +114,16 @@ def test_damaged_index_files_are_all_noticed_and_never_answered_from(
         # Arrange: one file of a sound index is damaged.
         files = [*filled.glob("index-*/*"), filled / "index.json"]
         assert len(files) == (3 if kind == "flat" else 4)
-        file, harm = draw.choice(files), draw.choice((flip, truncate, overwrite, lose_a_block, grow))
+        file, harm = (
+            draw.choice(files),
+            draw.choice((flip, truncate, overwrite, lose_a_block, grow)),
+        )
         sound = file.read_bytes()
         file.write_bytes(harm(sound, draw))
         assert file.read_bytes() != sound
 
-        # Act and assert: it is not loaded, and a corpus that is opened now answers right, and repairs it.
+        # Act and assert: it is not loaded, and a corpus that is opened now answers right, and
+        # repairs it.
         assert Index.load(filled, uuid, 16) is None, f"{harm.__name__} of {file.name}"
         if number % 10:
             file.write_bytes(sound)
@@ -153,7 +162,10 @@ def test_an_index_that_does_not_belong_is_noticed(
         mine = corpus._store.meta()["uuid"]
     if whose == "another version's":
         monkeypatch.setattr("selection.corpus.faiss_index._FORMAT", 1)
-    state = State("another" if whose == "another corpus's" else mine, 10_000 if whose == "a later state's" else 1)
+    state = State(
+        "another" if whose == "another corpus's" else mine,
+        10_000 if whose == "a later state's" else 1,
+    )
     Index.build(ids_N, vectors_ND[::-1].copy()).save(filled, state)
     monkeypatch.undo()
 
@@ -176,7 +188,14 @@ def test_nothing_acknowledged_is_lost_when_processes_are_killed() -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["kills"] == sum(result["killed_during"].values()) == 10
     assert result["acknowledged"] > 0
-    faults = ("lost", "duplicated", "came_back", "half_written", "wrong_neighbours", "damaged_databases")
+    faults = (
+        "lost",
+        "duplicated",
+        "came_back",
+        "half_written",
+        "wrong_neighbours",
+        "damaged_databases",
+    )
     assert {fault: result[fault] for fault in faults} == dict.fromkeys(faults, 0)
 
 
@@ -219,7 +238,9 @@ def reembedding(folder: Path, pause: float, *revisions: str) -> Iterator[subproc
 
 
 def words_of(revision: str) -> Embedder:
-    """The embedder of that revision, 16 dimensions for the first and one more for each that follows."""
+    """The embedder of that revision, 16 dimensions for the first and one more for each that
+    follows.
+    """
     return WordEmbedder(revision=revision, dimension=15 + int(revision))
 
 
@@ -251,7 +272,9 @@ def test_an_embedding_anew_that_was_killed_goes_on_where_it_was(filled: Path) ->
         for corpus in (reader, None):
             with opened(filled) if corpus is None else _kept(corpus) as either:
                 either.check(old, _TOKENIZER)
-                with pytest.raises(CorpusError, match="'notes' was made with revision '1', not '2'"):
+                with pytest.raises(
+                    CorpusError, match="'notes' was made with revision '1', not '2'"
+                ):
                     either.check(new)
                 assert_answers_like(either, old, model, "word3", k=5, group=1)
         with opened(filled) as writer:
@@ -273,7 +296,9 @@ def test_an_embedding_anew_that_was_killed_goes_on_where_it_was(filled: Path) ->
         for corpus in (reader, None):
             with opened(filled) if corpus is None else _kept(corpus) as either:
                 either.check(new, _TOKENIZER)
-                with pytest.raises(CorpusError, match="'notes' was made with revision '2', not '1'"):
+                with pytest.raises(
+                    CorpusError, match="'notes' was made with revision '2', not '1'"
+                ):
                     either.check(old)
                 assert_answers_like(either, new, model, "word5", k=5, group=1)
                 assert_answers_like(either, new, model, "word3")
@@ -284,7 +309,9 @@ def _kept(corpus: Corpus) -> Iterator[Corpus]:
     yield corpus
 
 
-def test_killed_at_any_moment_of_embedding_anew_all_embeddings_are_of_one_embedder(filled: Path) -> None:
+def test_killed_at_any_moment_of_embedding_anew_all_embeddings_are_of_one_embedder(
+    filled: Path,
+) -> None:
     draw = random.Random(3)
     for _ in range(6):
         with reembedding(filled, 0.0, "2", "3", "1") as process:
@@ -300,7 +327,8 @@ def test_killed_at_any_moment_of_embedding_anew_all_embeddings_are_of_one_embedd
 
 
 def test_vectors_of_an_embedder_that_was_replaced_meanwhile_are_not_added(filled: Path) -> None:
-    # A process adds documents with the old embedder while another finishes embedding the corpus anew.
+    # A process adds documents with the old embedder while another finishes embedding the corpus
+    # anew.
     old, new = words_of("1"), words_of("2")
     with opened(filled) as adding, opened(filled) as other:
         adding.check(old)
@@ -339,7 +367,9 @@ def test_on_a_full_disk_the_corpus_stays_as_it_was(
         assert_answers_like(reader, words, _MODEL, "word3", k=5)
         before = corpus._store.meta()["generation"], corpus.documents()
 
-        refused = pytest.raises(CorpusError, match=r"corpus 'notes' is as it was: .*(disk is full|disk I/O error)")
+        refused = pytest.raises(
+            CorpusError, match=r"corpus 'notes' is as it was: .*(disk is full|disk I/O error)"
+        )
         if limit == "of files":
             with no_file_beyond(100_000), refused:
                 change(corpus, words)
@@ -357,7 +387,9 @@ def test_on_a_full_disk_the_corpus_stays_as_it_was(
             assert_answers_like(either, words, _MODEL, "word3", k=5, group=1)
         add(corpus, words, "after", "word3 again")
         for either in (corpus, reader):
-            assert_answers_like(either, words, {**_MODEL, "after": Held(("word3 again",))}, "word3", k=5)
+            assert_answers_like(
+                either, words, {**_MODEL, "after": Held(("word3 again",))}, "word3", k=5
+            )
     with opened(filled) as later:
         assert later._store._db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert_answers_like(later, words, {**_MODEL, "after": Held(("word3 again",))}, "word3")

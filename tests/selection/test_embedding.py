@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selection import embedding
-from selection.embedding import MOST_SEGMENTS, Embedder, Prompt, load_embedder, segments, weights_digest
+from selection.embedding import (
+    MOST_SEGMENTS,
+    Embedder,
+    Prompt,
+    load_embedder,
+    segments,
+    weights_digest,
+)
 
 _TEXTS = [
     "The cat sleeps on the sofa.",
@@ -93,7 +100,9 @@ def test_a_short_prompt_is_one_segment(each: Embedder) -> None:
 
 def test_a_short_prompt_is_read_with_what_was_said_before(each: Embedder) -> None:
     # "it" is nothing without its context.
-    assert each.segments(Prompt("How old is it?", "I have a cat.\nNice!")) == ["I have a cat.\nNice!\nHow old is it?"]
+    assert each.segments(Prompt("How old is it?", "I have a cat.\nNice!")) == [
+        "I have a cat.\nNice!\nHow old is it?"
+    ]
 
     about_cats, about_taxes, alone = (
         each.embed(each.segments(Prompt("How old is it?", context)))[0]
@@ -133,7 +142,9 @@ def test_a_prompt_of_two_windows_is_there_whole_and_context_fills_the_first(each
 
 def test_nothing_is_asked_in_one_empty_segment(each: Embedder) -> None:
     assert each.segments(Prompt("")) == [""]
-    assert each.segments(Prompt("", "But something was said before.")) == ["But something was said before.\n"]
+    assert each.segments(Prompt("", "But something was said before.")) == [
+        "But something was said before.\n"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -148,8 +159,11 @@ def test_nothing_is_asked_in_one_empty_segment(each: Embedder) -> None:
         pytest.param(" \n\t", id="spaces"),
     ],
 )
-def test_segments_of_any_text_fit_the_window(each: Embedder, bert: Any, tokenizer: Any, alphabet: str) -> None:
-    # The end of a word, or of a character of several bytes, may fall into more tokens than it did within the whole.
+def test_segments_of_any_text_fit_the_window(
+    each: Embedder, bert: Any, tokenizer: Any, alphabet: str
+) -> None:
+    # The end of a word, or of a character of several bytes, may fall into more tokens than it did
+    # within the whole.
     window, own = (254, bert) if each.name == "all-MiniLM-L6-v2" else (512, tokenizer)
     rng = random.Random(1)
     for _ in range(30):
@@ -169,7 +183,12 @@ _CHARACTERS = st.sampled_from("ab ,.\n é漢字😀👩\u200d") | st.characters(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.text(_CHARACTERS, max_size=80), st.text(_CHARACTERS, max_size=40), st.integers(4, 12), st.booleans())
+@given(
+    st.text(_CHARACTERS, max_size=80),
+    st.text(_CHARACTERS, max_size=40),
+    st.integers(4, 12),
+    st.booleans(),
+)
 def test_segments_are_adjacent_windows_at_the_end(
     bert: Any, tokenizer: Any, text: str, context: str, window: int, wordpieces: bool
 ) -> None:
@@ -203,7 +222,9 @@ def test_hidden_states_are_the_mean_over_the_last_layer(hidden: Embedder, nano: 
     tokenizer = AutoTokenizer.from_pretrained(nano)
     model = AutoModel.from_pretrained(nano, dtype=torch.float32)
     with torch.no_grad():
-        states_SD = model(**tokenizer(_TEXTS[0], add_special_tokens=False, return_tensors="pt")).last_hidden_state[0]
+        states_SD = model(
+            **tokenizer(_TEXTS[0], add_special_tokens=False, return_tensors="pt")
+        ).last_hidden_state[0]
     expected_D = torch.nn.functional.normalize(states_SD.mean(dim=0), dim=0).numpy()
 
     np.testing.assert_allclose(hidden.embed(_TEXTS[:1])[0], expected_D, atol=1e-5)
@@ -253,10 +274,14 @@ def test_a_folder_may_hold_an_embedder_of_ones_own(tmp_path: Path, embedder: Emb
     np.testing.assert_allclose(mine.embed(_TEXTS), embedder.embed(_TEXTS), atol=1e-6)
 
 
-def test_default_weights_that_are_not_the_ones_we_know_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_weights_that_are_not_the_ones_we_know_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(embedding, "_MINILM_SHA256", "0" * 64)
 
-    with pytest.raises(ValueError, match=r"SHA-256 53aa51172d142c89\.\.\., not 0000000000000000.*reinstall"):
+    with pytest.raises(
+        ValueError, match=r"SHA-256 53aa51172d142c89\.\.\., not 0000000000000000.*reinstall"
+    ):
         load_embedder()
 
 

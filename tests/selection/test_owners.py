@@ -1,4 +1,6 @@
-"""Two owners in one library: neither sees, changes or learns of what is the other's; an operator sees both."""
+"""Two owners in one library: neither sees, changes or learns of what is the other's; an operator
+sees both.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +14,26 @@ from typing import Any
 import pytest
 
 from selection import selector as selector_module
-from selection.access import EVERYTHING, Reader
+from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus, find_corpus, list_corpora
-from selection.corpus.pool import OpenCorpora
+from selection.corpus.pool import CorpusPool
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
-from selection.library.records import Part, Wanted
+from selection.library.records import AttachmentRequest, PageRequest
 from selection.library.uploads import LibraryError, MissingError, ReadOnlyError
 from selection.selector import Selector, SelectorConfig
 from tests.selection.libraries import ALL, CATS, SHIPS, documents, settled
 
-ALICE, BOB = Reader("alice", frozenset({"shared"})), Reader("bob", frozenset())
+ALICE, BOB = Principal("alice", frozenset({"shared"})), Principal("bob", frozenset())
 
 
-def filled(library: Library, reader: Reader, name: str, text: str) -> tuple[str, str]:
+def filled(library: Library, reader: Principal, name: str, text: str) -> tuple[str, str]:
     """A store of a reader's with a file of theirs; the ids of both."""
     store = library.create_store(name, reader=reader).id
     file = library.upload(f"{name}.md", text.encode(), reader=reader).id
-    library.attach(store, Wanted(file), reader=reader)
+    library.attach(store, AttachmentRequest(file), reader=reader)
     assert settled(library, store, file).status == "completed"
     return store, file
 
@@ -50,16 +52,18 @@ def test_each_lists_what_is_theirs(library: Library, shared: str) -> None:
     cats, alices = filled(library, ALICE, "cats", CATS)
     ships, bobs = filled(library, BOB, "ships", SHIPS)
 
-    def seen(reader: Reader) -> tuple[set[str], set[str]]:
+    def seen(reader: Principal) -> tuple[set[str], set[str]]:
         stores, files = library.stores(ALL, reader=reader), library.uploads(ALL, reader=reader)
         return {store.id for store in stores.items}, {file.id for file in files.items}
 
     assert seen(ALICE) == ({shared, cats}, {alices})
     assert seen(BOB) == ({ships}, {bobs})
-    assert seen(EVERYTHING) == ({shared, cats, ships}, {alices, bobs})
+    assert seen(OPERATOR) == ({shared, cats, ships}, {alices, bobs})
 
 
-def test_a_cursor_tells_nothing_of_what_is_anothers(library: Library, corpora: Path, shared: str) -> None:
+def test_a_cursor_tells_nothing_of_what_is_anothers(
+    library: Library, corpora: Path, shared: str
+) -> None:
     cats, _ = filled(library, ALICE, "cats", CATS)
     filled(library, BOB, "ships", SHIPS)
     made_up = cats[:-10] + "0123456789"  # of the same time
@@ -69,22 +73,28 @@ def test_a_cursor_tells_nothing_of_what_is_anothers(library: Library, corpora: P
     database.close()
 
     for order in ("asc", "desc"):
-        theirs, nobodys = (library.stores(Part(order=order, after=each), reader=BOB) for each in (cats, made_up))
+        theirs, nobodys = (
+            library.stores(PageRequest(order=order, after=each), reader=BOB)
+            for each in (cats, made_up)
+        )
         assert theirs == nobodys
     for cursor in (old, never):
         with pytest.raises(LibraryError, match="is not in this list"):
-            library.stores(Part(after=cursor), reader=BOB)
+            library.stores(PageRequest(after=cursor), reader=BOB)
     library.delete_store(old)
     with pytest.raises(LibraryError, match="is not in this list"):
-        library.stores(Part(after=old), reader=BOB)
-    assert library.stores(Part(after=old, order="asc")).items == library.stores(ALL).items
-    assert library.stores(Part(after=old, order="asc"), reader=ALICE).items == library.stores(ALL, reader=ALICE).items
+        library.stores(PageRequest(after=old), reader=BOB)
+    assert library.stores(PageRequest(after=old, order="asc")).items == library.stores(ALL).items
+    assert (
+        library.stores(PageRequest(after=old, order="asc"), reader=ALICE).items
+        == library.stores(ALL, reader=ALICE).items
+    )
 
 
 @pytest.mark.parametrize("by", ["id", "name"])
 def test_what_is_anothers_is_not_there(library: Library, by: str) -> None:
     identity, file = filled(library, ALICE, "cats", CATS)
-    batch = library.attach_batch(identity, [Wanted(file)], reader=ALICE).id
+    batch = library.attach_batch(identity, [AttachmentRequest(file)], reader=ALICE).id
     settled(library, identity, file)
     own, _ = filled(library, BOB, "ships", SHIPS)
     store = identity if by == "id" else "cats"
@@ -104,9 +114,9 @@ def test_what_is_anothers_is_not_there(library: Library, by: str) -> None:
         lambda: library.uploaded(file, reader=BOB),
         lambda: library.content(file, reader=BOB),
         lambda: library.delete_upload(file, reader=BOB),
-        lambda: library.attach(own, Wanted(file), reader=BOB),
-        lambda: library.attach_batch(own, [Wanted(file)], reader=BOB),
-        lambda: library.create_store("loot", wanted=[Wanted(file)], reader=BOB),
+        lambda: library.attach(own, AttachmentRequest(file), reader=BOB),
+        lambda: library.attach_batch(own, [AttachmentRequest(file)], reader=BOB),
+        lambda: library.create_store("loot", wanted=[AttachmentRequest(file)], reader=BOB),
     ]
     for ask in asks:
         with pytest.raises(MissingError):
@@ -129,7 +139,9 @@ def test_a_refusal_tells_nothing_of_the_others(library: Library, corpora: Path) 
         assert f"there is no corpus {name!r} (there are: {own});" in str(refused.value)
 
 
-def test_a_name_may_be_taken_by_both_and_means_to_each_their_own(library: Library, corpora: Path) -> None:
+def test_a_name_may_be_taken_by_both_and_means_to_each_their_own(
+    library: Library, corpora: Path
+) -> None:
     first, _ = filled(library, ALICE, "notes", CATS)
     second, _ = filled(library, BOB, "notes", SHIPS)
 
@@ -141,7 +153,9 @@ def test_a_name_may_be_taken_by_both_and_means_to_each_their_own(library: Librar
     assert library.store("notes", reader=ALICE).id == first
 
 
-def test_no_owner_takes_a_name_from_the_command_line(library: Library, corpora: Path, words: Embedder) -> None:
+def test_no_owner_takes_a_name_from_the_command_line(
+    library: Library, corpora: Path, words: Embedder
+) -> None:
     squatted = library.create_store("shared", reader=BOB).id
 
     Corpus.create(corpora, "shared", words, "t").close()
@@ -162,8 +176,8 @@ def test_what_may_be_read_may_not_be_changed(library: Library, corpora: Path, sh
     asks: list[Callable[[], object]] = [
         lambda: library.modify_store("shared", name="mine", reader=ALICE),
         lambda: library.delete_store(shared, reader=ALICE),
-        lambda: library.attach("shared", Wanted(file), reader=ALICE),
-        lambda: library.attach_batch("shared", [Wanted(file)], reader=ALICE),
+        lambda: library.attach("shared", AttachmentRequest(file), reader=ALICE),
+        lambda: library.attach_batch("shared", [AttachmentRequest(file)], reader=ALICE),
         lambda: library.cancel_batch("shared", "vsfb_" + 24 * "0", reader=ALICE),
         lambda: library.modify_file("shared", listed.file.id, {"a": 1}, reader=ALICE),
         lambda: library.detach("shared", listed.file.id, reader=ALICE),
@@ -174,7 +188,9 @@ def test_what_may_be_read_may_not_be_changed(library: Library, corpora: Path, sh
     assert documents(corpora, "shared") == {"ships.md": {}}
 
 
-def test_an_operator_changes_everything_and_what_they_make_is_nobodys(library: Library, corpora: Path) -> None:
+def test_an_operator_changes_everything_and_what_they_make_is_nobodys(
+    library: Library, corpora: Path
+) -> None:
     store, file = filled(library, BOB, "notes", CATS)
     made = library.create_store("shared")
 
@@ -190,10 +206,12 @@ def test_an_operator_changes_everything_and_what_they_make_is_nobodys(library: L
     assert library.stores(ALL, reader=BOB).items == ()
 
 
-def test_a_file_that_an_operator_attached_is_read_anew_for_the_owner_of_the_store(library: Library) -> None:
+def test_a_file_that_an_operator_attached_is_read_anew_for_the_owner_of_the_store(
+    library: Library,
+) -> None:
     store, _ = filled(library, BOB, "notes", CATS)
     given = library.upload("ships.md", SHIPS.encode()).id
-    library.attach(store, Wanted(given))
+    library.attach(store, AttachmentRequest(given))
     settled(library, store, given)
 
     library.modify_file(store, given, {"language": "en"}, reader=BOB)
@@ -222,7 +240,9 @@ def test_owners_outlive_the_process_and_an_embedding_anew(
             ask()
 
 
-def test_an_upload_from_before_there_were_owners_is_nobodys(library: Library, corpora: Path) -> None:
+def test_an_upload_from_before_there_were_owners_is_nobodys(
+    library: Library, corpora: Path
+) -> None:
     file = library.upload("cats.md", CATS.encode()).id
     record = corpora.parent / "files" / file / "record.json"
     fields = json.loads(record.read_bytes())
@@ -248,7 +268,7 @@ def test_a_corpus_that_stays_open_is_open_to_those_who_see_it(
     library: Library, corpora: Path, words: Embedder, tokenizer: Any, by: str
 ) -> None:
     identity, _ = filled(library, ALICE, "cats", CATS)
-    open_corpora = OpenCorpora(corpora, words, tokenizer_digest(tokenizer))
+    open_corpora = CorpusPool(corpora, words, tokenizer_digest(tokenizer))
     name = identity if by == "id" else "cats"
 
     with open_corpora.use(name, ALICE) as corpus:
@@ -261,7 +281,12 @@ def test_a_corpus_that_stays_open_is_open_to_those_who_see_it(
 
 
 def test_a_corpus_that_another_puts_in_its_place_meanwhile_is_not_opened(
-    library: Library, corpora: Path, words: Embedder, tokenizer: Any, shared: str, monkeypatch: pytest.MonkeyPatch
+    library: Library,
+    corpora: Path,
+    words: Embedder,
+    tokenizer: Any,
+    shared: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What `find_corpus` found may be gone, and its folder another's, once it is opened."""
     theirs = library.create_store("cats", reader=BOB).id
@@ -279,7 +304,7 @@ def test_a_selection_learns_from_what_its_reader_sees_only(
     cats, _ = filled(library, ALICE, "notes", CATS)
     filled(library, BOB, "notes", SHIPS)
 
-    def learnt(corpus: str, reader: Reader) -> list[str]:
+    def learnt(corpus: str, reader: Principal) -> list[str]:
         chosen = selector.select([Prompt("ship")], corpus, steps=2, reader=reader)
         return [source.text for source, _ in chosen.sources]
 
@@ -289,7 +314,7 @@ def test_a_selection_learns_from_what_its_reader_sees_only(
         with pytest.raises(CorpusNotFoundError):
             learnt(corpus, BOB)
     with pytest.raises(CorpusError, match="2 corpora are called"):
-        learnt("notes", EVERYTHING)
+        learnt("notes", OPERATOR)
     selector.corpora.close()
 
 

@@ -1,4 +1,6 @@
-"""The selector with the real embedder on a small corpus: what it chooses, and that it notices every change."""
+"""The selector with the real embedder on a small corpus: what it chooses, and that it notices every
+change.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,29 @@ from selection.strategies.registry import STRATEGIES, choose
 from selection.strategies.sift import irreducible, sift
 
 _DOCUMENTS = [
-    Document("cats", "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs.", {"legs": 4}),
-    Document("dogs", "The dog barks at the postman. A puppy chews on the leather shoe.", {"legs": 4, "loud": True}),
-    Document("bread", "Knead flour, water, salt and yeast into a dough and bake it in a hot oven.", {"legs": 0}),
-    Document("ships", "The ship leaves the harbour with full sails and sets course for the islands."),
-    Document("tax", "Income above the allowance is taxed; file the return before the end of July.", {"legs": "4"}),
+    Document(
+        "cats",
+        "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs.",
+        {"legs": 4},
+    ),
+    Document(
+        "dogs",
+        "The dog barks at the postman. A puppy chews on the leather shoe.",
+        {"legs": 4, "loud": True},
+    ),
+    Document(
+        "bread",
+        "Knead flour, water, salt and yeast into a dough and bake it in a hot oven.",
+        {"legs": 0},
+    ),
+    Document(
+        "ships", "The ship leaves the harbour with full sails and sets course for the islands."
+    ),
+    Document(
+        "tax",
+        "Income above the allowance is taxed; file the return before the end of July.",
+        {"legs": "4"},
+    ),
 ]
 _KITTEN = [Prompt("My kitten is asleep")]
 
@@ -78,7 +98,9 @@ def test_a_selection_is_complete(selector: Selector, make: Any, tokenizer: Any) 
     assert selection.uncertainty[0] == 1.0
     assert selection.stop == "steps"
     assert {source.sequence: times for source, times in selection.sources} == Counter(selection.ids)
-    assert [times for _, times in selection.sources] == sorted((t for _, t in selection.sources), reverse=True)
+    assert [times for _, times in selection.sources] == sorted(
+        (t for _, t in selection.sources), reverse=True
+    )
     assert set(selection.seconds) == {"embed", "search", "select"}
     assert all(seconds >= 0 for seconds in selection.seconds.values())
     texts = {source.sequence: source.text for source, _ in selection.sources}
@@ -89,9 +111,15 @@ def test_a_selection_is_complete(selector: Selector, make: Any, tokenizer: Any) 
 @pytest.mark.parametrize("strategy", ["sift", "nn", "nn-f", "hull"])
 @pytest.mark.parametrize(
     ("prompt", "name"),
-    [("My kitten is asleep", "cats"), ("How do I bake a loaf?", "bread"), ("When are my taxes due?", "tax")],
+    [
+        ("My kitten is asleep", "cats"),
+        ("How do I bake a loaf?", "bread"),
+        ("When are my taxes due?", "tax"),
+    ],
 )
-def test_what_fits_the_prompt_comes_first(selector: Selector, make: Any, prompt: str, name: str, strategy: str) -> None:
+def test_what_fits_the_prompt_comes_first(
+    selector: Selector, make: Any, prompt: str, name: str, strategy: str
+) -> None:
     make("small", _DOCUMENTS)
 
     selection = selector.select([Prompt(prompt)], "small", steps=1, strategy=strategy)
@@ -110,10 +138,14 @@ def test_every_strategy_gives_a_selection(selector: Selector, make: Any, strateg
     assert {source.sequence: times for source, times in selection.sources} == Counter(selection.ids)
     assert (selection.stop, selection.uncertainty[0]) == ("steps", 1.0)
     assert 0 < selection.irreducible <= min(selection.uncertainty)
-    assert selector.select(_KITTEN, "small", steps=10, strategy=strategy, seed=1).ids == selection.ids
+    assert (
+        selector.select(_KITTEN, "small", steps=10, strategy=strategy, seed=1).ids == selection.ids
+    )
 
 
-def test_nearest_neighbours_never_repeat_and_its_failure_mode_does_nothing_else(selector: Selector, make: Any) -> None:
+def test_nearest_neighbours_never_repeat_and_its_failure_mode_does_nothing_else(
+    selector: Selector, make: Any
+) -> None:
     make("small", _DOCUMENTS)
 
     nearest = selector.select(_KITTEN, "small", steps=10, strategy="nn")
@@ -127,12 +159,17 @@ def test_nearest_neighbours_never_repeat_and_its_failure_mode_does_nothing_else(
 def test_the_seed_is_that_of_chance(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
-    chosen = [selector.select(_KITTEN, "small", steps=4, strategy="random", seed=seed).ids for seed in range(5)]
+    chosen = [
+        selector.select(_KITTEN, "small", steps=4, strategy="random", seed=seed).ids
+        for seed in range(5)
+    ]
 
     assert len(set(chosen)) > 1
 
 
-def test_the_whole_corpus_can_be_chosen_from(selector: Selector, whole: Selector, make: Any) -> None:
+def test_the_whole_corpus_can_be_chosen_from(
+    selector: Selector, whole: Selector, make: Any
+) -> None:
     make("small", _DOCUMENTS)
 
     four = selector.select(_KITTEN, "small", steps=10, strategy="nn")
@@ -171,29 +208,42 @@ def test_a_filter_decides_before_the_candidates_are_counted(
     monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: embedder)
     narrow = Selector(SelectorConfig(corpora, candidates=1))
 
-    selection = narrow.select(_KITTEN, "small", steps=3, only={"type": "eq", "key": "legs", "value": "4"})
+    selection = narrow.select(
+        _KITTEN, "small", steps=3, only={"type": "eq", "key": "legs", "value": "4"}
+    )
 
     assert (names(selection), len(selection.ids)) == ({"tax"}, 3)
 
 
-def test_a_filter_that_nothing_passes_is_like_an_empty_corpus(selector: Selector, make: Any) -> None:
+def test_a_filter_that_nothing_passes_is_like_an_empty_corpus(
+    selector: Selector, make: Any
+) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select(_KITTEN, "small", steps=3, only={"type": "eq", "key": "legs", "value": 8})
+    selection = selector.select(
+        _KITTEN, "small", steps=3, only={"type": "eq", "key": "legs", "value": 8}
+    )
 
     assert (selection.ids, selection.stop, selection.irreducible) == ((), "corpus", 1.0)
 
 
-def test_a_selection_says_what_the_corpus_cannot_tell(selector: Selector, make: Any, embedder: Embedder) -> None:
+def test_a_selection_says_what_the_corpus_cannot_tell(
+    selector: Selector, make: Any, embedder: Embedder
+) -> None:
     make("small", _DOCUMENTS)
     texts = {document.name: document.text for document in _DOCUMENTS}
 
     asleep = selector.select(_KITTEN, "small", steps=50)
     there = selector.select([Prompt(texts["cats"])], "small", steps=50)
-    foreign = selector.select([Prompt("The eigenvalues of a Hermitian matrix are real.")], "small", steps=50)
+    foreign = selector.select(
+        [Prompt("The eigenvalues of a Hermitian matrix are real.")], "small", steps=50
+    )
 
     assert there.irreducible < 0.05 < asleep.irreducible < foreign.irreducible < 1
-    nearest = {source.name for source, _ in selector.select(_KITTEN, "small", steps=4, strategy="nn").sources}
+    nearest = {
+        source.name
+        for source, _ in selector.select(_KITTEN, "small", steps=4, strategy="nn").sources
+    }
     candidates_KD = embedder.embed([texts[name] for name in nearest])
     expected = irreducible(candidates_KD, embedder.embed([_KITTEN[0].text]))
     assert asleep.irreducible == pytest.approx(expected, abs=1e-3)
@@ -203,7 +253,9 @@ def test_a_selection_says_what_the_corpus_cannot_tell(selector: Selector, make: 
 def test_several_prompts_share_a_selection(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select([Prompt("How do I bake a loaf?"), Prompt("When are my taxes due?")], "small", steps=2)
+    selection = selector.select(
+        [Prompt("How do I bake a loaf?"), Prompt("When are my taxes due?")], "small", steps=2
+    )
 
     assert names(selection) == {"bread", "tax"}
 
@@ -229,9 +281,14 @@ def test_the_parts_of_a_long_prompt_are_all_targets(selector: Selector, make: An
     assert names(selection) == {"bread", "ships"}
 
 
-def test_a_long_prompt_is_chosen_for_like_its_segments(whole: Selector, make: Any, embedder: Embedder) -> None:
+def test_a_long_prompt_is_chosen_for_like_its_segments(
+    whole: Selector, make: Any, embedder: Embedder
+) -> None:
     make("small", _DOCUMENTS)
-    prompts = [Prompt(_SHIPS * 50 + _BREAD * 50, context="Before that. "), Prompt("And the kitten?", context="Cats.")]
+    prompts = [
+        Prompt(_SHIPS * 50 + _BREAD * 50, context="Before that. "),
+        Prompt("And the kitten?", context="Cats."),
+    ]
     targets_TD = embedder.embed([*embedder.segments(prompts[0]), "Cats.\nAnd the kitten?"])
     candidates_KD = embedder.embed([document.text for document in _DOCUMENTS])
 
@@ -240,15 +297,22 @@ def test_a_long_prompt_is_chosen_for_like_its_segments(whole: Selector, make: An
     expected = sift(candidates_KD, targets_TD, steps=6, regularisation=0.1)
     chosen = {source.sequence: source.name for source, _ in selection.sources}
     assert len(targets_TD) > 3
-    assert [chosen[sequence] for sequence in selection.ids] == [_DOCUMENTS[pick].name for pick in expected.picks]
+    assert [chosen[sequence] for sequence in selection.ids] == [
+        _DOCUMENTS[pick].name for pick in expected.picks
+    ]
     assert selection.uncertainty == pytest.approx(expected.uncertainty, abs=1e-3)
     assert selection.irreducible == pytest.approx(irreducible(candidates_KD, targets_TD), abs=1e-3)
 
 
-def test_a_short_question_is_understood_by_what_was_said_before(selector: Selector, make: Any) -> None:
+def test_a_short_question_is_understood_by_what_was_said_before(
+    selector: Selector, make: Any
+) -> None:
     make("small", _DOCUMENTS)
 
-    for context, name in (("We talked about baking bread.", "bread"), ("We talked about income tax.", "tax")):
+    for context, name in (
+        ("We talked about baking bread.", "bread"),
+        ("We talked about income tax.", "tax"),
+    ):
         selection = selector.select([Prompt("How is that done?", context)], "small", steps=1)
 
         assert names(selection) == {name}
@@ -267,7 +331,9 @@ def test_adaptive_sift_stops_before_the_steps(selector: Selector, make: Any) -> 
     assert selection.uncertainty[-1] > 1 / (0.5 * n)
 
 
-@pytest.mark.parametrize(("strategy", "alpha"), [("sift", 0.1), *((strategy, None) for strategy in STRATEGIES)])
+@pytest.mark.parametrize(
+    ("strategy", "alpha"), [("sift", 0.1), *((strategy, None) for strategy in STRATEGIES)]
+)
 def test_an_empty_corpus_is_said_to_be_the_reason(
     selector: Selector, make: Any, strategy: str, alpha: float | None
 ) -> None:
@@ -294,7 +360,9 @@ def test_bad_wishes_are_refused(selector: Selector, make: Any) -> None:
 def test_only_sift_has_a_stopping_rule(selector: Selector, make: Any, strategy: str) -> None:
     make("small", _DOCUMENTS)
 
-    with pytest.raises(ValueError, match=f"the strategy '{strategy}' has no stopping rule; leave alpha out"):
+    with pytest.raises(
+        ValueError, match=f"the strategy '{strategy}' has no stopping rule; leave alpha out"
+    ):
         selector.select(_KITTEN, "small", steps=1, alpha=0.1, strategy=strategy)
     with pytest.raises(ValueError, match="no stopping rule"):
         choose(strategy, np.eye(3), np.ones((1, 3)), 2, 0.1, alpha=0.1)
@@ -303,7 +371,9 @@ def test_only_sift_has_a_stopping_rule(selector: Selector, make: Any, strategy: 
 def test_a_strategy_can_be_chosen_without_a_corpus() -> None:
     target_TD = np.array([[0.8, 0.5, 0.33]])
 
-    assert choose("sift", np.eye(3), target_TD, 9, 0.1) == sift(np.eye(3), target_TD, steps=9, regularisation=0.1)
+    assert choose("sift", np.eye(3), target_TD, 9, 0.1) == sift(
+        np.eye(3), target_TD, steps=9, regularisation=0.1
+    )
     assert choose("sift", np.eye(3), target_TD, 9, 0.1, alpha=0.9).stop == "alpha"
     assert choose("nn", np.eye(3), target_TD, 2, 0.1) == nearest_neighbours(
         np.eye(3), target_TD, steps=2, regularisation=0.1
@@ -312,7 +382,9 @@ def test_a_strategy_can_be_chosen_without_a_corpus() -> None:
     assert sorted(choose("us", np.eye(3), target_TD, 3, 0.1).picks) == [0, 1, 2]
     assert sorted(choose("random", np.eye(3), target_TD, 3, 0.1, seed=7).picks) == [0, 1, 2]
     assert choose("hull", np.eye(3), target_TD, 3, 0.1).picks == (0, 0, 1)
-    with pytest.raises(ValueError, match="unknown strategy 'luck': one of sift, nn, nn-f, us, random, hull"):
+    with pytest.raises(
+        ValueError, match="unknown strategy 'luck': one of sift, nn, nn-f, us, random, hull"
+    ):
         choose("luck", np.eye(3), target_TD, 3, 0.1)
 
 
@@ -334,7 +406,10 @@ def test_it_says_which_corpus_it_chose_from_however_that_was_called(
     identity = corpus.meta()["id"]
     corpus.close()
 
-    assert {first, *(selector.select(_KITTEN, name, steps=1).corpus for name in (first, "A small one"))} == {identity}
+    assert {
+        first,
+        *(selector.select(_KITTEN, name, steps=1).corpus for name in (first, "A small one")),
+    } == {identity}
     Corpus.open(corpora, "small").remove()
     make("small", _DOCUMENTS)
     assert selector.select(_KITTEN, "small", steps=1).corpus != identity
@@ -358,11 +433,15 @@ def test_a_corpus_of_another_tokenizer_is_refused_where_the_base_model_is_known(
 
     assert selector.select(_KITTEN, "foreign", steps=1).stop == "corpus"
     assert knowing.select(_KITTEN, "small", steps=1).ids
-    with pytest.raises(CorpusError, match="'foreign' holds the tokens of another model's tokenizer"):
+    with pytest.raises(
+        CorpusError, match="'foreign' holds the tokens of another model's tokenizer"
+    ):
         knowing.select(_KITTEN, "foreign", steps=1)
 
 
-def test_documents_added_by_another_are_seen_by_the_next_selection(selector: Selector, make: Any) -> None:
+def test_documents_added_by_another_are_seen_by_the_next_selection(
+    selector: Selector, make: Any
+) -> None:
     make("small", _DOCUMENTS[2:])
     before = selector.select(_KITTEN, "small", steps=1)
 
@@ -373,7 +452,9 @@ def test_documents_added_by_another_are_seen_by_the_next_selection(selector: Sel
     assert after.sources[0][0].name == "cats"
 
 
-def test_documents_deleted_by_another_are_never_chosen_again(corpora: Path, selector: Selector, make: Any) -> None:
+def test_documents_deleted_by_another_are_never_chosen_again(
+    corpora: Path, selector: Selector, make: Any
+) -> None:
     make("small", _DOCUMENTS)
     selector.select(_KITTEN, "small", steps=1)
     other = Corpus.open(corpora, "small")
@@ -385,7 +466,9 @@ def test_documents_deleted_by_another_are_never_chosen_again(corpora: Path, sele
     assert "cats" not in names(selection)
 
 
-def test_a_corpus_removed_and_made_again_is_noticed(corpora: Path, selector: Selector, make: Any) -> None:
+def test_a_corpus_removed_and_made_again_is_noticed(
+    corpora: Path, selector: Selector, make: Any
+) -> None:
     # The new one has the same name and, with the same number of additions, the same generation.
     make("small", _DOCUMENTS[:2])
     assert selector.select(_KITTEN, "small", steps=1).sources[0][0].name == "cats"
@@ -437,18 +520,25 @@ def test_a_corpus_that_is_damaged_is_refused_at_once_and_nothing_of_it_is_told(
         for file in (corpora / "all").glob("index*"):
             shutil.rmtree(file) if file.is_dir() else file.unlink()
 
-    with pytest.raises(CorpusError, match=r"corpus 'all' is damaged: .*; delete its folder") as refusal:
+    with pytest.raises(
+        CorpusError, match=r"corpus 'all' is damaged: .*; delete its folder"
+    ) as refusal:
         selector.select(_KITTEN, "all", steps=3)
 
     assert "kitten" not in str(refusal.value)
 
 
-def test_embeddings_that_are_no_numbers_are_called_damaged(corpora: Path, selector: Selector, make: Any) -> None:
+def test_embeddings_that_are_no_numbers_are_called_damaged(
+    corpora: Path, selector: Selector, make: Any
+) -> None:
     make("all", _DOCUMENTS)
     corpus = Corpus.open(corpora, "all")
     dimension = int(corpus.meta()["dimension"])
     corpus.close()
-    damaged(corpora, f"UPDATE sequences SET embedding = x'{np.full(dimension, np.nan, np.float32).tobytes().hex()}'")
+    damaged(
+        corpora,
+        f"UPDATE sequences SET embedding = x'{np.full(dimension, np.nan, np.float32).tobytes().hex()}'",
+    )
     for file in (corpora / "all").glob("index*"):
         shutil.rmtree(file) if file.is_dir() else file.unlink()
 

@@ -1,4 +1,6 @@
-"""Which windows are looked at where there are more than can be: the ends of prompts first, evenly, never silently."""
+"""Which windows are looked at where there are more than can be: the ends of prompts first, evenly,
+never silently.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def test_as_many_windows_are_used_as_there_is_room_for(windows: list[int], most:
     assert sum(used) == min(sum(windows), most)
     assert all(0 <= mine <= there for mine, there in zip(used, windows, strict=True))
     # No prompt has two windows more in use than one that has as many.
-    assert all(used[i] >= min(used[j] - 1, windows[i]) for i in range(len(windows)) for j in range(len(windows)))
+    assert all(
+        used[i] >= min(used[j] - 1, windows[i])
+        for i in range(len(windows))
+        for j in range(len(windows))
+    )
 
 
 @given(st.integers(0, 3000), st.integers(1, 100))

@@ -1,4 +1,6 @@
-"""Turns: requests share an embedder and corpora, none waits for the whole of another, each ends when told to."""
+"""Turns: requests share an embedder and corpora, none waits for the whole of another, each ends
+when told to.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 
 from selection import selector as selector_module
 from selection.corpus.corpus import Corpus
-from selection.corpus.pool import OpenCorpora
+from selection.corpus.pool import CorpusPool
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Embeddings, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
@@ -22,7 +24,7 @@ from selection.limit import AbandonedError, Limit, SecondsSpentError
 from selection.selector import Selector, SelectorConfig
 from selection.strategies import registry
 from selection.targets import MOST_TARGETS, LeftOut
-from selection.threaded_embedder import PART_CHARACTERS, PART_TEXTS, SharedEmbedder
+from selection.threaded_embedder import PART_CHARACTERS, PART_TEXTS, ThreadedEmbedder
 
 _LONG = "bees " * (PART_CHARACTERS // 5)  # fills a part
 
@@ -69,12 +71,16 @@ def slow(words: Embedder) -> Slow:
 
 
 @pytest.fixture
-def selector(corpora: Path, slow: Slow, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Selector:
+def selector(
+    corpora: Path, slow: Slow, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> Selector:
     monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: slow)
     for name in ("hive", "tracks"):
         corpus = Corpus.create(corpora, name, slow, tokenizer_digest(tokenizer))
         texts = [f"Number {i} of the {name}: bees and trains, {i} in all." for i in range(8)]
-        ingest(corpus, [Document(f"{name} {i}", text) for i, text in enumerate(texts)], slow, tokenizer)
+        ingest(
+            corpus, [Document(f"{name} {i}", text) for i, text in enumerate(texts)], slow, tokenizer
+        )
         corpus.close()
     made = Selector(SelectorConfig(corpora, candidates=4, regularisation=0.1))
     slow.parts.clear()
@@ -86,7 +92,7 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(8)
 
 
-def queued(shared: SharedEmbedder, count: int) -> None:
+def queued(shared: ThreadedEmbedder, count: int) -> None:
     """Wait until so many units of work wait for their turn."""
     until = time.monotonic() + 30
     while shared._thread._work_queue.qsize() < count:
@@ -94,8 +100,10 @@ def queued(shared: SharedEmbedder, count: int) -> None:
         time.sleep(0.001)
 
 
-def test_a_small_one_waits_for_one_part_of_a_large_one(slow: Slow, threads: ThreadPoolExecutor) -> None:
-    shared, gate = SharedEmbedder(lambda: slow), Gate(slow)
+def test_a_small_one_waits_for_one_part_of_a_large_one(
+    slow: Slow, threads: ThreadPoolExecutor
+) -> None:
+    shared, gate = ThreadedEmbedder(lambda: slow), Gate(slow)
     large = threads.submit(shared.embed, [_LONG] * 50)
     gate.reached.wait(30)
     small = threads.submit(shared.embed, ["small"])
@@ -109,7 +117,7 @@ def test_a_small_one_waits_for_one_part_of_a_large_one(slow: Slow, threads: Thre
 
 
 def test_large_ones_take_turns(slow: Slow, threads: ThreadPoolExecutor) -> None:
-    shared, gate = SharedEmbedder(lambda: slow), Gate(slow)
+    shared, gate = ThreadedEmbedder(lambda: slow), Gate(slow)
     texts = {name: [f"{name} {i} {_LONG}" for i in range(10)] for name in ("first", "second")}
     first = threads.submit(shared.embed, texts["first"])
     gate.reached.wait(30)
@@ -133,7 +141,7 @@ def test_large_ones_take_turns(slow: Slow, threads: ThreadPoolExecutor) -> None:
 
 
 def test_parts_hold_few_texts_and_come_back_in_order(slow: Slow, words: Embedder) -> None:
-    shared = SharedEmbedder(lambda: slow)
+    shared = ThreadedEmbedder(lambda: slow)
     texts = [f"text {i} {'of bees ' * (i * 13 % 200)}" for i in range(60)]
 
     vectors = shared.embed(texts)
@@ -170,24 +178,33 @@ def test_seconds_that_suffice_change_nothing(selector: Selector) -> None:
     free = selector.select(prompts, "hive", steps=5)
     limited = selector.select(prompts, "hive", steps=5, limit=Limit(1000.0))
 
-    assert (limited.ids, limited.uncertainty, limited.left_out) == (free.ids, free.uncertainty, None)
+    assert (limited.ids, limited.uncertainty, limited.left_out) == (
+        free.ids,
+        free.uncertainty,
+        None,
+    )
 
 
 @pytest.mark.parametrize("strategy", ["sift", "nn", "nn-f", "us", "random", "hull"])
 def test_a_choice_can_be_broken_off(selector: Selector, slow: Slow, strategy: str) -> None:
-    # Arrange: a clock that each look moves on by a second. It is looked at more often than before the choice.
+    # Arrange: a clock that each look moves on by a second. It is looked at more often than before
+    # the choice.
     looks = [0]
 
     def look() -> float:
         looks[0] += 1
         return float(looks[0])
 
-    selector.select([Prompt("bees")], "hive", steps=4, strategy=strategy, limit=Limit(1000.0, clock=look))
+    selector.select(
+        [Prompt("bees")], "hive", steps=4, strategy=strategy, limit=Limit(1000.0, clock=look)
+    )
     whole = looks[0]
 
     looks[0] = 0
     with pytest.raises(SecondsSpentError):
-        selector.select([Prompt("bees")], "hive", steps=4, strategy=strategy, limit=Limit(whole - 2, clock=look))
+        selector.select(
+            [Prompt("bees")], "hive", steps=4, strategy=strategy, limit=Limit(whole - 2, clock=look)
+        )
 
 
 def test_what_nobody_waits_for_is_not_embedded_any_more(
@@ -195,7 +212,9 @@ def test_what_nobody_waits_for_is_not_embedded_any_more(
 ) -> None:
     gate, abandoned = Gate(slow), threading.Event()
     prompts = [Prompt(f"{_LONG} {i}") for i in range(20)]
-    selecting = threads.submit(selector.select, prompts, "hive", steps=3, limit=Limit(abandoned=abandoned))
+    selecting = threads.submit(
+        selector.select, prompts, "hive", steps=3, limit=Limit(abandoned=abandoned)
+    )
     gate.reached.wait(30)
 
     abandoned.set()
@@ -206,7 +225,9 @@ def test_what_nobody_waits_for_is_not_embedded_any_more(
     assert len(slow.parts) == 1
 
 
-def test_a_selection_that_embeds_holds_no_corpus(selector: Selector, slow: Slow, threads: ThreadPoolExecutor) -> None:
+def test_a_selection_that_embeds_holds_no_corpus(
+    selector: Selector, slow: Slow, threads: ThreadPoolExecutor
+) -> None:
     gate = Gate(slow)
     selecting = threads.submit(selector.select, [Prompt("bees")], "hive", steps=3)
     gate.reached.wait(30)
@@ -230,7 +251,9 @@ def test_of_more_prompts_than_the_bound_some_are_looked_at_and_the_others_not_ev
     assert (slow.tokenised[0], slow.tokenised[-1]) == (prompts[0], prompts[-1])
 
 
-def test_of_more_windows_than_the_bound_the_last_of_each_prompt_come_first(selector: Selector, slow: Slow) -> None:
+def test_of_more_windows_than_the_bound_the_last_of_each_prompt_come_first(
+    selector: Selector, slow: Slow
+) -> None:
     slow.windows = 4
     prompts = [Prompt(f"prompt {i}") for i in range(20)]
 
@@ -240,13 +263,16 @@ def test_of_more_windows_than_the_bound_the_last_of_each_prompt_come_first(selec
     assert selection.left_out == LeftOut(MOST_TARGETS, 80, "windows")
     assert len(embedded) == MOST_TARGETS
     assert {f"prompt {i} 3" for i in range(20)} <= set(embedded)
-    assert embedded == [text for i in range(20) for text in (f"prompt {i} 2", f"prompt {i} 3") if text in embedded]
+    assert embedded == [
+        text for i in range(20) for text in (f"prompt {i} 2", f"prompt {i} 3") if text in embedded
+    ]
 
 
 def test_a_corpus_that_was_replaced_between_search_and_reading_is_searched_again(
     selector: Selector, corpora: Path, slow: Slow, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Arrange: while the first choice is made, another corpus of that name takes the place of the first.
+    # Arrange: while the first choice is made, another corpus of that name takes the place of the
+    # first.
     choose = registry.choose
     chosen = []
 
@@ -255,7 +281,12 @@ def test_a_corpus_that_was_replaced_between_search_and_reading_is_searched_again
         if len(chosen) == 1:
             Corpus.open(corpora, "hive").remove()
             corpus = Corpus.create(corpora, "hive", slow, tokenizer_digest(tokenizer))
-            ingest(corpus, [Document(f"new {i}", f"New text {i} of wax.") for i in range(8)], slow, tokenizer)
+            ingest(
+                corpus,
+                [Document(f"new {i}", f"New text {i} of wax.") for i in range(8)],
+                slow,
+                tokenizer,
+            )
             corpus.close()
         return choose(*args, **kwargs)
 
@@ -272,7 +303,9 @@ def test_another_corpus_is_not_waited_for(selector: Selector) -> None:
         assert other.name == "tracks"
 
 
-def test_a_corpus_in_use_is_waited_for_within_the_seconds(selector: Selector, threads: ThreadPoolExecutor) -> None:
+def test_a_corpus_in_use_is_waited_for_within_the_seconds(
+    selector: Selector, threads: ThreadPoolExecutor
+) -> None:
     def use(limit: Limit) -> str:
         with selector.corpora.use("hive", limit=limit) as corpus:
             return corpus.name
@@ -288,9 +321,11 @@ def test_a_corpus_in_use_is_waited_for_within_the_seconds(selector: Selector, th
     assert waiting.result(30) == "hive"
 
 
-def test_a_corpus_that_is_closed_while_it_is_used_stays_open_until_its_user_is_done(corpora: Path, slow: Slow) -> None:
+def test_a_corpus_that_is_closed_while_it_is_used_stays_open_until_its_user_is_done(
+    corpora: Path, slow: Slow
+) -> None:
     Corpus.create(corpora, "notes", slow, "t").close()
-    shared = OpenCorpora(corpora, slow, "t")
+    shared = CorpusPool(corpora, slow, "t")
 
     with shared.use("notes") as corpus:
         shared.close()

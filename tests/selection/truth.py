@@ -9,7 +9,7 @@ import numpy as np
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Scalar
-from selection.corpus.sqlite_store import Piece
+from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 
 
@@ -27,7 +27,7 @@ class Held:
 
 def add(corpus: Corpus, embedder: Embedder, name: str, *texts: str, group: int = 0) -> int:
     """Add a document of one sequence a text; its tokens are its characters' code points."""
-    pieces = [Piece(10 * i, text, tuple(ord(c) for c in text)) for i, text in enumerate(texts)]
+    pieces = [Chunk(10 * i, text, tuple(ord(c) for c in text)) for i, text in enumerate(texts)]
     return corpus.add(name, f"digest of {texts}", pieces, embedder.embed(texts), {"group": group})
 
 

@@ -1,4 +1,6 @@
-"""The command `mayfly` in a process of its own: what it prints, how it ends, and what it has imported."""
+"""The command `mayfly` in a process of its own: what it prints, how it ends, and what it has
+imported.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-HEAVY = ("torch", "transformers", "sentence_transformers", "ray", "vllm", "faiss", "numba", "pyarrow", "scipy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "ray",
+    "vllm",
+    "faiss",
+    "numba",
+    "pyarrow",
+    "scipy",
+)
 _CODE = """
 import sys
 from serving.cli.main import main

@@ -1,4 +1,6 @@
-"""A real HTTP server that plays recorded answers: for what is tested of a client, and needs no engine."""
+"""A real HTTP server that plays recorded answers: for what is tested of a client, and needs no
+engine.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,14 @@ REPORT: dict[str, Any] = {
         {"document": "a", "name": "paths.py", "start": 700, "times": 2},
         {"document": "b", "name": "flow.py", "start": 0, "times": 2},
     ],
-    "seconds": {"embed": 0.01, "search": 0.002, "select": 0.001, "queue": 0.1, "train": 1.0, "load": 0.03},
+    "seconds": {
+        "embed": 0.01,
+        "search": 0.002,
+        "select": 0.001,
+        "queue": 0.1,
+        "train": 1.0,
+        "load": 0.03,
+    },
     "corpus": "nx",
     "seed": 0,
     "adapter": "mayfly-1",
@@ -54,16 +63,24 @@ def events(*chunks: dict[str, Any]) -> tuple[bytes, ...]:
 
 def spoken(*pieces: str) -> list[dict[str, Any]]:
     """The chunks of a chat that says so."""
-    return [{"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
+    return [
+        {"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
+        for piece in pieces
+    ]
 
 
-FIRST = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "adaptation": REPORT}
+FIRST = {
+    "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}],
+    "adaptation": REPORT,
+}
 USAGE = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}}
 CHAT = (*COMMENTS, *events(FIRST, *spoken("Hel", "lo\tthere\u2028you"), USAGE))
 
 
 class Replay:
-    """What it plays may be changed between requests, or depend on the body; a number in it is a pause in seconds."""
+    """What it plays may be changed between requests, or depend on the body; a number in it is a
+    pause in seconds.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -72,13 +89,18 @@ class Replay:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str | None] = []
         self.left = threading.Event()  # a client went before its answer had ended
-        api = [Route("/models", self._models), Route("/{path:path}", self._answer, methods=["POST"])]
+        api = [
+            Route("/models", self._models),
+            Route("/{path:path}", self._answer, methods=["POST"]),
+        ]
         places = ("/v1", "/behind/a/proxy/v1", "/plain/api")  # where the API is
         self.app = Starlette(routes=[Mount(place, routes=api) for place in places])
 
     async def _models(self, request: Request) -> Response:
         self.keys.append(request.headers.get("authorization"))
-        return self.refuses or JSONResponse({"object": "list", "data": [{"id": "nano"}, {"id": "other"}]})
+        return self.refuses or JSONResponse(
+            {"object": "list", "data": [{"id": "nano"}, {"id": "other"}]}
+        )
 
     async def _answer(self, request: Request) -> Response:
         body = await request.json()

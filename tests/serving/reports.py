@@ -23,7 +23,14 @@ REPORT = AdaptationReport(
     prompt_losses=((0, 3.25), (2, 3.0)),
     kept=2,
     sources=({"document": 4, "name": "diagnosis.txt", "start": 0, "times": 2},),
-    seconds={"embed": 0.0125, "search": 0.002, "select": 0.003, "queue": 0.2, "train": 0.55, "load": 0.05},
+    seconds={
+        "embed": 0.0125,
+        "search": 0.002,
+        "select": 0.003,
+        "queue": 0.2,
+        "train": 0.55,
+        "load": 0.05,
+    },
     spent_seconds=0.84,
     adapter="mayfly-1",
 )

@@ -35,16 +35,28 @@ def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer
 
 
 def adapt(home: Path, out: Path, *options: str, stdin: str | None = None) -> Result:
-    arguments = ["adapt", "--prompt", "Where is the queen in winter?", "--out", str(out), "--home", str(home)]
+    arguments = [
+        "adapt",
+        "--prompt",
+        "Where is the queen in winter?",
+        "--out",
+        str(out),
+        "--home",
+        str(home),
+    ]
     return CliRunner().invoke(app, [*arguments, *options], input=stdin)
 
 
-def test_the_adapter_that_is_kept_speaks_in_plain_peft(home: Path, tmp_path: Path, nano: str, tokenizer: Any) -> None:
+def test_the_adapter_that_is_kept_speaks_in_plain_peft(
+    home: Path, tmp_path: Path, nano: str, tokenizer: Any
+) -> None:
     result = adapt(home, tmp_path / "adapter", "--corpus", "notes", "--budget", "steps=4")
 
     assert result.exit_code == 0, result.output
     assert "4 steps" in result.output
-    told = re.search(r"loss of the prompt itself: (\d+\.\d\d) -> (\d+\.\d\d), 4 steps", result.output)
+    told = re.search(
+        r"loss of the prompt itself: (\d+\.\d\d) -> (\d+\.\d\d), 4 steps", result.output
+    )
     assert told is not None
     assert float(told[2]) < float(told[1])
     assert "stop steps" in result.output
@@ -73,7 +85,10 @@ def test_a_prompt_comes_from_standard_input_and_plans_are_taken(home: Path, tmp_
         (("--corpus", "notes", "--budget", "none"), "no adaptation was asked for"),
         (("--corpus", "notes", "--budget", "steps=0"), "ask for steps=1 or more"),
         (("--corpus", "notes", "--budget", "steps=-1"), "steps"),
-        (("--corpus", "notes", "--budget", "steps=2", "--plan", "backwards"), "unknown plan 'backwards'"),
+        (
+            ("--corpus", "notes", "--budget", "steps=2", "--plan", "backwards"),
+            "unknown plan 'backwards'",
+        ),
         (("--corpus", "notes", "--budget", "seconds=0.001"), "training ended by 'seconds'"),
     ],
 )

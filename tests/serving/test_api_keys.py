@@ -1,4 +1,6 @@
-"""API keys: who is let in, what they may spend and how often, and what is said of a key file that is none."""
+"""API keys: who is let in, what they may spend and how often, and what is said of a key file that
+is none.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selection.access import EVERYTHING, Reader
+from selection.access import OPERATOR, Principal
 from serving.api_keys import Key, Keys, digest
 from serving.budget import Budget
 from serving.errors import RateLimitError, SettingsError, UnauthorizedError
@@ -49,11 +51,19 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_of_the_command_line_and_of_the_file_are_let_in(file: Path) -> None:
     known = keys("first", "second", file=file)
 
-    assert known.find("Bearer first").reader == known.find("bearer  second ").reader == EVERYTHING
+    assert known.find("Bearer first").reader == known.find("bearer  second ").reader == OPERATOR
     alice = known.find("Bearer open-sesame")
-    assert (alice.name, alice.limits, alice.default, alice.requests_per_minute) == ("alice", None, None, None)
-    assert alice.reader == Reader("alice", frozenset({"nx", "vs_1"}))
-    assert len({known.find(f"Bearer {secret}").name for secret in ("first", "second", "open-sesame")}) == 3
+    assert (alice.name, alice.limits, alice.default, alice.requests_per_minute) == (
+        "alice",
+        None,
+        None,
+        None,
+    )
+    assert alice.reader == Principal("alice", frozenset({"nx", "vs_1"}))
+    assert (
+        len({known.find(f"Bearer {secret}").name for secret in ("first", "second", "open-sesame")})
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,8 +118,8 @@ def test_everything_is_a_star_and_nothing_is_the_default(file: Path) -> None:
     file.write_text(table("boss", "a", 'corpora = ["*"]') + table("guest", "b"))
     known = keys(file=file)
 
-    assert known.find("Bearer a").reader == EVERYTHING
-    assert known.find("Bearer b").reader == Reader("guest", frozenset())
+    assert known.find("Bearer a").reader == OPERATOR
+    assert known.find("Bearer b").reader == Principal("guest", frozenset())
 
 
 # -- what they may spend, and how often
@@ -123,7 +133,11 @@ def test_everything_is_a_star_and_nothing_is_the_default(file: Path) -> None:
         (('budget = "none"',), Budget(0, 60.0), _LIMITS),
         (("max_steps = 10",), Budget(10, 60.0, 0.05), Budget(10, 60.0)),
         (("max_steps = 99", "max_seconds = 1.5"), Budget(50, 1.5, 0.05), Budget(50, 1.5)),
-        (('budget = "steps=20"', "max_steps = 10", "max_seconds = 2"), Budget(10, 2.0), Budget(10, 2.0)),
+        (
+            ('budget = "steps=20"', "max_steps = 10", "max_seconds = 2"),
+            Budget(10, 2.0),
+            Budget(10, 2.0),
+        ),
         (('budget = "alpha=0.1"', "max_steps = 0"), Budget(0, 60.0, 0.1), Budget(0, 60.0)),
     ],
 )
@@ -282,7 +296,9 @@ def test_a_key_file_that_is_not_there_and_a_secret_given_twice_are_refused(tmp_p
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_wrong_entry_does_not_keep_the_others_from_changing(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_entry_does_not_keep_the_others_from_changing(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file.write_text(table("alice", "a") + table("bob", "b") + table("carol", "c"))
     known = keys(file=file)
 
@@ -300,7 +316,9 @@ def test_a_wrong_entry_does_not_keep_the_others_from_changing(file: Path, caplog
 def test_every_wrong_entry_is_told_at_the_start(file: Path) -> None:
     file.write_text(table("alice", "a", "colour = 'red'") + table("bob", "b") + "[keys.carol]\n")
 
-    with pytest.raises(SettingsError, match=r"key 'alice': unknown entry .*; .*key 'carol': `sha256`"):
+    with pytest.raises(
+        SettingsError, match=r"key 'alice': unknown entry .*; .*key 'carol': `sha256`"
+    ):
         keys(file=file)
 
 

@@ -1,4 +1,6 @@
-"""The budget: every form that is one, many that are not, places that must agree, and the cut to a server's limits."""
+"""The budget: every form that is one, many that are not, places that must agree, and the cut to a
+server's limits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.budget import ALIAS, FIELD, HEADER, MAX_HEADER, NONE, Budget, agreed_budget, parse_budget
+from serving.budget import (
+    ALIAS,
+    FIELD,
+    HEADER,
+    MAX_HEADER,
+    NONE,
+    Budget,
+    agreed_budget,
+    parse_budget,
+)
 from serving.errors import BudgetError, to_http
 
 _DEFAULT = Budget(steps=7, seconds=3.0, alpha=0.7)
@@ -28,31 +39,144 @@ MALFORMED = [
     # nothing
     *["", " ", "\t", ",", ", ,", ";", "=", "\0", "\n"],
     # numbers that are none, or out of range
-    *["steps=-1", "seconds=-1", "seconds=-0.5", "alpha=-0.1", "steps=1.5", "steps=1.0", "steps=NaN"],
+    *[
+        "steps=-1",
+        "seconds=-1",
+        "seconds=-0.5",
+        "alpha=-0.1",
+        "steps=1.5",
+        "steps=1.0",
+        "steps=NaN",
+    ],
     *["seconds=NaN", "seconds=nan", "alpha=NaN", "seconds=inf", "seconds=Infinity", "alpha=-inf"],
     *["gain=-0.1", "gain=0", "gain=NaN", "gain", 'gain="1"', "gain=1, gain=1", "auto, gain=1"],
-    *["steps=1e9", "seconds=1e9", "seconds=1e-3", "alpha=1E1", "steps=0x10", "steps=+5", "steps=1_000"],
-    *["seconds=0", "seconds=0.0", "seconds=-0.0", "alpha=0", "alpha=0.000", "seconds=.5", "seconds=5."],
-    *["seconds=0.0001", "steps=1000000000000000", "seconds=1234567890123.5", "steps=", "steps= 5", "steps =5"],
+    *[
+        "steps=1e9",
+        "seconds=1e9",
+        "seconds=1e-3",
+        "alpha=1E1",
+        "steps=0x10",
+        "steps=+5",
+        "steps=1_000",
+    ],
+    *[
+        "seconds=0",
+        "seconds=0.0",
+        "seconds=-0.0",
+        "alpha=0",
+        "alpha=0.000",
+        "seconds=.5",
+        "seconds=5.",
+    ],
+    *[
+        "seconds=0.0001",
+        "steps=1000000000000000",
+        "seconds=1234567890123.5",
+        "steps=",
+        "steps= 5",
+        "steps =5",
+    ],
     *["steps=5 5", "steps=5s", "steps=--5", "steps=5%"],
     # values of other kinds
-    *["steps", "seconds", "alpha", "steps=?1", "seconds=?0", "alpha=?1", 'steps="5"', 'seconds="1.5"'],
-    *["steps=five", "steps=(5)", "seconds=(1 2)", "alpha=()", "steps=:BQ==:", "seconds=:AAAA:", "steps=@5"],
-    *["seconds=@1659578233", "alpha=@99999999999999", 'alpha=%"0.1"', 'steps=%"%ff"', 'steps="a,b"', "steps=(5"],
+    *[
+        "steps",
+        "seconds",
+        "alpha",
+        "steps=?1",
+        "seconds=?0",
+        "alpha=?1",
+        'steps="5"',
+        'seconds="1.5"',
+    ],
+    *[
+        "steps=five",
+        "steps=(5)",
+        "seconds=(1 2)",
+        "alpha=()",
+        "steps=:BQ==:",
+        "seconds=:AAAA:",
+        "steps=@5",
+    ],
+    *[
+        "seconds=@1659578233",
+        "alpha=@99999999999999",
+        'alpha=%"0.1"',
+        'steps=%"%ff"',
+        'steps="a,b"',
+        "steps=(5",
+    ],
     # words that do not stand alone, or are no words
-    *["none, steps=3", "steps=3, none", "auto, alpha=0.1", "none, auto", "auto=?0", "none=?0", "none=1"],
-    *["auto=auto", "None", "NONE", "AUTO", "Auto", "maximum", "20", "1.5", '"auto"', "(none)", "-auto"],
+    *[
+        "none, steps=3",
+        "steps=3, none",
+        "auto, alpha=0.1",
+        "none, auto",
+        "auto=?0",
+        "none=?0",
+        "none=1",
+    ],
+    *[
+        "auto=auto",
+        "None",
+        "NONE",
+        "AUTO",
+        "Auto",
+        "maximum",
+        "20",
+        "1.5",
+        '"auto"',
+        "(none)",
+        "-auto",
+    ],
     # keys
-    *["Steps=5", "STEPS=5", "step=5", "steps=5, second=1", "sigma=0.1", "steps=5, tokens=3", "*steps=5", "a=1"],
+    *[
+        "Steps=5",
+        "STEPS=5",
+        "step=5",
+        "steps=5, second=1",
+        "sigma=0.1",
+        "steps=5, tokens=3",
+        "*steps=5",
+        "a=1",
+    ],
     # twice, also over several lines, which HTTP joins with commas
-    *["steps=1, steps=2", "steps=5, steps=5", "seconds=1, steps=3, seconds=2", "none, none", "auto, auto"],
-    *["alpha=0.1, alpha=0.1, alpha=0.1", "steps=1,,seconds=1", "steps=1, ", ",steps=1", "auto,", "auto, , auto"],
+    *[
+        "steps=1, steps=2",
+        "steps=5, steps=5",
+        "seconds=1, steps=3, seconds=2",
+        "none, none",
+        "auto, auto",
+    ],
+    *[
+        "alpha=0.1, alpha=0.1, alpha=0.1",
+        "steps=1,,seconds=1",
+        "steps=1, ",
+        ",steps=1",
+        "auto,",
+        "auto, , auto",
+    ],
     # parameters
-    *["auto;x=1", "none;x", "steps=5;x=1", "seconds=1.5; q=0.5", "alpha=0.1;a;b", "auto;", "steps=(5);x"],
+    *[
+        "auto;x=1",
+        "none;x",
+        "steps=5;x=1",
+        "seconds=1.5; q=0.5",
+        "alpha=0.1;a;b",
+        "auto;",
+        "steps=(5);x",
+    ],
     # separators and bytes
     *["steps=5 seconds=1", "steps:5", '{"steps": 5}', "steps=5\n", "steps=5\r\nseconds=1", ":"],
     *["steps=5;;seconds=1", ";steps=5", "steps=5; steps=5", "none; steps=5", "steps=5;,seconds=1"],
-    *["steps=\uff15", "säconds=1", "auto\u00a0", "\ufeffauto", "st\u0435ps=5", "steps=5\x7f", "steps=5\0"],
+    *[
+        "steps=\uff15",
+        "säconds=1",
+        "auto\u00a0",
+        "\ufeffauto",
+        "st\u0435ps=5",
+        "steps=5\x7f",
+        "steps=5\0",
+    ],
     # too long
     *["auto" + " " * MAX_HEADER, "steps=" + "1" * MAX_HEADER, "a" * 100_000],
 ]
@@ -117,11 +241,16 @@ _DECIMALS = st.integers(1, 10**9).map(lambda thousandths: Decimal(thousandths) /
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.fixed_dictionaries({}, optional={"steps": st.integers(0, 10**15 - 1), "seconds": _DECIMALS, "alpha": _DECIMALS}),
+    st.fixed_dictionaries(
+        {}, optional={"steps": st.integers(0, 10**15 - 1), "seconds": _DECIMALS, "alpha": _DECIMALS}
+    ),
     st.randoms(use_true_random=False),
 )
 def test_a_budget_written_out_reads_back(values: dict[str, int | Decimal], random: Random) -> None:
-    members = [f"{key}={value:f}" if isinstance(value, Decimal) else f"{key}={value}" for key, value in values.items()]
+    members = [
+        f"{key}={value:f}" if isinstance(value, Decimal) else f"{key}={value}"
+        for key, value in values.items()
+    ]
     random.shuffle(members)
     if not members:
         members = ["none"]
@@ -138,7 +267,9 @@ def test_a_budget_written_out_reads_back(values: dict[str, int | Decimal], rando
 
 def agree(**said: Any) -> Budget:
     places = {"header": HEADER, "alias": ALIAS, "field": FIELD}
-    return agreed_budget({places[key]: value for key, value in said.items()}, _DEFAULT, _AUTO, _LIMITS)
+    return agreed_budget(
+        {places[key]: value for key, value in said.items()}, _DEFAULT, _AUTO, _LIMITS
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,17 +296,63 @@ MALFORMED_FIELDS = [
     *[True, False, 0, 20, 1.5, [], ["steps=20"], [20], {}, "", "steps=-1", "NONE", "a" * 100_000],
     *[
         {"steps": value}
-        for value in (-1, 1.0, 1.5, True, "20", None, [20], {"a": 1}, 10**15, 10**400, math.nan, math.inf)
+        for value in (
+            -1,
+            1.0,
+            1.5,
+            True,
+            "20",
+            None,
+            [20],
+            {"a": 1},
+            10**15,
+            10**400,
+            math.nan,
+            math.inf,
+        )
     ],
     *[
         {"seconds": value}
-        for value in (0, -1, -0.5, True, "1.5", None, [1], {"a": 1}, 1e12, 10**400, math.nan, math.inf)
+        for value in (
+            0,
+            -1,
+            -0.5,
+            True,
+            "1.5",
+            None,
+            [1],
+            {"a": 1},
+            1e12,
+            10**400,
+            math.nan,
+            math.inf,
+        )
     ],
     *[
         {"alpha": value}
-        for value in (0, 0.0, -0.1, False, "0.1", None, [1], {"a": 1}, 1e12, 1e308, math.nan, -math.inf)
+        for value in (
+            0,
+            0.0,
+            -0.1,
+            False,
+            "0.1",
+            None,
+            [1],
+            {"a": 1},
+            1e12,
+            1e308,
+            math.nan,
+            -math.inf,
+        )
     ],
-    *[{"Steps": 5}, {"steps": 5, "second": 1}, {"none": True}, {"auto": True, "steps": 5}, {"": 5}, {"x" * 100_000: 1}],
+    *[
+        {"Steps": 5},
+        {"steps": 5, "second": 1},
+        {"none": True},
+        {"auto": True, "steps": 5},
+        {"": 5},
+        {"x" * 100_000: 1},
+    ],
 ]
 
 
@@ -188,8 +365,12 @@ def test_a_body_that_says_none_is_refused(field: Any) -> None:
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(("place", "name"), [("header", HEADER), ("alias", ALIAS), ("field", FIELD)])
-@pytest.mark.parametrize("text", ["steps=-1", "tokens=5", "steps", "auto, steps=5", "steps=5;steps=5", "", "?"])
+@pytest.mark.parametrize(
+    ("place", "name"), [("header", HEADER), ("alias", ALIAS), ("field", FIELD)]
+)
+@pytest.mark.parametrize(
+    "text", ["steps=-1", "tokens=5", "steps", "auto, steps=5", "steps=5;steps=5", "", "?"]
+)
 def test_an_error_names_the_place(place: str, name: str, text: str) -> None:
     with pytest.raises(BudgetError) as caught:
         agree(**{place: text})
@@ -201,7 +382,11 @@ def test_an_error_names_the_place(place: str, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        {"header": "steps=20, seconds=1.5", "alias": "seconds=1.500; steps=20", "field": {"steps": 20, "seconds": 1.5}},
+        {
+            "header": "steps=20, seconds=1.5",
+            "alias": "seconds=1.500; steps=20",
+            "field": {"steps": 20, "seconds": 1.5},
+        },
         {"header": "none", "field": {"steps": 0}},
         {"alias": "auto", "field": "auto"},
         {"header": "auto", "field": {"steps": 50, "alpha": 0.1}},
@@ -209,7 +394,9 @@ def test_an_error_names_the_place(place: str, name: str, text: str) -> None:
     ],
 )
 def test_places_that_say_the_same_agree(said: dict[str, Any]) -> None:
-    assert agree(**said) == agree(**dict([next(pair for pair in said.items() if pair[1] is not None)]))
+    assert agree(**said) == agree(
+        **dict([next(pair for pair in said.items() if pair[1] is not None)])
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,15 +418,21 @@ def test_places_that_disagree_are_named(said: dict[str, Any], places: list[str])
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.fixed_dictionaries({}, optional={"steps": st.integers(0, 10**15 - 1), "seconds": _DECIMALS, "alpha": _DECIMALS}),
+    st.fixed_dictionaries(
+        {}, optional={"steps": st.integers(0, 10**15 - 1), "seconds": _DECIMALS, "alpha": _DECIMALS}
+    ),
     st.sets(st.sampled_from(["header", "alias", "field"]), min_size=1),
 )
 def test_a_budget_is_the_same_wherever_it_is_said(values: dict[str, Any], places: set[str]) -> None:
     values = values or {"steps": 1}
-    text = "; ".join(f"{key}={value:f}" if key != "steps" else f"steps={value}" for key, value in values.items())
+    text = "; ".join(
+        f"{key}={value:f}" if key != "steps" else f"steps={value}" for key, value in values.items()
+    )
     members = {key: value if key == "steps" else float(value) for key, value in values.items()}
 
-    assert agree(**{place: members if place == "field" else text for place in places}) == parse(text)
+    assert agree(**{place: members if place == "field" else text for place in places}) == parse(
+        text
+    )
 
 
 def test_a_budget_error_survives_pickling() -> None:
@@ -257,7 +450,8 @@ def test_a_budget_error_survives_pickling() -> None:
         (Budget(41, 5.0), Budget(40, 5.0), ("steps",)),
         (Budget(10, 60.5), Budget(10, 60.0), ("seconds",)),
         (Budget(99, 99.0, 9.0), Budget(40, 60.0, 9.0), ("steps", "seconds")),
-        (Budget(10), Budget(10, 60.0), ()),  # none asked, none cut; the server's limit holds all the same
+        # None asked, none cut; the server's limit holds all the same.
+        (Budget(10), Budget(10, 60.0), ()),
         (NONE, Budget(0, 60.0), ()),
     ],
 )
@@ -273,7 +467,9 @@ def test_a_server_without_a_time_limit_cuts_no_seconds() -> None:
 
 
 @given(st.integers(0, 100), st.none() | st.floats(0.001, 100), st.none() | st.floats(0.001, 100))
-def test_a_cut_budget_is_within_and_is_not_cut_again(steps: int, seconds: float | None, alpha: float | None) -> None:
+def test_a_cut_budget_is_within_and_is_not_cut_again(
+    steps: int, seconds: float | None, alpha: float | None
+) -> None:
     within, _ = Budget(steps, seconds, alpha).cut_to(_LIMITS)
 
     assert within.steps <= 40

@@ -1,4 +1,6 @@
-"""`mayfly calibrate`: what is held out does not leak, the search finds what it should, and servers use what is kept."""
+"""`mayfly calibrate`: what is held out does not leak, the search finds what it should, and servers
+use what is kept.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,20 @@ from adapters.early_stopping import FIRST_LOOK, WINDOW
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
-from serving.calibration import GAINS, Curve, Held, copies, gain_of, hold_out, stopping
+from serving.calibration import GAINS, Curve, HeldOut, copies, gain_of, hold_out, stopping
 from serving.cli.main import app
 from serving.config import AUTO
 from serving.settings.settings import Settings
 
 _TOKENS = tuple(range(100, 164))
-_HELD = Held(7, "", _TOKENS)
+_HELD = HeldOut(7, "", _TOKENS)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer: Any) -> Path:
-    """A home with a corpus of small functions, which teach one another, and one of a single document."""
+    """A home with a corpus of small functions, which teach one another, and one of a single
+    document.
+    """
     home = tmp_path_factory.mktemp("home")
     draw = random.Random(0)
     verbs, nouns = ("load", "save", "parse", "merge"), ("frame", "table", "ledger", "index")
@@ -39,7 +43,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer
     ]
     for name, texts in (("functions", functions), ("lonely", functions[:1])):
         corpus = Corpus.create(home / "corpora", name, embedder, tokenizer_digest(tokenizer))
-        ingest(corpus, [Document(f"{n}.py", text) for n, text in enumerate(texts)], embedder, tokenizer)
+        ingest(
+            corpus, [Document(f"{n}.py", text) for n, text in enumerate(texts)], embedder, tokenizer
+        )
         corpus.close()
     return home
 
@@ -61,7 +67,9 @@ class TestHoldingOut:
     def test_pieces_of_one_document_count_together(self) -> None:
         assert copies(_HELD, [(1, _TOKENS[:24]), (1, _TOKENS[24:48]), (2, _TOKENS[:24])]) == {1}
 
-    def test_each_document_gives_one_sequence_the_same_each_time(self, home: Path, tokenizer: Any) -> None:
+    def test_each_document_gives_one_sequence_the_same_each_time(
+        self, home: Path, tokenizer: Any
+    ) -> None:
         corpus = Corpus.open(home / "corpora", "functions")
 
         held, again = (hold_out(corpus, tokenizer, 8) for _ in range(2))
@@ -75,10 +83,13 @@ class TestHoldingOut:
 class TestStopping:
     """The gain is read off curves."""
 
-    @given(st.lists(st.lists(st.floats(0.1, 1.0), min_size=51, max_size=51), min_size=1, max_size=5))
+    @given(
+        st.lists(st.lists(st.floats(0.1, 1.0), min_size=51, max_size=51), min_size=1, max_size=5)
+    )
     def test_a_larger_gain_never_takes_more_steps(self, prompts: list[list[float]]) -> None:
         curves = [
-            Curve(tuple(100.0 - n for n in range(51)), tuple(100 * each for each in prompt)) for prompt in prompts
+            Curve(tuple(100.0 - n for n in range(51)), tuple(100 * each for each in prompt))
+            for prompt in prompts
         ]
 
         steps = [stopping(curves, gain)[0] for gain in GAINS]
@@ -114,9 +125,19 @@ def test_what_is_found_is_kept_and_used_and_forgotten(home: Path, tmp_path: Path
 
     config = Settings(corpus="functions", home=home).config()
     assert (config.trainer.rank, config.engine.rank) == (kept["rank"], kept["rank"])
-    adapted = ["adapt", "--prompt", "def load_table(", "--corpus", "functions", "--out", str(tmp_path / "adapter")]
+    adapted = [
+        "adapt",
+        "--prompt",
+        "def load_table(",
+        "--corpus",
+        "functions",
+        "--out",
+        str(tmp_path / "adapter"),
+    ]
     assert CliRunner().invoke(app, [*adapted, "--home", str(home)]).exit_code == 0
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == kept["rank"]
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == kept["rank"]
+    )
 
     assert calibrate(home, "functions", "--forget").exit_code == 0
     assert Settings(corpus="functions", home=home).config().trainer.rank == 16

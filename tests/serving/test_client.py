@@ -1,4 +1,6 @@
-"""A client's view of a server: streams in pieces of any size, what is told beside the answer, and what goes wrong."""
+"""A client's view of a server: streams in pieces of any size, what is told beside the answer, and
+what goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from serving.client import AnswerError, Piece, Progress, Report, Server, Told, read_events
+from serving.client import (
+    AdaptationProgress,
+    AnswerError,
+    Report,
+    Server,
+    TextDelta,
+    Told,
+    read_events,
+)
 from tests.serving.replay import CHAT, FIRST, REPORT, Replay, events, spoken
 
 _TOLD: list[Told] = [
-    Progress("adapting"),
-    Progress("adapting: step 2 of 50, loss of the prompt 2.291, sigma 0.700, 58.8 seconds left"),
+    AdaptationProgress("adapting"),
+    AdaptationProgress(
+        "adapting: step 2 of 50, loss of the prompt 2.291, sigma 0.700, 58.8 seconds left"
+    ),
     Report(REPORT),
-    Piece("Hel"),
-    Piece("lo\tthere\u2028you"),
+    TextDelta("Hel"),
+    TextDelta("lo\tthere\u2028you"),
 ]
 
 
@@ -44,9 +56,11 @@ def test_lines_may_end_as_in_any_event_stream() -> None:
 
 
 def test_a_completion_has_its_text_elsewhere() -> None:
-    body = events({"choices": [{"index": 0, "text": "x = 1"}]}, {"choices": [{"index": 0, "text": ""}]})
+    body = events(
+        {"choices": [{"index": 0, "text": "x = 1"}]}, {"choices": [{"index": 0, "text": ""}]}
+    )
 
-    assert list(read_events(body)) == [Piece("x = 1")]
+    assert list(read_events(body)) == [TextDelta("x = 1")]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +69,10 @@ def test_a_completion_has_its_text_elsewhere() -> None:
         (CHAT[:-1], "broke off"),
         ((), "broke off"),
         (
-            (b": adapting\n\n", b'data: {"error": {"message": "an adapter was\\nrequired \\u001b[2J"}}\n\n'),
+            (
+                b": adapting\n\n",
+                b'data: {"error": {"message": "an adapter was\\nrequired \\u001b[2J"}}\n\n',
+            ),
             "r was required",
         ),
         ((b'data: {"error": {}}\n\n',), "failed to answer"),
@@ -81,8 +98,11 @@ def test_a_slash_at_the_end_of_the_url_is_none(replay: Replay) -> None:
 def test_an_answer_arrives_piece_by_piece(replay: Replay) -> None:
     replay.plays = (*events(FIRST, *spoken("Hel"))[:-1], 60.0)
 
-    with closing(Server(replay.url)) as server, closing(server.ask("chat/completions", {})) as answer:
-        assert [next(answer), next(answer)] == [Report(REPORT), Piece("Hel")]
+    with (
+        closing(Server(replay.url)) as server,
+        closing(server.ask("chat/completions", {})) as answer,
+    ):
+        assert [next(answer), next(answer)] == [Report(REPORT), TextDelta("Hel")]
 
     assert replay.left.wait(10)
 
@@ -121,7 +141,9 @@ def test_a_refusal_is_one_line(replay: Replay, refusal: Response, message: str) 
         server.first_model()
 
 
-@pytest.mark.parametrize("reply", [PlainTextResponse("<html>"), JSONResponse({"data": []}), JSONResponse([])])
+@pytest.mark.parametrize(
+    "reply", [PlainTextResponse("<html>"), JSONResponse({"data": []}), JSONResponse([])]
+)
 def test_what_is_no_openai_api_is_said_to_be_none(replay: Replay, reply: Response) -> None:
     replay.refuses = reply
 
@@ -155,13 +177,18 @@ def test_the_url_of_a_server_or_of_its_api_does(replay: Replay, path: str) -> No
 
 
 def test_an_api_under_a_path_of_its_own_is_found(replay: Replay) -> None:
-    for url in (f"{replay.url.removesuffix('/v1')}/behind/a/proxy", f"{replay.url.removesuffix('/v1')}/plain/api"):
+    for url in (
+        f"{replay.url.removesuffix('/v1')}/behind/a/proxy",
+        f"{replay.url.removesuffix('/v1')}/plain/api",
+    ):
         with closing(Server(url)) as server:
             assert server.first_model() == "nano"
             assert list(server.ask("chat/completions", {"model": "nano"})) == _TOLD
 
 
-@pytest.mark.parametrize("line", [b"data: {not json\n\n", b"data: 5\n\n", b'data: {"choices": [5]}\n\n'])
+@pytest.mark.parametrize(
+    "line", [b"data: {not json\n\n", b"data: 5\n\n", b'data: {"choices": [5]}\n\n']
+)
 def test_a_stream_that_is_none_is_said_to_be_none(line: bytes) -> None:
     with pytest.raises(AnswerError, match="no answer of OpenAI's API: check --url"):
         list(read_events([line]))
@@ -170,5 +197,8 @@ def test_a_stream_that_is_none_is_said_to_be_none(line: bytes) -> None:
 def test_what_no_request_can_hold_is_told(replay: Replay) -> None:
     with pytest.raises(AnswerError, match="the API key has characters that no header can hold"):
         Server(replay.url, "schlüssel")
-    with pytest.raises(AnswerError, match="not Unicode text"), closing(Server(replay.url)) as server:
+    with (
+        pytest.raises(AnswerError, match="not Unicode text"),
+        closing(Server(replay.url)) as server,
+    ):
         list(server.ask("completions", {"prompt": "half \udcff"}))

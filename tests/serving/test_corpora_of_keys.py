@@ -1,4 +1,6 @@
-"""Two keys at the vector-store API, by HTTP: on no route does one see, change or learn of what is the other's."""
+"""Two keys at the vector-store API, by HTTP: on no route does one see, change or learn of what is
+the other's.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from starlette.routing import Route
 from selection.corpus.corpus import Corpus
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
-from serving.adaptation.workers import Asked
+from serving.adaptation.workers import SerialExecutor
 from serving.api_keys import Keys, digest
 from serving.budget import Budget
 from serving.http.body import Message, Receive, Send
@@ -28,7 +30,9 @@ from serving.http.vector_stores.routes import VectorStores
 from tests.conftest import WordEmbedder
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
-_SHIPS = "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
+_SHIPS = (
+    "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
+)
 _NOBODYS = {"store": "vs_" + 24 * "0", "file": "file-" + 24 * "0", "batch": "vsfb_" + 24 * "0"}
 
 _STORE = "/v1/vector_stores/{store}"
@@ -59,7 +63,8 @@ _NAMING: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/v1/vector_stores/bobs/files/{file}", None),
     ("GET", "/v1/vector_stores/bobs/file_batches/{batch}", None),
 ]
-_OF_ALL = {("GET", "/v1/vector_stores"), ("POST", "/v1/files"), ("GET", "/v1/files")}  # tried by themselves
+# Tried by themselves.
+_OF_ALL = {("GET", "/v1/vector_stores"), ("POST", "/v1/files"), ("GET", "/v1/files")}
 
 
 class Door:
@@ -70,7 +75,9 @@ class Door:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         reader = self._keys.find(dict(scope["headers"])[b"authorization"].decode()).reader
-        await self._stores.app({**scope, "state": {**scope.get("state", {}), "reader": reader}}, receive, send)
+        await self._stores.app(
+            {**scope, "state": {**scope.get("state", {}), "reader": reader}}, receive, send
+        )
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,12 @@ def served(corpora: Path, tokenizer: Any) -> Iterator[Clients]:
         f'[keys.alice]\nsha256 = "{digest("a")}"\ncorpora = ["manual"]\n[keys.bob]\nsha256 = "{digest("b")}"\n'
     )
     library = Library(corpora, words, tokenizer, corpora.parent / "files")
-    door = Door(VectorStores(Asked(library)), Keys([digest("o")], file, Budget(50), Budget(50)))
-    web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    door = Door(
+        VectorStores(SerialExecutor(library)), Keys([digest("o")], file, Budget(50), Budget(50))
+    )
+    web = uvicorn.Server(
+        uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    )
     thread = threading.Thread(target=web.run)
     thread.start()
     while not web.started:
@@ -135,7 +146,9 @@ def filled(client: openai.OpenAI, name: str) -> Filled:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """One server for all attempts: none may change anything. Alice has "pets", bob an empty "bobs" and a file."""
+    """One server for all attempts: none may change anything. Alice has "pets", bob an empty "bobs"
+    and a file.
+    """
 
     clients: Clients
     alices: Filled
@@ -157,11 +170,24 @@ def facts(client: openai.OpenAI, store: str) -> Any:
     return told.id, told.name, told.metadata, told.status, told.file_counts
 
 
-def asked(clients: Clients, method: str, path: str, body: dict[str, Any] | None, own: str, ids: dict[str, str]) -> Any:
+def asked(
+    clients: Clients,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    own: str,
+    ids: dict[str, str],
+) -> Any:
     """Bob's request with these ids; status and answer, the ids put back."""
-    content = None if body is None else json.dumps(body).replace("OWN", own).replace("FILE", ids["file"])
+    content = (
+        None if body is None else json.dumps(body).replace("OWN", own).replace("FILE", ids["file"])
+    )
     answer = httpx.request(
-        method, clients.url + path.format(**ids), content=content, headers={"authorization": "Bearer b"}, timeout=30
+        method,
+        clients.url + path.format(**ids),
+        content=content,
+        headers={"authorization": "Bearer b"},
+        timeout=30,
     )
     told = answer.text
     for name, value in ids.items():
@@ -187,7 +213,11 @@ def test_what_is_anothers_is_answered_as_what_is_nobodys(
     neighbours: Neighbours, method: str, path: str, body: dict[str, Any] | None, by: str
 ) -> None:
     clients, alices, own = neighbours.clients, neighbours.alices, neighbours.bobs_file
-    theirs = {"store": alices.store if by == "id" else "pets", "file": alices.file, "batch": alices.batch}
+    theirs = {
+        "store": alices.store if by == "id" else "pets",
+        "file": alices.file,
+        "batch": alices.batch,
+    }
     before = facts(clients.operator, alices.store)
 
     refused = asked(clients, method, path, body, own, theirs)
@@ -205,15 +235,24 @@ def test_lists_hold_what_one_sees(clients: Clients) -> None:
 
     def seen(client: openai.OpenAI) -> tuple[list[str | None], list[str]]:
         stores, files = client.vector_stores.list(order="asc"), client.files.list(order="asc")
-        return [store.name if store.name == "manual" else store.id for store in stores], [file.id for file in files]
+        return [store.name if store.name == "manual" else store.id for store in stores], [
+            file.id for file in files
+        ]
 
     assert seen(clients.alice) == (["manual", alices.store], [alices.file])
     assert seen(clients.bob) == ([bobs.store], [bobs.file])
-    assert seen(clients.operator) == (["manual", alices.store, bobs.store], [alices.file, bobs.file])
-    # A cursor is a position and nothing else: it tells nothing of what it names, which may be another's.
+    assert seen(clients.operator) == (
+        ["manual", alices.store, bobs.store],
+        [alices.file, bobs.file],
+    )
+    # A cursor is a position and nothing else: it tells nothing of what it names, which may be
+    # another's.
     stores = clients.bob.vector_stores.list(after=alices.store, order="asc")
     files = clients.bob.files.list(after=alices.file, order="asc")
-    assert ([store.id for store in stores], [file.id for file in files]) == ([bobs.store], [bobs.file])
+    assert ([store.id for store in stores], [file.id for file in files]) == (
+        [bobs.store],
+        [bobs.file],
+    )
 
 
 def test_a_name_means_to_each_their_own(clients: Clients) -> None:
@@ -221,7 +260,9 @@ def test_a_name_means_to_each_their_own(clients: Clients) -> None:
 
     for client, own in ((clients.alice, alices), (clients.bob, bobs)):
         assert client.vector_stores.retrieve("pets").id == own.store
-        assert [found.file_id for found in client.vector_stores.search("pets", query="kitten")] == [own.file]
+        assert [found.file_id for found in client.vector_stores.search("pets", query="kitten")] == [
+            own.file
+        ]
     with pytest.raises(openai.BadRequestError, match="name one by its id"):
         clients.operator.vector_stores.retrieve("pets")
 
@@ -232,7 +273,9 @@ def test_what_may_be_read_is_not_changed(clients: Clients) -> None:
     before = facts(clients.operator, "manual")
 
     assert [found.filename for found in stores.search("manual", query="ship")] == ["ships.md"]
-    assert [part.text for part in stores.files.content("doc-1", vector_store_id="manual")] == [_SHIPS]
+    assert [part.text for part in stores.files.content("doc-1", vector_store_id="manual")] == [
+        _SHIPS
+    ]
     for change in (
         lambda: stores.update("manual", name="mine"),
         lambda: stores.delete("manual"),

@@ -1,4 +1,6 @@
-"""Commands compute with the environment that the server's processes have, from before torch is loaded."""
+"""Commands compute with the environment that the server's processes have, from before torch is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,14 @@ def test_it_is_set_before_a_command_begins_and_torch_is_loaded() -> None:
     clean = {name: value for name, value in os.environ.items() if name not in environment(1)}
     root = Path(__file__).resolve().parents[2]
 
-    ran = subprocess.run([sys.executable, "-c", _LOOK], cwd=root, env=clean, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", _LOOK],
+        cwd=root,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = json.loads(ran.stdout)
 
     assert not found["loaded"]

@@ -1,4 +1,6 @@
-"""The exceptions: they survive pickling, and each becomes the HTTP answer of its row, telling no secrets."""
+"""The exceptions: they survive pickling, and each becomes the HTTP answer of its row, telling no
+secrets.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,9 @@ def test_an_expensive_failure_says_that_it_must_not_be_tried_again() -> None:
     assert more_headers(AdaptationFailedError("m")) == [(b"x-should-retry", b"false")]
     assert more_headers(RequestError("m")) == []
     assert more_headers(MethodError("m", ("GET", "HEAD"))) == [(b"allow", b"GET, HEAD")]
-    assert more_headers(pickle.loads(pickle.dumps(MethodError("m", ("GET",))))) == [(b"allow", b"GET")]
+    assert more_headers(pickle.loads(pickle.dumps(MethodError("m", ("GET",))))) == [
+        (b"allow", b"GET")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,11 @@ def test_an_expensive_failure_says_that_it_must_not_be_tried_again() -> None:
         ),
         (401, {"error": "Unauthorized"}, ("Unauthorized", "invalid_request_error", None, None)),
         (422, {"detail": "m"}, ("m", "invalid_request_error", None, None)),
-        (405, {"detail": [{"loc": "x"}]}, ("Method Not Allowed", "invalid_request_error", None, None)),
+        (
+            405,
+            {"detail": [{"loc": "x"}]},
+            ("Method Not Allowed", "invalid_request_error", None, None),
+        ),
         (415, "", ("Unsupported Media Type", "invalid_request_error", None, None)),
         (503, "busy at /a/b", (_SILENT, "server_error", None, None)),
         (500, {"error": {"message": "at 0x7f", "type": "Inside"}}, (_SILENT, "Inside", None, None)),
@@ -178,7 +186,13 @@ def test_errors_of_others_are_told_as_openai_tells_them(
 @pytest.mark.parametrize(
     ("problem", "status", "kind", "code", "param"),
     [
-        (BudgetError("m"), 400, "invalid_request_error", "invalid_compute_budget", "Compute-Budget"),
+        (
+            BudgetError("m"),
+            400,
+            "invalid_request_error",
+            "invalid_compute_budget",
+            "Compute-Budget",
+        ),
         (RequestError("m"), 400, "invalid_request_error", None, None),
         (TokensError("m"), 400, "invalid_request_error", None, "tokens"),
         (UnauthorizedError("m"), 401, "invalid_request_error", "invalid_api_key", None),
@@ -190,7 +204,13 @@ def test_errors_of_others_are_told_as_openai_tells_them(
         (HostError("m"), 403, "invalid_request_error", "host_not_allowed", None),
         (OriginError("m"), 403, "invalid_request_error", "origin_not_allowed", None),
         (MediaTypeError("m"), 415, "invalid_request_error", "unsupported_media_type", None),
-        (CorpusNotFoundError("m"), 404, "invalid_request_error", "corpus_not_found", "adaptation.corpus"),
+        (
+            CorpusNotFoundError("m"),
+            404,
+            "invalid_request_error",
+            "corpus_not_found",
+            "adaptation.corpus",
+        ),
         (CorpusError("m"), 400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus"),
         (MissingError("m"), 404, "invalid_request_error", "not_found", None),
         (ReadOnlyError("m"), 403, "invalid_request_error", "permission_denied", None),
@@ -221,7 +241,13 @@ def test_a_kind_made_later_gets_the_answer_of_its_nearest_base() -> None:
 
 @pytest.mark.parametrize(
     "problem",
-    [ValueError("secret"), OSError("secret"), KeyError("secret"), MayflyError("secret"), StartError("secret")],
+    [
+        ValueError("secret"),
+        OSError("secret"),
+        KeyError("secret"),
+        MayflyError("secret"),
+        StartError("secret"),
+    ],
 )
 def test_what_we_did_not_foresee_tells_nothing_of_our_insides(problem: Exception) -> None:
     status, body = to_http(problem)
@@ -229,7 +255,12 @@ def test_what_we_did_not_foresee_tells_nothing_of_our_insides(problem: Exception
 
     assert status == 500
     assert "secret" not in json.dumps(body)
-    assert error == {"message": error["message"], "type": "server_error", "param": None, "code": None}
+    assert error == {
+        "message": error["message"],
+        "type": "server_error",
+        "param": None,
+        "code": None,
+    }
     assert "its log says why" in error["message"]
     assert not is_the_clients(problem)
 

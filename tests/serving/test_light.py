@@ -1,4 +1,6 @@
-"""What is cheap comes first: help, lists and refusals end before anything is imported that takes seconds."""
+"""What is cheap comes first: help, lists and refusals end before anything is imported that takes
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.sqlite_store import Piece
+from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from tests.serving.commands import run
 
@@ -22,7 +24,7 @@ def home(corpora: Path, words: Embedder) -> Path:
     """A home with a corpus of two documents."""
     corpus = Corpus.create(corpora, "nx", words, "tokenizer")
     for name in ("a.py", "b.py"):
-        corpus.add(name, name, [Piece(0, "def f", (1, 2))], words.embed(["def f"]))
+        corpus.add(name, name, [Chunk(0, "def f", (1, 2))], words.embed(["def f"]))
     corpus.build_index()
     corpus.close()
     return corpora.parent
@@ -53,7 +55,9 @@ def taken() -> Iterator[int]:
         ("calibrate", "--help"),
     ],
 )
-def test_what_only_lists_and_explains_imports_nothing_heavy(home: Path, arguments: tuple[str, ...]) -> None:
+def test_what_only_lists_and_explains_imports_nothing_heavy(
+    home: Path, arguments: tuple[str, ...]
+) -> None:
     embedder = {"MAYFLY_EMBEDDER": "words"} if arguments == ("config", "--corpus", "nx") else {}
 
     # An embedder that is no model would be asked for at the hub: here nothing may be.
@@ -72,34 +76,69 @@ def test_what_only_lists_and_explains_imports_nothing_heavy(home: Path, argument
     ("arguments", "said"),
     [
         (("serve", "--corpus", "nowhere"), "there is no corpus 'nowhere' (there are: nx)"),
-        (("serve", "--corpus", "nx"), "corpus 'nx' was made with the embedder 'words', not 'all-MiniLM-L6-v2'"),
-        (("serve", "--model", "/no/such/model"), "cannot load the model '/no/such/model': there is no such folder"),
-        (("serve", "--embedder", "/no/such/model"), "cannot load the embedder '/no/such/model': there is no such"),
-        (("serve", "--api-key-file", "/no/keys.toml"), "cannot read the key file /no/keys.toml: No such file"),
+        (
+            ("serve", "--corpus", "nx"),
+            "corpus 'nx' was made with the embedder 'words', not 'all-MiniLM-L6-v2'",
+        ),
+        (
+            ("serve", "--model", "/no/such/model"),
+            "cannot load the model '/no/such/model': there is no such folder",
+        ),
+        (
+            ("serve", "--embedder", "/no/such/model"),
+            "cannot load the embedder '/no/such/model': there is no such",
+        ),
+        (
+            ("serve", "--api-key-file", "/no/keys.toml"),
+            "cannot read the key file /no/keys.toml: No such file",
+        ),
         (("serve", "--budget", "much"), "Compute-Budget"),
         (("serve", "--precision", "float8"), "unknown precision 'float8'"),
         (("serve", "--max-seconds", "inf"), "max-seconds is inf"),
-        (("serve", "--config", "/no/settings.toml"), "cannot read the settings in /no/settings.toml"),
+        (
+            ("serve", "--config", "/no/settings.toml"),
+            "cannot read the settings in /no/settings.toml",
+        ),
         (("config", "--model", "/no/such/model"), "cannot load the model '/no/such/model'"),
         (("corpus", "add", "x", "/no/such/path"), "/no/such/path does not exist"),
         (("corpus", "show", "nowhere"), "there is no corpus 'nowhere'"),
         (("corpus", "reembed", "nowhere"), "there is no corpus 'nowhere'"),
-        (("corpus", "reembed", "nx", "--embedder", "/no/model"), "cannot load the embedder '/no/model'"),
+        (
+            ("corpus", "reembed", "nx", "--embedder", "/no/model"),
+            "cannot load the embedder '/no/model'",
+        ),
         (("corpus", "shard", "nowhere", "--shards", "2"), "there is no corpus 'nowhere'"),
         (("calibrate", "nowhere"), "there is no corpus 'nowhere'"),
-        (("calibrate", "nx", "--model", "/no/such/model"), "cannot load the model '/no/such/model'"),
+        (
+            ("calibrate", "nx", "--model", "/no/such/model"),
+            "cannot load the model '/no/such/model'",
+        ),
         (("plan", "--model", "/no/such/model"), "cannot load the model '/no/such/model'"),
         (("plan", "--corpus", "nowhere"), "there is no corpus 'nowhere'"),
         (("plan", "--rate", "0"), "the rate needs to be more than 0"),
         (("plan", "--measured", "/no/such/file"), "cannot read /no/such/file"),
-        (("adapt", "--prompt", "x", "--corpus", "nowhere", "--out", "new"), "there is no corpus 'nowhere'"),
-        (("adapt", "--prompt", "x", "--corpus", "nx", "--out", f"{__file__}/new"), f"{__file__} is not a folder"),
-        (("adapt", "--prompt", "x", "--corpus", "nx", "--out", "new", "--plan", "odd"), "unknown plan 'odd'"),
-        (("adapt", "--prompt", "x", "--corpus", "nx", "--out", "new", "--budget", "odd"), "Compute-Budget"),
+        (
+            ("adapt", "--prompt", "x", "--corpus", "nowhere", "--out", "new"),
+            "there is no corpus 'nowhere'",
+        ),
+        (
+            ("adapt", "--prompt", "x", "--corpus", "nx", "--out", f"{__file__}/new"),
+            f"{__file__} is not a folder",
+        ),
+        (
+            ("adapt", "--prompt", "x", "--corpus", "nx", "--out", "new", "--plan", "odd"),
+            "unknown plan 'odd'",
+        ),
+        (
+            ("adapt", "--prompt", "x", "--corpus", "nx", "--out", "new", "--budget", "odd"),
+            "Compute-Budget",
+        ),
         (("demo", "--home", f"{__file__}/new"), f"{__file__} is not a folder"),
     ],
 )
-def test_what_is_refused_is_refused_first(home: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_what_is_refused_is_refused_first(
+    home: Path, arguments: tuple[str, ...], said: str
+) -> None:
     ended = run(home, *arguments, MAYFLY_HOME=str(home))
 
     assert said in ended.err
@@ -112,7 +151,10 @@ def test_what_is_refused_is_refused_first(home: Path, arguments: tuple[str, ...]
 def test_a_port_in_use_is_told_first(tmp_path: Path, taken: int, command: str) -> None:
     ended = run(tmp_path, command, "--port", str(taken), MAYFLY_HOME=str(tmp_path / "home"))
 
-    assert ended.err == f"mayfly: cannot listen on 127.0.0.1:{taken}: Address already in use; try another --port\n"
+    assert (
+        ended.err
+        == f"mayfly: cannot listen on 127.0.0.1:{taken}: Address already in use; try another --port\n"
+    )
     assert ended.status == 1
     assert ended.heavy == set()
 
@@ -129,6 +171,8 @@ def test_completion_is_offered_and_knows_commands_and_options(tmp_path: Path) ->
             capture_output=True, text=True,
         )  # fmt: skip
         assert wanted in answer.stdout.split(), answer.stderr
-    script = run(tmp_path, "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    script = run(
+        tmp_path, "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
     assert "_MAYFLY_COMPLETE=complete_bash" in script.out
     assert script.heavy == set()

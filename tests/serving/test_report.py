@@ -30,7 +30,14 @@ _REPORT = AdaptationReport(
     prompt_losses=((0, 3.25), (2, 3.0123456789)),
     kept=2,
     sources=({"document": 4, "name": "a.txt", "start": 0, "times": 2},),
-    seconds={"embed": 0.01234, "search": 0.002, "select": 0.003, "queue": 0.25, "train": 0.5, "load": 0.05},
+    seconds={
+        "embed": 0.01234,
+        "search": 0.002,
+        "select": 0.003,
+        "queue": 0.25,
+        "train": 0.5,
+        "load": 0.05,
+    },
     spent_seconds=0.84321987,
     adapter="mayfly-1",
 )
@@ -58,7 +65,14 @@ def test_the_body_tells_all_of_it() -> None:
         "losses": [2.5, 2.25],
         "prompt_losses": [[0, 3.25], [2, 3.012346]],
         "sources": [{"document": 4, "name": "a.txt", "start": 0, "times": 2}],
-        "seconds": {"embed": 0.0123, "search": 0.002, "select": 0.003, "queue": 0.25, "train": 0.5, "load": 0.05},
+        "seconds": {
+            "embed": 0.0123,
+            "search": 0.002,
+            "select": 0.003,
+            "queue": 0.25,
+            "train": 0.5,
+            "load": 0.05,
+        },
         "corpus": "notes",
         "seed": 3,
         "reused": {"adapter": "mayfly-0", "turns": 1, "steps": 20},
@@ -93,7 +107,18 @@ def test_an_answer_of_the_base_model_says_what_little_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "stop", ["steps", "alpha", "seconds", "diverged", "out of memory", "corpus", "none", "failed", "cancelled"]
+    "stop",
+    [
+        "steps",
+        "alpha",
+        "seconds",
+        "diverged",
+        "out of memory",
+        "corpus",
+        "none",
+        "failed",
+        "cancelled",
+    ],
 )
 def test_compute_spent_is_a_dictionary_whatever_the_stop(stop: str) -> None:
     value = headers(replace(_REPORT, stop=stop))["compute-spent"]

@@ -1,1 +1,3 @@
-"""What runs in a client's own environment: pytest files that know the server's address and nothing of Mayfly's code."""
+"""What runs in a client's own environment: pytest files that know the server's address and nothing
+of Mayfly's code.
+"""

@@ -27,9 +27,12 @@ class TestChat(ChatModelIntegrationTests):
     def chat_model_params(self) -> dict[str, Any]:
         """Where the server is.
 
-        The bundled model does not know when it has said enough: few tokens, and JSON is helped to its end.
+        The bundled model does not know when it has said enough: few tokens, and JSON is helped to
+        its end.
         """
-        tokenizer = json.loads((Path(os.environ["COMPAT_TOKENIZER"]) / "tokenizer.json").read_text())
+        tokenizer = json.loads(
+            (Path(os.environ["COMPAT_TOKENIZER"]) / "tokenizer.json").read_text()
+        )
         return {
             "base_url": f"{os.environ['COMPAT_URL']}/v1",
             "api_key": "none",

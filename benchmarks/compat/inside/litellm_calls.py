@@ -1,4 +1,6 @@
-"""LiteLLM as a library: chat, streams, completions, the budget as a header, and errors as its own exceptions."""
+"""LiteLLM as a library: chat, streams, completions, the budget as a header, and errors as its own
+exceptions.
+"""
 
 # mypy: ignore-errors
 # (litellm is in this file's own environment only)

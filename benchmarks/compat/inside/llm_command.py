@@ -79,7 +79,9 @@ def test_a_conversation_goes_on(home: Path) -> None:
 
 
 def test_a_completion_model_answers(home: Path) -> None:
-    assert _llm(home, "-m", "mayfly-completion", "def area(radius):", "-o", "max_tokens", "8").strip()
+    assert _llm(
+        home, "-m", "mayfly-completion", "def area(radius):", "-o", "max_tokens", "8"
+    ).strip()
 
 
 def test_a_schema_is_kept_to(home: Path) -> None:

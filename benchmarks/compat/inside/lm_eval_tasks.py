@@ -1,4 +1,5 @@
-"""lm-evaluation-harness with `local-completions`: choices by log-probability, perplexity, and generation.
+"""lm-evaluation-harness with `local-completions`: choices by log-probability, perplexity, and
+generation.
 
 The tasks are three files that are written here, so nothing comes from a hub.
 """
@@ -56,7 +57,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
     rows.write_text("".join(json.dumps(row) + "\n" for row in _ROWS))
     for name, task in _TASKS.items():
         own = {"task": f"compat_{name}", "dataset_kwargs": {"data_files": {"test": str(rows)}}}
-        (folder / f"{name}.yaml").write_text(json.dumps({**_COMMON, **own, **task}))  # JSON is YAML, too
+        # JSON is YAML, too.
+        (folder / f"{name}.yaml").write_text(json.dumps({**_COMMON, **own, **task}))
     model = {
         "base_url": f"{os.environ['COMPAT_URL']}/v1/completions",
         "model": os.environ["COMPAT_MODEL"],
@@ -74,7 +76,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
         "--output_path": str(folder / "out"),
     }
     ran = subprocess.run(
-        [str(Path(sys.executable).with_name("lm_eval")), *[word for pair in options.items() for word in pair]],
+        [
+            str(Path(sys.executable).with_name("lm_eval")),
+            *[word for pair in options.items() for word in pair],
+        ],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,

@@ -1,4 +1,5 @@
-"""A pytest plugin for openai-python's own tests: takes the fields named in COMPAT_WITHOUT out of every request.
+"""A pytest plugin for openai-python's own tests: takes the fields named in COMPAT_WITHOUT out of
+every request.
 
 So a test that asks for what no text model has is still run for all the rest of what it asks for.
 """
@@ -26,7 +27,9 @@ def _filtered(prepare):
     @functools.wraps(prepare)
     def filtered(self, options):
         if isinstance(options.json_data, dict):
-            kept = {name: value for name, value in options.json_data.items() if name not in _WITHOUT}
+            kept = {
+                name: value for name, value in options.json_data.items() if name not in _WITHOUT
+            }
             options.json_data = kept
         return prepare(self, options)
 

@@ -1,10 +1,11 @@
 """A vLLM plugin for the CPU platform: LoRA products slot by slot.
 
-vLLM 0.32 on a CPU reads the index -1 of a token without an adapter as the last slot, so a base-model request
-in one batch with adapted ones gets wrong tokens (vLLM issues 48421 and 49656), and it gathers the whole A and
-B once per token. Here each distinct slot is one matrix product over its rows, rows of slot -1 are left alone,
-and a batch without adapters passes by the products. Loaded by vLLM itself in every process
-through the entry point `vllm.general_plugins`; it does nothing on other platforms. Drop it when upstream is mended.
+vLLM 0.32 on a CPU reads the index -1 of a token without an adapter as the last slot, so a
+base-model request in one batch with adapted ones gets wrong tokens (vLLM issues 48421 and 49656),
+and it gathers the whole A and B once per token. Here each distinct slot is one matrix product over
+its rows, rows of slot -1 are left alone, and a batch without adapters passes by the products.
+Loaded by vLLM itself in every process through the entry point `vllm.general_plugins`; it does
+nothing on other platforms. Drop it when upstream is mended.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def register() -> None:
 
 
 def pass_by_where_idle(wrapper: Any, linear: Any) -> None:
-    """Make vLLM's classes of products and of linear layers do without LoRA where no token of a batch has an adapter."""
+    """Make vLLM's classes of products and of linear layers do without LoRA where no token of a
+    batch has an adapter.
+    """
     plain_update, plain_call = wrapper.update_metadata, linear.__call__
 
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -44,7 +47,8 @@ def pass_by_where_idle(wrapper: Any, linear: Any) -> None:
         self.is_idle = not bool((self.token_lora_indices >= 0).any())
 
     def unless_idle(plain: Any) -> Any:
-        def product(self: Any, *args: Any, **kwargs: Any) -> Any:  # works in place: vLLM takes None for unchanged
+        # Works in place: vLLM takes None for unchanged.
+        def product(self: Any, *args: Any, **kwargs: Any) -> Any:
             return None if self.is_idle else plain(self, *args, **kwargs)
 
         return product
@@ -61,7 +65,11 @@ def pass_by_where_idle(wrapper: Any, linear: Any) -> None:
 
 
 def shrink(
-    inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, slots: torch.Tensor, scaling: float = 1.0
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+    slots: torch.Tensor,
+    scaling: float = 1.0,
 ) -> None:
     """output[:, :rank] = scaling * inputs A^T, row by row with the A of its slot, zero without one."""
     rank = weights.shape[-2]
@@ -109,7 +117,9 @@ def _rows_of_slots(slots: torch.Tensor) -> Iterator[tuple[int, torch.Tensor | sl
 
 
 def _per_token(operation: Any) -> Any:
-    """vLLM's prefill form of an operation: slots are given per sequence, beside each sequence's length."""
+    """vLLM's prefill form of an operation: slots are given per sequence, beside each sequence's
+    length.
+    """
 
     def prefill(
         inputs: torch.Tensor,
@@ -124,6 +134,13 @@ def _per_token(operation: Any) -> Any:
         *rest: Any,
         **named: Any,
     ) -> None:
-        operation(inputs, weights, output, torch.repeat_interleave(slots_of_sequences, lengths), *rest, **named)
+        operation(
+            inputs,
+            weights,
+            output,
+            torch.repeat_interleave(slots_of_sequences, lengths),
+            *rest,
+            **named,
+        )
 
     return prefill

@@ -1,10 +1,12 @@
-"""No process of ours outlives the one that started it, however that one ends; and the vLLM plugin for vLLM's.
+"""No process of ours outlives the one that started it, however that one ends; and the vLLM plugin
+for vLLM's.
 
-The kernel is asked for it (PR_SET_PDEATHSIG): it ends a process when the thread that started it ends, so that thread
-must last. vLLM's engine and its workers would otherwise go on, and hold their memory, when an engine replica is killed.
-vLLM loads the plugin in every process (entry point `vllm.general_plugins`); it acts only where `ENDS_WITH_PARENT` is
-set, which `serving.app` does, so that other vLLMs of the same Python environment are left alone. What vLLM's processes
-log as an error is relayed to the command, where there is one (`serving.observability.log_relay`). Linux only.
+The kernel is asked for it (PR_SET_PDEATHSIG): it ends a process when the thread that started it
+ends, so that thread must last. vLLM's engine and its workers would otherwise go on, and hold their
+memory, when an engine replica is killed. vLLM loads the plugin in every process (entry point
+`vllm.general_plugins`); it acts only where `ENDS_WITH_PARENT` is set, which `serving.app` does, so
+that other vLLMs of the same Python environment are left alone. What vLLM's processes log as an
+error is relayed to the command, where there is one (`serving.observability.log_relay`). Linux only.
 """
 
 from __future__ import annotations
@@ -26,12 +28,16 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends; other signals could be ignored."""
+    """Have the kernel kill this process when the thread that started it ends; other signals could
+    be ignored.
+    """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of descendants whose own parent ends, so that all of them can be found and ended."""
+    """Make this process the parent of descendants whose own parent ends, so that all of them can be
+    found and ended.
+    """
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

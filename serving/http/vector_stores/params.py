@@ -1,4 +1,5 @@
-"""The fields of requests to the vector-store API: bodies, forms, query strings, in the library's words.
+"""The fields of requests to the vector-store API: bodies, forms, query strings, in the library's
+words.
 
 Only the form is judged here: types, unknown fields, what is not supported.
 """
@@ -12,7 +13,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from selection.library.records import Part, Wanted, checked_cut
+from selection.library.records import AttachmentRequest, PageRequest, parse_chunking
 from serving.errors import RequestError, TooLargeError
 from serving.http.body import Message, Receive, read_body
 
@@ -57,7 +58,7 @@ async def read_form(request: Request) -> FormData:
     return form
 
 
-def part(request: Request, default: int = 20, most: int = 100) -> Part:
+def part(request: Request, default: int = 20, most: int = 100) -> PageRequest:
     """Which part of a list a query string asks for.
 
     Raises:
@@ -69,18 +70,22 @@ def part(request: Request, default: int = 20, most: int = 100) -> Part:
         raise RequestError(f"`limit` is a whole number from 1 to {most}")
     if order not in ("asc", "desc"):
         raise RequestError("`order` is asc or desc")
-    return Part(int(limit), order, asked.get("after"), asked.get("before"))
+    return PageRequest(int(limit), order, asked.get("after"), asked.get("before"))
 
 
-def wanted(fields: Any) -> Wanted:
+def wanted(fields: Any) -> AttachmentRequest:
     """A file to attach.
 
     Raises:
         RequestError: no `file_id`, or a chunking strategy that is none.
     """
     if not isinstance(fields, dict) or not isinstance(fields.get("file_id"), str):
-        raise RequestError("a file to attach is an object with a `file_id`, the id of an uploaded file")
-    return Wanted(fields["file_id"], fields.get("attributes") or {}, cut(fields.get("chunking_strategy")))
+        raise RequestError(
+            "a file to attach is an object with a `file_id`, the id of an uploaded file"
+        )
+    return AttachmentRequest(
+        fields["file_id"], fields.get("attributes") or {}, cut(fields.get("chunking_strategy"))
+    )
 
 
 def cut(strategy: Any) -> tuple[int, int] | None:
@@ -92,14 +97,22 @@ def cut(strategy: Any) -> tuple[int, int] | None:
     """
     if strategy is None or strategy == {"type": "auto"}:
         return None
-    static = strategy.get("static") if isinstance(strategy, dict) and strategy.get("type") == "static" else None
+    static = (
+        strategy.get("static")
+        if isinstance(strategy, dict) and strategy.get("type") == "static"
+        else None
+    )
     names = ("max_chunk_size_tokens", "chunk_overlap_tokens")
-    if not isinstance(static, dict) or set(static) != set(names) or not all(type(static[n]) is int for n in names):
+    if (
+        not isinstance(static, dict)
+        or set(static) != set(names)
+        or not all(type(static[n]) is int for n in names)
+    ):
         raise RequestError(
             '`chunking_strategy` is {"type": "auto"} or {"type": "static", "static": {"max_chunk_size_tokens": 256, '
             '"chunk_overlap_tokens": 0}}'
         )
-    return checked_cut(static[names[0]], static[names[1]])
+    return parse_chunking(static[names[0]], static[names[1]])
 
 
 def strings(value: Any, name: str) -> list[str]:
@@ -142,7 +155,9 @@ def threshold(options: Any) -> float:
 
 def _refuse_expiry(fields: Any) -> None:
     if any(key.startswith("expires_after") and fields[key] is not None for key in fields):
-        raise RequestError("`expires_after` is not supported: what you make stays until you delete it")
+        raise RequestError(
+            "`expires_after` is not supported: what you make stays until you delete it"
+        )
 
 
 def _bounded(receive: Receive) -> Receive:

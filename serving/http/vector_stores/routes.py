@@ -1,8 +1,9 @@
-"""OpenAI's vector-store API over the library of corpora: `/v1/vector_stores` and all under it, and `/v1/files`.
+"""OpenAI's vector-store API over the library of corpora: `/v1/vector_stores` and all under it, and
+`/v1/files`.
 
-A small Starlette application. It judges the form of a request; what it means is `selection.library.library`'s to judge.
-What is not supported (expiry, rewriting a query) is refused, not ignored. Chunks are counted in tokens of the served
-model.
+A small Starlette application. It judges the form of a request; what it means is
+`selection.library.library`'s to judge. What is not supported (expiry, rewriting a query) is
+refused, not ignored. Chunks are counted in tokens of the served model.
 """
 
 from __future__ import annotations
@@ -19,11 +20,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
-from selection.access import EVERYTHING, Reader
+from selection.access import OPERATOR, Principal
 from selection.corpus.sqlite_store import CorpusError
 from selection.library.library import Library
-from selection.library.records import AttachedFile, Batch, Wanted
-from serving.errors import MethodError, RequestError, RouteError, is_the_clients, more_headers, to_http
+from selection.library.records import AttachedFile, AttachmentRequest, Batch
+from serving.errors import (
+    MethodError,
+    RequestError,
+    RouteError,
+    is_the_clients,
+    more_headers,
+    to_http,
+)
 from serving.http.vector_stores.params import (
     cut,
     part,
@@ -49,7 +57,7 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
-Endpoint = Callable[[Request, Reader], Awaitable[Response]]
+Endpoint = Callable[[Request, Principal], Awaitable[Response]]
 
 _UPLOADS_AT_ONCE = 4  # whole in memory, on their way to the library
 _POLL_AFTER = {"openai-poll-after-ms": "250"}  # openai-python's pollers ask again then
@@ -59,7 +67,11 @@ class Asks(Protocol):
     """Where the library is: in this process, or behind a Ray deployment."""
 
     async def ask(
-        self, method: Callable[Concatenate[Library, P], Result], /, *args: P.args, **kwargs: P.kwargs
+        self,
+        method: Callable[Concatenate[Library, P], Result],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Result:
         """What a method of `Library` answers."""
 
@@ -95,7 +107,9 @@ class VectorStores:
             ("DELETE", "/v1/files/{file}", self._delete_upload),
             ("GET", "/v1/files/{file}/content", self._content),
         ]
-        routes = [Route(path, _answered(endpoint), methods=[method]) for method, path, endpoint in table]
+        routes = [
+            Route(path, _answered(endpoint), methods=[method]) for method, path, endpoint in table
+        ]
         self.app = Starlette(routes=routes, exception_handlers={HTTPException: self._unrouted})
         self.app.router.redirect_slashes = False
         self._routes = [(route, method) for route, (method, *_) in zip(routes, table, strict=True)]
@@ -103,7 +117,9 @@ class VectorStores:
     def methods(self, path: str) -> tuple[str, ...]:
         """What may be asked of a path; nothing, if there is no such route."""
         scope = {"type": "http", "path": path, "method": ""}
-        return tuple(method for route, method in self._routes if route.matches(scope)[0] is not Match.NONE)
+        return tuple(
+            method for route, method in self._routes if route.matches(scope)[0] is not Match.NONE
+        )
 
     async def _unrouted(self, request: Request, problem: Exception) -> Response:
         path, method = request.scope["path"], request.method
@@ -111,28 +127,33 @@ class VectorStores:
             return _failed(MethodError(f"{path} does not take {method}", self.methods(path)))
         return _failed(RouteError(f"there is no {path} here"))
 
-    async def _create_store(self, request: Request, reader: Reader) -> Response:
-        body = await read_fields(request, "name", "description", "metadata", "file_ids", "chunking_strategy")
+    async def _create_store(self, request: Request, reader: Principal) -> Response:
+        body = await read_fields(
+            request, "name", "description", "metadata", "file_ids", "chunking_strategy"
+        )
         chunks = cut(body.get("chunking_strategy"))
         entry = await self._library.ask(
             Library.create_store,
             body.get("name"),
             metadata=body.get("metadata"),
             description=body.get("description"),
-            wanted=[Wanted(file, cut=chunks) for file in strings(body.get("file_ids", []), "file_ids")],
+            wanted=[
+                AttachmentRequest(file, cut=chunks)
+                for file in strings(body.get("file_ids", []), "file_ids")
+            ],
             reader=reader,
         )
         return JSONResponse(store_object(entry))
 
-    async def _stores(self, request: Request, reader: Reader) -> Response:
+    async def _stores(self, request: Request, reader: Principal) -> Response:
         page = await self._library.ask(Library.stores, part(request), reader=reader)
         return JSONResponse(list_object(page, store_object))
 
-    async def _store(self, request: Request, reader: Reader) -> Response:
+    async def _store(self, request: Request, reader: Principal) -> Response:
         entry = await self._library.ask(Library.store, request.path_params["store"], reader=reader)
         return JSONResponse(store_object(entry))
 
-    async def _modify_store(self, request: Request, reader: Reader) -> Response:
+    async def _modify_store(self, request: Request, reader: Principal) -> Response:
         body = await read_fields(request, "name", "metadata")
         entry = await self._library.ask(
             Library.modify_store,
@@ -143,12 +164,16 @@ class VectorStores:
         )
         return JSONResponse(store_object(entry))
 
-    async def _delete_store(self, request: Request, reader: Reader) -> Response:
-        identity = await self._library.ask(Library.delete_store, request.path_params["store"], reader=reader)
+    async def _delete_store(self, request: Request, reader: Principal) -> Response:
+        identity = await self._library.ask(
+            Library.delete_store, request.path_params["store"], reader=reader
+        )
         return JSONResponse(deleted_object("vector_store.deleted", identity))
 
-    async def _search(self, request: Request, reader: Reader) -> Response:
-        body = await read_fields(request, "query", "filters", "max_num_results", "ranking_options", "rewrite_query")
+    async def _search(self, request: Request, reader: Principal) -> Response:
+        body = await read_fields(
+            request, "query", "filters", "max_num_results", "ranking_options", "rewrite_query"
+        )
         query = body.get("query")
         queries = [query] if isinstance(query, str) else strings(query, "query")
         if body.get("rewrite_query", False) is not False:
@@ -164,11 +189,15 @@ class VectorStores:
         )
         return JSONResponse(found_page(queries, found))
 
-    async def _attach(self, request: Request, reader: Reader) -> Response:
+    async def _attach(self, request: Request, reader: Principal) -> Response:
         body = await read_fields(request, "file_id", "attributes", "chunking_strategy")
-        return _file(await self._library.ask(Library.attach, request.path_params["store"], wanted(body), reader=reader))
+        return _file(
+            await self._library.ask(
+                Library.attach, request.path_params["store"], wanted(body), reader=reader
+            )
+        )
 
-    async def _files(self, request: Request, reader: Reader) -> Response:
+    async def _files(self, request: Request, reader: Principal) -> Response:
         page = await self._library.ask(
             Library.files,
             request.path_params["store"],
@@ -179,25 +208,29 @@ class VectorStores:
         )
         return JSONResponse(list_object(page, file_object))
 
-    async def _file(self, request: Request, reader: Reader) -> Response:
-        return _file(await self._library.ask(Library.file, *_store_and_file(request), reader=reader))
+    async def _file(self, request: Request, reader: Principal) -> Response:
+        return _file(
+            await self._library.ask(Library.file, *_store_and_file(request), reader=reader)
+        )
 
-    async def _modify_file(self, request: Request, reader: Reader) -> Response:
+    async def _modify_file(self, request: Request, reader: Principal) -> Response:
         body = await read_fields(request, "attributes")
         store, file = _store_and_file(request)
         attributes = body.get("attributes", {})
-        return _file(await self._library.ask(Library.modify_file, store, file, attributes, reader=reader))
+        return _file(
+            await self._library.ask(Library.modify_file, store, file, attributes, reader=reader)
+        )
 
-    async def _detach(self, request: Request, reader: Reader) -> Response:
+    async def _detach(self, request: Request, reader: Principal) -> Response:
         store, file = _store_and_file(request)
         await self._library.ask(Library.detach, store, file, reader=reader)
         return JSONResponse(deleted_object("vector_store.file.deleted", file))
 
-    async def _texts(self, request: Request, reader: Reader) -> Response:
+    async def _texts(self, request: Request, reader: Principal) -> Response:
         texts = await self._library.ask(Library.texts, *_store_and_file(request), reader=reader)
         return JSONResponse(texts_page(texts))
 
-    async def _attach_batch(self, request: Request, reader: Reader) -> Response:
+    async def _attach_batch(self, request: Request, reader: Principal) -> Response:
         body = await read_fields(request, "file_ids", "files", "attributes", "chunking_strategy")
         if ("file_ids" in body) == ("files" in body):
             raise RequestError("a batch has either `file_ids` or `files`")
@@ -207,57 +240,76 @@ class VectorStores:
             files = [wanted(file) for file in body["files"]]
         else:
             shared = {key: body[key] for key in ("attributes", "chunking_strategy") if key in body}
-            files = [wanted({"file_id": file, **shared}) for file in strings(body["file_ids"], "file_ids")]
-        return _batch(await self._library.ask(Library.attach_batch, request.path_params["store"], files, reader=reader))
+            files = [
+                wanted({"file_id": file, **shared})
+                for file in strings(body["file_ids"], "file_ids")
+            ]
+        return _batch(
+            await self._library.ask(
+                Library.attach_batch, request.path_params["store"], files, reader=reader
+            )
+        )
 
-    async def _batch(self, request: Request, reader: Reader) -> Response:
+    async def _batch(self, request: Request, reader: Principal) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
         return _batch(await self._library.ask(Library.batch, store, batch, reader=reader))
 
-    async def _cancel_batch(self, request: Request, reader: Reader) -> Response:
+    async def _cancel_batch(self, request: Request, reader: Principal) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
         return _batch(await self._library.ask(Library.cancel_batch, store, batch, reader=reader))
 
-    async def _upload(self, request: Request, reader: Reader) -> Response:
+    async def _upload(self, request: Request, reader: Principal) -> Response:
         form = await read_form(request)
         try:
             file, purpose = form.get("file"), form.get("purpose")
             if not isinstance(file, UploadFile) or not isinstance(purpose, str):
-                raise RequestError("an upload is a form with a `file`, which has a file name, and a `purpose`")
+                raise RequestError(
+                    "an upload is a form with a `file`, which has a file name, and a `purpose`"
+                )
             async with self._uploading:
                 content = await file.read()
-                upload = await self._library.ask(Library.upload, file.filename or "", content, purpose, reader=reader)
+                upload = await self._library.ask(
+                    Library.upload, file.filename or "", content, purpose, reader=reader
+                )
         finally:
             await form.close()
         return JSONResponse(upload_object(upload))
 
-    async def _uploads(self, request: Request, reader: Reader) -> Response:
+    async def _uploads(self, request: Request, reader: Principal) -> Response:
         asked = part(request, default=10_000, most=10_000)
-        page = await self._library.ask(Library.uploads, asked, request.query_params.get("purpose"), reader=reader)
+        page = await self._library.ask(
+            Library.uploads, asked, request.query_params.get("purpose"), reader=reader
+        )
         return JSONResponse(list_object(page, upload_object))
 
-    async def _uploaded(self, request: Request, reader: Reader) -> Response:
+    async def _uploaded(self, request: Request, reader: Principal) -> Response:
         file = request.path_params["file"]
-        return JSONResponse(upload_object(await self._library.ask(Library.uploaded, file, reader=reader)))
+        return JSONResponse(
+            upload_object(await self._library.ask(Library.uploaded, file, reader=reader))
+        )
 
-    async def _delete_upload(self, request: Request, reader: Reader) -> Response:
+    async def _delete_upload(self, request: Request, reader: Principal) -> Response:
         file = request.path_params["file"]
         await self._library.ask(Library.delete_upload, file, reader=reader)
         return JSONResponse(deleted_object("file", file))
 
-    async def _content(self, request: Request, reader: Reader) -> Response:
-        content = await self._library.ask(Library.content, request.path_params["file"], reader=reader)
+    async def _content(self, request: Request, reader: Principal) -> Response:
+        content = await self._library.ask(
+            Library.content, request.path_params["file"], reader=reader
+        )
         # Somebody's HTML must not become a page of this server.
         headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
         return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 def _answered(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint, on behalf of the reader whom the door found, its exceptions answered in OpenAI's shape."""
+    """The endpoint, on behalf of the reader whom the door found, its exceptions answered in
+    OpenAI's shape.
+    """
 
     async def answered(request: Request) -> Response:
         try:
-            return await endpoint(request, request.scope.get("state", {}).get("reader", EVERYTHING))
+            return await endpoint(request, request.scope.get("state", {}).get("reader", OPERATOR))
         except ClientDisconnect:
             return _failed(RequestError("the client left before its request was complete"))
         except Exception as problem:
@@ -272,7 +324,9 @@ def _failed(problem: Exception) -> Response:
         log.error("a request failed", exc_info=problem)
         problem = RuntimeError()
     status, body = to_http(problem)
-    return JSONResponse(body, status, {name.decode(): value.decode() for name, value in more_headers(problem)})
+    return JSONResponse(
+        body, status, {name.decode(): value.decode() for name, value in more_headers(problem)}
+    )
 
 
 def _store_and_file(request: Request) -> tuple[str, str]:
@@ -280,8 +334,13 @@ def _store_and_file(request: Request) -> tuple[str, str]:
 
 
 def _file(attached: AttachedFile) -> Response:
-    return JSONResponse(file_object(attached), headers=_POLL_AFTER if attached.file.status == "in_progress" else None)
+    return JSONResponse(
+        file_object(attached),
+        headers=_POLL_AFTER if attached.file.status == "in_progress" else None,
+    )
 
 
 def _batch(batch: Batch) -> Response:
-    return JSONResponse(batch_object(batch), headers=_POLL_AFTER if batch.counts["in_progress"] else None)
+    return JSONResponse(
+        batch_object(batch), headers=_POLL_AFTER if batch.counts["in_progress"] else None
+    )

@@ -1,4 +1,5 @@
-"""The library's values as the objects of OpenAI's API: vector stores, files, batches, pages of them.
+"""The library's values as the objects of OpenAI's API: vector stores, files, batches, pages of
+them.
 
 It knows the shapes, not the routes.
 """
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from selection.library.records import AttachedFile, Batch, Page, StoreEntry
-from selection.library.search import Found
+from selection.library.search import SearchResult
 from selection.library.uploads import UploadedFile
 
 Object = dict[str, Any]
@@ -90,7 +91,7 @@ def batch_object(batch: Batch) -> Object:
     }
 
 
-def found_page(queries: Sequence[str], found: Sequence[Found]) -> Object:
+def found_page(queries: Sequence[str], found: Sequence[SearchResult]) -> Object:
     """What a search found."""
     data = [
         {
@@ -109,14 +110,25 @@ def found_page(queries: Sequence[str], found: Sequence[Found]) -> Object:
 def texts_page(texts: Sequence[str]) -> Object:
     """The texts of a file of a vector store."""
     data = [{"type": "text", "text": text} for text in texts]
-    return {"object": "vector_store.file_content.page", "data": data, "has_more": False, "next_page": None}
+    return {
+        "object": "vector_store.file_content.page",
+        "data": data,
+        "has_more": False,
+        "next_page": None,
+    }
 
 
 def list_object(page: Page[Item], shape: Callable[[Item], Object]) -> Object:
     """A part of a list."""
     data = [shape(item) for item in page.items]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": page.more}
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": first,
+        "last_id": last,
+        "has_more": page.more,
+    }
 
 
 def deleted_object(kind: str, identity: str) -> Object:

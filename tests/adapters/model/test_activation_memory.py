@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.model.activation_memory import Memory, _kept, free_bytes
+from adapters.model.activation_memory import ActivationMemory, _kept, free_bytes
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
 from adapters.trainer import LLAMA_TARGETS
@@ -23,21 +23,23 @@ def bound(tiny_llama: str) -> tuple[BaseModel, LoraBank]:
 def test_a_rows_bytes_are_foretold(bound: tuple[BaseModel, LoraBank], tokens: int) -> None:
     base, bank = bound
     with bank.bind([0]):
-        memory = Memory(base, limit=1 << 30)
+        memory = ActivationMemory(base, limit=1 << 30)
         kept = _kept(base, tokens)
 
     assert memory.row(tokens) == pytest.approx(kept, rel=0.02)
     assert memory.least(tokens) < memory.row(tokens)
 
 
-def test_layer_by_layer_less_is_kept_for_the_same_gradient(bound: tuple[BaseModel, LoraBank]) -> None:
+def test_layer_by_layer_less_is_kept_for_the_same_gradient(
+    bound: tuple[BaseModel, LoraBank],
+) -> None:
     base, bank = bound
     bank.reset(0, 1)
     gradients = []
     kept = []
     for saving in (False, True):
         with bank.bind([0]) as gradients_MP:
-            memory = Memory(base, limit=1)
+            memory = ActivationMemory(base, limit=1)
             with memory.saving(saving):
                 kept.append(_kept(base, 64))
                 base.losses([list(range(64))]).sum().backward()  # type: ignore[no-untyped-call]
@@ -51,7 +53,7 @@ def test_layer_by_layer_less_is_kept_for_the_same_gradient(bound: tuple[BaseMode
 def test_what_is_free_decides_where_nobody_says(bound: tuple[BaseModel, LoraBank]) -> None:
     base, bank = bound
     with bank.bind([0]):
-        memory, small = Memory(base), Memory(base, limit=1)
+        memory, small = ActivationMemory(base), ActivationMemory(base, limit=1)
 
     assert memory.holds(1, 64)
     assert not memory.holds(1 << 40, 64)

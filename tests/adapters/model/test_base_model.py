@@ -1,4 +1,6 @@
-"""The base model: rows of any length give the losses they give alone, whatever the model does with its logits."""
+"""The base model: rows of any length give the losses they give alone, whatever the model does with
+its logits.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def plain_nats(model: Any, row: list[int], start: int = 1) -> float:
 
 
 def own_model(kind: str, folder: Path) -> str:
-    """The folder of a tiny model that does more to its last hidden states than multiply, or multiplies otherwise."""
+    """The folder of a tiny model that does more to its last hidden states than multiply, or
+    multiplies otherwise.
+    """
     import transformers
 
     torch.manual_seed(5)
@@ -74,9 +78,16 @@ def test_each_row_gives_what_transformers_gives_it_alone(base: Base, model: Base
     assert together == pytest.approx([plain_nats(plain, row) for row in _ROWS], rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.lists(st.integers(0, 127), min_size=2, max_size=64), min_size=1, max_size=6), st.randoms())
-def test_rows_in_any_order_and_company_give_the_same(model: BaseModel, rows: list[list[int]], random_: Any) -> None:
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.lists(st.integers(0, 127), min_size=2, max_size=64), min_size=1, max_size=6),
+    st.randoms(),
+)
+def test_rows_in_any_order_and_company_give_the_same(
+    model: BaseModel, rows: list[list[int]], random_: Any
+) -> None:
     order = list(range(len(rows)))
     random_.shuffle(order)
 
@@ -99,16 +110,22 @@ def test_only_tokens_from_the_start_on_count(base: Base, model: BaseModel, start
 
 
 @pytest.mark.parametrize("kind", ["Gemma2", "Granite", "Cohere", "Phi", "Mistral", "GPTNeoX"])
-def test_models_with_ways_of_their_own_are_right(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    # Arrange: soft caps and scaled logits are no linear layer; a bias and a sliding window are no hindrance.
+def test_models_with_ways_of_their_own_are_right(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Arrange: soft caps and scaled logits are no linear layer; a bias and a sliding window are no
+    # hindrance.
     folder = own_model(kind, tmp_path / kind)
     with caplog.at_level(logging.WARNING):
         model = BaseModel(folder, precision="float32")
     plain = load(folder)
 
-    # Act: losses, and the gradient with respect to the first layer's inputs, as transformers has them.
+    # Act: losses, and the gradient with respect to the first layer's inputs, as transformers has
+    # them.
     found_M, found = with_gradient(model.model, lambda: model.losses(_ROWS))
-    expected_M, expected = with_gradient(plain, lambda: torch.stack([plain_loss(plain, row) for row in _ROWS]))
+    expected_M, expected = with_gradient(
+        plain, lambda: torch.stack([plain_loss(plain, row) for row in _ROWS])
+    )
 
     # Assert.
     assert found_M.tolist() == pytest.approx(expected_M.tolist(), rel=1e-4)
@@ -159,7 +176,8 @@ def test_a_bfloat16_model_changes_nothing_for_others(base: Base) -> None:
 
     BaseModel(base.folder, precision="bfloat16").losses(_ROWS)
 
-    assert (torch.get_default_dtype(), torch.backends.mkldnn.matmul.fp32_precision) == settings_before  # type: ignore[attr-defined]
+    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    assert (torch.get_default_dtype(), precision) == settings_before
     assert torch.equal(matrix @ matrix, before)
 
 
@@ -173,7 +191,9 @@ def test_auto_is_one_of_the_two(tiny_llama: str) -> None:
 
 @pytest.mark.parametrize("precision", ["", "float16", "bf16"])
 def test_a_precision_that_there_is_none_of_is_refused(tiny_llama: str, precision: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown precision '{precision}': one of auto, float32, bfloat16"):
+    with pytest.raises(
+        ValueError, match=f"unknown precision '{precision}': one of auto, float32, bfloat16"
+    ):
         BaseModel(tiny_llama, precision=precision)
 
 

@@ -1,4 +1,6 @@
-"""The faster parts: the same losses and gradients as the model's own, and out of the way where they do not fit."""
+"""The faster parts: the same losses and gradients as the model's own, and out of the way where they
+do not fit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The LoRA slots: each is an adapter of its own, and what is exported means in PEFT what it means here."""
+"""The LoRA slots: each is an adapter of its own, and what is exported means in PEFT what it means
+here.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _ONE = _ROWS[:1]
 class Slots:
     """A model of its own with a bank of slots, and what it says."""
 
-    def __init__(self, base: Base, slots: int = 3, targets: tuple[str, ...] = (), rank: int = 4) -> None:
+    def __init__(
+        self, base: Base, slots: int = 3, targets: tuple[str, ...] = (), rank: int = 4
+    ) -> None:
         self.model = load(base.folder)
         self.targets = targets or base.targets
         self.bank = LoraBank(self.model, rank, 8.0 / rank, self.targets, slots)
@@ -41,7 +45,10 @@ class Slots:
         """Of each row's mean loss with respect to its own adapter [M, P]."""
         with self.bank.bind(slots) as gradients_MP:
             logits = self._logits(ids_MS)
-            losses = [torch.nn.functional.cross_entropy(row[:-1], ids[1:]) for row, ids in zip(logits, ids_MS)]  # noqa: B905
+            losses = [
+                torch.nn.functional.cross_entropy(row[:-1], ids[1:])
+                for row, ids in zip(logits, ids_MS, strict=True)
+            ]
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         return gradients_MP.clone()
 
@@ -89,12 +96,18 @@ class TestReset:
         for slot in range(3):
             three.bank.reset(slot, slot)
 
-        torch.testing.assert_close(three.logits(_ROWS[:3], [0, 1, 2]), logits_of(load(base.folder), _ROWS[:3]))
+        torch.testing.assert_close(
+            three.logits(_ROWS[:3], [0, 1, 2]), logits_of(load(base.folder), _ROWS[:3])
+        )
 
-    def test_who_is_bound_to_nothing_speaks_as_the_base_whatever_the_slots_hold(self, base: Base, three: Slots) -> None:
+    def test_who_is_bound_to_nothing_speaks_as_the_base_whatever_the_slots_hold(
+        self, base: Base, three: Slots
+    ) -> None:
         fill_all(three.bank)
 
-        torch.testing.assert_close(three.logits(_ROWS), logits_of(load(base.folder), _ROWS), rtol=0, atol=0)
+        torch.testing.assert_close(
+            three.logits(_ROWS), logits_of(load(base.folder), _ROWS), rtol=0, atol=0
+        )
 
     def test_a_filled_one_does_and_a_reset_takes_it_back(self, three: Slots) -> None:
         fill(three.bank, 1)
@@ -104,7 +117,9 @@ class TestReset:
 
         torch.testing.assert_close(three.logits(_ONE, [1]), three.logits(_ONE))
 
-    def test_it_is_the_same_for_the_same_seed_only_in_any_slot_of_any_model(self, base: Base, three: Slots) -> None:
+    def test_it_is_the_same_for_the_same_seed_only_in_any_slot_of_any_model(
+        self, base: Base, three: Slots
+    ) -> None:
         exports = []
         for slot, seed in ((0, 1), (1, 2), (2, 1)):
             fill(three.bank, slot)
@@ -160,7 +175,9 @@ class TestTargets:
         slots = Slots(Base("llama", tiny_llama), targets=("q_proj", "down_proj"))
 
         assert sorted(slots.bank.layers) == [
-            f"model.layers.{i}.{name}" for i in range(2) for name in ("mlp.down_proj", "self_attn.q_proj")
+            f"model.layers.{i}.{name}"
+            for i in range(2)
+            for name in ("mlp.down_proj", "self_attn.q_proj")
         ]
         assert sum(isinstance(module, LoraProjection) for module in slots.model.modules()) == 4
 
@@ -172,10 +189,16 @@ class TestTargets:
 
         assert not any(parameter.requires_grad for parameter in three.model.parameters())
         assert all(parameter.grad is None for parameter in three.model.parameters())
-        assert all(torch.equal(tensor, before[name]) for name, tensor in three.model.state_dict().items())
+        assert all(
+            torch.equal(tensor, before[name]) for name, tensor in three.model.state_dict().items()
+        )
 
-    @pytest.mark.parametrize("targets", [("c_attn",), (), ("embed_tokens",), ("self_attn",), ("proj",)])
-    def test_those_that_do_not_exist_are_refused(self, tiny_llama: str, targets: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize(
+        "targets", [("c_attn",), (), ("embed_tokens",), ("self_attn",), ("proj",)]
+    )
+    def test_those_that_do_not_exist_are_refused(
+        self, tiny_llama: str, targets: tuple[str, ...]
+    ) -> None:
         with pytest.raises(ValueError, match="no linear projections named"):
             LoraBank(load(tiny_llama), 4, 2.0, targets)
 
@@ -188,7 +211,9 @@ class TestTargets:
 class TestRows:
     """Each row of a batch has the adapter of its own slot, and gives its gradients to no other."""
 
-    @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=6))
     def test_in_any_order_and_repeated(self, three: Slots, wanted: list[tuple[int, int]]) -> None:
         # In a row behind one another, backwards, the same slot twice: as each alone.
@@ -217,7 +242,10 @@ class TestRows:
 
     def test_a_broken_adapter_harms_no_other_row_of_its_batch(self, three: Slots) -> None:
         fill_all(three.bank)
-        logits, gradients_MP = three.logits(_ROWS[:3], [0, 1, 2]), three.gradients(_ROWS[:3], [0, 1, 2])
+        logits, gradients_MP = (
+            three.logits(_ROWS[:3], [0, 1, 2]),
+            three.gradients(_ROWS[:3], [0, 1, 2]),
+        )
 
         three.bank.weights_CP[1] = torch.nan
         found, found_MP = three.logits(_ROWS[:3], [0, 1, 2]), three.gradients(_ROWS[:3], [0, 1, 2])
@@ -244,7 +272,9 @@ class TestRows:
         with pytest.raises(RuntimeError, match="stop"), three.bank.bind([1]):
             raise RuntimeError("stop")
 
-        torch.testing.assert_close(three.logits(_ROWS), logits_of(load(base.folder), _ROWS), rtol=0, atol=0)
+        torch.testing.assert_close(
+            three.logits(_ROWS), logits_of(load(base.folder), _ROWS), rtol=0, atol=0
+        )
 
     def test_gradients_are_plain_autograds_through_peft(self, base: Base, three: Slots) -> None:
         fill_all(three.bank)
@@ -277,11 +307,17 @@ class TestLearning:
             adam.step()
             three.bank.learn(1, gradient_P, 0.01)
 
-        torch.testing.assert_close(three.bank.weights_CP[1], expected_P.detach(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            three.bank.weights_CP[1], expected_P.detach(), rtol=1e-5, atol=1e-7
+        )
 
-    @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(st.lists(st.integers(0, 2), max_size=12))
-    def test_in_any_order_of_slots_each_learns_as_alone(self, three: Slots, order: list[int]) -> None:
+    def test_in_any_order_of_slots_each_learns_as_alone(
+        self, three: Slots, order: list[int]
+    ) -> None:
         gradients_CP = torch.randn(3, three.bank.size, generator=torch.Generator().manual_seed(7))
         for slot in range(3):
             three.bank.reset(slot, slot)
@@ -310,7 +346,9 @@ class TestExport:
     """PEFT's format, both ways."""
 
     @pytest.mark.parametrize("slot", [0, 2])
-    def test_peft_loads_it_and_gives_the_same_logits(self, tmp_path: Path, base: Base, three: Slots, slot: int) -> None:
+    def test_peft_loads_it_and_gives_the_same_logits(
+        self, tmp_path: Path, base: Base, three: Slots, slot: int
+    ) -> None:
         from peft import PeftModel
 
         fill_all(three.bank)
@@ -319,9 +357,13 @@ class TestExport:
         theirs = PeftModel.from_pretrained(load(base.folder), str(tmp_path / "adapter"))
 
         assert (logits_of(theirs) - logits_of(load(base.folder))).abs().max() > 0.1
-        torch.testing.assert_close(logits_of(theirs), three.logits(_ONE, [slot]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            logits_of(theirs), three.logits(_ONE, [slot]), rtol=1e-4, atol=1e-4
+        )
 
-    def test_peft_loads_one_of_another_rank_and_fewer_targets(self, tmp_path: Path, tiny_qwen: str) -> None:
+    def test_peft_loads_one_of_another_rank_and_fewer_targets(
+        self, tmp_path: Path, tiny_qwen: str
+    ) -> None:
         from peft import PeftModel
 
         base = Base("qwen", tiny_qwen)
@@ -333,11 +375,16 @@ class TestExport:
 
         torch.testing.assert_close(logits_of(theirs), slots.logits(_ONE, [0]), rtol=1e-4, atol=1e-4)
 
-    def test_the_keys_are_exactly_those_that_peft_writes(self, tmp_path: Path, base: Base, three: Slots) -> None:
+    def test_the_keys_are_exactly_those_that_peft_writes(
+        self, tmp_path: Path, base: Base, three: Slots
+    ) -> None:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
-            r=4, target_modules=list(base.targets), task_type="CAUSAL_LM", fan_in_fan_out=base.kind == "gpt2"
+            r=4,
+            target_modules=list(base.targets),
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=base.kind == "gpt2",
         )
         get_peft_model(load(base.folder), config).save_pretrained(tmp_path)
         written = from_safetensors((tmp_path / "adapter_model.safetensors").read_bytes())
@@ -357,7 +404,9 @@ class TestExport:
 
         assert exported == copy
 
-    def test_what_is_loaded_is_what_was_exported_in_any_slot(self, base: Base, three: Slots) -> None:
+    def test_what_is_loaded_is_what_was_exported_in_any_slot(
+        self, base: Base, three: Slots
+    ) -> None:
         fill_all(three.bank)
         exports = [three.bank.export(slot) for slot in range(3)]
         other = Slots(base, slots=2)
@@ -381,7 +430,9 @@ class TestExport:
 
         assert ends[0] == ends[1]
 
-    def test_what_was_exported_elsewhere_is_refused_and_harms_nothing(self, base: Base, three: Slots) -> None:
+    def test_what_was_exported_elsewhere_is_refused_and_harms_nothing(
+        self, base: Base, three: Slots
+    ) -> None:
         fill_all(three.bank)
         mine = three.bank.export(0)
         other_rank, other_targets = Slots(base, rank=5), Slots(base, targets=base.targets[:1])
@@ -403,7 +454,10 @@ class TestExport:
         config = json.loads(files.pop("adapter_config.json"))
         assert files == {"adapter_model.safetensors": adapter.weights}
         assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8.0)
-        assert (config["target_modules"], config["base_model_name_or_path"]) == (list(LLAMA_TARGETS), tiny_llama)
+        assert (config["target_modules"], config["base_model_name_or_path"]) == (
+            list(LLAMA_TARGETS),
+            tiny_llama,
+        )
 
 
 def test_a_bfloat16_base_keeps_float32_adapters(base: Base) -> None:

@@ -16,7 +16,10 @@ def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def compare(
-    hidden_NH: torch.Tensor, output_VH: torch.Tensor, bias_V: torch.Tensor | None, tokens_N: torch.Tensor
+    hidden_NH: torch.Tensor,
+    output_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    tokens_N: torch.Tensor,
 ) -> None:
     """Losses and gradients of both, the tokens weighted differently."""
     weights_N = torch.linspace(-1.0, 2.0, len(tokens_N))
@@ -31,7 +34,9 @@ def compare(
     (theirs_N * weights_N).sum().backward()  # type: ignore[no-untyped-call]
 
     scale = max(float(theirs_N.detach().abs().max()), 1.0)
-    torch.testing.assert_close(mine_N.detach().double(), theirs_N.detach(), rtol=1e-5, atol=1e-5 * scale)
+    torch.testing.assert_close(
+        mine_N.detach().double(), theirs_N.detach(), rtol=1e-5, atol=1e-5 * scale
+    )
     assert found.grad is not None
     assert expected.grad is not None
     largest = max(float(expected.grad.abs().max()), float(output_VH.abs().max()))
@@ -48,7 +53,9 @@ def compare(
     st.booleans(),
     st.integers(0, 2**32),
 )
-def test_it_is_torchs(tokens: int, size: int, vocabulary: int, scale: float, with_bias: bool, seed: int) -> None:
+def test_it_is_torchs(
+    tokens: int, size: int, vocabulary: int, scale: float, with_bias: bool, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden_NH = scale * normal(generator, tokens, size)
     bias_V = normal(generator, vocabulary) if with_bias else None
@@ -83,7 +90,8 @@ def test_what_is_added_to_every_logit_changes_nothing(shift: float, seed: int) -
     tokens_N = torch.randint(9, (6,), generator=generator)
 
     plain_N, shifted_N = (
-        cross_entropy(hidden_NH, output_VH, bias, tokens_N) for bias in (None, torch.full((9,), shift))
+        cross_entropy(hidden_NH, output_VH, bias, tokens_N)
+        for bias in (None, torch.full((9,), shift))
     )
 
     torch.testing.assert_close(plain_N, shifted_N, rtol=1e-4, atol=1e-4)
@@ -120,7 +128,9 @@ def test_a_token_that_is_not_finite_harms_no_other() -> None:
 
 
 def test_no_tokens_are_no_losses() -> None:
-    assert cross_entropy(torch.zeros(0, 4), torch.zeros(9, 4), None, torch.zeros(0, dtype=torch.long)).shape == (0,)
+    assert cross_entropy(
+        torch.zeros(0, 4), torch.zeros(9, 4), None, torch.zeros(0, dtype=torch.long)
+    ).shape == (0,)
 
 
 def test_without_gradients_none_are_computed() -> None:
@@ -131,7 +141,10 @@ def test_without_gradients_none_are_computed() -> None:
 
 def test_in_bfloat16_losses_are_float32_and_near() -> None:
     generator = torch.Generator().manual_seed(4)
-    hidden_NH, output_VH = normal(generator, 50, 32).bfloat16(), normal(generator, 99, 32).bfloat16()
+    hidden_NH, output_VH = (
+        normal(generator, 50, 32).bfloat16(),
+        normal(generator, 99, 32).bfloat16(),
+    )
     tokens_N = torch.randint(99, (50,), generator=generator)
     learning_NH = hidden_NH.clone().requires_grad_()
     exact_NH = hidden_NH.float().requires_grad_()

@@ -1,4 +1,6 @@
-"""Batches: what became of files that were attached together, whatever others do with these files meanwhile."""
+"""Batches: what became of files that were attached together, whatever others do with these files
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
 from selection.ingest.ingest import tokenizer_digest
 from selection.library.library import Library
-from selection.library.records import Part, Wanted
+from selection.library.records import AttachmentRequest, PageRequest
 from selection.library.uploads import MissingError
 from tests.selection.libraries import ALL, CATS, SHIPS, HeldEmbedder, documents, settled
 
@@ -29,7 +31,9 @@ def counts(library: Library, batch: str) -> dict[str, int]:
 
 
 def states(library: Library, batch: str) -> list[tuple[str, str]]:
-    return [(each.file.id, each.file.status) for each in library.files("notes", ALL, batch=batch).items]
+    return [
+        (each.file.id, each.file.status) for each in library.files("notes", ALL, batch=batch).items
+    ]
 
 
 @pytest.fixture
@@ -47,12 +51,16 @@ def notes(opened: Callable[..., Library], held: HeldEmbedder) -> Library:
 
 def test_a_batch_is_found_when_its_files_are_attached_again(notes: Library) -> None:
     first, second, third = files = upload(notes, 3)
-    batch = notes.attach_batch("notes", [Wanted(file, {"by": 1}, (64, 0)) for file in files])
+    batch = notes.attach_batch(
+        "notes", [AttachmentRequest(file, {"by": 1}, (64, 0)) for file in files]
+    )
     for file in files:
         settled(notes, "notes", file)
 
-    notes.attach("notes", Wanted(first, {"by": 2}))
-    again = notes.attach_batch("notes", [Wanted(file, {"by": 3}) for file in (second, third)])
+    notes.attach("notes", AttachmentRequest(first, {"by": 2}))
+    again = notes.attach_batch(
+        "notes", [AttachmentRequest(file, {"by": 3}) for file in (second, third)]
+    )
     for file in files:
         settled(notes, "notes", file)
 
@@ -61,7 +69,9 @@ def test_a_batch_is_found_when_its_files_are_attached_again(notes: Library) -> N
     assert notes.batch("notes", batch.id).created == batch.created
     assert states(notes, batch.id) == [(file, "completed") for file in files]
     listed = [each.file for each in notes.files("notes", ALL, batch=batch.id).items]
-    assert [(file.attributes, file.cut, file.batch) for file in listed] == [({"by": 1}, (64, 0), batch.id)] * 3
+    assert [(file.attributes, file.cut, file.batch) for file in listed] == [
+        ({"by": 1}, (64, 0), batch.id)
+    ] * 3
     now = [each.file.attributes for each in notes.files("notes", ALL).items]
     assert now == [{"by": 2}, {"by": 3}, {"by": 3}]
 
@@ -69,12 +79,12 @@ def test_a_batch_is_found_when_its_files_are_attached_again(notes: Library) -> N
 def test_what_ended_in_a_batch_stays_as_it_ended(notes: Library, held: HeldEmbedder) -> None:
     (good,) = upload(notes, 1)
     bad = notes.upload("bad.md", b"\xff\xfe").id
-    batch = notes.attach_batch("notes", [Wanted(good), Wanted(bad)]).id
+    batch = notes.attach_batch("notes", [AttachmentRequest(good), AttachmentRequest(bad)]).id
     for file in (good, bad):
         settled(notes, "notes", file)
 
     with held.held():
-        notes.attach("notes", Wanted(good))
+        notes.attach("notes", AttachmentRequest(good))
         meanwhile = counts(notes, batch)
         notes.delete_upload(bad)
         notes.detach("notes", good)
@@ -92,9 +102,9 @@ def test_what_ended_in_a_batch_stays_as_it_ended(notes: Library, held: HeldEmbed
 def test_what_is_still_read_shares_the_fate_of_its_file(notes: Library, held: HeldEmbedder) -> None:
     alone, taken, detached, deleted, own = files = upload(notes, 5)
     with held.held():
-        first = notes.attach_batch("notes", [Wanted(file) for file in files]).id
-        notes.attach("notes", Wanted(alone))
-        second = notes.attach_batch("notes", [Wanted(taken)]).id
+        first = notes.attach_batch("notes", [AttachmentRequest(file) for file in files]).id
+        notes.attach("notes", AttachmentRequest(alone))
+        second = notes.attach_batch("notes", [AttachmentRequest(taken)]).id
         notes.detach("notes", detached)
         notes.delete_upload(deleted)
         meanwhile = counts(notes, first)
@@ -112,9 +122,9 @@ def test_cancelling_ends_only_what_the_batch_itself_still_reads(
 ) -> None:
     alone, taken, own = files = upload(notes, 3)
     with held.held():
-        first = notes.attach_batch("notes", [Wanted(file) for file in files]).id
-        notes.attach("notes", Wanted(alone))
-        second = notes.attach_batch("notes", [Wanted(taken)]).id
+        first = notes.attach_batch("notes", [AttachmentRequest(file) for file in files]).id
+        notes.attach("notes", AttachmentRequest(alone))
+        second = notes.attach_batch("notes", [AttachmentRequest(taken)]).id
         cancelled = notes.cancel_batch("notes", first)
         reading = [notes.file("notes", file).file.status for file in files]
     for file in files:
@@ -130,7 +140,7 @@ def test_cancelling_ends_only_what_the_batch_itself_still_reads(
 
 def test_cancelling_changes_nothing_of_what_has_ended(notes: Library, held: HeldEmbedder) -> None:
     (file,) = upload(notes, 1)
-    batch = notes.attach_batch("notes", [Wanted(file)]).id
+    batch = notes.attach_batch("notes", [AttachmentRequest(file)]).id
     settled(notes, "notes", file)
 
     with held.held():
@@ -138,22 +148,36 @@ def test_cancelling_changes_nothing_of_what_has_ended(notes: Library, held: Held
         after = notes.cancel_batch("notes", batch)
         reading = notes.file("notes", file).file.status
 
-    assert (after.cancelled, counts(notes, batch), reading) == (False, {"completed": 1}, "in_progress")
+    assert (after.cancelled, counts(notes, batch), reading) == (
+        False,
+        {"completed": 1},
+        "in_progress",
+    )
     assert settled(notes, "notes", file).attributes == {"year": 2024}
 
 
 def test_a_file_twice_in_a_batch_is_one_file_as_it_was_said_last(notes: Library) -> None:
     first, second = upload(notes, 2)
 
-    batch = notes.attach_batch("notes", [Wanted(first, {"n": 1}), Wanted(second), Wanted(first, {"n": 2})]).id
+    batch = notes.attach_batch(
+        "notes",
+        [
+            AttachmentRequest(first, {"n": 1}),
+            AttachmentRequest(second),
+            AttachmentRequest(first, {"n": 2}),
+        ],
+    ).id
     for file in (first, second):
         settled(notes, "notes", file)
 
     assert states(notes, batch) == [(first, "completed"), (second, "completed")]
-    assert notes.files("notes", Part(1, "asc"), batch=batch).items[0].file.attributes == {"n": 2}
+    assert notes.files("notes", PageRequest(1, "asc"), batch=batch).items[0].file.attributes == {
+        "n": 2
+    }
 
 
-# A corpus as it was made before batches had tables of their own, and what the code of then wrote into it.
+# A corpus as it was made before batches had tables of their own, and what the code of then wrote
+# into it.
 _BEFORE = """
 CREATE TABLE attachments (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, attributes TEXT NOT NULL, max_length INTEGER, overlap INTEGER,
@@ -194,12 +218,14 @@ def before(corpora: Path, words: Embedder, tokenizer: Any) -> Path:
     with sqlite3.connect(file) as database:
         database.executescript(_BEFORE)
         database.executemany(
-            "INSERT INTO meta VALUES (?, ?)", {**meta, "tokenizer": tokenizer_digest(tokenizer)}.items()
+            "INSERT INTO meta VALUES (?, ?)",
+            {**meta, "tokenizer": tokenizer_digest(tokenizer)}.items(),
         )
         for document, text in ((1, SHIPS), (2, CATS), (3, CATS)):
             row = (document, 0, text, bytes(8), words.embed([text])[0].tobytes())
             database.execute(
-                "INSERT INTO sequences (document, start, text, tokens, embedding) VALUES (?, ?, ?, ?, ?)", row
+                "INSERT INTO sequences (document, start, text, tokens, embedding) VALUES (?, ?, ?, ?, ?)",
+                row,
             )
     database.close()
     return file
@@ -215,15 +241,23 @@ def test_a_corpus_of_before_keeps_everything_and_its_batches_are_found(
     listed = [each.file.id for each in library.files("notes", ALL).items]
     members = states(library, batch)
     library.detach("notes", a)
-    left = [each.file.id for each in library.files("notes", Part(order="asc", after=a)).items]
+    left = [
+        each.file.id for each in library.files("notes", PageRequest(order="asc", after=a)).items
+    ]
     library.detach("notes", "doc-1")
-    beyond = [each.file.id for each in library.files("notes", Part(order="desc", after="doc-1")).items]
+    beyond = [
+        each.file.id
+        for each in library.files("notes", PageRequest(order="desc", after="doc-1")).items
+    ]
 
     assert listed == [a, c, "doc-1", b, "doc-3"]
     assert members == [(a, "completed"), (c, "failed")]
     assert left == [c, "doc-1", b, "doc-3"]
     assert beyond == [c]
-    assert (counts(library, batch), library.batch("notes", batch).created) == ({"completed": 1, "failed": 1}, 1000)
+    assert (counts(library, batch), library.batch("notes", batch).created) == (
+        {"completed": 1, "failed": 1},
+        1000,
+    )
     assert list(documents(corpora, "notes")) == ["cats.md"]
     assert [found.text for found in library.search("notes", ["cat"])] == [CATS]
 

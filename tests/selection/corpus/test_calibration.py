@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from selection import selector as selector_module
-from selection.corpus.calibration import Calibration, calibration_of, is_calibrated, model_digest, to_remember
+from selection.corpus.calibration import (
+    Calibration,
+    calibration_of,
+    is_calibrated,
+    model_digest,
+    to_remember,
+)
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusError
@@ -30,7 +36,9 @@ def corpus(corpora: Path, words: Embedder, tokenizer: Any) -> Corpus:
 
 
 @pytest.fixture
-def selector(corpora: Path, words: Embedder, nano: str, monkeypatch: pytest.MonkeyPatch) -> Selector:
+def selector(
+    corpora: Path, words: Embedder, nano: str, monkeypatch: pytest.MonkeyPatch
+) -> Selector:
     monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
     return Selector(SelectorConfig(corpora, base_model=nano))
 
@@ -62,29 +70,41 @@ def test_it_belongs_to_the_embedder(corpus: Corpus, other_words: Embedder) -> No
     assert calibration_of(corpus.meta(), "one") is None
 
 
-def test_models_are_told_apart_by_how_they_are_built(tiny_llama: str, tiny_qwen: str, tmp_path: Path) -> None:
+def test_models_are_told_apart_by_how_they_are_built(
+    tiny_llama: str, tiny_qwen: str, tmp_path: Path
+) -> None:
     told = json.loads((Path(tiny_llama) / "config.json").read_text())
     for folder, changed in (("moved", {}), ("wider", {"intermediate_size": 96})):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "config.json").write_text(json.dumps(told | changed | {"transformers_version": "5.9"}))
+        (tmp_path / folder / "config.json").write_text(
+            json.dumps(told | changed | {"transformers_version": "5.9"})
+        )
 
     assert model_digest(tiny_llama) == model_digest(str(tmp_path / "moved"))
-    assert len({model_digest(each) for each in (tiny_llama, tiny_qwen, str(tmp_path / "wider"))}) == 3
+    assert (
+        len({model_digest(each) for each in (tiny_llama, tiny_qwen, str(tmp_path / "wider"))}) == 3
+    )
 
 
-def test_a_selection_follows_its_corpus(corpus: Corpus, corpora: Path, selector: Selector, nano: str) -> None:
+def test_a_selection_follows_its_corpus(
+    corpus: Corpus, corpora: Path, selector: Selector, nano: str
+) -> None:
     before = selector.select(_PROMPT, "words", steps=20)
     corpus.remember(to_remember(_FOUND, corpus.meta(), model_digest(nano)))
 
     after = selector.select(_PROMPT, "words", steps=20)
 
-    by_hand = Selector(SelectorConfig(corpora, base_model=nano, regularisation=1.0)).select(_PROMPT, "words", steps=20)
+    by_hand = Selector(SelectorConfig(corpora, base_model=nano, regularisation=1.0)).select(
+        _PROMPT, "words", steps=20
+    )
     assert before.calibration is None
     assert after.calibration == _FOUND
     assert after.ids == by_hand.ids != before.ids
 
 
-def test_what_the_server_was_told_goes_first(corpus: Corpus, corpora: Path, selector: Selector, nano: str) -> None:
+def test_what_the_server_was_told_goes_first(
+    corpus: Corpus, corpora: Path, selector: Selector, nano: str
+) -> None:
     told = Selector(SelectorConfig(corpora, base_model=nano, regularisation=0.01))
     before = told.select(_PROMPT, "words", steps=20)
     corpus.remember(to_remember(_FOUND, corpus.meta(), model_digest(nano)))
@@ -99,5 +119,8 @@ def test_a_damaged_calibration_says_what_to_do() -> None:
 
     assert is_calibrated(meta)
     assert not is_calibrated({"id": "vs_1", "calibration abc": ""})
-    with pytest.raises(CorpusError, match="the calibration of corpus 'vs_1' is damaged: run `mayfly calibrate` again"):
+    with pytest.raises(
+        CorpusError,
+        match="the calibration of corpus 'vs_1' is damaged: run `mayfly calibrate` again",
+    ):
         calibration_of(meta, "abc")

@@ -1,4 +1,6 @@
-"""The corpus: what it keeps, whom it refuses, and that every reader's answer is that of brute force at once."""
+"""The corpus: what it keeps, whom it refuses, and that every reader's answer is that of brute force
+at once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from selection.corpus.corpus import Corpus, list_corpora
 from selection.corpus.faiss_index import Index
-from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError, Piece
+from selection.corpus.sqlite_store import Chunk, CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder
 from tests.conftest import WordEmbedder
 from tests.selection.truth import Held, add, assert_answers_like, texts_near
@@ -46,7 +48,9 @@ def corpus(corpora: Path, words: Embedder) -> Iterator[Corpus]:
 
 @pytest.fixture(params=["flat", "lists"])
 def early_index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An index is built anew after more than four changes, and, if it is to have lists, has them from four on."""
+    """An index is built anew after more than four changes, and, if it is to have lists, has them
+    from four on.
+    """
     kind = str(request.param)
     use_early_index(monkeypatch, kind)
     return kind
@@ -69,12 +73,20 @@ def test_what_was_added_is_found_with_its_provenance(corpus: Corpus, words: Embe
     found, embeddings_KD = corpus.nearest(words.embed(["cats sleep all day"]), 2)
     source, tokens = corpus.read([int(found[0])])[int(found[0])]
 
-    assert (source.document, source.name, source.start, source.text) == (cats, "cats.txt", 10, "cats sleep all day")
+    assert (source.document, source.name, source.start, source.text) == (
+        cats,
+        "cats.txt",
+        10,
+        "cats sleep all day",
+    )
     assert source.metadata == {"group": 7}
     assert tokens == tuple(ord(c) for c in "cats sleep all day")
     np.testing.assert_array_equal(embeddings_KD[:1], words.embed(["cats sleep all day"]))
     assert corpus.counts() == (2, 3)
-    assert [(entry.name, entry.sequences) for entry in corpus.documents()] == [("cats.txt", 2), ("ships.txt", 1)]
+    assert [(entry.name, entry.sequences) for entry in corpus.documents()] == [
+        ("cats.txt", 2),
+        ("ships.txt", 1),
+    ]
 
 
 def test_an_empty_corpus_has_nothing_near(corpus: Corpus, words: Embedder) -> None:
@@ -123,7 +135,7 @@ def test_ids_are_never_used_twice(corpus: Corpus, words: Embedder) -> None:
 
 
 def test_it_knows_a_document_by_name_and_content(corpus: Corpus, words: Embedder) -> None:
-    corpus.add("a", "digest 1", [Piece(0, "x", (1, 2))], words.embed(["x"]))
+    corpus.add("a", "digest 1", [Chunk(0, "x", (1, 2))], words.embed(["x"]))
 
     assert corpus.has("a", "digest 1")
     assert not corpus.has("a", "digest 2")
@@ -132,10 +144,12 @@ def test_it_knows_a_document_by_name_and_content(corpus: Corpus, words: Embedder
 
 def test_a_failed_addition_leaves_the_corpus_as_it_was(corpus: Corpus, words: Embedder) -> None:
     add(corpus, words, "a", "the words that stay")
-    unstorable = Piece(0, "text", (1 << 40, 2))  # no token id is that large
+    unstorable = Chunk(0, "text", (1 << 40, 2))  # no token id is that large
 
     with pytest.raises((OverflowError, ValueError)):
-        corpus.add("a", "digest", [Piece(0, "fine", (1, 2)), unstorable], words.embed(["fine", "text"]))
+        corpus.add(
+            "a", "digest", [Chunk(0, "fine", (1, 2)), unstorable], words.embed(["fine", "text"])
+        )
 
     assert texts_near(corpus, words, "fine") == ["the words that stay"]
     add(corpus, words, "b", "and it still takes more")
@@ -163,24 +177,31 @@ def test_creating_it_again_opens_it(corpora: Path, corpus: Corpus, words: Embedd
     again.close()
 
 
-def test_another_embedder_is_refused(corpora: Path, corpus: Corpus, words: Embedder, other_words: Embedder) -> None:
+def test_another_embedder_is_refused(
+    corpora: Path, corpus: Corpus, words: Embedder, other_words: Embedder
+) -> None:
     for attempt in (
         lambda: corpus.check(other_words),
         lambda: Corpus.create(corpora, "notes", other_words, _TOKENIZER),
     ):
         with pytest.raises(
-            CorpusError, match=r"'notes' was made with revision '1', not '2': use that .* `mayfly corpus reembed notes`"
+            CorpusError,
+            match=r"'notes' was made with revision '1', not '2': use that .* `mayfly corpus reembed notes`",
         ):
             attempt()
     corpus.check(words)
 
 
-def test_an_embedder_in_a_folder_is_told_without_the_way_to_it(corpora: Path, words: Embedder) -> None:
+def test_an_embedder_in_a_folder_is_told_without_the_way_to_it(
+    corpora: Path, words: Embedder
+) -> None:
     words.name = "/srv/models/mine"
     corpus = Corpus.create(corpora, "notes", words, _TOKENIZER)
 
     words.name = "org/mine"
-    with pytest.raises(CorpusError, match="'notes' was made with embedder 'mine', not 'org/mine': "):
+    with pytest.raises(
+        CorpusError, match="'notes' was made with embedder 'mine', not 'org/mine': "
+    ):
         corpus.check(words)
     corpus.close()
 
@@ -191,13 +212,19 @@ def test_another_tokenizer_is_refused(corpora: Path, corpus: Corpus, words: Embe
         lambda: corpus.check_tokenizer("other"),
         lambda: Corpus.create(corpora, "notes", words, "other"),
     ):
-        with pytest.raises(CorpusError, match="'notes' holds the tokens of another model's tokenizer: serve that"):
+        with pytest.raises(
+            CorpusError, match="'notes' holds the tokens of another model's tokenizer: serve that"
+        ):
             attempt()
     corpus.check(words, _TOKENIZER)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "-x", "a/b", "../a", "a b", "ä", "a\n", "a\0", "x" * 65])
-def test_what_is_not_a_name_is_refused_and_makes_no_folder(corpora: Path, words: Embedder, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "-x", "a/b", "../a", "a b", "ä", "a\n", "a\0", "x" * 65]
+)
+def test_what_is_not_a_name_is_refused_and_makes_no_folder(
+    corpora: Path, words: Embedder, name: str
+) -> None:
     with pytest.raises(CorpusError, match="not a corpus name"):
         Corpus.create(corpora, name, words, _TOKENIZER)
     with pytest.raises(CorpusNotFoundError):
@@ -214,18 +241,24 @@ def test_these_are_names(corpora: Path, words: Embedder, name: str) -> None:
     assert list_corpora(corpora) == [name]
 
 
-def test_a_corpus_that_is_not_there_is_named_beside_those_that_are(corpora: Path, words: Embedder) -> None:
+def test_a_corpus_that_is_not_there_is_named_beside_those_that_are(
+    corpora: Path, words: Embedder
+) -> None:
     with pytest.raises(CorpusNotFoundError, match=r"no corpus 'x' \(there are: none yet\)"):
         Corpus.open(corpora, "x")
     for name in ("b", "a"):
         Corpus.create(corpora, name, words, _TOKENIZER).close()
 
-    with pytest.raises(CorpusNotFoundError, match=r"no corpus 'x' \(there are: a, b\); `mayfly corpus add`"):
+    with pytest.raises(
+        CorpusNotFoundError, match=r"no corpus 'x' \(there are: a, b\); `mayfly corpus add`"
+    ):
         Corpus.open(corpora, "x")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000], ids=["never finished", "garbage"])
-def test_a_damaged_or_unfinished_corpus_is_refused(corpora: Path, corpus: Corpus, content: bytes) -> None:
+def test_a_damaged_or_unfinished_corpus_is_refused(
+    corpora: Path, corpus: Corpus, content: bytes
+) -> None:
     # What a database can be damaged by is in test_store.
     corpus.close()
     (corpora / "notes" / "corpus.db").write_bytes(content)
@@ -281,12 +314,16 @@ def test_who_has_it_open_when_it_is_removed_and_made_again_is_told(
         assert texts_near(later, words, "two") == ["two"]
 
 
-def test_a_filter_chooses_among_documents_by_their_metadata(corpus: Corpus, words: Embedder) -> None:
+def test_a_filter_chooses_among_documents_by_their_metadata(
+    corpus: Corpus, words: Embedder
+) -> None:
     add(corpus, words, "a", "one", "two", group=1)
     add(corpus, words, "b", "one", "three", group=2)
     add(corpus, words, "c", "one", group=3)
 
-    found, _ = corpus.nearest(words.embed(["one"]), 10, {"type": "in", "key": "group", "value": [2, 3]})
+    found, _ = corpus.nearest(
+        words.embed(["one"]), 10, {"type": "in", "key": "group", "value": [2, 3]}
+    )
 
     read = corpus.read(found.tolist())
     assert [read[i][0].text for i in found.tolist()] == ["one", "one", "three"]
@@ -296,7 +333,9 @@ def test_a_filter_chooses_among_documents_by_their_metadata(corpus: Corpus, word
     assert len(texts_near(corpus, words, "one")) == 5
 
 
-@pytest.mark.parametrize("harm", ["no manifest", "no folder", "damaged", "senseless", "another corpus's"])
+@pytest.mark.parametrize(
+    "harm", ["no manifest", "no folder", "damaged", "senseless", "another corpus's"]
+)
 def test_the_index_is_made_again_when_it_cannot_be_used(
     corpora: Path, corpus: Corpus, words: Embedder, harm: str, early_index: str
 ) -> None:
@@ -320,7 +359,9 @@ def test_the_index_is_made_again_when_it_cannot_be_used(
         other = Corpus.create(corpora, "other", words, _TOKENIZER)
         add(other, words, "a", "six", "seven", "eight", "nine", "ten")
         other.build_index()
-        shutil.copytree(corpora / "other", corpora / "notes", dirs_exist_ok=True, ignore=_not_the_database)
+        shutil.copytree(
+            corpora / "other", corpora / "notes", dirs_exist_ok=True, ignore=_not_the_database
+        )
         other.close()
 
     # Act: another process would open it like this.
@@ -359,7 +400,8 @@ def test_an_index_from_after_a_backup_is_not_used_with_it(
 def test_two_readers_make_the_index_once(
     corpora: Path, corpus: Corpus, words: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Arrange: another reader comes while this one has written a file of the index and not yet put it in its place.
+    # Arrange: another reader comes while this one has written a file of the index and not yet put
+    # it in its place.
     add(corpus, words, "a", "one", "two")
     plain_fsync = os.fsync
     seen: list[list[str]] = []
@@ -389,7 +431,9 @@ def test_two_readers_make_the_index_once(
     assert index_folders(corpora) == made
 
 
-def test_a_second_reader_uses_the_index_on_disk(corpora: Path, corpus: Corpus, words: Embedder) -> None:
+def test_a_second_reader_uses_the_index_on_disk(
+    corpora: Path, corpus: Corpus, words: Embedder
+) -> None:
     add(corpus, words, "a", "one")
     corpus.build_index()
     made = index_folders(corpora)
@@ -411,7 +455,8 @@ def test_an_index_is_built_anew_when_much_has_changed_and_readers_take_it_over(
     with opened(corpora) as reader:
         assert_answers_like(reader, words, model, "one")
 
-        # Act: few changes are searched beside the index; with more it is built anew, and its folder replaced.
+        # Act: few changes are searched beside the index; with more it is built anew, and its folder
+        # replaced.
         model["b"] = Held(("five", "six"))
         add(corpus, words, "b", *model["b"].texts)
         corpus.build_index()
@@ -443,11 +488,14 @@ def test_a_reader_sees_what_another_added(corpora: Path, corpus: Corpus, words: 
         assert texts_near(reader, words, "two") == ["two", "one"]
 
 
-@pytest.mark.parametrize("only", [None, {"type": "eq", "key": "group", "value": 0}], ids=["all", "filtered"])
+@pytest.mark.parametrize(
+    "only", [None, {"type": "eq", "key": "group", "value": 0}], ids=["all", "filtered"]
+)
 def test_a_reader_never_sees_half_a_document(
     corpora: Path, corpus: Corpus, words: Embedder, only: dict[str, object] | None, early_index: str
 ) -> None:
-    # Arrange: a writer that replaces one document of three sequences again and again, each time with other words.
+    # Arrange: a writer that replaces one document of three sequences again and again, each time
+    # with other words.
     versions = [tuple(f"version{v} part{p}" for p in range(3)) for v in range(60)]
     add(corpus, words, "a", *versions[0])
 
@@ -480,7 +528,9 @@ def test_a_reader_never_sees_half_a_document(
 
 
 _VOCABULARY = ("cat", "dog", "purrs", "barks", "the", "a")
-_texts = st.lists(st.lists(st.sampled_from(_VOCABULARY), min_size=1, max_size=2).map(" ".join), max_size=4)
+_texts = st.lists(
+    st.lists(st.sampled_from(_VOCABULARY), min_size=1, max_size=2).map(" ".join), max_size=4
+)
 _names = st.sampled_from([f"document {i}" for i in range(5)])
 _groups = st.integers(0, 2)
 
@@ -552,7 +602,9 @@ class TwoProcesses(RuleBasedStateMachine):
     @invariant()
     def both_hold_the_same(self) -> None:
         if hasattr(self, "reader"):
-            expected = [(name, len(held.texts), held.metadata) for name, held in sorted(self.model.items())]
+            expected = [
+                (name, len(held.texts), held.metadata) for name, held in sorted(self.model.items())
+            ]
             for corpus in (self.writer, self.reader):
                 assert [(e.name, e.sequences, e.metadata) for e in corpus.documents()] == expected
                 assert corpus.counts() == (len(expected), sum(count for _, count, _ in expected))

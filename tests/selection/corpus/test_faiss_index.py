@@ -1,4 +1,6 @@
-"""The index: absolute similarity against brute force, flat and with lists, and that nothing damaged is ever loaded."""
+"""The index: absolute similarity against brute force, flat and with lists, and that nothing damaged
+is ever loaded.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,9 @@ def test_nearest_is_by_absolute_similarity_to_any_target_among_the_allowed(
 def test_an_opposite_vector_is_near() -> None:
     vectors_ND = np.array([[0.6, 0.8], [-1.0, 0.0]], np.float32)
 
-    found, _, _ = Index.build(np.array([7, 9]), vectors_ND).nearest(np.array([[1.0, 0.0]], np.float32), 1)
+    found, _, _ = Index.build(np.array([7, 9]), vectors_ND).nearest(
+        np.array([[1.0, 0.0]], np.float32), 1
+    )
 
     assert found.tolist() == [9]
 
@@ -120,10 +124,17 @@ def test_an_empty_index_answers_with_nothing() -> None:
 
     found, embeddings_KD, similarity_K = index.nearest(units(2, 1), 10)
 
-    assert (len(index), found.shape, embeddings_KD.shape, similarity_K.shape) == (0, (0,), (0, 8), (0,))
+    assert (len(index), found.shape, embeddings_KD.shape, similarity_K.shape) == (
+        0,
+        (0,),
+        (0, 8),
+        (0,),
+    )
 
 
-def recall(many: tuple[Index, Floats], queries_TD: Floats, allowed_N: npt.NDArray[np.bool_] | None, k: int) -> float:
+def recall(
+    many: tuple[Index, Floats], queries_TD: Floats, allowed_N: npt.NDArray[np.bool_] | None, k: int
+) -> float:
     """Mean share of the true k nearest that are found; a query at a time."""
     index, vectors_ND = many
     rows = np.arange(len(vectors_ND)) if allowed_N is None else np.flatnonzero(allowed_N)
@@ -143,14 +154,18 @@ def test_lists_find_nearly_all_of_the_nearest(many: tuple[Index, Floats]) -> Non
     assert recall(many, clustered(2, 40), None, 200) >= 0.95
 
 
-def test_lists_find_nearly_all_of_the_nearest_that_a_filter_allows(many: tuple[Index, Floats]) -> None:
+def test_lists_find_nearly_all_of_the_nearest_that_a_filter_allows(
+    many: tuple[Index, Floats],
+) -> None:
     allowed_N = np.random.default_rng(3).random(30_000) < 0.8
 
     assert recall(many, clustered(2, 40), allowed_N, 200) >= 0.95
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
-def test_lists_find_what_a_filter_allows_far_from_the_target(many: tuple[Index, Floats], share: float) -> None:
+def test_lists_find_what_a_filter_allows_far_from_the_target(
+    many: tuple[Index, Floats], share: float
+) -> None:
     # The nearest lists hold nothing that is allowed: the nearest share of all vectors is left out.
     query_1D = clustered(4, 1)
     similarity_N = np.abs(many[1] @ query_1D[0])
@@ -159,7 +174,9 @@ def test_lists_find_what_a_filter_allows_far_from_the_target(many: tuple[Index, 
     assert recall(many, query_1D, allowed_N, 200) >= 0.95
 
 
-def test_lists_find_nearly_all_of_the_nearest_to_what_is_unlike_the_corpus(many: tuple[Index, Floats]) -> None:
+def test_lists_find_nearly_all_of_the_nearest_to_what_is_unlike_the_corpus(
+    many: tuple[Index, Floats],
+) -> None:
     assert recall(many, units(10, 40, 16), None, 200) >= 0.95
 
 
@@ -176,7 +193,9 @@ def test_lists_find_nearly_all_of_the_nearest_where_every_dimension_counts_alike
     assert recall(many, units(12, 20, 50), None, 200) >= 0.95
 
 
-def test_an_index_with_lists_is_built_the_same_again(tmp_path: Path, many: tuple[Index, Floats]) -> None:
+def test_an_index_with_lists_is_built_the_same_again(
+    tmp_path: Path, many: tuple[Index, Floats]
+) -> None:
     digests = []
     for index in (many[0], Index.build(ids(30_000), many[1], flat_limit=1000)):
         index.save(tmp_path, State(_MINE, 1))
@@ -220,7 +239,9 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path: Path, kind: str, count: 
 
     assert loaded is not None
     assert (loaded[0], len(loaded[1])) == (1, count)
-    for before, after in zip(index.nearest(units(4, 2), 5), loaded[1].nearest(units(4, 2), 5), strict=True):
+    for before, after in zip(
+        index.nearest(units(4, 2), 5), loaded[1].nearest(units(4, 2), 5), strict=True
+    ):
         np.testing.assert_array_equal(before, after)
 
 
@@ -230,7 +251,9 @@ def test_lists_saved_and_loaded_answer_the_same(tmp_path: Path, many: tuple[Inde
     loaded = Index.load(tmp_path, _MINE, 16)
 
     assert loaded is not None
-    for before, after in zip(many[0].nearest(clustered(4, 2), 50), loaded[1].nearest(clustered(4, 2), 50), strict=True):
+    for before, after in zip(
+        many[0].nearest(clustered(4, 2), 50), loaded[1].nearest(clustered(4, 2), 50), strict=True
+    ):
         np.testing.assert_array_equal(before, after)
 
 
@@ -346,7 +369,8 @@ def test_a_truncated_grown_emptied_or_missing_file_is_noticed(tmp_path: Path, na
 
 
 @pytest.mark.parametrize(
-    "manifest", ["[]", "null", "5", '"text"', "{}", "[{}]", "\xff", '{"generation": 5}', "[" * 100_000]
+    "manifest",
+    ["[]", "null", "5", '"text"', "{}", "[{}]", "\xff", '{"generation": 5}', "[" * 100_000],
 )
 def test_a_manifest_that_is_none_is_noticed(saved: Path, manifest: str) -> None:
     (saved / "index.json").write_bytes(manifest.encode("latin-1"))
@@ -357,7 +381,12 @@ def test_a_manifest_that_is_none_is_noticed(saved: Path, manifest: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("format", 2), ("format", 4), ("generation", 4), ("reading", {"probes": 1, "refine": 1, "usual": 0.0})],
+    [
+        ("format", 2),
+        ("format", 4),
+        ("generation", 4),
+        ("reading", {"probes": 1, "refine": 1, "usual": 0.0}),
+    ],
 )
 def test_a_manifest_that_was_edited_is_noticed(saved: Path, key: str, value: object) -> None:
     manifest = json.loads((saved / "index.json").read_text())
@@ -369,7 +398,9 @@ def test_a_manifest_that_was_edited_is_noticed(saved: Path, key: str, value: obj
 
 
 @pytest.mark.parametrize("version", [2, 4])
-def test_an_index_of_another_version_is_not_loaded(saved: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_another_version_is_not_loaded(
+    saved: Path, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("selection.corpus.faiss_index._FORMAT", version)
         Index.build(ids(20), units(1, 20)).save(saved, State(_MINE, 5))
@@ -394,7 +425,9 @@ def test_the_manifest_says_what_it_belongs_to(saved: Path, kind: str) -> None:
     manifest = json.loads((saved / "index.json").read_text())
 
     assert (manifest["corpus"], manifest["generation"], manifest["count"]) == (_MINE, 5, 20)
-    assert {file: len(digest) for file, digest in manifest["sha256"].items()} == dict.fromkeys(_FILES[kind], 64)
+    assert {file: len(digest) for file, digest in manifest["sha256"].items()} == dict.fromkeys(
+        _FILES[kind], 64
+    )
 
 
 def test_without_a_manifest_no_generation_is_claimed(tmp_path: Path) -> None:

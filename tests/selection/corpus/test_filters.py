@@ -80,7 +80,9 @@ def passes(wanted: Filter, metadata: Metadata) -> bool:
 
 
 # SQLite ends a string of JSON at U+0000, and lone surrogates are no Unicode text.
-_TEXTS = st.sampled_from(_ODD) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4)
+_TEXTS = st.sampled_from(_ODD) | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4
+)
 _NUMBERS = (
     st.integers(-3, 3)
     | st.integers(-(2**63) + 1, 2**63 - 1)
@@ -93,7 +95,11 @@ _METADATA = st.dictionaries(_KEYS, _SCALARS, max_size=4)
 _LEAVES = (
     st.fixed_dictionaries({"type": st.sampled_from(["eq", "ne"]), "key": _KEYS, "value": _SCALARS})
     | st.fixed_dictionaries(
-        {"type": st.sampled_from(["gt", "gte", "lt", "lte"]), "key": _KEYS, "value": _NUMBERS | _TEXTS}
+        {
+            "type": st.sampled_from(["gt", "gte", "lt", "lte"]),
+            "key": _KEYS,
+            "value": _NUMBERS | _TEXTS,
+        }
     )
     | st.fixed_dictionaries(
         {
@@ -128,7 +134,9 @@ def test_a_value_compares_with_its_like(kind: str, key: str, has: Scalar, value:
     wanted = {"type": kind, "key": key, "value": value}
     documents: list[Metadata] = [{key: has}, {key: value}, {}]
 
-    assert found(wanted, documents) == [i for i, metadata in enumerate(documents) if passes(wanted, metadata)]
+    assert found(wanted, documents) == [
+        i for i, metadata in enumerate(documents) if passes(wanted, metadata)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +191,9 @@ def test_an_odd_key_or_value_is_only_itself(odd: str) -> None:
     assert found({"type": "in", "key": "key", "value": [odd, "y"]}, documents) == [1]
 
 
-@pytest.mark.parametrize("text", ["x' OR 1=1 --", "x); DROP TABLE documents; --", "{}", "?", ":x", "%s"])
+@pytest.mark.parametrize(
+    "text", ["x' OR 1=1 --", "x); DROP TABLE documents; --", "{}", "?", ":x", "%s"]
+)
 def test_what_a_user_wrote_never_becomes_sql(text: str) -> None:
     for kind, plain, odd in (("eq", "a", text), ("lt", "a", text), ("in", ["a", "b"], [text, "b"])):
         harmless, _ = to_sql({"type": kind, "key": "k", "value": plain})
@@ -195,10 +205,13 @@ def test_what_a_user_wrote_never_becomes_sql(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [1e20, -1e20, 1.7976931348623157e308, 2**63 - 1, -(2**63) + 1, 2.0**63, 5e-324, 0.1 + 0.2]
+    "value",
+    [1e20, -1e20, 1.7976931348623157e308, 2**63 - 1, -(2**63) + 1, 2.0**63, 5e-324, 0.1 + 0.2],
 )
 def test_any_finite_number_can_be_asked_for(value: float) -> None:
-    assert found({"type": "eq", "key": "n", "value": value}, [{"n": value}, {"n": 1}, {"n": str(value)}]) == [0]
+    assert found(
+        {"type": "eq", "key": "n", "value": value}, [{"n": value}, {"n": 1}, {"n": str(value)}]
+    ) == [0]
 
 
 def test_a_list_may_be_long() -> None:
@@ -207,7 +220,9 @@ def test_a_list_may_be_long() -> None:
 
     assert found({"type": "in", "key": "n", "value": numbers}, documents) == [0, 1]
     assert found({"type": "nin", "key": "n", "value": numbers}, documents) == [2, 3, 4]
-    assert found({"type": "in", "key": "n", "value": [*map(str, numbers[:-1]), True]}, documents) == [3]
+    assert found(
+        {"type": "in", "key": "n", "value": [*map(str, numbers[:-1]), True]}, documents
+    ) == [3]
 
 
 def test_several_filters_may_be_many() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selection.corpus.faiss_index import Index
-from selection.corpus.live_index import View
+from selection.corpus.live_index import LiveIndex
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ class Rows:
         self.alive = {i + 1: unit(word) for i, word in enumerate(words)}
         self.last = len(words)
         self.generation = 1
-        self.view = View(1, Index.build(self.ids(), self.vectors(self.ids()), flat_limit))
+        self.view = LiveIndex(1, Index.build(self.ids(), self.vectors(self.ids()), flat_limit))
 
     def ids(self) -> Ids:
         return np.array(sorted(self.alive), np.int64)
@@ -51,14 +51,18 @@ class Rows:
 
     def assert_seen(self, targets_TD: Floats, k: int | None, allowed: Ids | None = None) -> None:
         rows = self.ids() if allowed is None else np.intersect1d(self.ids(), allowed)
-        expected_K = np.sort(np.abs(self.vectors(rows) @ targets_TD.T).max(axis=1, initial=0.0))[::-1][:k]
+        expected_K = np.sort(np.abs(self.vectors(rows) @ targets_TD.T).max(axis=1, initial=0.0))[
+            ::-1
+        ][:k]
 
         found, embeddings_KD = self.view.nearest(targets_TD, k, allowed)
 
         assert len(set(found.tolist())) == len(found) == len(expected_K)
         assert set(found.tolist()) <= set(rows.tolist())
         np.testing.assert_array_equal(embeddings_KD, self.vectors(found))
-        np.testing.assert_allclose(np.abs(embeddings_KD @ targets_TD.T).max(axis=1, initial=0.0), expected_K, atol=1e-6)
+        np.testing.assert_allclose(
+            np.abs(embeddings_KD @ targets_TD.T).max(axis=1, initial=0.0), expected_K, atol=1e-6
+        )
 
 
 _words = st.lists(st.integers(0, 9), max_size=8)
@@ -68,7 +72,9 @@ _words = st.lists(st.integers(0, 9), max_size=8)
 @given(
     base=_words,
     lists=st.booleans(),
-    changes=st.lists(st.tuples(_words, st.lists(st.integers(1, 30), max_size=6, unique=True)), max_size=6),
+    changes=st.lists(
+        st.tuples(_words, st.lists(st.integers(1, 30), max_size=6, unique=True)), max_size=6
+    ),
     targets=st.lists(st.integers(0, 20), min_size=1, max_size=3),
     k=st.one_of(st.none(), st.integers(1, 12)),
     allowed=st.one_of(st.none(), st.lists(st.integers(1, 40), max_size=20, unique=True)),

@@ -1,4 +1,6 @@
-"""What threads share: the embedder in turns, and corpora that stay open as long as they are the ones on disk."""
+"""What threads share: the embedder in turns, and corpora that stay open as long as they are the
+ones on disk.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,21 @@ from pathlib import Path
 import pytest
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.pool import OpenCorpora
-from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError, Piece
+from selection.corpus.pool import CorpusPool
+from selection.corpus.sqlite_store import Chunk, CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Embeddings, Prompt
-from selection.threaded_embedder import SharedEmbedder
+from selection.threaded_embedder import ThreadedEmbedder
 
 
 class Counting:
     """An embedder that fails when two are in it, and notes who was."""
 
     def __init__(self, embedder: Embedder) -> None:
-        self.name, self.revision, self.dimension = embedder.name, embedder.revision, embedder.dimension
+        self.name, self.revision, self.dimension = (
+            embedder.name,
+            embedder.revision,
+            embedder.dimension,
+        )
         self.texts: list[str] = []
         self._embedder = embedder
         self._inside = threading.Lock()
@@ -38,7 +44,7 @@ class Counting:
 
 def test_whoever_embeds_all_the_time_holds_nobody_up(words: Embedder) -> None:
     counting = Counting(words)
-    shared = SharedEmbedder(lambda: counting)
+    shared = ThreadedEmbedder(lambda: counting)
     begun, done = threading.Event(), threading.Event()
 
     def embed_all_the_time() -> None:
@@ -59,7 +65,8 @@ def test_whoever_embeds_all_the_time_holds_nobody_up(words: Embedder) -> None:
     for thread in busy:
         thread.join()
 
-    # Each thread that waits already goes first, once; now and then some more, before the request has come.
+    # Each thread that waits already goes first, once; now and then some more, before the request
+    # has come.
     assert sorted(waited)[50] <= len(busy) + 1
 
 
@@ -72,7 +79,7 @@ def test_an_embedder_that_fails_gives_its_turn_on(words: Embedder) -> None:
                 raise RuntimeError("out of memory")
             return super().embed(texts)
 
-    shared = SharedEmbedder(lambda: Failing(words))
+    shared = ThreadedEmbedder(lambda: Failing(words))
 
     with pytest.raises(RuntimeError, match="out of memory"):
         shared.embed(["fails"])
@@ -83,7 +90,7 @@ def test_an_embedder_that_fails_gives_its_turn_on(words: Embedder) -> None:
 
 def test_a_corpus_stays_open_whatever_it_is_called(corpora: Path, words: Embedder) -> None:
     made = Corpus.create(corpora, "notes", words, "t", {"name": "my notes"})
-    shared = OpenCorpora(corpora, words, "t")
+    shared = CorpusPool(corpora, words, "t")
 
     held = []
     for name in ("notes", made.meta()["id"], "my notes", "notes"):
@@ -99,10 +106,10 @@ def test_a_corpus_stays_open_whatever_it_is_called(corpora: Path, words: Embedde
 
 
 def test_a_corpus_removed_and_made_again_is_another(corpora: Path, words: Embedder) -> None:
-    shared = OpenCorpora(corpora, words, "t")
+    shared = CorpusPool(corpora, words, "t")
     for text in ("before", "after"):
         made = Corpus.create(corpora, "notes", words, "t")
-        made.add(text, text, [Piece(0, text, (1, 2))], words.embed([text]))
+        made.add(text, text, [Chunk(0, text, (1, 2))], words.embed([text]))
         with shared.use("notes") as corpus:
             ids, _ = corpus.nearest(words.embed([text]), 10)
             assert [source.text for source, _ in corpus.read(ids.tolist()).values()] == [text]
@@ -117,7 +124,7 @@ def test_a_corpus_that_was_embedded_anew_meanwhile_is_refused(
     corpora: Path, words: Embedder, other_words: Embedder
 ) -> None:
     made = Corpus.create(corpora, "notes", words, "t")
-    shared = OpenCorpora(corpora, words, "t")
+    shared = CorpusPool(corpora, words, "t")
     with shared.use("notes"):
         pass
 
@@ -127,7 +134,7 @@ def test_a_corpus_that_was_embedded_anew_meanwhile_is_refused(
     with pytest.raises(CorpusError, match="mayfly corpus reembed"), shared.use("notes"):
         pass
     shared.close()
-    others = OpenCorpora(corpora, other_words, "another")
+    others = CorpusPool(corpora, other_words, "another")
     with pytest.raises(CorpusError, match="another model's tokenizer"), others.use("notes"):
         pass
     others.close()

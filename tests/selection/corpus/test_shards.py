@@ -1,4 +1,6 @@
-"""A corpus in shards answers as the whole would, follows its changes, and says what does not fit together."""
+"""A corpus in shards answers as the whole would, follows its changes, and says what does not fit
+together.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selection import selector as selector_module
-from selection.access import Reader
+from selection.access import Principal
 from selection.corpus.corpus import Corpus
-from selection.corpus.shards import Ask, Shard, folder_of, follow
+from selection.corpus.shards import Shard, ShardCall, folder_of, follow
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
@@ -43,12 +45,17 @@ class Shelf:
         self._threads: list[ThreadPoolExecutor] = []
 
     def fill(self, documents: list[Document], name: str = "things") -> Corpus:
-        corpus = Corpus.create(self.home / "corpora", name, self._embedder, tokenizer_digest(self._tokenizer))
+        corpus = Corpus.create(
+            self.home / "corpora", name, self._embedder, tokenizer_digest(self._tokenizer)
+        )
         ingest(corpus, documents, self._embedder, self._tokenizer)
         return corpus
 
     def shard(
-        self, corpus: Corpus, shards: int, on_document: Callable[[int, int], None] = lambda done, total: None
+        self,
+        corpus: Corpus,
+        shards: int,
+        on_document: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Path]:
         roots = [folder_of(self.home, shard, shards) for shard in range(shards)]
         follow(corpus, roots, on_document)
@@ -62,7 +69,7 @@ class Shelf:
         for thread in self._threads:
             thread.shutdown()
 
-    def _ask(self, root: Path) -> Ask:
+    def _ask(self, root: Path) -> ShardCall:
         shard, thread = Shard(root), ThreadPoolExecutor(1)
         self._threads.append(thread)
 
@@ -73,7 +80,9 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+def shelf(
+    tmp_path: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Shelf]:
     monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
     shelf = Shelf(tmp_path, words, tokenizer)
     yield shelf
@@ -82,7 +91,13 @@ def shelf(tmp_path: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.M
 
 def told(selection: Selection) -> list[Any]:
     """What is chosen."""
-    return [selection.corpus, selection.ids, selection.sequences, selection.sources, selection.calibration]
+    return [
+        selection.corpus,
+        selection.ids,
+        selection.sequences,
+        selection.sources,
+        selection.calibration,
+    ]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 7])
@@ -117,7 +132,9 @@ def test_shards_follow_the_whole(shelf: Shelf) -> None:
     sharded.select(_PROMPTS[0], "things", steps=3)
 
     corpus.delete("dog-1.txt")
-    changed = Document("dog-2.txt", "The dog number 2 swims in the river, in the river, the dog.", {"topic": "new"})
+    changed = Document(
+        "dog-2.txt", "The dog number 2 swims in the river, in the river, the dog.", {"topic": "new"}
+    )
     new = Document("a-first.txt", "The dog looks at the river once more.", {"topic": "new"})
     shelf.fill([changed, new])
     shelf.shard(corpus, 2)
@@ -138,7 +155,9 @@ def test_what_the_whole_has_lost_is_not_found_in_a_shard_that_still_has_it(shelf
 
     corpus.delete(first.name)
 
-    assert first.name not in {s.name for s, _ in sharded.select(_PROMPTS[0], "things", steps=20).sources}
+    assert first.name not in {
+        s.name for s, _ in sharded.select(_PROMPTS[0], "things", steps=20).sources
+    }
 
 
 def test_what_a_shard_still_holds_does_not_stand_before_what_is_there(shelf: Shelf) -> None:
@@ -151,7 +170,10 @@ def test_what_a_shard_still_holds_does_not_stand_before_what_is_there(shelf: She
 
     with shelf.selector(2).searched.use("things") as sharded:
         for k in (1, 2, 5, 100):
-            assert sharded.nearest(target_TD, k)[0].tolist() == corpus.nearest(target_TD, k)[0].tolist()
+            assert (
+                sharded.nearest(target_TD, k)[0].tolist()
+                == corpus.nearest(target_TD, k)[0].tolist()
+            )
 
 
 def test_a_shard_that_does_not_answer_is_no_trouble_of_corpora_in_no_shard(shelf: Shelf) -> None:
@@ -181,7 +203,9 @@ def test_the_whole_corpus_may_be_the_candidates(shelf: Shelf) -> None:
     shelf.shard(shelf.fill(_DOCUMENTS), 3)
 
     with shelf.selector(3).searched.use("things") as sharded:
-        ids_K, _ = sharded.nearest(np.eye(1, int(sharded.meta()["dimension"]), dtype=np.float32), None)
+        ids_K, _ = sharded.nearest(
+            np.eye(1, int(sharded.meta()["dimension"]), dtype=np.float32), None
+        )
     assert len(set(ids_K.tolist())) == len(_DOCUMENTS)
 
 
@@ -222,7 +246,8 @@ def test_a_corpus_that_was_removed_is_not_found_in_its_shards(shelf: Shelf) -> N
     with pytest.raises(CorpusNotFoundError):
         sharded.select(_PROMPTS[0], "things", steps=1)
     shelf.fill(_DOCUMENTS[:3])
-    sources = sharded.select(_PROMPTS[0], "things", steps=12).sources  # another of its name is in no shard
+    # Another of its name is in no shard.
+    sources = sharded.select(_PROMPTS[0], "things", steps=12).sources
     assert {source.name for source, _ in sources} <= {document.name for document in _DOCUMENTS[:3]}
 
 
@@ -232,9 +257,11 @@ def test_who_does_not_see_the_whole_does_not_see_its_shards(shelf: Shelf) -> Non
     corpus.remember({"owner": "alice"})
     sharded = shelf.selector(2)
 
-    assert sharded.select(_PROMPTS[0], "things", steps=3, reader=Reader("alice", frozenset())).ids
+    assert sharded.select(
+        _PROMPTS[0], "things", steps=3, reader=Principal("alice", frozenset())
+    ).ids
     with pytest.raises(CorpusNotFoundError):
-        sharded.select(_PROMPTS[0], "things", steps=3, reader=Reader("bob", frozenset()))
+        sharded.select(_PROMPTS[0], "things", steps=3, reader=Principal("bob", frozenset()))
 
 
 def test_shards_that_do_not_fit_together_are_told(shelf: Shelf) -> None:
@@ -262,8 +289,15 @@ def test_shards_of_other_vectors_are_made_anew(shelf: Shelf, words: Embedder) ->
     )
 
 
-@given(shards=st.integers(1, 5), k=st.integers(1, 60), targets=st.integers(1, 3), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shards=st.integers(1, 5),
+    k=st.integers(1, 60),
+    targets=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_the_nearest_of_all_shards_are_those_of_the_whole(
     shards: int, k: int, targets: int, seed: int, shelf: Shelf
 ) -> None:
@@ -283,13 +317,17 @@ def test_the_nearest_of_all_shards_are_those_of_the_whole(
     assert similarity(many_KD) == pytest.approx(similarity(one_KD), abs=1e-6)
 
 
-def test_a_shard_that_cannot_be_opened_is_named_with_its_folder(corpora: Path, words: Embedder, tmp_path: Path) -> None:
+def test_a_shard_that_cannot_be_opened_is_named_with_its_folder(
+    corpora: Path, words: Embedder, tmp_path: Path
+) -> None:
     corpus = Corpus.create(corpora, "nx", words, "tokenizer")
     folder = tmp_path / "shard" / "nx"
     folder.mkdir(parents=True)
     (folder / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
 
-    with pytest.raises(CorpusError, match="delete its folder, which holds copies only, and run this again") as caught:
+    with pytest.raises(
+        CorpusError, match="delete its folder, which holds copies only, and run this again"
+    ) as caught:
         follow(corpus, [tmp_path / "shard"])
 
     assert caught.value.__notes__ == [f"its folder is {folder}"]

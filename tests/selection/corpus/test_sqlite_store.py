@@ -1,4 +1,6 @@
-"""The store: one transaction a change, what it removes is remembered, and SQLite's complaints in plain words."""
+"""The store: one transaction a change, what it removes is remembered, and SQLite's complaints in
+plain words.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from selection.corpus.filters import Scalar
-from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError, Piece, Store
+from selection.corpus.sqlite_store import Chunk, CorpusError, CorpusNotFoundError, Store
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _META = {"embedder": "words", "revision": "1", "dimension": "4", "tokenizer": "t"}
@@ -27,8 +29,15 @@ def vectors(count: int, value: float = 1.0, dimension: int = 4) -> npt.NDArray[n
 
 def add(store: Store, name: str, *texts: str, value: float = 1.0, **metadata: Scalar) -> int:
     """Add a document of one sequence a text; its tokens are its characters' code points."""
-    pieces = [Piece(10 * i, text, tuple(map(ord, text))) for i, text in enumerate(texts)]
-    return store.add(name, f"digest of {texts}", pieces, vectors(len(texts), value), metadata, store.meta()["uuid"])
+    pieces = [Chunk(10 * i, text, tuple(map(ord, text))) for i, text in enumerate(texts)]
+    return store.add(
+        name,
+        f"digest of {texts}",
+        pieces,
+        vectors(len(texts), value),
+        metadata,
+        store.meta()["uuid"],
+    )
 
 
 def generation(store: Store) -> int:
@@ -79,7 +88,10 @@ def test_documents_are_listed_by_name_with_metadata_and_time(store: Store) -> No
 
     entries = store.documents()
 
-    assert [(entry.id, entry.name, entry.sequences) for entry in entries] == [(first, "a", 1), (second, "b", 2)]
+    assert [(entry.id, entry.name, entry.sequences) for entry in entries] == [
+        (first, "a", 1),
+        (second, "b", 2),
+    ]
     assert entries[1].metadata == {"language": "de", "year": 2024, "score": 0.5, "draft": True}
     assert all(started <= entry.added <= time.time() for entry in entries)
 
@@ -91,11 +103,19 @@ def test_what_was_added_is_read_with_its_provenance(store: Store) -> None:
 
     assert set(read) == {1, 2}
     source, tokens = read[2]
-    assert (source.sequence, source.document, source.name, source.start, source.text) == (2, document, "a", 10, "two")
+    assert (source.sequence, source.document, source.name, source.start, source.text) == (
+        2,
+        document,
+        "a",
+        10,
+        "two",
+    )
     assert (source.metadata, tokens) == ({"language": "de"}, tuple(map(ord, "two")))
 
 
-def test_every_change_advances_the_generation_and_what_changes_nothing_does_not(store: Store) -> None:
+def test_every_change_advances_the_generation_and_what_changes_nothing_does_not(
+    store: Store,
+) -> None:
     add(store, "a", "one")
     add(store, "a", "two")
     assert generation(store) == 2
@@ -206,10 +226,12 @@ def test_tokens_are_those_of_all_sequences_or_of_one_document(store: Store) -> N
 def test_a_failed_addition_leaves_no_trace(store: Store) -> None:
     add(store, "a", "the words that stay")
     before = store.meta()
-    unstorable = Piece(0, "text", (1 << 40, 2))  # no token id is that large
+    unstorable = Chunk(0, "text", (1 << 40, 2))  # no token id is that large
 
     with pytest.raises((OverflowError, ValueError)):
-        store.add("a", "digest", [Piece(0, "fine", (1, 2)), unstorable], vectors(2), {}, before["uuid"])
+        store.add(
+            "a", "digest", [Chunk(0, "fine", (1, 2)), unstorable], vectors(2), {}, before["uuid"]
+        )
 
     assert store.meta() == before
     assert [source.text for source, _ in store.read([1]).values()] == ["the words that stay"]
@@ -247,7 +269,9 @@ def test_a_writer_waits_for_another(store: Store, folder: Path) -> None:
         "store = Store(Path(sys.argv[1]))\n"
         "with store.writing():\n    print('held', flush=True)\n    __import__('time').sleep(0.3)\n"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, cwd=_REPOSITORY)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, cwd=_REPOSITORY
+    )
     assert other.stdout is not None
     assert other.stdout.readline() == b"held\n"
 
@@ -322,7 +346,9 @@ def test_documents_that_come_and_go_meanwhile_are_embedded_anew_or_forgotten(sto
     assert store.embeddings()[0].tolist() == [3]
 
 
-def test_begun_again_for_the_same_embedder_it_goes_on_and_for_another_it_begins_anew(store: Store) -> None:
+def test_begun_again_for_the_same_embedder_it_goes_on_and_for_another_it_begins_anew(
+    store: Store,
+) -> None:
     add(store, "a", "one", "two")
     store.begin_reembedding(_NEW)
     store.keep_reembedded(_NEW, [1], vectors(1, 9.0, 3))
@@ -352,7 +378,9 @@ def test_embeddings_for_two_embedders_are_never_mixed(store: Store) -> None:
     assert store.embeddings()[1].tolist() == vectors(2, 7.0, 3).tolist()
 
 
-def test_vectors_of_the_old_embedder_are_refused_once_the_new_ones_are_in_place(store: Store) -> None:
+def test_vectors_of_the_old_embedder_are_refused_once_the_new_ones_are_in_place(
+    store: Store,
+) -> None:
     add(store, "a", "one")
     old = store.meta()["uuid"]
     store.begin_reembedding(_NEW)
@@ -360,16 +388,20 @@ def test_vectors_of_the_old_embedder_are_refused_once_the_new_ones_are_in_place(
     store.finish_reembedding(_NEW)
 
     with pytest.raises(CorpusError, match="'notes' was embedded anew meanwhile: add 'b' again"):
-        store.add("b", "digest", [Piece(0, "x", (1, 2))], vectors(1), {}, old)
+        store.add("b", "digest", [Chunk(0, "x", (1, 2))], vectors(1), {}, old)
 
     assert store.counts() == (1, 1)
 
 
 def test_a_store_that_was_removed_takes_nothing_more(store: Store, folder: Path) -> None:
-    # Written to the deleted file, it would be lost, though another corpus of that name may be there by now.
+    # Written to the deleted file, it would be lost, though another corpus of that name may be there
+    # by now.
     add(store, "a", "one")
     (folder / "corpus.db").unlink()
-    changes: list[Callable[[], object]] = [lambda: add(store, "b", "two"), lambda: store.delete("a")]
+    changes: list[Callable[[], object]] = [
+        lambda: add(store, "b", "two"),
+        lambda: store.delete("a"),
+    ]
     for change in changes:
         with pytest.raises(CorpusNotFoundError, match="'notes' was removed meanwhile"):
             change()
@@ -409,7 +441,13 @@ INSERT INTO documents VALUES (1, 'a', 'digest');
         "PRAGMA user_version = 1",
         "PRAGMA user_version = 1000",
     ],
-    ids=["nothing in it", "another database", "the first version's", "an older version's", "a newer version's"],
+    ids=[
+        "nothing in it",
+        "another database",
+        "the first version's",
+        "an older version's",
+        "a newer version's",
+    ],
 )
 def test_another_versions_database_is_refused_and_left_alone(folder: Path, statements: str) -> None:
     with sqlite3.connect(folder / "corpus.db") as database:
@@ -419,7 +457,9 @@ def test_another_versions_database_is_refused_and_left_alone(folder: Path, state
     store = Store(folder)
     if statements:
         store.initialise(_META)
-    with pytest.raises(CorpusError, match="another version of Mayfly, or making it was broken off") as refusal:
+    with pytest.raises(
+        CorpusError, match="another version of Mayfly, or making it was broken off"
+    ) as refusal:
         store.check_version()
     store.close()
 
@@ -428,13 +468,18 @@ def test_another_versions_database_is_refused_and_left_alone(folder: Path, state
     assert refusal.value.__notes__ == [f"its folder is {folder}"]
 
     with sqlite3.connect(folder / "corpus.db") as database:
-        tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        tables = {
+            row[0]
+            for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
     database.close()
     assert "removed" not in tables
 
 
 @pytest.mark.parametrize("missing", ["generation", "tokenizer", "uuid", "dimension"])
-def test_a_database_that_has_forgotten_what_it_is_is_refused(store: Store, folder: Path, missing: str) -> None:
+def test_a_database_that_has_forgotten_what_it_is_is_refused(
+    store: Store, folder: Path, missing: str
+) -> None:
     with sqlite3.connect(folder / "corpus.db") as database:
         database.execute("DELETE FROM meta WHERE key = ?", (missing,))
     database.close()
@@ -446,7 +491,9 @@ def test_a_database_that_has_forgotten_what_it_is_is_refused(store: Store, folde
 def test_a_file_that_is_no_database_is_called_damaged(folder: Path) -> None:
     (folder / "corpus.db").write_bytes(b"garbage" * 1000)
 
-    with pytest.raises(CorpusError, match="'notes' is damaged: file is not a database; delete") as refusal:
+    with pytest.raises(
+        CorpusError, match="'notes' is damaged: file is not a database; delete"
+    ) as refusal:
         Store(folder)
 
     assert str(folder) not in str(refusal.value)
@@ -454,7 +501,8 @@ def test_a_file_that_is_no_database_is_called_damaged(folder: Path) -> None:
 
 
 def test_damaged_pages_are_called_damaged_whatever_is_asked(store: Store, folder: Path) -> None:
-    # Arrange: everything behind the first pages is overwritten, but for the schema, without which nothing opens.
+    # Arrange: everything behind the first pages is overwritten, but for the schema, without which
+    # nothing opens.
     for i in range(50):
         add(store, f"{i}", "one " * 200, language="de")
     store.close()

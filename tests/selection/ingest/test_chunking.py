@@ -1,4 +1,6 @@
-"""How a text is cut into sequences: where they end, how they overlap, and long texts window by window."""
+"""How a text is cut into sequences: where they end, how they overlap, and long texts window by
+window.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selection.ingest import chunking
-from selection.ingest.chunking import Cut, split, tokenizer_digest
+from selection.ingest.chunking import Chunking, split, tokenizer_digest
 
 _TEXT = "".join(f"Line {i} tells of a thing that happened on day {i * 7}.\n" for i in range(60))
 
 
-@pytest.mark.parametrize(("max_length", "overlap"), [(1, 0), (0, 0), (-5, 0), (8, -1), (8, 5), (2, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("max_length", "overlap"), [(1, 0), (0, 0), (-5, 0), (8, -1), (8, 5), (2, 2), (3, 2)]
+)
 def test_a_cut_that_makes_no_sense_is_refused(max_length: int, overlap: int) -> None:
     with pytest.raises(ValueError, match=r"at least 2 tokens, not|can overlap by 0 to "):
-        Cut(max_length, overlap)
+        Chunking(max_length, overlap)
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 17, 64, 256, 100_000])
 def test_the_pieces_are_the_tokenised_text_in_order(tokenizer: Any, max_length: int) -> None:
     ids = tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
 
-    pieces = split(_TEXT, tokenizer, Cut(max_length))
+    pieces = split(_TEXT, tokenizer, Chunking(max_length))
 
     tokens = [token for piece in pieces for token in piece.tokens]
     assert tokens in (ids, ids[:-1])  # a last piece of one token is dropped
@@ -36,7 +40,7 @@ def test_the_pieces_are_the_tokenised_text_in_order(tokenizer: Any, max_length: 
 
 
 def test_pieces_end_where_lines_end(tokenizer: Any) -> None:
-    pieces = split(_TEXT, tokenizer, Cut(64))
+    pieces = split(_TEXT, tokenizer, Chunking(64))
 
     assert len(pieces) > 10
     assert all(piece.text.endswith("\n") for piece in pieces)
@@ -63,12 +67,13 @@ def test_pieces_end_where_lines_end(tokenizer: Any) -> None:
 def test_a_piece_ends_before_a_definition_or_after_a_blank_line_rather_than_at_a_later_line(
     tokenizer: Any, begins: str
 ) -> None:
-    # Arrange: the place to cut is in the second half of what would fit, and more lines fit after it.
+    # Arrange: the place to cut is in the second half of what would fit, and more lines fit after
+    # it.
     before = "".join(f"x{i} = {i}\n" for i in range(10))
     text = before + begins + "".join(f"y{i} = {i}\n" for i in range(50))
     until = len(tokenizer(before, add_special_tokens=False)["input_ids"])
 
-    first, second = split(text, tokenizer, Cut(until + 30))[:2]
+    first, second = split(text, tokenizer, Chunking(until + 30))[:2]
 
     expected = before + (begins if begins.isspace() else "")
     assert first.text == expected
@@ -79,19 +84,25 @@ def test_a_piece_ends_before_a_definition_or_after_a_blank_line_rather_than_at_a
 def test_the_last_of_several_definitions_that_fit_is_where_a_piece_ends(tokenizer: Any) -> None:
     functions = "".join(f"def function_{i}(x):\n    return x + {i}\n" for i in range(60))
 
-    pieces = split(functions, tokenizer, Cut(100))
+    pieces = split(functions, tokenizer, Chunking(100))
 
     assert len(pieces) > 5
-    assert all(piece.text.startswith("def function_") and piece.text.endswith("\n") for piece in pieces)
+    assert all(
+        piece.text.startswith("def function_") and piece.text.endswith("\n") for piece in pieces
+    )
     assert all(len(piece.tokens) > 50 for piece in pieces[:-1])
-    one = len(tokenizer("def function_10(x):\n    return x + 10\n", add_special_tokens=False)["input_ids"])
+    one = len(
+        tokenizer("def function_10(x):\n    return x + 10\n", add_special_tokens=False)["input_ids"]
+    )
     assert all(len(piece.tokens) > 100 - one - 5 for piece in pieces[:-1])
 
 
 def test_an_indented_line_is_no_definition_of_its_own(tokenizer: Any) -> None:
     text = "class C:\n" + "    x = 1\n" * 10 + "    def f(self):\n" + "        pass\n" * 50
 
-    first = split(text, tokenizer, Cut(len(tokenizer(text[:150], add_special_tokens=False)["input_ids"])))[0]
+    first = split(
+        text, tokenizer, Chunking(len(tokenizer(text[:150], add_special_tokens=False)["input_ids"]))
+    )[0]
 
     assert not text[len(first.text) :].startswith("    def")
 
@@ -100,7 +111,7 @@ def test_one_endless_line_is_cut_at_the_length(tokenizer: Any) -> None:
     text = "word " * 300
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    pieces = split(text, tokenizer, Cut(50))
+    pieces = split(text, tokenizer, Chunking(50))
 
     assert len(ids) > 200
     assert [len(piece.tokens) for piece in pieces[:-1]] == [50] * (len(pieces) - 1)
@@ -110,25 +121,31 @@ def test_one_endless_line_is_cut_at_the_length(tokenizer: Any) -> None:
 def test_what_begins_in_the_first_half_is_no_place_to_cut(tokenizer: Any, early: str) -> None:
     text = early + "word " * 300
 
-    first = split(text, tokenizer, Cut(50))[0]
+    first = split(text, tokenizer, Chunking(50))[0]
 
     assert len(first.tokens) == 50
 
 
 _any_text = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=200),
-    st.lists(st.sampled_from(["def f():", "x = 1", "\n", "\n\n", "    ", "# a", "class C:", "ü", "\r\n", "🦋"])).map(
-        "".join
-    ),
+    st.lists(
+        st.sampled_from(
+            ["def f():", "x = 1", "\n", "\n\n", "    ", "# a", "class C:", "ü", "\r\n", "🦋"]
+        )
+    ).map("".join),
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(text=_any_text, max_length=st.integers(2, 40))
-def test_any_text_can_be_cut_and_every_token_is_in_one_piece(tokenizer: Any, text: str, max_length: int) -> None:
+def test_any_text_can_be_cut_and_every_token_is_in_one_piece(
+    tokenizer: Any, text: str, max_length: int
+) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    pieces = split(text, tokenizer, Cut(max_length))
+    pieces = split(text, tokenizer, Chunking(max_length))
 
     tokens = [token for piece in pieces for token in piece.tokens]
     assert tokens == ids or (tokens == ids[:-1] and len(ids) > len(tokens))
@@ -137,13 +154,15 @@ def test_any_text_can_be_cut_and_every_token_is_in_one_piece(tokenizer: Any, tex
     assert all(text.startswith(piece.text, piece.start) for piece in pieces)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(text=_any_text, max_length=st.integers(2, 40), share=st.floats(0, 0.5))
 def test_pieces_overlap_by_the_tokens_that_were_asked_for(
     tokenizer: Any, text: str, max_length: int, share: float
 ) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    cut = Cut(max_length, int(share * max_length))
+    cut = Chunking(max_length, int(share * max_length))
 
     pieces = split(text, tokenizer, cut)
 
@@ -173,32 +192,36 @@ def test_tokenizers_are_told_apart_by_what_they_do(tokenizer: Any, nano: str) ->
 def test_a_long_text_is_cut_window_by_window_as_it_is_at_once(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch, text: str, overlap: int
 ) -> None:
-    whole = split(text, tokenizer, Cut(64, overlap))
+    whole = split(text, tokenizer, Chunking(64, overlap))
     monkeypatch.setattr(chunking, "WINDOW", 2000)
     windows: list[int] = []
 
-    pieces = split(text, tokenizer, Cut(64, overlap), alive=lambda: windows.append(1))
+    pieces = split(text, tokenizer, Chunking(64, overlap), alive=lambda: windows.append(1))
 
     assert len(windows) > 5
     assert pieces == whole
 
 
-def test_a_sequence_may_be_longer_than_a_window(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = split(_TEXT, tokenizer, Cut(500))
+def test_a_sequence_may_be_longer_than_a_window(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = split(_TEXT, tokenizer, Chunking(500))
     monkeypatch.setattr(chunking, "WINDOW", 100)
 
-    assert split(_TEXT, tokenizer, Cut(500)) == whole
+    assert split(_TEXT, tokenizer, Chunking(500)) == whole
     assert len(whole) > 2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(text=_any_text, max_length=st.integers(2, 12), window=st.integers(1, 40))
 def test_whatever_the_windows_every_character_is_in_a_piece(
     tokenizer: Any, text: str, max_length: int, window: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(chunking, "WINDOW", window)
-        pieces = split(text, tokenizer, Cut(max_length))
+        pieces = split(text, tokenizer, Chunking(max_length))
 
     assert all(2 <= len(piece.tokens) <= max_length for piece in pieces)
     assert all(text.startswith(piece.text, piece.start) for piece in pieces)
@@ -209,7 +232,9 @@ def test_whatever_the_windows_every_character_is_in_a_piece(
     assert len(tokenizer(text[last + 1 :], add_special_tokens=False)["input_ids"]) <= 1
 
 
-def test_cutting_can_be_broken_off_between_windows(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutting_can_be_broken_off_between_windows(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chunking, "WINDOW", 2000)
     tokenised: list[int] = []
 
@@ -225,6 +250,6 @@ def test_cutting_can_be_broken_off_between_windows(tokenizer: Any, monkeypatch: 
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        split(_TEXT * 100, counting, Cut(64), alive)
+        split(_TEXT * 100, counting, Chunking(64), alive)
 
     assert max(tokenised) <= 2000

@@ -1,4 +1,6 @@
-"""Which files are read of what a person names, what is left out, and that no two are called the same."""
+"""Which files are read of what a person names, what is left out, and that no two are called the
+same.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def test_a_folder_gives_its_text_and_table_files_in_order(tmp_path: Path) -> None:
     wanted = ["a.txt", "b/c.py", "b/d/rows.jsonl", "z.MD"]
-    for name in [*wanted, "image.png", "noext", ".git/x.txt", "b/__pycache__/c.py", "node_modules/p/i.js"]:
+    for name in [
+        *wanted,
+        "image.png",
+        "noext",
+        ".git/x.txt",
+        "b/__pycache__/c.py",
+        "node_modules/p/i.js",
+    ]:
         write(tmp_path / name, "content")
     (tmp_path / "folder.txt").mkdir()
 
@@ -43,7 +52,9 @@ def test_an_installed_package_is_found_by_its_import_name() -> None:
     assert package_folder("json") == Path(imported.__file__).parent
 
 
-@pytest.mark.parametrize("name", ["no_such_package_here", "", "not-a-name", "json.decoder", "../json", "this", "sys"])
+@pytest.mark.parametrize(
+    "name", ["no_such_package_here", "", "not-a-name", "json.decoder", "../json", "this", "sys"]
+)
 def test_what_is_no_package_with_a_folder_is_refused(name: str) -> None:
     with pytest.raises(CorpusError, match="no installed Python package"):
         package_folder(name)
@@ -72,7 +83,9 @@ def test_a_file_is_called_by_its_path_as_it_was_given(two_apis: Path) -> None:
     assert named([".", "README.md"], two_apis / "b" / "api") == ["README.md"]
 
 
-def test_files_outside_of_the_current_folder_are_called_by_their_path_from_their_common_folder(two_apis: Path) -> None:
+def test_files_outside_of_the_current_folder_are_called_by_their_path_from_their_common_folder(
+    two_apis: Path,
+) -> None:
     elsewhere = write(two_apis.parent / "elsewhere" / "here.md", "here").parent
 
     assert named([two_apis / "b" / "api"], elsewhere) == ["api/README.md"]
@@ -82,7 +95,10 @@ def test_files_outside_of_the_current_folder_are_called_by_their_path_from_their
         "a/api/more/x.py",
         "b/api/README.md",
     ]
-    assert named([two_apis / "b" / "api" / "README.md", "here.md"], elsewhere) == ["README.md", "here.md"]
+    assert named([two_apis / "b" / "api" / "README.md", "here.md"], elsewhere) == [
+        "README.md",
+        "here.md",
+    ]
 
 
 def test_a_package_is_called_by_its_import_name(tmp_path: Path) -> None:
@@ -104,7 +120,8 @@ def test_two_files_that_would_be_called_the_same_are_named_both(two_apis: Path) 
     write(two_apis.parent / "elsewhere" / "api" / "README.md", "another")
 
     with pytest.raises(
-        CorpusError, match=r"work/b/api/README.md and .*elsewhere/api/README.md would both be called"
+        CorpusError,
+        match=r"work/b/api/README.md and .*elsewhere/api/README.md would both be called",
     ) as e:
         named([two_apis / "b" / "api", "api"], two_apis.parent / "elsewhere")
     assert "'api/README.md'" in str(e.value)
@@ -140,8 +157,30 @@ def test_what_is_left_out_is_counted_by_ending(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("A.cs", "a.mdx", "a.markdown", "a.tsv", "a.vue", "a.log", "a.ipynb", "a.svelte", "a.proto", "main.tf", "a.R"),
-        *("Dockerfile", "Dockerfile.dev", "Makefile", "README", "Jenkinsfile", "a.gradle", "a.CMake", "x.ps1", "x.zig"),
+        *(
+            "A.cs",
+            "a.mdx",
+            "a.markdown",
+            "a.tsv",
+            "a.vue",
+            "a.log",
+            "a.ipynb",
+            "a.svelte",
+            "a.proto",
+            "main.tf",
+            "a.R",
+        ),
+        *(
+            "Dockerfile",
+            "Dockerfile.dev",
+            "Makefile",
+            "README",
+            "Jenkinsfile",
+            "a.gradle",
+            "a.CMake",
+            "x.ps1",
+            "x.zig",
+        ),
     ],
 )
 def test_ordinary_text_files_are_read(tmp_path: Path, name: str) -> None:
@@ -170,7 +209,9 @@ def test_links_that_lead_nowhere_and_folders_that_may_not_be_read_are_told(
         f"{tmp_path}/gone.md leads nowhere",
         f"{tmp_path}/locked cannot be read: Permission denied",
     ]
-    with pytest.raises(CorpusError, match=r"^loop cannot be read: Too many levels of symbolic links"):
+    with pytest.raises(
+        CorpusError, match=r"^loop cannot be read: Too many levels of symbolic links"
+    ):
         find([Path("loop")], folder=tmp_path)
 
 

@@ -11,7 +11,7 @@ import pytest
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import CorpusError
 from selection.embedding import Embedder, Embeddings, Prompt
-from selection.ingest.ingest import Cut, Document, Tally, ingest, split, tokenizer_digest
+from selection.ingest.ingest import Chunking, Document, Tally, ingest, split, tokenizer_digest
 
 _TEXT = "".join(f"Line {i} tells of a thing that happened on day {i * 7}.\n" for i in range(60))
 
@@ -41,17 +41,25 @@ def test_ingest_adds_each_document_and_tells_when_it_is_durable(
         witness.close()
         told.append((document.name, sequences))
 
-    added = ingest(corpus, documents, words, tokenizer, cut=Cut(64), on_progress=on_progress)
+    added = ingest(corpus, documents, words, tokenizer, cut=Chunking(64), on_progress=on_progress)
 
-    expected = [(d.name, len(split(d.text, tokenizer, Cut(64)))) for d in documents]
+    expected = [(d.name, len(split(d.text, tokenizer, Chunking(64)))) for d in documents]
     assert told == expected
     assert added == Tally(added=4, sequences=sum(count for _, count in expected))
     assert [(entry.name, entry.sequences) for entry in corpus.documents()] == expected
     assert (corpora / "notes" / "index.json").is_file()
 
 
-def test_each_sequence_is_stored_beside_its_own_embedding(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
-    ingest(corpus, [Document(f"{i}", f"{i} {_TEXT}") for i in range(5)], words, tokenizer, cut=Cut(64))
+def test_each_sequence_is_stored_beside_its_own_embedding(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
+    ingest(
+        corpus,
+        [Document(f"{i}", f"{i} {_TEXT}") for i in range(5)],
+        words,
+        tokenizer,
+        cut=Chunking(64),
+    )
 
     found, embeddings_KD = corpus.nearest(words.embed(["day"]), 1000)
     read = corpus.read(found.tolist())
@@ -63,7 +71,9 @@ def test_each_sequence_is_stored_beside_its_own_embedding(corpus: Corpus, words:
         assert tokenizer.decode(tokens) == source.text
 
 
-def test_unchanged_documents_are_passed_over(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
+def test_unchanged_documents_are_passed_over(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
     documents = [Document("a", "The first document."), Document("b", "The second document.")]
     ingest(corpus, documents, words, tokenizer)
     before = corpus.documents()
@@ -81,14 +91,18 @@ def test_a_changed_document_is_replaced(corpus: Corpus, words: Embedder, tokeniz
 
     found, _ = corpus.nearest(words.embed(["said"]), 10)
     assert added == Tally(replaced=1, sequences=1)
-    assert [source.text for source, _ in corpus.read(found.tolist()).values()] == ["What is said now."]
+    assert [source.text for source, _ in corpus.read(found.tolist()).values()] == [
+        "What is said now."
+    ]
 
 
-def test_another_length_cuts_the_documents_anew(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
-    ingest(corpus, [Document("a", _TEXT)], words, tokenizer, cut=Cut(256))
+def test_another_length_cuts_the_documents_anew(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
+    ingest(corpus, [Document("a", _TEXT)], words, tokenizer, cut=Chunking(256))
     coarse = corpus.counts()
 
-    ingest(corpus, [Document("a", _TEXT)], words, tokenizer, cut=Cut(32))
+    ingest(corpus, [Document("a", _TEXT)], words, tokenizer, cut=Chunking(32))
 
     assert corpus.counts()[0] == coarse[0] == 1
     assert corpus.counts()[1] > 4 * coarse[1]
@@ -97,13 +111,25 @@ def test_another_length_cuts_the_documents_anew(corpus: Corpus, words: Embedder,
 def test_documents_with_nothing_to_predict_are_counted_as_empty(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
-    added = ingest(corpus, [Document("a", ""), Document("b", "a"), Document("c", "a sentence")], words, tokenizer)
+    added = ingest(
+        corpus,
+        [Document("a", ""), Document("b", "a"), Document("c", "a sentence")],
+        words,
+        tokenizer,
+    )
 
     assert added == Tally(added=1, sequences=1, empty=2)
 
 
-def test_a_document_that_becomes_empty_loses_what_it_held(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
-    ingest(corpus, [Document("a", "What was a secret."), Document("b", "What stays.")], words, tokenizer)
+def test_a_document_that_becomes_empty_loses_what_it_held(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
+    ingest(
+        corpus,
+        [Document("a", "What was a secret."), Document("b", "What stays.")],
+        words,
+        tokenizer,
+    )
 
     added = ingest(corpus, [Document("a", ""), Document("b", "What stays.")], words, tokenizer)
 
@@ -136,15 +162,18 @@ def test_a_broken_off_ingest_resumes(corpus: Corpus, words: Embedder, tokenizer:
             return words.segments(prompt)
 
     with pytest.raises(UnpluggedError):
-        ingest(corpus, until_unplugged(), words, tokenizer, cut=Cut(64))
+        ingest(corpus, until_unplugged(), words, tokenizer, cut=Chunking(64))
     durable = [entry.name for entry in corpus.documents()]
     assert durable == ["0", "1", "2", "3"][: len(durable)] != []
 
-    added = ingest(corpus, documents, Counting(), tokenizer, cut=Cut(64))
+    added = ingest(corpus, documents, Counting(), tokenizer, cut=Chunking(64))
 
     assert (added.unchanged, added.added) == (len(durable), 6 - len(durable))
     assert len(embedded) == added.sequences  # nothing is embedded twice
-    assert corpus.counts() == (6, sum(len(split(d.text, tokenizer, Cut(64))) for d in documents))
+    assert corpus.counts() == (
+        6,
+        sum(len(split(d.text, tokenizer, Chunking(64))) for d in documents),
+    )
 
 
 def test_documents_are_not_added_with_another_embedder_or_tokenizer(
@@ -162,18 +191,36 @@ def test_documents_are_not_added_with_another_embedder_or_tokenizer(
     assert corpus.counts() == (0, 0)
 
 
-def test_other_metadata_or_overlap_store_a_document_anew(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
-    ingest(corpus, [Document("a", _TEXT, {"year": 1})], words, tokenizer, cut=Cut(64))
+def test_other_metadata_or_overlap_store_a_document_anew(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
+    ingest(corpus, [Document("a", _TEXT, {"year": 1})], words, tokenizer, cut=Chunking(64))
     plain = corpus.counts()[1]
 
-    assert ingest(corpus, [Document("a", _TEXT, {"year": 2})], words, tokenizer, cut=Cut(64)).replaced == 1
+    assert (
+        ingest(
+            corpus, [Document("a", _TEXT, {"year": 2})], words, tokenizer, cut=Chunking(64)
+        ).replaced
+        == 1
+    )
     assert [entry.metadata for entry in corpus.documents()] == [{"year": 2}]
-    assert ingest(corpus, [Document("a", _TEXT, {"year": 2})], words, tokenizer, cut=Cut(64, 16)).replaced == 1
+    assert (
+        ingest(
+            corpus, [Document("a", _TEXT, {"year": 2})], words, tokenizer, cut=Chunking(64, 16)
+        ).replaced
+        == 1
+    )
     assert corpus.counts()[1] > plain
 
 
-def test_two_documents_of_one_name_in_one_run_are_refused(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
-    documents = [Document("a", "What was said first."), Document("b", "Something else."), Document("a", "Then this.")]
+def test_two_documents_of_one_name_in_one_run_are_refused(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
+    documents = [
+        Document("a", "What was said first."),
+        Document("b", "Something else."),
+        Document("a", "Then this."),
+    ]
 
     with pytest.raises(CorpusError, match="two documents of one run are called 'a'"):
         ingest(corpus, documents, words, tokenizer)
@@ -182,7 +229,12 @@ def test_two_documents_of_one_name_in_one_run_are_refused(corpus: Corpus, words:
 def test_a_document_that_is_there_under_its_former_name_is_not_added_again(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
-    ingest(corpus, [Document("api/a.md", "About whales."), Document("api/b.md", "About trains.")], words, tokenizer)
+    ingest(
+        corpus,
+        [Document("api/a.md", "About whales."), Document("api/b.md", "About trains.")],
+        words,
+        tokenizer,
+    )
     now = [
         Document("x/api/a.md", "About whales.", former="api/a.md"),
         Document("x/api/b.md", "About other trains.", former="api/b.md"),
@@ -204,7 +256,9 @@ def test_a_former_name_that_another_document_of_the_run_has_is_that_ones(
     assert (first.added, again) == (2, Tally(unchanged=2))
 
 
-def test_the_counts_are_right_when_a_run_is_broken_off(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
+def test_the_counts_are_right_when_a_run_is_broken_off(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
     tally = Tally()
 
     def until_interrupted() -> Iterator[Document]:
@@ -213,7 +267,7 @@ def test_the_counts_are_right_when_a_run_is_broken_off(corpus: Corpus, words: Em
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ingest(corpus, until_interrupted(), words, tokenizer, cut=Cut(64), tally=tally)
+        ingest(corpus, until_interrupted(), words, tokenizer, cut=Chunking(64), tally=tally)
 
     assert (tally.added, tally.sequences) == corpus.counts()
     assert 0 < tally.added < 20
@@ -231,7 +285,9 @@ def test_a_long_document_is_embedded_in_parts_and_stored_as_a_whole(
             assert corpus.counts() == (0, 0)
             yield words.embed(batch)
 
-    added = ingest(corpus, [Document("long", text)], words, tokenizer, cut=Cut(32), embed=embed)
+    added = ingest(
+        corpus, [Document("long", text)], words, tokenizer, cut=Chunking(32), embed=embed
+    )
 
     assert max(sizes) <= 64 < added.sequences == sum(sizes)
     assert added == Tally(added=1, sequences=corpus.counts()[1])
@@ -249,7 +305,7 @@ def test_batches_may_be_embedded_elsewhere_ahead_of_being_added(
 
     documents = [Document(f"{i}", f"{i} {_TEXT}") for i in range(5)]
 
-    added = ingest(corpus, documents, words, tokenizer, cut=Cut(64), embed=all_at_once)
+    added = ingest(corpus, documents, words, tokenizer, cut=Chunking(64), embed=all_at_once)
 
     assert added.added == 5
     found, embeddings_KD = corpus.nearest(words.embed(["day"]), None)
@@ -259,7 +315,7 @@ def test_batches_may_be_embedded_elsewhere_ahead_of_being_added(
         assert embedding.tolist() == words.embed([read[sequence][0].text])[0].tolist()
 
 
-_UNIQUE = Cut(36, unique=True)
+_UNIQUE = Chunking(36, unique=True)
 
 
 def paragraphs(*own: str) -> str:
@@ -267,7 +323,9 @@ def paragraphs(*own: str) -> str:
     return "".join(f"{text} {'and so on ' * 8}\n\n" for text in own)
 
 
-def test_sequences_that_are_there_already_are_left_out(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
+def test_sequences_that_are_there_already_are_left_out(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
     one, two, three = (paragraphs(name) for name in ("one", "two", "three"))
 
     added = ingest(
@@ -283,10 +341,18 @@ def test_sequences_that_are_there_already_are_left_out(corpus: Corpus, words: Em
     assert [(entry.name, entry.sequences) for entry in corpus.documents()] == [("a", 2), ("b", 1)]
 
 
-def test_without_being_asked_to_none_is_left_out(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
+def test_without_being_asked_to_none_is_left_out(
+    corpus: Corpus, words: Embedder, tokenizer: Any
+) -> None:
     one = paragraphs("one")
 
-    ingest(corpus, [Document("a", one + one), Document("b", one)], words, tokenizer, cut=Cut(_UNIQUE.max_length))
+    ingest(
+        corpus,
+        [Document("a", one + one), Document("b", one)],
+        words,
+        tokenizer,
+        cut=Chunking(_UNIQUE.max_length),
+    )
 
     assert texts_of(corpus, words) == [one] * 3
 
@@ -297,10 +363,17 @@ def test_a_document_that_changes_a_little_keeps_what_only_it_brought(
     one, two, three = (paragraphs(name) for name in ("one", "two", "three"))
     ingest(corpus, [Document("a", one + two)], words, tokenizer, cut=_UNIQUE)
 
-    assert ingest(corpus, [Document("a", one + three)], words, tokenizer, cut=_UNIQUE) == Tally(replaced=1, sequences=2)
+    assert ingest(corpus, [Document("a", one + three)], words, tokenizer, cut=_UNIQUE) == Tally(
+        replaced=1, sequences=2
+    )
     assert texts_of(corpus, words) == sorted([one, three])
 
-    assert ingest(corpus, [Document("a", one + three, {"year": 1})], words, tokenizer, cut=_UNIQUE).replaced == 1
+    assert (
+        ingest(
+            corpus, [Document("a", one + three, {"year": 1})], words, tokenizer, cut=_UNIQUE
+        ).replaced
+        == 1
+    )
     assert texts_of(corpus, words) == sorted([one, three])
 
     again = ingest(corpus, [Document("a", one + three, {"year": 1})], words, tokenizer, cut=_UNIQUE)
@@ -311,19 +384,29 @@ def test_what_a_document_no_longer_brings_may_come_from_another(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     one, two, three = (paragraphs(name) for name in ("one", "two", "three"))
-    ingest(corpus, [Document("a", one + two), Document("b", two + three)], words, tokenizer, cut=_UNIQUE)
+    ingest(
+        corpus,
+        [Document("a", one + two), Document("b", two + three)],
+        words,
+        tokenizer,
+        cut=_UNIQUE,
+    )
 
     ingest(corpus, [Document("a", one), Document("c", two + three)], words, tokenizer, cut=_UNIQUE)
 
     assert texts_of(corpus, words) == sorted([one, two, three])
-    assert [(entry.name, entry.sequences) for entry in corpus.documents()] == [("a", 1), ("b", 1), ("c", 1)]
+    assert [(entry.name, entry.sequences) for entry in corpus.documents()] == [
+        ("a", 1),
+        ("b", 1),
+        ("c", 1),
+    ]
 
 
 def test_what_was_there_twice_before_it_was_asked_for_goes_from_the_one_that_is_added_again(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     one, two = paragraphs("one"), paragraphs("two")
-    plain = Cut(_UNIQUE.max_length)
+    plain = Chunking(_UNIQUE.max_length)
     ingest(corpus, [Document("a", one + two), Document("b", one)], words, tokenizer, cut=plain)
 
     ingest(corpus, [Document("a", one + two)], words, tokenizer, cut=_UNIQUE)

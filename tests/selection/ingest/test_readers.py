@@ -38,7 +38,9 @@ def test_an_empty_file_is_an_empty_document(tmp_path: Path) -> None:
     assert list(read_file(write(tmp_path / "a.jsonl", "\n\n"), "a")) == []
 
 
-@pytest.mark.parametrize("content", [b"\x7fELF\x02\x01\x01\x00\xff\xfe", b"GIF89a\x01\x00\x01\x00", b"\0" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"\x7fELF\x02\x01\x01\x00\xff\xfe", b"GIF89a\x01\x00\x01\x00", b"\0" * 5000]
+)
 def test_a_binary_file_is_named(tmp_path: Path, content: bytes) -> None:
     file = write(tmp_path / "a.txt", content)
 
@@ -49,7 +51,10 @@ def test_a_binary_file_is_named(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.txt", "the name has 1024 MiB; a text has 16 at most: split it, or give its parts as JSON lines"),
+        (
+            "a.txt",
+            "the name has 1024 MiB; a text has 16 at most: split it, or give its parts as JSON lines",
+        ),
         ("a.jsonl", "the name, line 1: more than 16 MiB"),
         ("a.parquet", "the name is not a Parquet file"),
     ],
@@ -75,14 +80,18 @@ def test_a_file_whose_name_is_not_utf8_is_named_in_ascii(tmp_path: Path) -> None
     file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfc\xdfe.txt"))
     file.write_text("text")
 
-    with pytest.raises(CorpusError, match=r"^'gr\\udcfc\\udcdfe.txt' has a name that is not UTF-8: rename it$"):
+    with pytest.raises(
+        CorpusError, match=r"^'gr\\udcfc\\udcdfe.txt' has a name that is not UTF-8: rename it$"
+    ):
         list(read_file(file, file.name))
 
 
 @pytest.mark.parametrize("name", ["a.md", "a.py", "a.csv", "a.ipynb", "a.jsonl"])
 def test_a_byte_order_mark_is_taken_off_whatever_the_format(tmp_path: Path, name: str) -> None:
     cell = {"cell_type": "markdown", "source": "words"}
-    content = {"a.ipynb": json.dumps({"cells": [cell]}), "a.jsonl": '{"text": "words\\n"}\n'}.get(name, "words\n")
+    content = {"a.ipynb": json.dumps({"cells": [cell]}), "a.jsonl": '{"text": "words\\n"}\n'}.get(
+        name, "words\n"
+    )
     file = write(tmp_path / name, b"\xef\xbb\xbf" + content.encode())
 
     (document,) = read_file(file, "a")
@@ -91,12 +100,16 @@ def test_a_byte_order_mark_is_taken_off_whatever_the_format(tmp_path: Path, name
 
 
 def test_text_in_utf16_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="a is not UTF-8 text: it begins as UTF-16 does; save it as UTF-8"):
+    with pytest.raises(
+        CorpusError, match="a is not UTF-8 text: it begins as UTF-16 does; save it as UTF-8"
+    ):
         list(read_file(write(tmp_path / "a.txt", "words".encode("utf-16")), "a"))
 
 
 def test_line_ends_are_read_as_one_newline(tmp_path: Path) -> None:
-    assert list(read_file(write(tmp_path / "a.txt", b"a\r\nb\rc\n"), "a")) == [Document("a", "a\nb\nc\n")]
+    assert list(read_file(write(tmp_path / "a.txt", b"a\r\nb\rc\n"), "a")) == [
+        Document("a", "a\nb\nc\n")
+    ]
 
 
 def test_of_a_notebook_the_cells_are_read_and_not_their_output(tmp_path: Path) -> None:
@@ -111,7 +124,9 @@ def test_of_a_notebook_the_cells_are_read_and_not_their_output(tmp_path: Path) -
     old = {"worksheets": [{"cells": [{"cell_type": "code", "input": "x = 1"}]}], "nbformat": 3}
     older = write(tmp_path / "old.ipynb", json.dumps(old))
 
-    assert list(read_file(file, "n")) == [Document("n", "# Whales\n\nThey are mammals.\n\nprint(1)\n\nx = 1\ny = 2\n")]
+    assert list(read_file(file, "n")) == [
+        Document("n", "# Whales\n\nThey are mammals.\n\nprint(1)\n\nx = 1\ny = 2\n")
+    ]
     assert list(read_file(older, "n")) == [Document("n", "x = 1\n")]
 
 
@@ -122,8 +137,14 @@ def test_of_a_notebook_the_cells_are_read_and_not_their_output(tmp_path: Path) -
         ("[]", "n is not a notebook: it has no list of `cells`"),
         ('{"cells": {}}', "n is not a notebook: it has no list of `cells`"),
         ('{"cells": [{"cell_type": "code", "source": 5}]}', "n, cell 1: expected a `source`"),
-        (r'{"cells": [{"cell_type": "code", "source": "\ud800"}]}', "n, cell 1: its `source` is not Unicode text"),
-        (r'{"cells": [{"cell_type": "code", "source": "\u0000"}]}', "n is not text: it holds a null character"),
+        (
+            r'{"cells": [{"cell_type": "code", "source": "\ud800"}]}',
+            "n, cell 1: its `source` is not Unicode text",
+        ),
+        (
+            r'{"cells": [{"cell_type": "code", "source": "\u0000"}]}',
+            "n is not text: it holds a null character",
+        ),
         ('{"cells": [' + '{"a":[]},' * 300_000 + "{}]}", "n: more than 262,144 values at once"),
     ],
 )
@@ -143,10 +164,13 @@ def test_what_is_no_notebook_is_named(tmp_path: Path, content: str, message: str
         ("a.zip", "unpack it first"),
     ],
 )
-def test_office_files_and_packed_ones_are_named_as_not_read(tmp_path: Path, name: str, remedy: str) -> None:
+def test_office_files_and_packed_ones_are_named_as_not_read(
+    tmp_path: Path, name: str, remedy: str
+) -> None:
     file = write(tmp_path / name, "perhaps text")
 
     with pytest.raises(
-        CorpusError, match=rf"^the name is not text, and {file.suffix.lower()} files are not read: {remedy}"
+        CorpusError,
+        match=rf"^the name is not text, and {file.suffix.lower()} files are not read: {remedy}",
     ):
         list(read_file(file, "the name"))

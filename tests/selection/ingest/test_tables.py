@@ -25,14 +25,21 @@ def write(path: Path, content: str | bytes) -> Path:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.JSONL"])
 def test_json_lines_are_a_document_each(tmp_path: Path, name: str) -> None:
-    rows: list[dict[str, Any]] = [{"text": "eins\nzwei"}, {"text": "ü", "id": "umlaut", "more": [1]}]
+    rows: list[dict[str, Any]] = [
+        {"text": "eins\nzwei"},
+        {"text": "ü", "id": "umlaut", "more": [1]},
+    ]
     file = write(tmp_path / name, "\n".join(json.dumps(row) for row in rows) + "\n\n")
 
     assert list(read_file(file, "t")) == [Document("t#1", "eins\nzwei"), Document("t#umlaut", "ü")]
 
 
 def test_rows_may_say_what_filters_ask_of_them(tmp_path: Path) -> None:
-    said: list[dict[str, Any] | None] = [{"language": "de", "year": 2024, "score": -0.5, "draft": True}, {}, None]
+    said: list[dict[str, Any] | None] = [
+        {"language": "de", "year": 2024, "score": -0.5, "draft": True},
+        {},
+        None,
+    ]
     rows: list[dict[str, Any]] = [{"text": "eins", "metadata": metadata} for metadata in said]
     lines = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     table = tmp_path / "t.parquet"
@@ -58,9 +65,13 @@ def test_rows_may_say_what_filters_ask_of_them(tmp_path: Path) -> None:
     ],
 )
 def test_metadata_that_cannot_be_filtered_by_is_refused(tmp_path: Path, metadata: str) -> None:
-    file = write(tmp_path / "t.jsonl", f'{{"text": "fine"}}\n{{"text": "x", "metadata": {metadata}}}\n')
+    file = write(
+        tmp_path / "t.jsonl", f'{{"text": "fine"}}\n{{"text": "x", "metadata": {metadata}}}\n'
+    )
 
-    with pytest.raises(CorpusError, match="t, row 2: `metadata` is an object of strings, finite numbers, true and"):
+    with pytest.raises(
+        CorpusError, match="t, row 2: `metadata` is an object of strings, finite numbers, true and"
+    ):
         next(read_file(file, "t"))
 
 
@@ -76,7 +87,11 @@ def test_parquet_rows_are_a_document_each(tmp_path: Path) -> None:
 
 
 def test_rows_whose_id_is_null_are_numbered(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"id": None, "text": "one"}, {"id": 0, "text": "two"}, {"id": None, "text": "three"}]
+    rows: list[dict[str, Any]] = [
+        {"id": None, "text": "one"},
+        {"id": 0, "text": "two"},
+        {"id": None, "text": "three"},
+    ]
     lines = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     table = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
@@ -96,7 +111,10 @@ def test_rows_whose_id_is_null_are_numbered(tmp_path: Path) -> None:
         ('{"text": "x", "id": [1]}', "t, row 2: its `id` is a string or a number, not a list"),
         ('{"text": "x", "id": NaN}', "t, row 2: its `id` is a string or a number, not nan"),
         (r'{"text": "x", "id": "\ud800"}', "t, row 2: its `id` is not Unicode text"),
-        (r'{"text": "half of \ud83d"}', "t, row 2: expected a field `text` that holds a string of Unicode text"),
+        (
+            r'{"text": "half of \ud83d"}',
+            "t, row 2: expected a field `text` that holds a string of Unicode text",
+        ),
         ("not json", r"t, line 2: not JSON"),
         ('{"text": "x"', r"t, line 2: not JSON"),
     ],
@@ -109,7 +127,9 @@ def test_a_bad_row_of_json_lines_is_named(tmp_path: Path, second_row: str, messa
 
 
 def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    file = write(tmp_path / "t.jsonl", b'{"text": "fine"}\n' + '{"text": "Größe"}\n'.encode("latin-1"))
+    file = write(
+        tmp_path / "t.jsonl", b'{"text": "fine"}\n' + '{"text": "Größe"}\n'.encode("latin-1")
+    )
 
     with pytest.raises(CorpusError, match=r"^t, line 2: not JSON in UTF-8"):
         next(read_file(file, "t"))
@@ -131,7 +151,9 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, harm: str) -> None:
         list(read_file(file, "the name"))
 
 
-@pytest.mark.parametrize("columns", [{"body": ["x"]}, {"id": [1]}, {"text": [b"x"]}, {"text": [None, ""]}])
+@pytest.mark.parametrize(
+    "columns", [{"body": ["x"]}, {"id": [1]}, {"text": [b"x"]}, {"text": [None, ""]}]
+)
 def test_parquet_without_texts_is_refused(tmp_path: Path, columns: dict[str, list[Any]]) -> None:
     file = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
@@ -159,12 +181,20 @@ def test_a_null_is_an_absent_key(tmp_path: Path, kind: str) -> None:
 
     documents = list(read_file(write_rows(tmp_path, kind, rows), "t"))
 
-    assert [document.metadata for document in documents] == [{"lang": "de", "year": 1}, {"year": 2}, {}]
+    assert [document.metadata for document in documents] == [
+        {"lang": "de", "year": 1},
+        {"year": 2},
+        {},
+    ]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_rows_without_a_text_are_passed_over_and_counted(tmp_path: Path, kind: str) -> None:
-    rows: list[dict[str, Any]] = [{"id": "a", "text": "one"}, {"id": "b", "text": None}, {"id": "c", "text": ""}]
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "text": "one"},
+        {"id": "b", "text": None},
+        {"id": "c", "text": ""},
+    ]
     file = write_rows(tmp_path, kind, [*rows, {"id": "d"}, {"text": "five"}])
     tally = Tally()
 
@@ -175,8 +205,12 @@ def test_rows_without_a_text_are_passed_over_and_counted(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("rows", [[{"body": "x"}], [{"text": None}, {"text": ""}]])
-def test_a_file_in_which_no_row_has_a_text_is_refused(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    with pytest.raises(CorpusError, match="t, row 1: expected a field `text`; no row of the file holds a text"):
+def test_a_file_in_which_no_row_has_a_text_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(
+        CorpusError, match="t, row 1: expected a field `text`; no row of the file holds a text"
+    ):
         list(read_file(write_rows(tmp_path, "jsonl", rows), "t"))
 
 
@@ -238,7 +272,9 @@ def test_nanoseconds_dictionaries_and_maps_of_parquet_are_read(tmp_path: Path) -
         {
             "text": pyarrow.array(["a", "b"]).dictionary_encode(),
             "id": pyarrow.array([1, 1 << 40], pyarrow.timestamp("ns")),
-            "metadata": pyarrow.array([[("lang", "de")], None], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+            "metadata": pyarrow.array(
+                [[("lang", "de")], None], pyarrow.map_(pyarrow.string(), pyarrow.string())
+            ),
         }
     )
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
@@ -253,15 +289,31 @@ def test_nanoseconds_dictionaries_and_maps_of_parquet_are_read(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("metadata", [{"a": None}, {"a": b"x"}], "t, row 2: `metadata` is an object of .*; 'a' holds bytes"),
-        ("metadata", [None, {"a": [1]}], "t, row 2: `metadata` is an object of .*; 'a' holds a list"),
-        ("metadata", [{"a": 1.0}, {"a": float("nan")}], "t, row 2: `metadata` is an object of .*; 'a' holds nan"),
+        (
+            "metadata",
+            [{"a": None}, {"a": b"x"}],
+            "t, row 2: `metadata` is an object of .*; 'a' holds bytes",
+        ),
+        (
+            "metadata",
+            [None, {"a": [1]}],
+            "t, row 2: `metadata` is an object of .*; 'a' holds a list",
+        ),
+        (
+            "metadata",
+            [{"a": 1.0}, {"a": float("nan")}],
+            "t, row 2: `metadata` is an object of .*; 'a' holds nan",
+        ),
         ("metadata", ["x", "y"], "t, row 1: `metadata` is an object of .*, not a string"),
         ("id", [None, b"x"], "t, row 2: its `id` is a string or a number, not bytes"),
         ("text", [None, 5], "t, row 2: expected a field `text` that holds a string, not int64"),
         ("text", [None, b"x"], "t, row 2: expected a field `text` that holds a string, not binary"),
         ("text", [None, ["x"]], "t, row 2: expected a field `text` that holds a string, not list"),
-        ("text", [None, datetime.date(2024, 5, 6)], "t, row 2: expected a field `text` that holds a string, not date"),
+        (
+            "text",
+            [None, datetime.date(2024, 5, 6)],
+            "t, row 2: expected a field `text` that holds a string, not date",
+        ),
     ],
 )
 def test_what_has_no_counterpart_is_named_with_its_row(
@@ -278,23 +330,34 @@ def test_a_text_of_any_format_has_a_bound(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tables, "LARGEST_TEXT", 1 << 20)
     for text in ("word " * (1 << 18), "ü" * (1 << 19) + "and more"):
         table = write_rows(tmp_path, "parquet", [{"text": "fine"}, {"text": text}])
-        with pytest.raises(CorpusError, match="t, row 2: its `text` has 1 MiB; a text has 1 at most"):
+        with pytest.raises(
+            CorpusError, match="t, row 2: its `text` has 1 MiB; a text has 1 at most"
+        ):
             list(read_file(table, "t"))
 
 
-def test_a_page_that_unfolds_to_too_much_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_unfolds_to_too_much_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet, "_LARGEST_PAGE", 1 << 20)
     file = write_rows(tmp_path, "parquet", [{"text": "word " * (1 << 19)}] + [{"text": "x"}] * 1000)
 
-    with pytest.raises(CorpusError, match=r"t, row group 1: a page of its column `text` unfolds to 2 MiB; 1 at most"):
+    with pytest.raises(
+        CorpusError,
+        match=r"t, row group 1: a page of its column `text` unfolds to 2 MiB; 1 at most",
+    ):
         list(read_file(file, "t"))
 
 
-def test_a_list_of_very_many_values_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_very_many_values_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet, "_LONGEST_LISTS", 1000)
     file = write_rows(tmp_path, "parquet", [{"text": "x", "metadata": {"a": [None] * 2000}}])
 
-    with pytest.raises(CorpusError, match=r"column `metadata.a.list.element` has 2,000 values; 1,000 at most"):
+    with pytest.raises(
+        CorpusError, match=r"column `metadata.a.list.element` has 2,000 values; 1,000 at most"
+    ):
         list(read_file(file, "t"))
 
 
@@ -317,7 +380,9 @@ def test_a_line_of_very_many_values_is_not_read(tmp_path: Path) -> None:
         {"row_group_size": 100, "data_page_size": 1000},
     ],
 )
-def test_every_page_is_found_however_a_file_was_written(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_every_page_is_found_however_a_file_was_written(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     texts = [f"row {i} " * (1 + i % 50) for i in range(2000)]
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "t.parquet", **options)
 
@@ -330,7 +395,9 @@ def test_a_page_without_a_header_is_damage(tmp_path: Path) -> None:
     content[4:20] = b"\xff" * 16
     file.write_bytes(content)
 
-    with pytest.raises(CorpusError, match="t, row group 1 is damaged: it has a page without a header"):
+    with pytest.raises(
+        CorpusError, match="t, row group 1 is damaged: it has a page without a header"
+    ):
         list(read_file(file, "t"))
 
 

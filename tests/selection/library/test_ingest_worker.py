@@ -1,4 +1,6 @@
-"""The intake: whatever happens while a file is read, in the end it is in the corpus as a whole or not at all."""
+"""The intake: whatever happens while a file is read, in the end it is in the corpus as a whole or
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,18 @@ from selection.embedding import Embedder
 from selection.ingest import chunking
 from selection.library import ingest_worker
 from selection.library.library import Library
-from selection.library.records import Wanted
+from selection.library.records import AttachmentRequest
 from selection.library.uploads import MissingError
-from tests.selection.libraries import ALL, CATS, SHIPS, HeldEmbedder, attached, documents, long_text, settled
+from tests.selection.libraries import (
+    ALL,
+    CATS,
+    SHIPS,
+    HeldEmbedder,
+    attached,
+    documents,
+    long_text,
+    settled,
+)
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -36,8 +47,8 @@ def test_a_file_detached_while_it_is_read_never_comes_back(
     after = library.upload("cats.md", CATS.encode()).id
 
     with held.held():
-        library.attach("notes", Wanted(file))
-        library.attach("notes", Wanted(after))
+        library.attach("notes", AttachmentRequest(file))
+        library.attach("notes", AttachmentRequest(after))
         assert held.waiting.wait(30)
         library.detach("notes", file)
     settled(library, "notes", after)
@@ -57,11 +68,13 @@ def test_what_another_does_not_read_is_taken_over(
 
     with held.held():
         for file in files:
-            gone.attach("notes", Wanted(file))
+            gone.attach("notes", AttachmentRequest(file))
         for file in files:
             settled(there, "notes", file)
 
-    assert set(documents(corpora, "notes")) == {f"{file}/{number}.md" for number, file in enumerate(files)}
+    assert set(documents(corpora, "notes")) == {
+        f"{file}/{number}.md" for number, file in enumerate(files)
+    }
 
 
 def test_a_file_deleted_while_it_is_read_never_comes_back(
@@ -73,7 +86,7 @@ def test_a_file_deleted_while_it_is_read_never_comes_back(
     file = library.upload("long.txt", long_text(400).encode()).id
 
     with held.held():
-        library.attach("notes", Wanted(file))
+        library.attach("notes", AttachmentRequest(file))
         assert held.waiting.wait(30)
         library.delete_upload(file)
     after = attached(library, "notes", "cats.md", CATS)
@@ -109,7 +122,7 @@ def test_a_long_text_is_given_up_within_a_window(
     library.create_store("notes")
     file = library.upload("long.txt", long_text(4000).encode()).id
 
-    library.attach("notes", Wanted(file))
+    library.attach("notes", AttachmentRequest(file))
     assert held.waiting.wait(30)
     if how == "deleted":
         library.delete_upload(file)
@@ -139,13 +152,18 @@ def test_names_that_an_earlier_version_gave_to_rows_go_when_the_file_is_read_ane
     name = f"{file}/rows.jsonl"
     corpus = Corpus.open(corpora, "notes")
     with corpus._store.writing():
-        corpus._store._db.execute("UPDATE documents SET name = ? WHERE name = ?", (f"{name}#two", f'{name}#"2"'))
+        corpus._store._db.execute(
+            "UPDATE documents SET name = ? WHERE name = ?", (f"{name}#two", f'{name}#"2"')
+        )
     corpus.close()
 
     library.modify_file("notes", file, {"team": "all"})
     settled(library, "notes", file)
 
-    assert documents(corpora, "notes") == {f'{name}#"2"': {"team": "all"}, f"{name}#2": {"team": "all"}}
+    assert documents(corpora, "notes") == {
+        f'{name}#"2"': {"team": "all"},
+        f"{name}#2": {"team": "all"},
+    }
 
 
 def test_one_null_loses_no_table(library: Library, corpora: Path) -> None:
@@ -180,7 +198,10 @@ def test_a_table_with_a_bad_row_far_down_leaves_nothing_at_any_time(
     found = library.file("notes", file).file
     assert found.problem is not None
     assert (found.status, found.problem.code) == ("failed", "invalid_file")
-    assert "rows.jsonl, row 501: expected a field `text` that holds a string, not a number" in found.problem.message
+    assert (
+        "rows.jsonl, row 501: expected a field `text` that holds a string, not a number"
+        in found.problem.message
+    )
 
 
 def test_a_store_deleted_while_it_is_fed_is_gone(
@@ -192,7 +213,7 @@ def test_a_store_deleted_while_it_is_fed_is_gone(
     file = library.upload("long.txt", long_text(400).encode()).id
 
     with held.held():
-        library.attach("notes", Wanted(file))
+        library.attach("notes", AttachmentRequest(file))
         assert held.waiting.wait(30)
         library.delete_store("notes")
     library.create_store("notes")
@@ -211,7 +232,7 @@ def test_attributes_changed_while_a_file_is_read_are_the_ones_it_ends_with(
     file = library.upload("cats.md", CATS.encode()).id
 
     with held.held():
-        library.attach("notes", Wanted(file, {"version": 1}))
+        library.attach("notes", AttachmentRequest(file, {"version": 1}))
         assert held.waiting.wait(30)
         library.modify_file("notes", file, {"version": 2})
     settled(library, "notes", file)
@@ -229,10 +250,10 @@ def test_a_batch_is_attached_as_one_and_what_is_left_of_it_can_be_cancelled(
     files = [library.upload(f"{i}.txt", long_text(40, f"word{i}").encode()).id for i in range(3)]
 
     with held.held():
-        batch = library.attach_batch("notes", [Wanted(file) for file in files])
+        batch = library.attach_batch("notes", [AttachmentRequest(file) for file in files])
         assert held.waiting.wait(30)
         cancelled = library.cancel_batch("notes", batch.id)
-    after = library.attach_batch("notes", [Wanted(file) for file in files[:2]])
+    after = library.attach_batch("notes", [AttachmentRequest(file) for file in files[:2]])
     for file in files[:2]:
         settled(library, "notes", file)
 
@@ -240,8 +261,14 @@ def test_a_batch_is_attached_as_one_and_what_is_left_of_it_can_be_cancelled(
     assert (cancelled.counts["cancelled"], cancelled.counts["in_progress"]) == (3, 0)
     assert library.batch("notes", after.id).counts["completed"] == 2
     assert [each.file.id for each in library.files("notes", ALL, batch=after.id).items] == files[:2]
-    assert [each.file.id for each in library.files("notes", ALL, status="cancelled").items] == files[2:]
-    assert set(documents(corpora, "notes")) == {f"{alone}/alone.md", f"{files[0]}/0.txt", f"{files[1]}/1.txt"}
+    assert [
+        each.file.id for each in library.files("notes", ALL, status="cancelled").items
+    ] == files[2:]
+    assert set(documents(corpora, "notes")) == {
+        f"{alone}/alone.md",
+        f"{files[0]}/0.txt",
+        f"{files[1]}/1.txt",
+    }
     with pytest.raises(MissingError, match="vsfb_none"):
         library.files("notes", ALL, batch="vsfb_none")
 
@@ -251,7 +278,9 @@ def test_a_batch_with_a_file_that_is_not_there_attaches_none(library: Library) -
     file = library.upload("cats.md", CATS.encode()).id
 
     with pytest.raises(MissingError):
-        library.attach_batch("notes", [Wanted(file), Wanted("file-" + 24 * "0")])
+        library.attach_batch(
+            "notes", [AttachmentRequest(file), AttachmentRequest("file-" + 24 * "0")]
+        )
 
     assert library.files("notes", ALL).items == ()
 
@@ -264,7 +293,7 @@ def test_what_closing_broke_off_is_read_when_the_library_is_opened_again(
     library.create_store("notes")
     file = library.upload("long.txt", long_text(400).encode()).id
     with held.held():
-        library.attach("notes", Wanted(file))
+        library.attach("notes", AttachmentRequest(file))
         assert held.waiting.wait(30)
         closing = threading.Thread(target=library.close)
         closing.start()
@@ -311,7 +340,10 @@ def test_a_file_that_kill_9_broke_off_again_and_again_is_read_in_the_end(
 ) -> None:
     for parts in (12, 20, 9):
         child = subprocess.Popen(
-            [sys.executable, "-c", _KILLED, str(corpora), nano], cwd=_REPOSITORY, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _KILLED, str(corpora), nano],
+            cwd=_REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert child.stdout is not None
         for _ in range(parts):
@@ -327,6 +359,8 @@ def test_a_file_that_kill_9_broke_off_again_and_again_is_read_in_the_end(
 
     assert 0 < before < 500
     assert done.status == "completed"
-    assert documents(corpora, "notes") == {f"{file}/rows.jsonl#{i}": {"of": "rows"} for i in range(1, 501)}
+    assert documents(corpora, "notes") == {
+        f"{file}/rows.jsonl#{i}": {"of": "rows"} for i in range(1, 501)
+    }
     assert len(library.texts("notes", file)) == 500
     assert library.content(file).count(b"\n") == 499

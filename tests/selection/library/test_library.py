@@ -1,4 +1,6 @@
-"""The library: stores are corpora, whoever made them, and files bring their documents and take them along."""
+"""The library: stores are corpora, whoever made them, and files bring their documents and take them
+along.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,18 @@ from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
-from selection.library.records import Wanted
+from selection.library.records import AttachmentRequest
 from selection.library.uploads import LibraryError, MissingError
-from tests.selection.libraries import ALL, CATS, SHIPS, HeldEmbedder, attached, documents, long_text, settled
+from tests.selection.libraries import (
+    ALL,
+    CATS,
+    SHIPS,
+    HeldEmbedder,
+    attached,
+    documents,
+    long_text,
+    settled,
+)
 
 
 @pytest.fixture
@@ -38,12 +49,18 @@ def by_command(corpora: Path, words: Embedder, tokenizer: Any) -> Callable[..., 
     return add
 
 
-def test_a_store_is_a_corpus_that_goes_by_its_name_and_by_its_id(library: Library, corpora: Path) -> None:
+def test_a_store_is_a_corpus_that_goes_by_its_name_and_by_its_id(
+    library: Library, corpora: Path
+) -> None:
     made = library.create_store("notes", metadata={"owner": "me"}, description="what I noted")
 
     assert list_corpora(corpora) == ["notes"]
     assert made.id.startswith("vs_")
-    assert (made.name, made.metadata, made.description) == ("notes", {"owner": "me"}, "what I noted")
+    assert (made.name, made.metadata, made.description) == (
+        "notes",
+        {"owner": "me"},
+        "what I noted",
+    )
     assert abs(made.created - time.time()) < 60
     for name in ("notes", made.id):
         assert library.store(name).id == made.id
@@ -55,7 +72,9 @@ def test_a_store_is_a_corpus_that_goes_by_its_name_and_by_its_id(library: Librar
 def test_a_corpus_of_the_command_line_is_a_store_whose_documents_are_files(
     library: Library, corpora: Path, by_command: Callable[..., None]
 ) -> None:
-    by_command("animals", Document("cats.md", CATS, {"language": "en"}), Document("ships.md", SHIPS))
+    by_command(
+        "animals", Document("cats.md", CATS, {"language": "en"}), Document("ships.md", SHIPS)
+    )
 
     (store,) = library.stores(ALL).items
     files = [each.file for each in library.files(store.id, ALL).items]
@@ -88,7 +107,9 @@ def test_the_id_stays_when_a_corpus_is_embedded_anew(
     assert library.stores(ALL).items[0].created == before.created
 
 
-def test_any_name_will_do_and_a_taken_one_is_displayed_only(library: Library, corpora: Path) -> None:
+def test_any_name_will_do_and_a_taken_one_is_displayed_only(
+    library: Library, corpora: Path
+) -> None:
     first, second = library.create_store("notes"), library.create_store("notes")
     free, nameless = library.create_store("Fragen & Antworten ü/../x"), library.create_store()
     like_an_id = library.create_store(first.id)
@@ -112,7 +133,10 @@ def test_a_display_name_that_two_have_names_neither(library: Library, corpora: P
     for _ in range(2):
         library.create_store("my notes")
 
-    for ask, kind in ((library.store, LibraryError), (lambda name: Corpus.open(corpora, name), CorpusError)):
+    for ask, kind in (
+        (library.store, LibraryError),
+        (lambda name: Corpus.open(corpora, name), CorpusError),
+    ):
         with pytest.raises(kind, match="2 corpora are called 'my notes': name one by its id"):
             ask("my notes")
 
@@ -152,9 +176,12 @@ def test_a_corpus_of_another_embedder_is_listed_but_neither_fed_nor_searched(
     file = library.upload("cats.md", CATS.encode()).id
 
     assert {entry.name for entry in library.stores(ALL).items} == {"theirs", "tokens"}
-    for store, reason in (("theirs", "mayfly corpus reembed theirs"), ("tokens", "another model's tokenizer")):
+    for store, reason in (
+        ("theirs", "mayfly corpus reembed theirs"),
+        ("tokens", "another model's tokenizer"),
+    ):
         with pytest.raises(LibraryError, match=reason):
-            library.attach(store, Wanted(file))
+            library.attach(store, AttachmentRequest(file))
         with pytest.raises(LibraryError, match=reason):
             library.search(store, ["cat"])
         assert library.files(store, ALL).items == ()
@@ -205,27 +232,44 @@ def test_an_attached_file_is_read_in_the_background(
     file = library.upload("cats.md", CATS.encode()).id
 
     with held.held():
-        answered = library.attach(store, Wanted(file, {"language": "en", "year": 2024, "draft": False}))
+        answered = library.attach(
+            store, AttachmentRequest(file, {"language": "en", "year": 2024, "draft": False})
+        )
         assert held.waiting.wait(30)
         meanwhile = library.store(store)
     done = settled(library, store, file)
 
-    assert (answered.store, answered.file.status, answered.file.problem) == (store, "in_progress", None)
+    assert (answered.store, answered.file.status, answered.file.problem) == (
+        store,
+        "in_progress",
+        None,
+    )
     assert meanwhile.counts == {"in_progress": 1, "completed": 0, "failed": 0, "cancelled": 0}
-    assert (done.status, done.name, done.problem, done.cut) == ("completed", "cats.md", None, (256, 0))
+    assert (done.status, done.name, done.problem, done.cut) == (
+        "completed",
+        "cats.md",
+        None,
+        (256, 0),
+    )
     assert done.bytes > len(CATS)
     assert library.store(store).counts["completed"] == 1
-    assert documents(corpora, "notes") == {f"{file}/cats.md": {"language": "en", "year": 2024, "draft": False}}
+    assert documents(corpora, "notes") == {
+        f"{file}/cats.md": {"language": "en", "year": 2024, "draft": False}
+    }
     assert library.texts(store, file) == (CATS,)
 
 
-def test_tables_bring_a_document_a_row_and_attributes_are_added_to_theirs(library: Library, corpora: Path) -> None:
+def test_tables_bring_a_document_a_row_and_attributes_are_added_to_theirs(
+    library: Library, corpora: Path
+) -> None:
     library.create_store("rows")
     rows = [{"id": "a", "text": CATS, "metadata": {"kind": "cat", "n": 1}}, {"text": SHIPS}]
     table = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": [CATS, SHIPS]}), table)
 
-    lines = attached(library, "rows", "pets.JSONL", "\n".join(map(json.dumps, rows)), attributes={"n": 2})
+    lines = attached(
+        library, "rows", "pets.JSONL", "\n".join(map(json.dumps, rows)), attributes={"n": 2}
+    )
     parquet = attached(library, "rows", "pets.parquet", table.getvalue())
 
     assert documents(corpora, "rows") == {
@@ -234,7 +278,10 @@ def test_tables_bring_a_document_a_row_and_attributes_are_added_to_theirs(librar
         f"{parquet}/pets.parquet#1": {},
         f"{parquet}/pets.parquet#2": {},
     }
-    assert [each.file.name for each in library.files("rows", ALL).items] == ["pets.JSONL", "pets.parquet"]
+    assert [each.file.name for each in library.files("rows", ALL).items] == [
+        "pets.JSONL",
+        "pets.parquet",
+    ]
 
 
 def test_chunks_are_cut_as_asked_in_tokens_of_the_model(library: Library, tokenizer: Any) -> None:
@@ -258,7 +305,7 @@ def test_chunks_outside_the_limits_are_refused(library: Library, cut: tuple[int,
     file = library.upload("cats.md", CATS.encode()).id
 
     with pytest.raises(LibraryError, match="8 to 4096 tokens of the served model"):
-        library.attach("notes", Wanted(file, cut=cut))
+        library.attach("notes", AttachmentRequest(file, cut=cut))
 
     assert library.files("notes", ALL).items == ()
 
@@ -266,10 +313,25 @@ def test_chunks_outside_the_limits_are_refused(library: Library, cut: tuple[int,
 @pytest.mark.parametrize(
     ("name", "content", "code", "message"),
     [
-        ("picture.png", b"\x89PNG\r\n\x1a\n\xff\xfe", "unsupported_file", "picture.png is not UTF-8 text"),
+        (
+            "picture.png",
+            b"\x89PNG\r\n\x1a\n\xff\xfe",
+            "unsupported_file",
+            "picture.png is not UTF-8 text",
+        ),
         ("nulls.bin", b"abc\0def", "unsupported_file", "null character"),
-        ("rows.jsonl", b'{"text": "fine enough"}\n{"text": oh no}\n', "invalid_file", "rows.jsonl, line 2: not JSON"),
-        ("rows.jsonl", b'{"txt": "a"}', "invalid_file", "rows.jsonl, row 1: expected a field `text`"),
+        (
+            "rows.jsonl",
+            b'{"text": "fine enough"}\n{"text": oh no}\n',
+            "invalid_file",
+            "rows.jsonl, line 2: not JSON",
+        ),
+        (
+            "rows.jsonl",
+            b'{"txt": "a"}',
+            "invalid_file",
+            "rows.jsonl, row 1: expected a field `text`",
+        ),
         ("rows.ndjson", b'{"text": "\\ud800 is half"}', "invalid_file", "Unicode"),
         ("rows.parquet", b"PAR1 but not really", "invalid_file", "not a Parquet file"),
         ("blank.txt", b"\n", "invalid_file", "no text of two tokens"),
@@ -291,7 +353,9 @@ def test_a_file_that_cannot_be_read_says_why_and_leaves_nothing(
     assert library.store("notes").counts["failed"] == 1
 
 
-def test_a_file_that_fails_late_leaves_nothing_of_its_beginning(library: Library, corpora: Path) -> None:
+def test_a_file_that_fails_late_leaves_nothing_of_its_beginning(
+    library: Library, corpora: Path
+) -> None:
     library.create_store("notes")
     kept = attached(library, "notes", "cats.md", CATS)
     rows = [json.dumps({"text": f"Row {i} is about nothing but itself."}) for i in range(300)]
@@ -303,11 +367,13 @@ def test_a_file_that_fails_late_leaves_nothing_of_its_beginning(library: Library
     assert {found.file for found in library.search("notes", ["Row 7 is about"], limit=50)} == {kept}
 
 
-def test_one_file_can_be_in_many_stores_and_leaves_each_alone(library: Library, corpora: Path) -> None:
+def test_one_file_can_be_in_many_stores_and_leaves_each_alone(
+    library: Library, corpora: Path
+) -> None:
     for store in ("one", "two"):
         library.create_store(store)
     file = attached(library, "one", "cats.md", CATS)
-    library.attach("two", Wanted(file))
+    library.attach("two", AttachmentRequest(file))
     settled(library, "two", file)
 
     library.detach("one", file)
@@ -324,22 +390,27 @@ def test_a_deleted_file_is_taken_out_of_every_store(library: Library, corpora: P
     for store in ("one", "two"):
         library.create_store(store)
     file = attached(library, "one", "cats.md", CATS)
-    library.attach("two", Wanted(file))
+    library.attach("two", AttachmentRequest(file))
     settled(library, "two", file)
     stays = attached(library, "two", "ships.md", SHIPS)
 
     library.delete_upload(file)
 
-    assert (documents(corpora, "one"), list(documents(corpora, "two"))) == ({}, [f"{stays}/ships.md"])
+    assert (documents(corpora, "one"), list(documents(corpora, "two"))) == (
+        {},
+        [f"{stays}/ships.md"],
+    )
     assert [upload.id for upload in library.uploads(ALL).items] == [stays]
     for ask in (library.uploaded, library.content, library.delete_upload):
         with pytest.raises(MissingError, match=file):
             ask(file)
     with pytest.raises(MissingError, match=file):
-        library.attach("one", Wanted(file))
+        library.attach("one", AttachmentRequest(file))
 
 
-def test_other_attributes_are_what_filters_see_from_then_on(library: Library, corpora: Path) -> None:
+def test_other_attributes_are_what_filters_see_from_then_on(
+    library: Library, corpora: Path
+) -> None:
     library.create_store("notes")
     file = attached(library, "notes", "cats.md", CATS, attributes={"language": "en"}, cut=(64, 0))
 
@@ -349,10 +420,14 @@ def test_other_attributes_are_what_filters_see_from_then_on(library: Library, co
     assert (after.attributes, after.cut, after.status) == ({"language": "de"}, (64, 0), "completed")
     assert documents(corpora, "notes") == {f"{file}/cats.md": {"language": "de"}}
     german = {"type": "eq", "key": "language", "value": "de"}
-    assert [found.attributes for found in library.search("notes", ["cat"], only=german)] == [{"language": "de"}]
+    assert [found.attributes for found in library.search("notes", ["cat"], only=german)] == [
+        {"language": "de"}
+    ]
 
 
-@pytest.mark.parametrize("identity", ["", "..", "../files", "file-../../x", "doc-1", "doc-" + 30 * "9", "file-\ud800"])
+@pytest.mark.parametrize(
+    "identity", ["", "..", "../files", "file-../../x", "doc-1", "doc-" + 30 * "9", "file-\ud800"]
+)
 def test_an_id_that_is_none_names_nothing(library: Library, identity: str) -> None:
     library.create_store("notes")
 
@@ -360,7 +435,7 @@ def test_an_id_that_is_none_names_nothing(library: Library, identity: str) -> No
         lambda: library.uploaded(identity),
         lambda: library.content(identity),
         lambda: library.delete_upload(identity),
-        lambda: library.attach("notes", Wanted(identity)),
+        lambda: library.attach("notes", AttachmentRequest(identity)),
         lambda: library.file("notes", identity),
         lambda: library.texts("notes", identity),
         lambda: library.detach("notes", identity),
@@ -399,7 +474,7 @@ def test_attributes_that_are_none_are_refused(library: Library, attributes: Any)
     file = library.upload("cats.md", CATS.encode()).id
 
     with pytest.raises(LibraryError, match="`attributes"):
-        library.attach("notes", Wanted(file, attributes))
+        library.attach("notes", AttachmentRequest(file, attributes))
 
     assert library.files("notes", ALL).items == ()
 
@@ -407,7 +482,7 @@ def test_attributes_that_are_none_are_refused(library: Library, attributes: Any)
 def test_everything_it_says_survives_pickling(library: Library) -> None:
     store = library.create_store("notes")
     file = attached(library, "notes", "cats.md", CATS, attributes={"a": 1})
-    batch = library.attach_batch("notes", [Wanted(file)])
+    batch = library.attach_batch("notes", [AttachmentRequest(file)])
 
     for value in (
         store,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selection.library.records import Page, Part
+from selection.library.records import Page, PageRequest
 from selection.library.uploads import LibraryError
 
 
@@ -17,13 +17,17 @@ def position(item: str) -> tuple[int, ...]:
     return (int(item.removeprefix("id")),)
 
 
-def page_of(part: Part, items: list[str]) -> Page[str]:
+def page_of(part: PageRequest, items: list[str]) -> Page[str]:
     """Cursors are ids of the list, or of what is not in it any more."""
-    return part.of(items, position, lambda cursor: position(cursor) if cursor.startswith("id") else None)
+    return part.of(
+        items, position, lambda cursor: position(cursor) if cursor.startswith("id") else None
+    )
 
 
 @given(st.integers(0, 30), st.integers(1, 12), st.sampled_from(["asc", "desc"]))
-def test_pages_hold_every_item_once_and_in_order_both_ways(count: int, limit: int, order: str) -> None:
+def test_pages_hold_every_item_once_and_in_order_both_ways(
+    count: int, limit: int, order: str
+) -> None:
     oldest_first = [f"id{i}" for i in range(count)]
     expected = oldest_first if order == "asc" else oldest_first[::-1]
 
@@ -31,7 +35,9 @@ def test_pages_hold_every_item_once_and_in_order_both_ways(count: int, limit: in
     pages = []
     more = True
     while more:
-        page = page_of(Part(limit, order, after=forwards[-1] if forwards else None), oldest_first)
+        page = page_of(
+            PageRequest(limit, order, after=forwards[-1] if forwards else None), oldest_first
+        )
         forwards += page.items
         pages.append(page.items)
         more = page.more
@@ -39,18 +45,18 @@ def test_pages_hold_every_item_once_and_in_order_both_ways(count: int, limit: in
     assert forwards == expected
     assert all(len(items) == limit for items in pages[:-1])
     for previous, items in itertools.pairwise(pages):
-        back = page_of(Part(limit, order, before=items[0]), oldest_first)
+        back = page_of(PageRequest(limit, order, before=items[0]), oldest_first)
         assert (back.items, back.more) == (previous, previous is not pages[0])
 
 
 def test_between_two_cursors_lies_what_is_between_them() -> None:
     items = [f"id{i}" for i in range(10)]
 
-    assert page_of(Part(5, "asc", after="id2", before="id5"), items).items == ("id3", "id4")
-    between = page_of(Part(1, "desc", after="id5", before="id2"), items)
-    assert between == page_of(Part(1, "desc", after="id5"), items[3:])
+    assert page_of(PageRequest(5, "asc", after="id2", before="id5"), items).items == ("id3", "id4")
+    between = page_of(PageRequest(1, "desc", after="id5", before="id2"), items)
+    assert between == page_of(PageRequest(1, "desc", after="id5"), items[3:])
     with pytest.raises(LibraryError, match="'gone' is not in this list"):
-        page_of(Part(after="gone"), items)
+        page_of(PageRequest(after="gone"), items)
 
 
 @given(
@@ -71,7 +77,11 @@ def test_what_is_deleted_while_it_is_listed_moves_no_cursor(
     seen: list[str] = []
     cursor: str | None = "id-1" if forwards else "id31"
     while cursor is not None:
-        part = Part(limit, order, after=cursor) if way == "after" else Part(limit, order, before=cursor)
+        part = (
+            PageRequest(limit, order, after=cursor)
+            if way == "after"
+            else PageRequest(limit, order, before=cursor)
+        )
         items = page_of(part, there).items
         items = items if way == "after" else items[::-1]
         seen += items

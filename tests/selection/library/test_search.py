@@ -9,16 +9,25 @@ import pytest
 
 from selection.embedding import Embedder
 from selection.library.library import Library
-from selection.library.records import Wanted
+from selection.library.records import AttachmentRequest
 from selection.library.uploads import LibraryError
 from tests.selection.libraries import ALL, CATS, SHIPS, attached, settled
 
 
-def test_a_search_ranks_as_comparing_with_every_sequence_does(library: Library, words: Embedder) -> None:
+def test_a_search_ranks_as_comparing_with_every_sequence_does(
+    library: Library, words: Embedder
+) -> None:
     library.create_store("notes")
-    texts = [f"{a} {b} {c}" for a in ["red", "green", "blue"] for b in ["cat", "dog"] for c in ["runs", "sits"]]
+    texts = [
+        f"{a} {b} {c}"
+        for a in ["red", "green", "blue"]
+        for b in ["cat", "dog"]
+        for c in ["runs", "sits"]
+    ]
     for i, text in enumerate(texts):
-        library.attach("notes", Wanted(library.upload(f"{i}.txt", text.encode()).id, {"n": i}))
+        library.attach(
+            "notes", AttachmentRequest(library.upload(f"{i}.txt", text.encode()).id, {"n": i})
+        )
     for attached_file in library.files("notes", ALL).items:
         settled(library, "notes", attached_file.file.id)
 
@@ -31,7 +40,9 @@ def test_a_search_ranks_as_comparing_with_every_sequence_does(library: Library, 
             np.testing.assert_allclose([f.score for f in found], best, atol=1e-5)
             assert len(found) == min(limit, len(texts))
             for each in found:
-                np.testing.assert_allclose(each.score, max(cosine[texts.index(each.text)], 0), atol=1e-5)
+                np.testing.assert_allclose(
+                    each.score, max(cosine[texts.index(each.text)], 0), atol=1e-5
+                )
 
 
 def test_a_search_is_bounded_by_score_and_by_attributes(library: Library) -> None:
@@ -39,7 +50,9 @@ def test_a_search_is_bounded_by_score_and_by_attributes(library: Library) -> Non
     cats = attached(library, "notes", "cats.md", CATS, attributes={"kind": "pet"})
     attached(library, "notes", "ships.md", SHIPS, attributes={"kind": "vessel"})
 
-    pets = library.search("notes", ["the ship"], only={"type": "ne", "key": "kind", "value": "vessel"})
+    pets = library.search(
+        "notes", ["the ship"], only={"type": "ne", "key": "kind", "value": "vessel"}
+    )
     exact = library.search("notes", [CATS], threshold=0.99)
 
     assert [(found.file, found.name) for found in pets] == [(cats, "cats.md")]
@@ -54,7 +67,9 @@ def test_queries_that_are_none_are_refused(library: Library, queries: list[str])
         library.search("notes", queries)
 
 
-@pytest.mark.parametrize("only", [{}, {"type": "like", "key": "a", "value": "b"}, "eq", {"type": "and", "filters": []}])
+@pytest.mark.parametrize(
+    "only", [{}, {"type": "like", "key": "a", "value": "b"}, "eq", {"type": "and", "filters": []}]
+)
 def test_a_filter_that_is_none_is_refused(library: Library, only: Any) -> None:
     library.create_store("notes")
 

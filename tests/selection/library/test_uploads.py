@@ -62,7 +62,9 @@ def test_a_full_disk_leaves_no_part_of_an_upload(library: Library, corpora: Path
 def test_what_a_kill_left_of_an_upload_is_not_a_file_and_goes_after_a_day(
     opened: Callable[..., Library], corpora: Path
 ) -> None:
-    left, recent = (corpora.parent / "files" / name for name in (".file-" + 24 * "0", ".file-" + 24 * "1"))
+    left, recent = (
+        corpora.parent / "files" / name for name in (".file-" + 24 * "0", ".file-" + 24 * "1")
+    )
     for folder in (left, recent):
         folder.mkdir(parents=True)
         (folder / "content").write_bytes(b"half")
@@ -74,7 +76,9 @@ def test_what_a_kill_left_of_an_upload_is_not_a_file_and_goes_after_a_day(
     assert (left.exists(), recent.exists()) == (False, True)
 
 
-def test_a_damaged_record_does_not_hide_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_does_not_hide_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     uploads = Uploads(tmp_path / "files")
     sound, damaged, old = (uploads.add(name, b"text") for name in ("a.txt", "b.txt", "c.txt"))
     (tmp_path / "files" / damaged.id / "record.json").write_text('{"id": ')
@@ -86,5 +90,8 @@ def test_a_damaged_record_does_not_hide_the_others(tmp_path: Path, caplog: pytes
     assert found == [sound]
     assert damaged.id in caplog.text
     for upload in (damaged, old):
-        with pytest.raises(LibraryError, match=f"the record of file '{upload.id}' is damaged: upload the file again"):
+        with pytest.raises(
+            LibraryError,
+            match=f"the record of file '{upload.id}' is damaged: upload the file again",
+        ):
             uploads.get(upload.id)

@@ -1,4 +1,6 @@
-"""The baselines of SIFT: what each one picks, checked by trying everything, and the uncertainty of its own picks."""
+"""The baselines of SIFT: what each one picks, checked by trying everything, and the uncertainty of
+its own picks.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ Baseline = Callable[..., Choice]
 
 _QUICK = settings(max_examples=40, deadline=None)
 _SEEDS = st.integers(0, 2**32 - 1)
-_ALL: list[Baseline] = [nearest_neighbours, nearest_repeated, uncertainty_sampling, random_choice, hull]
+_ALL: list[Baseline] = [
+    nearest_neighbours,
+    nearest_repeated,
+    uncertainty_sampling,
+    random_choice,
+    hull,
+]
 _REPEATING: list[Baseline] = [nearest_repeated, uncertainty_sampling, hull]
 
 
@@ -110,7 +118,10 @@ def test_tensors_are_chosen_from_as_arrays_are(baseline: Baseline, dtype: torch.
     vectors = units(12, 22, 6) * np.linspace(0.5, 1.5, 22)[:, None]
     expected = baseline(vectors[:20], vectors[20:], steps=8, regularisation=0.1)
 
-    candidates, targets = torch.tensor(vectors[:20], dtype=dtype), torch.tensor(vectors[20:], dtype=dtype)
+    candidates, targets = (
+        torch.tensor(vectors[:20], dtype=dtype),
+        torch.tensor(vectors[20:], dtype=dtype),
+    )
     choice = baseline(candidates, targets, steps=8, regularisation=0.1)
 
     assert choice.picks == expected.picks
@@ -121,9 +132,16 @@ def test_tensors_are_chosen_from_as_arrays_are(baseline: Baseline, dtype: torch.
 @pytest.mark.parametrize("baseline", _ALL)
 @pytest.mark.parametrize(
     ("targets_TD", "regularisation"),
-    [(np.zeros((1, 3)), 0.1), (np.ones((1, 4)), 0.1), (np.ones((1, 3)), 0.0), (np.ones((1, 3)), np.nan)],
+    [
+        (np.zeros((1, 3)), 0.1),
+        (np.ones((1, 4)), 0.1),
+        (np.ones((1, 3)), 0.0),
+        (np.ones((1, 3)), np.nan),
+    ],
 )
-def test_what_makes_no_sense_is_refused(baseline: Baseline, targets_TD: Matrix, regularisation: float) -> None:
+def test_what_makes_no_sense_is_refused(
+    baseline: Baseline, targets_TD: Matrix, regularisation: float
+) -> None:
     with pytest.raises(ValueError, match=r"lambda'|expected|zero|mismatch"):
         baseline(np.eye(3), targets_TD, steps=2, regularisation=regularisation)
 
@@ -164,13 +182,15 @@ def test_the_failure_mode_repeats_the_nearest() -> None:
 
 @pytest.mark.parametrize("copies", [2, 20, 150])
 def test_copies_of_one_answer_crowd_out_the_other_from_nn_but_not_from_sift(copies: int) -> None:
-    # Paper figure 3: "What is the age of Michael Jordan and how many kids does he have?" The question has two
-    # aspects, the first a little stronger. Many texts tell the age, in nearly the same words; one tells of the kids.
+    # Paper figure 3: "What is the age of Michael Jordan and how many kids does he have?" The
+    # question has two aspects, the first a little stronger. Many texts tell the age, in nearly the
+    # same words; one tells of the kids.
     rng = np.random.default_rng(3)
     age_D, kids_D, player_D = np.eye(16)[:3]
     question_TD = (0.75 * age_D + 0.6 * kids_D + 0.3 * player_D)[None]
     ages_KD = age_D + 0.3 * player_D + 0.01 * rng.standard_normal((copies, 16))
-    others_KD = rng.standard_normal((20, 16)) * np.r_[0.02, 0.02, 0.3, np.ones(13)]  # of him or of nothing
+    # Of him or of nothing.
+    others_KD = rng.standard_normal((20, 16)) * np.r_[0.02, 0.02, 0.3, np.ones(13)]
     candidates_KD = np.concatenate([ages_KD, (kids_D + 0.3 * player_D)[None], others_KD])
     candidates_KD /= np.linalg.norm(candidates_KD, axis=1, keepdims=True)
     question_TD /= np.linalg.norm(question_TD)
@@ -181,9 +201,11 @@ def test_copies_of_one_answer_crowd_out_the_other_from_nn_but_not_from_sift(copi
 
     assert max(nearest.picks) < copies  # the age twice
     assert chosen.picks[0] < copies == chosen.picks[1]  # the age, then the kids
-    assert chosen.uncertainty[1] == pytest.approx(nearest.uncertainty[1])  # the first pick is the same
+    # The first pick is the same.
+    assert chosen.uncertainty[1] == pytest.approx(nearest.uncertainty[1])
     assert nearest.uncertainty[2] > 0.6 > 0.45 > chosen.uncertainty[2]
-    assert failing.uncertainty[2] == pytest.approx(nearest.uncertainty[2], abs=0.01)  # the copies were worth no more
+    # The copies were worth no more.
+    assert failing.uncertainty[2] == pytest.approx(nearest.uncertainty[2], abs=0.01)
 
 
 # Uncertainty sampling and chance.
@@ -197,7 +219,9 @@ def test_uncertainty_sampling_takes_what_is_most_uncertain_given_those_before(
     vectors = units(seed, candidates + 1, dimension)
     candidates_KD = vectors[:candidates]
 
-    choice = uncertainty_sampling(candidates_KD, vectors[candidates:], steps=7, regularisation=regularisation)
+    choice = uncertainty_sampling(
+        candidates_KD, vectors[candidates:], steps=7, regularisation=regularisation
+    )
 
     assert len(choice.picks) == 7
     for n, pick in enumerate(choice.picks):
@@ -219,7 +243,8 @@ def test_chance_is_seeded_and_takes_none_twice() -> None:
     vectors = units(15, 31, 5)
 
     first, again, other = (
-        random_choice(vectors[:30], vectors[30:], steps=20, regularisation=0.1, seed=seed) for seed in (1, 1, 2)
+        random_choice(vectors[:30], vectors[30:], steps=20, regularisation=0.1, seed=seed)
+        for seed in (1, 1, 2)
     )
 
     assert first == again
@@ -251,7 +276,8 @@ def test_the_hull_gives_exactly_the_steps_and_groups_repeats_most_used_first(
 
     times = Counter(choice.picks)
     assert len(choice.picks) == steps
-    assert list(choice.picks) == [pick for pick in times for _ in range(times[pick])]  # repeats stand together
+    # Repeats stand together.
+    assert list(choice.picks) == [pick for pick in times for _ in range(times[pick])]
     assert list(times.values()) == sorted(times.values(), reverse=True)
 
 
@@ -309,7 +335,10 @@ def test_the_best_multiset_is_often_the_hulls() -> None:
     for seed in range(40):
         vectors = units(seed, 7, 5)
         candidates_KD, targets_TD = vectors[:6], vectors[6:]
-        best = min(distance(candidates_KD, targets_TD, p) for p in combinations_with_replacement(range(6), 4))
+        best = min(
+            distance(candidates_KD, targets_TD, p)
+            for p in combinations_with_replacement(range(6), 4)
+        )
 
         choice = hull(candidates_KD, targets_TD, steps=4, regularisation=0.1)
 

@@ -1,4 +1,6 @@
-"""SIFT against a dense float64 brute force of the paper's eq. 2, and what its theory says must hold."""
+"""SIFT against a dense float64 brute force of the paper's eq. 2, and what its theory says must
+hold.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,18 @@ _QUICK = settings(max_examples=40, deadline=None)
 _REGULARISATIONS = st.sampled_from([0.01, 0.1, 1.0, 10.0])
 _NUGGETS = st.sampled_from([0.0, 0.01, 0.3, 5.0])
 _SEEDS = st.integers(0, 2**32 - 1)
-_DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+_DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 
 
 def variance(
-    candidates_KD: Matrix, targets_TD: Matrix, picks: list[int], regularisation: float, nugget: float = 0.0
+    candidates_KD: Matrix,
+    targets_TD: Matrix,
+    picks: list[int],
+    regularisation: float,
+    nugget: float = 0.0,
 ) -> float:
     """Eq. 2, as it stands there: the trace over targets of the posterior variance given the picks.
 
@@ -35,17 +44,28 @@ def variance(
     if not picks:
         return prior
     chosen_ND = candidates_KD[picks]
-    gram_NN = chosen_ND @ chosen_ND.T + regularisation * np.eye(len(picks)) + nugget * np.equal.outer(picks, picks)
+    gram_NN = (
+        chosen_ND @ chosen_ND.T
+        + regularisation * np.eye(len(picks))
+        + nugget * np.equal.outer(picks, picks)
+    )
     cross_NT = chosen_ND @ targets_TD.T
     return prior - float(np.einsum("nt,nt->", cross_NT, np.linalg.solve(gram_NN, cross_NT)))
 
 
 def after_each(
-    candidates_KD: Matrix, targets_TD: Matrix, picks: list[int], regularisation: float, nugget: float = 0.0
+    candidates_KD: Matrix,
+    targets_TD: Matrix,
+    picks: list[int],
+    regularisation: float,
+    nugget: float = 0.0,
 ) -> Matrix:
     """The variance after picking each candidate next."""
     return np.array(
-        [variance(candidates_KD, targets_TD, [*picks, j], regularisation, nugget) for j in range(len(candidates_KD))]
+        [
+            variance(candidates_KD, targets_TD, [*picks, j], regularisation, nugget)
+            for j in range(len(candidates_KD))
+        ]
     )
 
 
@@ -90,7 +110,9 @@ def problems(draw: st.DrawFn) -> tuple[Matrix, Matrix]:
     """Candidates and targets of any length and sign, ties and zeros among them."""
     dimension = draw(st.integers(1, 5))
     elements = st.floats(-1, 1, width=32).map(lambda x: x if abs(x) > 1e-6 else 0.0)
-    candidates_KD = draw(arrays(np.float64, (draw(st.integers(1, 7)), dimension), elements=elements))
+    candidates_KD = draw(
+        arrays(np.float64, (draw(st.integers(1, 7)), dimension), elements=elements)
+    )
     targets_TD = draw(arrays(np.float64, (draw(st.integers(1, 3)), dimension), elements=elements))
     assume(np.einsum("td,td->", targets_TD, targets_TD) > 1e-2)
     return candidates_KD, targets_TD
@@ -109,7 +131,9 @@ def test_picks_and_uncertainties_are_those_of_brute_force(
     choice = sift(candidates_KD, targets_TD, steps=6, regularisation=regularisation)
 
     assert list(choice.picks) == expected_picks
-    np.testing.assert_allclose(np.square(choice.uncertainty), np.square(expected_sigmas), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        np.square(choice.uncertainty), np.square(expected_sigmas), rtol=1e-9, atol=1e-12
+    )
 
 
 @_QUICK
@@ -124,7 +148,9 @@ def test_no_candidate_would_have_been_better_at_any_step(
     prior = variance(candidates_KD, targets_TD, [], regularisation)
     assert len(choice.picks) == 5
     for n, pick in enumerate(choice.picks):
-        tried_K = after_each(candidates_KD, targets_TD, list(choice.picks[:n]), regularisation, nugget)
+        tried_K = after_each(
+            candidates_KD, targets_TD, list(choice.picks[:n]), regularisation, nugget
+        )
         assert tried_K[pick] <= tried_K.min() + 1e-9 * prior
         assert choice.uncertainty[n + 1] ** 2 == pytest.approx(tried_K[pick] / prior, abs=1e-9)
 
@@ -132,7 +158,9 @@ def test_no_candidate_would_have_been_better_at_any_step(
 @pytest.mark.parametrize("regularisation", [1.0, 0.1, 0.01, 1e-3, 1e-6])
 @pytest.mark.parametrize("copies", [1, 10])
 @pytest.mark.parametrize("nugget", [0.0, 0.2])
-def test_at_full_size_every_prefix_follows_the_dense_formula(regularisation: float, copies: int, nugget: float) -> None:
+def test_at_full_size_every_prefix_follows_the_dense_formula(
+    regularisation: float, copies: int, nugget: float
+) -> None:
     # Arrange: 200 candidates, all different or twenty with ten copies each.
     vectors = units(9, 202, 64)
     candidates_KD, targets_TD = np.repeat(vectors[: 200 // copies], copies, axis=0), vectors[200:]
@@ -141,13 +169,18 @@ def test_at_full_size_every_prefix_follows_the_dense_formula(regularisation: flo
 
     prior = variance(candidates_KD, targets_TD, [], regularisation)
     prefixes = [list(choice.picks[:n]) for n in range(51)]
-    dense = [variance(candidates_KD, targets_TD, picks, regularisation, nugget) / prior for picks in prefixes]
+    dense = [
+        variance(candidates_KD, targets_TD, picks, regularisation, nugget) / prior
+        for picks in prefixes
+    ]
     np.testing.assert_allclose(np.square(choice.uncertainty), dense, rtol=1e-9, atol=1e-12)
 
 
 @_QUICK
 @given(_SEEDS, _REGULARISATIONS)
-def test_the_first_pick_has_the_largest_cosine_in_absolute_value(seed: int, regularisation: float) -> None:
+def test_the_first_pick_has_the_largest_cosine_in_absolute_value(
+    seed: int, regularisation: float
+) -> None:
     vectors = np.random.default_rng(seed).standard_normal((21, 6))  # both signs
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -181,7 +214,8 @@ def test_the_second_pick_follows_the_closed_form(seed: int, regularisation: floa
 def test_another_side_is_preferred_where_its_relevance_passes_the_threshold(
     cosine: float, regularisation: float
 ) -> None:
-    # Paper section C.1: x, orthogonal to x_1, is preferred iff cos(x)^2 > lambda' / (2 + lambda') cos(x_1)^2.
+    # Paper section C.1: x, orthogonal to x_1, is preferred iff cos(x)^2 > lambda' / (2 + lambda')
+    # cos(x_1)^2.
     target_TD = np.array([[0.7, cosine, np.sqrt(1 - 0.49 - cosine**2)]])
     threshold = regularisation / (2 + regularisation) * 0.49
     assume(abs(cosine**2 - threshold) > 1e-6)
@@ -193,14 +227,19 @@ def test_another_side_is_preferred_where_its_relevance_passes_the_threshold(
 
 @_QUICK
 @given(problems(), _REGULARISATIONS)
-def test_uncertainty_starts_at_one_and_never_grows(problem: tuple[Matrix, Matrix], regularisation: float) -> None:
+def test_uncertainty_starts_at_one_and_never_grows(
+    problem: tuple[Matrix, Matrix], regularisation: float
+) -> None:
     candidates_KD, targets_TD = problem
 
     choice = sift(candidates_KD, targets_TD, steps=12, regularisation=regularisation)
 
     assert choice.uncertainty[0] == 1.0
     assert len(choice.uncertainty) == len(choice.picks) + 1
-    assert all(later <= earlier for earlier, later in zip(choice.uncertainty, choice.uncertainty[1:], strict=False))
+    assert all(
+        later <= earlier
+        for earlier, later in zip(choice.uncertainty, choice.uncertainty[1:], strict=False)
+    )
     assert choice.uncertainty[-1] >= 0.0
 
 
@@ -211,7 +250,9 @@ def test_the_prompt_itself_as_the_only_candidate_follows_the_closed_form() -> No
     choice = sift(target_TD, target_TD, steps=20, regularisation=0.3)
 
     assert choice.picks == (0,) * 20
-    np.testing.assert_allclose(choice.uncertainty, [np.sqrt(0.3 / (n + 0.3)) for n in range(21)], rtol=1e-12)
+    np.testing.assert_allclose(
+        choice.uncertainty, [np.sqrt(0.3 / (n + 0.3)) for n in range(21)], rtol=1e-12
+    )
 
 
 @_QUICK
@@ -251,7 +292,9 @@ def test_the_order_of_candidates_decides_only_between_equals(seed: int, copies: 
     choice = sift(candidates_KD, vectors[8:], steps=6, regularisation=0.1)
     shuffled = sift(candidates_KD[order], vectors[8:], steps=6, regularisation=0.1)
 
-    np.testing.assert_array_equal(candidates_KD[order][list(shuffled.picks)], candidates_KD[list(choice.picks)])
+    np.testing.assert_array_equal(
+        candidates_KD[order][list(shuffled.picks)], candidates_KD[list(choice.picks)]
+    )
     np.testing.assert_allclose(shuffled.uncertainty, choice.uncertainty, rtol=1e-9)
 
 
@@ -276,7 +319,9 @@ def test_a_candidate_informs_as_much_from_the_other_side(seed: int) -> None:
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(22, 1))
 
     choice = sift(vectors[:20], vectors[20:], steps=8, regularisation=0.1)
-    mirrored = sift(signs[:20] * vectors[:20], signs[20:] * vectors[20:], steps=8, regularisation=0.1)
+    mirrored = sift(
+        signs[:20] * vectors[:20], signs[20:] * vectors[20:], steps=8, regularisation=0.1
+    )
 
     assert mirrored.picks == choice.picks
     np.testing.assert_allclose(mirrored.uncertainty, choice.uncertainty, rtol=1e-9)
@@ -316,7 +361,8 @@ def test_a_tiny_regularisation_takes_every_candidate_before_it_repeats_one(seed:
 
 
 def test_with_a_nugget_a_copy_tells_more_than_the_same_candidate_again() -> None:
-    # Arrange: three copies of the prompt. Looking again at one never tells its nugget apart; at another, it averages.
+    # Arrange: three copies of the prompt. Looking again at one never tells its nugget apart; at
+    # another, it averages.
     target_TD = units(6, 1, 8)
     copies_KD = np.repeat(target_TD, 3, axis=0)
 
@@ -343,7 +389,9 @@ def test_a_small_regularisation_visits_each_part_of_the_prompt_before_it_repeats
 
 @_QUICK
 @given(_SEEDS, st.floats(0.02, 3.0), _REGULARISATIONS)
-def test_the_adaptive_stop_is_the_first_n_where_the_rule_holds(seed: int, alpha: float, regularisation: float) -> None:
+def test_the_adaptive_stop_is_the_first_n_where_the_rule_holds(
+    seed: int, alpha: float, regularisation: float
+) -> None:
     vectors = units(seed, 21, 6)
     unstopped = sift(vectors[:20], vectors[20:], steps=25, regularisation=regularisation)
     sigma = unstopped.uncertainty
@@ -416,7 +464,9 @@ def test_float32_embeddings_are_left_as_they_were_and_give_the_choice_of_float64
 
 @_QUICK
 @given(_SEEDS, st.integers(1, 5), st.integers(1, 3), st.sampled_from([None, 0.05, 0.2, 0.5, 2.0]))
-def test_prompts_together_choose_as_alone(seed: int, prompts: int, targets: int, alpha: float | None) -> None:
+def test_prompts_together_choose_as_alone(
+    seed: int, prompts: int, targets: int, alpha: float | None
+) -> None:
     vectors = units(seed, prompts * (20 + targets), 6)
     candidates_BKD = vectors[: prompts * 20].reshape(prompts, 20, 6)
     targets_BTD = vectors[prompts * 20 :].reshape(prompts, targets, 6)
@@ -424,18 +474,23 @@ def test_prompts_together_choose_as_alone(seed: int, prompts: int, targets: int,
     together = sift_batch(candidates_BKD, targets_BTD, steps=12, regularisation=0.1, alpha=alpha)
 
     assert len(together) == prompts
-    for choice, candidates_KD, targets_TD in zip(together, candidates_BKD, targets_BTD, strict=True):
+    for choice, candidates_KD, targets_TD in zip(
+        together, candidates_BKD, targets_BTD, strict=True
+    ):
         alone = sift(candidates_KD, targets_TD, steps=12, regularisation=0.1, alpha=alpha)
         assert (choice.picks, choice.stop) == (alone.picks, alone.stop)
         np.testing.assert_allclose(choice.uncertainty, alone.uncertainty, rtol=1e-9)
 
 
 def test_each_of_several_prompts_stops_where_its_own_rule_says() -> None:
-    # Arrange: the first prompt is among its candidates, the second has half of it, the third nothing.
+    # Arrange: the first prompt is among its candidates, the second has half of it, the third
+    # nothing.
     target_TD = np.array([[1.0, 0.0, 0.0]])
     candidates_BKD = np.array([[[1.0, 0.0, 0.0]], [[0.8, 0.6, 0.0]], [[0.0, 1.0, 0.0]]])
 
-    full, half, nothing = sift_batch(candidates_BKD, np.stack([target_TD] * 3), steps=9, regularisation=0.1, alpha=0.4)
+    full, half, nothing = sift_batch(
+        candidates_BKD, np.stack([target_TD] * 3), steps=9, regularisation=0.1, alpha=0.4
+    )
 
     assert (len(full.picks), full.stop) == (9, "steps")
     assert 3 < len(half.picks) < 9
@@ -444,20 +499,31 @@ def test_each_of_several_prompts_stops_where_its_own_rule_says() -> None:
 
 
 def test_no_prompts_give_no_choices() -> None:
-    assert sift_batch(np.empty((0, 5, 4)), np.empty((0, 1, 4)), steps=3, regularisation=0.1, alpha=0.1) == []
+    assert (
+        sift_batch(np.empty((0, 5, 4)), np.empty((0, 1, 4)), steps=3, regularisation=0.1, alpha=0.1)
+        == []
+    )
 
 
 @pytest.mark.parametrize("device", _DEVICES)
 @pytest.mark.parametrize("alpha", [None, 0.2])
 @pytest.mark.parametrize("nugget", [0.0, 0.3])
-def test_tensors_are_chosen_from_as_arrays_are(device: str, alpha: float | None, nugget: float) -> None:
+def test_tensors_are_chosen_from_as_arrays_are(
+    device: str, alpha: float | None, nugget: float
+) -> None:
     vectors = units(10, 3 * 32, 16)
     candidates_BKD, targets_BTD = vectors[:90].reshape(3, 30, 16), vectors[90:].reshape(3, 2, 16)
-    expected = sift_batch(candidates_BKD, targets_BTD, steps=15, regularisation=0.1, alpha=alpha, nugget=nugget)
+    expected = sift_batch(
+        candidates_BKD, targets_BTD, steps=15, regularisation=0.1, alpha=alpha, nugget=nugget
+    )
 
     for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
-        candidates, targets = (torch.tensor(a, dtype=dtype, device=device) for a in (candidates_BKD, targets_BTD))
-        together = sift_batch(candidates, targets, steps=15, regularisation=0.1, alpha=alpha, nugget=nugget)
+        candidates, targets = (
+            torch.tensor(a, dtype=dtype, device=device) for a in (candidates_BKD, targets_BTD)
+        )
+        together = sift_batch(
+            candidates, targets, steps=15, regularisation=0.1, alpha=alpha, nugget=nugget
+        )
         alone = [
             sift(c, t, steps=15, regularisation=0.1, alpha=alpha, nugget=nugget)
             for c, t in zip(candidates, targets, strict=True)
@@ -485,7 +551,9 @@ def test_the_irreducible_uncertainty_is_the_residual_of_least_squares(
     limit = irreducible(candidates_KD, targets_TD)
 
     assert limit == pytest.approx(residual(distinct_KD, targets_TD), abs=3e-4)
-    assert irreducible(torch.tensor(candidates_KD), torch.tensor(targets_TD)) == pytest.approx(limit, abs=1e-5)
+    assert irreducible(torch.tensor(candidates_KD), torch.tensor(targets_TD)) == pytest.approx(
+        limit, abs=1e-5
+    )
     narrow = irreducible(candidates_KD.astype(np.float32), targets_TD.astype(np.float32))
     assert narrow == pytest.approx(limit, abs=1e-3)
 
@@ -518,7 +586,9 @@ def test_many_steps_with_little_noise_come_down_to_the_irreducible_uncertainty(
 
 @pytest.mark.parametrize("candidates", [5, 20])
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
-def test_a_prompt_among_its_candidates_leaves_nothing(candidates: int, kind: Callable[[Matrix], Any]) -> None:
+def test_a_prompt_among_its_candidates_leaves_nothing(
+    candidates: int, kind: Callable[[Matrix], Any]
+) -> None:
     vectors = units(12, candidates, 8)
 
     assert irreducible(kind(vectors), kind(vectors[:1])) < 1e-4
@@ -592,7 +662,12 @@ def test_a_batch_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="expected embeddings"):
         sift_batch(np.ones((2, 3, 4)), np.ones((3, 1, 4)), steps=1, regularisation=0.1)
     with pytest.raises(ValueError, match="a target embedding is zero"):
-        sift_batch(np.ones((2, 3, 4)), np.stack([np.ones((1, 4)), np.zeros((1, 4))]), steps=1, regularisation=0.1)
+        sift_batch(
+            np.ones((2, 3, 4)),
+            np.stack([np.ones((1, 4)), np.zeros((1, 4))]),
+            steps=1,
+            regularisation=0.1,
+        )
 
 
 @pytest.mark.parametrize("nugget", [0.0, 0.4])

@@ -1,4 +1,6 @@
-"""The compiled choice against `Posterior`, the same mathematics line by line: same picks up to ties, same sigma."""
+"""The compiled choice against `Posterior`, the same mathematics line by line: same picks up to
+ties, same sigma.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def problems(draw: st.DrawFn) -> tuple[Floats, Floats]:
     """Candidates, copies of each other among them, and targets; float32 or float64."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dimension, distinct = draw(st.integers(1, 70)), draw(st.integers(0, 40))
-    vectors = generator.standard_normal((distinct + draw(st.integers(1, 3)), dimension)) + draw(st.floats(0, 1))
+    vectors = generator.standard_normal((distinct + draw(st.integers(1, 3)), dimension)) + draw(
+        st.floats(0, 1)
+    )
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     if distinct and draw(st.booleans()):
         rows = generator.integers(0, distinct, draw(st.integers(1, 60)))
@@ -38,20 +42,29 @@ def problems(draw: st.DrawFn) -> tuple[Floats, Floats]:
 
 
 def follow(
-    choice: Choice, candidates_KD: Floats, targets_TD: Floats, steps: int, alpha: float | None, **options: Any
+    choice: Choice,
+    candidates_KD: Floats,
+    targets_TD: Floats,
+    steps: int,
+    alpha: float | None,
+    **options: Any,
 ) -> None:
     """Assert that `Posterior` would have picked so, stopped there, and says the same uncertainties."""
-    close = 1e-9 if candidates_KD.dtype == np.float64 else 2e-5  # inner products are summed in another order
+    # Inner products are summed in another order.
+    close = 1e-9 if candidates_KD.dtype == np.float64 else 2e-5
     posterior = Posterior(candidates_KD[None], targets_TD[None], steps=max(steps, 0), **options)
     assert choice.uncertainty[0] == 1.0
     assert len(choice.uncertainty) == len(choice.picks) + 1
     for n, pick in enumerate(choice.picks):
         reductions_K = posterior.reductions()[0]
         assert not has_stalled(choice.uncertainty[n], n, alpha)
-        # Roots: a covariance is wrong by so much whatever its size, and a reduction goes with its square.
+        # Roots: a covariance is wrong by so much whatever its size, and a reduction goes with its
+        # square.
         assert reductions_K[pick] ** 0.5 >= reductions_K.max() ** 0.5 - close
         posterior.pick([pick])
-        assert choice.uncertainty[n + 1] ** 2 == pytest.approx(posterior.sigma[0] ** 2, rel=close, abs=close)
+        assert choice.uncertainty[n + 1] ** 2 == pytest.approx(
+            posterior.sigma[0] ** 2, rel=close, abs=close
+        )
     stalled = len(candidates_KD) > 0 and len(choice.picks) < steps
     assert choice.stop == ("alpha" if stalled else "steps")
     if stalled:
@@ -69,13 +82,32 @@ def follow(
     st.sampled_from([None, 0.05, 0.3, 3.0]),
 )
 def test_the_compiled_choice_is_that_of_the_posterior(
-    problem: tuple[Floats, Floats], steps: int, regularisation: float, nugget: float, alpha: float | None
+    problem: tuple[Floats, Floats],
+    steps: int,
+    regularisation: float,
+    nugget: float,
+    alpha: float | None,
 ) -> None:
     candidates_KD, targets_TD = problem
 
-    choice = sift(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, nugget=nugget, alpha=alpha)
+    choice = sift(
+        candidates_KD,
+        targets_TD,
+        steps=steps,
+        regularisation=regularisation,
+        nugget=nugget,
+        alpha=alpha,
+    )
 
-    follow(choice, candidates_KD, targets_TD, steps, alpha, regularisation=regularisation, nugget=nugget)
+    follow(
+        choice,
+        candidates_KD,
+        targets_TD,
+        steps,
+        alpha,
+        regularisation=regularisation,
+        nugget=nugget,
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -94,7 +126,9 @@ def test_it_is_at_full_size_too(dtype: npt.DTypeLike, candidates: int, dimension
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dimension", [1, 5, 37, 64])
-def test_among_equals_the_first_is_taken_wherever_they_stand(dtype: npt.DTypeLike, dimension: int) -> None:
+def test_among_equals_the_first_is_taken_wherever_they_stand(
+    dtype: npt.DTypeLike, dimension: int
+) -> None:
     vector_1D: Floats = np.random.default_rng(3).standard_normal((1, dimension)).astype(dtype)
     copies_KD = np.repeat(vector_1D, 23, axis=0)
 
@@ -119,16 +153,23 @@ def test_how_embeddings_lie_in_memory_does_not_matter(dtype: npt.DTypeLike) -> N
         assert sift(other_KD, target_TD, steps=9, regularisation=0.1) == expected
     mixed = sift(candidates_KD, target_TD.astype(np.float64), steps=9, regularisation=0.1)
     assert mixed.picks == expected.picks
-    assert sift_batch(candidates_KD[None], target_TD[None], steps=9, regularisation=0.1) == [expected]
+    assert sift_batch(candidates_KD[None], target_TD[None], steps=9, regularisation=0.1) == [
+        expected
+    ]
 
 
 def choose_in(folder: Path, **environment: str) -> str:
-    """What a new process chooses with the modules of that folder, and its errors; numba waits for the first choice."""
+    """What a new process chooses with the modules of that folder, and its errors; numba waits for
+    the first choice.
+    """
     script = (
-        "import sys; from selection.strategies.sift import sift; import numpy as np; assert 'numba' not in sys.modules; "
+        "import sys; from selection.strategies.sift import sift; "
+        "import numpy as np; assert 'numba' not in sys.modules; "
         "print(sift(np.eye(3), np.ones((1, 3)), steps=3, regularisation=0.1).picks)"
     )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))
+    }
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=folder,
@@ -154,7 +195,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_it_needs_no_folder_for_its_machine_code(folder: Path) -> None:
-    # Arrange: the folder beside the module and the user's are files, so nothing can be written there.
+    # Arrange: the folder beside the module and the user's are files, so nothing can be written
+    # there.
     (folder / "selection" / "strategies" / "__pycache__").touch()
     (folder / "home").touch()
 
@@ -183,7 +225,11 @@ def test_a_choice_in_parts_is_the_choice_at_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(greedy_module, "_PART", 1)  # a step
         in_parts = sift(
-            *problem, steps=steps, regularisation=0.1, alpha=alpha, between=lambda: parts.append(len(parts))
+            *problem,
+            steps=steps,
+            regularisation=0.1,
+            alpha=alpha,
+            between=lambda: parts.append(len(parts)),
         )
 
     assert in_parts == whole

@@ -1,4 +1,6 @@
-"""Admission: two bounds that are never passed, places that come back, and steps shared while many are under way."""
+"""Admission: two bounds that are never passed, places that come back, and steps shared while many
+are under way.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ def test_requests_beyond_the_bound_are_refused_until_one_has_ended() -> None:
 
     with ExitStack() as house:
         house.enter_context(admission.admit(adapts=False))
-        with admission.admit(adapts=True), pytest.raises(BusyError, match="2 requests are under way"):
+        with (
+            admission.admit(adapts=True),
+            pytest.raises(BusyError, match="2 requests are under way"),
+        ):
             house.enter_context(admission.admit(adapts=False))
         house.enter_context(admission.admit(adapts=True))
 
@@ -28,7 +33,10 @@ def test_adaptations_beyond_their_bound_are_refused_while_the_base_model_still_a
     admission = Admission(Capacity(requests=8, adaptations=1))
 
     with admission.admit(adapts=True):
-        with pytest.raises(BusyError, match="1 adaptations are under way"), admission.admit(adapts=True):
+        with (
+            pytest.raises(BusyError, match="1 adaptations are under way"),
+            admission.admit(adapts=True),
+        ):
             pass
         with admission.admit(adapts=False):
             pass
@@ -42,7 +50,10 @@ def test_a_place_among_adaptations_comes_back_once_there_will_be_no_adapter() ->
         end_adaptation()
         with admission.admit(adapts=True):
             assert (admission.requests, admission.adaptations) == (2, 1)
-            with pytest.raises(BusyError, match="1 adaptations are under way"), admission.admit(adapts=True):
+            with (
+                pytest.raises(BusyError, match="1 adaptations are under way"),
+                admission.admit(adapts=True),
+            ):
                 pass
 
     assert (admission.requests, admission.adaptations) == (0, 0)
@@ -75,7 +86,12 @@ def test_a_refusal_is_a_429_that_says_when_to_come_back() -> None:
 def test_a_cpu_takes_on_little_and_more_with_its_cores() -> None:
     sizes = [Capacity.of(cores, gpus=0) for cores in (1, 2, 8, 64)]
 
-    assert sizes == [Capacity(8, 1, 1), Capacity(16, 2, 1), Capacity(64, 8, 4), Capacity(128, 16, 4)]
+    assert sizes == [
+        Capacity(8, 1, 1),
+        Capacity(16, 2, 1),
+        Capacity(64, 8, 4),
+        Capacity(128, 16, 4),
+    ]
     assert Capacity.of(2, gpus=1) == Capacity()
 
 
@@ -87,7 +103,9 @@ def test_steps_are_shared_never_more_than_wished_and_never_none_of_some(
 
     assert min(wished, 1) <= steps <= wished
     assert steps == wished or learning > undegraded
-    assert steps * learning <= max(wished * undegraded, wished and learning) or learning <= undegraded
+    assert (
+        steps * learning <= max(wished * undegraded, wished and learning) or learning <= undegraded
+    )
 
 
 @given(arrivals=st.lists(st.booleans(), max_size=40))

@@ -1,4 +1,6 @@
-"""A file_search among the tools of a response names the corpus, and nothing is left of it for the model."""
+"""A file_search among the tools of a response names the corpus, and nothing is left of it for the
+model.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def test_its_store_is_the_corpus_and_its_filters_are_the_filters() -> None:
         "input": "hi",
         "adaptation": {"corpus": "vs_1", "filters": _ONLY, "seed": 3},
     }
-    assert taken(tools=[{**_SEARCH, "filters": None}], adaptation=None)["adaptation"] == {"corpus": "vs_1"}
+    assert taken(tools=[{**_SEARCH, "filters": None}], adaptation=None)["adaptation"] == {
+        "corpus": "vs_1"
+    }
 
 
 def test_what_is_said_twice_must_agree() -> None:
@@ -45,12 +49,22 @@ def test_what_is_said_twice_must_agree() -> None:
         ([_SEARCH], "auto", None, None),
         ([_SEARCH], "required", None, None),
         ([_SEARCH], {"type": "file_search"}, None, None),
-        ([_SEARCH], {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "file_search"}]}, None, None),
+        (
+            [_SEARCH],
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "file_search"}]},
+            None,
+            None,
+        ),
         ([_SEARCH, _FUNCTION], None, [_FUNCTION], None),
         ([_FUNCTION, _SEARCH], "auto", [_FUNCTION], "auto"),
         ([_FUNCTION, _SEARCH], "required", [_FUNCTION], "auto"),
         ([_FUNCTION, _SEARCH], {"type": "file_search"}, [_FUNCTION], "none"),
-        ([_FUNCTION, _SEARCH], {"type": "function", "name": "f"}, [_FUNCTION], {"type": "function", "name": "f"}),
+        (
+            [_FUNCTION, _SEARCH],
+            {"type": "function", "name": "f"},
+            [_FUNCTION],
+            {"type": "function", "name": "f"},
+        ),
     ],
 )
 def test_the_other_tools_are_chosen_from_as_if_the_search_were_done(
@@ -73,7 +87,10 @@ def test_the_other_tools_are_chosen_from_as_if_the_search_were_done(
         ([_SEARCH, {**_SEARCH, "filters": _ONLY}], "one corpus"),
         ([{**_SEARCH, "max_num_results": 5}], "Compute-Budget"),
         ([{**_SEARCH, "ranking_options": {"score_threshold": 0.5}}], "`adaptation.strategy`"),
-        ([{**_SEARCH, "ranking_options": {"hybrid_search": {"text_weight": 1}}}], "`adaptation.strategy`"),
+        (
+            [{**_SEARCH, "ranking_options": {"hybrid_search": {"text_weight": 1}}}],
+            "`adaptation.strategy`",
+        ),
         ([{**_SEARCH, "ranking_options": 5}], "`ranking_options`"),
     ],
 )
@@ -92,14 +109,21 @@ def test_ranking_that_changes_nothing_is_let_through() -> None:
 
 def test_a_choice_among_functions_has_no_effect_and_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="allowed_tools has no effect") as refusal:
-        taken(tools=[_FUNCTION], tool_choice={"type": "allowed_tools", "mode": "auto", "tools": [_FUNCTION]})
+        taken(
+            tools=[_FUNCTION],
+            tool_choice={"type": "allowed_tools", "mode": "auto", "tools": [_FUNCTION]},
+        )
 
     assert refusal.value.param == "tool_choice"
 
 
 @pytest.mark.parametrize("tools", [None, [], 5, "x", [5], [[]], [{}], {}, [_FUNCTION]])
 def test_tools_without_a_search_stay_as_they_are(tools: Any) -> None:
-    assert taken(tools=tools, tool_choice="auto") == {"input": "hi", "tools": tools, "tool_choice": "auto"}
+    assert taken(tools=tools, tool_choice="auto") == {
+        "input": "hi",
+        "tools": tools,
+        "tool_choice": "auto",
+    }
 
 
 def test_an_extension_that_is_none_is_left_to_be_refused() -> None:

@@ -1,4 +1,6 @@
-"""The journey where a stage hangs: the request is answered in its seconds, and says why it is not adapted."""
+"""The journey where a stage hangs: the request is answered in its seconds, and says why it is not
+adapted.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,13 @@ from selection.targets import MOST_TARGETS, LeftOut
 from serving.adaptation import pipeline as adaptation_module
 from serving.adaptation import workers
 from serving.adaptation.pipeline import Adaptation
-from serving.adaptation.wish import Wish
-from serving.adaptation.workers import SelectStage, TrainStage
+from serving.adaptation.wish import AdaptationRequest
+from serving.adaptation.workers import SelectorWorker, TrainerWorker
 from serving.budget import Budget
 from serving.engine.engine import LoadedAdapter
 from serving.errors import AdaptationFailedError, HangingError
 
-WISH = Wish((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
+WISH = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
 
 
 class NoEngine:
@@ -44,18 +46,22 @@ class NoEngine:
 
 
 @pytest.fixture
-def selector(corpora: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> SelectStage:
+def selector(
+    corpora: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> SelectorWorker:
     monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
     monkeypatch.setattr(adaptation_module, "LATE_SECONDS", 0.3)
     corpus = Corpus.create(corpora, "notes", words, tokenizer_digest(tokenizer))
-    ingest(corpus, [Document("bees", "A hive of bees keeps itself warm in winter.")], words, tokenizer)
+    ingest(
+        corpus, [Document("bees", "A hive of bees keeps itself warm in winter.")], words, tokenizer
+    )
     corpus.close()
-    return SelectStage(SelectorConfig(corpora))
+    return SelectorWorker(SelectorConfig(corpora))
 
 
 @pytest.fixture(scope="module")
-def trainer(nano: str) -> TrainStage:
-    return TrainStage(TrainerConfig(nano, rank=4))
+def trainer(nano: str) -> TrainerWorker:
+    return TrainerWorker(TrainerConfig(nano, rank=4))
 
 
 @contextmanager
@@ -78,7 +84,9 @@ def held(lock: Any) -> Iterator[None]:
         thread.join()
 
 
-async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(selector: SelectStage, trainer: TrainStage) -> None:
+async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(
+    selector: SelectorWorker, trainer: TrainerWorker
+) -> None:
     adaptation = Adaptation(WISH, selector, trainer, NoEngine())
     with held(trainer._trainer._stepping):
         begun = time.monotonic()
@@ -94,7 +102,9 @@ async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(selector: Sel
     assert (await trainer.train([[1, 2, 3]])).stop == "steps"  # it is as it was
 
 
-async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(selector: SelectStage, trainer: TrainStage) -> None:
+async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(
+    selector: SelectorWorker, trainer: TrainerWorker
+) -> None:
     adaptation = Adaptation(WISH, selector, trainer, NoEngine())
     with held(selector._selector.corpora._lock):
         loaded = await adaptation.speaker()
@@ -105,8 +115,12 @@ async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(selector: Se
     assert adaptation.report.reason == "the seconds were spent before anything was chosen"
 
 
-async def test_selecting_counts_against_the_seconds(selector: SelectStage, trainer: TrainStage) -> None:
-    adaptation = Adaptation(replace(WISH, budget=Budget(steps=3, seconds=1e-9)), selector, trainer, NoEngine())
+async def test_selecting_counts_against_the_seconds(
+    selector: SelectorWorker, trainer: TrainerWorker
+) -> None:
+    adaptation = Adaptation(
+        replace(WISH, budget=Budget(steps=3, seconds=1e-9)), selector, trainer, NoEngine()
+    )
 
     loaded = await adaptation.speaker()
     await adaptation.discard()
@@ -117,13 +131,21 @@ async def test_selecting_counts_against_the_seconds(selector: SelectStage, train
     assert adaptation.report.reason == "the seconds were spent before anything was chosen"
 
 
-async def test_the_report_says_what_was_left_out(selector: SelectStage, trainer: TrainStage) -> None:
+async def test_the_report_says_what_was_left_out(
+    selector: SelectorWorker, trainer: TrainerWorker
+) -> None:
     prompts = tuple(Prompt(f"bees {number}") for number in range(100))
-    wish = replace(WISH, budget=Budget(steps=3), only={"type": "eq", "key": "none", "value": 1})  # nothing to train on
+    # Nothing to train on.
+    wish = replace(WISH, budget=Budget(steps=3), only={"type": "eq", "key": "none", "value": 1})
 
     clamped = Adaptation(replace(wish, prompts=prompts), selector, trainer, NoEngine())
     await clamped.speaker()
-    before = Adaptation(replace(wish, left_out=LeftOut(MOST_TARGETS, 2048, "prompts")), selector, trainer, NoEngine())
+    before = Adaptation(
+        replace(wish, left_out=LeftOut(MOST_TARGETS, 2048, "prompts")),
+        selector,
+        trainer,
+        NoEngine(),
+    )
     await before.speaker()
     all_of_it = Adaptation(wish, selector, trainer, NoEngine())
     await all_of_it.speaker()
@@ -136,7 +158,9 @@ async def test_the_report_says_what_was_left_out(selector: SelectStage, trainer:
     ]
 
 
-async def test_who_requires_an_adapter_is_told_in_time_too(selector: SelectStage, trainer: TrainStage) -> None:
+async def test_who_requires_an_adapter_is_told_in_time_too(
+    selector: SelectorWorker, trainer: TrainerWorker
+) -> None:
     adaptation = Adaptation(replace(WISH, required=True), selector, trainer, NoEngine())
     with held(trainer._trainer._stepping):
         with pytest.raises(AdaptationFailedError, match="before the trainer answered"):
@@ -144,8 +168,10 @@ async def test_who_requires_an_adapter_is_told_in_time_too(selector: SelectStage
         await adaptation.discard()
 
 
-async def test_a_trainer_that_hangs_is_not_healthy(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = TrainStage(TrainerConfig(tiny_llama, rank=4))
+async def test_a_trainer_that_hangs_is_not_healthy(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = TrainerWorker(TrainerConfig(tiny_llama, rank=4))
     monkeypatch.setattr(workers, "STILL_SECONDS", 0.2)
     monkeypatch.setattr(workers, "STILL_TIMES", 0.0)
     await trainer.check_health()
@@ -167,7 +193,7 @@ async def test_a_trainer_that_hangs_is_not_healthy(tiny_llama: str, monkeypatch:
 async def test_a_trainer_that_takes_step_after_step_is_healthy(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = TrainStage(TrainerConfig(tiny_llama, rank=4))
+    trainer = TrainerWorker(TrainerConfig(tiny_llama, rank=4))
     monkeypatch.setattr(workers, "STILL_SECONDS", 0.2)
     monkeypatch.setattr(workers, "STILL_TIMES", 10.0)
     training = asyncio.create_task(trainer.train([[1, 2, 3]] * 20_000, seconds=1.0))
@@ -178,7 +204,7 @@ async def test_a_trainer_that_takes_step_after_step_is_healthy(
 
 
 async def test_warmed_up_stages_know_the_corpus_and_what_a_step_takes(
-    selector: SelectStage, trainer: TrainStage
+    selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
     # Arrange: what was measured while other processes started says that no step fits.
     times = trainer._trainer._times
@@ -194,7 +220,7 @@ async def test_warmed_up_stages_know_the_corpus_and_what_a_step_takes(
     assert (await trainer.train([[1, 2, 3]] * 2, seconds=60.0)).stop == "steps"
 
 
-async def test_warming_up_without_a_corpus_is_nothing(selector: SelectStage) -> None:
+async def test_warming_up_without_a_corpus_is_nothing(selector: SelectorWorker) -> None:
     await selector.warm_up(None)
 
     assert selector._selector.corpora._held == []

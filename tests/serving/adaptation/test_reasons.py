@@ -40,7 +40,8 @@ def test_seconds_that_do_not_suffice_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "advice"), [("diverged", "--learning-rate"), ("out of memory", "--max-length"), ("steps", "(steps)")]
+    ("stop", "advice"),
+    [("diverged", "--learning-rate"), ("out of memory", "--max-length"), ("steps", "(steps)")],
 )
 def test_what_else_ends_a_training_says_what_to_do(stop: str, advice: str) -> None:
     assert advice in no_adapter(stop, Budget(20), None)

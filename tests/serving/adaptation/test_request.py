@@ -1,4 +1,6 @@
-"""What a request asks of its adaptation: the `adaptation` extension, its refusals, and the prompts to adapt to."""
+"""What a request asks of its adaptation: the `adaptation` extension, its refusals, and the prompts
+to adapt to.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import pytest
 
 from selection.embedding import LONGEST_PROMPT, Prompt
 from selection.targets import MOST_TARGETS, LeftOut
-from serving.adaptation.request import read_wish
+from serving.adaptation.request import parse_adaptation_request
 from serving.adaptation.terms import Terms
-from serving.adaptation.wish import Wish
+from serving.adaptation.wish import AdaptationRequest
 from serving.budget import Budget
 from serving.errors import BudgetError, RequestError
 
@@ -18,8 +20,8 @@ _AUTO = Budget(steps=50, seconds=None, alpha=0.1)
 _TERMS = Terms(_AUTO, Budget(steps=40, seconds=60.0), "house")
 
 
-def wish(body: dict[str, Any], tokenizer: Any, header: str | None = "steps=5") -> Wish:
-    return read_wish(body, header, None, _TERMS, tokenizer)
+def wish(body: dict[str, Any], tokenizer: Any, header: str | None = "steps=5") -> AdaptationRequest:
+    return parse_adaptation_request(body, header, None, _TERMS, tokenizer)
 
 
 def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
@@ -29,7 +31,9 @@ def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
 
     tokens = tuple(tokenizer("Once upon a time", add_special_tokens=False)["input_ids"])
     prompts, budget = (Prompt("Once upon a time"),), Budget(40, 60.0, 0.1)
-    assert asked == Wish(prompts, budget, ("steps",), "house", named=False, tokens=tokens)
+    assert asked == AdaptationRequest(
+        prompts, budget, ("steps",), "house", named=False, tokens=tokens
+    )
     assert body == {"prompt": "Once upon a time"}
 
 
@@ -53,7 +57,7 @@ def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None
     prompts = (Prompt("this instead"),)
     tokens = tuple(tokenizer("this instead", add_special_tokens=False)["input_ids"])
     options = (only, "nn", "reuse", 7, True, True, True)
-    assert asked == Wish(prompts, Budget(5, 60.0), (), "mine", *options, tokens=tokens)
+    assert asked == AdaptationRequest(prompts, Budget(5, 60.0), (), "mine", *options, tokens=tokens)
     assert body == {"prompt": "not this", "max_tokens": 5}
 
 
@@ -71,7 +75,9 @@ def test_a_file_search_of_a_response_names_the_corpus(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("extension", [None, {}, {"reuse": None}])
-def test_an_extension_that_says_nothing_changes_nothing(tokenizer: Any, extension: dict[str, Any] | None) -> None:
+def test_an_extension_that_says_nothing_changes_nothing(
+    tokenizer: Any, extension: dict[str, Any] | None
+) -> None:
     body: dict[str, Any] = {"prompt": "x", "adaptation": extension}
 
     assert wish(body, tokenizer) == wish({"prompt": "x"}, tokenizer)
@@ -140,7 +146,9 @@ def test_nearest_neighbours_refuse_an_alpha(tokenizer: Any, header: str) -> None
 
 
 @pytest.mark.parametrize("header", ["auto", None])
-def test_nearest_neighbours_leave_the_servers_own_alpha_out(tokenizer: Any, header: str | None) -> None:
+def test_nearest_neighbours_leave_the_servers_own_alpha_out(
+    tokenizer: Any, header: str | None
+) -> None:
     asked = wish({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
 
     assert asked.budget.alpha is None
@@ -159,14 +167,19 @@ def test_a_bad_budget_is_refused_first(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize(
     ("header", "alias", "field"),
-    [("steps=5", None, None), (None, "steps=5", None), (None, None, {"steps": 5}), ("steps=5", "steps=5", "steps=5")],
+    [
+        ("steps=5", None, None),
+        (None, "steps=5", None),
+        (None, None, {"steps": 5}),
+        ("steps=5", "steps=5", "steps=5"),
+    ],
 )
 def test_a_budget_is_said_in_a_header_its_alias_or_the_body(
     tokenizer: Any, header: str | None, alias: str | None, field: Any
 ) -> None:
     body = {"prompt": "x", "compute_budget": field}
 
-    asked = read_wish(body, header, alias, _TERMS, tokenizer)
+    asked = parse_adaptation_request(body, header, alias, _TERMS, tokenizer)
 
     assert asked.budget == Budget(5, 60.0)
     assert body == {"prompt": "x"}
@@ -200,7 +213,9 @@ _KEYS_DEFAULT, _KEYS_LIMITS = Budget(3, alpha=0.2), Budget(10, 5.0)
 def test_a_key_has_a_default_and_limits_of_its_own(
     tokenizer: Any, header: str | None, budget: Budget, cut: tuple[str, ...]
 ) -> None:
-    asked = read_wish({"prompt": "x"}, header, None, _TERMS, tokenizer, default=_KEYS_DEFAULT, limits=_KEYS_LIMITS)
+    asked = parse_adaptation_request(
+        {"prompt": "x"}, header, None, _TERMS, tokenizer, default=_KEYS_DEFAULT, limits=_KEYS_LIMITS
+    )
 
     assert (asked.budget, asked.cut) == (budget, cut)
 
@@ -208,23 +223,35 @@ def test_a_key_has_a_default_and_limits_of_its_own(
 def test_a_key_gets_no_more_than_the_server_allows(tokenizer: Any) -> None:
     limits = Budget(1000, 1000.0)
 
-    asked = read_wish({"prompt": "x"}, "steps=500, seconds=500", None, _TERMS, tokenizer, limits=limits)
+    asked = parse_adaptation_request(
+        {"prompt": "x"}, "steps=500, seconds=500", None, _TERMS, tokenizer, limits=limits
+    )
 
     assert asked.budget == Budget(40, 60.0)
 
 
-def test_the_last_user_turn_of_a_chat_is_the_prompt_and_those_before_its_context(tokenizer: Any) -> None:
+def test_the_last_user_turn_of_a_chat_is_the_prompt_and_those_before_its_context(
+    tokenizer: Any,
+) -> None:
     messages: list[Any] = [
         {"role": "system", "content": "Be brief."},
         {
             "role": "user",
-            "content": [{"type": "text", "text": "Look:"}, {"type": "image_url", "image_url": {"url": "u"}}],
+            "content": [
+                {"type": "text", "text": "Look:"},
+                {"type": "image_url", "image_url": {"url": "u"}},
+            ],
         },
         {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "text", "text": "now?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "and"}, {"type": "text", "text": "now?"}],
+        },
     ]
 
-    assert wish({"messages": messages}, tokenizer).prompts == (Prompt("and\nnow?", "Be brief.\nLook:"),)
+    assert wish({"messages": messages}, tokenizer).prompts == (
+        Prompt("and\nnow?", "Be brief.\nLook:"),
+    )
 
 
 def test_what_follows_the_last_user_turn_is_a_prompt_of_its_own(tokenizer: Any) -> None:
@@ -241,13 +268,29 @@ def test_what_follows_the_last_user_turn_is_a_prompt_of_its_own(tokenizer: Any) 
 
 
 def test_a_chat_without_a_user_is_adapted_to_its_last_turn(tokenizer: Any) -> None:
-    messages = [{"role": "system", "content": "You tell stories."}, {"role": "assistant", "content": "Once"}]
+    messages = [
+        {"role": "system", "content": "You tell stories."},
+        {"role": "assistant", "content": "Once"},
+    ]
 
     assert wish({"messages": messages}, tokenizer).prompts == (Prompt("Once", "You tell stories."),)
 
 
 @pytest.mark.parametrize(
-    "messages", [None, [], "text", 5, {}, [None], [5], ["text"], [{}], [{"content": {"text": "x"}}], [{"content": [5]}]]
+    "messages",
+    [
+        None,
+        [],
+        "text",
+        5,
+        {},
+        [None],
+        [5],
+        ["text"],
+        [{}],
+        [{"content": {"text": "x"}}],
+        [{"content": [5]}],
+    ],
 )
 def test_messages_that_vllm_will_refuse_are_left_to_it(tokenizer: Any, messages: Any) -> None:
     assert wish({"messages": messages}, tokenizer).prompts == (Prompt(""),)
@@ -266,11 +309,19 @@ def test_a_response_is_adapted_to_the_last_user_turn_in_its_context(tokenizer: A
             "role": "user",
             "content": [{"type": "input_text", "text": "Look:"}, {"type": "input_image"}],
         },
-        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I see."}]},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "I see."}],
+        },
         {"role": "user", "content": "What does the file say?"},
         {"type": "function_call", "call_id": "1", "name": "read", "arguments": '{"file": 1}'},
         {"type": "function_call_output", "call_id": "1", "output": "It says: hello."},
-        {"type": "function_call_output", "call_id": "2", "output": [{"type": "input_text", "text": "And bye."}]},
+        {
+            "type": "function_call_output",
+            "call_id": "2",
+            "output": [{"type": "input_text", "text": "And bye."}],
+        },
     ]
 
     assert wish({"input": items, "instructions": "Be brief."}, tokenizer).prompts == (
@@ -279,7 +330,9 @@ def test_a_response_is_adapted_to_the_last_user_turn_in_its_context(tokenizer: A
     )
 
 
-@pytest.mark.parametrize("said", [None, [], 5, {}, [None], [5], ["text"], [{}], [{"role": "user", "content": 5}]])
+@pytest.mark.parametrize(
+    "said", [None, [], 5, {}, [None], [5], ["text"], [{}], [{"role": "user", "content": 5}]]
+)
 def test_an_input_that_vllm_will_refuse_is_left_to_it(tokenizer: Any, said: Any) -> None:
     assert wish({"input": said, "instructions": 5}, tokenizer).prompts == (Prompt(""),)
 
@@ -308,11 +361,16 @@ def test_the_prompts_of_a_completion(tokenizer: Any, prompt: Any, prompts: tuple
 
 def test_prompts_of_token_ids_are_read(tokenizer: Any) -> None:
     one, two = ("def add(a, b):\n    return a + b", "Once upon a time")
-    ids_of_one, ids_of_two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, two))
+    ids_of_one, ids_of_two = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, two)
+    )
 
     assert wish({"prompt": ids_of_one}, tokenizer).prompts == (Prompt(one),)
     assert wish({"prompt": [ids_of_one]}, tokenizer).prompts == (Prompt(one),)
-    assert wish({"prompt": [ids_of_one, ids_of_two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
+    assert wish({"prompt": [ids_of_one, ids_of_two]}, tokenizer).prompts == (
+        Prompt(one),
+        Prompt(two),
+    )
     assert wish({"prompt": [ids_of_one, two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
 
 
@@ -374,7 +432,9 @@ def test_a_request_without_a_prompt_is_left_to_vllm(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("header", ["steps=5", "seconds=2", "gain=0.4", "auto", None])
-def test_the_prompt_is_looked_at_whatever_limits_an_adaptation(tokenizer: Any, header: str | None) -> None:
+def test_the_prompt_is_looked_at_whatever_limits_an_adaptation(
+    tokenizer: Any, header: str | None
+) -> None:
     assert len(wish({"prompt": "def add(a, b):"}, tokenizer, header).tokens) > 1
 
 

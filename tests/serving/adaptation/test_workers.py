@@ -1,4 +1,6 @@
-"""The stages: selections and trainings in turns, waiting that counts, cancelling that leaves them usable."""
+"""The stages: selections and trainings in turns, waiting that counts, cancelling that leaves them
+usable.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ import pytest
 import torch
 
 from adapters.trainer import TrainerConfig
-from adapters.training import Progress, Training
+from adapters.training import TrainingProgress, TrainingResult
 from selection import selector as selector_module
-from selection.access import Reader
+from selection.access import Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import CorpusNotFoundError
 from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
@@ -22,7 +24,7 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.limit import SecondsSpentError
 from selection.selector import SelectorConfig
-from serving.adaptation.workers import FAILURES, CorporaStage, SelectStage, TrainStage
+from serving.adaptation.workers import FAILURES, CorporaWorker, SelectorWorker, TrainerWorker
 from serving.errors import HangingError
 
 _SEQUENCE = [(7 * i) % 101 for i in range(32)]
@@ -52,16 +54,18 @@ class Turnstile:
 
 
 @pytest.fixture
-def stage(tiny_llama: str) -> TrainStage:
-    return TrainStage(TrainerConfig(tiny_llama, rank=4))
+def stage(tiny_llama: str) -> TrainerWorker:
+    return TrainerWorker(TrainerConfig(tiny_llama, rank=4))
 
 
-async def train_alone(stage: TrainStage) -> Training:
+async def train_alone(stage: TrainerWorker) -> TrainingResult:
     return await stage.train([_SEQUENCE] * 3, seed=2)
 
 
-async def test_the_corpus_says_the_learning_rate_where_the_server_does_not(stage: TrainStage, tiny_llama: str) -> None:
-    told = TrainStage(TrainerConfig(tiny_llama, rank=4, learning_rate=1e-2))
+async def test_the_corpus_says_the_learning_rate_where_the_server_does_not(
+    stage: TrainerWorker, tiny_llama: str
+) -> None:
+    told = TrainerWorker(TrainerConfig(tiny_llama, rank=4, learning_rate=1e-2))
 
     by_corpus = await stage.train([_SEQUENCE] * 3, learning_rate=1e-2)
     by_server = await told.train([_SEQUENCE] * 3, learning_rate=1e-4)
@@ -71,14 +75,14 @@ async def test_the_corpus_says_the_learning_rate_where_the_server_does_not(stage
     assert by_corpus.losses[-1] != pytest.approx(by_default.losses[-1], rel=1e-3)
 
 
-async def test_it_trains_as_the_trainer_does(stage: TrainStage) -> None:
+async def test_it_trains_as_the_trainer_does(stage: TrainerWorker) -> None:
     training = await stage.train([_SEQUENCE] * 3, seed=2)
 
     assert training.adapter is not None
     assert (len(training.losses), training.stop) == (3, "steps")
 
 
-async def test_it_trains_an_adapter_further(stage: TrainStage) -> None:
+async def test_it_trains_an_adapter_further(stage: TrainerWorker) -> None:
     first = await stage.train([_SEQUENCE] * 3, seed=2)
     assert first.adapter is not None
 
@@ -87,7 +91,7 @@ async def test_it_trains_an_adapter_further(stage: TrainStage) -> None:
     assert second.losses[0] < first.losses[0]
 
 
-async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainStage) -> None:
+async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainerWorker) -> None:
     alone = [await stage.train([_SEQUENCE] * 3, seed=seed) for seed in range(4)]
 
     together = await asyncio.gather(*(stage.train([_SEQUENCE] * 3, seed=seed) for seed in range(4)))
@@ -97,7 +101,7 @@ async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainStag
     assert len(set(weights)) == 4
 
 
-async def test_trainings_share_the_trainer(stage: TrainStage) -> None:
+async def test_trainings_share_the_trainer(stage: TrainerWorker) -> None:
     endless = asyncio.create_task(stage.train(_ENDLESS, seconds=2.0))
     await asyncio.sleep(0.1)
 
@@ -109,7 +113,7 @@ async def test_trainings_share_the_trainer(stage: TrainStage) -> None:
 
 
 async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str) -> None:
-    stage = TrainStage(TrainerConfig(tiny_llama, rank=4, slots=1))
+    stage = TrainerWorker(TrainerConfig(tiny_llama, rank=4, slots=1))
     first = asyncio.create_task(stage.train(_ENDLESS, seconds=0.5))
     await asyncio.sleep(0.1)
     second = asyncio.create_task(stage.train(_ENDLESS, seconds=1.0))
@@ -122,8 +126,8 @@ async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str)
     assert waited.seconds - waited.waited < 1.0
 
 
-async def test_progress_is_told_in_the_event_loop(stage: TrainStage) -> None:
-    told: list[Progress] = []
+async def test_progress_is_told_in_the_event_loop(stage: TrainerWorker) -> None:
+    told: list[TrainingProgress] = []
 
     training = await stage.train([_SEQUENCE] * 3, on_step=told.append)
     await asyncio.sleep(0)
@@ -134,11 +138,13 @@ async def test_progress_is_told_in_the_event_loop(stage: TrainStage) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_cancelling_ends_a_training_and_the_stage_goes_on(stage: TrainStage, times: int) -> None:
+async def test_cancelling_ends_a_training_and_the_stage_goes_on(
+    stage: TrainerWorker, times: int
+) -> None:
     before = await train_alone(stage)
     stepping, steps = asyncio.Event(), []
 
-    def count(progress: Progress) -> None:
+    def count(progress: TrainingProgress) -> None:
         steps.append(progress.steps)
         if progress.steps == 4:
             stepping.set()
@@ -161,7 +167,7 @@ async def test_cancelling_ends_a_training_and_the_stage_goes_on(stage: TrainStag
 
 
 async def test_cancelling_one_that_waits_disturbs_no_other(tiny_llama: str) -> None:
-    stage = TrainStage(TrainerConfig(tiny_llama, rank=4, slots=1))
+    stage = TrainerWorker(TrainerConfig(tiny_llama, rank=4, slots=1))
     running = asyncio.create_task(stage.train(_ENDLESS, seconds=0.5))
     await asyncio.sleep(0.1)
     waiting = asyncio.create_task(stage.train([_SEQUENCE]))
@@ -178,7 +184,7 @@ async def test_cancelling_one_that_waits_disturbs_no_other(tiny_llama: str) -> N
 async def test_a_trainer_that_fails_at_every_training_is_unhealthy_until_a_step_ends(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = TrainStage(TrainerConfig(tiny_llama))
+    stage = TrainerWorker(TrainerConfig(tiny_llama))
 
     def broken(*_: Any) -> Any:
         raise torch.AcceleratorError("an illegal memory access was encountered")
@@ -196,14 +202,16 @@ async def test_a_trainer_that_fails_at_every_training_is_unhealthy_until_a_step_
     await stage.check_health()
 
 
-async def test_a_refused_training_frees_the_stage(stage: TrainStage) -> None:
+async def test_a_refused_training_frees_the_stage(stage: TrainerWorker) -> None:
     with pytest.raises(ValueError, match="a training sequence has 1 tokens"):
         await stage.train([[1]])
 
     assert (await train_alone(stage)).adapter is not None
 
 
-async def test_selections_at_once_give_what_they_give_one_by_one(corpora: Path, nano: str, tokenizer: Any) -> None:
+async def test_selections_at_once_give_what_they_give_one_by_one(
+    corpora: Path, nano: str, tokenizer: Any
+) -> None:
     embedder = load_embedder("base-model", base_model=nano)
     corpus = Corpus.create(corpora, "notes", embedder, tokenizer_digest(tokenizer))
     ingest(
@@ -213,18 +221,22 @@ async def test_selections_at_once_give_what_they_give_one_by_one(corpora: Path, 
         tokenizer,
     )
     corpus.close()
-    stage = SelectStage(SelectorConfig(corpora, embedder="base-model", base_model=nano))
+    stage = SelectorWorker(SelectorConfig(corpora, embedder="base-model", base_model=nano))
     prompts = ["number 3", "friends", "a story"]
     alone = [await stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts]
 
-    together = await asyncio.gather(*(stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts))
+    together = await asyncio.gather(
+        *(stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts)
+    )
 
     assert [(s.ids, s.uncertainty) for s in together] == [(s.ids, s.uncertainty) for s in alone]
     assert all(len(s.ids) == 4 for s in alone)
     with pytest.raises(CorpusNotFoundError):
         await stage.select([Prompt("x")], "absent", steps=4)
     with pytest.raises(CorpusNotFoundError):
-        await stage.select([Prompt("x")], "notes", steps=4, reader=Reader("alice", frozenset({"other"})))
+        await stage.select(
+            [Prompt("x")], "notes", steps=4, reader=Principal("alice", frozenset({"other"}))
+        )
 
 
 @pytest.fixture
@@ -258,7 +270,7 @@ async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_fo
 ) -> None:
     # Arrange: a selection that is held in the first of its many parts.
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
-    stage = SelectStage(SelectorConfig(corpora))
+    stage = SelectorWorker(SelectorConfig(corpora))
     before, held = turnstile.entered, Held(turnstile)
     prompts = [Prompt(f"{number} " + "one " * 500) for number in range(20)]
     task = asyncio.create_task(stage.select(prompts, "notes", steps=1))
@@ -283,7 +295,7 @@ async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_fo
 async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Turnstile) -> None:
     # Arrange: more large selections than asyncio's own pool has threads.
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
-    stage = SelectStage(SelectorConfig(corpora))
+    stage = SelectorWorker(SelectorConfig(corpora))
     before, held = turnstile.entered, Held(turnstile)
     prompts = [Prompt(f"{number} " + "one " * 500) for number in range(60)]
     large = [asyncio.create_task(stage.select(prompts, "notes", steps=1)) for _ in range(40)]
@@ -304,7 +316,7 @@ async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Tur
 
 async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: Turnstile) -> None:
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
-    stage = SelectStage(SelectorConfig(corpora))
+    stage = SelectorWorker(SelectorConfig(corpora))
     before = turnstile.entered
 
     with pytest.raises(SecondsSpentError):
@@ -313,8 +325,10 @@ async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: T
     assert turnstile.entered == before
 
 
-async def test_a_list_and_a_short_search_pass_long_searches(corpora: Path, nano: str, turnstile: Turnstile) -> None:
-    stage = CorporaStage(SelectorConfig(corpora, base_model=nano))
+async def test_a_list_and_a_short_search_pass_long_searches(
+    corpora: Path, nano: str, turnstile: Turnstile
+) -> None:
+    stage = CorporaWorker(SelectorConfig(corpora, base_model=nano))
     store = (await stage.ask(Library.create_store, "hive")).id
     before, held = turnstile.entered, Held(turnstile)
     queries = [f"{number} " + "one " * 500 for number in range(16)]

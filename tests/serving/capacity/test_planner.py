@@ -1,4 +1,6 @@
-"""The capacity model: queues of known length, more work never needs less, bounds that hold, pieces kept and scaled."""
+"""The capacity model: queues of known length, more work never needs less, bounds that hold, pieces
+kept and scaled.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from serving.capacity.cost_model import Pieces, Target, line, read_pieces, scaled, write_pieces
+from serving.capacity.cost_model import CostModel, Target, line, read_pieces, scaled, write_pieces
 from serving.capacity.planner import Plan, Workload, plan_for, present
 
-NANO = Pieces(
+NANO = CostModel(
     model="nano",
     parameters=5e6,
     processor="cpu",
@@ -86,9 +88,13 @@ def test_erlangs_formula_is_that_of_the_tables() -> None:
     assert erlang_c(10, 7.0) == pytest.approx(0.2217, abs=1e-4)
 
 
-@pytest.mark.parametrize(("servers", "load"), [(1, 0.1), (1, 0.7), (2, 1.5), (10, 7.0), (100, 95.0)])
+@pytest.mark.parametrize(
+    ("servers", "load"), [(1, 0.1), (1, 0.7), (2, 1.5), (10, 7.0), (100, 95.0)]
+)
 @pytest.mark.parametrize("seconds", [0.02, 30.0])
-def test_where_company_costs_nothing_a_stage_is_m_m_c(servers: int, load: float, seconds: float) -> None:
+def test_where_company_costs_nothing_a_stage_is_m_m_c(
+    servers: int, load: float, seconds: float
+) -> None:
     busy = load / servers
 
     found = present(load / seconds, seconds, 0.0, servers, 1)
@@ -109,7 +115,7 @@ def test_a_processor_that_is_shared_is_m_m_1_however_many_share_it(places: int) 
     assert present(0.6, 0.0, 1.0, 1, places) == pytest.approx(0.6 / 0.4)
 
 
-def planned(workload: Workload, pieces: Pieces) -> Plan:
+def planned(workload: Workload, pieces: CostModel) -> Plan:
     """The plan; of more than any plan is for, which is refused, the properties say nothing."""
     try:
         return plan_for(workload, pieces)
@@ -121,16 +127,20 @@ def planned(workload: Workload, pieces: Pieces) -> Plan:
 
 @settings(deadline=None)
 @given(workloads, pieces_drawn)
-def test_no_stage_is_busier_than_allowed_and_none_is_idle_by_two(workload: Workload, pieces: Pieces) -> None:
+def test_no_stage_is_busier_than_allowed_and_none_is_idle_by_two(
+    workload: Workload, pieces: CostModel
+) -> None:
     for need in planned(workload, pieces).needs:
         assert need.utilisation <= workload.utilisation * (1 + 1e-9)
-        assert need.replicas <= 1 or need.utilisation * need.replicas > workload.utilisation * (need.replicas - 1.001)
+        assert need.replicas <= 1 or need.utilisation * need.replicas > workload.utilisation * (
+            need.replicas - 1.001
+        )
         assert need.seconds >= need.seconds_alone * (1 - 1e-9)
 
 
 @settings(deadline=None)
 @given(workloads, pieces_drawn)
-def test_twice_the_requests_never_need_less(workload: Workload, pieces: Pieces) -> None:
+def test_twice_the_requests_never_need_less(workload: Workload, pieces: CostModel) -> None:
     once = planned(workload, pieces)
     twice = planned(replace(workload, rate=2 * workload.rate), pieces)
 
@@ -141,7 +151,9 @@ def test_twice_the_requests_never_need_less(workload: Workload, pieces: Pieces) 
 
 @settings(deadline=None)
 @given(workloads, pieces_drawn, st.sampled_from([Target(), H100]))
-def test_twice_the_parameters_never_cost_less(workload: Workload, pieces: Pieces, target: Target) -> None:
+def test_twice_the_parameters_never_cost_less(
+    workload: Workload, pieces: CostModel, target: Target
+) -> None:
     once = planned(workload, scaled(pieces, replace(target, parameters=pieces.parameters)))
     twice = planned(workload, scaled(pieces, replace(target, parameters=2 * pieces.parameters)))
 
@@ -228,7 +240,9 @@ def test_a_line_is_exact_for_those_together(
 
 @settings(deadline=None)
 @given(pieces_drawn)
-def test_pieces_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, pieces: Pieces) -> None:
+def test_pieces_are_read_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, pieces: CostModel
+) -> None:
     file = tmp_path_factory.getbasetemp() / "pieces.json"
 
     write_pieces(pieces, file)
@@ -250,7 +264,9 @@ def test_pieces_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathF
         ({"more": 1}, "damaged at more"),
     ],
 )
-def test_a_file_that_is_none_is_one_line(tmp_path: Path, change: dict[str, object], said: str) -> None:
+def test_a_file_that_is_none_is_one_line(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
     file = tmp_path / "pieces.json"
     file.write_text(json.dumps({"mayfly_pieces": 1, **asdict(NANO), **change}))
 

@@ -1,4 +1,6 @@
-"""Pieces measured for real: the bundled model's trainer, the embedder, a corpus; an engine by answers of known time."""
+"""Pieces measured for real: the bundled model's trainer, the embedder, a corpus; an engine by
+answers of known time.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,27 @@ _PER_PROMPT_TOKEN, _PER_TOKEN, _FIXED, _LOAD, _ADAPTING = 2e-4, 4e-3, 0.01, 0.03
 
 
 def timed(body: dict[str, Any]) -> Plays:
-    """An answer that takes what its tokens take; with an adapter, which takes _ADAPTING, twice as much for each."""
+    """An answer that takes what its tokens take; with an adapter, which takes _ADAPTING, twice as
+    much for each.
+    """
     adapted = body["compute_budget"] != "none"
-    seconds = _FIXED + _PER_PROMPT_TOKEN * len(body["prompt"]) + _PER_TOKEN * (1 + adapted) * body["max_tokens"]
-    spent = {"spent": {"steps": 1, "seconds": _ADAPTING}, "seconds": {**REPORT["seconds"], "load": _LOAD}}
+    seconds = (
+        _FIXED
+        + _PER_PROMPT_TOKEN * len(body["prompt"])
+        + _PER_TOKEN * (1 + adapted) * body["max_tokens"]
+    )
+    spent = {
+        "spent": {"steps": 1, "seconds": _ADAPTING},
+        "seconds": {**REPORT["seconds"], "load": _LOAD},
+    }
     report = {**REPORT, "adapted": adapted, **spent}
     return (seconds + _ADAPTING * adapted, *events({**FIRST, "adaptation": report}))
 
 
 @pytest.fixture(scope="module")
-def selector(tmp_path_factory: pytest.TempPathFactory, nano: str, embedder: Embedder, tokenizer: Any) -> SelectorConfig:
+def selector(
+    tmp_path_factory: pytest.TempPathFactory, nano: str, embedder: Embedder, tokenizer: Any
+) -> SelectorConfig:
     """Of a corpus `notes`."""
     root = tmp_path_factory.mktemp("corpora")
     corpus = Corpus.create(root, "notes", embedder, tokenizer_digest(tokenizer))
@@ -54,7 +67,9 @@ def test_stages_have_the_places_that_a_plan_takes_them_to_have() -> None:
     assert EngineConfig.adapters == TrainerConfig.slots == AT_ONCE
 
 
-def test_real_parts_are_measured_and_what_is_not_is_said(nano: str, selector: SelectorConfig) -> None:
+def test_real_parts_are_measured_and_what_is_not_is_said(
+    nano: str, selector: SelectorConfig
+) -> None:
     told: list[str] = []
 
     pieces = measure(asked(for_model(nano), selector, "notes"), told.append)
@@ -64,7 +79,9 @@ def test_real_parts_are_measured_and_what_is_not_is_said(nano: str, selector: Se
     assert 4e6 < pieces.parameters < 8e6
     assert pieces.estimated == ("the engine", "loading an adapter")
     assert pieces.cache_bytes == 2 * 6 * 4 * 64 * pieces.engine_bytes
-    assert pieces.adapter_numbers == pytest.approx(16 * 6 * (4 * (256 + 256) + 3 * (256 + 640)), rel=0.02)
+    assert pieces.adapter_numbers == pytest.approx(
+        16 * 6 * (4 * (256 + 256) + 3 * (256 + 640)), rel=0.02
+    )
     assert 1e-4 < pieces.step_fixed + 32 * pieces.step_token < 5  # seconds of a step
     assert 1e-3 < pieces.select < 5
     assert 1e8 < pieces.engine_flops < 1e15
@@ -83,7 +100,9 @@ def test_without_a_corpus_the_embedder_is_measured_alone(tiny_llama: str, tmp_pa
     assert pieces.select > 0
 
 
-def test_a_corpus_that_is_not_there_is_said_before_the_model_is_loaded(nano: str, selector: SelectorConfig) -> None:
+def test_a_corpus_that_is_not_there_is_said_before_the_model_is_loaded(
+    nano: str, selector: SelectorConfig
+) -> None:
     with pytest.raises(CorpusNotFoundError):
         measure(asked(TrainerConfig("/no/such/model"), selector, "nowhere"))
 
@@ -113,5 +132,12 @@ def test_an_engine_without_a_corpus_has_no_time_to_load(replay: Replay) -> None:
 
 
 def test_a_server_that_is_not_there_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
-    with closing(Server("http://127.0.0.1:9/v1")) as server, pytest.raises(AnswerError, match="no server at"):
-        measure(Asked(TrainerConfig("/no/such/model"), SelectorConfig(tmp_path), None, server, 1, 32, 64))
+    with (
+        closing(Server("http://127.0.0.1:9/v1")) as server,
+        pytest.raises(AnswerError, match="no server at"),
+    ):
+        measure(
+            Asked(
+                TrainerConfig("/no/such/model"), SelectorConfig(tmp_path), None, server, 1, 32, 64
+            )
+        )

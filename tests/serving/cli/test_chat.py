@@ -1,4 +1,6 @@
-"""`mayfly chat`: the line of facts; one prompt; and a conversation on a real terminal, stopped and ended."""
+"""`mayfly chat`: the line of facts; one prompt; and a conversation on a real terminal, stopped and
+ended.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,12 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self._here, there = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "import typer; from serving.cli.chat import chat; typer.run(chat)", *arguments],
+            [
+                sys.executable,
+                "-c",
+                "import typer; from serving.cli.chat import chat; typer.run(chat)",
+                *arguments,
+            ],
             stdin=there,
             stdout=there,
             stderr=there,
@@ -53,7 +60,9 @@ class Terminal:
         os.write(self._here, f"{line}\n".encode())
 
     def interrupt(self) -> None:
-        """Ctrl-C, no sooner than a person's: a signal between a prompt and the wait for a key is heard at the key."""
+        """Ctrl-C, no sooner than a person's: a signal between a prompt and the wait for a key is
+        heard at the key.
+        """
         time.sleep(0.2)
         self.process.send_signal(signal.SIGINT)
 
@@ -89,16 +98,26 @@ def test_the_facts_of_an_adaptation_are_one_line() -> None:
 
 def test_many_sources_are_counted_and_the_most_used_named() -> None:
     names = ["one"] + ["two"] * 2 + ["three"] * 3 + ["four"] * 4 + ["five"] * 5
-    sources = [{"document": name, "name": name, "start": i, "times": 1} for i, name in enumerate(names)]
+    sources = [
+        {"document": name, "name": name, "start": i, "times": 1} for i, name in enumerate(names)
+    ]
 
-    assert facts_line({**REPORT, "sources": sources}).endswith(" · from five x5, four x4, three x3 and 2 more")
+    assert facts_line({**REPORT, "sources": sources}).endswith(
+        " · from five x5, four x4, three x3 and 2 more"
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         (
-            {"reason": "nobody asked", "losses": [], "uncertainty": [], "sources": [], "prompt_loss": None},
+            {
+                "reason": "nobody asked",
+                "losses": [],
+                "uncertainty": [],
+                "sources": [],
+                "prompt_loss": None,
+            },
             "base model: nobody asked",
         ),
         (
@@ -118,10 +137,14 @@ def test_an_answer_of_the_base_model_says_why(changes: dict[str, Any], line: str
 
 
 def test_what_a_busy_server_took_is_said() -> None:
-    assert " · 5 of 50 steps: it is busy · from " in facts_line({**REPORT, "degraded": "5 of 50 steps: it is busy"})
+    assert " · 5 of 50 steps: it is busy · from " in facts_line(
+        {**REPORT, "degraded": "5 of 50 steps: it is busy"}
+    )
 
 
-def test_one_prompt_is_answered_on_standard_output_and_the_facts_are_beside_it(replay: Replay) -> None:
+def test_one_prompt_is_answered_on_standard_output_and_the_facts_are_beside_it(
+    replay: Replay,
+) -> None:
     result = run(replay, "Hello?")
 
     assert result.exit_code == 0
@@ -136,7 +159,15 @@ def test_options_reach_the_server(replay: Replay) -> None:
     replay.plays = events({"choices": [{"index": 0, "text": "a, b):"}], "adaptation": REPORT})
 
     result = run(
-        replay, "--completion", "--model", "mine", "--budget", "steps=5; alpha=1.0", "--corpus", "nx", "def add("
+        replay,
+        "--completion",
+        "--model",
+        "mine",
+        "--budget",
+        "steps=5; alpha=1.0",
+        "--corpus",
+        "nx",
+        "def add(",
     )
 
     assert result.stdout == "a, b):\n"
@@ -168,7 +199,9 @@ def test_standard_input_is_read_when_it_is_no_terminal(replay: Replay) -> None:
     assert replay.asked[0][1]["messages"][0]["content"] == "two\nlines"
 
 
-@pytest.mark.parametrize("names", [{"MAYFLY_API_KEY": "a", "OPENAI_API_KEY": "b"}, {"OPENAI_API_KEY": "a"}])
+@pytest.mark.parametrize(
+    "names", [{"MAYFLY_API_KEY": "a", "OPENAI_API_KEY": "b"}, {"OPENAI_API_KEY": "a"}]
+)
 def test_the_key_comes_from_the_environment(replay: Replay, names: dict[str, str]) -> None:
     run(replay, "Hello?", **names)
 
@@ -193,7 +226,10 @@ def test_a_refusal_is_an_error_that_a_user_can_mend(replay: Replay) -> None:
 
 
 def test_a_model_cannot_steer_the_terminal(replay: Replay) -> None:
-    report = {**REPORT, "sources": [{"document": "x", "name": "x\x1b]0;title\x07", "start": 0, "times": 1}]}
+    report = {
+        **REPORT,
+        "sources": [{"document": "x", "name": "x\x1b]0;title\x07", "start": 0, "times": 1}],
+    }
     replay.plays = events({**FIRST, "adaptation": report}, *spoken("a\x1b[2J", "\x9b1mb\r"))
 
     result = run(replay, "Hello?")
@@ -229,7 +265,11 @@ def test_a_conversation_goes_on_and_obeys(replay: Replay) -> None:
     assert second["compute_budget"] == "steps=3"
     assert second["adaptation"]["corpus"] == "nx"
     assert [turn["role"] for turn in second["messages"]] == ["user", "assistant", "user"]
-    assert [turn["content"] for turn in second["messages"]] == ["Hello?", "Hello\tthere\u2028you", "And?"]
+    assert [turn["content"] for turn in second["messages"]] == [
+        "Hello?",
+        "Hello\tthere\u2028you",
+        "And?",
+    ]
 
 
 def test_ctrl_c_stops_the_answer_and_twice_ends(replay: Replay) -> None:

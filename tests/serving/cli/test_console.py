@@ -1,4 +1,6 @@
-"""What comes from data is printed as it is: no markup, no lost brackets, nothing that steers a terminal."""
+"""What comes from data is printed as it is: no markup, no lost brackets, nothing that steers a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 import serving
 from selection.corpus.corpus import Corpus
-from selection.corpus.sqlite_store import Piece
+from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from serving.cli.console import PlainConsole, plain, plain_line, row, say, show, table
 from tests.serving.commands import run
@@ -30,10 +32,12 @@ _NAMES = (
 )
 
 
-def test_names_of_documents_are_listed_and_removed_as_they_are(corpora: Path, words: Embedder, tmp_path: Path) -> None:
+def test_names_of_documents_are_listed_and_removed_as_they_are(
+    corpora: Path, words: Embedder, tmp_path: Path
+) -> None:
     corpus = Corpus.create(corpora, "site", words, "tokenizer")
     for name in _NAMES[:-1]:  # SQLite takes no half of a surrogate pair
-        corpus.add(name, name, [Piece(0, "text", (1, 2))], words.embed(["text"]))
+        corpus.add(name, name, [Chunk(0, "text", (1, 2))], words.embed(["text"]))
     corpus.close()
     home = {"MAYFLY_HOME": str(corpora.parent)}
 
@@ -42,11 +46,17 @@ def test_names_of_documents_are_listed_and_removed_as_they_are(corpora: Path, wo
     missing = run(tmp_path, "corpus", "remove", "site", "--document", "[/INST]", **home)
 
     assert (shown.status, shown.err) == (0, "")
-    listed = {line.split(maxsplit=1)[1].rsplit(maxsplit=1)[0].strip() for line in shown.out.splitlines()[1:]}
+    listed = {
+        line.split(maxsplit=1)[1].rsplit(maxsplit=1)[0].strip()
+        for line in shown.out.splitlines()[1:]
+    }
     assert listed == {plain_line(name) for name in _NAMES[:-1]}
     assert "\x1b" not in shown.out
     assert (removed.status, removed.out) == (0, "corpus site: removed [/INST]\n")
-    assert (missing.status, missing.err.startswith("mayfly: corpus 'site' has no document '[/INST]'")) == (1, True)
+    assert (
+        missing.status,
+        missing.err.startswith("mayfly: corpus 'site' has no document '[/INST]'"),
+    ) == (1, True)
 
 
 def test_settings_and_errors_are_printed_as_they_are(tmp_path: Path) -> None:
@@ -54,13 +64,17 @@ def test_settings_and_errors_are_printed_as_they_are(tmp_path: Path) -> None:
     file.write_text('served-model-name = "[/x] :smile:"\nhost = "\\u001b[31m"\n')
 
     config = run(tmp_path, "config", "--config", str(file), MAYFLY_HOME=str(tmp_path / "[home]"))
-    refused = run(tmp_path, "serve", "--model", "/no/[/such]/\x1b[2Jmodel", MAYFLY_HOME=str(tmp_path))
+    refused = run(
+        tmp_path, "serve", "--model", "/no/[/such]/\x1b[2Jmodel", MAYFLY_HOME=str(tmp_path)
+    )
 
     lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in config.out.splitlines()}
     assert lines["served-model-name"].split() == ["[/x]", ":smile:", str(file)]
     assert lines["host"].split() == ["\\x1b[31m", str(file)]
     assert "[home]" in lines["home"]
-    assert refused.err.startswith(r"mayfly: cannot load the model '/no/[/such]/\x1b[2Jmodel': there is no such folder")
+    assert refused.err.startswith(
+        r"mayfly: cannot load the model '/no/[/such]/\x1b[2Jmodel': there is no such folder"
+    )
 
 
 @given(st.text(max_size=40))
@@ -83,7 +97,7 @@ def test_any_text_is_printed_whole_and_steers_nothing(text: str) -> None:
 def test_a_pipe_gets_whole_lines(tmp_path: Path, corpora: Path, words: Embedder) -> None:
     corpus = Corpus.create(corpora, "deep", words, "tokenizer")
     name = "/".join(["folder"] * 60)
-    corpus.add(name, name, [Piece(0, "text", (1, 2))], words.embed(["text"]))
+    corpus.add(name, name, [Chunk(0, "text", (1, 2))], words.embed(["text"]))
     corpus.close()
 
     shown = run(tmp_path, "corpus", "show", "deep", MAYFLY_HOME=str(corpora.parent), COLUMNS="80")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.sqlite_store import Piece
+from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from serving.cli.main import main
 from tests.serving.commands import run
@@ -27,14 +27,18 @@ def test_a_damaged_corpus_is_told_with_its_folder(
 
     assert ended.value.code == 1
     said = capsys.readouterr().err
-    assert said.startswith("mayfly: corpus 'notes' is damaged: file is not a database; delete its folder and add")
+    assert said.startswith(
+        "mayfly: corpus 'notes' is damaged: file is not a database; delete its folder and add"
+    )
     assert said.endswith(f"; its folder is {folder}\n")
 
 
-def test_a_damaged_corpus_does_not_hide_the_others(corpora: Path, words: Embedder, tmp_path: Path) -> None:
+def test_a_damaged_corpus_does_not_hide_the_others(
+    corpora: Path, words: Embedder, tmp_path: Path
+) -> None:
     for name in ("a", "c"):
         corpus = Corpus.create(corpora, name, words, "tokenizer")
-        corpus.add("doc", "doc", [Piece(0, "text", (1, 2))], words.embed(["text"]))
+        corpus.add("doc", "doc", [Chunk(0, "text", (1, 2))], words.embed(["text"]))
         corpus.close()
     (corpora / "b").mkdir()
     (corpora / "b" / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
@@ -48,16 +52,20 @@ def test_a_damaged_corpus_does_not_hide_the_others(corpora: Path, words: Embedde
         ["b", "-", "-", "cannot", "be", "opened"],
         ["c", "1", "1", "words"],
     ]
-    assert listed.err.startswith("mayfly: corpus 'b' is damaged: file is not a database; delete its folder")
+    assert listed.err.startswith(
+        "mayfly: corpus 'b' is damaged: file is not a database; delete its folder"
+    )
     assert listed.err.endswith(f"its folder is {corpora / 'b'}\n")
     assert listed.status == 1
     assert "(there are: a, b, c)" in missing.err
 
 
-def test_embedding_anew_goes_on_where_it_was_broken_off(corpora: Path, words: Embedder, other_words: Embedder) -> None:
+def test_embedding_anew_goes_on_where_it_was_broken_off(
+    corpora: Path, words: Embedder, other_words: Embedder
+) -> None:
     corpus = Corpus.create(corpora, "nx", words, "tokenizer")
     for number in range(130):
-        corpus.add(str(number), "1", [Piece(0, "text", (1, 2))], words.embed(["text"]))
+        corpus.add(str(number), "1", [Chunk(0, "text", (1, 2))], words.embed(["text"]))
 
     def break_off(_count: int, _total: int) -> None:
         raise KeyboardInterrupt

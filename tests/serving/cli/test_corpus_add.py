@@ -36,14 +36,24 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def add(work: Path, words: Embedder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Add:
+def add(
+    work: Path, words: Embedder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Add:
     """Runs `mayfly corpus add notes ...` with a tiny embedder."""
 
     def run(*arguments: str | Path, embedder: Embedder = words) -> Ran:
         monkeypatch.setattr(selection.embedding, "load_embedder", lambda *_, **__: embedder)
         # The variables are for a process that loads torch, which this one has long done.
         monkeypatch.setattr(main, "set_environment", lambda cores: None)
-        command = ["mayfly", "corpus", "add", "notes", *map(str, arguments), "--home", str(work.parent / "home")]
+        command = [
+            "mayfly",
+            "corpus",
+            "add",
+            "notes",
+            *map(str, arguments),
+            "--home",
+            str(work.parent / "home"),
+        ]
         monkeypatch.setattr(sys, "argv", command)
         try:
             main.main()
@@ -98,13 +108,20 @@ def test_counts_say_what_happened(work: Path, add: Add) -> None:
         "corpus notes: added 1 documents, replaced 1, 2 sequences; 1 were there already; 1 were empty; "
         "1 rows had no text; 1 could not be read\n"
     )
-    assert "skipped: bad.jsonl, row 2: expected a field `text` that holds a string, not a number\n" in ran.err
+    assert (
+        "skipped: bad.jsonl, row 2: expected a field `text` that holds a string, not a number\n"
+        in ran.err
+    )
     assert "left out: 1 .bin, 1 .docx\n" in ran.err
     assert held(work) == ["new.jsonl#1", "other.md", "same.md"]
 
 
 def test_an_id_that_is_there_twice_is_an_error_with_both_rows(work: Path, add: Add) -> None:
-    rows = ['{"id":2,"text":"whales are mammals"}', '{"text":"trains run"}', '{"id":"2","text":"bees make honey"}']
+    rows = [
+        '{"id":2,"text":"whales are mammals"}',
+        '{"text":"trains run"}',
+        '{"id":"2","text":"bees make honey"}',
+    ]
     write(work / "m.jsonl", "\n".join(rows))
 
     ran = add("m.jsonl")
@@ -113,7 +130,9 @@ def test_an_id_that_is_there_twice_is_an_error_with_both_rows(work: Path, add: A
     assert "m.jsonl, rows 1 and 3 have the same `id` '2'" in ran.err
 
 
-def test_two_files_that_would_be_called_the_same_are_refused_before_anything_is_embedded(work: Path, add: Add) -> None:
+def test_two_files_that_would_be_called_the_same_are_refused_before_anything_is_embedded(
+    work: Path, add: Add
+) -> None:
     write(work / "api/a.md", "Whales are mammals.")
     elsewhere = write(work.parent / "elsewhere/api/a.md", "Trains run on rails.")
 
@@ -140,7 +159,10 @@ def test_an_office_file_that_is_named_is_told_not_to_be_text(work: Path, add: Ad
     ran = add(write(work / "report[1].docx", "PK"))
 
     assert ran.status == 1
-    assert "skipped: report[1].docx is not text, and .docx files are not read: convert it to text first\n" in ran.err
+    assert (
+        "skipped: report[1].docx is not text, and .docx files are not read: convert it to text first\n"
+        in ran.err
+    )
 
 
 def test_what_an_earlier_version_added_is_there_already(
@@ -150,7 +172,9 @@ def test_what_an_earlier_version_added_is_there_already(
 
     write(work / "src/a.md", "Whales are mammals.")
     write(work / "src/b.md", "Trains run on rails.")
-    corpus = Corpus.create(work.parent / "home" / "corpora", "notes", words, tokenizer_digest(tokenizer))
+    corpus = Corpus.create(
+        work.parent / "home" / "corpora", "notes", words, tokenizer_digest(tokenizer)
+    )
     earlier = [Document("a.md", "Whales are mammals."), Document("b.md", "Trains ran on rails.")]
     ingest(corpus, earlier, words, tokenizer)
     corpus.close()
@@ -158,7 +182,10 @@ def test_what_an_earlier_version_added_is_there_already(
     ran = add("src/a.md", "src/b.md")
 
     assert ran.out == "corpus notes: added 1 documents, 1 sequences; 1 were there already\n"
-    assert "note: 1 documents are still there under the names that earlier versions gave them" in ran.err
+    assert (
+        "note: 1 documents are still there under the names that earlier versions gave them"
+        in ran.err
+    )
     assert held(work) == ["a.md", "b.md", "src/b.md"]
 
 
@@ -166,7 +193,11 @@ class Interrupting:
     """A real embedder that is interrupted at its third batch."""
 
     def __init__(self, embedder: Embedder) -> None:
-        self.name, self.revision, self.dimension = embedder.name, embedder.revision, embedder.dimension
+        self.name, self.revision, self.dimension = (
+            embedder.name,
+            embedder.revision,
+            embedder.dimension,
+        )
         self.segments = embedder.segments
         self._embedder, self._left = embedder, 3
 
@@ -177,7 +208,9 @@ class Interrupting:
         return self._embedder.embed(texts)
 
 
-def test_an_interrupted_run_says_what_was_kept_and_goes_on(work: Path, add: Add, words: Embedder) -> None:
+def test_an_interrupted_run_says_what_was_kept_and_goes_on(
+    work: Path, add: Add, words: Embedder
+) -> None:
     for i in range(200):
         write(work / "texts" / f"{i:03}.md", f"Text {i} is about the number {i * i}.")
 
@@ -187,13 +220,18 @@ def test_an_interrupted_run_says_what_was_kept_and_goes_on(work: Path, add: Add,
 
     assert broken.status == 130
     assert 0 < kept < 200
-    assert f"interrupted: {kept} documents with {kept} sequences were added and are kept; the same" in broken.err
+    assert (
+        f"interrupted: {kept} documents with {kept} sequences were added and are kept; the same"
+        in broken.err
+    )
     assert again.out == (
         f"corpus notes: added {200 - kept} documents, {200 - kept} sequences; {kept} were there already\n"
     )
 
 
-def test_on_a_pipe_it_says_how_far_it_is(work: Path, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_pipe_it_says_how_far_it_is(
+    work: Path, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(corpus_add, "EVERY_SECONDS", 0.0)
     for i in range(100):
         write(work / f"{i:03}.md", f"Text {i} is about the number {i * i}.")

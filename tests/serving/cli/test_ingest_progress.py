@@ -1,4 +1,6 @@
-"""How far an ingest is: what is told, when, and that what is passed over makes no promise for the rest."""
+"""How far an ingest is: what is told, when, and that what is passed over makes no promise for the
+rest.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ def test_what_was_there_already_is_no_measure_of_the_rest() -> None:
     progress.settled("new", 6000)
     progress.close_file()
 
-    assert str(progress) == "2 of 3 files, 2.0 of 3.0 MB, 6,000 sequences, 10.0 a second, about 10 min left"
+    assert (
+        str(progress)
+        == "2 of 3 files, 2.0 of 3.0 MB, 6,000 sequences, 10.0 a second, about 10 min left"
+    )
 
 
 def test_a_table_has_as_many_bytes_as_its_file_whatever_it_unfolds_to() -> None:

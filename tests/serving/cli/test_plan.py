@@ -1,4 +1,6 @@
-"""`mayfly plan`: measured once, kept, and planned with for other models and machines; wrong input in one line."""
+"""`mayfly plan`: measured once, kept, and planned with for other models and machines; wrong input
+in one line.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def planned(*options: str) -> dict[str, Any]:
 
 def test_what_is_measured_is_kept_and_planned_with(tmp_path: Path) -> None:
     file = str(tmp_path / "pieces.json")
-    first = planned("--sequence-tokens", "32", "--steps", "5", "--save", file, "--home", str(tmp_path))
+    first = planned(
+        "--sequence-tokens", "32", "--steps", "5", "--save", file, "--home", str(tmp_path)
+    )
 
     again = planned("--sequence-tokens", "32", "--steps", "5", "--measured", file)
 
@@ -47,7 +51,18 @@ def test_what_is_measured_is_kept_and_planned_with(tmp_path: Path) -> None:
 
 
 def test_a_table_for_people_says_what_it_rests_on(kept: str) -> None:
-    result = plan("--measured", kept, "--rate", "50", "--parameters", "1e9", "--flops", "4e14", "--bandwidth", "3e12")
+    result = plan(
+        "--measured",
+        kept,
+        "--rate",
+        "50",
+        "--parameters",
+        "1e9",
+        "--flops",
+        "4e14",
+        "--bandwidth",
+        "3e12",
+    )
 
     assert result.exit_code == 0, result.output
     for words in (
@@ -69,7 +84,9 @@ def test_a_table_for_people_says_what_it_rests_on(kept: str) -> None:
 
 
 def test_a_larger_model_has_a_larger_rank(kept: str) -> None:
-    small, large = (planned("--measured", kept, "--parameters", size)["pieces"] for size in ("1e7", "1e9"))
+    small, large = (
+        planned("--measured", kept, "--parameters", size)["pieces"] for size in ("1e7", "1e9")
+    )
 
     assert (small["rank"], large["rank"]) == (16, 64)
 
@@ -95,7 +112,9 @@ def test_requests_that_nobody_adapts_need_an_engine_alone(kept: str) -> None:
         (("--corpus", "nowhere"), "nowhere"),
     ],
 )
-def test_wrong_input_is_an_error_that_a_user_can_mend(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+def test_wrong_input_is_an_error_that_a_user_can_mend(
+    tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
     result = plan(*options, "--home", str(tmp_path))
 
     assert result.exit_code == 1
@@ -105,5 +124,8 @@ def test_wrong_input_is_an_error_that_a_user_can_mend(tmp_path: Path, options: t
 
 
 def test_options_that_contradict_each_other_are_refused(kept: str, tmp_path: Path) -> None:
-    for options in (("--measured", kept, "--corpus", "nx"), ("--save", str(tmp_path / "no" / "file"))):
+    for options in (
+        ("--measured", kept, "--corpus", "nx"),
+        ("--save", str(tmp_path / "no" / "file")),
+    ):
         assert plan(*options).exit_code == 2

@@ -1,4 +1,6 @@
-"""Long work speaks on a pipe: at once, every few seconds, when there is no news for long, and when it is broken off."""
+"""Long work speaks on a pipe: at once, every few seconds, when there is no news for long, and when
+it is broken off.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import pytest
 import typer
 
 from serving.cli.console import PlainConsole
-from serving.cli.progress import EVERY_SECONDS, QUIET_SECONDS, Lines, kept_when_broken_off, reporting, working
+from serving.cli.progress import (
+    EVERY_SECONDS,
+    QUIET_SECONDS,
+    Lines,
+    kept_when_broken_off,
+    reporting,
+    working,
+)
 from serving.environment import START_NEWS
 from serving.observability.start_news import READY, News, following, starting, tell
 
@@ -44,7 +53,9 @@ def written(console: PlainConsole) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_counted_work_tells_a_line_every_few_seconds_with_speed_and_time_left(pipe: PlainConsole, clock: Clock) -> None:
+def test_counted_work_tells_a_line_every_few_seconds_with_speed_and_time_left(
+    pipe: PlainConsole, clock: Clock
+) -> None:
     with reporting("embedding [x]", "sequences", 1000, console=pipe, clock=clock) as done:
         for _ in range(10):
             clock.now += 1.0
@@ -64,7 +75,9 @@ def test_short_work_says_nothing(pipe: PlainConsole, clock: Clock) -> None:
     assert written(pipe) == []
 
 
-def test_work_that_goes_on_where_it_was_does_not_count_the_rest_as_its_own(pipe: PlainConsole, clock: Clock) -> None:
+def test_work_that_goes_on_where_it_was_does_not_count_the_rest_as_its_own(
+    pipe: PlainConsole, clock: Clock
+) -> None:
     with reporting("embedding", "sequences", 1000, console=pipe, clock=clock) as done:
         done.resume(500)
         clock.now += EVERY_SECONDS
@@ -87,7 +100,9 @@ def test_without_news_it_says_that_it_still_works(clock: Clock) -> None:
                     "measuring: training"]  # fmt: skip
 
 
-def test_work_that_is_not_counted_speaks_at_once_and_step_by_step(pipe: PlainConsole, clock: Clock) -> None:
+def test_work_that_is_not_counted_speaks_at_once_and_step_by_step(
+    pipe: PlainConsole, clock: Clock
+) -> None:
     with working("measuring", pipe, clock) as status:
         status.step("choosing")
         status.update("a step just after it")
@@ -105,8 +120,13 @@ def test_its_thread_ends_with_the_work(pipe: PlainConsole) -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_a_command_that_is_broken_off_says_what_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as ended, kept_when_broken_off(lambda: "3 of 5 [new] embeddings are kept"):
+def test_a_command_that_is_broken_off_says_what_was_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with (
+        pytest.raises(typer.Exit) as ended,
+        kept_when_broken_off(lambda: "3 of 5 [new] embeddings are kept"),
+    ):
         raise KeyboardInterrupt
 
     assert ended.value.exit_code == 130
@@ -155,7 +175,9 @@ def test_why_a_part_did_not_start_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert news.failures == {"engine": "1 error max_model_len is too long"}
 
 
-def test_news_are_passed_on_while_somebody_waits_and_dropped_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_news_are_passed_on_while_somebody_waits_and_dropped_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv(START_NEWS, raising=False)
     said: list[str] = []
     told = threading.Event()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.conversations.completion_reader import Heard, Spoken
+from serving.conversations.completion_reader import AssistantMessage, CompletionReader
 from serving.http.body import MAX_BODY
 
 # As vLLM 0.32 writes them.
@@ -19,7 +19,12 @@ CHAT = {
     "choices": [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "Grüße, 世界!\n", "refusal": None, "reasoning": None},
+            "message": {
+                "role": "assistant",
+                "content": "Grüße, 世界!\n",
+                "refusal": None,
+                "reasoning": None,
+            },
             "logprobs": None,
             "finish_reason": "stop",
             "stop_reason": None,
@@ -28,7 +33,11 @@ CHAT = {
     "usage": {"prompt_tokens": 3, "total_tokens": 9},
 }
 CALLS = [
-    {"id": "call-a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}},
+    {
+        "id": "call-a",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Bern"}'},
+    },
     {"id": "call-b", "type": "function", "function": {"name": "time", "arguments": "{}"}},
 ]
 RESPONSE = {
@@ -36,13 +45,26 @@ RESPONSE = {
     "object": "response",
     "status": "completed",
     "output": [
-        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+        },
         {
             "type": "message",
             "role": "assistant",
-            "content": [{"type": "output_text", "text": "Let me "}, {"type": "output_text", "text": "see."}],
+            "content": [
+                {"type": "output_text", "text": "Let me "},
+                {"type": "output_text", "text": "see."},
+            ],
         },
-        {"type": "function_call", "call_id": "call-a", "name": "weather", "arguments": '{"city": "Bern"}'},
+        {
+            "type": "function_call",
+            "call_id": "call-a",
+            "name": "weather",
+            "arguments": '{"city": "Bern"}',
+        },
     ],
 }
 
@@ -52,19 +74,23 @@ def body(*choices: dict[str, Any]) -> bytes:
 
 
 def stream(*chunks: dict[str, Any], done: bool = True) -> bytes:
-    events = [b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n" for chunk in chunks]
+    events = [
+        b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n" for chunk in chunks
+    ]
     return b"".join(events) + (b"data: [DONE]\n\n" if done else b"")
 
 
 def chunk(index: int = 0, finish_reason: str | None = None, **said: Any) -> dict[str, Any]:
     """An event of a chat, or, with `text`, of a completion."""
     choice = said if "text" in said else {"delta": said}
-    return {"choices": [{"index": index, "logprobs": None, "finish_reason": finish_reason, **choice}]}
+    return {
+        "choices": [{"index": index, "logprobs": None, "finish_reason": finish_reason, **choice}]
+    }
 
 
-def heard(content: bytes, cuts: tuple[int, ...] = ()) -> tuple[Spoken, ...]:
+def heard(content: bytes, cuts: tuple[int, ...] = ()) -> tuple[AssistantMessage, ...]:
     """What is heard of this content, cut into pieces."""
-    ears = Heard(MAX_BODY)
+    ears = CompletionReader(MAX_BODY)
     ends = [*sorted(min(cut, len(content)) for cut in cuts), len(content)]
     for start, end in zip([0, *ends], ends, strict=False):
         ears.feed(content[start:end])
@@ -73,34 +99,46 @@ def heard(content: bytes, cuts: tuple[int, ...] = ()) -> tuple[Spoken, ...]:
 
 class TestBodies:
     def test_a_chat(self) -> None:
-        assert heard(json.dumps(CHAT).encode()) == (Spoken("Grüße, 世界!\n"),)
+        assert heard(json.dumps(CHAT).encode()) == (AssistantMessage("Grüße, 世界!\n"),)
 
     def test_a_completion_of_two_choices(self) -> None:
         content = body(
-            {"index": 1, "text": " b", "finish_reason": "length"}, {"index": 0, "text": " a", "finish_reason": "stop"}
+            {"index": 1, "text": " b", "finish_reason": "length"},
+            {"index": 0, "text": " a", "finish_reason": "stop"},
         )
 
-        assert heard(content) == (Spoken(" a"), Spoken(" b"))
+        assert heard(content) == (AssistantMessage(" a"), AssistantMessage(" b"))
 
     def test_tool_calls_without_a_text(self) -> None:
         message = {"role": "assistant", "content": None, "tool_calls": CALLS}
         content = body({"index": 0, "message": message, "finish_reason": "tool_calls"})
 
-        expected = Spoken("", (("weather", '{"city": "Bern"}'), ("time", "{}")))
+        expected = AssistantMessage("", (("weather", '{"city": "Bern"}'), ("time", "{}")))
         assert heard(content) == (expected,)
 
     def test_a_response(self) -> None:
-        assert heard(json.dumps(RESPONSE).encode()) == (Spoken("Let me see.", (("weather", '{"city": "Bern"}'),)),)
+        assert heard(json.dumps(RESPONSE).encode()) == (
+            AssistantMessage("Let me see.", (("weather", '{"city": "Bern"}'),)),
+        )
 
     def test_asked_twice_it_says_the_same(self) -> None:
-        ears = Heard(MAX_BODY)
+        ears = CompletionReader(MAX_BODY)
         ears.feed(json.dumps(CHAT).encode())
 
-        assert ears.answers() == ears.answers() == (Spoken("Grüße, 世界!\n"),)
+        assert ears.answers() == ears.answers() == (AssistantMessage("Grüße, 世界!\n"),)
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"{", b"[]", b"null", b"\xff", b'{"error": {"message": "no"}}', b'{"choices": null}', b"[" * 100_000],
+        [
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b"\xff",
+            b'{"error": {"message": "no"}}',
+            b'{"choices": null}',
+            b"[" * 100_000,
+        ],
     )
     def test_what_is_no_answer_is_not_heard(self, content: bytes) -> None:
         assert heard(content) == ()
@@ -116,7 +154,9 @@ class TestStreams:
             {"choices": [], "usage": {"total_tokens": 9}},
         )
 
-        assert heard(b": adapting: step 1 of 2\n\n" + events) == (Spoken("Grüße, 世界!\n"),)
+        assert heard(b": adapting: step 1 of 2\n\n" + events) == (
+            AssistantMessage("Grüße, 世界!\n"),
+        )
 
     def test_choices_that_take_turns(self) -> None:
         events = stream(
@@ -126,7 +166,7 @@ class TestStreams:
             chunk(0, text="b", finish_reason="stop"),
         )
 
-        assert heard(events) == (Spoken("ab"), Spoken("xy"))
+        assert heard(events) == (AssistantMessage("ab"), AssistantMessage("xy"))
 
     def test_tool_calls_come_in_pieces(self) -> None:
         first, second = {"name": "weather", "arguments": ""}, {"name": "time", "arguments": "{}"}
@@ -135,19 +175,28 @@ class TestStreams:
             chunk(tool_calls=[{"index": 0, "id": "call-a", "type": "function", "function": first}]),
             chunk(tool_calls=[{"index": 0, "function": {"arguments": '{"city": '}}]),
             chunk(tool_calls=[{"index": 0, "function": {"arguments": '"Bern"}'}}]),
-            chunk(tool_calls=[{"index": 1, "id": "call-b", "type": "function", "function": second}]),
+            chunk(
+                tool_calls=[{"index": 1, "id": "call-b", "type": "function", "function": second}]
+            ),
             chunk(finish_reason="tool_calls"),
         )
 
-        assert heard(events) == (Spoken("Let me see.", (("weather", '{"city": "Bern"}'), ("time", "{}"))),)
+        assert heard(events) == (
+            AssistantMessage("Let me see.", (("weather", '{"city": "Bern"}'), ("time", "{}"))),
+        )
 
     def test_a_response_is_told_whole_at_its_end(self) -> None:
         events: list[dict[str, Any]] = [
-            {"type": "response.created", "response": {**RESPONSE, "status": "in_progress", "output": []}},
+            {
+                "type": "response.created",
+                "response": {**RESPONSE, "status": "in_progress", "output": []},
+            },
             {"type": "response.output_text.delta", "delta": "Let me "},
             {"type": "response.completed", "response": RESPONSE},
         ]
-        content = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events]
+        content = [
+            f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events
+        ]
 
         assert heard(b"".join(content)) == heard(json.dumps(RESPONSE).encode())
         assert heard(b"".join(content[:2])) == ()
@@ -155,7 +204,7 @@ class TestStreams:
     def test_one_that_is_broken_off_was_not_heard(self) -> None:
         whole = stream(chunk(text="a"), chunk(text="b", finish_reason="stop"))
 
-        assert heard(whole) == (Spoken("ab"),)
+        assert heard(whole) == (AssistantMessage("ab"),)
         for length in range(len(whole) - len(b"\n\n")):
             assert heard(whole[:length]) == ()
 
@@ -166,9 +215,11 @@ class TestStreams:
 
     @pytest.mark.parametrize("end", ["abort", "error", None])
     def test_a_choice_that_did_not_end_well_is_left_out(self, end: str | None) -> None:
-        events = stream(chunk(0, text="a", finish_reason="stop"), chunk(1, text="b", finish_reason=end))
+        events = stream(
+            chunk(0, text="a", finish_reason="stop"), chunk(1, text="b", finish_reason=end)
+        )
 
-        assert heard(events) == (Spoken("a"),)
+        assert heard(events) == (AssistantMessage("a"),)
 
     def test_who_says_nothing_is_left_out(self) -> None:
         assert heard(stream(chunk(role="assistant", content=""), chunk(finish_reason="stop"))) == ()
@@ -178,8 +229,8 @@ class TestStreams:
 def test_nothing_is_held_of_an_answer_beyond_the_limit(is_stream: bool) -> None:
     choice = {"index": 0, "text": "a" * 100, "finish_reason": "stop"}
     content = stream({"choices": [choice]}) if is_stream else body(choice)
-    for most, expected in ((len(content), (Spoken("a" * 100),)), (len(content) - 1, ())):
-        ears = Heard(most)
+    for most, expected in ((len(content), (AssistantMessage("a" * 100),)), (len(content) - 1, ())):
+        ears = CompletionReader(most)
 
         for byte in content:
             ears.feed(bytes([byte]))
@@ -190,17 +241,26 @@ def test_nothing_is_held_of_an_answer_beyond_the_limit(is_stream: bool) -> None:
 _TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=5), min_size=1, max_size=4)
 
 
-@given(st.lists(_TEXTS, min_size=1, max_size=3), st.lists(st.integers(0, 600), max_size=6), st.booleans())
-def test_a_stream_however_cut_says_what_the_body_says(answers: list[list[str]], cuts: list[int], is_chat: bool) -> None:
+@given(
+    st.lists(_TEXTS, min_size=1, max_size=3),
+    st.lists(st.integers(0, 600), max_size=6),
+    st.booleans(),
+)
+def test_a_stream_however_cut_says_what_the_body_says(
+    answers: list[list[str]], cuts: list[int], is_chat: bool
+) -> None:
     name = "content" if is_chat else "text"
     pieces = [chunk(i, **{name: text}) for i, texts in enumerate(answers) for text in texts]
     ends = [chunk(i, finish_reason="stop", **{name: ""}) for i in range(len(answers))]
     whole: list[dict[str, Any]] = [
-        {"index": i, "finish_reason": "stop"} | ({"message": {"content": text}} if is_chat else {"text": text})
+        {"index": i, "finish_reason": "stop"}
+        | ({"message": {"content": text}} if is_chat else {"text": text})
         for i, text in enumerate("".join(texts) for texts in answers)
     ]
 
     found = heard(stream(*pieces, *ends), cuts=tuple(cuts))
 
     assert found == heard(body(*whole))
-    assert [spoken.text for spoken in found] == [text for texts in answers if (text := "".join(texts))]
+    assert [spoken.text for spoken in found] == [
+        text for texts in answers if (text := "".join(texts))
+    ]

@@ -1,4 +1,6 @@
-"""Talk: the next request begins with the turn before it, in whatever words of its own a client sends that back."""
+"""Talk: the next request begins with the turn before it, in whatever words of its own a client
+sends that back.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +13,31 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionMessage
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage
 
-from serving.conversations.completion_reader import Spoken
-from serving.conversations.transcript import Talk, read_talk
+from serving.conversations.completion_reader import AssistantMessage
+from serving.conversations.transcript import Transcript, parse_transcript
 
 QUESTION = {"role": "user", "content": "How do I ask for leave?"}
-ANSWER = Spoken("In the yellow book.")
+ANSWER = AssistantMessage("In the yellow book.")
 THANKS = {"role": "user", "content": "And how much?"}
 ARGUMENTS = '{"days": 2, "half": false}'
-CALLED = [{"id": "call-1", "type": "function", "function": {"name": "leave", "arguments": ARGUMENTS}}]
-CALL = Spoken("", (("leave", ARGUMENTS),))
+CALLED = [
+    {"id": "call-1", "type": "function", "function": {"name": "leave", "arguments": ARGUMENTS}}
+]
+CALL = AssistantMessage("", (("leave", ARGUMENTS),))
 RESULT = {"role": "tool", "tool_call_id": "call-1", "content": "granted"}
 
 
-def talk(body: dict[str, Any]) -> Talk:
-    found = read_talk(body)
+def talk(body: dict[str, Any]) -> Transcript:
+    found = parse_transcript(body)
     assert found is not None
     return found
 
 
-def chat(*messages: dict[str, Any]) -> Talk:
+def chat(*messages: dict[str, Any]) -> Transcript:
     return talk({"messages": list(messages)})
 
 
-def response(*items: Any, instructions: str | None = "Be brief.") -> Talk:
+def response(*items: Any, instructions: str | None = "Be brief.") -> Transcript:
     return talk({"input": list(items), "instructions": instructions})
 
 
@@ -41,7 +45,7 @@ def assistant(content: Any, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **more}
 
 
-def follows(later: Talk, earlier: Talk, answer: Spoken = ANSWER) -> bool:
+def follows(later: Transcript, earlier: Transcript, answer: AssistantMessage = ANSWER) -> bool:
     return later.said.startswith(earlier.answered(answer))
 
 
@@ -51,14 +55,29 @@ class TestChats:
         [
             assistant("In the yellow book."),
             assistant([{"type": "text", "text": "In the yellow book."}]),
-            assistant([{"type": "text", "text": "In the "}, {"type": "text", "text": "yellow book."}]),
-            assistant("In the yellow book.\n", refusal=None, audio=None, tool_calls=None, name=None, reasoning="Hm."),
+            assistant(
+                [{"type": "text", "text": "In the "}, {"type": "text", "text": "yellow book."}]
+            ),
+            assistant(
+                "In the yellow book.\n",
+                refusal=None,
+                audio=None,
+                tool_calls=None,
+                name=None,
+                reasoning="Hm.",
+            ),
             assistant("In the yellow book.", tool_calls=[], annotations=[]),
         ],
     )
     @pytest.mark.parametrize(
         "question",
-        [QUESTION, {"role": "user", "content": [{"type": "text", "text": QUESTION["content"], "cache_control": {}}]}],
+        [
+            QUESTION,
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": QUESTION["content"], "cache_control": {}}],
+            },
+        ],
     )
     def test_the_same_text(self, question: dict[str, Any], message: dict[str, Any]) -> None:
         assert follows(chat(question, message, THANKS), chat(QUESTION))
@@ -73,13 +92,17 @@ class TestChats:
     )
     @pytest.mark.parametrize("content", [None, "", []])
     def test_the_same_calls(self, content: Any, calls: list[dict[str, Any]]) -> None:
-        assert follows(chat(QUESTION, assistant(content, tool_calls=calls), RESULT), chat(QUESTION), CALL)
+        assert follows(
+            chat(QUESTION, assistant(content, tool_calls=calls), RESULT), chat(QUESTION), CALL
+        )
 
     @pytest.mark.parametrize(
         ("answer", "message"),
         [(ANSWER, assistant(ANSWER.text)), (CALL, assistant(None, tool_calls=CALLED))],
     )
-    def test_as_openai_python_gives_a_message_back(self, answer: Spoken, message: dict[str, Any]) -> None:
+    def test_as_openai_python_gives_a_message_back(
+        self, answer: AssistantMessage, message: dict[str, Any]
+    ) -> None:
         given = ChatCompletionMessage.model_validate(message)
 
         for sent in (given.model_dump(), given.to_dict(), json.loads(given.model_dump_json())):
@@ -91,7 +114,12 @@ class TestChats:
             assistant("In the Yellow book."),
             assistant("In the yellow book.", tool_calls=CALLED),
             {"role": "user", "content": "In the yellow book."},
-            assistant([{"type": "text", "text": ANSWER.text}, {"type": "image_url", "image_url": {"url": "x"}}]),
+            assistant(
+                [
+                    {"type": "text", "text": ANSWER.text},
+                    {"type": "image_url", "image_url": {"url": "x"}},
+                ]
+            ),
             assistant(None),
         ],
     )
@@ -100,7 +128,10 @@ class TestChats:
 
     @pytest.mark.parametrize("arguments", ["", "{", "[" * 100_000, "NaN", None, 3, {"days": 2}])
     def test_calls_that_are_none_are_taken_as_they_are(self, arguments: Any) -> None:
-        odd = assistant(None, tool_calls=[{"function": {"name": "leave", "arguments": arguments}}, "odd", {"id": 3}])
+        odd = assistant(
+            None,
+            tool_calls=[{"function": {"name": "leave", "arguments": arguments}}, "odd", {"id": 3}],
+        )
 
         assert follows(chat(QUESTION, odd, assistant(ANSWER.text)), chat(QUESTION, odd))
         assert not follows(chat(QUESTION, odd, assistant(ANSWER.text)), chat(QUESTION))
@@ -113,11 +144,20 @@ class TestResponses:
             "type": "message",
             "role": "assistant",
             "status": "completed",
-            "content": [{"type": "output_text", "text": ANSWER.text, "annotations": [], "logprobs": None}],
+            "content": [
+                {"type": "output_text", "text": ANSWER.text, "annotations": [], "logprobs": None}
+            ],
         }
         given = ResponseOutputMessage.model_validate(item)
-        thought = {"type": "reasoning", "id": "rs-1", "summary": [{"type": "summary_text", "text": "Hm"}]}
-        question = {"role": "user", "content": [{"type": "input_text", "text": QUESTION["content"]}]}
+        thought = {
+            "type": "reasoning",
+            "id": "rs-1",
+            "summary": [{"type": "summary_text", "text": "Hm"}],
+        }
+        question = {
+            "role": "user",
+            "content": [{"type": "input_text", "text": QUESTION["content"]}],
+        }
 
         for sent in (given.model_dump(), given.to_dict()):
             assert follows(response(question, thought, sent, THANKS), response(QUESTION))
@@ -126,22 +166,31 @@ class TestResponses:
         assert not follows(response(QUESTION, item, THANKS, instructions="Be long."), asked)
 
     def test_calls_are_items_of_their_own(self) -> None:
-        call = ResponseFunctionToolCall(type="function_call", call_id="call-1", name="leave", arguments=ARGUMENTS)
+        call = ResponseFunctionToolCall(
+            type="function_call", call_id="call-1", name="leave", arguments=ARGUMENTS
+        )
         granted = {"type": "function_call_output", "call_id": "call-1", "output": "granted"}
-        text = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I ask."}]}
+        text = {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "I ask."}],
+        }
 
         alone = response(QUESTION, call.model_dump(), granted)
         twice = response(QUESTION, text, call.to_dict(), call.to_dict(), granted, THANKS)
 
         assert follows(alone, response(QUESTION), CALL)
-        assert follows(twice, response(QUESTION), Spoken("I ask.", CALL.calls * 2))
-        assert not follows(twice, response(QUESTION), Spoken("I ask.", CALL.calls))
+        assert follows(twice, response(QUESTION), AssistantMessage("I ask.", CALL.calls * 2))
+        assert not follows(twice, response(QUESTION), AssistantMessage("I ask.", CALL.calls))
 
     @pytest.mark.parametrize(
         "items",
         [
             [{"type": "function_call"}],
-            [{"role": "assistant", "tool_calls": 3}, {"type": "function_call", "name": 3, "arguments": []}],
+            [
+                {"role": "assistant", "tool_calls": 3},
+                {"type": "function_call", "name": 3, "arguments": []},
+            ],
             [{"type": ["message"], "role": {}, "content": 3}, {"type": "function_call_output"}],
         ],
     )
@@ -150,13 +199,21 @@ class TestResponses:
 
 
 class TestCompletions:
-    @pytest.mark.parametrize("prompt", ["Once upon a time", "Once upon a time, ünd", ["Once upon a time there was"]])
+    @pytest.mark.parametrize(
+        "prompt", ["Once upon a time", "Once upon a time, ünd", ["Once upon a time there was"]]
+    )
     def test_a_prompt_that_goes_on(self, prompt: Any) -> None:
-        assert follows(talk({"prompt": prompt}), talk({"prompt": "Once upon"}), Spoken(" a time"))
+        assert follows(
+            talk({"prompt": prompt}), talk({"prompt": "Once upon"}), AssistantMessage(" a time")
+        )
 
-    @pytest.mark.parametrize("prompt", ["Once upon", "Once upon a tim", "once upon a time", " Once upon a time"])
+    @pytest.mark.parametrize(
+        "prompt", ["Once upon", "Once upon a tim", "once upon a time", " Once upon a time"]
+    )
     def test_another_prompt(self, prompt: Any) -> None:
-        assert not follows(talk({"prompt": prompt}), talk({"prompt": "Once upon"}), Spoken(" a time"))
+        assert not follows(
+            talk({"prompt": prompt}), talk({"prompt": "Once upon"}), AssistantMessage(" a time")
+        )
 
     def test_one_that_spells_a_chat_is_none(self) -> None:
         spelling = chat(QUESTION).answered(ANSWER).decode()
@@ -181,18 +238,23 @@ class TestCompletions:
     ],
 )
 def test_what_nothing_can_follow(body: dict[str, Any]) -> None:
-    assert read_talk(body) is None
+    assert parse_transcript(body) is None
 
 
 _TEXTS = st.sampled_from(["a", "b", "ab", "a\n", '", "', "[]", ""])
-_MESSAGES = st.lists(st.builds(lambda role, text: {"role": role, "content": text}, st.sampled_from("ux"), _TEXTS))
+_MESSAGES = st.lists(
+    st.builds(lambda role, text: {"role": role, "content": text}, st.sampled_from("ux"), _TEXTS)
+)
 
 
 @given(_MESSAGES, _MESSAGES)
 def test_one_chat_begins_with_another_if_its_messages_do(
     earlier: list[dict[str, str]], later: list[dict[str, str]]
 ) -> None:
-    plain = [[(message["role"], message["content"].strip()) for message in messages] for messages in (earlier, later)]
+    plain = [
+        [(message["role"], message["content"].strip()) for message in messages]
+        for messages in (earlier, later)
+    ]
 
     begins = chat(*later).said.startswith(chat(*earlier).said)
 

@@ -19,7 +19,12 @@ xgrammar = pytest.importorskip("xgrammar")
 
 LOOP: dict[str, Any] = {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
 TREE = {
-    "$defs": {"t": {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/t"}}}}},
+    "$defs": {
+        "t": {
+            "type": "object",
+            "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
+        }
+    },
     "$ref": "#/$defs/t",
 }
 
@@ -33,15 +38,26 @@ def of_schema(schema: dict[str, Any]) -> str:
     [
         LOOP,
         {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
-        {**LOOP, "$ref": None, "type": "object", "properties": {"k": {"$ref": "#/$defs/a"}}, "required": ["k"]},
         {
             **LOOP,
             "$ref": None,
-            "anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}],
+            "type": "object",
+            "properties": {"k": {"$ref": "#/$defs/a"}},
+            "required": ["k"],
+        },
+        {
+            **LOOP,
+            "$ref": None,
+            "anyOf": [
+                {"type": "null"},
+                {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1},
+            ],
         },
     ],
 )
-def test_a_schema_that_is_a_reference_to_itself_leads_nowhere_wherever_it_stands(schema: dict[str, Any]) -> None:
+def test_a_schema_that_is_a_reference_to_itself_leads_nowhere_wherever_it_stands(
+    schema: dict[str, Any],
+) -> None:
     schema = {key: value for key, value in schema.items() if value is not None}
 
     assert dead_end(of_schema(schema)) is not None
@@ -102,7 +118,9 @@ class Manager:
 
 def asking(text: str) -> Any:
     return SimpleNamespace(
-        structured_output_request=SimpleNamespace(structured_output_key=("json", text), _grammar=None)
+        structured_output_request=SimpleNamespace(
+            structured_output_key=("json", text), _grammar=None
+        )
     )
 
 

@@ -32,13 +32,18 @@ sys.stdin.read()
 def owner(root: Path) -> tuple[subprocess.Popen[str], Path]:
     """A process with a staging folder of its own, that lives until it is killed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _OWNER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _OWNER, str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
 
-def test_what_a_killed_server_left_is_swept_with_the_shared_memory_that_it_named(tmp_path: Path) -> None:
+def test_what_a_killed_server_left_is_swept_with_the_shared_memory_that_it_named(
+    tmp_path: Path,
+) -> None:
     root = tmp_path / "memory"
     root.mkdir()
     process, folder = owner(root)
@@ -127,7 +132,9 @@ def test_what_is_no_folder_is_not_followed(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("name", ["mayfly-my-corpus", "mayfly-run-1", "mayfly-12-and-more", "mayfly-entrance-abcdefgh"])
+@pytest.mark.parametrize(
+    "name", ["mayfly-my-corpus", "mayfly-run-1", "mayfly-12-and-more", "mayfly-entrance-abcdefgh"]
+)
 def test_folders_that_are_not_a_servers_stay(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "kept").write_text("kept")

@@ -1,4 +1,6 @@
-"""Turns in the engine: a request of thousands of prompts leaves room for others, in vLLM and in the event loop."""
+"""Turns in the engine: a request of thousands of prompts leaves room for others, in vLLM and in the
+event loop.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,16 @@ class Vllm:
         self.checked: list[str] = []
         self.running = self.most = 0
         self.go_on = asyncio.Event()
-        self.input_processor = SimpleNamespace(process_inputs=lambda name, *_: self.checked.append(name))
+        self.input_processor = SimpleNamespace(
+            process_inputs=lambda name, *_: self.checked.append(name)
+        )
 
     async def get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
 
-    async def generate(self, prompt: Any, params: Any, name: str, *, priority: int = 0) -> AsyncIterator[str]:
+    async def generate(
+        self, prompt: Any, params: Any, name: str, *, priority: int = 0
+    ) -> AsyncIterator[str]:
         self.began[name] = priority
         self.running += 1
         self.most = max(self.most, self.running)
@@ -79,7 +85,10 @@ async def ask(engine: Engine, name: str, prompts: int, adapts: bool) -> list[str
     params = SimpleNamespace(clone=lambda: None)
 
     async def generation(number: int) -> str:
-        (said,) = [text async for text in engine._llm.generate("text", params, f"{name}-{number}", priority=7)]
+        (said,) = [
+            text
+            async for text in engine._llm.generate("text", params, f"{name}-{number}", priority=7)
+        ]
         return str(said)
 
     token = REQUEST.set(Request(adapts))
@@ -99,7 +108,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("adapts", [True, False])
-async def test_a_request_with_many_prompts_leaves_room_in_the_engine(engine: Engine, vllm: Vllm, adapts: bool) -> None:
+async def test_a_request_with_many_prompts_leaves_room_in_the_engine(
+    engine: Engine, vllm: Vllm, adapts: bool
+) -> None:
     large = asyncio.create_task(ask(engine, "large", _PROMPTS, adapts))
     await until(lambda: len(vllm.began) == 6)
     small = asyncio.create_task(ask(engine, "small", 1, adapts))
@@ -113,7 +124,9 @@ async def test_a_request_with_many_prompts_leaves_room_in_the_engine(engine: Eng
     assert sorted(vllm.began.values()) == [0, *range(_PROMPTS)]
 
 
-async def test_a_small_request_is_looked_at_before_the_many_prompts_of_a_large_one(engine: Engine, vllm: Vllm) -> None:
+async def test_a_small_request_is_looked_at_before_the_many_prompts_of_a_large_one(
+    engine: Engine, vllm: Vllm
+) -> None:
     vllm.go_on.set()
     large = asyncio.create_task(ask(engine, "large", _PROMPTS, True))
     await until(lambda: bool(vllm.checked))
@@ -164,7 +177,11 @@ def test_a_threads_work_is_done_in_turns_by_its_owner() -> None:
 def test_work_that_fails_or_was_cancelled_holds_up_no_other() -> None:
     free, executor = threading.Event(), TurnsExecutor(lambda: None)
     executor.submit(free.wait, 30)
-    fails, cancelled, sound = executor.submit(int, "x"), executor.submit(int, "1"), executor.submit(int, "2")
+    fails, cancelled, sound = (
+        executor.submit(int, "x"),
+        executor.submit(int, "1"),
+        executor.submit(int, "2"),
+    )
 
     assert cancelled.cancel()
     free.set()

@@ -32,7 +32,9 @@ WITH_KEYS = Browsers("0.0.0.0", has_keys=True)
         None,
     ],
 )
-def test_an_open_server_on_loopback_is_reached_by_names_that_no_page_can_take(host: str | None) -> None:
+def test_an_open_server_on_loopback_is_reached_by_names_that_no_page_can_take(
+    host: str | None,
+) -> None:
     ON_LOOPBACK.check("POST", host, None)
 
 
@@ -65,7 +67,9 @@ def test_it_answers_to_no_other_name_and_says_how_it_would(host: str, method: st
     assert repr(host) in str(refused.value)
 
 
-@pytest.mark.parametrize("host", ["10.1.2.3:8000", "[2001:db8::1]", "localhost", socket.gethostname(), "0.0.0.0:8000"])
+@pytest.mark.parametrize(
+    "host", ["10.1.2.3:8000", "[2001:db8::1]", "localhost", socket.gethostname(), "0.0.0.0:8000"]
+)
 def test_one_bound_to_every_address_is_reached_by_any_and_by_the_machines_name(host: str) -> None:
     EVERYWHERE.check("POST", host, None)
 
@@ -75,7 +79,9 @@ def test_not_by_a_name_that_dns_may_point_at_it() -> None:
         EVERYWHERE.check("GET", "evil.example:8000", None)
 
 
-@pytest.mark.parametrize(("bound", "host"), [("192.168.1.5", "192.168.1.5:8000"), ("fd00::1", "[FD00:0::1]:8000")])
+@pytest.mark.parametrize(
+    ("bound", "host"), [("192.168.1.5", "192.168.1.5:8000"), ("fd00::1", "[FD00:0::1]:8000")]
+)
 def test_the_address_that_it_is_bound_to_is_its_own(bound: str, host: str) -> None:
     Browsers(bound).check("GET", host, None)
     with pytest.raises(HostError):
@@ -155,14 +161,17 @@ def test_names_and_origins_are_compared_as_browsers_write_them() -> None:
     assert origins(["*"], has_keys=True) == ("*",)
 
 
-@pytest.mark.parametrize("said", ["", "gpu.example:8000", "http://gpu.example", "*", "*.example", "a b", "a/b", "a,b"])
+@pytest.mark.parametrize(
+    "said", ["", "gpu.example:8000", "http://gpu.example", "*", "*.example", "a b", "a/b", "a,b"]
+)
 def test_a_name_that_is_not_one_is_told(said: str) -> None:
     with pytest.raises(ValueError, match="allowed-host is"):
         host_names([said])
 
 
 @pytest.mark.parametrize(
-    "said", ["", "null", "app.example", "https://", "https://a/b", "https://a?b", "https://u@a", "*"]
+    "said",
+    ["", "null", "app.example", "https://", "https://a/b", "https://a?b", "https://u@a", "*"],
 )
 def test_an_origin_that_is_not_one_is_told(said: str) -> None:
     with pytest.raises(ValueError, match="allowed-origin is"):
@@ -197,6 +206,10 @@ def test_a_body_is_json_where_it_does_not_say_otherwise(said: bytes, right: bool
 
 
 def test_an_upload_is_a_form() -> None:
-    check_media_type({b"content-type": b"Multipart/form-data; boundary=x", b"content-length": b"5"}, form=True)
-    with pytest.raises(MediaTypeError, match="Only 'multipart/form-data' is allowed, not 'application/json'"):
+    check_media_type(
+        {b"content-type": b"Multipart/form-data; boundary=x", b"content-length": b"5"}, form=True
+    )
+    with pytest.raises(
+        MediaTypeError, match="Only 'multipart/form-data' is allowed, not 'application/json'"
+    ):
         check_media_type({b"content-type": b"application/json", b"content-length": b"5"}, form=True)

@@ -1,4 +1,6 @@
-"""The door by HTTP, its stages behind it: what is ours of an answer. vLLM is played; tests/engine has the real one."""
+"""The door by HTTP, its stages behind it: what is ours of an answer. vLLM is played; tests/engine
+has the real one.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from selection.embedding import Embedder, load_embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import SelectorConfig
 from serving.adaptation.admission import Capacity
-from serving.adaptation.workers import CorporaStage, TrainStage
+from serving.adaptation.workers import CorporaWorker, TrainerWorker
 from serving.api_keys import digest
 from serving.budget import Budget
 from serving.config import Config
@@ -38,7 +40,11 @@ from serving.http.gateway import Gateway
 
 ANSWER = "In the yellow book."
 QUESTION = {"role": "user", "content": "How do I ask for leave?"}
-FURTHER = [QUESTION, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And how much?"}]
+FURTHER = [
+    QUESTION,
+    {"role": "assistant", "content": ANSWER},
+    {"role": "user", "content": "And how much?"},
+]
 _ENDLESS = [[(7 * i) % 101 for i in range(32)]] * 20_000  # some minutes
 
 
@@ -56,7 +62,9 @@ class Vllm:
             ]
         )
         card = SimpleNamespace(id="nano", model_dump=lambda: {"id": "nano", "object": "model"})
-        self.app.state.openai_serving_models = SimpleNamespace(show_available_models=self._models(card))
+        self.app.state.openai_serving_models = SimpleNamespace(
+            show_available_models=self._models(card)
+        )
         self._tokenizer = tokenizer
 
     def get_tokenizer(self) -> Any:
@@ -65,7 +73,9 @@ class Vllm:
     async def get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
 
-    async def generate(self, prompt: Any, params: Any, request_id: str, **_: Any) -> AsyncIterator[str]:
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, **_: Any
+    ) -> AsyncIterator[str]:
         yield ANSWER
 
     async def add_lora(self, request: Any) -> None: ...
@@ -87,11 +97,21 @@ class Vllm:
         except Exception as problem:
             return JSONResponse({"error": {"message": str(problem), "type": "Inside"}}, 500)
         if not body.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+            choice = {
+                "index": 0,
+                "message": {"role": "assistant", "content": said},
+                "finish_reason": "stop",
+            }
             return JSONResponse({"object": "chat.completion", "choices": [choice]})
-        choice = {"index": 0, "delta": {"content": said}, "logprobs": {"content": []} if body.get("logprobs") else None}
+        choice = {
+            "index": 0,
+            "delta": {"content": said},
+            "logprobs": {"content": []} if body.get("logprobs") else None,
+        }
         chunk = f"data: {json.dumps({'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
-        return StreamingResponse(iter([chunk, chunk, "data: [DONE]\n\n"]), media_type="text/event-stream")
+        return StreamingResponse(
+            iter([chunk, chunk, "data: [DONE]\n\n"]), media_type="text/event-stream"
+        )
 
     async def _detokenize(self, request: Request) -> Response:
         return JSONResponse({"prompt": self._tokenizer.decode((await request.json())["tokens"])})
@@ -102,8 +122,8 @@ class House:
     """What stands behind a door, and stays while doors come and go."""
 
     config: Config
-    selector: CorporaStage
-    trainer: TrainStage
+    selector: CorporaWorker
+    trainer: TrainerWorker
     embedder: Embedder
     tokenizer: Any
 
@@ -137,7 +157,9 @@ def house(tmp_path_factory: pytest.TempPathFactory, nano: str, tokenizer: Any) -
         limits=Budget(steps=7, seconds=30.0),
     )
     embedder = load_embedder("base-model", base_model=nano)
-    house = House(config, CorporaStage(config.selector), TrainStage(trainer), embedder, tokenizer)
+    house = House(
+        config, CorporaWorker(config.selector), TrainerWorker(trainer), embedder, tokenizer
+    )
     house.fill("handbook")
     return house
 
@@ -153,7 +175,9 @@ def engine(house: House) -> Iterator[Engine]:
 def client_of(house: House, engine: Engine, **changes: Any) -> httpx.AsyncClient:
     """A client before a door of its own, of a server that is configured otherwise."""
     door: Any = Gateway(engine, house.selector, house.trainer, replace(house.config, **changes))
-    return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://localhost", timeout=60)
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(door), base_url="http://localhost", timeout=60
+    )
 
 
 @pytest.fixture
@@ -162,8 +186,15 @@ async def client(house: House, engine: Engine) -> AsyncIterator[httpx.AsyncClien
         yield client
 
 
-async def chat(client: httpx.AsyncClient, *messages: dict[str, str], **adaptation: Any) -> httpx.Response:
-    body = {"model": "nano", "messages": [*messages], "compute_budget": {"steps": 2}, "adaptation": adaptation}
+async def chat(
+    client: httpx.AsyncClient, *messages: dict[str, str], **adaptation: Any
+) -> httpx.Response:
+    body = {
+        "model": "nano",
+        "messages": [*messages],
+        "compute_budget": {"steps": 2},
+        "adaptation": adaptation,
+    }
     return await client.post("/v1/chat/completions", json=body)
 
 
@@ -171,7 +202,9 @@ def told(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-async def test_waiting_for_the_trainer_is_a_stage_of_its_own(client: httpx.AsyncClient, house: House) -> None:
+async def test_waiting_for_the_trainer_is_a_stage_of_its_own(
+    client: httpx.AsyncClient, house: House
+) -> None:
     occupied = asyncio.create_task(house.trainer.train(_ENDLESS, seconds=1.0))
     await asyncio.sleep(0.2)
 
@@ -188,7 +221,9 @@ async def test_waiting_for_the_trainer_is_a_stage_of_its_own(client: httpx.Async
     assert stages["train"] > 0
     assert sum(stages.values()) < report["spent"]["seconds"] + 0.001
     assert f"queue;dur={1000 * stages['queue']:.1f}" in answer.headers["server-timing"]
-    assert told("mayfly_stage_seconds_sum", stage="queue") == pytest.approx(stages["queue"], abs=1e-3)
+    assert told("mayfly_stage_seconds_sum", stage="queue") == pytest.approx(
+        stages["queue"], abs=1e-3
+    )
     assert under_way == [1, 1]
     assert [told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [0, 0]
     assert (await occupied).stop == "seconds"
@@ -219,7 +254,10 @@ async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClie
     answer = await client.post("/v1/chat/completions", json=body)
 
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"] == '`structured_outputs` is an object such as {"regex": "[0-9]+"}'
+    assert (
+        answer.json()["error"]["message"]
+        == '`structured_outputs` is an object such as {"regex": "[0-9]+"}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,9 +274,17 @@ async def test_what_would_have_no_effect_is_refused_before_anything_is_computed(
     client: httpx.AsyncClient, path: str, field: str, value: Any
 ) -> None:
     selected = told("mayfly_stage_seconds_count", stage="embed")
-    asked = {"messages": [QUESTION]} if "chat" in path else {"prompt": "x"} if "completions" in path else {"input": "x"}
+    asked = (
+        {"messages": [QUESTION]}
+        if "chat" in path
+        else {"prompt": "x"}
+        if "completions" in path
+        else {"input": "x"}
+    )
 
-    answer = await client.post(path, json={"model": "nano", **asked, field: value, "compute_budget": {"steps": 2}})
+    answer = await client.post(
+        path, json={"model": "nano", **asked, field: value, "compute_budget": {"steps": 2}}
+    )
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
     assert told("mayfly_stage_seconds_count", stage="embed") == selected
@@ -278,14 +324,16 @@ async def test_an_engine_that_ends_while_it_answers_is_told_so_too(house: House)
 async def test_what_vllm_does_for_a_client_that_has_left_ends_without_an_adapter(
     house: House, engine: Engine, begun: bool
 ) -> None:
-    # Arrange: vLLM answers in a task of its own, which outlives the request; it asks for the adapter before the client
-    # leaves, and waits for the trainer, or only afterwards.
+    # Arrange: vLLM answers in a task of its own, which outlives the request; it asks for the
+    # adapter before the client leaves, and waits for the trainer, or only afterwards.
     tasks: list[asyncio.Task[None]] = []
     asks = asyncio.Event()
 
     async def handle() -> None:
         await asks.wait()
-        async for _ in engine._generate(QUESTION["content"], SimpleNamespace(clone=lambda: None), "1"):
+        async for _ in engine._generate(
+            QUESTION["content"], SimpleNamespace(clone=lambda: None), "1"
+        ):
             pass
 
     async def app(*_: Any) -> None:
@@ -338,11 +386,19 @@ async def test_where_a_damaged_corpus_lies_is_for_the_log_alone(
 async def test_a_streams_log_probabilities_are_told_as_openai_tells_them(
     client: httpx.AsyncClient, logprobs: bool
 ) -> None:
-    body = {"model": "nano", "messages": [QUESTION], "stream": True, "logprobs": logprobs, "compute_budget": "none"}
+    body = {
+        "model": "nano",
+        "messages": [QUESTION],
+        "stream": True,
+        "logprobs": logprobs,
+        "compute_budget": "none",
+    }
 
     answer = await client.post("/v1/chat/completions", json=body)
 
-    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    chunks = [
+        json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")
+    ]
     expected: dict[str, Any] | None = {"content": [], "refusal": None} if logprobs else None
     assert [chunk["choices"][0]["logprobs"] for chunk in chunks] == [expected, expected]
 
@@ -353,8 +409,12 @@ async def test_a_conversation_goes_on_whether_its_corpus_is_called_by_name_or_id
     identity = house.fill("by-both")
 
     for first, second in (("by-both", identity), (identity, "by-both")):
-        begun = (await chat(client, QUESTION, corpus=first, reuse="conversation")).json()["adaptation"]
-        gone_on = (await chat(client, *FURTHER, corpus=second, reuse="conversation")).json()["adaptation"]
+        begun = (await chat(client, QUESTION, corpus=first, reuse="conversation")).json()[
+            "adaptation"
+        ]
+        gone_on = (await chat(client, *FURTHER, corpus=second, reuse="conversation")).json()[
+            "adaptation"
+        ]
 
         assert begun["reused"] is None
         assert gone_on["reused"] == {"adapter": begun["adapter"], "turns": 1, "steps": 2}
@@ -365,11 +425,15 @@ async def test_a_corpus_of_the_same_name_does_not_go_on_from_a_removed_ones_adap
     client: httpx.AsyncClient, house: House
 ) -> None:
     house.fill("made-again")
-    begun = (await chat(client, QUESTION, corpus="made-again", reuse="conversation")).json()["adaptation"]
+    begun = (await chat(client, QUESTION, corpus="made-again", reuse="conversation")).json()[
+        "adaptation"
+    ]
     house.remove("made-again")
     house.fill("made-again")
 
-    gone_on = (await chat(client, *FURTHER, corpus="made-again", reuse="conversation")).json()["adaptation"]
+    gone_on = (await chat(client, *FURTHER, corpus="made-again", reuse="conversation")).json()[
+        "adaptation"
+    ]
 
     assert begun["adapted"]
     assert gone_on["adapted"]
@@ -398,10 +462,15 @@ async def test_each_key_is_told_its_own_limits_and_nobody_without_one(
     house: House, engine: Engine, tmp_path: Path
 ) -> None:
     file = tmp_path / "keys.toml"
-    file.write_text(f'[keys.ann]\nsha256 = "{digest("a")}"\nmax_steps = 5\n[keys.bob]\nsha256 = "{digest("b")}"\n')
+    file.write_text(
+        f'[keys.ann]\nsha256 = "{digest("a")}"\nmax_steps = 5\n[keys.bob]\nsha256 = "{digest("b")}"\n'
+    )
 
     async with client_of(house, engine, key_file=file, corpus=None) as client:
-        answers = [await client.get("/v1/models", headers={"authorization": f"Bearer {key}"}) for key in "abc"]
+        answers = [
+            await client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+            for key in "abc"
+        ]
 
     ann, bob = (answer.json()["data"][0]["adaptation"] for answer in answers[:2])
     assert (ann["limits"]["steps"], ann["auto"]["steps"], ann["corpus"]) == (5, 5, False)
@@ -418,14 +487,22 @@ async def test_tokens_of_the_model_are_made_text(client: httpx.AsyncClient, hous
 
 
 @pytest.mark.parametrize("token", [-1, 1 << 40, 0.0, 1.5, True, "1", None, [1]])
-async def test_tokens_that_the_model_lacks_are_refused(client: httpx.AsyncClient, token: Any) -> None:
+async def test_tokens_that_the_model_lacks_are_refused(
+    client: httpx.AsyncClient, token: Any
+) -> None:
     answer = await client.post("/detokenize", json={"model": "nano", "tokens": [1, token]})
 
     error = answer.json()["error"]
-    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "tokens")
+    assert (answer.status_code, error["type"], error["param"]) == (
+        400,
+        "invalid_request_error",
+        "tokens",
+    )
 
 
-async def test_the_first_token_beyond_the_vocabulary_is_refused(client: httpx.AsyncClient, house: House) -> None:
+async def test_the_first_token_beyond_the_vocabulary_is_refused(
+    client: httpx.AsyncClient, house: House
+) -> None:
     answer = await client.post("/detokenize", json={"tokens": [len(house.tokenizer)]})
 
     assert answer.status_code == 400
@@ -433,7 +510,8 @@ async def test_the_first_token_beyond_the_vocabulary_is_refused(client: httpx.As
 
 
 async def test_a_request_that_gets_no_adapter_gives_its_place_to_another(house: House) -> None:
-    # Arrange: one place for adaptations, and a request whose seconds are over at once and whose answer takes long.
+    # Arrange: one place for adaptations, and a request whose seconds are over at once and whose
+    # answer takes long.
     vllm, answering, go_on = Vllm(house.tokenizer), asyncio.Event(), asyncio.Event()
     generate = vllm.generate
 
@@ -446,7 +524,11 @@ async def test_a_request_that_gets_no_adapter_gives_its_place_to_another(house: 
 
     vllm.generate = held  # type: ignore[method-assign]
     engine = Engine(vllm, vllm.app, house.config.engine, Staging())
-    body = {"model": "nano", "messages": [{"role": "user", "content": "held"}], "compute_budget": {"seconds": 1e-6}}
+    body = {
+        "model": "nano",
+        "messages": [{"role": "user", "content": "held"}],
+        "compute_budget": {"seconds": 1e-6},
+    }
     async with client_of(house, engine, capacity=Capacity(adaptations=1, requests=4)) as client:
         large = asyncio.create_task(client.post("/v1/chat/completions", json=body))
         await answering.wait()
@@ -461,7 +543,9 @@ async def test_a_request_that_gets_no_adapter_gives_its_place_to_another(house: 
 
     assert (other.status_code, other.json()["adaptation"]["adapted"]) == (200, True)
     assert (again.status_code, again.json()["adaptation"]["adapted"]) == (200, True)
-    assert reply.json()["adaptation"]["reason"] == "the seconds were spent before anything was chosen"
+    assert (
+        reply.json()["adaptation"]["reason"] == "the seconds were spent before anything was chosen"
+    )
 
 
 PAGE = "https://app.example"
@@ -489,7 +573,9 @@ async def test_an_open_server_does_not_answer_to_a_name_that_a_page_brought(
     assert "--allowed-host" in error["message"]
 
 
-async def test_what_watches_over_it_may_ask_for_its_health_by_any_name(house: House, engine: Engine) -> None:
+async def test_what_watches_over_it_may_ask_for_its_health_by_any_name(
+    house: House, engine: Engine
+) -> None:
     async def alive(scope: Any, receive: Any, send: Any) -> None:
         await Response("alive")(scope, receive, send)
 
@@ -500,22 +586,31 @@ async def test_what_watches_over_it_may_ask_for_its_health_by_any_name(house: Ho
 
 async def test_a_name_that_it_is_told_is_its_own(house: House, engine: Engine) -> None:
     async with client_of(house, engine, allowed_hosts=("gpu.example",)) as client:
-        assert (await client.get("/v1/models", headers={"host": "gpu.example:8000"})).status_code == 200
+        assert (
+            await client.get("/v1/models", headers={"host": "gpu.example:8000"})
+        ).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/vector_stores", "/v1/files"])
-async def test_a_page_of_another_origin_changes_nothing(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_page_of_another_origin_changes_nothing(
+    client: httpx.AsyncClient, path: str
+) -> None:
     before = (await client.get("/v1/vector_stores")).json()["data"]
 
-    answer = await client.post(path, content=b'{"name": "x"}', headers={**JSON, "origin": "http://evil.example"})
+    answer = await client.post(
+        path, content=b'{"name": "x"}', headers={**JSON, "origin": "http://evil.example"}
+    )
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
     assert (await client.get("/v1/vector_stores")).json()["data"] == before
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/detokenize", "/v1/vector_stores", "/v1/vector_stores/a/search"]
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/chat/completions", "/detokenize", "/v1/vector_stores", "/v1/vector_stores/a/search"],
 )
 async def test_a_body_that_says_it_is_no_json_is_not_read_as_json(
     client: httpx.AsyncClient, kind: str, path: str
@@ -567,7 +662,9 @@ async def test_what_is_nowhere_is_not_there_for_options_either(client: httpx.Asy
     assert (await client.options("/v1/vector_stores/a/nowhere")).status_code == 404
 
 
-def asking(origin: str, headers: str = "authorization,content-type,compute-budget") -> dict[str, str]:
+def asking(
+    origin: str, headers: str = "authorization,content-type,compute-budget"
+) -> dict[str, str]:
     """What a browser sends before a request of a page."""
     return {
         "origin": origin,
@@ -579,26 +676,44 @@ def asking(origin: str, headers: str = "authorization,content-type,compute-budge
 
 async def test_a_page_of_an_allowed_origin_may_use_it(house: House, engine: Engine) -> None:
     body = {"model": "nano", "messages": [QUESTION], "compute_budget": "none"}
-    async with client_of(house, engine, allowed_origins=(PAGE,), key_digests=(digest("a"),)) as client:
+    async with client_of(
+        house, engine, allowed_origins=(PAGE,), key_digests=(digest("a"),)
+    ) as client:
         before = await client.options("/v1/chat/completions", headers=asking(PAGE))
         sent = {"origin": PAGE, "authorization": "Bearer a"}
         whole = await client.post("/v1/chat/completions", json=body, headers=sent)
-        streamed = await client.post("/v1/chat/completions", json={**body, "stream": True}, headers=sent)
+        streamed = await client.post(
+            "/v1/chat/completions", json={**body, "stream": True}, headers=sent
+        )
         unknown = await client.post("/v1/chat/completions", json=body, headers={"origin": PAGE})
         missing = await client.get("/v1/nowhere", headers=sent)
-        other = await client.post("/v1/chat/completions", json=body, headers={**sent, "origin": "https://evil.example"})
-        others_before = await client.options("/v1/chat/completions", headers=asking("https://evil.example"))
+        other = await client.post(
+            "/v1/chat/completions", json=body, headers={**sent, "origin": "https://evil.example"}
+        )
+        others_before = await client.options(
+            "/v1/chat/completions", headers=asking("https://evil.example")
+        )
 
     assert before.status_code == 200
     assert before.headers["access-control-allow-origin"] == PAGE
-    assert {"authorization", "compute-budget"} <= set(before.headers["access-control-allow-headers"].split(","))
+    assert {"authorization", "compute-budget"} <= set(
+        before.headers["access-control-allow-headers"].split(",")
+    )
     assert "POST" in before.headers["access-control-allow-methods"]
-    assert [each.status_code for each in (whole, streamed, unknown, missing)] == [200, 200, 401, 404]
+    assert [each.status_code for each in (whole, streamed, unknown, missing)] == [
+        200,
+        200,
+        401,
+        404,
+    ]
     for answer in (whole, streamed, unknown, missing):
         assert answer.headers["access-control-allow-origin"] == PAGE
         assert "Origin" in answer.headers["vary"]
         exposed = answer.headers["access-control-expose-headers"]
-        assert all(name in exposed for name in ("Compute-Spent", "Server-Timing", "X-Request-Id", "Retry-After"))
+        assert all(
+            name in exposed
+            for name in ("Compute-Spent", "Server-Timing", "X-Request-Id", "Retry-After")
+        )
     assert other.status_code == 200
     for answer in (other, others_before):
         assert "access-control-allow-origin" not in answer.headers

@@ -1,4 +1,6 @@
-"""The front door on a real socket: what does not pass, and errors of others told as OpenAI tells them."""
+"""The front door on a real socket: what does not pass, and errors of others told as OpenAI tells
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import uvicorn
 from serving.errors import FULL
 from serving.http import hardening
 from serving.http.body import Message, Receive, Send, send_json
-from serving.http.hardening import Front, StrictProtocol
+from serving.http.hardening import ErrorShapeMiddleware, LimitedHttpProtocol
 from serving.http.http1 import MAX_HEADERS
 
 LEFT = asyncio.Event()
@@ -41,15 +43,29 @@ async def behind(scope: Message, receive: Receive, send: Send) -> None:
         SEEN.append(dict(scope["headers"]).get(b"compute-budget", b""))
         full = dict(scope["headers"])[b"x-is-full"]
         origin = dict(scope["headers"]).get(b"origin")
-        more = [] if origin is None else [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
-        await send_json(send, 429, {"error": {"code": "server_busy"}}, [(b"retry-after", b"7"), (FULL, full), *more])
+        more = (
+            []
+            if origin is None
+            else [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
+        )
+        await send_json(
+            send,
+            429,
+            {"error": {"code": "server_busy"}},
+            [(b"retry-after", b"7"), (FULL, full), *more],
+        )
         return
     status, media, body = {
         "/busy": (503, b"text/plain", b"Service /app/x is busy at 10.0.0.1"),
         "/gone": (408, b"text/plain", b"Request 123 timed out"),
         "/ours": (400, b"application/json", b'{"error": {"message": "no"}}'),
     }.get(
-        path, (200, b"application/json", json.dumps([[n.decode(), v.decode()] for n, v in scope["headers"]]).encode())
+        path,
+        (
+            200,
+            b"application/json",
+            json.dumps([[n.decode(), v.decode()] for n, v in scope["headers"]]).encode(),
+        ),
     )
     headers = [(b"content-type", media), (b"retry-after", b"7"), (b"x-elsewhere", b"1")]
     headers.append((b"content-length", b"%d" % len(body)))
@@ -61,7 +77,12 @@ async def behind(scope: Message, receive: Receive, send: Send) -> None:
 async def port() -> AsyncIterator[int]:
     web = uvicorn.Server(
         uvicorn.Config(
-            Front(behind), http=StrictProtocol, host="127.0.0.1", port=0, log_level="critical", lifespan="off"
+            ErrorShapeMiddleware(behind),
+            http=LimitedHttpProtocol,
+            host="127.0.0.1",
+            port=0,
+            log_level="critical",
+            lifespan="off",
         )
     )
     serving = asyncio.create_task(web.serve())
@@ -91,19 +112,29 @@ def asked(path: str, *lines: str) -> bytes:
 
 async def test_rays_own_headers_do_not_pass_and_others_do(port: int) -> None:
     _, _, seen = await tell(
-        port, asked("/", "X-Request-Disconnect-Disabled: ?1", "X-Request-Timeout-Seconds: 0", "Compute-Budget: none")
+        port,
+        asked(
+            "/",
+            "X-Request-Disconnect-Disabled: ?1",
+            "X-Request-Timeout-Seconds: 0",
+            "Compute-Budget: none",
+        ),
     )
     assert ["compute-budget", "none"] in seen
     assert not [name for name, _ in seen if name.startswith("x-request-")]
 
 
-async def test_a_header_that_is_not_utf8_arrives_as_something_that_cannot_be_right(port: int) -> None:
+async def test_a_header_that_is_not_utf8_arrives_as_something_that_cannot_be_right(
+    port: int,
+) -> None:
     status, _, seen = await tell(port, asked("/", "Compute-Budget: st\xe9ps=3"))
     assert status == 200
     assert ["compute-budget", r"st\xe9ps=3"] in seen
 
 
-@pytest.mark.parametrize(("path", "status"), [("/busy", 503), ("/gone", 408), ("/raises", 500), ("/silent", 500)])
+@pytest.mark.parametrize(
+    ("path", "status"), [("/busy", 503), ("/gone", 408), ("/raises", 500), ("/silent", 500)]
+)
 async def test_errors_of_others_are_told_in_openais_shape_and_tell_nothing_of_the_inside(
     port: int, path: str, status: int
 ) -> None:
@@ -153,7 +184,9 @@ async def test_what_is_not_http_is_told_so(port: int) -> None:
     assert body["error"]["message"] == "this is not a valid HTTP request"
 
 
-async def test_a_half_sent_header_is_not_waited_for(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_half_sent_header_is_not_waited_for(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hardening, "HEADER_SECONDS", 0.2)
     status, _, body = await tell(port, b"GET / HTTP/1.1\r\nHost:")
     assert status == 408
@@ -180,15 +213,17 @@ def test_ray_is_given_the_layer_and_uvicorn_the_protocol(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
     (layer,) = validate_http_proxy_callback_return(hardening.middlewares())
-    assert layer.cls is Front
+    assert layer.cls is ErrorShapeMiddleware
     config = uvicorn.Config(behind)
     config.load()
-    assert config.http_protocol_class is StrictProtocol
+    assert config.http_protocol_class is LimitedHttpProtocol
 
 
 def wanted(full: str, budget: str = "") -> bytes:
     lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Length: 0", f"X-Is-Full: {full}"]
-    return "\r\n".join([*lines, *([f"Compute-Budget: {budget}"] if budget else []), "", ""]).encode()
+    return "\r\n".join(
+        [*lines, *([f"Compute-Budget: {budget}"] if budget else []), "", ""]
+    ).encode()
 
 
 async def test_who_would_find_a_replica_full_is_refused_here_for_a_moment(
@@ -197,7 +232,10 @@ async def test_who_would_find_a_replica_full_is_refused_here_for_a_moment(
     monkeypatch.setattr(hardening, "FULL_SECONDS", 0.5)
     SEEN.clear()
 
-    answers = [await tell(port, wanted("requests", budget)) for budget in ("steps=1", "none", "steps=2", "")]
+    answers = [
+        await tell(port, wanted("requests", budget))
+        for budget in ("steps=1", "none", "steps=2", "")
+    ]
     others, _, _ = await tell(port, asked("/"))
     await asyncio.sleep(0.6)
     await tell(port, wanted("adaptations"))
@@ -229,10 +267,15 @@ async def test_a_page_that_may_read_answers_reads_that_a_replica_is_full(
     pages = {"a": "https://a.example", "b": "https://b.example"}
 
     first, again = [
-        await tell(port, wanted("requests").replace(b"\r\n\r\n", f"\r\nOrigin: {pages['a']}\r\n\r\n".encode()))
+        await tell(
+            port,
+            wanted("requests").replace(b"\r\n\r\n", f"\r\nOrigin: {pages['a']}\r\n\r\n".encode()),
+        )
         for _ in range(2)
     ]
-    other = await tell(port, wanted("requests").replace(b"\r\n\r\n", f"\r\nOrigin: {pages['b']}\r\n\r\n".encode()))
+    other = await tell(
+        port, wanted("requests").replace(b"\r\n\r\n", f"\r\nOrigin: {pages['b']}\r\n\r\n".encode())
+    )
 
     assert len(SEEN) == 2  # the second of the three was answered here
     for (status, headers, _), page in ((first, "a"), (again, "a"), (other, "b")):
@@ -255,10 +298,16 @@ async def test_what_is_malformed_is_refused_after_the_answers_before_it(port: in
     said = await _all_of(port, asked("/waits"), b"HELLO\r\n\r\n", asked("/"))
 
     assert said.count(b"HTTP/1.1 ") == 2
-    assert said.index(b"HTTP/1.1 200 OK") < said.index(b'"waited"') < said.index(b"HTTP/1.1 400 Bad Request")
+    assert (
+        said.index(b"HTTP/1.1 200 OK")
+        < said.index(b'"waited"')
+        < said.index(b"HTTP/1.1 400 Bad Request")
+    )
 
 
-async def test_a_client_that_leaves_with_a_request_waiting_is_told_to_the_one_that_runs(port: int) -> None:
+async def test_a_client_that_leaves_with_a_request_waiting_is_told_to_the_one_that_runs(
+    port: int,
+) -> None:
     LEFT.clear()
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(asked("/stays") + asked("/"))
@@ -270,6 +319,8 @@ async def test_a_client_that_leaves_with_a_request_waiting_is_told_to_the_one_th
 
 async def test_trailers_are_no_headers(port: int) -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    _, _, seen = await tell(port, head + b"1\r\na\r\n0\r\nAuthorization: Bearer a\r\nCompute-Budget: none\r\n\r\n")
+    _, _, seen = await tell(
+        port, head + b"1\r\na\r\n0\r\nAuthorization: Bearer a\r\nCompute-Budget: none\r\n\r\n"
+    )
 
     assert {name for name, _ in seen} == {"host", "transfer-encoding"}

@@ -15,17 +15,27 @@ def test_a_chat_has_no_nulls_where_openai_has_none() -> None:
             "service_tier": None,
             "choices": [
                 {
-                    "message": {"content": None, "refusal": None, "annotations": None, "function_call": None},
+                    "message": {
+                        "content": None,
+                        "refusal": None,
+                        "annotations": None,
+                        "function_call": None,
+                    },
                     "logprobs": None,
                 }
             ],
-            "usage": {"prompt_tokens": 1, "prompt_tokens_details": None, "completion_tokens_details": None},
+            "usage": {
+                "prompt_tokens": 1,
+                "prompt_tokens_details": None,
+                "completion_tokens_details": None,
+            },
         }
     )
 
     assert answer == {
         "object": "chat.completion",
-        "service_tier": None,  # may be null, and so may content, refusal and logprobs, which must be there
+        # May be null, and so may content, refusal and logprobs, which must be there.
+        "service_tier": None,
         "choices": [{"message": {"content": None, "refusal": None}, "logprobs": None}],
         "usage": {"prompt_tokens": 1},
     }
@@ -40,7 +50,10 @@ def test_log_probabilities_of_a_chat_say_that_nothing_was_refused() -> None:
 def test_log_probabilities_of_a_completion_have_no_refusal() -> None:
     answer = {"object": "text_completion", "choices": [{"logprobs": {"tokens": ["a"]}}]}
 
-    assert conform(answer) == {"object": "text_completion", "choices": [{"logprobs": {"tokens": ["a"]}}]}
+    assert conform(answer) == {
+        "object": "text_completion",
+        "choices": [{"logprobs": {"tokens": ["a"]}}],
+    }
 
 
 def test_what_is_there_stays() -> None:
@@ -56,7 +69,10 @@ def test_other_answers_are_left_alone() -> None:
 
 
 def test_log_probabilities_of_a_chunk_say_that_nothing_was_refused_and_its_nulls_stay() -> None:
-    chunk = {"object": "chat.completion.chunk", "choices": [{"logprobs": {"content": []}}, {"logprobs": None}]}
+    chunk = {
+        "object": "chat.completion.chunk",
+        "choices": [{"logprobs": {"content": []}}, {"logprobs": None}],
+    }
 
     assert conform({**chunk, "usage": None}) == {
         "object": "chat.completion.chunk",

@@ -1,4 +1,6 @@
-"""The page's files over HTTP: what they are, that they are not sent twice, and that they reach for nobody else."""
+"""The page's files over HTTP: what they are, that they are not sent twice, and that they reach for
+nobody else.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _SVG = "http://www.w3.org/2000/svg"  # a name, not an address
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     """A client of a web server that has nothing but the page."""
-    web = uvicorn.Server(uvicorn.Config(PageFiles(), host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
+    web = uvicorn.Server(
+        uvicorn.Config(PageFiles(), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
+    )
     thread = threading.Thread(target=web.run)
     thread.start()
     while not web.started:
@@ -58,7 +62,9 @@ def test_what_the_client_has_is_not_sent_again(client: httpx.Client) -> None:
     first = client.get("/")
     etag = first.headers["etag"]
 
-    again = [client.get("/", headers={"If-None-Match": seen}) for seen in (etag, f'"old", W/{etag}', "*")]
+    again = [
+        client.get("/", headers={"If-None-Match": seen}) for seen in (etag, f'"old", W/{etag}', "*")
+    ]
     other = client.get("/", headers={"If-None-Match": '"old"'})
 
     assert first.headers["cache-control"] == "no-cache"
@@ -76,13 +82,16 @@ def test_a_head_is_a_get_without_its_body(client: httpx.Client) -> None:
     assert head.headers["etag"] == get.headers["etag"]
 
 
-@pytest.mark.parametrize("path", ["/page", "/page/", "/page/nothing.js", "/page/index.html", "/page/../page_files.py"])
+@pytest.mark.parametrize(
+    "path", ["/page", "/page/", "/page/nothing.js", "/page/index.html", "/page/../page_files.py"]
+)
 async def test_there_is_nothing_else(path: str) -> None:
     async def never(*_: object) -> None:
         raise AssertionError("nothing is received or sent")
 
     with pytest.raises(RouteError):
-        await PageFiles()({"type": "http", "method": "GET", "path": path, "headers": []}, never, never)  # type: ignore[arg-type]
+        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+        await PageFiles()(scope, never, never)  # type: ignore[arg-type]
 
 
 def test_the_policy_lets_only_the_servers_own_files_run(client: httpx.Client) -> None:
@@ -90,7 +99,13 @@ def test_the_policy_lets_only_the_servers_own_files_run(client: httpx.Client) ->
 
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == rules["base-uri"] == rules["frame-ancestors"] == "'none'"
-    assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == rules["img-src"] == "'self'"
+    assert (
+        rules["script-src"]
+        == rules["style-src"]
+        == rules["connect-src"]
+        == rules["img-src"]
+        == "'self'"
+    )
     assert "unsafe" not in policy
 
 
@@ -102,7 +117,9 @@ def test_the_page_names_files_that_are_there_and_has_nothing_inline(client: http
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             named.extend(value for name, value in attrs if name in ("src", "href") and value)
             inline.extend(name for name, _ in attrs if name == "style" or name.startswith("on"))
-            inline.extend([tag] if tag == "style" or (tag == "script" and "src" not in dict(attrs)) else [])
+            inline.extend(
+                [tag] if tag == "style" or (tag == "script" and "src" not in dict(attrs)) else []
+            )
 
     Reader().feed(client.get("/").text)
 
@@ -122,7 +139,10 @@ def test_no_file_names_another_host(file: Path) -> None:
 def test_no_script_reads_text_as_html_or_as_code(file: Path) -> None:
     text = file.read_text()
 
-    assert not re.findall(r"(inner|outer)HTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function", text)
+    assert not re.findall(
+        r"(inner|outer)HTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function",
+        text,
+    )
 
 
 @pytest.mark.parametrize("file", _SCRIPTS, ids=lambda file: file.name)

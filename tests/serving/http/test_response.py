@@ -1,4 +1,6 @@
-"""The way out of a stream: the report in its first event, chunks as OpenAI has them, the rest as vLLM wrote it."""
+"""The way out of a stream: the report in its first event, chunks as OpenAI has them, the rest as
+vLLM wrote it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 
 from serving.errors import AdaptationFailedError, DownError, RequestError
 from serving.http.body import Message
-from serving.http.response import Answer
+from serving.http.response import ResponseWriter
 from serving.report import AdaptationReport
 from tests.serving.reports import REPORT
 
@@ -27,8 +29,13 @@ class Adapted:
     progress: str = "adapting"
 
 
-def chunk(logprobs: dict[str, Any] | None = None, of: str = "chat.completion.chunk") -> dict[str, Any]:
-    return {"object": of, "choices": [{"index": 0, "delta": {"content": "ü"}, "logprobs": logprobs}]}
+def chunk(
+    logprobs: dict[str, Any] | None = None, of: str = "chat.completion.chunk"
+) -> dict[str, Any]:
+    return {
+        "object": of,
+        "choices": [{"index": 0, "delta": {"content": "ü"}, "logprobs": logprobs}],
+    }
 
 
 def event(data: dict[str, Any]) -> bytes:
@@ -43,7 +50,7 @@ async def answered(pieces: Sequence[bytes], conforms_chunks: bool) -> list[bytes
     async def send(message: Message) -> None:
         sent.append(message)
 
-    answer = Answer(send)
+    answer = ResponseWriter(send)
     answer.adaptation, answer.conforms_chunks = Adapted(), conforms_chunks
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await answer({"type": "http.response.start", "status": 200, "headers": headers})
@@ -58,7 +65,12 @@ def read(body: bytes) -> list[dict[str, Any]]:
 
 
 async def test_log_probabilities_of_every_chunk_say_that_nothing_was_refused() -> None:
-    pieces = [event(chunk()), event(chunk(LOGPROBS)), event(chunk(LOGPROBS)) * 2, b"data: [DONE]\n\n"]
+    pieces = [
+        event(chunk()),
+        event(chunk(LOGPROBS)),
+        event(chunk(LOGPROBS)) * 2,
+        b"data: [DONE]\n\n",
+    ]
 
     body = b"".join(await answered(pieces, conforms_chunks=True))
 
@@ -70,7 +82,9 @@ async def test_log_probabilities_of_every_chunk_say_that_nothing_was_refused() -
 
 @pytest.mark.parametrize("conforms_chunks", [True, False])
 async def test_chunks_that_come_in_one_piece_have_one_report(conforms_chunks: bool) -> None:
-    body = b"".join(await answered([event(chunk()) + event(chunk()), event(chunk())], conforms_chunks))
+    body = b"".join(
+        await answered([event(chunk()) + event(chunk()), event(chunk())], conforms_chunks)
+    )
 
     assert [("adaptation" in one) for one in read(body)] == [True, False, False]
 
@@ -84,7 +98,9 @@ async def test_what_needs_no_change_passes_as_it_came() -> None:
 async def test_events_have_their_names_and_half_an_event_its_bytes() -> None:
     begun, half = b"event: response.created\n", event(chunk(LOGPROBS))[:20]
 
-    body = b"".join(await answered([begun + event({"type": "response.created"}), half], conforms_chunks=True))
+    body = b"".join(
+        await answered([begun + event({"type": "response.created"}), half], conforms_chunks=True)
+    )
 
     assert body.startswith(begun + b'data: {"type": "response.created", "adaptation": {')
     assert body.endswith(b"\n\n" + half)
@@ -97,9 +113,17 @@ async def test_what_fails_because_the_engine_has_ended_says_so(status: int) -> N
     async def send(message: Message) -> None:
         sent.append(message)
 
-    answer = Answer(send, lambda: DownError("the engine has ended"))
-    await answer({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
-    await answer({"type": "http.response.body", "body": b'{"error": {"message": "EngineDeadError"}}'})
+    answer = ResponseWriter(send, lambda: DownError("the engine has ended"))
+    await answer(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", b"application/json")],
+        }
+    )
+    await answer(
+        {"type": "http.response.body", "body": b'{"error": {"message": "EngineDeadError"}}'}
+    )
 
     assert sent[0]["status"] == answer.status == 503
     assert (b"retry-after", b"5") in sent[0]["headers"]
@@ -112,19 +136,26 @@ async def test_a_clients_mistake_stays_one_while_the_engine_is_replaced() -> Non
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await Answer(send, lambda: DownError("the engine has ended")).fail(RequestError("no prompt"))
+    await ResponseWriter(send, lambda: DownError("the engine has ended")).fail(
+        RequestError("no prompt")
+    )
 
-    assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]) == (400, "no prompt")
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]) == (
+        400,
+        "no prompt",
+    )
 
 
-async def sent_of(start: Message, *pieces: bytes, problem: Exception | None = None) -> list[Message]:
+async def sent_of(
+    start: Message, *pieces: bytes, problem: Exception | None = None
+) -> list[Message]:
     """What leaves of an answer of vLLM's that comes in these pieces."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    answer = Answer(send)
+    answer = ResponseWriter(send)
     answer.adaptation = Adapted(report=None, problem=problem)
     await answer({"type": "http.response.start", **start})
     for piece in pieces:
@@ -137,9 +168,19 @@ STREAM = {"status": 200, "headers": [(b"content-type", b"text/event-stream; char
 WHOLE = {"status": 500, "headers": [(b"content-type", b"application/json")]}
 
 
-@pytest.mark.parametrize(("code", "message"), [(400, "the grammar cannot be compiled"), (500, "its log says why")])
-async def test_a_stream_that_begins_with_an_error_is_one_from_its_status_on(code: int, message: str) -> None:
-    error = {"error": {"message": "the grammar cannot be compiled", "type": "BadRequestError", "code": code}}
+@pytest.mark.parametrize(
+    ("code", "message"), [(400, "the grammar cannot be compiled"), (500, "its log says why")]
+)
+async def test_a_stream_that_begins_with_an_error_is_one_from_its_status_on(
+    code: int, message: str
+) -> None:
+    error = {
+        "error": {
+            "message": "the grammar cannot be compiled",
+            "type": "BadRequestError",
+            "code": code,
+        }
+    }
 
     start, body = await sent_of(STREAM, event(error), b"data: [DONE]\n\n")
 
@@ -153,7 +194,10 @@ async def test_a_stream_that_begins_with_an_error_is_one_from_its_status_on(code
     [
         (WHOLE, [b'{"error": {"message": "the grammar', b' was refused", "code": 500}}']),
         (STREAM, [event({"error": {"message": "the grammar was refused", "code": 500}})]),
-        (STREAM, [event(chunk()), event({"error": {"message": "the grammar was refused", "code": 500}})]),
+        (
+            STREAM,
+            [event(chunk()), event({"error": {"message": "the grammar was refused", "code": 500}})],
+        ),
     ],
 )
 async def test_what_vllm_says_of_an_error_of_the_servers_is_logged_though_clients_are_not_told(

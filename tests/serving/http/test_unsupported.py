@@ -1,4 +1,6 @@
-"""What has no effect here is refused by name, and what clients send in every request is let through."""
+"""What has no effect here is refused by name, and what clients send in every request is let
+through.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,36 @@ _STORED = "nothing is kept between requests"
         (RESPONSES, "n", 2, "several requests"),
         (RESPONSES, "guided_regex", "[0-9]+", "`structured_outputs`"),
         (RESPONSES, "tools", [{"type": "web_search"}], "no web_search here"),
-        (RESPONSES, "tools", [{"type": "web_search_preview_2025_03_11"}], "no web_search_preview_2025_03_11"),
-        (RESPONSES, "tools", [_FUNCTION, {"type": "code_interpreter", "container": {"type": "auto"}}], "code_interp"),
-        (RESPONSES, "tools", [{"type": "mcp", "server_label": "x", "server_url": "http://x"}], "no mcp"),
+        (
+            RESPONSES,
+            "tools",
+            [{"type": "web_search_preview_2025_03_11"}],
+            "no web_search_preview_2025_03_11",
+        ),
+        (
+            RESPONSES,
+            "tools",
+            [_FUNCTION, {"type": "code_interpreter", "container": {"type": "auto"}}],
+            "code_interp",
+        ),
+        (
+            RESPONSES,
+            "tools",
+            [{"type": "mcp", "server_label": "x", "server_url": "http://x"}],
+            "no mcp",
+        ),
         (RESPONSES, "tools", [{"type": "image_generation"}], "no image_generation"),
         (RESPONSES, "tools", [{"type": "computer_use_preview"}], "no computer_use_preview"),
         (RESPONSES, "tools", [{"type": "local_shell"}], "no local_shell"),
         (RESPONSES, "tools", [{"type": "tool_search"}], "no tool_search"),
         (RESPONSES, "tool_choice", {"type": "mcp", "server_label": "x"}, "no mcp"),
         (RESPONSES, "include", ["file_search_call.results"], "`adaptation.sources`"),
-        (RESPONSES, "include", ["message.output_text.logprobs", "message.input_image.image_url"], "image_url"),
+        (
+            RESPONSES,
+            "include",
+            ["message.output_text.logprobs", "message.input_image.image_url"],
+            "image_url",
+        ),
         (CHAT, "store", True, "not stored"),
         (CHAT, "web_search_options", {}, "no web search"),
         (CHAT, "modalities", ["text", "audio"], "answers are text"),
@@ -60,7 +82,9 @@ _STORED = "nothing is kept between requests"
         (COMPLETIONS, "best_of", 3, "`n` 3"),
     ],
 )
-def test_what_would_have_no_effect_is_refused_by_name(path: str, field: str, value: Any, said: str) -> None:
+def test_what_would_have_no_effect_is_refused_by_name(
+    path: str, field: str, value: Any, said: str
+) -> None:
     with pytest.raises(UnsupportedError) as refusal:
         check_supported(path, {**_SOUND[path], field: value}, calls_tools=True)
 
@@ -73,15 +97,27 @@ def test_what_would_have_no_effect_is_refused_by_name(path: str, field: str, val
 
 
 _LABELS = {"metadata": {"a": "b"}, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k"}
-_OFF = {"store": False, "background": False, "conversation": None, "previous_response_id": None, "prompt": None}
+_OFF = {
+    "store": False,
+    "background": False,
+    "conversation": None,
+    "previous_response_id": None,
+    "prompt": None,
+}
 
 
 @pytest.mark.parametrize(
     ("path", "more"),
     [
         *((path, {}) for path in _SOUND),
-        *((path, {**_LABELS, "service_tier": "auto", "stream": True, "temperature": 0.5}) for path in _SOUND),
-        (RESPONSES, {**_OFF, "include": None, "tools": [], "tool_choice": "auto", "truncation": "auto"}),
+        *(
+            (path, {**_LABELS, "service_tier": "auto", "stream": True, "temperature": 0.5})
+            for path in _SOUND
+        ),
+        (
+            RESPONSES,
+            {**_OFF, "include": None, "tools": [], "tool_choice": "auto", "truncation": "auto"},
+        ),
         (
             RESPONSES,
             {
@@ -91,13 +127,57 @@ _OFF = {"store": False, "background": False, "conversation": None, "previous_res
                 "n": 1,
             },
         ),
-        (RESPONSES, {"text": {"format": {"type": "text"}, "verbosity": "low"}, "reasoning": {"effort": "low"}}),
-        (RESPONSES, {"tools": [_FUNCTION, {"type": "custom", "name": "c"}, {"type": "namespace", "tools": []}]}),
+        (
+            RESPONSES,
+            {
+                "text": {"format": {"type": "text"}, "verbosity": "low"},
+                "reasoning": {"effort": "low"},
+            },
+        ),
+        (
+            RESPONSES,
+            {
+                "tools": [
+                    _FUNCTION,
+                    {"type": "custom", "name": "c"},
+                    {"type": "namespace", "tools": []},
+                ]
+            },
+        ),
         (RESPONSES, {"tools": [_FUNCTION], "tool_choice": {"type": "function", "name": "f"}}),
-        (RESPONSES, {"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}], "tool_choice": "required"}),
-        (CHAT, {"store": False, "modalities": ["text"], "functions": [{"name": "f"}], "function_call": "none"}),
-        (CHAT, {"prediction": {"type": "content", "content": "x"}, "verbosity": "low", "parallel_tool_calls": True}),
-        (CHAT, {"tools": [_CHAT_FUNCTION], "tool_choice": "auto", "n": 2, "stream_options": {"include_usage": True}}),
+        (
+            RESPONSES,
+            {
+                "tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}],
+                "tool_choice": "required",
+            },
+        ),
+        (
+            CHAT,
+            {
+                "store": False,
+                "modalities": ["text"],
+                "functions": [{"name": "f"}],
+                "function_call": "none",
+            },
+        ),
+        (
+            CHAT,
+            {
+                "prediction": {"type": "content", "content": "x"},
+                "verbosity": "low",
+                "parallel_tool_calls": True,
+            },
+        ),
+        (
+            CHAT,
+            {
+                "tools": [_CHAT_FUNCTION],
+                "tool_choice": "auto",
+                "n": 2,
+                "stream_options": {"include_usage": True},
+            },
+        ),
         (COMPLETIONS, {"best_of": 2, "n": 2, "echo": True, "suffix": "x"}),
         (COMPLETIONS, {"best_of": 1}),
         ("/tokenize", {"store": True, "conversation": "x"}),
@@ -107,8 +187,12 @@ def test_what_has_its_effect_or_needs_none_is_let_through(path: str, more: dict[
     check_supported(path, {**_SOUND.get(path, {}), **more}, calls_tools=True)
 
 
-@pytest.mark.parametrize("value", [5, "x", [5], [[]], [{}], [{"type": 5}], {"type": "web_search"}, None, [None], True])
-@pytest.mark.parametrize("field", ["tools", "include", "tool_choice", "modalities", "functions", "best_of", "n"])
+@pytest.mark.parametrize(
+    "value", [5, "x", [5], [[]], [{}], [{"type": 5}], {"type": "web_search"}, None, [None], True]
+)
+@pytest.mark.parametrize(
+    "field", ["tools", "include", "tool_choice", "modalities", "functions", "best_of", "n"]
+)
 def test_what_is_not_even_of_its_form_is_left_to_vllm_or_refused(field: str, value: Any) -> None:
     for path, sound in _SOUND.items():
         for calls_tools in (True, False):
@@ -119,11 +203,15 @@ def test_what_is_not_even_of_its_form_is_left_to_vllm_or_refused(field: str, val
 
 
 @pytest.mark.parametrize(("path", "tool"), [(CHAT, _CHAT_FUNCTION), (RESPONSES, _FUNCTION)])
-def test_tools_without_a_parser_name_what_the_operator_must_set(path: str, tool: dict[str, Any]) -> None:
+def test_tools_without_a_parser_name_what_the_operator_must_set(
+    path: str, tool: dict[str, Any]
+) -> None:
     body = {**_SOUND[path], "tools": [tool]}
 
     for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": "required"}, {"tool_choice": tool}):
-        with pytest.raises(UnsupportedError, match="its operator must set --tool-call-parser") as refusal:
+        with pytest.raises(
+            UnsupportedError, match="its operator must set --tool-call-parser"
+        ) as refusal:
             check_supported(path, {**body, **choice}, calls_tools=False)
         assert refusal.value.param == "tools"
     check_supported(path, {**body, "tool_choice": "none"}, calls_tools=False)

@@ -18,7 +18,7 @@ import uvicorn
 
 from serving.errors import StartError
 from serving.http.body import Message, Receive, Send
-from serving.http.hardening import StrictProtocol
+from serving.http.hardening import LimitedHttpProtocol
 from serving.local import haproxy as entrance_module
 from serving.local.haproxy import entrance, free_ports
 
@@ -68,7 +68,12 @@ class Replica:
     def __init__(self, port: int) -> None:
         self._web = uvicorn.Server(
             uvicorn.Config(
-                behind, http=StrictProtocol, host="127.0.0.1", port=port, log_level="critical", lifespan="off"
+                behind,
+                http=LimitedHttpProtocol,
+                host="127.0.0.1",
+                port=port,
+                log_level="critical",
+                lifespan="off",
             )
         )
 
@@ -131,7 +136,9 @@ async def test_a_client_that_leaves_is_told_to_the_replica_at_once(port: int, po
         for path, lines in (("/waits", ""), ("/streams", ""), ("/waits", chunked)):
             ENDED.clear()
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(f"{'POST' if lines else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
+            writer.write(
+                f"{'POST' if lines else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode()
+            )
             if path == "/streams":
                 await reader.readuntil(b"one")
             else:
@@ -144,7 +151,9 @@ async def test_a_client_that_leaves_is_told_to_the_replica_at_once(port: int, po
             assert path in ENDED
 
 
-async def test_what_is_not_http_or_too_long_is_refused_in_openais_shape(port: int, ports: range) -> None:
+async def test_what_is_not_http_or_too_long_is_refused_in_openais_shape(
+    port: int, ports: range
+) -> None:
     async with Replica(ports[2]):
         await answered(port)
         head = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -163,7 +172,9 @@ async def test_what_is_not_http_or_too_long_is_refused_in_openais_shape(port: in
             assert error(body)["type"] == "invalid_request_error"
 
 
-async def test_a_client_that_closes_its_side_is_taken_to_have_left_and_told_so(port: int, ports: range) -> None:
+async def test_a_client_that_closes_its_side_is_taken_to_have_left_and_told_so(
+    port: int, ports: range
+) -> None:
     async with Replica(ports[2]):
         await answered(port)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -175,7 +186,9 @@ async def test_a_client_that_closes_its_side_is_taken_to_have_left_and_told_so(p
     assert "was closed before its answer" in error(said.partition(b"\r\n\r\n")[2])["message"]
 
 
-async def test_half_a_header_is_not_waited_for(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_half_a_header_is_not_waited_for(
+    ports: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(entrance_module, "_HEADER_SECONDS", 1)
     public = free_ports(1).start
     with entrance("127.0.0.1", public, ports):
@@ -232,14 +245,18 @@ async def _pieces() -> AsyncIterator[bytes]:
     yield b"body"
 
 
-async def test_who_does_not_read_is_cut_off_and_who_waits_is_not(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_does_not_read_is_cut_off_and_who_waits_is_not(
+    ports: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(entrance_module, "_UNREAD_SECONDS", 1)
     public = free_ports(1).start
     with entrance("127.0.0.1", public, ports):
         async with Replica(ports[0]):
             assert (await answered(public, "/slower")).text == "onetwo"
             async with httpx.AsyncClient(timeout=30) as client:
-                assert (await client.post(f"http://127.0.0.1:{public}/slower", content=_pieces())).text == "onetwo"
+                assert (
+                    await client.post(f"http://127.0.0.1:{public}/slower", content=_pieces())
+                ).text == "onetwo"
             _, writer = await asyncio.open_connection("127.0.0.1", public, limit=1 << 10)
             writer.write(b"GET /floods HTTP/1.1\r\nHost: x\r\n\r\n")
             for _ in range(500):
@@ -268,7 +285,10 @@ async def test_it_serves_ipv6_and_leaves_nothing_behind(ports: range) -> None:
 async def test_when_the_door_is_shut_those_inside_finish_and_nobody_else_is_let_in() -> None:
     public, ports = free_ports(1).start, free_ports(2)
     with entrance("127.0.0.1", public, ports) as drain:
-        async with Replica(ports[0]), httpx.AsyncClient(base_url=f"http://127.0.0.1:{public}") as idle:
+        async with (
+            Replica(ports[0]),
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{public}") as idle,
+        ):
             await answered(public)
             await idle.get("/")  # and keeps its connection
             begun = asyncio.create_task(answered(public, "/slow"))

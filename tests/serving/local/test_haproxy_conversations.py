@@ -1,4 +1,6 @@
-"""Several requests on one connection are answered as each is on a connection of its own, with HAProxy and without."""
+"""Several requests on one connection are answered as each is on a connection of its own, with
+HAProxy and without.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.http.body import Message, Receive, Send, send_json
-from serving.http.hardening import Front, StrictProtocol
+from serving.http.hardening import ErrorShapeMiddleware, LimitedHttpProtocol
 from serving.local.haproxy import entrance, free_ports
 
 PATIENCE = 20.0
@@ -32,9 +34,13 @@ HOP_BY_HOP = (b"connection", b"keep-alive")
 
 
 async def echo(scope: Message, receive: Receive, send: Send) -> None:
-    """Tells what of a request has arrived; refuses without reading, or in pieces, where the path says so."""
+    """Tells what of a request has arrived; refuses without reading, or in pieces, where the path
+    says so.
+    """
     if scope["path"] == "/refuses":
-        await send_json(send, 413, {"error": {"message": "unread", "type": "t", "param": None, "code": None}})
+        await send_json(
+            send, 413, {"error": {"message": "unread", "type": "t", "param": None, "code": None}}
+        )
         return
     body, more = b"", True
     while more:
@@ -42,7 +48,11 @@ async def echo(scope: Message, receive: Receive, send: Send) -> None:
         if message["type"] == "http.disconnect":
             return
         body, more = body + message.get("body", b""), message.get("more_body", False)
-    headers = sorted([name.decode(), value.decode()] for name, value in scope["headers"] if name not in HOP_BY_HOP)
+    headers = sorted(
+        [name.decode(), value.decode()]
+        for name, value in scope["headers"]
+        if name not in HOP_BY_HOP
+    )
     told = json.dumps([scope["method"], scope["path"], body.decode("latin-1"), headers]).encode()
     length = [] if scope["path"] == "/streams" else [(b"content-length", b"%d" % len(told))]
     await send({"type": "http.response.start", "status": 200, "headers": length})
@@ -65,14 +75,19 @@ def doors() -> Iterator[Doors]:
     """HAProxy, and behind it a uvicorn in a thread of its own."""
     public, replicas = free_ports(1).start, free_ports(1)
     config = uvicorn.Config(
-        Front(echo), http=StrictProtocol, host="127.0.0.1", port=replicas.start, log_level="critical", lifespan="off"
+        ErrorShapeMiddleware(echo),
+        http=LimitedHttpProtocol,
+        host="127.0.0.1",
+        port=replicas.start,
+        log_level="critical",
+        lifespan="off",
     )
     web = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(web.serve()))
     thread.start()
     with entrance("127.0.0.1", public, replicas):
         until = time.monotonic() + PATIENCE
-        while Talk(public).say(request(b"GET"), "GET").status == 503:
+        while Transcript(public).say(request(b"GET"), "GET").status == 503:
             assert time.monotonic() < until
             time.sleep(0.05)
         yield Doors(public, replicas.start)
@@ -80,7 +95,13 @@ def doors() -> Iterator[Doors]:
     thread.join()
 
 
-def request(method: bytes, path: bytes = b"/", lines: bytes = b"", body: bytes = b"", version: bytes = b"1.1") -> bytes:
+def request(
+    method: bytes,
+    path: bytes = b"/",
+    lines: bytes = b"",
+    body: bytes = b"",
+    version: bytes = b"1.1",
+) -> bytes:
     return b"%s %s HTTP/%s\r\nHost: localhost\r\n%s\r\n%s" % (method, path, version, lines, body)
 
 
@@ -89,7 +110,12 @@ def sized(body: bytes) -> bytes:
 
 
 def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:
-    return b"".join(b"%x;of=it\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailer + b"\r\n"
+    return (
+        b"".join(b"%x;of=it\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+        + b"0\r\n"
+        + trailer
+        + b"\r\n"
+    )
 
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -99,7 +125,9 @@ REQUESTS = {
     "without a body": request(b"POST", b"/empty", sized(b"")),
     "HEAD": request(b"HEAD", b"/b"),
     "chunked": request(b"POST", b"/c", CHUNKED, chunked(b"one", b"two" * 500)),
-    "trailers": request(b"POST", b"/d", CHUNKED, chunked(b"one", trailer=b"Compute-Budget: none\r\n")),
+    "trailers": request(
+        b"POST", b"/d", CHUNKED, chunked(b"one", trailer=b"Compute-Budget: none\r\n")
+    ),
     "streamed": request(b"POST", b"/streams", CHUNKED, chunked(b"one")),
     "HEAD of a stream": request(b"HEAD", b"/streams"),
     "expecting": request(b"POST", b"/e", b"Expect: 100-continue\r\n" + sized(b"body"), b"body"),
@@ -108,12 +136,18 @@ REQUESTS = {
     "h2c chunked": request(b"POST", b"/h", H2C + CHUNKED, chunked(b"one", b"two")),
     "websocket": request(b"GET", b"/i", WEBSOCKET),
     "websocket chunked": request(b"POST", b"/j", WEBSOCKET + CHUNKED, chunked(b"one", b"two")),
-    "another protocol": request(b"POST", b"/k", b"Connection: Upgrade\r\nUpgrade: foo/2\r\n" + CHUNKED, chunked(b"a")),
-    "a wish without a connection": request(b"POST", b"/l", b"Upgrade: websocket\r\n" + CHUNKED, chunked(b"a")),
+    "another protocol": request(
+        b"POST", b"/k", b"Connection: Upgrade\r\nUpgrade: foo/2\r\n" + CHUNKED, chunked(b"a")
+    ),
+    "a wish without a connection": request(
+        b"POST", b"/l", b"Upgrade: websocket\r\n" + CHUNKED, chunked(b"a")
+    ),
     "last": request(b"GET", b"/m", b"Connection: close\r\n"),
     "old": request(b"GET", b"/n", version=b"1.0"),
     "old and kept": request(b"GET", b"/o", b"Connection: keep-alive\r\n", version=b"1.0"),
-    "old with a body": request(b"POST", b"/p", b"Connection: keep-alive\r\n" + sized(b"b"), b"b", b"1.0"),
+    "old with a body": request(
+        b"POST", b"/p", b"Connection: keep-alive\r\n" + sized(b"b"), b"b", b"1.0"
+    ),
     "old and streamed": request(b"GET", b"/streams", b"Connection: keep-alive\r\n", version=b"1.0"),
     "refused unread": request(b"POST", b"/refuses", sized(b"body"), b"body"),
     "too large": request(b"GET", b"/q", b"X: " + b"a" * 40_000 + b"\r\n"),
@@ -122,7 +156,9 @@ REQUESTS = {
     "of another version": request(b"GET", b"/t", version=b"9.9"),
     "two lengths": request(b"POST", b"/u", sized(b"body") + sized(b"bodies"), b"body"),
     "two framings": request(b"POST", b"/v", sized(b"body") + CHUNKED, chunked(b"one")),
-    "another coding": request(b"POST", b"/w", b"Transfer-Encoding: gzip, chunked\r\n", chunked(b"one")),
+    "another coding": request(
+        b"POST", b"/w", b"Transfer-Encoding: gzip, chunked\r\n", chunked(b"one")
+    ),
     "a chunk of no size": request(b"POST", b"/x", CHUNKED, b"zz\r\n"),
     "a later chunk of no size": request(b"POST", b"/y", CHUNKED, b"3\r\none\r\nzz\r\n"),
     "no HTTP": b"HELLO\r\n\r\n",
@@ -151,7 +187,7 @@ class _Kept(io.BufferedReader):
     def close(self) -> None: ...
 
 
-class Talk:
+class Transcript:
     """One connection."""
 
     def __init__(self, port: int) -> None:
@@ -196,16 +232,18 @@ def method_of(said: bytes) -> str:
 @functools.cache
 def alone(port: int, said: bytes, end: bool = False) -> Answer:
     """What is answered on a connection of its own."""
-    talk = Talk(port)
+    talk = Transcript(port)
     talk.send(said, end)
     answer = talk.hear(method_of(said))
     talk.close()
     return answer
 
 
-def together(port: int, requests: Sequence[bytes], pipelined: bool, early: bytes | None) -> list[Answer]:
+def together(
+    port: int, requests: Sequence[bytes], pipelined: bool, early: bytes | None
+) -> list[Answer]:
     """What is answered on one connection, until it ends."""
-    talk, answers = Talk(port), []
+    talk, answers = Transcript(port), []
     if pipelined:
         talk.send(b"".join(requests))
     for said in requests:
@@ -238,16 +276,41 @@ def check(port: int, names: Sequence[str], pipelined: bool, early: str | None) -
 
 # Most conversations shall go on to their end.
 LASTING = [
-    *("plain", "with a body", "without a body", "HEAD", "chunked", "trailers", "streamed", "HEAD of a stream"),
-    *("expecting", "h2c", "h2c with a body", "h2c chunked", "websocket", "websocket chunked", "another protocol"),
-    *("a wish without a connection", "old and kept", "old with a body", "refused unread", "too large"),
+    *(
+        "plain",
+        "with a body",
+        "without a body",
+        "HEAD",
+        "chunked",
+        "trailers",
+        "streamed",
+        "HEAD of a stream",
+    ),
+    *(
+        "expecting",
+        "h2c",
+        "h2c with a body",
+        "h2c chunked",
+        "websocket",
+        "websocket chunked",
+        "another protocol",
+    ),
+    *(
+        "a wish without a connection",
+        "old and kept",
+        "old with a body",
+        "refused unread",
+        "too large",
+    ),
 ]
 conversations = given(
     names=st.lists(st.sampled_from([*LASTING * 4, *sorted(REQUESTS)]), min_size=1, max_size=6),
     pipelined=st.booleans(),
     early=st.none() | st.sampled_from(sorted(ENDED_EARLY)),
 )
-often = functools.partial(settings, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = functools.partial(
+    settings, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @often(max_examples=500)
@@ -274,7 +337,15 @@ def test_each_is_answered_rightly_on_a_connection_of_its_own(doors: Doors, name:
         # HAProxy reads it as RFC 9112 has it, by its chunks, and closes; a replica refuses it.
         "two framings": {200, 400},
     }
-    refused = ["no host", "two hosts", "of another version", "two lengths", "another coding", "no HTTP", "HTTP/2"]
+    refused = [
+        "no host",
+        "two hosts",
+        "of another version",
+        "two lengths",
+        "another coding",
+        "no HTTP",
+        "HTTP/2",
+    ]
     refused += ["a chunk of no size", "a later chunk of no size"]
 
     for port in (doors.through_haproxy, doors.replica):
@@ -294,7 +365,7 @@ def test_each_is_answered_rightly_on_a_connection_of_its_own(doors: Doors, name:
 @pytest.mark.parametrize("name", ["old", "old and kept", "old and streamed", "old with a body"])
 def test_a_client_of_http_1_0_gets_no_chunks(doors: Doors, name: str) -> None:
     for port in (doors.through_haproxy, doors.replica):
-        talk = Talk(port)
+        talk = Transcript(port)
         talk.send(REQUESTS[name])
         response = http.client.HTTPResponse(talk)  # type: ignore[arg-type]
         response.begin()

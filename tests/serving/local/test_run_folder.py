@@ -46,7 +46,9 @@ def test_temporary_files_go_there_and_it_is_gone_afterwards(root: Path) -> None:
     assert (os.environ["TMPDIR"], tempfile.gettempdir()) == (str(root), str(root))
 
 
-def test_what_a_killed_server_left_is_swept_and_a_living_ones_and_others_are_not(root: Path) -> None:
+def test_what_a_killed_server_left_is_swept_and_a_living_ones_and_others_are_not(
+    root: Path,
+) -> None:
     def owner() -> tuple[subprocess.Popen[str], Path]:
         process = subprocess.Popen(
             [sys.executable, "-c", _OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -69,7 +71,9 @@ def test_what_a_killed_server_left_is_swept_and_a_living_ones_and_others_are_not
     alive.communicate()
 
 
-def test_logs_of_a_failed_start_are_kept_and_replace_those_of_the_one_before(root: Path, tmp_path: Path) -> None:
+def test_logs_of_a_failed_start_are_kept_and_replace_those_of_the_one_before(
+    root: Path, tmp_path: Path
+) -> None:
     place = tmp_path / "home" / "logs" / "failed"
     for said in ("first", "second"):
         folder = RunFolder()
@@ -99,6 +103,8 @@ def test_rays_sockets_fit_below_it_however_long_the_systems_folder_is(
 
     folder = RunFolder()
 
-    socket = folder.path / "session_2026-01-01_00-00-00_000000_4194304" / "sockets" / "plasma_store.1"
+    socket = (
+        folder.path / "session_2026-01-01_00-00-00_000000_4194304" / "sockets" / "plasma_store.1"
+    )
     assert len(os.fsencode(socket)) <= 107
     folder.end()

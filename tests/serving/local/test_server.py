@@ -9,22 +9,28 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from ray._private.node import Node as RayNode
+from ray._private.node import RaySupervisor as RayNode
 
 from serving.local.server import QUIET, _Signals
 
 
 @pytest.fixture
 def signals() -> Iterator[_Signals]:
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which has it ignored
+    earlier = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    # These tests may run under nohup, which has it ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield _Signals()
     for number, handler in earlier.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_interrupts_the_second_hurries(signals: _Signals, number: signal.Signals) -> None:
+def test_the_first_signal_interrupts_the_second_hurries(
+    signals: _Signals, number: signal.Signals
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
 
@@ -36,7 +42,10 @@ def test_the_first_signal_interrupts_the_second_hurries(signals: _Signals, numbe
 
 
 def test_what_outlives_its_terminal_goes_on_doing_so() -> None:
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    earlier = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     _Signals()
 
@@ -57,7 +66,14 @@ def test_ray_serve_knows_what_keeps_it_quiet_by_these_names() -> None:
     )
 
     ran = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | QUIET, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code],
+        env=os.environ | QUIET,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
 
-    assert ran.stdout.split() == [value for name, value in QUIET.items() if name.startswith("RAY_SERVE_")]
+    assert ran.stdout.split() == [
+        value for name, value in QUIET.items() if name.startswith("RAY_SERVE_")
+    ]

@@ -1,4 +1,6 @@
-"""The node: an engine that is well now and then is waited for, one that never is again is given up; nobody escapes."""
+"""The node: an engine that is well now and then is waited for, one that never is again is given up;
+nobody escapes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import pytest
 
 from serving.errors import LostError
 from serving.local import supervisor as node_module
-from serving.local.supervisor import Node
+from serving.local.supervisor import RaySupervisor
 
 SECONDS = 0.01
 
@@ -31,9 +33,9 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[RaySupervisor]:
     monkeypatch.setattr(node_module, "_SECONDS", SECONDS)
-    node = Node()
+    node = RaySupervisor()
     yield node
     node.end()
 
@@ -57,7 +59,7 @@ def started() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], str]]]:
         process.communicate()
 
 
-def test_an_engine_that_is_well_at_one_look_in_three_is_waited_for(node: Node) -> None:
+def test_an_engine_that_is_well_at_one_look_in_three_is_waited_for(node: RaySupervisor) -> None:
     looks = 0
 
     def healthy() -> bool:
@@ -70,7 +72,7 @@ def test_an_engine_that_is_well_at_one_look_in_three_is_waited_for(node: Node) -
     assert looks > 90
 
 
-def test_who_does_not_say_whether_it_is_well_is_not_waited_for(node: Node) -> None:
+def test_who_does_not_say_whether_it_is_well_is_not_waited_for(node: RaySupervisor) -> None:
     never = threading.Event()
 
     with pytest.raises(LostError, match="no engine"):
@@ -78,7 +80,7 @@ def test_who_does_not_say_whether_it_is_well_is_not_waited_for(node: Node) -> No
     never.set()
 
 
-def test_an_engine_that_does_not_come_back_is_given_up(node: Node) -> None:
+def test_an_engine_that_does_not_come_back_is_given_up(node: RaySupervisor) -> None:
     with pytest.raises(LostError, match="no engine"):
         node.watch(lambda: False, patience=5 * SECONDS)
 
@@ -86,28 +88,32 @@ def test_an_engine_that_does_not_come_back_is_given_up(node: Node) -> None:
 
 
 def test_the_end_of_the_raylet_is_seen_though_who_is_asked_does_not_answer(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: RaySupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = threading.Event()
     there = iter([None] * 5)
-    monkeypatch.setattr(Node, "lost", property(lambda _: next(there, "raylet")))
+    monkeypatch.setattr(RaySupervisor, "lost", property(lambda _: next(there, "raylet")))
 
     with pytest.raises(LostError, match="raylet has ended"):
         node.watch(never.wait, patience=60.0)
     never.set()
 
 
-def test_what_needs_ray_is_waited_for_while_ray_is_there(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_ray_is_waited_for_while_ray_is_there(
+    node: RaySupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done, never, hurry = threading.Event(), threading.Event(), threading.Event()
     assert node.while_there(done.set, 60, hurry)
     assert done.is_set()
 
-    monkeypatch.setattr(Node, "lost", "raylet")
+    monkeypatch.setattr(RaySupervisor, "lost", "raylet")
     assert not node.while_there(never.wait, 60, hurry)
     never.set()
 
 
-def test_an_orderly_end_that_does_not_come_is_not_waited_for_beyond_its_time_or_in_a_hurry(node: Node) -> None:
+def test_an_orderly_end_that_does_not_come_is_not_waited_for_beyond_its_time_or_in_a_hurry(
+    node: RaySupervisor,
+) -> None:
     never, calm, hurry = threading.Event(), threading.Event(), threading.Event()
     hurry.set()
 
@@ -116,7 +122,9 @@ def test_an_orderly_end_that_does_not_come_is_not_waited_for_beyond_its_time_or_
     never.set()
 
 
-def test_an_orderly_end_that_fails_says_nothing_and_is_none(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_orderly_end_that_fails_says_nothing_and_is_none(
+    node: RaySupervisor, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
         raise RuntimeError("the control store has gone")
 
@@ -125,7 +133,7 @@ def test_an_orderly_end_that_fails_says_nothing_and_is_none(node: Node, capsys: 
 
 
 def test_the_end_kills_who_has_lost_its_parent_and_deletes_what_it_had_in_shared_memory(
-    node: Node, started: Callable[[str], tuple[subprocess.Popen[str], str]]
+    node: RaySupervisor, started: Callable[[str], tuple[subprocess.Popen[str], str]]
 ) -> None:
     parent, pid = started(_LEAVER)
     orphan = psutil.Process(int(pid))
@@ -141,7 +149,7 @@ def test_the_end_kills_who_has_lost_its_parent_and_deletes_what_it_had_in_shared
 
 
 def test_what_a_process_had_is_deleted_though_it_is_killed_before_the_end(
-    node: Node, started: Callable[[str], tuple[subprocess.Popen[str], str]]
+    node: RaySupervisor, started: Callable[[str], tuple[subprocess.Popen[str], str]]
 ) -> None:
     _, pid = started(_LEAVER)
 
@@ -157,7 +165,7 @@ def test_the_end_spares_who_was_there_before(
     started: Callable[[str], tuple[subprocess.Popen[str], str]],
 ) -> None:
     earlier, _ = started("import sys; print('here', flush=True); sys.stdin.read()")
-    node = Node()
+    node = RaySupervisor()
 
     assert node.end() == []
 
@@ -165,7 +173,9 @@ def test_the_end_spares_who_was_there_before(
 
 
 def test_what_cannot_be_killed_is_named(
-    node: Node, started: Callable[[str], tuple[subprocess.Popen[str], str]], monkeypatch: pytest.MonkeyPatch
+    node: RaySupervisor,
+    started: Callable[[str], tuple[subprocess.Popen[str], str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     process, _ = started("import sys; print('here', flush=True); sys.stdin.read()")
     monkeypatch.setattr(psutil.Process, "kill", lambda _: None)
@@ -176,7 +186,7 @@ def test_what_cannot_be_killed_is_named(
 
 
 def test_the_end_waits_until_every_thread_of_what_it_killed_has_let_go_of_its_locks(
-    node: Node, started: Callable[[str], tuple[subprocess.Popen[str], str]]
+    node: RaySupervisor, started: Callable[[str], tuple[subprocess.Popen[str], str]]
 ) -> None:
     _, folder = started(
         "import sys; from serving.engine.staging import Staging; print(Staging().path, flush=True); sys.stdin.read()"
@@ -189,7 +199,7 @@ def test_the_end_waits_until_every_thread_of_what_it_killed_has_let_go_of_its_lo
 
 
 def test_descendants_that_have_ended_do_not_stay_as_zombies(
-    node: Node, started: Callable[[str], tuple[subprocess.Popen[str], str]]
+    node: RaySupervisor, started: Callable[[str], tuple[subprocess.Popen[str], str]]
 ) -> None:
     parent, pid = started(_LEAVER)
     parent.kill()

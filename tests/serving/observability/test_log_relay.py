@@ -1,4 +1,6 @@
-"""The relay: what a server's processes warn of is read on the command's terminal, all of it, and nothing of Ray's."""
+"""The relay: what a server's processes warn of is read on the command's terminal, all of it, and
+nothing of Ray's.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
     logger.handlers.clear()
 
 
-def said(logger: logging.Logger, name: str, level: int, message: str, problem: Exception | None = None) -> None:
+def said(
+    logger: logging.Logger, name: str, level: int, message: str, problem: Exception | None = None
+) -> None:
     """Log as if by that logger; records of all names come to the root logger of a replica."""
     error = None if problem is None else (type(problem), problem, problem.__traceback__)
     logger.handle(logging.LogRecord(name, level, "file.py", 1, message, None, error))
@@ -94,7 +98,9 @@ def test_nothing_is_lost_while_the_command_is_busy_or_begins_a_new_file(
     relay.end()
 
     messages = [line.split("serving.http.gateway ")[1] for line in terminal.getvalue().splitlines()]
-    assert set(messages) == {f"request {name}-{number} failed" for name in "ab" for number in range(300)}
+    assert set(messages) == {
+        f"request {name}-{number} failed" for name in "ab" for number in range(300)
+    }
 
 
 def test_a_process_whose_command_has_gone_goes_on(
@@ -106,7 +112,9 @@ def test_a_process_whose_command_has_gone_goes_on(
     said(logger, "serving.http.gateway", logging.ERROR, "nobody hears")
 
 
-def test_without_a_command_nothing_is_relayed(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_command_nothing_is_relayed(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(LOG_RELAY, raising=False)
 
     relay_errors(logger)
@@ -114,7 +122,9 @@ def test_without_a_command_nothing_is_relayed(logger: logging.Logger, monkeypatc
     assert not any(isinstance(each, RelayHandler) for each in logger.handlers)
 
 
-def test_a_terminal_that_is_gone_does_not_stop_the_server(tmp_path: Path, logger: logging.Logger) -> None:
+def test_a_terminal_that_is_gone_does_not_stop_the_server(
+    tmp_path: Path, logger: logging.Logger
+) -> None:
     terminal = io.StringIO()
     terminal.close()
     relay = Relay("text", tmp_path, terminal)

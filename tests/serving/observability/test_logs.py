@@ -1,4 +1,6 @@
-"""The logs: one line an event, whose request it was, what became of it, and none of what was said in it."""
+"""The logs: one line an event, whose request it was, what became of it, and none of what was said
+in it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     level = root.level
     yield io.StringIO()
-    for handler in [one for one in root.handlers if isinstance(one.formatter, JsonLines | TextLines)]:
+    for handler in [
+        one for one in root.handlers if isinstance(one.formatter, JsonLines | TextLines)
+    ]:
         root.removeHandler(handler)
     root.setLevel(level)
 
@@ -51,7 +55,9 @@ def test_an_event_is_one_object_with_time_level_logger_and_message(
     assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
 
 
-def test_an_ended_request_is_told_with_its_adaptation(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_an_ended_request_is_told_with_its_adaptation(
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
     REQUEST_ID.set("r-1")
 
     log_ended("POST", "/v1/completions", 200, 1.23456, REPORT)
@@ -73,7 +79,9 @@ def test_a_request_without_adaptation_tells_none(lines: Callable[[], list[dict[s
     assert not {"steps", "stop", "adapted"} & set(event)
 
 
-def test_what_machines_poll_is_told_only_when_it_fails(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_what_machines_poll_is_told_only_when_it_fails(
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
     for status in (200, 503):
         log_ended("GET", "/ready", status, 0.001, None)
 
@@ -81,7 +89,9 @@ def test_what_machines_poll_is_told_only_when_it_fails(lines: Callable[[], list[
     assert (event["level"], event["status"]) == ("ERROR", 503)
 
 
-async def test_events_of_requests_at_once_carry_each_their_own_id(lines: Callable[[], list[dict[str, Any]]]) -> None:
+async def test_events_of_requests_at_once_carry_each_their_own_id(
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
     async def request(name: str) -> None:
         REQUEST_ID.set(name)
         await asyncio.sleep(0.01)
@@ -144,7 +154,13 @@ def test_a_group_of_exceptions_and_an_endless_chain_are_told_within_bounds(
 
 
 @pytest.mark.parametrize(
-    "secret", ["Bearer hunter2hunter2", "bearer abc", "mf-0123456789abcdefABCDEF_-01234567", "sk-proj-1234567890"]
+    "secret",
+    [
+        "Bearer hunter2hunter2",
+        "bearer abc",
+        "mf-0123456789abcdefABCDEF_-01234567",
+        "sk-proj-1234567890",
+    ],
 )
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_what_looks_like_a_key_is_masked(secret: str, form: Any, stream: io.StringIO) -> None:
@@ -157,7 +173,9 @@ def test_what_looks_like_a_key_is_masked(secret: str, form: Any, stream: io.Stri
 
 
 @given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=50))
-def test_whatever_a_client_sends_an_event_stays_one_line_that_can_be_read(message: str, path: str, name: str) -> None:
+def test_whatever_a_client_sends_an_event_stays_one_line_that_can_be_read(
+    message: str, path: str, name: str
+) -> None:
     token = REQUEST_ID.set(name)
     sinks = {form: io.StringIO() for form in (JsonLines, TextLines)}
     handlers: list[logging.Handler] = []
@@ -207,4 +225,7 @@ def test_a_second_set_up_takes_the_first_ones_place(stream: io.StringIO) -> None
     logging.getLogger("a.library").warning("told")
 
     assert stream.getvalue() == ""
-    assert [json.loads(line)["message"] for line in later.getvalue().splitlines()] == ["once", "told"]
+    assert [json.loads(line)["message"] for line in later.getvalue().splitlines()] == [
+        "once",
+        "told",
+    ]

@@ -1,4 +1,6 @@
-"""What a scrape is told: after which requests, from whom, beside whose names, and of nobody in particular."""
+"""What a scrape is told: after which requests, from whom, beside whose names, and of nobody in
+particular.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
 
-from serving.errors import AdaptationFailedError, BudgetError, BusyError, RateLimitError, UnauthorizedError
+from serving.errors import (
+    AdaptationFailedError,
+    BudgetError,
+    BusyError,
+    RateLimitError,
+    UnauthorizedError,
+)
 from serving.observability.metrics import Exposition, Metrics
 from serving.report import AdaptationReport
 from tests.serving.reports import REPORT
@@ -26,7 +34,9 @@ class House:
         self.under_way = {"requests": 0, "adaptations": 0}
         self.metrics = Metrics(
             live_adapters=lambda: len(self.adapters),
-            staging_bytes=lambda: sum(file.stat().st_size for file in staging.iterdir()) if staging else 0,
+            staging_bytes=lambda: (
+                sum(file.stat().st_size for file in staging.iterdir()) if staging else 0
+            ),
             in_stage=lambda: self.in_stage,
             under_way=lambda: self.under_way,
             registry=self.registry,
@@ -65,11 +75,22 @@ def test_training_that_makes_it_worse_is_told_as_a_loss() -> None:
     [
         (REPORT, "adapted"),
         (replace(REPORT, degraded="5 of 20 steps"), "degraded"),
-        (replace(REPORT, adapted=False, stop="none", losses=(), uncertainty=(), seconds={}), "unadapted"),
-        (replace(REPORT, adapted=False, stop="corpus", losses=(), uncertainty=(1.0,), seconds={}), "unadapted"),
+        (
+            replace(REPORT, adapted=False, stop="none", losses=(), uncertainty=(), seconds={}),
+            "unadapted",
+        ),
+        (
+            replace(
+                REPORT, adapted=False, stop="corpus", losses=(), uncertainty=(1.0,), seconds={}
+            ),
+            "unadapted",
+        ),
         (replace(REPORT, adapted=False, stop="seconds", losses=(), uncertainty=(1.0,)), "failed"),
         (replace(REPORT, adapted=False, stop="diverged", losses=(), uncertainty=(1.0,)), "failed"),
-        (replace(REPORT, adapted=False, stop="failed", losses=(), uncertainty=(), seconds={}), "failed"),
+        (
+            replace(REPORT, adapted=False, stop="failed", losses=(), uncertainty=(), seconds={}),
+            "failed",
+        ),
     ],
 )
 def test_each_end_of_an_adaptation_has_its_outcome(report: AdaptationReport, outcome: str) -> None:
@@ -100,7 +121,9 @@ def test_an_adaptation_that_was_required_and_failed_counts_as_failed() -> None:
         (ValueError("a prompt"), "server_error"),
     ],
 )
-def test_a_rejection_is_told_by_its_code_and_never_by_its_message(problem: Exception, reason: str) -> None:
+def test_a_rejection_is_told_by_its_code_and_never_by_its_message(
+    problem: Exception, reason: str
+) -> None:
     house = House()
 
     house.metrics.rejected(problem)
@@ -115,7 +138,9 @@ def test_answers_are_counted_by_status() -> None:
     for status in (200, 200, 429, 500):
         house.metrics.answered(status)
 
-    assert [house.told("mayfly_answers_total", status=status) for status in ("200", "429", "500")] == [2, 1, 1]
+    assert [
+        house.told("mayfly_answers_total", status=status) for status in ("200", "429", "500")
+    ] == [2, 1, 1]
 
 
 def test_what_others_know_is_asked_when_the_scrape_comes(tmp_path: Path) -> None:
@@ -128,9 +153,15 @@ def test_what_others_know_is_asked_when_the_scrape_comes(tmp_path: Path) -> None
     house.under_way = {"requests": 9, "adaptations": 4}
 
     assert (house.told("mayfly_live_adapters"), house.told("mayfly_staging_bytes")) == (1, 1000)
-    stages = {stage: house.told("mayfly_requests_in_stage", stage=stage) for stage in ("select", "train", "answer")}
+    stages = {
+        stage: house.told("mayfly_requests_in_stage", stage=stage)
+        for stage in ("select", "train", "answer")
+    }
     assert stages == {"select": 0, "train": 3, "answer": 1}
-    assert [house.told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [9, 4]
+    assert [house.told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [
+        9,
+        4,
+    ]
 
 
 def test_the_series_that_alerts_count_are_there_before_the_first_event() -> None:
@@ -180,7 +211,9 @@ def test_every_sample_of_a_replica_has_its_label_and_no_other_replica_has_it() -
     one, other = (Exposition(house.registry) for _ in range(2))
 
     def replicas(exposition: Exposition) -> set[str]:
-        return {sample.labels["replica"] for metric in exposition.collect() for sample in metric.samples}
+        return {
+            sample.labels["replica"] for metric in exposition.collect() for sample in metric.samples
+        }
 
     assert len(replicas(one)) == 1
     assert replicas(one).isdisjoint(replicas(other))
@@ -224,8 +257,12 @@ def test_every_adaptation_has_one_outcome_and_every_one_that_learnt_one_number_o
         house.metrics.adapted(report)
 
     samples = [sample for metric in house.registry.collect() for sample in metric.samples]
-    assert sum(sample.value for sample in samples if sample.name == "mayfly_adaptations_total") == len(reports)
+    assert sum(
+        sample.value for sample in samples if sample.name == "mayfly_adaptations_total"
+    ) == len(reports)
     learnt = sum(bool(report.losses) for report in reports)
     for histogram in ("mayfly_steps", "mayfly_sigma_at_stop"):
         assert house.told(f"{histogram}_count") == learnt
-    assert house.told("mayfly_prompt_loss_gain_count") == sum(report.prompt_loss is not None for report in reports)
+    assert house.told("mayfly_prompt_loss_gain_count") == sum(
+        report.prompt_loss is not None for report in reports
+    )

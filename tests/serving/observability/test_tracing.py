@@ -1,4 +1,6 @@
-"""Spans, as a collector receives them over HTTP: what lies below what, what they tell, and when there are none."""
+"""Spans, as a collector receives them over HTTP: what lies below what, what they tell, and when
+there are none.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Collector(ThreadingHTTPServer):
     def keep(self, path: str, body: bytes) -> None:
         self.paths.append(path)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.resources.append({pair.key: pair.value.string_value for pair in resource.resource.attributes})
+            self.resources.append(
+                {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            )
             for scope in resource.scope_spans:
                 self.spans |= {one.name: one for one in scope.spans}
 
@@ -107,7 +111,10 @@ async def test_the_stages_of_a_request_lie_below_it(collector: Collector) -> Non
     }
     assert len({one.trace_id for one in collector.spans.values()}) == 1
     assert collector.attributes("select") == {"strategy": "sift", "steps": 12, "stop": "alpha"}
-    assert collector.attributes("request") == {"http.request.method": "POST", "http.response.status_code": 200}
+    assert collector.attributes("request") == {
+        "http.request.method": "POST",
+        "http.response.status_code": 200,
+    }
     select = collector.spans["select"]
     assert select.end_time_unix_nano - select.start_time_unix_nano >= 15e6
 
@@ -137,7 +144,9 @@ def test_a_caller_that_traces_finds_the_request_in_its_own_trace(collector: Coll
 
 
 @pytest.mark.parametrize("traceparent", ["", "garbage", "00-0-0-0", "\x00", "00-" + "f" * 100_000])
-def test_a_caller_that_only_says_so_gets_a_trace_of_its_own(collector: Collector, traceparent: str) -> None:
+def test_a_caller_that_only_says_so_gets_a_trace_of_its_own(
+    collector: Collector, traceparent: str
+) -> None:
     start_tracing()
     with request_span(traceparent, {}):
         pass
@@ -183,7 +192,9 @@ async def test_a_client_that_leaves_is_no_error(collector: Collector) -> None:
     assert collector.spans["request"].status.code == 0
 
 
-def test_an_endpoint_for_traces_alone_is_taken_as_it_is(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_for_traces_alone_is_taken_as_it_is(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{collector.url}/of-my-own")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mayfly-in-the-cellar")
@@ -211,7 +222,9 @@ def test_a_collector_that_is_gone_delays_no_request(monkeypatch: pytest.MonkeyPa
     stop_tracing()
 
 
-@pytest.mark.parametrize("missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"])
+@pytest.mark.parametrize(
+    "missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"]
+)
 def test_an_endpoint_without_what_it_takes_is_refused_at_the_start(
     collector: Collector, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
@@ -219,7 +232,9 @@ def test_an_endpoint_without_what_it_takes_is_refused_at_the_start(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
 
-    with pytest.raises(StartError, match="pip install opentelemetry-sdk opentelemetry-exporter-otlp"):
+    with pytest.raises(
+        StartError, match="pip install opentelemetry-sdk opentelemetry-exporter-otlp"
+    ):
         start_tracing()
 
 

@@ -1,4 +1,6 @@
-"""The example of the settings file names every setting, can be read, and changes nothing until it is changed."""
+"""The example of the settings file names every setting, can be read, and changes nothing until it
+is changed.
+"""
 
 from __future__ import annotations
 

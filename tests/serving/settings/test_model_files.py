@@ -1,4 +1,6 @@
-"""A wrong model is one line that names what is wrong, by its files alone; the hub is asked once, and not for long."""
+"""A wrong model is one line that names what is wrong, by its files alone; the hub is asked once,
+and not for long.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ def _empty(model: Path) -> None:
 
 
 def _pointer(model: Path) -> None:
-    (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n")
+    (model / "model.safetensors").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n"
+    )
 
 
 def _part_missing(model: Path) -> None:
@@ -95,7 +99,9 @@ def _config(**changes: Any) -> Callable[[Path], None]:
     def spoil(model: Path) -> None:
         config = json.loads((model / "config.json").read_text())
         config.update(changes)
-        (model / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        (model / "config.json").write_text(
+            json.dumps({k: v for k, v in config.items() if v is not None})
+        )
 
     return spoil
 
@@ -112,7 +118,10 @@ def _not_json(model: Path) -> None:
         (_without("tokenizer.json", "tokenizer_config.json"), "it has no tokenizer"),
         (_without("model.safetensors"), "it has no weights"),
         (_pickled, "its weights only in pytorch_model.bin, and nothing is unpickled here"),
-        (_gguf, "it holds a GGUF file, which is not served directly: convert it .* `from_pretrained"),
+        (
+            _gguf,
+            "it holds a GGUF file, which is not served directly: convert it .* `from_pretrained",
+        ),
         (_adapter, "it is an adapter, not a base model"),
         (_short, r"model.safetensors has [\d,]+ bytes, not [\d,]+: download or copy it again"),
         (_not_safetensors, "model.safetensors is damaged: its header"),
@@ -120,7 +129,10 @@ def _not_json(model: Path) -> None:
         (_pointer, "model.safetensors is a Git LFS pointer.*git lfs pull"),
         (_part_missing, "it lacks model-00002-of-00002.safetensors, which its index names"),
         (_not_json, "its config.json is not JSON"),
-        (_config(model_type=None), "it is not in transformers' format, its config.json has no `model_type`"),
+        (
+            _config(model_type=None),
+            "it is not in transformers' format, its config.json has no `model_type`",
+        ),
         (_config(architectures=["BertForMaskedLM"]), "it is not a causal .* names BertForMaskedLM"),
         (_config(architectures=["LlamaModel"]), "it is not a causal language model"),
     ],
@@ -130,7 +142,9 @@ def test_a_folder_that_cannot_be_used_is_named_with_what_is_wrong(
 ) -> None:
     spoil(model)
 
-    with pytest.raises(ModelFilesError, match=f"^cannot load the model '{model}': .*{said}") as caught:
+    with pytest.raises(
+        ModelFilesError, match=f"^cannot load the model '{model}': .*{said}"
+    ) as caught:
         check_model(str(model))
 
     assert "\n" not in str(caught.value)
@@ -157,7 +171,9 @@ def test_a_file_is_no_model(model: Path) -> None:
 def test_an_embedder_that_cannot_be_used_is_named(model: Path) -> None:
     _pickled(model)
 
-    with pytest.raises(ModelFilesError, match=f"cannot load the embedder '{model}': it has its weights only in"):
+    with pytest.raises(
+        ModelFilesError, match=f"cannot load the embedder '{model}': it has its weights only in"
+    ):
         check_embedder(str(model), bundled_model())
 
 
@@ -182,7 +198,9 @@ def test_what_only_the_libraries_know_is_one_line_too(model: Path, tmp_path: Pat
         assert "\n" not in str(caught.value)
 
 
-def test_the_rank_by_the_weights_headers_is_that_of_the_model(tiny_llama: str, tiny_qwen: str, tiny_gpt2: str) -> None:
+def test_the_rank_by_the_weights_headers_is_that_of_the_model(
+    tiny_llama: str, tiny_qwen: str, tiny_gpt2: str
+) -> None:
     from transformers import AutoModelForCausalLM
 
     for folder in (bundled_model(), tiny_llama, tiny_qwen, tiny_gpt2):
@@ -203,7 +221,9 @@ class Hub:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 hub.asked.append((self.path, self.headers.get("Authorization")))
-                status, headers, body = hub.answers.get(self.path, (404, {"X-Error-Code": "RepoNotFound"}, b""))
+                status, headers, body = hub.answers.get(
+                    self.path, (404, {"X-Error-Code": "RepoNotFound"}, b"")
+                )
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)
@@ -267,25 +287,37 @@ def test_a_model_of_the_hub_is_let_through(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (("config.json", "tokenizer.json", "pytorch_model.bin"), "it has its weights only in pytorch_model.bin"),
+        (
+            ("config.json", "tokenizer.json", "pytorch_model.bin"),
+            "it has its weights only in pytorch_model.bin",
+        ),
         (("README.md", "q4.gguf"), "it holds a GGUF file"),
         (("README.md",), "it has no config.json"),
     ],
 )
-def test_what_the_hub_holds_is_looked_at_before_it_is_downloaded(hub: Hub, files: tuple[str, ...], said: str) -> None:
+def test_what_the_hub_holds_is_looked_at_before_it_is_downloaded(
+    hub: Hub, files: tuple[str, ...], said: str
+) -> None:
     hub.holds("org/odd", *files)
 
     with pytest.raises(ModelFilesError, match=f"cannot load the model 'org/odd': {said}"):
         check_model("org/odd")
 
 
-def test_what_the_hub_does_not_show_is_said_with_the_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_hub_does_not_show_is_said_with_the_token(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gated = (401, {"X-Error-Code": "GatedRepo"}, b"")
     hub.answers["/org/gated/resolve/main/config.json"] = gated
 
-    with pytest.raises(ModelFilesError, match=r"it is gated; accept its terms at .*/org/gated, and set HF_TOKEN"):
+    with pytest.raises(
+        ModelFilesError, match=r"it is gated; accept its terms at .*/org/gated, and set HF_TOKEN"
+    ):
         check_model("org/gated")
-    with pytest.raises(ModelFilesError, match=r"check its spelling, or it is private, which the token in HF_TOKEN may"):
+    with pytest.raises(
+        ModelFilesError,
+        match=r"check its spelling, or it is private, which the token in HF_TOKEN may",
+    ):
         check_model("org/mistyped")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ModelFilesError, match="whose readers need HF_TOKEN"):
@@ -303,7 +335,10 @@ def test_a_short_name_of_an_embedder_is_one_of_sentence_transformers(hub: Hub) -
 
     check_embedder("all-mpnet", "/no/such/model")
 
-    with pytest.raises(ModelFilesError, match="cannot load the embedder 'all-mpned': it is neither a folder here nor"):
+    with pytest.raises(
+        ModelFilesError,
+        match="cannot load the embedder 'all-mpned': it is neither a folder here nor",
+    ):
         check_embedder("all-mpned", "/no/such/model")
 
 
@@ -321,33 +356,40 @@ def test_without_a_hub_the_cache_serves_and_says_so(
     assert constants.HF_HUB_OFFLINE is True  # the libraries ask no more
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(
-        ModelFilesError, match=f"the hub at {hub.url} cannot be reached .*; name a folder, or go online"
+        ModelFilesError,
+        match=f"the hub at {hub.url} cannot be reached .*; name a folder, or go online",
     ):
         check_model("org/other")
 
 
-def test_offline_nothing_is_asked(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_nothing_is_asked(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     snapshot = _cache("org/kept", tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     check_model("org/kept")
     assert local_folder("org/kept") == snapshot
-    with pytest.raises(ModelFilesError, match=r"nor in the hub's cache .*, and HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        ModelFilesError, match=r"nor in the hub's cache .*, and HF_HUB_OFFLINE is set"
+    ):
         check_model("org/other")
     _short(snapshot)
-    with pytest.raises(ModelFilesError, match=r"cannot load the model 'org/kept': model.safetensors has"):
+    with pytest.raises(
+        ModelFilesError, match=r"cannot load the model 'org/kept': model.safetensors has"
+    ):
         check_model("org/kept")
 
     assert hub.asked == []
 
 
 @pytest.mark.parametrize("command", [("serve",), ("plan",), ("corpus", "reembed", "nx")])
-def test_a_hub_that_is_not_there_is_told_in_one_line_at_once(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_hub_that_is_not_there_is_told_in_one_line_at_once(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
     if command[0] == "corpus":
         make = "import sys; from pathlib import Path; from tests.conftest import WordEmbedder; "
-        make += (
-            "from selection.corpus.corpus import Corpus; Corpus.create(Path(sys.argv[1]), 'nx', WordEmbedder(), 't')"
-        )
+        make += "from selection.corpus.corpus import Corpus; Corpus.create(Path(sys.argv[1]), 'nx', WordEmbedder(), 't')"
         subprocess.run([sys.executable, "-c", make, str(tmp_path / "corpora")], check=True)
     option = "--embedder" if command[0] == "corpus" else "--model"
 
@@ -358,5 +400,8 @@ def test_a_hub_that_is_not_there_is_told_in_one_line_at_once(tmp_path: Path, com
 
     assert ended.status == 1
     assert ended.err.count("\n") == 1
-    assert "'org/some-model': it is not a folder here, and the hub at http://127.0.0.1:9 cannot be reached" in ended.err
+    assert (
+        "'org/some-model': it is not a folder here, and the hub at http://127.0.0.1:9 cannot be reached"
+        in ended.err
+    )
     assert ended.heavy == set()

@@ -17,12 +17,16 @@ from serving.settings.settings import Settings, cores_here
 def test_what_is_not_said_is_decided_by_model_and_machine(tmp_path: Path) -> None:
     config = Settings(home=tmp_path).config()
 
-    assert config.engine.model == config.trainer.model == config.selector.base_model == bundled_model()
+    assert (
+        config.engine.model == config.trainer.model == config.selector.base_model == bundled_model()
+    )
     assert config.engine.served_name == "nano"
     assert config.engine.rank == config.trainer.rank == 16
     assert config.auto == AUTO.cut_to(LIMITS)[0]
     assert config.threads >= 1
-    assert config.capacity.requests >= config.capacity.adaptations >= config.capacity.undegraded >= 1
+    assert (
+        config.capacity.requests >= config.capacity.adaptations >= config.capacity.undegraded >= 1
+    )
 
 
 def test_what_is_said_reaches_its_rooms(tmp_path: Path) -> None:
@@ -58,7 +62,10 @@ def test_what_is_said_reaches_its_rooms(tmp_path: Path) -> None:
 def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> None:
     assert Settings(home=tmp_path, engine_gpus=1).config().engine.gpu_memory_utilization == 0.9
     assert Settings(home=tmp_path, engine_gpus=0.5).config().engine.gpu_memory_utilization == 0.55
-    assert Settings(home=tmp_path, gpu_memory_utilization=0.3).config().engine.gpu_memory_utilization == 0.3
+    assert (
+        Settings(home=tmp_path, gpu_memory_utilization=0.3).config().engine.gpu_memory_utilization
+        == 0.3
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,9 @@ def test_the_command_tells_every_setting_and_its_source_but_no_secret(tmp_path: 
     environment = {"MAYFLY_API_KEYS": "hidden-one hidden-two", "COLUMNS": "300"}
 
     flags = ["--allowed-host", "GPU.example", "--allowed-host", "b.example"]
-    told = CliRunner().invoke(app, ["config", "--config", str(file), "--home", str(tmp_path), *flags], env=environment)
+    told = CliRunner().invoke(
+        app, ["config", "--config", str(file), "--home", str(tmp_path), *flags], env=environment
+    )
 
     assert told.exit_code == 0, told.output
     lines = {line.split()[0]: line for line in told.output.splitlines()}

@@ -1,4 +1,6 @@
-"""Settings from flags, environment, file and Serve's `args`: who goes first, and what is wrong with them."""
+"""Settings from flags, environment, file and Serve's `args`: who goes first, and what is wrong with
+them.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def heard() -> Heard:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     written = tmp_path / "mayfly.toml"
-    written.write_text('port = 9000\nmax-steps = 20\nmax_seconds = 5\nserved-model-name = ["a", "b"]\nhome = "/data"\n')
+    written.write_text(
+        'port = 9000\nmax-steps = 20\nmax_seconds = 5\nserved-model-name = ["a", "b"]\nhome = "/data"\n'
+    )
     return written
 
 
@@ -50,7 +54,9 @@ def test_what_is_nowhere_said_is_the_default(heard: Heard) -> None:
 
 
 def test_a_flag_goes_before_the_environment_that_before_the_file(heard: Heard, file: Path) -> None:
-    told = heard.told("--config", str(file), "--port", "9002", MAYFLY_PORT="9001", MAYFLY_MAX_STEPS="30")
+    told = heard.told(
+        "--config", str(file), "--port", "9002", MAYFLY_PORT="9001", MAYFLY_MAX_STEPS="30"
+    )
 
     assert (told.port, told.max_steps, told.max_seconds) == (9002, 30, 5.0)
     assert told.served_model_name == ["a", "b"]
@@ -66,12 +72,18 @@ def test_a_flag_goes_before_the_environment_that_before_the_file(heard: Heard, f
 
 def test_a_setting_of_several_values_is_one_everywhere(heard: Heard, tmp_path: Path) -> None:
     file = tmp_path / "several.toml"
-    file.write_text('allowed-host = ["a.example", "b.example"]\nallowed-origin = "https://c.example"\n')
+    file.write_text(
+        'allowed-host = ["a.example", "b.example"]\nallowed-origin = "https://c.example"\n'
+    )
 
     flags = heard.told("--allowed-host", "a.example", "--allowed-host", "b.example")
-    variables = heard.told(MAYFLY_ALLOWED_HOST="a.example b.example", MAYFLY_ALLOWED_ORIGIN="https://c.example")
+    variables = heard.told(
+        MAYFLY_ALLOWED_HOST="a.example b.example", MAYFLY_ALLOWED_ORIGIN="https://c.example"
+    )
     filed = heard.told("--config", str(file))
-    served = settings_of({"allowed-host": ["a.example", "b.example"], "allowed-origin": "https://c.example"})
+    served = settings_of(
+        {"allowed-host": ["a.example", "b.example"], "allowed-origin": "https://c.example"}
+    )
 
     for told in (flags, variables, filed, served):
         assert told.allowed_host == ["a.example", "b.example"]
@@ -106,11 +118,15 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         ('log-format = "loud"', "log-format"),
     ],
 )
-def test_what_a_file_says_wrong_is_told(line: str, words: str, heard: Heard, tmp_path: Path) -> None:
+def test_what_a_file_says_wrong_is_told(
+    line: str, words: str, heard: Heard, tmp_path: Path
+) -> None:
     wrong = tmp_path / "wrong.toml"
     wrong.write_text(line)
 
-    done = CliRunner().invoke(heard.app, ["--config", str(wrong)], env={"TERM": "dumb", "COLUMNS": "300"})
+    done = CliRunner().invoke(
+        heard.app, ["--config", str(wrong)], env={"TERM": "dumb", "COLUMNS": "300"}
+    )
 
     assert done.exit_code != 0
     assert words in done.output + str(done.exception)
@@ -138,7 +154,12 @@ def test_a_variable_that_is_no_setting_is_told(name: str, words: str, heard: Hea
 
 
 def test_what_kubernetes_tells_of_its_services_is_passed_over(heard: Heard) -> None:
-    links = ("MAYFLY_SERVICE_HOST", "MAYFLY_WEB_SERVICE_PORT_HTTP", "MAYFLY_WEB_PORT", "MAYFLY_PORT_8000_TCP_ADDR")
+    links = (
+        "MAYFLY_SERVICE_HOST",
+        "MAYFLY_WEB_SERVICE_PORT_HTTP",
+        "MAYFLY_WEB_PORT",
+        "MAYFLY_PORT_8000_TCP_ADDR",
+    )
 
     assert heard.told(**dict.fromkeys(links, "10.0.0.1")) == Settings()
 
@@ -146,13 +167,17 @@ def test_what_kubernetes_tells_of_its_services_is_passed_over(heard: Heard) -> N
 def test_arguments_of_a_serve_config_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"max-steps": 20, "log-format": "json", "served-model-name": "mine"}
 
-    assert settings_of(told) == replace(Settings(), max_steps=20, log_format="json", served_model_name=["mine"])
+    assert settings_of(told) == replace(
+        Settings(), max_steps=20, log_format="json", served_model_name=["mine"]
+    )
     assert settings_of({}) == Settings()
     monkeypatch.setenv("MAYFLY_MAX_STEPS", "30")
     assert settings_of(told).max_steps == 30
 
 
-def test_arguments_go_before_a_file_that_the_environment_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_go_before_a_file_that_the_environment_names(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MAYFLY_CONFIG", str(file))
 
     told = settings_of({"max-steps": 7})
@@ -160,7 +185,9 @@ def test_arguments_go_before_a_file_that_the_environment_names(file: Path, monke
     assert (told.max_steps, told.port) == (7, 9000)
 
 
-def test_a_clusters_server_is_not_built_without_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_clusters_server_is_not_built_without_keys(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("MAYFLY_API_KEYS", raising=False)
 
     with pytest.raises(ValueError, match="needs keys"):

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from serving.engine.plugins.cpu_lora import _per_token, expand, expand_slice, pass_by_where_idle, shrink
+from serving.engine.plugins.cpu_lora import (
+    _per_token,
+    expand,
+    expand_slice,
+    pass_by_where_idle,
+    shrink,
+)
 
 _SLOTS, _RANK, _IN, _OUT = 4, 3, 6, 5
 
@@ -81,7 +87,9 @@ def test_expand_takes_each_rows_own_b(slots: list[int], dtype: torch.dtype, add:
 @MIXES
 @DTYPES
 @pytest.mark.parametrize("add", [True, False])
-def test_expand_slice_writes_its_own_columns_only(slots: list[int], dtype: torch.dtype, add: bool) -> None:
+def test_expand_slice_writes_its_own_columns_only(
+    slots: list[int], dtype: torch.dtype, add: bool
+) -> None:
     inputs, weights = random(len(slots), _RANK), random(_SLOTS, _OUT, _RANK, dtype=dtype)
     output = random(len(slots), 2 * _OUT, seed=9)
     offset, size = 3, _OUT
@@ -122,18 +130,28 @@ def test_half_precision_outputs_are_kept() -> None:
 def test_the_prefill_form_gives_each_token_its_sequences_slot(lengths: list[int]) -> None:
     tokens = sum(lengths)
     slots_of_sequences, rows = torch.tensor([2, -1, 0]), torch.tensor(lengths)
-    per_token = torch.tensor([s for s, n in zip([2, -1, 0], lengths, strict=True) for _ in range(n)])
+    per_token = torch.tensor(
+        [s for s, n in zip([2, -1, 0], lengths, strict=True) for _ in range(n)]
+    )
     starts = torch.cumsum(rows, 0) - rows
     batch: tuple[Any, ...] = (starts, rows, slots_of_sequences, 3, max(lengths), tokens)
     inputs, low = random(tokens, _IN), random(tokens, _RANK)
     a, b = random(_SLOTS, _RANK, _IN), random(_SLOTS, _OUT, _RANK)
 
-    shrunk, expanded, sliced = torch.ones(tokens, _RANK), torch.ones(tokens, _OUT), torch.ones(tokens, 2 * _OUT)
+    shrunk, expanded, sliced = (
+        torch.ones(tokens, _RANK),
+        torch.ones(tokens, _OUT),
+        torch.ones(tokens, 2 * _OUT),
+    )
     _per_token(shrink)(inputs, a, shrunk, *batch, 2.0)
     _per_token(expand)(low, b, expanded, *batch, add_inputs=True)
     _per_token(expand_slice)(low, b, sliced, *batch, _OUT, _OUT, False)
 
-    shrunk_1, expanded_1, sliced_1 = torch.ones(tokens, _RANK), torch.ones(tokens, _OUT), torch.ones(tokens, 2 * _OUT)
+    shrunk_1, expanded_1, sliced_1 = (
+        torch.ones(tokens, _RANK),
+        torch.ones(tokens, _OUT),
+        torch.ones(tokens, 2 * _OUT),
+    )
     shrink(inputs, a, shrunk_1, per_token, 2.0)
     expand(low, b, expanded_1, per_token, True)
     expand_slice(low, b, sliced_1, per_token, _OUT, _OUT, False)

@@ -37,9 +37,14 @@ def _child(registered: Event) -> None:
 
 
 @pytest.mark.parametrize(("told", "lives"), [(ENDS_WITH_PARENT, False), ({}, True)])
-def test_an_engines_process_ends_with_its_parent_where_that_is_asked_for(told: dict[str, str], lives: bool) -> None:
+def test_an_engines_process_ends_with_its_parent_where_that_is_asked_for(
+    told: dict[str, str], lives: bool
+) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True, env={**os.environ, **told}
+        [sys.executable, "-c", _PARENT],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **told},
     ) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))

@@ -21,14 +21,16 @@ from selection.corpus.sqlite_store import CorpusNotFoundError
 from selection.embedding import Embedder, Embeddings, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
-from selection.library.records import Wanted
+from selection.library.records import AttachmentRequest
 from selection.selector import SelectorConfig
-from serving.adaptation.workers import Asked, CorporaStage
+from serving.adaptation.workers import CorporaWorker, SerialExecutor
 from serving.http.vector_stores.params import MAX_UPLOAD
 from serving.http.vector_stores.routes import VectorStores
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
-_SHIPS = "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
+_SHIPS = (
+    "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
+)
 _NO_STORE, _NO_FILE, _NO_BATCH = "vs_" + 24 * "0", "file-" + 24 * "0", "vsfb_" + 24 * "0"
 
 
@@ -36,7 +38,11 @@ class HeldEmbedder:
     """A real embedder that waits while it is held."""
 
     def __init__(self, embedder: Embedder) -> None:
-        self.name, self.revision, self.dimension = embedder.name, embedder.revision, embedder.dimension
+        self.name, self.revision, self.dimension = (
+            embedder.name,
+            embedder.revision,
+            embedder.dimension,
+        )
         self.free = threading.Event()
         self.free.set()
         self._embedder = embedder
@@ -62,8 +68,10 @@ class Server:
 def server(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Server]:
     held = HeldEmbedder(words)
     library = Library(corpora, held, tokenizer, corpora.parent / "files")
-    door = VectorStores(Asked(library)).app
-    web = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    door = VectorStores(SerialExecutor(library)).app
+    web = uvicorn.Server(
+        uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    )
     thread = threading.Thread(target=web.run)
     thread.start()
     while not web.started:
@@ -114,7 +122,9 @@ def is_refusal(answer: httpx.Response, status: int) -> str:
 def test_the_way_of_the_documentation(client: openai.OpenAI, server: Server) -> None:
     store = client.vector_stores.create(name="pets", description="ours", metadata={"owner": "me"})
     file = client.vector_stores.files.upload_and_poll(
-        vector_store_id=store.id, file=("cats.md", _CATS.encode()), attributes={"language": "en", "year": 2024}
+        vector_store_id=store.id,
+        file=("cats.md", _CATS.encode()),
+        attributes={"language": "en", "year": 2024},
     )
     found = client.vector_stores.search(store.id, query="kitten", max_num_results=3)
     store = client.vector_stores.retrieve(store.id)
@@ -131,19 +141,32 @@ def test_the_way_of_the_documentation(client: openai.OpenAI, server: Server) -> 
     assert found.object == "vector_store.search_results.page"
     assert found.model_extra == {"search_query": ["kitten"], "has_more": False, "next_page": None}
     (best,) = found.data
-    assert (best.file_id, best.filename, best.attributes) == (file.id, "cats.md", {"language": "en", "year": 2024})
+    assert (best.file_id, best.filename, best.attributes) == (
+        file.id,
+        "cats.md",
+        {"language": "en", "year": 2024},
+    )
     assert [(part.type, part.text) for part in best.content] == [("text", _CATS)]
     assert 0 < best.score < 1
     assert (store.name, store.metadata, store.status) == ("pets", {"owner": "me"}, "completed")
-    assert store.file_counts.to_dict() == {"in_progress": 0, "completed": 1, "failed": 0, "cancelled": 0, "total": 1}
+    assert store.file_counts.to_dict() == {
+        "in_progress": 0,
+        "completed": 1,
+        "failed": 0,
+        "cancelled": 0,
+        "total": 1,
+    }
     assert store.usage_bytes > len(_CATS)
-    assert names(server.corpora, "pets") == names(server.corpora, store.id) == [f"{file.id}/cats.md"]
+    assert (
+        names(server.corpora, "pets") == names(server.corpora, store.id) == [f"{file.id}/cats.md"]
+    )
 
 
 def test_stores_are_listed_renamed_and_deleted(client: openai.OpenAI) -> None:
     made = [client.vector_stores.create(name=f"store {i}").id for i in range(7)]
 
-    in_order = [store.id for store in client.vector_stores.list(order="asc", limit=3)]  # over three pages
+    # Over three pages.
+    in_order = [store.id for store in client.vector_stores.list(order="asc", limit=3)]
     page = client.vector_stores.list(order="desc", limit=2, before=made[0])
     renamed = client.vector_stores.update(made[0], name="Größe", metadata={"a": "b"})
     gone = client.vector_stores.delete(made[1])
@@ -173,7 +196,10 @@ def test_a_corpus_of_the_command_line_is_there_with_its_documents(
     client.vector_stores.files.delete(files[0].id, vector_store_id=store.id)
 
     assert (store.name, store.file_counts.completed) == ("notes", 2)
-    assert [(file.id, file.status) for file in files] == [("doc-1", "completed"), ("doc-2", "completed")]
+    assert [(file.id, file.status) for file in files] == [
+        ("doc-1", "completed"),
+        ("doc-2", "completed"),
+    ]
     assert files[0].chunking_strategy is not None
     assert files[0].chunking_strategy.type == "other"
     assert (best.file_id, best.filename) == ("doc-2", "ships.md")
@@ -208,13 +234,21 @@ def test_files_are_kept_listed_and_given_back_byte_by_byte(client: openai.OpenAI
 
 def test_a_batch_is_uploaded_and_polled(client: openai.OpenAI) -> None:
     store = client.vector_stores.create()
-    files = [(f"{i}.md", f"Number {i} has {i * i} friends.".encode()) for i in range(5)] + [("no.md", b"\xff\xfe")]
+    files = [(f"{i}.md", f"Number {i} has {i * i} friends.".encode()) for i in range(5)] + [
+        ("no.md", b"\xff\xfe")
+    ]
 
     batch = client.vector_stores.file_batches.upload_and_poll(store.id, files=files)
-    listed = client.vector_stores.file_batches.list_files(batch.id, vector_store_id=store.id, filter="failed")
+    listed = client.vector_stores.file_batches.list_files(
+        batch.id, vector_store_id=store.id, filter="failed"
+    )
 
     assert batch.status == "completed"
-    assert (batch.file_counts.completed, batch.file_counts.failed, batch.file_counts.total) == (5, 1, 6)
+    assert (batch.file_counts.completed, batch.file_counts.failed, batch.file_counts.total) == (
+        5,
+        1,
+        6,
+    )
     (failed,) = listed.data
     assert failed.last_error is not None
     assert failed.last_error.code == "unsupported_file"
@@ -223,7 +257,10 @@ def test_a_batch_is_uploaded_and_polled(client: openai.OpenAI) -> None:
 
 def test_a_batch_may_say_of_each_file_how_to_take_it(client: openai.OpenAI) -> None:
     store = client.vector_stores.create()
-    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(2)]
+    files = [
+        client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
+        for i in range(2)
+    ]
 
     batch = client.vector_stores.file_batches.create_and_poll(
         store.id,
@@ -243,12 +280,18 @@ def test_a_batch_may_say_of_each_file_how_to_take_it(client: openai.OpenAI) -> N
     assert batch.file_counts.completed == 2
     assert (first.attributes, second.attributes) == ({"n": 0}, {})
     assert second.chunking_strategy is not None
-    assert second.chunking_strategy.to_dict()["static"] == {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 50}
+    assert second.chunking_strategy.to_dict()["static"] == {
+        "max_chunk_size_tokens": 100,
+        "chunk_overlap_tokens": 50,
+    }
 
 
 def test_who_deletes_what_they_list_meets_everything(client: openai.OpenAI) -> None:
     stores = [client.vector_stores.create(name=f"store {i}").id for i in range(7)]
-    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(5)]
+    files = [
+        client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
+        for i in range(5)
+    ]
     kept = stores.pop()
     client.vector_stores.file_batches.create_and_poll(kept, file_ids=files)
 
@@ -266,26 +309,42 @@ def test_who_deletes_what_they_list_meets_everything(client: openai.OpenAI) -> N
     assert met == [*files[::-1], *files, kept, *stores[::-1]]
 
 
-def test_a_batch_is_polled_to_its_end_whoever_attaches_its_files_again(client: openai.OpenAI, server: Server) -> None:
+def test_a_batch_is_polled_to_its_end_whoever_attaches_its_files_again(
+    client: openai.OpenAI, server: Server
+) -> None:
     store = client.vector_stores.create()
-    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(3)]
+    files = [
+        client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
+        for i in range(3)
+    ]
 
     server.embedder.free.clear()
     first = client.vector_stores.file_batches.create(store.id, file_ids=files)
     client.vector_stores.files.create(store.id, file_id=files[0], attributes={"again": True})
     second = client.vector_stores.file_batches.create(store.id, file_ids=files[1:])
     server.embedder.free.set()
-    ended = [client.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id) for batch in (first, second)]
+    ended = [
+        client.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id)
+        for batch in (first, second)
+    ]
     client.files.delete(files[2])
-    listed = client.vector_stores.file_batches.list_files(first.id, vector_store_id=store.id, order="asc", limit=2)
+    listed = client.vector_stores.file_batches.list_files(
+        first.id, vector_store_id=store.id, order="asc", limit=2
+    )
 
-    assert [(batch.status, batch.file_counts.completed) for batch in ended] == [("completed", 3), ("completed", 2)]
+    assert [(batch.status, batch.file_counts.completed) for batch in ended] == [
+        ("completed", 3),
+        ("completed", 2),
+    ]
     assert [(file.id, file.status) for file in listed] == [(file, "completed") for file in files]
 
 
 def test_a_batch_is_cancelled_by_who_cancels_it_only(client: openai.OpenAI, server: Server) -> None:
     store = client.vector_stores.create()
-    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(2)]
+    files = [
+        client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
+        for i in range(2)
+    ]
 
     server.embedder.free.clear()
     first = client.vector_stores.file_batches.create(store.id, file_ids=files)
@@ -293,13 +352,22 @@ def test_a_batch_is_cancelled_by_who_cancels_it_only(client: openai.OpenAI, serv
     server.embedder.free.set()
     ended = client.vector_stores.file_batches.poll(first.id, vector_store_id=store.id)
 
-    assert (ended.status, ended.file_counts.completed, ended.file_counts.cancelled) == ("completed", 1, 1)
+    assert (ended.status, ended.file_counts.completed, ended.file_counts.cancelled) == (
+        "completed",
+        1,
+        1,
+    )
 
 
 def test_a_store_is_made_with_its_files(client: openai.OpenAI) -> None:
-    files = [client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id for i in range(2)]
+    files = [
+        client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
+        for i in range(2)
+    ]
 
-    store = client.vector_stores.create(name="both", file_ids=files, chunking_strategy={"type": "auto"})
+    store = client.vector_stores.create(
+        name="both", file_ids=files, chunking_strategy={"type": "auto"}
+    )
     for file in files:
         client.vector_stores.files.poll(file, vector_store_id=store.id, max_wait_seconds=30)
 
@@ -311,14 +379,21 @@ def test_a_file_can_be_given_other_attributes_and_searches_see_them(client: open
     store = client.vector_stores.create()
     for name, text in (("cats.md", _CATS), ("ships.md", _SHIPS)):
         client.vector_stores.files.upload_and_poll(
-            vector_store_id=store.id, file=(name, text.encode()), attributes={"kind": name, "draft": True}
+            vector_store_id=store.id,
+            file=(name, text.encode()),
+            attributes={"kind": name, "draft": True},
         )
     cats = client.vector_stores.files.list(store.id, order="asc").data[0]
-    client.vector_stores.files.update(cats.id, vector_store_id=store.id, attributes={"kind": "pet", "draft": False})
+    client.vector_stores.files.update(
+        cats.id, vector_store_id=store.id, attributes={"kind": "pet", "draft": False}
+    )
     client.vector_stores.files.poll(cats.id, vector_store_id=store.id)
 
     def found(**options: Any) -> list[str]:
-        return [each.filename for each in client.vector_stores.search(store.id, query=["cat", "ship"], **options)]
+        return [
+            each.filename
+            for each in client.vector_stores.search(store.id, query=["cat", "ship"], **options)
+        ]
 
     assert set(found()) == {"cats.md", "ships.md"}
     assert found(filters={"type": "eq", "key": "kind", "value": "pet"}) == ["cats.md"]
@@ -335,10 +410,13 @@ def test_a_file_can_be_given_other_attributes_and_searches_see_them(client: open
     assert found(ranking_options={"score_threshold": 1.0, "ranker": "auto"}) == []
 
 
-def test_reading_goes_on_behind_the_answer_and_can_be_called_off(client: openai.OpenAI, server: Server) -> None:
+def test_reading_goes_on_behind_the_answer_and_can_be_called_off(
+    client: openai.OpenAI, server: Server
+) -> None:
     store = client.vector_stores.create()
     first, second, third = (
-        client.files.create(file=(f"{i}.md", f"{_CATS} {i}".encode()), purpose="assistants").id for i in range(3)
+        client.files.create(file=(f"{i}.md", f"{_CATS} {i}".encode()), purpose="assistants").id
+        for i in range(3)
     )
 
     server.embedder.free.clear()
@@ -351,7 +429,11 @@ def test_reading_goes_on_behind_the_answer_and_can_be_called_off(client: openai.
     server.embedder.free.set()
     again = client.vector_stores.files.create_and_poll(third, vector_store_id=store.id)
 
-    assert (answered.status, batch.status, busy.status) == ("in_progress", "in_progress", "in_progress")
+    assert (answered.status, batch.status, busy.status) == (
+        "in_progress",
+        "in_progress",
+        "in_progress",
+    )
     assert 0 < int(raw.headers["openai-poll-after-ms"]) < 1000
     assert busy.file_counts.in_progress == 3
     assert (cancelled.status, cancelled.file_counts.cancelled) == ("cancelled", 2)
@@ -371,7 +453,10 @@ def test_a_store_deleted_while_it_is_fed_is_gone(client: openai.OpenAI, server: 
         client.vector_stores.files.poll(file.id, vector_store_id=store.id)
 
     again = client.vector_stores.create(name="notes")
-    assert client.vector_stores.files.create_and_poll(file.id, vector_store_id=again.id).status == "completed"
+    assert (
+        client.vector_stores.files.create_and_poll(file.id, vector_store_id=again.id).status
+        == "completed"
+    )
     assert names(server.corpora, "notes") == [f"{file.id}/cats.md"]
 
 
@@ -392,17 +477,23 @@ async def test_clients_at_once_disturb_one_another_in_nothing(server: Server) ->
     assert answers == [(i, [f"The secret of number {i} is {i * 7919}."]) for i in range(12)]
 
 
-async def test_what_is_fed_over_http_can_be_selected_from_by_name_and_id_meanwhile(corpora: Path, nano: str) -> None:
-    stage = CorporaStage(SelectorConfig(corpora / "corpora", embedder="base-model", base_model=nano))
+async def test_what_is_fed_over_http_can_be_selected_from_by_name_and_id_meanwhile(
+    corpora: Path, nano: str
+) -> None:
+    stage = CorporaWorker(
+        SelectorConfig(corpora / "corpora", embedder="base-model", base_model=nano)
+    )
     store = await stage.ask(Library.create_store, "notes")
     short = await stage.ask(Library.upload, "cats.md", _CATS.encode())
     long = await stage.ask(Library.upload, "long.md", (_CATS + _SHIPS).encode() * 3000)
 
-    await stage.ask(Library.attach, store.id, Wanted(short.id))
+    await stage.ask(Library.attach, store.id, AttachmentRequest(short.id))
     while (await stage.ask(Library.file, "notes", short.id)).file.status == "in_progress":  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    await stage.ask(Library.attach, store.id, Wanted(long.id))
-    selections = [await stage.select([Prompt("The cat")], corpus, steps=2) for corpus in ("notes", store.id)]
+    await stage.ask(Library.attach, store.id, AttachmentRequest(long.id))
+    selections = [
+        await stage.select([Prompt("The cat")], corpus, steps=2) for corpus in ("notes", store.id)
+    ]
     found = await stage.ask(Library.search, store.id, ["The cat"])
     meanwhile = await stage.ask(Library.file, "notes", long.id)
     await stage.ask(Library.delete_store, store.id)
@@ -450,7 +541,11 @@ async def test_what_is_fed_over_http_can_be_selected_from_by_name_and_id_meanwhi
     ],
 )
 def test_what_is_not_there_is_404(
-    client: openai.OpenAI, server: Server, ask: Callable[..., httpx.Response], method: str, path: str
+    client: openai.OpenAI,
+    server: Server,
+    ask: Callable[..., httpx.Response],
+    method: str,
+    path: str,
 ) -> None:
     client.vector_stores.create(name="known")
 
@@ -459,7 +554,9 @@ def test_what_is_not_there_is_404(
     assert [store.name for store in client.vector_stores.list()] == ["known"]
 
 
-@pytest.mark.parametrize("path", ["/vector_stores", "/vector_stores/known", "/files", "/vector_stores/known/files"])
+@pytest.mark.parametrize(
+    "path", ["/vector_stores", "/vector_stores/known", "/files", "/vector_stores/known/files"]
+)
 def test_another_method_is_405(ask: Callable[..., httpx.Response], path: str) -> None:
     answer = ask("PATCH", path)
 
@@ -478,16 +575,28 @@ def test_another_method_is_405(ask: Callable[..., httpx.Response], path: str) ->
         ("/vector_stores", {"metadata": [1]}, "`metadata`"),
         ("/vector_stores", {"file_ids": "file-1"}, "`file_ids`"),
         ("/vector_stores", {"file_ids": [1]}, "`file_ids`"),
-        ("/vector_stores", {"expires_after": {"anchor": "last_active_at", "days": 7}}, "`expires_after`"),
+        (
+            "/vector_stores",
+            {"expires_after": {"anchor": "last_active_at", "days": 7}},
+            "`expires_after`",
+        ),
         ("/vector_stores", {"chunking_strategy": {"type": "semantic"}}, "`chunking_strategy`"),
         ("/vector_stores", {"chunking_strategy": {"type": "static"}}, "`chunking_strategy`"),
         ("/vector_stores", {"chunking_strategy": "auto"}, "`chunking_strategy`"),
         ("/vector_stores", {"colour": "red"}, "unknown field `colour`"),
-        ("/vector_stores/known", {"expires_after": {"anchor": "last_active_at", "days": 7}}, "`expires_after`"),
+        (
+            "/vector_stores/known",
+            {"expires_after": {"anchor": "last_active_at", "days": 7}},
+            "`expires_after`",
+        ),
         ("/vector_stores/known", {"name": ["x"]}, "`name`"),
         ("/vector_stores/known/files", {}, "`file_id`"),
         ("/vector_stores/known/files", {"file_id": 1}, "`file_id`"),
-        ("/vector_stores/known/files", {"file_id": "FILE", "attributes": {"a": [1]}}, "`attributes.a`"),
+        (
+            "/vector_stores/known/files",
+            {"file_id": "FILE", "attributes": {"a": [1]}},
+            "`attributes.a`",
+        ),
         ("/vector_stores/known/files", {"file_id": "FILE", "attributes": "a"}, "`attributes`"),
         (
             "/vector_stores/known/files",
@@ -534,18 +643,42 @@ def test_another_method_is_405(ask: Callable[..., httpx.Response], path: str) ->
         ("/vector_stores/known/search", {"query": "x" * 40_000}, "`query`"),
         ("/vector_stores/known/search", {"query": "x", "max_num_results": 0}, "`max_num_results`"),
         ("/vector_stores/known/search", {"query": "x", "max_num_results": 51}, "`max_num_results`"),
-        ("/vector_stores/known/search", {"query": "x", "max_num_results": True}, "`max_num_results`"),
+        (
+            "/vector_stores/known/search",
+            {"query": "x", "max_num_results": True},
+            "`max_num_results`",
+        ),
         ("/vector_stores/known/search", {"query": "x", "rewrite_query": True}, "`rewrite_query`"),
         ("/vector_stores/known/search", {"query": "x", "filters": {"type": "like"}}, "`filters`"),
         ("/vector_stores/known/search", {"query": "x", "filters": []}, "`filters`"),
-        ("/vector_stores/known/search", {"query": "x", "ranking_options": {"score_threshold": 2}}, "score_threshold"),
-        ("/vector_stores/known/search", {"query": "x", "ranking_options": {"ranker": "mine"}}, "ranker"),
-        ("/vector_stores/known/search", {"query": "x", "ranking_options": {"ranker": []}}, "ranker"),
-        ("/vector_stores/known/search", {"query": "x", "ranking_options": {"hybrid": 1}}, "`ranking_options`"),
+        (
+            "/vector_stores/known/search",
+            {"query": "x", "ranking_options": {"score_threshold": 2}},
+            "score_threshold",
+        ),
+        (
+            "/vector_stores/known/search",
+            {"query": "x", "ranking_options": {"ranker": "mine"}},
+            "ranker",
+        ),
+        (
+            "/vector_stores/known/search",
+            {"query": "x", "ranking_options": {"ranker": []}},
+            "ranker",
+        ),
+        (
+            "/vector_stores/known/search",
+            {"query": "x", "ranking_options": {"hybrid": 1}},
+            "`ranking_options`",
+        ),
     ],
 )
 def test_a_request_that_makes_no_sense_is_400_and_changes_nothing(
-    client: openai.OpenAI, ask: Callable[..., httpx.Response], path: str, body: dict[str, Any], said: str
+    client: openai.OpenAI,
+    ask: Callable[..., httpx.Response],
+    path: str,
+    body: dict[str, Any],
+    said: str,
 ) -> None:
     client.vector_stores.create(name="known")
     file = client.files.create(file=("cats.md", _CATS.encode()), purpose="assistants").id
@@ -560,9 +693,21 @@ def test_a_request_that_makes_no_sense_is_400_and_changes_nothing(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'"x"', b'{"name": NaN}', b"\xff", b'{"name": "\\ud800"}', b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b'{"name": NaN}',
+        b"\xff",
+        b'{"name": "\\ud800"}',
+        b"[" * 100_000,
+    ],
 )
-def test_a_body_that_is_no_object_of_unicode_json_is_400(ask: Callable[..., httpx.Response], content: bytes) -> None:
+def test_a_body_that_is_no_object_of_unicode_json_is_400(
+    ask: Callable[..., httpx.Response], content: bytes
+) -> None:
     for path in (
         "/vector_stores",
         "/vector_stores/x/search",
@@ -595,13 +740,17 @@ def test_a_part_of_a_list_that_is_none_is_400(
         assert said in is_refusal(ask("GET", f"{path}?{query}"), 400)
 
 
-def test_a_state_that_is_none_is_400(client: openai.OpenAI, ask: Callable[..., httpx.Response]) -> None:
+def test_a_state_that_is_none_is_400(
+    client: openai.OpenAI, ask: Callable[..., httpx.Response]
+) -> None:
     client.vector_stores.create(name="known")
 
     assert "`filter`" in is_refusal(ask("GET", "/vector_stores/known/files?filter=done"), 400)
 
 
-def test_an_ambiguous_name_is_400(client: openai.OpenAI, ask: Callable[..., httpx.Response]) -> None:
+def test_an_ambiguous_name_is_400(
+    client: openai.OpenAI, ask: Callable[..., httpx.Response]
+) -> None:
     for _ in range(2):
         client.vector_stores.create(name="my notes")
 
@@ -613,7 +762,10 @@ def test_an_ambiguous_name_is_400(client: openai.OpenAI, ask: Callable[..., http
 
 def form(*parts: tuple[str, str]) -> bytes:
     """A form of parts, each its headers and its content, by hand."""
-    return "".join(f"--x\r\n{headers}\r\n\r\n{content}\r\n" for headers, content in parts).encode() + b"--x--\r\n"
+    return (
+        "".join(f"--x\r\n{headers}\r\n\r\n{content}\r\n" for headers, content in parts).encode()
+        + b"--x--\r\n"
+    )
 
 
 _FILE = ('Content-Disposition: form-data; name="file"; filename="a.md"', _CATS)
@@ -653,7 +805,11 @@ _EVIL = ('Content-Disposition: form-data; name="purpose"', "evil")
     ],
 )
 def test_a_form_that_is_none_is_400_and_leaves_nothing(
-    client: openai.OpenAI, server: Server, ask: Callable[..., httpx.Response], kind: str, content: bytes
+    client: openai.OpenAI,
+    server: Server,
+    ask: Callable[..., httpx.Response],
+    kind: str,
+    content: bytes,
 ) -> None:
     is_refusal(ask("POST", "/files", content=content, headers={"content-type": kind}), 400)
 
@@ -661,7 +817,9 @@ def test_a_form_that_is_none_is_400_and_leaves_nothing(
     assert list((server.corpora.parent / "files").iterdir()) == []
 
 
-def test_an_upload_beyond_the_limit_is_413(client: openai.OpenAI, ask: Callable[..., httpx.Response]) -> None:
+def test_an_upload_beyond_the_limit_is_413(
+    client: openai.OpenAI, ask: Callable[..., httpx.Response]
+) -> None:
     def endless() -> Iterator[bytes]:  # a length is not told
         yield form(_FILE)[: -len("\r\n--x--\r\n")]
         for _ in range((MAX_UPLOAD >> 20) + 1):
@@ -669,7 +827,12 @@ def test_an_upload_beyond_the_limit_is_413(client: openai.OpenAI, ask: Callable[
 
     with pytest.raises(openai.APIStatusError, match="64 MiB at most") as told:
         client.files.create(file=("big.txt", b"x" * MAX_UPLOAD), purpose="assistants")
-    untold = ask("POST", "/files", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"})
+    untold = ask(
+        "POST",
+        "/files",
+        content=endless(),
+        headers={"content-type": "multipart/form-data; boundary=x"},
+    )
 
     assert told.value.status_code == 413
     assert "64 MiB at most" in is_refusal(untold, 413)
@@ -677,14 +840,18 @@ def test_an_upload_beyond_the_limit_is_413(client: openai.OpenAI, ask: Callable[
 
 
 def test_a_json_body_beyond_the_limit_is_413(ask: Callable[..., httpx.Response]) -> None:
-    assert "16 MiB" in is_refusal(ask("POST", "/vector_stores", content=b'{"name": "' + b"x" * (17 << 20)), 413)
+    assert "16 MiB" in is_refusal(
+        ask("POST", "/vector_stores", content=b'{"name": "' + b"x" * (17 << 20)), 413
+    )
 
 
 def test_what_is_wrong_with_a_corpus_on_disk_is_500_and_names_no_folder(
     server: Server, ask: Callable[..., httpx.Response]
 ) -> None:
     (server.corpora / "damaged").mkdir()
-    (server.corpora / "damaged" / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
+    (server.corpora / "damaged" / "corpus.db").write_bytes(
+        b"not a database at all, but long enough" * 100
+    )
 
     answer = ask("GET", "/vector_stores/damaged")
 
