@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from adapters import Progress, Trainer, TrainerConfig, Training
+from adapters import TrainingProgress, Trainer, TrainerConfig, TrainingResult
 from benchmarks.passages import ROOT
 from benchmarks.peft_loop import Sequences, Subject, draw, folder_of, spread
 
@@ -104,17 +104,17 @@ def deadlines(requests: int) -> dict[str, Any]:
     trainer, clock, generator = Trainer(TrainerConfig(_NANO)), Clock(), np.random.default_rng(0)
     vocabulary = trainer.base.vocabulary
     # Seconds asked, of the step at its deadline, what became of it.
-    outcomes: list[tuple[float, float, Training]] = []
+    outcomes: list[tuple[float, float, TrainingResult]] = []
     everyone = threading.Semaphore(0)
 
     def drawn() -> Sequences:
         sequences = draw(int(generator.integers(3, 20)), 64, vocabulary)
         return [sequence[: int(generator.integers(16, 65))] for sequence in sequences]
 
-    def hear(_progress: Progress) -> None:
+    def hear(_progress: TrainingProgress) -> None:
         clock.hear(time.perf_counter())
 
-    def ended(asked: float, done: Future[Training]) -> None:
+    def ended(asked: float, done: Future[TrainingResult]) -> None:
         if done.exception() is None:
             now, training = time.perf_counter(), done.result()
             came = now - training.seconds

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from adapters import Progress, Trainer
+from adapters import TrainingProgress, Trainer
 from benchmarks.peft_loop import (
     SETTLED,
     STEPS,
@@ -137,7 +137,9 @@ def shares(trainer: Trainer, sequences: Sequences) -> dict[str, float]:
         pass  # its first use must be in the main thread
     seconds = 0.0
 
-    def hear_first(progress: Progress) -> None:  # in the trainer's thread, which alone is profiled
+    def hear_first(
+        progress: TrainingProgress,
+    ) -> None:  # in the trainer's thread, which alone is profiled
         nonlocal seconds
         if progress.steps == SETTLED:
             profiler.start()

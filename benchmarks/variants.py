@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from adapters import Progress, Trainer, TrainerConfig
+from adapters import TrainingProgress, Trainer, TrainerConfig
 from benchmarks.centred import Centred
 from benchmarks.full_training import FullTraining
 from benchmarks.passages import CACHE, PREFIX, Passage, open_scorer
@@ -283,7 +283,7 @@ def _learn(
     learnt = _Learnt()
     spent, last = 0.0, time.perf_counter()
 
-    def keep(progress: Progress) -> None:
+    def keep(progress: TrainingProgress) -> None:
         nonlocal spent, last
         spent += time.perf_counter() - last
         learnt.seconds.append(spent)

@@ -25,7 +25,7 @@ import httpx
 import ray
 from ray import serve
 from ray._private import ray_constants
-from ray._private.node import RaySupervisor as RayNode
+from ray._private.node import Node as RayNode
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 

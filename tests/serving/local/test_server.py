@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from ray._private.node import RaySupervisor as RayNode
+from ray._private.node import Node as RayNode
 
 from serving.local.server import QUIET, _Signals
 
