@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adapters.config import TrainerConfig
     from adapters.errors import AdapterError
     from adapters.trainer import Trainer
-    from adapters.training import Probe, TrainingProgress, TrainingResult
+    from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult
 
 __all__ = [
     "Adapter",
@@ -22,6 +22,7 @@ __all__ = [
     "Trainer",
     "TrainerConfig",
     "TrainingProgress",
+    "TrainingRequest",
     "TrainingResult",
 ]
 
@@ -31,6 +32,7 @@ _MODULES = {
     "TrainingProgress": "training",
     "Trainer": "trainer",
     "TrainerConfig": "config",
+    "TrainingRequest": "training",
     "TrainingResult": "training",
     "Probe": "training",
 }

@@ -46,7 +46,7 @@ class Evaluation:
     def look(self, jobs: Sequence[Job]) -> list[Job]:
         """Score what these jobs watch; those whose adapter makes no sound loss of it."""
         begun = time.perf_counter()
-        rows = [job.watch.tokens for job in jobs if job.watch]
+        rows = [job.probe.tokens for job in jobs if job.probe]
         with self._bank.bind([self.slot(job) for job in jobs]):
             losses = self._base.losses(rows).tolist()
         unsound = [job for job, loss in zip(jobs, losses, strict=True) if not self._see(job, loss)]

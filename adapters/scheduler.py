@@ -21,10 +21,9 @@ from typing import Any
 
 from adapters.adapter import Adapter
 from adapters.early_stopping import FIRST_LOOK, EarlyStopping
-from adapters.errors import TrainingOptionError
-from adapters.step_plan import Step
+from adapters.step_plan import Step, steps_of
 from adapters.step_time import StepTime
-from adapters.training import Probe, TrainingProgress, TrainingResult
+from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult
 
 PATIENCE = 60.0  # seconds
 _PADDING = 0.25  # the largest share of a batch
@@ -36,58 +35,50 @@ class Job:
     """One request's training, under way.
 
     Attributes:
-        sequences: what is learnt.
-        steps: how, in order.
-        seed: of the adapter.
-        came: when, in the schedule's seconds.
-        deadline: likewise; infinite where there is none.
-        cancelled: set by whoever no longer wants it.
-        on_step: told of each step.
-        done: gets the Training.
-        start: weights to begin with; None for fresh ones.
-        learning_rate: of Adam; None for the trainer's.
-        watch: what tells whether to go on, and whether it has helped; None for nothing.
-        stopping: the looks at what is watched, and what follows from them.
+        request: what is trained on, and how.
+        came: when it was submitted, in the schedule's seconds.
+        cancelled: set once its result is no longer wanted.
+        on_step: called after each step.
+        done: receives the result.
+        steps: the steps of the request's plan, in order.
+        deadline: in the schedule's seconds; infinite for a request without a limit.
+        probe: the request's, until its measurement alone would exceed the limit.
+        stopping: the losses of the probe, and what follows from them.
         began: when its first step did, in the schedule's seconds; infinite before that.
         slot: its adapter's; None while it waits.
         losses: of the steps taken.
         used: how many sequences the steps taken have learnt from.
         kept: gradients that later steps take again, by position.
         parked: its adapter and moments, while it waits for a slot again.
-
-    Raises:
-        ValueError: a seed of more than 64 bits, or a learning rate that is not positive.
     """
 
-    sequences: Sequence[Sequence[int]]
-    steps: Sequence[Step]
-    seed: int
+    request: TrainingRequest
     came: float
-    deadline: float
-    cancelled: threading.Event | None
-    on_step: Callable[[TrainingProgress], None] | None
-    done: Future[TrainingResult]
-    start: bytes | None = None
-    learning_rate: float | None = None
-    watch: Probe | None = None
+    cancelled: threading.Event | None = None
+    on_step: Callable[[TrainingProgress], None] | None = None
+    done: Future[TrainingResult] = field(default_factory=Future)
     began: float = math.inf
     slot: int | None = None
     losses: list[float] = field(default_factory=list)
     used: int = 0
     kept: dict[int, tuple[Any, float]] = field(default_factory=dict)
     parked: Any = None
+    steps: Sequence[Step] = field(init=False)
+    deadline: float = field(init=False)
+    probe: Probe | None = field(init=False)
     stopping: EarlyStopping = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise TrainingOptionError(
-                f"the learning rate is {self.learning_rate}; it needs to be above 0"
-            )
-        if not 0 <= self.seed < 1 << 64:
-            raise TrainingOptionError(
-                f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more"
-            )
-        self.stopping = EarlyStopping(self.watch.gain if self.watch else None)
+        request = self.request
+        self.steps = steps_of(request.plan, [tuple(sequence) for sequence in request.sequences])
+        self.deadline = self.came + (math.inf if request.seconds is None else request.seconds)
+        self.probe = request.probe
+        self.stopping = EarlyStopping(request.probe.gain if request.probe else None)
+
+    @property
+    def sequences(self) -> Sequence[Sequence[int]]:
+        """The request's."""
+        return self.request.sequences
 
     @property
     def sizes(self) -> set[tuple[int, int]]:
@@ -114,22 +105,22 @@ class Job:
     @property
     def is_due(self) -> bool:
         """Whether what is watched should be looked at before the next step."""
-        return self.watch is not None and self.stopping.is_due(self.used)
+        return self.probe is not None and self.stopping.is_due(self.used)
 
     @property
     def is_unseen(self) -> bool:
         """Whether what is watched has not been looked at since the last step."""
         looks = self.stopping.looks
-        return self.watch is not None and bool(looks) and looks[-1].used < self.used
+        return self.probe is not None and bool(looks) and looks[-1].used < self.used
 
     @property
     def looks(self) -> list[int]:
         """Tokens of each look that the next step brings with it, before it or after it."""
-        if self.watch is None:
+        if self.probe is None:
             return []
         after = self.used + len(self.step.sequences)
         due = self.stopping.is_due(after) if self.stopping.looks else after >= FIRST_LOOK
-        return [len(self.watch.tokens)] * (self.is_due + (due and self.watch.gain is not None))
+        return [len(self.probe.tokens)] * (self.is_due + (due and self.probe.gain is not None))
 
     @property
     def closing(self) -> list[Sequence[int]]:
@@ -138,7 +129,7 @@ class Job:
         """
         return [
             self.sequences[self.used - 1],
-            *([self.watch.tokens] if self.watch and self.is_unseen else []),
+            *([self.probe.tokens] if self.probe and self.is_unseen else []),
         ]
 
     @property
@@ -146,7 +137,7 @@ class Job:
         """Tokens that its ending may score, padding included."""
         lengths = [
             max(map(len, self.sequences), default=0),
-            *([len(self.watch.tokens)] if self.watch else []),
+            *([len(self.probe.tokens)] if self.probe else []),
         ]
         return len(lengths) * max(lengths)
 
@@ -305,7 +296,7 @@ class Scheduler:
         if job.losses:
             return now + self._seconds([job]) > job.deadline
         if now + self._seconds([job], StepTime.typical) > job.deadline and not job.stopping.looks:
-            job.watch = None
+            job.probe = None
         return now + self._seconds([job], StepTime.typical) > job.deadline
 
     def _seconds(

@@ -15,14 +15,12 @@ that request's training alone. The trainer knows nothing of prompts, corpora or 
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Unpack
 
 import torch
 
@@ -36,8 +34,7 @@ from adapters.model.activation_memory import ActivationMemory, IdleTrim
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
 from adapters.scheduler import Job, Scheduler, Times
-from adapters.step_plan import steps_of
-from adapters.training import Options, Probe, TrainingProgress, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from adapters.warm_up import warm_up
 
 __all__ = ["LLAMA_TARGETS", "SMALL_MODEL", "Trainer", "TrainerConfig"]
@@ -83,14 +80,14 @@ class Trainer:
 
     def train(
         self,
-        sequences: Sequence[Sequence[int]],
+        request: TrainingRequest,
         *,
         cancelled: threading.Event | None = None,
-        **options: Unpack[Options],
+        on_step: Callable[[TrainingProgress], None] | None = None,
     ) -> TrainingResult:
         """As `submit`, waiting for the end."""
         cancelled = cancelled or threading.Event()
-        done = self.submit(sequences, cancelled=cancelled, **options)
+        done = self.submit(request, cancelled=cancelled, on_step=on_step)
         try:
             return done.result()
         except KeyboardInterrupt:
@@ -99,65 +96,35 @@ class Trainer:
 
     def submit(
         self,
-        sequences: Sequence[Sequence[int]],
+        request: TrainingRequest,
         *,
-        seed: int = 0,
-        seconds: float = math.inf,
-        plan: str = "sequential",
-        start: bytes | None = None,
-        learning_rate: float | None = None,
-        watch: Probe | None = None,
         cancelled: threading.Event | None = None,
         on_step: Callable[[TrainingProgress], None] | None = None,
     ) -> Future[TrainingResult]:
-        """Train an adapter on these sequences, together with whatever else is training.
+        """Train an adapter, together with whatever else is training.
 
         Args:
-            sequences: token ids, at least two each and no more than the model's context.
-            seed: of a fresh adapter's first weights.
-            seconds: from now; no step is begun that would end later than this, by the step times
-                measured so far.
-            plan: one of `adapters.step_plan.PLANS`.
-            start: weights of an earlier adapter of such a trainer, to be trained further; None for
-                a fresh one. That is an adaptation of its own, single steps from there (paper
-                section 2): Adam's moments start at zero again, so that what the earlier one learnt
-                last does not push this one.
-            learning_rate: of Adam, for this adapter; None takes the trainer's.
-            watch: what tells whether it has helped, and with a gain ends it where more does not;
-                None for nothing.
-            cancelled: read before every step; what is trained until then is dropped.
+            request: the sequences and how to train on them; of a probe longer than the model's
+                context, the end is used.
+            cancelled: read before every step; once it is set the training ends without an adapter.
             on_step: called after each step, in the trainer's thread.
 
         Raises:
-            ValueError: a sequence of fewer than two tokens, longer than the context, or with tokens
-                the model lacks; a plan that there is none of; a seed of more than 64 bits; a
-                learning rate that is not positive; a start of another model, rank or choice of
-                projections.
+            TrainingOptionError: a sequence of fewer than two tokens, longer than the context, or
+                with tokens outside the vocabulary; an unknown plan; a start of another model, rank
+                or choice of projections.
         """
-        if watch is not None:
-            watch = replace(watch, tokens=watch.tokens[-self.base.context :])
-        for sequence in [*sequences, *([watch.tokens] if watch else [])]:
+        probe = request.probe
+        if probe is not None:
+            probe = replace(probe, tokens=probe.tokens[-self.base.context :])
+            request = replace(request, probe=probe)
+        for sequence in [*request.sequences, *([probe.tokens] if probe else [])]:
             self.base.check(sequence)
-        if start is not None:
-            self._bank.check(start)
-        steps = steps_of(plan, [tuple(sequence) for sequence in sequences])
-        came = time.perf_counter()
-        done: Future[TrainingResult] = Future()
+        if request.start is not None:
+            self._bank.check(request.start)
+        job = Job(request, time.perf_counter(), cancelled, on_step)
         # From here on it is `cancelled` that ends it, not the future.
-        done.set_running_or_notify_cancel()
-        job = Job(
-            sequences,
-            steps,
-            seed,
-            came,
-            came + seconds,
-            cancelled,
-            on_step,
-            done,
-            start,
-            learning_rate,
-            watch,
-        )
+        job.done.set_running_or_notify_cancel()
         with self._arrivals:
             self._rest.end()
             # Not a daemon: Python ending under its computation would abort.
@@ -239,10 +206,10 @@ class Trainer:
                 if job.parked is not None:
                     self._bank.put(job.place, job.parked)
                     job.parked = None
-                elif job.start is not None:
-                    self._bank.load(job.place, job.start)
+                elif job.request.start is not None:
+                    self._bank.load(job.place, job.request.start)
                 else:
-                    self._bank.reset(job.place, job.seed)
+                    self._bank.reset(job.place, job.request.seed)
             self._end([(job, stop) for job, stop in ended if job.parked is None])
             for job, stop in ended:
                 if job.parked is not None:
@@ -301,7 +268,8 @@ class Trainer:
         if not self._evaluation.is_sound(loss):
             self._end([(job, "diverged")])
             return False
-        self._bank.learn(job.place, gradient_P, job.learning_rate or self.learning_rate)
+        rate = job.request.learning_rate or self.learning_rate
+        self._bank.learn(job.place, gradient_P, rate)
         if job.step.kept:
             job.kept[job.step.sequences[0]] = gradient_P.clone(), loss
         job.used += len(job.step.sequences)

@@ -1,11 +1,10 @@
-"""What a training is watched by, what it tells while it runs, and what became of it."""
+"""The values of a training: the request, the probe, the progress and the result."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 from adapters.adapter import Adapter
 from adapters.errors import TrainingOptionError
@@ -36,6 +35,47 @@ class Probe:
     def __post_init__(self) -> None:
         if self.gain is not None and not 0 < self.gain < math.inf:
             raise TrainingOptionError(f"the gain is {self.gain}; it needs to be above 0")
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What one adapter is trained on, and how; the same in this process and across processes.
+
+    Attributes:
+        sequences: token ids in the order of their steps, at least two each and no more than the
+            model's context.
+        seed: seed of a fresh adapter's first weights, below 2**64.
+        seconds: time limit from the submission; no step is started that would end later, by the
+            step times measured so far. None for no limit.
+        plan: one of `adapters.step_plan.PLANS`.
+        start: weights of an earlier adapter of the same trainer, to train further; None for a fresh
+            adapter. Adam's moments start at zero either way, since each training is an adaptation
+            of its own (paper section 2).
+        learning_rate: Adam learning rate; None for the trainer's.
+        probe: text whose loss is measured, and with a gain ends the training; None for none.
+
+    Raises:
+        TrainingOptionError: a seed of more than 64 bits, or a learning rate that is not positive
+            and finite.
+    """
+
+    sequences: Sequence[Sequence[int]]
+    seed: int = 0
+    seconds: float | None = None
+    plan: str = "sequential"
+    start: bytes | None = None
+    learning_rate: float | None = None
+    probe: Probe | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise TrainingOptionError(
+                f"the learning rate is {self.learning_rate}; it needs to be above 0"
+            )
+        if not 0 <= self.seed < 1 << 64:
+            raise TrainingOptionError(
+                f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -100,15 +140,3 @@ class TrainingResult:
         if self.kept == 0 or not {0, self.kept} <= looks.keys():
             return None
         return looks[0], looks[self.kept]
-
-
-class Options(TypedDict, total=False):
-    """What `Trainer.submit` may be told besides."""
-
-    seed: int
-    seconds: float
-    plan: str
-    start: bytes | None
-    learning_rate: float | None
-    watch: Probe | None
-    on_step: Callable[[TrainingProgress], None] | None

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from adapters.training import Probe
+from adapters.training import Probe, TrainingRequest
 
 if TYPE_CHECKING:
     from adapters.model.base_model import BaseModel
@@ -32,7 +32,7 @@ class Warms(Protocol):
     def forget_times(self) -> None:
         """As `adapters.trainer.Trainer.forget_times`."""
 
-    def train(self, sequences: Sequence[Sequence[int]], *, watch: Probe | None = None) -> object:
+    def train(self, request: TrainingRequest) -> object:
         """As `adapters.trainer.Trainer.train`."""
 
 
@@ -45,8 +45,8 @@ def warm_up(trainer: Warms, clock: Callable[[], float] = time.perf_counter) -> N
     for n in range(_MOST):
         trainer.forget_times()
         since = clock()
-        trainer.train([short, row] * 2, watch=Probe(tuple(row)))
-        trainer.train([short], watch=Probe(tuple(short)))
+        trainer.train(TrainingRequest([short, row] * 2, probe=Probe(tuple(row))))
+        trainer.train(TrainingRequest([short], probe=Probe(tuple(short))))
         now = clock()
         if n + 1 >= _LEAST and (now - since > _STEADY * before or now - begun > _SECONDS):
             return

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from adapters import TrainingProgress, Trainer, TrainerConfig, TrainingResult
+from adapters import Trainer, TrainerConfig, TrainingProgress, TrainingRequest, TrainingResult
 from benchmarks.passages import ROOT
 from benchmarks.peft_loop import Sequences, Subject, draw, folder_of, spread
 
@@ -78,7 +78,7 @@ def latency(
 
     def ask(seed: int) -> float:
         begun = time.perf_counter()
-        training = trainer.train(sequences, seed=seed)
+        training = trainer.train(TrainingRequest(sequences, seed=seed))
         assert training.stop == "steps", training.stop
         return time.perf_counter() - begun
 
@@ -122,7 +122,7 @@ def deadlines(requests: int) -> dict[str, Any]:
         everyone.release()
 
     begun, trial = time.perf_counter(), 2 * trainer.config.slots
-    for pending in [trainer.submit(drawn(), on_step=hear) for _ in range(trial)]:
+    for pending in [trainer.submit(TrainingRequest(drawn()), on_step=hear) for _ in range(trial)]:
         pending.result()
     mean_gap = (time.perf_counter() - begun) / trial / _LOAD
 
@@ -131,7 +131,9 @@ def deadlines(requests: int) -> dict[str, Any]:
         seconds = math.exp(generator.uniform(math.log(least), math.log(most)))
         if generator.random() < _SHARE_WITHOUT_DEADLINE:
             seconds = math.inf
-        submitted = trainer.submit(drawn(), seed=number, seconds=seconds, on_step=hear)
+        submitted = trainer.submit(
+            TrainingRequest(drawn(), seed=number, seconds=seconds), on_step=hear
+        )
         submitted.add_done_callback(partial(ended, seconds))
         time.sleep(generator.exponential(mean_gap))
     for _ in range(requests):
@@ -173,7 +175,7 @@ def endurance(adaptations: int) -> dict[str, Any]:
     ]
     step_seconds, resident = [], []
     for number in range(adaptations):
-        training = trainer.train(requests[number % len(requests)], seed=number)
+        training = trainer.train(TrainingRequest(requests[number % len(requests)], seed=number))
         assert training.stop == "steps", training.stop
         step_seconds.append(training.seconds / len(training.losses))
         resident.append(process.memory_info().rss)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from adapters import TrainingProgress, Trainer
+from adapters import Trainer, TrainingProgress
 from benchmarks.peft_loop import (
     SETTLED,
     STEPS,

@@ -42,6 +42,7 @@ from benchmarks.peft_loop import device
 from benchmarks.wanted import LEAST_SPEEDUP
 from selection import Selector, SelectorConfig
 from selection.embedding import Prompt
+from selection.request import SelectionRequest
 from serving.config import bundled_model
 
 LEARNING_RATE = 3e-3  # the time depends neither on it nor on LoRA's alpha
@@ -108,7 +109,10 @@ class Asked:
 def chosen(home: Path, corpus: str, prompts: Sequence[str], steps: int) -> list[Sequences]:
     """What Mayfly's selector chooses for each prompt."""
     selector = Selector(SelectorConfig(home / "corpora", base_model=bundled_model()))
-    return [selector.select([Prompt(prompt)], corpus, steps=steps).sequences for prompt in prompts]
+    return [
+        selector.select(SelectionRequest([Prompt(prompt)], corpus, steps=steps)).sequences
+        for prompt in prompts
+    ]
 
 
 def naive(

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from adapters import Trainer, TrainerConfig, TrainingProgress
+from adapters.training import TrainingRequest
 from benchmarks.passages import ROOT
 
 SLOTS = 32
@@ -201,7 +202,7 @@ def train(
             enough.set()
 
     pending = [
-        trainer.submit(sequences, seed=seed, cancelled=enough, on_step=listener)
+        trainer.submit(TrainingRequest(sequences, seed=seed), cancelled=enough, on_step=listener)
         for seed, listener in enumerate([hear_first, *listeners[1:]])
     ]
     stops = {training.result().stop for training in pending}

@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from adapters import TrainingProgress, Trainer, TrainerConfig
+from adapters import Trainer, TrainerConfig, TrainingProgress, TrainingRequest
 from benchmarks.centred import Centred
 from benchmarks.full_training import FullTraining
 from benchmarks.passages import CACHE, PREFIX, Passage, open_scorer
 from selection import Selection, Selector, SelectorConfig
 from selection.corpus.pool import CorpusPool
 from selection.embedding import DEFAULT, Prompt
+from selection.request import SelectionRequest
 from selection.strategies.registry import REGULARISATION
 from selection.threaded_embedder import ThreadedEmbedder
 
@@ -236,11 +237,13 @@ class Laboratory:
             wanted.append({"type": "lt", "key": "share", "value": variant.share})
         prompt = Prompt(passage.prefix + passage.suffix if variant.whole else passage.prefix)
         selection = selector.select(
-            [prompt],
-            corpora[variant.embedder],
-            steps=STEPS,
-            strategy=variant.strategy,
-            only={"type": "and", "filters": wanted} if wanted else None,
+            SelectionRequest(
+                [prompt],
+                corpora[variant.embedder],
+                steps=STEPS,
+                strategy=variant.strategy,
+                filter={"type": "and", "filters": wanted} if wanted else None,
+            )
         )
         return copied(selection, variant.copies) if variant.strategy == "nn" else selection
 
@@ -297,7 +300,8 @@ def _learn(
     elif variant.order == "shuffled":
         random.Random(passage.key).shuffle(sequences)  # noqa: S311
     training = trainer.submit(
-        sequences, plan=variant.plan, learning_rate=variant.learning_rate, on_step=keep
+        TrainingRequest(sequences, plan=variant.plan, learning_rate=variant.learning_rate),
+        on_step=keep,
     )
 
     def ended() -> _Learnt:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from selection.corpus.corpus import Corpus
     from selection.embedding import Prompt
     from selection.errors import CorpusError, CorpusNotFoundError, SelectionError
+    from selection.request import SelectionRequest
     from selection.selector import Selection, Selector
     from selection.strategies.registry import STRATEGIES
     from selection.strategies.sift import Choice, irreducible, sift, sift_batch
@@ -28,6 +29,7 @@ __all__ = [
     "Prompt",
     "Selection",
     "SelectionError",
+    "SelectionRequest",
     "Selector",
     "SelectorConfig",
     "irreducible",
@@ -45,6 +47,7 @@ _MODULES = {
     "Prompt": "embedding",
     "Selection": "selector",
     "SelectionError": "errors",
+    "SelectionRequest": "request",
     "Selector": "selector",
     "SelectorConfig": "config",
     "irreducible": "strategies.sift",

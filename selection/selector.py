@@ -17,10 +17,8 @@ from functools import partial
 
 import numpy as np
 
-from selection.access import OPERATOR, Principal
 from selection.config import SelectorConfig as SelectorConfig
 from selection.corpus.calibration import Calibration, calibration_of, model_digest
-from selection.corpus.filters import Filter
 from selection.corpus.pool import CorpusPool
 from selection.corpus.shards import ShardCall, ShardedCorpora
 from selection.corpus.sqlite_store import CorpusError, Source
@@ -28,6 +26,7 @@ from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
 from selection.ingest.ingest import tokenizer_digest
 from selection.limit import UNLIMITED, Limit
+from selection.request import SelectionRequest
 from selection.strategies.registry import REGULARISATION, choose
 from selection.strategies.sift import irreducible, sift
 from selection.targets import MOST_TARGETS, LeftOut, evenly, used_windows
@@ -99,49 +98,30 @@ class Selector:
         with self.searched.use(corpus):
             pass
 
-    def select(
-        self,
-        prompts: Sequence[Prompt],
-        corpus: str,
-        *,
-        steps: int,
-        alpha: float | None = None,
-        strategy: str = "sift",
-        only: Filter | None = None,
-        seed: int = 0,
-        reader: Principal = OPERATOR,
-        limit: Limit = UNLIMITED,
-    ) -> Selection:
-        """Choose up to `steps` sequences for one prompt, or for several that share an adapter.
+    def select(self, request: SelectionRequest, limit: Limit = UNLIMITED) -> Selection:
+        """Choose up to `request.steps` sequences.
 
         Args:
-            prompts: each is embedded by its last windows (`selection.embedding.segments`), and all
-                windows are targets, up to a bound (`selection.targets`).
-            corpus: its name or id.
-            steps: the most sequences.
-            alpha: the stop of ADAPTIVE SIFT, or None.
-            strategy: one of STRATEGIES.
-            only: a filter on the documents' metadata (`selection.corpus.filters`).
-            seed: of the strategy "random".
-            reader: on whose behalf; what they do not see is not there.
-            limit: how long it may take; looked at between units of work.
+            request: what to choose for, from which corpus, and how.
+            limit: how long it may take; checked between units of work.
 
         Raises:
             AbandonedError, SecondsSpentError: the limit was reached before anything was chosen.
-            CorpusError: there is no such corpus, or it was made with another embedder or tokenizer.
-            ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or a
-                filter that is none.
+            CorpusError: the corpus does not exist, or was made with another embedder or tokenizer.
+            ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or an
+                invalid filter.
         """
-        with self.corpora.use(corpus, reader, limit):
+        corpus, principal = request.corpus, request.principal
+        with self.corpora.use(corpus, principal, limit):
             pass  # what is refused is refused before anything is embedded
         started = time.perf_counter()
-        targets_TD, left_out = self._targets(prompts, limit)
+        targets_TD, left_out = self._targets(request.prompts, limit)
         embedded = time.perf_counter()
         for _ in range(_TRIES):
-            with self.searched.use(corpus, reader, limit) as opened:
+            with self.searched.use(corpus, principal, limit) as opened:
                 meta = opened.meta()
                 candidates_K, candidates_KD = opened.nearest(
-                    targets_TD, self.config.candidates, only
+                    targets_TD, self.config.candidates, request.filter
                 )
             searched = time.perf_counter()
             if not np.isfinite(candidates_KD).all():
@@ -149,18 +129,18 @@ class Selector:
             calibration = None if self._model is None else calibration_of(meta, self._model)
             regularisation = self._regularisation(calibration)
             choice = choose(
-                strategy,
+                request.strategy,
                 candidates_KD,
                 targets_TD,
-                steps,
+                request.steps,
                 regularisation,
-                alpha=alpha,
-                seed=seed,
+                alpha=request.alpha,
+                seed=request.seed,
                 between=limit.check,
             )
             lowest = irreducible(candidates_KD, targets_TD, between=limit.check)
             ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
-            with self.corpora.use(corpus, reader, limit) as opened:
+            with self.corpora.use(corpus, principal, limit) as opened:
                 # Another corpus of that name, or other embeddings, would have other sequences by
                 # the same numbers.
                 same = opened.meta()["uuid"] == meta["uuid"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,10 +20,10 @@ from ray.exceptions import RayTaskError, TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from adapters.trainer import TrainerConfig
-from adapters.training import TrainingProgress, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.shards import folder_of
-from selection.embedding import Prompt
 from selection.library.library import Library
+from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
 from serving import environment as variables
 from serving.adaptation.workers import CorporaWorker, ShardWorker, TrainerWorker
@@ -77,9 +77,9 @@ class RemoteStage:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def select(self, prompts: Sequence[Prompt], corpus: str, **options: Any) -> Selection:
+    async def select(self, request: SelectionRequest, seconds: float | None = None) -> Selection:
         """As `CorporaWorker.select`."""
-        selection: Selection = await _answer(self._handle.select.remote(prompts, corpus, **options))
+        selection: Selection = await _answer(self._handle.select.remote(request, seconds))
         return selection
 
     async def ask(
@@ -103,16 +103,14 @@ class RemoteStage:
 
     async def train(
         self,
-        sequences: Sequence[Sequence[int]],
-        *,
-        on_step: Callable[[TrainingProgress], None] | None,
-        **options: Any,
+        request: TrainingRequest,
+        on_step: Callable[[TrainingProgress], None] | None = None,
     ) -> TrainingResult:
         """As `TrainerWorker.train`."""
         if on_step is None:
-            untold: TrainingResult = await _answer(self._handle.train.remote(sequences, **options))
+            untold: TrainingResult = await _answer(self._handle.train.remote(request))
             return untold
-        told = self._handle.options(stream=True).training.remote(sequences, **options)
+        told = self._handle.options(stream=True).training.remote(request)
         training: TrainingResult = await _answer(_last(told, on_step), told.cancel)
         return training
 

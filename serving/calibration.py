@@ -31,7 +31,7 @@ from transformers import AutoTokenizer
 from adapters.early_stopping import foretold
 from adapters.model_defaults import for_model
 from adapters.trainer import Trainer
-from adapters.training import TrainingProgress, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.calibration import Calibration
 from selection.corpus.corpus import Corpus
 from selection.embedding import Prompt
@@ -182,7 +182,7 @@ class Bench:
         sequences = self._chosen[key]
         rate = setting.learning_rate
         return trainer.submit(
-            sequences, learning_rate=rate, cancelled=self._is_over, on_step=score
+            TrainingRequest(sequences, learning_rate=rate), cancelled=self._is_over, on_step=score
         ), scores
 
     def _choose(

@@ -13,18 +13,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from adapters.adapter import Adapter
-from adapters.training import Probe, TrainingProgress, TrainingResult
+from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import OPERATOR, Principal
-from selection.corpus.filters import Filter
 from selection.corpus.sqlite_store import CorpusNotFoundError
-from selection.embedding import Prompt
 from selection.limit import SecondsSpentError
+from selection.request import SelectionRequest
 from selection.selector import Selection
 from serving.adaptation.reasons import no_adapter, no_step
 from serving.adaptation.wish import AdaptationRequest
@@ -48,36 +47,15 @@ class _OverdueError(Exception):
 class Selects(Protocol):
     """Stage 1."""
 
-    async def select(
-        self,
-        prompts: Sequence[Prompt],
-        corpus: str,
-        *,
-        steps: int,
-        alpha: float | None,
-        strategy: str,
-        only: Filter | None,
-        seed: int,
-        reader: Principal,
-        seconds: float | None,
-    ) -> Selection:
-        """As `selection.selector.Selector.select`, within so many seconds; cancelling ends it."""
+    async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
+        """As `selection.selector.Selector.select`, within `seconds`; cancelling ends it."""
 
 
 class Trains(Protocol):
     """Stage 2."""
 
     async def train(
-        self,
-        sequences: Sequence[Sequence[int]],
-        *,
-        seed: int,
-        seconds: float | None,
-        plan: str,
-        start: bytes | None,
-        learning_rate: float | None,
-        watch: Probe | None,
-        on_step: Callable[[TrainingProgress], None] | None,
+        self, request: TrainingRequest, on_step: Callable[[TrainingProgress], None] | None
     ) -> TrainingResult:
         """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends
         it.
@@ -207,15 +185,17 @@ class Adaptation:
             with self._in("select"):
                 selection = await self._in_time(
                     self._selector.select(
-                        wish.prompts,
-                        wish.corpus,
-                        steps=wish.budget.steps,
-                        alpha=wish.budget.alpha,
-                        strategy=wish.strategy,
-                        only=wish.only,
-                        seed=wish.seed,
-                        reader=self._reader,
-                        seconds=self._left(),
+                        SelectionRequest(
+                            wish.prompts,
+                            wish.corpus,
+                            steps=wish.budget.steps,
+                            alpha=wish.budget.alpha,
+                            strategy=wish.strategy,
+                            filter=wish.only,
+                            seed=wish.seed,
+                            principal=self._reader,
+                        ),
+                        self._left(),
                     )
                 )
         except (SecondsSpentError, _OverdueError):
@@ -247,19 +227,21 @@ class Adaptation:
             with self._in("train"):
                 training = await self._in_time(
                     self._trainer.train(
-                        selection.sequences,
-                        seed=wish.seed,
-                        seconds=left,
-                        plan=wish.plan,
-                        start=start,
-                        learning_rate=selection.calibration.learning_rate
-                        if selection.calibration
-                        else None,
-                        watch=Probe(wish.tokens, self._gain(selection))
-                        if len(wish.tokens) > 1
-                        else None,
+                        TrainingRequest(
+                            selection.sequences,
+                            seed=wish.seed,
+                            seconds=left,
+                            plan=wish.plan,
+                            start=start,
+                            learning_rate=selection.calibration.learning_rate
+                            if selection.calibration
+                            else None,
+                            probe=Probe(wish.tokens, self._gain(selection))
+                            if len(wish.tokens) > 1
+                            else None,
+                        ),
                         # Each step that is told of costs the trainer time.
-                        on_step=stepped if wish.progress else None,
+                        stepped if wish.progress else None,
                     )
                 )
         except _OverdueError:

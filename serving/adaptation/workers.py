@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -23,13 +23,12 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from transformers import AutoTokenizer
 
 from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import Probe, TrainingProgress, TrainingResult
-from selection.access import OPERATOR, Principal
-from selection.corpus.filters import Filter
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.shards import Shard, ShardCall
 from selection.embedding import Prompt
 from selection.library.library import Library
 from selection.limit import Limit
+from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 from serving.errors import HangingError
 from serving.observability.start_news import starting, tell
@@ -50,47 +49,22 @@ class SelectorWorker:
         # small one.
         self._threads = ThreadPoolExecutor(THREADS, "selection")
 
-    async def select(
-        self,
-        prompts: Sequence[Prompt],
-        corpus: str,
-        *,
-        steps: int,
-        alpha: float | None = None,
-        strategy: str = "sift",
-        only: Filter | None = None,
-        seed: int = 0,
-        reader: Principal = OPERATOR,
-        seconds: float | None = None,
-    ) -> Selection:
-        """As `Selector.select`, within so many seconds from now. Cancelling ends it within a unit
-        of its work.
+    async def select(self, request: SelectionRequest, seconds: float | None = None) -> Selection:
+        """As `Selector.select`, within `seconds` from now. Cancelling ends it within a unit of its
+        work.
         """
         abandoned = threading.Event()
-        select = partial(
-            self._selector.select,
-            prompts,
-            corpus,
-            steps=steps,
-            alpha=alpha,
-            strategy=strategy,
-            only=only,
-            seed=seed,
-            reader=reader,
-            limit=Limit(seconds, abandoned),
+        return await self._at_once(
+            partial(self._selector.select, request, Limit(seconds, abandoned)), abandoned
         )
-        return await self._at_once(select, abandoned)
 
     async def warm_up(self, corpus: str | None) -> None:
         """Choose once from that corpus, if one is named: it is open then, its index loaded, and a
         search has run.
         """
         if corpus is not None:
-            await self.select(
-                [Prompt("a first prompt, so that no request pays for the first search")],
-                corpus,
-                steps=1,
-            )
+            prompt = Prompt("a first prompt, so that no request pays for the first search")
+            await self.select(SelectionRequest([prompt], corpus, steps=1))
 
     async def ready(self, corpus: str | None) -> None:
         """Raise unless prompts could be given data: of that corpus, if one is named."""
@@ -218,14 +192,7 @@ class TrainerWorker:
 
     async def train(
         self,
-        sequences: Sequence[Sequence[int]],
-        *,
-        seed: int = 0,
-        seconds: float | None = None,
-        plan: str = "sequential",
-        start: bytes | None = None,
-        learning_rate: float | None = None,
-        watch: Probe | None = None,
+        request: TrainingRequest,
         on_step: Callable[[TrainingProgress], None] | None = None,
     ) -> TrainingResult:
         """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a
@@ -233,6 +200,8 @@ class TrainerWorker:
 
         A learning rate that the server was started with goes before that of a request's corpus.
         """
+        if self._trainer.config.learning_rate:
+            request = replace(request, learning_rate=None)
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
 
         def stepped(progress: TrainingProgress) -> None:
@@ -244,17 +213,7 @@ class TrainerWorker:
         hopeless: asyncio.Future[None] = loop.create_future()
         if not self._trainings:
             self._moved = time.monotonic()
-        training = self._trainer.submit(
-            sequences,
-            seed=seed,
-            seconds=math.inf if seconds is None else seconds,
-            plan=plan,
-            start=start,
-            learning_rate=None if self._trainer.config.learning_rate else learning_rate,
-            watch=watch,
-            cancelled=cancelled,
-            on_step=stepped,
-        )
+        training = self._trainer.submit(request, cancelled=cancelled, on_step=stepped)
         training.add_done_callback(self._ended)
         self._trainings.add(hopeless)
         try:
@@ -266,11 +225,11 @@ class TrainerWorker:
             self._trainings.remove(hopeless)
 
     async def training(
-        self, sequences: Sequence[Sequence[int]], **options: Any
+        self, request: TrainingRequest
     ) -> AsyncIterator[TrainingProgress | TrainingResult]:
         """`train`, told step by step as it goes, the Training last; for callers in other processes."""
         told: asyncio.Queue[TrainingProgress | None] = asyncio.Queue()
-        task = asyncio.create_task(self.train(sequences, on_step=told.put_nowait, **options))
+        task = asyncio.create_task(self.train(request, told.put_nowait))
         task.add_done_callback(lambda _: told.put_nowait(None))
         try:
             while (progress := await told.get()) is not None:

@@ -26,8 +26,10 @@ import numpy as np
 import torch
 
 from adapters import Trainer, TrainerConfig, TrainingProgress
+from adapters.training import TrainingRequest
 from selection import Prompt, Selector, SelectorConfig
 from selection.embedding import load_embedder
+from selection.request import SelectionRequest
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.capacity.cost_model import ADAPTER_NUMBER, FORWARD, PASSES, TRAINING, CostModel, line
 from serving.capacity.engine_profiler import EngineCosts, ask_engine, usual
@@ -148,8 +150,10 @@ def _choose(asked: Asked) -> tuple[float, int]:
             lambda prompt: embedder.embed(embedder.segments(prompt)), prompts
         ), embedder.dimension
     selector = Selector(config)
-    choose = partial(selector.select, corpus=asked.corpus, steps=max(asked.steps, 1))
-    return usual(lambda prompt: choose([prompt]), prompts), selector.embedder.dimension
+    corpus, steps = asked.corpus, max(asked.steps, 1)
+    return usual(
+        lambda prompt: selector.select(SelectionRequest([prompt], corpus, steps)), prompts
+    ), selector.embedder.dimension
 
 
 def _train(trainer: Trainer, tokens: int) -> tuple[int, float, float, int]:
@@ -182,9 +186,9 @@ def _steps(
         marks.append((time.perf_counter(), told))
         hear(progress)
 
-    first = trainer.submit(sequences, on_step=hear_first)
+    first = trainer.submit(TrainingRequest(sequences), on_step=hear_first)
     others = [
-        trainer.submit(sequences, seed=seed, cancelled=enough, on_step=hear)
+        trainer.submit(TrainingRequest(sequences, seed=seed), cancelled=enough, on_step=hear)
         for seed in range(1, requests)
     ]
     training = first.result()

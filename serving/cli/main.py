@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import serving
+from adapters.training import TrainingRequest
+from selection.request import SelectionRequest
 from serving.cli.calibrate import calibrate
 from serving.cli.chat import chat, told_loss
 from serving.cli.console import err, out, read_input, say
@@ -102,7 +104,6 @@ def adapt(
 
     Example: [cyan]mayfly adapt --prompt "def shortest_path(" --corpus nx --out ./adapter[/]
     """
-    import math
 
     from adapters.step_plan import PLANS
     from serving.adaptation.reasons import no_step
@@ -138,7 +139,9 @@ def adapt(
         config = settings.config()
         check(config)
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
-    selection = selector.select([Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha)
+    selection = selector.select(
+        SelectionRequest([Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha)
+    )
     if not selection.ids:
         raise AdaptationFailedError(
             f"nothing to learn: corpus {corpus!r} is empty; add documents with `mayfly corpus add`"
@@ -151,12 +154,14 @@ def adapt(
         working("training") as status,
     ):
         training = trainer.train(
-            selection.sequences,
-            seed=seed,
-            seconds=math.inf if limits.seconds is None else limits.seconds,
-            plan=plan,
-            learning_rate=kept.learning_rate if kept else None,
-            watch=Probe(tokens, gain) if len(tokens) > 1 else None,
+            TrainingRequest(
+                selection.sequences,
+                seed=seed,
+                seconds=limits.seconds,
+                plan=plan,
+                learning_rate=kept.learning_rate if kept else None,
+                probe=Probe(tokens, gain) if len(tokens) > 1 else None,
+            ),
             on_step=lambda step: status.update(
                 f"step {step.steps} of {step.of}"
                 + (

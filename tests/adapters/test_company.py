@@ -12,7 +12,7 @@ import pytest
 
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import TrainingProgress, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from tests.adapters.trainers import (
     SEQUENCES,
     SOON,
@@ -30,17 +30,20 @@ class TestCompany:
 
     def test_joining_and_leaving_between_steps(self, trainer: Trainer) -> None:
         wishes = others(3)
-        alone = trainer.train(SEQUENCES * 3, seed=1)
-        alone_theirs = [trainer.train(wish[: 1 + 2 * k], seed=k) for k, wish in enumerate(wishes)]
+        alone = trainer.train(TrainingRequest(SEQUENCES * 3, seed=1))
+        alone_theirs = [
+            trainer.train(TrainingRequest(wish[: 1 + 2 * k], seed=k))
+            for k, wish in enumerate(wishes)
+        ]
         came: list[Future[TrainingResult]] = []
 
         def welcome(progress: TrainingProgress) -> None:
             if progress.steps in (2, 5, 6):
                 k = len(came)
-                came.append(trainer.submit(wishes[k][: 1 + 2 * k], seed=k))
+                came.append(trainer.submit(TrainingRequest(wishes[k][: 1 + 2 * k], seed=k)))
 
         with rows_of_steps(trainer) as rows:
-            training = trainer.train(SEQUENCES * 3, seed=1, on_step=welcome)
+            training = trainer.train(TrainingRequest(SEQUENCES * 3, seed=1), on_step=welcome)
 
         assert_same(training, alone)
         for future, expected in zip(came, alone_theirs, strict=True):
@@ -51,11 +54,13 @@ class TestCompany:
     def test_more_requests_than_slots(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=3)
         wishes = others(10)
-        alone = [trainer.train(wish, seed=k) for k, wish in enumerate(wishes)]
+        alone = [trainer.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(wishes)]
 
         with rows_of_steps(trainer) as rows:
             with held(trainer):
-                futures = [trainer.submit(wish, seed=k) for k, wish in enumerate(wishes)]
+                futures = [
+                    trainer.submit(TrainingRequest(wish, seed=k)) for k, wish in enumerate(wishes)
+                ]
             trainings = [future.result(SOON) for future in futures]
 
         assert max(rows) == 3
@@ -68,13 +73,17 @@ class TestCompany:
         trainer = trainer_of(tiny_llama, slots=3, learning_rate=1e-3)
         rates = (1e-2, None, 1e-4)
         alone = [
-            trainer_of(tiny_llama, slots=1, learning_rate=rate or 1e-3).train(SEQUENCES)
+            trainer_of(tiny_llama, slots=1, learning_rate=rate or 1e-3).train(
+                TrainingRequest(SEQUENCES)
+            )
             for rate in rates
         ]
 
         with rows_of_steps(trainer) as rows:
             with held(trainer):
-                futures = [trainer.submit(SEQUENCES, learning_rate=rate) for rate in rates]
+                futures = [
+                    trainer.submit(TrainingRequest(SEQUENCES, learning_rate=rate)) for rate in rates
+                ]
             trainings = [future.result(SOON) for future in futures]
 
         assert max(rows) == 3
@@ -84,15 +93,15 @@ class TestCompany:
     @pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), float("inf")])
     def test_a_learning_rate_that_is_none_is_refused(self, trainer: Trainer, rate: float) -> None:
         with pytest.raises(ValueError, match="learning rate"):
-            trainer.train(SEQUENCES, learning_rate=rate)
+            trainer.train(TrainingRequest(SEQUENCES, learning_rate=rate))
 
     def test_one_slot_is_enough(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
-        alone = [trainer.train(wish) for wish in others(4)]
+        alone = [trainer.train(TrainingRequest(wish)) for wish in others(4)]
 
         with rows_of_steps(trainer) as rows:
             with held(trainer):
-                futures = [trainer.submit(wish) for wish in others(4)]
+                futures = [trainer.submit(TrainingRequest(wish)) for wish in others(4)]
             trainings = [future.result(SOON) for future in futures]
 
         assert set(rows) == {1}
@@ -106,18 +115,20 @@ class TestCompany:
 
         with rows_of_steps(trainer) as rows:
             with held(trainer):
-                futures = [trainer.submit([SEQUENCES[0]] * 3) for _ in range(7)]
+                futures = [trainer.submit(TrainingRequest([SEQUENCES[0]] * 3)) for _ in range(7)]
             assert {future.result(SOON).stop for future in futures} == {"steps"}
 
         assert max(rows) == 3
 
     def test_from_many_threads(self, trainer: Trainer) -> None:
         wishes = others(24, steps=3)
-        alone = [trainer.train(wish, seed=k) for k, wish in enumerate(wishes)]
+        alone = [trainer.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(wishes)]
 
         with ThreadPoolExecutor(12) as pool:
             trainings = list(
-                pool.map(lambda k: trainer.train(wishes[k], seed=k), range(len(wishes)))
+                pool.map(
+                    lambda k: trainer.train(TrainingRequest(wishes[k], seed=k)), range(len(wishes))
+                )
             )
 
         for training, expected in zip(trainings, alone, strict=True):
@@ -127,7 +138,10 @@ class TestCompany:
     def test_the_base_model_answers_while_others_train(self, trainer: Trainer) -> None:
         expected = trainer.nats(SEQUENCES[1], 3)
         stop = threading.Event()
-        futures = [trainer.submit([SEQUENCES[0]] * 20_000, cancelled=stop) for _ in range(3)]
+        futures = [
+            trainer.submit(TrainingRequest([SEQUENCES[0]] * 20_000), cancelled=stop)
+            for _ in range(3)
+        ]
 
         found = [trainer.nats(SEQUENCES[1], 3) for _ in range(10)]
         under_way = not any(future.done() for future in futures)
@@ -143,7 +157,7 @@ class TestDeadlines:
 
     @pytest.mark.parametrize("seconds", [0.0, -1.0, 1e-9])
     def test_without_time_there_is_no_step(self, trainer: Trainer, seconds: float) -> None:
-        training = trainer.train(SEQUENCES, seconds=seconds)
+        training = trainer.train(TrainingRequest(SEQUENCES, seconds=seconds))
 
         assert (training.adapter, training.losses, training.used, training.stop) == (
             None,
@@ -160,9 +174,9 @@ class TestDeadlines:
         # would have given.
         many = SEQUENCES * 2_000
 
-        training = trainer.train(many, seed=3, seconds=0.3, plan=how)
+        training = trainer.train(TrainingRequest(many, seed=3, seconds=0.3, plan=how))
 
-        alone = trainer.train(many[: training.used], seed=3, plan=how)
+        alone = trainer.train(TrainingRequest(many[: training.used], seed=3, plan=how))
         assert training.stop == "seconds"
         assert 0 < training.used < len(many)
         assert training.adapter is not None
@@ -172,16 +186,21 @@ class TestDeadlines:
     def test_the_deadline_is_overrun_by_less_than_a_step(self, trainer: Trainer) -> None:
         # Arrange: long sequences; alone, and with others who have all the time.
         long = [[(7 * i + j) % 97 for j in range(64)] for i in range(4)] * 500
-        trainer.train(long[:40])
+        trainer.train(TrainingRequest(long[:40]))
         begun, overruns, longest = [], [], 0.0
 
         # Act.
         for company in (0, 5):
             stop = threading.Event()
-            futures = [trainer.submit(long * 10, seed=k, cancelled=stop) for k in range(company)]
+            futures = [
+                trainer.submit(TrainingRequest(long * 10, seed=k), cancelled=stop)
+                for k in range(company)
+            ]
             for seconds in (0.03, 0.1, 0.15, 0.2) * 2:
                 told: list[TrainingProgress] = []
-                training = trainer.train(long, seconds=seconds, on_step=told.append)
+                training = trainer.train(
+                    TrainingRequest(long, seconds=seconds), on_step=told.append
+                )
                 assert training.stop == "seconds"
                 # Where one step ends the next begins.
                 begun += [step.seconds - seconds for step in told[:-1]]
@@ -202,10 +221,10 @@ class TestDeadlines:
         # ones.
         stop = threading.Event()
         long = [[(7 * i + j) % 97 for j in range(64)] for i in range(4)] * 1_000
-        company = [trainer.submit(long, seed=k, cancelled=stop) for k in range(7)]
+        company = [trainer.submit(TrainingRequest(long, seed=k), cancelled=stop) for k in range(7)]
         time.sleep(0.05)
 
-        training = trainer.train([SEQUENCES[0]] * 20, seconds=5)
+        training = trainer.train(TrainingRequest([SEQUENCES[0]] * 20, seconds=5))
         company_steps = not any(future.done() for future in company)
         stop.set()
 
@@ -218,8 +237,10 @@ class TestDeadlines:
         # One batch holds one sequence, so whoever is more urgent goes first; the patient one ends
         # all the same.
         trainer = trainer_of(tiny_llama, batch_tokens=12, slots=4)
-        patient = trainer.submit([SEQUENCES[0]] * 10)
-        hurried = [trainer.submit([SEQUENCES[0]] * 10_000, seconds=0.3) for _ in range(3)]
+        patient = trainer.submit(TrainingRequest([SEQUENCES[0]] * 10))
+        hurried = [
+            trainer.submit(TrainingRequest([SEQUENCES[0]] * 10_000, seconds=0.3)) for _ in range(3)
+        ]
 
         assert patient.result(SOON).stop == "steps"
         assert {future.result(SOON).stop for future in hurried} == {"seconds"}
@@ -228,10 +249,12 @@ class TestDeadlines:
         trainer = trainer_of(tiny_llama, slots=1)
         stop, begun = threading.Event(), threading.Event()
         many = [SEQUENCES[0]] * 20_000
-        first = trainer.submit(many, seconds=0.2, cancelled=stop, on_step=lambda _: begun.set())
+        first = trainer.submit(
+            TrainingRequest(many, seconds=0.2), cancelled=stop, on_step=lambda _: begun.set()
+        )
         assert begun.wait(SOON)
 
-        later = trainer.submit(many, seconds=0.6).result(SOON)
+        later = trainer.submit(TrainingRequest(many, seconds=0.6)).result(SOON)
         stop.set()
 
         assert later.stop == "seconds"
@@ -242,13 +265,13 @@ class TestDeadlines:
 
     def test_waiting_is_told_apart_from_training(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
-        trainer.train(SEQUENCES)
+        trainer.train(TrainingRequest(SEQUENCES))
         with held(trainer):
-            waiting = trainer.submit(SEQUENCES)
-            never = trainer.submit(SEQUENCES, seconds=1e-6)
+            waiting = trainer.submit(TrainingRequest(SEQUENCES))
+            never = trainer.submit(TrainingRequest(SEQUENCES, seconds=1e-6))
             time.sleep(0.2)
 
-        waited, trained = waiting.result(SOON), trainer.train(SEQUENCES)
+        waited, trained = waiting.result(SOON), trainer.train(TrainingRequest(SEQUENCES))
 
         assert 0.2 < waited.waited < waited.seconds
         assert 0.0 <= trained.waited < trained.seconds
@@ -259,14 +282,14 @@ class TestDeadlines:
 
     def test_gradients_taken_again_do_not_mislead_the_clock(self, trainer: Trainer) -> None:
         # Steps without tokens cost next to nothing; whoever computes must still be given time.
-        trainer.train([SEQUENCES[0]] * 300, plan="reuse")
+        trainer.train(TrainingRequest([SEQUENCES[0]] * 300, plan="reuse"))
 
-        training = trainer.train(SEQUENCES, seconds=5)
+        training = trainer.train(TrainingRequest(SEQUENCES, seconds=5))
 
         assert training.stop == "steps"
 
     def test_no_sequences_give_no_adapter(self, trainer: Trainer) -> None:
-        training = trainer.train([])
+        training = trainer.train(TrainingRequest([]))
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "steps")
 
@@ -275,15 +298,15 @@ class TestGivingUpASlot:
     def test_who_gives_up_a_slot_gets_what_it_would_have_got_alone(self, tiny_llama: str) -> None:
         trainer = Trainer(TrainerConfig(tiny_llama, rank=4, precision="float32", slots=1))
         many = SEQUENCES * 40
-        alone = trainer.train(many, seed=3).adapter
+        alone = trainer.train(TrainingRequest(many, seed=3)).adapter
         begun, hurried = threading.Event(), []
 
         def ask(progress: TrainingProgress) -> None:
             if progress.steps == 5:
-                hurried.append(trainer.submit(SEQUENCES, seed=4, seconds=20.0))
+                hurried.append(trainer.submit(TrainingRequest(SEQUENCES, seed=4, seconds=20.0)))
                 begun.set()
 
-        patient = trainer.submit(many, seed=3, on_step=ask)
+        patient = trainer.submit(TrainingRequest(many, seed=3), on_step=ask)
         assert begun.wait(60)
         first = hurried[0].result(60)
         overtaken = not patient.done()
@@ -305,9 +328,13 @@ class TestGivingUpASlot:
 
         def ask(progress: TrainingProgress) -> None:
             if progress.steps == 5:
-                hurried.append(trainer.submit(SEQUENCES * 20_000, seed=4, seconds=1.0))
+                hurried.append(
+                    trainer.submit(TrainingRequest(SEQUENCES * 20_000, seed=4, seconds=1.0))
+                )
 
-        parked = trainer.train(SEQUENCES * 20_000, seed=3, seconds=1.5, on_step=ask)
+        parked = trainer.train(
+            TrainingRequest(SEQUENCES * 20_000, seed=3, seconds=1.5), on_step=ask
+        )
 
         assert hurried[0].result(60).stop == "seconds"
         assert parked.stop == "seconds"

@@ -11,7 +11,7 @@ from safetensors.torch import load as from_safetensors
 
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
-from adapters.training import TrainingProgress, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from tests.adapters.plain import Base, PlainLora, assert_close, first_weights
 from tests.adapters.trainers import (
     SEQUENCES,
@@ -29,7 +29,7 @@ _EARLIER, _LATER = SEQUENCES[:3], SEQUENCES[3:]
 
 def trained(trainer: Trainer, sequences: list[list[int]] = _EARLIER, seed: int = 7) -> bytes:
     """The weights of an earlier adapter."""
-    adapter = trainer.train(sequences, seed=seed).adapter
+    adapter = trainer.train(TrainingRequest(sequences, seed=seed)).adapter
     assert adapter is not None
     return adapter.weights
 
@@ -48,16 +48,19 @@ class TestWhereItBegins:
         for sequence in _LATER:
             plain.step(*plain.gradients(sequence))
 
-        training = base_trainer.train(_LATER, start=start)
+        training = base_trainer.train(TrainingRequest(_LATER, start=start))
 
         assert training.losses == pytest.approx(plain.losses, rel=1e-4)
         assert_close(weights_of(training), plain.weights)
 
     def test_it_is_neither_a_fresh_one_nor_one_training_of_both(self, trainer: Trainer) -> None:
         # One training of both would have carried Adam's moments over.
-        training = trainer.train(_LATER, seed=7, start=trained(trainer))
+        training = trainer.train(TrainingRequest(_LATER, seed=7, start=trained(trainer)))
 
-        fresh, both = trainer.train(_LATER, seed=7), trainer.train(_EARLIER + _LATER, seed=7)
+        fresh, both = (
+            trainer.train(TrainingRequest(_LATER, seed=7)),
+            trainer.train(TrainingRequest(_EARLIER + _LATER, seed=7)),
+        )
         assert len({bytes_of(training), bytes_of(fresh), bytes_of(both)}) == 3
         assert training.losses[0] == pytest.approx(both.losses[len(_EARLIER)], rel=1e-4)
         assert training.losses[0] != pytest.approx(fresh.losses[0], rel=1e-4)
@@ -66,7 +69,7 @@ class TestWhereItBegins:
         start = trained(trainer)
         before = trainer.nats(_LATER[0], 1, start) / (len(_LATER[0]) - 1)
 
-        training = trainer.train(_LATER, start=start)
+        training = trainer.train(TrainingRequest(_LATER, start=start))
 
         assert training.adapter is not None
         assert training.adapter.losses == training.losses
@@ -83,16 +86,18 @@ class TestWhereItBegins:
     ) -> None:
         repeated = SEQUENCES[:3] * 2
 
-        further = base_trainer.train(repeated, plan=how, start=first_weights(base, seed=4))
+        further = base_trainer.train(
+            TrainingRequest(repeated, plan=how, start=first_weights(base, seed=4))
+        )
 
-        assert_same(further, base_trainer.train(repeated, seed=4, plan=how))
+        assert_same(further, base_trainer.train(TrainingRequest(repeated, seed=4, plan=how)))
 
     def test_the_seed_does_not_matter_then(self, trainer: Trainer) -> None:
         start = trained(trainer)
 
         one, other = (
-            trainer.train(_LATER, seed=1, start=start),
-            trainer.train(_LATER, seed=2, start=start),
+            trainer.train(TrainingRequest(_LATER, seed=1, start=start)),
+            trainer.train(TrainingRequest(_LATER, seed=2, start=start)),
         )
 
         assert bytes_of(one) == bytes_of(other)
@@ -101,7 +106,7 @@ class TestWhereItBegins:
         earlier, later = SEQUENCES[0], SEQUENCES[5]
         start = trained(trainer, [earlier] * 30)
 
-        further = bytes_of(trainer.train([later] * 10, start=start))
+        further = bytes_of(trainer.train(TrainingRequest([later] * 10, start=start)))
 
         assert trainer.nats(earlier, 1, further) < 0.8 * trainer.nats(earlier, 1)
         assert trainer.nats(later, 1, further) < trainer.nats(later, 1, start)
@@ -112,7 +117,7 @@ class TestWhereItBegins:
         for sequence in SEQUENCES:
             plain = PlainLora(base, expected)
             plain.step(*plain.gradients(sequence))
-            weights = bytes_of(base_trainer.train([sequence], start=weights))
+            weights = bytes_of(base_trainer.train(TrainingRequest([sequence], start=weights)))
 
             assert_close(from_safetensors(weights), plain.weights)
             expected = weights
@@ -121,7 +126,7 @@ class TestWhereItBegins:
         start = trained(trainer)
         copy = bytes(bytearray(start))
 
-        name = trainer.train(_LATER, start=start).adapter
+        name = trainer.train(TrainingRequest(_LATER, start=start)).adapter
 
         assert start == copy
         assert name is not None
@@ -135,14 +140,14 @@ class TestCompany:
         starts = [None, trained(base_trainer), trained(base_trainer, SEQUENCES[2:4], seed=9), None]
         wishes = others(4)
         alone = [
-            base_trainer.train(wish, seed=k, start=start)
+            base_trainer.train(TrainingRequest(wish, seed=k, start=start))
             for k, (wish, start) in enumerate(zip(wishes, starts, strict=True))
         ]
 
         with rows_of_steps(base_trainer) as rows:
             with held(base_trainer):
                 futures = [
-                    base_trainer.submit(wish, seed=k, start=start)
+                    base_trainer.submit(TrainingRequest(wish, seed=k, start=start))
                     for k, (wish, start) in enumerate(zip(wishes, starts, strict=True))
                 ]
             trainings = [future.result(SOON) for future in futures]
@@ -153,31 +158,31 @@ class TestCompany:
 
     def test_whoever_has_its_slot_next_begins_afresh(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
-        fresh = bytes_of(trainer.train(_LATER, seed=1))
+        fresh = bytes_of(trainer.train(TrainingRequest(_LATER, seed=1)))
 
-        trainer.train(_LATER, start=trained(trainer))
+        trainer.train(TrainingRequest(_LATER, start=trained(trainer)))
 
-        assert bytes_of(trainer.train(_LATER, seed=1)) == fresh
+        assert bytes_of(trainer.train(TrainingRequest(_LATER, seed=1))) == fresh
 
     def test_it_may_wait_for_a_slot_and_give_it_up(self, tiny_llama: str) -> None:
         # Arrange: one slot, which somebody has; the one that waits for it is then displaced after
         # its fifth step.
         trainer = trainer_of(tiny_llama, slots=1)
         start, many = trained(trainer), SEQUENCES * 5
-        alone = trainer.train(many, start=start)
-        hurried_alone = trainer.train(_LATER, start=start)
+        alone = trainer.train(TrainingRequest(many, start=start))
+        hurried_alone = trainer.train(TrainingRequest(_LATER, start=start))
         hurried, overtaken = [], threading.Event()
 
         def ask(progress: TrainingProgress) -> None:
             if progress.steps == 5:
-                hurried.append(trainer.submit(_LATER, start=start, seconds=SOON))
+                hurried.append(trainer.submit(TrainingRequest(_LATER, start=start, seconds=SOON)))
                 hurried[0].add_done_callback(
                     lambda _: overtaken.set() if not patient.done() else None
                 )
 
         # Act.
         with held(trainer):
-            patient = trainer.submit(many, start=start, on_step=ask)
+            patient = trainer.submit(TrainingRequest(many, start=start), on_step=ask)
         training = patient.result(60)
 
         # Assert.
@@ -186,7 +191,7 @@ class TestCompany:
         assert bytes_of(training) == bytes_of(alone)
 
     def test_without_time_for_a_step_there_is_no_adapter(self, trainer: Trainer) -> None:
-        training = trainer.train(_LATER, start=trained(trainer), seconds=0.0)
+        training = trainer.train(TrainingRequest(_LATER, start=trained(trainer), seconds=0.0))
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "seconds")
 
@@ -201,23 +206,23 @@ class TestRefusals:
         narrow = Base("llama", tiny_llama)
         elsewhere = first_weights(narrow, 0, ("q_proj",))
         with held(trainer):
-            future = trainer.submit(_LATER, seed=1)
+            future = trainer.submit(TrainingRequest(_LATER, seed=1))
             for wrong in (b"", b"x" * len(mine), mine[:-4], mine + b"0000", elsewhere):
                 with pytest.raises(ValueError, match="of another model, rank or choice of targets"):
-                    trainer.submit(_LATER, start=wrong)
+                    trainer.submit(TrainingRequest(_LATER, start=wrong))
 
-        assert_same(future.result(SOON), trainer.train(_LATER, seed=1))
+        assert_same(future.result(SOON), trainer.train(TrainingRequest(_LATER, seed=1)))
 
     def test_weights_of_another_model(self, trainer: Trainer, tiny_gpt2: str) -> None:
         with pytest.raises(ValueError, match="of another model, rank or choice of targets"):
-            trainer.train(_LATER, start=first_weights(Base("gpt2", tiny_gpt2), 0))
+            trainer.train(TrainingRequest(_LATER, start=first_weights(Base("gpt2", tiny_gpt2), 0)))
 
     def test_weights_that_are_not_numbers_end_that_training_alone(self, trainer: Trainer) -> None:
         mine = trained(trainer)
         broken = mine[:-4] + b"\x00\x00\xc0\x7f"  # the last number is NaN
         with held(trainer):
-            beside = trainer.submit(_LATER, seed=1)
-            future = trainer.submit(_LATER, start=broken)
+            beside = trainer.submit(TrainingRequest(_LATER, seed=1))
+            future = trainer.submit(TrainingRequest(_LATER, start=broken))
 
         assert (future.result(SOON).adapter, future.result(SOON).stop) == (None, "diverged")
-        assert_same(beside.result(SOON), trainer.train(_LATER, seed=1))
+        assert_same(beside.result(SOON), trainer.train(TrainingRequest(_LATER, seed=1)))

@@ -9,6 +9,7 @@ from transformers import BertConfig, LlamaConfig
 
 from adapters.model_defaults import GPT2_TARGETS, for_model
 from adapters.trainer import LLAMA_TARGETS, Trainer
+from adapters.training import TrainingRequest
 
 
 def test_a_small_llama(nano: str) -> None:
@@ -30,7 +31,7 @@ def test_a_large_one_is_judged_without_its_weights(tmp_path: Path) -> None:
 def test_a_gpt2_can_be_trained_as_it_is(tiny_gpt2: str) -> None:
     config = for_model(tiny_gpt2)
 
-    training = Trainer(config).train([[1, 2, 3, 4]] * 3)
+    training = Trainer(config).train(TrainingRequest([[1, 2, 3, 4]] * 3))
 
     assert config.targets == GPT2_TARGETS
     assert training.losses[-1] < training.losses[0]

@@ -6,7 +6,6 @@ import math
 import random
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 
 from adapters.early_stopping import EarlyStopping
 from adapters.scheduler import PATIENCE, Job, Scheduler, Times
-from adapters.step_plan import steps_of
-from adapters.training import Probe
+from adapters.training import Probe, TrainingRequest
 
 _FIXED, _EACH = 0.01, 1e-4  # seconds of a step, and of each of its tokens
 _ENDING = 0.3  # of that
@@ -43,8 +41,7 @@ def job(
     cancelled: threading.Event | None = None,
 ) -> Job:
     sequences = [list(range(length)) for length in lengths]
-    steps = steps_of(plan, [tuple(sequence) for sequence in sequences])
-    return Job(sequences, steps, 0, came, came + seconds, cancelled, None, Future())
+    return Job(TrainingRequest(sequences, seconds=seconds, plan=plan), came, cancelled)
 
 
 def schedule_with(*jobs: Job, slots: int = 8, most_tokens: int = 2048) -> Scheduler:
@@ -263,16 +260,16 @@ class TestTheFirstStep:
             (step + look + ending - 0.004, False),
         ):
             one = job([100] * 5, seconds=seconds + 1e-6)
-            one.watch = Probe(tuple(range(100)))
+            one.probe = Probe(tuple(range(100)))
             schedule = schedule_with(one)
 
             assert schedule.ended(0.0) == []
-            assert (one.watch is not None) == watched
+            assert (one.probe is not None) == watched
 
 
 def test_a_look_counts_towards_the_seconds() -> None:
     one = job([100] * 5, seconds=0.0)
-    one.watch = Probe(tuple(range(100)), 1e-9)
+    one.probe = Probe(tuple(range(100)), 1e-9)
     one.stopping = EarlyStopping(1e-9)
     schedule = schedule_with(one)
     one.stopping.see(0, 0, 2.0)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from adapters.step_plan import BATCH, PLANS, REFRESH
 from adapters.trainer import LLAMA_TARGETS, Trainer, TrainerConfig
-from adapters.training import TrainingProgress
+from adapters.training import TrainingProgress, TrainingRequest
 from tests.adapters.plain import NUMERATOR, RANK, Base, PlainLora, assert_close, first_weights, load
 from tests.adapters.trainers import (
     SEQUENCES,
@@ -38,7 +38,7 @@ class TestEquivalence:
         for sequence in SEQUENCES:
             plain.step(*plain.gradients(sequence))
 
-        training = base_trainer.train(SEQUENCES, seed=21)
+        training = base_trainer.train(TrainingRequest(SEQUENCES, seed=21))
 
         assert training.losses == pytest.approx(plain.losses, rel=1e-4)
         assert_close(weights_of(training), plain.weights)
@@ -49,14 +49,15 @@ class TestEquivalence:
         plain = PlainLora(base, first_weights(base, seed=21))
         for sequence in SEQUENCES:
             plain.step(*plain.gradients(sequence))
-        alone = base_trainer.train(SEQUENCES, seed=21)
+        alone = base_trainer.train(TrainingRequest(SEQUENCES, seed=21))
 
         with rows_of_steps(base_trainer) as rows:
             with held(base_trainer):
                 company = [
-                    base_trainer.submit(theirs, seed=k) for k, theirs in enumerate(others(7))
+                    base_trainer.submit(TrainingRequest(theirs, seed=k))
+                    for k, theirs in enumerate(others(7))
                 ]
-                mine = base_trainer.submit(SEQUENCES, seed=21)
+                mine = base_trainer.submit(TrainingRequest(SEQUENCES, seed=21))
             training = mine.result(SOON)
             for future in company:
                 assert future.result(SOON).stop == "steps"
@@ -75,10 +76,12 @@ class TestEquivalence:
             ]
             for _ in range(8)
         ]
-        alone = [base_trainer.train(wish, seed=k) for k, wish in enumerate(wishes)]
+        alone = [base_trainer.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(wishes)]
 
         with held(base_trainer):
-            futures = [base_trainer.submit(wish, seed=k) for k, wish in enumerate(wishes)]
+            futures = [
+                base_trainer.submit(TrainingRequest(wish, seed=k)) for k, wish in enumerate(wishes)
+            ]
 
         for future, expected in zip(futures, alone, strict=True):
             assert_same(future.result(SOON), expected)
@@ -90,8 +93,10 @@ class TestEquivalence:
             plain.step(*plain.gradients(*sequences[start : start + BATCH]))
 
         with held(base_trainer):
-            company = [base_trainer.submit(theirs, plan="batched") for theirs in others(3)]
-            mine = base_trainer.submit(sequences, seed=3, plan="batched")
+            company = [
+                base_trainer.submit(TrainingRequest(theirs, plan="batched")) for theirs in others(3)
+            ]
+            mine = base_trainer.submit(TrainingRequest(sequences, seed=3, plan="batched"))
         training = mine.result(SOON)
 
         assert len(training.losses) == math.ceil(len(sequences) / BATCH)
@@ -113,13 +118,13 @@ class TestEquivalence:
             plain.step(*kept[sequence])
 
         with rows_of_steps(base_trainer) as rows:
-            alone = base_trainer.train(sequences, seed=4, plan="reuse")
+            alone = base_trainer.train(TrainingRequest(sequences, seed=4, plan="reuse"))
         with held(base_trainer):
             company = [
-                base_trainer.submit(theirs, plan=how)
+                base_trainer.submit(TrainingRequest(theirs, plan=how))
                 for theirs, how in zip(others(3), PLANS, strict=True)
             ]
-            mine = base_trainer.submit(sequences, seed=4, plan="reuse")
+            mine = base_trainer.submit(TrainingRequest(sequences, seed=4, plan="reuse"))
         training = mine.result(SOON)
 
         assert sum(rows) == sum(math.ceil(count / REFRESH) for count in times.values())
@@ -137,7 +142,7 @@ def test_the_last_linear_layer_alone(tiny_llama: str) -> None:
     for sequence in SEQUENCES:
         plain.step(*plain.gradients(sequence))
 
-    training = trainer.train(SEQUENCES, seed=1)
+    training = trainer.train(TrainingRequest(SEQUENCES, seed=1))
 
     assert training.losses == pytest.approx(plain.losses, rel=1e-4)
     assert_close(weights_of(training), plain.weights)
@@ -149,7 +154,7 @@ class TestTelling:
     def test_a_training_is_told_in_full(self, trainer: Trainer, tiny_llama: str) -> None:
         told: list[TrainingProgress] = []
 
-        training = trainer.train(SEQUENCES, on_step=told.append)
+        training = trainer.train(TrainingRequest(SEQUENCES), on_step=told.append)
 
         adapter = training.adapter
         assert adapter is not None
@@ -171,7 +176,7 @@ class TestTelling:
     def test_the_seconds_left_are_within_the_deadline(self, trainer: Trainer) -> None:
         told: list[TrainingProgress] = []
 
-        trainer.train(SEQUENCES * 1_000, seconds=0.2, on_step=told.append)
+        trainer.train(TrainingRequest(SEQUENCES * 1_000, seconds=0.2), on_step=told.append)
 
         assert told
         assert all(
@@ -183,12 +188,12 @@ class TestTelling:
         sequence = SEQUENCES[0]
         before = trainer.nats(sequence, 1) / (len(sequence) - 1)
 
-        training = trainer.train([sequence])
+        training = trainer.train(TrainingRequest([sequence]))
 
         assert list(training.losses) == [pytest.approx(before, rel=1e-5)]
 
     def test_the_same_sequence_again_and_again_is_learnt(self, trainer: Trainer) -> None:
-        training = trainer.train([SEQUENCES[0]] * 40)
+        training = trainer.train(TrainingRequest([SEQUENCES[0]] * 40))
 
         assert training.losses[-1] < 0.5 * training.losses[0]
 
@@ -208,9 +213,12 @@ class TestTelling:
 
         # Act: in company, so that the slot is not the first.
         with held(trainer):
-            company = [trainer.submit(theirs, seed=k) for k, theirs in enumerate(others(3))]
+            company = [
+                trainer.submit(TrainingRequest(theirs, seed=k))
+                for k, theirs in enumerate(others(3))
+            ]
             mine = trainer.submit(
-                [sequence] * 20,
+                TrainingRequest([sequence] * 20),
                 on_step=lambda progress: during.append(
                     (
                         trainer.nats(sequence, 4),
@@ -231,11 +239,11 @@ class TestTelling:
         assert all(future.result(SOON).stop == "steps" for future in company)
 
     def test_an_adapter_given_away_does_not_change(self, trainer: Trainer) -> None:
-        adapter = trainer.train(SEQUENCES).adapter
+        adapter = trainer.train(TrainingRequest(SEQUENCES)).adapter
         assert adapter is not None
         copy = bytes(bytearray(adapter.weights))
 
-        trainer.train(SEQUENCES, seed=5)
+        trainer.train(TrainingRequest(SEQUENCES, seed=5))
 
         assert adapter.weights == copy
 
@@ -257,7 +265,8 @@ class TestSeeds:
     def test_the_same_seed_gives_the_same_bytes(self, trainer: Trainer, how: str) -> None:
         repeated = SEQUENCES[:3] * 3
         first, other_seed, again = (
-            trainer.train(repeated, seed=seed, plan=how).adapter for seed in (1, 2, 1)
+            trainer.train(TrainingRequest(repeated, seed=seed, plan=how)).adapter
+            for seed in (1, 2, 1)
         )
 
         assert first is not None
@@ -269,8 +278,8 @@ class TestSeeds:
 
     def test_another_trainer_gives_the_same_bytes(self, trainer: Trainer, tiny_llama: str) -> None:
         mine, other = (
-            trainer.train(SEQUENCES, seed=8),
-            trainer_of(tiny_llama, slots=2).train(SEQUENCES, seed=8),
+            trainer.train(TrainingRequest(SEQUENCES, seed=8)),
+            trainer_of(tiny_llama, slots=2).train(TrainingRequest(SEQUENCES, seed=8)),
         )
 
         assert mine.adapter is not None
@@ -278,7 +287,10 @@ class TestSeeds:
         assert mine.adapter.weights == other.adapter.weights
 
     def test_the_order_of_sequences_matters(self, trainer: Trainer) -> None:
-        forward, backward = trainer.train(SEQUENCES).adapter, trainer.train(SEQUENCES[::-1]).adapter
+        forward, backward = (
+            trainer.train(TrainingRequest(SEQUENCES)).adapter,
+            trainer.train(TrainingRequest(SEQUENCES[::-1])).adapter,
+        )
 
         assert forward is not None
         assert backward is not None
@@ -291,44 +303,44 @@ class TestRefusals:
     @pytest.mark.parametrize("token", [128, 500, -1, -100])
     def test_a_token_that_the_model_lacks(self, trainer: Trainer, token: int) -> None:
         with pytest.raises(ValueError, match="tokens that the model does not know"):
-            trainer.train([SEQUENCES[0], [1, token, 2]])
+            trainer.train(TrainingRequest([SEQUENCES[0], [1, token, 2]]))
 
     def test_the_first_and_the_last_token_of_the_vocabulary_are_taken(
         self, trainer: Trainer
     ) -> None:
-        assert len(trainer.train([[0, 127, 0]]).losses) == 1
+        assert len(trainer.train(TrainingRequest([[0, 127, 0]])).losses) == 1
 
     @pytest.mark.parametrize("length", [0, 1, 65])
     def test_a_sequence_too_short_or_too_long(self, trainer: Trainer, length: int) -> None:
         with pytest.raises(ValueError, match=f"has {length} tokens; it needs 2 to 64"):
-            trainer.train([SEQUENCES[0], [1] * length])
+            trainer.train(TrainingRequest([SEQUENCES[0], [1] * length]))
 
     @pytest.mark.parametrize("length", [2, 64])
     def test_the_shortest_and_the_longest_sequence_are_taken(
         self, trainer: Trainer, length: int
     ) -> None:
-        assert len(trainer.train([[1] * length]).losses) == 1
+        assert len(trainer.train(TrainingRequest([[1] * length])).losses) == 1
 
     def test_a_plan_that_there_is_none_of(self, trainer: Trainer) -> None:
         with pytest.raises(
             ValueError, match="unknown plan 'backwards': one of sequential, batched, reuse"
         ):
-            trainer.train(SEQUENCES, plan="backwards")
+            trainer.train(TrainingRequest(SEQUENCES, plan="backwards"))
 
     @pytest.mark.parametrize("seed", [-1, 1 << 64])
     def test_a_seed_that_torch_does_not_take(self, trainer: Trainer, seed: int) -> None:
         with pytest.raises(ValueError, match=f"the seed is {seed}; it needs"):
-            trainer.train(SEQUENCES, seed=seed)
+            trainer.train(TrainingRequest(SEQUENCES, seed=seed))
 
-        assert trainer.train(SEQUENCES, seed=(1 << 64) - 1).stop == "steps"
+        assert trainer.train(TrainingRequest(SEQUENCES, seed=(1 << 64) - 1)).stop == "steps"
 
     def test_a_refused_request_does_not_disturb_the_others(self, trainer: Trainer) -> None:
-        alone = trainer.train(SEQUENCES, seed=1)
+        alone = trainer.train(TrainingRequest(SEQUENCES, seed=1))
         with held(trainer):
-            future = trainer.submit(SEQUENCES, seed=1)
+            future = trainer.submit(TrainingRequest(SEQUENCES, seed=1))
             for wrong in ([[1]], [[1, 500]]):
                 with pytest.raises(ValueError, match="a training sequence has"):
-                    trainer.submit(wrong)
+                    trainer.submit(TrainingRequest(wrong))
 
         assert_same(future.result(SOON), alone)
 

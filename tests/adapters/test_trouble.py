@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
-from adapters.training import TrainingProgress, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from tests.adapters.plain import Base, assert_close
 from tests.adapters.trainers import (
     POISON,
@@ -47,7 +47,7 @@ class TestCancelling:
         cancelled = threading.Event()
         cancelled.set()
 
-        training = trainer.train(SEQUENCES, cancelled=cancelled)
+        training = trainer.train(TrainingRequest(SEQUENCES), cancelled=cancelled)
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "cancelled")
 
@@ -58,7 +58,7 @@ class TestCancelling:
             if progress.steps == 2:
                 cancelled.set()
 
-        training = trainer.train(SEQUENCES, cancelled=cancelled, on_step=after_two)
+        training = trainer.train(TrainingRequest(SEQUENCES), cancelled=cancelled, on_step=after_two)
 
         assert (training.adapter, len(training.losses), training.stop) == (None, 2, "cancelled")
 
@@ -66,11 +66,11 @@ class TestCancelling:
         trainer = trainer_of(tiny_llama, slots=1)
         stop, begun, cancelled = threading.Event(), threading.Event(), threading.Event()
         first = trainer.submit(
-            [SEQUENCES[0]] * 20_000, cancelled=stop, on_step=lambda _: begun.set()
+            TrainingRequest([SEQUENCES[0]] * 20_000), cancelled=stop, on_step=lambda _: begun.set()
         )
         assert begun.wait(SOON)
 
-        second = trainer.submit(SEQUENCES, cancelled=cancelled)
+        second = trainer.submit(TrainingRequest(SEQUENCES), cancelled=cancelled)
         cancelled.set()
         training = second.result(SOON)
 
@@ -83,16 +83,16 @@ class TestCancelling:
         # asyncio.wrap_future does so when its task is cancelled.
         trainer = trainer_of(tiny_llama)
         with held(trainer):
-            company = trainer.submit(SEQUENCES, seed=1)
-            left = trainer.submit([SEQUENCES[0]] * 3)
+            company = trainer.submit(TrainingRequest(SEQUENCES, seed=1))
+            left = trainer.submit(TrainingRequest([SEQUENCES[0]] * 3))
             left.cancel()
 
         assert company.result(5).stop == "steps"
-        assert trainer.submit(SEQUENCES).result(5).stop == "steps"
+        assert trainer.submit(TrainingRequest(SEQUENCES)).result(5).stop == "steps"
 
     def test_a_keyboard_interrupt_ends_the_training(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama)
-        before = trainer.train(SEQUENCES, seed=2)
+        before = trainer.train(TrainingRequest(SEQUENCES, seed=2))
         steps: list[int] = []
         main = threading.get_ident()
 
@@ -104,23 +104,25 @@ class TestCancelling:
         # A shell's background job ignores it.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(KeyboardInterrupt):
-            trainer.train([SEQUENCES[0]] * 20_000, on_step=interrupt)
+            trainer.train(TrainingRequest([SEQUENCES[0]] * 20_000), on_step=interrupt)
         signal.signal(signal.SIGINT, handler)
         for thread in threads():
             thread.join(SOON)
 
         assert not threads()
         assert 20 <= len(steps) < 20_000
-        assert_same(trainer.train(SEQUENCES, seed=2), before)
+        assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=2)), before)
 
 
 class TestTrouble:
     """Whatever goes wrong with one request is that request's end, and nobody else's."""
 
     def test_a_step_whose_loss_is_not_finite_is_dropped(self, poisoned: Trainer) -> None:
-        sound = poisoned.train(SEQUENCES[:2], seed=4)
+        sound = poisoned.train(TrainingRequest(SEQUENCES[:2], seed=4))
 
-        training = poisoned.train([*SEQUENCES[:2], [1, POISON, 2], *SEQUENCES[2:]], seed=4)
+        training = poisoned.train(
+            TrainingRequest([*SEQUENCES[:2], [1, POISON, 2], *SEQUENCES[2:]], seed=4)
+        )
 
         assert (training.stop, training.used) == ("diverged", 2)
         assert training.losses == sound.losses
@@ -131,11 +133,11 @@ class TestTrouble:
     def test_a_first_step_that_diverges_gives_no_adapter_and_harms_no_later_one(
         self, poisoned: Trainer
     ) -> None:
-        before = poisoned.train(SEQUENCES)
+        before = poisoned.train(TrainingRequest(SEQUENCES))
 
-        training = poisoned.train([[POISON, 1, 2], *SEQUENCES])
+        training = poisoned.train(TrainingRequest([[POISON, 1, 2], *SEQUENCES]))
 
-        after = poisoned.train(SEQUENCES)
+        after = poisoned.train(TrainingRequest(SEQUENCES))
         assert (training.adapter, training.losses, training.stop) == (None, (), "diverged")
         assert after.adapter is not None
         assert before.adapter is not None
@@ -144,7 +146,7 @@ class TestTrouble:
     def test_the_poisoned_do_not_disturb_the_others(self, poisoned: Trainer) -> None:
         # Arrange: the poison is in sequences of the same length as the others', so that they share
         # its batch.
-        alone = [poisoned.train(wish, seed=k) for k, wish in enumerate(others(4))]
+        alone = [poisoned.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(others(4))]
         bad = [
             [POISON if j == 5 else token for j, token in enumerate(sequence)]
             for sequence in SEQUENCES
@@ -153,12 +155,15 @@ class TestTrouble:
         with rows_of_steps(poisoned) as rows:
             with held(poisoned):
                 wrong = [
-                    poisoned.submit(bad),
-                    poisoned.submit([*SEQUENCES[:2], *bad]),
-                    poisoned.submit(bad, plan="batched"),
-                    poisoned.submit([*SEQUENCES, *bad, *SEQUENCES], plan="reuse"),
+                    poisoned.submit(TrainingRequest(bad)),
+                    poisoned.submit(TrainingRequest([*SEQUENCES[:2], *bad])),
+                    poisoned.submit(TrainingRequest(bad, plan="batched")),
+                    poisoned.submit(TrainingRequest([*SEQUENCES, *bad, *SEQUENCES], plan="reuse")),
                 ]
-                right = [poisoned.submit(wish, seed=k) for k, wish in enumerate(others(4))]
+                right = [
+                    poisoned.submit(TrainingRequest(wish, seed=k))
+                    for k, wish in enumerate(others(4))
+                ]
             trainings = [future.result(SOON) for future in right]
         for training, expected in zip(trainings, alone, strict=True):
             assert_same(training, expected)
@@ -173,7 +178,7 @@ class TestTrouble:
     ) -> None:
         trainer = trainer_of(tiny_llama, learning_rate=learning_rate)
 
-        training = trainer.train(SEQUENCES)
+        training = trainer.train(TrainingRequest(SEQUENCES))
 
         assert (training.adapter, training.stop) == (None, "diverged")
 
@@ -188,14 +193,14 @@ class TestTrouble:
         trainer = trainer_of(str(tmp_path / "model"))
         assert 3 * math.log(128) < trainer.nats(SEQUENCES[0], 1) / 11 < 1_000
 
-        training = trainer.train(SEQUENCES)
+        training = trainer.train(TrainingRequest(SEQUENCES))
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "diverged")
 
     def test_a_learning_rate_of_zero_is_taken_as_it_is(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, learning_rate=0.0)
 
-        training = trainer.train([SEQUENCES[0]] * 3)
+        training = trainer.train(TrainingRequest([SEQUENCES[0]] * 3))
 
         assert trainer.learning_rate == 0.0
         assert not any(
@@ -206,8 +211,8 @@ class TestTrouble:
     def test_out_of_memory_is_the_end_of_who_met_it(self, trainer: Trainer) -> None:
         # Arrange: torch's own message, of asking for more than there is.
         bad = [*SEQUENCES[:2], [POISON] * 14, *SEQUENCES[2:]]
-        expected = trainer.train(SEQUENCES[:2], seed=9)
-        alone = [trainer.train(wish, seed=k) for k, wish in enumerate(others(4))]
+        expected = trainer.train(TrainingRequest(SEQUENCES[:2], seed=9))
+        alone = [trainer.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(others(4))]
 
         def ask_for_too_much(_: torch.Tensor) -> None:
             torch.empty(1 << 46)
@@ -215,9 +220,12 @@ class TestTrouble:
         # Act.
         with trouble(trainer, ask_for_too_much):
             with held(trainer):
-                wrong = trainer.submit(bad, seed=9)
-                at_once = trainer.submit([[POISON] * 13], seed=9)
-                right = [trainer.submit(wish, seed=k) for k, wish in enumerate(others(4))]
+                wrong = trainer.submit(TrainingRequest(bad, seed=9))
+                at_once = trainer.submit(TrainingRequest([[POISON] * 13], seed=9))
+                right = [
+                    trainer.submit(TrainingRequest(wish, seed=k))
+                    for k, wish in enumerate(others(4))
+                ]
             trainings = [future.result(SOON) for future in right]
 
         # Assert: what it had learnt by then is an adapter.
@@ -234,7 +242,7 @@ class TestTrouble:
         self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trainer = trainer_of(tiny_llama)
-        expected, export = trainer.train(SEQUENCES, seed=9), trainer._bank.export
+        expected, export = trainer.train(TrainingRequest(SEQUENCES, seed=9)), trainer._bank.export
         asked: list[int] = []
 
         def find_no_room_at_first(slot: int) -> bytes:
@@ -243,21 +251,21 @@ class TestTrouble:
 
         monkeypatch.setattr(trainer._bank, "export", find_no_room_at_first)
         shorter, longer = (
-            trainer.submit(SEQUENCES[:2], seed=8),
-            trainer.submit(SEQUENCES * 20, seed=9),
+            trainer.submit(TrainingRequest(SEQUENCES[:2], seed=8)),
+            trainer.submit(TrainingRequest(SEQUENCES * 20, seed=9)),
         )
         training = shorter.result(SOON)
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "out of memory")
         assert longer.result(SOON).adapter is not None
-        assert_same(trainer.train(SEQUENCES, seed=9), expected)
+        assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=9)), expected)
         assert_all_is_left(trainer)
 
     def test_what_fails_outside_of_any_step_is_told_to_all_and_who_comes_then_is_served(
         self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trainer = trainer_of(tiny_llama)
-        expected, reset = trainer.train(SEQUENCES, seed=9), trainer._bank.reset
+        expected, reset = trainer.train(TrainingRequest(SEQUENCES, seed=9)), trainer._bank.reset
 
         ready, again = threading.Event(), list[Future[TrainingResult]]()
 
@@ -266,9 +274,11 @@ class TestTrouble:
             torch.empty(1 << 46)
 
         monkeypatch.setattr(trainer._bank, "reset", find_no_room)
-        futures = [trainer.submit(wish) for wish in others(3)]
+        futures = [trainer.submit(TrainingRequest(wish)) for wish in others(3)]
         # Who is told may come again.
-        futures[0].add_done_callback(lambda _: again.append(trainer.submit(SEQUENCES)))
+        futures[0].add_done_callback(
+            lambda _: again.append(trainer.submit(TrainingRequest(SEQUENCES)))
+        )
         ready.set()
         for future in futures:
             with pytest.raises(RuntimeError, match="can't allocate memory"):
@@ -276,7 +286,7 @@ class TestTrouble:
         assert again[0].exception(SOON) is not None
         monkeypatch.setattr(trainer._bank, "reset", reset)
 
-        assert_same(trainer.train(SEQUENCES, seed=9), expected)
+        assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=9)), expected)
         assert_all_is_left(trainer)
 
     def test_where_no_thread_can_be_had_it_says_so_and_takes_the_next(
@@ -290,25 +300,25 @@ class TestTrouble:
         with monkeypatch.context() as crowded:
             crowded.setattr(threading.Thread, "start", refuse)
             with pytest.raises(RuntimeError, match="new thread"):
-                trainer.submit(SEQUENCES)
+                trainer.submit(TrainingRequest(SEQUENCES))
 
-        assert trainer.train(SEQUENCES).stop == "steps"
+        assert trainer.train(TrainingRequest(SEQUENCES)).stop == "steps"
         assert_all_is_left(trainer)
 
     def test_what_memory_does_not_hold_is_computed_layer_by_layer_to_the_same_end(
         self, base: Base, base_trainer: Trainer
     ) -> None:
-        expected = base_trainer.train(SEQUENCES, seed=2)
+        expected = base_trainer.train(TrainingRequest(SEQUENCES, seed=2))
         memory = base_trainer._memory
         limit = (memory.row(len(SEQUENCES[0])) + memory.least(len(SEQUENCES[-1]))) // 2
         narrow = trainer_of(
             base.folder, targets=base.targets, learning_rate=5e-3, memory_bytes=limit
         )
 
-        alone = narrow.train(SEQUENCES, seed=2)
+        alone = narrow.train(TrainingRequest(SEQUENCES, seed=2))
         with rows_of_steps(narrow) as rows:
             with held(narrow):
-                futures = [narrow.submit(SEQUENCES, seed=2) for _ in range(4)]
+                futures = [narrow.submit(TrainingRequest(SEQUENCES, seed=2)) for _ in range(4)]
             trainings = [future.result(SOON) for future in futures]
 
         assert set(rows) == {1}
@@ -320,7 +330,9 @@ class TestTrouble:
         short, long = [[1, 2, 3]] * 3, [list(range(64))]
 
         with held(trainer):
-            futures = [trainer.submit(wish) for wish in (short, [*short, *long], long)]
+            futures = [
+                trainer.submit(TrainingRequest(wish)) for wish in (short, [*short, *long], long)
+            ]
         trainings = [future.result(SOON) for future in futures]
 
         assert [training.stop for training in trainings] == [
@@ -334,8 +346,8 @@ class TestTrouble:
         self, trainer: Trainer
     ) -> None:
         # Arrange: backward fails after the last layers' gradients are there.
-        before = trainer.train(SEQUENCES, seed=6)
-        alone = [trainer.train(wish, seed=k) for k, wish in enumerate(others(3))]
+        before = trainer.train(TrainingRequest(SEQUENCES, seed=6))
+        alone = [trainer.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(others(3))]
         bad = [*SEQUENCES[:3], [POISON] * 15]
         layer = trainer.base.model.base_model.layers[0]
         poisonous = False
@@ -359,8 +371,11 @@ class TestTrouble:
         # Act.
         try:
             with held(trainer):
-                wrong = trainer.submit(bad, seed=7)
-                right = [trainer.submit(wish, seed=k) for k, wish in enumerate(others(3))]
+                wrong = trainer.submit(TrainingRequest(bad, seed=7))
+                right = [
+                    trainer.submit(TrainingRequest(wish, seed=k))
+                    for k, wish in enumerate(others(3))
+                ]
             with pytest.raises(RuntimeError, match="a broken kernel"):
                 wrong.result(SOON)
             trainings = [future.result(SOON) for future in right]
@@ -371,7 +386,7 @@ class TestTrouble:
         # Assert.
         for training, expected in zip(trainings, alone, strict=True):
             assert_same(training, expected)
-        after = trainer.train(SEQUENCES, seed=6)
+        after = trainer.train(TrainingRequest(SEQUENCES, seed=6))
         assert before.adapter is not None
         assert after.adapter is not None
         assert after.adapter.weights == before.adapter.weights
@@ -383,7 +398,7 @@ class TestTrouble:
     ) -> None:
         # The last look at an adapter is a computation, too, without gradients.
         trainer = trainer_of(tiny_llama)
-        alone = trainer.train(SEQUENCES, seed=3)
+        alone = trainer.train(TrainingRequest(SEQUENCES, seed=3))
 
         def fail_at_the_end(hidden: torch.Tensor) -> None:
             if not hidden.requires_grad:
@@ -394,10 +409,12 @@ class TestTrouble:
         with trouble(trainer, fail_at_the_end):
             with held(trainer):
                 wrong = trainer.submit(
-                    [[POISON] * 12] * (10_000 if stop == "seconds" else 2),
-                    seconds=0.2 if stop == "seconds" else math.inf,
+                    TrainingRequest(
+                        [[POISON] * 12] * (10_000 if stop == "seconds" else 2),
+                        seconds=0.2 if stop == "seconds" else math.inf,
+                    )
                 )
-                right = trainer.submit(SEQUENCES, seed=3)
+                right = trainer.submit(TrainingRequest(SEQUENCES, seed=3))
             assert_same(right.result(5), alone)
             if stop == "out of memory":
                 found = wrong.result(5)
@@ -406,22 +423,22 @@ class TestTrouble:
                 with pytest.raises(RuntimeError, match="a broken kernel"):
                     wrong.result(5)
 
-        assert trainer.submit(SEQUENCES, seed=3).result(5).losses == alone.losses
+        assert trainer.submit(TrainingRequest(SEQUENCES, seed=3)).result(5).losses == alone.losses
 
     @pytest.mark.parametrize("problem", [RuntimeError, SystemExit, KeyboardInterrupt])
     def test_an_on_step_that_raises_is_the_end_of_its_request(
         self, tiny_llama: str, problem: type[BaseException]
     ) -> None:
         trainer = trainer_of(tiny_llama)
-        alone = trainer.train(SEQUENCES, seed=3)
+        alone = trainer.train(TrainingRequest(SEQUENCES, seed=3))
 
         def grumble(progress: TrainingProgress) -> None:
             if progress.steps == 2:
                 raise problem("no ear")
 
         with held(trainer):
-            wrong = trainer.submit(SEQUENCES, on_step=grumble)
-            right = trainer.submit(SEQUENCES, seed=3)
+            wrong = trainer.submit(TrainingRequest(SEQUENCES), on_step=grumble)
+            right = trainer.submit(TrainingRequest(SEQUENCES, seed=3))
 
         assert_same(right.result(5), alone)
         with pytest.raises(problem):
@@ -433,7 +450,7 @@ class TestTrouble:
     ) -> None:
         # Arrange.
         trainer = trainer_of(tiny_llama, slots=5)
-        alone = trainer.train(SEQUENCES, seed=12)
+        alone = trainer.train(TrainingRequest(SEQUENCES, seed=12))
         before = count_jobs()
         random_ = random.Random(3)
         futures: list[tuple[str, Future[TrainingResult]]] = []
@@ -457,15 +474,17 @@ class TestTrouble:
             cancelled, step = threading.Event(), random_.randint(1, 4)
             if kind == "refused":
                 with pytest.raises(ValueError, match="training sequence"):
-                    trainer.submit([*wish, [1]])
+                    trainer.submit(TrainingRequest([*wish, [1]]))
                 continue
             future = trainer.submit(
-                wish,
-                seed=random_.randrange(1 << 30),
-                seconds=random_.choice([0.0, 0.001, 0.02, 0.1, 0.5])
-                if kind == "seconds"
-                else math.inf,
-                plan=random_.choice(PLANS),
+                TrainingRequest(
+                    wish,
+                    seed=random_.randrange(1 << 30),
+                    seconds=random_.choice([0.0, 0.001, 0.02, 0.1, 0.5])
+                    if kind == "seconds"
+                    else math.inf,
+                    plan=random_.choice(PLANS),
+                ),
                 cancelled=cancelled,
                 on_step=lambda progress, k=kind, c=cancelled, s=step: cancel_or_raise(
                     k, c, s, progress
@@ -473,7 +492,7 @@ class TestTrouble:
             )
             futures.append((kind, future))
             time.sleep(random_.choice([0.0, 0.0, 0.01]))
-        sentinel = trainer.submit(SEQUENCES, seed=12)
+        sentinel = trainer.submit(TrainingRequest(SEQUENCES, seed=12))
 
         # Assert: everyone ends in one of their ways, and who came last has what they would have had
         # alone.
@@ -508,7 +527,7 @@ def test_memory_is_given_back_when_nobody_has_been_there_for_a_while(
     )
 
     for _ in range(10):  # never alone for long enough
-        trainer.train([[1, 2, 3]])
+        trainer.train(TrainingRequest([[1, 2, 3]]))
         assert not given
     ended = time.perf_counter()
     while not given and time.perf_counter() - ended < SOON:

@@ -4,17 +4,15 @@ are forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from adapters.scheduler import Job, Scheduler, Times
-from adapters.step_plan import steps_of
 from adapters.trainer import Trainer
-from adapters.training import Probe
+from adapters.training import Probe, TrainingRequest
 from adapters.warm_up import warm_up
 from tests.adapters.trainers import SEQUENCES
 
@@ -34,8 +32,8 @@ class Scripted:
     def forget_times(self) -> None:
         self.times.forget()
 
-    def train(self, sequences: Sequence[Sequence[int]], *, watch: Probe | None = None) -> object:
-        for sequence in sequences:
+    def train(self, request: TrainingRequest) -> object:
+        for sequence in request.sequences:
             seconds = _EACH * len(sequence) * self._slower(self.steps)
             for each, share in (
                 (self.times.step, 1.0),
@@ -51,16 +49,7 @@ class Scripted:
 def stops_at_once(times: Times, seconds: float) -> bool:
     """Whether a request with this many seconds and steps of 256 tokens would get none."""
     sequences = [list(range(256))] * 20
-    job = Job(
-        sequences,
-        steps_of("sequential", [tuple(s) for s in sequences]),
-        0,
-        0.0,
-        seconds,
-        None,
-        None,
-        Future(),
-    )
+    job = Job(TrainingRequest(sequences, seconds=seconds), 0.0)
     schedule = Scheduler(8, 2048, times)
     schedule.add(job)
     return schedule.ended(0.0) == [(job, "seconds")]
@@ -101,7 +90,9 @@ def test_a_trainer_that_was_measured_under_load_is_measured_anew(trainer: Traine
 
     trainer.warm_up()
 
-    training = trainer.train([SEQUENCES[0]] * 3, seconds=30.0, watch=Probe(tuple(SEQUENCES[1])))
+    training = trainer.train(
+        TrainingRequest([SEQUENCES[0]] * 3, seconds=30.0, probe=Probe(tuple(SEQUENCES[1])))
+    )
     assert (training.stop, len(training.losses), len(training.watched)) == ("steps", 3, 2)
 
 
@@ -113,8 +104,7 @@ def test_after_its_construction_a_request_gets_a_step_within_a_few_steps_time(
     needed = times.step.typical(64) + times.look.typical(64) + 2 * times.ending.typical(64)
 
     sequences = [list(range(64))] * 20
-    steps = steps_of("sequential", sequences)  # type: ignore[arg-type]
-    job = Job(sequences, steps, 0, 0.0, 2 * needed, None, None, Future())
+    job = Job(TrainingRequest(sequences, seconds=2 * needed), 0.0)
     schedule = Scheduler(8, 2048, times)
     schedule.add(job)
 

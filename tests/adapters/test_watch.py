@@ -14,7 +14,7 @@ import torch
 from adapters.early_stopping import foretold, has_stalled
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
-from adapters.training import Probe, TrainingProgress, TrainingResult
+from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult
 from tests.adapters.plain import assert_close
 from tests.adapters.trainers import (
     POISON,
@@ -47,7 +47,7 @@ def loss_of(trainer: Trainer, training: TrainingResult) -> float:
 
 
 def test_it_goes_on_as_long_as_it_pays(trainer: Trainer) -> None:
-    training = trainer.train(_STEPS, watch=Probe(tuple(_LEARNT), 0.01))
+    training = trainer.train(TrainingRequest(_STEPS, probe=Probe(tuple(_LEARNT), 0.01)))
 
     assert (training.stop, len(training.losses), training.kept) == ("steps", 30, 30)
 
@@ -55,7 +55,9 @@ def test_it_goes_on_as_long_as_it_pays(trainer: Trainer) -> None:
 def test_it_ends_where_the_last_looks_brought_too_little(trainer: Trainer) -> None:
     gain = 1.8  # no loss falls by more than all of it, so 60 steps are too many
 
-    training = trainer.train(_STEPS * 2, watch=Probe(tuple(_LEARNT), gain), learning_rate=2e-2)
+    training = trainer.train(
+        TrainingRequest(_STEPS * 2, probe=Probe(tuple(_LEARNT), gain), learning_rate=2e-2)
+    )
 
     looks = training.watched
     assert training.stop == "gain"
@@ -70,11 +72,13 @@ class TestTheBestAdapterIsHandedOver:
     @pytest.mark.parametrize("how", PLANS)
     def test_where_going_on_hurts(self, trainer: Trainer, how: str) -> None:
         training = trainer.train(
-            _GOING_ON_HURTS,
-            seed=3,
-            watch=Probe(tuple(_LEARNT), 0.5),
-            learning_rate=_RATE * (4 if how == "batched" else 1),
-            plan=how,
+            TrainingRequest(
+                _GOING_ON_HURTS,
+                seed=3,
+                probe=Probe(tuple(_LEARNT), 0.5),
+                learning_rate=_RATE * (4 if how == "batched" else 1),
+                plan=how,
+            )
         )
 
         used, loss = lowest(training)
@@ -86,10 +90,14 @@ class TestTheBestAdapterIsHandedOver:
 
     def test_as_if_it_had_been_trained_no_further(self, trainer: Trainer) -> None:
         training = trainer.train(
-            _GOING_ON_HURTS, seed=3, watch=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE
+            TrainingRequest(
+                _GOING_ON_HURTS, seed=3, probe=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE
+            )
         )
 
-        no_further = trainer.train(_GOING_ON_HURTS[: training.kept], seed=3, learning_rate=_RATE)
+        no_further = trainer.train(
+            TrainingRequest(_GOING_ON_HURTS[: training.kept], seed=3, learning_rate=_RATE)
+        )
         assert training.adapter is not None
         assert no_further.adapter is not None
         assert_close(weights_of(training), weights_of(no_further))
@@ -101,7 +109,9 @@ class TestTheBestAdapterIsHandedOver:
         # turn.
         sequences = _GOING_ON_HURTS[:13]
 
-        training = trainer.train(sequences, watch=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE)
+        training = trainer.train(
+            TrainingRequest(sequences, probe=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE)
+        )
 
         assert training.stop == "steps"
         assert training.watched[-1][0] == 13
@@ -116,10 +126,9 @@ class TestTheBestAdapterIsHandedOver:
                 begun.wait(0.5)  # longer than there is time
 
         training = trainer.train(
-            _GOING_ON_HURTS,
-            seconds=0.4,
-            watch=Probe(tuple(_LEARNT), 1e-9),
-            learning_rate=_RATE,
+            TrainingRequest(
+                _GOING_ON_HURTS, seconds=0.4, probe=Probe(tuple(_LEARNT), 1e-9), learning_rate=_RATE
+            ),
             on_step=slow,
         )
 
@@ -134,9 +143,11 @@ class TestTheBestAdapterIsHandedOver:
 
         with trouble(trainer, explode):
             training = trainer.train(
-                [*_GOING_ON_HURTS[:12], [POISON] * 12],
-                watch=Probe(tuple(_LEARNT), 0.5),
-                learning_rate=_RATE,
+                TrainingRequest(
+                    [*_GOING_ON_HURTS[:12], [POISON] * 12],
+                    probe=Probe(tuple(_LEARNT), 0.5),
+                    learning_rate=_RATE,
+                )
             )
 
         assert (training.stop, training.used) == ("diverged", 12)
@@ -146,15 +157,19 @@ class TestTheBestAdapterIsHandedOver:
     def test_where_the_slot_was_given_up_meanwhile(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
         watch = Probe(tuple(_LEARNT), 0.5)
-        alone = trainer.train(_GOING_ON_HURTS, seed=3, watch=watch, learning_rate=_RATE)
+        alone = trainer.train(
+            TrainingRequest(_GOING_ON_HURTS, seed=3, probe=watch, learning_rate=_RATE)
+        )
         hurried = []
 
         def ask(progress: TrainingProgress) -> None:
             if progress.steps == alone.kept + 1:  # the best is behind it
-                hurried.append(trainer.submit(SEQUENCES, seed=4, seconds=20.0, watch=watch))
+                hurried.append(
+                    trainer.submit(TrainingRequest(SEQUENCES, seed=4, seconds=20.0, probe=watch))
+                )
 
         overtaken = trainer.train(
-            _GOING_ON_HURTS, seed=3, watch=watch, learning_rate=_RATE, on_step=ask
+            TrainingRequest(_GOING_ON_HURTS, seed=3, probe=watch, learning_rate=_RATE), on_step=ask
         )
 
         assert hurried[0].result(SOON).adapter is not None
@@ -162,14 +177,16 @@ class TestTheBestAdapterIsHandedOver:
         assert overtaken.kept == alone.kept
 
     def test_of_an_adapter_that_is_trained_further(self, trainer: Trainer) -> None:
-        earlier = trainer.train(_STEPS[:4], learning_rate=_RATE).adapter
+        earlier = trainer.train(TrainingRequest(_STEPS[:4], learning_rate=_RATE)).adapter
         assert earlier is not None
 
         training = trainer.train(
-            _GOING_ON_HURTS,
-            start=earlier.weights,
-            watch=Probe(tuple(_LEARNT), 0.5),
-            learning_rate=_RATE,
+            TrainingRequest(
+                _GOING_ON_HURTS,
+                start=earlier.weights,
+                probe=Probe(tuple(_LEARNT), 0.5),
+                learning_rate=_RATE,
+            )
         )
 
         before = trainer.nats(_LEARNT, 1, earlier.weights) / (len(_LEARNT) - 1)
@@ -186,11 +203,11 @@ class TestTheBestAdapterIsHandedOver:
                 cancelled.set()
 
         training = trainer.train(
-            _GOING_ON_HURTS,
-            watch=Probe(tuple(_LEARNT), 1e-9),
+            TrainingRequest(
+                _GOING_ON_HURTS, probe=Probe(tuple(_LEARNT), 1e-9), learning_rate=_RATE
+            ),
             cancelled=cancelled,
             on_step=leave,
-            learning_rate=_RATE,
         )
 
         assert (training.adapter, training.stop, training.kept) == (None, "cancelled", 0)
@@ -200,7 +217,7 @@ class TestWithoutAGain:
     """It is told whether it has helped; what is trained is what would be trained unwatched."""
 
     def test_there_is_one_look_before_and_one_after(self, trainer: Trainer) -> None:
-        training = trainer.train(_STEPS, seed=3, watch=Probe(tuple(_LEARNT)))
+        training = trainer.train(TrainingRequest(_STEPS, seed=3, probe=Probe(tuple(_LEARNT))))
 
         (none, before), (all_of_them, after) = training.watched
         assert (none, all_of_them) == (0, 30)
@@ -212,10 +229,14 @@ class TestWithoutAGain:
         self, trainer: Trainer
     ) -> None:
         training = trainer.train(
-            _GOING_ON_HURTS, seed=3, watch=Probe(tuple(_LEARNT)), learning_rate=_RATE
+            TrainingRequest(
+                _GOING_ON_HURTS, seed=3, probe=Probe(tuple(_LEARNT)), learning_rate=_RATE
+            )
         )
 
-        assert_same(training, trainer.train(_GOING_ON_HURTS, seed=3, learning_rate=_RATE))
+        assert_same(
+            training, trainer.train(TrainingRequest(_GOING_ON_HURTS, seed=3, learning_rate=_RATE))
+        )
         assert training.kept == training.used == len(_GOING_ON_HURTS)
 
     def test_the_last_look_shares_a_forward_pass_with_the_check_of_the_adapter(
@@ -226,7 +247,7 @@ class TestWithoutAGain:
             lambda _, given: passes.append(len(given[0]))
         )
         try:
-            trainer.train(_STEPS[:2], watch=Probe(tuple(_LEARNT)))
+            trainer.train(TrainingRequest(_STEPS[:2], probe=Probe(tuple(_LEARNT))))
         finally:
             hook.remove()
 
@@ -242,7 +263,9 @@ class TestWithoutAGain:
                 trainer._times.ending.observe(length, 0.01)
                 trainer._times.look.observe(length, 1e3)
 
-        training = trainer.train(_STEPS[:3], seconds=5.0, watch=Probe(tuple(_LEARNT)))
+        training = trainer.train(
+            TrainingRequest(_STEPS[:3], seconds=5.0, probe=Probe(tuple(_LEARNT)))
+        )
 
         assert (training.stop, len(training.losses), training.watched) == ("steps", 3, ())
         assert training.before_and_after is None
@@ -254,7 +277,9 @@ def test_it_tells_what_the_adapter_makes_of_what_is_watched(trainer: Trainer) ->
     def score(progress: TrainingProgress) -> None:
         nats[progress.used] = trainer.nats(_LEARNT, 1, trainer.export(progress.slot))
 
-    training = trainer.train(_STEPS, watch=Probe(tuple(_LEARNT), 1e-9), on_step=score)
+    training = trainer.train(
+        TrainingRequest(_STEPS, probe=Probe(tuple(_LEARNT), 1e-9)), on_step=score
+    )
 
     assert len(training.watched) > 2
     for used, loss in training.watched:
@@ -263,14 +288,14 @@ def test_it_tells_what_the_adapter_makes_of_what_is_watched(trainer: Trainer) ->
 
 def test_in_company_it_ends_as_it_does_alone(trainer: Trainer) -> None:
     options = [
-        {"watch": Probe(tuple(_LEARNT), gain), "learning_rate": rate}
+        {"probe": Probe(tuple(_LEARNT), gain), "learning_rate": rate}
         for gain in (90.0, 1.5, 0.01, None)
         for rate in (3e-3, _RATE)
     ]
-    alone = [trainer.train(_GOING_ON_HURTS, **each) for each in options]  # type: ignore[arg-type]
+    alone = [trainer.train(TrainingRequest(_GOING_ON_HURTS, **each)) for each in options]  # type: ignore[arg-type]
 
     with held(trainer):
-        futures = [trainer.submit(_GOING_ON_HURTS, **each) for each in options]  # type: ignore[arg-type]
+        futures = [trainer.submit(TrainingRequest(_GOING_ON_HURTS, **each)) for each in options]  # type: ignore[arg-type]
     together = [future.result(SOON) for future in futures]
 
     for one, other in zip(together, alone, strict=True):
@@ -283,12 +308,14 @@ def test_a_look_that_fails_is_that_requests_end_alone(trainer: Trainer) -> None:
     def broken(_: torch.Tensor) -> None:
         raise RuntimeError("no")
 
-    alone = trainer.train(others(1)[0], watch=Probe(tuple(_LEARNT), 1e-9))
+    alone = trainer.train(TrainingRequest(others(1)[0], probe=Probe(tuple(_LEARNT), 1e-9)))
 
     with trouble(trainer, broken):
         with held(trainer):
-            poisoned = trainer.submit(_STEPS, watch=Probe((1, POISON, 2), 1.0))
-            healthy = trainer.submit(others(1)[0], watch=Probe(tuple(_LEARNT), 1e-9))
+            poisoned = trainer.submit(TrainingRequest(_STEPS, probe=Probe((1, POISON, 2), 1.0)))
+            healthy = trainer.submit(
+                TrainingRequest(others(1)[0], probe=Probe(tuple(_LEARNT), 1e-9))
+            )
         with pytest.raises(RuntimeError, match="no"):
             poisoned.result(SOON)
         assert_same(healthy.result(SOON), alone)
@@ -299,7 +326,7 @@ def test_a_look_that_is_not_finite_is_a_divergence_and_never_told(trainer: Train
         hidden.fill_(math.nan)
 
     with trouble(trainer, explode):
-        training = trainer.train(_STEPS, watch=Probe((1, POISON, 2), 1.0))
+        training = trainer.train(TrainingRequest(_STEPS, probe=Probe((1, POISON, 2), 1.0)))
 
     assert (training.stop, training.adapter, training.watched) == ("diverged", None, ())
 
@@ -307,7 +334,7 @@ def test_a_look_that_is_not_finite_is_a_divergence_and_never_told(trainer: Train
 def test_of_a_long_text_the_end_is_watched(trainer: Trainer) -> None:
     long = tuple(_LEARNT) * 20
 
-    training = trainer.train(_STEPS[:2], watch=Probe(long, 1e-9))
+    training = trainer.train(TrainingRequest(_STEPS[:2], probe=Probe(long, 1e-9)))
 
     end = long[-trainer.base.context :]
     assert training.watched[0][1] == pytest.approx(trainer.nats(end, 1) / (len(end) - 1), rel=1e-5)
@@ -316,18 +343,18 @@ def test_of_a_long_text_the_end_is_watched(trainer: Trainer) -> None:
 @pytest.mark.parametrize("gain", [0.0, -1.0, math.nan, math.inf])
 def test_an_invalid_gain_is_refused(trainer: Trainer, gain: float) -> None:
     with pytest.raises(ValueError, match="gain"):
-        trainer.submit(_STEPS, watch=Probe(tuple(_LEARNT), gain))
+        trainer.submit(TrainingRequest(_STEPS, probe=Probe(tuple(_LEARNT), gain)))
 
 
 def test_one_token_cannot_be_watched(trainer: Trainer) -> None:
     with pytest.raises(ValueError, match="tokens"):
-        trainer.submit(_STEPS, watch=Probe((1,), 1.0))
+        trainer.submit(TrainingRequest(_STEPS, probe=Probe((1,), 1.0)))
 
 
 def test_adapters_are_equal_whether_or_not_they_are_watched(trainer: Trainer) -> None:
-    watched = trainer.train(_STEPS, seed=5, watch=Probe(tuple(_LEARNT), 1e-9))
+    watched = trainer.train(TrainingRequest(_STEPS, seed=5, probe=Probe(tuple(_LEARNT), 1e-9)))
 
-    assert_same(watched, replace(trainer.train(_STEPS, seed=5), kept=30))
+    assert_same(watched, replace(trainer.train(TrainingRequest(_STEPS, seed=5)), kept=30))
 
 
 @pytest.mark.parametrize("rate", [3e-3, _RATE])
@@ -340,10 +367,12 @@ def test_what_is_foretold_from_known_losses_is_what_is_done(
     def score(progress: TrainingProgress) -> None:
         losses.append(trainer.nats(_LEARNT, 1, trainer.export(progress.slot)))
 
-    trainer.train(_GOING_ON_HURTS, seed=3, learning_rate=rate, on_step=score)
+    trainer.train(TrainingRequest(_GOING_ON_HURTS, seed=3, learning_rate=rate), on_step=score)
 
     training = trainer.train(
-        _GOING_ON_HURTS, seed=3, learning_rate=rate, watch=Probe(tuple(_LEARNT), gain)
+        TrainingRequest(
+            _GOING_ON_HURTS, seed=3, learning_rate=rate, probe=Probe(tuple(_LEARNT), gain)
+        )
     )
 
     assert (training.used, training.kept) == foretold(losses, gain)

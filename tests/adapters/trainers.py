@@ -14,7 +14,7 @@ from safetensors.torch import load as from_safetensors
 
 from adapters.scheduler import Job
 from adapters.trainer import Trainer, TrainerConfig
-from adapters.training import TrainingProgress, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from tests.adapters.plain import NUMERATOR, RANK, assert_close
 
 SEQUENCES = [[(11 * i + 5 * j) % 97 for j in range(12 + i)] for i in range(6)]
@@ -41,7 +41,7 @@ def held(trainer: Trainer) -> Iterator[None]:
         begun.set()
         assert go.wait(SOON)
 
-    gate = trainer.submit([SEQUENCES[0]], on_step=wait)
+    gate = trainer.submit(TrainingRequest([SEQUENCES[0]]), on_step=wait)
     assert begun.wait(SOON)
     try:
         yield
@@ -121,7 +121,10 @@ def assert_all_is_left(trainer: Trainer) -> None:
     assert not threads()
     with rows_of_steps(trainer) as rows:
         with held(trainer):
-            last = [trainer.submit([SEQUENCES[0]] * 2) for _ in range(trainer.config.slots)]
+            last = [
+                trainer.submit(TrainingRequest([SEQUENCES[0]] * 2))
+                for _ in range(trainer.config.slots)
+            ]
         for future in last:
             assert future.result(SOON).stop == "steps"
     assert max(rows) == trainer.config.slots

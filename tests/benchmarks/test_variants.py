@@ -11,6 +11,7 @@ from benchmarks.variants import copied
 from selection.corpus.corpus import Corpus
 from selection.embedding import Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.request import SelectionRequest
 from selection.selector import Selector, SelectorConfig
 
 TEXTS = [
@@ -41,8 +42,10 @@ def selector(tmp_path: Path, nano: str, tokenizer: Any) -> Selector:
 def test_nearest_neighbours_of_a_corpus_with_copies(selector: Selector) -> None:
     prompt, steps = [Prompt("My kitten is asleep")], 2 * COPIES
 
-    there = selector.select(prompt, "copies", steps=steps, strategy="nn")
-    here = copied(selector.select(prompt, "once", steps=steps, strategy="nn"), COPIES, steps)
+    there = selector.select(SelectionRequest(prompt, "copies", steps=steps, strategy="nn"))
+    here = copied(
+        selector.select(SelectionRequest(prompt, "once", steps=steps, strategy="nn")), COPIES, steps
+    )
 
     assert here.sequences == there.sequences
     assert len(set(there.sequences)) == 2
@@ -51,8 +54,8 @@ def test_nearest_neighbours_of_a_corpus_with_copies(selector: Selector) -> None:
 def test_sift_chooses_the_same_texts_with_copies_and_without(selector: Selector) -> None:
     prompt = [Prompt("My kitten is asleep")]
 
-    there = selector.select(prompt, "copies", steps=6)
-    here = selector.select(prompt, "once", steps=6)
+    there = selector.select(SelectionRequest(prompt, "copies", steps=6))
+    here = selector.select(SelectionRequest(prompt, "once", steps=6))
 
     assert sorted(here.sequences) == sorted(there.sequences)
     assert here.uncertainty == pytest.approx(there.uncertainty)

@@ -23,6 +23,7 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest, PageRequest
 from selection.library.uploads import LibraryError, MissingError, ReadOnlyError
+from selection.request import SelectionRequest
 from selection.selector import Selector, SelectorConfig
 from tests.selection.libraries import ALL, CATS, SHIPS, documents, settled
 
@@ -305,7 +306,9 @@ def test_a_selection_learns_from_what_its_reader_sees_only(
     filled(library, BOB, "notes", SHIPS)
 
     def learnt(corpus: str, reader: Principal) -> list[str]:
-        chosen = selector.select([Prompt("ship")], corpus, steps=2, reader=reader)
+        chosen = selector.select(
+            SelectionRequest([Prompt("ship")], corpus, steps=2, principal=reader)
+        )
         return [source.text for source, _ in chosen.sources]
 
     assert learnt("notes", ALICE) == learnt(cats, ALICE) == [CATS]

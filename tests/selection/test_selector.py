@@ -19,6 +19,7 @@ from selection.corpus.filters import Filter
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.strategies.baselines import nearest_neighbours
 from selection.strategies.registry import STRATEGIES, choose
@@ -91,7 +92,7 @@ def test_it_loads_the_embedder_it_was_told_to(corpora: Path, nano: str) -> None:
 def test_a_selection_is_complete(selector: Selector, make: Any, tokenizer: Any) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select(_KITTEN, "small", steps=7)
+    selection = selector.select(SelectionRequest(_KITTEN, "small", steps=7))
 
     assert len(selection.ids) == len(selection.sequences) == 7
     assert len(selection.uncertainty) == 8
@@ -122,7 +123,9 @@ def test_what_fits_the_prompt_comes_first(
 ) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select([Prompt(prompt)], "small", steps=1, strategy=strategy)
+    selection = selector.select(
+        SelectionRequest([Prompt(prompt)], "small", steps=1, strategy=strategy)
+    )
 
     assert [source.name for source, _ in selection.sources] == [name]
 
@@ -131,7 +134,9 @@ def test_what_fits_the_prompt_comes_first(
 def test_every_strategy_gives_a_selection(selector: Selector, make: Any, strategy: str) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select(_KITTEN, "small", steps=10, strategy=strategy, seed=1)
+    selection = selector.select(
+        SelectionRequest(_KITTEN, "small", steps=10, strategy=strategy, seed=1)
+    )
 
     taken = selector.config.candidates if strategy in ("nn", "random") else 10
     assert len(selection.ids) == len(selection.sequences) == len(selection.uncertainty) - 1 == taken
@@ -139,7 +144,8 @@ def test_every_strategy_gives_a_selection(selector: Selector, make: Any, strateg
     assert (selection.stop, selection.uncertainty[0]) == ("steps", 1.0)
     assert 0 < selection.irreducible <= min(selection.uncertainty)
     assert (
-        selector.select(_KITTEN, "small", steps=10, strategy=strategy, seed=1).ids == selection.ids
+        selector.select(SelectionRequest(_KITTEN, "small", steps=10, strategy=strategy, seed=1)).ids
+        == selection.ids
     )
 
 
@@ -148,8 +154,8 @@ def test_nearest_neighbours_never_repeat_and_its_failure_mode_does_nothing_else(
 ) -> None:
     make("small", _DOCUMENTS)
 
-    nearest = selector.select(_KITTEN, "small", steps=10, strategy="nn")
-    repeated = selector.select(_KITTEN, "small", steps=10, strategy="nn-f")
+    nearest = selector.select(SelectionRequest(_KITTEN, "small", steps=10, strategy="nn"))
+    repeated = selector.select(SelectionRequest(_KITTEN, "small", steps=10, strategy="nn-f"))
 
     assert len(nearest.ids) == len(set(nearest.ids)) == selector.config.candidates
     assert all(times == 1 for _, times in nearest.sources)
@@ -160,7 +166,9 @@ def test_the_seed_is_that_of_chance(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
     chosen = [
-        selector.select(_KITTEN, "small", steps=4, strategy="random", seed=seed).ids
+        selector.select(
+            SelectionRequest(_KITTEN, "small", steps=4, strategy="random", seed=seed)
+        ).ids
         for seed in range(5)
     ]
 
@@ -172,8 +180,8 @@ def test_the_whole_corpus_can_be_chosen_from(
 ) -> None:
     make("small", _DOCUMENTS)
 
-    four = selector.select(_KITTEN, "small", steps=10, strategy="nn")
-    all_of_them = whole.select(_KITTEN, "small", steps=10, strategy="nn")
+    four = selector.select(SelectionRequest(_KITTEN, "small", steps=10, strategy="nn"))
+    all_of_them = whole.select(SelectionRequest(_KITTEN, "small", steps=10, strategy="nn"))
 
     assert (len(names(four)), len(names(all_of_them))) == (4, 5)
     assert all_of_them.ids[:4] == four.ids
@@ -195,7 +203,9 @@ def test_a_filter_reaches_the_search(
 ) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select(_KITTEN, "small", steps=10, strategy=strategy, only=only)
+    selection = selector.select(
+        SelectionRequest(_KITTEN, "small", steps=10, strategy=strategy, filter=only)
+    )
 
     assert names(selection) == expected
 
@@ -209,7 +219,9 @@ def test_a_filter_decides_before_the_candidates_are_counted(
     narrow = Selector(SelectorConfig(corpora, candidates=1))
 
     selection = narrow.select(
-        _KITTEN, "small", steps=3, only={"type": "eq", "key": "legs", "value": "4"}
+        SelectionRequest(
+            _KITTEN, "small", steps=3, filter={"type": "eq", "key": "legs", "value": "4"}
+        )
     )
 
     assert (names(selection), len(selection.ids)) == ({"tax"}, 3)
@@ -221,7 +233,9 @@ def test_a_filter_that_nothing_passes_is_like_an_empty_corpus(
     make("small", _DOCUMENTS)
 
     selection = selector.select(
-        _KITTEN, "small", steps=3, only={"type": "eq", "key": "legs", "value": 8}
+        SelectionRequest(
+            _KITTEN, "small", steps=3, filter={"type": "eq", "key": "legs", "value": 8}
+        )
     )
 
     assert (selection.ids, selection.stop, selection.irreducible) == ((), "corpus", 1.0)
@@ -233,16 +247,20 @@ def test_a_selection_says_what_the_corpus_cannot_tell(
     make("small", _DOCUMENTS)
     texts = {document.name: document.text for document in _DOCUMENTS}
 
-    asleep = selector.select(_KITTEN, "small", steps=50)
-    there = selector.select([Prompt(texts["cats"])], "small", steps=50)
+    asleep = selector.select(SelectionRequest(_KITTEN, "small", steps=50))
+    there = selector.select(SelectionRequest([Prompt(texts["cats"])], "small", steps=50))
     foreign = selector.select(
-        [Prompt("The eigenvalues of a Hermitian matrix are real.")], "small", steps=50
+        SelectionRequest(
+            [Prompt("The eigenvalues of a Hermitian matrix are real.")], "small", steps=50
+        )
     )
 
     assert there.irreducible < 0.05 < asleep.irreducible < foreign.irreducible < 1
     nearest = {
         source.name
-        for source, _ in selector.select(_KITTEN, "small", steps=4, strategy="nn").sources
+        for source, _ in selector.select(
+            SelectionRequest(_KITTEN, "small", steps=4, strategy="nn")
+        ).sources
     }
     candidates_KD = embedder.embed([texts[name] for name in nearest])
     expected = irreducible(candidates_KD, embedder.embed([_KITTEN[0].text]))
@@ -254,7 +272,9 @@ def test_several_prompts_share_a_selection(selector: Selector, make: Any) -> Non
     make("small", _DOCUMENTS)
 
     selection = selector.select(
-        [Prompt("How do I bake a loaf?"), Prompt("When are my taxes due?")], "small", steps=2
+        SelectionRequest(
+            [Prompt("How do I bake a loaf?"), Prompt("When are my taxes due?")], "small", steps=2
+        )
     )
 
     assert names(selection) == {"bread", "tax"}
@@ -266,7 +286,9 @@ _BREAD, _SHIPS = "How do I bake a loaf of bread? ", "The ship sails from harbour
 def test_of_a_very_long_prompt_the_end_counts(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
-    selection = selector.select([Prompt(_SHIPS * 100 + _BREAD * 200)], "small", steps=4)
+    selection = selector.select(
+        SelectionRequest([Prompt(_SHIPS * 100 + _BREAD * 200)], "small", steps=4)
+    )
 
     assert selection.sources[0][0].name == "bread"
     assert "ships" not in names(selection)
@@ -276,7 +298,7 @@ def test_the_parts_of_a_long_prompt_are_all_targets(selector: Selector, make: An
     make("small", _DOCUMENTS)
     prompt = Prompt(_SHIPS * 50 + _BREAD * 50)
 
-    selection = selector.select([prompt], "small", steps=2)
+    selection = selector.select(SelectionRequest([prompt], "small", steps=2))
 
     assert names(selection) == {"bread", "ships"}
 
@@ -292,7 +314,7 @@ def test_a_long_prompt_is_chosen_for_like_its_segments(
     targets_TD = embedder.embed([*embedder.segments(prompts[0]), "Cats.\nAnd the kitten?"])
     candidates_KD = embedder.embed([document.text for document in _DOCUMENTS])
 
-    selection = whole.select(prompts, "small", steps=6)
+    selection = whole.select(SelectionRequest(prompts, "small", steps=6))
 
     expected = sift(candidates_KD, targets_TD, steps=6, regularisation=0.1)
     chosen = {source.sequence: source.name for source, _ in selection.sources}
@@ -313,16 +335,18 @@ def test_a_short_question_is_understood_by_what_was_said_before(
         ("We talked about baking bread.", "bread"),
         ("We talked about income tax.", "tax"),
     ):
-        selection = selector.select([Prompt("How is that done?", context)], "small", steps=1)
+        selection = selector.select(
+            SelectionRequest([Prompt("How is that done?", context)], "small", steps=1)
+        )
 
         assert names(selection) == {name}
 
 
 def test_adaptive_sift_stops_before_the_steps(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
-    unstopped = selector.select(_KITTEN, "small", steps=50)
+    unstopped = selector.select(SelectionRequest(_KITTEN, "small", steps=50))
 
-    selection = selector.select(_KITTEN, "small", steps=50, alpha=0.5)
+    selection = selector.select(SelectionRequest(_KITTEN, "small", steps=50, alpha=0.5))
 
     n = len(selection.ids)
     assert selection.stop == "alpha"
@@ -339,7 +363,9 @@ def test_an_empty_corpus_is_said_to_be_the_reason(
 ) -> None:
     make("empty", [])
 
-    selection = selector.select(_KITTEN, "empty", steps=10, alpha=alpha, strategy=strategy)
+    selection = selector.select(
+        SelectionRequest(_KITTEN, "empty", steps=10, alpha=alpha, strategy=strategy)
+    )
 
     assert (selection.ids, selection.sequences, selection.sources) == ((), (), ())
     assert (selection.stop, selection.uncertainty, selection.irreducible) == ("corpus", (1.0,), 1.0)
@@ -349,11 +375,11 @@ def test_bad_wishes_are_refused(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
     with pytest.raises(ValueError, match="unknown strategy 'luck': one of sift, nn"):
-        selector.select(_KITTEN, "small", steps=1, strategy="luck")
+        selector.select(SelectionRequest(_KITTEN, "small", steps=1, strategy="luck"))
     with pytest.raises(ValueError, match="alpha must be positive"):
-        selector.select(_KITTEN, "small", steps=1, alpha=0.0)
+        selector.select(SelectionRequest(_KITTEN, "small", steps=1, alpha=0.0))
     with pytest.raises(ValueError, match="a filter that compares"):
-        selector.select(_KITTEN, "small", steps=1, only={"type": "eq"})
+        selector.select(SelectionRequest(_KITTEN, "small", steps=1, filter={"type": "eq"}))
 
 
 @pytest.mark.parametrize("strategy", [strategy for strategy in STRATEGIES if strategy != "sift"])
@@ -363,7 +389,7 @@ def test_only_sift_has_a_stopping_rule(selector: Selector, make: Any, strategy: 
     with pytest.raises(
         ValueError, match=f"the strategy '{strategy}' has no stopping rule; leave alpha out"
     ):
-        selector.select(_KITTEN, "small", steps=1, alpha=0.1, strategy=strategy)
+        selector.select(SelectionRequest(_KITTEN, "small", steps=1, alpha=0.1, strategy=strategy))
     with pytest.raises(ValueError, match="no stopping rule"):
         choose(strategy, np.eye(3), np.ones((1, 3)), 2, 0.1, alpha=0.1)
 
@@ -393,14 +419,14 @@ def test_a_corpus_that_is_not_there_is_said_so(selector: Selector, make: Any, na
     make("small", _DOCUMENTS[:1])
 
     with pytest.raises(CorpusNotFoundError, match=r"there are: small"):
-        selector.select(_KITTEN, name, steps=1)
+        selector.select(SelectionRequest(_KITTEN, name, steps=1))
 
 
 def test_it_says_which_corpus_it_chose_from_however_that_was_called(
     corpora: Path, selector: Selector, make: Any
 ) -> None:
     make("small", _DOCUMENTS)
-    first = selector.select(_KITTEN, "small", steps=1).corpus
+    first = selector.select(SelectionRequest(_KITTEN, "small", steps=1)).corpus
     corpus = Corpus.open(corpora, "small")
     corpus.remember({"name": "A small one"})
     identity = corpus.meta()["id"]
@@ -408,11 +434,14 @@ def test_it_says_which_corpus_it_chose_from_however_that_was_called(
 
     assert {
         first,
-        *(selector.select(_KITTEN, name, steps=1).corpus for name in (first, "A small one")),
+        *(
+            selector.select(SelectionRequest(_KITTEN, name, steps=1)).corpus
+            for name in (first, "A small one")
+        ),
     } == {identity}
     Corpus.open(corpora, "small").remove()
     make("small", _DOCUMENTS)
-    assert selector.select(_KITTEN, "small", steps=1).corpus != identity
+    assert selector.select(SelectionRequest(_KITTEN, "small", steps=1)).corpus != identity
 
 
 def test_a_corpus_of_another_embedder_is_refused(
@@ -421,7 +450,7 @@ def test_a_corpus_of_another_embedder_is_refused(
     Corpus.create(corpora, "foreign", words, tokenizer_digest(tokenizer)).close()
 
     with pytest.raises(CorpusError, match="was made with embedder 'words', not 'all-MiniLM-L6-v2'"):
-        selector.select(_KITTEN, "foreign", steps=1)
+        selector.select(SelectionRequest(_KITTEN, "foreign", steps=1))
 
 
 def test_a_corpus_of_another_tokenizer_is_refused_where_the_base_model_is_known(
@@ -431,23 +460,23 @@ def test_a_corpus_of_another_tokenizer_is_refused_where_the_base_model_is_known(
     Corpus.create(corpora, "foreign", embedder, "0123456789abcdef").close()
     knowing = Selector(SelectorConfig(corpora, base_model=nano))
 
-    assert selector.select(_KITTEN, "foreign", steps=1).stop == "corpus"
-    assert knowing.select(_KITTEN, "small", steps=1).ids
+    assert selector.select(SelectionRequest(_KITTEN, "foreign", steps=1)).stop == "corpus"
+    assert knowing.select(SelectionRequest(_KITTEN, "small", steps=1)).ids
     with pytest.raises(
         CorpusError, match="'foreign' holds the tokens of another model's tokenizer"
     ):
-        knowing.select(_KITTEN, "foreign", steps=1)
+        knowing.select(SelectionRequest(_KITTEN, "foreign", steps=1))
 
 
 def test_documents_added_by_another_are_seen_by_the_next_selection(
     selector: Selector, make: Any
 ) -> None:
     make("small", _DOCUMENTS[2:])
-    before = selector.select(_KITTEN, "small", steps=1)
+    before = selector.select(SelectionRequest(_KITTEN, "small", steps=1))
 
     make("small", _DOCUMENTS[:1])
 
-    after = selector.select(_KITTEN, "small", steps=1)
+    after = selector.select(SelectionRequest(_KITTEN, "small", steps=1))
     assert before.sources[0][0].name != "cats"
     assert after.sources[0][0].name == "cats"
 
@@ -456,12 +485,12 @@ def test_documents_deleted_by_another_are_never_chosen_again(
     corpora: Path, selector: Selector, make: Any
 ) -> None:
     make("small", _DOCUMENTS)
-    selector.select(_KITTEN, "small", steps=1)
+    selector.select(SelectionRequest(_KITTEN, "small", steps=1))
     other = Corpus.open(corpora, "small")
     other.delete("cats")
     other.close()
 
-    selection = selector.select(_KITTEN, "small", steps=10, strategy="nn")
+    selection = selector.select(SelectionRequest(_KITTEN, "small", steps=10, strategy="nn"))
 
     assert "cats" not in names(selection)
 
@@ -471,23 +500,23 @@ def test_a_corpus_removed_and_made_again_is_noticed(
 ) -> None:
     # The new one has the same name and, with the same number of additions, the same generation.
     make("small", _DOCUMENTS[:2])
-    assert selector.select(_KITTEN, "small", steps=1).sources[0][0].name == "cats"
+    assert selector.select(SelectionRequest(_KITTEN, "small", steps=1)).sources[0][0].name == "cats"
     Corpus.open(corpora, "small").remove()
     make("small", _DOCUMENTS[2:4])
 
-    selection = selector.select(_KITTEN, "small", steps=10, strategy="nn")
+    selection = selector.select(SelectionRequest(_KITTEN, "small", steps=10, strategy="nn"))
 
     assert names(selection) == {"bread", "ships"}
 
 
 def test_a_removed_corpus_is_no_longer_there(corpora: Path, selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
-    selector.select(_KITTEN, "small", steps=1)
+    selector.select(SelectionRequest(_KITTEN, "small", steps=1))
 
     Corpus.open(corpora, "small").remove()
 
     with pytest.raises(CorpusNotFoundError):
-        selector.select(_KITTEN, "small", steps=1)
+        selector.select(SelectionRequest(_KITTEN, "small", steps=1))
 
 
 def damaged(corpora: Path, statement: str) -> None:
@@ -523,7 +552,7 @@ def test_a_corpus_that_is_damaged_is_refused_at_once_and_nothing_of_it_is_told(
     with pytest.raises(
         CorpusError, match=r"corpus 'all' is damaged: .*; delete its folder"
     ) as refusal:
-        selector.select(_KITTEN, "all", steps=3)
+        selector.select(SelectionRequest(_KITTEN, "all", steps=3))
 
     assert "kitten" not in str(refusal.value)
 
@@ -543,4 +572,4 @@ def test_embeddings_that_are_no_numbers_are_called_damaged(
         shutil.rmtree(file) if file.is_dir() else file.unlink()
 
     with pytest.raises(CorpusError, match="it holds embeddings that are none"):
-        selector.select(_KITTEN, "all", steps=3)
+        selector.select(SelectionRequest(_KITTEN, "all", steps=3))

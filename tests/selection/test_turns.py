@@ -21,6 +21,7 @@ from selection.embedding import Embedder, Embeddings, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.limit import AbandonedError, Limit, SecondsSpentError
+from selection.request import SelectionRequest
 from selection.selector import Selector, SelectorConfig
 from selection.strategies import registry
 from selection.targets import MOST_TARGETS, LeftOut
@@ -167,7 +168,10 @@ def test_a_selection_ends_within_a_unit_of_work_once_its_seconds_are_over(
     prompts = [Prompt(f"{_LONG} {i}") for i in range(20)]
 
     with pytest.raises(SecondsSpentError):
-        selector.select(prompts, "hive", steps=3, limit=Limit(float(after), clock=lambda: now[0]))
+        selector.select(
+            SelectionRequest(prompts, "hive", steps=3),
+            limit=Limit(float(after), clock=lambda: now[0]),
+        )
 
     assert len(slow.parts) == after
 
@@ -175,8 +179,8 @@ def test_a_selection_ends_within_a_unit_of_work_once_its_seconds_are_over(
 def test_seconds_that_suffice_change_nothing(selector: Selector) -> None:
     prompts = [Prompt("bees"), Prompt("trains in all")]
 
-    free = selector.select(prompts, "hive", steps=5)
-    limited = selector.select(prompts, "hive", steps=5, limit=Limit(1000.0))
+    free = selector.select(SelectionRequest(prompts, "hive", steps=5))
+    limited = selector.select(SelectionRequest(prompts, "hive", steps=5), limit=Limit(1000.0))
 
     assert (limited.ids, limited.uncertainty, limited.left_out) == (
         free.ids,
@@ -196,14 +200,16 @@ def test_a_choice_can_be_broken_off(selector: Selector, slow: Slow, strategy: st
         return float(looks[0])
 
     selector.select(
-        [Prompt("bees")], "hive", steps=4, strategy=strategy, limit=Limit(1000.0, clock=look)
+        SelectionRequest([Prompt("bees")], "hive", steps=4, strategy=strategy),
+        limit=Limit(1000.0, clock=look),
     )
     whole = looks[0]
 
     looks[0] = 0
     with pytest.raises(SecondsSpentError):
         selector.select(
-            [Prompt("bees")], "hive", steps=4, strategy=strategy, limit=Limit(whole - 2, clock=look)
+            SelectionRequest([Prompt("bees")], "hive", steps=4, strategy=strategy),
+            limit=Limit(whole - 2, clock=look),
         )
 
 
@@ -213,7 +219,9 @@ def test_what_nobody_waits_for_is_not_embedded_any_more(
     gate, abandoned = Gate(slow), threading.Event()
     prompts = [Prompt(f"{_LONG} {i}") for i in range(20)]
     selecting = threads.submit(
-        selector.select, prompts, "hive", steps=3, limit=Limit(abandoned=abandoned)
+        selector.select,
+        SelectionRequest(prompts, "hive", steps=3),
+        Limit(abandoned=abandoned),
     )
     gate.reached.wait(30)
 
@@ -229,7 +237,7 @@ def test_a_selection_that_embeds_holds_no_corpus(
     selector: Selector, slow: Slow, threads: ThreadPoolExecutor
 ) -> None:
     gate = Gate(slow)
-    selecting = threads.submit(selector.select, [Prompt("bees")], "hive", steps=3)
+    selecting = threads.submit(selector.select, SelectionRequest([Prompt("bees")], "hive", steps=3))
     gate.reached.wait(30)
 
     with selector.corpora.use("hive", limit=Limit(30.0)) as corpus:
@@ -244,7 +252,7 @@ def test_of_more_prompts_than_the_bound_some_are_looked_at_and_the_others_not_ev
 ) -> None:
     prompts = [Prompt(f"prompt {i}") for i in range(2048)]
 
-    selection = selector.select(prompts, "hive", steps=3)
+    selection = selector.select(SelectionRequest(prompts, "hive", steps=3))
 
     assert selection.left_out == LeftOut(MOST_TARGETS, 2048, "prompts")
     assert len(slow.tokenised) == sum(map(len, slow.parts)) == MOST_TARGETS
@@ -257,7 +265,7 @@ def test_of_more_windows_than_the_bound_the_last_of_each_prompt_come_first(
     slow.windows = 4
     prompts = [Prompt(f"prompt {i}") for i in range(20)]
 
-    selection = selector.select(prompts, "hive", steps=3)
+    selection = selector.select(SelectionRequest(prompts, "hive", steps=3))
 
     embedded = [text for part in slow.parts for text in part]
     assert selection.left_out == LeftOut(MOST_TARGETS, 80, "windows")
@@ -292,7 +300,7 @@ def test_a_corpus_that_was_replaced_between_search_and_reading_is_searched_again
 
     monkeypatch.setattr(selector_module, "choose", replacing)
 
-    selection = selector.select([Prompt("bees")], "hive", steps=3)
+    selection = selector.select(SelectionRequest([Prompt("bees")], "hive", steps=3))
 
     assert len(chosen) == 2
     assert all(source.name.startswith("new") for source, _ in selection.sources)

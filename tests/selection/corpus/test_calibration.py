@@ -21,6 +21,7 @@ from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusError
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.request import SelectionRequest
 from selection.selector import Selector, SelectorConfig
 
 _FOUND = Calibration(1.0, 0.3, 2e-3, 8, 24, 90.5, 92.25)
@@ -89,13 +90,13 @@ def test_models_are_told_apart_by_how_they_are_built(
 def test_a_selection_follows_its_corpus(
     corpus: Corpus, corpora: Path, selector: Selector, nano: str
 ) -> None:
-    before = selector.select(_PROMPT, "words", steps=20)
+    before = selector.select(SelectionRequest(_PROMPT, "words", steps=20))
     corpus.remember(to_remember(_FOUND, corpus.meta(), model_digest(nano)))
 
-    after = selector.select(_PROMPT, "words", steps=20)
+    after = selector.select(SelectionRequest(_PROMPT, "words", steps=20))
 
     by_hand = Selector(SelectorConfig(corpora, base_model=nano, regularisation=1.0)).select(
-        _PROMPT, "words", steps=20
+        SelectionRequest(_PROMPT, "words", steps=20)
     )
     assert before.calibration is None
     assert after.calibration == _FOUND
@@ -106,12 +107,14 @@ def test_what_the_server_was_told_goes_first(
     corpus: Corpus, corpora: Path, selector: Selector, nano: str
 ) -> None:
     told = Selector(SelectorConfig(corpora, base_model=nano, regularisation=0.01))
-    before = told.select(_PROMPT, "words", steps=20)
+    before = told.select(SelectionRequest(_PROMPT, "words", steps=20))
     corpus.remember(to_remember(_FOUND, corpus.meta(), model_digest(nano)))
 
-    after = told.select(_PROMPT, "words", steps=20)
+    after = told.select(SelectionRequest(_PROMPT, "words", steps=20))
 
-    assert after.ids == before.ids != selector.select(_PROMPT, "words", steps=20).ids
+    assert (
+        after.ids == before.ids != selector.select(SelectionRequest(_PROMPT, "words", steps=20)).ids
+    )
 
 
 def test_a_damaged_calibration_says_what_to_do() -> None:

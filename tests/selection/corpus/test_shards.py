@@ -22,6 +22,7 @@ from selection.corpus.shards import Shard, ShardCall, folder_of, follow
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 
 _TOPICS = ("cat", "dog", "ship", "bread", "tax", "stone", "river", "lamp")
@@ -109,8 +110,12 @@ def test_the_selection_is_that_of_the_whole(shards: int, strategy: str, shelf: S
 
     for prompts in _PROMPTS:
         for only in (None, {"type": "gt", "key": "number", "value": 2}):
-            one = whole.select(prompts, "things", steps=12, strategy=strategy, only=only)
-            many = sharded.select(prompts, "things", steps=12, strategy=strategy, only=only)
+            one = whole.select(
+                SelectionRequest(prompts, "things", steps=12, strategy=strategy, filter=only)
+            )
+            many = sharded.select(
+                SelectionRequest(prompts, "things", steps=12, strategy=strategy, filter=only)
+            )
             assert told(many) == told(one)
             assert many.uncertainty == pytest.approx(one.uncertainty, abs=1e-6)
             assert many.irreducible == pytest.approx(one.irreducible, abs=1e-5)
@@ -129,7 +134,7 @@ def test_shards_follow_the_whole(shelf: Shelf) -> None:
     corpus = shelf.fill(_DOCUMENTS)
     shelf.shard(corpus, 2)
     sharded = shelf.selector(2)
-    sharded.select(_PROMPTS[0], "things", steps=3)
+    sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=3))
 
     corpus.delete("dog-1.txt")
     changed = Document(
@@ -139,11 +144,11 @@ def test_shards_follow_the_whole(shelf: Shelf) -> None:
     shelf.fill([changed, new])
     shelf.shard(corpus, 2)
 
-    assert told(sharded.select(_PROMPTS[0], "things", steps=12)) == told(
-        shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
+    assert told(sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=12))) == told(
+        shelf.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
     )
     only = {"type": "eq", "key": "topic", "value": "new"}
-    sources = sharded.select(_PROMPTS[0], "things", steps=12, only=only).sources
+    sources = sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=12, filter=only)).sources
     assert {source.name for source, _ in sources} == {"dog-2.txt", "a-first.txt"}
 
 
@@ -151,12 +156,12 @@ def test_what_the_whole_has_lost_is_not_found_in_a_shard_that_still_has_it(shelf
     corpus = shelf.fill(_DOCUMENTS)
     shelf.shard(corpus, 2)
     sharded = shelf.selector(2)
-    (first, _), *_ = sharded.select(_PROMPTS[0], "things", steps=1).sources
+    (first, _), *_ = sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=1)).sources
 
     corpus.delete(first.name)
 
     assert first.name not in {
-        s.name for s, _ in sharded.select(_PROMPTS[0], "things", steps=20).sources
+        s.name for s, _ in sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=20)).sources
     }
 
 
@@ -184,9 +189,9 @@ def test_a_shard_that_does_not_answer_is_no_trouble_of_corpora_in_no_shard(shelf
         raise TimeoutError
 
     selector = Selector(SelectorConfig(shelf.home / "corpora"), [lost, lost])
-    assert selector.select(_PROMPTS[0], "things", steps=3).sources
+    assert selector.select(SelectionRequest(_PROMPTS[0], "things", steps=3)).sources
     with pytest.raises(TimeoutError):
-        selector.select(_PROMPTS[0], "others", steps=3)
+        selector.select(SelectionRequest(_PROMPTS[0], "others", steps=3))
 
 
 def test_what_is_there_is_not_added_again(shelf: Shelf) -> None:
@@ -214,11 +219,11 @@ def test_a_corpus_in_no_shard_is_searched_whole(shelf: Shelf) -> None:
     shelf.fill(_DOCUMENTS[:6], "others")
     sharded = shelf.selector(2)
 
-    sources = sharded.select(_PROMPTS[0], "others", steps=5).sources
+    sources = sharded.select(SelectionRequest(_PROMPTS[0], "others", steps=5)).sources
     assert {source.name for source, _ in sources} <= {document.name for document in _DOCUMENTS[:6]}
     assert sources
     with pytest.raises(CorpusNotFoundError, match="no corpus 'nowhere'"):
-        sharded.select(_PROMPTS[0], "nowhere", steps=1)
+        sharded.select(SelectionRequest(_PROMPTS[0], "nowhere", steps=1))
 
 
 def test_parts_that_are_not_finished_are_searched_by_nobody(shelf: Shelf) -> None:
@@ -231,10 +236,14 @@ def test_parts_that_are_not_finished_are_searched_by_nobody(shelf: Shelf) -> Non
     with pytest.raises(KeyboardInterrupt):
         shelf.shard(corpus, 2, break_off)
 
-    whole = shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
-    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(whole)
+    whole = shelf.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    assert told(
+        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    ) == told(whole)
     shelf.shard(corpus, 2)
-    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(whole)
+    assert told(
+        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    ) == told(whole)
 
 
 def test_a_corpus_that_was_removed_is_not_found_in_its_shards(shelf: Shelf) -> None:
@@ -244,10 +253,10 @@ def test_a_corpus_that_was_removed_is_not_found_in_its_shards(shelf: Shelf) -> N
     corpus.remove()
 
     with pytest.raises(CorpusNotFoundError):
-        sharded.select(_PROMPTS[0], "things", steps=1)
+        sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=1))
     shelf.fill(_DOCUMENTS[:3])
     # Another of its name is in no shard.
-    sources = sharded.select(_PROMPTS[0], "things", steps=12).sources
+    sources = sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=12)).sources
     assert {source.name for source, _ in sources} <= {document.name for document in _DOCUMENTS[:3]}
 
 
@@ -258,10 +267,14 @@ def test_who_does_not_see_the_whole_does_not_see_its_shards(shelf: Shelf) -> Non
     sharded = shelf.selector(2)
 
     assert sharded.select(
-        _PROMPTS[0], "things", steps=3, reader=Principal("alice", frozenset())
+        SelectionRequest(_PROMPTS[0], "things", steps=3, principal=Principal("alice", frozenset()))
     ).ids
     with pytest.raises(CorpusNotFoundError):
-        sharded.select(_PROMPTS[0], "things", steps=3, reader=Principal("bob", frozenset()))
+        sharded.select(
+            SelectionRequest(
+                _PROMPTS[0], "things", steps=3, principal=Principal("bob", frozenset())
+            )
+        )
 
 
 def test_shards_that_do_not_fit_together_are_told(shelf: Shelf) -> None:
@@ -270,10 +283,10 @@ def test_shards_that_do_not_fit_together_are_told(shelf: Shelf) -> None:
     shutil.rmtree(two[1] / "things")
 
     with pytest.raises(CorpusError, match="shard 1 of 2 does not fit"):
-        shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
+        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
     shutil.copytree(three[1] / "things", two[1] / "things")
     with pytest.raises(CorpusError, match="shard 1 of 2 does not fit"):
-        shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
+        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
 
 
 def test_shards_of_other_vectors_are_made_anew(shelf: Shelf, words: Embedder) -> None:
@@ -282,11 +295,11 @@ def test_shards_of_other_vectors_are_made_anew(shelf: Shelf, words: Embedder) ->
     corpus.reembed(words)
 
     with pytest.raises(CorpusError, match="does not fit"):
-        shelf.selector(2).select(_PROMPTS[0], "things", steps=1)
+        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
     shelf.shard(corpus, 2)
-    assert told(shelf.selector(2).select(_PROMPTS[0], "things", steps=12)) == told(
-        shelf.selector(0).select(_PROMPTS[0], "things", steps=12)
-    )
+    assert told(
+        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    ) == told(shelf.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12)))
 
 
 @given(

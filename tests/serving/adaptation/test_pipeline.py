@@ -17,6 +17,7 @@ import pytest
 
 from adapters.adapter import Adapter
 from adapters.trainer import TrainerConfig
+from adapters.training import TrainingRequest
 from selection import selector as selector_module
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
@@ -99,7 +100,7 @@ async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(
     assert adaptation.report is not None
     assert (adaptation.report.adapted, adaptation.report.stop) == (False, "seconds")
     assert adaptation.report.reason == "the seconds were spent before the trainer answered"
-    assert (await trainer.train([[1, 2, 3]])).stop == "steps"  # it is as it was
+    assert (await trainer.train(TrainingRequest([[1, 2, 3]]))).stop == "steps"  # it is as it was
 
 
 async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(
@@ -176,7 +177,7 @@ async def test_a_trainer_that_hangs_is_not_healthy(
     monkeypatch.setattr(workers, "STILL_TIMES", 0.0)
     await trainer.check_health()
     with held(trainer._trainer._stepping):
-        training = asyncio.create_task(trainer.train([[1, 2, 3]]))
+        training = asyncio.create_task(trainer.train(TrainingRequest([[1, 2, 3]])))
         await asyncio.sleep(0.1)
         await trainer.check_health()
         await asyncio.sleep(0.4)
@@ -186,7 +187,9 @@ async def test_a_trainer_that_hangs_is_not_healthy(
             await training
         with pytest.raises(HangingError, match="hangs"):  # although nobody waits any more
             await trainer.check_health()
-    assert (await trainer.train([[1, 2, 3]])).stop == "steps"  # it has come to itself
+    assert (
+        await trainer.train(TrainingRequest([[1, 2, 3]]))
+    ).stop == "steps"  # it has come to itself
     await trainer.check_health()
 
 
@@ -196,7 +199,9 @@ async def test_a_trainer_that_takes_step_after_step_is_healthy(
     trainer = TrainerWorker(TrainerConfig(tiny_llama, rank=4))
     monkeypatch.setattr(workers, "STILL_SECONDS", 0.2)
     monkeypatch.setattr(workers, "STILL_TIMES", 10.0)
-    training = asyncio.create_task(trainer.train([[1, 2, 3]] * 20_000, seconds=1.0))
+    training = asyncio.create_task(
+        trainer.train(TrainingRequest([[1, 2, 3]] * 20_000, seconds=1.0))
+    )
     while not training.done():
         await trainer.check_health()
         await asyncio.sleep(0.02)
@@ -217,7 +222,7 @@ async def test_warmed_up_stages_know_the_corpus_and_what_a_step_takes(
     await trainer.warm_up()
 
     assert [held.corpus.name for held in selector._selector.corpora._held] == ["notes"]
-    assert (await trainer.train([[1, 2, 3]] * 2, seconds=60.0)).stop == "steps"
+    assert (await trainer.train(TrainingRequest([[1, 2, 3]] * 2, seconds=60.0))).stop == "steps"
 
 
 async def test_warming_up_without_a_corpus_is_nothing(selector: SelectorWorker) -> None:

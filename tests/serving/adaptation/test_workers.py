@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from adapters.trainer import TrainerConfig
-from adapters.training import TrainingProgress, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection import selector as selector_module
 from selection.access import Principal
 from selection.corpus.corpus import Corpus
@@ -23,6 +23,7 @@ from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.limit import SecondsSpentError
+from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
 from serving.adaptation.workers import FAILURES, CorporaWorker, SelectorWorker, TrainerWorker
 from serving.errors import HangingError
@@ -59,7 +60,7 @@ def stage(tiny_llama: str) -> TrainerWorker:
 
 
 async def train_alone(stage: TrainerWorker) -> TrainingResult:
-    return await stage.train([_SEQUENCE] * 3, seed=2)
+    return await stage.train(TrainingRequest([_SEQUENCE] * 3, seed=2))
 
 
 async def test_the_corpus_says_the_learning_rate_where_the_server_does_not(
@@ -67,34 +68,38 @@ async def test_the_corpus_says_the_learning_rate_where_the_server_does_not(
 ) -> None:
     told = TrainerWorker(TrainerConfig(tiny_llama, rank=4, learning_rate=1e-2))
 
-    by_corpus = await stage.train([_SEQUENCE] * 3, learning_rate=1e-2)
-    by_server = await told.train([_SEQUENCE] * 3, learning_rate=1e-4)
-    by_default = await stage.train([_SEQUENCE] * 3)
+    by_corpus = await stage.train(TrainingRequest([_SEQUENCE] * 3, learning_rate=1e-2))
+    by_server = await told.train(TrainingRequest([_SEQUENCE] * 3, learning_rate=1e-4))
+    by_default = await stage.train(TrainingRequest([_SEQUENCE] * 3))
 
     assert by_corpus.losses == pytest.approx(by_server.losses, rel=1e-5)
     assert by_corpus.losses[-1] != pytest.approx(by_default.losses[-1], rel=1e-3)
 
 
 async def test_it_trains_as_the_trainer_does(stage: TrainerWorker) -> None:
-    training = await stage.train([_SEQUENCE] * 3, seed=2)
+    training = await stage.train(TrainingRequest([_SEQUENCE] * 3, seed=2))
 
     assert training.adapter is not None
     assert (len(training.losses), training.stop) == (3, "steps")
 
 
 async def test_it_trains_an_adapter_further(stage: TrainerWorker) -> None:
-    first = await stage.train([_SEQUENCE] * 3, seed=2)
+    first = await stage.train(TrainingRequest([_SEQUENCE] * 3, seed=2))
     assert first.adapter is not None
 
-    second = await stage.train([_SEQUENCE] * 3, seed=2, start=first.adapter.weights)
+    second = await stage.train(
+        TrainingRequest([_SEQUENCE] * 3, seed=2, start=first.adapter.weights)
+    )
 
     assert second.losses[0] < first.losses[0]
 
 
 async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainerWorker) -> None:
-    alone = [await stage.train([_SEQUENCE] * 3, seed=seed) for seed in range(4)]
+    alone = [await stage.train(TrainingRequest([_SEQUENCE] * 3, seed=seed)) for seed in range(4)]
 
-    together = await asyncio.gather(*(stage.train([_SEQUENCE] * 3, seed=seed) for seed in range(4)))
+    together = await asyncio.gather(
+        *(stage.train(TrainingRequest([_SEQUENCE] * 3, seed=seed)) for seed in range(4))
+    )
 
     weights = [training.adapter.weights for training in alone if training.adapter]
     assert [training.adapter.weights for training in together if training.adapter] == weights
@@ -102,10 +107,10 @@ async def test_trainings_at_once_give_what_they_give_one_by_one(stage: TrainerWo
 
 
 async def test_trainings_share_the_trainer(stage: TrainerWorker) -> None:
-    endless = asyncio.create_task(stage.train(_ENDLESS, seconds=2.0))
+    endless = asyncio.create_task(stage.train(TrainingRequest(_ENDLESS, seconds=2.0)))
     await asyncio.sleep(0.1)
 
-    short = await stage.train([_SEQUENCE] * 3)
+    short = await stage.train(TrainingRequest([_SEQUENCE] * 3))
 
     assert short.adapter is not None
     assert not endless.done()
@@ -114,9 +119,9 @@ async def test_trainings_share_the_trainer(stage: TrainerWorker) -> None:
 
 async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str) -> None:
     stage = TrainerWorker(TrainerConfig(tiny_llama, rank=4, slots=1))
-    first = asyncio.create_task(stage.train(_ENDLESS, seconds=0.5))
+    first = asyncio.create_task(stage.train(TrainingRequest(_ENDLESS, seconds=0.5)))
     await asyncio.sleep(0.1)
-    second = asyncio.create_task(stage.train(_ENDLESS, seconds=1.0))
+    second = asyncio.create_task(stage.train(TrainingRequest(_ENDLESS, seconds=1.0)))
 
     assert (await first).stop == "seconds"
     waited = await second
@@ -129,7 +134,7 @@ async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str)
 async def test_progress_is_told_in_the_event_loop(stage: TrainerWorker) -> None:
     told: list[TrainingProgress] = []
 
-    training = await stage.train([_SEQUENCE] * 3, on_step=told.append)
+    training = await stage.train(TrainingRequest([_SEQUENCE] * 3), on_step=told.append)
     await asyncio.sleep(0)
 
     assert [(progress.steps, progress.of, progress.loss) for progress in told] == [
@@ -149,7 +154,7 @@ async def test_cancelling_ends_a_training_and_the_stage_goes_on(
         if progress.steps == 4:
             stepping.set()
 
-    task = asyncio.create_task(stage.train(_ENDLESS, on_step=count))
+    task = asyncio.create_task(stage.train(TrainingRequest(_ENDLESS), on_step=count))
     await stepping.wait()
 
     for _ in range(times):
@@ -168,9 +173,9 @@ async def test_cancelling_ends_a_training_and_the_stage_goes_on(
 
 async def test_cancelling_one_that_waits_disturbs_no_other(tiny_llama: str) -> None:
     stage = TrainerWorker(TrainerConfig(tiny_llama, rank=4, slots=1))
-    running = asyncio.create_task(stage.train(_ENDLESS, seconds=0.5))
+    running = asyncio.create_task(stage.train(TrainingRequest(_ENDLESS, seconds=0.5)))
     await asyncio.sleep(0.1)
-    waiting = asyncio.create_task(stage.train([_SEQUENCE]))
+    waiting = asyncio.create_task(stage.train(TrainingRequest([_SEQUENCE])))
     await asyncio.sleep(0)  # lets it begin to wait
 
     waiting.cancel()
@@ -194,17 +199,17 @@ async def test_a_trainer_that_fails_at_every_training_is_unhealthy_until_a_step_
         for _ in range(FAILURES):
             await stage.check_health()
             with pytest.raises(torch.AcceleratorError):
-                await stage.train([_SEQUENCE])
+                await stage.train(TrainingRequest([_SEQUENCE]))
         with pytest.raises(HangingError, match="the last 3 trainings failed"):
             await stage.check_health()
 
-    await stage.train([_SEQUENCE])
+    await stage.train(TrainingRequest([_SEQUENCE]))
     await stage.check_health()
 
 
 async def test_a_refused_training_frees_the_stage(stage: TrainerWorker) -> None:
     with pytest.raises(ValueError, match="a training sequence has 1 tokens"):
-        await stage.train([[1]])
+        await stage.train(TrainingRequest([[1]]))
 
     assert (await train_alone(stage)).adapter is not None
 
@@ -223,19 +228,24 @@ async def test_selections_at_once_give_what_they_give_one_by_one(
     corpus.close()
     stage = SelectorWorker(SelectorConfig(corpora, embedder="base-model", base_model=nano))
     prompts = ["number 3", "friends", "a story"]
-    alone = [await stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts]
+    alone = [
+        await stage.select(SelectionRequest([Prompt(prompt)], "notes", steps=4))
+        for prompt in prompts
+    ]
 
     together = await asyncio.gather(
-        *(stage.select([Prompt(prompt)], "notes", steps=4) for prompt in prompts)
+        *(stage.select(SelectionRequest([Prompt(prompt)], "notes", steps=4)) for prompt in prompts)
     )
 
     assert [(s.ids, s.uncertainty) for s in together] == [(s.ids, s.uncertainty) for s in alone]
     assert all(len(s.ids) == 4 for s in alone)
     with pytest.raises(CorpusNotFoundError):
-        await stage.select([Prompt("x")], "absent", steps=4)
+        await stage.select(SelectionRequest([Prompt("x")], "absent", steps=4))
     with pytest.raises(CorpusNotFoundError):
         await stage.select(
-            [Prompt("x")], "notes", steps=4, reader=Principal("alice", frozenset({"other"}))
+            SelectionRequest(
+                [Prompt("x")], "notes", steps=4, principal=Principal("alice", frozenset({"other"}))
+            )
         )
 
 
@@ -273,7 +283,7 @@ async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_fo
     stage = SelectorWorker(SelectorConfig(corpora))
     before, held = turnstile.entered, Held(turnstile)
     prompts = [Prompt(f"{number} " + "one " * 500) for number in range(20)]
-    task = asyncio.create_task(stage.select(prompts, "notes", steps=1))
+    task = asyncio.create_task(stage.select(SelectionRequest(prompts, "notes", steps=1)))
     await held.reached.wait()
 
     # Act: cancel, and give the event loop every chance to go on too early.
@@ -288,7 +298,9 @@ async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_fo
 
     assert not too_early
     assert turnstile.entered == before + 1
-    assert (await stage.select([Prompt("two")], "notes", steps=1)).stop == "corpus"
+    assert (
+        await stage.select(SelectionRequest([Prompt("two")], "notes", steps=1))
+    ).stop == "corpus"
     assert turnstile.at_once == 1
 
 
@@ -298,10 +310,13 @@ async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Tur
     stage = SelectorWorker(SelectorConfig(corpora))
     before, held = turnstile.entered, Held(turnstile)
     prompts = [Prompt(f"{number} " + "one " * 500) for number in range(60)]
-    large = [asyncio.create_task(stage.select(prompts, "notes", steps=1)) for _ in range(40)]
+    large = [
+        asyncio.create_task(stage.select(SelectionRequest(prompts, "notes", steps=1)))
+        for _ in range(40)
+    ]
     await held.reached.wait()
 
-    small = asyncio.create_task(stage.select([Prompt("small")], "notes", steps=1))
+    small = asyncio.create_task(stage.select(SelectionRequest([Prompt("small")], "notes", steps=1)))
     await asyncio.sleep(0)
     held.let_go()
     await small
@@ -320,7 +335,7 @@ async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: T
     before = turnstile.entered
 
     with pytest.raises(SecondsSpentError):
-        await stage.select([Prompt("one")], "notes", steps=1, seconds=0.0)
+        await stage.select(SelectionRequest([Prompt("one")], "notes", steps=1), seconds=0.0)
 
     assert turnstile.entered == before
 

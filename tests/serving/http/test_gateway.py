@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from adapters.trainer import TrainerConfig
+from adapters.training import TrainingRequest
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, load_embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
@@ -205,7 +206,7 @@ def told(name: str, **labels: str) -> float:
 async def test_waiting_for_the_trainer_is_a_stage_of_its_own(
     client: httpx.AsyncClient, house: House
 ) -> None:
-    occupied = asyncio.create_task(house.trainer.train(_ENDLESS, seconds=1.0))
+    occupied = asyncio.create_task(house.trainer.train(TrainingRequest(_ENDLESS, seconds=1.0)))
     await asyncio.sleep(0.2)
 
     asked = asyncio.create_task(chat(client, QUESTION))
@@ -341,7 +342,7 @@ async def test_what_vllm_does_for_a_client_that_has_left_ends_without_an_adapter
         await asyncio.sleep(60)
 
     engine.app = app
-    occupied = asyncio.create_task(house.trainer.train(_ENDLESS, seconds=30.0))
+    occupied = asyncio.create_task(house.trainer.train(TrainingRequest(_ENDLESS, seconds=30.0)))
 
     # Act.
     async with client_of(house, engine) as client:

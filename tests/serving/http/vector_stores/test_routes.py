@@ -22,6 +22,7 @@ from selection.embedding import Embedder, Embeddings, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
+from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
 from serving.adaptation.workers import CorporaWorker, SerialExecutor
 from serving.http.vector_stores.params import MAX_UPLOAD
@@ -492,13 +493,14 @@ async def test_what_is_fed_over_http_can_be_selected_from_by_name_and_id_meanwhi
         await asyncio.sleep(0.01)
     await stage.ask(Library.attach, store.id, AttachmentRequest(long.id))
     selections = [
-        await stage.select([Prompt("The cat")], corpus, steps=2) for corpus in ("notes", store.id)
+        await stage.select(SelectionRequest([Prompt("The cat")], corpus, steps=2))
+        for corpus in ("notes", store.id)
     ]
     found = await stage.ask(Library.search, store.id, ["The cat"])
     meanwhile = await stage.ask(Library.file, "notes", long.id)
     await stage.ask(Library.delete_store, store.id)
     with pytest.raises(CorpusNotFoundError):
-        await stage.select([Prompt("The cat")], "notes", steps=2)
+        await stage.select(SelectionRequest([Prompt("The cat")], "notes", steps=2))
     await stage.ask(Library.close)
 
     assert meanwhile.file.status == "in_progress"
