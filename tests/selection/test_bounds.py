@@ -19,7 +19,7 @@ _MEASURED = """
 import json, re, sys
 from pathlib import Path
 import pyarrow.parquet
-from selection.ingest.chunking import Cut, split
+from selection.ingest.chunking import Chunking, split
 from selection.ingest.readers import read_file
 from selection.corpus.sqlite_store import CorpusError
 
@@ -29,13 +29,13 @@ def peak():  # not getrusage: what it says of a new process begins at its parent
 if len(sys.argv) > 2:
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
-    split("A few words to begin with.", tokenizer, Cut())
+    split("A few words to begin with.", tokenizer, Chunking())
 before, texts, sequences, problem = peak(), 0, 0, ""
 try:
     for document in read_file(Path(sys.argv[1]), "t"):
         texts += 1
         if len(sys.argv) > 2:
-            sequences = len(split(document.text, tokenizer, Cut()))
+            sequences = len(split(document.text, tokenizer, Chunking()))
 except CorpusError as refused:
     problem = str(refused)
 print(json.dumps({"MiB": peak() - before, "texts": texts, "sequences": sequences, "problem": problem}))

@@ -314,7 +314,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
-from selection.library.records import Wanted
+from selection.library.records import AttachmentRequest
 from selection.library.library import Library
 
 class Slow:
@@ -330,7 +330,7 @@ if not list(root.iterdir()):
     library.create_store("notes")
     rows = "\\n".join('{"text": "Row %d speaks of itself and of %d."}' % (i, i * i) for i in range(500))
     file = library.upload("rows.jsonl", rows.encode())
-    library.attach("notes", Wanted(file.id, {"of": "rows"}))
+    library.attach("notes", AttachmentRequest(file.id, {"of": "rows"}))
 time.sleep(60)
 """
 
