@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from adapters.config import TrainerConfig
     from adapters.errors import AdapterError
     from adapters.trainer import Trainer
-    from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult
+    from adapters.training import (
+        Probe,
+        TrainingProgress,
+        TrainingRequest,
+        TrainingResult,
+        TrainingStop,
+    )
 
 __all__ = [
     "Adapter",
@@ -24,6 +30,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingRequest",
     "TrainingResult",
+    "TrainingStop",
 ]
 
 _MODULES = {
@@ -34,6 +41,7 @@ _MODULES = {
     "TrainerConfig": "config",
     "TrainingRequest": "training",
     "TrainingResult": "training",
+    "TrainingStop": "training",
     "Probe": "training",
 }
 

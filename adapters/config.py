@@ -31,7 +31,7 @@ class TrainerConfig:
         slots: how many adapters are trained at once; others wait.
         memory_bytes: that a step may keep for its backward; None takes half of what is free at the
             start. A sequence that keeps more is computed layer by layer, twice; one that needs more
-            even so ends "out of memory" at once.
+            even so ends "out-of-memory" at once.
         batch_tokens: of a step, padding included. None takes 2,048 on a CPU, where more is no
             faster; 16,384 on a GPU.
     """

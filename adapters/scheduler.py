@@ -23,7 +23,7 @@ from adapters.adapter import Adapter
 from adapters.early_stopping import FIRST_LOOK, EarlyStopping
 from adapters.step_plan import Step, steps_of
 from adapters.step_time import StepTime
-from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult
+from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult, TrainingStop
 
 PATIENCE = 60.0  # seconds
 _PADDING = 0.25  # the largest share of a batch
@@ -151,7 +151,7 @@ class Job:
         )
 
     def training(
-        self, adapter: Adapter | None, stop: str, now: float, kept: int = 0
+        self, adapter: Adapter | None, stop: TrainingStop, now: float, kept: int = 0
     ) -> TrainingResult:
         """What became of it; `kept` as in `TrainingResult`."""
         waited = min(self.began, now) - self.came
@@ -251,9 +251,8 @@ class Scheduler:
             self.leave(job)
         return jobs
 
-    def ended(self, now: float) -> list[tuple[Job, str]]:
-        """Requests that take no further step, each with the reason: "cancelled", "steps", "gain" or
-        "seconds".
+    def ended(self, now: float) -> list[tuple[Job, TrainingStop]]:
+        """Requests that take no further step, each with the reason.
 
         A few at a time, those first whose deadline is: whoever comes after them must wait for their
         endings.
@@ -261,13 +260,13 @@ class Scheduler:
         found = []
         for job in [*self._active, *self._waiting]:
             if job.cancelled is not None and job.cancelled.is_set():
-                found.append((job, "cancelled"))
+                found.append((job, TrainingStop.CANCELLED))
             elif len(job.losses) == len(job.steps):
-                found.append((job, "steps"))
+                found.append((job, TrainingStop.STEPS))
             elif job.stopping.has_stalled:
-                found.append((job, "gain"))
+                found.append((job, TrainingStop.GAIN))
             elif self._is_late(job, now):
-                found.append((job, "seconds"))
+                found.append((job, TrainingStop.SECONDS))
         return sorted(found, key=lambda pair: pair[0].deadline)[:_ENDINGS]
 
     def batch(self, now: float) -> list[Job]:

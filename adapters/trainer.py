@@ -34,7 +34,7 @@ from adapters.model.activation_memory import ActivationMemory, IdleTrim
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
 from adapters.scheduler import Job, Scheduler, Times
-from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult, TrainingStop
 from adapters.warm_up import warm_up
 
 __all__ = ["LLAMA_TARGETS", "SMALL_MODEL", "Trainer", "TrainerConfig"]
@@ -42,7 +42,7 @@ __all__ = ["LLAMA_TARGETS", "SMALL_MODEL", "Trainer", "TrainerConfig"]
 # With nobody there, after which memory is given back: a busy trainer would want it again at once.
 IDLE_SECONDS = 5.0
 # Of torch, and of oneDNN.
-_FULL, _NO_ROOM = "out of memory", ("can't allocate memory", "could not create a primitive")
+_NO_ROOM = ("can't allocate memory", "could not create a primitive")
 
 
 class Trainer:
@@ -193,7 +193,7 @@ class Trainer:
             large = (
                 job for job in admitted if not all(self._memory.fits(*size) for size in job.sizes)
             )
-            ended += [(job, _FULL) for job in large if job not in told]
+            ended += [(job, TrainingStop.OUT_OF_MEMORY) for job in large if job not in told]
             batch = [] if ended else self._schedule.batch(now)
             if not ended and not batch:
                 self._is_working = False
@@ -259,14 +259,14 @@ class Trainer:
             self._fail(jobs[0], problem)
             return []
         for job in unsound:
-            self._end([(job, "diverged")])
+            self._end([(job, TrainingStop.DIVERGED)])
         return [job for job in jobs if job not in unsound]
 
     def _learn(self, job: Job, computed: tuple[torch.Tensor, float]) -> bool:
         """Take the step, or end the job if there is nothing sound to learn from."""
         gradient_P, loss = computed
         if not self._evaluation.is_sound(loss):
-            self._end([(job, "diverged")])
+            self._end([(job, TrainingStop.DIVERGED)])
             return False
         rate = job.request.learning_rate or self.learning_rate
         self._bank.learn(job.place, gradient_P, rate)
@@ -285,10 +285,10 @@ class Trainer:
         except BaseException as problem:
             self._fail(job, problem)
 
-    def _end(self, ended: Sequence[tuple[Job, str]]) -> None:
+    def _end(self, ended: Sequence[tuple[Job, TrainingStop]]) -> None:
         """Hand over what these jobs have trained; they leave."""
         begun = time.perf_counter()
-        learnt = [job for job, stop in ended if job.losses and stop != "cancelled"]
+        learnt = [job for job, stop in ended if job.losses and stop != TrainingStop.CANCELLED]
         rows = [row for job in learnt for row in job.closing]
         settled: dict[Job, tuple[int, int]] = {}
         if learnt:
@@ -303,10 +303,10 @@ class Trainer:
                         self._fail(job, problem)
                 return
         for job, stop in ended:
-            if stop == "seconds" and not job.losses and begun < job.deadline:
+            if stop == TrainingStop.SECONDS and not job.losses and begun < job.deadline:
                 self._times.doubt()
             if job in learnt and job not in settled:
-                job.losses, job.used, stop = [], 0, "diverged"
+                job.losses, job.used, stop = [], 0, TrainingStop.DIVERGED
             try:
                 kept, steps = settled.get(job, (0, 0))
                 adapter = self._adapter(job, steps) if steps else None
@@ -327,7 +327,7 @@ class Trainer:
         ):
             if self.base.device != "cpu":
                 torch.cuda.empty_cache()
-            self._end([(job, _FULL)])
+            self._end([(job, TrainingStop.OUT_OF_MEMORY)])
             return
         self._leave(job)
         job.done.set_exception(problem)

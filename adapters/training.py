@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from adapters.adapter import Adapter
 from adapters.errors import TrainingOptionError
@@ -78,6 +79,17 @@ class TrainingRequest:
             )
 
 
+class TrainingStop(StrEnum):
+    """What ended a training."""
+
+    STEPS = "steps"  # every sequence was used
+    GAIN = "gain"  # the loss of the probe no longer fell by enough
+    SECONDS = "seconds"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out-of-memory"
+    CANCELLED = "cancelled"
+
+
 @dataclass(frozen=True)
 class TrainingProgress:
     """A step was taken.
@@ -112,8 +124,7 @@ class TrainingResult:
             not finite.
         losses: mean nats a token of each step's sequences, before that step, of all steps taken.
         used: how many of the sequences, from the first on, these steps have learnt from.
-        stop: "steps" (every sequence was used), "gain" (of what was watched), "seconds",
-            "diverged", "out of memory" or "cancelled".
+        stop: what ended it.
         seconds: wall-clock, waiting included.
         waited: of these, those before its first step began; all of them where none did.
         watched: how many sequences had been learnt from, and the mean nats a token that what is
@@ -125,7 +136,7 @@ class TrainingResult:
     adapter: Adapter | None
     losses: tuple[float, ...]
     used: int
-    stop: str
+    stop: TrainingStop
     seconds: float
     waited: float
     watched: tuple[tuple[int, float], ...] = ()

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 
 import numpy as np
@@ -35,6 +36,14 @@ from selection.threaded_embedder import ThreadedEmbedder
 _TRIES = 20  # of a choice whose sequences are gone when they are read: they were deleted in between
 
 
+class SelectionStop(StrEnum):
+    """What ended a selection."""
+
+    STEPS = "steps"  # as many sequences were chosen as were asked for
+    ALPHA = "alpha"  # the stopping rule of Adaptive SIFT
+    CORPUS = "corpus"  # the corpus is empty, or no document passes the filter
+
+
 @dataclass(frozen=True)
 class Selection:
     """What to train on, in order.
@@ -47,7 +56,7 @@ class Selection:
         uncertainty: sigma_0 .. sigma_n, one more than ids.
         irreducible: sigma_infinity, what would stay uncertain if every candidate were seen
             infinitely often: this corpus cannot tell more.
-        stop: "steps", "alpha", or "corpus" when the corpus is empty.
+        stop: what ended it.
         calibration: the corpus's for this base model, if it has been calibrated.
         seconds: per stage: embed, search, select.
         left_out: how much of the prompts was looked at, if it was not all.
@@ -59,7 +68,7 @@ class Selection:
     sources: tuple[tuple[Source, int], ...]
     uncertainty: tuple[float, ...]
     irreducible: float
-    stop: str
+    stop: SelectionStop
     calibration: Calibration | None
     seconds: dict[str, float]
     left_out: LeftOut | None = None
@@ -158,7 +167,7 @@ class Selector:
             sources=tuple((found[i][0], times) for i, times in counts.most_common()),
             uncertainty=choice.uncertainty,
             irreducible=lowest,
-            stop=choice.stop if len(candidates_K) else "corpus",
+            stop=SelectionStop(choice.stop) if len(candidates_K) else SelectionStop.CORPUS,
             calibration=calibration,
             seconds={
                 "embed": embedded - started,

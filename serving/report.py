@@ -7,12 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from serving.budget import Budget
 
 if TYPE_CHECKING:
     from selection.corpus.sqlite_store import Source
+
+
+class StopReason(StrEnum):
+    """What ended an adaptation."""
+
+    STEPS = "steps"
+    GAIN = "gain"
+    ALPHA = "alpha"
+    SECONDS = "seconds"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out-of-memory"
+    CANCELLED = "cancelled"
+    CORPUS = "corpus"  # no corpus, or no document to learn from
+    NONE = "none"  # the budget has no step
+    FAILED = "failed"
+
+
+class Stage(StrEnum):
+    """Where a request spends its time."""
+
+    EMBED = "embed"
+    SEARCH = "search"
+    SELECT = "select"
+    QUEUE = "queue"  # before the first training step
+    TRAIN = "train"
+    LOAD = "load"
+    ANSWER = "answer"
 
 
 @dataclass(frozen=True)
@@ -33,8 +61,7 @@ class AdaptationReport:
         seed: of the adapter.
         reused: the adapter of an earlier turn that was trained further: its name, turns and steps;
             None if fresh.
-        stop: what ended the adaptation: "steps", "gain", "alpha", "seconds", "diverged", "out of
-            memory", "corpus", "none".
+        stop: what ended the adaptation.
         uncertainty: sigma_0 .. sigma_n of the n sequences learnt from.
         irreducible: sigma_infinity, what no further step over the same candidates could explain.
         losses: nats a token of each step's sequences, before that step; of all steps taken.
@@ -43,8 +70,7 @@ class AdaptationReport:
         kept: of how many sequences the adapter that answers has learnt: fewer than were tried where
             the prompt's loss was lowest before the last step.
         sources: these sequences: document id and name, start (characters), and times.
-        seconds: per stage: embed, search, select, queue (before the first training step), train,
-            load.
+        seconds: per stage, up to the loaded adapter.
         spent_seconds: wall-clock from arrival to the loaded adapter, waiting included.
         adapter: the name of the adapter that answered.
     """
@@ -59,14 +85,14 @@ class AdaptationReport:
     corpus: str | None
     seed: int
     reused: dict[str, Any] | None
-    stop: str
+    stop: StopReason
     uncertainty: tuple[float, ...]
     irreducible: float | None
     losses: tuple[float, ...]
     prompt_losses: tuple[tuple[int, float], ...]
     kept: int
     sources: tuple[dict[str, Any], ...]
-    seconds: dict[str, float]
+    seconds: dict[Stage, float]
     spent_seconds: float
     adapter: str | None
 
@@ -109,7 +135,7 @@ class AdaptationReport:
         spent = f"steps={len(self.losses)}, seconds={self.spent_seconds:.3f}"
         if self.uncertainty:
             spent += f", sigma={self.uncertainty[-1]:.3f}"
-        spent += f", stop={self.stop.replace(' ', '-')}"
+        spent += f", stop={self.stop}"
         headers = [(b"compute-spent", spent.encode())]
         if self.seconds:
             timing = ", ".join(

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from adapters.adapter import Adapter
-from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult
+from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult, TrainingStop
 from selection.access import OPERATOR, Principal
 from selection.corpus.sqlite_store import CorpusNotFoundError
 from selection.limit import SecondsSpentError
@@ -31,7 +31,7 @@ from serving.conversations.adapter_cache import CachedAdapter
 from serving.engine.engine import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
 from serving.observability.tracing import span
-from serving.report import AdaptationReport, used_sources
+from serving.report import AdaptationReport, Stage, StopReason, used_sources
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Adaptation:
         self.report: AdaptationReport | None = None
         self.problem: Exception | None = None
         self.progress = "adapting"  # what can be said of it while it runs
-        self.stage = "answer"  # where it is: "select", "train", "load" or "answer"
+        self.stage = Stage.ANSWER  # where it is: SELECT, TRAIN, LOAD or ANSWER
         self.corpus = ""  # id of the one that was chosen from
         self.earlier: CachedAdapter | None = None  # what is trained further
         self.adapter: Adapter | None = None  # that answers
@@ -164,7 +164,7 @@ class Adaptation:
             if unforeseen:
                 reason = "the adaptation failed; the server's log says why"
                 if not self._wish.required:
-                    self._unadapted(reason, "failed")
+                    self._unadapted(reason, StopReason.FAILED)
                     return None
                 problem = AdaptationFailedError(reason)
             self.problem = problem
@@ -173,16 +173,17 @@ class Adaptation:
     async def _adapt(self) -> LoadedAdapter | None:
         wish = self._wish
         if wish.budget.steps == 0:
-            self._unadapted(no_step(wish.budget, wish.cut), "none")
+            self._unadapted(no_step(wish.budget, wish.cut), StopReason.NONE)
             return None
         if wish.corpus is None:
             self._unadapted(
-                "no corpus: name one in `adaptation.corpus`, or start with --corpus", "corpus"
+                "no corpus: name one in `adaptation.corpus`, or start with --corpus",
+                StopReason.CORPUS,
             )
             return None
 
         try:
-            with self._in("select"):
+            with self._in(Stage.SELECT):
                 selection = await self._in_time(
                     self._selector.select(
                         SelectionRequest(
@@ -199,17 +200,17 @@ class Adaptation:
                     )
                 )
         except (SecondsSpentError, _OverdueError):
-            self._unadapted("the seconds were spent before anything was chosen", "seconds")
+            self._unadapted("the seconds were spent before anything was chosen", StopReason.SECONDS)
             return None
         except CorpusNotFoundError:
             if wish.named:
                 raise
             # The server's is not this key's.
-            self._unadapted("no corpus: name one in `adaptation.corpus`", "corpus")
+            self._unadapted("no corpus: name one in `adaptation.corpus`", StopReason.CORPUS)
             return None
         if not selection.ids:
             found = "is empty" if wish.only is None else "has no document that passes the filter"
-            self._unadapted(f"corpus {wish.corpus!r} {found}", "corpus", selection)
+            self._unadapted(f"corpus {wish.corpus!r} {found}", StopReason.CORPUS, selection)
             return None
 
         left = self._left()
@@ -224,7 +225,7 @@ class Adaptation:
         self.corpus, self.earlier = selection.corpus, self._find(selection.corpus)
         start = self.earlier.weights if self.earlier else None
         try:
-            with self._in("train"):
+            with self._in(Stage.TRAIN):
                 training = await self._in_time(
                     self._trainer.train(
                         TrainingRequest(
@@ -246,21 +247,24 @@ class Adaptation:
                 )
         except _OverdueError:
             self._unadapted(
-                "the seconds were spent before the trainer answered", "seconds", selection
+                "the seconds were spent before the trainer answered", StopReason.SECONDS, selection
             )
             return None
         if training.adapter is None:
             self._unadapted(
-                no_adapter(training.stop, wish.budget, left), training.stop, selection, training
+                no_adapter(training.stop, wish.budget, left),
+                StopReason(training.stop),
+                selection,
+                training,
             )
             return None
 
         started = time.monotonic()
-        with self._in("load"):
+        with self._in(Stage.LOAD):
             loaded = await self._engine.load(training.adapter)
         self.adapter = training.adapter
-        stop = selection.stop if training.stop == "steps" else training.stop
-        self._tell(None, stop, selection, training, loaded, time.monotonic() - started)
+        stop = selection.stop if training.stop is TrainingStop.STEPS else training.stop
+        self._tell(None, StopReason(stop), selection, training, loaded, time.monotonic() - started)
         return loaded
 
     async def _in_time(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -284,18 +288,18 @@ class Adaptation:
         return task.result()
 
     @contextmanager
-    def _in(self, stage: str) -> Iterator[None]:
+    def _in(self, stage: Stage) -> Iterator[None]:
         self.stage = stage
         try:
             with span(stage):
                 yield
         finally:
-            self.stage = "answer"
+            self.stage = Stage.ANSWER
 
     def _unadapted(
         self,
         reason: str,
-        stop: str,
+        stop: StopReason,
         selection: Selection | None = None,
         training: TrainingResult | None = None,
     ) -> None:
@@ -327,17 +331,22 @@ class Adaptation:
     def _tell(
         self,
         reason: str | None,
-        stop: str,
+        stop: StopReason,
         selection: Selection | None = None,
         training: TrainingResult | None = None,
         loaded: LoadedAdapter | None = None,
         load_seconds: float = 0.0,
     ) -> None:
-        seconds = dict(selection.seconds) if selection else {}
+        seconds = (
+            {Stage(stage): each for stage, each in selection.seconds.items()} if selection else {}
+        )
         if training:
-            seconds |= {"queue": training.waited, "train": training.seconds - training.waited}
+            seconds |= {
+                Stage.QUEUE: training.waited,
+                Stage.TRAIN: training.seconds - training.waited,
+            }
         if loaded:
-            seconds["load"] = load_seconds
+            seconds[Stage.LOAD] = load_seconds
         taken, kept = (training.used, training.kept) if training else (0, 0)
         used = selection.ids[:kept] if selection else ()
         left_out = self._wish.left_out or (selection.left_out if selection else None)

@@ -197,7 +197,7 @@ def _steps(
         other.result()
     if training.adapter is None:
         raise PlanError(
-            f"training ended by {training.stop!r}: try fewer --sequence-tokens, or a smaller --model"
+            f"training ended by '{training.stop}': try fewer --sequence-tokens, or a smaller --model"
         )
     pairs = list(pairwise(marks[_SETTLED - 1 :]))
     seconds = statistics.median(after[0] - before[0] for before, after in pairs)

@@ -173,7 +173,7 @@ def adapt(
         )
     if training.adapter is None:
         raise AdaptationFailedError(
-            f"no adapter: training ended by {training.stop!r} before it had one"
+            f"no adapter: training ended by '{training.stop}' before it had one"
         )
     training.adapter.save(keep)
     sigma, helped = selection.uncertainty[training.used], training.before_and_after

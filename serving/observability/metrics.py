@@ -19,7 +19,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 
 from serving.errors import BusyError, RateLimitError, to_http
-from serving.report import AdaptationReport
+from serving.report import AdaptationReport, Stage, StopReason
 
 _SECONDS = (
     0.001,
@@ -41,9 +41,9 @@ _SECONDS = (
 _STEPS = (1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 75, 100, 200)
 _SIGMA = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _GAIN = (-2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
-_STAGES = ("embed", "search", "select", "queue", "train", "load")
-_PLACES = ("select", "train", "load", "answer")
-_NOBODY_MEANT_TO_ADAPT = ("none", "corpus")
+_STAGES = tuple(stage for stage in Stage if stage is not Stage.ANSWER)
+_PLACES = (Stage.SELECT, Stage.TRAIN, Stage.LOAD, Stage.ANSWER)
+_NOBODY_MEANT_TO_ADAPT = (StopReason.NONE, StopReason.CORPUS)
 
 _registered: WeakKeyDictionary[CollectorRegistry, Metrics] = WeakKeyDictionary()
 
@@ -121,10 +121,10 @@ class Metrics:
         for stage in _STAGES:
             self._stage_seconds.labels(stage)
         for outcome, stop in (
-            ("adapted", "steps"),
-            ("degraded", "steps"),
-            ("unadapted", "none"),
-            ("failed", "failed"),
+            ("adapted", StopReason.STEPS),
+            ("degraded", StopReason.STEPS),
+            ("unadapted", StopReason.NONE),
+            ("failed", StopReason.FAILED),
         ):
             self._adaptations.labels(outcome, stop)
         for problem in BusyError("", 0.0), RateLimitError("", 0.0):
@@ -155,7 +155,7 @@ class Metrics:
 
     def failed(self) -> None:
         """Observe an adaptation that ended as an error, because the request required it."""
-        self._adaptations.labels("failed", "failed").inc()
+        self._adaptations.labels("failed", StopReason.FAILED).inc()
 
     def rejected(self, problem: Exception) -> None:
         """Observe a request that was refused before any compute; the reason is its code in
@@ -181,7 +181,7 @@ class Metrics:
             "Requests that wait in a stage, or are worked on there.",
             labels=["stage"],
         )
-        for stage, requests in {**dict.fromkeys(_PLACES, 0), **self._in_stage()}.items():
+        for stage, requests in {**dict.fromkeys(map(str, _PLACES), 0), **self._in_stage()}.items():
             in_stage.add_metric([stage], requests)
         yield in_stage
         under_way = GaugeMetricFamily(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adapters.early_stopping import EarlyStopping
 from adapters.scheduler import PATIENCE, Job, Scheduler, Times
-from adapters.training import Probe, TrainingRequest
+from adapters.training import Probe, TrainingRequest, TrainingStop
 
 _FIXED, _EACH = 0.01, 1e-4  # seconds of a step, and of each of its tokens
 _ENDING = 0.3  # of that
@@ -308,7 +308,7 @@ def test_whoever_comes(
         came += after
         coming.append(job(lengths, came, seconds, how, threading.Event() if is_cancelled else None))
     everyone, active = list(coming), set[Job]()
-    stops: dict[Job, str] = {}
+    stops: dict[Job, TrainingStop] = {}
 
     # Act, as the trainer does, with a clock of its own.
     while coming or len(schedule):

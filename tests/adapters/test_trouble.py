@@ -232,10 +232,10 @@ class TestTrouble:
         for training, other in zip(trainings, alone, strict=True):
             assert_same(training, other)
         found, none = wrong.result(SOON), at_once.result(SOON)
-        assert (found.stop, found.used, found.losses) == ("out of memory", 2, expected.losses)
+        assert (found.stop, found.used, found.losses) == ("out-of-memory", 2, expected.losses)
         assert weights_of(found).keys() == weights_of(expected).keys()
         assert_close(weights_of(found), weights_of(expected), 1e-5)
-        assert (none.adapter, none.losses, none.stop) == (None, (), "out of memory")
+        assert (none.adapter, none.losses, none.stop) == (None, (), "out-of-memory")
         assert_all_is_left(trainer)
 
     def test_an_adapter_that_finds_no_room_is_the_end_of_who_trained_it(
@@ -256,7 +256,7 @@ class TestTrouble:
         )
         training = shorter.result(SOON)
 
-        assert (training.adapter, training.losses, training.stop) == (None, (), "out of memory")
+        assert (training.adapter, training.losses, training.stop) == (None, (), "out-of-memory")
         assert longer.result(SOON).adapter is not None
         assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=9)), expected)
         assert_all_is_left(trainer)
@@ -337,8 +337,8 @@ class TestTrouble:
 
         assert [training.stop for training in trainings] == [
             "steps",
-            "out of memory",
-            "out of memory",
+            "out-of-memory",
+            "out-of-memory",
         ]
         assert trainings[2].adapter is None
 
@@ -392,7 +392,7 @@ class TestTrouble:
         assert after.adapter.weights == before.adapter.weights
         assert_all_is_left(trainer)
 
-    @pytest.mark.parametrize("stop", ["steps", "seconds", "out of memory"])
+    @pytest.mark.parametrize("stop", ["steps", "seconds", "out-of-memory"])
     def test_an_ending_that_fails_is_told_and_harms_nobody(
         self, tiny_llama: str, stop: str
     ) -> None:
@@ -402,7 +402,7 @@ class TestTrouble:
 
         def fail_at_the_end(hidden: torch.Tensor) -> None:
             if not hidden.requires_grad:
-                if stop == "out of memory":
+                if stop == "out-of-memory":
                     torch.empty(1 << 46)
                 raise RuntimeError("a broken kernel")
 
@@ -416,9 +416,9 @@ class TestTrouble:
                 )
                 right = trainer.submit(TrainingRequest(SEQUENCES, seed=3))
             assert_same(right.result(5), alone)
-            if stop == "out of memory":
+            if stop == "out-of-memory":
                 found = wrong.result(5)
-                assert (found.adapter, found.stop) == (None, "out of memory")
+                assert (found.adapter, found.stop) == (None, "out-of-memory")
             else:
                 with pytest.raises(RuntimeError, match="a broken kernel"):
                     wrong.result(5)

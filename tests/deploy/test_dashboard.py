@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from serving.errors import BusyError
 from serving.observability.metrics import Metrics
+from serving.report import StopReason
 from tests.serving.reports import REPORT
 
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -122,7 +123,7 @@ def _ours() -> CollectorRegistry:
     )
     metrics.adapted(REPORT)
     metrics.adapted(replace(REPORT, degraded="fewer"))
-    metrics.adapted(replace(REPORT, adapted=False, stop="none"))
+    metrics.adapted(replace(REPORT, adapted=False, stop=StopReason.NONE))
     metrics.failed()
     metrics.rejected(BusyError("", 1.0))
     for status in (200, 500, 503):

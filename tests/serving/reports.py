@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.budget import Budget
-from serving.report import AdaptationReport
+from serving.report import AdaptationReport, Stage, StopReason
 
 REPORT = AdaptationReport(
     adapted=True,
@@ -16,7 +16,7 @@ REPORT = AdaptationReport(
     corpus="notes-of-a-patient",
     seed=3,
     reused=None,
-    stop="alpha",
+    stop=StopReason.ALPHA,
     uncertainty=(1.0, 0.5, 0.3125),
     irreducible=0.01,
     losses=(2.5, 2.25),
@@ -24,12 +24,12 @@ REPORT = AdaptationReport(
     kept=2,
     sources=({"document": 4, "name": "diagnosis.txt", "start": 0, "times": 2},),
     seconds={
-        "embed": 0.0125,
-        "search": 0.002,
-        "select": 0.003,
-        "queue": 0.2,
-        "train": 0.55,
-        "load": 0.05,
+        Stage.EMBED: 0.0125,
+        Stage.SEARCH: 0.002,
+        Stage.SELECT: 0.003,
+        Stage.QUEUE: 0.2,
+        Stage.TRAIN: 0.55,
+        Stage.LOAD: 0.05,
     },
     spent_seconds=0.84,
     adapter="mayfly-1",

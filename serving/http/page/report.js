@@ -9,7 +9,7 @@ const STOPS = {
   alpha: "one step more would not have been worth its compute",
   seconds: "the time was up",
   diverged: "training diverged, and its last good adapter was kept",
-  "out of memory": "the memory was full",
+  "out-of-memory": "the memory was full",
 };
 const STAGES = {
   embed: "embedding the prompt",

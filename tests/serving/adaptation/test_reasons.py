@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from adapters.training import TrainingStop
 from serving.adaptation.reasons import no_adapter, no_step
 from serving.budget import NONE, Budget, parse_budget
 
@@ -31,17 +32,21 @@ def test_limits_that_allow_nothing_are_named() -> None:
 
 
 def test_seconds_that_do_not_suffice_are_counted() -> None:
-    reason = no_adapter("seconds", Budget(20, 5.0), 2.1)
+    reason = no_adapter(TrainingStop.SECONDS, Budget(20, 5.0), 2.1)
 
     assert reason == (
         "the seconds were spent before the first step could end: 2.10 of 5 were left for training; allow more"
     )
-    assert "0.00 of 0.5 were left" in no_adapter("seconds", Budget(20, 0.5), -0.3)
+    assert "0.00 of 0.5 were left" in no_adapter(TrainingStop.SECONDS, Budget(20, 0.5), -0.3)
 
 
 @pytest.mark.parametrize(
     ("stop", "advice"),
-    [("diverged", "--learning-rate"), ("out of memory", "--max-length"), ("steps", "(steps)")],
+    [
+        (TrainingStop.DIVERGED, "--learning-rate"),
+        (TrainingStop.OUT_OF_MEMORY, "--max-length"),
+        (TrainingStop.STEPS, "(steps)"),
+    ],
 )
-def test_what_else_ends_a_training_says_what_to_do(stop: str, advice: str) -> None:
+def test_what_else_ends_a_training_says_what_to_do(stop: TrainingStop, advice: str) -> None:
     assert advice in no_adapter(stop, Budget(20), None)

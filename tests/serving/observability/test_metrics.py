@@ -20,7 +20,7 @@ from serving.errors import (
     UnauthorizedError,
 )
 from serving.observability.metrics import Exposition, Metrics
-from serving.report import AdaptationReport
+from serving.report import AdaptationReport, StopReason
 from tests.serving.reports import REPORT
 
 
@@ -76,19 +76,34 @@ def test_training_that_makes_it_worse_is_told_as_a_loss() -> None:
         (REPORT, "adapted"),
         (replace(REPORT, degraded="5 of 20 steps"), "degraded"),
         (
-            replace(REPORT, adapted=False, stop="none", losses=(), uncertainty=(), seconds={}),
+            replace(
+                REPORT, adapted=False, stop=StopReason.NONE, losses=(), uncertainty=(), seconds={}
+            ),
             "unadapted",
         ),
         (
             replace(
-                REPORT, adapted=False, stop="corpus", losses=(), uncertainty=(1.0,), seconds={}
+                REPORT,
+                adapted=False,
+                stop=StopReason.CORPUS,
+                losses=(),
+                uncertainty=(1.0,),
+                seconds={},
             ),
             "unadapted",
         ),
-        (replace(REPORT, adapted=False, stop="seconds", losses=(), uncertainty=(1.0,)), "failed"),
-        (replace(REPORT, adapted=False, stop="diverged", losses=(), uncertainty=(1.0,)), "failed"),
         (
-            replace(REPORT, adapted=False, stop="failed", losses=(), uncertainty=(), seconds={}),
+            replace(REPORT, adapted=False, stop=StopReason.SECONDS, losses=(), uncertainty=(1.0,)),
+            "failed",
+        ),
+        (
+            replace(REPORT, adapted=False, stop=StopReason.DIVERGED, losses=(), uncertainty=(1.0,)),
+            "failed",
+        ),
+        (
+            replace(
+                REPORT, adapted=False, stop=StopReason.FAILED, losses=(), uncertainty=(), seconds={}
+            ),
             "failed",
         ),
     ],
