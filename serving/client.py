@@ -1,7 +1,7 @@
-"""A running server, asked: one answer as it streams in, as progress, report and pieces of text.
+"""Client of a running server: one response as it streams in, as progress, report and text.
 
-Knows as much of the OpenAI protocol as the stream of a chat or a completion needs, and what Mayfly
-adds to it. Knows no terminal.
+It knows of OpenAI's protocol what the stream of a chat or a completion needs, and what Mayfly adds
+to it. It does not know the terminal.
 """
 
 from __future__ import annotations
@@ -13,47 +13,61 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import MayflyError
+from serving.sse import Comment, Event, EventParser
 
 if TYPE_CHECKING:
     import httpx
 
-_PATIENCE, _TO_CONNECT = 600.0, 10.0  # seconds; an adaptation may be silent for a minute and more
+# Seconds. An adaptation may send nothing for a minute and more.
+_READ_TIMEOUT, _CONNECT_TIMEOUT = 600.0, 10.0
 _ROUTE = re.compile(r"/(models|chat/completions|completions|responses)/*$")
 
 
 class AnswerError(MayflyError):
-    """No answer, or not all of it; the message says what to do."""
+    """No response, or an incomplete one; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class AdaptationProgress:
-    """How far the adaptation is, in the server's words."""
+    """Progress of the adaptation.
 
-    words: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the adaptation was, as `serving.report.AdaptationReport.as_dict` tells it."""
-
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TextDelta:
-    """Some of the answer."""
+    Attributes:
+        text: the server's description.
+    """
 
     text: str
 
 
-Told = AdaptationProgress | Report | TextDelta
+@dataclass(frozen=True)
+class Report:
+    """The report of the adaptation.
+
+    Attributes:
+        fields: `serving.report.AdaptationReport.as_dict`.
+    """
+
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """The next part of the text."""
+
+    text: str
+
+
+StreamItem = AdaptationProgress | Report | TextDelta
 
 
 class Server:
-    """A server, by its URL or that of its API, which ends in /v1; close it after use.
+    """A server. Close it after use.
+
+    Args:
+        url: URL of the server or of its API, which ends in /v1.
+        key: API key.
 
     Raises:
-        AnswerError: a key that no header can hold.
+        AnswerError: the key has characters that no header may contain.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -62,12 +76,14 @@ class Server:
         headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
         if not "".join(headers.values()).isascii():
             raise AnswerError(
-                "the API key has characters that no header can hold: check MAYFLY_API_KEY, or --key"
+                "the API key has characters that no header may contain: check MAYFLY_API_KEY, or "
+                "--key"
             )
-        self._given = _ROUTE.sub("", url.strip()).rstrip("/")
-        self._api = self._given if self._given.endswith("/v1") else None
+        self._base_url = _ROUTE.sub("", url.strip()).rstrip("/")
+        # URL of the API, once it is known.
+        self._api_url = self._base_url if self._base_url.endswith("/v1") else None
         self._http = httpx.Client(
-            headers=headers, timeout=httpx.Timeout(_PATIENCE, connect=_TO_CONNECT)
+            headers=headers, timeout=httpx.Timeout(_READ_TIMEOUT, connect=_CONNECT_TIMEOUT)
         )
 
     def close(self) -> None:
@@ -75,16 +91,16 @@ class Server:
         self._http.close()
 
     def first_model(self) -> str:
-        """The first of the models that the server lists.
+        """Id of the first model that the server lists.
 
         Raises:
-            AnswerError: no server there, or none that lists a model.
+            AnswerError: no server answers, or it lists no model.
         """
-        reply = self._models()
-        if reply.status_code != 200:
-            raise _refused(reply)
+        response = self._models()
+        if response.status_code != 200:
+            raise _refusal(response)
         try:
-            return str(reply.json()["data"][0]["id"])
+            return str(response.json()["data"][0]["id"])
         except (ValueError, LookupError, TypeError) as problem:
             raise AnswerError(
                 f"{self._url} lists no model: is it the URL of an OpenAI API, ending in /v1?"
@@ -92,98 +108,101 @@ class Server:
 
     @property
     def _url(self) -> str:
-        return self._api or self._given
+        return self._api_url or self._base_url
 
     def _models(self) -> httpx.Response:
-        """The list of models; where the URL does not end in /v1, that is tried first, and then the
-        URL as it is.
+        """The list of models. Where the URL does not end in /v1, that is tried first, and then the
+        URL itself.
         """
         import httpx
 
-        reply = None
-        for base in [self._api] if self._api else [f"{self._given}/v1", self._given]:
+        response = None
+        for url in [self._api_url] if self._api_url else [f"{self._base_url}/v1", self._base_url]:
             try:
-                reply = self._http.get(f"{base}/models")
+                response = self._http.get(f"{url}/models")
             except (httpx.HTTPError, httpx.InvalidURL) as problem:
-                raise self._unanswered(problem) from problem
-            if reply.status_code not in (404, 405):
-                self._api = base
+                raise self._failure(problem) from problem
+            if response.status_code not in (404, 405):
+                self._api_url = url
                 break
-        assert reply is not None, "there is a URL at least"
-        return reply
+        assert response is not None, "at least one URL is tried"
+        return response
 
-    def ask(self, path: str, body: dict[str, Any]) -> Generator[Told, None, None]:
-        """Stream the answer to a body that goes to a path such as "chat/completions".
+    def stream(self, path: str, body: dict[str, Any]) -> Generator[StreamItem, None, None]:
+        """Stream the response to a request.
+
+        Args:
+            path: path below the API's URL, such as "chat/completions".
+            body: body of the request.
 
         Raises:
-            AnswerError: no server there, a refusal, or an answer that broke off.
+            AnswerError: no server answers, or it refuses the request, or the response breaks off.
         """
         import httpx
 
-        if self._api is None:
+        if self._api_url is None:
             self._models()
         try:
             content = json.dumps({**body, "stream": True}, ensure_ascii=False).encode()
         except UnicodeEncodeError as problem:
             raise AnswerError(
-                "the prompt is not Unicode text: it holds bytes that are not UTF-8"
+                "the prompt is not Unicode text: it contains bytes that are not UTF-8"
             ) from problem
         headers = {"Content-Type": "application/json"}
         try:
             with self._http.stream(
                 "POST", f"{self._url}/{path}", content=content, headers=headers
-            ) as reply:
-                if reply.status_code != 200:
-                    reply.read()
-                    raise _refused(reply)
-                yield from read_events(reply.iter_bytes())
+            ) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refusal(response)
+                yield from read_stream(response.iter_bytes())
         except (httpx.HTTPError, httpx.InvalidURL) as problem:
-            raise self._unanswered(problem) from problem
+            raise self._failure(problem) from problem
 
-    def _unanswered(self, problem: Exception) -> AnswerError:
+    def _failure(self, problem: Exception) -> AnswerError:
         import httpx
 
         if isinstance(problem, (httpx.ConnectError, httpx.ConnectTimeout)):
             return AnswerError(
-                f"no server at {self._url}: start one with `mayfly serve`, or name another with --url"
+                f"no server at {self._url}: start one with `mayfly serve`, or name another with "
+                "--url"
             )
         if isinstance(problem, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
             return AnswerError(
-                f"{self._url!r} is no URL: --url takes one such as http://127.0.0.1:8000/v1"
+                f"invalid URL {self._url!r}: --url takes a URL such as http://127.0.0.1:8000/v1"
             )
-        return AnswerError(f"the answer broke off: {problem}")
+        return AnswerError(f"the response broke off: {problem}")
 
 
-def read_events(body: Iterable[bytes]) -> Iterator[Told]:
-    """What the stream of a chat or a completion says, from the pieces of its body.
+def read_stream(body: Iterable[bytes]) -> Iterator[StreamItem]:
+    """The content of a streamed chat or completion.
+
+    Args:
+        body: the body, in parts.
 
     Raises:
-        AnswerError: the stream tells an error, or stops before its end.
+        AnswerError: the stream contains an error, or ends early.
     """
-    for line in _lines(body):
-        if line.startswith(":"):
-            yield AdaptationProgress(line[1:].strip())
-        elif line == "data: [DONE]":
-            return
-        elif line.startswith("data:"):
-            try:
-                said = list(_read_chunk(json.loads(line[5:])))
-            except (ValueError, TypeError, LookupError, AttributeError) as problem:
-                raise AnswerError(
-                    "the server streams what is no answer of OpenAI's API: check --url"
-                ) from problem
-            yield from said
-    raise AnswerError("the answer broke off; the server's log may say why")
+    parser = EventParser()
+    for content in body:
+        for event in parser.feed(content):
+            if isinstance(event, Comment):
+                yield AdaptationProgress(event.text)
+            elif event.data == b"[DONE]":
+                return
+            else:
+                yield from _read_event(event)
+    raise AnswerError("the response broke off; the server's log may say why")
 
 
-def _lines(body: Iterable[bytes]) -> Iterator[str]:
-    # Not httpx's iter_lines: it breaks lines at characters that JSON may hold as they are, such as
-    # U+2028.
-    held = b""
-    for piece in body:
-        *lines, held = (held + piece).split(b"\n")
-        for line in lines:
-            yield line.rstrip(b"\r").decode(errors="replace")
+def _read_event(event: Event) -> list[Report | TextDelta]:
+    try:
+        return list(_read_chunk(json.loads(event.data)))
+    except (ValueError, TypeError, LookupError, AttributeError) as problem:
+        raise AnswerError(
+            "the server's stream is not one of OpenAI's API: check --url"
+        ) from problem
 
 
 def _read_chunk(chunk: dict[str, Any]) -> Iterator[Report | TextDelta]:
@@ -197,24 +216,22 @@ def _read_chunk(chunk: dict[str, Any]) -> Iterator[Report | TextDelta]:
             yield TextDelta(text)
 
 
-def _refused(reply: httpx.Response) -> AnswerError:
-    if reply.status_code == 401:
-        return AnswerError(
-            "the server wants an API key that it knows: set MAYFLY_API_KEY, or give --key"
-        )
+def _refusal(response: httpx.Response) -> AnswerError:
+    if response.status_code == 401:
+        return AnswerError("the server requires an API key: set MAYFLY_API_KEY, or give --key")
     try:
-        message = _message(reply.json())
+        message = _message(response.json())
     except ValueError:
         message = None
-    return AnswerError(message or f"{reply.url} answers {reply.status_code} {reply.reason_phrase}")
-
-
-def _message(told: Any) -> str | None:
-    """Of OpenAI's error object, on one line, without what could steer a terminal."""
-    error = told.get("error") if isinstance(told, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return (
-        "".join(filter(str.isprintable, " ".join(message.split())))
-        if isinstance(message, str)
-        else None
+    return AnswerError(
+        message or f"{response.url} answers {response.status_code} {response.reason_phrase}"
     )
+
+
+def _message(body: Any) -> str | None:
+    """Message of OpenAI's error object, on one line and without terminal control characters."""
+    error = body.get("error") if isinstance(body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    if not isinstance(message, str):
+        return None
+    return "".join(filter(str.isprintable, " ".join(message.split())))

@@ -70,8 +70,8 @@ def ask_engine(server: Server, vocabulary: int, prompt_tokens: int) -> EngineCos
             "ignore_eos": True,
             "compute_budget": budget,
         }
-        told = list(server.ask("completions", body))
-        return next((each.facts for each in told if isinstance(each, Report)), {})
+        told = list(server.stream("completions", body))
+        return next((each.fields for each in told if isinstance(each, Report)), {})
 
     def together(answer: int) -> float:
         several = [prompts(_SHORT, AT_ONCE) for _ in range(_REPEATS + 1)]

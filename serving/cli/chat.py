@@ -19,7 +19,7 @@ import typer
 
 from serving.cli.console import err, out, read_input, say
 from serving.cli.progress import Working
-from serving.client import AdaptationProgress, AnswerError, Report, Server, TextDelta, Told
+from serving.client import AdaptationProgress, AnswerError, Report, Server, StreamItem, TextDelta
 from serving.errors import MayflyError
 
 URL = "http://127.0.0.1:8000/v1"
@@ -153,7 +153,7 @@ class Conversation:
         if report is not None:
             _tell(facts_line(report))
 
-    def _ask(self, prompt: str, budget: str | None) -> Generator[Told, None, None]:
+    def _ask(self, prompt: str, budget: str | None) -> Generator[StreamItem, None, None]:
         adaptation: dict[str, Any] = {"progress": True}
         if self.corpus is not None:
             adaptation["corpus"] = self.corpus
@@ -161,9 +161,11 @@ class Conversation:
         if budget is not None:
             body["compute_budget"] = budget
         if self.completion:
-            return self.server.ask("completions", {**body, "prompt": prompt, "max_tokens": _LENGTH})
+            return self.server.stream(
+                "completions", {**body, "prompt": prompt, "max_tokens": _LENGTH}
+            )
         messages = [*self.turns, {"role": "user", "content": prompt}]
-        return self.server.ask("chat/completions", {**body, "messages": messages})
+        return self.server.stream("chat/completions", {**body, "messages": messages})
 
     def _obey(self, line: str) -> bool:
         """Do what a command says; False to end."""
@@ -184,7 +186,9 @@ class Conversation:
                 _tell(f"there is no /{command}; /help lists the commands")
         return True
 
-    def _print(self, answer: Generator[Told, None, None], said: list[str]) -> dict[str, Any] | None:
+    def _print(
+        self, answer: Generator[StreamItem, None, None], said: list[str]
+    ) -> dict[str, Any] | None:
         """Print an answer as it comes, add its pieces to `said`, and return its report."""
         report = None
         try:

@@ -12,6 +12,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.sse import Event, EventParser
+
 # Not: abort, error, failed.
 _WELL_ENDED = ("stop", "length", "tool_calls", "repetition", "completed", "incomplete")
 
@@ -41,6 +43,8 @@ class CompletionReader:
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes  # negative: there is nothing to hear
         self._pending = bytearray()
+        self._first = b""
+        self._events = EventParser()
         self._choices: dict[int, _Choice] = {}
         self._whole = False
 
@@ -49,14 +53,16 @@ class CompletionReader:
         self._left -= len(content)
         if self._left < 0:
             self._pending.clear()
+            self._events = EventParser()
             self._choices.clear()
             return
-        self._pending += content
-        if b"\n" in content and not self._is_json():
-            *lines, self._pending = self._pending.split(b"\n")
-            for line in lines:
-                if line.startswith(b"data:"):
-                    self._hear(bytes(line[len(b"data:") :]).strip())
+        self._first = self._first or content[:1]
+        if self._is_json():
+            self._pending += content
+            return
+        for event in self._events.feed(content):
+            if isinstance(event, Event):
+                self._hear(event.data.strip())
 
     def answers(self) -> tuple[AssistantMessage, ...]:
         """Of each choice that ended well and said something, in order; nothing unless the whole
@@ -80,7 +86,7 @@ class CompletionReader:
         return tuple(answer for answer in spoken if answer.text or answer.calls)
 
     def _is_json(self) -> bool:
-        return self._pending.startswith(b"{")
+        return self._first == b"{"
 
     def _hear(self, content: bytes) -> None:
         """A body, or the data of an event."""

@@ -1,7 +1,7 @@
-"""Bodies: a request's, JSON, bounded in size and time and Unicode throughout; and whole JSON
-answers of our own.
+"""Bodies: a request's JSON, bounded in size, time and numbers; and whole JSON responses of our own.
 
-What they say is others' to judge.
+It checks the form of a body, and leaves its meaning to others. Responses are not written by
+Starlette's `JSONResponse`, which fails on a lone surrogate that a message may quote from a request.
 """
 
 from __future__ import annotations
@@ -9,48 +9,48 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from starlette.types import Receive, Send
 
 from serving.engine.limits import MAX_ANSWERS, MAX_N, are_tokens
 from serving.errors import RequestError, SlowError, TokensError, TooLargeError
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-MAX_BODY = 16 << 20  # bytes
-BODY_SECONDS = 60.0  # for all of it to come
+# Bytes.
+MAX_BODY = 16 << 20
+# Seconds for a whole body to arrive.
+BODY_SECONDS = 60.0
 
 
 async def read_body(receive: Receive) -> dict[str, Any]:
     """The whole body of a request, a JSON object.
 
     Raises:
-        RequestError: not JSON, not Unicode, not an object, or the client left.
-        SlowError: not whole after BODY_SECONDS.
-        TooLargeError: more than MAX_BODY.
+        RequestError: the body is not a JSON object of Unicode text, or the client left.
+        SlowError: the body is incomplete after BODY_SECONDS.
+        TooLargeError: the body is larger than MAX_BODY.
     """
     try:
         async with asyncio.timeout(BODY_SECONDS):
             content = await _read(receive)
     except TimeoutError as problem:
         raise SlowError(
-            f"the request body was not whole after {BODY_SECONDS:.0f} seconds"
+            f"the request body was incomplete after {BODY_SECONDS:.0f} seconds"
         ) from problem
     try:
         body = json.loads(
-            content, parse_constant=_no_constant, parse_float=_finite, parse_int=_of_64_bits
+            content, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_int64
         )
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeError as problem:
         raise RequestError(
-            "the request body is not Unicode text: it holds bytes or surrogates that stand alone"
+            "the request body is not Unicode text: it contains invalid UTF-8 or a lone surrogate"
         ) from problem
     except (ValueError, RecursionError) as problem:
         raise RequestError(f"the request body is not JSON: {problem}") from problem
     if not isinstance(body, dict):
-        raise RequestError("the request body is not a JSON object")
+        raise RequestError("the request body must be a JSON object")
     return body
 
 
@@ -71,71 +71,73 @@ async def _read(receive: Receive) -> bytes:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is too large a number")
+        raise ValueError(f"the number {text[:20]} is too large")
     return number
 
 
-def _of_64_bits(text: str) -> int:
+def _int64(text: str) -> int:
     number = int(text)
     if not -(1 << 63) <= number < 1 << 63:
-        raise ValueError(f"{text[:20]}... is too large a number")
+        raise ValueError(f"the number {text[:20]}... is too large")
     return number
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
 def check_size(body: dict[str, Any]) -> None:
-    """Refuse what would make one request many: vLLM takes 16,384 answers to each of any number of
-    prompts.
+    """Limit the completions of one request. vLLM allows 16,384 for each of any number of prompts.
 
     Raises:
-        RequestError: `n` or the number of prompts.
+        RequestError: `n`, or the number of prompts times `n`, is too large.
     """
-    answers = [body[name] for name in ("n", "best_of") if isinstance(body.get(name), (int, float))]
-    most = max([1, *answers])
-    if most > MAX_N:
-        raise RequestError(f"`n` is {most}; this server gives up to {MAX_N} answers to a prompt")
-    prompts = body.get("prompt")
-    count = (
-        len(prompts)
-        if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
-        else 1
-    )
-    if count * most > MAX_ANSWERS:
+    counts = [body[name] for name in ("n", "best_of") if isinstance(body.get(name), (int, float))]
+    n = max([1, *counts])
+    if n > MAX_N:
+        raise RequestError(f"`n` is {n}; this server allows {MAX_N} completions of a prompt")
+    prompt = body.get("prompt")
+    prompts = 1
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        prompts = len(prompt)
+    if prompts * n > MAX_ANSWERS:
         raise RequestError(
-            f"{count} prompts with `n` {most} ask for more than {MAX_ANSWERS} answers: send fewer at once"
+            f"{prompts} prompts with `n` {n} make more than {MAX_ANSWERS} completions: split the "
+            "request"
         )
 
 
 def check_objects(body: dict[str, Any]) -> None:
-    """Refuse what vLLM takes for an object without looking, and fails at.
+    """Refuse values that vLLM takes for objects without a check, and then fails on.
 
     Raises:
-        RequestError: `structured_outputs`.
+        RequestError: `structured_outputs` is not an object.
     """
     if not isinstance(body.get("structured_outputs"), dict | None):
-        raise RequestError('`structured_outputs` is an object such as {"regex": "[0-9]+"}')
+        raise RequestError('`structured_outputs` must be an object such as {"regex": "[0-9]+"}')
 
 
 def check_tokens(body: dict[str, Any], vocabulary: int) -> None:
-    """Refuse tokens that vLLM would leave out of the text that they stand for, or take for others.
+    """Refuse token ids that vLLM would silently drop or take for others.
+
+    Args:
+        body: body of a request.
+        vocabulary: vocabulary size of the model.
 
     Raises:
-        TokensError: `tokens` holds what is no token of a vocabulary of that size.
+        TokensError: `tokens` contains an invalid token id.
     """
     tokens = body.get("tokens")
     if isinstance(tokens, list) and not are_tokens(tokens, vocabulary):
         raise TokensError(
-            f"`tokens` are whole numbers from 0 to {vocabulary - 1}, the tokens of this model"
+            f"`tokens` must be token ids of this model: whole numbers from 0 to {vocabulary - 1}"
         )
 
 
 async def send_json(
     send: Send, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()
 ) -> None:
-    """A whole JSON answer, with more headers than it needs where there are some."""
+    """Send a whole JSON response, with `more` headers."""
     body = json.dumps(content).encode()
     headers = [
         (b"content-type", b"application/json"),

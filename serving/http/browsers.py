@@ -1,11 +1,11 @@
-"""Browsers: which Host and which Origin a request may name, and what a page of another site may
-read.
+"""Browser policy: the Host and Origin that a request may have, and the origins whose pages may read
+responses.
 
-A server without keys serves everyone who can reach it, and a web page can have its reader's browser
-reach what listens on the reader's own machine: under a name of its own that it points at 127.0.0.1
-(DNS rebinding), or across origins by a request that needs no permission. The browser says so in
-`Host` and `Origin`, which no page can forge. A server with keys looks at neither, since no page
-knows a key. This knows headers, nothing of routes.
+A server without keys serves everyone who can reach it, and a web page can make its visitor's
+browser reach servers on the visitor's own machine: under a host name that resolves to 127.0.0.1
+(DNS rebinding), or across origins by a request that needs no permission. The browser names both in
+`Host` and `Origin`, which no page can forge. A server with keys checks neither, since no page knows
+a key.
 """
 
 from __future__ import annotations
@@ -13,155 +13,170 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import HostError, MediaTypeError, OriginError, SettingsError
+from serving.http.routing import JSON
 
 ANY = "*"
-_SAFE = {"GET", "HEAD", "OPTIONS"}
-_READABLE = ("Compute-Spent", "Server-Timing", "X-Request-Id", "Retry-After", "X-Should-Retry")
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+_EXPOSED_HEADERS = (
+    "Compute-Spent",
+    "Server-Timing",
+    "X-Request-Id",
+    "Retry-After",
+    "X-Should-Retry",
+)
 _PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^][:/?#@\s,]+)(?::([0-9]{0,5}))?", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
 @dataclass(frozen=True)
-class Browsers:
+class BrowserPolicy:
     """The rules of one server.
 
     Attributes:
-        bound: the address that it is bound to.
-        hosts: further names that it goes by.
-        origins: of the web pages that may use it; "*" for any.
+        bind_address: address that the server listens on.
+        hosts: further host names of the server.
+        origins: origins of the web pages that may use the server; "*" for any.
         has_keys: whether requests need an API key.
     """
 
-    bound: str
+    bind_address: str
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     has_keys: bool = False
 
     def check(self, method: str, host: str | None, origin: str | None) -> None:
-        """Whether a request may be answered.
+        """Refuse a request that an unknown web page may have made.
 
         Args:
-            method: of HTTP.
-            host, origin: the headers; None where the request has none, as no browser's has.
+            method: HTTP method.
+            host, origin: values of the headers; None without the header, which every browser sends.
 
         Raises:
-            HostError, OriginError: it comes from a page that this server does not know.
+            HostError: the host is not one of the server's own.
+            OriginError: the method is unsafe and the origin is not allowed.
         """
         if self.has_keys:
             return
-        if host and not self._goes_by(host):
+        if host and not self._is_own_host(host):
             raise HostError(
-                f"this server has no API keys and is not known as {host[:100]!r}; start it with --allowed-host and "
-                "that name, or with keys"
+                f"host {host[:100]!r} is not allowed, since this server has no API keys; start "
+                "it with --allowed-host and that name, or with keys"
             )
-        if origin is None or method in _SAFE or self.allows(origin) or _is_of(origin, host or ""):
+        if (
+            origin is None
+            or method in _SAFE_METHODS
+            or self.allows(origin)
+            or _is_same_origin(origin, host or "")
+        ):
             return
         raise OriginError(
-            f"this server has no API keys and pages of {origin[:100]!r} may not change it; start it with "
-            "--allowed-origin and that origin"
+            f"pages of {origin[:100]!r} may not send this request, because this server has no API "
+            "keys; start it with --allowed-origin and that origin, or with keys"
         )
 
     def allows(self, origin: str | None) -> bool:
-        """Whether pages of this origin may read what is answered."""
+        """Whether pages of this origin may read responses."""
         return origin is not None and (ANY in self.origins or origin in self.origins)
 
-    def readable(self, app: ASGIApp) -> ASGIApp:
-        """The application, its answers readable by pages of the allowed origins, which are asked
-        about beforehand, too.
+    def with_cors(self, app: ASGIApp) -> ASGIApp:
+        """The application with CORS for pages of the allowed origins, preflight requests included.
 
         Args:
-            app: answers every other request, an OPTIONS of other pages among them.
+            app: answers every other request, an OPTIONS request of another origin among them.
         """
         if not self.origins:
             return app
-        told = CORSMiddleware(
+        cors = CORSMiddleware(
             app,
             allow_origins=self.origins,
             allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
-            expose_headers=_READABLE,
-            # From a page of the internet to a server on this machine: whoever allows the origin
-            # means that, too.
+            expose_headers=_EXPOSED_HEADERS,
+            # An allowed page may be on the internet and the server on its visitor's machine.
             allow_private_network=True,
         )
 
-        async def answer(scope: Any, receive: Any, send: Any) -> None:
-            passes = scope["method"] != "OPTIONS" or self.allows(
-                dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            allowed = scope["method"] != "OPTIONS" or self.allows(
+                Headers(scope=scope).get("origin", "")
             )
-            await (told if passes else app)(scope, receive, send)
+            await (cors if allowed else app)(scope, receive, send)
 
         return answer
 
-    def _goes_by(self, host: str) -> bool:
+    def _is_own_host(self, host: str) -> bool:
         match = _AUTHORITY.fullmatch(host.strip())
         if match is None:
             return False
         name = match[1].lower().removesuffix(".")
-        if name in self.hosts or name == self.bound.lower():
+        if name in self.hosts or name == self.bind_address.lower():
             return True
         address = _address(name)
         if address is not None:
-            return address.is_loopback or self._is_open or address == _address(self.bound)
+            return (
+                address.is_loopback
+                or self._listens_on_any_address
+                or address == _address(self.bind_address)
+            )
         if name == "localhost" or name.endswith(".localhost"):
             return True
-        return not _is_loopback(self.bound) and name in _own_names()
+        return not _is_loopback(self.bind_address) and name in _machine_names()
 
     @property
-    def _is_open(self) -> bool:
-        """Whether it is bound to addresses that are not said one by one. An address cannot be
-        rebound as a name can.
+    def _listens_on_any_address(self) -> bool:
+        """Whether every address in `Host` is the server's own. An address, unlike a name, cannot be
+        rebound.
         """
-        bound = _address(self.bound)
-        return bound.is_unspecified if bound is not None else not _is_loopback(self.bound)
+        address = _address(self.bind_address)
+        return address.is_unspecified if address else not _is_loopback(self.bind_address)
 
 
-def host_names(said: Iterable[str]) -> tuple[str, ...]:
-    """Values of the setting `allowed-host`, as they are compared.
+def parse_hosts(values: Iterable[str]) -> tuple[str, ...]:
+    """Values of the setting `allowed-host`, normalised for comparison.
 
     Raises:
-        SettingsError: one is not a host name or address.
+        SettingsError: a value is not a host name or address.
     """
     names = []
-    for each in said:
-        match = _AUTHORITY.fullmatch(
-            f"[{each}]" if each[:1] != "[" and _address(each) and ":" in each else each
-        )
-        if match is None or match[2] is not None or ANY in each:
+    for value in values:
+        is_bare_ipv6 = value[:1] != "[" and ":" in value and _address(value) is not None
+        match = _AUTHORITY.fullmatch(f"[{value}]" if is_bare_ipv6 else value)
+        if match is None or match[2] is not None or ANY in value:
             raise SettingsError(
-                f"allowed-host is {each!r}; it needs to be a name or an address without a port, such as gpu.example"
+                f"invalid allowed-host {value!r}: give a name or an address without a port, such "
+                "as gpu.example"
             )
         names.append(match[1].lower().removesuffix("."))
     return tuple(dict.fromkeys(names))
 
 
-def origins(said: Iterable[str], has_keys: bool) -> tuple[str, ...]:
+def parse_origins(values: Iterable[str], has_keys: bool) -> tuple[str, ...]:
     """Values of the setting `allowed-origin`, as browsers write them.
 
     Raises:
-        SettingsError: one is not an origin, or it is "*" on a server without keys.
+        SettingsError: a value is not an origin, or it is "*" on a server without keys.
     """
-    found = []
-    for each in said:
-        if each == ANY:
+    origins = []
+    for value in values:
+        if value == ANY:
             if not has_keys:
                 raise SettingsError(
-                    "allowed-origin is *, which lets every web page that somebody here opens use this server; "
-                    "name the origins, or use api-key or api-key-file, too"
+                    "allowed-origin * lets every web page that is opened in this network use this "
+                    "server; name the origins, or also set api-key or api-key-file"
                 )
-            found.append(ANY)
+            origins.append(ANY)
             continue
-        parts = urlsplit(each.lower())
+        parts = urlsplit(value.lower())
         match = _AUTHORITY.fullmatch(parts.netloc)
         if (
             match is None
@@ -171,41 +186,38 @@ def origins(said: Iterable[str], has_keys: bool) -> tuple[str, ...]:
             or parts.fragment
         ):
             raise SettingsError(
-                f"allowed-origin is {each!r}; it needs to be the scheme, the host and the port of a page, such as "
-                "https://app.example or http://localhost:3000"
+                f"invalid allowed-origin {value!r}: give the scheme, host and port of a page, such "
+                "as https://app.example or http://localhost:3000"
             )
         port = f":{int(match[2])}" if match[2] and int(match[2]) != _PORTS.get(parts.scheme) else ""
-        found.append(f"{parts.scheme}://{match[1]}{port}")
-    return tuple(dict.fromkeys(found))
+        origins.append(f"{parts.scheme}://{match[1]}{port}")
+    return tuple(dict.fromkeys(origins))
 
 
-def check_media_type(headers: Mapping[bytes, bytes], form: bool = False) -> None:
-    """A page may send a form or plain text to any server unasked, but JSON only to one that lets
-    it.
+def check_media_type(headers: Headers, expected: str) -> None:
+    """Refuse a body of another media type. Any page may send a form or plain text to any server,
+    but JSON only to a server that permits it.
 
     Args:
-        headers: of a request.
-        form: whether a form is wanted in place of JSON.
+        headers: headers of a request.
+        expected: `serving.http.routing.JSON` or `FORM`.
 
     Raises:
-        MediaTypeError: the request has a body that is said to be something else.
+        MediaTypeError: the request has a body and names another media type.
     """
-    said = headers.get(b"content-type", b"")
-    media = said.split(b";")[0].strip().lower()
-    has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-    is_json = media == b"application/json" or media.endswith(b"+json")
-    if not has_body or not media or (media == b"multipart/form-data" if form else is_json):
-        return
-    wanted, shown = (
-        "multipart/form-data" if form else "application/json",
-        said[:100].decode("latin-1"),
-    )
-    raise MediaTypeError(f"Unsupported Media Type: Only {wanted!r} is allowed, not {shown!r}")
+    content_type = headers.get("content-type", "")
+    media_type = content_type.split(";")[0].strip().lower()
+    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    matches = media_type == expected or (expected == JSON and media_type.endswith("+json"))
+    if has_body and media_type and not matches:
+        raise MediaTypeError(
+            f"Unsupported Media Type: Only {expected!r} is allowed, not {content_type[:100]!r}"
+        )
 
 
-def _is_of(origin: str, host: str) -> bool:
+def _is_same_origin(origin: str, host: str) -> bool:
     """Whether a page of this origin came from this host: the same name and port, whatever the
-    scheme on the way.
+    scheme, since TLS may end at a proxy.
     """
     page = urlsplit(origin.lower())
     match, own = _AUTHORITY.fullmatch(page.netloc), _AUTHORITY.fullmatch(host.strip().lower())
@@ -224,12 +236,12 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return mapped or address
 
 
-def _is_loopback(bound: str) -> bool:
-    address = _address(bound)
-    return bound.lower() == "localhost" if address is None else address.is_loopback
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
 
 
-def _own_names() -> set[str]:
+def _machine_names() -> set[str]:
     name = socket.gethostname().lower()
     short = name.split(".")[0]
     return {name, short, f"{short}.local"}

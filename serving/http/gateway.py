@@ -1,10 +1,9 @@
-"""The HTTP door: an ASGI layer around vLLM's own OpenAI application.
+"""The HTTP gateway: one ASGI application around vLLM's own OpenAI application.
 
-In: routes by allow-list, who may come in and how many at once, the budget and the `adaptation`
-extension of the body; which web pages may, `serving.http.browsers` says. Out:
-`serving.http.response`. What happens between is `serving.adaptation.pipeline`; the OpenAI protocol
-itself is vLLM's. Vector stores are `serving.http.vector_stores.routes`. The request id
-(X-Request-Id, in and out) is Ray Serve's.
+It routes by allow-list, admits requests (API keys, capacity), adapts the model to a completion
+request, and reports the outcome. Web pages are `serving.http.browsers`, responses
+`serving.http.response`, vector stores `serving.http.vector_stores`, and the adaptation itself is
+`serving.adaptation.pipeline`. Ray Serve handles the request id (X-Request-Id, in and out).
 """
 
 from __future__ import annotations
@@ -12,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.responses import Response
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from selection.access import OPERATOR
 from serving import __version__ as mayfly_version
@@ -35,27 +35,23 @@ from serving.engine.engine import REQUEST, Engine
 from serving.errors import (
     AdaptationFailedError,
     BusyError,
-    MethodError,
     ModelError,
-    RouteError,
     is_the_clients,
 )
 from serving.http.body import (
     MAX_BODY,
-    Message,
-    Receive,
-    Send,
     check_objects,
     check_size,
     check_tokens,
     read_body,
 )
-from serving.http.browsers import Browsers, check_media_type
-from serving.http.openai_compat import in_chunks
-from serving.http.page import PageFiles
+from serving.http.browsers import BrowserPolicy, check_media_type
+from serving.http.openai_compat import stream_needs_conforming
+from serving.http.page import page_routes
 from serving.http.response import ResponseWriter
+from serving.http.routing import Route, RouteTable
 from serving.http.unsupported import check_supported
-from serving.http.vector_stores.routes import Asks, VectorStores
+from serving.http.vector_stores.routes import LibraryExecutor, VectorStores
 from serving.observability.logs import REQUEST_ID, log_ended
 from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
@@ -63,44 +59,21 @@ from serving.observability.tracing import request_span
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Route:
-    """Paths that are served, how they are asked, and what answers them."""
-
-    paths: re.Pattern[str]
-    method: str | None  # None: the answerer decides
-    answerer: str
-
-
-_ROUTES = (
-    Route(re.compile(r"/v1/(chat/completions|completions|responses)"), "POST", "adapted"),
-    Route(re.compile(r"/(tokenize|detokenize)"), "POST", "tokens"),
-    Route(re.compile(r"/metrics"), "GET", "metrics"),
-    Route(re.compile(r"/v1/models(/.+)?"), "GET", "models"),
-    Route(re.compile(r"/health"), "GET", "health"),
-    Route(re.compile(r"/|/page/[^/]+"), "GET", "page"),
-    Route(re.compile(r"/ready"), "GET", "ready"),
-    Route(re.compile(r"/version"), "GET", "version"),
-    Route(re.compile(r"/v1/(vector_stores|files)(/.*)?", re.DOTALL), None, "corpora"),
-)
-
+HEALTH = "/health"
 _READY_SECONDS = 10.0
-_LEFT = 499  # the client, before there was an answer
-_OPEN = {"health", "page"}  # answered without a key; the page is a form, and asks for one
-# Asked by address or by any name, by what watches over the server; it tells nothing but that the
-# server lives.
-_ANY_HOST = "/health"
+# Status in logs and metrics of a request whose client left before it was answered.
+_CLIENT_LEFT = 499
 
 
-class HasCorpora(Selects, Asks, Protocol):
-    """Stage 1, and the library of the corpora that it selects from."""
+class CorporaStage(Selects, LibraryExecutor, Protocol):
+    """Selection, and the library of corpora that it selects from."""
 
     async def ready(self, corpus: str | None) -> None:
         """As `serving.adaptation.workers.CorporaWorker.ready`."""
 
 
-class HasModel(Trains, Protocol):
-    """Stage 2, and whether it is there."""
+class TrainerStage(Trains, Protocol):
+    """Training."""
 
     async def ready(self) -> None:
         """As `serving.adaptation.workers.TrainerWorker.ready`."""
@@ -110,20 +83,15 @@ class Gateway:
     """vLLM's application with adaptation, and the vector stores beside it.
 
     Args:
-        engine, selector, trainer: the three stages.
-        config: the server's.
+        engine, selector, trainer: stages of an adapted request.
+        config: server configuration.
     """
 
     def __init__(
-        self, engine: Engine, selector: HasCorpora, trainer: HasModel, config: Config
+        self, engine: Engine, selector: CorporaStage, trainer: TrainerStage, config: Config
     ) -> None:
-        self._engine, self._selector, self._trainer, self._config = (
-            engine,
-            selector,
-            trainer,
-            config,
-        )
-        self._vector_stores = VectorStores(selector)
+        self._engine, self._selector, self._trainer = engine, selector, trainer
+        self._config = config
         self._keys = (
             Keys(config.key_digests, config.key_file, config.auto, config.limits)
             if config.has_keys
@@ -131,11 +99,26 @@ class Gateway:
         )
         self._admission = Admission(config.capacity)
         self._conversations = AdapterCache(config.conversations)
-        self._page = PageFiles()
-        self._browsers = Browsers(
+        self._browsers = BrowserPolicy(
             config.host, config.allowed_hosts, config.allowed_origins, config.has_keys
         )
-        self._readable = self._browsers.readable(self._respond)
+        routes = [
+            Route("POST", "/v1/chat/completions", asgi=self._complete),
+            Route("POST", "/v1/completions", asgi=self._complete),
+            Route("POST", "/v1/responses", asgi=self._complete),
+            Route("POST", "/tokenize", asgi=self._convert_tokens),
+            Route("POST", "/detokenize", asgi=self._convert_tokens),
+            Route("GET", "/v1/models", self._list_models),
+            Route("GET", "/v1/models/{name:path}", self._retrieve_model),
+            Route("GET", "/version", self._version),
+            Route("GET", "/metrics", self._exposed_metrics),
+            Route("GET", "/ready", asgi=self._ready),
+            Route("GET", HEALTH, asgi=self._health, needs_key=False),
+            *page_routes(),
+            *VectorStores(selector).routes,
+        ]
+        self._routes = RouteTable(routes, self._admit)
+        self._answer = self._browsers.with_cors(self._answer_routed)
         self._adaptations: set[Adaptation] = set()
         self._discarding: set[asyncio.Task[None]] = set()
         self._exposition = Exposition()
@@ -149,24 +132,30 @@ class Gateway:
             },
         )
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
+        match scope["type"]:
+            case "http":
+                await self._answer(scope, receive, send)
+            case "lifespan":
                 await self._engine.app(scope, receive, send)
-            else:
+            case _:
                 await send({"type": "websocket.close"})
-            return
-        await self._readable(scope, receive, send)
 
-    async def _respond(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _answer_routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request or its failure, and log, count and trace the outcome."""
         begun, answer = time.monotonic(), ResponseWriter(send, self._engine.trouble)
         request_id = REQUEST_ID.set(_header(scope, b"x-request-id"))
         with request_span(
             _header(scope, b"traceparent"), {"http.request.method": scope["method"]}
-        ) as tell:
+        ) as set_attributes:
             try:
-                await self._answer(scope, receive, answer)
+                # Health checks may use any name or address; the answer reveals nothing else.
+                if scope["path"] != HEALTH:
+                    self._browsers.check(
+                        scope["method"], _header(scope, b"host"), _header(scope, b"origin")
+                    )
+                await self._routes(scope, receive, answer)
             except Exception as problem:
                 if not is_the_clients(problem):
                     log.exception("a request failed")
@@ -174,90 +163,30 @@ class Gateway:
                     self._metrics.rejected(problem)
                 await answer.fail(problem)
             finally:
-                status = answer.status or _LEFT
-                tell({"http.response.status_code": status})
+                status = answer.status or _CLIENT_LEFT
+                set_attributes({"http.response.status_code": status})
                 self._metrics.answered(status)
                 report = answer.adaptation.report if answer.adaptation else None
                 log_ended(scope["method"], scope["path"], status, time.monotonic() - begun, report)
                 REQUEST_ID.reset(request_id)
 
-    async def _answer(self, scope: Message, receive: Receive, answer: ResponseWriter) -> None:
-        method = scope["method"]
-        if scope["path"] != _ANY_HOST:
-            self._browsers.check(method, _header(scope, b"host"), _header(scope, b"origin"))
-        answerer, allowed = self._route(scope["path"])
-        if method == "OPTIONS":
-            await Response(status_code=204, headers={"allow": ", ".join(allowed)})(
-                scope, receive, answer
-            )
-            return
-        if method not in allowed:
-            raise MethodError(f"{scope['path']} takes {', '.join(allowed)}, not {method}", allowed)
-        key = self._let_in(scope, answerer)
-        check_media_type(
-            dict(scope["headers"]), form=(method, scope["path"]) == ("POST", "/v1/files")
-        )
-        match answerer:
-            case "adapted":
-                await self._adapted(scope, receive, answer, key)
-            case "page":
-                await self._page(scope, receive, answer)
-            case "version":
-                await answer.json(200, {"version": mayfly_version, "vllm": self._engine.version})
-            case "models":
-                await self._models(
-                    scope["path"].removeprefix("/v1/models").removeprefix("/"), answer, key
-                )
-            case "metrics":
-                accept = _header(scope, b"accept") or ""
-                told, media_type = await asyncio.to_thread(self._exposition.told, accept)
-                await Response(told, media_type=media_type)(scope, receive, answer)
-            case "ready":
-                await self._ready(answer)
-            case "corpora":
-                reader = OPERATOR if key is None else key.reader
-                state = {**scope.get("state", {}), "reader": reader}
-                await self._vector_stores.app({**scope, "state": state}, receive, answer)
-            case "tokens":
-                body = await read_body(receive)
-                check_tokens(body, len(self._engine.tokenizer))
-                await self._engine.app(
-                    *_with_body(scope, receive, json.dumps(body).encode()), answer
-                )
-            case _:
-                await self._engine.app(*_with_body(scope, receive, b""), answer)
-
-    def _route(self, path: str) -> tuple[str, tuple[str, ...]]:
-        """What answers requests for a path, and to which methods.
+    def _admit(self, route: Route, scope: Scope) -> dict[str, Any]:
+        """State of a request: its API key, None where it needs none, and its principal.
 
         Raises:
-            RouteError: nothing.
+            UnauthorizedError: the request needs a key and has no valid one.
+            RateLimitError: the key has made too many requests.
+            MediaTypeError: the body is not of the media type of the route.
         """
-        for route in _ROUTES:
-            if route.paths.fullmatch(path):
-                methods = (
-                    self._vector_stores.methods(path) if route.method is None else (route.method,)
-                )
-                if methods:
-                    return route.answerer, (
-                        *(["HEAD"] if "GET" in methods else []),
-                        *methods,
-                        "OPTIONS",
-                    )
-        raise RouteError(f"there is no {path} here")
+        key = None
+        if self._keys is not None and route.needs_key:
+            key = self._keys.find(_header(scope, b"authorization"))
+            self._keys.admit(key)
+        check_media_type(Headers(scope=scope), route.media_type)
+        return {"key": key, "principal": OPERATOR if key is None else key.principal}
 
-    def _let_in(self, scope: Message, answerer: str) -> Key | None:
-        """Whose request it is; None where there are no keys, or none is needed.
-
-        Raises:
-            UnauthorizedError: a key is needed.
-            RateLimitError: it has made too many requests.
-        """
-        if self._keys is None or answerer in _OPEN:
-            return None
-        key = self._keys.find(_header(scope, b"authorization"))
-        self._keys.admit(key)
-        return key
+    async def _complete(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
+        await self._adapted(scope, receive, answer, scope["state"]["key"])
 
     async def _adapted(
         self, scope: Message, receive: Receive, answer: ResponseWriter, key: Key | None
@@ -291,12 +220,12 @@ class Gateway:
         with self._admission.admit(adapts) as end_adaptation:
             learning = adapts + sum(each.learns for each in self._adaptations)
             place = Place(learning, self._config.capacity.undegraded)
-            reader = OPERATOR if key is None else key.reader
+            reader = OPERATOR if key is None else key.principal
             adaptation = Adaptation(
                 wish.in_company(place), self._selector, self._trainer, self._engine, reader, earlier
             )
             answer.adaptation, answer.hear = adaptation, None if talk is None else heard.feed
-            answer.conforms_chunks = in_chunks(body)
+            answer.conforms_chunks = stream_needs_conforming(body)
             self._adaptations.add(adaptation)
             try:
                 adaptation.on_unadapted = end_adaptation
@@ -340,18 +269,41 @@ class Gateway:
             task.add_done_callback(self._discarding.discard)
             await asyncio.shield(task)
 
-    async def _models(self, name: str, answer: ResponseWriter, key: Key | None) -> None:
-        """The models, or the one of this name, each with the terms of its adaptation for this key."""
-        terms = self._config.terms.as_dict(None if key is None else key.limits)
-        models = [{**model, "adaptation": terms} for model in await self._engine.models()]
-        found = [model for model in models if name in ("", model["id"])]
-        if not found:
-            raise ModelError(f"there is no model {name!r} here")
-        await answer.json(200, found[0] if name else {"object": "list", "data": found})
+    async def _convert_tokens(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
+        body = await read_body(receive)
+        check_tokens(body, len(self._engine.tokenizer))
+        await self._engine.app(*_with_body(scope, receive, json.dumps(body).encode()), answer)
 
-    async def _ready(self, answer: ResponseWriter) -> None:
-        """Whether an adapted request could be answered now: the engine lives, the stages answer,
-        the corpus opens.
+    async def _health(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
+        await self._engine.app(*_with_body(scope, receive, b""), answer)
+
+    async def _list_models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": await self._models(request)})
+
+    async def _retrieve_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        for model in await self._models(request):
+            if model["id"] == name:
+                return JSONResponse(model)
+        raise ModelError(f"unknown model {name!r}: GET /v1/models lists the models of this server")
+
+    async def _models(self, request: Request) -> list[dict[str, Any]]:
+        """vLLM's models, each with the adaptation terms of the request's key."""
+        key: Key | None = request.state.key
+        terms = self._config.terms.as_dict(None if key is None else key.limits)
+        return [{**model, "adaptation": terms} for model in await self._engine.models()]
+
+    async def _version(self, request: Request) -> Response:
+        return JSONResponse({"version": mayfly_version, "vllm": self._engine.version})
+
+    async def _exposed_metrics(self, request: Request) -> Response:
+        accept = ", ".join(request.headers.getlist("accept"))
+        content, media_type = await asyncio.to_thread(self._exposition.told, accept)
+        return Response(content, media_type=media_type)
+
+    async def _ready(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
+        """Whether an adapted request could be answered now: the engine lives, the other stages
+        respond, and the default corpus opens.
         """
         checks = {
             "engine": self._engine.check(),
@@ -361,29 +313,29 @@ class Gateway:
         timed = (asyncio.wait_for(check, _READY_SECONDS) for check in checks.values())
         outcomes = await asyncio.gather(*timed, return_exceptions=True)
         state = {
-            name: "ready" if found is None else "not ready"
-            for name, found in zip(checks, outcomes, strict=True)
+            name: "ready" if outcome is None else "not ready"
+            for name, outcome in zip(checks, outcomes, strict=True)
         }
         await answer.json(200 if set(state.values()) == {"ready"} else 503, state)
 
 
-def _header(scope: Message, name: bytes) -> str | None:
+def _header(scope: Scope, name: bytes) -> str | None:
+    """All lines of a header, joined; Starlette's `Headers.get` returns the first line alone."""
     lines = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
     return ", ".join(lines) if lines else None
 
 
-def _with_body(scope: Message, receive: Receive, content: bytes) -> tuple[Message, Receive]:
-    """The request with another body, its length, and the type that every body here is."""
+def _with_body(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Receive]:
+    """The request with another JSON body, and headers to match it."""
     replaced = (b"content-length", b"transfer-encoding", b"content-type")
-    kept = [pair for pair in scope["headers"] if pair[0] not in replaced]
     headers = [
-        *kept,
+        *(pair for pair in scope["headers"] if pair[0] not in replaced),
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(content)),
     ]
     pending = [{"type": "http.request", "body": content, "more_body": False}]
 
-    async def replayed() -> Message:
+    async def replay() -> Message:
         return pending.pop() if pending else await receive()
 
-    return {**scope, "headers": headers}, replayed
+    return {**scope, "headers": headers}, replay

@@ -1,47 +1,45 @@
-"""The last differences between vLLM's answers and OpenAI's specification of them.
+"""The last differences between vLLM's responses and OpenAI's specification.
 
-vLLM writes null where the specification has a value or nothing, and leaves out a `refusal` that the
-specification requires beside log-probabilities. Clients that validate what they are sent refuse
-both. Of streams only those are looked at that carry log-probabilities (`in_chunks`). Knows nothing
-of Mayfly's own field, `adaptation`.
+vLLM writes null where the specification has a value or nothing, and omits the `refusal` that the
+specification requires beside log-probabilities. Clients that validate responses reject both. Of
+streams, only those with log-probabilities are changed (`stream_needs_conforming`). Mayfly's own
+field, `adaptation`, is not known here.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_WHOLE = ("chat.completion", "text_completion")
+_COMPLETIONS = ("chat.completion", "text_completion")
 _CHATS = ("chat.completion", "chat.completion.chunk")
-_OF_ANSWER = ("system_fingerprint", "usage")
-_OF_USAGE = ("completion_tokens_details", "prompt_tokens_details")
-_OF_MESSAGE = ("annotations", "function_call", "tool_calls")
+_RESPONSE_FIELDS = ("system_fingerprint", "usage")
+_USAGE_FIELDS = ("completion_tokens_details", "prompt_tokens_details")
+_MESSAGE_FIELDS = ("annotations", "function_call", "tool_calls")
 
 
-def in_chunks(request: dict[str, Any]) -> bool:
-    """Whether a stream that answers this request has chunks for `conform`: a chat's
-    log-probabilities.
-    """
+def stream_needs_conforming(request: dict[str, Any]) -> bool:
+    """Whether chunks of the stream that answers this request need `conform`."""
     return "messages" in request and bool(request.get("logprobs"))
 
 
-def conform(answer: dict[str, Any]) -> dict[str, Any]:
-    """A completion, a chat or a chunk of one as OpenAI specifies it; others as they are. Changes
-    what it is given.
+def conform(response: dict[str, Any]) -> dict[str, Any]:
+    """Change a completion, a chat completion or a chunk of one to OpenAI's specification, in place;
+    leave other responses unchanged.
     """
-    kind, choices = answer.get("object"), answer.get("choices", [])
-    if kind in _WHOLE:
-        _drop_nulls(answer, _OF_ANSWER)
-        _drop_nulls(answer.get("usage"), _OF_USAGE)
+    kind, choices = response.get("object"), response.get("choices", [])
+    if kind in _COMPLETIONS:
+        _drop_nulls(response, _RESPONSE_FIELDS)
+        _drop_nulls(response.get("usage"), _USAGE_FIELDS)
         for choice in choices:
-            _drop_nulls(choice.get("message"), _OF_MESSAGE)
+            _drop_nulls(choice.get("message"), _MESSAGE_FIELDS)
     if kind in _CHATS:
         for choice in choices:
             if choice.get("logprobs"):
                 choice["logprobs"].setdefault("refusal", None)
-    return answer
+    return response
 
 
-def _drop_nulls(part: dict[str, Any] | None, names: tuple[str, ...]) -> None:
+def _drop_nulls(fields: dict[str, Any] | None, names: tuple[str, ...]) -> None:
     for name in names:
-        if part is not None and name in part and part[name] is None:
-            del part[name]
+        if fields is not None and name in fields and fields[name] is None:
+            del fields[name]

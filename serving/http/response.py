@@ -13,8 +13,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from starlette.types import Message, Send
+
 from serving.errors import in_full, in_openais_shape, is_the_clients, more_headers, to_http
-from serving.http.body import Message, Send, send_json
+from serving.http.body import send_json
 from serving.http.openai_compat import conform
 from serving.report import AdaptationReport
 

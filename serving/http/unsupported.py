@@ -1,12 +1,10 @@
-"""What a client of OpenAI's API may ask for and this server cannot do: refused with the reason,
-before any compute.
+"""Fields of OpenAI's API that have no effect here: refused with the reason, before any compute.
 
-vLLM's application takes these fields and does nothing with them, so that a client would go on
-believing that a response is stored, a page was searched or an output constrained. Refused is only
-what an answer, or a later request, would depend on. What is a hint (`prediction`, `verbosity`,
-`service_tier`, `prompt_cache_key`, ...), a label (`metadata`, `user`, `safety_identifier`, ...) or
-true of every answer here (`max_tool_calls`: no hosted tool is ever called) may stand in any
-request.
+vLLM's application accepts these fields and ignores them, so that a client would believe that a
+response is stored, a page was searched or an output constrained. Only what an answer or a later
+request depends on is refused. Hints (`prediction`, `verbosity`, `service_tier`, `prompt_cache_key`,
+...), labels (`metadata`, `user`, `safety_identifier`, ...) and what holds for every answer here
+(`max_tool_calls`: no hosted tool is ever called) are accepted.
 """
 
 from __future__ import annotations
@@ -19,33 +17,36 @@ from serving.errors import UnsupportedError
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
-_TRUE = (True, "true", "1", "yes", "on", "t", "y")  # as vLLM reads a flag
-# The client calls the first three itself.
-_OWN_TOOLS = ("function", "custom", "namespace", "file_search")
-_INCLUDED = "message.output_text.logprobs"
-# Some clients always ask for it, and send back what they got, if anything.
-_HARMLESS = "reasoning.encrypted_content"
-_HISTORY = "nothing is kept between requests: send the conversation so far as `input`"
+# Values that vLLM reads as true.
+_TRUE = (True, "true", "1", "yes", "on", "t", "y")
+# The client itself calls tools of the first three types.
+_SUPPORTED_TOOLS = ("function", "custom", "namespace", "file_search")
+_SUPPORTED_INCLUDE = "message.output_text.logprobs"
+# Some clients always include it, and send back what they received, if anything.
+_HARMLESS_INCLUDE = "reasoning.encrypted_content"
+_HISTORY = "nothing is stored between requests: send the conversation so far as `input`"
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A field that has no effect: when that matters, and why or what to do instead."""
+class UnsupportedField:
+    """A field without effect.
 
-    field: str
-    matters: Callable[[Any], bool]
+    Attributes:
+        name: name of the field.
+        is_refused: whether a client would rely on this value.
+        instead: the reason, or what to do instead.
+    """
+
+    name: str
+    is_refused: Callable[[Any], bool]
     instead: str
 
 
-def _given(value: Any) -> bool:
+def _is_given(value: Any) -> bool:
     return value is not None
 
 
-def _filled(value: Any) -> bool:
-    return bool(value)
-
-
-def _on(value: Any) -> bool:
+def _is_on(value: Any) -> bool:
     return value in _TRUE or (isinstance(value, str) and value.lower() in _TRUE)
 
 
@@ -53,23 +54,33 @@ def _has_audio(value: Any) -> bool:
     return isinstance(value, list) and "audio" in value
 
 
+def _is_several(value: Any) -> bool:
+    return value not in (None, 1)
+
+
 _GUIDED = tuple(
-    Rule(
-        field,
-        _given,
+    UnsupportedField(
+        name,
+        _is_given,
         "the output would not be constrained: use `structured_outputs` or `response_format`",
     )
-    for field in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+    for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 )
-_MODERATION = Rule("moderation", _given, "nothing is moderated here: leave it out")
-_TABLE: Mapping[str, tuple[Rule, ...]] = {
+_MODERATION = UnsupportedField(
+    "moderation", _is_given, "this server does not moderate: leave it out"
+)
+_FIELDS: Mapping[str, tuple[UnsupportedField, ...]] = {
     CHAT: (
-        Rule("store", _on, "completions are not stored: leave it out or send false"),
-        Rule("web_search_options", _given, "there is no web search here: leave it out"),
-        Rule("modalities", _has_audio, 'answers are text: leave it out or send ["text"]'),
-        Rule(
+        UnsupportedField("store", _is_on, "completions are not stored: leave it out or send false"),
+        UnsupportedField(
+            "web_search_options", _is_given, "this server cannot search the web: leave it out"
+        ),
+        UnsupportedField(
+            "modalities", _has_audio, 'answers are text: leave it out or send ["text"]'
+        ),
+        UnsupportedField(
             "max_output_tokens",
-            _given,
+            _is_given,
             "it is a field of /v1/responses: use `max_completion_tokens`",
         ),
         _MODERATION,
@@ -77,34 +88,38 @@ _TABLE: Mapping[str, tuple[Rule, ...]] = {
     ),
     COMPLETIONS: _GUIDED,
     RESPONSES: (
-        Rule("store", _on, "responses are not stored: leave it out or send false"),
-        Rule(
+        UnsupportedField("store", _is_on, "responses are not stored: leave it out or send false"),
+        UnsupportedField(
             "background",
-            _on,
+            _is_on,
             "responses are not stored, so none can be fetched later: leave it out or use `stream`",
         ),
-        Rule("conversation", _given, _HISTORY),
-        Rule("previous_response_id", _given, _HISTORY),
-        Rule(
+        UnsupportedField("conversation", _is_given, _HISTORY),
+        UnsupportedField("previous_response_id", _is_given, _HISTORY),
+        UnsupportedField(
             "context_management",
-            _filled,
+            bool,
             "nothing is compacted: shorten `input`, or send `truncation`: auto",
         ),
-        Rule(
-            "prompt", _given, "there are no prompt templates here: send `instructions` and `input`"
+        UnsupportedField(
+            "prompt",
+            _is_given,
+            "this server has no prompt templates: send `instructions` and `input`",
         ),
-        Rule("response_format", _given, "it is a field of /v1/chat/completions: use `text.format`"),
-        Rule("max_tokens", _given, "it is a field of /v1/completions: use `max_output_tokens`"),
-        Rule(
+        UnsupportedField(
+            "response_format",
+            _is_given,
+            "it is a field of /v1/chat/completions: use `text.format`",
+        ),
+        UnsupportedField(
+            "max_tokens", _is_given, "it is a field of /v1/completions: use `max_output_tokens`"
+        ),
+        UnsupportedField(
             "max_completion_tokens",
-            _given,
+            _is_given,
             "it is a field of /v1/chat/completions: use `max_output_tokens`",
         ),
-        Rule(
-            "n",
-            lambda value: value not in (None, 1),
-            "a response has one output: send several requests",
-        ),
+        UnsupportedField("n", _is_several, "a response has one output: send several requests"),
         _MODERATION,
         *_GUIDED,
     ),
@@ -115,37 +130,38 @@ def check_supported(path: str, body: Mapping[str, Any], calls_tools: bool) -> No
     """Refuse what this server would silently not do.
 
     Args:
-        path: of the request.
-        body: of the request, before anything is taken out of it.
-        calls_tools: whether the server knows how its model calls tools.
+        path: path of the request.
+        body: body of the request as the client sent it.
+        calls_tools: whether the server can parse its model's tool calls.
 
     Raises:
-        UnsupportedError: a field that has no effect here.
+        UnsupportedError: the body has a field without effect.
     """
-    for rule in _TABLE.get(path, ()):
-        if rule.matters(body.get(rule.field)):
-            raise UnsupportedError(f"`{rule.field}` is not supported: {rule.instead}", rule.field)
+    for field in _FIELDS.get(path, ()):
+        if field.is_refused(body.get(field.name)):
+            raise UnsupportedError(f"`{field.name}` is not supported: {field.instead}", field.name)
     if path == COMPLETIONS:
         _check_best_of(body)
         return
     if path == CHAT:
-        if _filled(body.get("functions")) and body.get("function_call") != "none":
+        if body.get("functions") and body.get("function_call") != "none":
             raise UnsupportedError(
                 "`functions` is not supported: use `tools` and `tool_choice`", "functions"
             )
     elif path == RESPONSES:
         _check_hosted_tools(body)
-        _check_included(body.get("include"))
+        _check_include(body.get("include"))
     if not calls_tools:
-        _check_tools_are_parsed(body)
+        _check_tool_calls_are_parsed(body)
 
 
 def _check_best_of(body: Mapping[str, Any]) -> None:
     best_of, n = body.get("best_of"), body.get("n")
-    wanted = 1 if n is None else n
-    if isinstance(best_of, int) and isinstance(wanted, int) and best_of > wanted:
+    n = 1 if n is None else n
+    if isinstance(best_of, int) and isinstance(n, int) and best_of > n:
         raise UnsupportedError(
-            f"`best_of` {best_of} is not supported: ask for `n` {best_of} with `logprobs` and choose the best yourself",
+            f"`best_of` {best_of} is not supported: request `n` {best_of} with `logprobs` and "
+            "choose the best yourself",
             "best_of",
         )
 
@@ -153,40 +169,41 @@ def _check_best_of(body: Mapping[str, Any]) -> None:
 def _check_hosted_tools(body: Mapping[str, Any]) -> None:
     tools = body.get("tools")
     for kind in map(_type, tools if isinstance(tools, list) else ()):
-        if kind is not None and kind not in _OWN_TOOLS:
+        if kind is not None and kind not in _SUPPORTED_TOOLS:
             raise UnsupportedError(
-                f"`tools`: there is no {kind} here; a tool is a function that the client calls itself, or a "
-                "file_search, which names the corpus to learn from",
+                f"`tools`: {kind} is not supported; a tool is a function that the client calls "
+                "itself, or a file_search, which names the corpus to learn from",
                 "tools",
             )
     kind = _type(body.get("tool_choice"))
-    if kind is not None and kind not in (*_OWN_TOOLS, "allowed_tools"):
-        raise UnsupportedError(f"`tool_choice`: there is no {kind} here", "tool_choice")
+    if kind is not None and kind not in (*_SUPPORTED_TOOLS, "allowed_tools"):
+        raise UnsupportedError(f"`tool_choice`: {kind} is not supported", "tool_choice")
 
 
-def _check_included(include: Any) -> None:
-    for each in include if isinstance(include, list) else ():
-        if each == "file_search_call.results":
+def _check_include(include: Any) -> None:
+    for value in include if isinstance(include, list) else ():
+        if value == "file_search_call.results":
             raise UnsupportedError(
-                "`include`: a file search is not a call here; `adaptation.sources` of the response names what was "
-                "learnt from the corpus",
+                "`include`: a file search is not a tool call here; `adaptation.sources` of the "
+                "response lists what was learnt from the corpus",
                 "include",
             )
-        if isinstance(each, str) and each not in (_INCLUDED, _HARMLESS):
+        if isinstance(value, str) and value not in (_SUPPORTED_INCLUDE, _HARMLESS_INCLUDE):
             raise UnsupportedError(
-                f"`include`: {each[:100]!r} cannot be had here, only {_INCLUDED}", "include"
+                f"`include`: {value[:100]!r} is not supported, only {_SUPPORTED_INCLUDE}",
+                "include",
             )
 
 
-def _check_tools_are_parsed(body: Mapping[str, Any]) -> None:
+def _check_tool_calls_are_parsed(body: Mapping[str, Any]) -> None:
     tools = body.get("tools")
-    named = (
+    called = (
         [tool for tool in tools if _type(tool) != "file_search"] if isinstance(tools, list) else []
     )
-    if named and body.get("tool_choice") != "none":
+    if called and body.get("tool_choice") != "none":
         raise UnsupportedError(
-            "`tools` is not supported by this server, as it does not know how its model calls tools: its operator must "
-            'set --tool-call-parser; or send `tool_choice`: "none"',
+            "`tools` is not supported by this server, which cannot parse its model's tool calls: "
+            'its operator must set --tool-call-parser; or send `tool_choice`: "none"',
             "tools",
         )
 

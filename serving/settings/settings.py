@@ -199,12 +199,12 @@ class Settings:
                 embedder.
         """
         from serving.api_keys import Keys
-        from serving.http.browsers import host_names, origins
+        from serving.http.browsers import parse_hosts, parse_origins
         from serving.settings.model_files import check_embedder, check_model
 
         auto, limits = self.budgets()
-        host_names(self.allowed_host or ())
-        origins(self.allowed_origin or (), self._has_keys())
+        parse_hosts(self.allowed_host or ())
+        parse_origins(self.allowed_origin or (), self._has_keys())
         Keys(self._digests(), self._key_file(), auto, limits)
         check_model(self._model())
         check_embedder(self.embedder, self._model())
@@ -249,7 +249,7 @@ class Settings:
         from serving.adaptation.admission import Capacity
         from serving.config import Config
         from serving.engine.config import EngineConfig
-        from serving.http.browsers import host_names, origins
+        from serving.http.browsers import parse_hosts, parse_origins
 
         auto, limits = self.budgets()
         model, corpora = self._model(), self._corpora()
@@ -300,8 +300,8 @@ class Settings:
             log_format=self.log_format,
             host=self.host,
             port=self.port,
-            allowed_hosts=host_names(self.allowed_host or ()),
-            allowed_origins=origins(self.allowed_origin or (), self._has_keys()),
+            allowed_hosts=parse_hosts(self.allowed_host or ()),
+            allowed_origins=parse_origins(self.allowed_origin or (), self._has_keys()),
             # Each with all of them made engine and trainer far slower.
             threads=self.threads or max(1, cores // 2),
             engine_gpus=engine_gpus,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.http.gateway import _OPEN, _ROUTES
+from serving.http.gateway import HEALTH
 from serving.settings.settings import Settings
 from serving.settings.sources import variable
 
@@ -232,11 +232,9 @@ def test_the_health_check_asks_an_open_route_of_the_port(file: str) -> None:
     (port,) = told(file, "EXPOSE")
     program, _, source = json.loads(check.partition("CMD ")[2])
     (path,) = re.findall(r"'GET', '([^']+)'", source)
-    (route,) = [route for route in _ROUTES if route.paths.fullmatch(path)]
 
     assert program == "python"
-    assert route.method == "GET"
-    assert route.answerer in _OPEN, "it has no key"
+    assert path == HEALTH
     assert environment(file)["MAYFLY_PORT"] == port
     assert "os.environ['MAYFLY_PORT']" in source
 

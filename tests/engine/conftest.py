@@ -80,7 +80,8 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     from serving.adaptation.workers import CorporaWorker, TrainerWorker
     from serving.engine.engine import Engine
     from serving.http.gateway import Gateway
-    from serving.http.hardening import ErrorShapeMiddleware, LimitedHttpProtocol
+    from serving.http.hardening import ErrorShapeMiddleware
+    from serving.http.limited_protocol import LimitedHttpProtocol
 
     # In it an adapter does not depend on its company.
     trainer = TrainerConfig(nano, precision="float32")
@@ -106,7 +107,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     @asynccontextmanager
     async def door(**changes: Any) -> AsyncIterator[str]:
         gateway: Any = ErrorShapeMiddleware(
-            Gateway(engine, selects, trains, replace(config, **changes)), alone=False
+            Gateway(engine, selects, trains, replace(config, **changes)), single_replica=False
         )
         web = uvicorn.Server(
             uvicorn.Config(

@@ -1,6 +1,4 @@
-"""A client's view of a server: streams in pieces of any size, what is told beside the answer, and
-what goes wrong.
-"""
+"""The client: streams split anywhere, progress and report beside the text, and errors."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ from serving.client import (
     AnswerError,
     Report,
     Server,
+    StreamItem,
     TextDelta,
-    Told,
-    read_events,
+    read_stream,
 )
 from tests.serving.replay import CHAT, FIRST, REPORT, Replay, events, spoken
 
-_TOLD: list[Told] = [
+_ITEMS: list[StreamItem] = [
     AdaptationProgress("adapting"),
     AdaptationProgress(
         "adapting: step 2 of 50, loss of the prompt 2.291, sigma 0.700, 58.8 seconds left"
@@ -36,31 +34,31 @@ _TOLD: list[Told] = [
 ]
 
 
-def ask(url: str, key: str | None = None) -> list[Told]:
+def stream(url: str, key: str | None = None) -> list[StreamItem]:
     with closing(Server(url, key)) as server:
-        return list(server.ask("chat/completions", {"model": "nano"}))
+        return list(server.stream("chat/completions", {"model": "nano"}))
 
 
 @given(st.lists(st.integers(0, len(b"".join(CHAT)))))
-def test_a_stream_says_the_same_wherever_it_is_cut(cuts: list[int]) -> None:
+def test_a_stream_may_be_split_anywhere(cuts: list[int]) -> None:
     body = b"".join(CHAT)
     edges = [0, *sorted(cuts), len(body)]
 
-    pieces = [body[start:end] for start, end in itertools.pairwise(edges)]
+    parts = [body[start:end] for start, end in itertools.pairwise(edges)]
 
-    assert list(read_events(pieces)) == _TOLD
-
-
-def test_lines_may_end_as_in_any_event_stream() -> None:
-    assert list(read_events([b"".join(CHAT).replace(b"\n", b"\r\n")])) == _TOLD
+    assert list(read_stream(parts)) == _ITEMS
 
 
-def test_a_completion_has_its_text_elsewhere() -> None:
+def test_lines_may_end_with_a_carriage_return() -> None:
+    assert list(read_stream([b"".join(CHAT).replace(b"\n", b"\r\n")])) == _ITEMS
+
+
+def test_the_text_of_a_completion_is_read() -> None:
     body = events(
         {"choices": [{"index": 0, "text": "x = 1"}]}, {"choices": [{"index": 0, "text": ""}]}
     )
 
-    assert list(read_events(body)) == [TextDelta("x = 1")]
+    assert list(read_stream(body)) == [TextDelta("x = 1")]
 
 
 @pytest.mark.parametrize(
@@ -79,28 +77,30 @@ def test_a_completion_has_its_text_elsewhere() -> None:
         ((b'data: {"error": "Unauthorized"}\n\n',), "Unauthorized"),
     ],
 )
-def test_a_stream_that_fails_says_why_on_one_line(body: tuple[bytes, ...], message: str) -> None:
+def test_a_failing_stream_gives_the_reason_on_one_line(
+    body: tuple[bytes, ...], message: str
+) -> None:
     with pytest.raises(AnswerError, match=message) as caught:
-        list(read_events(body))
+        list(read_stream(body))
 
     assert str(caught.value).isprintable()
 
 
-def test_an_answer_comes_over_http(replay: Replay) -> None:
-    assert ask(replay.url) == _TOLD
+def test_a_response_is_streamed_over_http(replay: Replay) -> None:
+    assert stream(replay.url) == _ITEMS
     assert replay.asked == [("chat/completions", {"model": "nano", "stream": True})]
 
 
-def test_a_slash_at_the_end_of_the_url_is_none(replay: Replay) -> None:
-    assert ask(f"{replay.url}/") == _TOLD
+def test_a_slash_at_the_end_of_the_url_is_ignored(replay: Replay) -> None:
+    assert stream(f"{replay.url}/") == _ITEMS
 
 
-def test_an_answer_arrives_piece_by_piece(replay: Replay) -> None:
+def test_text_arrives_before_the_response_is_complete(replay: Replay) -> None:
     replay.plays = (*events(FIRST, *spoken("Hel"))[:-1], 60.0)
 
     with (
         closing(Server(replay.url)) as server,
-        closing(server.ask("chat/completions", {})) as answer,
+        closing(server.stream("chat/completions", {})) as answer,
     ):
         assert [next(answer), next(answer)] == [Report(REPORT), TextDelta("Hel")]
 
@@ -127,7 +127,7 @@ _ERROR: dict[str, Any] = {
     ("refusal", "message"),
     [
         (JSONResponse({"error": _ERROR}, 400), "^compute_budget: steps is a whole number$"),
-        (JSONResponse({"error": "Unauthorized"}, 401), "wants an API key .* MAYFLY_API_KEY"),
+        (JSONResponse({"error": "Unauthorized"}, 401), "requires an API key: .* MAYFLY_API_KEY"),
         (PlainTextResponse("secret inner", 503), "/v1/[a-z/]+ answers 503 Service Unavailable$"),
         (JSONResponse(["what"], 404), "answers 404 Not Found$"),
     ],
@@ -136,7 +136,7 @@ def test_a_refusal_is_one_line(replay: Replay, refusal: Response, message: str) 
     replay.refuses = refusal
 
     with pytest.raises(AnswerError, match=message):
-        ask(replay.url)
+        stream(replay.url)
     with pytest.raises(AnswerError, match=message), closing(Server(replay.url)) as server:
         server.first_model()
 
@@ -144,61 +144,61 @@ def test_a_refusal_is_one_line(replay: Replay, refusal: Response, message: str) 
 @pytest.mark.parametrize(
     "reply", [PlainTextResponse("<html>"), JSONResponse({"data": []}), JSONResponse([])]
 )
-def test_what_is_no_openai_api_is_said_to_be_none(replay: Replay, reply: Response) -> None:
+def test_a_server_without_models_is_refused(replay: Replay, reply: Response) -> None:
     replay.refuses = reply
 
     with pytest.raises(AnswerError, match="lists no model"), closing(Server(replay.url)) as server:
         server.first_model()
 
 
-def test_a_server_that_is_not_there_is_to_be_started() -> None:
+def test_a_missing_server_is_reported_with_how_to_start_one() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
 
     with pytest.raises(AnswerError, match=f"no server at {url}: start one with `mayfly serve`"):
-        ask(url)
+        stream(url)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", ""])
-def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
-    with pytest.raises(AnswerError, match="is no URL"):
-        ask(url)
+def test_an_invalid_url_is_refused(url: str) -> None:
+    with pytest.raises(AnswerError, match="invalid URL"):
+        stream(url)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/models", "/v1/chat/completions"])
-def test_the_url_of_a_server_or_of_its_api_does(replay: Replay, path: str) -> None:
+def test_the_url_may_be_that_of_the_server_or_of_its_api(replay: Replay, path: str) -> None:
     url = f"{replay.url.removesuffix('/v1')}{path}"
 
     with closing(Server(url)) as server:
         assert server.first_model() == "nano"
-        assert list(server.ask("chat/completions", {"model": "nano"})) == _TOLD
-    assert ask(url) == _TOLD  # also where nobody asked for the model first
+        assert list(server.stream("chat/completions", {"model": "nano"})) == _ITEMS
+    assert stream(url) == _ITEMS
 
 
-def test_an_api_under_a_path_of_its_own_is_found(replay: Replay) -> None:
+def test_an_api_below_another_path_is_found(replay: Replay) -> None:
     for url in (
         f"{replay.url.removesuffix('/v1')}/behind/a/proxy",
         f"{replay.url.removesuffix('/v1')}/plain/api",
     ):
         with closing(Server(url)) as server:
             assert server.first_model() == "nano"
-            assert list(server.ask("chat/completions", {"model": "nano"})) == _TOLD
+            assert list(server.stream("chat/completions", {"model": "nano"})) == _ITEMS
 
 
 @pytest.mark.parametrize(
     "line", [b"data: {not json\n\n", b"data: 5\n\n", b'data: {"choices": [5]}\n\n']
 )
-def test_a_stream_that_is_none_is_said_to_be_none(line: bytes) -> None:
-    with pytest.raises(AnswerError, match="no answer of OpenAI's API: check --url"):
-        list(read_events([line]))
+def test_a_stream_of_another_format_is_refused(line: bytes) -> None:
+    with pytest.raises(AnswerError, match="not one of OpenAI's API: check --url"):
+        list(read_stream([line]))
 
 
-def test_what_no_request_can_hold_is_told(replay: Replay) -> None:
-    with pytest.raises(AnswerError, match="the API key has characters that no header can hold"):
+def test_a_key_or_prompt_that_cannot_be_sent_is_refused(replay: Replay) -> None:
+    with pytest.raises(AnswerError, match="the API key has characters that no header may contain"):
         Server(replay.url, "schlüssel")
     with (
         pytest.raises(AnswerError, match="not Unicode text"),
         closing(Server(replay.url)) as server,
     ):
-        list(server.ask("completions", {"prompt": "half \udcff"}))
+        list(server.stream("completions", {"prompt": "half \udcff"}))

@@ -1,7 +1,7 @@
-"""The fields of requests to the vector-store API: bodies, forms, query strings, in the library's
-words.
+"""Parameters of the vector-store API: bodies, forms and query strings, parsed into the library's
+values.
 
-Only the form is judged here: types, unknown fields, what is not supported.
+Only the form is checked here: types, unknown fields, and what is not supported.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import re
 from typing import Any
 
 from starlette.datastructures import FormData
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
+from starlette.types import Message, Receive
 
 from selection.library.records import AttachmentRequest, PageRequest, parse_chunking
 from serving.errors import RequestError, TooLargeError
-from serving.http.body import Message, Receive, read_body
+from serving.http.body import read_body
+from serving.http.routing import FORM
 
-MAX_UPLOAD = 64 << 20  # bytes, of a whole form
+# Bytes of a whole form.
+MAX_UPLOAD = 64 << 20
 _RANKERS = ("none", "auto", "default-2024-11-15")
 
 
@@ -25,26 +28,26 @@ async def read_fields(request: Request, *known: str) -> dict[str, Any]:
     """The JSON body of a request, without the fields that are null.
 
     Raises:
-        RequestError: not JSON, a field that is not known, or an expiry, which nothing here has.
-        TooLargeError: more than `serving.http.body.MAX_BODY`.
+        RequestError: the body is not JSON, has an unknown field, or asks for an expiry.
+        TooLargeError: the body is larger than `serving.http.body.MAX_BODY`.
     """
     body = await read_body(request.receive)
     unknown = sorted(set(body) - {*known, "expires_after"})
     if unknown:
-        raise RequestError(f"unknown field `{unknown[0]}`: this takes {', '.join(known)}")
+        raise RequestError(f"unknown field `{unknown[0]}`: known fields are {', '.join(known)}")
     _refuse_expiry(body)
     return {key: value for key, value in body.items() if value is not None}
 
 
 async def read_form(request: Request) -> FormData:
-    """The form of an upload; what is large of it lies on disk until the form is closed.
+    """The form of an upload. A large file is on disk until the form is closed.
 
     Raises:
-        RequestError: not a form of one file and a few fields.
-        TooLargeError: more than MAX_UPLOAD.
+        RequestError: the body is not a form of one file and a few fields.
+        TooLargeError: the form is larger than MAX_UPLOAD.
     """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise RequestError("an upload is multipart/form-data, with a `file` and a `purpose`")
+    if not request.headers.get("content-type", "").lower().startswith(FORM):
+        raise RequestError(f"an upload must be {FORM}, with a `file` and a `purpose`")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_UPLOAD:
         raise _too_large()
@@ -52,48 +55,54 @@ async def read_form(request: Request) -> FormData:
         form = await Request(request.scope, _bounded(request.receive)).form(
             max_files=1, max_fields=8, max_part_size=1 << 16
         )
-    except HTTPException as problem:
-        raise RequestError(f"the form cannot be read: {problem.detail}") from problem
+    except MultiPartException as problem:
+        raise RequestError(f"the form cannot be read: {problem.message}") from problem
     _refuse_expiry(form)
     return form
 
 
-def part(request: Request, default: int = 20, most: int = 100) -> PageRequest:
-    """Which part of a list a query string asks for.
+def page_request(request: Request, default: int = 20, most: int = 100) -> PageRequest:
+    """The page of a list that a query string asks for.
+
+    Args:
+        request: the request.
+        default, most: default and largest limit.
 
     Raises:
-        RequestError: a limit or an order that is none.
+        RequestError: an invalid limit or order.
     """
-    asked = request.query_params
-    limit, order = asked.get("limit", str(default)), asked.get("order", "desc")
+    query = request.query_params
+    limit, order = query.get("limit", str(default)), query.get("order", "desc")
     if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= most:
-        raise RequestError(f"`limit` is a whole number from 1 to {most}")
+        raise RequestError(f"`limit` must be a whole number from 1 to {most}")
     if order not in ("asc", "desc"):
-        raise RequestError("`order` is asc or desc")
-    return PageRequest(int(limit), order, asked.get("after"), asked.get("before"))
+        raise RequestError("`order` must be asc or desc")
+    return PageRequest(int(limit), order, query.get("after"), query.get("before"))
 
 
-def wanted(fields: Any) -> AttachmentRequest:
+def attachment_request(fields: Any) -> AttachmentRequest:
     """A file to attach.
 
     Raises:
-        RequestError: no `file_id`, or a chunking strategy that is none.
+        RequestError: no `file_id`, or an invalid chunking strategy.
     """
     if not isinstance(fields, dict) or not isinstance(fields.get("file_id"), str):
         raise RequestError(
-            "a file to attach is an object with a `file_id`, the id of an uploaded file"
+            "a file to attach must be an object with a `file_id`, the id of an uploaded file"
         )
     return AttachmentRequest(
-        fields["file_id"], fields.get("attributes") or {}, cut(fields.get("chunking_strategy"))
+        fields["file_id"],
+        fields.get("attributes") or {},
+        chunking_strategy(fields.get("chunking_strategy")),
     )
 
 
-def cut(strategy: Any) -> tuple[int, int] | None:
-    """Tokens of a sequence and of its overlap, after a chunking strategy; None for the default.
+def chunking_strategy(strategy: Any) -> tuple[int, int] | None:
+    """Length and overlap of chunks in tokens; None for the default.
 
     Raises:
-        RequestError: neither auto nor static.
-        LibraryError: lengths that are none.
+        RequestError: the strategy is neither auto nor static.
+        LibraryError: an invalid length or overlap.
     """
     if strategy is None or strategy == {"type": "auto"}:
         return None
@@ -109,8 +118,8 @@ def cut(strategy: Any) -> tuple[int, int] | None:
         or not all(type(static[n]) is int for n in names)
     ):
         raise RequestError(
-            '`chunking_strategy` is {"type": "auto"} or {"type": "static", "static": {"max_chunk_size_tokens": 256, '
-            '"chunk_overlap_tokens": 0}}'
+            '`chunking_strategy` must be {"type": "auto"} or {"type": "static", "static": '
+            '{"max_chunk_size_tokens": 256, "chunk_overlap_tokens": 0}}'
         )
     return parse_chunking(static[names[0]], static[names[1]])
 
@@ -119,10 +128,10 @@ def strings(value: Any, name: str) -> list[str]:
     """A list of strings.
 
     Raises:
-        RequestError: it is none.
+        RequestError: the value is not a list of strings.
     """
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise RequestError(f"`{name}` is a list of strings")
+        raise RequestError(f"`{name}` must be a list of strings")
     return value
 
 
@@ -130,33 +139,35 @@ def whole_number(value: Any, name: str, least: int, most: int) -> int:
     """A whole number within limits.
 
     Raises:
-        RequestError: it is none.
+        RequestError: the value is not a whole number from `least` to `most`.
     """
     if type(value) is not int or not least <= value <= most:
-        raise RequestError(f"`{name}` is a whole number from {least} to {most}")
+        raise RequestError(f"`{name}` must be a whole number from {least} to {most}")
     return value
 
 
-def threshold(options: Any) -> float:
-    """The lowest score that ranking options ask for. There is one ranking, whatever the ranker.
+def score_threshold(options: Any) -> float:
+    """The lowest score that ranking options ask for. All rankers rank alike.
 
     Raises:
-        RequestError: an option that is not known.
+        RequestError: an unknown or invalid option.
     """
     if not isinstance(options, dict) or set(options) - {"ranker", "score_threshold"}:
-        raise RequestError("`ranking_options` has a `ranker` and a `score_threshold`, nothing else")
+        raise RequestError(
+            "`ranking_options` may have a `ranker` and a `score_threshold`, nothing else"
+        )
     if options.get("ranker", "auto") not in _RANKERS:
-        raise RequestError(f"`ranking_options.ranker` is one of {', '.join(_RANKERS)}")
+        raise RequestError(f"`ranking_options.ranker` must be one of {', '.join(_RANKERS)}")
     lowest = options.get("score_threshold", 0)
     if type(lowest) not in (int, float) or not 0 <= lowest <= 1:
-        raise RequestError("`ranking_options.score_threshold` is a number from 0 to 1")
+        raise RequestError("`ranking_options.score_threshold` must be a number from 0 to 1")
     return float(lowest)
 
 
 def _refuse_expiry(fields: Any) -> None:
     if any(key.startswith("expires_after") and fields[key] is not None for key in fields):
         raise RequestError(
-            "`expires_after` is not supported: what you make stays until you delete it"
+            "`expires_after` is not supported: stores and files stay until they are deleted"
         )
 
 
@@ -175,4 +186,4 @@ def _bounded(receive: Receive) -> Receive:
 
 
 def _too_large() -> TooLargeError:
-    return TooLargeError(f"an upload has {MAX_UPLOAD >> 20} MiB at most: split the file")
+    return TooLargeError(f"an upload is limited to {MAX_UPLOAD >> 20} MiB: split the file")

@@ -1,70 +1,60 @@
-"""OpenAI's vector-store API over the library of corpora: `/v1/vector_stores` and all under it, and
+"""OpenAI's vector-store API over the library of corpora: `/v1/vector_stores` and all below it, and
 `/v1/files`.
 
-A small Starlette application. It judges the form of a request; what it means is
-`selection.library.library`'s to judge. What is not supported (expiry, rewriting a query) is
-refused, not ignored. Chunks are counted in tokens of the served model.
+The endpoints check the form of a request; `selection.library.library` decides what it means. What
+is not supported (expiry, rewriting a query) is refused, not ignored. Chunks are counted in tokens
+of the served model.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match, Route
 
-from selection.access import OPERATOR, Principal
+from selection.access import Principal
 from selection.corpus.sqlite_store import CorpusError
 from selection.library.library import Library
 from selection.library.records import AttachedFile, AttachmentRequest, Batch
-from serving.errors import (
-    MethodError,
-    RequestError,
-    RouteError,
-    is_the_clients,
-    more_headers,
-    to_http,
-)
+from serving.errors import RequestError
+from serving.http.routing import FORM, Route
 from serving.http.vector_stores.params import (
-    cut,
-    part,
+    attachment_request,
+    chunking_strategy,
+    page_request,
     read_fields,
     read_form,
+    score_threshold,
     strings,
-    threshold,
-    wanted,
     whole_number,
 )
 from serving.http.vector_stores.schemas import (
     batch_object,
+    content_page,
     deleted_object,
     file_object,
-    found_page,
     list_object,
+    search_page,
     store_object,
-    texts_page,
     upload_object,
 )
-
-log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Endpoint = Callable[[Request, Principal], Awaitable[Response]]
 
-_UPLOADS_AT_ONCE = 4  # whole in memory, on their way to the library
-_POLL_AFTER = {"openai-poll-after-ms": "250"}  # openai-python's pollers ask again then
+# Uploads are whole in memory on their way to the library.
+_CONCURRENT_UPLOADS = 4
+# After this time openai-python's pollers ask again.
+_POLL_AFTER = {"openai-poll-after-ms": "250"}
 
 
-class Asks(Protocol):
-    """Where the library is: in this process, or behind a Ray deployment."""
+class LibraryExecutor(Protocol):
+    """Calls the library, in this process or behind a Ray deployment."""
 
     async def ask(
         self,
@@ -73,104 +63,94 @@ class Asks(Protocol):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Result:
-        """What a method of `Library` answers."""
+        """Return the result of a method of `Library`."""
 
 
 class VectorStores:
-    """The routes over one library."""
+    """Routes to one library.
 
-    def __init__(self, library: Asks) -> None:
+    Attributes:
+        routes: the routes. Each request's `state.principal` is on whose behalf it is made.
+    """
+
+    def __init__(self, library: LibraryExecutor) -> None:
         self._library = library
-        self._uploading = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+        self._uploading = asyncio.Semaphore(_CONCURRENT_UPLOADS)
         stores, files = "/v1/vector_stores", "/v1/vector_stores/{store}/files"
         batches = "/v1/vector_stores/{store}/file_batches"
         table: list[tuple[str, str, Endpoint]] = [
             ("POST", stores, self._create_store),
-            ("GET", stores, self._stores),
-            ("GET", stores + "/{store}", self._store),
+            ("GET", stores, self._list_stores),
+            ("GET", stores + "/{store}", self._retrieve_store),
             ("POST", stores + "/{store}", self._modify_store),
             ("DELETE", stores + "/{store}", self._delete_store),
             ("POST", stores + "/{store}/search", self._search),
             ("POST", files, self._attach),
-            ("GET", files, self._files),
-            ("GET", files + "/{file}", self._file),
+            ("GET", files, self._list_files),
+            ("GET", files + "/{file}", self._retrieve_file),
             ("POST", files + "/{file}", self._modify_file),
             ("DELETE", files + "/{file}", self._detach),
-            ("GET", files + "/{file}/content", self._texts),
+            ("GET", files + "/{file}/content", self._file_texts),
             ("POST", batches, self._attach_batch),
-            ("GET", batches + "/{batch}", self._batch),
+            ("GET", batches + "/{batch}", self._retrieve_batch),
             ("POST", batches + "/{batch}/cancel", self._cancel_batch),
-            ("GET", batches + "/{batch}/files", self._files),
-            ("POST", "/v1/files", self._upload),
-            ("GET", "/v1/files", self._uploads),
-            ("GET", "/v1/files/{file}", self._uploaded),
+            ("GET", batches + "/{batch}/files", self._list_files),
+            ("GET", "/v1/files", self._list_uploads),
+            ("GET", "/v1/files/{file}", self._retrieve_upload),
             ("DELETE", "/v1/files/{file}", self._delete_upload),
-            ("GET", "/v1/files/{file}/content", self._content),
+            ("GET", "/v1/files/{file}/content", self._upload_content),
         ]
-        routes = [
-            Route(path, _answered(endpoint), methods=[method]) for method, path, endpoint in table
+        self.routes = [
+            Route("POST", "/v1/files", _handled(self._upload), media_type=FORM),
+            *(Route(method, path, _handled(endpoint)) for method, path, endpoint in table),
         ]
-        self.app = Starlette(routes=routes, exception_handlers={HTTPException: self._unrouted})
-        self.app.router.redirect_slashes = False
-        self._routes = [(route, method) for route, (method, *_) in zip(routes, table, strict=True)]
 
-    def methods(self, path: str) -> tuple[str, ...]:
-        """What may be asked of a path; nothing, if there is no such route."""
-        scope = {"type": "http", "path": path, "method": ""}
-        return tuple(
-            method for route, method in self._routes if route.matches(scope)[0] is not Match.NONE
-        )
-
-    async def _unrouted(self, request: Request, problem: Exception) -> Response:
-        path, method = request.scope["path"], request.method
-        if isinstance(problem, HTTPException) and problem.status_code == 405:
-            return _failed(MethodError(f"{path} does not take {method}", self.methods(path)))
-        return _failed(RouteError(f"there is no {path} here"))
-
-    async def _create_store(self, request: Request, reader: Principal) -> Response:
+    async def _create_store(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(
             request, "name", "description", "metadata", "file_ids", "chunking_strategy"
         )
-        chunks = cut(body.get("chunking_strategy"))
+        chunking = chunking_strategy(body.get("chunking_strategy"))
         entry = await self._library.ask(
             Library.create_store,
             body.get("name"),
             metadata=body.get("metadata"),
             description=body.get("description"),
             wanted=[
-                AttachmentRequest(file, cut=chunks)
+                AttachmentRequest(file, cut=chunking)
                 for file in strings(body.get("file_ids", []), "file_ids")
             ],
-            reader=reader,
+            reader=principal,
         )
         return JSONResponse(store_object(entry))
 
-    async def _stores(self, request: Request, reader: Principal) -> Response:
-        page = await self._library.ask(Library.stores, part(request), reader=reader)
+    async def _list_stores(self, request: Request, principal: Principal) -> Response:
+        page = await self._library.ask(Library.stores, page_request(request), reader=principal)
         return JSONResponse(list_object(page, store_object))
 
-    async def _store(self, request: Request, reader: Principal) -> Response:
-        entry = await self._library.ask(Library.store, request.path_params["store"], reader=reader)
+    async def _retrieve_store(self, request: Request, principal: Principal) -> Response:
+        entry = await self._library.ask(
+            Library.store, request.path_params["store"], reader=principal
+        )
         return JSONResponse(store_object(entry))
 
-    async def _modify_store(self, request: Request, reader: Principal) -> Response:
+    async def _modify_store(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(request, "name", "metadata")
         entry = await self._library.ask(
             Library.modify_store,
             request.path_params["store"],
             name=body.get("name"),
             metadata=body.get("metadata"),
-            reader=reader,
+            reader=principal,
         )
         return JSONResponse(store_object(entry))
 
-    async def _delete_store(self, request: Request, reader: Principal) -> Response:
+    async def _delete_store(self, request: Request, principal: Principal) -> Response:
         identity = await self._library.ask(
-            Library.delete_store, request.path_params["store"], reader=reader
+            Library.delete_store, request.path_params["store"], reader=principal
         )
         return JSONResponse(deleted_object("vector_store.deleted", identity))
 
-    async def _search(self, request: Request, reader: Principal) -> Response:
+    async def _search(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(
             request, "query", "filters", "max_num_results", "ranking_options", "rewrite_query"
         )
@@ -178,87 +158,90 @@ class VectorStores:
         queries = [query] if isinstance(query, str) else strings(query, "query")
         if body.get("rewrite_query", False) is not False:
             raise RequestError("`rewrite_query` is not supported: leave it out")
-        found = await self._library.ask(
+        results = await self._library.ask(
             Library.search,
             request.path_params["store"],
             queries,
             limit=whole_number(body.get("max_num_results", 10), "max_num_results", 1, 50),
-            threshold=threshold(body.get("ranking_options", {})),
+            threshold=score_threshold(body.get("ranking_options", {})),
             only=body.get("filters"),
-            reader=reader,
+            reader=principal,
         )
-        return JSONResponse(found_page(queries, found))
+        return JSONResponse(search_page(queries, results))
 
-    async def _attach(self, request: Request, reader: Principal) -> Response:
+    async def _attach(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(request, "file_id", "attributes", "chunking_strategy")
         return _file(
             await self._library.ask(
-                Library.attach, request.path_params["store"], wanted(body), reader=reader
+                Library.attach,
+                request.path_params["store"],
+                attachment_request(body),
+                reader=principal,
             )
         )
 
-    async def _files(self, request: Request, reader: Principal) -> Response:
+    async def _list_files(self, request: Request, principal: Principal) -> Response:
         page = await self._library.ask(
             Library.files,
             request.path_params["store"],
-            part(request),
+            page_request(request),
             status=request.query_params.get("filter"),
             batch=request.path_params.get("batch"),
-            reader=reader,
+            reader=principal,
         )
         return JSONResponse(list_object(page, file_object))
 
-    async def _file(self, request: Request, reader: Principal) -> Response:
+    async def _retrieve_file(self, request: Request, principal: Principal) -> Response:
         return _file(
-            await self._library.ask(Library.file, *_store_and_file(request), reader=reader)
+            await self._library.ask(Library.file, *_store_and_file(request), reader=principal)
         )
 
-    async def _modify_file(self, request: Request, reader: Principal) -> Response:
+    async def _modify_file(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(request, "attributes")
         store, file = _store_and_file(request)
         attributes = body.get("attributes", {})
         return _file(
-            await self._library.ask(Library.modify_file, store, file, attributes, reader=reader)
+            await self._library.ask(Library.modify_file, store, file, attributes, reader=principal)
         )
 
-    async def _detach(self, request: Request, reader: Principal) -> Response:
+    async def _detach(self, request: Request, principal: Principal) -> Response:
         store, file = _store_and_file(request)
-        await self._library.ask(Library.detach, store, file, reader=reader)
+        await self._library.ask(Library.detach, store, file, reader=principal)
         return JSONResponse(deleted_object("vector_store.file.deleted", file))
 
-    async def _texts(self, request: Request, reader: Principal) -> Response:
-        texts = await self._library.ask(Library.texts, *_store_and_file(request), reader=reader)
-        return JSONResponse(texts_page(texts))
+    async def _file_texts(self, request: Request, principal: Principal) -> Response:
+        texts = await self._library.ask(Library.texts, *_store_and_file(request), reader=principal)
+        return JSONResponse(content_page(texts))
 
-    async def _attach_batch(self, request: Request, reader: Principal) -> Response:
+    async def _attach_batch(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(request, "file_ids", "files", "attributes", "chunking_strategy")
         if ("file_ids" in body) == ("files" in body):
             raise RequestError("a batch has either `file_ids` or `files`")
         if "files" in body:
             if not isinstance(body["files"], list):
                 raise RequestError("`files` is a list of objects that have a `file_id`")
-            files = [wanted(file) for file in body["files"]]
+            files = [attachment_request(file) for file in body["files"]]
         else:
             shared = {key: body[key] for key in ("attributes", "chunking_strategy") if key in body}
             files = [
-                wanted({"file_id": file, **shared})
+                attachment_request({"file_id": file, **shared})
                 for file in strings(body["file_ids"], "file_ids")
             ]
         return _batch(
             await self._library.ask(
-                Library.attach_batch, request.path_params["store"], files, reader=reader
+                Library.attach_batch, request.path_params["store"], files, reader=principal
             )
         )
 
-    async def _batch(self, request: Request, reader: Principal) -> Response:
+    async def _retrieve_batch(self, request: Request, principal: Principal) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
-        return _batch(await self._library.ask(Library.batch, store, batch, reader=reader))
+        return _batch(await self._library.ask(Library.batch, store, batch, reader=principal))
 
-    async def _cancel_batch(self, request: Request, reader: Principal) -> Response:
+    async def _cancel_batch(self, request: Request, principal: Principal) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
-        return _batch(await self._library.ask(Library.cancel_batch, store, batch, reader=reader))
+        return _batch(await self._library.ask(Library.cancel_batch, store, batch, reader=principal))
 
-    async def _upload(self, request: Request, reader: Principal) -> Response:
+    async def _upload(self, request: Request, principal: Principal) -> Response:
         form = await read_form(request)
         try:
             file, purpose = form.get("file"), form.get("purpose")
@@ -269,64 +252,54 @@ class VectorStores:
             async with self._uploading:
                 content = await file.read()
                 upload = await self._library.ask(
-                    Library.upload, file.filename or "", content, purpose, reader=reader
+                    Library.upload, file.filename or "", content, purpose, reader=principal
                 )
         finally:
             await form.close()
         return JSONResponse(upload_object(upload))
 
-    async def _uploads(self, request: Request, reader: Principal) -> Response:
-        asked = part(request, default=10_000, most=10_000)
+    async def _list_uploads(self, request: Request, principal: Principal) -> Response:
         page = await self._library.ask(
-            Library.uploads, asked, request.query_params.get("purpose"), reader=reader
+            Library.uploads,
+            page_request(request, default=10_000, most=10_000),
+            request.query_params.get("purpose"),
+            reader=principal,
         )
         return JSONResponse(list_object(page, upload_object))
 
-    async def _uploaded(self, request: Request, reader: Principal) -> Response:
+    async def _retrieve_upload(self, request: Request, principal: Principal) -> Response:
         file = request.path_params["file"]
         return JSONResponse(
-            upload_object(await self._library.ask(Library.uploaded, file, reader=reader))
+            upload_object(await self._library.ask(Library.uploaded, file, reader=principal))
         )
 
-    async def _delete_upload(self, request: Request, reader: Principal) -> Response:
+    async def _delete_upload(self, request: Request, principal: Principal) -> Response:
         file = request.path_params["file"]
-        await self._library.ask(Library.delete_upload, file, reader=reader)
+        await self._library.ask(Library.delete_upload, file, reader=principal)
         return JSONResponse(deleted_object("file", file))
 
-    async def _content(self, request: Request, reader: Principal) -> Response:
+    async def _upload_content(self, request: Request, principal: Principal) -> Response:
         content = await self._library.ask(
-            Library.content, request.path_params["file"], reader=reader
+            Library.content, request.path_params["file"], reader=principal
         )
-        # Somebody's HTML must not become a page of this server.
+        # An uploaded HTML file must not become a page of this server.
         headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
         return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-def _answered(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint, on behalf of the reader whom the door found, its exceptions answered in
-    OpenAI's shape.
-    """
+def _handled(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint with the request's principal, and with exceptions that the gateway knows."""
 
-    async def answered(request: Request) -> Response:
+    async def handled(request: Request) -> Response:
         try:
-            return await endpoint(request, request.scope.get("state", {}).get("reader", OPERATOR))
-        except ClientDisconnect:
-            return _failed(RequestError("the client left before its request was complete"))
-        except Exception as problem:
-            return _failed(problem)
+            return await endpoint(request, request.state.principal)
+        except ClientDisconnect as problem:
+            raise RequestError("the client left before its request was complete") from problem
+        except CorpusError as problem:
+            # A client of this API cannot mend a corpus on disk.
+            raise RuntimeError("a corpus cannot be used") from problem
 
-    return answered
-
-
-def _failed(problem: Exception) -> Response:
-    # What is wrong with a corpus on disk is not the client's.
-    if isinstance(problem, CorpusError) or not is_the_clients(problem):
-        log.error("a request failed", exc_info=problem)
-        problem = RuntimeError()
-    status, body = to_http(problem)
-    return JSONResponse(
-        body, status, {name.decode(): value.decode() for name, value in more_headers(problem)}
-    )
+    return handled
 
 
 def _store_and_file(request: Request) -> tuple[str, str]:

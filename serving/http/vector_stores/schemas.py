@@ -1,5 +1,4 @@
-"""The library's values as the objects of OpenAI's API: vector stores, files, batches, pages of
-them.
+"""OpenAI's JSON objects for the library's values: vector stores, files, batches, and pages of them.
 
 It knows the shapes, not the routes.
 """
@@ -91,23 +90,23 @@ def batch_object(batch: Batch) -> Object:
     }
 
 
-def found_page(queries: Sequence[str], found: Sequence[SearchResult]) -> Object:
-    """What a search found."""
+def search_page(queries: Sequence[str], results: Sequence[SearchResult]) -> Object:
+    """The results of a search."""
     data = [
         {
-            "file_id": each.file,
-            "filename": each.name,
-            "score": each.score,
-            "attributes": each.attributes,
-            "content": [{"type": "text", "text": each.text}],
+            "file_id": result.file,
+            "filename": result.name,
+            "score": result.score,
+            "attributes": result.attributes,
+            "content": [{"type": "text", "text": result.text}],
         }
-        for each in found
+        for result in results
     ]
     shape = {"object": "vector_store.search_results.page", "search_query": list(queries)}
     return {**shape, "data": data, "has_more": False, "next_page": None}
 
 
-def texts_page(texts: Sequence[str]) -> Object:
+def content_page(texts: Sequence[str]) -> Object:
     """The texts of a file of a vector store."""
     data = [{"type": "text", "text": text} for text in texts]
     return {
@@ -119,7 +118,7 @@ def texts_page(texts: Sequence[str]) -> Object:
 
 
 def list_object(page: Page[Item], shape: Callable[[Item], Object]) -> Object:
-    """A part of a list."""
+    """A page of a list."""
     data = [shape(item) for item in page.items]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {
@@ -132,7 +131,7 @@ def list_object(page: Page[Item], shape: Callable[[Item], Object]) -> Object:
 
 
 def deleted_object(kind: str, identity: str) -> Object:
-    """That something is gone."""
+    """Confirmation of a deletion."""
     return {"id": identity, "object": kind, "deleted": True}
 
 

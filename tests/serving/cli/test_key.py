@@ -28,7 +28,7 @@ def test_a_new_key_is_let_in_by_its_table(tmp_path: Path) -> None:
 
     assert [each.exit_code for each in made] == [0, 0]
     for name, (secret,) in zip(("alice", "bob-2"), secrets, strict=True):
-        assert keys.find(f"Bearer {secret}").reader == Principal(name, frozenset())
+        assert keys.find(f"Bearer {secret}").principal == Principal(name, frozenset())
         assert secret not in file.read_text()
     assert secrets[0] != secrets[1]
 

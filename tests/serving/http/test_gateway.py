@@ -1,6 +1,4 @@
-"""The door by HTTP, its stages behind it: what is ours of an answer. vLLM is played; tests/engine
-has the real one.
-"""
+"""The gateway over HTTP, with real stages and a vLLM stand-in; tests/engine has the real one."""
 
 from __future__ import annotations
 
@@ -37,20 +35,21 @@ from serving.config import Config
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.staging import Staging
-from serving.http.gateway import Gateway
+from serving.http.gateway import HEALTH, Gateway
 
 ANSWER = "In the yellow book."
 QUESTION = {"role": "user", "content": "How do I ask for leave?"}
-FURTHER = [
+SECOND_TURN = [
     QUESTION,
     {"role": "assistant", "content": ANSWER},
     {"role": "user", "content": "And how much?"},
 ]
-_ENDLESS = [[(7 * i) % 101 for i in range(32)]] * 20_000  # some minutes
+# Takes minutes to train on.
+_LONG_TRAINING = [[(7 * i) % 101 for i in range(32)]] * 20_000
 
 
-class Vllm:
-    """vLLM's engine and its application: to whatever is asked it has one answer."""
+class FakeVllm:
+    """vLLM's engine and application, which has one answer to every prompt."""
 
     errored = False
 
@@ -94,19 +93,19 @@ class Vllm:
     async def _chat(self, request: Request) -> Response:
         body, params = await request.json(), SimpleNamespace(clone=lambda: None)
         try:
-            (said,) = [text async for text in self.generate(body["messages"], params, "1")]
+            (text,) = [part async for part in self.generate(body["messages"], params, "1")]
         except Exception as problem:
             return JSONResponse({"error": {"message": str(problem), "type": "Inside"}}, 500)
         if not body.get("stream"):
             choice = {
                 "index": 0,
-                "message": {"role": "assistant", "content": said},
+                "message": {"role": "assistant", "content": text},
                 "finish_reason": "stop",
             }
             return JSONResponse({"object": "chat.completion", "choices": [choice]})
         choice = {
             "index": 0,
-            "delta": {"content": said},
+            "delta": {"content": text},
             "logprobs": {"content": []} if body.get("logprobs") else None,
         }
         chunk = f"data: {json.dumps({'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
@@ -119,8 +118,8 @@ class Vllm:
 
 
 @dataclass(frozen=True)
-class House:
-    """What stands behind a door, and stays while doors come and go."""
+class Backend:
+    """The stages behind a gateway, which all gateways of these tests share."""
 
     config: Config
     selector: CorporaWorker
@@ -132,8 +131,8 @@ class House:
     def corpora(self) -> Path:
         return self.config.selector.root
 
-    def fill(self, name: str) -> str:
-        """Make a corpus; its id."""
+    def make_corpus(self, name: str) -> str:
+        """Make a corpus of one document; return its id."""
         corpus = Corpus.create(self.corpora, name, self.embedder, tokenizer_digest(self.tokenizer))
         text = "Leave is asked for in the yellow book, a week ahead. There are thirty days of it."
         ingest(corpus, [Document("leave.md", text)], self.embedder, self.tokenizer)
@@ -141,13 +140,13 @@ class House:
         corpus.close()
         return identity
 
-    def remove(self, name: str) -> None:
+    def remove_corpus(self, name: str) -> None:
         Corpus.open(self.corpora, name).remove()
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, nano: str, tokenizer: Any) -> House:
-    """Its trainer has one slot, and the corpus of requests that name none is "handbook"."""
+def backend(tmp_path_factory: pytest.TempPathFactory, nano: str, tokenizer: Any) -> Backend:
+    """A backend whose trainer has one slot and whose default corpus is "handbook"."""
     trainer = TrainerConfig(nano, rank=4, slots=1)
     corpora = tmp_path_factory.mktemp("home") / "corpora"
     config = Config(
@@ -158,32 +157,34 @@ def house(tmp_path_factory: pytest.TempPathFactory, nano: str, tokenizer: Any) -
         limits=Budget(steps=7, seconds=30.0),
     )
     embedder = load_embedder("base-model", base_model=nano)
-    house = House(
+    backend = Backend(
         config, CorporaWorker(config.selector), TrainerWorker(trainer), embedder, tokenizer
     )
-    house.fill("handbook")
-    return house
+    backend.make_corpus("handbook")
+    return backend
 
 
 @pytest.fixture
-def engine(house: House) -> Iterator[Engine]:
-    vllm = Vllm(house.tokenizer)
-    engine = Engine(vllm, vllm.app, house.config.engine, Staging())
+def engine(backend: Backend) -> Iterator[Engine]:
+    vllm = FakeVllm(backend.tokenizer)
+    engine = Engine(vllm, vllm.app, backend.config.engine, Staging())
     yield engine
     engine.stop()
 
 
-def client_of(house: House, engine: Engine, **changes: Any) -> httpx.AsyncClient:
-    """A client before a door of its own, of a server that is configured otherwise."""
-    door: Any = Gateway(engine, house.selector, house.trainer, replace(house.config, **changes))
+def client_of(backend: Backend, engine: Engine, **changes: Any) -> httpx.AsyncClient:
+    """A client of a gateway of its own, whose configuration differs by `changes`."""
+    gateway: Any = Gateway(
+        engine, backend.selector, backend.trainer, replace(backend.config, **changes)
+    )
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(door), base_url="http://localhost", timeout=60
+        transport=httpx.ASGITransport(gateway), base_url="http://localhost", timeout=60
     )
 
 
 @pytest.fixture
-async def client(house: House, engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(house, engine) as client:
+async def client(backend: Backend, engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(backend, engine) as client:
         yield client
 
 
@@ -199,21 +200,23 @@ async def chat(
     return await client.post("/v1/chat/completions", json=body)
 
 
-def told(name: str, **labels: str) -> float:
+def metric(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 async def test_waiting_for_the_trainer_is_a_stage_of_its_own(
-    client: httpx.AsyncClient, house: House
+    client: httpx.AsyncClient, backend: Backend
 ) -> None:
-    occupied = asyncio.create_task(house.trainer.train(TrainingRequest(_ENDLESS, seconds=1.0)))
+    occupied = asyncio.create_task(
+        backend.trainer.train(TrainingRequest(_LONG_TRAINING, seconds=1.0))
+    )
     await asyncio.sleep(0.2)
 
-    asked = asyncio.create_task(chat(client, QUESTION))
-    while not told("mayfly_requests_in_stage", stage="train"):  # noqa: ASYNC110  a gauge has no event
+    request = asyncio.create_task(chat(client, QUESTION))
+    while not metric("mayfly_requests_in_stage", stage="train"):  # noqa: ASYNC110  a gauge has no event
         await asyncio.sleep(0.01)
-    under_way = [told("mayfly_under_way", what=what) for what in ("requests", "adaptations")]
-    answer = await asked
+    under_way = [metric("mayfly_under_way", what=what) for what in ("requests", "adaptations")]
+    answer = await request
 
     report = answer.json()["adaptation"]
     stages = report["seconds"]
@@ -222,34 +225,34 @@ async def test_waiting_for_the_trainer_is_a_stage_of_its_own(
     assert stages["train"] > 0
     assert sum(stages.values()) < report["spent"]["seconds"] + 0.001
     assert f"queue;dur={1000 * stages['queue']:.1f}" in answer.headers["server-timing"]
-    assert told("mayfly_stage_seconds_sum", stage="queue") == pytest.approx(
+    assert metric("mayfly_stage_seconds_sum", stage="queue") == pytest.approx(
         stages["queue"], abs=1e-3
     )
     assert under_way == [1, 1]
-    assert [told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [0, 0]
+    assert [metric("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [0, 0]
     assert (await occupied).stop == "seconds"
 
 
-async def test_staged_bytes_are_told_while_adapters_come_and_go(engine: Engine) -> None:
-    ended = threading.Event()
+async def test_staged_bytes_are_measured_while_adapters_come_and_go(engine: Engine) -> None:
+    stop = threading.Event()
 
     def stage_and_unstage() -> None:
-        while not ended.is_set():
+        while not stop.is_set():
             folder = engine.staging.path / "adapter"
             folder.mkdir()
             (folder / "adapter_model.safetensors").write_bytes(bytes(100))
             shutil.rmtree(folder)
 
-    coming_and_going = threading.Thread(target=stage_and_unstage)
-    coming_and_going.start()
-    told = {engine.staging.bytes() for _ in range(5_000)}
-    ended.set()
-    coming_and_going.join()
+    staging = threading.Thread(target=stage_and_unstage)
+    staging.start()
+    measured = {engine.staging.bytes() for _ in range(5_000)}
+    stop.set()
+    staging.join()
 
-    assert told <= {0, 100}
+    assert measured <= {0, 100}
 
 
-async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClient) -> None:
+async def test_a_value_that_vllm_would_fail_on_is_refused(client: httpx.AsyncClient) -> None:
     body = {"model": "nano", "messages": [QUESTION], "structured_outputs": 5}
 
     answer = await client.post("/v1/chat/completions", json=body)
@@ -257,7 +260,7 @@ async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClie
     assert answer.status_code == 400
     assert (
         answer.json()["error"]["message"]
-        == '`structured_outputs` is an object such as {"regex": "[0-9]+"}'
+        == '`structured_outputs` must be an object such as {"regex": "[0-9]+"}'
     )
 
 
@@ -271,11 +274,11 @@ async def test_what_vllm_would_fail_at_is_refused_before(client: httpx.AsyncClie
         ("/v1/responses", "tools", [{"type": "file_search", "vector_store_ids": ["a", "b"]}]),
     ],
 )
-async def test_what_would_have_no_effect_is_refused_before_anything_is_computed(
+async def test_a_field_without_effect_is_refused_before_any_compute(
     client: httpx.AsyncClient, path: str, field: str, value: Any
 ) -> None:
-    selected = told("mayfly_stage_seconds_count", stage="embed")
-    asked = (
+    selected = metric("mayfly_stage_seconds_count", stage="embed")
+    prompt = (
         {"messages": [QUESTION]}
         if "chat" in path
         else {"prompt": "x"}
@@ -284,17 +287,17 @@ async def test_what_would_have_no_effect_is_refused_before_anything_is_computed(
     )
 
     answer = await client.post(
-        path, json={"model": "nano", **asked, field: value, "compute_budget": {"steps": 2}}
+        path, json={"model": "nano", **prompt, field: value, "compute_budget": {"steps": 2}}
     )
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
-    assert told("mayfly_stage_seconds_count", stage="embed") == selected
+    assert metric("mayfly_stage_seconds_count", stage="embed") == selected
 
 
-async def test_an_engine_that_has_ended_is_told_with_when_to_come_back(house: House) -> None:
-    vllm = Vllm(house.tokenizer)
-    engine = Engine(vllm, vllm.app, house.config.engine, Staging())
-    async with client_of(house, engine) as client:
+async def test_a_dead_engine_is_reported_with_when_to_retry(backend: Backend) -> None:
+    vllm = FakeVllm(backend.tokenizer)
+    engine = Engine(vllm, vllm.app, backend.config.engine, Staging())
+    async with client_of(backend, engine) as client:
         vllm.errored = True
         answers = [await chat(client, QUESTION), await chat(client, QUESTION, required=True)]
     engine.stop()
@@ -304,17 +307,17 @@ async def test_an_engine_that_has_ended_is_told_with_when_to_come_back(house: Ho
         assert answer.headers["retry-after"] == "5"
 
 
-async def test_an_engine_that_ends_while_it_answers_is_told_so_too(house: House) -> None:
-    vllm = Vllm(house.tokenizer)
+async def test_an_engine_that_dies_while_it_answers_is_reported(backend: Backend) -> None:
+    vllm = FakeVllm(backend.tokenizer)
 
-    async def ends(*_: Any, **__: Any) -> AsyncIterator[str]:
+    async def die(*_: Any, **__: Any) -> AsyncIterator[str]:
         vllm.errored = True
         raise RuntimeError("the engine is dead")
         yield
 
-    vllm.generate = ends  # type: ignore[method-assign]
-    engine = Engine(vllm, vllm.app, house.config.engine, Staging())
-    async with client_of(house, engine) as client:
+    vllm.generate = die  # type: ignore[method-assign]
+    engine = Engine(vllm, vllm.app, backend.config.engine, Staging())
+    async with client_of(backend, engine) as client:
         answer = await chat(client, QUESTION)
     engine.stop()
 
@@ -322,16 +325,16 @@ async def test_an_engine_that_ends_while_it_answers_is_told_so_too(house: House)
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_what_vllm_does_for_a_client_that_has_left_ends_without_an_adapter(
-    house: House, engine: Engine, begun: bool
+async def test_a_generation_whose_client_has_left_ends_without_an_adapter(
+    backend: Backend, engine: Engine, begun: bool
 ) -> None:
-    # Arrange: vLLM answers in a task of its own, which outlives the request; it asks for the
-    # adapter before the client leaves, and waits for the trainer, or only afterwards.
+    # Arrange: vLLM answers in a task of its own, which outlives the request. The task asks for the
+    # adapter, and waits for the trainer, before the client leaves, or only afterwards.
     tasks: list[asyncio.Task[None]] = []
-    asks = asyncio.Event()
+    ask = asyncio.Event()
 
     async def handle() -> None:
-        await asks.wait()
+        await ask.wait()
         async for _ in engine._generate(
             QUESTION["content"], SimpleNamespace(clone=lambda: None), "1"
         ):
@@ -342,18 +345,20 @@ async def test_what_vllm_does_for_a_client_that_has_left_ends_without_an_adapter
         await asyncio.sleep(60)
 
     engine.app = app
-    occupied = asyncio.create_task(house.trainer.train(TrainingRequest(_ENDLESS, seconds=30.0)))
+    occupied = asyncio.create_task(
+        backend.trainer.train(TrainingRequest(_LONG_TRAINING, seconds=30.0))
+    )
 
     # Act.
-    async with client_of(house, engine) as client:
-        asked = asyncio.create_task(chat(client, QUESTION))
+    async with client_of(backend, engine) as client:
+        request = asyncio.create_task(chat(client, QUESTION))
         if begun:
-            asks.set()
-        while not (tasks and (told("mayfly_requests_in_stage", stage="train") or not begun)):  # noqa: ASYNC110
+            ask.set()
+        while not (tasks and (metric("mayfly_requests_in_stage", stage="train") or not begun)):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        asked.cancel()
-        await asyncio.wait([asked])
-        asks.set()
+        request.cancel()
+        await asyncio.wait([request])
+        ask.set()
         ended, _ = await asyncio.wait(tasks, timeout=10)
     occupied.cancel()
     await asyncio.wait([occupied])
@@ -363,10 +368,10 @@ async def test_what_vllm_does_for_a_client_that_has_left_ends_without_an_adapter
     assert (engine.live(), engine.staging.names()) == (0, [])
 
 
-async def test_where_a_damaged_corpus_lies_is_for_the_log_alone(
-    client: httpx.AsyncClient, house: House, caplog: pytest.LogCaptureFixture
+async def test_the_folder_of_a_damaged_corpus_is_in_the_log_only(
+    client: httpx.AsyncClient, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = house.corpora / "damaged"
+    folder = backend.corpora / "damaged"
     folder.mkdir()
     (folder / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
 
@@ -377,14 +382,14 @@ async def test_where_a_damaged_corpus_lies_is_for_the_log_alone(
     assert (answer.status_code, error["param"]) == (400, "adaptation.corpus")
     assert error["message"].startswith("corpus 'damaged' is damaged: ")
     assert "add its documents again" in error["message"]
-    assert str(house.corpora.parent) not in answer.text
+    assert str(backend.corpora.parent) not in answer.text
     (logged,) = [record.exc_info for record in caplog.records if record.exc_info]
     assert logged[1] is not None
     assert logged[1].__notes__ == [f"its folder is {folder}"]
 
 
 @pytest.mark.parametrize("logprobs", [True, False])
-async def test_a_streams_log_probabilities_are_told_as_openai_tells_them(
+async def test_log_probabilities_of_a_stream_have_openais_shape(
     client: httpx.AsyncClient, logprobs: bool
 ) -> None:
     body = {
@@ -404,44 +409,44 @@ async def test_a_streams_log_probabilities_are_told_as_openai_tells_them(
     assert [chunk["choices"][0]["logprobs"] for chunk in chunks] == [expected, expected]
 
 
-async def test_a_conversation_goes_on_whether_its_corpus_is_called_by_name_or_id(
-    client: httpx.AsyncClient, house: House
+async def test_a_conversation_goes_on_whether_its_corpus_is_named_or_given_by_id(
+    client: httpx.AsyncClient, backend: Backend
 ) -> None:
-    identity = house.fill("by-both")
+    identity = backend.make_corpus("by-both")
 
     for first, second in (("by-both", identity), (identity, "by-both")):
-        begun = (await chat(client, QUESTION, corpus=first, reuse="conversation")).json()[
+        first_turn = (await chat(client, QUESTION, corpus=first, reuse="conversation")).json()[
             "adaptation"
         ]
-        gone_on = (await chat(client, *FURTHER, corpus=second, reuse="conversation")).json()[
-            "adaptation"
-        ]
+        second_turn = (
+            await chat(client, *SECOND_TURN, corpus=second, reuse="conversation")
+        ).json()["adaptation"]
 
-        assert begun["reused"] is None
-        assert gone_on["reused"] == {"adapter": begun["adapter"], "turns": 1, "steps": 2}
-        assert gone_on["corpus"] == second
+        assert first_turn["reused"] is None
+        assert second_turn["reused"] == {"adapter": first_turn["adapter"], "turns": 1, "steps": 2}
+        assert second_turn["corpus"] == second
 
 
-async def test_a_corpus_of_the_same_name_does_not_go_on_from_a_removed_ones_adapter(
-    client: httpx.AsyncClient, house: House
+async def test_a_new_corpus_does_not_reuse_the_adapter_of_a_removed_one(
+    client: httpx.AsyncClient, backend: Backend
 ) -> None:
-    house.fill("made-again")
-    begun = (await chat(client, QUESTION, corpus="made-again", reuse="conversation")).json()[
+    backend.make_corpus("made-again")
+    first_turn = (await chat(client, QUESTION, corpus="made-again", reuse="conversation")).json()[
         "adaptation"
     ]
-    house.remove("made-again")
-    house.fill("made-again")
+    backend.remove_corpus("made-again")
+    backend.make_corpus("made-again")
 
-    gone_on = (await chat(client, *FURTHER, corpus="made-again", reuse="conversation")).json()[
-        "adaptation"
-    ]
+    second_turn = (
+        await chat(client, *SECOND_TURN, corpus="made-again", reuse="conversation")
+    ).json()["adaptation"]
 
-    assert begun["adapted"]
-    assert gone_on["adapted"]
-    assert gone_on["reused"] is None
+    assert first_turn["adapted"]
+    assert second_turn["adapted"]
+    assert second_turn["reused"] is None
 
 
-async def test_a_model_says_what_adaptation_it_offers(client: httpx.AsyncClient) -> None:
+async def test_a_model_states_its_adaptation_terms(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/models")).json()["data"]
 
     assert listed == [
@@ -459,15 +464,16 @@ async def test_a_model_says_what_adaptation_it_offers(client: httpx.AsyncClient)
     assert (await client.get("/v1/models/nano")).json() == listed[0]
 
 
-async def test_each_key_is_told_its_own_limits_and_nobody_without_one(
-    house: House, engine: Engine, tmp_path: Path
+async def test_each_key_sees_its_own_limits(
+    backend: Backend, engine: Engine, tmp_path: Path
 ) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(
-        f'[keys.ann]\nsha256 = "{digest("a")}"\nmax_steps = 5\n[keys.bob]\nsha256 = "{digest("b")}"\n'
+        f'[keys.ann]\nsha256 = "{digest("a")}"\nmax_steps = 5\n'
+        f'[keys.bob]\nsha256 = "{digest("b")}"\n'
     )
 
-    async with client_of(house, engine, key_file=file, corpus=None) as client:
+    async with client_of(backend, engine, key_file=file, corpus=None) as client:
         answers = [
             await client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
             for key in "abc"
@@ -479,18 +485,16 @@ async def test_each_key_is_told_its_own_limits_and_nobody_without_one(
     assert answers[2].status_code == 401
 
 
-async def test_tokens_of_the_model_are_made_text(client: httpx.AsyncClient, house: House) -> None:
-    last = len(house.tokenizer) - 1
+async def test_tokens_are_converted_to_text(client: httpx.AsyncClient, backend: Backend) -> None:
+    last = len(backend.tokenizer) - 1
 
-    for tokens in (house.tokenizer.encode("leave"), [], [0, last]):
+    for tokens in (backend.tokenizer.encode("leave"), [], [0, last]):
         answer = await client.post("/detokenize", json={"model": "nano", "tokens": tokens})
-        assert answer.json() == {"prompt": house.tokenizer.decode(tokens)}
+        assert answer.json() == {"prompt": backend.tokenizer.decode(tokens)}
 
 
 @pytest.mark.parametrize("token", [-1, 1 << 40, 0.0, 1.5, True, "1", None, [1]])
-async def test_tokens_that_the_model_lacks_are_refused(
-    client: httpx.AsyncClient, token: Any
-) -> None:
+async def test_invalid_tokens_are_refused(client: httpx.AsyncClient, token: Any) -> None:
     answer = await client.post("/detokenize", json={"model": "nano", "tokens": [1, token]})
 
     error = answer.json()["error"]
@@ -502,44 +506,44 @@ async def test_tokens_that_the_model_lacks_are_refused(
 
 
 async def test_the_first_token_beyond_the_vocabulary_is_refused(
-    client: httpx.AsyncClient, house: House
+    client: httpx.AsyncClient, backend: Backend
 ) -> None:
-    answer = await client.post("/detokenize", json={"tokens": [len(house.tokenizer)]})
+    answer = await client.post("/detokenize", json={"tokens": [len(backend.tokenizer)]})
 
     assert answer.status_code == 400
-    assert f"from 0 to {len(house.tokenizer) - 1}" in answer.json()["error"]["message"]
+    assert f"from 0 to {len(backend.tokenizer) - 1}" in answer.json()["error"]["message"]
 
 
-async def test_a_request_that_gets_no_adapter_gives_its_place_to_another(house: House) -> None:
-    # Arrange: one place for adaptations, and a request whose seconds are over at once and whose
-    # answer takes long.
-    vllm, answering, go_on = Vllm(house.tokenizer), asyncio.Event(), asyncio.Event()
+async def test_a_request_without_an_adapter_frees_its_place(backend: Backend) -> None:
+    # Arrange: one place for adaptations, and a request whose time is spent at once and whose answer
+    # takes long.
+    vllm, answering, go_on = FakeVllm(backend.tokenizer), asyncio.Event(), asyncio.Event()
     generate = vllm.generate
 
-    async def held(prompt: Any, params: Any, request_id: str, **options: Any) -> AsyncIterator[str]:
-        if prompt[0]["content"] == "held":
+    async def hold(prompt: Any, params: Any, request_id: str, **options: Any) -> AsyncIterator[str]:
+        if prompt[0]["content"] == "hold":
             answering.set()
             await go_on.wait()
         async for text in generate(prompt, params, request_id, **options):
             yield text
 
-    vllm.generate = held  # type: ignore[method-assign]
-    engine = Engine(vllm, vllm.app, house.config.engine, Staging())
+    vllm.generate = hold  # type: ignore[method-assign]
+    engine = Engine(vllm, vllm.app, backend.config.engine, Staging())
     body = {
         "model": "nano",
-        "messages": [{"role": "user", "content": "held"}],
+        "messages": [{"role": "user", "content": "hold"}],
         "compute_budget": {"seconds": 1e-6},
     }
-    async with client_of(house, engine, capacity=Capacity(adaptations=1, requests=4)) as client:
-        large = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+    async with client_of(backend, engine, capacity=Capacity(adaptations=1, requests=4)) as client:
+        held = asyncio.create_task(client.post("/v1/chat/completions", json=body))
         await answering.wait()
 
         other = await chat(client, QUESTION)
         again = await chat(client, QUESTION)
 
-        assert not large.done()
+        assert not held.done()
         go_on.set()
-        reply = await large
+        reply = await held
     engine.stop()
 
     assert (other.status_code, other.json()["adaptation"]["adapted"]) == (200, True)
@@ -563,7 +567,7 @@ JSON = {"content-type": "application/json"}
         ("OPTIONS", "/"),
     ],
 )
-async def test_an_open_server_does_not_answer_to_a_name_that_a_page_brought(
+async def test_an_open_server_refuses_an_unknown_host(
     client: httpx.AsyncClient, method: str, path: str
 ) -> None:
     answer = await client.request(method, path, headers={"host": "evil.example:8000"})
@@ -574,26 +578,61 @@ async def test_an_open_server_does_not_answer_to_a_name_that_a_page_brought(
     assert "--allowed-host" in error["message"]
 
 
-async def test_what_watches_over_it_may_ask_for_its_health_by_any_name(
-    house: House, engine: Engine
+async def test_health_is_answered_to_any_host_without_a_key(
+    backend: Backend, engine: Engine
 ) -> None:
     async def alive(scope: Any, receive: Any, send: Any) -> None:
         await Response("alive")(scope, receive, send)
 
     engine.app = alive
-    async with client_of(house, engine) as client:
-        assert (await client.get("/health", headers={"host": "10.0.0.1:8000"})).status_code == 200
+    for changes in ({}, {"key_digests": (digest("a"),)}):
+        async with client_of(backend, engine, **changes) as client:
+            answer = await client.get(HEALTH, headers={"host": "10.0.0.1:8000"})
+        assert (answer.status_code, answer.text) == (200, "alive")
 
 
-async def test_a_name_that_it_is_told_is_its_own(house: House, engine: Engine) -> None:
-    async with client_of(house, engine, allowed_hosts=("gpu.example",)) as client:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/completions%0a",
+        "/health%0a",
+        "/v1/chat/completions/",
+        "//v1/completions",
+        "/v1/load_lora_adapter",
+        "/docs",
+        "/v1/vector_stores_x",
+    ],
+)
+async def test_vllm_is_not_reached_by_another_path(
+    backend: Backend, engine: Engine, path: str
+) -> None:
+    async def reached(*_: Any) -> None:
+        raise AssertionError("vLLM's application was called")
+
+    engine.app = reached
+    async with client_of(backend, engine) as client:
+        answers = [await client.request(method, path, json={}) for method in ("GET", "POST")]
+
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert {answer.json()["error"]["code"] for answer in answers} == {"unknown_url"}
+
+
+async def test_an_encoded_path_is_the_path(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/v1/%6dodels/n%61no")).json()["id"] == "nano"
+    unknown = await client.get("/v1/models/org%2Fmodel")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    assert "'org/model'" in unknown.json()["error"]["message"]
+
+
+async def test_an_allowed_host_is_accepted(backend: Backend, engine: Engine) -> None:
+    async with client_of(backend, engine, allowed_hosts=("gpu.example",)) as client:
         assert (
             await client.get("/v1/models", headers={"host": "gpu.example:8000"})
         ).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/vector_stores", "/v1/files"])
-async def test_a_page_of_another_origin_changes_nothing(
+async def test_a_page_of_another_origin_cannot_change_anything(
     client: httpx.AsyncClient, path: str
 ) -> None:
     before = (await client.get("/v1/vector_stores")).json()["data"]
@@ -613,7 +652,7 @@ async def test_a_page_of_another_origin_changes_nothing(
     "path",
     ["/v1/chat/completions", "/detokenize", "/v1/vector_stores", "/v1/vector_stores/a/search"],
 )
-async def test_a_body_that_says_it_is_no_json_is_not_read_as_json(
+async def test_a_body_of_another_media_type_is_not_read_as_json(
     client: httpx.AsyncClient, kind: str, path: str
 ) -> None:
     answer = await client.post(path, content=b"{}", headers={"content-type": kind})
@@ -623,7 +662,7 @@ async def test_a_body_that_says_it_is_no_json_is_not_read_as_json(
     assert error["message"].startswith("Unsupported Media Type: Only 'application/json' is allowed")
 
 
-async def test_an_upload_is_a_form(client: httpx.AsyncClient) -> None:
+async def test_an_upload_must_be_a_form(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/files", content=b"{}", headers=JSON)
 
     assert answer.status_code == 415
@@ -642,31 +681,31 @@ async def test_an_upload_is_a_form(client: httpx.AsyncClient) -> None:
         ("/v1/files/a/content", "HEAD, GET, OPTIONS"),
     ],
 )
-async def test_every_path_says_how_it_may_be_asked(
-    house: House, engine: Engine, client: httpx.AsyncClient, path: str, allowed: str
+async def test_every_path_states_its_methods(
+    backend: Backend, engine: Engine, client: httpx.AsyncClient, path: str, allowed: str
 ) -> None:
-    asked = await client.options(path)
+    options = await client.options(path)
     refused = await client.request("PATCH", path)
-    async with client_of(house, engine, key_digests=(digest("a"),)) as with_keys:
-        unknown = await with_keys.options(path)
+    async with client_of(backend, engine, key_digests=(digest("a"),)) as with_keys:
+        without_key = await with_keys.options(path)
 
-    assert (asked.status_code, asked.content, asked.headers["allow"]) == (204, b"", allowed)
-    assert "access-control-allow-origin" not in asked.headers
-    assert "content-length" not in asked.headers
+    assert (options.status_code, options.content, options.headers["allow"]) == (204, b"", allowed)
+    assert "access-control-allow-origin" not in options.headers
+    assert "content-length" not in options.headers
     assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
     assert refused.json()["error"]["code"] == "method_not_allowed"
-    assert unknown.status_code == 204
+    assert without_key.status_code == 204
 
 
-async def test_what_is_nowhere_is_not_there_for_options_either(client: httpx.AsyncClient) -> None:
+async def test_options_of_an_unknown_path_is_404(client: httpx.AsyncClient) -> None:
     assert (await client.options("/v1/nowhere")).status_code == 404
     assert (await client.options("/v1/vector_stores/a/nowhere")).status_code == 404
 
 
-def asking(
+def preflight(
     origin: str, headers: str = "authorization,content-type,compute-budget"
 ) -> dict[str, str]:
-    """What a browser sends before a request of a page."""
+    """Headers that a browser sends before a request of a page."""
     return {
         "origin": origin,
         "access-control-request-method": "POST",
@@ -675,12 +714,14 @@ def asking(
     }
 
 
-async def test_a_page_of_an_allowed_origin_may_use_it(house: House, engine: Engine) -> None:
+async def test_a_page_of_an_allowed_origin_may_use_the_server(
+    backend: Backend, engine: Engine
+) -> None:
     body = {"model": "nano", "messages": [QUESTION], "compute_budget": "none"}
     async with client_of(
-        house, engine, allowed_origins=(PAGE,), key_digests=(digest("a"),)
+        backend, engine, allowed_origins=(PAGE,), key_digests=(digest("a"),)
     ) as client:
-        before = await client.options("/v1/chat/completions", headers=asking(PAGE))
+        allowed = await client.options("/v1/chat/completions", headers=preflight(PAGE))
         sent = {"origin": PAGE, "authorization": "Bearer a"}
         whole = await client.post("/v1/chat/completions", json=body, headers=sent)
         streamed = await client.post(
@@ -691,16 +732,16 @@ async def test_a_page_of_an_allowed_origin_may_use_it(house: House, engine: Engi
         other = await client.post(
             "/v1/chat/completions", json=body, headers={**sent, "origin": "https://evil.example"}
         )
-        others_before = await client.options(
-            "/v1/chat/completions", headers=asking("https://evil.example")
+        others_preflight = await client.options(
+            "/v1/chat/completions", headers=preflight("https://evil.example")
         )
 
-    assert before.status_code == 200
-    assert before.headers["access-control-allow-origin"] == PAGE
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == PAGE
     assert {"authorization", "compute-budget"} <= set(
-        before.headers["access-control-allow-headers"].split(",")
+        allowed.headers["access-control-allow-headers"].split(",")
     )
-    assert "POST" in before.headers["access-control-allow-methods"]
+    assert "POST" in allowed.headers["access-control-allow-methods"]
     assert [each.status_code for each in (whole, streamed, unknown, missing)] == [
         200,
         200,
@@ -716,13 +757,15 @@ async def test_a_page_of_an_allowed_origin_may_use_it(house: House, engine: Engi
             for name in ("Compute-Spent", "Server-Timing", "X-Request-Id", "Retry-After")
         )
     assert other.status_code == 200
-    for answer in (other, others_before):
+    for answer in (other, others_preflight):
         assert "access-control-allow-origin" not in answer.headers
-    assert others_before.status_code == 204
+    assert others_preflight.status_code == 204
 
 
-async def test_without_keys_an_allowed_page_may_change_it(house: House, engine: Engine) -> None:
-    async with client_of(house, engine, allowed_origins=(PAGE,)) as client:
+async def test_an_allowed_page_may_use_a_server_without_keys(
+    backend: Backend, engine: Engine
+) -> None:
+    async with client_of(backend, engine, allowed_origins=(PAGE,)) as client:
         answer = await chat_from(client, PAGE)
         other = await chat_from(client, "https://evil.example")
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from serving.http.openai_compat import conform, in_chunks
+from serving.http.openai_compat import conform, stream_needs_conforming
 
 
-def test_a_chat_has_no_nulls_where_openai_has_none() -> None:
+def test_nulls_that_openai_does_not_allow_are_dropped() -> None:
     answer = conform(
         {
             "object": "chat.completion",
@@ -34,14 +34,14 @@ def test_a_chat_has_no_nulls_where_openai_has_none() -> None:
 
     assert answer == {
         "object": "chat.completion",
-        # May be null, and so may content, refusal and logprobs, which must be there.
+        # These must be present and may be null, as content, refusal and logprobs.
         "service_tier": None,
         "choices": [{"message": {"content": None, "refusal": None}, "logprobs": None}],
         "usage": {"prompt_tokens": 1},
     }
 
 
-def test_log_probabilities_of_a_chat_say_that_nothing_was_refused() -> None:
+def test_log_probabilities_of_a_chat_have_a_refusal() -> None:
     answer = conform({"object": "chat.completion", "choices": [{"logprobs": {"content": []}}]})
 
     assert answer["choices"][0]["logprobs"] == {"content": [], "refusal": None}
@@ -56,19 +56,19 @@ def test_log_probabilities_of_a_completion_have_no_refusal() -> None:
     }
 
 
-def test_what_is_there_stays() -> None:
+def test_values_are_kept() -> None:
     calls = {"object": "chat.completion", "choices": [{"message": {"tool_calls": [{"id": "1"}]}}]}
 
     assert conform(calls)["choices"][0]["message"]["tool_calls"] == [{"id": "1"}]
 
 
-def test_other_answers_are_left_alone() -> None:
+def test_other_responses_are_unchanged() -> None:
     tokens = {"count": 1, "system_fingerprint": None}
 
     assert conform(dict(tokens)) == tokens
 
 
-def test_log_probabilities_of_a_chunk_say_that_nothing_was_refused_and_its_nulls_stay() -> None:
+def test_log_probabilities_of_a_chunk_have_a_refusal_and_its_nulls_stay() -> None:
     chunk = {
         "object": "chat.completion.chunk",
         "choices": [{"logprobs": {"content": []}}, {"logprobs": None}],
@@ -90,7 +90,7 @@ def test_log_probabilities_of_a_chunk_say_that_nothing_was_refused_and_its_nulls
         ({"prompt": "", "logprobs": 1}, False),
     ],
 )
-def test_only_a_chat_that_asks_for_log_probabilities_has_chunks_to_look_at(
+def test_only_chats_with_log_probabilities_have_chunks_to_conform(
     request_body: dict[str, Any], expected: bool
 ) -> None:
-    assert in_chunks(request_body) is expected
+    assert stream_needs_conforming(request_body) is expected

@@ -1,43 +1,34 @@
-"""The page's files over HTTP: what they are, that they are not sent twice, and that they reach for
-nobody else.
-"""
+"""The page's files over HTTP: their types, caching, and that they reach no other host."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
-import threading
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
-from serving.errors import RouteError
-from serving.http.page import FOLDER, PageFiles
+from serving.http.page import FOLDER, page_routes
+from tests.serving.http.web_server import application, serve
 
 _FILES = sorted(FOLDER.iterdir())
 _SCRIPTS = [file for file in _FILES if file.suffix == ".js"]
-_SVG = "http://www.w3.org/2000/svg"  # a name, not an address
+# The name of a namespace, not an address.
+_SVG = "http://www.w3.org/2000/svg"
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    """A client of a web server that has nothing but the page."""
-    web = uvicorn.Server(
-        uvicorn.Config(PageFiles(), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
-    )
-    thread = threading.Thread(target=web.run)
-    thread.start()
-    while not web.started:
-        time.sleep(0.01)
-    port = web.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    """A client of a web server that serves nothing but the page."""
+    with (
+        serve(application(page_routes())) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
         yield client
-    web.should_exit = True
-    thread.join()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +40,9 @@ def client() -> Iterator[httpx.Client]:
         ("/page/icon.svg", "icon.svg", "image/svg+xml"),
     ],
 )
-def test_a_file_comes_with_its_type(client: httpx.Client, path: str, file: str, media: str) -> None:
+def test_a_file_is_served_with_its_media_type(
+    client: httpx.Client, path: str, file: str, media: str
+) -> None:
     reply = client.get(path)
 
     assert reply.status_code == 200
@@ -58,7 +51,7 @@ def test_a_file_comes_with_its_type(client: httpx.Client, path: str, file: str, 
     assert reply.content == (FOLDER / file).read_bytes()
 
 
-def test_what_the_client_has_is_not_sent_again(client: httpx.Client) -> None:
+def test_a_cached_file_is_not_sent_again(client: httpx.Client) -> None:
     first = client.get("/")
     etag = first.headers["etag"]
 
@@ -73,7 +66,7 @@ def test_what_the_client_has_is_not_sent_again(client: httpx.Client) -> None:
     assert other.status_code == 200
 
 
-def test_a_head_is_a_get_without_its_body(client: httpx.Client) -> None:
+def test_head_answers_as_get_without_a_body(client: httpx.Client) -> None:
     get, head = client.get("/"), client.head("/")
 
     assert head.status_code == 200
@@ -83,18 +76,33 @@ def test_a_head_is_a_get_without_its_body(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/page", "/page/", "/page/nothing.js", "/page/index.html", "/page/../page_files.py"]
+    "path",
+    [
+        "/page",
+        "/page/",
+        "/page/nothing.js",
+        "/page/index.html",
+        "/page/../page.py",
+        "/page/%2e%2e/page.py",
+        "/page//page.js",
+        "/page/./page.js",
+        "/page/page.js%0a",
+        "/page/page.js/",
+        "//",
+    ],
 )
-async def test_there_is_nothing_else(path: str) -> None:
-    async def never(*_: object) -> None:
-        raise AssertionError("nothing is received or sent")
+def test_other_paths_are_not_found(client: httpx.Client, path: str) -> None:
+    # httpx would remove the dots.
+    connection = http.client.HTTPConnection(client.base_url.netloc.decode())
+    connection.request("GET", path)
+    reply = connection.getresponse()
+    error = json.loads(reply.read())["error"]
+    connection.close()
 
-    with pytest.raises(RouteError):
-        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-        await PageFiles()(scope, never, never)  # type: ignore[arg-type]
+    assert (reply.status, error["code"]) == (404, "unknown_url")
 
 
-def test_the_policy_lets_only_the_servers_own_files_run(client: httpx.Client) -> None:
+def test_the_policy_permits_only_the_servers_own_files(client: httpx.Client) -> None:
     policy = client.get("/").headers["content-security-policy"]
 
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -109,23 +117,23 @@ def test_the_policy_lets_only_the_servers_own_files_run(client: httpx.Client) ->
     assert "unsafe" not in policy
 
 
-def test_the_page_names_files_that_are_there_and_has_nothing_inline(client: httpx.Client) -> None:
-    named: list[str] = []
+def test_the_page_refers_to_existing_files_and_has_nothing_inline(client: httpx.Client) -> None:
+    references: list[str] = []
     inline: list[str] = []
 
-    class Reader(HTMLParser):
+    class Collector(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            named.extend(value for name, value in attrs if name in ("src", "href") and value)
+            references.extend(value for name, value in attrs if name in ("src", "href") and value)
             inline.extend(name for name, _ in attrs if name == "style" or name.startswith("on"))
             inline.extend(
                 [tag] if tag == "style" or (tag == "script" and "src" not in dict(attrs)) else []
             )
 
-    Reader().feed(client.get("/").text)
+    Collector().feed(client.get("/").text)
 
-    assert named
+    assert references
     assert inline == []
-    assert [client.get(f"/{path}").status_code for path in named] == [200] * len(named)
+    assert [client.get(f"/{path}").status_code for path in references] == [200] * len(references)
 
 
 @pytest.mark.parametrize("file", _FILES, ids=lambda file: file.name)
@@ -146,7 +154,7 @@ def test_no_script_reads_text_as_html_or_as_code(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", _SCRIPTS, ids=lambda file: file.name)
-def test_what_a_script_imports_is_there(client: httpx.Client, file: Path) -> None:
+def test_every_imported_script_exists(client: httpx.Client, file: Path) -> None:
     imported = re.findall(r'from "\./([^"]+)"', file.read_text())
 
     assert [client.get(f"/page/{name}").status_code for name in imported] == [200] * len(imported)

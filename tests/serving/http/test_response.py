@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from serving.errors import AdaptationFailedError, DownError, RequestError
-from serving.http.body import Message
 from serving.http.response import ResponseWriter
 from serving.report import AdaptationReport
 from tests.serving.reports import REPORT

@@ -15,10 +15,10 @@ import httpx
 import psutil
 import pytest
 import uvicorn
+from starlette.types import Message, Receive, Send
 
 from serving.errors import StartError
-from serving.http.body import Message, Receive, Send
-from serving.http.hardening import LimitedHttpProtocol
+from serving.http.limited_protocol import LimitedHttpProtocol
 from serving.local import haproxy as entrance_module
 from serving.local.haproxy import entrance, free_ports
 

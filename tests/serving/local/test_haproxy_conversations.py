@@ -21,9 +21,11 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.types import Message, Receive, Send
 
-from serving.http.body import Message, Receive, Send, send_json
-from serving.http.hardening import ErrorShapeMiddleware, LimitedHttpProtocol
+from serving.http.body import send_json
+from serving.http.hardening import ErrorShapeMiddleware
+from serving.http.limited_protocol import LimitedHttpProtocol
 from serving.local.haproxy import entrance, free_ports
 
 PATIENCE = 20.0

@@ -1,11 +1,10 @@
-"""The vector-store API over HTTP, by openai-python as it is: on loopback, a real library behind it."""
+"""The vector-store API over HTTP, used by openai-python, with a real library behind it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import CorpusNotFoundError
@@ -27,6 +25,7 @@ from selection.selector import SelectorConfig
 from serving.adaptation.workers import CorporaWorker, SerialExecutor
 from serving.http.vector_stores.params import MAX_UPLOAD
 from serving.http.vector_stores.routes import VectorStores
+from tests.serving.http.web_server import application, serve
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
 _SHIPS = (
@@ -35,8 +34,8 @@ _SHIPS = (
 _NO_STORE, _NO_FILE, _NO_BATCH = "vs_" + 24 * "0", "file-" + 24 * "0", "vsfb_" + 24 * "0"
 
 
-class HeldEmbedder:
-    """A real embedder that waits while it is held."""
+class PausableEmbedder:
+    """A real embedder that waits while `running` is cleared."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.name, self.revision, self.dimension = (
@@ -44,12 +43,12 @@ class HeldEmbedder:
             embedder.revision,
             embedder.dimension,
         )
-        self.free = threading.Event()
-        self.free.set()
+        self.running = threading.Event()
+        self.running.set()
         self._embedder = embedder
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        assert self.free.wait(30)
+        assert self.running.wait(30)
         return self._embedder.embed(texts)
 
     def segments(self, prompt: Prompt) -> list[str]:
@@ -61,26 +60,17 @@ class Server:
     """A server, its embedder, and the folder of its corpora."""
 
     url: str
-    embedder: HeldEmbedder
+    embedder: PausableEmbedder
     corpora: Path
 
 
 @pytest.fixture
 def server(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Server]:
-    held = HeldEmbedder(words)
-    library = Library(corpora, held, tokenizer, corpora.parent / "files")
-    door = VectorStores(SerialExecutor(library)).app
-    web = uvicorn.Server(
-        uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    )
-    thread = threading.Thread(target=web.run)
-    thread.start()
-    while not web.started:
-        time.sleep(0.01)
-    yield Server(f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}/v1", held, corpora)
-    held.free.set()
-    web.should_exit = True
-    thread.join()
+    embedder = PausableEmbedder(words)
+    library = Library(corpora, embedder, tokenizer, corpora.parent / "files")
+    with serve(application(VectorStores(SerialExecutor(library)).routes)) as url:
+        yield Server(f"{url}/v1", embedder, corpora)
+        embedder.running.set()
     library.close()
 
 
@@ -91,22 +81,22 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture
-def ask(server: Server) -> Iterator[Callable[..., httpx.Response]]:
-    """A request such as openai-python would not send."""
+def send(server: Server) -> Iterator[Callable[..., httpx.Response]]:
+    """Sends requests that openai-python would not send."""
     with httpx.Client(base_url=server.url, timeout=30) as http:
         yield http.request
 
 
-def names(root: Path, store: str) -> list[str]:
-    """The documents of a corpus, read as `mayfly corpus show` does."""
+def document_names(root: Path, store: str) -> list[str]:
+    """Names of the documents of a corpus, read as by `mayfly corpus show`."""
     corpus = Corpus.open(root, store)
     found = [entry.name for entry in corpus.documents()]
     corpus.close()
     return found
 
 
-def is_refusal(answer: httpx.Response, status: int) -> str:
-    """Checks OpenAI's error object; its message."""
+def error_message(answer: httpx.Response, status: int) -> str:
+    """Check an error response; return its message."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     error = answer.json()["error"]
@@ -117,10 +107,10 @@ def is_refusal(answer: httpx.Response, status: int) -> str:
     return str(error["message"])
 
 
-# -- what clients do
+# -- valid requests
 
 
-def test_the_way_of_the_documentation(client: openai.OpenAI, server: Server) -> None:
+def test_the_example_of_openais_documentation_works(client: openai.OpenAI, server: Server) -> None:
     store = client.vector_stores.create(name="pets", description="ours", metadata={"owner": "me"})
     file = client.vector_stores.files.upload_and_poll(
         vector_store_id=store.id,
@@ -159,31 +149,37 @@ def test_the_way_of_the_documentation(client: openai.OpenAI, server: Server) -> 
     }
     assert store.usage_bytes > len(_CATS)
     assert (
-        names(server.corpora, "pets") == names(server.corpora, store.id) == [f"{file.id}/cats.md"]
+        document_names(server.corpora, "pets")
+        == document_names(server.corpora, store.id)
+        == [f"{file.id}/cats.md"]
     )
 
 
 def test_stores_are_listed_renamed_and_deleted(client: openai.OpenAI) -> None:
     made = [client.vector_stores.create(name=f"store {i}").id for i in range(7)]
 
-    # Over three pages.
+    # The list comes in three pages.
     in_order = [store.id for store in client.vector_stores.list(order="asc", limit=3)]
     page = client.vector_stores.list(order="desc", limit=2, before=made[0])
     renamed = client.vector_stores.update(made[0], name="Größe", metadata={"a": "b"})
-    gone = client.vector_stores.delete(made[1])
+    deletion = client.vector_stores.delete(made[1])
 
     assert in_order == made
     assert ([store.id for store in page.data], page.has_more) == (made[1:3][::-1], True)
     assert page.model_extra is not None
     assert (page.model_extra["first_id"], page.model_extra["last_id"]) == (made[2], made[1])
     assert (renamed.name, renamed.metadata) == ("Größe", {"a": "b"})
-    assert (gone.id, gone.deleted, gone.object) == (made[1], True, "vector_store.deleted")
+    assert (deletion.id, deletion.deleted, deletion.object) == (
+        made[1],
+        True,
+        "vector_store.deleted",
+    )
     assert made[1] not in [store.id for store in client.vector_stores.list()]
     with pytest.raises(openai.NotFoundError, match=made[1]):
         client.vector_stores.retrieve(made[1])
 
 
-def test_a_corpus_of_the_command_line_is_there_with_its_documents(
+def test_a_corpus_of_the_command_line_is_a_store_with_its_documents(
     client: openai.OpenAI, server: Server, words: Embedder, tokenizer: Any
 ) -> None:
     corpus = Corpus.create(server.corpora, "notes", words, tokenizer_digest(tokenizer))
@@ -205,11 +201,12 @@ def test_a_corpus_of_the_command_line_is_there_with_its_documents(
     assert files[0].chunking_strategy.type == "other"
     assert (best.file_id, best.filename) == ("doc-2", "ships.md")
     assert [part.text for part in text] == [_CATS]
-    assert names(server.corpora, "notes") == ["ships.md"]
+    assert document_names(server.corpora, "notes") == ["ships.md"]
 
 
-def test_files_are_kept_listed_and_given_back_byte_by_byte(client: openai.OpenAI) -> None:
-    content = bytes(range(256)) * 20_000  # large enough to wait on disk
+def test_files_are_stored_listed_and_returned_unchanged(client: openai.OpenAI) -> None:
+    # Large enough to be written to disk before it is stored.
+    content = bytes(range(256)) * 20_000
     file = client.files.create(file=("ünï 日本.bin", content), purpose="user_data")
     other = client.files.create(file=("../../etc/passwd", b"root"), purpose="assistants")
 
@@ -256,7 +253,7 @@ def test_a_batch_is_uploaded_and_polled(client: openai.OpenAI) -> None:
     assert "no.md is not UTF-8 text" in failed.last_error.message
 
 
-def test_a_batch_may_say_of_each_file_how_to_take_it(client: openai.OpenAI) -> None:
+def test_a_batch_may_have_options_for_each_file(client: openai.OpenAI) -> None:
     store = client.vector_stores.create()
     files = [
         client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
@@ -287,30 +284,30 @@ def test_a_batch_may_say_of_each_file_how_to_take_it(client: openai.OpenAI) -> N
     }
 
 
-def test_who_deletes_what_they_list_meets_everything(client: openai.OpenAI) -> None:
+def test_deleting_while_listing_reaches_everything(client: openai.OpenAI) -> None:
     stores = [client.vector_stores.create(name=f"store {i}").id for i in range(7)]
     files = [
         client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
         for i in range(5)
     ]
-    kept = stores.pop()
-    client.vector_stores.file_batches.create_and_poll(kept, file_ids=files)
+    filled = stores.pop()
+    client.vector_stores.file_batches.create_and_poll(filled, file_ids=files)
 
-    met = []
-    for file in client.vector_stores.files.list(kept, limit=2):
-        client.vector_stores.files.delete(file.id, vector_store_id=kept)
-        met.append(file.id)
+    deleted = []
+    for file in client.vector_stores.files.list(filled, limit=2):
+        client.vector_stores.files.delete(file.id, vector_store_id=filled)
+        deleted.append(file.id)
     for upload in client.files.list(limit=2, order="asc"):
         client.files.delete(upload.id)
-        met.append(upload.id)
+        deleted.append(upload.id)
     for store in client.vector_stores.list(limit=3):
         client.vector_stores.delete(store.id)
-        met.append(store.id)
+        deleted.append(store.id)
 
-    assert met == [*files[::-1], *files, kept, *stores[::-1]]
+    assert deleted == [*files[::-1], *files, filled, *stores[::-1]]
 
 
-def test_a_batch_is_polled_to_its_end_whoever_attaches_its_files_again(
+def test_a_batch_ends_although_its_files_are_attached_again(
     client: openai.OpenAI, server: Server
 ) -> None:
     store = client.vector_stores.create()
@@ -319,11 +316,11 @@ def test_a_batch_is_polled_to_its_end_whoever_attaches_its_files_again(
         for i in range(3)
     ]
 
-    server.embedder.free.clear()
+    server.embedder.running.clear()
     first = client.vector_stores.file_batches.create(store.id, file_ids=files)
     client.vector_stores.files.create(store.id, file_id=files[0], attributes={"again": True})
     second = client.vector_stores.file_batches.create(store.id, file_ids=files[1:])
-    server.embedder.free.set()
+    server.embedder.running.set()
     ended = [
         client.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id)
         for batch in (first, second)
@@ -340,17 +337,17 @@ def test_a_batch_is_polled_to_its_end_whoever_attaches_its_files_again(
     assert [(file.id, file.status) for file in listed] == [(file, "completed") for file in files]
 
 
-def test_a_batch_is_cancelled_by_who_cancels_it_only(client: openai.OpenAI, server: Server) -> None:
+def test_deleting_a_file_does_not_cancel_its_batch(client: openai.OpenAI, server: Server) -> None:
     store = client.vector_stores.create()
     files = [
         client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
         for i in range(2)
     ]
 
-    server.embedder.free.clear()
+    server.embedder.running.clear()
     first = client.vector_stores.file_batches.create(store.id, file_ids=files)
     client.vector_stores.files.delete(files[0], vector_store_id=store.id)
-    server.embedder.free.set()
+    server.embedder.running.set()
     ended = client.vector_stores.file_batches.poll(first.id, vector_store_id=store.id)
 
     assert (ended.status, ended.file_counts.completed, ended.file_counts.cancelled) == (
@@ -360,7 +357,7 @@ def test_a_batch_is_cancelled_by_who_cancels_it_only(client: openai.OpenAI, serv
     )
 
 
-def test_a_store_is_made_with_its_files(client: openai.OpenAI) -> None:
+def test_a_store_is_created_with_files(client: openai.OpenAI) -> None:
     files = [
         client.files.create(file=(f"{i}.md", _CATS.encode()), purpose="assistants").id
         for i in range(2)
@@ -376,7 +373,7 @@ def test_a_store_is_made_with_its_files(client: openai.OpenAI) -> None:
     assert client.vector_stores.retrieve(store.id).file_counts.completed == 2
 
 
-def test_a_file_can_be_given_other_attributes_and_searches_see_them(client: openai.OpenAI) -> None:
+def test_searches_filter_by_changed_attributes(client: openai.OpenAI) -> None:
     store = client.vector_stores.create()
     for name, text in (("cats.md", _CATS), ("ships.md", _SHIPS)):
         client.vector_stores.files.upload_and_poll(
@@ -390,16 +387,16 @@ def test_a_file_can_be_given_other_attributes_and_searches_see_them(client: open
     )
     client.vector_stores.files.poll(cats.id, vector_store_id=store.id)
 
-    def found(**options: Any) -> list[str]:
+    def search(**options: Any) -> list[str]:
         return [
             each.filename
             for each in client.vector_stores.search(store.id, query=["cat", "ship"], **options)
         ]
 
-    assert set(found()) == {"cats.md", "ships.md"}
-    assert found(filters={"type": "eq", "key": "kind", "value": "pet"}) == ["cats.md"]
-    assert found(filters={"type": "eq", "key": "kind", "value": "cats.md"}) == []
-    assert found(
+    assert set(search()) == {"cats.md", "ships.md"}
+    assert search(filters={"type": "eq", "key": "kind", "value": "pet"}) == ["cats.md"]
+    assert search(filters={"type": "eq", "key": "kind", "value": "cats.md"}) == []
+    assert search(
         filters={
             "type": "and",
             "filters": [
@@ -408,10 +405,10 @@ def test_a_file_can_be_given_other_attributes_and_searches_see_them(client: open
             ],
         }
     ) == ["ships.md"]
-    assert found(ranking_options={"score_threshold": 1.0, "ranker": "auto"}) == []
+    assert search(ranking_options={"score_threshold": 1.0, "ranker": "auto"}) == []
 
 
-def test_reading_goes_on_behind_the_answer_and_can_be_called_off(
+def test_files_are_ingested_in_the_background_and_can_be_cancelled(
     client: openai.OpenAI, server: Server
 ) -> None:
     store = client.vector_stores.create()
@@ -420,17 +417,17 @@ def test_reading_goes_on_behind_the_answer_and_can_be_called_off(
         for i in range(3)
     )
 
-    server.embedder.free.clear()
-    answered = client.vector_stores.files.create(store.id, file_id=first)
+    server.embedder.running.clear()
+    attached = client.vector_stores.files.create(store.id, file_id=first)
     batch = client.vector_stores.file_batches.create(store.id, file_ids=[second, third])
     raw = client.vector_stores.files.with_raw_response.retrieve(first, vector_store_id=store.id)
     busy = client.vector_stores.retrieve(store.id)
     cancelled = client.vector_stores.file_batches.cancel(batch.id, vector_store_id=store.id)
     client.vector_stores.files.delete(first, vector_store_id=store.id)
-    server.embedder.free.set()
+    server.embedder.running.set()
     again = client.vector_stores.files.create_and_poll(third, vector_store_id=store.id)
 
-    assert (answered.status, batch.status, busy.status) == (
+    assert (attached.status, batch.status, busy.status) == (
         "in_progress",
         "in_progress",
         "in_progress",
@@ -439,17 +436,19 @@ def test_reading_goes_on_behind_the_answer_and_can_be_called_off(
     assert busy.file_counts.in_progress == 3
     assert (cancelled.status, cancelled.file_counts.cancelled) == ("cancelled", 2)
     assert again.status == "completed"
-    assert names(server.corpora, store.id) == [f"{third}/2.md"]
+    assert document_names(server.corpora, store.id) == [f"{third}/2.md"]
 
 
-def test_a_store_deleted_while_it_is_fed_is_gone(client: openai.OpenAI, server: Server) -> None:
+def test_a_store_can_be_deleted_while_a_file_is_ingested(
+    client: openai.OpenAI, server: Server
+) -> None:
     store = client.vector_stores.create(name="notes")
     file = client.files.create(file=("cats.md", _CATS.encode()), purpose="assistants")
 
-    server.embedder.free.clear()
+    server.embedder.running.clear()
     client.vector_stores.files.create(store.id, file_id=file.id)
     client.vector_stores.delete(store.id)
-    server.embedder.free.set()
+    server.embedder.running.set()
     with pytest.raises(openai.NotFoundError):
         client.vector_stores.files.poll(file.id, vector_store_id=store.id)
 
@@ -458,10 +457,10 @@ def test_a_store_deleted_while_it_is_fed_is_gone(client: openai.OpenAI, server: 
         client.vector_stores.files.create_and_poll(file.id, vector_store_id=again.id).status
         == "completed"
     )
-    assert names(server.corpora, "notes") == [f"{file.id}/cats.md"]
+    assert document_names(server.corpora, "notes") == [f"{file.id}/cats.md"]
 
 
-async def test_clients_at_once_disturb_one_another_in_nothing(server: Server) -> None:
+async def test_concurrent_clients_do_not_affect_one_another(server: Server) -> None:
     async with openai.AsyncOpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
 
         async def one(i: int) -> tuple[int, list[str]]:
@@ -478,9 +477,7 @@ async def test_clients_at_once_disturb_one_another_in_nothing(server: Server) ->
     assert answers == [(i, [f"The secret of number {i} is {i * 7919}."]) for i in range(12)]
 
 
-async def test_what_is_fed_over_http_can_be_selected_from_by_name_and_id_meanwhile(
-    corpora: Path, nano: str
-) -> None:
+async def test_a_store_is_selected_from_while_a_file_is_ingested(corpora: Path, nano: str) -> None:
     stage = CorporaWorker(
         SelectorConfig(corpora / "corpora", embedder="base-model", base_model=nano)
     )
@@ -508,7 +505,7 @@ async def test_what_is_fed_over_http_can_be_selected_from_by_name_and_id_meanwhi
     assert [each.name for each in found] == ["cats.md"]
 
 
-# -- what they should not do
+# -- invalid requests
 
 
 @pytest.mark.parametrize(
@@ -542,16 +539,16 @@ async def test_what_is_fed_over_http_can_be_selected_from_by_name_and_id_meanwhi
         ("GET", "/assistants"),
     ],
 )
-def test_what_is_not_there_is_404(
+def test_unknown_objects_and_paths_are_404(
     client: openai.OpenAI,
     server: Server,
-    ask: Callable[..., httpx.Response],
+    send: Callable[..., httpx.Response],
     method: str,
     path: str,
 ) -> None:
     client.vector_stores.create(name="known")
 
-    is_refusal(ask(method, path, **({"json": {}} if method == "POST" else {})), 404)
+    error_message(send(method, path, **({"json": {}} if method == "POST" else {})), 404)
 
     assert [store.name for store in client.vector_stores.list()] == ["known"]
 
@@ -559,15 +556,15 @@ def test_what_is_not_there_is_404(
 @pytest.mark.parametrize(
     "path", ["/vector_stores", "/vector_stores/known", "/files", "/vector_stores/known/files"]
 )
-def test_another_method_is_405(ask: Callable[..., httpx.Response], path: str) -> None:
-    answer = ask("PATCH", path)
+def test_another_method_is_405(send: Callable[..., httpx.Response], path: str) -> None:
+    answer = send("PATCH", path)
 
-    assert "does not take PATCH" in is_refusal(answer, 405)
+    assert "not PATCH" in error_message(answer, 405)
     assert {"GET", "POST"} <= set(answer.headers["allow"].split(", "))
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "said"),
+    ("path", "body", "message"),
     [
         ("/vector_stores", {"name": 7}, "`name`"),
         ("/vector_stores", {"name": ""}, "`name`"),
@@ -675,20 +672,18 @@ def test_another_method_is_405(ask: Callable[..., httpx.Response], path: str) ->
         ),
     ],
 )
-def test_a_request_that_makes_no_sense_is_400_and_changes_nothing(
+def test_an_invalid_request_is_400_and_changes_nothing(
     client: openai.OpenAI,
-    ask: Callable[..., httpx.Response],
+    send: Callable[..., httpx.Response],
     path: str,
     body: dict[str, Any],
-    said: str,
+    message: str,
 ) -> None:
     client.vector_stores.create(name="known")
     file = client.files.create(file=("cats.md", _CATS.encode()), purpose="assistants").id
 
     content = json.dumps(body).replace('"FILE"', json.dumps(file))
-    message = is_refusal(ask("POST", path, content=content), 400)
-
-    assert said in message
+    assert message in error_message(send("POST", path, content=content), 400)
     (store,) = client.vector_stores.list().data
     assert (store.name, store.file_counts.total) == ("known", 0)
 
@@ -707,20 +702,18 @@ def test_a_request_that_makes_no_sense_is_400_and_changes_nothing(
         b"[" * 100_000,
     ],
 )
-def test_a_body_that_is_no_object_of_unicode_json_is_400(
-    ask: Callable[..., httpx.Response], content: bytes
-) -> None:
+def test_an_invalid_json_body_is_400(send: Callable[..., httpx.Response], content: bytes) -> None:
     for path in (
         "/vector_stores",
         "/vector_stores/x/search",
         "/vector_stores/x/files",
         "/vector_stores/x/file_batches",
     ):
-        is_refusal(ask("POST", path, content=content), 400)
+        error_message(send("POST", path, content=content), 400)
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ("limit=0", "`limit`"),
         ("limit=101", "`limit`"),
@@ -733,37 +726,37 @@ def test_a_body_that_is_no_object_of_unicode_json_is_400(
         ("before=%ED%A0%80", "cursor"),
     ],
 )
-def test_a_part_of_a_list_that_is_none_is_400(
-    client: openai.OpenAI, ask: Callable[..., httpx.Response], query: str, said: str
+def test_an_invalid_page_request_is_400(
+    client: openai.OpenAI, send: Callable[..., httpx.Response], query: str, message: str
 ) -> None:
     client.vector_stores.create(name="known")
 
     for path in ("/vector_stores", "/vector_stores/known/files"):
-        assert said in is_refusal(ask("GET", f"{path}?{query}"), 400)
+        assert message in error_message(send("GET", f"{path}?{query}"), 400)
 
 
-def test_a_state_that_is_none_is_400(
-    client: openai.OpenAI, ask: Callable[..., httpx.Response]
+def test_an_invalid_status_filter_is_400(
+    client: openai.OpenAI, send: Callable[..., httpx.Response]
 ) -> None:
     client.vector_stores.create(name="known")
 
-    assert "`filter`" in is_refusal(ask("GET", "/vector_stores/known/files?filter=done"), 400)
+    assert "`filter`" in error_message(send("GET", "/vector_stores/known/files?filter=done"), 400)
 
 
 def test_an_ambiguous_name_is_400(
-    client: openai.OpenAI, ask: Callable[..., httpx.Response]
+    client: openai.OpenAI, send: Callable[..., httpx.Response]
 ) -> None:
     for _ in range(2):
         client.vector_stores.create(name="my notes")
 
-    assert "by its id" in is_refusal(ask("GET", "/vector_stores/my notes"), 400)
+    assert "by its id" in error_message(send("GET", "/vector_stores/my notes"), 400)
 
 
-# -- uploads they should not send
+# -- invalid uploads
 
 
 def form(*parts: tuple[str, str]) -> bytes:
-    """A form of parts, each its headers and its content, by hand."""
+    """A form of parts, each of which is its headers and its content."""
     return (
         "".join(f"--x\r\n{headers}\r\n\r\n{content}\r\n" for headers, content in parts).encode()
         + b"--x--\r\n"
@@ -806,58 +799,58 @@ _EVIL = ('Content-Disposition: form-data; name="purpose"', "evil")
         ("text/plain", _CATS.encode()),
     ],
 )
-def test_a_form_that_is_none_is_400_and_leaves_nothing(
+def test_an_invalid_form_is_400_and_leaves_no_file(
     client: openai.OpenAI,
     server: Server,
-    ask: Callable[..., httpx.Response],
+    send: Callable[..., httpx.Response],
     kind: str,
     content: bytes,
 ) -> None:
-    is_refusal(ask("POST", "/files", content=content, headers={"content-type": kind}), 400)
+    error_message(send("POST", "/files", content=content, headers={"content-type": kind}), 400)
 
     assert client.files.list().data == []
     assert list((server.corpora.parent / "files").iterdir()) == []
 
 
 def test_an_upload_beyond_the_limit_is_413(
-    client: openai.OpenAI, ask: Callable[..., httpx.Response]
+    client: openai.OpenAI, send: Callable[..., httpx.Response]
 ) -> None:
-    def endless() -> Iterator[bytes]:  # a length is not told
+    def endless() -> Iterator[bytes]:
         yield form(_FILE)[: -len("\r\n--x--\r\n")]
         for _ in range((MAX_UPLOAD >> 20) + 1):
             yield b"x" * (1 << 20)
 
-    with pytest.raises(openai.APIStatusError, match="64 MiB at most") as told:
+    with pytest.raises(openai.APIStatusError, match="limited to 64 MiB") as refused:
         client.files.create(file=("big.txt", b"x" * MAX_UPLOAD), purpose="assistants")
-    untold = ask(
+    without_length = send(
         "POST",
         "/files",
         content=endless(),
         headers={"content-type": "multipart/form-data; boundary=x"},
     )
 
-    assert told.value.status_code == 413
-    assert "64 MiB at most" in is_refusal(untold, 413)
+    assert refused.value.status_code == 413
+    assert "limited to 64 MiB" in error_message(without_length, 413)
     assert client.files.list().data == []
 
 
-def test_a_json_body_beyond_the_limit_is_413(ask: Callable[..., httpx.Response]) -> None:
-    assert "16 MiB" in is_refusal(
-        ask("POST", "/vector_stores", content=b'{"name": "' + b"x" * (17 << 20)), 413
+def test_a_json_body_beyond_the_limit_is_413(send: Callable[..., httpx.Response]) -> None:
+    assert "16 MiB" in error_message(
+        send("POST", "/vector_stores", content=b'{"name": "' + b"x" * (17 << 20)), 413
     )
 
 
-def test_what_is_wrong_with_a_corpus_on_disk_is_500_and_names_no_folder(
-    server: Server, ask: Callable[..., httpx.Response]
+def test_a_damaged_corpus_is_500_and_names_no_folder(
+    server: Server, send: Callable[..., httpx.Response]
 ) -> None:
     (server.corpora / "damaged").mkdir()
     (server.corpora / "damaged" / "corpus.db").write_bytes(
         b"not a database at all, but long enough" * 100
     )
 
-    answer = ask("GET", "/vector_stores/damaged")
+    answer = send("GET", "/vector_stores/damaged")
 
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
     assert str(server.corpora.parent) not in answer.text
-    assert ask("GET", "/vector_stores").json()["data"] == []
+    assert send("GET", "/vector_stores").json()["data"] == []

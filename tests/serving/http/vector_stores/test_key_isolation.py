@@ -1,12 +1,10 @@
-"""Two keys at the vector-store API, by HTTP: on no route does one see, change or learn of what is
-the other's.
+"""Two keys at the vector-store API over HTTP: on no route does one see, change or learn of what
+belongs to the other.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
-from starlette.routing import Route
+from starlette.types import Scope
 
 from selection.corpus.corpus import Corpus
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
@@ -25,19 +22,20 @@ from selection.library.library import Library
 from serving.adaptation.workers import SerialExecutor
 from serving.api_keys import Keys, digest
 from serving.budget import Budget
-from serving.http.body import Message, Receive, Send
+from serving.http.routing import Route
 from serving.http.vector_stores.routes import VectorStores
 from tests.conftest import WordEmbedder
+from tests.serving.http.web_server import application, serve
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
 _SHIPS = (
     "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
 )
-_NOBODYS = {"store": "vs_" + 24 * "0", "file": "file-" + 24 * "0", "batch": "vsfb_" + 24 * "0"}
+_UNKNOWN = {"store": "vs_" + 24 * "0", "file": "file-" + 24 * "0", "batch": "vsfb_" + 24 * "0"}
 
 _STORE = "/v1/vector_stores/{store}"
 _FILES, _BATCHES = f"{_STORE}/files", f"{_STORE}/file_batches"
-_NAMING: list[tuple[str, str, dict[str, Any] | None]] = [
+_ROUTES_WITH_IDS: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", _STORE, None),
     ("POST", _STORE, {"name": "bobs"}),
     ("POST", f"{_STORE}/search", {"query": "kitten"}),
@@ -55,7 +53,7 @@ _NAMING: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/v1/files/{file}", None),
     ("GET", "/v1/files/{file}/content", None),
     ("DELETE", "/v1/files/{file}", None),
-    # Another's file in a store of one's own.
+    # The file of another key in a store of one's own.
     ("POST", "/v1/vector_stores", {"name": "loot", "file_ids": ["FILE"]}),
     ("POST", "/v1/vector_stores/bobs/files", {"file_id": "FILE"}),
     ("POST", "/v1/vector_stores/bobs/file_batches", {"file_ids": ["FILE"]}),
@@ -63,21 +61,8 @@ _NAMING: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/v1/vector_stores/bobs/files/{file}", None),
     ("GET", "/v1/vector_stores/bobs/file_batches/{batch}", None),
 ]
-# Tried by themselves.
-_OF_ALL = {("GET", "/v1/vector_stores"), ("POST", "/v1/files"), ("GET", "/v1/files")}
-
-
-class Door:
-    """What the gateway does with keys: the reader goes along with the request."""
-
-    def __init__(self, stores: VectorStores, keys: Keys) -> None:
-        self._stores, self._keys = stores, keys
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        reader = self._keys.find(dict(scope["headers"])[b"authorization"].decode()).reader
-        await self._stores.app(
-            {**scope, "state": {**scope.get("state", {}), "reader": reader}}, receive, send
-        )
+# Tested separately.
+_ROUTES_WITHOUT_IDS = {("GET", "/v1/vector_stores"), ("POST", "/v1/files"), ("GET", "/v1/files")}
 
 
 @dataclass(frozen=True)
@@ -91,86 +76,83 @@ class Clients:
 
 
 @contextmanager
-def served(corpora: Path, tokenizer: Any) -> Iterator[Clients]:
-    """A server with a corpus "manual" of the command line's that alice may read."""
+def serving(corpora: Path, tokenizer: Any) -> Iterator[Clients]:
+    """A server with the corpus "manual", made by the command line, which alice may read."""
     words = WordEmbedder()
     corpus = Corpus.create(corpora, "manual", words, tokenizer_digest(tokenizer))
     ingest(corpus, [Document("ships.md", _SHIPS)], words, tokenizer)
     corpus.close()
     file = corpora.parent / "keys.toml"
     file.write_text(
-        f'[keys.alice]\nsha256 = "{digest("a")}"\ncorpora = ["manual"]\n[keys.bob]\nsha256 = "{digest("b")}"\n'
+        f'[keys.alice]\nsha256 = "{digest("a")}"\ncorpora = ["manual"]\n'
+        f'[keys.bob]\nsha256 = "{digest("b")}"\n'
     )
     library = Library(corpora, words, tokenizer, corpora.parent / "files")
-    door = Door(
-        VectorStores(SerialExecutor(library)), Keys([digest("o")], file, Budget(50), Budget(50))
-    )
-    web = uvicorn.Server(
-        uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    )
-    thread = threading.Thread(target=web.run)
-    thread.start()
-    while not web.started:
-        time.sleep(0.01)
-    url = f"http://127.0.0.1:{web.servers[0].sockets[0].getsockname()[1]}"
-    made = [openai.OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=0) for secret in "abo"]
-    yield Clients(url, *made)
-    for client in made:
-        client.close()
-    web.should_exit = True
-    thread.join()
+    keys = Keys([digest("o")], file, Budget(50), Budget(50))
+
+    def admit(route: Route, scope: Scope) -> dict[str, Any]:
+        authorization = dict(scope["headers"])[b"authorization"].decode()
+        return {"principal": keys.find(authorization).principal}
+
+    with serve(application(VectorStores(SerialExecutor(library)).routes, admit)) as url:
+        openais = [
+            openai.OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=0) for secret in "abo"
+        ]
+        yield Clients(url, *openais)
+        for client in openais:
+            client.close()
     library.close()
 
 
 @pytest.fixture
 def clients(corpora: Path, tokenizer: Any) -> Iterator[Clients]:
-    with served(corpora, tokenizer) as clients:
+    with serving(corpora, tokenizer) as clients:
         yield clients
 
 
 @dataclass(frozen=True)
-class Filled:
-    """A store with a file that was attached in a batch."""
+class Store:
+    """A store with a file that was attached in a batch, by their ids."""
 
     store: str
     file: str
     batch: str
 
 
-def filled(client: openai.OpenAI, name: str) -> Filled:
+def make_store(client: openai.OpenAI, name: str) -> Store:
     store = client.vector_stores.create(name=name).id
     file = client.files.create(file=("cats.md", _CATS.encode()), purpose="assistants").id
     batch = client.vector_stores.file_batches.create_and_poll(store, file_ids=[file]).id
-    return Filled(store, file, batch)
+    return Store(store, file, batch)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """One server for all attempts: none may change anything. Alice has "pets", bob an empty "bobs"
-    and a file.
+    """One server for all attempts, none of which may change anything. Alice has the store "pets",
+    bob the empty store "bobs" and a file.
     """
 
     clients: Clients
-    alices: Filled
+    alices: Store
     bobs_file: str
 
 
 @pytest.fixture(scope="module")
 def neighbours(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Iterator[Neighbours]:
-    with served(tmp_path_factory.mktemp("home") / "corpora", tokenizer) as clients:
-        alices = filled(clients.alice, "pets")
+    with serving(tmp_path_factory.mktemp("home") / "corpora", tokenizer) as clients:
+        alices = make_store(clients.alice, "pets")
         clients.bob.vector_stores.create(name="bobs")
         bobs = clients.bob.files.create(file=("own.md", _SHIPS.encode()), purpose="assistants").id
         yield Neighbours(clients, alices, bobs)
 
 
-def facts(client: openai.OpenAI, store: str) -> Any:
-    """What is said of a store, but for the size of its database, which changes by itself."""
-    told = client.vector_stores.retrieve(store)
-    return told.id, told.name, told.metadata, told.status, told.file_counts
+def state(client: openai.OpenAI, store: str) -> Any:
+    """A store without the size of its database, which changes by itself."""
+    found = client.vector_stores.retrieve(store)
+    return found.id, found.name, found.metadata, found.status, found.file_counts
 
 
-def asked(
+def request_as_bob(
     clients: Clients,
     method: str,
     path: str,
@@ -178,7 +160,7 @@ def asked(
     own: str,
     ids: dict[str, str],
 ) -> Any:
-    """Bob's request with these ids; status and answer, the ids put back."""
+    """Status and text of the response to bob's request, its ids replaced by names."""
     content = (
         None if body is None else json.dumps(body).replace("OWN", own).replace("FILE", ids["file"])
     )
@@ -189,27 +171,24 @@ def asked(
         headers={"authorization": "Bearer b"},
         timeout=30,
     )
-    told = answer.text
+    text = answer.text
     for name, value in ids.items():
-        told = told.replace(value, f"<{name}>")
-    return answer.status_code, told
+        text = text.replace(value, f"<{name}>")
+    return answer.status_code, text
 
 
 def test_every_route_is_tried_below() -> None:
-    absent: Any = None
+    no_library: Any = None
 
-    there: set[tuple[str, str]] = set()
-    for route in VectorStores(absent).app.routes:
-        assert isinstance(route, Route)
-        there |= {(method, route.path) for method in route.methods or () if method != "HEAD"}
+    routes = {(route.method, route.path) for route in VectorStores(no_library).routes}
 
-    tried = {(method, path.replace("bobs", "{store}")) for method, path, _ in _NAMING}
-    assert there == tried | _OF_ALL
+    tried = {(method, path.replace("bobs", "{store}")) for method, path, _ in _ROUTES_WITH_IDS}
+    assert routes == tried | _ROUTES_WITHOUT_IDS
 
 
-@pytest.mark.parametrize(("method", "path", "body"), _NAMING)
+@pytest.mark.parametrize(("method", "path", "body"), _ROUTES_WITH_IDS)
 @pytest.mark.parametrize("by", ["id", "name"])
-def test_what_is_anothers_is_answered_as_what_is_nobodys(
+def test_ids_of_another_key_are_answered_as_unknown_ids(
     neighbours: Neighbours, method: str, path: str, body: dict[str, Any] | None, by: str
 ) -> None:
     clients, alices, own = neighbours.clients, neighbours.alices, neighbours.bobs_file
@@ -218,20 +197,20 @@ def test_what_is_anothers_is_answered_as_what_is_nobodys(
         "file": alices.file,
         "batch": alices.batch,
     }
-    before = facts(clients.operator, alices.store)
+    before = state(clients.operator, alices.store)
 
-    refused = asked(clients, method, path, body, own, theirs)
+    refused = request_as_bob(clients, method, path, body, own, theirs)
 
-    assert refused == asked(clients, method, path, body, own, _NOBODYS)
+    assert refused == request_as_bob(clients, method, path, body, own, _UNKNOWN)
     assert refused[0] == 404
-    assert facts(clients.operator, alices.store) == before
+    assert state(clients.operator, alices.store) == before
     assert clients.alice.files.content(alices.file).content == _CATS.encode()
     assert [store.name for store in clients.bob.vector_stores.list()] == ["bobs"]
     assert clients.bob.vector_stores.retrieve("bobs").file_counts.total == 0
 
 
-def test_lists_hold_what_one_sees(clients: Clients) -> None:
-    alices, bobs = filled(clients.alice, "pets"), filled(clients.bob, "pets")
+def test_lists_contain_what_the_key_sees(clients: Clients) -> None:
+    alices, bobs = make_store(clients.alice, "pets"), make_store(clients.bob, "pets")
 
     def seen(client: openai.OpenAI) -> tuple[list[str | None], list[str]]:
         stores, files = client.vector_stores.list(order="asc"), client.files.list(order="asc")
@@ -245,8 +224,7 @@ def test_lists_hold_what_one_sees(clients: Clients) -> None:
         ["manual", alices.store, bobs.store],
         [alices.file, bobs.file],
     )
-    # A cursor is a position and nothing else: it tells nothing of what it names, which may be
-    # another's.
+    # A cursor is a position and reveals nothing of the object, which may be another key's.
     stores = clients.bob.vector_stores.list(after=alices.store, order="asc")
     files = clients.bob.files.list(after=alices.file, order="asc")
     assert ([store.id for store in stores], [file.id for file in files]) == (
@@ -255,8 +233,8 @@ def test_lists_hold_what_one_sees(clients: Clients) -> None:
     )
 
 
-def test_a_name_means_to_each_their_own(clients: Clients) -> None:
-    alices, bobs = filled(clients.alice, "pets"), filled(clients.bob, "pets")
+def test_a_name_means_the_keys_own_store(clients: Clients) -> None:
+    alices, bobs = make_store(clients.alice, "pets"), make_store(clients.bob, "pets")
 
     for client, own in ((clients.alice, alices), (clients.bob, bobs)):
         assert client.vector_stores.retrieve("pets").id == own.store
@@ -267,10 +245,10 @@ def test_a_name_means_to_each_their_own(clients: Clients) -> None:
         clients.operator.vector_stores.retrieve("pets")
 
 
-def test_what_may_be_read_is_not_changed(clients: Clients) -> None:
+def test_a_readable_corpus_cannot_be_changed(clients: Clients) -> None:
     stores = clients.alice.vector_stores
     file = clients.alice.files.create(file=("cats.md", _CATS.encode()), purpose="assistants").id
-    before = facts(clients.operator, "manual")
+    before = state(clients.operator, "manual")
 
     assert [found.filename for found in stores.search("manual", query="ship")] == ["ships.md"]
     assert [part.text for part in stores.files.content("doc-1", vector_store_id="manual")] == [
@@ -286,13 +264,13 @@ def test_what_may_be_read_is_not_changed(clients: Clients) -> None:
         with pytest.raises(openai.APIStatusError, match="yours to read, not to change") as refused:
             change()
         assert 400 <= refused.value.status_code < 500
-    assert facts(clients.operator, "manual") == before
+    assert state(clients.operator, "manual") == before
     with pytest.raises(openai.NotFoundError):
         clients.bob.vector_stores.retrieve("manual")
 
 
-def test_an_operator_deletes_what_is_anyones(clients: Clients) -> None:
-    alices = filled(clients.alice, "pets")
+def test_an_operator_may_delete_everything(clients: Clients) -> None:
+    alices = make_store(clients.alice, "pets")
 
     clients.operator.files.delete(alices.file)
     assert clients.alice.vector_stores.retrieve("pets").file_counts.total == 0
