@@ -58,53 +58,53 @@ fast-test: .venv/.installed  ## The tests that need no engine
 	$(BIN)/pytest -m "not engine" $(ARGS)
 
 bench-quality: .venv/.installed $(TOOLS)/.installed  ## Bits per byte on held-out text of many domains (many hours, resumable; BUDGET=small: ten minutes)
-	$(BIN)/python benchmarks/quality.py --budget $(BUDGET) $(ARGS)
+	$(BIN)/python -m benchmarks.quality.main --budget $(BUDGET) $(ARGS)
 
 bench-stopping: .venv/.installed $(TOOLS)/.installed  ## Rules for stopping, judged on losses after every step (an hour, resumable)
-	$(BIN)/python benchmarks/looks.py $(ARGS)
+	$(BIN)/python -m benchmarks.quality.probe_curves $(ARGS)
 
 bench-latency: .venv/.installed  ## Stage by stage over budgets and loads, beside plain vLLM and the naive way (hours, resumable; BUDGET=small: ten minutes)
-	$(BIN)/python benchmarks/latency.py --budget $(BUDGET) $(ARGS)
+	$(BIN)/python -m benchmarks.latency.main --budget $(BUDGET) $(ARGS)
 
 bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and nearest neighbours, and growth to a million sequences (ten minutes)
-	PYTHONPATH=$(ACTIVEFT) $(BIN)/python benchmarks/selection.py $(ARGS)
+	PYTHONPATH=$(ACTIVEFT) $(BIN)/python -m benchmarks.selection.main $(ARGS)
 
 bench-training: .venv/.installed  ## The trainer against a plain PEFT loop, against the machine, and under load (a quarter of an hour)
-	$(BIN)/python benchmarks/training.py $(ARGS)
+	$(BIN)/python -m benchmarks.training.main $(ARGS)
 
 bench-overhead: .venv/.installed  ## Compute-Budget: none against plain vLLM, interleaved
-	$(BIN)/python benchmarks/overhead.py $(ARGS)
+	$(BIN)/python -m benchmarks.latency.overhead $(ARGS)
 
 abuse: .venv/.installed  ## 10,000 malformed requests against a real server
-	$(BIN)/python benchmarks/abuse.py $(ARGS)
+	$(BIN)/python -m benchmarks.promises.abuse $(ARGS)
 
 isolation: .venv/.installed  ## 10,000 requests over four keys, each corpus with a secret of its own
-	$(BIN)/python benchmarks/isolation.py $(ARGS)
+	$(BIN)/python -m benchmarks.promises.isolation $(ARGS)
 
 leavers: .venv/.installed  ## 500 clients that leave at random moments
-	$(BIN)/python benchmarks/leavers.py $(ARGS)
+	$(BIN)/python -m benchmarks.promises.disconnects $(ARGS)
 
 overload: .venv/.installed  ## Ten times the load that a server can take, for two minutes
-	$(BIN)/python benchmarks/overload.py $(ARGS)
+	$(BIN)/python -m benchmarks.promises.overload $(ARGS)
 
 fairness: .venv/.installed  ## Another client's search and adaptation beside one request of 2,048 long prompts (a quarter of an hour)
-	$(BIN)/python benchmarks/fairness.py $(ARGS)
+	$(BIN)/python -m benchmarks.promises.fairness $(ARGS)
 
 idle: .venv/.installed  ## What a server costs that nobody asks anything: at most a tenth of a core (three minutes)
-	$(BIN)/python benchmarks/idle.py $(ARGS)
+	$(BIN)/python -m benchmarks.promises.idle $(ARGS)
 
 faults: .venv/.installed  ## 50 faults of every kind under load: does it come back, every time? (hours; root)
-	$(BIN)/python benchmarks/faults.py $(ARGS)
+	$(BIN)/python -m benchmarks.promises.faults $(ARGS)
 
 compat: .venv/.installed  ## Clients from PyPI, each in an environment of its own, against a real server
-	$(BIN)/python benchmarks/compat/compat.py $(ARGS)
+	$(BIN)/python -m benchmarks.compat.main $(ARGS)
 
 # The library of the paper's authors, for comparison only: never in .venv.
 $(ACTIVEFT): | .venv/.installed
 	$(BIN)/python -m pip install -q --no-deps --target $@ activeft==0.1.1
 
 report: $(TOOLS)/.installed  ## benchmarks/REPORT.md and its plots, from the results that are there
-	$(TOOLS)/bin/python benchmarks/report.py $(ARGS)
+	$(TOOLS)/bin/python -m benchmarks.report.main $(ARGS)
 
 # What draws plots and fetches source distributions, for benchmarks only: never in .venv.
 $(TOOLS)/.installed: benchmarks/tools.txt | .venv/.installed
@@ -113,7 +113,7 @@ $(TOOLS)/.installed: benchmarks/tools.txt | .venv/.installed
 	@touch $@
 
 nano: .venv/.installed  ## Train the bundled base model from pinned packages
-	$(BIN)/python benchmarks/pretrain.py --out deploy/nano $(ARGS)
+	$(BIN)/python -m benchmarks.pretraining.main --out deploy/nano $(ARGS)
 
 lock:  ## Make the pinned list anew
 	@test -x .cache/lock/bin/pip-compile || { $(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install -qq pip-tools; }

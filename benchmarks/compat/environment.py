@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.passages import ROOT, progress
+from benchmarks.quality.passages import ROOT, progress
 
 CACHE = ROOT / ".cache" / "compat"
 INSTALL_SECONDS = 900

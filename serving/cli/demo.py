@@ -3,7 +3,7 @@ adapter.
 
 The corpus is real text that is on the machine anyway: two installed packages that the bundled model
 never saw, without the file that the passage comes from. One passage proves nothing;
-`benchmarks/quality.py` has many. Everything goes through the server's own HTTP interface.
+`benchmarks/quality/main.py` has many. Everything goes through the server's own HTTP interface.
 """
 
 from __future__ import annotations

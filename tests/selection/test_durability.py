@@ -177,7 +177,12 @@ def test_an_index_that_does_not_belong_is_noticed(
 def test_nothing_acknowledged_is_lost_when_processes_are_killed() -> None:
     # The benchmark makes two hundred; a few of them here.
     done = subprocess.run(
-        [sys.executable, "benchmarks/durability.py", "--kills", "10", "--seed", "1", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.promises.durability",
+            *["--kills", "10", "--seed", "1", "--json"],
+        ],
         cwd=_REPOSITORY,
         capture_output=True,
         text=True,

@@ -1,0 +1,1 @@
+"""What several benchmarks share: a real server, counts of broken promises, thresholds."""

@@ -1,0 +1,1 @@
+"""Latency of each stage of a request, by budget and load, beside plain vLLM."""

@@ -1,0 +1,1 @@
+"""Pretraining of the bundled base model, `deploy/nano`."""

@@ -1,0 +1,1 @@
+"""What the server promises, each checked against a real server."""

@@ -1,0 +1,1 @@
+"""Selection: exactness, speed and growth with the corpus."""
