@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quality.passages import ROOT, progress
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import ROOT
 
 CACHE = ROOT / ".cache" / "compat"
 INSTALL_SECONDS = 900

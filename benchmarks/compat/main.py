@@ -35,8 +35,16 @@ from rich.table import Table
 from benchmarks.compat.cases import Case, excused, read_report
 from benchmarks.compat.clients import CLIENTS, Target, openai_model_names
 from benchmarks.compat.environment import Environment, NotInstalledError, make
-from benchmarks.harness.server import MODEL, ROOMY, fill, home, serving, sources
-from benchmarks.quality.passages import circumstances, progress
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import provenance
+from benchmarks.harness.server import (
+    MODEL,
+    ROOMY_FLAGS,
+    create_corpora,
+    mayfly_server,
+    source_documents,
+    temporary_home,
+)
 from serving.config import bundled_model
 
 # Tokens: many tests set no limit, and the bundled model does not know when it has said enough.
@@ -65,11 +73,11 @@ def server(url: str | None, names: Sequence[str]) -> Iterator[Target]:
     if url is not None:
         yield Target(url.rstrip("/"), MODEL, bundled_model())
         return
-    with home() as folder:
-        fill(folder, {"code": sources()})
+    with temporary_home() as folder:
+        create_corpora(folder, {"code": source_documents()})
         more = [word for name in (MODEL, *names) for word in ("--served-model-name", name)]
         flags = ("--corpus", "code", "--budget", "steps=2", "--max-model-len", CONTEXT)
-        with serving(folder, *ROOMY, *flags, *more) as started:
+        with mayfly_server(folder, *ROOMY_FLAGS, *flags, *more) as started:
             yield Target(started.url, MODEL, bundled_model())
 
 
@@ -148,7 +156,7 @@ def main() -> None:
     show(list(results.values()), console)
     said: dict[str, Any] = {name: result.counts() for name, result in results.items()}
     if options.out:
-        full = {**circumstances(), "results": [asdict(result) for result in results.values()]}
+        full = {**provenance(), "results": [asdict(result) for result in results.values()]}
         options.out.write_text(json.dumps(full, indent=1) + "\n")
     if options.json:
         print(json.dumps(said))

@@ -1,9 +1,8 @@
-"""A real `mayfly serve` for a benchmark: in processes of its own, on a free loopback port, with a
-home of its own.
+"""A real `mayfly serve` for a benchmark: its own processes, a free loopback port, its own home.
 
-What it holds is read from outside, as an operator would: memory, connections and CPU time from the
-processes, live work from /metrics, adapters from the staging folders in /dev/shm. It is ended as a
-terminal ends it, by SIGINT. Knows nothing of what is asked of the server.
+The server is observed from outside, as an operator would: memory, connections and processor time
+from its processes, live work from /metrics, adapters from the staging folders in /dev/shm. It is
+ended by SIGINT, as a terminal does. Knows nothing of the requests that a benchmark sends.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.quality.passages import ROOT, progress
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import ROOT
 from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
@@ -34,67 +34,73 @@ from serving.config import bundled_model
 
 MODEL = "nano"
 PROMPT = "def moving_average(values, window):\n"
-# Takes on more than its machine would by itself, for clients that are not there to be turned away.
-ROOMY = ("--max-requests", "128", "--max-adaptations", "16", "--undegraded", "16")
-# A kept connection would look like one the server holds.
-NO_KEEPING = httpx.Limits(max_keepalive_connections=0)
+# Limits above the machine's defaults, for clients that expect no refusal.
+ROOMY_FLAGS = ("--max-requests", "128", "--max-adaptations", "16", "--undegraded", "16")
+# A connection that the client keeps alive would count as one that the server leaked.
+NO_KEEP_ALIVE = httpx.Limits(max_keepalive_connections=0)
 START_SECONDS, END_SECONDS = 600, 90
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-_LASTING = re.compile(r"ServeReplica:mayfly:(\w+)|(EngineCore)|/(raylet) ")
+_WORKER = re.compile(r"ServeReplica:mayfly:(\w+)|(EngineCore)|/(raylet) ")
 _SAMPLE = re.compile(r"([^{ #]+)(?:\{(.*)\})? (\S+)")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server, and where its shared memory is to be seen.
+    """A running server.
 
-    `left` is filled when it has ended: processes that would not end, and staging folders.
+    Attributes:
+        url: base URL.
+        port: port on the loopback interface.
+        process: the `mayfly serve` command.
+        leftovers: filled when the server has ended: processes and staging folders that remain.
+        shared_memory: path of its shared memory, as seen from here.
     """
 
     url: str
     port: int
     process: subprocess.Popen[bytes]
-    left: list[str] = field(default_factory=list)
-    memory: Path = _SHARED_MEMORY
+    leftovers: list[str] = field(default_factory=list)
+    shared_memory: Path = _SHARED_MEMORY
 
-    def family(self) -> list[psutil.Process]:
-        """The command and everything below it."""
+    def processes(self) -> list[psutil.Process]:
+        """The command and all its descendants."""
         command = psutil.Process(self.process.pid)
         return [command, *command.children(recursive=True)]
 
     def workers(self) -> dict[str, psutil.Process]:
-        """What must last as long as the server: "engine", "selector", "trainer", "EngineCore", and
-        Ray's, "node".
+        """Processes that must live as long as the server, by name.
+
+        Names are "engine", "selector", "trainer", "EngineCore", and "node" for Ray's raylet.
         """
         found = {}
-        for process in self.family():
+        for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                name = _LASTING.search(" ".join(process.cmdline()))
+                name = _WORKER.search(" ".join(process.cmdline()))
                 if name is not None:
                     found[name[1] or name[2] or "node"] = process
         return found
 
     def resident_bytes(self) -> int:
-        """Of all its processes; memory that they share counts for each."""
+        """Resident memory of all processes; memory that they share counts for each."""
         total = 0
-        for process in self.family():
+        for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 total += process.memory_info().rss
         return total
 
     def connections(self) -> int:
-        """Clients' connections that its processes hold open."""
-        held = 0
-        for process in self.family():
+        """Number of open connections from clients."""
+        count = 0
+        for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                held += sum(
+                count += sum(
                     bool(each.raddr) and each.laddr.port == self.port
                     for each in process.net_connections("tcp")
                 )
-        return held
+        return count
 
-    def staged(self) -> list[str]:
-        """Adapters in its staging folders."""
+    def staged_adapters(self) -> list[str]:
+        """Names of the adapters in its staging folders."""
         return sorted(
             adapter.name
             for folder in self._staging()
@@ -102,32 +108,38 @@ class Server:
             if adapter.is_dir()
         )
 
-    def shared(self) -> set[str]:
-        """Files in shared memory that no staging folder of its living processes is or names."""
-        mine = self._staging()
-        named = {
-            name for folder in mine for name in (folder / "shared-memory").read_text().splitlines()
+    def unclaimed_shared_memory(self) -> set[str]:
+        """Files in shared memory that belong to no living process of this server.
+
+        A process claims its staging folder and the files that this folder lists.
+        """
+        folders = self._staging()
+        listed = {
+            name
+            for folder in folders
+            for name in (folder / "shared-memory").read_text().splitlines()
         }
-        return shared_memory(self.memory) - named - {folder.name for folder in mine}
+        claimed = listed | {folder.name for folder in folders}
+        return shared_memory_files(self.shared_memory) - claimed
 
     def metrics(self, headers: Mapping[str, str] | None = None) -> defaultdict[str, float]:
-        """What /metrics says, by name, summed over labels; 0 for what it does not say.
+        """Values of /metrics by name, summed over labels; 0 for unknown names.
 
         Raises:
-            httpx.HTTPError: it says nothing.
+            httpx.HTTPError: the server did not answer.
         """
         totals: defaultdict[str, float] = defaultdict(float)
-        for name, _, value in samples(self.url, headers):
+        for name, _, value in metric_samples(self.url, headers):
             totals[name] += value
         return totals
 
     def live_adapters(self, headers: Mapping[str, str] | None = None) -> int | None:
-        """As the server says; None where it does not."""
+        """Live adapters by /metrics; None if it does not report them."""
         totals = self.metrics(headers)
         return int(totals["mayfly_live_adapters"]) if "mayfly_live_adapters" in totals else None
 
-    def busy(self, headers: Mapping[str, str] | None = None) -> bool:
-        """Whether anything is in a stage, in vLLM's hands, or staged."""
+    def has_work(self, headers: Mapping[str, str] | None = None) -> bool:
+        """Whether a request is in a stage or in vLLM, or an adapter is live or staged."""
         totals = self.metrics(headers)
         names = (
             "mayfly_requests_in_stage",
@@ -137,57 +149,64 @@ class Server:
         return (
             any(totals[name] for name in names)
             or bool(totals["mayfly_live_adapters"])
-            or bool(self.staged())
+            or bool(self.staged_adapters())
         )
 
-    def quiet_within(
+    def seconds_until_idle(
         self, seconds: float, headers: Mapping[str, str] | None = None
     ) -> float | None:
-        """Seconds until nothing runs and no client is connected; None if that took longer."""
-        begun = time.monotonic()
-        while time.monotonic() - begun < seconds:
+        """Wait until nothing runs and no client is connected.
+
+        Returns:
+            The seconds waited; None if that takes longer than `seconds`.
+        """
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
             with contextlib.suppress(httpx.HTTPError):
-                if not self.connections() and not self.busy(headers):
-                    return time.monotonic() - begun
+                if not self.connections() and not self.has_work(headers):
+                    return time.monotonic() - started
             time.sleep(0.05)
         return None
 
     def _staging(self) -> list[Path]:
-        pids = {process.pid for process in self.family()}
+        pids = {process.pid for process in self.processes()}
         return [
             folder
-            for folder in self.memory.glob("mayfly-*-*")
+            for folder in self.shared_memory.glob("mayfly-*-*")
             if int(folder.name.split("-")[1]) in pids
         ]
 
 
-def samples(
-    url: str, headers: Mapping[str, str] | None = None, seconds: float = 10.0
+def metric_samples(
+    url: str, headers: Mapping[str, str] | None = None, timeout: float = 10.0
 ) -> Iterator[tuple[str, str, float]]:
-    """What /metrics of a server says, given so many seconds to say it: names, labels as they are
-    written, values.
+    """Samples of a server's /metrics: name, labels as text, value.
 
-    prometheus_client's parser takes ten times as long, which is felt where a server is asked until
-    it is quiet.
+    prometheus_client's parser takes ten times as long, which matters to a caller that polls.
+
+    Args:
+        url: base URL of the server.
+        headers: sent with the request.
+        timeout: seconds.
 
     Raises:
-        httpx.HTTPError: it says nothing.
+        httpx.HTTPError: the server did not answer.
     """
     reply = httpx.get(
-        f"{url}/metrics", headers=dict(headers or {}), timeout=seconds
+        f"{url}/metrics", headers=dict(headers or {}), timeout=timeout
     ).raise_for_status()
     for line in reply.text.splitlines():
-        if found := _SAMPLE.fullmatch(line):
-            yield found[1], found[2] or "", float(found[3])
+        if match := _SAMPLE.fullmatch(line):
+            yield match[1], match[2] or "", float(match[3])
 
 
-def shared_memory(folder: Path = _SHARED_MEMORY) -> set[str]:
-    """Files there, whoever made them."""
+def shared_memory_files(folder: Path = _SHARED_MEMORY) -> set[str]:
+    """Names of all files in the shared memory, of any process."""
     return {each.name for each in folder.iterdir()}
 
 
-def fill(home: Path, corpora: Mapping[str, Sequence[Document]]) -> None:
-    """Make corpora in a home, for the bundled model."""
+def create_corpora(home: Path, corpora: Mapping[str, Sequence[Document]]) -> None:
+    """Create corpora in a home, for the bundled model."""
     from transformers import AutoTokenizer
 
     tokenizer, embedder = AutoTokenizer.from_pretrained(bundled_model()), load_embedder()
@@ -198,38 +217,43 @@ def fill(home: Path, corpora: Mapping[str, Sequence[Document]]) -> None:
         corpus.close()
 
 
-def sources() -> list[Document]:
-    """Text that is there anyway: this repository's own package `selection`."""
+def source_documents() -> list[Document]:
+    """Text that every checkout has: this repository's own package `selection`."""
+    package = ROOT / "selection"
     return [
-        Document(file.name, file.read_text()) for file in sorted((ROOT / "selection").glob("*.py"))
+        Document(file.relative_to(package).as_posix(), file.read_text())
+        for file in sorted(package.rglob("*.py"))
+        if file.stat().st_size
     ]
 
 
 @contextlib.contextmanager
-def home() -> Iterator[Path]:
-    """A folder for corpora and logs, gone afterwards."""
+def temporary_home() -> Iterator[Path]:
+    """A temporary folder for corpora and logs."""
     with tempfile.TemporaryDirectory(prefix="mayfly-benchmark-") as folder:
         yield Path(folder)
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
+    """A free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *arguments: str, memory_bytes: int | None = None) -> Iterator[Server]:
-    """`mayfly serve` with this home and these arguments, for the length of a `with`.
+def mayfly_server(
+    folder: Path, *arguments: str, memory_bytes: int | None = None
+) -> Iterator[Server]:
+    """Run `mayfly serve` within the `with` block.
 
     Args:
-        folder: the home.
-        arguments: more of them.
-        memory_bytes: of a shared memory of its own, which takes root; None for the machine's.
+        folder: its home.
+        arguments: further arguments of the command.
+        memory_bytes: size of a shared memory of its own, which takes root; None for the machine's.
 
     Raises:
-        RuntimeError: it did not come up; with the end of what it said.
+        RuntimeError: the server did not start; the message has the end of its log.
     """
     port = free_port()
     command = [
@@ -243,53 +267,58 @@ def serving(folder: Path, *arguments: str, memory_bytes: int | None = None) -> I
     if memory_bytes is not None:
         own = f'mount -t tmpfs -o size={memory_bytes} tmpfs {_SHARED_MEMORY} && exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", own, "sh", *command]
-    with running([*command, *arguments], port, folder / "server.log") as process:
+    with running_server([*command, *arguments], port, folder / "server.log") as process:
         memory = (
             _SHARED_MEMORY
             if memory_bytes is None
             else Path(f"/proc/{process.pid}/root{_SHARED_MEMORY}")
         )
-        server = Server(f"http://127.0.0.1:{port}", port, process, memory=memory)
-        family, staging = server.family(), server._staging()
+        server = Server(f"http://127.0.0.1:{port}", port, process, shared_memory=memory)
+        processes, staging = server.processes(), server._staging()
         try:
             yield server
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
-                family, staging = server.family(), server._staging()
+                processes, staging = server.processes(), server._staging()
     if process.returncode == -signal.SIGKILL:
-        server.left.append(f"the command, {END_SECONDS} s after SIGINT")
-    server.left.extend(f"process {each.pid}" for each in psutil.wait_procs(family, timeout=10)[1])
-    server.left.extend(folder.name for folder in staging if folder.exists())
+        server.leftovers.append(f"the command, {END_SECONDS} s after SIGINT")
+    server.leftovers.extend(
+        f"process {each.pid}" for each in psutil.wait_procs(processes, timeout=10)[1]
+    )
+    server.leftovers.extend(folder.name for folder in staging if folder.exists())
 
 
 @contextlib.contextmanager
-def running(
+def running_server(
     command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server's command until its /health answers, then for the length of a `with`; ended by
-    SIGINT to its pid.
+    """Start a server, wait until its /health answers, and end it by SIGINT after the block.
+
+    Args:
+        command: command line of the server.
+        port: port on which it answers.
+        log: file for its output.
+        environment: variables to add to this process's own.
 
     Raises:
-        RuntimeError: it did not come up; with the end of what it said.
+        RuntimeError: the server did not start; the message has the end of its log.
     """
-    # Whoever is ended must end the server first.
+    # A benchmark that is terminated must end its server first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress(f"starting {Path(command[0]).name} {' '.join(command[1:3])}")
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             env={**os.environ, **(environment or {})},
             process_group=0,
         )
     try:
-        begun = time.monotonic()
+        started = time.monotonic()
         while not _healthy(port):
-            if process.poll() is not None or time.monotonic() - begun > START_SECONDS:
-                raise RuntimeError(
-                    f"{' '.join(command)} did not come up:\n{log.read_text()[-2000:]}"
-                )
+            if process.poll() is not None or time.monotonic() - started > START_SECONDS:
+                raise RuntimeError(f"{' '.join(command)} did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.5)
         yield process
     finally:
@@ -306,8 +335,8 @@ def running(
         progress("")
 
 
-def completion(**fields: Any) -> dict[str, Any]:
-    """The body of a sound completion."""
+def completion_body(**fields: Any) -> dict[str, Any]:
+    """The body of a valid completion request."""
     return {"model": MODEL, "prompt": PROMPT, "max_tokens": 8, "temperature": 0, **fields}
 
 

@@ -1,23 +1,25 @@
-"""What is wanted of the numbers that benchmarks find.
+"""Thresholds that the benchmarks' numbers are held to.
 
-Plain values, for those who measure and for the report, which is written where Mayfly is not
-installed.
+Plain values, for the benchmarks and for the report, which runs where Mayfly is not installed.
 """
 
 from __future__ import annotations
 
-# To the first token of an adapter that has just been trained, times that of a resident one.
-MOST_TIMES = 1.15
-LEAST_SPEEDUP = 5.0  # requests a second, times the naive way's
-LEAST_THROUGHPUT, MOST_TTFT = 0.97, 1.1  # of requests that are not adapted, times plain vLLM's
-# 99th percentile of accepted requests under overload, times that of unloaded ones.
-MOST_SLOWER = 2.0
-MOST_LATE_STEPS = 1.0  # that training ends after its deadline
-# A client's search or adaptation beside a request of 2,048 long prompts, times that alone.
-MOST_TIMES_ALONE = 3.0
-# That an adaptation may end after its seconds: one unit of work of a stage, and the way back.
-UNIT_SECONDS = 1.0
-# Requests that tell a 99th percentile; one of fewer is little more than the largest, and is marked.
-ENOUGH = 20
-# Of one core, while nobody asks: all processes of a server; vLLM's worker.
-MOST_IDLE, MOST_IDLE_WORKER = 0.10, 0.02
+# Time to the first token of an adapter that was just trained, over that of a resident adapter.
+MAX_HOT_LOAD_RATIO = 1.15
+# Requests per second, over those of a PEFT loop per request.
+MIN_SPEEDUP = 5.0
+# Throughput and time to the first token of unadapted requests, over plain vLLM's.
+MIN_THROUGHPUT_RATIO, MAX_TTFT_RATIO = 0.97, 1.1
+# 99th percentile of accepted requests under overload, over that of unloaded ones.
+MAX_OVERLOAD_RATIO = 2.0
+# Steps that training may end after its deadline.
+MAX_LATE_STEPS = 1.0
+# Time of a client's search or adaptation beside a request of 2,048 long prompts, over that alone.
+MAX_FAIRNESS_RATIO = 3.0
+# Seconds that an adaptation may end after its budget: one unit of work of a stage, and transport.
+GRACE_SECONDS = 1.0
+# Requests that a 99th percentile needs; with fewer it is close to the maximum, and is marked.
+MIN_P99_REQUESTS = 20
+# Share of one core of an idle server: of all its processes, and of vLLM's worker.
+MAX_IDLE_SHARE, MAX_IDLE_WORKER_SHARE = 0.10, 0.02

@@ -1,8 +1,8 @@
-"""What became of a run that holds the server to its promises: counts, examples, a table, the last
-line.
+"""Counts of broken promises: what a run against a server found, its table and its last line.
 
 A promise is broken in one of three ways: a `wrong` answer, an error of the server (5xx, or a
-process of it that died), or something that it kept. Which is which is for the run to say.
+process of it that died), or a leak, which is anything the server still holds after the work has
+ended. Each benchmark decides which of them a finding is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -18,77 +19,85 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.server import Server
-from benchmarks.quality.passages import circumstances
+from benchmarks.harness import command_line
+from benchmarks.harness.provenance import provenance
+from benchmarks.harness.server import Server, temporary_home
 
 Kind = Literal["wrong", "server_errors", "leaked"]
-MOST_EXAMPLES = 40
-# Growth of the resident memory that is no leak: the larger of the two.
+MAX_EXAMPLES = 40
+# Growth of the resident memory that counts as no leak: the larger of the two.
 MEMORY_SHARE, MEMORY_BYTES = 0.05, 128 << 20
 
 
-class Verdict:
-    """Counts of what was asked and of what was broken, by category, with a few examples in words."""
+class Violations:
+    """Counts of requests and of broken promises, by kind and category, with examples.
+
+    Attributes:
+        requests: requests made so far.
+        counts: violations by kind, then by category.
+        examples: descriptions of some violations.
+    """
 
     def __init__(self) -> None:
         self.requests = 0
-        self.broken: dict[Kind, Counter[str]] = {
+        self.counts: dict[Kind, Counter[str]] = {
             "wrong": Counter(),
             "server_errors": Counter(),
             "leaked": Counter(),
         }
         self.examples: list[str] = []
 
-    def blame(self, kind: Kind, category: str, why: str, count: int = 1) -> None:
-        """Count a broken promise; the first of each category is kept as an example, others as long
-        as there is room.
-        """
-        first = not self.broken[kind][category]
-        self.broken[kind][category] += count
-        if first or len(self.examples) < MOST_EXAMPLES:
-            self.examples.append(f"{kind}, {category}: {why}")
+    def record(self, kind: Kind, category: str, reason: str, count: int = 1) -> None:
+        """Count a violation.
 
-    def check(self, holds: bool, kind: Kind, category: str, why: str) -> None:
-        """Blame, unless it holds."""
+        The first of each category becomes an example, and others do until there are MAX_EXAMPLES.
+        """
+        first = not self.counts[kind][category]
+        self.counts[kind][category] += count
+        if first or len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(f"{kind}, {category}: {reason}")
+
+    def check(self, holds: bool, kind: Kind, category: str, reason: str) -> None:
+        """Record a violation unless the promise holds."""
         if not holds:
-            self.blame(kind, category, why)
+            self.record(kind, category, reason)
 
     def check_memory(self, before: int, after: int) -> None:
-        """Bytes resident before and after: is the memory back where it was, to the stated bound?"""
+        """Check that the resident memory, in bytes, has not grown beyond the bound."""
         bound = max(MEMORY_SHARE * before, MEMORY_BYTES)
-        grown = (after - before) / 1e6
+        growth = (after - before) / 1e6
         self.check(
             after - before <= bound,
             "leaked",
             "memory",
-            f"{grown:.0f} MB more, {bound / 1e6:.0f} are allowed",
+            f"{growth:.0f} MB more; at most {bound / 1e6:.0f} are allowed",
         )
 
-    def check_quiet(
+    def check_idle(
         self, server: Server, seconds: float, headers: dict[str, str] | None = None
     ) -> None:
-        """Nothing may run, be staged, loaded or connected within so many seconds."""
-        if server.quiet_within(seconds, headers) is not None:
+        """Check that after at most `seconds` nothing runs, is staged, loaded or connected."""
+        if server.seconds_until_idle(seconds, headers) is not None:
             return
         try:
             totals = server.metrics(headers)
-        except httpx.HTTPError as problem:
-            self.blame("server_errors", "no answer", f"/metrics: {problem!r}")
+        except httpx.HTTPError as error:
+            self.record("server_errors", "no answer", f"/metrics: {error!r}")
             return
-        for what, left in {
+        for resource, count in {
             "connections": server.connections(),
-            "staged adapters": len(server.staged()),
+            "staged adapters": len(server.staged_adapters()),
             "live adapters": int(totals["mayfly_live_adapters"]),
             "requests in vLLM": int(
                 totals["vllm:num_requests_running"] + totals["vllm:num_requests_waiting"]
             ),
             "requests in a stage": int(totals["mayfly_requests_in_stage"]),
         }.items():
-            if left:
-                self.blame("leaked", what, f"{left} after {seconds:.0f} s", left)
+            if count:
+                self.record("leaked", resource, f"{count} after {seconds:.0f} s", count)
 
     def check_workers(self, before: dict[str, Any], after: dict[str, Any]) -> None:
-        """No process of the server may have been replaced."""
+        """Check that no process of the server was replaced."""
         for name, process in before.items():
             self.check(
                 after.get(name) == process,
@@ -98,50 +107,67 @@ class Verdict:
             )
 
     def check_end(self, server: Server) -> None:
-        """A server that has ended leaves nothing."""
-        for what in server.left:
-            self.blame("leaked", "after the end", what)
+        """Check that a server that has ended left nothing behind."""
+        for leftover in server.leftovers:
+            self.record("leaked", "after the end", leftover)
 
-    def counts(self) -> dict[str, Any]:
-        """For the last line."""
+    def summary(self) -> dict[str, Any]:
+        """Requests, totals by kind, and counts by category."""
         totals: dict[str, int] = {
-            kind: sum(counter.values()) for kind, counter in self.broken.items()
+            kind: sum(counter.values()) for kind, counter in self.counts.items()
         }
         return {
             "requests": self.requests,
             **totals,
-            "by_category": {k: dict(c) for k, c in self.broken.items() if c},
+            "by_category": {k: dict(c) for k, c in self.counts.items() if c},
         }
 
 
-def arguments(description: str, requests: int) -> argparse.ArgumentParser:
-    """The options that all such runs have."""
-    parser = argparse.ArgumentParser(description=description.split("\n")[0])
-    parser.add_argument("--requests", type=int, default=requests)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--out", type=Path, help="write the full result here")
+def argument_parser(doc: str | None, requests: int | None = None) -> argparse.ArgumentParser:
+    """A parser with the options of every such run.
+
+    Args:
+        doc: the module's docstring.
+        requests: default of `--requests`; None for a run without this option.
+    """
+    parser = command_line.argument_parser(doc)
+    if requests is not None:
+        parser.add_argument(
+            "--requests", type=int, default=requests, help="number (default: %(default)s)"
+        )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     return parser
 
 
-def finish(verdict: Verdict, facts: dict[str, Any], options: argparse.Namespace) -> NoReturn:
-    """Table, file and last line; exit status 1 if a promise was broken."""
-    said = {**verdict.counts(), **facts}
+def run_and_finish(
+    run: Callable[[Path, argparse.Namespace, Violations], dict[str, Any]],
+    options: argparse.Namespace,
+) -> NoReturn:
+    """Run a benchmark in a temporary home, print and write its result, and exit.
+
+    The exit status is 1 if a promise was broken.
+
+    Args:
+        run: takes the home, the options and the violations to record in; returns further facts.
+        options: parsed by `argument_parser`.
+    """
+    violations = Violations()
+    with temporary_home() as home:
+        facts = run(home, options, violations)
+    _finish(violations, facts, options)
+
+
+def _finish(violations: Violations, facts: dict[str, Any], options: argparse.Namespace) -> NoReturn:
+    summary = {**violations.summary(), **facts}
     table = Table("", "", box=None, pad_edge=False, show_header=False)
-    for key, value in said.items():
+    for key, value in summary.items():
         table.add_row(
             key.replace("_", " "), json.dumps(value) if isinstance(value, dict) else str(value)
         )
     console = Console(stderr=options.json)
     console.print(table, highlight=False)
-    for example in verdict.examples:
+    for example in violations.examples:
         console.print(f"  {example}", highlight=False, markup=False)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        full = {**circumstances(), "seed": options.seed, **said, "examples": verdict.examples}
-        options.out.write_text(json.dumps(full, indent=1) + "\n")
-    if options.json:
-        print(json.dumps(said))
-    sys.exit(any(verdict.broken.values()))
+    result = {**provenance(), "seed": options.seed, **summary, "examples": violations.examples}
+    command_line.write_result(options, result, summary)
+    sys.exit(any(violations.counts.values()))

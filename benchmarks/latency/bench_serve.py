@@ -30,8 +30,8 @@ from typing import Any
 
 import httpx
 
+from benchmarks.harness.provenance import ROOT
 from benchmarks.harness.server import MODEL
-from benchmarks.quality.passages import ROOT
 from serving.config import bundled_model
 from serving.engine.config import EngineConfig
 

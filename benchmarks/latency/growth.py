@@ -29,9 +29,9 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.harness.server import MODEL, serving
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.server import MODEL, mayfly_server
 from benchmarks.latency.bench_serve import PATIENCE_SECONDS, Answer, Load, ask, ask_all, pieces
-from benchmarks.quality.passages import progress
 from benchmarks.selection.growth import draw
 from benchmarks.training.peft_loop import SUBJECTS, folder_of
 from selection.corpus.corpus import Corpus
@@ -243,7 +243,7 @@ def _by_random_model(home: Path, name: str, load: Load, seed: int) -> dict[str, 
     """As `by_model`, of a server of its own with random weights."""
     with folder_of(next(subject for subject in SUBJECTS if subject.name == name)) as model:
         AutoTokenizer.from_pretrained(bundled_model()).save_pretrained(model)
-        with serving(home, "--model", model, "--served-model-name", MODEL) as server:
+        with mayfly_server(home, "--model", model, "--served-model-name", MODEL) as server:
             return by_model(server.url, load, parameters(model) / 1e6, seed)
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import httpx
 
 from adapters.model_defaults import for_model
-from benchmarks.harness.thresholds import MOST_TIMES
+from benchmarks.harness.command_line import progress
 from benchmarks.latency.bench_serve import PATIENCE_SECONDS, Answer, Load, ask, pieces
 from benchmarks.latency.per_request_peft import PeftLoop, Sequences
-from benchmarks.quality.passages import progress
-from benchmarks.training.peft_loop import spread
+from benchmarks.harness.measures import spread
+from benchmarks.harness.thresholds import MAX_HOT_LOAD_RATIO
 from serving.config import bundled_model
 from serving.engine.config import EngineConfig
 
@@ -118,6 +118,6 @@ def in_words(found: Mapping[str, Any]) -> str:
     _, least, most = found["ratios"]
     return (
         f"hot-loading, prompts of {found['prompt_tokens']} tokens: from the trained adapter to the first token "
-        f"{found['hot_load_ratio']:.2f} times a resident one's (wanted {MOST_TIMES}; median of {found['pairs']} "
+        f"{found['hot_load_ratio']:.2f} times a resident one's (wanted {MAX_HOT_LOAD_RATIO}; median of {found['pairs']} "
         f"pairs, {least:.2f} to {most:.2f}; {found['short']} pairs not as asked)"
     )

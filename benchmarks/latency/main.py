@@ -41,8 +41,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.server import fill, free_port, running, samples, serving, sources
-from benchmarks.harness.thresholds import ENOUGH, LEAST_SPEEDUP, MOST_TIMES
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import CACHE, provenance
+from benchmarks.harness.server import (
+    create_corpora,
+    free_port,
+    mayfly_server,
+    metric_samples,
+    running_server,
+    source_documents,
+)
+from benchmarks.harness.thresholds import MAX_HOT_LOAD_RATIO, MIN_P99_REQUESTS, MIN_SPEEDUP
 from benchmarks.latency.bench_serve import (
     PERCENTILES,
     Load,
@@ -68,7 +77,6 @@ from benchmarks.latency.hot_load import hot_load, in_words, with_adapters
 from benchmarks.latency.per_request_peft import chosen, race
 from benchmarks.latency.per_request_peft import in_words as naive_in_words
 from benchmarks.latency.plan import PLANS, Cell, Plan, cells
-from benchmarks.quality.passages import CACHE, circumstances, progress
 
 CORPUS, CONTEXT = "code", 1024  # tokens
 OPEN_SHARE = 0.7
@@ -138,7 +146,8 @@ class Servers:
     def mayfly(self) -> str:
         """`mayfly serve`."""
         return _warm(
-            self._stack.enter_context(serving(self._home, "--corpus", CORPUS, *_ROOM)).url, STEADY
+            self._stack.enter_context(mayfly_server(self._home, "--corpus", CORPUS, *_ROOM)).url,
+            STEADY,
         )
 
     @cached_property
@@ -160,7 +169,9 @@ class Servers:
     def _start(self, name: str, settings: Mapping[str, str], *more: str) -> str:
         port = free_port()
         command = vllm_serve(port, CONTEXT, *more)
-        self._stack.enter_context(running(command, port, self._home / f"{name}.log", settings))
+        self._stack.enter_context(
+            running_server(command, port, self._home / f"{name}.log", settings)
+        )
         return _warm(f"http://127.0.0.1:{port}", None)
 
 
@@ -187,7 +198,7 @@ def counted(url: str) -> dict[str, tuple[float, float]]:
     "steps", steps.
     """
     totals: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for name, labels, value in samples(url, seconds=60.0):
+    for name, labels, value in metric_samples(url, timeout=60.0):
         family, _, part = name.rpartition("_")
         stage = _COUNTED.get(family)
         if family == "mayfly_stage_seconds":
@@ -289,8 +300,8 @@ def run(plan: Plan, folder: Path, seed: int, once: Once) -> dict[str, Any]:
         "speedup_vs_naive": raced["speedup_vs_naive"],
         "speedup_vs_naive_pool": raced["speedup_vs_naive_pool"],
         "holds": {
-            "hot_load": hot[str(PROMPT)]["hot_load_ratio"] <= MOST_TIMES,
-            "naive": raced["speedup_vs_naive"] >= LEAST_SPEEDUP,
+            "hot_load": hot[str(PROMPT)]["hot_load_ratio"] <= MAX_HOT_LOAD_RATIO,
+            "naive": raced["speedup_vs_naive"] >= MIN_SPEEDUP,
         },
         "short": sum(each["short"] for each in measured.values())
         + sum(
@@ -308,7 +319,7 @@ def run(plan: Plan, folder: Path, seed: int, once: Once) -> dict[str, Any]:
 
 
 def _fill(folder: Path, plan: Plan) -> None:
-    fill(folder, {CORPUS: sources()})
+    create_corpora(folder, {CORPUS: source_documents()})
     synthetic(folder, plan.growth)
 
 
@@ -385,7 +396,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             if found
             else [""] * len(PERCENTILES)
         )
-        few = "*" * bool(found and found["whole"]["n"] < ENOUGH)
+        few = "*" * bool(found and found["whole"]["n"] < MIN_P99_REQUESTS)
         stages.add_row(short, *medians, *whole[:-1], whole[-1] + few)
         other, agree = cell["vllm_bench_serve"], cell["agreement"]
         ratios = (
@@ -404,7 +415,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         highlight=False,
     )
     console.print(
-        f"* a p99 of fewer than {ENOUGH} requests: little more than the largest", highlight=False
+        f"* a p99 of fewer than {MIN_P99_REQUESTS} requests: little more than the largest",
+        highlight=False,
     )
     for hot in result["hot_load"].values():
         console.print(in_words(hot), highlight=False)
@@ -423,7 +435,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="write the full result here")
     options = parser.parse_args()
-    facts, plan = circumstances(), PLANS[options.budget]
+    facts, plan = provenance(), PLANS[options.budget]
     key = hashlib.sha256(f"{facts['commit']} {plan} {options.seed}".encode()).hexdigest()[:12]
     folder = CACHE / f"latency-{key}"
     folder.mkdir(parents=True, exist_ok=True)

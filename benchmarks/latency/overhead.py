@@ -1,63 +1,63 @@
-"""Overhead: `Compute-Budget: none` against plain `vllm serve`, same model, same machine, one
-interleaved run.
+"""Overhead: `Compute-Budget: none` against plain `vllm serve`, same model and machine, interleaved.
 
-Both servers are up all the time and only one is asked at once, by `vllm bench serve`, each with the
-same prompts, in turns: a pair is a run against each, and every second pair begins with the other.
-The ratios are medians over pairs. The first pair is warm-up. Plain vLLM has no LoRA and none of
-Mayfly's plugin, and Mayfly's thread settings.
+Both servers are up all the time, and only one at a time gets requests, from `vllm bench serve`. A
+pair is a run against each, with the same prompts; every second pair begins with the other server.
+The ratios are medians over pairs; the first pair is a warm-up. Plain vLLM has no LoRA and none of
+Mayfly's plugins, and Mayfly's thread settings.
 
-`wrong` are requests that the tool counts as failed.
+`wrong` counts requests that `vllm bench serve` reports as failed.
 
-    python -m benchmarks.latency.overhead [--requests 200] [--pairs 7] [--json] [--out
-    benchmarks/results/overhead.json]
+    python -m benchmarks.latency.overhead [--requests 200] [--pairs 7] [--json]
+    [--out benchmarks/results/overhead.json]
 """
 
 from __future__ import annotations
 
 import statistics
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.server import free_port, home, running, serving
-from benchmarks.harness.thresholds import LEAST_THROUGHPUT, MOST_TTFT
-from benchmarks.harness.violations import Verdict, arguments, finish
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.server import free_port, mayfly_server, running_server
+from benchmarks.harness.thresholds import MAX_TTFT_RATIO, MIN_THROUGHPUT_RATIO
+from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
 from benchmarks.latency.bench_serve import bench_serve, environment, vllm_serve
-from benchmarks.quality.passages import progress
 
 CONTEXT, INPUT, OUTPUT = 1024, 128, 32  # tokens
-AT_ONCE = 8
+CONCURRENCY = 8
 
 
 def measure(url: str, folder: Path, requests: int, seed: int) -> dict[str, float]:
-    """What `vllm bench serve` finds of one server.
+    """Measure one server by `vllm bench serve`.
 
     Raises:
-        RuntimeError: as `bench_serve`.
+        RuntimeError: the command failed.
     """
     options = {
         "--dataset-name": "random",
         "--random-input-len": INPUT,
         "--random-output-len": OUTPUT,
         "--num-prompts": requests,
-        "--max-concurrency": AT_ONCE,
+        "--max-concurrency": CONCURRENCY,
         "--seed": seed,
         "--header": "Compute-Budget=none",
     }
-    found = bench_serve(url, folder, options)
+    report = bench_serve(url, folder, options)
     return {
-        "tokens_per_second": found["output_throughput"],
-        "ttft_milliseconds": found["median_ttft_ms"],
-        "failed": requests - found["completed"],
+        "tokens_per_second": report["output_throughput"],
+        "ttft_milliseconds": report["median_ttft_ms"],
+        "failed": requests - report["completed"],
     }
 
 
-def overhead(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
-    """All pairs."""
+def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, Any]:
+    """Measure all pairs, on servers of their own."""
     port = free_port()
     pairs = []
     with (
-        running(vllm_serve(port, CONTEXT), port, folder / "vllm.log", environment()),
-        serving(folder, "--max-model-len", str(CONTEXT)) as server,
+        running_server(vllm_serve(port, CONTEXT), port, folder / "vllm.log", environment()),
+        mayfly_server(folder, "--max-model-len", str(CONTEXT)) as server,
     ):
         urls = {"vllm": f"http://127.0.0.1:{port}", "mayfly": server.url}
         workers = server.workers()
@@ -67,16 +67,16 @@ def overhead(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
             for name in order:
                 progress(f"pair {number} of {options.pairs}: {name}")
                 pair[name] = measure(urls[name], folder, options.requests, options.seed + number)
-                verdict.requests += options.requests
+                violations.requests += options.requests
                 failed = int(pair[name]["failed"])
                 if failed:
-                    verdict.blame(
+                    violations.record(
                         "wrong", f"failed at {name}", f"{failed} in pair {number}", failed
                     )
             pairs.append(pair)
-        verdict.check_quiet(server, 30.0)
-        verdict.check_workers(workers, server.workers())
-    verdict.check_end(server)
+        violations.check_idle(server, 30.0)
+        violations.check_workers(workers, server.workers())
+    violations.check_end(server)
     throughput = [
         each["mayfly"]["tokens_per_second"] / each["vllm"]["tokens_per_second"]
         for each in pairs[1:]
@@ -91,25 +91,21 @@ def overhead(folder: Path, options: Any, verdict: Verdict) -> dict[str, Any]:
     }
     return {
         **{name: round(ratio, 4) for name, ratio in ratios.items()},
-        "holds": ratios["throughput_ratio"] >= LEAST_THROUGHPUT
-        and ratios["ttft_ratio"] <= MOST_TTFT,
+        "holds": ratios["throughput_ratio"] >= MIN_THROUGHPUT_RATIO
+        and ratios["ttft_ratio"] <= MAX_TTFT_RATIO,
         "throughput_ratios": [round(ratio, 4) for ratio in throughput],
         "ttft_ratios": [round(ratio, 4) for ratio in ttft],
         "tokens": {"input": INPUT, "output": OUTPUT},
-        "at_once": AT_ONCE,
+        "at_once": CONCURRENCY,
         "pairs": pairs[1:],
     }
 
 
 def main() -> None:
     """Measure, print, write the JSON."""
-    parser = arguments(__doc__ or "", 200)
-    parser.add_argument("--pairs", type=int, default=7)
-    options = parser.parse_args()
-    verdict = Verdict()
-    with home() as folder:
-        facts = overhead(folder, options, verdict)
-    finish(verdict, facts, options)
+    parser = argument_parser(__doc__, 200)
+    parser.add_argument("--pairs", type=int, default=7, help="number (default: %(default)s)")
+    run_and_finish(run, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ import torch
 
 from adapters import TrainerConfig
 from adapters.model_defaults import for_model
-from benchmarks.harness.thresholds import LEAST_SPEEDUP
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.thresholds import MIN_SPEEDUP
 from benchmarks.latency.bench_serve import (
     PATIENCE_SECONDS,
     Answer,
@@ -46,7 +47,6 @@ from benchmarks.latency.bench_serve import (
     environment,
     pieces,
 )
-from benchmarks.quality.passages import progress
 from benchmarks.training.peft_loop import device
 from selection import Selector, SelectorConfig
 from selection.embedding import Prompt
@@ -255,7 +255,7 @@ def in_words(found: Mapping[str, Any]) -> str:
         parts = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
         lines.append(
             f"{statistics.median(ratios):.2f} times the requests a second of the {name} ({processes} x {threads} "
-            f"threads; wanted {LEAST_SPEEDUP:.0f}; {load['budget']}, {load['at_once']} at once, {len(ratios)} rounds, "
+            f"threads; wanted {MIN_SPEEDUP:.0f}; {load['budget']}, {load['at_once']} at once, {len(ratios)} rounds, "
             f"{min(ratios):.2f} to {max(ratios):.2f}), whose median seconds are: {parts}"
         )
     return "\n".join([*lines, f"not as asked: {found['short']}"])

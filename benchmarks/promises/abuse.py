@@ -1,15 +1,14 @@
-"""Abuse: thousands of malformed requests; is each refused in OpenAI's shape, does the server live,
-is its memory back?
+"""Abuse: thousands of malformed requests; is each refused in OpenAI's shape, without harm?
 
-Every hundredth request is a sound one that must be answered as it was before the abuse began, by
-the base model and by an adapter in turn. A few connections send half a header and wait: the server
-must end them. `wrong` is an answer other than the attack must be met with
-(`benchmarks/promises/attacks.py`), an error in another shape or that tells of paths, addresses or a stack,
-and a sound request that is answered otherwise. `server_errors` are 5xx and processes that were
-replaced. `leaked` are connections, adapters, work and memory still held half a minute after the
-end.
+Every hundredth request is a valid one that must be answered as before the abuse began, by the base
+model and by an adapter in turn. A few connections send half a header and wait: the server must end
+them. `wrong` counts a response other than the attack must get (`benchmarks/promises/attacks.py`),
+an error in another shape or that reveals paths, addresses or a stack, and a valid request with
+another answer. `server_errors` counts 5xx and processes that were replaced. `leaked` counts
+connections, adapters, work and memory still held half a minute after the end.
 
-    python -m benchmarks.promises.abuse [--requests 10000] [--json] [--out benchmarks/results/abuse.json]
+    python -m benchmarks.promises.abuse [--requests 10000] [--json]
+    [--out benchmarks/results/abuse.json]
 """
 
 from __future__ import annotations
@@ -18,22 +17,30 @@ import asyncio
 import json
 import random
 import time
+from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.server import ROOMY, Server, completion, fill, home, serving, sources
-from benchmarks.harness.violations import Verdict, arguments, finish
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.server import (
+    ROOMY_FLAGS,
+    Server,
+    completion_body,
+    create_corpora,
+    mayfly_server,
+    source_documents,
+)
+from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
 from benchmarks.promises.attacks import ANSWERED, REFUSED, Attack, attacks
 from benchmarks.promises.field_values import COMPLETIONS
-from benchmarks.promises.raw_http import exchange, fault, http, replies
-from benchmarks.quality.passages import progress
+from benchmarks.promises.raw_http import build_request, error_defect, parse_responses, send_raw
 
-AT_ONCE = 8
-SOUND_EVERY = 100
-PATIENCE = 30.0  # seconds until an answer that has not come counts as none
-# So many half-sent headers, each to be ended within this time.
+CONCURRENCY = 8
+VALID_EVERY = 100
+TIMEOUT_SECONDS = 30.0  # of a response
+# Connections with half a header, and the time within which the server must close each.
 HALF_OPEN, HALF_OPEN_SECONDS = 16, 60.0
 SETTLE_SECONDS = 30.0
 _CORPUS = "web"
@@ -53,112 +60,123 @@ _BUDGETS = (b"none", b"steps=2")
 class Abuse:
     """One run against one server."""
 
-    def __init__(self, server: Server, verdict: Verdict, draw: random.Random) -> None:
-        self._server, self._verdict, self._draw = server, verdict, draw
-        self._truth: dict[bytes, str] = {}
-        self.met: defaultdict[str, Counter[str]] = defaultdict(Counter)  # answers by category
+    def __init__(self, server: Server, violations: Violations, rng: random.Random) -> None:
+        self._server, self._violations, self._rng = server, violations, rng
+        self._expected_text: dict[bytes, str] = {}
+        self.outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by category
         self.seconds_to_end_half_open: float | None = None
 
     async def run(self, requests: int) -> dict[str, int]:
-        """Warm up, attack, settle; the resident bytes before and after."""
+        """Warm up, attack and settle; return the resident bytes before and after."""
         for budget in _BUDGETS:
-            self._truth[budget] = await self._sound(budget) or ""
-            self._verdict.check(
-                bool(self._truth[budget]), "wrong", "sound", "not answered before the abuse began"
+            self._expected_text[budget] = await self._complete(budget) or ""
+            self._violations.check(
+                bool(self._expected_text[budget]),
+                "wrong",
+                "valid",
+                "no answer before the abuse began",
             )
-        warm = max(100, requests // 10)
-        await self._all(attacks(random.Random(self._draw.random()), warm), warm)  # noqa: S311
-        await asyncio.to_thread(self._server.quiet_within, SETTLE_SECONDS)
+        warm_up = max(100, requests // 10)
+        await self._send_all(attacks(random.Random(self._rng.random()), warm_up), warm_up)  # noqa: S311
+        await asyncio.to_thread(self._server.seconds_until_idle, SETTLE_SECONDS)
         before = self._server.resident_bytes()
 
         waiting = asyncio.create_task(self._half_open())
-        await self._all(attacks(self._draw, requests), requests)
+        await self._send_all(attacks(self._rng, requests), requests)
         self.seconds_to_end_half_open = await waiting
-        await asyncio.to_thread(self._verdict.check_quiet, self._server, SETTLE_SECONDS)
+        await asyncio.to_thread(self._violations.check_idle, self._server, SETTLE_SECONDS)
         after = self._server.resident_bytes()
-        self._verdict.check_memory(before, after)
+        self._violations.check_memory(before, after)
         return {"before": before, "after": after}
 
-    async def _all(self, drawn: Iterator[Attack], count: int) -> None:
-        numbered = enumerate(drawn)
+    async def _send_all(self, attacks_to_send: Iterator[Attack], count: int) -> None:
+        numbered = enumerate(attacks_to_send)
 
         async def worker() -> None:
             for number, attack in numbered:
-                if number % SOUND_EVERY == SOUND_EVERY - 1:
-                    await self._check_sound(_BUDGETS[number // SOUND_EVERY % len(_BUDGETS)])
+                if number % VALID_EVERY == VALID_EVERY - 1:
+                    await self._check_valid(_BUDGETS[number // VALID_EVERY % len(_BUDGETS)])
                 else:
                     await self._attack(attack)
                 progress(f"request {number + 1} of {count}")
 
-        await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
 
     async def _attack(self, attack: Attack) -> None:
-        self._verdict.requests += 1
-        begun = time.monotonic()
+        self._violations.requests += 1
+        started = time.monotonic()
         try:
-            raw = await exchange(self._server.port, attack.pieces, PATIENCE, attack.leave)
-        except OSError as problem:
-            self._blame("server_errors", attack, f"no connection: {problem}")
+            received = await send_raw(
+                self._server.port, attack.parts, TIMEOUT_SECONDS, attack.disconnect
+            )
+        except OSError as error:
+            self._record_violation("server_errors", attack, f"no connection: {error}")
             return
-        answers = replies(raw, attack.head)
-        self.met[attack.category][
-            ", ".join(str(answer.status) for answer in answers) or "closed"
+        responses = parse_responses(received, attack.head)
+        self.outcomes[attack.category][
+            ", ".join(str(response.status) for response in responses) or "closed"
         ] += 1
-        for answer, expected in zip(answers, attack.expect, strict=False):
-            if answer.status >= 500:
-                self._blame("server_errors", attack, f"{answer.status} {answer.body[:160]!r}")
-            elif (expected == REFUSED and answer.status < 400) or (
-                expected == ANSWERED and answer.status != 200
+        for response, expected in zip(responses, attack.expected, strict=False):
+            if response.status >= 500:
+                self._record_violation(
+                    "server_errors", attack, f"{response.status} {response.body[:160]!r}"
+                )
+            elif (expected == REFUSED and response.status < 400) or (
+                expected == ANSWERED and response.status != 200
             ):
-                self._blame(
-                    "wrong", attack, f"must be {expected}: {answer.status} {answer.body[:160]!r}"
+                self._record_violation(
+                    "wrong",
+                    attack,
+                    f"must be {expected}: {response.status} {response.body[:160]!r}",
                 )
             elif (
-                answer.status >= 400 and not attack.head and (why := fault(answer.body, attack.own))
+                response.status >= 400
+                and not attack.head
+                and (reason := error_defect(response.body, attack.allowed))
             ):
-                self._blame("wrong", attack, f"{answer.status}: {why}")
-        if len(answers) != len(attack.expect) and not attack.may_close:
-            took = time.monotonic() - begun
-            self._blame(
+                self._record_violation("wrong", attack, f"{response.status}: {reason}")
+        if len(responses) != len(attack.expected) and not attack.may_close:
+            seconds = time.monotonic() - started
+            self._record_violation(
                 "wrong",
                 attack,
-                f"{len(answers)} answers of {len(attack.expect)} after {took:.1f} s",
+                f"{len(responses)} responses of {len(attack.expected)} after {seconds:.1f} s",
             )
 
-    def _blame(self, kind: Any, attack: Attack, why: str) -> None:
-        asked = b"".join(piece for piece in attack.pieces if isinstance(piece, bytes))
-        first, _, rest = asked.partition(b"\r\n")
-        said = first[:120] + b" ... " + rest.split(b"Content-Length", 1)[-1][:240]
-        self._verdict.blame(kind, attack.category, f"{why} to {said!r}")
+    def _record_violation(self, kind: Any, attack: Attack, reason: str) -> None:
+        request = b"".join(part for part in attack.parts if isinstance(part, bytes))
+        first, _, rest = request.partition(b"\r\n")
+        excerpt = first[:120] + b" ... " + rest.split(b"Content-Length", 1)[-1][:240]
+        self._violations.record(kind, attack.category, f"{reason} to {excerpt!r}")
 
-    async def _sound(self, budget: bytes) -> str | None:
-        request = http(
+    async def _complete(self, budget: bytes) -> str | None:
+        request = build_request(
             "POST",
             COMPLETIONS.encode(),
-            json.dumps(completion()).encode(),
+            json.dumps(completion_body()).encode(),
             ((b"Compute-Budget", budget),),
         )
-        answers = replies(await exchange(self._server.port, (request,), PATIENCE))
-        if not answers or answers[0].status != 200:
+        responses = parse_responses(await send_raw(self._server.port, (request,), TIMEOUT_SECONDS))
+        if not responses or responses[0].status != 200:
             return None
-        body = json.loads(answers[0].body)
-        right = body["adaptation"]["adapted"] is (budget != b"none")
-        return str(body["choices"][0]["text"]) if right else None
+        body = json.loads(responses[0].body)
+        as_expected = body["adaptation"]["adapted"] is (budget != b"none")
+        return str(body["choices"][0]["text"]) if as_expected else None
 
-    async def _check_sound(self, budget: bytes) -> None:
-        self._verdict.requests += 1
-        said, truth = await self._sound(budget), self._truth[budget]
-        self.met["sound"]["not answered" if said is None else "answered"] += 1
-        self._verdict.check(
-            said == truth, "wrong", "sound", f"{budget!r}: {said!r} in the place of {truth!r}"
+    async def _check_valid(self, budget: bytes) -> None:
+        self._violations.requests += 1
+        actual, expected = await self._complete(budget), self._expected_text[budget]
+        self.outcomes["valid"]["not answered" if actual is None else "answered"] += 1
+        self._violations.check(
+            actual == expected, "wrong", "valid", f"{budget!r}: {actual!r} instead of {expected!r}"
         )
 
     async def _half_open(self) -> float | None:
-        """Half-sent headers: seconds until the server had ended the last of them."""
+        """Open connections with half a header; seconds until the server had closed the last one."""
         start = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nX-Half: "
-        begun = time.monotonic()
+        started = time.monotonic()
 
-        async def one() -> bool:
+        async def hold_open() -> bool:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
             writer.write(start)
             try:
@@ -173,41 +191,42 @@ class Abuse:
             finally:
                 writer.close()
 
-        ended = await asyncio.gather(*(one() for _ in range(HALF_OPEN)))
-        held = ended.count(False)
-        if held:
-            self._verdict.blame(
-                "leaked", "half-open headers", f"{held} held for {HALF_OPEN_SECONDS:.0f} s", held
+        closed = await asyncio.gather(*(hold_open() for _ in range(HALF_OPEN)))
+        open_count = closed.count(False)
+        if open_count:
+            self._violations.record(
+                "leaked",
+                "half-open headers",
+                f"{open_count} held for {HALF_OPEN_SECONDS:.0f} s",
+                open_count,
             )
-        return None if held else time.monotonic() - begun
+        return None if open_count else time.monotonic() - started
 
 
-def abuse(folder: Path, requests: int, seed: int, verdict: Verdict) -> dict[str, Any]:
-    """The whole run on a server of its own."""
-    fill(folder, {_CORPUS: sources()[:4]})
-    with serving(folder, *ROOMY, "--corpus", _CORPUS, *_FLAGS) as server:
+def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, Any]:
+    """The whole run, on a server of its own."""
+    create_corpora(folder, {_CORPUS: source_documents()[:4]})
+    with mayfly_server(folder, *ROOMY_FLAGS, "--corpus", _CORPUS, *_FLAGS) as server:
         workers = server.workers()
-        run = Abuse(server, verdict, random.Random(seed))  # noqa: S311
-        begun = time.monotonic()
-        resident = asyncio.run(run.run(requests))
-        verdict.check_workers(workers, server.workers())
-        seconds = time.monotonic() - begun
-    verdict.check_end(server)
+        trial = Abuse(server, violations, random.Random(options.seed))  # noqa: S311
+        started = time.monotonic()
+        resident = asyncio.run(trial.run(options.requests))
+        violations.check_workers(workers, server.workers())
+        seconds = time.monotonic() - started
+    violations.check_end(server)
     return {
         "seconds": round(seconds, 1),
         "resident_bytes": resident,
-        "seconds_to_end_half_open": run.seconds_to_end_half_open,
-        "met_with": {category: dict(met) for category, met in sorted(run.met.items())},
+        "seconds_to_end_half_open": trial.seconds_to_end_half_open,
+        "met_with": {
+            category: dict(outcomes) for category, outcomes in sorted(trial.outcomes.items())
+        },
     }
 
 
 def main() -> None:
-    """Attack, print, write the JSON."""
-    options = arguments(__doc__ or "", 10_000).parse_args()
-    verdict = Verdict()
-    with home() as folder:
-        facts = abuse(folder, options.requests, options.seed, verdict)
-    finish(verdict, facts, options)
+    """Run, print, write the JSON."""
+    run_and_finish(run, argument_parser(__doc__, 10_000).parse_args())
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Leavers: clients that go away at random moments; does all work for them end, and how soon?
+"""Disconnects: clients that close their connection at random moments; does all work for them end?
 
-Clients come in waves of one to sixteen and leave while their request is queued, selects, trains,
-waits for its first token or streams: after a random time, or after a random number of chunks. After
-each wave the server must become quiet by itself. A wave of one measures what was still computed
-after the leave: the trainer's CPU time, in steps of that time, and, of a stream, the tokens that
-vLLM counts beyond those that were read. The news of a leave travels through Ray; what may be
-computed meanwhile is `NEWS_SECONDS` of work beyond the step, and the token, that had begun.
+Clients come in waves of one to sixteen and disconnect while their request is queued, selects,
+trains, waits for its first token or streams: after a random time, or after a random number of
+chunks. After each wave the server must become idle by itself. A wave of one measures what was
+still computed after the disconnect: the trainer's processor time, in steps of that time, and, for a
+stream, the tokens that vLLM counts beyond those that were read. A disconnect reaches the trainer
+through Ray; meanwhile `NOTICE_SECONDS` of work are allowed, beyond the step or token in progress.
 
-`wrong` are waves that did not become quiet, computation beyond that bound, and a sound request at
-the end that is not answered; `leaked` is what is held then.
+`wrong` counts waves after which the server did not become idle, computation beyond that bound, and
+a valid request at the end that fails; `leaked` counts what the server still holds then.
 
-    python -m benchmarks.promises.disconnects [--requests 500] [--json] [--out benchmarks/results/leavers.json]
+    python -m benchmarks.promises.disconnects [--requests 500] [--json]
+    [--out benchmarks/results/leavers.json]
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import asyncio
 import math
 import random
 import time
+from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,33 +30,40 @@ import httpx
 import numpy as np
 
 from adapters.trainer import IDLE_SECONDS
+from benchmarks.harness.command_line import progress
 from benchmarks.harness.server import (
-    NO_KEEPING,
-    ROOMY,
+    NO_KEEP_ALIVE,
+    ROOMY_FLAGS,
     Server,
-    completion,
-    fill,
-    home,
-    serving,
-    sources,
+    completion_body,
+    create_corpora,
+    mayfly_server,
+    source_documents,
 )
-from benchmarks.harness.violations import Verdict, arguments, finish
-from benchmarks.quality.passages import progress
+from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
 
-LONGEST_WAVE = 16
-ALONE_SHARE = 0.5  # of the waves
-QUIET_SECONDS = 10.0
-NEWS_SECONDS = 0.5
-# Of rest, then the trainer has given back what it does not need.
-GIVEN_BACK_SECONDS = 2 * IDLE_SECONDS
+MAX_WAVE = 16
+SINGLE_SHARE = 0.5  # share of the waves that have one client
+IDLE_WAIT_SECONDS = 10.0
+NOTICE_SECONDS = 0.5
+# After this time without work, the trainer has released its spare memory.
+TRIM_SECONDS = 2 * IDLE_SECONDS
 _TOKENS = 200
-_MOMENT_SECONDS = (0.005, 6.0)  # of a leave: least and most, drawn evenly on a logarithmic scale
+# Least and most seconds until a disconnect, drawn log-uniformly.
+_DELAY_SECONDS = (0.005, 6.0)
 _CORPUS = "web"
 
 
 @dataclass(frozen=True)
-class Leaver:
-    """When a client leaves: after seconds, or once it has read so many chunks, whichever is first."""
+class Disconnect:
+    """What a client requests, and when it disconnects: after `seconds` or `chunks`.
+
+    Attributes:
+        seconds: time limit since the request was sent.
+        chunks: limit of the chunks read.
+        budget: Compute-Budget of the request.
+        stream: whether it asks for a stream.
+    """
 
     seconds: float
     chunks: float
@@ -62,121 +71,124 @@ class Leaver:
     stream: bool
 
 
-def draw_leaver(draw: random.Random) -> Leaver:
-    """Some stream and leave after a few chunks, the rest by the clock."""
-    low, high = map(math.log, _MOMENT_SECONDS)
-    seconds = math.exp(draw.uniform(low, high))
-    budget = draw.choice(("none", "steps=10", "steps=50", "steps=50"))
-    if draw.random() < 0.4:
-        return Leaver(
-            30.0, draw.randint(1, 30), draw.choice(("none", "steps=3", "steps=10")), stream=True
+def draw_disconnect(rng: random.Random) -> Disconnect:
+    """Draw a disconnect: some after a few chunks of a stream, the others after a time."""
+    low, high = map(math.log, _DELAY_SECONDS)
+    seconds = math.exp(rng.uniform(low, high))
+    budget = rng.choice(("none", "steps=10", "steps=50", "steps=50"))
+    if rng.random() < 0.4:
+        return Disconnect(
+            30.0, rng.randint(1, 30), rng.choice(("none", "steps=3", "steps=10")), stream=True
         )
-    return Leaver(seconds, math.inf, budget, draw.random() < 0.7)
+    return Disconnect(seconds, math.inf, budget, rng.random() < 0.7)
 
 
-class Leaving:
+class DisconnectRun:
     """One run against one server."""
 
-    def __init__(self, server: Server, verdict: Verdict, draw: random.Random) -> None:
-        self._server, self._verdict, self._draw = server, verdict, draw
+    def __init__(self, server: Server, violations: Violations, rng: random.Random) -> None:
+        self._server, self._violations, self._rng = server, violations, rng
         self._trainer = server.workers().get("trainer")
-        self.left: Counter[str] = Counter()
-        self.quiet: list[float] = []
+        self.moments: Counter[str] = Counter()
+        self.idle_seconds: list[float] = []
         self.steps_after: list[float] = []
         self.tokens_after: list[float] = []
         self.step_cpu = self.token_seconds = self.step_seconds = math.nan
-        self.resident_bytes = 0  # once it is warm
+        self.resident_bytes = 0  # measured after warm-up
 
     async def run(self, clients: int) -> None:
-        """Measure a step and a token, then waves until so many clients have left, then ask once
-        more.
-        """
+        """Time a step and a token, run waves of `clients` disconnects, then a valid request."""
         async with httpx.AsyncClient(
-            base_url=self._server.url, timeout=120, limits=NO_KEEPING
+            base_url=self._server.url, timeout=120, limits=NO_KEEP_ALIVE
         ) as client:
-            for _ in range(2):  # the first is warm-up
+            for _ in range(2):  # the first is a warm-up
                 await self._calibrate(client)
-            # As many at once as ever: what that takes for the first time is no leak.
+            # The largest waves come first, since their first use of memory is no leak.
             for _ in range(2):
-                await self._wave(client, [draw_leaver(self._draw) for _ in range(LONGEST_WAVE)])
-            self._verdict.requests += 2 * LONGEST_WAVE
-            await asyncio.sleep(GIVEN_BACK_SECONDS)
+                await self._wave(client, [draw_disconnect(self._rng) for _ in range(MAX_WAVE)])
+            self._violations.requests += 2 * MAX_WAVE
+            await asyncio.sleep(TRIM_SECONDS)
             self.resident_bytes = self._server.resident_bytes()
-            gone = 0
-            while gone < clients:
-                alone = self._draw.random() < ALONE_SHARE
-                size = 1 if alone else min(self._draw.randint(2, LONGEST_WAVE), clients - gone)
-                leavers = [draw_leaver(self._draw) for _ in range(size)]
+            disconnected = 0
+            while disconnected < clients:
+                alone = self._rng.random() < SINGLE_SHARE
+                size = 1 if alone else min(self._rng.randint(2, MAX_WAVE), clients - disconnected)
+                disconnects = [draw_disconnect(self._rng) for _ in range(size)]
                 await (
-                    self._leave_alone(client, leavers[0]) if alone else self._wave(client, leavers)
+                    self._disconnect_alone(client, disconnects[0])
+                    if alone
+                    else self._wave(client, disconnects)
                 )
-                gone += size
-                self._verdict.requests += size
-                progress(f"{gone} of {clients} clients have left")
-            reply = await self._ask(client, "steps=2", max_tokens=4)
-            sound = reply.status_code == 200 and reply.json()["adaptation"]["adapted"] is True
-            self._verdict.check(
-                sound, "wrong", "sound", f"not answered afterwards: {reply.status_code}"
+                disconnected += size
+                self._violations.requests += size
+                progress(f"{disconnected} of {clients} clients have disconnected")
+            reply = await self._complete(client, "steps=2", max_tokens=4)
+            valid = reply.status_code == 200 and reply.json()["adaptation"]["adapted"] is True
+            self._violations.check(
+                valid, "wrong", "sound", f"not answered afterwards: {reply.status_code}"
             )
 
     async def _calibrate(self, client: httpx.AsyncClient) -> None:
-        begun = time.monotonic()
-        await self._ask(client, "none", max_tokens=_TOKENS, ignore_eos=True)
-        self.token_seconds = (time.monotonic() - begun) / _TOKENS
-        before = self._cpu()
-        reply = await self._ask(client, "steps=50", max_tokens=1)
+        started = time.monotonic()
+        await self._complete(client, "none", max_tokens=_TOKENS, ignore_eos=True)
+        self.token_seconds = (time.monotonic() - started) / _TOKENS
+        before = self._trainer_cpu()
+        reply = await self._complete(client, "steps=50", max_tokens=1)
         report = reply.json()["adaptation"]
-        self.step_cpu = (self._cpu() - before) / report["spent"]["steps"]
+        self.step_cpu = (self._trainer_cpu() - before) / report["spent"]["steps"]
         self.step_seconds = report["seconds"]["train"] / report["spent"]["steps"]
 
-    async def _leave_alone(self, client: httpx.AsyncClient, leaver: Leaver) -> None:
+    async def _disconnect_alone(self, client: httpx.AsyncClient, disconnect: Disconnect) -> None:
         tokens = await self._generated()
-        read = await self._visit(client, leaver)
-        cpu = self._cpu()
-        await self._until_quiet(1)
-        steps = (self._cpu() - cpu) / self.step_cpu
+        read = await self._request(client, disconnect)
+        cpu = self._trainer_cpu()
+        await self._wait_until_idle(1)
+        steps = (self._trainer_cpu() - cpu) / self.step_cpu
         self.steps_after.append(steps)
-        self._check_late("steps", steps, self.step_seconds, leaver)
+        self._check_excess("steps", steps, self.step_seconds, disconnect)
         if read:
             unread = await self._generated() - tokens - read
             self.tokens_after.append(unread)
-            self._check_late("tokens", unread, self.token_seconds, leaver)
+            self._check_excess("tokens", unread, self.token_seconds, disconnect)
 
-    def _check_late(self, what: str, count: float, each_seconds: float, leaver: Leaver) -> None:
-        most = 1 + NEWS_SECONDS / each_seconds
-        self._verdict.check(
-            count <= most, "wrong", f"late {what}", f"{count:.1f} {what} after a leave, {leaver}"
+    def _check_excess(
+        self, unit: str, count: float, unit_seconds: float, disconnect: Disconnect
+    ) -> None:
+        allowed = 1 + NOTICE_SECONDS / unit_seconds
+        self._violations.check(
+            count <= allowed,
+            "wrong",
+            f"late {unit}",
+            f"{count:.1f} {unit} after a disconnect, {disconnect}",
         )
 
-    async def _wave(self, client: httpx.AsyncClient, leavers: list[Leaver]) -> None:
-        await asyncio.gather(*(self._visit(client, leaver) for leaver in leavers))
-        await self._until_quiet(len(leavers))
+    async def _wave(self, client: httpx.AsyncClient, disconnects: list[Disconnect]) -> None:
+        await asyncio.gather(*(self._request(client, disconnect) for disconnect in disconnects))
+        await self._wait_until_idle(len(disconnects))
 
-    async def _until_quiet(self, clients: int) -> None:
-        took = await asyncio.to_thread(self._server.quiet_within, QUIET_SECONDS)
-        if took is None:
-            self._verdict.blame(
-                "wrong", "not quiet", f"{QUIET_SECONDS:.0f} s after {clients} clients had left"
+    async def _wait_until_idle(self, clients: int) -> None:
+        seconds = await asyncio.to_thread(self._server.seconds_until_idle, IDLE_WAIT_SECONDS)
+        if seconds is None:
+            self._violations.record(
+                "wrong", "not idle", f"{IDLE_WAIT_SECONDS:.0f} s after {clients} disconnects"
             )
         else:
-            self.quiet.append(took)
+            self.idle_seconds.append(seconds)
 
-    async def _visit(self, client: httpx.AsyncClient, leaver: Leaver) -> int:
-        """Ask, and leave: closing the connection is what leaving is; how many chunks of the answer
-        were read.
-        """
+    async def _request(self, client: httpx.AsyncClient, disconnect: Disconnect) -> int:
+        """Send a request and close the connection; return how many chunks were read."""
         moment, chunks = "before the headers", 0
-        body = completion(
+        body = completion_body(
             max_tokens=_TOKENS,
             ignore_eos=True,
-            stream=leaver.stream,
-            seed=self._draw.randrange(1 << 30),
+            stream=disconnect.stream,
+            seed=self._rng.randrange(1 << 30),
         )
         try:
             async with (
-                asyncio.timeout(leaver.seconds),
+                asyncio.timeout(disconnect.seconds),
                 client.stream(
-                    "POST", "/v1/completions", json=body, headers=_headers(leaver.budget)
+                    "POST", "/v1/completions", json=body, headers=_headers(disconnect.budget)
                 ) as reply,
             ):
                 moment = "before the first chunk"
@@ -184,36 +196,38 @@ class Leaving:
                     await reply.aread()
                     kind: Any = "server_errors" if reply.status_code >= 500 else "wrong"
                     if reply.status_code != 429:
-                        self._verdict.blame(
+                        self._violations.record(
                             kind, "answer", f"{reply.status_code} {reply.text[:160]}"
                         )
                     moment = str(reply.status_code)
                     return 0
                 async for line in reply.aiter_lines():
                     chunks += line.startswith("data: {")
-                    moment = "while it streamed" if chunks else "while it was told how far it is"
-                    if chunks >= leaver.chunks:
+                    moment = "while it streamed" if chunks else "during progress comments"
+                    if chunks >= disconnect.chunks:
                         break
                 else:
                     moment = "after the end"
         except TimeoutError:
             pass
-        except httpx.HTTPError as problem:
-            self._verdict.blame("wrong", "answer", f"{problem!r} {moment}")
+        except httpx.HTTPError as error:
+            self._violations.record("wrong", "answer", f"{error!r} {moment}")
         finally:
-            self.left[f"{moment}, budget {leaver.budget}"] += 1
+            self.moments[f"{moment}, budget {disconnect.budget}"] += 1
         return chunks
 
-    async def _ask(self, client: httpx.AsyncClient, budget: str, **fields: Any) -> httpx.Response:
+    async def _complete(
+        self, client: httpx.AsyncClient, budget: str, **fields: Any
+    ) -> httpx.Response:
         return await client.post(
-            "/v1/completions", json=completion(**fields), headers=_headers(budget)
+            "/v1/completions", json=completion_body(**fields), headers=_headers(budget)
         )
 
     async def _generated(self) -> float:
         totals = await asyncio.to_thread(self._server.metrics)
         return totals["vllm:generation_tokens_total"]
 
-    def _cpu(self) -> float:
+    def _trainer_cpu(self) -> float:
         if self._trainer is None:
             return math.nan
         times = self._trainer.cpu_times()
@@ -224,33 +238,35 @@ def _headers(budget: str) -> dict[str, str]:
     return {"Compute-Budget": budget}
 
 
-def leavers(folder: Path, clients: int, seed: int, verdict: Verdict) -> dict[str, Any]:
-    """The whole run on a server of its own."""
-    fill(folder, {_CORPUS: sources()})
-    with serving(folder, *ROOMY, "--corpus", _CORPUS, "--max-model-len", "512") as server:
+def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, Any]:
+    """The whole run, on a server of its own."""
+    create_corpora(folder, {_CORPUS: source_documents()})
+    with mayfly_server(
+        folder, *ROOMY_FLAGS, "--corpus", _CORPUS, "--max-model-len", "512"
+    ) as server:
         workers = server.workers()
-        run = Leaving(server, verdict, random.Random(seed))  # noqa: S311
-        asyncio.run(run.run(clients))
-        verdict.check_quiet(server, QUIET_SECONDS)
-        verdict.check_workers(workers, server.workers())
-        time.sleep(GIVEN_BACK_SECONDS)
+        trial = DisconnectRun(server, violations, random.Random(options.seed))  # noqa: S311
+        asyncio.run(trial.run(options.requests))
+        violations.check_idle(server, IDLE_WAIT_SECONDS)
+        violations.check_workers(workers, server.workers())
+        time.sleep(TRIM_SECONDS)
         after, live, running = server.resident_bytes(), server.live_adapters(), server.metrics()
-        verdict.check_memory(run.resident_bytes, after)
-    verdict.check_end(server)
+        violations.check_memory(trial.resident_bytes, after)
+    violations.check_end(server)
     return {
         "live_adapters": live,
         "num_requests_running": running["vllm:num_requests_running"],
-        "step_seconds": round(run.step_seconds, 4),
-        "token_seconds": round(run.token_seconds, 4),
-        "quiet_seconds": _spread(run.quiet),
-        "steps_after_a_leave": _spread(run.steps_after),
-        "tokens_after_a_leave": _spread(run.tokens_after),
-        "left": dict(sorted(run.left.items())),
-        "resident_bytes": {"before": run.resident_bytes, "after": after},
+        "step_seconds": round(trial.step_seconds, 4),
+        "token_seconds": round(trial.token_seconds, 4),
+        "quiet_seconds": _quantiles(trial.idle_seconds),
+        "steps_after_a_leave": _quantiles(trial.steps_after),
+        "tokens_after_a_leave": _quantiles(trial.tokens_after),
+        "left": dict(sorted(trial.moments.items())),
+        "resident_bytes": {"before": trial.resident_bytes, "after": after},
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def _quantiles(values: list[float]) -> dict[str, float]:
     if not values:
         return {}
     p50, p99 = np.quantile(values, [0.5, 0.99])
@@ -258,12 +274,8 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Leave, print, write the JSON."""
-    options = arguments(__doc__ or "", 500).parse_args()
-    verdict = Verdict()
-    with home() as folder:
-        facts = leavers(folder, options.requests, options.seed, verdict)
-    finish(verdict, facts, options)
+    """Run, print, write the JSON."""
+    run_and_finish(run, argument_parser(__doc__, 500).parse_args())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Values that no field of a request may have, by endpoint and field: wrong types, and numbers out
-of their range.
+"""Invalid values of a request's fields, by endpoint and field: wrong types, numbers out of range.
 
-Only what must be refused stands here. JSON's own numbers are not enough: `NAN` and `HUGE` are
-written into the text.
+Every value here must be refused. `NAN` and `HUGE` are numbers that JSON writers refuse; `as_json`
+writes them into the text.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/r
 STORES = "/v1/vector_stores"
 NAN, HUGE = "<<NaN>>", "<<1e400>>"
 
-SOUND: dict[str, dict[str, Any]] = {
+VALID: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"model": "nano", "prompt": "def f(", "max_tokens": 1},
     CHAT: {"model": "nano", "messages": [{"role": "user", "content": "def f("}], "max_tokens": 1},
     RESPONSES: {"model": "nano", "input": "def f(", "max_output_tokens": 1, "store": False},
@@ -75,13 +74,11 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
                      [{"role": "user", "content": 5}], [{"role": "user", "content": [{"type": "image_url"}]}],
                      [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
                      [{"role": "user", "content": [{"type": "dream", "dream": "x"}]}]],
-        "logprobs": ["maybe", [], 17],
-        "top_logprobs": ["a", [], -5, 10**6, 3],
+        "logprobs": ["maybe", [], 17], "top_logprobs": ["a", [], -5, 10**6, 3],
         "tools": [5, "a", [5], [{}], [{"type": "function"}], [{"type": "function", "function": {"name": 5}}]],
         "tool_choice": ["maybe", 5, {"type": "function", "function": {"name": "absent"}}],
         "chat_template": [5, "{{ 1 / 0 }}", "{% for %}", "{{ ''.__class__.__mro__ }}"],
-        "chat_template_kwargs": [5, "a"],
-        "add_generation_prompt": ["maybe", []],
+        "chat_template_kwargs": [5, "a"], "add_generation_prompt": ["maybe", []],
     },
     RESPONSES: {
         **_SAMPLING,
@@ -100,30 +97,30 @@ _DEEP: dict[str, Any] = {"type": "eq", "key": "a", "value": 1}
 for _ in range(200):
     _DEEP = {"type": "and", "filters": [_DEEP]}
 ADAPTATIONS: list[Any] = [
-    5, [], "x", True, {"corpus": 5}, {"corpus": "nowhere"}, {"corpus": "../../../etc"}, {"corpus": ""},
-    {"corpus": "a" * 10_000}, {"corpus": "\u202e\u0000"}, {"corpus": "/etc/passwd"}, {"seed": -1}, {"seed": 1.5},
-    {"seed": 2**70}, {"seed": "0"}, {"unknown": 1}, {"strategy": "luck"}, {"strategy": 5}, {"plan": "magic"},
-    {"plan": ["sequential"]}, {"plan": "last-layer"}, {"required": "yes"}, {"required": 1}, {"prompt": 5},
-    {"filters": 5}, {"filters": {"type": "eq"}}, {"filters": {"type": "sql", "key": "'; DROP TABLE documents; --"}},
-    {"filters": {"type": "eq", "key": "a", "value": {}}}, {"filters": _DEEP}, {"reuse": "forever"}, {"reuse": 5},
-    {"seed": HUGE}, {"seed": NAN},
+    5, [], "x", True, {"corpus": 5}, {"corpus": "nowhere"}, {"corpus": "../../../etc"},
+    {"corpus": ""}, {"corpus": "a" * 10_000}, {"corpus": "\u202e\u0000"}, {"corpus": "/etc/passwd"},
+    {"seed": -1}, {"seed": 1.5}, {"seed": 2**70}, {"seed": "0"}, {"unknown": 1},
+    {"strategy": "luck"}, {"strategy": 5}, {"plan": "magic"}, {"plan": ["sequential"]},
+    {"plan": "last-layer"}, {"required": "yes"}, {"required": 1}, {"prompt": 5}, {"filters": 5},
+    {"filters": {"type": "eq"}}, {"filters": {"type": "sql", "key": "'; DROP TABLE documents; --"}},
+    {"filters": {"type": "eq", "key": "a", "value": {}}}, {"filters": _DEEP}, {"reuse": "forever"},
+    {"reuse": 5}, {"seed": HUGE}, {"seed": NAN},
 ]  # fmt: skip
 BUDGETS: list[bytes] = [
-    b"lots", b"1e9", b"steps", b"steps=", b"steps=1.5", b"steps=-1", b"steps=five", b"steps=+5", b"steps=1e3",
-    b"steps=?1", b"seconds=NaN",
-    b"seconds=-1", b"seconds=0", b"seconds=Infinity", b"seconds=1e3", b"seconds=", b"alpha=0",
-    b"alpha=-1", b"alpha=nan",
-    b"steps=1, steps=2", b"none, steps=1", b"auto, none", b"none, none", b"steps=1, depth=3", b"depth=3",
-    b"", b",", b"steps=1,,",
-    b"(1 2)", b'"none"', b"?1", b":YQ==:", b"steps=(1)", b"steps=99999999999999999999", b"STEPS=5",
-    b"steps = 5", b"steps=5 seconds=1", b"none=?0", b"auto=5", b"a" * 300, b"steps=1" + b", x=1" * 100, b"\xff\xfe",
-    "steps=\u0661".encode(), b"steps=0x10", b"{}", b'{"steps": 5}', b"@1659578233", b"steps=1\x01", b"*", b"none*",
+    b"lots", b"1e9", b"steps", b"steps=", b"steps=1.5", b"steps=-1", b"steps=five", b"steps=+5",
+    b"steps=1e3", b"steps=?1", b"seconds=NaN", b"seconds=-1", b"seconds=0", b"seconds=Infinity",
+    b"seconds=1e3", b"seconds=", b"alpha=0", b"alpha=-1", b"alpha=nan", b"steps=1, steps=2",
+    b"none, steps=1", b"auto, none", b"none, none", b"steps=1, depth=3", b"depth=3", b"", b",",
+    b"steps=1,,", b"(1 2)", b'"none"', b"?1", b":YQ==:", b"steps=(1)",
+    b"steps=99999999999999999999", b"STEPS=5", b"steps = 5", b"steps=5 seconds=1", b"none=?0",
+    b"auto=5", b"a" * 300, b"steps=1" + b", x=1" * 100, b"\xff\xfe", "steps=\u0661".encode(),
+    b"steps=0x10", b"{}", b'{"steps": 5}', b"@1659578233", b"steps=1\x01", b"*", b"none*",
 ]  # fmt: skip
 BODY_BUDGETS: list[Any] = [
-    5, True, [], "lots", "", "steps=-1", {"steps": -1}, {"steps": "5"}, {"steps": 1.5}, {"steps": True},
-    {"steps": 2**70}, {"seconds": 0},
-    {"seconds": -1}, {"seconds": "1"}, {"seconds": HUGE}, {"seconds": NAN}, {"alpha": 0},
-    {"alpha": True}, {"unknown": 1}, {"steps": [5]}, {"none": True},
+    5, True, [], "lots", "", "steps=-1", {"steps": -1}, {"steps": "5"}, {"steps": 1.5},
+    {"steps": True}, {"steps": 2**70}, {"seconds": 0}, {"seconds": -1}, {"seconds": "1"},
+    {"seconds": HUGE}, {"seconds": NAN}, {"alpha": 0}, {"alpha": True}, {"unknown": 1},
+    {"steps": [5]}, {"none": True},
 ]  # fmt: skip
 STORE: dict[str, list[Any]] = {
     "name": [5, [], "a" * 10_000],
@@ -162,6 +159,6 @@ TOKENS: dict[str, list[dict[str, Any]]] = {
 
 
 def as_json(body: dict[str, Any]) -> bytes:
-    """A body as text, with the numbers that JSON's writers refuse."""
+    """A body as JSON, with NAN and HUGE as numbers."""
     text = json.dumps(body)
     return text.replace(f'"{NAN}"', "NaN").replace(f'"{HUGE}"', "1e400").encode()

@@ -1,11 +1,11 @@
-"""Idle: what a server costs that nobody asks anything.
+"""Idle: the processor time of a server without requests.
 
-A real server answers one request with the base model and one with an adapter, settles, and is then
-left alone. The processor time of each of its processes over a minute, as the kernel counts it,
-makes the share of one core. Base answers of 64 tokens are timed before and after, one after the
-other: each is answered by an engine that rested.
+A real server completes one request with the base model and one with an adapter, settles, and is
+then left alone. The processor time of each of its processes over a minute, as the kernel counts it,
+gives its share of one core. Base-model completions of 64 tokens are timed before and after, one
+after the other, each by an engine that has rested.
 
-`wrong` is a share above what is promised, and an answer that is not a 200 or not adapted.
+`wrong` counts a share above its threshold, and a response other than 200 or without an adapter.
 
     python -m benchmarks.promises.idle [--seconds 60] [--json] [--out benchmarks/results/idle.json]
 """
@@ -16,6 +16,7 @@ import contextlib
 import re
 import statistics
 import time
+from argparse import Namespace
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,23 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.harness.server import Server, completion, fill, home, serving, sources
-from benchmarks.harness.thresholds import MOST_IDLE, MOST_IDLE_WORKER
-from benchmarks.harness.violations import Verdict, arguments, finish
-from benchmarks.quality.passages import progress
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.server import (
+    Server,
+    completion_body,
+    create_corpora,
+    mayfly_server,
+    source_documents,
+)
+from benchmarks.harness.thresholds import MAX_IDLE_SHARE, MAX_IDLE_WORKER_SHARE
+from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
 
-SETTLE_SECONDS = 15.0  # the trainer gives memory back, caches of metrics are filled
+# Until then the trainer releases memory, and caches of metrics are filled.
+SETTLE_SECONDS = 15.0
 _CORPUS = "code"
 _TOKENS, _ANSWERS = 64, 5
-_NAMES = (  # in the command line of a process, and what it is called here
+# Pattern of a command line, and the process's name; None for the pattern's group.
+_NAMES = (
     (r"VLLM::Worker", "worker"),
     (r"VLLM::EngineCore", "engine core"),
     (r"ServeReplica:\w+:(\w+)", None),
@@ -50,29 +59,35 @@ _NAMES = (  # in the command line of a process, and what it is called here
 )
 
 
-def name_of(command_line: str) -> str:
-    """What a process of the server is, by its command line."""
+def process_name(command_line: str) -> str:
+    """Name of a process of the server, by its command line."""
     for pattern, name in _NAMES:
-        if found := re.search(pattern, command_line):
-            return name or str(found[1])
+        if match := re.search(pattern, command_line):
+            return name or str(match[1])
     return "others"
 
 
-def spent(server: Server) -> dict[tuple[int, str], float]:
-    """Seconds of processor that each process has had so far."""
+def cpu_seconds(server: Server) -> dict[tuple[int, str], float]:
+    """Processor time of each process so far, in seconds, by pid and name."""
     seconds = {}
-    for process in server.family():
+    for process in server.processes():
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
-            seconds[process.pid, name_of(" ".join(process.cmdline()))] = times.user + times.system
+            seconds[process.pid, process_name(" ".join(process.cmdline()))] = (
+                times.user + times.system
+            )
     return seconds
 
 
 def shares(
     before: dict[tuple[int, str], float], after: dict[tuple[int, str], float], seconds: float
 ) -> dict[str, float]:
-    """Of one core, by process, the largest first; one that began in between counts from its
-    beginning.
+    """Shares of one core by name of process, the largest first.
+
+    Args:
+        before: processor seconds by pid and name, at the start.
+        after: the same at the end; a process that has started since counts in full.
+        seconds: time between both.
     """
     found: defaultdict[str, float] = defaultdict(float)
     for (pid, name), total in after.items():
@@ -80,57 +95,57 @@ def shares(
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def idle(folder: Path, seconds: float, verdict: Verdict) -> dict[str, Any]:
-    """The whole run on a server of its own."""
-    fill(folder, {_CORPUS: sources()})
-    with serving(folder, "--corpus", _CORPUS, "--max-model-len", "512") as server:
-        first = answers(server, verdict)
+def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, Any]:
+    """The whole run, on a server of its own."""
+    create_corpora(folder, {_CORPUS: source_documents()})
+    with mayfly_server(folder, "--corpus", _CORPUS, "--max-model-len", "512") as server:
+        first = time_answers(server, violations)
         time.sleep(SETTLE_SECONDS)
-        progress(f"idle for {seconds:.0f} s")
-        before, begun = spent(server), time.monotonic()
-        time.sleep(seconds)
-        by_process = shares(before, spent(server), time.monotonic() - begun)
-        last = answers(server, verdict)
-    verdict.check_end(server)
+        progress(f"idle for {options.seconds:.0f} s")
+        before, started = cpu_seconds(server), time.monotonic()
+        time.sleep(options.seconds)
+        by_process = shares(before, cpu_seconds(server), time.monotonic() - started)
+        last = time_answers(server, violations)
+    violations.check_end(server)
     core_share, worker_share = sum(by_process.values()), by_process.get("worker", float("nan"))
-    verdict.check(
-        core_share < MOST_IDLE,
+    violations.check(
+        core_share < MAX_IDLE_SHARE,
         "wrong",
         "core",
-        f"{core_share:.1%} of a core, not below {MOST_IDLE:.0%}",
+        f"{core_share:.1%} of a core; must be below {MAX_IDLE_SHARE:.0%}",
     )
-    verdict.check(
-        worker_share < MOST_IDLE_WORKER,
+    violations.check(
+        worker_share < MAX_IDLE_WORKER_SHARE,
         "wrong",
         "worker",
-        f"{worker_share:.1%}, not below {MOST_IDLE_WORKER:.0%}",
+        f"{worker_share:.1%} of a core; must be below {MAX_IDLE_WORKER_SHARE:.0%}",
     )
     return {
         "core_share": round(core_share, 4),
         "worker_share": round(worker_share, 4),
-        "seconds": seconds,
+        "seconds": options.seconds,
         "by_process": {name: round(share, 4) for name, share in by_process.items()},
         "base_answer_seconds": {"tokens": _TOKENS, "before": first, "after": last},
     }
 
 
-def answers(server: Server, verdict: Verdict) -> float:
-    """One adapted answer, then some of the base model; the median seconds of these."""
+def time_answers(server: Server, violations: Violations) -> float:
+    """Request one adapted completion, then some of the base model; median seconds of the latter."""
     took = []
     for budget in ("steps=1", *["none"] * _ANSWERS):
-        begun = time.monotonic()
-        body = completion(max_tokens=_TOKENS, ignore_eos=True)
+        started = time.monotonic()
+        body = completion_body(max_tokens=_TOKENS, ignore_eos=True)
         reply = httpx.post(
             f"{server.url}/v1/completions",
             json=body,
             headers={"Compute-Budget": budget},
             timeout=60,
         )
-        took.append(time.monotonic() - begun)
-        verdict.requests += 1
+        took.append(time.monotonic() - started)
+        violations.requests += 1
         report = reply.json().get("adaptation") or {}
         holds = reply.status_code == 200 and report.get("adapted") is (budget != "none")
-        verdict.check(
+        violations.check(
             holds,
             "wrong",
             budget,
@@ -142,13 +157,14 @@ def answers(server: Server, verdict: Verdict) -> float:
 
 def main() -> None:
     """Measure, print, write the JSON."""
-    parser = arguments(__doc__ or "", 0)
-    parser.add_argument("--seconds", type=float, default=60.0, help="that the server is left alone")
-    options = parser.parse_args()
-    verdict = Verdict()
-    with home() as folder:
-        facts = idle(folder, options.seconds, verdict)
-    finish(verdict, facts, options)
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="duration without requests (default: %(default)s)",
+    )
+    run_and_finish(run, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Faults that are no kill: what is done to a running server from outside, and what its struck
-requests may get for it.
+"""Faults other than kills: what is done to a running server, and what targeted requests may get.
 
-Each is real: a learning rate at which training diverges, a trainer that the kernel gives no more
-memory, one that is stopped, a shared memory without a free byte, a corpus whose files are scribbled
-over. Knows nothing of clients.
+Each is real: a learning rate at which training diverges, a trainer without further memory, a
+stopped trainer, a shared memory without a free byte, a corpus with damaged files. Knows nothing of
+clients.
 """
 
 from __future__ import annotations
@@ -26,64 +25,71 @@ from selection.corpus.calibration import Calibration, model_digest, to_remember
 from selection.corpus.corpus import Corpus
 from serving.config import bundled_model
 
-WILD = "wild"  # a corpus with a learning rate at which every training diverges
+# Name of a corpus with a learning rate at which every training diverges.
+DIVERGING_CORPUS = "diverging"
 HANG_SECONDS = 3.0
-_PAGE, _SLACK = 4096, 64 << 20
+_PAGE_BYTES, _SPARE_BYTES = 4096, 64 << 20
 
 
 class Injection(Protocol):
-    """One kind of fault."""
+    """One kind of fault.
+
+    Attributes:
+        name: kind of fault.
+        affects_all: whether it may affect other requests than the targeted ones.
+        budget: Compute-Budget of the targeted requests.
+    """
 
     name: str
-    for_all: bool  # whether other requests may feel it, too
-    budget: str  # of the requests that it strikes
+    affects_all: bool
+    budget: str
 
     def inject(self, server: Server) -> contextlib.AbstractContextManager[dict[str, Any]]:
-        """The fault, for the length of a `with`; gives more fields of the struck requests' bodies."""
+        """Inject the fault within the `with` block; yields body fields for targeted requests."""
 
-    def declared(self, status: int, told: Mapping[str, Any]) -> bool:
-        """Whether that is an answer that a struck request may get."""
+    def is_allowed(self, status: int, body: Mapping[str, Any]) -> bool:
+        """Whether a targeted request may get this response."""
 
 
 class Diverging:
-    """Not a number: the corpus's own learning rate makes it of every adapter."""
+    """Training that diverges, by the learning rate of the request's corpus."""
 
-    name, for_all, budget = "nan", False, "steps=2"
+    name, affects_all, budget = "nan", False, "steps=2"
 
     @contextlib.contextmanager
     def inject(self, server: Server) -> Iterator[dict[str, Any]]:
-        """Named by the request."""
-        yield {"adaptation": {"corpus": WILD}}
+        """Name that corpus in the request."""
+        yield {"adaptation": {"corpus": DIVERGING_CORPUS}}
 
-    def declared(self, status: int, told: Mapping[str, Any]) -> bool:
+    def is_allowed(self, status: int, body: Mapping[str, Any]) -> bool:
         """The base model answers, and the report says that training diverged."""
         return (
             status == 200
-            and not told["adaptation"]["adapted"]
-            and told["adaptation"]["stop"] == "diverged"
+            and not body["adaptation"]["adapted"]
+            and body["adaptation"]["stop"] == "diverged"
         )
 
 
-class Starved:
-    """Out of memory: the kernel gives the trainer little more than it has.
+class OutOfMemory:
+    """A trainer out of memory: the kernel gives it little more than it has.
 
-    With no more at all it is Ray's own threads that end it, and now and then the raylet too: its
-    shared store breaks.
+    Without any spare memory, Ray's own threads would end the trainer, and sometimes the raylet.
     """
 
-    name, for_all, budget = "oom", True, "steps=20"
+    name, affects_all, budget = "oom", True, "steps=20"
 
     @contextlib.contextmanager
     def inject(self, server: Server) -> Iterator[dict[str, Any]]:
-        """By its limit of address space."""
+        """Limit the trainer's address space."""
         trainer = server.workers().get("trainer")
         if trainer is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 trainer.rlimit(
-                    psutil.RLIMIT_AS, (trainer.memory_info().vms + _SLACK, resource.RLIM_INFINITY)
+                    psutil.RLIMIT_AS,
+                    (trainer.memory_info().vms + _SPARE_BYTES, resource.RLIM_INFINITY),
                 )
         try:
-            yield {"adaptation": {"plan": "batched"}}  # larger batches than it has had memory for
+            yield {"adaptation": {"plan": "batched"}}  # larger batches than before
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if trainer is not None:
@@ -91,123 +97,118 @@ class Starved:
                         psutil.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
                     )
 
-    def declared(self, status: int, told: Mapping[str, Any]) -> bool:
-        """As long as what it has suffices, an adapter; else the reason."""
-        return status == 429 or (status == 200 and explained(told))
+    def is_allowed(self, status: int, body: Mapping[str, Any]) -> bool:
+        """An adapter while memory suffices, else a reason, or a 429."""
+        return status == 429 or (status == 200 and is_explained(body))
 
 
-class Stopped:
-    """A trainer that hangs for a while."""
+class Hanging:
+    """A trainer that hangs for HANG_SECONDS."""
 
-    name, for_all, budget = "hang", True, "seconds=1"
+    name, affects_all, budget = "hang", True, "seconds=1"
 
     @contextlib.contextmanager
     def inject(self, server: Server) -> Iterator[dict[str, Any]]:
-        """By SIGSTOP."""
+        """Stop the trainer by SIGSTOP."""
         trainer = server.workers().get("trainer")
         if trainer is not None:
             trainer.send_signal(signal.SIGSTOP)
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             yield {}
         finally:
-            time.sleep(max(0.0, HANG_SECONDS - (time.monotonic() - begun)))
+            time.sleep(max(0.0, HANG_SECONDS - (time.monotonic() - started)))
             if trainer is not None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     trainer.send_signal(signal.SIGCONT)
 
-    def declared(self, status: int, told: Mapping[str, Any]) -> bool:
-        """An adapter, or the reason."""
-        return status == 429 or (status == 200 and explained(told))
+    def is_allowed(self, status: int, body: Mapping[str, Any]) -> bool:
+        """An adapter, or a reason, or a 429."""
+        return status == 429 or (status == 200 and is_explained(body))
 
 
-class Full:
-    """No room for an adapter: not a byte is free in shared memory, which must be the server's own."""
+class FullSharedMemory:
+    """No byte free for an adapter in the shared memory, which must be the server's own."""
 
-    name, for_all, budget = "memory", True, "steps=2"
+    name, affects_all, budget = "memory", True, "steps=2"
 
     @contextlib.contextmanager
     def inject(self, server: Server) -> Iterator[dict[str, Any]]:
-        """By a file that takes all there is."""
-        file = server.memory / "full"
+        """Fill the shared memory with one file."""
+        file = server.shared_memory / "full"
         with file.open("wb", buffering=0) as full, contextlib.suppress(OSError):
             while True:
                 full.write(bytes(1 << 20))
         with file.open("ab", buffering=0) as full, contextlib.suppress(OSError):
             while True:
-                full.write(bytes(_PAGE))
+                full.write(bytes(_PAGE_BYTES))
         try:
             yield {}
         finally:
             file.unlink()
 
-    def declared(self, status: int, told: Mapping[str, Any]) -> bool:
-        """The base model answers and the report says that it failed; an adapter where another's has
-        just gone.
-        """
-        return status == 429 or (status == 200 and explained(told))
+    def is_allowed(self, status: int, body: Mapping[str, Any]) -> bool:
+        """The base model with a reason; or an adapter, where another has just freed its space."""
+        return status == 429 or (status == 200 and is_explained(body))
 
 
-class Unreadable:
-    """A corpus whose files do not hold what they held: a new copy each time, damaged at other
-    places.
-    """
+class DamagedCorpus:
+    """A damaged corpus: a new copy each time, damaged at other places."""
 
-    name, for_all, budget = "corpus", False, "steps=2"
+    name, affects_all, budget = "corpus", False, "steps=2"
 
-    def __init__(self, home: Path, like: str, draw: random.Random) -> None:
-        # Copied while nobody has it open: later part of it would lie in a log, beside what is
-        # damaged.
-        self._corpora, self._sound, self._draw, self._numbers = (
+    def __init__(self, home: Path, source: str, rng: random.Random) -> None:
+        # Copied while it is closed, so that no part of it is in a write-ahead log.
+        self._corpora, self._original, self._rng, self._numbers = (
             home / "corpora",
             home / "sound",
-            draw,
+            rng,
             itertools.count(),
         )
-        shutil.copytree(self._corpora / like, self._sound)
+        shutil.copytree(self._corpora / source, self._original)
 
     @contextlib.contextmanager
     def inject(self, server: Server) -> Iterator[dict[str, Any]]:
-        """Noise over some places of each file, or a file cut short."""
+        """Overwrite some places of each file with noise, or truncate it."""
         folder = self._corpora / f"damaged-{next(self._numbers)}"
-        shutil.copytree(self._sound, folder)
+        shutil.copytree(self._original, folder)
         for file in sorted(each for each in folder.rglob("*") if each.is_file()):
-            if file.name == "corpus.db" or self._draw.random() < 0.5:
+            if file.name == "corpus.db" or self._rng.random() < 0.5:
                 self._damage(file)
         try:
             yield {"adaptation": {"corpus": folder.name}}
         finally:
             shutil.rmtree(folder)
 
-    def declared(self, status: int, told: Mapping[str, Any]) -> bool:
-        """The corpus is refused as damaged; where the damage is in what nobody reads, an adapter,
-        or the reason.
+    def is_allowed(self, status: int, body: Mapping[str, Any]) -> bool:
+        """The corpus is refused as damaged; or an adapter or a reason, where the damage is in
+        parts that are not read.
         """
-        return (status == 400 and told["error"]["code"] == "corpus_mismatch") or (
-            status == 200 and explained(told)
+        return (status == 400 and body["error"]["code"] == "corpus_mismatch") or (
+            status == 200 and is_explained(body)
         )
 
     def _damage(self, file: Path) -> None:
         size = file.stat().st_size
-        if self._draw.random() < 0.2:
-            with file.open("r+b") as cut:
-                cut.truncate(self._draw.randrange(size + 1))
+        if self._rng.random() < 0.2:
+            with file.open("r+b") as truncated:
+                truncated.truncate(self._rng.randrange(size + 1))
             return
-        with file.open("r+b") as scribbled:
-            for _ in range(self._draw.randint(1, 20)):
-                scribbled.seek(self._draw.randrange(size + 1))
-                scribbled.write(self._draw.randbytes(64))
+        with file.open("r+b") as damaged:
+            for _ in range(self._rng.randint(1, 20)):
+                damaged.seek(self._rng.randrange(size + 1))
+                damaged.write(self._rng.randbytes(64))
 
 
-def explained(told: Mapping[str, Any]) -> bool:
-    """An adapted answer, or one whose report says why it is not."""
-    return bool(told["adaptation"]["adapted"] or told["adaptation"]["reason"])
+def is_explained(body: Mapping[str, Any]) -> bool:
+    """Whether an answer is adapted, or its report gives the reason why not."""
+    return bool(body["adaptation"]["adapted"] or body["adaptation"]["reason"])
 
 
-def make_wild(home: Path, like: str) -> None:
-    """The corpus WILD, of the same documents as another."""
-    shutil.copytree(home / "corpora" / like, home / "corpora" / WILD)
-    corpus = Corpus.open(home / "corpora", WILD)
+def create_diverging_corpus(home: Path, source: str) -> None:
+    """Create DIVERGING_CORPUS from the documents of another corpus."""
+    shutil.copytree(home / "corpora" / source, home / "corpora" / DIVERGING_CORPUS)
+    corpus = Corpus.open(home / "corpora", DIVERGING_CORPUS)
     calibration = Calibration(
         regularisation=0.1,
         gain=0.4,

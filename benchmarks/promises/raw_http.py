@@ -1,7 +1,6 @@
-"""HTTP/1.1 on bare sockets, for requests that no client library would send, and what an error must
-look like.
+"""HTTP/1.1 on bare sockets, for requests that no client library would send, and a check of errors.
 
-A request is bytes and pauses; replies are parsed from whatever came back. Knows nothing of the
+A request is bytes and pauses; responses are parsed from the bytes received. Knows nothing of the
 server but its port.
 """
 
@@ -18,107 +17,109 @@ from typing import Any
 Headers = Sequence[tuple[bytes, bytes]]
 
 _MEMBERS = {"message", "type", "param", "code"}
-_INSIDES = re.compile(
+_INTERNALS = re.compile(
     r"Traceback|File \"|\.py[\":]|site-packages|\b0x[0-9a-f]{6,}|\bobject at\b"
     r"|/(?:home|root|usr|work|tmp|var|opt|srv|dev/shm|proc)/|\b\d{1,3}(?:\.\d{1,3}){3}\b"
 )
 
 
 @dataclass(frozen=True)
-class Reply:
-    """One response; the names of headers are in small letters."""
+class Response:
+    """One response; header names are lower-case."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
 
-def http(
+def build_request(
     method: str, target: bytes, body: bytes = b"", headers: Headers = (), version: bytes = b"1.1"
 ) -> bytes:
-    """A request as bytes, as it is given; length and content type are added where no header names
-    them.
-    """
-    named = {name.lower() for name, _ in headers}
-    own = [
+    """A request as bytes; headers that it needs are added unless given."""
+    given = {name.lower() for name, _ in headers}
+    allowed = [
         (b"Host", b"127.0.0.1"),
         (b"Connection", b"close"),
         (b"Content-Type", b"application/json"),
     ]
-    own += (
-        [(b"Content-Length", str(len(body)).encode())] if b"transfer-encoding" not in named else []
+    allowed += (
+        [(b"Content-Length", str(len(body)).encode())] if b"transfer-encoding" not in given else []
     )
     lines = [
         name + b": " + value
-        for name, value in [*(h for h in own if h[0].lower() not in named), *headers]
+        for name, value in [*(h for h in allowed if h[0].lower() not in given), *headers]
     ]
     return b"\r\n".join([method.encode() + b" " + target + b" HTTP/" + version, *lines, b"", body])
 
 
-async def exchange(
-    port: int, pieces: Sequence[bytes | float], patience: float, leave: bool = False
+async def send_raw(
+    port: int, parts: Sequence[bytes | float], wait_seconds: float, disconnect: bool = False
 ) -> bytes:
-    """Send pieces, sleeping where a piece is a number of seconds; all that comes back until the
-    server closes.
+    """Send parts of a request, and return all bytes received until the server closes.
 
     Args:
-        port: on the loopback interface.
-        pieces: in order.
-        patience: seconds to wait for the end of the reply.
-        leave: close our side after the last piece rather than wait.
+        port: port on the loopback interface.
+        parts: bytes to send, and pauses in seconds, in order.
+        wait_seconds: time to wait for the end of the response.
+        disconnect: close the connection after the last part rather than wait.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 26)
-    came = bytearray()
+    received = bytearray()
 
-    async def listen() -> None:
+    async def receive() -> None:
         with contextlib.suppress(ConnectionError):
-            while part := await reader.read(1 << 16):
-                came.extend(part)
+            while chunk := await reader.read(1 << 16):
+                received.extend(chunk)
 
-    listening = asyncio.create_task(listen())
+    receiver = asyncio.create_task(receive())
     try:
         with contextlib.suppress(ConnectionError):
-            for piece in pieces:
-                if isinstance(piece, bytes):
-                    writer.write(piece)
+            for part in parts:
+                if isinstance(part, bytes):
+                    writer.write(part)
                     await writer.drain()
                 else:
-                    await asyncio.sleep(piece)
-        await asyncio.wait([listening], timeout=0 if leave else patience)
+                    await asyncio.sleep(part)
+        await asyncio.wait([receiver], timeout=0 if disconnect else wait_seconds)
     finally:
-        listening.cancel()
+        receiver.cancel()
         writer.close()
         with contextlib.suppress(ConnectionError, TimeoutError):
             await asyncio.wait_for(writer.wait_closed(), 5)
-    return bytes(came)
+    return bytes(received)
 
 
-def replies(raw: bytes, head: bool = False) -> list[Reply]:
-    """The responses in what came back, in order; one that is cut off is left out."""
-    found: list[Reply] = []
+def parse_responses(raw: bytes, head: bool = False) -> list[Response]:
+    """Parse the complete responses in the bytes received, in order.
+
+    Args:
+        raw: all bytes received.
+        head: the request was a HEAD, so responses have no body.
+    """
+    responses: list[Response] = []
     while True:
         start, separator, rest = raw.partition(b"\r\n\r\n")
         first, *lines = start.split(b"\r\n")
         version, _, status = first.partition(b" ")
         if not separator or not version.startswith(b"HTTP/") or not status[:3].isdigit():
-            return found
+            return responses
         pairs = (line.decode("latin-1").partition(":") for line in lines)
         headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
         code = int(status[:3])
         if head or code < 200 or code in (204, 304):
             body, raw = b"", rest
         elif headers.get("transfer-encoding") == "chunked":
-            whole = _unchunked(rest)
-            if whole is None:
-                return found
-            body, raw = whole
+            decoded = _unchunked(rest)
+            if decoded is None:
+                return responses
+            body, raw = decoded
         else:
             length = int(headers.get("content-length", len(rest)))
             if len(rest) < length:
-                return found
+                return responses
             body, raw = rest[:length], rest[length:]
         if code >= 200:
-            found.append(Reply(code, headers, body))
+            responses.append(Response(code, headers, body))
 
 
 def _unchunked(raw: bytes) -> tuple[bytes, bytes] | None:
@@ -135,18 +136,20 @@ def _unchunked(raw: bytes) -> tuple[bytes, bytes] | None:
             return body, raw
 
 
-def fault(body: bytes, own: Sequence[str] = ()) -> str | None:
-    """What is wrong with the body of an error: its shape, or something of the server's insides in
-    it.
+def error_defect(body: bytes, allowed: Sequence[str] = ()) -> str | None:
+    """What is wrong with an error's body: its shape, or internals of the server in its message.
 
     Args:
-        body: to be `{"error": {"message", "type", "param", "code"}}`.
-        own: text of the request, which the message may repeat.
+        body: expected to be `{"error": {"message", "type", "param", "code"}}`.
+        allowed: text of the request, which the message may repeat.
+
+    Returns:
+        A description of the defect; None if there is none.
     """
     try:
         content: Any = json.loads(body)
     except ValueError:
-        return f"an error that is not JSON: {body[:80]!r}"
+        return f"not JSON: {body[:80]!r}"
     error = content.get("error") if isinstance(content, dict) else None
     if not isinstance(error, dict) or set(error) != _MEMBERS or set(content) != {"error"}:
         return f"not OpenAI's error object: {body[:120]!r}"
@@ -160,8 +163,8 @@ def fault(body: bytes, own: Sequence[str] = ()) -> str | None:
         error[name] is not None and not isinstance(error[name], str) for name in ("param", "code")
     ):
         return f"`param` and `code` are strings or null: {body[:160]!r}"
-    said = error["message"]
-    for part in own:
-        said = said.replace(part, "")
-    inside = _INSIDES.search(said)
-    return f"tells {inside[0]!r}: {error['message'][:160]!r}" if inside else None
+    message = error["message"]
+    for chunk in allowed:
+        message = message.replace(chunk, "")
+    detail = _INTERNALS.search(message)
+    return f"reveals {detail[0]!r}: {error['message'][:160]!r}" if detail else None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import stopping_rules as stopping
-from benchmarks.quality.passages import interval
+from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.variants import Row
 
 PARTS, BINS = 3, 10

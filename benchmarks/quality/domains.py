@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quality.passages import progress
+from benchmarks.harness.command_line import progress
 from selection.ingest.ingest import Document
 
 PINS = Path(__file__).with_name("domains.txt")

@@ -28,16 +28,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import CACHE, ROOT, provenance
 from benchmarks.quality.domains import DOMAINS, fetch, read
-from benchmarks.quality.passages import (
-    CACHE,
-    ROOT,
-    Passage,
-    PassageSet,
-    circumstances,
-    make_set,
-    progress,
-)
+from benchmarks.quality.passages import Passage, PassageSet, make_set
 from benchmarks.quality.tables import show, summary
 from benchmarks.quality.variants import CENTRED, Laboratory, Row, Variant, open_selector, record
 from selection import SelectorConfig
@@ -182,7 +176,7 @@ def main() -> None:
         "--json", action="store_true", help="print one JSON object as the last line"
     )
     parser.add_argument("--out", type=Path, help="write the full result here")
-    options, facts = parser.parse_args(), circumstances()
+    options, facts = parser.parse_args(), provenance()
     size = SIZES[options.budget]
     size = replace(
         size,
@@ -242,7 +236,7 @@ def make_ground(
         size.held_out,
         model,
         open_selector(embedder, model, of),
-        most_bytes=size.corpus_bytes,
+        max_bytes=size.corpus_bytes,
     )
 
 

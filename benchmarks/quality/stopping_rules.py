@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.early_stopping import WINDOW, EarlyStopping, Look
-from benchmarks.quality.passages import interval
+from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.variants import Row
 from selection.strategies.sift import has_stalled
 from serving.config import AUTO as BUDGET

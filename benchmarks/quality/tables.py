@@ -20,8 +20,8 @@ from rich.table import Table
 
 from benchmarks.quality import diagnostics as insight
 from benchmarks.quality import stopping_rules as stopping
+from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.diagnostics import percent
-from benchmarks.quality.passages import interval
 from benchmarks.quality.variants import Row, Variant
 
 Triple = tuple[float, float, float]

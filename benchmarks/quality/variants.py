@@ -18,9 +18,10 @@ from functools import partial
 from typing import Any, Literal
 
 from adapters import Trainer, TrainerConfig, TrainingProgress, TrainingRequest
+from benchmarks.harness.provenance import CACHE
 from benchmarks.quality.centred import Centred
 from benchmarks.quality.full_training import FullTraining
-from benchmarks.quality.passages import CACHE, PREFIX, Passage, open_scorer
+from benchmarks.quality.passages import PREFIX, Passage, open_scorer
 from selection import Selection, Selector, SelectorConfig
 from selection.corpus.pool import CorpusPool
 from selection.embedding import DEFAULT, Prompt

@@ -76,7 +76,7 @@ class Section:
     write: Callable[[Mapping[str, Result], Plots], list[str]]
 
 
-def provenance(result: Result, name: str, results: str) -> str:
+def provenance_line(result: Result, name: str, results: str) -> str:
     """Where numbers are from: file, command, commit, machine, versions."""
     machine = result["machine"]
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())

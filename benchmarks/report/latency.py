@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.harness.thresholds import ENOUGH, LEAST_SPEEDUP, MOST_TIMES
+from benchmarks.harness.thresholds import MAX_HOT_LOAD_RATIO, MIN_P99_REQUESTS, MIN_SPEEDUP
 from benchmarks.report.formatting import Plots, Result, cell, middle, milliseconds, table, whether
 from benchmarks.report.latency_growth import growth
 
@@ -56,7 +56,7 @@ def latency(results: Mapping[str, Result], plots: Plots) -> list[str]:
         f"Prompts of {prompt} tokens and answers of {answer}; p50 / p95 / p99, in milliseconds. `choose` is embedding, "
         "search and selection, each percentile the sum of theirs; `load` is staging and loading; the first token, each "
         "further one and the whole answer are as a client sees them. An asterisk: fewer than "
-        f"{ENOUGH} requests, of which the p99 is little more than the largest. In all, {result['short']} "
+        f"{MIN_P99_REQUESTS} requests, of which the p99 is little more than the largest. In all, {result['short']} "
         "requests were not answered as asked (an error, no adapter, or fewer steps than the budget's); times are of "
         "the others.",
         "",
@@ -126,7 +126,7 @@ def times(stages: Mapping[str, Mapping[str, float]], *names: str) -> str:
     found = [stages[name] for name in names if name in stages]
     if not found:
         return ""
-    few = "\\*" if min(each["n"] for each in found) < ENOUGH else ""
+    few = "\\*" if min(each["n"] for each in found) < MIN_P99_REQUESTS else ""
     return (
         " / ".join(milliseconds(sum(each[p] for each in found)) for p in ("p50", "p95", "p99"))
         + few
@@ -238,7 +238,7 @@ def _hot_load(result: Result) -> list[str]:
         "### Hot-loading",
         "",
         "From the trained adapter to the first token, times the first token of an adapter that vLLM holds anyway: "
-        f"**{ratio:.2f}**; at most {MOST_TIMES} is wanted: {whether(ratio <= MOST_TIMES)}. Ratios are of pairs "
+        f"**{ratio:.2f}**; at most {MAX_HOT_LOAD_RATIO} is wanted: {whether(ratio <= MAX_HOT_LOAD_RATIO)}. Ratios are of pairs "
         "(median, least and most), times are medians in milliseconds.",
         "",
         *table(
@@ -266,13 +266,13 @@ def _naive(raced: Mapping[str, Any]) -> list[str]:
         rows.append(
             [name, f"{processes} x {threads}", f"{ours:.2f}", f"{speed:.2f}", middle(ratios), parts]
         )
-        told.append(f"**{ratio:.2f}** times the {name} way's ({whether(ratio >= LEAST_SPEEDUP)})")
+        told.append(f"**{ratio:.2f}** times the {name} way's ({whether(ratio >= MIN_SPEEDUP)})")
     short = ", ".join(f"{count} of {name}" for name, count in raced["short"].items())
     return [
         "### The naive way",
         "",
         "A new PEFT adapter for each request, trained by a plain loop, loaded into vLLM and unloaded again. Requests "
-        f"that Mayfly answers a second: {' and '.join(told)}; at least {LEAST_SPEEDUP:.0f} is wanted. "
+        f"that Mayfly answers a second: {' and '.join(told)}; at least {MIN_SPEEDUP:.0f} is wanted. "
         f"`{load['budget']}`, {load['at_once']} at once, {load['requests']} requests a round; ratios are of rounds "
         f"(median, least and most), and the seconds medians of a request's. Not as asked: {short}.",
         "",

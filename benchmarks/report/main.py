@@ -15,7 +15,7 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.report.formatting import Plots, Section, provenance
+from benchmarks.report.formatting import Plots, Section, provenance_line
 from benchmarks.report.latency import latency
 from benchmarks.report.promises import PROMISES, promises
 from benchmarks.report.quality import quality
@@ -91,7 +91,7 @@ def written(results: Path, folder: Path) -> list[str]:
             lines += section.write(found, Plots(folder, section.name, where))
         for name, command in section.sources.items():
             lines += [
-                provenance(found[name], name, where)
+                provenance_line(found[name], name, where)
                 if name in found
                 else f"Not measured here: `{command}`.",
                 "",

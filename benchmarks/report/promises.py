@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.harness.thresholds import (
-    LEAST_THROUGHPUT,
-    MOST_IDLE,
-    MOST_IDLE_WORKER,
-    MOST_SLOWER,
-    MOST_TIMES_ALONE,
-    MOST_TTFT,
-    UNIT_SECONDS,
+    GRACE_SECONDS,
+    MAX_FAIRNESS_RATIO,
+    MAX_IDLE_SHARE,
+    MAX_IDLE_WORKER_SHARE,
+    MAX_OVERLOAD_RATIO,
+    MAX_TTFT_RATIO,
+    MIN_THROUGHPUT_RATIO,
 )
 from benchmarks.report.formatting import Plots, Result, middle, table, whether
 
@@ -53,14 +53,14 @@ def _overhead(result: Result) -> list[Row]:
         (
             "throughput of `Compute-Budget: none`, times plain vLLM's",
             middle(result["throughput_ratios"]),
-            f"at least {LEAST_THROUGHPUT}",
-            whether(throughput >= LEAST_THROUGHPUT),
+            f"at least {MIN_THROUGHPUT_RATIO}",
+            whether(throughput >= MIN_THROUGHPUT_RATIO),
         ),
         (
             "its time to the first token, times plain vLLM's",
             middle(result["ttft_ratios"]),
-            f"at most {MOST_TTFT}",
-            whether(ttft <= MOST_TTFT),
+            f"at most {MAX_TTFT_RATIO}",
+            whether(ttft <= MAX_TTFT_RATIO),
         ),
         _counts("every request of it is answered", result),
     ]
@@ -74,8 +74,8 @@ def _overload(result: Result) -> list[Row]:
         (
             f"accepted p99 at {times:.0f} times the sustainable rate, times the unloaded one",
             f"{slower:.2f} ({result['accepted_p99_seconds']:.2f} s; answers: {statuses})",
-            f"at most {MOST_SLOWER:g}",
-            whether(slower <= MOST_SLOWER),
+            f"at most {MAX_OVERLOAD_RATIO:g}",
+            whether(slower <= MAX_OVERLOAD_RATIO),
         ),
         _counts("what is too much is refused with a 429", result),
     ]
@@ -88,12 +88,12 @@ def _fairness(result: Result) -> list[Row]:
         (
             f"a client's {what} beside one request of {large}, times alone",
             f"{result[f'{what}_ratio']:.2f} ({1000 * beside[what]:.0f} ms, {1000 * alone[what]:.0f} alone)",
-            f"at most {MOST_TIMES_ALONE:g}",
-            whether(result[f"{what}_ratio"] <= MOST_TIMES_ALONE),
+            f"at most {MAX_FAIRNESS_RATIO:g}",
+            whether(result[f"{what}_ratio"] <= MAX_FAIRNESS_RATIO),
         )
         for what in alone
     ]
-    most = result["large"]["budget_seconds"] + UNIT_SECONDS
+    most = result["large"]["budget_seconds"] + GRACE_SECONDS
     late = f"{result['large_seconds']:.2f} s"
     return [
         *rows,
@@ -207,8 +207,8 @@ def _idle(result: Result) -> list[Row]:
         (
             f"of one core, an idle server takes in {result['seconds']:.0f} s",
             f"{core:.1%}, vLLM's worker {worker:.1%} (most: {largest})",
-            f"below {MOST_IDLE:.0%}, vLLM's worker below {MOST_IDLE_WORKER:.0%}",
-            whether(core < MOST_IDLE and worker < MOST_IDLE_WORKER),
+            f"below {MAX_IDLE_SHARE:.0%}, vLLM's worker below {MAX_IDLE_WORKER_SHARE:.0%}",
+            whether(core < MAX_IDLE_SHARE and worker < MAX_IDLE_WORKER_SHARE),
         )
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.harness.thresholds import MOST_LATE_STEPS
+from benchmarks.harness.thresholds import MAX_LATE_STEPS
 from benchmarks.report.formatting import Plots, Result, cell, table, titled, whether
 
 
@@ -43,7 +43,7 @@ def training(results: Mapping[str, Result], plots: Plots) -> list[str]:
         ),
         *titled(
             "Deadlines",
-            f"At most {MOST_LATE_STEPS:g} step late is wanted.",
+            f"At most {MAX_LATE_STEPS:g} step late is wanted.",
             ["run", "with a deadline", "late at all", "p99, steps", "most, steps", ""],
             [[name, *_late(run["deadlines"])] for name, run in runs if "deadlines" in run],
         ),
@@ -113,7 +113,7 @@ def _late(row: Mapping[str, Any]) -> list[str]:
         *shares,
         f"{row['p99_overrun_steps']:.2f}",
         f"{most:.2f}",
-        whether(most <= MOST_LATE_STEPS),
+        whether(most <= MAX_LATE_STEPS),
     ]
 
 

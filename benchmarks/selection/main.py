@@ -32,7 +32,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality.passages import circumstances, progress
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import provenance
 from benchmarks.selection.against_activeft import identical, races
 from benchmarks.selection.growth import REGULARISATION, STEPS, alone, draw, grow, read_store
 from selection.corpus.faiss_index import Index
@@ -94,7 +95,7 @@ def main() -> None:
     progress("growth")
     growth = grow(options.sizes, threads)
     embed = next(iter(over.values()))["embed_milliseconds"]
-    result = circumstances()
+    result = provenance()
     result["versions"]["activeft"] = importlib.metadata.version("activeft")
     result |= {
         "threads": {"activeft": 1, "overhead": 1, "growth": threads},

@@ -28,7 +28,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality.passages import circumstances, progress
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import provenance
 from benchmarks.selection.growth import CANDIDATES, draw, nearest_of_all
 from selection.corpus.faiss_index import Ids, Index, Ranked
 from selection.embedding import Embeddings
@@ -47,7 +48,7 @@ def main() -> None:
         "--json", action="store_true", help="print one JSON object as the last line"
     )
     parser.add_argument("--out", type=Path, help="write the full result here")
-    options, facts = parser.parse_args(), circumstances()
+    options, facts = parser.parse_args(), provenance()
     vectors_ND, queries_QD = draw(options.sequences, _QUERIES)
     nearest_QK = nearest_of_all(vectors_ND, queries_QD)
     found = {}

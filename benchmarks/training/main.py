@@ -26,7 +26,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality.passages import circumstances, progress
+from benchmarks.harness.command_line import progress
+from benchmarks.harness.provenance import provenance
 from benchmarks.selection.growth import alone
 from benchmarks.training.matmul_rate import KINDS, gemm
 from benchmarks.training.peft_loop import ON_A_GPU, QUICK, STEPS, SUBJECTS, race
@@ -67,7 +68,7 @@ def main() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
-    result = circumstances()
+    result = provenance()
     result["versions"]["peft"] = importlib.metadata.version("peft")
     result |= {
         "threads": options.threads,

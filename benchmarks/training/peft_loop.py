@@ -29,7 +29,7 @@ import torch
 
 from adapters import Trainer, TrainerConfig, TrainingProgress
 from adapters.training import TrainingRequest
-from benchmarks.quality.passages import ROOT
+from benchmarks.harness.provenance import ROOT
 
 SLOTS = 32
 TOGETHER = 8  # requests, where only one company is measured

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from adapters import Trainer, TrainerConfig, TrainingProgress, TrainingRequest, TrainingResult
-from benchmarks.quality.passages import ROOT
+from benchmarks.harness.provenance import ROOT
 from benchmarks.training.peft_loop import Sequences, Subject, draw, folder_of, spread
 
 _NANO = str(ROOT / "deploy" / "nano")

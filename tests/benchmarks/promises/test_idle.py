@@ -1,10 +1,10 @@
-"""The idle minute: whose processor time it is, and what share of a core it makes."""
+"""Processor time of an idle server, by process."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.promises.idle import name_of, shares
+from benchmarks.promises.idle import process_name, shares
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,11 @@ from benchmarks.promises.idle import name_of, shares
         ("/usr/bin/something", "others"),
     ],
 )
-def test_a_process_is_known_by_its_command_line(command_line: str, name: str) -> None:
-    assert name_of(command_line) == name
+def test_a_process_is_named_by_its_command_line(command_line: str, name: str) -> None:
+    assert process_name(command_line) == name
 
 
-def test_a_share_is_what_was_spent_meanwhile_by_all_processes_of_a_name() -> None:
+def test_a_share_is_the_time_spent_in_between_by_all_processes_of_a_name() -> None:
     before = {(1, "worker"): 10.0, (2, "idle workers"): 1.0, (3, "gone"): 5.0}
     after = {(1, "worker"): 10.6, (2, "idle workers"): 1.3, (4, "idle workers"): 0.9}
 

@@ -1,4 +1,4 @@
-"""Held-out passages: none of them lies in the corpus, and what nearly does says so."""
+"""Held-out passages: none is in the corpus, and near duplicates are marked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quality import passages
 from benchmarks.quality.passages import PREFIX, SUFFIX, make_set, near_duplicates
 from selection.corpus.corpus import Corpus
 from selection.ingest.ingest import Document
@@ -35,25 +34,27 @@ def selector(tmp_path: Path, nano: str) -> Selector:
 def test_held_out_documents_are_not_in_the_corpus(
     selector: Selector, nano: str, tokenizer: Any
 ) -> None:
-    ground = make_set("set", DOCUMENTS, 2, nano, selector)
+    passage_set = make_set("set", DOCUMENTS, 2, nano, selector)
 
-    held_out = {passage.name for passage in ground.passages}
-    corpus = Corpus.open(selector.config.root, ground.corpus)
-    kept = {entry.name for entry in corpus.documents()}
-    assert [sum(passage.group == group for passage in ground.passages) for group in DOCUMENTS] == [
+    held_out = {passage.name for passage in passage_set.passages}
+    corpus = Corpus.open(selector.config.root, passage_set.corpus)
+    stored = {entry.name for entry in corpus.documents()}
+    assert [
+        sum(passage.group == group for passage in passage_set.passages) for group in DOCUMENTS
+    ] == [
         2,
         2,
     ]
     assert len(held_out) == 4
-    assert kept == {d.name for group in DOCUMENTS.values() for d in group} - held_out
+    assert stored == {d.name for group in DOCUMENTS.values() for d in group} - held_out
 
 
 def test_a_passage_is_its_documents_own_text(selector: Selector, nano: str, tokenizer: Any) -> None:
     texts = {document.name: document.text for group in DOCUMENTS.values() for document in group}
 
-    ground = make_set("set", DOCUMENTS, 1, nano, selector)
+    passage_set = make_set("set", DOCUMENTS, 1, nano, selector)
 
-    for passage in ground.passages:
+    for passage in passage_set.passages:
         assert passage.prefix + passage.suffix in texts[passage.name]
         assert len(passage.tokens) == PREFIX + SUFFIX
         assert tokenizer.decode(passage.tokens[PREFIX:]).strip() == passage.suffix.strip()
@@ -65,41 +66,32 @@ def test_a_set_is_the_same_every_time(selector: Selector, nano: str) -> None:
     )
 
 
-def test_of_a_group_so_many_bytes_go_into_the_corpus(selector: Selector, nano: str) -> None:
+def test_the_corpus_takes_at_most_max_bytes_of_a_group(selector: Selector, nano: str) -> None:
     whole = make_set("set", DOCUMENTS, 1, nano, selector)
 
-    part = make_set("set", DOCUMENTS, 1, nano, selector, most_bytes=len(text("apple").encode()))
+    part = make_set("set", DOCUMENTS, 1, nano, selector, max_bytes=len(text("apple").encode()))
 
     assert 0 < part.sequences < whole.sequences
 
 
-def test_a_group_that_is_too_small_is_named(selector: Selector, nano: str) -> None:
+def test_a_group_with_too_few_documents_is_refused(selector: Selector, nano: str) -> None:
     with pytest.raises(ValueError, match="trees has only 3 documents"):
         make_set("set", DOCUMENTS, 4, nano, selector)
 
 
-def test_near_duplicates_are_found_whatever_surrounds_what_they_share(
-    selector: Selector, nano: str
-) -> None:
-    ground = make_set("set", DOCUMENTS, 1, nano, selector)
-    fruit = next(passage for passage in ground.passages if passage.group == "fruit")
-    said = fruit.prefix + fruit.suffix
+def test_near_duplicates_are_found_in_other_surroundings(selector: Selector, nano: str) -> None:
+    passage_set = make_set("set", DOCUMENTS, 1, nano, selector)
+    fruit = next(passage for passage in passage_set.passages if passage.group == "fruit")
+    text_of_passage = fruit.prefix + fruit.suffix
 
     found = near_duplicates(
-        ground.passages,
+        passage_set.passages,
         [
-            Document("whole", f"before\n{said}\nafter"),
-            Document("half again", said[: 2 * len(said) // 3]),
-            Document("a line", said[:60]),
+            Document("whole", f"before\n{text_of_passage}\nafter"),
+            Document("half again", text_of_passage[: 2 * len(text_of_passage) // 3]),
+            Document("a line", text_of_passage[:60]),
             Document("another", text("medlar")),
         ],
     )
 
     assert found == {"whole", "half again"}
-
-
-def test_every_group_of_an_interval_is_drawn_whole() -> None:
-    mean, low, high = passages.interval([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"])
-
-    assert mean == 2.0
-    assert (low, high) == (1.0, 5.0)

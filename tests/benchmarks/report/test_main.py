@@ -21,7 +21,7 @@ from benchmarks.latency.main import by_stage
 from benchmarks.latency.plan import PLANS
 from benchmarks.quality.tables import summary
 from benchmarks.quality.variants import Variant
-from benchmarks.report.formatting import Plots, provenance
+from benchmarks.report.formatting import Plots, provenance_line
 from benchmarks.report.latency import agreement, latency
 from benchmarks.report.latency_growth import growth, line_at
 from benchmarks.report.main import HERE, written
@@ -251,7 +251,7 @@ def test_a_promise_that_is_broken_stands_out() -> None:
 
 
 def test_where_numbers_are_from(measured: dict[str, Any]) -> None:
-    assert provenance(measured, "latency", "results") == (
+    assert provenance_line(measured, "latency", "results") == (
         "<sub>[latency.json](results/latency.json); `python -m benchmarks.latency.main --budget small`; commit 0123456789; "
         "a CPU, 2 cores; python 3.11.7.</sub>"
     )

