@@ -22,7 +22,7 @@ from benchmarks.harness.command_line import progress
 from benchmarks.harness.server import free_port, mayfly_server, running_server
 from benchmarks.harness.thresholds import MAX_TTFT_RATIO, MIN_THROUGHPUT_RATIO
 from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
-from benchmarks.latency.bench_serve import bench_serve, environment, vllm_serve
+from benchmarks.latency.vllm_cli import bench_serve, vllm_environment, vllm_serve
 
 CONTEXT, INPUT, OUTPUT = 1024, 128, 32  # tokens
 CONCURRENCY = 8
@@ -56,7 +56,7 @@ def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, A
     port = free_port()
     pairs = []
     with (
-        running_server(vllm_serve(port, CONTEXT), port, folder / "vllm.log", environment()),
+        running_server(vllm_serve(port, CONTEXT), port, folder / "vllm.log", vllm_environment()),
         mayfly_server(folder, "--max-model-len", str(CONTEXT)) as server,
     ):
         urls = {"vllm": f"http://127.0.0.1:{port}", "mayfly": server.url}

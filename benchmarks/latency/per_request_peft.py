@@ -1,17 +1,17 @@
-"""The naive way: what one writes without Mayfly, against Mayfly, in requests a second.
+"""A PEFT loop per request: the straightforward alternative, against Mayfly, in requests per second.
 
-Per request a new PEFT adapter on transformers' own model, Adam over the sequences one at a time,
-`save_pretrained` into shared memory, /v1/load_lora_adapter of a `vllm serve`, the completion,
-/v1/unload_lora_adapter. Processes train, one request each at a time; clients wait for them, load
-and ask. What is not naive is given to it: the sequences that Mayfly's selector would have chosen,
-for nothing, before the clock starts; a model that stays loaded in every process; Mayfly's plugin
-for LoRA on a CPU, without which vLLM is slower. Mayfly selects within its time. Both have the same
-model, rank, steps and sizes of vLLM; the loop is in float32 on a CPU, as Mayfly's trainer is where
-the processor has no units for bfloat16.
+Each request takes a new PEFT adapter on transformers' own model, Adam over the sequences one at a
+time, `save_pretrained` into shared memory, /v1/load_lora_adapter of a `vllm serve`, the completion,
+and /v1/unload_lora_adapter. Worker processes train, one request each at a time; clients wait for
+them, load the adapter and send the completion. The baseline has every advantage: the sequences that
+Mayfly's selector would choose, at no cost; a model that stays loaded in each process; Mayfly's
+plugin for LoRA on a CPU, without which vLLM is slower. Mayfly's time includes selection. Both have
+the same model, rank, steps and sizes of vLLM; the loop is in float32 on a CPU, as Mayfly's trainer
+is where the processor has no bfloat16 units.
 
-There are two: `naive` trains in one process with as many threads as Mayfly's trainer, `naive pool`
-in a process on every core, which is more than Mayfly's trainer has. Rounds of the three take turns;
-a ratio is that of one round.
+There are two baselines: `naive` trains in one process with as many threads as Mayfly's trainer,
+`naive pool` in one process per core, which is more than Mayfly's trainer has. (The names are those
+of the result's fields.) Rounds of the three take turns; a ratio is that of one round.
 """
 
 from __future__ import annotations
@@ -38,27 +38,20 @@ from adapters import TrainerConfig
 from adapters.model_defaults import for_model
 from benchmarks.harness.command_line import progress
 from benchmarks.harness.thresholds import MIN_SPEEDUP
-from benchmarks.latency.bench_serve import (
-    PATIENCE_SECONDS,
-    Answer,
-    Load,
-    ask,
-    ask_all,
-    environment,
-    pieces,
-)
+from benchmarks.latency.client import TIMEOUT_SECONDS, Answer, Load, excerpts, send, send_load
+from benchmarks.latency.vllm_cli import vllm_environment
 from benchmarks.training.peft_loop import device
 from selection import Selector, SelectorConfig
 from selection.embedding import Prompt
 from selection.request import SelectionRequest
 from serving.config import bundled_model
 
-LEARNING_RATE = 3e-3  # the time depends neither on it nor on LoRA's alpha
+LEARNING_RATE = 3e-3  # the time depends on neither it nor LoRA's alpha
 Sequences = Sequence[Sequence[int]]
 
 
 class PeftLoop:
-    """transformers, PEFT and Adam, as by hand; an adapter for each request."""
+    """A plain loop of transformers, PEFT and Adam, with a new adapter for each request."""
 
     def __init__(self, config: TrainerConfig) -> None:
         from peft import LoraConfig
@@ -75,13 +68,13 @@ class PeftLoop:
         )
 
     def train(self, sequences: Sequences, folder: Path) -> dict[str, float]:
-        """A new adapter, a step on each sequence, written into the folder; seconds of the three."""
+        """Create an adapter, take a step on each sequence, and save it; seconds of each part."""
         from peft import get_peft_model
 
-        begun = time.perf_counter()
+        started = time.perf_counter()
         peft: Any = get_peft_model(self._model, self._lora)
         adam = torch.optim.Adam([p for p in peft.parameters() if p.requires_grad], lr=LEARNING_RATE)
-        made = time.perf_counter()
+        created = time.perf_counter()
         for sequence in sequences:
             ids = torch.tensor([sequence], device=device())
             adam.zero_grad()
@@ -91,14 +84,15 @@ class PeftLoop:
         peft.save_pretrained(folder)
         saved = time.perf_counter()
         self._model = peft.unload()
-        return {"make": made - begun, "train": trained - made, "save": saved - trained}
+        return {"make": created - started, "train": trained - created, "save": saved - trained}
 
 
-_loop: PeftLoop | None = None  # of a process of the pool
+# Each process of the pool has one.
+_loop: PeftLoop | None = None
 
 
 def train(sequences: Sequences, folder: Path) -> dict[str, float]:
-    """As `PeftLoop.train`, by the loop of this process, which is made when it is first needed."""
+    """Call `PeftLoop.train` of this process's loop, which the first call creates."""
     global _loop
     if _loop is None:
         _loop = PeftLoop(for_model(bundled_model()))
@@ -106,16 +100,18 @@ def train(sequences: Sequences, folder: Path) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the naive way made of a load: its answers, seconds by stage of each, and of it all."""
+class BaselineRun:
+    """The outcome of a load: answers, seconds by stage of each, and seconds of all together."""
 
     answers: list[Answer]
     stages: list[dict[str, float]]
     seconds: float
 
 
-def chosen(home: Path, corpus: str, prompts: Sequence[str], steps: int) -> list[Sequences]:
-    """What Mayfly's selector chooses for each prompt."""
+def select_sequences(
+    home: Path, corpus: str, prompts: Sequence[str], steps: int
+) -> list[Sequences]:
+    """The sequences that Mayfly's selector chooses for each prompt."""
     selector = Selector(SelectorConfig(home / "corpora", base_model=bundled_model()))
     return [
         selector.select(SelectionRequest([Prompt(prompt)], corpus, steps=steps)).sequences
@@ -123,117 +119,136 @@ def chosen(home: Path, corpus: str, prompts: Sequence[str], steps: int) -> list[
     ]
 
 
-def naive(
+def run_baseline(
     url: str, load: Load, prompts: Sequence[str], sequences: Sequence[Sequences], pool: Any
-) -> Asked:
-    """A load of a closed loop, asked the naive way: every adapter is loaded into, and unloaded
-    from, this server.
+) -> BaselineRun:
+    """Run a closed loop with a PEFT loop per request.
+
+    Args:
+        url: base URL of the server that loads each adapter.
+        load: the closed loop.
+        prompts: prompt of each request.
+        sequences: training data of each request.
+        pool: pool of training processes.
     """
-    return asyncio.run(_naive(url, load, prompts, sequences, pool))
+    return asyncio.run(_run_baseline(url, load, prompts, sequences, pool))
 
 
-async def _naive(
+async def _run_baseline(
     url: str, load: Load, prompts: Sequence[str], sequences: Sequence[Sequences], pool: Any
-) -> Asked:
-    places, loop = asyncio.Semaphore(load.at_once or load.requests), asyncio.get_running_loop()
+) -> BaselineRun:
+    semaphore, loop = asyncio.Semaphore(load.at_once or load.requests), asyncio.get_running_loop()
 
-    async def one(number: int) -> tuple[Answer, dict[str, float]]:
-        async with places:
+    async def run_one(number: int) -> tuple[Answer, dict[str, float]]:
+        async with semaphore:
             folder = Path(tempfile.mkdtemp(prefix="naive-", dir="/dev/shm"))
-            begun = time.perf_counter()
+            started = time.perf_counter()
             seconds = await loop.run_in_executor(pool, train, sequences[number], folder)
             trained = time.perf_counter()
-            await _told(
+            await _post(
                 client,
                 "/v1/load_lora_adapter",
                 {"lora_name": folder.name, "lora_path": str(folder)},
             )
             loaded = time.perf_counter()
-            answer = await ask(
+            answer = await send(
                 client, replace(load, model=folder.name, budget=None), prompts[number]
             )
             answered = time.perf_counter()
-            await _told(client, "/v1/unload_lora_adapter", {"lora_name": folder.name})
+            await _post(client, "/v1/unload_lora_adapter", {"lora_name": folder.name})
             seconds["unload"] = time.perf_counter() - answered
             shutil.rmtree(folder)
             seconds |= {
-                "wait": trained - begun - sum(seconds[part] for part in ("make", "train", "save"))
+                "wait": trained - started - sum(seconds[part] for part in ("make", "train", "save"))
             }
             return answer, seconds | {"load": loaded - trained, "answer": answered - loaded}
 
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS) as client:
-        begun = time.perf_counter()
-        done = await asyncio.gather(*map(one, range(len(prompts))))
-        took = time.perf_counter() - begun
-    return Asked([answer for answer, _ in done], [stages for _, stages in done], took)
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS) as client:
+        started = time.perf_counter()
+        results = await asyncio.gather(*map(run_one, range(len(prompts))))
+        seconds = time.perf_counter() - started
+    return BaselineRun(
+        [answer for answer, _ in results], [stages for _, stages in results], seconds
+    )
 
 
-async def _told(client: httpx.AsyncClient, path: str, body: dict[str, str]) -> None:
-    reply = await client.post(path, json=body)
-    if reply.status_code != 200:
-        raise RuntimeError(f"{path} answered {reply.status_code}: {reply.text[:300]}")
+async def _post(client: httpx.AsyncClient, path: str, body: dict[str, str]) -> None:
+    response = await client.post(path, json=body)
+    if response.status_code != 200:
+        raise RuntimeError(f"{path} returned {response.status_code}: {response.text[:300]}")
 
 
 def race(
-    mayfly: str, lora: str, load: Load, home: Path, corpus: str, rounds: int, seed: int
+    mayfly_url: str, lora_url: str, load: Load, home: Path, corpus: str, rounds: int, seed: int
 ) -> dict[str, Any]:
-    """Rounds of the same load, Mayfly and the naive ways in turn; the ratios of their requests a
-    second.
+    """Run rounds of the same load on Mayfly and both baselines, in turn.
+
+    Returns:
+        The ratios of requests per second, and what they are made of.
     """
-    assert load.steps, "the naive way takes a given number of steps"
-    progress("choosing for the naive way")
-    every = chosen(
-        home, corpus, [text for n in range(rounds) for text in pieces(load, seed + n)], load.steps
+    assert load.steps, "the baselines take a fixed number of steps"
+    progress("selecting for the baselines")
+    selections = select_sequences(
+        home, corpus, [text for n in range(rounds) for text in excerpts(load, seed + n)], load.steps
     )
     cores, before = os.cpu_count() or 1, dict(os.environ)
-    # Processes, and threads of each.
+    # Number of processes, and threads of each.
     workers = {"naive": (1, max(1, cores // 2)), "naive pool": (cores, 1)}
     names = ["mayfly", *workers]
-    speeds: list[dict[str, float]] = []
-    short = Counter(dict.fromkeys(names, 0))
+    rounds_per_second: list[dict[str, float]] = []
+    short_counts = Counter(dict.fromkeys(names, 0))
     stages: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
-    os.environ.update(environment())  # of the processes, which are started when they are needed
+    os.environ.update(vllm_environment())  # inherited by the pools' processes
     try:
         with ExitStack() as stack:
             pools = {name: stack.enter_context(_pool(*each)) for name, each in workers.items()}
             for name, (processes, _) in workers.items():  # warm
-                naive(
-                    lora, load, pieces(load, seed - 1)[:processes], every[:processes], pools[name]
+                run_baseline(
+                    lora_url,
+                    load,
+                    excerpts(load, seed - 1)[:processes],
+                    selections[:processes],
+                    pools[name],
                 )
             for number in range(rounds):
-                speed = {}
+                per_second = {}
                 for name in names[number % 3 :] + names[: number % 3]:
-                    progress(f"naive: round {number + 1} of {rounds}, {name}")
+                    progress(f"PEFT loop per request: round {number + 1} of {rounds}, {name}")
                     if name == "mayfly":
-                        answers, seconds = ask_all(mayfly, load, seed + number)
-                        short[name] += sum(each.falls_short(load) for each in answers)
+                        answers, seconds = send_load(mayfly_url, load, seed + number)
+                        short_counts[name] += sum(each.is_short(load) for each in answers)
                     else:
-                        sequences = every[number * load.requests :][: load.requests]
-                        asked = naive(
-                            lora, load, pieces(load, seed + number), sequences, pools[name]
+                        sequences = selections[number * load.requests :][: load.requests]
+                        baseline = run_baseline(
+                            lora_url, load, excerpts(load, seed + number), sequences, pools[name]
                         )
-                        seconds = asked.seconds
-                        stages[name] += asked.stages
-                        short[name] += sum(
-                            each.falls_short(replace(load, budget=None)) for each in asked.answers
+                        seconds = baseline.seconds
+                        stages[name] += baseline.stages
+                        short_counts[name] += sum(
+                            each.is_short(replace(load, budget=None)) for each in baseline.answers
                         )
-                    speed[name] = load.requests / seconds
-                speeds.append(speed)
+                    per_second[name] = load.requests / seconds
+                rounds_per_second.append(per_second)
     finally:
         os.environ.clear()
         os.environ.update(before)
-    ratios = {name: [speed["mayfly"] / speed[name] for speed in speeds] for name in workers}
+    ratios = {
+        name: [per_second["mayfly"] / per_second[name] for per_second in rounds_per_second]
+        for name in workers
+    }
     return {
         **{
             f"speedup_vs_{name.replace(' ', '_')}": statistics.median(each)
             for name, each in ratios.items()
         },
         "ratios": ratios,
-        "per_second": {name: [speed[name] for speed in speeds] for name in names},
-        "short": short,
+        "per_second": {
+            name: [per_second[name] for per_second in rounds_per_second] for name in names
+        },
+        "short": short_counts,
         "seconds": {
-            name: {stage: statistics.median(each[stage] for each in found) for stage in found[0]}
-            for name, found in stages.items()
+            name: {stage: statistics.median(each[stage] for each in result) for stage in result[0]}
+            for name, result in stages.items()
         },
         "load": {"budget": load.budget, "at_once": load.at_once, "requests": load.requests},
         "processes_and_threads": workers,
@@ -247,15 +262,18 @@ def _pool(processes: int, threads: int) -> ProcessPoolExecutor:
     )
 
 
-def in_words(found: Mapping[str, Any]) -> str:
-    """A result, for people."""
-    load, lines = found["load"], []
-    for name, ratios in found["ratios"].items():
-        (processes, threads), seconds = found["processes_and_threads"][name], found["seconds"][name]
-        parts = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
-        lines.append(
-            f"{statistics.median(ratios):.2f} times the requests a second of the {name} ({processes} x {threads} "
-            f"threads; wanted {MIN_SPEEDUP:.0f}; {load['budget']}, {load['at_once']} at once, {len(ratios)} rounds, "
-            f"{min(ratios):.2f} to {max(ratios):.2f}), whose median seconds are: {parts}"
+def describe(result: Mapping[str, Any]) -> str:
+    """A result as text."""
+    load, lines = result["load"], []
+    for name, ratios in result["ratios"].items():
+        processes, threads = result["processes_and_threads"][name]
+        stages = ", ".join(
+            f"{stage} {seconds:.2f}" for stage, seconds in result["seconds"][name].items()
         )
-    return "\n".join([*lines, f"not as asked: {found['short']}"])
+        lines.append(
+            f"{statistics.median(ratios):.2f} times the requests per second of a PEFT loop per "
+            f"request in {processes} processes with {threads} threads (threshold "
+            f"{MIN_SPEEDUP:.0f}; {load['budget']}, {load['at_once']} at once, {len(ratios)} rounds, {min(ratios):.2f} "
+            f"to {max(ratios):.2f}), whose median seconds are: {stages}"
+        )
+    return "\n".join([*lines, f"failed or short: {result['short']}"])

@@ -1,30 +1,31 @@
-"""What the latency benchmark asks, in small and in full: budgets, loads, lengths, pairs, rounds,
-and how cost grows.
+"""What the latency benchmark measures, by size: budgets, loads, lengths, pairs, rounds, growth.
 
-Plain values; who measures them is `benchmarks/latency/main.py`.
+Plain values; `benchmarks/latency/main.py` measures them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from benchmarks.latency.bench_serve import Load
+from benchmarks.latency.client import Load
 from benchmarks.latency.growth import ANSWER, PROMPT, RESIDENT, STEADY, Growth
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is asked.
+    """The amount of work of a run.
 
     Attributes:
-        budgets, at_once: of the closed loops, each with each.
-        opened: budgets that are asked in an open loop, too.
-        checked: how many at once, None in an open loop, where `vllm bench serve` asks the same.
-        requests: of a cell, one for each client at least.
-        lengths: of prompt and answer, beside the usual ones, at budget STEADY and one at once.
-        pairs: of hot-loading.
-        rounds, round_requests: of the race with the naive way.
-        growth: of its own requests.
+        budgets: budgets of the closed loops.
+        at_once: concurrent requests of the closed loops, for every budget.
+        opened: budgets that are also measured in an open loop.
+        checked: values of `at_once` that `vllm bench serve` measures too; None is an open loop.
+        requests: requests of a cell, at least one per client.
+        lengths: further lengths of prompt and answer, at budget STEADY and one request at once.
+        pairs: pairs of the hot-loading comparison.
+        rounds: rounds of the comparison with a PEFT loop per request.
+        round_requests: requests of each round.
+        growth: amount of work of the growth curves.
     """
 
     budgets: tuple[str, ...]
@@ -77,8 +78,12 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A load and who is asked: "mayfly", "vllm", or "resident", which is vLLM with an adapter; and
-    if it is checked.
+    """A load on one of the servers.
+
+    Attributes:
+        server: "mayfly", "vllm", or "resident", which is vLLM with a resident adapter.
+        load: the load.
+        checked: whether `vllm bench serve` measures it too.
     """
 
     server: str
@@ -87,7 +92,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """In words; no other cell of a run has it."""
+        """A unique description."""
         load, loop = (
             self.load,
             "open loop" if self.load.at_once is None else f"{self.load.at_once} at once",
@@ -98,7 +103,7 @@ class Cell:
 
 
 def cells(plan: Plan) -> list[Cell]:
-    """All of a plan's, the open ones, whose rate the closed ones decide, last."""
+    """All cells of a plan. Open loops come last, since the closed ones decide their rate."""
     found = []
     for at_once in plan.at_once:
         load = Load(None, max(plan.requests, at_once), PROMPT, ANSWER, at_once)

@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from benchmarks.latency.growth import Point, fitted
-from benchmarks.latency.main import by_stage
+from benchmarks.latency.stages import by_stage
 from benchmarks.latency.plan import PLANS
 from benchmarks.quality.tables import summary
 from benchmarks.quality.variants import Variant
