@@ -1,8 +1,8 @@
 """selection: which sequences of a corpus would teach a model most about one prompt.
 
-Usable alone: no Ray, no vLLM. It knows texts, token sequences and embeddings, never what is trained
-on them. Its names are imported when they are first used: a command that lists corpora does not wait
-for the compiler of the selection.
+Usable alone, without Ray and vLLM. It knows texts, token sequences and embeddings, but not how they
+are trained on. Its names are imported on first use, so that a command that lists corpora does not
+wait for numba.
 """
 
 from importlib import import_module
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from selection.embedding import Prompt
     from selection.errors import CorpusError, CorpusNotFoundError, SelectionError
     from selection.request import SelectionRequest
+    from selection.retriever import Retriever
     from selection.selector import Selection, Selector
     from selection.strategies.registry import STRATEGIES
-    from selection.strategies.sift import Choice, irreducible, sift, sift_batch
+    from selection.strategies.sift import Choice, irreducible, sift
+    from selection.strategies.sift_batch import sift_batch
 
 __all__ = [
     "STRATEGIES",
@@ -27,6 +29,7 @@ __all__ = [
     "CorpusError",
     "CorpusNotFoundError",
     "Prompt",
+    "Retriever",
     "Selection",
     "SelectionError",
     "SelectionRequest",
@@ -45,6 +48,7 @@ _MODULES = {
     "CorpusError": "errors",
     "CorpusNotFoundError": "errors",
     "Prompt": "embedding",
+    "Retriever": "retriever",
     "Selection": "selector",
     "SelectionError": "errors",
     "SelectionRequest": "request",
@@ -52,7 +56,7 @@ _MODULES = {
     "SelectorConfig": "config",
     "irreducible": "strategies.sift",
     "sift": "strategies.sift",
-    "sift_batch": "strategies.sift",
+    "sift_batch": "strategies.sift_batch",
 }
 
 

@@ -145,9 +145,9 @@ class Selector:
                 regularisation,
                 alpha=request.alpha,
                 seed=request.seed,
-                between=limit.check,
+                check_cancelled=limit.check,
             )
-            lowest = irreducible(candidates_KD, targets_TD, between=limit.check)
+            lowest = irreducible(candidates_KD, targets_TD, check_cancelled=limit.check)
             ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
             with self.corpora.use(corpus, principal, limit) as opened:
                 # Another corpus of that name, or other embeddings, would have other sequences by

@@ -26,7 +26,7 @@ from rich.table import Table
 from adapters.early_stopping import WINDOW, EarlyStopping, Look
 from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.variants import Row
-from selection.strategies.sift import has_stalled
+from selection.strategies.sift import should_stop
 from serving.config import AUTO as BUDGET
 
 Floats = npt.NDArray[np.float64]
@@ -73,7 +73,7 @@ def _looking(stops: Callable[[Sequence[Look], float], bool], row: Row, parameter
 
 def _recent_gain(looks: Sequence[Look], gain: float) -> bool:
     """As a server's `auto`."""
-    return EarlyStopping(gain, list(looks)).has_stalled
+    return EarlyStopping(gain, list(looks)).should_stop
 
 
 def _average_gain(looks: Sequence[Look], gain: float) -> bool:
@@ -105,17 +105,17 @@ def _fixed(row: Row, n: int, most: float) -> bool:
 
 def _alpha(row: Row, n: int, alpha: float) -> bool:
     """The paper's (section 6)."""
-    return has_stalled(row.sigma[n], n, alpha)
+    return should_stop(row.sigma[n], n, alpha)
 
 
 def _alpha_reducible(row: Row, n: int, alpha: float) -> bool:
     """The paper's, by what this corpus can still tell."""
-    return has_stalled((row.sigma[n] - row.irreducible) / max(1 - row.irreducible, 1e-9), n, alpha)
+    return should_stop((row.sigma[n] - row.irreducible) / max(1 - row.irreducible, 1e-9), n, alpha)
 
 
 def _alpha_surprise(row: Row, n: int, alpha: float) -> bool:
     """The paper's, with more patience where the base model is surprised by the prompt."""
-    return has_stalled(row.sigma[n] / row.surprise, n, alpha)
+    return should_stop(row.sigma[n] / row.surprise, n, alpha)
 
 
 def _similarity(row: Row, n: int, patience: float) -> bool:

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from selection.embedding import Embeddings
-from selection.strategies.sift import Posterior, sift
+from selection.strategies.posterior import Posterior
+from selection.strategies.sift import sift
 
 STEPS, DIMENSION, REGULARISATION = 50, 1024, 0.1
 PAIRS = {200: 20, 1_000: 10, 10_000: 1}  # repetitions, by K

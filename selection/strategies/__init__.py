@@ -1,1 +1,1 @@
-"""How sequences are chosen among candidates: SIFT, and the baselines it is compared with."""
+"""Strategies that choose among candidates: SIFT, and the baselines it is compared with."""

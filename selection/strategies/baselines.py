@@ -1,140 +1,154 @@
-"""Strategies that SIFT is measured against, under the same interface; each is also a request's
-option.
+"""The strategies that SIFT is compared with, each a rule that yields one pick after the other.
 
-Pure arrays, as in `sift`: NumPy or torch, one prompt at a time. They report the same uncertainties,
-of their own picks, so that curves can be compared. None has a stopping rule. From the paper:
-nearest neighbours and its failure mode (section 2.1), uncertainty sampling and random choice (table
-1). HullFT is arXiv 2605.30337.
+`choose_by` runs any rule and reports the uncertainty that its picks leave, so that the curves of
+all strategies can be compared. None has a stopping rule. From the paper: nearest neighbours and its
+failure mode (section 2.1), uncertainty sampling and random choice (table 1). HullFT is arXiv
+2605.30337.
+
+Shapes: K candidates, T targets (embeddings of a prompt), D embedding dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from selection.strategies.sift import Choice, Floats, Posterior
+from selection.strategies.posterior import Posterior
+from selection.strategies.sift import Array, Choice
 
-Between: TypeAlias = Callable[[], None]  # called between parts of the work; what it raises ends it
 _FRANK_WOLFE_ROUNDS = 250
 _FRANK_WOLFE_GAP = 1e-5
 
 
-def nearest_neighbours(
-    candidates_KD: Floats,
-    targets_TD: Floats,
-    *,
-    steps: int,
-    regularisation: float,
-    between: Between = lambda: None,
-) -> Choice:
-    """NN: the candidates most similar to the targets (mean inner product), nearest first, without
-    repeats.
+@dataclass(frozen=True)
+class Problem:
+    """What a rule chooses from.
 
-    Args and raised errors: as `selection.strategies.sift.sift`.
+    Attributes:
+        candidates: embeddings [K, D] of the candidates, at least one.
+        targets: embeddings [T, D] of the prompt.
+        steps: the most picks, at least one.
+        posterior: given the picks that the rule has yielded so far.
+        seed: seed of random choices.
+        check_cancelled: called between units of work; an exception that it raises ends the choice.
     """
-    picks = _nearest(candidates_KD, targets_TD)[: max(steps, 0)]
-    return _account(candidates_KD, targets_TD, picks, regularisation, between)
+
+    candidates: Array
+    targets: Array
+    steps: int
+    posterior: Posterior
+    seed: int
+    check_cancelled: Callable[[], None]
 
 
-def nearest_repeated(
-    candidates_KD: Floats,
-    targets_TD: Floats,
-    *,
-    steps: int,
-    regularisation: float,
-    between: Between = lambda: None,
-) -> Choice:
-    """NN-F, the failure mode of NN: the nearest candidate again and again, as in a corpus full of
-    its copies.
-    """
-    nearest = _nearest(candidates_KD, targets_TD)[:1]
-    return _account(candidates_KD, targets_TD, nearest * steps, regularisation, between)
+Rule: TypeAlias = Callable[[Problem], Iterable[int]]
 
 
-def uncertainty_sampling(
-    candidates_KD: Floats,
-    targets_TD: Floats,
-    *,
-    steps: int,
-    regularisation: float,
-    between: Between = lambda: None,
-) -> Choice:
-    """US: each time the candidate that is itself most uncertain given those before, whatever the
-    prompt asks.
-    """
-    posterior = Posterior(candidates_KD[None], targets_TD[None], regularisation, max(steps, 0))
-    picks, uncertainty = [], posterior.sigma
-    for _ in range(steps if len(candidates_KD) else 0):
-        between()
-        pick_B = posterior.variance_BK.argmax(1)
-        posterior.pick(pick_B)
-        picks.append(int(pick_B[0]))
-        uncertainty += posterior.sigma
-    return Choice(tuple(picks), tuple(uncertainty), "steps")
-
-
-def random_choice(
-    candidates_KD: Floats,
-    targets_TD: Floats,
+def choose_by(
+    rule: Rule,
+    candidates_KD: Array,
+    targets_TD: Array,
     *,
     steps: int,
     regularisation: float,
     seed: int = 0,
-    between: Between = lambda: None,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """Candidates at random, none twice: what preselection alone is worth."""
-    order = np.random.default_rng(seed).permutation(len(candidates_KD))[: max(steps, 0)]
-    return _account(candidates_KD, targets_TD, order.tolist(), regularisation, between)
+    """The first `steps` picks of a rule, or all of them if there are fewer.
+
+    Args:
+        rule: yields positions among the candidates.
+        seed: seed of random choices.
+        candidates_KD, targets_TD, steps, regularisation, check_cancelled: as in
+            `selection.strategies.sift.sift`.
+
+    Raises:
+        ValueError: as `selection.strategies.sift.sift`.
+    """
+    steps = max(steps, 0) if len(candidates_KD) else 0
+    posterior = Posterior(candidates_KD[None], targets_TD[None], regularisation, steps)
+    picks, uncertainty = [], posterior.sigma
+    if steps:
+        problem = Problem(candidates_KD, targets_TD, steps, posterior, seed, check_cancelled)
+        for pick in islice(rule(problem), steps):
+            check_cancelled()
+            posterior.pick([pick])
+            picks.append(int(pick))
+            uncertainty += posterior.sigma
+    return Choice(tuple(picks), tuple(uncertainty), "steps")
 
 
-def hull(
-    candidates_KD: Floats,
-    targets_TD: Floats,
-    *,
-    steps: int,
-    regularisation: float,
-    between: Between = lambda: None,
-) -> Choice:
+def nearest_neighbours(problem: Problem) -> Iterable[int]:
+    """NN: the candidates most similar to the targets (mean inner product), nearest first, without
+    repeats.
+    """
+    similarity_K = (problem.targets @ problem.candidates.T).astype(np.float64).mean(axis=0)
+    picks: list[int] = np.argsort(-similarity_K, kind="stable").tolist()
+    return picks
+
+
+def nearest_repeated(problem: Problem) -> Iterable[int]:
+    """NN-F, the failure mode of NN: the nearest candidate again and again, as in a corpus full of
+    its copies.
+    """
+    return repeat(next(iter(nearest_neighbours(problem))))
+
+
+def uncertainty_sampling(problem: Problem) -> Iterator[int]:
+    """US: the candidate that is itself most uncertain given the picks so far."""
+    while True:
+        yield int(problem.posterior.variance_BK[0].argmax())
+
+
+def random_choice(problem: Problem) -> Iterable[int]:
+    """Random candidates without repeats: the value of preselection alone."""
+    order: list[int] = (
+        np.random.default_rng(problem.seed).permutation(len(problem.candidates)).tolist()
+    )
+    return order
+
+
+def hull(problem: Problem) -> Iterable[int]:
     """HullFT: the multiset of `steps` candidates whose mean comes closest to the prompt's
     embedding.
 
-    Frank-Wolfe with exact line search finds convex weights of at most `steps` candidates; they
-    become whole numbers by rounding down, filling up with whatever brings the mean closest, and
-    swaps until none helps; the authors swap within the support only. Several targets are met by
-    their mean. Those used most come first; repeats stand together.
+    Frank-Wolfe with exact line search finds convex weights of at most `steps` candidates. They
+    become integers by rounding down, adding the candidates that bring the mean closest, and swaps
+    until none helps; the authors swap within the support only. Several targets are represented by
+    their mean. The candidates used most come first, and repeats stand together.
     """
-    candidates = _numpy(candidates_KD)
-    target_D = _numpy(targets_TD).mean(axis=0)
-    if steps <= 0 or not len(candidates):
-        return _account(candidates_KD, targets_TD, [], regularisation, between)
-    counts_K = _whole(
-        candidates, target_D, _frank_wolfe(candidates, target_D, steps, between), steps, between
-    )
+    candidates_KD = problem.candidates.astype(np.float64)
+    target_D = problem.targets.astype(np.float64).mean(axis=0)
+    total, check_cancelled = problem.steps, problem.check_cancelled
+    weights_K = _frank_wolfe(candidates_KD, target_D, total, check_cancelled)
+    counts_K = _integer_counts(candidates_KD, target_D, weights_K, total, check_cancelled)
     order = np.argsort(-counts_K, kind="stable")
-    picks = np.repeat(order, counts_K[order]).tolist()
-    return _account(candidates_KD, targets_TD, picks, regularisation, between)
+    picks: list[int] = np.repeat(order, counts_K[order]).tolist()
+    return picks
 
 
 def _frank_wolfe(
     candidates_KD: npt.NDArray[np.float64],
     target_D: npt.NDArray[np.float64],
-    most: int,
-    between: Between,
-) -> Floats:
-    """Convex weights [K], at most `most` of them not zero, of the point of the hull near the
+    max_support: int,
+    check_cancelled: Callable[[], None],
+) -> npt.NDArray[np.float64]:
+    """Convex weights [K], at most `max_support` of them not zero, of a point of the hull near the
     target.
     """
     weights_K = np.zeros(len(candidates_KD))
     weights_K[np.argmax(candidates_KD @ target_D)] = 1.0
     point_D = weights_K @ candidates_KD
     for _ in range(_FRANK_WOLFE_ROUNDS):
-        between()
+        check_cancelled()
         residual_D = target_D - point_D
         slopes_K = candidates_KD @ residual_D
-        if np.count_nonzero(weights_K) >= most:  # no new support; the old may still be balanced
+        if np.count_nonzero(weights_K) >= max_support:  # only rebalances the support
             slopes_K[weights_K == 0] = -np.inf
         best = int(np.argmax(slopes_K))
         direction_D = candidates_KD[best] - point_D
@@ -148,34 +162,34 @@ def _frank_wolfe(
     return weights_K
 
 
-def _whole(
+def _integer_counts(
     candidates_KD: npt.NDArray[np.float64],
     target_D: npt.NDArray[np.float64],
     weights_K: npt.NDArray[np.float64],
     total: int,
-    between: Between,
+    check_cancelled: Callable[[], None],
 ) -> npt.NDArray[np.int64]:
-    """Whole numbers near total * weights that sum to total, chosen for the distance of their mean
-    to the target.
+    """Integers near total * weights that sum to `total`, chosen to bring their mean close to the
+    target.
     """
     counts_K: npt.NDArray[np.int64] = np.floor(total * weights_K / weights_K.sum()).astype(np.int64)
     missing_D = total * target_D - counts_K @ candidates_KD
     halves_K = np.einsum("kd,kd->k", candidates_KD, candidates_KD) / 2
 
     def cost_of_adding() -> npt.NDArray[np.float64]:
-        """Half the change of |missing|^2 when one more of each is taken."""
+        """Half the change of |missing|^2 when one more of each candidate is taken."""
         return np.asarray(halves_K - candidates_KD @ missing_D)
 
     while counts_K.sum() < total:
-        between()
+        check_cancelled()
         best = int(np.argmin(cost_of_adding()))
         counts_K[best] += 1
         missing_D = missing_D - candidates_KD[best]
     swapped = True
-    while swapped:  # ends: every swap comes closer
+    while swapped:  # terminates, because every swap comes closer
         swapped = False
         for i in np.flatnonzero(counts_K):
-            between()
+            check_cancelled()
             missing_D = missing_D + candidates_KD[i]
             costs_K = cost_of_adding()
             best = int(np.argmin(costs_K))
@@ -186,31 +200,3 @@ def _whole(
             missing_D = missing_D - candidates_KD[best]
             swapped |= better
     return counts_K
-
-
-def _nearest(candidates_KD: Floats, targets_TD: Floats) -> list[int]:
-    similarity_K = _numpy(targets_TD @ candidates_KD.T).mean(axis=0)
-    order: list[int] = np.argsort(-similarity_K, kind="stable").tolist()
-    return order
-
-
-def _account(
-    candidates_KD: Floats,
-    targets_TD: Floats,
-    picks: Iterable[int],
-    regularisation: float,
-    between: Between,
-) -> Choice:
-    """The picks with the uncertainty they leave after each."""
-    picks = tuple(picks)
-    posterior = Posterior(candidates_KD[None], targets_TD[None], regularisation, len(picks))
-    uncertainty = posterior.sigma
-    for pick in picks:
-        between()
-        posterior.pick([pick])
-        uncertainty += posterior.sigma
-    return Choice(picks, tuple(uncertainty), "steps")
-
-
-def _numpy(array: Floats) -> npt.NDArray[np.float64]:
-    return np.asarray(array.cpu() if hasattr(array, "cpu") else array, dtype=np.float64)

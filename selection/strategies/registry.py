@@ -1,54 +1,65 @@
-"""Strategies by name: SIFT, and the baselines it is compared with.
+"""The strategies by name: SIFT, and the baselines it is compared with.
 
-lambda' belongs to the embedder and the corpus, which keeps one of its own once it has been
-calibrated. The default was chosen for all-MiniLM-L6-v2 on Python source (benchmarks/README.md); the
-paper's 0.01 belongs to its own embedder.
+To add a strategy, write its rule in `selection.strategies.baselines` and name it in `_BASELINES`:
+the request parser and its error messages follow `STRATEGIES`.
+
+lambda' belongs to the embedder and the corpus; a calibrated corpus stores its own. The default was
+chosen for all-MiniLM-L6-v2 on Python source (benchmarks/README.md); the paper's 0.01 belongs to its
+own embedder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from selection.errors import SelectionOptionError
 from selection.strategies.baselines import (
+    Rule,
+    choose_by,
     hull,
     nearest_neighbours,
     nearest_repeated,
     random_choice,
     uncertainty_sampling,
 )
-from selection.strategies.sift import Choice, Floats, sift
+from selection.strategies.sift import Array, Choice, sift
 
 REGULARISATION = 0.3
-STRATEGIES = ("sift", "nn", "nn-f", "us", "random", "hull")
-_WITHOUT_OPTIONS = {
+_BASELINES: Mapping[str, Rule] = {
     "nn": nearest_neighbours,
     "nn-f": nearest_repeated,
     "us": uncertainty_sampling,
+    "random": random_choice,
     "hull": hull,
 }
+STRATEGIES = ("sift", *_BASELINES)
 
 
 def choose(
     strategy: str,
-    candidates_KD: Floats,
-    targets_TD: Floats,
+    candidates_KD: Array,
+    targets_TD: Array,
     steps: int,
     regularisation: float,
     *,
     alpha: float | None = None,
     seed: int = 0,
-    between: Callable[[], None] = lambda: None,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """What a strategy picks of the candidates; `between` is called between parts of the work, and
-    may raise.
+    """The picks of a strategy among the candidates.
+
+    Args:
+        strategy: one of STRATEGIES.
+        alpha: the stop of ADAPTIVE SIFT, for "sift" only.
+        seed: seed of "random".
+        candidates_KD, targets_TD, steps, regularisation, check_cancelled: as in
+            `selection.strategies.sift.sift`.
 
     Raises:
-        SelectionOptionError: an unknown strategy, or an alpha with one that has no stopping rule.
+        SelectionOptionError: an unknown strategy, or an alpha for a strategy without a stopping
+            rule.
+        ValueError: as `selection.strategies.sift.sift`.
     """
-    if strategy not in STRATEGIES:
-        raise SelectionOptionError(f"unknown strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
     if strategy == "sift":
         return sift(
             candidates_KD,
@@ -56,13 +67,20 @@ def choose(
             steps=steps,
             regularisation=regularisation,
             alpha=alpha,
-            between=between,
+            check_cancelled=check_cancelled,
         )
+    if strategy not in _BASELINES:
+        raise SelectionOptionError(f"unknown strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
     if alpha is not None:
         raise SelectionOptionError(
             f"the strategy {strategy!r} has no stopping rule; leave alpha out"
         )
-    given: dict[str, Any] = {"steps": steps, "regularisation": regularisation, "between": between}
-    if strategy == "random":
-        return random_choice(candidates_KD, targets_TD, seed=seed, **given)
-    return _WITHOUT_OPTIONS[strategy](candidates_KD, targets_TD, **given)
+    return choose_by(
+        _BASELINES[strategy],
+        candidates_KD,
+        targets_TD,
+        steps=steps,
+        regularisation=regularisation,
+        seed=seed,
+        check_cancelled=check_cancelled,
+    )

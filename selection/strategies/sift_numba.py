@@ -1,23 +1,23 @@
 """The only numba import: SIFT's greedy choice for one prompt over NumPy arrays, compiled.
 
-The mathematics of `selection.strategies.sift.Posterior`, line by line, without a call of NumPy for
-each line: among a few hundred candidates the calls cost more than the arithmetic. It knows no
-batches and no tensors, and refuses nothing.
+The mathematics of `selection.strategies.posterior.Posterior`, line by line, without one NumPy call
+per line: with a few hundred candidates the calls cost more than the arithmetic. It knows no batches
+and no tensors, and does not validate its arguments.
 
-Two things are done in its own way. A step that needs the inner products of a new pick takes those
-of the next best two as well: that costs little more, since what takes time is to read the
-embeddings, and most of them are picked later. And they are summed here and not by BLAS: equal
-candidates get equal scores wherever they stand, and no thread of BLAS wakes.
+Two things differ. A step that needs the inner products of a new pick computes those of the next
+best two candidates as well: reading the embeddings is what takes time, so they cost little more,
+and most of them are picked later. And the products are summed here and not by BLAS: equal
+candidates get equal scores at any position, and no BLAS thread wakes up.
 
-It is done in parts, and what it knows lies in arrays between them, so that whoever waits for it can
-break it off.
+The choice runs in units of work, with its state in arrays between them, so that a caller can cancel
+it.
 
-Compiling takes a second or two, when a process first chooses from float32 or float64; the machine
-code is kept in `__pycache__` beside this file, else in the user's cache folder (`NUMBA_CACHE_DIR`
-names another).
+Compilation takes a second or two, the first time a process chooses from float32 or float64. The
+machine code is cached in `__pycache__` beside this file, else in the user's cache folder
+(`NUMBA_CACHE_DIR` names another).
 
 Shapes: K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks, N the
-most picks, M rows of the kernel.
+most picks, M cached rows of the kernel.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-_PART = 1 << 26  # multiplications in one part: some hundredths of a second
+_UNIT_PRODUCTS = 1 << 26  # multiplications in one unit of work: some hundredths of a second
 _loop: Callable[[Callable[..., Any]], Any] = numba.njit(nogil=True)
-# The terms of a sum may be reordered and fused, so that it uses the whole width of the machine; NaN
-# stays NaN.
+# The terms of a sum may be reordered and fused, so that it uses full SIMD width; NaN stays NaN.
 _sum: Callable[[Callable[..., Any]], Any] = numba.njit(
     nogil=True, fastmath={"reassoc", "contract", "nsz"}
 )
@@ -47,23 +46,22 @@ def greedy(
     *,
     steps: int,
     regularisation: float,
-    nugget: float,
     alpha: float | None,
-    between: Callable[[], None] = lambda: None,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> tuple[list[int], list[float]]:
-    """Picks [n] and sigma_0 .. sigma_n as `selection.strategies.sift.sift` returns them; n < steps
-    where ADAPTIVE SIFT stopped.
+    """Picks [n] and sigma_0 .. sigma_n, as `selection.strategies.sift.sift` returns them; n < steps
+    if ADAPTIVE SIFT stopped.
 
     Args:
-        candidates_KD: embeddings of the candidates, of any dtype and layout; inner products are
-            taken in float32 if both are of no more than that, else in float64.
+        candidates_KD: embeddings of the candidates, of any dtype and layout. Inner products are
+            computed in float64 if either array is float64, else in float32.
         targets_TD: embeddings of the prompt.
         prior: squared length of all targets together, positive.
         steps: the most picks, not negative.
         regularisation: lambda', positive.
-        nugget: as in `selection.strategies.sift.sift`, not negative.
-        alpha: of ADAPTIVE SIFT; None never stops early.
-        between: called before each part of the work; what it raises ends it.
+        alpha: the stop of ADAPTIVE SIFT; None never stops early.
+        check_cancelled: called before each unit of work; an exception that it raises ends the
+            choice.
     """
     dtype = np.result_type(candidates_KD, targets_TD, np.float32)
     embeddings = [np.ascontiguousarray(array, dtype) for array in (candidates_KD, targets_TD)]
@@ -77,42 +75,43 @@ def greedy(
         np.empty((3 * min(steps, (count + 2) // 3), count), dtype),
         np.full(count, -1),
     )
-    remaining, n, known, done = prior, 0, 0, False
-    part = max(_PART // max(count * (2 * targets + dimension + steps), 1), 1)
+    remaining, n, cached, done = prior, 0, 0, False
+    unit = max(_UNIT_PRODUCTS // max(count * (2 * targets + dimension + steps), 1), 1)
     while not done:
-        between()
-        until = min(n + part, steps)
-        done, n, known, remaining = choose(
-            *embeddings, prior, until, steps, regularisation, nugget, alpha or 0.0, *state, picks_N, sigmas,
-            remaining, n, known,
+        check_cancelled()
+        stop_at = min(n + unit, steps)
+        done, n, cached, remaining = choose(
+            *embeddings, prior, stop_at, steps, regularisation, alpha or 0.0, *state, picks_N,
+            sigmas, remaining, n, cached,
         )  # fmt: skip
     return picks_N[:n].tolist(), sigmas[: n + 1].tolist()
 
 
 @functools.cache
 def _compiled(floats: Any) -> Any:
-    """`_choose` for embeddings of that type."""
-    given = numba.types.Array(floats, 2, "C", readonly=True)  # writable ones fit too
+    """`_choose`, compiled for embeddings of that type."""
+    embeddings = numba.types.Array(floats, 2, "C", readonly=True)  # accepts writable ones too
     row, matrix = numba.types.Array(numba.float64, 1, "C"), numba.types.Array(numba.float64, 2, "C")
-    rows, places = numba.types.Array(floats, 2, "C"), numba.types.Array(numba.int64, 1, "C")
-    numbers = (numba.float64, numba.int64, numba.int64, numba.float64, numba.float64, numba.float64)
+    kernel, positions = numba.types.Array(floats, 2, "C"), numba.types.Array(numba.int64, 1, "C")
+    numbers = (numba.float64, numba.int64, numba.int64, numba.float64, numba.float64)
     state = (
         row,
         matrix,
         matrix,
-        rows,
-        places,
-        places,
+        kernel,
+        positions,
+        positions,
         row,
         numba.float64,
         numba.int64,
         numba.int64,
     )
-    signature = (given, given, *numbers, *state)
+    signature = (embeddings, embeddings, *numbers, *state)
     options = {"nogil": True, "error_model": "numpy"}  # checked divisions would not be vectorised
     try:
         return numba.njit(signature, cache=True, **options)(_choose)
-    # Nowhere to keep the machine code, or what is kept there is damaged: for this process only.
+    # No folder for the cache is writable, or the cached machine code is damaged: compile for this
+    # process only.
     except Exception:
         return numba.njit(signature, **options)(_choose)
 
@@ -140,8 +139,9 @@ def _products(a_D: Any, b_D: Any, c_D: Any, x_D: Any, y_D: Any) -> Any:
 
 @_loop
 def _rows(best_3D: Any, candidates_KD: Any, kernel_3K: Any) -> None:
-    """Three rows of the kernel. A function of its own: within `_choose` the same loop takes twice
-    as long.
+    """Compute three rows of the kernel.
+
+    A separate function, because within `_choose` the same loop takes twice as long.
     """
     a_D, b_D, c_D = best_3D[0], best_3D[1], best_3D[2]
     a_K, b_K, c_K = kernel_3K[0], kernel_3K[1], kernel_3K[2]
@@ -155,23 +155,24 @@ def _rows(best_3D: Any, candidates_KD: Any, kernel_3K: Any) -> None:
 
 
 @_loop
-def _largest(score_K: Any) -> Any:
-    """The first largest. Floats that are not negative are ordered as their bits are, and those are
-    compared faster.
+def _argmax(score_K: Any) -> Any:
+    """The position of the largest score, the first of equals.
+
+    Non-negative floats have the order of their bits, which are faster to compare.
     """
     bits_K = score_K.view(np.int64)
-    most = bits_K[0]
+    largest = bits_K[0]
     for k in range(len(bits_K)):
-        most = max(most, bits_K[k])
+        largest = max(largest, bits_K[k])
     for k in range(len(bits_K)):
-        if bits_K[k] == most:
+        if bits_K[k] == largest:
             return k
     return 0
 
 
 @_loop
-def _take_off(row_K: Any, a_K: Any, b_K: Any, c_K: Any, d_K: Any, pick: int) -> None:
-    """Four earlier rows at once off a new one."""
+def _subtract_rows(row_K: Any, a_K: Any, b_K: Any, c_K: Any, d_K: Any, pick: int) -> None:
+    """Subtract the shares of four earlier rows of the factor from a new one."""
     a, b, c, d = a_K[pick], b_K[pick], c_K[pick], d_K[pick]
     for k in range(len(row_K)):
         row_K[k] -= (a * a_K[k] + b * b_K[k]) + (c * c_K[k] + d * d_K[k])
@@ -181,63 +182,66 @@ def _choose(
     candidates_KD: Any,
     targets_TD: Any,
     prior: float,
-    until: int,
+    stop_at: int,
     steps: int,
     regularisation: float,
-    nugget: float,
     alpha: float,
     variance_K: Any,
     covariance_TK: Any,
     factor_NK: Any,
     kernel_MK: Any,
-    place_K: Any,  # of each candidate's row in the kernel
+    kernel_row_K: Any,
     picks_N: Any,
     sigmas: Any,
     remaining: float,
     n: int,
-    known: int,
+    cached: int,
 ) -> Any:
-    """Go on until there are so many picks; whether that was all, and what changed that is no array."""
+    """Continue until there are `stop_at` picks.
+
+    `kernel_row_K` is each candidate's row in `kernel_MK`, -1 where it is not cached; `cached` is
+    the number of rows in use. Returns whether the choice is complete, and the new n, `cached` and
+    `remaining`.
+    """
     count, targets = len(candidates_KD), len(targets_TD)
     if n == 0:
         sigmas[0] = 1.0
         for k in range(count):
-            variance_K[k] = _product(candidates_KD[k], candidates_KD[k]) + nugget
+            variance_K[k] = _product(candidates_KD[k], candidates_KD[k])
             for t in range(targets):
                 covariance_TK[t, k] = _product(targets_TD[t], candidates_KD[k])
-    # Well aligned, as given arrays may not be.
+    # A copy is well aligned, which the given arrays may not be.
     best_3D = np.empty((3, candidates_KD.shape[1]), candidates_KD.dtype)
     score_K = np.empty(count)
-    # `selection.strategies.sift.has_stalled`.
-    while n < until and count > 0 and not sigmas[n] * alpha * n > 1.0:
+    # The condition of `selection.strategies.sift.should_stop`.
+    while n < stop_at and count > 0 and not sigmas[n] * alpha * n > 1.0:
         score_K[:] = 0.0
         for t in range(targets):
             for k in range(count):
                 score_K[k] += covariance_TK[t, k] * covariance_TK[t, k]
         for k in range(count):
             score_K[k] /= variance_K[k] + regularisation
-        pick = _largest(score_K)
+        pick = _argmax(score_K)
 
-        if place_K[pick] < 0:
+        if kernel_row_K[pick] < 0:
             for k in range(count):
-                if place_K[k] >= 0:
+                if kernel_row_K[k] >= 0:
                     score_K[k] = -1.0
-            # The first of them is the pick; where fewer are left, one comes again.
+            # The first of the three is the pick; where fewer candidates are left, one repeats.
             for i in range(3):
-                best = _largest(score_K)
-                place_K[best] = known + i
+                best = _argmax(score_K)
+                kernel_row_K[best] = cached + i
                 score_K[best] = -1.0
                 best_3D[i] = candidates_KD[best]
-            _rows(best_3D, candidates_KD, kernel_MK[known : known + 3])
-            known += 3
+            _rows(best_3D, candidates_KD, kernel_MK[cached : cached + 3])
+            cached += 3
 
-        # The pivot's; a product is cheaper than a quotient.
+        # The inverse of the pivot, because a product is cheaper than a quotient.
         scale = 1.0 / math.sqrt(variance_K[pick] + regularisation)
         row_K = factor_NK[n]
-        row_K[:] = kernel_MK[place_K[pick]]
-        row_K[pick] += nugget
+        row_K[:] = kernel_MK[kernel_row_K[pick]]
         for m in range(0, n - 3, 4):
-            _take_off(
+            _subtract_rows(
                 row_K, factor_NK[m], factor_NK[m + 1], factor_NK[m + 2], factor_NK[m + 3], pick
             )
         for m in range(n - n % 4, n):
@@ -255,4 +259,4 @@ def _choose(
         picks_N[n] = pick
         n += 1
         sigmas[n] = math.sqrt(max(remaining / prior, 0.0))
-    return n < until or until == steps, n, known, remaining
+    return n < stop_at or stop_at == steps, n, cached, remaining

@@ -19,7 +19,7 @@ from benchmarks.quality import stopping_rules as stopping
 from benchmarks.quality.variants import AT, STEPS, Row
 from benchmarks.report.main import HERE
 from benchmarks.report.stopping import stopping as section
-from selection.strategies.sift import has_stalled
+from selection.strategies.sift import should_stop
 from tests.benchmarks.report.test_main import Sketches
 
 
@@ -56,8 +56,8 @@ def test_the_rule_named_alpha_is_the_papers() -> None:
 
     assert n == kept
 
-    assert has_stalled(passage.sigma[n], n, 0.1)
-    assert not any(has_stalled(passage.sigma[m], m, 0.1) for m in range(n))
+    assert should_stop(passage.sigma[n], n, 0.1)
+    assert not any(should_stop(passage.sigma[m], m, 0.1) for m in range(n))
 
 
 def rule_of(name: str) -> stopping.Rule:

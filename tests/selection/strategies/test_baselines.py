@@ -1,48 +1,40 @@
-"""The baselines of SIFT: what each one picks, checked by trying everything, and the uncertainty of
-its own picks.
+"""The baselines of SIFT: the picks of each, checked by brute force, and the uncertainty that they
+leave.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from itertools import combinations_with_replacement, product
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selection.strategies.baselines import (
-    hull,
-    nearest_neighbours,
-    nearest_repeated,
-    random_choice,
-    uncertainty_sampling,
-)
-from selection.strategies.sift import Choice, Posterior, sift
+from selection.strategies.posterior import Posterior
+from selection.strategies.registry import STRATEGIES, choose
+from selection.strategies.sift import Choice, sift
+from tests.selection.strategies.vectors import unit_vectors
 
 Matrix = npt.NDArray[np.float64]
-Baseline = Callable[..., Choice]
 
 _QUICK = settings(max_examples=40, deadline=None)
 _SEEDS = st.integers(0, 2**32 - 1)
-_ALL: list[Baseline] = [
-    nearest_neighbours,
-    nearest_repeated,
-    uncertainty_sampling,
-    random_choice,
-    hull,
-]
-_REPEATING: list[Baseline] = [nearest_repeated, uncertainty_sampling, hull]
+_BASELINES = [name for name in STRATEGIES if name != "sift"]
 
 
-def units(seed: int, count: int, dimension: int) -> Matrix:
-    """Random unit vectors around a common direction, as sentence embeddings are."""
-    rows = np.random.default_rng(seed).standard_normal((count, dimension)) + 0.4
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+def run(
+    strategy: str,
+    candidates_KD: Matrix,
+    targets_TD: Matrix,
+    steps: int,
+    regularisation: float = 0.1,
+    seed: int = 0,
+) -> Choice:
+    """The choice of a baseline."""
+    return choose(strategy, candidates_KD, targets_TD, steps, regularisation, seed=seed)
 
 
 def distance(candidates_KD: Matrix, targets_TD: Matrix, picks: tuple[int, ...]) -> float:
@@ -59,17 +51,17 @@ def posterior_variances(candidates_KD: Matrix, picks: list[int], regularisation:
     return np.asarray(np.einsum("kd,kd->k", candidates_KD, candidates_KD) - explained_K)
 
 
-# What they have in common.
+# All baselines.
 
 
-@pytest.mark.parametrize("baseline", _ALL)
+@pytest.mark.parametrize("strategy", _BASELINES)
 @pytest.mark.parametrize("targets", [1, 2])
-def test_its_uncertainty_is_that_of_its_own_picks(baseline: Baseline, targets: int) -> None:
-    vectors = units(11, 8 + targets, 5)
+def test_the_uncertainty_is_that_of_its_own_picks(strategy: str, targets: int) -> None:
+    vectors = unit_vectors(11, 8 + targets, 5)
     candidates_KD, targets_TD = vectors[:8], vectors[8:]
     posterior = Posterior(candidates_KD[None], targets_TD[None], 0.1, 5)
 
-    choice = baseline(candidates_KD, targets_TD, steps=5, regularisation=0.1)
+    choice = run(strategy, candidates_KD, targets_TD, steps=5)
 
     for n, pick in enumerate(choice.picks):
         assert choice.uncertainty[n] == pytest.approx(posterior.sigma[0], rel=1e-12)
@@ -79,57 +71,39 @@ def test_its_uncertainty_is_that_of_its_own_picks(baseline: Baseline, targets: i
     assert choice.stop == "steps"
 
 
-@pytest.mark.parametrize("baseline", _ALL)
+@pytest.mark.parametrize("strategy", _BASELINES)
 @pytest.mark.parametrize("steps", [0, -1, -3])
-def test_without_steps_nothing_is_chosen(baseline: Baseline, steps: int) -> None:
-    choice = baseline(np.eye(3), np.ones((1, 3)), steps=steps, regularisation=0.1)
+def test_without_steps_nothing_is_chosen(strategy: str, steps: int) -> None:
+    choice = run(strategy, np.eye(3), np.ones((1, 3)), steps=steps)
 
     assert (choice.picks, choice.uncertainty, choice.stop) == ((), (1.0,), "steps")
 
 
-@pytest.mark.parametrize("baseline", _ALL)
-def test_without_candidates_nothing_is_chosen(baseline: Baseline) -> None:
-    choice = baseline(np.empty((0, 3)), np.ones((1, 3)), steps=5, regularisation=0.1)
+@pytest.mark.parametrize("strategy", _BASELINES)
+def test_without_candidates_nothing_is_chosen(strategy: str) -> None:
+    choice = run(strategy, np.empty((0, 3)), np.ones((1, 3)), steps=5)
 
     assert (choice.picks, choice.uncertainty) == ((), (1.0,))
 
 
-@pytest.mark.parametrize("baseline", [nearest_neighbours, random_choice])
-def test_fewer_candidates_than_steps_are_taken_once_each(baseline: Baseline) -> None:
-    choice = baseline(np.eye(3), np.ones((1, 3)), steps=10, regularisation=0.1)
+@pytest.mark.parametrize("strategy", ["nn", "random"])
+def test_fewer_candidates_than_steps_are_taken_once_each(strategy: str) -> None:
+    choice = run(strategy, np.eye(3), np.ones((1, 3)), steps=10)
 
     assert sorted(choice.picks) == [0, 1, 2]
     assert len(choice.uncertainty) == 4
 
 
-@pytest.mark.parametrize("baseline", _REPEATING)
+@pytest.mark.parametrize("strategy", ["nn-f", "us", "hull"])
 @pytest.mark.parametrize("candidates", [1, 3])
-def test_fewer_candidates_than_steps_are_repeated(baseline: Baseline, candidates: int) -> None:
-    choice = baseline(np.eye(3)[:candidates], np.ones((1, 3)), steps=10, regularisation=0.1)
+def test_fewer_candidates_than_steps_are_repeated(strategy: str, candidates: int) -> None:
+    choice = run(strategy, np.eye(3)[:candidates], np.ones((1, 3)), steps=10)
 
     assert len(choice.picks) == 10
     assert set(choice.picks) <= set(range(candidates))
 
 
-@pytest.mark.parametrize("baseline", _ALL)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_tensors_are_chosen_from_as_arrays_are(baseline: Baseline, dtype: torch.dtype) -> None:
-    # Arrange: lengths that differ, so that nothing is decided by the rounding of a tie.
-    vectors = units(12, 22, 6) * np.linspace(0.5, 1.5, 22)[:, None]
-    expected = baseline(vectors[:20], vectors[20:], steps=8, regularisation=0.1)
-
-    candidates, targets = (
-        torch.tensor(vectors[:20], dtype=dtype),
-        torch.tensor(vectors[20:], dtype=dtype),
-    )
-    choice = baseline(candidates, targets, steps=8, regularisation=0.1)
-
-    assert choice.picks == expected.picks
-    assert all(type(pick) is int for pick in choice.picks)
-    np.testing.assert_allclose(choice.uncertainty, expected.uncertainty, atol=1e-6)
-
-
-@pytest.mark.parametrize("baseline", _ALL)
+@pytest.mark.parametrize("strategy", _BASELINES)
 @pytest.mark.parametrize(
     ("targets_TD", "regularisation"),
     [
@@ -139,43 +113,43 @@ def test_tensors_are_chosen_from_as_arrays_are(baseline: Baseline, dtype: torch.
         (np.ones((1, 3)), np.nan),
     ],
 )
-def test_what_makes_no_sense_is_refused(
-    baseline: Baseline, targets_TD: Matrix, regularisation: float
+def test_invalid_arguments_are_refused(
+    strategy: str, targets_TD: Matrix, regularisation: float
 ) -> None:
-    with pytest.raises(ValueError, match=r"lambda'|expected|zero|mismatch"):
-        baseline(np.eye(3), targets_TD, steps=2, regularisation=regularisation)
+    with pytest.raises(ValueError, match=r"lambda'|expected|zero"):
+        run(strategy, np.eye(3), targets_TD, steps=2, regularisation=regularisation)
 
 
 # Nearest neighbours and their failure mode.
 
 
-def test_the_most_similar_come_first_and_none_twice() -> None:
-    vectors = units(11, 13, 5)
+def test_nearest_neighbours_come_by_similarity_without_repeats() -> None:
+    vectors = unit_vectors(11, 13, 5)
     candidates_KD, targets_TD = vectors[:12], vectors[12:]
 
-    choice = nearest_neighbours(candidates_KD, targets_TD, steps=12, regularisation=0.1)
+    choice = run("nn", candidates_KD, targets_TD, steps=12)
 
     similarity = (candidates_KD @ targets_TD[0])[list(choice.picks)]
     assert sorted(choice.picks) == list(range(12))
     assert list(similarity) == sorted(similarity, reverse=True)
 
 
-def test_several_targets_are_served_by_their_mean_similarity() -> None:
+def test_nearest_neighbours_of_several_targets_have_the_largest_mean_similarity() -> None:
     candidates_KD = np.array([[1.0, 0.0], [0.0, 1.0], [np.sqrt(0.5), np.sqrt(0.5)]])
 
-    choice = nearest_neighbours(candidates_KD, np.eye(2), steps=1, regularisation=0.1)
+    choice = run("nn", candidates_KD, np.eye(2), steps=1)
 
     assert choice.picks == (2,)
 
 
-def test_the_failure_mode_repeats_the_nearest() -> None:
-    vectors = units(13, 9, 5)
-    nearest = nearest_neighbours(vectors[:8], vectors[8:], steps=1, regularisation=0.1).picks
+def test_the_failure_mode_repeats_the_nearest_candidate() -> None:
+    vectors = unit_vectors(13, 9, 5)
+    nearest = run("nn", vectors[:8], vectors[8:], steps=1).picks
 
-    choice = nearest_repeated(vectors[:8], vectors[8:], steps=6, regularisation=0.1)
+    choice = run("nn-f", vectors[:8], vectors[8:], steps=6)
 
     assert choice.picks == nearest * 6
-    cosine = float(vectors[nearest[0]] @ vectors[8])  # n noisy looks at one candidate
+    cosine = float(vectors[nearest[0]] @ vectors[8])  # n noisy observations of one candidate
     expected = [1 - cosine**2 * n / (n + 0.1) for n in range(7)]
     np.testing.assert_allclose(np.square(choice.uncertainty), expected, rtol=1e-9)
 
@@ -189,14 +163,14 @@ def test_copies_of_one_answer_crowd_out_the_other_from_nn_but_not_from_sift(copi
     age_D, kids_D, player_D = np.eye(16)[:3]
     question_TD = (0.75 * age_D + 0.6 * kids_D + 0.3 * player_D)[None]
     ages_KD = age_D + 0.3 * player_D + 0.01 * rng.standard_normal((copies, 16))
-    # Of him or of nothing.
+    # These are about the player, or about nothing in the question.
     others_KD = rng.standard_normal((20, 16)) * np.r_[0.02, 0.02, 0.3, np.ones(13)]
     candidates_KD = np.concatenate([ages_KD, (kids_D + 0.3 * player_D)[None], others_KD])
     candidates_KD /= np.linalg.norm(candidates_KD, axis=1, keepdims=True)
     question_TD /= np.linalg.norm(question_TD)
 
-    nearest = nearest_neighbours(candidates_KD, question_TD, steps=2, regularisation=0.1)
-    failing = nearest_repeated(candidates_KD, question_TD, steps=2, regularisation=0.1)
+    nearest = run("nn", candidates_KD, question_TD, steps=2)
+    failing = run("nn-f", candidates_KD, question_TD, steps=2)
     chosen = sift(candidates_KD, question_TD, steps=2, regularisation=0.1)
 
     assert max(nearest.picks) < copies  # the age twice
@@ -208,20 +182,18 @@ def test_copies_of_one_answer_crowd_out_the_other_from_nn_but_not_from_sift(copi
     assert failing.uncertainty[2] == pytest.approx(nearest.uncertainty[2], abs=0.01)
 
 
-# Uncertainty sampling and chance.
+# Uncertainty sampling and random choice.
 
 
 @_QUICK
 @given(_SEEDS, st.integers(1, 15), st.integers(1, 8), st.sampled_from([0.01, 0.1, 1.0]))
-def test_uncertainty_sampling_takes_what_is_most_uncertain_given_those_before(
+def test_uncertainty_sampling_picks_the_most_uncertain_candidate(
     seed: int, candidates: int, dimension: int, regularisation: float
 ) -> None:
-    vectors = units(seed, candidates + 1, dimension)
+    vectors = unit_vectors(seed, candidates + 1, dimension)
     candidates_KD = vectors[:candidates]
 
-    choice = uncertainty_sampling(
-        candidates_KD, vectors[candidates:], steps=7, regularisation=regularisation
-    )
+    choice = run("us", candidates_KD, vectors[candidates:], steps=7, regularisation=regularisation)
 
     assert len(choice.picks) == 7
     for n, pick in enumerate(choice.picks):
@@ -229,22 +201,21 @@ def test_uncertainty_sampling_takes_what_is_most_uncertain_given_those_before(
         assert left_K[pick] >= left_K.max() - 1e-9  # unit vectors tie at first
 
 
-def test_uncertainty_sampling_does_not_ask_what_the_prompt_is() -> None:
-    vectors = units(14, 22, 6) * np.linspace(0.5, 1.5, 22)[:, None]
+def test_uncertainty_sampling_does_not_depend_on_the_prompt() -> None:
+    vectors = unit_vectors(14, 22, 6) * np.linspace(0.5, 1.5, 22)[:, None]
 
-    one = uncertainty_sampling(vectors[:20], vectors[20:21], steps=8, regularisation=0.1)
-    other = uncertainty_sampling(vectors[:20], vectors[21:], steps=8, regularisation=0.1)
+    one = run("us", vectors[:20], vectors[20:21], steps=8)
+    other = run("us", vectors[:20], vectors[21:], steps=8)
 
     assert one.picks == other.picks
     assert one.uncertainty != other.uncertainty
 
 
-def test_chance_is_seeded_and_takes_none_twice() -> None:
-    vectors = units(15, 31, 5)
+def test_random_choice_is_seeded_and_has_no_repeats() -> None:
+    vectors = unit_vectors(15, 31, 5)
 
     first, again, other = (
-        random_choice(vectors[:30], vectors[30:], steps=20, regularisation=0.1, seed=seed)
-        for seed in (1, 1, 2)
+        run("random", vectors[:30], vectors[30:], steps=20, seed=seed) for seed in (1, 1, 2)
     )
 
     assert first == again
@@ -252,9 +223,9 @@ def test_chance_is_seeded_and_takes_none_twice() -> None:
     assert len(set(first.picks)) == 20
 
 
-def test_by_chance_every_candidate_comes_as_often_as_another() -> None:
+def test_random_choice_picks_all_candidates_equally_often() -> None:
     counts = Counter(
-        random_choice(np.eye(5), np.ones((1, 5)), steps=1, regularisation=0.1, seed=seed).picks[0]
+        run("random", np.eye(5), np.ones((1, 5)), steps=1, seed=seed).picks[0]
         for seed in range(1000)
     )
 
@@ -267,12 +238,12 @@ def test_by_chance_every_candidate_comes_as_often_as_another() -> None:
 
 @_QUICK
 @given(_SEEDS, st.integers(1, 8), st.integers(1, 6), st.integers(1, 2), st.integers(1, 6))
-def test_the_hull_gives_exactly_the_steps_and_groups_repeats_most_used_first(
+def test_the_hull_picks_exactly_the_steps_and_groups_repeats_most_used_first(
     seed: int, candidates: int, dimension: int, targets: int, steps: int
 ) -> None:
-    vectors = units(seed, candidates + targets, dimension)
+    vectors = unit_vectors(seed, candidates + targets, dimension)
 
-    choice = hull(vectors[:candidates], vectors[candidates:], steps=steps, regularisation=0.1)
+    choice = run("hull", vectors[:candidates], vectors[candidates:], steps=steps)
 
     times = Counter(choice.picks)
     assert len(choice.picks) == steps
@@ -286,10 +257,10 @@ def test_the_hull_gives_exactly_the_steps_and_groups_repeats_most_used_first(
 def test_no_swap_would_bring_the_hull_closer(
     seed: int, candidates: int, dimension: int, targets: int, steps: int
 ) -> None:
-    vectors = units(seed, candidates + targets, dimension)
+    vectors = unit_vectors(seed, candidates + targets, dimension)
     candidates_KD, targets_TD = vectors[:candidates], vectors[candidates:]
 
-    choice = hull(candidates_KD, targets_TD, steps=steps, regularisation=0.1)
+    choice = run("hull", candidates_KD, targets_TD, steps=steps)
 
     reached = distance(candidates_KD, targets_TD, choice.picks)
     for i in range(steps):
@@ -298,49 +269,49 @@ def test_no_swap_would_bring_the_hull_closer(
             assert distance(candidates_KD, targets_TD, swapped) >= reached - 1e-9
 
 
-def test_the_hull_comes_closer_than_the_nearest() -> None:
+def test_the_hull_comes_closer_than_nearest_neighbours() -> None:
     for seed, steps in product(range(20), (1, 2, 5, 20, 50)):
-        vectors = units(seed, 201, 64)
+        vectors = unit_vectors(seed, 201, 64)
         candidates_KD, targets_TD = vectors[:200], vectors[200:]
-        nearest = nearest_neighbours(candidates_KD, targets_TD, steps=steps, regularisation=0.1)
+        nearest = run("nn", candidates_KD, targets_TD, steps=steps)
 
-        choice = hull(candidates_KD, targets_TD, steps=steps, regularisation=0.1)
+        choice = run("hull", candidates_KD, targets_TD, steps=steps)
 
         closest = distance(candidates_KD, targets_TD, nearest.picks)
         assert distance(candidates_KD, targets_TD, choice.picks) <= closest + 1e-9
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 50])
-def test_the_hull_finds_the_multiset_that_the_target_is_the_mean_of(steps: int) -> None:
+def test_the_hull_finds_the_multiset_whose_mean_is_the_target(steps: int) -> None:
     for seed in range(10):
-        candidates_KD = units(seed, 200, 384)
+        candidates_KD = unit_vectors(seed, 200, 384)
         mixed = sorted(np.random.default_rng(seed).integers(0, 12, steps).tolist())
         target_TD = candidates_KD[mixed].mean(axis=0, keepdims=True)
 
-        choice = hull(candidates_KD, target_TD, steps=steps, regularisation=0.1)
+        choice = run("hull", candidates_KD, target_TD, steps=steps)
 
         assert sorted(choice.picks) == mixed
 
 
-def test_the_hull_meets_several_targets_by_their_mean() -> None:
-    candidates_KD = np.concatenate([np.eye(4), units(16, 1, 4)])
+def test_the_hull_represents_several_targets_by_their_mean() -> None:
+    candidates_KD = np.concatenate([np.eye(4), unit_vectors(16, 1, 4)])
 
-    choice = hull(candidates_KD, np.eye(4)[:2], steps=4, regularisation=0.1)
+    choice = run("hull", candidates_KD, np.eye(4)[:2], steps=4)
 
     assert Counter(choice.picks) == {0: 2, 1: 2}
 
 
-def test_the_best_multiset_is_often_the_hulls() -> None:
+def test_the_hull_often_finds_the_best_multiset() -> None:
     found = 0
     for seed in range(40):
-        vectors = units(seed, 7, 5)
+        vectors = unit_vectors(seed, 7, 5)
         candidates_KD, targets_TD = vectors[:6], vectors[6:]
         best = min(
             distance(candidates_KD, targets_TD, p)
             for p in combinations_with_replacement(range(6), 4)
         )
 
-        choice = hull(candidates_KD, targets_TD, steps=4, regularisation=0.1)
+        choice = run("hull", candidates_KD, targets_TD, steps=4)
 
         found += distance(candidates_KD, targets_TD, choice.picks) <= best + 1e-9
 
@@ -349,9 +320,9 @@ def test_the_best_multiset_is_often_the_hulls() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_the_hull_of_copies_is_one_point(steps: int) -> None:
-    vectors = units(17, 2, 4)
+    vectors = unit_vectors(17, 2, 4)
 
-    choice = hull(np.repeat(vectors[:1], 5, axis=0), vectors[1:], steps=steps, regularisation=0.1)
+    choice = run("hull", np.repeat(vectors[:1], 5, axis=0), vectors[1:], steps=steps)
 
     assert len(choice.picks) == steps
     assert set(choice.picks) <= set(range(5))
