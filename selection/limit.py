@@ -1,8 +1,7 @@
-"""Limit: how long a request's work may go on: until its seconds are over, or until nobody waits for
-it any more.
+"""Limit: how long a request's work may take: until its seconds are over, or until it is abandoned.
 
 Work that may take long is done in units (a few texts embedded, one search, some steps of a choice),
-and looks at its limit between them. Knows nothing of what is done.
+and checks its limit between them. This module knows nothing of the work.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 class SecondsSpentError(Exception):
@@ -20,7 +19,7 @@ class SecondsSpentError(Exception):
 
 
 class AbandonedError(Exception):
-    """The result of the work is not wanted any more."""
+    """The work was abandoned: its result is not needed any more."""
 
 
 class Limit:
@@ -28,8 +27,8 @@ class Limit:
 
     Args:
         seconds: None for no limit.
-        abandoned: set by another thread once the result is not wanted any more.
-        clock: seconds that only grow.
+        abandoned: set by another thread when the result is not needed any more.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -43,23 +42,23 @@ class Limit:
         self._abandoned = abandoned
 
     def check(self) -> None:
-        """Return if the work may go on.
+        """Return if the work may continue.
 
         Raises:
             AbandonedError: the flag is set.
             SecondsSpentError: the seconds are over.
         """
         if self._abandoned is not None and self._abandoned.is_set():
-            raise AbandonedError("the result is not wanted any more")
+            raise AbandonedError("the work was abandoned")
         if self._end is not None and self._clock() >= self._end:
             raise SecondsSpentError("the seconds were spent")
 
     @contextmanager
     def holding(self, lock: threading.Lock) -> Iterator[None]:
-        """Hold a lock for the length of a `with`; waiting for it counts.
+        """Hold a lock within the `with` block; the wait for it counts towards the limit.
 
         Raises:
-            AbandonedError, SecondsSpentError: as `check`, without the lock.
+            AbandonedError, SecondsSpentError: as `check`; the lock was not acquired.
         """
         self.acquire(lock)
         try:
@@ -70,7 +69,7 @@ class Limit:
     def acquire(self, lock: threading.Lock) -> None:
         """As `holding`, for a lock that is released elsewhere."""
         self.check()
-        while not lock.acquire(timeout=_LOOK_SECONDS):
+        while not lock.acquire(timeout=_POLL_SECONDS):
             self.check()
 
 

@@ -16,7 +16,7 @@ class SelectionRequest:
 
     Attributes:
         prompts: one prompt, or several that share an adapter; each is embedded by its last windows
-            (`selection.embedding.segments`), and all windows are targets, up to a bound
+            (`selection.embedding.split_windows`), and all windows are targets, up to a bound
             (`selection.targets`).
         corpus: name or id of the corpus to choose from.
         steps: the most sequences.

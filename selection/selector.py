@@ -1,10 +1,9 @@
-"""Selector: one prompt in, the sequences to train on out.
+"""Selector: from a prompt to the token sequences to train on.
 
-Embeds the prompt, takes the nearest candidates of a corpus, and lets SIFT choose among them,
-stopping where ADAPTIVE SIFT says so. It holds the embedder and the open corpora, which other
-threads may use, too. Any number of threads may select at once: they take turns in small units of
-work, so that a request with many prompts holds up no other, and each looks at its limit between two
-units.
+Embeds the prompt, finds the nearest candidates in a corpus, and chooses among them by SIFT, with
+the stop of ADAPTIVE SIFT. The embedder and the open corpora are shared with other threads. Any
+number of threads may select at once: they take turns in small units of work, so that a request with
+many prompts delays no other, and each checks its limit between two units.
 """
 
 from __future__ import annotations
@@ -30,10 +29,11 @@ from selection.limit import UNLIMITED, Limit
 from selection.request import SelectionRequest
 from selection.strategies.registry import REGULARISATION, choose
 from selection.strategies.sift import irreducible, sift
-from selection.targets import MOST_TARGETS, LeftOut, evenly, used_windows
+from selection.targets import MAX_TARGETS, Truncation, allocate_windows, evenly_spaced
 from selection.threaded_embedder import ThreadedEmbedder
 
-_TRIES = 20  # of a choice whose sequences are gone when they are read: they were deleted in between
+# A choice is repeated when a document that it uses was deleted before its sequences were read.
+_MAX_ATTEMPTS = 20
 
 
 class SelectionStop(StrEnum):
@@ -49,17 +49,17 @@ class Selection:
     """What to train on, in order.
 
     Attributes:
-        corpus: id of the corpus that it was chosen from.
+        corpus: id of the corpus.
         ids: sequence ids, repeats allowed.
-        sequences: their tokens, one tuple an id.
-        sources: each distinct sequence with the times it was chosen, most used first.
-        uncertainty: sigma_0 .. sigma_n, one more than ids.
-        irreducible: sigma_infinity, what would stay uncertain if every candidate were seen
-            infinitely often: this corpus cannot tell more.
-        stop: what ended it.
-        calibration: the corpus's for this base model, if it has been calibrated.
-        seconds: per stage: embed, search, select.
-        left_out: how much of the prompts was looked at, if it was not all.
+        sequences: tokens of each id.
+        sources: each distinct sequence and how often it was chosen, most used first.
+        uncertainty: sigma_0 .. sigma_n, one entry more than `ids`.
+        irreducible: sigma_infinity, the uncertainty that would be left if every candidate were seen
+            infinitely often.
+        stop: what ended the selection.
+        calibration: the corpus's calibration for this base model, if there is one.
+        seconds: duration of each stage: embed, search, select.
+        truncation: how much of the prompts was used, if not all.
     """
 
     corpus: str
@@ -71,35 +71,49 @@ class Selection:
     stop: SelectionStop
     calibration: Calibration | None
     seconds: dict[str, float]
-    left_out: LeftOut | None = None
+    truncation: Truncation | None = None
 
 
 class Selector:
-    """Chooses training data for prompts."""
+    """Chooses training data for prompts.
 
-    def __init__(self, config: SelectorConfig, shards: Sequence[ShardCall] = ()) -> None:
-        """Over the corpora under `config.root`, and before them over those that lie in shards."""
+    Args:
+        config: where the corpora are, and how data is chosen.
+        shards: calls to the processes that search the shards of large corpora, if any.
+        embedder: embeds prompts and documents; None loads `config.embedder`.
+
+    Raises:
+        EmbedderError: the embedder cannot be loaded.
+        SelectionError: the base model's tokenizer cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        config: SelectorConfig,
+        shards: Sequence[ShardCall] = (),
+        embedder: ThreadedEmbedder | None = None,
+    ) -> None:
         self.config = config
-        self.embedder = ThreadedEmbedder(
+        self.embedder = embedder or ThreadedEmbedder(
             partial(
                 load_embedder, config.embedder, base_model=config.base_model, device=config.device
             )
         )
-        tokenizer = None if config.base_model is None else _tokenizer_of(config.base_model)
+        tokenizer = None if config.base_model is None else _load_tokenizer_digest(config.base_model)
         self._model = None if config.base_model is None else model_digest(config.base_model)
         self.corpora = CorpusPool(config.root, self.embedder, tokenizer)
         self._shards = shards
-        text_TD = self.embedder.embed(["a first text, so that no request pays for the first call"])
-        # Compiles, or loads what was compiled.
+        text_TD = self.embedder.embed(["warm-up, so that no request pays for the first call"])
+        # Compiles SIFT, or loads its cached machine code.
         sift(text_TD, text_TD, steps=1, regularisation=REGULARISATION)
 
     @property
     def searched(self) -> CorpusPool | ShardedCorpora:
-        """The open corpora, those that lie in shards as one each."""
+        """The open corpora; a corpus in shards is searched as one."""
         return ShardedCorpora(self.corpora, self._shards) if self._shards else self.corpora
 
     def check(self, corpus: str) -> None:
-        """Open a corpus, or see that it is open.
+        """Open a corpus, unless it is open.
 
         Raises:
             CorpusError: as `select`.
@@ -122,11 +136,11 @@ class Selector:
         """
         corpus, principal = request.corpus, request.principal
         with self.corpora.use(corpus, principal, limit):
-            pass  # what is refused is refused before anything is embedded
+            pass  # a corpus that cannot be used is refused before anything is embedded
         started = time.perf_counter()
-        targets_TD, left_out = self._targets(request.prompts, limit)
+        targets_TD, truncation = self._targets(request.prompts, limit)
         embedded = time.perf_counter()
-        for _ in range(_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             with self.searched.use(corpus, principal, limit) as opened:
                 meta = opened.meta()
                 candidates_K, candidates_KD = opened.nearest(
@@ -134,7 +148,7 @@ class Selector:
                 )
             searched = time.perf_counter()
             if not np.isfinite(candidates_KD).all():
-                raise _damaged(corpus, "it holds embeddings that are none")
+                raise _damaged(corpus, "it contains NaN or infinite embeddings")
             calibration = None if self._model is None else calibration_of(meta, self._model)
             regularisation = self._regularisation(calibration)
             choice = choose(
@@ -147,26 +161,24 @@ class Selector:
                 seed=request.seed,
                 check_cancelled=limit.check,
             )
-            lowest = irreducible(candidates_KD, targets_TD, check_cancelled=limit.check)
+            irreducible_sigma = irreducible(candidates_KD, targets_TD, check_cancelled=limit.check)
             ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
             with self.corpora.use(corpus, principal, limit) as opened:
-                # Another corpus of that name, or other embeddings, would have other sequences by
-                # the same numbers.
+                # In a corpus that was replaced meanwhile the same ids mean other sequences.
                 same = opened.meta()["uuid"] == meta["uuid"]
-                found = opened.read(ids) if same else {}
-            if same and all(i in found for i in ids):
+                sequences = opened.read(ids) if same else {}
+            if same and all(i in sequences for i in ids):
                 break
-            # A document was deleted meanwhile: choose again without it.
         else:
-            raise _damaged(corpus, "its index names sequences that it has not")
+            raise _damaged(corpus, "its index contains sequences that the corpus does not")
         counts = Counter(ids)
         return Selection(
             corpus=meta["id"],
             ids=ids,
-            sequences=tuple(found[i][1] for i in ids),
-            sources=tuple((found[i][0], times) for i, times in counts.most_common()),
+            sequences=tuple(sequences[i][1] for i in ids),
+            sources=tuple((sequences[i][0], count) for i, count in counts.most_common()),
             uncertainty=choice.uncertainty,
-            irreducible=lowest,
+            irreducible=irreducible_sigma,
             stop=SelectionStop(choice.stop) if len(candidates_K) else SelectionStop.CORPUS,
             calibration=calibration,
             seconds={
@@ -174,26 +186,27 @@ class Selector:
                 "search": searched - embedded,
                 "select": time.perf_counter() - searched,
             },
-            left_out=left_out,
+            truncation=truncation,
         )
 
     def _targets(
         self, prompts: Sequence[Prompt], limit: Limit
-    ) -> tuple[Embeddings, LeftOut | None]:
-        """The embeddings [T, D] of the windows that are looked at, and what that leaves out."""
-        looked_at = evenly(prompts, MOST_TARGETS)
-        windows = [self.embedder.segments(prompt, limit) for prompt in looked_at]
-        used = used_windows([len(each) for each in windows])
+    ) -> tuple[Embeddings, Truncation | None]:
+        """The embeddings [T, D] of the windows used, and how much that leaves out."""
+        used_prompts = evenly_spaced(prompts, MAX_TARGETS)
+        windows = [self.embedder.windows(prompt, limit) for prompt in used_prompts]
+        total = sum(len(each) for each in windows)
         texts = [
             text
-            for each, count in zip(windows, used, strict=True)
-            for text in each[len(each) - count :]
+            for each, used in zip(windows, allocate_windows(list(map(len, windows))), strict=True)
+            for text in each[len(each) - used :]
         ]
-        there = sum(len(each) for each in windows)
-        left_out = LeftOut(len(texts), there, "windows") if len(texts) < there else None
-        if len(looked_at) < len(prompts):
-            left_out = LeftOut(len(looked_at), len(prompts), "prompts")
-        return self.embedder.embed(texts, limit), left_out
+        truncation = None
+        if len(used_prompts) < len(prompts):
+            truncation = Truncation(len(used_prompts), len(prompts), "prompts")
+        elif len(texts) < total:
+            truncation = Truncation(len(texts), total, "windows")
+        return self.embedder.embed(texts, limit), truncation
 
     def _regularisation(self, calibration: Calibration | None) -> float:
         if self.config.regularisation is not None:
@@ -207,11 +220,10 @@ def _damaged(corpus: str, why: str) -> CorpusError:
     )
 
 
-def _tokenizer_of(base_model: str) -> str:
+def _load_tokenizer_digest(base_model: str) -> str:
     from transformers import AutoTokenizer
 
-    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
-    # shows.
+    # A library may raise anything for a user's files; `--debug` shows the cause with its traceback.
     try:
         return tokenizer_digest(AutoTokenizer.from_pretrained(base_model))
     except Exception as problem:

@@ -1,10 +1,10 @@
-"""Targets: which windows of a request's prompts data is chosen for, where there are more than can
-be embedded.
+"""Targets: for which windows of a request's prompts data is chosen, when there are more than can be
+embedded.
 
-Up to MOST_TARGETS windows, all of them are targets. Of more, the last window of each prompt comes
-first, since what is to be continued stands there, then the last but one of each, and so on; of a
-round that does not fit, windows at equal distances. Of more prompts than MOST_TARGETS, as many at
-equal distances are looked at: the others are not even tokenised.
+Up to MAX_TARGETS windows, all of them are targets. Of more, the last window of each prompt comes
+first, since the text to be continued is there, then the last but one of each, and so on; in a round
+that does not fit, windows at equal distances are taken. Of more than MAX_TARGETS prompts,
+MAX_TARGETS at equal distances are used, and the others are not even tokenised.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 # Windows embedded for one request: some 1.3 seconds of two cores with the default embedder.
-MOST_TARGETS = 32
+MAX_TARGETS = 32
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """That not all of a request was looked at.
+class Truncation:
+    """How much of a request's prompts was used, when not all of it was.
 
     Attributes:
-        used: how many were.
-        of: how many there are.
-        unit: "prompts", each used one by its last windows, or "windows" of prompts that were all
-            used.
+        used: number of units used.
+        of: number of units in the request.
+        unit: "prompts", where each used prompt is used by its last windows, or "windows", where all
+            prompts are used.
     """
 
     used: int
@@ -35,26 +35,32 @@ class LeftOut:
     unit: Literal["prompts", "windows"]
 
     def as_dict(self) -> dict[str, int | str]:
-        """For a report."""
+        """The report's `targets`."""
         return {"used": self.used, "of": self.of, "unit": self.unit}
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """Up to `most` of the items at equal distances, in order, the first and the last among them."""
-    if len(items) <= most:
+def evenly_spaced(items: Sequence[T], limit: int) -> list[T]:
+    """Up to `limit` items at equal distances, in order, including the first and the last."""
+    if len(items) <= limit:
         return list(items)
-    if most < 2:
-        return list(items[-1:]) if most else []
-    return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]
+    if limit < 2:
+        return list(items[-1:]) if limit else []
+    return [items[i * (len(items) - 1) // (limit - 1)] for i in range(limit)]
 
 
-def used_windows(windows: Sequence[int], most: int = MOST_TARGETS) -> list[int]:
-    """How many of its last windows are used of each prompt, by how many each has; `most` in all."""
+def allocate_windows(windows: Sequence[int], limit: int = MAX_TARGETS) -> list[int]:
+    """How many of its last windows each prompt may use.
+
+    Args:
+        windows: the number of windows of each prompt.
+        limit: the most windows of all prompts together.
+    """
     used = [0] * len(windows)
-    left = most
+    remaining = limit
     for depth in range(1, max(windows, default=0) + 1):
-        deep = evenly([prompt for prompt, count in enumerate(windows) if count >= depth], left)
-        for prompt in deep:
+        deep_enough = [prompt for prompt, count in enumerate(windows) if count >= depth]
+        prompts = evenly_spaced(deep_enough, remaining)
+        for prompt in prompts:
             used[prompt] += 1
-        left -= len(deep)
+        remaining -= len(prompts)
     return used

@@ -190,7 +190,7 @@ class Bench:
     ) -> tuple[tuple[int, ...], ...]:
         """What SIFT picks of the candidates that do not hold the answer."""
         embedder = self._selector.embedder
-        targets_TD = embedder.embed(embedder.segments(Prompt(held.text)))
+        targets_TD = embedder.embed(embedder.windows(Prompt(held.text)))
         wanted, everything = self._selector.config.candidates, corpus.counts()[1]
         most = everything if wanted is None else wanted
         fetched = 2 * most

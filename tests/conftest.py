@@ -40,7 +40,7 @@ class WordEmbedder:
             row /= np.linalg.norm(row)
         return rows
 
-    def segments(self, prompt: Prompt) -> list[str]:
+    def windows(self, prompt: Prompt) -> list[str]:
         return [prompt.text]
 
 

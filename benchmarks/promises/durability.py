@@ -70,8 +70,8 @@ class TextEmbedder:
             rows[i] = row / np.linalg.norm(row)
         return rows
 
-    def segments(self, prompt: Prompt) -> list[str]:
-        """The whole prompt."""
+    def windows(self, prompt: Prompt) -> list[str]:
+        """The prompt, whole."""
         return [prompt.text]
 
 

@@ -45,6 +45,6 @@ class Centred:
         unit_ND: Embeddings = centred_ND / np.linalg.norm(centred_ND, axis=1, keepdims=True)
         return unit_ND
 
-    def segments(self, prompt: Prompt) -> list[str]:
+    def windows(self, prompt: Prompt) -> list[str]:
         """As the other embedder's."""
-        return self._base.segments(prompt)
+        return self._base.windows(prompt)

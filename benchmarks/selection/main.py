@@ -143,7 +143,7 @@ def overhead(candidates: tuple[int, ...]) -> dict[str, dict[str, float]]:
         is there.
         """
         marks = [time.perf_counter()]
-        targets_TD = embedder.embed(embedder.segments(Prompt(PROMPT)))
+        targets_TD = embedder.embed(embedder.windows(Prompt(PROMPT)))
         marks.append(time.perf_counter())
         _, candidates_KD, _ = index.nearest(targets_TD, k)
         marks.append(time.perf_counter())

@@ -290,7 +290,7 @@ class Store:
                     raise self.damaged("it lacks embeddings")
                 vectors_ND[row] = np.frombuffer(blob, np.float32)
         if not np.isfinite(vectors_ND).all():
-            raise self.damaged("it holds embeddings that are none")
+            raise self.damaged("it contains NaN or infinite embeddings")
         return ids_N, vectors_ND
 
     def removed(self, since: int) -> Ids:

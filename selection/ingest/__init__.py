@@ -1,1 +1,1 @@
-"""From files to chunks of tokens: which files, how they are read, how their texts are cut."""
+"""From files to chunks of tokens: which files are read, how, and how their texts are split."""

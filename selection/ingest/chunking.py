@@ -1,10 +1,10 @@
-"""Chunking: a text becomes sequences of the model's tokens.
+"""Chunking: a text is split into chunks of the model's tokens.
 
-A sequence has at most `max_length` tokens and ends at a definition or paragraph where one is near,
-else at the end of a line, else anywhere. A long text is tokenised window by window, so that memory
-is bounded and the work can be broken off between two windows.
+A chunk has at most `max_length` tokens and ends at a definition or paragraph if one is near, else
+at the end of a line, else anywhere. A long text is tokenised window by window, so that memory is
+bounded and the work can be cancelled between two windows.
 
-It knows nothing of files or corpora.
+This module knows nothing of files or corpora.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ _BOUNDARY = re.compile(
 
 @dataclass(frozen=True)
 class Chunking:
-    """How documents become sequences.
+    """How documents are split into chunks.
 
     Attributes:
-        max_length: tokens of a sequence at most.
-        overlap: tokens at the end of a sequence that begin the next one, too.
-        unique: leave out a sequence whose very tokens the corpus holds already. It then belongs to
-            the document that brought it first, and goes with it.
+        max_length: the most tokens of a chunk.
+        overlap: number of tokens at the end of a chunk that the next one repeats.
+        unique: omit a chunk whose tokens the corpus already contains. The chunk belongs to the
+            document that first contained it, and is deleted with it.
+
+    Raises:
+        SelectionOptionError: a length or overlap out of range.
     """
 
     max_length: int = 256
@@ -41,44 +44,53 @@ class Chunking:
 
     def __post_init__(self) -> None:
         if not self.max_length >= 2:
-            raise SelectionOptionError(f"a sequence has at least 2 tokens, not {self.max_length}")
+            raise SelectionOptionError(
+                f"the chunk length must be at least 2 tokens, got {self.max_length}"
+            )
         if not 0 <= self.overlap <= self.max_length // 2:
             raise SelectionOptionError(
-                f"sequences of {self.max_length} tokens can overlap by 0 to {self.max_length // 2}"
+                f"the overlap of chunks of {self.max_length} tokens must be from 0 to "
+                f"{self.max_length // 2} tokens, got {self.overlap}"
             )
 
 
 def split(
-    text: str, tokenizer: Any, cut: Chunking, alive: Callable[[], None] = lambda: None
+    text: str,
+    tokenizer: Any,
+    chunking: Chunking,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> list[Chunk]:
-    """Cut a text into sequences.
+    """Split a text into chunks.
 
-    A sequence ends where the last definition or paragraph in its second half begins, else at the
-    last line's end there, else when it is full. A last sequence of a single token is dropped: it
-    has nothing to predict.
+    A chunk ends where the last definition or paragraph in its second half begins, else at the last
+    end of a line there, else when it is full. A final chunk of one token is dropped, since it has
+    nothing to predict.
 
     Args:
         text: the whole text.
-        tokenizer: the base model's.
-        cut: the length of sequences, and how they overlap.
-        alive: called before each window is tokenised; what it raises ends the work.
+        tokenizer: the base model's tokenizer.
+        chunking: length and overlap of chunks.
+        check_cancelled: called before each window is tokenised; an exception that it raises ends
+            the work.
     """
-    pieces: list[Chunk] = []
-    known: dict[int, int] = {}
+    chunks: list[Chunk] = []
+    token_objects: dict[int, int] = {}
     start, width = 0, WINDOW
     while start < len(text):
-        alive()
+        check_cancelled()
         end = _window_end(text, start, width)
-        found, rest = _pieces(text[start:end], start, tokenizer, cut, known, last=end == len(text))
+        new, rest = _split_window(
+            text[start:end], start, tokenizer, chunking, token_objects, last=end == len(text)
+        )
         if end < len(text) and rest == start:
-            # A sequence that is longer than a window is looked for in a wider one.
+            # The window has no complete chunk: widen it.
             width *= 2
             continue
-        pieces += found
+        chunks += new
         if end == len(text):
             break
         start, width = rest, WINDOW
-    return pieces
+    return chunks
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -87,52 +99,62 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _window_end(text: str, start: int, width: int) -> int:
-    """Where a window ends: behind a paragraph, a line or a word in its second half, if there is
-    one.
+    """The end of a window: after the last paragraph in its second half, else the last line or word
+    there.
     """
     if len(text) - start <= width:
         return len(text)
     middle, end = start + width // 2, start + width
     for mark in ("\n\n", "\n", " "):
-        found = text.rfind(mark, middle, end)
-        if found >= 0:
-            return found + len(mark)
+        position = text.rfind(mark, middle, end)
+        if position >= 0:
+            return position + len(mark)
     return end
 
 
-def _pieces(
-    window: str, before: int, tokenizer: Any, cut: Chunking, known: dict[int, int], *, last: bool
+def _split_window(
+    window: str,
+    offset: int,
+    tokenizer: Any,
+    chunking: Chunking,
+    token_objects: dict[int, int],
+    *,
+    last: bool,
 ) -> tuple[list[Chunk], int]:
-    """The sequences of a window that begins `before` characters into the text, and where the rest
-    begins.
+    """The chunks of a window, and the position in the text where the rest begins.
 
-    Of all windows but the last, what reaches the window's end is left for the next one.
+    In all windows but the last, a chunk that reaches the window's end is left to the next window.
+
+    Args:
+        offset: position of the window in the text.
+        token_objects: one int object for each token, however often it occurs, since a long text has
+            millions of tokens.
+        last: whether the text ends with this window.
     """
     encoded = tokenizer(
         window, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     boundaries = {match.end() for match in _BOUNDARY.finditer(window)}
-    pieces: list[Chunk] = []
+    chunks: list[Chunk] = []
     start = 0
     while start < len(ids):
-        end = min(start + cut.max_length, len(ids))
+        end = min(start + chunking.max_length, len(ids))
         if end == len(ids) and not last:
             break
         if end < len(ids):
-            ends = range(end, start + cut.max_length // 2, -1)
-            at_line = [e for e in ends if window[offsets[e - 1][1] - 1] == "\n"]
+            ends = range(end, start + chunking.max_length // 2, -1)
+            line_ends = [e for e in ends if window[offsets[e - 1][1] - 1] == "\n"]
             end = next(
-                (e for e in at_line if offsets[e - 1][1] in boundaries),
-                at_line[0] if at_line else end,
+                (e for e in line_ends if offsets[e - 1][1] in boundaries),
+                line_ends[0] if line_ends else end,
             )
         if end - start > 1:
-            first, final = offsets[start][0], offsets[end - 1][1]
-            # Each number is one object however often it occurs: a long text has millions of tokens.
-            tokens = tuple(known.setdefault(token, token) for token in ids[start:end])
-            pieces.append(Chunk(before + first, window[first:final], tokens))
+            begin, stop = offsets[start][0], offsets[end - 1][1]
+            tokens = tuple(token_objects.setdefault(token, token) for token in ids[start:end])
+            chunks.append(Chunk(offset + begin, window[begin:stop], tokens))
         if end == len(ids):
             break
-        start = max(end - cut.overlap, start + 1)
+        start = max(end - chunking.overlap, start + 1)
     rest = offsets[start][0] if start < len(ids) else len(window)
-    return pieces, before + rest
+    return chunks, offset + rest

@@ -1,7 +1,7 @@
-"""Documents are cut, embedded and added to a corpus; those that are there already are passed over.
+"""Ingestion: documents are split into chunks, embedded and added to a corpus.
 
-A run that was broken off goes on where it was. Embedding is one process, unless the caller brings
-another way.
+Documents that the corpus already contains are skipped, so an interrupted run resumes where it
+ended. Embedding runs in this process, unless the caller passes another way to embed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from selection.corpus.sqlite_store import Chunk, CorpusError
 from selection.embedding import Embedder, Embeddings
 from selection.ingest.chunking import Chunking, split, tokenizer_digest
 from selection.ingest.files import find_files, package_folder
-from selection.ingest.readers import Document, Tally, read_file
+from selection.ingest.readers import Document, IngestCounts, read_file
 
 __all__ = [
     "Chunking",
     "Document",
-    "Tally",
+    "IngestCounts",
     "content_digest",
     "find_files",
     "ingest",
@@ -34,7 +34,7 @@ __all__ = [
     "tokenizer_digest",
 ]
 
-_BATCH = 64  # sequences
+_BATCH_CHUNKS = 64
 
 _Batch: TypeAlias = list[tuple[Document, str, list[Chunk]]]
 
@@ -45,138 +45,145 @@ def ingest(
     embedder: Embedder,
     tokenizer: Any,
     *,
-    cut: Chunking | None = None,
-    on_progress: Callable[[Document, int], None] = lambda document, sequences: None,
+    chunking: Chunking | None = None,
+    on_progress: Callable[[Document, int], None] = lambda document, chunks: None,
     embed: Callable[[Iterable[list[str]]], Iterable[Embeddings]] | None = None,
     file: str | None = None,
-    tally: Tally | None = None,
-    alive: Callable[[], None] = lambda: None,
-) -> Tally:
-    """Cut, embed and add documents; those already there unchanged are passed over, so a broken-off
-    run resumes.
+    counts: IngestCounts | None = None,
+    check_cancelled: Callable[[], None] = lambda: None,
+) -> IngestCounts:
+    """Split, embed and add documents; unchanged ones are skipped, so an interrupted run resumes.
 
     Args:
-        corpus: made with this embedder and this tokenizer.
-        documents: read as they are needed.
-        embedder: of the corpus.
-        tokenizer: the base model's.
-        cut: how documents become sequences.
-        on_progress: called with each document and its number of sequences, once it is durable or
-            passed over.
-        embed: batches of texts to their vectors, in order, by the same embedder elsewhere; None
-            embeds here.
-        file: the attachment that the documents belong to.
-        tally: where to count; returned. It is right at any time, also when this raises.
-        alive: called for each document and each window of a long one; what it raises ends the work.
+        corpus: created with this embedder and this tokenizer.
+        documents: consumed one at a time.
+        embedder: the corpus's embedder.
+        tokenizer: the base model's tokenizer.
+        chunking: how documents are split.
+        on_progress: called with each document and its number of chunks, once it is durable or
+            skipped (0).
+        embed: maps batches of texts to their vectors, in order, by the same embedder elsewhere;
+            None embeds in this process.
+        file: id of the attachment that the documents belong to.
+        counts: updated and returned; accurate at any time, also after an exception.
+        check_cancelled: called for each document and each window of a long one; an exception that
+            it raises ends the run.
 
     Raises:
-        CorpusError: two of the documents have the same name, or the corpus was made with another
+        CorpusError: two documents have the same name, or the corpus was created with another
             embedder or tokenizer, or cannot be written.
     """
-    cut, counted = cut or Chunking(), tally or Tally()
+    chunking, counts = chunking or Chunking(), counts or IngestCounts()
     corpus.check(embedder, tokenizer_digest(tokenizer))
-    held = Counter(corpus.token_sequences()) if cut.unique else Counter()
+    known = Counter(corpus.token_sequences()) if chunking.unique else Counter()
     names: set[bytes] = set()
-    waiting: deque[_Batch | None] = deque()
+    pending: deque[_Batch | None] = deque()
 
     def batches() -> Iterator[_Batch]:
         batch: _Batch = []
         for document in documents:
-            alive()
-            name = _short(document.name)
+            check_cancelled()
+            name = _name_digest(document.name)
             if name in names:
                 raise CorpusError(
-                    f"two documents of one run are called {document.name!r}: give each a name of its own"
+                    f"two documents of one run are named {document.name!r}: give each its own name"
                 )
             names.add(name)
-            digest = content_digest(document, cut)
+            digest = content_digest(document, chunking)
             if corpus.has(document.name, digest) or _has_former(corpus, document, digest, names):
-                counted.unchanged += 1
+                counts.unchanged += 1
                 on_progress(document, 0)
                 continue
-            pieces = split(document.text, tokenizer, cut, alive)
-            if cut.unique:
-                # What it replaces is no reason to leave it out.
-                held.subtract(corpus.token_sequences(document.name))
-                pieces = _unseen(pieces, held)
-            if not pieces:
-                counted.empty += 1
-                corpus.delete(document.name)  # it may have held something before
+            chunks = split(document.text, tokenizer, chunking, check_cancelled)
+            if chunking.unique:
+                # A chunk may equal one of the version that the document replaces.
+                known.subtract(corpus.token_sequences(document.name))
+                chunks = _without_known(chunks, known)
+            if not chunks:
+                counts.empty += 1
+                corpus.delete(document.name)  # an earlier version may have had chunks
                 on_progress(document, 0)
                 continue
-            batch.append((document, digest, pieces))
-            if sum(len(pieces) for _, _, pieces in batch) >= _BATCH:
+            batch.append((document, digest, chunks))
+            if sum(len(chunks) for _, _, chunks in batch) >= _BATCH_CHUNKS:
                 yield batch
                 batch = []
         if batch:
             yield batch
 
     def texts() -> Iterator[list[str]]:
-        """Parts of batches; a batch waits with its last part."""
+        """The texts of all batches in parts of _BATCH_CHUNKS; `pending` gets the batch with its
+        last part, and None with the others.
+        """
         for batch in batches():
-            every = [piece.text for _, _, pieces in batch for piece in pieces]
-            for first in range(0, len(every), _BATCH):
-                waiting.append(batch if first + _BATCH >= len(every) else None)
-                yield every[first : first + _BATCH]
+            batch_texts = [chunk.text for _, _, chunks in batch for chunk in chunks]
+            for start in range(0, len(batch_texts), _BATCH_CHUNKS):
+                pending.append(batch if start + _BATCH_CHUNKS >= len(batch_texts) else None)
+                yield batch_texts[start : start + _BATCH_CHUNKS]
 
     parts: list[Embeddings] = []
     for part in embed(texts()) if embed else map(embedder.embed, texts()):
         parts.append(part)
-        batch = waiting.popleft()
+        batch = pending.popleft()
         if batch is None:
             continue
         vectors, row = np.concatenate(parts), 0
         parts = []
-        for document, digest, pieces in batch:
-            there = corpus.holds(document.name)
+        for document, digest, chunks in batch:
+            replaces = corpus.holds(document.name)
             corpus.add(
                 document.name,
                 digest,
-                pieces,
-                vectors[row : row + len(pieces)],
+                chunks,
+                vectors[row : row + len(chunks)],
                 document.metadata,
                 file,
             )
-            row += len(pieces)
-            counted.added += not there
-            counted.replaced += there
-            counted.sequences += len(pieces)
-            on_progress(document, len(pieces))
+            row += len(chunks)
+            counts.added += not replaces
+            counts.replaced += replaces
+            counts.chunks += len(chunks)
+            on_progress(document, len(chunks))
     corpus.build_index()
-    return counted
+    return counts
 
 
-def content_digest(document: Document, cut: Chunking) -> str:
-    """What changes when a document would be stored otherwise: its text, its metadata, how it is
-    cut.
-    """
-    said = json.dumps([cut.max_length, cut.overlap, cut.unique, sorted(document.metadata.items())])
-    return hashlib.sha256(f"{said}\n{document.text}".encode()).hexdigest()
+def content_digest(document: Document, chunking: Chunking) -> str:
+    """Hex digest of what determines how a document is stored: its text, metadata and chunking."""
+    options = json.dumps(
+        [
+            chunking.max_length,
+            chunking.overlap,
+            chunking.unique,
+            sorted(document.metadata.items()),
+        ]
+    )
+    return hashlib.sha256(f"{options}\n{document.text}".encode()).hexdigest()
 
 
 def _has_former(corpus: Corpus, document: Document, digest: str, names: set[bytes]) -> bool:
-    """Whether the corpus holds this very document under its former name, which no other document of
-    the run has.
+    """Whether the corpus contains this very document under its former name, and no other document
+    of the run has that name.
     """
     former = document.former
     return (
         former not in (None, document.name)
-        and _short(former) not in names
+        and _name_digest(former) not in names
         and corpus.has(former, digest)
     )
 
 
-def _short(name: str) -> bytes:
-    """A name, of a million of which a run can know whether it has met them."""
+def _name_digest(name: str) -> bytes:
+    """16 bytes for a name, so that a run can remember millions of them."""
     return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
-def _unseen(pieces: Iterable[Chunk], held: Counter[bytes]) -> list[Chunk]:
-    """The pieces that are not held yet; they are from now on."""
-    kept = []
-    for piece in pieces:
-        tokens = np.array(piece.tokens, np.int32).tobytes()
-        if held[tokens] <= 0:
-            held[tokens] = 1
-            kept.append(piece)
-    return kept
+def _without_known(chunks: Iterable[Chunk], known: Counter[bytes]) -> list[Chunk]:
+    """The chunks whose tokens are not known yet; their tokens are added to `known`."""
+    new = []
+    for chunk in chunks:
+        tokens = np.array(chunk.tokens, np.int32).tobytes()
+        if known[tokens] <= 0:
+            known[tokens] = 1
+            new.append(chunk)
+    return new

@@ -1,11 +1,11 @@
-"""Parquet: a file's rows, as values that JSON knows, with bounds on what the file unfolds to.
+"""Parquet: the rows of a file as JSON values, with bounds on the memory that the file expands to.
 
-A few kilobytes can unfold to gigabytes: a page is compressed, and a dictionary names one long text
-a million times. So the size of every page is read off its header before the page is, and the longer
-the longest one, the fewer rows are read at once: no value is larger than the page that it comes
-from.
+A few kilobytes can expand to gigabytes: a page is compressed, and a dictionary can refer to one
+long text a million times. So the size of every page is read from its header before the page is. The
+longer the longest page, the fewer rows are read at once, since no value is larger than the page
+that it comes from.
 
-Dates and times become ISO strings, decimals numbers. It knows nothing of what rows must hold (see
+Dates and times become ISO strings, decimals numbers. This module does not validate rows (see
 `tables`). The only module that imports pyarrow.
 """
 
@@ -18,31 +18,31 @@ from typing import IO, Any
 from selection.corpus.sqlite_store import CorpusError
 
 _COLUMNS = ("id", "text", "metadata")
-_BUFFER = 1 << 20  # bytes read from disk at once
-# Bytes, unfolded; such as 1,024 texts of 128 KiB, which pyarrow writes into one.
-_LARGEST_PAGE = 128 << 20
-_AT_ONCE = 64 << 20  # bytes of values at most, but for one row
-_ROWS = 64  # read at once at most
-# Values of a column in a row group: some encodings need four bytes each, all at once.
-_LARGEST_GROUP = 1 << 24
-_LONGEST_LISTS = 1 << 20  # values of a column of lists in a row group: one row may hold them all
+_BUFFER_BYTES = 1 << 20  # read from disk at once
+# Uncompressed; pyarrow writes 1,024 texts into one page, for example of 128 KiB each.
+_MAX_PAGE_BYTES = 128 << 20
+_MAX_BATCH_BYTES = 64 << 20  # values read at once, except for a single row
+_MAX_BATCH_ROWS = 64
+# Values of a column in a row group: some encodings need four bytes for each, all at once.
+_MAX_GROUP_VALUES = 1 << 24
+# Values of a column of lists in a row group: one row may contain them all.
+_MAX_LIST_VALUES = 1 << 20
 
 
 def parquet_rows(
-    file: Path, name: str, alive: Callable[[], None]
+    file: Path, name: str, check_cancelled: Callable[[], None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file with their number, from 1 on; of each the columns `id`, `text` and
-    `metadata`.
+    """The rows of a file, each with its number from 1 and its columns `id`, `text` and `metadata`.
 
     Args:
-        file: where it is.
-        name: what errors call it.
-        alive: called before each page is looked at; what it raises ends the reading.
+        file: path of the file.
+        name: the file's name in errors.
+        check_cancelled: called for each page; an exception that it raises ends the reading.
 
     Raises:
-        CorpusError: not a Parquet file, no column `text`, a value that has no counterpart, or too
-            much at once.
-        OSError: it cannot be read.
+        CorpusError: the file is not a Parquet file, has no column `text`, has a value without a
+            JSON counterpart, or expands to too much memory at once.
+        OSError: the file cannot be read.
     """
     import pyarrow
     import pyarrow.parquet
@@ -50,7 +50,7 @@ def parquet_rows(
     try:
         with (
             file.open("rb") as pages,
-            pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table,
+            pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
         ):
             names = table.schema_arrow.names
             if "text" not in names:
@@ -58,16 +58,16 @@ def parquet_rows(
                     f"{name}: expected a field `text`; its columns are {', '.join(names) or 'none'}"
                 )
             columns = [column for column in _COLUMNS if column in names]
-            if twice := [column for column in columns if names.count(column) > 1]:
-                raise CorpusError(f"{name} has several columns `{twice[0]}`: rename one")
+            if repeated := [column for column in columns if names.count(column) > 1]:
+                raise CorpusError(f"{name} has several columns `{repeated[0]}`: rename all but one")
             number = 0
             for group in range(table.num_row_groups):
                 where = f"{name}, row group {group + 1}"
                 longest = 0
                 for size in _page_sizes(table, group, columns, pages, where):
-                    alive()
+                    check_cancelled()
                     longest = max(longest, size)
-                rows = max(1, min(_ROWS, _AT_ONCE // max(longest, 1)))
+                rows = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // max(longest, 1)))
                 batches = table.iter_batches(
                     rows, row_groups=[group], columns=columns, use_threads=False
                 )
@@ -84,8 +84,7 @@ def parquet_rows(
     except (pyarrow.ArrowException, UnicodeDecodeError) as problem:
         raise CorpusError(f"{name} is not a Parquet file that can be read: {problem}") from problem
     except OSError as problem:
-        # pyarrow's own complaints are of this kind, too; a file that cannot be opened has an error
-        # number.
+        # pyarrow's own errors are OSErrors without an errno.
         if problem.errno is None:
             raise CorpusError(
                 f"{name} is not a Parquet file that can be read: {problem}"
@@ -99,13 +98,13 @@ def _value(scalar: Any, column: str, where: str) -> Any:
     try:
         if column == "text":
             return _text(scalar)
-        return _plain(scalar)
+        return _json_value(scalar)
     except (pyarrow.ArrowException, ValueError, OverflowError, LookupError) as problem:
         raise CorpusError(f"{where}: its `{column}` cannot be read: {problem}") from problem
 
 
 def _text(scalar: Any) -> Any:
-    """A string, None, or what shows that it is neither."""
+    """A string or None; for another type of value, that type."""
     import pyarrow
 
     kind = scalar.type
@@ -115,8 +114,8 @@ def _text(scalar: Any) -> Any:
     return scalar.as_py() if kind in strings or not scalar.is_valid else kind
 
 
-def _plain(scalar: Any) -> Any:
-    """A value of Arrow's as JSON has it; what has no counterpart there stays what it is."""
+def _json_value(scalar: Any) -> Any:
+    """An Arrow value as a JSON value; one without a JSON counterpart is returned as it is."""
     import pyarrow
     from pyarrow import types
 
@@ -124,11 +123,11 @@ def _plain(scalar: Any) -> Any:
     if not scalar.is_valid:
         return None
     if types.is_dictionary(kind):
-        return _plain(scalar.value)
+        return _json_value(scalar.value)
     if types.is_struct(kind):
-        return {kind.field(i).name: _plain(scalar[i]) for i in range(kind.num_fields)}
+        return {kind.field(i).name: _json_value(scalar[i]) for i in range(kind.num_fields)}
     if types.is_map(kind):
-        return {_plain(entry[0]): _plain(entry[1]) for entry in scalar.values}
+        return {_json_value(entry[0]): _json_value(entry[1]) for entry in scalar.values}
     if types.is_timestamp(kind):
         return scalar.cast(pyarrow.timestamp("us", kind.tz), safe=False).as_py().isoformat()
     if types.is_time(kind):
@@ -146,20 +145,25 @@ def _plain(scalar: Any) -> Any:
 def _page_sizes(
     table: Any, group: int, columns: Sequence[str], pages: IO[bytes], where: str
 ) -> Iterator[int]:
-    """The unfolded size of each page of these columns in a row group.
+    """The uncompressed size of each page of these columns in a row group.
 
     Raises:
         CorpusError: a page, or the group, is too large.
     """
-    described = table.metadata.row_group(group)
-    for index in range(described.num_columns):
-        column, path = described.column(index), described.column(index).path_in_schema
+    metadata = table.metadata.row_group(group)
+    for index in range(metadata.num_columns):
+        column, path = metadata.column(index), metadata.column(index).path_in_schema
         if path.split(".")[0] not in columns:
             continue
-        most = _LONGEST_LISTS if table.schema.column(index).max_repetition_level else _LARGEST_GROUP
-        if column.num_values > most:
+        limit = (
+            _MAX_LIST_VALUES
+            if table.schema.column(index).max_repetition_level
+            else _MAX_GROUP_VALUES
+        )
+        if column.num_values > limit:
             raise CorpusError(
-                f"{where}: its column `{path}` has {column.num_values:,} values; {most:,} at most: "
+                f"{where}: its column `{path}` has {column.num_values:,} values, and at most "
+                f"{limit:,} are allowed: "
                 "write the file with smaller row groups"
             )
         offset = min(
@@ -168,32 +172,31 @@ def _page_sizes(
         end = offset + column.total_compressed_size
         while offset < end:
             pages.seek(offset)
-            unfolded, compressed = _page_header(pages, where)
-            if unfolded > _LARGEST_PAGE:
+            uncompressed, compressed = _page_header(pages, where)
+            if uncompressed > _MAX_PAGE_BYTES:
                 raise CorpusError(
-                    f"{where}: a page of its column `{path}` unfolds to {unfolded >> 20} MiB; "
-                    f"{_LARGEST_PAGE >> 20} at most: write the file with smaller pages, or as JSON lines"
+                    f"{where}: a page of its column `{path}` expands to "
+                    f"{uncompressed >> 20} MiB, and at most {_MAX_PAGE_BYTES >> 20} MiB are "
+                    "allowed: write the file with smaller pages, or as JSON lines"
                 )
-            yield unfolded
+            yield uncompressed
             offset = pages.tell() + compressed
 
 
 def _page_header(pages: IO[bytes], where: str) -> tuple[int, int]:
-    """Reads a page's header (Thrift's compact protocol): its size unfolded, and as it is in the
-    file.
-    """
+    """Read a page's header, in Thrift's compact protocol: its uncompressed and compressed size."""
     try:
         header = _struct(pages)
-        unfolded, compressed = header[2], header[3]
+        uncompressed, compressed = header[2], header[3]
     except (IndexError, KeyError) as problem:
         raise CorpusError(f"{where} is damaged: it has a page without a header") from problem
-    if unfolded < 0 or compressed < 0:
+    if uncompressed < 0 or compressed < 0:
         raise CorpusError(f"{where} is damaged: it has a page of negative size")
-    return unfolded, compressed
+    return uncompressed, compressed
 
 
 def _struct(stream: IO[bytes], depth: int = 0) -> dict[int, int]:
-    """Reads a struct; its whole numbers by field."""
+    """Read a struct: its integers by field id."""
     if depth > 8:
         raise KeyError("too deep")
     numbers: dict[int, int] = {}
@@ -221,7 +224,8 @@ def _skip(stream: IO[bytes], kind: int, depth: int) -> None:
         stream.seek(_varint(stream), 1)
     elif kind == 12:
         _struct(stream, depth + 1)
-    else:  # page headers have no lists, sets or maps
+    else:
+        # A page header has no lists, sets or maps.
         raise KeyError(kind)
 
 

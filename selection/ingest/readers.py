@@ -1,9 +1,9 @@
-"""Readers: a file becomes documents: text, Markdown and code one, a notebook one, each row of a
-table one.
+"""Readers: a file becomes documents. A text, Markdown or source file is one document, a notebook is
+one, and each row of a table is one.
 
-What a file unfolds to is bounded: a text has 16 MiB at most, whatever the format. A file that
-cannot be read is named with the reason. It knows neither where a file comes from (see `files`) nor
-what becomes of its documents.
+The size of what a file expands to is bounded: a text has at most 16 MiB, in any format. An error
+names the file that cannot be read, and the reason. This module knows neither where a file comes
+from (see `files`) nor what its documents are used for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from selection.corpus.filters import Scalar
 from selection.corpus.sqlite_store import CorpusError
-from selection.ingest.tables import LARGEST_TEXT, is_unicode, read_json, read_rows
+from selection.ingest.tables import MAX_TEXT_BYTES, is_unicode, read_json, read_rows
 
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
 NOTEBOOK_SUFFIX = ".ipynb"
@@ -42,14 +42,14 @@ UNREADABLE: Mapping[str, str] = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Document:
-    """A named text, and what filters may ask of it.
+    """A named text with metadata.
 
     Attributes:
         name: unique in a corpus.
-        text: all of it.
-        metadata: flat.
-        former: the name that earlier versions gave it: where a corpus holds this very document so
-            named, it stays.
+        text: the whole text.
+        metadata: flat; filters compare its values.
+        former: the name that earlier versions gave the document. If a corpus contains the same
+            document under that name, it is kept.
     """
 
     name: str
@@ -59,17 +59,17 @@ class Document:
 
 
 @dataclass
-class Tally:
-    """What became of the documents so far, counted as it happens: it tells the truth of work that
-    is broken off, too.
+class IngestCounts:
+    """How many documents were handled, and how; updated as it happens, so that it is accurate for
+    an interrupted run.
 
     Attributes:
-        added: documents that the corpus did not hold.
+        added: documents that the corpus did not contain.
         replaced: documents whose text, metadata or chunking had changed.
-        unchanged: documents that were there already.
-        empty: documents without two tokens.
+        unchanged: documents that the corpus already contained.
+        empty: documents with fewer than two tokens.
         skipped: rows without a text.
-        sequences: of the documents that were added or replaced.
+        chunks: chunks of the documents that were added or replaced.
     """
 
     added: int = 0
@@ -77,11 +77,11 @@ class Tally:
     unchanged: int = 0
     empty: int = 0
     skipped: int = 0
-    sequences: int = 0
+    chunks: int = 0
 
     def documents(self) -> dict[str, int]:
-        """All but the sequences, by name."""
-        return {name: count for name, count in asdict(self).items() if name != "sequences"}
+        """The counts of documents and rows, by name."""
+        return {name: count for name, count in asdict(self).items() if name != "chunks"}
 
 
 def read_file(
@@ -89,42 +89,42 @@ def read_file(
     name: str,
     *,
     former: str | None = None,
-    tally: Tally | None = None,
-    alive: Callable[[], None] = lambda: None,
+    counts: IngestCounts | None = None,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> Iterator[Document]:
     """The documents of a file: one, or one for each row of a table that has a text.
 
-    A row's document is named NAME#NUMBER, or NAME#ID where it has an `id`, in quotes where that
-    looks like a number.
+    A row's document is named NAME#NUMBER, or NAME#ID if the row has an `id`; an id that looks like
+    a number is quoted.
 
     Args:
-        file: where it is.
-        name: what its documents, and errors, call it.
-        former: what earlier versions called it.
-        tally: where rows without a text are counted.
-        alive: called again and again; what it raises ends the reading.
+        file: path of the file.
+        name: the file's name in its documents' names and in errors.
+        former: the file's name in earlier versions.
+        counts: rows without a text are counted here.
+        check_cancelled: called repeatedly; an exception that it raises ends the reading.
 
     Raises:
-        CorpusError: the file cannot be read, or is not what its ending says; the message names it,
-            and the row. Of a table no document was given then.
+        CorpusError: the file cannot be read, or does not have the format of its suffix; the message
+            names the file and the row. No document of a table was yielded then.
     """
     if not is_unicode(name):
         raise CorpusError(f"{name!r} has a name that is not UTF-8: rename it")
     suffix = file.suffix.lower()
     if suffix in UNREADABLE:
         raise CorpusError(
-            f"{name} is not text, and {suffix} files are not read: {UNREADABLE[suffix]}"
+            f"{name} is not text, and {suffix} files are not supported: {UNREADABLE[suffix]}"
         )
-    counted = tally or Tally()
+    counts = counts or IngestCounts()
 
     def skip() -> None:
-        counted.skipped += 1
+        counts.skipped += 1
 
     try:
         if suffix in TABLE_SUFFIXES:
-            for row in read_rows(file, name, alive, skip):
-                before = None if former is None else f"{former}#{row.former_label}"
-                yield Document(f"{name}#{row.label}", row.text, row.metadata, before)
+            for row in read_rows(file, name, check_cancelled, skip):
+                former_name = None if former is None else f"{former}#{row.former_label}"
+                yield Document(f"{name}#{row.label}", row.text, row.metadata, former_name)
         elif suffix == NOTEBOOK_SUFFIX:
             yield Document(name, _notebook(_content(file, name), name), former=former)
         else:
@@ -134,23 +134,23 @@ def read_file(
 
 
 def _content(file: Path, name: str) -> bytes:
-    """A file's bytes. What it says of its own size is not believed: a device or a growing file has
-    another.
+    """A file's bytes. Its stated size is not relied on, since that of a device or of a growing file
+    is wrong.
     """
     with file.open("rb") as stream:
-        content = stream.read(LARGEST_TEXT + 1)
-    if len(content) > LARGEST_TEXT:
+        content = stream.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
         size = max(file.stat().st_size, len(content))
         raise CorpusError(
-            f"{name} has {size >> 20} MiB; a text has {LARGEST_TEXT >> 20} at most: "
-            "split it, or give its parts as JSON lines"
+            f"{name} has {size >> 20} MiB, and a text has at most {MAX_TEXT_BYTES >> 20} MiB: "
+            "split it, or supply its parts as JSON lines"
         )
     return content
 
 
 def _text(content: bytes, name: str) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CorpusError(f"{name} is not UTF-8 text: it begins as UTF-16 does; save it as UTF-8")
+        raise CorpusError(f"{name} is UTF-16 text, not UTF-8: save it as UTF-8")
     try:
         text = content.decode()
     except UnicodeDecodeError as problem:
@@ -158,12 +158,12 @@ def _text(content: bytes, name: str) -> str:
             f"{name} is not UTF-8 text: {problem.reason} at byte {problem.start}"
         ) from problem
     if "\0" in text:
-        raise CorpusError(f"{name} is not text: it holds a null character")
+        raise CorpusError(f"{name} is not text: it contains a null character")
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _notebook(content: bytes, name: str) -> str:
-    """The sources of a notebook's cells of text and of code; what they put out is left out."""
+    """The sources of a notebook's text and code cells, without their outputs."""
     if not content.strip():
         return ""
     notebook = read_json(content, name)
@@ -173,7 +173,7 @@ def _notebook(content: bytes, name: str) -> str:
         and isinstance(notebook, dict)
         and isinstance(notebook.get("worksheets"), list)
     ):
-        # Notebooks of format 3, until 2014.
+        # Notebook format 3 was in use until 2014.
         sheets = [sheet for sheet in notebook["worksheets"] if isinstance(sheet, dict)]
         cells = [cell for sheet in sheets for cell in sheet.get("cells") or []]
     if not isinstance(cells, list):
@@ -183,7 +183,7 @@ def _notebook(content: bytes, name: str) -> str:
     ]
     text = "\n\n".join(source.strip("\n") for source in sources if source.strip())
     if "\0" in text:
-        raise CorpusError(f"{name} is not text: it holds a null character")
+        raise CorpusError(f"{name} is not text: it contains a null character")
     return f"{text}\n" if text else ""
 
 

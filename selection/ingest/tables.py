@@ -1,10 +1,11 @@
-"""Tables: the rows of JSON lines and Parquet, each a text with an `id` and `metadata` if its writer
-likes.
+"""Tables: the rows of JSON lines and Parquet files, each with a text and optional `id` and
+`metadata`.
 
-A file is looked at as a whole before its first row is given: one bad row, or an `id` that is there
-twice, and it gives none. A null is an absent key. A row without a text is passed over and counted.
+A whole file is validated before its first row is yielded: a file with an invalid row, or with an
+`id` that occurs twice, yields none. A null is the same as an absent key. Rows without a text are
+skipped and counted.
 
-It knows nothing of documents or corpora.
+This module knows nothing of documents or corpora.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from selection.corpus.filters import Scalar
 from selection.corpus.sqlite_store import CorpusError
 from selection.ingest.parquet import parquet_rows
 
-LARGEST_TEXT = 16 << 20  # bytes in UTF-8: of a text, of a line of JSON, of a row's metadata
-_LONGEST_ID = 4096  # characters
-_MANY_VALUES = 1 << 18  # in one line of JSON, each of which is an object in memory
-_LONG_LINE = 1 << 20  # bytes; a shorter one cannot hold enough values to matter
+MAX_TEXT_BYTES = 16 << 20  # UTF-8 bytes of a text, of a line of JSON, or of a row's metadata
+_MAX_ID_CHARACTERS = 4096
+_MAX_JSON_VALUES = 1 << 18  # in one line; each value is an object in memory
+_LONG_LINE_BYTES = 1 << 20  # a shorter line cannot contain enough values to matter
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_FIELDS = 8  # of a row, named in an error
-_BLANK_LINES = 1024  # between looks whether the reading goes on
+_SHOWN_FIELDS = 8  # fields of a row named in an error
+_BLANK_LINES = 1024  # blank lines between two checks for cancellation
 
 
 @dataclass(frozen=True)
@@ -37,50 +38,50 @@ class Row:
     """A row that has a text.
 
     Attributes:
-        number: from 1 on.
-        given: its `id` as text; None where it has none.
+        number: from 1.
+        id: its `id` as text, if it has one.
         text: not empty.
-        metadata: what filters compare.
+        metadata: values that filters compare.
     """
 
     number: int
-    given: str | None
+    id: str | None
     text: str
     metadata: Mapping[str, Scalar]
 
     @property
     def label(self) -> str:
-        """What tells it from the file's other rows: its number, or its `id`, quoted where that
-        looks like a number.
+        """Identifies the row in its file: its number, or its `id`, quoted if it looks like a
+        number.
         """
-        if self.given is None:
+        if self.id is None:
             return str(self.number)
-        like_a_number = re.fullmatch("[0-9]+", self.given) or self.given.startswith('"')
-        return json.dumps(self.given, ensure_ascii=False) if like_a_number else self.given
+        ambiguous = re.fullmatch("[0-9]+", self.id) or self.id.startswith('"')
+        return json.dumps(self.id, ensure_ascii=False) if ambiguous else self.id
 
     @property
     def former_label(self) -> str:
-        """What earlier versions told it by: an `id` of 2 and the second row had the same label."""
-        return str(self.number) if self.given is None else self.given
+        """The label of earlier versions, where the `id` 2 and the second row had the same one."""
+        return str(self.number) if self.id is None else self.id
 
 
 def read_rows(
-    file: Path, name: str, alive: Callable[[], None], on_skipped: Callable[[], None]
+    file: Path, name: str, check_cancelled: Callable[[], None], on_skipped: Callable[[], None]
 ) -> Iterator[Row]:
     """The rows of a file that have a text.
 
     Args:
-        file: Parquet if its name says so, else JSON lines.
-        name: what errors call it.
-        alive: called for each row; what it raises ends the reading.
+        file: Parquet if its suffix is .parquet, else JSON lines.
+        name: the file's name in errors.
+        check_cancelled: called for each row; an exception that it raises ends the reading.
         on_skipped: called for each row without a text.
 
     Raises:
-        CorpusError: the file, or a row of it, is not as it should be; no row was given then.
-        OSError: it cannot be read.
+        CorpusError: the file or a row of it is invalid; no row was yielded then.
+        OSError: the file cannot be read.
     """
-    _check(_raw_rows(file, name, alive), name)
-    for number, raw in _raw_rows(file, name, alive):
+    _check(_raw_rows(file, name, check_cancelled), name)
+    for number, raw in _raw_rows(file, name, check_cancelled):
         row = _row(number, raw, name)
         if row is None:
             on_skipped()
@@ -89,17 +90,17 @@ def read_rows(
 
 
 def read_json(content: bytes, where: str) -> Any:
-    """A JSON text that does not unfold to much more memory than it is long.
+    """The value of a JSON text, if that does not take much more memory than the text.
 
     Raises:
-        CorpusError: it is none in UTF-8, or it holds too many values; the message begins with
-            `where`.
+        CorpusError: the content is not JSON in UTF-8, or has too many values; the message begins
+            with `where`.
     """
-    if len(content) > _LONG_LINE:
+    if len(content) > _LONG_LINE_BYTES:
         bare = _STRING.sub(b"", content)
         values = sum(bare.count(mark) for mark in (b",", b"[", b"{"))
-        if values > _MANY_VALUES:
-            raise CorpusError(f"{where}: more than {_MANY_VALUES:,} values at once")
+        if values > _MAX_JSON_VALUES:
+            raise CorpusError(f"{where}: more than {_MAX_JSON_VALUES:,} values at once")
     try:
         return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as problem:
@@ -107,109 +108,114 @@ def read_json(content: bytes, where: str) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which no UTF-8 can hold."""
+    """Whether a text has no unpaired surrogate, which UTF-8 cannot encode."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check(rows: Iterable[tuple[int, Any]], name: str) -> None:
-    """Raises for the first row that is not as it should be, and where no row has a text."""
+    """Raise CorpusError for the first invalid row, or if no row has a text."""
     seen: dict[bytes, int] = {}
     fields: list[str] | None = None
-    texts = False
+    has_text = False
     for number, raw in rows:
         row = _row(number, raw, name)
         if fields is None:
             fields = [str(key)[:40].encode(errors="backslashreplace").decode() for key in raw][
-                :_FIELDS
+                :_SHOWN_FIELDS
             ]
         if row is None:
             continue
-        texts = True
-        if row.given is not None:
-            key = hashlib.blake2b(row.given.encode(), digest_size=16).digest()
-            before = seen.setdefault(key, number)
-            if before != number:
+        has_text = True
+        if row.id is not None:
+            key = hashlib.blake2b(row.id.encode(), digest_size=16).digest()
+            first = seen.setdefault(key, number)
+            if first != number:
                 raise CorpusError(
-                    f"{name}, rows {before} and {number} have the same `id` {row.given!r}: an `id` is of one row alone"
+                    f"{name}, rows {first} and {number} have the same `id` {row.id!r}: "
+                    "give each row its own"
                 )
-    if fields is not None and not texts:
+    if fields is not None and not has_text:
         raise CorpusError(
-            f"{name}, row 1: expected a field `text`; no row of the file holds a text "
+            f"{name}, row 1: expected a field `text`; no row of the file has a text "
             f"(the fields of row 1: {', '.join(fields) or 'none'})"
         )
 
 
 def _row(number: int, raw: Any, name: str) -> Row | None:
-    """A row if it has a text.
+    """The row, if it has a text.
 
     Raises:
-        CorpusError: it is not as it should be.
+        CorpusError: the row is invalid.
     """
     where = f"{name}, row {number}"
     if not isinstance(raw, dict):
-        raise CorpusError(f"{where}: expected a field `text` in an object, not {_kind(raw)}")
+        raise CorpusError(f"{where}: expected a field `text` in an object, not {_json_type(raw)}")
     text = raw.get("text")
     if text is None:
         return None
     if not isinstance(text, str):
-        raise CorpusError(
-            f"{where}: expected a field `text` that holds a string, not {_kind(text)}"
-        )
+        raise CorpusError(f"{where}: expected a string in the field `text`, not {_json_type(text)}")
     if not is_unicode(text):
         raise CorpusError(
-            f"{where}: expected a field `text` that holds a string of Unicode text, not half a character"
+            f"{where}: expected Unicode text in the field `text`, not an unpaired surrogate"
         )
     text = text.removeprefix("\ufeff")
     if not text:
         return None
-    if len(text) > LARGEST_TEXT or (
-        len(text) > LARGEST_TEXT // 4 and len(text.encode()) > LARGEST_TEXT
+    if len(text) > MAX_TEXT_BYTES or (
+        len(text) > MAX_TEXT_BYTES // 4 and len(text.encode()) > MAX_TEXT_BYTES
     ):
         raise CorpusError(
-            f"{where}: its `text` has {len(text.encode()) >> 20} MiB; a text has {LARGEST_TEXT >> 20} at most: split it"
+            f"{where}: its `text` has {len(text.encode()) >> 20} MiB, and a text has at most "
+            f"{MAX_TEXT_BYTES >> 20} MiB: split it"
         )
-    return Row(number, _identity(raw.get("id"), where), text, _metadata(raw.get("metadata"), where))
+    return Row(number, _row_id(raw.get("id"), where), text, _metadata(raw.get("metadata"), where))
 
 
-def _identity(given: Any, where: str) -> str | None:
-    if given is None:
+def _row_id(value: Any, where: str) -> str | None:
+    if value is None:
         return None
-    if not isinstance(given, str | int | float) or (
-        isinstance(given, float) and not math.isfinite(given)
+    if not isinstance(value, str | int | float) or (
+        isinstance(value, float) and not math.isfinite(value)
     ):
-        raise CorpusError(f"{where}: its `id` is a string or a number, not {_kind(given)}")
-    identity = str(given)
-    if not is_unicode(identity):
-        raise CorpusError(f"{where}: its `id` is not Unicode text")
-    if len(identity) > _LONGEST_ID:
         raise CorpusError(
-            f"{where}: its `id` has {len(identity):,} characters; {_LONGEST_ID:,} at most"
+            f"{where}: expected a string or a number in `id`, not {_json_type(value)}"
         )
-    return identity
+    row_id = str(value)
+    if not is_unicode(row_id):
+        raise CorpusError(f"{where}: its `id` is not Unicode text")
+    if len(row_id) > _MAX_ID_CHARACTERS:
+        raise CorpusError(
+            f"{where}: its `id` has {len(row_id):,} characters, and at most "
+            f"{_MAX_ID_CHARACTERS:,} are allowed"
+        )
+    return row_id
 
 
-def _metadata(given: Any, where: str) -> dict[str, Scalar]:
-    expected = f"{where}: `metadata` is an object of strings, finite numbers, true and false"
-    if given is None:
+def _metadata(field: Any, where: str) -> dict[str, Scalar]:
+    expected = (
+        f"{where}: expected an object of strings, finite numbers, true and false in `metadata`"
+    )
+    if field is None:
         return {}
-    if not isinstance(given, dict):
-        raise CorpusError(f"{expected}, not {_kind(given)}")
-    metadata = {key: value for key, value in given.items() if value is not None}
+    if not isinstance(field, dict):
+        raise CorpusError(f"{expected}, not {_json_type(field)}")
+    metadata = {key: value for key, value in field.items() if value is not None}
     for key, value in metadata.items():
         finite = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
         if not isinstance(key, str) or not finite:
-            raise CorpusError(f"{expected}; {key!r} holds {_kind(value)}")
+            raise CorpusError(f"{expected}; {key!r} is {_json_type(value)}")
     described = json.dumps(metadata, ensure_ascii=False)
     if not is_unicode(described):
-        raise CorpusError(f"{expected}, in Unicode")
-    if len(described) > LARGEST_TEXT:
-        raise CorpusError(f"{where}: its `metadata` has more than {LARGEST_TEXT >> 20} MiB")
+        raise CorpusError(f"{expected}, all in Unicode")
+    if len(described) > MAX_TEXT_BYTES:
+        raise CorpusError(f"{where}: its `metadata` has more than {MAX_TEXT_BYTES >> 20} MiB")
     return metadata
 
 
-def _kind(value: Any) -> str:
-    """What a value is, in the words of JSON; of a number that is not finite, and of Arrow's types,
-    their own name.
+def _json_type(value: Any) -> str:
+    """The JSON type of a value; for a number that is not finite and for an Arrow type, its own
+    name.
     """
     names = {
         dict: "an object",
@@ -223,31 +229,37 @@ def _kind(value: Any) -> str:
         return "null"
     if type(value) in names:
         return names[type(value)]
-    own = isinstance(value, float) or type(value).__module__.startswith("pyarrow")
-    return str(value) if own else type(value).__name__
+    has_name = isinstance(value, float) or type(value).__module__.startswith("pyarrow")
+    return str(value) if has_name else type(value).__name__
 
 
-def _raw_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[tuple[int, Any]]:
+def _raw_rows(
+    file: Path, name: str, check_cancelled: Callable[[], None]
+) -> Iterator[tuple[int, Any]]:
     rows = (
-        parquet_rows(file, name, alive)
+        parquet_rows(file, name, check_cancelled)
         if file.suffix.lower() == ".parquet"
-        else _json_rows(file, name, alive)
+        else _json_rows(file, name, check_cancelled)
     )
     for row in rows:
-        alive()
+        check_cancelled()
         yield row
 
 
-def _json_rows(file: Path, name: str, alive: Callable[[], None]) -> Iterator[tuple[int, Any]]:
+def _json_rows(
+    file: Path, name: str, check_cancelled: Callable[[], None]
+) -> Iterator[tuple[int, Any]]:
     number = 0
     with file.open("rb") as lines:
         for line_number, line in enumerate(
-            iter(lambda: lines.readline(LARGEST_TEXT + 1), b""), start=1
+            iter(lambda: lines.readline(MAX_TEXT_BYTES + 1), b""), start=1
         ):
-            if len(line) > LARGEST_TEXT:
-                raise CorpusError(f"{name}, line {line_number}: more than {LARGEST_TEXT >> 20} MiB")
+            if len(line) > MAX_TEXT_BYTES:
+                raise CorpusError(
+                    f"{name}, line {line_number}: more than {MAX_TEXT_BYTES >> 20} MiB"
+                )
             if line.removeprefix(codecs.BOM_UTF8).strip():
                 number += 1
                 yield number, read_json(line, f"{name}, line {line_number}")
             elif line_number % _BLANK_LINES == 0:
-                alive()
+                check_cancelled()

@@ -27,7 +27,14 @@ from selection.corpus.corpus import Corpus, list_corpora
 from selection.corpus.pool import CorpusPool
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Embeddings
-from selection.ingest.ingest import Chunking, Document, Tally, ingest, read_file, tokenizer_digest
+from selection.ingest.ingest import (
+    Chunking,
+    Document,
+    IngestCounts,
+    ingest,
+    read_file,
+    tokenizer_digest,
+)
 from selection.ingest.readers import TABLE_SUFFIXES
 from selection.library.uploads import MissingError, Uploads
 
@@ -121,7 +128,7 @@ class IngestWorker:
         seen = corpus.attachments.get(file)
         if seen is None or seen.status != "in_progress":
             return
-        tally = Tally()
+        tally = IngestCounts()
         try:
             problem = self._read(corpus, seen, tally)
         except (DetachedError, CorpusNotFoundError, _ClosedError):
@@ -142,7 +149,7 @@ class IngestWorker:
             seen, "failed" if problem else "completed", problem, tally.documents()
         )
 
-    def _read(self, corpus: Corpus, seen: Attachment, tally: Tally) -> Problem | None:
+    def _read(self, corpus: Corpus, seen: Attachment, tally: IngestCounts) -> Problem | None:
         upload = self._uploads.get(seen.id)
         names: set[str] = set()
         asked = -_ASK_SECONDS
@@ -163,7 +170,7 @@ class IngestWorker:
         def documents() -> Iterator[Document]:
             path, name = self._uploads.path(upload), f"{seen.id}/{seen.name}"
             try:
-                for document in read_file(path, name, tally=tally, alive=alive):
+                for document in read_file(path, name, counts=tally, check_cancelled=alive):
                     names.add(document.name)
                     yield replace(document, metadata={**document.metadata, **seen.attributes})
             except CorpusError as problem:
@@ -183,11 +190,11 @@ class IngestWorker:
             documents(),
             self._embedder,
             self._tokenizer,
-            cut=cut,
+            chunking=cut,
             embed=embed,
             file=seen.id,
-            tally=tally,
-            alive=alive,
+            counts=tally,
+            check_cancelled=alive,
         )
         for left in set(corpus.names(seen.id)) - names:
             # An earlier version named the row otherwise.

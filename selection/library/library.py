@@ -371,7 +371,7 @@ class Library:
 
         Args:
             store: its id or name.
-            queries: each is embedded as a prompt is (`selection.embedding.segments`).
+            queries: each is embedded as a prompt is (`selection.embedding.split_windows`).
             limit: the most sequences.
             threshold: the lowest score.
             only: a filter on attributes (`selection.corpus.filters`).
@@ -389,7 +389,7 @@ class Library:
             identity = corpus.meta()["id"]
         # Nothing is held meanwhile: other searches take their turns between the parts of this one.
         windows = [
-            text for query in queries for text in self._embedder.segments(Prompt(query), until)
+            text for query in queries for text in self._embedder.windows(Prompt(query), until)
         ]
         targets_TD = self._embedder.embed(windows, until)
         try:

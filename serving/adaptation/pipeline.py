@@ -349,7 +349,7 @@ class Adaptation:
             seconds[Stage.LOAD] = load_seconds
         taken, kept = (training.used, training.kept) if training else (0, 0)
         used = selection.ids[:kept] if selection else ()
-        left_out = self._wish.left_out or (selection.left_out if selection else None)
+        truncation = self._wish.truncation or (selection.truncation if selection else None)
         self.report = AdaptationReport(
             adapted=loaded is not None,
             reason=reason,
@@ -357,7 +357,7 @@ class Adaptation:
             calibrated=selection is not None and selection.calibration is not None,
             cut=self._wish.cut,
             degraded=self._wish.degraded,
-            targets=left_out.as_dict() if left_out else None,
+            targets=truncation.as_dict() if truncation else None,
             corpus=self._wish.corpus,
             seed=self._wish.seed,
             reused=self.earlier.reused.as_dict() if self.earlier and loaded else None,

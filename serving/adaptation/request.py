@@ -12,9 +12,9 @@ from typing import Any
 
 from adapters.step_plan import PLANS
 from selection.corpus.filters import Filter, to_sql
-from selection.embedding import LONGEST_PROMPT, Prompt
+from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
 from selection.strategies.registry import STRATEGIES
-from selection.targets import MOST_TARGETS, LeftOut, evenly
+from selection.targets import MAX_TARGETS, Truncation, evenly_spaced
 from serving.adaptation.file_search import take_file_search
 from serving.adaptation.terms import Terms
 from serving.adaptation.wish import AdaptationRequest
@@ -109,7 +109,7 @@ def parse_adaptation_request(
         raise RequestError(
             "`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt"
         )
-    prompts, left_out = _prompts(body, tokenizer) if prompt is None else ((_end(prompt),), None)
+    prompts, truncation = _prompts(body, tokenizer) if prompt is None else ((_end(prompt),), None)
     return AdaptationRequest(
         prompts=prompts,
         budget=budget,
@@ -124,7 +124,7 @@ def parse_adaptation_request(
         progress=_flag(wanted, "progress"),
         reuse=reuse is not None,
         tokens=() if budget.steps == 0 or corpus is None else watched(prompts, tokenizer),
-        left_out=left_out,
+        truncation=truncation,
     )
 
 
@@ -154,7 +154,7 @@ def _filters(wanted: Any) -> Filter | None:
     return filters
 
 
-def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], LeftOut | None]:
+def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], Truncation | None]:
     """What to adapt to: the last user turn of a chat or a response, or prompts of a completion.
 
     Of more prompts than data is chosen for, those that are looked at, and how many that are: the
@@ -173,13 +173,13 @@ def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], 
         return (Prompt(""),), None
     if all(type(token) is int for token in prompt):
         prompt = [prompt]
-    looked_at = evenly(prompt, MOST_TARGETS)
-    left_out = (
-        LeftOut(len(looked_at), len(prompt), "prompts") if len(looked_at) < len(prompt) else None
+    looked_at = evenly_spaced(prompt, MAX_TARGETS)
+    truncation = (
+        Truncation(len(looked_at), len(prompt), "prompts") if len(looked_at) < len(prompt) else None
     )
     return tuple(
         _end(p if isinstance(p, str) else _decode(p, tokenizer)) for p in looked_at
-    ), left_out
+    ), truncation
 
 
 def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
@@ -204,7 +204,7 @@ def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
 
 def _end(text: str, context: str = "") -> Prompt:
     """A prompt without what no embedder looks at, which need not travel to one."""
-    return Prompt(text[-LONGEST_PROMPT:], context[-LONGEST_PROMPT:])
+    return Prompt(text[-MAX_PROMPT_CHARACTERS:], context[-MAX_PROMPT_CHARACTERS:])
 
 
 def _text(content: Any) -> str:
@@ -219,4 +219,4 @@ def _text(content: Any) -> str:
 def _decode(tokens: Any, tokenizer: Any) -> str:
     """The text of the last tokens: each is a character at least, but for those that share one."""
     sound = isinstance(tokens, list) and are_tokens(tokens, len(tokenizer))
-    return str(tokenizer.decode(tokens[-LONGEST_PROMPT:])) if sound else ""
+    return str(tokenizer.decode(tokens[-MAX_PROMPT_CHARACTERS:])) if sound else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from selection.corpus.filters import Filter
 from selection.embedding import Prompt
-from selection.targets import LeftOut
+from selection.targets import Truncation
 from serving.adaptation.admission import Place
 from serving.budget import Budget
 
@@ -51,7 +51,7 @@ class AdaptationRequest:
     named: bool = True
     degraded: str | None = None
     tokens: tuple[int, ...] = ()
-    left_out: LeftOut | None = None
+    truncation: Truncation | None = None
 
     def in_company(self, place: Place) -> AdaptationRequest:
         """This wish with the steps that it gets in the company it has found."""

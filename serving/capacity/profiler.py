@@ -147,7 +147,7 @@ def _choose(asked: Asked) -> tuple[float, int]:
             partial(load_embedder, config.embedder, base_model=config.base_model)
         )
         return usual(
-            lambda prompt: embedder.embed(embedder.segments(prompt)), prompts
+            lambda prompt: embedder.embed(embedder.windows(prompt)), prompts
         ), embedder.dimension
     selector = Selector(config)
     corpus, steps = asked.corpus, max(asked.steps, 1)

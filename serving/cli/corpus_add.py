@@ -22,8 +22,8 @@ from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, 
 if TYPE_CHECKING:
     from selection.corpus.corpus import Corpus
     from selection.embedding import Embedder, Embeddings
-    from selection.ingest.files import Findings, FoundFile
-    from selection.ingest.ingest import Document, Tally
+    from selection.ingest.files import FileListing, SourceFile
+    from selection.ingest.ingest import Document, IngestCounts
 
 _Embed = Callable[[Iterable[list[str]]], Iterator["Embeddings"]]
 
@@ -81,13 +81,13 @@ def corpus_add(
     if not paths and not package:
         raise typer.BadParameter("name files, folders or --package", param_hint="PATH")
     from selection.corpus.corpus import Corpus, check_name
-    from selection.ingest.files import find
-    from selection.ingest.ingest import Chunking, Tally, ingest, tokenizer_digest
+    from selection.ingest.files import list_files
+    from selection.ingest.ingest import Chunking, IngestCounts, ingest, tokenizer_digest
 
     check_name(name)
     cut = Chunking(max_length, overlap, unique)
-    findings = find(paths or [], package or [])
-    tally, unread = Tally(), list(findings.problems)
+    findings = list_files(paths or [], package or [])
+    tally, unread = IngestCounts(), list(findings.problems)
     if not findings.files:
         _tell(name, findings, tally, unread)
         raise typer.Exit(1)
@@ -114,11 +114,11 @@ def corpus_add(
                 adding.documents(),
                 vectors,
                 tokenizer,
-                cut=cut,
+                chunking=cut,
                 on_progress=adding.settled,
                 embed=embed,
-                tally=tally,
-                alive=progress.tick,
+                counts=tally,
+                check_cancelled=progress.tick,
             )
     except KeyboardInterrupt:
         say(f"\ninterrupted: {_kept(tally)}")
@@ -146,9 +146,9 @@ class _Adding:
     def __init__(
         self,
         corpus: Corpus,
-        files: Iterable[FoundFile],
+        files: Iterable[SourceFile],
         progress: IngestProgress,
-        tally: Tally,
+        tally: IngestCounts,
         unread: list[str],
     ) -> None:
         self._corpus, self._files, self._progress = corpus, files, progress
@@ -167,8 +167,8 @@ class _Adding:
                     file.path,
                     file.name,
                     former=file.former,
-                    tally=self._tally,
-                    alive=self._progress.tick,
+                    counts=self._tally,
+                    check_cancelled=self._progress.tick,
                 ):
                     self._progress.document(document.name, len(document.text.encode()))
                     yield document
@@ -189,7 +189,7 @@ class _Adding:
 
 
 @contextmanager
-def _progress(files: Iterable[FoundFile]) -> Iterator[IngestProgress]:
+def _progress(files: Iterable[SourceFile]) -> Iterator[IngestProgress]:
     """On a terminal a bar, elsewhere a line every few seconds."""
     sizes = [file.bytes for file in files]
     if not err.is_terminal:
@@ -244,19 +244,19 @@ def _embedding(
         yield embed_there
 
 
-def _tell(name: str, findings: Findings, tally: Tally, unread: list[str]) -> None:
+def _tell(name: str, findings: FileListing, tally: IngestCounts, unread: list[str]) -> None:
     """What became of the files, and what was left out."""
     for problem in unread:
         say(Text.assemble(("skipped: ", "yellow"), plain_line(problem)))
     left = [
-        f"{count} {ending or 'without an ending'}" for ending, count in findings.left_out.items()
+        f"{count} {ending or 'without an ending'}" for ending, count in findings.skipped.items()
     ]
-    left += [f"the folder {folder}" for folder in findings.folders]
+    left += [f"the folder {folder}" for folder in findings.skipped_folders]
     if left:
         say(f"left out: {', '.join(left)}")
     said = [f"added {tally.added} documents"]
     said += [f"replaced {tally.replaced}"] if tally.replaced else []
-    said.append(f"{tally.sequences} sequences")
+    said.append(f"{tally.chunks} sequences")
     rest = [
         (tally.unchanged, "were there already"),
         (tally.empty, "were empty"),
@@ -267,11 +267,11 @@ def _tell(name: str, findings: Findings, tally: Tally, unread: list[str]) -> Non
     say(f"corpus {name}: {line}", to=out)
 
 
-def _kept(tally: Tally) -> str:
+def _kept(tally: IngestCounts) -> str:
     kept = tally.added + tally.replaced
     if not kept:
         return "nothing had been added yet; run the same command again"
     return (
-        f"{kept} documents with {tally.sequences} sequences were added and are kept; "
+        f"{kept} documents with {tally.chunks} sequences were added and are kept; "
         "the same command goes on from there"
     )

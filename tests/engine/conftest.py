@@ -60,7 +60,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokeni
         for file in find_files(folder)
         if len(file.read_bytes()) < 6000
     ]
-    assert ingest(corpus, documents, embedder, tokenizer).sequences > 50
+    assert ingest(corpus, documents, embedder, tokenizer).chunks > 50
     corpus.close()
     Corpus.create(home / "corpora", "void", embedder, tokenizer_digest(tokenizer)).close()
     return home

@@ -42,8 +42,8 @@ class HeldEmbedder:
             assert self.free.wait(30)
         return self._embedder.embed(texts)
 
-    def segments(self, prompt: Prompt) -> list[str]:
-        return self._embedder.segments(prompt)
+    def windows(self, prompt: Prompt) -> list[str]:
+        return self._embedder.windows(prompt)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -1,6 +1,4 @@
-"""What a small file may unfold to: memory is measured in a process of its own, by the high-water
-mark of its pages.
-"""
+"""Memory that small files expand to, measured in a process of its own by its peak resident set."""
 
 from __future__ import annotations
 
@@ -23,35 +21,34 @@ from selection.ingest.chunking import Chunking, split
 from selection.ingest.readers import read_file
 from selection.corpus.sqlite_store import CorpusError
 
-def peak():  # not getrusage: what it says of a new process begins at its parent's size
+def peak():
+    # Not getrusage, whose value for a new process begins at its parent's size.
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
 
 if len(sys.argv) > 2:
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
     split("A few words to begin with.", tokenizer, Chunking())
-before, texts, sequences, problem = peak(), 0, 0, ""
+before, texts, chunks, problem = peak(), 0, 0, ""
 try:
     for document in read_file(Path(sys.argv[1]), "t"):
         texts += 1
         if len(sys.argv) > 2:
-            sequences = len(split(document.text, tokenizer, Chunking()))
+            chunks = len(split(document.text, tokenizer, Chunking()))
 except CorpusError as refused:
     problem = str(refused)
-print(json.dumps({"MiB": peak() - before, "texts": texts, "sequences": sequences, "problem": problem}))
+print(json.dumps({"MiB": peak() - before, "texts": texts, "chunks": chunks, "problem": problem}))
 """
 
 
 def measured(file: Path, *tokenizer: str) -> dict[str, Any]:
-    """Reads a file, and cuts its text if there is a tokenizer; what came of it, and the memory it
-    took.
-    """
+    """Read a file, and split its text if a tokenizer is given; the results, and the memory used."""
     command = [sys.executable, "-c", _MEASURED, str(file), *tokenizer]
     ran = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, check=True)
     return dict(json.loads(ran.stdout.splitlines()[-1]))
 
 
-def test_a_few_kilobytes_that_unfold_to_one_text_of_40_mib_are_refused(tmp_path: Path) -> None:
+def test_a_few_kilobytes_that_expand_to_a_text_of_40_mib_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(
         pyarrow.table({"text": ["word " * (8 << 20)]}), file, compression="zstd"
@@ -60,11 +57,14 @@ def test_a_few_kilobytes_that_unfold_to_one_text_of_40_mib_are_refused(tmp_path:
 
     found = measured(file)
 
-    assert found["problem"] == "t, row 1: its `text` has 40 MiB; a text has 16 at most: split it"
+    assert (
+        found["problem"]
+        == "t, row 1: its `text` has 40 MiB, and a text has at most 16 MiB: split it"
+    )
     assert found["MiB"] < 400  # the page, its copy in Arrow, and as a string
 
 
-def test_many_equal_rows_are_read_one_after_the_other(tmp_path: Path) -> None:
+def test_many_equal_rows_are_read_one_at_a_time(tmp_path: Path) -> None:
     file = tmp_path / "t.parquet"
     rows = pyarrow.DictionaryArray.from_arrays(
         np.zeros(60_000, np.int32), ["some ten thousand " * 556]
@@ -80,12 +80,12 @@ def test_many_equal_rows_are_read_one_after_the_other(tmp_path: Path) -> None:
     assert found["MiB"] < 60
 
 
-def test_a_long_text_is_cut_in_little_memory(tmp_path: Path, nano: str) -> None:
+def test_a_long_text_is_split_in_little_memory(tmp_path: Path, nano: str) -> None:
     file = tmp_path / "t.txt"
     line = "A line of a few words that goes on and on. "
     file.write_text(line * ((3 << 20) // len(line)))
 
     found = measured(file, nano)
 
-    assert found["sequences"] > 1000
+    assert found["chunks"] > 1000
     assert found["MiB"] < 120  # at once it takes 75 bytes for each character, which are 225 MiB

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from selection import embedding
 from selection.embedding import (
-    MOST_SEGMENTS,
+    MAX_WINDOWS,
     Embedder,
     Prompt,
     load_embedder,
-    segments,
+    split_windows,
     weights_digest,
 )
 
@@ -95,17 +95,17 @@ def story(sentences: int) -> str:
 
 
 def test_a_short_prompt_is_one_segment(each: Embedder) -> None:
-    assert each.segments(Prompt(_TEXTS[0])) == [_TEXTS[0]]
+    assert each.windows(Prompt(_TEXTS[0])) == [_TEXTS[0]]
 
 
 def test_a_short_prompt_is_read_with_what_was_said_before(each: Embedder) -> None:
     # "it" is nothing without its context.
-    assert each.segments(Prompt("How old is it?", "I have a cat.\nNice!")) == [
+    assert each.windows(Prompt("How old is it?", "I have a cat.\nNice!")) == [
         "I have a cat.\nNice!\nHow old is it?"
     ]
 
     about_cats, about_taxes, alone = (
-        each.embed(each.segments(Prompt("How old is it?", context)))[0]
+        each.embed(each.windows(Prompt("How old is it?", context)))[0]
         for context in ("My cat is a kitten still.", "The tax return is late.", "")
     )
 
@@ -114,7 +114,7 @@ def test_a_short_prompt_is_read_with_what_was_said_before(each: Embedder) -> Non
 
 
 def test_of_a_long_context_the_end_fills_the_window(each: Embedder) -> None:
-    (segment,) = each.segments(Prompt("So what did the dragon do?", story(400)))
+    (segment,) = each.windows(Prompt("So what did the dragon do?", story(400)))
 
     assert segment.endswith("Sentence number 399 of a long story. \nSo what did the dragon do?")
     assert 500 < len(segment) < len(story(400)) / 2
@@ -123,9 +123,9 @@ def test_of_a_long_context_the_end_fills_the_window(each: Embedder) -> None:
 def test_a_long_prompt_is_several_segments_in_reading_order_of_its_end(each: Embedder) -> None:
     text = story(400) + "So the dragon left."
 
-    parts = each.segments(Prompt(text, "This is never reached."))
+    parts = each.windows(Prompt(text, "This is never reached."))
 
-    assert len(parts) == MOST_SEGMENTS
+    assert len(parts) == MAX_WINDOWS
     assert "".join(parts) == text[-len("".join(parts)) :]  # nothing is lost between them
     assert all(500 < len(part) < len(text) / 4 for part in parts)
 
@@ -133,7 +133,7 @@ def test_a_long_prompt_is_several_segments_in_reading_order_of_its_end(each: Emb
 def test_a_prompt_of_two_windows_is_there_whole_and_context_fills_the_first(each: Embedder) -> None:
     context, text = story(200), "He asked. " * 150
 
-    parts = each.segments(Prompt(text, context))
+    parts = each.windows(Prompt(text, context))
 
     assert len(parts) == 2
     assert "".join(parts).endswith(f"of a long story. \n{text}")
@@ -141,8 +141,8 @@ def test_a_prompt_of_two_windows_is_there_whole_and_context_fills_the_first(each
 
 
 def test_nothing_is_asked_in_one_empty_segment(each: Embedder) -> None:
-    assert each.segments(Prompt("")) == [""]
-    assert each.segments(Prompt("", "But something was said before.")) == [
+    assert each.windows(Prompt("")) == [""]
+    assert each.windows(Prompt("", "But something was said before.")) == [
         "But something was said before.\n"
     ]
 
@@ -169,11 +169,11 @@ def test_segments_of_any_text_fit_the_window(
     for _ in range(30):
         text = "".join(rng.choices(alphabet, k=rng.randint(1, 4000)))
 
-        parts = each.segments(Prompt(text))
+        parts = each.windows(Prompt(text))
 
         lengths = [tokens(own, part) for part in parts]
         assert max(lengths) <= window
-        assert len(parts) == min(max(-(-tokens(own, text) // window), 1), MOST_SEGMENTS)
+        assert len(parts) == min(max(-(-tokens(own, text) // window), 1), MAX_WINDOWS)
         assert text.endswith("".join(parts))
         assert all(parts)
         assert min(lengths[1:], default=window) > window - 14  # a cut word may leave some unused
@@ -194,11 +194,11 @@ def test_segments_are_adjacent_windows_at_the_end(
 ) -> None:
     own = bert if wordpieces else tokenizer
 
-    parts = segments(Prompt(text, context), own, window)
+    parts = split_windows(Prompt(text, context), own, window)
 
     whole = f"{context}\n{text}" if context else text
     assert whole.endswith("".join(parts))
-    assert 1 <= len(parts) <= MOST_SEGMENTS
+    assert 1 <= len(parts) <= MAX_WINDOWS
     assert all(tokens(own, part) <= window for part in parts)
     assert all(parts) or parts == [whole] == [""]
     if tokens(own, whole) <= window:
@@ -207,7 +207,7 @@ def test_segments_are_adjacent_windows_at_the_end(
 
 def test_a_sequence_keeps_its_beginning_and_a_segment_fits_whole(each: Embedder) -> None:
     beginning, with_another_end = each.embed([story(400), story(400) + "So the dragon left."])
-    last = each.segments(Prompt(story(400) + "So the dragon left."))[-1]
+    last = each.windows(Prompt(story(400) + "So the dragon left."))[-1]
     whole, without_its_end = each.embed([last, last.removesuffix("So the dragon left.")])
 
     assert float(beginning @ with_another_end) == pytest.approx(1.0, abs=1e-5)

@@ -310,7 +310,7 @@ def test_a_long_prompt_is_chosen_for_like_its_segments(
         Prompt(_SHIPS * 50 + _BREAD * 50, context="Before that. "),
         Prompt("And the kitten?", context="Cats."),
     ]
-    targets_TD = embedder.embed([*embedder.segments(prompts[0]), "Cats.\nAnd the kitten?"])
+    targets_TD = embedder.embed([*embedder.windows(prompts[0]), "Cats.\nAnd the kitten?"])
     candidates_KD = embedder.embed([document.text for document in _DOCUMENTS])
 
     selection = whole.select(SelectionRequest(prompts, "small", steps=6))
@@ -566,5 +566,5 @@ def test_embeddings_that_are_no_numbers_are_called_damaged(
     for file in (corpora / "all").glob("index*"):
         shutil.rmtree(file) if file.is_dir() else file.unlink()
 
-    with pytest.raises(CorpusError, match="it holds embeddings that are none"):
+    with pytest.raises(CorpusError, match="it contains NaN or infinite embeddings"):
         selector.select(SelectionRequest(_KITTEN, "all", steps=3))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selection.targets import LeftOut, evenly, used_windows
+from selection.targets import Truncation, allocate_windows, evenly_spaced
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ from selection.targets import LeftOut, evenly, used_windows
     ],
 )
 def test_the_last_windows_come_first(windows: list[int], most: int, used: list[int]) -> None:
-    assert used_windows(windows, most) == used
+    assert allocate_windows(windows, most) == used
 
 
 @given(st.lists(st.integers(1, 4), max_size=80), st.integers(1, 64))
 def test_as_many_windows_are_used_as_there_is_room_for(windows: list[int], most: int) -> None:
-    used = used_windows(windows, most)
+    used = allocate_windows(windows, most)
 
     assert sum(used) == min(sum(windows), most)
     assert all(0 <= mine <= there for mine, there in zip(used, windows, strict=True))
@@ -44,7 +44,7 @@ def test_as_many_windows_are_used_as_there_is_room_for(windows: list[int], most:
 
 @given(st.integers(0, 3000), st.integers(1, 100))
 def test_items_at_equal_distances(count: int, most: int) -> None:
-    chosen = evenly(range(count), most)
+    chosen = evenly_spaced(range(count), most)
 
     assert len(chosen) == min(count, most)
     assert chosen == sorted(set(chosen))
@@ -55,4 +55,4 @@ def test_items_at_equal_distances(count: int, most: int) -> None:
 
 
 def test_a_report_says_what_was_left_out() -> None:
-    assert LeftOut(64, 2048, "prompts").as_dict() == {"used": 64, "of": 2048, "unit": "prompts"}
+    assert Truncation(64, 2048, "prompts").as_dict() == {"used": 64, "of": 2048, "unit": "prompts"}

@@ -24,10 +24,10 @@ from selection.limit import AbandonedError, Limit, SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import Selector, SelectorConfig
 from selection.strategies import registry
-from selection.targets import MOST_TARGETS, LeftOut
-from selection.threaded_embedder import PART_CHARACTERS, PART_TEXTS, ThreadedEmbedder
+from selection.targets import MAX_TARGETS, Truncation
+from selection.threaded_embedder import BATCH_CHARACTERS, BATCH_TEXTS, ThreadedEmbedder
 
-_LONG = "bees " * (PART_CHARACTERS // 5)  # fills a part
+_LONG = "bees " * (BATCH_CHARACTERS // 5)  # fills a part
 
 
 class Slow:
@@ -37,7 +37,7 @@ class Slow:
         self.name, self.revision, self.dimension = words.name, words.revision, words.dimension
         self.parts: list[list[str]] = []
         self.tokenised: list[Prompt] = []
-        self.windows = 1
+        self.window_count = 1
         self.on_part: Callable[[], object] = lambda: None
         self._words = words
 
@@ -46,9 +46,9 @@ class Slow:
         self.on_part()
         return self._words.embed(texts)
 
-    def segments(self, prompt: Prompt) -> list[str]:
+    def windows(self, prompt: Prompt) -> list[str]:
         self.tokenised.append(prompt)
-        return [f"{prompt.text} {window}" for window in range(self.windows)]
+        return [f"{prompt.text} {window}" for window in range(self.window_count)]
 
 
 class Gate:
@@ -148,8 +148,8 @@ def test_parts_hold_few_texts_and_come_back_in_order(slow: Slow, words: Embedder
     vectors = shared.embed(texts)
 
     assert [text for part in slow.parts for text in part] == texts
-    assert all(len(part) <= PART_TEXTS for part in slow.parts)
-    assert all(len(part) == 1 or sum(map(len, part)) <= PART_CHARACTERS for part in slow.parts)
+    assert all(len(part) <= BATCH_TEXTS for part in slow.parts)
+    assert all(len(part) == 1 or sum(map(len, part)) <= BATCH_CHARACTERS for part in slow.parts)
     assert (vectors == words.embed(texts)).all()
     assert shared.embed([]).shape == (0, slow.dimension)
 
@@ -182,7 +182,7 @@ def test_seconds_that_suffice_change_nothing(selector: Selector) -> None:
     free = selector.select(SelectionRequest(prompts, "hive", steps=5))
     limited = selector.select(SelectionRequest(prompts, "hive", steps=5), limit=Limit(1000.0))
 
-    assert (limited.ids, limited.uncertainty, limited.left_out) == (
+    assert (limited.ids, limited.uncertainty, limited.truncation) == (
         free.ids,
         free.uncertainty,
         None,
@@ -254,22 +254,22 @@ def test_of_more_prompts_than_the_bound_some_are_looked_at_and_the_others_not_ev
 
     selection = selector.select(SelectionRequest(prompts, "hive", steps=3))
 
-    assert selection.left_out == LeftOut(MOST_TARGETS, 2048, "prompts")
-    assert len(slow.tokenised) == sum(map(len, slow.parts)) == MOST_TARGETS
+    assert selection.truncation == Truncation(MAX_TARGETS, 2048, "prompts")
+    assert len(slow.tokenised) == sum(map(len, slow.parts)) == MAX_TARGETS
     assert (slow.tokenised[0], slow.tokenised[-1]) == (prompts[0], prompts[-1])
 
 
 def test_of_more_windows_than_the_bound_the_last_of_each_prompt_come_first(
     selector: Selector, slow: Slow
 ) -> None:
-    slow.windows = 4
+    slow.window_count = 4
     prompts = [Prompt(f"prompt {i}") for i in range(20)]
 
     selection = selector.select(SelectionRequest(prompts, "hive", steps=3))
 
     embedded = [text for part in slow.parts for text in part]
-    assert selection.left_out == LeftOut(MOST_TARGETS, 80, "windows")
-    assert len(embedded) == MOST_TARGETS
+    assert selection.truncation == Truncation(MAX_TARGETS, 80, "windows")
+    assert len(embedded) == MAX_TARGETS
     assert {f"prompt {i} 3" for i in range(20)} <= set(embedded)
     assert embedded == [
         text for i in range(20) for text in (f"prompt {i} 2", f"prompt {i} 3") if text in embedded

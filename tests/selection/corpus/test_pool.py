@@ -38,8 +38,8 @@ class Counting:
         self._inside.release()
         return vectors
 
-    def segments(self, prompt: Prompt) -> list[str]:
-        return self._embedder.segments(prompt)
+    def windows(self, prompt: Prompt) -> list[str]:
+        return self._embedder.windows(prompt)
 
 
 def test_whoever_embeds_all_the_time_holds_nobody_up(words: Embedder) -> None:
@@ -85,7 +85,7 @@ def test_an_embedder_that_fails_gives_its_turn_on(words: Embedder) -> None:
         shared.embed(["fails"])
 
     assert shared.embed(["next"]).shape == (1, words.dimension)
-    assert shared.segments(Prompt("next")) == ["next"]
+    assert shared.windows(Prompt("next")) == ["next"]
 
 
 def test_a_corpus_stays_open_whatever_it_is_called(corpora: Path, words: Embedder) -> None:

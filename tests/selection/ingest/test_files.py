@@ -1,6 +1,4 @@
-"""Which files are read of what a person names, what is left out, and that no two are called the
-same.
-"""
+"""Which files are read under given paths, which are skipped, and that no two share a name."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selection.corpus.sqlite_store import CorpusError
-from selection.ingest.files import find, find_files, package_folder
+from selection.ingest.files import find_files, list_files, package_folder
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -20,9 +18,9 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def test_a_folder_gives_its_text_and_table_files_in_order(tmp_path: Path) -> None:
-    wanted = ["a.txt", "b/c.py", "b/d/rows.jsonl", "z.MD"]
+    expected = ["a.txt", "b/c.py", "b/d/rows.jsonl", "z.MD"]
     for name in [
-        *wanted,
+        *expected,
         "image.png",
         "noext",
         ".git/x.txt",
@@ -32,16 +30,16 @@ def test_a_folder_gives_its_text_and_table_files_in_order(tmp_path: Path) -> Non
         write(tmp_path / name, "content")
     (tmp_path / "folder.txt").mkdir()
 
-    assert [str(file.relative_to(tmp_path)) for file in find_files(tmp_path)] == wanted
+    assert [str(file.relative_to(tmp_path)) for file in find_files(tmp_path)] == expected
 
 
-def test_a_file_is_taken_whatever_its_name(tmp_path: Path) -> None:
+def test_a_file_with_any_name_is_read(tmp_path: Path) -> None:
     file = write(tmp_path / "LICENSE", "free")
 
     assert find_files(file) == [file]
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="nowhere does not exist"):
         find_files(tmp_path / "nowhere")
 
@@ -55,14 +53,14 @@ def test_an_installed_package_is_found_by_its_import_name() -> None:
 @pytest.mark.parametrize(
     "name", ["no_such_package_here", "", "not-a-name", "json.decoder", "../json", "this", "sys"]
 )
-def test_what_is_no_package_with_a_folder_is_refused(name: str) -> None:
+def test_a_package_without_a_folder_is_refused(name: str) -> None:
     with pytest.raises(CorpusError, match="no installed Python package"):
         package_folder(name)
 
 
-def named(paths: list[str | Path], folder: Path) -> list[str]:
-    """Names of the files that are found, seen from a folder."""
-    return [file.name for file in find([Path(path) for path in paths], folder=folder).files]
+def names_in(paths: list[str | Path], folder: Path) -> list[str]:
+    """Names of the files to read, where paths are relative to a folder."""
+    return [file.name for file in list_files([Path(path) for path in paths], folder=folder).files]
 
 
 @pytest.fixture
@@ -73,67 +71,67 @@ def two_apis(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-def test_a_file_is_called_by_its_path_as_it_was_given(two_apis: Path) -> None:
-    every = ["a/api/README.md", "a/api/more/x.py", "b/api/README.md"]
+def test_a_file_is_named_by_its_path_from_the_current_folder(two_apis: Path) -> None:
+    all_names = ["a/api/README.md", "a/api/more/x.py", "b/api/README.md"]
 
-    assert named(["a/api", "b/api"], two_apis) == every
-    assert named(["."], two_apis) == every
-    assert named(["./a/../b/api/README.md"], two_apis) == ["b/api/README.md"]
-    assert named([two_apis / "a" / "api"], two_apis) == every[:2]
-    assert named([".", "README.md"], two_apis / "b" / "api") == ["README.md"]
+    assert names_in(["a/api", "b/api"], two_apis) == all_names
+    assert names_in(["."], two_apis) == all_names
+    assert names_in(["./a/../b/api/README.md"], two_apis) == ["b/api/README.md"]
+    assert names_in([two_apis / "a" / "api"], two_apis) == all_names[:2]
+    assert names_in([".", "README.md"], two_apis / "b" / "api") == ["README.md"]
 
 
-def test_files_outside_of_the_current_folder_are_called_by_their_path_from_their_common_folder(
+def test_files_outside_the_current_folder_are_named_from_their_common_folder(
     two_apis: Path,
 ) -> None:
     elsewhere = write(two_apis.parent / "elsewhere" / "here.md", "here").parent
 
-    assert named([two_apis / "b" / "api"], elsewhere) == ["api/README.md"]
-    assert named(["../work/b/api/README.md"], elsewhere) == ["README.md"]
-    assert named([two_apis / "a" / "api", two_apis / "b" / "api"], elsewhere) == [
+    assert names_in([two_apis / "b" / "api"], elsewhere) == ["api/README.md"]
+    assert names_in(["../work/b/api/README.md"], elsewhere) == ["README.md"]
+    assert names_in([two_apis / "a" / "api", two_apis / "b" / "api"], elsewhere) == [
         "a/api/README.md",
         "a/api/more/x.py",
         "b/api/README.md",
     ]
-    assert named([two_apis / "b" / "api" / "README.md", "here.md"], elsewhere) == [
+    assert names_in([two_apis / "b" / "api" / "README.md", "here.md"], elsewhere) == [
         "README.md",
         "here.md",
     ]
 
 
-def test_a_package_is_called_by_its_import_name(tmp_path: Path) -> None:
-    found = find([], ["json"], folder=tmp_path).files
+def test_the_files_of_a_package_are_named_by_its_import_name(tmp_path: Path) -> None:
+    found = list_files([], ["json"], folder=tmp_path).files
 
     assert "json/__init__.py" in [file.name for file in found]
     assert all(file.name == file.former for file in found)
 
 
-def test_a_file_that_several_arguments_lead_to_is_found_once(two_apis: Path) -> None:
+def test_a_file_under_several_arguments_is_listed_once(two_apis: Path) -> None:
     (two_apis / "link.md").symlink_to("a/api/README.md")
 
-    names = named(["a", ".", "a/api/README.md", two_apis / "b"], two_apis)
+    names = names_in(["a", ".", "a/api/README.md", two_apis / "b"], two_apis)
 
     assert names == ["a/api/README.md", "a/api/more/x.py", "b/api/README.md"]
 
 
-def test_two_files_that_would_be_called_the_same_are_named_both(two_apis: Path) -> None:
+def test_two_files_that_would_share_a_name_are_refused(two_apis: Path) -> None:
     write(two_apis.parent / "elsewhere" / "api" / "README.md", "another")
 
     with pytest.raises(
         CorpusError,
-        match=r"work/b/api/README.md and .*elsewhere/api/README.md would both be called",
+        match=r"work/b/api/README.md and .*elsewhere/api/README.md would both be named",
     ) as e:
-        named([two_apis / "b" / "api", "api"], two_apis.parent / "elsewhere")
+        names_in([two_apis / "b" / "api", "api"], two_apis.parent / "elsewhere")
     assert "'api/README.md'" in str(e.value)
 
 
-def test_the_name_that_earlier_versions_gave_is_known(two_apis: Path) -> None:
-    found = find([Path("a/api"), Path("b/api/README.md")], folder=two_apis).files
+def test_the_name_in_earlier_versions_is_known(two_apis: Path) -> None:
+    found = list_files([Path("a/api"), Path("b/api/README.md")], folder=two_apis).files
 
     assert [file.former for file in found] == ["api/README.md", "api/more/x.py", "README.md"]
 
 
-def test_what_is_left_out_is_counted_by_ending(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_by_suffix(tmp_path: Path) -> None:
     for name in (
         "a.bin",
         "b.BIN",
@@ -147,11 +145,11 @@ def test_what_is_left_out_is_counted_by_ending(tmp_path: Path) -> None:
     ):
         write(tmp_path / name, "content")
 
-    findings = find([Path("."), Path("b")], folder=tmp_path)
+    listing = list_files([Path("."), Path("b")], folder=tmp_path)
 
-    assert [file.name for file in findings.files] == ["a.md"]
-    assert findings.left_out == {".bin": 3, "": 1, ".docx": 1, ".hidden": 1}
-    assert findings.folders == (".git", "node_modules")
+    assert [file.name for file in listing.files] == ["a.md"]
+    assert listing.skipped == {".bin": 3, "": 1, ".docx": 1, ".hidden": 1}
+    assert listing.skipped_folders == (".git", "node_modules")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +185,7 @@ def test_ordinary_text_files_are_read(tmp_path: Path, name: str) -> None:
     assert find_files(write(tmp_path / name, "text").parent) == [tmp_path / name]
 
 
-def test_links_that_lead_nowhere_and_folders_that_may_not_be_read_are_told(
+def test_broken_links_and_unreadable_folders_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "gone.md").symlink_to(tmp_path / "nowhere.md")
@@ -200,23 +198,23 @@ def test_links_that_lead_nowhere_and_folders_that_may_not_be_read_are_told(
             raise PermissionError(13, "Permission denied", path)
         return real(path)
 
-    # Fault injection: the superuser, as whom tests may run, can read every folder.
+    # Fault injection, because tests may run as the superuser, who can read every folder.
     monkeypatch.setattr(os, "scandir", scandir)
-    findings = find([Path(".")], folder=tmp_path)
+    listing = list_files([Path(".")], folder=tmp_path)
 
-    assert findings.files == ()
-    assert sorted(findings.problems) == [
-        f"{tmp_path}/gone.md leads nowhere",
+    assert listing.files == ()
+    assert sorted(listing.problems) == [
+        f"{tmp_path}/gone.md is a broken link",
         f"{tmp_path}/locked cannot be read: Permission denied",
     ]
     with pytest.raises(
         CorpusError, match=r"^loop cannot be read: Too many levels of symbolic links"
     ):
-        find([Path("loop")], folder=tmp_path)
+        list_files([Path("loop")], folder=tmp_path)
 
 
-def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_neither_a_file_nor_a_folder_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
     with pytest.raises(CorpusError, match=r"^pipe is neither a file nor a folder$"):
-        find([Path("pipe")], folder=tmp_path)
+        list_files([Path("pipe")], folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Ingests: what is added, replaced and passed over, and that those that were broken off resume."""
+"""Ingestion: which documents are added, replaced and skipped, and that interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -11,46 +11,55 @@ import pytest
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import CorpusError
 from selection.embedding import Embedder, Embeddings, Prompt
-from selection.ingest.ingest import Chunking, Document, Tally, ingest, split, tokenizer_digest
+from selection.ingest.ingest import (
+    Chunking,
+    Document,
+    IngestCounts,
+    ingest,
+    split,
+    tokenizer_digest,
+)
 
 _TEXT = "".join(f"Line {i} tells of a thing that happened on day {i * 7}.\n" for i in range(60))
 
 
 @pytest.fixture
 def corpus(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Corpus]:
-    made = Corpus.create(corpora, "notes", words, tokenizer_digest(tokenizer))
-    yield made
-    made.close()
+    created = Corpus.create(corpora, "notes", words, tokenizer_digest(tokenizer))
+    yield created
+    created.close()
 
 
 def texts_of(corpus: Corpus, words: Embedder) -> list[str]:
-    """Texts of all sequences, sorted."""
+    """Texts of all chunks, sorted."""
     found, _ = corpus.nearest(words.embed(["anything"]), None)
     return sorted(source.text for source, _ in corpus.read(found.tolist()).values())
 
 
-def test_ingest_adds_each_document_and_tells_when_it_is_durable(
+def test_each_document_is_reported_once_it_is_durable(
     corpora: Path, corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     documents = [Document(f"{i}.txt", f"Document {i}. {_TEXT[: 400 * i]}") for i in range(1, 5)]
-    told: list[tuple[str, int]] = []
+    reported: list[tuple[str, int]] = []
 
-    def on_progress(document: Document, sequences: int) -> None:
+    def on_progress(document: Document, chunks: int) -> None:
         witness = Corpus.open(corpora, "notes")
         assert document.name in [entry.name for entry in witness.documents()]
         witness.close()
-        told.append((document.name, sequences))
+        reported.append((document.name, chunks))
 
-    added = ingest(corpus, documents, words, tokenizer, cut=Chunking(64), on_progress=on_progress)
+    added = ingest(
+        corpus, documents, words, tokenizer, chunking=Chunking(64), on_progress=on_progress
+    )
 
     expected = [(d.name, len(split(d.text, tokenizer, Chunking(64)))) for d in documents]
-    assert told == expected
-    assert added == Tally(added=4, sequences=sum(count for _, count in expected))
+    assert reported == expected
+    assert added == IngestCounts(added=4, chunks=sum(count for _, count in expected))
     assert [(entry.name, entry.sequences) for entry in corpus.documents()] == expected
     assert (corpora / "notes" / "index.json").is_file()
 
 
-def test_each_sequence_is_stored_beside_its_own_embedding(
+def test_each_chunk_is_stored_with_its_embedding(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     ingest(
@@ -58,7 +67,7 @@ def test_each_sequence_is_stored_beside_its_own_embedding(
         [Document(f"{i}", f"{i} {_TEXT}") for i in range(5)],
         words,
         tokenizer,
-        cut=Chunking(64),
+        chunking=Chunking(64),
     )
 
     found, embeddings_KD = corpus.nearest(words.embed(["day"]), 1000)
@@ -71,16 +80,14 @@ def test_each_sequence_is_stored_beside_its_own_embedding(
         assert tokenizer.decode(tokens) == source.text
 
 
-def test_unchanged_documents_are_passed_over(
-    corpus: Corpus, words: Embedder, tokenizer: Any
-) -> None:
+def test_unchanged_documents_are_skipped(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
     documents = [Document("a", "The first document."), Document("b", "The second document.")]
     ingest(corpus, documents, words, tokenizer)
     before = corpus.documents()
 
     again = ingest(corpus, [*documents, Document("c", "The third document.")], words, tokenizer)
 
-    assert again == Tally(added=1, sequences=1, unchanged=2)
+    assert again == IngestCounts(added=1, chunks=1, unchanged=2)
     assert corpus.documents()[:2] == before
 
 
@@ -90,19 +97,19 @@ def test_a_changed_document_is_replaced(corpus: Corpus, words: Embedder, tokeniz
     added = ingest(corpus, [Document("a", "What is said now.")], words, tokenizer)
 
     found, _ = corpus.nearest(words.embed(["said"]), 10)
-    assert added == Tally(replaced=1, sequences=1)
+    assert added == IngestCounts(replaced=1, chunks=1)
     assert [source.text for source, _ in corpus.read(found.tolist()).values()] == [
         "What is said now."
     ]
 
 
-def test_another_length_cuts_the_documents_anew(
+def test_another_length_splits_the_documents_again(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
-    ingest(corpus, [Document("a", _TEXT)], words, tokenizer, cut=Chunking(256))
+    ingest(corpus, [Document("a", _TEXT)], words, tokenizer, chunking=Chunking(256))
     coarse = corpus.counts()
 
-    ingest(corpus, [Document("a", _TEXT)], words, tokenizer, cut=Chunking(32))
+    ingest(corpus, [Document("a", _TEXT)], words, tokenizer, chunking=Chunking(32))
 
     assert corpus.counts()[0] == coarse[0] == 1
     assert corpus.counts()[1] > 4 * coarse[1]
@@ -118,10 +125,10 @@ def test_documents_with_nothing_to_predict_are_counted_as_empty(
         tokenizer,
     )
 
-    assert added == Tally(added=1, sequences=1, empty=2)
+    assert added == IngestCounts(added=1, chunks=1, empty=2)
 
 
-def test_a_document_that_becomes_empty_loses_what_it_held(
+def test_a_document_that_becomes_empty_loses_its_chunks(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     ingest(
@@ -134,20 +141,20 @@ def test_a_document_that_becomes_empty_loses_what_it_held(
     added = ingest(corpus, [Document("a", ""), Document("b", "What stays.")], words, tokenizer)
 
     found, _ = corpus.nearest(words.embed(["secret"]), 10)
-    assert added == Tally(unchanged=1, empty=1)
+    assert added == IngestCounts(unchanged=1, empty=1)
     assert [source.text for source, _ in corpus.read(found.tolist()).values()] == ["What stays."]
     assert corpus.counts() == (1, 1)
 
 
-def test_a_broken_off_ingest_resumes(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
+def test_an_interrupted_run_resumes(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
     documents = [Document(f"{i}", f"Number {i}. {_TEXT}") for i in range(6)]
 
-    class UnpluggedError(Exception):
+    class InterruptedRunError(Exception):
         pass
 
-    def until_unplugged() -> Iterator[Document]:
+    def until_interrupted_run() -> Iterator[Document]:
         yield from documents[:4]
-        raise UnpluggedError
+        raise InterruptedRunError
 
     embedded: list[str] = []
 
@@ -158,18 +165,18 @@ def test_a_broken_off_ingest_resumes(corpus: Corpus, words: Embedder, tokenizer:
             embedded.extend(texts)
             return words.embed(texts)
 
-        def segments(self, prompt: Prompt) -> list[str]:
-            return words.segments(prompt)
+        def windows(self, prompt: Prompt) -> list[str]:
+            return words.windows(prompt)
 
-    with pytest.raises(UnpluggedError):
-        ingest(corpus, until_unplugged(), words, tokenizer, cut=Chunking(64))
+    with pytest.raises(InterruptedRunError):
+        ingest(corpus, until_interrupted_run(), words, tokenizer, chunking=Chunking(64))
     durable = [entry.name for entry in corpus.documents()]
     assert durable == ["0", "1", "2", "3"][: len(durable)] != []
 
-    added = ingest(corpus, documents, Counting(), tokenizer, cut=Chunking(64))
+    added = ingest(corpus, documents, Counting(), tokenizer, chunking=Chunking(64))
 
     assert (added.unchanged, added.added) == (len(durable), 6 - len(durable))
-    assert len(embedded) == added.sequences  # nothing is embedded twice
+    assert len(embedded) == added.chunks  # nothing is embedded twice
     assert corpus.counts() == (
         6,
         sum(len(split(d.text, tokenizer, Chunking(64))) for d in documents),
@@ -191,22 +198,22 @@ def test_documents_are_not_added_with_another_embedder_or_tokenizer(
     assert corpus.counts() == (0, 0)
 
 
-def test_other_metadata_or_overlap_store_a_document_anew(
+def test_other_metadata_or_overlap_replace_a_document(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
-    ingest(corpus, [Document("a", _TEXT, {"year": 1})], words, tokenizer, cut=Chunking(64))
+    ingest(corpus, [Document("a", _TEXT, {"year": 1})], words, tokenizer, chunking=Chunking(64))
     plain = corpus.counts()[1]
 
     assert (
         ingest(
-            corpus, [Document("a", _TEXT, {"year": 2})], words, tokenizer, cut=Chunking(64)
+            corpus, [Document("a", _TEXT, {"year": 2})], words, tokenizer, chunking=Chunking(64)
         ).replaced
         == 1
     )
     assert [entry.metadata for entry in corpus.documents()] == [{"year": 2}]
     assert (
         ingest(
-            corpus, [Document("a", _TEXT, {"year": 2})], words, tokenizer, cut=Chunking(64, 16)
+            corpus, [Document("a", _TEXT, {"year": 2})], words, tokenizer, chunking=Chunking(64, 16)
         ).replaced
         == 1
     )
@@ -222,11 +229,11 @@ def test_two_documents_of_one_name_in_one_run_are_refused(
         Document("a", "Then this."),
     ]
 
-    with pytest.raises(CorpusError, match="two documents of one run are called 'a'"):
+    with pytest.raises(CorpusError, match="two documents of one run are named 'a'"):
         ingest(corpus, documents, words, tokenizer)
 
 
-def test_a_document_that_is_there_under_its_former_name_is_not_added_again(
+def test_a_document_stored_under_its_former_name_is_not_added_again(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     ingest(
@@ -242,24 +249,24 @@ def test_a_document_that_is_there_under_its_former_name_is_not_added_again(
 
     again = ingest(corpus, now, words, tokenizer)
 
-    assert again == Tally(added=1, unchanged=1, sequences=1)
+    assert again == IngestCounts(added=1, unchanged=1, chunks=1)
     assert [entry.name for entry in corpus.documents()] == ["api/a.md", "api/b.md", "x/api/b.md"]
 
 
-def test_a_former_name_that_another_document_of_the_run_has_is_that_ones(
+def test_a_former_name_belongs_to_the_document_of_the_run_that_has_it(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     rows = [Document("t#2", "The same words."), Document('t#"2"', "The same words.", former="t#2")]
 
     first, again = ingest(corpus, rows, words, tokenizer), ingest(corpus, rows, words, tokenizer)
 
-    assert (first.added, again) == (2, Tally(unchanged=2))
+    assert (first.added, again) == (2, IngestCounts(unchanged=2))
 
 
-def test_the_counts_are_right_when_a_run_is_broken_off(
+def test_the_counts_are_accurate_when_a_run_is_interrupted(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
-    tally = Tally()
+    counts = IngestCounts()
 
     def until_interrupted() -> Iterator[Document]:
         for i in range(20):
@@ -267,13 +274,13 @@ def test_the_counts_are_right_when_a_run_is_broken_off(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ingest(corpus, until_interrupted(), words, tokenizer, cut=Chunking(64), tally=tally)
+        ingest(corpus, until_interrupted(), words, tokenizer, chunking=Chunking(64), counts=counts)
 
-    assert (tally.added, tally.sequences) == corpus.counts()
-    assert 0 < tally.added < 20
+    assert (counts.added, counts.chunks) == corpus.counts()
+    assert 0 < counts.added < 20
 
 
-def test_a_long_document_is_embedded_in_parts_and_stored_as_a_whole(
+def test_a_long_document_is_embedded_in_parts_and_stored_at_once(
     corpora: Path, corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     text = "".join(f"Line {i} is about the number {i * i}.\n" for i in range(3000))
@@ -286,18 +293,18 @@ def test_a_long_document_is_embedded_in_parts_and_stored_as_a_whole(
             yield words.embed(batch)
 
     added = ingest(
-        corpus, [Document("long", text)], words, tokenizer, cut=Chunking(32), embed=embed
+        corpus, [Document("long", text)], words, tokenizer, chunking=Chunking(32), embed=embed
     )
 
-    assert max(sizes) <= 64 < added.sequences == sum(sizes)
-    assert added == Tally(added=1, sequences=corpus.counts()[1])
+    assert max(sizes) <= 64 < added.chunks == sum(sizes)
+    assert added == IngestCounts(added=1, chunks=corpus.counts()[1])
     found, embeddings_KD = corpus.nearest(words.embed(["day"]), None)
     read = corpus.read(found.tolist())
     for sequence, embedding in zip(found.tolist(), embeddings_KD, strict=True):
         assert embedding.tolist() == words.embed([read[sequence][0].text])[0].tolist()
 
 
-def test_batches_may_be_embedded_elsewhere_ahead_of_being_added(
+def test_batches_may_be_embedded_ahead_of_being_added(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     def all_at_once(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
@@ -305,12 +312,12 @@ def test_batches_may_be_embedded_elsewhere_ahead_of_being_added(
 
     documents = [Document(f"{i}", f"{i} {_TEXT}") for i in range(5)]
 
-    added = ingest(corpus, documents, words, tokenizer, cut=Chunking(64), embed=all_at_once)
+    added = ingest(corpus, documents, words, tokenizer, chunking=Chunking(64), embed=all_at_once)
 
     assert added.added == 5
     found, embeddings_KD = corpus.nearest(words.embed(["day"]), None)
     read = corpus.read(found.tolist())
-    assert len(found) == added.sequences > 64
+    assert len(found) == added.chunks > 64
     for sequence, embedding in zip(found.tolist(), embeddings_KD, strict=True):
         assert embedding.tolist() == words.embed([read[sequence][0].text])[0].tolist()
 
@@ -318,14 +325,12 @@ def test_batches_may_be_embedded_elsewhere_ahead_of_being_added(
 _UNIQUE = Chunking(36, unique=True)
 
 
-def paragraphs(*own: str) -> str:
-    """Each is a sequence of its own."""
-    return "".join(f"{text} {'and so on ' * 8}\n\n" for text in own)
+def paragraphs(*texts: str) -> str:
+    """Paragraphs that are a chunk each."""
+    return "".join(f"{text} {'and so on ' * 8}\n\n" for text in texts)
 
 
-def test_sequences_that_are_there_already_are_left_out(
-    corpus: Corpus, words: Embedder, tokenizer: Any
-) -> None:
+def test_known_chunks_are_omitted(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
     one, two, three = (paragraphs(name) for name in ("one", "two", "three"))
 
     added = ingest(
@@ -333,15 +338,15 @@ def test_sequences_that_are_there_already_are_left_out(
         [Document("a", one + two + one), Document("b", two + three), Document("c", one)],
         words,
         tokenizer,
-        cut=_UNIQUE,
+        chunking=_UNIQUE,
     )
 
-    assert added == Tally(added=2, sequences=3, empty=1)
+    assert added == IngestCounts(added=2, chunks=3, empty=1)
     assert texts_of(corpus, words) == sorted([one, two, three])
     assert [(entry.name, entry.sequences) for entry in corpus.documents()] == [("a", 2), ("b", 1)]
 
 
-def test_without_being_asked_to_none_is_left_out(
+def test_without_the_option_no_chunk_is_omitted(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     one = paragraphs("one")
@@ -351,36 +356,38 @@ def test_without_being_asked_to_none_is_left_out(
         [Document("a", one + one), Document("b", one)],
         words,
         tokenizer,
-        cut=Chunking(_UNIQUE.max_length),
+        chunking=Chunking(_UNIQUE.max_length),
     )
 
     assert texts_of(corpus, words) == [one] * 3
 
 
-def test_a_document_that_changes_a_little_keeps_what_only_it_brought(
+def test_a_changed_document_keeps_its_unique_chunks(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     one, two, three = (paragraphs(name) for name in ("one", "two", "three"))
-    ingest(corpus, [Document("a", one + two)], words, tokenizer, cut=_UNIQUE)
+    ingest(corpus, [Document("a", one + two)], words, tokenizer, chunking=_UNIQUE)
 
-    assert ingest(corpus, [Document("a", one + three)], words, tokenizer, cut=_UNIQUE) == Tally(
-        replaced=1, sequences=2
-    )
+    assert ingest(
+        corpus, [Document("a", one + three)], words, tokenizer, chunking=_UNIQUE
+    ) == IngestCounts(replaced=1, chunks=2)
     assert texts_of(corpus, words) == sorted([one, three])
 
     assert (
         ingest(
-            corpus, [Document("a", one + three, {"year": 1})], words, tokenizer, cut=_UNIQUE
+            corpus, [Document("a", one + three, {"year": 1})], words, tokenizer, chunking=_UNIQUE
         ).replaced
         == 1
     )
     assert texts_of(corpus, words) == sorted([one, three])
 
-    again = ingest(corpus, [Document("a", one + three, {"year": 1})], words, tokenizer, cut=_UNIQUE)
-    assert again == Tally(unchanged=1)
+    again = ingest(
+        corpus, [Document("a", one + three, {"year": 1})], words, tokenizer, chunking=_UNIQUE
+    )
+    assert again == IngestCounts(unchanged=1)
 
 
-def test_what_a_document_no_longer_brings_may_come_from_another(
+def test_a_chunk_dropped_by_a_document_may_come_from_another(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     one, two, three = (paragraphs(name) for name in ("one", "two", "three"))
@@ -389,10 +396,12 @@ def test_what_a_document_no_longer_brings_may_come_from_another(
         [Document("a", one + two), Document("b", two + three)],
         words,
         tokenizer,
-        cut=_UNIQUE,
+        chunking=_UNIQUE,
     )
 
-    ingest(corpus, [Document("a", one), Document("c", two + three)], words, tokenizer, cut=_UNIQUE)
+    ingest(
+        corpus, [Document("a", one), Document("c", two + three)], words, tokenizer, chunking=_UNIQUE
+    )
 
     assert texts_of(corpus, words) == sorted([one, two, three])
     assert [(entry.name, entry.sequences) for entry in corpus.documents()] == [
@@ -402,35 +411,35 @@ def test_what_a_document_no_longer_brings_may_come_from_another(
     ]
 
 
-def test_what_was_there_twice_before_it_was_asked_for_goes_from_the_one_that_is_added_again(
+def test_a_repeated_chunk_is_omitted_from_the_document_that_is_added_again(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     one, two = paragraphs("one"), paragraphs("two")
     plain = Chunking(_UNIQUE.max_length)
-    ingest(corpus, [Document("a", one + two), Document("b", one)], words, tokenizer, cut=plain)
+    ingest(corpus, [Document("a", one + two), Document("b", one)], words, tokenizer, chunking=plain)
 
-    ingest(corpus, [Document("a", one + two)], words, tokenizer, cut=_UNIQUE)
+    ingest(corpus, [Document("a", one + two)], words, tokenizer, chunking=_UNIQUE)
 
     assert texts_of(corpus, words) == sorted([one, two])
 
 
-def test_an_ingest_of_unique_sequences_that_was_broken_off_resumes(
+def test_an_interrupted_run_with_unique_chunks_resumes(
     corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:
     documents = [Document(f"{i:02}", paragraphs("shared", f"own {i}")) for i in range(90)]
 
-    class UnpluggedError(Exception):
+    class InterruptedRunError(Exception):
         pass
 
-    def until_unplugged() -> Iterator[Document]:
+    def until_interrupted_run() -> Iterator[Document]:
         yield from documents[:80]
-        raise UnpluggedError
+        raise InterruptedRunError
 
-    with pytest.raises(UnpluggedError):
-        ingest(corpus, until_unplugged(), words, tokenizer, cut=_UNIQUE)
+    with pytest.raises(InterruptedRunError):
+        ingest(corpus, until_interrupted_run(), words, tokenizer, chunking=_UNIQUE)
     assert 0 < corpus.counts()[0] < 80
 
-    ingest(corpus, documents, words, tokenizer, cut=_UNIQUE)
+    ingest(corpus, documents, words, tokenizer, chunking=_UNIQUE)
 
     texts = texts_of(corpus, words)
     assert len(texts) == len(set(texts)) == 91

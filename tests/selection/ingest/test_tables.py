@@ -1,4 +1,4 @@
-"""Rows of JSON lines and Parquet: all of a file's, or none where one is not as it should be."""
+"""Rows of JSON lines and Parquet files: all rows of a file, or none if one is invalid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from selection.corpus.sqlite_store import CorpusError
 from selection.ingest import parquet, tables
-from selection.ingest.readers import Document, Tally, read_file
+from selection.ingest.readers import Document, IngestCounts, read_file
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -24,7 +24,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.JSONL"])
-def test_json_lines_are_a_document_each(tmp_path: Path, name: str) -> None:
+def test_each_json_line_is_a_document(tmp_path: Path, name: str) -> None:
     rows: list[dict[str, Any]] = [
         {"text": "eins\nzwei"},
         {"text": "ü", "id": "umlaut", "more": [1]},
@@ -34,19 +34,19 @@ def test_json_lines_are_a_document_each(tmp_path: Path, name: str) -> None:
     assert list(read_file(file, "t")) == [Document("t#1", "eins\nzwei"), Document("t#umlaut", "ü")]
 
 
-def test_rows_may_say_what_filters_ask_of_them(tmp_path: Path) -> None:
-    said: list[dict[str, Any] | None] = [
+def test_rows_may_have_metadata(tmp_path: Path) -> None:
+    expected: list[dict[str, Any] | None] = [
         {"language": "de", "year": 2024, "score": -0.5, "draft": True},
         {},
         None,
     ]
-    rows: list[dict[str, Any]] = [{"text": "eins", "metadata": metadata} for metadata in said]
+    rows: list[dict[str, Any]] = [{"text": "eins", "metadata": metadata} for metadata in expected]
     lines = write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     table = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), table)
 
-    assert [document.metadata for document in read_file(lines, "t")] == [said[0], {}, {}]
-    assert [document.metadata for document in read_file(table, "t")] == [said[0]]
+    assert [document.metadata for document in read_file(lines, "t")] == [expected[0], {}, {}]
+    assert [document.metadata for document in read_file(table, "t")] == [expected[0]]
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_metadata_that_cannot_be_filtered_by_is_refused(tmp_path: Path, metadata
     )
 
     with pytest.raises(
-        CorpusError, match="t, row 2: `metadata` is an object of strings, finite numbers, true and"
+        CorpusError, match="t, row 2: expected an object of strings, finite numbers, true and"
     ):
         next(read_file(file, "t"))
 
 
-def test_parquet_rows_are_a_document_each(tmp_path: Path) -> None:
+def test_each_parquet_row_is_a_document(tmp_path: Path) -> None:
     file = tmp_path / "t.parquet"
     table = pyarrow.table({"label": [0, 1], "text": ["one", "two"], "id": [41, 42]})
     pyarrow.parquet.write_table(table, file)
@@ -104,22 +104,24 @@ def test_rows_whose_id_is_null_are_numbered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second_row", "message"),
     [
-        ('{"text": 5}', "t, row 2: expected a field `text` that holds a string, not a number"),
-        ('{"text": ["x"]}', "t, row 2: expected a field `text` that holds a string, not a list"),
+        ('{"text": 5}', "t, row 2: expected a string in the field `text`, not a number"),
+        ('{"text": ["x"]}', "t, row 2: expected a string in the field `text`, not a list"),
         ('["text"]', "t, row 2: expected a field `text` in an object, not a list"),
         ("null", "t, row 2: expected a field `text` in an object, not null"),
-        ('{"text": "x", "id": [1]}', "t, row 2: its `id` is a string or a number, not a list"),
-        ('{"text": "x", "id": NaN}', "t, row 2: its `id` is a string or a number, not nan"),
+        ('{"text": "x", "id": [1]}', "t, row 2: expected a string or a number in `id`, not a list"),
+        ('{"text": "x", "id": NaN}', "t, row 2: expected a string or a number in `id`, not nan"),
         (r'{"text": "x", "id": "\ud800"}', "t, row 2: its `id` is not Unicode text"),
         (
             r'{"text": "half of \ud83d"}',
-            "t, row 2: expected a field `text` that holds a string of Unicode text",
+            "t, row 2: expected Unicode text in the field `text`",
         ),
         ("not json", r"t, line 2: not JSON"),
         ('{"text": "x"', r"t, line 2: not JSON"),
     ],
 )
-def test_a_bad_row_of_json_lines_is_named(tmp_path: Path, second_row: str, message: str) -> None:
+def test_an_invalid_row_of_json_lines_is_named(
+    tmp_path: Path, second_row: str, message: str
+) -> None:
     file = write(tmp_path / "t.jsonl", f'{{"text": "fine"}}\n{second_row}\n')
 
     with pytest.raises(CorpusError, match=message):
@@ -158,12 +160,12 @@ def test_parquet_without_texts_is_refused(tmp_path: Path, columns: dict[str, lis
     file = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
-    with pytest.raises(CorpusError, match="expected a field `text`"):
+    with pytest.raises(CorpusError, match="field `text`"):
         list(read_file(file, "t"))
 
 
 def write_rows(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
-    """The rows as a file of that kind."""
+    """Write the rows to a file of that kind."""
     file = folder / f"t.{kind}"
     if kind == "jsonl":
         return write(file, "".join(json.dumps(row) + "\n" for row in rows))
@@ -189,32 +191,30 @@ def test_a_null_is_an_absent_key(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_rows_without_a_text_are_passed_over_and_counted(tmp_path: Path, kind: str) -> None:
+def test_rows_without_a_text_are_skipped_and_counted(tmp_path: Path, kind: str) -> None:
     rows: list[dict[str, Any]] = [
         {"id": "a", "text": "one"},
         {"id": "b", "text": None},
         {"id": "c", "text": ""},
     ]
     file = write_rows(tmp_path, kind, [*rows, {"id": "d"}, {"text": "five"}])
-    tally = Tally()
+    counts = IngestCounts()
 
-    documents = list(read_file(file, "t", tally=tally))
+    documents = list(read_file(file, "t", counts=counts))
 
     assert documents == [Document("t#a", "one"), Document("t#5", "five")]
-    assert tally == Tally(skipped=3)
+    assert counts == IngestCounts(skipped=3)
 
 
 @pytest.mark.parametrize("rows", [[{"body": "x"}], [{"text": None}, {"text": ""}]])
-def test_a_file_in_which_no_row_has_a_text_is_refused(
-    tmp_path: Path, rows: list[dict[str, Any]]
-) -> None:
+def test_a_file_without_any_text_is_refused(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     with pytest.raises(
-        CorpusError, match="t, row 1: expected a field `text`; no row of the file holds a text"
+        CorpusError, match="t, row 1: expected a field `text`; no row of the file has a text"
     ):
         list(read_file(write_rows(tmp_path, "jsonl", rows), "t"))
 
 
-def test_ids_and_numbers_have_spaces_of_their_own(tmp_path: Path) -> None:
+def test_ids_and_row_numbers_are_never_confused(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"id": 2, "text": "whales are mammals"},
         {"text": "trains run on rails"},
@@ -228,7 +228,7 @@ def test_ids_and_numbers_have_spaces_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_an_id_that_is_there_twice_is_named_with_both_rows(tmp_path: Path, kind: str) -> None:
+def test_a_repeated_id_is_named_with_both_rows(tmp_path: Path, kind: str) -> None:
     first, last = (2, "2") if kind == "jsonl" else ("e", "e")
     rows: list[dict[str, Any]] = [
         {"id": first, "text": "whales"},
@@ -242,7 +242,7 @@ def test_an_id_that_is_there_twice_is_named_with_both_rows(tmp_path: Path, kind:
 
 def test_dates_times_and_decimals_of_parquet_become_text_and_numbers(tmp_path: Path) -> None:
     moment = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.UTC)
-    said = {
+    values = {
         "day": datetime.date(2024, 5, 6),
         "moment": moment,
         "local": moment.replace(tzinfo=None),
@@ -251,7 +251,7 @@ def test_dates_times_and_decimals_of_parquet_become_text_and_numbers(tmp_path: P
         "price": decimal.Decimal("1.50"),
         "count": decimal.Decimal("3"),
     }
-    file = write_rows(tmp_path, "parquet", [{"text": "a", "id": moment, "metadata": said}])
+    file = write_rows(tmp_path, "parquet", [{"text": "a", "id": moment, "metadata": values}])
 
     (document,) = read_file(file, "t")
 
@@ -292,31 +292,31 @@ def test_nanoseconds_dictionaries_and_maps_of_parquet_are_read(tmp_path: Path) -
         (
             "metadata",
             [{"a": None}, {"a": b"x"}],
-            "t, row 2: `metadata` is an object of .*; 'a' holds bytes",
+            "t, row 2: expected an object of .* in `metadata`; 'a' is bytes",
         ),
         (
             "metadata",
             [None, {"a": [1]}],
-            "t, row 2: `metadata` is an object of .*; 'a' holds a list",
+            "t, row 2: expected an object of .* in `metadata`; 'a' is a list",
         ),
         (
             "metadata",
             [{"a": 1.0}, {"a": float("nan")}],
-            "t, row 2: `metadata` is an object of .*; 'a' holds nan",
+            "t, row 2: expected an object of .* in `metadata`; 'a' is nan",
         ),
-        ("metadata", ["x", "y"], "t, row 1: `metadata` is an object of .*, not a string"),
-        ("id", [None, b"x"], "t, row 2: its `id` is a string or a number, not bytes"),
-        ("text", [None, 5], "t, row 2: expected a field `text` that holds a string, not int64"),
-        ("text", [None, b"x"], "t, row 2: expected a field `text` that holds a string, not binary"),
-        ("text", [None, ["x"]], "t, row 2: expected a field `text` that holds a string, not list"),
+        ("metadata", ["x", "y"], "t, row 1: expected an object of .* in `metadata`, not a string"),
+        ("id", [None, b"x"], "t, row 2: expected a string or a number in `id`, not bytes"),
+        ("text", [None, 5], "t, row 2: expected a string in the field `text`, not int64"),
+        ("text", [None, b"x"], "t, row 2: expected a string in the field `text`, not binary"),
+        ("text", [None, ["x"]], "t, row 2: expected a string in the field `text`, not list"),
         (
             "text",
             [None, datetime.date(2024, 5, 6)],
-            "t, row 2: expected a field `text` that holds a string, not date",
+            "t, row 2: expected a string in the field `text`, not date",
         ),
     ],
 )
-def test_what_has_no_counterpart_is_named_with_its_row(
+def test_a_value_without_a_json_counterpart_is_named_with_its_row(
     tmp_path: Path, column: str, values: list[Any], message: str
 ) -> None:
     table = pyarrow.table({"text": ["one", "two"], column: values})
@@ -326,42 +326,42 @@ def test_what_has_no_counterpart_is_named_with_its_row(
         list(read_file(tmp_path / "t.parquet", "t"))
 
 
-def test_a_text_of_any_format_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "LARGEST_TEXT", 1 << 20)
+def test_the_size_of_a_text_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_TEXT_BYTES", 1 << 20)
     for text in ("word " * (1 << 18), "ü" * (1 << 19) + "and more"):
         table = write_rows(tmp_path, "parquet", [{"text": "fine"}, {"text": text}])
         with pytest.raises(
-            CorpusError, match="t, row 2: its `text` has 1 MiB; a text has 1 at most"
+            CorpusError, match="t, row 2: its `text` has 1 MiB, and a text has at most 1 MiB"
         ):
             list(read_file(table, "t"))
 
 
-def test_a_page_that_unfolds_to_too_much_is_not_read(
+def test_a_page_that_expands_to_too_much_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "_LARGEST_PAGE", 1 << 20)
+    monkeypatch.setattr(parquet, "_MAX_PAGE_BYTES", 1 << 20)
     file = write_rows(tmp_path, "parquet", [{"text": "word " * (1 << 19)}] + [{"text": "x"}] * 1000)
 
     with pytest.raises(
         CorpusError,
-        match=r"t, row group 1: a page of its column `text` unfolds to 2 MiB; 1 at most",
+        match=r"t, row group 1: a page of its column `text` expands to 2 MiB, and at most 1 MiB",
     ):
         list(read_file(file, "t"))
 
 
-def test_a_list_of_very_many_values_is_not_read(
+def test_a_list_with_too_many_values_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "_LONGEST_LISTS", 1000)
+    monkeypatch.setattr(parquet, "_MAX_LIST_VALUES", 1000)
     file = write_rows(tmp_path, "parquet", [{"text": "x", "metadata": {"a": [None] * 2000}}])
 
     with pytest.raises(
-        CorpusError, match=r"column `metadata.a.list.element` has 2,000 values; 1,000 at most"
+        CorpusError, match=r"column `metadata.a.list.element` has 2,000 values, and at most 1,000"
     ):
         list(read_file(file, "t"))
 
 
-def test_a_line_of_very_many_values_is_not_read(tmp_path: Path) -> None:
+def test_a_line_with_too_many_values_is_not_read(tmp_path: Path) -> None:
     rows = b'{"text": "fine"}\n{"text": "x", "more": [' + b"[]," * (1 << 19) + b"[]]}\n"
 
     with pytest.raises(CorpusError, match="t, line 2: more than 262,144 values at once"):
@@ -380,16 +380,14 @@ def test_a_line_of_very_many_values_is_not_read(tmp_path: Path) -> None:
         {"row_group_size": 100, "data_page_size": 1000},
     ],
 )
-def test_every_page_is_found_however_a_file_was_written(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_every_page_is_found_in_any_layout(tmp_path: Path, options: dict[str, Any]) -> None:
     texts = [f"row {i} " * (1 + i % 50) for i in range(2000)]
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "t.parquet", **options)
 
     assert [document.text for document in read_file(tmp_path / "t.parquet", "t")] == texts
 
 
-def test_a_page_without_a_header_is_damage(tmp_path: Path) -> None:
+def test_a_page_without_a_header_is_damaged(tmp_path: Path) -> None:
     file = write_rows(tmp_path, "parquet", [{"text": "one"}])
     content = bytearray(file.read_bytes())
     content[4:20] = b"\xff" * 16
@@ -401,18 +399,18 @@ def test_a_page_without_a_header_is_damage(tmp_path: Path) -> None:
         list(read_file(file, "t"))
 
 
-def test_reading_a_table_can_be_broken_off_at_any_row(tmp_path: Path) -> None:
+def test_reading_a_table_can_be_cancelled_at_any_row(tmp_path: Path) -> None:
     file = write_rows(tmp_path, "jsonl", [{"text": "one"}, *[{"text": None}] * 1000])
 
-    class StoppedError(Exception):
+    class CancelledError(Exception):
         pass
 
     for last in (1, 500, 1500):
-        looks = iter(range(last))
+        checks = iter(range(last))
 
-        def alive(looks: Any = looks) -> None:
-            if next(looks, None) is None:
-                raise StoppedError
+        def check_cancelled(checks: Any = checks) -> None:
+            if next(checks, None) is None:
+                raise CancelledError
 
-        with pytest.raises(StoppedError):
-            list(read_file(file, "t", alive=alive))
+        with pytest.raises(CancelledError):
+            list(read_file(file, "t", check_cancelled=check_cancelled))

@@ -199,7 +199,7 @@ def test_a_table_with_a_bad_row_far_down_leaves_nothing_at_any_time(
     assert found.problem is not None
     assert (found.status, found.problem.code) == ("failed", "invalid_file")
     assert (
-        "rows.jsonl, row 501: expected a field `text` that holds a string, not a number"
+        "rows.jsonl, row 501: expected a string in the field `text`, not a number"
         in found.problem.message
     )
 

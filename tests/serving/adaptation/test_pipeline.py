@@ -23,7 +23,7 @@ from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import SelectorConfig
-from selection.targets import MOST_TARGETS, LeftOut
+from selection.targets import MAX_TARGETS, Truncation
 from serving.adaptation import pipeline as adaptation_module
 from serving.adaptation import workers
 from serving.adaptation.pipeline import Adaptation
@@ -142,7 +142,7 @@ async def test_the_report_says_what_was_left_out(
     clamped = Adaptation(replace(wish, prompts=prompts), selector, trainer, NoEngine())
     await clamped.speaker()
     before = Adaptation(
-        replace(wish, left_out=LeftOut(MOST_TARGETS, 2048, "prompts")),
+        replace(wish, truncation=Truncation(MAX_TARGETS, 2048, "prompts")),
         selector,
         trainer,
         NoEngine(),
@@ -153,8 +153,8 @@ async def test_the_report_says_what_was_left_out(
 
     told = [each.report.targets for each in (clamped, before, all_of_it) if each.report is not None]
     assert told == [
-        {"used": MOST_TARGETS, "of": 100, "unit": "prompts"},
-        {"used": MOST_TARGETS, "of": 2048, "unit": "prompts"},
+        {"used": MAX_TARGETS, "of": 100, "unit": "prompts"},
+        {"used": MAX_TARGETS, "of": 2048, "unit": "prompts"},
         None,
     ]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from selection.embedding import LONGEST_PROMPT, Prompt
-from selection.targets import MOST_TARGETS, LeftOut
+from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
+from selection.targets import MAX_TARGETS, Truncation
 from serving.adaptation.request import parse_adaptation_request
 from serving.adaptation.terms import Terms
 from serving.adaptation.wish import AdaptationRequest
@@ -400,31 +400,31 @@ def test_of_thousands_of_prompts_only_those_that_are_looked_at_are_decoded(token
 
     asked = wish({"prompt": prompts}, counting, header="gain=0.4")
 
-    assert len(asked.prompts) == MOST_TARGETS
-    assert asked.left_out == LeftOut(MOST_TARGETS, 2048, "prompts")
+    assert len(asked.prompts) == MAX_TARGETS
+    assert asked.truncation == Truncation(MAX_TARGETS, 2048, "prompts")
     assert asked.prompts[0] == Prompt(tokenizer.decode(prompts[0]))
     assert asked.prompts[-1] == Prompt(tokenizer.decode(prompts[-1]))
-    assert counting.decoded == MOST_TARGETS * 1000
+    assert counting.decoded == MAX_TARGETS * 1000
     assert counting.encoded <= 16 * 256
 
 
 def test_prompts_within_the_bound_are_all_looked_at(tokenizer: Any) -> None:
-    asked = wish({"prompt": [f"prompt {i}" for i in range(MOST_TARGETS)]}, tokenizer)
+    asked = wish({"prompt": [f"prompt {i}" for i in range(MAX_TARGETS)]}, tokenizer)
 
-    assert asked.prompts == tuple(Prompt(f"prompt {i}") for i in range(MOST_TARGETS))
-    assert asked.left_out is None
+    assert asked.prompts == tuple(Prompt(f"prompt {i}") for i in range(MAX_TARGETS))
+    assert asked.truncation is None
 
 
 def test_of_a_very_long_text_only_the_end_that_is_looked_at_travels(tokenizer: Any) -> None:
-    long = "a" + "b" * LONGEST_PROMPT
+    long = "a" + "b" * MAX_PROMPT_CHARACTERS
     messages = [{"role": "system", "content": long}, {"role": "user", "content": long}]
-    tokens = [7] * (2 * LONGEST_PROMPT)
+    tokens = [7] * (2 * MAX_PROMPT_CHARACTERS)
     counting = Counting(tokenizer)
 
     assert wish({"prompt": long}, tokenizer).prompts == (Prompt(long[1:]),)
     assert wish({"messages": messages}, tokenizer).prompts == (Prompt(long[1:], long[1:]),)
     wish({"prompt": tokens}, counting)
-    assert counting.decoded == LONGEST_PROMPT
+    assert counting.decoded == MAX_PROMPT_CHARACTERS
 
 
 def test_a_request_without_a_prompt_is_left_to_vllm(tokenizer: Any) -> None:

@@ -50,7 +50,7 @@ class Turnstile:
         self._inside -= 1
         return self._words.embed(texts)
 
-    def segments(self, prompt: Prompt) -> list[str]:
+    def windows(self, prompt: Prompt) -> list[str]:
         return [prompt.text]
 
 

@@ -109,7 +109,7 @@ def test_counts_say_what_happened(work: Path, add: Add) -> None:
         "1 rows had no text; 1 could not be read\n"
     )
     assert (
-        "skipped: bad.jsonl, row 2: expected a field `text` that holds a string, not a number\n"
+        "skipped: bad.jsonl, row 2: expected a string in the field `text`, not a number\n"
         in ran.err
     )
     assert "left out: 1 .bin, 1 .docx\n" in ran.err
@@ -139,7 +139,7 @@ def test_two_files_that_would_be_called_the_same_are_refused_before_anything_is_
     ran = add("api", elsewhere.parent)
 
     assert ran.status == 1
-    assert f"{work}/api/a.md and {elsewhere} would both be called 'api/a.md'" in ran.err
+    assert f"{work}/api/a.md and {elsewhere} would both be named 'api/a.md'" in ran.err
     assert not (work.parent / "home").exists()
 
 
@@ -160,7 +160,7 @@ def test_an_office_file_that_is_named_is_told_not_to_be_text(work: Path, add: Ad
 
     assert ran.status == 1
     assert (
-        "skipped: report[1].docx is not text, and .docx files are not read: convert it to text first\n"
+        "skipped: report[1].docx is not text, and .docx files are not supported: convert it to text first\n"
         in ran.err
     )
 
@@ -198,7 +198,7 @@ class Interrupting:
             embedder.revision,
             embedder.dimension,
         )
-        self.segments = embedder.segments
+        self.windows = embedder.windows
         self._embedder, self._left = embedder, 3
 
     def embed(self, texts: Sequence[str]) -> Embeddings:

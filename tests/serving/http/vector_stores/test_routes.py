@@ -51,8 +51,8 @@ class PausableEmbedder:
         assert self.running.wait(30)
         return self._embedder.embed(texts)
 
-    def segments(self, prompt: Prompt) -> list[str]:
-        return self._embedder.segments(prompt)
+    def windows(self, prompt: Prompt) -> list[str]:
+        return self._embedder.windows(prompt)
 
 
 @dataclass(frozen=True)
