@@ -30,6 +30,7 @@ from selection.library.library import Library
 from selection.limit import Limit
 from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
+from selection.threaded_embedder import ThreadedEmbedder
 from serving.errors import HangingError
 from serving.observability.start_news import starting, tell
 
@@ -41,10 +42,15 @@ Result = TypeVar("Result")
 
 
 class SelectorWorker:
-    """A selector."""
+    """A selector; `embedder` is as in `Selector`."""
 
-    def __init__(self, config: SelectorConfig, shards: Sequence[ShardCall] = ()) -> None:
-        self._selector = Selector(config, shards)
+    def __init__(
+        self,
+        config: SelectorConfig,
+        shards: Sequence[ShardCall] = (),
+        embedder: ThreadedEmbedder | None = None,
+    ) -> None:
+        self._selector = Selector(config, shards, embedder)
         # Not asyncio's own, which on two cores has six: large requests would keep them all from a
         # small one.
         self._threads = ThreadPoolExecutor(THREADS, "selection")
@@ -108,8 +114,13 @@ class ShardWorker(SerialExecutor[Shard]):
 class CorporaWorker(SelectorWorker):
     """A selector and a library over the same corpora: they share the embedder and the open indexes."""
 
-    def __init__(self, config: SelectorConfig, shards: Sequence[ShardCall] = ()) -> None:
-        super().__init__(config, shards)
+    def __init__(
+        self,
+        config: SelectorConfig,
+        shards: Sequence[ShardCall] = (),
+        embedder: ThreadedEmbedder | None = None,
+    ) -> None:
+        super().__init__(config, shards, embedder)
         assert config.base_model is not None, "a library needs the tokenizer of the base model"
         tokenizer = AutoTokenizer.from_pretrained(config.base_model)
         files = config.root.parent / "files"

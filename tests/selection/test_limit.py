@@ -1,4 +1,4 @@
-"""How long work may go on: by its seconds, by a flag, and while it waits for a lock."""
+"""Limits of work: by seconds, by a flag, and during the wait for a lock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selection.limit import UNLIMITED, AbandonedError, Limit, SecondsSpentError
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -19,7 +19,7 @@ class Clock:
         return self.now
 
 
-def test_work_goes_on_until_its_seconds_are_over() -> None:
+def test_work_may_continue_until_its_seconds_are_over() -> None:
     clock = Clock()
     limit = Limit(2.0, clock=clock)
 
@@ -31,12 +31,12 @@ def test_work_goes_on_until_its_seconds_are_over() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -3.0])
-def test_without_seconds_nothing_is_begun(seconds: float) -> None:
+def test_without_seconds_no_work_is_started(seconds: float) -> None:
     with pytest.raises(SecondsSpentError):
         Limit(seconds, clock=Clock()).check()
 
 
-def test_what_nobody_waits_for_ends_before_its_seconds() -> None:
+def test_abandoned_work_ends_before_its_seconds() -> None:
     abandoned = threading.Event()
     limit = Limit(60.0, abandoned)
     limit.check()
@@ -47,7 +47,7 @@ def test_what_nobody_waits_for_ends_before_its_seconds() -> None:
         limit.check()
 
 
-def test_waiting_for_a_lock_counts_and_a_lock_that_was_not_got_is_not_given_back() -> None:
+def test_the_wait_for_a_lock_counts_and_only_an_acquired_lock_is_released() -> None:
     lock, clock = threading.Lock(), Clock()
     limit = Limit(2.0, clock=clock)
     with limit.holding(lock):
@@ -59,7 +59,7 @@ def test_waiting_for_a_lock_counts_and_a_lock_that_was_not_got_is_not_given_back
     assert not lock.locked()
 
 
-def test_what_is_abandoned_while_it_waits_for_a_lock_stops_waiting() -> None:
+def test_abandoned_work_stops_waiting_for_a_lock() -> None:
     lock, abandoned, ended = threading.Lock(), threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -75,5 +75,5 @@ def test_what_is_abandoned_while_it_waits_for_a_lock_stops_waiting() -> None:
         thread.join()
 
 
-def test_no_limit_never_ends() -> None:
+def test_unlimited_work_never_ends() -> None:
     UNLIMITED.check()

@@ -1,6 +1,4 @@
-"""The selector with the real embedder on a small corpus: what it chooses, and that it notices every
-change.
-"""
+"""The selector with the real embedder on a small corpus: its choices, and changes of the corpus."""
 
 from __future__ import annotations
 
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selection import selector as selector_module
 from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Filter
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
@@ -23,6 +20,7 @@ from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.strategies.registry import STRATEGIES, choose
 from selection.strategies.sift import irreducible, sift
+from selection.threaded_embedder import ThreadedEmbedder
 
 _DOCUMENTS = [
     Document(
@@ -54,35 +52,41 @@ _KITTEN = [Prompt("My kitten is asleep")]
 
 @pytest.fixture
 def make(corpora: Path, embedder: Embedder, tokenizer: Any) -> Any:
-    """Makes or extends a corpus and closes it, as another process would."""
+    """Creates or extends a corpus and closes it, as another process would."""
 
-    def made(name: str, documents: list[Document]) -> None:
+    def add(name: str, documents: list[Document]) -> None:
         corpus = Corpus.create(corpora, name, embedder, tokenizer_digest(tokenizer))
         ingest(corpus, documents, embedder, tokenizer)
         corpus.close()
 
-    return made
+    return add
+
+
+@pytest.fixture(scope="module")
+def threaded(embedder: Embedder) -> ThreadedEmbedder:
+    """The session's embedder, so that no test loads the weights again."""
+    return ThreadedEmbedder(lambda: embedder)
 
 
 @pytest.fixture
-def selector(corpora: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> Selector:
-    """A selector; it shares the session's embedder, so that no test loads the weights again."""
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: embedder)
-    return Selector(SelectorConfig(corpora, candidates=4, regularisation=0.1))
+def selector(corpora: Path, threaded: ThreadedEmbedder) -> Selector:
+    """A selector that preselects four candidates."""
+    config = SelectorConfig(corpora, candidates=4, regularisation=0.1)
+    return Selector(config, embedder=threaded)
 
 
 @pytest.fixture
-def whole(corpora: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> Selector:
-    """A selector that takes the whole corpus."""
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: embedder)
-    return Selector(SelectorConfig(corpora, candidates=None, regularisation=0.1))
+def whole(corpora: Path, threaded: ThreadedEmbedder) -> Selector:
+    """A selector whose candidates are the whole corpus."""
+    config = SelectorConfig(corpora, candidates=None, regularisation=0.1)
+    return Selector(config, embedder=threaded)
 
 
 def names(selection: Selection) -> set[str]:
     return {source.name for source, _ in selection.sources}
 
 
-def test_it_loads_the_embedder_it_was_told_to(corpora: Path, nano: str) -> None:
+def test_the_configured_embedder_is_loaded(corpora: Path, nano: str) -> None:
     own = Selector(SelectorConfig(corpora, embedder="base-model", base_model=nano))
 
     assert own.embedder.name == "base-model"
@@ -117,7 +121,7 @@ def test_a_selection_is_complete(selector: Selector, make: Any, tokenizer: Any) 
         ("When are my taxes due?", "tax"),
     ],
 )
-def test_what_fits_the_prompt_comes_first(
+def test_the_document_that_fits_the_prompt_comes_first(
     selector: Selector, make: Any, prompt: str, name: str, strategy: str
 ) -> None:
     make("small", _DOCUMENTS)
@@ -161,7 +165,7 @@ def test_nearest_neighbours_never_repeat_and_its_failure_mode_does_nothing_else(
     assert repeated.ids == (nearest.ids[0],) * 10
 
 
-def test_the_seed_is_that_of_chance(selector: Selector, make: Any) -> None:
+def test_the_seed_decides_a_random_choice(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
     chosen = [
@@ -196,7 +200,7 @@ def test_the_whole_corpus_can_be_chosen_from(
         ({"type": "and", "filters": [{"type": "lt", "key": "legs", "value": 4}]}, {"bread"}),
     ],
 )
-@pytest.mark.parametrize("strategy", ["nn", "random"])  # they take all there is
+@pytest.mark.parametrize("strategy", ["nn", "random"])  # they take all candidates
 def test_a_filter_reaches_the_search(
     selector: Selector, make: Any, only: Filter, expected: set[str], strategy: str
 ) -> None:
@@ -209,13 +213,12 @@ def test_a_filter_reaches_the_search(
     assert names(selection) == expected
 
 
-def test_a_filter_decides_before_the_candidates_are_counted(
-    corpora: Path, make: Any, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+def test_a_filter_is_applied_before_the_candidates_are_counted(
+    corpora: Path, make: Any, threaded: ThreadedEmbedder
 ) -> None:
-    # Of one candidate, the nearest would be filtered away and nothing be left.
+    # The one candidate must be the nearest that passes the filter.
     make("small", _DOCUMENTS)
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: embedder)
-    narrow = Selector(SelectorConfig(corpora, candidates=1))
+    narrow = Selector(SelectorConfig(corpora, candidates=1), embedder=threaded)
 
     selection = narrow.select(
         SelectionRequest(
@@ -226,9 +229,7 @@ def test_a_filter_decides_before_the_candidates_are_counted(
     assert (names(selection), len(selection.ids)) == ({"tax"}, 3)
 
 
-def test_a_filter_that_nothing_passes_is_like_an_empty_corpus(
-    selector: Selector, make: Any
-) -> None:
+def test_a_filter_without_matches_gives_an_empty_selection(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
     selection = selector.select(
@@ -240,21 +241,21 @@ def test_a_filter_that_nothing_passes_is_like_an_empty_corpus(
     assert (selection.ids, selection.stop, selection.irreducible) == ((), "corpus", 1.0)
 
 
-def test_a_selection_says_what_the_corpus_cannot_tell(
+def test_a_selection_gives_the_irreducible_uncertainty(
     selector: Selector, make: Any, embedder: Embedder
 ) -> None:
     make("small", _DOCUMENTS)
     texts = {document.name: document.text for document in _DOCUMENTS}
 
     asleep = selector.select(SelectionRequest(_KITTEN, "small", steps=50))
-    there = selector.select(SelectionRequest([Prompt(texts["cats"])], "small", steps=50))
+    contained = selector.select(SelectionRequest([Prompt(texts["cats"])], "small", steps=50))
     foreign = selector.select(
         SelectionRequest(
             [Prompt("The eigenvalues of a Hermitian matrix are real.")], "small", steps=50
         )
     )
 
-    assert there.irreducible < 0.05 < asleep.irreducible < foreign.irreducible < 1
+    assert contained.irreducible < 0.05 < asleep.irreducible < foreign.irreducible < 1
     nearest = {
         source.name
         for source, _ in selector.select(
@@ -282,7 +283,7 @@ def test_several_prompts_share_a_selection(selector: Selector, make: Any) -> Non
 _BREAD, _SHIPS = "How do I bake a loaf of bread? ", "The ship sails from harbour to harbour. "
 
 
-def test_of_a_very_long_prompt_the_end_counts(selector: Selector, make: Any) -> None:
+def test_a_very_long_prompt_is_represented_by_its_end(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
     selection = selector.select(
@@ -293,7 +294,7 @@ def test_of_a_very_long_prompt_the_end_counts(selector: Selector, make: Any) -> 
     assert "ships" not in names(selection)
 
 
-def test_the_parts_of_a_long_prompt_are_all_targets(selector: Selector, make: Any) -> None:
+def test_all_windows_of_a_long_prompt_are_targets(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
     prompt = Prompt(_SHIPS * 50 + _BREAD * 50)
 
@@ -302,7 +303,7 @@ def test_the_parts_of_a_long_prompt_are_all_targets(selector: Selector, make: An
     assert names(selection) == {"bread", "ships"}
 
 
-def test_a_long_prompt_is_chosen_for_like_its_segments(
+def test_the_choice_for_a_long_prompt_is_that_for_its_windows(
     whole: Selector, make: Any, embedder: Embedder
 ) -> None:
     make("small", _DOCUMENTS)
@@ -325,9 +326,7 @@ def test_a_long_prompt_is_chosen_for_like_its_segments(
     assert selection.irreducible == pytest.approx(irreducible(candidates_KD, targets_TD), abs=1e-3)
 
 
-def test_a_short_question_is_understood_by_what_was_said_before(
-    selector: Selector, make: Any
-) -> None:
+def test_a_short_question_is_embedded_with_its_context(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
     for context, name in (
@@ -357,7 +356,7 @@ def test_adaptive_sift_stops_before_the_steps(selector: Selector, make: Any) -> 
 @pytest.mark.parametrize(
     ("strategy", "alpha"), [("sift", 0.1), *((strategy, None) for strategy in STRATEGIES)]
 )
-def test_an_empty_corpus_is_said_to_be_the_reason(
+def test_an_empty_corpus_is_the_stop_reason(
     selector: Selector, make: Any, strategy: str, alpha: float | None
 ) -> None:
     make("empty", [])
@@ -370,7 +369,7 @@ def test_an_empty_corpus_is_said_to_be_the_reason(
     assert (selection.stop, selection.uncertainty, selection.irreducible) == ("corpus", (1.0,), 1.0)
 
 
-def test_bad_wishes_are_refused(selector: Selector, make: Any) -> None:
+def test_invalid_requests_are_refused(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
 
     with pytest.raises(ValueError, match="unknown strategy 'luck': one of sift, nn"):
@@ -412,7 +411,7 @@ def test_a_strategy_can_be_chosen_without_a_corpus() -> None:
 
 
 @pytest.mark.parametrize("name", ["absent", "../small", "", "a/b", "x\0y", "x" * 5000])
-def test_a_corpus_that_is_not_there_is_said_so(selector: Selector, make: Any, name: str) -> None:
+def test_a_missing_corpus_is_reported(selector: Selector, make: Any, name: str) -> None:
     make("small", _DOCUMENTS[:1])
 
     with pytest.raises(CorpusNotFoundError, match=r"there are: small"):
@@ -451,23 +450,26 @@ def test_a_corpus_of_another_embedder_is_refused(
 
 
 def test_a_corpus_of_another_tokenizer_is_refused_where_the_base_model_is_known(
-    corpora: Path, selector: Selector, make: Any, embedder: Embedder, nano: str
+    corpora: Path,
+    selector: Selector,
+    make: Any,
+    embedder: Embedder,
+    threaded: ThreadedEmbedder,
+    nano: str,
 ) -> None:
     make("small", _DOCUMENTS)
     Corpus.create(corpora, "foreign", embedder, "0123456789abcdef").close()
-    knowing = Selector(SelectorConfig(corpora, base_model=nano))
+    checking = Selector(SelectorConfig(corpora, base_model=nano), embedder=threaded)
 
     assert selector.select(SelectionRequest(_KITTEN, "foreign", steps=1)).stop == "corpus"
-    assert knowing.select(SelectionRequest(_KITTEN, "small", steps=1)).ids
+    assert checking.select(SelectionRequest(_KITTEN, "small", steps=1)).ids
     with pytest.raises(
         CorpusError, match="'foreign' holds the tokens of another model's tokenizer"
     ):
-        knowing.select(SelectionRequest(_KITTEN, "foreign", steps=1))
+        checking.select(SelectionRequest(_KITTEN, "foreign", steps=1))
 
 
-def test_documents_added_by_another_are_seen_by_the_next_selection(
-    selector: Selector, make: Any
-) -> None:
+def test_documents_added_by_another_process_are_found(selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS[2:])
     before = selector.select(SelectionRequest(_KITTEN, "small", steps=1))
 
@@ -478,7 +480,7 @@ def test_documents_added_by_another_are_seen_by_the_next_selection(
     assert after.sources[0][0].name == "cats"
 
 
-def test_documents_deleted_by_another_are_never_chosen_again(
+def test_documents_deleted_by_another_process_are_not_chosen(
     corpora: Path, selector: Selector, make: Any
 ) -> None:
     make("small", _DOCUMENTS)
@@ -492,7 +494,7 @@ def test_documents_deleted_by_another_are_never_chosen_again(
     assert "cats" not in names(selection)
 
 
-def test_a_corpus_removed_and_made_again_is_noticed(
+def test_a_corpus_removed_and_created_again_is_noticed(
     corpora: Path, selector: Selector, make: Any
 ) -> None:
     # The new one has the same name and, with the same number of additions, the same generation.
@@ -506,7 +508,7 @@ def test_a_corpus_removed_and_made_again_is_noticed(
     assert names(selection) == {"bread", "ships"}
 
 
-def test_a_removed_corpus_is_no_longer_there(corpora: Path, selector: Selector, make: Any) -> None:
+def test_a_removed_corpus_is_missing(corpora: Path, selector: Selector, make: Any) -> None:
     make("small", _DOCUMENTS)
     selector.select(SelectionRequest(_KITTEN, "small", steps=1))
 
@@ -517,7 +519,7 @@ def test_a_removed_corpus_is_no_longer_there(corpora: Path, selector: Selector, 
 
 
 def damaged(corpora: Path, statement: str) -> None:
-    """Do to the corpus `all` what no program of ours would, once its index is built."""
+    """Damage the corpus `all` by an SQL statement, after its index is built."""
     corpus = Corpus.open(corpora, "all")
     corpus.build_index()
     corpus.close()
@@ -530,19 +532,19 @@ def damaged(corpora: Path, statement: str) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE sequences SET id = id + 1000",  # which its index does not know
+        "UPDATE sequences SET id = id + 1000",  # the index has the old ids
         "UPDATE sequences SET embedding = zeroblob(8)",
         "UPDATE sequences SET tokens = zeroblob(3)",
         "UPDATE sequences SET text = CAST(x'ff41ff' AS TEXT)",
         "UPDATE documents SET metadata = '{'",
     ],
 )
-def test_a_corpus_that_is_damaged_is_refused_at_once_and_nothing_of_it_is_told(
+def test_a_damaged_corpus_is_refused_without_revealing_its_texts(
     corpora: Path, selector: Selector, make: Any, statement: str
 ) -> None:
     make("all", _DOCUMENTS)
     damaged(corpora, statement)
-    if "embedding" in statement:  # is read where an index must be made
+    if "embedding" in statement:  # the embeddings are read when an index is built
         for file in (corpora / "all").glob("index*"):
             shutil.rmtree(file) if file.is_dir() else file.unlink()
 
@@ -554,7 +556,7 @@ def test_a_corpus_that_is_damaged_is_refused_at_once_and_nothing_of_it_is_told(
     assert "kitten" not in str(refusal.value)
 
 
-def test_embeddings_that_are_no_numbers_are_called_damaged(
+def test_a_corpus_with_nan_embeddings_is_damaged(
     corpora: Path, selector: Selector, make: Any
 ) -> None:
     make("all", _DOCUMENTS)

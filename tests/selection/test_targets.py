@@ -1,6 +1,4 @@
-"""Which windows are looked at where there are more than can be: the ends of prompts first, evenly,
-never silently.
-"""
+"""Which windows are used when there are too many: the ends of prompts first, at equal distances."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ from selection.targets import Truncation, allocate_windows, evenly_spaced
 @pytest.mark.parametrize(
     ("windows", "most", "used"),
     [
-        ([1, 4, 2], 8, [1, 4, 2]),  # there is room for all
-        ([4, 4], 5, [2, 3]),  # the last of each, the last but one of each, then as far as it goes
+        ([1, 4, 2], 8, [1, 4, 2]),  # all fit
+        ([4, 4], 5, [2, 3]),  # the last of each, the last but one of each, then one more
         ([1, 4, 1], 4, [1, 2, 1]),
         ([2, 2, 2, 2], 6, [2, 1, 1, 2]),  # at equal distances
         ([1, 1, 1], 2, [1, 0, 1]),
@@ -29,12 +27,12 @@ def test_the_last_windows_come_first(windows: list[int], most: int, used: list[i
 
 
 @given(st.lists(st.integers(1, 4), max_size=80), st.integers(1, 64))
-def test_as_many_windows_are_used_as_there_is_room_for(windows: list[int], most: int) -> None:
+def test_as_many_windows_are_used_as_fit(windows: list[int], most: int) -> None:
     used = allocate_windows(windows, most)
 
     assert sum(used) == min(sum(windows), most)
-    assert all(0 <= mine <= there for mine, there in zip(used, windows, strict=True))
-    # No prompt has two windows more in use than one that has as many.
+    assert all(0 <= count <= total for count, total in zip(used, windows, strict=True))
+    # No prompt uses two windows more than another one with as many.
     assert all(
         used[i] >= min(used[j] - 1, windows[i])
         for i in range(len(windows))
@@ -43,7 +41,7 @@ def test_as_many_windows_are_used_as_there_is_room_for(windows: list[int], most:
 
 
 @given(st.integers(0, 3000), st.integers(1, 100))
-def test_items_at_equal_distances(count: int, most: int) -> None:
+def test_items_are_evenly_spaced(count: int, most: int) -> None:
     chosen = evenly_spaced(range(count), most)
 
     assert len(chosen) == min(count, most)
@@ -54,5 +52,5 @@ def test_items_at_equal_distances(count: int, most: int) -> None:
         assert (chosen[0], chosen[-1]) == (0, count - 1)
 
 
-def test_a_report_says_what_was_left_out() -> None:
+def test_a_truncation_as_the_report_gives_it() -> None:
     assert Truncation(64, 2048, "prompts").as_dict() == {"used": 64, "of": 2048, "unit": "prompts"}

@@ -1,5 +1,5 @@
-"""Turns: requests share an embedder and corpora, none waits for the whole of another, each ends
-when told to.
+"""Turns: requests share an embedder and corpora, none waits for all of another, and each can be
+cancelled.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from selection.strategies import registry
 from selection.targets import MAX_TARGETS, Truncation
 from selection.threaded_embedder import BATCH_CHARACTERS, BATCH_TEXTS, ThreadedEmbedder
 
-_LONG = "bees " * (BATCH_CHARACTERS // 5)  # fills a part
+_LONG = "bees " * (BATCH_CHARACTERS // 5)  # fills a batch
 
 
-class Slow:
-    """Injects slowness: an embedder that does what a test says at each part."""
+class SlowEmbedder:
+    """Fault injection: an embedder that calls a test's function at each batch."""
 
     def __init__(self, words: Embedder) -> None:
         self.name, self.revision, self.dimension = words.name, words.revision, words.dimension
-        self.parts: list[list[str]] = []
+        self.batches: list[list[str]] = []
         self.tokenised: list[Prompt] = []
         self.window_count = 1
-        self.on_part: Callable[[], object] = lambda: None
+        self.on_batch: Callable[[], object] = lambda: None
         self._words = words
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        self.parts.append(list(texts))
-        self.on_part()
+        self.batches.append(list(texts))
+        self.on_batch()
         return self._words.embed(texts)
 
     def windows(self, prompt: Prompt) -> list[str]:
@@ -52,11 +52,11 @@ class Slow:
 
 
 class Gate:
-    """Holds the embedder in its first part until it is opened."""
+    """Blocks the embedder in its first batch until it is opened."""
 
-    def __init__(self, slow: Slow) -> None:
+    def __init__(self, slow: SlowEmbedder) -> None:
         self.reached, self._opened = threading.Event(), threading.Event()
-        slow.on_part = self._pass
+        slow.on_batch = self._pass
 
     def _pass(self) -> None:
         self.reached.set()
@@ -67,15 +67,12 @@ class Gate:
 
 
 @pytest.fixture
-def slow(words: Embedder) -> Slow:
-    return Slow(words)
+def slow(words: Embedder) -> SlowEmbedder:
+    return SlowEmbedder(words)
 
 
 @pytest.fixture
-def selector(
-    corpora: Path, slow: Slow, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> Selector:
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: slow)
+def selector(corpora: Path, slow: SlowEmbedder, tokenizer: Any) -> Selector:
     for name in ("hive", "tracks"):
         corpus = Corpus.create(corpora, name, slow, tokenizer_digest(tokenizer))
         texts = [f"Number {i} of the {name}: bees and trains, {i} in all." for i in range(8)]
@@ -83,9 +80,10 @@ def selector(
             corpus, [Document(f"{name} {i}", text) for i, text in enumerate(texts)], slow, tokenizer
         )
         corpus.close()
-    made = Selector(SelectorConfig(corpora, candidates=4, regularisation=0.1))
-    slow.parts.clear()
-    return made
+    config = SelectorConfig(corpora, candidates=4, regularisation=0.1)
+    selector = Selector(config, embedder=ThreadedEmbedder(lambda: slow))
+    slow.batches.clear()
+    return selector
 
 
 @pytest.fixture
@@ -93,78 +91,83 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(8)
 
 
-def queued(shared: ThreadedEmbedder, count: int) -> None:
-    """Wait until so many units of work wait for their turn."""
+def wait_for_queue(threaded: ThreadedEmbedder, count: int) -> None:
+    """Wait until `count` units of work are in the queue."""
     until = time.monotonic() + 30
-    while shared._thread._work_queue.qsize() < count:
+    while threaded._thread._work_queue.qsize() < count:
         assert time.monotonic() < until
         time.sleep(0.001)
 
 
-def test_a_small_one_waits_for_one_part_of_a_large_one(
-    slow: Slow, threads: ThreadPoolExecutor
+def test_a_small_request_waits_for_one_batch_of_a_large_one(
+    slow: SlowEmbedder, threads: ThreadPoolExecutor
 ) -> None:
-    shared, gate = ThreadedEmbedder(lambda: slow), Gate(slow)
-    large = threads.submit(shared.embed, [_LONG] * 50)
+    threaded, gate = ThreadedEmbedder(lambda: slow), Gate(slow)
+    large = threads.submit(threaded.embed, [_LONG] * 50)
     gate.reached.wait(30)
-    small = threads.submit(shared.embed, ["small"])
-    queued(shared, 1)
+    small = threads.submit(threaded.embed, ["small"])
+    wait_for_queue(threaded, 1)
 
     gate.open()
 
     assert small.result(30).shape == (1, slow.dimension)
     assert large.result(60).shape == (50, slow.dimension)
-    assert slow.parts.index(["small"]) == 1
+    assert slow.batches.index(["small"]) == 1
 
 
-def test_large_ones_take_turns(slow: Slow, threads: ThreadPoolExecutor) -> None:
-    shared, gate = ThreadedEmbedder(lambda: slow), Gate(slow)
+def test_large_requests_take_turns(slow: SlowEmbedder, threads: ThreadPoolExecutor) -> None:
+    threaded, gate = ThreadedEmbedder(lambda: slow), Gate(slow)
     texts = {name: [f"{name} {i} {_LONG}" for i in range(10)] for name in ("first", "second")}
-    first = threads.submit(shared.embed, texts["first"])
+    first = threads.submit(threaded.embed, texts["first"])
     gate.reached.wait(30)
-    second = threads.submit(shared.embed, texts["second"])
-    queued(shared, 1)
+    second = threads.submit(threaded.embed, texts["second"])
+    wait_for_queue(threaded, 1)
 
-    def other_waits() -> None:
-        for _ in range(300):  # in vain once the other has ended
-            if shared._thread._work_queue.qsize():
-                return
+    def wait_for_the_other() -> None:
+        """Wait until the other request has a unit of work in the queue, or has ended."""
+        until = time.monotonic() + 30
+        while not threaded._thread._work_queue.qsize() and not (first.done() or second.done()):
+            assert time.monotonic() < until
             time.sleep(0.001)
 
-    slow.on_part = other_waits
+    slow.on_batch = wait_for_the_other
     gate.open()
     first.result(30), second.result(30)
 
-    order = [part[0].split()[0] for part in slow.parts]
-    behind = [abs(order[:i].count("first") - order[:i].count("second")) for i in range(len(order))]
-    assert max(behind) <= 1
+    order = [batch[0].split()[0] for batch in slow.batches]
+    differences = [
+        abs(order[:i].count("first") - order[:i].count("second")) for i in range(len(order))
+    ]
+    assert max(differences) <= 1
     assert len(order) == 20
 
 
-def test_parts_hold_few_texts_and_come_back_in_order(slow: Slow, words: Embedder) -> None:
-    shared = ThreadedEmbedder(lambda: slow)
+def test_batches_have_few_texts_and_keep_their_order(slow: SlowEmbedder, words: Embedder) -> None:
+    threaded = ThreadedEmbedder(lambda: slow)
     texts = [f"text {i} {'of bees ' * (i * 13 % 200)}" for i in range(60)]
 
-    vectors = shared.embed(texts)
+    vectors = threaded.embed(texts)
 
-    assert [text for part in slow.parts for text in part] == texts
-    assert all(len(part) <= BATCH_TEXTS for part in slow.parts)
-    assert all(len(part) == 1 or sum(map(len, part)) <= BATCH_CHARACTERS for part in slow.parts)
+    assert [text for batch in slow.batches for text in batch] == texts
+    assert all(len(batch) <= BATCH_TEXTS for batch in slow.batches)
+    assert all(
+        len(batch) == 1 or sum(map(len, batch)) <= BATCH_CHARACTERS for batch in slow.batches
+    )
     assert (vectors == words.embed(texts)).all()
-    assert shared.embed([]).shape == (0, slow.dimension)
+    assert threaded.embed([]).shape == (0, slow.dimension)
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_selection_ends_within_a_unit_of_work_once_its_seconds_are_over(
-    selector: Selector, slow: Slow, after: int
+    selector: Selector, slow: SlowEmbedder, after: int
 ) -> None:
-    # Arrange: a clock that each part of the embedding moves on by a second.
+    # Arrange: a clock that each batch of the embedding advances by a second.
     now = [0.0]
 
     def pass_a_second() -> None:
         now[0] += 1.0
 
-    slow.on_part = pass_a_second
+    slow.on_batch = pass_a_second
     prompts = [Prompt(f"{_LONG} {i}") for i in range(20)]
 
     with pytest.raises(SecondsSpentError):
@@ -173,10 +176,10 @@ def test_a_selection_ends_within_a_unit_of_work_once_its_seconds_are_over(
             limit=Limit(float(after), clock=lambda: now[0]),
         )
 
-    assert len(slow.parts) == after
+    assert len(slow.batches) == after
 
 
-def test_seconds_that_suffice_change_nothing(selector: Selector) -> None:
+def test_a_limit_that_suffices_changes_nothing(selector: Selector) -> None:
     prompts = [Prompt("bees"), Prompt("trains in all")]
 
     free = selector.select(SelectionRequest(prompts, "hive", steps=5))
@@ -190,31 +193,30 @@ def test_seconds_that_suffice_change_nothing(selector: Selector) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["sift", "nn", "nn-f", "us", "random", "hull"])
-def test_a_choice_can_be_broken_off(selector: Selector, slow: Slow, strategy: str) -> None:
-    # Arrange: a clock that each look moves on by a second. It is looked at more often than before
-    # the choice.
-    looks = [0]
+def test_a_choice_can_be_cancelled(selector: Selector, slow: SlowEmbedder, strategy: str) -> None:
+    # Arrange: a clock that each check advances by a second. The last checks are within the choice.
+    checks = [0]
 
-    def look() -> float:
-        looks[0] += 1
-        return float(looks[0])
+    def clock() -> float:
+        checks[0] += 1
+        return float(checks[0])
 
     selector.select(
         SelectionRequest([Prompt("bees")], "hive", steps=4, strategy=strategy),
-        limit=Limit(1000.0, clock=look),
+        limit=Limit(1000.0, clock=clock),
     )
-    whole = looks[0]
+    total = checks[0]
 
-    looks[0] = 0
+    checks[0] = 0
     with pytest.raises(SecondsSpentError):
         selector.select(
             SelectionRequest([Prompt("bees")], "hive", steps=4, strategy=strategy),
-            limit=Limit(whole - 2, clock=look),
+            limit=Limit(total - 2, clock=clock),
         )
 
 
-def test_what_nobody_waits_for_is_not_embedded_any_more(
-    selector: Selector, slow: Slow, threads: ThreadPoolExecutor
+def test_an_abandoned_selection_is_not_embedded_further(
+    selector: Selector, slow: SlowEmbedder, threads: ThreadPoolExecutor
 ) -> None:
     gate, abandoned = Gate(slow), threading.Event()
     prompts = [Prompt(f"{_LONG} {i}") for i in range(20)]
@@ -230,11 +232,11 @@ def test_what_nobody_waits_for_is_not_embedded_any_more(
 
     with pytest.raises(AbandonedError):
         selecting.result(30)
-    assert len(slow.parts) == 1
+    assert len(slow.batches) == 1
 
 
-def test_a_selection_that_embeds_holds_no_corpus(
-    selector: Selector, slow: Slow, threads: ThreadPoolExecutor
+def test_a_selection_that_embeds_locks_no_corpus(
+    selector: Selector, slow: SlowEmbedder, threads: ThreadPoolExecutor
 ) -> None:
     gate = Gate(slow)
     selecting = threads.submit(selector.select, SelectionRequest([Prompt("bees")], "hive", steps=3))
@@ -247,27 +249,27 @@ def test_a_selection_that_embeds_holds_no_corpus(
     assert len(selecting.result(30).ids) == 3
 
 
-def test_of_more_prompts_than_the_bound_some_are_looked_at_and_the_others_not_even_tokenised(
-    selector: Selector, slow: Slow
+def test_only_as_many_prompts_as_the_limit_are_tokenised(
+    selector: Selector, slow: SlowEmbedder
 ) -> None:
     prompts = [Prompt(f"prompt {i}") for i in range(2048)]
 
     selection = selector.select(SelectionRequest(prompts, "hive", steps=3))
 
     assert selection.truncation == Truncation(MAX_TARGETS, 2048, "prompts")
-    assert len(slow.tokenised) == sum(map(len, slow.parts)) == MAX_TARGETS
+    assert len(slow.tokenised) == sum(map(len, slow.batches)) == MAX_TARGETS
     assert (slow.tokenised[0], slow.tokenised[-1]) == (prompts[0], prompts[-1])
 
 
-def test_of_more_windows_than_the_bound_the_last_of_each_prompt_come_first(
-    selector: Selector, slow: Slow
+def test_the_last_window_of_each_prompt_comes_first_when_there_are_too_many(
+    selector: Selector, slow: SlowEmbedder
 ) -> None:
     slow.window_count = 4
     prompts = [Prompt(f"prompt {i}") for i in range(20)]
 
     selection = selector.select(SelectionRequest(prompts, "hive", steps=3))
 
-    embedded = [text for part in slow.parts for text in part]
+    embedded = [text for batch in slow.batches for text in batch]
     assert selection.truncation == Truncation(MAX_TARGETS, 80, "windows")
     assert len(embedded) == MAX_TARGETS
     assert {f"prompt {i} 3" for i in range(20)} <= set(embedded)
@@ -277,16 +279,18 @@ def test_of_more_windows_than_the_bound_the_last_of_each_prompt_come_first(
 
 
 def test_a_corpus_that_was_replaced_between_search_and_reading_is_searched_again(
-    selector: Selector, corpora: Path, slow: Slow, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    selector: Selector,
+    corpora: Path,
+    slow: SlowEmbedder,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Arrange: while the first choice is made, another corpus of that name takes the place of the
-    # first.
-    choose = registry.choose
-    chosen = []
+    # Arrange: during the first choice the corpus is replaced by another one of that name.
+    choices = []
 
-    def replacing(*args: Any, **kwargs: Any) -> Any:
-        chosen.append(1)
-        if len(chosen) == 1:
+    def choose_and_replace(*args: Any, **kwargs: Any) -> Any:
+        choices.append(1)
+        if len(choices) == 1:
             Corpus.open(corpora, "hive").remove()
             corpus = Corpus.create(corpora, "hive", slow, tokenizer_digest(tokenizer))
             ingest(
@@ -296,22 +300,22 @@ def test_a_corpus_that_was_replaced_between_search_and_reading_is_searched_again
                 tokenizer,
             )
             corpus.close()
-        return choose(*args, **kwargs)
+        return registry.choose(*args, **kwargs)
 
-    monkeypatch.setattr(selector_module, "choose", replacing)
+    monkeypatch.setattr(selector_module, "choose", choose_and_replace)
 
     selection = selector.select(SelectionRequest([Prompt("bees")], "hive", steps=3))
 
-    assert len(chosen) == 2
+    assert len(choices) == 2
     assert all(source.name.startswith("new") for source, _ in selection.sources)
 
 
-def test_another_corpus_is_not_waited_for(selector: Selector) -> None:
+def test_a_corpus_in_use_does_not_block_another(selector: Selector) -> None:
     with selector.corpora.use("hive"), selector.corpora.use("tracks", limit=Limit(30.0)) as other:
         assert other.name == "tracks"
 
 
-def test_a_corpus_in_use_is_waited_for_within_the_seconds(
+def test_the_wait_for_a_corpus_in_use_ends_with_the_limit(
     selector: Selector, threads: ThreadPoolExecutor
 ) -> None:
     def use(limit: Limit) -> str:
@@ -329,25 +333,25 @@ def test_a_corpus_in_use_is_waited_for_within_the_seconds(
     assert waiting.result(30) == "hive"
 
 
-def test_a_corpus_that_is_closed_while_it_is_used_stays_open_until_its_user_is_done(
-    corpora: Path, slow: Slow
+def test_a_corpus_that_is_closed_during_use_stays_open_until_it_is_released(
+    corpora: Path, slow: SlowEmbedder
 ) -> None:
     Corpus.create(corpora, "notes", slow, "t").close()
-    shared = CorpusPool(corpora, slow, "t")
+    threaded = CorpusPool(corpora, slow, "t")
 
-    with shared.use("notes") as corpus:
-        shared.close()
+    with threaded.use("notes") as corpus:
+        threaded.close()
         assert corpus.counts() == (0, 0)
 
     with pytest.raises(Exception, match="closed"):
         corpus.counts()
-    with shared.use("notes") as another:
+    with threaded.use("notes") as another:
         assert another is not corpus
-    shared.close()
+    threaded.close()
 
 
-def test_long_searches_hold_up_neither_a_list_nor_a_short_search(
-    corpora: Path, slow: Slow, tokenizer: Any, threads: ThreadPoolExecutor
+def test_long_searches_delay_neither_a_lookup_nor_a_short_search(
+    corpora: Path, slow: SlowEmbedder, tokenizer: Any, threads: ThreadPoolExecutor
 ) -> None:
     library = Library(corpora, slow, tokenizer, corpora.parent / "files")
     store = library.create_store("hive").id
@@ -355,18 +359,18 @@ def test_long_searches_hold_up_neither_a_list_nor_a_short_search(
     long = threads.submit(library.search, store, [f"{i} {_LONG}" for i in range(16)])
     gate.reached.wait(30)
     short = threads.submit(library.search, store, ["wax"])
-    queued(library._embedder, 1)
+    wait_for_queue(library._embedder, 1)
 
     assert library.store(store).id == store
 
     gate.open()
     assert short.result(30) == long.result(30) == ()
-    assert slow.parts.index(["wax 0"]) == 1
+    assert slow.batches.index(["wax 0"]) == 1
     library.close()
 
 
-def test_a_store_that_is_deleted_while_its_search_embeds_is_missing(
-    corpora: Path, slow: Slow, tokenizer: Any, threads: ThreadPoolExecutor
+def test_a_store_deleted_during_the_embedding_of_a_search_is_missing(
+    corpora: Path, slow: SlowEmbedder, tokenizer: Any, threads: ThreadPoolExecutor
 ) -> None:
     library = Library(corpora, slow, tokenizer, corpora.parent / "files")
     store = library.create_store("hive").id

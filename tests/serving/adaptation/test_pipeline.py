@@ -18,12 +18,12 @@ import pytest
 from adapters.adapter import Adapter
 from adapters.trainer import TrainerConfig
 from adapters.training import TrainingRequest
-from selection import selector as selector_module
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import SelectorConfig
 from selection.targets import MAX_TARGETS, Truncation
+from selection.threaded_embedder import ThreadedEmbedder
 from serving.adaptation import pipeline as adaptation_module
 from serving.adaptation import workers
 from serving.adaptation.pipeline import Adaptation
@@ -50,14 +50,13 @@ class NoEngine:
 def selector(
     corpora: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> SelectorWorker:
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
     monkeypatch.setattr(adaptation_module, "LATE_SECONDS", 0.3)
     corpus = Corpus.create(corpora, "notes", words, tokenizer_digest(tokenizer))
     ingest(
         corpus, [Document("bees", "A hive of bees keeps itself warm in winter.")], words, tokenizer
     )
     corpus.close()
-    return SelectorWorker(SelectorConfig(corpora))
+    return SelectorWorker(SelectorConfig(corpora), embedder=ThreadedEmbedder(lambda: words))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import torch
 
 from adapters.trainer import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
-from selection import selector as selector_module
 from selection.access import Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import CorpusNotFoundError
@@ -25,6 +24,7 @@ from selection.library.library import Library
 from selection.limit import SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
+from selection.threaded_embedder import ThreadedEmbedder
 from serving.adaptation.workers import FAILURES, CorporaWorker, SelectorWorker, TrainerWorker
 from serving.errors import HangingError
 
@@ -250,11 +250,8 @@ async def test_selections_at_once_give_what_they_give_one_by_one(
 
 
 @pytest.fixture
-def turnstile(words: Embedder, monkeypatch: pytest.MonkeyPatch) -> Turnstile:
-    """The embedder of every selector."""
-    made = Turnstile(words)
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: made)
-    return made
+def turnstile(words: Embedder) -> Turnstile:
+    return Turnstile(words)
 
 
 class Held:
@@ -280,7 +277,7 @@ async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_fo
 ) -> None:
     # Arrange: a selection that is held in the first of its many parts.
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
-    stage = SelectorWorker(SelectorConfig(corpora))
+    stage = SelectorWorker(SelectorConfig(corpora), embedder=ThreadedEmbedder(lambda: turnstile))
     before, held = turnstile.entered, Held(turnstile)
     prompts = [Prompt(f"{number} " + "one " * 500) for number in range(20)]
     task = asyncio.create_task(stage.select(SelectionRequest(prompts, "notes", steps=1)))
@@ -307,7 +304,7 @@ async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_fo
 async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Turnstile) -> None:
     # Arrange: more large selections than asyncio's own pool has threads.
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
-    stage = SelectorWorker(SelectorConfig(corpora))
+    stage = SelectorWorker(SelectorConfig(corpora), embedder=ThreadedEmbedder(lambda: turnstile))
     before, held = turnstile.entered, Held(turnstile)
     prompts = [Prompt(f"{number} " + "one " * 500) for number in range(60)]
     large = [
@@ -331,7 +328,7 @@ async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Tur
 
 async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: Turnstile) -> None:
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
-    stage = SelectorWorker(SelectorConfig(corpora))
+    stage = SelectorWorker(SelectorConfig(corpora), embedder=ThreadedEmbedder(lambda: turnstile))
     before = turnstile.entered
 
     with pytest.raises(SecondsSpentError):
@@ -343,7 +340,8 @@ async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: T
 async def test_a_list_and_a_short_search_pass_long_searches(
     corpora: Path, nano: str, turnstile: Turnstile
 ) -> None:
-    stage = CorporaWorker(SelectorConfig(corpora, base_model=nano))
+    config = SelectorConfig(corpora, base_model=nano)
+    stage = CorporaWorker(config, embedder=ThreadedEmbedder(lambda: turnstile))
     store = (await stage.ask(Library.create_store, "hive")).id
     before, held = turnstile.entered, Held(turnstile)
     queries = [f"{number} " + "one " * 500 for number in range(16)]
