@@ -73,7 +73,7 @@ def _looking(stops: Callable[[Sequence[Look], float], bool], row: Row, parameter
 
 def _recent_gain(looks: Sequence[Look], gain: float) -> bool:
     """As a server's `auto`."""
-    return EarlyStopping(gain, list(looks)).should_stop
+    return EarlyStopping(gain, list(looks)).has_stalled
 
 
 def _average_gain(looks: Sequence[Look], gain: float) -> bool:

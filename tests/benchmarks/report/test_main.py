@@ -17,8 +17,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from benchmarks.latency.growth import Point, fitted
-from benchmarks.latency.stages import by_stage
 from benchmarks.latency.plan import PLANS
+from benchmarks.latency.stages import by_stage
 from benchmarks.quality.tables import summary
 from benchmarks.quality.variants import Variant
 from benchmarks.report.formatting import Plots, provenance_line
