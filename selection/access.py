@@ -1,7 +1,6 @@
-"""Reader: on whose behalf a library is used, and which corpora and uploads exist for them.
+"""Principal: on whose behalf corpora are used, which of them are visible and which may be changed.
 
-It knows of a corpus only what that remembers of itself, and nothing of how its reader proved who
-they are.
+It knows nothing of corpora but their metadata, and nothing of how a principal was authenticated.
 """
 
 from __future__ import annotations
@@ -12,30 +11,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Principal:
-    """Someone who uses corpora. They see what they own and what was named to them, and change what
+    """A user of corpora. They see what they own and what is shared with them, and may change what
     they own.
 
     Attributes:
-        owner: whose is what they make; None makes it nobody's.
-        corpora: what else they see: ids, and names of corpora that are nobody's; None is
-            everything, to change, too.
+        owner: the owner recorded in corpora and uploads that they create; None records no owner.
+        corpora: what else they see: ids of corpora, and names of corpora without an owner. None
+            gives access to everything, including the right to change it.
     """
 
     owner: str | None = None
     corpora: frozenset[str] | None = None
 
     def owns(self, owner: str | None) -> bool:
-        """Whether a corpus or an upload of that owner is theirs to change."""
+        """Whether they may change a corpus or an upload of that owner."""
         return self.corpora is None or (owner is not None and owner == self.owner)
 
     def sees(self, folder: str, meta: Mapping[str, str]) -> bool:
-        """Whether a corpus exists for them, by the name of its folder and what it remembers of
-        itself.
+        """Whether they see a corpus.
+
+        Args:
+            folder: the name of its folder.
+            meta: its metadata (`Corpus.meta`).
         """
         if self.corpora is None or self.owns(meta.get("owner")):
             return True
-        # An owner chooses the name: a name that was meant for another corpus must not show theirs
-        # in its place.
+        # Owners choose display names freely, so an owned corpus is matched by its id only: its name
+        # must not let it pass for another corpus.
         names = {meta.get("id")} if "owner" in meta else {meta.get("id"), meta.get("name"), folder}
         return not self.corpora.isdisjoint(names)
 

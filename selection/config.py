@@ -1,6 +1,4 @@
-"""SelectorConfig, and the names that it is made of: values that can be named without loading what
-they configure.
-"""
+"""SelectorConfig and the names it is made of, importable without loading a model or a library."""
 
 from __future__ import annotations
 
@@ -13,17 +11,17 @@ BASE_MODEL = "base-model"
 
 @dataclass(frozen=True)
 class SelectorConfig:
-    """Where corpora are and how data is chosen from them.
+    """Where corpora are stored and how data is selected from them.
 
     Attributes:
-        root: the folder of all corpora.
-        embedder: as in `selection.embedding.load_embedder`.
-        base_model: hub id or folder; its tokenizer must be the corpora's. None leaves that
-            unchecked.
-        candidates: K, how many nearest sequences are chosen from; None takes the whole corpus.
-        regularisation: lambda' of SIFT; None takes that of the corpus's calibration, else
+        root: folder of all corpora.
+        embedder: name or folder of the embedder, see `selection.embedding.load_embedder`.
+        base_model: hub id or folder of the base model; its tokenizer must match that of the
+            corpora. None skips that check.
+        candidates: K, the number of nearest sequences to select from; None takes the whole corpus.
+        regularisation: lambda' of SIFT; None takes it from the corpus's calibration, or else
             REGULARISATION.
-        device: where the embedder computes.
+        device: torch device of the embedder.
     """
 
     root: Path

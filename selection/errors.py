@@ -1,22 +1,22 @@
-"""What selection raises for its users to mend: one tree, whose messages say what is wrong and what
-to do.
+"""The errors of selection that its users can fix: one tree, whose messages say what is wrong and
+what to do.
 
-Everything else that is raised is a bug. Imports nothing, so that a command can name these before it
-loads anything.
+Any other exception is a bug. This module imports nothing, so a command can refer to these errors
+before it loads anything else.
 """
 
 from __future__ import annotations
 
 
 class SelectionError(ValueError):
-    """Something that the user of a corpus, an embedder or a selector can mend."""
+    """An error that the user of a corpus, an embedder or a selector can fix."""
 
 
 class CorpusError(SelectionError):
-    """A corpus that cannot be used as asked; the message says what to do.
+    """A corpus that cannot be used as requested; the message says what to do.
 
-    Whoever asked may be far away: where a corpus lies on this machine is in a note (`add_note`),
-    never in the message.
+    The message may reach a remote client, so the path of the corpus on this machine is never part
+    of it but is attached as a note (`add_note`).
     """
 
 
@@ -25,19 +25,19 @@ class CorpusNotFoundError(CorpusError):
 
 
 class LibraryError(SelectionError):
-    """What a library cannot do as it was asked; the message says why."""
+    """A request that the library of vector stores refuses; the message says why."""
 
 
 class MissingError(LibraryError):
-    """There is no such store, file or batch."""
+    """No such vector store, file or batch."""
 
 
 class ReadOnlyError(LibraryError):
-    """A store that its reader sees, but does not own."""
+    """A vector store that the principal can see but does not own."""
 
 
 class EmbedderError(SelectionError):
-    """An embedder that cannot be loaded, or that cannot embed what it was given."""
+    """An embedder that cannot be loaded, or that cannot embed its input."""
 
 
 class SelectionOptionError(SelectionError):
@@ -45,5 +45,5 @@ class SelectionOptionError(SelectionError):
 
 
 def first_line(problem: BaseException) -> str:
-    """What a library's exception says first; its kind where it says nothing."""
+    """The first line of an exception's message; the name of its class if it has no message."""
     return next(iter(str(problem).strip().splitlines()), type(problem).__name__)

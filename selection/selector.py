@@ -118,7 +118,7 @@ class Selector:
         Raises:
             CorpusError: as `select`.
         """
-        with self.searched.use(corpus):
+        with self.searched.open(corpus):
             pass
 
     def select(self, request: SelectionRequest, limit: Limit = UNLIMITED) -> Selection:
@@ -135,13 +135,13 @@ class Selector:
                 invalid filter.
         """
         corpus, principal = request.corpus, request.principal
-        with self.corpora.use(corpus, principal, limit):
+        with self.corpora.open(corpus, principal, limit):
             pass  # a corpus that cannot be used is refused before anything is embedded
         started = time.perf_counter()
         targets_TD, truncation = self._targets(request.prompts, limit)
         embedded = time.perf_counter()
         for _ in range(_MAX_ATTEMPTS):
-            with self.searched.use(corpus, principal, limit) as opened:
+            with self.searched.open(corpus, principal, limit) as opened:
                 meta = opened.meta()
                 candidates_K, candidates_KD = opened.nearest(
                     targets_TD, self.config.candidates, request.filter
@@ -163,7 +163,7 @@ class Selector:
             )
             irreducible_sigma = irreducible(candidates_KD, targets_TD, check_cancelled=limit.check)
             ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
-            with self.corpora.use(corpus, principal, limit) as opened:
+            with self.corpora.open(corpus, principal, limit) as opened:
                 # In a corpus that was replaced meanwhile the same ids mean other sequences.
                 same = opened.meta()["uuid"] == meta["uuid"]
                 sequences = opened.read(ids) if same else {}

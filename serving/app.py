@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from adapters.trainer import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
-from selection.corpus.shards import folder_of
+from selection.corpus.shards import shard_folder
 from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
@@ -137,7 +137,7 @@ async def _answer(response: Any, cancel: Callable[[], object] | None = None) -> 
 
 
 class _FromShard:
-    """A shard's answer, as `selection.corpus.shards.Answer`."""
+    """A shard's answer, as `selection.corpus.shards.ShardAnswer`."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
@@ -292,7 +292,7 @@ def build(config: Config) -> serve.Application:
     home = config.selector.root.parent
     shards = [
         stage(ShardReplica, f"shard-{number}").bind(
-            folder_of(home, number, config.shards), config.log_format
+            shard_folder(home, number, config.shards), config.log_format
         )
         for number in range(config.shards)
     ]

@@ -128,7 +128,7 @@ class Bench:
     def __init__(self, selector: Selector, model: str, corpus: str, documents: int) -> None:
         self.default = for_model(model)
         self._selector, self._corpus = selector, corpus
-        with selector.corpora.use(corpus) as opened:
+        with selector.corpora.open(corpus) as opened:
             self.held = hold_out(opened, AutoTokenizer.from_pretrained(model), documents)
         self._trainer = Trainer(self.default)
         self.learning_rate = self._trainer.learning_rate
@@ -164,7 +164,7 @@ class Bench:
     ) -> tuple[Future[TrainingResult], dict[int, tuple[float, float]]]:
         key = held.document, setting.regularisation
         if key not in self._chosen:
-            with self._selector.corpora.use(self._corpus) as corpus:
+            with self._selector.corpora.open(self._corpus) as corpus:
                 self._chosen[key] = self._choose(corpus, held, setting.regularisation)
         trainer = self._trainer
 

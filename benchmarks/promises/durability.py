@@ -37,7 +37,7 @@ from rich.table import Table
 
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.provenance import provenance
-from selection.corpus import corpus as corpus_module
+from selection.corpus import index_manager
 from selection.corpus.corpus import Corpus
 from selection.corpus.faiss_index import Index
 from selection.corpus.sqlite_store import Chunk
@@ -96,7 +96,7 @@ def changes(worker: str, seed: int) -> Iterator[Change]:
 
 def work(root: Path, worker: str, seed: int) -> None:
     """Make changes until killed, and print the number of each acknowledged one; runs in a child."""
-    corpus_module._MANY_CHANGES = 0  # so that each "build" builds the whole index
+    index_manager._MAX_CHANGES = 0  # so that each "build" builds the whole index
     if seed % 2:  # with inverted lists, else flat
         Index.build = functools.partial(Index.build, flat_limit=10)  # type: ignore[method-assign]
     print("ready", flush=True)

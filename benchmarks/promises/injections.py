@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import psutil
 
 from benchmarks.harness.server import Server
-from selection.corpus.calibration import Calibration, model_digest, to_remember
+from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
 from serving.config import bundled_model
 
@@ -218,5 +218,5 @@ def create_diverging_corpus(home: Path, source: str) -> None:
         percent_of_base=100.0,
         percent_by_default=100.0,
     )
-    corpus.remember(to_remember(calibration, corpus.meta(), model_digest(bundled_model())))
+    corpus.update_meta(calibration_meta(calibration, corpus.meta(), model_digest(bundled_model())))
     corpus.close()

@@ -364,7 +364,7 @@ def open_selector(embedder: str, model: str, of: tuple[str, str, str] | None = N
         return Selector(SelectorConfig(root, embedder, model))
     assert of is not None
     selector = Selector(SelectorConfig(root, of[0], model))
-    with selector.corpora.use(of[2]) as corpus:
+    with selector.corpora.open(of[2]) as corpus:
         centred = Centred(selector.embedder, corpus)
     selector.corpora.close()
     selector.embedder = ThreadedEmbedder(lambda: centred)

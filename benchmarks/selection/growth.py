@@ -31,8 +31,9 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from selection.corpus.faiss_index import Ids, Index, State
-from selection.corpus.sqlite_store import Chunk, Store
+from selection.corpus import index_files
+from selection.corpus.faiss_index import Ids, Index
+from selection.corpus.sqlite_store import Chunk, SQLiteStore
 from selection.embedding import Embeddings
 from selection.strategies.sift import sift
 
@@ -107,7 +108,7 @@ def read_store(count: int = _STORED) -> float:
     vectors_ND, _ = draw(count, 0)
     piece = Chunk(0, "", ())
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder))
+        store = SQLiteStore(Path(folder))
         store.initialise({"dimension": str(DIMENSION)})
         made_for = store.meta()["uuid"]
         for start in range(0, count, 1000):
@@ -130,7 +131,8 @@ def _build(folder: Path, size: int) -> dict[str, Any]:
     vectors_ND, queries_QD = draw(size, _QUERIES)
     build_seconds, index = timed(Index.build, np.arange(size), vectors_ND)
     (folder / "index").mkdir()
-    save_seconds, _ = timed(index.save, folder / "index", State("growth", 1))
+    version = index_files.CorpusVersion("growth", 1)
+    save_seconds, _ = timed(index_files.save, index, folder / "index", version)
     np.savez(
         folder / "queries.npz", queries=queries_QD, nearest=nearest_of_all(vectors_ND, queries_QD)
     )
@@ -148,7 +150,7 @@ def _use(folder: Path) -> dict[str, Any]:
     queries_QD, nearest_QK = asked["queries"], asked["nearest"]
     process = psutil.Process()
     before = process.memory_info()
-    open_seconds, loaded = timed(Index.load, folder / "index", "growth", DIMENSION)
+    open_seconds, loaded = timed(index_files.load, folder / "index", "growth", DIMENSION)
     assert loaded is not None
     index = loaded[1]
     search_seconds, select_seconds, recalls = [], [], []

@@ -1,10 +1,9 @@
-"""Calibration: the settings found best for one corpus, one base model and one embedder; the corpus
-keeps them.
+"""Calibration: the settings found best for one corpus, one base model and one embedder, stored in
+the corpus's metadata.
 
-`mayfly calibrate` finds them (serving/calibration.py). A value, and where it lies in what a corpus
-remembers of itself. Base models are told apart by their configuration: fine-tunes of one model
-share its calibration. The learning rate and the rank belong to who trains; here they are numbers
-that are carried along.
+`mayfly calibrate` finds them (`serving.calibration`). Base models are identified by their
+configuration, so fine-tunes of one model share its calibration. Learning rate and rank are only
+passed on to training.
 """
 
 from __future__ import annotations
@@ -18,24 +17,25 @@ from typing import Any
 from selection.errors import CorpusError, SelectionError, first_line
 
 _KEY = "calibration"
-# Where a model lies, not what it is.
-_OF_FILES = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+# These differ between two copies of the same model.
+_IGNORED = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What to use in the place of the built-in defaults.
+    """Settings that replace the built-in defaults.
 
     Attributes:
         regularisation: lambda' of SIFT.
-        gain: per cent of the prompt's loss that a step must bring, of requests that leave the stop
-            to the server.
-        learning_rate: of Adam.
-        rank: of the LoRA adapters.
-        passages: on how many it was chosen, and on as many others judged.
-        percent_of_base: mean bits per byte of those others after all steps, in per cent of the base
-            model's.
-        percent_by_default: likewise with the built-in defaults.
+        gain: percentage of the prompt's loss by which a step must reduce it, for requests that
+            leave the stop to the server.
+        learning_rate: Adam learning rate.
+        rank: LoRA rank.
+        passages: number of passages that the settings were chosen on; as many others were used to
+            evaluate them.
+        percent_of_base: mean bits per byte of these others after all steps, as a percentage of the
+            base model's.
+        percent_by_default: the same with the built-in defaults.
     """
 
     regularisation: float
@@ -48,7 +48,7 @@ class Calibration:
 
 
 def model_digest(base_model: str) -> str:
-    """16 hex digits that two base models share only if they are built alike.
+    """16 hex digits that are equal for base models of the same configuration.
 
     Args:
         base_model: hub id or folder.
@@ -58,36 +58,38 @@ def model_digest(base_model: str) -> str:
     """
     from transformers import AutoConfig
 
-    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
-    # shows.
+    # Transformers raises many kinds of exceptions for invalid files; `--debug` shows the cause.
     try:
-        told: dict[str, Any] = AutoConfig.from_pretrained(base_model).to_dict()
+        config: dict[str, Any] = AutoConfig.from_pretrained(base_model).to_dict()
     except Exception as problem:
         raise SelectionError(
             f"cannot load the configuration of {base_model!r}: {first_line(problem)}"
         ) from problem
-    told = {key: value for key, value in told.items() if key not in _OF_FILES}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    config = {key: value for key, value in config.items() if key not in _IGNORED}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def is_calibrated(meta: Mapping[str, str]) -> bool:
-    """Whether a corpus keeps a calibration, of any model and embedder."""
-    return any(key.startswith(f"{_KEY} ") and said for key, said in meta.items())
+    """Whether a corpus has a calibration, for any model and embedder."""
+    return any(key.startswith(f"{_KEY} ") and value for key, value in meta.items())
 
 
 def calibration_of(meta: Mapping[str, str], model: str) -> Calibration | None:
-    """A corpus's calibration for a model, by its digest; None where there is none for the embedder
-    that it has now.
+    """A corpus's calibration for a model; None if it has none for that model and its present
+    embedder.
 
     Args:
-        meta: what the corpus remembers of itself.
-        model: as `model_digest` gives it.
+        meta: the corpus's metadata.
+        model: digest of the model, see `model_digest`.
+
+    Raises:
+        CorpusError: the calibration is damaged.
     """
     try:
-        said = json.loads(meta.get(f"{_KEY} {model}") or "{}")
-        if said.pop("embedder", None) != _embedder(meta):
+        fields = json.loads(meta.get(f"{_KEY} {model}") or "{}")
+        if fields.pop("embedder", None) != _embedder(meta):
             return None
-        return Calibration(**said)
+        return Calibration(**fields)
     except (ValueError, TypeError, AttributeError) as problem:
         name = meta.get("name") or meta["id"]
         raise CorpusError(
@@ -95,16 +97,16 @@ def calibration_of(meta: Mapping[str, str], model: str) -> Calibration | None:
         ) from problem
 
 
-def to_remember(
+def calibration_meta(
     calibration: Calibration | None, meta: Mapping[str, str], model: str
 ) -> dict[str, str]:
-    """What the corpus is to remember of a calibration; of None, that there is none."""
-    said = (
+    """The metadata entry that stores a calibration in a corpus; None deletes the stored one."""
+    value = (
         ""
         if calibration is None
         else json.dumps({**asdict(calibration), "embedder": _embedder(meta)})
     )
-    return {f"{_KEY} {model}": said}
+    return {f"{_KEY} {model}": value}
 
 
 def _embedder(meta: Mapping[str, str]) -> str:

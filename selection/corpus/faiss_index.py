@@ -1,17 +1,15 @@
 """The only faiss import: the nearest candidates of a prompt, from an index derived from a corpus.
 
-Up to FLAT_LIMIT vectors the index is flat: exact inner products, searched whole, on a GPU where
-faiss-gpu has one (untested). Beyond it is inverted lists over codes of four bits a dimension, of
-the principal axes that hold most of the spectrum. The lists nearest to a prompt and to its opposite
-are read; a few times K of what they hold are ranked again by the raw vectors, which stay in a
-memory-mapped file and are what the kernel of SIFT sees. How many, of both, is measured when the
-index is built, so that RECALL of the top candidates is found. With a filter, or for a prompt less
-like the corpus than nearly all of its own vectors are, more is read until that changes little. HNSW
-was left out: it holds raw vectors and links in memory.
+Up to FLAT_LIMIT vectors the index is flat: exact inner products over all vectors, on a GPU if
+faiss-gpu finds one (untested). Above that limit it consists of inverted lists over 4-bit codes of
+the principal axes that hold most of the spectrum. A search probes the lists nearest to a prompt and
+to its opposite, and ranks a multiple of K candidates again by their raw vectors, which stay in a
+memory-mapped file and are what the kernel of SIFT sees. The number of lists and the multiple are
+tuned when the index is built, so that a share RECALL of the top candidates is found. With a filter,
+or for a prompt less similar to the corpus than nearly all of its own vectors, a search reads more
+until its result hardly changes. HNSW is no alternative: it keeps raw vectors and links in memory.
 
-An index can be rebuilt from its corpus at any time. On disk it is a folder of its own, named in
-`index.json` with the SHA-256 of each file, because FAISS loads most bit flips without a word; the
-manifest carries its own. Writing is atomic: a new folder, fsync, then the manifest by rename.
+It knows nothing of files (`selection.corpus.index_files`).
 
 Shapes: N vectors, Q queries, K candidates, T targets, D embedding dimensions.
 """
@@ -19,16 +17,8 @@ Shapes: N vectors, Q queries, K candidates, T targets, D embedding dimensions.
 from __future__ import annotations
 
 import bisect
-import contextlib
-import fcntl
-import hashlib
-import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,9 +28,7 @@ from selection.embedding import Embeddings
 
 
 class _Faiss:
-    """faiss, imported when it is first used: whoever opens a corpus to list it does not wait for
-    it.
-    """
+    """faiss, imported at its first use, so that opening a corpus to list it does not load it."""
 
     def __getattr__(self, name: str) -> Any:
         import faiss
@@ -48,38 +36,41 @@ class _Faiss:
         return getattr(faiss, name)
 
 
-faiss: Any = _Faiss()  # as Any: its Python wrappers take other arguments than its stubs say
+# Typed as Any because faiss's Python wrappers take other arguments than its stubs declare.
+faiss: Any = _Faiss()
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
 Ranked = tuple[Ids, Embeddings, npt.NDArray[np.float32]]
 
 FLAT_LIMIT = 50_000
 RECALL = 0.96
-_TOP = 200  # so many nearest, of which RECALL are found
-_FORMAT = 3
-_MANIFEST = "index.json"
-_FEW = 20_000  # so many allowed vectors are compared one by one, whatever the index
+# The number of nearest vectors over which RECALL is measured.
+_TOP = 200
+# Up to this number of allowed vectors, all are compared, also by an index with lists.
+_EXHAUSTIVE = 20_000
 _TRAINING_PER_LIST = 40
-_KEPT = 0.85  # of the squared length is coded
-_BLOCK = 1 << 16  # vectors
-_QUERIES = 128  # of its own vectors, to measure how it is to be read
-_STEPS = 30  # numbers of lists it chooses among
-_UNLIKE = 0.05  # share of them that are so little like the corpus that more is read
-
-
-@dataclass(frozen=True)
-class State:
-    """Which corpus, and which state of it, an index was built from."""
-
-    corpus: str
-    generation: int
+# The share of the squared length that the coded axes must hold.
+_CODED_ENERGY = 0.85
+# Vectors per block, to bound memory.
+_BLOCK = 1 << 16
+# The number of its own vectors that serve as queries when an index is tuned.
+_QUERIES = 128
+# The number of values of `probes` that tuning chooses from.
+_STEPS = 30
+# The share of these queries that count as dissimilar to the corpus, for which more is read.
+_DISSIMILAR = 0.05
 
 
 @dataclass(frozen=True)
 class SearchParams:
-    """How an index with lists is read: how many lists for each sign, how many times k are ranked by
-    their raw vectors, and how similar the last of the k must be for that to be enough.
+    """How an index with lists is searched.
+
+    Attributes:
+        probes: lists to read for each sign.
+        refine: candidates to rank by their raw vectors, as a multiple of k.
+        usual: the similarity that the k-th candidate must reach, or else more is read.
     """
 
     probes: int
@@ -95,17 +86,18 @@ class Index:
         ids_N: Ids,
         vectors_ND: Embeddings,
         coded: Any = None,
-        reading: SearchParams | None = None,
+        search_params: SearchParams | None = None,
     ) -> None:
         self.ids_N = ids_N
         self.dimension = vectors_ND.shape[1]
         self._vectors_ND = vectors_ND
         self._coded = self._searched = coded
-        self._reading = reading
+        self.search_params = search_params
         if coded is None:
             self._flat = self._searched = faiss.IndexFlatIP(self.dimension)
             self._flat.add(np.ascontiguousarray(vectors_ND))
-            if vectors_ND.size:  # not a second copy, and valid as long as self._flat is
+            if vectors_ND.size:
+                # A view of FAISS's own copy saves a second one; it is valid as long as self._flat.
                 self._vectors_ND = faiss.rev_swig_ptr(self._flat.get_xb(), vectors_ND.size).reshape(
                     vectors_ND.shape
                 )
@@ -122,18 +114,18 @@ class Index:
         sample = np.random.default_rng(1).permutation(count)[: lists * _TRAINING_PER_LIST]
         sample_SD = embeddings_ND[np.sort(sample)]
         projection = _projection(sample_SD)
-        kept = projection.d_out
+        coded_dimension = projection.d_out
         inverted: Any = faiss.index_factory(
-            kept, f"IVF{lists},PQ{kept}x4fsr", faiss.METRIC_INNER_PRODUCT
+            coded_dimension, f"IVF{lists},PQ{coded_dimension}x4fsr", faiss.METRIC_INNER_PRODUCT
         )
         inverted.cp.niter, inverted.cp.seed = 6, 1
         coded: Any = faiss.IndexPreTransform(projection, inverted)
-        # A code has 16 values.
+        # A 4-bit code has 16 values, and k-means needs at least as many vectors.
         coded.train(np.resize(sample_SD, (max(len(sample_SD), 16), dimension)))
         for start in range(0, count, _BLOCK):
             coded.add(embeddings_ND[start : start + _BLOCK])
         index = cls(ids_N, embeddings_ND, coded)
-        index._reading = index._enough(lists)
+        index.search_params = index._tune(lists)
         return index
 
     def __len__(self) -> int:
@@ -153,9 +145,9 @@ class Index:
         return self.ids_N[rows[:k]], vectors_KD[:k], similarity_K[:k]
 
     def _find(self, targets_TD: Embeddings, k: int, allowed_N: Mask | None) -> Ranked:
-        """The nearest k at least, or all, as rows."""
+        """Rows of at least the k nearest vectors, or of all, with vectors and similarities."""
         allowed = len(self) if allowed_N is None else int(np.count_nonzero(allowed_N))
-        if allowed <= max(k, _FEW if self._coded is not None else k):
+        if allowed <= max(k, _EXHAUSTIVE if self._coded is not None else k):
             rows = np.arange(len(self)) if allowed_N is None else np.flatnonzero(allowed_N)
             return self._rank(rows, targets_TD, k)
         selector = (
@@ -166,38 +158,43 @@ class Index:
         if self._coded is None:
             parameters = None if selector is None else faiss.SearchParameters(sel=selector)
             return self._rank(self._search(targets_TD, k, parameters), targets_TD, k)
-        assert self._reading is not None
-        reading, k, lists = self._reading, max(k, _TOP), faiss.extract_index_ivf(self._coded).nlist
-        found = self._read(targets_TD, k, reading, selector)
-        # A mask may leave out most of what the nearest lists hold, and to a prompt unlike the
-        # corpus all lists are about as near: then more are read, until that changes little.
-        while reading.probes < lists and (
-            allowed_N is not None or len(found[0]) < k or found[2][-1] < reading.usual
+        assert self.search_params is not None
+        params, k, lists = (
+            self.search_params,
+            max(k, _TOP),
+            faiss.extract_index_ivf(self._coded).nlist,
+        )
+        found = self._probe(targets_TD, k, params, selector)
+        # A mask may exclude most of the nearest lists' vectors, and all lists are about equally far
+        # from a prompt dissimilar to the corpus: more are read until the result hardly changes.
+        while params.probes < lists and (
+            allowed_N is not None or len(found[0]) < k or found[2][-1] < params.usual
         ):
-            reading = SearchParams(
-                min(2 * reading.probes, lists), 2 * reading.refine, reading.usual
-            )
-            before, found = found[0], self._read(targets_TD, k, reading, selector)
+            params = SearchParams(min(2 * params.probes, lists), 2 * params.refine, params.usual)
+            before, found = found[0], self._probe(targets_TD, k, params, selector)
             if len(before) >= k and np.isin(found[0], before).mean() >= RECALL:
                 break
         return found
 
-    def _read(
-        self, targets_TD: Embeddings, k: int, reading: SearchParams, selector: Any = None
+    def _probe(
+        self, targets_TD: Embeddings, k: int, params: SearchParams, selector: Any = None
     ) -> Ranked:
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=reading.probes)
-        wanted = min(reading.refine * k, len(self))
-        found = self._search(
-            targets_TD, wanted, faiss.SearchParametersPreTransform(index_params=parameters)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=params.probes)
+        rows = self._search(
+            targets_TD,
+            min(params.refine * k, len(self)),
+            faiss.SearchParametersPreTransform(index_params=parameters),
         )
-        return self._rank(found, targets_TD, k)
+        return self._rank(rows, targets_TD, k)
 
-    def _search(self, targets_TD: Embeddings, wanted: int, parameters: Any) -> Ids:
-        """Rows, distinct and ascending: those wanted, and up to T times as many."""
+    def _search(self, targets_TD: Embeddings, count: int, parameters: Any) -> Ids:
+        """Rows, distinct and ascending, of the nearest `count` vectors, and of up to T times as
+        many.
+        """
         both_signs = np.concatenate([targets_TD, -targets_TD])
-        similarity, rows = self._searched.search(both_signs, wanted, params=parameters)
-        best = np.argpartition(-similarity, wanted * len(targets_TD) - 1, axis=None)[
-            : wanted * len(targets_TD)
+        similarity, rows = self._searched.search(both_signs, count, params=parameters)
+        best = np.argpartition(-similarity, count * len(targets_TD) - 1, axis=None)[
+            : count * len(targets_TD)
         ]
         found: Ids = np.unique(rows.reshape(-1)[best])
         return found[found >= 0]
@@ -207,155 +204,85 @@ class Index:
         similarities.
         """
         vectors_KD = np.ascontiguousarray(self._vectors_ND[rows])
-        # Not by BLAS: its threads spin on for milliseconds, on cores that FAISS's next search
-        # wants.
+        # BLAS would leave its threads spinning for milliseconds on the cores that FAISS's next
+        # search needs; einsum does not use them.
         similarity_K = np.abs(np.einsum("kd,td->kt", vectors_KD, targets_TD)).max(
             axis=1, initial=0.0
         )
         best = np.lexsort((rows, -similarity_K))[:k]
         return rows[best], vectors_KD[best], similarity_K[best]
 
-    def _enough(self, lists: int) -> SearchParams:
-        """The least reading, by steps, that finds RECALL of the top of some of its own vectors."""
+    def _tune(self, lists: int) -> SearchParams:
+        """The cheapest parameters, in steps, that reach RECALL for some of its own vectors."""
         queries_QD = self._vectors_ND[np.random.default_rng(2).permutation(len(self))[:_QUERIES]]
         k = min(_TOP, len(self))
         true_QK, similarity_QK = _nearest(self._vectors_ND, queries_QD, k)
-        usual = float(np.quantile(similarity_QK.min(axis=1), _UNLIKE))
+        usual = float(np.quantile(similarity_QK.min(axis=1), _DISSIMILAR))
 
-        def recall(reading: SearchParams, count: int = _QUERIES) -> float:
+        def recall(params: SearchParams, count: int = _QUERIES) -> float:
             pairs = zip(queries_QD[:count], true_QK[:count], strict=True)
             shares = [
-                np.isin(true_K, self._read(query_D[None], k, reading)[0]).mean()
+                np.isin(true_K, self._probe(query_D[None], k, params)[0]).mean()
                 for query_D, true_K in pairs
             ]
             return float(np.mean(shares))
 
-        reading = SearchParams(lists, 4, usual)
-        while reading.refine < 32 and recall(reading, _QUERIES // 4) < (1 + RECALL) / 2:
-            reading = replace(reading, refine=2 * reading.refine)
+        params = SearchParams(lists, 4, usual)
+        while params.refine < 32 and recall(params, _QUERIES // 4) < (1 + RECALL) / 2:
+            params = replace(params, refine=2 * params.refine)
         steps = [
-            replace(reading, probes=int(probes))
+            replace(params, probes=int(probes))
             for probes in np.geomspace(min(8, lists), lists, _STEPS)
         ]
         return steps[bisect.bisect_left(steps, RECALL, hi=_STEPS - 1, key=recall)]
 
-    def save(self, folder: Path, state: State) -> None:
-        """Replace the folder's index atomically; `state` is what it was built from. One saver at a
-        time: `building`.
-        """
-        target = folder / f"index-{uuid.uuid4().hex[:12]}"
-        target.mkdir()
-        try:
-            self._save(folder, target, state)
-        except OSError:  # such as a full disk, which the rest of it would keep full
-            shutil.rmtree(target, ignore_errors=True)
-            raise
-        finally:
-            for litter in folder.glob(f"{_MANIFEST}.*"):
-                litter.unlink(missing_ok=True)
-        for old in folder.glob("index-*"):
-            if old != target:
-                shutil.rmtree(old, ignore_errors=True)  # whoever has it mapped keeps its pages
-
-    def _save(self, folder: Path, target: Path, state: State) -> None:
+    def blobs(self) -> dict[str, Any]:
+        """The content of the index by file name, as buffers (`selection.corpus.index_files`)."""
         blobs: dict[str, Any] = {
             "ids": self.ids_N,
             "vectors": np.ascontiguousarray(self._vectors_ND),
         }
         if self._coded is not None:
             blobs["coded"] = faiss.serialize_index(self._coded)
-        for file, blob in blobs.items():
-            _write(target / file, blob)
-        _sync_folder(target)
-        body = {
-            "format": _FORMAT,
-            "corpus": state.corpus,
-            "generation": state.generation,
-            "folder": target.name,
-            "count": len(self),
-            "reading": None if self._reading is None else asdict(self._reading),
-            "sha256": {file: hashlib.sha256(blob).hexdigest() for file, blob in blobs.items()},
-        }
-        temporary = folder / f"{_MANIFEST}.{uuid.uuid4().hex[:12]}"
-        _write(temporary, json.dumps({**body, "signed": _digest(body)}).encode())
-        temporary.replace(folder / _MANIFEST)
-        _sync_folder(folder)
-
-    @staticmethod
-    def saved_generation(folder: Path) -> int:
-        """The generation that the folder's manifest claims, unchecked; -1 where there is none."""
-        try:
-            return int(json.loads((folder / _MANIFEST).read_text())["generation"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return -1
+        return blobs
 
     @classmethod
-    def load(cls, folder: Path, corpus: str, dimension: int) -> tuple[int, Index] | None:
-        """The folder's index and its generation; None where it is missing, damaged or another
-        corpus's: build it.
+    def from_blobs(
+        cls, blobs: Mapping[str, Bytes], dimension: int, search_params: SearchParams | None
+    ) -> Index:
+        """The index of these `blobs`, which it goes on to use, mapped files as well.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: these are not the blobs of an index of that
+                dimension.
         """
-        try:
-            manifest = json.loads((folder / _MANIFEST).read_text())
-            signed = manifest.pop("signed")
-            if signed != _digest(manifest) or (manifest["format"], manifest["corpus"]) != (
-                _FORMAT,
-                corpus,
-            ):
-                return None
-            # Mapped before they are checked: what was read then is what is searched, and is in
-            # memory.
-            mapped = {file: _map(folder / manifest["folder"] / file) for file in manifest["sha256"]}
-            if {
-                file: hashlib.sha256(blob.data).hexdigest() for file, blob in mapped.items()
-            } != manifest["sha256"]:
-                return None
-            ids_N, vectors = (
-                np.array(mapped["ids"].view(np.int64)),
-                mapped["vectors"].view(np.float32),
-            )
-            coded = reading = None
-            if "coded" in mapped:
-                coded, reading = (
-                    faiss.deserialize_index(mapped["coded"]),
-                    SearchParams(**manifest["reading"]),
-                )
-            return manifest["generation"], cls(
-                ids_N, vectors.reshape(-1, dimension), coded, reading
-            )
-        # FAISS raises the last.
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-            return None
-
-
-@contextlib.contextmanager
-def building(folder: Path) -> Iterator[None]:
-    """Held by the one process that builds and saves a folder's index; others wait."""
-    with (folder / "index.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        vectors_ND = blobs["vectors"].view(np.float32).reshape(-1, dimension)
+        coded = faiss.deserialize_index(blobs["coded"]) if "coded" in blobs else None
+        return cls(np.array(blobs["ids"].view(np.int64)), vectors_ND, coded, search_params)
 
 
 def _projection(sample_SD: Embeddings) -> Any:
-    """Onto the fewest principal axes, by 32, that hold _KEPT of the squared length: inner products
-    change least.
+    """The projection onto the fewest principal axes, a multiple of 32, that hold _CODED_ENERGY of
+    the squared length, because that changes inner products least.
 
-    Not centred, as principal components are: the inner product with a mean would differ between
-    prompts.
+    The vectors are not centred, as they are for principal components: the inner product with their
+    mean would differ between prompts.
     """
     dimension = sample_SD.shape[1]
-    energy_D, axes_DD = np.linalg.eigh(sample_SD.T @ sample_SD)  # ascending
+    # The eigenvalues ascend.
+    energy_D, axes_DD = np.linalg.eigh(sample_SD.T @ sample_SD)
     share_D = np.cumsum(energy_D[::-1]) / energy_D.sum()
-    kept = min(dimension, 32 * (int(np.searchsorted(share_D, _KEPT)) // 32 + 1))
-    projection: Any = faiss.LinearTransform(dimension, kept)
+    axes = min(dimension, 32 * (int(np.searchsorted(share_D, _CODED_ENERGY)) // 32 + 1))
+    projection: Any = faiss.LinearTransform(dimension, axes)
     faiss.copy_array_to_vector(
-        np.ascontiguousarray(axes_DD[:, ::-1].T[:kept]).ravel(), projection.A
+        np.ascontiguousarray(axes_DD[:, ::-1].T[:axes]).ravel(), projection.A
     )
     projection.is_trained = True
     return projection
 
 
 def _nearest(vectors_ND: Embeddings, queries_QD: Embeddings, k: int) -> tuple[Ids, Embeddings]:
-    """Rows [Q, K] of the true nearest to each query, in no order, and their similarities [Q, K]."""
+    """Rows [Q, K] of the true nearest to each query, unordered, and their similarities [Q, K]."""
     count = len(queries_QD)
     rows_QK, similarity_QK = np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32)
     for start in range(0, len(vectors_ND), _BLOCK):
@@ -368,27 +295,3 @@ def _nearest(vectors_ND: Embeddings, queries_QD: Embeddings, k: int) -> tuple[Id
             np.take_along_axis(similarity, best, axis=1),
         )
     return rows_QK, similarity_QK
-
-
-def _map(path: Path) -> npt.NDArray[np.uint8]:
-    # None maps nothing.
-    return np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, content: Any) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,8 +3,8 @@
     {"type": "eq", "key": "language", "value": "de"}             eq ne gt gte lt lte in nin
     {"type": "and", "filters": [{...}, {...}]}                   and or
 
-A document without the key matches only `ne` and `nin`. Numbers are compared with numbers and
-strings with strings.
+A document without the key matches only `ne` and `nin`. Numbers are compared with numbers, strings
+with strings.
 """
 
 from __future__ import annotations
@@ -18,46 +18,48 @@ Scalar: TypeAlias = str | int | float | bool
 _COMPARED = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _NUMBER = "f.type IN ('integer', 'real')"
 _DEPTH = 8
-_PARAMETERS = 900  # SQLite refuses conditions of 1000 terms
+# SQLite refuses conditions of 1000 terms.
+_PARAMETERS = 900
 
 
-def to_sql(wanted: Filter, column: str = "metadata") -> tuple[str, list[Scalar]]:
-    """A condition on a column of JSON objects, and its parameters.
+def to_sql(filter: Filter, column: str = "metadata") -> tuple[str, list[Scalar]]:
+    """An SQL condition on a column of JSON objects, and its parameters.
 
     Raises:
-        ValueError: not a filter; the message names what is wrong.
+        ValueError: an invalid filter; the message says what is wrong.
     """
-    condition, parameters = _node(wanted, column, _DEPTH)
+    condition, parameters = _node(filter, column, _DEPTH)
     if len(parameters) > _PARAMETERS:
-        raise ValueError(f"a filter has {_PARAMETERS} keys and values at most")
+        raise ValueError(f"a filter has at most {_PARAMETERS} keys and values")
     if any("\ud800" <= c <= "\udfff" for text in parameters if isinstance(text, str) for c in text):
-        raise ValueError("the keys and values of a filter are Unicode text")
+        raise ValueError("the keys and values of a filter must be Unicode text")
     return condition, parameters
 
 
-def _node(wanted: Any, column: str, depth: int) -> tuple[str, list[Scalar]]:
-    if not isinstance(wanted, dict) or depth == 0:
+def _node(filter: Any, column: str, depth: int) -> tuple[str, list[Scalar]]:
+    if not isinstance(filter, dict) or depth == 0:
         raise ValueError(
-            'a filter is an object such as {"type": "eq", "key": "language", "value": "de"}, 8 deep at most'
+            'a filter is an object such as {"type": "eq", "key": "language", "value": "de"}, '
+            "nested at most 8 deep"
         )
-    kind = wanted.get("type")
+    kind = filter.get("type")
     if kind in ("and", "or"):
-        parts = wanted.get("filters")
-        if not isinstance(parts, list) or not parts or set(wanted) != {"type", "filters"}:
+        operands = filter.get("filters")
+        if not isinstance(operands, list) or not operands or set(filter) != {"type", "filters"}:
             raise ValueError(
                 f"a filter of type {kind!r} has `filters`, a list of filters, and nothing else"
             )
-        nodes = [_node(part, column, depth - 1) for part in parts]
+        nodes = [_node(operand, column, depth - 1) for operand in operands]
         return f"({f' {kind.upper()} '.join(sql for sql, _ in nodes)})", [
             value for _, values in nodes for value in values
         ]
-    if set(wanted) != {"type", "key", "value"} or not isinstance(wanted["key"], str):
+    if set(filter) != {"type", "key", "value"} or not isinstance(filter["key"], str):
         raise ValueError("a filter that compares has `type`, `key` (a string) and `value`")
-    return _comparison(kind, wanted["key"], wanted["value"], column)
+    return _comparison(kind, filter["key"], filter["value"], column)
 
 
 def _comparison(kind: Any, key: str, value: Any, column: str) -> tuple[str, list[Scalar]]:
-    # A key is looked up by json_each, not by a JSON path, so that no key needs quoting.
+    # json_each takes the key as a parameter; a JSON path would need quoting.
     found = f"EXISTS (SELECT 1 FROM json_each({column}) AS f WHERE f.key = ? AND {{}})"  # noqa: S608
     if kind in ("eq", "ne", "in", "nin"):
         several = kind in ("in", "nin")
@@ -68,14 +70,16 @@ def _comparison(kind: Any, key: str, value: Any, column: str) -> tuple[str, list
         return (f"NOT {sql}" if kind in ("ne", "nin") else sql), [key, *parameters]
     if isinstance(kind, str) and kind in _COMPARED:
         if isinstance(value, bool):
-            raise ValueError("true and false can only be equal or not")
+            raise ValueError("true and false can only be compared with eq, ne, in and nin")
         types = "f.type = 'text'" if isinstance(_scalar(value), str) else _NUMBER
         return found.format(f"{types} AND f.atom {_COMPARED[kind]} ?"), [key, value]
-    raise ValueError(f"no filter of type {kind!r}: eq, ne, gt, gte, lt, lte, in, nin, and, or")
+    raise ValueError(
+        f"unknown filter type {kind!r}: use eq, ne, gt, gte, lt, lte, in, nin, and, or"
+    )
 
 
 def _any_of(values: list[Any]) -> tuple[str, list[Scalar]]:
-    """Whether what was found is one of these; flat, since SQLite refuses deep conditions."""
+    """Whether the value is one of these; not nested, because SQLite refuses deep conditions."""
     booleans = sorted({f"'{str(value).lower()}'" for value in values if isinstance(value, bool)})
     texts = [value for value in values if isinstance(_scalar(value), str)]
     numbers = [value for value in values if not isinstance(value, bool | str)]

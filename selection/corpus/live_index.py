@@ -1,9 +1,8 @@
-"""View: what of a corpus can be searched at one moment: the index, what came after it, and what
-went.
+"""LiveIndex: an index together with what was added to the corpus and removed from it since.
 
-The index of a large corpus takes minutes to build, so it is not built anew for every document. What
-was added since is searched flat beside it, what was deleted is masked; the answer is that of a
-fresh index.
+The index of a large corpus takes minutes to build, so it is not rebuilt for every document. Newer
+sequences are searched in a flat index beside it, and removed ones are masked; the result is that of
+a fresh index.
 
 Shapes: N sequences in the index, K candidates, T targets, D embedding dimensions.
 """
@@ -17,44 +16,54 @@ from selection.embedding import Embeddings
 
 
 class LiveIndex:
-    """An index and the changes since. `built` and `generation` are the corpus's, of the index and
-    of the view.
+    """An index and the changes since it was built.
+
+    Attributes:
+        built: the corpus's generation from which the index was built.
+        generation: the corpus's generation up to which changes were applied.
     """
 
     def __init__(self, generation: int, index: Index) -> None:
         self.generation = generation
         self.built = generation
-        self._parts = [
+        self._indexes = [
             index,
             Index(np.empty(0, np.int64), np.empty((0, index.dimension), np.float32)),
         ]
-        self._alive: list[Mask | None] = [None, None]
-        self._gone = 0
+        self._present: list[Mask | None] = [None, None]
+        self._removed = 0
 
     @property
     def newest(self) -> int:
-        """The largest sequence id it knows; ids only grow."""
-        return max((int(part.ids_N[-1]) for part in self._parts if len(part)), default=0)
+        """The largest sequence id it contains; ids only grow."""
+        return max((int(index.ids_N[-1]) for index in self._indexes if len(index)), default=0)
 
     @property
     def changes(self) -> int:
-        """How many sequences came or went since the index was built."""
-        return len(self._parts[1]) + self._gone
+        """The number of sequences added and removed since the index was built."""
+        return len(self._indexes[1]) + self._removed
 
-    def follow(self, generation: int, added: Ids, embeddings_ND: Embeddings, removed: Ids) -> None:
-        """Go on to a later generation: ids above `newest`, ascending, and ids that are gone."""
+    def apply(self, generation: int, added: Ids, embeddings_ND: Embeddings, removed: Ids) -> None:
+        """Apply the changes up to a later generation.
+
+        Args:
+            generation: that generation.
+            added: ids above `newest`, ascending [N].
+            embeddings_ND: their unit vectors.
+            removed: ids removed since `generation` was last applied.
+        """
         if len(added):
-            tail = self._parts[1]
+            tail = self._indexes[1]
             ids = np.concatenate([tail.ids_N, added])
-            self._parts[1] = Index(ids, np.concatenate([tail.vectors(), embeddings_ND]))
-            if self._alive[1] is not None:
-                self._alive[1] = np.concatenate([self._alive[1], np.ones(len(added), np.bool_)])
-        for i, part in enumerate(self._parts):
-            dead = np.isin(part.ids_N, removed) if len(removed) else None
-            if dead is not None and dead.any():
-                before = self._alive[i]
-                self._alive[i] = ~dead if before is None else before & ~dead
-                self._gone += int(np.count_nonzero(dead))
+            self._indexes[1] = Index(ids, np.concatenate([tail.vectors(), embeddings_ND]))
+            if self._present[1] is not None:
+                self._present[1] = np.concatenate([self._present[1], np.ones(len(added), np.bool_)])
+        for i, index in enumerate(self._indexes):
+            gone_N = np.isin(index.ids_N, removed) if len(removed) else None
+            if gone_N is not None and gone_N.any():
+                before = self._present[i]
+                self._present[i] = ~gone_N if before is None else before & ~gone_N
+                self._removed += int(np.count_nonzero(gone_N))
         self.generation = generation
 
     def nearest(
@@ -65,16 +74,16 @@ class LiveIndex:
 
         Args:
             targets_TD: unit vectors.
-            k: None takes all.
-            allowed: ids to choose among, None for all.
+            k: number of sequences; None returns all.
+            allowed: ids to choose from; None allows all.
         """
         found = []
-        for part, alive_N in zip(self._parts, self._alive, strict=True):
-            mask = alive_N
+        for index, present_N in zip(self._indexes, self._present, strict=True):
+            mask = present_N
             if allowed is not None:
-                permitted = np.isin(part.ids_N, allowed)
-                mask = permitted if mask is None else mask & permitted
-            found.append(part.nearest(targets_TD, len(part) if k is None else k, mask))
+                allowed_N = np.isin(index.ids_N, allowed)
+                mask = allowed_N if mask is None else mask & allowed_N
+            found.append(index.nearest(targets_TD, len(index) if k is None else k, mask))
         ids = np.concatenate([ids for ids, _, _ in found])
         similarity = np.concatenate([similarity for _, _, similarity in found])
         best = np.lexsort((ids, -similarity))[:k]

@@ -1,8 +1,8 @@
-"""Corpora that the threads of one process share: kept open, with their indexes in memory.
+"""CorpusPool: open corpora that the threads of one process share, with their indexes in memory.
 
-An index that two threads hold is memory spent twice, so they take turns. A corpus is held for a
-search, never while texts are embedded, and nobody waits for another corpus than the one they asked
-for.
+The threads take turns, because an index per thread would multiply its memory. A corpus is locked
+for the duration of a search, never while texts are embedded, and no thread waits for a corpus other
+than its own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from selection.access import OPERATOR, Principal
-from selection.corpus.corpus import Corpus, find_corpus
+from selection.corpus.corpus import Corpus
+from selection.corpus.lookup import find_corpus
+from selection.corpus.tables.database import FILE
 from selection.embedding import Embedder
 from selection.limit import UNLIMITED, Limit
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
+class _Entry:
     corpus: Corpus
     id: str
     inode: int
@@ -28,110 +30,113 @@ class _Held:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the corpus was not removed or made anew since."""
+        """Whether the corpus was neither removed nor replaced since it was opened."""
         return _inode(self.corpus.folder) == self.inode
 
 
 class CorpusPool:
-    """Corpora of one embedder and tokenizer, kept open, opened anew when they were removed and made
-    again.
+    """Corpora of one embedder and tokenizer, kept open, and reopened when they are replaced on
+    disk.
 
     Args:
-        root: the folder of all corpora.
-        embedder: whose vectors they must hold; None leaves that unchecked, and the tokenizer.
-        tokenizer: the digest of the tokenizer whose tokens they must hold; None leaves that
-            unchecked.
+        root: folder of all corpora.
+        embedder: the embedder that they must have been made with; None skips this check and that of
+            the tokenizer.
+        tokenizer: digest of the tokenizer that they must have been made with; None skips this
+            check.
     """
 
     def __init__(self, root: Path, embedder: Embedder | None, tokenizer: str | None) -> None:
         self._root, self._embedder, self._tokenizer = root, embedder, tokenizer
-        self._held: list[_Held] = []
-        self._lock = threading.Lock()  # of the list; never held while a corpus is waited for
+        self._entries: list[_Entry] = []
+        # Guards the list of entries; never held while waiting for a corpus.
+        self._lock = threading.Lock()
 
     @contextmanager
-    def use(
-        self, name: str, reader: Principal = OPERATOR, limit: Limit = UNLIMITED
+    def open(
+        self, name: str, principal: Principal = OPERATOR, limit: Limit = UNLIMITED
     ) -> Iterator[Corpus]:
-        """The corpus of that name, id or display name, for the length of a `with`; others of this
-        corpus wait.
+        """Lock the corpus of that name, id or display name within the `with` block.
 
         Raises:
-            CorpusNotFoundError: there is none, or none that the reader sees.
+            CorpusNotFoundError: no such corpus, or the principal does not see it.
             CorpusError: it was made with another embedder or tokenizer.
-            AbandonedError, SecondsSpentError: the limit was reached before it could be used.
+            AbandonedError, SecondsSpentError: the limit was reached before the corpus was free.
         """
-        held = self._acquired(name, reader, limit)
+        entry = self._acquire(name, principal, limit)
         try:
             if self._embedder is not None:
-                # Each time: it may have been embedded anew meanwhile.
-                held.corpus.check(self._embedder, self._tokenizer)
-            yield held.corpus
+                # Checked every time, because another process may have re-embedded the corpus.
+                entry.corpus.check(self._embedder, self._tokenizer)
+            yield entry.corpus
         finally:
-            self._release(held)
+            self._release(entry)
 
     def close(self) -> None:
-        """Close them all, those in use when they are released; the next use opens again."""
+        """Close all corpora, those in use once they are released; `open` opens them again."""
         with self._lock:
-            closing, self._held = self._held, []
-            for held in closing:
-                self._close_unless_in_use(held)
+            closing, self._entries = self._entries, []
+            for entry in closing:
+                self._close_unless_in_use(entry)
 
-    def _acquired(self, name: str, reader: Principal, limit: Limit) -> _Held:
-        """The corpus, its lock taken."""
-        at_hand = True  # whether one that is open may be taken by its name or id
+    def _acquire(self, name: str, principal: Principal, limit: Limit) -> _Entry:
+        """The entry of the corpus, locked."""
+        by_name = True
         while True:
-            held = self._at_hand(name, limit) if at_hand else None
-            if held is None:
-                held = self._opened(find_corpus(self._root, name, reader), reader, limit)
-            limit.acquire(held.lock)
+            entry = self._find(name, limit) if by_name else None
+            if entry is None:
+                folder = find_corpus(self._root, name, principal)
+                entry = self._find_or_open(folder, principal, limit)
+            limit.acquire(entry.lock)
             try:
                 with self._lock:
-                    current = held in self._held and held.is_in_place
-                if current:
-                    if not at_hand or reader.sees(held.corpus.name, held.corpus.meta()):
-                        return held
-                    # The reader does not see it; its name may be the display name of another, which
-                    # they see.
-                    at_hand = False
+                    is_current = entry in self._entries and entry.is_in_place
+                if is_current:
+                    if not by_name or principal.sees(entry.corpus.name, entry.corpus.meta()):
+                        return entry
+                    # The principal does not see this corpus, but its name may be the display name
+                    # of another one that they do see.
+                    by_name = False
             except BaseException:
-                self._release(held)
+                self._release(entry)
                 raise
-            self._release(held)
+            self._release(entry)
 
-    def _release(self, held: _Held) -> None:
+    def _release(self, entry: _Entry) -> None:
         with self._lock:
-            held.lock.release()
-            if held not in self._held:
-                self._close_unless_in_use(held)
+            entry.lock.release()
+            if entry not in self._entries:
+                self._close_unless_in_use(entry)
 
-    def _at_hand(self, name: str, limit: Limit) -> _Held | None:
-        """The open corpus of that name or id, after those that are gone from disk were closed."""
+    def _find(self, name: str, limit: Limit) -> _Entry | None:
+        """The entry of the open corpus of that name or id; closes those that are gone from disk."""
         with limit.holding(self._lock):
-            for held in [held for held in self._held if not held.is_in_place]:
-                self._held.remove(held)
-                self._close_unless_in_use(held)
-            return next((held for held in self._held if name in (held.corpus.name, held.id)), None)
+            for entry in [entry for entry in self._entries if not entry.is_in_place]:
+                self._entries.remove(entry)
+                self._close_unless_in_use(entry)
+            matches = (each for each in self._entries if name in (each.corpus.name, each.id))
+            return next(matches, None)
 
-    def _opened(self, folder: Path, reader: Principal, limit: Limit) -> _Held:
-        """The corpus in that folder, opened unless it is open."""
+    def _find_or_open(self, folder: Path, principal: Principal, limit: Limit) -> _Entry:
+        """The entry of the corpus in that folder, opened unless it is open."""
         with limit.holding(self._lock):
-            for held in self._held:
-                if held.corpus.folder == folder and held.is_in_place:
-                    return held
-            corpus = Corpus.open(self._root, folder.name, reader)
-            held = _Held(corpus, corpus.meta()["id"], _inode(folder))
-            self._held.append(held)
-            return held
+            for entry in self._entries:
+                if entry.corpus.folder == folder and entry.is_in_place:
+                    return entry
+            corpus = Corpus.open(self._root, folder.name, principal)
+            entry = _Entry(corpus, corpus.meta()["id"], _inode(folder))
+            self._entries.append(entry)
+            return entry
 
     @staticmethod
-    def _close_unless_in_use(held: _Held) -> None:
-        if held.lock.acquire(blocking=False):
-            held.corpus.close()
-            held.lock.release()
+    def _close_unless_in_use(entry: _Entry) -> None:
+        if entry.lock.acquire(blocking=False):
+            entry.corpus.close()
+            entry.lock.release()
 
 
 def _inode(folder: Path) -> int:
     try:
-        return (folder / "corpus.db").stat().st_ino
+        return (folder / FILE).stat().st_ino
     except FileNotFoundError:
         return -1

@@ -1,8 +1,9 @@
-"""Positions: where an object stands in a list, which a cursor still says when the object is gone.
+"""Positions: where an object stands in a list, so that a cursor stays valid when its object is
+deleted.
 
-An id begins with the microsecond in which it was given, and lists are ordered by that time, so the
-position of a deleted object follows from its id. Ids that earlier versions gave are random:
-`Deleted` remembers the time of such an object when it is deleted.
+An id begins with the microsecond of its creation, and lists are ordered by that time, so the
+position of a deleted object follows from its id. Ids that earlier versions created are random:
+`Tombstones` records the time of such an object when it is deleted.
 """
 
 from __future__ import annotations
@@ -20,62 +21,76 @@ log = logging.getLogger(__name__)
 
 Position: TypeAlias = tuple[int, ...]
 
-# Microseconds since 1970 that an id may carry: the first of 2026, and a day from now, for clocks
-# that differ.
-_FIRST, _AHEAD = 1_767_225_600_000_000, 24 * 3600 * 1_000_000
-_DIGITS, _TIME = 24, 14  # hexadecimal digits of an id, and of the time that it begins with
+# The earliest time that an id may contain: the start of 2026, in microseconds since 1970.
+_EARLIEST = 1_767_225_600_000_000
+# How far ahead of this machine's clock that time may lie, in microseconds: one day.
+_AHEAD = 24 * 3600 * 1_000_000
+# Hexadecimal digits of an id, and of the time at its beginning.
+_DIGITS, _TIME = 24, 14
 
 
 def new_id(prefix: str) -> tuple[str, float]:
-    """A new id, and the time that it carries, in seconds since 1970, UTC."""
+    """A new id, and the time that it contains, in seconds since 1970, UTC."""
     moment = time.time_ns() // 1000
     return f"{prefix}{moment:0{_TIME}x}{secrets.token_hex((_DIGITS - _TIME) // 2)}", moment / 1e6
 
 
 def position(identity: str, created: float) -> Position:
-    """Where an object of that id stands in a list by creation time; ids decide between equal times."""
+    """The position of an object in a list by creation time; ids decide between equal times."""
     return round(created * 1e6), int(identity[-_DIGITS:], 16)
 
 
-def carried(identity: str, prefix: str) -> Position | None:
-    """The position that an id carries; None if it carries none."""
+def position_in_id(identity: str, prefix: str) -> Position | None:
+    """The position that an id contains; None if it contains none."""
     if not re.fullmatch(f"{prefix}[0-9a-f]{{{_DIGITS}}}", identity):
         return None
     moment = int(identity[-_DIGITS:][:_TIME], 16)
-    plausible = _FIRST <= moment <= time.time_ns() // 1000 + _AHEAD
+    plausible = _EARLIEST <= moment <= time.time_ns() // 1000 + _AHEAD
     return (moment, int(identity[-_DIGITS:], 16)) if plausible else None
 
 
-class Deleted:
-    """The deleted objects of a folder whose ids do not carry their position, in a file there, a
-    line for each.
+class Tombstones:
+    """Records of a folder's deleted objects whose ids do not contain their position: one line of
+    JSON each.
     """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / ".deleted.jsonl"
 
-    def remember(self, prefix: str, about: Mapping[str, Any]) -> None:
-        """Remember what was known of an object (`id` and `created` among it), if its id does not
-        tell its position.
+    def record(self, prefix: str, deleted: Mapping[str, Any]) -> None:
+        """Record a deleted object, unless its id contains its position.
+
+        Args:
+            prefix: the prefix of its id.
+            deleted: its properties, `id` and `created` among them.
         """
-        if carried(about["id"], prefix) == position(about["id"], float(about["created"])):
+        in_list = position(deleted["id"], float(deleted["created"]))
+        if position_in_id(deleted["id"], prefix) == in_list:
             return
         try:
             with self._file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(about) + "\n")
-        except OSError as problem:  # a full disk must not keep what is deleted
-            log.warning("a list that is being read may have to be begun again: %s", problem)
+                lines.write(json.dumps(deleted) + "\n")
+        except OSError as problem:
+            # A full disk must not prevent a deletion.
+            log.warning("clients may have to restart listings that are under way: %s", problem)
 
     def position(
-        self, identity: str, prefix: str, sees: Callable[[Mapping[str, Any]], bool]
+        self, identity: str, prefix: str, is_visible: Callable[[Mapping[str, Any]], bool]
     ) -> Position | None:
-        """Where a deleted object stood, if what was remembered of it may be seen; None for what
-        cannot have been.
+        """The position of a deleted object.
+
+        Args:
+            identity: its id.
+            prefix: the prefix of such ids.
+            is_visible: whether the client may learn of a recorded object, by its properties.
+
+        Returns:
+            None if no such object can have existed, or if it is not visible.
         """
-        about = self._find(identity)
-        if about is not None and sees(about):
-            return position(identity, float(about["created"]))
-        return carried(identity, prefix)
+        deleted = self._find(identity)
+        if deleted is not None and is_visible(deleted):
+            return position(identity, float(deleted["created"]))
+        return position_in_id(identity, prefix)
 
     def _find(self, identity: str) -> Mapping[str, Any] | None:
         try:
@@ -84,9 +99,10 @@ class Deleted:
             return None
         for line in lines:
             try:
-                about = json.loads(line)
-            except ValueError:  # broken off in the middle of a line
+                deleted = json.loads(line)
+            except ValueError:
+                # A write that was interrupted in the middle of the line.
                 continue
-            if isinstance(about, dict) and about.get("id") == identity:
-                return about
+            if isinstance(deleted, dict) and deleted.get("id") == identity:
+                return deleted
         return None

@@ -1,15 +1,15 @@
-"""Shards: the search over a corpus in several parts, each searched where it lies; together they
-find what it would.
+"""Shards: a corpus searched in several partitions, each on the machine that holds it, with the
+results of a search over the whole.
 
-A document's vectors lie in one shard, by a hash of its name, under the numbers that its sequences
-have in the corpus, which keeps texts and tokens and stays the truth: what it has lost is not found
-any more, whatever a shard still holds. The k nearest of the whole are among the k nearest of each
-shard, so what is chosen does not depend on how many there are. (Above `index.FLAT_LIMIT` sequences
-the search in a shard is itself inexact.)
+A hash of a document's name decides which shard holds its vectors, under the sequence ids of the
+corpus. The corpus keeps texts and tokens and stays the truth: sequences deleted there are not found
+any more, even if a shard still holds them. The k nearest sequences of the whole are among the k
+nearest of each shard, so a selection does not depend on the number of shards. (Above
+`faiss_index.FLAT_LIMIT` sequences the search in a shard is itself approximate.)
 
-`Shard` stands where a part is, `ShardedCorpora` where prompts are embedded and the corpora
-themselves lie. How a shard is asked (a thread, another machine) is for whoever makes them to say.
-`follow` makes the parts.
+`Shard` runs where a shard's partitions are stored, `ShardedCorpora` where prompts are embedded and
+the corpora themselves are stored. Their caller provides the way to call a shard (a thread, another
+machine). `update_shards` creates and updates the partitions.
 
 Shapes: K candidates, T targets, D embedding dimensions.
 """
@@ -29,51 +29,54 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.faiss_index import Ids
 from selection.corpus.filters import Filter
 from selection.corpus.pool import CorpusPool
-from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError, Source
+from selection.corpus.sqlite_store import Source
 from selection.embedding import Embeddings
+from selection.errors import CorpusError, CorpusNotFoundError
 from selection.limit import UNLIMITED, Limit
 
-_MARK = "shards"  # in a corpus that has been in shards: in how many, each number
+# The metadata key of a sharded corpus: the numbers of shards it was divided into, separated by
+# blanks.
+_SHARDED_INTO = "shards"
 
 
 class ShardAnswer(Protocol):
-    """What a shard will have answered."""
+    """The pending result of a call to a shard."""
 
     def result(self) -> Any:
-        """The answer, waited for; raises what the shard raised."""
+        """Wait for the result and return it; raises what the shard raised."""
 
 
 class ShardCall(Protocol):
-    """Asks one shard: a method of `Shard` and its arguments."""
+    """Calls a method of one `Shard`."""
 
     def __call__(self, method: Callable[..., Any], /, *args: Any) -> ShardAnswer:
-        """Begin to ask."""
+        """Start the call."""
 
 
 class Shard:
-    """One part of every sharded corpus, under one folder. Use it from one thread at a time."""
+    """One partition of every sharded corpus, under one folder. Use it from one thread at a time."""
 
     def __init__(self, root: Path) -> None:
         self._corpora = CorpusPool(root, None, None)
 
     def meta(self, corpus: str) -> dict[str, str] | None:
-        """As `Corpus.meta`, of the part of the corpus of that name; None where there is none."""
+        """As `Corpus.meta`, of this shard's partition of a corpus; None if it has none."""
         try:
-            with self._corpora.use(corpus) as part:
-                return part.meta()
+            with self._corpora.open(corpus) as partition:
+                return partition.meta()
         except CorpusNotFoundError:
             return None
 
     def nearest(
-        self, corpus: str, targets_TD: Embeddings, k: int | None, only: Filter | None
+        self, corpus: str, targets_TD: Embeddings, k: int | None, filter: Filter | None
     ) -> tuple[Ids, Embeddings]:
         """As `Corpus.nearest`."""
-        with self._corpora.use(corpus) as part:
-            return part.nearest(targets_TD, k, only)
+        with self._corpora.open(corpus) as partition:
+            return partition.nearest(targets_TD, k, filter)
 
 
 class ShardedCorpus:
-    """A corpus that is searched in its shards: what a selector needs of it."""
+    """A corpus that is searched in its shards; what a selector needs of it."""
 
     def __init__(self, whole: Corpus, shards: Sequence[ShardCall]) -> None:
         self._whole, self._shards = whole, shards
@@ -83,18 +86,21 @@ class ShardedCorpus:
         return self._whole.meta()
 
     def nearest(
-        self, targets_TD: Embeddings, k: int | None, only: Filter | None = None
+        self, targets_TD: Embeddings, k: int | None, filter: Filter | None = None
     ) -> tuple[Ids, Embeddings]:
-        """As `Corpus.nearest`, of what has come into the shards."""
-        times = 1
+        """As `Corpus.nearest`, over the sequences that the shards hold."""
+        factor = 1
         while True:
-            asked = None if k is None else k * times
-            found = _ask_all(self._shards, Shard.nearest, self._whole.name, targets_TD, asked, only)
-            present = [self._whole.copies.present(ids) for ids, _ in found]
-            # What a shard still holds and the corpus has lost stands before others that are wanted.
-            if k is None or all(here.sum() >= k or len(here) < k * times for here in present):
+            count = None if k is None else k * factor
+            found = _call_all(
+                self._shards, Shard.nearest, self._whole.name, targets_TD, count, filter
+            )
+            present = [self._whole.replication.present(ids) for ids, _ in found]
+            # Sequences that were deleted from the corpus but not from a shard take the place of
+            # others, so more are requested until enough remain.
+            if k is None or all(here.sum() >= k or len(here) < k * factor for here in present):
                 break
-            times *= 2
+            factor *= 2
         ids_K = np.concatenate([ids[here] for (ids, _), here in zip(found, present, strict=True)])
         vectors_KD = np.concatenate(
             [vectors[here] for (_, vectors), here in zip(found, present, strict=True)]
@@ -111,124 +117,137 @@ class ShardedCorpus:
 
 
 class ShardedCorpora:
-    """Corpora, some of which are searched in shards, as one `CorpusPool`.
+    """Corpora, some of which are searched in shards, with the interface of a `CorpusPool`.
 
     Args:
-        whole: all of them.
-        shards: each asks one.
+        whole: all of the corpora.
+        shards: one call per shard.
     """
 
     def __init__(self, whole: CorpusPool, shards: Sequence[ShardCall]) -> None:
         self._whole, self._shards = whole, shards
 
     @contextmanager
-    def use(
-        self, name: str, reader: Principal = OPERATOR, limit: Limit = UNLIMITED
+    def open(
+        self, name: str, principal: Principal = OPERATOR, limit: Limit = UNLIMITED
     ) -> Iterator[Corpus | ShardedCorpus]:
-        """As `CorpusPool.use`; a corpus that no shard has a finished part of is searched whole.
+        """As `CorpusPool.open`; a corpus without a complete partition in any shard is searched
+        whole.
 
         Raises:
-            CorpusError: as there, and where parts are missing or belong to another corpus or other
-                vectors.
-            AbandonedError, SecondsSpentError: as there.
+            CorpusError: as `CorpusPool.open`; or partitions are missing, or belong to another
+                corpus or to other embeddings.
+            AbandonedError, SecondsSpentError: as `CorpusPool.open`.
         """
-        with self._whole.use(name, reader, limit) as corpus:
-            if str(len(self._shards)) not in corpus.meta().get(_MARK, "").split():
-                # Without asking: a shard that does not answer is no trouble of this one.
+        with self._whole.open(name, principal, limit) as corpus:
+            if str(len(self._shards)) not in corpus.meta().get(_SHARDED_INTO, "").split():
+                # The shards are not called, so one that does not answer only affects corpora that
+                # it holds.
                 yield corpus
                 return
-            parts = _ask_all(self._shards, Shard.meta, corpus.name)
-            finished = [part is not None and "shard" in part for part in parts]
-            if not any(finished):
+            partitions = _call_all(self._shards, Shard.meta, corpus.name)
+            if not any(meta is not None and "shard" in meta for meta in partitions):
                 yield corpus
                 return
-            meta = corpus.meta()
-            for number, part in enumerate(parts):
-                if part is None or not _is_part(part, meta, number, len(parts)):
+            whole = corpus.meta()
+            for shard, meta in enumerate(partitions):
+                if meta is None or not _is_partition(meta, whole, shard, len(partitions)):
                     raise CorpusError(
-                        f"shard {number} of {len(parts)} does not fit corpus {corpus.name!r}: "
-                        f"run `mayfly corpus shard {corpus.name} --shards {len(parts)}`"
+                        f"shard {shard} of {len(partitions)} does not fit corpus {corpus.name!r}: "
+                        f"run `mayfly corpus shard {corpus.name} --shards {len(partitions)}`"
                     )
             yield ShardedCorpus(corpus, self._shards)
 
 
-def folder_of(home: Path, shard: int, shards: int) -> Path:
-    """The folder of a shard's parts, below a home."""
+def shard_folder(home: Path, shard: int, shards: int) -> Path:
+    """The folder of a shard's partitions below a home folder."""
     return home / "shards" / f"{shard}-of-{shards}"
 
 
-def follow(
+def update_shards(
     corpus: Corpus,
     roots: Sequence[Path],
     on_document: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Make the shards of a corpus, one in each folder, or have them follow what has changed since.
+    """Divide a corpus into shards, or update its shards after changes.
 
-    What is there is not added again, so a run that was broken off goes on; parts that are not
-    finished are searched by nobody. `on_document` is called with documents done and in all.
+    An interrupted run resumes, and incomplete partitions are not searched.
+
+    Args:
+        corpus: the corpus.
+        roots: one folder per shard (`shard_folder`).
+        on_document: called with the numbers of documents done and of all documents.
 
     Raises:
-        CorpusError: the corpus was embedded anew meanwhile, or a shard could not be written.
+        CorpusError: the corpus was re-embedded in the meantime, or a shard could not be written.
     """
     meta = corpus.meta()
-    documents = sorted(corpus.documents(), key=lambda entry: entry.id)  # a part's numbers only grow
-    parts = [_part(root, corpus) for root in roots]
-    there = [{entry.id for entry in part.documents()} for part in parts]
-    for done, entry in enumerate(documents, 1):
-        number = _shard_of(entry.name, len(parts))
-        copy = None if entry.id in there[number] else corpus.copies.give(entry.id)
-        if copy is not None:
-            parts[number].copies.take(copy)
+    # In the order of their ids, because the ids of a partition's sequences must ascend.
+    documents = sorted(corpus.documents(), key=lambda document: document.id)
+    partitions = [_open_partition(root, corpus) for root in roots]
+    imported = [{document.id for document in each.documents()} for each in partitions]
+    for done, document in enumerate(documents, 1):
+        shard = _shard_of(document.name, len(partitions))
+        if document.id not in imported[shard]:
+            replica = corpus.replication.export(document.id)
+            # None if it was deleted in the meantime.
+            if replica is not None:
+                partitions[shard].replication.import_(replica)
         on_document(done, len(documents))
-    kept = {entry.id for entry in documents}
-    for part in parts:
-        for entry in part.documents():
-            if entry.id not in kept:
-                part.delete(entry.id)
-        part.build_index()
+    current = {document.id for document in documents}
+    for partition in partitions:
+        for document in partition.documents():
+            if document.id not in current:
+                partition.delete(document.id)
+        partition.build_index()
     if corpus.meta()["uuid"] != meta["uuid"]:
-        raise CorpusError(f"corpus {corpus.name!r} was embedded anew meanwhile: run this again")
-    for number, part in enumerate(parts):
-        part.remember({"shard": _place(number, len(parts))})
-        part.close()
-    marks = {*meta.get(_MARK, "").split(), str(len(parts))}
-    corpus.remember({_MARK: " ".join(sorted(marks))})
+        raise CorpusError(
+            f"corpus {corpus.name!r} was re-embedded in the meantime: run this command again"
+        )
+    for shard, partition in enumerate(partitions):
+        partition.update_meta({"shard": _label(shard, len(partitions))})
+        partition.close()
+    sharded_into = {*meta.get(_SHARDED_INTO, "").split(), str(len(partitions))}
+    corpus.update_meta({_SHARDED_INTO: " ".join(sorted(sharded_into))})
 
 
-def _part(root: Path, whole: Corpus) -> Corpus:
-    """The part that is there, or a new one in the place of one of other vectors."""
+def _open_partition(root: Path, whole: Corpus) -> Corpus:
+    """The existing partition, or a new one if it does not exist or holds other embeddings."""
     try:
-        part = Corpus.open(root, whole.name)
+        partition = Corpus.open(root, whole.name)
     except CorpusNotFoundError:
-        return Corpus.create_part(root, whole)
+        return Corpus.create_partition(root, whole)
     except CorpusError as problem:
         unusable = CorpusError(
-            f"a shard of corpus {whole.name!r} cannot be opened: delete its folder, which holds copies only, "
-            "and run this again"
+            f"a shard of corpus {whole.name!r} cannot be opened: delete its folder, which "
+            "contains copies only, "
+            "and run this command again"
         )
         unusable.add_note(f"its folder is {root / whole.name}")
         raise unusable from problem
-    if part.meta().get("of") == whole.meta()["uuid"]:
-        return part
-    part.remove()
-    return Corpus.create_part(root, whole)
+    if partition.meta().get("of") == whole.meta()["uuid"]:
+        return partition
+    partition.remove()
+    return Corpus.create_partition(root, whole)
 
 
-def _is_part(part: Mapping[str, str], whole: Mapping[str, str], shard: int, shards: int) -> bool:
-    return (part["id"], part.get("of"), part.get("shard")) == (
+def _is_partition(
+    meta: Mapping[str, str], whole: Mapping[str, str], shard: int, shards: int
+) -> bool:
+    return (meta["id"], meta.get("of"), meta.get("shard")) == (
         whole["id"],
         whole["uuid"],
-        _place(shard, shards),
+        _label(shard, shards),
     )
 
 
-def _ask_all(shards: Sequence[ShardCall], method: Callable[..., Any], *args: Any) -> list[Any]:
-    return [answer.result() for answer in [ask(method, *args) for ask in shards]]
+def _call_all(shards: Sequence[ShardCall], method: Callable[..., Any], *args: Any) -> list[Any]:
+    return [answer.result() for answer in [call(method, *args) for call in shards]]
 
 
 def _shard_of(document: str, shards: int) -> int:
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8]) % shards
 
 
-def _place(shard: int, shards: int) -> str:
+def _label(shard: int, shards: int) -> str:
     return f"{shard} of {shards}"

@@ -130,7 +130,7 @@ def ingest(
         vectors, row = np.concatenate(parts), 0
         parts = []
         for document, digest, chunks in batch:
-            replaces = corpus.holds(document.name)
+            replaces = corpus.has_name(document.name)
             corpus.add(
                 document.name,
                 digest,

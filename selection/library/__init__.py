@@ -1,1 +1,1 @@
-"""The library of corpora behind vector stores: uploads, attached files, search."""
+"""The corpora of a server as vector stores: uploads, attached files, search."""

@@ -1,12 +1,14 @@
-"""Intake: reads attached files into their corpora, one after the other, in a thread of its own.
+"""IngestWorker: ingests attached files into their corpora, one after the other, in a thread of its
+own.
 
-The database says what is to be read, the queue only in which order: what a kill broke off is queued
-again at the next start, and `ingest` passes over the documents that are there already. A file that
-is detached, cancelled or deleted meanwhile is given up within a few texts, or a window of a long
-one. One that cannot be read leaves nothing but the reason.
+The database records which files are in progress, the queue only their order: what a kill
+interrupted is queued again at the next start, and `ingest` skips documents that are complete. A
+file that is detached, cancelled or deleted in the meantime is abandoned within a few texts, or
+within a window of a long one. A file that cannot be read leaves nothing but the reason.
 
-Of several processes over the same corpora, one that has nothing to read takes what others have not
-read for a while: they may be gone. Two may read a file at once; the result is the same.
+When several processes share the corpora, an idle one takes over files that have been in progress
+for a while, because their process may be gone. Two processes may ingest the same file at once; the
+result is the same.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from selection.corpus.attachments import Attachment, DetachedError, Problem
-from selection.corpus.corpus import Corpus, list_corpora
+from selection.corpus.corpus import Corpus
+from selection.corpus.lookup import list_corpora
 from selection.corpus.pool import CorpusPool
-from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
+from selection.corpus.tables.attachments import Attachment, DetachedError, Problem
 from selection.embedding import Embedder, Embeddings
+from selection.errors import CorpusError, CorpusNotFoundError, MissingError
 from selection.ingest.ingest import (
     Chunking,
     Document,
@@ -36,178 +39,193 @@ from selection.ingest.ingest import (
     tokenizer_digest,
 )
 from selection.ingest.readers import TABLE_SUFFIXES
-from selection.library.uploads import MissingError, Uploads
+from selection.library.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 60.0  # between looks of who has nothing to read
-_PART = 8  # texts embedded at once, for whose length everyone else waits
-# Between questions to the database whether a file is still wanted, while it is parsed.
-_ASK_SECONDS = 0.05
+# The interval at which an idle worker looks for files to take over.
+_TAKEOVER_SECONDS = 60.0
+# Texts embedded at once; all other users of the embedder wait for as long.
+_EMBED_BATCH = 8
+# The interval at which the database is queried whether a file is still in progress, while it is
+# parsed.
+_CHECK_SECONDS = 0.05
 
 
 class _ClosedError(Exception):
-    """The intake was closed; what it reads stays in progress."""
+    """The worker was closed; its file stays in progress."""
 
 
 class _UnreadableError(Exception):
-    """The file is to blame."""
+    """The file cannot be read; the message says why."""
 
 
 class IngestWorker:
-    """The reading of attached files.
+    """Ingests attached files in the background.
 
     Args:
-        root: the folder of all corpora.
-        embedder: theirs; other threads may use it, too.
-        tokenizer: the base model's; nobody else may use it.
-        uploads: where the files are.
+        root: folder of all corpora.
+        embedder: the embedder of the corpora, which other threads may use at the same time.
+        tokenizer: the base model's tokenizer, which no other thread may use.
+        uploads: the uploaded files.
     """
 
     def __init__(self, root: Path, embedder: Embedder, tokenizer: Any, uploads: Uploads) -> None:
         self._embedder, self._tokenizer, self._uploads = embedder, tokenizer, uploads
         self._corpora = CorpusPool(root, embedder, tokenizer_digest(tokenizer))
-        self._waiting: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+        # Names of corpora and ids of files; None ends the thread.
+        self._queue: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._root = root
-        self._unsettled: set[tuple[str, str]] = set()  # what could not even be tried; another may
-        self._left = set(_in_progress(root, log.warning))  # at the last look
-        for item in sorted(self._left):
-            self._waiting.put(item)
-        self._thread = threading.Thread(target=self._work, name="intake", daemon=True)
+        # Files on which this process failed unexpectedly; it leaves them to others.
+        self._failed: set[tuple[str, str]] = set()
+        # What was in progress when files to take over were last looked for.
+        self._seen_in_progress = set(_in_progress(root, log.warning))
+        for item in sorted(self._seen_in_progress):
+            self._queue.put(item)
+        self._thread = threading.Thread(target=self._work, name="ingest-worker", daemon=True)
         self._thread.start()
 
     def put(self, corpus: str, files: Iterable[str]) -> None:
-        """Read these files of a corpus when their turn comes; they are attached already."""
+        """Queue files that were attached to a corpus."""
         for file in files:
-            self._waiting.put((corpus, file))
+            self._queue.put((corpus, file))
 
     def close(self) -> None:
-        """End within a few texts; what was not read yet stays in progress."""
+        """End the thread within a few texts; files that are not complete stay in progress."""
         self._closed.set()
-        self._waiting.put(None)
+        self._queue.put(None)
         self._thread.join()
         self._corpora.close()
 
     def _work(self) -> None:
         while True:
-            if self._waiting.empty():
-                self._corpora.close()  # with their indexes
+            if self._queue.empty():
+                # An idle worker keeps no index in memory.
+                self._corpora.close()
             try:
-                item = self._waiting.get(timeout=_LOOK_SECONDS)
+                item = self._queue.get(timeout=_TAKEOVER_SECONDS)
             except queue.Empty:
                 try:
                     self._take_over()
                 except Exception:
-                    log.exception("cannot look for files that nobody reads")
+                    log.exception("cannot look for files that other processes have abandoned")
                 continue
             if item is None or self._closed.is_set():
                 return
             try:
-                with self._corpora.use(item[0]) as corpus:
-                    self._settle(corpus, item[1])
-            except (DetachedError, CorpusNotFoundError):  # nobody wants it any more
+                with self._corpora.open(item[0]) as corpus:
+                    self._ingest(corpus, item[1])
+            except (DetachedError, CorpusNotFoundError):
                 continue
             except _ClosedError:
                 return
             except Exception:
-                self._unsettled.add(item)
+                self._failed.add(item)
                 log.exception(
-                    "file %s of corpus %s stays in progress until the next start", item[1], item[0]
+                    "file %s of corpus %s failed unexpectedly and stays in progress until the "
+                    "next start",
+                    item[1],
+                    item[0],
                 )
 
     def _take_over(self) -> None:
-        """Queue what was in progress at the last look and still is, the last first: another may be
-        at the first.
+        """Queue files that have been in progress since the last call, the last first, because their
+        own process begins with the first.
         """
-        before, self._left = self._left, set(_in_progress(self._root))
-        for item in sorted((before & self._left) - self._unsettled, reverse=True):
-            self._waiting.put(item)
+        before, self._seen_in_progress = self._seen_in_progress, set(_in_progress(self._root))
+        for item in sorted((before & self._seen_in_progress) - self._failed, reverse=True):
+            self._queue.put(item)
 
-    def _settle(self, corpus: Corpus, file: str) -> None:
-        seen = corpus.attachments.get(file)
-        if seen is None or seen.status != "in_progress":
+    def _ingest(self, corpus: Corpus, file: str) -> None:
+        """Ingest a file and record the outcome."""
+        attachment = corpus.attachments.get(file)
+        if attachment is None or attachment.status != "in_progress":
             return
-        tally = IngestCounts()
+        counts = IngestCounts()
         try:
-            problem = self._read(corpus, seen, tally)
+            problem = self._add_documents(corpus, attachment, counts)
         except (DetachedError, CorpusNotFoundError, _ClosedError):
             raise
         except (MissingError, _UnreadableError) as unreadable:
             code = (
                 "invalid_file"
-                if Path(seen.name).suffix.lower() in TABLE_SUFFIXES
+                if Path(attachment.name).suffix.lower() in TABLE_SUFFIXES
                 else "unsupported_file"
             )
             problem = Problem(code, str(unreadable))
         except Exception:
-            log.exception("file %s cannot be read into corpus %s", file, corpus.name)
+            log.exception("file %s cannot be ingested into corpus %s", file, corpus.name)
             problem = Problem(
                 "server_error", "the server failed to read the file; its log says why"
             )
-        corpus.attachments.settle(
-            seen, "failed" if problem else "completed", problem, tally.documents()
+        corpus.attachments.finish(
+            attachment, "failed" if problem else "completed", problem, counts.documents()
         )
 
-    def _read(self, corpus: Corpus, seen: Attachment, tally: IngestCounts) -> Problem | None:
-        upload = self._uploads.get(seen.id)
+    def _add_documents(
+        self, corpus: Corpus, attachment: Attachment, counts: IngestCounts
+    ) -> Problem | None:
+        upload = self._uploads.get(attachment.id)
         names: set[str] = set()
-        asked = -_ASK_SECONDS
+        last_check = -_CHECK_SECONDS
 
         def check() -> None:
             if self._closed.is_set():
                 raise _ClosedError
-            if not corpus.attachments.reading(seen.id):
-                raise DetachedError(seen.id)
+            if not corpus.attachments.is_in_progress(attachment.id):
+                raise DetachedError(attachment.id)
 
-        def alive() -> None:
-            nonlocal asked
+        def check_now_and_then() -> None:
+            nonlocal last_check
             now = time.monotonic()
-            if self._closed.is_set() or now - asked >= _ASK_SECONDS:
-                asked = now
+            if self._closed.is_set() or now - last_check >= _CHECK_SECONDS:
+                last_check = now
                 check()
 
         def documents() -> Iterator[Document]:
-            path, name = self._uploads.path(upload), f"{seen.id}/{seen.name}"
+            path, name = self._uploads.path(upload), f"{attachment.id}/{attachment.name}"
             try:
-                for document in read_file(path, name, counts=tally, check_cancelled=alive):
+                for document in read_file(
+                    path, name, counts=counts, check_cancelled=check_now_and_then
+                ):
                     names.add(document.name)
-                    yield replace(document, metadata={**document.metadata, **seen.attributes})
+                    yield replace(document, metadata={**document.metadata, **attachment.attributes})
             except CorpusError as problem:
                 raise _UnreadableError(str(problem)) from problem
 
         def embed(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
             for texts in batches:
-                parts = []
-                for first in range(0, len(texts), _PART):
+                vectors = []
+                for first in range(0, len(texts), _EMBED_BATCH):
                     check()
-                    parts.append(self._embedder.embed(texts[first : first + _PART]))
-                yield np.concatenate(parts)
+                    vectors.append(self._embedder.embed(texts[first : first + _EMBED_BATCH]))
+                yield np.concatenate(vectors)
 
-        cut = Chunking(*seen.cut) if seen.cut else Chunking()
+        chunking = Chunking(*attachment.chunking) if attachment.chunking else Chunking()
         ingest(
             corpus,
             documents(),
             self._embedder,
             self._tokenizer,
-            chunking=cut,
+            chunking=chunking,
             embed=embed,
-            file=seen.id,
-            counts=tally,
-            check_cancelled=alive,
+            file=attachment.id,
+            counts=counts,
+            check_cancelled=check_now_and_then,
         )
-        for left in set(corpus.names(seen.id)) - names:
-            # An earlier version named the row otherwise.
-            corpus.delete(left)
-        if tally.added or tally.replaced or tally.unchanged:
+        for obsolete in set(corpus.names(attachment.id)) - names:
+            # An earlier version gave the rows of tables other names.
+            corpus.delete(obsolete)
+        if counts.added or counts.replaced or counts.unchanged:
             return None
-        return Problem("invalid_file", f"{seen.name} holds no text of two tokens or more")
+        return Problem("invalid_file", f"{attachment.name} contains no text of two tokens or more")
 
 
 def _in_progress(
     root: Path, warn: Callable[[str, object], None] = log.debug
 ) -> Iterator[tuple[str, str]]:
-    """Name of the corpus and id of each file that is to be read."""
+    """Name of the corpus and id of each file in progress."""
     for name in list_corpora(root):
         try:
             corpus = Corpus.open(root, name)

@@ -1,6 +1,7 @@
-"""Catalogue: what a library says of itself: its stores, their files, and pages of lists of them.
+"""Records: the values that a library returns and takes: vector stores, their files, file batches,
+and pages of lists of them.
 
-Plain values, read off an open corpus; they survive pickling. Times are in seconds since 1970, UTC.
+Plain values, read from an open corpus; they can be pickled. Times are in seconds since 1970, UTC.
 """
 
 from __future__ import annotations
@@ -11,30 +12,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from selection.corpus.attachments import Attachment
 from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Scalar
 from selection.corpus.positions import Position, position
-from selection.library.uploads import LibraryError, MissingError
+from selection.corpus.tables.attachments import Attachment
+from selection.errors import LibraryError, MissingError
 
 Item = TypeVar("Item")
 
-_SHORTEST, _LONGEST = 8, 4096  # tokens of a sequence
 _BATCH = re.compile(r"vsfb_[0-9a-f]{24}")
 
 
 @dataclass(frozen=True)
-class StoreEntry:
-    """A store.
+class VectorStoreInfo:
+    """A vector store.
 
     Attributes:
-        id: its own for good.
-        name: free text.
+        id: its id, which never changes.
+        name: its display name.
         created: seconds since 1970, UTC.
-        metadata: its owner's notes.
-        description: its owner's, too.
-        counts: files in each of `attachments.STATES`.
-        bytes: of its database.
+        metadata: key-value pairs given by its owner.
+        description: text given by its owner.
+        counts: number of files of each of `attachments.STATUSES`.
+        bytes: size of its database.
     """
 
     id: str
@@ -47,12 +47,12 @@ class StoreEntry:
 
     @property
     def position(self) -> Position:
-        """Where it stands in a list."""
+        """Its position in a list."""
         return position(self.id, self.created)
 
     @classmethod
-    def of(cls, corpus: Corpus) -> StoreEntry:
-        """What there is to say of a corpus."""
+    def of(cls, corpus: Corpus) -> VectorStoreInfo:
+        """The vector store of a corpus."""
         meta = corpus.meta()
         return cls(
             id=meta["id"],
@@ -67,41 +67,32 @@ class StoreEntry:
 
 @dataclass(frozen=True)
 class AttachmentRequest:
-    """A file to attach: its id, the metadata of its documents, and the tokens of a sequence and of
-    an overlap.
+    """A file to attach.
+
+    Attributes:
+        file: id of the uploaded file.
+        attributes: metadata of its documents.
+        chunking: tokens per chunk and tokens of overlap; None uses the default.
     """
 
     file: str
     attributes: Mapping[str, Scalar] = field(default_factory=dict)
-    cut: tuple[int, int] | None = None
-
-
-def parse_chunking(length: int, overlap: int) -> tuple[int, int]:
-    """Tokens of a sequence and of an overlap, if they can be that.
-
-    Raises:
-        LibraryError: they cannot.
-    """
-    if not _SHORTEST <= length <= _LONGEST or not 0 <= overlap <= length // 2:
-        raise LibraryError(
-            f"a chunk has {_SHORTEST} to {_LONGEST} tokens of the served model and overlaps by half of them at most"
-        )
-    return length, overlap
+    chunking: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class AttachedFile:
-    """A file of the store of that id."""
+    """A file of a vector store, whose id is `store`."""
 
     store: str
     file: Attachment
 
     @classmethod
     def of(cls, corpus: Corpus, file: str) -> AttachedFile:
-        """A file of a corpus.
+        """The file of that id in a corpus.
 
         Raises:
-            MissingError: there is none of that id.
+            MissingError: it does not exist.
         """
         attachment = corpus.attachments.get(file)
         if attachment is None:
@@ -110,9 +101,15 @@ class AttachedFile:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Files that were attached together: how many are in each of `attachments.STATES`, and whether
-    it was cancelled.
+class FileBatch:
+    """Files that were attached together.
+
+    Attributes:
+        id: its id.
+        store: id of the vector store.
+        created: seconds since 1970, UTC.
+        counts: number of files of each of `attachments.STATUSES`.
+        cancelled: whether files of it were cancelled together.
     """
 
     id: str
@@ -122,22 +119,24 @@ class Batch:
     cancelled: bool = False
 
     @classmethod
-    def of(cls, corpus: Corpus, batch: str) -> Batch:
-        """A batch of a corpus.
+    def of(cls, corpus: Corpus, batch: str) -> FileBatch:
+        """The batch of that id in a corpus.
 
         Raises:
-            MissingError: there is none of that id.
+            MissingError: it does not exist.
         """
-        found = corpus.batches.get(batch) if _BATCH.fullmatch(batch) else None
+        found = corpus.file_batches.get(batch) if _BATCH.fullmatch(batch) else None
         if found is None:
             raise MissingError(f"vector store {corpus.name!r} has no file batch {batch!r}")
         created, cancelled = found
-        return cls(batch, corpus.meta()["id"], created, corpus.batches.counts(batch), cancelled)
+        return cls(
+            batch, corpus.meta()["id"], created, corpus.file_batches.counts(batch), cancelled
+        )
 
 
 @dataclass(frozen=True)
 class Page(Generic[Item]):
-    """A part of a list, and whether there is more of it."""
+    """A part of a list, and whether more of it follows."""
 
     items: tuple[Item, ...]
     more: bool
@@ -145,11 +144,16 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Which part of a list is wanted: so many, newest or oldest first, beyond one id and before
-    another.
+    """Which part of a list to return.
 
-    Ids stand for positions: one that has been deleted since, or that a filter leaves out, still has
-    its place.
+    Cursors stand for positions, so the id of an object that was deleted since, or that a filter
+    excludes, remains a valid cursor.
+
+    Attributes:
+        limit: largest number of items.
+        order: "asc" for oldest first, "desc" for newest first.
+        after: id after which the page begins.
+        before: id before which the page ends.
     """
 
     limit: int = 20
@@ -163,18 +167,18 @@ class PageRequest:
         position: Callable[[Item], Position],
         find: Callable[[str], Position | None],
     ) -> Page[Item]:
-        """That part.
+        """This page of a list.
 
         Args:
             oldest_first: the list.
-            position: where an item stands.
-            find: where the item of a cursor stands, or stood; None for what was never in such a
-                list.
+            position: the position of an item.
+            find: the position of a cursor's item, also after it was deleted; None for an id that
+                was never in the list.
 
         Raises:
-            LibraryError: a cursor that is not a position.
+            LibraryError: an invalid cursor.
         """
-        after, before = (self._found(cursor, find) for cursor in (self.after, self.before))
+        after, before = (self._position(cursor, find) for cursor in (self.after, self.before))
         low, high = (after, before) if self.order == "asc" else (before, after)
         items = [
             item
@@ -184,38 +188,41 @@ class PageRequest:
         if self.order != "asc":
             items.reverse()
         more = len(items) > self.limit
-        if before is not None and after is None:  # the page that ends there
+        if before is not None and after is None:
+            # The page ends at the cursor, so it takes the last items.
             return Page(tuple(items[-self.limit :]), more)
         return Page(tuple(items[: self.limit]), more)
 
-    def _found(self, cursor: str | None, find: Callable[[str], Position | None]) -> Position | None:
+    @staticmethod
+    def _position(cursor: str | None, find: Callable[[str], Position | None]) -> Position | None:
         if cursor is None:
             return None
         found = find(cursor)
         if found is None:
             raise LibraryError(
-                f"the cursor {cursor!r} is not in this list: it takes the id of an item of a page"
+                f"the cursor {cursor!r} is not in this list: use the id of an item of a page"
             )
         return found
 
 
-def page_of_files(corpus: Corpus, part: PageRequest, status: str | None) -> Page[AttachedFile]:
-    """A part of the list of a store's files, of one status, by the time they were first attached."""
-    kept, identity = corpus.attachments, corpus.meta()["id"]
-    listed = kept.listed(status)
-    page = part.of([*listed], listed.__getitem__, kept.position)
-    # The others were detached just now.
-    found = [file for file in map(kept.get, page.items) if file is not None]
-    return Page(tuple(AttachedFile(identity, file) for file in found), page.more)
+def page_of_files(corpus: Corpus, request: PageRequest, status: str | None) -> Page[AttachedFile]:
+    """A page of a vector store's files, or of those of one status, by the time they were first
+    attached.
+    """
+    attachments, identity = corpus.attachments, corpus.meta()["id"]
+    positions = attachments.positions(status)
+    page = request.of([*positions], positions.__getitem__, attachments.position)
+    # A file that was detached since it was listed is left out.
+    files = [file for file in map(attachments.get, page.items) if file is not None]
+    return Page(tuple(AttachedFile(identity, file) for file in files), page.more)
 
 
 def page_of_batch(
-    corpus: Corpus, batch: Batch, part: PageRequest, status: str | None
+    corpus: Corpus, batch: FileBatch, request: PageRequest, status: str | None
 ) -> Page[AttachedFile]:
-    """A part of the list of a batch's files, of one status, in the order of the batch."""
-    listed, positions = corpus.batches.listed(batch.id, status), corpus.batches.listed(batch.id)
-    page = part.of([*listed], positions.__getitem__, positions.get)
-    found = [
-        AttachedFile(batch.store, corpus.batches.member(batch.id, file)) for file in page.items
-    ]
-    return Page(tuple(found), page.more)
+    """A page of a batch's files, or of those of one status, in the order of the batch."""
+    listed = [*corpus.file_batches.positions(batch.id, status)]
+    positions = corpus.file_batches.positions(batch.id)
+    page = request.of(listed, positions.__getitem__, positions.get)
+    members = [corpus.file_batches.member(batch.id, file) for file in page.items]
+    return Page(tuple(AttachedFile(batch.store, member) for member in members), page.more)

@@ -1,7 +1,7 @@
-"""Search: the sequences of a corpus that are most similar to a query, as a reader wants them.
+"""Search: the sequences of a corpus that are most similar to a query.
 
-A trainer learns as much from what is opposed to its prompt, so a corpus ranks by absolute
-similarity; here only what is alike counts.
+Training benefits as much from sequences opposite to the prompt, so a corpus ranks by absolute
+similarity; here only positive similarity counts.
 
 Shapes: K candidates, T targets, D embedding dimensions.
 """
@@ -16,9 +16,10 @@ import numpy as np
 from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Filter, Scalar, to_sql
 from selection.embedding import Embeddings
-from selection.library.uploads import LibraryError
+from selection.errors import LibraryError
 
-_QUERIES, _QUERY = 16, 1 << 15  # queries of one search, characters of one
+# The most queries of one search, and characters of one query.
+_QUERIES, _QUERY = 16, 1 << 15
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class SearchResult:
     """A sequence that a search found.
 
     Attributes:
-        file: id of the file it comes from (`attachments`).
-        name: the file's.
-        attributes: its document's metadata.
-        score: its cosine similarity to the nearest target, no less than 0.
-        text: its own.
+        file: id of the file it comes from (`selection.corpus.tables.attachments`).
+        name: name of that file.
+        attributes: metadata of its document.
+        score: cosine similarity to the nearest target, at least 0.
+        text: text of the sequence.
     """
 
     file: str
@@ -40,56 +41,58 @@ class SearchResult:
     text: str
 
 
-def check_query(queries: Sequence[str], only: Filter | None) -> None:
-    """Refuse what cannot be searched for, before anything is embedded.
+def check_query(queries: Sequence[str], filter: Filter | None) -> None:
+    """Refuse an invalid search before anything is embedded.
 
     Raises:
         LibraryError: too many queries, one that is empty or too long, or an invalid filter.
     """
     if not 1 <= len(queries) <= _QUERIES or not all(0 < len(query) <= _QUERY for query in queries):
         raise LibraryError(
-            f"`query` is a text of 1 to {_QUERY} characters, or a list of 1 to {_QUERIES} of them"
+            f"`query` must be a text of 1 to {_QUERY} characters, or a list of 1 to {_QUERIES} of "
+            "them"
         )
-    if only is not None:
+    if filter is not None:
         try:
-            to_sql(only)
+            to_sql(filter)
         except ValueError as problem:
             raise LibraryError(f"`filters`: {problem}") from problem
 
 
 def most_similar(
-    corpus: Corpus, targets_TD: Embeddings, limit: int, only: Filter | None = None
+    corpus: Corpus, targets_TD: Embeddings, max_results: int, filter: Filter | None = None
 ) -> list[SearchResult]:
     """The sequences of largest similarity to any target, most similar first.
 
     Args:
         corpus: to search in.
         targets_TD: unit vectors.
-        limit: how many, at most.
-        only: a filter on the documents' metadata (`selection.corpus.filters`).
+        max_results: largest number of results.
+        filter: a filter on the documents' metadata (`selection.corpus.filters`).
 
     Raises:
-        ValueError: not a filter.
+        ValueError: an invalid filter.
     """
-    k = limit
+    k = max_results
     while True:
-        ids_K, vectors_KD = corpus.nearest(targets_TD, k, only)
+        ids_K, vectors_KD = corpus.nearest(targets_TD, k, filter)
         if not len(ids_K):
             return []
         cosine_TK = targets_TD @ vectors_KD.T
         score_K = cosine_TK.max(axis=0)
-        # These are the nearest by absolute value: no other is nearer than the last of them.
-        others = np.abs(cosine_TK).max(axis=0).min()
-        if len(ids_K) < k or np.count_nonzero(score_K >= others) >= limit:
+        # These are the nearest by absolute value, which bounds the score of all other sequences.
+        bound = np.abs(cosine_TK).max(axis=0).min()
+        if len(ids_K) < k or np.count_nonzero(score_K >= bound) >= max_results:
             break
         k *= 4
-    best = np.argsort(-score_K, kind="stable")[:limit]
+    best = np.argsort(-score_K, kind="stable")[:max_results]
     read = corpus.read(ids_K[best].tolist())
-    files = corpus.attachments.holding(source.document for source, _ in read.values())
+    files = corpus.attachments.files_of(source.document for source, _ in read.values())
     found = []
     for sequence, score in zip(ids_K[best].tolist(), score_K[best].tolist(), strict=True):
         source = read[sequence][0] if sequence in read else None
-        if source is not None and source.document in files:  # else it was deleted just now
+        # A sequence that was deleted since it was found is left out.
+        if source is not None and source.document in files:
             file, name = files[source.document]
             found.append(
                 SearchResult(file, name, source.metadata, min(max(score, 0.0), 1.0), source.text)

@@ -143,9 +143,9 @@ class CorporaWorker(SelectorWorker):
             return await self._library.ask(method, *args, **kwargs)
         abandoned = threading.Event()
         search: Callable[..., Result] = method
-        until = Limit(abandoned=abandoned)
+        limit = Limit(abandoned=abandoned)
         return await self._at_once(
-            partial(search, self._library.owner, *args, **kwargs, until=until), abandoned
+            partial(search, self._library.owner, *args, **kwargs, limit=limit), abandoned
         )
 
 

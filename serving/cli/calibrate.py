@@ -51,7 +51,7 @@ def calibrate(
     from dataclasses import asdict
     from json import dumps
 
-    from selection.corpus.calibration import model_digest, to_remember
+    from selection.corpus.calibration import calibration_meta, model_digest
     from selection.corpus.corpus import Corpus
     from serving.config import bundled_model
     from serving.settings.model_files import check_embedder, check_model
@@ -64,7 +64,7 @@ def calibrate(
         check_corpus(home / "corpora", corpus, embedder)
     with closing(Corpus.open(home / "corpora", corpus)) as opened:
         if forget:
-            opened.remember(to_remember(None, opened.meta(), model_digest(base)))
+            opened.update_meta(calibration_meta(None, opened.meta(), model_digest(base)))
             say(f"corpus {corpus}: the built-in defaults hold again", to=out)
             return
         with kept_when_broken_off(lambda: f"corpus {corpus} keeps the settings that it had"):
@@ -81,7 +81,7 @@ def calibrate(
                     return lambda: done.advance()
 
                 found = search(selector, base, corpus, documents, on_setting)
-        opened.remember(to_remember(found.calibration, opened.meta(), model_digest(base)))
+        opened.update_meta(calibration_meta(found.calibration, opened.meta(), model_digest(base)))
     _show(found, corpus)
     if json:
         print(dumps(asdict(found)))

@@ -28,7 +28,8 @@ corpus_app.command("add")(corpus_add)
 @corpus_app.command("list")
 def corpus_list(home: Home = HOME) -> None:
     """List the corpora; exit status 1 where one of them cannot be opened."""
-    from selection.corpus.corpus import Corpus, list_corpora
+    from selection.corpus.corpus import Corpus
+    from selection.corpus.lookup import list_corpora
     from selection.errors import CorpusError, CorpusNotFoundError
 
     corpora, unusable = table("corpus", "documents", "sequences", "embedder"), []
@@ -123,7 +124,7 @@ def corpus_reembed(
                 done += count
                 progress.reach(done)
 
-            done = corpus.reembedded(vectors)
+            done = corpus.reembedded_count(vectors)
             progress.resume(done)
             corpus.reembed(vectors, advance)
         say(f"corpus {name}: {total} sequences embedded by {vectors.name}", to=out)
@@ -142,13 +143,13 @@ def corpus_shard(
     machine.
     """
     from selection.corpus.corpus import Corpus
-    from selection.corpus.shards import folder_of, follow
+    from selection.corpus.shards import shard_folder, update_shards
 
     kept = "what was spread is kept; run the same command again to go on. Until then the corpus is searched whole"
     with closing(Corpus.open(home / "corpora", name)) as corpus:
-        roots = [folder_of(home, shard, shards) for shard in range(shards)]
+        roots = [shard_folder(home, shard, shards) for shard in range(shards)]
         with kept_when_broken_off(lambda: kept), reporting("spreading", "documents") as progress:
-            follow(corpus, roots, progress.reach)
+            update_shards(corpus, roots, progress.reach)
         for root in roots:
             with closing(Corpus.open(root, corpus.name)) as part:
                 documents, sequences = part.counts()

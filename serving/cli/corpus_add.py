@@ -80,7 +80,8 @@ def corpus_add(
     """
     if not paths and not package:
         raise typer.BadParameter("name files, folders or --package", param_hint="PATH")
-    from selection.corpus.corpus import Corpus, check_name
+    from selection.corpus.corpus import Corpus
+    from selection.corpus.lookup import check_name
     from selection.ingest.files import list_files
     from selection.ingest.ingest import Chunking, IngestCounts, ingest, tokenizer_digest
 
@@ -180,7 +181,7 @@ class _Adding:
         """A document is in the corpus, or was there already."""
         self._progress.settled(document.name, sequences)
         former = document.former
-        if sequences and former not in (None, document.name) and self._corpus.holds(former):
+        if sequences and former not in (None, document.name) and self._corpus.has_name(former):
             self._former.append(former)
 
     def outdated(self) -> list[str]:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from adapters.early_stopping import has_stalled
-from selection.corpus.calibration import Calibration, model_digest, to_remember
+from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
 from serving.http import response
 from tests.engine.conftest import Server
@@ -109,7 +109,7 @@ async def test_alpha_is_the_papers_stop(server: Server) -> None:
 async def test_a_calibrated_corpus_has_its_own_gain_for_auto(server: Server, nano: str) -> None:
     corpus = Corpus.open(server.selector.root, "web")
     kept = Calibration(0.1, 50.0, 1e-3, 16, 24, 90.0, 91.0)
-    corpus.remember(to_remember(kept, corpus.meta(), model_digest(nano)))
+    corpus.update_meta(calibration_meta(kept, corpus.meta(), model_digest(nano)))
     body = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
     try:
         async with server.client() as client:
@@ -118,7 +118,7 @@ async def test_a_calibrated_corpus_has_its_own_gain_for_auto(server: Server, nan
                 "/v1/completions", headers={"Compute-Budget": "steps=9, gain=0.001"}, json=body
             )
     finally:
-        corpus.remember(to_remember(None, corpus.meta(), model_digest(nano)))
+        corpus.update_meta(calibration_meta(None, corpus.meta(), model_digest(nano)))
         corpus.close()
     reports = auto.json()["adaptation"], said.json()["adaptation"]
     assert [report["budget"]["gain"] for report in reports] == [50.0, 0.001]

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.shards import folder_of, follow
+from selection.corpus.shards import shard_folder, update_shards
 
 SHARDS = 2
 KEY = "the-operator"
@@ -60,7 +60,7 @@ def nodes(corpora: Path) -> Iterator[Nodes]:
     from serving.app import NODE, application
 
     whole = Corpus.open(corpora / "corpora", "web")
-    follow(whole, [folder_of(corpora, shard, SHARDS) for shard in range(SHARDS)])
+    update_shards(whole, [shard_folder(corpora, shard, SHARDS) for shard in range(SHARDS)])
     whole.close()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -25,7 +25,7 @@ import openai
 import psutil
 import pytest
 
-from selection.corpus.sqlite_store import Store
+from selection.corpus.sqlite_store import SQLiteStore
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
 FREE = {"Compute-Budget": "none"}
@@ -293,8 +293,8 @@ def test_a_corpus_embedded_on_ray_is_the_same(home: Path) -> None:
     assert spread.returncode == 0, spread.stderr
     assert spread.stdout == here.stdout.replace("corpus here", "corpus spread")
     assert "core_worker" not in spread.stderr
-    ids, vectors = Store(home / "corpora" / "here").embeddings()
-    ids_on_ray, vectors_on_ray = Store(home / "corpora" / "spread").embeddings()
+    ids, vectors = SQLiteStore(home / "corpora" / "here").embeddings()
+    ids_on_ray, vectors_on_ray = SQLiteStore(home / "corpora" / "spread").embeddings()
     assert ids.tolist() == ids_on_ray.tolist()
     np.testing.assert_allclose(vectors_on_ray, vectors, atol=1e-5)
 

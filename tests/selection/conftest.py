@@ -13,19 +13,21 @@ from selection.library.library import Library
 
 
 @pytest.fixture
-def opened(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Callable[..., Library]]:
-    """Opens the library of this test's corpora, any number of times, and closes them all."""
+def open_library(
+    corpora: Path, words: Embedder, tokenizer: Any
+) -> Iterator[Callable[..., Library]]:
+    """Opens this test's library, any number of times; the libraries are closed at the end."""
     libraries: list[Library] = []
 
-    def open_library(embedder: Embedder = words) -> Library:
+    def make(embedder: Embedder = words) -> Library:
         libraries.append(Library(corpora, embedder, tokenizer, corpora.parent / "files"))
         return libraries[-1]
 
-    yield open_library
+    yield make
     for library in libraries:
         library.close()
 
 
 @pytest.fixture
-def library(opened: Callable[..., Library]) -> Library:
-    return opened()
+def library(open_library: Callable[..., Library]) -> Library:
+    return open_library()

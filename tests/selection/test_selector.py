@@ -414,7 +414,7 @@ def test_a_strategy_can_be_chosen_without_a_corpus() -> None:
 def test_a_missing_corpus_is_reported(selector: Selector, make: Any, name: str) -> None:
     make("small", _DOCUMENTS[:1])
 
-    with pytest.raises(CorpusNotFoundError, match=r"there are: small"):
+    with pytest.raises(CorpusNotFoundError, match=r"existing corpora: small"):
         selector.select(SelectionRequest(_KITTEN, name, steps=1))
 
 
@@ -424,7 +424,7 @@ def test_it_says_which_corpus_it_chose_from_however_that_was_called(
     make("small", _DOCUMENTS)
     first = selector.select(SelectionRequest(_KITTEN, "small", steps=1)).corpus
     corpus = Corpus.open(corpora, "small")
-    corpus.remember({"name": "A small one"})
+    corpus.update_meta({"name": "A small one"})
     identity = corpus.meta()["id"]
     corpus.close()
 
@@ -463,9 +463,7 @@ def test_a_corpus_of_another_tokenizer_is_refused_where_the_base_model_is_known(
 
     assert selector.select(SelectionRequest(_KITTEN, "foreign", steps=1)).stop == "corpus"
     assert checking.select(SelectionRequest(_KITTEN, "small", steps=1)).ids
-    with pytest.raises(
-        CorpusError, match="'foreign' holds the tokens of another model's tokenizer"
-    ):
+    with pytest.raises(CorpusError, match="'foreign' contains tokens of another model's tokenizer"):
         checking.select(SelectionRequest(_KITTEN, "foreign", steps=1))
 
 

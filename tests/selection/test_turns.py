@@ -242,7 +242,7 @@ def test_a_selection_that_embeds_locks_no_corpus(
     selecting = threads.submit(selector.select, SelectionRequest([Prompt("bees")], "hive", steps=3))
     gate.reached.wait(30)
 
-    with selector.corpora.use("hive", limit=Limit(30.0)) as corpus:
+    with selector.corpora.open("hive", limit=Limit(30.0)) as corpus:
         assert corpus.counts() == (8, 8)
 
     gate.open()
@@ -311,7 +311,7 @@ def test_a_corpus_that_was_replaced_between_search_and_reading_is_searched_again
 
 
 def test_a_corpus_in_use_does_not_block_another(selector: Selector) -> None:
-    with selector.corpora.use("hive"), selector.corpora.use("tracks", limit=Limit(30.0)) as other:
+    with selector.corpora.open("hive"), selector.corpora.open("tracks", limit=Limit(30.0)) as other:
         assert other.name == "tracks"
 
 
@@ -319,11 +319,11 @@ def test_the_wait_for_a_corpus_in_use_ends_with_the_limit(
     selector: Selector, threads: ThreadPoolExecutor
 ) -> None:
     def use(limit: Limit) -> str:
-        with selector.corpora.use("hive", limit=limit) as corpus:
+        with selector.corpora.open("hive", limit=limit) as corpus:
             return corpus.name
 
     abandoned = threading.Event()
-    with selector.corpora.use("hive"):
+    with selector.corpora.open("hive"):
         waiting: Future[str] = threads.submit(use, Limit(60.0))
         gone: Future[str] = threads.submit(use, Limit(abandoned=abandoned))
         abandoned.set()
@@ -339,13 +339,13 @@ def test_a_corpus_that_is_closed_during_use_stays_open_until_it_is_released(
     Corpus.create(corpora, "notes", slow, "t").close()
     threaded = CorpusPool(corpora, slow, "t")
 
-    with threaded.use("notes") as corpus:
+    with threaded.open("notes") as corpus:
         threaded.close()
         assert corpus.counts() == (0, 0)
 
     with pytest.raises(Exception, match="closed"):
         corpus.counts()
-    with threaded.use("notes") as another:
+    with threaded.open("notes") as another:
         assert another is not corpus
     threaded.close()
 

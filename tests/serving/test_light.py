@@ -75,7 +75,7 @@ def test_what_only_lists_and_explains_imports_nothing_heavy(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("serve", "--corpus", "nowhere"), "there is no corpus 'nowhere' (there are: nx)"),
+        (("serve", "--corpus", "nowhere"), "there is no corpus 'nowhere' (existing corpora: nx)"),
         (
             ("serve", "--corpus", "nx"),
             "corpus 'nx' was made with the embedder 'words', not 'all-MiniLM-L6-v2'",

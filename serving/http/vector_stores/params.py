@@ -14,7 +14,8 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from selection.library.records import AttachmentRequest, PageRequest, parse_chunking
+from selection.library.records import AttachmentRequest, PageRequest
+from selection.library.validation import parse_chunking
 from serving.errors import RequestError, TooLargeError
 from serving.http.body import read_body
 from serving.http.routing import FORM

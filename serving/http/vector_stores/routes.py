@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from selection.access import Principal
 from selection.corpus.sqlite_store import CorpusError
 from selection.library.library import Library
-from selection.library.records import AttachedFile, AttachmentRequest, Batch
+from selection.library.records import AttachedFile, AttachmentRequest, FileBatch
 from serving.errors import RequestError
 from serving.http.routing import FORM, Route
 from serving.http.vector_stores.params import (
@@ -115,21 +115,21 @@ class VectorStores:
             body.get("name"),
             metadata=body.get("metadata"),
             description=body.get("description"),
-            wanted=[
-                AttachmentRequest(file, cut=chunking)
+            attachments=[
+                AttachmentRequest(file, chunking=chunking)
                 for file in strings(body.get("file_ids", []), "file_ids")
             ],
-            reader=principal,
+            principal=principal,
         )
         return JSONResponse(store_object(entry))
 
     async def _list_stores(self, request: Request, principal: Principal) -> Response:
-        page = await self._library.ask(Library.stores, page_request(request), reader=principal)
+        page = await self._library.ask(Library.stores, page_request(request), principal=principal)
         return JSONResponse(list_object(page, store_object))
 
     async def _retrieve_store(self, request: Request, principal: Principal) -> Response:
         entry = await self._library.ask(
-            Library.store, request.path_params["store"], reader=principal
+            Library.store, request.path_params["store"], principal=principal
         )
         return JSONResponse(store_object(entry))
 
@@ -140,13 +140,13 @@ class VectorStores:
             request.path_params["store"],
             name=body.get("name"),
             metadata=body.get("metadata"),
-            reader=principal,
+            principal=principal,
         )
         return JSONResponse(store_object(entry))
 
     async def _delete_store(self, request: Request, principal: Principal) -> Response:
         identity = await self._library.ask(
-            Library.delete_store, request.path_params["store"], reader=principal
+            Library.delete_store, request.path_params["store"], principal=principal
         )
         return JSONResponse(deleted_object("vector_store.deleted", identity))
 
@@ -162,10 +162,10 @@ class VectorStores:
             Library.search,
             request.path_params["store"],
             queries,
-            limit=whole_number(body.get("max_num_results", 10), "max_num_results", 1, 50),
+            max_results=whole_number(body.get("max_num_results", 10), "max_num_results", 1, 50),
             threshold=score_threshold(body.get("ranking_options", {})),
-            only=body.get("filters"),
-            reader=principal,
+            filter=body.get("filters"),
+            principal=principal,
         )
         return JSONResponse(search_page(queries, results))
 
@@ -176,7 +176,7 @@ class VectorStores:
                 Library.attach,
                 request.path_params["store"],
                 attachment_request(body),
-                reader=principal,
+                principal=principal,
             )
         )
 
@@ -187,13 +187,13 @@ class VectorStores:
             page_request(request),
             status=request.query_params.get("filter"),
             batch=request.path_params.get("batch"),
-            reader=principal,
+            principal=principal,
         )
         return JSONResponse(list_object(page, file_object))
 
     async def _retrieve_file(self, request: Request, principal: Principal) -> Response:
         return _file(
-            await self._library.ask(Library.file, *_store_and_file(request), reader=principal)
+            await self._library.ask(Library.file, *_store_and_file(request), principal=principal)
         )
 
     async def _modify_file(self, request: Request, principal: Principal) -> Response:
@@ -201,16 +201,20 @@ class VectorStores:
         store, file = _store_and_file(request)
         attributes = body.get("attributes", {})
         return _file(
-            await self._library.ask(Library.modify_file, store, file, attributes, reader=principal)
+            await self._library.ask(
+                Library.modify_file, store, file, attributes, principal=principal
+            )
         )
 
     async def _detach(self, request: Request, principal: Principal) -> Response:
         store, file = _store_and_file(request)
-        await self._library.ask(Library.detach, store, file, reader=principal)
+        await self._library.ask(Library.detach, store, file, principal=principal)
         return JSONResponse(deleted_object("vector_store.file.deleted", file))
 
     async def _file_texts(self, request: Request, principal: Principal) -> Response:
-        texts = await self._library.ask(Library.texts, *_store_and_file(request), reader=principal)
+        texts = await self._library.ask(
+            Library.texts, *_store_and_file(request), principal=principal
+        )
         return JSONResponse(content_page(texts))
 
     async def _attach_batch(self, request: Request, principal: Principal) -> Response:
@@ -229,17 +233,19 @@ class VectorStores:
             ]
         return _batch(
             await self._library.ask(
-                Library.attach_batch, request.path_params["store"], files, reader=principal
+                Library.attach_batch, request.path_params["store"], files, principal=principal
             )
         )
 
     async def _retrieve_batch(self, request: Request, principal: Principal) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
-        return _batch(await self._library.ask(Library.batch, store, batch, reader=principal))
+        return _batch(await self._library.ask(Library.batch, store, batch, principal=principal))
 
     async def _cancel_batch(self, request: Request, principal: Principal) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
-        return _batch(await self._library.ask(Library.cancel_batch, store, batch, reader=principal))
+        return _batch(
+            await self._library.ask(Library.cancel_batch, store, batch, principal=principal)
+        )
 
     async def _upload(self, request: Request, principal: Principal) -> Response:
         form = await read_form(request)
@@ -252,7 +258,7 @@ class VectorStores:
             async with self._uploading:
                 content = await file.read()
                 upload = await self._library.ask(
-                    Library.upload, file.filename or "", content, purpose, reader=principal
+                    Library.upload, file.filename or "", content, purpose, principal=principal
                 )
         finally:
             await form.close()
@@ -263,24 +269,24 @@ class VectorStores:
             Library.uploads,
             page_request(request, default=10_000, most=10_000),
             request.query_params.get("purpose"),
-            reader=principal,
+            principal=principal,
         )
         return JSONResponse(list_object(page, upload_object))
 
     async def _retrieve_upload(self, request: Request, principal: Principal) -> Response:
         file = request.path_params["file"]
         return JSONResponse(
-            upload_object(await self._library.ask(Library.uploaded, file, reader=principal))
+            upload_object(await self._library.ask(Library.uploaded, file, principal=principal))
         )
 
     async def _delete_upload(self, request: Request, principal: Principal) -> Response:
         file = request.path_params["file"]
-        await self._library.ask(Library.delete_upload, file, reader=principal)
+        await self._library.ask(Library.delete_upload, file, principal=principal)
         return JSONResponse(deleted_object("file", file))
 
     async def _upload_content(self, request: Request, principal: Principal) -> Response:
         content = await self._library.ask(
-            Library.content, request.path_params["file"], reader=principal
+            Library.content, request.path_params["file"], principal=principal
         )
         # An uploaded HTML file must not become a page of this server.
         headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
@@ -313,7 +319,7 @@ def _file(attached: AttachedFile) -> Response:
     )
 
 
-def _batch(batch: Batch) -> Response:
+def _batch(batch: FileBatch) -> Response:
     return JSONResponse(
         batch_object(batch), headers=_POLL_AFTER if batch.counts["in_progress"] else None
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from selection.library.records import AttachedFile, Batch, Page, StoreEntry
+from selection.library.records import AttachedFile, FileBatch, Page, VectorStoreInfo
 from selection.library.search import SearchResult
 from selection.library.uploads import UploadedFile
 
@@ -16,7 +16,7 @@ Object = dict[str, Any]
 Item = TypeVar("Item")
 
 
-def store_object(entry: StoreEntry) -> Object:
+def store_object(entry: VectorStoreInfo) -> Object:
     """A vector store."""
     return {
         "id": entry.id,
@@ -53,8 +53,8 @@ def file_object(attached: AttachedFile) -> Object:
     """A file of a vector store."""
     file = attached.file
     strategy: Object = {"type": "other"}
-    if file.cut is not None:
-        length, overlap = file.cut
+    if file.chunking is not None:
+        length, overlap = file.chunking
         static = {"max_chunk_size_tokens": length, "chunk_overlap_tokens": overlap}
         strategy = {"type": "static", "static": static}
     return {
@@ -71,7 +71,7 @@ def file_object(attached: AttachedFile) -> Object:
     }
 
 
-def batch_object(batch: Batch) -> Object:
+def batch_object(batch: FileBatch) -> Object:
     """A batch of files of a vector store."""
     counts = batch.counts
     if counts["in_progress"]:

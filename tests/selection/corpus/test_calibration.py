@@ -1,4 +1,4 @@
-"""Calibrations: a corpus keeps them, for one model and one embedder, and selections follow them."""
+"""Calibrations: stored per model and embedder in a corpus, and used by its selections."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from selection import selector as selector_module
 from selection.corpus.calibration import (
     Calibration,
+    calibration_meta,
     calibration_of,
     is_calibrated,
     model_digest,
-    to_remember,
 )
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
@@ -24,16 +24,16 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.request import SelectionRequest
 from selection.selector import Selector, SelectorConfig
 
-_FOUND = Calibration(1.0, 0.3, 2e-3, 8, 24, 90.5, 92.25)
+_CALIBRATION = Calibration(1.0, 0.3, 2e-3, 8, 24, 90.5, 92.25)
 _TEXTS = [f"word{n} word{n + 1} word{n % 3} and others" for n in range(30)]
 _PROMPT = [Prompt("word1 word2 word3")]
 
 
 @pytest.fixture
 def corpus(corpora: Path, words: Embedder, tokenizer: Any) -> Corpus:
-    made = Corpus.create(corpora, "words", words, tokenizer_digest(tokenizer))
-    ingest(made, [Document(str(n), text) for n, text in enumerate(_TEXTS)], words, tokenizer)
-    return made
+    corpus = Corpus.create(corpora, "words", words, tokenizer_digest(tokenizer))
+    ingest(corpus, [Document(str(n), text) for n, text in enumerate(_TEXTS)], words, tokenizer)
+    return corpus
 
 
 @pytest.fixture
@@ -44,41 +44,41 @@ def selector(
     return Selector(SelectorConfig(corpora, base_model=nano))
 
 
-def test_a_corpus_keeps_one_for_each_model(corpus: Corpus) -> None:
-    other = replace(_FOUND, rank=4)
+def test_a_corpus_has_one_calibration_per_model(corpus: Corpus) -> None:
+    other = replace(_CALIBRATION, rank=4)
 
-    corpus.remember(to_remember(_FOUND, corpus.meta(), "one"))
-    corpus.remember(to_remember(other, corpus.meta(), "another"))
+    corpus.update_meta(calibration_meta(_CALIBRATION, corpus.meta(), "one"))
+    corpus.update_meta(calibration_meta(other, corpus.meta(), "another"))
 
-    assert calibration_of(corpus.meta(), "one") == _FOUND
+    assert calibration_of(corpus.meta(), "one") == _CALIBRATION
     assert calibration_of(corpus.meta(), "another") == other
     assert calibration_of(corpus.meta(), "a third") is None
 
 
-def test_it_can_be_forgotten(corpus: Corpus) -> None:
-    corpus.remember(to_remember(_FOUND, corpus.meta(), "one"))
+def test_a_calibration_can_be_deleted(corpus: Corpus) -> None:
+    corpus.update_meta(calibration_meta(_CALIBRATION, corpus.meta(), "one"))
 
-    corpus.remember(to_remember(None, corpus.meta(), "one"))
+    corpus.update_meta(calibration_meta(None, corpus.meta(), "one"))
 
     assert calibration_of(corpus.meta(), "one") is None
 
 
-def test_it_belongs_to_the_embedder(corpus: Corpus, other_words: Embedder) -> None:
-    corpus.remember(to_remember(_FOUND, corpus.meta(), "one"))
+def test_a_calibration_belongs_to_the_embedder(corpus: Corpus, other_words: Embedder) -> None:
+    corpus.update_meta(calibration_meta(_CALIBRATION, corpus.meta(), "one"))
 
     corpus.reembed(other_words)
 
     assert calibration_of(corpus.meta(), "one") is None
 
 
-def test_models_are_told_apart_by_how_they_are_built(
+def test_models_are_identified_by_their_configuration(
     tiny_llama: str, tiny_qwen: str, tmp_path: Path
 ) -> None:
-    told = json.loads((Path(tiny_llama) / "config.json").read_text())
+    config = json.loads((Path(tiny_llama) / "config.json").read_text())
     for folder, changed in (("moved", {}), ("wider", {"intermediate_size": 96})):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text(
-            json.dumps(told | changed | {"transformers_version": "5.9"})
+            json.dumps(config | changed | {"transformers_version": "5.9"})
         )
 
     assert model_digest(tiny_llama) == model_digest(str(tmp_path / "moved"))
@@ -87,37 +87,37 @@ def test_models_are_told_apart_by_how_they_are_built(
     )
 
 
-def test_a_selection_follows_its_corpus(
+def test_a_selection_uses_the_calibration_of_its_corpus(
     corpus: Corpus, corpora: Path, selector: Selector, nano: str
 ) -> None:
     before = selector.select(SelectionRequest(_PROMPT, "words", steps=20))
-    corpus.remember(to_remember(_FOUND, corpus.meta(), model_digest(nano)))
+    corpus.update_meta(calibration_meta(_CALIBRATION, corpus.meta(), model_digest(nano)))
 
     after = selector.select(SelectionRequest(_PROMPT, "words", steps=20))
 
-    by_hand = Selector(SelectorConfig(corpora, base_model=nano, regularisation=1.0)).select(
+    expected = Selector(SelectorConfig(corpora, base_model=nano, regularisation=1.0)).select(
         SelectionRequest(_PROMPT, "words", steps=20)
     )
     assert before.calibration is None
-    assert after.calibration == _FOUND
-    assert after.ids == by_hand.ids != before.ids
+    assert after.calibration == _CALIBRATION
+    assert after.ids == expected.ids != before.ids
 
 
-def test_what_the_server_was_told_goes_first(
+def test_the_servers_configuration_takes_precedence(
     corpus: Corpus, corpora: Path, selector: Selector, nano: str
 ) -> None:
-    told = Selector(SelectorConfig(corpora, base_model=nano, regularisation=0.01))
-    before = told.select(SelectionRequest(_PROMPT, "words", steps=20))
-    corpus.remember(to_remember(_FOUND, corpus.meta(), model_digest(nano)))
+    configured = Selector(SelectorConfig(corpora, base_model=nano, regularisation=0.01))
+    before = configured.select(SelectionRequest(_PROMPT, "words", steps=20))
+    corpus.update_meta(calibration_meta(_CALIBRATION, corpus.meta(), model_digest(nano)))
 
-    after = told.select(SelectionRequest(_PROMPT, "words", steps=20))
+    after = configured.select(SelectionRequest(_PROMPT, "words", steps=20))
 
     assert (
         after.ids == before.ids != selector.select(SelectionRequest(_PROMPT, "words", steps=20)).ids
     )
 
 
-def test_a_damaged_calibration_says_what_to_do() -> None:
+def test_the_error_for_a_damaged_calibration_says_what_to_do() -> None:
     meta = {"id": "vs_1", "embedder": "words", "revision": "1", "calibration abc": "{not json"}
 
     assert is_calibrated(meta)

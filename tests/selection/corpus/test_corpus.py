@@ -1,6 +1,4 @@
-"""The corpus: what it keeps, whom it refuses, and that every reader's answer is that of brute force
-at once.
-"""
+"""The corpus: its contents, what it refuses, and searches that always equal brute force."""
 
 from __future__ import annotations
 
@@ -19,18 +17,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from selection.corpus.corpus import Corpus, list_corpora
+from selection.corpus.corpus import Corpus
 from selection.corpus.faiss_index import Index
+from selection.corpus.lookup import list_corpora
 from selection.corpus.sqlite_store import Chunk, CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder
 from tests.conftest import WordEmbedder
-from tests.selection.truth import Held, add, assert_answers_like, texts_near
+from tests.selection.brute_force import Document, add, assert_equals_brute_force, texts_near
 
 _TOKENIZER = "0123456789abcdef"
 
 
 @contextmanager
-def opened(root: Path, name: str = "notes") -> Iterator[Corpus]:
+def open_corpus(root: Path, name: str = "notes") -> Iterator[Corpus]:
     corpus = Corpus.open(root, name)
     try:
         yield corpus
@@ -41,23 +40,21 @@ def opened(root: Path, name: str = "notes") -> Iterator[Corpus]:
 @pytest.fixture
 def corpus(corpora: Path, words: Embedder) -> Iterator[Corpus]:
     """An empty corpus named `notes`."""
-    made = Corpus.create(corpora, "notes", words, _TOKENIZER)
-    yield made
-    made.close()
+    corpus = Corpus.create(corpora, "notes", words, _TOKENIZER)
+    yield corpus
+    corpus.close()
 
 
 @pytest.fixture(params=["flat", "lists"])
 def early_index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An index is built anew after more than four changes, and, if it is to have lists, has them
-    from four on.
-    """
+    """Rebuild indexes after more than four changes; "lists" has lists from four vectors on."""
     kind = str(request.param)
     use_early_index(monkeypatch, kind)
     return kind
 
 
 def use_early_index(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr("selection.corpus.corpus._MANY_CHANGES", 4)
+    monkeypatch.setattr("selection.corpus.index_manager._MAX_CHANGES", 4)
     if kind == "lists":
         monkeypatch.setattr(Index, "build", functools.partial(Index.build, flat_limit=3))
 
@@ -134,7 +131,7 @@ def test_ids_are_never_used_twice(corpus: Corpus, words: Embedder) -> None:
     assert not set(before.tolist()) & set(after.tolist())
 
 
-def test_it_knows_a_document_by_name_and_content(corpus: Corpus, words: Embedder) -> None:
+def test_a_document_is_recognised_by_name_and_content(corpus: Corpus, words: Embedder) -> None:
     corpus.add("a", "digest 1", [Chunk(0, "x", (1, 2))], words.embed(["x"]))
 
     assert corpus.has("a", "digest 1")
@@ -142,9 +139,10 @@ def test_it_knows_a_document_by_name_and_content(corpus: Corpus, words: Embedder
     assert not corpus.has("b", "digest 1")
 
 
-def test_a_failed_addition_leaves_the_corpus_as_it_was(corpus: Corpus, words: Embedder) -> None:
+def test_a_failed_addition_does_not_change_the_corpus(corpus: Corpus, words: Embedder) -> None:
     add(corpus, words, "a", "the words that stay")
-    unstorable = Chunk(0, "text", (1 << 40, 2))  # no token id is that large
+    # Token ids are stored in 32 bits.
+    unstorable = Chunk(0, "text", (1 << 40, 2))
 
     with pytest.raises((OverflowError, ValueError)):
         corpus.add(
@@ -156,19 +154,21 @@ def test_a_failed_addition_leaves_the_corpus_as_it_was(corpus: Corpus, words: Em
     assert corpus.counts() == (2, 2)
 
 
-def test_reopened_it_holds_the_same(corpora: Path, corpus: Corpus, words: Embedder) -> None:
+def test_a_reopened_corpus_is_unchanged(corpora: Path, corpus: Corpus, words: Embedder) -> None:
     add(corpus, words, "a", "one", "two")
     documents, near = corpus.documents(), texts_near(corpus, words, "two")
     corpus.close()
 
-    with opened(corpora) as again:
+    with open_corpus(corpora) as again:
         again.check(words, _TOKENIZER)
         assert again.documents() == documents
         assert texts_near(again, words, "two") == near
         assert again.embedder == "words"
 
 
-def test_creating_it_again_opens_it(corpora: Path, corpus: Corpus, words: Embedder) -> None:
+def test_creating_an_existing_corpus_opens_it(
+    corpora: Path, corpus: Corpus, words: Embedder
+) -> None:
     add(corpus, words, "a", "one")
 
     again = Corpus.create(corpora, "notes", words, _TOKENIZER)
@@ -186,15 +186,14 @@ def test_another_embedder_is_refused(
     ):
         with pytest.raises(
             CorpusError,
-            match=r"'notes' was made with revision '1', not '2': use that .* `mayfly corpus reembed notes`",
+            match=r"'notes' was made with revision '1', not '2': use that .* "
+            r"`mayfly corpus reembed notes`",
         ):
             attempt()
     corpus.check(words)
 
 
-def test_an_embedder_in_a_folder_is_told_without_the_way_to_it(
-    corpora: Path, words: Embedder
-) -> None:
+def test_errors_do_not_reveal_the_folder_of_an_embedder(corpora: Path, words: Embedder) -> None:
     words.name = "/srv/models/mine"
     corpus = Corpus.create(corpora, "notes", words, _TOKENIZER)
 
@@ -213,7 +212,7 @@ def test_another_tokenizer_is_refused(corpora: Path, corpus: Corpus, words: Embe
         lambda: Corpus.create(corpora, "notes", words, "other"),
     ):
         with pytest.raises(
-            CorpusError, match="'notes' holds the tokens of another model's tokenizer: serve that"
+            CorpusError, match="'notes' contains tokens of another model's tokenizer: serve that"
         ):
             attempt()
     corpus.check(words, _TOKENIZER)
@@ -222,7 +221,7 @@ def test_another_tokenizer_is_refused(corpora: Path, corpus: Corpus, words: Embe
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".hidden", "-x", "a/b", "../a", "a b", "ä", "a\n", "a\0", "x" * 65]
 )
-def test_what_is_not_a_name_is_refused_and_makes_no_folder(
+def test_an_invalid_name_is_refused_without_creating_a_folder(
     corpora: Path, words: Embedder, name: str
 ) -> None:
     with pytest.raises(CorpusError, match="not a corpus name"):
@@ -235,31 +234,32 @@ def test_what_is_not_a_name_is_refused_and_makes_no_folder(
 
 
 @pytest.mark.parametrize("name", ["a", "0", "Py-3.11_x", "x" * 64])
-def test_these_are_names(corpora: Path, words: Embedder, name: str) -> None:
+def test_valid_names_are_accepted(corpora: Path, words: Embedder, name: str) -> None:
     Corpus.create(corpora, name, words, _TOKENIZER).close()
 
     assert list_corpora(corpora) == [name]
 
 
-def test_a_corpus_that_is_not_there_is_named_beside_those_that_are(
+def test_the_error_for_a_missing_corpus_lists_the_existing_ones(
     corpora: Path, words: Embedder
 ) -> None:
-    with pytest.raises(CorpusNotFoundError, match=r"no corpus 'x' \(there are: none yet\)"):
+    with pytest.raises(CorpusNotFoundError, match=r"no corpus 'x' \(existing corpora: none yet\)"):
         Corpus.open(corpora, "x")
     for name in ("b", "a"):
         Corpus.create(corpora, name, words, _TOKENIZER).close()
 
     with pytest.raises(
-        CorpusNotFoundError, match=r"no corpus 'x' \(there are: a, b\); `mayfly corpus add`"
+        CorpusNotFoundError,
+        match=r"no corpus 'x' \(existing corpora: a, b\); create one with `mayfly corpus add`",
     ):
         Corpus.open(corpora, "x")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000], ids=["never finished", "garbage"])
-def test_a_damaged_or_unfinished_corpus_is_refused(
+def test_a_damaged_or_incomplete_corpus_is_refused(
     corpora: Path, corpus: Corpus, content: bytes
 ) -> None:
-    # What a database can be damaged by is in test_store.
+    # test_sqlite_store tests other kinds of damage.
     corpus.close()
     (corpora / "notes" / "corpus.db").write_bytes(content)
 
@@ -271,7 +271,7 @@ def test_a_damaged_or_unfinished_corpus_is_refused(
     assert refusal.value.__notes__ == [f"its folder is {corpora / 'notes'}"]
 
 
-def test_a_corpus_whose_making_was_broken_off_can_be_made(corpora: Path, words: Embedder) -> None:
+def test_an_interrupted_creation_can_be_repeated(corpora: Path, words: Embedder) -> None:
     (corpora / "notes").mkdir()
     (corpora / "notes" / "corpus.db").touch()
 
@@ -282,20 +282,20 @@ def test_a_corpus_whose_making_was_broken_off_can_be_made(corpora: Path, words: 
     corpus.close()
 
 
-def test_removed_it_is_gone(corpora: Path, corpus: Corpus) -> None:
+def test_a_removed_corpus_leaves_nothing(corpora: Path, corpus: Corpus) -> None:
     corpus.remove()
 
     assert list_corpora(corpora) == []
     assert not (corpora / "notes").exists()
 
 
-def test_who_has_it_open_when_it_is_removed_and_made_again_is_told(
+def test_an_open_corpus_that_was_replaced_raises_an_error(
     corpora: Path, corpus: Corpus, words: Embedder
 ) -> None:
-    # Arrange: one process still holds the corpus that another has removed and made again.
+    # Arrange: another process removes and recreates a corpus that is open here.
     add(corpus, words, "a", "one")
     texts_near(corpus, words, "one")
-    with opened(corpora) as other:
+    with open_corpus(corpora) as other:
         other.remove()
     made_again = Corpus.create(corpora, "notes", words, _TOKENIZER)
     add(made_again, words, "b", "two")
@@ -305,18 +305,16 @@ def test_who_has_it_open_when_it_is_removed_and_made_again_is_told(
         lambda: corpus.delete("a"),
         lambda: texts_near(corpus, words, "one"),
     ):
-        with pytest.raises(CorpusNotFoundError, match="'notes' was removed meanwhile"):
+        with pytest.raises(CorpusNotFoundError, match="'notes' was removed in the meantime"):
             use()
     corpus.close()
     made_again.close()
 
-    with opened(corpora) as later:
+    with open_corpus(corpora) as later:
         assert texts_near(later, words, "two") == ["two"]
 
 
-def test_a_filter_chooses_among_documents_by_their_metadata(
-    corpus: Corpus, words: Embedder
-) -> None:
+def test_a_filter_selects_documents_by_their_metadata(corpus: Corpus, words: Embedder) -> None:
     add(corpus, words, "a", "one", "two", group=1)
     add(corpus, words, "b", "one", "three", group=2)
     add(corpus, words, "c", "one", group=3)
@@ -334,26 +332,26 @@ def test_a_filter_chooses_among_documents_by_their_metadata(
 
 
 @pytest.mark.parametrize(
-    "harm", ["no manifest", "no folder", "damaged", "senseless", "another corpus's"]
+    "damage", ["no manifest", "no folder", "damaged", "no object", "another corpus's"]
 )
-def test_the_index_is_made_again_when_it_cannot_be_used(
-    corpora: Path, corpus: Corpus, words: Embedder, harm: str, early_index: str
+def test_an_unusable_index_is_rebuilt(
+    corpora: Path, corpus: Corpus, words: Embedder, damage: str, early_index: str
 ) -> None:
-    # Arrange: a corpus whose index on disk is gone, damaged, or not its own.
+    # Arrange: a corpus whose index on disk is missing, damaged, or another corpus's.
     texts = ("one", "two", "three", "four", "five")
     add(corpus, words, "a", *texts)
     corpus.build_index()
     manifest = corpora / "notes" / "index.json"
     (index,) = (corpora / "notes" / name for name in index_folders(corpora))
-    if harm == "no manifest":
+    if damage == "no manifest":
         manifest.unlink()
-    elif harm == "no folder":
+    elif damage == "no folder":
         shutil.rmtree(index)
-    elif harm == "damaged":
+    elif damage == "damaged":
         content = bytearray((index / "vectors").read_bytes())
         content[-1] ^= 1
         (index / "vectors").write_bytes(content)
-    elif harm == "senseless":
+    elif damage == "no object":
         manifest.write_text("[]")
     else:
         other = Corpus.create(corpora, "other", words, _TOKENIZER)
@@ -364,58 +362,59 @@ def test_the_index_is_made_again_when_it_cannot_be_used(
         )
         other.close()
 
-    # Act: another process would open it like this.
-    with opened(corpora) as again:
-        assert_answers_like(again, words, {"a": Held(texts)}, "two")
+    # Act: open it as another process would.
+    with open_corpus(corpora) as again:
+        assert_equals_brute_force(again, words, {"a": Document(texts)}, "two")
 
-    (made,) = index_folders(corpora)
-    assert made != index.name
-    with opened(corpora) as later:  # and the next uses what was made
-        assert_answers_like(later, words, {"a": Held(texts)}, "two", k=2)
-    assert index_folders(corpora) == [made]
+    (built,) = index_folders(corpora)
+    assert built != index.name
+    # The next process uses the rebuilt index.
+    with open_corpus(corpora) as later:
+        assert_equals_brute_force(later, words, {"a": Document(texts)}, "two", k=2)
+    assert index_folders(corpora) == [built]
 
 
 def _not_the_database(_folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name.startswith("corpus.db")]
 
 
-def test_an_index_from_after_a_backup_is_not_used_with_it(
+def test_an_index_newer_than_a_restored_backup_is_not_used(
     corpora: Path, corpus: Corpus, words: Embedder, early_index: str
 ) -> None:
-    # Arrange: the database is put back, the later index stays.
+    # Arrange: the database is restored from a backup, the index is newer.
     texts = ("one", "two", "three", "four", "five")
     add(corpus, words, "a", *texts)
     corpus.close()
     backup = (corpora / "notes" / "corpus.db").read_bytes()
-    with opened(corpora) as later:
+    with open_corpus(corpora) as later:
         add(later, words, "b", "six", "seven", "eight", "nine", "ten")
         later.delete("a")
         later.build_index()
     (corpora / "notes" / "corpus.db").write_bytes(backup)
 
-    with opened(corpora) as restored:
-        assert_answers_like(restored, words, {"a": Held(texts)}, "two")
+    with open_corpus(corpora) as restored:
+        assert_equals_brute_force(restored, words, {"a": Document(texts)}, "two")
 
 
-def test_two_readers_make_the_index_once(
+def test_two_readers_build_the_index_once(
     corpora: Path, corpus: Corpus, words: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Arrange: another reader comes while this one has written a file of the index and not yet put
-    # it in its place.
+    # Arrange: another reader starts when this one has written a file of the index, which is not in
+    # place yet.
     add(corpus, words, "a", "one", "two")
-    plain_fsync = os.fsync
+    original_fsync = os.fsync
     seen: list[list[str]] = []
     waited: list[bool] = []
 
     def read() -> None:
-        with opened(corpora) as other:
+        with open_corpus(corpora) as other:
             seen.append(texts_near(other, words, "two"))
 
     reader = threading.Thread(target=read)
 
     def slow_fsync(descriptor: int) -> None:
-        plain_fsync(descriptor)
-        monkeypatch.setattr(os, "fsync", plain_fsync)
+        original_fsync(descriptor)
+        monkeypatch.setattr(os, "fsync", original_fsync)
         reader.start()
         reader.join(0.3)
         waited.append(reader.is_alive())
@@ -423,12 +422,12 @@ def test_two_readers_make_the_index_once(
     monkeypatch.setattr(os, "fsync", slow_fsync)
 
     near = texts_near(corpus, words, "two")
-    made = index_folders(corpora)
+    built = index_folders(corpora)
     reader.join()
 
     assert [near] == seen == [["two", "one"]]
     assert waited == [True]
-    assert index_folders(corpora) == made
+    assert index_folders(corpora) == built
 
 
 def test_a_second_reader_uses_the_index_on_disk(
@@ -436,34 +435,34 @@ def test_a_second_reader_uses_the_index_on_disk(
 ) -> None:
     add(corpus, words, "a", "one")
     corpus.build_index()
-    made = index_folders(corpora)
+    built = index_folders(corpora)
 
-    with opened(corpora) as again:
+    with open_corpus(corpora) as again:
         assert texts_near(again, words, "one") == ["one"]
 
-    assert index_folders(corpora) == made
+    assert index_folders(corpora) == built
 
 
-def test_an_index_is_built_anew_when_much_has_changed_and_readers_take_it_over(
+def test_an_index_is_rebuilt_after_many_changes_and_readers_load_it(
     corpora: Path, corpus: Corpus, words: Embedder, early_index: str
 ) -> None:
     # Arrange: a reader with the index of the first four sequences.
-    model = {"a": Held(("one", "two", "three", "four"))}
+    model = {"a": Document(("one", "two", "three", "four"))}
     add(corpus, words, "a", *model["a"].texts)
     corpus.build_index()
     first = index_folders(corpora)
-    with opened(corpora) as reader:
-        assert_answers_like(reader, words, model, "one")
+    with open_corpus(corpora) as reader:
+        assert_equals_brute_force(reader, words, model, "one")
 
-        # Act: few changes are searched beside the index; with more it is built anew, and its folder
-        # replaced.
-        model["b"] = Held(("five", "six"))
+        # Act: few changes are searched beside the index; after more, the index is rebuilt and its
+        # folder replaced.
+        model["b"] = Document(("five", "six"))
         add(corpus, words, "b", *model["b"].texts)
         corpus.build_index()
         assert index_folders(corpora) == first
-        assert_answers_like(reader, words, model, "six")
+        assert_equals_brute_force(reader, words, model, "six")
 
-        model["c"] = Held(("seven", "eight", "nine"))
+        model["c"] = Document(("seven", "eight", "nine"))
         del model["a"]
         add(corpus, words, "c", *model["c"].texts)
         corpus.delete("a")
@@ -472,15 +471,17 @@ def test_an_index_is_built_anew_when_much_has_changed_and_readers_take_it_over(
 
         assert len(second) == 1
         assert second != first
-        assert_answers_like(reader, words, model, "nine")
+        assert_equals_brute_force(reader, words, model, "nine")
         add(corpus, words, "d", "ten")
-        assert_answers_like(reader, words, {**model, "d": Held(("ten",))}, "ten", k=1)
+        assert_equals_brute_force(reader, words, {**model, "d": Document(("ten",))}, "ten", k=1)
     assert index_folders(corpora) == second
 
 
-def test_a_reader_sees_what_another_added(corpora: Path, corpus: Corpus, words: Embedder) -> None:
+def test_a_reader_sees_what_another_process_added(
+    corpora: Path, corpus: Corpus, words: Embedder
+) -> None:
     add(corpus, words, "a", "one")
-    with opened(corpora) as reader:
+    with open_corpus(corpora) as reader:
         assert texts_near(reader, words, "two") == ["one"]
 
         add(corpus, words, "b", "two")
@@ -489,18 +490,22 @@ def test_a_reader_sees_what_another_added(corpora: Path, corpus: Corpus, words: 
 
 
 @pytest.mark.parametrize(
-    "only", [None, {"type": "eq", "key": "group", "value": 0}], ids=["all", "filtered"]
+    "filter", [None, {"type": "eq", "key": "group", "value": 0}], ids=["all", "filtered"]
 )
 def test_a_reader_never_sees_half_a_document(
-    corpora: Path, corpus: Corpus, words: Embedder, only: dict[str, object] | None, early_index: str
+    corpora: Path,
+    corpus: Corpus,
+    words: Embedder,
+    filter: dict[str, object] | None,
+    early_index: str,
 ) -> None:
-    # Arrange: a writer that replaces one document of three sequences again and again, each time
-    # with other words.
+    # Arrange: a writer that replaces one document of three sequences repeatedly, each time with
+    # other words.
     versions = [tuple(f"version{v} part{p}" for p in range(3)) for v in range(60)]
     add(corpus, words, "a", *versions[0])
 
     def write() -> None:
-        with opened(corpora) as writer:
+        with open_corpus(corpora) as writer:
             for number, version in enumerate(versions[1:]):
                 add(writer, words, "a", *version)
                 if number % 7 == 0:
@@ -508,15 +513,16 @@ def test_a_reader_never_sees_half_a_document(
 
     writing = threading.Thread(target=write)
 
-    # Act: read as long as it writes.
+    # Act: read while it writes.
     seen: list[tuple[str, ...]] = []
     writing.start()
     while writing.is_alive():
         assert corpus.counts() == (1, 3)
-        found, embeddings_KD = corpus.nearest(words.embed(["version"]), 10, only)
+        found, embeddings_KD = corpus.nearest(words.embed(["version"]), 10, filter)
         read = corpus.read(found.tolist())
         assert len(found) == 3
-        assert len(read) in (0, 3)  # replaced between search and reading: then all of it
+        # None if the document was replaced between search and reading.
+        assert len(read) in (0, 3)
         if read:
             texts = [read[i][0].text for i in found.tolist()]
             np.testing.assert_array_equal(embeddings_KD, words.embed(texts))
@@ -536,9 +542,9 @@ _groups = st.integers(0, 2)
 
 
 class TwoProcesses(RuleBasedStateMachine):
-    """A writer and a reader of one folder, beside a dict of what must be in it.
+    """A writer and a reader of one folder, compared with a dict of its documents.
 
-    Few words and dimensions make many sequences alike, or opposite.
+    Few words and dimensions make many sequences equal or opposite.
     """
 
     kind = "flat"
@@ -549,7 +555,7 @@ class TwoProcesses(RuleBasedStateMachine):
         use_early_index(self.patch, self.kind)
         self.root = Path(tempfile.mkdtemp())
         self.embedder: Embedder = WordEmbedder(dimension=3)
-        self.model: dict[str, Held] = {}
+        self.model: dict[str, Document] = {}
         self.ids: dict[str, int] = {}
 
     @initialize()
@@ -560,7 +566,7 @@ class TwoProcesses(RuleBasedStateMachine):
     @rule(name=_names, texts=_texts, group=_groups)
     def add_or_replace(self, name: str, texts: list[str], group: int) -> None:
         self.ids[name] = add(self.writer, self.embedder, name, *texts, group=group)
-        self.model[name] = Held(tuple(texts), group)
+        self.model[name] = Document(tuple(texts), group)
 
     @rule(name=_names, by_id=st.booleans())
     def delete(self, name: str, by_id: bool) -> None:
@@ -570,9 +576,9 @@ class TwoProcesses(RuleBasedStateMachine):
 
         self.model.pop(name, None)
 
-    @rule(of_reader=st.booleans())
-    def build_index(self, of_reader: bool) -> None:
-        (self.reader if of_reader else self.writer).build_index()
+    @rule(by_reader=st.booleans())
+    def build_index(self, by_reader: bool) -> None:
+        (self.reader if by_reader else self.writer).build_index()
 
     @rule()
     def reopen(self) -> None:
@@ -586,24 +592,25 @@ class TwoProcesses(RuleBasedStateMachine):
         self.writer.check(self.embedder, _TOKENIZER)
 
     @rule()
-    def embed_anew(self) -> None:
+    def reembed(self) -> None:
         self.embedder = WordEmbedder(dimension=7 - self.embedder.dimension)
         self.writer.reembed(self.embedder)
 
     @rule(
-        word=st.sampled_from([*_VOCABULARY, "unheard of"]),
+        word=st.sampled_from([*_VOCABULARY, "unknown"]),
         k=st.sampled_from([1, 3, None]),
         group=st.one_of(st.none(), _groups),
     )
     def search(self, word: str, k: int | None, group: int | None) -> None:
         for corpus in (self.writer, self.reader):
-            assert_answers_like(corpus, self.embedder, self.model, word, k, group)
+            assert_equals_brute_force(corpus, self.embedder, self.model, word, k, group)
 
     @invariant()
-    def both_hold_the_same(self) -> None:
+    def both_list_the_same(self) -> None:
         if hasattr(self, "reader"):
             expected = [
-                (name, len(held.texts), held.metadata) for name, held in sorted(self.model.items())
+                (name, len(document.texts), document.metadata)
+                for name, document in sorted(self.model.items())
             ]
             for corpus in (self.writer, self.reader):
                 assert [(e.name, e.sequences, e.metadata) for e in corpus.documents()] == expected
@@ -617,7 +624,7 @@ class TwoProcesses(RuleBasedStateMachine):
 
 
 class TwoProcessesWithLists(TwoProcesses):
-    """The same with inverted lists from four sequences on."""
+    """The same, with inverted lists from four sequences on."""
 
     kind = "lists"
 

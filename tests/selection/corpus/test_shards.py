@@ -1,5 +1,5 @@
-"""A corpus in shards answers as the whole would, follows its changes, and says what does not fit
-together.
+"""Shards: searches return what the whole corpus does, follow its changes, and detect what does not
+fit together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from selection import selector as selector_module
 from selection.access import Principal
 from selection.corpus.corpus import Corpus
-from selection.corpus.shards import Shard, ShardCall, folder_of, follow
+from selection.corpus.shards import Shard, ShardCall, shard_folder, update_shards
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
@@ -29,7 +29,8 @@ _TOPICS = ("cat", "dog", "ship", "bread", "tax", "stone", "river", "lamp")
 _DOCUMENTS = [
     Document(
         f"{topic}-{number}.txt",
-        f"The {topic} number {number} stands beside the {_TOPICS[number % 8]} and waits for the {topic}.",
+        f"The {topic} number {number} stands beside the {_TOPICS[number % 8]} and waits for the "
+        f"{topic}.",
         {"topic": topic, "number": number},
     )
     for topic in _TOPICS
@@ -38,14 +39,14 @@ _DOCUMENTS = [
 _PROMPTS = [[Prompt("the dog by the river")], [Prompt("bread and tax"), Prompt("a ship of stone")]]
 
 
-class Shelf:
-    """One corpus, whole and in any number of shards, and selectors over each."""
+class ShardedHome:
+    """Corpora, whole and in any number of shards, and selectors over either."""
 
     def __init__(self, home: Path, embedder: Embedder, tokenizer: Any) -> None:
         self.home, self._embedder, self._tokenizer = home, embedder, tokenizer
         self._threads: list[ThreadPoolExecutor] = []
 
-    def fill(self, documents: list[Document], name: str = "things") -> Corpus:
+    def make_corpus(self, documents: list[Document], name: str = "things") -> Corpus:
         corpus = Corpus.create(
             self.home / "corpora", name, self._embedder, tokenizer_digest(self._tokenizer)
         )
@@ -58,40 +59,40 @@ class Shelf:
         shards: int,
         on_document: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Path]:
-        roots = [folder_of(self.home, shard, shards) for shard in range(shards)]
-        follow(corpus, roots, on_document)
+        roots = [shard_folder(self.home, shard, shards) for shard in range(shards)]
+        update_shards(corpus, roots, on_document)
         return roots
 
     def selector(self, shards: int) -> Selector:
-        asks = [self._ask(folder_of(self.home, shard, shards)) for shard in range(shards)]
-        return Selector(SelectorConfig(self.home / "corpora", candidates=20), asks)
+        calls = [self._call(shard_folder(self.home, shard, shards)) for shard in range(shards)]
+        return Selector(SelectorConfig(self.home / "corpora", candidates=20), calls)
 
     def close(self) -> None:
         for thread in self._threads:
             thread.shutdown()
 
-    def _ask(self, root: Path) -> ShardCall:
+    def _call(self, root: Path) -> ShardCall:
         shard, thread = Shard(root), ThreadPoolExecutor(1)
         self._threads.append(thread)
 
-        def ask(method: Callable[..., Any], *args: Any) -> Future[Any]:
+        def call(method: Callable[..., Any], *args: Any) -> Future[Any]:
             return thread.submit(method, shard, *args)
 
-        return ask
+        return call
 
 
 @pytest.fixture
-def shelf(
+def home(
     tmp_path: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Shelf]:
+) -> Iterator[ShardedHome]:
     monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
-    shelf = Shelf(tmp_path, words, tokenizer)
-    yield shelf
-    shelf.close()
+    home = ShardedHome(tmp_path, words, tokenizer)
+    yield home
+    home.close()
 
 
-def told(selection: Selection) -> list[Any]:
-    """What is chosen."""
+def chosen(selection: Selection) -> list[Any]:
+    """The parts of a selection that must not depend on the shards."""
     return [
         selection.corpus,
         selection.ids,
@@ -103,10 +104,12 @@ def told(selection: Selection) -> list[Any]:
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 7])
 @pytest.mark.parametrize("strategy", ["sift", "nn"])
-def test_the_selection_is_that_of_the_whole(shards: int, strategy: str, shelf: Shelf) -> None:
-    whole = shelf.selector(0)
-    shelf.shard(shelf.fill(_DOCUMENTS), shards)
-    sharded = shelf.selector(shards)
+def test_a_sharded_selection_equals_that_of_the_whole_corpus(
+    shards: int, strategy: str, home: ShardedHome
+) -> None:
+    whole = home.selector(0)
+    home.shard(home.make_corpus(_DOCUMENTS), shards)
+    sharded = home.selector(shards)
 
     for prompts in _PROMPTS:
         for only in (None, {"type": "gt", "key": "number", "value": 2}):
@@ -116,24 +119,26 @@ def test_the_selection_is_that_of_the_whole(shards: int, strategy: str, shelf: S
             many = sharded.select(
                 SelectionRequest(prompts, "things", steps=12, strategy=strategy, filter=only)
             )
-            assert told(many) == told(one)
+            assert chosen(many) == chosen(one)
             assert many.uncertainty == pytest.approx(one.uncertainty, abs=1e-6)
             assert many.irreducible == pytest.approx(one.irreducible, abs=1e-5)
 
 
-def test_every_document_lies_in_one_shard(shelf: Shelf) -> None:
-    roots = shelf.shard(shelf.fill(_DOCUMENTS), 3)
+def test_every_document_lies_in_one_shard(home: ShardedHome) -> None:
+    roots = home.shard(home.make_corpus(_DOCUMENTS), 3)
 
-    parts = [{entry.name for entry in Corpus.open(root, "things").documents()} for root in roots]
-    assert sum(map(len, parts)) == len(_DOCUMENTS)
-    assert set.union(*parts) == {document.name for document in _DOCUMENTS}
-    assert all(parts)
+    partitions = [
+        {entry.name for entry in Corpus.open(root, "things").documents()} for root in roots
+    ]
+    assert sum(map(len, partitions)) == len(_DOCUMENTS)
+    assert set.union(*partitions) == {document.name for document in _DOCUMENTS}
+    assert all(partitions)
 
 
-def test_shards_follow_the_whole(shelf: Shelf) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    shelf.shard(corpus, 2)
-    sharded = shelf.selector(2)
+def test_updated_shards_equal_the_whole_corpus(home: ShardedHome) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    home.shard(corpus, 2)
+    sharded = home.selector(2)
     sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=3))
 
     corpus.delete("dog-1.txt")
@@ -141,21 +146,21 @@ def test_shards_follow_the_whole(shelf: Shelf) -> None:
         "dog-2.txt", "The dog number 2 swims in the river, in the river, the dog.", {"topic": "new"}
     )
     new = Document("a-first.txt", "The dog looks at the river once more.", {"topic": "new"})
-    shelf.fill([changed, new])
-    shelf.shard(corpus, 2)
+    home.make_corpus([changed, new])
+    home.shard(corpus, 2)
 
-    assert told(sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=12))) == told(
-        shelf.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    assert chosen(sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=12))) == chosen(
+        home.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
     )
     only = {"type": "eq", "key": "topic", "value": "new"}
     sources = sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=12, filter=only)).sources
     assert {source.name for source, _ in sources} == {"dog-2.txt", "a-first.txt"}
 
 
-def test_what_the_whole_has_lost_is_not_found_in_a_shard_that_still_has_it(shelf: Shelf) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    shelf.shard(corpus, 2)
-    sharded = shelf.selector(2)
+def test_a_document_deleted_from_the_corpus_only_is_not_found(home: ShardedHome) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    home.shard(corpus, 2)
+    sharded = home.selector(2)
     (first, _), *_ = sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=1)).sources
 
     corpus.delete(first.name)
@@ -165,15 +170,15 @@ def test_what_the_whole_has_lost_is_not_found_in_a_shard_that_still_has_it(shelf
     }
 
 
-def test_what_a_shard_still_holds_does_not_stand_before_what_is_there(shelf: Shelf) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    shelf.shard(corpus, 2)
+def test_deleted_sequences_in_a_shard_do_not_displace_others(home: ShardedHome) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    home.shard(corpus, 2)
     target_TD = np.eye(1, int(corpus.meta()["dimension"]), dtype=np.float32)
     ids_K, _ = corpus.nearest(target_TD, len(_DOCUMENTS) // 2)
     for source, _ in corpus.read(ids_K.tolist()).values():
         corpus.delete(source.name)
 
-    with shelf.selector(2).searched.use("things") as sharded:
+    with home.selector(2).searched.open("things") as sharded:
         for k in (1, 2, 5, 100):
             assert (
                 sharded.nearest(target_TD, k)[0].tolist()
@@ -181,43 +186,43 @@ def test_what_a_shard_still_holds_does_not_stand_before_what_is_there(shelf: She
             )
 
 
-def test_a_shard_that_does_not_answer_is_no_trouble_of_corpora_in_no_shard(shelf: Shelf) -> None:
-    shelf.fill(_DOCUMENTS)
-    shelf.shard(shelf.fill(_DOCUMENTS, "others"), 2)
+def test_an_unresponsive_shard_does_not_affect_other_corpora(home: ShardedHome) -> None:
+    home.make_corpus(_DOCUMENTS)
+    home.shard(home.make_corpus(_DOCUMENTS, "others"), 2)
 
-    def lost(*_: Any) -> Any:
+    def unresponsive(*_: Any) -> Any:
         raise TimeoutError
 
-    selector = Selector(SelectorConfig(shelf.home / "corpora"), [lost, lost])
+    selector = Selector(SelectorConfig(home.home / "corpora"), [unresponsive, unresponsive])
     assert selector.select(SelectionRequest(_PROMPTS[0], "things", steps=3)).sources
     with pytest.raises(TimeoutError):
         selector.select(SelectionRequest(_PROMPTS[0], "others", steps=3))
 
 
-def test_what_is_there_is_not_added_again(shelf: Shelf) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    (root,) = shelf.shard(corpus, 1)
+def test_unchanged_documents_are_not_imported_again(home: ShardedHome) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    (root,) = home.shard(corpus, 1)
     before = Corpus.open(root, "things").meta()
 
-    shelf.shard(corpus, 1)
+    home.shard(corpus, 1)
 
     assert Corpus.open(root, "things").meta() == before
 
 
-def test_the_whole_corpus_may_be_the_candidates(shelf: Shelf) -> None:
-    shelf.shard(shelf.fill(_DOCUMENTS), 3)
+def test_the_whole_corpus_may_be_the_candidates(home: ShardedHome) -> None:
+    home.shard(home.make_corpus(_DOCUMENTS), 3)
 
-    with shelf.selector(3).searched.use("things") as sharded:
+    with home.selector(3).searched.open("things") as sharded:
         ids_K, _ = sharded.nearest(
             np.eye(1, int(sharded.meta()["dimension"]), dtype=np.float32), None
         )
     assert len(set(ids_K.tolist())) == len(_DOCUMENTS)
 
 
-def test_a_corpus_in_no_shard_is_searched_whole(shelf: Shelf) -> None:
-    shelf.shard(shelf.fill(_DOCUMENTS), 2)
-    shelf.fill(_DOCUMENTS[:6], "others")
-    sharded = shelf.selector(2)
+def test_a_corpus_in_no_shard_is_searched_whole(home: ShardedHome) -> None:
+    home.shard(home.make_corpus(_DOCUMENTS), 2)
+    home.make_corpus(_DOCUMENTS[:6], "others")
+    sharded = home.selector(2)
 
     sources = sharded.select(SelectionRequest(_PROMPTS[0], "others", steps=5)).sources
     assert {source.name for source, _ in sources} <= {document.name for document in _DOCUMENTS[:6]}
@@ -226,45 +231,45 @@ def test_a_corpus_in_no_shard_is_searched_whole(shelf: Shelf) -> None:
         sharded.select(SelectionRequest(_PROMPTS[0], "nowhere", steps=1))
 
 
-def test_parts_that_are_not_finished_are_searched_by_nobody(shelf: Shelf) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
+def test_incomplete_partitions_are_not_searched(home: ShardedHome) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
 
-    def break_off(done: int, total: int) -> None:
+    def interrupt(done: int, total: int) -> None:
         if done == total // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shelf.shard(corpus, 2, break_off)
+        home.shard(corpus, 2, interrupt)
 
-    whole = shelf.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
-    assert told(
-        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
-    ) == told(whole)
-    shelf.shard(corpus, 2)
-    assert told(
-        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
-    ) == told(whole)
+    whole = home.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    assert chosen(
+        home.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    ) == chosen(whole)
+    home.shard(corpus, 2)
+    assert chosen(
+        home.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    ) == chosen(whole)
 
 
-def test_a_corpus_that_was_removed_is_not_found_in_its_shards(shelf: Shelf) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    shelf.shard(corpus, 2)
-    sharded = shelf.selector(2)
+def test_a_removed_corpus_is_not_found_in_its_shards(home: ShardedHome) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    home.shard(corpus, 2)
+    sharded = home.selector(2)
     corpus.remove()
 
     with pytest.raises(CorpusNotFoundError):
         sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=1))
-    shelf.fill(_DOCUMENTS[:3])
-    # Another of its name is in no shard.
+    home.make_corpus(_DOCUMENTS[:3])
+    # A new corpus of the same name is in no shard.
     sources = sharded.select(SelectionRequest(_PROMPTS[0], "things", steps=12)).sources
     assert {source.name for source, _ in sources} <= {document.name for document in _DOCUMENTS[:3]}
 
 
-def test_who_does_not_see_the_whole_does_not_see_its_shards(shelf: Shelf) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    shelf.shard(corpus, 2)
-    corpus.remember({"owner": "alice"})
-    sharded = shelf.selector(2)
+def test_shards_are_hidden_from_principals_who_do_not_see_the_corpus(home: ShardedHome) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    home.shard(corpus, 2)
+    corpus.update_meta({"owner": "alice"})
+    sharded = home.selector(2)
 
     assert sharded.select(
         SelectionRequest(_PROMPTS[0], "things", steps=3, principal=Principal("alice", frozenset()))
@@ -277,29 +282,29 @@ def test_who_does_not_see_the_whole_does_not_see_its_shards(shelf: Shelf) -> Non
         )
 
 
-def test_shards_that_do_not_fit_together_are_told(shelf: Shelf) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    two, three = shelf.shard(corpus, 2), shelf.shard(corpus, 3)
+def test_shards_that_do_not_fit_together_are_refused(home: ShardedHome) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    two, three = home.shard(corpus, 2), home.shard(corpus, 3)
     shutil.rmtree(two[1] / "things")
 
     with pytest.raises(CorpusError, match="shard 1 of 2 does not fit"):
-        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
+        home.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
     shutil.copytree(three[1] / "things", two[1] / "things")
     with pytest.raises(CorpusError, match="shard 1 of 2 does not fit"):
-        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
+        home.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
 
 
-def test_shards_of_other_vectors_are_made_anew(shelf: Shelf, words: Embedder) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    shelf.shard(corpus, 2)
+def test_shards_of_other_embeddings_are_replaced(home: ShardedHome, words: Embedder) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    home.shard(corpus, 2)
     corpus.reembed(words)
 
     with pytest.raises(CorpusError, match="does not fit"):
-        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
-    shelf.shard(corpus, 2)
-    assert told(
-        shelf.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
-    ) == told(shelf.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12)))
+        home.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=1))
+    home.shard(corpus, 2)
+    assert chosen(
+        home.selector(2).select(SelectionRequest(_PROMPTS[0], "things", steps=12))
+    ) == chosen(home.selector(0).select(SelectionRequest(_PROMPTS[0], "things", steps=12)))
 
 
 @given(
@@ -311,15 +316,15 @@ def test_shards_of_other_vectors_are_made_anew(shelf: Shelf, words: Embedder) ->
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_the_nearest_of_all_shards_are_those_of_the_whole(
-    shards: int, k: int, targets: int, seed: int, shelf: Shelf
+def test_the_nearest_of_all_shards_equal_those_of_the_whole_corpus(
+    shards: int, k: int, targets: int, seed: int, home: ShardedHome
 ) -> None:
-    corpus = shelf.fill(_DOCUMENTS)
-    shelf.shard(corpus, shards)
+    corpus = home.make_corpus(_DOCUMENTS)
+    home.shard(corpus, shards)
     drawn = np.random.default_rng(seed).normal(size=(targets, int(corpus.meta()["dimension"])))
     targets_TD = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
-    with shelf.selector(shards).searched.use("things") as sharded:
+    with home.selector(shards).searched.open("things") as sharded:
         _, many_KD = sharded.nearest(targets_TD, k)
     _, one_KD = corpus.nearest(targets_TD, k)
 
@@ -330,7 +335,7 @@ def test_the_nearest_of_all_shards_are_those_of_the_whole(
     assert similarity(many_KD) == pytest.approx(similarity(one_KD), abs=1e-6)
 
 
-def test_a_shard_that_cannot_be_opened_is_named_with_its_folder(
+def test_a_damaged_partition_is_reported_with_its_folder(
     corpora: Path, words: Embedder, tmp_path: Path
 ) -> None:
     corpus = Corpus.create(corpora, "nx", words, "tokenizer")
@@ -339,9 +344,10 @@ def test_a_shard_that_cannot_be_opened_is_named_with_its_folder(
     (folder / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
 
     with pytest.raises(
-        CorpusError, match="delete its folder, which holds copies only, and run this again"
+        CorpusError,
+        match="delete its folder, which contains copies only, and run this command again",
     ) as caught:
-        follow(corpus, [tmp_path / "shard"])
+        update_shards(corpus, [tmp_path / "shard"])
 
     assert caught.value.__notes__ == [f"its folder is {folder}"]
     corpus.close()

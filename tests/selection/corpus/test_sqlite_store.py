@@ -1,12 +1,11 @@
-"""The store: one transaction a change, what it removes is remembered, and SQLite's complaints in
-plain words.
-"""
+"""The store: one transaction per change, records of removals, SQLite's errors in plain words."""
 
 from __future__ import annotations
 
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from selection.corpus.filters import Scalar
-from selection.corpus.sqlite_store import Chunk, CorpusError, CorpusNotFoundError, Store
+from selection.corpus.sqlite_store import Chunk, CorpusError, CorpusNotFoundError, SQLiteStore
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _META = {"embedder": "words", "revision": "1", "dimension": "4", "tokenizer": "t"}
@@ -27,40 +26,40 @@ def vectors(count: int, value: float = 1.0, dimension: int = 4) -> npt.NDArray[n
     return np.full((count, dimension), value, np.float32)
 
 
-def add(store: Store, name: str, *texts: str, value: float = 1.0, **metadata: Scalar) -> int:
-    """Add a document of one sequence a text; its tokens are its characters' code points."""
-    pieces = [Chunk(10 * i, text, tuple(map(ord, text))) for i, text in enumerate(texts)]
+def add(store: SQLiteStore, name: str, *texts: str, value: float = 1.0, **metadata: Scalar) -> int:
+    """Add a document of one sequence per text, whose tokens are code points."""
+    chunks = [Chunk(10 * i, text, tuple(map(ord, text))) for i, text in enumerate(texts)]
     return store.add(
         name,
         f"digest of {texts}",
-        pieces,
+        chunks,
         vectors(len(texts), value),
         metadata,
         store.meta()["uuid"],
     )
 
 
-def generation(store: Store) -> int:
+def generation(store: SQLiteStore) -> int:
     return int(store.meta()["generation"])
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "notes"
-    made.mkdir()
-    return made
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
-def store(folder: Path) -> Iterator[Store]:
+def store(folder: Path) -> Iterator[SQLiteStore]:
     """An empty store of four dimensions."""
-    made = Store(folder)
-    made.initialise(_META)
-    yield made
-    made.close()
+    store = SQLiteStore(folder)
+    store.initialise(_META)
+    yield store
+    store.close()
 
 
-def test_a_new_store_is_empty_and_remembers_what_it_was_given(store: Store) -> None:
+def test_a_new_store_is_empty_and_has_the_given_metadata(store: SQLiteStore) -> None:
     store.check_version()
 
     meta = store.meta()
@@ -69,11 +68,11 @@ def test_a_new_store_is_empty_and_remembers_what_it_was_given(store: Store) -> N
     assert (store.counts(), store.documents(), list(store.token_sequences())) == ((0, 0), [], [])
 
 
-def test_making_it_again_changes_nothing(store: Store, folder: Path) -> None:
+def test_initialising_again_changes_nothing(store: SQLiteStore, folder: Path) -> None:
     add(store, "a", "one")
     before = store.meta()
 
-    again = Store(folder)
+    again = SQLiteStore(folder)
     again.initialise({**_META, "embedder": "another"})
 
     assert again.meta() == before
@@ -81,22 +80,22 @@ def test_making_it_again_changes_nothing(store: Store, folder: Path) -> None:
     again.close()
 
 
-def test_documents_are_listed_by_name_with_metadata_and_time(store: Store) -> None:
+def test_documents_are_listed_by_name_with_metadata_and_time(store: SQLiteStore) -> None:
     started = int(time.time())
     second = add(store, "b", "one", "two", language="de", year=2024, score=0.5, draft=True)
     first = add(store, "a", "three")
 
-    entries = store.documents()
+    documents = store.documents()
 
-    assert [(entry.id, entry.name, entry.sequences) for entry in entries] == [
+    assert [(entry.id, entry.name, entry.sequences) for entry in documents] == [
         (first, "a", 1),
         (second, "b", 2),
     ]
-    assert entries[1].metadata == {"language": "de", "year": 2024, "score": 0.5, "draft": True}
-    assert all(started <= entry.added <= time.time() for entry in entries)
+    assert documents[1].metadata == {"language": "de", "year": 2024, "score": 0.5, "draft": True}
+    assert all(started <= entry.added <= time.time() for entry in documents)
 
 
-def test_what_was_added_is_read_with_its_provenance(store: Store) -> None:
+def test_what_was_added_is_read_with_its_provenance(store: SQLiteStore) -> None:
     document = add(store, "a", "one", "two", language="de")
 
     read = store.read([2, 1, 2, 99])
@@ -113,8 +112,8 @@ def test_what_was_added_is_read_with_its_provenance(store: Store) -> None:
     assert (source.metadata, tokens) == ({"language": "de"}, tuple(map(ord, "two")))
 
 
-def test_every_change_advances_the_generation_and_what_changes_nothing_does_not(
-    store: Store,
+def test_only_changes_advance_the_generation(
+    store: SQLiteStore,
 ) -> None:
     add(store, "a", "one")
     add(store, "a", "two")
@@ -127,7 +126,7 @@ def test_every_change_advances_the_generation_and_what_changes_nothing_does_not(
     assert generation(store) == 3
 
 
-def test_what_went_is_remembered_by_the_generation_it_went_in(store: Store) -> None:
+def test_removed_sequences_are_recorded_with_their_generation(store: SQLiteStore) -> None:
     add(store, "a", "one", "two")
     add(store, "b", "three")
     add(store, "a", "four")
@@ -139,12 +138,12 @@ def test_what_went_is_remembered_by_the_generation_it_went_in(store: Store) -> N
     assert store.removed(4).tolist() == []
 
 
-def test_numbers_are_never_given_twice(store: Store, folder: Path) -> None:
+def test_ids_are_never_reused(store: SQLiteStore, folder: Path) -> None:
     first = add(store, "a", "one", "two")
     store.delete("a")
     store.close()
 
-    again = Store(folder)
+    again = SQLiteStore(folder)
     second = add(again, "a", "one", "two")
 
     assert second > first
@@ -153,7 +152,9 @@ def test_numbers_are_never_given_twice(store: Store, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("by_id", [False, True])
-def test_a_document_goes_by_name_or_id_with_its_sequences(store: Store, by_id: bool) -> None:
+def test_a_document_is_deleted_by_name_or_id_with_its_sequences(
+    store: SQLiteStore, by_id: bool
+) -> None:
     document = add(store, "a", "one", "two")
     add(store, "b", "three")
 
@@ -165,14 +166,16 @@ def test_a_document_goes_by_name_or_id_with_its_sequences(store: Store, by_id: b
 
 
 @pytest.mark.parametrize("document", [0, -1, 99, 10**30, "", "99", "A"])
-def test_what_is_not_there_cannot_be_deleted(store: Store, document: str | int) -> None:
+def test_deleting_a_missing_document_changes_nothing(
+    store: SQLiteStore, document: str | int
+) -> None:
     add(store, "a", "one")
 
     assert store.delete(document) is False
     assert store.counts() == (1, 1)
 
 
-def test_a_number_can_be_a_name(store: Store) -> None:
+def test_a_number_can_be_a_name(store: SQLiteStore) -> None:
     add(store, "a", "one")
     add(store, "1", "two")
 
@@ -180,7 +183,7 @@ def test_a_number_can_be_a_name(store: Store) -> None:
     assert [entry.name for entry in store.documents()] == ["a"]
 
 
-def test_it_knows_a_document_by_name_and_content(store: Store) -> None:
+def test_a_document_is_recognised_by_name_and_content(store: SQLiteStore) -> None:
     add(store, "a", "one")
 
     assert store.has("a", "digest of ('one',)")
@@ -188,7 +191,7 @@ def test_it_knows_a_document_by_name_and_content(store: Store) -> None:
     assert not store.has("b", "digest of ('one',)")
 
 
-def test_embeddings_come_by_ascending_id_above_another(store: Store) -> None:
+def test_embeddings_are_returned_by_ascending_id(store: SQLiteStore) -> None:
     for i, name in enumerate(["a", "b", "c"]):
         add(store, name, "one", "two", value=i)
     store.delete("b")
@@ -201,7 +204,7 @@ def test_embeddings_come_by_ascending_id_above_another(store: Store) -> None:
     assert store.embeddings(after=6)[1].shape == (0, 4)
 
 
-def test_sequences_are_found_by_the_metadata_of_their_document(store: Store) -> None:
+def test_sequences_are_found_by_the_metadata_of_their_document(store: SQLiteStore) -> None:
     add(store, "a", "one", "two", language="de")
     add(store, "b", "three", language="en")
     add(store, "c", "four")
@@ -213,7 +216,7 @@ def test_sequences_are_found_by_the_metadata_of_their_document(store: Store) -> 
         store.matching({"type": "eq"})
 
 
-def test_tokens_are_those_of_all_sequences_or_of_one_document(store: Store) -> None:
+def test_tokens_are_returned_for_all_sequences_or_one_document(store: SQLiteStore) -> None:
     add(store, "a", "x", "y")
     add(store, "b", "x")
     x, y = (np.array([ord(c)], np.int32).tobytes() for c in "xy")
@@ -223,7 +226,7 @@ def test_tokens_are_those_of_all_sequences_or_of_one_document(store: Store) -> N
     assert list(store.token_sequences("c")) == []
 
 
-def test_a_failed_addition_leaves_no_trace(store: Store) -> None:
+def test_a_failed_addition_leaves_no_trace(store: SQLiteStore) -> None:
     add(store, "a", "the words that stay")
     before = store.meta()
     unstorable = Chunk(0, "text", (1 << 40, 2))  # no token id is that large
@@ -239,7 +242,7 @@ def test_a_failed_addition_leaves_no_trace(store: Store) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_metadata_that_is_no_json_is_refused(store: Store, value: float) -> None:
+def test_metadata_that_is_not_json_is_refused(store: SQLiteStore, value: float) -> None:
     add(store, "a", "one", score=1)
 
     with pytest.raises(ValueError, match="JSON"):
@@ -249,9 +252,9 @@ def test_metadata_that_is_no_json_is_refused(store: Store, value: float) -> None
     assert store.matching({"type": "gt", "key": "score", "value": 0}).tolist() == [1]
 
 
-def test_a_reader_sees_one_state_while_another_writes(store: Store, folder: Path) -> None:
+def test_a_reader_sees_one_state_during_a_write(store: SQLiteStore, folder: Path) -> None:
     add(store, "a", "one")
-    reader = Store(folder)
+    reader = SQLiteStore(folder)
 
     with reader.reading():
         before = reader.counts(), generation(reader)
@@ -262,32 +265,42 @@ def test_a_reader_sees_one_state_while_another_writes(store: Store, folder: Path
     reader.close()
 
 
-def test_a_writer_waits_for_another(store: Store, folder: Path) -> None:
-    # The other process holds the write lock until it is told to go on.
+def test_a_writer_waits_for_another(store: SQLiteStore, folder: Path) -> None:
+    # Another process holds the write lock until it reads a line.
     code = (
-        "import sys; from pathlib import Path; from selection.corpus.sqlite_store import Store\n"
-        "store = Store(Path(sys.argv[1]))\n"
-        "with store.writing():\n    print('held', flush=True)\n    __import__('time').sleep(0.3)\n"
+        "import sys; from pathlib import Path; from selection.corpus.sqlite_store import "
+        "SQLiteStore\n"
+        "store = SQLiteStore(Path(sys.argv[1]))\n"
+        "with store.database.writing():\n"
+        "    print('locked', flush=True)\n    sys.stdin.readline()\n"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, cwd=_REPOSITORY
+        [sys.executable, "-c", code, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=_REPOSITORY,
     )
     assert other.stdout is not None
-    assert other.stdout.readline() == b"held\n"
+    assert other.stdout.readline() == "locked\n"
+    writer = threading.Thread(target=add, args=(store, "a", "one"))
 
-    started = time.monotonic()
-    add(store, "a", "one")
+    writer.start()
+    writer.join(0.2)
+    assert writer.is_alive()
+    other.communicate("go on\n")
+    writer.join(30)
 
-    assert time.monotonic() - started > 0.1
-    assert (other.wait(), store.counts()) == (0, (1, 1))
-    other.stdout.close()
+    assert not writer.is_alive()
+    assert (other.returncode, store.counts()) == (0, (1, 1))
 
 
-def test_processes_that_make_it_at_once_make_one(folder: Path) -> None:
+def test_concurrent_initialisation_creates_one_store(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from selection.corpus.sqlite_store import Store\n"
+        "import sys; from pathlib import Path; from selection.corpus.sqlite_store import "
+        "SQLiteStore\n"
         "sys.stdin.readline()\n"
-        "store = Store(Path(sys.argv[1]))\n"
+        "store = SQLiteStore(Path(sys.argv[1]))\n"
         f"store.initialise({_META!r})\n"
         "store.check_version()\n"
         "print(store.meta()['uuid'])\n"
@@ -309,19 +322,19 @@ def test_processes_that_make_it_at_once_make_one(folder: Path) -> None:
     assert len(uuids) == 1
 
 
-def test_new_embeddings_take_the_place_of_the_old_all_at_once(store: Store) -> None:
+def test_new_embeddings_replace_the_old_all_at_once(store: SQLiteStore) -> None:
     add(store, "a", "one", "two", "three")
     before = store.meta()
-    store.begin_reembedding(_NEW)
+    store.reembedding.begin(_NEW)
 
-    waiting = store.not_reembedded(2)
+    waiting = store.reembedding.pending(2)
     assert waiting == [(1, "one"), (2, "two")]
-    store.keep_reembedded(_NEW, [1, 2], vectors(2, 9.0, 3))
-    assert store.finish_reembedding(_NEW) is False
+    store.reembedding.save(_NEW, [1, 2], vectors(2, 9.0, 3))
+    assert store.reembedding.finish(_NEW) is False
     assert store.embeddings()[1].tolist() == vectors(3).tolist()
-    assert store.not_reembedded(2) == [(3, "three")]
-    store.keep_reembedded(_NEW, [3], vectors(1, 9.0, 3))
-    assert store.finish_reembedding(_NEW) is True
+    assert store.reembedding.pending(2) == [(3, "three")]
+    store.reembedding.save(_NEW, [3], vectors(1, 9.0, 3))
+    assert store.reembedding.finish(_NEW) is True
 
     after = store.meta()
     assert store.embeddings()[1].tolist() == vectors(3, 9.0, 3).tolist()
@@ -331,85 +344,93 @@ def test_new_embeddings_take_the_place_of_the_old_all_at_once(store: Store) -> N
     assert "reembedding" not in after
 
 
-def test_documents_that_come_and_go_meanwhile_are_embedded_anew_or_forgotten(store: Store) -> None:
+def test_documents_changed_during_a_reembedding_are_included(
+    store: SQLiteStore,
+) -> None:
     add(store, "a", "one", "two")
-    store.begin_reembedding(_NEW)
-    store.keep_reembedded(_NEW, [1, 2], vectors(2, 9.0, 3))
+    store.reembedding.begin(_NEW)
+    store.reembedding.save(_NEW, [1, 2], vectors(2, 9.0, 3))
 
     add(store, "b", "three")
     store.delete("a")
 
-    assert store.finish_reembedding(_NEW) is False
-    assert store.not_reembedded(10) == [(3, "three")]
-    store.keep_reembedded(_NEW, [3], vectors(1, 9.0, 3))
-    assert store.finish_reembedding(_NEW) is True
+    assert store.reembedding.finish(_NEW) is False
+    assert store.reembedding.pending(10) == [(3, "three")]
+    store.reembedding.save(_NEW, [3], vectors(1, 9.0, 3))
+    assert store.reembedding.finish(_NEW) is True
     assert store.embeddings()[0].tolist() == [3]
 
 
-def test_begun_again_for_the_same_embedder_it_goes_on_and_for_another_it_begins_anew(
-    store: Store,
+def test_a_reembedding_resumes_for_the_same_embedder_only(
+    store: SQLiteStore,
 ) -> None:
     add(store, "a", "one", "two")
-    store.begin_reembedding(_NEW)
-    store.keep_reembedded(_NEW, [1], vectors(1, 9.0, 3))
+    store.reembedding.begin(_NEW)
+    store.reembedding.save(_NEW, [1], vectors(1, 9.0, 3))
 
-    store.begin_reembedding(_NEW)
-    assert store.not_reembedded(10) == [(2, "two")]
+    store.reembedding.begin(_NEW)
+    assert store.reembedding.pending(10) == [(2, "two")]
 
-    store.begin_reembedding({**_NEW, "revision": "3"})
-    assert store.not_reembedded(10) == [(1, "one"), (2, "two")]
+    store.reembedding.begin({**_NEW, "revision": "3"})
+    assert store.reembedding.pending(10) == [(1, "one"), (2, "two")]
 
 
-def test_embeddings_for_two_embedders_are_never_mixed(store: Store) -> None:
-    # Two processes embed the corpus anew for different embedders; the one that began first loses.
+def test_embeddings_for_two_embedders_are_never_mixed(store: SQLiteStore) -> None:
+    # Two processes re-embed the corpus for different embedders; the one that began first fails.
     add(store, "a", "one", "two")
     other = {**_NEW, "revision": "3"}
-    store.begin_reembedding(_NEW)
-    store.keep_reembedded(_NEW, [1], vectors(1, 9.0, 3))
-    store.begin_reembedding(other)
+    store.reembedding.begin(_NEW)
+    store.reembedding.save(_NEW, [1], vectors(1, 9.0, 3))
+    store.reembedding.begin(other)
 
-    with pytest.raises(CorpusError, match="embedded anew by another process"):
-        store.keep_reembedded(_NEW, [2], vectors(1, 9.0, 3))
-    with pytest.raises(CorpusError, match="embedded anew by another process"):
-        store.finish_reembedding(_NEW)
+    with pytest.raises(
+        CorpusError, match="being re-embedded, or was in the meantime, by another process"
+    ):
+        store.reembedding.save(_NEW, [2], vectors(1, 9.0, 3))
+    with pytest.raises(
+        CorpusError, match="being re-embedded, or was in the meantime, by another process"
+    ):
+        store.reembedding.finish(_NEW)
 
-    store.keep_reembedded(other, [1, 2], vectors(2, 7.0, 3))
-    assert store.finish_reembedding(other) is True
+    store.reembedding.save(other, [1, 2], vectors(2, 7.0, 3))
+    assert store.reembedding.finish(other) is True
     assert store.embeddings()[1].tolist() == vectors(2, 7.0, 3).tolist()
 
 
-def test_vectors_of_the_old_embedder_are_refused_once_the_new_ones_are_in_place(
-    store: Store,
+def test_vectors_of_the_old_embedder_are_refused_after_a_reembedding(
+    store: SQLiteStore,
 ) -> None:
     add(store, "a", "one")
     old = store.meta()["uuid"]
-    store.begin_reembedding(_NEW)
-    store.keep_reembedded(_NEW, [1], vectors(1, 9.0, 3))
-    store.finish_reembedding(_NEW)
+    store.reembedding.begin(_NEW)
+    store.reembedding.save(_NEW, [1], vectors(1, 9.0, 3))
+    store.reembedding.finish(_NEW)
 
-    with pytest.raises(CorpusError, match="'notes' was embedded anew meanwhile: add 'b' again"):
+    with pytest.raises(CorpusError, match="'notes' was re-embedded in the meantime: add 'b' again"):
         store.add("b", "digest", [Chunk(0, "x", (1, 2))], vectors(1), {}, old)
 
     assert store.counts() == (1, 1)
 
 
-def test_a_store_that_was_removed_takes_nothing_more(store: Store, folder: Path) -> None:
-    # Written to the deleted file, it would be lost, though another corpus of that name may be there
-    # by now.
+def test_a_removed_store_refuses_reads_and_writes(store: SQLiteStore, folder: Path) -> None:
+    # Writes to the deleted file would be lost, and another corpus may have its name by now.
     add(store, "a", "one")
     (folder / "corpus.db").unlink()
-    changes: list[Callable[[], object]] = [
+    uses: list[Callable[[], object]] = [
         lambda: add(store, "b", "two"),
         lambda: store.delete("a"),
+        lambda: store.counts(),
+        lambda: store.meta(),
+        lambda: store.attachments.is_in_progress("file-" + 24 * "0"),
     ]
-    for change in changes:
-        with pytest.raises(CorpusNotFoundError, match="'notes' was removed meanwhile"):
-            change()
+    for use in uses:
+        with pytest.raises(CorpusNotFoundError, match="'notes' was removed in the meantime"):
+            use()
 
-    another = Store(folder)
+    another = SQLiteStore(folder)
     another.initialise(_META)
     add(another, "mine", "three")
-    with pytest.raises(CorpusNotFoundError, match="'notes' was removed meanwhile"):
+    with pytest.raises(CorpusNotFoundError, match="'notes' was removed in the meantime"):
         add(store, "b", "two")
     store.close()
 
@@ -426,7 +447,8 @@ CREATE TABLE sequences (
     document INTEGER NOT NULL REFERENCES documents(id) ON DELETE CASCADE,
     start INTEGER NOT NULL, text TEXT NOT NULL, tokens BLOB NOT NULL, embedding BLOB NOT NULL);
 CREATE INDEX sequences_by_document ON sequences(document);
-INSERT INTO meta VALUES ('embedder', 'words'), ('revision', '1'), ('dimension', '4'), ('tokenizer', 't');
+INSERT INTO meta VALUES ('embedder', 'words'), ('revision', '1'), ('dimension', '4');
+INSERT INTO meta VALUES ('tokenizer', 't');
 INSERT INTO meta VALUES ('generation', '1');
 INSERT INTO documents VALUES (1, 'a', 'digest');
 """
@@ -449,16 +471,18 @@ INSERT INTO documents VALUES (1, 'a', 'digest');
         "a newer version's",
     ],
 )
-def test_another_versions_database_is_refused_and_left_alone(folder: Path, statements: str) -> None:
+def test_a_database_of_another_version_is_refused_and_not_changed(
+    folder: Path, statements: str
+) -> None:
     with sqlite3.connect(folder / "corpus.db") as database:
         database.executescript(statements)
     database.close()
 
-    store = Store(folder)
+    store = SQLiteStore(folder)
     if statements:
         store.initialise(_META)
     with pytest.raises(
-        CorpusError, match="another version of Mayfly, or making it was broken off"
+        CorpusError, match="is damaged, incomplete, or was made by another version of Mayfly"
     ) as refusal:
         store.check_version()
     store.close()
@@ -477,8 +501,8 @@ def test_another_versions_database_is_refused_and_left_alone(folder: Path, state
 
 
 @pytest.mark.parametrize("missing", ["generation", "tokenizer", "uuid", "dimension"])
-def test_a_database_that_has_forgotten_what_it_is_is_refused(
-    store: Store, folder: Path, missing: str
+def test_a_database_without_required_metadata_is_refused(
+    store: SQLiteStore, folder: Path, missing: str
 ) -> None:
     with sqlite3.connect(folder / "corpus.db") as database:
         database.execute("DELETE FROM meta WHERE key = ?", (missing,))
@@ -488,19 +512,21 @@ def test_a_database_that_has_forgotten_what_it_is_is_refused(
         store.check_version()
 
 
-def test_a_file_that_is_no_database_is_called_damaged(folder: Path) -> None:
+def test_a_file_that_is_not_a_database_is_reported_as_damaged(folder: Path) -> None:
     (folder / "corpus.db").write_bytes(b"garbage" * 1000)
 
     with pytest.raises(
         CorpusError, match="'notes' is damaged: file is not a database; delete"
     ) as refusal:
-        Store(folder)
+        SQLiteStore(folder)
 
     assert str(folder) not in str(refusal.value)
     assert refusal.value.__notes__ == [f"its folder is {folder}"]
 
 
-def test_damaged_pages_are_called_damaged_whatever_is_asked(store: Store, folder: Path) -> None:
+def test_damaged_pages_are_reported_as_damage_by_every_method(
+    store: SQLiteStore, folder: Path
+) -> None:
     # Arrange: everything behind the first pages is overwritten, but for the schema, without which
     # nothing opens.
     for i in range(50):
@@ -512,21 +538,21 @@ def test_damaged_pages_are_called_damaged_whatever_is_asked(store: Store, folder
             content[page : page + 4096] = b"\xaa" * 4096
     (folder / "corpus.db").write_bytes(content)
 
-    damaged = Store(folder)
+    damaged = SQLiteStore(folder)
     refused = 0
-    for ask in (
+    for call in (
         damaged.counts,
         damaged.documents,
         damaged.embeddings,
         lambda: list(damaged.token_sequences()),
         lambda: damaged.read(range(1, 50)),
-        lambda: damaged.not_reembedded(50),
+        lambda: damaged.reembedding.pending(50),
         lambda: damaged.matching({"type": "eq", "key": "language", "value": "de"}),
         lambda: damaged.delete("30"),
         lambda: add(damaged, "30", "new"),
     ):
         try:
-            ask()
+            call()
         except CorpusError as problem:
             assert "'notes' is damaged" in str(problem)  # noqa: PT017
             refused += 1
@@ -535,7 +561,7 @@ def test_damaged_pages_are_called_damaged_whatever_is_asked(store: Store, folder
     assert refused >= 5  # some find what they need in the pages that are left
 
 
-def test_after_closing_it_is_not_called_damaged(store: Store) -> None:
+def test_a_closed_store_is_not_reported_as_damaged(store: SQLiteStore) -> None:
     store.close()
 
     with pytest.raises(sqlite3.ProgrammingError):

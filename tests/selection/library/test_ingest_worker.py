@@ -1,4 +1,4 @@
-"""The intake: whatever happens while a file is read, in the end it is in the corpus as a whole or
+"""IngestWorker: whatever happens during ingestion, in the end a file is in the corpus completely or
 not at all.
 """
 
@@ -9,97 +9,100 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from selection.corpus.corpus import Corpus
+from selection.corpus.lookup import list_corpora
 from selection.embedding import Embedder
+from selection.errors import MissingError
 from selection.ingest import chunking
 from selection.library import ingest_worker
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
-from selection.library.uploads import MissingError
-from tests.selection.libraries import (
+from tests.selection.library_helpers import (
     ALL,
     CATS,
     SHIPS,
-    HeldEmbedder,
-    attached,
+    PausableEmbedder,
+    attach_and_wait,
     documents,
     long_text,
-    settled,
+    wait_until_ingested,
 )
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-def test_a_file_detached_while_it_is_read_never_comes_back(
-    opened: Callable[..., Library], corpora: Path, words: Embedder
+def test_a_file_detached_during_ingestion_stays_detached(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
 ) -> None:
-    held = HeldEmbedder(words)
-    library = opened(held)
+    embedder = PausableEmbedder(words)
+    library = open_library(embedder)
     library.create_store("notes")
     file = library.upload("long.txt", long_text(400).encode()).id
     after = library.upload("cats.md", CATS.encode()).id
 
-    with held.held():
+    with embedder.paused():
         library.attach("notes", AttachmentRequest(file))
         library.attach("notes", AttachmentRequest(after))
-        assert held.waiting.wait(30)
+        assert embedder.waiting.wait(30)
         library.detach("notes", file)
-    settled(library, "notes", after)
+    wait_until_ingested(library, "notes", after)
 
     assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
     assert [each.file.id for each in library.files("notes", ALL).items] == [after]
 
 
-def test_what_another_does_not_read_is_taken_over(
-    opened: Callable[..., Library], corpora: Path, words: Embedder, monkeypatch: pytest.MonkeyPatch
+def test_files_of_an_inactive_process_are_taken_over(
+    open_library: Callable[..., Library],
+    corpora: Path,
+    words: Embedder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ingest_worker, "_LOOK_SECONDS", 0.05)
-    held = HeldEmbedder(words)
-    gone, there = opened(held), opened(words)
-    gone.create_store("notes")
-    files = [gone.upload(f"{number}.md", CATS.encode()).id for number in range(3)]
+    monkeypatch.setattr(ingest_worker, "_TAKEOVER_SECONDS", 0.05)
+    embedder = PausableEmbedder(words)
+    inactive, active = open_library(embedder), open_library(words)
+    inactive.create_store("notes")
+    files = [inactive.upload(f"{number}.md", CATS.encode()).id for number in range(3)]
 
-    with held.held():
+    with embedder.paused():
         for file in files:
-            gone.attach("notes", AttachmentRequest(file))
+            inactive.attach("notes", AttachmentRequest(file))
         for file in files:
-            settled(there, "notes", file)
+            wait_until_ingested(active, "notes", file)
 
     assert set(documents(corpora, "notes")) == {
         f"{file}/{number}.md" for number, file in enumerate(files)
     }
 
 
-def test_a_file_deleted_while_it_is_read_never_comes_back(
-    opened: Callable[..., Library], corpora: Path, words: Embedder
+def test_a_file_deleted_during_ingestion_stays_deleted(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
 ) -> None:
-    held = HeldEmbedder(words)
-    library = opened(held)
+    embedder = PausableEmbedder(words)
+    library = open_library(embedder)
     library.create_store("notes")
     file = library.upload("long.txt", long_text(400).encode()).id
 
-    with held.held():
+    with embedder.paused():
         library.attach("notes", AttachmentRequest(file))
-        assert held.waiting.wait(30)
+        assert embedder.waiting.wait(30)
         library.delete_upload(file)
-    after = attached(library, "notes", "cats.md", CATS)
+    after = attach_and_wait(library, "notes", "cats.md", CATS)
 
     assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
 
 
-class HeldTokenizer:
-    """A real tokenizer that waits at its third window, and tells that it does."""
+class PausableTokenizer:
+    """A real tokenizer that waits at its third window; `waiting` is set when it does."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.backend_tokenizer = tokenizer.backend_tokenizer
-        self.free, self.waiting = threading.Event(), threading.Event()
+        self.resumed, self.waiting = threading.Event(), threading.Event()
         self.windows = 0
         self._tokenizer = tokenizer
 
@@ -107,58 +110,57 @@ class HeldTokenizer:
         self.windows += 1
         if self.windows == 3:
             self.waiting.set()
-            assert self.free.wait(30)
+            assert self.resumed.wait(30)
         return self._tokenizer(text, **options)
 
 
-@pytest.mark.parametrize("how", ["deleted", "detached", "closed"])
-def test_a_long_text_is_given_up_within_a_window(
-    corpora: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, how: str
+@pytest.mark.parametrize("event", ["deleted", "detached", "closed"])
+def test_a_long_text_is_abandoned_within_a_window(
+    corpora: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
     monkeypatch.setattr(chunking, "WINDOW", 2000)
-    monkeypatch.setattr(ingest_worker, "_ASK_SECONDS", 0.0)
-    held = HeldTokenizer(tokenizer)
-    library = Library(corpora, words, held, corpora.parent / "files")
+    monkeypatch.setattr(ingest_worker, "_CHECK_SECONDS", 0.0)
+    pausable = PausableTokenizer(tokenizer)
+    library = Library(corpora, words, pausable, corpora.parent / "files")
     library.create_store("notes")
     file = library.upload("long.txt", long_text(4000).encode()).id
 
     library.attach("notes", AttachmentRequest(file))
-    assert held.waiting.wait(30)
-    if how == "deleted":
+    assert pausable.waiting.wait(30)
+    if event == "deleted":
         library.delete_upload(file)
-    elif how == "detached":
+    elif event == "detached":
         library.detach("notes", file)
     closing = threading.Thread(target=library.close)
-    if how == "closed":
+    if event == "closed":
         closing.start()
-        while not library._intake._closed.is_set():
-            time.sleep(0.001)
-    held.free.set()
-    if how != "closed":
-        after = attached(library, "notes", "cats.md", CATS)
+        assert library._worker._closed.wait(30)
+    pausable.resumed.set()
+    if event != "closed":
+        after = attach_and_wait(library, "notes", "cats.md", CATS)
         assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
         closing.start()
     closing.join()
 
-    assert held.windows == (3 if how == "closed" else 4)
+    assert pausable.windows == (3 if event == "closed" else 4)
 
 
-def test_names_that_an_earlier_version_gave_to_rows_go_when_the_file_is_read_anew(
+def test_obsolete_names_of_rows_are_removed_at_the_next_ingestion(
     library: Library, corpora: Path
 ) -> None:
     library.create_store("notes")
     rows = '{"id": 2, "text": "whales are mammals"}\n{"text": "trains run on rails"}\n'
-    file = attached(library, "notes", "rows.jsonl", rows)
+    file = attach_and_wait(library, "notes", "rows.jsonl", rows)
     name = f"{file}/rows.jsonl"
     corpus = Corpus.open(corpora, "notes")
-    with corpus._store.writing():
-        corpus._store._db.execute(
+    with corpus._store.database.writing():
+        corpus._store.database.execute(
             "UPDATE documents SET name = ? WHERE name = ?", (f"{name}#two", f'{name}#"2"')
         )
     corpus.close()
 
     library.modify_file("notes", file, {"team": "all"})
-    settled(library, "notes", file)
+    wait_until_ingested(library, "notes", file)
 
     assert documents(corpora, "notes") == {
         f'{name}#"2"': {"team": "all"},
@@ -166,11 +168,15 @@ def test_names_that_an_earlier_version_gave_to_rows_go_when_the_file_is_read_ane
     }
 
 
-def test_one_null_loses_no_table(library: Library, corpora: Path) -> None:
+def test_a_null_does_not_fail_a_table(library: Library, corpora: Path) -> None:
     library.create_store("notes")
-    rows = '{"text":"a few words"}\n{"text":"and more words","metadata":{"lang":null}}\n{"text":null}\n'
+    rows = (
+        '{"text":"a few words"}\n'
+        '{"text":"and more words","metadata":{"lang":null}}\n'
+        '{"text":null}\n'
+    )
 
-    file = attached(library, "notes", "rows.jsonl", rows)
+    file = attach_and_wait(library, "notes", "rows.jsonl", rows)
 
     found = library.file("notes", file).file
     assert found.status == "completed"
@@ -178,22 +184,22 @@ def test_one_null_loses_no_table(library: Library, corpora: Path) -> None:
     assert documents(corpora, "notes") == {f"{file}/rows.jsonl#1": {}, f"{file}/rows.jsonl#2": {}}
 
     library.modify_file("notes", file, {"team": "all"})
-    again = settled(library, "notes", file)
+    again = wait_until_ingested(library, "notes", file)
     assert again.documents == {"added": 0, "replaced": 2, "unchanged": 0, "empty": 0, "skipped": 1}
 
 
-def test_a_table_with_a_bad_row_far_down_leaves_nothing_at_any_time(
-    opened: Callable[..., Library], corpora: Path, words: Embedder
+def test_a_table_with_an_invalid_last_row_embeds_nothing(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
 ) -> None:
-    class Refusing(HeldEmbedder):
+    class RefusingEmbedder(PausableEmbedder):
         def embed(self, texts: Any) -> Any:
-            raise AssertionError("nothing of the table may be embedded")
+            raise AssertionError("no row of the table may be embedded")
 
-    library = opened(Refusing(words))
+    library = open_library(RefusingEmbedder(words))
     library.create_store("notes")
     rows = "".join(f'{{"text": "Row {i} is about the number {i * i}."}}\n' for i in range(500))
 
-    file = attached(library, "notes", "rows.jsonl", rows + '{"text": 5}\n')
+    file = attach_and_wait(library, "notes", "rows.jsonl", rows + '{"text": 5}\n')
 
     found = library.file("notes", file).file
     assert found.problem is not None
@@ -204,58 +210,85 @@ def test_a_table_with_a_bad_row_far_down_leaves_nothing_at_any_time(
     )
 
 
-def test_a_store_deleted_while_it_is_fed_is_gone(
-    opened: Callable[..., Library], corpora: Path, words: Embedder
+def test_a_store_deleted_during_ingestion_stays_deleted(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
 ) -> None:
-    held = HeldEmbedder(words)
-    library = opened(held)
+    embedder = PausableEmbedder(words)
+    library = open_library(embedder)
     library.create_store("notes")
     file = library.upload("long.txt", long_text(400).encode()).id
 
-    with held.held():
+    with embedder.paused():
         library.attach("notes", AttachmentRequest(file))
-        assert held.waiting.wait(30)
+        assert embedder.waiting.wait(30)
         library.delete_store("notes")
     library.create_store("notes")
-    after = attached(library, "notes", "cats.md", CATS)
+    after = attach_and_wait(library, "notes", "cats.md", CATS)
 
     assert list(documents(corpora, "notes")) == [f"{after}/cats.md"]
     assert os.listdir(corpora) == ["notes"]
 
 
-def test_attributes_changed_while_a_file_is_read_are_the_ones_it_ends_with(
-    opened: Callable[..., Library], corpora: Path, words: Embedder
+def test_a_store_removed_by_another_process_during_ingestion_is_abandoned(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
 ) -> None:
-    held = HeldEmbedder(words)
-    library = opened(held)
+    class RecordingEmbedder(PausableEmbedder):
+        texts: ClassVar[list[str]] = []
+
+        def embed(self, texts: Any) -> Any:
+            self.texts.extend(texts)
+            return super().embed(texts)
+
+    embedder = RecordingEmbedder(words)
+    library = open_library(embedder)
+    library.create_store("notes")
+    library.create_store("others")
+    file = library.upload("long.txt", long_text(4000).encode()).id
+
+    with embedder.paused():
+        library.attach("notes", AttachmentRequest(file))
+        assert embedder.waiting.wait(30)
+        Corpus.open(corpora, "notes").remove()
+    attach_and_wait(library, "others", "cats.md", CATS)
+
+    # A single batch of the removed store's texts was embedded, then the text of the other store.
+    assert len(embedder.texts) == ingest_worker._EMBED_BATCH + 1
+    assert list_corpora(corpora) == ["others"]
+
+
+def test_attributes_changed_during_ingestion_take_effect(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    embedder = PausableEmbedder(words)
+    library = open_library(embedder)
     library.create_store("notes")
     file = library.upload("cats.md", CATS.encode()).id
 
-    with held.held():
+    with embedder.paused():
         library.attach("notes", AttachmentRequest(file, {"version": 1}))
-        assert held.waiting.wait(30)
+        assert embedder.waiting.wait(30)
         library.modify_file("notes", file, {"version": 2})
-    settled(library, "notes", file)
+    wait_until_ingested(library, "notes", file)
 
     assert documents(corpora, "notes") == {f"{file}/cats.md": {"version": 2}}
 
 
-def test_a_batch_is_attached_as_one_and_what_is_left_of_it_can_be_cancelled(
-    opened: Callable[..., Library], corpora: Path, words: Embedder
+def test_a_batch_in_progress_can_be_cancelled_and_attached_again(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
 ) -> None:
-    held = HeldEmbedder(words)
-    library = opened(held)
+    embedder = PausableEmbedder(words)
+    library = open_library(embedder)
     library.create_store("notes")
-    alone = attached(library, "notes", "alone.md", SHIPS)
+    alone = attach_and_wait(library, "notes", "alone.md", SHIPS)
     files = [library.upload(f"{i}.txt", long_text(40, f"word{i}").encode()).id for i in range(3)]
 
-    with held.held():
+    with embedder.paused():
         batch = library.attach_batch("notes", [AttachmentRequest(file) for file in files])
-        assert held.waiting.wait(30)
+        assert embedder.waiting.wait(30)
         cancelled = library.cancel_batch("notes", batch.id)
     after = library.attach_batch("notes", [AttachmentRequest(file) for file in files[:2]])
     for file in files[:2]:
-        settled(library, "notes", file)
+        wait_until_ingested(library, "notes", file)
 
     assert (batch.counts["in_progress"], sum(batch.counts.values())) == (3, 3)
     assert (cancelled.counts["cancelled"], cancelled.counts["in_progress"]) == (3, 0)
@@ -273,7 +306,7 @@ def test_a_batch_is_attached_as_one_and_what_is_left_of_it_can_be_cancelled(
         library.files("notes", ALL, batch="vsfb_none")
 
 
-def test_a_batch_with_a_file_that_is_not_there_attaches_none(library: Library) -> None:
+def test_a_batch_with_a_missing_file_attaches_none(library: Library) -> None:
     library.create_store("notes")
     file = library.upload("cats.md", CATS.encode()).id
 
@@ -285,26 +318,28 @@ def test_a_batch_with_a_file_that_is_not_there_attaches_none(library: Library) -
     assert library.files("notes", ALL).items == ()
 
 
-def test_what_closing_broke_off_is_read_when_the_library_is_opened_again(
-    opened: Callable[..., Library], corpora: Path, words: Embedder
+def test_a_file_interrupted_by_closing_is_ingested_after_reopening(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
 ) -> None:
-    held = HeldEmbedder(words)
-    library = opened(held)
+    embedder = PausableEmbedder(words)
+    library = open_library(embedder)
     library.create_store("notes")
     file = library.upload("long.txt", long_text(400).encode()).id
-    with held.held():
+    with embedder.paused():
         library.attach("notes", AttachmentRequest(file))
-        assert held.waiting.wait(30)
+        assert embedder.waiting.wait(30)
         closing = threading.Thread(target=library.close)
         closing.start()
-        time.sleep(0.05)
+        assert library._worker._closed.wait(30)
     closing.join()
-    again = opened()
-    broken_off = again.file("notes", file).file
+    corpus = Corpus.open(corpora, "notes")
+    interrupted = corpus.attachments.get(file)
+    corpus.close()
 
-    done = settled(again, "notes", file)
+    done = wait_until_ingested(open_library(), "notes", file)
 
-    assert broken_off.status in ("in_progress", "completed")
+    assert interrupted is not None
+    assert interrupted.status == "in_progress"
     assert done.status == "completed"
     assert list(documents(corpora, "notes")) == [f"{file}/long.txt"]
 
@@ -325,20 +360,22 @@ class Slow:
         return np.full((len(texts), 16), 0.25, np.float32)
 
 root = Path(sys.argv[1])
-library = Library(root, Slow(), PreTrainedTokenizerFast.from_pretrained(sys.argv[2]), root.parent / "files")
+tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[2])
+library = Library(root, Slow(), tokenizer, root.parent / "files")
 if not list(root.iterdir()):
     library.create_store("notes")
-    rows = "\\n".join('{"text": "Row %d speaks of itself and of %d."}' % (i, i * i) for i in range(500))
+    row = '{"text": "Row %d speaks of itself and of %d."}'
+    rows = "\\n".join(row % (i, i * i) for i in range(500))
     file = library.upload("rows.jsonl", rows.encode())
     library.attach("notes", AttachmentRequest(file.id, {"of": "rows"}))
 time.sleep(60)
 """
 
 
-def test_a_file_that_kill_9_broke_off_again_and_again_is_read_in_the_end(
-    opened: Callable[..., Library], corpora: Path, nano: str
+def test_a_file_interrupted_repeatedly_by_kill_9_is_ingested_in_the_end(
+    open_library: Callable[..., Library], corpora: Path, nano: str
 ) -> None:
-    for parts in (12, 20, 9):
+    for batches in (12, 20, 9):
         child = subprocess.Popen(
             [sys.executable, "-c", _KILLED, str(corpora), nano],
             cwd=_REPOSITORY,
@@ -346,16 +383,16 @@ def test_a_file_that_kill_9_broke_off_again_and_again_is_read_in_the_end(
             text=True,
         )
         assert child.stdout is not None
-        for _ in range(parts):
+        for _ in range(batches):
             assert child.stdout.readline() == "embedding\n"
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
     before = len(documents(corpora, "notes"))
 
-    library = opened()
+    library = open_library()
     (file,) = [each.file.id for each in library.files("notes", ALL).items]
-    done = settled(library, "notes", file)
+    done = wait_until_ingested(library, "notes", file)
 
     assert 0 < before < 500
     assert done.status == "completed"

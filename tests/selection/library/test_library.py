@@ -1,6 +1,4 @@
-"""The library: stores are corpora, whoever made them, and files bring their documents and take them
-along.
-"""
+"""The library: vector stores are corpora, and attached files add and remove documents."""
 
 from __future__ import annotations
 
@@ -18,28 +16,29 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from selection.corpus.corpus import Corpus, list_corpora
+from selection.corpus.corpus import Corpus
+from selection.corpus.lookup import list_corpora
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder
+from selection.errors import LibraryError, MissingError
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
-from selection.library.uploads import LibraryError, MissingError
-from tests.selection.libraries import (
+from tests.selection.library_helpers import (
     ALL,
     CATS,
     SHIPS,
-    HeldEmbedder,
-    attached,
+    PausableEmbedder,
+    attach_and_wait,
     documents,
     long_text,
-    settled,
+    wait_until_ingested,
 )
 
 
 @pytest.fixture
-def by_command(corpora: Path, words: Embedder, tokenizer: Any) -> Callable[..., None]:
-    """Makes a corpus as `mayfly corpus add` does."""
+def add_by_command(corpora: Path, words: Embedder, tokenizer: Any) -> Callable[..., None]:
+    """Create a corpus as `mayfly corpus add` does."""
 
     def add(name: str, *documents: Document) -> None:
         corpus = Corpus.create(corpora, name, words, tokenizer_digest(tokenizer))
@@ -49,39 +48,37 @@ def by_command(corpora: Path, words: Embedder, tokenizer: Any) -> Callable[..., 
     return add
 
 
-def test_a_store_is_a_corpus_that_goes_by_its_name_and_by_its_id(
-    library: Library, corpora: Path
-) -> None:
-    made = library.create_store("notes", metadata={"owner": "me"}, description="what I noted")
+def test_a_store_is_a_corpus_found_by_name_and_by_id(library: Library, corpora: Path) -> None:
+    created = library.create_store("notes", metadata={"owner": "me"}, description="what I noted")
 
     assert list_corpora(corpora) == ["notes"]
-    assert made.id.startswith("vs_")
-    assert (made.name, made.metadata, made.description) == (
+    assert created.id.startswith("vs_")
+    assert (created.name, created.metadata, created.description) == (
         "notes",
         {"owner": "me"},
         "what I noted",
     )
-    assert abs(made.created - time.time()) < 60
-    for name in ("notes", made.id):
-        assert library.store(name).id == made.id
+    assert abs(created.created - time.time()) < 60
+    for name in ("notes", created.id):
+        assert library.store(name).id == created.id
         corpus = Corpus.open(corpora, name)
         assert corpus.name == "notes"
         corpus.close()
 
 
-def test_a_corpus_of_the_command_line_is_a_store_whose_documents_are_files(
-    library: Library, corpora: Path, by_command: Callable[..., None]
+def test_a_corpus_of_the_command_line_is_a_store_with_its_documents_as_files(
+    library: Library, corpora: Path, add_by_command: Callable[..., None]
 ) -> None:
-    by_command(
+    add_by_command(
         "animals", Document("cats.md", CATS, {"language": "en"}), Document("ships.md", SHIPS)
     )
 
     (store,) = library.stores(ALL).items
     files = [each.file for each in library.files(store.id, ALL).items]
-    (best,) = library.search(store.id, ["kitten purrs"], limit=1)
+    (best,) = library.search(store.id, ["kitten purrs"], max_results=1)
 
     assert (store.name, store.counts["completed"], sum(store.counts.values())) == ("animals", 2, 2)
-    assert [(f.name, f.status, f.attributes, f.cut) for f in files] == [
+    assert [(f.name, f.status, f.attributes, f.chunking) for f in files] == [
         ("cats.md", "completed", {"language": "en"}, None),
         ("ships.md", "completed", {}, None),
     ]
@@ -93,10 +90,10 @@ def test_a_corpus_of_the_command_line_is_a_store_whose_documents_are_files(
     assert list(documents(corpora, "animals")) == ["ships.md"]
 
 
-def test_the_id_stays_when_a_corpus_is_embedded_anew(
-    library: Library, corpora: Path, by_command: Callable[..., None], other_words: Embedder
+def test_a_reembedding_does_not_change_the_id(
+    library: Library, corpora: Path, add_by_command: Callable[..., None], other_words: Embedder
 ) -> None:
-    by_command("animals", Document("cats.md", CATS))
+    add_by_command("animals", Document("cats.md", CATS))
     before = library.store("animals")
 
     corpus = Corpus.open(corpora, "animals")
@@ -107,9 +104,7 @@ def test_the_id_stays_when_a_corpus_is_embedded_anew(
     assert library.stores(ALL).items[0].created == before.created
 
 
-def test_any_name_will_do_and_a_taken_one_is_displayed_only(
-    library: Library, corpora: Path
-) -> None:
+def test_any_name_is_accepted_as_display_name(library: Library, corpora: Path) -> None:
     first, second = library.create_store("notes"), library.create_store("notes")
     free, nameless = library.create_store("Fragen & Antworten ü/../x"), library.create_store()
     like_an_id = library.create_store(first.id)
@@ -123,25 +118,25 @@ def test_any_name_will_do_and_a_taken_one_is_displayed_only(
         nameless.id,
         first.id,
     ]
-    assert library.store("notes").id == first.id  # the one that was first
+    assert library.store("notes").id == first.id
     assert library.store("Fragen & Antworten ü/../x").id == free.id
     assert library.store(first.id).id == first.id
     assert sorted(os.listdir(corpora.parent)) == ["corpora", "files"]
 
 
-def test_a_display_name_that_two_have_names_neither(library: Library, corpora: Path) -> None:
+def test_an_ambiguous_display_name_is_refused(library: Library, corpora: Path) -> None:
     for _ in range(2):
         library.create_store("my notes")
 
-    for ask, kind in (
+    for call, kind in (
         (library.store, LibraryError),
         (lambda name: Corpus.open(corpora, name), CorpusError),
     ):
         with pytest.raises(kind, match="2 corpora are called 'my notes': name one by its id"):
-            ask("my notes")
+            call("my notes")
 
 
-def test_a_store_can_be_renamed_and_goes_on_to_be_found(library: Library, corpora: Path) -> None:
+def test_a_renamed_store_is_found_by_both_names(library: Library, corpora: Path) -> None:
     store = library.create_store("notes", metadata={"a": "1"})
 
     renamed = library.modify_store(store.id, name="old notes")
@@ -152,9 +147,9 @@ def test_a_store_can_be_renamed_and_goes_on_to_be_found(library: Library, corpor
     assert library.store("notes") == library.store("old notes")
 
 
-def test_a_deleted_store_is_gone_and_its_name_is_free(library: Library, corpora: Path) -> None:
+def test_deleting_a_store_frees_its_name(library: Library, corpora: Path) -> None:
     store = library.create_store("notes")
-    attached(library, store.id, "cats.md", CATS)
+    attach_and_wait(library, store.id, "cats.md", CATS)
     assert library.search("notes", ["kitten"])
 
     assert library.delete_store("notes") == store.id
@@ -165,10 +160,10 @@ def test_a_deleted_store_is_gone_and_its_name_is_free(library: Library, corpora:
     again = library.create_store("notes")
     assert again.id != store.id
     assert library.search("notes", ["kitten"]) == ()
-    assert len(library.uploads(ALL).items) == 1  # files outlive stores
+    assert len(library.uploads(ALL).items) == 1
 
 
-def test_a_corpus_of_another_embedder_is_listed_but_neither_fed_nor_searched(
+def test_a_corpus_of_another_embedder_is_only_listed(
     library: Library, corpora: Path, words: Embedder, other_words: Embedder, tokenizer: Any
 ) -> None:
     Corpus.create(corpora, "theirs", other_words, tokenizer_digest(tokenizer)).close()
@@ -192,17 +187,17 @@ def test_a_damaged_corpus_does_not_hide_the_others(library: Library, corpora: Pa
     (corpora / "damaged").mkdir()
     (corpora / "damaged" / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
 
-    file = attached(library, "sound", "cats.md", CATS)
+    file = attach_and_wait(library, "sound", "cats.md", CATS)
     assert [entry.name for entry in library.stores(ALL).items] == ["sound"]
     library.delete_upload(file)
     assert documents(corpora, "sound") == {}
 
 
-def test_a_full_disk_leaves_no_part_of_a_store(library: Library, corpora: Path) -> None:
+def test_a_full_disk_leaves_nothing_of_a_store(library: Library, corpora: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
     try:
-        with pytest.raises(CorpusError, match="is as it was"):
+        with pytest.raises(CorpusError, match="was not changed"):
             library.create_store("notes")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -210,42 +205,42 @@ def test_a_full_disk_leaves_no_part_of_a_store(library: Library, corpora: Path) 
     assert os.listdir(corpora) == []
 
 
-def test_the_command_line_adds_by_id_too_and_makes_no_corpus_of_a_chosen_id(
-    library: Library, corpora: Path, by_command: Callable[..., None]
+def test_the_command_line_adds_by_id_but_cannot_choose_one(
+    library: Library, corpora: Path, add_by_command: Callable[..., None]
 ) -> None:
     store = library.create_store("notes")
 
-    by_command(store.id, Document("cats.md", CATS))
+    add_by_command(store.id, Document("cats.md", CATS))
     with pytest.raises(CorpusNotFoundError):
-        by_command("vs_" + 24 * "0", Document("cats.md", CATS))
+        add_by_command("vs_" + 24 * "0", Document("cats.md", CATS))
 
     assert list_corpora(corpora) == ["notes"]
     assert list(documents(corpora, "notes")) == ["cats.md"]
 
 
-def test_an_attached_file_is_read_in_the_background(
-    opened: Callable[..., Library], corpora: Path, words: Embedder
+def test_an_attached_file_is_ingested_in_the_background(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
 ) -> None:
-    held = HeldEmbedder(words)
-    library = opened(held)
+    embedder = PausableEmbedder(words)
+    library = open_library(embedder)
     store = library.create_store("notes").id
     file = library.upload("cats.md", CATS.encode()).id
 
-    with held.held():
-        answered = library.attach(
+    with embedder.paused():
+        attachment = library.attach(
             store, AttachmentRequest(file, {"language": "en", "year": 2024, "draft": False})
         )
-        assert held.waiting.wait(30)
-        meanwhile = library.store(store)
-    done = settled(library, store, file)
+        assert embedder.waiting.wait(30)
+        during = library.store(store)
+    done = wait_until_ingested(library, store, file)
 
-    assert (answered.store, answered.file.status, answered.file.problem) == (
+    assert (attachment.store, attachment.file.status, attachment.file.problem) == (
         store,
         "in_progress",
         None,
     )
-    assert meanwhile.counts == {"in_progress": 1, "completed": 0, "failed": 0, "cancelled": 0}
-    assert (done.status, done.name, done.problem, done.cut) == (
+    assert during.counts == {"in_progress": 1, "completed": 0, "failed": 0, "cancelled": 0}
+    assert (done.status, done.name, done.problem, done.chunking) == (
         "completed",
         "cats.md",
         None,
@@ -259,7 +254,7 @@ def test_an_attached_file_is_read_in_the_background(
     assert library.texts(store, file) == (CATS,)
 
 
-def test_tables_bring_a_document_a_row_and_attributes_are_added_to_theirs(
+def test_rows_of_tables_become_documents_with_the_files_attributes(
     library: Library, corpora: Path
 ) -> None:
     library.create_store("rows")
@@ -267,10 +262,10 @@ def test_tables_bring_a_document_a_row_and_attributes_are_added_to_theirs(
     table = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": [CATS, SHIPS]}), table)
 
-    lines = attached(
+    lines = attach_and_wait(
         library, "rows", "pets.JSONL", "\n".join(map(json.dumps, rows)), attributes={"n": 2}
     )
-    parquet = attached(library, "rows", "pets.parquet", table.getvalue())
+    parquet = attach_and_wait(library, "rows", "pets.parquet", table.getvalue())
 
     assert documents(corpora, "rows") == {
         f"{lines}/pets.JSONL#a": {"kind": "cat", "n": 2},
@@ -284,14 +279,14 @@ def test_tables_bring_a_document_a_row_and_attributes_are_added_to_theirs(
     ]
 
 
-def test_chunks_are_cut_as_asked_in_tokens_of_the_model(library: Library, tokenizer: Any) -> None:
+def test_chunk_lengths_are_counted_in_tokens_of_the_model(library: Library, tokenizer: Any) -> None:
     library.create_store("notes")
     text = long_text(60)
 
-    file = attached(library, "notes", "long.txt", text, cut=(64, 16))
+    file = attach_and_wait(library, "notes", "long.txt", text, chunking=(64, 16))
 
     texts = library.texts("notes", file)
-    assert library.file("notes", file).file.cut == (64, 16)
+    assert library.file("notes", file).file.chunking == (64, 16)
     assert max(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts) <= 64 + 1
     assert len(texts) > len(tokenizer(text)["input_ids"]) / 64
     starts = [text.index(each) for each in texts]
@@ -305,7 +300,7 @@ def test_chunks_outside_the_limits_are_refused(library: Library, cut: tuple[int,
     file = library.upload("cats.md", CATS.encode()).id
 
     with pytest.raises(LibraryError, match="8 to 4096 tokens of the served model"):
-        library.attach("notes", AttachmentRequest(file, cut=cut))
+        library.attach("notes", AttachmentRequest(file, chunking=cut))
 
     assert library.files("notes", ALL).items == ()
 
@@ -337,12 +332,12 @@ def test_chunks_outside_the_limits_are_refused(library: Library, cut: tuple[int,
         ("blank.txt", b"\n", "invalid_file", "no text of two tokens"),
     ],
 )
-def test_a_file_that_cannot_be_read_says_why_and_leaves_nothing(
+def test_an_unreadable_file_fails_with_a_reason_and_leaves_nothing(
     library: Library, corpora: Path, name: str, content: bytes, code: str, message: str
 ) -> None:
     library.create_store("notes")
 
-    file = library.file("notes", attached(library, "notes", name, content)).file
+    file = library.file("notes", attach_and_wait(library, "notes", name, content)).file
 
     assert (file.status, file.bytes) == ("failed", 0)
     assert file.problem is not None
@@ -353,28 +348,28 @@ def test_a_file_that_cannot_be_read_says_why_and_leaves_nothing(
     assert library.store("notes").counts["failed"] == 1
 
 
-def test_a_file_that_fails_late_leaves_nothing_of_its_beginning(
-    library: Library, corpora: Path
-) -> None:
+def test_a_file_that_fails_late_leaves_nothing(library: Library, corpora: Path) -> None:
     library.create_store("notes")
-    kept = attached(library, "notes", "cats.md", CATS)
+    complete = attach_and_wait(library, "notes", "cats.md", CATS)
     rows = [json.dumps({"text": f"Row {i} is about nothing but itself."}) for i in range(300)]
 
-    broken = attached(library, "notes", "rows.jsonl", "\n".join([*rows, "{"]))
+    broken = attach_and_wait(library, "notes", "rows.jsonl", "\n".join([*rows, "{"]))
 
     assert library.file("notes", broken).file.status == "failed"
-    assert list(documents(corpora, "notes")) == [f"{kept}/cats.md"]
-    assert {found.file for found in library.search("notes", ["Row 7 is about"], limit=50)} == {kept}
+    assert list(documents(corpora, "notes")) == [f"{complete}/cats.md"]
+    assert {
+        found.file for found in library.search("notes", ["Row 7 is about"], max_results=50)
+    } == {complete}
 
 
-def test_one_file_can_be_in_many_stores_and_leaves_each_alone(
+def test_a_file_attached_to_two_stores_is_detached_from_one(
     library: Library, corpora: Path
 ) -> None:
     for store in ("one", "two"):
         library.create_store(store)
-    file = attached(library, "one", "cats.md", CATS)
+    file = attach_and_wait(library, "one", "cats.md", CATS)
     library.attach("two", AttachmentRequest(file))
-    settled(library, "two", file)
+    wait_until_ingested(library, "two", file)
 
     library.detach("one", file)
 
@@ -386,13 +381,13 @@ def test_one_file_can_be_in_many_stores_and_leaves_each_alone(
         library.file("one", file)
 
 
-def test_a_deleted_file_is_taken_out_of_every_store(library: Library, corpora: Path) -> None:
+def test_a_deleted_file_is_detached_from_every_store(library: Library, corpora: Path) -> None:
     for store in ("one", "two"):
         library.create_store(store)
-    file = attached(library, "one", "cats.md", CATS)
+    file = attach_and_wait(library, "one", "cats.md", CATS)
     library.attach("two", AttachmentRequest(file))
-    settled(library, "two", file)
-    stays = attached(library, "two", "ships.md", SHIPS)
+    wait_until_ingested(library, "two", file)
+    stays = attach_and_wait(library, "two", "ships.md", SHIPS)
 
     library.delete_upload(file)
 
@@ -401,26 +396,30 @@ def test_a_deleted_file_is_taken_out_of_every_store(library: Library, corpora: P
         [f"{stays}/ships.md"],
     )
     assert [upload.id for upload in library.uploads(ALL).items] == [stays]
-    for ask in (library.uploaded, library.content, library.delete_upload):
+    for call in (library.uploaded, library.content, library.delete_upload):
         with pytest.raises(MissingError, match=file):
-            ask(file)
+            call(file)
     with pytest.raises(MissingError, match=file):
         library.attach("one", AttachmentRequest(file))
 
 
-def test_other_attributes_are_what_filters_see_from_then_on(
-    library: Library, corpora: Path
-) -> None:
+def test_filters_use_modified_attributes(library: Library, corpora: Path) -> None:
     library.create_store("notes")
-    file = attached(library, "notes", "cats.md", CATS, attributes={"language": "en"}, cut=(64, 0))
+    file = attach_and_wait(
+        library, "notes", "cats.md", CATS, attributes={"language": "en"}, chunking=(64, 0)
+    )
 
     library.modify_file("notes", file, {"language": "de"})
-    after = settled(library, "notes", file)
+    after = wait_until_ingested(library, "notes", file)
 
-    assert (after.attributes, after.cut, after.status) == ({"language": "de"}, (64, 0), "completed")
+    assert (after.attributes, after.chunking, after.status) == (
+        {"language": "de"},
+        (64, 0),
+        "completed",
+    )
     assert documents(corpora, "notes") == {f"{file}/cats.md": {"language": "de"}}
     german = {"type": "eq", "key": "language", "value": "de"}
-    assert [found.attributes for found in library.search("notes", ["cat"], only=german)] == [
+    assert [found.attributes for found in library.search("notes", ["cat"], filter=german)] == [
         {"language": "de"}
     ]
 
@@ -428,10 +427,10 @@ def test_other_attributes_are_what_filters_see_from_then_on(
 @pytest.mark.parametrize(
     "identity", ["", "..", "../files", "file-../../x", "doc-1", "doc-" + 30 * "9", "file-\ud800"]
 )
-def test_an_id_that_is_none_names_nothing(library: Library, identity: str) -> None:
+def test_an_invalid_id_is_missing(library: Library, identity: str) -> None:
     library.create_store("notes")
 
-    asks: list[Callable[[], object]] = [
+    calls: list[Callable[[], object]] = [
         lambda: library.uploaded(identity),
         lambda: library.content(identity),
         lambda: library.delete_upload(identity),
@@ -444,9 +443,9 @@ def test_an_id_that_is_none_names_nothing(library: Library, identity: str) -> No
         lambda: library.search(identity, ["x"]),
         lambda: library.batch("notes", identity),
     ]
-    for ask in asks:
+    for call in calls:
         with pytest.raises(MissingError):
-            ask()
+            call()
     assert [entry.name for entry in library.stores(ALL).items] == ["notes"]
 
 
@@ -469,7 +468,7 @@ def test_an_id_that_is_none_names_nothing(library: Library, identity: str) -> No
         "a",
     ],
 )
-def test_attributes_that_are_none_are_refused(library: Library, attributes: Any) -> None:
+def test_invalid_attributes_are_refused(library: Library, attributes: Any) -> None:
     library.create_store("notes")
     file = library.upload("cats.md", CATS.encode()).id
 
@@ -479,9 +478,9 @@ def test_attributes_that_are_none_are_refused(library: Library, attributes: Any)
     assert library.files("notes", ALL).items == ()
 
 
-def test_everything_it_says_survives_pickling(library: Library) -> None:
+def test_all_results_can_be_pickled(library: Library) -> None:
     store = library.create_store("notes")
-    file = attached(library, "notes", "cats.md", CATS, attributes={"a": 1})
+    file = attach_and_wait(library, "notes", "cats.md", CATS, attributes={"a": 1})
     batch = library.attach_batch("notes", [AttachmentRequest(file)])
 
     for value in (
@@ -499,7 +498,7 @@ def test_everything_it_says_survives_pickling(library: Library) -> None:
         assert (type(again), str(again)) == (type(problem), "why")
 
 
-def test_only_the_corpora_of_this_library_are_its_stores(library: Library, corpora: Path) -> None:
+def test_folders_outside_the_corpora_are_not_stores(library: Library, corpora: Path) -> None:
     with pytest.raises(CorpusNotFoundError):
         Corpus.open(corpora, "files")
     assert library.stores(ALL).items == ()

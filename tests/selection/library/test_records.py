@@ -1,4 +1,4 @@
-"""Pages of lists."""
+"""Pages of lists, cursors and deletions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selection.errors import LibraryError
 from selection.library.records import Page, PageRequest
-from selection.library.uploads import LibraryError
 
 
 def position(item: str) -> tuple[int, ...]:
     return (int(item.removeprefix("id")),)
 
 
-def page_of(part: PageRequest, items: list[str]) -> Page[str]:
-    """Cursors are ids of the list, or of what is not in it any more."""
-    return part.of(
+def page_of(request: PageRequest, items: list[str]) -> Page[str]:
+    """A page; cursors are ids of the list, or of items deleted from it."""
+    return request.of(
         items, position, lambda cursor: position(cursor) if cursor.startswith("id") else None
     )
 
 
 @given(st.integers(0, 30), st.integers(1, 12), st.sampled_from(["asc", "desc"]))
-def test_pages_hold_every_item_once_and_in_order_both_ways(
+def test_pages_contain_every_item_once_in_order_both_ways(
     count: int, limit: int, order: str
 ) -> None:
     oldest_first = [f"id{i}" for i in range(count)]
@@ -49,14 +49,14 @@ def test_pages_hold_every_item_once_and_in_order_both_ways(
         assert (back.items, back.more) == (previous, previous is not pages[0])
 
 
-def test_between_two_cursors_lies_what_is_between_them() -> None:
+def test_a_page_between_two_cursors() -> None:
     items = [f"id{i}" for i in range(10)]
 
     assert page_of(PageRequest(5, "asc", after="id2", before="id5"), items).items == ("id3", "id4")
     between = page_of(PageRequest(1, "desc", after="id5", before="id2"), items)
     assert between == page_of(PageRequest(1, "desc", after="id5"), items[3:])
-    with pytest.raises(LibraryError, match="'gone' is not in this list"):
-        page_of(PageRequest(after="gone"), items)
+    with pytest.raises(LibraryError, match="'unknown' is not in this list"):
+        page_of(PageRequest(after="unknown"), items)
 
 
 @given(
@@ -67,25 +67,25 @@ def test_between_two_cursors_lies_what_is_between_them() -> None:
     st.sampled_from([1.0, 0.5]),
     st.randoms(use_true_random=False),
 )
-def test_what_is_deleted_while_it_is_listed_moves_no_cursor(
-    numbers: set[int], limit: int, order: str, way: str, share: float, random: Random
+def test_deletions_while_listing_do_not_move_cursors(
+    numbers: set[int], limit: int, order: str, direction: str, share: float, random: Random
 ) -> None:
-    there = [f"id{number}" for number in sorted(numbers)]
-    forwards = (order == "asc") == (way == "after")
-    expected = there[:] if forwards else there[::-1]
+    present = [f"id{number}" for number in sorted(numbers)]
+    forwards = (order == "asc") == (direction == "after")
+    expected = present[:] if forwards else present[::-1]
 
     seen: list[str] = []
     cursor: str | None = "id-1" if forwards else "id31"
     while cursor is not None:
-        part = (
+        request = (
             PageRequest(limit, order, after=cursor)
-            if way == "after"
+            if direction == "after"
             else PageRequest(limit, order, before=cursor)
         )
-        items = page_of(part, there).items
-        items = items if way == "after" else items[::-1]
+        items = page_of(request, present).items
+        items = items if direction == "after" else items[::-1]
         seen += items
-        there = [item for item in there if item not in items or random.random() > share]
+        present = [item for item in present if item not in items or random.random() > share]
         cursor = items[-1] if items else None
 
     assert seen == expected

@@ -1,4 +1,4 @@
-"""Searches: the best by comparing with everything, within score and attributes."""
+"""Searches: the results of brute force, bounded by score and filtered by attributes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from selection.embedding import Embedder
+from selection.errors import LibraryError
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
-from selection.library.uploads import LibraryError
-from tests.selection.libraries import ALL, CATS, SHIPS, attached, settled
+from tests.selection.library_helpers import ALL, CATS, SHIPS, attach_and_wait, wait_until_ingested
 
 
-def test_a_search_ranks_as_comparing_with_every_sequence_does(
-    library: Library, words: Embedder
-) -> None:
+def test_a_search_ranks_like_brute_force(library: Library, words: Embedder) -> None:
     library.create_store("notes")
     texts = [
         f"{a} {b} {c}"
@@ -28,13 +26,13 @@ def test_a_search_ranks_as_comparing_with_every_sequence_does(
         library.attach(
             "notes", AttachmentRequest(library.upload(f"{i}.txt", text.encode()).id, {"n": i})
         )
-    for attached_file in library.files("notes", ALL).items:
-        settled(library, "notes", attached_file.file.id)
+    for attached in library.files("notes", ALL).items:
+        wait_until_ingested(library, "notes", attached.file.id)
 
     for queries in (["red cat"], ["blue", "a dog that sits"], ["nothing of that"]):
         cosine = (words.embed(queries) @ words.embed(texts).T).max(axis=0)
         for limit in (1, 3, len(texts), 50):
-            found = library.search("notes", queries, limit=limit)
+            found = library.search("notes", queries, max_results=limit)
 
             best = np.sort(np.clip(cosine, 0, 1))[::-1][:limit]
             np.testing.assert_allclose([f.score for f in found], best, atol=1e-5)
@@ -47,11 +45,11 @@ def test_a_search_ranks_as_comparing_with_every_sequence_does(
 
 def test_a_search_is_bounded_by_score_and_by_attributes(library: Library) -> None:
     library.create_store("notes")
-    cats = attached(library, "notes", "cats.md", CATS, attributes={"kind": "pet"})
-    attached(library, "notes", "ships.md", SHIPS, attributes={"kind": "vessel"})
+    cats = attach_and_wait(library, "notes", "cats.md", CATS, attributes={"kind": "pet"})
+    attach_and_wait(library, "notes", "ships.md", SHIPS, attributes={"kind": "vessel"})
 
     pets = library.search(
-        "notes", ["the ship"], only={"type": "ne", "key": "kind", "value": "vessel"}
+        "notes", ["the ship"], filter={"type": "ne", "key": "kind", "value": "vessel"}
     )
     exact = library.search("notes", [CATS], threshold=0.99)
 
@@ -60,18 +58,18 @@ def test_a_search_is_bounded_by_score_and_by_attributes(library: Library) -> Non
 
 
 @pytest.mark.parametrize("queries", [[], [""], ["x" * 40_000], ["x"] * 17])
-def test_queries_that_are_none_are_refused(library: Library, queries: list[str]) -> None:
+def test_invalid_queries_are_refused(library: Library, queries: list[str]) -> None:
     library.create_store("notes")
 
-    with pytest.raises(LibraryError, match="`query` is a text"):
+    with pytest.raises(LibraryError, match="`query` must be a text"):
         library.search("notes", queries)
 
 
 @pytest.mark.parametrize(
-    "only", [{}, {"type": "like", "key": "a", "value": "b"}, "eq", {"type": "and", "filters": []}]
+    "filter", [{}, {"type": "like", "key": "a", "value": "b"}, "eq", {"type": "and", "filters": []}]
 )
-def test_a_filter_that_is_none_is_refused(library: Library, only: Any) -> None:
+def test_an_invalid_filter_is_refused(library: Library, filter: Any) -> None:
     library.create_store("notes")
 
     with pytest.raises(LibraryError, match=r"^`filters`: "):
-        library.search("notes", ["x"], only=only)
+        library.search("notes", ["x"], filter=filter)

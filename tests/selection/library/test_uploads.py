@@ -1,4 +1,4 @@
-"""Uploads: a file is there whole or not at all, and its name is only a name."""
+"""Uploads: a file exists completely or not at all, and its name never becomes a path."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from selection.errors import LibraryError
 from selection.library.library import Library
-from selection.library.uploads import LibraryError, Uploads
-from tests.selection.libraries import ALL, CATS, attached, documents
+from selection.library.uploads import Uploads
+from tests.selection.library_helpers import ALL, CATS, attach_and_wait, documents
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from tests.selection.libraries import ALL, CATS, attached, documents
 def test_a_file_name_is_only_a_name(library: Library, corpora: Path, name: str) -> None:
     library.create_store("notes")
 
-    file = attached(library, "notes", name, CATS)
+    file = attach_and_wait(library, "notes", name, CATS)
 
     assert library.uploaded(file).name == name
     assert library.content(file) == CATS.encode()
@@ -33,21 +34,21 @@ def test_a_file_name_is_only_a_name(library: Library, corpora: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "line\nbreak", "half \ud800", "x" * 256, None, 7])
-def test_a_file_name_that_is_none_is_refused(library: Library, corpora: Path, name: Any) -> None:
-    with pytest.raises(LibraryError, match="a file's name is"):
+def test_an_invalid_file_name_is_refused(library: Library, corpora: Path, name: Any) -> None:
+    with pytest.raises(LibraryError, match="a file's name must be"):
         library.upload(name, b"content")
 
     assert os.listdir(corpora.parent / "files") == []
 
 
-def test_what_cannot_be_uploaded_is_refused(library: Library) -> None:
+def test_invalid_uploads_are_refused(library: Library) -> None:
     with pytest.raises(LibraryError, match=r"'cats.md' is empty"):
         library.upload("cats.md", b"")
-    with pytest.raises(LibraryError, match="`purpose` is one of"):
+    with pytest.raises(LibraryError, match="`purpose` must be one of"):
         library.upload("cats.md", b"x", "world domination")
 
 
-def test_a_full_disk_leaves_no_part_of_an_upload(library: Library, corpora: Path) -> None:
+def test_a_full_disk_leaves_nothing_of_an_upload(library: Library, corpora: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
     try:
@@ -59,21 +60,21 @@ def test_a_full_disk_leaves_no_part_of_an_upload(library: Library, corpora: Path
     assert os.listdir(corpora.parent / "files") == []
 
 
-def test_what_a_kill_left_of_an_upload_is_not_a_file_and_goes_after_a_day(
-    opened: Callable[..., Library], corpora: Path
+def test_an_interrupted_upload_is_not_listed_and_is_removed_after_a_day(
+    open_library: Callable[..., Library], corpora: Path
 ) -> None:
-    left, recent = (
+    old, recent = (
         corpora.parent / "files" / name for name in (".file-" + 24 * "0", ".file-" + 24 * "1")
     )
-    for folder in (left, recent):
+    for folder in (old, recent):
         folder.mkdir(parents=True)
         (folder / "content").write_bytes(b"half")
-    os.utime(left, (0, 0))
+    os.utime(old, (0, 0))
 
-    library = opened()
+    library = open_library()
 
     assert library.uploads(ALL).items == ()
-    assert (left.exists(), recent.exists()) == (False, True)
+    assert (old.exists(), recent.exists()) == (False, True)
 
 
 def test_a_damaged_record_does_not_hide_the_others(
@@ -85,7 +86,7 @@ def test_a_damaged_record_does_not_hide_the_others(
     (tmp_path / "files" / old.id / "record.json").write_text('{"id": "c", "colour": "red"}')
 
     with caplog.at_level(logging.WARNING):
-        found = uploads.every()
+        found = uploads.all()
 
     assert found == [sound]
     assert damaged.id in caplog.text

@@ -220,11 +220,11 @@ async def test_warmed_up_stages_know_the_corpus_and_what_a_step_takes(
     await selector.warm_up("notes")
     await trainer.warm_up()
 
-    assert [held.corpus.name for held in selector._selector.corpora._held] == ["notes"]
+    assert [held.corpus.name for held in selector._selector.corpora._entries] == ["notes"]
     assert (await trainer.train(TrainingRequest([[1, 2, 3]] * 2, seconds=60.0))).stop == "steps"
 
 
 async def test_warming_up_without_a_corpus_is_nothing(selector: SelectorWorker) -> None:
     await selector.warm_up(None)
 
-    assert selector._selector.corpora._held == []
+    assert selector._selector.corpora._entries == []

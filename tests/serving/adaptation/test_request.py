@@ -123,7 +123,7 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ({"reuse": "everything"}, 'reuse` is "conversation"'),
         ({"filters": "language"}, "a filter is an object"),
         ({"filters": {}}, "has `type`, `key`"),
-        ({"filters": {"type": "like", "key": "a", "value": "b"}}, "no filter of type 'like'"),
+        ({"filters": {"type": "like", "key": "a", "value": "b"}}, "unknown filter type 'like'"),
         ({"prompt": 5}, "prompt` is the text"),
         ({"prompt": ["a"]}, "prompt` is the text"),
     ],

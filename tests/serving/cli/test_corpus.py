@@ -57,7 +57,7 @@ def test_a_damaged_corpus_does_not_hide_the_others(
     )
     assert listed.err.endswith(f"its folder is {corpora / 'b'}\n")
     assert listed.status == 1
-    assert "(there are: a, b, c)" in missing.err
+    assert "(existing corpora: a, b, c)" in missing.err
 
 
 def test_embedding_anew_goes_on_where_it_was_broken_off(
@@ -72,11 +72,11 @@ def test_embedding_anew_goes_on_where_it_was_broken_off(
 
     with pytest.raises(KeyboardInterrupt):
         corpus.reembed(other_words, break_off)
-    kept = corpus.reembedded(other_words)
+    kept = corpus.reembedded_count(other_words)
     counts: list[int] = []
     corpus.reembed(other_words, lambda count, _total: counts.append(count))
 
-    assert (kept, corpus.reembedded(words)) == (64, 0)
+    assert (kept, corpus.reembedded_count(words)) == (64, 0)
     assert sum(counts) == 130 - kept
-    assert corpus.reembedded(other_words) == 0  # all are in their place
+    assert corpus.reembedded_count(other_words) == 0  # all are in their place
     corpus.close()

@@ -1,4 +1,4 @@
-"""What every corpus must answer: brute force over a plain dict of the documents it was given."""
+"""The expected result of every corpus: brute force over a dict of the documents added to it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from selection.embedding import Embedder
 
 
 @dataclass(frozen=True)
-class Held:
-    """A document: a text a sequence, and metadata, of which `group` is filtered by."""
+class Document:
+    """A document: one text per sequence, and metadata with a `group` to filter by."""
 
     texts: tuple[str, ...]
     group: int = 0
@@ -26,9 +26,9 @@ class Held:
 
 
 def add(corpus: Corpus, embedder: Embedder, name: str, *texts: str, group: int = 0) -> int:
-    """Add a document of one sequence a text; its tokens are its characters' code points."""
-    pieces = [Chunk(10 * i, text, tuple(ord(c) for c in text)) for i, text in enumerate(texts)]
-    return corpus.add(name, f"digest of {texts}", pieces, embedder.embed(texts), {"group": group})
+    """Add a document of one sequence per text, whose tokens are code points."""
+    chunks = [Chunk(10 * i, text, tuple(ord(c) for c in text)) for i, text in enumerate(texts)]
+    return corpus.add(name, f"digest of {texts}", chunks, embedder.embed(texts), {"group": group})
 
 
 def texts_near(corpus: Corpus, embedder: Embedder, prompt: str, k: int | None = None) -> list[str]:
@@ -38,20 +38,20 @@ def texts_near(corpus: Corpus, embedder: Embedder, prompt: str, k: int | None = 
     return [read[i][0].text for i in found.tolist()]
 
 
-def assert_answers_like(
+def assert_equals_brute_force(
     corpus: Corpus,
     embedder: Embedder,
-    model: Mapping[str, Held],
+    model: Mapping[str, Document],
     prompt: str,
     k: int | None = None,
     group: int | None = None,
 ) -> None:
-    """`nearest` and `read` give what brute force over the model gives; among equals any will do."""
+    """`nearest` and `read` return what brute force over `model` does, in any order among equals."""
     rows = [
         (name, 10 * i, text)
-        for name, held in model.items()
-        if group is None or held.group == group
-        for i, text in enumerate(held.texts)
+        for name, document in model.items()
+        if group is None or document.group == group
+        for i, text in enumerate(document.texts)
     ]
     target_1D = embedder.embed([prompt])
     vectors_ND = embedder.embed([text for _, _, text in rows]).reshape(-1, embedder.dimension)

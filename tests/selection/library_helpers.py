@@ -1,6 +1,4 @@
-"""What the tests of the library share: texts, an embedder that can be held, waiting for a file to
-be read.
-"""
+"""Helpers of the library's tests: texts, an embedder that can be paused, waiting for ingestion."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selection.corpus.attachments import Attachment
 from selection.corpus.corpus import Corpus
+from selection.corpus.tables.attachments import Attachment
 from selection.embedding import Embedder, Embeddings, Prompt
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest, PageRequest
@@ -22,8 +20,8 @@ SHIPS = "The ship leaves the harbour with full sails and sets course for the isl
 ALL = PageRequest(limit=1000, order="asc")
 
 
-class HeldEmbedder:
-    """A real embedder that waits before each call while it is held, and tells that it does."""
+class PausableEmbedder:
+    """A real embedder whose calls wait while it is paused; `waiting` is set when one does."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.name, self.revision, self.dimension = (
@@ -31,54 +29,56 @@ class HeldEmbedder:
             embedder.revision,
             embedder.dimension,
         )
-        self.free = threading.Event()
-        self.free.set()
+        self.resumed = threading.Event()
+        self.resumed.set()
         self.waiting = threading.Event()
         self._embedder = embedder
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        if not self.free.is_set():
+        if not self.resumed.is_set():
             self.waiting.set()
-            assert self.free.wait(30)
+            assert self.resumed.wait(30)
         return self._embedder.embed(texts)
 
     def windows(self, prompt: Prompt) -> list[str]:
         return self._embedder.windows(prompt)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         self.waiting.clear()
-        self.free.clear()
+        self.resumed.clear()
         try:
             yield
         finally:
-            self.free.set()
+            self.resumed.set()
 
 
-def settled(library: Library, store: str, file: str) -> Attachment:
-    """The file once it is read, or is known to be unreadable."""
+def wait_until_ingested(library: Library, store: str, file: str) -> Attachment:
+    """The file, once it is no longer in progress."""
     for _ in range(3000):
         attachment = library.file(store, file).file
         if attachment.status != "in_progress":
             return attachment
         time.sleep(0.01)
-    raise AssertionError("a file is in progress for half a minute")
+    raise AssertionError("a file was in progress for half a minute")
 
 
-def attached(library: Library, store: str, name: str, content: str | bytes, **wanted: Any) -> str:
-    """Uploads a file, attaches it and waits; its id."""
+def attach_and_wait(
+    library: Library, store: str, name: str, content: str | bytes, **options: Any
+) -> str:
+    """Upload a file, attach it and wait until it is ingested; its id."""
     file = library.upload(name, content.encode() if isinstance(content, str) else content).id
-    library.attach(store, AttachmentRequest(file, **wanted))
-    settled(library, store, file)
+    library.attach(store, AttachmentRequest(file, **options))
+    wait_until_ingested(library, store, file)
     return file
 
 
 def documents(root: Path, store: str) -> dict[str, dict[str, Any]]:
-    """Names and metadata of what a corpus holds, read as another process would."""
+    """Names and metadata of a corpus's documents, read as another process would."""
     corpus = Corpus.open(root, store)
-    found = {entry.name: dict(entry.metadata) for entry in corpus.documents()}
+    documents = {document.name: dict(document.metadata) for document in corpus.documents()}
     corpus.close()
-    return found
+    return documents
 
 
 def long_text(paragraphs: int, word: str = "harbour") -> str:

@@ -1,0 +1,105 @@
+"""IndexManager: loads, updates and rebuilds the index of one corpus, so that a search always sees
+the latest state of its store.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from selection.corpus import index_files
+from selection.corpus.faiss_index import Ids, Index
+from selection.corpus.filters import Filter
+from selection.corpus.live_index import LiveIndex
+from selection.corpus.sqlite_store import SQLiteStore
+
+log = logging.getLogger(__name__)
+
+# Sequences: up to this number of changes, searching them beside the index is cheaper than
+# rebuilding it.
+_MAX_CHANGES = 10_000
+
+
+class IndexManager:
+    """The index of the corpus in one folder. Use it from one thread at a time."""
+
+    def __init__(self, store: SQLiteStore) -> None:
+        self._store = store
+        self._folder = store.database.folder
+        # The index in memory, and the uuid of the embeddings it contains.
+        self._live: tuple[str, LiveIndex] | None = None
+
+    def current(self, filter: Filter | None = None) -> tuple[LiveIndex, Ids | None]:
+        """The index of the corpus's present state, and the sequences in it that a filter allows.
+
+        Raises:
+            CorpusError: the corpus is damaged or was removed.
+            ValueError: an invalid filter.
+        """
+        while True:
+            with self._store.reading():
+                meta = self._store.meta()
+                live = self._loaded(meta)
+                if live is not None:
+                    allowed = None if filter is None else self._store.matching(filter)
+                    return self._updated(live, meta), allowed
+            with index_files.build_lock(self._folder):
+                # Another process may have built the index while this one waited for the lock.
+                meta = self._store.meta()
+                saved = self._load(meta)
+                self._live = self._build() if saved is None else (meta["uuid"], saved)
+
+    def rebuild_if_stale(self) -> None:
+        """Build and save the index if it is missing or damaged, or if much has changed since it was
+        built.
+        """
+        if self.current()[0].changes > max(_MAX_CHANGES, self._store.counts()[1] // 10):
+            with index_files.build_lock(self._folder):
+                self._live = self._build()
+
+    def _loaded(self, meta: Mapping[str, str]) -> LiveIndex | None:
+        """The index in memory, unless it is out of date and a newer one is on disk, else the index
+        on disk.
+        """
+        if self._live is not None and self._live[0] == meta["uuid"]:
+            live = self._live[1]
+            if (
+                live.changes <= _MAX_CHANGES
+                or index_files.saved_generation(self._folder) <= live.built
+            ):
+                return live
+        saved = self._load(meta)
+        if saved is not None:
+            self._live = (meta["uuid"], saved)
+        return saved
+
+    def _load(self, meta: Mapping[str, str]) -> LiveIndex | None:
+        loaded = index_files.load(self._folder, meta["uuid"], int(meta["dimension"]))
+        if loaded is None or loaded[0] > int(meta["generation"]):
+            return None
+        return LiveIndex(*loaded)
+
+    def _updated(self, live: LiveIndex, meta: Mapping[str, str]) -> LiveIndex:
+        generation = int(meta["generation"])
+        if live.generation != generation:
+            added, embeddings_ND = self._store.embeddings(live.newest)
+            live.apply(generation, added, embeddings_ND, self._store.removed(live.generation))
+        return live
+
+    def _build(self) -> tuple[str, LiveIndex]:
+        """A new index of everything, saved; the build lock must be held."""
+        with self._store.reading():
+            meta = self._store.meta()
+            ids_N, vectors_ND = self._store.embeddings()
+        index, generation = Index.build(ids_N, vectors_ND), int(meta["generation"])
+        try:
+            version = index_files.CorpusVersion(meta["uuid"], generation)
+            index_files.save(index, self._folder, version)
+        except OSError as problem:
+            log.warning(
+                "the index of corpus %r cannot be saved (%s) and will be rebuilt when it is next "
+                "opened",
+                self._store.database.name,
+                problem,
+            )
+        return meta["uuid"], LiveIndex(generation, index)

@@ -1,0 +1,101 @@
+"""Reembedding: new embeddings of all sequences, collected in a table of their own until they are
+complete and replace the old ones in one transaction.
+
+A run that was interrupted resumes with the first sequence that has no new embedding.
+
+Shapes: N sequences, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from selection.corpus.tables.database import Database
+from selection.embedding import Embeddings
+from selection.errors import CorpusError
+
+_KEY = "reembedding"
+
+
+class Reembedding:
+    """The replacement of one corpus's embeddings.
+
+    The `identity` of an embedder is its name, revision and dimension, as the corpus's metadata
+    holds them.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(self, identity: Mapping[str, str]) -> None:
+        """Resume an interrupted run for the same embedder, or else start from scratch."""
+        with self._database.writing():
+            if not self._is_for(identity):
+                self._database.execute("DELETE FROM reembedded")
+                self._database.update_meta({_KEY: json.dumps(identity)})
+
+    def count(self, identity: Mapping[str, str]) -> int:
+        """The number of new embeddings collected for this embedder so far."""
+        if not self._is_for(identity):
+            return 0
+        ((count,),) = self._database.rows("SELECT count(*) FROM reembedded")
+        return int(count)
+
+    def pending(self, limit: int) -> list[tuple[int, str]]:
+        """Ids, ascending, and texts of the first sequences without a new embedding."""
+        return self._database.rows(
+            "SELECT id, text FROM sequences WHERE id > (SELECT coalesce(max(sequence), 0) FROM "
+            "reembedded) "
+            "ORDER BY id LIMIT ?",
+            (limit,),
+        )
+
+    def save(
+        self, identity: Mapping[str, str], ids: Sequence[int], embeddings_ND: Embeddings
+    ) -> None:
+        """Collect the new embeddings of the first pending sequences.
+
+        Raises:
+            CorpusError: another process re-embeds the corpus.
+        """
+        rows = [
+            (i, row.tobytes()) for i, row in zip(ids, embeddings_ND.astype(np.float32), strict=True)
+        ]
+        with self._database.writing():
+            self._check(identity)
+            self._database.execute_many("INSERT OR REPLACE INTO reembedded VALUES (?, ?)", rows)
+
+    def finish(self, identity: Mapping[str, str]) -> bool:
+        """Replace all embeddings at once; False, without a change, if some are still pending.
+
+        Raises:
+            CorpusError: another process re-embeds the corpus.
+        """
+        with self._database.writing():
+            self._check(identity)
+            if self.pending(1):
+                return False
+            self._database.execute(
+                "UPDATE sequences SET embedding = (SELECT embedding FROM reembedded r WHERE "
+                "r.sequence = sequences.id)"
+            )
+            self._database.execute("DELETE FROM reembedded")
+            self._database.execute("DELETE FROM meta WHERE key = ?", (_KEY,))
+            # The new uuid invalidates everything derived from the old embeddings.
+            self._database.update_meta({**identity, "uuid": uuid.uuid4().hex})
+            self._database.advance_generation()
+        return True
+
+    def _is_for(self, identity: Mapping[str, str]) -> bool:
+        return self._database.meta().get(_KEY) == json.dumps(identity)
+
+    def _check(self, identity: Mapping[str, str]) -> None:
+        if not self._is_for(identity):
+            raise CorpusError(
+                f"corpus {self._database.name!r} is being re-embedded, or was in the meantime, by "
+                "another process"
+            )
