@@ -1,6 +1,4 @@
-"""A corpus made over HTTP, at the door: openai-python fills it, a completion learns from it by name
-and by id.
-"""
+"""A corpus made over HTTP by openai-python, from which completions learn by its name and id."""
 
 from __future__ import annotations
 
@@ -11,10 +9,13 @@ import pytest
 
 from tests.engine.conftest import Server
 
-_FACT = "The lighthouse keeper of Marrow Point is called Ottilie Brandt, and her dog is called Pepper.\n"
+_FACT = (
+    "The lighthouse keeper of Marrow Point is called Ottilie Brandt, and her dog is called "
+    "Pepper.\n"
+)
 
 
-async def test_what_was_uploaded_is_what_a_completion_learns_from(server: Server) -> None:
+async def test_a_completion_learns_from_an_uploaded_file(server: Server) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="x", max_retries=0
     ) as client:
@@ -47,7 +48,7 @@ async def test_what_was_uploaded_is_what_a_completion_learns_from(server: Server
     assert answers[0].choices[0].text == answers[1].choices[0].text
 
 
-async def test_a_response_learns_from_the_store_that_its_file_search_names(server: Server) -> None:
+async def test_a_response_learns_from_the_store_of_its_file_search(server: Server) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="x", max_retries=0
     ) as client:
@@ -57,17 +58,19 @@ async def test_a_response_learns_from_the_store_that_its_file_search_names(serve
             file=("facts.md", _FACT.encode()),
             attributes={"place": "Marrow Point"},
         )
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": "nano",
             "input": "Who keeps the lighthouse of Marrow Point?",
             "max_output_tokens": 4,
             "extra_headers": {"Compute-Budget": "steps=1"},
         }
-        here = {"type": "eq", "key": "place", "value": "Marrow Point"}
-        search = {"type": "file_search", "vector_store_ids": [store.id], "filters": here}
+        filters = {"type": "eq", "key": "place", "value": "Marrow Point"}
+        search = {"type": "file_search", "vector_store_ids": [store.id], "filters": filters}
         create: Any = client.responses.create
-        answer = await create(**asked, tools=[search], tool_choice="required")
-        plain = await create(**{**asked, "extra_headers": {"Compute-Budget": "none"}}, store=False)
+        answer = await create(**request, tools=[search], tool_choice="required")
+        plain = await create(
+            **{**request, "extra_headers": {"Compute-Budget": "none"}}, store=False
+        )
         refused = []
         for more in (
             {"tools": [search, {"type": "web_search"}]},
@@ -76,7 +79,7 @@ async def test_a_response_learns_from_the_store_that_its_file_search_names(serve
             {"previous_response_id": answer.id},
         ):
             with pytest.raises(openai.BadRequestError) as refusal:
-                await create(**asked, **more)
+                await create(**request, **more)
             refused.append(refusal.value.param)
         await client.vector_stores.delete(store.id)
         await client.files.delete(file.id)
@@ -90,7 +93,7 @@ async def test_a_response_learns_from_the_store_that_its_file_search_names(serve
     assert refused == ["tools", "store", "conversation", "previous_response_id"]
 
 
-async def test_nothing_else_is_let_through_beside_it(server: Server) -> None:
+async def test_similar_paths_are_not_found(server: Server) -> None:
     async with server.client() as client:
         replies = [
             await client.get(path)

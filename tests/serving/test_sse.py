@@ -45,5 +45,5 @@ def test_an_event_is_found_with_the_byte_that_ends_it() -> None:
 
 
 @pytest.mark.parametrize("incomplete", [b"data: x", b"data: x\n", b": x", b"data"])
-def test_what_is_incomplete_is_not_found(incomplete: bytes) -> None:
+def test_incomplete_events_are_not_returned(incomplete: bytes) -> None:
     assert EventParser().feed(incomplete) == []

@@ -1,11 +1,11 @@
-// Elements found and made. Text goes in as text: nothing from the server is ever read as HTML.
+// Finding and making elements. Text is inserted as text: nothing from the server is parsed as HTML.
 
 export const at = (id) => document.getElementById(id);
 
 export function make(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const element = Object.assign(document.createElement(name), properties);
+  element.append(...children);
+  return element;
 }
 
 export function row(...cells) {

@@ -1,6 +1,6 @@
-// The server as this page sees it: requests, answers that stream, errors. Knows nothing of what is shown.
+// Client of the server: requests, streams and errors. It does not know what is shown.
 
-// What went wrong, in words for the reader. `status` is HTTP's; 0 when no answer came at all.
+// An error to show to the user. `status` is that of HTTP; 0 without a response.
 export class ServerError extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -8,7 +8,7 @@ export class ServerError extends Error {
   }
 }
 
-// The response of a request that succeeded; `path` is relative to the page.
+// The response to a request, if it succeeded; `path` is relative to the page.
 export async function call(path, { key, ...options } = {}) {
   const headers = { ...options.headers };
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -27,19 +27,19 @@ export async function get(path, key) {
   return (await call(path, { key })).json();
 }
 
-// Every vector store, oldest first; the list comes in pages.
+// All vector stores, oldest first; the list comes in pages.
 export async function corpora(key) {
-  const found = [];
+  const stores = [];
   let page;
   do {
     const after = page ? `&after=${encodeURIComponent(page.last_id)}` : "";
     page = await get(`v1/vector_stores?limit=100&order=asc${after}`, key);
-    found.push(...page.data);
+    stores.push(...page.data);
   } while (page.has_more);
-  return found;
+  return stores;
 }
 
-// The pieces of an answer as they come: {progress}, a comment's text, or {text, report}.
+// The parts of a streamed answer: {progress}, the text of a comment, or {text, report}.
 export async function* stream({ path, budget, body }, key, signal) {
   const response = await call(path, {
     method: "POST",
@@ -60,7 +60,7 @@ export async function* stream({ path, budget, body }, key, signal) {
       yield { text: choice?.text ?? choice?.delta?.content ?? "", report: chunk.adaptation };
     }
   }
-  throw new ServerError("The answer broke off: the server closed the stream.");
+  throw new ServerError("The answer is incomplete: the server closed the stream.");
 }
 
 async function* lines(body) {
@@ -72,12 +72,12 @@ async function* lines(body) {
       part = await reader.read();
     } catch (problem) {
       if (problem.name === "AbortError") throw problem;
-      throw new ServerError("The answer broke off: the connection was lost.");
+      throw new ServerError("The answer is incomplete: the connection was lost.");
     }
     if (part.done) return;
-    const whole = (rest + part.value).split("\n");
-    rest = whole.pop();
-    yield* whole.map((line) => line.replace(/\r$/, ""));
+    const complete = (rest + part.value).split("\n");
+    rest = complete.pop();
+    yield* complete.map((line) => line.replace(/\r$/, ""));
   }
 }
 

@@ -535,15 +535,15 @@ async def test_a_request_without_an_adapter_frees_its_place(backend: Backend) ->
         "compute_budget": {"seconds": 1e-6},
     }
     async with client_of(backend, engine, capacity=Capacity(adaptations=1, requests=4)) as client:
-        held = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+        slow = asyncio.create_task(client.post("/v1/chat/completions", json=body))
         await answering.wait()
 
         other = await chat(client, QUESTION)
         again = await chat(client, QUESTION)
 
-        assert not held.done()
+        assert not slow.done()
         go_on.set()
-        reply = await held
+        reply = await slow
     engine.stop()
 
     assert (other.status_code, other.json()["adaptation"]["adapted"]) == (200, True)
