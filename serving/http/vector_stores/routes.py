@@ -220,10 +220,10 @@ class VectorStores:
     async def _attach_batch(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(request, "file_ids", "files", "attributes", "chunking_strategy")
         if ("file_ids" in body) == ("files" in body):
-            raise RequestError("a batch has either `file_ids` or `files`")
+            raise RequestError("a batch must have either `file_ids` or `files`")
         if "files" in body:
             if not isinstance(body["files"], list):
-                raise RequestError("`files` is a list of objects that have a `file_id`")
+                raise RequestError("`files` must be a list of objects with a `file_id`")
             files = [attachment_request(file) for file in body["files"]]
         else:
             shared = {key: body[key] for key in ("attributes", "chunking_strategy") if key in body}
@@ -253,7 +253,7 @@ class VectorStores:
             file, purpose = form.get("file"), form.get("purpose")
             if not isinstance(file, UploadFile) or not isinstance(purpose, str):
                 raise RequestError(
-                    "an upload is a form with a `file`, which has a file name, and a `purpose`"
+                    "an upload must have a `file`, which has a file name, and a `purpose`"
                 )
             async with self._uploading:
                 content = await file.read()
