@@ -1,9 +1,9 @@
 """Retriever: SIFT in place of the nearest-neighbour search of a FAISS index.
 
 A counterpart of `activeft.sift.Retriever`, by the paper's authors, for programs that search a FAISS
-index and want the neighbours that together tell most about a query. Mayfly's server does not use
-it: its corpora have an index of their own (`selection.corpus`). It calls the index that it is
-given, and does not import faiss.
+index and want the vectors that together are most informative about a query. Mayfly's server does
+not use it: its corpora have an index of their own (`selection.corpus`). It calls the index that it
+is given, and does not import faiss.
 
 Shapes: B queries, K candidates, D embedding dimensions, n results.
 """
@@ -77,8 +77,7 @@ class Retriever:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """The n vectors to learn from for each query, in the order of SIFT, as FAISS returns them.
 
-        An id may repeat: where nothing else is informative, a second look at the same vector tells
-        more than a first look at another one.
+        An id may repeat: observing one vector twice can be more informative than observing another.
 
         Returns:
             Uncertainties [B, n], sigma_1 .. sigma_n about each query after each result, where 1 is

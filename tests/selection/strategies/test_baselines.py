@@ -157,8 +157,8 @@ def test_the_failure_mode_repeats_the_nearest_candidate() -> None:
 @pytest.mark.parametrize("copies", [2, 20, 150])
 def test_copies_of_one_answer_crowd_out_the_other_from_nn_but_not_from_sift(copies: int) -> None:
     # Paper figure 3: "What is the age of Michael Jordan and how many kids does he have?" The
-    # question has two aspects, the first a little stronger. Many texts tell the age, in nearly the
-    # same words; one tells of the kids.
+    # question has two aspects, the first a little stronger. Many texts give the age, in nearly the
+    # same words; one is about the kids.
     rng = np.random.default_rng(3)
     age_D, kids_D, player_D = np.eye(16)[:3]
     question_TD = (0.75 * age_D + 0.6 * kids_D + 0.3 * player_D)[None]
