@@ -150,7 +150,9 @@ def _content(file: Path, name: str) -> bytes:
 
 def _text(content: bytes, name: str) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CorpusError(f"{name} is UTF-16 text, not UTF-8: save it as UTF-8")
+        raise CorpusError(
+            f"{name} is not UTF-8 text: it begins with a UTF-16 byte order mark; save it as UTF-8"
+        )
     try:
         text = content.decode()
     except UnicodeDecodeError as problem:

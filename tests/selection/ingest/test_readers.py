@@ -100,7 +100,9 @@ def test_a_byte_order_mark_is_removed_in_every_format(tmp_path: Path, name: str)
 
 
 def test_utf16_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="a is UTF-16 text, not UTF-8: save it as UTF-8"):
+    with pytest.raises(
+        CorpusError, match="a is not UTF-8 text: it begins with a UTF-16 byte order mark; save"
+    ):
         list(read_file(write(tmp_path / "a.txt", "words".encode("utf-16")), "a"))
 
 
