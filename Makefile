@@ -39,6 +39,7 @@ install: .venv/.installed  ## Create .venv from the pinned, hashed lists (the ot
 	@echo "[install 3/4] $$(grep -c '==' $(LOCK)) pinned packages (a few minutes)"
 	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r $(LOCK)
 	@echo "[install 4/4] Mayfly itself"
+	@$(BIN)/python -m pip uninstall -qq --yes mayfly  # the name of this distribution up to 0.2, with the same command
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 

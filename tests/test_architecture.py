@@ -1,4 +1,4 @@
-"""The house: our three packages are ours, nothing shadows them, and a wheel holds all that runs."""
+"""The distribution: nothing shadows our packages, and wheels and source archives are complete."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 _PACKAGES = ["serving", "adapters", "selection"]
 
 
-def test_adapterhub_is_not_installed_beside_us() -> None:
-    # Its distribution `adapters` owns the same import name: one of the two would shadow the other.
+def test_adapterhub_is_not_installed() -> None:
+    # The distribution `adapters` has a package of the same name, which would shadow ours.
     with pytest.raises(PackageNotFoundError):
         distribution("adapters")
 
 
 @pytest.mark.parametrize("package", _PACKAGES)
-def test_our_packages_are_those_of_this_repository(package: str) -> None:
+def test_our_packages_are_imported_from_this_repository(package: str) -> None:
     module = importlib.import_module(package)
 
     assert module.__file__ is not None
     assert Path(module.__file__).resolve() == _REPOSITORY / package / "__init__.py"
 
 
-def test_a_wheel_holds_the_packages_and_the_bundled_model(tmp_path: Path) -> None:
+def test_a_wheel_contains_the_packages_and_the_bundled_model(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=_REPOSITORY, check=True, capture_output=True, text=True)
 
-    (wheel,) = tmp_path.glob("mayfly-*.whl")
+    (wheel,) = tmp_path.glob("mayfly_serve-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         model = archive.read("serving/nano/model.safetensors")
@@ -57,24 +57,22 @@ def test_a_wheel_holds_the_packages_and_the_bundled_model(tmp_path: Path) -> Non
         assert f"mayfly_{plugin} = serving.engine.plugins.{plugin}:register" in entry_points
 
 
-def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path) -> None:
-    """Installed beside the dependencies that are here, in a folder of its own, far from this
-    repository.
-    """
+def test_a_source_archive_builds_a_wheel_that_runs_elsewhere(tmp_path: Path) -> None:
+    """The wheel is installed into a folder outside this repository, without its dependencies."""
     build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path / "dist")]
     subprocess.run(
         [*build, "-t", "sdist"], cwd=_REPOSITORY, check=True, capture_output=True, text=True
     )
-    (source,) = (tmp_path / "dist").glob("mayfly-*.tar.gz")
+    (source,) = (tmp_path / "dist").glob("mayfly_serve-*.tar.gz")
     with tarfile.open(source) as archive:
         archive.extractall(tmp_path / "source", filter="data")
     (unpacked,) = (tmp_path / "source").iterdir()
     subprocess.run(
         [*build, "-t", "wheel"], cwd=unpacked, check=True, capture_output=True, text=True
     )
-    (wheel,) = (tmp_path / "dist").glob("mayfly-*.whl")
+    (wheel,) = (tmp_path / "dist").glob("mayfly_serve-*.whl")
 
-    there = tmp_path / "installed"
+    installed = tmp_path / "installed"
     pip = [
         sys.executable,
         "-m",
@@ -84,7 +82,7 @@ def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path)
         "--no-deps",
         "--no-index",
         "--target",
-        str(there),
+        str(installed),
         str(wheel),
     ]
     subprocess.run(pip, check=True, capture_output=True, text=True)
@@ -92,10 +90,14 @@ def test_a_source_distribution_makes_a_wheel_that_runs_elsewhere(tmp_path: Path)
         "from adapters.model_defaults import for_model; from serving.config import bundled_model; "
         "print(for_model(bundled_model()).model)"
     )
-    said = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(there)}, check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
 
-    assert said.stdout.strip() == str(there / "serving" / "nano")
+    assert ran.stdout.strip() == str(installed / "serving" / "nano")
     assert not any(part in {".venv", ".cache", "results"} for part in os.listdir(unpacked))
