@@ -34,8 +34,8 @@ from serving.observability.log_relay import relay_errors
 from serving.observability.logs import LogFormat, set_up_logs
 from serving.observability.start_news import starting, tell
 from serving.observability.tracing import start_tracing, stop_tracing
-from serving.settings.settings import check
-from serving.settings.sources import settings_of
+from serving.settings.checks import check_settings, check_tokenizers
+from serving.settings.sources import settings_from
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine
@@ -323,14 +323,14 @@ def application(told: dict[str, Any]) -> serve.Application:
     its `args`.
 
     Raises:
-        SettingsError, CorpusError: as `settings_of`, `Settings.config` and `check`.
+        SettingsError, CorpusError: as `settings_from`, `Settings.config` and the checks.
     """
-    settings = settings_of(told)
-    settings.check()
+    settings = settings_from(told)
+    check_settings(settings)
     config = settings.config()
     if not config.has_keys:
         raise SettingsError(
             "a cluster's server needs keys: set MAYFLY_API_KEYS where Ray is started, or `api-key-file` in the args"
         )
-    check(config)
+    check_tokenizers(config)
     return build(config)

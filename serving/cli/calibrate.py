@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serving.cli.console import err, out, row, say, show, table
-from serving.cli.progress import kept_when_broken_off, reporting, working
+from serving.cli.progress import Status, progress_counter, report_interrupt
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def calibrate(
     from selection.corpus.calibration import calibration_meta, model_digest
     from selection.corpus.corpus import Corpus
     from serving.config import bundled_model
+    from serving.settings.corpus import check_corpus
     from serving.settings.model_files import check_embedder, check_model
-    from serving.settings.settings import check_corpus
 
     base = model or bundled_model()
     check_model(base)
@@ -67,8 +67,8 @@ def calibrate(
             opened.update_meta(calibration_meta(None, opened.meta(), model_digest(base)))
             say(f"corpus {corpus}: the built-in defaults hold again", to=out)
             return
-        with kept_when_broken_off(lambda: f"corpus {corpus} keeps the settings that it had"):
-            with working("loading the embedder and the base model"):
+        with report_interrupt(lambda: f"corpus {corpus} keeps the settings that it had"):
+            with Status("loading the embedder and the base model"):
                 from selection.selector import Selector, SelectorConfig
                 from serving.calibration import calibrate as search
 
@@ -77,7 +77,7 @@ def calibrate(
 
                 def on_setting(what: str, count: int) -> Callable[[], None]:
                     bars.close()  # that of the setting before
-                    done = bars.enter_context(reporting(what, "documents", count))
+                    done = bars.enter_context(progress_counter(what, "documents", count))
                     return lambda: done.advance()
 
                 found = search(selector, base, corpus, documents, on_setting)

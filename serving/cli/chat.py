@@ -1,8 +1,7 @@
-"""`mayfly chat`: a conversation with a running server in the terminal.
+"""The command `mayfly chat`: chat with a running server in the terminal.
 
-The answer goes to standard output as it comes. What is told about it goes to standard error: how
-far the adaptation is, then in one line what it was. What a server says is `serving.client`'s to
-read.
+The answer goes to standard output as it streams in. The progress of the adaptation and a one-line
+report about it go to standard error. `serving.client` parses what the server sends.
 """
 
 from __future__ import annotations
@@ -18,61 +17,64 @@ from typing import Annotated, Any
 import typer
 
 from serving.cli.console import err, out, read_input, say
-from serving.cli.progress import Working
+from serving.cli.progress import Status
 from serving.client import AdaptationProgress, AnswerError, Report, Server, StreamItem, TextDelta
 from serving.errors import MayflyError
 
 URL = "http://127.0.0.1:8000/v1"
-_LENGTH = 256  # tokens of a plain continuation, which OpenAI's API else ends after 16
-_SOURCES = 3  # named in the line of facts
-# All but tab and newline: a model may not steer a terminal.
+# For --completion, where OpenAI's API would stop after 16 tokens.
+_COMPLETION_TOKENS = 256
+_NAMED_SOURCES = 3  # in the report line
+# All control characters except tab and newline: a model must not control the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = """\
-/budget steps=20, seconds=5   what an answer may cost: none, auto, steps, seconds, gain, alpha
-/corpus NAME                  what to learn from
-/help                         this
-/quit                         end, as Ctrl-D does
-Ctrl-C stops an answer, twice ends. A line that begins with a space is no command."""
+/budget steps=20, seconds=5   set the compute budget: none, auto, steps, seconds, gain, alpha
+/corpus NAME                  set the corpus to learn from
+/help                         show this help
+/quit                         end the chat, as Ctrl-D does
+Ctrl-C stops an answer; pressed twice, it ends the chat.
+A line that starts with a space is never a command."""
 
 
 def chat(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            help="To be answered once.", show_default="standard input, or a conversation"
+            help="Prompt to answer; without one, the chat is interactive.",
+            show_default="standard input, if it is not a terminal",
         ),
     ] = None,
-    url: Annotated[str, typer.Option("--url", help="URL of the server, or of its API.")] = URL,
+    url: Annotated[str, typer.Option("--url", help="URL of the server or of its API.")] = URL,
     corpus: Annotated[
         str | None,
-        typer.Option("--corpus", help="The corpus to learn from.", show_default="the server's"),
+        typer.Option("--corpus", help="Corpus to learn from.", show_default="the server's"),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
             "--budget",
-            help="As the Compute-Budget header: `steps=20`.",
+            help="Compute budget, such as `steps=20, seconds=5`.",
             show_default="the server's",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", help="The name it is served under.", show_default="the server's first"
-        ),
+        typer.Option("--model", help="Name of a served model.", show_default="the server's first"),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="The API key."),
+        typer.Option(
+            "--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="API key of the server."
+        ),
     ] = None,
     base: Annotated[
-        bool, typer.Option("--base", help="Show the base model's answer, too.")
+        bool, typer.Option("--base", help="Show the base model's answer as well.")
     ] = False,
     completion: Annotated[
-        bool, typer.Option("--completion", help="Continue each prompt, rather than chat.")
+        bool, typer.Option("--completion", help="Continue each prompt instead of answering it.")
     ] = False,
 ) -> None:
-    """Chat with a running server, and see what each adaptation did.
+    """Chat with a running server and see what each adaptation did.
 
     Examples: [cyan]mayfly chat --corpus nx[/] and [cyan]mayfly chat --completion "def
     shortest_path("[/]
@@ -83,20 +85,30 @@ def chat(
         raise AnswerError("the prompt is empty: give it as an argument or on standard input")
     try:
         with closing(Server(url, key)) as server:
-            conversation = Conversation(
+            session = ChatSession(
                 server, model or server.first_model(), corpus, budget, base, completion
             )
             if prompt is None:
-                conversation.go_on()
+                session.run()
             else:
-                conversation.answer(prompt)
+                session.answer(prompt)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
 @dataclass
-class Conversation:
-    """How a server is asked, and what was said."""
+class ChatSession:
+    """The options of a chat and the messages so far.
+
+    Attributes:
+        server: the server that answers.
+        model: name of the served model.
+        corpus: corpus to learn from; None for the server's.
+        budget: compute budget; None for the server's.
+        base: whether the base model's answer is shown first.
+        completion: whether prompts are continued instead of answered.
+        messages: previous messages, in OpenAI's format.
+    """
 
     server: Server
     model: str
@@ -104,56 +116,58 @@ class Conversation:
     budget: str | None = None
     base: bool = False
     completion: bool = False
-    turns: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, str]] = field(default_factory=list)
 
-    def go_on(self) -> None:
-        """Answer line by line until the user ends it."""
+    def run(self) -> None:
+        """Answer line by line until the user ends the chat."""
         with suppress(ImportError):
-            import readline  # noqa: F401  # it gives `input` editing and history
-        _tell(f"{self.model} answers; /help lists the commands")
+            # Importing readline gives `input` line editing and a history.
+            import readline  # noqa: F401
+        _note(f"chatting with {self.model}; /help lists the commands")
         interrupted = False
         while True:
             try:
                 line = input("> ")
                 interrupted = False
                 if line.startswith("/"):
-                    if not self._obey(line):
+                    if not self._run_command(line):
                         return
                 elif line.strip():
                     self.answer(line)
             except EOFError:
                 return
             except MayflyError as problem:
-                _tell(f"mayfly: {problem}", "red")
+                _note(f"mayfly: {problem}", "red")
             except KeyboardInterrupt:
                 if interrupted:
                     return
                 interrupted = True
-                _tell("\nCtrl-C again ends")
+                _note("\npress Ctrl-C again to end the chat")
 
     def answer(self, prompt: str) -> None:
-        """Print the answer to a prompt, after the base model's where that is wanted.
+        """Print the answer to a prompt, after the base model's answer if `base` is set.
 
         Raises:
-            AnswerError: there is none, or not all of it.
+            AnswerError: there is no answer, or it is incomplete.
         """
         if self.base:
             say("base model:", "dim", out)
-            self._print(self._ask(prompt, "none"), [])
+            self._print(self._request(prompt, "none"), [])
             say("adapted:", "dim", out)
-        said: list[str] = []
+        parts: list[str] = []
         try:
-            report = self._print(self._ask(prompt, self.budget), said)
+            report = self._print(self._request(prompt, self.budget), parts)
         finally:
-            if said:  # also of an answer that was stopped: the user has read it
-                self.turns += [
+            # A stopped answer is kept, too: the user has read it.
+            if parts:
+                self.messages += [
                     {"role": "user", "content": prompt},
-                    {"role": "assistant", "content": "".join(said)},
+                    {"role": "assistant", "content": "".join(parts)},
                 ]
         if report is not None:
-            _tell(facts_line(report))
+            _note(format_report(report))
 
-    def _ask(self, prompt: str, budget: str | None) -> Generator[StreamItem, None, None]:
+    def _request(self, prompt: str, budget: str | None) -> Generator[StreamItem, None, None]:
         adaptation: dict[str, Any] = {"progress": True}
         if self.corpus is not None:
             adaptation["corpus"] = self.corpus
@@ -161,14 +175,13 @@ class Conversation:
         if budget is not None:
             body["compute_budget"] = budget
         if self.completion:
-            return self.server.stream(
-                "completions", {**body, "prompt": prompt, "max_tokens": _LENGTH}
-            )
-        messages = [*self.turns, {"role": "user", "content": prompt}]
+            body |= {"prompt": prompt, "max_tokens": _COMPLETION_TOKENS}
+            return self.server.stream("completions", body)
+        messages = [*self.messages, {"role": "user", "content": prompt}]
         return self.server.stream("chat/completions", {**body, "messages": messages})
 
-    def _obey(self, line: str) -> bool:
-        """Do what a command says; False to end."""
+    def _run_command(self, line: str) -> bool:
+        """Run a command such as "/help"; False if it ends the chat."""
         command, _, value = line[1:].partition(" ")
         value = value.strip()
         match command:
@@ -176,74 +189,78 @@ class Conversation:
                 return False
             case "budget":
                 self.budget = value or self.budget
-                _tell(f"budget: {self.budget or 'as the server has it'}")
+                _note(f"budget: {self.budget or 'the default of the server'}")
             case "corpus":
                 self.corpus = value or self.corpus
-                _tell(f"corpus: {self.corpus or 'as the server has it'}")
+                _note(f"corpus: {self.corpus or 'the default of the server'}")
             case "help":
-                _tell(_HELP)
+                _note(_HELP)
             case _:
-                _tell(f"there is no /{command}; /help lists the commands")
+                _note(f"unknown command /{command}; /help lists the commands")
         return True
 
     def _print(
-        self, answer: Generator[StreamItem, None, None], said: list[str]
+        self, events: Generator[StreamItem, None, None], parts: list[str]
     ) -> dict[str, Any] | None:
-        """Print an answer as it comes, add its pieces to `said`, and return its report."""
+        """Print an answer as it streams in, append its text to `parts` and return its report."""
         report = None
         try:
-            with closing(answer), Working("waiting", err, at_once=False) as waiting:
-                for told in answer:
-                    match told:
+            with closing(events), Status("waiting", err, announce=False) as status:
+                for event in events:
+                    match event:
                         case AdaptationProgress(words):
-                            waiting.update(words)
+                            status.update(words)
                         case Report(facts):
                             report = facts
                         case TextDelta(text):
-                            waiting.stop()
-                            said.append(text)
-                            out.file.write(
-                                _CONTROL.sub("", text)
-                            )  # not through rich, which changes tabs and breaks lines
+                            status.stop()
+                            parts.append(text)
+                            # Not with rich, which expands tabs and breaks lines.
+                            out.file.write(_CONTROL.sub("", text))
                             out.file.flush()
         finally:
-            if said:
+            if parts:
                 out.file.write("\n")
         return report
 
 
-def facts_line(report: dict[str, Any]) -> str:
-    """What an adaptation cost, what it gained and what taught it, from the report of an answer."""
+def format_report(report: dict[str, Any]) -> str:
+    """The report of an answer in one line: cost, gain and sources of the adaptation."""
     sigma, steps, prompt = report["uncertainty"], len(report["losses"]), report.get("prompt_loss")
-    facts = [f"stop {report['stop']}" if report["adapted"] else f"base model: {report['reason']}"]
+    parts = [f"stop {report['stop']}" if report["adapted"] else f"base model: {report['reason']}"]
     if steps:
-        facts.insert(
+        parts.insert(
             0, f"{steps} step{'' if steps == 1 else 's'} in {report['spent']['seconds']:.2f} s"
         )
-        facts.append(f"sigma {sigma[0]:.2f} to {sigma[-1]:.2f}")
+        parts.append(f"sigma {sigma[0]:.2f} to {sigma[-1]:.2f}")
     if prompt:
-        facts.insert(0, told_loss(prompt["before"], prompt["after"], prompt["at"], len(sigma) - 1))
+        loss = format_prompt_loss(prompt["before"], prompt["after"], prompt["at"], len(sigma) - 1)
+        parts.insert(0, loss)
     if report["degraded"]:
-        facts.append(report["degraded"])
+        parts.append(report["degraded"])
     times: Counter[str] = Counter()
     for source in report["sources"]:
         times[source["name"]] += source["times"]
     if times:
-        named = ", ".join(f"{name} x{count}" for name, count in times.most_common(_SOURCES))
-        facts.append(
-            f"from {named}"
-            + (f" and {len(times) - _SOURCES} more" if len(times) > _SOURCES else "")
-        )
-    return " · ".join(facts)
+        listed = ", ".join(f"{name} x{count}" for name, count in times.most_common(_NAMED_SOURCES))
+        rest = len(times) - _NAMED_SOURCES
+        parts.append(f"from {listed}" + (f" and {rest} more" if rest > 0 else ""))
+    return " · ".join(parts)
 
 
-def told_loss(before: float, after: float, at: int, of: int) -> str:
-    """The prompt's own loss before and after, and which adapter was kept where that is not the last
-    one.
+def format_prompt_loss(before: float, after: float, best: int, sequences: int) -> str:
+    """The loss on the prompt itself before and after training.
+
+    Args:
+        before, after: mean loss per token with the base model and with the adapter.
+        best: sequences that the kept adapter was trained on.
+        sequences: sequences that were trained on in all.
     """
-    kept = "" if at == of else f" (best after {at} of {of} sequences, which was kept)"
-    return f"loss of the prompt itself: {before:.2f} -> {after:.2f}{kept}"
+    note = (
+        "" if best == sequences else f" (best adapter kept: after {best} of {sequences} sequences)"
+    )
+    return f"prompt loss {before:.2f} -> {after:.2f}{note}"
 
 
-def _tell(line: str, style: str = "dim") -> None:
+def _note(line: str, style: str = "dim") -> None:
     say(line, style)

@@ -1,8 +1,8 @@
 """How the commands write to a terminal.
 
-Whatever comes from data or from users is printed as it is: brackets are no markup, and characters
-that steer a terminal are shown as escapes. Styles are arguments, or `rich.text.Text` that this
-project made.
+Text that comes from data or users is printed as it is: brackets are not markup, and characters that
+control a terminal are shown as escapes. Styles are passed as arguments or as a `rich.text.Text`
+that this project has made.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from rich.text import Text
 
 from serving.errors import SettingsError
 
-# All control characters but tab and newline, those that reverse or separate lines, and halves of
-# surrogate pairs.
+# All control characters except tab and newline, characters that reverse or separate lines, and lone
+# surrogates.
 _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_WIDE = 1 << 16  # columns; lines of tables that go to a file or a pipe are not broken
+# Columns of a table that is written to a file or a pipe, where lines are not broken.
+_UNLIMITED_WIDTH = 1 << 16
 
 
 def plain(text: str) -> str:
-    r"""A text in which everything that could steer a terminal is shown as an escape, such as \x1b."""
-    return _UNSAFE.sub(lambda found: _escape(found.group()), text)
+    r"""Show every character that could control a terminal as an escape, such as \x1b."""
+    return _UNSAFE.sub(lambda match: _escape(match.group()), text)
 
 
 def plain_line(text: str) -> str:
-    """The same on one line: tabs and newlines are shown as escapes, too."""
+    """As `plain`, on one line: tabs and newlines are shown as escapes, too."""
     return plain(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -40,15 +41,13 @@ def _escape(character: str) -> str:
 
 
 class PlainConsole(Console):
-    """A console that prints strings as they are, wherever they stand: by themselves, in a table,
-    beside a `Text`.
-    """
+    """A console that prints strings as they are: alone, in a table, or next to a `Text`."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """What `Console` makes of every string that it prints."""
+        """Convert a string; `Console` calls this for every string that it prints."""
         return super().render_str(plain(text), **{**options, "markup": False, "emoji": False})
 
 
@@ -56,15 +55,15 @@ out = PlainConsole()
 err = PlainConsole(stderr=True)
 
 
-def say(text: str | Text, style: str = "", to: Console = err) -> None:
-    """Print a text as it is, without breaking its lines."""
+def say(text: str | Text, style: str = "", to: PlainConsole = err) -> None:
+    """Print a text as it is and without line breaks of rich's own."""
     to.print(
         Text(plain(text)) if isinstance(text, str) else text, style=style or None, soft_wrap=True
     )
 
 
 def table(*headers: str) -> Table:
-    """An empty table; fill it with `row` and print it with `show`."""
+    """Make an empty table, to be filled with `row` and printed with `show`."""
     return Table(*headers, box=None, pad_edge=False)
 
 
@@ -73,24 +72,24 @@ def row(into: Table, *cells: str) -> None:
     into.add_row(*(Text(plain_line(cell)) for cell in cells))
 
 
-def show(what: Table, to: Console = out) -> None:
-    """Print a table: folded into the width of a terminal, in whole lines elsewhere."""
+def show(shown: Table, to: PlainConsole = out) -> None:
+    """Print a table, wrapped to the width of a terminal, with whole lines elsewhere."""
     if to.is_terminal:
-        to.print(what)
+        to.print(shown)
     else:
-        for line in to.render_lines(what, to.options.update(width=_WIDE), pad=False):
+        for line in to.render_lines(shown, to.options.update(width=_UNLIMITED_WIDTH), pad=False):
             say("".join(segment.text for segment in line).rstrip(), to=to)
 
 
 def read_input() -> str:
-    """All of the standard input.
+    """Read all of standard input.
 
     Raises:
-        SettingsError: it is not UTF-8 text.
+        SettingsError: standard input is not UTF-8 text.
     """
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as problem:
         raise SettingsError(
-            f"the standard input is not UTF-8 text: {problem.reason} at byte {problem.start}"
+            f"standard input is not UTF-8 text: {problem.reason} at byte {problem.start}"
         ) from None

@@ -1,6 +1,4 @@
-"""The commands `mayfly corpus`: make, fill, look at and remove corpora. The work is done in
-`selection`.
-"""
+"""The commands `mayfly corpus`, which create, fill, list and remove corpora."""
 
 from __future__ import annotations
 
@@ -12,22 +10,24 @@ from rich.text import Text
 
 from serving.cli.console import out, plain_line, row, say, show, table
 from serving.cli.corpus_add import corpus_add
-from serving.cli.progress import kept_when_broken_off, reporting, working
+from serving.cli.progress import Status, progress_counter, report_interrupt
 from serving.errors import in_full
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 corpus_app = typer.Typer(
-    help="Make, fill and look at corpora: the data that adapters are trained on.",
+    help="Manage corpora: the data that adapters are trained on.",
     no_args_is_help=True,
 )
 
+
+CorpusName = Annotated[str, typer.Argument(help="Name of the corpus.")]
 
 corpus_app.command("add")(corpus_add)
 
 
 @corpus_app.command("list")
 def corpus_list(home: Home = HOME) -> None:
-    """List the corpora; exit status 1 where one of them cannot be opened."""
+    """List the corpora; the exit status is 1 if one of them cannot be opened."""
     from selection.corpus.corpus import Corpus
     from selection.corpus.lookup import list_corpora
     from selection.errors import CorpusError, CorpusNotFoundError
@@ -38,7 +38,7 @@ def corpus_list(home: Home = HOME) -> None:
             with closing(Corpus.open(home / "corpora", name)) as corpus:
                 documents, sequences = corpus.counts()
                 row(corpora, name, str(documents), str(sequences), corpus.embedder)
-        except CorpusNotFoundError:  # removed just now
+        except CorpusNotFoundError:  # removed in the meantime
             continue
         except CorpusError as problem:
             row(corpora, name, "-", "-", "cannot be opened")
@@ -46,7 +46,7 @@ def corpus_list(home: Home = HOME) -> None:
     if corpora.row_count:
         show(corpora)
     else:
-        say(f"no corpora in {home}; `mayfly corpus add NAME PATH` makes one", to=out)
+        say(f"no corpora in {home}; `mayfly corpus add NAME PATH` creates one", to=out)
     for each in unusable:
         say(Text.assemble(("mayfly: ", "red"), plain_line(in_full(each))))
     if unusable:
@@ -54,8 +54,8 @@ def corpus_list(home: Home = HOME) -> None:
 
 
 @corpus_app.command("show")
-def corpus_show(name: str, home: Home = HOME) -> None:
-    """List a corpus's documents with their number of sequences."""
+def corpus_show(name: CorpusName, home: Home = HOME) -> None:
+    """List the documents of a corpus with their number of sequences."""
     from selection.corpus.corpus import Corpus
 
     documents = table("id", "document", "sequences")
@@ -67,11 +67,11 @@ def corpus_show(name: str, home: Home = HOME) -> None:
 
 @corpus_app.command("remove")
 def corpus_remove(
-    name: str,
+    name: CorpusName,
     document: Annotated[
-        str | None, typer.Option("--document", help="Remove this document only, by name or id.")
+        str | None, typer.Option("--document", help="Remove only this document, by name or id.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     home: Home = HOME,
 ) -> None:
     """Remove a corpus, or one document of it."""
@@ -82,8 +82,8 @@ def corpus_remove(
         if document is None:
             documents, sequences = corpus.counts()
             if not yes:
-                asked = f"Remove corpus {name} with {documents} documents, {sequences} sequences?"
-                typer.confirm(plain_line(asked), abort=True)
+                question = f"Remove corpus {name} ({documents} documents, {sequences} sequences)?"
+                typer.confirm(plain_line(question), abort=True)
             corpus.remove()
             say(f"removed corpus {name}", to=out)
         elif corpus.delete(document) or (document.isdecimal() and corpus.delete(int(document))):
@@ -91,15 +91,16 @@ def corpus_remove(
             say(f"corpus {name}: removed {plain_line(document)}", to=out)
         else:
             raise CorpusError(
-                f"corpus {name!r} has no document {document!r}; `mayfly corpus show {name}` lists them"
+                f"corpus {name!r} has no document {document!r}; "
+                f"`mayfly corpus show {name}` lists its documents"
             )
 
 
 @corpus_app.command("reembed")
 def corpus_reembed(
-    name: str, model: Model = None, embedder: EmbedderName = EMBEDDER, home: Home = HOME
+    name: CorpusName, model: Model = None, embedder: EmbedderName = EMBEDDER, home: Home = HOME
 ) -> None:
-    """Embed a corpus anew, for another embedder; a run that was broken off goes on where it was."""
+    """Embed a corpus again with another embedder. An interrupted run continues where it stopped."""
     from selection.corpus.corpus import Corpus
     from serving.config import bundled_model
     from serving.settings.model_files import check_embedder
@@ -107,50 +108,58 @@ def corpus_reembed(
     base = model or bundled_model()
     with closing(Corpus.open(home / "corpora", name)) as corpus:
         check_embedder(embedder, base)
-        with working("loading the embedder"):
+        with Status("loading the embedder"):
             from selection.embedding import load_embedder
 
-            vectors = load_embedder(embedder, base_model=base)
-        done = 0
-
-        def kept() -> str:
-            return f"{done:,} of {total:,} new embeddings are kept; run the same command again to go on with them"
-
-        total = corpus.counts()[1]
-        with kept_when_broken_off(kept), reporting("embedding", "sequences", total) as progress:
+            loaded = load_embedder(embedder, base_model=base)
+        done, (_, total) = 0, corpus.counts()
+        with (
+            report_interrupt(
+                lambda: (
+                    f"{done:,} of {total:,} new embeddings were kept; "
+                    "run the same command again to continue"
+                )
+            ),
+            progress_counter("embedding", "sequences", total) as counter,
+        ):
 
             def advance(count: int, _total: int) -> None:
                 nonlocal done
                 done += count
-                progress.reach(done)
+                counter.update(done)
 
-            done = corpus.reembedded_count(vectors)
-            progress.resume(done)
-            corpus.reembed(vectors, advance)
-        say(f"corpus {name}: {total} sequences embedded by {vectors.name}", to=out)
+            done = corpus.reembedded_count(loaded)
+            counter.resume(done)
+            corpus.reembed(loaded, advance)
+        say(f"corpus {name}: embedded {total} sequences with {loaded.name}", to=out)
 
 
 @corpus_app.command("shard")
 def corpus_shard(
-    name: str,
+    name: CorpusName,
     shards: Annotated[int, typer.Option("--shards", min=1, max=64, help="Number of shards.")],
     home: Home = HOME,
 ) -> None:
-    """Spread a corpus over shards, for `mayfly serve --shards`, or have its shards follow what has
-    changed since.
+    """Split a corpus into shards for `mayfly serve --shards`, or update its shards.
 
-    The corpus stays as it is. A shard is a folder of its own, shards/0-of-4 and so on, on any
-    machine.
+    The corpus itself is not changed. Each shard is a folder, such as shards/0-of-4, which may be
+    copied to another machine.
     """
     from selection.corpus.corpus import Corpus
     from selection.corpus.shards import shard_folder, update_shards
 
-    kept = "what was spread is kept; run the same command again to go on. Until then the corpus is searched whole"
+    message = (
+        "the documents copied so far were kept; run the same command again to continue. "
+        "Until then the whole corpus is searched instead of its shards"
+    )
     with closing(Corpus.open(home / "corpora", name)) as corpus:
         roots = [shard_folder(home, shard, shards) for shard in range(shards)]
-        with kept_when_broken_off(lambda: kept), reporting("spreading", "documents") as progress:
-            update_shards(corpus, roots, progress.reach)
+        with (
+            report_interrupt(lambda: message),
+            progress_counter("copying to shards", "documents") as counter,
+        ):
+            update_shards(corpus, roots, counter.update)
         for root in roots:
-            with closing(Corpus.open(root, corpus.name)) as part:
-                documents, sequences = part.counts()
+            with closing(Corpus.open(root, corpus.name)) as shard_corpus:
+                documents, sequences = shard_corpus.counts()
             say(f"{root}: {documents} documents, {sequences} sequences", to=out)

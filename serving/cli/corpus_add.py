@@ -1,5 +1,6 @@
-"""The command `mayfly corpus add`: which files, how far it is, what became of them. The work is
-done in `selection`.
+"""The command `mayfly corpus add`: finds the files, shows the progress and reports the result.
+
+`selection.ingest` reads, splits and embeds the documents.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from serving.cli.console import err, out, plain_line, say
-from serving.cli.ingest_progress import EVERY_SECONDS, IngestProgress
-from serving.cli.progress import working
+from serving.cli.ingest_progress import IngestProgress
+from serving.cli.progress import ProgressLines, Status
 from serving.errors import InstallationError
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
@@ -25,55 +26,56 @@ if TYPE_CHECKING:
     from selection.ingest.files import FileListing, SourceFile
     from selection.ingest.ingest import Document, IngestCounts
 
-_Embed = Callable[[Iterable[list[str]]], Iterator["Embeddings"]]
+_EmbedBatches = Callable[[Iterable[list[str]]], Iterator["Embeddings"]]
 
-_REDRAW_SECONDS = 0.1
 _BAR_WIDTH = 12
-_PART = 32  # sequences embedded between two looks at the clock
-_NAMED = 3  # documents named in a note
+_EMBED_AT_ONCE = 32  # sequences between two updates of the progress
+_NAMED_DOCUMENTS = 3  # in a note
 
 
 def corpus_add(
-    name: Annotated[str, typer.Argument(help="The corpus; it is created if it does not exist.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the corpus; it is created if it does not exist.")
+    ],
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Files and folders: text, Markdown, source code, notebooks, JSON lines, Parquet."
+            help="Files and folders: text, Markdown, source code, notebooks, JSON Lines, Parquet."
         ),
     ] = None,
     package: Annotated[
         list[str] | None,
-        typer.Option("--package", help="An installed Python package, by import name."),
+        typer.Option("--package", help="Installed Python package to add, by its import name."),
     ] = None,
     model: Model = None,
     embedder: EmbedderName = EMBEDDER,
     max_length: Annotated[
-        int, typer.Option("--max-length", min=8, help="Longest training sequence, in tokens.")
+        int, typer.Option("--max-length", min=8, help="Maximum tokens of a training sequence.")
     ] = 256,
     overlap: Annotated[
         int,
         typer.Option(
             "--overlap",
             min=0,
-            help="Tokens a sequence shares with the one before, half its length at most.",
+            help="Tokens that consecutive sequences share; at most half of --max-length.",
         ),
     ] = 0,
     unique: Annotated[
         bool,
         typer.Option(
-            "--unique", help="Leave out sequences whose very tokens the corpus holds already."
+            "--unique", help="Skip sequences whose exact tokens are already in the corpus."
         ),
     ] = False,
-    spread: Annotated[
+    use_ray: Annotated[
         bool,
         typer.Option(
             "--ray",
-            help="Embed on the Ray cluster at RAY_ADDRESS, or on one made here of all cores.",
+            help="Embed on the Ray cluster at RAY_ADDRESS, or on a local one with all cores.",
         ),
     ] = False,
     home: Home = HOME,
 ) -> None:
-    """Add documents to a corpus. A run that was interrupted goes on where it stopped.
+    """Add documents to a corpus. An interrupted run continues where it stopped.
 
     Examples: [cyan]mayfly corpus add mine ./src notes.md[/] and [cyan]mayfly corpus add nx
     --package networkx[/]
@@ -86,11 +88,11 @@ def corpus_add(
     from selection.ingest.ingest import Chunking, IngestCounts, ingest, tokenizer_digest
 
     check_name(name)
-    cut = Chunking(max_length, overlap, unique)
-    findings = list_files(paths or [], package or [])
-    tally, unread = IngestCounts(), list(findings.problems)
-    if not findings.files:
-        _tell(name, findings, tally, unread)
+    chunking = Chunking(max_length, overlap, unique)
+    listing = list_files(paths or [], package or [])
+    counts, problems = IngestCounts(), list(listing.problems)
+    if not listing.files:
+        _print_summary(name, listing, counts, problems)
         raise typer.Exit(1)
     try:
         from serving.config import bundled_model
@@ -99,65 +101,66 @@ def corpus_add(
         base = model or bundled_model()
         check_model(base)
         check_embedder(embedder, base)
-        with working("loading the embedder and the tokenizer"):
+        with Status("loading the embedder and the tokenizer"):
             from selection.embedding import load_embedder
 
             tokenizer = load_tokenizer(base)
-            vectors = load_embedder(embedder, base_model=base)
-            corpus = Corpus.create(home / "corpora", name, vectors, tokenizer_digest(tokenizer))
+            loaded = load_embedder(embedder, base_model=base)
+            corpus = Corpus.create(home / "corpora", name, loaded, tokenizer_digest(tokenizer))
         with (
-            _progress(findings.files) as progress,
-            _embedding(embedder, base, vectors, progress, spread) as embed,
+            _show_progress(listing.files) as progress,
+            _embed_function(embedder, base, loaded, progress, use_ray) as embed,
         ):
-            adding = _Adding(corpus, findings.files, progress, tally, unread)
+            documents = _Documents(corpus, listing.files, progress, counts, problems)
             ingest(
                 corpus,
-                adding.documents(),
-                vectors,
+                documents.read(),
+                loaded,
                 tokenizer,
-                chunking=cut,
-                on_progress=adding.settled,
+                chunking=chunking,
+                on_progress=documents.finish,
                 embed=embed,
-                counts=tally,
-                check_cancelled=progress.tick,
+                counts=counts,
+                check_cancelled=progress.refresh,
             )
     except KeyboardInterrupt:
-        say(f"\ninterrupted: {_kept(tally)}")
+        say(f"\ninterrupted: {_kept(counts)}")
         raise typer.Exit(130) from None
     except Exception:
-        if tally.added or tally.replaced:
-            say(f"broken off: {_kept(tally)}")
+        if counts.added or counts.replaced:
+            say(f"stopped by an error: {_kept(counts)}")
         raise
-    _tell(name, findings, tally, unread)
-    if former := adding.outdated():
-        named = ", ".join(former[:_NAMED]) + (", ..." if len(former) > _NAMED else "")
+    _print_summary(name, listing, counts, problems)
+    if former := documents.outdated_names():
+        listed = ", ".join(former[:_NAMED_DOCUMENTS])
+        more = ", ..." if len(former) > _NAMED_DOCUMENTS else ""
         say(
-            f"note: {len(former)} documents are still there under the names that earlier versions gave them, with "
-            f"other content: {named}; where they are out of date, remove them with `mayfly corpus remove {name} "
-            "--document NAME`"
+            f"note: the corpus still has {len(former)} documents under names that earlier versions "
+            f"of Mayfly gave them, with other content: {listed}{more}; if they are out of date, "
+            f"remove them with `mayfly corpus remove {name} --document NAME`"
         )
     corpus.close()
-    if not tally.added and not tally.replaced and not tally.unchanged:
+    if not counts.added and not counts.replaced and not counts.unchanged:
         raise typer.Exit(1)
 
 
-class _Adding:
-    """Reads the files, and follows what becomes of their documents."""
+class _Documents:
+    """Reads the documents of the files and tracks which of them are finished."""
 
     def __init__(
         self,
         corpus: Corpus,
         files: Iterable[SourceFile],
         progress: IngestProgress,
-        tally: IngestCounts,
-        unread: list[str],
+        counts: IngestCounts,
+        problems: list[str],
     ) -> None:
         self._corpus, self._files, self._progress = corpus, files, progress
-        self._tally, self._unread = tally, unread
-        self._former: list[str] = []
+        self._counts, self._problems = counts, problems
+        self._former_names: list[str] = []
 
-    def documents(self) -> Iterator[Document]:
-        """The documents of all files; of a file that cannot be read, the reason is kept."""
+    def read(self) -> Iterator[Document]:
+        """The documents of all files; a file that cannot be read adds to the problems."""
         from selection.corpus.sqlite_store import CorpusError
         from selection.ingest.ingest import read_file
 
@@ -168,111 +171,109 @@ class _Adding:
                     file.path,
                     file.name,
                     former=file.former,
-                    counts=self._tally,
-                    check_cancelled=self._progress.tick,
+                    counts=self._counts,
+                    check_cancelled=self._progress.refresh,
                 ):
-                    self._progress.document(document.name, len(document.text.encode()))
+                    self._progress.read_document(document.name, len(document.text.encode()))
                     yield document
             except CorpusError as problem:
-                self._unread.append(str(problem))
+                self._problems.append(str(problem))
             self._progress.close_file()
 
-    def settled(self, document: Document, sequences: int) -> None:
-        """A document is in the corpus, or was there already."""
-        self._progress.settled(document.name, sequences)
+    def finish(self, document: Document, sequences: int) -> None:
+        """A document is in the corpus; with 0 new sequences it was there before."""
+        self._progress.finish_document(document.name, sequences)
         former = document.former
         if sequences and former not in (None, document.name) and self._corpus.has_name(former):
-            self._former.append(former)
+            self._former_names.append(former)
 
-    def outdated(self) -> list[str]:
-        """Former names that are still there, and that no file has today."""
-        return [former for former in self._former if not Path(former.split("#")[0]).exists()]
+    def outdated_names(self) -> list[str]:
+        """Former names that are still in the corpus and that no file has today."""
+        return [name for name in self._former_names if not Path(name.split("#")[0]).exists()]
 
 
 @contextmanager
-def _progress(files: Iterable[SourceFile]) -> Iterator[IngestProgress]:
-    """On a terminal a bar, elsewhere a line every few seconds."""
+def _show_progress(files: Iterable[SourceFile]) -> Iterator[IngestProgress]:
+    """Show the progress as a bar on a terminal, as a line every few seconds elsewhere."""
     sizes = [file.bytes for file in files]
     if not err.is_terminal:
-        yield IngestProgress(
-            len(sizes), sum(sizes), lambda line: say(f"adding: {line}"), EVERY_SECONDS
-        )
+        lines = ProgressLines("adding", say)
+        yield IngestProgress(len(sizes), sum(sizes), lambda progress: lines.report(str(progress)))
         return
     columns = (BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=err) as bars:
         task = bars.add_task("", total=sum(sizes))
-        progress = IngestProgress(
+        yield IngestProgress(
             len(sizes),
             sum(sizes),
-            lambda line: bars.update(task, completed=progress.done, description=line),
-            _REDRAW_SECONDS,
+            lambda progress: bars.update(task, completed=progress.done, description=str(progress)),
         )
-        yield progress
-        bars.update(task, completed=progress.done, description=str(progress))
 
 
 @contextmanager
-def _embedding(
-    embedder: str, base_model: str, here: Embedder, progress: IngestProgress, spread: bool
-) -> Iterator[_Embed]:
-    """What embeds batches of texts, in this process or on a Ray cluster, and tells the progress."""
+def _embed_function(
+    embedder: str, base_model: str, loaded: Embedder, progress: IngestProgress, use_ray: bool
+) -> Iterator[_EmbedBatches]:
+    """A function that embeds batches of texts, in this process or on a Ray cluster."""
     import numpy as np
 
-    def embed_here(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
+    def embed_locally(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
         for texts in batches:
             parts = []
-            for first in range(0, len(texts), _PART):
-                parts.append(here.embed(texts[first : first + _PART]))
-                progress.embedded(len(parts[-1]))
+            for first in range(0, len(texts), _EMBED_AT_ONCE):
+                parts.append(loaded.embed(texts[first : first + _EMBED_AT_ONCE]))
+                progress.add_embedded(len(parts[-1]))
             yield np.concatenate(parts)
 
-    if not spread:
-        yield embed_here
+    if not use_ray:
+        yield embed_locally
         return
     try:
         from serving.cli.ray_embedding import cluster
     except ImportError as problem:
         raise InstallationError(
-            f"--ray needs Ray Data: install mayfly[data] ({problem})"
+            f"--ray needs Ray Data: install mayfly-serve[data] ({problem})"
         ) from problem
     with cluster(embedder, base_model) as workers:
 
-        def embed_there(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
-            for vectors in workers.embed(batches):
-                progress.embedded(len(vectors))
-                yield vectors
+        def embed_on_cluster(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
+            for embeddings in workers.embed(batches):
+                progress.add_embedded(len(embeddings))
+                yield embeddings
 
-        yield embed_there
+        yield embed_on_cluster
 
 
-def _tell(name: str, findings: FileListing, tally: IngestCounts, unread: list[str]) -> None:
-    """What became of the files, and what was left out."""
-    for problem in unread:
+def _print_summary(
+    name: str, listing: FileListing, counts: IngestCounts, problems: list[str]
+) -> None:
+    """Print how many documents were added, replaced and skipped, and which files were left out."""
+    for problem in problems:
         say(Text.assemble(("skipped: ", "yellow"), plain_line(problem)))
-    left = [
-        f"{count} {ending or 'without an ending'}" for ending, count in findings.skipped.items()
+    left_out = [
+        f"{count} {ending or 'without an ending'}" for ending, count in listing.skipped.items()
     ]
-    left += [f"the folder {folder}" for folder in findings.skipped_folders]
-    if left:
-        say(f"left out: {', '.join(left)}")
-    said = [f"added {tally.added} documents"]
-    said += [f"replaced {tally.replaced}"] if tally.replaced else []
-    said.append(f"{tally.chunks} sequences")
+    left_out += [f"the folder {folder}" for folder in listing.skipped_folders]
+    if left_out:
+        say(f"left out: {', '.join(left_out)}")
+    added = [f"added {counts.added} documents"]
+    added += [f"replaced {counts.replaced}"] if counts.replaced else []
+    added.append(f"{counts.chunks} sequences")
     rest = [
-        (tally.unchanged, "were there already"),
-        (tally.empty, "were empty"),
-        (tally.skipped, "rows had no text"),
-        (len(unread), "could not be read"),
+        (counts.unchanged, "were already there"),
+        (counts.empty, "were empty"),
+        (counts.skipped, "rows had no text"),
+        (len(problems), "could not be read"),
     ]
-    line = "; ".join([", ".join(said), *(f"{count} {what}" for count, what in rest if count)])
+    line = "; ".join([", ".join(added), *(f"{count} {what}" for count, what in rest if count)])
     say(f"corpus {name}: {line}", to=out)
 
 
-def _kept(tally: IngestCounts) -> str:
-    kept = tally.added + tally.replaced
+def _kept(counts: IngestCounts) -> str:
+    kept = counts.added + counts.replaced
     if not kept:
-        return "nothing had been added yet; run the same command again"
+        return "nothing was added yet; run the same command again"
     return (
-        f"{kept} documents with {tally.chunks} sequences were added and are kept; "
-        "the same command goes on from there"
+        f"{kept} documents with {counts.chunks} sequences were added and are kept; "
+        "run the same command again to continue"
     )

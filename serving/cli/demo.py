@@ -1,9 +1,8 @@
-"""The demonstration: one passage the corpus does not hold, continued by the base model and by an
-adapter.
+"""The demonstration: the base model and an adapter continue a passage that is not in the corpus.
 
-The corpus is real text that is on the machine anyway: two installed packages that the bundled model
-never saw, without the file that the passage comes from. One passage proves nothing;
-`benchmarks/quality/main.py` has many. Everything goes through the server's own HTTP interface.
+The corpus is made of two installed packages that the bundled model was not trained on, without the
+file that contains the passage. One passage proves nothing; `benchmarks/quality/main.py` has many. All
+requests go through the server's HTTP API.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from serving.cli.console import plain, row, say, table
+from serving.cli.console import PlainConsole, plain, row, say, table
 from serving.cli.console import show as show_table
-from serving.cli.progress import reporting, working
+from serving.cli.progress import Status, progress_counter
 from serving.errors import AdaptationFailedError
 
 if TYPE_CHECKING:
@@ -33,13 +31,21 @@ CORPUS = "demo"
 PACKAGES = ("fastapi", "starlette")
 HELD_OUT = "fastapi/security/http.py"
 PREFIX, SUFFIX = 128, 128  # tokens
-_SAMPLING = {"max_tokens": 96, "temperature": 0.5, "seed": 0}  # seeded: the same answers every time
+# With a seed the answers are the same every time.
+_SAMPLING = {"max_tokens": 96, "temperature": 0.5, "seed": 0}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of the held-out file, in the model's tokens and as text."""
+    """A passage of the held-out file.
+
+    Attributes:
+        name: name of the file.
+        tokens: PREFIX + SUFFIX tokens of the base model.
+        prefix: text of the first PREFIX tokens, which is the prompt.
+        suffix: text of the rest, which is the true continuation.
+    """
 
     name: str
     tokens: tuple[int, ...]
@@ -49,7 +55,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class Result:
-    """What the demonstration found; `adaptation` is the server's report."""
+    """The result of the demonstration.
+
+    Attributes:
+        passage: the passage that was continued.
+        base_answer, adapted_answer: the continuations by the base model and by the adapter.
+        base_bits_per_byte, adapted_bits_per_byte: the scores of the true continuation.
+        adaptation: the server's report.
+    """
 
     passage: Passage
     base_answer: str
@@ -59,7 +72,7 @@ class Result:
     adaptation: dict[str, Any]
 
     def as_json(self) -> str:
-        """One line."""
+        """The result as one line of JSON."""
         report = self.adaptation
         return json.dumps(
             {
@@ -75,9 +88,15 @@ class Result:
         )
 
 
-def prepare(home: Path, console: Console) -> Passage:
-    """Build the demonstration's corpus, or find it built; cut the passage out of the file that is
-    held out of it.
+def prepare(home: Path, console: PlainConsole) -> Passage:
+    """Build the corpus of the demonstration, unless it exists, and return the held-out passage.
+
+    Args:
+        home: the folder that contains the corpora.
+        console: where the progress is shown.
+
+    Raises:
+        CorpusError: a corpus of the same name exists and cannot be used.
     """
     from selection.corpus.corpus import Corpus
     from selection.corpus.sqlite_store import CorpusError
@@ -93,7 +112,7 @@ def prepare(home: Path, console: Console) -> Passage:
     from serving.config import bundled_model
     from serving.settings.model_files import load_tokenizer
 
-    with working("loading the embedder and the tokenizer", console):
+    with Status("loading the embedder and the tokenizer", console):
         tokenizer = load_tokenizer(bundled_model())
         embedder = load_embedder()
     root = home / "corpora"
@@ -101,8 +120,8 @@ def prepare(home: Path, console: Console) -> Passage:
         corpus = Corpus.create(root, CORPUS, embedder, tokenizer_digest(tokenizer))
     except CorpusError as problem:
         raise CorpusError(
-            f"{problem}; the demonstration needs a corpus of that name: remove this one with "
-            f"`mayfly corpus remove {CORPUS}`, or choose another folder with --home"
+            f"{problem}; the demonstration needs a corpus of this name: remove the existing one "
+            f"with `mayfly corpus remove {CORPUS}`, or use another folder with --home"
         ) from problem
 
     def documents() -> Iterator[Document]:
@@ -113,21 +132,19 @@ def prepare(home: Path, console: Console) -> Passage:
                 if name != HELD_OUT:
                     yield from read_file(file, name)
 
-    said = f"building the corpus from the installed packages {' and '.join(PACKAGES)} ..."
-    say(said, "dim", console)
-    with reporting("embedding", "sequences", console=console) as done:
+    sources = " and ".join(PACKAGES)
+    say(f"building the corpus from the installed packages {sources} ...", "dim", console)
+    with progress_counter("embedding", "sequences", console=console) as counter:
         ingest(
             corpus,
             documents(),
             embedder,
             tokenizer,
-            on_progress=lambda _document, sequences: done.advance(sequences),
+            on_progress=lambda _document, sequences: counter.advance(sequences),
         )
-    say(
-        "corpus of {} documents, {} sequences; held out: {}".format(*corpus.counts(), HELD_OUT),
-        "dim",
-        console,
-    )
+    count, sequences = corpus.counts()
+    summary = f"corpus: {count} documents, {sequences} sequences; held out: {HELD_OUT}"
+    say(summary, "dim", console)
     corpus.close()
 
     text = (package_folder(PACKAGES[0]).parent / HELD_OUT).read_text()
@@ -139,8 +156,12 @@ def prepare(home: Path, console: Console) -> Passage:
     return Passage(HELD_OUT, tuple(ids), text[first:middle], text[middle:last])
 
 
-def demonstrate(url: str, passage: Passage, console: Console) -> Result:
-    """Ask the server for the continuation, and score the true one, under `none` and under `auto`."""
+def run(url: str, passage: Passage, console: PlainConsole) -> Result:
+    """Request a continuation and a score of the true one, with the budgets `none` and `auto`.
+
+    Raises:
+        AdaptationFailedError: the server answers with an error.
+    """
     import httpx
 
     answers: dict[str, str] = {}
@@ -148,7 +169,7 @@ def demonstrate(url: str, passage: Passage, console: Console) -> Result:
     report: dict[str, Any] = {}
     with httpx.Client(base_url=url, timeout=300) as client:
         for budget in ("none", "auto"):
-            say(f"asking for the continuation with Compute-Budget: {budget} ...", "dim", console)
+            say(f"requesting a continuation with Compute-Budget: {budget} ...", "dim", console)
             reply = _complete(client, budget, passage, list(passage.tokens[:PREFIX]), **_SAMPLING)
             answers[budget], report = reply["choices"][0]["text"], reply["adaptation"]
             say(f"scoring the true continuation with Compute-Budget: {budget} ...", "dim", console)
@@ -159,8 +180,8 @@ def demonstrate(url: str, passage: Passage, console: Console) -> Result:
     return Result(passage, answers["none"], answers["auto"], scores["none"], scores["auto"], report)
 
 
-def show(result: Result, url: str, console: Console) -> None:
-    """Print the result for a person."""
+def show(result: Result, url: str, console: PlainConsole) -> None:
+    """Print the result in readable form."""
     report = result.adaptation
     steps = report["spent"]["steps"]
     console.print(_panel(result.passage.prefix, f"prompt: {result.passage.name}"))
@@ -174,23 +195,23 @@ def show(result: Result, url: str, console: Console) -> None:
     console.print(answers)
     console.print(_panel(result.passage.suffix, "the true continuation"))
     share = 100 * result.adapted_bits_per_byte / result.base_bits_per_byte
-    said = Text("bits per byte of the true continuation: base ")
-    said.append(f"{result.base_bits_per_byte:.3f}", "bold").append(", adapted ")
-    said.append(f"{result.adapted_bits_per_byte:.3f}", "bold").append(f" ({share:.1f} % of base)")
-    say(said, to=console)
+    score = Text("bits per byte of the true continuation: base ")
+    score.append(f"{result.base_bits_per_byte:.3f}", "bold").append(", adapted ")
+    score.append(f"{result.adapted_bits_per_byte:.3f}", "bold").append(f" ({share:.1f} % of base)")
+    say(score, to=console)
     if not report["adapted"]:
-        say(f"the base model answered both times: {report['reason']}", to=console)
+        say(f"the base model answered both requests: {report['reason']}", to=console)
     if report["prompt_loss"]:
-        loss = "loss of the prompt itself: {before:.2f} -> {after:.2f} after {at} sequences"
+        loss = "prompt loss: {before:.2f} -> {after:.2f} after {at} sequences"
         say(loss.format(**report["prompt_loss"]), to=console)
     if sigma := report["uncertainty"]:
         curve = "".join(_BARS[min(7, int(8 * value))] for value in sigma)
         say(
-            f"uncertainty sigma_0 to sigma_{len(sigma) - 1}: {curve} {sigma[0]:.2f} to {sigma[-1]:.2f}, "
-            f"stopped by {report['stop']}",
+            f"uncertainty sigma_0 to sigma_{len(sigma) - 1}: {curve} "
+            f"{sigma[0]:.2f} to {sigma[-1]:.2f}, stopped by {report['stop']}",
             to=console,
         )
-    sources = table("taught by", "from character", "times")
+    sources = table("trained on", "at character", "times")
     for source in report["sources"][:8]:
         row(sources, source["name"], str(source["start"]), str(source["times"]))
     show_table(sources, console)
@@ -198,15 +219,15 @@ def show(result: Result, url: str, console: Console) -> None:
         say(f"and {len(report['sources']) - 8} more sequences", to=console)
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report["seconds"].items())
     say(
-        f"seconds: {stages}; {report['spent']['seconds']:.2f} from arrival to the loaded adapter",
+        f"seconds: {stages}; {report['spent']['seconds']:.2f} in all until the adapter was loaded",
         to=console,
     )
-    say("\ntry next (start the server with `mayfly demo --keep`):", to=console)
+    say("\nto try next (the server keeps running with `mayfly demo --keep`):", to=console)
     print_curl(url, console)
 
 
-def print_curl(url: str, console: Console) -> None:
-    """A request to try, on lines that can be copied."""
+def print_curl(url: str, console: PlainConsole) -> None:
+    """Print a curl command to try, on lines that can be copied."""
     body = json.dumps(
         {
             "model": "nano",
@@ -232,7 +253,7 @@ def _complete(
     reply = client.post(
         "/v1/completions",
         headers={"Compute-Budget": budget},
-        # The adapter may know the prompt alone, also when the true continuation is scored.
+        # Only the prompt is adapted to, even when the true continuation is scored.
         json={
             "model": "nano",
             "prompt": prompt,
@@ -241,7 +262,7 @@ def _complete(
         },
     )
     if reply.status_code != 200:
-        raise AdaptationFailedError(f"the server answers {reply.status_code}: {reply.text[:500]}")
+        raise AdaptationFailedError(f"the server answered {reply.status_code}: {reply.text[:500]}")
     return dict(reply.json())
 
 

@@ -1,6 +1,6 @@
-"""How far `mayfly corpus add` is: files, bytes, sequences a second and the time left.
+"""Progress of `mayfly corpus add`: files, bytes, sequences per second and the time left.
 
-It knows neither corpora nor terminals: whoever makes it says where a line goes, and by which clock.
+It only counts. Where and how often the progress is shown is up to its caller.
 """
 
 from __future__ import annotations
@@ -8,103 +8,91 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-EVERY_SECONDS = 5.0  # between lines, where they cannot be drawn over each other
-
 
 class IngestProgress:
-    """Counts what is read and embedded, and tells it now and then.
+    """Counts what was read and embedded.
 
     Args:
-        files: how many there are.
-        size: their bytes.
-        tell: takes a line.
-        every: seconds between lines.
-        clock: seconds.
+        files: number of files.
+        size: size of all files in bytes.
+        show: called after each change.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
         self,
         files: int,
         size: int,
-        tell: Callable[[str], None],
-        every: float = EVERY_SECONDS,
+        show: Callable[[IngestProgress], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._files, self._size, self._tell, self._every, self._clock = (
-            files,
-            size,
-            tell,
-            every,
-            clock,
-        )
-        self._begun = self._told = clock()
-        self._read = self._sequences = 0
-        self._embedded = self._passed = 0  # bytes
-        self._share: dict[str, int] = {}  # bytes of the documents that are under way, by name
-        self._left_of_file = 0
+        self._files, self._size, self._show, self._clock = files, size, show, clock
+        self._started = clock()
+        self._files_read = self._sequences = 0
+        self._bytes_embedded = self._bytes_skipped = 0
+        # Bytes of the file that each unfinished document takes up, by document name.
+        self._pending: dict[str, int] = {}
+        self._rest_of_file = 0
 
     @property
     def done(self) -> int:
-        """Bytes that are embedded or passed over."""
-        return min(self._embedded + self._passed, self._size)
+        """Bytes that were embedded or skipped."""
+        return min(self._bytes_embedded + self._bytes_skipped, self._size)
 
     def open_file(self, size: int) -> None:
-        """A file is read from now on."""
-        self._left_of_file = size
-        self.tick()
+        """Start a file of `size` bytes."""
+        self._rest_of_file = size
+        self.refresh()
 
     def close_file(self) -> None:
-        """It was read. What of its bytes belongs to no document is passed over: the syntax of a
-        table, for one.
-        """
-        self._passed += self._left_of_file
-        self._left_of_file = 0
-        self._read += 1
-        self.tick()
+        """End the file. Bytes that belong to no document, such as a table's syntax, are skipped."""
+        self._bytes_skipped += self._rest_of_file
+        self._rest_of_file = 0
+        self._files_read += 1
+        self.refresh()
 
-    def document(self, name: str, size: int) -> None:
-        """A document of that file was read; a table that is packed has fewer bytes than its
-        documents.
-        """
-        share = min(size, self._left_of_file)
-        self._left_of_file -= share
-        self._share[name] = share
+    def read_document(self, name: str, size: int) -> None:
+        """A document of `size` bytes was read from the file.
 
-    def settled(self, name: str, sequences: int) -> None:
-        """A document is in the corpus, or was there already."""
-        share = self._share.pop(name, 0)
+        The documents of a compressed table have more bytes than its file: they count at most as
+        much as is left of the file.
+        """
+        share = min(size, self._rest_of_file)
+        self._rest_of_file -= share
+        self._pending[name] = share
+
+    def finish_document(self, name: str, sequences: int) -> None:
+        """A document is in the corpus; with 0 new sequences it was there before."""
+        share = self._pending.pop(name, 0)
         if sequences:
-            self._embedded += share
+            self._bytes_embedded += share
         else:
-            self._passed += share
-        self.tick()
+            self._bytes_skipped += share
+        self.refresh()
 
-    def embedded(self, sequences: int) -> None:
-        """Sequences were embedded."""
+    def add_embedded(self, sequences: int) -> None:
+        """Add sequences that were embedded."""
         self._sequences += sequences
-        self.tick()
+        self.refresh()
 
-    def tick(self) -> None:
-        """Tell how far it is, where that was not told for a while."""
-        now = self._clock()
-        if now - self._told >= self._every:
-            self._told = now
-            self._tell(str(self))
+    def refresh(self) -> None:
+        """Show the progress."""
+        self._show(self)
 
     def __str__(self) -> str:
-        seconds = max(self._clock() - self._begun, 1e-9)
-        said = [
-            f"{self._read} of {self._files} files",
+        seconds = max(self._clock() - self._started, 1e-9)
+        parts = [
+            f"{self._files_read} of {self._files} files",
             f"{_megabytes(self.done)} of {_megabytes(self._size)} MB",
             f"{self._sequences:,} sequences",
         ]
         if self._sequences:
-            said.append(f"{self._sequences / seconds:.1f} a second")
-        if self._embedded:
-            # What is passed over takes no time, so it says nothing of the rest.
-            left = (self._size - self.done) * seconds / self._embedded
-            said.append(f"about {_duration(left)} left")
-        return ", ".join(said)
+            parts.append(f"{self._sequences / seconds:.1f}/s")
+        if self._bytes_embedded:
+            # Skipping takes no time, so it does not count towards the speed.
+            left = (self._size - self.done) * seconds / self._bytes_embedded
+            parts.append(f"about {_duration(left)} left")
+        return ", ".join(parts)
 
 
 def _megabytes(count: int) -> str:

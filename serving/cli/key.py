@@ -1,6 +1,4 @@
-"""The command `mayfly key`: a new API key, and what the key file must know of it. Nothing is
-written or kept here.
-"""
+"""The command `mayfly key`: makes an API key and its entry for the key file. It writes no file."""
 
 from __future__ import annotations
 
@@ -14,19 +12,20 @@ key_app = typer.Typer(help="Make API keys for `mayfly serve --api-key-file`.", n
 
 @key_app.command("new")
 def key_new(
-    name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, '_' and '-'.")],
+    name: Annotated[str, typer.Argument(help="Name of the key: letters, digits, '_' and '-'.")],
 ) -> None:
-    """Make a key: the secret, shown once, on standard error; its table for the key file on standard
-    output.
+    """Make an API key: print its entry for the key file on standard output, and the secret, which
+    is shown only once, on standard error.
 
     Example: [cyan]mayfly key new alice >> keys.toml[/]
     """
     from serving.api_keys import NAME, digest
 
     if not NAME.fullmatch(name):
-        raise typer.BadParameter("use letters, digits, '_' and '-', 64 at most", param_hint="NAME")
+        raise typer.BadParameter("use at most 64 letters, digits, '_' and '-'", param_hint="NAME")
     secret = f"mf-{secrets.token_urlsafe(24)}"
-    # Not through rich, which takes a TOML table for markup and breaks lines.
-    typer.echo(f"the secret of {name}, shown this once: {secret}", err=True)
-    table = f'[keys.{name}]\nsha256 = "{digest(secret)}"'
-    typer.echo(f'{table}\ncorpora = []  # what the key sees beside its own; ["*"] is everything\n')
+    # Not with rich, which would read TOML's brackets as markup and break lines.
+    typer.echo(f"secret key of {name}, shown only once: {secret}", err=True)
+    entry = f'[keys.{name}]\nsha256 = "{digest(secret)}"'
+    comment = '# corpora that the key may use besides its own; ["*"] for all'
+    typer.echo(f"{entry}\ncorpora = []  {comment}\n")

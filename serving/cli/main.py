@@ -1,8 +1,7 @@
-"""The command `mayfly`: what it consists of, one adapter to keep, the demonstration.
+"""The command `mayfly`: its entry point, and the commands `adapt` and `demo`.
 
-Errors that a user can mend are one line that says how; everything else is a bug and keeps its
-traceback. What the commands do lives elsewhere: `selection`, `serving.app`, `serving.cli.demo`;
-most have a file of their own in this package. Nothing heavy is imported before a command needs it.
+The other commands have modules of their own in this package. Nothing heavy is imported before a
+command needs it.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import serving
-from adapters.training import TrainingRequest
-from selection.request import SelectionRequest
 from serving.cli.calibrate import calibrate
-from serving.cli.chat import chat, told_loss
+from serving.cli.chat import chat, format_prompt_loss
 from serving.cli.console import err, out, read_input, say
 from serving.cli.corpus import corpus_app
-from serving.cli.failures import Failures
+from serving.cli.error_reporting import ErrorReporter
 from serving.cli.key import key_app
 from serving.cli.plan import plan
-from serving.cli.progress import kept_when_broken_off, working
+from serving.cli.progress import Status, report_interrupt
 from serving.cli.serve import config, serve
 from serving.environment import set_environment
-from serving.settings.settings import Settings, check, cores_here
+from serving.settings.checks import check_settings, check_tokenizers
+from serving.settings.hardware import available_cores
+from serving.settings.settings import Settings
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="mayfly",
-    help="Answer each request with an adapter trained for it. Begin with `mayfly demo`.",
+    help="Answer each request with an adapter trained for it. Start with `mayfly demo`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -48,17 +47,18 @@ app.command()(chat)
 app.command()(calibrate)
 app.command()(plan)
 
-_failures = Failures()
+_reporter = ErrorReporter()
 
 
 def main() -> None:
-    """Entry point: see `serving.cli.failures` for what becomes of an exception."""
+    """Run the command; `serving.cli.error_reporting` reports its exceptions."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars: ours say more
-    set_environment(cores_here())
-    sys.exit(_failures.status_of(app))
+    # The libraries' own progress bars would disturb ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    set_environment(available_cores())
+    sys.exit(_reporter.run(app))
 
 
 @app.callback(invoke_without_command=True)
@@ -68,8 +68,8 @@ def root(
         bool, typer.Option("--debug", help="Show the traceback of every error.")
     ] = False,
 ) -> None:
-    """Say the version, or go on to a command."""
-    _failures.debug = debug
+    """Print the version, or run a command."""
+    _reporter.debug = debug
     if version:
         say(f"mayfly {serving.__version__}", to=out)
         raise typer.Exit
@@ -78,29 +78,24 @@ def root(
 @app.command()
 def adapt(
     prompt: Annotated[
-        str, typer.Option("--prompt", help="What to adapt to; `-` reads it from standard input.")
+        str, typer.Option("--prompt", help="Prompt to adapt to; `-` reads it from standard input.")
     ],
-    keep: Annotated[
-        Path,
-        typer.Option("--out", help="A folder for the adapter, in PEFT's format; made if need be."),
+    folder: Annotated[
+        Path, typer.Option("--out", help="New or empty folder for the adapter, in PEFT's format.")
     ],
-    corpus: Annotated[str, typer.Option("--corpus", help="The corpus to learn from.")],
+    corpus: Annotated[str, typer.Option("--corpus", help="Corpus to learn from.")],
     budget: Annotated[
-        str,
-        typer.Option(
-            "--budget", help="As the Compute-Budget header, such as `steps=20, seconds=5`."
-        ),
+        str, typer.Option("--budget", help="Compute budget, such as `steps=20, seconds=5`.")
     ] = "auto",
     plan: Annotated[
-        str, typer.Option("--plan", help="How to train: sequential, batched or reuse.")
+        str, typer.Option("--plan", help="How the steps are made: sequential, batched or reuse.")
     ] = "sequential",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the adapter.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the adapter.")] = 0,
     model: Model = None,
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
-    """Train the adapter a prompt would be answered with, and keep it: plain PEFT and vLLM load the
-    folder.
+    """Train the adapter that a server would train for a prompt, and save it for PEFT or vLLM.
 
     Example: [cyan]mayfly adapt --prompt "def shortest_path(" --corpus nx --out ./adapter[/]
     """
@@ -111,47 +106,50 @@ def adapt(
     from serving.errors import AdaptationFailedError
     from serving.local.checks import check_writable
 
-    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise typer.BadParameter(
-            f"{keep} is there already; name a new or empty folder", param_hint="--out"
+            f"{folder} already exists; name a new or empty folder", param_hint="--out"
         )
     if plan not in PLANS:
         raise typer.BadParameter(
-            f"unknown plan {plan!r}: one of {', '.join(PLANS)}", param_hint="--plan"
+            f"unknown plan {plan!r}: use one of {', '.join(PLANS)}", param_hint="--plan"
         )
-    check_writable(keep)
+    check_writable(folder)
     settings = Settings(model=model, corpus=corpus, embedder=embedder, home=home)
-    auto, most = settings.budgets()
-    limits = parse_budget(
-        budget, default=auto.cut_to(most)[0], auto=auto.cut_to(most)[0], limits=most
-    )
+    auto, server_limits = settings.budgets()
+    limits = parse_budget(budget, default=auto, auto=auto, limits=server_limits)
     if limits.steps == 0:
-        raise AdaptationFailedError(f"nothing to learn: {no_step(limits, ())}")
-    settings.check()
+        raise AdaptationFailedError(f"nothing to train: {no_step(limits, ())}")
+    check_settings(settings)
     text = read_input() if prompt == "-" else prompt
-    with working("loading the embedder and the base model"):
+    with Status("loading the embedder and the base model"):
         from adapters import Probe, Trainer
+        from adapters.training import TrainingRequest
         from selection import Selector
         from selection.embedding import Prompt
+        from selection.request import SelectionRequest
         from serving.adaptation.request import watched
         from serving.settings.model_files import load_tokenizer
 
         config = settings.config()
-        check(config)
+        check_tokenizers(config)
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
     selection = selector.select(
         SelectionRequest([Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha)
     )
     if not selection.ids:
         raise AdaptationFailedError(
-            f"nothing to learn: corpus {corpus!r} is empty; add documents with `mayfly corpus add`"
+            f"nothing to train on: corpus {corpus!r} is empty; "
+            "add documents with `mayfly corpus add`"
         )
-    kept = selection.calibration
-    gain = kept.gain if kept and limits.own_gain and limits.gain is not None else limits.gain
-    tokens = watched([Prompt(text)], load_tokenizer(config.engine.model))
+    calibration = selection.calibration
+    gain = limits.gain
+    if calibration and limits.own_gain and gain is not None:
+        gain = calibration.gain
+    probe_tokens = watched([Prompt(text)], load_tokenizer(config.engine.model))
     with (
-        kept_when_broken_off(lambda: f"no adapter was written to {keep}"),
-        working("training") as status,
+        report_interrupt(lambda: f"no adapter was written to {folder}"),
+        Status("training") as status,
     ):
         training = trainer.train(
             TrainingRequest(
@@ -159,28 +157,24 @@ def adapt(
                 seed=seed,
                 seconds=limits.seconds,
                 plan=plan,
-                learning_rate=kept.learning_rate if kept else None,
-                probe=Probe(tokens, gain) if len(tokens) > 1 else None,
+                learning_rate=calibration.learning_rate if calibration else None,
+                probe=Probe(probe_tokens, gain) if len(probe_tokens) > 1 else None,
             ),
             on_step=lambda step: status.update(
                 f"step {step.steps} of {step.of}"
-                + (
-                    ""
-                    if step.watched is None
-                    else f", loss of the prompt itself {step.watched:.3f}"
-                )
+                + ("" if step.watched is None else f", prompt loss {step.watched:.3f}")
             ),
         )
     if training.adapter is None:
         raise AdaptationFailedError(
-            f"no adapter: training ended by '{training.stop}' before it had one"
+            f"no adapter: training was stopped by '{training.stop}' before a step was complete"
         )
-    training.adapter.save(keep)
-    sigma, helped = selection.uncertainty[training.used], training.before_and_after
-    loss = f"{told_loss(*helped, training.kept, training.used)}, " if helped else ""
+    training.adapter.save(folder)
+    sigma, losses = selection.uncertainty[training.used], training.before_and_after
+    loss = f"{format_prompt_loss(*losses, training.kept, training.used)}, " if losses else ""
     say(
-        f"{keep}: {loss}{len(training.losses)} steps in {training.seconds:.1f} s, sigma {sigma:.3f}, "
-        f"stop {training.stop}",
+        f"{folder}: {loss}{len(training.losses)} steps in {training.seconds:.1f} s, "
+        f"sigma {sigma:.3f}, stop {training.stop}",
         to=out,
     )
 
@@ -190,16 +184,18 @@ def demo(
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")
     ] = 8000,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the server up afterwards.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the server running after the demonstration.")
+    ] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+        bool, typer.Option("--json", help="Print the result as JSON on the last line.")
     ] = False,
     home: Home = HOME,
 ) -> None:
-    """Bring everything up, answer one request with the base model and with an adapter, and show the
-    difference.
+    """Start a server, answer one request with the base model and with an adapter, and compare the
+    two.
     """
-    from serving.cli.demo import CORPUS, demonstrate, prepare, show
+    from serving.cli.demo import CORPUS, prepare, run, show
     from serving.local.checks import check_port, check_writable
 
     console = err if json else out
@@ -208,15 +204,15 @@ def demo(
     result: Result | None = None
     try:
         passage = prepare(home, console)
-        with working("starting", console):
+        with Status("starting", console):
             from serving.local.server import running
 
             config = Settings(corpus=CORPUS, port=port, home=home).config()
         with running(config, lambda stage: say(stage, "dim", console)) as (url, watch):
-            result = demonstrate(url, passage, console)
+            result = run(url, passage, console)
             show(result, url, console)
             if keep:
-                say("The server stays up; Ctrl-C ends it.", "dim", console)
+                say("the server keeps running; Ctrl-C stops it", "dim", console)
                 watch()
             say("ending ...", "dim", console)
     except KeyboardInterrupt:
@@ -224,4 +220,4 @@ def demo(
         if result is None:
             sys.exit(130)
     if json and result is not None:
-        print(result.as_json())  # not through rich: the terminal's width must not break the line
+        print(result.as_json())  # not with rich, which would break the line

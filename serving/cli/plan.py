@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serving.cli.console import out, row, say, show, table
-from serving.cli.progress import kept_when_broken_off, working
+from serving.cli.progress import Status, report_interrupt
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
@@ -205,8 +205,8 @@ def _measure(
 ) -> CostModel:
     from serving.client import Server
     from serving.config import bundled_model
+    from serving.settings.corpus import check_corpus
     from serving.settings.model_files import check_embedder, check_model
-    from serving.settings.settings import check_corpus
 
     base = model or bundled_model()
     check_model(base)
@@ -218,9 +218,9 @@ def _measure(
         if server is not None:
             server.first_model()
         stack.enter_context(
-            kept_when_broken_off(lambda: "nothing was measured to its end, so nothing was kept")
+            report_interrupt(lambda: "nothing was measured to its end, so nothing was kept")
         )
-        status = stack.enter_context(working("measuring"))
+        status = stack.enter_context(Status("measuring"))
         from adapters.model_defaults import for_model
         from selection import SelectorConfig
         from serving.capacity.profiler import Asked, measure
@@ -234,7 +234,7 @@ def _measure(
             workload.sequence_tokens,
             workload.prompt_tokens,
         )
-        return measure(asked, status.step)
+        return measure(asked, lambda stage: status.update(stage, force=True))
 
 
 def _show(workload: Workload, pieces: CostModel, found: Plan) -> None:

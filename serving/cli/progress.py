@@ -1,9 +1,8 @@
-"""Progress: how far long work is, as a bar or a spinner on a terminal and as a line every few
-seconds elsewhere.
+"""Progress of long work: a bar or a spinner on a terminal, a line every few seconds elsewhere.
 
-`reporting` is for work that is counted, `working` for work that is not. Work that has no news for
-QUIET_SECONDS says that it still goes on. `kept_when_broken_off` says after Ctrl-C what was kept.
-Knows nothing of what is done.
+`progress_counter` is for work that is counted, `Status` for work that is not. Both print that they
+are still working when nothing else was printed for QUIET_SECONDS. `report_interrupt` prints what
+was kept when the user presses Ctrl-C. This module does not know what the work is.
 """
 
 from __future__ import annotations
@@ -15,191 +14,199 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bars
 from rich.text import Text
 
-from serving.cli.console import err, plain_line, say
+from serving.cli.console import PlainConsole, err, plain_line, say
 
-EVERY_SECONDS = 5.0  # between two lines of work that goes on
-QUIET_SECONDS = 10.0  # without news, after which it says that it still goes on
-_TICK_SECONDS = 1.0
+EVERY_SECONDS = 5.0  # between two progress lines
+QUIET_SECONDS = 10.0  # without a line, after which "still working" is printed
+_HEARTBEAT_SECONDS = 1.0
 
 Clock = Callable[[], float]
 
 
-class Lines:
-    """News as lines: the first at once, then no more often than EVERY_SECONDS, and one where there
-    is none for long.
+class ProgressLines:
+    """Prints progress as lines, at most one in EVERY_SECONDS unless a line is forced.
 
     Args:
-        what: the work, in words that begin each line.
-        tell: prints a line.
-        clock: seconds.
+        what: the work; it begins each line.
+        print_line: prints one line.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
-        self, what: str, tell: Callable[[str], None], clock: Clock = time.monotonic
+        self, what: str, print_line: Callable[[str], None], clock: Clock = time.monotonic
     ) -> None:
-        self._what, self._tell, self._clock = what, tell, clock
-        self._begun = self._last = clock()
+        self._what, self._print_line, self._clock = what, print_line, clock
+        self._started = self._last = clock()
         self._lock = threading.Lock()
-        self.said = 0
+        self.count = 0
 
-    def news(self, text: str, *, urgent: bool = False) -> None:
-        """Print this now, unless a line was printed just before and it is not urgent."""
+    def report(self, text: str, *, force: bool = False) -> None:
+        """Print a line, or drop it if the last one is less than EVERY_SECONDS old."""
         with self._lock:
-            if urgent or self._clock() - self._last >= EVERY_SECONDS:
+            if force or self._clock() - self._last >= EVERY_SECONDS:
                 self._print(text)
 
-    def tick(self) -> None:
-        """Say that the work still goes on, where nothing was said for QUIET_SECONDS."""
+    def heartbeat(self) -> None:
+        """Print "still working" if the last line is at least QUIET_SECONDS old."""
         with self._lock:
             if self._clock() - self._last >= QUIET_SECONDS:
-                self._print(f"still working, {self._clock() - self._begun:.0f} s")
+                self._print(f"still working, {self._clock() - self._started:.0f} s")
 
     def _print(self, text: str) -> None:
         self._last = self._clock()
-        self.said += 1
-        self._tell(f"{self._what}: {text}" if text else f"{self._what} ...")
+        self.count += 1
+        self._print_line(f"{self._what}: {text}" if text else f"{self._what} ...")
 
 
-class Counted:
-    """Work that is counted; what `reporting` gives."""
+class ProgressCounter:
+    """Counts work that is done; `progress_counter` makes one.
+
+    Attributes:
+        done: units done, those of an earlier run included.
+        total: units in all, None if unknown.
+    """
 
     def __init__(
-        self, what: str, unit: str, total: int | None, clock: Clock, show: Callable[[Counted], None]
+        self,
+        unit: str,
+        total: int | None,
+        clock: Clock,
+        show: Callable[[ProgressCounter], None],
     ) -> None:
-        self.what, self.unit, self.total, self.done = what, unit, total, 0
-        self._clock, self._begun, self._show = clock, clock(), show
-        self._before = 0
+        self.done, self.total = 0, total
+        self._unit, self._clock, self._started, self._show = unit, clock, clock(), show
+        self._resumed_at = 0
 
     def advance(self, count: int = 1) -> None:
-        """So many more are done."""
-        self.reach(self.done + count)
+        """Add `count` units."""
+        self.update(self.done + count)
 
-    def reach(self, done: int, total: int | None = None) -> None:
-        """So many are done in all, of so many."""
+    def update(self, done: int, total: int | None = None) -> None:
+        """Set the units that are done, and the total if it is given."""
         self.done, self.total = done, self.total if total is None else total
         self._show(self)
 
     def resume(self, done: int) -> None:
-        """So many were done by an earlier run: they do not count for the speed."""
-        self._before = done
-        self.reach(done)
+        """Set the units that an earlier run has done; they do not count towards the speed."""
+        self._resumed_at = done
+        self.update(done)
 
     def __str__(self) -> str:
-        seconds = self._clock() - self._begun
-        rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
+        seconds = self._clock() - self._started
+        rate = (self.done - self._resumed_at) / seconds if seconds > 0 else 0.0
         if self.total is None:
-            return f"{self.done:,} {self.unit}, {rate:,.1f} a second"
-        parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
+            return f"{self.done:,} {self._unit}, {rate:,.1f}/s"
+        parts = [f"{self.done:,} of {self.total:,} {self._unit}"]
         if self.total:
             parts[0] += f" ({self.done / self.total:.0%})"
         if rate > 0:
-            parts.append(f"{rate:,.1f} a second")
+            parts.append(f"{rate:,.1f}/s")
             if self.done < self.total:
                 parts.append(f"{_duration((self.total - self.done) / rate)} left")
         return ", ".join(parts)
 
 
 @contextmanager
-def reporting(
+def progress_counter(
     what: str,
     unit: str,
     total: int | None = None,
     *,
-    console: Console = err,
+    console: PlainConsole = err,
     clock: Clock = time.monotonic,
-) -> Iterator[Counted]:
-    """Tell how far counted work is.
+) -> Iterator[ProgressCounter]:
+    """Show the progress of counted work within the `with` block.
 
     Args:
         what: the work, such as "embedding".
         unit: what is counted, in the plural.
-        total: how many there are, if that is known.
-        console: where it is told.
-        clock: seconds.
+        total: units in all, if known.
+        console: where the progress is shown.
+        clock: monotonic time in seconds.
     """
     if console.is_terminal:
         columns: list[ProgressColumn] = [
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-        ]
-        columns += [
             MofNCompleteColumn(),
             TextColumn(unit, markup=False),
             TimeElapsedColumn(),
-            _Left(),
+            _TimeLeftColumn(),
         ]
-        with Bars(*columns, console=console) as bars:
+        with Progress(*columns, console=console) as bars:
             task = bars.add_task(plain_line(what), total=total)
-            yield Counted(
-                what,
+            yield ProgressCounter(
                 unit,
                 total,
                 clock,
-                lambda now: bars.update(task, completed=now.done, total=now.total),
+                lambda counter: bars.update(task, completed=counter.done, total=counter.total),
             )
         return
-    lines = Lines(plain_line(what), lambda line: say(line, to=console), clock)
-    counted = Counted(what, unit, total, clock, lambda now: lines.news(str(now)))
-    with _ticking(lines):
-        yield counted
-    if lines.said:
-        lines.news(str(counted), urgent=True)
+    lines = ProgressLines(plain_line(what), lambda line: say(line, to=console), clock)
+    counter = ProgressCounter(unit, total, clock, lambda counter: lines.report(str(counter)))
+    with _heartbeats(lines):
+        yield counter
+    if lines.count:
+        lines.report(str(counter), force=True)
 
 
-class _Left(ProgressColumn):
-    """The time left, where it can be told."""
+class _TimeLeftColumn(ProgressColumn):
+    """The estimated time left; empty until the speed is known."""
 
     def __init__(self) -> None:
         super().__init__()
         self._remaining = TimeRemainingColumn(compact=True)
 
     def render(self, task: Task) -> Text:
-        """Nothing before the speed is known."""
-        return (
-            Text("")
-            if task.time_remaining is None
-            else Text.assemble(self._remaining.render(task), " left")
-        )
+        """The text of the column."""
+        if task.time_remaining is None:
+            return Text("")
+        return Text.assemble(self._remaining.render(task), " left")
 
 
-class Working:
-    """Work that is not counted: on a terminal a spinner, elsewhere lines, the first of them at once
-    or only later.
+class Status:
+    """Shows within a `with` block what is being done: a spinner on a terminal, lines elsewhere.
+
+    Args:
+        what: the work; it begins each line.
+        console: where the status is shown.
+        clock: monotonic time in seconds.
+        announce: whether a line is printed at the beginning; otherwise the first one is printed by
+            an update or after QUIET_SECONDS.
     """
 
     def __init__(
         self,
         what: str,
-        console: Console = err,
+        console: PlainConsole = err,
         clock: Clock = time.monotonic,
         *,
-        at_once: bool = True,
+        announce: bool = True,
     ) -> None:
-        self._what, self._at_once = what, at_once
+        self._what, self._announce = what, announce
         self._spinner = console.status(Text(plain_line(what))) if console.is_terminal else None
-        self._lines = Lines(plain_line(what), lambda line: say(line, to=console), clock)
-        self._open = ExitStack()
+        self._lines = ProgressLines(plain_line(what), lambda line: say(line, to=console), clock)
+        self._stack = ExitStack()
 
-    def __enter__(self) -> Working:
+    def __enter__(self) -> Status:
         if self._spinner is not None:
-            self._open.enter_context(self._spinner)
+            self._stack.enter_context(self._spinner)
         else:
-            if self._at_once:
-                self._lines.news("", urgent=True)
-            self._open.enter_context(_ticking(self._lines))
+            if self._announce:
+                self._lines.report("", force=True)
+            self._stack.enter_context(_heartbeats(self._lines))
         return self
 
     def __exit__(
@@ -211,54 +218,46 @@ class Working:
         self.stop()
 
     def stop(self) -> None:
-        """Tell no more."""
-        self._open.close()
+        """Remove the spinner, or print no more lines."""
+        self._stack.close()
 
-    def update(self, now: str) -> None:
-        """What it does now; often enough to be told no more often than EVERY_SECONDS."""
+    def update(self, detail: str, *, force: bool = False) -> None:
+        """Show what is being done now; in lines at most one in EVERY_SECONDS, unless forced."""
         if self._spinner is not None:
-            self._spinner.update(Text(plain_line(f"{self._what}: {now}")))
+            self._spinner.update(Text(plain_line(f"{self._what}: {detail}")))
         else:
-            self._lines.news(plain_line(now))
-
-    def step(self, now: str) -> None:
-        """What it does now, told in any case."""
-        if self._spinner is not None:
-            self.update(now)
-        else:
-            self._lines.news(plain_line(now), urgent=True)
-
-
-def working(what: str, console: Console = err, clock: Clock = time.monotonic) -> Working:
-    """Tell that work goes on, for the length of a `with`."""
-    return Working(what, console, clock)
+            self._lines.report(plain_line(detail), force=force)
 
 
 @contextmanager
-def kept_when_broken_off(what: Callable[[], str]) -> Iterator[None]:
-    """Within it Ctrl-C ends the command with a line that says what was kept."""
+def report_interrupt(message: Callable[[], str]) -> Iterator[None]:
+    """Within the `with` block, Ctrl-C prints a message and ends the command with status 130.
+
+    Args:
+        message: what was kept, called after the interrupt.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        say(f"broken off: {what()}")
+        say(f"interrupted: {message()}")
         raise typer.Exit(130) from None
 
 
 @contextmanager
-def _ticking(lines: Lines) -> Iterator[None]:
-    """Within it `lines.tick` is called again and again, by a thread."""
-    over = threading.Event()
+def _heartbeats(lines: ProgressLines) -> Iterator[None]:
+    """A thread calls `lines.heartbeat` every _HEARTBEAT_SECONDS within the `with` block."""
+    ended = threading.Event()
 
-    def follow() -> None:
-        while not over.wait(_TICK_SECONDS):
-            lines.tick()
+    def run() -> None:
+        while not ended.wait(_HEARTBEAT_SECONDS):
+            lines.heartbeat()
 
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread = threading.Thread(target=run, name="progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
 
 

@@ -1,9 +1,8 @@
-"""Embedding spread over a Ray cluster: batches of texts out, their vectors back, in order, by Ray
-Data.
+"""Embedding on a Ray cluster with Ray Data, for `mayfly corpus add --ray`.
 
-For `mayfly corpus add --ray`. Only the embedding leaves this process; documents are read, cut and
-written here, so the corpus is the one that a single process makes, to float rounding. One of the
-two ray imports, beside `serving.app`.
+Batches of texts go in, their embeddings come out in the same order. Only the embedding runs on the
+cluster. Documents are read, split and stored by this process, so the corpus equals the one that a
+single process makes, up to float rounding.
 
 Shapes: N texts, D embedding dimensions.
 """
@@ -25,19 +24,19 @@ import ray.data
 from selection.embedding import Embeddings, load_embedder
 
 _BATCH = 64  # texts that a worker embeds at once
-# Handed to Ray together: bounds what waits in memory, and what a broken-off run repeats.
+# Batches that are given to Ray together. It limits the memory of waiting batches, and the work that
+# is lost when a run is interrupted.
 _BATCHES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Embeds as the embedder of that name does, on the workers of the cluster that this process is
-    connected to.
+class ClusterEmbedder:
+    """Embeds texts on the workers of the Ray cluster that this process is connected to.
 
     Attributes:
-        embedder: as in `selection.embedding.load_embedder`.
-        base_model: hub id or folder, for the embedder "base-model".
-        workers: how many processes embed at once.
+        embedder: name of the embedder, as in `selection.embedding.load_embedder`.
+        base_model: hub id or folder of the base model, for the embedder "base-model".
+        workers: maximum number of worker processes.
     """
 
     embedder: str
@@ -45,12 +44,12 @@ class Spread:
     workers: int
 
     def embed(self, batches: Iterable[list[str]]) -> Iterator[Embeddings]:
-        """The vectors [N, D] of each batch of texts, in order."""
+        """The embeddings [N, D] of each batch of texts, in order."""
         source = iter(batches)
-        while several := list(islice(source, _BATCHES_AT_ONCE)):
+        while group := list(islice(source, _BATCHES_AT_ONCE)):
             texts = [
                 {"row": row, "text": text}
-                for row, text in enumerate(t for batch in several for t in batch)
+                for row, text in enumerate(t for batch in group for t in batch)
             ]
             blocks = -(-len(texts) // _BATCH)
             embedded = ray.data.from_items(texts, override_num_blocks=blocks).map_batches(
@@ -64,25 +63,27 @@ class Spread:
             for block in embedded.iter_batches(batch_size=None):
                 vectors.update(zip(block["row"].tolist(), block["vector"], strict=True))
             row = 0
-            for batch in several:
+            for batch in group:
                 yield np.array([vectors[i] for i in range(row, row + len(batch))], np.float32)
                 row += len(batch)
 
 
 @contextmanager
-def cluster(embedder: str, base_model: str) -> Iterator[Spread]:
-    """The cluster at RAY_ADDRESS, else the one that runs on this machine, else one for the length
-    of the `with`.
+def cluster(embedder: str, base_model: str) -> Iterator[ClusterEmbedder]:
+    """Connect to the cluster at RAY_ADDRESS, or else to one on this machine, which is started for
+    the `with` block if none is running.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else it warns of what cannot matter here.
+    # Without it, Ray prints warnings that do not concern this short-lived use.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
-        yield Spread(embedder, base_model, max(int(ray.cluster_resources().get("CPU", 1)), 1))
+        yield ClusterEmbedder(
+            embedder, base_model, max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        )
     finally:
         ray.shutdown()
 

@@ -1,7 +1,6 @@
-"""An example of the settings file, made from the settings themselves, so that it names each and no
-other.
+"""The example of a settings file, generated from the settings, so that it is always complete.
 
-Every line is a comment: what is left as it is stays the default, also of a later version.
+Every setting is commented out: one that is not changed keeps its default, in later versions, too.
 """
 
 from __future__ import annotations
@@ -13,64 +12,41 @@ from textwrap import fill
 from typing import Any, get_args, get_type_hints
 
 from serving.settings.settings import PANELS, Settings
-from serving.settings.sources import by_default, variable
+from serving.settings.sources import describe_default, variable
 
 _HEAD = """\
-# Settings of `mayfly serve`. Save this as a file, take the `#` off what you change, and start the server with
+# Settings of `mayfly serve`. Save this as a file, remove the `#` before each setting that you
+# change, and start the server with
 #
 #     mayfly serve --config FILE
 #
-# Flags and variables of the environment go before the file. `mayfly config --config FILE` prints what holds.
+# Flags and environment variables override the file. `mayfly config --config FILE` prints the
+# settings in effect.
 """
-# Of settings whose default is decided by the model or the machine, or is nothing.
-_EXAMPLES: dict[str, Any] = {
-    "model": "Qwen/Qwen2.5-0.5B-Instruct",
-    "served_model_name": ["my-model"],
-    "max_model_len": 4096,
-    "tool_call_parser": "hermes",
-    "home": "~/.mayfly",
-    "corpus": "nx",
-    "regularisation": 0.3,
-    "learning_rate": 5e-4,
-    "rank": 64,
-    "budget": "steps=20, seconds=5",
-    "max_requests": 128,
-    "max_adaptations": 16,
-    "undegraded": 4,
-    "allowed_host": ["mayfly.example"],
-    "allowed_origin": ["https://app.example"],
-    "api_key": ["mf-..."],
-    "api_key_file": "/etc/mayfly/keys.toml",
-    "threads": 2,
-    "engine_gpus": 0.6,
-    "trainer_gpus": 0.4,
-    "gpu_memory_utilization": 0.55,
-}
 
 
 def example() -> str:
-    """The file's text."""
+    """The text of the file."""
     hints = get_type_hints(Settings, include_extras=True)
     defaults = Settings()
     grouped = {name for names in PANELS.values() for name in names}
-    rest = [each.name for each in fields(Settings) if each.name not in grouped]
+    others = {each.name: None for each in fields(Settings) if each.name not in grouped}
     parts = [_HEAD]
-    for panel, names in (PANELS | ({"More": tuple(rest)} if rest else {})).items():
+    for panel, examples in (PANELS | ({"More": others} if others else {})).items():
         lines = [f"# --- {panel} ---"]
-        for name in names:
-            option = get_args(hints[name])[1]
-            default = getattr(defaults, name)
-            value = _EXAMPLES.get(name, default)
-            words = option.help or ""
-            if name in _EXAMPLES and name != "home":
-                words += f" Default: {by_default(name)}."
-            words += f" Variable: {variable(name)}."
-            lines += ["", fill(words, 96, initial_indent="# ", subsequent_indent="# ")]
+        for name, value in examples.items():
+            text = get_args(hints[name])[1].help or ""
+            if value is None:
+                value = getattr(defaults, name)
+            elif name != "home":
+                text += f" Default: {describe_default(name)}."
+            text += f" Variable: {variable(name)}."
+            lines += ["", fill(text, 96, initial_indent="# ", subsequent_indent="# ")]
             lines.append(f"#{name.replace('_', '-')} = {_toml(value)}")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
 def _toml(value: Any) -> str:
-    """Texts, numbers and lists of texts, of which JSON's notation is also TOML's."""
+    """Texts, numbers and lists of texts are written in TOML as in JSON."""
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

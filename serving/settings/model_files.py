@@ -1,11 +1,11 @@
-"""Whether a base model or an embedder can be used, by its files alone and within a second: no
-torch, no transformers.
+"""Checks whether a base model or an embedder can be used, by its files alone and within a second,
+without torch and transformers.
 
-A folder must hold a configuration, a tokenizer and weights in safetensors whose headers fit their
-files. A hub id must be in the local cache or known to the hub, which is asked once and with a short
-patience; libraries that ask it again and again would take a minute to say that it is not there.
-What passes may still fail when it is loaded: whether an architecture is supported is for
-transformers and vLLM to say.
+A folder must have a configuration, a tokenizer and weights in safetensors whose headers fit their
+files. A hub id must be in the local cache or on the hub, which gets one request with a short
+timeout; the libraries would retry for a minute before they report a missing model. A model that
+passes may still fail when it is loaded: only transformers and vLLM know which architectures they
+support.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from selection.config import BASE_MODEL, DEFAULT
+from selection.errors import first_line
 from serving.errors import ModelFilesError
 
 log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
-_PATIENCE = 10.0  # seconds for each of the hub's answers
-_TO_CONNECT = 5.0  # seconds
+# Timeouts of requests to the hub, in seconds.
+_READ_SECONDS, _CONNECT_SECONDS = 10.0, 5.0
 _CAUSAL = re.compile(r"CausalLM|LMHead|ConditionalGeneration|Decoder")
 _TOKENIZERS = (
     "tokenizer.json",
@@ -35,34 +36,35 @@ _TOKENIZERS = (
     "vocab.txt",
     "spiece.model",
     "tekken.json",
+    "sentencepiece.bpe.model",
+    "tokenizer_config.json",
 )
-_MORE_TOKENIZERS = ("sentencepiece.bpe.model", "tokenizer_config.json")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
-_POINTER = b"version https://git-lfs"
+_MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def check_model(name: str) -> None:
-    """Refuse a base model that cannot be used.
+    """Check that a base model can be used.
 
     Args:
-        name: its hub id or folder.
+        name: hub id or folder.
 
     Raises:
-        ModelFilesError: naming what is wrong with it, in one line.
+        ModelFilesError: the model cannot be used; the message says why, in one line.
     """
     _check(name, f"the model {name!r}", is_embedder=False)
 
 
 def check_embedder(name: str, base_model: str) -> None:
-    """Refuse an embedder that cannot be used.
+    """Check that an embedder can be used.
 
     Args:
-        name: as in `selection.embedding.load_embedder`.
-        base_model: the base model's hub id or folder, for the embedder "base-model".
+        name: name of the embedder, as in `selection.embedding.load_embedder`.
+        base_model: hub id or folder of the base model, for the embedder "base-model".
 
     Raises:
-        ModelFilesError: naming what is wrong with it, in one line.
+        ModelFilesError: the embedder cannot be used; the message says why, in one line.
     """
     if name == BASE_MODEL:
         check_model(base_model)
@@ -71,36 +73,34 @@ def check_embedder(name: str, base_model: str) -> None:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a base model.
+    """Load the tokenizer of a base model.
 
     Args:
-        name: its hub id or folder.
+        name: hub id or folder.
 
     Raises:
-        ModelFilesError: it cannot be loaded, or it is not one of those that tell where in a text
-            each token lies.
+        ModelFilesError: the tokenizer cannot be loaded, or it is not a fast one, which alone can
+            map tokens to positions in the text.
     """
     from transformers import AutoTokenizer
 
-    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
-    # shows.
+    # The libraries raise exceptions of any kind for damaged files; `--debug` shows the traceback.
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as problem:
-        said = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
         raise ModelFilesError(
-            f"cannot load the tokenizer of the model {name!r}: {said}"
+            f"cannot load the tokenizer of the model {name!r}: {first_line(problem)}"
         ) from problem
     if not getattr(tokenizer, "is_fast", False):
         raise ModelFilesError(
-            f"cannot load the model {name!r}: it has no fast tokenizer; it needs a tokenizer.json"
+            f"cannot load the model {name!r}: it has no fast tokenizer (tokenizer.json)"
         )
     return tokenizer
 
 
 def local_folder(name: str) -> Path | None:
-    """Where a model's files are on this machine: its folder, or its copy in the hub's cache; None
-    where nowhere.
+    """The folder of a model's files on this machine, which may be in the hub's cache; None if they
+    are not on this machine.
     """
     folder = Path(name)
     try:
@@ -114,19 +114,20 @@ def local_folder(name: str) -> Path | None:
 def _check(name: str, what: str, *, is_embedder: bool) -> None:
     path = Path(name)
     try:
-        is_folder, is_there = path.is_dir(), path.exists()
+        is_folder, exists = path.is_dir(), path.exists()
     except OSError as problem:
         raise ModelFilesError(f"cannot load {what}: {problem.strerror}") from problem
-    if name.lower().endswith(".gguf") or (path.is_file() and _begins(path, b"GGUF")):
+    if name.lower().endswith(".gguf") or (path.is_file() and _starts_with(path, b"GGUF")):
         raise ModelFilesError(f"cannot load {what}: it is {_GGUF}")
     if is_folder:
         _check_folder(path, what, is_embedder)
-    elif is_there:
+    elif exists:
         raise ModelFilesError(
-            f"cannot load {what}: it is a file; name the folder that holds config.json, tokenizer and *.safetensors"
+            f"cannot load {what}: it is a file; name the folder that contains config.json, "
+            "the tokenizer and *.safetensors"
         )
     elif not _HUB_ID.fullmatch(name) or len(name) > 96 or name.startswith((".", "~")):
-        raise ModelFilesError(f"cannot load {what}: there is no such folder; check the path")
+        raise ModelFilesError(f"cannot load {what}: no such folder; check the path")
     else:
         names = (
             [name] if "/" in name or not is_embedder else [f"sentence-transformers/{name}", name]
@@ -135,7 +136,7 @@ def _check(name: str, what: str, *, is_embedder: bool) -> None:
 
 
 _GGUF = (
-    "a GGUF file, which is not served directly: convert it to a folder in safetensors first, with transformers' "
+    "a GGUF file, which cannot be served: convert it to safetensors first, with transformers' "
     "`from_pretrained(FOLDER, gguf_file=FILE)` and `save_pretrained`"
 )
 
@@ -153,23 +154,26 @@ def _check_folder(folder: Path, what: str, is_embedder: bool) -> None:
         architectures = config.get("architectures") or []
         if not is_embedder and "model_type" not in config:
             raise ModelFilesError(
-                f"cannot load {what}: it is not in transformers' format, its config.json has no `model_type`"
+                f"cannot load {what}: it is not in the format of transformers, "
+                "its config.json has no `model_type`"
             )
         if (
             not is_embedder
             and architectures
             and not any(_CAUSAL.search(str(each)) for each in architectures)
         ):
-            named = ", ".join(map(str, architectures))
+            listed = ", ".join(map(str, architectures))
             raise ModelFilesError(
-                f"cannot load {what}: it is not a causal language model, its config.json names {named}"
+                f"cannot load {what}: it is not a causal language model, "
+                f"its config.json names {listed}"
             )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         needed = {str(file) for file in dict(_json(index, what).get("weight_map") or {}).values()}
         if missing := sorted(needed - files):
             raise ModelFilesError(
-                f"cannot load {what}: it lacks {missing[0]}, which its index names; download or copy it again"
+                f"cannot load {what}: it lacks {missing[0]}, which its index names; "
+                "download or copy it again"
             )
     for file in sorted(file for file in files if file.endswith(".safetensors")):
         if damage := _damage(folder / file):
@@ -177,45 +181,48 @@ def _check_folder(folder: Path, what: str, is_embedder: bool) -> None:
 
 
 def _check_names(files: Iterable[str], what: str, is_embedder: bool) -> None:
-    """Whether these files, of a folder or of a repository on the hub, can be all that is needed."""
+    """Check the file names of a folder or of a repository on the hub for what a model needs."""
     names = set(files)
     endings = {Path(name).suffix.lower() for name in names}
     if not names & ({"config.json", "modules.json"} if is_embedder else {"config.json"}):
         if ".gguf" in endings:
-            raise ModelFilesError(f"cannot load {what}: it holds {_GGUF}")
+            raise ModelFilesError(f"cannot load {what}: it contains {_GGUF}")
         if "adapter_config.json" in names:
             raise ModelFilesError(
-                f"cannot load {what}: it is an adapter, not a base model; name the model that it was trained on"
+                f"cannot load {what}: it is an adapter, not a base model; "
+                "name the model that it was trained on"
             )
         raise ModelFilesError(
-            f"cannot load {what}: it has no config.json; name the folder that holds it, beside *.safetensors"
+            f"cannot load {what}: it has no config.json; "
+            "name the folder that contains config.json and *.safetensors"
         )
     if ".safetensors" not in endings:
         pickled = sorted(name for name in names if Path(name).suffix.lower() in _PICKLED)
         if pickled:
             raise ModelFilesError(
-                f"cannot load {what}: it has its weights only in {pickled[0]}, and nothing is unpickled here; "
-                "convert it to safetensors, with transformers' `from_pretrained` and `save_pretrained`"
+                f"cannot load {what}: its weights are only in {pickled[0]}, a pickle file, "
+                "which is unsafe to load; convert it to safetensors, with transformers' "
+                "`from_pretrained` and `save_pretrained`"
             )
         raise ModelFilesError(
-            f"cannot load {what}: it has no weights, there is no *.safetensors beside its config.json"
+            f"cannot load {what}: it has no weights; copy *.safetensors next to its config.json"
         )
-    if not is_embedder and not names & {*_TOKENIZERS, *_MORE_TOKENIZERS}:
+    if not is_embedder and names.isdisjoint(_TOKENIZERS):
         raise ModelFilesError(
-            f"cannot load {what}: it has no tokenizer; copy its tokenizer.json beside its config.json"
+            f"cannot load {what}: it has no tokenizer; copy tokenizer.json next to its config.json"
         )
 
 
 def _damage(file: Path) -> str | None:
-    """What is wrong with a file of safetensors, by its header and its size."""
+    """What is wrong with a safetensors file, by its header and its size; None if nothing is."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            begin = stream.read(max(8, len(_POINTER)))
-            if begin.startswith(_POINTER):
+            start = stream.read(max(8, len(_LFS_POINTER)))
+            if start.startswith(_LFS_POINTER):
                 return "is a Git LFS pointer, not the weights: run `git lfs pull` in its repository"
-            (length,) = struct.unpack("<Q", begin[:8]) if len(begin) >= 8 else (size,)
-            if length > min(size - 8, _LONGEST_HEADER):
+            (length,) = struct.unpack("<Q", start[:8]) if len(start) >= 8 else (size,)
+            if length > min(size - 8, _MAX_HEADER_BYTES):
                 return "is damaged or incomplete: download or copy it again"
             stream.seek(8)
             header = json.loads(stream.read(length))
@@ -223,23 +230,24 @@ def _damage(file: Path) -> str | None:
     except OSError as problem:
         return f"cannot be read: {problem.strerror}"
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return "is damaged: its header is not that of safetensors; download or copy it again"
-    wanted = 8 + length + max(ends, default=0)
-    return (
-        None if size == wanted else f"has {size:,} bytes, not {wanted:,}: download or copy it again"
-    )
+        return "is damaged: its header is invalid; download or copy it again"
+    expected = 8 + length + max(ends, default=0)
+    if size == expected:
+        return None
+    return f"has {size:,} bytes, not {expected:,}: download or copy it again"
 
 
 def _check_hub(names: list[str], what: str, is_embedder: bool) -> None:
-    """Whether the cache or the hub has a model by one of these ids."""
+    """Check that the hub, or its local cache, has a model with one of these ids."""
     from huggingface_hub import constants
 
     cached = next((folder for folder in map(_cached, names) if folder is not None), None)
     if constants.HF_HUB_OFFLINE:
         if cached is None:
             raise ModelFilesError(
-                f"cannot load {what}: it is neither a folder here nor in the hub's cache ({constants.HF_HUB_CACHE}), "
-                "and HF_HUB_OFFLINE is set; name a folder, or unset it to download the model"
+                f"cannot load {what}: it is neither a folder nor in the hub's cache "
+                f"({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set; name a folder, "
+                "or unset HF_HUB_OFFLINE to download the model"
             )
         _check_folder(cached, what, is_embedder)
         return
@@ -248,25 +256,24 @@ def _check_hub(names: list[str], what: str, is_embedder: bool) -> None:
         problem = _ask_hub(name, what, is_embedder)
         if problem is None:
             return
-    assert problem is not None, "there is a name at least"
+    assert problem is not None, "there is at least one name"
     if cached is None:
         raise problem
-    log.warning("%s; its copy in the hub's cache is used", problem)
-    # For this process, where the library has read the variable already, and for those that it
-    # starts.
+    log.warning("%s; using its copy in the hub's cache", problem)
+    # Child processes read the variable; in this process the library has already read it.
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
     _check_folder(cached, what, is_embedder)
 
 
 def _ask_hub(name: str, what: str, is_embedder: bool) -> ModelFilesError | None:
-    """Ask once; None where the hub has it, or is there and is only slow or busy."""
+    """Ask the hub once for a model; None if it has the model, or is slow or busy."""
     import httpx
     from huggingface_hub import constants, get_token
 
     token, hub = get_token(), constants.ENDPOINT
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    patience = httpx.Timeout(_PATIENCE, connect=_TO_CONNECT)
+    patience = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
     try:
         with httpx.Client(headers=headers, timeout=patience, follow_redirects=True) as client:
             reply = client.head(f"{hub}/{name}/resolve/main/config.json")
@@ -282,25 +289,23 @@ def _ask_hub(name: str, what: str, is_embedder: bool) -> ModelFilesError | None:
         httpx.ProxyError,
         httpx.UnsupportedProtocol,
     ) as problem:
-        said = str(problem) or type(problem).__name__
         return ModelFilesError(
-            f"cannot load {what}: it is not a folder here, and the hub at {hub} cannot be reached ({said}); "
-            "name a folder, or go online; HF_HUB_OFFLINE=1 uses the hub's cache alone"
+            f"cannot load {what}: it is not a folder, and the hub at {hub} cannot be reached "
+            f"({first_line(problem)}); name a folder, or go online; "
+            "HF_HUB_OFFLINE=1 uses only the hub's cache"
         )
     except httpx.TransportError:
         return None
     if code == "GatedRepo" or reply.status_code == 403:
         return ModelFilesError(
-            f"cannot load {what}: it is gated; accept its terms at {hub}/{name}, and set HF_TOKEN to a token "
-            "of that account"
+            f"cannot load {what}: it is gated; accept its terms at {hub}/{name} "
+            "and set HF_TOKEN to a token of your account"
         )
     if reply.status_code in (401, 404) and code != "EntryNotFound":
-        token_hint = (
-            "which the token in HF_TOKEN may not read" if token else "whose readers need HF_TOKEN"
-        )
+        remedy = "the token in HF_TOKEN has no access" if token else "set HF_TOKEN"
         return ModelFilesError(
-            f"cannot load {what}: it is neither a folder here nor a model that the hub at {hub} shows; "
-            f"check its spelling, or it is private, {token_hint}"
+            f"cannot load {what}: it is neither a folder nor a public model on the hub at {hub}; "
+            f"check its spelling, or, if it is private: {remedy}"
         )
     if listed is not None and listed.is_success:
         files = [str(each["rfilename"]) for each in listed.json().get("siblings") or []]
@@ -310,7 +315,7 @@ def _ask_hub(name: str, what: str, is_embedder: bool) -> ModelFilesError | None:
 
 
 def _cached(name: str) -> Path | None:
-    """The newest snapshot of a model in the hub's cache."""
+    """The newest snapshot of a model in the hub's cache; None if it is not there."""
     from huggingface_hub import constants
 
     repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
@@ -323,19 +328,19 @@ def _cached(name: str) -> Path | None:
 
 def _json(file: Path, what: str) -> dict[str, Any]:
     try:
-        said = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except OSError as problem:
         raise ModelFilesError(f"cannot load {what}: {file.name}: {problem.strerror}") from problem
     except ValueError as problem:
         raise ModelFilesError(
             f"cannot load {what}: its {file.name} is not JSON ({problem})"
         ) from problem
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise ModelFilesError(f"cannot load {what}: its {file.name} is not a JSON object")
-    return said
+    return content
 
 
-def _begins(file: Path, magic: bytes) -> bool:
+def _starts_with(file: Path, magic: bytes) -> bool:
     try:
         with file.open("rb") as stream:
             return stream.read(len(magic)) == magic

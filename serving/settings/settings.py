@@ -1,222 +1,188 @@
-"""Settings: all that a server can be told, in one list, and what it means for each room.
+"""Settings: all options of a server, and the `Config` that follows from them.
 
-The list is also that of the flags, of the environment, of the file and of Ray Serve's `args`:
-`serving.settings.sources` reads those. What is None here is decided in `config`, by the model, the
-corpus and the machine. `Settings.check` tells within a second what is wrong by the values and the
-files alone; `check` what only the model's own libraries can tell.
+`serving.settings.sources` reads the settings from flags, environment variables, a file and the
+`args` of a Ray Serve config. The model, the corpus or the machine decides the default of a setting
+that is None: `Settings.resolved` fills it in. `serving.settings.checks` checks the settings before
+a server starts.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from serving.errors import SettingsError
+from serving.settings.corpus import corpus_calibration
+from serving.settings.hardware import available_cores, available_gpus
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
-    from adapters.config import TrainerConfig
-    from selection.corpus.calibration import Calibration
     from serving.budget import Budget
     from serving.config import Config
 
 LogFormat = Literal["json", "text"]
-PANELS = {  # of `mayfly serve --help`
-    "Model": ("model", "served_model_name", "dtype", "max_model_len", "tool_call_parser"),
-    "Corpus": ("home", "corpus", "shards", "embedder", "regularisation"),
-    "Training": ("learning_rate", "rank", "precision"),
-    "Budget": ("budget", "max_steps", "max_seconds"),
-    "Capacity": ("max_requests", "max_adaptations", "undegraded", "slots"),
-    "Keys and network": (
-        "host",
-        "port",
-        "allowed_host",
-        "allowed_origin",
-        "api_key",
-        "api_key_file",
-    ),
-    "Hardware": ("threads", "engine_gpus", "trainer_gpus", "gpu_memory_utilization"),
-    "Logs": ("log_format",),
+# The panels of `mayfly serve --help`: their settings, each with the value that the example of a
+# settings file shows; None shows the default.
+PANELS: dict[str, dict[str, Any]] = {
+    "Model": {
+        "model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "served_model_name": ["my-model"],
+        "dtype": None,
+        "max_model_len": 4096,
+        "tool_call_parser": "hermes",
+    },
+    "Corpus": {
+        "home": "~/.mayfly",
+        "corpus": "nx",
+        "shards": None,
+        "embedder": None,
+        "regularisation": 0.3,
+    },
+    "Training": {"learning_rate": 5e-4, "rank": 64, "precision": None},
+    "Budget": {"budget": "steps=20, seconds=5", "max_steps": None, "max_seconds": None},
+    "Capacity": {"max_requests": 128, "max_adaptations": 16, "undegraded": 4, "slots": None},
+    "Keys and network": {
+        "host": None,
+        "port": None,
+        "allowed_host": ["mayfly.example"],
+        "allowed_origin": ["https://app.example"],
+        "api_key": ["mf-..."],
+        "api_key_file": "/etc/mayfly/keys.toml",
+    },
+    "Hardware": {
+        "threads": 2,
+        "engine_gpus": 0.6,
+        "trainer_gpus": 0.4,
+        "gpu_memory_utilization": 0.55,
+    },
+    "Logs": {"log_format": None},
 }
 _BY_PROCESSOR = "by processor"
-_PARTS = 0.6, 0.4  # of the one GPU of a machine: engine, trainer
-# In /dev, where torch could find a GPU.
-_GPU_DEVICES = ("nvidia[0-9]*", "nvidiactl", "nvhost-gpu", "dxg", "kfd")
+# Shares of engine and trainer in the only GPU of a machine.
+_GPU_SHARES = 0.6, 0.4
+
+
+def _option(text: str, default: str | bool = True, **limits: float) -> Any:
+    """An option with this help text; `default` describes a default that depends on something."""
+    return typer.Option(help=text, show_default=default, **limits)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one server is told; the attributes' help is that of the flags."""
+    """The settings of one server; the help of each option documents its attribute."""
 
     model: Model = None
-    corpus: Annotated[str | None, typer.Option(help="Corpus for requests that name none.")] = None
+    corpus: Annotated[str | None, _option("Default corpus of requests.")] = None
     shards: Annotated[
-        int,
-        typer.Option(
-            min=0, max=64, help="Number of shards of the corpora (`mayfly corpus shard`); 0: none."
-        ),
+        int, _option("Number of shards of each sharded corpus; 0 without shards.", min=0, max=64)
     ] = 0
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000
+    host: Annotated[str, _option("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _option("Port to listen on.", min=1, max=65535)] = 8000
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Host name by which a server without keys is reached, besides its address; may be repeated.",
-            show_default="loopback names and --host",
+        _option(
+            "Additional host name of a server without API keys; may be repeated.",
+            "loopback names and --host",
         ),
     ] = None
     allowed_origin: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Origin of a web app that may use this server, such as https://app.example; may be repeated."
-        ),
+        _option("Origin of a web app that may call this server, `https://...`; may be repeated."),
     ] = None
     served_model_name: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Model name that clients use; may be repeated, for more names.",
-            show_default="as --model; nano for the bundled one",
+        _option(
+            "Name of the model in requests; may be repeated for more names.",
+            "as --model; nano for the bundled model",
         ),
     ] = None
     embedder: EmbedderName = EMBEDDER
     budget: Annotated[
         str,
-        typer.Option(
-            help="Budget for `auto` and for requests without one, such as `steps=20, seconds=5`.",
-            show_default="up to 50 steps, gain=0.25",
+        _option(
+            "Budget of `auto` and of requests without one, such as `steps=20, seconds=5`.",
+            "up to 50 steps, gain=0.25",
         ),
     ] = ""
-    max_steps: Annotated[int, typer.Option(min=0, help="Most steps of any request.")] = 50
-    max_seconds: Annotated[
-        float, typer.Option(min=0.01, help="Most seconds of any adaptation.")
-    ] = 60.0
+    max_steps: Annotated[int, _option("Maximum training steps of a request.", min=0)] = 50
+    max_seconds: Annotated[float, _option("Maximum seconds of an adaptation.", min=0.01)] = 60.0
     learning_rate: Annotated[
-        float | None,
-        typer.Option(min=1e-9, help="Adam learning rate.", show_default="by model size"),
+        float | None, _option("Adam learning rate.", "by model size", min=1e-9)
     ] = None
-    rank: Annotated[
-        int | None, typer.Option(min=1, max=512, help="LoRA rank.", show_default="by model size")
-    ] = None
-    slots: Annotated[int, typer.Option(min=1, max=256, help="Adapters trained at once.")] = 8
+    rank: Annotated[int | None, _option("LoRA rank.", "by model size", min=1, max=512)] = None
+    slots: Annotated[
+        int, _option("Adapters that are trained at the same time.", min=1, max=256)
+    ] = 8
     precision: Annotated[
-        str, typer.Option(help="Precision of the trainer's base model: auto, float32 or bfloat16.")
+        str, _option("Precision of the trainer's base model: auto, float32 or bfloat16.")
     ] = "auto"
     api_key: Annotated[
-        list[str] | None,
-        typer.Option(help="API key that sees everything; may be repeated."),
+        list[str] | None, _option("API key with access to all corpora; may be repeated.")
     ] = None
     api_key_file: Annotated[
-        Path | None, typer.Option(help="TOML file of API keys with corpora, budgets and rates.")
+        Path | None, _option("TOML file of API keys with their corpora, budgets and rate limits.")
     ] = None
-    log_format: Annotated[LogFormat, typer.Option(help="Format of the log on standard error.")] = (
-        "text"
-    )
+    log_format: Annotated[LogFormat, _option("Format of the log on standard error.")] = "text"
     max_requests: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Requests served at once; more get a 429.", show_default=_BY_PROCESSOR
-        ),
+        int | None, _option("Maximum concurrent requests; more get a 429.", _BY_PROCESSOR, min=1)
     ] = None
     max_adaptations: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Adaptations at once, among these requests; more get a 429.",
-            show_default=_BY_PROCESSOR,
-        ),
+        int | None, _option("Maximum concurrent adaptations; more get a 429.", _BY_PROCESSOR, min=1)
     ] = None
     undegraded: Annotated[
         int | None,
-        typer.Option(
+        _option(
+            "Maximum concurrent adaptations that get all their steps; beyond it, each gets fewer.",
+            _BY_PROCESSOR,
             min=1,
-            help="Adaptations at once that get all their steps; more share them.",
-            show_default=_BY_PROCESSOR,
         ),
     ] = None
     regularisation: Annotated[
         float | None,
-        typer.Option(
-            min=1e-9, help="SIFT's regularisation lambda'.", show_default="for the default embedder"
-        ),
+        _option("Regularisation lambda' of SIFT.", "as calibrated, otherwise 0.3", min=1e-9),
     ] = None
-    dtype: Annotated[
-        str, typer.Option(help="Precision of the engine; auto is float32 on a CPU.")
-    ] = "auto"
+    dtype: Annotated[str, _option("Precision of the engine's model; auto is float32 on a CPU.")] = (
+        "auto"
+    )
     tool_call_parser: Annotated[
-        str | None, typer.Option(help="vLLM's name of the parser for the model's tool calls.")
+        str | None, _option("Name of vLLM's parser for the tool calls of the model.")
     ] = None
     max_model_len: Annotated[
-        int | None,
-        typer.Option(min=1, help="Context length in tokens.", show_default="the model's"),
+        int | None, _option("Context length in tokens.", "the model's", min=1)
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="CPU threads of engine, trainer and selector, each.",
-            show_default="half the cores",
-        ),
+        _option("CPU threads of engine, trainer and selector each.", "half the cores", min=1),
     ] = None
     engine_gpus: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            help="GPUs of each engine replica, as Ray counts; a fraction shares one.",
-            show_default="by machine",
-        ),
+        _option("GPUs of each engine replica; a fraction shares a GPU.", "by machine", min=0),
     ] = None
     trainer_gpus: Annotated[
         float | None,
-        typer.Option(
-            min=0, help="GPUs of each trainer replica, likewise.", show_default="by machine"
-        ),
+        _option("GPUs of each trainer replica; a fraction shares a GPU.", "by machine", min=0),
     ] = None
     gpu_memory_utilization: Annotated[
         float | None,
-        typer.Option(
+        _option(
+            "Fraction of GPU memory that the engine uses.",
+            "0.9 on a GPU of its own, otherwise 0.55",
             min=0.05,
             max=1,
-            help="Share of its GPU's memory that the engine takes.",
-            show_default="0.9; 0.55 beside a trainer",
         ),
     ] = None
     home: Home = HOME
 
-    def check(self) -> None:
-        """Tell what is wrong with the values and the files that they name, before anything heavy is
-        imported.
-
-        Raises:
-            SettingsError: an invalid value or key file.
-            ModelFilesError: a model or an embedder that cannot be used.
-            CorpusError: there is no such corpus, it cannot be opened, or it belongs to another
-                embedder.
-        """
-        from serving.api_keys import Keys
-        from serving.http.browsers import parse_hosts, parse_origins
-        from serving.settings.model_files import check_embedder, check_model
-
-        auto, limits = self.budgets()
-        parse_hosts(self.allowed_host or ())
-        parse_origins(self.allowed_origin or (), self._has_keys())
-        Keys(self._digests(), self._key_file(), auto, limits)
-        check_model(self._model())
-        check_embedder(self.embedder, self._model())
-        if self.corpus is not None:
-            check_corpus(self._corpora(), self.corpus, self.embedder)
-
     def budgets(self) -> tuple[Budget, Budget]:
-        """What `auto` means, and what no request may exceed.
+        """The budget of `auto`, within the limits, and the limits of all requests.
 
         Raises:
-            SettingsError: an invalid value.
-            BudgetError: an invalid budget.
+            SettingsError: a value is invalid.
+            BudgetError: the budget is invalid.
         """
         from adapters.config import PRECISIONS
         from serving.budget import parse_budget
@@ -224,185 +190,151 @@ class Settings:
 
         if self.precision not in PRECISIONS:
             raise SettingsError(
-                f"unknown precision {self.precision!r}: one of {', '.join(PRECISIONS)}"
+                f"unknown precision {self.precision!r}: use one of {', '.join(PRECISIONS)}"
             )
         if not math.isfinite(self.max_seconds):
-            raise SettingsError(
-                f"max-seconds is {self.max_seconds}; it needs to be a number of seconds"
-            )
+            raise SettingsError(f"max-seconds is {self.max_seconds}: use a number of seconds")
         limits = replace(LIMITS, steps=self.max_steps, seconds=self.max_seconds)
-        return parse_budget(self.budget or None, default=AUTO, auto=AUTO, limits=limits), limits
+        auto = parse_budget(self.budget or None, default=AUTO, auto=AUTO, limits=limits)
+        return auto.cut_to(limits)[0], limits
 
-    def config(self, *, only_to_show: bool = False) -> Config:
-        """What these settings mean for each room, on this machine.
-
-        Args:
-            only_to_show: leave out what only the model's architecture tells and `mayfly config`
-                does not show, the adapted projections: transformers and torch are not imported for
-                it.
+    def resolved(self) -> Resolved:
+        """The settings whose default the model, the corpus or this machine decides.
 
         Raises:
-            SettingsError: a value that no room takes.
-            CorpusError: there is no such corpus.
+            SettingsError: a host name or an origin is invalid.
+            CorpusError: the corpus does not exist or cannot be opened.
         """
+        from adapters.model_defaults import rank_here
+        from serving.adaptation.admission import Capacity
+        from serving.http.browsers import parse_hosts, parse_origins
+        from serving.settings.model_files import local_folder
+
+        model, calibration = self.base_model, None
+        if self.corpus is not None:
+            calibration = corpus_calibration(self.corpora, self.corpus, model)
+        if (rank := self.rank) is None:
+            rank = calibration.rank if calibration else rank_here(model, local_folder(model))
+        cores, gpus = available_cores(), available_gpus()
+        capacity = Capacity.of(cores, gpus)
+        shares = (0.0, 0.0) if gpus == 0 else _GPU_SHARES if gpus == 1 else (1.0, 1.0)
+        engine_gpus = shares[0] if self.engine_gpus is None else self.engine_gpus
+        return Resolved(
+            model=model,
+            served_model_name=self.served_model_name or [self.model or "nano"],
+            rank=rank,
+            allowed_host=parse_hosts(self.allowed_host or ()),
+            allowed_origin=parse_origins(self.allowed_origin or (), self.has_keys),
+            max_requests=self.max_requests or capacity.requests,
+            max_adaptations=self.max_adaptations or capacity.adaptations,
+            undegraded=self.undegraded or capacity.undegraded,
+            # With all cores in each of the three processes, engine and trainer were far slower.
+            threads=self.threads or max(1, cores // 2),
+            engine_gpus=engine_gpus,
+            trainer_gpus=shares[1] if self.trainer_gpus is None else self.trainer_gpus,
+            gpu_memory_utilization=self.gpu_memory_utilization
+            or (0.9 if engine_gpus >= 1 else 0.55),
+        )
+
+    def config(self) -> Config:
+        """The configuration of a server with these settings on this machine.
+
+        Raises:
+            SettingsError: a value is invalid.
+            CorpusError: the corpus does not exist or cannot be opened.
+            BaseModelError: the model cannot be loaded, or adapters cannot be trained on it.
+        """
+        from adapters.model_defaults import for_model
         from selection.config import SelectorConfig
         from serving.adaptation.admission import Capacity
         from serving.config import Config
         from serving.engine.config import EngineConfig
-        from serving.http.browsers import parse_hosts, parse_origins
 
         auto, limits = self.budgets()
-        model, corpora = self._model(), self._corpora()
-        cores, gpus = cores_here(), gpus_here()
-        kept = None if self.corpus is None else _calibration(corpora, self.corpus, model)
-        trainer = _rank_alone(model) if only_to_show else _trainer_of(model)
+        resolved = self.resolved()
         trainer = replace(
-            trainer,
-            rank=self.rank or (kept.rank if kept else trainer.rank),
+            for_model(resolved.model),
+            rank=resolved.rank,
             learning_rate=self.learning_rate,
             slots=self.slots,
             precision=self.precision,
         )
-        capacity = Capacity.of(cores, gpus)
-        engine_gpus, trainer_gpus = (0.0, 0.0) if gpus == 0 else _PARTS if gpus == 1 else (1.0, 1.0)
-        engine_gpus = engine_gpus if self.engine_gpus is None else self.engine_gpus
-        trainer_gpus = trainer_gpus if self.trainer_gpus is None else self.trainer_gpus
-        names = self.served_model_name or [self.model or "nano"]
         return Config(
             engine=EngineConfig(
-                model,
-                names[0],
+                resolved.model,
+                resolved.served_model_name[0],
                 trainer.rank,
                 trainer.targets,
-                adapters=max(EngineConfig.adapters, self.max_adaptations or capacity.adaptations),
+                adapters=max(EngineConfig.adapters, resolved.max_adaptations),
                 dtype=self.dtype,
-                more_names=tuple(names[1:]),
+                more_names=tuple(resolved.served_model_name[1:]),
                 tool_call_parser=self.tool_call_parser,
                 max_model_len=self.max_model_len,
-                gpu_memory_utilization=self.gpu_memory_utilization
-                or (0.9 if engine_gpus >= 1 else 0.55),
+                gpu_memory_utilization=resolved.gpu_memory_utilization,
             ),
             trainer=trainer,
             selector=SelectorConfig(
-                corpora, self.embedder, model, regularisation=self.regularisation
+                self.corpora, self.embedder, resolved.model, regularisation=self.regularisation
             ),
             corpus=self.corpus,
             shards=self.shards,
-            auto=auto.cut_to(limits)[0],
+            auto=auto,
             limits=limits,
-            capacity=Capacity(
-                self.max_requests or capacity.requests,
-                self.max_adaptations or capacity.adaptations,
-                self.undegraded or capacity.undegraded,
-            ),
-            key_digests=self._digests(),
-            key_file=self._key_file(),
+            capacity=Capacity(resolved.max_requests, resolved.max_adaptations, resolved.undegraded),
+            key_digests=self.key_digests(),
+            key_file=self.absolute_key_file,
             log_format=self.log_format,
             host=self.host,
             port=self.port,
-            allowed_hosts=parse_hosts(self.allowed_host or ()),
-            allowed_origins=parse_origins(self.allowed_origin or (), self._has_keys()),
-            # Each with all of them made engine and trainer far slower.
-            threads=self.threads or max(1, cores // 2),
-            engine_gpus=engine_gpus,
-            trainer_gpus=trainer_gpus,
+            allowed_hosts=resolved.allowed_host,
+            allowed_origins=resolved.allowed_origin,
+            threads=resolved.threads,
+            engine_gpus=resolved.engine_gpus,
+            trainer_gpus=resolved.trainer_gpus,
         )
 
-    def _model(self) -> str:
+    @property
+    def base_model(self) -> str:
+        """Hub id or folder of the base model."""
         from serving.config import bundled_model
 
         return self.model or bundled_model()
 
-    def _corpora(self) -> Path:
+    @property
+    def corpora(self) -> Path:
+        """The folder of all corpora."""
         return self.home.expanduser().absolute() / "corpora"
 
-    def _digests(self) -> tuple[str, ...]:
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return bool(self.api_key) or self.api_key_file is not None
+
+    @property
+    def absolute_key_file(self) -> Path | None:
+        """The absolute path of the key file."""
+        return None if self.api_key_file is None else self.api_key_file.expanduser().absolute()
+
+    def key_digests(self) -> tuple[str, ...]:
+        """The SHA-256 digests of `api_key`."""
         from serving.api_keys import digest
 
         return tuple(digest(secret) for secret in self.api_key or ())
 
-    def _has_keys(self) -> bool:
-        return bool(self.api_key) or self.api_key_file is not None
 
-    def _key_file(self) -> Path | None:
-        return None if self.api_key_file is None else self.api_key_file.expanduser().absolute()
+@dataclass(frozen=True)
+class Resolved:
+    """Values of the settings of these names, with the defaults of model, corpus and machine."""
 
-
-def check(config: Config) -> None:
-    """What would otherwise fail minutes later, in another process: the model's tokenizer, and that
-    of the corpus.
-
-    Raises:
-        SettingsError: the model's tokenizer cannot be loaded, or an invalid key file.
-        CorpusError: there is no such corpus, or it belongs to another tokenizer.
-    """
-    from selection.corpus.corpus import Corpus
-    from selection.ingest.ingest import tokenizer_digest
-    from serving.api_keys import Keys
-    from serving.settings.model_files import load_tokenizer
-
-    Keys(config.key_digests, config.key_file, config.auto, config.limits)
-    tokenizer = load_tokenizer(config.engine.model)
-    if config.corpus is not None:
-        with closing(Corpus.open(config.selector.root, config.corpus)) as corpus:
-            corpus.check_tokenizer(tokenizer_digest(tokenizer))
-
-
-def check_corpus(corpora: Path, name: str, embedder: str) -> None:
-    """Whether a corpus can be opened and was made with an embedder of that name.
-
-    Raises:
-        CorpusError: it cannot, or was not.
-    """
-    from selection.corpus.corpus import Corpus
-    from selection.errors import CorpusError
-
-    with closing(Corpus.open(corpora, name)) as corpus:
-        if corpus.embedder != embedder:
-            raise CorpusError(
-                f"corpus {name!r} was made with the embedder {corpus.embedder!r}, not {embedder!r}: use that "
-                f"(--embedder), or run `mayfly corpus reembed {name} --embedder {embedder}`"
-            )
-
-
-def gpus_here(devices: Path = Path("/dev")) -> int:
-    """GPUs that torch can use; torch is asked only where there is a device that it could find."""
-    if not any(next(devices.glob(pattern), None) for pattern in _GPU_DEVICES):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def cores_here(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may compute on, or what the control group of a container allows, if
-    that is less.
-    """
-    cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):  # there is no such group, or no limit, which is "max"
-        quota, period = map(int, (group / "cpu.max").read_text().split())
-        cores = min(cores, max(1, quota // period))
-    return cores
-
-
-def _trainer_of(model: str) -> TrainerConfig:
-    from adapters.model_defaults import for_model
-
-    return for_model(model)
-
-
-def _rank_alone(model: str) -> TrainerConfig:
-    from adapters.config import TrainerConfig
-    from adapters.model_defaults import rank_here
-    from serving.settings.model_files import local_folder
-
-    return TrainerConfig(model, rank=rank_here(model, local_folder(model)))
-
-
-def _calibration(root: Path, corpus: str, model: str) -> Calibration | None:
-    from selection.corpus.calibration import calibration_of, is_calibrated, model_digest
-    from selection.corpus.corpus import Corpus
-
-    with closing(Corpus.open(root, corpus)) as opened:
-        meta = opened.meta()
-    return calibration_of(meta, model_digest(model)) if is_calibrated(meta) else None
+    model: str
+    served_model_name: list[str]
+    rank: int
+    allowed_host: tuple[str, ...]
+    allowed_origin: tuple[str, ...]
+    max_requests: int
+    max_adaptations: int
+    undegraded: int
+    threads: int
+    engine_gpus: float
+    trainer_gpus: float
+    gpu_memory_utilization: float

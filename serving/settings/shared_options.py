@@ -1,6 +1,4 @@
-"""The options that mean the same in each command: the folder of the corpora, the base model, the
-embedder.
-"""
+"""Options that several commands share: the folder of the corpora, the base model, the embedder."""
 
 from __future__ import annotations
 
@@ -10,15 +8,15 @@ from typing import Annotated
 import typer
 
 Home = Annotated[
-    Path, typer.Option("--home", envvar="MAYFLY_HOME", help="The folder that holds the corpora.")
+    Path, typer.Option("--home", envvar="MAYFLY_HOME", help="Folder that contains the corpora.")
 ]
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         envvar="MAYFLY_MODEL",
-        help="Base model: a hub id or a folder, as vLLM takes it.",
-        show_default="the bundled one",
+        help="Hub id or folder of the base model.",
+        show_default="the bundled model",
     ),
 ]
 EmbedderName = Annotated[
@@ -26,7 +24,7 @@ EmbedderName = Annotated[
     typer.Option(
         "--embedder",
         envvar="MAYFLY_EMBEDDER",
-        help="A sentence-transformers hub id or folder, or 'base-model' for its hidden states.",
+        help="Sentence-transformers model (hub id or folder), or `base-model` for the base model.",
     ),
 ]
 HOME = Path.home() / ".mayfly"

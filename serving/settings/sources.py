@@ -1,10 +1,9 @@
-"""Options: settings as the flags of a command, as variables of the environment, in a file, and in
-Ray Serve's `args`.
+"""Reads settings from flags, environment variables, a TOML file and Ray Serve's `args`.
 
-A setting `max_steps` is the flag `--max-steps`, `MAYFLY_MAX_STEPS` in the environment, and
-`max-steps` in the file (TOML) and in the `args` of a Serve config. What is said in several places:
-a flag goes before the environment, that before the file or `args`, that before the default. Typer
-reads flags and environment and checks every value's range.
+The setting `max_steps` is the flag `--max-steps`, the variable `MAYFLY_MAX_STEPS`, and `max-steps`
+in the file and in the `args`. A flag overrides a variable, a variable overrides the file and the
+`args`, and these override the default. Typer parses flags and variables and checks the range of
+every value.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from serving.errors import SettingsError
 from serving.settings.settings import PANELS, Settings
 
 FILE = "config"
-_OTHER_VARIABLES = {"MAYFLY_CONFIG", "MAYFLY_API_KEY", *INTERNAL}  # of the file, and of clients
-# What Kubernetes tells a pod of Services called mayfly, or mayfly-something.
+# Variables that name the settings file, are read by clients, or are internal.
+_OTHER_VARIABLES = {"MAYFLY_CONFIG", "MAYFLY_API_KEY", *INTERNAL}
+# Variables that Kubernetes sets in every pod for Services called mayfly or mayfly-something.
 _SERVICE_LINK = re.compile(r"MAYFLY_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
 _KINDS = {int: "an integer", float: "a number", str: "text", Path: "text", list: "a list of texts"}
 
@@ -38,60 +38,60 @@ ConfigFile = Annotated[
     typer.Option(
         f"--{FILE}",
         envvar="MAYFLY_CONFIG",
-        help="TOML file of these settings; flags and environment go before it.",
+        help="TOML file of settings; flags and environment variables override it.",
         is_eager=True,
         callback=lambda context, value: _from_file(context, value),
     ),
 ]
 
 
-def with_settings(act: Callable[..., None], *more: Parameter) -> Callable[..., None]:
-    """A command that has every setting as an option, and acts on them all together.
+def with_settings(action: Callable[..., None], *extra: Parameter) -> Callable[..., None]:
+    """A command with an option for every setting.
 
     Args:
-        act: takes the settings, typer's context, and the further options by name.
-        more: further options, each of which it must have a default for.
+        action: takes the settings, typer's context, and the extra options by name.
+        extra: extra options, each with a default.
     """
-    parameters = [*_parameters(), *more]
+    parameters = [*_parameters(), *extra]
 
-    def command(context: typer.Context, **said: Any) -> None:
+    def command(context: typer.Context, **values: Any) -> None:
         check_environment(os.environ)
-        del said[FILE]
-        others = {each.name: said.pop(each.name) for each in more}
-        act(Settings(**said), context, **others)
+        del values[FILE]
+        options = {each.name: values.pop(each.name) for each in extra}
+        action(Settings(**values), context, **options)
 
-    command.__name__, command.__doc__ = act.__name__, act.__doc__
+    command.__name__, command.__doc__ = action.__name__, action.__doc__
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
 
 
-def settings_of(told: Mapping[str, Any]) -> Settings:
-    """Settings from a mapping, such as the `args` of a Serve config; the environment goes before
-    it.
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Settings from a mapping, such as the `args` of a Serve config; the environment overrides it.
 
     Raises:
-        SettingsError: a name that is no setting, or a value that does not suit it; or a secret,
-            since Ray shows and logs what it is told.
+        SettingsError: a name is unknown or a value is invalid; or the mapping has an API key, which
+            Ray would show and log.
     """
-    said = checked(told)
-    if "api_key" in said:
+    parsed = parse_settings(values)
+    if "api_key" in parsed:
         raise SettingsError(
-            f"api-key is no secret here: set {variable('api_key')}, or `api-key-file`"
+            f"Ray shows and logs an api-key in the args: set {variable('api_key')} "
+            "in the environment, or api-key-file"
         )
     found: list[Settings] = []
     app = typer.Typer()
     app.command()(with_settings(lambda settings, _: found.append(settings)))
     try:
-        typer.main.get_command(app).main([], standalone_mode=False, default_map=said)
+        typer.main.get_command(app).main([], standalone_mode=False, default_map=parsed)
     except typer.BadParameter as problem:
         raise SettingsError(problem.format_message()) from None
     return found[0]
 
 
 def sources(context: typer.Context) -> dict[str, str]:
-    """Where each setting's value is from: "flag", the variable, the file, or "default"."""
-    words = {
+    """Where the value of each setting comes from: "flag", a variable, the file, or "default"."""
+    names = {
         "COMMANDLINE": "flag",
         "ENVIRONMENT": "",
         "DEFAULT_MAP": str(context.params[FILE]),
@@ -101,68 +101,65 @@ def sources(context: typer.Context) -> dict[str, str]:
     for each in fields(Settings):
         source = context.get_parameter_source(each.name)
         assert source is not None
-        found[each.name] = words[source.name] or variable(each.name)
+        found[each.name] = names[source.name] or variable(each.name)
     return found
 
 
-def by_default(setting: str) -> str:
-    """In words, what a setting is that is nowhere said."""
-    said = get_args(get_type_hints(Settings, include_extras=True)[setting])[1].show_default
-    return said if isinstance(said, str) else "none"
+def describe_default(setting: str) -> str:
+    """A description of a setting's default that depends on something; "none" without one."""
+    hint = get_type_hints(Settings, include_extras=True)[setting]
+    default = get_args(hint)[1].show_default
+    return default if isinstance(default, str) else "none"
 
 
 def variable(setting: str) -> str:
-    """Of the environment."""
+    """The name of a setting's environment variable."""
     return "MAYFLY_API_KEYS" if setting == "api_key" else f"MAYFLY_{setting.upper()}"
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
-    """Whether every variable that looks like a setting is one.
+    """Check that every variable called MAYFLY_* exists.
 
     Raises:
-        SettingsError: one is not.
+        SettingsError: a variable is unknown, which may be a misspelt setting.
     """
     known = {variable(each.name) for each in fields(Settings)} | _OTHER_VARIABLES
-    for name in sorted(
-        each for each in environment if each.startswith("MAYFLY_") and each not in known
-    ):
-        if _SERVICE_LINK.fullmatch(name):
+    for name in sorted(environment):
+        if not name.startswith("MAYFLY_") or name in known or _SERVICE_LINK.fullmatch(name):
             continue
-        like = get_close_matches(name, known, n=1, cutoff=0.85)
-        raise SettingsError(
-            f"the variable {name} is no setting" + (f"; is it {like[0]}?" if like else "; unset it")
-        )
+        similar = get_close_matches(name, known, n=1, cutoff=0.85)
+        remedy = f"did you mean {similar[0]}?" if similar else "unset it"
+        raise SettingsError(f"unknown environment variable {name}: {remedy}")
 
 
-def checked(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says, by the settings' own names.
+def parse_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the names and types of a mapping of settings, and return it by attribute names.
 
     Raises:
-        SettingsError: a name that is no setting, or a value of another kind.
+        SettingsError: a name is unknown or a value has the wrong type.
     """
-    hints, found = get_type_hints(Settings), {}
-    for name, value in told.items():
+    hints, parsed = get_type_hints(Settings), {}
+    for name, value in values.items():
         setting = name.replace("-", "_")
         if setting not in hints:
             known = ", ".join(each.replace("_", "-") for each in hints)
-            raise SettingsError(f"there is no setting {name!r}; there are {known}")
+            raise SettingsError(f"unknown setting {name!r}; the settings are {known}")
         kind = _kind(hints[setting])
-        listed = [value] if kind is list and isinstance(value, str) else value
-        if not _suits(listed, kind):
+        parsed[setting] = [value] if kind is list and isinstance(value, str) else value
+        if not _is_a(kind, parsed[setting]):
             raise SettingsError(f"{name} must be {_KINDS[kind]}, not {value!r}")
-        found[setting] = listed
-    return found
+    return parsed
 
 
 def _from_file(context: typer.Context, file: Path | None) -> Path | None:
     if file is None:
         return None
     try:
-        said = checked(tomllib.loads(file.read_text(encoding="utf-8-sig")))
+        values = parse_settings(tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as problem:
         raise SettingsError(f"cannot read the settings in {file}: {problem}") from problem
-    # `args`, where there are any, go before it.
-    context.default_map = {**said, **(context.default_map or {})}
+    # The `args` of a Serve config override the file.
+    context.default_map = {**values, **(context.default_map or {})}
     return file
 
 
@@ -174,7 +171,7 @@ def _parameters() -> list[Parameter]:
         Parameter(FILE, Parameter.KEYWORD_ONLY, annotation=ConfigFile, default=None),
     ]
     parameters = signature(Settings).parameters
-    for name in dict.fromkeys([*panels, *parameters]):  # in the order of the help
+    for name in dict.fromkeys([*panels, *parameters]):  # the order of the help
         parameter = parameters[name]
         kind, shared = get_args(hints[name])
         option = copy(shared)
@@ -191,11 +188,11 @@ def _kind(hint: Any) -> type:
     if isinstance(hint, UnionType):
         hint = next(each for each in get_args(hint) if each is not type(None))
     origin = get_origin(hint) or hint
-    return origin if origin in _KINDS else str  # a choice of texts
+    return origin if origin in _KINDS else str  # a Literal of texts
 
 
-def _suits(value: Any, kind: type) -> bool:
+def _is_a(kind: type, value: Any) -> bool:
     if kind is list:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    wanted = {int: int, float: (int, float)}.get(kind, str)
-    return isinstance(value, wanted) and not isinstance(value, bool)  # type: ignore[arg-type]
+    expected = {int: int, float: (int, float)}.get(kind, str)
+    return isinstance(value, expected) and not isinstance(value, bool)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from serving.adaptation.admission import Capacity
 from serving.config import Config
 from serving.http import hardening
 from serving.settings.settings import Settings
-from serving.settings.sources import settings_of, variable
+from serving.settings.sources import settings_from, variable
 from tests.deploy.kustomize import Resource, built
 
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -93,7 +93,7 @@ def config(
             monkeypatch.setenv(key, value)
     monkeypatch.setenv("MAYFLY_HOME", str(tmp_path))
     serve = yaml.safe_load(one(request.param, "RayService")["spec"]["serveConfigV2"])
-    return settings_of(serve["applications"][0]["args"]).config()
+    return settings_from(serve["applications"][0]["args"]).config()
 
 
 each_config = pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from serving.adaptation.admission import Capacity
 from serving.app import application, build
 from serving.config import Config
 from serving.settings.settings import Settings
-from serving.settings.sources import checked, settings_of
+from serving.settings.sources import parse_settings, settings_from
 
 _FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "serve"
 _NAMES = ["cpu", "gpu", "gpus"]
@@ -51,7 +51,7 @@ def overrides(name: str) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
     """What the args of the config whose name the test has would come to on this machine."""
-    return settings_of({**the_application(request.param)["args"], "home": str(tmp_path)}).config()
+    return settings_from({**the_application(request.param)["args"], "home": str(tmp_path)}).config()
 
 
 def test_these_are_all() -> None:
@@ -94,8 +94,8 @@ def test_its_args_are_settings_in_dashes(name: str, tmp_path: Path) -> None:
     args = the_application(name)["args"]
 
     assert not [each for each in args if "_" in each]
-    assert settings_of({**args, "home": str(tmp_path)}) == replace(
-        Settings(home=tmp_path), **checked(args)
+    assert settings_from({**args, "home": str(tmp_path)}) == replace(
+        Settings(home=tmp_path), **parse_settings(args)
     )
 
 

@@ -1,6 +1,4 @@
-"""The command `mayfly` in a process of its own: what it prints, how it ends, and what it has
-imported.
-"""
+"""Runs the command `mayfly` in a process of its own, and walks through its commands."""
 
 from __future__ import annotations
 
@@ -35,7 +33,13 @@ finally:
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended."""
+    """How a command ended.
+
+    Attributes:
+        status: exit status.
+        out, err: standard output and standard error.
+        imported: names of all imported modules.
+    """
 
     status: int
     out: str
@@ -44,12 +48,12 @@ class Ended:
 
     @property
     def heavy(self) -> frozenset[str]:
-        """Modules that take long to import."""
+        """Imported modules that take long to import."""
         return self.imported.intersection(HEAVY)
 
 
 def run(tmp_path: Path, *arguments: str, stdin: str = "", **environment: str) -> Ended:
-    """Run `mayfly` with these arguments, far from this process's modules."""
+    """Run `mayfly` with these arguments in a new process."""
     modules = tmp_path / "modules"
     done = subprocess.run(
         [sys.executable, "-c", _CODE, str(modules), *arguments],

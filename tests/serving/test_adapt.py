@@ -1,4 +1,4 @@
-"""`mayfly adapt`: an adapter to keep, which plain PEFT loads; and what cannot be adapted is said."""
+"""`mayfly adapt`: plain PEFT loads the saved adapter, and what cannot be adapted is reported."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from serving.cli.main import app
 
 _TEXTS = {
-    "bees": "A hive of bees keeps itself warm in winter by shivering; the queen stays in the middle of the cluster.",
-    "bread": "Sourdough is fed with flour and water each day; the dough rests for a night before it is baked.",
+    "bees": "A hive of bees keeps itself warm in winter by shivering; "
+    "the queen stays in the middle of the cluster.",
+    "bread": "Sourdough is fed with flour and water each day; "
+    "the dough rests for a night before it is baked.",
 }
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer: Any) -> Path:
-    """A home with a filled corpus and an empty one."""
+    """A folder with a filled corpus and an empty one."""
     home = tmp_path_factory.mktemp("home")
     corpus = Corpus.create(home / "corpora", "notes", embedder, tokenizer_digest(tokenizer))
     ingest(corpus, [Document(name, text) for name, text in _TEXTS.items()], embedder, tokenizer)
@@ -47,18 +49,16 @@ def adapt(home: Path, out: Path, *options: str, stdin: str | None = None) -> Res
     return CliRunner().invoke(app, [*arguments, *options], input=stdin)
 
 
-def test_the_adapter_that_is_kept_speaks_in_plain_peft(
+def test_plain_peft_loads_the_saved_adapter(
     home: Path, tmp_path: Path, nano: str, tokenizer: Any
 ) -> None:
     result = adapt(home, tmp_path / "adapter", "--corpus", "notes", "--budget", "steps=4")
 
     assert result.exit_code == 0, result.output
     assert "4 steps" in result.output
-    told = re.search(
-        r"loss of the prompt itself: (\d+\.\d\d) -> (\d+\.\d\d), 4 steps", result.output
-    )
-    assert told is not None
-    assert float(told[2]) < float(told[1])
+    loss = re.search(r"prompt loss (\d+\.\d\d) -> (\d+\.\d\d), 4 steps", result.output)
+    assert loss is not None
+    assert float(loss[2]) < float(loss[1])
     assert "stop steps" in result.output
     ids = torch.tensor([tokenizer.encode(_TEXTS["bees"])])
     base: Any = AutoModelForCausalLM.from_pretrained(nano, dtype=torch.float32)
@@ -68,7 +68,7 @@ def test_the_adapter_that_is_kept_speaks_in_plain_peft(
     assert after < before - 0.1
 
 
-def test_a_prompt_comes_from_standard_input_and_plans_are_taken(home: Path, tmp_path: Path) -> None:
+def test_the_prompt_may_come_from_standard_input(home: Path, tmp_path: Path) -> None:
     options = ("--prompt", "-", "--corpus", "notes", "--budget", "steps=10", "--plan", "batched")
 
     result = adapt(home, tmp_path / "adapter", *options, stdin=_TEXTS["bread"])
@@ -78,7 +78,7 @@ def test_a_prompt_comes_from_standard_input_and_plans_are_taken(home: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--corpus", "void"), "corpus 'void' is empty"),
         (("--corpus", "nowhere"), "nowhere"),
@@ -89,20 +89,20 @@ def test_a_prompt_comes_from_standard_input_and_plans_are_taken(home: Path, tmp_
             ("--corpus", "notes", "--budget", "steps=2", "--plan", "backwards"),
             "unknown plan 'backwards'",
         ),
-        (("--corpus", "notes", "--budget", "seconds=0.001"), "training ended by 'seconds'"),
+        (("--corpus", "notes", "--budget", "seconds=0.001"), "training was stopped by 'seconds'"),
     ],
 )
-def test_what_cannot_be_adapted_is_said_and_nothing_is_written(
-    home: Path, tmp_path: Path, options: tuple[str, ...], said: str
+def test_what_cannot_be_adapted_is_an_error_and_nothing_is_written(
+    home: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     result = adapt(home, tmp_path / "adapter", *options)
 
     assert result.exit_code != 0
-    assert said in str(result.exception) + result.output
+    assert message in str(result.exception) + result.output
     assert not (tmp_path / "adapter").exists()
 
 
-def test_a_folder_that_holds_something_is_not_written_over(home: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_overwritten(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
 
     result = adapt(home, tmp_path, "--corpus", "notes")

@@ -1,6 +1,4 @@
-"""What is cheap comes first: help, lists and refusals end before anything is imported that takes
-seconds.
-"""
+"""Commands that need no model, and errors that need none to be found, import nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from tests.serving.commands import run
 
 @pytest.fixture
 def home(corpora: Path, words: Embedder) -> Path:
-    """A home with a corpus of two documents."""
+    """A folder with a corpus of two documents."""
     corpus = Corpus.create(corpora, "nx", words, "tokenizer")
     for name in ("a.py", "b.py"):
         corpus.add(name, name, [Chunk(0, "def f", (1, 2))], words.embed(["def f"]))
@@ -31,8 +29,8 @@ def home(corpora: Path, words: Embedder) -> Path:
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
-    """A port where something listens."""
+def used_port() -> Iterator[int]:
+    """A port that is in use."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -55,12 +53,12 @@ def taken() -> Iterator[int]:
         ("calibrate", "--help"),
     ],
 )
-def test_what_only_lists_and_explains_imports_nothing_heavy(
+def test_commands_that_need_no_model_import_nothing_heavy(
     home: Path, arguments: tuple[str, ...]
 ) -> None:
     embedder = {"MAYFLY_EMBEDDER": "words"} if arguments == ("config", "--corpus", "nx") else {}
 
-    # An embedder that is no model would be asked for at the hub: here nothing may be.
+    # The embedder `words` does not exist; it must not be looked up on the hub.
     ended = run(home, *arguments, MAYFLY_HOME=str(home), HF_HUB_OFFLINE="1", **embedder)
 
     assert ended.heavy == set()
@@ -73,7 +71,7 @@ def test_what_only_lists_and_explains_imports_nothing_heavy(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("serve", "--corpus", "nowhere"), "there is no corpus 'nowhere' (existing corpora: nx)"),
         (
@@ -82,11 +80,11 @@ def test_what_only_lists_and_explains_imports_nothing_heavy(
         ),
         (
             ("serve", "--model", "/no/such/model"),
-            "cannot load the model '/no/such/model': there is no such folder",
+            "cannot load the model '/no/such/model': no such folder",
         ),
         (
             ("serve", "--embedder", "/no/such/model"),
-            "cannot load the embedder '/no/such/model': there is no such",
+            "cannot load the embedder '/no/such/model': no such",
         ),
         (
             ("serve", "--api-key-file", "/no/keys.toml"),
@@ -136,41 +134,50 @@ def test_what_only_lists_and_explains_imports_nothing_heavy(
         (("demo", "--home", f"{__file__}/new"), f"{__file__} is not a folder"),
     ],
 )
-def test_what_is_refused_is_refused_first(
-    home: Path, arguments: tuple[str, ...], said: str
+def test_errors_in_arguments_are_found_before_anything_heavy_is_imported(
+    home: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     ended = run(home, *arguments, MAYFLY_HOME=str(home))
 
-    assert said in ended.err
+    assert message in ended.err
     assert "Traceback" not in ended.err
-    assert ended.status in (1, 2)  # of typer, where an option is wrong by itself
+    # Typer ends with status 2 for an invalid option.
+    assert ended.status in (1, 2)
     assert ended.heavy == set()
 
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
-def test_a_port_in_use_is_told_first(tmp_path: Path, taken: int, command: str) -> None:
-    ended = run(tmp_path, command, "--port", str(taken), MAYFLY_HOME=str(tmp_path / "home"))
+def test_a_port_in_use_is_reported_before_anything_heavy_is_imported(
+    tmp_path: Path, used_port: int, command: str
+) -> None:
+    ended = run(tmp_path, command, "--port", str(used_port), MAYFLY_HOME=str(tmp_path / "home"))
 
-    assert (
-        ended.err
-        == f"mayfly: cannot listen on 127.0.0.1:{taken}: Address already in use; try another --port\n"
+    assert ended.err == (
+        f"mayfly: cannot listen on 127.0.0.1:{used_port}: Address already in use; "
+        "try another --port\n"
     )
     assert ended.status == 1
     assert ended.heavy == set()
 
 
-def test_completion_is_offered_and_knows_commands_and_options(tmp_path: Path) -> None:
-    words = {"corpus r": "remove", "serve --max-st": "--max-steps"}
+def test_shell_completion_knows_commands_and_options(tmp_path: Path) -> None:
+    code = "import sys; sys.argv[0] = 'mayfly'; from serving.cli.main import main; main()"
+    completions = {"corpus r": "remove", "serve --max-st": "--max-steps"}
 
-    for typed, wanted in words.items():
+    for typed, completion in completions.items():
         line = f"mayfly {typed}"
         answer = subprocess.run(
-            [sys.executable, "-c", "import sys; sys.argv[0] = 'mayfly'; from serving.cli.main import main; main()"],
-            env={**os.environ, "_MAYFLY_COMPLETE": "complete_bash", "COMP_WORDS": line,
-                 "COMP_CWORD": str(len(line.split()) - 1)},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert wanted in answer.stdout.split(), answer.stderr
+            [sys.executable, "-c", code],
+            env={
+                **os.environ,
+                "_MAYFLY_COMPLETE": "complete_bash",
+                "COMP_WORDS": line,
+                "COMP_CWORD": str(len(line.split()) - 1),
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert completion in answer.stdout.split(), answer.stderr
     script = run(
         tmp_path, "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
     )

@@ -1,6 +1,4 @@
-"""`mayfly chat`: the line of facts; one prompt; and a conversation on a real terminal, stopped and
-ended.
-"""
+"""`mayfly chat`: the report line, a single prompt, and an interactive chat on a real terminal."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ import typer
 from starlette.responses import JSONResponse
 from typer.testing import CliRunner, Result
 
-from serving.cli.chat import chat, facts_line
+from serving.cli.chat import chat, format_report
 from serving.client import AnswerError
 from tests.serving.replay import CHAT, COMMENTS, FIRST, REPORT, Replay, events, spoken
 
-_FACTS = (
-    "loss of the prompt itself: 2.29 -> 1.42 (best after 4 of 5 sequences, which was kept) · "
+_REPORT_LINE = (
+    "prompt loss 2.29 -> 1.42 (best adapter kept: after 4 of 5 sequences) · "
     "5 steps in 1.23 s · stop alpha · sigma 1.00 to 0.51 · from paths.py x3, flow.py x2"
 )
 
@@ -37,10 +35,10 @@ def run(replay: Replay, *arguments: str, stdin: str | None = None, **environment
 
 
 class Terminal:
-    """A conversation in a terminal of its own."""
+    """An interactive chat in a pseudo-terminal."""
 
     def __init__(self, *arguments: str) -> None:
-        self._here, there = pty.openpty()
+        self._controller, terminal = pty.openpty()
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -48,20 +46,22 @@ class Terminal:
                 "import typer; from serving.cli.chat import chat; typer.run(chat)",
                 *arguments,
             ],
-            stdin=there,
-            stdout=there,
-            stderr=there,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
             env={**os.environ, "TERM": "xterm", "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
         )
-        os.close(there)
+        os.close(terminal)
         self._unread = ""
 
     def type(self, line: str) -> None:
-        os.write(self._here, f"{line}\n".encode())
+        os.write(self._controller, f"{line}\n".encode())
 
     def interrupt(self) -> None:
-        """Ctrl-C, no sooner than a person's: a signal between a prompt and the wait for a key is
-        heard at the key.
+        """Send what Ctrl-C sends.
+
+        The pause lets the process get from printing its prompt to waiting for a key; Python would
+        handle a signal in between only after the next key.
         """
         time.sleep(0.2)
         self.process.send_signal(signal.SIGINT)
@@ -70,39 +70,41 @@ class Terminal:
         """Read until the terminal shows a text."""
         end = time.monotonic() + 60
         while text not in self._unread:
-            ready, _, _ = select.select([self._here], [], [], max(0.0, end - time.monotonic()))
+            ready, _, _ = select.select(
+                [self._controller], [], [], max(0.0, end - time.monotonic())
+            )
             assert ready, f"{text!r} is not in {self._unread!r}"
-            self._unread += os.read(self._here, 1 << 16).decode()
+            self._unread += os.read(self._controller, 1 << 16).decode()
         self._unread = self._unread.partition(text)[2]
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._here)
+        os.close(self._controller)
 
 
 @contextmanager
 def terminal(*arguments: str) -> Iterator[Terminal]:
     terminal = Terminal(*arguments)
     try:
-        terminal.wait_for("nano answers")
+        terminal.wait_for("chatting with nano")
         terminal.wait_for("> ")
         yield terminal
     finally:
         terminal.close()
 
 
-def test_the_facts_of_an_adaptation_are_one_line() -> None:
-    assert facts_line(REPORT) == _FACTS
+def test_a_report_is_one_line() -> None:
+    assert format_report(REPORT) == _REPORT_LINE
 
 
-def test_many_sources_are_counted_and_the_most_used_named() -> None:
+def test_the_most_used_sources_are_named_and_the_others_counted() -> None:
     names = ["one"] + ["two"] * 2 + ["three"] * 3 + ["four"] * 4 + ["five"] * 5
     sources = [
         {"document": name, "name": name, "start": i, "times": 1} for i, name in enumerate(names)
     ]
 
-    assert facts_line({**REPORT, "sources": sources}).endswith(
+    assert format_report({**REPORT, "sources": sources}).endswith(
         " · from five x5, four x4, three x3 and 2 more"
     )
 
@@ -112,13 +114,13 @@ def test_many_sources_are_counted_and_the_most_used_named() -> None:
     [
         (
             {
-                "reason": "nobody asked",
+                "reason": "no adaptation was asked for",
                 "losses": [],
                 "uncertainty": [],
                 "sources": [],
                 "prompt_loss": None,
             },
-            "base model: nobody asked",
+            "base model: no adaptation was asked for",
         ),
         (
             {
@@ -132,24 +134,26 @@ def test_many_sources_are_counted_and_the_most_used_named() -> None:
         ),
     ],
 )
-def test_an_answer_of_the_base_model_says_why(changes: dict[str, Any], line: str) -> None:
-    assert facts_line({**REPORT, "adapted": False, **changes}) == line
+def test_the_report_of_the_base_model_says_why_there_is_no_adapter(
+    changes: dict[str, Any], line: str
+) -> None:
+    assert format_report({**REPORT, "adapted": False, **changes}) == line
 
 
-def test_what_a_busy_server_took_is_said() -> None:
-    assert " · 5 of 50 steps: it is busy · from " in facts_line(
+def test_the_report_shows_how_a_busy_server_degraded_the_adaptation() -> None:
+    assert " · 5 of 50 steps: it is busy · from " in format_report(
         {**REPORT, "degraded": "5 of 50 steps: it is busy"}
     )
 
 
-def test_one_prompt_is_answered_on_standard_output_and_the_facts_are_beside_it(
+def test_the_answer_goes_to_standard_output_and_the_report_to_standard_error(
     replay: Replay,
 ) -> None:
     result = run(replay, "Hello?")
 
     assert result.exit_code == 0
     assert result.stdout == "Hello\tthere\u2028you\n"
-    assert result.stderr == f"{_FACTS}\n"
+    assert result.stderr == f"{_REPORT_LINE}\n"
     messages = [{"role": "user", "content": "Hello?"}]
     body = {"model": "nano", "messages": messages, "adaptation": {"progress": True}, "stream": True}
     assert replay.asked == [("chat/completions", body)]
@@ -183,7 +187,7 @@ def test_options_reach_the_server(replay: Replay) -> None:
     }
 
 
-def test_the_base_model_answers_first_where_it_is_wanted(replay: Replay) -> None:
+def test_with_base_the_base_model_answers_first(replay: Replay) -> None:
     result = run(replay, "--base", "Hello?", "--budget", "steps=5")
 
     assert result.stdout.splitlines()[0] == "base model:"
@@ -192,7 +196,7 @@ def test_the_base_model_answers_first_where_it_is_wanted(replay: Replay) -> None
     assert [body["compute_budget"] for _, body in replay.asked] == ["none", "steps=5"]
 
 
-def test_standard_input_is_read_when_it_is_no_terminal(replay: Replay) -> None:
+def test_standard_input_is_the_prompt_if_it_is_not_a_terminal(replay: Replay) -> None:
     result = run(replay, stdin="two\nlines")
 
     assert result.exit_code == 0
@@ -215,7 +219,7 @@ def test_an_empty_prompt_is_refused(replay: Replay) -> None:
     assert replay.asked == []
 
 
-def test_a_refusal_is_an_error_that_a_user_can_mend(replay: Replay) -> None:
+def test_an_error_of_the_server_is_raised_with_its_message(replay: Replay) -> None:
     replay.refuses = JSONResponse({"error": {"message": "no such corpus"}}, 404)
 
     result = run(replay, "Hello?")
@@ -225,7 +229,7 @@ def test_a_refusal_is_an_error_that_a_user_can_mend(replay: Replay) -> None:
     assert result.stdout == ""
 
 
-def test_a_model_cannot_steer_the_terminal(replay: Replay) -> None:
+def test_a_model_cannot_control_the_terminal(replay: Replay) -> None:
     report = {
         **REPORT,
         "sources": [{"document": "x", "name": "x\x1b]0;title\x07", "start": 0, "times": 1}],
@@ -239,7 +243,7 @@ def test_a_model_cannot_steer_the_terminal(replay: Replay) -> None:
     assert "\x07" not in result.stderr
 
 
-def test_a_conversation_goes_on_and_obeys(replay: Replay) -> None:
+def test_an_interactive_chat_runs_commands_and_keeps_its_messages(replay: Replay) -> None:
     replay.plays = (*COMMENTS, 0.5, *CHAT[len(COMMENTS) :])
     with terminal("--url", replay.url) as user:
         user.type("Hello?")
@@ -251,7 +255,7 @@ def test_a_conversation_goes_on_and_obeys(replay: Replay) -> None:
         user.type("/corpus nx")
         user.wait_for("corpus: nx")
         user.type("/corpora")
-        user.wait_for("there is no /corpora; /help")
+        user.wait_for("unknown command /corpora; /help")
         user.type("/help")
         user.wait_for("Ctrl-C stops an answer")
         user.type("And?")
@@ -272,13 +276,13 @@ def test_a_conversation_goes_on_and_obeys(replay: Replay) -> None:
     ]
 
 
-def test_ctrl_c_stops_the_answer_and_twice_ends(replay: Replay) -> None:
+def test_ctrl_c_stops_the_answer_and_twice_ends_the_chat(replay: Replay) -> None:
     replay.plays = (*events(FIRST, *spoken("Once upon"))[:-1], 60.0)
     with terminal("--url", replay.url) as user:
         user.type("A story?")
         user.wait_for("Once upon")
         user.interrupt()
-        user.wait_for("Ctrl-C again ends")
+        user.wait_for("Ctrl-C again to end")
         assert replay.left.wait(10)
         user.wait_for("> ")
 
@@ -287,16 +291,16 @@ def test_ctrl_c_stops_the_answer_and_twice_ends(replay: Replay) -> None:
         user.wait_for("5 steps in 1.23 s")
         user.wait_for("> ")
         user.interrupt()
-        user.wait_for("Ctrl-C again ends")
+        user.wait_for("Ctrl-C again to end")
         user.wait_for("> ")
         user.interrupt()
         assert user.process.wait(30) == 0
 
-    said = [turn["content"] for turn in replay.asked[-1][1]["messages"]]
-    assert said == ["A story?", "Once upon", "Go on."]
+    contents = [turn["content"] for turn in replay.asked[-1][1]["messages"]]
+    assert contents == ["A story?", "Once upon", "Go on."]
 
 
-def test_an_error_does_not_end_a_conversation(replay: Replay) -> None:
+def test_an_error_does_not_end_the_chat(replay: Replay) -> None:
     with terminal("--url", replay.url) as user:
         replay.refuses = JSONResponse({"error": {"message": "compute_budget is [odd]"}}, 400)
         user.type("Hello?")
@@ -304,7 +308,8 @@ def test_an_error_does_not_end_a_conversation(replay: Replay) -> None:
         replay.refuses = None
         user.type("Hello again?")
         user.wait_for("5 steps in 1.23 s")
-        user.wait_for("> ")  # before its prompt the key would be the terminal's own
+        # Before the prompt, the terminal itself would handle the key.
+        user.wait_for("> ")
         user.type("\x04")
         assert user.process.wait(30) == 0
 

@@ -1,18 +1,14 @@
-"""What comes from data is printed as it is: no markup, no lost brackets, nothing that steers a
-terminal.
-"""
+"""Text from data is printed as it is: brackets stay, and nothing in it can control a terminal."""
 
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import serving
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
@@ -32,11 +28,11 @@ _NAMES = (
 )
 
 
-def test_names_of_documents_are_listed_and_removed_as_they_are(
+def test_documents_are_listed_and_removed_by_their_exact_names(
     corpora: Path, words: Embedder, tmp_path: Path
 ) -> None:
     corpus = Corpus.create(corpora, "site", words, "tokenizer")
-    for name in _NAMES[:-1]:  # SQLite takes no half of a surrogate pair
+    for name in _NAMES[:-1]:  # SQLite cannot store a lone surrogate
         corpus.add(name, name, [Chunk(0, "text", (1, 2))], words.embed(["text"]))
     corpus.close()
     home = {"MAYFLY_HOME": str(corpora.parent)}
@@ -73,12 +69,12 @@ def test_settings_and_errors_are_printed_as_they_are(tmp_path: Path) -> None:
     assert lines["host"].split() == ["\\x1b[31m", str(file)]
     assert "[home]" in lines["home"]
     assert refused.err.startswith(
-        r"mayfly: cannot load the model '/no/[/such]/\x1b[2Jmodel': there is no such folder"
+        r"mayfly: cannot load the model '/no/[/such]/\x1b[2Jmodel': no such folder"
     )
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_printed_whole_and_steers_nothing(text: str) -> None:
+def test_any_text_is_printed_completely_and_without_control_characters(text: str) -> None:
     console = PlainConsole()
     console.file = io.StringIO()
     filled = table("[header]")
@@ -94,7 +90,7 @@ def test_any_text_is_printed_whole_and_steers_nothing(text: str) -> None:
     assert plain(printed) == printed
 
 
-def test_a_pipe_gets_whole_lines(tmp_path: Path, corpora: Path, words: Embedder) -> None:
+def test_lines_on_a_pipe_are_not_wrapped(tmp_path: Path, corpora: Path, words: Embedder) -> None:
     corpus = Corpus.create(corpora, "deep", words, "tokenizer")
     name = "/".join(["folder"] * 60)
     corpus.add(name, name, [Chunk(0, "text", (1, 2))], words.embed(["text"]))
@@ -106,15 +102,5 @@ def test_a_pipe_gets_whole_lines(tmp_path: Path, corpora: Path, words: Embedder)
 
 
 @pytest.mark.parametrize("text", _NAMES)
-def test_a_text_on_one_line_is_one(text: str) -> None:
+def test_plain_line_is_printable(text: str) -> None:
     assert plain_line(text).isprintable()
-
-
-def test_no_other_console_is_made() -> None:
-    made = {
-        file.name
-        for file in Path(serving.__file__).parent.rglob("*.py")
-        if re.search(r"\bConsole\(|\[/(\w+)?\]\"|from_markup|rich\.print", file.read_text())
-    }
-
-    assert made == set()

@@ -1,4 +1,4 @@
-"""`mayfly corpus`: what its user must mend is said with the place where it is."""
+"""`mayfly corpus`: damaged corpora are reported with their folder, and reembedding resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.cli.main import main
 from tests.serving.commands import run
 
 
-def test_a_damaged_corpus_is_told_with_its_folder(
+def test_a_damaged_corpus_is_reported_with_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "corpora" / "notes"
@@ -26,11 +26,11 @@ def test_a_damaged_corpus_is_told_with_its_folder(
         main()
 
     assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith(
+    reported = capsys.readouterr().err
+    assert reported.startswith(
         "mayfly: corpus 'notes' is damaged: file is not a database; delete its folder and add"
     )
-    assert said.endswith(f"; its folder is {folder}\n")
+    assert reported.endswith(f"; its folder is {folder}\n")
 
 
 def test_a_damaged_corpus_does_not_hide_the_others(
@@ -60,23 +60,24 @@ def test_a_damaged_corpus_does_not_hide_the_others(
     assert "(existing corpora: a, b, c)" in missing.err
 
 
-def test_embedding_anew_goes_on_where_it_was_broken_off(
+def test_an_interrupted_reembedding_resumes(
     corpora: Path, words: Embedder, other_words: Embedder
 ) -> None:
     corpus = Corpus.create(corpora, "nx", words, "tokenizer")
     for number in range(130):
         corpus.add(str(number), "1", [Chunk(0, "text", (1, 2))], words.embed(["text"]))
 
-    def break_off(_count: int, _total: int) -> None:
+    def interrupt(_count: int, _total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        corpus.reembed(other_words, break_off)
+        corpus.reembed(other_words, interrupt)
     kept = corpus.reembedded_count(other_words)
     counts: list[int] = []
     corpus.reembed(other_words, lambda count, _total: counts.append(count))
 
     assert (kept, corpus.reembedded_count(words)) == (64, 0)
     assert sum(counts) == 130 - kept
-    assert corpus.reembedded_count(other_words) == 0  # all are in their place
+    # The new embeddings have replaced the old ones, so none is pending.
+    assert corpus.reembedded_count(other_words) == 0
     corpus.close()

@@ -1,14 +1,13 @@
-"""How far an ingest is: what is told, when, and that what is passed over makes no promise for the
-rest.
-"""
+"""Progress of an ingest: which counts are shown, and how the time left is estimated."""
 
 from __future__ import annotations
 
 from serving.cli.ingest_progress import IngestProgress
+from serving.cli.progress import ProgressLines
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -17,58 +16,62 @@ class Clock:
         return self.seconds
 
 
-def test_a_line_every_few_seconds_however_much_happens() -> None:
-    clock, lines = Clock(), list[str]()
-    progress = IngestProgress(10, 1_000_000, lines.append, 5.0, clock)
+def ignore(_progress: IngestProgress) -> None:
+    pass
+
+
+def test_a_line_is_printed_every_few_seconds() -> None:
+    clock, printed = Clock(), list[str]()
+    lines = ProgressLines("adding", printed.append, clock)
+    progress = IngestProgress(10, 1_000_000, lambda now: lines.report(str(now)), clock)
 
     for number in range(10):
         progress.open_file(100_000)
-        progress.document(f"{number}", 100_000)
+        progress.read_document(f"{number}", 100_000)
         clock.seconds += 2
-        progress.embedded(50)
-        progress.settled(f"{number}", 50)
+        progress.add_embedded(50)
+        progress.finish_document(f"{number}", 50)
         progress.close_file()
 
-    assert lines == [
-        "2 of 10 files, 0.2 of 1.0 MB, 150 sequences, 25.0 a second, about 24 s left",
-        "5 of 10 files, 0.5 of 1.0 MB, 300 sequences, 25.0 a second, about 12 s left",
-        "8 of 10 files, 0.8 of 1.0 MB, 450 sequences, 25.0 a second, about 4 s left",
+    assert printed == [
+        "adding: 2 of 10 files, 0.2 of 1.0 MB, 150 sequences, 25.0/s, about 24 s left",
+        "adding: 5 of 10 files, 0.5 of 1.0 MB, 300 sequences, 25.0/s, about 12 s left",
+        "adding: 8 of 10 files, 0.8 of 1.0 MB, 450 sequences, 25.0/s, about 4 s left",
     ]
 
 
-def test_what_was_there_already_is_no_measure_of_the_rest() -> None:
+def test_skipped_documents_do_not_count_towards_the_speed() -> None:
     clock = Clock()
-    progress = IngestProgress(3, 3_000_000, lambda line: None, 5.0, clock)
+    progress = IngestProgress(3, 3_000_000, ignore, clock)
     progress.open_file(1_000_000)
-    progress.document("old", 1_000_000)
-    progress.settled("old", 0)
+    progress.read_document("old", 1_000_000)
+    progress.finish_document("old", 0)
     progress.close_file()
     assert "left" not in str(progress)
 
     progress.open_file(1_000_000)
-    progress.document("new", 1_000_000)
+    progress.read_document("new", 1_000_000)
     clock.seconds += 600
-    progress.embedded(6000)
-    progress.settled("new", 6000)
+    progress.add_embedded(6000)
+    progress.finish_document("new", 6000)
     progress.close_file()
 
     assert (
-        str(progress)
-        == "2 of 3 files, 2.0 of 3.0 MB, 6,000 sequences, 10.0 a second, about 10 min left"
+        str(progress) == "2 of 3 files, 2.0 of 3.0 MB, 6,000 sequences, 10.0/s, about 10 min left"
     )
 
 
-def test_a_table_has_as_many_bytes_as_its_file_whatever_it_unfolds_to() -> None:
-    progress = IngestProgress(2, 2000, lambda line: None)
+def test_a_table_counts_as_many_bytes_as_its_file_has() -> None:
+    progress = IngestProgress(2, 2000, ignore)
     progress.open_file(1000)
     for row in range(5):
-        progress.document(f"packed#{row}", 400)
-        progress.settled(f"packed#{row}", 1)
+        progress.read_document(f"compressed#{row}", 400)
+        progress.finish_document(f"compressed#{row}", 1)
     progress.close_file()
     assert progress.done == 1000
 
     progress.open_file(1000)
-    progress.document("wordy#1", 10)
-    progress.settled("wordy#1", 1)
+    progress.read_document("verbose#1", 10)
+    progress.finish_document("verbose#1", 1)
     progress.close_file()
     assert progress.done == 2000

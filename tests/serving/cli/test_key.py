@@ -1,4 +1,4 @@
-"""`mayfly key new`: the secret is shown once, and its table lets it in."""
+"""`mayfly key new`: the printed entry authenticates the printed secret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _app = typer.Typer()
 _app.add_typer(key_app, name="key")
 
 
-def test_a_new_key_is_let_in_by_its_table(tmp_path: Path) -> None:
+def test_the_entry_of_a_new_key_authenticates_its_secret(tmp_path: Path) -> None:
     made = [CliRunner().invoke(_app, ["key", "new", name]) for name in ("alice", "bob-2")]
 
     file = tmp_path / "keys.toml"
@@ -34,7 +34,7 @@ def test_a_new_key_is_let_in_by_its_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["two words", "a.b", "größe", "", "x" * 65, "a]\n[keys.b"])
-def test_a_name_that_toml_would_have_to_quote_is_refused(name: str) -> None:
+def test_a_name_that_toml_would_have_to_quote_is_an_error(name: str) -> None:
     result = CliRunner().invoke(_app, ["key", "new", name])
 
     assert result.exit_code == 2

@@ -1,5 +1,5 @@
-"""Long work speaks on a pipe: at once, every few seconds, when there is no news for long, and when
-it is broken off.
+"""Progress on a pipe: a line every few seconds, a heartbeat when nothing happens, and a message
+when the work is interrupted.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from serving.cli.console import PlainConsole
 from serving.cli.progress import (
     EVERY_SECONDS,
     QUIET_SECONDS,
-    Lines,
-    kept_when_broken_off,
-    reporting,
-    working,
+    ProgressLines,
+    Status,
+    progress_counter,
+    report_interrupt,
 )
 from serving.environment import START_NEWS
 from serving.observability.start_news import READY, News, following, starting, tell
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -42,7 +42,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def pipe() -> PlainConsole:
-    """A console that is no terminal."""
+    """A console that is not a terminal."""
     console = PlainConsole()
     console.file = io.StringIO()
     return console
@@ -53,84 +53,86 @@ def written(console: PlainConsole) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_counted_work_tells_a_line_every_few_seconds_with_speed_and_time_left(
+def test_counted_work_prints_a_line_every_few_seconds_with_speed_and_time_left(
     pipe: PlainConsole, clock: Clock
 ) -> None:
-    with reporting("embedding [x]", "sequences", 1000, console=pipe, clock=clock) as done:
+    with progress_counter("embedding [x]", "sequences", 1000, console=pipe, clock=clock) as counter:
         for _ in range(10):
             clock.now += 1.0
-            done.advance(20)
+            counter.advance(20)
 
     assert written(pipe) == [
-        "embedding [x]: 100 of 1,000 sequences (10%), 20.0 a second, 0:45 left",
-        "embedding [x]: 200 of 1,000 sequences (20%), 20.0 a second, 0:40 left",
-        "embedding [x]: 200 of 1,000 sequences (20%), 20.0 a second, 0:40 left",
+        "embedding [x]: 100 of 1,000 sequences (10%), 20.0/s, 0:45 left",
+        "embedding [x]: 200 of 1,000 sequences (20%), 20.0/s, 0:40 left",
+        "embedding [x]: 200 of 1,000 sequences (20%), 20.0/s, 0:40 left",
     ]
 
 
-def test_short_work_says_nothing(pipe: PlainConsole, clock: Clock) -> None:
-    with reporting("spreading", "documents", console=pipe, clock=clock) as done:
-        done.reach(3, 3)
+def test_short_work_prints_nothing(pipe: PlainConsole, clock: Clock) -> None:
+    with progress_counter("copying", "documents", console=pipe, clock=clock) as counter:
+        counter.update(3, 3)
 
     assert written(pipe) == []
 
 
-def test_work_that_goes_on_where_it_was_does_not_count_the_rest_as_its_own(
+def test_the_speed_of_resumed_work_leaves_out_what_an_earlier_run_did(
     pipe: PlainConsole, clock: Clock
 ) -> None:
-    with reporting("embedding", "sequences", 1000, console=pipe, clock=clock) as done:
-        done.resume(500)
+    with progress_counter("embedding", "sequences", 1000, console=pipe, clock=clock) as counter:
+        counter.resume(500)
         clock.now += EVERY_SECONDS
-        done.advance(50)
+        counter.advance(50)
 
-    assert written(pipe)[0] == "embedding: 550 of 1,000 sequences (55%), 10.0 a second, 0:45 left"
+    assert written(pipe)[0] == "embedding: 550 of 1,000 sequences (55%), 10.0/s, 0:45 left"
 
 
-def test_without_news_it_says_that_it_still_works(clock: Clock) -> None:
-    said: list[str] = []
-    lines = Lines("measuring", said.append, clock)
+def test_a_heartbeat_is_printed_when_nothing_else_is(clock: Clock) -> None:
+    printed: list[str] = []
+    lines = ProgressLines("measuring", printed.append, clock)
 
-    lines.news("", urgent=True)
+    lines.report("", force=True)
     for _ in range(25):
         clock.now += 1.0
-        lines.tick()
-    lines.news("training")
+        lines.heartbeat()
+    lines.report("training")
 
-    assert said == ["measuring ...", "measuring: still working, 10 s", "measuring: still working, 20 s",
-                    "measuring: training"]  # fmt: skip
+    assert printed == [
+        "measuring ...",
+        "measuring: still working, 10 s",
+        "measuring: still working, 20 s",
+        "measuring: training",
+    ]
 
 
-def test_work_that_is_not_counted_speaks_at_once_and_step_by_step(
-    pipe: PlainConsole, clock: Clock
-) -> None:
-    with working("measuring", pipe, clock) as status:
-        status.step("choosing")
-        status.update("a step just after it")
-        status.step("training")
+def test_a_status_prints_at_once_and_every_forced_update(pipe: PlainConsole, clock: Clock) -> None:
+    with Status("measuring", pipe, clock) as status:
+        status.update("choosing", force=True)
+        status.update("an update right after it")
+        status.update("training", force=True)
 
     assert written(pipe) == ["measuring ...", "measuring: choosing", "measuring: training"]
 
 
-def test_its_thread_ends_with_the_work(pipe: PlainConsole) -> None:
+def test_the_heartbeat_thread_ends_with_the_work(pipe: PlainConsole) -> None:
     before = set(threading.enumerate())
 
-    with working("measuring", pipe), reporting("embedding", "sequences", console=pipe):
+    with Status("measuring", pipe), progress_counter("embedding", "sequences", console=pipe):
         assert {each.name for each in set(threading.enumerate()) - before} == {"progress"}
 
     assert set(threading.enumerate()) <= before
 
 
-def test_a_command_that_is_broken_off_says_what_was_kept(
+def test_an_interrupted_command_prints_what_was_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with (
         pytest.raises(typer.Exit) as ended,
-        kept_when_broken_off(lambda: "3 of 5 [new] embeddings are kept"),
+        report_interrupt(lambda: "3 of 5 [new] embeddings were kept"),
     ):
         raise KeyboardInterrupt
 
     assert ended.value.exit_code == 130
-    assert capsys.readouterr().err == "broken off: 3 of 5 [new] embeddings are kept\n"
+    assert capsys.readouterr().err == "interrupted: 3 of 5 [new] embeddings were kept\n"
 
 
 def test_a_start_is_told_stage_by_stage_with_seconds(

@@ -1,6 +1,4 @@
-"""The example of the settings file names every setting, can be read, and changes nothing until it
-is changed.
-"""
+"""The example of the settings file: it has every setting, and leaves each one at its default."""
 
 from __future__ import annotations
 
@@ -15,12 +13,13 @@ from typer.testing import CliRunner
 from serving.cli.main import app
 from serving.settings.example import example
 from serving.settings.settings import PANELS, Settings
-from serving.settings.sources import checked, with_settings
+from serving.settings.sources import parse_settings, with_settings
 
-_DECIDED = {"home"}  # of this user
+# Its default depends on the user.
+_USER_DEPENDENT = {"home"}
 
 
-def told_by(file: Path) -> Settings:
+def settings_from_file(file: Path) -> Settings:
     found: list[Settings] = []
     command = typer.Typer()
     command.command()(with_settings(lambda settings, _: found.append(settings)))
@@ -29,29 +28,32 @@ def told_by(file: Path) -> Settings:
     return found[0]
 
 
-def test_as_it_is_it_says_the_defaults(tmp_path: Path) -> None:
+def test_unchanged_it_sets_the_defaults(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, ["config", "--example"])
     (tmp_path / "mayfly.toml").write_text(printed.stdout)
 
     assert printed.stdout == example()
-    assert told_by(tmp_path / "mayfly.toml") == Settings()
+    assert settings_from_file(tmp_path / "mayfly.toml") == Settings()
 
 
-def test_with_its_comments_taken_off_it_is_a_file_of_every_setting(tmp_path: Path) -> None:
+def test_uncommented_it_sets_every_setting(tmp_path: Path) -> None:
     lines = re.sub(r"^#(?=[a-z])", "", example(), flags=re.MULTILINE)
     (tmp_path / "mayfly.toml").write_text(lines)
 
-    said, told = checked(tomllib.loads(lines)), told_by(tmp_path / "mayfly.toml")
+    parsed, settings = (
+        parse_settings(tomllib.loads(lines)),
+        settings_from_file(tmp_path / "mayfly.toml"),
+    )
 
-    assert list(said) == [name for names in PANELS.values() for name in names]
-    assert set(said) == {each.name for each in fields(Settings)}
+    assert list(parsed) == [name for names in PANELS.values() for name in names]
+    assert set(parsed) == {each.name for each in fields(Settings)}
     for each in fields(Settings):
         default = getattr(Settings(), each.name)
-        if default is not None and default != "" and each.name not in _DECIDED:
-            assert getattr(told, each.name) == default, each.name
+        if default is not None and default != "" and each.name not in _USER_DEPENDENT:
+            assert getattr(settings, each.name) == default, each.name
 
 
-def test_the_help_shows_settings_in_groups() -> None:
+def test_the_help_shows_the_settings_in_panels() -> None:
     help_ = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
 
     at = -1

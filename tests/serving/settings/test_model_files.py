@@ -1,6 +1,4 @@
-"""A wrong model is one line that names what is wrong, by its files alone; the hub is asked once,
-and not for long.
-"""
+"""Checks of model files: each problem is one line, and the hub gets one request with a timeout."""
 
 from __future__ import annotations
 
@@ -8,8 +6,6 @@ import json
 import logging
 import shutil
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,23 +19,25 @@ from adapters.model.base_model import BaseModel
 from adapters.model_defaults import for_model, parameters_of, rank_here
 from selection.config import SelectorConfig
 from selection.corpus.calibration import model_digest
+from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
 from selection.selector import Selector
-from serving.cli.failures import OURS
+from serving.cli.error_reporting import USER_ERRORS
 from serving.config import bundled_model
 from serving.errors import ModelFilesError
 from serving.settings.model_files import check_embedder, check_model, load_tokenizer, local_folder
 from serving.settings.settings import Settings
+from tests.conftest import WordEmbedder
 from tests.serving.commands import run
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A copy of the bundled model, to be spoilt."""
+    """A copy of the bundled model, for a test to damage."""
     return Path(shutil.copytree(bundled_model(), tmp_path / "model"))
 
 
-def test_what_is_sound_is_let_through(model: Path) -> None:
+def test_valid_models_pass(model: Path) -> None:
     check_model(bundled_model())
     check_model(str(model))
     check_embedder("all-MiniLM-L6-v2", "/no/such/model")
@@ -48,11 +46,11 @@ def test_what_is_sound_is_let_through(model: Path) -> None:
 
 
 def _without(*names: str) -> Callable[[Path], None]:
-    def spoil(model: Path) -> None:
+    def damage(model: Path) -> None:
         for name in names:
             (model / name).unlink()
 
-    return spoil
+    return damage
 
 
 def _pickled(model: Path) -> None:
@@ -96,14 +94,14 @@ def _part_missing(model: Path) -> None:
 
 
 def _config(**changes: Any) -> Callable[[Path], None]:
-    def spoil(model: Path) -> None:
+    def damage(model: Path) -> None:
         config = json.loads((model / "config.json").read_text())
         config.update(changes)
         (model / "config.json").write_text(
             json.dumps({k: v for k, v in config.items() if v is not None})
         )
 
-    return spoil
+    return damage
 
 
 def _not_json(model: Path) -> None:
@@ -111,16 +109,16 @@ def _not_json(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message"),
     [
-        (shutil.rmtree, "there is no such folder"),
+        (shutil.rmtree, "no such folder"),
         (_without("config.json"), "it has no config.json"),
         (_without("tokenizer.json", "tokenizer_config.json"), "it has no tokenizer"),
         (_without("model.safetensors"), "it has no weights"),
-        (_pickled, "its weights only in pytorch_model.bin, and nothing is unpickled here"),
+        (_pickled, "its weights are only in pytorch_model.bin, a pickle file"),
         (
             _gguf,
-            "it holds a GGUF file, which is not served directly: convert it .* `from_pretrained",
+            "it contains a GGUF file, which cannot be served: convert it .* `from_pretrained",
         ),
         (_adapter, "it is an adapter, not a base model"),
         (_short, r"model.safetensors has [\d,]+ bytes, not [\d,]+: download or copy it again"),
@@ -131,19 +129,19 @@ def _not_json(model: Path) -> None:
         (_not_json, "its config.json is not JSON"),
         (
             _config(model_type=None),
-            "it is not in transformers' format, its config.json has no `model_type`",
+            "it is not in the format of transformers, its config.json has no `model_type`",
         ),
         (_config(architectures=["BertForMaskedLM"]), "it is not a causal .* names BertForMaskedLM"),
         (_config(architectures=["LlamaModel"]), "it is not a causal language model"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_named_with_what_is_wrong(
-    model: Path, spoil: Callable[[Path], None], said: str
+def test_an_invalid_folder_is_reported_with_its_problem(
+    model: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    spoil(model)
+    damage(model)
 
     with pytest.raises(
-        ModelFilesError, match=f"^cannot load the model '{model}': .*{said}"
+        ModelFilesError, match=f"^cannot load the model '{model}': .*{message}"
     ) as caught:
         check_model(str(model))
 
@@ -152,32 +150,32 @@ def test_a_folder_that_cannot_be_used_is_named_with_what_is_wrong(
         check_embedder("base-model", str(model))
 
 
-def test_a_file_is_no_model(model: Path) -> None:
+def test_a_file_is_not_a_model(model: Path) -> None:
     (model.parent / "nano.gguf").write_bytes(b"GGUF" + bytes(100))
     (model.parent / "nano-without-ending").write_bytes(b"GGUF" + bytes(100))
 
-    for name, said in {
+    for name, message in {
         "nano.gguf": "it is a GGUF file",
         "nano-without-ending": "it is a GGUF file",
         "model/model.safetensors": "it is a file; name the folder",
         "missing.gguf": "it is a GGUF file",
-        "model/../nowhere/x": "there is no such folder",
+        "model/../nowhere/x": "no such folder",
         "x" * 300: "File name too long",
     }.items():
-        with pytest.raises(ModelFilesError, match=said):
+        with pytest.raises(ModelFilesError, match=message):
             check_model(str(model.parent / name))
 
 
-def test_an_embedder_that_cannot_be_used_is_named(model: Path) -> None:
+def test_an_invalid_embedder_is_reported(model: Path) -> None:
     _pickled(model)
 
     with pytest.raises(
-        ModelFilesError, match=f"cannot load the embedder '{model}': it has its weights only in"
+        ModelFilesError, match=f"cannot load the embedder '{model}': its weights are only in"
     ):
         check_embedder(str(model), bundled_model())
 
 
-def test_what_only_the_libraries_know_is_one_line_too(model: Path, tmp_path: Path) -> None:
+def test_errors_of_the_libraries_are_one_line(model: Path, tmp_path: Path) -> None:
     _config(model_type="nanosaur", architectures=["NanosaurForCausalLM"])(model)
     (model / "tokenizer.json").write_text("{}")
     check_model(str(model))
@@ -192,13 +190,14 @@ def test_what_only_the_libraries_know_is_one_line_too(model: Path, tmp_path: Pat
         lambda: Selector(SelectorConfig(tmp_path, base_model=str(model))),
     ):
         with pytest.raises(
-            OURS, match=r"^cannot load the (model|base model|tokenizer|embedder|configuration)"
+            USER_ERRORS,
+            match=r"^cannot load the (model|base model|tokenizer|embedder|configuration)",
         ) as caught:
             load()
         assert "\n" not in str(caught.value)
 
 
-def test_the_rank_by_the_weights_headers_is_that_of_the_model(
+def test_the_rank_from_the_headers_of_the_weights_is_that_of_the_model(
     tiny_llama: str, tiny_qwen: str, tiny_gpt2: str
 ) -> None:
     from transformers import AutoModelForCausalLM
@@ -211,17 +210,22 @@ def test_the_rank_by_the_weights_headers_is_that_of_the_model(
 
 
 class Hub:
-    """A hub on this machine; `answers` by path: status, headers, body."""
+    """A hub on this machine.
+
+    Attributes:
+        requests: path and Authorization header of each request.
+        responses: status, headers and body, by path.
+    """
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str | None]] = []
-        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.responses: dict[str, tuple[int, dict[str, str], bytes]] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                hub.asked.append((self.path, self.headers.get("Authorization")))
-                status, headers, body = hub.answers.get(
+                hub.requests.append((self.path, self.headers.get("Authorization")))
+                status, headers, body = hub.responses.get(
                     self.path, (404, {"X-Error-Code": "RepoNotFound"}, b"")
                 )
                 self.send_response(status)
@@ -240,14 +244,14 @@ class Hub:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def holds(self, name: str, *files: str) -> None:
-        """A model of these files."""
-        siblings = json.dumps({"siblings": [{"rfilename": file} for file in files]}).encode()
-        there = "config.json" in files
-        self.answers[f"/{name}/resolve/main/config.json"] = (
-            (200, {}, b"{}") if there else (404, {"X-Error-Code": "EntryNotFound"}, b"")
+    def add(self, name: str, *files: str) -> None:
+        """Add a model with these files."""
+        content = json.dumps({"siblings": [{"rfilename": file} for file in files]}).encode()
+        has_config = "config.json" in files
+        self.responses[f"/{name}/resolve/main/config.json"] = (
+            (200, {}, b"{}") if has_config else (404, {"X-Error-Code": "EntryNotFound"}, b"")
         )
-        self.answers[f"/api/models/{name}"] = (200, {"Content-Type": "application/json"}, siblings)
+        self.responses[f"/api/models/{name}"] = (200, {"Content-Type": "application/json"}, content)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -256,7 +260,7 @@ class Hub:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub, and an empty cache of it."""
+    """A hub, with an empty local cache."""
     hub = Hub()
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -275,74 +279,74 @@ def _cache(name: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundled_model(), repository / "snapshots" / "abc"))
 
 
-def test_a_model_of_the_hub_is_let_through(hub: Hub) -> None:
-    hub.holds("org/good", "config.json", "tokenizer.json", "model.safetensors")
+def test_a_valid_model_on_the_hub_passes(hub: Hub) -> None:
+    hub.add("org/good", "config.json", "tokenizer.json", "model.safetensors")
 
     check_model("org/good")
 
-    assert {key for _, key in hub.asked} == {"Bearer hf_secret"}
-    assert len(hub.asked) == 2
+    assert {key for _, key in hub.requests} == {"Bearer hf_secret"}
+    assert len(hub.requests) == 2
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (
             ("config.json", "tokenizer.json", "pytorch_model.bin"),
-            "it has its weights only in pytorch_model.bin",
+            "its weights are only in pytorch_model.bin",
         ),
-        (("README.md", "q4.gguf"), "it holds a GGUF file"),
+        (("README.md", "q4.gguf"), "it contains a GGUF file"),
         (("README.md",), "it has no config.json"),
     ],
 )
-def test_what_the_hub_holds_is_looked_at_before_it_is_downloaded(
-    hub: Hub, files: tuple[str, ...], said: str
+def test_the_files_of_a_model_on_the_hub_are_checked_before_they_are_downloaded(
+    hub: Hub, files: tuple[str, ...], message: str
 ) -> None:
-    hub.holds("org/odd", *files)
+    hub.add("org/odd", *files)
 
-    with pytest.raises(ModelFilesError, match=f"cannot load the model 'org/odd': {said}"):
+    with pytest.raises(ModelFilesError, match=f"cannot load the model 'org/odd': {message}"):
         check_model("org/odd")
 
 
-def test_what_the_hub_does_not_show_is_said_with_the_token(
+def test_private_and_gated_models_are_reported_with_what_the_token_lacks(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gated = (401, {"X-Error-Code": "GatedRepo"}, b"")
-    hub.answers["/org/gated/resolve/main/config.json"] = gated
+    hub.responses["/org/gated/resolve/main/config.json"] = gated
 
     with pytest.raises(
-        ModelFilesError, match=r"it is gated; accept its terms at .*/org/gated, and set HF_TOKEN"
+        ModelFilesError, match=r"it is gated; accept its terms at .*/org/gated and set HF_TOKEN"
     ):
         check_model("org/gated")
     with pytest.raises(
         ModelFilesError,
-        match=r"check its spelling, or it is private, which the token in HF_TOKEN may",
+        match=r"check its spelling, or, if it is private: the token in HF_TOKEN has no access",
     ):
         check_model("org/mistyped")
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ModelFilesError, match="whose readers need HF_TOKEN"):
+    with pytest.raises(ModelFilesError, match="if it is private: set HF_TOKEN"):
         check_model("org/mistyped")
 
 
-def test_a_hub_that_is_busy_is_left_to_the_libraries(hub: Hub) -> None:
-    hub.answers["/org/good/resolve/main/config.json"] = (503, {}, b"")
+def test_a_busy_hub_is_left_to_the_libraries(hub: Hub) -> None:
+    hub.responses["/org/good/resolve/main/config.json"] = (503, {}, b"")
 
     check_model("org/good")
 
 
-def test_a_short_name_of_an_embedder_is_one_of_sentence_transformers(hub: Hub) -> None:
-    hub.holds("sentence-transformers/all-mpnet", "modules.json", "config.json", "model.safetensors")
+def test_an_embedder_without_an_organisation_is_one_of_sentence_transformers(hub: Hub) -> None:
+    hub.add("sentence-transformers/all-mpnet", "modules.json", "config.json", "model.safetensors")
 
     check_embedder("all-mpnet", "/no/such/model")
 
     with pytest.raises(
         ModelFilesError,
-        match="cannot load the embedder 'all-mpned': it is neither a folder here nor",
+        match="cannot load the embedder 'all-mpned': it is neither a folder nor",
     ):
         check_embedder("all-mpned", "/no/such/model")
 
 
-def test_without_a_hub_the_cache_serves_and_says_so(
+def test_without_the_hub_the_cache_is_used_with_a_warning(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _cache("org/kept", tmp_path)
@@ -352,8 +356,9 @@ def test_without_a_hub_the_cache_serves_and_says_so(
         check_model("org/kept")
 
     assert "cannot be reached" in caplog.text
-    assert "its copy in the hub's cache is used" in caplog.text
-    assert constants.HF_HUB_OFFLINE is True  # the libraries ask no more
+    assert "using its copy in the hub's cache" in caplog.text
+    # The libraries must not try to reach the hub either.
+    assert constants.HF_HUB_OFFLINE is True
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(
         ModelFilesError,
@@ -362,7 +367,7 @@ def test_without_a_hub_the_cache_serves_and_says_so(
         check_model("org/other")
 
 
-def test_offline_nothing_is_asked(
+def test_offline_no_request_is_made(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = _cache("org/kept", tmp_path)
@@ -380,28 +385,33 @@ def test_offline_nothing_is_asked(
     ):
         check_model("org/kept")
 
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("command", [("serve",), ("plan",), ("corpus", "reembed", "nx")])
-def test_a_hub_that_is_not_there_is_told_in_one_line_at_once(
+def test_an_unreachable_hub_is_reported_in_one_line(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     if command[0] == "corpus":
-        make = "import sys; from pathlib import Path; from tests.conftest import WordEmbedder; "
-        make += "from selection.corpus.corpus import Corpus; Corpus.create(Path(sys.argv[1]), 'nx', WordEmbedder(), 't')"
-        subprocess.run([sys.executable, "-c", make, str(tmp_path / "corpora")], check=True)
+        Corpus.create(tmp_path / "corpora", "nx", WordEmbedder(), "tokenizer").close()
     option = "--embedder" if command[0] == "corpus" else "--model"
 
     ended = run(
-        tmp_path, *command, option, "org/some-model", MAYFLY_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path / "cache"),
-        HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="", MAYFLY_PORT="21650",
-    )  # fmt: skip
+        tmp_path,
+        *command,
+        option,
+        "org/some-model",
+        MAYFLY_HOME=str(tmp_path),
+        MAYFLY_PORT="18702",
+        HF_HUB_CACHE=str(tmp_path / "cache"),
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HUB_OFFLINE="",
+    )
 
     assert ended.status == 1
     assert ended.err.count("\n") == 1
     assert (
-        "'org/some-model': it is not a folder here, and the hub at http://127.0.0.1:9 cannot be reached"
+        "'org/some-model': it is not a folder, and the hub at http://127.0.0.1:9 cannot be reached"
         in ended.err
     )
     assert ended.heavy == set()

@@ -1,4 +1,4 @@
-"""What settings mean for the rooms, and how `mayfly config` tells them."""
+"""Settings: the configuration that follows from them, and how `mayfly config` shows them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 from serving.cli.main import app
 from serving.config import AUTO, LIMITS, bundled_model
-from serving.settings.settings import Settings, cores_here
+from serving.settings.hardware import available_cores
+from serving.settings.settings import Settings
 
 
-def test_what_is_not_said_is_decided_by_model_and_machine(tmp_path: Path) -> None:
+def test_defaults_are_decided_by_model_and_machine(tmp_path: Path) -> None:
     config = Settings(home=tmp_path).config()
 
     assert (
@@ -29,7 +30,7 @@ def test_what_is_not_said_is_decided_by_model_and_machine(tmp_path: Path) -> Non
     )
 
 
-def test_what_is_said_reaches_its_rooms(tmp_path: Path) -> None:
+def test_settings_reach_the_configurations_of_their_parts(tmp_path: Path) -> None:
     config = Settings(
         home=tmp_path,
         served_model_name=["a", "b"],
@@ -69,7 +70,7 @@ def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         (Settings(model="/no/such/model"), "cannot load the model"),
         (Settings(precision="float8"), "unknown precision"),
@@ -81,32 +82,32 @@ def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> 
         (Settings(corpus="nowhere"), "no corpus 'nowhere'"),
     ],
 )
-def test_what_no_room_takes_is_told(settings: Settings, words: str, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=words):
+def test_an_invalid_value_is_an_error(settings: Settings, message: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=message):
         Settings(**{**vars(settings), "home": tmp_path}).config()
 
 
-def test_a_containers_share_of_the_cores_counts(tmp_path: Path) -> None:
-    assert cores_here(tmp_path) == len(os.sched_getaffinity(0))
+def test_the_cpu_limit_of_a_container_counts(tmp_path: Path) -> None:
+    assert available_cores(tmp_path) == len(os.sched_getaffinity(0))
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert cores_here(tmp_path) == len(os.sched_getaffinity(0))
+    assert available_cores(tmp_path) == len(os.sched_getaffinity(0))
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert cores_here(tmp_path) == 1
+    assert available_cores(tmp_path) == 1
 
 
-def test_the_command_tells_every_setting_and_its_source_but_no_secret(tmp_path: Path) -> None:
+def test_the_command_shows_every_setting_and_its_source_but_no_secret(tmp_path: Path) -> None:
     file = tmp_path / "mayfly.toml"
     file.write_text("max-steps = 20\n")
     environment = {"MAYFLY_API_KEYS": "hidden-one hidden-two", "COLUMNS": "300"}
 
     flags = ["--allowed-host", "GPU.example", "--allowed-host", "b.example"]
-    told = CliRunner().invoke(
+    shown = CliRunner().invoke(
         app, ["config", "--config", str(file), "--home", str(tmp_path), *flags], env=environment
     )
 
-    assert told.exit_code == 0, told.output
-    lines = {line.split()[0]: line for line in told.output.splitlines()}
-    assert "hidden" not in told.output
+    assert shown.exit_code == 0, shown.output
+    lines = {line.split()[0]: line for line in shown.output.splitlines()}
+    assert "hidden" not in shown.output
     assert "2, not shown" in lines["api-key"]
     assert "MAYFLY_API_KEYS" in lines["api-key"]
     assert lines["max-steps"].split() == ["max-steps", "20", str(file)]
@@ -114,4 +115,5 @@ def test_the_command_tells_every_setting_and_its_source_but_no_secret(tmp_path: 
     assert lines["allowed-origin"].split() == ["allowed-origin", "none", "default"]
     assert lines["rank"].split() == ["rank", "16", "default"]
     assert lines["learning-rate"].split() == ["learning-rate", "by", "model", "size", "default"]
-    assert "steps=20, seconds=60, gain=0.25" in lines["budget"]  # cut to what the server allows
+    # The budget is shown within the limits.
+    assert "steps=20, seconds=60, gain=0.25" in lines["budget"]

@@ -1,6 +1,4 @@
-"""Settings from flags, environment, file and Serve's `args`: who goes first, and what is wrong with
-them.
-"""
+"""Settings from flags, environment, file and Serve's `args`: precedence and errors."""
 
 from __future__ import annotations
 
@@ -14,54 +12,55 @@ from typer.testing import CliRunner
 from serving.app import application
 from serving.cli.main import app
 from serving.settings.settings import Settings
-from serving.settings.sources import settings_of, sources, variable, with_settings
+from serving.settings.sources import settings_from, sources, variable, with_settings
 
 
-class Heard:
-    """A command that keeps what it was told."""
+class Command:
+    """A command that stores its settings and their sources."""
 
     def __init__(self) -> None:
-        self.settings, self.of = Settings(), {"": ""}
+        self.settings, self.sources = Settings(), {"": ""}
         self.app = typer.Typer()
-        self.app.command()(with_settings(self._hear))
+        self.app.command()(with_settings(self._store))
 
-    def _hear(self, settings: Settings, context: typer.Context) -> None:
-        self.settings, self.of = settings, sources(context)
+    def _store(self, settings: Settings, context: typer.Context) -> None:
+        self.settings, self.sources = settings, sources(context)
 
-    def told(self, *flags: str, **environment: str) -> Settings:
+    def run(self, *flags: str, **environment: str) -> Settings:
         done = CliRunner().invoke(self.app, flags, env=environment, catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return self.settings
 
 
 @pytest.fixture
-def heard() -> Heard:
-    return Heard()
+def command() -> Command:
+    return Command()
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     written = tmp_path / "mayfly.toml"
     written.write_text(
-        'port = 9000\nmax-steps = 20\nmax_seconds = 5\nserved-model-name = ["a", "b"]\nhome = "/data"\n'
+        "port = 9000\nmax-steps = 20\nmax_seconds = 5\n"
+        'served-model-name = ["a", "b"]\nhome = "/data"\n'
     )
     return written
 
 
-def test_what_is_nowhere_said_is_the_default(heard: Heard) -> None:
-    assert heard.told() == Settings()
-    assert set(heard.of.values()) == {"default"}
+def test_without_any_source_settings_have_their_defaults(command: Command) -> None:
+    assert command.run() == Settings()
+    assert set(command.sources.values()) == {"default"}
 
 
-def test_a_flag_goes_before_the_environment_that_before_the_file(heard: Heard, file: Path) -> None:
-    told = heard.told(
+def test_flags_override_the_environment_and_that_the_file(command: Command, file: Path) -> None:
+    settings = command.run(
         "--config", str(file), "--port", "9002", MAYFLY_PORT="9001", MAYFLY_MAX_STEPS="30"
     )
 
-    assert (told.port, told.max_steps, told.max_seconds) == (9002, 30, 5.0)
-    assert told.served_model_name == ["a", "b"]
-    assert told.home == Path("/data")
-    assert {name: of for name, of in heard.of.items() if of != "default"} == {
+    assert (settings.port, settings.max_steps, settings.max_seconds) == (9002, 30, 5.0)
+    assert settings.served_model_name == ["a", "b"]
+    assert settings.home == Path("/data")
+    assert {name: source for name, source in command.sources.items() if source != "default"} == {
         "port": "flag",
         "max_steps": "MAYFLY_MAX_STEPS",
         "max_seconds": str(file),
@@ -70,29 +69,31 @@ def test_a_flag_goes_before_the_environment_that_before_the_file(heard: Heard, f
     }
 
 
-def test_a_setting_of_several_values_is_one_everywhere(heard: Heard, tmp_path: Path) -> None:
+def test_a_setting_may_have_several_values_in_every_source(
+    command: Command, tmp_path: Path
+) -> None:
     file = tmp_path / "several.toml"
     file.write_text(
         'allowed-host = ["a.example", "b.example"]\nallowed-origin = "https://c.example"\n'
     )
 
-    flags = heard.told("--allowed-host", "a.example", "--allowed-host", "b.example")
-    variables = heard.told(
+    flags = command.run("--allowed-host", "a.example", "--allowed-host", "b.example")
+    variables = command.run(
         MAYFLY_ALLOWED_HOST="a.example b.example", MAYFLY_ALLOWED_ORIGIN="https://c.example"
     )
-    filed = heard.told("--config", str(file))
-    served = settings_of(
+    filed = command.run("--config", str(file))
+    served = settings_from(
         {"allowed-host": ["a.example", "b.example"], "allowed-origin": "https://c.example"}
     )
 
-    for told in (flags, variables, filed, served):
-        assert told.allowed_host == ["a.example", "b.example"]
-    for told in (variables, filed, served):
-        assert told.allowed_origin == ["https://c.example"]
+    for settings in (flags, variables, filed, served):
+        assert settings.allowed_host == ["a.example", "b.example"]
+    for settings in (variables, filed, served):
+        assert settings.allowed_origin == ["https://c.example"]
 
 
-def test_the_environment_names_the_file_too(heard: Heard, file: Path) -> None:
-    assert heard.told(MAYFLY_CONFIG=str(file)).port == 9000
+def test_the_environment_may_name_the_file(command: Command, file: Path) -> None:
+    assert command.run(MAYFLY_CONFIG=str(file)).port == 9000
 
 
 def test_every_setting_is_a_flag_and_a_variable() -> None:
@@ -104,9 +105,9 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
-        ("prot = 1", "no setting 'prot'"),
+        ("prot = 1", "unknown setting 'prot'"),
         ("port = 70000", "port"),
         ('port = "many"', "port must be an integer"),
         ("port = true", "port must be an integer"),
@@ -118,42 +119,45 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         ('log-format = "loud"', "log-format"),
     ],
 )
-def test_what_a_file_says_wrong_is_told(
-    line: str, words: str, heard: Heard, tmp_path: Path
+def test_an_error_in_the_file_is_reported(
+    line: str, message: str, command: Command, tmp_path: Path
 ) -> None:
     wrong = tmp_path / "wrong.toml"
     wrong.write_text(line)
 
     done = CliRunner().invoke(
-        heard.app, ["--config", str(wrong)], env={"TERM": "dumb", "COLUMNS": "300"}
+        command.app, ["--config", str(wrong)], env={"TERM": "dumb", "COLUMNS": "300"}
     )
 
     assert done.exit_code != 0
-    assert words in done.output + str(done.exception)
+    assert message in done.output + str(done.exception)
 
 
-def test_a_file_that_is_not_there_is_told(heard: Heard, tmp_path: Path) -> None:
-    done = CliRunner().invoke(heard.app, ["--config", str(tmp_path / "none.toml")])
+def test_a_missing_file_is_reported(command: Command, tmp_path: Path) -> None:
+    done = CliRunner().invoke(command.app, ["--config", str(tmp_path / "none.toml")])
 
     assert done.exit_code != 0
     assert "none.toml" in done.output + str(done.exception)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
-        ("MAYFLY_MAX_STEP", "MAYFLY_MAX_STEP is no setting; is it MAYFLY_MAX_STEPS?"),
-        ("MAYFLY_COLOUR_OF_WINGS", "MAYFLY_COLOUR_OF_WINGS is no setting; unset it"),
+        (
+            "MAYFLY_MAX_STEP",
+            "unknown environment variable MAYFLY_MAX_STEP: did you mean MAYFLY_MAX_STEPS?",
+        ),
+        ("MAYFLY_COLOUR_OF_WINGS", "unknown environment variable MAYFLY_COLOUR_OF_WINGS: unset it"),
     ],
 )
-def test_a_variable_that_is_no_setting_is_told(name: str, words: str, heard: Heard) -> None:
-    done = CliRunner().invoke(heard.app, [], env={name: "1", "MAYFLY_API_KEY": "a client's"})
+def test_an_unknown_variable_is_reported(name: str, message: str, command: Command) -> None:
+    done = CliRunner().invoke(command.app, [], env={name: "1", "MAYFLY_API_KEY": "a client's"})
 
     assert done.exit_code != 0
-    assert words in done.output + str(done.exception)
+    assert message in done.output + str(done.exception)
 
 
-def test_what_kubernetes_tells_of_its_services_is_passed_over(heard: Heard) -> None:
+def test_the_service_variables_of_kubernetes_are_ignored(command: Command) -> None:
     links = (
         "MAYFLY_SERVICE_HOST",
         "MAYFLY_WEB_SERVICE_PORT_HTTP",
@@ -161,31 +165,31 @@ def test_what_kubernetes_tells_of_its_services_is_passed_over(heard: Heard) -> N
         "MAYFLY_PORT_8000_TCP_ADDR",
     )
 
-    assert heard.told(**dict.fromkeys(links, "10.0.0.1")) == Settings()
+    assert command.run(**dict.fromkeys(links, "10.0.0.1")) == Settings()
 
 
 def test_arguments_of_a_serve_config_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"max-steps": 20, "log-format": "json", "served-model-name": "mine"}
+    args = {"max-steps": 20, "log-format": "json", "served-model-name": "mine"}
 
-    assert settings_of(told) == replace(
+    assert settings_from(args) == replace(
         Settings(), max_steps=20, log_format="json", served_model_name=["mine"]
     )
-    assert settings_of({}) == Settings()
+    assert settings_from({}) == Settings()
     monkeypatch.setenv("MAYFLY_MAX_STEPS", "30")
-    assert settings_of(told).max_steps == 30
+    assert settings_from(args).max_steps == 30
 
 
-def test_arguments_go_before_a_file_that_the_environment_names(
+def test_arguments_override_a_file_that_the_environment_names(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAYFLY_CONFIG", str(file))
 
-    told = settings_of({"max-steps": 7})
+    settings = settings_from({"max-steps": 7})
 
-    assert (told.max_steps, told.port) == (7, 9000)
+    assert (settings.max_steps, settings.port) == (7, 9000)
 
 
-def test_a_clusters_server_is_not_built_without_keys(
+def test_the_application_of_a_cluster_needs_keys(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("MAYFLY_API_KEYS", raising=False)
@@ -195,14 +199,14 @@ def test_a_clusters_server_is_not_built_without_keys(
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("args", "message"),
     [
-        ({"api-key": "secret"}, "no secret here"),
-        ({"steps": 1}, "no setting 'steps'"),
+        ({"api-key": "secret"}, "Ray shows and logs an api-key"),
+        ({"steps": 1}, "unknown setting 'steps'"),
         ({"port": 0}, "port"),
         ({"max-seconds": "much"}, "must be a number"),
     ],
 )
-def test_arguments_that_are_wrong_are_a_value_error(told: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        settings_of(told)
+def test_invalid_arguments_are_an_error(args: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings_from(args)

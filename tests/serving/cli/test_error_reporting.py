@@ -1,6 +1,4 @@
-"""What a user can mend is one line and status 1; a bug keeps its traceback; a closed pipe is no
-news.
-"""
+"""Errors that the user can fix are one line, bugs keep their traceback, closed pipes are silent."""
 
 from __future__ import annotations
 
@@ -17,31 +15,34 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from selection.errors import CorpusError, SelectionOptionError
-from serving.cli.failures import Failures, mendable
+from serving.cli.error_reporting import ErrorReporter, user_message
 from serving.errors import SettingsError, StartError
 from tests.serving.commands import run
 
 
-def failing(
+def run_failing(
     problem: BaseException, capsys: pytest.CaptureFixture[str], *, debug: bool = False
 ) -> tuple[int, str]:
-    failures = Failures()
+    """The exit status and standard error of a command that raises `problem`."""
+    reporter = ErrorReporter()
 
     def command() -> None:
-        failures.debug = debug
+        reporter.debug = debug
         raise problem
 
-    return failures.status_of(command), capsys.readouterr().err
+    return reporter.run(command), capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "kind", [CorpusError, SettingsError, StartError, BaseModelError, SelectionOptionError]
 )
-def test_ours_are_one_line(kind: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_exceptions_are_reported_in_one_line(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
     problem = kind("it is [/wrong]")
     problem.add_note("its folder is /x")
 
-    assert failing(problem, capsys) == (1, "mayfly: it is [/wrong]; its folder is /x\n")
+    assert run_failing(problem, capsys) == (1, "mayfly: it is [/wrong]; its folder is /x\n")
 
 
 @pytest.mark.parametrize(
@@ -52,22 +53,22 @@ def test_a_bug_keeps_its_traceback(
 ) -> None:
     problem = kind("utf-8", b"x", 0, 1, "odd") if kind is UnicodeDecodeError else kind("odd")
 
-    status, said = failing(problem, capsys)
+    status, reported = run_failing(problem, capsys)
 
     assert status == 1
-    assert said.startswith("Traceback (most recent call last):")
-    assert 'test_failures.py", line' in said
-    assert said.endswith(
+    assert reported.startswith("Traceback (most recent call last):")
+    assert 'test_error_reporting.py", line' in reported
+    assert reported.endswith(
         "\nmayfly: this is a bug in Mayfly: please report it, with the traceback above\n"
     )
 
 
-def test_debug_shows_every_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    status, said = failing(SettingsError("wrong"), capsys, debug=True)
+def test_debug_shows_the_traceback_of_our_exceptions(capsys: pytest.CaptureFixture[str]) -> None:
+    status, reported = run_failing(SettingsError("wrong"), capsys, debug=True)
 
     assert status == 1
-    assert said.startswith("Traceback")
-    assert said.endswith("\nmayfly: wrong\n")
+    assert reported.startswith("Traceback")
+    assert reported.endswith("\nmayfly: wrong\n")
 
 
 def test_debug_is_an_option_of_the_command(tmp_path: Path) -> None:
@@ -78,36 +79,38 @@ def test_debug_is_an_option_of_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         (
             errno.EROFS,
-            "/data/x: Read-only file system; name a place that can be written to, for corpora with --home",
+            "/data/x: Read-only file system; use a writable path (--home for corpora)",
         ),
-        (errno.ENOSPC, "/data/x: No space left on device; make room"),
-        (errno.EACCES, "/data/x: Permission denied; see to it that you may read and write there"),
+        (errno.ENOSPC, "/data/x: No space left on device; free space on that disk"),
+        (errno.EACCES, "/data/x: Permission denied; check its permissions"),
         (
             errno.ELOOP,
-            "/data/x: Too many levels of symbolic links; its symbolic links lead back to themselves",
+            "/data/x: Too many levels of symbolic links; its symbolic links form a loop",
         ),
         (errno.ENOTDIR, "/data/x: Not a directory; a part of the path is a file"),
         (errno.ENAMETOOLONG, "/data/x: File name too long; use a shorter name"),
     ],
 )
-def test_what_the_system_refuses_comes_with_what_to_do(code: int, said: str) -> None:
-    words = mendable(OSError(code, os.strerror(code), "/data/x"))
+def test_an_error_of_the_operating_system_is_reported_with_its_remedy(
+    code: int, message: str
+) -> None:
+    reported = user_message(OSError(code, os.strerror(code), "/data/x"))
 
-    assert words is not None
-    assert words.startswith(said)
+    assert reported is not None
+    assert reported.startswith(message)
 
 
-def test_an_error_of_the_system_without_a_remedy_is_a_bug() -> None:
-    assert mendable(OSError(errno.EBADF, "Bad file descriptor")) is None
-    assert mendable(OSError("odd")) is None
+def test_an_error_of_the_operating_system_without_a_remedy_is_a_bug() -> None:
+    assert user_message(OSError(errno.EBADF, "Bad file descriptor")) is None
+    assert user_message(OSError("odd")) is None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ("corpus", "add", "x", "{tmp}/loop"),
@@ -131,8 +134,8 @@ def test_an_error_of_the_system_without_a_remedy_is_a_bug() -> None:
         ),
     ],
 )
-def test_odd_paths_are_told_in_a_line(
-    tmp_path: Path, arguments: tuple[str, ...], said: str
+def test_unusable_paths_are_reported_without_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "a-file").write_text("def f(): pass\n")
@@ -141,20 +144,21 @@ def test_odd_paths_are_told_in_a_line(
         tmp_path,
         *(each.format(tmp=tmp_path) for each in arguments),
         MAYFLY_HOME=str(tmp_path),
-        MAYFLY_PORT="21651",
+        MAYFLY_PORT="18701",
     )
 
-    assert said in ended.err + ended.out
+    assert message in ended.err + ended.out
     assert "Traceback" not in ended.err
 
 
 def test_a_closed_pipe_ends_a_command_silently(corpora: Path, words: Embedder) -> None:
     corpus = Corpus.create(corpora, "many", words, "tokenizer")
-    for number in range(3000):  # more than a pipe holds
+    for number in range(3000):  # more output than a pipe buffers
         name = f"{number}-{'x' * 100}"
         corpus.add(name, name, [Chunk(0, "text", (1, 2))], words.embed(["text"]))
     corpus.close()
-    command = f"{sys.executable} -c 'from serving.cli.main import main; main()' corpus show many --home {corpora.parent}"
+    mayfly = f"{sys.executable} -c 'from serving.cli.main import main; main()'"
+    command = f"{mayfly} corpus show many --home {corpora.parent}"
 
     done = subprocess.run(["bash", "-c", f"{command} | head -1"], capture_output=True, text=True)
 
@@ -162,7 +166,7 @@ def test_a_closed_pipe_ends_a_command_silently(corpora: Path, words: Embedder) -
     assert done.stderr == ""
 
 
-def test_characters_that_the_terminal_has_not_are_escaped(
+def test_characters_that_the_terminal_cannot_show_are_escaped(
     corpora: Path, words: Embedder, tmp_path: Path
 ) -> None:
     corpus = Corpus.create(corpora, "names", words, "tokenizer")

@@ -1,0 +1,60 @@
+"""Checks of settings before a server starts.
+
+`check_settings` takes about a second: it reads the files that the settings name, without torch or
+transformers. `check_tokenizers` needs transformers, which takes longer to import.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from serving.settings.corpus import check_corpus
+from serving.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from serving.config import Config
+
+
+def check_settings(settings: Settings) -> None:
+    """Check the values of the settings and the files that they name.
+
+    Raises:
+        SettingsError: a value or the key file is invalid.
+        ModelFilesError: the model or the embedder cannot be used.
+        CorpusError: the corpus does not exist, cannot be opened, or was made with another embedder.
+    """
+    from serving.api_keys import Keys
+    from serving.http.browsers import parse_hosts, parse_origins
+    from serving.settings.model_files import check_embedder, check_model
+
+    auto, limits = settings.budgets()
+    parse_hosts(settings.allowed_host or ())
+    parse_origins(settings.allowed_origin or (), settings.has_keys)
+    Keys(settings.key_digests(), settings.absolute_key_file, auto, limits)
+    check_model(settings.base_model)
+    check_embedder(settings.embedder, settings.base_model)
+    if settings.corpus is not None:
+        check_corpus(settings.corpora, settings.corpus, settings.embedder)
+
+
+def check_tokenizers(config: Config) -> None:
+    """Check the key file, and that the model's tokenizer can be loaded and is that of the corpus.
+
+    Without this check, the server would fail minutes later and in another process.
+
+    Raises:
+        SettingsError: the key file is invalid.
+        ModelFilesError: the tokenizer of the model cannot be loaded.
+        CorpusError: the corpus does not exist, or was made with another tokenizer.
+    """
+    from selection.corpus.corpus import Corpus
+    from selection.ingest.ingest import tokenizer_digest
+    from serving.api_keys import Keys
+    from serving.settings.model_files import load_tokenizer
+
+    Keys(config.key_digests, config.key_file, config.auto, config.limits)
+    tokenizer = load_tokenizer(config.engine.model)
+    if config.corpus is not None:
+        with closing(Corpus.open(config.selector.root, config.corpus)) as corpus:
+            corpus.check_tokenizer(tokenizer_digest(tokenizer))
