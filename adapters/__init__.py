@@ -1,8 +1,7 @@
 """adapters: LoRA adapters that live for one request, trained on a resident base model.
 
-Usable alone: no Ray, no vLLM. It knows token sequences, never where they came from. Its names are
-imported when they are first used: code that needs only a value type or an exception does not wait
-for torch.
+Usable alone, without Ray and vLLM. It knows token sequences, never where they came from. Names are
+imported on first use: code that needs only a value type or an exception does not wait for torch.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Adapter: a trained LoRA in PEFT's format, in memory, as one buffer of bytes.
 
 The bytes are those of `adapter_model.safetensors`; with `adapter_config.json` beside it, plain PEFT
-and vLLM load it. It knows nothing of how it was trained or who will speak with it.
+and vLLM load it. It knows nothing of how it was trained or where it will be used.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ class Adapter:
     """A LoRA adapter.
 
     Attributes:
-        name: unique; never used again for another adapter.
-        base_model: hub id or folder of the model it belongs to.
-        rank: r.
-        scale_numerator: LoRA's alpha: the update is B A times alpha / r.
-        targets: names of the adapted projections, such as "q_proj".
-        weights: a safetensors file, keys as PEFT writes them.
-        losses: mean loss in nats a token of each step, before that step.
+        name: Unique name, never reused for another adapter.
+        base_model: Hub id or folder of the model it was trained on.
+        rank: LoRA rank r.
+        scale_numerator: LoRA alpha: the update is B A times alpha / r.
+        targets: Names of the adapted projections, such as "q_proj".
+        weights: A safetensors file with PEFT's keys, float32.
+        losses: Mean loss in nats per token of each step, before that step.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Adapter:
     losses: tuple[float, ...]
 
     def save(self, folder: Path) -> None:
-        """Write PEFT's two files into a folder, made if need be."""
+        """Write PEFT's two files into a folder, which is created if needed."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "peft_type": "LORA",

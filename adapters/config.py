@@ -1,13 +1,12 @@
-"""TrainerConfig: how adapters are trained. A value that can be named and compared without loading
-torch.
-"""
+"""TrainerConfig: how adapters are trained, as a plain value that does not load torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SMALL_MODEL = 50_000_000  # parameters
+# Models with fewer parameters get other defaults.
+SMALL_MODEL = 50_000_000
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -16,24 +15,23 @@ class TrainerConfig:
     """How adapters are trained.
 
     Attributes:
-        model: hub id or folder of the base model; safetensors only.
-        rank: of the LoRA.
-        scale: what B A is multiplied by, LoRA's alpha over its rank; None takes 16 for models under
-            50 M parameters (chosen on the bundled one, benchmarks/README.md) and 1 above. The
-            larger, the faster B learns beside A.
-        learning_rate: of Adam; None takes 6e-4 for those (at a scale of 16) and the paper's 5e-4
-            above.
-        targets: names of the projections that are adapted.
-        device: "cpu", "cuda", or "auto".
-        precision: of the base model: "float32", "bfloat16", or "auto": bfloat16 where the processor
-            has units for it, which are a GPU and CPUs with AMX. What is learnt, and its moments,
-            are always float32.
-        slots: how many adapters are trained at once; others wait.
-        memory_bytes: that a step may keep for its backward; None takes half of what is free at the
-            start. A sequence that keeps more is computed layer by layer, twice; one that needs more
-            even so ends "out-of-memory" at once.
-        batch_tokens: of a step, padding included. None takes 2,048 on a CPU, where more is no
-            faster; 16,384 on a GPU.
+        model: Hub id or folder of the base model; safetensors only.
+        rank: LoRA rank.
+        scale: Factor of B A, LoRA alpha over rank. None takes 16 for models under 50 M parameters
+            (chosen on the bundled model, benchmarks/README.md) and 1 for larger ones. The larger
+            the scale, the faster B learns relative to A.
+        learning_rate: Adam learning rate. None takes 6e-4 for models under 50 M parameters (at a
+            scale of 16), and the paper's 5e-4 for larger ones.
+        targets: Names of the adapted projections.
+        device: "cpu", "cuda" or "auto".
+        precision: Precision of the base model: "float32", "bfloat16" or "auto", which takes
+            bfloat16 on a GPU and on CPUs with AMX. Adapters and their moments are always float32.
+        slots: Number of adapters that train at once; more requests wait.
+        memory_bytes: Activation bytes that a step may save for backward. None takes half of the
+            memory that is free at the start. A sequence that needs more is computed with gradient
+            checkpointing; one that does not fit even so ends at once with "out-of-memory".
+        batch_tokens: Tokens of a step at most, padding included. None takes 2,048 on a CPU, where
+            larger batches are no faster, and 16,384 on a GPU.
     """
 
     model: str

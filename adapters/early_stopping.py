@@ -1,11 +1,11 @@
-"""EarlyStopping: whether more training pays, and after which step it was best, by the loss of a
-text not trained on.
+"""EarlyStopping: when to end a training, and which of its adapters is the best, by the loss of a
+probe text that is not trained on.
 
-The text is looked at before the first step and then more and more rarely. Training stops where the
-last looks have brought too little: less than `gain` per cent of the first loss for each sequence
-learnt since then, by the lowest loss seen so far. So a loss that stands still or rises ends it
-after WINDOW looks, and one that still falls does not. The paper's stop (section 6) asks the same of
-what was foreseen; this asks it of what was gained.
+The probe is evaluated before the first step, and then at growing intervals. Training stops when the
+lowest loss has fallen, over the last WINDOW evaluations, by less than `gain` per cent of the first
+loss per sequence trained on meanwhile. So a loss that stagnates or rises ends the training after
+WINDOW evaluations, and one that still falls does not. The paper's stopping rule (section 6) applies
+the same criterion to the predicted gain; this one applies it to the measured gain.
 
 Pure numbers: no tensors, no clock.
 """
@@ -15,93 +15,104 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-WINDOW = 3  # looks over which the gain is judged
-FIRST_LOOK = 2  # sequences, and between one look and the next at first
+# Evaluations over which the gain is measured.
+WINDOW = 3
+# Sequences from one evaluation to the next, until the interval grows.
+FIRST_INTERVAL = 2
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look found.
+class ProbeEvaluation:
+    """One evaluation of the probe.
 
     Attributes:
-        used: sequences learnt from until then.
-        steps: steps taken until then.
-        loss: of the text, mean nats a token.
+        sequences: Number of sequences trained on so far.
+        steps: Number of steps taken so far.
+        loss: Mean loss of the probe in nats per token.
     """
 
-    used: int
+    sequences: int
     steps: int
     loss: float
 
 
 @dataclass
 class EarlyStopping:
-    """The looks of one training.
+    """The probe evaluations of one training.
 
     Attributes:
-        gain: per cent of the first loss that each sequence must bring; None never stops, looks only
-            at both ends, and takes the last adapter for the best.
-        looks: in order; the first is before any step.
+        gain: Per cent of the first loss that each sequence must gain. None never stops, evaluates
+            only at both ends, and takes the last adapter for the best.
+        evaluations: In order; the first one is before any step.
     """
 
     gain: float | None
-    looks: list[Look] = field(default_factory=list)
+    evaluations: list[ProbeEvaluation] = field(default_factory=list)
 
-    def is_due(self, used: int) -> bool:
-        """Whether to look after so many sequences, unless it is the end."""
-        if not self.looks:
+    def probe_due(self, sequences: int) -> bool:
+        """Whether to evaluate after `sequences` sequences, if more follow."""
+        if not self.evaluations:
             return True
-        last = self.looks[-1].used
-        return self.gain is not None and used - last >= max(FIRST_LOOK, last // 4)
+        last = self.evaluations[-1].sequences
+        return self.gain is not None and sequences - last >= max(FIRST_INTERVAL, last // 4)
 
-    def see(self, used: int, steps: int, loss: float) -> bool:
-        """Remember a look; whether it is the best of those after a step, so that its adapter is
-        worth keeping.
+    def record(self, sequences: int, steps: int, loss: float) -> bool:
+        """Add an evaluation.
+
+        Returns:
+            Whether it is the best after a step so far, so that its adapter is worth saving.
         """
-        self.looks.append(Look(used, steps, loss))
-        return self.best is self.looks[-1]
+        self.evaluations.append(ProbeEvaluation(sequences, steps, loss))
+        return self.best is self.evaluations[-1]
 
     @property
-    def best(self) -> Look | None:
-        """The look with the lowest loss of those after a step; the first of several."""
-        after = [look for look in self.looks if look.steps]
+    def best(self) -> ProbeEvaluation | None:
+        """The first evaluation with the lowest loss after a step; the last one without a gain."""
+        after = [evaluation for evaluation in self.evaluations if evaluation.steps]
         if self.gain is None:
             return after[-1] if after else None
-        return min(after, key=lambda look: look.loss, default=None)
+        return min(after, key=lambda evaluation: evaluation.loss, default=None)
 
     @property
     def has_stalled(self) -> bool:
-        """Whether the last looks have brought too little."""
+        """Whether the last evaluations show too little gain to go on."""
         return self.gain is not None and has_stalled(
-            [(look.used, look.loss) for look in self.looks], self.gain
+            [(evaluation.sequences, evaluation.loss) for evaluation in self.evaluations], self.gain
         )
 
 
-def has_stalled(looks: Sequence[tuple[int, float]], gain: float) -> bool:
-    """Whether the last WINDOW looks, each sequences learnt and loss, have brought less than `gain`
-    asks for.
+def has_stalled(evaluations: Sequence[tuple[int, float]], gain: float) -> bool:
+    """Whether the last WINDOW evaluations show less than `gain`.
+
+    Args:
+        evaluations: Sequences trained on, and loss of the probe, in order.
+        gain: Per cent of the first loss per sequence.
     """
-    if len(looks) <= WINDOW:
+    if len(evaluations) <= WINDOW:
         return False
-    first = looks[0][1]
-    before = min(loss for _, loss in looks[:-WINDOW])
-    now = min(loss for _, loss in looks)
-    used = looks[-1][0] - looks[-WINDOW - 1][0]
-    return 100 * (before - now) < gain * used * first
+    first = evaluations[0][1]
+    before = min(loss for _, loss in evaluations[:-WINDOW])
+    now = min(loss for _, loss in evaluations)
+    sequences = evaluations[-1][0] - evaluations[-WINDOW - 1][0]
+    return 100 * (before - now) < gain * sequences * first
 
 
-def foretold(losses: Sequence[float], gain: float) -> tuple[int, int]:
-    """What a training would do of which the text's loss after 0, 1, ... sequences is known, a step
-    for each.
+def simulate(losses: Sequence[float], gain: float) -> tuple[int, int]:
+    """Apply early stopping to a training whose probe losses are known.
+
+    Args:
+        losses: Loss of the probe after 0, 1, ... sequences, with one step per sequence.
+        gain: As in `EarlyStopping`.
 
     Returns:
-        How many sequences it takes, and how many of them the adapter it hands over has learnt from.
+        The number of sequences after which training stops, and the number that the best adapter was
+        trained on.
     """
     stopping, last = EarlyStopping(gain), len(losses) - 1
-    for used, loss in enumerate(losses):
-        if stopping.is_due(used) or used == last:
-            stopping.see(used, used, loss)
+    for sequences, loss in enumerate(losses):
+        if stopping.probe_due(sequences) or sequences == last:
+            stopping.record(sequences, sequences, loss)
             if stopping.has_stalled:
                 break
     best = stopping.best
-    return stopping.looks[-1].used, 0 if best is None else best.used
+    return stopping.evaluations[-1].sequences, 0 if best is None else best.sequences

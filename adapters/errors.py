@@ -1,15 +1,14 @@
-"""What training raises for its users to mend: one tree, whose messages say what is wrong and what
-to do.
+"""Errors of training that users can fix: one tree, whose messages say what is wrong and what to do.
 
-Everything else that is raised is a bug. Imports nothing, so that a command can name these before it
-loads torch.
+Any other exception is a bug. Imports nothing, so that a command can name these before it loads
+torch.
 """
 
 from __future__ import annotations
 
 
 class AdapterError(ValueError):
-    """Something that the user of a trainer can mend."""
+    """An error that the user of a trainer can fix."""
 
 
 class BaseModelError(AdapterError):
@@ -21,5 +20,5 @@ class TrainingOptionError(AdapterError):
 
 
 def first_line(problem: BaseException) -> str:
-    """What a library's exception says first; its kind where it says nothing."""
+    """The first line of an exception's message, or its class name if the message is empty."""
     return next(iter(str(problem).strip().splitlines()), type(problem).__name__)

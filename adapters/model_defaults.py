@@ -1,4 +1,4 @@
-"""How adapters of a base model are trained where nobody says otherwise: by its size and its parts."""
+"""Default LoRA rank and target projections of a base model, by its size and architecture."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ GPT2_TARGETS = ("c_attn", "c_proj", "c_fc")
 
 
 def rank_of(parameters: float) -> int:
-    """Below 50 M parameters 16, as was chosen on the bundled model (benchmarks/README.md); above it
-    64, the paper's for 3.8 B (section D).
+    """The default LoRA rank for a model size.
+
+    16 below 50 M parameters, chosen on the bundled model (benchmarks/README.md); else 64, which the
+    paper uses for 3.8 B parameters (section D).
     """
     return 16 if parameters < SMALL_MODEL else 64
 
 
 def parameters_of(folder: Path) -> int | None:
-    """How many parameters a folder's weights have, by the headers of its *.safetensors, without
-    torch.
+    """The number of parameters in a folder's *.safetensors headers, read without torch.
 
-    None where those cannot tell: there are none, they are damaged, or several numbers are packed
-    into one.
+    None if it cannot be known: no such files, damaged ones, or quantised weights that pack several
+    parameters into one number.
     """
     try:
         if "quantization_config" in json.loads((folder / "config.json").read_bytes()):
@@ -43,16 +44,16 @@ def _numbers_in(file: Path) -> int:
 
 
 def rank_here(model: str, folder: Path | None) -> int:
-    """The rank of `for_model`, without torch where the model's files are in a folder here."""
+    """The rank of `for_model`, without loading torch if the model's files are in `folder`."""
     parameters = None if folder is None else parameters_of(folder)
     return for_model(model).rank if parameters is None else rank_of(parameters)
 
 
 def for_model(model: str) -> TrainerConfig:
-    """Rank and adapted projections for a base model, without loading its weights.
+    """The default configuration for a base model, without loading its weights.
 
     Raises:
-        BaseModelError: there is no such model, or it has none of the projections that are known.
+        BaseModelError: the model cannot be found or read, or has no known target projections.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -61,8 +62,7 @@ def for_model(model: str) -> TrainerConfig:
         config = AutoConfig.from_pretrained(model)
         with torch.device("meta"):
             blank = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
-    # shows.
+    # A library may raise anything on damaged files; `--debug` shows the cause in its traceback.
     except Exception as problem:
         raise BaseModelError(f"cannot load the model {model!r}: {first_line(problem)}") from problem
     names = {name.rpartition(".")[2] for name, _ in blank.named_modules()}
@@ -72,7 +72,8 @@ def for_model(model: str) -> TrainerConfig:
             break
     else:
         raise BaseModelError(
-            f"the model {model!r} has no projections that Mayfly knows how to adapt: {sorted(names)}"
+            f"the model {model!r} has none of the projections that Mayfly can adapt "
+            f"({', '.join(LLAMA_TARGETS + GPT2_TARGETS)}): its modules are {sorted(names)}"
         )
     rank = rank_of(sum(parameter.numel() for parameter in blank.parameters()))
     return TrainerConfig(model, rank=rank, targets=targets)

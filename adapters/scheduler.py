@@ -1,13 +1,12 @@
-"""Schedule: which requests take their next step together.
+"""Scheduler: which requests take their next step together.
 
-Earliest deadline first. A request without a deadline gets one for the order's sake, PATIENCE
-seconds after it came, so that nobody waits for ever behind newcomers in a hurry. Where slots are
-few, a newcomer in a hurry takes that of the least urgent, who goes on later where it stopped. The
-most urgent request is always in the batch; others join it in order of urgency as long as the batch
-stays within its tokens and its memory, little of it is padding, and nobody's time runs out
-meanwhile. A request that has taken no step yet gets its first one if such steps usually end in
-time, later ones if they nearly always do. It decides by numbers alone: no tensors, no threads, no
-clock of its own.
+Earliest deadline first. A request without a deadline is ordered by PATIENCE seconds after its
+arrival, so that it does not starve behind more urgent ones. When no slot is free, an urgent request
+preempts the least urgent one, which continues later from where it stopped. The most urgent request
+is always in the batch; others join in order of urgency as long as the batch stays within its tokens
+and memory, has little padding, and makes no request miss its deadline. A request's first step is
+started if such steps typically end in time, a later one only if they nearly always do. The
+scheduler works on numbers alone: no tensors, no threads, no clock of its own.
 """
 
 from __future__ import annotations
@@ -20,49 +19,58 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.adapter import Adapter
-from adapters.early_stopping import FIRST_LOOK, EarlyStopping
+from adapters.early_stopping import FIRST_INTERVAL, EarlyStopping
 from adapters.step_plan import Step, steps_of
 from adapters.step_time import StepTime
-from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult, TrainingStop
+from adapters.training import (
+    Probe,
+    TrainingProgress,
+    TrainingRequest,
+    TrainingResult,
+    TrainingStop,
+)
 
-PATIENCE = 60.0  # seconds
-_PADDING = 0.25  # the largest share of a batch
-_ENDINGS = 2
+# Seconds.
+PATIENCE = 60.0
+# The largest share of padding in a batch.
+_MAX_PADDING = 0.25
+# Finished requests that are handled before the next batch.
+_MAX_FINISHED = 2
 
 
 @dataclass(eq=False)
 class Job:
-    """One request's training, under way.
+    """The state of one request's training.
 
     Attributes:
-        request: what is trained on, and how.
-        came: when it was submitted, in the schedule's seconds.
-        cancelled: set once its result is no longer wanted.
-        on_step: called after each step.
-        done: receives the result.
-        steps: the steps of the request's plan, in order.
-        deadline: in the schedule's seconds; infinite for a request without a limit.
-        probe: the request's, until its measurement alone would exceed the limit.
-        stopping: the losses of the probe, and what follows from them.
-        began: when its first step did, in the schedule's seconds; infinite before that.
-        slot: its adapter's; None while it waits.
-        losses: of the steps taken.
-        used: how many sequences the steps taken have learnt from.
-        kept: gradients that later steps take again, by position.
-        parked: its adapter and moments, while it waits for a slot again.
+        request: The sequences and how to train on them.
+        arrived: Time of submission, on the scheduler's clock.
+        cancelled: Set once the result is no longer wanted.
+        on_step: Called after each step.
+        done: Receives the result.
+        steps: Steps of the request's plan, in order.
+        deadline: On the scheduler's clock; infinite for a request without a time limit.
+        probe: The request's probe, until its evaluation alone would exceed the time limit.
+        stopping: Evaluations of the probe.
+        started: Time of the first step, on the scheduler's clock; infinite before it.
+        slot: Slot of the adapter; None while the job waits for one.
+        losses: Losses of the steps taken.
+        sequences_used: Number of sequences that the steps taken have trained on.
+        saved_gradients: Gradients and losses for later steps, by position of the step.
+        preempted_state: State of the adapter's slot while the job waits for a slot again.
     """
 
     request: TrainingRequest
-    came: float
+    arrived: float
     cancelled: threading.Event | None = None
     on_step: Callable[[TrainingProgress], None] | None = None
     done: Future[TrainingResult] = field(default_factory=Future)
-    began: float = math.inf
+    started: float = math.inf
     slot: int | None = None
     losses: list[float] = field(default_factory=list)
-    used: int = 0
-    kept: dict[int, tuple[Any, float]] = field(default_factory=dict)
-    parked: Any = None
+    sequences_used: int = 0
+    saved_gradients: dict[int, tuple[Any, float]] = field(default_factory=dict)
+    preempted_state: Any = None
     steps: Sequence[Step] = field(init=False)
     deadline: float = field(init=False)
     probe: Probe | None = field(init=False)
@@ -71,18 +79,29 @@ class Job:
     def __post_init__(self) -> None:
         request = self.request
         self.steps = steps_of(request.plan, [tuple(sequence) for sequence in request.sequences])
-        self.deadline = self.came + (math.inf if request.seconds is None else request.seconds)
+        self.deadline = self.arrived + (math.inf if request.seconds is None else request.seconds)
         self.probe = request.probe
         self.stopping = EarlyStopping(request.probe.gain if request.probe else None)
 
     @property
     def sequences(self) -> Sequence[Sequence[int]]:
-        """The request's."""
+        """The request's sequences."""
         return self.request.sequences
 
     @property
-    def sizes(self) -> set[tuple[int, int]]:
-        """Of its steps: how many sequences, and how long the longest of them is."""
+    def assigned_slot(self) -> int:
+        """The slot of a job that has one."""
+        assert self.slot is not None
+        return self.slot
+
+    @property
+    def urgency(self) -> float:
+        """The time by which the job should be done: its deadline, or its arrival plus PATIENCE."""
+        return min(self.deadline, self.arrived + PATIENCE)
+
+    @property
+    def step_sizes(self) -> set[tuple[int, int]]:
+        """Number of sequences and longest sequence of each step."""
         return {
             (len(step.sequences), max(len(self.sequences[i]) for i in step.sequences))
             for step in self.steps
@@ -90,51 +109,54 @@ class Job:
 
     @property
     def step(self) -> Step:
-        """The next one."""
+        """The next step."""
         return self.steps[len(self.losses)]
 
     @property
     def rows(self) -> list[Sequence[int]]:
-        """What the next step computes; nothing where it takes an earlier gradient again."""
+        """The sequences that the next step computes; none if it reuses a gradient."""
+        if self.step.reused is not None:
+            return []
+        return [self.sequences[position] for position in self.step.sequences]
+
+    @property
+    def probe_due(self) -> bool:
+        """Whether to evaluate the probe before the next step."""
+        return self.probe is not None and self.stopping.probe_due(self.sequences_used)
+
+    @property
+    def probe_outdated(self) -> bool:
+        """Whether steps have been taken since the last evaluation of the probe."""
+        evaluations = self.stopping.evaluations
         return (
-            []
-            if self.step.reused is not None
-            else [self.sequences[position] for position in self.step.sequences]
+            self.probe is not None
+            and bool(evaluations)
+            and evaluations[-1].sequences < self.sequences_used
         )
 
     @property
-    def is_due(self) -> bool:
-        """Whether what is watched should be looked at before the next step."""
-        return self.probe is not None and self.stopping.is_due(self.used)
-
-    @property
-    def is_unseen(self) -> bool:
-        """Whether what is watched has not been looked at since the last step."""
-        looks = self.stopping.looks
-        return self.probe is not None and bool(looks) and looks[-1].used < self.used
-
-    @property
-    def looks(self) -> list[int]:
-        """Tokens of each look that the next step brings with it, before it or after it."""
+    def probe_tokens(self) -> list[int]:
+        """Tokens of each probe evaluation before or after the next step."""
         if self.probe is None:
             return []
-        after = self.used + len(self.step.sequences)
-        due = self.stopping.is_due(after) if self.stopping.looks else after >= FIRST_LOOK
-        return [len(self.probe.tokens)] * (self.is_due + (due and self.probe.gain is not None))
+        after = self.sequences_used + len(self.step.sequences)
+        due_after = (
+            self.stopping.probe_due(after) if self.stopping.evaluations else after >= FIRST_INTERVAL
+        )
+        count = self.probe_due + (due_after and self.probe.gain is not None)
+        return [len(self.probe.tokens)] * count
 
     @property
-    def closing(self) -> list[Sequence[int]]:
-        """What its ending scores: the sequence learnt last, and what is watched unless its last
-        look told of this.
-        """
+    def final_rows(self) -> list[Sequence[int]]:
+        """Rows of the final evaluation: the last sequence and, if outdated, the probe."""
         return [
-            self.sequences[self.used - 1],
-            *([self.probe.tokens] if self.probe and self.is_unseen else []),
+            self.sequences[self.sequences_used - 1],
+            *([self.probe.tokens] if self.probe and self.probe_outdated else []),
         ]
 
     @property
-    def ending(self) -> int:
-        """Tokens that its ending may score, padding included."""
+    def max_final_tokens(self) -> int:
+        """Tokens of the final evaluation at most, padding included."""
         lengths = [
             max(map(len, self.sequences), default=0),
             *([len(self.probe.tokens)] if self.probe else []),
@@ -142,91 +164,103 @@ class Job:
         return len(lengths) * max(lengths)
 
     def progress(self, now: float) -> TrainingProgress:
-        """How far it has come."""
-        spent, steps, of = now - self.came, len(self.losses), len(self.steps)
-        left = min(spent / steps * (of - steps), self.deadline - now)
-        watched = self.stopping.looks[-1].loss if self.stopping.looks else None
+        """The progress after at least one step."""
+        spent, steps, total = now - self.arrived, len(self.losses), len(self.steps)
+        left = min(spent / steps * (total - steps), self.deadline - now)
+        evaluations = self.stopping.evaluations
         return TrainingProgress(
-            steps, of, self.used, self.losses[-1], spent, max(left, 0.0), self.place, watched
+            steps=steps,
+            total_steps=total,
+            sequences_used=self.sequences_used,
+            loss=self.losses[-1],
+            seconds=spent,
+            seconds_left=max(left, 0.0),
+            slot=self.assigned_slot,
+            probe_loss=evaluations[-1].loss if evaluations else None,
         )
 
-    def training(
-        self, adapter: Adapter | None, stop: TrainingStop, now: float, kept: int = 0
+    def result(
+        self, adapter: Adapter | None, stop: TrainingStop, now: float, adapter_sequences: int = 0
     ) -> TrainingResult:
-        """What became of it; `kept` as in `TrainingResult`."""
-        waited = min(self.began, now) - self.came
-        watched = tuple((look.used, look.loss) for look in self.stopping.looks)
+        """The result; arguments as in `TrainingResult`."""
         return TrainingResult(
-            adapter, tuple(self.losses), self.used, stop, now - self.came, waited, watched, kept
+            adapter=adapter,
+            losses=tuple(self.losses),
+            sequences_used=self.sequences_used,
+            stop=stop,
+            seconds=now - self.arrived,
+            waited=min(self.started, now) - self.arrived,
+            probe_losses=tuple((each.sequences, each.loss) for each in self.stopping.evaluations),
+            adapter_sequences=adapter_sequences,
         )
-
-    @property
-    def place(self) -> int:
-        """Its slot, which it has as long as it trains."""
-        assert self.slot is not None
-        return self.slot
-
-    @property
-    def urgency(self) -> float:
-        """By when it wants to be done: its deadline, or what stands for one."""
-        return min(self.deadline, self.came + PATIENCE)
 
 
 @dataclass(frozen=True)
-class Times:
-    """How long a step takes, a look at what is watched, and an ending, each by its tokens."""
+class TrainingTimes:
+    """Predicted times of a step, a probe evaluation and a final evaluation, by their tokens."""
 
     step: StepTime = field(default_factory=StepTime)
-    look: StepTime = field(default_factory=StepTime)
-    ending: StepTime = field(default_factory=StepTime)
+    probe: StepTime = field(default_factory=StepTime)
+    final: StepTime = field(default_factory=StepTime)
 
     def forget(self) -> None:
-        """Drop what was observed."""
-        for each in (self.step, self.look, self.ending):
+        """Drop all observations."""
+        for each in (self.step, self.probe, self.final):
             each.forget()
 
     def doubt(self) -> None:
-        """Somebody took no step because of what is expected here."""
-        for each in (self.step, self.look, self.ending):
+        """Predict less, because a request took no step on account of these predictions."""
+        for each in (self.step, self.probe, self.final):
             each.doubt()
 
 
 class Scheduler:
-    """The requests that train, and those that wait for a slot."""
+    """The requests that train, and those that wait for a slot.
+
+    Args:
+        slots: Number of requests that train at once.
+        max_tokens: Tokens of a batch at most, padding included; more only for a single request.
+        times: Predicted times.
+        fits_memory: Whether a number of rows of a number of tokens fits into memory.
+    """
 
     def __init__(
         self,
         slots: int,
-        most_tokens: int,
-        times: Times,
-        holds: Callable[[int, int], bool] = lambda rows, tokens: True,
+        max_tokens: int,
+        times: TrainingTimes,
+        fits_memory: Callable[[int, int], bool] = lambda rows, tokens: True,
     ) -> None:
         self._free = list(range(slots))
         self._waiting: list[Job] = []
         self._active: list[Job] = []
-        self._most_tokens, self._times, self._holds = most_tokens, times, holds
+        self._max_tokens, self._times, self._fits_memory = max_tokens, times, fits_memory
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
 
     def add(self, job: Job) -> None:
-        """A request comes."""
+        """Let a job wait for a slot."""
         self._waiting.append(job)
 
-    def displace(self) -> list[tuple[Job, int]]:
-        """Who gives up a slot to somebody more urgent that waits, and which; they wait again."""
-        displaced = []
+    def preempt(self) -> list[tuple[Job, int]]:
+        """Take slots from jobs that are less urgent than waiting ones.
+
+        Returns:
+            The preempted jobs, which wait again, and the slots they had.
+        """
+        preempted = []
         for job in sorted(self._waiting, key=lambda job: job.urgency)[len(self._free) :]:
             last = max(self._active, key=lambda job: job.urgency, default=None)
             if last is None or job.urgency >= last.urgency:
                 break
-            displaced.append((last, last.place))
-            self.leave(last)
+            preempted.append((last, last.assigned_slot))
+            self.remove(last)
             self._waiting.append(last)
-        return displaced
+        return preempted
 
     def admit(self) -> list[Job]:
-        """Give free slots to the most urgent that wait; those that got one."""
+        """Give the free slots to the most urgent waiting jobs, and return these jobs."""
         self._waiting.sort(key=lambda job: job.urgency)
         admitted = self._waiting[: len(self._free)]
         del self._waiting[: len(admitted)]
@@ -235,8 +269,8 @@ class Scheduler:
         self._active += admitted
         return admitted
 
-    def leave(self, job: Job) -> None:
-        """A request ends; its slot is free again."""
+    def remove(self, job: Job) -> None:
+        """Remove a job and free its slot, if it has one."""
         if job.slot is None:
             self._waiting.remove(job)
         else:
@@ -245,17 +279,17 @@ class Scheduler:
             job.slot = None
 
     def clear(self) -> list[Job]:
-        """All leave; who they were."""
+        """Remove all jobs, and return them."""
         jobs = [*self._active, *self._waiting]
         for job in jobs:
-            self.leave(job)
+            self.remove(job)
         return jobs
 
-    def ended(self, now: float) -> list[tuple[Job, TrainingStop]]:
-        """Requests that take no further step, each with the reason.
+    def finished(self, now: float) -> list[tuple[Job, TrainingStop]]:
+        """Jobs that take no further step, with the reason: CANCELLED, STEPS, GAIN or SECONDS.
 
-        A few at a time, those first whose deadline is: whoever comes after them must wait for their
-        endings.
+        At most _MAX_FINISHED at a time, earliest deadlines first, because later jobs wait for their
+        final evaluations.
         """
         found = []
         for job in [*self._active, *self._waiting]:
@@ -267,13 +301,12 @@ class Scheduler:
                 found.append((job, TrainingStop.GAIN))
             elif self._is_late(job, now):
                 found.append((job, TrainingStop.SECONDS))
-        return sorted(found, key=lambda pair: pair[0].deadline)[:_ENDINGS]
+        return sorted(found, key=lambda pair: pair[0].deadline)[:_MAX_FINISHED]
 
     def batch(self, now: float) -> list[Job]:
-        """Who takes a step now."""
+        """The jobs that take a step now."""
         chosen: list[Job] = []
-        # Nobody's time may run out while others' rows are computed: not of those in the batch, nor
-        # of those left out.
+        # A batch must not make any job miss its deadline, whether it is in the batch or not.
         first = min((job.deadline for job in [*self._active, *self._waiting]), default=math.inf)
         for job in sorted(self._active, key=lambda job: job.urgency):
             wider = [*chosen, job]
@@ -285,28 +318,31 @@ class Scheduler:
         rows = [len(row) for job in jobs for row in job.rows]
         longest = max(rows, default=0)
         padded = len(rows) * longest
-        little_padding = padded - sum(rows) <= _PADDING * padded
-        return padded <= self._most_tokens and little_padding and self._holds(len(rows), longest)
+        return (
+            padded <= self._max_tokens
+            and padded - sum(rows) <= _MAX_PADDING * padded
+            and self._fits_memory(len(rows), longest)
+        )
 
     def _is_late(self, job: Job, now: float) -> bool:
-        """Whether it has no time for another step. What is watched is left alone where only a look
-        is too much.
+        """Whether a job has no time for another step.
+
+        Drops the probe of a job that has time for its first step, but not for a probe evaluation.
         """
         if job.losses:
             return now + self._seconds([job]) > job.deadline
-        if now + self._seconds([job], StepTime.typical) > job.deadline and not job.stopping.looks:
+        seconds = self._seconds([job], StepTime.typical)
+        if now + seconds > job.deadline and not job.stopping.evaluations:
             job.probe = None
         return now + self._seconds([job], StepTime.typical) > job.deadline
 
     def _seconds(
-        self, jobs: Sequence[Job], of: Callable[[StepTime, int], float] = StepTime.expect
+        self, jobs: Sequence[Job], predict: Callable[[StepTime, int], float] = StepTime.expect
     ) -> float:
-        """How long a step of these takes with its looks, and then the ending of one of them, which
-        must be in time.
-        """
+        """Predicted seconds of a step of these jobs, its probes, and one final evaluation."""
         rows = [len(row) for job in jobs for row in job.rows]
-        looks = [tokens for job in jobs for tokens in job.looks]
-        seconds = of(self._times.step, len(rows) * max(rows, default=0))
-        if looks:
-            seconds += of(self._times.look, len(looks) * max(looks))
-        return seconds + of(self._times.ending, max(job.ending for job in jobs))
+        probes = [tokens for job in jobs for tokens in job.probe_tokens]
+        seconds = predict(self._times.step, len(rows) * max(rows, default=0))
+        if probes:
+            seconds += predict(self._times.probe, len(probes) * max(probes))
+        return seconds + predict(self._times.final, max(job.max_final_tokens for job in jobs))

@@ -1,28 +1,30 @@
-"""Plans: how the sequences of a request become steps of Adam. A request's option, and an axis of
-the benchmarks.
+"""Training plans: how the sequences of a request become steps of Adam.
 
-Pure: positions in, steps out. What there is:
+A plan is an option of a request and an axis of the benchmarks. Pure: positions in, steps out.
 
-- "sequential": a step for each sequence, in order. The default, and the paper's.
-- "batched": a step for each five sequences, by the mean of their losses (Insight 12 of the paper:
-  order matters little). The learning rate stays; fewer steps teach less and cost less.
-- "reuse": as "sequential", but a sequence chosen again takes the step with the gradient it had
-  before, and computes it anew every third time (HullFT, arXiv 2605.30337). Steps without a gradient
-  of their own cost next to nothing.
+- "sequential": one step per sequence, in order. The default, and the paper's.
+- "batched": one step per five sequences, on the mean of their losses (Insight 12 of the paper:
+  order matters little). The learning rate is the same; fewer steps teach less and cost less.
+- "reuse": as "sequential", but a repeated sequence reuses its earlier gradient, which is computed
+  anew every third time (HullFT, arXiv 2605.30337). A step with a reused gradient costs next to
+  nothing.
 
-Training the last linear layer alone (Insight 13) is a matter of `TrainerConfig.targets`:
-("lm_head",). vLLM cannot load such adapters on a CPU, so the server does not offer it.
+To train the last linear layer alone (Insight 13), set `TrainerConfig.targets` to ("lm_head",). vLLM
+cannot load such adapters on a CPU, so the server does not offer it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from adapters.errors import TrainingOptionError
 
 PLANS = ("sequential", "batched", "reuse")
+# Sequences in a step of "batched".
 BATCH = 5
+# "reuse" computes the gradient of a sequence at its first, fourth, seventh, ... occurrence.
 REFRESH = 3
 
 
@@ -31,22 +33,21 @@ class Step:
     """One step of Adam.
 
     Attributes:
-        sequences: positions of the sequences whose mean loss is lowered.
-        reused: position of the sequence whose gradient, computed in an earlier step, is taken
-            again; else None.
-        kept: whether a later step takes this one's gradient again.
+        sequences: Positions of the sequences whose mean loss is lowered.
+        reused: Position of the earlier step whose gradient is used again; None to compute one.
+        is_reused: Whether a later step uses this step's gradient again.
     """
 
     sequences: tuple[int, ...]
     reused: int | None = None
-    kept: bool = False
+    is_reused: bool = False
 
 
 def steps_of(plan: str, sequences: Sequence[Hashable]) -> list[Step]:
     """The steps of a plan for these sequences.
 
     Raises:
-        ValueError: there is no such plan.
+        TrainingOptionError: unknown plan.
     """
     if plan == "sequential":
         return [Step((position,)) for position in range(len(sequences))]
@@ -59,17 +60,17 @@ def steps_of(plan: str, sequences: Sequence[Hashable]) -> list[Step]:
 
 
 def _reusing(sequences: Sequence[Hashable]) -> list[Step]:
-    fresh: dict[Hashable, int] = {}  # where a sequence's gradient was last computed
-    seen: dict[Hashable, int] = {}
+    # The position at which a sequence's gradient was last computed.
+    computed: dict[Hashable, int] = {}
+    occurrences: Counter[Hashable] = Counter()
     steps: list[Step] = []
     for position, sequence in enumerate(sequences):
-        times = seen.get(sequence, 0)
-        seen[sequence] = times + 1
-        if times % REFRESH == 0:
-            fresh[sequence] = position
+        if occurrences[sequence] % REFRESH == 0:
+            computed[sequence] = position
             steps.append(Step((position,)))
         else:
-            source = fresh[sequence]
-            steps[source] = Step((source,), kept=True)
+            source = computed[sequence]
+            steps[source] = Step((source,), is_reused=True)
             steps.append(Step((position,), reused=source))
+        occurrences[sequence] += 1
     return steps

@@ -1,76 +1,85 @@
-"""StepTime: how long the next step will take, from those taken so far.
+"""StepTime: predicts the time of the next step from the steps taken so far.
 
-seconds = a + b * rows * longest, a line through what was measured, with newer steps weighing more;
-and how far recent steps were off it. It is asked before a step is begun: `expect` with a margin, so
-that none ends after its deadline, and `typical` without one, for a request that would else get no
-step at all. Pure numbers.
+A weighted linear regression, seconds = a + b * tokens, in which newer steps weigh more, and the
+distribution of recent errors. `expect` adds a margin for those errors, so that hardly any step ends
+after its deadline; `typical` does not, for a request that would otherwise get no step at all. Pure
+numbers.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-_MEMORY = 0.98  # the weight of a step falls by this with each later one
+# Factor on a step's weight with each later step.
+_DECAY = 0.98
+# Number of recent steps that the margin is taken from.
 _RECENT = 32
-_MOST = 0.9  # this share of recent steps took no longer than `expect` says
-_MARGIN = 4.0  # at most; where the line says next to nothing, a step is any number of times longer
-_DOUBT = 0.9  # what is expected falls to this share with each doubt
+# Quantile of recent errors that `expect` covers.
+_QUANTILE = 0.9
+# Bound on the margin: a ratio to a predicted time near zero can be arbitrarily large.
+_MAX_MARGIN = 4.0
+# Factor on `typical` with each doubt.
+_DOUBT = 0.9
 
 
 class StepTime:
-    """Learns the time of a step by how many tokens it computes, padding included."""
+    """Predicts the seconds of a step from the number of tokens it computes, padding included."""
+
+    _sums: list[float]
+    _ratios: deque[float]
+    _doubts: int
 
     def __init__(self) -> None:
-        self._weight = self._tokens = self._seconds = self._tokens_squared = self._products = 0.0
-        self._off: deque[float] = deque(maxlen=_RECENT)
-        self._doubts = 0  # since the last step
+        self.forget()
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """A step of that many tokens took that long."""
+        """Record that a step of `tokens` tokens took `seconds` seconds."""
         self._doubts = 0
-        expected = self._line(tokens)
-        if expected > 0:
-            self._off.append(min(seconds / expected, _MARGIN))
-            seconds = min(seconds, _MARGIN * expected)  # a machine that paused is not a slow one
-        sums = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
-        before = (self._weight, self._tokens, self._seconds, self._tokens_squared, self._products)
-        self._weight, self._tokens, self._seconds, self._tokens_squared, self._products = (
-            _MEMORY * old + new for old, new in zip(before, sums, strict=True)
-        )
+        predicted = self._predict(tokens)
+        if predicted > 0:
+            self._ratios.append(min(seconds / predicted, _MAX_MARGIN))
+            # A machine that paused once is not a slow machine.
+            seconds = min(seconds, _MAX_MARGIN * predicted)
+        terms = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
+        self._sums = [_DECAY * old + new for old, new in zip(self._sums, terms, strict=True)]
 
     def forget(self) -> None:
-        """Drop what was observed: it was measured under other conditions, such as while everything
-        was cold.
-        """
-        self._weight = self._tokens = self._seconds = self._tokens_squared = self._products = 0.0
-        self._off.clear()
+        """Drop all observations, for example those of a cold start."""
+        # Weighted sums of 1, tokens, seconds, tokens squared, and tokens times seconds.
+        self._sums = [0.0] * 5
+        # Measured over predicted seconds of recent steps.
+        self._ratios = deque(maxlen=_RECENT)
+        # Doubts since the last observation.
         self._doubts = 0
 
     def doubt(self) -> None:
-        """A request took no step because of what is expected here: expect less, or it is never
-        measured again.
+        """Predict less, because a request took no step on account of this prediction.
+
+        Otherwise a prediction that is too high would never be corrected by a measurement.
         """
-        self._off.append(1.0)
+        self._ratios.append(1.0)
         self._doubts += 1
 
     def expect(self, tokens: int) -> float:
-        """Seconds that a step of that many tokens takes at most, nearly always; 0 before anything
-        was observed.
-        """
-        off = sorted(self._off)
-        return self._line(tokens) * max(1.0, off[int(_MOST * (len(off) - 1))] if off else 1.0)
+        """Seconds that a step of `tokens` tokens hardly ever exceeds; 0 before any observation."""
+        ratios = sorted(self._ratios)
+        margin = ratios[int(_QUANTILE * (len(ratios) - 1))] if ratios else 1.0
+        return self._predict(tokens) * max(1.0, margin)
 
     def typical(self, tokens: int) -> float:
-        """Seconds that such steps have taken lately, on average; 0 before anything was observed."""
-        return self._line(tokens) * _DOUBT**self._doubts
+        """Mean seconds of such steps lately; 0 before any observation."""
+        return self._predict(tokens) * _DOUBT**self._doubts
 
-    def _line(self, tokens: int) -> float:
-        if not self._weight:
+    def _predict(self, tokens: int) -> float:
+        weight, sum_tokens, sum_seconds, sum_squares, sum_products = self._sums
+        if not weight:
             return 0.0
-        mean_tokens, mean_seconds = self._tokens / self._weight, self._seconds / self._weight
-        spread = self._tokens_squared / self._weight - mean_tokens**2
+        mean_tokens, mean_seconds = sum_tokens / weight, sum_seconds / weight
+        variance = sum_squares / weight - mean_tokens**2
         slope = proportion = mean_seconds / mean_tokens if mean_tokens else 0.0
-        if spread > (0.05 * mean_tokens) ** 2:  # else there is only one size to learn from
-            slope = (self._products / self._weight - mean_tokens * mean_seconds) / spread
+        # Steps of only one size say nothing about the slope.
+        if variance > (0.05 * mean_tokens) ** 2:
+            slope = (sum_products / weight - mean_tokens * mean_seconds) / variance
             slope = min(max(slope, 0.0), proportion)
-        return max(mean_seconds + slope * (tokens - mean_tokens), 0.0)  # of rounding at no tokens
+        # Rounding may make the intercept negative.
+        return max(mean_seconds + slope * (tokens - mean_tokens), 0.0)

@@ -11,23 +11,39 @@ from adapters.adapter import Adapter
 from adapters.errors import TrainingOptionError
 
 
+class TrainingStop(StrEnum):
+    """Why a training ended."""
+
+    STEPS = "steps"
+    """All steps were taken."""
+    GAIN = "gain"
+    """The probe gained too little."""
+    SECONDS = "seconds"
+    """Another step would have exceeded the time limit."""
+    DIVERGED = "diverged"
+    """A loss was not finite, or far worse than guessing."""
+    OUT_OF_MEMORY = "out-of-memory"
+    """A step needed more memory than available."""
+    CANCELLED = "cancelled"
+    """The request was cancelled."""
+
+
 @dataclass(frozen=True)
 class Probe:
-    """Text that is not trained on, which tells whether training has helped, and with a gain whether
-    it still does.
+    """A text that is not trained on, whose loss shows whether training helps.
 
-    It is looked at before the first step and after the last. With a gain also on the way, after
-    every other sequence at first, then more rarely; training ends where the last looks have brought
-    less than `gain` per cent of the first loss for each sequence learnt, and the adapter of the
-    best look is handed over (`adapters.early_stopping`). A look costs a forward pass of the text's
-    tokens.
+    It is evaluated before the first step and after the last. With a gain it is also evaluated on
+    the way, after every other sequence at first, then more rarely: training stops when the last
+    evaluations show less than `gain` per cent of the first loss per sequence trained on, and the
+    adapter of the best evaluation is returned (`adapters.early_stopping`). An evaluation costs a
+    forward pass over the text.
 
     Attributes:
-        tokens: of the text, two at least; of many the last that go into the model's context.
-        gain: per cent a sequence; None to train to the end.
+        tokens: At least two; of a text longer than the model's context, the end is used.
+        gain: Per cent of the first loss per sequence; None to train to the end.
 
     Raises:
-        ValueError: a gain that is not positive and finite.
+        TrainingOptionError: the gain is not positive and finite.
     """
 
     tokens: tuple[int, ...]
@@ -43,17 +59,17 @@ class TrainingRequest:
     """What one adapter is trained on, and how; the same in this process and across processes.
 
     Attributes:
-        sequences: token ids in the order of their steps, at least two each and no more than the
+        sequences: Token ids in the order of their steps, at least two each and no more than the
             model's context.
-        seed: seed of a fresh adapter's first weights, below 2**64.
-        seconds: time limit from the submission; no step is started that would end later, by the
+        seed: Seed of a fresh adapter's first weights, below 2**64.
+        seconds: Time limit from the submission; no step is started that would end later, by the
             step times measured so far. None for no limit.
-        plan: one of `adapters.step_plan.PLANS`.
-        start: weights of an earlier adapter of the same trainer, to train further; None for a fresh
+        plan: One of `adapters.step_plan.PLANS`.
+        start: Weights of an earlier adapter of the same trainer, to train further; None for a fresh
             adapter. Adam's moments start at zero either way, since each training is an adaptation
             of its own (paper section 2).
         learning_rate: Adam learning rate; None for the trainer's.
-        probe: text whose loss is measured, and with a gain ends the training; None for none.
+        probe: Text whose loss is measured and, with a gain, ends the training early.
 
     Raises:
         TrainingOptionError: a seed of more than 64 bits, or a learning rate that is not positive
@@ -79,75 +95,61 @@ class TrainingRequest:
             )
 
 
-class TrainingStop(StrEnum):
-    """What ended a training."""
-
-    STEPS = "steps"  # every sequence was used
-    GAIN = "gain"  # the loss of the probe no longer fell by enough
-    SECONDS = "seconds"
-    DIVERGED = "diverged"
-    OUT_OF_MEMORY = "out-of-memory"
-    CANCELLED = "cancelled"
-
-
 @dataclass(frozen=True)
 class TrainingProgress:
-    """A step was taken.
+    """The state of a training after a step.
 
     Attributes:
-        steps: how many so far.
-        of: how many there will be, unless something ends it before.
-        used: how many of the sequences, from the first on, they have learnt from.
-        loss: mean nats a token of this step's sequences, before the step.
-        seconds: since the request came.
-        seconds_left: until the last step, as things stand.
-        slot: of the adapter, for `Trainer.export`; it is this request's only while it is told.
-        watched: mean nats a token that what is watched had at the last look; None where nothing is.
+        steps: Number of steps taken.
+        total_steps: Number of steps if nothing ends the training early.
+        sequences_used: Number of sequences trained on, from the first on.
+        loss: Mean loss in nats per token of this step's sequences, before the step.
+        seconds: Seconds since the request arrived.
+        seconds_left: Estimated seconds until the last step.
+        slot: Slot of the adapter, for `Trainer.export`; valid only during the callback.
+        probe_loss: Loss of the probe at its last evaluation, in nats per token; None without one.
     """
 
     steps: int
-    of: int
-    used: int
+    total_steps: int
+    sequences_used: int
     loss: float
     seconds: float
     seconds_left: float
     slot: int
-    watched: float | None = None
+    probe_loss: float | None = None
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What became of one training.
+    """The outcome of a training.
 
     Attributes:
-        adapter: None when not one step was taken, or when the adapter itself gives losses that are
-            not finite.
-        losses: mean nats a token of each step's sequences, before that step, of all steps taken.
-        used: how many of the sequences, from the first on, these steps have learnt from.
-        stop: what ended it.
-        seconds: wall-clock, waiting included.
-        waited: of these, those before its first step began; all of them where none did.
-        watched: how many sequences had been learnt from, and the mean nats a token that what is
-            watched had then.
-        kept: how many sequences the adapter has learnt from: fewer than `used` where an earlier one
-            was the best.
+        adapter: None if no step was taken, or if the adapter has diverged.
+        losses: Mean loss in nats per token of each step's sequences, before that step.
+        sequences_used: Number of sequences trained on, from the first on.
+        stop: Why the training ended.
+        seconds: Wall-clock seconds, waiting included.
+        waited: Seconds before the first step started; equal to `seconds` if none did.
+        probe_losses: Number of sequences trained on, and loss of the probe in nats per token, at
+            each evaluation.
+        adapter_sequences: Number of sequences that the adapter was trained on; less than
+            `sequences_used` if an earlier adapter was the best.
     """
 
     adapter: Adapter | None
     losses: tuple[float, ...]
-    used: int
+    sequences_used: int
     stop: TrainingStop
     seconds: float
     waited: float
-    watched: tuple[tuple[int, float], ...] = ()
-    kept: int = 0
+    probe_losses: tuple[tuple[int, float], ...] = ()
+    adapter_sequences: int = 0
 
     @property
     def before_and_after(self) -> tuple[float, float] | None:
-        """The loss of what is watched before any step, and that of the adapter; None where either
-        is not known.
-        """
-        looks = dict(self.watched)
-        if self.kept == 0 or not {0, self.kept} <= looks.keys():
+        """Loss of the probe before the first step, and under the adapter; None if not measured."""
+        losses = dict(self.probe_losses)
+        if self.adapter_sequences == 0 or not {0, self.adapter_sequences} <= losses.keys():
             return None
-        return looks[0], looks[self.kept]
+        return losses[0], losses[self.adapter_sequences]

@@ -1,9 +1,9 @@
-"""Warm-up: a trainer takes steps on arbitrary tokens until they get no faster, so that it knows
-what a step takes.
+"""Warm-up: a trainer takes steps on arbitrary tokens until they get no faster, so that its step
+times are realistic.
 
-The first steps are slow: libraries choose their ways, memory is asked for. And what was measured
-while the machine did something else, such as starting other processes, is not true later. So each
-round forgets what the rounds before have measured, and only the last one counts.
+The first steps are slow: libraries choose their algorithms, memory is allocated. Times measured
+while the machine was busy, such as with starting other processes, are misleading later. So each
+round forgets the times of earlier rounds, and only the last round counts.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from adapters.training import Probe, TrainingRequest
 if TYPE_CHECKING:
     from adapters.model.base_model import BaseModel
 
-_LEAST, _MOST, _SECONDS = 2, 6, 5.0  # rounds, and when no further one begins
-# Of the time of the round before: a round that takes as much of it gains little by another.
+_MIN_ROUNDS, _MAX_ROUNDS = 2, 6
+# Seconds after which no further round starts.
+_MAX_SECONDS = 5.0
+# A round that takes at least this share of the time of the round before is the last one.
 _STEADY = 0.8
+# Tokens of the long sequence; a quarter of them make the short one.
 _TOKENS = 256
 
 
-class Warms(Protocol):
-    """A trainer, as far as it is needed here."""
+class WarmableTrainer(Protocol):
+    """The part of a trainer that the warm-up needs."""
 
     base: BaseModel
 
@@ -36,18 +39,20 @@ class Warms(Protocol):
         """As `adapters.trainer.Trainer.train`."""
 
 
-def warm_up(trainer: Warms, clock: Callable[[], float] = time.perf_counter) -> None:
-    """Rounds of steps, looks and endings, of a long sequence and of a short one."""
+def warm_up(trainer: WarmableTrainer, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Take rounds of steps, probe evaluations and final evaluations on two sequence lengths."""
     longest = min(_TOKENS, trainer.base.context)
     row = [(7 * i + 3) % trainer.base.vocabulary for i in range(longest)]
     short = row[: max(longest // 4, 2)]
-    begun, before = clock(), math.inf
-    for n in range(_MOST):
+    started, seconds_before = clock(), math.inf
+    for n in range(_MAX_ROUNDS):
         trainer.forget_times()
-        since = clock()
+        round_started = clock()
         trainer.train(TrainingRequest([short, row] * 2, probe=Probe(tuple(row))))
         trainer.train(TrainingRequest([short], probe=Probe(tuple(short))))
         now = clock()
-        if n + 1 >= _LEAST and (now - since > _STEADY * before or now - begun > _SECONDS):
+        seconds = now - round_started
+        is_steady = seconds > _STEADY * seconds_before
+        if n + 1 >= _MIN_ROUNDS and (is_steady or now - started > _MAX_SECONDS):
             return
-        before = now - since
+        seconds_before = seconds

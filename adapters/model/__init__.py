@@ -1,1 +1,1 @@
-"""The base model as training sees it: losses, gradients, LoRA layers, the memory of activations."""
+"""The base model in training: losses, gradients, LoRA layers and activation memory."""

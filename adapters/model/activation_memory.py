@@ -1,10 +1,10 @@
-"""Memory: what a step will hold at its peak, known before it is begun.
+"""ActivationMemory: the activation memory of a training step, predicted before the step starts.
 
-Measured once on the model as it is bound to its adapters: the bytes that autograd keeps for
-backward, at two lengths, give a line and a parabola (attention keeps tokens by tokens). Where a row
-is too long for what may be held, layers keep their inputs only and are computed again in backward;
-that costs a forward pass, and is used for such rows alone. Weights, moments and what an operation
-needs while it runs are not counted: leave room for them. And what was freed is given back to the
+The bytes that autograd saves for backward are measured once, at two sequence lengths, on the model
+with its adapters bound. They give a linear and a quadratic term (attention saves tokens x tokens).
+A row that exceeds the limit is computed with gradient checkpointing: layers save their inputs only
+and are recomputed in backward, at the cost of one more forward pass. Weights, moments and temporary
+buffers of operations are not counted: leave room for them. `IdleTrim` returns freed memory to the
 system.
 """
 
@@ -22,24 +22,31 @@ import torch
 
 from adapters.model.base_model import BaseModel
 
-_SHARE = 0.5  # of what is free when the trainer starts
+# The default limit, as a share of the memory that is free when the trainer starts.
+_SHARE = 0.5
 
 
 def free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """What is free on this machine, or in the control group of a container, if that is less."""
+    """Free memory in bytes, of this machine or of the container's control group if less."""
     free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # there is no such group, or no limit, which is "max"
+    # The group's files are missing outside of a container, and its limit may be "max".
+    with suppress(OSError, ValueError):
         limit = int((group / "memory.max").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # That can be dropped.
+        # The kernel drops inactive file pages when memory is short.
         used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
         free = min(free, limit - used)
     return max(free, 0)
 
 
 class ActivationMemory:
-    """How many bytes rows of some length keep, and how many may be kept. Rows must be bound when it
-    is made.
+    """Activation bytes by the number and length of a batch's rows, and the limit on them.
+
+    Construct it while a `LoraBank` is bound: it measures the adapters' activations, too.
+
+    Args:
+        base: the base model.
+        limit: bytes that a step may save for backward; None takes half of the free memory.
     """
 
     def __init__(self, base: BaseModel, limit: int | None = None) -> None:
@@ -58,36 +65,35 @@ class ActivationMemory:
             max(base.context // 8, 2) if base.context < 128 else 32,
             min(base.context, 128),
         )
-        kept_short, kept_long = _kept(base, short), _kept(base, long)
-        self._per_square = max((kept_long / long - kept_short / short) / (long - short), 0.0)
-        self._per_token = max(kept_short / short - self._per_square * short, 0.0)
+        saved_short, saved_long = saved_bytes(base, short), saved_bytes(base, long)
+        self._per_square = max((saved_long / long - saved_short / short) / (long - short), 0.0)
+        self._per_token = max(saved_short / short - self._per_square * short, 0.0)
 
-    def row(self, tokens: int) -> int:
-        """Bytes that a row of so many tokens keeps for backward."""
+    def row_bytes(self, tokens: int) -> int:
+        """Bytes that a row of `tokens` tokens saves for backward."""
         return int(tokens * (self._per_token + self._per_square * tokens))
 
-    def holds(self, rows: int, tokens: int) -> bool:
-        """Whether so many rows of so many tokens may be kept whole."""
-        return rows * self.row(tokens) <= self.limit
-
-    def least(self, tokens: int) -> int:
-        """As `row`, where layers keep their inputs only and one of them is computed again at a
-        time.
-        """
-        if not self._layers:
-            return self.row(tokens)
-        return self._inputs_per_token * tokens + self.row(tokens) // len(self._layers)
-
     def fits(self, rows: int, tokens: int) -> bool:
-        """Whether so many rows of so many tokens can be computed, if need be layer by layer."""
-        return rows * self.least(tokens) <= self.limit
+        """Whether `rows` rows of `tokens` tokens stay within the limit without checkpointing."""
+        return rows * self.row_bytes(tokens) <= self.limit
+
+    def checkpointed_bytes(self, tokens: int) -> int:
+        """As `row_bytes`, with checkpointing: all layers' inputs, and one recomputed layer."""
+        if not self._layers:
+            return self.row_bytes(tokens)
+        return self._inputs_per_token * tokens + self.row_bytes(tokens) // len(self._layers)
+
+    def fits_checkpointed(self, rows: int, tokens: int) -> bool:
+        """Whether `rows` rows of `tokens` tokens stay within the limit with checkpointing."""
+        return rows * self.checkpointed_bytes(tokens) <= self.limit
 
     @contextmanager
-    def saving(self, needed: bool) -> Iterator[None]:
-        """Within it layers keep their inputs only, if that is needed."""
+    def checkpointing(self, enabled: bool) -> Iterator[None]:
+        """Within the `with` block, layers save their inputs only if `enabled`."""
         for layer in self._layers:
-            # The layer's own flag, which turns it on; its parts stay in evaluation.
-            layer.training = needed
+            # Transformers checkpoints a layer whose own flag is set; its submodules stay in
+            # evaluation mode.
+            layer.training = enabled
         try:
             yield
         finally:
@@ -95,8 +101,11 @@ class ActivationMemory:
                 layer.training = False
 
 
-def _kept(base: BaseModel, tokens: int) -> int:
-    """Bytes that backward of one row needs, each storage counted once, the model's own weights not."""
+def saved_bytes(base: BaseModel, tokens: int) -> int:
+    """Bytes that autograd saves for one row of `tokens` tokens, measured.
+
+    Each storage is counted once; the model's own weights are not counted.
+    """
     weights = {parameter.untyped_storage().data_ptr() for parameter in base.model.parameters()}
     storages: dict[int, int] = {}
 
@@ -113,26 +122,25 @@ def _kept(base: BaseModel, tokens: int) -> int:
 
 
 class IdleTrim:
-    """Gives memory back when nothing has been done for a while."""
+    """Returns freed memory to the system once the trainer has been idle for a while."""
 
     _timer: threading.Timer | None = None
 
-    def begin(self, seconds: float) -> None:
-        """In so many seconds, unless it ends before."""
-        self._timer = threading.Timer(seconds, give_back)
+    def schedule(self, seconds: float) -> None:
+        """Trim in `seconds` seconds, unless cancelled before."""
+        self._timer = threading.Timer(seconds, release_freed_memory)
         self._timer.daemon = True
-        with suppress(RuntimeError):  # there may be no room for a thread
+        # A process at its limit of threads goes without the trim.
+        with suppress(RuntimeError):
             self._timer.start()
 
-    def end(self) -> None:
-        """There is something to do."""
+    def cancel(self) -> None:
+        """Drop the scheduled trim, if any."""
         if self._timer is not None:
             self._timer.cancel()
 
 
-def give_back() -> None:
-    """Return to the system what the C library has kept of freed memory for another time; where that
-    is glibc.
-    """
+def release_freed_memory() -> None:
+    """Return memory that the C library keeps after `free` to the system (glibc only)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,9 +1,9 @@
 """BaseModel: the frozen model that adapters are trained on, loaded once.
 
-It turns rows of tokens into losses, in the precision that its processor is best at. Two short cuts
-are tried at the start, and only taken where losses and gradients stay what they were, else that is
-logged: losses in blocks, where they are a linear layer over the last hidden states
-(`adapters.model.loss`), and on a CPU faster parts (`adapters.model.fused_cpu`). It knows no LoRA.
+It turns rows of tokens into losses, in the precision that suits its processor. Two optimisations
+are tried at the start: blockwise losses, for models whose logits are a linear layer over the last
+hidden states (`adapters.model.loss`), and on a CPU fused modules (`adapters.model.fused_cpu`). One
+that would change losses or gradients is left out, with a warning in the log. It knows no LoRA.
 
 Shapes: M rows of a batch, S tokens of the longest row, N tokens whose losses count, H hidden size,
 V vocabulary.
@@ -29,9 +29,20 @@ log = logging.getLogger(__name__)
 class BaseModel:
     """A causal language model, frozen.
 
+    Args:
+        name: hub id or folder of the model; safetensors only.
+        device: "cpu", "cuda" or "auto".
+        precision: one of `adapters.config.PRECISIONS`.
+
+    Attributes:
+        model: transformers' own model.
+        vocabulary: number of tokens in the vocabulary.
+        context: longest sequence in tokens.
+        parameters: number of parameters.
+
     Raises:
-        BaseModelError: it cannot be loaded.
-        TrainingOptionError: there is no such precision.
+        BaseModelError: the model cannot be loaded.
+        TrainingOptionError: unknown precision.
     """
 
     def __init__(self, name: str, device: str = "auto", precision: str = "auto") -> None:
@@ -54,8 +65,7 @@ class BaseModel:
                 dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
                 attn_implementation="sdpa" if on_gpu else "eager",
             )
-        # Whatever a library makes of somebody's files: the cause is in the traceback that `--debug`
-        # shows.
+        # A library may raise anything on damaged files; `--debug` shows the cause in its traceback.
         except Exception as problem:
             raise BaseModelError(
                 f"cannot load the base model {name!r}: {first_line(problem)}"
@@ -64,15 +74,15 @@ class BaseModel:
         self.vocabulary = int(model.config.vocab_size)
         self.context = int(getattr(model.config, "max_position_embeddings", 2048))
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._in_blocks = False
-        self._take_short_cuts(name)
+        self._blockwise = False
+        self._choose_fast_paths(name)
 
     def check(self, sequence: Sequence[int]) -> None:
-        """Refuse what cannot be learnt from.
+        """Validate a training sequence.
 
         Raises:
-            ValueError: fewer than two tokens, more than the context has room for, or tokens that
-                the model lacks.
+            TrainingOptionError: the sequence has fewer than two tokens, more than the context
+                length, or tokens outside the vocabulary.
         """
         if not 2 <= len(sequence) <= self.context:
             raise TrainingOptionError(
@@ -80,23 +90,23 @@ class BaseModel:
             )
         if not 0 <= min(sequence) <= max(sequence) < self.vocabulary:
             raise TrainingOptionError(
-                "a training sequence has tokens that the model does not know: another tokenizer's?"
+                f"a training sequence has tokens outside the model's vocabulary (0 to "
+                f"{self.vocabulary - 1}): use the model's own tokenizer"
             )
 
     def losses(self, rows: Sequence[Sequence[int]], start: int = 1) -> torch.Tensor:
-        """Mean nats a token [M] of each row's tokens from `start` on, given those before.
+        """Mean loss in nats per token [M] of each row's tokens from `start` on.
 
-        Rows are filled up at their ends to the longest: a causal model's earlier tokens do not see
-        that.
+        Rows are padded at their ends, which earlier tokens of a causal model do not see.
         """
-        # Once it has found no memory for a product, torch gives oneDNN up for good, and is ten
-        # times as slow.
+        # Torch disables oneDNN for good once a matrix product runs out of memory, and is ten times
+        # as slow without it.
         if not torch.backends.mkldnn.enabled:
             torch.backends.mkldnn.set_flags(True)  # type: ignore[no-untyped-call]
         longest = max(map(len, rows))
         ids_MS = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
         counts = [len(row) - start for row in rows]
-        # Which hidden state tells of which token, and in which row.
+        # Positions of the hidden states that predict each scored token, and the token's row.
         states_N = torch.cat(
             [torch.arange(len(row) - start) + m * longest + start - 1 for m, row in enumerate(rows)]
         )
@@ -106,8 +116,8 @@ class BaseModel:
             part.to(self.device) for part in (ids_MS, states_N, rows_N, tokens_N)
         )
         output: Any = self.model.get_output_embeddings()
-        # Which it is not while it is adapted itself.
-        if self._in_blocks and isinstance(output, torch.nn.Linear):
+        # An output layer that is adapted itself is no plain linear layer.
+        if self._blockwise and isinstance(output, torch.nn.Linear):
             hidden_MSH = self.model.base_model(ids_MS, use_cache=False).last_hidden_state
             nats_N = cross_entropy(
                 hidden_MSH.flatten(0, 1)[states_N], output.weight, output.bias, tokens_N, counts
@@ -120,51 +130,52 @@ class BaseModel:
         )
         return totals_M / torch.tensor(counts, device=self.device)
 
-    def _take_short_cuts(self, name: str) -> None:
-        self._in_blocks = self._ends_in_a_product()
-        if not self._in_blocks:
+    def _choose_fast_paths(self, name: str) -> None:
+        self._blockwise = self._output_is_linear()
+        if not self._blockwise:
             log.warning(
-                "%s does more with its last hidden states than multiply: its logits are held whole",
+                "the logits of %s are not a linear layer over its last hidden states: losses are "
+                "computed from whole logits, which needs more memory",
                 name,
             )
         if self.device != "cpu":
             return
-        plain = self._probe()
+        plain = self._sample_losses()
         if fuse(self.model) and not self._agrees(plain):
             restore(self.model)
             log.warning(
-                "%s is not built as its names say: it is trained by its own, slower parts", name
+                "the fused CPU modules change the losses of %s: it is trained with its own, slower "
+                "modules",
+                name,
             )
 
     @torch.no_grad()
-    def _ends_in_a_product(self) -> bool:
-        """Whether the logits are the output layer's, of the last hidden states: the same numbers,
-        in any precision.
-        """
+    def _output_is_linear(self) -> bool:
+        """Whether the logits equal the output layer applied to the last hidden states."""
         output = self.model.get_output_embeddings()
         if not isinstance(output, torch.nn.Linear):
             return False
         ids_1S = torch.arange(min(16, self.context, self.vocabulary), device=self.device)[None]
         logits_SV = self.model(ids_1S, use_cache=False).logits[0].float()
-        mine_SV = output(
+        linear_SV = output(
             self.model.base_model(ids_1S, use_cache=False).last_hidden_state[0]
         ).float()
-        return mine_SV.shape == logits_SV.shape and torch.allclose(
-            mine_SV, logits_SV, rtol=1e-3, atol=1e-5
+        return linear_SV.shape == logits_SV.shape and torch.allclose(
+            linear_SV, logits_SV, rtol=1e-3, atol=1e-5
         )
 
-    def _probe(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses of two short rows, and their gradients with respect to the embedded tokens."""
+    def _sample_losses(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of two short rows, and the gradient with respect to their token embeddings."""
         longest = min(16, self.context)
         rows = [
             [(7 * m + 5 * s + 1) % self.vocabulary for s in range(longest - m)] for m in range(2)
         ]
         embedded: list[torch.Tensor] = []
 
-        def watch(_module: Any, _arguments: Any, output: torch.Tensor) -> None:
+        def capture(_module: Any, _arguments: Any, output: torch.Tensor) -> None:
             embedded.append(output.requires_grad_())
 
-        hook = self.model.get_input_embeddings().register_forward_hook(watch)
+        hook = self.model.get_input_embeddings().register_forward_hook(capture)
         try:
             losses_M = self.losses(rows)
             (gradient,) = torch.autograd.grad(losses_M.sum(), embedded[0])
@@ -173,10 +184,10 @@ class BaseModel:
         return losses_M.detach(), gradient
 
     def _agrees(self, plain: tuple[torch.Tensor, torch.Tensor]) -> bool:
-        # What two ways of rounding may be apart.
+        # The relative difference that rounding alone may make.
         tolerance = 1e-4 if self.precision == "float32" else 0.1
         try:
-            found = self._probe()
+            found = self._sample_losses()
         except (AttributeError, TypeError, RuntimeError):
             return False
         return all(
@@ -185,7 +196,5 @@ class BaseModel:
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether this CPU has tiles for bfloat16 (AMX). Without them it is slower than float32, not
-    faster.
-    """
+    """Whether this CPU has AMX tiles for bfloat16; without them bfloat16 is slower than float32."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))

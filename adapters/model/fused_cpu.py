@@ -1,12 +1,11 @@
-"""Faster parts for the models most people have: Llama's attention, gated MLP and norm, and those
-built like them.
+"""Fused CPU modules for Llama-like models: attention, gated MLP and norm.
 
-On a CPU a small model's training spends more time carrying numbers to and from memory between
-operations than in matrix products. These parts do the same in fewer passes, each with a backward of
-its own: rotary positions are applied while heads are laid out, scaling is part of them, masks are
-added in place, grouped queries share keys without copies. Whoever calls `fuse` compares losses and
-gradients before and after, and restores a model that these parts do not fit
-(`adapters.model.base_model` does). Not for a GPU: `scaled_dot_product_attention` is better there.
+On a CPU a small model's training spends more time moving data between operations than in matrix
+products. These modules need fewer passes over memory, each with a backward of its own: rotary
+positions and scaling are applied while heads are laid out, masks are added in place, and grouped
+queries share keys without copies. The caller of `fuse` compares losses and gradients before and
+after, and calls `restore` if they differ (`adapters.model.base_model` does). Not for a GPU:
+`scaled_dot_product_attention` is faster there.
 
 Shapes: M rows of a batch, S tokens, H hidden size, D head size, A attention heads, K heads of keys
 and values.
@@ -28,23 +27,27 @@ _softmax_backward = torch.ops.aten._softmax_backward_data
 
 
 def fuse(model: nn.Module) -> int:
-    """Give the model's attentions, MLPs and norms their faster forward; how many there are."""
+    """Replace the forward of the model's attentions, MLPs and norms.
+
+    Returns:
+        The number of replaced modules.
+    """
     modules = {
-        module: faster for module in model.modules() if (faster := _faster(module)) is not None
+        module: fused for module in model.modules() if (fused := _fused_forward(module)) is not None
     }
-    for module, faster in modules.items():
-        module.forward = types.MethodType(faster, module)
+    for module, fused in modules.items():
+        module.forward = types.MethodType(fused, module)
     return len(modules)
 
 
 def restore(model: nn.Module) -> None:
-    """Undo `fuse`: the class's own forward is back."""
+    """Undo `fuse`: modules have their class's own forward again."""
     for module in model.modules():
-        if _faster(module) is not None:
+        if _fused_forward(module) is not None:
             module.__dict__.pop("forward", None)
 
 
-def _faster(module: nn.Module) -> Callable[..., Any] | None:
+def _fused_forward(module: nn.Module) -> Callable[..., Any] | None:
     name = type(module).__name__
     if name in _ATTENTIONS:
         return _attention
@@ -75,17 +78,17 @@ def _attention(
         self if hasattr(self, "sliding_window") else self.config, "sliding_window", None
     )
     if window is not None and hidden_states.shape[1] > window:
-        theirs: tuple[torch.Tensor, torch.Tensor | None] = type(self).forward(
+        original: tuple[torch.Tensor, torch.Tensor | None] = type(self).forward(
             self, hidden_states, position_embeddings=position_embeddings, **others
         )
-        return theirs
+        return original
     cos, sin = position_embeddings
     projected = (
         projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj)
     )
     mixed = _CausalAttention.apply(*projected, cos[:1], sin[:1], self.head_dim, self.scaling)  # type: ignore[no-untyped-call]
-    answered: torch.Tensor = self.o_proj(mixed)
-    return answered, None
+    output: torch.Tensor = self.o_proj(mixed)
+    return output, None
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -123,7 +126,7 @@ class _GatedSilu(torch.autograd.Function):
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Rotary positions, causal attention, heads in and out; as the model's own, without dropout."""
+    """The model's own rotary positions and causal attention over all heads, without dropout."""
 
     @staticmethod
     def forward(
@@ -138,12 +141,12 @@ class _CausalAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         rows, length, _ = query_MSQ.shape
         heads, shared = query_MSQ.shape[-1] // size, key_MSE.shape[-1] // size
-        query = _turn(
+        query = _rotate(
             query_MSQ.view(rows, length, heads, size), cos_1SD * scaling, sin_1SD * scaling
         )
-        key = _turn(key_MSE.view(rows, length, shared, size), cos_1SD, sin_1SD)
+        key = _rotate(key_MSE.view(rows, length, shared, size), cos_1SD, sin_1SD)
         value = value_MSE.view(rows, length, shared, size).transpose(1, 2).contiguous()
-        # Query heads that share a key head stand in a row behind one another: [M K, A / K S, D].
+        # Query heads that share a key head are concatenated along tokens: [M K, A / K S, D].
         query, key, value = (
             query.view(rows * shared, -1, size),
             key.flatten(0, 1),
@@ -173,20 +176,20 @@ class _CausalAttention(torch.autograd.Function):
         dkey = torch.bmm(dscores.mT, query).view(rows, shared, length, size)
         dvalue = torch.bmm(weights.mT, dmixed).view(rows, shared, length, size)
         return (
-            _turn_back(dquery, cos_1SD * ctx.scaling, sin_1SD * ctx.scaling).flatten(2),
-            _turn_back(dkey, cos_1SD, sin_1SD).flatten(2),
+            _rotate_backward(dquery, cos_1SD * ctx.scaling, sin_1SD * ctx.scaling).flatten(2),
+            _rotate_backward(dkey, cos_1SD, sin_1SD).flatten(2),
             dvalue.transpose(1, 2).flatten(2),
             *(None,) * 4,
         )
 
 
-def _turn(x_MSAD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tensor) -> torch.Tensor:
-    """Rotary positions, and heads before tokens: [M, A, S, D]."""
+def _rotate(x_MSAD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tensor) -> torch.Tensor:
+    """Apply rotary positions and put heads before tokens: [M, S, A, D] -> [M, A, S, D]."""
     rows, length, heads, size = x_MSAD.shape
-    turned = x_MSAD.new_empty(rows, heads, length, size)
+    rotated = x_MSAD.new_empty(rows, heads, length, size)
     (first, second), (new_first, new_second) = (
         x_MSAD.transpose(1, 2).chunk(2, -1),
-        turned.chunk(2, -1),
+        rotated.chunk(2, -1),
     )
     (cos_first, cos_second), (sin_first, sin_second) = (
         cos_1SD[:, None].chunk(2, -1),
@@ -194,16 +197,18 @@ def _turn(x_MSAD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tensor) ->
     )
     torch.mul(first, cos_first, out=new_first).addcmul_(second, sin_first, value=-1)
     torch.mul(second, cos_second, out=new_second).addcmul_(first, sin_second)
-    return turned
+    return rotated
 
 
-def _turn_back(d_MASD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tensor) -> torch.Tensor:
-    """What `_turn` does to gradients: [M, S, A, D]."""
+def _rotate_backward(
+    d_MASD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tensor
+) -> torch.Tensor:
+    """Gradient of `_rotate`: [M, A, S, D] -> [M, S, A, D]."""
     rows, heads, length, size = d_MASD.shape
-    back = d_MASD.new_empty(rows, length, heads, size)
+    gradient = d_MASD.new_empty(rows, length, heads, size)
     (first, second), (new_first, new_second) = (
         d_MASD.chunk(2, -1),
-        back.transpose(1, 2).chunk(2, -1),
+        gradient.transpose(1, 2).chunk(2, -1),
     )
     (cos_first, cos_second), (sin_first, sin_second) = (
         cos_1SD[:, None].chunk(2, -1),
@@ -211,10 +216,10 @@ def _turn_back(d_MASD: torch.Tensor, cos_1SD: torch.Tensor, sin_1SD: torch.Tenso
     )
     torch.mul(first, cos_first, out=new_first).addcmul_(second, sin_second)
     torch.mul(second, cos_second, out=new_second).addcmul_(first, sin_first, value=-1)
-    return back
+    return gradient
 
 
 @functools.lru_cache(maxsize=4)
 def _mask(length: int, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to scores: nothing up to a token's own place, -inf beyond."""
+    """Causal mask [S, S] to add to scores: 0 up to a token's own position, -inf beyond."""
     return torch.full((length, length), -torch.inf, dtype=dtype).triu_(1)

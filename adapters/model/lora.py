@@ -1,15 +1,15 @@
 """LoRA slots on a resident base model: many adapters side by side, each reset in place and exported
 as bytes.
 
-A slot is one adapter: all its A and B lie in one row of one buffer, in the order of the safetensors
-file that is exported, so that resetting, learning and exporting are each one pass over one row. The
-rows of a batch name their slots; A and B of those slots are applied by batched matrix products, and
-backward writes each row's gradients into a buffer of the same layout, past autograd's own
-bookkeeping. Initialisation, scaling and names are PEFT's (tested against it). Linear projections,
-and GPT-2's transposed ones; it knows no losses and no requests.
+A slot holds one adapter. All its A and B matrices lie in one row of one buffer, in the order of the
+exported safetensors file, so that resetting, a step of Adam and exporting are each one pass over
+one row. Every row of a batch is bound to a slot; A and B of the bound slots are applied by batched
+matrix products, and backward writes each row's gradients into a buffer of the same layout instead
+of through autograd. Initialisation, scaling and names are PEFT's (tested against it). Supports
+linear projections and GPT-2's transposed ones. It knows no losses and no requests.
 
-Shapes: C slots, P numbers of an adapter, M rows of a batch, S tokens of a row, R rank, I inputs and
-O outputs of a projection.
+Shapes: C slots, P parameters of an adapter, M rows of a batch, S tokens of a row, R rank, I inputs
+and O outputs of a projection.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from adapters.errors import BaseModelError, TrainingOptionError
 
 
 class LoraProjection(nn.Module):
-    """A frozen projection, plus the low-rank updates of the adapters that the rows of a batch are
-    bound to.
-    """
+    """A frozen projection plus, for each row of a batch, the low-rank update of its adapter."""
 
     def __init__(self, base: nn.Module, rank: int, scale: float, start: int, middle: int) -> None:
         super().__init__()
@@ -42,13 +40,11 @@ class LoraProjection(nn.Module):
         self.weight_OI = weight if isinstance(base, nn.Linear) else weight.T
         outputs, inputs = self.weight_OI.shape
         self.shapes = ((start, rank, inputs), (middle, outputs, rank))
-        # A, B, their gradients, and the anchor of backward.
+        # A, B, their gradients, and the anchor that makes autograd run backward here.
         self.bound: tuple[torch.Tensor, ...] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The base projection of x [M, S, I], plus scale * B A x of each row's own adapter where
-        rows are bound.
-        """
+        """W x + bias of x [M, S, I], plus scale * B A x of each row's adapter if rows are bound."""
         if self.bound is None:
             projected: torch.Tensor = self.base(x)
             return projected
@@ -61,8 +57,9 @@ class LoraProjection(nn.Module):
 
 
 class _Projection(torch.autograd.Function):
-    """y = W x + bias + scale * B A x. Gradients of A and B go where `bind` says, not through
-    autograd.
+    """y = W x + bias + scale * B A x.
+
+    Backward writes the gradients of A and B into the buffers given to `forward`, not to autograd.
     """
 
     @staticmethod
@@ -100,11 +97,17 @@ class _Projection(torch.autograd.Function):
 
 
 class LoraBank:
-    """The LoRA slots of one model: weights, Adam's moments and step counts of each, and room to
-    keep weights apart.
+    """The LoRA slots of one model: weights, a snapshot of weights, Adam moments and step counts.
+
+    Args:
+        model: the model; its target projections are replaced in place.
+        rank: LoRA rank.
+        scale: factor of B A (LoRA alpha / rank).
+        targets: names of the adapted projections, such as "q_proj".
+        slots: number of slots.
 
     Raises:
-        ValueError: the model has no linear projection of any of these names.
+        BaseModelError: the model has no linear projection with any of these names.
     """
 
     def __init__(
@@ -119,7 +122,8 @@ class LoraBank:
         }
         if not found:
             raise BaseModelError(
-                f"the model has no linear projections named {', '.join(targets)}: set the LoRA targets"
+                f"the model has no linear projections named {', '.join(targets)}: set the LoRA "
+                "targets"
             )
         self._header, offsets = _layout(found, rank)
         self.layers: dict[str, LoraProjection] = {}
@@ -129,7 +133,7 @@ class LoraBank:
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         first = next(iter(found.values())).weight
-        # Of what is computed; what is learnt is float32.
+        # Adapters are computed in the base model's type; their weights and moments are float32.
         self.dtype, device = first.dtype, first.device
         self.size = sum(a * b for layer in self.layers.values() for _, a, b in layer.shapes)
         self.weights_CP = torch.zeros(slots, self.size, device=device)
@@ -137,16 +141,17 @@ class LoraBank:
             torch.zeros_like(self.weights_CP),
             torch.zeros_like(self.weights_CP),
         )
-        self._kept_CP = torch.zeros_like(self.weights_CP)
+        self._snapshot_CP = torch.zeros_like(self.weights_CP)
         self._steps_C = torch.zeros(slots, device=device)
         self._gradients_MP = torch.zeros(0, self.size, device=device)
-        # What makes autograd come to a projection.
+        # An input that needs a gradient, so that autograd runs backward through a projection.
         self._anchor = torch.zeros((), device=device, requires_grad=True)
 
     @torch.no_grad()
     def reset(self, slot: int, seed: int) -> None:
-        """A fresh adapter, as PEFT starts one: A uniform (Kaiming, a = sqrt 5), B zero; the same
-        for the same seed.
+        """Put a fresh adapter into a slot, initialised as in PEFT.
+
+        A is uniform (Kaiming, a = sqrt 5), B is zero. The same seed gives the same adapter.
         """
         generator = torch.Generator().manual_seed(seed)
         fresh_P = torch.zeros(self.size)
@@ -160,17 +165,20 @@ class LoraBank:
 
     @contextmanager
     def bind(self, slots: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Within it, row m of every batch has the adapter of slots[m]; gives the rows' gradients
-        [M, P] of backward.
+        """Within the `with` block, row m of every batch has the adapter of slots[m].
+
+        Yields:
+            The buffer of gradients [M, P] that backward fills.
         """
         rows = len(slots)
         if len(self._gradients_MP) < rows:
             self._gradients_MP = self.weights_CP.new_zeros(rows, self.size)
         gradients_MP = self._gradients_MP[:rows]
-        in_a_row = list(slots) == list(range(slots[0], slots[0] + rows))  # then a view will do
+        # Consecutive slots need no copy.
+        is_consecutive = list(slots) == list(range(slots[0], slots[0] + rows))
         weights_MP = (
             self.weights_CP[slots[0] : slots[0] + rows]
-            if in_a_row
+            if is_consecutive
             else self.weights_CP[list(slots)]
         )
         weights_MP = weights_MP.to(self.dtype)
@@ -187,8 +195,8 @@ class LoraBank:
             for layer in self.layers.values():
                 layer.bound = None
 
-    def learn(self, slot: int, gradient_P: torch.Tensor, learning_rate: float) -> None:
-        """One step of Adam: the slot's own moments, eps 1e-8, no weight decay."""
+    def step(self, slot: int, gradient_P: torch.Tensor, learning_rate: float) -> None:
+        """Take one step of Adam (eps 1e-8, no weight decay) with the slot's own moments."""
         adam(
             [self.weights_CP[slot]],
             [gradient_P],
@@ -206,47 +214,47 @@ class LoraBank:
             maximize=False,
         )
 
-    def keep(self, slot: int) -> None:
-        """Set the slot's weights apart as they are now, in the place of what was kept before."""
-        self._kept_CP[slot].copy_(self.weights_CP[slot])
+    def snapshot(self, slot: int) -> None:
+        """Copy the slot's weights, in place of the slot's earlier snapshot."""
+        self._snapshot_CP[slot].copy_(self.weights_CP[slot])
 
     def restore(self, slot: int) -> None:
-        """Put the weights that were kept back into the slot; its moments stay those of the later
-        steps.
-        """
-        self.weights_CP[slot].copy_(self._kept_CP[slot])
+        """Put the snapshot of the slot's weights back; its moments stay as they are."""
+        self.weights_CP[slot].copy_(self._snapshot_CP[slot])
 
-    def take(self, slot: int) -> tuple[torch.Tensor, ...]:
-        """All that a slot holds, to `put` it back into any slot later."""
-        return tuple(state[slot].clone() for state in self._states())
+    def state(self, slot: int) -> tuple[torch.Tensor, ...]:
+        """A copy of everything in a slot, for `set_state` on any slot."""
+        return tuple(buffer[slot].clone() for buffer in self._buffers())
 
-    def put(self, slot: int, taken: tuple[torch.Tensor, ...]) -> None:
-        """Go on in this slot with what was taken from another."""
-        for state, part in zip(self._states(), taken, strict=True):
-            state[slot] = part
+    def set_state(self, slot: int, state: tuple[torch.Tensor, ...]) -> None:
+        """Overwrite a slot with the `state` of another."""
+        for buffer, value in zip(self._buffers(), state, strict=True):
+            buffer[slot] = value
 
-    def _states(self) -> tuple[torch.Tensor, ...]:
-        return self.weights_CP, self._first_CP, self._second_CP, self._kept_CP, self._steps_C
+    def _buffers(self) -> tuple[torch.Tensor, ...]:
+        return self.weights_CP, self._first_CP, self._second_CP, self._snapshot_CP, self._steps_C
 
     def export(self, slot: int) -> bytes:
         """The adapter as a safetensors file with PEFT's keys, float32."""
         return b"".join((self._header, self.weights_CP[slot].cpu().numpy().data))
 
     def check(self, weights: bytes) -> None:
-        """Refuse what `load` cannot take; cheap, from any thread.
+        """Validate weights for `load`; cheap, and safe to call from any thread.
 
         Raises:
-            ValueError: it was not exported from such a bank.
+            TrainingOptionError: the weights were exported with another model, rank or targets.
         """
         length = len(self._header)
         if weights[:length] != self._header or len(weights) != length + 4 * self.size:
-            raise TrainingOptionError("the adapter is of another model, rank or choice of targets")
+            raise TrainingOptionError(
+                "the adapter does not fit: it was trained with another model, rank or LoRA targets"
+            )
 
     def load(self, slot: int, weights: bytes) -> None:
         """Put an exported adapter into a slot; its moments start at zero.
 
         Raises:
-            ValueError: it was not exported from such a bank.
+            TrainingOptionError: the weights were exported with another model, rank or targets.
         """
         self.check(weights)
         self.reset(slot, 0)
@@ -255,7 +263,7 @@ class LoraBank:
 
 
 def _is_transposed(module: nn.Module) -> bool:
-    """GPT-2's Conv1D, a linear projection that keeps its weight as [inputs, outputs]."""
+    """Whether it is GPT-2's Conv1D, a linear projection with a weight of [inputs, outputs]."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
@@ -264,9 +272,7 @@ def _keys(name: str) -> tuple[str, str]:
 
 
 def _layout(found: dict[str, nn.Module], rank: int) -> tuple[bytes, dict[str, int]]:
-    """The header of the safetensors file of an adapter, and where each tensor starts behind it, in
-    numbers.
-    """
+    """The header of an adapter's safetensors file, and the offset of each tensor in float32s."""
     blank: dict[str, torch.Tensor] = {}
     for name, module in found.items():
         weight: Any = module.weight

@@ -1,8 +1,8 @@
-"""Cross-entropy of hidden states through a frozen output layer, without ever holding all logits.
+"""Cross-entropy of hidden states through a frozen output layer, without materialising all logits.
 
-A block of tokens at a time: logits, loss, and at once the gradient with respect to the hidden
-states, which is all that backward needs while the output layer is frozen. A vocabulary of 128,000
-costs one block, not one batch.
+Works on a block of tokens at a time: logits, loss, and at once the gradient with respect to the
+hidden states, which is all that backward needs while the output layer is frozen. Memory grows with
+the block, not with the batch, also for a vocabulary of 128,000.
 
 Shapes: N tokens, H hidden size, V vocabulary.
 """
@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-_LOGITS = 1 << 22  # held at once
-_VOCABULARY = 1 << 14  # tokens of the vocabulary whose shares are summed in one product
+# Logits in memory at once.
+_BLOCK_LOGITS = 1 << 22
+# Entries of the vocabulary that one matrix product sums over.
+_BLOCK_VOCABULARY = 1 << 14
 
 
 def cross_entropy(
@@ -29,11 +31,16 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Negative log-likelihood of each token, in nats [N], float32.
 
-    `counts` says how many tokens belong to each row of a batch, in order. No block reaches over the
-    end of a row: how sums over the vocabulary are rounded depends on a block's size, and must not
-    depend on a row's company.
+    Args:
+        hidden_NH: hidden states that predict the tokens.
+        output_VH: weight of the output layer.
+        bias_V: bias of the output layer, if any.
+        tokens_N: tokens to score.
+        counts: number of tokens of each row of a batch, in order; None for one row. No block spans
+            two rows: rounding depends on a block's size, and must not depend on the batch's other
+            rows.
     """
-    block = max(_LOGITS // len(output_VH), 16)
+    block = max(_BLOCK_LOGITS // len(output_VH), 16)
     sizes = [
         min(block, count - done)
         for count in counts or [len(tokens_N)]
@@ -85,12 +92,12 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _product(shares_NV: torch.Tensor, output_VH: torch.Tensor, out: torch.Tensor) -> None:
-    """shares @ output into `out`, exact enough for any vocabulary.
+    """Write shares @ output into `out`, precise for a vocabulary of any size.
 
-    The matrix libraries of some CPUs add one term after the other: over hundreds of thousands of
-    tokens a float32 sum would lose three digits. Sums of parts lose none.
+    Some CPU matrix libraries add terms one after the other: over hundreds of thousands of tokens a
+    float32 sum would lose three digits. Partial sums avoid that.
     """
-    torch.mm(shares_NV[:, :_VOCABULARY], output_VH[:_VOCABULARY], out=out)
-    for first in range(_VOCABULARY, len(output_VH), _VOCABULARY):
-        part = slice(first, first + _VOCABULARY)
+    torch.mm(shares_NV[:, :_BLOCK_VOCABULARY], output_VH[:_BLOCK_VOCABULARY], out=out)
+    for first in range(_BLOCK_VOCABULARY, len(output_VH), _BLOCK_VOCABULARY):
+        part = slice(first, first + _BLOCK_VOCABULARY)
         out += torch.mm(shares_NV[:, part], output_VH[part])

@@ -98,9 +98,9 @@ def looks() -> list[int]:
     """After how many steps the prompt is looked at, where nothing stops the training."""
     stopping = EarlyStopping(gain=1.0)
     for used in range(STEPS + 1):
-        if stopping.is_due(used) or used == STEPS:
-            stopping.see(used, used, 1.0)
-    return [look.used for look in stopping.looks]
+        if stopping.probe_due(used) or used == STEPS:
+            stopping.record(used, used, 1.0)
+    return [each.sequences for each in stopping.evaluations]
 
 
 def some(passages: Sequence[Passage], start: int, end: int) -> list[Passage]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from adapters.early_stopping import WINDOW, EarlyStopping, Look
+from adapters.early_stopping import WINDOW, EarlyStopping, ProbeEvaluation
 from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.variants import Row
 from selection.strategies.sift import should_stop
@@ -58,42 +58,45 @@ def _at_once(stops: Callable[[Row, int, float], bool]) -> Callable[[Row, float],
     return ends
 
 
-def _looking(stops: Callable[[Sequence[Look], float], bool], row: Row, parameter: float) -> Ended:
+def _looking(
+    stops: Callable[[Sequence[ProbeEvaluation], float], bool], row: Row, parameter: float
+) -> Ended:
     """Stops by looks at the prompt, and keeps the best adapter of those looked at."""
     prompt, most = _by_steps(row.prompt), len(row.sigma) - 1
     looks = EarlyStopping(gain=1.0)  # which says when to look, and which look was the best
     for n in range(most + 1):
-        if looks.is_due(n) or n == most:
-            looks.see(n, n, float(prompt[n]))
-            if n and stops(looks.looks, parameter):
+        if looks.probe_due(n) or n == most:
+            looks.record(n, n, float(prompt[n]))
+            if n and stops(looks.evaluations, parameter):
                 break
     assert looks.best is not None
-    return looks.looks[-1].used, looks.best.used
+    return looks.evaluations[-1].sequences, looks.best.sequences
 
 
-def _recent_gain(looks: Sequence[Look], gain: float) -> bool:
+def _recent_gain(looks: Sequence[ProbeEvaluation], gain: float) -> bool:
     """As a server's `auto`."""
     return EarlyStopping(gain, list(looks)).has_stalled
 
 
-def _average_gain(looks: Sequence[Look], gain: float) -> bool:
+def _average_gain(looks: Sequence[ProbeEvaluation], gain: float) -> bool:
     """The prompt has gained less than so many per cent of its loss a step, since the first."""
-    return 100 * (looks[0].loss - looks[-1].loss) < gain * looks[-1].used * looks[0].loss
+    return 100 * (looks[0].loss - looks[-1].loss) < gain * looks[-1].sequences * looks[0].loss
 
 
-def _smoothed_gain(looks: Sequence[Look], gain: float, steps: float = 8.0) -> bool:
+def _smoothed_gain(looks: Sequence[ProbeEvaluation], gain: float, steps: float = 8.0) -> bool:
     """The gains of steps weigh less the longer ago they are, by a factor e for each so many steps."""
     if len(looks) <= WINDOW:
         return False
     pairs = list(pairwise(looks))
-    weights = np.exp([(after.used - looks[-1].used) / steps for _, after in pairs])
+    weights = np.exp([(after.sequences - looks[-1].sequences) / steps for _, after in pairs])
     gains = np.array([100 * (before.loss - after.loss) / looks[0].loss for before, after in pairs])
     return bool(
-        weights @ gains < gain * (weights @ [after.used - before.used for before, after in pairs])
+        weights @ gains
+        < gain * (weights @ [after.sequences - before.sequences for before, after in pairs])
     )
 
 
-def _patience(looks: Sequence[Look], most: float) -> bool:
+def _patience(looks: Sequence[ProbeEvaluation], most: float) -> bool:
     """Stop after several looks in a row without a new best."""
     best = min(range(len(looks)), key=lambda i: looks[i].loss)
     return len(looks) - 1 - best >= most

@@ -291,8 +291,8 @@ def _learn(
         nonlocal spent, last
         spent += time.perf_counter() - last
         learnt.seconds.append(spent)
-        if progress.used in at:
-            learnt.weights[progress.used] = trainer.export(progress.slot)
+        if progress.sequences_used in at:
+            learnt.weights[progress.sequences_used] = trainer.export(progress.slot)
         last = time.perf_counter()
 
     sequences = list(selection.sequences)

@@ -216,10 +216,10 @@ class Adaptation:
         left = self._left()
 
         def stepped(step: TrainingProgress) -> None:
-            prompt = "" if step.watched is None else f"loss of the prompt {step.watched:.3f}, "
+            prompt = "" if step.probe_loss is None else f"loss of the prompt {step.probe_loss:.3f}, "
             self.progress = (
-                f"adapting: step {step.steps} of {step.of}, {prompt}"
-                f"sigma {selection.uncertainty[step.used]:.3f}, {step.seconds_left:.1f} seconds left"
+                f"adapting: step {step.steps} of {step.total_steps}, {prompt}"
+                f"sigma {selection.uncertainty[step.sequences_used]:.3f}, {step.seconds_left:.1f} seconds left"
             )
 
         self.corpus, self.earlier = selection.corpus, self._find(selection.corpus)
@@ -347,7 +347,7 @@ class Adaptation:
             }
         if loaded:
             seconds[Stage.LOAD] = load_seconds
-        taken, kept = (training.used, training.kept) if training else (0, 0)
+        taken, kept = (training.sequences_used, training.adapter_sequences) if training else (0, 0)
         used = selection.ids[:kept] if selection else ()
         truncation = self._wish.truncation or (selection.truncation if selection else None)
         self.report = AdaptationReport(
@@ -365,7 +365,7 @@ class Adaptation:
             uncertainty=selection.uncertainty[: taken + 1] if selection else (),
             irreducible=selection.irreducible if selection else None,
             losses=training.losses if training else (),
-            prompt_losses=training.watched if training else (),
+            prompt_losses=training.probe_losses if training else (),
             kept=kept,
             sources=used_sources([source for source, _ in selection.sources], used)
             if selection

@@ -1,1 +1,1 @@
-"""`mayfly plan`: what a machine can serve, from costs that are measured on it."""
+"""Capacity planning for `mayfly plan`, from costs measured on this machine."""

@@ -1,11 +1,10 @@
-"""Measures the engine of a running Mayfly over HTTP: by how long answers of one token and of more
-take.
+"""Profiles the engine of a running Mayfly over HTTP, by the time of short and long answers.
 
-Prompts of two lengths tell what a token of a prompt costs, answers of two lengths what a token of
-an answer does, alone and AT_ONCE together. Where the server has a corpus, a few adapted answers
-tell how long an adapter takes to load, and how much longer a token takes with one; all tokens are
-taken to take that long. Prompts are random tokens, so that no prefix cache knows them. The server
-should have nothing else to do.
+Prompts of two lengths give the cost of a prompt token; answers of two lengths, one at a time and
+CONCURRENCY at once, give the cost of an answer token. If the server has a corpus, a few adapted
+answers give the time to load an adapter and how much slower tokens with an adapter are; all tokens
+are assumed to be that slow. Prompts are random tokens, so that no prefix cache contains them. The
+server should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -20,39 +19,46 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from serving.capacity.cost_model import AT_ONCE, line
+from serving.capacity.cost_model import CONCURRENCY, fit_line
 from serving.client import Report, Server
 
 Item = TypeVar("Item")
 
 _REPEATS = 5
-_ANSWER = 32  # tokens beyond the first
-_SHORT = 16  # tokens of a prompt
+# Tokens of a long answer beyond the first one.
+_ANSWER_TOKENS = 32
+# Tokens of a short prompt.
+_SHORT_PROMPT = 16
 
 
 @dataclass(frozen=True)
 class EngineCosts:
-    """As in `serving.capacity.cost_model.CostModel`; None where the server has no corpus."""
+    """The engine's part of a `CostModel`; `load` is None if the server has no corpus."""
 
     decode_fixed: float
-    decode_each: float
-    prefill_token: float
+    decode_per_answer: float
+    prefill_per_token: float
     answer_fixed: float
     load: float | None
 
 
-def ask_engine(server: Server, vocabulary: int, prompt_tokens: int) -> EngineCosts:
-    """Measure it.
+def profile_engine(
+    server: Server,
+    vocabulary: int,
+    prompt_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> EngineCosts:
+    """Measure the costs of an engine.
 
     Args:
-        server: that is asked.
-        vocabulary: how many tokens its model has.
-        prompt_tokens: of the longer prompts.
+        server: The server of the engine.
+        vocabulary: Number of tokens in its model's vocabulary.
+        prompt_tokens: Tokens of the longer prompts.
+        clock: Seconds.
 
     Raises:
-        AnswerError: it does not answer, or not as it should.
+        AnswerError: the server does not answer, or answers with an error.
     """
-    # Prompts that no prefix cache knows.
     model, random = server.first_model(), np.random.default_rng()
 
     def prompts(tokens: int, count: int = _REPEATS + 1) -> list[list[int]]:
@@ -61,8 +67,8 @@ def ask_engine(server: Server, vocabulary: int, prompt_tokens: int) -> EngineCos
         ).tolist()
         return drawn
 
-    def ask(prompt: Sequence[int], answer: int, budget: str = "none") -> dict[str, Any]:
-        """What the server reports of an answer."""
+    def complete(prompt: Sequence[int], answer: int, budget: str = "none") -> dict[str, Any]:
+        """Request an answer of `answer` tokens, and return the server's report."""
         body = {
             "model": model,
             "prompt": prompt,
@@ -70,61 +76,84 @@ def ask_engine(server: Server, vocabulary: int, prompt_tokens: int) -> EngineCos
             "ignore_eos": True,
             "compute_budget": budget,
         }
-        told = list(server.stream("completions", body))
-        return next((each.fields for each in told if isinstance(each, Report)), {})
+        events = list(server.stream("completions", body))
+        return next((event.fields for event in events if isinstance(event, Report)), {})
 
-    def together(answer: int) -> float:
-        several = [prompts(_SHORT, AT_ONCE) for _ in range(_REPEATS + 1)]
-        with ThreadPoolExecutor(AT_ONCE) as clients:
-            return usual(lambda each: list(clients.map(partial(ask, answer=answer), each)), several)
+    def seconds(answer: int, prompt: int = _SHORT_PROMPT) -> float:
+        return median_seconds(partial(complete, answer=answer), prompts(prompt), clock)
 
-    more = max(prompt_tokens, 4 * _SHORT) - _SHORT
-    one = usual(partial(ask, answer=1), prompts(_SHORT))
-    far = usual(partial(ask, answer=1), prompts(_SHORT + more))
-    whole = usual(partial(ask, answer=1 + _ANSWER), prompts(_SHORT))
-    prefill, alone = max(far - one, 0.0) / more, max(whole - one, 0.0) / _ANSWER
-    full = max(together(1 + _ANSWER) - together(1), 0.0) / _ANSWER
-    decode_fixed, decode_each = line(alone, full, AT_ONCE)
-    load, slower = _load(
-        partial(ask, answer=1 + _ANSWER, budget="steps=1"), prompts(_SHORT), one, whole
+    def seconds_together(answer: int) -> float:
+        batches = [prompts(_SHORT_PROMPT, CONCURRENCY) for _ in range(_REPEATS + 1)]
+        with ThreadPoolExecutor(CONCURRENCY) as clients:
+            return median_seconds(
+                lambda batch: list(clients.map(partial(complete, answer=answer), batch)),
+                batches,
+                clock,
+            )
+
+    long_answer = 1 + _ANSWER_TOKENS
+    added_tokens = max(prompt_tokens, 4 * _SHORT_PROMPT) - _SHORT_PROMPT
+    short = seconds(1)
+    long_prompt = seconds(1, _SHORT_PROMPT + added_tokens)
+    long = seconds(long_answer)
+    prefill = max(long_prompt - short, 0.0) / added_tokens
+    token_alone = max(long - short, 0.0) / _ANSWER_TOKENS
+    tokens_together = max(seconds_together(long_answer) - seconds_together(1), 0.0) / _ANSWER_TOKENS
+    decode_fixed, decode_per_answer = fit_line(token_alone, tokens_together, CONCURRENCY)
+    load, slowdown = _measure_loading(
+        partial(complete, answer=long_answer, budget="steps=1"),
+        prompts(_SHORT_PROMPT),
+        short,
+        long,
+        clock,
     )
     return EngineCosts(
-        slower * decode_fixed,
-        slower * decode_each,
+        slowdown * decode_fixed,
+        slowdown * decode_per_answer,
         prefill,
-        max(one - _SHORT * prefill - alone, 0.0),
+        max(short - _SHORT_PROMPT * prefill - token_alone, 0.0),
         load,
     )
 
 
-def usual(work: Callable[[Item], object], items: Sequence[Item]) -> float:
-    """The median seconds of this work, the first time left out."""
+def median_seconds(
+    work: Callable[[Item], object],
+    items: Sequence[Item],
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Median seconds of `work` on each item but the first."""
     seconds = []
     for item in items:
-        begun = time.perf_counter()
+        started = clock()
         work(item)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(clock() - started)
     return statistics.median(seconds[1:])
 
 
-def _load(
-    ask: Callable[[list[int]], dict[str, Any]],
+def _measure_loading(
+    complete: Callable[[list[int]], dict[str, Any]],
     prompts: Sequence[list[int]],
-    one: float,
-    whole: float,
+    short: float,
+    long: float,
+    clock: Callable[[], float],
 ) -> tuple[float | None, float]:
-    """Seconds to load an adapter, and how many times longer a token takes with one; None and 1
-    where there is none.
+    """Seconds to load an adapter, and the slowdown of tokens with one; None, 1 without a corpus.
+
+    Args:
+        complete: Requests a long adapted answer, and returns the report.
+        prompts: The prompts to use.
+        short, long: Seconds of a short and of a long answer without an adapter.
+        clock: Seconds.
     """
     loads, answers = [], []
     for prompt in prompts:
-        begun = time.perf_counter()
-        report = ask(prompt)
-        seconds = time.perf_counter() - begun
+        started = clock()
+        report = complete(prompt)
+        seconds = clock() - started
         if report.get("adapted"):
             loads.append(float(report["seconds"]["load"]))
             answers.append(seconds - float(report["spent"]["seconds"]))
     if not loads:
         return None, 1.0
-    slower = (statistics.median(answers) - one) / (whole - one) if whole > one else 1.0
-    return statistics.median(loads), max(slower, 1.0)
+    slowdown = (statistics.median(answers) - short) / (long - short) if long > short else 1.0
+    return statistics.median(loads), max(slowdown, 1.0)

@@ -1,14 +1,15 @@
-"""Plan: how many replicas of each stage a workload needs, how busy they are, how long requests
-take. Pure numbers.
+"""Planner: how many replicas of each stage a workload needs, how busy they are, and how long
+requests take. Pure numbers.
 
-Each stage is a line: with k requests in a replica, each of them takes fixed + each * k seconds
-there. The selector serves one at a time; a trainer as many as fill its step; an engine as many as
-it has adapters for. A stage gets as many replicas as keep it no busier than a bound.
+The time of a request in a stage is linear in the number k of requests in its replica: fixed +
+per_request * k seconds. A selector serves one request at a time, a trainer as many as fill its
+step, an engine as many as it has adapters for. A stage gets as many replicas as keep it below the
+allowed utilisation.
 
-Waiting is that of M/M/c, where a replica's requests slow each other: random arrivals, one queue
-before all places, in equilibrium (a birth-death chain; where `each` is 0 it is Erlang's C). Real
-services vary less than exponential ones, so it errs on the long side. It knows no stragglers, no
-failures, and no network between machines.
+Waiting is that of an M/M/c queue in which the requests of a replica slow each other down: random
+arrivals, one queue for all slots, in equilibrium (a birth-death chain; with per_request = 0 it is
+Erlang's C formula). Real service times vary less than exponential ones, so the estimate errs on the
+long side. Stragglers, failures and the network between machines are not modelled.
 """
 
 from __future__ import annotations
@@ -16,26 +17,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from serving.capacity.cost_model import ADAPTER_NUMBER, AT_ONCE, CostModel
+from serving.capacity.cost_model import CONCURRENCY, WEIGHT_BYTES, CostModel
 from serving.errors import PlanError
 
-_POOL = 500  # replicas with a queue in common; of more the wait is the same
-_MOST = 10_000_000  # replicas of a stage, beyond which no plan helps
-_VECTOR = 4  # bytes of a number of an embedding
+# Replicas that share a queue in the model; with more of them waiting times do not change.
+_MAX_POOL = 500
+# Replicas of a stage beyond which a plan is refused.
+_MAX_REPLICAS = 10_000_000
+# Bytes of a number of an embedding.
+_EMBEDDING_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of a Mayfly.
+    """The requests to plan for.
 
     Attributes:
-        rate: requests a second.
-        steps: of training, for each request that is adapted.
-        sequence_tokens: of a sequence that is trained, which is a step.
-        prompt_tokens, answer_tokens: of a request.
-        corpus_sequences: that are chosen from.
-        adapted: the share of requests that are adapted.
-        utilisation: how busy a stage may be; what is left is for moments when more come.
+        rate: Requests per second.
+        steps: Training steps of an adapted request.
+        sequence_tokens: Tokens of a training sequence; each step trains on one.
+        prompt_tokens, answer_tokens: Tokens of a request's prompt and answer.
+        corpus_sequences: Sequences in the corpus.
+        adapted: Share of requests that are adapted.
+        utilisation: How busy a stage may be; the rest is a reserve for bursts.
 
     Raises:
         PlanError: a number out of range.
@@ -53,22 +57,24 @@ class Workload:
     def __post_init__(self) -> None:
         if not 0 < self.rate < math.inf:
             raise PlanError(
-                f"{self.rate} requests a second: the rate needs to be more than 0, such as 0.5"
+                f"the rate is {self.rate} requests per second; it needs to be more than 0, such as "
+                "0.5"
             )
         if not 0 <= self.adapted <= 1:
             raise PlanError(f"the adapted share is {self.adapted}; it needs to be between 0 and 1")
         if not 0 < self.utilisation < 1:
             raise PlanError(
-                f"the utilisation is {self.utilisation}; it needs to be between 0 and 1, where waits are endless"
+                f"the utilisation is {self.utilisation}; it needs to be between 0 and 1, both "
+                "excluded (at 1, waiting times are infinite)"
             )
-        least = {
+        minima = {
             "steps": 0,
             "sequence_tokens": 2,
             "prompt_tokens": 1,
             "answer_tokens": 1,
             "corpus_sequences": 0,
         }
-        for name, minimum in least.items():
+        for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise PlanError(
                     f"{name} is {getattr(self, name)}; it needs to be {minimum} or more"
@@ -76,16 +82,16 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a stage needs.
+class StagePlan:
+    """The plan of one stage.
 
     Attributes:
         stage: "selector", "trainer" or "engine".
-        replicas: none where no request comes to it.
-        utilisation: the share of what they can do that is asked of them.
-        seconds_alone: of a request with nobody else there.
-        seconds: of a request on average, under the whole workload, waiting included.
-        memory: bytes of a replica by what holds them; Python and its libraries come on top.
+        replicas: Number of replicas; 0 if no request uses the stage.
+        utilisation: Share of the replicas' capacity in use.
+        seconds_alone: Seconds of a request on an idle server.
+        seconds: Mean seconds of a request under the whole workload, waiting included.
+        memory: Bytes of a replica by content; Python and its libraries come on top.
     """
 
     stage: str
@@ -101,14 +107,15 @@ class Plan:
     """What a workload needs.
 
     Attributes:
-        needs: by stage, in a request's order.
-        bottleneck: the stage with the most work.
-        seconds_alone, seconds: as in `Need`, of an adapted request; of any, where none is adapted.
-        cores: of CPUs.
-        accelerators: each of one replica of engine or trainer.
+        stages: In the order in which a request uses them.
+        bottleneck: Name of the stage with the most work.
+        seconds_alone, seconds: As in `StagePlan`, of an adapted request; of any request if none is
+            adapted.
+        cores: Number of CPU cores.
+        accelerators: Number of accelerators, one per replica of engine or trainer.
     """
 
-    needs: tuple[Need, ...]
+    stages: tuple[StagePlan, ...]
     bottleneck: str
     seconds_alone: float
     seconds: float
@@ -117,125 +124,132 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _StageLoad:
     name: str
     rate: float
     fixed: float
-    each: float
-    places: int
+    per_request: float
+    slots: int
     memory: dict[str, int]
 
-    def seconds(self, company: float) -> float:
-        """Of a request in a replica with so many, itself included."""
-        return self.fixed + self.each * company
+    def seconds(self, requests: float) -> float:
+        """Seconds of a request in a replica with `requests` requests, itself included."""
+        return self.fixed + self.per_request * requests
 
     @property
     def work(self) -> float:
-        """Replicas that would be busy all the time."""
-        return self.rate * self.seconds(self.places) / self.places
+        """Number of replicas that would be busy all the time."""
+        return self.rate * self.seconds(self.slots) / self.slots
 
 
-def plan_for(workload: Workload, pieces: CostModel) -> Plan:
-    """What a workload needs of such pieces.
+def plan_for(workload: Workload, cost_model: CostModel) -> Plan:
+    """Plan for a workload on the model and machine of a cost model.
 
     Raises:
-        PlanError: more than any plan is for.
+        PlanError: a stage would need more than 10 million replicas.
     """
-    stages = _stages(workload, pieces)
-    needs = tuple(_need(stage, workload.utilisation) for stage in stages)
-    selector, *computing = (need.replicas for need in needs)
+    loads = _stage_loads(workload, cost_model)
+    stages = tuple(_plan_stage(load, workload.utilisation) for load in loads)
+    selector, *computing = (stage.replicas for stage in stages)
     return Plan(
-        needs=needs,
-        bottleneck=max(stages, key=lambda stage: stage.work).name,
-        seconds_alone=sum(need.seconds_alone for need in needs),
-        seconds=sum(need.seconds for need in needs),
-        cores=pieces.cores * (selector + (sum(computing) if pieces.on_cpu else 0)),
-        accelerators=0 if pieces.on_cpu else sum(computing),
+        stages=stages,
+        bottleneck=max(loads, key=lambda load: load.work).name,
+        seconds_alone=sum(stage.seconds_alone for stage in stages),
+        seconds=sum(stage.seconds for stage in stages),
+        cores=cost_model.cores * (selector + (sum(computing) if cost_model.on_cpu else 0)),
+        accelerators=0 if cost_model.on_cpu else sum(computing),
     )
 
 
-def _stages(workload: Workload, pieces: CostModel) -> tuple[_Stage, ...]:
-    adapting = workload.rate * workload.adapted if workload.steps else 0.0
-    row = workload.sequence_tokens
+def _stage_loads(workload: Workload, cost_model: CostModel) -> tuple[_StageLoad, ...]:
+    adapted_rate = workload.rate * workload.adapted if workload.steps else 0.0
+    sequence_tokens = workload.sequence_tokens
     context = workload.prompt_tokens + workload.answer_tokens
-    # Others' prompts hold an answer up, as its own does.
-    each_prompt = workload.prompt_tokens * pieces.prefill_token
-    numbers = pieces.adapter_numbers
+    # The prefill of one prompt delays the other answers of the replica, too.
+    prefill = workload.prompt_tokens * cost_model.prefill_per_token
+    parameters = cost_model.adapter_parameters
     return (
-        _Stage(
+        _StageLoad(
             "selector",
-            adapting,
+            adapted_rate,
             fixed=0.0,
-            each=pieces.select,
-            places=1,
-            memory={"corpus": _VECTOR * pieces.dimension * workload.corpus_sequences},
+            per_request=cost_model.select,
+            slots=1,
+            memory={"corpus": _EMBEDDING_BYTES * cost_model.dimension * workload.corpus_sequences},
         ),
-        _Stage(
+        _StageLoad(
             "trainer",
-            adapting,
-            fixed=workload.steps * pieces.step_fixed,
-            each=workload.steps * pieces.step_token * row,
-            places=pieces.rows,
+            adapted_rate,
+            fixed=workload.steps * cost_model.step_fixed,
+            per_request=workload.steps * cost_model.step_per_token * sequence_tokens,
+            slots=cost_model.rows,
             memory={
-                "weights": round(pieces.parameters * pieces.trainer_bytes),
-                "adapters and moments": round((AT_ONCE + 1) * numbers * 4 * ADAPTER_NUMBER),
+                "weights": round(cost_model.parameters * cost_model.trainer_bytes),
+                "adapters and moments": round((CONCURRENCY + 1) * parameters * 4 * WEIGHT_BYTES),
                 "backward": round(
-                    pieces.rows * (row * pieces.kept_bytes + numbers * ADAPTER_NUMBER)
+                    cost_model.rows
+                    * (sequence_tokens * cost_model.activation_bytes + parameters * WEIGHT_BYTES)
                 ),
             },
         ),
-        _Stage(
+        _StageLoad(
             "engine",
             workload.rate,
-            fixed=pieces.answer_fixed + workload.answer_tokens * pieces.decode_fixed,
-            each=each_prompt
-            + workload.answer_tokens * pieces.decode_each
-            + pieces.load * adapting / workload.rate,
-            places=AT_ONCE,
+            fixed=cost_model.answer_fixed + workload.answer_tokens * cost_model.decode_fixed,
+            per_request=prefill
+            + workload.answer_tokens * cost_model.decode_per_answer
+            + cost_model.load * adapted_rate / workload.rate,
+            slots=CONCURRENCY,
             memory={
-                "weights": round(pieces.parameters * pieces.engine_bytes),
-                "KV cache": round(AT_ONCE * context * pieces.cache_bytes),
-                "adapters": round((AT_ONCE + 1) * numbers * pieces.engine_bytes),
+                "weights": round(cost_model.parameters * cost_model.engine_bytes),
+                "KV cache": round(CONCURRENCY * context * cost_model.cache_bytes),
+                "adapters": round((CONCURRENCY + 1) * parameters * cost_model.engine_bytes),
             },
         ),
     )
 
 
-def _need(stage: _Stage, bound: float) -> Need:
-    if not stage.work:
-        return Need(stage.name, 0, 0.0, 0.0, 0.0, stage.memory)
-    if stage.work > bound * _MOST:
+def _plan_stage(load: _StageLoad, utilisation: float) -> StagePlan:
+    if not load.work:
+        return StagePlan(load.name, 0, 0.0, 0.0, 0.0, load.memory)
+    if load.work > utilisation * _MAX_REPLICAS:
         raise PlanError(
-            f"this needs more than {_MOST:,} replicas of the {stage.name}: plan for less"
+            f"this needs more than {_MAX_REPLICAS:,} replicas of the {load.name}: plan for less"
         )
-    replicas = math.ceil(stage.work / bound)
-    pool = min(replicas, _POOL)
-    rate = stage.rate * pool / replicas
-    seconds = present(rate, stage.fixed, stage.each, pool, stage.places) / rate
-    return Need(
-        stage.name, replicas, stage.work / replicas, stage.seconds(1), seconds, stage.memory
+    replicas = math.ceil(load.work / utilisation)
+    pool = min(replicas, _MAX_POOL)
+    rate = load.rate * pool / replicas
+    # Little's law: mean requests = rate * mean seconds.
+    seconds = mean_requests(rate, load.fixed, load.per_request, pool, load.slots) / rate
+    return StagePlan(
+        load.name, replicas, load.work / replicas, load.seconds(1), seconds, load.memory
     )
 
 
-def present(rate: float, fixed: float, each: float, replicas: int, places: int) -> float:
-    """How many requests are at a stage on average, waiting ones included.
+def mean_requests(
+    rate: float, fixed: float, per_request: float, replicas: int, slots: int
+) -> float:
+    """Mean number of requests in a stage, waiting ones included.
 
     Args:
-        rate: requests a second, less than what the stage can do.
-        fixed, each: seconds of a request where k are in its replica: fixed + each * k.
-        replicas: that share a queue.
-        places: in each.
+        rate: Requests per second, below the capacity of the stage.
+        fixed, per_request: A request with k requests in its replica takes fixed + per_request * k
+            seconds.
+        replicas: Number of replicas, which share a queue.
+        slots: Slots of each replica.
     """
-    count = replicas * places
-    logs = [0.0]  # of the probability that k are there, but for a factor
+    count = replicas * slots
+    # Unnormalised log-probabilities that k requests are present.
+    logs = [0.0]
     for k in range(1, count + 1):
         logs.append(
-            logs[-1] + math.log(rate) + math.log((fixed + each * max(1.0, k / replicas)) / k)
+            logs[-1] + math.log(rate) + math.log((fixed + per_request * max(1.0, k / replicas)) / k)
         )
     top = max(logs)
     chances = [math.exp(log - top) for log in logs]
-    # Of one more than k, as soon as all places are taken.
-    more = rate * (fixed + each * places) / count
-    waiting = chances[-1] * more / (1 - more)
-    mean = sum(k * chance for k, chance in enumerate(chances)) + waiting * (count + 1 / (1 - more))
+    # Ratio of the probabilities of k + 1 and k requests once all slots are in use.
+    ratio = rate * (fixed + per_request * slots) / count
+    waiting = chances[-1] * ratio / (1 - ratio)
+    mean = sum(k * chance for k, chance in enumerate(chances))
+    mean += waiting * (count + 1 / (1 - ratio))
     return mean / (sum(chances) + waiting)

@@ -1,5 +1,5 @@
-"""The command `mayfly calibrate`: find the settings that suit a corpus, show what they bring, and
-keep them with it.
+"""The command `mayfly calibrate`: find the settings that suit a corpus, show their effect, and
+store them with the corpus.
 
 The search is in `serving.calibration`.
 """
@@ -17,21 +17,24 @@ from serving.cli.progress import Status, progress_counter, report_interrupt
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
-    from serving.calibration import BestSettings
+    from serving.calibration.search import BestSettings
 
-_SHOWN = (0, 5, 10, 20, 30, 40, 50)  # steps
+# Numbers of steps in the table of curves.
+_SHOWN_STEPS = (0, 5, 10, 20, 30, 40, 50)
 
 
 def calibrate(
-    corpus: Annotated[str, typer.Argument(help="The corpus.")],
+    corpus: Annotated[str, typer.Argument(help="Corpus to calibrate.")],
     documents: Annotated[
         int,
         typer.Option(
-            "--documents", min=4, help="Held out: half of them to choose on, half to judge."
+            "--documents",
+            min=4,
+            help="Number of held-out documents: half to search on, half to judge.",
         ),
     ] = 48,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Go back to the built-in defaults.")
+        bool, typer.Option("--forget", help="Remove the stored settings of the corpus.")
     ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object as the last line.")
@@ -40,11 +43,10 @@ def calibrate(
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
-    """Choose lambda', learning rate, rank and gain for a model and a corpus, and keep them with the
-    corpus.
+    """Find the best lambda', learning rate, rank and gain for a model and a corpus, and store them.
 
-    A server takes the rank from its --corpus, everything else from the corpus that a request names;
-    what it is told by its own options goes first.
+    A server takes the rank from its --corpus, and the other settings from the corpus of each
+    request. Its own options override both.
 
     Example: [cyan]mayfly calibrate nx[/]
     """
@@ -54,8 +56,8 @@ def calibrate(
     from selection.corpus.calibration import calibration_meta, model_digest
     from selection.corpus.corpus import Corpus
     from serving.config import bundled_model
-    from serving.settings.corpus import check_corpus
     from serving.settings.model_files import check_embedder, check_model
+    from serving.settings.corpus import check_corpus
 
     base = model or bundled_model()
     check_model(base)
@@ -65,19 +67,20 @@ def calibrate(
     with closing(Corpus.open(home / "corpora", corpus)) as opened:
         if forget:
             opened.update_meta(calibration_meta(None, opened.meta(), model_digest(base)))
-            say(f"corpus {corpus}: the built-in defaults hold again", to=out)
+            say(f"corpus {corpus} uses the built-in defaults again", to=out)
             return
-        with report_interrupt(lambda: f"corpus {corpus} keeps the settings that it had"):
+        with report_interrupt(lambda: f"the settings of corpus {corpus} were not changed"):
             with Status("loading the embedder and the base model"):
                 from selection.selector import Selector, SelectorConfig
-                from serving.calibration import calibrate as search
+                from serving.calibration.search import calibrate as search
 
                 selector = Selector(SelectorConfig(home / "corpora", embedder, base))
             with ExitStack() as bars:
 
-                def on_setting(what: str, count: int) -> Callable[[], None]:
-                    bars.close()  # that of the setting before
-                    done = bars.enter_context(progress_counter(what, "documents", count))
+                def on_setting(name: str, count: int) -> Callable[[], None]:
+                    # Close the bar of the setting before.
+                    bars.close()
+                    done = bars.enter_context(progress_counter(name, "documents", count))
                     return lambda: done.advance()
 
                 found = search(selector, base, corpus, documents, on_setting)
@@ -88,21 +91,21 @@ def calibrate(
 
 
 def _show(found: BestSettings, corpus: str) -> None:
-    from serving.calibration import told
-
     settings = table("tried", "% of base")
-    for tried in found.tried:
-        row(settings, told(tried.setting), f"{tried.percent_of_base:.1f}")
+    for trial in found.tried:
+        row(settings, str(trial.setting), f"{trial.percent_of_base:.1f}")
     show(settings, err)
-    curve = table("% of base after", *(f"{n} steps" for n in _SHOWN))
+    curves = table("% of base after", *(f"{n} steps" for n in _SHOWN_STEPS))
     for name, points in (("built-in defaults", found.by_default), ("calibrated", found.calibrated)):
-        row(curve, name, *(f"{points[n]:.1f}" for n in _SHOWN))
-    show(curve, err)
-    kept = found.calibration
+        row(curves, name, *(f"{points[n]:.1f}" for n in _SHOWN_STEPS))
+    show(curves, err)
+    best = found.calibration
     say(
-        f"corpus {corpus} keeps: lambda' {kept.regularisation:g}, learning rate {kept.learning_rate:.2g}, rank "
-        f"{kept.rank}, gain {kept.gain:.2g}: {kept.percent_of_base:.1f} % of base on {kept.passages} other documents "
-        f"({kept.percent_by_default:.1f} with the built-in defaults); by gain {found.steps:.0f} steps for "
-        f"{found.gain_share:.0%} of that gain",
+        f"stored with corpus {corpus}: lambda' {best.regularisation:g}, learning rate "
+        f"{best.learning_rate:.2g}, rank {best.rank}, gain {best.gain:.2g}. On {best.passages} "
+        f"other documents, the loss is {best.percent_of_base:.1f} % of the base model's "
+        f"({best.percent_by_default:.1f} % with the built-in defaults); the gain stops after "
+        f"{found.steps:.0f} steps on average, which retain {found.gain_share:.0%} of the "
+        "improvement",
         to=out,
     )

@@ -161,8 +161,8 @@ def adapt(
                 probe=Probe(probe_tokens, gain) if len(probe_tokens) > 1 else None,
             ),
             on_step=lambda step: status.update(
-                f"step {step.steps} of {step.of}"
-                + ("" if step.watched is None else f", prompt loss {step.watched:.3f}")
+                f"step {step.steps} of {step.total_steps}"
+                + ("" if step.probe_loss is None else f", prompt loss {step.probe_loss:.3f}")
             ),
         )
     if training.adapter is None:
@@ -170,8 +170,12 @@ def adapt(
             f"no adapter: training was stopped by '{training.stop}' before a step was complete"
         )
     training.adapter.save(folder)
-    sigma, losses = selection.uncertainty[training.used], training.before_and_after
-    loss = f"{format_prompt_loss(*losses, training.kept, training.used)}, " if losses else ""
+    sigma, losses = selection.uncertainty[training.sequences_used], training.before_and_after
+    loss = (
+        f"{format_prompt_loss(*losses, training.adapter_sequences, training.sequences_used)}, "
+        if losses
+        else ""
+    )
     say(
         f"{folder}: {loss}{len(training.losses)} steps in {training.seconds:.1f} s, "
         f"sigma {sigma:.3f}, stop {training.stop}",

@@ -1,8 +1,7 @@
-"""The command `mayfly plan`: what a workload needs, from pieces that it measures here or that were
-kept.
+"""The command `mayfly plan`: what a workload needs, from costs measured here or saved before.
 
-The model of it is `serving.capacity.planner`, the pieces are `serving.capacity.cost_model`, and who
-measures them is `serving.capacity.profiler`.
+`serving.capacity.profiler` measures the costs, `serving.capacity.cost_model` holds and scales them,
+`serving.capacity.planner` plans with them.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ if TYPE_CHECKING:
     from serving.capacity.cost_model import CostModel
     from serving.capacity.planner import Plan, Workload
 
-_AS_MEASURED = "as measured"
-# Times another size: beyond it, the share of the machine that is reached is another, too.
-_FAR = 3.0
+# Ratio of model sizes beyond which a plan warns: a model of another size uses another share of the
+# machine.
+_MAX_SIZE_RATIO = 3.0
 
 
 def plan(
-    rate: Annotated[float, typer.Option("--rate", help="Requests a second.")] = 1.0,
+    rate: Annotated[float, typer.Option("--rate", help="Requests per second.")] = 1.0,
     parameters: Annotated[
         float | None,
         typer.Option(
             "--parameters",
             help="Parameters of the model to plan for, such as 1e9.",
-            show_default=_AS_MEASURED,
+            show_default="the measured model's",
         ),
     ] = None,
     steps: Annotated[
@@ -54,16 +53,16 @@ def plan(
         int, typer.Option("--corpus-sequences", help="Sequences in the corpus.")
     ] = 10_000,
     adapted: Annotated[
-        float, typer.Option("--adapted", help="The share of requests that are adapted.")
+        float, typer.Option("--adapted", help="Share of requests that are adapted, 0 to 1.")
     ] = 1.0,
     utilisation: Annotated[
-        float, typer.Option("--utilisation", help="How busy a stage may be.")
+        float, typer.Option("--utilisation", help="Highest utilisation of a stage, below 1.")
     ] = 0.7,
     flops: Annotated[
         float | None,
         typer.Option(
             "--flops",
-            help="Operations a second of an accelerator, in bfloat16.",
+            help="Operations per second of an accelerator, in bfloat16, such as 4e14.",
             show_default="this machine's",
         ),
     ] = None,
@@ -71,7 +70,7 @@ def plan(
         float | None,
         typer.Option(
             "--bandwidth",
-            help="Bytes a second of an accelerator's memory.",
+            help="Bytes per second of an accelerator's memory, such as 3e12.",
             show_default="this machine's",
         ),
     ] = None,
@@ -79,7 +78,7 @@ def plan(
     corpus: Annotated[
         str | None,
         typer.Option(
-            "--corpus", help="Corpus to measure the search in.", show_default="the embedder alone"
+            "--corpus", help="Corpus to measure the search in.", show_default="embedder only"
         ),
     ] = None,
     embedder: EmbedderName = EMBEDDER,
@@ -87,33 +86,37 @@ def plan(
         str | None,
         typer.Option(
             "--url",
-            help="URL of a Mayfly that serves the model, to measure its engine.",
+            help="URL of a Mayfly server of the model, to measure its engine.",
             show_default="estimated",
         ),
     ] = None,
     key: Annotated[
         str | None,
         typer.Option(
-            "--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="The API key there."
+            "--key",
+            envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"],
+            help="API key of the server at --url.",
         ),
     ] = None,
     measured: Annotated[
         Path | None,
-        typer.Option("--measured", help="Use the measurements in this file, which --save kept."),
+        typer.Option(
+            "--measured", help="Plan with the measurements in this file, written by --save."
+        ),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option("--save", help="Keep the measurements in this file, JSON.")
+        Path | None, typer.Option("--save", help="Save the measurements to this JSON file.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     home: Home = HOME,
 ) -> None:
-    """Say what a workload needs: replicas, memory and time, from what is measured on this machine.
+    """Predict what a workload needs: replicas, memory and time, from measurements on this machine.
 
-    It should have nothing else to do meanwhile.
+    The machine should be idle otherwise.
 
     Example: [cyan]mayfly plan --rate 50 --parameters 1e9 --flops 4e14 --bandwidth 3e12[/]
     """
-    from serving.capacity.cost_model import Target, read_pieces, scaled, write_pieces
+    from serving.capacity.cost_model import Target, read_cost_model, scaled, write_cost_model
     from serving.capacity.planner import Workload, plan_for
     from serving.local.checks import check_writable
 
@@ -130,66 +133,76 @@ def plan(
     target = Target(parameters, flops, bandwidth)
     if measured and (model or corpus or url or save):
         raise typer.BadParameter(
-            "leave --model, --corpus, --url and --save out: all is measured",
+            "leave out --model, --corpus, --url and --save: the file contains all measurements",
             param_hint="--measured",
         )
     if save is not None:
         if not save.absolute().parent.is_dir():
             raise typer.BadParameter(
-                f"there is no folder {save.absolute().parent}", param_hint="--save"
+                f"folder {save.absolute().parent} does not exist", param_hint="--save"
             )
         check_writable(save)
-    pieces = (
-        read_pieces(measured)
+    cost_model = (
+        read_cost_model(measured)
         if measured
         else _measure(workload, model, corpus, embedder, home, url, key)
     )
     if save is not None:
-        write_pieces(pieces, save)
+        write_cost_model(cost_model, save)
     rank = None
     if parameters is not None:
         from adapters.model_defaults import rank_of
 
         rank = rank_of(parameters)
-    used = scaled(pieces, target, rank)
-    found = plan_for(workload, used)
-    lines = assumptions(pieces, used, utilisation)
+    planned = scaled(cost_model, target, rank)
+    result = plan_for(workload, planned)
+    lines = assumptions(cost_model, planned, utilisation)
     if json:
-        told = {
+        document = {
             "workload": asdict(workload),
-            "plan": asdict(found),
-            "pieces": asdict(used),
+            "plan": asdict(result),
+            "cost_model": asdict(planned),
             "assumptions": lines,
         }
-        print(json_format.dumps(told))  # not through rich, which breaks lines
+        # Not through rich, which breaks lines.
+        print(json_format.dumps(document))
         return
-    _show(workload, used, found)
-    for said in lines:
-        say(said, "dim", out)
+    _show(workload, planned, result)
+    for line in lines:
+        say(line, "dim", out)
 
 
-def assumptions(measured: CostModel, used: CostModel, utilisation: float) -> list[str]:
-    """What a plan of these pieces rests on, in sentences."""
+def assumptions(measured: CostModel, planned: CostModel, utilisation: float) -> list[str]:
+    """The assumptions behind a plan, in sentences.
+
+    Args:
+        measured: Costs as measured.
+        planned: Costs scaled to the model and machine of the plan.
+        utilisation: As in `serving.capacity.planner.Workload`.
+    """
     where = _count(measured.cores, "core") if measured.on_cpu else "a GPU"
     lines = [f"Measured with {measured.model} ({_millions(measured)}) on {where}."]
     if measured.estimated:
         lines.append(
-            f"Estimated, not measured: {', '.join(measured.estimated)}; --url and --corpus measure it."
+            f"Estimated, not measured: {', '.join(measured.estimated)}; use --url and --corpus to "
+            "measure."
         )
-    times = used.parameters / measured.parameters
-    if used != measured:
-        to = "an accelerator in bfloat16" if used.processor == "accelerator" else "the same machine"
-        share = f"{measured.reached:.0%} of its matrix products in training"
+    if planned != measured:
+        to = "an accelerator in bfloat16" if planned.processor == "accelerator" else "this machine"
         lines.append(
-            f"Scaled to {_millions(used)} on {to}, at the shares that are reached here: {share}."
+            f"Scaled to {_millions(planned)} on {to}, assuming the same efficiency as measured: "
+            f"training at {measured.training_efficiency:.0%} of the rate of matrix products."
         )
-    if not 1 / _FAR <= times <= _FAR:
+    ratio = planned.parameters / measured.parameters
+    if not 1 / _MAX_SIZE_RATIO <= ratio <= _MAX_SIZE_RATIO:
         lines.append(
-            f"That is {times:,.3g} times the size: a --model nearer to it is a firmer ground."
+            f"The model is {ratio:,.3g} times as large as the measured one: a --model of similar "
+            "size makes the plan more reliable."
         )
     lines.append(
-        f"No stage is busier than {utilisation:.0%}. Seconds are means with random arrivals (M/M/c, slower in company)."
-        " A replica has its cores or accelerator to itself. Memory is without Python's libraries."
+        f"No stage is busier than {utilisation:.0%}. Seconds are means for random arrivals (M/M/c, "
+        "with requests in a replica slowing each other down). A replica has its cores or "
+        "accelerator to itself. Memory excludes Python and its libraries."
     )
     return lines
 
@@ -205,8 +218,8 @@ def _measure(
 ) -> CostModel:
     from serving.client import Server
     from serving.config import bundled_model
-    from serving.settings.corpus import check_corpus
     from serving.settings.model_files import check_embedder, check_model
+    from serving.settings.corpus import check_corpus
 
     base = model or bundled_model()
     check_model(base)
@@ -217,15 +230,13 @@ def _measure(
         server = None if url is None else stack.enter_context(closing(Server(url, key)))
         if server is not None:
             server.first_model()
-        stack.enter_context(
-            report_interrupt(lambda: "nothing was measured to its end, so nothing was kept")
-        )
+        stack.enter_context(report_interrupt(lambda: "no measurements were saved"))
         status = stack.enter_context(Status("measuring"))
         from adapters.model_defaults import for_model
         from selection import SelectorConfig
-        from serving.capacity.profiler import Asked, measure
+        from serving.capacity.profiler import ProfilerConfig, profile
 
-        asked = Asked(
+        config = ProfilerConfig(
             for_model(base),
             SelectorConfig(home / "corpora", embedder, base),
             corpus,
@@ -234,38 +245,44 @@ def _measure(
             workload.sequence_tokens,
             workload.prompt_tokens,
         )
-        return measure(asked, lambda stage: status.update(stage, force=True))
+        return profile(config, lambda stage: status.update(stage, force=True))
 
 
-def _show(workload: Workload, pieces: CostModel, found: Plan) -> None:
-    stages = table("stage", "replicas", "busy", "alone, s", "under load, s", "GB each", "of it")
-    for need in found.needs:
-        if not need.replicas:
-            row(stages, need.stage, "none")
+def _show(workload: Workload, cost_model: CostModel, plan: Plan) -> None:
+    columns = ("replicas", "busy", "alone, s", "under load, s", "GB each", "of which")
+    stages = table("stage", *columns)
+    for stage in plan.stages:
+        if not stage.replicas:
+            row(stages, stage.stage, "none")
             continue
-        parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in need.memory.items())
-        times = (
-            f"{need.seconds_alone:,.3g}",
-            f"{need.seconds:,.3g}",
-            _gigabytes(sum(need.memory.values())),
+        row(
+            stages,
+            stage.stage,
+            f"{stage.replicas:,}",
+            f"{stage.utilisation:.0%}",
+            f"{stage.seconds_alone:,.3g}",
+            f"{stage.seconds:,.3g}",
+            _gigabytes(sum(stage.memory.values())),
+            ", ".join(f"{name} {_gigabytes(size)}" for name, size in stage.memory.items()),
         )
-        row(stages, need.stage, f"{need.replicas:,}", f"{need.utilisation:.0%}", *times, parts)
     show(stages)
-    counts = {"core": found.cores, "accelerator": found.accelerators}
-    machines = " and ".join(_count(number, what) for what, number in counts.items() if number)
-    said = f"Requests at {workload.rate:g} a second to {_millions(pieces)} need {machines}, "
-    said += f"most for the {found.bottleneck}. An answer takes {found.seconds_alone:,.3g} s alone, "
-    said += f"{found.seconds:,.3g} s under this load."
-    say(said, to=out)
+    counts = {"core": plan.cores, "accelerator": plan.accelerators}
+    machines = " and ".join(_count(number, unit) for unit, number in counts.items() if number)
+    say(
+        f"{workload.rate:g} requests per second to {_millions(cost_model)} need {machines}, "
+        f"most of them for the {plan.bottleneck}. An answer takes {plan.seconds_alone:,.3g} s "
+        f"alone, {plan.seconds:,.3g} s under this load.",
+        to=out,
+    )
 
 
-def _millions(pieces: CostModel) -> str:
-    return f"{pieces.parameters / 1e6:,.4g} M parameters"
+def _millions(cost_model: CostModel) -> str:
+    return f"{cost_model.parameters / 1e6:,.4g} M parameters"
 
 
 def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + "s" * (number != 1)
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}" + "s" * (number != 1)

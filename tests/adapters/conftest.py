@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from adapters.trainer import Trainer
-from tests.adapters.plain import Base
+from tests.adapters.peft_reference import Base
 from tests.adapters.trainers import POISON, trainer_of
 
 

@@ -47,5 +47,5 @@ def test_a_model_without_known_projections_is_said(tmp_path: Path) -> None:
         num_hidden_layers=1, hidden_size=16, num_attention_heads=2, is_decoder=True
     ).save_pretrained(tmp_path)
 
-    with pytest.raises(ValueError, match="no projections that Mayfly knows how to adapt"):
+    with pytest.raises(ValueError, match="none of the projections that Mayfly can adapt"):
         for_model(str(tmp_path))

@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.early_stopping import EarlyStopping
-from adapters.scheduler import PATIENCE, Job, Scheduler, Times
+from adapters.scheduler import PATIENCE, Job, Scheduler, TrainingTimes
 from adapters.training import Probe, TrainingRequest, TrainingStop
 
 _FIXED, _EACH = 0.01, 1e-4  # seconds of a step, and of each of its tokens
 _ENDING = 0.3  # of that
 
 
-def times() -> Times:
+def times() -> TrainingTimes:
     """What steps, looks and endings take on a machine without noise."""
-    times = Times()
+    times = TrainingTimes()
     for tokens in (64, 256, 64, 256):
         times.step.observe(tokens, _FIXED + _EACH * tokens)
-        times.look.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
-        times.ending.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
+        times.probe.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
+        times.final.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
     return times
 
 
@@ -35,13 +35,13 @@ def schedule_of(slots: int = 8, most_tokens: int = 2048) -> Scheduler:
 
 def job(
     lengths: Sequence[int],
-    came: float = 0.0,
+    arrived: float = 0.0,
     seconds: float = math.inf,
     plan: str = "sequential",
     cancelled: threading.Event | None = None,
 ) -> Job:
     sequences = [list(range(length)) for length in lengths]
-    return Job(TrainingRequest(sequences, seconds=seconds, plan=plan), came, cancelled)
+    return Job(TrainingRequest(sequences, seconds=seconds, plan=plan), arrived, cancelled)
 
 
 def schedule_with(*jobs: Job, slots: int = 8, most_tokens: int = 2048) -> Scheduler:
@@ -62,7 +62,7 @@ def take_step(jobs: Sequence[Job]) -> float:
     """Everyone takes a step; how long that took."""
     padded, _ = padded_and_real(jobs)
     for one in jobs:
-        one.used += len(one.step.sequences)
+        one.sequences_used += len(one.step.sequences)
         one.losses.append(1.0)
     return _FIXED + _EACH * padded
 
@@ -113,7 +113,7 @@ class TestBatches:
         assert len(schedule_with(ample, job([100])).batch(0.0)) == 2
 
     def test_who_takes_a_gradient_again_fits_with_anyone(self) -> None:
-        again, short = job([10, 10], plan="reuse"), job([100] * 2, came=1.0)
+        again, short = job([10, 10], plan="reuse"), job([100] * 2, arrived=1.0)
         schedule = schedule_with(again, short)
         take_step([again])
 
@@ -127,7 +127,7 @@ class TestBatches:
 
     def test_nobody_there_is_nobody_chosen(self) -> None:
         assert schedule_of().batch(0.0) == []
-        assert schedule_of().ended(0.0) == []
+        assert schedule_of().finished(0.0) == []
         assert schedule_of().admit() == []
 
 
@@ -145,20 +145,20 @@ class TestSlots:
         assert schedule.admit() == []
 
     def test_who_leaves_makes_room(self) -> None:
-        first, second = job([10]), job([10], came=1.0)
+        first, second = job([10]), job([10], arrived=1.0)
         schedule = schedule_with(first, second, slots=1)
 
-        schedule.leave(first)
+        schedule.remove(first)
 
         assert (first.slot, len(schedule)) == (None, 1)
         assert schedule.admit() == [second]
-        assert second.place == 0
+        assert second.assigned_slot == 0
 
     def test_who_waits_can_leave_too(self) -> None:
-        first, second = job([10]), job([10], came=1.0)
+        first, second = job([10]), job([10], arrived=1.0)
         schedule = schedule_with(first, second, slots=1)
 
-        schedule.leave(second)
+        schedule.remove(second)
 
         assert len(schedule) == 1
         assert first.slot == 0
@@ -170,39 +170,39 @@ class TestEndings:
     def test_all_steps_taken(self) -> None:
         one = job([10])
         schedule = schedule_with(one)
-        assert schedule.ended(0.0) == []
+        assert schedule.finished(0.0) == []
 
         take_step([one])
 
-        assert schedule.ended(0.0) == [(one, "steps")]
+        assert schedule.finished(0.0) == [(one, "steps")]
 
     def test_no_steps_to_take(self) -> None:
         one = job([])
 
-        assert schedule_with(one).ended(0.0) == [(one, "steps")]
+        assert schedule_with(one).finished(0.0) == [(one, "steps")]
 
     @pytest.mark.parametrize("slots", [1, 8])
     def test_no_time_for_another_step_and_the_ending(self, slots: int) -> None:
         # Also of those that wait. A step of 100 tokens takes 20 ms, its ending 6.
-        first, second = job([100] * 2, seconds=1.0), job([100] * 2, came=0.5, seconds=1.0)
+        first, second = job([100] * 2, seconds=1.0), job([100] * 2, arrived=0.5, seconds=1.0)
         schedule = schedule_with(first, second, slots=slots)
 
-        assert schedule.ended(0.97) == []
-        assert schedule.ended(0.98) == [(first, "seconds")]
-        assert schedule.ended(1.48) == [(first, "seconds"), (second, "seconds")]
+        assert schedule.finished(0.97) == []
+        assert schedule.finished(0.98) == [(first, "seconds")]
+        assert schedule.finished(1.48) == [(first, "seconds"), (second, "seconds")]
 
     @pytest.mark.parametrize("slots", [1, 8])
     def test_cancelled(self, slots: int) -> None:
         cancelled = threading.Event()
         first, second = (
             job([10], cancelled=threading.Event()),
-            job([10], came=1.0, cancelled=cancelled),
+            job([10], arrived=1.0, cancelled=cancelled),
         )
         schedule = schedule_with(first, second, slots=slots)
 
         cancelled.set()
 
-        assert schedule.ended(0.0) == [(second, "cancelled")]
+        assert schedule.finished(0.0) == [(second, "cancelled")]
 
     def test_cancelling_is_told_before_all_else(self) -> None:
         cancelled = threading.Event()
@@ -210,20 +210,20 @@ class TestEndings:
         one = job([10], seconds=-1.0, cancelled=cancelled)
         take_step([one])
 
-        assert schedule_with(one).ended(5.0) == [(one, "cancelled")]
+        assert schedule_with(one).finished(5.0) == [(one, "cancelled")]
 
 
 class TestTheFirstStep:
     """It is refused only where such steps, as they went lately, do not fit."""
 
     @staticmethod
-    def uneven() -> Times:
+    def uneven() -> TrainingTimes:
         """A machine on which one step in five takes four times as long; so what is expected is four
         times typical.
         """
-        times = Times()
+        times = TrainingTimes()
         for n in range(60):
-            for each, share in ((times.step, 1.0), (times.look, _ENDING), (times.ending, _ENDING)):
+            for each, share in ((times.step, 1.0), (times.probe, _ENDING), (times.final, _ENDING)):
                 for tokens in (64, 256):
                     each.observe(
                         tokens, share * (_FIXED + _EACH * tokens) * (4 if n % 5 == 0 else 1)
@@ -232,25 +232,25 @@ class TestTheFirstStep:
 
     def test_is_taken_where_it_usually_fits_and_no_further_one_is(self) -> None:
         times = self.uneven()
-        typical = times.step.typical(100) + times.ending.typical(100)
+        typical = times.step.typical(100) + times.final.typical(100)
         one = job([100] * 5, seconds=1.1 * typical)
         schedule = Scheduler(8, 2048, times)
         schedule.add(one)
         schedule.admit()
 
         assert times.step.expect(100) > one.deadline
-        assert schedule.ended(0.0) == []
+        assert schedule.finished(0.0) == []
         take_step([one])
 
-        assert schedule.ended(0.0) == [(one, "seconds")]
+        assert schedule.finished(0.0) == [(one, "seconds")]
 
     def test_is_refused_where_it_does_not(self) -> None:
         times = self.uneven()
-        one = job([100] * 5, seconds=0.9 * (times.step.typical(100) + times.ending.typical(100)))
+        one = job([100] * 5, seconds=0.9 * (times.step.typical(100) + times.final.typical(100)))
         schedule = Scheduler(8, 2048, times)
         schedule.add(one)
 
-        assert schedule.ended(0.0) == [(one, "seconds")]
+        assert schedule.finished(0.0) == [(one, "seconds")]
 
     def test_a_look_is_left_out_rather_than_it(self) -> None:
         # Of 100 tokens; the ending scores two rows, or 6 ms without a look.
@@ -263,7 +263,7 @@ class TestTheFirstStep:
             one.probe = Probe(tuple(range(100)))
             schedule = schedule_with(one)
 
-            assert schedule.ended(0.0) == []
+            assert schedule.finished(0.0) == []
             assert (one.probe is not None) == watched
 
 
@@ -272,18 +272,18 @@ def test_a_look_counts_towards_the_seconds() -> None:
     one.probe = Probe(tuple(range(100)), 1e-9)
     one.stopping = EarlyStopping(1e-9)
     schedule = schedule_with(one)
-    one.stopping.see(0, 0, 2.0)
+    one.stopping.record(0, 0, 2.0)
     take_step([one])
 
     # The second step brings a look with it: 20 ms, 6 for that, and an ending of two rows.
     fits = 0.02 + 0.006 + _ENDING * (_FIXED + _EACH * 200)
     one.deadline = fits + 1e-6
-    assert schedule.ended(0.0) == []
+    assert schedule.finished(0.0) == []
     one.deadline = fits - 1e-6
-    assert schedule.ended(0.0) == [(one, "seconds")]
+    assert schedule.finished(0.0) == [(one, "seconds")]
 
 
-wishes = st.lists(
+requests = st.lists(
     st.tuples(
         st.lists(st.integers(2, 300), max_size=6),
         st.floats(0, 1.0),  # comes, after the one before
@@ -296,42 +296,44 @@ wishes = st.lists(
 
 
 @settings(deadline=None)
-@given(wishes, st.integers(1, 4), st.sampled_from([64, 512, 2048]), st.integers(0, 2**16))
+@given(requests, st.integers(1, 4), st.sampled_from([64, 512, 2048]), st.integers(0, 2**16))
 def test_whoever_comes(
-    wanted: list[tuple[list[int], float, float, str, bool]], slots: int, most_tokens: int, seed: int
+    pairs: list[tuple[list[int], float, float, str, bool]], slots: int, most_tokens: int, seed: int
 ) -> None:
     # Arrange.
     random_ = random.Random(seed)
-    schedule, now, came = schedule_of(slots, most_tokens), 0.0, 0.0
-    coming: list[Job] = []
-    for lengths, after, seconds, how, is_cancelled in wanted:
-        came += after
-        coming.append(job(lengths, came, seconds, how, threading.Event() if is_cancelled else None))
-    everyone, active = list(coming), set[Job]()
+    schedule, now, arrived = schedule_of(slots, most_tokens), 0.0, 0.0
+    upcoming: list[Job] = []
+    for lengths, after, seconds, how, is_cancelled in pairs:
+        arrived += after
+        upcoming.append(
+            job(lengths, arrived, seconds, how, threading.Event() if is_cancelled else None)
+        )
+    everyone, active = list(upcoming), set[Job]()
     stops: dict[Job, TrainingStop] = {}
 
     # Act, as the trainer does, with a clock of its own.
-    while coming or len(schedule):
+    while upcoming or len(schedule):
         if not len(schedule):
-            now = max(now, coming[0].came)
-        while coming and coming[0].came <= now:
-            schedule.add(coming.pop(0))
+            now = max(now, upcoming[0].arrived)
+        while upcoming and upcoming[0].arrived <= now:
+            schedule.add(upcoming.pop(0))
         admitted = schedule.admit()
         active |= set(admitted)
 
         # Assert: a slot is one's own, and none is empty while anyone waits.
-        taken = [one.place for one in active]
+        taken = [one.assigned_slot for one in active]
         assert len(set(taken)) == len(taken)
         assert set(taken) <= set(range(slots))
         assert len(active) == min(slots, len(schedule))
 
-        ended = schedule.ended(now)
-        for one, stop in ended:
+        finished = schedule.finished(now)
+        for one, stop in finished:
             assert one not in stops
             stops[one] = stop
-            schedule.leave(one)
+            schedule.remove(one)
             active.discard(one)
-        if ended:
+        if finished:
             now += 0.001
             continue
         batch = schedule.batch(now)
@@ -377,11 +379,11 @@ def test_who_has_no_deadline_is_not_starved_by_a_stream_of_those_in_a_hurry(
     while len(patient.losses) < 10:
         assert now < 2 * PATIENCE
         while next_one <= now:
-            schedule.add(job([100] * 20, came=next_one, seconds=1.0))
+            schedule.add(job([100] * 20, arrived=next_one, seconds=1.0))
             next_one += 0.05
         schedule.admit()
-        for one, _ in schedule.ended(now):
-            schedule.leave(one)
+        for one, _ in schedule.finished(now):
+            schedule.remove(one)
         now += take_step(schedule.batch(now)) if len(schedule) else 0.01
 
     # Assert: it had its turn about when its patience was at its end.
@@ -391,20 +393,20 @@ def test_who_has_no_deadline_is_not_starved_by_a_stream_of_those_in_a_hurry(
 def test_who_is_in_a_hurry_is_not_starved_by_those_with_many_steps() -> None:
     # Seven others have all the time, and sequences that do not go together with short ones.
     schedule, now = schedule_with(*(job([300] * 50) for _ in range(7))), 1.0
-    hurried = job([20] * 20, came=1.0, seconds=1.0)
+    hurried = job([20] * 20, arrived=1.0, seconds=1.0)
     schedule.add(hurried)
     schedule.admit()
 
-    while not (ended := dict(schedule.ended(now))):
+    while not (finished := dict(schedule.finished(now))):
         now += take_step(schedule.batch(now))
 
-    assert ended == {hurried: "steps"}
+    assert finished == {hurried: "steps"}
 
 
 class TestGivingUpASlot:
     def test_the_least_urgent_does_for_a_newcomer_in_a_hurry_and_goes_on_later(self) -> None:
         patient, deadlined, hurried = (
-            job([100] * 9, came=1.0),
+            job([100] * 9, arrived=1.0),
             job([100] * 9, seconds=5.0),
             job([100], 2.0, 1.0),
         )
@@ -414,21 +416,21 @@ class TestGivingUpASlot:
         schedule.admit()
         schedule.add(hurried)
 
-        assert schedule.displace() == [(patient, 1)]
+        assert schedule.preempt() == [(patient, 1)]
         assert schedule.admit() == [hurried]
         assert (patient.slot, hurried.slot) == (None, 1)
 
-        schedule.leave(hurried)
-        assert schedule.displace() == []
+        schedule.remove(hurried)
+        assert schedule.preempt() == []
         assert schedule.admit() == [patient]
 
     def test_nobody_does_for_one_no_more_urgent_or_while_slots_are_free(self) -> None:
-        first, later = job([100], came=1.0), job([100], came=2.0)
+        first, later = job([100], arrived=1.0), job([100], arrived=2.0)
         schedule = Scheduler(1, 2048, times())
         schedule.add(first)
-        assert schedule.displace() == []
+        assert schedule.preempt() == []
         schedule.admit()
         schedule.add(later)
 
-        assert schedule.displace() == []
+        assert schedule.preempt() == []
         assert schedule.admit() == []

@@ -11,33 +11,33 @@ from hypothesis import strategies as st
 
 from adapters.step_plan import BATCH, PLANS, REFRESH, Step, steps_of
 
-WISHES = st.lists(st.integers(0, 4), max_size=40)
+SEQUENCES = st.lists(st.integers(0, 4), max_size=40)
 
 
-@given(st.sampled_from(PLANS), WISHES)
+@given(st.sampled_from(PLANS), SEQUENCES)
 def test_every_position_is_used_once_and_in_order(name: str, sequences: list[int]) -> None:
     used = [position for step in steps_of(name, sequences) for position in step.sequences]
 
     assert used == list(range(len(sequences)))
 
 
-@given(WISHES)
+@given(SEQUENCES)
 def test_sequential_is_a_step_for_each(sequences: list[int]) -> None:
     assert steps_of("sequential", sequences) == [
         Step((position,)) for position in range(len(sequences))
     ]
 
 
-@given(WISHES)
+@given(SEQUENCES)
 def test_batched_is_a_step_for_each_five(sequences: list[int]) -> None:
     steps = steps_of("batched", sequences)
 
     assert len(steps) == math.ceil(len(sequences) / BATCH)
     assert all(len(step.sequences) == BATCH for step in steps[:-1])
-    assert all(step.reused is None and not step.kept for step in steps)
+    assert all(step.reused is None and not step.is_reused for step in steps)
 
 
-@given(WISHES)
+@given(SEQUENCES)
 def test_reuse_takes_again_only_what_the_same_sequence_gave_before(sequences: list[int]) -> None:
     steps = steps_of("reuse", sequences)
 
@@ -47,11 +47,11 @@ def test_reuse_takes_again_only_what_the_same_sequence_gave_before(sequences: li
             source = steps[step.reused]
             assert step.reused < position
             assert sequences[step.reused] == sequences[position]
-            assert source.kept
+            assert source.is_reused
             assert source.reused is None
 
 
-@given(WISHES)
+@given(SEQUENCES)
 def test_reuse_computes_every_third_time_anew_and_never_older_ones_after(
     sequences: list[int],
 ) -> None:
@@ -71,11 +71,11 @@ def test_reuse_computes_every_third_time_anew_and_never_older_ones_after(
     )
 
 
-@given(WISHES)
+@given(SEQUENCES)
 def test_reuse_keeps_nothing_that_nobody_takes(sequences: list[int]) -> None:
     steps = steps_of("reuse", sequences)
 
-    assert {position for position, step in enumerate(steps) if step.kept} == {
+    assert {position for position, step in enumerate(steps) if step.is_reused} == {
         step.reused for step in steps if step.reused is not None
     }
 

@@ -17,14 +17,22 @@ from safetensors.torch import load_file
 from adapters.step_plan import BATCH, PLANS, REFRESH
 from adapters.trainer import LLAMA_TARGETS, Trainer, TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest
-from tests.adapters.plain import NUMERATOR, RANK, Base, PlainLora, assert_close, first_weights, load
+from tests.adapters.peft_reference import (
+    NUMERATOR,
+    RANK,
+    Base,
+    PeftReference,
+    assert_close,
+    first_weights,
+    load,
+)
 from tests.adapters.trainers import (
     SEQUENCES,
-    SOON,
+    TIMEOUT,
     assert_same,
-    held,
-    others,
-    rows_of_steps,
+    other_requests,
+    paused,
+    recorded_rows,
     trainer_of,
     weights_of,
 )
@@ -34,7 +42,7 @@ class TestEquivalence:
     """What a request gets is what transformers, PEFT and torch.optim.Adam would have given it."""
 
     def test_alone(self, base: Base, base_trainer: Trainer) -> None:
-        plain = PlainLora(base, first_weights(base, seed=21))
+        plain = PeftReference(base, first_weights(base, seed=21))
         for sequence in SEQUENCES:
             plain.step(*plain.gradients(sequence))
 
@@ -46,21 +54,21 @@ class TestEquivalence:
         assert not any(torch.equal(tensor, first[name]) for name, tensor in plain.weights.items())
 
     def test_in_a_batch_with_seven_others(self, base: Base, base_trainer: Trainer) -> None:
-        plain = PlainLora(base, first_weights(base, seed=21))
+        plain = PeftReference(base, first_weights(base, seed=21))
         for sequence in SEQUENCES:
             plain.step(*plain.gradients(sequence))
         alone = base_trainer.train(TrainingRequest(SEQUENCES, seed=21))
 
-        with rows_of_steps(base_trainer) as rows:
-            with held(base_trainer):
+        with recorded_rows(base_trainer) as rows:
+            with paused(base_trainer):
                 company = [
                     base_trainer.submit(TrainingRequest(theirs, seed=k))
-                    for k, theirs in enumerate(others(7))
+                    for k, theirs in enumerate(other_requests(7))
                 ]
                 mine = base_trainer.submit(TrainingRequest(SEQUENCES, seed=21))
-            training = mine.result(SOON)
+            training = mine.result(TIMEOUT)
             for future in company:
-                assert future.result(SOON).stop == "steps"
+                assert future.result(TIMEOUT).stop == "steps"
 
         assert max(rows) == 8
         assert_close(weights_of(training), plain.weights)
@@ -69,46 +77,51 @@ class TestEquivalence:
     def test_each_of_eight_gets_its_own(self, base: Base, base_trainer: Trainer) -> None:
         # Lengths from 2 to 64: some share batches, some cannot.
         random_ = random.Random(5)
-        wishes = [
+        requests = [
             [
                 [random_.randrange(128) for _ in range(random_.randint(2, 64))]
                 for _ in range(random_.randint(1, 8))
             ]
             for _ in range(8)
         ]
-        alone = [base_trainer.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(wishes)]
+        alone = [
+            base_trainer.train(TrainingRequest(sequences, seed=k))
+            for k, sequences in enumerate(requests)
+        ]
 
-        with held(base_trainer):
+        with paused(base_trainer):
             futures = [
-                base_trainer.submit(TrainingRequest(wish, seed=k)) for k, wish in enumerate(wishes)
+                base_trainer.submit(TrainingRequest(sequences, seed=k))
+                for k, sequences in enumerate(requests)
             ]
 
         for future, expected in zip(futures, alone, strict=True):
-            assert_same(future.result(SOON), expected)
+            assert_same(future.result(TIMEOUT), expected)
 
     def test_batched_steps(self, base: Base, base_trainer: Trainer) -> None:
         sequences = [*SEQUENCES, *SEQUENCES[::-1]]
-        plain = PlainLora(base, first_weights(base, seed=3))
+        plain = PeftReference(base, first_weights(base, seed=3))
         for start in range(0, len(sequences), BATCH):
             plain.step(*plain.gradients(*sequences[start : start + BATCH]))
 
-        with held(base_trainer):
+        with paused(base_trainer):
             company = [
-                base_trainer.submit(TrainingRequest(theirs, plan="batched")) for theirs in others(3)
+                base_trainer.submit(TrainingRequest(theirs, plan="batched"))
+                for theirs in other_requests(3)
             ]
             mine = base_trainer.submit(TrainingRequest(sequences, seed=3, plan="batched"))
-        training = mine.result(SOON)
+        training = mine.result(TIMEOUT)
 
         assert len(training.losses) == math.ceil(len(sequences) / BATCH)
-        assert training.used == len(sequences)
+        assert training.sequences_used == len(sequences)
         assert training.losses == pytest.approx(plain.losses, rel=1e-4)
         assert_close(weights_of(training), plain.weights)
-        assert all(future.result(SOON).used == 6 for future in company)
+        assert all(future.result(TIMEOUT).sequences_used == 6 for future in company)
 
     def test_gradients_taken_again(self, base: Base, base_trainer: Trainer) -> None:
         a, b, c = SEQUENCES[:3]
         sequences = [a, b, a, a, b, a, c, a, b, b, b, c, a]
-        plain = PlainLora(base, first_weights(base, seed=4))
+        plain = PeftReference(base, first_weights(base, seed=4))
         times: Counter[tuple[int, ...]] = Counter()
         kept: dict[tuple[int, ...], Any] = {}
         for sequence in map(tuple, sequences):
@@ -117,28 +130,28 @@ class TestEquivalence:
             times[sequence] += 1
             plain.step(*kept[sequence])
 
-        with rows_of_steps(base_trainer) as rows:
+        with recorded_rows(base_trainer) as rows:
             alone = base_trainer.train(TrainingRequest(sequences, seed=4, plan="reuse"))
-        with held(base_trainer):
+        with paused(base_trainer):
             company = [
                 base_trainer.submit(TrainingRequest(theirs, plan=how))
-                for theirs, how in zip(others(3), PLANS, strict=True)
+                for theirs, how in zip(other_requests(3), PLANS, strict=True)
             ]
             mine = base_trainer.submit(TrainingRequest(sequences, seed=4, plan="reuse"))
-        training = mine.result(SOON)
+        training = mine.result(TIMEOUT)
 
         assert sum(rows) == sum(math.ceil(count / REFRESH) for count in times.values())
         assert alone.losses == pytest.approx(plain.losses, rel=1e-4)
         assert_close(weights_of(alone), plain.weights)
         assert_same(training, alone)
-        assert all(future.result(SOON).stop == "steps" for future in company)
+        assert all(future.result(TIMEOUT).stop == "steps" for future in company)
 
 
 def test_the_last_linear_layer_alone(tiny_llama: str) -> None:
     # Insight 13 of the paper.
     base = Base("llama", tiny_llama)
     trainer = trainer_of(tiny_llama, targets=("lm_head",), learning_rate=5e-3)
-    plain = PlainLora(base, first_weights(base, 1, ("lm_head",)), targets=("lm_head",))
+    plain = PeftReference(base, first_weights(base, 1, ("lm_head",)), targets=("lm_head",))
     for sequence in SEQUENCES:
         plain.step(*plain.gradients(sequence))
 
@@ -152,20 +165,20 @@ class TestTelling:
     """What a training says of itself."""
 
     def test_a_training_is_told_in_full(self, trainer: Trainer, tiny_llama: str) -> None:
-        told: list[TrainingProgress] = []
+        reported: list[TrainingProgress] = []
 
-        training = trainer.train(TrainingRequest(SEQUENCES), on_step=told.append)
+        training = trainer.train(TrainingRequest(SEQUENCES), on_step=reported.append)
 
         adapter = training.adapter
         assert adapter is not None
-        assert (training.stop, training.used) == ("steps", len(SEQUENCES))
-        assert [(progress.steps, progress.loss) for progress in told] == list(
+        assert (training.stop, training.sequences_used) == ("steps", len(SEQUENCES))
+        assert [(progress.steps, progress.loss) for progress in reported] == list(
             enumerate(training.losses, start=1)
         )
-        assert {progress.of for progress in told} == {len(SEQUENCES)}
-        seconds = [0.0, *(progress.seconds for progress in told), training.seconds]
+        assert {progress.total_steps for progress in reported} == {len(SEQUENCES)}
+        seconds = [0.0, *(progress.seconds for progress in reported), training.seconds]
         assert seconds == sorted(seconds)
-        assert told[-1].seconds_left == 0
+        assert reported[-1].seconds_left == 0
         assert (adapter.base_model, adapter.rank, adapter.scale_numerator) == (
             tiny_llama,
             RANK,
@@ -174,14 +187,14 @@ class TestTelling:
         assert (adapter.targets, adapter.losses) == (LLAMA_TARGETS, training.losses)
 
     def test_the_seconds_left_are_within_the_deadline(self, trainer: Trainer) -> None:
-        told: list[TrainingProgress] = []
+        reported: list[TrainingProgress] = []
 
-        trainer.train(TrainingRequest(SEQUENCES * 1_000, seconds=0.2), on_step=told.append)
+        trainer.train(TrainingRequest(SEQUENCES * 1_000, seconds=0.2), on_step=reported.append)
 
-        assert told
+        assert reported
         assert all(
             0 <= progress.seconds_left <= max(0.2 - progress.seconds, 0.0) + 1e-6
-            for progress in told
+            for progress in reported
         )
 
     def test_the_loss_is_that_before_the_step(self, trainer: Trainer) -> None:
@@ -212,10 +225,10 @@ class TestTelling:
         during: list[tuple[float, float]] = []
 
         # Act: in company, so that the slot is not the first.
-        with held(trainer):
+        with paused(trainer):
             company = [
                 trainer.submit(TrainingRequest(theirs, seed=k))
-                for k, theirs in enumerate(others(3))
+                for k, theirs in enumerate(other_requests(3))
             ]
             mine = trainer.submit(
                 TrainingRequest([sequence] * 20),
@@ -226,7 +239,7 @@ class TestTelling:
                     )
                 ),
             )
-        training = mine.result(SOON)
+        training = mine.result(TIMEOUT)
 
         # Assert.
         assert trainer.nats(sequence, 4) == pytest.approx(expected, rel=1e-5)
@@ -236,7 +249,7 @@ class TestTelling:
         assert len(set(adapted)) == 20
         whole = trainer.nats(sequence, 1) / (len(sequence) - 1)
         assert training.losses[0] == pytest.approx(whole, rel=1e-5)
-        assert all(future.result(SOON).stop == "steps" for future in company)
+        assert all(future.result(TIMEOUT).stop == "steps" for future in company)
 
     def test_an_adapter_given_away_does_not_change(self, trainer: Trainer) -> None:
         adapter = trainer.train(TrainingRequest(SEQUENCES)).adapter
@@ -302,7 +315,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("token", [128, 500, -1, -100])
     def test_a_token_that_the_model_lacks(self, trainer: Trainer, token: int) -> None:
-        with pytest.raises(ValueError, match="tokens that the model does not know"):
+        with pytest.raises(ValueError, match="tokens outside the model"):
             trainer.train(TrainingRequest([SEQUENCES[0], [1, token, 2]]))
 
     def test_the_first_and_the_last_token_of_the_vocabulary_are_taken(
@@ -336,13 +349,13 @@ class TestRefusals:
 
     def test_a_refused_request_does_not_disturb_the_others(self, trainer: Trainer) -> None:
         alone = trainer.train(TrainingRequest(SEQUENCES, seed=1))
-        with held(trainer):
+        with paused(trainer):
             future = trainer.submit(TrainingRequest(SEQUENCES, seed=1))
             for wrong in ([[1]], [[1, 500]]):
                 with pytest.raises(ValueError, match="a training sequence has"):
                     trainer.submit(TrainingRequest(wrong))
 
-        assert_same(future.result(SOON), alone)
+        assert_same(future.result(TIMEOUT), alone)
 
     def test_a_folder_without_a_model_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"cannot load the base model '{tmp_path}'"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapters.scheduler import Job, Scheduler, Times
+from adapters.scheduler import Job, Scheduler, TrainingTimes
 from adapters.trainer import Trainer
 from adapters.training import Probe, TrainingRequest
 from adapters.warm_up import warm_up
@@ -24,7 +24,7 @@ class Scripted:
 
     def __init__(self, times: Callable[[int], float]) -> None:
         self.base: Any = SimpleNamespace(context=1024, vocabulary=100)
-        self.now, self.steps, self.times, self._slower = 0.0, 0, Times(), times
+        self.now, self.steps, self.times, self._slower = 0.0, 0, TrainingTimes(), times
 
     def clock(self) -> float:
         return self.now
@@ -37,8 +37,8 @@ class Scripted:
             seconds = _EACH * len(sequence) * self._slower(self.steps)
             for each, share in (
                 (self.times.step, 1.0),
-                (self.times.look, 0.3),
-                (self.times.ending, 0.3),
+                (self.times.probe, 0.3),
+                (self.times.final, 0.3),
             ):
                 each.observe(len(sequence), share * seconds)
                 self.now += share * seconds
@@ -46,13 +46,13 @@ class Scripted:
         return None
 
 
-def stops_at_once(times: Times, seconds: float) -> bool:
+def stops_at_once(times: TrainingTimes, seconds: float) -> bool:
     """Whether a request with this many seconds and steps of 256 tokens would get none."""
     sequences = [list(range(256))] * 20
     job = Job(TrainingRequest(sequences, seconds=seconds), 0.0)
     schedule = Scheduler(8, 2048, times)
     schedule.add(job)
-    return schedule.ended(0.0) == [(job, "seconds")]
+    return schedule.finished(0.0) == [(job, "seconds")]
 
 
 @pytest.mark.parametrize("slow", [1, 3, 6, 8])
@@ -83,9 +83,13 @@ def test_a_slow_model_is_not_warmed_up_for_long() -> None:
 
 def test_a_trainer_that_was_measured_under_load_is_measured_anew(trainer: Trainer) -> None:
     length = len(SEQUENCES[0])
-    with trainer._stepping:
+    with trainer._loop.model_lock:
         for _ in range(40):
-            for each in (trainer._times.step, trainer._times.look, trainer._times.ending):
+            for each in (
+                trainer._loop.times.step,
+                trainer._loop.times.probe,
+                trainer._loop.times.final,
+            ):
                 each.observe(length, 60.0)
 
     trainer.warm_up()
@@ -93,15 +97,15 @@ def test_a_trainer_that_was_measured_under_load_is_measured_anew(trainer: Traine
     training = trainer.train(
         TrainingRequest([SEQUENCES[0]] * 3, seconds=30.0, probe=Probe(tuple(SEQUENCES[1])))
     )
-    assert (training.stop, len(training.losses), len(training.watched)) == ("steps", 3, 2)
+    assert (training.stop, len(training.losses), len(training.probe_losses)) == ("steps", 3, 2)
 
 
 def test_after_its_construction_a_request_gets_a_step_within_a_few_steps_time(
     trainer: Trainer,
 ) -> None:
     trainer.warm_up()
-    times = trainer._times
-    needed = times.step.typical(64) + times.look.typical(64) + 2 * times.ending.typical(64)
+    times = trainer._loop.times
+    needed = times.step.typical(64) + times.probe.typical(64) + 2 * times.final.typical(64)
 
     sequences = [list(range(64))] * 20
     job = Job(TrainingRequest(sequences, seconds=2 * needed), 0.0)
@@ -109,4 +113,4 @@ def test_after_its_construction_a_request_gets_a_step_within_a_few_steps_time(
     schedule.add(job)
 
     assert 0 < needed < 5
-    assert schedule.ended(0.0) == []
+    assert schedule.finished(0.0) == []

@@ -1,5 +1,5 @@
-"""`mayfly calibrate`: what is held out does not leak, the search finds what it should, and servers
-use what is kept.
+"""`mayfly calibrate`: held-out text does not leak into training, the search chooses the best, and
+servers use the result.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from adapters.early_stopping import FIRST_LOOK, WINDOW
+from adapters.early_stopping import FIRST_INTERVAL, WINDOW
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
-from serving.calibration import GAINS, Curve, HeldOut, copies, gain_of, hold_out, stopping
+from serving.calibration.curves import GAINS, Curve, choose_gain, stopping
+from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
 from serving.cli.main import app
 from serving.config import AUTO
 from serving.settings.settings import Settings
 
 _TOKENS = tuple(range(100, 164))
-_HELD = HeldOut(7, "", _TOKENS)
+_HELD_OUT = HeldOut(7, "", _TOKENS)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer: Any) -> Path:
-    """A home with a corpus of small functions, which teach one another, and one of a single
-    document.
-    """
+    """A home with a corpus of small, similar functions, and a corpus of a single document."""
     home = tmp_path_factory.mktemp("home")
     draw = random.Random(0)
     verbs, nouns = ("load", "save", "parse", "merge"), ("frame", "table", "ledger", "index")
@@ -55,33 +54,35 @@ def calibrate(home: Path, *arguments: str) -> Result:
 
 
 class TestHoldingOut:
-    """Nothing that is scored can be learnt."""
+    """No text that is scored is trained on."""
 
-    def test_a_document_that_holds_half_of_it_is_a_copy(self) -> None:
+    def test_a_document_with_half_of_the_sequence_is_a_near_duplicate(self) -> None:
         half, less = _TOKENS[:40], _TOKENS[:20]
 
-        found = copies(_HELD, [(1, half), (2, less), (3, _TOKENS[::-1])])
+        found = near_duplicates(_HELD_OUT, [(1, half), (2, less), (3, _TOKENS[::-1])])
 
         assert found == {1}
 
-    def test_pieces_of_one_document_count_together(self) -> None:
-        assert copies(_HELD, [(1, _TOKENS[:24]), (1, _TOKENS[24:48]), (2, _TOKENS[:24])]) == {1}
+    def test_sequences_of_one_document_count_together(self) -> None:
+        assert near_duplicates(
+            _HELD_OUT, [(1, _TOKENS[:24]), (1, _TOKENS[24:48]), (2, _TOKENS[:24])]
+        ) == {1}
 
-    def test_each_document_gives_one_sequence_the_same_each_time(
+    def test_holding_out_is_deterministic_with_one_sequence_per_document(
         self, home: Path, tokenizer: Any
     ) -> None:
         corpus = Corpus.open(home / "corpora", "functions")
 
-        held, again = (hold_out(corpus, tokenizer, 8) for _ in range(2))
+        held_out, again = (hold_out(corpus, tokenizer, 8) for _ in range(2))
 
-        assert held == again
-        assert len({each.document for each in held}) == 8
-        assert all(tokenizer.decode(each.tokens[: each.middle]) == each.text for each in held)
+        assert held_out == again
+        assert len({each.document for each in held_out}) == 8
+        assert all(tokenizer.decode(each.tokens[: each.middle]) == each.text for each in held_out)
         corpus.close()
 
 
 class TestStopping:
-    """The gain is read off curves."""
+    """The gain that is chosen from curves."""
 
     @given(
         st.lists(st.lists(st.floats(0.1, 1.0), min_size=51, max_size=51), min_size=1, max_size=5)
@@ -96,35 +97,36 @@ class TestStopping:
 
         assert steps == sorted(steps, reverse=True)
 
-    def test_it_keeps_what_it_promises_with_as_few_steps_as_it_can(self) -> None:
+    def test_the_chosen_gain_retains_its_share_in_as_few_steps_as_possible(self) -> None:
         quick = Curve((100.0, *(80.0,) * 50), (100.0, *(90.0,) * 50))
 
-        gain = gain_of([quick])
+        gain = choose_gain([quick])
 
         steps, share = stopping([quick], gain)
         assert share == 1.0
-        assert steps == FIRST_LOOK * WINDOW  # as soon as anything can be decided
+        # No stop is possible earlier.
+        assert steps == FIRST_INTERVAL * WINDOW
 
-    def test_without_any_gain_the_built_in_one_stays(self) -> None:
+    def test_without_any_improvement_the_built_in_gain_stays(self) -> None:
         worse = Curve(tuple(100.0 + n for n in range(51)), (100.0,) * 51)
 
-        assert gain_of([worse]) == AUTO.gain
+        assert choose_gain([worse]) == AUTO.gain
 
 
-def test_what_is_found_is_kept_and_used_and_forgotten(home: Path, tmp_path: Path) -> None:
+def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> None:
     result = calibrate(home, "functions", "--documents", "4", "--json")
 
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
-    kept, tried = found["calibration"], found["tried"]
+    best, tried = found["calibration"], found["tried"]
     assert len(tried) == len({str(each["setting"]) for each in tried}) >= 9
-    assert kept["percent_of_base"] <= kept["percent_by_default"]
+    assert best["percent_of_base"] <= best["percent_by_default"]
     assert found["calibrated"][0] == found["by_default"][0] == 100.0
-    assert found["calibrated"][-1] == pytest.approx(kept["percent_of_base"], abs=0.01)
+    assert found["calibrated"][-1] == pytest.approx(best["percent_of_base"], abs=0.01)
     assert 1 <= found["steps"] <= 50
 
     config = Settings(corpus="functions", home=home).config()
-    assert (config.trainer.rank, config.engine.rank) == (kept["rank"], kept["rank"])
+    assert (config.trainer.rank, config.engine.rank) == (best["rank"], best["rank"])
     adapted = [
         "adapt",
         "--prompt",
@@ -136,7 +138,7 @@ def test_what_is_found_is_kept_and_used_and_forgotten(home: Path, tmp_path: Path
     ]
     assert CliRunner().invoke(app, [*adapted, "--home", str(home)]).exit_code == 0
     assert (
-        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == kept["rank"]
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == best["rank"]
     )
 
     assert calibrate(home, "functions", "--forget").exit_code == 0
@@ -150,7 +152,7 @@ def test_too_few_documents_are_refused(home: Path) -> None:
     assert "--documents" in str(result.exception)
 
 
-def test_a_corpus_that_is_not_there_is_refused(home: Path) -> None:
+def test_an_unknown_corpus_is_refused(home: Path) -> None:
     result = calibrate(home, "nowhere")
 
     assert result.exit_code == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.model.activation_memory import ActivationMemory, _kept, free_bytes
+from adapters.model.activation_memory import ActivationMemory, free_bytes, saved_bytes
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
 from adapters.trainer import LLAMA_TARGETS
@@ -24,10 +24,10 @@ def test_a_rows_bytes_are_foretold(bound: tuple[BaseModel, LoraBank], tokens: in
     base, bank = bound
     with bank.bind([0]):
         memory = ActivationMemory(base, limit=1 << 30)
-        kept = _kept(base, tokens)
+        kept = saved_bytes(base, tokens)
 
-    assert memory.row(tokens) == pytest.approx(kept, rel=0.02)
-    assert memory.least(tokens) < memory.row(tokens)
+    assert memory.row_bytes(tokens) == pytest.approx(kept, rel=0.02)
+    assert memory.checkpointed_bytes(tokens) < memory.row_bytes(tokens)
 
 
 def test_layer_by_layer_less_is_kept_for_the_same_gradient(
@@ -37,11 +37,11 @@ def test_layer_by_layer_less_is_kept_for_the_same_gradient(
     bank.reset(0, 1)
     gradients = []
     kept = []
-    for saving in (False, True):
+    for checkpointing in (False, True):
         with bank.bind([0]) as gradients_MP:
             memory = ActivationMemory(base, limit=1)
-            with memory.saving(saving):
-                kept.append(_kept(base, 64))
+            with memory.checkpointing(checkpointing):
+                kept.append(saved_bytes(base, 64))
                 base.losses([list(range(64))]).sum().backward()  # type: ignore[no-untyped-call]
             gradients.append(gradients_MP.clone())
 
@@ -55,9 +55,9 @@ def test_what_is_free_decides_where_nobody_says(bound: tuple[BaseModel, LoraBank
     with bank.bind([0]):
         memory, small = ActivationMemory(base), ActivationMemory(base, limit=1)
 
-    assert memory.holds(1, 64)
-    assert not memory.holds(1 << 40, 64)
-    assert not small.holds(1, 2)
+    assert memory.fits(1, 64)
+    assert not memory.fits(1 << 40, 64)
+    assert not small.fits(1, 2)
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load as from_safetensors
 from adapters.adapter import Adapter
 from adapters.model.lora import LoraBank, LoraProjection
 from adapters.trainer import LLAMA_TARGETS
-from tests.adapters.plain import Base, PlainLora, load
+from tests.adapters.peft_reference import Base, PeftReference, load
 
 _ROWS = torch.tensor([[(17 * m + 5 * s * s) % 128 for s in range(9)] for m in range(4)])
 _ONE = _ROWS[:1]
@@ -160,9 +160,9 @@ class TestReset:
         ends = []
         for earlier in (0, 5):
             for _ in range(earlier):
-                three.bank.learn(0, -gradient_P.square(), 0.1)
+                three.bank.step(0, -gradient_P.square(), 0.1)
             three.bank.reset(0, 1)
-            three.bank.learn(0, gradient_P, 0.1)
+            three.bank.step(0, gradient_P, 0.1)
             ends.append(three.bank.export(0))
 
         assert ends[0] == ends[1]
@@ -215,11 +215,11 @@ class TestRows:
         deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=6))
-    def test_in_any_order_and_repeated(self, three: Slots, wanted: list[tuple[int, int]]) -> None:
+    def test_in_any_order_and_repeated(self, three: Slots, pairs: list[tuple[int, int]]) -> None:
         # In a row behind one another, backwards, the same slot twice: as each alone.
         fill_all(three.bank)
-        ids_MS = _ROWS[[row for row, _ in wanted]]
-        slots = [slot for _, slot in wanted]
+        ids_MS = _ROWS[[row for row, _ in pairs]]
+        slots = [slot for _, slot in pairs]
 
         together = three.logits(ids_MS, slots)
         gradients_MP = three.gradients(ids_MS, slots)
@@ -282,7 +282,7 @@ class TestRows:
         gradients_MP = three.gradients(_ROWS[:3], [2, 0, 1])
 
         for m, slot in enumerate([2, 0, 1]):
-            plain = PlainLora(base, three.bank.export(slot))
+            plain = PeftReference(base, three.bank.export(slot))
             expected, _ = plain.gradients(_ROWS[m].tolist())
             holder = Slots(base, slots=1)
             holder.bank.weights_CP[0] = gradients_MP[m]  # read as an adapter, it is found by name
@@ -305,7 +305,7 @@ class TestLearning:
             gradient_P = torch.randn(three.bank.size, generator=generator)
             expected_P.grad = gradient_P.clone()
             adam.step()
-            three.bank.learn(1, gradient_P, 0.01)
+            three.bank.step(1, gradient_P, 0.01)
 
         torch.testing.assert_close(
             three.bank.weights_CP[1], expected_P.detach(), rtol=1e-5, atol=1e-7
@@ -322,13 +322,13 @@ class TestLearning:
         for slot in range(3):
             three.bank.reset(slot, slot)
         for slot in order:
-            three.bank.learn(slot, gradients_CP[slot], 0.01)
+            three.bank.step(slot, gradients_CP[slot], 0.01)
         together = [three.bank.export(slot) for slot in range(3)]
 
         for slot in range(3):
             three.bank.reset(slot, slot)
             for _ in range(order.count(slot)):
-                three.bank.learn(slot, gradients_CP[slot], 0.01)
+                three.bank.step(slot, gradients_CP[slot], 0.01)
 
         assert [three.bank.export(slot) for slot in range(3)] == together
 
@@ -337,7 +337,7 @@ class TestLearning:
         gradient_P = torch.linspace(-1, 1, three.bank.size)
         before_P = gradient_P.clone()
 
-        three.bank.learn(0, gradient_P, 0.01)
+        three.bank.step(0, gradient_P, 0.01)
 
         assert torch.equal(gradient_P, before_P)
 
@@ -423,9 +423,9 @@ class TestExport:
         ends = []
         for earlier in (0, 3):
             for _ in range(earlier):
-                three.bank.learn(0, -gradient_P.square(), 0.1)
+                three.bank.step(0, -gradient_P.square(), 0.1)
             three.bank.load(0, first)
-            three.bank.learn(0, gradient_P, 0.1)
+            three.bank.step(0, gradient_P, 0.1)
             ends.append(three.bank.export(0))
 
         assert ends[0] == ends[1]
@@ -440,7 +440,7 @@ class TestExport:
         for wrong in (b"", b"x" * len(mine), mine[:-4], mine + b"0000", *(
             other.bank.export(0) for other in (other_rank, other_targets)
         )):  # fmt: skip
-            with pytest.raises(ValueError, match="of another model, rank or choice of targets"):
+            with pytest.raises(ValueError, match="another model, rank or LoRA targets"):
                 three.bank.load(0, wrong)
 
         assert three.bank.export(0) == mine

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from adapters.early_stopping import foretold
+from adapters.early_stopping import simulate
 from benchmarks.quality import stopping_rules as stopping
 from benchmarks.quality.variants import AT, STEPS, Row
 from benchmarks.report.main import HERE
@@ -98,7 +98,7 @@ def test_the_rule_of_auto_is_the_trainers() -> None:
     prompt = np.interp(
         range(STEPS + 1), [int(n) for n in passage.prompt], list(passage.prompt.values())
     )
-    assert (taken, kept) == foretold(prompt.tolist(), gain)
+    assert (taken, kept) == simulate(prompt.tolist(), gain)
 
 
 def test_rules_are_chosen_on_some_passages_and_reported_on_others() -> None:

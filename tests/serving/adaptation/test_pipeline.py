@@ -88,7 +88,7 @@ async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
     adaptation = Adaptation(WISH, selector, trainer, NoEngine())
-    with held(trainer._trainer._stepping):
+    with held(trainer._trainer._loop.model_lock):
         begun = time.monotonic()
         loaded = await adaptation.speaker()
         waited = time.monotonic() - begun
@@ -162,7 +162,7 @@ async def test_who_requires_an_adapter_is_told_in_time_too(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
     adaptation = Adaptation(replace(WISH, required=True), selector, trainer, NoEngine())
-    with held(trainer._trainer._stepping):
+    with held(trainer._trainer._loop.model_lock):
         with pytest.raises(AdaptationFailedError, match="before the trainer answered"):
             await adaptation.speaker()
         await adaptation.discard()
@@ -175,7 +175,7 @@ async def test_a_trainer_that_hangs_is_not_healthy(
     monkeypatch.setattr(workers, "STILL_SECONDS", 0.2)
     monkeypatch.setattr(workers, "STILL_TIMES", 0.0)
     await trainer.check_health()
-    with held(trainer._trainer._stepping):
+    with held(trainer._trainer._loop.model_lock):
         training = asyncio.create_task(trainer.train(TrainingRequest([[1, 2, 3]])))
         await asyncio.sleep(0.1)
         await trainer.check_health()
@@ -211,10 +211,10 @@ async def test_warmed_up_stages_know_the_corpus_and_what_a_step_takes(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
     # Arrange: what was measured while other processes started says that no step fits.
-    times = trainer._trainer._times
-    with trainer._trainer._stepping:
+    times = trainer._trainer._loop.times
+    with trainer._trainer._loop.model_lock:
         for _ in range(40):
-            for each in (times.step, times.look, times.ending):
+            for each in (times.step, times.probe, times.final):
                 each.observe(16, 600.0)
 
     await selector.warm_up("notes")

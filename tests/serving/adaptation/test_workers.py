@@ -137,7 +137,7 @@ async def test_progress_is_told_in_the_event_loop(stage: TrainerWorker) -> None:
     training = await stage.train(TrainingRequest([_SEQUENCE] * 3), on_step=told.append)
     await asyncio.sleep(0)
 
-    assert [(progress.steps, progress.of, progress.loss) for progress in told] == [
+    assert [(progress.steps, progress.total_steps, progress.loss) for progress in told] == [
         (n, 3, loss) for n, loss in enumerate(training.losses, start=1)
     ]
 

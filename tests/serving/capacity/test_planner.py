@@ -1,5 +1,5 @@
-"""The capacity model: queues of known length, more work never needs less, bounds that hold, pieces
-kept and scaled.
+"""The capacity model: queues of known length, monotonicity, bounds, and cost models that are saved
+and scaled.
 """
 
 from __future__ import annotations
@@ -13,8 +13,15 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from serving.capacity.cost_model import CostModel, Target, line, read_pieces, scaled, write_pieces
-from serving.capacity.planner import Plan, Workload, plan_for, present
+from serving.capacity.cost_model import (
+    CostModel,
+    Target,
+    fit_line,
+    read_cost_model,
+    scaled,
+    write_cost_model,
+)
+from serving.capacity.planner import Plan, Workload, mean_requests, plan_for
 
 NANO = CostModel(
     model="nano",
@@ -26,26 +33,26 @@ NANO = CostModel(
     bandwidth=1e10,
     rows=8,
     step_fixed=0.01,
-    step_token=4e-4,
+    step_per_token=4e-4,
     decode_fixed=6e-3,
-    decode_each=5e-4,
-    prefill_token=1.5e-4,
+    decode_per_answer=5e-4,
+    prefill_per_token=1.5e-4,
     answer_fixed=0.01,
     load=0.03,
     select=0.03,
     engine_bytes=4,
     trainer_bytes=4,
-    adapter_numbers=4e5,
+    adapter_parameters=4e5,
     rank=16,
     cache_bytes=12288.0,
-    kept_bytes=3e5,
+    activation_bytes=3e5,
     dimension=384,
     estimated=("the engine",),
 )
 H100 = Target(flops=4e14, bandwidth=3e12)
 
 _seconds = st.floats(1e-7, 1.0)
-pieces_drawn = st.builds(
+cost_models = st.builds(
     replace,
     st.just(NANO),
     processor=st.sampled_from(["cpu", "cuda"]),
@@ -55,10 +62,10 @@ pieces_drawn = st.builds(
     bandwidth=st.floats(1e9, 1e13),
     rows=st.integers(1, 64),
     step_fixed=_seconds,
-    step_token=_seconds,
+    step_per_token=_seconds,
     decode_fixed=_seconds,
-    decode_each=_seconds,
-    prefill_token=_seconds,
+    decode_per_answer=_seconds,
+    prefill_per_token=_seconds,
     load=_seconds,
     select=_seconds,
 )
@@ -74,16 +81,16 @@ workloads = st.builds(
 
 
 def erlang_c(servers: int, load: float) -> float:
-    """The chance to wait in M/M/c, by the formula of textbooks."""
+    """The probability of waiting in M/M/c, by the textbook formula."""
     last = load**servers / math.factorial(servers) * servers / (servers - load)
     return last / (sum(load**k / math.factorial(k) for k in range(servers)) + last)
 
 
 def replicas(plan: Plan) -> list[int]:
-    return [need.replicas for need in plan.needs]
+    return [stage.replicas for stage in plan.stages]
 
 
-def test_erlangs_formula_is_that_of_the_tables() -> None:
+def test_erlang_c_equals_published_tables() -> None:
     assert erlang_c(1, 0.7) == pytest.approx(0.7)
     assert erlang_c(10, 7.0) == pytest.approx(0.2217, abs=1e-4)
 
@@ -92,33 +99,35 @@ def test_erlangs_formula_is_that_of_the_tables() -> None:
     ("servers", "load"), [(1, 0.1), (1, 0.7), (2, 1.5), (10, 7.0), (100, 95.0)]
 )
 @pytest.mark.parametrize("seconds", [0.02, 30.0])
-def test_where_company_costs_nothing_a_stage_is_m_m_c(
+def test_requests_that_do_not_slow_each_other_form_an_m_m_c_queue(
     servers: int, load: float, seconds: float
 ) -> None:
     busy = load / servers
 
-    found = present(load / seconds, seconds, 0.0, servers, 1)
+    found = mean_requests(load / seconds, seconds, 0.0, servers, 1)
 
     assert found == pytest.approx(load + erlang_c(servers, load) * busy / (1 - busy))
 
 
-def test_hundreds_of_servers_are_counted_without_overflow_and_hardly_anyone_waits() -> None:
-    assert present(280.0, 1.0, 0.0, 400, 1) == pytest.approx(280.0, rel=1e-6)
+def test_hundreds_of_servers_do_not_overflow_and_hardly_any_request_waits() -> None:
+    assert mean_requests(280.0, 1.0, 0.0, 400, 1) == pytest.approx(280.0, rel=1e-6)
 
 
 def test_replicas_share_one_queue() -> None:
-    assert present(0.7, 10.0, 0.0, 2, 5) == pytest.approx(present(0.7, 10.0, 0.0, 10, 1))
+    assert mean_requests(0.7, 10.0, 0.0, 2, 5) == pytest.approx(
+        mean_requests(0.7, 10.0, 0.0, 10, 1)
+    )
 
 
-@pytest.mark.parametrize("places", [1, 3, 50])
-def test_a_processor_that_is_shared_is_m_m_1_however_many_share_it(places: int) -> None:
-    assert present(0.6, 0.0, 1.0, 1, places) == pytest.approx(0.6 / 0.4)
+@pytest.mark.parametrize("slots", [1, 3, 50])
+def test_a_shared_processor_is_m_m_1_for_any_number_of_slots(slots: int) -> None:
+    assert mean_requests(0.6, 0.0, 1.0, 1, slots) == pytest.approx(0.6 / 0.4)
 
 
-def planned(workload: Workload, pieces: CostModel) -> Plan:
-    """The plan; of more than any plan is for, which is refused, the properties say nothing."""
+def planned(workload: Workload, cost_model: CostModel) -> Plan:
+    """The plan; a workload too large for any plan is rejected as an example."""
     try:
-        return plan_for(workload, pieces)
+        return plan_for(workload, cost_model)
     except ValueError as problem:
         if "plan for less" not in str(problem):
             raise
@@ -126,23 +135,23 @@ def planned(workload: Workload, pieces: CostModel) -> Plan:
 
 
 @settings(deadline=None)
-@given(workloads, pieces_drawn)
-def test_no_stage_is_busier_than_allowed_and_none_is_idle_by_two(
-    workload: Workload, pieces: CostModel
+@given(workloads, cost_models)
+def test_stages_stay_below_the_utilisation_with_no_replica_to_spare(
+    workload: Workload, cost_model: CostModel
 ) -> None:
-    for need in planned(workload, pieces).needs:
-        assert need.utilisation <= workload.utilisation * (1 + 1e-9)
-        assert need.replicas <= 1 or need.utilisation * need.replicas > workload.utilisation * (
-            need.replicas - 1.001
+    for stage in planned(workload, cost_model).stages:
+        assert stage.utilisation <= workload.utilisation * (1 + 1e-9)
+        assert stage.replicas <= 1 or stage.utilisation * stage.replicas > workload.utilisation * (
+            stage.replicas - 1.001
         )
-        assert need.seconds >= need.seconds_alone * (1 - 1e-9)
+        assert stage.seconds >= stage.seconds_alone * (1 - 1e-9)
 
 
 @settings(deadline=None)
-@given(workloads, pieces_drawn)
-def test_twice_the_requests_never_need_less(workload: Workload, pieces: CostModel) -> None:
-    once = planned(workload, pieces)
-    twice = planned(replace(workload, rate=2 * workload.rate), pieces)
+@given(workloads, cost_models)
+def test_twice_the_rate_never_needs_less(workload: Workload, cost_model: CostModel) -> None:
+    once = planned(workload, cost_model)
+    twice = planned(replace(workload, rate=2 * workload.rate), cost_model)
 
     assert all(more >= less for less, more in zip(replicas(once), replicas(twice), strict=True))
     assert twice.cores + twice.accelerators >= once.cores + once.accelerators
@@ -150,36 +159,39 @@ def test_twice_the_requests_never_need_less(workload: Workload, pieces: CostMode
 
 
 @settings(deadline=None)
-@given(workloads, pieces_drawn, st.sampled_from([Target(), H100]))
+@given(workloads, cost_models, st.sampled_from([Target(), H100]))
 def test_twice_the_parameters_never_cost_less(
-    workload: Workload, pieces: CostModel, target: Target
+    workload: Workload, cost_model: CostModel, target: Target
 ) -> None:
-    once = planned(workload, scaled(pieces, replace(target, parameters=pieces.parameters)))
-    twice = planned(workload, scaled(pieces, replace(target, parameters=2 * pieces.parameters)))
+    once = planned(workload, scaled(cost_model, replace(target, parameters=cost_model.parameters)))
+    twice = planned(
+        workload, scaled(cost_model, replace(target, parameters=2 * cost_model.parameters))
+    )
 
     assert all(more >= less for less, more in zip(replicas(once), replicas(twice), strict=True))
     assert twice.seconds_alone >= once.seconds_alone * (1 - 1e-9)
-    for less, more in zip(once.needs, twice.needs, strict=True):
-        assert all(more.memory[part] >= held for part, held in less.memory.items())
+    for less, more in zip(once.stages, twice.stages, strict=True):
+        assert all(more.memory[name] >= size for name, size in less.memory.items())
 
 
-def test_without_adaptation_there_is_an_engine_and_nothing_else() -> None:
+def test_without_adaptation_only_the_engine_is_needed() -> None:
     for workload in (Workload(1.0, adapted=0.0), Workload(1.0, steps=0)):
         plan = plan_for(workload, NANO)
 
         assert replicas(plan)[:2] == [0, 0]
         assert plan.bottleneck == "engine"
-        assert plan.seconds_alone == plan.needs[2].seconds_alone
+        assert plan.seconds_alone == plan.stages[2].seconds_alone
 
 
-def test_a_plan_by_hand() -> None:
+def test_a_plan_equals_one_computed_by_hand() -> None:
     workload = Workload(2.0, steps=10, prompt_tokens=100, answer_tokens=10, adapted=0.5)
 
-    selector, trainer, engine = plan_for(workload, NANO).needs
+    selector, trainer, engine = plan_for(workload, NANO).stages
 
     assert selector.replicas == 1
     assert selector.utilisation == pytest.approx(0.03)
-    full = 10 * (0.01 + 8 * 256 * 4e-4)  # seconds of eight that train together
+    # Seconds of eight requests that train together.
+    full = 10 * (0.01 + 8 * 256 * 4e-4)
     assert trainer.utilisation * trainer.replicas == pytest.approx(1.0 * full / 8)
     assert trainer.replicas == math.ceil(full / 8 / 0.7) == 2
     assert trainer.seconds_alone == pytest.approx(10 * (0.01 + 256 * 4e-4))
@@ -192,32 +204,34 @@ def test_a_plan_by_hand() -> None:
 
 
 def test_cores_are_counted_on_a_cpu_and_accelerators_elsewhere() -> None:
-    here, there = (plan_for(Workload(50.0), pieces) for pieces in (NANO, scaled(NANO, H100)))
+    here, there = (
+        plan_for(Workload(50.0), cost_model) for cost_model in (NANO, scaled(NANO, H100))
+    )
 
     assert (here.cores, here.accelerators) == (sum(replicas(here)), 0)
     assert (there.cores, there.accelerators) == (replicas(there)[0], sum(replicas(there)[1:]))
 
 
-def test_arithmetic_and_reading_are_scaled_and_the_rest_stays() -> None:
+def test_arithmetic_and_reading_scale_and_fixed_times_do_not() -> None:
     larger = scaled(NANO, Target(1e9), rank=64)
 
     assert larger.step_fixed == NANO.step_fixed
-    assert larger.step_token == pytest.approx(200 * NANO.step_token)
-    assert larger.prefill_token == pytest.approx(200 * NANO.prefill_token)
+    assert larger.step_per_token == pytest.approx(200 * NANO.step_per_token)
+    assert larger.prefill_per_token == pytest.approx(200 * NANO.prefill_per_token)
     assert larger.decode_fixed == pytest.approx(6e-3 - 5e6 * 4 / 1e10 + 1e9 * 4 / 1e10)
-    assert larger.decode_each == pytest.approx(5e-4 - 1.5e-4 + 200 * 1.5e-4)
-    assert larger.adapter_numbers == pytest.approx(4 * 200 ** (2 / 3) * NANO.adapter_numbers)
+    assert larger.decode_per_answer == pytest.approx(5e-4 - 1.5e-4 + 200 * 1.5e-4)
+    assert larger.adapter_parameters == pytest.approx(4 * 200 ** (2 / 3) * NANO.adapter_parameters)
     assert scaled(NANO, Target()) == scaled(NANO, Target(5e6)) == NANO
 
 
-def test_nothing_is_faster_than_an_accelerators_own_rates() -> None:
-    too_good = replace(NANO, step_token=1e-9, prefill_token=1e-9, decode_fixed=0.0)
+def test_no_scaled_time_is_below_what_the_accelerator_allows() -> None:
+    too_good = replace(NANO, step_per_token=1e-9, prefill_per_token=1e-9, decode_fixed=0.0)
 
     there = scaled(too_good, H100)
 
     assert (there.engine_bytes, there.trainer_bytes, there.processor) == (2, 2, "accelerator")
-    assert there.step_token == 4 * 5e6 / 4e14
-    assert there.prefill_token == 2 * 5e6 / 4e14
+    assert there.step_per_token == 4 * 5e6 / 4e14
+    assert there.prefill_per_token == 2 * 5e6 / 4e14
     assert there.decode_fixed == 5e6 * 2 / 3e12
 
 
@@ -228,72 +242,73 @@ def test_nothing_is_faster_than_an_accelerators_own_rates() -> None:
         (0.1, 0.45, 8, (0.05, 0.05)),
         (0.1, 0.8, 8, (0.0, 0.1)),
         (0.1, 0.1, 8, (0.1, 0.0)),
-        (0.1, 0.09, 8, (0.09, 0.0)),  # noise
+        # Noise made eight faster than one.
+        (0.1, 0.09, 8, (0.09, 0.0)),
         (0.1, 1.6, 8, (0.0, 0.2)),
     ],
 )
-def test_a_line_is_exact_for_those_together(
+def test_a_fitted_line_is_exact_for_items_together(
     alone: float, together: float, count: int, found: tuple[float, float]
 ) -> None:
-    assert line(alone, together, count) == pytest.approx(found)
+    assert fit_line(alone, together, count) == pytest.approx(found)
 
 
 @settings(deadline=None)
-@given(pieces_drawn)
-def test_pieces_are_read_as_they_were_written(
-    tmp_path_factory: pytest.TempPathFactory, pieces: CostModel
+@given(cost_models)
+def test_a_cost_model_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, cost_model: CostModel
 ) -> None:
-    file = tmp_path_factory.getbasetemp() / "pieces.json"
+    file = tmp_path_factory.getbasetemp() / "costs.json"
 
-    write_pieces(pieces, file)
+    write_cost_model(cost_model, file)
 
-    assert read_pieces(file) == pieces
+    assert read_cost_model(file) == cost_model
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"mayfly_pieces": 2}, "holds no measured pieces"),
+        ({"mayfly_cost_model": 2}, "contains no measurements of this version"),
         ({"engine_flops": 0.0}, "engine_flops is 0.0; it needs to be more than 0"),
         ({"load": -1.0}, "load is -1.0; it needs to be 0 or more"),
         ({"bandwidth": math.inf}, "bandwidth is inf"),
-        ({"step_token": "fast"}, "damaged at step_token"),
-        ({"cores": True}, "damaged at cores"),
-        ({"rows": 1.5}, "damaged at rows"),
-        ({"estimated": "all"}, "damaged at estimated"),
-        ({"more": 1}, "damaged at more"),
+        ({"step_per_token": "fast"}, "invalid step_per_token"),
+        ({"cores": True}, "invalid cores"),
+        ({"rows": 1.5}, "invalid rows"),
+        ({"estimated": "all"}, "invalid estimated"),
+        ({"more": 1}, "invalid more"),
     ],
 )
-def test_a_file_that_is_none_is_one_line(
-    tmp_path: Path, change: dict[str, object], said: str
+def test_a_damaged_file_is_refused_in_one_line(
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    file = tmp_path / "pieces.json"
-    file.write_text(json.dumps({"mayfly_pieces": 1, **asdict(NANO), **change}))
+    file = tmp_path / "costs.json"
+    file.write_text(json.dumps({"mayfly_cost_model": 1, **asdict(NANO), **change}))
 
-    with pytest.raises(ValueError, match=said) as refused:
-        read_pieces(file)
+    with pytest.raises(ValueError, match=message) as refused:
+        read_cost_model(file)
 
     assert "mayfly plan --save" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b'{"flops": 1}'])
-def test_a_file_of_something_else_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other").write_bytes(content)
 
-    with pytest.raises(ValueError, match="holds no measured pieces"):
-        read_pieces(tmp_path / "other")
+    with pytest.raises(ValueError, match="contains no measurements"):
+        read_cost_model(tmp_path / "other")
     with pytest.raises(ValueError, match="cannot read"):
-        read_pieces(tmp_path / "missing")
+        read_cost_model(tmp_path / "missing")
     with pytest.raises(ValueError, match="cannot write"):
-        write_pieces(NANO, tmp_path / "no" / "folder")
+        write_cost_model(NANO, tmp_path / "no" / "folder")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"rate": 0.0}, "the rate needs to be more than 0"),
-        ({"rate": -1.0}, "the rate needs to be more than 0"),
+        ({"rate": 0.0}, "the rate is .* needs to be more than 0"),
+        ({"rate": -1.0}, "the rate is .* needs to be more than 0"),
         ({"rate": math.inf}, "the rate"),
         ({"rate": math.nan}, "the rate"),
         ({"adapted": 1.1}, "between 0 and 1"),
@@ -304,13 +319,13 @@ def test_a_file_of_something_else_is_one_line(tmp_path: Path, content: bytes) ->
         ({"answer_tokens": 0}, "answer_tokens is 0"),
     ],
 )
-def test_a_workload_out_of_range_is_refused(change: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_workload_out_of_range_is_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(Workload(1.0), **change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"parameters": 0.0}, "parameters is 0.0"),
         ({"flops": -1e12, "bandwidth": 1e12}, "flops is -1"),
@@ -319,11 +334,11 @@ def test_a_workload_out_of_range_is_refused(change: dict[str, float], said: str)
         ({"parameters": math.nan}, "parameters is nan"),
     ],
 )
-def test_a_target_out_of_range_is_refused(change: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_target_out_of_range_is_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Target(**change)
 
 
-def test_what_no_plan_is_for_is_said() -> None:
+def test_a_workload_too_large_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 10,000,000 replicas of the selector"):
         plan_for(Workload(1e9), NANO)

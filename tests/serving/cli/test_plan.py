@@ -1,5 +1,5 @@
-"""`mayfly plan`: measured once, kept, and planned with for other models and machines; wrong input
-in one line.
+"""`mayfly plan`: costs are measured once, saved, and used for other models and machines; invalid
+input is reported in one line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from serving.capacity.cost_model import write_pieces
+from serving.capacity.cost_model import write_cost_model
 from serving.cli.main import app
 from tests.serving.capacity.test_planner import NANO
 
@@ -19,10 +19,10 @@ _MILLIONS = "1,000 M parameters"
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> str:
-    """A file of pieces."""
-    write_pieces(NANO, tmp_path / "pieces.json")
-    return str(tmp_path / "pieces.json")
+def saved(tmp_path: Path) -> str:
+    """A file of measurements."""
+    write_cost_model(NANO, tmp_path / "costs.json")
+    return str(tmp_path / "costs.json")
 
 
 def plan(*options: str) -> Result:
@@ -32,12 +32,12 @@ def plan(*options: str) -> Result:
 def planned(*options: str) -> dict[str, Any]:
     result = plan(*options, "--json")
     assert result.exit_code == 0, result.output
-    told: dict[str, Any] = json.loads(result.stdout)
-    return told
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
 
 
-def test_what_is_measured_is_kept_and_planned_with(tmp_path: Path) -> None:
-    file = str(tmp_path / "pieces.json")
+def test_saved_measurements_give_the_same_plan(tmp_path: Path) -> None:
+    file = str(tmp_path / "costs.json")
     first = planned(
         "--sequence-tokens", "32", "--steps", "5", "--save", file, "--home", str(tmp_path)
     )
@@ -45,15 +45,19 @@ def test_what_is_measured_is_kept_and_planned_with(tmp_path: Path) -> None:
     again = planned("--sequence-tokens", "32", "--steps", "5", "--measured", file)
 
     assert again == first
-    assert first["pieces"]["model"] == "nano"
-    assert [need["stage"] for need in first["plan"]["needs"]] == ["selector", "trainer", "engine"]
-    assert any("Estimated, not measured: the engine" in said for said in first["assumptions"])
+    assert first["cost_model"]["model"] == "nano"
+    assert [stage["stage"] for stage in first["plan"]["stages"]] == [
+        "selector",
+        "trainer",
+        "engine",
+    ]
+    assert any("Estimated, not measured: the engine" in line for line in first["assumptions"])
 
 
-def test_a_table_for_people_says_what_it_rests_on(kept: str) -> None:
+def test_the_table_comes_with_its_assumptions(saved: str) -> None:
     result = plan(
         "--measured",
-        kept,
+        saved,
         "--rate",
         "50",
         "--parameters",
@@ -69,39 +73,39 @@ def test_a_table_for_people_says_what_it_rests_on(kept: str) -> None:
         "selector",
         "trainer",
         "engine",
-        f"Requests at 50 a second to {_MILLIONS} need",
-        "most for the trainer",
+        f"50 requests per second to {_MILLIONS} need",
+        "most of them for the trainer",
     ):
         assert words in result.stdout
     for words in (
         "Measured with nano (5 M parameters) on 1 core.",
         "Estimated, not measured: the engine",
         f"Scaled to {_MILLIONS} on an accelerator in bfloat16",
-        "200 times the size",
+        "200 times as large",
         "No stage is busier than 70%",
     ):
         assert words in result.stdout
 
 
-def test_a_larger_model_has_a_larger_rank(kept: str) -> None:
+def test_a_larger_model_has_a_larger_rank(saved: str) -> None:
     small, large = (
-        planned("--measured", kept, "--parameters", size)["pieces"] for size in ("1e7", "1e9")
+        planned("--measured", saved, "--parameters", size)["cost_model"] for size in ("1e7", "1e9")
     )
 
     assert (small["rank"], large["rank"]) == (16, 64)
 
 
-def test_requests_that_nobody_adapts_need_an_engine_alone(kept: str) -> None:
-    result = plan("--measured", kept, "--adapted", "0")
+def test_without_adaptation_only_the_engine_has_replicas(saved: str) -> None:
+    result = plan("--measured", saved, "--adapted", "0")
 
     assert result.exit_code == 0
     assert result.stdout.count("none") == 2
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (("--rate", "0"), "the rate needs to be more than 0"),
+        (("--rate", "0"), "the rate is 0.0 requests per second; it needs to be more than 0"),
         (("--parameters", "-1"), "parameters is -1.0"),
         (("--flops", "1e12"), "give both --flops and --bandwidth"),
         (("--utilisation", "1"), "between 0 and 1"),
@@ -112,20 +116,20 @@ def test_requests_that_nobody_adapts_need_an_engine_alone(kept: str) -> None:
         (("--corpus", "nowhere"), "nowhere"),
     ],
 )
-def test_wrong_input_is_an_error_that_a_user_can_mend(
-    tmp_path: Path, options: tuple[str, ...], said: str
+def test_invalid_input_is_reported_in_one_line(
+    tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     result = plan(*options, "--home", str(tmp_path))
 
     assert result.exit_code == 1
-    assert said in str(result.exception)
+    assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert result.stdout == ""
 
 
-def test_options_that_contradict_each_other_are_refused(kept: str, tmp_path: Path) -> None:
+def test_contradicting_options_are_refused(saved: str, tmp_path: Path) -> None:
     for options in (
-        ("--measured", kept, "--corpus", "nx"),
+        ("--measured", saved, "--corpus", "nx"),
         ("--save", str(tmp_path / "no" / "file")),
     ):
         assert plan(*options).exit_code == 2

@@ -48,7 +48,7 @@ def first_weights(base: Base, seed: int, targets: tuple[str, ...] = ()) -> bytes
     return bank.export(0)
 
 
-class PlainLora:
+class PeftReference:
     """PEFT's LoRA on a model of its own, begun with given weights."""
 
     def __init__(

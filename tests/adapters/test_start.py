@@ -12,14 +12,14 @@ from safetensors.torch import load as from_safetensors
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
-from tests.adapters.plain import Base, PlainLora, assert_close, first_weights
+from tests.adapters.peft_reference import Base, PeftReference, assert_close, first_weights
 from tests.adapters.trainers import (
     SEQUENCES,
-    SOON,
+    TIMEOUT,
     assert_same,
-    held,
-    others,
-    rows_of_steps,
+    other_requests,
+    paused,
+    recorded_rows,
     trainer_of,
     weights_of,
 )
@@ -44,7 +44,7 @@ class TestWhereItBegins:
         self, base: Base, base_trainer: Trainer
     ) -> None:
         start = trained(base_trainer)
-        plain = PlainLora(base, start)
+        plain = PeftReference(base, start)
         for sequence in _LATER:
             plain.step(*plain.gradients(sequence))
 
@@ -73,7 +73,7 @@ class TestWhereItBegins:
 
         assert training.adapter is not None
         assert training.adapter.losses == training.losses
-        assert (len(training.losses), training.used, training.stop) == (
+        assert (len(training.losses), training.sequences_used, training.stop) == (
             len(_LATER),
             len(_LATER),
             "steps",
@@ -115,7 +115,7 @@ class TestWhereItBegins:
         weights = first_weights(base, seed=0)
         expected = weights
         for sequence in SEQUENCES:
-            plain = PlainLora(base, expected)
+            plain = PeftReference(base, expected)
             plain.step(*plain.gradients(sequence))
             weights = bytes_of(base_trainer.train(TrainingRequest([sequence], start=weights)))
 
@@ -138,19 +138,19 @@ class TestCompany:
 
     def test_beside_fresh_ones_and_others_like_it(self, base: Base, base_trainer: Trainer) -> None:
         starts = [None, trained(base_trainer), trained(base_trainer, SEQUENCES[2:4], seed=9), None]
-        wishes = others(4)
+        requests = other_requests(4)
         alone = [
-            base_trainer.train(TrainingRequest(wish, seed=k, start=start))
-            for k, (wish, start) in enumerate(zip(wishes, starts, strict=True))
+            base_trainer.train(TrainingRequest(sequences, seed=k, start=start))
+            for k, (sequences, start) in enumerate(zip(requests, starts, strict=True))
         ]
 
-        with rows_of_steps(base_trainer) as rows:
-            with held(base_trainer):
+        with recorded_rows(base_trainer) as rows:
+            with paused(base_trainer):
                 futures = [
-                    base_trainer.submit(TrainingRequest(wish, seed=k, start=start))
-                    for k, (wish, start) in enumerate(zip(wishes, starts, strict=True))
+                    base_trainer.submit(TrainingRequest(sequences, seed=k, start=start))
+                    for k, (sequences, start) in enumerate(zip(requests, starts, strict=True))
                 ]
-            trainings = [future.result(SOON) for future in futures]
+            trainings = [future.result(TIMEOUT) for future in futures]
 
         assert max(rows) == 4
         for training, expected in zip(trainings, alone, strict=True):
@@ -175,19 +175,21 @@ class TestCompany:
 
         def ask(progress: TrainingProgress) -> None:
             if progress.steps == 5:
-                hurried.append(trainer.submit(TrainingRequest(_LATER, start=start, seconds=SOON)))
+                hurried.append(
+                    trainer.submit(TrainingRequest(_LATER, start=start, seconds=TIMEOUT))
+                )
                 hurried[0].add_done_callback(
                     lambda _: overtaken.set() if not patient.done() else None
                 )
 
         # Act.
-        with held(trainer):
+        with paused(trainer):
             patient = trainer.submit(TrainingRequest(many, start=start), on_step=ask)
         training = patient.result(60)
 
         # Assert.
         assert overtaken.is_set()
-        assert bytes_of(hurried[0].result(SOON)) == bytes_of(hurried_alone)
+        assert bytes_of(hurried[0].result(TIMEOUT)) == bytes_of(hurried_alone)
         assert bytes_of(training) == bytes_of(alone)
 
     def test_without_time_for_a_step_there_is_no_adapter(self, trainer: Trainer) -> None:
@@ -205,24 +207,24 @@ class TestRefusals:
         mine = trained(trainer)
         narrow = Base("llama", tiny_llama)
         elsewhere = first_weights(narrow, 0, ("q_proj",))
-        with held(trainer):
+        with paused(trainer):
             future = trainer.submit(TrainingRequest(_LATER, seed=1))
             for wrong in (b"", b"x" * len(mine), mine[:-4], mine + b"0000", elsewhere):
-                with pytest.raises(ValueError, match="of another model, rank or choice of targets"):
+                with pytest.raises(ValueError, match="another model, rank or LoRA targets"):
                     trainer.submit(TrainingRequest(_LATER, start=wrong))
 
-        assert_same(future.result(SOON), trainer.train(TrainingRequest(_LATER, seed=1)))
+        assert_same(future.result(TIMEOUT), trainer.train(TrainingRequest(_LATER, seed=1)))
 
     def test_weights_of_another_model(self, trainer: Trainer, tiny_gpt2: str) -> None:
-        with pytest.raises(ValueError, match="of another model, rank or choice of targets"):
+        with pytest.raises(ValueError, match="another model, rank or LoRA targets"):
             trainer.train(TrainingRequest(_LATER, start=first_weights(Base("gpt2", tiny_gpt2), 0)))
 
     def test_weights_that_are_not_numbers_end_that_training_alone(self, trainer: Trainer) -> None:
         mine = trained(trainer)
         broken = mine[:-4] + b"\x00\x00\xc0\x7f"  # the last number is NaN
-        with held(trainer):
+        with paused(trainer):
             beside = trainer.submit(TrainingRequest(_LATER, seed=1))
             future = trainer.submit(TrainingRequest(_LATER, start=broken))
 
-        assert (future.result(SOON).adapter, future.result(SOON).stop) == (None, "diverged")
-        assert_same(beside.result(SOON), trainer.train(TrainingRequest(_LATER, seed=1)))
+        assert (future.result(TIMEOUT).adapter, future.result(TIMEOUT).stop) == (None, "diverged")
+        assert_same(beside.result(TIMEOUT), trainer.train(TrainingRequest(_LATER, seed=1)))

@@ -22,20 +22,20 @@ from safetensors.torch import load_file, save_file
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
-from tests.adapters.plain import Base, assert_close
+from tests.adapters.peft_reference import Base, assert_close
 from tests.adapters.trainers import (
     POISON,
     SEQUENCES,
-    SOON,
-    assert_all_is_left,
+    TIMEOUT,
+    assert_idle,
     assert_same,
     count_jobs,
-    held,
-    others,
-    rows_of_steps,
-    threads,
+    failing_on_poison,
+    other_requests,
+    paused,
+    recorded_rows,
     trainer_of,
-    trouble,
+    trainer_threads,
     weights_of,
 )
 
@@ -68,21 +68,21 @@ class TestCancelling:
         first = trainer.submit(
             TrainingRequest([SEQUENCES[0]] * 20_000), cancelled=stop, on_step=lambda _: begun.set()
         )
-        assert begun.wait(SOON)
+        assert begun.wait(TIMEOUT)
 
         second = trainer.submit(TrainingRequest(SEQUENCES), cancelled=cancelled)
         cancelled.set()
-        training = second.result(SOON)
+        training = second.result(TIMEOUT)
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "cancelled")
         assert not first.done()
         stop.set()
-        assert first.result(SOON).stop == "cancelled"
+        assert first.result(TIMEOUT).stop == "cancelled"
 
     def test_the_future_itself(self, tiny_llama: str) -> None:
         # asyncio.wrap_future does so when its task is cancelled.
         trainer = trainer_of(tiny_llama)
-        with held(trainer):
+        with paused(trainer):
             company = trainer.submit(TrainingRequest(SEQUENCES, seed=1))
             left = trainer.submit(TrainingRequest([SEQUENCES[0]] * 3))
             left.cancel()
@@ -106,10 +106,10 @@ class TestCancelling:
         with pytest.raises(KeyboardInterrupt):
             trainer.train(TrainingRequest([SEQUENCES[0]] * 20_000), on_step=interrupt)
         signal.signal(signal.SIGINT, handler)
-        for thread in threads():
-            thread.join(SOON)
+        for thread in trainer_threads():
+            thread.join(TIMEOUT)
 
-        assert not threads()
+        assert not trainer_threads()
         assert 20 <= len(steps) < 20_000
         assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=2)), before)
 
@@ -124,7 +124,7 @@ class TestTrouble:
             TrainingRequest([*SEQUENCES[:2], [1, POISON, 2], *SEQUENCES[2:]], seed=4)
         )
 
-        assert (training.stop, training.used) == ("diverged", 2)
+        assert (training.stop, training.sequences_used) == ("diverged", 2)
         assert training.losses == sound.losses
         assert training.adapter is not None
         assert sound.adapter is not None
@@ -146,14 +146,17 @@ class TestTrouble:
     def test_the_poisoned_do_not_disturb_the_others(self, poisoned: Trainer) -> None:
         # Arrange: the poison is in sequences of the same length as the others', so that they share
         # its batch.
-        alone = [poisoned.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(others(4))]
+        alone = [
+            poisoned.train(TrainingRequest(sequences, seed=k))
+            for k, sequences in enumerate(other_requests(4))
+        ]
         bad = [
             [POISON if j == 5 else token for j, token in enumerate(sequence)]
             for sequence in SEQUENCES
         ]
 
-        with rows_of_steps(poisoned) as rows:
-            with held(poisoned):
+        with recorded_rows(poisoned) as rows:
+            with paused(poisoned):
                 wrong = [
                     poisoned.submit(TrainingRequest(bad)),
                     poisoned.submit(TrainingRequest([*SEQUENCES[:2], *bad])),
@@ -161,15 +164,15 @@ class TestTrouble:
                     poisoned.submit(TrainingRequest([*SEQUENCES, *bad, *SEQUENCES], plan="reuse")),
                 ]
                 right = [
-                    poisoned.submit(TrainingRequest(wish, seed=k))
-                    for k, wish in enumerate(others(4))
+                    poisoned.submit(TrainingRequest(sequences, seed=k))
+                    for k, sequences in enumerate(other_requests(4))
                 ]
-            trainings = [future.result(SOON) for future in right]
+            trainings = [future.result(TIMEOUT) for future in right]
         for training, expected in zip(trainings, alone, strict=True):
             assert_same(training, expected)
 
         assert max(rows) > 4
-        assert {future.result(SOON).stop for future in wrong} == {"diverged"}
+        assert {future.result(TIMEOUT).stop for future in wrong} == {"diverged"}
         assert [len(future.result().losses) for future in wrong] == [0, 2, 0, 6]
 
     @pytest.mark.parametrize("learning_rate", [1e30, 1e38, 1e39])
@@ -212,69 +215,82 @@ class TestTrouble:
         # Arrange: torch's own message, of asking for more than there is.
         bad = [*SEQUENCES[:2], [POISON] * 14, *SEQUENCES[2:]]
         expected = trainer.train(TrainingRequest(SEQUENCES[:2], seed=9))
-        alone = [trainer.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(others(4))]
+        alone = [
+            trainer.train(TrainingRequest(sequences, seed=k))
+            for k, sequences in enumerate(other_requests(4))
+        ]
 
         def ask_for_too_much(_: torch.Tensor) -> None:
             torch.empty(1 << 46)
 
         # Act.
-        with trouble(trainer, ask_for_too_much):
-            with held(trainer):
+        with failing_on_poison(trainer, ask_for_too_much):
+            with paused(trainer):
                 wrong = trainer.submit(TrainingRequest(bad, seed=9))
                 at_once = trainer.submit(TrainingRequest([[POISON] * 13], seed=9))
                 right = [
-                    trainer.submit(TrainingRequest(wish, seed=k))
-                    for k, wish in enumerate(others(4))
+                    trainer.submit(TrainingRequest(sequences, seed=k))
+                    for k, sequences in enumerate(other_requests(4))
                 ]
-            trainings = [future.result(SOON) for future in right]
+            trainings = [future.result(TIMEOUT) for future in right]
 
         # Assert: what it had learnt by then is an adapter.
         for training, other in zip(trainings, alone, strict=True):
             assert_same(training, other)
-        found, none = wrong.result(SOON), at_once.result(SOON)
-        assert (found.stop, found.used, found.losses) == ("out-of-memory", 2, expected.losses)
+        found, none = wrong.result(TIMEOUT), at_once.result(TIMEOUT)
+        assert (found.stop, found.sequences_used, found.losses) == (
+            "out-of-memory",
+            2,
+            expected.losses,
+        )
         assert weights_of(found).keys() == weights_of(expected).keys()
         assert_close(weights_of(found), weights_of(expected), 1e-5)
         assert (none.adapter, none.losses, none.stop) == (None, (), "out-of-memory")
-        assert_all_is_left(trainer)
+        assert_idle(trainer)
 
     def test_an_adapter_that_finds_no_room_is_the_end_of_who_trained_it(
         self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trainer = trainer_of(tiny_llama)
-        expected, export = trainer.train(TrainingRequest(SEQUENCES, seed=9)), trainer._bank.export
+        expected, export = (
+            trainer.train(TrainingRequest(SEQUENCES, seed=9)),
+            trainer._loop.bank.export,
+        )
         asked: list[int] = []
 
         def find_no_room_at_first(slot: int) -> bytes:
             asked.append(slot)
             return bytes(1 << 60) if len(asked) == 1 else export(slot)
 
-        monkeypatch.setattr(trainer._bank, "export", find_no_room_at_first)
+        monkeypatch.setattr(trainer._loop.bank, "export", find_no_room_at_first)
         shorter, longer = (
             trainer.submit(TrainingRequest(SEQUENCES[:2], seed=8)),
             trainer.submit(TrainingRequest(SEQUENCES * 20, seed=9)),
         )
-        training = shorter.result(SOON)
+        training = shorter.result(TIMEOUT)
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "out-of-memory")
-        assert longer.result(SOON).adapter is not None
+        assert longer.result(TIMEOUT).adapter is not None
         assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=9)), expected)
-        assert_all_is_left(trainer)
+        assert_idle(trainer)
 
     def test_what_fails_outside_of_any_step_is_told_to_all_and_who_comes_then_is_served(
         self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trainer = trainer_of(tiny_llama)
-        expected, reset = trainer.train(TrainingRequest(SEQUENCES, seed=9)), trainer._bank.reset
+        expected, reset = (
+            trainer.train(TrainingRequest(SEQUENCES, seed=9)),
+            trainer._loop.bank.reset,
+        )
 
         ready, again = threading.Event(), list[Future[TrainingResult]]()
 
         def find_no_room(slot: int, seed: int) -> None:
-            assert ready.wait(SOON)
+            assert ready.wait(TIMEOUT)
             torch.empty(1 << 46)
 
-        monkeypatch.setattr(trainer._bank, "reset", find_no_room)
-        futures = [trainer.submit(TrainingRequest(wish)) for wish in others(3)]
+        monkeypatch.setattr(trainer._loop.bank, "reset", find_no_room)
+        futures = [trainer.submit(TrainingRequest(sequences)) for sequences in other_requests(3)]
         # Who is told may come again.
         futures[0].add_done_callback(
             lambda _: again.append(trainer.submit(TrainingRequest(SEQUENCES)))
@@ -282,12 +298,12 @@ class TestTrouble:
         ready.set()
         for future in futures:
             with pytest.raises(RuntimeError, match="can't allocate memory"):
-                future.result(SOON)
-        assert again[0].exception(SOON) is not None
-        monkeypatch.setattr(trainer._bank, "reset", reset)
+                future.result(TIMEOUT)
+        assert again[0].exception(TIMEOUT) is not None
+        monkeypatch.setattr(trainer._loop.bank, "reset", reset)
 
         assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=9)), expected)
-        assert_all_is_left(trainer)
+        assert_idle(trainer)
 
     def test_where_no_thread_can_be_had_it_says_so_and_takes_the_next(
         self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
@@ -303,23 +319,25 @@ class TestTrouble:
                 trainer.submit(TrainingRequest(SEQUENCES))
 
         assert trainer.train(TrainingRequest(SEQUENCES)).stop == "steps"
-        assert_all_is_left(trainer)
+        assert_idle(trainer)
 
     def test_what_memory_does_not_hold_is_computed_layer_by_layer_to_the_same_end(
         self, base: Base, base_trainer: Trainer
     ) -> None:
         expected = base_trainer.train(TrainingRequest(SEQUENCES, seed=2))
-        memory = base_trainer._memory
-        limit = (memory.row(len(SEQUENCES[0])) + memory.least(len(SEQUENCES[-1]))) // 2
+        memory = base_trainer._loop.memory
+        limit = (
+            memory.row_bytes(len(SEQUENCES[0])) + memory.checkpointed_bytes(len(SEQUENCES[-1]))
+        ) // 2
         narrow = trainer_of(
             base.folder, targets=base.targets, learning_rate=5e-3, memory_bytes=limit
         )
 
         alone = narrow.train(TrainingRequest(SEQUENCES, seed=2))
-        with rows_of_steps(narrow) as rows:
-            with held(narrow):
+        with recorded_rows(narrow) as rows:
+            with paused(narrow):
                 futures = [narrow.submit(TrainingRequest(SEQUENCES, seed=2)) for _ in range(4)]
-            trainings = [future.result(SOON) for future in futures]
+            trainings = [future.result(TIMEOUT) for future in futures]
 
         assert set(rows) == {1}
         for training in (alone, *trainings):
@@ -329,11 +347,12 @@ class TestTrouble:
         trainer = trainer_of(tiny_llama, memory_bytes=60_000)
         short, long = [[1, 2, 3]] * 3, [list(range(64))]
 
-        with held(trainer):
+        with paused(trainer):
             futures = [
-                trainer.submit(TrainingRequest(wish)) for wish in (short, [*short, *long], long)
+                trainer.submit(TrainingRequest(sequences))
+                for sequences in (short, [*short, *long], long)
             ]
-        trainings = [future.result(SOON) for future in futures]
+        trainings = [future.result(TIMEOUT) for future in futures]
 
         assert [training.stop for training in trainings] == [
             "steps",
@@ -347,7 +366,10 @@ class TestTrouble:
     ) -> None:
         # Arrange: backward fails after the last layers' gradients are there.
         before = trainer.train(TrainingRequest(SEQUENCES, seed=6))
-        alone = [trainer.train(TrainingRequest(wish, seed=k)) for k, wish in enumerate(others(3))]
+        alone = [
+            trainer.train(TrainingRequest(sequences, seed=k))
+            for k, sequences in enumerate(other_requests(3))
+        ]
         bad = [*SEQUENCES[:3], [POISON] * 15]
         layer = trainer.base.model.base_model.layers[0]
         poisonous = False
@@ -370,15 +392,15 @@ class TestTrouble:
 
         # Act.
         try:
-            with held(trainer):
+            with paused(trainer):
                 wrong = trainer.submit(TrainingRequest(bad, seed=7))
                 right = [
-                    trainer.submit(TrainingRequest(wish, seed=k))
-                    for k, wish in enumerate(others(3))
+                    trainer.submit(TrainingRequest(sequences, seed=k))
+                    for k, sequences in enumerate(other_requests(3))
                 ]
             with pytest.raises(RuntimeError, match="a broken kernel"):
-                wrong.result(SOON)
-            trainings = [future.result(SOON) for future in right]
+                wrong.result(TIMEOUT)
+            trainings = [future.result(TIMEOUT) for future in right]
         finally:
             for hook in hooks:
                 hook.remove()
@@ -390,7 +412,7 @@ class TestTrouble:
         assert before.adapter is not None
         assert after.adapter is not None
         assert after.adapter.weights == before.adapter.weights
-        assert_all_is_left(trainer)
+        assert_idle(trainer)
 
     @pytest.mark.parametrize("stop", ["steps", "seconds", "out-of-memory"])
     def test_an_ending_that_fails_is_told_and_harms_nobody(
@@ -406,8 +428,8 @@ class TestTrouble:
                     torch.empty(1 << 46)
                 raise RuntimeError("a broken kernel")
 
-        with trouble(trainer, fail_at_the_end):
-            with held(trainer):
+        with failing_on_poison(trainer, fail_at_the_end):
+            with paused(trainer):
                 wrong = trainer.submit(
                     TrainingRequest(
                         [[POISON] * 12] * (10_000 if stop == "seconds" else 2),
@@ -436,14 +458,14 @@ class TestTrouble:
             if progress.steps == 2:
                 raise problem("no ear")
 
-        with held(trainer):
+        with paused(trainer):
             wrong = trainer.submit(TrainingRequest(SEQUENCES), on_step=grumble)
             right = trainer.submit(TrainingRequest(SEQUENCES, seed=3))
 
         assert_same(right.result(5), alone)
         with pytest.raises(problem):
             wrong.result(5)
-        assert_all_is_left(trainer)
+        assert_idle(trainer)
 
     def test_two_hundred_with_random_deadlines_and_cancellations_leave_nothing(
         self, tiny_llama: str
@@ -467,18 +489,18 @@ class TestTrouble:
         begun = time.perf_counter()
         for _ in range(200):
             kind = random_.choice(["steps", "steps", "seconds", "cancelled", "raising", "refused"])
-            wish = [
+            sequences = [
                 [random_.randrange(97) for _ in range(random_.randint(2, 40))]
                 for _ in range(random_.randint(0, 12))
             ]
             cancelled, step = threading.Event(), random_.randint(1, 4)
             if kind == "refused":
                 with pytest.raises(ValueError, match="training sequence"):
-                    trainer.submit(TrainingRequest([*wish, [1]]))
+                    trainer.submit(TrainingRequest([*sequences, [1]]))
                 continue
             future = trainer.submit(
                 TrainingRequest(
-                    wish,
+                    sequences,
                     seed=random_.randrange(1 << 30),
                     seconds=random_.choice([0.0, 0.001, 0.02, 0.1, 0.5])
                     if kind == "seconds"
@@ -498,7 +520,7 @@ class TestTrouble:
         # alone.
         stops: Counter[str] = Counter()
         for kind, future in futures:
-            problem = future.exception(SOON)
+            problem = future.exception(TIMEOUT)
             if problem is not None:
                 assert kind == "raising"
                 continue
@@ -509,9 +531,9 @@ class TestTrouble:
                 not training.losses or training.stop == "cancelled"
             )
         assert {"steps", "seconds", "cancelled"} <= set(stops)
-        assert_same(sentinel.result(SOON), alone)
-        assert time.perf_counter() - begun < SOON
-        assert_all_is_left(trainer)
+        assert_same(sentinel.result(TIMEOUT), alone)
+        assert time.perf_counter() - begun < TIMEOUT
+        assert_idle(trainer)
         del future, futures, sentinel, problem, training
         assert count_jobs() <= before
 
@@ -519,18 +541,19 @@ class TestTrouble:
 def test_memory_is_given_back_when_nobody_has_been_there_for_a_while(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.trainer.IDLE_SECONDS", 1.0)
+    monkeypatch.setattr("adapters.training_loop.IDLE_SECONDS", 1.0)
     trainer = trainer_of(tiny_llama)
     given: list[float] = []
     monkeypatch.setattr(
-        "adapters.model.activation_memory.give_back", lambda: given.append(time.perf_counter())
+        "adapters.model.activation_memory.release_freed_memory",
+        lambda: given.append(time.perf_counter()),
     )
 
     for _ in range(10):  # never alone for long enough
         trainer.train(TrainingRequest([[1, 2, 3]]))
         assert not given
     ended = time.perf_counter()
-    while not given and time.perf_counter() - ended < SOON:
+    while not given and time.perf_counter() - ended < TIMEOUT:
         time.sleep(0.01)
 
     assert given[0] - ended > 0.9

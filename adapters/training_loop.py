@@ -1,0 +1,292 @@
+"""TrainingLoop: the thread that trains the adapters of many requests, step by step.
+
+Each step is one batch: the next sequences of several requests, each with its own adapter, Adam
+moments and order. Requests join and leave between steps. An error in one request's step or final
+evaluation ends that request alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+
+import torch
+
+from adapters.adapter import Adapter
+from adapters.config import TrainerConfig
+from adapters.evaluation import Evaluator
+from adapters.gradients import gradients
+from adapters.model.activation_memory import ActivationMemory, IdleTrim
+from adapters.model.base_model import BaseModel
+from adapters.model.lora import LoraBank
+from adapters.scheduler import Job, Scheduler, TrainingTimes
+from adapters.training import TrainingStop
+
+# Idle seconds after which freed memory is returned to the system: a busy trainer would soon
+# allocate it again.
+IDLE_SECONDS = 5.0
+# Messages of torch and oneDNN for failed allocations, which are plain RuntimeErrors on a CPU.
+_ALLOCATION_ERRORS = ("can't allocate memory", "could not create a primitive")
+
+
+class TrainingLoop:
+    """Trains submitted jobs in a thread that ends when no job is left.
+
+    Args:
+        config: How adapters are trained.
+        base: The base model; its target projections are replaced.
+        scale: Factor of B A.
+        learning_rate: Adam learning rate of requests without their own.
+        clock: Seconds, for deadlines and step times.
+
+    Attributes:
+        bank: The adapters; one slot more than train at once.
+        scratch_slot: The additional slot, for adapters that are only evaluated.
+        memory: Activation memory of a step.
+        times: Predicted times of steps and evaluations.
+        model_lock: Held while the model computes.
+        is_running: Whether a thread is training.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        base: BaseModel,
+        scale: float,
+        learning_rate: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config, self._base, self._clock = config, base, clock
+        self._scale, self._learning_rate = scale, learning_rate
+        self.scratch_slot = config.slots
+        self.bank = LoraBank(base.model, config.rank, scale, config.targets, config.slots + 1)
+        self.times = TrainingTimes()
+        self._evaluator = Evaluator(base, self.bank, self.scratch_slot, self.times, clock)
+        with self.bank.bind([0]):
+            self.memory = ActivationMemory(base, config.memory_bytes)
+        tokens = config.batch_tokens or (2048 if base.device == "cpu" else 16384)
+        self._scheduler = Scheduler(config.slots, tokens, self.times, self.memory.fits)
+        self._scheduler_lock = threading.Lock()
+        self.model_lock = threading.RLock()
+        self.is_running = False
+        self._idle_trim = IdleTrim()
+
+    def submit(self, job: Job) -> None:
+        """Train a job, in a new thread if none is running."""
+        with self._scheduler_lock:
+            self._idle_trim.cancel()
+            # A daemon thread would abort the process if Python ended during a computation.
+            if not self.is_running:
+                threading.Thread(target=self._run, name="mayfly-trainer").start()
+                self.is_running = True
+            self._scheduler.add(job)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                if not self._iterate():
+                    return
+            # An error that belongs to no single job ends all jobs; if it ended this thread instead,
+            # they would wait for ever.
+            except Exception as problem:
+                with self._scheduler_lock:
+                    jobs = self._scheduler.clear()
+                # Not under the lock: a job's callback may submit another job.
+                for job in jobs:
+                    job.done.set_exception(problem)
+
+    def _iterate(self) -> bool:
+        """Admit, preempt and finish jobs, or take a step of the others.
+
+        Returns:
+            Whether there were any jobs.
+        """
+        with self._scheduler_lock:
+            preempted, admitted = self._scheduler.preempt(), self._scheduler.admit()
+            now = self._clock()
+            finished = self._scheduler.finished(now)
+            already_finished = {job for job, _ in finished}
+            too_large = (
+                job
+                for job in admitted
+                if not all(self.memory.fits_checkpointed(*size) for size in job.step_sizes)
+            )
+            finished += [
+                (job, TrainingStop.OUT_OF_MEMORY)
+                for job in too_large
+                if job not in already_finished
+            ]
+            batch = [] if finished else self._scheduler.batch(now)
+            if not finished and not batch:
+                self.is_running = False
+                self._idle_trim.schedule(IDLE_SECONDS)
+                return False
+        with self.model_lock:
+            for job, slot in preempted:
+                job.preempted_state = self.bank.state(slot)
+            for job in admitted:
+                self._fill_slot(job)
+            self._finish([(job, stop) for job, stop in finished if job.preempted_state is None])
+            for job, stop in finished:
+                if job.preempted_state is not None:
+                    self.bank.set_state(self.scratch_slot, job.preempted_state)
+                    self._finish([(job, stop)])
+            if batch:
+                self._step(batch)
+        return True
+
+    def _fill_slot(self, job: Job) -> None:
+        """Put the adapter that an admitted job continues with into its slot."""
+        if job.preempted_state is not None:
+            self.bank.set_state(job.assigned_slot, job.preempted_state)
+            job.preempted_state = None
+        elif job.request.start is not None:
+            self.bank.load(job.assigned_slot, job.request.start)
+        else:
+            self.bank.reset(job.assigned_slot, job.request.seed)
+
+    def _step(self, jobs: Sequence[Job]) -> None:
+        """Take one step of each job, with due probe evaluations before and after it.
+
+        If the batch raises, each job takes its step alone, so that only the failing ones end.
+        """
+        now = self._clock()
+        for job in jobs:
+            job.started = min(job.started, now)
+        if not (jobs := self._evaluate_probes(jobs)):
+            return
+        computing = sorted((job for job in jobs if job.rows), key=lambda job: job.assigned_slot)
+        lengths = [len(row) for job in computing for row in job.rows]
+        started = self._clock()
+        try:
+            computed = gradients(self._base, self.bank, self.memory, computing)
+        except Exception as problem:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._step([job])
+            else:
+                self._fail(jobs[0], problem)
+            return
+        taken = [
+            job
+            for job in jobs
+            if self._apply(job, computed.get(job) or job.saved_gradients[job.step.reused or 0])
+        ]
+        seconds = self._clock() - started
+        self.times.step.observe(len(lengths) * max(lengths, default=0), seconds)
+        for job in self._evaluate_probes(taken):
+            self._report_progress(job)
+
+    def _evaluate_probes(self, jobs: Sequence[Job]) -> list[Job]:
+        """Evaluate the probes that are due.
+
+        Returns:
+            The jobs that have not ended by it.
+        """
+        if not (due := [job for job in jobs if job.probe_due]):
+            return list(jobs)
+        try:
+            diverged = self._evaluator.evaluate_probes(due)
+        except Exception as problem:
+            if len(jobs) > 1:
+                return [job for each in jobs for job in self._evaluate_probes([each])]
+            self._fail(jobs[0], problem)
+            return []
+        for job in diverged:
+            self._finish([(job, TrainingStop.DIVERGED)])
+        return [job for job in jobs if job not in diverged]
+
+    def _apply(self, job: Job, computed: tuple[torch.Tensor, float]) -> bool:
+        """Take a step of Adam with a gradient, or end the job if the loss is unsound.
+
+        Returns:
+            Whether the step was taken.
+        """
+        gradient_P, loss = computed
+        if not self._evaluator.is_sound(loss):
+            self._finish([(job, TrainingStop.DIVERGED)])
+            return False
+        learning_rate = job.request.learning_rate or self._learning_rate
+        self.bank.step(job.assigned_slot, gradient_P, learning_rate)
+        if job.step.is_reused:
+            job.saved_gradients[job.step.sequences[0]] = gradient_P.clone(), loss
+        job.sequences_used += len(job.step.sequences)
+        job.losses.append(loss)
+        return True
+
+    def _report_progress(self, job: Job) -> None:
+        if job.on_step is None:
+            return
+        try:
+            job.on_step(job.progress(self._clock()))
+        # Even sys.exit() in a callback must not end the thread that trains other requests.
+        except BaseException as problem:
+            self._fail(job, problem)
+
+    def _finish(self, finished: Sequence[tuple[Job, TrainingStop]]) -> None:
+        """End jobs: evaluate and export their adapters, free their slots, set their results."""
+        started = self._clock()
+        learnt = [job for job, stop in finished if job.losses and stop != TrainingStop.CANCELLED]
+        rows = [row for job in learnt for row in job.final_rows]
+        selected: dict[Job, tuple[int, int]] = {}
+        if learnt:
+            try:
+                selected = self._evaluator.select_weights(learnt)
+            except Exception as problem:
+                for job, stop in finished:
+                    if len(finished) > 1:
+                        self._finish([(job, stop)])
+                    else:
+                        self._fail_without_adapter(job, problem)
+                return
+        for job, stop in finished:
+            if stop == TrainingStop.SECONDS and not job.losses and started < job.deadline:
+                self.times.doubt()
+            if job in learnt and job not in selected:
+                job.losses, job.sequences_used, stop = [], 0, TrainingStop.DIVERGED
+            try:
+                sequences, steps = selected.get(job, (0, 0))
+                adapter = self._export(job, steps) if steps else None
+                result = job.result(adapter, stop, self._clock(), sequences)
+            except Exception as problem:
+                self._fail_without_adapter(job, problem)
+                continue
+            self._remove(job)
+            job.done.set_result(result)
+        if rows:
+            seconds = self._clock() - started
+            self.times.final.observe(len(rows) * max(map(len, rows)), seconds)
+
+    def _fail_without_adapter(self, job: Job, problem: BaseException) -> None:
+        """End a job whose final evaluation or export raised."""
+        job.losses, job.sequences_used = [], 0
+        self._fail(job, problem)
+
+    def _fail(self, job: Job, problem: BaseException) -> None:
+        """End a job that raised: with the adapter so far if memory ran out, else with the error."""
+        if isinstance(problem, torch.OutOfMemoryError | MemoryError) or any(
+            message in str(problem) for message in _ALLOCATION_ERRORS
+        ):
+            if self._base.device != "cpu":
+                torch.cuda.empty_cache()
+            self._finish([(job, TrainingStop.OUT_OF_MEMORY)])
+            return
+        self._remove(job)
+        job.done.set_exception(problem)
+
+    def _remove(self, job: Job) -> None:
+        with self._scheduler_lock:
+            self._scheduler.remove(job)
+
+    def _export(self, job: Job, steps: int) -> Adapter:
+        """The adapter in a job's slot, which `steps` steps have made."""
+        return Adapter(
+            name=f"mayfly-{uuid.uuid4().hex}",
+            base_model=self._config.model,
+            rank=self._config.rank,
+            scale_numerator=self._scale * self._config.rank,
+            targets=self._config.targets,
+            weights=self.bank.export(self._evaluator.slot(job)),
+            losses=tuple(job.losses[:steps]),
+        )
