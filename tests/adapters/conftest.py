@@ -1,6 +1,4 @@
-"""Fixtures of the trainer's tests: each kind of base model it can adapt, and trainers that are
-shared.
-"""
+"""Base models of each architecture, and shared trainers."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def trainer(tiny_llama: str) -> Trainer:
 
 @pytest.fixture(scope="session")
 def base_trainer(base: Base) -> Trainer:
-    """A trainer of each kind of model, with PlainLora's learning rate."""
+    """A trainer of each kind of model, with PeftReference's learning rate."""
     return trainer_of(base.folder, targets=base.targets, learning_rate=5e-3)
 
 

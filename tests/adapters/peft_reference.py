@@ -1,5 +1,5 @@
-"""The plain way: transformers, PEFT and torch.optim.Adam, one request at a time. What Mayfly does
-must equal it.
+"""The reference that Mayfly must equal: transformers, PEFT and torch.optim.Adam, one request at a
+time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TARGETS = {"llama": LLAMA_TARGETS, "qwen": LLAMA_TARGETS, "gpt2": GPT2_TARGETS}
 
 @dataclass(frozen=True)
 class Base:
-    """A tiny base model and what is adapted of it."""
+    """A tiny base model and its LoRA targets."""
 
     kind: str
     folder: str
@@ -42,14 +42,14 @@ def load(folder: str) -> Any:
 
 
 def first_weights(base: Base, seed: int, targets: tuple[str, ...] = ()) -> bytes:
-    """The adapter that a training with this seed begins with."""
+    """The initial weights of an adapter with this seed."""
     bank = LoraBank(load(base.folder), RANK, NUMERATOR / RANK, targets or base.targets)
     bank.reset(0, seed)
     return bank.export(0)
 
 
 class PeftReference:
-    """PEFT's LoRA on a model of its own, begun with given weights."""
+    """PEFT's LoRA on a model of its own, with given initial weights."""
 
     def __init__(
         self, base: Base, first: bytes, learning_rate: float = 5e-3, targets: tuple[str, ...] = ()
@@ -96,14 +96,14 @@ class PeftReference:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """What has been learnt, by PEFT's keys."""
+        """The adapter's weights, by PEFT's keys."""
         return {name: parameter.detach() for name, parameter in self.learning.items()}
 
 
 def assert_close(
     one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], relative: float = 1e-4
 ) -> None:
-    """They are one adapter, but for rounding.
+    """Check that two adapters are equal but for rounding.
 
     Each tensor alone is held to ten times as much: where a gradient is next to nothing, Adam makes
     a whole step of what is mostly its rounding, and such a number weighs more in a small tensor.

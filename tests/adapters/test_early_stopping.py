@@ -1,6 +1,4 @@
-"""When training stops and which adapter is the best, by numbers alone: losses of a text that nobody
-trains on.
-"""
+"""When training stops and which adapter is the best, by given losses of a probe."""
 
 from __future__ import annotations
 
@@ -13,14 +11,16 @@ from hypothesis import strategies as st
 
 from adapters.early_stopping import WINDOW, EarlyStopping, ProbeEvaluation
 
-_MOST = 200  # sequences
+_MAX_SEQUENCES = 200
 
 
 def trained(
-    loss: Callable[[int], float], gain: float | None, most: int = _MOST
+    loss: Callable[[int], float], gain: float | None, most: int = _MAX_SEQUENCES
 ) -> tuple[EarlyStopping, int]:
-    """A training whose text has this loss after n sequences: its looks, and how many sequences it
-    took.
+    """Simulate a training with this probe loss after n sequences.
+
+    Returns:
+        Its early stopping, and the number of sequences it used.
     """
     stopping = EarlyStopping(gain)
     for sequences in range(most + 1):
@@ -31,7 +31,7 @@ def trained(
     return stopping, most
 
 
-def test_what_gained_much_at_first_and_then_nothing_is_stopped_soon_after() -> None:
+def test_a_stagnating_loss_stops_soon_after_a_large_gain() -> None:
     # The loss falls to a quarter within ten sequences; the average gain of fifty would still be 1.5
     # per cent each.
     stopping, sequences = trained(lambda n: 4.0 - 0.3 * min(n, 10), gain=0.4)
@@ -40,14 +40,14 @@ def test_what_gained_much_at_first_and_then_nothing_is_stopped_soon_after() -> N
     assert stopping.best == ProbeEvaluation(10, 10, 1.0)
 
 
-def test_what_goes_on_falling_goes_on() -> None:
+def test_a_falling_loss_goes_on() -> None:
     stopping, sequences = trained(lambda n: 4.0 * 0.99**n, gain=0.1)
 
-    assert sequences == _MOST
+    assert sequences == _MAX_SEQUENCES
     assert stopping.best is stopping.evaluations[-1]
 
 
-def test_the_best_adapter_is_that_of_the_lowest_look_where_going_on_hurts() -> None:
+def test_the_best_evaluation_is_the_lowest_when_the_loss_rises_again() -> None:
     stopping, sequences = trained(lambda n: 2.0 + 0.01 * (n - 12) ** 2, gain=0.4)
 
     assert stopping.best is not None
@@ -55,7 +55,7 @@ def test_the_best_adapter_is_that_of_the_lowest_look_where_going_on_hurts() -> N
     assert 12 < sequences < 40
 
 
-def test_a_first_step_that_hurts_does_not_end_it() -> None:
+def test_a_first_step_that_hurts_does_not_stop() -> None:
     # Adam's first steps are as long as the rate, whatever the gradient.
     rises_then_falls = {0: 3.0, 2: 3.3, 4: 2.9, 6: 2.4, 8: 2.1}
 
@@ -66,40 +66,40 @@ def test_a_first_step_that_hurts_does_not_end_it() -> None:
     assert sequences == 30
 
 
-def test_the_gain_is_per_cent_of_the_first_loss_for_each_sequence_over_the_last_looks() -> None:
-    # It falls by 0.5 per cent of the first loss with each sequence, at every look.
+def test_the_gain_is_per_cent_of_the_first_loss_per_sequence() -> None:
+    # The loss falls by 0.5 per cent of the first loss with each sequence.
     for gain, goes_on in ((0.49, True), (0.51, False)):
         _, sequences = trained(lambda n: 8.0 - 0.04 * n, gain, most=60)
 
         assert (sequences == 60) == goes_on
 
 
-def test_nothing_is_decided_before_there_are_enough_looks() -> None:
+def test_no_stop_before_there_are_enough_evaluations() -> None:
     stopping, _ = trained(lambda n: 1.0 + n, gain=0.4)
 
     assert len(stopping.evaluations) == WINDOW + 1
     assert stopping.best == stopping.evaluations[1]
 
 
-def test_looks_grow_rare() -> None:
+def test_intervals_between_evaluations_grow() -> None:
     stopping, _ = trained(lambda n: 1.0 / (1 + n), gain=1e-9)
 
-    sequences = [look.sequences for look in stopping.evaluations]
+    sequences = [each.sequences for each in stopping.evaluations]
     assert sequences[:5] == [0, 2, 4, 6, 8]
     assert all(later - earlier >= earlier // 4 for earlier, later in itertools.pairwise(sequences))
     assert len(sequences) < 25
 
 
-def test_without_a_gain_it_is_looked_at_once_before_and_the_last_is_the_best() -> None:
+def test_without_a_gain_the_last_evaluation_is_the_best() -> None:
     stopping, sequences = trained(lambda n: 1.0 + n, gain=None)
-    assert ([look.sequences for look in stopping.evaluations], sequences) == ([0], _MOST)
+    assert ([each.sequences for each in stopping.evaluations], sequences) == ([0], _MAX_SEQUENCES)
 
-    assert stopping.record(_MOST, _MOST, 9.0)
-    assert stopping.best == ProbeEvaluation(_MOST, _MOST, 9.0)
+    assert stopping.record(_MAX_SEQUENCES, _MAX_SEQUENCES, 9.0)
+    assert stopping.best == ProbeEvaluation(_MAX_SEQUENCES, _MAX_SEQUENCES, 9.0)
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=40), st.floats(1e-3, 10))
-def test_a_look_is_worth_keeping_exactly_where_it_is_the_lowest_so_far(
+def test_an_evaluation_is_the_best_exactly_if_it_is_the_lowest_so_far(
     losses: list[float], gain: float
 ) -> None:
     stopping, lowest = EarlyStopping(gain), float("inf")
@@ -127,9 +127,9 @@ def test_the_unit_of_the_loss_does_not_matter(
 
 
 @pytest.mark.parametrize("gain", [0.05, 0.4, 2.0])
-def test_a_loss_that_stands_still_ends_it_whatever_came_before(gain: float) -> None:
+def test_a_constant_loss_stops_after_any_history(gain: float) -> None:
     for fell in range(0, 60, 5):
         stopping, sequences = trained(lambda n, fell=fell: 3.0 * 0.9 ** min(n, fell), gain)  # type: ignore[misc]
 
-        assert sequences < _MOST
-        assert sum(look.sequences > fell for look in stopping.evaluations) <= WINDOW + 1
+        assert sequences < _MAX_SEQUENCES
+        assert sum(each.sequences > fell for each in stopping.evaluations) <= WINDOW + 1

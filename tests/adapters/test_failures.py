@@ -1,6 +1,4 @@
-"""What goes wrong with one request is its own end: cancelled, diverged, out of memory, raising;
-others never notice.
-"""
+"""Failures of one request (cancelled, diverged, out of memory, raising) do not affect others."""
 
 from __future__ import annotations
 
@@ -41,9 +39,9 @@ from tests.adapters.trainers import (
 
 
 class TestCancelling:
-    """It takes effect before the next step."""
+    """Cancelling takes effect before the next step."""
 
-    def test_before_it_begins_it_takes_no_step(self, trainer: Trainer) -> None:
+    def test_before_the_first_step(self, trainer: Trainer) -> None:
         cancelled = threading.Event()
         cancelled.set()
 
@@ -51,7 +49,7 @@ class TestCancelling:
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "cancelled")
 
-    def test_within_it_ends_before_the_next_step(self, trainer: Trainer) -> None:
+    def test_between_steps(self, trainer: Trainer) -> None:
         cancelled = threading.Event()
 
         def after_two(progress: TrainingProgress) -> None:
@@ -64,11 +62,13 @@ class TestCancelling:
 
     def test_while_waiting_for_a_slot(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
-        stop, begun, cancelled = threading.Event(), threading.Event(), threading.Event()
+        stop, started, cancelled = threading.Event(), threading.Event(), threading.Event()
         first = trainer.submit(
-            TrainingRequest([SEQUENCES[0]] * 20_000), cancelled=stop, on_step=lambda _: begun.set()
+            TrainingRequest([SEQUENCES[0]] * 20_000),
+            cancelled=stop,
+            on_step=lambda _: started.set(),
         )
-        assert begun.wait(TIMEOUT)
+        assert started.wait(TIMEOUT)
 
         second = trainer.submit(TrainingRequest(SEQUENCES), cancelled=cancelled)
         cancelled.set()
@@ -79,16 +79,16 @@ class TestCancelling:
         stop.set()
         assert first.result(TIMEOUT).stop == "cancelled"
 
-    def test_the_future_itself(self, tiny_llama: str) -> None:
-        # asyncio.wrap_future does so when its task is cancelled.
+    def test_cancelling_the_future_has_no_effect(self, tiny_llama: str) -> None:
+        # asyncio.wrap_future cancels the future when its task is cancelled.
         trainer = trainer_of(tiny_llama)
         with paused(trainer):
-            company = trainer.submit(TrainingRequest(SEQUENCES, seed=1))
+            beside = trainer.submit(TrainingRequest(SEQUENCES, seed=1))
             left = trainer.submit(TrainingRequest([SEQUENCES[0]] * 3))
             left.cancel()
 
-        assert company.result(5).stop == "steps"
-        assert trainer.submit(TrainingRequest(SEQUENCES)).result(5).stop == "steps"
+        assert beside.result(TIMEOUT).stop == "steps"
+        assert trainer.submit(TrainingRequest(SEQUENCES)).result(TIMEOUT).stop == "steps"
 
     def test_a_keyboard_interrupt_ends_the_training(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama)
@@ -101,7 +101,7 @@ class TestCancelling:
             if progress.steps == 20:
                 signal.pthread_kill(main, signal.SIGINT)
 
-        # A shell's background job ignores it.
+        # SIGINT is ignored if the tests run in the background of a shell.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(KeyboardInterrupt):
             trainer.train(TrainingRequest([SEQUENCES[0]] * 20_000), on_step=interrupt)
@@ -114,8 +114,8 @@ class TestCancelling:
         assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=2)), before)
 
 
-class TestTrouble:
-    """Whatever goes wrong with one request is that request's end, and nobody else's."""
+class TestFailures:
+    """A failure ends the request that caused it, and no other."""
 
     def test_a_step_whose_loss_is_not_finite_is_dropped(self, poisoned: Trainer) -> None:
         sound = poisoned.train(TrainingRequest(SEQUENCES[:2], seed=4))
@@ -130,9 +130,7 @@ class TestTrouble:
         assert sound.adapter is not None
         assert training.adapter.weights == sound.adapter.weights
 
-    def test_a_first_step_that_diverges_gives_no_adapter_and_harms_no_later_one(
-        self, poisoned: Trainer
-    ) -> None:
+    def test_a_first_step_that_diverges_gives_no_adapter(self, poisoned: Trainer) -> None:
         before = poisoned.train(TrainingRequest(SEQUENCES))
 
         training = poisoned.train(TrainingRequest([[POISON, 1, 2], *SEQUENCES]))
@@ -143,9 +141,8 @@ class TestTrouble:
         assert before.adapter is not None
         assert after.adapter.weights == before.adapter.weights
 
-    def test_the_poisoned_do_not_disturb_the_others(self, poisoned: Trainer) -> None:
-        # Arrange: the poison is in sequences of the same length as the others', so that they share
-        # its batch.
+    def test_diverging_requests_do_not_affect_others(self, poisoned: Trainer) -> None:
+        # Arrange: poisoned sequences have the length of the others, so that they share a batch.
         alone = [
             poisoned.train(TrainingRequest(sequences, seed=k))
             for k, sequences in enumerate(other_requests(4))
@@ -185,10 +182,10 @@ class TestTrouble:
 
         assert (training.adapter, training.stop) == (None, "diverged")
 
-    def test_a_loss_far_worse_than_guessing_is_no_adapters(
+    def test_a_loss_far_worse_than_guessing_is_a_divergence(
         self, tiny_llama: str, tmp_path: Path
     ) -> None:
-        # Arrange: it is finite, and of a model that is sure of what is wrong.
+        # Arrange: a model that is confidently wrong has a large, but finite loss.
         shutil.copytree(tiny_llama, tmp_path / "model")
         weights = load_file(tmp_path / "model" / "model.safetensors")
         weights["lm_head.weight"] *= 20
@@ -200,7 +197,7 @@ class TestTrouble:
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "diverged")
 
-    def test_a_learning_rate_of_zero_is_taken_as_it_is(self, tiny_llama: str) -> None:
+    def test_a_configured_learning_rate_of_zero_is_used(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, learning_rate=0.0)
 
         training = trainer.train(TrainingRequest([SEQUENCES[0]] * 3))
@@ -211,8 +208,8 @@ class TestTrouble:
         )
         assert len(set(training.losses)) == 1
 
-    def test_out_of_memory_is_the_end_of_who_met_it(self, trainer: Trainer) -> None:
-        # Arrange: torch's own message, of asking for more than there is.
+    def test_out_of_memory_ends_only_the_request_that_caused_it(self, trainer: Trainer) -> None:
+        # Arrange: torch's own error for too large an allocation.
         bad = [*SEQUENCES[:2], [POISON] * 14, *SEQUENCES[2:]]
         expected = trainer.train(TrainingRequest(SEQUENCES[:2], seed=9))
         alone = [
@@ -220,11 +217,11 @@ class TestTrouble:
             for k, sequences in enumerate(other_requests(4))
         ]
 
-        def ask_for_too_much(_: torch.Tensor) -> None:
+        def allocate_too_much(_: torch.Tensor) -> None:
             torch.empty(1 << 46)
 
         # Act.
-        with failing_on_poison(trainer, ask_for_too_much):
+        with failing_on_poison(trainer, allocate_too_much):
             with paused(trainer):
                 wrong = trainer.submit(TrainingRequest(bad, seed=9))
                 at_once = trainer.submit(TrainingRequest([[POISON] * 13], seed=9))
@@ -234,7 +231,7 @@ class TestTrouble:
                 ]
             trainings = [future.result(TIMEOUT) for future in right]
 
-        # Assert: what it had learnt by then is an adapter.
+        # Assert: the steps taken before give an adapter.
         for training, other in zip(trainings, alone, strict=True):
             assert_same(training, other)
         found, none = wrong.result(TIMEOUT), at_once.result(TIMEOUT)
@@ -248,7 +245,7 @@ class TestTrouble:
         assert (none.adapter, none.losses, none.stop) == (None, (), "out-of-memory")
         assert_idle(trainer)
 
-    def test_an_adapter_that_finds_no_room_is_the_end_of_who_trained_it(
+    def test_out_of_memory_at_the_export_ends_only_that_request(
         self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trainer = trainer_of(tiny_llama)
@@ -256,13 +253,13 @@ class TestTrouble:
             trainer.train(TrainingRequest(SEQUENCES, seed=9)),
             trainer._loop.bank.export,
         )
-        asked: list[int] = []
+        exported: list[int] = []
 
-        def find_no_room_at_first(slot: int) -> bytes:
-            asked.append(slot)
-            return bytes(1 << 60) if len(asked) == 1 else export(slot)
+        def fail_once(slot: int) -> bytes:
+            exported.append(slot)
+            return bytes(1 << 60) if len(exported) == 1 else export(slot)
 
-        monkeypatch.setattr(trainer._loop.bank, "export", find_no_room_at_first)
+        monkeypatch.setattr(trainer._loop.bank, "export", fail_once)
         shorter, longer = (
             trainer.submit(TrainingRequest(SEQUENCES[:2], seed=8)),
             trainer.submit(TrainingRequest(SEQUENCES * 20, seed=9)),
@@ -274,7 +271,7 @@ class TestTrouble:
         assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=9)), expected)
         assert_idle(trainer)
 
-    def test_what_fails_outside_of_any_step_is_told_to_all_and_who_comes_then_is_served(
+    def test_an_error_outside_of_steps_ends_all_requests_but_not_later_ones(
         self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trainer = trainer_of(tiny_llama)
@@ -285,13 +282,13 @@ class TestTrouble:
 
         ready, again = threading.Event(), list[Future[TrainingResult]]()
 
-        def find_no_room(slot: int, seed: int) -> None:
+        def fail_to_allocate(slot: int, seed: int) -> None:
             assert ready.wait(TIMEOUT)
             torch.empty(1 << 46)
 
-        monkeypatch.setattr(trainer._loop.bank, "reset", find_no_room)
+        monkeypatch.setattr(trainer._loop.bank, "reset", fail_to_allocate)
         futures = [trainer.submit(TrainingRequest(sequences)) for sequences in other_requests(3)]
-        # Who is told may come again.
+        # A callback may submit another request.
         futures[0].add_done_callback(
             lambda _: again.append(trainer.submit(TrainingRequest(SEQUENCES)))
         )
@@ -305,7 +302,7 @@ class TestTrouble:
         assert_same(trainer.train(TrainingRequest(SEQUENCES, seed=9)), expected)
         assert_idle(trainer)
 
-    def test_where_no_thread_can_be_had_it_says_so_and_takes_the_next(
+    def test_a_request_fails_if_no_thread_can_start(
         self, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trainer = trainer_of(tiny_llama)
@@ -313,15 +310,15 @@ class TestTrouble:
         def refuse(_: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
 
-        with monkeypatch.context() as crowded:
-            crowded.setattr(threading.Thread, "start", refuse)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
             with pytest.raises(RuntimeError, match="new thread"):
                 trainer.submit(TrainingRequest(SEQUENCES))
 
         assert trainer.train(TrainingRequest(SEQUENCES)).stop == "steps"
         assert_idle(trainer)
 
-    def test_what_memory_does_not_hold_is_computed_layer_by_layer_to_the_same_end(
+    def test_checkpointed_steps_give_the_same_adapter(
         self, base: Base, base_trainer: Trainer
     ) -> None:
         expected = base_trainer.train(TrainingRequest(SEQUENCES, seed=2))
@@ -343,7 +340,7 @@ class TestTrouble:
         for training in (alone, *trainings):
             assert_same(training, expected)
 
-    def test_what_no_memory_holds_is_the_end_at_once(self, tiny_llama: str) -> None:
+    def test_a_sequence_that_never_fits_into_memory_ends_at_once(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, memory_bytes=60_000)
         short, long = [[1, 2, 3]] * 3, [list(range(64))]
 
@@ -361,10 +358,8 @@ class TestTrouble:
         ]
         assert trainings[2].adapter is None
 
-    def test_a_step_that_fails_half_way_leaves_nothing_to_the_next_adapter(
-        self, trainer: Trainer
-    ) -> None:
-        # Arrange: backward fails after the last layers' gradients are there.
+    def test_a_step_that_fails_in_backward_leaves_no_trace(self, trainer: Trainer) -> None:
+        # Arrange: backward fails after the last layers' gradients are computed.
         before = trainer.train(TrainingRequest(SEQUENCES, seed=6))
         alone = [
             trainer.train(TrainingRequest(sequences, seed=k))
@@ -374,7 +369,7 @@ class TestTrouble:
         layer = trainer.base.model.base_model.layers[0]
         poisonous = False
 
-        def look(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        def detect(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
             nonlocal poisonous
             poisonous = bool((arguments[0] == POISON).any())
 
@@ -386,7 +381,7 @@ class TestTrouble:
                 output.register_hook(fail)  # type: ignore[no-untyped-call]
 
         hooks = [
-            trainer.base.model.base_model.register_forward_pre_hook(look),
+            trainer.base.model.base_model.register_forward_pre_hook(detect),
             layer.register_forward_hook(set_trap),
         ]
 
@@ -415,20 +410,20 @@ class TestTrouble:
         assert_idle(trainer)
 
     @pytest.mark.parametrize("stop", ["steps", "seconds", "out-of-memory"])
-    def test_an_ending_that_fails_is_told_and_harms_nobody(
+    def test_a_failing_final_evaluation_ends_only_that_request(
         self, tiny_llama: str, stop: str
     ) -> None:
-        # The last look at an adapter is a computation, too, without gradients.
+        # The final evaluation is a forward pass without gradients.
         trainer = trainer_of(tiny_llama)
         alone = trainer.train(TrainingRequest(SEQUENCES, seed=3))
 
-        def fail_at_the_end(hidden: torch.Tensor) -> None:
+        def fail_without_gradients(hidden: torch.Tensor) -> None:
             if not hidden.requires_grad:
                 if stop == "out-of-memory":
                     torch.empty(1 << 46)
                 raise RuntimeError("a broken kernel")
 
-        with failing_on_poison(trainer, fail_at_the_end):
+        with failing_on_poison(trainer, fail_without_gradients):
             with paused(trainer):
                 wrong = trainer.submit(
                     TrainingRequest(
@@ -437,39 +432,40 @@ class TestTrouble:
                     )
                 )
                 right = trainer.submit(TrainingRequest(SEQUENCES, seed=3))
-            assert_same(right.result(5), alone)
+            assert_same(right.result(TIMEOUT), alone)
             if stop == "out-of-memory":
-                found = wrong.result(5)
+                found = wrong.result(TIMEOUT)
                 assert (found.adapter, found.stop) == (None, "out-of-memory")
             else:
                 with pytest.raises(RuntimeError, match="a broken kernel"):
-                    wrong.result(5)
+                    wrong.result(TIMEOUT)
 
-        assert trainer.submit(TrainingRequest(SEQUENCES, seed=3)).result(5).losses == alone.losses
+        assert (
+            trainer.submit(TrainingRequest(SEQUENCES, seed=3)).result(TIMEOUT).losses
+            == alone.losses
+        )
 
     @pytest.mark.parametrize("problem", [RuntimeError, SystemExit, KeyboardInterrupt])
-    def test_an_on_step_that_raises_is_the_end_of_its_request(
+    def test_an_on_step_that_raises_ends_only_its_request(
         self, tiny_llama: str, problem: type[BaseException]
     ) -> None:
         trainer = trainer_of(tiny_llama)
         alone = trainer.train(TrainingRequest(SEQUENCES, seed=3))
 
-        def grumble(progress: TrainingProgress) -> None:
+        def fail(progress: TrainingProgress) -> None:
             if progress.steps == 2:
-                raise problem("no ear")
+                raise problem("a broken callback")
 
         with paused(trainer):
-            wrong = trainer.submit(TrainingRequest(SEQUENCES), on_step=grumble)
+            wrong = trainer.submit(TrainingRequest(SEQUENCES), on_step=fail)
             right = trainer.submit(TrainingRequest(SEQUENCES, seed=3))
 
-        assert_same(right.result(5), alone)
+        assert_same(right.result(TIMEOUT), alone)
         with pytest.raises(problem):
-            wrong.result(5)
+            wrong.result(TIMEOUT)
         assert_idle(trainer)
 
-    def test_two_hundred_with_random_deadlines_and_cancellations_leave_nothing(
-        self, tiny_llama: str
-    ) -> None:
+    def test_two_hundred_random_requests_leave_no_trace(self, tiny_llama: str) -> None:
         # Arrange.
         trainer = trainer_of(tiny_llama, slots=5)
         alone = trainer.train(TrainingRequest(SEQUENCES, seed=12))
@@ -483,10 +479,9 @@ class TestTrouble:
             if progress.steps == step and kind == "cancelled":
                 cancelled.set()
             if progress.steps == step and kind == "raising":
-                raise RuntimeError("no ear")
+                raise RuntimeError("a broken callback")
 
-        # Act: they come over a second or so.
-        begun = time.perf_counter()
+        # Act: submit them over about a second.
         for _ in range(200):
             kind = random_.choice(["steps", "steps", "seconds", "cancelled", "raising", "refused"])
             sequences = [
@@ -516,8 +511,7 @@ class TestTrouble:
             time.sleep(random_.choice([0.0, 0.0, 0.01]))
         sentinel = trainer.submit(TrainingRequest(SEQUENCES, seed=12))
 
-        # Assert: everyone ends in one of their ways, and who came last has what they would have had
-        # alone.
+        # Assert: each request ends in one of the expected ways, and the last one as if alone.
         stops: Counter[str] = Counter()
         for kind, future in futures:
             problem = future.exception(TIMEOUT)
@@ -532,28 +526,33 @@ class TestTrouble:
             )
         assert {"steps", "seconds", "cancelled"} <= set(stops)
         assert_same(sentinel.result(TIMEOUT), alone)
-        assert time.perf_counter() - begun < TIMEOUT
         assert_idle(trainer)
         del future, futures, sentinel, problem, training
         assert count_jobs() <= before
 
 
-def test_memory_is_given_back_when_nobody_has_been_there_for_a_while(
+def test_an_idle_trainer_releases_freed_memory(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.training_loop.IDLE_SECONDS", 1.0)
-    trainer = trainer_of(tiny_llama)
-    given: list[float] = []
+    released = threading.Event()
     monkeypatch.setattr(
-        "adapters.model.activation_memory.release_freed_memory",
-        lambda: given.append(time.perf_counter()),
+        "adapters.model.activation_memory.release_freed_memory", lambda: released.set()
     )
-
-    for _ in range(10):  # never alone for long enough
+    monkeypatch.setattr("adapters.training_loop.IDLE_SECONDS", 3600.0)
+    trainer = trainer_of(tiny_llama)
+    for _ in range(3):
         trainer.train(TrainingRequest([[1, 2, 3]]))
-        assert not given
-    ended = time.perf_counter()
-    while not given and time.perf_counter() - ended < TIMEOUT:
-        time.sleep(0.01)
+        for thread in trainer_threads():
+            thread.join(TIMEOUT)
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    pending = [timer for timer in timers if timer.interval == 3600.0]
+    released_while_busy = released.is_set()
 
-    assert given[0] - ended > 0.9
+    monkeypatch.setattr("adapters.training_loop.IDLE_SECONDS", 0.0)
+    trainer.train(TrainingRequest([[1, 2, 3]]))
+
+    # Each submission cancels the timer of the idle time before it.
+    assert len(pending) == 1
+    assert not released_while_busy
+    assert released.wait(TIMEOUT)
+    assert pending[0].finished.is_set()

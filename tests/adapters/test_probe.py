@@ -1,5 +1,5 @@
-"""Watched trainings: they end where what is watched gains too little, hand over the best adapter of
-those looked at, alone as in company, and never harm others.
+"""Trainings with a probe: they stop when the probe gains too little, return the best adapter, alone
+and in a batch, and do not affect others.
 """
 
 from __future__ import annotations
@@ -24,60 +24,64 @@ from tests.adapters.trainers import (
     failing_on_poison,
     other_requests,
     paused,
+    simulated_trainer_of,
     trainer_of,
     weights_of,
 )
 
-_LEARNT = SEQUENCES[0]  # is watched, and trained on
+# The probe, and a training sequence.
+_LEARNT = SEQUENCES[0]
 _STEPS = [_LEARNT] * 30
 _HARMFUL = [[(7 * i) % 97 for i in range(12)], [(3 * i + 50) % 97 for i in range(12)]]
-_GOING_ON_HURTS = [_LEARNT] * 8 + _HARMFUL * 20  # what is watched is learnt first, then unlearnt
+# The probe is learnt first, then unlearnt.
+_OVERTRAINED = [_LEARNT] * 8 + _HARMFUL * 20
 _RATE = 1e-2
 
 
 def lowest(training: TrainingResult) -> tuple[int, float]:
-    """The look after a step that had the lowest loss."""
-    return min(training.probe_losses[1:], key=lambda look: look[1])
+    """The evaluation after a step with the lowest loss."""
+    return min(training.probe_losses[1:], key=lambda evaluation: evaluation[1])
 
 
 def loss_of(trainer: Trainer, training: TrainingResult) -> float:
-    """Of what is watched, under the adapter that was handed over."""
+    """Loss of the probe under the returned adapter."""
     assert training.adapter is not None
     return trainer.nats(_LEARNT, 1, training.adapter.weights) / (len(_LEARNT) - 1)
 
 
-def test_it_goes_on_as_long_as_it_pays(trainer: Trainer) -> None:
+def test_training_goes_on_while_the_probe_gains(trainer: Trainer) -> None:
     training = trainer.train(TrainingRequest(_STEPS, probe=Probe(tuple(_LEARNT), 0.01)))
 
     assert (training.stop, len(training.losses), training.adapter_sequences) == ("steps", 30, 30)
 
 
-def test_it_ends_where_the_last_looks_brought_too_little(trainer: Trainer) -> None:
-    gain = 1.8  # no loss falls by more than all of it, so 60 steps are too many
+def test_training_ends_when_the_probe_gains_too_little(trainer: Trainer) -> None:
+    # 60 steps of 1.8 per cent would be more than the whole loss.
+    gain = 1.8
 
     training = trainer.train(
         TrainingRequest(_STEPS * 2, probe=Probe(tuple(_LEARNT), gain), learning_rate=2e-2)
     )
 
-    looks = training.probe_losses
+    evaluations = training.probe_losses
     assert training.stop == "gain"
-    assert looks[-1][0] == len(training.losses) < 60
-    assert [has_stalled(looks[:n], gain) for n in range(1, len(looks) + 1)] == [
-        *[False] * (len(looks) - 1),
+    assert evaluations[-1][0] == len(training.losses) < 60
+    assert [has_stalled(evaluations[:n], gain) for n in range(1, len(evaluations) + 1)] == [
+        *[False] * (len(evaluations) - 1),
         True,
     ]
 
 
-class TestTheBestAdapterIsHandedOver:
-    @pytest.mark.parametrize("how", PLANS)
-    def test_where_going_on_hurts(self, trainer: Trainer, how: str) -> None:
+class TestTheBestAdapterIsReturned:
+    @pytest.mark.parametrize("plan", PLANS)
+    def test_when_more_steps_hurt(self, trainer: Trainer, plan: str) -> None:
         training = trainer.train(
             TrainingRequest(
-                _GOING_ON_HURTS,
+                _OVERTRAINED,
                 seed=3,
                 probe=Probe(tuple(_LEARNT), 0.5),
-                learning_rate=_RATE * (4 if how == "batched" else 1),
-                plan=how,
+                learning_rate=_RATE * (4 if plan == "batched" else 1),
+                plan=plan,
             )
         )
 
@@ -88,17 +92,15 @@ class TestTheBestAdapterIsHandedOver:
         assert loss_of(trainer, training) == pytest.approx(loss, rel=1e-5)
         assert training.before_and_after == (training.probe_losses[0][1], loss)
 
-    def test_as_if_it_had_been_trained_no_further(self, trainer: Trainer) -> None:
+    def test_it_equals_an_adapter_of_fewer_steps(self, trainer: Trainer) -> None:
         training = trainer.train(
             TrainingRequest(
-                _GOING_ON_HURTS, seed=3, probe=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE
+                _OVERTRAINED, seed=3, probe=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE
             )
         )
 
         no_further = trainer.train(
-            TrainingRequest(
-                _GOING_ON_HURTS[: training.adapter_sequences], seed=3, learning_rate=_RATE
-            )
+            TrainingRequest(_OVERTRAINED[: training.adapter_sequences], seed=3, learning_rate=_RATE)
         )
         assert training.adapter is not None
         assert no_further.adapter is not None
@@ -106,10 +108,9 @@ class TestTheBestAdapterIsHandedOver:
         assert training.adapter.losses == pytest.approx(no_further.adapter.losses, rel=1e-5)
         assert len(training.losses) == training.sequences_used > training.adapter_sequences
 
-    def test_where_all_steps_are_taken(self, trainer: Trainer) -> None:
-        # Its last steps hurt, and there are too few of them for a stop; the last one is no look's
-        # turn.
-        sequences = _GOING_ON_HURTS[:13]
+    def test_when_all_steps_are_taken(self, trainer: Trainer) -> None:
+        # The last steps hurt, but are too few for a stop; no evaluation is due after the last one.
+        sequences = _OVERTRAINED[:13]
 
         training = trainer.train(
             TrainingRequest(sequences, probe=Probe(tuple(_LEARNT), 0.5), learning_rate=_RATE)
@@ -120,18 +121,21 @@ class TestTheBestAdapterIsHandedOver:
         assert training.adapter_sequences == lowest(training)[0] < 13
         assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
 
-    def test_where_the_time_is_up(self, trainer: Trainer) -> None:
-        begun = threading.Event()
+    def test_when_the_time_is_up(self, tiny_llama: str) -> None:
+        trainer, clock = simulated_trainer_of(tiny_llama)
 
-        def slow(progress: TrainingProgress) -> None:
+        def use_up_the_time(progress: TrainingProgress) -> None:
             if progress.steps == 12:
-                begun.wait(0.5)  # longer than there is time
+                clock.now += 100.0
 
         training = trainer.train(
             TrainingRequest(
-                _GOING_ON_HURTS, seconds=0.4, probe=Probe(tuple(_LEARNT), 1e-9), learning_rate=_RATE
+                _OVERTRAINED,
+                seconds=100.0,
+                probe=Probe(tuple(_LEARNT), 1e-9),
+                learning_rate=_RATE,
             ),
-            on_step=slow,
+            on_step=use_up_the_time,
         )
 
         assert training.stop == "seconds"
@@ -139,14 +143,14 @@ class TestTheBestAdapterIsHandedOver:
         assert training.adapter_sequences == lowest(training)[0]
         assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
 
-    def test_where_training_diverges(self, trainer: Trainer) -> None:
+    def test_when_training_diverges(self, trainer: Trainer) -> None:
         def explode(hidden: torch.Tensor) -> None:
             hidden.fill_(math.nan)
 
         with failing_on_poison(trainer, explode):
             training = trainer.train(
                 TrainingRequest(
-                    [*_GOING_ON_HURTS[:12], [POISON] * 12],
+                    [*_OVERTRAINED[:12], [POISON] * 12],
                     probe=Probe(tuple(_LEARNT), 0.5),
                     learning_rate=_RATE,
                 )
@@ -156,35 +160,37 @@ class TestTheBestAdapterIsHandedOver:
         assert training.adapter_sequences == lowest(training)[0] < 12
         assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
 
-    def test_where_the_slot_was_given_up_meanwhile(self, tiny_llama: str) -> None:
+    def test_when_the_request_was_preempted(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
-        watch = Probe(tuple(_LEARNT), 0.5)
+        probe = Probe(tuple(_LEARNT), 0.5)
         alone = trainer.train(
-            TrainingRequest(_GOING_ON_HURTS, seed=3, probe=watch, learning_rate=_RATE)
+            TrainingRequest(_OVERTRAINED, seed=3, probe=probe, learning_rate=_RATE)
         )
-        hurried = []
+        urgent = []
 
-        def ask(progress: TrainingProgress) -> None:
-            if progress.steps == alone.adapter_sequences + 1:  # the best is behind it
-                hurried.append(
-                    trainer.submit(TrainingRequest(SEQUENCES, seed=4, seconds=20.0, probe=watch))
+        def submit_urgent(progress: TrainingProgress) -> None:
+            # The best evaluation has just passed.
+            if progress.steps == alone.adapter_sequences + 1:
+                urgent.append(
+                    trainer.submit(TrainingRequest(SEQUENCES, seed=4, seconds=20.0, probe=probe))
                 )
 
-        overtaken = trainer.train(
-            TrainingRequest(_GOING_ON_HURTS, seed=3, probe=watch, learning_rate=_RATE), on_step=ask
+        preempted = trainer.train(
+            TrainingRequest(_OVERTRAINED, seed=3, probe=probe, learning_rate=_RATE),
+            on_step=submit_urgent,
         )
 
-        assert hurried[0].result(TIMEOUT).adapter is not None
-        assert_same(overtaken, alone)
-        assert overtaken.adapter_sequences == alone.adapter_sequences
+        assert urgent[0].result(TIMEOUT).adapter is not None
+        assert_same(preempted, alone)
+        assert preempted.adapter_sequences == alone.adapter_sequences
 
-    def test_of_an_adapter_that_is_trained_further(self, trainer: Trainer) -> None:
+    def test_when_training_starts_from_an_earlier_adapter(self, trainer: Trainer) -> None:
         earlier = trainer.train(TrainingRequest(_STEPS[:4], learning_rate=_RATE)).adapter
         assert earlier is not None
 
         training = trainer.train(
             TrainingRequest(
-                _GOING_ON_HURTS,
+                _OVERTRAINED,
                 start=earlier.weights,
                 probe=Probe(tuple(_LEARNT), 0.5),
                 learning_rate=_RATE,
@@ -197,19 +203,17 @@ class TestTheBestAdapterIsHandedOver:
         assert training.adapter_sequences == lowest(training)[0] < training.sequences_used
         assert loss_of(trainer, training) == pytest.approx(lowest(training)[1], rel=1e-5)
 
-    def test_to_nobody_who_has_left(self, trainer: Trainer) -> None:
+    def test_but_not_to_a_cancelled_request(self, trainer: Trainer) -> None:
         cancelled = threading.Event()
 
-        def leave(progress: TrainingProgress) -> None:
+        def cancel(progress: TrainingProgress) -> None:
             if progress.steps == 12:
                 cancelled.set()
 
         training = trainer.train(
-            TrainingRequest(
-                _GOING_ON_HURTS, probe=Probe(tuple(_LEARNT), 1e-9), learning_rate=_RATE
-            ),
+            TrainingRequest(_OVERTRAINED, probe=Probe(tuple(_LEARNT), 1e-9), learning_rate=_RATE),
             cancelled=cancelled,
-            on_step=leave,
+            on_step=cancel,
         )
 
         assert (training.adapter, training.stop, training.adapter_sequences) == (
@@ -220,9 +224,9 @@ class TestTheBestAdapterIsHandedOver:
 
 
 class TestWithoutAGain:
-    """It is told whether it has helped; what is trained is what would be trained unwatched."""
+    """The probe is only measured; the training is the same as without it."""
 
-    def test_there_is_one_look_before_and_one_after(self, trainer: Trainer) -> None:
+    def test_the_probe_is_evaluated_once_before_and_once_after(self, trainer: Trainer) -> None:
         training = trainer.train(TrainingRequest(_STEPS, seed=3, probe=Probe(tuple(_LEARNT))))
 
         (none, before), (all_of_them, after) = training.probe_losses
@@ -234,23 +238,17 @@ class TestWithoutAGain:
             training.probe_losses[1][1],
         )
 
-    def test_the_last_adapter_is_handed_over_even_where_going_on_hurts(
-        self, trainer: Trainer
-    ) -> None:
+    def test_the_last_adapter_is_returned_even_if_more_steps_hurt(self, trainer: Trainer) -> None:
         training = trainer.train(
-            TrainingRequest(
-                _GOING_ON_HURTS, seed=3, probe=Probe(tuple(_LEARNT)), learning_rate=_RATE
-            )
+            TrainingRequest(_OVERTRAINED, seed=3, probe=Probe(tuple(_LEARNT)), learning_rate=_RATE)
         )
 
         assert_same(
-            training, trainer.train(TrainingRequest(_GOING_ON_HURTS, seed=3, learning_rate=_RATE))
+            training, trainer.train(TrainingRequest(_OVERTRAINED, seed=3, learning_rate=_RATE))
         )
-        assert training.adapter_sequences == training.sequences_used == len(_GOING_ON_HURTS)
+        assert training.adapter_sequences == training.sequences_used == len(_OVERTRAINED)
 
-    def test_the_last_look_shares_a_forward_pass_with_the_check_of_the_adapter(
-        self, trainer: Trainer
-    ) -> None:
+    def test_the_last_evaluation_shares_the_final_forward_pass(self, trainer: Trainer) -> None:
         passes: list[int] = []
         hook = trainer.base.model.base_model.register_forward_pre_hook(
             lambda _, given: passes.append(len(given[0]))
@@ -260,11 +258,10 @@ class TestWithoutAGain:
         finally:
             hook.remove()
 
-        assert passes == [1, 1, 1, 2]  # the look before, two steps, and both at the end
+        # The first evaluation, two steps, and the final evaluation with the probe.
+        assert passes == [1, 1, 1, 2]
 
-    def test_a_look_that_there_is_no_time_for_is_left_out_rather_than_the_step(
-        self, trainer: Trainer
-    ) -> None:
+    def test_a_probe_without_time_is_dropped_rather_than_the_step(self, trainer: Trainer) -> None:
         with trainer._loop.model_lock:
             trainer._loop.times.forget()
             for length in (12, 24, 12, 24):
@@ -280,7 +277,7 @@ class TestWithoutAGain:
         assert training.before_and_after is None
 
 
-def test_it_tells_what_the_adapter_makes_of_what_is_watched(trainer: Trainer) -> None:
+def test_the_reported_losses_are_the_adapters(trainer: Trainer) -> None:
     nats = {0: trainer.nats(_LEARNT, 1)}
 
     def score(progress: TrainingProgress) -> None:
@@ -295,16 +292,16 @@ def test_it_tells_what_the_adapter_makes_of_what_is_watched(trainer: Trainer) ->
         assert loss == pytest.approx(nats[used] / (len(_LEARNT) - 1), rel=1e-5)
 
 
-def test_in_company_it_ends_as_it_does_alone(trainer: Trainer) -> None:
+def test_early_stopping_is_the_same_in_a_batch_as_alone(trainer: Trainer) -> None:
     options = [
         {"probe": Probe(tuple(_LEARNT), gain), "learning_rate": rate}
         for gain in (90.0, 1.5, 0.01, None)
         for rate in (3e-3, _RATE)
     ]
-    alone = [trainer.train(TrainingRequest(_GOING_ON_HURTS, **each)) for each in options]  # type: ignore[arg-type]
+    alone = [trainer.train(TrainingRequest(_OVERTRAINED, **each)) for each in options]  # type: ignore[arg-type]
 
     with paused(trainer):
-        futures = [trainer.submit(TrainingRequest(_GOING_ON_HURTS, **each)) for each in options]  # type: ignore[arg-type]
+        futures = [trainer.submit(TrainingRequest(_OVERTRAINED, **each)) for each in options]  # type: ignore[arg-type]
     together = [future.result(TIMEOUT) for future in futures]
 
     for one, other in zip(together, alone, strict=True):
@@ -313,9 +310,9 @@ def test_in_company_it_ends_as_it_does_alone(trainer: Trainer) -> None:
         assert [used for used, _ in one.probe_losses] == [used for used, _ in other.probe_losses]
 
 
-def test_a_look_that_fails_is_that_requests_end_alone(trainer: Trainer) -> None:
+def test_a_failing_evaluation_ends_only_that_request(trainer: Trainer) -> None:
     def broken(_: torch.Tensor) -> None:
-        raise RuntimeError("no")
+        raise RuntimeError("a broken kernel")
 
     alone = trainer.train(TrainingRequest(other_requests(1)[0], probe=Probe(tuple(_LEARNT), 1e-9)))
 
@@ -325,12 +322,12 @@ def test_a_look_that_fails_is_that_requests_end_alone(trainer: Trainer) -> None:
             healthy = trainer.submit(
                 TrainingRequest(other_requests(1)[0], probe=Probe(tuple(_LEARNT), 1e-9))
             )
-        with pytest.raises(RuntimeError, match="no"):
+        with pytest.raises(RuntimeError, match="a broken kernel"):
             poisoned.result(TIMEOUT)
         assert_same(healthy.result(TIMEOUT), alone)
 
 
-def test_a_look_that_is_not_finite_is_a_divergence_and_never_told(trainer: Trainer) -> None:
+def test_a_probe_loss_that_is_not_finite_is_a_divergence(trainer: Trainer) -> None:
     def explode(hidden: torch.Tensor) -> None:
         hidden.fill_(math.nan)
 
@@ -340,7 +337,7 @@ def test_a_look_that_is_not_finite_is_a_divergence_and_never_told(trainer: Train
     assert (training.stop, training.adapter, training.probe_losses) == ("diverged", None, ())
 
 
-def test_of_a_long_text_the_end_is_watched(trainer: Trainer) -> None:
+def test_the_end_of_a_long_probe_is_used(trainer: Trainer) -> None:
     long = tuple(_LEARNT) * 20
 
     training = trainer.train(TrainingRequest(_STEPS[:2], probe=Probe(long, 1e-9)))
@@ -357,12 +354,12 @@ def test_an_invalid_gain_is_refused(trainer: Trainer, gain: float) -> None:
         trainer.submit(TrainingRequest(_STEPS, probe=Probe(tuple(_LEARNT), gain)))
 
 
-def test_one_token_cannot_be_watched(trainer: Trainer) -> None:
+def test_a_probe_of_one_token_is_refused(trainer: Trainer) -> None:
     with pytest.raises(ValueError, match="tokens"):
         trainer.submit(TrainingRequest(_STEPS, probe=Probe((1,), 1.0)))
 
 
-def test_adapters_are_equal_whether_or_not_they_are_watched(trainer: Trainer) -> None:
+def test_a_probe_does_not_change_the_adapter(trainer: Trainer) -> None:
     probe_losses = trainer.train(TrainingRequest(_STEPS, seed=5, probe=Probe(tuple(_LEARNT), 1e-9)))
 
     assert_same(
@@ -372,7 +369,7 @@ def test_adapters_are_equal_whether_or_not_they_are_watched(trainer: Trainer) ->
 
 @pytest.mark.parametrize("rate", [3e-3, _RATE])
 @pytest.mark.parametrize("gain", [0.05, 0.5, 2.0])
-def test_what_is_foretold_from_known_losses_is_what_is_done(
+def test_a_simulation_from_known_losses_predicts_the_training(
     trainer: Trainer, gain: float, rate: float
 ) -> None:
     losses = [trainer.nats(_LEARNT, 1)]
@@ -380,12 +377,10 @@ def test_what_is_foretold_from_known_losses_is_what_is_done(
     def score(progress: TrainingProgress) -> None:
         losses.append(trainer.nats(_LEARNT, 1, trainer.export(progress.slot)))
 
-    trainer.train(TrainingRequest(_GOING_ON_HURTS, seed=3, learning_rate=rate), on_step=score)
+    trainer.train(TrainingRequest(_OVERTRAINED, seed=3, learning_rate=rate), on_step=score)
 
     training = trainer.train(
-        TrainingRequest(
-            _GOING_ON_HURTS, seed=3, learning_rate=rate, probe=Probe(tuple(_LEARNT), gain)
-        )
+        TrainingRequest(_OVERTRAINED, seed=3, learning_rate=rate, probe=Probe(tuple(_LEARNT), gain))
     )
 
     assert (training.sequences_used, training.adapter_sequences) == simulate(losses, gain)

@@ -1,4 +1,4 @@
-"""The schedule: the most urgent first, everyone in time, nobody for ever behind others."""
+"""The scheduler: most urgent first, deadlines met, no request starved."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from adapters.early_stopping import EarlyStopping
 from adapters.scheduler import PATIENCE, Job, Scheduler, TrainingTimes
 from adapters.training import Probe, TrainingRequest, TrainingStop
 
-_FIXED, _EACH = 0.01, 1e-4  # seconds of a step, and of each of its tokens
-_ENDING = 0.3  # of that
+# Seconds of a step, and of each of its tokens.
+_FIXED, _EACH = 0.01, 1e-4
+# Time of an evaluation relative to a step of the same tokens.
+_EVALUATION = 0.3
 
 
 def times() -> TrainingTimes:
-    """What steps, looks and endings take on a machine without noise."""
+    """Times of steps and evaluations on a machine without noise."""
     times = TrainingTimes()
     for tokens in (64, 256, 64, 256):
         times.step.observe(tokens, _FIXED + _EACH * tokens)
-        times.probe.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
-        times.final.observe(tokens, _ENDING * (_FIXED + _EACH * tokens))
+        times.probe.observe(tokens, _EVALUATION * (_FIXED + _EACH * tokens))
+        times.final.observe(tokens, _EVALUATION * (_FIXED + _EACH * tokens))
     return times
 
 
-def schedule_of(slots: int = 8, most_tokens: int = 2048) -> Scheduler:
+def scheduler_of(slots: int = 8, most_tokens: int = 2048) -> Scheduler:
     return Scheduler(slots, most_tokens, times())
 
 
@@ -44,8 +46,8 @@ def job(
     return Job(TrainingRequest(sequences, seconds=seconds, plan=plan), arrived, cancelled)
 
 
-def schedule_with(*jobs: Job, slots: int = 8, most_tokens: int = 2048) -> Scheduler:
-    schedule = schedule_of(slots, most_tokens)
+def scheduler_with(*jobs: Job, slots: int = 8, most_tokens: int = 2048) -> Scheduler:
+    schedule = scheduler_of(slots, most_tokens)
     for one in jobs:
         schedule.add(one)
     schedule.admit()
@@ -59,7 +61,7 @@ def padded_and_real(jobs: Sequence[Job]) -> tuple[int, int]:
 
 
 def take_step(jobs: Sequence[Job]) -> float:
-    """Everyone takes a step; how long that took."""
+    """Take a step of each job, and return its seconds."""
     padded, _ = padded_and_real(jobs)
     for one in jobs:
         one.sequences_used += len(one.step.sequences)
@@ -68,33 +70,33 @@ def take_step(jobs: Sequence[Job]) -> float:
 
 
 class TestBatches:
-    """Who takes a step together."""
+    """The jobs that take a step together."""
 
-    def test_those_of_a_like_length_go_together(self) -> None:
+    def test_sequences_of_similar_length_share_a_batch(self) -> None:
         jobs = [job([100]), job([90]), job([80])]
 
-        assert schedule_with(*jobs).batch(0.0) == jobs
+        assert scheduler_with(*jobs).batch(0.0) == jobs
 
-    def test_the_most_urgent_goes_first_and_others_as_they_fit(self) -> None:
+    def test_the_most_urgent_is_in_the_batch_and_others_as_they_fit(self) -> None:
         late, soon, between = job([100], seconds=9), job([30], seconds=1), job([28], seconds=5)
 
-        assert schedule_with(late, soon, between).batch(0.0) == [soon, between]
+        assert scheduler_with(late, soon, between).batch(0.0) == [soon, between]
 
     def test_no_more_than_a_quarter_is_padding(self) -> None:
-        assert len(schedule_with(job([100]), job([50])).batch(0.0)) == 2
-        assert len(schedule_with(job([100]), job([49])).batch(0.0)) == 1
+        assert len(scheduler_with(job([100]), job([50])).batch(0.0)) == 2
+        assert len(scheduler_with(job([100]), job([49])).batch(0.0)) == 1
 
-    def test_no_more_tokens_than_said_but_for_who_needs_them_alone(self) -> None:
+    def test_a_batch_exceeds_its_tokens_only_for_a_single_request(self) -> None:
         assert (
-            len(schedule_with(job([100]), job([100]), job([100]), most_tokens=200).batch(0.0)) == 2
+            len(scheduler_with(job([100]), job([100]), job([100]), most_tokens=200).batch(0.0)) == 2
         )
-        assert len(schedule_with(job([300]), job([300]), most_tokens=200).batch(0.0)) == 1
+        assert len(scheduler_with(job([300]), job([300]), most_tokens=200).batch(0.0)) == 1
 
-    def test_no_more_than_memory_holds_but_for_who_is_alone(self) -> None:
-        asked: list[tuple[int, int]] = []
+    def test_a_batch_exceeds_memory_only_for_a_single_request(self) -> None:
+        checked: list[tuple[int, int]] = []
 
         def holds(rows: int, tokens: int) -> bool:
-            asked.append((rows, tokens))
+            checked.append((rows, tokens))
             return rows < 3
 
         schedule = Scheduler(8, 2048, times(), holds)
@@ -103,40 +105,40 @@ class TestBatches:
         schedule.admit()
 
         assert len(schedule.batch(0.0)) == 2
-        assert asked == [(2, 100), (3, 100), (5, 100)]
+        assert checked == [(2, 100), (3, 100), (5, 100)]
 
-    def test_nobody_joins_who_would_make_another_late(self) -> None:
+    def test_no_request_joins_that_would_make_another_late(self) -> None:
         # Alone the urgent one's step takes 20 ms and its ending 6; with the other 30, and 6.
         tight, ample = job([100], seconds=0.028), job([100], seconds=0.1)
 
-        assert schedule_with(tight, job([100])).batch(0.0) == [tight]
-        assert len(schedule_with(ample, job([100])).batch(0.0)) == 2
+        assert scheduler_with(tight, job([100])).batch(0.0) == [tight]
+        assert len(scheduler_with(ample, job([100])).batch(0.0)) == 2
 
-    def test_who_takes_a_gradient_again_fits_with_anyone(self) -> None:
+    def test_a_step_with_a_reused_gradient_fits_any_batch(self) -> None:
         again, short = job([10, 10], plan="reuse"), job([100] * 2, arrived=1.0)
-        schedule = schedule_with(again, short)
+        schedule = scheduler_with(again, short)
         take_step([again])
 
         assert again.rows == []
         assert schedule.batch(1.0) == [again, short]
 
-    def test_batched_steps_bring_all_their_rows(self) -> None:
+    def test_a_batched_step_has_all_its_rows(self) -> None:
         many = job([20] * 7, plan="batched")
 
-        assert padded_and_real(schedule_with(many, job([20])).batch(0.0)) == (120, 120)
+        assert padded_and_real(scheduler_with(many, job([20])).batch(0.0)) == (120, 120)
 
-    def test_nobody_there_is_nobody_chosen(self) -> None:
-        assert schedule_of().batch(0.0) == []
-        assert schedule_of().finished(0.0) == []
-        assert schedule_of().admit() == []
+    def test_an_empty_scheduler_chooses_nothing(self) -> None:
+        assert scheduler_of().batch(0.0) == []
+        assert scheduler_of().finished(0.0) == []
+        assert scheduler_of().admit() == []
 
 
 class TestSlots:
-    """A slot is one request's as long as it trains."""
+    """A slot belongs to one job while it trains."""
 
     def test_the_most_urgent_get_them(self) -> None:
         jobs = [job([10]), job([10], seconds=3), job([10], seconds=1), job([10], seconds=2)]
-        schedule = schedule_of(slots=2)
+        schedule = scheduler_of(slots=2)
         for one in jobs:
             schedule.add(one)
 
@@ -144,9 +146,9 @@ class TestSlots:
         assert [one.slot for one in jobs] == [None, None, 0, 1]
         assert schedule.admit() == []
 
-    def test_who_leaves_makes_room(self) -> None:
+    def test_a_removed_request_frees_its_slot(self) -> None:
         first, second = job([10]), job([10], arrived=1.0)
-        schedule = schedule_with(first, second, slots=1)
+        schedule = scheduler_with(first, second, slots=1)
 
         schedule.remove(first)
 
@@ -154,9 +156,9 @@ class TestSlots:
         assert schedule.admit() == [second]
         assert second.assigned_slot == 0
 
-    def test_who_waits_can_leave_too(self) -> None:
+    def test_a_waiting_request_can_be_removed(self) -> None:
         first, second = job([10]), job([10], arrived=1.0)
-        schedule = schedule_with(first, second, slots=1)
+        schedule = scheduler_with(first, second, slots=1)
 
         schedule.remove(second)
 
@@ -164,12 +166,12 @@ class TestSlots:
         assert first.slot == 0
 
 
-class TestEndings:
-    """Who takes no further step, and why."""
+class TestFinishing:
+    """The jobs that take no further step, and why."""
 
-    def test_all_steps_taken(self) -> None:
+    def test_all_steps_are_taken(self) -> None:
         one = job([10])
-        schedule = schedule_with(one)
+        schedule = scheduler_with(one)
         assert schedule.finished(0.0) == []
 
         take_step([one])
@@ -179,13 +181,13 @@ class TestEndings:
     def test_no_steps_to_take(self) -> None:
         one = job([])
 
-        assert schedule_with(one).finished(0.0) == [(one, "steps")]
+        assert scheduler_with(one).finished(0.0) == [(one, "steps")]
 
     @pytest.mark.parametrize("slots", [1, 8])
-    def test_no_time_for_another_step_and_the_ending(self, slots: int) -> None:
+    def test_no_time_for_another_step_and_the_final_evaluation(self, slots: int) -> None:
         # Also of those that wait. A step of 100 tokens takes 20 ms, its ending 6.
         first, second = job([100] * 2, seconds=1.0), job([100] * 2, arrived=0.5, seconds=1.0)
-        schedule = schedule_with(first, second, slots=slots)
+        schedule = scheduler_with(first, second, slots=slots)
 
         assert schedule.finished(0.97) == []
         assert schedule.finished(0.98) == [(first, "seconds")]
@@ -198,39 +200,41 @@ class TestEndings:
             job([10], cancelled=threading.Event()),
             job([10], arrived=1.0, cancelled=cancelled),
         )
-        schedule = schedule_with(first, second, slots=slots)
+        schedule = scheduler_with(first, second, slots=slots)
 
         cancelled.set()
 
         assert schedule.finished(0.0) == [(second, "cancelled")]
 
-    def test_cancelling_is_told_before_all_else(self) -> None:
+    def test_cancelled_takes_precedence(self) -> None:
         cancelled = threading.Event()
         cancelled.set()
         one = job([10], seconds=-1.0, cancelled=cancelled)
         take_step([one])
 
-        assert schedule_with(one).finished(5.0) == [(one, "cancelled")]
+        assert scheduler_with(one).finished(5.0) == [(one, "cancelled")]
 
 
 class TestTheFirstStep:
-    """It is refused only where such steps, as they went lately, do not fit."""
+    """The first step is refused only if such steps typically do not fit."""
 
     @staticmethod
     def uneven() -> TrainingTimes:
-        """A machine on which one step in five takes four times as long; so what is expected is four
-        times typical.
-        """
+        """Times of a machine on which one step in five takes four times as long as typical."""
         times = TrainingTimes()
         for n in range(60):
-            for each, share in ((times.step, 1.0), (times.probe, _ENDING), (times.final, _ENDING)):
+            for each, share in (
+                (times.step, 1.0),
+                (times.probe, _EVALUATION),
+                (times.final, _EVALUATION),
+            ):
                 for tokens in (64, 256):
                     each.observe(
                         tokens, share * (_FIXED + _EACH * tokens) * (4 if n % 5 == 0 else 1)
                     )
         return times
 
-    def test_is_taken_where_it_usually_fits_and_no_further_one_is(self) -> None:
+    def test_it_is_taken_if_it_typically_fits_but_no_further_one_is(self) -> None:
         times = self.uneven()
         typical = times.step.typical(100) + times.final.typical(100)
         one = job([100] * 5, seconds=1.1 * typical)
@@ -244,7 +248,7 @@ class TestTheFirstStep:
 
         assert schedule.finished(0.0) == [(one, "seconds")]
 
-    def test_is_refused_where_it_does_not(self) -> None:
+    def test_it_is_refused_if_it_typically_does_not_fit(self) -> None:
         times = self.uneven()
         one = job([100] * 5, seconds=0.9 * (times.step.typical(100) + times.final.typical(100)))
         schedule = Scheduler(8, 2048, times)
@@ -252,31 +256,31 @@ class TestTheFirstStep:
 
         assert schedule.finished(0.0) == [(one, "seconds")]
 
-    def test_a_look_is_left_out_rather_than_it(self) -> None:
-        # Of 100 tokens; the ending scores two rows, or 6 ms without a look.
-        step, look, ending = 0.02, 0.006, 0.012
-        for seconds, watched in (
-            (step + look + ending, True),
-            (step + look + ending - 0.004, False),
+    def test_the_probe_is_dropped_rather_than_the_step(self) -> None:
+        # For 100 tokens; the final evaluation has two rows with a probe, or takes 6 ms without.
+        step, probe, final = 0.02, 0.006, 0.012
+        for seconds, has_probe in (
+            (step + probe + final, True),
+            (step + probe + final - 0.004, False),
         ):
             one = job([100] * 5, seconds=seconds + 1e-6)
             one.probe = Probe(tuple(range(100)))
-            schedule = schedule_with(one)
+            schedule = scheduler_with(one)
 
             assert schedule.finished(0.0) == []
-            assert (one.probe is not None) == watched
+            assert (one.probe is not None) == has_probe
 
 
-def test_a_look_counts_towards_the_seconds() -> None:
+def test_a_probe_evaluation_counts_towards_the_seconds() -> None:
     one = job([100] * 5, seconds=0.0)
     one.probe = Probe(tuple(range(100)), 1e-9)
     one.stopping = EarlyStopping(1e-9)
-    schedule = schedule_with(one)
+    schedule = scheduler_with(one)
     one.stopping.record(0, 0, 2.0)
     take_step([one])
 
-    # The second step brings a look with it: 20 ms, 6 for that, and an ending of two rows.
-    fits = 0.02 + 0.006 + _ENDING * (_FIXED + _EACH * 200)
+    # The second step takes 20 ms, its probe evaluation 6 ms; the final evaluation has two rows.
+    fits = 0.02 + 0.006 + _EVALUATION * (_FIXED + _EACH * 200)
     one.deadline = fits + 1e-6
     assert schedule.finished(0.0) == []
     one.deadline = fits - 1e-6
@@ -286,10 +290,12 @@ def test_a_look_counts_towards_the_seconds() -> None:
 requests = st.lists(
     st.tuples(
         st.lists(st.integers(2, 300), max_size=6),
-        st.floats(0, 1.0),  # comes, after the one before
+        # Seconds after the arrival of the one before.
+        st.floats(0, 1.0),
         st.sampled_from([-1.0, 0.0, 0.02, 0.1, 0.5, 3.0, math.inf]),
         st.sampled_from(["sequential", "batched", "reuse"]),
-        st.booleans(),  # cancelled some time
+        # Whether it is cancelled at some time.
+        st.booleans(),
     ),
     max_size=20,
 )
@@ -297,12 +303,12 @@ requests = st.lists(
 
 @settings(deadline=None)
 @given(requests, st.integers(1, 4), st.sampled_from([64, 512, 2048]), st.integers(0, 2**16))
-def test_whoever_comes(
+def test_invariants_hold_for_any_requests(
     pairs: list[tuple[list[int], float, float, str, bool]], slots: int, most_tokens: int, seed: int
 ) -> None:
     # Arrange.
     random_ = random.Random(seed)
-    schedule, now, arrived = schedule_of(slots, most_tokens), 0.0, 0.0
+    schedule, now, arrived = scheduler_of(slots, most_tokens), 0.0, 0.0
     upcoming: list[Job] = []
     for lengths, after, seconds, how, is_cancelled in pairs:
         arrived += after
@@ -350,7 +356,7 @@ def test_whoever_comes(
                 one.cancelled.set()
         now += take_step(batch)
         longest = max(max(map(len, one.sequences)) for one in batch)
-        ending = _ENDING * (_FIXED + _EACH * longest)
+        ending = _EVALUATION * (_FIXED + _EACH * longest)
         assert all(now + ending <= one.deadline + 1e-6 for one in batch)
 
     # Assert: everyone ended in one of their ways, and all slots are free.
@@ -366,12 +372,12 @@ def test_whoever_comes(
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 @pytest.mark.parametrize("length", [20, 100])
-def test_who_has_no_deadline_is_not_starved_by_a_stream_of_those_in_a_hurry(
+def test_a_request_without_a_deadline_is_not_starved_by_urgent_ones(
     slots: int, length: int
 ) -> None:
     # Arrange: every twentieth of a second one comes who wants 20 steps within a second: more than
     # can be done.
-    schedule, now, next_one = schedule_of(slots, most_tokens=100), 0.0, 0.0
+    schedule, now, next_one = scheduler_of(slots, most_tokens=100), 0.0, 0.0
     patient = job([length] * 10)
     schedule.add(patient)
 
@@ -390,9 +396,9 @@ def test_who_has_no_deadline_is_not_starved_by_a_stream_of_those_in_a_hurry(
     assert now <= PATIENCE + 2.0
 
 
-def test_who_is_in_a_hurry_is_not_starved_by_those_with_many_steps() -> None:
+def test_an_urgent_request_is_not_starved_by_long_ones() -> None:
     # Seven others have all the time, and sequences that do not go together with short ones.
-    schedule, now = schedule_with(*(job([300] * 50) for _ in range(7))), 1.0
+    schedule, now = scheduler_with(*(job([300] * 50) for _ in range(7))), 1.0
     hurried = job([20] * 20, arrived=1.0, seconds=1.0)
     schedule.add(hurried)
     schedule.admit()
@@ -403,8 +409,8 @@ def test_who_is_in_a_hurry_is_not_starved_by_those_with_many_steps() -> None:
     assert finished == {hurried: "steps"}
 
 
-class TestGivingUpASlot:
-    def test_the_least_urgent_does_for_a_newcomer_in_a_hurry_and_goes_on_later(self) -> None:
+class TestPreemption:
+    def test_the_least_urgent_is_preempted_and_continues_later(self) -> None:
         patient, deadlined, hurried = (
             job([100] * 9, arrived=1.0),
             job([100] * 9, seconds=5.0),
@@ -424,7 +430,7 @@ class TestGivingUpASlot:
         assert schedule.preempt() == []
         assert schedule.admit() == [patient]
 
-    def test_nobody_does_for_one_no_more_urgent_or_while_slots_are_free(self) -> None:
+    def test_no_request_is_preempted_for_a_less_urgent_one_or_with_free_slots(self) -> None:
         first, later = job([100], arrived=1.0), job([100], arrived=2.0)
         schedule = Scheduler(1, 2048, times())
         schedule.add(first)

@@ -1,6 +1,4 @@
-"""Adapters that are trained further: single steps from where an earlier one ended, with moments of
-their own.
-"""
+"""Training from an earlier adapter: single steps from its weights, with new Adam moments."""
 
 from __future__ import annotations
 
@@ -39,8 +37,8 @@ def bytes_of(training: TrainingResult) -> bytes:
     return training.adapter.weights
 
 
-class TestWhereItBegins:
-    def test_it_is_peft_begun_with_the_earlier_weights_and_a_new_adam(
+class TestStart:
+    def test_it_equals_peft_with_the_earlier_weights_and_new_moments(
         self, base: Base, base_trainer: Trainer
     ) -> None:
         start = trained(base_trainer)
@@ -53,8 +51,10 @@ class TestWhereItBegins:
         assert training.losses == pytest.approx(plain.losses, rel=1e-4)
         assert_close(weights_of(training), plain.weights)
 
-    def test_it_is_neither_a_fresh_one_nor_one_training_of_both(self, trainer: Trainer) -> None:
-        # One training of both would have carried Adam's moments over.
+    def test_it_differs_from_a_fresh_adapter_and_from_one_long_training(
+        self, trainer: Trainer
+    ) -> None:
+        # One long training would have carried Adam's moments over.
         training = trainer.train(TrainingRequest(_LATER, seed=7, start=trained(trainer)))
 
         fresh, both = (
@@ -65,7 +65,7 @@ class TestWhereItBegins:
         assert training.losses[0] == pytest.approx(both.losses[len(_EARLIER)], rel=1e-4)
         assert training.losses[0] != pytest.approx(fresh.losses[0], rel=1e-4)
 
-    def test_its_losses_and_steps_are_those_of_this_training_alone(self, trainer: Trainer) -> None:
+    def test_losses_and_steps_are_of_this_training_alone(self, trainer: Trainer) -> None:
         start = trained(trainer)
         before = trainer.nats(_LATER[0], 1, start) / (len(_LATER[0]) - 1)
 
@@ -80,19 +80,19 @@ class TestWhereItBegins:
         )
         assert training.losses[0] == pytest.approx(before, rel=1e-5)
 
-    @pytest.mark.parametrize("how", PLANS)
-    def test_from_a_fresh_one_it_is_what_a_fresh_one_becomes(
-        self, base: Base, base_trainer: Trainer, how: str
+    @pytest.mark.parametrize("plan", PLANS)
+    def test_starting_from_initial_weights_equals_a_fresh_adapter(
+        self, base: Base, base_trainer: Trainer, plan: str
     ) -> None:
         repeated = SEQUENCES[:3] * 2
 
         further = base_trainer.train(
-            TrainingRequest(repeated, plan=how, start=first_weights(base, seed=4))
+            TrainingRequest(repeated, plan=plan, start=first_weights(base, seed=4))
         )
 
-        assert_same(further, base_trainer.train(TrainingRequest(repeated, seed=4, plan=how)))
+        assert_same(further, base_trainer.train(TrainingRequest(repeated, seed=4, plan=plan)))
 
-    def test_the_seed_does_not_matter_then(self, trainer: Trainer) -> None:
+    def test_the_seed_has_no_effect(self, trainer: Trainer) -> None:
         start = trained(trainer)
 
         one, other = (
@@ -102,7 +102,7 @@ class TestWhereItBegins:
 
         assert bytes_of(one) == bytes_of(other)
 
-    def test_what_was_learnt_earlier_is_still_known(self, trainer: Trainer) -> None:
+    def test_earlier_training_is_not_forgotten(self, trainer: Trainer) -> None:
         earlier, later = SEQUENCES[0], SEQUENCES[5]
         start = trained(trainer, [earlier] * 30)
 
@@ -111,7 +111,7 @@ class TestWhereItBegins:
         assert trainer.nats(earlier, 1, further) < 0.8 * trainer.nats(earlier, 1)
         assert trainer.nats(later, 1, further) < trainer.nats(later, 1, start)
 
-    def test_turn_after_turn(self, base: Base, base_trainer: Trainer) -> None:
+    def test_repeated_starts_equal_peft(self, base: Base, base_trainer: Trainer) -> None:
         weights = first_weights(base, seed=0)
         expected = weights
         for sequence in SEQUENCES:
@@ -122,7 +122,7 @@ class TestWhereItBegins:
             assert_close(from_safetensors(weights), plain.weights)
             expected = weights
 
-    def test_the_earlier_adapter_stays_as_it_was(self, trainer: Trainer) -> None:
+    def test_the_earlier_weights_do_not_change(self, trainer: Trainer) -> None:
         start = trained(trainer)
         copy = bytes(bytearray(start))
 
@@ -133,10 +133,10 @@ class TestWhereItBegins:
         assert name.weights != start
 
 
-class TestCompany:
-    """What it becomes does not depend on who trains beside it."""
+class TestConcurrency:
+    """The adapter does not depend on the requests beside it."""
 
-    def test_beside_fresh_ones_and_others_like_it(self, base: Base, base_trainer: Trainer) -> None:
+    def test_beside_fresh_and_started_adapters(self, base: Base, base_trainer: Trainer) -> None:
         starts = [None, trained(base_trainer), trained(base_trainer, SEQUENCES[2:4], seed=9), None]
         requests = other_requests(4)
         alone = [
@@ -156,7 +156,7 @@ class TestCompany:
         for training, expected in zip(trainings, alone, strict=True):
             assert_same(training, expected)
 
-    def test_whoever_has_its_slot_next_begins_afresh(self, tiny_llama: str) -> None:
+    def test_the_next_request_in_its_slot_starts_afresh(self, tiny_llama: str) -> None:
         trainer = trainer_of(tiny_llama, slots=1)
         fresh = bytes_of(trainer.train(TrainingRequest(_LATER, seed=1)))
 
@@ -164,32 +164,29 @@ class TestCompany:
 
         assert bytes_of(trainer.train(TrainingRequest(_LATER, seed=1))) == fresh
 
-    def test_it_may_wait_for_a_slot_and_give_it_up(self, tiny_llama: str) -> None:
-        # Arrange: one slot, which somebody has; the one that waits for it is then displaced after
-        # its fifth step.
+    def test_it_may_wait_for_a_slot_and_be_preempted(self, tiny_llama: str) -> None:
+        # Arrange: the only slot is taken; the waiting request is preempted after its fifth step.
         trainer = trainer_of(tiny_llama, slots=1)
         start, many = trained(trainer), SEQUENCES * 5
         alone = trainer.train(TrainingRequest(many, start=start))
-        hurried_alone = trainer.train(TrainingRequest(_LATER, start=start))
-        hurried, overtaken = [], threading.Event()
+        urgent_alone = trainer.train(TrainingRequest(_LATER, start=start))
+        urgent, preempted = [], threading.Event()
 
-        def ask(progress: TrainingProgress) -> None:
+        def submit_urgent(progress: TrainingProgress) -> None:
             if progress.steps == 5:
-                hurried.append(
-                    trainer.submit(TrainingRequest(_LATER, start=start, seconds=TIMEOUT))
-                )
-                hurried[0].add_done_callback(
-                    lambda _: overtaken.set() if not patient.done() else None
+                urgent.append(trainer.submit(TrainingRequest(_LATER, start=start, seconds=TIMEOUT)))
+                urgent[0].add_done_callback(
+                    lambda _: preempted.set() if not patient.done() else None
                 )
 
         # Act.
         with paused(trainer):
-            patient = trainer.submit(TrainingRequest(many, start=start), on_step=ask)
+            patient = trainer.submit(TrainingRequest(many, start=start), on_step=submit_urgent)
         training = patient.result(60)
 
         # Assert.
-        assert overtaken.is_set()
-        assert bytes_of(hurried[0].result(TIMEOUT)) == bytes_of(hurried_alone)
+        assert preempted.is_set()
+        assert bytes_of(urgent[0].result(TIMEOUT)) == bytes_of(urgent_alone)
         assert bytes_of(training) == bytes_of(alone)
 
     def test_without_time_for_a_step_there_is_no_adapter(self, trainer: Trainer) -> None:
@@ -199,7 +196,7 @@ class TestCompany:
 
 
 class TestRefusals:
-    """What it cannot begin with is refused before anything is queued."""
+    """An invalid start is refused before anything is queued."""
 
     def test_weights_of_another_rank_or_choice_of_projections(
         self, trainer: Trainer, tiny_llama: str
@@ -219,9 +216,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match="another model, rank or LoRA targets"):
             trainer.train(TrainingRequest(_LATER, start=first_weights(Base("gpt2", tiny_gpt2), 0)))
 
-    def test_weights_that_are_not_numbers_end_that_training_alone(self, trainer: Trainer) -> None:
+    def test_weights_with_nan_end_only_that_training(self, trainer: Trainer) -> None:
         mine = trained(trainer)
-        broken = mine[:-4] + b"\x00\x00\xc0\x7f"  # the last number is NaN
+        # The last number is NaN.
+        broken = mine[:-4] + b"\x00\x00\xc0\x7f"
         with paused(trainer):
             beside = trainer.submit(TrainingRequest(_LATER, seed=1))
             future = trainer.submit(TrainingRequest(_LATER, start=broken))

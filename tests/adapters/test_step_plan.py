@@ -1,4 +1,4 @@
-"""Plans: every sequence is learnt from once, in order, whatever a step is."""
+"""Training plans: every sequence is used once and in order."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_every_position_is_used_once_and_in_order(name: str, sequences: list[int
 
 
 @given(SEQUENCES)
-def test_sequential_is_a_step_for_each(sequences: list[int]) -> None:
+def test_sequential_has_one_step_per_sequence(sequences: list[int]) -> None:
     assert steps_of("sequential", sequences) == [
         Step((position,)) for position in range(len(sequences))
     ]
 
 
 @given(SEQUENCES)
-def test_batched_is_a_step_for_each_five(sequences: list[int]) -> None:
+def test_batched_has_one_step_per_five_sequences(sequences: list[int]) -> None:
     steps = steps_of("batched", sequences)
 
     assert len(steps) == math.ceil(len(sequences) / BATCH)
@@ -38,7 +38,7 @@ def test_batched_is_a_step_for_each_five(sequences: list[int]) -> None:
 
 
 @given(SEQUENCES)
-def test_reuse_takes_again_only_what_the_same_sequence_gave_before(sequences: list[int]) -> None:
+def test_reuse_takes_gradients_only_from_the_same_sequence(sequences: list[int]) -> None:
     steps = steps_of("reuse", sequences)
 
     for position, step in enumerate(steps):
@@ -52,7 +52,7 @@ def test_reuse_takes_again_only_what_the_same_sequence_gave_before(sequences: li
 
 
 @given(SEQUENCES)
-def test_reuse_computes_every_third_time_anew_and_never_older_ones_after(
+def test_reuse_computes_every_third_gradient_and_uses_the_latest(
     sequences: list[int],
 ) -> None:
     steps = steps_of("reuse", sequences)
@@ -72,7 +72,7 @@ def test_reuse_computes_every_third_time_anew_and_never_older_ones_after(
 
 
 @given(SEQUENCES)
-def test_reuse_keeps_nothing_that_nobody_takes(sequences: list[int]) -> None:
+def test_reuse_saves_only_gradients_that_are_reused(sequences: list[int]) -> None:
     steps = steps_of("reuse", sequences)
 
     assert {position for position, step in enumerate(steps) if step.is_reused} == {
@@ -80,14 +80,14 @@ def test_reuse_keeps_nothing_that_nobody_takes(sequences: list[int]) -> None:
     }
 
 
-def test_sequences_that_differ_are_never_taken_for_one_another() -> None:
+def test_different_sequences_share_no_gradient() -> None:
     assert steps_of("reuse", [(1, 2), (1, 2, 3), (1,), (2, 1)]) == steps_of(
         "sequential", [0, 1, 2, 3]
     )
 
 
 @pytest.mark.parametrize("name", ["", "Sequential", "random"])
-def test_a_plan_that_there_is_none_of_is_refused(name: str) -> None:
+def test_an_unknown_plan_is_refused(name: str) -> None:
     with pytest.raises(
         ValueError, match=f"unknown plan '{name}': one of sequential, batched, reuse"
     ):

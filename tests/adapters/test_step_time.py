@@ -1,4 +1,4 @@
-"""StepTime: a line through what was measured, and a margin from how far it was off."""
+"""StepTime: a linear prediction, and a margin from its recent errors."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ def measured(*steps: tuple[int, float]) -> StepTime:
     return time
 
 
-def test_before_anything_is_measured_it_expects_nothing() -> None:
+def test_without_observations_it_expects_zero() -> None:
     assert StepTime().expect(100) == 0.0
 
 
 @given(st.floats(1e-4, 1.0), st.floats(1e-7, 1e-2), st.lists(TOKENS, max_size=60), TOKENS)
-def test_what_is_a_line_is_found(fixed: float, each: float, sizes: list[int], asked: int) -> None:
+def test_a_linear_relation_is_recovered(
+    fixed: float, each: float, sizes: list[int], queried: int
+) -> None:
     time = measured(*((tokens, fixed + each * tokens) for tokens in (64, 256, 64, 256, *sizes)))
 
-    assert time.expect(asked) == pytest.approx(fixed + each * asked, rel=0.01)
+    assert time.expect(queried) == pytest.approx(fixed + each * queried, rel=0.01)
 
 
 @given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), TOKENS, TOKENS)
@@ -43,14 +45,16 @@ def test_more_tokens_never_take_less_time(
 
 
 @given(SECONDS, st.integers(1, 4096), TOKENS)
-def test_of_one_size_others_are_in_proportion(seconds: float, tokens: int, asked: int) -> None:
+def test_from_one_size_other_sizes_are_extrapolated_in_proportion(
+    seconds: float, tokens: int, queried: int
+) -> None:
     time = measured(*[(tokens, seconds)] * 5)
 
-    assert time.expect(asked) == pytest.approx(seconds * asked / tokens, rel=1e-6, abs=1e-9)
+    assert time.expect(queried) == pytest.approx(seconds * queried / tokens, rel=1e-6, abs=1e-9)
 
 
 @given(st.integers(0, 2**32))
-def test_nine_in_ten_steps_take_no_longer_than_is_said(seed: int) -> None:
+def test_nine_in_ten_steps_take_no_longer_than_expected(seed: int) -> None:
     # A machine that is busy now and then: one step in twelve takes three times as long.
     random_ = random.Random(seed)
     time, late = StepTime(), 0
@@ -68,7 +72,7 @@ def test_nine_in_ten_steps_take_no_longer_than_is_said(seed: int) -> None:
     assert late / 500 < 0.25
 
 
-def test_a_machine_that_becomes_slower_is_followed() -> None:
+def test_a_machine_that_becomes_slower_is_tracked() -> None:
     time = measured(*((tokens, 1e-5 * tokens) for tokens in (64, 256) * 100))
     for tokens in (64, 256) * 100:
         time.observe(tokens, 1e-4 * tokens)
@@ -76,7 +80,7 @@ def test_a_machine_that_becomes_slower_is_followed() -> None:
     assert time.expect(256) == pytest.approx(1e-4 * 256, rel=0.3)
 
 
-def test_a_machine_that_becomes_faster_is_followed() -> None:
+def test_a_machine_that_becomes_faster_is_tracked() -> None:
     time = measured(*((tokens, 1e-4 * tokens) for tokens in (64, 256) * 100))
     for tokens in (64, 256) * 200:
         time.observe(tokens, 1e-5 * tokens)
@@ -87,11 +91,10 @@ def test_a_machine_that_becomes_faster_is_followed() -> None:
 @given(
     st.lists(st.floats(1.0, 3.0), min_size=4, max_size=4), st.integers(16, 512), st.integers(1, 40)
 )
-def test_steps_without_tokens_do_not_make_the_others_long(
+def test_steps_without_tokens_do_not_inflate_others(
     noise: list[float], tokens: int, again: int
 ) -> None:
-    # Gradients taken again: where the line goes through nothing, their time is any number of times
-    # what it says.
+    # Steps with reused gradients: near a prediction of zero, ratios can be arbitrarily large.
     sizes = (tokens // 4, tokens) * 2
     time = measured(
         *((size, 1e-5 * size * times) for size, times in zip(sizes, noise, strict=True))
@@ -103,16 +106,14 @@ def test_steps_without_tokens_do_not_make_the_others_long(
 
 
 @given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), TOKENS)
-def test_what_is_typical_is_never_more_than_what_is_expected(
-    steps: list[tuple[int, float]], asked: int
-) -> None:
+def test_typical_is_never_more_than_expected(steps: list[tuple[int, float]], queried: int) -> None:
     time = measured(*steps)
 
-    assert 0 <= time.typical(asked) <= time.expect(asked)
+    assert 0 <= time.typical(queried) <= time.expect(queried)
 
 
 @given(st.lists(st.tuples(TOKENS, SECONDS), max_size=40), st.integers(1, 4096), SECONDS)
-def test_what_is_forgotten_has_no_part_in_what_is_expected(
+def test_forgotten_observations_have_no_effect(
     steps: list[tuple[int, float]], tokens: int, seconds: float
 ) -> None:
     time = measured(*steps)
@@ -124,14 +125,14 @@ def test_what_is_forgotten_has_no_part_in_what_is_expected(
     assert time.expect(tokens) == time.typical(tokens) == pytest.approx(seconds)
 
 
-def test_a_machine_that_pauses_now_and_then_makes_nothing_typical_of_it() -> None:
+def test_occasional_pauses_are_not_typical() -> None:
     time = measured(*((256, 0.4 if n % 5 == 0 else 0.1) for n in range(100)))
 
     assert time.expect(256) >= 0.39
     assert time.typical(256) <= 0.2
 
 
-def test_each_doubt_expects_less_until_a_step_is_measured() -> None:
+def test_each_doubt_lowers_typical_until_the_next_observation() -> None:
     time = measured(*[(256, 2.0)] * 8)
 
     expected = []
@@ -146,9 +147,7 @@ def test_each_doubt_expects_less_until_a_step_is_measured() -> None:
 
 
 @given(st.lists(SECONDS, min_size=1, max_size=40), TOKENS)
-def test_steps_without_tokens_alone_are_a_measure_of_those(
-    seconds: list[float], asked: int
-) -> None:
+def test_steps_without_tokens_alone_can_be_observed(seconds: list[float], queried: int) -> None:
     time = measured(*((0, one) for one in seconds))
 
-    assert min(seconds) * 0.5 <= time.expect(asked) <= 1e3 * max(seconds)
+    assert min(seconds) * 0.5 <= time.expect(queried) <= 1e3 * max(seconds)

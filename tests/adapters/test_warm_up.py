@@ -1,6 +1,4 @@
-"""Warming up: the slow first steps of a trainer, and those that were measured beside other work,
-are forgotten.
-"""
+"""Warming up: slow first steps, and steps measured beside other work, are forgotten."""
 
 from __future__ import annotations
 
@@ -16,15 +14,17 @@ from adapters.training import Probe, TrainingRequest
 from adapters.warm_up import warm_up
 from tests.adapters.trainers import SEQUENCES
 
-_EACH = 1e-4  # seconds a token of a warm step
+# Seconds per token of a warm step.
+_EACH = 1e-4
 
 
 class Scripted:
-    """A trainer with a clock of its own: its n-th step takes `times(n)` of what a warm one does."""
+    """A trainer on its own clock; its n-th step takes `slowdown(n)` times as long as a warm one."""
 
-    def __init__(self, times: Callable[[int], float]) -> None:
+    def __init__(self, slowdown: Callable[[int], float]) -> None:
         self.base: Any = SimpleNamespace(context=1024, vocabulary=100)
-        self.now, self.steps, self.times, self._slower = 0.0, 0, TrainingTimes(), times
+        self.now, self.steps, self.times = 0.0, 0, TrainingTimes()
+        self._slowdown = slowdown
 
     def clock(self) -> float:
         return self.now
@@ -34,7 +34,7 @@ class Scripted:
 
     def train(self, request: TrainingRequest) -> object:
         for sequence in request.sequences:
-            seconds = _EACH * len(sequence) * self._slower(self.steps)
+            seconds = _EACH * len(sequence) * self._slowdown(self.steps)
             for each, share in (
                 (self.times.step, 1.0),
                 (self.times.probe, 0.3),
@@ -47,7 +47,7 @@ class Scripted:
 
 
 def stops_at_once(times: TrainingTimes, seconds: float) -> bool:
-    """Whether a request with this many seconds and steps of 256 tokens would get none."""
+    """Whether a request with this time limit and steps of 256 tokens would get no step."""
     sequences = [list(range(256))] * 20
     job = Job(TrainingRequest(sequences, seconds=seconds), 0.0)
     schedule = Scheduler(8, 2048, times)
@@ -65,7 +65,7 @@ def test_slow_first_steps_are_forgotten(slow: int) -> None:
     assert not stops_at_once(trainer.times, seconds=2 * 256 * _EACH)
 
 
-def test_it_goes_on_while_steps_get_faster_but_not_for_ever() -> None:
+def test_rounds_continue_while_steps_get_faster_up_to_a_limit() -> None:
     trainer = Scripted(lambda n: 0.9**n)
 
     warm_up(trainer, trainer.clock)
@@ -73,7 +73,7 @@ def test_it_goes_on_while_steps_get_faster_but_not_for_ever() -> None:
     assert 10 < trainer.steps <= 30
 
 
-def test_a_slow_model_is_not_warmed_up_for_long() -> None:
+def test_a_slow_model_gets_few_rounds() -> None:
     trainer = Scripted(lambda n: 1e3 * 0.9**n)
 
     warm_up(trainer, trainer.clock)
@@ -81,7 +81,7 @@ def test_a_slow_model_is_not_warmed_up_for_long() -> None:
     assert trainer.steps == 10
 
 
-def test_a_trainer_that_was_measured_under_load_is_measured_anew(trainer: Trainer) -> None:
+def test_times_measured_under_load_are_replaced(trainer: Trainer) -> None:
     length = len(SEQUENCES[0])
     with trainer._loop.model_lock:
         for _ in range(40):
@@ -100,7 +100,7 @@ def test_a_trainer_that_was_measured_under_load_is_measured_anew(trainer: Traine
     assert (training.stop, len(training.losses), len(training.probe_losses)) == ("steps", 3, 2)
 
 
-def test_after_its_construction_a_request_gets_a_step_within_a_few_steps_time(
+def test_a_new_trainer_expects_realistic_step_times(
     trainer: Trainer,
 ) -> None:
     trainer.warm_up()

@@ -1,4 +1,4 @@
-"""What a step keeps is known before it is begun, and can be less."""
+"""The activation memory of a step is predicted, and can be reduced by checkpointing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bound(tiny_llama: str) -> tuple[BaseModel, LoraBank]:
 
 
 @pytest.mark.parametrize("tokens", [5, 16, 40, 64])
-def test_a_rows_bytes_are_foretold(bound: tuple[BaseModel, LoraBank], tokens: int) -> None:
+def test_a_rows_bytes_are_predicted(bound: tuple[BaseModel, LoraBank], tokens: int) -> None:
     base, bank = bound
     with bank.bind([0]):
         memory = ActivationMemory(base, limit=1 << 30)
@@ -30,7 +30,7 @@ def test_a_rows_bytes_are_foretold(bound: tuple[BaseModel, LoraBank], tokens: in
     assert memory.checkpointed_bytes(tokens) < memory.row_bytes(tokens)
 
 
-def test_layer_by_layer_less_is_kept_for_the_same_gradient(
+def test_checkpointing_saves_less_for_the_same_gradient(
     bound: tuple[BaseModel, LoraBank],
 ) -> None:
     base, bank = bound
@@ -50,7 +50,7 @@ def test_layer_by_layer_less_is_kept_for_the_same_gradient(
     assert kept[1] < kept[0] / 2
 
 
-def test_what_is_free_decides_where_nobody_says(bound: tuple[BaseModel, LoraBank]) -> None:
+def test_the_default_limit_follows_free_memory(bound: tuple[BaseModel, LoraBank]) -> None:
     base, bank = bound
     with bank.bind([0]):
         memory, small = ActivationMemory(base), ActivationMemory(base, limit=1)
@@ -60,7 +60,7 @@ def test_what_is_free_decides_where_nobody_says(bound: tuple[BaseModel, LoraBank
     assert not small.fits(1, 2)
 
 
-def test_a_containers_limit_counts(tmp_path: Path) -> None:
+def test_a_containers_limit_is_respected(tmp_path: Path) -> None:
     assert free_bytes(tmp_path) > 1 << 20
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 400\n")
     (tmp_path / "memory.current").write_text("1000\n")

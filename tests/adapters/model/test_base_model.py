@@ -1,6 +1,4 @@
-"""The base model: rows of any length give the losses they give alone, whatever the model does with
-its logits.
-"""
+"""The base model: rows in a batch have the losses they have alone, for any output layer."""
 
 from __future__ import annotations
 
@@ -34,19 +32,19 @@ _ROWS = [[(11 * i + 5 * j) % 97 for j in range(2 + 9 * i)] for i in range(6)]
 
 @pytest.fixture(scope="module")
 def model(base: Base) -> BaseModel:
-    """Each kind of model, exact."""
+    """Each kind of model in float32."""
     return BaseModel(base.folder, precision="float32")
 
 
 @torch.no_grad()
 def plain_nats(model: Any, row: list[int], start: int = 1) -> float:
-    """As transformers has it: the mean of a row's tokens from `start` on."""
+    """The mean nats of a row's tokens from `start` on, by transformers."""
     log_probabilities = model(torch.tensor([row])).logits[0].log_softmax(-1)
     nats = [-float(log_probabilities[i - 1, row[i]]) for i in range(start, len(row))]
     return sum(nats) / len(nats)
 
 
-def own_model(kind: str, folder: Path) -> str:
+def unusual_model(kind: str, folder: Path) -> str:
     """The folder of a tiny model that does more to its last hidden states than multiply, or
     multiplies otherwise.
     """
@@ -63,7 +61,8 @@ def own_model(kind: str, folder: Path) -> str:
     }
     config = getattr(transformers, f"{kind}Config")(**_SHAPE, **options[kind])
     own = getattr(transformers, f"{kind}ForCausalLM")(config)
-    if kind == "Phi":  # its output layer has a bias
+    # Phi's output layer has a bias.
+    if kind == "Phi":
         torch.nn.init.normal_(own.lm_head.bias)
     own.save_pretrained(folder)
     return str(folder)
@@ -85,7 +84,7 @@ def test_each_row_gives_what_transformers_gives_it_alone(base: Base, model: Base
     st.lists(st.lists(st.integers(0, 127), min_size=2, max_size=64), min_size=1, max_size=6),
     st.randoms(),
 )
-def test_rows_in_any_order_and_company_give_the_same(
+def test_rows_give_the_same_in_any_order_and_batch(
     model: BaseModel, rows: list[list[int]], random_: Any
 ) -> None:
     order = list(range(len(rows)))
@@ -110,18 +109,16 @@ def test_only_tokens_from_the_start_on_count(base: Base, model: BaseModel, start
 
 
 @pytest.mark.parametrize("kind", ["Gemma2", "Granite", "Cohere", "Phi", "Mistral", "GPTNeoX"])
-def test_models_with_ways_of_their_own_are_right(
+def test_unusual_output_layers_give_transformers_losses(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Arrange: soft caps and scaled logits are no linear layer; a bias and a sliding window are no
-    # hindrance.
-    folder = own_model(kind, tmp_path / kind)
+    # Arrange: soft-capped and scaled logits are not linear; biases and sliding windows are allowed.
+    folder = unusual_model(kind, tmp_path / kind)
     with caplog.at_level(logging.WARNING):
         model = BaseModel(folder, precision="float32")
     plain = load(folder)
 
-    # Act: losses, and the gradient with respect to the first layer's inputs, as transformers has
-    # them.
+    # Act: losses and gradients, here and in transformers.
     found_M, found = with_gradient(model.model, lambda: model.losses(_ROWS))
     expected_M, expected = with_gradient(
         plain, lambda: torch.stack([plain_loss(plain, row) for row in _ROWS])
@@ -149,7 +146,7 @@ def with_gradient(model: Any, losses: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return losses_M.detach(), gradient
 
 
-def test_what_it_says_of_itself(base: Base, model: BaseModel) -> None:
+def test_attributes_describe_the_model(base: Base, model: BaseModel) -> None:
     plain = load(base.folder)
 
     assert (model.vocabulary, model.context) == (128, 64)
@@ -158,7 +155,7 @@ def test_what_it_says_of_itself(base: Base, model: BaseModel) -> None:
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
 
 
-def test_in_bfloat16_the_losses_differ_by_little(base: Base, model: BaseModel) -> None:
+def test_bfloat16_losses_are_close(base: Base, model: BaseModel) -> None:
     rough = BaseModel(base.folder, precision="bfloat16")
 
     with torch.no_grad():
@@ -169,7 +166,7 @@ def test_in_bfloat16_the_losses_differ_by_little(base: Base, model: BaseModel) -
     assert not torch.equal(found_M, exact_M)
 
 
-def test_a_bfloat16_model_changes_nothing_for_others(base: Base) -> None:
+def test_a_bfloat16_model_changes_no_global_settings(base: Base) -> None:
     settings_before = (torch.get_default_dtype(), torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
     matrix = torch.linspace(0, 1, 64 * 64).view(64, 64)
     before = matrix @ matrix
@@ -181,7 +178,7 @@ def test_a_bfloat16_model_changes_nothing_for_others(base: Base) -> None:
     assert torch.equal(matrix @ matrix, before)
 
 
-def test_auto_is_one_of_the_two(tiny_llama: str) -> None:
+def test_auto_resolves_to_a_precision(tiny_llama: str) -> None:
     precision = BaseModel(tiny_llama).precision
 
     assert precision in PRECISIONS
@@ -190,7 +187,7 @@ def test_auto_is_one_of_the_two(tiny_llama: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["", "float16", "bf16"])
-def test_a_precision_that_there_is_none_of_is_refused(tiny_llama: str, precision: str) -> None:
+def test_an_unknown_precision_is_refused(tiny_llama: str, precision: str) -> None:
     with pytest.raises(
         ValueError, match=f"unknown precision '{precision}': one of auto, float32, bfloat16"
     ):
@@ -202,7 +199,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         BaseModel(str(tmp_path))
 
 
-def test_it_goes_back_to_onednn_once_torch_has_given_that_up(model: BaseModel) -> None:
+def test_onednn_is_enabled_again_after_torch_has_disabled_it(model: BaseModel) -> None:
     torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # as torch does where it finds no memory
 
     model.losses(_ROWS)

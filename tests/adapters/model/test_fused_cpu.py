@@ -1,6 +1,4 @@
-"""The faster parts: the same losses and gradients as the model's own, and out of the way where they
-do not fit.
-"""
+"""The fused CPU modules: the same losses and gradients as the model's own modules."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def losses_and_gradients(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("make", [grouped, plain, biased, windowed])
-def test_losses_and_gradients_are_the_models_own(make: Callable[[], Any]) -> None:
+def test_fused_modules_give_the_same_losses_and_gradients(make: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     model = make().eval().requires_grad_(False)
     loss, gradient = losses_and_gradients(model)
@@ -64,7 +62,7 @@ def test_losses_and_gradients_are_the_models_own(make: Callable[[], Any]) -> Non
     torch.testing.assert_close(faster_gradient, gradient, rtol=1e-3, atol=1e-7)
 
 
-def test_every_attention_mlp_and_norm_is_exchanged_and_comes_back() -> None:
+def test_every_attention_mlp_and_norm_is_fused_and_restored() -> None:
     model = grouped()
     classes = [type(module).forward for module in model.modules()]
 
@@ -75,13 +73,13 @@ def test_every_attention_mlp_and_norm_is_exchanged_and_comes_back() -> None:
     assert [type(module).forward for module in model.modules()] == classes
 
 
-def test_another_activation_is_left_alone() -> None:
+def test_other_activations_are_not_fused() -> None:
     model = build(LlamaConfig(**_SIZES, hidden_act="gelu"))
 
     assert fuse(model) == 2 * (1 + 2) + 1
 
 
-def test_a_token_does_not_see_those_behind_it() -> None:
+def test_attention_is_causal() -> None:
     torch.manual_seed(0)
     model: Any = grouped().eval()
     fuse(model)

@@ -1,6 +1,4 @@
-"""The LoRA slots: each is an adapter of its own, and what is exported means in PEFT what it means
-here.
-"""
+"""The LoRA slots: each is an independent adapter, and exports are equivalent in PEFT."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ _ONE = _ROWS[:1]
 
 
 class Slots:
-    """A model of its own with a bank of slots, and what it says."""
+    """A model with a bank of slots."""
 
     def __init__(
         self, base: Base, slots: int = 3, targets: tuple[str, ...] = (), rank: int = 4
@@ -35,14 +33,14 @@ class Slots:
 
     @torch.no_grad()
     def logits(self, ids_MS: torch.Tensor, slots: list[int] | None = None) -> torch.Tensor:
-        """Of these rows, with the adapters of these slots or, without, of the base."""
+        """Logits of these rows with the adapters of these slots, or of the base model."""
         if slots is None:
             return self._logits(ids_MS)
         with self.bank.bind(slots):
             return self._logits(ids_MS)
 
     def gradients(self, ids_MS: torch.Tensor, slots: list[int]) -> torch.Tensor:
-        """Of each row's mean loss with respect to its own adapter [M, P]."""
+        """Gradients of each row's mean loss with respect to its own adapter [M, P]."""
         with self.bank.bind(slots) as gradients_MP:
             logits = self._logits(ids_MS)
             losses = [
@@ -59,7 +57,7 @@ class Slots:
 
 @pytest.fixture(scope="module")
 def three(base: Base) -> Slots:
-    """Three slots, filled afresh by whoever needs them."""
+    """Three slots, which each test fills anew."""
     return Slots(base)
 
 
@@ -70,7 +68,7 @@ def logits_of(model: Any, ids_MS: torch.Tensor = _ONE) -> torch.Tensor:
 
 
 def fill(bank: LoraBank, slot: int, seed: int = 3) -> None:
-    """An adapter that does something, as after training."""
+    """Fill a slot with an adapter that changes logits."""
     generator = torch.Generator().manual_seed(seed)
     bank.weights_CP[slot] = torch.randn(bank.size, generator=generator) * 0.2
 
@@ -90,7 +88,7 @@ def adapter_of(slots: Slots, folder: str, rank: int = 4, slot: int = 0) -> Adapt
 
 
 class TestReset:
-    """A fresh adapter, as PEFT starts one."""
+    """A fresh adapter, initialised as in PEFT."""
 
     def test_a_fresh_adapter_changes_no_logit(self, base: Base, three: Slots) -> None:
         for slot in range(3):
@@ -100,16 +98,14 @@ class TestReset:
             three.logits(_ROWS[:3], [0, 1, 2]), logits_of(load(base.folder), _ROWS[:3])
         )
 
-    def test_who_is_bound_to_nothing_speaks_as_the_base_whatever_the_slots_hold(
-        self, base: Base, three: Slots
-    ) -> None:
+    def test_unbound_rows_give_the_base_models_logits(self, base: Base, three: Slots) -> None:
         fill_all(three.bank)
 
         torch.testing.assert_close(
             three.logits(_ROWS), logits_of(load(base.folder), _ROWS), rtol=0, atol=0
         )
 
-    def test_a_filled_one_does_and_a_reset_takes_it_back(self, three: Slots) -> None:
+    def test_a_trained_adapter_changes_logits_until_it_is_reset(self, three: Slots) -> None:
         fill(three.bank, 1)
         assert (three.logits(_ONE, [1]) - three.logits(_ONE)).abs().max() > 0.1
 
@@ -117,9 +113,7 @@ class TestReset:
 
         torch.testing.assert_close(three.logits(_ONE, [1]), three.logits(_ONE))
 
-    def test_it_is_the_same_for_the_same_seed_only_in_any_slot_of_any_model(
-        self, base: Base, three: Slots
-    ) -> None:
+    def test_a_reset_depends_on_the_seed_alone(self, base: Base, three: Slots) -> None:
         exports = []
         for slot, seed in ((0, 1), (1, 2), (2, 1)):
             fill(three.bank, slot)
@@ -131,7 +125,7 @@ class TestReset:
         assert exports[0] == exports[2] == other.bank.export(0)
         assert exports[0] != exports[1]
 
-    def test_it_starts_as_peft_starts_one(self, base: Base) -> None:
+    def test_initialisation_is_pefts(self, base: Base) -> None:
         # PEFT: A by kaiming_uniform_(a = sqrt 5), which is uniform within 1 / sqrt(inputs); B zero.
         bank = Slots(base, rank=16).bank
 
@@ -145,7 +139,7 @@ class TestReset:
             assert 0.95 * bound < tensor.abs().max() <= bound
             assert abs(float(tensor.std()) / (bound / 3**0.5) - 1) < 0.1
 
-    def test_it_touches_no_other_slot(self, three: Slots) -> None:
+    def test_a_reset_changes_no_other_slot(self, three: Slots) -> None:
         fill_all(three.bank)
         before = [three.bank.export(slot) for slot in range(3)]
 
@@ -155,7 +149,7 @@ class TestReset:
         assert three.bank.export(1) != before[1]
         assert three.bank.export(2) == before[2]
 
-    def test_it_forgets_what_adam_knew(self, three: Slots) -> None:
+    def test_a_reset_clears_adams_moments(self, three: Slots) -> None:
         gradient_P = torch.linspace(-1, 1, three.bank.size)
         ends = []
         for earlier in (0, 5):
@@ -169,9 +163,9 @@ class TestReset:
 
 
 class TestTargets:
-    """What is adapted."""
+    """The adapted projections."""
 
-    def test_only_the_targets(self, tiny_llama: str) -> None:
+    def test_only_targets_are_adapted(self, tiny_llama: str) -> None:
         slots = Slots(Base("llama", tiny_llama), targets=("q_proj", "down_proj"))
 
         assert sorted(slots.bank.layers) == [
@@ -181,7 +175,7 @@ class TestTargets:
         ]
         assert sum(isinstance(module, LoraProjection) for module in slots.model.modules()) == 4
 
-    def test_nothing_of_the_base_can_learn(self, base: Base, three: Slots) -> None:
+    def test_the_base_model_is_frozen(self, base: Base, three: Slots) -> None:
         before = {name: tensor.clone() for name, tensor in three.model.state_dict().items()}
         fill_all(three.bank)
 
@@ -196,27 +190,27 @@ class TestTargets:
     @pytest.mark.parametrize(
         "targets", [("c_attn",), (), ("embed_tokens",), ("self_attn",), ("proj",)]
     )
-    def test_those_that_do_not_exist_are_refused(
-        self, tiny_llama: str, targets: tuple[str, ...]
-    ) -> None:
+    def test_unknown_targets_are_refused(self, tiny_llama: str, targets: tuple[str, ...]) -> None:
         with pytest.raises(ValueError, match="no linear projections named"):
             LoraBank(load(tiny_llama), 4, 2.0, targets)
 
     @pytest.mark.parametrize("targets", [LLAMA_TARGETS, ("wte", "wpe"), ("ln_1",)])
-    def test_gpt2_has_others(self, tiny_gpt2: str, targets: tuple[str, ...]) -> None:
+    def test_llama_targets_are_refused_for_gpt2(
+        self, tiny_gpt2: str, targets: tuple[str, ...]
+    ) -> None:
         with pytest.raises(ValueError, match="no linear projections named"):
             LoraBank(load(tiny_gpt2), 4, 2.0, targets)
 
 
 class TestRows:
-    """Each row of a batch has the adapter of its own slot, and gives its gradients to no other."""
+    """Each row of a batch uses and trains the adapter of its own slot alone."""
 
     @settings(
         deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=6))
     def test_in_any_order_and_repeated(self, three: Slots, pairs: list[tuple[int, int]]) -> None:
-        # In a row behind one another, backwards, the same slot twice: as each alone.
+        # Consecutive slots, descending slots, the same slot twice: as each alone.
         fill_all(three.bank)
         ids_MS = _ROWS[[row for row, _ in pairs]]
         slots = [slot for _, slot in pairs]
@@ -230,7 +224,7 @@ class TestRows:
             alone_P = three.gradients(ids_MS[m : m + 1], [slot])[0]
             assert (gradients_MP[m] - alone_P).norm() <= 1e-5 * alone_P.norm()
 
-    def test_other_slots_do_not_matter(self, three: Slots) -> None:
+    def test_other_slots_have_no_effect(self, three: Slots) -> None:
         fill_all(three.bank)
         logits, gradients_MP = three.logits(_ROWS[:2], [1, 1]), three.gradients(_ROWS[:2], [1, 1])
 
@@ -256,8 +250,8 @@ class TestRows:
             torch.testing.assert_close(found[m], logits[m])
             torch.testing.assert_close(found_MP[m], gradients_MP[m])
 
-    def test_gradients_are_of_this_batch_alone(self, three: Slots) -> None:
-        # The buffer is taken again: more rows, fewer, other ones.
+    def test_gradients_are_of_the_current_batch_alone(self, three: Slots) -> None:
+        # The buffer of gradients is reused for more, fewer and other rows.
         fill_all(three.bank)
         before_MP = three.gradients(_ROWS[:1], [2])
 
@@ -266,7 +260,7 @@ class TestRows:
 
         torch.testing.assert_close(three.gradients(_ROWS[:1], [2]), before_MP, rtol=0, atol=0)
 
-    def test_an_error_within_unbinds(self, base: Base, three: Slots) -> None:
+    def test_an_error_in_the_block_unbinds(self, base: Base, three: Slots) -> None:
         fill_all(three.bank)
 
         with pytest.raises(RuntimeError, match="stop"), three.bank.bind([1]):
@@ -276,7 +270,7 @@ class TestRows:
             three.logits(_ROWS), logits_of(load(base.folder), _ROWS), rtol=0, atol=0
         )
 
-    def test_gradients_are_plain_autograds_through_peft(self, base: Base, three: Slots) -> None:
+    def test_gradients_equal_autograd_through_peft(self, base: Base, three: Slots) -> None:
         fill_all(three.bank)
 
         gradients_MP = three.gradients(_ROWS[:3], [2, 0, 1])
@@ -285,7 +279,8 @@ class TestRows:
             plain = PeftReference(base, three.bank.export(slot))
             expected, _ = plain.gradients(_ROWS[m].tolist())
             holder = Slots(base, slots=1)
-            holder.bank.weights_CP[0] = gradients_MP[m]  # read as an adapter, it is found by name
+            # Exported like an adapter, the gradient is found by name.
+            holder.bank.weights_CP[0] = gradients_MP[m]
             found = tensors(holder.bank, 0)
             for name, gradient in zip(plain.learning, expected, strict=True):
                 assert gradient.any(), name
@@ -295,7 +290,7 @@ class TestRows:
 class TestLearning:
     """Adam, each slot with its own moments and count of steps."""
 
-    def test_it_is_torchs_adam(self, three: Slots) -> None:
+    def test_a_step_is_torchs_adam(self, three: Slots) -> None:
         generator = torch.Generator().manual_seed(6)
         three.bank.reset(1, 4)
         expected_P = three.bank.weights_CP[1].clone().requires_grad_()
@@ -332,8 +327,8 @@ class TestLearning:
 
         assert [three.bank.export(slot) for slot in range(3)] == together
 
-    def test_the_gradient_is_left_as_it_is(self, three: Slots) -> None:
-        # "reuse" takes it again.
+    def test_a_step_does_not_change_the_gradient(self, three: Slots) -> None:
+        # The plan "reuse" needs the gradient again.
         gradient_P = torch.linspace(-1, 1, three.bank.size)
         before_P = gradient_P.clone()
 
@@ -395,7 +390,7 @@ class TestExport:
         assert shapes == {name: tensor.shape for name, tensor in written.items()}
         assert {tensor.dtype for tensor in exported.values()} == {torch.float32}
 
-    def test_an_export_given_away_does_not_change(self, three: Slots) -> None:
+    def test_an_export_does_not_change_later(self, three: Slots) -> None:
         fill(three.bank, 0)
         exported = three.bank.export(0)
         copy = bytes(bytearray(exported))
@@ -404,9 +399,7 @@ class TestExport:
 
         assert exported == copy
 
-    def test_what_is_loaded_is_what_was_exported_in_any_slot(
-        self, base: Base, three: Slots
-    ) -> None:
+    def test_loading_an_export_restores_the_adapter(self, base: Base, three: Slots) -> None:
         fill_all(three.bank)
         exports = [three.bank.export(slot) for slot in range(3)]
         other = Slots(base, slots=2)
@@ -416,7 +409,7 @@ class TestExport:
         assert other.bank.export(1) == exports[2]
         torch.testing.assert_close(other.logits(_ONE, [1]), three.logits(_ONE, [2]))
 
-    def test_what_is_loaded_learns_from_the_beginning(self, three: Slots) -> None:
+    def test_a_loaded_adapter_has_new_moments(self, three: Slots) -> None:
         gradient_P = torch.linspace(-1, 1, three.bank.size)
         fill(three.bank, 0)
         first = three.bank.export(0)
@@ -430,9 +423,7 @@ class TestExport:
 
         assert ends[0] == ends[1]
 
-    def test_what_was_exported_elsewhere_is_refused_and_harms_nothing(
-        self, base: Base, three: Slots
-    ) -> None:
+    def test_foreign_weights_are_refused_without_effect(self, base: Base, three: Slots) -> None:
         fill_all(three.bank)
         mine = three.bank.export(0)
         other_rank, other_targets = Slots(base, rank=5), Slots(base, targets=base.targets[:1])

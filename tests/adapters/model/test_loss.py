@@ -1,4 +1,4 @@
-"""The loss in blocks: torch's cross-entropy and its gradient, in less memory."""
+"""The blockwise loss equals torch's cross-entropy and its gradient."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def compare(
     st.booleans(),
     st.integers(0, 2**32),
 )
-def test_it_is_torchs(
+def test_it_equals_torchs_cross_entropy(
     tokens: int, size: int, vocabulary: int, scale: float, with_bias: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -66,8 +66,8 @@ def test_it_is_torchs(
 
 @pytest.mark.parametrize("tokens", [1, 16, 17, 32, 40])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_it_is_torchs_over_several_blocks(tokens: int, with_bias: bool) -> None:
-    # So large a vocabulary that a block is 16 tokens.
+def test_several_blocks_equal_torchs_cross_entropy(tokens: int, with_bias: bool) -> None:
+    # With this vocabulary a block has 16 tokens.
     generator = torch.Generator().manual_seed(tokens)
     vocabulary = 300_000
     bias_V = normal(generator, vocabulary) if with_bias else None
@@ -76,7 +76,7 @@ def test_it_is_torchs_over_several_blocks(tokens: int, with_bias: bool) -> None:
     compare(3 * normal(generator, tokens, 4), normal(generator, vocabulary, 4), bias_V, tokens_N)
 
 
-def test_many_tokens_of_a_small_vocabulary_are_several_blocks_too() -> None:
+def test_many_tokens_of_a_small_vocabulary() -> None:
     generator = torch.Generator().manual_seed(1)
     tokens_N = torch.randint(50_000, (200,), generator=generator)
 
@@ -84,7 +84,7 @@ def test_many_tokens_of_a_small_vocabulary_are_several_blocks_too() -> None:
 
 
 @given(st.floats(-50.0, 50.0), st.integers(0, 2**32))
-def test_what_is_added_to_every_logit_changes_nothing(shift: float, seed: int) -> None:
+def test_a_constant_added_to_all_logits_changes_nothing(shift: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden_NH, output_VH = normal(generator, 6, 4), normal(generator, 9, 4)
     tokens_N = torch.randint(9, (6,), generator=generator)
@@ -108,7 +108,7 @@ def test_enormous_logits_do_not_overflow() -> None:
     assert wrong_N.tolist() == [2e6, 2e6]
 
 
-def test_a_token_that_is_not_finite_harms_no_other() -> None:
+def test_a_token_that_is_not_finite_affects_no_other() -> None:
     generator = torch.Generator().manual_seed(2)
     hidden_NH, output_VH = normal(generator, 5, 4), normal(generator, 9, 4)
     tokens_N = torch.arange(5)
@@ -127,7 +127,7 @@ def test_a_token_that_is_not_finite_harms_no_other() -> None:
     assert broken_NH.grad[others].isfinite().all()
 
 
-def test_no_tokens_are_no_losses() -> None:
+def test_no_tokens_give_no_losses() -> None:
     assert cross_entropy(
         torch.zeros(0, 4), torch.zeros(9, 4), None, torch.zeros(0, dtype=torch.long)
     ).shape == (0,)
@@ -139,7 +139,7 @@ def test_without_gradients_none_are_computed() -> None:
     assert not cross_entropy(hidden_NH, torch.ones(9, 4), None, torch.arange(3)).requires_grad
 
 
-def test_in_bfloat16_losses_are_float32_and_near() -> None:
+def test_bfloat16_losses_are_float32_and_close() -> None:
     generator = torch.Generator().manual_seed(4)
     hidden_NH, output_VH = (
         normal(generator, 50, 32).bfloat16(),
