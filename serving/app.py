@@ -32,7 +32,7 @@ from serving.errors import SettingsError
 from serving.http import hardening
 from serving.observability.log_relay import relay_errors
 from serving.observability.logs import LogFormat, set_up_logs
-from serving.observability.start_news import starting, tell
+from serving.observability.startup_progress import report_startup, reported_startup
 from serving.observability.tracing import start_tracing, stop_tracing
 from serving.settings.checks import check_settings, check_tokenizers
 from serving.settings.sources import settings_from
@@ -160,8 +160,8 @@ class SelectorReplica(CorporaWorker):
         self, config: SelectorConfig, log_format: LogFormat, *shards: DeploymentHandle
     ) -> None:
         _log_as(log_format)
-        tell("selector", "loading the embedder")
-        with starting("selector"):
+        report_startup("selector", "loading the embedder")
+        with reported_startup("selector"):
             # A handle of the method: one is made here, since threads that made it as they go could
             # make two.
             super().__init__(
@@ -200,8 +200,8 @@ class EngineReplica:
         self._engine: Engine | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
-        tell("engine", "importing vLLM")
-        with starting("engine"):
+        report_startup("engine", "importing vLLM")
+        with reported_startup("engine"):
             # Imported here: only this replica pays for vLLM.
             from serving.engine.engine import Engine
             from serving.http.gateway import Gateway

@@ -1,40 +1,43 @@
-"""Variables of the environment that Mayfly's own processes set for one another, and those of
-processes that compute.
+"""Environment variables that Mayfly sets for its own processes.
 
-OpenMP, OpenBLAS and the tokenizers read theirs as they are loaded, so they are set before torch and
-NumPy are imported: for the server's processes by `serving.app`, for commands that compute by
-themselves (`corpus add`, `corpus reembed`, `adapt`, `calibrate`, `plan`, `demo`) as `mayfly`
-begins.
+OpenMP, OpenBLAS and the tokenizers read theirs while they are loaded, so these are set before torch
+and NumPy are imported: by `serving.app` for the server's processes, and by `mayfly` itself for
+commands that compute in their own process (`corpus add`, `corpus reembed`, `adapt`, `calibrate`,
+`plan`, `demo`).
 """
 
 from __future__ import annotations
 
 import os
 
-START_NEWS = "MAYFLY_START_NEWS"
-LOG_RELAY = "MAYFLY_LOG_RELAY"  # "json:/path" or "text:/path"
+# The file that processes append their startup progress to.
+STARTUP_PROGRESS = "MAYFLY_STARTUP_PROGRESS"
+# The format and the file of relayed log lines, as "json:/path" or "text:/path".
+LOG_RELAY = "MAYFLY_LOG_RELAY"
 ENDS_WITH_PARENT = {"MAYFLY_ENDS_WITH_PARENT": "1"}
-STRICT_LORA = {"MAYFLY_WHOLE_ADAPTERS": "1"}
+STRICT_LORA = {"MAYFLY_STRICT_LORA": "1"}
+# Variables that are not settings, although they begin with MAYFLY_.
 INTERNAL = frozenset(
-    {START_NEWS, LOG_RELAY, *ENDS_WITH_PARENT, *STRICT_LORA, "MAYFLY_LOG_TO_DRIVER"}
+    {STARTUP_PROGRESS, LOG_RELAY, *ENDS_WITH_PARENT, *STRICT_LORA, "MAYFLY_LOG_TO_DRIVER"}
 )
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Variables of a process that computes on so many threads."""
+    """Variables of a process that computes with `threads` threads."""
     return {
         "OMP_NUM_THREADS": str(threads),
-        # Threads of three processes share the cores. Spinning for long they slow each other
-        # tenfold; sleeping at once made a training step 1.7 times as long (benchmarks/README.md).
+        # Three processes share the cores. Threads that spin for long slow the others down tenfold,
+        # and threads that sleep at once make a training step 1.7 times as long
+        # (benchmarks/README.md).
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "10000",
-        # NumPy's own threads, which spin whatever is said; its products here are small.
+        # NumPy's own threads always spin, and its products are small here.
         "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
 
 
 def set_environment(cores: int) -> None:
-    """Have this process compute as the server's do, on all cores; what its user has set stays."""
+    """Set these variables with one thread per core; what the user has set stays."""
     for name, value in environment(cores).items():
         os.environ.setdefault(name, value)

@@ -28,7 +28,7 @@ from selection.selector import Selection
 from serving.adaptation.reasons import no_adapter, no_step
 from serving.adaptation.wish import AdaptationRequest
 from serving.conversations.adapter_cache import CachedAdapter
-from serving.engine.engine import LoadedAdapter
+from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
 from serving.observability.tracing import span
 from serving.report import AdaptationReport, Stage, StopReason, used_sources

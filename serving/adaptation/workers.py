@@ -32,7 +32,7 @@ from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.errors import HangingError
-from serving.observability.start_news import starting, tell
+from serving.observability.startup_progress import report_startup, reported_startup
 
 THREADS = 256  # of selections and searches that wait for their turns, as many as Ray Serve lets in
 
@@ -160,8 +160,8 @@ class TrainerWorker:
 
     def __init__(self, config: TrainerConfig) -> None:
         begun = time.monotonic()
-        tell("trainer", "loading the base model")
-        with starting("trainer"):
+        report_startup("trainer", "loading the base model")
+        with reported_startup("trainer"):
             self._trainer = Trainer(config)
         # When a step or a training last ended, or the first of several came.
         self._moved = time.monotonic()

@@ -209,10 +209,10 @@ def demo(
     try:
         passage = prepare(home, console)
         with Status("starting", console):
-            from serving.local.server import running
+            from serving.local.server import running_server
 
             config = Settings(corpus=CORPUS, port=port, home=home).config()
-        with running(config, lambda stage: say(stage, "dim", console)) as (url, watch):
+        with running_server(config, lambda stage: say(stage, "dim", console)) as (url, watch):
             result = run(url, passage, console)
             show(result, url, console)
             if keep:

@@ -34,10 +34,10 @@ def serve(settings: Settings, _: typer.Context) -> None:
         config = settings.config()
         check_tokenizers(config)
     with Status("starting"):
-        from serving.local.server import running
+        from serving.local.server import running_server
 
     try:
-        with running(config, lambda stage: say(stage, "dim")) as (url, watch):
+        with running_server(config, lambda stage: say(stage, "dim")) as (url, watch):
             if not config.has_keys and not _is_loopback(config.host):
                 warning = (
                     f"no API keys configured; anyone who can reach {config.host}:{config.port} "

@@ -1,4 +1,4 @@
-"""The engine's configuration, apart from the engine: importing that imports vLLM."""
+"""The engine's configuration, in a module that does not import vLLM."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """vLLM's part.
+    """Settings of one vLLM engine.
 
     Attributes:
-        model: hub id or folder.
-        served_name: the name clients use.
-        more_names: others that they may use.
-        tool_call_parser: vLLM's name of how the model calls tools; None refuses tools that it
-            chooses itself.
-        rank: the largest rank of an adapter.
-        targets: projections that adapters may touch.
-        dtype: "auto" takes float32 on a CPU and the model's own elsewhere.
-        max_model_len: context in tokens; None takes the model's.
-        adapters: how many adapters may be loaded at once.
-        max_num_seqs: how many sequences vLLM runs at once.
-        kv_cache_bytes: of the KV cache on a CPU.
-        gpu_memory_utilization: the part of a GPU's memory that vLLM takes.
+        model: Hugging Face id or folder of the base model.
+        served_name: the model name that clients use.
+        rank: largest LoRA rank of an adapter.
+        targets: projections that adapters may change.
+        dtype: "auto" for float32 on a CPU and the model's own type elsewhere, or a type that vLLM
+            knows.
+        more_names: further model names that clients may use.
+        tool_call_parser: vLLM's parser for the model's tool calls; None rejects requests that let
+            the model choose a tool.
+        max_model_len: context length in tokens; None for the model's own.
+        adapters: largest number of adapters loaded at the same time.
+        max_num_seqs: largest number of sequences that vLLM runs at the same time.
+        kv_cache_bytes: size of the KV cache on a CPU, in bytes.
+        gpu_memory_utilization: share of a GPU's memory that vLLM takes, from 0 to 1.
     """
 
     model: str

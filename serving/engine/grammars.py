@@ -1,13 +1,12 @@
-"""Whether an answer can follow the grammar that a request asks for, told before anything is
-computed for the request.
+"""Check the grammar of a request before its adapter is trained.
 
 vLLM parses a JSON schema, a regular expression, a choice, a grammar or a structural tag when it
-takes the request, but compiles it in the engine's process, which fails the request without a
-reason: after its adapter has been trained. So it is compiled here first, as the engine will do it,
-in a thread and within bounds. A grammar that compiles may still lead nowhere: to a point where no
-token is allowed, and the engine fails there. `dead_end` finds those of its rules.
+accepts the request. But it compiles it in the engine's process, after the adapter has been trained,
+and if that fails, the request fails without a reason. So the grammar is first compiled here in the
+same way, in a thread and within limits. A grammar that compiles may still have a dead end, a point
+where no token is allowed, and the engine fails there. `dead_end` finds such rules.
 
-vLLM's parts are handed in (`serving.engine.engine`); this module imports none of it.
+This module does not import vLLM: `serving.engine.plugins.generate` passes in vLLM's objects.
 """
 
 from __future__ import annotations
@@ -19,21 +18,24 @@ from typing import Any
 
 from serving.errors import BusyError, GrammarError
 
-SECONDS = 10.0  # that a grammar may take to compile, waiting for its turn included
-MOST_CHARACTERS = 100_000
-_PART = re.compile(
+# Longest time to compile a grammar, including the time it waits for others.
+SECONDS = 10.0
+MAX_CHARACTERS = 100_000
+_TOKEN = re.compile(
     r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\(=|::=|[()|]|\{[^}]*\}|[*+?]|[A-Za-z_][\w.-]*|[^\s]'
 )
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _TAGS = "TagDispatch("
 
-# Elements in order: names of rules, "" for what may be empty, and anything else for a text.
+# Elements of a sequence: the name of a rule, "" for an element that may be empty, or any other
+# string for an element that has text.
 Sequence = list[str]
+# The alternatives of each rule.
 Rules = dict[str, list[Sequence]]
 
 
 class Grammars:
-    """Compiles grammars as vLLM's engine does.
+    """Compiles grammars in the same way as vLLM's engine.
 
     Args:
         manager: vLLM's `StructuredOutputManager`.
@@ -41,26 +43,30 @@ class Grammars:
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
-        self._preparing = asyncio.Lock()
+        self._compiler_lock = asyncio.Lock()
 
     async def check(self, request: Any) -> None:
-        """Compile the grammar of vLLM's request.
+        """Compile the grammar of a request, if it has one.
+
+        Args:
+            request: vLLM's `Request`.
 
         Raises:
-            GrammarError: it cannot be compiled within the bounds, or no answer can follow it.
-            BusyError: its turn has not come within them.
+            GrammarError: the grammar cannot be compiled within the limits, or has a dead end.
+            BusyError: the grammars of other requests took the whole time.
         """
         structured = request.structured_output_request
         if structured is None:
             return
         _, text = structured.structured_output_key
-        if len(text) > MOST_CHARACTERS:
+        if len(text) > MAX_CHARACTERS:
             raise GrammarError(
-                f"the grammar is too long: {len(text):,} characters, at most {MOST_CHARACTERS:,}"
+                f"the grammar is too long: {len(text):,} characters; at most {MAX_CHARACTERS:,}"
             )
         try:
             async with asyncio.timeout(SECONDS):
-                async with self._preparing:  # the first one makes the compiler
+                # The first call creates the compiler, and only one call may do so.
+                async with self._compiler_lock:
                     await asyncio.to_thread(self._manager.grammar_init, request)
                 grammar = await asyncio.shield(asyncio.wrap_future(structured._grammar))
         except TimeoutError:
@@ -75,7 +81,7 @@ class Grammars:
             raise GrammarError(f"the grammar cannot be compiled: {problem}") from problem
         if (rule := await asyncio.to_thread(self._dead_end, grammar)) is not None:
             raise GrammarError(
-                f"no answer can follow the grammar: its rule {rule!r} has no text that it could begin with"
+                f"no answer can follow the grammar: its rule {rule!r} has no text to begin with"
             )
 
     def _dead_end(self, grammar: Any) -> str | None:
@@ -83,16 +89,20 @@ class Grammars:
         grammar.fill_bitmask(mask, 0)
         if not mask.any():
             return "root"
-        compiled = getattr(grammar, "ctx", None)  # xgrammar's
+        # Only xgrammar's grammars have this attribute.
+        compiled = getattr(grammar, "ctx", None)
         return None if compiled is None else dead_end(str(compiled.grammar))
 
 
 def dead_end(grammar: str) -> str | None:
-    """A rule that an answer may come to and cannot go on from, of a grammar as xgrammar prints it;
-    None if none is.
+    """The name of a rule that an answer can reach but not continue from; None if there is no such
+    rule.
 
-    Such a rule leads to nothing but itself before there is any text, as a schema that is a
-    reference to itself does. What is not understood counts as text.
+    Such a rule leads only to itself before there is any text, like a schema that is a reference to
+    itself. Anything that this parser does not understand counts as text.
+
+    Args:
+        grammar: a grammar as xgrammar prints it.
     """
     rules = _rules(grammar)
     empty: set[str] = set()
@@ -115,7 +125,7 @@ def dead_end(grammar: str) -> str | None:
     reached, pending = {"root"}, ["root"]
     while pending:
         for one in rules.get(pending.pop(), ()):
-            # An alternative that is dead from its beginning is never begun.
+            # An answer never enters an alternative that is dead from its beginning.
             if not _begins(one, rules, empty, begins) and not all(
                 _is_empty(each, empty) for each in one
             ):
@@ -134,7 +144,7 @@ def _is_empty(element: str, empty: set[str]) -> bool:
 
 
 def _begins(sequence: Sequence, rules: Rules, empty: set[str], begins: set[str]) -> bool:
-    """Whether some text can begin this sequence."""
+    """Whether the sequence can begin with some text."""
     for element in sequence:
         if element not in rules and element != "":
             return True
@@ -156,10 +166,11 @@ def _rules(grammar: str) -> Rules:
             bodies[name] += line
     rules = {}
     for name, body in bodies.items():
-        if body.startswith(_TAGS):  # free text, and in it tags that have a rule each
+        # Free text that contains tags, each of which has a rule.
+        if body.startswith(_TAGS):
             rules[name] = [
                 [""],
-                *(["text", each] for each in _PART.findall(body) if each in bodies),
+                *(["text", each] for each in _TOKEN.findall(body) if each in bodies),
             ]
         else:
             rules[name] = list(_alternatives(body))
@@ -167,13 +178,12 @@ def _rules(grammar: str) -> Rules:
 
 
 def _alternatives(body: str) -> Iterator[Sequence]:
-    """The alternatives of a rule's body, each as its elements; what is between inner parentheses
-    counts as text.
-    """
+    """The alternatives of a rule's body; anything between inner parentheses counts as text."""
     depth, current = 0, list[str]()
-    parts = _PART.findall(body)
+    parts = _TOKEN.findall(body)
     for part, following in zip(parts, [*parts[1:], ""], strict=True):
-        if part == "(=":  # what is looked ahead for is part of another rule
+        # A look-ahead belongs to another rule.
+        if part == "(=":
             break
         if part == "(":
             depth += 1

@@ -1,11 +1,12 @@
-"""Staging: a folder in memory-backed storage for adapters while they are loaded, and what dead
-servers left there.
+"""Memory-backed folders for adapters while they are loaded, and the cleaning up after servers that
+were killed.
 
-Each server locks its folders for as long as it lives. Unlike a process id, a lock is seen from
-other containers that share the storage, and the kernel lets go of it however a process ends. The
-shared memory that vLLM's processes talk through outlives them when they are killed; its names are
-kept in the folder, so that it goes with it. Nothing else is ever touched: not what another user
-owns, nor shared memory that no such folder names.
+Each server locks its folders while it runs. Unlike a process id, a lock is visible from other
+containers that share the storage, and the kernel releases it however the process ends. The shared
+memory between vLLM's processes outlives them when they are killed, so its names are written to a
+file in the folder, and it is deleted together with the folder. Nothing else is ever deleted: only
+folders of the same user that carry Mayfly's marker file, and only shared memory that is listed in
+such a folder.
 """
 
 from __future__ import annotations
@@ -23,71 +24,85 @@ from pathlib import Path
 import psutil
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
-_AGAIN_SECONDS = 90.0  # an engine that hangs has half a minute to end after its successor has begun
-_NAMES = "shared-memory"  # a file in the folder
-# vLLM's rings have a slot for a message each 16 or 24 MiB, and say at their end which are in use;
-# more than this much of a slot is taken by a very long message only.
-_APART, _TAKEN = 8 << 20, 256 << 10
-_NAMING_SECONDS = 0.25
-_FOLDERS = re.compile(r"mayfly-(run|[0-9]+)-\w{8}")  # as `locked_folder` names those of servers
-_RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
-# What Python and joblib call shared memory and semaphores.
-_OTHERS = re.compile(r"psm_\w+|sem\.loky-[\w-]+")
+# An engine that hangs has half a minute to end after its successor has started.
+_SECOND_SWEEP_SECONDS = 90.0
+# The file in every folder of a server that tells it from folders of other programs.
+_MARKER = ".mayfly-server"
+# The file in a staging folder with the names of shared memory, one per line.
+_SHARED_MEMORY_LIST = "shared-memory"
+# vLLM's ring buffers have one slot per message, of 16 or 24 MiB, and at their end the flags of the
+# slots. Only very long messages take more than `_RESERVED_BYTES` of a slot.
+_SLOT_STEP, _RESERVED_BYTES = 8 << 20, 256 << 10
+_TRACK_SECONDS = 0.25
+# The names that `locked_folder` gives to folders of servers.
+_FOLDER_NAME = re.compile(r"mayfly-(run|[0-9]+)-\w{8}")
+_MAPPED_RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
+# The names that Python and joblib give to shared memory and semaphores.
+_SHARED_MEMORY_NAME = re.compile(r"psm_\w+|sem\.loky-[\w-]+")
 
 
 class Staging:
-    """This process's folder, `path`; made after the folders of dead servers were swept."""
+    """The staging folder of this process; creating it sweeps the folders of dead servers first.
+
+    Args:
+        root: folder to create it in; None for `memory_folder()`.
+
+    Attributes:
+        path: the staging folder.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
-        root = root or storage()
+        root = root or memory_folder()
         sweep(root)
-        self._root, self._named = root, set[str]()
+        self._root, self._recorded = root, set[str]()
         self.path, lock = locked_folder(root, f"mayfly-{os.getpid()}-")
         self._lock: int | None = lock
-        (self.path / _NAMES).touch()
-        self._again = threading.Timer(_AGAIN_SECONDS, sweep, (root,))
-        self._again.daemon = True
-        self._again.start()
+        (self.path / _SHARED_MEMORY_LIST).touch()
+        self._second_sweep = threading.Timer(_SECOND_SWEEP_SECONDS, sweep, (root,))
+        self._second_sweep.daemon = True
+        self._second_sweep.start()
 
     def names(self) -> list[str]:
-        """Of what is staged."""
+        """Names of the staged adapters."""
         return sorted(each.name for each in self._staged())
 
     def bytes(self) -> int:
-        """How many are staged, whoever left them there."""
+        """Total size of the staged adapters, in bytes."""
         total = 0
         for folder in self._staged():
-            with contextlib.suppress(FileNotFoundError):  # its request has just ended
+            # Suppressed where the request ends and its adapter is deleted meanwhile.
+            with contextlib.suppress(FileNotFoundError):
                 total += sum(file.stat().st_size for file in folder.iterdir())
         return total
 
-    def name(self, shared: Collection[str]) -> None:
-        """Shared memory that is to go with the folder, beside what was named before."""
-        if self._named.issuperset(shared):
+    def record(self, shared: Collection[str]) -> None:
+        """Have further shared memory, given by its names, deleted together with the folder."""
+        if self._recorded.issuperset(shared):
             return
-        self._named.update(shared)
-        (self.path / _NAMES).write_text("\n".join(self._named))
+        self._recorded.update(shared)
+        (self.path / _SHARED_MEMORY_LIST).write_text("\n".join(self._recorded))
 
-    def adopt(self, shared: Collection[str]) -> None:
-        """As `name`; and it takes now what it would take later.
+    def reserve(self, shared: Collection[str]) -> None:
+        """Record shared memory and reserve now the space that its use will need.
 
-        Where there is no room left, a process that touches a page for the first time is killed
+        When the storage is full, the kernel kills a process that touches a page for the first time
         (SIGBUS).
 
         Raises:
-            OSError: there is none now.
+            OSError: there is not enough space.
         """
-        self.name(shared)
+        self.record(shared)
         for name in shared:
-            # Else it went since.
+            # Suppressed where the shared memory has been deleted meanwhile.
             with contextlib.suppress(FileNotFoundError), (self._root / name).open("r+b") as file:
                 size = os.fstat(file.fileno()).st_size
-                for start in (*range(0, size, _APART), max(0, size - _TAKEN)):
-                    os.posix_fallocate(file.fileno(), start, min(_TAKEN, size - start))
+                for start in (*range(0, size, _SLOT_STEP), max(0, size - _RESERVED_BYTES)):
+                    length = min(_RESERVED_BYTES, size - start)
+                    os.posix_fallocate(file.fileno(), start, length)
 
     def end(self) -> None:
-        """Delete the folder and what it names, and what others have left since."""
-        self._again.cancel()
+        """Delete the folder, the shared memory recorded in it, and folders of dead servers."""
+        self._second_sweep.cancel()
         sweep(self._root)
         if self._lock is not None:
             _delete(self.path, self._root)
@@ -99,63 +114,65 @@ class Staging:
 
 
 def semaphores(pid: int, root: Path | None = None) -> set[str]:
-    """Names of those that a process has in shared memory: joblib's outlive a process that is
-    killed.
-    """
-    return {each.name for each in (root or storage()).glob(f"sem.loky-{pid}-*")}
+    """Names of a process's semaphores from joblib, which outlive it when it is killed."""
+    return {each.name for each in (root or memory_folder()).glob(f"sem.loky-{pid}-*")}
 
 
 @contextlib.contextmanager
-def naming(staging: Staging) -> Iterator[None]:
-    """Within it what vLLM makes in shared memory is named as it comes: it may be killed while it
-    starts.
+def track_shared_memory(staging: Staging) -> Iterator[None]:
+    """Record the shared memory of vLLM's processes while they start within the `with` block.
+
+    Each piece is recorded soon after vLLM creates it, since vLLM may be killed before it has
+    started. If the block raises, the staging folder is deleted.
     """
-    over = threading.Event()
+    started = threading.Event()
 
     def follow() -> None:
-        while not over.wait(_NAMING_SECONDS):
-            staging.name(shared_by_children())
+        while not started.wait(_TRACK_SECONDS):
+            staging.record(shared_memory_of_children())
 
-    thread = threading.Thread(target=follow, name="naming")
-    with contextlib.ExitStack() as failed:
-        failed.callback(staging.end)
+    thread = threading.Thread(target=follow, name="shared memory")
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(staging.end)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            started.set()
             thread.join()
-        failed.pop_all()
+        on_failure.pop_all()
 
 
-def shared_by_children() -> set[str]:
-    """Names of what vLLM's processes, children of this one, have in shared memory beside their
-    adapters.
-    """
+def shared_memory_of_children() -> set[str]:
+    """Names of the shared memory and semaphores of this process's descendants."""
     names: set[str] = set()
     for process in psutil.Process().children(recursive=True):
         names.update(semaphores(process.pid))
-        with contextlib.suppress(OSError):  # it has ended
-            names.update(_RING.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+        # Suppressed where the process ends meanwhile.
+        with contextlib.suppress(OSError):
+            names.update(_MAPPED_RING.findall(Path(f"/proc/{process.pid}/maps").read_text()))
     return names
 
 
-def storage() -> Path:
-    """Memory, where the system has it as files."""
+def memory_folder() -> Path:
+    """The system's folder in memory, or the folder for temporary files if there is none."""
     return _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
 
 
 def sweep(root: Path) -> None:
-    """Delete the folders of servers of this user that are gone, and no other folder, whatever it is
-    called.
+    """Delete the folders in `root` of this user's servers that no longer run.
+
+    A folder is deleted only if it has the name and the marker file that `locked_folder` gives, so a
+    folder of another program that has such a name stays.
     """
     for folder in root.glob("mayfly-*-*"):
-        if not _FOLDERS.fullmatch(folder.name):
+        if not _FOLDER_NAME.fullmatch(folder.name):
             continue
-        with contextlib.suppress(OSError):  # locked: it lives; or another one has just swept it
+        # Suppressed where the folder is locked by a running server, or another server deletes it.
+        with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                if os.fstat(lock).st_uid == os.getuid():
+                if os.fstat(lock).st_uid == os.getuid() and (folder / _MARKER).is_file():
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     _delete(folder, root)
             finally:
@@ -163,22 +180,23 @@ def sweep(root: Path) -> None:
 
 
 def locked_folder(root: Path, prefix: str) -> tuple[Path, int]:
-    """A new folder that `sweep` leaves alone until the descriptor, which is given with it, is
-    closed.
+    """Create a folder that `sweep` does not delete before its lock is released.
+
+    Returns:
+        The folder and the file descriptor of its lock; closing that releases the lock.
     """
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-        # Another server swept it before it was locked.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if folder.exists():
-                return folder, lock
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Written after the folder is locked, so a sweep never sees it in an unlocked folder that is
+    # new.
+    (folder / _MARKER).touch()
+    return folder, lock
 
 
 def _delete(folder: Path, root: Path) -> None:
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        for name in (folder / _NAMES).read_text().splitlines():
-            if _OTHERS.fullmatch(name):
+        for name in (folder / _SHARED_MEMORY_LIST).read_text().splitlines():
+            if _SHARED_MEMORY_NAME.fullmatch(name):
                 (root / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -31,7 +31,8 @@ from serving.config import Config
 from serving.conversations.adapter_cache import AdapterCache, CachedAdapter, CacheScope
 from serving.conversations.completion_reader import CompletionReader
 from serving.conversations.transcript import parse_transcript
-from serving.engine.engine import REQUEST, Engine
+from serving.engine.current_request import REQUEST
+from serving.engine.engine import Engine
 from serving.errors import (
     AdaptationFailedError,
     BusyError,
@@ -52,7 +53,7 @@ from serving.http.response import ResponseWriter
 from serving.http.routing import Route, RouteTable
 from serving.http.unsupported import check_supported
 from serving.http.vector_stores.routes import LibraryExecutor, VectorStores
-from serving.observability.logs import REQUEST_ID, log_ended
+from serving.observability.logs import REQUEST_ID, log_request
 from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
 
@@ -144,7 +145,7 @@ class Gateway:
 
     async def _answer_routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request or its failure, and log, count and trace the outcome."""
-        begun, answer = time.monotonic(), ResponseWriter(send, self._engine.trouble)
+        begun, answer = time.monotonic(), ResponseWriter(send, self._engine.failure)
         request_id = REQUEST_ID.set(_header(scope, b"x-request-id"))
         with request_span(
             _header(scope, b"traceparent"), {"http.request.method": scope["method"]}
@@ -160,14 +161,14 @@ class Gateway:
                 if not is_the_clients(problem):
                     log.exception("a request failed")
                 if isinstance(problem, BusyError):
-                    self._metrics.rejected(problem)
+                    self._metrics.observe_rejection(problem)
                 await answer.fail(problem)
             finally:
                 status = answer.status or _CLIENT_LEFT
                 set_attributes({"http.response.status_code": status})
-                self._metrics.answered(status)
+                self._metrics.observe_response(status)
                 report = answer.adaptation.report if answer.adaptation else None
-                log_ended(scope["method"], scope["path"], status, time.monotonic() - begun, report)
+                log_request(scope["method"], scope["path"], status, time.monotonic() - begun, report)
                 REQUEST_ID.reset(request_id)
 
     def _admit(self, route: Route, scope: Scope) -> dict[str, Any]:
@@ -238,9 +239,9 @@ class Gateway:
             finally:
                 self._adaptations.discard(adaptation)
                 if adaptation.report is not None:
-                    self._metrics.adapted(adaptation.report)
+                    self._metrics.observe_adaptation(adaptation.report)
                 elif isinstance(adaptation.problem, AdaptationFailedError):
-                    self._metrics.failed()
+                    self._metrics.observe_required_failure()
 
     async def _engine_answers(
         self,
@@ -298,7 +299,7 @@ class Gateway:
 
     async def _exposed_metrics(self, request: Request) -> Response:
         accept = ", ".join(request.headers.getlist("accept"))
-        content, media_type = await asyncio.to_thread(self._exposition.told, accept)
+        content, media_type = await asyncio.to_thread(self._exposition.render, accept)
         return Response(content, media_type=media_type)
 
     async def _ready(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:

@@ -1,4 +1,4 @@
-"""Cheap checks of this machine, before anything heavy is imported."""
+"""Quick checks of this machine that run before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from serving.errors import SettingsError, StartError
 
 
 def check_port(host: str, port: int) -> None:
-    """Whether this address can be listened on.
+    """Check that the server can listen at an address.
 
     Raises:
-        StartError: it is in use, not this machine's, or not an address; the message says what to
-            do.
+        StartError: the address is in use, does not belong to this machine, or is invalid.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -23,30 +22,31 @@ def check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except (OSError, UnicodeError) as problem:
-        code, reason = (
-            getattr(problem, "errno", None),
-            getattr(problem, "strerror", None) or str(problem),
-        )
+        code = getattr(problem, "errno", None)
+        reason = getattr(problem, "strerror", None) or str(problem)
         option = "--port" if code in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise StartError(
             f"cannot listen on {host}:{port}: {reason}; try another {option}"
         ) from problem
 
 
-def check_writable(place: Path) -> None:
-    """Whether something can be written at a path that may not be there yet: what it costs to make
-    it comes first.
+def check_writable(path: Path) -> None:
+    """Check, before an expensive computation, that its result can be written to a path.
+
+    The path and its parent folders need not exist.
 
     Raises:
-        SettingsError: it cannot; the message names the folder that is in the way.
+        SettingsError: it cannot be written; the message names the folder that prevents it.
     """
-    place = place.expanduser().absolute()
-    there = next(each for each in (place, *place.parents) if os.path.lexists(each))
-    if not there.is_dir():
-        if there == place and there.is_file() and os.access(there, os.W_OK):
+    path = path.expanduser().absolute()
+    existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not existing.is_dir():
+        if existing == path and existing.is_file() and os.access(existing, os.W_OK):
             return
-        raise SettingsError(f"cannot write to {place}: {there} is not a folder; name another place")
-    if not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(
-            f"cannot write to {place}: {there} may not be written to; name another place"
+            f"cannot write to {path}: {existing} is not a folder; choose another path"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"cannot write to {path}: {existing} is not writable; choose another path"
         )

@@ -1,10 +1,9 @@
-"""The folder of one running server on this machine: Ray's session, sockets and logs, and what else
-its processes put where temporary files go.
+"""The folder for all temporary files of one server on this machine, Ray's session among them.
 
-It is locked while the server lives, so that the next server of the same user deletes what one that
-was killed left behind (`serving.engine.staging.sweep`). Other Ray sessions lie elsewhere and are
-not touched. Its path is short: Ray's sockets lie below it, and a path of a Unix socket has 107
-bytes at most.
+It is locked while the server runs. If the server is killed, the next server of the same user
+deletes it (`serving.engine.staging.sweep`). Ray sessions of other programs are in other folders and
+are not touched. The path is short, because Ray's sockets lie below it and the path of a Unix socket
+has at most 107 bytes.
 """
 
 from __future__ import annotations
@@ -18,45 +17,50 @@ from pathlib import Path
 from serving.engine.staging import locked_folder, sweep
 
 _PREFIX = "mayfly-run-"
-_LONGEST_ROOT = 24  # bytes; below it come the folder's own name and those of Ray's sockets
+# Largest length of the parent folder's path, in bytes: the names of this folder and of Ray's
+# sockets follow.
+_MAX_ROOT = 24
 _SHORT_ROOT = Path("/tmp")  # noqa: S108
 
 
 class RunFolder:
-    """A new folder, `path`, where temporary files of this process and of those that it starts go
-    until `end`.
+    """A new folder that is the TMPDIR of this process and its children until `end`.
+
+    Attributes:
+        path: the folder.
     """
 
     def __init__(self) -> None:
-        self._earlier = os.environ.get("TMPDIR")
+        self._earlier_tmpdir = os.environ.get("TMPDIR")
         root = Path(tempfile.gettempdir())
-        if len(os.fsencode(root)) > _LONGEST_ROOT:
+        if len(os.fsencode(root)) > _MAX_ROOT:
             root = _SHORT_ROOT
         sweep(root)
         self.path, self._lock = locked_folder(root, _PREFIX)
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.path)
 
-    def keep_logs(self, place: Path) -> Path | None:
-        """Move Ray's logs to a place of their own, where they replace those that were kept before.
+    def keep_logs(self, target: Path) -> Path | None:
+        """Copy Ray's logs to a folder, in place of what it contained before.
 
-        Returns the place, or None where there are no logs.
+        Returns:
+            The folder, or None if there are no logs or they could not be copied.
         """
         logs = self.path / "session_latest" / "logs"
         if not logs.is_dir():
             return None
         with contextlib.suppress(OSError):
-            shutil.rmtree(place, ignore_errors=True)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(logs, place, ignore_dangling_symlinks=True)
-            return place
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(logs, target, ignore_dangling_symlinks=True)
+            return target
         return None
 
     def end(self) -> None:
-        """Delete it, and put temporary files where they went before."""
+        """Delete the folder and restore TMPDIR."""
         tempfile.tempdir = None
-        if self._earlier is None:
+        if self._earlier_tmpdir is None:
             os.environ.pop("TMPDIR", None)
         else:
-            os.environ["TMPDIR"] = self._earlier
+            os.environ["TMPDIR"] = self._earlier_tmpdir
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)

@@ -1,9 +1,8 @@
-"""One machine's server: Ray, Serve and the application for the length of a `with`, and none of it
-afterwards.
+"""A server on one machine: Ray, Ray Serve and the application within a `with` block.
 
-It ends in an orderly way where that takes no longer than it may, and by force where it would; what
-`running` has left is then gone, or named. Knows Ray's interface; its processes are
-`serving.local.supervisor`'s.
+It is shut down in an orderly way within a time limit, and killed after that. What remains even then
+is named in an error. This module knows Ray's interface; `serving.local.supervisor` knows its
+processes.
 """
 
 from __future__ import annotations
@@ -34,136 +33,169 @@ from serving.config import Config
 from serving.environment import LOG_RELAY
 from serving.errors import LeftError, LostError, StartError
 from serving.local.checks import check_port
-from serving.local.haproxy import entrance, free_ports
+from serving.local.haproxy import free_ports, running_haproxy
 from serving.local.run_folder import RunFolder
 from serving.local.supervisor import RaySupervisor
 from serving.observability.log_relay import Relay
 from serving.observability.logs import set_up_logs
-from serving.observability.start_news import News, following
+from serving.observability.startup_progress import StartupProgress, follow_startup
 from serving.settings.sources import variable
 
-# Where engine replicas may answer: Ray gives one of a replica that was killed to no other.
+# Number of ports for engine replicas: Ray gives the port of a killed replica to no other.
 REPLICA_PORTS = 64
-# For what is on its way between processes; more goes by way of files.
+# Size of Ray's object store, which holds what is being passed between processes, in bytes; more
+# goes through files.
 STORE_BYTES = {"cpu": 256 << 20, "gpu": 1 << 30}
-# What Ray does again and again, less often than it would by itself: it keeps an idle server awake.
+# Ray repeats these tasks so often by default that an idle server keeps the CPU awake.
 QUIET = {
-    # Of Serve's controller, which sees then which replicas are well.
+    # The loop in which Serve's controller checks the replicas.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    # Of Serve's own metrics; nobody reads them here.
+    # The export of Serve's own metrics, which nobody reads here.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
-    "RAY_enable_metrics_collection": "0",  # nor Ray's
+    # Ray's own metrics, which nobody reads either.
+    "RAY_enable_metrics_collection": "0",
 }
-_PATIENCE_SECONDS = 60.0  # and three times what the start took, for an engine that is replaced
-_ANSWERING_SECONDS = 30.0  # from when Ray calls the application running
-_GRACE_SECONDS = 30.0  # that requests under way have to finish when the server ends
-_ORDERLY_SECONDS = 30.0  # that everything has to end by itself after that, before it is killed
-_NAME = "mayfly"  # of the application
-_FAILED_LOGS = "logs/failed"  # below the home: what Ray's processes said in a server that failed
+# Seconds to wait for an engine that is being replaced, beside three times the duration of the
+# start.
+_PATIENCE_SECONDS = 60.0
+# Seconds until the server answers after Ray reports that the application runs.
+_ANSWERING_SECONDS = 30.0
+# Seconds that running requests have to finish when the server ends.
+_GRACE_SECONDS = 30.0
+# Seconds that Ray has to shut down after that, before it is killed.
+_ORDERLY_SECONDS = 30.0
+_APPLICATION = "mayfly"
+# Where the logs of Ray's processes are kept when a server fails, below its home folder.
+_FAILED_LOGS = "logs/failed"
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def running(
-    config: Config, on_stage: Callable[[str], None] = lambda stage: None
+def running_server(
+    config: Config, on_progress: Callable[[str], None] = lambda _: None
 ) -> Iterator[tuple[str, Callable[[], NoReturn]]]:
-    """A Mayfly on this machine for the length of a `with`; gives its base URL, and what waits and
-    watches over it.
+    """Run a server on this machine within the `with` block.
 
-    A first signal ends it once the answers under way are finished, a second one at once.
+    The first signal ends it once running requests have finished, the second one at once.
+
+    Args:
+        config: the server's configuration.
+        on_progress: called with a line of text for each step of the start and the end.
+
+    Yields:
+        The base URL, and a function that watches the server and raises LostError when it has
+        failed.
 
     Raises:
-        StartError: Ray or a deployment did not come up.
-        LeftError: something of it is there all the same, after it has been killed.
+        StartError: Ray or a deployment did not start.
+        LeftError: processes or files of the server remain, although it was killed.
     """
     try:
-        folder, node = RunFolder(), RaySupervisor()
+        folder, supervisor = RunFolder(), RaySupervisor()
     except OSError as problem:
-        raise StartError(f"there is no place for temporary files: {problem}") from problem
+        raise StartError(f"cannot create a folder for temporary files: {problem}") from problem
     signals = _Signals()
     relay = Relay(config.log_format, folder.path)
     set_up_logs(config.log_format)
-    code, orderly, lost = 1, True, False
+    exit_code, ended_orderly, lost = 1, True, False
     try:
-        # Drawn at once: the proxy must not be taken for a replica.
+        # All ports are chosen together, so that Ray's proxy does not take a replica's.
         ports = free_ports(1 + REPLICA_PORTS)
         proxy, replicas = ports[0], ports[1:]
         _set_environment(replicas, relay.variable)
         check_port(config.host, config.port)
-        with entrance(config.host, config.port, replicas, config.allowed_origins) as drain:
+        with running_haproxy(config.host, config.port, replicas, config.allowed_origins) as drain:
             try:
-                orderly = False
-                with following(on_stage) as news:
-                    _start_ray(config, folder, on_stage)
-                    node.began()
-                    signals.interrupt()  # Ray has just put its own handlers in their place
-                    begun = time.monotonic()
-                    url = _start_serve(config, proxy, on_stage, news)
-                yield (
-                    url,
-                    partial(
-                        node.watch, _has_engine, _PATIENCE_SECONDS + 3 * (time.monotonic() - begun)
-                    ),
-                )
+                ended_orderly = False
+                with follow_startup(on_progress) as progress:
+                    _start_ray(config, folder, on_progress)
+                    supervisor.ray_started()
+                    # Ray has just installed its own handlers.
+                    signals.interrupt()
+                    began = time.monotonic()
+                    url = _start_serve(config, proxy, on_progress, progress)
+                patience = _PATIENCE_SECONDS + 3 * (time.monotonic() - began)
+                yield url, partial(supervisor.watch, _has_engine, patience)
             except (StartError, LostError) as problem:
                 lost = isinstance(problem, LostError)
-                if kept := folder.keep_logs(config.selector.root.parent / _FAILED_LOGS):
-                    problem.add_note(f"what its processes said is in {kept}")
+                if logs := folder.keep_logs(config.selector.root.parent / _FAILED_LOGS):
+                    problem.add_note(f"the logs of its processes are in {logs}")
                 raise
             finally:
                 signals.hurry()
-                orderly = _end_in_order(node, drain, on_stage, signals.hurried)
-        code = 0
+                ended_orderly = _end_in_order(supervisor, drain, on_progress, signals.hurried)
+        exit_code = 0
     except KeyboardInterrupt:
-        code = 0
+        exit_code = 0
         raise
     finally:
-        left = node.end()
+        left = supervisor.end()
         relay.end()
         folder.end()
-        if not orderly:
-            atexit.register(_leave, code)
+        if not ended_orderly:
+            atexit.register(_exit_at_once, exit_code)
         signals.default()
         if left:
-            words = f"the server has ended, and this is left of it: {', '.join(left)}; end or delete it by hand"
+            message = (
+                f"the server has ended, but could not remove {', '.join(left)}; "
+                "kill these processes and delete these files"
+            )
             if not lost:
-                raise LeftError(words)
-            log.error(words)
+                raise LeftError(message)
+            log.error(message)
         if lost and signals.hurried.is_set():
-            raise KeyboardInterrupt  # it is not to start again
+            # The user has interrupted the server, so it must not be restarted.
+            raise KeyboardInterrupt
+
+
+def ray_environment(replicas: range) -> dict[str, str]:
+    """The variables of Ray's processes; the user cannot override them.
+
+    Args:
+        replicas: ports where engine replicas may answer.
+    """
+    return NODE | {
+        # Replicas answer HTTP themselves.
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),
+        # HAProxy notices by itself which replicas listen.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_PORT_QUARANTINE_S": "1",
+        # Anyone with its token can execute code through Ray's ports, and a token that Ray creates
+        # itself is in a file that others may be able to read.
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Ray's ports listen on loopback only, as on systems where it supports no clusters.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+
+
+# The variables of Ray's processes that the user can override.
+RAY_DEFAULTS = QUIET | {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Otherwise the server has a lower priority than everything else on the machine.
+    "RAY_worker_niceness": "0",
+}
 
 
 def _set_environment(replicas: range, relayed: str) -> None:
-    """What Ray's processes, which inherit it, read from this one's environment."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else the server gives way to everything else on the machine.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    for name, value in QUIET.items():
+    """Set the variables of Ray's processes, which inherit them from this one."""
+    for name, value in RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ.pop(variable("api_key"), None)  # replicas know its digest
-    os.environ |= NODE | {
-        LOG_RELAY: relayed,
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # replicas answer HTTP themselves
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas.start),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas.stop),
-        # The entrance sees by itself who listens.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        "RAY_SERVE_PORT_QUARANTINE_S": "1",
-        # Ray's ports execute code for who has its token; what it makes by itself lies in a file
-        # that others may read.
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        # And they are on loopback, as where Ray has no clusters.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable as it was imported
+    # Replicas know the digests of keys only.
+    os.environ.pop(variable("api_key"), None)
+    os.environ |= {LOG_RELAY: relayed, **ray_environment(replicas)}
+    # Ray has read the variable while it was imported.
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
-def _start_ray(config: Config, folder: RunFolder, on_stage: Callable[[str], None]) -> None:
-    on_stage("starting Ray and Ray Serve ...")
+def _start_ray(config: Config, folder: RunFolder, on_progress: Callable[[str], None]) -> None:
+    on_progress("starting Ray and Ray Serve ...")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    to_driver = bool(os.environ.get("MAYFLY_LOG_TO_DRIVER"))
-    if not to_driver:  # this process of Ray's reads all logs for a driver that wants to show them
+    log_to_driver = bool(os.environ.get("MAYFLY_LOG_TO_DRIVER"))
+    if not log_to_driver:
+        # This process of Ray reads all logs for a driver that shows them, which this one does not.
         RayNode.start_log_monitor = lambda _: None
     try:
         ray.init(
@@ -171,38 +203,41 @@ def _start_ray(config: Config, folder: RunFolder, on_stage: Callable[[str], None
             include_dashboard=False,
             object_store_memory=STORE_BYTES["gpu" if config.engine_gpus else "cpu"],
             logging_level=logging.ERROR,
-            log_to_driver=to_driver,
+            log_to_driver=log_to_driver,
             _temp_dir=str(folder.path),
         )
-    except Exception as problem:  # a plain one, where a crowded machine was too slow
+    # Ray raises a plain Exception where a busy machine was too slow.
+    except Exception as problem:
         raise StartError(f"Ray did not start: {problem}; try again") from problem
 
 
-def _start_serve(config: Config, proxy: int, on_stage: Callable[[str], None], news: News) -> str:
-    """The server's base URL, once it answers there."""
+def _start_serve(
+    config: Config, proxy: int, on_progress: Callable[[str], None], progress: StartupProgress
+) -> str:
+    """Start the application; returns the base URL once the server answers there."""
     serve.start(
-        http_options=HTTPOptions(host="127.0.0.1", port=proxy),  # of Ray's own, which idles
+        # The port of Ray's own proxy, which is idle.
+        http_options=HTTPOptions(host="127.0.0.1", port=proxy),
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
-    on_stage(f"loading {config.engine.served_name} into vLLM, the trainer and the selector ...")
+    on_progress(f"loading {config.engine.served_name} into vLLM, the trainer and the selector ...")
     try:
-        serve.run(build(config), name=_NAME, route_prefix="/")
-    except RuntimeError as problem:  # which only says that a deployment did not come up
-        news.look()
-        reasons = "; ".join(f"{part}: {why}" for part, why in news.failures.items())
+        serve.run(build(config), name=_APPLICATION, route_prefix="/")
+    except RuntimeError as problem:
+        # Ray's error only says that a deployment did not start; its process has reported the
+        # reason.
+        progress.poll()
+        reasons = "; ".join(f"{part}: {reason}" for part, reason in progress.failures.items())
         raise StartError(f"the server did not start: {reasons or problem}") from problem
-    url = (
-        f"http://[{config.host}]:{config.port}"
-        if ":" in config.host
-        else f"http://{config.host}:{config.port}"
-    )
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    url = f"http://{host}:{config.port}"
     _wait_for(f"{url}/health")
     return url
 
 
 def _wait_for(url: str) -> None:
-    until = time.monotonic() + _ANSWERING_SECONDS
-    while time.monotonic() < until:
+    deadline = time.monotonic() + _ANSWERING_SECONDS
+    while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
             if httpx.get(url, timeout=5).status_code == 200:
                 return
@@ -213,37 +248,40 @@ def _wait_for(url: str) -> None:
 
 
 def _has_engine() -> bool:
-    with suppress(Exception):  # the controller may be on its way back, too
-        return bool(serve.status().applications[_NAME].deployments["engine"].status == "HEALTHY")
+    # Suppressed where the controller itself is being restarted.
+    with suppress(Exception):
+        engine = serve.status().applications[_APPLICATION].deployments["engine"]
+        return bool(engine.status == "HEALTHY")
     return False
 
 
 def _end_in_order(
-    node: RaySupervisor,
+    supervisor: RaySupervisor,
     drain: Callable[[float], None],
-    on_stage: Callable[[str], None],
+    on_progress: Callable[[str], None],
     hurried: threading.Event,
 ) -> bool:
-    """Let answers be finished, then everything end by itself; whether it has, in the time that it
-    may take.
-    """
-    if node.lost:
+    """Let running requests finish, then shut Ray down; returns whether that succeeded in time."""
+    if supervisor.lost:
         return False
-    with suppress(OSError, SystemExit):  # the terminal is gone, or what it was piped to
-        on_stage("finishing what is under way ...")
-    node.while_there(partial(drain, _GRACE_SECONDS), _GRACE_SECONDS + 1, hurried)
-    return node.while_there(_end_ray, _ORDERLY_SECONDS, hurried)
+    # Suppressed where the terminal, or the program that the output is piped to, is gone.
+    with suppress(OSError, SystemExit):
+        on_progress("finishing running requests ...")
+    supervisor.run_while_ray_lives(partial(drain, _GRACE_SECONDS), _GRACE_SECONDS + 1, hurried)
+    return supervisor.run_while_ray_lives(_end_ray, _ORDERLY_SECONDS, hurried)
 
 
 def _end_ray() -> None:
     if ray.is_initialized():
-        with suppress(Exception):  # where the start failed, there is no application
-            serve.delete(_NAME)  # until the engine has ended its processes
+        # Suppressed where the start failed and there is no application.
+        with suppress(Exception):
+            # This returns after the engine has ended its processes.
+            serve.delete(_APPLICATION)
         ray.shutdown()
 
 
-def _leave(code: int) -> None:
-    """Exit at once: Ray's own end would wait for processes that have been killed, and may crash."""
+def _exit_at_once(code: int) -> None:
+    """Exit without Ray's own handlers, which would wait for killed processes and may crash."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -252,32 +290,36 @@ def _leave(code: int) -> None:
 
 
 class _Signals:
-    """What the signals do that end a server: interrupt it first, then hurry its end."""
+    """Handles the signals that end a server.
+
+    Attributes:
+        hurried: set by a signal after `hurry` was called.
+    """
 
     def __init__(self) -> None:
         self.hurried = threading.Event()
         self._numbers = [signal.SIGINT, signal.SIGTERM]
-        # Else it is to outlive its terminal (nohup).
+        # A server whose SIGHUP is ignored (nohup) is meant to outlive its terminal.
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             self._numbers.append(signal.SIGHUP)
         self.interrupt()
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt."""
+        """From now on, a signal raises KeyboardInterrupt."""
         self._handle(_interrupt)
 
     def hurry(self) -> None:
-        """Set `hurried`."""
+        """From now on, a signal sets `hurried`."""
         self._handle(lambda *_: self.hurried.set())
 
     def default(self) -> None:
-        """What they do in any Python program."""
+        """From now on, signals do what they do in any Python program."""
         self._handle(signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _handle(self, how: Any) -> None:
+    def _handle(self, handler: Any) -> None:
         for number in self._numbers:
-            signal.signal(number, how)
+            signal.signal(number, handler)
 
 
 def _interrupt(*_: Any) -> None:

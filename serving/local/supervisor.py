@@ -1,10 +1,10 @@
-"""The processes below this one on one machine: whether those that Ray cannot do without live, and
-the end of them all.
+"""The processes that this one has started on one machine: are Ray's vital ones alive, and how to
+end all of them.
 
-A server of one machine cannot go on without its raylet and its control store: what has died is not
-replaced any more, and Ray cannot be ended in an orderly way. So all of it is ended here, by force.
-A descendant whose parent dies becomes a child of this process, so none escapes. Knows processes and
-shared memory only, nothing of Ray's interface.
+A server on one machine cannot run without its raylet and its control store. When one of them ends,
+it is not replaced, and Ray cannot be shut down in an orderly way, so all processes are killed here.
+A descendant whose parent ends becomes a child of this process, so none escapes. This module knows
+processes and shared memory only, nothing of Ray's interface.
 """
 
 from __future__ import annotations
@@ -20,159 +20,173 @@ from typing import NoReturn
 import psutil
 
 from serving.engine.plugins.parent_death import adopt_orphans
-from serving.engine.staging import Staging, semaphores, storage
+from serving.engine.staging import Staging, memory_folder, semaphores
 from serving.errors import LostError
 
 log = logging.getLogger(__name__)
 
 _VITAL = ("raylet", "gcs_server")
-_SECONDS = 1.0  # between two looks
-# Whether there is an engine is asked at each of so many looks only, while there is one.
-_WELL_LOOKS = 10
-_CLAIM_LOOKS = 30  # likewise, for new semaphores
-# That what was killed may take to be gone: threads end slowly on a busy machine.
+_POLL_SECONDS = 1.0
+# While the engine is healthy, its health is checked in every tenth poll only.
+_HEALTHY_POLLS = 10
+# New semaphores are recorded in every thirtieth poll.
+_SEMAPHORE_POLLS = 30
+# Killed processes may take long to end: on a busy machine their threads end slowly.
 _END_SECONDS = 30.0
 
 
 class RaySupervisor:
-    """The processes below this one that began after it was made."""
+    """Watches and ends the child processes that are started after its creation."""
 
     def __init__(self) -> None:
         adopt_orphans()
-        self._others = set(psutil.Process().children())
+        self._earlier_children = set(psutil.Process().children())
         self._vital: dict[psutil.Process, str] = {}
         self._staging = Staging()
-        self._given_up = False
+        self._engine_is_lost = False
 
-    def began(self) -> None:
-        """Ray has started its processes."""
-        children = {each: each.name() for each in self.children()}
-        self._vital = {each: name for each, name in children.items() if name in _VITAL}
+    def ray_started(self) -> None:
+        """Find the vital processes of Ray, which has just started."""
+        names = {each: each.name() for each in self.children()}
+        self._vital = {each: name for each, name in names.items() if name in _VITAL}
 
     @property
     def lost(self) -> str | None:
-        """Which of those that Ray cannot do without has ended; "engine" once it is not waited for
-        any more.
-        """
-        if self._given_up:
+        """The vital process that has ended, "engine" if `watch` gave up on it, or None."""
+        if self._engine_is_lost:
             return "engine"
         for process, name in self._vital.items():
-            if not _lives(process):
+            if not _is_alive(process):
                 return name
         return None
 
     def children(self) -> list[psutil.Process]:
-        """The processes that this one has started, or whose parent has ended."""
-        return [each for each in psutil.Process().children() if each not in self._others]
+        """The watched processes that are children of this one, adopted orphans included."""
+        return [each for each in psutil.Process().children() if each not in self._earlier_children]
 
-    def family(self) -> list[psutil.Process]:
-        """All processes of the server but this one."""
+    def descendants(self) -> list[psutil.Process]:
+        """The watched processes with all their descendants."""
         found = []
         for child in self.children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 found += [child, *child.children(recursive=True)]
         return found
 
-    def watch(self, healthy: Callable[[], bool], patience: float) -> NoReturn:
-        """Wait for the end of one, or until nothing has been healthy for so many seconds.
+    def watch(self, is_healthy: Callable[[], bool], patience: float) -> NoReturn:
+        """Wait until a vital process ends, or the engine is not healthy for `patience` seconds.
+
+        Args:
+            is_healthy: checks the engine; called in a thread, since it may hang.
+            patience: seconds without a healthy engine.
 
         Raises:
-            LostError: that is so.
+            LostError: a vital process has ended, or the engine has not become healthy.
         """
-        last, was_well = time.monotonic(), False
+        last_healthy, was_healthy = time.monotonic(), False
 
-        def ask() -> None:
-            nonlocal last, was_well
-            was_well = healthy()
-            last = time.monotonic() if was_well else last
+        def check() -> None:
+            nonlocal last_healthy, was_healthy
+            was_healthy = is_healthy()
+            last_healthy = time.monotonic() if was_healthy else last_healthy
 
-        asking, looks = threading.Thread(), 0
+        checking, polls = threading.Thread(), 0
         while (lost := self.lost) is None:
-            due = not was_well or looks % _WELL_LOOKS == 0
-            if due and not asking.is_alive():  # whoever is asked may not answer any more
-                asking = threading.Thread(target=ask, name="health", daemon=True)
-                asking.start()
-            if looks % _CLAIM_LOOKS == 0:
-                self._claim()
+            is_due = not was_healthy or polls % _HEALTHY_POLLS == 0
+            if is_due and not checking.is_alive():
+                checking = threading.Thread(target=check, name="health", daemon=True)
+                checking.start()
+            if polls % _SEMAPHORE_POLLS == 0:
+                self._record_semaphores()
             self._reap()
-            looks += 1
-            time.sleep(_SECONDS)
-            self._given_up = time.monotonic() - last > patience
-        if self._given_up:
-            raise LostError(f"there has been no engine for {patience:.0f} seconds")
+            polls += 1
+            time.sleep(_POLL_SECONDS)
+            self._engine_is_lost = time.monotonic() - last_healthy > patience
+        if self._engine_is_lost:
+            raise LostError(f"there has been no healthy engine for {patience:.0f} seconds")
         raise LostError(f"Ray's {lost} has ended, and with it everything that runs on this machine")
 
-    def while_there(
-        self, act: Callable[[], object], seconds: float, hurry: threading.Event
+    def run_while_ray_lives(
+        self, action: Callable[[], object], seconds: float, hurry: threading.Event
     ) -> bool:
-        """Do what needs Ray, and wait for its end, or for Ray's, or until it is due or in a hurry.
+        """Run an action that needs Ray, in a thread that is abandoned when it cannot or must not
+        end.
 
-        Returns whether it was done, without an error.
+        Args:
+            action: the action.
+            seconds: the longest time to wait for it.
+            hurry: ends the waiting when set.
+
+        Returns:
+            Whether the action returned without an exception.
         """
-        self._claim()
+        self._record_semaphores()
         done = threading.Event()
 
-        def acting() -> None:
+        def run() -> None:
             try:
-                act()
+                action()
                 done.set()
             except Exception:
                 log.debug("the orderly end failed", exc_info=True)
 
-        thread = threading.Thread(target=acting, name="act", daemon=True)
+        thread = threading.Thread(target=run, name="orderly end", daemon=True)
         thread.start()
-        until = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while (
-            thread.is_alive() and not self.lost and not hurry.is_set() and time.monotonic() < until
+            thread.is_alive()
+            and not self.lost
+            and not hurry.is_set()
+            and time.monotonic() < deadline
         ):
-            thread.join(_SECONDS / 10)
+            thread.join(_POLL_SECONDS / 10)
         return done.is_set()
 
     def end(self, seconds: float = _END_SECONDS) -> list[str]:
-        """Kill what is left, and delete what only a process that ends in order deletes itself.
+        """Kill the watched processes and delete the shared memory that they leave behind.
 
-        Returns what is there all the same, in words.
+        Args:
+            seconds: the longest time to wait for their end.
+
+        Returns:
+            Descriptions of the processes and files that could not be removed.
         """
-        pids, until = {os.getpid()}, time.monotonic() + seconds
-        # A zombie counts: some threads of it may not have ended yet, and hold its files and locks.
-        while (there := self.family()) and time.monotonic() < until:
-            self._name(there)
-            pids.update(each.pid for each in there)
-            for process in there:
+        pids, deadline = {os.getpid()}, time.monotonic() + seconds
+        # A zombie counts: some of its threads may still run and hold its files and locks.
+        while (alive := self.descendants()) and time.monotonic() < deadline:
+            self._record_semaphores_of(alive)
+            pids.update(each.pid for each in alive)
+            for process in alive:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            psutil.wait_procs(there, timeout=_SECONDS / 5)
+            psutil.wait_procs(alive, timeout=_POLL_SECONDS / 5)
         self._staging.end()
-        left = [f"process {each.pid} ({_name_of(each)})" for each in there]
+        left = [f"process {each.pid} ({_name_of(each)})" for each in alive]
         for pid in sorted(pids):
-            left += sorted(str(storage() / each) for each in semaphores(pid))
+            left += sorted(str(memory_folder() / each) for each in semaphores(pid))
             if pid != os.getpid():
-                left += sorted(str(each) for each in storage().glob(f"mayfly-{pid}-*"))
+                left += sorted(str(each) for each in memory_folder().glob(f"mayfly-{pid}-*"))
         return left + [str(path) for path in (self._staging.path,) if path.exists()]
 
-    def _claim(self) -> None:
-        """Have the semaphores of the processes that live go with this server, however it ends."""
-        if any(storage().glob("sem.loky-*")):
-            self._name(self.family())
+    def _record_semaphores(self) -> None:
+        """Have the semaphores of running processes deleted with this server, however it ends."""
+        if any(memory_folder().glob("sem.loky-*")):
+            self._record_semaphores_of(self.descendants())
 
-    def _name(self, processes: list[psutil.Process]) -> None:
-        self._staging.name({name for each in processes for name in semaphores(each.pid)})
+    def _record_semaphores_of(self, processes: list[psutil.Process]) -> None:
+        self._staging.record({name for each in processes for name in semaphores(each.pid)})
 
     def _reap(self) -> None:
-        """Take note of the end of descendants that became children: until then the kernel keeps
-        them as zombies.
-        """
-        others = {each.pid for each in self._others}
+        """Remove the zombies of adopted children that have ended."""
+        earlier = {each.pid for each in self._earlier_children}
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         with contextlib.suppress(ChildProcessError):
-            while (
-                ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            ) is not None:
-                if ended.si_pid in others:
+            while (ended := os.waitid(os.P_ALL, 0, options)) is not None:
+                if ended.si_pid in earlier:
                     return
                 os.waitpid(ended.si_pid, os.WNOHANG)
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False

@@ -1,9 +1,9 @@
-"""Logs: one line an event, as JSON objects or as text, with the id of the request they belong to.
+"""Logs: one line per event, as JSON or as text, with the id of the request that it belongs to.
 
-Nothing of prompts, keys or answers is written: what is told of an ended request is listed here,
-exceptions are told without the values of their frames, their messages are cut, and what looks like
-a key is masked. This module knows nothing of requests but the report of their adaptation; the door
-sets `REQUEST_ID` and calls `log_ended`.
+No prompts, keys or answers are written. `log_request` lists what is logged about a request.
+Exceptions are logged without the variables of their frames, their messages are truncated, and
+anything that looks like a key is masked. The gateway sets `REQUEST_ID` and calls `log_request`;
+otherwise this module knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from serving.report import AdaptationReport
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
+# Mayfly's own packages.
 OURS = ("serving", "adapters", "selection")
-_POLLED = ("/health", "/ready", "/metrics")  # every few seconds, by machines
-# The most characters, characters, exceptions and frames told.
-_MESSAGE, _PATH, _CAUSES, _FRAMES = 1000, 200, 4, 50
+# Routes that machines request every few seconds.
+_POLLED = ("/health", "/ready", "/metrics")
+# Largest lengths of a message and a path, in characters.
+_MAX_MESSAGE, _MAX_PATH = 1000, 200
+# Largest numbers of chained exceptions, and of frames of each.
+_MAX_CAUSES, _MAX_FRAMES = 4, 50
 _KEY = re.compile(r"(?i)(bearer\s+)\S+|\b((?:mf|sk)-)[\w-]{8,}")
 
 _log = logging.getLogger(__name__)
@@ -34,79 +38,85 @@ _log = logging.getLogger(__name__)
 LogFormat = Literal["json", "text"]
 
 
-def set_up_logs(form: LogFormat, stream: TextIO | None = None) -> None:
-    """Write this process's logs to `stream` (standard error): ours from INFO on, the libraries'
-    from WARNING on.
+def set_up_logs(log_format: LogFormat, stream: TextIO | None = None) -> None:
+    """Log Mayfly's records from INFO on, and those of libraries from WARNING on.
 
-    A second call takes the place of the first.
+    A further call replaces the configuration of the previous one.
+
+    Args:
+        log_format: format of the lines.
+        stream: where lines are written; None for standard error.
     """
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     root = logging.getLogger()
-    for earlier in [
-        one for one in root.handlers if isinstance(one.formatter, JsonLines | TextLines)
-    ]:
-        root.removeHandler(earlier)
+    for earlier in [*root.handlers]:
+        if isinstance(earlier.formatter, JsonLines | TextLines):
+            root.removeHandler(earlier)
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def log_ended(
+def log_request(
     method: str, path: str, status: int, seconds: float, report: AdaptationReport | None
 ) -> None:
-    """Log an ended request: what was asked for, how it was answered, in how many seconds, by how
-    much adaptation.
+    """Log a request that has ended; requests to polled routes only if they failed.
 
-    `path` is without its query. Routes that machines poll are told only when they fail.
+    Args:
+        method: HTTP method.
+        path: path without the query.
+        status: HTTP status of the response.
+        seconds: duration of the request.
+        report: report of its adaptation; None if it has none.
     """
-    path = quote(path[:_PATH], errors="backslashreplace")
-    ended: dict[str, object] = {
+    path = quote(path[:_MAX_PATH], errors="backslashreplace")
+    facts: dict[str, object] = {
         "method": method,
         "path": path,
         "status": status,
         "seconds": round(seconds, 4),
     }
     if report is not None:
-        ended |= {"steps": len(report.losses), "stop": report.stop, "adapted": report.adapted}
-    level = (
-        logging.ERROR
-        if status >= 500
-        else logging.DEBUG
-        if path in _POLLED and status < 400
-        else logging.INFO
-    )
-    _log.log(level, "%s %s %d", method, path, status, extra={"ended": ended})
+        facts |= {"steps": len(report.losses), "stop": report.stop, "adapted": report.adapted}
+    if status >= 500:
+        level = logging.ERROR
+    elif path in _POLLED and status < 400:
+        level = logging.DEBUG
+    else:
+        level = logging.INFO
+    _log.log(level, "%s %s %d", method, path, status, extra={"request_facts": facts})
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object on one line of ASCII.
+    """Formats a record as one JSON object on one line of ASCII.
 
-    `time` (RFC 3339, UTC), `level`, `logger`, `message`; `request_id` inside a request; the facts
-    of an ended one; and `error` with `type`, `message`, `stack` (innermost frame last) and
-    `causes`.
+    Its fields are `time` (RFC 3339, UTC), `level`, `logger` and `message`; `request_id` within a
+    request; the fields of `log_request`; and `error` with `type`, `message`, `stack` (innermost
+    frame last) and `causes`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """As `logging.Formatter.format`."""
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": _safe(record.getMessage())[:_MESSAGE],
+            "message": _safe(record.getMessage())[:_MAX_MESSAGE],
         }
         if (request_id := REQUEST_ID.get()) is not None:
-            told["request_id"] = request_id
-        told |= getattr(record, "ended", {})
+            fields["request_id"] = request_id
+        fields |= getattr(record, "request_facts", {})
         if record.exc_info and record.exc_info[1] is not None:
-            told["error"] = _error(record.exc_info[1], _CAUSES)
-        return json.dumps(told)
+            fields["error"] = _error(record.exc_info[1], _MAX_CAUSES)
+        return json.dumps(fields)
 
 
 class TextLines(logging.Formatter):
-    """A record as one line to read: time, level, logger, request id, message, facts; under it the
-    stack, if any.
+    """Formats a record as one line of text: time, level, logger, request id, message, facts.
+
+    The lines of an exception's stack follow.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -118,26 +128,25 @@ class TextLines(logging.Formatter):
             record.name,
             *([] if request_id is None else [f"[{request_id}]"]),
         ]
-        parts.append(_safe(record.getMessage())[:_MESSAGE])
-        facts = getattr(record, "ended", {}).items()
+        parts.append(_safe(record.getMessage())[:_MAX_MESSAGE])
+        facts = getattr(record, "request_facts", {}).items()
         parts += [
             f"{name}={value}" for name, value in facts if name not in ("method", "path", "status")
         ]
-        # Whoever writes line ends into a name must not be able to write lines of the log.
-        line = "".join(
-            char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(parts)
-        )
+        # A name with line breaks must not be able to forge lines of the log.
+        line = _printable(" ".join(parts))
         if record.exc_info and record.exc_info[1] is not None:
-            line += _as_text(_error(record.exc_info[1], _CAUSES))
+            line += _as_text(_error(record.exc_info[1], _MAX_CAUSES))
         return line
 
 
 def _time(record: logging.LogRecord) -> str:
-    return (
-        datetime.fromtimestamp(record.created, UTC)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
+    time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    return time.replace("+00:00", "Z")
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _safe(text: str) -> str:
@@ -145,29 +154,25 @@ def _safe(text: str) -> str:
 
 
 def _error(problem: BaseException, depth: int) -> dict[str, Any]:
-    stack = traceback.extract_tb(problem.__traceback__, limit=-_FRAMES)
-    told: dict[str, Any] = {
+    stack = traceback.extract_tb(problem.__traceback__, limit=-_MAX_FRAMES)
+    error: dict[str, Any] = {
         "type": type(problem).__qualname__,
-        "message": _safe(in_full(problem))[:_MESSAGE],
+        "message": _safe(in_full(problem))[:_MAX_MESSAGE],
         "stack": [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in stack],
     }
     if (causes := _causes(problem)) and depth > 1:
-        told["causes"] = [_error(cause, depth - 1) for cause in causes]
-    return told
+        error["causes"] = [_error(cause, depth - 1) for cause in causes]
+    return error
 
 
 def _causes(problem: BaseException) -> list[BaseException]:
     if isinstance(problem, BaseExceptionGroup):
-        return list(problem.exceptions[:_CAUSES])
+        return list(problem.exceptions[:_MAX_CAUSES])
     cause = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
     return [] if cause is None else [cause]
 
 
 def _as_text(error: dict[str, Any], indent: str = "\n  ") -> str:
-    message = "".join(
-        char if char.isprintable() else ascii(char)[1:-1] for char in error["message"]
-    )
-    text = f"{indent}{error['type']}: {message}" + "".join(
-        f"{indent}  {frame}" for frame in error["stack"]
-    )
+    frames = "".join(f"{indent}  {frame}" for frame in error["stack"])
+    text = f"{indent}{error['type']}: {_printable(error['message'])}{frames}"
     return text + "".join(_as_text(cause, indent + "  ") for cause in error.get("causes", ()))

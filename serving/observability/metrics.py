@@ -1,10 +1,9 @@
-"""Metrics: what an operator can see of adaptations, told in the answer of /metrics beside vLLM's
-own names.
+"""Metrics of adaptations, which /metrics exposes together with vLLM's own.
 
-Every metric is of the server, never of one request, key or corpus: labels take few values. What
-others know anyway (adapters loaded, bytes staged, requests under way and in a stage) is asked of
-them when a scrape comes. This module knows neither vLLM nor HTTP; its metrics and vLLM's stand in
-prometheus_client's registry, which `Exposition` tells.
+Every metric describes the server, never one request, key or corpus, so that labels have few values.
+Numbers that other modules know already (loaded adapters, staged bytes, running requests) are read
+when /metrics is requested. This module knows neither vLLM nor HTTP: its metrics and vLLM's are in
+prometheus_client's registry, which `Exposition` renders.
 """
 
 from __future__ import annotations
@@ -21,29 +20,14 @@ from prometheus_client.exposition import choose_encoder
 from serving.errors import BusyError, RateLimitError, to_http
 from serving.report import AdaptationReport, Stage, StopReason
 
-_SECONDS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _STEPS = (1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 75, 100, 200)
 _SIGMA = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _GAIN = (-2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 _STAGES = tuple(stage for stage in Stage if stage is not Stage.ANSWER)
 _PLACES = (Stage.SELECT, Stage.TRAIN, Stage.LOAD, Stage.ANSWER)
-_NOBODY_MEANT_TO_ADAPT = (StopReason.NONE, StopReason.CORPUS)
+# Stop reasons of requests that were not meant to be adapted.
+_UNADAPTED_STOPS = (StopReason.NONE, StopReason.CORPUS)
 
 _registered: WeakKeyDictionary[CollectorRegistry, Metrics] = WeakKeyDictionary()
 
@@ -51,19 +35,19 @@ _registered: WeakKeyDictionary[CollectorRegistry, Metrics] = WeakKeyDictionary()
 class Metrics:
     """The metrics of one engine replica.
 
-    A second one in the same process takes the first one's place in the registry, as vLLM's own do.
+    Further metrics in the same process replace the earlier ones in the registry, as vLLM's do.
+
+    The four functions are called in the thread that serves /metrics: they must be quick, and must
+    not wait for an event loop.
 
     Args:
-        live_adapters: how many adapters the engine holds.
-        staging_bytes: how many bytes are staged for it.
-        in_stage: how many requests wait or are worked on in the stages "select", "train", "load"
-            and "answer".
-        under_way: how many "requests" were admitted and are not answered yet, and how many
-            "adaptations" among them.
-        registry: what /metrics tells.
-
-    The four are called in the thread of the scrape: they must be quick, and must not wait for an
-    event loop.
+        live_adapters: gives the number of adapters in the engine.
+        staging_bytes: gives the size of staged adapters, in bytes.
+        in_stage: gives the number of requests in each of the stages "select", "train", "load" and
+            "answer", waiting ones included.
+        under_way: gives the number of "requests" that were admitted and are not answered yet, and
+            of "adaptations" among them.
+        registry: registry that /metrics exposes.
     """
 
     def __init__(
@@ -89,14 +73,15 @@ class Metrics:
         )
         self._adaptations = Counter(
             "mayfly_adaptations",
-            "Ended adaptations. Outcome: adapted; degraded: adapted by fewer steps than asked, for want of capacity; "
-            "unadapted: nobody meant to adapt; failed: the base model, or an error, answered in an adapter's place.",
+            "Ended adaptations. Outcome: adapted; degraded: adapted with fewer steps than "
+            "requested because of high load; unadapted: no adaptation was requested, or no "
+            "document was found; failed: an error, or the base model in place of an adapter.",
             ["outcome", "stop"],
             registry=own,
         )
         self._stage_seconds = Histogram(
             "mayfly_stage_seconds",
-            "Seconds of a request in a stage.",
+            "Seconds that a request spent in a stage.",
             ["stage"],
             buckets=_SECONDS,
             registry=own,
@@ -106,18 +91,18 @@ class Metrics:
         )
         self._sigma = Histogram(
             "mayfly_sigma_at_stop",
-            "Uncertainty left when it stopped; 1 before.",
+            "Uncertainty when the selection stopped; it starts at 1.",
             buckets=_SIGMA,
             registry=own,
         )
         self._gain = Histogram(
             "mayfly_prompt_loss_gain",
-            "Loss of the prompt itself before adapting minus that with the adapter that answers, nats a token.",
+            "Loss on the prompt before training minus that after it, in nats per token.",
             buckets=_GAIN,
             registry=own,
         )
-        # Known from the start: a rate over a series that begins with its first event does not see
-        # that event.
+        # All series exist from the start: Prometheus' rate() misses the event that creates a
+        # series.
         for stage in _STAGES:
             self._stage_seconds.labels(stage)
         for outcome, stop in (
@@ -138,12 +123,12 @@ class Metrics:
         registry.register(self)
         _registered[registry] = self
 
-    def adapted(self, report: AdaptationReport) -> None:
-        """Observe one ended adaptation."""
+    def observe_adaptation(self, report: AdaptationReport) -> None:
+        """Count an adaptation that has ended."""
         if report.adapted:
             outcome = "adapted" if report.degraded is None else "degraded"
         else:
-            outcome = "unadapted" if report.stop in _NOBODY_MEANT_TO_ADAPT else "failed"
+            outcome = "unadapted" if report.stop in _UNADAPTED_STOPS else "failed"
         self._adaptations.labels(outcome, report.stop).inc()
         for stage, seconds in report.seconds.items():
             self._stage_seconds.labels(stage).observe(seconds)
@@ -153,22 +138,20 @@ class Metrics:
         if report.prompt_loss:
             self._gain.observe(report.prompt_loss["before"] - report.prompt_loss["after"])
 
-    def failed(self) -> None:
-        """Observe an adaptation that ended as an error, because the request required it."""
+    def observe_required_failure(self) -> None:
+        """Count an adaptation that failed and, since the request required it, became an error."""
         self._adaptations.labels("failed", StopReason.FAILED).inc()
 
-    def rejected(self, problem: Exception) -> None:
-        """Observe a request that was refused before any compute; the reason is its code in
-        `serving.errors`.
-        """
+    def observe_rejection(self, problem: Exception) -> None:
+        """Count a request that was rejected before any compute, by the code of its error."""
         self._rejected.labels(_reason(problem)).inc()
 
-    def answered(self, status: int) -> None:
-        """Observe an answer, whoever gave it."""
+    def observe_response(self, status: int) -> None:
+        """Count a response by its HTTP status."""
         self._answers.labels(str(status)).inc()
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape is told."""
+        """As a collector of prometheus_client."""
         yield from self._own.collect()
         yield GaugeMetricFamily(
             "mayfly_live_adapters", "Adapters in the engine.", float(self._live_adapters())
@@ -178,7 +161,7 @@ class Metrics:
         )
         in_stage = GaugeMetricFamily(
             "mayfly_requests_in_stage",
-            "Requests that wait in a stage, or are worked on there.",
+            "Requests in a stage, waiting ones included.",
             labels=["stage"],
         )
         for stage, requests in {**dict.fromkeys(map(str, _PLACES), 0), **self._in_stage()}.items():
@@ -186,7 +169,7 @@ class Metrics:
         yield in_stage
         under_way = GaugeMetricFamily(
             "mayfly_under_way",
-            "Requests admitted and not yet answered, and the adaptations among them.",
+            "Requests that were admitted and are not answered yet, and the adaptations among them.",
             labels=["what"],
         )
         for what, count in self._under_way().items():
@@ -195,27 +178,30 @@ class Metrics:
 
 
 class Exposition:
-    """What /metrics tells: all that a registry holds, of this replica.
+    """Renders a registry for /metrics, with a label for this replica on every sample.
 
-    Behind one address several replicas answer in turn. With a label of their own their counters are
-    counters each, not one that goes up and down.
+    Several replicas answer in turn at the same address. Without the label their counters would look
+    like one counter that goes up and down.
+
+    Args:
+        registry: registry to render.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._registry, self._replica = registry, secrets.token_hex(4)
 
     def collect(self) -> Iterator[Metric]:
-        """As a registry's."""
+        """As `CollectorRegistry.collect`."""
         for metric in self._registry.collect():
-            told = copy(metric)
-            told.samples = [
+            labelled = copy(metric)
+            labelled.samples = [
                 each._replace(labels={**each.labels, "replica": self._replica})
                 for each in metric.samples
             ]
-            yield told
+            yield labelled
 
-    def told(self, accept: str) -> tuple[bytes, str]:
-        """The text and its type, in the format that an Accept header asks for."""
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The text and its media type, in the format that an Accept header prefers."""
         encode, media_type = choose_encoder(accept)
         return encode(self), media_type
 

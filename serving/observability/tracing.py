@@ -1,9 +1,9 @@
-"""Spans of requests for OpenTelemetry: where the time of one request went, told to a collector.
+"""OpenTelemetry spans of requests.
 
-On when OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set; every other
-variable of OpenTelemetry (headers, sampler, service name) is honoured by its SDK. Otherwise spans
-cost nothing, and nothing of OpenTelemetry is imported. An exception is told by its type alone: its
-message may hold a prompt.
+Spans are sent when OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set; the
+SDK reads the other variables of OpenTelemetry (headers, sampler, service name) itself. Otherwise
+spans cost nothing, and OpenTelemetry is not imported. Of an exception only the type is recorded,
+since its message may contain a prompt.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanKind
 
 Value = str | bool | int | float
-Tell = Callable[[dict[str, Value]], None]
+SetAttributes = Callable[[dict[str, Value]], None]
 
 _provider: TracerProvider | None = None
 
 
 def start_tracing() -> None:
-    """Send spans from now on, if an endpoint is set. The process that answers calls it, before it
-    starts vLLM.
+    """Send spans from now on, if an endpoint is set.
+
+    The process that answers requests calls this before it starts vLLM.
 
     Raises:
-        StartError: an endpoint is set, but what it takes is not installed, or the protocol is not
-            known.
+        StartError: an endpoint is set, but OpenTelemetry is not installed or the protocol is
+            unknown.
     """
     global _provider
     variables = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -49,16 +50,16 @@ def start_tracing() -> None:
     except ImportError as problem:
         raise StartError(
             f"{endpoint} is set, but spans cannot be sent ({problem}): "
-            "pip install opentelemetry-sdk opentelemetry-exporter-otlp, or unset it"
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp, or unset the variable"
         ) from problem
     name = os.environ.get("OTEL_SERVICE_NAME") or "mayfly"
-    # Not the provider of the whole process: vLLM's own instrumentation would send through it, too.
+    # It is not set as the provider of the process, since vLLM would send its own spans through it.
     _provider = TracerProvider(resource=Resource.create({"service.name": name}))
     _provider.add_span_processor(BatchSpanProcessor(exporter))
 
 
 def stop_tracing() -> None:
-    """Send what has not left yet, and end."""
+    """Send the remaining spans and stop."""
     global _provider
     if _provider is not None:
         _provider.shutdown()
@@ -67,9 +68,15 @@ def stop_tracing() -> None:
 
 def request_span(
     traceparent: str | None, attributes: dict[str, Value]
-) -> AbstractContextManager[Tell]:
-    """The span of a whole request; part of the caller's trace where its `traceparent` header names
-    one.
+) -> AbstractContextManager[SetAttributes]:
+    """The span of a whole request.
+
+    Args:
+        traceparent: the request's header of that name, whose trace the span becomes a part of.
+        attributes: attributes of the span.
+
+    Returns:
+        A context manager that gives a function to set further attributes.
     """
     if _provider is None:
         return nullcontext(_nothing)
@@ -82,9 +89,11 @@ def request_span(
     )
 
 
-def span(name: str, **attributes: Value) -> AbstractContextManager[Tell]:
-    """A span below the one in whose context this runs; what is learnt meanwhile is told to what
-    `with` gives.
+def span(name: str, **attributes: Value) -> AbstractContextManager[SetAttributes]:
+    """A span below the current one.
+
+    Returns:
+        A context manager that gives a function to set further attributes.
     """
     if _provider is None:
         return nullcontext(_nothing)
@@ -96,7 +105,7 @@ def span(name: str, **attributes: Value) -> AbstractContextManager[Tell]:
 @contextmanager
 def _span(
     name: str, attributes: dict[str, Value], kind: SpanKind, context: Context | None
-) -> Iterator[Tell]:
+) -> Iterator[SetAttributes]:
     from opentelemetry.trace import StatusCode
 
     assert _provider is not None
@@ -108,7 +117,7 @@ def _span(
             yield current.set_attributes
         except BaseException as problem:
             current.set_attribute("error.type", type(problem).__qualname__)
-            # Nor is a client that leaves.
+            # A client that disconnects, or makes a mistake, is not an error of the server.
             if isinstance(problem, Exception) and not is_the_clients(problem):
                 current.set_status(StatusCode.ERROR)
             raise
@@ -123,8 +132,8 @@ def _exporter() -> SpanExporter:
     protocol = next(
         (os.environ[name] for name in variables if os.environ.get(name)), "http/protobuf"
     )
-    # vLLM's own processes send spans of their start when they see an endpoint, and would take
-    # another protocol.
+    # vLLM's own processes send spans of their start to the same endpoint, by default with another
+    # protocol.
     os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = protocol
     if protocol == "http/protobuf":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
@@ -138,6 +147,4 @@ def _exporter() -> SpanExporter:
         )
 
         return OverGrpc()
-    raise StartError(
-        f"spans are sent over http/protobuf or grpc, not over {protocol!r} (OTEL_EXPORTER_OTLP_PROTOCOL)"
-    )
+    raise StartError(f"unknown OTEL_EXPORTER_OTLP_PROTOCOL {protocol!r}: use http/protobuf or grpc")

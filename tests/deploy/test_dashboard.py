@@ -121,13 +121,13 @@ def _ours() -> CollectorRegistry:
         under_way=lambda: {"requests": 2, "adaptations": 1},
         registry=registry,
     )
-    metrics.adapted(REPORT)
-    metrics.adapted(replace(REPORT, degraded="fewer"))
-    metrics.adapted(replace(REPORT, adapted=False, stop=StopReason.NONE))
-    metrics.failed()
-    metrics.rejected(BusyError("", 1.0))
+    metrics.observe_adaptation(REPORT)
+    metrics.observe_adaptation(replace(REPORT, degraded="fewer"))
+    metrics.observe_adaptation(replace(REPORT, adapted=False, stop=StopReason.NONE))
+    metrics.observe_required_failure()
+    metrics.observe_rejection(BusyError("", 1.0))
     for status in (200, 500, 503):
-        metrics.answered(status)
+        metrics.observe_response(status)
     return registry
 
 

@@ -1,11 +1,11 @@
-"""A vLLM plugin for the CPU platform: LoRA products slot by slot.
+"""A vLLM plugin that computes the LoRA products of a CPU correctly and faster.
 
-vLLM 0.32 on a CPU reads the index -1 of a token without an adapter as the last slot, so a
-base-model request in one batch with adapted ones gets wrong tokens (vLLM issues 48421 and 49656),
-and it gathers the whole A and B once per token. Here each distinct slot is one matrix product over
-its rows, rows of slot -1 are left alone, and a batch without adapters passes by the products.
-Loaded by vLLM itself in every process through the entry point `vllm.general_plugins`; it does
-nothing on other platforms. Drop it when upstream is mended.
+A token without an adapter has the slot index -1. On a CPU, vLLM 0.32 reads that as the last slot,
+so a request for the base model gets wrong tokens when it shares a batch with adapted requests (vLLM
+issues 48421 and 49656), and it gathers the whole A and B once per token. Here each distinct slot is
+one matrix product over its rows, rows with slot -1 are left unchanged, and a batch without adapters
+skips the products. vLLM loads the plugin in each of its processes (entry point
+`vllm.general_plugins`); it does nothing on other platforms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 def register() -> None:
-    """Replace the CPU's LoRA products; called by vLLM, more than once."""
+    """Replace the CPU's LoRA products; vLLM may call this repeatedly."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -33,30 +33,33 @@ def register() -> None:
     if not hasattr(punica_cpu.PunicaWrapperCPU, "is_idle"):
         from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
-        pass_by_where_idle(punica_cpu.PunicaWrapperCPU, BaseLinearLayerWithLoRA)
+        skip_when_idle(punica_cpu.PunicaWrapperCPU, BaseLinearLayerWithLoRA)
 
 
-def pass_by_where_idle(wrapper: Any, linear: Any) -> None:
-    """Make vLLM's classes of products and of linear layers do without LoRA where no token of a
-    batch has an adapter.
+def skip_when_idle(wrapper: Any, linear: Any) -> None:
+    """Make vLLM skip LoRA in batches in which no token has an adapter.
+
+    Args:
+        wrapper: vLLM's class of LoRA products.
+        linear: vLLM's class of linear layers with LoRA.
     """
-    plain_update, plain_call = wrapper.update_metadata, linear.__call__
+    vllm_update, vllm_call = wrapper.update_metadata, linear.__call__
 
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
-        plain_update(self, *args, **kwargs)
+        vllm_update(self, *args, **kwargs)
         self.is_idle = not bool((self.token_lora_indices >= 0).any())
 
-    def unless_idle(plain: Any) -> Any:
-        # Works in place: vLLM takes None for unchanged.
+    def unless_idle(vllm_product: Any) -> Any:
+        # The products work in place, and None stands for an unchanged output.
         def product(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return None if self.is_idle else plain(self, *args, **kwargs)
+            return None if self.is_idle else vllm_product(self, *args, **kwargs)
 
         return product
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.punica_wrapper.is_idle:
             return self.base_layer(*args, **kwargs)
-        return plain_call(self, *args, **kwargs)
+        return vllm_call(self, *args, **kwargs)
 
     wrapper.is_idle = False
     wrapper.update_metadata, linear.__call__ = update_metadata, call
@@ -71,7 +74,15 @@ def shrink(
     slots: torch.Tensor,
     scaling: float = 1.0,
 ) -> None:
-    """output[:, :rank] = scaling * inputs A^T, row by row with the A of its slot, zero without one."""
+    """output[:, :rank] = scaling * inputs A^T with the A of each row's slot; 0 without a slot.
+
+    Args:
+        inputs: (rows, input width).
+        weights: A of all slots, (slots, 1, rank, input width).
+        output: (rows, at least rank), overwritten.
+        slots: slot of each row, -1 for none.
+        scaling: factor of the product.
+    """
     rank = weights.shape[-2]
     output[:, :rank] = 0
     for slot, rows in _rows_of_slots(slots):
@@ -86,7 +97,7 @@ def expand(
     slots: torch.Tensor,
     add_inputs: bool = True,
 ) -> None:
-    """output (+)= inputs B^T, row by row with the B of its slot."""
+    """output += inputs B^T with the B of each row's slot; replaces it if not `add_inputs`."""
     width = min(weights.shape[-2], output.shape[1])
     expand_slice(inputs, weights, output, slots, 0, width, add_inputs)
 
@@ -100,7 +111,7 @@ def expand_slice(
     slice_size: int,
     add_inputs: bool = True,
 ) -> None:
-    """The same into the columns of one slice of a fused projection."""
+    """As `expand`, into the `slice_size` columns of a fused projection from `slice_offset` on."""
     columns = output[:, slice_offset : slice_offset + slice_size]
     if not add_inputs:
         columns.zero_()
@@ -117,9 +128,7 @@ def _rows_of_slots(slots: torch.Tensor) -> Iterator[tuple[int, torch.Tensor | sl
 
 
 def _per_token(operation: Any) -> Any:
-    """vLLM's prefill form of an operation: slots are given per sequence, beside each sequence's
-    length.
-    """
+    """An operation with vLLM's signature for prefill: slots and lengths are given per sequence."""
 
     def prefill(
         inputs: torch.Tensor,

@@ -1,12 +1,11 @@
-"""No process of ours outlives the one that started it, however that one ends; and the vLLM plugin
-for vLLM's.
+"""Child processes that end with their parent, and the vLLM plugin that makes vLLM's do so.
 
-The kernel is asked for it (PR_SET_PDEATHSIG): it ends a process when the thread that started it
-ends, so that thread must last. vLLM's engine and its workers would otherwise go on, and hold their
-memory, when an engine replica is killed. vLLM loads the plugin in every process (entry point
-`vllm.general_plugins`); it acts only where `ENDS_WITH_PARENT` is set, which `serving.app` does, so
-that other vLLMs of the same Python environment are left alone. What vLLM's processes log as an
-error is relayed to the command, where there is one (`serving.observability.log_relay`). Linux only.
+When an engine replica is killed, vLLM's engine and workers would otherwise continue and keep their
+memory. The kernel kills such a process when the thread that started it ends (PR_SET_PDEATHSIG), so
+that thread must live as long as the parent. vLLM loads the plugin in each of its processes (entry
+point `vllm.general_plugins`). It acts only where `serving.app` has set `ENDS_WITH_PARENT`, so that
+other programs that use the same installation of vLLM are not affected. The plugin also relays the
+errors that vLLM's processes log (`serving.observability.log_relay`). Linux only.
 """
 
 from __future__ import annotations
@@ -28,32 +27,33 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends; other signals could
-    be ignored.
-    """
+    """Have the kernel kill this process when the thread that started it ends."""
+    # SIGKILL, since a process can ignore other signals.
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of descendants whose own parent ends, so that all of them can be
-    found and ended.
-    """
+    """Make this process the parent of every descendant whose own parent ends."""
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    """Whether a process has been stopped, so that it does nothing until it is told to go on."""
+    """Whether a process is suspended by a signal (SIGSTOP) and waits for SIGCONT."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.status() == psutil.STATUS_STOPPED)
     return False
 
 
 def register() -> None:
-    """Called by vLLM, more than once; the replica itself, which Ray starts, is Ray's to end."""
+    """End this process with its parent; vLLM may call this repeatedly.
+
+    The replica itself loads the plugin, too, but has no parent of `multiprocessing`: Ray ends it.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         relay_errors(logging.getLogger("vllm"))
     if ENDS_WITH_PARENT.items() <= os.environ.items() and parent is not None:
         end_with_parent()
-        if os.getppid() != parent.pid:  # it has ended before the kernel was asked
+        # The parent may have ended before the kernel was informed.
+        if os.getppid() != parent.pid:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -30,7 +30,7 @@ from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.wish import AdaptationRequest
 from serving.adaptation.workers import SelectorWorker, TrainerWorker
 from serving.budget import Budget
-from serving.engine.engine import LoadedAdapter
+from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, HangingError
 
 WISH = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")

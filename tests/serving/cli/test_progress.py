@@ -21,8 +21,14 @@ from serving.cli.progress import (
     progress_counter,
     report_interrupt,
 )
-from serving.environment import START_NEWS
-from serving.observability.start_news import READY, News, following, starting, tell
+from serving.environment import STARTUP_PROGRESS
+from serving.observability.startup_progress import (
+    READY,
+    StartupProgress,
+    follow_startup,
+    report_startup,
+    reported_startup,
+)
 
 
 class Clock:
@@ -139,19 +145,19 @@ def test_a_start_is_told_stage_by_stage_with_seconds(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    news = News(tmp_path / "news", said.append, clock)
-    monkeypatch.setenv(START_NEWS, str(tmp_path / "news"))
+    news = StartupProgress(tmp_path / "news", said.append, clock)
+    monkeypatch.setenv(STARTUP_PROGRESS, str(tmp_path / "news"))
 
-    news.look()
+    news.poll()
     clock.now += 3
-    tell("trainer", "loading the base model")
-    tell("engine", "importing vLLM")
-    news.look()
+    report_startup("trainer", "loading the base model")
+    report_startup("engine", "importing vLLM")
+    news.poll()
     clock.now += 4
-    tell("trainer", READY)
-    news.look()
+    report_startup("trainer", READY)
+    news.poll()
     clock.now += QUIET_SECONDS
-    news.look()
+    news.poll()
 
     assert said == [
         "trainer: loading the base model, 3 s",
@@ -162,17 +168,17 @@ def test_a_start_is_told_stage_by_stage_with_seconds(
 
 
 def test_why_a_part_did_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    news = News(tmp_path / "news", lambda _line: None)
-    monkeypatch.setenv(START_NEWS, str(tmp_path / "news"))
+    news = StartupProgress(tmp_path / "news", lambda _line: None)
+    monkeypatch.setenv(STARTUP_PROGRESS, str(tmp_path / "news"))
 
-    with pytest.raises(ValueError, match="too long"), starting("engine"):
+    with pytest.raises(ValueError, match="too long"), reported_startup("engine"):
         raise ValueError("1 error\n  max_model_len is\ntoo long")
     for _ in range(2):
-        with suppress(OSError), starting("trainer"):
+        with suppress(OSError), reported_startup("trainer"):
             raise OSError("at first")
-    with starting("trainer"):
+    with reported_startup("trainer"):
         pass
-    news.look()
+    news.poll()
 
     assert news.failures == {"engine": "1 error max_model_len is too long"}
 
@@ -180,7 +186,7 @@ def test_why_a_part_did_not_start_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 def test_news_are_passed_on_while_somebody_waits_and_dropped_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv(START_NEWS, raising=False)
+    monkeypatch.delenv(STARTUP_PROGRESS, raising=False)
     said: list[str] = []
     told = threading.Event()
 
@@ -188,10 +194,10 @@ def test_news_are_passed_on_while_somebody_waits_and_dropped_after(
         said.append(line)
         told.set()
 
-    with following(hear):
-        tell("engine", "importing vLLM")
+    with follow_startup(hear):
+        report_startup("engine", "importing vLLM")
         assert told.wait(30)
-        tell("engine", READY)
-    tell("engine", "unheard")
+        report_startup("engine", READY)
+    report_startup("engine", "unheard")
 
     assert [line.rpartition(",")[0] for line in said] == ["engine: importing vLLM", "engine: ready"]

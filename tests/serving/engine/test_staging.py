@@ -1,7 +1,8 @@
-"""Folders of the dead are swept, with the shared memory that they name; nobody else's."""
+"""Staging: folders of dead servers are swept with their shared memory, and nothing else is."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.engine import staging as staging_module
-from serving.engine.staging import Staging, sweep
+from serving.engine.staging import Staging, locked_folder, sweep
 
 _OWNER = """
 import sys
@@ -20,7 +21,7 @@ staging = Staging(Path(sys.argv[1]))
 names = ["psm_theirs", "sem.loky-1-theirs"]
 for name in names:
     (Path(sys.argv[1]) / name).write_bytes(b"shared")
-staging.adopt(names)
+staging.reserve(names)
 with (staging.path / "shared-memory").open("a") as file:
     file.write("\\n../outside\\npsm_gone")
 (staging.path / "adapter").mkdir()
@@ -29,8 +30,8 @@ sys.stdin.read()
 """
 
 
-def owner(root: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process with a staging folder of its own, that lives until it is killed."""
+def start_owner(root: Path) -> tuple[subprocess.Popen[str], Path]:
+    """Start a process with a staging folder in `root`; returns both."""
     process = subprocess.Popen(
         [sys.executable, "-c", _OWNER, str(root)],
         stdin=subprocess.PIPE,
@@ -41,18 +42,22 @@ def owner(root: Path) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_what_a_killed_server_left_is_swept_with_the_shared_memory_that_it_named(
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_a_killed_servers_folder_is_swept_with_the_shared_memory_listed_in_it(
     tmp_path: Path,
 ) -> None:
     root = tmp_path / "memory"
     root.mkdir()
-    process, folder = owner(root)
+    process, folder = start_owner(root)
     for file in (root / "psm_others", tmp_path / "outside"):
         file.write_bytes(b"shared")
     assert folder.is_dir()
 
-    process.kill()
-    process.communicate()
+    kill(process)
     staging = Staging(root)
 
     assert sorted(each.name for each in root.iterdir()) == sorted([staging.path.name, "psm_others"])
@@ -60,43 +65,50 @@ def test_what_a_killed_server_left_is_swept_with_the_shared_memory_that_it_named
     staging.end()
 
 
-def test_a_living_servers_is_left_alone(tmp_path: Path) -> None:
-    process, folder = owner(tmp_path)
+def test_a_running_servers_folder_is_not_swept(tmp_path: Path) -> None:
+    process, folder = start_owner(tmp_path)
 
     sweep(tmp_path)
 
     assert (folder / "adapter").is_dir()
     assert (tmp_path / "psm_theirs").exists()
-    process.kill()
-    process.communicate()
+    kill(process)
 
 
-def test_who_still_lived_at_the_start_is_swept_later_and_at_the_end(
+def test_a_second_sweep_follows_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for wait in (0.3, 600.0):
-        monkeypatch.setattr(staging_module, "_AGAIN_SECONDS", wait)
-        process, folder = owner(tmp_path)
-        staging = Staging(tmp_path)
-        assert folder.is_dir()
-        process.kill()
-        process.communicate()
-        for _ in range(500 if wait < 1 else 0):
-            if not folder.exists():
-                break
-            time.sleep(0.02)
-        assert folder.exists() is (wait > 1)
+    monkeypatch.setattr(staging_module, "_SECOND_SWEEP_SECONDS", 0.3)
+    process, folder = start_owner(tmp_path)
+    staging = Staging(tmp_path)
+    assert folder.is_dir()
 
-        staging.end()
-        assert list(tmp_path.iterdir()) == []
+    kill(process)
+
+    deadline = time.monotonic() + 30
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not folder.exists()
+    staging.end()
 
 
-def test_its_own_end_leaves_nothing(tmp_path: Path) -> None:
+def test_the_end_sweeps_once_more(tmp_path: Path) -> None:
+    process, folder = start_owner(tmp_path)
+    staging = Staging(tmp_path)
+    kill(process)
+    assert folder.exists()
+
+    staging.end()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_deletes_the_folder_and_its_shared_memory(tmp_path: Path) -> None:
     staging = Staging(tmp_path)
     (tmp_path / "psm_mine").write_bytes(b"shared")
     (tmp_path / "psm_earlier").write_bytes(b"of a process that has been killed meanwhile")
-    staging.name({"psm_earlier"})
-    staging.adopt({"psm_mine", "psm_gone"})
+    staging.record({"psm_earlier"})
+    staging.reserve({"psm_mine", "psm_gone"})
     (staging.path / "adapter").mkdir()
 
     staging.end()
@@ -104,10 +116,10 @@ def test_its_own_end_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_adapters_are_staged(tmp_path: Path) -> None:
+def test_only_adapters_count_as_staged(tmp_path: Path) -> None:
     staging = Staging(tmp_path)
     (tmp_path / "psm_mine").write_bytes(b"shared")
-    staging.adopt({"psm_mine"})
+    staging.reserve({"psm_mine"})
     (staging.path / "adapter").mkdir()
     (staging.path / "adapter" / "weights").write_bytes(b"12345")
 
@@ -117,44 +129,73 @@ def test_only_adapters_are_staged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mayfly-1-alinkabc", "mayfly-1-afileabc"])
-def test_what_is_no_folder_is_not_followed(tmp_path: Path, name: str) -> None:
+def test_links_and_files_are_not_swept(tmp_path: Path, name: str) -> None:
     target = tmp_path / "target"
     target.mkdir()
-    (target / "kept").write_text("kept")
+    (target / staging_module._MARKER).touch()
     if "link" in name:
         (tmp_path / name).symlink_to(target)
     else:
-        (tmp_path / name).write_text("kept")
+        (tmp_path / name).write_text("content")
 
     sweep(tmp_path)
 
-    assert (target / "kept").exists()
+    assert (target / staging_module._MARKER).exists()
     assert (tmp_path / name).exists()
 
 
+def abandoned_folder(root: Path, name: str) -> Path:
+    """A folder like that of a killed server, under another name."""
+    folder = root / name
+    folder.mkdir()
+    (folder / staging_module._MARKER).touch()
+    return folder
+
+
 @pytest.mark.parametrize(
-    "name", ["mayfly-my-corpus", "mayfly-run-1", "mayfly-12-and-more", "mayfly-entrance-abcdefgh"]
+    "name", ["mayfly-my-corpus", "mayfly-run-1", "mayfly-12-and-more", "mayfly-haproxy-abcdefgh"]
 )
-def test_folders_that_are_not_a_servers_stay(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "kept").write_text("kept")
-    (tmp_path / "mayfly-1-abcdefgh").mkdir()
+def test_folders_with_other_names_are_not_swept(tmp_path: Path, name: str) -> None:
+    folder = abandoned_folder(tmp_path, name)
+    abandoned_folder(tmp_path, "mayfly-1-abcdefgh")
 
     sweep(tmp_path)
 
-    assert [each.name for each in tmp_path.iterdir()] == [name]
-    assert (tmp_path / name / "kept").exists()
+    assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_shared_memory_takes_what_its_messages_need_and_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mayfly-run-holidays", "mayfly-2024-pictures"])
+def test_a_users_folder_that_is_named_like_a_servers_is_not_swept(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "precious").write_text("content")
+
+    sweep(tmp_path)
+
+    assert (tmp_path / name / "precious").read_text() == "content"
+
+
+def test_the_folders_of_servers_are_those_that_a_sweep_deletes(tmp_path: Path) -> None:
+    for prefix in ("mayfly-run-", "mayfly-1234-"):
+        folder, lock = locked_folder(tmp_path, prefix)
+        sweep(tmp_path)
+        assert folder.is_dir()
+
+        os.close(lock)
+        sweep(tmp_path)
+        assert not folder.exists()
+
+
+def test_only_the_space_that_messages_need_is_reserved(tmp_path: Path) -> None:
     ring = tmp_path / "psm_ring"
     with ring.open("wb") as file:
         file.truncate((160 << 20) + 20)
     staging = Staging(tmp_path)
 
-    staging.adopt({"psm_ring"})
+    staging.reserve({"psm_ring"})
 
-    taken = ring.stat().st_blocks * 512
-    assert 5 << 20 <= taken <= 8 << 20
+    reserved = ring.stat().st_blocks * 512
+    assert 5 << 20 <= reserved <= 8 << 20
     assert ring.stat().st_size == (160 << 20) + 20
     staging.end()

@@ -335,7 +335,7 @@ async def test_a_generation_whose_client_has_left_ends_without_an_adapter(
 
     async def handle() -> None:
         await ask.wait()
-        async for _ in engine._generate(
+        async for _ in engine._llm.generate(
             QUESTION["content"], SimpleNamespace(clone=lambda: None), "1"
         ):
             pass

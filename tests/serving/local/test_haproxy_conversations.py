@@ -26,7 +26,7 @@ from starlette.types import Message, Receive, Send
 from serving.http.body import send_json
 from serving.http.hardening import ErrorShapeMiddleware
 from serving.http.limited_protocol import LimitedHttpProtocol
-from serving.local.haproxy import entrance, free_ports
+from serving.local.haproxy import free_ports, running_haproxy
 
 PATIENCE = 20.0
 KEY = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -87,7 +87,7 @@ def doors() -> Iterator[Doors]:
     web = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(web.serve()))
     thread.start()
-    with entrance("127.0.0.1", public, replicas):
+    with running_haproxy("127.0.0.1", public, replicas):
         until = time.monotonic() + PATIENCE
         while Transcript(public).say(request(b"GET"), "GET").status == 503:
             assert time.monotonic() < until

@@ -1,4 +1,4 @@
-"""The run folder: where a server's temporary files are, gone with it, and swept when it was killed."""
+"""The run folder holds a server's temporary files and is deleted with it, also if it was killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OWNER = """
 import sys
 from serving.local import run_folder
 from serving.local.run_folder import RunFolder
-run_folder._LONGEST_ROOT = 200
+run_folder._MAX_ROOT = 200
 folder = RunFolder()
 (folder.path / "session_1").mkdir()
 print(folder.path, flush=True)
@@ -26,14 +26,14 @@ sys.stdin.read()
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the system has its temporary files, short enough for sockets."""
-    monkeypatch.setattr("serving.local.run_folder._LONGEST_ROOT", 200)
+    """The folder for temporary files, with a path short enough for sockets."""
+    monkeypatch.setattr("serving.local.run_folder._MAX_ROOT", 200)
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
 
 
-def test_temporary_files_go_there_and_it_is_gone_afterwards(root: Path) -> None:
+def test_temporary_files_are_created_in_it_and_deleted_with_it(root: Path) -> None:
     folder = RunFolder()
     with tempfile.NamedTemporaryFile(delete=False) as file:
         file.write(b"an upload")
@@ -46,17 +46,17 @@ def test_temporary_files_go_there_and_it_is_gone_afterwards(root: Path) -> None:
     assert (os.environ["TMPDIR"], tempfile.gettempdir()) == (str(root), str(root))
 
 
-def test_what_a_killed_server_left_is_swept_and_a_living_ones_and_others_are_not(
+def test_only_the_folder_of_a_killed_server_is_swept(
     root: Path,
 ) -> None:
-    def owner() -> tuple[subprocess.Popen[str], Path]:
+    def start_owner() -> tuple[subprocess.Popen[str], Path]:
         process = subprocess.Popen(
             [sys.executable, "-c", _OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         return process, Path(process.stdout.readline().strip())
 
-    (killed, swept), (alive, kept) = owner(), owner()
+    (killed, swept), (alive, kept) = start_owner(), start_owner()
     (root / "ray" / "session_of_others").mkdir(parents=True)
     killed.kill()
     killed.communicate()
@@ -71,15 +71,15 @@ def test_what_a_killed_server_left_is_swept_and_a_living_ones_and_others_are_not
     alive.communicate()
 
 
-def test_logs_of_a_failed_start_are_kept_and_replace_those_of_the_one_before(
+def test_logs_of_a_failed_start_replace_those_of_the_previous_one(
     root: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "home" / "logs" / "failed"
-    for said in ("first", "second"):
+    for name in ("first", "second"):
         folder = RunFolder()
         logs = folder.path / "session_1" / "logs"
         logs.mkdir(parents=True)
-        (logs / f"{said}.err").write_text("what went wrong")
+        (logs / f"{name}.err").write_text("what went wrong")
         (folder.path / "session_latest").symlink_to(folder.path / "session_1")
 
         assert folder.keep_logs(place) == place
@@ -88,14 +88,14 @@ def test_logs_of_a_failed_start_are_kept_and_replace_those_of_the_one_before(
     assert [each.name for each in place.iterdir()] == ["second.err"]
 
 
-def test_a_start_that_failed_before_there_were_logs_names_none(tmp_path: Path) -> None:
+def test_a_start_that_failed_before_ray_logged_keeps_no_logs(tmp_path: Path) -> None:
     folder = RunFolder()
 
     assert folder.keep_logs(tmp_path / "logs") is None
     folder.end()
 
 
-def test_rays_sockets_fit_below_it_however_long_the_systems_folder_is(
+def test_paths_of_rays_sockets_are_short_enough_in_any_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()

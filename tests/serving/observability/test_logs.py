@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.observability.logs import REQUEST_ID, JsonLines, TextLines, log_ended, set_up_logs
+from serving.observability.logs import REQUEST_ID, JsonLines, TextLines, log_request, set_up_logs
 from tests.serving.reports import REPORT
 
 log = logging.getLogger("serving.somewhere")
@@ -60,7 +60,7 @@ def test_an_ended_request_is_told_with_its_adaptation(
 ) -> None:
     REQUEST_ID.set("r-1")
 
-    log_ended("POST", "/v1/completions", 200, 1.23456, REPORT)
+    log_request("POST", "/v1/completions", 200, 1.23456, REPORT)
 
     (event,) = lines()
     REQUEST_ID.set(None)
@@ -73,7 +73,7 @@ def test_an_ended_request_is_told_with_its_adaptation(
 
 
 def test_a_request_without_adaptation_tells_none(lines: Callable[[], list[dict[str, Any]]]) -> None:
-    log_ended("GET", "/v1/models", 200, 0.001, None)
+    log_request("GET", "/v1/models", 200, 0.001, None)
 
     (event,) = lines()
     assert not {"steps", "stop", "adapted"} & set(event)
@@ -83,7 +83,7 @@ def test_what_machines_poll_is_told_only_when_it_fails(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     for status in (200, 503):
-        log_ended("GET", "/ready", status, 0.001, None)
+        log_request("GET", "/ready", status, 0.001, None)
 
     (event,) = lines()
     assert (event["level"], event["status"]) == ("ERROR", 503)
@@ -188,7 +188,7 @@ def test_whatever_a_client_sends_an_event_stays_one_line_that_can_be_read(
     try:
         logging.getLogger("serving").setLevel(logging.INFO)
         log.warning("%s", message)
-        log_ended("GET", path, 404, 0.1, None)
+        log_request("GET", path, 404, 0.1, None)
     finally:
         root.handlers = earlier
         REQUEST_ID.reset(token)
@@ -203,7 +203,7 @@ def test_as_text_an_event_is_a_line_to_read(stream: io.StringIO) -> None:
     set_up_logs("text", stream)
     token = REQUEST_ID.set("r-1")
 
-    log_ended("POST", "/v1/completions", 200, 1.25, REPORT)
+    log_request("POST", "/v1/completions", 200, 1.25, REPORT)
     log.error("a request failed", exc_info=RuntimeError("the weights are gone"))
 
     REQUEST_ID.reset(token)

@@ -49,7 +49,7 @@ class House:
 def test_an_adapted_request_is_told_by_stage_steps_uncertainty_gain_and_stop() -> None:
     house = House()
 
-    house.metrics.adapted(REPORT)
+    house.metrics.observe_adaptation(REPORT)
 
     assert house.told("mayfly_adaptations_total", outcome="adapted", stop="alpha") == 1
     for stage, seconds in REPORT.seconds.items():
@@ -64,7 +64,7 @@ def test_an_adapted_request_is_told_by_stage_steps_uncertainty_gain_and_stop() -
 def test_training_that_makes_it_worse_is_told_as_a_loss() -> None:
     house = House()
 
-    house.metrics.adapted(replace(REPORT, prompt_losses=((0, 2.0), (2, 2.7))))
+    house.metrics.observe_adaptation(replace(REPORT, prompt_losses=((0, 2.0), (2, 2.7))))
 
     assert house.told("mayfly_prompt_loss_gain_bucket", le="-1.0") == 0
     assert house.told("mayfly_prompt_loss_gain_bucket", le="-0.5") == 1
@@ -111,7 +111,7 @@ def test_training_that_makes_it_worse_is_told_as_a_loss() -> None:
 def test_each_end_of_an_adaptation_has_its_outcome(report: AdaptationReport, outcome: str) -> None:
     house = House()
 
-    house.metrics.adapted(report)
+    house.metrics.observe_adaptation(report)
 
     assert house.told("mayfly_adaptations_total", outcome=outcome, stop=report.stop) == 1
     assert house.told("mayfly_steps_count") == (1 if report.losses else 0)
@@ -120,7 +120,7 @@ def test_each_end_of_an_adaptation_has_its_outcome(report: AdaptationReport, out
 def test_an_adaptation_that_was_required_and_failed_counts_as_failed() -> None:
     house = House()
 
-    house.metrics.failed()
+    house.metrics.observe_required_failure()
 
     assert house.told("mayfly_adaptations_total", outcome="failed", stop="failed") == 1
 
@@ -141,7 +141,7 @@ def test_a_rejection_is_told_by_its_code_and_never_by_its_message(
 ) -> None:
     house = House()
 
-    house.metrics.rejected(problem)
+    house.metrics.observe_rejection(problem)
 
     assert house.told("mayfly_rejected_total", reason=reason) == 1
     assert str(problem) not in generate_latest(house.registry).decode()
@@ -151,7 +151,7 @@ def test_answers_are_counted_by_status() -> None:
     house = House()
 
     for status in (200, 200, 429, 500):
-        house.metrics.answered(status)
+        house.metrics.observe_response(status)
 
     assert [
         house.told("mayfly_answers_total", status=status) for status in ("200", "429", "500")
@@ -192,7 +192,7 @@ def test_the_series_that_alerts_count_are_there_before_the_first_event() -> None
 def test_no_answer_names_a_corpus_a_document_or_an_adapter() -> None:
     house = House()
 
-    house.metrics.adapted(REPORT)
+    house.metrics.observe_adaptation(REPORT)
     told = generate_latest(house.registry).decode()
 
     assert not any(private in told for private in ("notes-of-a-patient", "diagnosis", "mayfly-1"))
@@ -211,7 +211,7 @@ def test_a_second_one_in_the_process_takes_the_first_ones_place_and_leaves_other
             registry=registry,
         )
 
-    make(1).answered(200)
+    make(1).observe_response(200)
     make(2)
 
     assert registry.get_sample_value("mayfly_live_adapters") == 2
@@ -232,11 +232,11 @@ def test_every_sample_of_a_replica_has_its_label_and_no_other_replica_has_it() -
 
     assert len(replicas(one)) == 1
     assert replicas(one).isdisjoint(replicas(other))
-    told, media_type = one.told("text/plain")
+    told, media_type = one.render("text/plain")
     assert media_type.startswith("text/plain")
     (replica,) = replicas(one)
     assert f'vllm:others_total{{engine="0",replica="{replica}"}} 7.0' in told.decode().splitlines()
-    assert one.told("application/openmetrics-text; version=1.0.0")[0].endswith(b"# EOF\n")
+    assert one.render("application/openmetrics-text; version=1.0.0")[0].endswith(b"# EOF\n")
     assert house.told("mayfly_live_adapters") == 0, "the registry itself is as it was"
 
 
@@ -269,7 +269,7 @@ def test_every_adaptation_has_one_outcome_and_every_one_that_learnt_one_number_o
     house = House()
 
     for report in reports:
-        house.metrics.adapted(report)
+        house.metrics.observe_adaptation(report)
 
     samples = [sample for metric in house.registry.collect() for sample in metric.samples]
     assert sum(

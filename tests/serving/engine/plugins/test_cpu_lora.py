@@ -11,8 +11,8 @@ from serving.engine.plugins.cpu_lora import (
     _per_token,
     expand,
     expand_slice,
-    pass_by_where_idle,
     shrink,
+    skip_when_idle,
 )
 
 _SLOTS, _RANK, _IN, _OUT = 4, 3, 6, 5
@@ -184,7 +184,7 @@ def test_a_batch_without_adapters_passes_by_the_products(slots: list[int]) -> No
         def __call__(self, x: int) -> int:
             return x + 1
 
-    pass_by_where_idle(Wrapper, Linear)
+    skip_when_idle(Wrapper, Linear)
     wrapper = Wrapper()
     linear = Linear(wrapper)
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from serving.engine.config import EngineConfig
-from serving.engine.engine import REQUEST, Engine, LoadedAdapter
+from serving.engine.current_request import REQUEST, LoadedAdapter
+from serving.engine.engine import Engine
+from serving.engine.fair_share import FairShares, RoundRobinExecutor
 from serving.engine.staging import Staging
-from serving.engine.turns import Turns, TurnsExecutor
 
 _PROMPTS = 100
 
@@ -149,17 +150,20 @@ async def test_a_request_that_is_given_up_gives_its_places_back(engine: Engine, 
 
 
 def test_turns_last_as_long_as_their_request() -> None:
-    turns, request = Turns(8), Request(True)
+    fair_share, request = FairShares(8), Request(True)
 
-    assert turns.of(request) is turns.of(request)
-    assert [turns.of(request).number(), turns.of(request).number()] == [0, 1]
-    assert turns.of(Request(True)).number() == 0
+    assert fair_share.of(request) is fair_share.of(request)
+    assert [fair_share.of(request).next_priority(), fair_share.of(request).next_priority()] == [
+        0,
+        1,
+    ]
+    assert fair_share.of(Request(True)).next_priority() == 0
 
 
 def test_a_threads_work_is_done_in_turns_by_its_owner() -> None:
     done: list[str] = []
     owner, free = ["large"], threading.Event()
-    executor = TurnsExecutor(lambda: owner[0])
+    executor = RoundRobinExecutor(lambda: owner[0])
     executor.submit(free.wait, 30)
     for number in range(5):
         executor.submit(done.append, f"large {number}")
@@ -175,7 +179,7 @@ def test_a_threads_work_is_done_in_turns_by_its_owner() -> None:
 
 
 def test_work_that_fails_or_was_cancelled_holds_up_no_other() -> None:
-    free, executor = threading.Event(), TurnsExecutor(lambda: None)
+    free, executor = threading.Event(), RoundRobinExecutor(lambda: None)
     executor.submit(free.wait, 30)
     fails, cancelled, sound = (
         executor.submit(int, "x"),
@@ -196,7 +200,7 @@ def test_work_that_fails_or_was_cancelled_holds_up_no_other() -> None:
 
 def test_what_waits_when_it_ends_is_done_or_cancelled() -> None:
     for cancel in (False, True):
-        free, executor = threading.Event(), TurnsExecutor(lambda: None)
+        free, executor = threading.Event(), RoundRobinExecutor(lambda: None)
         executor.submit(free.wait, 30)
         waiting = executor.submit(int, "1")
 

@@ -1,0 +1,138 @@
+"""Give each generation the adapter of its request.
+
+vLLM validates and renders a request as it always does and calls `AsyncLLM.generate` last.
+`AdaptedGeneration` runs in place of that one method: it has the request's adapter trained and
+passes vLLM a LoRARequest for it. So a request that vLLM rejects costs no adaptation, and no adapter
+is ever registered under a name that clients could use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from functools import cached_property
+from typing import Any
+
+from serving.engine.current_request import REQUEST, AdaptableRequest
+from serving.engine.fair_share import FairShares
+from serving.engine.grammars import Grammars
+from serving.errors import MayflyError
+from serving.observability.tracing import span
+
+
+class AdaptedGeneration:
+    """Replaces the method `generate` of one `AsyncLLM`.
+
+    Args:
+        llm: the `AsyncLLM`.
+        max_num_seqs: number of sequences that it runs at the same time.
+    """
+
+    def __init__(self, llm: Any, max_num_seqs: int) -> None:
+        self._llm = llm
+        self._vllm_generate: Callable[..., AsyncIterator[Any]] = llm.generate
+        self._shares = FairShares(max_num_seqs)
+        llm.generate = self._generate
+
+    def _generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """As `AsyncLLM.generate`, whose arguments it takes."""
+        request = REQUEST.get()
+        if request is None:
+            return self._vllm_generate(*args, **kwargs)
+        kwargs["priority"] = self._shares.of(request).next_priority()
+        if request.may_adapt:
+            return self._generate_adapted(request, args, kwargs)
+        return self._generate_plain(request, args, kwargs)
+
+    async def _generate_plain(
+        self, request: AdaptableRequest, args: Any, kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """Generate with the base model, without the task and the queue of adapted generations."""
+        report_is_set = False
+        if _has_grammar(*args):
+            await self._validate(*args)
+        async with self._shares.of(request).engine_slot():
+            async for output in self._vllm_generate(*args, **kwargs):
+                if not report_is_set:
+                    # There is no adapter: this only sets the report, once vLLM has accepted the
+                    # request.
+                    await request.speaker()
+                    report_is_set = True
+                yield output
+
+    async def _generate_adapted(
+        self, request: AdaptableRequest, args: Any, kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """Generate with the request's adapter.
+
+        The generation runs in a task of its own. When a client disconnects, the web server cancels
+        every await of its request, again and again. If that interrupted vLLM's abort, the engine
+        would continue with an adapter that is being unloaded.
+        """
+        outputs: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.create_task(self._run(request, outputs, args, kwargs))
+
+        def end_queue(task: asyncio.Task[None]) -> None:
+            # A task that is cancelled before it starts puts nothing into the queue.
+            if task.cancelled():
+                outputs.put_nowait(asyncio.CancelledError())
+
+        task.add_done_callback(end_queue)
+        request.answering(task)
+        try:
+            while (output := await outputs.get()) is not None:
+                if isinstance(output, BaseException):
+                    raise output
+                yield output
+        finally:
+            task.cancel()
+
+    async def _run(
+        self, request: AdaptableRequest, outputs: asyncio.Queue[Any], args: Any, kwargs: Any
+    ) -> None:
+        """Put the outputs into the queue, then None, or the exception that ended the generation."""
+        try:
+            share = self._shares.of(request)
+            async with share.event_loop_slot():
+                await self._validate(*args)
+            adapter = await request.speaker()
+            if adapter is not None:
+                from vllm.lora.request import LoRARequest
+
+                kwargs["lora_request"] = LoRARequest(adapter.name, adapter.id, str(adapter.folder))
+            async with share.engine_slot():
+                with span("generate"):
+                    async for output in self._vllm_generate(*args, **kwargs):
+                        outputs.put_nowait(output)
+            outputs.put_nowait(None)
+        except Exception as problem:
+            outputs.put_nowait(problem)
+
+    async def _validate(self, prompt: Any, sampling_params: Any, request_id: str) -> None:
+        """Raise now, before training, what vLLM or its engine would raise later."""
+        tasks, processor = await self._llm.get_supported_tasks(), self._llm.input_processor
+        if not _has_grammar(prompt, sampling_params):
+            processor.process_inputs(request_id, prompt, sampling_params.clone(), tasks)
+            return
+        from vllm.v1.request import Request
+
+        # This variant runs in a thread, since it parses the grammar.
+        core_request = await processor.process_inputs_async(
+            request_id, prompt, sampling_params.clone(), tasks
+        )
+        try:
+            await self._grammars.check(Request.from_engine_core_request(core_request, None))
+        except MayflyError as problem:
+            if (request := REQUEST.get()) is not None:
+                request.problem = problem
+            raise
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        return Grammars(StructuredOutputManager(self._llm.vllm_config))
+
+
+def _has_grammar(_prompt: Any, sampling_params: Any, *_: Any, **__: Any) -> bool:
+    return getattr(sampling_params, "structured_outputs", None) is not None
