@@ -201,7 +201,9 @@ def demo(
     """
     from serving.cli.demo import CORPUS, prepare, run, show
     from serving.local.checks import check_port, check_writable
+    from serving.versions import check_versions
 
+    check_versions()
     console = err if json else out
     check_port(Settings.host, port)
     check_writable(home)

@@ -22,11 +22,13 @@ from serving.local.checks import check_port
 from serving.settings.checks import check_settings, check_tokenizers
 from serving.settings.settings import Settings
 from serving.settings.sources import describe_default, sources, with_settings
+from serving.versions import check_versions
 
 
 @with_settings
 def serve(settings: Settings, _: typer.Context) -> None:
     """Serve the OpenAI API, training an adapter for each request. Ctrl-C stops the server."""
+    check_versions()
     check_port(settings.host, settings.port)
     check_settings(settings)
     environment = dict(os.environ)

@@ -22,7 +22,8 @@ from serving.http.limited_protocol import LimitedHttpProtocol
 from serving.local import haproxy_config
 from serving.local.haproxy import free_ports, running_haproxy
 
-# Paths of requests whose client has disconnected.
+# Paths of requests that have reached a replica, and of those whose client has disconnected.
+RECEIVED: list[str] = []
 DISCONNECTED: list[str] = []
 
 
@@ -30,6 +31,7 @@ async def replica_app(scope: Message, receive: Receive, send: Send) -> None:
     """A replica's application: streams two chunks, or waits until its client disconnects."""
     path = scope["path"]
     await receive()
+    RECEIVED.append(path)
     if path == "/waits":
         assert (await receive())["type"] == "http.disconnect"
         DISCONNECTED.append(path)
@@ -105,6 +107,13 @@ def error(body: bytes) -> dict[str, Any]:
     return found
 
 
+async def appears(path: str, paths: list[str]) -> None:
+    """Wait until a path is in one of the lists."""
+    async with asyncio.timeout(20):
+        while path not in paths:  # noqa: ASYNC110  the application runs in another task
+            await asyncio.sleep(0.02)
+
+
 async def send_bytes(port: int, request: bytes) -> tuple[int, bytes]:
     """Send a request as it is; returns the status and the body of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -135,21 +144,17 @@ async def test_a_disconnect_reaches_the_replica_at_once(port: int, ports: range)
         await get_until(port)
         chunked = "Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n0\r\n"
         for path, lines in (("/waits", ""), ("/streams", ""), ("/waits", chunked)):
+            RECEIVED.clear()
             DISCONNECTED.clear()
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(
                 f"{'POST' if lines else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode()
             )
+            await appears(path, RECEIVED)
             if path == "/streams":
                 await reader.readuntil(b"one")
-            else:
-                await asyncio.sleep(0.2)
             writer.close()
-            for _ in range(100):
-                if path in DISCONNECTED:
-                    break
-                await asyncio.sleep(0.02)
-            assert path in DISCONNECTED
+            await appears(path, DISCONNECTED)
 
 
 async def test_malformed_and_oversized_requests_are_rejected_in_openais_shape(
@@ -178,8 +183,11 @@ async def test_a_client_that_closes_its_sending_side_counts_as_disconnected(
 ) -> None:
     async with Replica(ports[2]):
         await get_until(port)
+        RECEIVED.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /waits HTTP/1.1\r\nHost: x\r\n\r\n")
+        # HAProxy answers nothing if the client closes before a replica has the request.
+        await appears("/waits", RECEIVED)
         writer.write_eof()
         response = await asyncio.wait_for(reader.read(), 10)
         writer.close()
@@ -187,9 +195,7 @@ async def test_a_client_that_closes_its_sending_side_counts_as_disconnected(
     assert "was closed before its answer" in error(response.partition(b"\r\n\r\n")[2])["message"]
 
 
-async def test_incomplete_headers_time_out(
-    ports: range, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_incomplete_headers_time_out(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(haproxy_config, "_HEADER_SECONDS", 1)
     public = free_ports(1).start
     with running_haproxy("127.0.0.1", public, ports):
@@ -259,11 +265,7 @@ async def test_a_client_that_does_not_read_is_disconnected_and_one_that_waits_is
                 ).text == "onetwo"
             _, writer = await asyncio.open_connection("127.0.0.1", public, limit=1 << 10)
             writer.write(b"GET /floods HTTP/1.1\r\nHost: x\r\n\r\n")
-            for _ in range(500):
-                if "/floods" in DISCONNECTED:
-                    break
-                await asyncio.sleep(0.02)
-            assert "/floods" in DISCONNECTED
+            await appears("/floods", DISCONNECTED)
             writer.close()
 
 

@@ -1,5 +1,5 @@
-"""Several requests on one connection are answered as each is on a connection of its own, with
-HAProxy and without.
+"""Requests that share a connection get the same responses as on connections of their own, with and
+without HAProxy.
 """
 
 from __future__ import annotations
@@ -28,18 +28,22 @@ from serving.http.hardening import ErrorShapeMiddleware
 from serving.http.limited_protocol import LimitedHttpProtocol
 from serving.local.haproxy import free_ports, running_haproxy
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 KEY = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+H2C = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+)
 WEBSOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + KEY
 HOP_BY_HOP = (b"connection", b"keep-alive")
 
 
 async def echo(scope: Message, receive: Receive, send: Send) -> None:
-    """Tells what of a request has arrived; refuses without reading, or in pieces, where the path
-    says so.
+    """Respond with the request as it has arrived.
+
+    The path "/rejects" responds with 413 without reading the body, "/streams" with two chunks.
     """
-    if scope["path"] == "/refuses":
+    if scope["path"] == "/rejects":
         await send_json(
             send, 413, {"error": {"message": "unread", "type": "t", "param": None, "code": None}}
         )
@@ -55,26 +59,31 @@ async def echo(scope: Message, receive: Receive, send: Send) -> None:
         for name, value in scope["headers"]
         if name not in HOP_BY_HOP
     )
-    told = json.dumps([scope["method"], scope["path"], body.decode("latin-1"), headers]).encode()
-    length = [] if scope["path"] == "/streams" else [(b"content-length", b"%d" % len(told))]
+    found = json.dumps([scope["method"], scope["path"], body.decode("latin-1"), headers]).encode()
+    length = [] if scope["path"] == "/streams" else [(b"content-length", b"%d" % len(found))]
     await send({"type": "http.response.start", "status": 200, "headers": length})
     if scope["path"] == "/streams":
-        await send({"type": "http.response.body", "body": told[:5], "more_body": True})
-        told = told[5:]
-    await send({"type": "http.response.body", "body": told})
+        await send({"type": "http.response.body", "body": found[:5], "more_body": True})
+        found = found[5:]
+    await send({"type": "http.response.body", "body": found})
 
 
 @dataclass(frozen=True)
-class Doors:
-    """Ports where the same application answers."""
+class Ports:
+    """Ports where the same application answers.
 
-    through_haproxy: int
+    Attributes:
+        haproxy: port of HAProxy.
+        replica: port of the replica behind it.
+    """
+
+    haproxy: int
     replica: int
 
 
 @pytest.fixture(scope="module")
-def doors() -> Iterator[Doors]:
-    """HAProxy, and behind it a uvicorn in a thread of its own."""
+def ports() -> Iterator[Ports]:
+    """HAProxy, with a uvicorn server in a thread behind it."""
     public, replicas = free_ports(1).start, free_ports(1)
     config = uvicorn.Config(
         ErrorShapeMiddleware(echo),
@@ -88,11 +97,11 @@ def doors() -> Iterator[Doors]:
     thread = threading.Thread(target=lambda: asyncio.run(web.serve()))
     thread.start()
     with running_haproxy("127.0.0.1", public, replicas):
-        until = time.monotonic() + PATIENCE
-        while Transcript(public).say(request(b"GET"), "GET").status == 503:
-            assert time.monotonic() < until
+        deadline = time.monotonic() + TIMEOUT
+        while Connection(public).exchange(request(b"GET"), "GET").status == 503:
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-        yield Doors(public, replicas.start)
+        yield Ports(public, replicas.start)
     web.should_exit = True
     thread.join()
 
@@ -141,7 +150,7 @@ REQUESTS = {
     "another protocol": request(
         b"POST", b"/k", b"Connection: Upgrade\r\nUpgrade: foo/2\r\n" + CHUNKED, chunked(b"a")
     ),
-    "a wish without a connection": request(
+    "upgrade without connection": request(
         b"POST", b"/l", b"Upgrade: websocket\r\n" + CHUNKED, chunked(b"a")
     ),
     "last": request(b"GET", b"/m", b"Connection: close\r\n"),
@@ -151,7 +160,7 @@ REQUESTS = {
         b"POST", b"/p", b"Connection: keep-alive\r\n" + sized(b"b"), b"b", b"1.0"
     ),
     "old and streamed": request(b"GET", b"/streams", b"Connection: keep-alive\r\n", version=b"1.0"),
-    "refused unread": request(b"POST", b"/refuses", sized(b"body"), b"body"),
+    "rejected unread": request(b"POST", b"/rejects", sized(b"body"), b"body"),
     "too large": request(b"GET", b"/q", b"X: " + b"a" * 40_000 + b"\r\n"),
     "no host": b"GET /r HTTP/1.1\r\n\r\n",
     "two hosts": request(b"GET", b"/s", b"Host: elsewhere\r\n"),
@@ -174,8 +183,8 @@ ENDED_EARLY = {
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back for one request; status 0 where nothing did."""
+class Response:
+    """The response to one request; its status is 0 if there was none."""
 
     status: int = 0
     body: bytes = b""
@@ -183,100 +192,106 @@ class Answer:
     last: bool = True
 
 
-class _Kept(io.BufferedReader):
-    """Stays open when `http.client` has read one answer."""
+class _OpenReader(io.BufferedReader):
+    """A reader that stays open after `http.client` has read a response."""
 
     def close(self) -> None: ...
 
 
-class Transcript:
-    """One connection."""
+class Connection:
+    """One connection to a server."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
-        self._file = _Kept(self._socket.makefile("rb", buffering=0))
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
+        self._file = _OpenReader(self._socket.makefile("rb", buffering=0))
 
     def makefile(self, *_: Any) -> Any:
-        """For `http.client`, as a socket's."""
+        """As `socket.socket.makefile`, for `http.client`."""
         return self._file
 
-    def say(self, said: bytes, method: str) -> Answer:
-        """One request and its answer."""
-        self.send(said)
-        return self.hear(method)
+    def exchange(self, request: bytes, method: str) -> Response:
+        """Send a request and read its response."""
+        self.send(request)
+        return self.read(method)
 
-    def send(self, said: bytes, end: bool = False) -> None:
+    def send(self, data: bytes, end: bool = False) -> None:
+        """Send data, then close the sending side if `end`."""
         with contextlib.suppress(ConnectionError):
-            self._socket.sendall(said)
+            self._socket.sendall(data)
             if end:
+                # HAProxy answers nothing if the client closes before a replica has the request.
+                time.sleep(0.005)
                 self._socket.shutdown(socket.SHUT_WR)
 
-    def hear(self, method: str) -> Answer:
-        """The next answer."""
+    def read(self, method: str) -> Response:
+        """Read the next response."""
         response = http.client.HTTPResponse(self, method=method)  # type: ignore[arg-type]
         try:
             response.begin()
             body = response.read()
         except (http.client.BadStatusLine, ConnectionError):
-            return Answer()
+            return Response()
         kind = response.headers.get("content-type", "")
-        return Answer(response.status, body, kind, response.will_close)
+        return Response(response.status, body, kind, response.will_close)
 
     def close(self) -> None:
         self._socket.close()
 
 
-def method_of(said: bytes) -> str:
-    first = said.split(b"\r\n")[0]
+def method_of(request: bytes) -> str:
+    first = request.split(b"\r\n")[0]
     return "OLD" if first.endswith(b"/1.0") else first.split(b" ")[0].decode()
 
 
 @functools.cache
-def alone(port: int, said: bytes, end: bool = False) -> Answer:
-    """What is answered on a connection of its own."""
-    talk = Transcript(port)
-    talk.send(said, end)
-    answer = talk.hear(method_of(said))
-    talk.close()
-    return answer
+def alone(port: int, request: bytes, end: bool = False) -> Response:
+    """The response on a connection of its own."""
+    connection = Connection(port)
+    connection.send(request, end)
+    response = connection.read(method_of(request))
+    connection.close()
+    return response
 
 
 def together(
     port: int, requests: Sequence[bytes], pipelined: bool, early: bytes | None
-) -> list[Answer]:
-    """What is answered on one connection, until it ends."""
-    talk, answers = Transcript(port), []
+) -> list[Response]:
+    """The responses on one connection until it ends."""
+    connection, responses = Connection(port), []
     if pipelined:
-        talk.send(b"".join(requests))
-    for said in requests:
-        answers.append(talk.hear(method_of(said)) if pipelined else talk.say(said, method_of(said)))
-        if answers[-1].last:
+        connection.send(b"".join(requests))
+    for each in requests:
+        method = method_of(each)
+        responses.append(
+            connection.read(method) if pipelined else connection.exchange(each, method)
+        )
+        if responses[-1].last:
             break
     else:
         if early is not None:
-            talk.send(early, end=True)
-            answers.append(talk.hear(method_of(early)))
-    talk.close()
-    return answers
+            connection.send(early, end=True)
+            responses.append(connection.read(method_of(early)))
+    connection.close()
+    return responses
 
 
 def check(port: int, names: Sequence[str], pipelined: bool, early: str | None) -> None:
     requests = [REQUESTS[name] for name in names]
     expected = []
-    for said in requests:
-        expected.append(alone(port, said))
+    for each in requests:
+        expected.append(alone(port, each))
         if expected[-1].last:
             break
     else:
         if early is not None:
             expected.append(alone(port, ENDED_EARLY[early], end=True))
 
-    answers = together(port, requests, pipelined, None if early is None else ENDED_EARLY[early])
+    responses = together(port, requests, pipelined, None if early is None else ENDED_EARLY[early])
 
-    assert answers == expected
+    assert responses == expected
 
 
-# Most conversations shall go on to their end.
+# Requests after which the connection stays open: most examples consist of these.
 LASTING = [
     *(
         "plain",
@@ -298,10 +313,10 @@ LASTING = [
         "another protocol",
     ),
     *(
-        "a wish without a connection",
+        "upgrade without connection",
         "old and kept",
         "old with a body",
-        "refused unread",
+        "rejected unread",
         "too large",
     ),
 ]
@@ -317,29 +332,29 @@ often = functools.partial(
 
 @often(max_examples=500)
 @conversations
-def test_through_haproxy_each_request_stands_for_itself(
-    doors: Doors, names: list[str], pipelined: bool, early: str | None
+def test_requests_through_haproxy_do_not_depend_on_each_other(
+    ports: Ports, names: list[str], pipelined: bool, early: str | None
 ) -> None:
-    check(doors.through_haproxy, names, pipelined, early)
+    check(ports.haproxy, names, pipelined, early)
 
 
 @often(max_examples=200)
 @conversations
-def test_a_replica_alone_answers_each_request_for_itself(
-    doors: Doors, names: list[str], pipelined: bool, early: str | None
+def test_requests_to_a_replica_do_not_depend_on_each_other(
+    ports: Ports, names: list[str], pipelined: bool, early: str | None
 ) -> None:
-    check(doors.replica, names, pipelined, early)
+    check(ports.replica, names, pipelined, early)
 
 
 @pytest.mark.parametrize("name", sorted(REQUESTS))
-def test_each_is_answered_rightly_on_a_connection_of_its_own(doors: Doors, name: str) -> None:
+def test_each_request_alone_gets_the_right_response(ports: Ports, name: str) -> None:
     expected = {
-        "refused unread": {413},
+        "rejected unread": {413},
         "too large": {431},
-        # HAProxy reads it as RFC 9112 has it, by its chunks, and closes; a replica refuses it.
+        # HAProxy reads the chunks, as RFC 9112 allows, and closes; a replica rejects the request.
         "two framings": {200, 400},
     }
-    refused = [
+    invalid = [
         "no host",
         "two hosts",
         "of another version",
@@ -348,29 +363,29 @@ def test_each_is_answered_rightly_on_a_connection_of_its_own(doors: Doors, name:
         "no HTTP",
         "HTTP/2",
     ]
-    refused += ["a chunk of no size", "a later chunk of no size"]
+    invalid += ["a chunk of no size", "a later chunk of no size"]
 
-    for port in (doors.through_haproxy, doors.replica):
-        answer = alone(port, REQUESTS[name])
+    for port in (ports.haproxy, ports.replica):
+        response = alone(port, REQUESTS[name])
 
-        assert answer.status in expected.get(name, {400} if name in refused else {200})
-        if answer.status >= 400:
-            assert answer.kind == "application/json"
-            assert set(json.loads(answer.body)["error"]) == {"message", "type", "param", "code"}
+        assert response.status in expected.get(name, {400} if name in invalid else {200})
+        if response.status >= 400:
+            assert response.kind == "application/json"
+            assert set(json.loads(response.body)["error"]) == {"message", "type", "param", "code"}
         elif not name.startswith("HEAD"):
-            headers = [header for header, _ in json.loads(answer.body)[3]]
+            headers = [header for header, _ in json.loads(response.body)[3]]
             assert not {"upgrade", "http2-settings", "compute-budget"}.intersection(headers) or (
-                name == "a wish without a connection" and port == doors.replica
+                name == "upgrade without connection" and port == ports.replica
             )
 
 
 @pytest.mark.parametrize("name", ["old", "old and kept", "old and streamed", "old with a body"])
-def test_a_client_of_http_1_0_gets_no_chunks(doors: Doors, name: str) -> None:
-    for port in (doors.through_haproxy, doors.replica):
-        talk = Transcript(port)
-        talk.send(REQUESTS[name])
-        response = http.client.HTTPResponse(talk)  # type: ignore[arg-type]
+def test_a_client_of_http_1_0_gets_no_chunks(ports: Ports, name: str) -> None:
+    for port in (ports.haproxy, ports.replica):
+        connection = Connection(port)
+        connection.send(REQUESTS[name])
+        response = http.client.HTTPResponse(connection)  # type: ignore[arg-type]
         response.begin()
         assert response.headers.get("transfer-encoding") is None
         assert json.loads(response.read())
-        talk.close()
+        connection.close()

@@ -60,7 +60,9 @@ def started() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], str]]]:
         process.communicate()
 
 
-def test_an_engine_that_is_healthy_in_one_check_of_three_is_not_given_up(supervisor: RaySupervisor) -> None:
+def test_an_engine_that_is_healthy_in_one_check_of_three_is_not_given_up(
+    supervisor: RaySupervisor,
+) -> None:
     checks = 0
 
     def healthy() -> bool:

@@ -1,5 +1,5 @@
-"""The relay: what a server's processes warn of is read on the command's terminal, all of it, and
-nothing of Ray's.
+"""The log relay shows all warnings of a server's processes on the command's terminal, and nothing
+of Ray's.
 """
 
 from __future__ import annotations
@@ -29,36 +29,37 @@ for number in range(300):
 
 @pytest.fixture
 def logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
-    """What the relay listens to in place of the root logger."""
-    monkeypatch.setattr(log_relay, "_LOOK_SECONDS", 0.01)
+    """A logger that takes the place of the root logger."""
+    monkeypatch.setattr(log_relay, "_POLL_SECONDS", 0.01)
     logger = logging.getLogger("a process")
     logger.propagate = False
     yield logger
     logger.handlers.clear()
 
 
-def said(
+def log(
     logger: logging.Logger, name: str, level: int, message: str, problem: Exception | None = None
 ) -> None:
-    """Log as if by that logger; records of all names come to the root logger of a replica."""
+    """Handle a record of the logger called `name`, as the root logger would."""
     error = None if problem is None else (type(problem), problem, problem.__traceback__)
     logger.handle(logging.LogRecord(name, level, "file.py", 1, message, None, error))
 
 
-def test_warnings_of_ours_and_errors_of_libraries_are_shown_and_rays_are_not(
+def test_our_warnings_and_errors_of_libraries_except_rays_are_shown(
     logger: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = io.StringIO()
     relay = Relay("text", tmp_path, terminal)
     monkeypatch.setenv(LOG_RELAY, relay.variable)
     relay_errors(logger)
-    relay_errors(logger)  # a second time changes nothing
+    # A second call has no effect.
+    relay_errors(logger)
 
-    said(logger, "serving.http.gateway", logging.WARNING, "ours")
-    said(logger, "serving.http.gateway", logging.INFO, "an ended request")
-    said(logger, "vllm.v1.engine.core", logging.ERROR, "theirs", ValueError("the grammar is wrong"))
-    said(logger, "vllm.v1.engine.core", logging.WARNING, "a hint")
-    said(logger, "ray.serve", logging.ERROR, "noise")
+    log(logger, "serving.http.gateway", logging.WARNING, "ours")
+    log(logger, "serving.http.gateway", logging.INFO, "an ended request")
+    log(logger, "vllm.v1.engine.core", logging.ERROR, "theirs", ValueError("the grammar is wrong"))
+    log(logger, "vllm.v1.engine.core", logging.WARNING, "a hint")
+    log(logger, "ray.serve", logging.ERROR, "noise")
     relay.end()
 
     lines = terminal.getvalue().splitlines()
@@ -69,7 +70,7 @@ def test_warnings_of_ours_and_errors_of_libraries_are_shown_and_rays_are_not(
     ]
 
 
-def test_lines_are_json_where_the_servers_are(
+def test_lines_are_json_if_the_servers_logs_are(
     logger: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = io.StringIO()
@@ -77,17 +78,17 @@ def test_lines_are_json_where_the_servers_are(
     monkeypatch.setenv(LOG_RELAY, relay.variable)
     relay_errors(logger)
 
-    said(logger, "serving.http.gateway", logging.ERROR, "a request failed", KeyError("layer 3"))
+    log(logger, "serving.http.gateway", logging.ERROR, "a request failed", KeyError("layer 3"))
     relay.end()
 
     (event,) = (json.loads(line) for line in terminal.getvalue().splitlines())
     assert (event["message"], event["error"]["type"]) == ("a request failed", "KeyError")
 
 
-def test_nothing_is_lost_while_the_command_is_busy_or_begins_a_new_file(
+def test_no_line_is_lost_while_the_command_is_busy_or_starts_a_new_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_relay, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_relay, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(log_relay, "_ROTATE_BYTES", 2000)
     terminal = io.StringIO()
     relay = Relay("text", tmp_path, terminal)
@@ -103,13 +104,15 @@ def test_nothing_is_lost_while_the_command_is_busy_or_begins_a_new_file(
     }
 
 
-def test_a_process_whose_command_has_gone_goes_on(
+def test_a_process_continues_after_its_command_has_ended(
     logger: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(LOG_RELAY, f"text:{tmp_path}/gone/relayed")
     relay_errors(logger)
 
-    said(logger, "serving.http.gateway", logging.ERROR, "nobody hears")
+    log(logger, "serving.http.gateway", logging.ERROR, "nobody reads this")
+
+    assert not (tmp_path / "gone").exists()
 
 
 def test_without_a_command_nothing_is_relayed(
@@ -122,9 +125,7 @@ def test_without_a_command_nothing_is_relayed(
     assert not any(isinstance(each, RelayHandler) for each in logger.handlers)
 
 
-def test_a_terminal_that_is_gone_does_not_stop_the_server(
-    tmp_path: Path, logger: logging.Logger
-) -> None:
+def test_a_closed_terminal_does_not_stop_the_server(tmp_path: Path, logger: logging.Logger) -> None:
     terminal = io.StringIO()
     terminal.close()
     relay = Relay("text", tmp_path, terminal)
