@@ -1,6 +1,4 @@
-"""One real engine for all tests here: vLLM, selector and trainer behind the door, on a loopback
-socket, without Ray.
-"""
+"""One real engine for all tests here: vLLM, selector and trainer behind a gateway, without Ray."""
 
 from __future__ import annotations
 
@@ -36,14 +34,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """A running door and what stands behind it."""
+    """A running gateway and its parts.
+
+    Attributes:
+        url: address of the gateway.
+        engine: the engine.
+        trainer, selector: configuration of the trainer and the selector.
+        gateway: runs another gateway to the same engine with a changed configuration.
+    """
 
     url: str
     engine: Any
     trainer: TrainerConfig
     selector: SelectorConfig
-    # Another one, to the same engine, configured otherwise.
-    door: Callable[..., AbstractAsyncContextManager[str]]
+    gateway: Callable[..., AbstractAsyncContextManager[str]]
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, timeout=120)
@@ -51,7 +55,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer: Any) -> Path:
-    """A home whose corpus `web` holds a real package, and whose corpus `void` is empty."""
+    """A home with the corpus `web`, which contains a real package, and the empty corpus `void`."""
     home = tmp_path_factory.mktemp("home")
     folder = package_folder("starlette")
     corpus = Corpus.create(home / "corpora", "web", embedder, tokenizer_digest(tokenizer))
@@ -68,7 +72,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokeni
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
-    """The door on a free port."""
+    """The gateway on a free port."""
     import uvicorn
 
     os.environ |= {
@@ -76,14 +80,15 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    os.environ["CXX"] = "/no/compiler"  # nothing may need one
+    # Nothing may need a compiler.
+    os.environ["CXX"] = "/no/compiler"
     from serving.adaptation.workers import CorporaWorker, TrainerWorker
     from serving.engine.engine import Engine
     from serving.http.gateway import Gateway
     from serving.http.hardening import ErrorShapeMiddleware
     from serving.http.limited_protocol import LimitedHttpProtocol
 
-    # In it an adapter does not depend on its company.
+    # With it an adapter does not depend on concurrent ones.
     trainer = TrainerConfig(nano, precision="float32")
     config = Config(
         engine=EngineConfig(
@@ -98,14 +103,14 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
         trainer=trainer,
         selector=SelectorConfig(corpora / "corpora", base_model=nano),
         corpus="web",
-        # What is asked for is what is got, in any company.
+        # No request gets fewer steps because of others.
         capacity=Capacity(adaptations=64, undegraded=64),
     )
     engine = await Engine.start(config.engine)
     selects, trains = CorporaWorker(config.selector), TrainerWorker(config.trainer)
 
     @asynccontextmanager
-    async def door(**changes: Any) -> AsyncIterator[str]:
+    async def run_gateway(**changes: Any) -> AsyncIterator[str]:
         gateway: Any = ErrorShapeMiddleware(
             Gateway(engine, selects, trains, replace(config, **changes)), single_replica=False
         )
@@ -126,7 +131,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
         web.should_exit = True
         await serving
 
-    async with door() as url:
-        yield Server(url, engine, config.trainer, config.selector, door)
+    async with run_gateway() as url:
+        yield Server(url, engine, config.trainer, config.selector, run_gateway)
     engine.stop()
     assert not any(name.startswith(f"mayfly-{os.getpid()}-") for name in os.listdir("/dev/shm"))

@@ -1,6 +1,4 @@
-"""The adapter really speaks: vLLM's log-probabilities under it are those of transformers + PEFT on
-the same files.
-"""
+"""vLLM's log-probabilities with an adapter are those of transformers and PEFT with its files."""
 
 from __future__ import annotations
 
@@ -12,11 +10,16 @@ import torch
 
 from tests.engine.conftest import Server
 
-PROMPT = "import typing\n\nfrom starlette.types import ASGIApp, Receive, Scope, Send\n\n\nclass Middleware:\n"
+PROMPT = (
+    "import typing\n\nfrom starlette.types import ASGIApp, Receive, Scope, Send\n\n\n"
+    "class Middleware:\n"
+)
 TEXT = PROMPT + "    def __init__(self, app: ASGIApp) -> None:\n        self.app = app\n"
 
 
-async def test_vllm_says_what_peft_says(server: Server, tokenizer: Any, tmp_path: Path) -> None:
+async def test_vllms_logprobs_are_those_of_peft(
+    server: Server, tokenizer: Any, tmp_path: Path
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -32,7 +35,7 @@ async def test_vllm_says_what_peft_says(server: Server, tokenizer: Any, tmp_path
         async with client.stream(
             "POST", "/v1/completions", headers={"Compute-Budget": "steps=10"}, json=body
         ) as stream:
-            # The adapter is loaded: take its files while it speaks.
+            # The adapter is loaded while the answer is streamed: copy its files.
             async for _ in stream.aiter_lines():
                 (name,) = server.engine.staging.names()
                 shutil.copytree(server.engine.staging.path / name, tmp_path / "adapter")
@@ -54,12 +57,12 @@ async def test_vllm_says_what_peft_says(server: Server, tokenizer: Any, tmp_path
     expected = _logprobs(PeftModel.from_pretrained(model, str(tmp_path / "adapter")), ids)
 
     assert adapted.json()["adaptation"]["adapted"] is True
-    assert torch.allclose(_spoken(adapted.json()), expected, atol=1e-3)
-    assert torch.allclose(_spoken(base.json()), expected_base, atol=1e-3)
+    assert torch.allclose(_prompt_logprobs(adapted.json()), expected, atol=1e-3)
+    assert torch.allclose(_prompt_logprobs(base.json()), expected_base, atol=1e-3)
     assert (expected - expected_base).abs().max() > 0.1
 
 
-def _spoken(reply: dict[str, Any]) -> torch.Tensor:
+def _prompt_logprobs(reply: dict[str, Any]) -> torch.Tensor:
     entries = reply["choices"][0]["prompt_logprobs"][1:]
     return torch.tensor([next(iter(entry.values()))["logprob"] for entry in entries])
 

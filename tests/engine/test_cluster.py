@@ -1,5 +1,5 @@
-"""A cluster of two nodes on this machine: the application of a Serve config, a sharded corpus, the
-loss of a node.
+"""A cluster of two nodes on this machine: a Serve config's application, a sharded corpus, a lost
+node.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from selection.corpus.shards import shard_folder, update_shards
 
 SHARDS = 2
 KEY = "the-operator"
-BACK_SECONDS = 180
+RECOVERY_SECONDS = 180
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Two nodes, the address of the head's proxy, and how the application is deployed again with
-    other settings.
+    """A cluster of two nodes with the application.
+
+    Attributes:
+        url: address of the head node's proxy.
+        cluster: Ray's test cluster.
+        spare: the second node.
+        deploy: deploys the application again with changed settings.
     """
 
     url: str
@@ -37,7 +42,7 @@ class Nodes:
     deploy: Callable[..., None]
 
     def names_on(self, node: Any) -> set[str]:
-        """Deployments with a replica there."""
+        """Names of the deployments that have a replica on a node."""
         (raylet,) = node.all_processes["raylet"]
         titles = [
             " ".join(each.cmdline())
@@ -59,13 +64,13 @@ def nodes(corpora: Path) -> Iterator[Nodes]:
 
     from serving.app import NODE, application
 
-    whole = Corpus.open(corpora / "corpora", "web")
-    update_shards(whole, [shard_folder(corpora, shard, SHARDS) for shard in range(SHARDS)])
-    whole.close()
+    corpus = Corpus.open(corpora / "corpora", "web")
+    update_shards(corpus, [shard_folder(corpora, shard, SHARDS) for shard in range(SHARDS)])
+    corpus.close()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    before = dict(os.environ)
+    environment = dict(os.environ)
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **NODE}
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
@@ -94,7 +99,7 @@ def nodes(corpora: Path) -> Iterator[Nodes]:
         ray.shutdown()
         cluster.shutdown()
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)
 
 
 def ask(nodes: Nodes, **fields: Any) -> httpx.Response:
@@ -107,11 +112,11 @@ def ask(nodes: Nodes, **fields: Any) -> httpx.Response:
     }
     headers = {"Compute-Budget": "steps=2", "Authorization": f"Bearer {KEY}"}
     return httpx.post(
-        f"{nodes.url}/v1/completions", json=body, headers=headers, timeout=BACK_SECONDS
+        f"{nodes.url}/v1/completions", json=body, headers=headers, timeout=RECOVERY_SECONDS
     )
 
 
-def test_an_adapter_is_chosen_from_shards_trained_and_loaded_across_nodes(nodes: Nodes) -> None:
+def test_selection_training_and_generation_work_across_nodes(nodes: Nodes) -> None:
     answer = ask(nodes)
 
     assert answer.status_code == 200, answer.text
@@ -128,26 +133,29 @@ def test_an_adapter_is_chosen_from_shards_trained_and_loaded_across_nodes(nodes:
     assert nodes.names_on(nodes.spare)
 
 
-def test_errors_of_a_cluster_are_openais_too(nodes: Nodes) -> None:
+def test_errors_of_a_cluster_have_openais_shape(nodes: Nodes) -> None:
     assert ask(nodes, max_tokens=-1).json()["error"]["type"]
     assert httpx.get(f"{nodes.url}/-/routes").json()["error"]["message"]
     assert httpx.get(f"{nodes.url}/-/healthz").status_code == 200
-    nobody = httpx.post(f"{nodes.url}/v1/completions", json={"model": "nano", "prompt": "x"})
-    assert (nobody.status_code, nobody.json()["error"]["code"]) == (401, "invalid_api_key")
+    without_key = httpx.post(f"{nodes.url}/v1/completions", json={"model": "nano", "prompt": "x"})
+    assert (without_key.status_code, without_key.json()["error"]["code"]) == (
+        401,
+        "invalid_api_key",
+    )
 
 
-def test_other_settings_are_deployed_without_a_request_that_fails(nodes: Nodes) -> None:
+def test_no_request_fails_while_other_settings_are_deployed(nodes: Nodes) -> None:
     answers: list[httpx.Response | Exception] = []
     deployed = threading.Event()
 
-    def keep_asking() -> None:
+    def send_requests() -> None:
         while not deployed.is_set():
             try:
                 answers.append(ask(nodes))
             except httpx.HTTPError as problem:
                 answers.append(problem)
 
-    clients = [threading.Thread(target=keep_asking) for _ in range(3)]
+    clients = [threading.Thread(target=send_requests) for _ in range(3)]
     for client in clients:
         client.start()
     nodes.deploy(**{"max-steps": 1})
@@ -156,23 +164,23 @@ def test_other_settings_are_deployed_without_a_request_that_fails(nodes: Nodes) 
         client.join()
 
     failed = [
-        told for told in answers if not isinstance(told, httpx.Response) or told.status_code != 200
+        each for each in answers if not isinstance(each, httpx.Response) or each.status_code != 200
     ]
     assert failed == [], [
-        told.text if isinstance(told, httpx.Response) else told for told in failed
+        each.text if isinstance(each, httpx.Response) else each for each in failed
     ]
     adapted = [
-        told.json()["adaptation"]["adapted"] for told in answers if isinstance(told, httpx.Response)
+        each.json()["adaptation"]["adapted"] for each in answers if isinstance(each, httpx.Response)
     ]
     assert len(adapted) > len(clients)
     assert ask(nodes).json()["adaptation"]["budget"]["steps"] == 1
 
 
-def test_the_loss_of_a_node_is_mended(nodes: Nodes) -> None:
+def test_the_application_recovers_from_the_loss_of_a_node(nodes: Nodes) -> None:
     nodes.cluster.remove_node(nodes.spare, allow_graceful=False)
 
-    begun = time.monotonic()
-    while time.monotonic() - begun < BACK_SECONDS:
+    lost = time.monotonic()
+    while time.monotonic() - lost < RECOVERY_SECONDS:
         try:
             answer = ask(nodes, adaptation={"required": True})
         except httpx.HTTPError:

@@ -1,4 +1,6 @@
-"""Nobody else hears it, and nothing is left: many requests at once, some of whose clients leave."""
+"""Many requests at the same time, of which some clients disconnect: none affects another, and no
+adapter remains.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ import psutil
 
 from tests.engine.conftest import SLOTS, Server
 
-Answer = tuple[tuple[str, ...], float]  # the tokens, and the log-probability of the first
+# The tokens of an answer, and the log-probability of the first.
+Answer = tuple[tuple[str, ...], float]
 TOPICS = [
     "import os\n",
     "class Route:\n",
@@ -23,34 +26,37 @@ TOPICS = [
 ]
 
 
-async def test_base_and_adapted_requests_get_what_they_get_alone(server: Server) -> None:
-    # Two of three adapted, each with a seed and so an adapter of its own.
+async def test_concurrent_requests_get_the_same_answers_as_alone(server: Server) -> None:
+    # Two of three requests are adapted, each with its own seed and so its own adapter.
     async with server.client() as client:
-        wishes = [(TOPICS[i % len(TOPICS)], i, i % 3 > 0) for i in range(100)]
-        alone = [await _ask(client, *wish) for wish in wishes]
-        at_once = asyncio.Semaphore(SLOTS)
+        requests = [(TOPICS[i % len(TOPICS)], i, i % 3 > 0) for i in range(100)]
+        alone = [await _ask(client, *request) for request in requests]
+        slots = asyncio.Semaphore(SLOTS)
 
-        async def among_others(wish: tuple[str, int, bool]) -> Answer:
-            async with at_once:
-                return await _ask(client, *wish)
+        async def ask_in_slot(request: tuple[str, int, bool]) -> Answer:
+            async with slots:
+                return await _ask(client, *request)
 
-        together = await asyncio.gather(*(among_others(wish) for wish in wishes))
+        together = await asyncio.gather(*(ask_in_slot(request) for request in requests))
     assert [tokens for tokens, _ in together] == [tokens for tokens, _ in alone]
     assert np.allclose([first for _, first in together], [first for _, first in alone], atol=1e-3)
-    assert len({round(first, 4) for _, first in alone}) > 60  # the adapters do differ
+    # The adapters differ.
+    assert len({round(first, 4) for _, first in alone}) > 60
     assert await server.engine.loaded() == []
 
 
-async def test_nothing_is_left_after_200_requests_of_which_some_leave(server: Server) -> None:
+async def test_no_adapter_remains_after_200_requests_of_which_some_disconnect(
+    server: Server,
+) -> None:
     processes = _processes()
     limits = asyncio.Semaphore(12)
 
     async def one(number: int) -> None:
         async with limits, server.client() as client:
-            if number % 10 == 3:  # leaves while its adapter is trained
-                await _leave_early(client, 0.4)
-            elif number % 10 == 7:  # leaves in the middle of its answer
-                await _leave_in_stream(client)
+            if number % 10 == 3:
+                await _disconnect_during_training(client, 0.4)
+            elif number % 10 == 7:
+                await _disconnect_during_answer(client)
             else:
                 await _ask(client, TOPICS[number % len(TOPICS)], number, True, steps=1)
 
@@ -63,7 +69,8 @@ async def test_nothing_is_left_after_200_requests_of_which_some_leave(server: Se
     assert server.engine.staging.names() == []
     assert await server.engine.loaded() == []
     assert _processes() == processes
-    async with server.client() as client:  # and all slots are free again
+    # All slots are free again.
+    async with server.client() as client:
         answers = await asyncio.gather(
             *(_ask(client, "import os\n", 1, True) for _ in range(SLOTS + 2))
         )
@@ -91,7 +98,7 @@ async def _ask(
     return tuple(logprobs["tokens"]), logprobs["token_logprobs"][0]
 
 
-async def _leave_early(client: httpx.AsyncClient, seconds: float) -> None:
+async def _disconnect_during_training(client: httpx.AsyncClient, seconds: float) -> None:
     body = {"model": "nano", "prompt": "class Leaving:\n", "max_tokens": 4}
     try:
         await client.post(
@@ -99,10 +106,10 @@ async def _leave_early(client: httpx.AsyncClient, seconds: float) -> None:
         )
     except httpx.ReadTimeout:
         return
-    raise AssertionError("the answer came before the client could leave")
+    raise AssertionError("the answer came before the client disconnected")
 
 
-async def _leave_in_stream(client: httpx.AsyncClient) -> None:
+async def _disconnect_during_answer(client: httpx.AsyncClient) -> None:
     body: dict[str, Any] = {
         "model": "nano",
         "prompt": "class Leaving:\n",

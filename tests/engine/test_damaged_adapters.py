@@ -1,6 +1,4 @@
-"""Adapters that are damaged do not load, one after the other under load; those of others do, and
-nothing is left.
-"""
+"""Damaged adapters do not load, while those of concurrent requests do, and none remains."""
 
 from __future__ import annotations
 
@@ -26,17 +24,17 @@ _BODY: dict[str, Any] = {
 }
 
 
-def cut(weights: bytes, draw: random.Random) -> bytes:
+def truncated(weights: bytes, draw: random.Random) -> bytes:
     return weights[: draw.randrange(len(weights))]
 
 
-def scribbled(weights: bytes, draw: random.Random) -> bytes:
-    """Noise over the header's beginning, which says how long it is."""
+def with_noise(weights: bytes, draw: random.Random) -> bytes:
+    """Noise over the beginning of the header, which contains its length."""
     return draw.randbytes(16) + weights[16:]
 
 
 def renamed(weights: bytes, draw: random.Random) -> bytes:
-    """One tensor is of a projection that the model has not got."""
+    """One tensor is for a projection that the model does not have."""
     tensors = load(weights)
     name = draw.choice(sorted(tensors))
     tensors[name.replace("_proj", "_other")] = tensors.pop(name)
@@ -44,16 +42,14 @@ def renamed(weights: bytes, draw: random.Random) -> bytes:
 
 
 def misplaced(weights: bytes, _draw: random.Random) -> bytes:
-    """Where the model has its layers under another path, vLLM itself would use nothing and say
-    nothing.
-    """
+    """The layers have another path than those of the model; vLLM would silently use no weights."""
     return save(
         {name.replace(".layers.", ".blocks."): tensor for name, tensor in load(weights).items()}
     )
 
 
 def of_a_deeper_model(weights: bytes, _draw: random.Random) -> bytes:
-    """It has a layer more than the model."""
+    """There are weights for one layer more than the model has."""
     tensors = load(weights)
     first = {name: tensor.clone() for name, tensor in tensors.items() if ".layers.0." in name}
     return save(
@@ -65,15 +61,15 @@ def of_a_deeper_model(weights: bytes, _draw: random.Random) -> bytes:
 
 
 def too_wide(weights: bytes, draw: random.Random) -> bytes:
-    """One projection's factors are those of another, larger model."""
+    """The factors of one projection are those of a larger model."""
     tensors = load(weights)
     name = draw.choice(sorted(tensors))
     return save({**tensors, name: tensors[name].repeat(2, 2)})
 
 
-_WAYS: list[Callable[[bytes, random.Random], bytes]] = [
-    cut,
-    scribbled,
+_DAMAGES: list[Callable[[bytes, random.Random], bytes]] = [
+    truncated,
+    with_noise,
     renamed,
     misplaced,
     of_a_deeper_model,
@@ -81,7 +77,7 @@ _WAYS: list[Callable[[bytes, random.Random], bytes]] = [
 ]
 
 
-async def test_damaged_adapters_fail_alone(server: Server) -> None:
+async def test_damaged_adapters_affect_no_other_request(server: Server) -> None:
     async with server.client() as client:
         weights = await _weights(client, server)
         alone = [await _ask(client, budget) for budget in ("none", "steps=2")]
@@ -90,10 +86,10 @@ async def test_damaged_adapters_fail_alone(server: Server) -> None:
 
         async def load_damaged(number: int) -> None:
             adapter = _adapter(
-                server, f"damaged-{number}", _WAYS[number % len(_WAYS)](weights, draw)
+                server, f"damaged-{number}", _DAMAGES[number % len(_DAMAGES)](weights, draw)
             )
             async with slots:
-                with pytest.raises(Exception):  # noqa: B017, PT011  whatever vLLM raises
+                with pytest.raises(Exception):  # noqa: B017, PT011  vLLM raises errors of many types
                     await server.engine.unload(await server.engine.load(adapter))
 
         async def keep_asking(budget: str) -> None:
@@ -106,7 +102,8 @@ async def test_damaged_adapters_fail_alone(server: Server) -> None:
         await asyncio.gather(*clients)
 
         assert set(healthy) == set(zip(("none", "steps=2"), alone, strict=True))
-        for _ in range(100):  # the last answer has come before its adapter goes
+        # An answer ends before its adapter is unloaded.
+        for _ in range(100):
             if not server.engine.live():
                 break
             await asyncio.sleep(0.1)
@@ -120,7 +117,7 @@ async def test_damaged_adapters_fail_alone(server: Server) -> None:
         assert set(answers) == {alone[1]}
 
 
-async def test_weights_that_vllm_would_leave_out_are_named(server: Server) -> None:
+async def test_weights_that_vllm_would_ignore_are_named(server: Server) -> None:
     async with server.client() as client:
         weights = misplaced(await _weights(client, server), random.Random(0))
 
@@ -152,7 +149,7 @@ async def _ask(client: httpx.AsyncClient, budget: str) -> str:
 
 
 async def _weights(client: httpx.AsyncClient, server: Server) -> bytes:
-    """Of an adapter that is sound, taken while it speaks."""
+    """The weights of an undamaged adapter, read while its answer is streamed."""
     body = {**_BODY, "max_tokens": 200, "ignore_eos": True, "stream": True}
     async with client.stream(
         "POST", "/v1/completions", json=body, headers={"Compute-Budget": "steps=1"}

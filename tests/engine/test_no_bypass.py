@@ -89,7 +89,7 @@ _INVALID = [
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 async def test_every_form_of_a_request_needs_a_key(server: Server, method: str, path: str) -> None:
-    async with server.door(key_digests=(digest(SECRET),)) as url:
+    async with server.gateway(key_digests=(digest(SECRET),)) as url:
         forms = [(host, name) for host in HOSTS for name in PATHS]
         statuses = await asyncio.gather(
             *(
@@ -112,7 +112,7 @@ async def test_every_form_of_a_request_needs_a_key(server: Server, method: str, 
     ("method", "path"), [route for route in GUARDED if route[1] in ("/version", "/v1/models")]
 )
 async def test_a_key_is_accepted_with_any_host(server: Server, method: str, path: str) -> None:
-    async with server.door(key_digests=(digest(SECRET),)) as url:
+    async with server.gateway(key_digests=(digest(SECRET),)) as url:
         statuses = [
             await status_of(url, method, path, [*host, f"Authorization: Bearer {SECRET}"])
             for host in HOSTS
@@ -124,7 +124,7 @@ async def test_a_key_is_accepted_with_any_host(server: Server, method: str, path
 
 @pytest.mark.parametrize(("method", "path"), OPEN)
 async def test_open_routes_need_no_key(server: Server, method: str, path: str) -> None:
-    async with server.door(key_digests=(digest(SECRET),)) as url:
+    async with server.gateway(key_digests=(digest(SECRET),)) as url:
         assert await status_of(url, method, path, ["Host: x"]) == 200
 
 
@@ -136,7 +136,7 @@ async def test_a_server_without_keys_accepts_its_own_hosts_only(
 ) -> None:
     own = [["Host: 127.0.0.1"], ["Host: localhost:8000"], ["Host: [::1]:80"]]
     others = [host for host in HOSTS if host and host not in (*own, ["Host:"])]
-    async with server.door() as url:
+    async with server.gateway() as url:
         refused = {str(host): await status_of(url, method, path, host) for host in others}
         answered = [await status_of(url, method, path, host) for host in own]
 
