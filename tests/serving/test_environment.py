@@ -1,6 +1,4 @@
-"""Commands compute with the environment that the server's processes have, from before torch is
-loaded.
-"""
+"""Commands compute with the same environment as the server's processes, set before torch is loaded."""
 
 from __future__ import annotations
 
@@ -14,24 +12,24 @@ import pytest
 
 from serving.environment import environment, set_environment
 
-_LOOK = """
+_PROGRAM = """
 import json, os, sys
 from serving.cli import main
 
-def look():
+def print_state():
     print(json.dumps({"loaded": "torch" in sys.modules, "environment": dict(os.environ)}))
 
-main.app = look
+main.app = print_state
 main.main()
 """
 
 
-def test_it_is_set_before_a_command_begins_and_torch_is_loaded() -> None:
+def test_the_environment_is_set_before_a_command_loads_torch() -> None:
     clean = {name: value for name, value in os.environ.items() if name not in environment(1)}
     root = Path(__file__).resolve().parents[2]
 
     ran = subprocess.run(
-        [sys.executable, "-c", _LOOK],
+        [sys.executable, "-c", _PROGRAM],
         cwd=root,
         env=clean,
         capture_output=True,
@@ -46,7 +44,7 @@ def test_it_is_set_before_a_command_begins_and_torch_is_loaded() -> None:
     assert environment(threads).items() <= found["environment"].items()
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_user_are_not_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in environment(1):
         monkeypatch.setenv(name, "theirs")
 

@@ -1,4 +1,4 @@
-"""Turns in the engine: a request of thousands of prompts leaves room for others, in vLLM and in the
+"""Fair sharing: a request with thousands of prompts leaves capacity for others, in vLLM and in the
 event loop.
 """
 
@@ -22,7 +22,7 @@ _PROMPTS = 100
 
 
 class Request:
-    """A request as the engine sees one, whose adaptation takes no time and brings no adapter."""
+    """A request as the engine sees it, whose adaptation takes no time and gives no adapter."""
 
     def __init__(self, may_adapt: bool) -> None:
         self.may_adapt = may_adapt
@@ -37,12 +37,17 @@ class Request:
 
 
 class Vllm:
-    """Stands in for vLLM's engine: a generation lasts until the test ends it."""
+    """In place of vLLM's engine: a generation lasts until the test ends it.
+
+    Attributes:
+        began: priority of each generation that has begun, by its id.
+        checked: ids of the validated generations.
+    """
 
     errored = False
 
     def __init__(self) -> None:
-        self.began: dict[str, int] = {}  # priority of each that has begun, by its id
+        self.began: dict[str, int] = {}
         self.checked: list[str] = []
         self.running = self.most = 0
         self.go_on = asyncio.Event()
@@ -82,15 +87,15 @@ def engine(vllm: Vllm, nano: str) -> Iterator[Engine]:
 
 
 async def ask(engine: Engine, name: str, prompts: int, adapts: bool) -> list[str]:
-    """A request with its prompts, as vLLM's application asks for them: all at once."""
+    """Generate for all prompts of a request at the same time, as vLLM's application does."""
     params = SimpleNamespace(clone=lambda: None)
 
     async def generation(number: int) -> str:
-        (said,) = [
+        (answer,) = [
             text
             async for text in engine._llm.generate("text", params, f"{name}-{number}", priority=7)
         ]
-        return str(said)
+        return str(answer)
 
     token = REQUEST.set(Request(adapts))
     try:
@@ -100,7 +105,7 @@ async def ask(engine: Engine, name: str, prompts: int, adapts: bool) -> list[str
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the event loop go on, round by round, until a condition holds."""
+    """Run the event loop, round by round, until a condition holds."""
     for _ in range(10_000):
         if condition():
             return
@@ -109,7 +114,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("adapts", [True, False])
-async def test_a_request_with_many_prompts_leaves_room_in_the_engine(
+async def test_a_request_with_many_prompts_leaves_capacity_in_the_engine(
     engine: Engine, vllm: Vllm, adapts: bool
 ) -> None:
     large = asyncio.create_task(ask(engine, "large", _PROMPTS, adapts))
@@ -117,15 +122,17 @@ async def test_a_request_with_many_prompts_leaves_room_in_the_engine(
     small = asyncio.create_task(ask(engine, "small", 1, adapts))
     await until(lambda: "small-0" in vllm.began)
 
-    assert vllm.most == 7  # three quarters of eight, and the small one
-    assert vllm.began["small-0"] == 0  # no client has a priority of its own
+    # Three quarters of eight sequences, and the small request.
+    assert vllm.most == 7
+    # The priority that the client sent is ignored.
+    assert vllm.began["small-0"] == 0
     vllm.go_on.set()
     assert await small == ["small-0"]
     assert await large == [f"large-{number}" for number in range(_PROMPTS)]
     assert sorted(vllm.began.values()) == [0, *range(_PROMPTS)]
 
 
-async def test_a_small_request_is_looked_at_before_the_many_prompts_of_a_large_one(
+async def test_a_small_request_is_validated_before_the_many_prompts_of_a_large_one(
     engine: Engine, vllm: Vllm
 ) -> None:
     vllm.go_on.set()
@@ -138,7 +145,7 @@ async def test_a_small_request_is_looked_at_before_the_many_prompts_of_a_large_o
     assert len(await large) == _PROMPTS
 
 
-async def test_a_request_that_is_given_up_gives_its_places_back(engine: Engine, vllm: Vllm) -> None:
+async def test_a_cancelled_request_releases_its_slots(engine: Engine, vllm: Vllm) -> None:
     large = asyncio.create_task(ask(engine, "large", _PROMPTS, False))
     await until(lambda: len(vllm.began) == 6)
 
@@ -149,7 +156,7 @@ async def test_a_request_that_is_given_up_gives_its_places_back(engine: Engine, 
     assert vllm.running == 0
 
 
-def test_turns_last_as_long_as_their_request() -> None:
+def test_a_share_lasts_as_long_as_its_request() -> None:
     fair_share, request = FairShares(8), Request(True)
 
     assert fair_share.of(request) is fair_share.of(request)
@@ -160,7 +167,7 @@ def test_turns_last_as_long_as_their_request() -> None:
     assert fair_share.of(Request(True)).next_priority() == 0
 
 
-def test_a_threads_work_is_done_in_turns_by_its_owner() -> None:
+def test_the_executor_runs_one_task_of_each_owner_in_turn() -> None:
     done: list[str] = []
     owner, free = ["large"], threading.Event()
     executor = RoundRobinExecutor(lambda: owner[0])
@@ -178,7 +185,7 @@ def test_a_threads_work_is_done_in_turns_by_its_owner() -> None:
     assert [each for each in done if each != "small"] == [f"large {number}" for number in range(5)]
 
 
-def test_work_that_fails_or_was_cancelled_holds_up_no_other() -> None:
+def test_failed_and_cancelled_tasks_do_not_affect_others() -> None:
     free, executor = threading.Event(), RoundRobinExecutor(lambda: None)
     executor.submit(free.wait, 30)
     fails, cancelled, sound = (
@@ -198,7 +205,7 @@ def test_work_that_fails_or_was_cancelled_holds_up_no_other() -> None:
         executor.submit(int, "3")
 
 
-def test_what_waits_when_it_ends_is_done_or_cancelled() -> None:
+def test_waiting_tasks_are_done_or_cancelled_at_shutdown() -> None:
     for cancel in (False, True):
         free, executor = threading.Event(), RoundRobinExecutor(lambda: None)
         executor.submit(free.wait, 30)

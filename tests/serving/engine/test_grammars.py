@@ -1,4 +1,4 @@
-"""Grammars: those that lead to where no token is allowed are known beforehand, and only those."""
+"""Grammars with a dead end, and only those, are recognised before any compute."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def of_schema(schema: dict[str, Any]) -> str:
         },
     ],
 )
-def test_a_schema_that_is_a_reference_to_itself_leads_nowhere_wherever_it_stands(
+def test_a_schema_that_refers_only_to_itself_is_a_dead_end_anywhere(
     schema: dict[str, Any],
 ) -> None:
     schema = {key: value for key, value in schema.items() if value is not None}
@@ -68,13 +68,15 @@ def test_a_schema_that_is_a_reference_to_itself_leads_nowhere_wherever_it_stands
     [
         {},
         TREE,
-        {"type": "object", "properties": {"a": {"type": "string", "maxLength": 5}, "b": {"enum": ["(|)", "x ::= y"]}}},
-        {"$defs": {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}},
+        {"type": "object", "properties": {"a": {"type": "string", "maxLength": 5},
+                                          "b": {"enum": ["(|)", "x ::= y"]}}},
+        {"$defs": {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}},
+                         "required": ["n"]}},
          "$ref": "#/$defs/n"},
         {**LOOP, "$ref": None, "anyOf": [{"$ref": "#/$defs/a"}, {"type": "string"}]},
     ],
 )  # fmt: skip
-def test_a_schema_that_can_be_gone_on_from_at_every_point_passes(schema: dict[str, Any]) -> None:
+def test_other_recursive_schemas_have_no_dead_end(schema: dict[str, Any]) -> None:
     schema = {key: value for key, value in schema.items() if value is not None}
 
     assert dead_end(of_schema(schema)) is None
@@ -92,11 +94,11 @@ def test_a_schema_that_can_be_gone_on_from_at_every_point_passes(schema: dict[st
         ('root ::= [a-z]+ x*\nx ::= "|" [^")]', None),
     ],
 )
-def test_so_does_a_grammar(grammar: str, rule: str | None) -> None:
+def test_dead_ends_of_grammars(grammar: str, rule: str | None) -> None:
     assert dead_end(str(xgrammar.Grammar.from_ebnf(grammar))) == rule
 
 
-def test_a_tag_whose_schema_leads_nowhere_is_found_though_free_text_stands_before_it() -> None:
+def test_a_dead_end_in_a_tag_after_free_text_is_found() -> None:
     def tagged(schema: dict[str, Any]) -> str:
         item = xgrammar.StructuralTagItem(begin="<a>", schema=json.dumps(schema), end="</a>")
         return str(xgrammar.Grammar.from_structural_tag([item], ["<a>"]))
@@ -106,7 +108,7 @@ def test_a_tag_whose_schema_leads_nowhere_is_found_though_free_text_stands_befor
 
 
 class Manager:
-    """vLLM's, with one thread, whose compiler does not come to an end before it is allowed to."""
+    """vLLM's manager with one thread, in which compilation ends when `may_end` is set."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1)
@@ -116,7 +118,7 @@ class Manager:
         request.structured_output_request._grammar = self._executor.submit(self.may_end.wait)
 
 
-def asking(text: str) -> Any:
+def request_with(text: str) -> Any:
     return SimpleNamespace(
         structured_output_request=SimpleNamespace(
             structured_output_key=("json", text), _grammar=None
@@ -124,7 +126,7 @@ def asking(text: str) -> Any:
     )
 
 
-async def test_one_that_compiles_for_too_long_is_refused_and_who_waits_for_it_is_told_to_come_back(
+async def test_a_grammar_that_takes_too_long_is_rejected_and_those_behind_it_may_try_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(grammars_module, "SECONDS", 0.2)
@@ -132,7 +134,8 @@ async def test_one_that_compiles_for_too_long_is_refused_and_who_waits_for_it_is
     grammars = Grammars(manager)
 
     outcomes = await asyncio.gather(
-        *(grammars.check(asking(text)) for text in ("slow", "behind it")), return_exceptions=True
+        *(grammars.check(request_with(text)) for text in ("slow", "behind it")),
+        return_exceptions=True,
     )
 
     manager.may_end.set()
@@ -140,6 +143,6 @@ async def test_one_that_compiles_for_too_long_is_refused_and_who_waits_for_it_is
     assert "longer than 0.2 seconds" in str(outcomes[0])
 
 
-async def test_one_that_is_too_long_is_not_even_compiled() -> None:
+async def test_a_grammar_that_is_too_long_is_not_compiled() -> None:
     with pytest.raises(GrammarError, match="100,001 characters"):
-        await Grammars(None).check(asking("x" * 100_001))
+        await Grammars(None).check(request_with("x" * 100_001))

@@ -1,6 +1,4 @@
-"""The logs: one line an event, whose request it was, what became of it, and none of what was said
-in it.
-"""
+"""The logs: one line per event with its request and the outcome, and nothing of its content."""
 
 from __future__ import annotations
 
@@ -24,25 +22,24 @@ log = logging.getLogger("serving.somewhere")
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    """Where the logs of a test go; what `set_up_logs` did is undone afterwards."""
+    """A stream for the logs of a test; the configuration of `set_up_logs` is undone afterwards."""
     root = logging.getLogger()
     level = root.level
     yield io.StringIO()
-    for handler in [
-        one for one in root.handlers if isinstance(one.formatter, JsonLines | TextLines)
-    ]:
-        root.removeHandler(handler)
+    for handler in [*root.handlers]:
+        if isinstance(handler.formatter, JsonLines | TextLines):
+            root.removeHandler(handler)
     root.setLevel(level)
 
 
 @pytest.fixture
 def lines(stream: io.StringIO) -> Callable[[], list[dict[str, Any]]]:
-    """What a collector would read from a server that logs JSON."""
+    """Gives the events of a server that logs JSON."""
     set_up_logs("json", stream)
     return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_an_event_is_one_object_with_time_level_logger_and_message(
+def test_an_event_has_time_level_logger_and_message(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     log.info("the corpus %s is open", "web")
@@ -55,7 +52,7 @@ def test_an_event_is_one_object_with_time_level_logger_and_message(
     assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
 
 
-def test_an_ended_request_is_told_with_its_adaptation(
+def test_a_request_is_logged_with_its_adaptation(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     REQUEST_ID.set("r-1")
@@ -72,14 +69,16 @@ def test_an_ended_request_is_told_with_its_adaptation(
     assert not any(private in json.dumps(event) for private in ("notes-of-a-patient", "diagnosis"))
 
 
-def test_a_request_without_adaptation_tells_none(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_a_request_without_adaptation_is_logged_without_one(
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
     log_request("GET", "/v1/models", 200, 0.001, None)
 
     (event,) = lines()
     assert not {"steps", "stop", "adapted"} & set(event)
 
 
-def test_what_machines_poll_is_told_only_when_it_fails(
+def test_polled_routes_are_logged_only_when_they_fail(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     for status in (200, 503):
@@ -89,7 +88,7 @@ def test_what_machines_poll_is_told_only_when_it_fails(
     assert (event["level"], event["status"]) == ("ERROR", 503)
 
 
-async def test_events_of_requests_at_once_carry_each_their_own_id(
+async def test_events_of_concurrent_requests_have_their_own_ids(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     async def request(name: str) -> None:
@@ -105,7 +104,7 @@ async def test_events_of_requests_at_once_carry_each_their_own_id(
     assert REQUEST_ID.get() is None
 
 
-def test_an_exception_is_told_by_type_message_and_stack_without_what_its_frames_held(
+def test_an_exception_is_logged_by_type_message_and_stack_without_variables(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     def answer(prompt: str) -> None:
@@ -127,7 +126,7 @@ def test_an_exception_is_told_by_type_message_and_stack_without_what_its_frames_
     assert "my secret" not in json.dumps(event)
 
 
-def test_the_notes_of_an_exception_are_told(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_the_notes_of_an_exception_are_logged(lines: Callable[[], list[dict[str, Any]]]) -> None:
     problem = ValueError("corpus 'notes' is damaged")
     problem.add_note("its folder is /srv/notes")
 
@@ -136,14 +135,14 @@ def test_the_notes_of_an_exception_are_told(lines: Callable[[], list[dict[str, A
     assert lines()[0]["error"]["message"] == "corpus 'notes' is damaged; its folder is /srv/notes"
 
 
-def test_a_group_of_exceptions_and_an_endless_chain_are_told_within_bounds(
+def test_groups_and_long_chains_of_exceptions_are_truncated(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     chained: Exception = ValueError("x" * 100_000)
     for _ in range(100):
-        following = RuntimeError("again")
-        following.__cause__ = chained
-        chained = following
+        outer = RuntimeError("again")
+        outer.__cause__ = chained
+        chained = outer
     group = ExceptionGroup("two at once", [chained, ValueError("x" * 100_000)])
 
     log.error("failed", exc_info=group)
@@ -162,9 +161,9 @@ def test_a_group_of_exceptions_and_an_endless_chain_are_told_within_bounds(
         "sk-proj-1234567890",
     ],
 )
-@pytest.mark.parametrize("form", ["json", "text"])
-def test_what_looks_like_a_key_is_masked(secret: str, form: Any, stream: io.StringIO) -> None:
-    set_up_logs(form, stream)
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_anything_like_a_key_is_masked(secret: str, log_format: Any, stream: io.StringIO) -> None:
+    set_up_logs(log_format, stream)
 
     log.error("refused %s", secret, exc_info=ValueError(f"no such key: {secret}"))
 
@@ -173,9 +172,7 @@ def test_what_looks_like_a_key_is_masked(secret: str, form: Any, stream: io.Stri
 
 
 @given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=50))
-def test_whatever_a_client_sends_an_event_stays_one_line_that_can_be_read(
-    message: str, path: str, name: str
-) -> None:
+def test_an_event_is_one_line_for_any_input_of_clients(message: str, path: str, name: str) -> None:
     token = REQUEST_ID.set(name)
     sinks = {form: io.StringIO() for form in (JsonLines, TextLines)}
     handlers: list[logging.Handler] = []
@@ -193,13 +190,13 @@ def test_whatever_a_client_sends_an_event_stays_one_line_that_can_be_read(
         root.handlers = earlier
         REQUEST_ID.reset(token)
 
-    said, ended = (json.loads(line) for line in sinks[JsonLines].getvalue().splitlines())
-    assert (said["request_id"], ended["status"]) == (name, 404)
+    warning, ended = (json.loads(line) for line in sinks[JsonLines].getvalue().splitlines())
+    assert (warning["request_id"], ended["status"]) == (name, 404)
     assert ended["path"].isascii()
     assert len(sinks[TextLines].getvalue().splitlines()) == 2
 
 
-def test_as_text_an_event_is_a_line_to_read(stream: io.StringIO) -> None:
+def test_an_event_as_text(stream: io.StringIO) -> None:
     set_up_logs("text", stream)
     token = REQUEST_ID.set("r-1")
 
@@ -209,23 +206,24 @@ def test_as_text_an_event_is_a_line_to_read(stream: io.StringIO) -> None:
     REQUEST_ID.reset(token)
     first, second, third = stream.getvalue().splitlines()
     assert first.split(" ", 1)[1] == (
-        "INFO serving.observability.logs [r-1] POST /v1/completions 200 seconds=1.25 steps=2 stop=alpha adapted=True"
+        "INFO serving.observability.logs [r-1] POST /v1/completions 200 "
+        "seconds=1.25 steps=2 stop=alpha adapted=True"
     )
     assert second.endswith("ERROR serving.somewhere [r-1] a request failed")
     assert third.strip() == "RuntimeError: the weights are gone"
 
 
-def test_a_second_set_up_takes_the_first_ones_place(stream: io.StringIO) -> None:
+def test_a_second_configuration_replaces_the_first(stream: io.StringIO) -> None:
     later = io.StringIO()
     set_up_logs("text", stream)
     set_up_logs("json", later)
 
     log.info("once")
-    logging.getLogger("a.library").info("not told")
-    logging.getLogger("a.library").warning("told")
+    logging.getLogger("a.library").info("hidden")
+    logging.getLogger("a.library").warning("shown")
 
     assert stream.getvalue() == ""
     assert [json.loads(line)["message"] for line in later.getvalue().splitlines()] == [
         "once",
-        "told",
+        "shown",
     ]

@@ -1,6 +1,4 @@
-"""What a scrape is told: after which requests, from whom, beside whose names, and of nobody in
-particular.
-"""
+"""Metrics: what each event counts as, and that no sample identifies a request, key or corpus."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ from serving.report import AdaptationReport, StopReason
 from tests.serving.reports import REPORT
 
 
-class House:
-    """What an engine replica would know."""
+class Replica:
+    """The metrics of a replica and the state that they read."""
 
     def __init__(self, staging: Path | None = None) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
@@ -42,32 +40,33 @@ class House:
             registry=self.registry,
         )
 
-    def told(self, name: str, **labels: str) -> float | None:
+    def sample(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
 
 
-def test_an_adapted_request_is_told_by_stage_steps_uncertainty_gain_and_stop() -> None:
-    house = House()
+def test_an_adaptation_is_observed_by_stage_steps_uncertainty_gain_and_stop() -> None:
+    replica = Replica()
 
-    house.metrics.observe_adaptation(REPORT)
+    replica.metrics.observe_adaptation(REPORT)
 
-    assert house.told("mayfly_adaptations_total", outcome="adapted", stop="alpha") == 1
+    assert replica.sample("mayfly_adaptations_total", outcome="adapted", stop="alpha") == 1
     for stage, seconds in REPORT.seconds.items():
-        assert house.told("mayfly_stage_seconds_count", stage=stage) == 1
-        assert house.told("mayfly_stage_seconds_sum", stage=stage) == seconds
-    assert house.told("mayfly_steps_sum") == 2
-    assert house.told("mayfly_sigma_at_stop_sum") == 0.3125
-    assert house.told("mayfly_prompt_loss_gain_bucket", le="0.2") == 0
-    assert house.told("mayfly_prompt_loss_gain_bucket", le="0.5") == 1  # 3.25 - 3.0
+        assert replica.sample("mayfly_stage_seconds_count", stage=stage) == 1
+        assert replica.sample("mayfly_stage_seconds_sum", stage=stage) == seconds
+    assert replica.sample("mayfly_steps_sum") == 2
+    assert replica.sample("mayfly_sigma_at_stop_sum") == 0.3125
+    assert replica.sample("mayfly_prompt_loss_gain_bucket", le="0.2") == 0
+    # 3.25 - 3.0
+    assert replica.sample("mayfly_prompt_loss_gain_bucket", le="0.5") == 1
 
 
-def test_training_that_makes_it_worse_is_told_as_a_loss() -> None:
-    house = House()
+def test_training_that_raises_the_loss_has_a_negative_gain() -> None:
+    replica = Replica()
 
-    house.metrics.observe_adaptation(replace(REPORT, prompt_losses=((0, 2.0), (2, 2.7))))
+    replica.metrics.observe_adaptation(replace(REPORT, prompt_losses=((0, 2.0), (2, 2.7))))
 
-    assert house.told("mayfly_prompt_loss_gain_bucket", le="-1.0") == 0
-    assert house.told("mayfly_prompt_loss_gain_bucket", le="-0.5") == 1
+    assert replica.sample("mayfly_prompt_loss_gain_bucket", le="-1.0") == 0
+    assert replica.sample("mayfly_prompt_loss_gain_bucket", le="-0.5") == 1
 
 
 @pytest.mark.parametrize(
@@ -109,20 +108,20 @@ def test_training_that_makes_it_worse_is_told_as_a_loss() -> None:
     ],
 )
 def test_each_end_of_an_adaptation_has_its_outcome(report: AdaptationReport, outcome: str) -> None:
-    house = House()
+    replica = Replica()
 
-    house.metrics.observe_adaptation(report)
+    replica.metrics.observe_adaptation(report)
 
-    assert house.told("mayfly_adaptations_total", outcome=outcome, stop=report.stop) == 1
-    assert house.told("mayfly_steps_count") == (1 if report.losses else 0)
+    assert replica.sample("mayfly_adaptations_total", outcome=outcome, stop=report.stop) == 1
+    assert replica.sample("mayfly_steps_count") == (1 if report.losses else 0)
 
 
 def test_an_adaptation_that_was_required_and_failed_counts_as_failed() -> None:
-    house = House()
+    replica = Replica()
 
-    house.metrics.observe_required_failure()
+    replica.metrics.observe_required_failure()
 
-    assert house.told("mayfly_adaptations_total", outcome="failed", stop="failed") == 1
+    assert replica.sample("mayfly_adaptations_total", outcome="failed", stop="failed") == 1
 
 
 @pytest.mark.parametrize(
@@ -136,71 +135,79 @@ def test_an_adaptation_that_was_required_and_failed_counts_as_failed() -> None:
         (ValueError("a prompt"), "server_error"),
     ],
 )
-def test_a_rejection_is_told_by_its_code_and_never_by_its_message(
+def test_a_rejection_is_counted_by_its_code_and_not_by_its_message(
     problem: Exception, reason: str
 ) -> None:
-    house = House()
+    replica = Replica()
 
-    house.metrics.observe_rejection(problem)
+    replica.metrics.observe_rejection(problem)
 
-    assert house.told("mayfly_rejected_total", reason=reason) == 1
-    assert str(problem) not in generate_latest(house.registry).decode()
+    assert replica.sample("mayfly_rejected_total", reason=reason) == 1
+    assert str(problem) not in generate_latest(replica.registry).decode()
 
 
-def test_answers_are_counted_by_status() -> None:
-    house = House()
+def test_responses_are_counted_by_status() -> None:
+    replica = Replica()
 
     for status in (200, 200, 429, 500):
-        house.metrics.observe_response(status)
+        replica.metrics.observe_response(status)
 
     assert [
-        house.told("mayfly_answers_total", status=status) for status in ("200", "429", "500")
+        replica.sample("mayfly_answers_total", status=status) for status in ("200", "429", "500")
     ] == [2, 1, 1]
 
 
-def test_what_others_know_is_asked_when_the_scrape_comes(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    assert (house.told("mayfly_live_adapters"), house.told("mayfly_staging_bytes")) == (0, 0)
+def test_gauges_are_read_when_metrics_are_requested(tmp_path: Path) -> None:
+    replica = Replica(tmp_path)
+    assert (replica.sample("mayfly_live_adapters"), replica.sample("mayfly_staging_bytes")) == (
+        0,
+        0,
+    )
 
-    house.adapters.append("mayfly-1")
+    replica.adapters.append("mayfly-1")
     (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1000))
-    house.in_stage = {"train": 3, "answer": 1}
-    house.under_way = {"requests": 9, "adaptations": 4}
+    replica.in_stage = {"train": 3, "answer": 1}
+    replica.under_way = {"requests": 9, "adaptations": 4}
 
-    assert (house.told("mayfly_live_adapters"), house.told("mayfly_staging_bytes")) == (1, 1000)
+    assert (replica.sample("mayfly_live_adapters"), replica.sample("mayfly_staging_bytes")) == (
+        1,
+        1000,
+    )
     stages = {
-        stage: house.told("mayfly_requests_in_stage", stage=stage)
+        stage: replica.sample("mayfly_requests_in_stage", stage=stage)
         for stage in ("select", "train", "answer")
     }
     assert stages == {"select": 0, "train": 3, "answer": 1}
-    assert [house.told("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [
+    assert [
+        replica.sample("mayfly_under_way", what=what) for what in ("requests", "adaptations")
+    ] == [
         9,
         4,
     ]
 
 
-def test_the_series_that_alerts_count_are_there_before_the_first_event() -> None:
-    house = House()
+def test_the_series_of_alerts_exist_before_the_first_event() -> None:
+    replica = Replica()
 
-    assert house.told("mayfly_adaptations_total", outcome="failed", stop="failed") == 0
-    assert house.told("mayfly_adaptations_total", outcome="adapted", stop="steps") == 0
-    assert house.told("mayfly_rejected_total", reason="server_busy") == 0
-    assert house.told("mayfly_answers_total", status="500") == 0
-    assert house.told("mayfly_stage_seconds_count", stage="queue") == 0
-
-
-def test_no_answer_names_a_corpus_a_document_or_an_adapter() -> None:
-    house = House()
-
-    house.metrics.observe_adaptation(REPORT)
-    told = generate_latest(house.registry).decode()
-
-    assert not any(private in told for private in ("notes-of-a-patient", "diagnosis", "mayfly-1"))
+    assert replica.sample("mayfly_adaptations_total", outcome="failed", stop="failed") == 0
+    assert replica.sample("mayfly_adaptations_total", outcome="adapted", stop="steps") == 0
+    assert replica.sample("mayfly_rejected_total", reason="server_busy") == 0
+    assert replica.sample("mayfly_answers_total", status="500") == 0
+    assert replica.sample("mayfly_stage_seconds_count", stage="queue") == 0
 
 
-def test_a_second_one_in_the_process_takes_the_first_ones_place_and_leaves_others_alone() -> None:
+def test_no_sample_names_a_corpus_a_document_or_an_adapter() -> None:
+    replica = Replica()
+
+    replica.metrics.observe_adaptation(REPORT)
+    text = generate_latest(replica.registry).decode()
+
+    assert not any(private in text for private in ("notes-of-a-patient", "diagnosis", "mayfly-1"))
+
+
+def test_further_metrics_replace_the_earlier_ones_and_no_others() -> None:
     registry = CollectorRegistry(auto_describe=True)
-    Counter("vllm:others", "Of another.", registry=registry).inc(7)
+    Counter("vllm:others", "Another library's.", registry=registry).inc(7)
 
     def make(adapters: int) -> Metrics:
         return Metrics(
@@ -220,10 +227,12 @@ def test_a_second_one_in_the_process_takes_the_first_ones_place_and_leaves_other
     assert generate_latest(registry).decode().count("# TYPE mayfly_steps histogram") == 1
 
 
-def test_every_sample_of_a_replica_has_its_label_and_no_other_replica_has_it() -> None:
-    house = House()
-    Counter("vllm:others", "Of another.", ["engine"], registry=house.registry).labels("0").inc(7)
-    one, other = (Exposition(house.registry) for _ in range(2))
+def test_every_sample_has_a_label_that_is_unique_to_its_replica() -> None:
+    replica = Replica()
+    Counter("vllm:others", "Another library's.", ["engine"], registry=replica.registry).labels(
+        "0"
+    ).inc(7)
+    one, other = (Exposition(replica.registry) for _ in range(2))
 
     def replicas(exposition: Exposition) -> set[str]:
         return {
@@ -232,15 +241,15 @@ def test_every_sample_of_a_replica_has_its_label_and_no_other_replica_has_it() -
 
     assert len(replicas(one)) == 1
     assert replicas(one).isdisjoint(replicas(other))
-    told, media_type = one.render("text/plain")
+    text, media_type = one.render("text/plain")
     assert media_type.startswith("text/plain")
-    (replica,) = replicas(one)
-    assert f'vllm:others_total{{engine="0",replica="{replica}"}} 7.0' in told.decode().splitlines()
+    (label,) = replicas(one)
+    assert f'vllm:others_total{{engine="0",replica="{label}"}} 7.0' in text.decode().splitlines()
     assert one.render("application/openmetrics-text; version=1.0.0")[0].endswith(b"# EOF\n")
-    assert house.told("mayfly_live_adapters") == 0, "the registry itself is as it was"
+    assert replica.sample("mayfly_live_adapters") == 0, "the registry itself has no such label"
 
 
-def test_by_default_they_stand_where_vllms_stand() -> None:
+def test_the_default_registry_is_that_of_vllm() -> None:
     Metrics(live_adapters=lambda: 5, staging_bytes=lambda: 0, in_stage=dict, under_way=dict)
 
     assert REGISTRY.get_sample_value("mayfly_live_adapters") == 5
@@ -263,21 +272,21 @@ def test_by_default_they_stand_where_vllms_stand() -> None:
         max_size=20,
     )
 )
-def test_every_adaptation_has_one_outcome_and_every_one_that_learnt_one_number_of_steps(
+def test_every_adaptation_has_one_outcome_and_every_trained_one_a_number_of_steps(
     reports: list[AdaptationReport],
 ) -> None:
-    house = House()
+    replica = Replica()
 
     for report in reports:
-        house.metrics.observe_adaptation(report)
+        replica.metrics.observe_adaptation(report)
 
-    samples = [sample for metric in house.registry.collect() for sample in metric.samples]
+    samples = [sample for metric in replica.registry.collect() for sample in metric.samples]
     assert sum(
         sample.value for sample in samples if sample.name == "mayfly_adaptations_total"
     ) == len(reports)
-    learnt = sum(bool(report.losses) for report in reports)
+    trained = sum(bool(report.losses) for report in reports)
     for histogram in ("mayfly_steps", "mayfly_sigma_at_stop"):
-        assert house.told(f"{histogram}_count") == learnt
-    assert house.told("mayfly_prompt_loss_gain_count") == sum(
+        assert replica.sample(f"{histogram}_count") == trained
+    assert replica.sample("mayfly_prompt_loss_gain_count") == sum(
         report.prompt_loss is not None for report in reports
     )

@@ -1,5 +1,5 @@
-"""Spans, as a collector receives them over HTTP: what lies below what, what they tell, and when
-there are none.
+"""Spans as a collector receives them over HTTP: their hierarchy, their attributes, and when there
+are none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL
 
 
 class Collector(ThreadingHTTPServer):
-    """An OTLP/HTTP collector on a free port that keeps what it is sent."""
+    """An OTLP/HTTP collector on a free port that stores the spans that it receives."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -35,7 +35,7 @@ class Collector(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def keep(self, path: str, body: bytes) -> None:
+    def store(self, path: str, body: bytes) -> None:
         self.paths.append(path)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             self.resources.append(
@@ -57,7 +57,7 @@ class _Export(BaseHTTPRequestHandler):
     server: Collector
 
     def do_POST(self) -> None:
-        self.server.keep(self.path, self.rfile.read(int(self.headers["content-length"])))
+        self.server.store(self.path, self.rfile.read(int(self.headers["content-length"])))
         self.send_response(200)
         self.send_header("content-type", "application/x-protobuf")
         self.send_header("content-length", "0")
@@ -69,7 +69,7 @@ class _Export(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """A collector, and the environment of an operator who has named it."""
+    """A running collector whose address is in the environment."""
     for name in (*_ENDPOINTS, *_PROTOCOLS):
         monkeypatch.setenv(name, "")
     with Collector() as server:
@@ -82,22 +82,22 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
         thread.join()
 
 
-async def test_the_stages_of_a_request_lie_below_it(collector: Collector) -> None:
-    async def journey() -> None:
-        with span("select", strategy="sift") as tell:
+async def test_the_stages_of_a_request_are_spans_below_its_own(collector: Collector) -> None:
+    async def adapt() -> None:
+        with span("select", strategy="sift") as set_attributes:
             await asyncio.sleep(0.02)
-            tell({"steps": 12, "stop": "alpha"})
+            set_attributes({"steps": 12, "stop": "alpha"})
         with span("train"):
             await asyncio.sleep(0)
         with span("load"):
             await asyncio.sleep(0)
 
     start_tracing()
-    with request_span(None, {"http.request.method": "POST"}) as tell:
-        await asyncio.create_task(journey())
+    with request_span(None, {"http.request.method": "POST"}) as set_attributes:
+        await asyncio.create_task(adapt())
         with span("generate"):
             await asyncio.sleep(0)
-        tell({"http.response.status_code": 200})
+        set_attributes({"http.response.status_code": 200})
     stop_tracing()
 
     assert collector.paths == ["/v1/traces"]
@@ -119,7 +119,7 @@ async def test_the_stages_of_a_request_lie_below_it(collector: Collector) -> Non
     assert select.end_time_unix_nano - select.start_time_unix_nano >= 15e6
 
 
-async def test_requests_at_once_are_traces_of_their_own(collector: Collector) -> None:
+async def test_concurrent_requests_have_separate_traces(collector: Collector) -> None:
     async def request(number: int) -> None:
         with request_span(None, {}):
             await asyncio.sleep(0.01)
@@ -133,7 +133,7 @@ async def test_requests_at_once_are_traces_of_their_own(collector: Collector) ->
     assert len({collector.spans[f"train {number}"].trace_id for number in range(4)}) == 4
 
 
-def test_a_caller_that_traces_finds_the_request_in_its_own_trace(collector: Collector) -> None:
+def test_a_valid_traceparent_continues_the_callers_trace(collector: Collector) -> None:
     start_tracing()
     with request_span("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", {}):
         pass
@@ -144,9 +144,7 @@ def test_a_caller_that_traces_finds_the_request_in_its_own_trace(collector: Coll
 
 
 @pytest.mark.parametrize("traceparent", ["", "garbage", "00-0-0-0", "\x00", "00-" + "f" * 100_000])
-def test_a_caller_that_only_says_so_gets_a_trace_of_its_own(
-    collector: Collector, traceparent: str
-) -> None:
+def test_an_invalid_traceparent_starts_a_new_trace(collector: Collector, traceparent: str) -> None:
     start_tracing()
     with request_span(traceparent, {}):
         pass
@@ -155,18 +153,19 @@ def test_a_caller_that_only_says_so_gets_a_trace_of_its_own(
     assert collector.spans["request"].parent_span_id == b""
 
 
-def test_a_failure_is_told_by_its_type_and_not_by_what_it_says(collector: Collector) -> None:
+def test_an_error_is_recorded_by_its_type_without_its_message(collector: Collector) -> None:
     start_tracing()
     with pytest.raises(ValueError, match="my prompt"), request_span(None, {}), span("train"):
         raise ValueError("my prompt")
     stop_tracing()
 
     assert collector.attributes("train") == {"error.type": "ValueError"}
-    assert collector.spans["train"].status.code == 2  # ERROR
+    # Status 2 is ERROR.
+    assert collector.spans["train"].status.code == 2
     assert "my prompt" not in str(collector.spans)
 
 
-def test_what_the_client_can_mend_is_no_error_of_the_server(collector: Collector) -> None:
+def test_an_error_of_the_client_is_not_an_error_of_the_span(collector: Collector) -> None:
     start_tracing()
     with pytest.raises(RequestError), request_span(None, {}):
         raise RequestError("not JSON")
@@ -176,7 +175,7 @@ def test_what_the_client_can_mend_is_no_error_of_the_server(collector: Collector
     assert collector.spans["request"].status.code == 0
 
 
-async def test_a_client_that_leaves_is_no_error(collector: Collector) -> None:
+async def test_a_disconnect_is_not_an_error_of_the_span(collector: Collector) -> None:
     async def request() -> None:
         with request_span(None, {}):
             await asyncio.sleep(60)
@@ -192,7 +191,7 @@ async def test_a_client_that_leaves_is_no_error(collector: Collector) -> None:
     assert collector.spans["request"].status.code == 0
 
 
-def test_an_endpoint_for_traces_alone_is_taken_as_it_is(
+def test_an_endpoint_for_traces_is_used_without_a_suffix(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")
@@ -208,7 +207,37 @@ def test_an_endpoint_for_traces_alone_is_taken_as_it_is(
     assert collector.resources[0]["service.name"] == "mayfly-in-the-cellar"
 
 
-def test_a_collector_that_is_gone_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_hangs_delays_no_request(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    receiving, released = threading.Event(), threading.Event()
+
+    def hang(path: str, body: bytes) -> None:
+        receiving.set()
+        released.wait(30)
+        events.append("collected")
+
+    monkeypatch.setattr(collector, "store", hang)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
+    start_tracing()
+    with request_span(None, {}):
+        pass
+    assert receiving.wait(30)
+
+    with request_span(None, {}) as set_attributes:
+        set_attributes({"http.response.status_code": 200})
+    events.append("answered")
+    released.set()
+    stop_tracing()
+
+    assert events[0] == "answered"
+    assert "collected" in events
+
+
+def test_a_collector_that_is_gone_is_not_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with Collector() as gone:
         url = gone.url
     for name in (*_ENDPOINTS, *_PROTOCOLS):
@@ -217,15 +246,18 @@ def test_a_collector_that_is_gone_delays_no_request(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
 
     start_tracing()
-    with request_span(None, {}) as tell:
-        tell({"answered": True})
+    with request_span(None, {}):
+        pass
     stop_tracing()
+
+    # The exporter itself logs that it could not send.
+    assert any("opentelemetry" in record.name for record in caplog.records)
 
 
 @pytest.mark.parametrize(
     "missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"]
 )
-def test_an_endpoint_without_what_it_takes_is_refused_at_the_start(
+def test_an_endpoint_without_opentelemetry_is_a_start_error(
     collector: Collector, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     for name in [name for name in sys.modules if name.startswith(missing)]:
@@ -238,7 +270,7 @@ def test_an_endpoint_without_what_it_takes_is_refused_at_the_start(
         start_tracing()
 
 
-def test_a_protocol_nobody_speaks_is_refused_at_the_start(
+def test_an_unknown_protocol_is_a_start_error(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier pigeon")
@@ -247,13 +279,14 @@ def test_a_protocol_nobody_speaks_is_refused_at_the_start(
         start_tracing()
 
 
-def test_without_an_endpoint_nothing_of_opentelemetry_is_imported() -> None:
+def test_without_an_endpoint_opentelemetry_is_not_imported() -> None:
     program = """
 import sys
 from serving.observability.tracing import request_span, span, start_tracing, stop_tracing
 start_tracing()
-with request_span("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", {"a": 1}), span("train") as tell:
-    tell({"steps": 3})
+caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+with request_span(caller, {"a": 1}), span("train") as set_attributes:
+    set_attributes({"steps": 3})
 stop_tracing()
 assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 """

@@ -1,4 +1,4 @@
-"""The CPU's LoRA products, slot by slot, against a loop over rows; rows without a slot get nothing."""
+"""The CPU's LoRA products compared with a loop over rows; rows without a slot stay unchanged."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @MIXES
 @DTYPES
-def test_shrink_takes_each_rows_own_a(slots: list[int], dtype: torch.dtype) -> None:
+def test_shrink_uses_the_a_of_each_rows_slot(slots: list[int], dtype: torch.dtype) -> None:
     inputs, weights = random(len(slots), _IN), random(_SLOTS, 1, _RANK, _IN, dtype=dtype)
-    output = random(len(slots), _RANK, seed=9)  # whatever was there is overwritten
+    output = random(len(slots), _RANK, seed=9)
     expected = torch.zeros(len(slots), _RANK)
     for row, slot in enumerate(slots):
         if slot >= 0:
@@ -58,7 +58,7 @@ def test_shrink_takes_each_rows_own_a(slots: list[int], dtype: torch.dtype) -> N
     close(output, expected)
 
 
-def test_shrink_leaves_the_columns_beyond_the_rank_alone() -> None:
+def test_shrink_does_not_change_columns_beyond_the_rank() -> None:
     output = torch.full((2, _RANK + 2), 7.0)
 
     shrink(random(2, _IN), random(_SLOTS, _RANK, _IN), output, torch.tensor([0, -1]))
@@ -71,7 +71,9 @@ def test_shrink_leaves_the_columns_beyond_the_rank_alone() -> None:
 @MIXES
 @DTYPES
 @pytest.mark.parametrize("add", [True, False])
-def test_expand_takes_each_rows_own_b(slots: list[int], dtype: torch.dtype, add: bool) -> None:
+def test_expand_uses_the_b_of_each_rows_slot(
+    slots: list[int], dtype: torch.dtype, add: bool
+) -> None:
     inputs, weights = random(len(slots), _RANK), random(_SLOTS, 1, _OUT, _RANK, dtype=dtype)
     output = random(len(slots), _OUT, seed=9)
     expected = output.clone() if add else torch.zeros_like(output)
@@ -87,7 +89,7 @@ def test_expand_takes_each_rows_own_b(slots: list[int], dtype: torch.dtype, add:
 @MIXES
 @DTYPES
 @pytest.mark.parametrize("add", [True, False])
-def test_expand_slice_writes_its_own_columns_only(
+def test_expand_slice_changes_only_the_columns_of_its_slice(
     slots: list[int], dtype: torch.dtype, add: bool
 ) -> None:
     inputs, weights = random(len(slots), _RANK), random(_SLOTS, _OUT, _RANK, dtype=dtype)
@@ -105,7 +107,7 @@ def test_expand_slice_writes_its_own_columns_only(
     close(output, expected)
 
 
-def test_a_base_model_row_beside_adapted_ones_is_untouched_to_the_bit() -> None:
+def test_a_row_without_a_slot_among_adapted_rows_is_unchanged_to_the_bit() -> None:
     # vLLM issue 48421: slot -1 was read as the last slot.
     output = random(4, _OUT, seed=9)
     before = output.clone()
@@ -116,7 +118,7 @@ def test_a_base_model_row_beside_adapted_ones_is_untouched_to_the_bit() -> None:
     assert not torch.equal(output[[0, 2]], before[[0, 2]])
 
 
-def test_half_precision_outputs_are_kept() -> None:
+def test_half_precision_outputs_keep_their_type() -> None:
     output = torch.zeros(2, _OUT, dtype=torch.bfloat16)
     inputs, weights = random(2, _RANK), random(_SLOTS, _OUT, _RANK, dtype=torch.float16)
 
@@ -127,7 +129,7 @@ def test_half_precision_outputs_are_kept() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 2], [1, 0, 5]])
-def test_the_prefill_form_gives_each_token_its_sequences_slot(lengths: list[int]) -> None:
+def test_in_prefill_each_token_has_the_slot_of_its_sequence(lengths: list[int]) -> None:
     tokens = sum(lengths)
     slots_of_sequences, rows = torch.tensor([2, -1, 0]), torch.tensor(lengths)
     per_token = torch.tensor(
@@ -160,9 +162,9 @@ def test_the_prefill_form_gives_each_token_its_sequences_slot(lengths: list[int]
 
 
 @pytest.mark.parametrize("slots", [[-1, -1], [-1, 0], []])
-def test_a_batch_without_adapters_passes_by_the_products(slots: list[int]) -> None:
+def test_a_batch_without_adapters_skips_the_products(slots: list[int]) -> None:
     class Wrapper:
-        """As vLLM's: told of the slots of a batch, then asked for product after product."""
+        """Like vLLM's class, which gets the slots of a batch and then computes its products."""
 
         token_lora_indices = torch.tensor([0])
         products = 0
@@ -176,7 +178,7 @@ def test_a_batch_without_adapters_passes_by_the_products(slots: list[int]) -> No
         add_lora_embedding = add_lora_logits
 
     class Linear:
-        """As vLLM's: a layer with LoRA around one without."""
+        """Like vLLM's class, a layer with LoRA around one without."""
 
         def __init__(self, wrapper: Wrapper) -> None:
             self.punica_wrapper, self.base_layer = wrapper, lambda x: x
@@ -188,7 +190,8 @@ def test_a_batch_without_adapters_passes_by_the_products(slots: list[int]) -> No
     wrapper = Wrapper()
     linear = Linear(wrapper)
 
-    assert linear(1) == 2  # before it has been told
+    # Before the slots of a batch are known, LoRA is not skipped.
+    assert linear(1) == 2
     wrapper.update_metadata(slots)
     wrapper.add_lora_logits()
     wrapper.add_lora_embedding()

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them."""
+"""Processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARENT = "import tests.serving.engine.plugins.test_parent_death as here; here.s
 
 
 def start_a_child() -> None:
-    """In a process of its own: starts another as vLLM does, tells its id, and waits."""
+    """Start a child process as vLLM does, print its id, and wait."""
     context = multiprocessing.get_context("spawn")
     registered = context.Event()
     child = context.Process(target=_child, args=(registered,))
@@ -36,15 +36,15 @@ def _child(registered: Event) -> None:
     time.sleep(60)
 
 
-@pytest.mark.parametrize(("told", "lives"), [(ENDS_WITH_PARENT, False), ({}, True)])
-def test_an_engines_process_ends_with_its_parent_where_that_is_asked_for(
-    told: dict[str, str], lives: bool
+@pytest.mark.parametrize(("variables", "lives"), [(ENDS_WITH_PARENT, False), ({}, True)])
+def test_vllms_processes_end_with_their_parent_only_if_the_variable_is_set(
+    variables: dict[str, str], lives: bool
 ) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _PARENT],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **told},
+        env={**os.environ, **variables},
     ) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
