@@ -1,14 +1,14 @@
-# Mayfly on NVIDIA GPUs (x86-64), a beginning: neither was this image ever built, nor has Mayfly's GPU path been run.
+# Mayfly on NVIDIA GPUs (x86-64). Untested: this image has never been built.
 #   docker build -f deploy/docker/cuda.Dockerfile -t mayfly:0.1.0-gpu .
 #   docker run --gpus all --init --stop-timeout 120 --shm-size 4g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.1.0-gpu
-# There is no hashed list for GPUs yet: pip takes the newest that pyproject.toml allows, unchecked, and two builds may
-# differ. Whoever builds it for use pins the base image by digest and keeps `pip freeze` of what was built.
-# --init, --shm-size, MAYFLY_API_KEYS: as in cpu.Dockerfile, which says why; what is alike in both is explained there.
+# There is no list with hashes for GPUs yet: pip installs the newest versions that pyproject.toml allows, unchecked, so
+# two builds may differ. For production, pin the base image by digest and keep the output of `pip freeze`.
+# cpu.Dockerfile explains --init, --shm-size, MAYFLY_API_KEYS and everything else that both have in common.
 
-# CUDA 13.0, as torch 2.13's wheels; they bring their own libraries, the host the driver. Its Python is Ubuntu's, 3.12.
+# CUDA 13.0, as torch 2.13's wheels: these contain the libraries, and the host has the driver. Python is Ubuntu's 3.12.
 FROM nvidia/cuda:13.0.3-runtime-ubuntu24.04 AS base
-# g++ and Python's headers: Triton compiles what starts its kernels where it runs. libnuma: of vLLM's fastsafetensors.
-# No versions: Ubuntu drops one as soon as it has the next.
+# Triton needs g++ and Python's headers to compile launchers at run time; vLLM's fastsafetensors needs libnuma.
+# No versions are pinned, since Ubuntu deletes a version as soon as there is a newer one.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ libnuma1 python3 python3-dev python3-venv \
@@ -25,7 +25,7 @@ COPY deploy/nano/ deploy/nano/
 COPY adapters/ adapters/
 COPY selection/ selection/
 COPY serving/ serving/
-# Without versions and hashes, until there is a list (above).
+# Without versions and hashes until there is a list (see above).
 # hadolint ignore=DL3013
 RUN pip install ".[gpu]"
 
@@ -50,8 +50,8 @@ VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=10s --start-period=10m --retries=3 CMD ["python", "-c", "\
 import http.client, os, sys; \
-door = http.client.HTTPConnection('127.0.0.1', int(os.environ['MAYFLY_PORT']), timeout=8); \
-door.request('GET', '/health'); \
-sys.exit(door.getresponse().status != 200)"]
+connection = http.client.HTTPConnection('127.0.0.1', int(os.environ['MAYFLY_PORT']), timeout=8); \
+connection.request('GET', '/health'); \
+sys.exit(connection.getresponse().status != 200)"]
 ENTRYPOINT ["mayfly"]
 CMD ["serve"]

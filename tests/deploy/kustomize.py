@@ -1,4 +1,4 @@
-"""As much of kustomize as deploy/kubernetes uses, so that tests see what would be applied.
+"""The part of kustomize that deploy/kubernetes uses, so that tests see the applied manifests.
 
 Resources, ConfigMaps of files, JSON patches, image tags, and values copied from one resource to
 another. What it does not know, it refuses.
@@ -26,7 +26,7 @@ _LOCAL = "config.kubernetes.io/local-config"
 
 
 def built(folder: Path) -> list[Resource]:
-    """What `kubectl apply -k` of this folder would apply."""
+    """The manifests that `kubectl apply -k` applies for a folder."""
     return [
         each
         for each in _accumulated(folder)
@@ -35,15 +35,15 @@ def built(folder: Path) -> list[Resource]:
 
 
 def _accumulated(folder: Path) -> list[Resource]:
-    said = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert set(said) <= _KNOWN, f"{set(said) - _KNOWN} in {folder}: unknown here"
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert set(kustomization) <= _KNOWN, f"{set(kustomization) - _KNOWN} in {folder}: unknown here"
     resources: list[Resource] = []
-    for name in said.get("resources", ()):
+    for name in kustomization.get("resources", ()):
         path = folder / name
         resources += (
             _accumulated(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
         )
-    for each in said.get("configMapGenerator", ()):
+    for each in kustomization.get("configMapGenerator", ()):
         assert each["options"]["disableNameSuffixHash"]
         resources.append(
             {
@@ -53,15 +53,15 @@ def _accumulated(folder: Path) -> list[Resource]:
                 "data": {file: (folder / file).read_text() for file in each["files"]},
             }
         )
-    for each in said.get("patches", ()):
+    for each in kustomization.get("patches", ()):
         for operation in yaml.safe_load((folder / each["path"]).read_text()):
             for resource in _found(resources, each["target"]):
                 _patch(resource, operation)
-    for each in said.get("images", ()):
+    for each in kustomization.get("images", ()):
         for container in _containers(resources):
             if container["image"] == each["name"]:
                 container["image"] += f":{each['newTag']}"
-    for each in said.get("replacements", ()):
+    for each in kustomization.get("replacements", ()):
         source = each["source"]
         (origin,) = _found(resources, source)
         value: Any = origin

@@ -14,7 +14,7 @@ import yaml
 
 from serving.local import server, supervisor
 from serving.local.server import STORE_BYTES
-from tests.deploy.test_dockerfiles import SETTINGS, environment, told
+from tests.deploy.test_dockerfiles import SETTINGS, environment, texts_of
 
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 _COMPOSE: dict[str, Any] = yaml.safe_load((_DEPLOY / "compose.yaml").read_text())
@@ -34,7 +34,7 @@ def seconds(text: str) -> int:
 
 
 def mounted(service: dict[str, Any]) -> dict[str, Path]:
-    """The files of this repository that a service sees, by where it sees them."""
+    """The files of this repository that a service mounts, by their paths in the container."""
     binds = [volume.split(":") for volume in service["volumes"] if volume.startswith(".")]
     assert all(options == ["ro"] for _, _, *options in binds), "nothing changes the repository"
     return {target: (_DEPLOY / source).resolve() for source, target, *_ in binds}
@@ -45,7 +45,7 @@ def in_yaml(path: Path) -> Any:
 
 
 @every_service
-def test_images_are_pinned_or_built_from_a_file_that_is_there(service: dict[str, Any]) -> None:
+def test_images_are_pinned_or_built_from_an_existing_file(service: dict[str, Any]) -> None:
     if "build" in service:
         context = (_DEPLOY / service["build"]["context"]).resolve()
         assert (context / ".dockerignore").is_file()
@@ -64,7 +64,7 @@ def test_ports_are_published_on_loopback_only(service: dict[str, Any]) -> None:
 
 
 @every_service
-def test_every_service_is_bounded(service: dict[str, Any]) -> None:
+def test_every_service_has_resource_limits(service: dict[str, Any]) -> None:
     assert service["init"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -73,7 +73,9 @@ def test_every_service_is_bounded(service: dict[str, Any]) -> None:
 
 
 @every_service
-def test_files_are_read_only_but_where_compose_writes_a_secret(service: dict[str, Any]) -> None:
+def test_file_systems_are_read_only_except_where_compose_writes_a_secret(
+    service: dict[str, Any],
+) -> None:
     # Compose refuses a secret from the environment in a read-only service: it copies it in when the
     # container is there.
     written = [
@@ -86,7 +88,7 @@ def test_files_are_read_only_but_where_compose_writes_a_secret(service: dict[str
 
 
 @every_service
-def test_what_is_mounted_is_there(service: dict[str, Any]) -> None:
+def test_mounted_files_exist(service: dict[str, Any]) -> None:
     for path in mounted(service).values():
         assert path.is_file(), f"{path} is missing; Docker would make a folder of that name"
         assert path.is_relative_to(_DEPLOY)
@@ -95,7 +97,7 @@ def test_what_is_mounted_is_there(service: dict[str, Any]) -> None:
     assert set(service.get("secrets", ())) <= set(_COMPOSE["secrets"])
 
 
-def test_nothing_is_declared_that_nobody_has() -> None:
+def test_every_declared_volume_and_secret_is_used() -> None:
     had = {volume.split(":")[0] for service in _SERVICES.values() for volume in service["volumes"]}
 
     assert set(_COMPOSE["volumes"]) <= had
@@ -104,18 +106,18 @@ def test_nothing_is_declared_that_nobody_has() -> None:
     }
 
 
-def test_mayfly_is_built_served_and_kept_as_its_image_says() -> None:
-    (volume,) = told(_IMAGE, "VOLUME")
-    (port,) = told(_IMAGE, "EXPOSE")
+def test_the_service_agrees_with_its_image() -> None:
+    (volume,) = texts_of(_IMAGE, "VOLUME")
+    (port,) = texts_of(_IMAGE, "EXPOSE")
 
     assert _MAYFLY["build"]["dockerfile"] == _IMAGE
     assert _MAYFLY["volumes"] == [f"mayfly:{volume}"]
     assert [published.rsplit(":")[-1] for published in _MAYFLY["ports"]] == [port]
-    assert told(_IMAGE, "HEALTHCHECK"), "it has none of its own here"
+    assert texts_of(_IMAGE, "HEALTHCHECK"), "the compose file has none"
     assert "healthcheck" not in _MAYFLY
 
 
-def test_there_is_no_mayfly_without_a_key() -> None:
+def test_mayfly_does_not_start_without_a_key() -> None:
     assert environment(_IMAGE)["MAYFLY_HOST"] == "0.0.0.0"
     assert re.fullmatch(
         r"\$\{MAYFLY_API_KEYS:\?[^{}$]+\}", _MAYFLY["environment"]["MAYFLY_API_KEYS"]
@@ -126,11 +128,11 @@ def test_variables_of_mayfly_are_settings() -> None:
     named = set(re.findall(r"MAYFLY_\w+", (_DEPLOY / "compose.yaml").read_text())) - {"MAYFLY_"}
 
     assert named
-    assert named <= SETTINGS, f"{named - SETTINGS} is read by nobody"
+    assert named <= SETTINGS, f"{named - SETTINGS} is not a setting"
     assert set(_MAYFLY["environment"]) <= SETTINGS
 
 
-def test_shared_memory_holds_rays_object_store_within_the_limit() -> None:
+def test_shared_memory_has_space_for_rays_object_store() -> None:
     memory, shared = size(_MAYFLY["mem_limit"]), size(_MAYFLY["shm_size"])
 
     rings = 400 << 20  # of vLLM, at most
@@ -138,18 +140,18 @@ def test_shared_memory_holds_rays_object_store_within_the_limit() -> None:
     assert shared < memory / 2, "it is a part of it"
 
 
-def test_it_is_not_killed_while_it_ends() -> None:
+def test_the_stop_grace_period_covers_the_orderly_end() -> None:
     assert (
         seconds(_MAYFLY["stop_grace_period"])
         > server._GRACE_SECONDS + server._ORDERLY_SECONDS + supervisor._END_SECONDS
     )
 
 
-def test_prometheus_scrapes_as_in_its_plain_configuration_but_by_name_and_with_the_key() -> None:
+def test_prometheus_differs_from_its_plain_configuration_only_by_address_and_key() -> None:
     plain = in_yaml(_DEPLOY / "prometheus" / "prometheus.yml")
     ours = in_yaml(mounted(_PROMETHEUS)["/etc/prometheus/prometheus.yml"])
     (scrape,) = ours["scrape_configs"]
-    (port,) = told(_IMAGE, "EXPOSE")
+    (port,) = texts_of(_IMAGE, "EXPOSE")
     secret = scrape.pop("authorization")["credentials_file"].removeprefix("/run/secrets/")
 
     assert scrape.pop("static_configs") == [{"targets": [f"mayfly:{port}"]}]
@@ -163,7 +165,7 @@ def test_prometheus_scrapes_as_in_its_plain_configuration_but_by_name_and_with_t
         assert mounted(_PROMETHEUS)[f"/etc/prometheus/{file}"] == _DEPLOY / "prometheus" / file
 
 
-def test_grafana_asks_that_prometheus_by_default() -> None:
+def test_grafanas_default_data_source_is_the_prometheus_of_compose() -> None:
     (source,) = in_yaml(mounted(_GRAFANA)["/etc/grafana/provisioning/datasources/mayfly.yml"])[
         "datasources"
     ]
@@ -175,28 +177,28 @@ def test_grafana_asks_that_prometheus_by_default() -> None:
     assert source["url"] == "http://prometheus:" + _PROMETHEUS["ports"][0].rsplit(":")[-1]
 
 
-def test_grafana_shows_the_dashboard_to_whoever_reaches_it_and_lets_nobody_in() -> None:
+def test_grafana_shows_the_dashboard_to_anonymous_users_and_nobody_can_log_in() -> None:
     (provider,) = in_yaml(mounted(_GRAFANA)["/etc/grafana/provisioning/dashboards/mayfly.yml"])[
         "providers"
     ]
     folder = provider["options"]["path"]
     uid = json.loads(mounted(_GRAFANA)[f"{folder}/mayfly.json"].read_text())["uid"]
-    said = _GRAFANA["environment"]
+    variables = _GRAFANA["environment"]
 
     assert f"http://127.0.0.1:3000/d/{uid}," in (_DEPLOY / "compose.yaml").read_text()
-    assert (said["GF_AUTH_ANONYMOUS_ENABLED"], said["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == (
+    assert (variables["GF_AUTH_ANONYMOUS_ENABLED"], variables["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == (
         "true",
         "Viewer",
     )
-    assert said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true", (
+    assert variables["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true", (
         "else admin with the password admin"
     )
-    assert all(isinstance(value, str) for value in said.values()), (
+    assert all(isinstance(value, str) for value in variables.values()), (
         "Compose refuses a bare true in an environment"
     )
 
 
-def test_every_file_of_the_provisioning_is_mounted() -> None:
+def test_every_provisioning_file_is_mounted() -> None:
     files = {file for file in (_DEPLOY / "grafana" / "provisioning").rglob("*") if file.is_file()}
 
     assert files

@@ -62,16 +62,20 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from serving.observability.metrics import Metrics
-PrometheusStatLogger(AsyncEngineArgs(model=sys.argv[1], enable_lora=True, enforce_eager=True).create_engine_config())
-labels = {name: sorted(getattr(metric, "_labelnames", ())) for name, metric in REGISTRY._names_to_collectors.items()}
+arguments = AsyncEngineArgs(model=sys.argv[1], enable_lora=True, enforce_eager=True)
+PrometheusStatLogger(arguments.create_engine_config())
+labels = {
+    name: sorted(getattr(metric, "_labelnames", ()))
+    for name, metric in REGISTRY._names_to_collectors.items()
+}
 attach_router(app := FastAPI())
 Metrics(live_adapters=lambda: 3, staging_bytes=lambda: 0, in_stage=dict, under_way=dict)
-print("told:" + json.dumps({"labels": labels, "answer": TestClient(app).get("/metrics").text}))
+print("found:" + json.dumps({"labels": labels, "answer": TestClient(app).get("/metrics").text}))
 """
 
 
 def names_and_labels(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """The metrics of a PromQL expression, each with the labels that it is asked by."""
+    """The metrics of a PromQL expression with the labels that it selects by."""
     grouped = {
         label.strip() for _, labels in _GROUPING.findall(expression) for label in labels.split(",")
     }
@@ -97,14 +101,14 @@ def process(nano: str) -> dict[str, Any]:
         [sys.executable, "-c", _PROCESS, nano], env=environment, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    line = next(line for line in ran.stdout.splitlines() if line.startswith("told:"))
-    told: dict[str, Any] = json.loads(line.removeprefix("told:"))
-    return told
+    line = next(line for line in ran.stdout.splitlines() if line.startswith("found:"))
+    exposed: dict[str, Any] = json.loads(line.removeprefix("found:"))
+    return exposed
 
 
 @pytest.fixture(scope="module")
-def told(process: dict[str, Any]) -> dict[str, set[str]]:
-    """Every name that /metrics tells, with its labels: ours and vLLM's."""
+def exposed(process: dict[str, Any]) -> dict[str, set[str]]:
+    """Every metric of /metrics, ours and vLLM's, with its labels."""
     names = {name: set(labels) for name, labels in process["labels"].items()}
     for metric in _ours().collect():
         for sample in metric.samples:
@@ -144,19 +148,19 @@ def test_every_expression_is_promql(expression: str) -> None:
 
 
 @pytest.mark.parametrize("expression", dict.fromkeys(_EXPRESSIONS))
-def test_what_is_asked_for_is_told_by_ours_or_by_vllm(
-    expression: str, told: dict[str, set[str]]
+def test_every_metric_in_an_expression_exists(
+    expression: str, exposed: dict[str, set[str]]
 ) -> None:
     asked = list(names_and_labels(expression))
 
     assert asked
     for name, labels in asked:
-        known = told | _PROMETHEUS_OWN
-        assert name in known, f"nobody tells {name}"
+        known = exposed | _PROMETHEUS_OWN
+        assert name in known, f"{name} does not exist"
         assert labels - _SCRAPED <= known[name] | {"le"}, f"{name} has no such labels"
 
 
-def test_vllms_own_answer_tells_its_names_and_ours(process: dict[str, Any]) -> None:
+def test_vllms_metrics_route_includes_ours(process: dict[str, Any]) -> None:
     lines = process["answer"].splitlines()
 
     assert "mayfly_live_adapters 3.0" in lines
@@ -164,7 +168,7 @@ def test_vllms_own_answer_tells_its_names_and_ours(process: dict[str, Any]) -> N
     assert any(line.startswith("vllm:num_requests_running{") for line in lines)
 
 
-def test_values_that_are_asked_for_are_values_that_ours_take() -> None:
+def test_label_values_in_expressions_exist() -> None:
     taken: dict[tuple[str, str], set[str]] = {}
     for metric in _ours().collect():
         for sample in metric.samples:
@@ -187,14 +191,14 @@ def test_values_that_are_asked_for_are_values_that_ours_take() -> None:
         )
 
 
-def test_all_that_ours_tell_is_shown() -> None:
+def test_every_metric_of_ours_is_shown() -> None:
     shown = {name for expression in _QUERIES for name, _ in names_and_labels(expression)}
 
     for metric in _ours().collect():
         assert any(name.startswith(metric.name) for name in shown), f"{metric.name} is on no panel"
 
 
-def test_panels_have_ids_of_their_own_and_do_not_lie_over_one_another() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     assert len({panel["id"] for panel in _PANELS}) == len(_PANELS)
     boxes = [panel["gridPos"] for panel in _PANELS]
     assert all(box["x"] >= 0 and box["x"] + box["w"] <= 24 and box["h"] > 0 for box in boxes)
@@ -204,7 +208,7 @@ def test_panels_have_ids_of_their_own_and_do_not_lie_over_one_another() -> None:
         assert beside or above
 
 
-def test_the_data_source_is_chosen_by_whoever_imports_it() -> None:
+def test_the_data_source_is_chosen_at_import() -> None:
     assert _VARIABLES[0]["type"] == "datasource"
     assert _VARIABLES[0]["query"] == "prometheus"
     name = _VARIABLES[0]["name"]
@@ -218,7 +222,7 @@ def test_the_data_source_is_chosen_by_whoever_imports_it() -> None:
     assert {holder["datasource"]["type"] for holder in holders} == {"prometheus"}
 
 
-def test_it_is_a_dashboard_as_grafana_11_imports_one() -> None:
+def test_grafana_11_can_import_the_dashboard() -> None:
     assert _DASHBOARD["schemaVersion"] >= 39  # Grafana 11.0
     assert _DASHBOARD["id"] is None
     assert (_DASHBOARD["title"], _DASHBOARD["uid"]) == ("Mayfly", "mayfly")
@@ -235,7 +239,7 @@ def test_it_is_a_dashboard_as_grafana_11_imports_one() -> None:
     assert used <= {variable["name"] for variable in _VARIABLES} | {"__rate_interval"}
 
 
-def test_every_alert_says_what_it_is_what_to_do_and_how_bad() -> None:
+def test_every_alert_has_summary_description_and_severity() -> None:
     assert len({rule["alert"] for rule in _RULES}) == len(_RULES)
     for rule in _RULES:
         assert rule["labels"]["severity"] in {"warning", "critical"}
@@ -245,7 +249,7 @@ def test_every_alert_says_what_it_is_what_to_do_and_how_bad() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")")
 
 
-def test_prometheus_scrapes_the_job_that_the_alerts_name_and_loads_them() -> None:
+def test_prometheus_loads_the_alerts_and_scrapes_their_job() -> None:
     config = yaml.safe_load((_DEPLOY / "prometheus" / "prometheus.yml").read_text())
 
     assert [scrape["job_name"] for scrape in config["scrape_configs"]] == ["mayfly"]

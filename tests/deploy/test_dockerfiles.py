@@ -1,4 +1,4 @@
-"""The images, as far as their Dockerfiles tell: they are not built here, and no Docker is asked."""
+"""The Dockerfiles, checked without building the images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Instruction:
 
 
 def instructions(file: str) -> list[Instruction]:
-    """What a Dockerfile says, in order, without its comments."""
+    """The instructions of a Dockerfile in order."""
     text = re.sub(r"^\s*#.*\n", "", (_REPOSITORY / file).read_text(), flags=re.MULTILINE)
     found: list[Instruction] = []
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
@@ -49,18 +49,18 @@ def instructions(file: str) -> list[Instruction]:
     return found
 
 
-def told(file: str, name: str) -> list[str]:
-    """The texts of the last stage's instructions of this name: what the image itself has."""
+def texts_of(file: str, name: str) -> list[str]:
+    """The texts of the last stage's instructions with a name."""
     every = instructions(file)
     return [each.text for each in every if each.name == name and each.stage == every[-1].stage]
 
 
 def environment(file: str) -> dict[str, str]:
-    return dict(re.findall(r"(\w+)=(\S+)", " ".join(told(file, "ENV"))))
+    return dict(re.findall(r"(\w+)=(\S+)", " ".join(texts_of(file, "ENV"))))
 
 
 def copied(file: str) -> set[str]:
-    """What is copied from the repository."""
+    """The paths that are copied from the repository."""
     found = [each.text.split()[:-1] for each in instructions(file) if each.name == "COPY"]
     return {
         source.rstrip("/")
@@ -91,7 +91,7 @@ def test_base_images_are_pinned_by_a_version(file: str) -> None:
         )
 
 
-def test_what_is_installed_is_what_make_installs() -> None:
+def test_the_image_installs_the_same_packages_as_make() -> None:
     makefile = (_REPOSITORY / "Makefile").read_text()
     made = dict(re.findall(r"^(\w+) := (\S+)$", makefile, flags=re.MULTILINE))
     installed = [
@@ -112,7 +112,7 @@ def test_what_is_installed_is_what_make_installs() -> None:
     assert [command for command in installed if "$TORCH_INDEX" in command] == [installed[0]]
 
 
-def test_no_image_is_unhashed_once_there_is_a_list_for_it() -> None:
+def test_the_gpu_image_is_unpinned_only_until_there_is_a_list_for_it() -> None:
     lists = list((_REPOSITORY / _LISTS).glob("*cuda*")) + list((_REPOSITORY / _LISTS).glob("*gpu*"))
     unhashed = [
         command
@@ -120,13 +120,14 @@ def test_no_image_is_unhashed_once_there_is_a_list_for_it() -> None:
         if command.startswith("pip ") and "--require-hashes" not in command
     ]
 
-    assert unhashed == ['pip install ".[gpu]"'], "the one exception, said in the file's first lines"
-    assert "There is no hashed list for GPUs yet" in (_REPOSITORY / _CUDA).read_text()
-    assert not lists, f"{lists[0].name} is there: the image must install it, with --require-hashes"
+    assert unhashed == ['pip install ".[gpu]"'], (
+        "the one exception, which the file's first lines explain"
+    )
+    assert not lists, f"{lists[0].name} exists: the image must install it with --require-hashes"
 
 
 @both
-def test_a_build_asks_package_registries_only(file: str) -> None:
+def test_a_build_downloads_from_package_registries_only(file: str) -> None:
     programs = {command.split()[0] for command in commands(file)}
 
     assert programs <= {
@@ -144,10 +145,10 @@ def test_a_build_asks_package_registries_only(file: str) -> None:
 
 
 @both
-def test_it_runs_as_a_user_without_rights(file: str) -> None:
-    (user,) = told(file, "USER")
+def test_the_image_runs_as_an_unprivileged_user(file: str) -> None:
+    (user,) = texts_of(file, "USER")
     uid, gid = map(int, user.split(":"))
-    runs = " ".join(told(file, "RUN"))
+    runs = " ".join(texts_of(file, "RUN"))
 
     assert min(uid, gid) >= 10_000, (
         "numbers that no host gives to its own users, and no names: Kubernetes checks them"
@@ -158,9 +159,9 @@ def test_it_runs_as_a_user_without_rights(file: str) -> None:
 
 
 @both
-def test_all_that_is_written_is_in_the_volume_and_its_owner_is_the_user(file: str) -> None:
-    (volume,) = told(file, "VOLUME")
-    (user,) = told(file, "USER")
+def test_everything_is_written_to_the_volume_which_the_user_owns(file: str) -> None:
+    (volume,) = texts_of(file, "VOLUME")
+    (user,) = texts_of(file, "USER")
     owner, group = user.split(":")
     told_environment = environment(file)
 
@@ -178,13 +179,13 @@ def test_all_that_is_written_is_in_the_volume_and_its_owner_is_the_user(file: st
 
 
 @both
-def test_what_is_copied_is_in_the_repository(file: str) -> None:
+def test_copied_files_are_in_the_repository(file: str) -> None:
     assert copied(file)
     for source in copied(file):
         assert (_REPOSITORY / source).exists(), source
 
 
-def test_the_builder_sees_what_is_copied_and_no_more() -> None:
+def test_the_build_context_contains_only_copied_files() -> None:
     lines = (_REPOSITORY / ".dockerignore").read_text().splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
 
@@ -198,7 +199,7 @@ def test_the_builder_sees_what_is_copied_and_no_more() -> None:
 
 
 @both
-def test_a_wheel_can_be_built_of_what_is_copied(file: str) -> None:
+def test_a_wheel_can_be_built_from_the_copied_files(file: str) -> None:
     pyproject = (_REPOSITORY / "pyproject.toml").read_text()
     (packages,) = re.findall(r"^packages = (\[.*\])$", pyproject, flags=re.MULTILINE)
     (forced,) = re.findall(r'^"([^"]+)" = "serving/nano"$', pyproject, flags=re.MULTILINE)
@@ -207,19 +208,19 @@ def test_a_wheel_can_be_built_of_what_is_copied(file: str) -> None:
 
 
 @both
-def test_variables_are_settings_and_the_makefiles(file: str) -> None:
-    said = environment(file)
+def test_variables_are_settings_or_those_of_the_makefile(file: str) -> None:
+    variables = environment(file)
     makefile = (_REPOSITORY / "Makefile").read_text()
 
     named = set(re.findall(r"MAYFLY_\w+", (_REPOSITORY / file).read_text()))
-    assert named <= SETTINGS, f"{named - SETTINGS} is read by nobody"
-    assert said["MAYFLY_HOST"] == "0.0.0.0"
+    assert named <= SETTINGS, f"{named - SETTINGS} is not a setting"
+    assert variables["MAYFLY_HOST"] == "0.0.0.0"
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        assert f"export {name} := {said[name]}\n" in makefile
-    assert (said["RAY_USAGE_STATS_ENABLED"], said["VLLM_NO_USAGE_STATS"]) == ("0", "1")
+        assert f"export {name} := {variables[name]}\n" in makefile
+    assert (variables["RAY_USAGE_STATS_ENABLED"], variables["VLLM_NO_USAGE_STATS"]) == ("0", "1")
 
 
-def test_there_is_a_compiler_where_vllm_compiles() -> None:
+def test_the_gpu_image_has_a_compiler_for_vllm() -> None:
     # On a CPU the engine sees to it that nothing is compiled (tests/engine runs without a
     # compiler).
     assert "g++" not in " ".join(commands(_CPU))
@@ -227,9 +228,9 @@ def test_there_is_a_compiler_where_vllm_compiles() -> None:
 
 
 @both
-def test_the_health_check_asks_an_open_route_of_the_port(file: str) -> None:
-    (check,) = told(file, "HEALTHCHECK")
-    (port,) = told(file, "EXPOSE")
+def test_the_health_check_requests_a_route_without_keys(file: str) -> None:
+    (check,) = texts_of(file, "HEALTHCHECK")
+    (port,) = texts_of(file, "EXPOSE")
     program, _, source = json.loads(check.partition("CMD ")[2])
     (path,) = re.findall(r"'GET', '([^']+)'", source)
 
@@ -241,7 +242,7 @@ def test_the_health_check_asks_an_open_route_of_the_port(file: str) -> None:
 
 @both
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
-def test_the_health_check_is_healthy_where_the_server_is(
+def test_the_health_check_succeeds_with_a_healthy_server(
     file: str, status: int, healthy: bool
 ) -> None:
     class Door(BaseHTTPRequestHandler):
@@ -249,7 +250,7 @@ def test_the_health_check_is_healthy_where_the_server_is(
             self.send_response(status)
             self.end_headers()
 
-    _, _, source = json.loads(told(file, "HEALTHCHECK")[0].partition("CMD ")[2])
+    _, _, source = json.loads(texts_of(file, "HEALTHCHECK")[0].partition("CMD ")[2])
     with HTTPServer(("127.0.0.1", 0), Door) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         ran = subprocess.run(
@@ -260,9 +261,10 @@ def test_the_health_check_is_healthy_where_the_server_is(
 
 
 @both
-def test_the_health_check_fails_where_nobody_listens(file: str) -> None:
-    _, _, source = json.loads(told(file, "HEALTHCHECK")[0].partition("CMD ")[2])
-    with socket.socket() as unused:  # bound, and nobody listens
+def test_the_health_check_fails_without_a_server(file: str) -> None:
+    _, _, source = json.loads(texts_of(file, "HEALTHCHECK")[0].partition("CMD ")[2])
+    # The port is bound, but no program listens.
+    with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         environment = {"MAYFLY_PORT": str(unused.getsockname()[1])}
         ran = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True)
@@ -271,18 +273,18 @@ def test_the_health_check_fails_where_nobody_listens(file: str) -> None:
 
 
 @both
-def test_it_starts_the_server_by_its_own_command(file: str) -> None:
+def test_the_image_runs_mayfly_serve(file: str) -> None:
     pyproject = (_REPOSITORY / "pyproject.toml").read_text()
 
-    assert [json.loads(text) for text in told(file, "ENTRYPOINT")] == [["mayfly"]]
-    assert [json.loads(text) for text in told(file, "CMD")] == [["serve"]]
+    assert [json.loads(text) for text in texts_of(file, "ENTRYPOINT")] == [["mayfly"]]
+    assert [json.loads(text) for text in texts_of(file, "CMD")] == [["serve"]]
     assert 'mayfly = "serving.cli.main:main"' in pyproject
     assert environment(file)["PATH"].startswith("/opt/mayfly/bin:")
-    assert "--from=build /opt/mayfly /opt/mayfly" in told(file, "COPY")
+    assert "--from=build /opt/mayfly /opt/mayfly" in texts_of(file, "COPY")
 
 
 @both
-def test_its_first_lines_tell_how_it_is_run(file: str) -> None:
+def test_the_first_lines_contain_the_commands_to_build_and_run_it(file: str) -> None:
     head = (_REPOSITORY / file).read_text().partition("\nFROM ")[0]
 
     run = next(line for line in head.splitlines() if "docker run" in line)

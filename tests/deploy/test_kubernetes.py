@@ -46,8 +46,8 @@ def one(name: str, kind: str) -> Resource:
 
 
 def cluster(name: str) -> Resource:
-    told: Resource = one(name, "RayService")["spec"]["rayClusterConfig"]
-    return told
+    found: Resource = one(name, "RayService")["spec"]["rayClusterConfig"]
+    return found
 
 
 def pods(name: str) -> Iterator[tuple[str, Resource]]:
@@ -65,7 +65,7 @@ def containers(name: str) -> Iterator[tuple[Resource, Resource]]:
 
 
 def environment(name: str, container: Resource) -> dict[str, Any]:
-    """What a container has in its environment: values, or whence they are."""
+    """The environment of a container: values, or their sources."""
     config = one(name, "ConfigMap")
     assert container["envFrom"] == [{"configMapRef": {"name": config["metadata"]["name"]}}]
     own = {
@@ -86,7 +86,7 @@ def gpus(container: Resource) -> int:
 def config(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Config:
-    """What Mayfly would be told in the head's pod of the overlay whose name the test has."""
+    """Mayfly's configuration in the head's pod of the test's overlay."""
     _, head = next(containers(request.param))
     for key, value in environment(request.param, head).items():
         if key.startswith("MAYFLY_"):
@@ -101,7 +101,7 @@ each_config = pytest.mark.parametrize(
 )
 
 
-def test_every_file_says_what_it_is_and_is_named_once_and_every_name_is_a_file() -> None:
+def test_every_file_has_a_comment_and_is_listed_once() -> None:
     files = {
         file.resolve() for folder in (_FOLDER, _DEPLOY / "serve") for file in folder.rglob("*.yaml")
     }
@@ -129,7 +129,7 @@ def test_every_file_says_what_it_is_and_is_named_once_and_every_name_is_a_file()
 
 @every_overlay
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
-def test_kustomize_builds_what_these_tests_see(name: str) -> None:
+def test_kustomize_builds_the_same_manifests_as_these_tests(name: str) -> None:
     folder = _FOLDER / "overlays" / name
     ran = subprocess.run(
         ["kubectl", "kustomize", folder], capture_output=True, text=True, check=True
@@ -150,7 +150,7 @@ def test_the_serve_config_is_the_file(name: str) -> None:
 
 
 @every_overlay
-def test_everything_is_in_the_namespace_that_refuses_what_is_not_restricted(name: str) -> None:
+def test_everything_is_in_the_restricted_namespace(name: str) -> None:
     namespace = one(name, "Namespace")
 
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -162,7 +162,7 @@ def test_everything_is_in_the_namespace_that_refuses_what_is_not_restricted(name
 
 
 @every_overlay
-def test_no_pod_is_root_or_may_become_it(name: str) -> None:
+def test_no_pod_runs_as_root_or_can_become_root(name: str) -> None:
     contexts = [container["securityContext"] for _, container in containers(name)]
     if cluster(name).get("enableInTreeAutoscaling"):
         contexts.append(cluster(name)["autoscalerOptions"]["securityContext"])
@@ -208,7 +208,7 @@ def test_no_container_of_mayfly_has_a_token_for_kubernetes(name: str) -> None:
 
 
 @every_overlay
-def test_no_service_shows_more_than_the_serve_port(name: str) -> None:
+def test_services_expose_the_serve_port_only(name: str) -> None:
     spec, head = one(name, "RayService")["spec"], cluster(name)["headGroupSpec"]
 
     assert not {"Service", "Ingress", "Gateway"} & {each["kind"] for each in manifests(name)}
@@ -221,7 +221,7 @@ def test_no_service_shows_more_than_the_serve_port(name: str) -> None:
 
 
 @every_overlay
-def test_the_network_lets_everyone_to_the_serve_port_alone(name: str) -> None:
+def test_the_network_policy_admits_everyone_to_the_serve_port_only(name: str) -> None:
     policy = one(name, "NetworkPolicy")["spec"]
 
     assert policy["policyTypes"] == ["Ingress"]
@@ -242,13 +242,13 @@ def test_the_network_lets_everyone_to_the_serve_port_alone(name: str) -> None:
 
 
 @every_overlay
-def test_rays_own_ports_want_a_token(name: str) -> None:
+def test_rays_own_ports_require_a_token(name: str) -> None:
     assert cluster(name)["authOptions"] == {"mode": "token"}
     assert cluster(name)["rayVersion"] == ray.__version__
 
 
 @every_overlay
-def test_secrets_are_named_and_never_told(name: str) -> None:
+def test_manifests_name_secrets_but_do_not_contain_them(name: str) -> None:
     assert "Secret" not in {each["kind"] for each in manifests(name)}
     for _, container in containers(name):
         for key, value in environment(name, container).items():
@@ -256,7 +256,7 @@ def test_secrets_are_named_and_never_told(name: str) -> None:
 
 
 @every_overlay
-def test_the_key_file_is_a_secret_that_every_pod_waits_for(name: str) -> None:
+def test_no_pod_starts_without_the_secret_with_the_key_file(name: str) -> None:
     for spec, container in containers(name):
         file = Path(environment(name, container)[variable("api_key_file")])
         (mount,) = [
@@ -275,7 +275,7 @@ def test_the_key_file_is_a_secret_that_every_pod_waits_for(name: str) -> None:
 
 
 @every_overlay
-def test_no_service_of_the_namespace_is_taken_for_a_setting(name: str) -> None:
+def test_no_services_variables_are_taken_for_settings(name: str) -> None:
     for spec, _ in containers(name):
         assert spec["enableServiceLinks"] is False  # else the Service `mayfly` comes as MAYFLY_PORT
 
@@ -289,7 +289,7 @@ def test_every_variable_of_mayfly_is_a_setting(name: str) -> None:
 
 
 @every_overlay
-def test_the_front_door_stands_in_every_pod(name: str) -> None:
+def test_every_pod_has_the_middleware_that_limits_requests(name: str) -> None:
     for _, container in containers(name):
         assert (
             environment(name, container)["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
@@ -298,9 +298,7 @@ def test_the_front_door_stands_in_every_pod(name: str) -> None:
 
 
 @each_config
-def test_the_settings_that_come_of_it_have_keys_and_know_the_pods_cores(
-    config: Config, name: str
-) -> None:
+def test_the_resulting_settings_have_keys_and_fit_the_pods_cores(config: Config, name: str) -> None:
     _, head = next(containers(name))
     cores = int(head["resources"]["limits"]["cpu"])
 
@@ -318,7 +316,7 @@ def test_the_settings_that_come_of_it_have_keys_and_know_the_pods_cores(
 
 
 @each_config
-def test_there_are_gpus_for_all_that_ask_for_one(config: Config, name: str) -> None:
+def test_there_are_enough_gpus_for_all_replicas(config: Config, name: str) -> None:
     serve = yaml.safe_load(one(name, "RayService")["spec"]["serveConfigV2"])["applications"][0]
     most = {
         each["name"]: each["autoscaling_config"]["max_replicas"]
@@ -344,7 +342,7 @@ def test_there_are_gpus_for_all_that_ask_for_one(config: Config, name: str) -> N
 
 
 @every_overlay
-def test_memory_asked_for_is_memory_granted_and_holds_what_lies_in_shm(name: str) -> None:
+def test_requested_memory_is_the_limit_and_includes_shared_memory(name: str) -> None:
     groups = [cluster(name)["headGroupSpec"], *cluster(name).get("workerGroupSpecs", ())]
     for group, (spec, container) in zip(groups, containers(name), strict=True):
         assert container["resources"]["requests"] == container["resources"]["limits"]
@@ -359,7 +357,7 @@ def test_memory_asked_for_is_memory_granted_and_holds_what_lies_in_shm(name: str
 
 
 @every_overlay
-def test_every_container_is_asked_how_it_is(name: str) -> None:
+def test_every_container_has_probes(name: str) -> None:
     for node, (_, container) in zip(
         [node for node, _ in pods(name)], containers(name), strict=True
     ):
@@ -375,13 +373,13 @@ def test_every_container_is_asked_how_it_is(name: str) -> None:
 
 
 @every_overlay
-def test_images_are_of_this_version_and_this_kind(name: str) -> None:
+def test_images_have_this_version_and_the_overlays_kind(name: str) -> None:
     for _, container in containers(name):
         assert container["image"] == f"mayfly:{__version__}-{'cpu' if name == 'cpu' else 'gpu'}"
 
 
 @every_overlay
-def test_budgets_of_disruption_are_of_pods_that_there_are(name: str) -> None:
+def test_disruption_budgets_select_existing_pods(name: str) -> None:
     labels = [{"ray.io/node-type": node} | pod["metadata"]["labels"] for node, pod in pods(name)]
     budgets = [each["spec"] for each in manifests(name) if each["kind"] == "PodDisruptionBudget"]
 
@@ -395,7 +393,7 @@ def test_budgets_of_disruption_are_of_pods_that_there_are(name: str) -> None:
 
 
 @every_overlay
-def test_corpora_are_opened_on_one_host_alone(name: str) -> None:
+def test_corpora_are_opened_on_one_host_only(name: str) -> None:
     (claim,) = [each for each in manifests(name) if each["kind"] == "PersistentVolumeClaim"]
     holders = {
         (node, mount["mountPath"])
@@ -420,7 +418,7 @@ def test_corpora_are_opened_on_one_host_alone(name: str) -> None:
 
 
 @every_overlay
-def test_an_update_brings_a_second_cluster_where_there_can_be_one(name: str) -> None:
+def test_an_update_starts_a_second_cluster_if_there_is_capacity(name: str) -> None:
     spec = one(name, "RayService")["spec"]
 
     assert spec["upgradeStrategy"] == {"type": "None" if name == "gpu" else "NewCluster"}

@@ -1,4 +1,4 @@
-"""Files for other programs are held to those programs' own schemas."""
+"""Files for other programs follow the schemas of those programs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def check(file: Path, schema: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("file", "schema"), _SCHEMAS.items())
-def test_it_is_what_its_program_reads(file: str, schema: str) -> None:
+def test_each_file_follows_its_programs_schema(file: str, schema: str) -> None:
     checked = check(_ROOT / file, schema)
 
     assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.parametrize(("file", "schema"), _SCHEMAS.items())
-def test_a_key_too_many_is_noticed(file: str, schema: str, tmp_path: Path) -> None:
+def test_an_unknown_key_is_rejected_by_the_schema(file: str, schema: str, tmp_path: Path) -> None:
     other = tmp_path / Path(file).name
     other.write_text((_ROOT / file).read_text() + "\nunheard-of: 1\n")
 

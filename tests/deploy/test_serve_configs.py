@@ -33,15 +33,15 @@ _FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "serve"
 _NAMES = ["cpu", "gpu", "gpus"]
 
 
-def said(name: str) -> dict[str, Any]:
-    told: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text())
-    return told
+def config_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text())
+    return found
 
 
 def the_application(name: str) -> dict[str, Any]:
-    (only,) = said(name)["applications"]
-    told: dict[str, Any] = only
-    return told
+    (only,) = config_of(name)["applications"]
+    found: dict[str, Any] = only
+    return found
 
 
 def overrides(name: str) -> dict[str, dict[str, Any]]:
@@ -50,28 +50,28 @@ def overrides(name: str) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
-    """What the args of the config whose name the test has would come to on this machine."""
+    """The configuration that follows from the args of the test's Serve config on this machine."""
     return settings_from({**the_application(request.param)["args"], "home": str(tmp_path)}).config()
 
 
-def test_these_are_all() -> None:
+def test_every_serve_config_is_tested() -> None:
     assert sorted(file.stem for file in _FOLDER.glob("*.yaml")) == sorted(
         [*_NAMES, "kustomization"]
     )
 
 
 @pytest.mark.parametrize("name", _NAMES)
-def test_rays_schema_takes_it_and_knows_every_key(name: str) -> None:
-    told = said(name)
+def test_rays_schema_accepts_it_and_knows_every_key(name: str) -> None:
+    found = config_of(name)
 
-    taken = ServeDeploySchema.model_validate(told)
+    taken = ServeDeploySchema.model_validate(found)
 
     assert taken.proxy_location == ProxyLocation.EveryNode
     assert (taken.http_options.host, taken.http_options.port) == ("0.0.0.0", 8000)
     pairs = [  # the schema passes over what it does not know
-        (ServeDeploySchema, told),
-        (HTTPOptionsSchema, told["http_options"]),
-        (LoggingConfig, told["logging_config"]),
+        (ServeDeploySchema, found),
+        (HTTPOptionsSchema, found["http_options"]),
+        (LoggingConfig, found["logging_config"]),
         (ServeApplicationSchema, the_application(name)),
         *((DeploymentSchema, each) for each in overrides(name).values()),
         *((AutoscalingConfig, each["autoscaling_config"]) for each in overrides(name).values()),
@@ -81,12 +81,12 @@ def test_rays_schema_takes_it_and_knows_every_key(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _NAMES)
-def test_it_is_mayfly_at_the_root(name: str) -> None:
-    told = the_application(name)
-    module, attribute = told["import_path"].split(":")
+def test_the_application_is_mayfly_at_the_root(name: str) -> None:
+    found = the_application(name)
+    module, attribute = found["import_path"].split(":")
 
     assert getattr(import_module(module), attribute) is application
-    assert (told["name"], told["route_prefix"]) == ("mayfly", "/")
+    assert (found["name"], found["route_prefix"]) == ("mayfly", "/")
 
 
 @pytest.mark.parametrize("name", _NAMES)
@@ -100,7 +100,7 @@ def test_its_args_are_settings_in_dashes(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("config", "name"), [(each, each) for each in _NAMES], indirect=["config"])
-def test_what_it_overrides_is_a_deployment_that_takes_it(config: Config, name: str) -> None:
+def test_overrides_apply_to_existing_deployments(config: Config, name: str) -> None:
     made = {each.name: each for each in build_app(build(config), name="mayfly").deployments}
 
     assert set(made) == {"engine", "trainer", "selector"}
@@ -118,12 +118,12 @@ def test_what_it_overrides_is_a_deployment_that_takes_it(config: Config, name: s
 
 
 @pytest.mark.parametrize("config", ["cpu"], indirect=True)
-def test_on_a_cpu_nothing_asks_for_a_gpu(config: Config) -> None:
+def test_the_cpu_config_requests_no_gpu(config: Config) -> None:
     assert (config.engine_gpus, config.trainer_gpus) == (0, 0)
 
 
 @pytest.mark.parametrize("config", ["gpu"], indirect=True)
-def test_a_shared_gpu_is_shared_in_places_and_in_memory(config: Config) -> None:
+def test_a_shared_gpu_is_divided_in_capacity_and_in_memory(config: Config) -> None:
     assert 0 < config.engine_gpus < 1
     assert 0 < config.trainer_gpus < 1
     assert config.engine_gpus + config.trainer_gpus <= 1
@@ -137,13 +137,13 @@ def test_a_shared_gpu_is_shared_in_places_and_in_memory(config: Config) -> None:
 
 
 @pytest.mark.parametrize("config", ["gpus"], indirect=True)
-def test_on_many_gpus_each_has_a_whole_one_whatever_the_head_has(config: Config) -> None:
+def test_with_many_gpus_each_replica_has_a_whole_one(config: Config) -> None:
     assert (config.engine_gpus, config.trainer_gpus) == (1, 1)
     assert config.capacity == Capacity.of(1, gpus=1)
 
 
 @pytest.mark.parametrize("config", ["gpus"], indirect=True)
-def test_replicas_follow_the_queue_of_what_each_works_on_at_once(config: Config) -> None:
+def test_replicas_scale_by_the_queue_of_their_deployment(config: Config) -> None:
     scaled = {
         name: AutoscalingConfig(**each["autoscaling_config"])
         for name, each in overrides("gpus").items()
@@ -165,7 +165,7 @@ def test_replicas_follow_the_queue_of_what_each_works_on_at_once(config: Config)
     )
 
 
-def test_selectors_find_room_where_the_corpora_are_and_nowhere_else() -> None:
+def test_selectors_run_only_on_the_node_with_the_corpora() -> None:
     selector = overrides("gpus")["selector"]
     (bundle,) = selector["placement_group_bundles"]
 
