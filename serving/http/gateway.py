@@ -168,7 +168,9 @@ class Gateway:
                 set_attributes({"http.response.status_code": status})
                 self._metrics.observe_response(status)
                 report = answer.adaptation.report if answer.adaptation else None
-                log_request(scope["method"], scope["path"], status, time.monotonic() - begun, report)
+                log_request(
+                    scope["method"], scope["path"], status, time.monotonic() - begun, report
+                )
                 REQUEST_ID.reset(request_id)
 
     def _admit(self, route: Route, scope: Scope) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commands compute with the same environment as the server's processes, set before torch is loaded."""
+"""Commands compute with the environment of the server's processes, set before torch is loaded."""
 
 from __future__ import annotations
 
