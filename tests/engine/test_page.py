@@ -65,7 +65,7 @@ async def ask(
     page: Any, prompt: str = PROMPT, corpus: str | None = "web", steps: int | None = None
 ) -> None:
     """Fill in the form and send it."""
-    await page.get_by_label("Prompt").fill(prompt)
+    await page.get_by_role("textbox", name="Prompt").fill(prompt)
     if corpus is not None:
         await page.get_by_label("Learn from").select_option(corpus)
     if steps is not None:
@@ -236,7 +236,7 @@ async def test_the_copied_code_runs(page: Any, kind: str) -> None:
     await page.get_by_role("radio", name="Steps").check()
     await page.get_by_role("slider", name="Steps at most").fill("1")
     await page.get_by_label("Learn from").select_option("web")
-    await page.get_by_label("Prompt").fill('it\'s "quoted" $HOME \\n `x`\nand é 🪰')
+    await page.get_by_role("textbox", name="Prompt").fill('it\'s "quoted" $HOME \\n `x`\nand é 🪰')
 
     outputs = []
     for button, program in (
