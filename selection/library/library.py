@@ -174,7 +174,7 @@ class Library:
         return self._uploads.path(self._uploads.get(file, principal)).read_bytes()
 
     def delete_upload(self, file: str, *, principal: Principal = OPERATOR) -> None:
-        """Delete an uploaded file, and detach it from every vector store, whoever attached it."""
+        """Delete an uploaded file, and detach it from every vector store of every owner."""
         self._uploads.get(file, principal)
         for corpus in self._stores.all():
             # A corpus that was removed since it was listed has no attachments any more.
@@ -280,7 +280,7 @@ class Library:
                 )
             request = AttachmentRequest(file, attributes, now.chunking)
             # The operator may use every upload. This file is in the principal's vector store
-            # already, whoever uploaded it.
+            # already, whichever principal uploaded it.
             self._attach(corpus, [self._attachment(request, OPERATOR, now.batch)])
             return AttachedFile.of(corpus, file)
 

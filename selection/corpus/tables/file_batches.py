@@ -3,7 +3,7 @@ the corpus's database.
 
 A batch outlives the attachments of its members: a file may be detached, deleted, or attached again
 separately, and the batch still reports its outcome. While a member is in progress it follows the
-status of its file, whoever attached that last; once it has ended, its status is final.
+status of its file, whichever request attached it last; once it has ended, its status is final.
 
 Triggers update the members from changes to `attachments`, whichever version of Mayfly, or process,
 makes them.
