@@ -197,8 +197,10 @@ CLIENTS = {
         (
             Excuse(
                 "^tests.*create_with_all_params",
-                "BadRequestError: Error code: 400 - (Stream options|Echo|logit_bias|`store` is not supported)",
-                f"sends what OpenAI's API refuses, or what only it has; is run again without {', '.join(_WITHOUT)}",
+                "BadRequestError: Error code: 400 - (Stream options|Echo|logit_bias|`store` is "
+                "not supported)",
+                "sends what OpenAI's API refuses, or what only it has; is run again without "
+                f"{', '.join(_WITHOUT)}",
             ),
         ),
     ),

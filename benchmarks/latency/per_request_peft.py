@@ -273,7 +273,8 @@ def describe(result: Mapping[str, Any]) -> str:
         lines.append(
             f"{statistics.median(ratios):.2f} times the requests per second of a PEFT loop per "
             f"request in {processes} processes with {threads} threads (threshold "
-            f"{MIN_SPEEDUP:.0f}; {load['budget']}, {load['at_once']} at once, {len(ratios)} rounds, "
+            f"{MIN_SPEEDUP:.0f}; {load['budget']}, {load['at_once']} at once, {len(ratios)} "
+            "rounds, "
             f"{min(ratios):.2f} to {max(ratios):.2f}), whose median seconds are: {stages}"
         )
     return "\n".join([*lines, f"failed or short: {result['short']}"])

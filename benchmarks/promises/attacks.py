@@ -12,6 +12,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.promises.field_values import (
@@ -363,14 +364,15 @@ def _tokens(rng: random.Random) -> Attack:
 
 
 def _framing(rng: random.Random) -> Attack:
+    post = partial(build_request, "POST", COMPLETIONS.encode())
     body = as_json(VALID[COMPLETIONS])
-    valid = build_request("POST", COMPLETIONS.encode(), body, _NO_BUDGET)
+    valid = post(body, _NO_BUDGET)
     keep_alive = valid.replace(b"Connection: close\r\n", b"")
     lengths = (b"-5", b"five", b"1e3", b"0x10", b"%d" % (len(body) - 5))
     refused = [
-        *(build_request("POST", COMPLETIONS.encode(), body, ((b"Content-Length", length),)) for length in lengths),
-        build_request("POST", COMPLETIONS.encode(), b"zz\r\n" + body, ((b"Transfer-Encoding", b"chunked"),)),
-        build_request("POST", COMPLETIONS.encode(), body, ((b"Content-Length", b"5"), (b"Content-Length", b"9"))),
+        *(post(body, ((b"Content-Length", length),)) for length in lengths),
+        post(b"zz\r\n" + body, ((b"Transfer-Encoding", b"chunked"),)),
+        post(body, ((b"Content-Length", b"5"), (b"Content-Length", b"9"))),
         build_request("POST", b"v1/completions", body),
         build_request("POST", b"/v1/comp letions", body), build_request("GET", b"/\xff\xfe", b""),
         build_request("GET", b"/health", version=b"9.9"),
@@ -381,9 +383,7 @@ def _framing(rng: random.Random) -> Attack:
         b"GET /health HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n",
     ]  # fmt: skip
     either = [
-        build_request(
-            "POST",
-            COMPLETIONS.encode(),
+        post(
             body,
             ((b"Transfer-Encoding", b"chunked"), (b"Content-Length", b"5")),
         ),
@@ -393,11 +393,11 @@ def _framing(rng: random.Random) -> Attack:
         b"GET http://evil.example/health HTTP/1.1\r\nConnection: close\r\n\r\n",
         b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
     ]
-    broken = build_request("POST", COMPLETIONS.encode(), b"{")
+    broken = post(b"{")
     valid_framing = [
         Attack(
             "framing",
-            (build_request("POST", COMPLETIONS.encode(), body, _NO_BUDGET, b"1.0"),),
+            (post(body, _NO_BUDGET, b"1.0"),),
             (ANSWERED,),
         ),
         Attack("framing", (keep_alive + broken,), (ANSWERED, REFUSED)),
@@ -406,7 +406,7 @@ def _framing(rng: random.Random) -> Attack:
         Attack(
             "framing",
             (
-                build_request("POST", COMPLETIONS.encode(), body, ((b"Content-Length", b"999"),)),
+                post(body, ((b"Content-Length", b"999"),)),
                 0.2,
             ),
             disconnect=True,

@@ -103,7 +103,7 @@ def prompts(count: int, seed: int) -> list[str]:
     tokens = tokenizer.encode(text, add_special_tokens=False)
     rng = random.Random(seed)  # noqa: S311
     starts = [rng.randrange(len(tokens) - _TOKENS) for _ in range(count)]
-    # The number comes first so that no two prompts share a prefix, which a cache would compute once.
+    # The number comes first so that no two prompts share a prefix, which would be cached.
     return [
         f"{i} {tokenizer.decode(tokens[start : start + _TOKENS - 10])}"
         for i, start in enumerate(starts)
@@ -150,7 +150,8 @@ def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, A
         (reply,) = replies
         if reply.status_code != 200:
             raise RuntimeError(
-                f"the large request failed after {seconds:.1f} s: {reply.status_code} {reply.text[:500]}"
+                f"the large request failed after {seconds:.1f} s: {reply.status_code} "
+                f"{reply.text[:500]}"
             )
         violations.requests += 1
         beside = _medians(client)

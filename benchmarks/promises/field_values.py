@@ -60,6 +60,10 @@ _SHARED: dict[str, list[Any]] = {
     "vllm_xargs": [5, "a"],
     "kv_transfer_params": [5, "a"],
 }
+_CONTENTS: list[Any] = [
+    5, [{"type": "image_url"}], [{"type": "dream", "dream": "x"}],
+    [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
+]  # fmt: skip
 FIELDS: dict[str, dict[str, list[Any]]] = {
     COMPLETIONS: {
         **_SHARED,
@@ -71,11 +75,10 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
     CHAT: {
         **_SHARED,
         "messages": [None, 5, "x", {}, [], [5], [[]], [None], [{"role": 5}], [{"content": "x"}],
-                     [{"role": "user", "content": 5}], [{"role": "user", "content": [{"type": "image_url"}]}],
-                     [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
-                     [{"role": "user", "content": [{"type": "dream", "dream": "x"}]}]],
+                     *([{"role": "user", "content": content}] for content in _CONTENTS)],
         "logprobs": ["maybe", [], 17], "top_logprobs": ["a", [], -5, 10**6, 3],
-        "tools": [5, "a", [5], [{}], [{"type": "function"}], [{"type": "function", "function": {"name": 5}}]],
+        "tools": [5, "a", [5], [{}], [{"type": "function"}],
+                  [{"type": "function", "function": {"name": 5}}]],
         "tool_choice": ["maybe", 5, {"type": "function", "function": {"name": "absent"}}],
         "chat_template": [5, "{{ 1 / 0 }}", "{% for %}", "{{ ''.__class__.__mro__ }}"],
         "chat_template_kwargs": [5, "a"], "add_generation_prompt": ["maybe", []],
@@ -126,8 +129,11 @@ STORE: dict[str, list[Any]] = {
     "name": [5, [], "a" * 10_000],
     "metadata": [5, "a", {"a": []}, {"a": "x" * 10_000}],
     "file_ids": [5, "a", [5], ["nowhere"]],
-    "chunking_strategy": [5, {"type": "magic"}, {"type": "static"}, {"type": "static", "static": {}},
-                          {"type": "static", "static": {"max_chunk_size_tokens": 10**9, "chunk_overlap_tokens": -1}}],
+    "chunking_strategy": [
+        5, {"type": "magic"}, {"type": "static"}, {"type": "static", "static": {}},
+        {"type": "static",
+         "static": {"max_chunk_size_tokens": 10**9, "chunk_overlap_tokens": -1}},
+    ],
     "expires_after": [{"anchor": "last_active_at", "days": 1}],
     "unknown": [1],
 }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Centred embeddings: another embedder's, less their mean over a corpus, of length 1 again.
+"""Centred embeddings: another embedder's, minus their mean over a corpus, normalised again.
 
-An axis of the quality benchmark (the paper centres nothing). Vectors that the corpus holds are not
-computed again.
+A setting of the quality benchmark; the paper centres nothing. Vectors that are in the corpus are
+not computed again.
 
 Shapes: N texts, D embedding dimensions.
 """
@@ -17,7 +17,7 @@ from selection.embedding import Embedder, Embeddings, Prompt
 
 
 class Centred:
-    """An embedder over another one, and over a corpus that was embedded by it."""
+    """An embedder that centres another one on a corpus of the latter."""
 
     def __init__(self, base: Embedder, corpus: Corpus) -> None:
         self._base = base
@@ -28,23 +28,23 @@ class Centred:
         )
         ids_N, vectors_ND = corpus.nearest(base.embed(["any text"]), None)
         self._mean_D = vectors_ND.mean(0)
-        read = corpus.read(ids_N.tolist())
-        self._known = {
-            read[i][0].text: vector_D
+        sequences = corpus.read(ids_N.tolist())
+        self._vectors = {
+            sequences[i][0].text: vector_D
             for i, vector_D in zip(ids_N.tolist(), vectors_ND, strict=True)
         }
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Unit vectors [N, D] of texts."""
-        unknown = [text for text in texts if text not in self._known]
-        new = dict(zip(unknown, self._base.embed(unknown), strict=True)) if unknown else {}
+        missing = [text for text in texts if text not in self._vectors]
+        computed = dict(zip(missing, self._base.embed(missing), strict=True)) if missing else {}
         vectors_ND = np.stack(
-            [self._known[text] if text in self._known else new[text] for text in texts]
+            [self._vectors[text] if text in self._vectors else computed[text] for text in texts]
         )
         centred_ND = vectors_ND - self._mean_D
         unit_ND: Embeddings = centred_ND / np.linalg.norm(centred_ND, axis=1, keepdims=True)
         return unit_ND
 
-    def windows(self, prompt: Prompt) -> list[str]:
-        """As the other embedder's."""
-        return self._base.windows(prompt)
+    def segments(self, prompt: Prompt) -> list[str]:
+        """Segments of a prompt, as the other embedder makes them."""
+        return self._base.segments(prompt)

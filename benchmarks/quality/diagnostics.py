@@ -1,10 +1,9 @@
-"""Insight: what explains the tables of quality, after the paper's figures 6 and 8. Pure: rows in,
-numbers out.
+"""Diagnostics of the quality tables, after the paper's figures 6 and 8.
 
-By how many different sequences SIFT chose: the paper has it ahead of nearest neighbours where these
-are few (figure 6). Reliability: bits per byte after n steps by what sigma foretold. In proportion:
-what has been gained after n steps by those passages that a stopping rule lets learn that far; where
-a rule knows when to stop it falls below all passages'.
+By distinct sequences: the paper's SIFT is ahead of nearest neighbours where it selects few distinct
+sequences (figure 6). Reliability: bits per byte after n steps by the uncertainty sigma. In
+proportion: the gain after n steps of the passages that a stopping rule lets train that far; where a
+rule knows when to stop, it is below that of all passages. Pure: measurements in, numbers out.
 """
 
 from __future__ import annotations
@@ -15,30 +14,32 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality import stopping_rules as stopping
 from benchmarks.quality.bootstrap import interval
-from benchmarks.quality.variants import Row
+from benchmarks.quality.stopping_rules import TARGET_STEPS, Rule
+from benchmarks.quality.variants import Measurement
 
 PARTS, BINS = 3, 10
 
 
-def by_distinct(sift: Mapping[str, Row], nearest: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """Passages in equal parts by how many different sequences SIFT chose: how many, and SIFT less
-    nearest neighbours.
+def by_distinct(
+    sift: Mapping[str, Measurement], nearest: Mapping[str, Measurement]
+) -> list[dict[str, Any]]:
+    """SIFT minus nearest neighbours, in equal parts by the number of distinct sequences.
 
     Args:
-        sift, nearest: by passage.
+        sift: measurements of SIFT by passage.
+        nearest: measurements of nearest neighbours by passage.
     """
     ordered = sorted(
         (row for passage, row in sift.items() if passage in nearest), key=lambda row: row.distinct
     )
-    found = []
+    result = []
     for part in np.array_split(np.arange(len(ordered)), min(PARTS, len(ordered)) or 1):
         if not len(part):
             continue
         rows = [ordered[number] for number in part]
-        less = [percent(row) - percent(nearest[row.passage]) for row in rows]
-        found.append(
+        differences = [percent(row) - percent(nearest[row.passage]) for row in rows]
+        result.append(
             {
                 "passages": len(rows),
                 "distinct": [
@@ -46,19 +47,18 @@ def by_distinct(sift: Mapping[str, Row], nearest: Mapping[str, Row]) -> list[dic
                     statistics.median(row.distinct for row in rows),
                     rows[-1].distinct,
                 ],
-                "minus_nn": interval(less, [row.document for row in rows]),
+                "minus_nn": interval(differences, [row.document for row in rows]),
             }
         )
-    return found
+    return result
 
 
-def reliability(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means over bins of equally many points (passages and steps) by sigma_n times bits per byte of
-    the base model.
+def reliability(rows: Sequence[Measurement]) -> dict[str, Any]:
+    """Bits per byte after n steps by x, which is sigma_n times the base model's bits per byte.
 
     Returns:
-        "points": of each bin the mean of that product and of bits per byte after n steps; "slope"
-        and "intercept" of the line through all points.
+        "points": mean x and mean bits per byte of each of BINS equal parts of all passages and
+        steps; "slope" and "intercept": the line through all.
     """
     points = np.array(
         [
@@ -78,29 +78,31 @@ def reliability(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def in_proportion(
-    rows: Sequence[Row], rule: stopping.Rule, parameter: float
+    rows: Sequence[Measurement], rule: Rule, parameter: float
 ) -> dict[str, tuple[int, float]]:
-    """By steps: how many passages the rule lets learn that far, and their per cent of base then."""
-    stops = [rule.ends(row, parameter)[0] for row in rows]
-    found = {}
+    """By steps: how many passages the rule lets train that far, and their per cent of base."""
+    stops = [rule.stop(row, parameter)[0] for row in rows]
+    result = {}
     for n in sorted({int(n) for row in rows for n in row.bits}):
-        still = [
+        percents = [
             100 * row.bits[str(n)] / row.base
             for row, stop in zip(rows, stops, strict=True)
             if stop >= n
         ]
-        if still:
-            found[str(n)] = len(still), statistics.fmean(still)
-    return found
+        if percents:
+            result[str(n)] = len(percents), statistics.fmean(percents)
+    return result
 
 
-def at_a_third(points: Sequence[tuple[float, float, float]]) -> float:
-    """The parameter with which a rule takes about a third of the steps; its points as of
-    `stopping.compare`.
+def parameter_at_a_third(points: Sequence[tuple[float, float, float]]) -> float:
+    """The parameter with which a rule takes about a third of the steps.
+
+    Args:
+        points: the rule's points from `stopping_rules.compare`.
     """
-    return min(points, key=lambda point: abs(point[1] - stopping.TARGET_STEPS))[0]
+    return min(points, key=lambda point: abs(point[1] - TARGET_STEPS))[0]
 
 
-def percent(row: Row) -> float:
-    """Of base, after all steps."""
+def percent(row: Measurement) -> float:
+    """Per cent of base after all steps."""
     return 100 * row.last / row.base

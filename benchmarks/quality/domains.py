@@ -1,11 +1,11 @@
-"""Domains of text, as the Pile has them, from pinned distributions: what quality is measured on.
+"""Domains of text, like those of the Pile, from pinned distributions.
 
-Each domain is a set of files of a few source distributions (`benchmarks/quality/domains.txt`: name,
-version, SHA-256), which `unearth` downloads from wherever pip gets its packages and which are read
-in memory, never built, installed or run. The bundled model was trained on wheels
-(`deploy/nano/data.txt`), some of them of these projects; what is read here is what wheels do not
-hold: manuals, tests and code in other languages. The Python of the first domain is of projects that
-the bundled model never saw. No package carries enough mail or issues for a domain of them.
+Each domain is a set of files of a few source distributions (`domains.txt`: name, version, SHA-256),
+which `unearth` downloads from pip's package index. They are read in memory, never built, installed
+or run. The bundled model was trained on wheels (`deploy/nano/data.txt`), some of these projects;
+what is read here is not in wheels: manuals, tests, and code in other languages. The Python domain
+is of projects that the bundled model never saw. No package carries enough mail or issues for a
+domain of them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ from benchmarks.harness.command_line import progress
 from selection.ingest.ingest import Document
 
 PINS = Path(__file__).with_name("domains.txt")
-LEAST_BYTES, MOST_BYTES = 200, 200_000  # of a file; longer ones are tables or generated
+# Of a file; longer ones are tables or generated.
+MIN_BYTES, MAX_BYTES = 200, 200_000
 _PIN = re.compile(r"^(\S+?)==(\S+) --hash=sha256:(\w+)$", re.MULTILINE)
-_WHEELS = frozenset({"spdx"})  # which has no source distribution
+_ONLY_AS_WHEEL = frozenset({"spdx"})
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A kind of text: which files of which distributions, by a pattern that the whole path within
-    them matches.
+    """A kind of text.
+
+    Attributes:
+        name: name of the domain.
+        files: by distribution, a pattern that matches the whole path of each file.
     """
 
     name: str
@@ -79,47 +83,44 @@ DOMAINS = (
 
 
 def fetch(names: Iterable[str], folder: Path, unearth: Path) -> dict[str, Path]:
-    """Download what is missing of these distributions, as they are pinned; return where each one
-    is.
+    """Download pinned distributions that the folder does not have; return the path of each.
 
     Args:
-        names: of distributions.
-        folder: of downloads.
-        unearth: the command of that name.
+        names: names of distributions.
+        folder: folder of downloads.
+        unearth: path of the command `unearth`.
 
     Raises:
-        RuntimeError: one could not be downloaded, or is not what is pinned; with what was said.
+        RuntimeError: a download failed or differs from its pin; the message has the output's end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pins = {name: (version, digest) for name, version, digest in _PIN.findall(PINS.read_text())}
-    found = {}
+    archives = {}
     for name in names:
         version, digest = pins[name]
         if digest not in _by_digest(folder):
             progress(f"downloading {name} {version}")
-            kind = [] if name in _WHEELS else ["--no-binary"]
+            format_options = [] if name in _ONLY_AS_WHEEL else ["--no-binary"]
             command = [
                 str(unearth),
                 *_index(),
-                *kind,
+                *format_options,
                 "--download",
                 str(folder),
                 f"{name}=={version}",
             ]
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
             if digest not in _by_digest(folder):
-                said = (ran.stdout + ran.stderr)[-500:]
+                output = (run.stdout + run.stderr)[-500:]
                 raise RuntimeError(
-                    f"{name} {version} with SHA-256 {digest} could not be downloaded:\n{said}"
+                    f"{name} {version} with SHA-256 {digest} could not be downloaded:\n{output}"
                 )
-        found[name] = _by_digest(folder)[digest]
-    return found
+        archives[name] = _by_digest(folder)[digest]
+    return archives
 
 
 def read(domain: Domain, archives: Mapping[str, Path]) -> list[Document]:
-    """Its files, no two alike, in an order that a hash of their names fixes; with the domain in
-    their metadata.
-    """
+    """Distinct files of a domain, with the domain in their metadata, ordered by hash of name."""
     documents: dict[str, Document] = {}
     for name, pattern in domain.files.items():
         for path, content in _members(archives[name], re.compile(pattern)):
@@ -137,13 +138,11 @@ def read(domain: Domain, archives: Mapping[str, Path]) -> list[Document]:
 
 
 def _members(archive: Path, pattern: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """Files of a wheel or a source distribution whose paths match, the latter's without their top
-    folder.
-    """
+    """Matching files of a wheel or source distribution; the latter's paths lack the top folder."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             for info in wheel.infolist():
-                if pattern.fullmatch(info.filename) and LEAST_BYTES <= info.file_size <= MOST_BYTES:
+                if pattern.fullmatch(info.filename) and MIN_BYTES <= info.file_size <= MAX_BYTES:
                     yield info.filename, wheel.read(info)
         return
     with tarfile.open(archive) as source:
@@ -152,7 +151,7 @@ def _members(archive: Path, pattern: re.Pattern[str]) -> Iterator[tuple[str, byt
             content = (
                 source.extractfile(member) if member.isfile() and pattern.fullmatch(path) else None
             )
-            if content is not None and LEAST_BYTES <= member.size <= MOST_BYTES:
+            if content is not None and MIN_BYTES <= member.size <= MAX_BYTES:
                 yield path, content.read()
 
 
@@ -161,12 +160,12 @@ def _by_digest(folder: Path) -> dict[str, Path]:
 
 
 def _index() -> list[str]:
-    """The package index that pip is told to use, where it is told of one."""
-    told = subprocess.run(
+    """Options for the package index that pip is configured to use, if any."""
+    configured = subprocess.run(
         [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
         capture_output=True,
         text=True,
         check=False,
     )
-    url = os.environ.get("PIP_INDEX_URL") or told.stdout.strip()
+    url = os.environ.get("PIP_INDEX_URL") or configured.stdout.strip()
     return ["--index-url", url] if url else []

@@ -1,8 +1,7 @@
-"""Full fine-tuning: all weights of the base model learn, in the place of a LoRA adapter. An axis of
-quality.
+"""Full fine-tuning: all weights of the base model are trained, instead of a LoRA adapter.
 
-A plain loop, alone, in float32: transformers and Adam, a step a sequence, from the same base
-weights each time.
+A setting of the quality benchmark. A plain loop of transformers and Adam, one sequence per step, in
+float32, from the same base weights each time.
 """
 
 from __future__ import annotations
@@ -19,8 +18,12 @@ from transformers import AutoModelForCausalLM
 
 @dataclass(frozen=True)
 class Trained:
-    """Nats of the scored tokens by steps taken before, the loss before each step, seconds until
-    each step's end.
+    """The result of a training.
+
+    Attributes:
+        nats: nats of the scored tokens, by steps taken before.
+        losses: loss before each step.
+        seconds: seconds until the end of each step.
     """
 
     nats: dict[int, float]
@@ -29,22 +32,30 @@ class Trained:
 
 
 class FullTraining:
-    """A base model that learns and is set back."""
+    """A base model that is trained, and reset before each training."""
 
     def __init__(self, model: str) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self._base = {name: each.detach().clone() for name, each in self._model.named_parameters()}
+        self._base = {
+            name: parameter.detach().clone() for name, parameter in self._model.named_parameters()
+        }
 
     def train(
         self,
         sequences: Sequence[Sequence[int]],
         learning_rate: float,
-        scored: Sequence[int],
+        tokens: Sequence[int],
         start: int,
-        at: Collection[int],
+        scored_steps: Collection[int],
     ) -> Trained:
-        """One step of Adam for each sequence; tokens[start:] of what is scored, after the steps in
-        `at`.
+        """Take one Adam step on each sequence.
+
+        Args:
+            sequences: training data.
+            learning_rate: Adam learning rate.
+            tokens: passage to score.
+            start: index of the first scored token.
+            scored_steps: numbers of steps after which the passage is scored.
         """
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
@@ -53,19 +64,19 @@ class FullTraining:
         nats: dict[int, float] = {}
         losses: list[float] = []
         seconds: list[float] = []
-        spent = 0.0
+        elapsed = 0.0
         for step, sequence in enumerate(sequences, 1):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             loss = self._loss(sequence, 1)
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             losses.append(float(loss.detach()))
-            spent += time.perf_counter() - begun
-            seconds.append(spent)
-            if step in at:
+            elapsed += time.perf_counter() - started
+            seconds.append(elapsed)
+            if step in scored_steps:
                 with torch.no_grad():
-                    nats[step] = float(self._loss(scored, start)) * (len(scored) - start)
+                    nats[step] = float(self._loss(tokens, start)) * (len(tokens) - start)
         return Trained(nats, tuple(losses), tuple(seconds))
 
     def _loss(self, tokens: Sequence[int], start: int) -> torch.Tensor:

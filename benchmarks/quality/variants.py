@@ -1,10 +1,9 @@
-"""Variants: ways to choose data and to learn from it, and what one of them makes of one passage.
+"""Variants: ways to select training data and to train on it, measured on held-out passages.
 
-What is measured is the server's own: selector, trainer, defaults. The suffix is scored in the
-trainer's model in float32, which a test holds to vLLM's log-probabilities. Many passages are
-adapted at once, which makes no difference to what they learn but for rounding; a few alone, whose
-seconds count. Making copies of the adapter to be scored is not counted, nor is scoring. It knows
-nothing of tables and intervals (`benchmarks/quality/main.py`).
+Selector, trainer and defaults are the server's own. The suffix is scored in the trainer's model in
+float32, which a test compares with vLLM's log-probabilities. Many passages are adapted at once,
+which changes only rounding; those whose seconds count are adapted alone. The seconds include
+neither scoring nor the export of adapters to score. Knows nothing of tables and intervals.
 """
 
 from __future__ import annotations
@@ -30,33 +29,35 @@ from selection.strategies.registry import REGULARISATION
 from selection.threaded_embedder import ThreadedEmbedder
 
 STEPS = 50
-CENTRED = "centred"  # the name of an embedder: the run's own, less the mean over its corpus
-AT = (0, 1, 3, 5, 7, 10, 13, 16, 20, 25, 30, 40, STEPS)  # steps after which the suffix is scored
+# Name of an embedder: the run's own, minus the mean over its corpus.
+CENTRED = "centred"
+# Numbers of steps after which the suffix is scored.
+SCORED_STEPS = (0, 1, 3, 5, 7, 10, 13, 16, 20, 25, 30, 40, STEPS)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to choose data and to learn from it; what is not said is the server's default.
+    """A way to select data and to train on it; defaults are the server's.
 
     Attributes:
-        name: in tables.
-        strategy: of selection.
-        regularisation: lambda'.
+        name: name in tables.
+        strategy: selection strategy.
+        regularisation: lambda' of SIFT.
         candidates: K; None takes the whole corpus.
-        near: whether documents that are nearly the held-out one stay in the corpus.
-        share: per cent of the corpus, by document.
-        copies: how often the corpus holds each of its sequences, as crawls do; of "sift" and "nn".
-        plan: of training.
-        order: of the chosen sequences.
+        near: whether near duplicates of held-out documents stay in the corpus.
+        share: per cent of the corpus to select from, by document.
+        copies: copies of each sequence in the corpus, for "sift" and "nn".
+        plan: training plan.
+        order: order of the selected sequences in training.
         learning_rate: None takes the trainer's default.
-        rank, scale: of the LoRA.
-        targets: projections that are trained.
-        in_context: put what was chosen before the prompt, as far as the context goes, instead of
-            training.
-        whole: the paper's own way: the whole passage is the prompt, and the whole passage is
-            scored.
-        embedder: of corpus and prompt; None takes the run's.
-        full: all weights learn, and no LoRA.
+        rank: LoRA rank.
+        scale: LoRA scale; None takes the trainer's default.
+        targets: projections to train.
+        in_context: put the selected sequences before the prompt, as far as the context allows,
+            instead of training on them.
+        whole: the whole passage is the prompt, and is scored, as in the paper.
+        embedder: embedder of corpus and prompt; None takes the run's.
+        full: train all weights instead of a LoRA adapter.
     """
 
     name: str
@@ -79,24 +80,24 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What a variant made of a passage.
+class Measurement:
+    """The result of a variant on a passage.
 
     Attributes:
-        variant: its name.
-        group: of the passage.
-        document: of the passage.
-        passage: its key.
-        prompt: bits per byte of the prefix, as `bits`.
-        bits: bits per byte of the suffix by the steps taken before; 0 is the base model's. Of a
-            variant in context by the sequences before the prompt.
+        variant: name of the variant.
+        group: group of the passage.
+        document: document of the passage.
+        passage: key of the passage.
+        prompt: bits per byte of the prefix, by steps.
+        bits: bits per byte of the suffix, by steps taken before; "0" is the base model. For a
+            variant in context, by sequences before the prompt.
         sigma: sigma_0 to sigma_n.
         irreducible: sigma_infinity.
-        losses: nats a token before each step.
-        choosing_seconds: to embed, search and select.
-        step_seconds: from the beginning of training to the end of each step.
-        alone: whether these are those of a request that has the processor to itself.
-        distinct: how many different sequences were chosen.
+        losses: nats per token before each step.
+        choosing_seconds: seconds to embed, search and select.
+        step_seconds: seconds from the start of training to the end of each step.
+        alone: whether the passage was adapted with nothing else computing.
+        distinct: number of distinct sequences selected.
     """
 
     variant: str
@@ -125,20 +126,22 @@ class Row:
 
     @property
     def last(self) -> float:
-        """After all steps."""
+        """Bits per byte after all steps."""
         return self.bits[max(self.bits, key=int)]
 
 
-class Laboratory:
-    """Resident selector and trainers; one thread.
+class VariantRunner:
+    """A resident selector and trainers, which measure variants; for one thread.
 
     Args:
         model: hub id or folder of the base model.
-        embedder: as in `selection.embedding.load_embedder`.
-        at: the steps after which prompt and suffix are scored.
+        embedder: name for `selection.embedding.load_embedder`.
+        at: numbers of steps after which prompt and suffix are scored.
     """
 
-    def __init__(self, model: str, embedder: str = DEFAULT, at: Sequence[int] = AT) -> None:
+    def __init__(
+        self, model: str, embedder: str = DEFAULT, at: Sequence[int] = SCORED_STEPS
+    ) -> None:
         self.model, self._at = model, at
         self._selectors: dict[str | None, Selector] = {None: open_selector(embedder, model)}
         self._embedder = embedder
@@ -151,91 +154,93 @@ class Laboratory:
         passages: Sequence[Passage],
         corpora: Mapping[str | None, str],
         alone: bool = False,
-    ) -> list[Row]:
-        """Choose for each passage, train for them all at once, score.
+    ) -> list[Measurement]:
+        """Select for each passage, train for all at once, and score.
 
         Args:
-            variant: how.
-            passages: what is scored; one, where seconds count.
-            corpora: by embedder; of None, that of the run.
+            variant: how to select and train.
+            passages: passages to measure; a single one where seconds count.
+            corpora: name of the corpus of each embedder; None is the run's.
             alone: whether nothing else computes meanwhile.
         """
         trainer, scorer = self._trainer(variant)
-        chosen = [self._choose(variant, passage, corpora) for passage in passages]
+        selections = [self._select(variant, passage, corpora) for passage in passages]
         if variant.in_context:
-            learnt = [_Learnt() for _ in passages]
+            trained = [_Training() for _ in passages]
         elif variant.full:
-            learnt = [
-                self._learn_fully(variant, *each) for each in zip(passages, chosen, strict=True)
+            trained = [
+                self._train_fully(variant, *pair) for pair in zip(passages, selections, strict=True)
             ]
         else:
-            learning = [
-                _learn(trainer, variant, *each, self._at)
-                for each in zip(passages, chosen, strict=True)
+            running = [
+                _start_training(trainer, variant, *pair, self._at)
+                for pair in zip(passages, selections, strict=True)
             ]
-            learnt = [ended() for ended in learning]
+            trained = [finish() for finish in running]
         rows = []
-        for passage, selection, each in zip(passages, chosen, learnt, strict=True):
+        for passage, selection, training in zip(passages, selections, trained, strict=True):
             bits = partial(_bits, scorer, variant, passage)
-            found = (
+            bits_by_steps = (
                 {"0": bits()}
-                | {str(used): bits(weights) for used, weights in each.weights.items()}
-                | each.bits
+                | {str(used): bits(weights) for used, weights in training.weights.items()}
+                | training.bits
             )
-            prompt = {"0": _surprise(scorer, passage)}
+            prompt = {"0": _prompt_bits(scorer, passage)}
             prompt |= {
-                str(used): _surprise(scorer, passage, weights)
-                for used, weights in each.weights.items()
+                str(used): _prompt_bits(scorer, passage, weights)
+                for used, weights in training.weights.items()
             }
             if variant.in_context:
-                found |= _in_context(bits, scorer.base.context - len(passage.tokens), selection)
+                bits_by_steps |= _in_context(
+                    bits, scorer.base.context - len(passage.tokens), selection
+                )
             rows.append(
-                Row(
+                Measurement(
                     variant=variant.name,
                     group=passage.group,
                     document=passage.name,
                     passage=passage.key,
                     prompt=prompt,
-                    bits=found,
+                    bits=bits_by_steps,
                     sigma=selection.uncertainty,
                     irreducible=selection.irreducible,
-                    losses=each.losses,
+                    losses=training.losses,
                     choosing_seconds=sum(selection.seconds.values()),
-                    step_seconds=tuple(each.seconds),
+                    step_seconds=tuple(training.seconds),
                     alone=alone,
                     distinct=len(set(selection.ids)),
                 )
             )
         return rows
 
-    def _learn_fully(self, variant: Variant, passage: Passage, selection: Selection) -> _Learnt:
+    def _train_fully(self, variant: Variant, passage: Passage, selection: Selection) -> _Training:
         self._full = self._full or FullTraining(self.model)
         assert variant.learning_rate is not None
         trained = self._full.train(
-            selection.sequences, variant.learning_rate, passage.tokens, PREFIX, AT
+            selection.sequences, variant.learning_rate, passage.tokens, PREFIX, SCORED_STEPS
         )
         bits = {str(used): _per_byte(nats, passage.suffix) for used, nats in trained.nats.items()}
-        return _Learnt(bits=bits, losses=trained.losses, seconds=list(trained.seconds))
+        return _Training(bits=bits, losses=trained.losses, seconds=list(trained.seconds))
 
-    def _choose(
+    def _select(
         self, variant: Variant, passage: Passage, corpora: Mapping[str | None, str]
     ) -> Selection:
         if variant.embedder not in self._selectors:
-            of = (self._embedder, self.model, corpora[None])
+            centred_on = (self._embedder, self.model, corpora[None])
             self._selectors[variant.embedder] = open_selector(
-                variant.embedder or "", self.model, of
+                variant.embedder or "", self.model, centred_on
             )
         selector = self._selectors[variant.embedder]
-        # SIFT may repeat one as it is.
+        # SIFT may repeat a sequence without copies.
         candidates = variant.candidates and variant.candidates // variant.copies
         selector.config = replace(
             selector.config, regularisation=variant.regularisation, candidates=candidates
         )
-        wanted: list[dict[str, Any]] = []
+        conditions: list[dict[str, Any]] = []
         if not variant.near:
-            wanted.append({"type": "eq", "key": "near", "value": False})
+            conditions.append({"type": "eq", "key": "near", "value": False})
         if variant.share < 100:
-            wanted.append({"type": "lt", "key": "share", "value": variant.share})
+            conditions.append({"type": "lt", "key": "share", "value": variant.share})
         prompt = Prompt(passage.prefix + passage.suffix if variant.whole else passage.prefix)
         selection = selector.select(
             SelectionRequest(
@@ -243,13 +248,13 @@ class Laboratory:
                 corpora[variant.embedder],
                 steps=STEPS,
                 strategy=variant.strategy,
-                filter={"type": "and", "filters": wanted} if wanted else None,
+                filter={"type": "and", "filters": conditions} if conditions else None,
             )
         )
-        return copied(selection, variant.copies) if variant.strategy == "nn" else selection
+        return with_copies(selection, variant.copies) if variant.strategy == "nn" else selection
 
     def _trainer(self, variant: Variant) -> tuple[Trainer, Trainer]:
-        """The trainer, and the one that scores."""
+        """The trainer and the scorer of a variant."""
         config = TrainerConfig(
             self.model, rank=variant.rank, scale=variant.scale, targets=variant.targets
         )
@@ -258,20 +263,25 @@ class Laboratory:
         return self._trainers[config]
 
 
-def copied(selection: Selection, copies: int, steps: int = STEPS) -> Selection:
-    """What nearest neighbours choose in so many steps where every sequence is there so many times."""
-    order = [pick for pick in range(len(selection.ids)) for _ in range(copies)][:steps]
+def with_copies(selection: Selection, copies: int, steps: int = STEPS) -> Selection:
+    """The selection of nearest neighbours in a corpus with `copies` of each sequence."""
+    picks = [pick for pick in range(len(selection.ids)) for _ in range(copies)][:steps]
     return replace(
         selection,
-        ids=tuple(selection.ids[pick] for pick in order),
-        sequences=tuple(selection.sequences[pick] for pick in order),
+        ids=tuple(selection.ids[pick] for pick in picks),
+        sequences=tuple(selection.sequences[pick] for pick in picks),
     )
 
 
 @dataclass
-class _Learnt:
-    """What a training left: weights after steps, or bits where these are known, losses, and seconds
-    until each step.
+class _Training:
+    """The result of a training.
+
+    Attributes:
+        weights: adapter by steps.
+        bits: bits per byte by steps, where these are known already.
+        losses: loss before each step.
+        seconds: seconds until the end of each step.
     """
 
     weights: dict[int, bytes] = field(default_factory=dict)
@@ -280,19 +290,19 @@ class _Learnt:
     seconds: list[float] = field(default_factory=list)
 
 
-def _learn(
+def _start_training(
     trainer: Trainer, variant: Variant, passage: Passage, selection: Selection, at: Sequence[int]
-) -> Callable[[], _Learnt]:
-    """Begin to learn what was chosen; gives what waits for the end."""
-    learnt = _Learnt()
-    spent, last = 0.0, time.perf_counter()
+) -> Callable[[], _Training]:
+    """Start a training; returns a function that waits for its end."""
+    trained = _Training()
+    seconds, last = 0.0, time.perf_counter()
 
-    def keep(progress: TrainingProgress) -> None:
-        nonlocal spent, last
-        spent += time.perf_counter() - last
-        learnt.seconds.append(spent)
+    def on_step(progress: TrainingProgress) -> None:
+        nonlocal seconds, last
+        seconds += time.perf_counter() - last
+        trained.seconds.append(seconds)
         if progress.sequences_used in at:
-            learnt.weights[progress.sequences_used] = trainer.export(progress.slot)
+            trained.weights[progress.sequences_used] = trainer.export(progress.slot)
         last = time.perf_counter()
 
     sequences = list(selection.sequences)
@@ -302,14 +312,14 @@ def _learn(
         random.Random(passage.key).shuffle(sequences)  # noqa: S311
     training = trainer.submit(
         TrainingRequest(sequences, plan=variant.plan, learning_rate=variant.learning_rate),
-        on_step=keep,
+        on_step=on_step,
     )
 
-    def ended() -> _Learnt:
-        learnt.losses = training.result().losses
-        return learnt
+    def finish() -> _Training:
+        trained.losses = training.result().losses
+        return trained
 
-    return ended
+    return finish
 
 
 def _bits(
@@ -317,18 +327,16 @@ def _bits(
     variant: Variant,
     passage: Passage,
     weights: bytes | None = None,
-    before: tuple[int, ...] = (),
+    context: tuple[int, ...] = (),
 ) -> float:
-    """Bits per byte of what is scored of a passage, under an adapter, or with other tokens before
-    it.
-    """
+    """Bits per byte of a passage's scored part, under an adapter or with context before it."""
     start, text = (
         (1, passage.prefix + passage.suffix) if variant.whole else (PREFIX, passage.suffix)
     )
-    return _per_byte(scorer.nats([*before, *passage.tokens], len(before) + start, weights), text)
+    return _per_byte(scorer.nats([*context, *passage.tokens], len(context) + start, weights), text)
 
 
-def _surprise(scorer: Trainer, passage: Passage, weights: bytes | None = None) -> float:
+def _prompt_bits(scorer: Trainer, passage: Passage, weights: bytes | None = None) -> float:
     """Bits per byte of the prompt."""
     return _per_byte(scorer.nats(passage.tokens[:PREFIX], 1, weights), passage.prefix)
 
@@ -337,34 +345,36 @@ def _per_byte(nats: float, text: str) -> float:
     return nats / math.log(2) / len(text.encode())
 
 
-def _in_context(bits: Callable[..., float], most: int, selection: Selection) -> dict[str, float]:
-    """Bits per byte with so many of the chosen sequences before the prompt as go into `most`
-    tokens.
-    """
-    found: dict[str, float] = {}
-    before: tuple[int, ...] = ()
+def _in_context(
+    bits: Callable[..., float], max_tokens: int, selection: Selection
+) -> dict[str, float]:
+    """Bits per byte by number of selected sequences before the prompt, up to `max_tokens`."""
+    bits_by_steps: dict[str, float] = {}
+    context: tuple[int, ...] = ()
     for count, sequence in enumerate(selection.sequences, 1):
-        if len(before) + len(sequence) > most:
+        if len(context) + len(sequence) > max_tokens:
             break
-        before = (*sequence, *before)  # what was chosen first lies next to the prompt
-        found[str(count)] = bits(before=before)
-    return found
+        context = (*sequence, *context)  # the first selected sequence is next to the prompt
+        bits_by_steps[str(count)] = bits(context=context)
+    return bits_by_steps
 
 
-def open_selector(embedder: str, model: str, of: tuple[str, str, str] | None = None) -> Selector:
+def open_selector(
+    embedder: str, model: str, centred_on: tuple[str, str, str] | None = None
+) -> Selector:
     """A selector over the benchmarks' corpora.
 
     Args:
-        embedder: as in `selection.embedding.load_embedder`; or CENTRED.
+        embedder: name for `selection.embedding.load_embedder`, or CENTRED.
         model: hub id or folder of the base model.
-        of: what CENTRED centres: an embedder, the base model, and a corpus that was embedded by it.
+        centred_on: for CENTRED: an embedder, the base model, and a corpus of that embedder.
     """
     root = CACHE / "corpora"
     if embedder != CENTRED:
         return Selector(SelectorConfig(root, embedder, model))
-    assert of is not None
-    selector = Selector(SelectorConfig(root, of[0], model))
-    with selector.corpora.open(of[2]) as corpus:
+    assert centred_on is not None
+    selector = Selector(SelectorConfig(root, centred_on[0], model))
+    with selector.corpora.use(centred_on[2]) as corpus:
         centred = Centred(selector.embedder, corpus)
     selector.corpora.close()
     selector.embedder = ThreadedEmbedder(lambda: centred)
@@ -372,16 +382,16 @@ def open_selector(embedder: str, model: str, of: tuple[str, str, str] | None = N
     return selector
 
 
-def record(row: Row) -> dict[str, Any]:
-    """For a line of JSON, in as many digits as matter."""
-    said = asdict(row)
-    rounded: dict[str, Any] = {name: _rounded(value) for name, value in said.items()}
+def record(row: Measurement) -> dict[str, Any]:
+    """A measurement for a line of JSON, with five significant digits."""
+    fields = asdict(row)
+    rounded: dict[str, Any] = {name: _round(value) for name, value in fields.items()}
     return rounded
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, tuple | list) else value
+        return {key: _round(value) for key, value in value.items()}
+    return [_round(value) for value in value] if isinstance(value, tuple | list) else value

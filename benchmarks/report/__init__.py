@@ -1,6 +1,4 @@
-"""The sections of the report, a module each: results as their benchmarks write them -> lines of
-Markdown, and plots.
+"""The report: results in JSON -> Markdown and plots, a module for each section.
 
-They measure nothing and import nothing of Mayfly, for they run where it is not installed;
-matplotlib only to draw.
+It runs where Mayfly is not installed, so it imports nothing of Mayfly, and matplotlib only to draw.
 """

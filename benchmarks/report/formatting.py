@@ -1,9 +1,8 @@
-"""What the sections of the report share: tables, numbers in words, plots, and where numbers are
-from.
-"""
+"""What the sections of the report share: tables, numbers, plots and provenance."""
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,55 +18,64 @@ _STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-_ACROSS = 3  # panels beside each other
+_PANELS_PER_ROW = 3
+_ROOT = Path(__file__).resolve().parent.parent.parent
 Result = Mapping[str, Any]
 
 
 class Plots:
-    """Drawings of a section, in a folder beside the report, and those that benchmarks left beside
-    their results.
-    """
+    """Plots of a section: those of the report, and those that benchmarks wrote beside results."""
 
     def __init__(self, folder: Path, name: str, results: str) -> None:
-        """Of a section of this name, in a report in this folder; results as seen from there."""
+        """Plots of the section `name`.
+
+        Args:
+            folder: folder of the report.
+            name: name of the section.
+            results: path of the results, from the report's folder.
+        """
         self._folder, self._name, self._results = folder, name, results
 
-    def draw(self, what: str, alt: str, paint: Callable[..., None], panels: int = 1) -> str:
-        """Draw, save as SVG, and return the Markdown that shows it; `paint` gets the axes of each
-        panel.
+    def draw(self, what: str, alt: str, plot: Callable[..., None], panels: int = 1) -> str:
+        """Draw a plot, save it as SVG, and return the Markdown that shows it.
+
+        Args:
+            what: name of the plot.
+            alt: description of the plot.
+            plot: draws on the axes of each panel, which are its arguments.
+            panels: number of panels.
         """
         import matplotlib as mpl
         from matplotlib import pyplot as plt
 
-        across, down = min(panels, _ACROSS), -(-panels // _ACROSS)
+        columns, rows = min(panels, _PANELS_PER_ROW), -(-panels // _PANELS_PER_ROW)
         with mpl.rc_context(_STYLE):
-            size = (6.4, 3.6) if panels == 1 else (3.2 * across + 1, 2.6 * down)
-            figure, grid = plt.subplots(down, across, squeeze=False, figsize=size)
-            for spare in grid.flat[panels:]:
-                spare.remove()
-            paint(*grid.flat[:panels])
+            size = (6.4, 3.6) if panels == 1 else (3.2 * columns + 1, 2.6 * rows)
+            figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size)
+            for unused in grid.flat[panels:]:
+                unused.remove()
+            plot(*grid.flat[:panels])
             path = Path("plots") / f"{self._name}-{what}.svg"
             (self._folder / path.parent).mkdir(parents=True, exist_ok=True)
             figure.savefig(self._folder / path, metadata={"Date": None})
             plt.close(figure)
         return f"![{alt}]({path})"
 
-    def drawn(self, file: str, alt: str) -> list[str]:
-        """The Markdown that shows what a benchmark has drawn itself, if it has."""
+    def drawn_by_benchmark(self, file: str, alt: str) -> list[str]:
+        """The Markdown that shows a plot of the benchmark itself, if it exists."""
         path = f"{self._results}/{file}"
         return [f"![{alt}]({path})", ""] if (self._folder / path).exists() else []
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report.
+    """A section of the report.
 
     Attributes:
-        name: of its plots.
-        title: its heading.
-        sources: the results that it may tell, without their ending, and the command that makes
-            each.
-        write: makes lines of those that are there, one at least.
+        name: name of its plots.
+        title: heading.
+        sources: names of the results that it may show, and the command that makes each.
+        write: makes lines of the results that exist, at least one.
     """
 
     name: str
@@ -76,43 +84,56 @@ class Section:
     write: Callable[[Mapping[str, Result], Plots], list[str]]
 
 
-def provenance_line(result: Result, name: str, results: str) -> str:
-    """Where numbers are from: file, command, commit, machine, versions."""
+def provenance_line(result: Result, name: str, results: str, command: str) -> str:
+    """Where numbers are from: file, command, commit, machine, versions.
+
+    Args:
+        result: the result.
+        name: name of its file, without the ending.
+        results: path of the results, from the report's folder.
+        command: present command, which is added if the recorded one names a script that is gone.
+    """
     machine = result["machine"]
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    script = re.match(r"python (benchmarks/\S+\.py)", result["command"])
+    moved = script is not None and not (_ROOT / script[1]).exists()
+    now = f" (now `{command}`)" if moved else ""
     return (
-        f"<sub>[{name}.json]({results}/{name}.json); `{result['command']}`; commit {str(result['commit'])[:10]}; "
+        f"<sub>[{name}.json]({results}/{name}.json); `{result['command']}`{now}; "
+        f"commit {str(result['commit'])[:10]}; "
         f"{machine['processor']}, {machine['cores']} cores; {versions}.</sub>"
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """In Markdown."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     return [*lines, ""]
 
 
-def titled(title: str, words: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table with a heading and words before it; nothing where it has no rows."""
-    return [f"### {title}", "", words, "", *table(head, rows)] if rows else []
+def titled_table(
+    title: str, words: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[str]:
+    """A table with a heading and a text before it; nothing if it has no rows."""
+    return [f"### {title}", "", words, "", *table(header, rows)] if rows else []
 
 
-def cell(triple: Sequence[float], digits: int = 1) -> str:
+def interval_cell(interval: Sequence[float], digits: int = 1) -> str:
     """A value and its range: mean and interval, or median, least and most."""
-    return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*triple, d=digits)
+    return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*interval, d=digits)
 
 
-def middle(values: Sequence[float], digits: int = 2) -> str:
+def median_cell(values: Sequence[float], digits: int = 2) -> str:
     """Median, least and most."""
-    return cell((statistics.median(values), min(values), max(values)), digits)
+    return interval_cell((statistics.median(values), min(values), max(values)), digits)
 
 
 def milliseconds(seconds: float) -> str:
-    """With as many digits as can matter."""
+    """Milliseconds, with about three significant digits."""
     value = 1e3 * seconds
     return f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 1 else 2}f}"
 
 
-def whether(holds: bool) -> str:
-    """What is wanted holds, or stands out."""
+def holds_or_not(holds: bool) -> str:
+    """Whether a threshold is met; a failure is in bold."""
     return "holds" if holds else "**does not hold**"

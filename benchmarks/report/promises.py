@@ -1,4 +1,4 @@
-"""Promises of the server: what was promised, what a run of its own found, and whether that holds."""
+"""Promises of the server: what was promised, what a run measured, and whether it holds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from benchmarks.harness.thresholds import (
     MAX_TTFT_RATIO,
     MIN_THROUGHPUT_RATIO,
 )
-from benchmarks.report.formatting import Plots, Result, middle, table, whether
+from benchmarks.report.formatting import Plots, Result, holds_or_not, median_cell, table
 
-Row = tuple[str, str, str, str]  # what, measured, wanted, and whether that holds
+# Promise, measured value, threshold, and whether it holds.
+Row = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A result, the command that makes it, and its rows."""
+    """A promise.
+
+    Attributes:
+        name: name of its result.
+        command: command that makes the result.
+        rows: rows of the table, from the result.
+    """
 
     name: str
     command: str
@@ -30,54 +37,59 @@ class Promise:
 
 
 def promises(results: Mapping[str, Result], _plots: Plots) -> list[str]:
-    """One table of all that was measured."""
+    """One table of all results."""
     rows = [
         [*row, f"{promise.name}.json"]
         for promise in PROMISES
         if promise.name in results
         for row in promise.rows(results[promise.name])
     ]
-    return table(["promise", "measured", "wanted", "", "file"], rows)
+    return table(["promise", "measured", "threshold", "", "file"], rows)
 
 
 def _counts(what: str, result: Result, more: str = "") -> Row:
-    """What every run that holds the server to its promises ends with."""
-    wrong, errors, kept = (result[kind] for kind in ("wrong", "server_errors", "leaked"))
-    measured = f"of {result['requests']:,} requests {wrong} wrong, {errors} errors of the server, {kept} things kept"
-    return what, measured + more, "none", whether(not wrong + errors + kept)
+    """The counts of violations that every such run ends with."""
+    wrong, errors, leaks = (result[kind] for kind in ("wrong", "server_errors", "leaked"))
+    measured = (
+        f"{result['requests']:,} requests: {wrong} wrong, {errors} server errors, {leaks} leaks"
+    )
+    return what, measured + more, "none", holds_or_not(not wrong + errors + leaks)
 
 
 def _overhead(result: Result) -> list[Row]:
     throughput, ttft = result["throughput_ratio"], result["ttft_ratio"]
     return [
         (
-            "throughput of `Compute-Budget: none`, times plain vLLM's",
-            middle(result["throughput_ratios"]),
+            "throughput with `Compute-Budget: none`, over plain vLLM's",
+            median_cell(result["throughput_ratios"]),
             f"at least {MIN_THROUGHPUT_RATIO}",
-            whether(throughput >= MIN_THROUGHPUT_RATIO),
+            holds_or_not(throughput >= MIN_THROUGHPUT_RATIO),
         ),
         (
-            "its time to the first token, times plain vLLM's",
-            middle(result["ttft_ratios"]),
+            "time to the first token with `Compute-Budget: none`, over plain vLLM's",
+            median_cell(result["ttft_ratios"]),
             f"at most {MAX_TTFT_RATIO}",
-            whether(ttft <= MAX_TTFT_RATIO),
+            holds_or_not(ttft <= MAX_TTFT_RATIO),
         ),
-        _counts("every request of it is answered", result),
+        _counts("every request with `Compute-Budget: none` is answered", result),
     ]
 
 
 def _overload(result: Result) -> list[Row]:
     slower = result["accepted_p99_seconds"] / result["unloaded_p99_seconds"]
     times = result["offered_per_second"] / result["sustainable_per_second"]
-    statuses = ", ".join(f"{count:,} of {status}" for status, count in result["statuses"].items())
+    statuses = ", ".join(
+        f"{count:,} times {status}" for status, count in result["statuses"].items()
+    )
     return [
         (
-            f"accepted p99 at {times:.0f} times the sustainable rate, times the unloaded one",
-            f"{slower:.2f} ({result['accepted_p99_seconds']:.2f} s; answers: {statuses})",
+            f"p99 of accepted requests at {times:.0f} times the sustainable rate, over the "
+            "unloaded one",
+            f"{slower:.2f} ({result['accepted_p99_seconds']:.2f} s; statuses: {statuses})",
             f"at most {MAX_OVERLOAD_RATIO:g}",
-            whether(slower <= MAX_OVERLOAD_RATIO),
+            holds_or_not(slower <= MAX_OVERLOAD_RATIO),
         ),
-        _counts("what is too much is refused with a 429", result),
+        _counts("excess requests are refused with a 429", result),
     ]
 
 
@@ -86,10 +98,11 @@ def _fairness(result: Result) -> list[Row]:
     large = f"{result['large']['prompts']:,} prompts"
     rows = [
         (
-            f"a client's {what} beside one request of {large}, times alone",
-            f"{result[f'{what}_ratio']:.2f} ({1000 * beside[what]:.0f} ms, {1000 * alone[what]:.0f} alone)",
+            f"time of a client's {what} beside one request of {large}, over that alone",
+            f"{result[f'{what}_ratio']:.2f} ({1000 * beside[what]:.0f} ms, "
+            f"{1000 * alone[what]:.0f} alone)",
             f"at most {MAX_FAIRNESS_RATIO:g}",
-            whether(result[f"{what}_ratio"] <= MAX_FAIRNESS_RATIO),
+            holds_or_not(result[f"{what}_ratio"] <= MAX_FAIRNESS_RATIO),
         )
         for what in alone
     ]
@@ -98,29 +111,29 @@ def _fairness(result: Result) -> list[Row]:
     return [
         *rows,
         (
-            f"the adaptation to {large} ends with its seconds",
+            f"the adaptation to {large} ends within its budget",
             late,
             f"at most {most:g} s",
-            whether(result["large_seconds"] <= most),
+            holds_or_not(result["large_seconds"] <= most),
         ),
         _counts("every request beside it is answered", result),
     ]
 
 
-def _leavers(result: Result) -> list[Row]:
+def _disconnects(result: Result) -> list[Row]:
     steps, tokens = (
         result[f"{what}_after_a_leave"].get("most", 0.0) for what in ("steps", "tokens")
     )
-    more = f"; at most {steps:.2f} steps and {tokens:.0f} tokens after a leave"
-    return [_counts("work ends with the client who leaves", result, more)]
+    more = f"; at most {steps:.2f} steps and {tokens:.0f} tokens after a disconnect"
+    return [_counts("work ends when the client disconnects", result, more)]
 
 
 def _abuse(result: Result) -> list[Row]:
-    return [_counts("malformed requests are refused and change nothing", result)]
+    return [_counts("malformed requests are refused without harm", result)]
 
 
 def _isolation(result: Result) -> list[Row]:
-    return [_counts("no key sees another's secrets", result)]
+    return [_counts("no key sees secrets of another", result)]
 
 
 def _compat(result: Result) -> list[Row]:
@@ -135,7 +148,7 @@ def _compat(result: Result) -> list[Row]:
         measured = ", ".join(
             f"{found[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped")
         )
-        holds = whether(found["passed"] > 0 and not found["failed"])
+        holds = holds_or_not(found["passed"] > 0 and not found["failed"])
         rows.append((f"{client['client']} works", measured, "no failure", holds))
     return rows
 
@@ -151,13 +164,13 @@ def _durability(result: Result) -> list[Row]:
     )
     broken = {kind: result[kind] for kind in kinds}
     measured = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in broken.items())
-    of = f", of {result['acknowledged']:,} changes and {result['kills']} kills"
+    total = f", of {result['acknowledged']:,} changes and {result['kills']} kills"
     return [
         (
-            "what a corpus has acknowledged survives kill -9",
-            measured + of,
+            "acknowledged changes of a corpus survive kill -9",
+            measured + total,
             "none",
-            whether(not any(broken.values())),
+            holds_or_not(not any(broken.values())),
         )
     ]
 
@@ -169,17 +182,19 @@ def _shards(result: Result) -> list[Row]:
         found[most][each] / one[each] for each in ("resident_bytes", "search_milliseconds")
     )
     each = "{:,.0f} MB, {:.1f} ms, recall {:.3f}"
-    told = "; ".join(
+    details = "; ".join(
         f"{count}: "
         + each.format(row["resident_bytes"] / 1e6, row["search_milliseconds"], row["recall"])
         for count, row in found.items()
     )
     return [
         (
-            f"a shard of {most}, of {result['sequences']:,} sequences, takes less memory than the whole, or less time",
-            f"{memory:.2f} of the memory, {search:.2f} of the time ({told})",
-            "either below 1",
-            whether(min(memory, search) < 1),
+            f"one of {most} shards of {result['sequences']:,} sequences takes less memory or time "
+            "than the "
+            "whole",
+            f"{memory:.2f} of the memory, {search:.2f} of the time ({details})",
+            "memory or time below 1",
+            holds_or_not(min(memory, search) < 1),
         )
     ]
 
@@ -191,10 +206,12 @@ def _faults(result: Result) -> list[Row]:
             f"{name} {value:g} s" for name, value in found["recovery_seconds"].items()
         )
         broken = {each: found[each] for each in ("wrong_answers", "hung", "leaked")}
-        told = ", ".join(f"{count} {each.replace('_', ' ')}" for each, count in broken.items())
-        measured = f"{found['recovered']} of {found['injected']} ({seconds}); {told}"
-        holds = whether(found["recovered"] == found["injected"] > 0 and not any(broken.values()))
-        rows.append((f"a server comes back by itself: {kind}", measured, "every time", holds))
+        details = ", ".join(f"{count} {each.replace('_', ' ')}" for each, count in broken.items())
+        measured = f"{found['recovered']} of {found['injected']} ({seconds}); {details}"
+        holds = holds_or_not(
+            found["recovered"] == found["injected"] > 0 and not any(broken.values())
+        )
+        rows.append((f"the server recovers by itself: {kind}", measured, "every time", holds))
     return rows
 
 
@@ -205,21 +222,23 @@ def _idle(result: Result) -> list[Row]:
     )
     return [
         (
-            f"of one core, an idle server takes in {result['seconds']:.0f} s",
+            f"share of one core that an idle server takes over {result['seconds']:.0f} s",
             f"{core:.1%}, vLLM's worker {worker:.1%} (most: {largest})",
             f"below {MAX_IDLE_SHARE:.0%}, vLLM's worker below {MAX_IDLE_WORKER_SHARE:.0%}",
-            whether(core < MAX_IDLE_SHARE and worker < MAX_IDLE_WORKER_SHARE),
+            holds_or_not(core < MAX_IDLE_SHARE and worker < MAX_IDLE_WORKER_SHARE),
         )
     ]
 
 
-FAULTS = ("trainer", "selector", "engine", "core", "node", "injected")  # one run each
+# Kinds of faults, with one run each.
+FAULTS = ("trainer", "selector", "engine", "core", "node", "injected")
 PROMISES = (
     Promise("overhead", "make bench-overhead", _overhead),
     Promise("overload", "make overload", _overload),
     Promise("fairness", "make fairness", _fairness),
     Promise("idle", "make idle", _idle),
-    Promise("leavers", "make leavers", _leavers),
+    # The file has the benchmark's former name.
+    Promise("leavers", "make disconnects", _disconnects),
     Promise("abuse", "make abuse", _abuse),
     Promise("isolation", "make isolation", _isolation),
     Promise("compat", "make compat", _compat),

@@ -1,12 +1,12 @@
-"""Quality: what adaptation buys, by domain, strategy, steps and seconds, and other settings."""
+"""Quality: bits per byte by domain, strategy, steps, seconds and settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.report.formatting import Plots, Result, cell, table
-from benchmarks.report.quality_diagnostics import insight, settings
+from benchmarks.report.formatting import Plots, Result, interval_cell, table
+from benchmarks.report.quality_diagnostics import diagnostics, settings
 
 COLOURS = {
     "SIFT": "#c0392b",
@@ -19,25 +19,27 @@ COLOURS = {
 
 
 def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
-    """What adaptation buys."""
+    """Everything that the quality benchmark measured."""
     result = results["quality"]
     names = list(result["percent_of_base"])
     by_domain, correlation = result["by_domain"], result["correlation"]
 
     def steps(axes: Any) -> None:
         for name, points in result["by_steps"].items():
-            at = [0, *map(int, points)]
+            steps_taken = [0, *map(int, points)]
             axes.plot(
-                at,
-                [100, *(triple[0] for triple in points.values())],
+                steps_taken,
+                [100, *(interval[0] for interval in points.values())],
                 label=name,
                 color=COLOURS.get(name),
             )
             if name in ("SIFT", "NN"):
                 low, high = (
-                    [100, *(triple[side] for triple in points.values())] for side in (1, 2)
+                    [100, *(interval[side] for interval in points.values())] for side in (1, 2)
                 )
-                axes.fill_between(at, low, high, color=COLOURS[name], alpha=0.12, linewidth=0)
+                axes.fill_between(
+                    steps_taken, low, high, color=COLOURS[name], alpha=0.12, linewidth=0
+                )
         axes.set(xlabel="steps", ylabel="bits per byte, % of base")
         axes.legend()
 
@@ -51,40 +53,41 @@ def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
             )
         axes.set(
             xscale="log",
-            xlabel="seconds of choosing and training",
+            xlabel="seconds of selection and training",
             ylabel="bits per byte, % of base",
         )
         axes.legend()
 
     def density(axes: Any) -> None:
-        pairs = [
+        points_of_all = [
             (point["sigma"][n], bits)
             for point in result["points"]
             if "sigma" in point
             for n, bits in point["bits"].items()
             if n != "0"
         ]
-        drawn = axes.hexbin(*zip(*pairs, strict=True), gridsize=30, cmap="Reds", mincnt=1)
-        axes.figure.colorbar(drawn, label="passages and steps")
+        bins = axes.hexbin(*zip(*points_of_all, strict=True), gridsize=30, cmap="Reds", mincnt=1)
+        axes.figure.colorbar(bins, label="passages and steps")
         axes.set(xlabel="sigma_n", ylabel="bits per byte after n steps")
 
     rows = [
-        [domain, str(part["passages"]), f"{part['base_bits_per_byte'][0]:.2f}"]
-        + [f"{part['percent_of_base'][name][0]:.1f}" for name in names]
-        for domain, part in by_domain.items()
+        [domain, str(domain_result["passages"]), f"{domain_result['base_bits_per_byte'][0]:.2f}"]
+        + [f"{domain_result['percent_of_base'][name][0]:.1f}" for name in names]
+        for domain, domain_result in by_domain.items()
     ]
     rows.append(
         ["**all**", str(result["passages"]), f"{result['base_bits_per_byte'][0]:.2f}"]
-        + [cell(result["percent_of_base"][name]) for name in names]
+        + [interval_cell(result["percent_of_base"][name]) for name in names]
     )
     return [
         f"{result['passages']} held-out passages of {result['documents']} documents, a corpus of "
-        f"{result['corpus_sequences']} sequences, model {result['model']}. Bits per byte of the suffix in % of "
-        "those of the base model, after 50 sequences "
-        "(90 % bootstrap intervals over documents); lower is better.",
+        f"{result['corpus_sequences']} sequences, model {result['model']}. Bits per byte of the "
+        "suffix "
+        "in % of those of the base model, after 50 sequences (90 % bootstrap intervals over "
+        "documents); lower is better.",
         "",
         *table(["domain", "passages", "base, bits per byte", *names], rows),
-        f"SIFT minus nearest neighbours: **{cell(result['sift_minus_nn'])} points**.",
+        f"SIFT minus nearest neighbours: **{interval_cell(result['sift_minus_nn'])} points**.",
         "",
         plots.draw("steps", "Per cent of base against steps, by strategy", steps),
         "",
@@ -94,12 +97,14 @@ def quality(results: Mapping[str, Result], plots: Plots) -> list[str]:
         "",
         plots.draw("seconds", "Per cent of base against seconds, by strategy", seconds),
         "",
-        f"sigma_n and bits per byte after n steps correlate at {correlation['sigma']:.2f} (paper: about 0.4), sigma_n "
-        f"times the base model's bits per byte at {correlation['sigma_times_base']:.2f} (the latter alone: "
-        f"{correlation['base']:.2f}).",
+        f"sigma_n and bits per byte after n steps correlate at {correlation['sigma']:.2f} (paper: "
+        "about "
+        "0.4), sigma_n times the base model's bits per byte at "
+        f"{correlation['sigma_times_base']:.2f} "
+        f"(the latter alone: {correlation['base']:.2f}).",
         "",
         plots.draw("density", "Density of sigma_n and bits per byte", density),
         "",
-        *insight(result, plots),
+        *diagnostics(result, plots),
         *settings(result, plots),
     ]

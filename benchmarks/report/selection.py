@@ -1,6 +1,4 @@
-"""Selection: SIFT against its authors' library and against nearest neighbours, and what corpora
-cost as they grow.
-"""
+"""Selection: SIFT against activeft and nearest neighbours, and the cost of corpora by size."""
 
 from __future__ import annotations
 
@@ -10,12 +8,13 @@ from benchmarks.report.formatting import Plots, Result, table
 
 
 def selection(results: Mapping[str, Result], plots: Plots) -> list[str]:
-    """All three."""
+    """Everything that the selection benchmark measured."""
     result = results["selection"]
     return [
-        f"The same picks as activeft on {result['identical_picks']:.1%} of {result['problems']:,} problems "
-        f"({result['identical_picks_strictly']:.1%} without counting ties). Times as fast as its greedy loop, and as "
-        "its `Retriever`, by candidates K:",
+        f"The same picks as activeft on {result['identical_picks']:.1%} of {result['problems']:,} "
+        f"problems ({result['identical_picks_strictly']:.1%} if ties count as different). Speed "
+        "over that "
+        "of its greedy loop and of its `Retriever`, by candidates K:",
         "",
         *table(
             [
@@ -24,26 +23,28 @@ def selection(results: Mapping[str, Result], plots: Plots) -> list[str]:
                 "Mayfly, ms",
                 "greedy, ms",
                 "`Retriever`, ms",
-                "times the greedy",
-                "times the `Retriever`",
+                "over greedy",
+                "over `Retriever`",
             ],
             [
                 [
                     f"{int(k):,}",
                     _number(row.get("pairs"), 0),
                     *(
-                        _number(row.get(f"{way}_milliseconds"))
-                        for way in ("mayfly", "greedy", "retriever")
+                        _number(row.get(f"{method}_milliseconds"))
+                        for method in ("mayfly", "greedy", "retriever")
                     ),
                     *(
-                        _number(_first(row.get(f"{way}_ratio")), 0)
-                        for way in ("greedy", "retriever")
+                        _number(_first(row.get(f"{method}_ratio")), 0)
+                        for method in ("greedy", "retriever")
                     ),
                 ]
                 for k, row in result["races"].items()
             ],
         ),
-        "Embedding, search and SIFT over embedding and search alone (paper, figure 4), and with sigma_infinity:",
+        "Time of embedding, search and SIFT over embedding and search alone (paper, figure 4), "
+        "and with "
+        "sigma_infinity:",
         "",
         *table(
             ["K", "nearest neighbours, ms", "with SIFT, ms", "ratio", "ratio with sigma_infinity"],
@@ -56,8 +57,10 @@ def selection(results: Mapping[str, Result], plots: Plots) -> list[str]:
                 for k, row in result["overhead"].items()
             ],
         ),
-        *plots.drawn("overhead.svg", "Time with SIFT over nearest neighbours alone, by K"),
-        "By sequences of the corpus:",
+        *plots.drawn_by_benchmark(
+            "overhead.svg", "Time with SIFT over nearest neighbours alone, by K"
+        ),
+        "By size of the corpus:",
         "",
         *table(
             [
@@ -87,8 +90,8 @@ def selection(results: Mapping[str, Result], plots: Plots) -> list[str]:
     ]
 
 
-def _first(triple: list[float] | None) -> float | None:
-    return None if triple is None else triple[0]
+def _first(interval: list[float] | None) -> float | None:
+    return None if interval is None else interval[0]
 
 
 def _number(value: float | None, digits: int = 1) -> str:

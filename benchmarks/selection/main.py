@@ -82,7 +82,8 @@ def main() -> None:
     if importlib.util.find_spec("activeft") is None:
         parser.error(
             "activeft is missing: run `make bench-selection`, or "
-            "`pip install --no-deps --target .cache/activeft activeft==0.1.1` and put that folder on PYTHONPATH"
+            "`pip install --no-deps --target .cache/activeft activeft==0.1.1` and put that folder "
+            "on PYTHONPATH"
         )
 
     threads = os.cpu_count() or 1
@@ -173,7 +174,8 @@ def overhead(candidates: tuple[int, ...]) -> dict[str, dict[str, float]]:
 def show(result: dict[str, Any], console: Console) -> None:
     """The tables for people."""
     console.print(
-        f"the same picks as activeft on {100 * result['identical_picks']:.1f} % of {result['problems']} problems "
+        f"the same picks as activeft on {100 * result['identical_picks']:.1f} % of "
+        f"{result['problems']} problems "
         f"({100 * result['identical_picks_strictly']:.1f} % without counting ties)",
         highlight=False,
     )

@@ -152,7 +152,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(
             f"{row['with_deadline']} of {row['requests']} requests with a deadline: at most "
             f"{row['largest_overrun_steps']:.2f} steps late (p99 {row['p99_overrun_steps']:.2f}, "
-            f"{1e3 * row['largest_overrun_seconds']:.1f} ms at most), {row['with_adapter']} of all got an adapter",
+            f"{1e3 * row['largest_overrun_seconds']:.1f} ms at most), {row['with_adapter']} of "
+            "all got an adapter",
             highlight=False,
         )
     if "memory" in result:

@@ -18,7 +18,8 @@ def error(**members: object) -> bytes:
 
 def test_responses_are_parsed_by_length_by_chunks_and_until_the_end() -> None:
     counted = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
-    chunked = b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"
+    chunked = b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunked += b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"
     until_the_end = b"HTTP/1.0 500 Oops\r\nServer: x\r\n\r\nlast words"
 
     found = parse_responses(b"HTTP/1.1 100 Continue\r\n\r\n" + counted + chunked + until_the_end)

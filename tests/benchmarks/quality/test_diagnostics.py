@@ -1,4 +1,4 @@
-"""What explains the tables of quality, from rows that are known."""
+"""Diagnostics of the quality tables, from measurements with known results."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.quality import diagnostics as insight
-from benchmarks.quality import stopping_rules as stopping
-from tests.benchmarks.quality.test_tables import rows
+from benchmarks.quality import diagnostics, stopping_rules
+from tests.benchmarks.quality.samples import measurements
 
 
-def test_passages_are_parted_by_how_many_different_sequences_were_chosen() -> None:
-    sift = [replace(row, distinct=10 * number) for number, row in enumerate(rows("SIFT", 80), 1)]
-    nearest = rows("NN", 85)
+def test_passages_are_grouped_by_number_of_distinct_sequences() -> None:
+    sift = [
+        replace(row, distinct=10 * number) for number, row in enumerate(measurements("SIFT", 80), 1)
+    ]
+    nearest = measurements("NN", 85)
     nearest[0] = replace(
         nearest[0],
         bits={n: 0.9 * bits for n, bits in nearest[0].bits.items()} | {"0": nearest[0].base},
     )
 
-    parts = insight.by_distinct(
+    parts = diagnostics.by_distinct(
         {row.passage: row for row in sift}, {row.passage: row for row in nearest}
     )
 
@@ -30,39 +31,42 @@ def test_passages_are_parted_by_how_many_different_sequences_were_chosen() -> No
     )
 
 
-def test_what_sigma_foretells_exactly_lies_on_its_line() -> None:
-    foretold = [
+def test_an_exact_prediction_by_sigma_lies_on_the_line() -> None:
+    rows = [
         replace(
             row,
             bits={"0": row.base}
             | {n: 1 + 0.5 * row.sigma[int(n)] * row.base for n in row.bits if n != "0"},
         )
-        for row in rows("SIFT", 80)
+        for row in measurements("SIFT", 80)
     ]
 
-    found = insight.reliability(foretold)
+    result = diagnostics.reliability(rows)
 
-    assert (found["slope"], found["intercept"]) == pytest.approx((0.5, 1.0))
-    assert len(found["points"]) == insight.BINS
-    for x, y in found["points"]:
+    assert (result["slope"], result["intercept"]) == pytest.approx((0.5, 1.0))
+    assert len(result["points"]) == diagnostics.BINS
+    for x, y in result["points"]:
         assert y == pytest.approx(1 + 0.5 * x)
 
 
-def test_after_a_rule_has_stopped_a_passage_it_counts_no_more() -> None:
-    patient = [replace(row, sigma=(1.0,) * len(row.sigma)) for row in rows("SIFT", 80)]
-    patient[0] = replace(patient[0], sigma=(0.01,) * len(patient[0].sigma))
-    rule = next(rule for rule in stopping.RULES if rule.name == stopping.ALPHA)
+def test_a_passage_does_not_count_after_its_rule_has_stopped() -> None:
+    rows = [replace(row, sigma=(1.0,) * len(row.sigma)) for row in measurements("SIFT", 80)]
+    rows[0] = replace(rows[0], sigma=(0.01,) * len(rows[0].sigma))
+    rule = next(rule for rule in stopping_rules.RULES if rule.name == stopping_rules.ALPHA)
 
-    found = insight.in_proportion(patient, rule, 0.1)
+    result = diagnostics.in_proportion(rows, rule, 0.1)
 
-    assert {n: count for n, (count, _) in found.items() if int(n) in (0, 10, 13)} == {
+    assert {n: count for n, (count, _) in result.items() if int(n) in (0, 10, 13)} == {
         "0": 4,
         "10": 4,
         "13": 1,
     }
-    for n, (_, percent) in found.items():
+    for n, (_, percent) in result.items():
         assert percent == pytest.approx(100 - 20 * int(n) / 50)
 
 
-def test_a_third_of_the_steps() -> None:
-    assert insight.at_a_third([(0.1, 0.2, 0.5), (0.3, 0.35, 0.6), (0.9, 0.8, 0.7)]) == 0.3
+def test_the_parameter_nearest_to_a_third_of_the_steps() -> None:
+    assert (
+        diagnostics.parameter_at_a_third([(0.1, 0.2, 0.5), (0.3, 0.35, 0.6), (0.9, 0.8, 0.7)])
+        == 0.3
+    )

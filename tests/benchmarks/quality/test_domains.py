@@ -1,4 +1,4 @@
-"""Domains: what is read of an archive, and only what is pinned."""
+"""Domains: which files of an archive are read, and that archives must match their pins."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def test_files_are_read_by_pattern_no_two_alike(archive: Path) -> None:
+def test_distinct_files_are_read_by_pattern(archive: Path) -> None:
     documents = read(Domain("manuals", {"thing": r"docs/.*\.txt"}), {"thing": archive})
 
     assert sorted(document.name for document in documents) == [
@@ -62,7 +62,7 @@ def test_every_distribution_is_pinned_once() -> None:
     assert set(pinned) == {name for domain in DOMAINS for name in domain.files}
 
 
-def test_what_is_not_as_pinned_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_differs_from_its_pin_is_refused(tmp_path: Path) -> None:
     (tmp_path / "spdx-2.5.1-py2.py3-none-any.whl").write_bytes(b"something else")
     command = tmp_path / "unearth"
     command.write_text("#!/bin/sh\necho no such thing; exit 1\n")

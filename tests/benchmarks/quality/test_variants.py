@@ -1,4 +1,4 @@
-"""Variants: what stands for another corpus chooses what that corpus would have given."""
+"""Variants: selection from a corpus with copies, computed from one without."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quality.variants import copied
+from benchmarks.quality.variants import with_copies
 from selection.corpus.corpus import Corpus
 from selection.embedding import Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
@@ -25,7 +25,7 @@ COPIES = 3
 
 @pytest.fixture
 def selector(tmp_path: Path, nano: str, tokenizer: Any) -> Selector:
-    """Over "once", with each text once, and "copies", with each COPIES times."""
+    """A selector with the corpora "once" and "copies", which has COPIES of each text."""
     selector = Selector(SelectorConfig(tmp_path, "base-model", nano, candidates=None))
     for name, times in (("once", 1), ("copies", COPIES)):
         documents = [
@@ -42,20 +42,20 @@ def selector(tmp_path: Path, nano: str, tokenizer: Any) -> Selector:
 def test_nearest_neighbours_of_a_corpus_with_copies(selector: Selector) -> None:
     prompt, steps = [Prompt("My kitten is asleep")], 2 * COPIES
 
-    there = selector.select(SelectionRequest(prompt, "copies", steps=steps, strategy="nn"))
-    here = copied(
+    in_copies = selector.select(SelectionRequest(prompt, "copies", steps=steps, strategy="nn"))
+    computed = with_copies(
         selector.select(SelectionRequest(prompt, "once", steps=steps, strategy="nn")), COPIES, steps
     )
 
-    assert here.sequences == there.sequences
-    assert len(set(there.sequences)) == 2
+    assert computed.sequences == in_copies.sequences
+    assert len(set(in_copies.sequences)) == 2
 
 
 def test_sift_chooses_the_same_texts_with_copies_and_without(selector: Selector) -> None:
     prompt = [Prompt("My kitten is asleep")]
 
-    there = selector.select(SelectionRequest(prompt, "copies", steps=6))
-    here = selector.select(SelectionRequest(prompt, "once", steps=6))
+    in_copies = selector.select(SelectionRequest(prompt, "copies", steps=6))
+    computed = selector.select(SelectionRequest(prompt, "once", steps=6))
 
-    assert sorted(here.sequences) == sorted(there.sequences)
-    assert here.uncertainty == pytest.approx(there.uncertainty)
+    assert sorted(computed.sequences) == sorted(in_copies.sequences)
+    assert computed.uncertainty == pytest.approx(in_copies.uncertainty)

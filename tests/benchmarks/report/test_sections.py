@@ -1,0 +1,68 @@
+"""The sections of quality, training and selection."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.quality.tables import summary
+from benchmarks.quality.variants import Variant
+from benchmarks.report.latency import latency
+from benchmarks.report.quality import quality
+from benchmarks.report.selection import selection
+from benchmarks.report.training import training
+from tests.benchmarks.quality.samples import measurements
+from tests.benchmarks.report.samples import stored_results
+from tests.benchmarks.sketches import sketches
+
+
+def test_quality_shows_the_summary_of_measurements() -> None:
+    all_measurements = [*measurements("SIFT", 80), *measurements("NN", 85)]
+    size = {"axis_measured": 2, "domains": ["legal", "Rust"]}
+    settings = {"rank": [Variant("rank 4", rank=4)]}
+    result = {
+        **summary([*all_measurements, *measurements("rank 4", 82)], ["SIFT", "NN"], settings),
+        "corpus_sequences": 9,
+        "model": "nano",
+        "size": size,
+    }
+
+    lines = quality({"quality": json.loads(json.dumps(result))}, sketches("quality"))
+
+    assert "SIFT minus nearest neighbours: **-5.0 (-5.0 to -5.0) points**." in lines
+    assert any(line.startswith("| **all** | 4 |") for line in lines)
+    assert "| 50 to 50 (50) | 2 | -5.0 (-5.0 to -5.0) |" in lines
+    assert "| rank 4 | 82.0 (82.0 to 82.0) | 2.0 (2.0 to 2.0) | -3.0 (-3.0 to -3.0) |" in lines
+
+
+def test_stored_training_results_are_shown_together() -> None:
+    lines = training(
+        stored_results("training", "training-float32", "training-two-threads"), sketches("training")
+    )
+
+    assert any(line.startswith("| training | 150M | bfloat16 |") for line in lines)
+    assert any(line.startswith("| training | nano | (float32) |") for line in lines)
+    assert any("(results/training.svg)" in line for line in lines)
+    late = {
+        line.split(" | ")[0]: line
+        for line in lines[lines.index("### Deadlines") :]
+        if line.count("|") == 7
+    }
+    assert late["| training"].endswith("| holds |")
+    assert late["| training-two-threads"].endswith("| **does not hold** |")
+
+
+def test_stored_selection_results_are_shown() -> None:
+    lines = selection(stored_results("selection"), sketches("selection"))
+
+    assert any(line.startswith("| 1,000,000 |") for line in lines)
+    assert any("(results/overhead.svg)" in line for line in lines)
+
+
+def test_stored_quality_and_latency_results_are_shown() -> None:
+    quality_lines = quality(stored_results("quality"), sketches("quality"))
+    latency_lines = latency(stored_results("latency"), sketches("latency"))
+
+    assert any(line.startswith("SIFT minus nearest neighbours: **") for line in quality_lines)
+    assert any(line.startswith("| NN, every sequence 5 times |") for line in quality_lines)
+    assert any(line.startswith("| `auto` | 16 |") for line in latency_lines)
+    assert any("times those of 1 x 1" in line for line in latency_lines)
