@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from benchmarks.harness.command_line import progress
 from benchmarks.harness.server import MODEL, mayfly_server
 from benchmarks.latency.client import TIMEOUT_SECONDS, Answer, Load, excerpts, send, send_load
-from benchmarks.selection.growth import draw
+from benchmarks.selection.growth import draw_embeddings
 from benchmarks.training.peft_loop import SUBJECTS, folder_of
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import Chunk
@@ -279,7 +279,7 @@ def create_synthetic_corpora(home: Path, plan: Growth) -> None:
     for name, (count, tokens) in corpora.items():
         progress(f"corpus {name}")
         corpus = Corpus.create(home / "corpora", name, embedder, digest)
-        vectors_ND, _ = draw(count, 0)
+        vectors_ND, _ = draw_embeddings(count, 0)
         sequences = np.random.default_rng(0).integers(3, _VOCABULARY, (count, tokens)).tolist()
         for start in range(0, count, _DOCUMENT_SEQUENCES):
             document = [

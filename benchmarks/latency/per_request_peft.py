@@ -37,10 +37,11 @@ import torch
 from adapters import TrainerConfig
 from adapters.model_defaults import for_model
 from benchmarks.harness.command_line import progress
+from benchmarks.harness.measures import timed
 from benchmarks.harness.thresholds import MIN_SPEEDUP
 from benchmarks.latency.client import TIMEOUT_SECONDS, Answer, Load, excerpts, send, send_load
 from benchmarks.latency.vllm_cli import vllm_environment
-from benchmarks.training.peft_loop import device
+from benchmarks.training.peft_loop import load_base, lora_config, train_plainly
 from selection import Selector, SelectorConfig
 from selection.embedding import Prompt
 from selection.request import SelectionRequest
@@ -54,37 +55,17 @@ class PeftLoop:
     """A plain loop of transformers, PEFT and Adam, with a new adapter for each request."""
 
     def __init__(self, config: TrainerConfig) -> None:
-        from peft import LoraConfig
-        from transformers import AutoModelForCausalLM
-
-        dtype = torch.float32 if device() == "cpu" else torch.bfloat16
-        model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
-        self._model = model.to(device())
-        self._lora = LoraConfig(
-            r=config.rank,
-            lora_alpha=config.rank,
-            target_modules=list(config.targets),
-            task_type="CAUSAL_LM",
-        )
+        self._model, self._lora = load_base(config.model), lora_config(config)
 
     def train(self, sequences: Sequences, folder: Path) -> dict[str, float]:
         """Create an adapter, take a step on each sequence, and save it; seconds of each part."""
         from peft import get_peft_model
 
-        started = time.perf_counter()
-        peft: Any = get_peft_model(self._model, self._lora)
-        adam = torch.optim.Adam([p for p in peft.parameters() if p.requires_grad], lr=LEARNING_RATE)
-        created = time.perf_counter()
-        for sequence in sequences:
-            ids = torch.tensor([sequence], device=device())
-            adam.zero_grad()
-            peft(input_ids=ids, labels=ids).loss.backward()
-            adam.step()
-        trained = time.perf_counter()
-        peft.save_pretrained(folder)
-        saved = time.perf_counter()
+        make_seconds, peft = timed(get_peft_model, self._model, self._lora)
+        train_seconds, _ = timed(train_plainly, peft, sequences, LEARNING_RATE)
+        save_seconds, _ = timed(peft.save_pretrained, folder)
         self._model = peft.unload()
-        return {"make": created - started, "train": trained - created, "save": saved - trained}
+        return {"make": make_seconds, "train": train_seconds, "save": save_seconds}
 
 
 # Each process of the pool has one.

@@ -1,27 +1,24 @@
-"""Selection: SIFT against its authors' library and against nearest neighbours, and what corpora
-cost as they grow.
+"""Selection: SIFT against activeft and nearest neighbours, and the cost of corpora by size.
 
-Three questions. Does SIFT pick what activeft's exact path picks, and how much faster (`exact`)? How
-much longer does a prompt take with SIFT than with nearest neighbours alone, embedding and search
-included (paper, figure 4)? What does an index over N sequences cost (`growth`)? Embeddings of
-candidates and corpora are synthetic; the times do not depend on what they are. Every part runs in
-processes of its own: the first two on one thread, growth on all.
+Three parts. The picks and the speed of activeft's exact path, the library of the paper's authors
+(`against_activeft.py`). The time that SIFT adds to nearest neighbours alone, with embedding and
+search (paper, figure 4). The cost of an index over N sequences (`growth.py`). Embeddings of
+candidates and corpora are synthetic, which does not change the times. Every part runs in processes
+of its own: the first two with one thread, growth with one per core.
 
-activeft is not a dependency. `make bench-selection` puts it into a folder of its own; by hand:
+activeft is not a dependency. `make bench-selection` installs it into a folder of its own; by hand:
 
     pip install --no-deps --target .cache/activeft activeft==0.1.1
-    PYTHONPATH=.cache/activeft python -m benchmarks.selection.main [--json] [--out
-    benchmarks/results/selection.json]
+    PYTHONPATH=.cache/activeft python -m benchmarks.selection.main [--json]
+    [--out benchmarks/results/selection.json]
 
 Shapes: N sequences, K candidates, T targets, D embedding dimensions.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
-import json
 import os
 import statistics
 import time
@@ -32,16 +29,25 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.command_line import progress
+from benchmarks.harness.command_line import argument_parser, progress, write_result
+from benchmarks.harness.processes import in_fresh_process
 from benchmarks.harness.provenance import provenance
-from benchmarks.selection.against_activeft import identical, races
-from benchmarks.selection.growth import REGULARISATION, STEPS, alone, draw, grow, read_store
+from benchmarks.selection.against_activeft import compare_picks, compare_speed_by_candidates
+from benchmarks.selection.growth import (
+    REGULARISATION,
+    STEPS,
+    draw_embeddings,
+    grow,
+    read_store,
+)
 from selection.corpus.faiss_index import Index
 from selection.embedding import Prompt, load_embedder
 from selection.strategies.sift import irreducible, sift
 
-CORPUS = 10_000  # sequences that the overhead is measured over: few, so that search hides nothing
+# Few, so that the time of search does not hide that of SIFT.
+CORPUS_SEQUENCES = 10_000
 REPEATS = 100
+# 124 tokens of all-MiniLM-L6-v2.
 PROMPT = """\
 # statistics of sensor readings
 def moving_average(values, window):
@@ -55,28 +61,32 @@ def moving_average(values, window):
             total -= values[position - window]
         averages.append(total / min(position + 1, window))
     return averages
-"""  # 124 tokens of all-MiniLM-L6-v2
+"""
 
 
 def main() -> None:
     """Measure, print tables, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argument_parser(__doc__)
     parser.add_argument(
-        "--problems", type=int, default=1000, help="how many are given to SIFT and to activeft"
+        "--problems",
+        type=int,
+        default=1000,
+        help="problems for SIFT and activeft (default: %(default)s)",
     )
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="sequences"
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[10_000, 100_000, 1_000_000],
+        help="corpus sizes, in sequences (default: 10000 100000 1000000)",
     )
     parser.add_argument(
-        "--patience", type=float, default=120, help="seconds that activeft may take for one choice"
+        "--patience",
+        type=float,
+        default=120,
+        help="time limit of one selection by activeft, in seconds (default: %(default)g)",
     )
-    parser.add_argument(
-        "--plot", type=Path, help="draw the overhead over nearest neighbours here, as SVG"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--out", type=Path, help="write the full result here")
+    parser.add_argument("--plot", type=Path, help="SVG file for a plot of SIFT's overhead")
     options = parser.parse_args()
     console = Console(stderr=options.json)
     if importlib.util.find_spec("activeft") is None:
@@ -88,61 +98,50 @@ def main() -> None:
 
     threads = os.cpu_count() or 1
     progress(f"activeft: {options.problems} problems")
-    same = alone(1, identical, options.problems)
+    identical = in_fresh_process(1, compare_picks, options.problems)
     progress("activeft: time")
-    raced = alone(1, races, options.patience)
+    speeds = in_fresh_process(1, compare_speed_by_candidates, options.patience)
     progress("nearest neighbours")
-    over = alone(1, overhead, (50, 200, 1000))
+    overheads = in_fresh_process(1, overhead, (50, 200, 1000))
     progress("growth")
     growth = grow(options.sizes, threads)
-    embed = next(iter(over.values()))["embed_milliseconds"]
+    embed = next(iter(overheads.values()))["embed_milliseconds"]
     result = provenance()
     result["versions"]["activeft"] = importlib.metadata.version("activeft")
     result |= {
         "threads": {"activeft": 1, "overhead": 1, "growth": threads},
-        "speedup_vs_activeft": {k: _first(row.get("retriever_ratio")) for k, row in raced.items()},
+        "speedup_vs_activeft": {k: _first(row.get("retriever_ratio")) for k, row in speeds.items()},
         "speedup_vs_activeft_greedy": {
-            k: _first(row.get("greedy_ratio")) for k, row in raced.items()
+            k: _first(row.get("greedy_ratio")) for k, row in speeds.items()
         },
-        "identical_picks": same["up_to_ties"],
-        "identical_picks_strictly": same["strictly"],
-        "overhead_vs_nn": {k: row["ratio"] for k, row in over.items()},
+        "identical_picks": identical["up_to_ties"],
+        "identical_picks_strictly": identical["strictly"],
+        "overhead_vs_nn": {k: row["ratio"] for k, row in overheads.items()},
         "growth": {
             size: row | {"select_with_embedding_milliseconds": row["select_milliseconds"] + embed}
             for size, row in growth.items()
         },
-        "store_read_seconds": {"100000": alone(threads, read_store)},
+        "store_read_seconds": {"100000": in_fresh_process(threads, read_store)},
         "problems": options.problems,
-        "races": raced,
-        "overhead": over,
+        "races": speeds,
+        "overhead": overheads,
     }
     progress("")
     show(result, console)
     if options.plot:
         options.plot.write_text(bars(result["overhead_vs_nn"]))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-    if options.json:
-        print(
-            json.dumps(
-                {key: value for key, value in result.items() if key not in ("races", "overhead")}
-            )
-        )
+    last_line = {key: value for key, value in result.items() if key not in ("races", "overhead")}
+    write_result(options, result, last_line)
 
 
 def overhead(candidates: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """By K, what SIFT adds to embedding a prompt and searching for its K nearest; each repetition
-    does all in a row.
-    """
+    """By K, the time that SIFT adds to embedding a prompt and searching for its K nearest."""
     embedder = load_embedder()
-    vectors_ND, _ = draw(CORPUS, 0)
-    index = Index.build(np.arange(CORPUS), vectors_ND)
+    vectors_ND, _ = draw_embeddings(CORPUS_SEQUENCES, 0)
+    index = Index.build(np.arange(CORPUS_SEQUENCES), vectors_ND)
 
-    def once(k: int) -> list[float]:
-        """Milliseconds until the prompt is embedded, NN has answered, SIFT has, and sigma_infinity
-        is there.
-        """
+    def measure_once(k: int) -> list[float]:
+        """Milliseconds until the end of embedding, search, SIFT and sigma_infinity."""
         marks = [time.perf_counter()]
         targets_TD = embedder.embed(embedder.windows(Prompt(PROMPT)))
         marks.append(time.perf_counter())
@@ -156,27 +155,27 @@ def overhead(candidates: tuple[int, ...]) -> dict[str, dict[str, float]]:
 
     result = {}
     for k in candidates:
-        rows = [once(k) for _ in range(REPEATS + 5)][5:]
-        embed, nn, with_sift, with_both = (
+        rows = [measure_once(k) for _ in range(REPEATS + 5)][5:]
+        embed, nn, with_sift, with_irreducible = (
             statistics.median(column) for column in zip(*rows, strict=True)
         )
         result[str(k)] = {
             "embed_milliseconds": embed,
             "nn_milliseconds": nn,
             "sift_milliseconds": with_sift,
-            "sift_and_irreducible_milliseconds": with_both,
+            "sift_and_irreducible_milliseconds": with_irreducible,
             "ratio": with_sift / nn,
-            "ratio_with_irreducible": with_both / nn,
+            "ratio_with_irreducible": with_irreducible / nn,
         }
     return result
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """The tables for people."""
+    """Print the tables."""
     console.print(
         f"the same picks as activeft on {100 * result['identical_picks']:.1f} % of "
-        f"{result['problems']} problems "
-        f"({100 * result['identical_picks_strictly']:.1f} % without counting ties)",
+        f"{result['problems']} problems ({100 * result['identical_picks_strictly']:.1f} % if ties "
+        "count as different)",
         highlight=False,
     )
     table = Table(
@@ -184,16 +183,17 @@ def show(result: dict[str, Any], console: Console) -> None:
         "Mayfly, ms",
         "activeft: greedy, ms",
         "Retriever, ms",
-        "times as fast",
+        "speedups",
         box=None,
         pad_edge=False,
     )
     for k, row in result["races"].items():
         ratios = ", ".join(
-            _number(_first(row.get(f"{way}_ratio")), 0) for way in ("greedy", "retriever")
+            _number(_first(row.get(f"{method}_ratio")), 0) for method in ("greedy", "retriever")
         )
         times = (
-            _number(row.get(f"{who}_milliseconds")) for who in ("mayfly", "greedy", "retriever")
+            _number(row.get(f"{method}_milliseconds"))
+            for method in ("mayfly", "greedy", "retriever")
         )
         table.add_row(k, *times, ratios)
     console.print(table)
@@ -228,29 +228,29 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def bars(ratios: dict[str, float]) -> str:
-    """The overhead over nearest neighbours by K, as an SVG drawing."""
+    """An SVG plot of the time with SIFT over nearest neighbours alone, by K."""
     step, height, top = 120, 160, 1.0 + max(0.06, *(ratio - 1.0 for ratio in ratios.values()))
+    width, baseline = step * len(ratios), height + 45
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {step * len(ratios) + 60} {height + 70}" '
-        'font-family="sans-serif" font-size="13">',
+        '<svg xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="0 0 {width + 60} {height + 70}" font-family="sans-serif" font-size="13">',
         '<text x="5" y="20">time with SIFT / with nearest neighbours alone, by K</text>',
     ]
     for number, (k, ratio) in enumerate(ratios.items()):
         x, length = 60 + step * number, height * (ratio - 1.0) / (top - 1.0)
-        parts.append(
-            f'<rect x="{x}" y="{height + 45 - length:.1f}" width="50" height="{length:.1f}" fill="#b22"/>'
-        )
-        parts.append(
-            f'<text x="{x + 25}" y="{height + 40 - length:.1f}" text-anchor="middle">{ratio:.3f}</text>'
-        )
-        parts.append(f'<text x="{x + 25}" y="{height + 62}" text-anchor="middle">{k}</text>')
-    parts.append(f'<path d="M25 {height + 45} H{step * len(ratios) + 40}" stroke="black"/>')
+        y, middle = baseline - length, f'x="{x + 25}" text-anchor="middle"'
+        parts += [
+            f'<rect x="{x}" y="{y:.1f}" width="50" height="{length:.1f}" fill="#b22"/>',
+            f'<text {middle} y="{y - 5:.1f}">{ratio:.3f}</text>',
+            f'<text {middle} y="{height + 62}">{k}</text>',
+        ]
+    parts.append(f'<path d="M25 {baseline} H{width + 40}" stroke="black"/>')
     parts.append(f'<text x="5" y="{height + 49}">1</text></svg>\n')
     return "\n".join(parts)
 
 
-def _first(triple: tuple[float, float, float] | None) -> float | None:
-    return None if triple is None else triple[0]
+def _first(spread: tuple[float, float, float] | None) -> float | None:
+    return None if spread is None else spread[0]
 
 
 def _number(value: float | None, digits: int = 1) -> str:

@@ -1,16 +1,13 @@
-"""What the trainer makes of the machine: its rate against that of torch's matrix products, and
-where the rest goes.
+"""The trainer's rate against that of torch's matrix products, and a profile of the rest.
 
-The part of `benchmarks/training/main.py` about the hardware. The machine's rate is the best among a few
-large products, taken before every measurement of the trainer. The trainer's is 4 x parameters x
-tokens a second: two operations for each parameter forward, two for the gradients of its inputs,
-none for its own, which is frozen. Parameters are those that multiply: all but the embedding, which
-counts where it is tied and so is the output layer, too. Attention and LoRA are not counted. The
-tokens are those of eight requests that train together, in their midst.
+The machine's rate is the best of a few large products, taken before every measurement of the
+trainer. The trainer's is 4 x parameters x tokens per second: two operations per parameter forward,
+two for the gradients of its inputs, none for its own, which is frozen. Only parameters that
+multiply count: all but the embedding, which counts where it is tied to the output layer. Attention
+and LoRA are not counted. The tokens are those of eight concurrent requests.
 
-The profile is torch's own, of a few such steps: shares of time by what operations are for, which it
-reads off the names of the trainer's autograd functions. Profiling makes small operations look
-longer than they are.
+The profile is torch's own, of a few such steps: shares of time by purpose of the operations, from
+the names of the trainer's autograd functions. Profiling makes small operations look longer.
 """
 
 from __future__ import annotations
@@ -23,29 +20,31 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from adapters import Trainer, TrainingProgress
+from benchmarks.harness.measures import spread
 from benchmarks.training.peft_loop import (
-    SETTLED,
+    CONCURRENCY,
+    SETTLING_STEPS,
     STEPS,
-    TOGETHER,
     Sequences,
     Subject,
     device,
-    draw,
-    spread,
+    draw_sequences,
     steps_per_second,
+    synchronize,
     train,
     trainers,
-    wait,
 )
 
 KINDS = ("base products", "LoRA", "attention", "element-wise", "loss", "Adam", "rest")
-_MEASURED, _PROFILED = 3, 2  # steps
+_MEASURED_STEPS, _PROFILED_STEPS = 3, 2
 _REPEATS = 4
-_SHAPES = {  # of matrix products
+# Of matrix products.
+_SHAPES = {
     "cpu": ((1024, 1024, 1024), (2048, 2048, 2048), (2048, 1024, 4096)),
     "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 4096, 4096)),
 }
-_PARTS = {  # in the names of operations or of what called them
+# By a part of the operation's name or of its callers'.
+_KIND_BY_NAME = {
     "_CrossEntropy": "loss",
     "_CausalAttention": "attention",
     "scaled_dot_product": "attention",
@@ -55,25 +54,24 @@ _BASE_PRODUCTS = ("aten::mm", "aten::addmm", "aten::linear", "aten::matmul")
 
 
 def gemm(subject: Subject) -> dict[str, Any]:
-    """By precision of the trainer: the share of the matrix-product rate that its steps reach, and
-    their profile.
-    """
-    where = device()
-    reference = "float32" if where == "cpu" else "bfloat16"
+    """Share of the matrix-product rate that the trainer reaches, and its profile, by precision."""
+    device_name = device()
+    reference = "float32" if device_name == "cpu" else "bfloat16"
     with trainers(subject) as (_, by_precision):
-        chosen = next(iter(by_precision.values()))
-        multiplying = multiplying_parameters(chosen.base.model)
-        sequences = draw(STEPS, subject.tokens, chosen.base.vocabulary)
+        default = next(iter(by_precision.values()))
+        multiplying = multiplying_parameters(default.base.model)
+        sequences = draw_sequences(STEPS, subject.tokens, default.base.vocabulary)
         rates: dict[str, list[float]] = {precision: [] for precision in (reference, *by_precision)}
         speeds: dict[str, list[float]] = {precision: [] for precision in by_precision}
         for _ in range(subject.pairs):
-            for precision, found in rates.items():
-                found.append(matrix_rate(precision, where))
+            for precision, values in rates.items():
+                values.append(matrix_rate(precision, device_name))
             for precision, trainer in by_precision.items():
-                speed = steps_per_second(trainer, sequences, TOGETHER, _MEASURED)
+                speed = steps_per_second(trainer, sequences, CONCURRENCY, _MEASURED_STEPS)
                 speeds[precision].append(subject.tokens * speed)
         profiles = {
-            precision: shares(trainer, sequences) for precision, trainer in by_precision.items()
+            precision: profile_shares(trainer, sequences)
+            for precision, trainer in by_precision.items()
         }
 
     def fraction(precision: str, of: str) -> tuple[float, float, float]:
@@ -82,95 +80,92 @@ def gemm(subject: Subject) -> dict[str, Any]:
 
     return {
         "multiplying_parameters": multiplying,
-        "requests": TOGETHER,
-        "chosen_precision": chosen.base.precision,
+        "requests": CONCURRENCY,
+        "chosen_precision": default.base.precision,
         "reference_precision": reference,
         "matrix_operations_per_second": {
-            precision: spread(found) for precision, found in rates.items()
+            precision: spread(values) for precision, values in rates.items()
         },
         "trainer": {
             precision: {
-                "tokens_per_second": spread(found),
+                "tokens_per_second": spread(values),
                 "fraction": fraction(precision, reference),
                 "fraction_of_its_own_precision": fraction(precision, precision),
                 "profile_share": profiles[precision],
             }
-            for precision, found in speeds.items()
+            for precision, values in speeds.items()
         },
     }
 
 
 def multiplying_parameters(model: Any) -> int:
-    """All parameters but those of an embedding that is not the output layer, too; adapters are none
-    of the model's.
-    """
-    everything: int = sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters, without those of an embedding that is not tied to the output layer."""
+    total: int = sum(parameter.numel() for parameter in model.parameters())
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return everything if embedding is output else everything - int(embedding.numel())
+    return total if embedding is output else total - int(embedding.numel())
 
 
-def matrix_rate(precision: str, where: str) -> float:
-    """Operations a second of torch's matrix products, at their best."""
+def matrix_rate(precision: str, device_name: str) -> float:
+    """Best rate of torch's matrix products, in operations per second."""
     best = 0.0
-    for m, k, n in _SHAPES[where]:
+    for m, k, n in _SHAPES[device_name]:
         a_MK, b_KN = (
-            torch.randn(shape, device=where).to(getattr(torch, precision))
+            torch.randn(shape, device=device_name).to(getattr(torch, precision))
             for shape in ((m, k), (k, n))
         )
         torch.mm(a_MK, b_KN)
         for _ in range(_REPEATS):
-            wait(where)
-            begun = time.perf_counter()
+            synchronize(device_name)
+            started = time.perf_counter()
             torch.mm(a_MK, b_KN)
-            wait(where)
-            best = max(best, 2 * m * k * n / (time.perf_counter() - begun))
+            synchronize(device_name)
+            best = max(best, 2 * m * k * n / (time.perf_counter() - started))
     return best
 
 
-def shares(trainer: Trainer, sequences: Sequences) -> dict[str, float]:
-    """Of the time of a few steps, by kind; "rest" is Python and waiting."""
+def profile_shares(trainer: Trainer, sequences: Sequences) -> dict[str, float]:
+    """Shares of the time of a few steps by kind of operation; "rest" is Python and waiting."""
     on_gpu = device() != "cpu"
     profiler = profile(
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     )
     with profile(activities=[ProfilerActivity.CPU]):
-        pass  # its first use must be in the main thread
+        pass  # the profiler's first use must be in the main thread
     seconds = 0.0
 
-    def hear_first(
-        progress: TrainingProgress,
-    ) -> None:  # in the trainer's thread, which alone is profiled
+    # Called in the trainer's thread, the only one that is profiled.
+    def profile_steps(progress: TrainingProgress) -> None:
         nonlocal seconds
-        if progress.steps == SETTLED:
+        if progress.steps == SETTLING_STEPS:
             profiler.start()
             seconds -= time.perf_counter()
-        elif progress.steps == SETTLED + _PROFILED:
-            wait(device())
+        elif progress.steps == SETTLING_STEPS + _PROFILED_STEPS:
+            synchronize(device())
             seconds += time.perf_counter()
             profiler.stop()
 
-    rest = [lambda _progress: None] * (TOGETHER - 1)
-    train(trainer, sequences, [hear_first, *rest], SETTLED + _PROFILED)
-    found = dict.fromkeys(KINDS, 0.0)
+    rest = [lambda _progress: None] * (CONCURRENCY - 1)
+    train(trainer, sequences, [profile_steps, *rest], SETTLING_STEPS + _PROFILED_STEPS)
+    values = dict.fromkeys(KINDS, 0.0)
     events: Any = profiler.events()  # type: ignore[no-untyped-call]
     for event in events:
         if event.device_type.name != "CPU":
-            continue  # a GPU's work counts where it was asked for
+            continue  # a GPU's work counts for the operation that launched it
         callers, caller = [], event.cpu_parent
         while caller is not None:
             callers.append(caller.name)
             caller = caller.cpu_parent
-        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        found[kind(event.name, callers)] += 1e-6 * spent / seconds
-    found["rest"] = max(1.0 - sum(share for name, share in found.items() if name != "rest"), 0.0)
-    return found
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        values[kind_of_operation(event.name, callers)] += 1e-6 * microseconds / seconds
+    values["rest"] = max(1.0 - sum(share for name, share in values.items() if name != "rest"), 0.0)
+    return values
 
 
-def kind(name: str, callers: Sequence[str]) -> str:
-    """What an operation is for, by its name and those of what called it."""
-    for part, found in _PARTS.items():
+def kind_of_operation(name: str, callers: Sequence[str]) -> str:
+    """Kind of an operation, by its name and those of its callers."""
+    for part, values in _KIND_BY_NAME.items():
         if any(part in each for each in (name, *callers)):
-            return found
+            return values
     if name in _BASE_PRODUCTS:
         return "base products"
     if not name.startswith("aten::"):

@@ -1,16 +1,14 @@
-"""Training speed: Mayfly's trainer against a plain loop of transformers, PEFT and torch.optim.Adam,
-side by side.
+"""Training speed: Mayfly's trainer against a plain loop of transformers, PEFT and Adam.
 
-The part of `benchmarks/training/main.py` about tokens a second, and the models that it trains. The loop
-is what one writes by hand: `get_peft_model` once, outside the time; then zero_grad, forward with
-labels, backward and step, a sequence at a time. Its model is in float32 on a CPU (the bundled one
-is a file of float16, which transformers would keep and which is slower there), in bfloat16 on a
+The loop is what one writes by hand: `get_peft_model` once, not timed; then zero_grad, forward with
+labels, backward and step, one sequence at a time. Its model is in float32 on a CPU (the bundled
+model's file is float16, which transformers would keep and which is slower there), in bfloat16 on a
 GPU, with the attention that transformers chooses. Trainer and loop have the same rank, targets,
 sequences and threads, and train in one process, in turn: a ratio is that of one pair.
 
-The trainer is asked for fifty steps by every request, through `submit`, and a window in their midst
-is measured: their first two steps, while they come together, and their ends are left out
-(`benchmarks/training/under_load.py` has whole requests).
+Every request of the trainer asks for fifty steps, and only a window in the middle is measured,
+without the first two steps, in which the requests are joined, and the last ones
+(`benchmarks/training/under_load.py` measures whole requests).
 """
 
 from __future__ import annotations
@@ -29,22 +27,22 @@ import torch
 
 from adapters import Trainer, TrainerConfig, TrainingProgress
 from adapters.training import TrainingRequest
+from benchmarks.harness.measures import spread, timed
 from benchmarks.harness.provenance import ROOT
 
 SLOTS = 32
-TOGETHER = 8  # requests, where only one company is measured
+CONCURRENCY = 8  # requests, where only one number is measured
 STEPS = 50  # of a request
-SETTLED = 2  # of them, until all train together
+SETTLING_STEPS = 2  # of a request, until all train together
 _VOCABULARY, _CONTEXT, _HEAD = 32_000, 2048, 64
-_MADE = 5  # times that a PEFT adapter is made
+_CREATIONS = 5  # of a PEFT adapter
 
-Spread = tuple[float, float, float]  # median, least, most
 Sequences = list[list[int]]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a random Llama."""
+    """The shape of a Llama with random weights."""
 
     hidden: int
     intermediate: int
@@ -58,12 +56,12 @@ class Subject:
     """A model to train, and how.
 
     Attributes:
-        name: of the model.
-        shape: None for the bundled model.
-        tokens: of a sequence.
-        steps: of the loop; and of each request, in the window that is measured.
-        pairs: of trainer and loop, for each number of requests.
-        concurrencies: how many requests at once.
+        name: name of the model.
+        shape: shape of the model; None for the bundled one.
+        tokens: tokens of a sequence.
+        steps: steps of the loop, and of each request in the measured window.
+        pairs: pairs of trainer and loop, for each number of requests.
+        concurrencies: numbers of concurrent requests.
     """
 
     name: str
@@ -80,130 +78,144 @@ SUBJECTS = (
     Subject("30M", _SMALL, 256, 5, 3, (1, 2, 4, 8, 16, 32)),
     Subject("150M", _MIDDLE, 256, 4, 2, (1, 2, 4, 8, 16, 32)),
 )
-QUICK = (Subject("nano", None, 64, 6, 2, (1, 8)), Subject("30M", _SMALL, 64, 4, 1, (1, 8)))
-ON_A_GPU = (Subject("1B", Shape(2048, 5632, 20, 4, tied=False), 512, 20, 3, (1, 8)),)
+QUICK_SUBJECTS = (Subject("nano", None, 64, 6, 2, (1, 8)), Subject("30M", _SMALL, 64, 4, 1, (1, 8)))
+GPU_SUBJECTS = (Subject("1B", Shape(2048, 5632, 20, 4, tied=False), 512, 20, 3, (1, 8)),)
+
+
+def load_base(folder: str) -> Any:
+    """The base model of a plain loop: float32 on a CPU, bfloat16 on a GPU."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if device() == "cpu" else torch.bfloat16
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(device())
+
+
+def lora_config(config: TrainerConfig) -> Any:
+    """PEFT's configuration of the same adapters as the trainer's."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank,  # the time does not depend on it
+        target_modules=list(config.targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def train_plainly(model: Any, sequences: Sequence[Sequence[int]], learning_rate: float) -> None:
+    """Take one Adam step on each sequence."""
+    adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    for sequence in sequences:
+        ids = torch.tensor([list(sequence)], device=device())
+        adam.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        adam.step()
 
 
 class PlainLoop:
-    """One request at a time, as by hand."""
+    """A plain loop for one request at a time, with one adapter that is created beforehand."""
 
     def __init__(self, folder: str, config: TrainerConfig, learning_rate: float) -> None:
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
+        from peft import get_peft_model
 
-        self._device, self._learning_rate = device(), learning_rate
-        dtype = torch.float32 if self._device == "cpu" else torch.bfloat16
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        model = model.to(self._device)
-        lora = LoraConfig(
-            r=config.rank,
-            lora_alpha=config.rank,  # the time does not depend on it
-            target_modules=list(config.targets),
-            task_type="CAUSAL_LM",
-        )
-        making = []
-        for _ in range(_MADE):
-            begun = time.perf_counter()
-            self._model: Any = get_peft_model(model, lora)
-            making.append(time.perf_counter() - begun)
-            model = self._model.unload()
-        self.making_seconds = statistics.median(making)
-        self._model = get_peft_model(model, lora)
+        self._learning_rate = learning_rate
+        model, lora = load_base(folder), lora_config(config)
+        creation_seconds = []
+        for _ in range(_CREATIONS):
+            seconds, peft = timed(get_peft_model, model, lora)
+            creation_seconds.append(seconds)
+            model = peft.unload()
+        self.creation_seconds = statistics.median(creation_seconds)
+        self._model: Any = get_peft_model(model, lora)
 
     def tokens_per_second(self, sequences: Sequences) -> float:
-        """Of training on these."""
-        adam = torch.optim.Adam(
-            [p for p in self._model.parameters() if p.requires_grad], lr=self._learning_rate
-        )
-        wait(self._device)
-        begun = time.perf_counter()
-        for sequence in sequences:
-            ids = torch.tensor([sequence], device=self._device)
-            adam.zero_grad()
-            self._model(input_ids=ids, labels=ids).loss.backward()
-            adam.step()
-        wait(self._device)
-        return sum(map(len, sequences)) / (time.perf_counter() - begun)
+        """Speed of training on these sequences."""
+        synchronize(device())
+        started = time.perf_counter()
+        train_plainly(self._model, sequences, self._learning_rate)
+        synchronize(device())
+        return sum(map(len, sequences)) / (time.perf_counter() - started)
 
 
 def race(subject: Subject) -> dict[str, Any]:
-    """Trainer and loop in turn, by precision of the trainer and number of requests at once."""
+    """Measure trainer and loop in turn, by precision of the trainer and number of requests."""
     with trainers(subject) as (folder, by_precision):
-        chosen = next(iter(by_precision.values()))
-        loop = PlainLoop(folder, chosen.config, chosen.learning_rate)
-        sequences = draw(STEPS, subject.tokens, chosen.base.vocabulary)
+        default = next(iter(by_precision.values()))
+        loop = PlainLoop(folder, default.config, default.learning_rate)
+        sequences = draw_sequences(STEPS, subject.tokens, default.base.vocabulary)
         loop.tokens_per_second(sequences[:2])
         pairs: dict[tuple[str, int], list[tuple[float, float]]] = {
             (precision, requests): []
             for precision, trainer in by_precision.items()
             for requests in subject.concurrencies
-            if trainer is chosen or requests in (1, TOGETHER)
+            if trainer is default or requests in (1, CONCURRENCY)
         }
         for _ in range(subject.pairs):
-            for (precision, requests), found in pairs.items():
-                plain = loop.tokens_per_second(sequences[: subject.steps])
-                ours = subject.tokens * steps_per_second(
+            for (precision, requests), measured in pairs.items():
+                loop_speed = loop.tokens_per_second(sequences[: subject.steps])
+                trainer_speed = subject.tokens * steps_per_second(
                     by_precision[precision], sequences, requests, subject.steps
                 )
-                found.append((ours, plain))
+                measured.append((trainer_speed, loop_speed))
     by_requests: dict[str, dict[str, Any]] = {precision: {} for precision in by_precision}
-    for (precision, requests), found in pairs.items():
+    for (precision, requests), measured in pairs.items():
         by_requests[precision][str(requests)] = {
-            "tokens_per_second": spread([ours for ours, _ in found]),
-            "speedup": spread([ours / plain for ours, plain in found]),
+            "tokens_per_second": spread([trainer_speed for trainer_speed, _ in measured]),
+            "speedup": spread(
+                [trainer_speed / loop_speed for trainer_speed, loop_speed in measured]
+            ),
         }
     return {
-        "parameters": chosen.base.parameters,
+        "parameters": default.base.parameters,
         "sequence_tokens": subject.tokens,
         "steps_measured": subject.steps,
         "pairs": subject.pairs,
-        "chosen_precision": chosen.base.precision,
-        "plain_adapter_making_seconds": loop.making_seconds,
+        "chosen_precision": default.base.precision,
+        "plain_adapter_making_seconds": loop.creation_seconds,
         "plain_tokens_per_second": spread(
-            [plain for found in pairs.values() for _, plain in found]
+            [loop_speed for measured in pairs.values() for _, loop_speed in measured]
         ),
         "trainer": by_requests,
     }
 
 
 def steps_per_second(trainer: Trainer, sequences: Sequences, requests: int, steps: int) -> float:
-    """Of so many requests that train at once, added up, while the first of them takes so many
-    steps.
-    """
-    told = 0
-    # At the first one's steps, which is in every batch: when, and steps till then.
+    """Steps per second of all requests together, while the first takes `steps` steps."""
+    steps_taken = 0
+    # Time and count of all steps so far, at each step of the first request.
     marks: list[tuple[float, int]] = []
 
-    def hear(_progress: TrainingProgress) -> None:
-        nonlocal told
-        told += 1
+    def count_step(_progress: TrainingProgress) -> None:
+        nonlocal steps_taken
+        steps_taken += 1
 
-    def hear_first(progress: TrainingProgress) -> None:
-        marks.append((time.perf_counter(), told))
-        hear(progress)
+    def mark_step(progress: TrainingProgress) -> None:
+        marks.append((time.perf_counter(), steps_taken))
+        count_step(progress)
 
-    train(trainer, sequences, [hear_first] + [hear] * (requests - 1), SETTLED + steps)
-    (begun, before), (ended, after) = marks[SETTLED - 1], marks[SETTLED + steps - 1]
-    return (after - before) / (ended - begun)
+    train(trainer, sequences, [mark_step] + [count_step] * (requests - 1), SETTLING_STEPS + steps)
+    (started, before), (end, after) = marks[SETTLING_STEPS - 1], marks[SETTLING_STEPS + steps - 1]
+    return (after - before) / (end - started)
 
 
 def train(
     trainer: Trainer,
     sequences: Sequences,
-    listeners: Sequence[Callable[[TrainingProgress], None]],
+    callbacks: Sequence[Callable[[TrainingProgress], None]],
     steps: int,
 ) -> None:
-    """A request for each listener, all at once, until the first of them has taken so many steps."""
-    enough = threading.Event()
+    """Train one request per callback, concurrently, until the first has taken `steps` steps."""
+    done = threading.Event()
 
-    def hear_first(progress: TrainingProgress) -> None:
-        listeners[0](progress)
+    def mark_step(progress: TrainingProgress) -> None:
+        callbacks[0](progress)
         if progress.steps == steps:
-            enough.set()
+            done.set()
 
     pending = [
-        trainer.submit(TrainingRequest(sequences, seed=seed), cancelled=enough, on_step=listener)
-        for seed, listener in enumerate([hear_first, *listeners[1:]])
+        trainer.submit(TrainingRequest(sequences, seed=seed), cancelled=done, on_step=callback)
+        for seed, callback in enumerate([mark_step, *callbacks[1:]])
     ]
     stops = {training.result().stop for training in pending}
     assert stops == {"cancelled"}, stops
@@ -211,21 +223,22 @@ def train(
 
 @contextmanager
 def trainers(subject: Subject) -> Iterator[tuple[str, dict[str, Trainer]]]:
-    """The model's folder, and trainers by precision: the one chosen by itself first, then, on a
-    CPU, float32.
+    """The model's folder, and trainers by precision.
+
+    The first has the precision that the trainer chooses; on a CPU, another has float32.
     """
     with folder_of(subject) as folder:
-        found: dict[str, Trainer] = {}
+        measured: dict[str, Trainer] = {}
         for precision in ("auto", "float32") if device() == "cpu" else ("auto",):
-            if precision not in found:
+            if precision not in measured:
                 trainer = Trainer(TrainerConfig(folder, slots=SLOTS, precision=precision))
-                found[trainer.base.precision] = trainer
-        yield folder, found
+                measured[trainer.base.precision] = trainer
+        yield folder, measured
 
 
 @contextmanager
 def folder_of(subject: Subject) -> Iterator[str]:
-    """Where the model is, for as long as it is needed."""
+    """The folder of a model, within the `with` block."""
     if subject.shape is None:
         yield str(ROOT / "deploy" / "nano")
         return
@@ -235,7 +248,7 @@ def folder_of(subject: Subject) -> Iterator[str]:
 
 
 def make_model(shape: Shape, folder: str) -> None:
-    """A Llama of random weights, the same ones each time."""
+    """Save a Llama with random weights, which are the same each time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -252,23 +265,20 @@ def make_model(shape: Shape, folder: str) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
 
 
-def draw(count: int, tokens: int, vocabulary: int) -> Sequences:
-    """Random sequences; the time does not depend on what they say."""
-    drawn: Sequences = np.random.default_rng(0).integers(0, vocabulary, (count, tokens)).tolist()
-    return drawn
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Median, least and most."""
-    return statistics.median(values), min(values), max(values)
+def draw_sequences(count: int, tokens: int, vocabulary: int) -> Sequences:
+    """Random sequences; the time does not depend on their content."""
+    sequences: Sequences = (
+        np.random.default_rng(0).integers(0, vocabulary, (count, tokens)).tolist()
+    )
+    return sequences
 
 
 def device() -> str:
-    """What is trained on."""
+    """The device to train on."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def wait(device: str) -> None:
-    """Until a GPU has done what it was told."""
+def synchronize(device: str) -> None:
+    """Wait until a GPU has finished its work."""
     if device != "cpu":
         torch.cuda.synchronize()
