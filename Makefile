@@ -20,7 +20,7 @@ BUDGET := full
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
 .PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead
-.PHONY: abuse isolation leavers overload fairness idle faults compat report nano lock audit dist clean
+.PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report nano lock audit dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -61,10 +61,10 @@ fast-test: .venv/.installed  ## The tests that need no engine
 bench-quality: .venv/.installed $(TOOLS)/.installed  ## Bits per byte on held-out text of many domains (many hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python -m benchmarks.quality.main --budget $(BUDGET) $(ARGS)
 
-bench-stopping: .venv/.installed $(TOOLS)/.installed  ## Rules for stopping, judged on losses after every step (an hour, resumable)
+bench-stopping: .venv/.installed $(TOOLS)/.installed  ## Stopping rules, compared on losses at each probe (an hour, resumable)
 	$(BIN)/python -m benchmarks.quality.probe_curves $(ARGS)
 
-bench-latency: .venv/.installed  ## Stage by stage over budgets and loads, beside plain vLLM and the naive way (hours, resumable; BUDGET=small: ten minutes)
+bench-latency: .venv/.installed  ## Stages by budget and load, beside plain vLLM and a PEFT loop per request (hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python -m benchmarks.latency.main --budget $(BUDGET) $(ARGS)
 
 bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and nearest neighbours, and growth to a million sequences (ten minutes)
@@ -79,22 +79,25 @@ bench-overhead: .venv/.installed  ## Compute-Budget: none against plain vLLM, in
 abuse: .venv/.installed  ## 10,000 malformed requests against a real server
 	$(BIN)/python -m benchmarks.promises.abuse $(ARGS)
 
-isolation: .venv/.installed  ## 10,000 requests over four keys, each corpus with a secret of its own
+isolation: .venv/.installed  ## 10,000 requests with four keys, each corpus with a secret of its own
 	$(BIN)/python -m benchmarks.promises.isolation $(ARGS)
 
-leavers: .venv/.installed  ## 500 clients that leave at random moments
+disconnects: .venv/.installed  ## 500 clients that disconnect at random moments
 	$(BIN)/python -m benchmarks.promises.disconnects $(ARGS)
 
-overload: .venv/.installed  ## Ten times the load that a server can take, for two minutes
+# The former name of the target.
+leavers: disconnects
+
+overload: .venv/.installed  ## Ten times the load that a server can sustain, for two minutes
 	$(BIN)/python -m benchmarks.promises.overload $(ARGS)
 
 fairness: .venv/.installed  ## Another client's search and adaptation beside one request of 2,048 long prompts (a quarter of an hour)
 	$(BIN)/python -m benchmarks.promises.fairness $(ARGS)
 
-idle: .venv/.installed  ## What a server costs that nobody asks anything: at most a tenth of a core (three minutes)
+idle: .venv/.installed  ## Processor time of a server without requests: at most a tenth of a core (three minutes)
 	$(BIN)/python -m benchmarks.promises.idle $(ARGS)
 
-faults: .venv/.installed  ## 50 faults of every kind under load: does it come back, every time? (hours; root)
+faults: .venv/.installed  ## 50 faults of every kind under load: does the server recover, every time? (hours; root)
 	$(BIN)/python -m benchmarks.promises.faults $(ARGS)
 
 compat: .venv/.installed  ## Clients from PyPI, each in an environment of its own, against a real server
@@ -104,7 +107,7 @@ compat: .venv/.installed  ## Clients from PyPI, each in an environment of its ow
 $(ACTIVEFT): | .venv/.installed
 	$(BIN)/python -m pip install -q --no-deps --target $@ activeft==0.1.1
 
-report: $(TOOLS)/.installed  ## benchmarks/REPORT.md and its plots, from the results that are there
+report: $(TOOLS)/.installed  ## benchmarks/REPORT.md and its plots, from the results
 	$(TOOLS)/bin/python -m benchmarks.report.main $(ARGS)
 
 # What draws plots and fetches source distributions, for benchmarks only: never in .venv.

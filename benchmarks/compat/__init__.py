@@ -1,3 +1,1 @@
-"""Compatibility: the clients that people use, each in an environment of its own, against a real
-server.
-"""
+"""Compatibility: clients from PyPI, in environments of their own, against a real server."""

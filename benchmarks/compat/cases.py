@@ -1,8 +1,7 @@
-"""What became of a client's tests, read from its JUnit report, and the failures that are no fault
-of the server.
+"""Outcomes of a client's tests, from its JUnit report, and the failures that are excused.
 
-An excuse names tests, what their failure must say, and why a small text model cannot pass them: a
-test that fails in another way than excused has failed. What the tests are is the client's affair.
+An excuse names tests, the text of their failure, and why a small text model cannot pass them: a
+test that fails in another way has failed. Knows nothing of what the tests check.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Outcome = Literal["passed", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Case:
-    """One test: what became of it, and why, where it did not pass."""
+    """The outcome of a test, and the reason if it did not pass."""
 
     name: str
     outcome: Outcome
@@ -28,16 +27,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Excuse:
-    """Tests that cannot pass, by patterns (of `re`) for their names and for what their failure
-    says.
+    """Tests that cannot pass.
+
+    Attributes:
+        tests: regular expression for their names.
+        says: regular expression for the text of their failure.
+        reason: why they cannot pass.
     """
 
     tests: str
     says: str
     reason: str
 
-    def covers(self, case: Case) -> bool:
-        """Whether this failure is the one that is meant."""
+    def matches(self, case: Case) -> bool:
+        """Whether the excuse is for this failure."""
         return bool(re.search(self.tests, case.name) and re.search(self.says, case.why))
 
 
@@ -46,22 +49,22 @@ def read_report(file: Path) -> list[Case]:
     return [_case(element) for element in ElementTree.parse(file).iter("testcase")]  # noqa: S314  # written by our child
 
 
-def excused(cases: Sequence[Case], excuses: Sequence[Excuse]) -> Iterator[Case]:
-    """The cases, a failure that is excused as a skip with its reason."""
+def with_excuses(cases: Sequence[Case], excuses: Sequence[Excuse]) -> Iterator[Case]:
+    """The cases, with excused failures as skips."""
     for case in cases:
         reasons = [
-            excuse.reason for excuse in excuses if case.outcome == "failed" and excuse.covers(case)
+            excuse.reason for excuse in excuses if case.outcome == "failed" and excuse.matches(case)
         ]
         yield replace(case, outcome="skipped", why=reasons[0]) if reasons else case
 
 
 def _case(element: ElementTree.Element) -> Case:
     name = f"{element.get('classname', '')}.{element.get('name', '')}"
-    for kind in ("failure", "error", "skipped"):
-        found = element.find(kind)
-        if found is not None:
-            message = found.get("message", "")
-            if kind == "skipped":
-                return Case(name, "skipped", message)  # the text only adds where in which file
-            return Case(name, "failed", f"{message}\n{found.text or ''}".strip())
+    for tag in ("failure", "error", "skipped"):
+        child = element.find(tag)
+        if child is not None:
+            message = child.get("message", "")
+            if tag == "skipped":
+                return Case(name, "skipped", message)  # the element's text only adds the place
+            return Case(name, "failed", f"{message}\n{child.text or ''}".strip())
     return Case(name, "passed")

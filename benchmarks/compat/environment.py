@@ -1,7 +1,7 @@
-"""A virtual environment for each client under .cache/compat, and the sources of a package.
+"""A virtual environment for each client under .cache/compat, and unpacked source distributions.
 
-pip asks the registries that this machine's own settings know. An environment is kept, and made anew
-when the packages that are asked for change. Knows nothing of what they are for.
+pip uses the package index that this machine's settings name. An environment is created anew when
+its list of packages changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INSTALL_SECONDS = 900
 
 
 class NotInstalledError(RuntimeError):
-    """pip could not install something; the message is the end of what it said."""
+    """pip failed; the message is the end of its output."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,34 @@ class Environment:
     folder: Path
 
     def command(self, name: str) -> str:
-        """The path of one of its commands."""
+        """Path of one of its commands."""
         return str(self.folder / "bin" / name)
 
     def site_packages(self) -> Path:
-        """Where its packages lie."""
-        (found,) = self.folder.glob("lib/python*/site-packages")
-        return found
+        """The folder of its packages."""
+        (folder,) = self.folder.glob("lib/python*/site-packages")
+        return folder
 
 
-def make(name: str, packages: Sequence[str]) -> Environment:
-    """An environment with these packages, pinned as pip takes them.
+def make_environment(name: str, packages: Sequence[str]) -> Environment:
+    """An environment with these pinned packages.
 
     Raises:
-        NotInstalledError: pip could not.
+        NotInstalledError: pip could not install them.
     """
     folder = CACHE / name
     stamp = folder / "installed.txt"
-    wanted = "\n".join([sys.version, *packages])
-    if not stamp.exists() or stamp.read_text() != wanted:
+    contents = "\n".join([sys.version, *packages])
+    if not stamp.exists() or stamp.read_text() != contents:
         progress(f"installing {name}")
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
         _pip(folder / "bin" / "python", "install", *packages)
-        stamp.write_text(wanted)
+        stamp.write_text(contents)
     return Environment(folder)
 
 
-def sources(requirement: str) -> Path:
+def source_distribution(requirement: str) -> Path:
     """The unpacked source distribution of a package, given as `name==version`.
 
     Raises:
@@ -92,8 +92,8 @@ def sources(requirement: str) -> Path:
 
 def _pip(python: Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
-    ran = subprocess.run(
+    process = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS
     )
-    if ran.returncode:
-        raise NotInstalledError(ran.stderr.strip()[-500:])
+    if process.returncode:
+        raise NotInstalledError(process.stderr.strip()[-500:])

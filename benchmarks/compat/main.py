@@ -1,23 +1,21 @@
-"""Compatibility: the clients that people use, in environments of their own, against a real server.
+"""Compatibility: widely used clients, in environments of their own, against a real server.
 
 Each client is installed by pip into .cache/compat (pins in `benchmarks/compat/clients.py`) and run
-against one server with the bundled model and a small corpus, whose every request is adapted by two
-steps, so that what Mayfly adds to requests and answers is in every client's way. A test counts as
-skipped if the client skips it by itself, or if it fails in the way that an excuse describes. A
-client that cannot be installed is named and left out.
+against one server with the bundled model and a small corpus. Every request is adapted by two steps,
+so that each client meets what Mayfly adds to requests and responses. A test counts as skipped if
+the client skips it, or if it fails in the way that an excuse describes. A client that cannot be
+installed is reported and left out.
 
-    python -m benchmarks.compat.main [CLIENT ...] [--url http://127.0.0.1:8000] [--json] [--out
-    FILE]
+    python -m benchmarks.compat.main [CLIENT ...] [--url http://127.0.0.1:8000] [--json]
+    [--out FILE]
 
-The last line of `--json` is, by client, {"passed", "failed", "skipped"}. Exit status 1 if a test
-failed, or none ran.
+The last line of `--json` is, by client, {"passed", "failed", "skipped"}. The exit status is 1 if a
+test failed, or none ran.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -32,10 +30,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.compat.cases import Case, excused, read_report
+from benchmarks.compat.cases import Case, read_report, with_excuses
 from benchmarks.compat.clients import CLIENTS, Target, openai_model_names
-from benchmarks.compat.environment import Environment, NotInstalledError, make
-from benchmarks.harness.command_line import progress
+from benchmarks.compat.environment import Environment, NotInstalledError, make_environment
+from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.provenance import provenance
 from benchmarks.harness.server import (
     MODEL,
@@ -47,13 +45,13 @@ from benchmarks.harness.server import (
 )
 from serving.config import bundled_model
 
-# Tokens: many tests set no limit, and the bundled model does not know when it has said enough.
+# Tokens. Many tests set no limit, and the bundled model rarely ends its answer.
 CONTEXT = "256"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a client: its tests and the seconds they took, or why it was not installed."""
+    """The outcome of a client: its tests and their seconds, or why it was not installed."""
 
     client: str
     packages: tuple[str, ...]
@@ -63,13 +61,13 @@ class Result:
 
     def counts(self) -> dict[str, int]:
         """Tests by outcome."""
-        found = Counter(case.outcome for case in self.cases)
-        return {outcome: found[outcome] for outcome in ("passed", "failed", "skipped")}
+        counts = Counter(case.outcome for case in self.cases)
+        return {outcome: counts[outcome] for outcome in ("passed", "failed", "skipped")}
 
 
 @contextlib.contextmanager
 def server(url: str | None, names: Sequence[str]) -> Iterator[Target]:
-    """The server at a URL, or one of our own whose model also goes by these names."""
+    """The server at a URL, or one that is started here, whose model also has these names."""
     if url is not None:
         yield Target(url.rstrip("/"), MODEL, bundled_model())
         return
@@ -83,20 +81,20 @@ def server(url: str | None, names: Sequence[str]) -> Iterator[Target]:
 
 def run(name: str, environment: Environment, target: Target) -> Result:
     """Run one client."""
-    client, begun = CLIENTS[name], time.monotonic()
+    client, started = CLIENTS[name], time.monotonic()
     progress(f"running {name}")
     with tempfile.TemporaryDirectory(prefix="mayfly-compat-") as folder:
         try:
             reports = client.run(environment, target, Path(folder))
             cases = [case for report in reports for case in read_report(report)]
-        except (RuntimeError, subprocess.TimeoutExpired) as problem:
-            cases = [Case(f"all of {name}", "failed", str(problem))]
-    told = tuple(excused(cases, client.excuses))
-    return Result(name, client.packages, told, round(time.monotonic() - begun, 1))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            cases = [Case(f"all of {name}", "failed", str(error))]
+    cases_with_excuses = tuple(with_excuses(cases, client.excuses))
+    return Result(name, client.packages, cases_with_excuses, round(time.monotonic() - started, 1))
 
 
 def show(results: Sequence[Result], console: Console) -> None:
-    """A table of clients, then each failure, then each reason for which tests were skipped."""
+    """Print a table of clients, then each failure, then the reasons of skipped tests."""
     table = Table(
         "client", "packages", "passed", "failed", "skipped", "seconds", box=None, pad_edge=False
     )
@@ -124,21 +122,22 @@ def show(results: Sequence[Result], console: Console) -> None:
 
 
 def main() -> None:
-    """Install, start, run, tell."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Install the clients, start the server, run, print."""
+    parser = argument_parser(__doc__)
     parser.add_argument(
-        "clients", nargs="*", metavar="CLIENT", help=f"of {', '.join(CLIENTS)}; default all"
+        "clients",
+        nargs="*",
+        metavar="CLIENT",
+        help=f"clients to run: {', '.join(CLIENTS)} (default: all)",
     )
     parser.add_argument(
-        "--url", help="of a running server, without /v1; default one that is started for this"
+        "--url", help="base URL of a running server, without /v1 (default: one that is started)"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object as the last line"
-    )
-    parser.add_argument("--out", type=Path, help="write the full result here")
     options = parser.parse_args()
     if unknown := set(options.clients) - set(CLIENTS):
-        parser.error(f"no client {', '.join(sorted(unknown))}: there are {', '.join(CLIENTS)}")
+        parser.error(
+            f"unknown client {', '.join(sorted(unknown))}: choose from {', '.join(CLIENTS)}"
+        )
     results: dict[str, Result] = {}
     environments: dict[str, Environment] = {}
     names: list[str] = []
@@ -146,22 +145,19 @@ def main() -> None:
         try:
             if name == "openai":
                 names = openai_model_names()
-            environments[name] = make(name, CLIENTS[name].packages)
-        except NotInstalledError as problem:
-            results[name] = Result(name, CLIENTS[name].packages, not_installed=str(problem))
+            environments[name] = make_environment(name, CLIENTS[name].packages)
+        except NotInstalledError as error:
+            results[name] = Result(name, CLIENTS[name].packages, not_installed=str(error))
     with server(options.url, names) as target:
         for name, environment in environments.items():
             results[name] = run(name, environment, target)
     console = Console(stderr=options.json)
     show(list(results.values()), console)
-    said: dict[str, Any] = {name: result.counts() for name, result in results.items()}
-    if options.out:
-        full = {**provenance(), "results": [asdict(result) for result in results.values()]}
-        options.out.write_text(json.dumps(full, indent=1) + "\n")
-    if options.json:
-        print(json.dumps(said))
-    ran = any(result.cases for result in results.values())
-    sys.exit(not ran or any(result.counts()["failed"] for result in results.values()))
+    summary: dict[str, Any] = {name: result.counts() for name, result in results.items()}
+    full = {**provenance(), "results": [asdict(result) for result in results.values()]}
+    write_result(options, full, summary)
+    any_case = any(result.cases for result in results.values())
+    sys.exit(not any_case or any(result.counts()["failed"] for result in results.values()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""OpenAI's own specification, cut to what a text model serves here, for schemathesis.
+"""OpenAI's own specification, narrowed to what a text model serves here, for schemathesis.
 
-Paths that are not served are left out, and what then nothing refers to. Requests are narrowed,
-never widened, so each is valid in the whole document, too: to the model that is there, to few
-tokens, to text. Answers are left as they are. Knows nothing of where the document comes from.
+Other paths are removed, with the schemas that only they use. Requests are narrowed, never widened,
+so that each is valid by the whole document too: to the served model, few tokens, and text.
+Responses are unchanged.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Schema = dict[str, Any]
 POSTS = ("/chat/completions", "/completions")
 GETS = ("/models", "/models/{model}")
 _REFERENCE = "#/components/schemas/"
-# Other media, other services, what OpenAI calls deprecated; and `echo`: the first token has null
-# for a log-probability, at OpenAI, too, though the specification does not say so.
-_LEFT_OUT = {
+# Other media, other services, deprecated fields; and `echo`, with which the log-probability of the
+# first token is null, at OpenAI too, though the specification does not allow it.
+_REMOVED = {
     "audio",
     "function_call",
     "functions",
@@ -26,7 +26,7 @@ _LEFT_OUT = {
     "prediction",
     "suffix",
 }
-_LEFT_OUT |= {"web_search_options", "store", "best_of", "echo"}
+_REMOVED |= {"web_search_options", "store", "best_of", "echo"}
 _FEW_TOKENS = {"type": "integer", "minimum": 1, "maximum": 8}
 _TEXTS = {
     "type": "array",
@@ -51,8 +51,8 @@ _NARROWER = {
 }
 
 
-def cut(document: Schema, model: str) -> Schema:
-    """The specification of our routes, out of OpenAI's; the document is changed."""
+def narrow(document: Schema, model: str) -> Schema:
+    """The specification of our routes, from OpenAI's; the document is changed in place."""
     schemas = document["components"]["schemas"]
     served = [(path, "post") for path in POSTS] + [(path, "get") for path in GETS]
     paths = {path: {method: document["paths"][path][method]} for path, method in served}
@@ -61,18 +61,18 @@ def cut(document: Schema, model: str) -> Schema:
         operation.pop("security", None)
         if method == "post":
             content = operation["requestBody"]["content"]["application/json"]
-            content["schema"] = _narrowed(content["schema"], schemas, model)
+            content["schema"] = _narrow_request(content["schema"], schemas, model)
         for parameter in operation.get("parameters", []):
             parameter["schema"] = {"type": "string", "enum": [model]}
     return {
         "openapi": document["openapi"],
-        "info": {"title": "OpenAI, cut", "version": document["info"]["version"]},
+        "info": {"title": "OpenAI, narrowed", "version": document["info"]["version"]},
         "paths": paths,
-        "components": {"schemas": _reached(paths, schemas)},
+        "components": {"schemas": _referenced(paths, schemas)},
     }
 
 
-def _narrowed(request: Schema, schemas: Schema, model: str) -> Schema:
+def _narrow_request(request: Schema, schemas: Schema, model: str) -> Schema:
     properties, required = _object(request, schemas)
     narrower = {**_NARROWER, "model": {"type": "string", "enum": [model]}}
     limit = "max_completion_tokens" if "messages" in properties else "max_tokens"
@@ -81,7 +81,7 @@ def _narrowed(request: Schema, schemas: Schema, model: str) -> Schema:
         "properties": {
             name: narrower.get(name, schema)
             for name, schema in properties.items()
-            if name not in _LEFT_OUT
+            if name not in _REMOVED
         },
         "required": sorted(required | {limit}),
         "additionalProperties": False,
@@ -89,27 +89,27 @@ def _narrowed(request: Schema, schemas: Schema, model: str) -> Schema:
 
 
 def _object(schema: Schema, schemas: Schema) -> tuple[Schema, set[str]]:
-    """Properties of an object and the names of those it must have, over references and `allOf`."""
+    """Properties of an object and the required ones, through references and `allOf`."""
     if "$ref" in schema:
         return _object(schemas[schema["$ref"].removeprefix(_REFERENCE)], schemas)
     properties, required = dict(schema.get("properties", {})), set(schema.get("required", []))
     for part in schema.get("allOf", []):
-        more_properties, more_required = _object(part, schemas)
-        properties |= more_properties
-        required |= more_required
+        part_properties, part_required = _object(part, schemas)
+        properties |= part_properties
+        required |= part_required
     return properties, required
 
 
-def _reached(part: Any, schemas: Schema) -> Schema:
-    """The schemas that a part of the document refers to, over any number of steps."""
-    reached: Schema = {}
-    waiting = list(_references(part))
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached[name] = schemas[name]
-            waiting += _references(schemas[name])
-    return reached
+def _referenced(part: Any, schemas: Schema) -> Schema:
+    """The schemas that a part of the document refers to, directly or indirectly."""
+    found: Schema = {}
+    pending = list(_references(part))
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found[name] = schemas[name]
+            pending += _references(schemas[name])
+    return found
 
 
 def _references(part: Any) -> Iterator[str]:

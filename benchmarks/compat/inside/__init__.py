@@ -1,3 +1,1 @@
-"""What runs in a client's own environment: pytest files that know the server's address and nothing
-of Mayfly's code.
-"""
+"""Pytest files for clients' own environments, which know only the server's address."""

@@ -16,19 +16,18 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 
 class TestChat(ChatModelIntegrationTests):
-    """What these tests may expect of the model."""
+    """Settings of these tests."""
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
-        """langchain-openai's."""
+        """The class of langchain-openai."""
         return ChatOpenAI
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        """Where the server is.
+        """The server, and limits for a model that rarely ends its answer.
 
-        The bundled model does not know when it has said enough: few tokens, and JSON is helped to
-        its end.
+        The bias towards quotes helps it to complete JSON.
         """
         tokenizer = json.loads(
             (Path(os.environ["COMPAT_TOKENIZER"]) / "tokenizer.json").read_text()
@@ -46,10 +45,10 @@ class TestChat(ChatModelIntegrationTests):
 
     @property
     def structured_output_kwargs(self) -> dict[str, Any]:
-        """By JSON schema, which vLLM enforces: no sense is needed."""
+        """JSON schema, which vLLM enforces."""
         return {"method": "json_schema"}
 
     @property
     def model_override_value(self) -> str:
-        """A model to ask for instead."""
+        """A model to override with."""
         return os.environ["COMPAT_MODEL"]

@@ -1,11 +1,9 @@
-"""LiteLLM as a library: chat, streams, completions, the budget as a header, and errors as its own
-exceptions.
-"""
+"""LiteLLM as a library: chat, streams, completions, the budget header, and its own exceptions."""
 
 # mypy: ignore-errors
 # (litellm is in this file's own environment only)
 
-# ruff: noqa: D103  # the names of tests say what they are
+# ruff: noqa: D103  # the tests' names describe them
 
 from __future__ import annotations
 
@@ -14,15 +12,15 @@ import os
 import litellm
 import pytest
 
-_THERE = {"api_base": f"{os.environ['COMPAT_URL']}/v1", "api_key": "none", "num_retries": 0}
+_SERVER = {"api_base": f"{os.environ['COMPAT_URL']}/v1", "api_key": "none", "num_retries": 0}
 _CHAT = {
-    **_THERE,
+    **_SERVER,
     "model": f"openai/{os.environ['COMPAT_MODEL']}",
     "messages": [{"role": "user", "content": "def area(radius):"}],
     "max_tokens": 8,
 }
 _COMPLETION = {
-    **_THERE,
+    **_SERVER,
     "model": f"text-completion-openai/{os.environ['COMPAT_MODEL']}",
     "prompt": "def area(radius):",
     "max_tokens": 8,

@@ -1,6 +1,6 @@
 """The command `llm` with this server's models in its extra-openai-models.yaml."""
 
-# ruff: noqa: D103  # the names of tests say what they are
+# ruff: noqa: D103  # the tests' names describe them
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def _llm(home: Path, *arguments: str) -> str:
-    ran = subprocess.run(
+    process = subprocess.run(
         [str(Path(sys.executable).with_name("llm")), *arguments],
         env={**os.environ, "LLM_USER_PATH": str(home)},
         capture_output=True,
@@ -47,8 +47,8 @@ def _llm(home: Path, *arguments: str) -> str:
         check=False,
         timeout=120,
     )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def _logged(home: Path) -> Any:
@@ -64,10 +64,10 @@ def test_a_streamed_answer_is_printed(home: Path) -> None:
 
 
 def test_a_whole_answer_is_printed_and_logged_with_its_report(home: Path) -> None:
-    said = _llm(home, "-m", "mayfly", "--no-stream", "def area(radius):", "-o", "max_tokens", "8")
+    output = _llm(home, "-m", "mayfly", "--no-stream", "def area(radius):", "-o", "max_tokens", "8")
 
     logged = _logged(home)
-    assert logged["response"].strip() == said.strip() != ""
+    assert logged["response"].strip() == output.strip() != ""
     assert logged["output_tokens"] == 8
     assert logged["response_json"]["adaptation"]["spent"]["steps"] == 1
 
@@ -89,6 +89,6 @@ def test_a_schema_is_kept_to(home: Path) -> None:
     # The bundled model would fill a JSON object with spaces.
     options = ["--no-stream", "-o", "frequency_penalty", "2", "-o", "max_tokens", "64"]
 
-    said = _llm(home, "-m", "mayfly", "--schema", json.dumps(schema), *options, "Is it big?")
+    output = _llm(home, "-m", "mayfly", "--schema", json.dumps(schema), *options, "Is it big?")
 
-    assert isinstance(json.loads(said)["big"], bool)
+    assert isinstance(json.loads(output)["big"], bool)

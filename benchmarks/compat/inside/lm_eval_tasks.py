@@ -1,10 +1,9 @@
-"""lm-evaluation-harness with `local-completions`: choices by log-probability, perplexity, and
-generation.
+"""lm-evaluation-harness with `local-completions`: choices, perplexity and generation.
 
-The tasks are three files that are written here, so nothing comes from a hub.
+The tasks are three files that are written here, so nothing is downloaded from a hub.
 """
 
-# ruff: noqa: D103  # the names of tests say what they are
+# ruff: noqa: D103  # the tests' names describe them
 
 from __future__ import annotations
 
@@ -51,13 +50,13 @@ _TASKS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
-    """What the harness found, by task."""
+    """Results of the harness, by task."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in _ROWS))
     for name, task in _TASKS.items():
         own = {"task": f"compat_{name}", "dataset_kwargs": {"data_files": {"test": str(rows)}}}
-        # JSON is YAML, too.
+        # JSON is also YAML.
         (folder / f"{name}.yaml").write_text(json.dumps({**_COMMON, **own, **task}))
     model = {
         "base_url": f"{os.environ['COMPAT_URL']}/v1/completions",
@@ -75,7 +74,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
         "--include_path": str(folder),
         "--output_path": str(folder / "out"),
     }
-    ran = subprocess.run(
+    process = subprocess.run(
         [
             str(Path(sys.executable).with_name("lm_eval")),
             *[word for pair in options.items() for word in pair],
@@ -86,14 +85,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, flo
         check=False,
         timeout=600,
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     (file,) = (folder / "out").rglob("results*.json")
-    found: dict[str, dict[str, float]] = json.loads(file.read_text())["results"]
-    return found
+    results_by_task: dict[str, dict[str, float]] = json.loads(file.read_text())["results"]
+    return results_by_task
 
 
 def test_choices_are_made_by_log_probability(results: dict[str, dict[str, float]]) -> None:
-    assert results["compat_choice"]["acc,none"] == 1.0  # the bundled model knows Python that far
+    assert results["compat_choice"]["acc,none"] == 1.0  # the bundled model knows enough Python
 
 
 def test_perplexity_is_that_of_a_model_of_source_code(results: dict[str, dict[str, float]]) -> None:

@@ -1,7 +1,7 @@
-"""A pytest plugin for openai-python's own tests: takes the fields named in COMPAT_WITHOUT out of
-every request.
+"""A pytest plugin for openai-python's own tests: removes fields from every request.
 
-So a test that asks for what no text model has is still run for all the rest of what it asks for.
+The fields are those of COMPAT_WITHOUT. A test that uses fields which no text model supports is thus
+still run with all its other fields.
 """
 
 # mypy: ignore-errors
@@ -27,10 +27,10 @@ def _filtered(prepare):
     @functools.wraps(prepare)
     def filtered(self, options):
         if isinstance(options.json_data, dict):
-            kept = {
+            fields = {
                 name: value for name, value in options.json_data.items() if name not in _WITHOUT
             }
-            options.json_data = kept
+            options.json_data = fields
         return prepare(self, options)
 
     return filtered

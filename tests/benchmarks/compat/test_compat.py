@@ -1,12 +1,12 @@
-"""What judges in benchmarks/compat: reports, excuses, the cut of a specification."""
+"""Compatibility: reports, excuses, and the narrowed specification."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
 
-from benchmarks.compat.cases import Case, Excuse, excused, read_report
-from benchmarks.compat.specification import GETS, POSTS, cut
+from benchmarks.compat.cases import Case, Excuse, read_report, with_excuses
+from benchmarks.compat.specification import GETS, POSTS, narrow
 
 _REPORT = """<testsuites><testsuite>
 <testcase classname="chat" name="test_a"/>
@@ -16,7 +16,7 @@ _REPORT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def test_a_report_says_what_became_of_each_test(tmp_path: Path) -> None:
+def test_a_report_gives_the_outcome_of_each_test(tmp_path: Path) -> None:
     file = tmp_path / "report.xml"
     file.write_text(_REPORT)
 
@@ -28,7 +28,7 @@ def test_a_report_says_what_became_of_each_test(tmp_path: Path) -> None:
     ]
 
 
-def test_only_the_failure_that_is_meant_is_excused() -> None:
+def test_only_the_described_failure_is_excused() -> None:
     cases = [
         Case("chat.test_tools", "failed", "no parser"),
         Case("chat.test_tools", "failed", "500"),
@@ -36,18 +36,18 @@ def test_only_the_failure_that_is_meant_is_excused() -> None:
         Case("chat.test_tools", "passed"),
     ]
 
-    told = list(excused(cases, [Excuse("tools", "no parser", "needs tools")]))
+    result = list(with_excuses(cases, [Excuse("tools", "no parser", "needs tools")]))
 
-    assert told == [Case("chat.test_tools", "skipped", "needs tools"), *cases[1:]]
+    assert result == [Case("chat.test_tools", "skipped", "needs tools"), *cases[1:]]
 
 
-def test_a_cut_specification_asks_for_little_and_keeps_its_answers() -> None:
-    answer = {
+def test_a_narrowed_specification_restricts_requests_and_keeps_responses() -> None:
+    response_schema = {
         "type": "object",
         "required": ["usage"],
         "properties": {"usage": {"$ref": "#/components/schemas/Usage"}},
     }
-    request = {
+    request_schema = {
         "allOf": [
             {"$ref": "#/components/schemas/Common"},
             {
@@ -58,8 +58,8 @@ def test_a_cut_specification_asks_for_little_and_keeps_its_answers() -> None:
     }
     operation = {
         "security": [],
-        "requestBody": {"content": {"application/json": {"schema": request}}},
-        "responses": {"200": {"content": {"application/json": {"schema": answer}}}},
+        "requestBody": {"content": {"application/json": {"schema": request_schema}}},
+        "responses": {"200": {"content": {"application/json": {"schema": response_schema}}}},
     }
     document = {
         "openapi": "3.1.0",
@@ -76,14 +76,14 @@ def test_a_cut_specification_asks_for_little_and_keeps_its_answers() -> None:
         },
     }
 
-    found = cut(document, "nano")
+    narrowed = narrow(document, "nano")
 
-    assert set(found["paths"]) == {*POSTS, *GETS}
-    chat = found["paths"]["/chat/completions"]
+    assert set(narrowed["paths"]) == {*POSTS, *GETS}
+    chat = narrowed["paths"]["/chat/completions"]
     assert set(chat) == {"post"}
-    asked = chat["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(asked["properties"]) == {"model", "seed", "messages", "max_completion_tokens"}
-    assert asked["required"] == ["max_completion_tokens", "messages", "model"]
-    assert asked["properties"]["model"]["enum"] == ["nano"]
+    schema = chat["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == {"model", "seed", "messages", "max_completion_tokens"}
+    assert schema["required"] == ["max_completion_tokens", "messages", "model"]
+    assert schema["properties"]["model"]["enum"] == ["nano"]
     assert chat["post"]["responses"] == operation["responses"]
-    assert set(found["components"]["schemas"]) == {"Usage"}
+    assert set(narrowed["components"]["schemas"]) == {"Usage"}
