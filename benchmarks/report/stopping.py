@@ -74,9 +74,9 @@ def stopping(results: Mapping[str, Result], plots: Plots) -> list[str]:
         "end worse than with the base model.",
         "",
         f"Rules, each with the parameter that took the fewest steps for {result['target']:.0%} "
-        f"of the gain of {passages['choosing']} passages, on {passages['reporting']} "
-        "others (shares of 50 steps and of their gain, 90 % intervals). Rules that probe the prompt keep the best "
-        "adapter of those probed. The oracle, which knows the outcome, is an upper bound:",
+        f"of the gain of {passages['choosing']} passages, on {passages['reporting']} others "
+        "(shares of 50 steps and of their gain, 90 % intervals). Rules that probe the prompt keep "
+        "the best adapter of those probed. The oracle, which knows the outcome, is an upper bound:",
         "",
         *table(
             [
