@@ -71,7 +71,7 @@ class TextEmbedder:
         return rows
 
     def windows(self, prompt: Prompt) -> list[str]:
-        """The prompt, whole."""
+        """The whole prompt."""
         return [prompt.text]
 
 

@@ -45,6 +45,6 @@ class Centred:
         unit_ND: Embeddings = centred_ND / np.linalg.norm(centred_ND, axis=1, keepdims=True)
         return unit_ND
 
-    def segments(self, prompt: Prompt) -> list[str]:
-        """Segments of a prompt, as the other embedder makes them."""
-        return self._base.segments(prompt)
+    def windows(self, prompt: Prompt) -> list[str]:
+        """Windows of a prompt, as the other embedder makes them."""
+        return self._base.windows(prompt)

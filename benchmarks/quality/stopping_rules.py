@@ -25,7 +25,7 @@ from rich.table import Table
 from adapters.early_stopping import WINDOW, EarlyStopping, ProbeEvaluation
 from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.variants import Measurement
-from selection.strategies.sift import should_stop as sigma_should_stop
+from selection.strategies.sift import should_stop
 from serving.config import AUTO as BUDGET
 
 Floats = npt.NDArray[np.float64]
@@ -56,20 +56,20 @@ class Rule:
 
 
 def _stop_at_step(
-    should_stop: Callable[[Measurement, int, float], bool],
+    condition: Callable[[Measurement, int, float], bool],
 ) -> Callable[[Measurement, float], Stop]:
-    """A rule that stops at the first step where `should_stop` holds, with the last adapter."""
+    """A rule that stops at the first step where `condition` holds, with the last adapter."""
 
     def stop(row: Measurement, parameter: float) -> Stop:
         max_steps = len(row.sigma) - 1
-        n = next((n for n in range(max_steps) if should_stop(row, n, parameter)), max_steps)
+        n = next((n for n in range(max_steps) if condition(row, n, parameter)), max_steps)
         return n, n
 
     return stop
 
 
 def _stop_at_probe(
-    should_stop: Callable[[Sequence[ProbeEvaluation], float], bool], row: Measurement, parameter: float
+    condition: Callable[[Sequence[ProbeEvaluation], float], bool], row: Measurement, parameter: float
 ) -> Stop:
     """Stop by probes of the prompt, and keep the best adapter of those probed."""
     prompt, max_steps = _by_steps(row.prompt), len(row.sigma) - 1
@@ -78,7 +78,7 @@ def _stop_at_probe(
     for n in range(max_steps + 1):
         if stopping.probe_due(n) or n == max_steps:
             stopping.record(n, n, float(prompt[n]))
-            if n and should_stop(stopping.evaluations, parameter):
+            if n and condition(stopping.evaluations, parameter):
                 break
     assert stopping.best is not None
     return stopping.evaluations[-1].sequences, stopping.best.sequences
@@ -118,17 +118,17 @@ def _fixed(row: Measurement, n: int, max_steps: float) -> bool:
 
 def _alpha(row: Measurement, n: int, alpha: float) -> bool:
     """The rule of the paper's section 6."""
-    return sigma_should_stop(row.sigma[n], n, alpha)
+    return should_stop(row.sigma[n], n, alpha)
 
 
 def _alpha_reducible(row: Measurement, n: int, alpha: float) -> bool:
     """The paper's rule, on the share of sigma that this corpus can still reduce."""
-    return sigma_should_stop((row.sigma[n] - row.irreducible) / max(1 - row.irreducible, 1e-9), n, alpha)
+    return should_stop((row.sigma[n] - row.irreducible) / max(1 - row.irreducible, 1e-9), n, alpha)
 
 
 def _alpha_surprise(row: Measurement, n: int, alpha: float) -> bool:
     """The paper's rule, with more steps where the base model predicts the prompt badly."""
-    return sigma_should_stop(row.sigma[n] / row.surprise, n, alpha)
+    return should_stop(row.sigma[n] / row.surprise, n, alpha)
 
 
 def _similarity(row: Measurement, n: int, steps: float) -> bool:

@@ -374,7 +374,7 @@ def open_selector(
         return Selector(SelectorConfig(root, embedder, model))
     assert centred_on is not None
     selector = Selector(SelectorConfig(root, centred_on[0], model))
-    with selector.corpora.use(centred_on[2]) as corpus:
+    with selector.corpora.open(centred_on[2]) as corpus:
         centred = Centred(selector.embedder, corpus)
     selector.corpora.close()
     selector.embedder = ThreadedEmbedder(lambda: centred)
