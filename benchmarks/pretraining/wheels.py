@@ -118,8 +118,10 @@ def read_data(
 ) -> tuple[list[str], dict[str, list[str]]]:
     """Return distinct training documents, and held-out documents by distribution."""
     by_name = {pin.split("==")[0]: wheel for pin, wheel in wheels.items()}
-    held = {name: list(texts(by_name.pop(name), config, held_out=True)) for name in HELD_OUT}
-    seen = {text for documents in held.values() for text in documents}
+    documents_by_name = {
+        name: list(texts(by_name.pop(name), config, held_out=True)) for name in HELD_OUT
+    }
+    seen = {text for documents in documents_by_name.values() for text in documents}
     training: list[str] = []
     for wheel in by_name.values():
         used = 0
@@ -128,14 +130,16 @@ def read_data(
                 seen.add(text)
                 training.append(text)
                 used += len(text.encode())
-    return training, held
+    return training, documents_by_name
 
 
-def choose_excerpts(held: dict[str, list[str]], config: DataConfig, seed: int) -> list[str]:
+def choose_excerpts(
+    documents_by_name: dict[str, list[str]], config: DataConfig, seed: int
+) -> list[str]:
     """Return held-out excerpts that start with a line, equally many from each distribution."""
     chosen = []
-    for name in sorted(held):
-        text = "\n".join(held[name])
+    for name in sorted(documents_by_name):
+        text = "\n".join(documents_by_name[name])
         starts = [match.end() for match in re.finditer("\n", text[: -config.excerpt_chars])]
         for start in random.Random(f"{seed} {name}").sample(starts, config.excerpts):  # noqa: S311
             chosen.append(text[start : start + config.excerpt_chars])

@@ -209,9 +209,9 @@ class FaultRun:
     def _check_response(
         self, reply: httpx.Response, budget: str, prompt: str, started: float
     ) -> None:
-        status, summary = reply.status_code, _json(reply)
+        status, body = reply.status_code, _json(reply)
         if status == 200:
-            report, text = summary.get("adaptation") or {}, summary["choices"][0]["text"]
+            report, text = body.get("adaptation") or {}, body["choices"][0]["text"]
             adapted = report.get("adapted")
             self._counts.answers[
                 "adapted" if adapted else "base model" if budget == "none" else "not adapted"
@@ -230,7 +230,7 @@ class FaultRun:
                 self._record_wrong("fault of another request", f"{budget}: {report.get('reason')}")
             return
         self._counts.answers[str(status)] += 1
-        if status not in _ALLOWED_STATUSES or "message" not in summary.get("error", {}):
+        if status not in _ALLOWED_STATUSES or "message" not in body.get("error", {}):
             self._record_wrong("not allowed", f"{budget}: {status} {reply.text[:200]}")
         delay = time.monotonic() - self._killed_at
         if started < self._killed_at and delay > PROMPT_SECONDS:
@@ -240,7 +240,7 @@ class FaultRun:
         name = {**KILLED, **STOPPED}[kind]
         target, processes = self._server.workers().get(name), self._server.processes()
         if target is None:
-            self._record_wrong("missing", f"there is no {name}")
+            self._record_wrong("missing", f"no process of the {name}")
             return
         self._counts.injected += 1
         self._killed_at = time.monotonic() if kind in KILLED else -np.inf
@@ -263,10 +263,10 @@ class FaultRun:
                 if isinstance(reply, BaseException):
                     self._record_wrong("no answer", f"{injection.name}: {reply!r}")
                     continue
-                summary = _json(reply)
-                outcome = (summary.get("adaptation") or {}).get("stop") or f"{reply.status_code}"
+                body = _json(reply)
+                outcome = (body.get("adaptation") or {}).get("stop") or f"{reply.status_code}"
                 self._counts.answers[f"targeted: {outcome}"] += 1
-                if not injection.is_allowed(reply.status_code, summary):
+                if not injection.is_allowed(reply.status_code, body):
                     self._record_wrong(
                         "not allowed", f"{injection.name}: {reply.status_code} {reply.text[:300]}"
                     )
@@ -300,20 +300,22 @@ class FaultRun:
 
     def _check_leaks(self) -> None:
         if self._server.seconds_until_idle(IDLE_WAIT_SECONDS) is None:
-            self._record_leak("busy", f"not quiet {IDLE_WAIT_SECONDS:.0f} s after the last answer")
+            self._record_leak(
+                "not idle", f"not idle {IDLE_WAIT_SECONDS:.0f} s after the last answer"
+            )
         for name in self._server.unclaimed_shared_memory() - self._before:
             self._record_leak("shared memory", name)
         cores = [each for each in self._server.processes() if _is_core(each)]
         if len(cores) != 1:
             self._record_leak("processes", f"{len(cores)} engine cores")
 
-    def _record_wrong(self, category: str, why: str) -> None:
+    def _record_wrong(self, category: str, reason: str) -> None:
         self._counts.wrong_answers += 1
-        self._violations.record("wrong", category, why)
+        self._violations.record("wrong", category, reason)
 
-    def _record_leak(self, category: str, why: str) -> None:
+    def _record_leak(self, category: str, reason: str) -> None:
         self._counts.leaked += 1
-        self._violations.record("leaked", category, why)
+        self._violations.record("leaked", category, reason)
 
 
 async def _complete(client: httpx.AsyncClient, budget: str, **fields: Any) -> httpx.Response:
