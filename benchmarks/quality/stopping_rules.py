@@ -69,7 +69,9 @@ def _stop_at_step(
 
 
 def _stop_at_probe(
-    condition: Callable[[Sequence[ProbeEvaluation], float], bool], row: Measurement, parameter: float
+    condition: Callable[[Sequence[ProbeEvaluation], float], bool],
+    row: Measurement,
+    parameter: float,
 ) -> Stop:
     """Stop by probes of the prompt, and keep the best adapter of those probed."""
     prompt, max_steps = _by_steps(row.prompt), len(row.sigma) - 1
@@ -102,7 +104,8 @@ def _smoothed_gain(probes: Sequence[ProbeEvaluation], gain: float, steps: float 
     weights = np.exp([(after.sequences - probes[-1].sequences) / steps for _, after in pairs])
     gains = np.array([100 * (before.loss - after.loss) / probes[0].loss for before, after in pairs])
     return bool(
-        weights @ gains < gain * (weights @ [after.sequences - before.sequences for before, after in pairs])
+        weights @ gains
+        < gain * (weights @ [after.sequences - before.sequences for before, after in pairs])
     )
 
 
