@@ -56,8 +56,8 @@ def calibrate(
     from selection.corpus.calibration import calibration_meta, model_digest
     from selection.corpus.corpus import Corpus
     from serving.config import bundled_model
-    from serving.settings.model_files import check_embedder, check_model
     from serving.settings.corpus import check_corpus
+    from serving.settings.model_files import check_embedder, check_model
 
     base = model or bundled_model()
     check_model(base)

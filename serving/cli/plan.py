@@ -218,8 +218,8 @@ def _measure(
 ) -> CostModel:
     from serving.client import Server
     from serving.config import bundled_model
-    from serving.settings.model_files import check_embedder, check_model
     from serving.settings.corpus import check_corpus
+    from serving.settings.model_files import check_embedder, check_model
 
     base = model or bundled_model()
     check_model(base)

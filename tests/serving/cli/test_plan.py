@@ -111,7 +111,7 @@ def test_without_adaptation_only_the_engine_has_replicas(saved: str) -> None:
         (("--utilisation", "1"), "between 0 and 1"),
         (("--measured", "/no/such/file"), "cannot read /no/such/file"),
         (("--url", "http://127.0.0.1:9/v1"), "no server at http://127.0.0.1:9/v1"),
-        (("--url", "nonsense"), "is no URL"),
+        (("--url", "nonsense"), "invalid URL 'nonsense'"),
         (("--model", "/no/such/model"), "cannot load the model '/no/such/model'"),
         (("--corpus", "nowhere"), "nowhere"),
     ],
