@@ -399,19 +399,19 @@ def test_a_request_without_a_deadline_is_not_starved_by_urgent_ones(
 def test_an_urgent_request_is_not_starved_by_long_ones() -> None:
     # Seven others have all the time, and sequences that do not go together with short ones.
     schedule, now = scheduler_with(*(job([300] * 50) for _ in range(7))), 1.0
-    hurried = job([20] * 20, arrived=1.0, seconds=1.0)
-    schedule.add(hurried)
+    urgent = job([20] * 20, arrived=1.0, seconds=1.0)
+    schedule.add(urgent)
     schedule.admit()
 
     while not (finished := dict(schedule.finished(now))):
         now += take_step(schedule.batch(now))
 
-    assert finished == {hurried: "steps"}
+    assert finished == {urgent: "steps"}
 
 
 class TestPreemption:
     def test_the_least_urgent_is_preempted_and_continues_later(self) -> None:
-        patient, deadlined, hurried = (
+        patient, deadlined, urgent = (
             job([100] * 9, arrived=1.0),
             job([100] * 9, seconds=5.0),
             job([100], 2.0, 1.0),
@@ -420,13 +420,13 @@ class TestPreemption:
         for one in (patient, deadlined):
             schedule.add(one)
         schedule.admit()
-        schedule.add(hurried)
+        schedule.add(urgent)
 
         assert schedule.preempt() == [(patient, 1)]
-        assert schedule.admit() == [hurried]
-        assert (patient.slot, hurried.slot) == (None, 1)
+        assert schedule.admit() == [urgent]
+        assert (patient.slot, urgent.slot) == (None, 1)
 
-        schedule.remove(hurried)
+        schedule.remove(urgent)
         assert schedule.preempt() == []
         assert schedule.admit() == [patient]
 

@@ -65,14 +65,14 @@ def simulated_trainer_of(folder: str, **options: Any) -> tuple[Trainer, Simulate
 @contextmanager
 def paused(trainer: Trainer) -> Iterator[None]:
     """Within the `with` block no step is taken; requests submitted in it start together."""
-    begun, go = threading.Event(), threading.Event()
+    started, go = threading.Event(), threading.Event()
 
     def wait(_: TrainingProgress) -> None:
-        begun.set()
+        started.set()
         assert go.wait(TIMEOUT)
 
     gate = trainer.submit(TrainingRequest([SEQUENCES[0]]), on_step=wait)
-    assert begun.wait(TIMEOUT)
+    assert started.wait(TIMEOUT)
     try:
         yield
     finally:
