@@ -216,7 +216,9 @@ class Adaptation:
         left = self._left()
 
         def stepped(step: TrainingProgress) -> None:
-            prompt = "" if step.probe_loss is None else f"loss of the prompt {step.probe_loss:.3f}, "
+            prompt = (
+                "" if step.probe_loss is None else f"loss of the prompt {step.probe_loss:.3f}, "
+            )
             self.progress = (
                 f"adapting: step {step.steps} of {step.total_steps}, {prompt}"
                 f"sigma {selection.uncertainty[step.sequences_used]:.3f}, {step.seconds_left:.1f} seconds left"
