@@ -1,8 +1,8 @@
-"""The exception tree of the server, and the one table from exception to HTTP.
+"""The exceptions of the server, and the one table from exceptions to HTTP errors.
 
-Every exception is made from its arguments alone, so that it survives pickling on its way through
-Ray. `adapters` and `selection` have trees of their own (`adapters.errors`, `selection.errors`), of
-which some have rows, too.
+Every exception is built from its arguments alone, so that Ray can pickle it. Exceptions of
+`adapters` and `selection` are in `adapters.errors` and `selection.errors`; the table has some of
+them, too.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from selection.errors import (
 
 
 class MayflyError(Exception):
-    """Everything that Mayfly itself raises for its users."""
+    """Base of the exceptions that Mayfly raises for its users."""
 
 
 class BudgetError(MayflyError, ValueError):
-    """A budget that is not one. `param` names where it was said: a header, or a field of the body."""
+    """An invalid budget.
+
+    Args:
+        message: the reason.
+        param: header or body field of the budget.
+    """
 
     def __init__(self, message: str, param: str = "Compute-Budget") -> None:
         super().__init__(message, param)
@@ -37,20 +42,23 @@ class BudgetError(MayflyError, ValueError):
 
 
 class RequestError(MayflyError, ValueError):
-    """A request body that cannot be read, or an `adaptation` extension that is not one."""
+    """An invalid request body, or an invalid `adaptation` field in it."""
 
 
 class GrammarError(RequestError):
-    """A grammar that no answer can follow: it cannot be compiled, or leads nowhere."""
+    """A grammar that no answer can follow: it does not compile, or it has a dead end."""
 
 
 class TokensError(RequestError):
-    """Tokens that are none of the model's."""
+    """Invalid token ids."""
 
 
 class UnsupportedError(RequestError):
-    """A field of OpenAI's API that has no effect here, though a client would rely on it; `param`
-    names it.
+    """A field of OpenAI's API that a client would rely on and that has no effect here.
+
+    Args:
+        message: the reason, and what to do instead.
+        param: name of the field.
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -62,25 +70,24 @@ class UnsupportedError(RequestError):
 
 
 class TooLargeError(MayflyError):
-    """A request body beyond the limit."""
+    """A request body that is too large."""
 
 
 class SlowError(MayflyError):
-    """A request body that did not come in time."""
+    """A request body that did not arrive in time."""
 
 
 class UnauthorizedError(MayflyError):
-    """No API key, or one that is not known."""
+    """A missing or unknown API key."""
 
 
 class BusyError(MayflyError):
-    """More requests than the server, or than the key, may have.
+    """A limit of concurrent requests is reached.
 
     Args:
-        message: what there is too much of.
-        retry_after: when to try again, in seconds.
-        full: of what the server has as many as it takes, "requests" or "adaptations"; None where
-            others are served.
+        message: the limit.
+        retry_after: seconds after which to try again.
+        full: what the server is full of, "requests" or "adaptations"; None for a limit of the key.
     """
 
     def __init__(self, message: str, retry_after: float, full: str | None = None) -> None:
@@ -92,23 +99,23 @@ class BusyError(MayflyError):
 
 
 class RateLimitError(BusyError):
-    """More requests than the key may make in a minute."""
+    """The API key has made too many requests in a minute."""
 
 
 class RouteError(MayflyError):
-    """A path that is not served."""
+    """An unknown path."""
 
 
 class ModelError(MayflyError):
-    """A model that is not served."""
+    """An unknown model."""
 
 
 class MethodError(MayflyError):
-    """A method that this path does not take.
+    """A method that a path does not support.
 
     Args:
-        message: which method, and of which path.
-        allowed: the methods that it takes.
+        message: the method and the path.
+        allowed: methods of the path.
     """
 
     def __init__(self, message: str, allowed: tuple[str, ...] = ()) -> None:
@@ -120,27 +127,27 @@ class MethodError(MayflyError):
 
 
 class HostError(MayflyError):
-    """A request to a host that an open server is not known as."""
+    """A `Host` that a server without keys does not accept."""
 
 
 class OriginError(MayflyError):
-    """A request of another site's page, to a server without keys."""
+    """A request of another site's page to a server without keys."""
 
 
 class MediaTypeError(MayflyError):
-    """A request body of another media type than its route reads."""
+    """A request body of the wrong media type."""
 
 
 class AdaptationFailedError(MayflyError):
-    """The adaptation failed and the request said that it was required."""
+    """A required adaptation failed."""
 
 
 class HangingError(MayflyError):
-    """The trainer takes no step any more, or fails at each; another one is being started."""
+    """The trainer hangs, or fails at every step, and is being restarted."""
 
 
 class DownError(MayflyError):
-    """The engine has ended; another one is being started."""
+    """The engine has died and is being restarted."""
 
 
 class StartError(MayflyError):
@@ -148,13 +155,13 @@ class StartError(MayflyError):
 
 
 class LeftError(MayflyError):
-    """A server has ended, and something of it could neither be killed nor deleted; the message
+    """A server has ended and left something that could neither be killed nor deleted; the message
     names it.
     """
 
 
 class LostError(MayflyError):
-    """What a server of one machine cannot do without has ended; it must start again."""
+    """An essential process of a single-machine server has ended; the server must be restarted."""
 
 
 class SettingsError(MayflyError, ValueError):
@@ -164,15 +171,15 @@ class SettingsError(MayflyError, ValueError):
 
 
 class ModelFilesError(MayflyError, ValueError):
-    """A base model or an embedder that is not there, or that cannot be used as it is."""
+    """A base model or an embedder that is missing or cannot be used."""
 
 
 class CalibrationError(MayflyError, ValueError):
-    """A corpus that cannot be calibrated on."""
+    """A corpus that cannot be used for calibration."""
 
 
 class PlanError(MayflyError, ValueError):
-    """A workload, a target or a file of measurements that cannot be planned with."""
+    """An invalid workload, target or measurements file for planning."""
 
 
 class InstallationError(MayflyError):
@@ -181,7 +188,7 @@ class InstallationError(MayflyError):
 
 @dataclass(frozen=True)
 class HttpError:
-    """An answer in OpenAI's error shape."""
+    """Status and fields of OpenAI's error object."""
 
     status: int
     type: str
@@ -189,10 +196,11 @@ class HttpError:
     param: str | None = None
 
 
-FULL = b"x-mayfly-full"  # a header that tells the front door of what there is no more to be had
-_OURS = "the server failed to answer; its log says why"
+# Header with which a full replica tells `serving.http.hardening` what it is full of.
+FULL = b"x-mayfly-full"
+_SERVER_ERROR = "the server failed to answer; its log says why"
 
-# The first row that matches decides: subclasses stand above their bases.
+# The first matching row applies, so subclasses come before their bases.
 _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
     (
         BudgetError,
@@ -227,25 +235,23 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
 
 
 def is_the_clients(problem: BaseException) -> bool:
-    """Whether the client can mend it (4xx), so that the request must fail rather than go on
-    unadapted.
+    """Whether the client can correct the problem (status 4xx), so that its request must fail
+    instead of being answered without adaptation.
     """
     return any(isinstance(problem, kind) and row.status < 500 for kind, row in _TABLE)
 
 
 def in_full(problem: BaseException) -> str:
-    """The message with its notes, for the log and the terminal: they say what clients need not
-    know.
-    """
+    """The message with its notes, which are for the log and the terminal, not for clients."""
     return "; ".join([str(problem), *getattr(problem, "__notes__", ())])
 
 
 def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
-    """Status and body of an exception, without its notes; what is not in the table is a 500 that
-    tells no insides.
+    """Status and body for an exception, without its notes. An exception outside the table is a 500
+    without details.
     """
     row = next((row for kind, row in _TABLE if isinstance(problem, kind)), None)
-    message = str(problem) if row else _OURS
+    message = str(problem) if row else _SERVER_ERROR
     row = row or HttpError(500, "server_error")
     param = problem.param if isinstance(problem, BudgetError | UnsupportedError) else row.param
     error = {"message": message, "type": row.type, "param": param, "code": row.code}
@@ -253,9 +259,7 @@ def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
 
 
 def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
-    """What the headers of an error say beside its body: when to try again, or how; or that it costs
-    as much again.
-    """
+    """Further headers for an exception: when or how to try again, or not to."""
     if isinstance(problem, BusyError):
         when = (b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())
         return [when] if problem.full is None else [when, (FULL, problem.full.encode())]
@@ -271,23 +275,23 @@ def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
 
 
 def in_openais_shape(status: int, content: Any) -> dict[str, Any]:
-    """An error of vLLM, Ray or the web server, told as OpenAI tells it: message, type, param and
-    code, nothing else.
+    """OpenAI's error object for an error of vLLM, Ray or the web server.
+
+    Args:
+        status: status of the response.
+        content: its body, decoded from JSON where possible.
     """
     error = content.get("error", content) if isinstance(content, dict) else content
-    told = error if isinstance(error, dict) else {"message": error}
-    message = told.get("message") or told.get("detail")
+    fields = error if isinstance(error, dict) else {"message": error}
+    message = fields.get("message") or fields.get("detail")
     if status >= 500 or not isinstance(message, str) or not message:
-        message = HTTPStatus(status).phrase if status < 500 else _OURS
-    kind, param, code = told.get("type"), told.get("param"), told.get("code")
+        message = HTTPStatus(status).phrase if status < 500 else _SERVER_ERROR
+    kind, param, code = fields.get("type"), fields.get("param"), fields.get("code")
+    default = "server_error" if status >= 500 else "invalid_request_error"
     return {
         "error": {
             "message": message,
-            "type": kind
-            if isinstance(kind, str)
-            else "server_error"
-            if status >= 500
-            else "invalid_request_error",
+            "type": kind if isinstance(kind, str) else default,
             "param": param if isinstance(param, str) else None,
             "code": None if code is None or code == status else str(code),
         }

@@ -1,5 +1,5 @@
-"""The exceptions: they survive pickling, and each becomes the HTTP answer of its row, telling no
-secrets.
+"""The exceptions: they survive pickling, and each becomes the HTTP error of its row, without
+internals.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _ALL = [
 ]
 
 
-_SILENT = "the server failed to answer; its log says why"
+_NO_DETAILS = "the server failed to answer; its log says why"
 
 
 @pytest.mark.parametrize("kind", _ALL)
@@ -112,13 +112,13 @@ def test_every_exception_survives_pickling(kind: type[Exception]) -> None:
     assert to_http(again) == to_http(problem)
 
 
-def test_every_exception_of_ours_is_tried_above() -> None:
-    def below(kind: type[Exception]) -> set[type[Exception]]:
-        return {kind}.union(*(below(child) for child in kind.__subclasses__()))
+def test_every_exception_is_in_the_list_above() -> None:
+    def subclasses(kind: type[Exception]) -> set[type[Exception]]:
+        return {kind}.union(*(subclasses(child) for child in kind.__subclasses__()))
 
     ours = {
         kind
-        for kind in below(MayflyError) | below(SelectionError) | below(AdapterError)
+        for kind in subclasses(MayflyError) | subclasses(SelectionError) | subclasses(AdapterError)
         if kind.__module__ in {"serving.errors", "selection.errors", "adapters.errors"}
     }
 
@@ -126,7 +126,7 @@ def test_every_exception_of_ours_is_tried_above() -> None:
 
 
 @pytest.mark.parametrize("kind", [BusyError, RateLimitError])
-def test_when_to_come_back_survives_pickling(kind: type[BusyError]) -> None:
+def test_the_time_to_retry_survives_pickling(kind: type[BusyError]) -> None:
     again = pickle.loads(pickle.dumps(kind("busy", 2.5)))
 
     assert (type(again), str(again), again.retry_after) == (kind, "busy", 2.5)
@@ -134,14 +134,14 @@ def test_when_to_come_back_survives_pickling(kind: type[BusyError]) -> None:
     assert more_headers(again) == [(b"retry-after", b"3")]
 
 
-def test_an_engine_that_is_replaced_says_when_to_come_back() -> None:
+def test_a_restarting_engine_has_a_time_to_retry() -> None:
     status, body = to_http(DownError("the engine has ended"))
 
     assert (status, body["error"]["code"]) == (503, "engine_restarting")
     assert more_headers(DownError("m")) == [(b"retry-after", b"5")]
 
 
-def test_an_expensive_failure_says_that_it_must_not_be_tried_again() -> None:
+def test_the_headers_of_an_error() -> None:
     assert more_headers(AdaptationFailedError("m")) == [(b"x-should-retry", b"false")]
     assert more_headers(RequestError("m")) == []
     assert more_headers(MethodError("m", ("GET", "HEAD"))) == [(b"allow", b"GET, HEAD")]
@@ -171,16 +171,20 @@ def test_an_expensive_failure_says_that_it_must_not_be_tried_again() -> None:
             ("Method Not Allowed", "invalid_request_error", None, None),
         ),
         (415, "", ("Unsupported Media Type", "invalid_request_error", None, None)),
-        (503, "busy at /a/b", (_SILENT, "server_error", None, None)),
-        (500, {"error": {"message": "at 0x7f", "type": "Inside"}}, (_SILENT, "Inside", None, None)),
+        (503, "busy at /a/b", (_NO_DETAILS, "server_error", None, None)),
+        (
+            500,
+            {"error": {"message": "at 0x7f", "type": "Inside"}},
+            (_NO_DETAILS, "Inside", None, None),
+        ),
     ],
 )
-def test_errors_of_others_are_told_as_openai_tells_them(
+def test_errors_of_others_get_openais_shape(
     status: int, content: Any, error: tuple[str, str, str | None, str | None]
 ) -> None:
     message, kind, param, code = error
-    told = {"message": message, "type": kind, "param": param, "code": code}
-    assert in_openais_shape(status, content) == {"error": told}
+    expected = {"message": message, "type": kind, "param": param, "code": code}
+    assert in_openais_shape(status, content) == {"error": expected}
 
 
 @pytest.mark.parametrize(
@@ -218,17 +222,17 @@ def test_errors_of_others_are_told_as_openai_tells_them(
         (AdaptationFailedError("m"), 500, "server_error", "adaptation_failed", None),
     ],
 )
-def test_each_gets_its_answer_in_openais_shape(
+def test_each_exception_has_its_http_error(
     problem: Exception, status: int, kind: str, code: str | None, param: str | None
 ) -> None:
-    answered, body = to_http(problem)
+    actual, body = to_http(problem)
 
-    assert answered == status
+    assert actual == status
     assert body == {"error": {"message": "m", "type": kind, "param": param, "code": code}}
     assert is_the_clients(problem) is (status < 500)
 
 
-def test_a_kind_made_later_gets_the_answer_of_its_nearest_base() -> None:
+def test_a_subclass_has_the_error_of_its_nearest_base() -> None:
     class FinerBudgetError(BudgetError):
         pass
 
@@ -249,7 +253,7 @@ def test_a_kind_made_later_gets_the_answer_of_its_nearest_base() -> None:
         StartError("secret"),
     ],
 )
-def test_what_we_did_not_foresee_tells_nothing_of_our_insides(problem: Exception) -> None:
+def test_an_unexpected_exception_is_a_500_without_details(problem: Exception) -> None:
     status, body = to_http(problem)
     error: dict[str, Any] = body["error"]
 
@@ -265,7 +269,7 @@ def test_what_we_did_not_foresee_tells_nothing_of_our_insides(problem: Exception
     assert not is_the_clients(problem)
 
 
-def test_a_note_is_for_us_and_not_for_the_client_and_survives_pickling() -> None:
+def test_notes_survive_pickling_and_are_not_sent_to_clients() -> None:
     problem = CorpusError("corpus 'notes' is damaged")
     problem.add_note("its folder is /srv/notes")
 
@@ -275,7 +279,7 @@ def test_a_note_is_for_us_and_not_for_the_client_and_survives_pickling() -> None
     assert to_http(again)[1]["error"]["message"] == "corpus 'notes' is damaged"
 
 
-def test_any_message_makes_a_body_that_can_be_read() -> None:
+def test_any_message_makes_a_valid_body() -> None:
     message = 'quotes " and \\ and \n and ü and \ud800'
 
     _, body = to_http(RequestError(message))
