@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -207,21 +208,30 @@ def metric(name: str, **labels: str) -> float:
 async def test_waiting_for_the_trainer_is_a_stage_of_its_own(
     client: httpx.AsyncClient, backend: Backend
 ) -> None:
-    occupied = asyncio.create_task(
-        backend.trainer.train(TrainingRequest(_LONG_TRAINING, seconds=1.0))
+    # Arrange: the trainer's only slot is taken, by a training with an earlier deadline than the
+    # request's, until the request has waited for it.
+    occupied = asyncio.Event()
+    occupant = asyncio.create_task(
+        backend.trainer.train(
+            TrainingRequest(_LONG_TRAINING, seconds=20.0), lambda _: occupied.set()
+        )
     )
-    await asyncio.sleep(0.2)
+    await occupied.wait()
 
     request = asyncio.create_task(chat(client, QUESTION))
-    while not metric("mayfly_requests_in_stage", stage="train"):  # noqa: ASYNC110  a gauge has no event
+    while not metric("mayfly_requests_in_stage", stage="train"):  # noqa: ASYNC110  no event
         await asyncio.sleep(0.01)
+    started = time.monotonic()
     under_way = [metric("mayfly_under_way", what=what) for what in ("requests", "adaptations")]
+    await asyncio.sleep(0.1)
+    waited = time.monotonic() - started
+    occupant.cancel()
     answer = await request
 
     report = answer.json()["adaptation"]
     stages = report["seconds"]
     assert list(stages) == ["embed", "search", "select", "queue", "train", "load"]
-    assert stages["queue"] > 0.3
+    assert stages["queue"] > waited
     assert stages["train"] > 0
     assert sum(stages.values()) < report["spent"]["seconds"] + 0.001
     assert f"queue;dur={1000 * stages['queue']:.1f}" in answer.headers["server-timing"]
@@ -230,7 +240,7 @@ async def test_waiting_for_the_trainer_is_a_stage_of_its_own(
     )
     assert under_way == [1, 1]
     assert [metric("mayfly_under_way", what=what) for what in ("requests", "adaptations")] == [0, 0]
-    assert (await occupied).stop == "seconds"
+    await asyncio.wait([occupant])
 
 
 async def test_staged_bytes_are_measured_while_adapters_come_and_go(engine: Engine) -> None:
