@@ -52,7 +52,7 @@ from serving.http.page import page_routes
 from serving.http.response import ResponseWriter
 from serving.http.routing import Route, RouteTable
 from serving.http.unsupported import check_supported
-from serving.http.vector_stores.routes import LibraryExecutor, VectorStores
+from serving.http.vector_stores.routes import LibraryExecutor, VectorStoreRoutes
 from serving.observability.logs import REQUEST_ID, log_request
 from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
@@ -116,7 +116,7 @@ class Gateway:
             Route("GET", "/ready", asgi=self._ready),
             Route("GET", HEALTH, asgi=self._health, needs_key=False),
             *page_routes(),
-            *VectorStores(selector).routes,
+            *VectorStoreRoutes(selector).routes,
         ]
         self._routes = RouteTable(routes, self._admit)
         self._answer = self._browsers.with_cors(self._answer_routed)

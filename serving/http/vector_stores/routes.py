@@ -66,7 +66,7 @@ class LibraryExecutor(Protocol):
         """Return the result of a method of `Library`."""
 
 
-class VectorStores:
+class VectorStoreRoutes:
     """Routes to one library.
 
     Attributes:

@@ -23,7 +23,7 @@ from serving.adaptation.workers import SerialExecutor
 from serving.api_keys import Keys, digest
 from serving.budget import Budget
 from serving.http.routing import Route
-from serving.http.vector_stores.routes import VectorStores
+from serving.http.vector_stores.routes import VectorStoreRoutes
 from tests.conftest import WordEmbedder
 from tests.serving.http.web_server import application, serve
 
@@ -94,7 +94,7 @@ def serving(corpora: Path, tokenizer: Any) -> Iterator[Clients]:
         authorization = dict(scope["headers"])[b"authorization"].decode()
         return {"principal": keys.find(authorization).principal}
 
-    with serve(application(VectorStores(SerialExecutor(library)).routes, admit)) as url:
+    with serve(application(VectorStoreRoutes(SerialExecutor(library)).routes, admit)) as url:
         openais = [
             openai.OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=0) for secret in "abo"
         ]
@@ -180,7 +180,7 @@ def request_as_bob(
 def test_every_route_is_tried_below() -> None:
     no_library: Any = None
 
-    routes = {(route.method, route.path) for route in VectorStores(no_library).routes}
+    routes = {(route.method, route.path) for route in VectorStoreRoutes(no_library).routes}
 
     tried = {(method, path.replace("bobs", "{store}")) for method, path, _ in _ROUTES_WITH_IDS}
     assert routes == tried | _ROUTES_WITHOUT_IDS

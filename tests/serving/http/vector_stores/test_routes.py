@@ -24,7 +24,7 @@ from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
 from serving.adaptation.workers import CorporaWorker, SerialExecutor
 from serving.http.vector_stores.params import MAX_UPLOAD
-from serving.http.vector_stores.routes import VectorStores
+from serving.http.vector_stores.routes import VectorStoreRoutes
 from tests.serving.http.web_server import application, serve
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
@@ -68,7 +68,7 @@ class Server:
 def server(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Server]:
     embedder = PausableEmbedder(words)
     library = Library(corpora, embedder, tokenizer, corpora.parent / "files")
-    with serve(application(VectorStores(SerialExecutor(library)).routes)) as url:
+    with serve(application(VectorStoreRoutes(SerialExecutor(library)).routes)) as url:
         yield Server(f"{url}/v1", embedder, corpora)
         embedder.running.set()
     library.close()
