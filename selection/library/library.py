@@ -25,7 +25,7 @@ from selection.corpus.filters import Filter, Scalar
 from selection.corpus.pool import CorpusPool
 from selection.corpus.positions import new_id
 from selection.corpus.tables.attachments import STATUSES, Attachment
-from selection.embedding import Embedder, Prompt
+from selection.embedding import Prompt
 from selection.errors import CorpusNotFoundError, LibraryError, MissingError
 from selection.ingest.ingest import Chunking, tokenizer_digest
 from selection.library.ingest_worker import IngestWorker
@@ -70,19 +70,13 @@ class Library:
     def __init__(
         self,
         root: Path,
-        embedder: Embedder,
+        embedder: ThreadedEmbedder,
         tokenizer: Any,
         files: Path,
         corpora: CorpusPool | None = None,
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        # The ingest worker's thread uses the embedder, too. A ThreadedEmbedder is used as it is:
-        # inside another one, all searches and files here would share a single turn in it.
-        self._embedder = (
-            embedder
-            if isinstance(embedder, ThreadedEmbedder)
-            else ThreadedEmbedder(lambda: embedder)
-        )
+        self._embedder = embedder
         digest = tokenizer_digest(tokenizer)
         self._stores = VectorStores(root, self._embedder, digest)
         self._corpora = corpora or CorpusPool(root, self._embedder, digest)

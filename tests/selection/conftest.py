@@ -10,6 +10,7 @@ import pytest
 
 from selection.embedding import Embedder
 from selection.library.library import Library
+from selection.threaded_embedder import ThreadedEmbedder
 
 
 @pytest.fixture
@@ -20,7 +21,11 @@ def open_library(
     libraries: list[Library] = []
 
     def make(embedder: Embedder = words) -> Library:
-        libraries.append(Library(corpora, embedder, tokenizer, corpora.parent / "files"))
+        libraries.append(
+            Library(
+                corpora, ThreadedEmbedder(lambda: embedder), tokenizer, corpora.parent / "files"
+            )
+        )
         return libraries[-1]
 
     yield make

@@ -353,7 +353,7 @@ def test_a_corpus_that_is_closed_during_use_stays_open_until_it_is_released(
 def test_long_searches_delay_neither_a_lookup_nor_a_short_search(
     corpora: Path, slow: SlowEmbedder, tokenizer: Any, threads: ThreadPoolExecutor
 ) -> None:
-    library = Library(corpora, slow, tokenizer, corpora.parent / "files")
+    library = Library(corpora, ThreadedEmbedder(lambda: slow), tokenizer, corpora.parent / "files")
     store = library.create_store("hive").id
     gate = Gate(slow)
     long = threads.submit(library.search, store, [f"{i} {_LONG}" for i in range(16)])
@@ -372,7 +372,7 @@ def test_long_searches_delay_neither_a_lookup_nor_a_short_search(
 def test_a_store_deleted_during_the_embedding_of_a_search_is_missing(
     corpora: Path, slow: SlowEmbedder, tokenizer: Any, threads: ThreadPoolExecutor
 ) -> None:
-    library = Library(corpora, slow, tokenizer, corpora.parent / "files")
+    library = Library(corpora, ThreadedEmbedder(lambda: slow), tokenizer, corpora.parent / "files")
     store = library.create_store("hive").id
     gate = Gate(slow)
     searching = threads.submit(library.search, store, ["wax"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from selection import selector as selector_module
 from selection.corpus.calibration import (
     Calibration,
     calibration_meta,
@@ -23,6 +22,7 @@ from selection.errors import CorpusError
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.request import SelectionRequest
 from selection.selector import Selector, SelectorConfig
+from selection.threaded_embedder import ThreadedEmbedder
 
 _CALIBRATION = Calibration(1.0, 0.3, 2e-3, 8, 24, 90.5, 92.25)
 _TEXTS = [f"word{n} word{n + 1} word{n % 3} and others" for n in range(30)]
@@ -37,11 +37,9 @@ def corpus(corpora: Path, words: Embedder, tokenizer: Any) -> Corpus:
 
 
 @pytest.fixture
-def selector(
-    corpora: Path, words: Embedder, nano: str, monkeypatch: pytest.MonkeyPatch
-) -> Selector:
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
-    return Selector(SelectorConfig(corpora, base_model=nano))
+def selector(corpora: Path, words: Embedder, nano: str) -> Selector:
+    config = SelectorConfig(corpora, base_model=nano)
+    return Selector(config, embedder=ThreadedEmbedder(lambda: words))
 
 
 def test_a_corpus_has_one_calibration_per_model(corpus: Corpus) -> None:
@@ -95,7 +93,8 @@ def test_a_selection_uses_the_calibration_of_its_corpus(
 
     after = selector.select(SelectionRequest(_PROMPT, "words", steps=20))
 
-    expected = Selector(SelectorConfig(corpora, base_model=nano, regularisation=1.0)).select(
+    config = SelectorConfig(corpora, base_model=nano, regularisation=1.0)
+    expected = Selector(config, embedder=selector.embedder).select(
         SelectionRequest(_PROMPT, "words", steps=20)
     )
     assert before.calibration is None
@@ -106,7 +105,8 @@ def test_a_selection_uses_the_calibration_of_its_corpus(
 def test_the_servers_configuration_takes_precedence(
     corpus: Corpus, corpora: Path, selector: Selector, nano: str
 ) -> None:
-    configured = Selector(SelectorConfig(corpora, base_model=nano, regularisation=0.01))
+    config = SelectorConfig(corpora, base_model=nano, regularisation=0.01)
+    configured = Selector(config, embedder=selector.embedder)
     before = configured.select(SelectionRequest(_PROMPT, "words", steps=20))
     corpus.update_meta(calibration_meta(_CALIBRATION, corpus.meta(), model_digest(nano)))
 

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selection import selector as selector_module
 from selection.access import Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.shards import Shard, ShardCall, shard_folder, update_shards
@@ -24,6 +23,7 @@ from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
+from selection.threaded_embedder import ThreadedEmbedder
 
 _TOPICS = ("cat", "dog", "ship", "bread", "tax", "stone", "river", "lamp")
 _DOCUMENTS = [
@@ -44,6 +44,7 @@ class ShardedHome:
 
     def __init__(self, home: Path, embedder: Embedder, tokenizer: Any) -> None:
         self.home, self._embedder, self._tokenizer = home, embedder, tokenizer
+        self.threaded = ThreadedEmbedder(lambda: embedder)
         self._threads: list[ThreadPoolExecutor] = []
 
     def make_corpus(self, documents: list[Document], name: str = "things") -> Corpus:
@@ -65,7 +66,8 @@ class ShardedHome:
 
     def selector(self, shards: int) -> Selector:
         calls = [self._call(shard_folder(self.home, shard, shards)) for shard in range(shards)]
-        return Selector(SelectorConfig(self.home / "corpora", candidates=20), calls)
+        config = SelectorConfig(self.home / "corpora", candidates=20)
+        return Selector(config, calls, self.threaded)
 
     def close(self) -> None:
         for thread in self._threads:
@@ -82,10 +84,7 @@ class ShardedHome:
 
 
 @pytest.fixture
-def home(
-    tmp_path: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ShardedHome]:
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
+def home(tmp_path: Path, words: Embedder, tokenizer: Any) -> Iterator[ShardedHome]:
     home = ShardedHome(tmp_path, words, tokenizer)
     yield home
     home.close()
@@ -193,7 +192,8 @@ def test_an_unresponsive_shard_does_not_affect_other_corpora(home: ShardedHome) 
     def unresponsive(*_: Any) -> Any:
         raise TimeoutError
 
-    selector = Selector(SelectorConfig(home.home / "corpora"), [unresponsive, unresponsive])
+    config = SelectorConfig(home.home / "corpora")
+    selector = Selector(config, [unresponsive, unresponsive], home.threaded)
     assert selector.select(SelectionRequest(_PROMPTS[0], "things", steps=3)).sources
     with pytest.raises(TimeoutError):
         selector.select(SelectionRequest(_PROMPTS[0], "others", steps=3))

@@ -23,6 +23,7 @@ from selection.ingest import chunking
 from selection.library import ingest_worker
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
+from selection.threaded_embedder import ThreadedEmbedder
 from tests.selection.library_helpers import (
     ALL,
     CATS,
@@ -121,7 +122,7 @@ def test_a_long_text_is_abandoned_within_a_window(
     monkeypatch.setattr(chunking, "WINDOW", 2000)
     monkeypatch.setattr(ingest_worker, "_CHECK_SECONDS", 0.0)
     pausable = PausableTokenizer(tokenizer)
-    library = Library(corpora, words, pausable, corpora.parent / "files")
+    library = Library(corpora, ThreadedEmbedder(lambda: words), pausable, corpora.parent / "files")
     library.create_store("notes")
     file = library.upload("long.txt", long_text(4000).encode()).id
 
@@ -351,6 +352,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 from selection.library.records import AttachmentRequest
 from selection.library.library import Library
+from selection.threaded_embedder import ThreadedEmbedder
 
 class Slow:
     name, revision, dimension = "words", "1", 16
@@ -361,7 +363,7 @@ class Slow:
 
 root = Path(sys.argv[1])
 tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[2])
-library = Library(root, Slow(), tokenizer, root.parent / "files")
+library = Library(root, ThreadedEmbedder(Slow), tokenizer, root.parent / "files")
 if not list(root.iterdir()):
     library.create_store("notes")
     row = '{"text": "Row %d speaks of itself and of %d."}'

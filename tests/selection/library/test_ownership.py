@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from selection import selector as selector_module
 from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import find_corpus, list_corpora
@@ -24,6 +23,7 @@ from selection.library.library import Library
 from selection.library.records import AttachmentRequest, PageRequest
 from selection.request import SelectionRequest
 from selection.selector import Selector, SelectorConfig
+from selection.threaded_embedder import ThreadedEmbedder
 from tests.selection.library_helpers import ALL, CATS, SHIPS, documents, wait_until_ingested
 
 ALICE, BOB = Principal("alice", frozenset({"shared"})), Principal("bob", frozenset())
@@ -306,8 +306,7 @@ def test_a_corpus_replaced_by_another_owners_is_not_opened(
 def test_a_selection_uses_only_what_its_principal_sees(
     library: Library, corpora: Path, words: Embedder, shared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selector_module, "load_embedder", lambda *_, **__: words)
-    selector = Selector(SelectorConfig(corpora))
+    selector = Selector(SelectorConfig(corpora), embedder=ThreadedEmbedder(lambda: words))
     cats, _ = store_with_file(library, ALICE, "notes", CATS)
     store_with_file(library, BOB, "notes", SHIPS)
 

@@ -19,6 +19,7 @@ from starlette.types import Scope
 from selection.corpus.corpus import Corpus
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
+from selection.threaded_embedder import ThreadedEmbedder
 from serving.adaptation.workers import SerialExecutor
 from serving.api_keys import Keys, digest
 from serving.budget import Budget
@@ -87,7 +88,7 @@ def serving(corpora: Path, tokenizer: Any) -> Iterator[Clients]:
         f'[keys.alice]\nsha256 = "{digest("a")}"\ncorpora = ["manual"]\n'
         f'[keys.bob]\nsha256 = "{digest("b")}"\n'
     )
-    library = Library(corpora, words, tokenizer, corpora.parent / "files")
+    library = Library(corpora, ThreadedEmbedder(lambda: words), tokenizer, corpora.parent / "files")
     keys = Keys([digest("o")], file, Budget(50), Budget(50))
 
     def admit(route: Route, scope: Scope) -> dict[str, Any]:

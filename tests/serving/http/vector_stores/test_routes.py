@@ -22,6 +22,7 @@ from selection.library.library import Library
 from selection.library.records import AttachmentRequest
 from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
+from selection.threaded_embedder import ThreadedEmbedder
 from serving.adaptation.workers import CorporaWorker, SerialExecutor
 from serving.http.vector_stores.params import MAX_UPLOAD
 from serving.http.vector_stores.routes import VectorStoreRoutes
@@ -67,7 +68,9 @@ class Server:
 @pytest.fixture
 def server(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Server]:
     embedder = PausableEmbedder(words)
-    library = Library(corpora, embedder, tokenizer, corpora.parent / "files")
+    library = Library(
+        corpora, ThreadedEmbedder(lambda: embedder), tokenizer, corpora.parent / "files"
+    )
     with serve(application(VectorStoreRoutes(SerialExecutor(library)).routes)) as url:
         yield Server(f"{url}/v1", embedder, corpora)
         embedder.running.set()
