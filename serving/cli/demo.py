@@ -1,8 +1,8 @@
 """The demonstration: the base model and an adapter continue a passage that is not in the corpus.
 
 The corpus is made of two installed packages that the bundled model was not trained on, without the
-file that contains the passage. One passage proves nothing; `benchmarks/quality/main.py` has many. All
-requests go through the server's HTTP API.
+file that contains the passage. One passage proves nothing; `benchmarks/quality/main.py` has many.
+All requests go through the server's HTTP API.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def show(result: Result, url: str, console: PlainConsole) -> None:
     console.print(answers)
     console.print(_panel(result.passage.suffix, "the true continuation"))
     share = 100 * result.adapted_bits_per_byte / result.base_bits_per_byte
-    score = Text("bits per byte of the true continuation: base ")
+    score = Text("bits per byte of the true continuation (lower is better): base ")
     score.append(f"{result.base_bits_per_byte:.3f}", "bold").append(", adapted ")
     score.append(f"{result.adapted_bits_per_byte:.3f}", "bold").append(f" ({share:.1f} % of base)")
     say(score, to=console)

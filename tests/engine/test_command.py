@@ -414,7 +414,7 @@ def _mayfly(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         cwd=cwd,
     )
