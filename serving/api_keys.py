@@ -280,6 +280,6 @@ def _parse_budgets(
         )
     if steps is None and seconds is None and budget is None:
         return None, None
-    own_limits, _ = Budget(limits.steps if steps is None else steps, seconds).cut_to(limits)
+    own_limits, _ = Budget(limits.steps if steps is None else steps, seconds).clamp(limits)
     default = parse_budget(budget, default=auto, auto=auto, limits=own_limits, place="`budget`")
-    return default.cut_to(own_limits)[0], own_limits
+    return default.clamp(own_limits)[0], own_limits

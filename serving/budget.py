@@ -1,10 +1,10 @@
-"""Budget: the compute that one request may cost, and the texts and JSON that say it.
+"""Budget: the compute that one request may cost, and its text and JSON forms.
 
-As text, in a Compute-Budget header, an RFC 9651 dictionary: `none`, `auto`, or limits `steps=20,
-seconds=1.5, gain=0.4, alpha=0.1`, of which the first to bind ends the adaptation; `;` separates as
-`,` does, because some clients cut headers at commas. In a JSON body the same text, or the limits as
-an object. Anything else is refused. Knows no HTTP beyond the names of the places where a budget is
-said.
+As text, in a Compute-Budget header, it is an RFC 9651 dictionary: `none`, `auto`, or limits
+`steps=20, seconds=1.5, gain=0.4, alpha=0.1`, of which the first to bind ends the adaptation; `;`
+separates as `,` does, because some clients split headers at commas. A JSON body takes the same
+text, or the limits as an object. Anything else is refused. This module knows no HTTP beyond the
+names of the header and of the field.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Any
 
 import http_sf
 
 from serving.errors import BudgetError
 
 HEADER = "Compute-Budget"
-ALIAS = "X-Compute-Budget"  # some proxies forward x-* headers only
-FIELD = "compute_budget"  # of a JSON body
+# Some proxies forward x-* headers only.
+ALIAS = "X-Compute-Budget"
+FIELD = "compute_budget"
 MAX_HEADER = 256  # characters
-_MAX_STEPS = 10**15 - 1  # RFC 9651's largest integer
-_MAX_NUMBER = 1e12  # and the bound of its decimals
+# The bounds of RFC 9651's integers and decimals.
+_MAX_STEPS = 10**15 - 1
+_MAX_NUMBER = 1e12
 _HELP = "use `none`, `auto`, or limits such as `steps=20, seconds=1.5, gain=0.4`"
 _HELP_OBJECT = 'use "none", "auto", or limits such as {"steps": 20, "seconds": 1.5, "gain": 0.4}'
 
@@ -35,34 +38,34 @@ class Budget:
         steps: the most gradient steps; 0 answers with the base model.
         seconds: wall-clock from the request's arrival to the loaded adapter; None for no limit.
         alpha: the stop of ADAPTIVE SIFT (paper section 6); None to select up to `steps`.
-        gain: the least per cent of the prompt's own loss that each further sequence must bring,
-            over the last looks at it; None to take all steps.
-        own_gain: that this gain is only what holds for a corpus that has not been calibrated.
-        declined: whether no adaptation was asked for, rather than one of no steps; no limit, so it
-            is not compared.
+        gain: least decrease of the prompt's own loss that each further sequence must bring, in per
+            cent, over the last measurements; None to take all steps.
+        prefers_corpus_gain: whether the gain of a calibrated corpus takes the place of this one.
+        declined: whether the request asked for no adaptation, rather than for one of no steps; it
+            is no limit, so it is not compared.
     """
 
     steps: int
     seconds: float | None = None
     alpha: float | None = None
     gain: float | None = None
-    own_gain: bool = False
+    prefers_corpus_gain: bool = False
     declined: bool = field(default=False, compare=False)
 
-    def cut_to(self, limits: Budget) -> tuple[Budget, tuple[str, ...]]:
-        """This budget within a server's limits, and the names of what was cut."""
-        cut = []
-        within = self
+    def clamp(self, limits: Budget) -> tuple[Budget, tuple[str, ...]]:
+        """This budget within a server's limits, and the names of the limits that it exceeded."""
+        exceeded = []
+        clamped = self
         if self.steps > limits.steps:
-            within, cut = replace(within, steps=limits.steps), ["steps"]
+            clamped, exceeded = replace(clamped, steps=limits.steps), ["steps"]
         if limits.seconds is not None and (self.seconds is None or self.seconds > limits.seconds):
-            within = replace(within, seconds=limits.seconds)
+            clamped = replace(clamped, seconds=limits.seconds)
             if self.seconds is not None:
-                cut.append("seconds")
-        return within, tuple(cut)
+                exceeded.append("seconds")
+        return clamped, tuple(exceeded)
 
     def as_dict(self) -> dict[str, float | None]:
-        """For the report."""
+        """The limits as the report shows them."""
         return {
             "steps": self.steps,
             "seconds": self.seconds,
@@ -74,22 +77,54 @@ class Budget:
 NONE = Budget(steps=0, declined=True)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The server's terms of adaptation.
+
+    Attributes:
+        auto: budget of `Compute-Budget: auto`, and of a request without a budget.
+        limits: limits that no request may exceed.
+        corpus: corpus of requests that name none; None answers those with the base model.
+    """
+
+    auto: Budget
+    limits: Budget
+    corpus: str | None = None
+
+    def limits_with(self, key_limits: Budget | None) -> Budget:
+        """The server's limits, tightened by an API key's where it has its own."""
+        return self.limits if key_limits is None else self.limits.clamp(key_limits)[0]
+
+    def as_dict(self, key_limits: Budget | None) -> dict[str, Any]:
+        """The terms as the models endpoint shows them.
+
+        They say whether requests that name no corpus have one, but not its name, which not every
+        key may know.
+        """
+        limits = self.limits_with(key_limits)
+        auto, _ = self.auto.clamp(limits)
+        return {
+            "auto": auto.as_dict(),
+            "limits": limits.as_dict(),
+            "corpus": self.corpus is not None,
+        }
+
+
 def agreed_budget(
-    said: Mapping[str, object], default: Budget, auto: Budget, limits: Budget
+    sources: Mapping[str, object], default: Budget, auto: Budget, limits: Budget
 ) -> Budget:
-    """The budget that a request asks for in one place, or alike in several; not yet cut to the
-    limits.
+    """The budget that a request gives in one place, or alike in several; not yet clamped.
 
     Args:
-        said: what each place says, by its name: a text as `parse_budget` takes it, the limits as an
-            object of a JSON body, or None where nothing was said.
-        default, auto, limits: as of `parse_budget`.
+        sources: value by the name of its place: a text as `parse_budget` takes it, the limits as an
+            object of a JSON body, or None where the place is empty.
+        default, auto, limits: as for `parse_budget`.
 
     Raises:
-        BudgetError: anything that is not a budget, or places that disagree; it names them.
+        BudgetError: an invalid budget, or places that disagree; the error names them.
     """
     budgets: dict[str, Budget] = {}
-    for place, value in said.items():
+    for place, value in sources.items():
         if isinstance(value, str):
             budgets[place] = parse_budget(value, default, auto, limits, place)
         elif isinstance(value, dict):
@@ -100,7 +135,8 @@ def agreed_budget(
             raise BudgetError(f"{place} is a text or an object: {_HELP_OBJECT}", place)
     if len(set(budgets.values())) > 1:
         raise BudgetError(
-            f"{' and '.join(budgets)} disagree: say the budget once, or alike", ", ".join(budgets)
+            f"{' and '.join(budgets)} disagree: give the budget once, or the same one in each",
+            ", ".join(budgets),
         )
     return next(iter(budgets.values()), default)
 
@@ -108,24 +144,25 @@ def agreed_budget(
 def parse_budget(
     text: str | None, default: Budget, auto: Budget, limits: Budget, place: str = HEADER
 ) -> Budget:
-    """The budget that a text asks for, not yet cut to the limits.
+    """The budget of a text, not yet clamped to the limits.
 
     Args:
-        text: of a header, several lines joined by commas; None when there is none.
-        default: the budget of a request that says none.
-        auto: what `auto` stands for.
-        limits: the server's; a request that names no steps may take as many as they allow.
-        place: where the text stands, for the error.
+        text: value of a header, several lines joined by commas; None for no header.
+        default: budget of a request without one.
+        auto: budget that `auto` stands for.
+        limits: the server's limits; a budget without steps may take as many as they allow.
+        place: where the text was given, for the error.
 
     Raises:
-        BudgetError: anything that is not a budget.
+        BudgetError: an invalid budget.
     """
     if text is None:
         return default
     if len(text) > MAX_HEADER:
         raise BudgetError(f"{place} is longer than {MAX_HEADER} characters: {_HELP}", place)
     where = f"{place} {text!r}"
-    listed = text.replace(";", ",")  # what RFC 9651 would read as parameters, which no limit has
+    # RFC 9651 would read what follows a semicolon as parameters, which no limit has.
+    listed = text.replace(";", ",")
     try:
         members = http_sf.parse(listed.encode("ascii"), tltype="dictionary")
     except (ValueError, UnicodeEncodeError) as problem:

@@ -1,4 +1,4 @@
-"""Config: everything one Mayfly is started with; composes what its rooms own."""
+"""Config: the configuration of a server, composed of those of its packages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Literal
 from adapters.config import TrainerConfig
 from selection.config import SelectorConfig
 from serving.adaptation.admission import Capacity
-from serving.adaptation.terms import Terms
 from serving.budget import Budget
 from serving.conversations.adapter_cache import AdapterCacheConfig
 from serving.engine.config import EngineConfig
 
-AUTO = Budget(steps=50, gain=0.25, own_gain=True)
+AUTO = Budget(steps=50, gain=0.25, prefers_corpus_gain=True)
 LIMITS = Budget(steps=50, seconds=60.0)
 CAPACITY = Capacity()
 CONVERSATIONS = AdapterCacheConfig()
@@ -22,8 +21,8 @@ _SOURCE = Path(__file__).resolve().parent
 
 
 def bundled_model() -> str:
-    """The folder of the base model that comes with Mayfly: in a wheel beside this module, in a
-    checkout in deploy/.
+    """Folder of the base model that comes with Mayfly: beside this module in a wheel, in deploy/ in
+    a checkout.
     """
     installed = _SOURCE / "nano"
     return str(installed if installed.is_dir() else _SOURCE.parent / "deploy" / "nano")
@@ -31,26 +30,25 @@ def bundled_model() -> str:
 
 @dataclass(frozen=True)
 class Config:
-    """One Mayfly.
+    """The configuration of a server.
 
     Attributes:
-        engine, trainer, selector: of the three deployments.
-        corpus: the corpus of requests that name none; None answers those with the base model.
-        auto: what `Compute-Budget: auto`, and no header at all, stand for.
-        limits: what no request may exceed.
-        capacity: how many requests one replica takes on.
-        shards: in how many shards the corpora lie that lie in any.
-        conversations: how many adapters are kept for a next turn, and how long.
-        key_digests: SHA-256 of the API keys that see everything, in hexadecimal; with the next,
-            `serving.api_keys`.
-        key_file: the key file; without any key the server is open.
+        engine, trainer, selector: configurations of the three deployments.
+        corpus: corpus of requests that name none; None answers those with the base model.
+        auto: budget of `Compute-Budget: auto`, and of a request without a budget.
+        limits: limits that no request may exceed.
+        capacity: number of requests that one replica takes on.
+        shards: number of shards of the corpora that are sharded.
+        conversations: how many adapters are cached for a next turn, and how long.
+        key_digests: SHA-256 of the API keys that see everything, in hexadecimal
+            (`serving.api_keys`).
+        key_file: key file; a server without any key is open.
         log_format: "text" or "json".
-        host, port: where HTTP is served.
-        allowed_hosts, allowed_origins: names that a server without keys goes by, and pages that may
-            use any server (`serving.http.browsers`).
-        threads: of each of the three processes on a CPU.
-        engine_gpus, trainer_gpus: of each replica, as Ray counts them; 0 keeps it where there is
-            none.
+        host, port: address of the HTTP server.
+        allowed_hosts: host names of a server without keys (`serving.http.browsers`).
+        allowed_origins: origins of web pages that may use the server.
+        threads: CPU threads of each of the three processes.
+        engine_gpus, trainer_gpus: GPUs of each replica, as Ray counts them; 0 for the CPU.
     """
 
     engine: EngineConfig
@@ -74,11 +72,6 @@ class Config:
     trainer_gpus: float = 0.0
 
     @property
-    def terms(self) -> Terms:
-        """What a request is judged by."""
-        return Terms(self.auto, self.limits, self.corpus)
-
-    @property
     def has_keys(self) -> bool:
-        """Whether a request needs an API key."""
+        """Whether requests need an API key."""
         return bool(self.key_digests) or self.key_file is not None

@@ -1,6 +1,5 @@
-"""AdaptationReport: what was spent, chosen and gained, and how the answer says it.
-
-In the body as `adaptation`, in short as the headers Compute-Spent and Server-Timing.
+"""AdaptationReport: what was spent, chosen and gained, as the `adaptation` object of a body and as
+the headers Compute-Spent and Server-Timing.
 """
 
 from __future__ import annotations
@@ -26,8 +25,10 @@ class StopReason(StrEnum):
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out-of-memory"
     CANCELLED = "cancelled"
-    CORPUS = "corpus"  # no corpus, or no document to learn from
-    NONE = "none"  # the budget has no step
+    # There is no corpus, or no document to train on.
+    CORPUS = "corpus"
+    # The budget has no step.
+    NONE = "none"
     FAILED = "failed"
 
 
@@ -37,7 +38,8 @@ class Stage(StrEnum):
     EMBED = "embed"
     SEARCH = "search"
     SELECT = "select"
-    QUEUE = "queue"  # before the first training step
+    # Waiting for the first training step.
+    QUEUE = "queue"
     TRAIN = "train"
     LOAD = "load"
     ANSWER = "answer"
@@ -45,42 +47,41 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class AdaptationReport:
-    """One request's adaptation, told.
+    """The report of one request's adaptation.
 
     Attributes:
         adapted: whether an adapter answered.
         reason: why the base model answered instead; None when adapted.
-        budget: what was allowed, after the server's limits.
-        cut: names of the limits that were cut to the server's.
-        calibrated: whether the corpus brought settings of its own: lambda', learning rate, and of
-            `auto` gain.
-        degraded: what a busy server took off the budget, told; None for nothing.
-        targets: how much of the request's prompts data was chosen for, where that is not all: the
-            number of prompts or windows (`unit`) that were `used`, `of` all; None for all.
-        corpus: the corpus chosen from.
-        seed: of the adapter.
-        reused: the adapter of an earlier turn that was trained further: its name, turns and steps;
-            None if fresh.
+        budget: budget within the server's limits.
+        clamped: names of the limits that the request exceeded.
+        calibrated: whether the corpus brought settings of its own: lambda', the learning rate, and
+            the gain of `auto`.
+        shed: what a busy server took off the budget, in words; None for nothing.
+        targets: how much of the request's prompts data was chosen for: `used`, `of` and `unit`
+            ("prompts" or "windows"); None for all.
+        corpus: corpus chosen from.
+        seed: seed of the adapter.
+        reused: name, turns and steps of the earlier turn's adapter that was trained further; None
+            for a fresh one.
         stop: what ended the adaptation.
-        uncertainty: sigma_0 .. sigma_n of the n sequences learnt from.
-        irreducible: sigma_infinity, what no further step over the same candidates could explain.
+        uncertainty: sigma_0 .. sigma_n of the n sequences trained on.
+        irreducible: sigma_infinity, which no further step over the same candidates could reduce.
         losses: nats a token of each step's sequences, before that step; of all steps taken.
-        prompt_losses: each look at the prompt: sequences learnt from so far, and the prompt's own
-            nats a token then.
-        kept: of how many sequences the adapter that answers has learnt: fewer than were tried where
-            the prompt's loss was lowest before the last step.
-        sources: these sequences: document id and name, start (characters), and times.
-        seconds: per stage, up to the loaded adapter.
-        spent_seconds: wall-clock from arrival to the loaded adapter, waiting included.
-        adapter: the name of the adapter that answered.
+        prompt_losses: number of sequences trained on, and the prompt's own nats a token then.
+        learnt: number of sequences in the adapter that answers; fewer than were tried where the
+            prompt's loss was lowest before the last step.
+        sources: the documents of these sequences: id, name, start (characters), and times.
+        seconds: seconds per stage, up to the loaded adapter.
+        spent_seconds: seconds from arrival to the loaded adapter, waiting included.
+        adapter: name of the adapter that answered.
     """
 
     adapted: bool
     reason: str | None
     budget: Budget
-    cut: tuple[str, ...]
+    clamped: tuple[str, ...]
     calibrated: bool
-    degraded: str | None
+    shed: str | None
     targets: dict[str, int | str] | None
     corpus: str | None
     seed: int
@@ -90,7 +91,7 @@ class AdaptationReport:
     irreducible: float | None
     losses: tuple[float, ...]
     prompt_losses: tuple[tuple[int, float], ...]
-    kept: int
+    learnt: int
     sources: tuple[dict[str, Any], ...]
     seconds: dict[Stage, float]
     spent_seconds: float
@@ -98,13 +99,13 @@ class AdaptationReport:
 
     @property
     def prompt_loss(self) -> dict[str, float] | None:
-        """The prompt's own loss before any step and with the adapter that answers; None where there
-        are not both.
+        """The prompt's own loss before any step and with the adapter that answers; None unless both
+        were measured.
         """
-        looks = dict(self.prompt_losses)
-        if not self.adapted or self.kept == 0 or not {0, self.kept} <= looks.keys():
+        losses, learnt = dict(self.prompt_losses), self.learnt
+        if not self.adapted or learnt == 0 or not {0, learnt} <= losses.keys():
             return None
-        return {"before": round(looks[0], 6), "after": round(looks[self.kept], 6), "at": self.kept}
+        return {"before": round(losses[0], 6), "after": round(losses[learnt], 6), "at": learnt}
 
     def as_dict(self) -> dict[str, Any]:
         """The `adaptation` object of a response body."""
@@ -112,9 +113,9 @@ class AdaptationReport:
             "adapted": self.adapted,
             "reason": self.reason,
             "prompt_loss": self.prompt_loss,
-            "budget": {**self.budget.as_dict(), "cut": list(self.cut)},
+            "budget": {**self.budget.as_dict(), "cut": list(self.clamped)},
             "calibrated": self.calibrated,
-            "degraded": self.degraded,
+            "degraded": self.shed,
             "targets": self.targets,
             "spent": {"steps": len(self.losses), "seconds": round(self.spent_seconds, 4)},
             "stop": self.stop,
@@ -146,7 +147,12 @@ class AdaptationReport:
 
 
 def used_sources(sources: Sequence[Source], used: Sequence[int]) -> tuple[dict[str, Any], ...]:
-    """Those of the sources whose sequences were learnt from, as a report says them."""
+    """The sources whose sequences were trained on, as the report shows them.
+
+    Args:
+        sources: one source for each sequence.
+        used: ids of the sequences trained on, repeats included.
+    """
     return tuple(
         {
             "document": source.document,

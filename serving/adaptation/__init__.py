@@ -1,1 +1,1 @@
-"""One request's adaptation: what it asks for, whether it is admitted, and the stages it passes."""
+"""The adaptation of one request: its options, its admission, and the stages it passes."""

@@ -1,14 +1,13 @@
-"""Admission: how many requests one replica takes on, and what an adaptation gets while many are
-under way.
+"""Admission: how many requests one replica takes on, and how it sheds load.
 
-Two bounds, kept at the door before any compute: requests in all, and adaptations among them. Beyond
-them a request is refused, with the time after which a place is likely to be free. Within them, a
-rule shares the trainer: while more than `undegraded` adaptations have not got their adapter yet,
-each new one that does not require its own gets that share of its steps, undegraded / learning, at
-least one. So the work that waits is bounded too, and with it how long an answer takes.
+Two bounds hold before any compute: on requests in all, and on adaptations among them. Beyond them a
+request is refused, with the time after which it is likely to be admitted. Within them, one rule
+shares the trainer: while more than `undegraded` adaptations wait for their adapter, each new one
+that does not require its own gets that share of its steps, undegraded / pending, at least one. So
+the work that waits is bounded, and with it the time to an answer.
 
-It counts; it does not queue. Those admitted wait where the work is: the trainer's schedule, the
-engine's slots, vLLM.
+Admission counts; it does not queue. Admitted requests wait where the work is: in the trainer's
+schedule, for the engine's slots, in vLLM.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from dataclasses import dataclass
 
 from serving.errors import BusyError
 
-_RECENT = 64  # requests whose time in the house is remembered
-_GUESS = 1.0  # seconds, before any has ended
+# Requests whose durations make the estimate of the next free place.
+_RECENT = 64
+# Seconds, the estimate before any request has ended.
+_FIRST_ESTIMATE = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Capacity:
     """What one replica takes on.
 
     Attributes:
-        requests: at once, answers of the base model included.
-        adaptations: at once, from their arrival to the end of their answer, or until there will be
-            no adapter.
-        undegraded: adaptations that learn at once and get all their steps.
+        requests: requests at once, those answered by the base model included.
+        adaptations: adaptations at once, from their arrival to the end of their answer, or until it
+            is clear that they get no adapter.
+        undegraded: adaptations that may wait for their adapter at once with all their steps.
     """
 
     requests: int = 128
@@ -41,10 +42,12 @@ class Capacity:
     undegraded: int = 4
 
     @classmethod
-    def of(cls, cores: int, gpus: int) -> Capacity:
-        """What such a machine takes on: on a CPU, where all stages share the cores, so little that
-        the p99 of all that is accepted under overload stays within twice the unloaded one (measured
-        on two, benchmarks/README.md).
+    def for_machine(cls, cores: int, gpus: int) -> Capacity:
+        """The default of a machine.
+
+        On a CPU, where all stages share the cores, it is so low that the p99 latency of admitted
+        requests under overload stays within twice the unloaded one (measured on two cores,
+        benchmarks/README.md).
         """
         if gpus:
             return cls()
@@ -52,44 +55,49 @@ class Capacity:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What an admitted adaptation finds.
+class TrainerLoad:
+    """The load that an admitted adaptation meets.
 
     Attributes:
-        learning: adaptations without their adapter yet, this one included.
+        pending: adaptations that wait for their adapter, this one included.
         undegraded: as in `Capacity`.
     """
 
-    learning: int
+    pending: int
     undegraded: int
 
-    def steps(self, wished: int) -> int:
-        """How many of so many steps it gets."""
-        if self.learning <= self.undegraded:
-            return wished
-        return max(wished * self.undegraded // self.learning, min(wished, 1))
+    def steps(self, asked: int) -> int:
+        """The number of steps that an adaptation gets of those it asks for."""
+        if self.pending <= self.undegraded:
+            return asked
+        return max(asked * self.undegraded // self.pending, min(asked, 1))
 
 
 class Admission:
-    """Counts the requests of one replica; belongs to one event loop."""
+    """Counts the requests of one replica; belongs to one event loop.
 
-    def __init__(self, capacity: Capacity) -> None:
-        self._capacity = capacity
-        self.requests = self.adaptations = self.rejected = 0
-        self._seconds: dict[bool, deque[float]] = {
+    Args:
+        capacity: the bounds.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, capacity: Capacity, clock: Callable[[], float] = time.monotonic) -> None:
+        self._capacity, self._clock = capacity, clock
+        self.requests = self.adaptations = 0
+        self._durations: dict[bool, deque[float]] = {
             adapts: deque(maxlen=_RECENT) for adapts in (True, False)
         }
 
     @contextmanager
     def admit(self, adapts: bool) -> Iterator[Callable[[], None]]:
-        """A place for the length of a `with`; what it gives returns the place among adaptations
-        earlier, once.
+        """Count a request within the `with` block, whose function ends its count as an adaptation
+        earlier; further calls have no effect.
 
         Args:
-            adapts: whether the request wishes an adapter.
+            adapts: whether the request is to get an adapter.
 
         Raises:
-            BusyError: there is none.
+            BusyError: the replica is full.
         """
         capacity = self._capacity
         if self.requests >= capacity.requests:
@@ -102,25 +110,24 @@ class Admission:
             )
         self.requests += 1
         self.adaptations += adapts
-        held = adapts
+        counted = adapts
 
         def end_adaptation() -> None:
-            nonlocal held
-            self.adaptations -= held
-            held = False
+            nonlocal counted
+            self.adaptations -= counted
+            counted = False
 
-        begun = time.monotonic()
+        started = self._clock()
         try:
             yield end_adaptation
         finally:
             self.requests -= 1
             end_adaptation()
-            self._seconds[adapts].append(time.monotonic() - begun)
+            self._durations[adapts].append(self._clock() - started)
 
     def _busy(self, message: str, adapts: bool) -> BusyError:
-        self.rejected += 1
-        recent = self._seconds[adapts]
-        seconds = sum(recent) / len(recent) if recent else _GUESS
+        recent = self._durations[adapts]
+        seconds = sum(recent) / len(recent) if recent else _FIRST_ESTIMATE
         return BusyError(
             f"{message}; try again later", seconds, "adaptations" if adapts else "requests"
         )

@@ -1,7 +1,6 @@
-"""`file_search`, a hosted tool of OpenAI's Responses API: here it names the corpus to learn from.
+"""`file_search`, a hosted tool of OpenAI's Responses API, which names the corpus to adapt from.
 
-The tool is taken out of the request, since nothing is left of it for the model to call, and
-`tool_choice` with it.
+The tool is taken out of the request, since the model does not call it, and `tool_choice` adjusted.
 """
 
 from __future__ import annotations
@@ -14,32 +13,32 @@ _NAME = "file_search"
 
 
 def take_file_search(body: dict[str, Any]) -> None:
-    """Take a `file_search` out of the tools and write it into `adaptation`: its store as `corpus`,
-    and its `filters`.
+    """Move a `file_search` from the tools to `adaptation`: its store as `corpus`, its `filters`.
 
     Raises:
-        UnsupportedError: more than one store, options that have no effect, or another corpus in
-            `adaptation`.
+        UnsupportedError: more than one store, options that have no effect, or another corpus or
+            filter in `adaptation`.
     """
     _limit_choice(body)
     tools = body.get("tools")
     searches = [tool for tool in tools if _is_search(tool)] if isinstance(tools, list) else []
     if not searches:
         return
-    said = {"corpus": _store(searches)}
+    options = {"corpus": _store(searches)}
     if searches[0].get("filters") is not None:
-        said["filters"] = searches[0]["filters"]
+        options["filters"] = searches[0]["filters"]
     adaptation = body.get("adaptation")
-    # Anything else is refused where it is read.
+    # An `adaptation` of another type is refused by its parser.
     if adaptation is None or isinstance(adaptation, dict):
-        wanted = adaptation or {}
-        for name, value in said.items():
-            if wanted.get(name, value) != value:
+        adaptation = adaptation or {}
+        for name, value in options.items():
+            if adaptation.get(name, value) != value:
                 raise UnsupportedError(
-                    f"`adaptation.{name}` and the file_search in `tools` disagree: say it in one of them",
+                    f"`adaptation.{name}` and the file_search in `tools` disagree: "
+                    "give it in one of them",
                     "tools",
                 )
-        body["adaptation"] = {**wanted, **said}
+        body["adaptation"] = {**adaptation, **options}
     body["tools"] = [tool for tool in tools or () if not _is_search(tool)]
     _adjust_choice(body)
 
@@ -48,16 +47,18 @@ def _store(searches: list[dict[str, Any]]) -> str:
     ids = [each for tool in searches for each in _ids(tool)]
     if len(set(ids)) != 1:
         raise UnsupportedError(
-            f"a request learns from one corpus: `vector_store_ids` of file_search has one id, not {len(ids)}",
+            "a request adapts from one corpus: "
+            f"`vector_store_ids` of file_search must have one id, not {len(ids)}",
             "tools",
         )
     if len(searches) > 1:
         raise UnsupportedError(
-            "`tools` has several file_search: a request learns from one corpus, once", "tools"
+            "`tools` has several file_search: a request adapts from one corpus, once", "tools"
         )
     if searches[0].get("max_num_results") is not None:
         raise UnsupportedError(
-            "`max_num_results` of file_search is not supported: the Compute-Budget says how much is learnt",
+            "`max_num_results` of file_search is not supported: "
+            "the Compute-Budget limits how much is trained on",
             "tools",
         )
     ranking = searches[0].get("ranking_options")
@@ -67,7 +68,8 @@ def _store(searches: list[dict[str, Any]]) -> str:
         or ranking.get("hybrid_search")
     ):
         raise UnsupportedError(
-            "`ranking_options` of file_search is not supported: what is learnt is chosen by `adaptation.strategy`",
+            "`ranking_options` of file_search is not supported: "
+            "`adaptation.strategy` chooses what is trained on",
             "tools",
         )
     return ids[0]
@@ -76,12 +78,14 @@ def _store(searches: list[dict[str, Any]]) -> str:
 def _ids(tool: dict[str, Any]) -> list[str]:
     ids = tool.get("vector_store_ids")
     if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
-        raise UnsupportedError("`vector_store_ids` of file_search is a list of one id", "tools")
+        raise UnsupportedError(
+            "`vector_store_ids` of file_search must be a list of one id", "tools"
+        )
     return ids
 
 
 def _limit_choice(body: dict[str, Any]) -> None:
-    """Refuse a choice among tools, which has no effect, but for that of the search alone."""
+    """Refuse a choice among tools, which has no effect, unless it is the search alone."""
     choice = body.get("tool_choice")
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         allowed = choice.get("tools")
@@ -94,7 +98,7 @@ def _limit_choice(body: dict[str, Any]) -> None:
 
 
 def _adjust_choice(body: dict[str, Any]) -> None:
-    """The choice among the tools that are left, after the search was made."""
+    """Let `tool_choice` concern the tools that are left."""
     choice = body.get("tool_choice")
     if not body["tools"]:
         del body["tools"]
@@ -102,7 +106,8 @@ def _adjust_choice(body: dict[str, Any]) -> None:
             body.pop("tool_choice", None)
     elif _is_search(choice):
         body["tool_choice"] = "none"
-    elif choice == "required":  # a tool was used
+    # The search counts as the required call.
+    elif choice == "required":
         body["tool_choice"] = "auto"
 
 

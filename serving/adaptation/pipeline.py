@@ -1,10 +1,10 @@
-"""THE JOURNEY of one request: budget, select, train, load, answer, discard.
+"""Adaptation: the pipeline of one request: select, train, load, answer, discard.
 
-`Adaptation` is one request's. The engine asks it for the adapter once vLLM has found the request
-sound; the door discards it when the answer has ended, failed or been abandoned. It knows the three
-stages by what they do, not where they run: in this process, or as Ray deployments.
+The engine asks for the adapter once vLLM has validated the request; the gateway discards it when
+the answer has ended, failed or been abandoned. The pipeline knows the three stages by their
+protocols, not where they run: in this process, or as Ray deployments.
 
-A request never silently loses its adaptation: the report says why the base model answered, unless
+A request never loses its adaptation silently: the report says why the base model answered, unless
 the request required an adapter; then it fails.
 """
 
@@ -13,21 +13,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
 
-from adapters.adapter import Adapter
-from adapters.training import Probe, TrainingProgress, TrainingRequest, TrainingResult, TrainingStop
+from adapters.training import TrainingProgress, TrainingResult, TrainingStop
 from selection.access import OPERATOR, Principal
-from selection.corpus.sqlite_store import CorpusNotFoundError
+from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
-from selection.request import SelectionRequest
 from selection.selector import Selection
-from serving.adaptation.reasons import no_adapter, no_step
-from serving.adaptation.wish import AdaptationRequest
-from serving.conversations.adapter_cache import CachedAdapter
+from serving.adaptation.fallback_reasons import no_adapter_reason, no_step_reason
+from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.stages import Loads, OverdueError, Selects, Trains, in_time
+from serving.conversations.adapter_cache import CachedAdapter, Conversation
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
 from serving.observability.tracing import span
@@ -35,344 +33,316 @@ from serving.report import AdaptationReport, Stage, StopReason, used_sources
 
 log = logging.getLogger(__name__)
 
-# That a stage may answer late: a step that was begun, on a large model, and the way here.
-LATE_SECONDS = 10.0
-Result = TypeVar("Result")
+_FAILED = "the adaptation failed; the server's log says why"
 
 
-class _OverdueError(Exception):
-    """A stage has not answered in the seconds of the budget."""
+@dataclass(frozen=True)
+class AdaptationResult:
+    """The end of an adaptation, before the answer.
 
-
-class Selects(Protocol):
-    """Stage 1."""
-
-    async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
-        """As `selection.selector.Selector.select`, within `seconds`; cancelling ends it."""
-
-
-class Trains(Protocol):
-    """Stage 2."""
-
-    async def train(
-        self, request: TrainingRequest, on_step: Callable[[TrainingProgress], None] | None
-    ) -> TrainingResult:
-        """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends
-        it.
-        """
-
-
-class Loads(Protocol):
-    """Stage 3."""
-
-    async def load(self, adapter: Adapter) -> LoadedAdapter:
-        """As `serving.engine.engine.Engine.load`."""
-
-    async def unload(self, loaded: LoadedAdapter) -> None:
-        """As `serving.engine.engine.Engine.unload`."""
-
-
-class Adaptation:
-    """One request's adapter, from wish to discard.
-
-    Args:
-        wish: what the request asks for.
-        selector, trainer, engine: the three stages.
-        reader: on whose behalf the corpus is read.
-        find: the adapter to train further, of the conversation's previous turn, by the id of the
-            corpus; None for a fresh one.
+    Attributes:
+        report: report for the client.
+        adapter: adapter that answers; None for the base model.
+        reusable: the same adapter, for the next turn; None outside a conversation.
     """
 
+    report: AdaptationReport
+    adapter: LoadedAdapter | None = None
+    reusable: CachedAdapter | None = None
+
+
+class _NoAdapterError(Exception):
+    """The adaptation ends without an adapter: the reason, what ended it, and its results so far."""
+
     def __init__(
-        self,
-        wish: AdaptationRequest,
-        selector: Selects,
-        trainer: Trains,
-        engine: Loads,
-        reader: Principal = OPERATOR,
-        find: Callable[[str], CachedAdapter | None] = lambda corpus: None,
-    ) -> None:
-        self.report: AdaptationReport | None = None
-        self.problem: Exception | None = None
-        self.progress = "adapting"  # what can be said of it while it runs
-        self.stage = Stage.ANSWER  # where it is: SELECT, TRAIN, LOAD or ANSWER
-        self.corpus = ""  # id of the one that was chosen from
-        self.earlier: CachedAdapter | None = None  # what is trained further
-        self.adapter: Adapter | None = None  # that answers
-        # Called once it is clear that there will be no adapter.
-        self.on_unadapted: Callable[[], None] = lambda: None
-        self._wish, self._reader, self._find = wish, reader, find
-        self._selector, self._trainer, self._engine = selector, trainer, engine
-        self._arrived = time.monotonic()
-        self._journey: asyncio.Task[LoadedAdapter | None] | None = None
-        self._answers: list[asyncio.Task[None]] = []
-        self._discarded = False
-
-    @property
-    def may_adapt(self) -> bool:
-        """Whether the budget allows a step."""
-        return self._wish.budget.steps > 0
-
-    @property
-    def learns(self) -> bool:
-        """Whether it is to get an adapter, and has not yet."""
-        wished = self.may_adapt and self._wish.corpus is not None
-        return wished and self.report is None and self.problem is None
-
-    async def speaker(self) -> LoadedAdapter | None:
-        """The adapter that answers, or None for the base model; all parts of an answer share it.
-
-        Raises:
-            CorpusError: a corpus that the client must name otherwise.
-            AdaptationFailedError: there is none and the request required one.
-            CancelledError: the request was discarded; what vLLM began for it may come to life after
-                that.
-        """
-        if self._discarded:
-            raise asyncio.CancelledError
-        if self._journey is None:
-            self._journey = asyncio.create_task(self._travel())
-        return await asyncio.shield(self._journey)
-
-    def answering(self, task: asyncio.Task[None]) -> None:
-        """Told of each generation by the engine."""
-        self._answers.append(task)
-
-    async def discard(self) -> None:
-        """End whatever still runs for this request, then forget its adapter. Must be called once."""
-        self._discarded = True
-        for task in self._answers:
-            task.cancel()
-        await asyncio.gather(*self._answers, return_exceptions=True)
-        if self._journey is None:
-            return
-        self._journey.cancel()
-        (loaded,) = await asyncio.gather(self._journey, return_exceptions=True)
-        if isinstance(loaded, LoadedAdapter):
-            await self._engine.unload(loaded)
-
-    async def _travel(self) -> LoadedAdapter | None:
-        try:
-            return await self._adapt()
-        except Exception as problem:
-            unforeseen = not is_the_clients(problem) and not isinstance(
-                problem, AdaptationFailedError
-            )
-            # They are for the log, whosever mistake it was.
-            if unforeseen or hasattr(problem, "__notes__"):
-                log.exception("an adaptation failed")
-            if unforeseen:
-                reason = "the adaptation failed; the server's log says why"
-                if not self._wish.required:
-                    self._unadapted(reason, StopReason.FAILED)
-                    return None
-                problem = AdaptationFailedError(reason)
-            self.problem = problem
-            raise problem from None
-
-    async def _adapt(self) -> LoadedAdapter | None:
-        wish = self._wish
-        if wish.budget.steps == 0:
-            self._unadapted(no_step(wish.budget, wish.cut), StopReason.NONE)
-            return None
-        if wish.corpus is None:
-            self._unadapted(
-                "no corpus: name one in `adaptation.corpus`, or start with --corpus",
-                StopReason.CORPUS,
-            )
-            return None
-
-        try:
-            with self._in(Stage.SELECT):
-                selection = await self._in_time(
-                    self._selector.select(
-                        SelectionRequest(
-                            wish.prompts,
-                            wish.corpus,
-                            steps=wish.budget.steps,
-                            alpha=wish.budget.alpha,
-                            strategy=wish.strategy,
-                            filter=wish.only,
-                            seed=wish.seed,
-                            principal=self._reader,
-                        ),
-                        self._left(),
-                    )
-                )
-        except (SecondsSpentError, _OverdueError):
-            self._unadapted("the seconds were spent before anything was chosen", StopReason.SECONDS)
-            return None
-        except CorpusNotFoundError:
-            if wish.named:
-                raise
-            # The server's is not this key's.
-            self._unadapted("no corpus: name one in `adaptation.corpus`", StopReason.CORPUS)
-            return None
-        if not selection.ids:
-            found = "is empty" if wish.only is None else "has no document that passes the filter"
-            self._unadapted(f"corpus {wish.corpus!r} {found}", StopReason.CORPUS, selection)
-            return None
-
-        left = self._left()
-
-        def stepped(step: TrainingProgress) -> None:
-            prompt = (
-                "" if step.probe_loss is None else f"loss of the prompt {step.probe_loss:.3f}, "
-            )
-            self.progress = (
-                f"adapting: step {step.steps} of {step.total_steps}, {prompt}"
-                f"sigma {selection.uncertainty[step.sequences_used]:.3f}, {step.seconds_left:.1f} seconds left"
-            )
-
-        self.corpus, self.earlier = selection.corpus, self._find(selection.corpus)
-        start = self.earlier.weights if self.earlier else None
-        try:
-            with self._in(Stage.TRAIN):
-                training = await self._in_time(
-                    self._trainer.train(
-                        TrainingRequest(
-                            selection.sequences,
-                            seed=wish.seed,
-                            seconds=left,
-                            plan=wish.plan,
-                            start=start,
-                            learning_rate=selection.calibration.learning_rate
-                            if selection.calibration
-                            else None,
-                            probe=Probe(wish.tokens, self._gain(selection))
-                            if len(wish.tokens) > 1
-                            else None,
-                        ),
-                        # Each step that is told of costs the trainer time.
-                        stepped if wish.progress else None,
-                    )
-                )
-        except _OverdueError:
-            self._unadapted(
-                "the seconds were spent before the trainer answered", StopReason.SECONDS, selection
-            )
-            return None
-        if training.adapter is None:
-            self._unadapted(
-                no_adapter(training.stop, wish.budget, left),
-                StopReason(training.stop),
-                selection,
-                training,
-            )
-            return None
-
-        started = time.monotonic()
-        with self._in(Stage.LOAD):
-            loaded = await self._engine.load(training.adapter)
-        self.adapter = training.adapter
-        stop = selection.stop if training.stop is TrainingStop.STEPS else training.stop
-        self._tell(None, StopReason(stop), selection, training, loaded, time.monotonic() - started)
-        return loaded
-
-    async def _in_time(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What a stage answers, unless the seconds are over: it may hang, or be on its way back
-        from the dead.
-        """
-        left, task = self._left(), asyncio.create_task(work)
-        # It may be nobody's any more.
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        try:
-            await asyncio.wait(
-                [task], timeout=None if left is None else max(0.0, left) + LATE_SECONDS
-            )
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait([task])
-            raise
-        if not task.done():
-            task.cancel()
-            raise _OverdueError
-        return task.result()
-
-    @contextmanager
-    def _in(self, stage: Stage) -> Iterator[None]:
-        self.stage = stage
-        try:
-            with span(stage):
-                yield
-        finally:
-            self.stage = Stage.ANSWER
-
-    def _unadapted(
         self,
         reason: str,
         stop: StopReason,
         selection: Selection | None = None,
         training: TrainingResult | None = None,
     ) -> None:
-        if self._wish.required and self._wish.budget.steps > 0:
-            raise AdaptationFailedError(f"an adapter was required, but {reason}")
-        self.on_unadapted()
-        self._tell(reason, stop, selection, training)
+        super().__init__(reason)
+        self.reason, self.stop = reason, stop
+        self.selection, self.training = selection, training
 
-    def _gain(self, selection: Selection | None) -> float | None:
-        """What each sequence must bring: the corpus's own where the budget leaves it; None of a
-        prompt of one token.
+
+class Adaptation:
+    """The adaptation of one request.
+
+    Args:
+        request: what the request asks of its adaptation.
+        selector, trainer, engine: the three stages.
+        principal: on whose behalf the corpus is read.
+        conversation: conversation whose previous adapter is trained further; None to start afresh.
+        on_fallback: called once it is clear that the base model answers.
+    """
+
+    def __init__(
+        self,
+        request: AdaptationRequest,
+        selector: Selects,
+        trainer: Trains,
+        engine: Loads,
+        principal: Principal = OPERATOR,
+        conversation: Conversation | None = None,
+        on_fallback: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._request, self._principal, self._conversation = request, principal, conversation
+        self._selector, self._trainer, self._engine = selector, trainer, engine
+        self._on_fallback = on_fallback
+        self._arrived = time.monotonic()
+        self._stage, self._progress = Stage.ANSWER, "adapting"
+        self._result: AdaptationResult | None = None
+        self._problem: Exception | None = None
+        self._task: asyncio.Task[AdaptationResult] | None = None
+        self._generations: list[asyncio.Task[None]] = []
+        self._is_discarded = False
+
+    @property
+    def stage(self) -> Stage:
+        """Where the request is: SELECT, TRAIN, LOAD or ANSWER."""
+        return self._stage
+
+    @property
+    def progress(self) -> str:
+        """The progress of the adaptation, in words for the client."""
+        return self._progress
+
+    @property
+    def report(self) -> AdaptationReport | None:
+        """The report, once the adaptation has ended."""
+        return self._result.report if self._result else None
+
+    @property
+    def problem(self) -> Exception | None:
+        """Why the request fails; None while it does not."""
+        return self._problem
+
+    @property
+    def may_adapt(self) -> bool:
+        """Whether the budget allows a step."""
+        return self._request.budget.steps > 0
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the request waits for its adapter."""
+        return self._request.adapts and self._result is None and self._problem is None
+
+    async def run(self) -> AdaptationResult:
+        """Adapt, once for all generations of the request.
+
+        Raises:
+            CorpusError: the corpus cannot be used, and another one must be named.
+            AdaptationFailedError: there is no adapter, and the request required one.
+            CancelledError: the request was discarded; what vLLM started for it may run after that.
         """
-        budget, kept = self._wish.budget, selection.calibration if selection else None
-        if budget.gain is None or len(self._wish.tokens) < 2:
-            return None
-        return kept.gain if budget.own_gain and kept else budget.gain
+        if self._is_discarded:
+            raise asyncio.CancelledError
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        return await asyncio.shield(self._task)
 
-    def _spent(self) -> float:
-        return time.monotonic() - self._arrived
+    async def adapter(self) -> LoadedAdapter | None:
+        """The adapter that answers, as `run`; None for the base model."""
+        return (await self.run()).adapter
 
-    def _left(self) -> float | None:
-        """Seconds of the budget that are left, below 0 where it was exceeded; None where it has
-        none.
+    def track_generation(self, task: asyncio.Task[None]) -> None:
+        """Keep the adapter until this generation has ended."""
+        self._generations.append(task)
+
+    def fail(self, problem: Exception) -> None:
+        """Let the request fail."""
+        self._problem = problem
+
+    def store(self) -> None:
+        """Cache the adapter for the conversation's next turn, once the answer has been read."""
+        if self._conversation is not None and self._result and self._result.reusable:
+            self._conversation.store(self._result.reusable)
+
+    async def discard(self) -> None:
+        """End what still runs for the request, then unload its adapter. Must be called once."""
+        self._is_discarded = True
+        for task in self._generations:
+            task.cancel()
+        await asyncio.gather(*self._generations, return_exceptions=True)
+        if self._task is None:
+            return
+        self._task.cancel()
+        (result,) = await asyncio.gather(self._task, return_exceptions=True)
+        if isinstance(result, AdaptationResult) and result.adapter is not None:
+            await self._engine.unload(result.adapter)
+
+    async def _run(self) -> AdaptationResult:
+        try:
+            try:
+                self._result = await self._adapt()
+            except _NoAdapterError as problem:
+                self._result = self._fall_back(problem)
+        except Exception as problem:
+            is_ours = not is_the_clients(problem) and not isinstance(problem, AdaptationFailedError)
+            # Notes are for the log, even those of a client's mistake.
+            if is_ours or hasattr(problem, "__notes__"):
+                log.exception("an adaptation failed")
+            if is_ours and not self._request.required:
+                self._result = self._fall_back(_NoAdapterError(_FAILED, StopReason.FAILED))
+            else:
+                self._problem = AdaptationFailedError(_FAILED) if is_ours else problem
+                raise self._problem from None
+        return self._result
+
+    async def _adapt(self) -> AdaptationResult:
+        selection = await self._select()
+        earlier = self._conversation.find(selection.corpus) if self._conversation else None
+        training = await self._train(selection, earlier)
+        assert training.adapter is not None
+        started = time.monotonic()
+        with self._enter(Stage.LOAD):
+            loaded = await self._engine.load(training.adapter)
+        seconds = time.monotonic() - started
+        stop = selection.stop if training.stop is TrainingStop.STEPS else training.stop
+        report = self._report(None, StopReason(stop), selection, training)
+        report = replace(
+            report,
+            adapted=True,
+            adapter=loaded.name,
+            reused=earlier.as_dict() if earlier else None,
+            seconds={**report.seconds, Stage.LOAD: seconds},
+        )
+        if self._conversation is None:
+            return AdaptationResult(report, loaded)
+        return AdaptationResult(report, loaded, CachedAdapter.after(earlier, training.adapter))
+
+    async def _select(self) -> Selection:
+        request = self._request
+        if request.budget.steps == 0:
+            raise _NoAdapterError(no_step_reason(request.budget, request.clamped), StopReason.NONE)
+        if request.corpus is None:
+            raise _NoAdapterError(
+                "no corpus: name one in `adaptation.corpus`, or start with --corpus",
+                StopReason.CORPUS,
+            )
+        try:
+            with self._enter(Stage.SELECT):
+                selecting = self._selector.select(
+                    request.selection(request.corpus, self._principal), self._seconds_left()
+                )
+                selection = await in_time(selecting, self._seconds_left())
+        except (SecondsSpentError, OverdueError):
+            reason = "the seconds were spent before anything was chosen"
+            raise _NoAdapterError(reason, StopReason.SECONDS) from None
+        except CorpusNotFoundError:
+            if request.corpus_explicit:
+                raise
+            # The server's corpus is not this key's to see.
+            reason = "no corpus: name one in `adaptation.corpus`"
+            raise _NoAdapterError(reason, StopReason.CORPUS) from None
+        if not selection.ids:
+            what = (
+                "is empty" if request.filter is None else "has no document that passes the filter"
+            )
+            raise _NoAdapterError(f"corpus {request.corpus!r} {what}", StopReason.CORPUS, selection)
+        return selection
+
+    async def _train(self, selection: Selection, earlier: CachedAdapter | None) -> TrainingResult:
+        left = self._seconds_left()
+
+        def show(step: TrainingProgress) -> None:
+            prompt = (
+                "" if step.probe_loss is None else f"loss of the prompt {step.probe_loss:.3f}, "
+            )
+            self._progress = (
+                f"adapting: step {step.steps} of {step.total_steps}, {prompt}"
+                f"sigma {selection.uncertainty[step.sequences_used]:.3f}, "
+                f"{step.seconds_left:.1f} seconds left"
+            )
+
+        try:
+            with self._enter(Stage.TRAIN):
+                start = earlier.weights if earlier else None
+                training_request = self._request.training(selection, left, start)
+                # Reporting a step costs the trainer time.
+                on_step = show if self._request.progress else None
+                training = await in_time(self._trainer.train(training_request, on_step), left)
+        except OverdueError:
+            reason = "the seconds were spent before the trainer answered"
+            raise _NoAdapterError(reason, StopReason.SECONDS, selection) from None
+        if training.adapter is None:
+            reason = no_adapter_reason(training.stop, self._request.budget, left)
+            raise _NoAdapterError(reason, StopReason(training.stop), selection, training)
+        return training
+
+    @contextmanager
+    def _enter(self, stage: Stage) -> Iterator[None]:
+        self._stage = stage
+        try:
+            with span(stage):
+                yield
+        finally:
+            self._stage = Stage.ANSWER
+
+    def _fall_back(self, problem: _NoAdapterError) -> AdaptationResult:
+        """The base model answers, unless the request required an adapter.
+
+        Raises:
+            AdaptationFailedError: it did.
         """
-        return (
-            None if self._wish.budget.seconds is None else self._wish.budget.seconds - self._spent()
+        if self._request.required and self.may_adapt:
+            raise AdaptationFailedError(f"an adapter was required, but {problem.reason}")
+        self._on_fallback()
+        return AdaptationResult(
+            self._report(problem.reason, problem.stop, problem.selection, problem.training)
         )
 
-    def _tell(
+    def _seconds_spent(self) -> float:
+        return time.monotonic() - self._arrived
+
+    def _seconds_left(self) -> float | None:
+        """Seconds left of the budget, negative once it is exceeded; None without a limit."""
+        seconds = self._request.budget.seconds
+        return None if seconds is None else seconds - self._seconds_spent()
+
+    def _report(
         self,
         reason: str | None,
         stop: StopReason,
-        selection: Selection | None = None,
-        training: TrainingResult | None = None,
-        loaded: LoadedAdapter | None = None,
-        load_seconds: float = 0.0,
-    ) -> None:
-        seconds = (
-            {Stage(stage): each for stage, each in selection.seconds.items()} if selection else {}
-        )
+        selection: Selection | None,
+        training: TrainingResult | None,
+    ) -> AdaptationReport:
+        """The report without what only an adapted answer has."""
+        request, calibration = self._request, selection.calibration if selection else None
+        seconds = {
+            Stage(name): each for name, each in (selection.seconds if selection else {}).items()
+        }
         if training:
-            seconds |= {
-                Stage.QUEUE: training.waited,
-                Stage.TRAIN: training.seconds - training.waited,
-            }
-        if loaded:
-            seconds[Stage.LOAD] = load_seconds
-        taken, kept = (training.sequences_used, training.adapter_sequences) if training else (0, 0)
-        used = selection.ids[:kept] if selection else ()
-        truncation = self._wish.truncation or (selection.truncation if selection else None)
-        self.report = AdaptationReport(
-            adapted=loaded is not None,
+            seconds[Stage.QUEUE] = training.waited
+            seconds[Stage.TRAIN] = training.seconds - training.waited
+        used, learnt = 0, 0
+        if training:
+            used, learnt = training.sequences_used, training.adapter_sequences
+        truncation = request.truncation or (selection.truncation if selection else None)
+        return AdaptationReport(
+            adapted=False,
             reason=reason,
-            budget=replace(self._wish.budget, gain=self._gain(selection)),
-            calibrated=selection is not None and selection.calibration is not None,
-            cut=self._wish.cut,
-            degraded=self._wish.degraded,
+            budget=replace(request.budget, gain=request.gain(calibration)),
+            calibrated=calibration is not None,
+            clamped=request.clamped,
+            shed=request.shed,
             targets=truncation.as_dict() if truncation else None,
-            corpus=self._wish.corpus,
-            seed=self._wish.seed,
-            reused=self.earlier.reused.as_dict() if self.earlier and loaded else None,
+            corpus=request.corpus,
+            seed=request.seed,
+            reused=None,
             stop=stop,
-            uncertainty=selection.uncertainty[: taken + 1] if selection else (),
+            uncertainty=selection.uncertainty[: used + 1] if selection else (),
             irreducible=selection.irreducible if selection else None,
             losses=training.losses if training else (),
             prompt_losses=training.probe_losses if training else (),
-            kept=kept,
-            sources=used_sources([source for source, _ in selection.sources], used)
+            learnt=learnt,
+            sources=used_sources(
+                [source for source, _ in selection.sources], selection.ids[:learnt]
+            )
             if selection
             else (),
             seconds=seconds,
-            spent_seconds=self._spent(),
-            adapter=loaded.name if loaded else None,
+            spent_seconds=self._seconds_spent(),
+            adapter=None,
         )

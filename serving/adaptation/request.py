@@ -1,29 +1,35 @@
-"""What a request says: the texts to adapt to, and what it wishes of its adaptation.
+"""AdaptationRequest: what a request asks of its adaptation, and its parser.
 
-A file_search among the tools of a response says it, too. Only what concerns adaptation is judged
-here, and by `unsupported` what has no effect; everything else in the body is vLLM's to judge.
+A `file_search` among the tools of a response counts, too. Only what concerns adaptation is checked
+here; everything else in the body is vLLM's to check, and `serving.http.unsupported` refuses what
+has no effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.step_plan import PLANS
+from adapters.training import Probe, TrainingRequest
+from selection.access import Principal
+from selection.corpus.calibration import Calibration
 from selection.corpus.filters import Filter, to_sql
 from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
+from selection.request import SelectionRequest
+from selection.selector import Selection
 from selection.strategies.registry import STRATEGIES
 from selection.targets import MAX_TARGETS, Truncation, evenly_spaced
+from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.file_search import take_file_search
-from serving.adaptation.terms import Terms
-from serving.adaptation.wish import AdaptationRequest
-from serving.budget import ALIAS, FIELD, HEADER, Budget, agreed_budget
+from serving.budget import ALIAS, FIELD, HEADER, Budget, Terms, agreed_budget
 from serving.engine.limits import are_tokens
 from serving.errors import RequestError
 
-WATCHED = 256  # tokens
-_CHARACTERS = 16  # of a token, more than any text has on average
+PROBE_TOKENS = 256
+# More than a token of any text has on average.
+_CHARACTERS_PER_TOKEN = 16
 _OPTIONS = {
     "corpus",
     "filters",
@@ -37,6 +43,106 @@ _OPTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class AdaptationRequest:
+    """What a request asks of its adaptation.
+
+    Attributes:
+        prompts: prompts to adapt to.
+        budget: budget within the server's limits.
+        clamped: names of the limits that the request exceeded.
+        corpus: corpus to choose from; None for the base model.
+        corpus_explicit: whether the request named the corpus, rather than the server.
+        filter: filter on the documents' metadata.
+        strategy: selection strategy.
+        plan: training plan.
+        seed: seed of the adapter and of the strategy "random".
+        required: whether to fail rather than answer with the base model; then the steps are not
+            reduced while the server is busy.
+        progress: whether comments in the stream report the progress.
+        reuse: whether to start from the adapter of the conversation's previous turn.
+        shed: what a busy server took off the budget, in words; None for nothing.
+        probe_tokens: end of the longest prompt in the model's tokens, whose loss shows whether
+            adapting helps; empty for a request that does not adapt.
+        truncation: how many of the request's prompts `prompts` are; None for all of them.
+    """
+
+    prompts: tuple[Prompt, ...]
+    budget: Budget
+    clamped: tuple[str, ...]
+    corpus: str | None
+    corpus_explicit: bool = True
+    filter: Filter | None = None
+    strategy: str = "sift"
+    plan: str = "sequential"
+    seed: int = 0
+    required: bool = False
+    progress: bool = False
+    reuse: bool = False
+    shed: str | None = None
+    probe_tokens: tuple[int, ...] = ()
+    truncation: Truncation | None = None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there is a step to take and a corpus to choose from."""
+        return self.budget.steps > 0 and self.corpus is not None
+
+    def shed_load(self, load: TrainerLoad) -> AdaptationRequest:
+        """This request with the steps that a server under this load gives it."""
+        asked = self.budget.steps
+        steps = asked if self.required else load.steps(asked)
+        if steps == asked:
+            return self
+        reason = f"{load.pending} adaptations are under way, {load.undegraded} get all"
+        shed = f"{steps} of {asked} steps: {reason}"
+        return replace(self, budget=replace(self.budget, steps=steps), shed=shed)
+
+    def selection(self, corpus: str, principal: Principal) -> SelectionRequest:
+        """The data to choose."""
+        return SelectionRequest(
+            self.prompts,
+            corpus,
+            steps=self.budget.steps,
+            alpha=self.budget.alpha,
+            strategy=self.strategy,
+            filter=self.filter,
+            seed=self.seed,
+            principal=principal,
+        )
+
+    def training(
+        self, selection: Selection, seconds: float | None, start: bytes | None
+    ) -> TrainingRequest:
+        """The training on what was chosen, within `seconds`, from the weights of an earlier adapter
+        or from fresh ones.
+        """
+        calibration = selection.calibration
+        return TrainingRequest(
+            selection.sequences,
+            seed=self.seed,
+            seconds=seconds,
+            plan=self.plan,
+            start=start,
+            learning_rate=None if calibration is None else calibration.learning_rate,
+            probe=Probe(self.probe_tokens, self.gain(calibration)) if self._has_probe else None,
+        )
+
+    def gain(self, calibration: Calibration | None) -> float | None:
+        """The gain that ends the training, from a calibrated corpus where the budget allows that;
+        None where there is none, or no text to measure it on.
+        """
+        if self.budget.gain is None or not self._has_probe:
+            return None
+        from_corpus = self.budget.prefers_corpus_gain and calibration is not None
+        return calibration.gain if from_corpus and calibration else self.budget.gain
+
+    @property
+    def _has_probe(self) -> bool:
+        # The loss of a first token is not defined.
+        return len(self.probe_tokens) > 1
+
+
 def parse_adaptation_request(
     body: dict[str, Any],
     header: str | None,
@@ -45,126 +151,129 @@ def parse_adaptation_request(
     tokenizer: Any,
     *,
     default: Budget | None = None,
-    limits: Budget | None = None,
+    key_limits: Budget | None = None,
 ) -> AdaptationRequest:
-    """What a request asks of its adaptation; takes the budget and the `adaptation` extension out of
-    the body.
+    """Parse the budget and the `adaptation` extension, and take both out of the body.
 
     Args:
-        body: of the request, JSON.
+        body: body of the request, JSON.
         header, alias: Compute-Budget and X-Compute-Budget.
-        terms: the server's.
+        terms: the server's terms.
         tokenizer: the model's, for prompts of token ids.
-        default: the budget of a request that says none, where the API key has its own.
-        limits: of the API key, within the server's.
+        default: budget of a request without one, where the API key has its own.
+        key_limits: limits of the API key, within the server's.
 
     Raises:
-        BudgetError: a header or `compute_budget`.
-        RequestError: the extension, or a `file_search`.
+        BudgetError: an invalid header or `compute_budget`.
+        RequestError: an invalid extension or `file_search`.
     """
-    if "input" in body and "messages" not in body:  # a response
+    if "input" in body and "messages" not in body:  # the Responses API
         take_file_search(body)
-    within = terms.within(limits)
-    said = {HEADER: header, ALIAS: alias, FIELD: body.pop(FIELD, None)}
-    budget = agreed_budget(said, terms.auto if default is None else default, terms.auto, within)
-    budget, cut = budget.cut_to(within)
-    wanted = body.pop("adaptation", None)
-    wanted = {} if wanted is None else wanted
-    if not isinstance(wanted, dict):
+    limits = terms.limits_with(key_limits)
+    sources = {HEADER: header, ALIAS: alias, FIELD: body.pop(FIELD, None)}
+    budget = agreed_budget(sources, terms.auto if default is None else default, terms.auto, limits)
+    budget, clamped = budget.clamp(limits)
+    options = body.pop("adaptation", None)
+    options = {} if options is None else options
+    if not isinstance(options, dict):
         raise RequestError('`adaptation` is an object such as {"corpus": "name", "seed": 0}')
-    unknown = set(wanted) - _OPTIONS
+    unknown = set(options) - _OPTIONS
     if unknown:
         raise RequestError(
-            f"`adaptation` has no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(_OPTIONS))}"
+            f"`adaptation` has no {', '.join(sorted(unknown))}; "
+            f"it takes {', '.join(sorted(_OPTIONS))}"
         )
-    corpus = wanted.get("corpus", terms.corpus)
+    corpus = options.get("corpus", terms.corpus)
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
-    strategy = wanted.get("strategy", "sift")
+    strategy = options.get("strategy", "sift")
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
     if strategy != "sift":  # it alone has a stopping rule
-        if any("alpha" in each for each in said.values() if each is not None):
+        if any("alpha" in each for each in sources.values() if each is not None):
             raise RequestError(
-                f"`adaptation.strategy` {strategy} cannot stop by alpha: give {HEADER} steps or seconds"
+                f"`adaptation.strategy` {strategy} cannot stop by alpha: "
+                f"give {HEADER} steps or seconds"
             )
         budget = replace(budget, alpha=None)
-    plan = wanted.get("plan", "sequential")
+    plan = options.get("plan", "sequential")
     if plan == "last-layer":
         raise RequestError(
-            "`adaptation.plan` last-layer: the engine cannot load an adapter of the last linear layer"
+            "`adaptation.plan` last-layer: "
+            "the engine cannot load an adapter of the last linear layer"
         )
     if not isinstance(plan, str) or plan not in PLANS:
         raise RequestError(f"`adaptation.plan` is one of {', '.join(PLANS)}")
-    seed = wanted.get("seed", 0)
+    seed = options.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")
-    reuse = wanted.get("reuse")
+    reuse = options.get("reuse")
     if reuse not in (None, "conversation"):
         raise RequestError(
             '`adaptation.reuse` is "conversation": go on from the adapter of the turn before'
         )
-    prompt = wanted.get("prompt")
+    prompt = options.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise RequestError(
             "`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt"
         )
     prompts, truncation = _prompts(body, tokenizer) if prompt is None else ((_end(prompt),), None)
-    return AdaptationRequest(
+    request = AdaptationRequest(
         prompts=prompts,
         budget=budget,
-        cut=cut,
+        clamped=clamped,
         corpus=corpus,
-        named="corpus" in wanted,
-        only=_filters(wanted.get("filters")),
+        corpus_explicit="corpus" in options,
+        filter=_filter(options.get("filters")),
         strategy=strategy,
         plan=plan,
         seed=seed,
-        required=_flag(wanted, "required"),
-        progress=_flag(wanted, "progress"),
+        required=_flag(options, "required"),
+        progress=_flag(options, "progress"),
         reuse=reuse is not None,
-        tokens=() if budget.steps == 0 or corpus is None else watched(prompts, tokenizer),
         truncation=truncation,
     )
+    if request.adapts:
+        return replace(request, probe_tokens=probe_tokens(prompts, tokenizer))
+    return request
 
 
-def watched(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[int, ...]:
-    """The tokens whose loss tells whether training pays and has helped: the last WATCHED of the
-    longest prompt.
-    """
-    text = max((prompt.text for prompt in prompts), key=len, default="")[-_CHARACTERS * WATCHED :]
-    return tuple(tokenizer.encode(text, add_special_tokens=False)[-WATCHED:])
+def probe_tokens(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[int, ...]:
+    """The last tokens of the longest prompt, whose loss shows whether training helps."""
+    longest = max((prompt.text for prompt in prompts), key=len, default="")
+    end = longest[-_CHARACTERS_PER_TOKEN * PROBE_TOKENS :]
+    return tuple(tokenizer.encode(end, add_special_tokens=False)[-PROBE_TOKENS:])
 
 
-def _flag(wanted: dict[str, Any], name: str) -> bool:
-    value = wanted.get(name, False)
+def _flag(options: dict[str, Any], name: str) -> bool:
+    value = options.get(name, False)
     if type(value) is not bool:
         raise RequestError(f"`adaptation.{name}` is true or false")
     return value
 
 
-def _filters(wanted: Any) -> Filter | None:
-    if wanted is None:
+def _filter(value: Any) -> Filter | None:
+    if value is None:
         return None
     try:
-        to_sql(wanted)
+        to_sql(value)
     except ValueError as problem:
         raise RequestError(f"`adaptation.filters`: {problem}") from problem
-    filters: Filter = wanted
-    return filters
+    parsed: Filter = value
+    return parsed
 
 
 def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], Truncation | None]:
-    """What to adapt to: the last user turn of a chat or a response, or prompts of a completion.
+    """The last user turn of a chat or a response, or the prompts of a completion.
 
-    Of more prompts than data is chosen for, those that are looked at, and how many that are: the
-    others are neither decoded nor sent on. Their form is vLLM's to judge.
+    Of more prompts than data is chosen for, a part is used, and the rest is neither decoded nor
+    sent on. Whether their form is valid is vLLM's to check.
     """
     if "messages" in body:
         return _turns(body["messages"] if isinstance(body["messages"], list) else []), None
     if "input" in body:
-        said = body["input"]
-        items = said if isinstance(said, list) else [{"role": "user", "content": said}]
+        value = body["input"]
+        items = value if isinstance(value, list) else [{"role": "user", "content": value}]
         return _turns([{"role": "system", "content": body.get("instructions")}, *items]), None
     prompt = body.get("prompt")
     if isinstance(prompt, str):
@@ -173,37 +282,31 @@ def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], 
         return (Prompt(""),), None
     if all(type(token) is int for token in prompt):
         prompt = [prompt]
-    looked_at = evenly_spaced(prompt, MAX_TARGETS)
-    truncation = (
-        Truncation(len(looked_at), len(prompt), "prompts") if len(looked_at) < len(prompt) else None
-    )
-    return tuple(
-        _end(p if isinstance(p, str) else _decode(p, tokenizer)) for p in looked_at
-    ), truncation
+    used = evenly_spaced(prompt, MAX_TARGETS)
+    truncation = Truncation(len(used), len(prompt), "prompts") if len(used) < len(prompt) else None
+    return tuple(_end(p if isinstance(p, str) else _decode(p, tokenizer)) for p in used), truncation
 
 
 def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
-    """The last user turn, in the context of those before it; what follows it, a tool's results, is
-    another prompt.
+    """The last user turn in the context of the turns before it; what follows it, such as the result
+    of a tool, is another prompt.
     """
     turns = [message for message in messages if isinstance(message, dict)]
-    # `output`: of a tool, in a response.
+    # A response's result of a tool has its text in `output`.
     texts = [_text(turn.get("content") or turn.get("output")) for turn in turns]
     last = max(
         (i for i, turn in enumerate(turns) if turn.get("role") == "user"), default=len(turns) - 1
     )
     if last < 0:
         return (Prompt(""),)
-    before, after = (
-        "\n".join(filter(None, texts[:last])),
-        "\n".join(filter(None, texts[last + 1 :])),
-    )
-    asked = _end(texts[last], before)
-    return (asked, _end(after)) if after else (asked,)
+    before = "\n".join(filter(None, texts[:last]))
+    after = "\n".join(filter(None, texts[last + 1 :]))
+    question = _end(texts[last], before)
+    return (question, _end(after)) if after else (question,)
 
 
 def _end(text: str, context: str = "") -> Prompt:
-    """A prompt without what no embedder looks at, which need not travel to one."""
+    """A prompt without the characters that no embedder reads, which need not be sent to one."""
     return Prompt(text[-MAX_PROMPT_CHARACTERS:], context[-MAX_PROMPT_CHARACTERS:])
 
 
@@ -217,6 +320,6 @@ def _text(content: Any) -> str:
 
 
 def _decode(tokens: Any, tokenizer: Any) -> str:
-    """The text of the last tokens: each is a character at least, but for those that share one."""
-    sound = isinstance(tokens, list) and are_tokens(tokens, len(tokenizer))
-    return str(tokenizer.decode(tokens[-MAX_PROMPT_CHARACTERS:])) if sound else ""
+    """The text of the last tokens; a token has a character at least, unless it shares one."""
+    valid = isinstance(tokens, list) and are_tokens(tokens, len(tokenizer))
+    return str(tokenizer.decode(tokens[-MAX_PROMPT_CHARACTERS:])) if valid else ""

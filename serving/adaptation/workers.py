@@ -1,9 +1,8 @@
-"""The selector, the library, shards and the trainer as stages of a server: asynchronous and
-cancellable.
+"""Workers: selector, library, shards and trainer as asynchronous, cancellable stages of a server.
 
-Plain classes that work without Ray; `serving.app` makes deployments of them. The work itself runs
-in a thread, so that the event loop stays free to hear of a cancelled request. Selections, searches
-and trainings of several requests run together, each in turns with the others.
+Plain classes that work without Ray; `serving.ray_stages` makes deployments of them. The work itself
+runs in threads, so that the event loop stays free to notice a cancelled request. Selections,
+searches and trainings of several requests run together and take turns.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ from selection.threaded_embedder import ThreadedEmbedder
 from serving.errors import HangingError
 from serving.observability.startup_progress import report_startup, reported_startup
 
-THREADS = 256  # of selections and searches that wait for their turns, as many as Ray Serve lets in
+# Selections and searches that wait for their turns, as many as Ray Serve admits.
+THREADS = 256
 
 Owner = TypeVar("Owner")
 P = ParamSpec("P")
@@ -42,7 +42,11 @@ Result = TypeVar("Result")
 
 
 class SelectorWorker:
-    """A selector; `embedder` is as in `Selector`."""
+    """A selector.
+
+    Args:
+        config, shards, embedder: as for `Selector`.
+    """
 
     def __init__(
         self,
@@ -51,8 +55,7 @@ class SelectorWorker:
         embedder: ThreadedEmbedder | None = None,
     ) -> None:
         self._selector = Selector(config, shards, embedder)
-        # Not asyncio's own, which on two cores has six: large requests would keep them all from a
-        # small one.
+        # Asyncio's own pool has six threads on two cores, which large requests would all occupy.
         self._threads = ThreadPoolExecutor(THREADS, "selection")
 
     async def select(self, request: SelectionRequest, seconds: float | None = None) -> Selection:
@@ -60,59 +63,60 @@ class SelectorWorker:
         work.
         """
         abandoned = threading.Event()
-        return await self._at_once(
-            partial(self._selector.select, request, Limit(seconds, abandoned)), abandoned
-        )
+        select = partial(self._selector.select, request, Limit(seconds, abandoned))
+        return await self._run_in_thread(select, abandoned)
 
     async def warm_up(self, corpus: str | None) -> None:
-        """Choose once from that corpus, if one is named: it is open then, its index loaded, and a
-        search has run.
-        """
+        """Select once from a corpus, if one is named, so that it is open and its index loaded."""
         if corpus is not None:
             prompt = Prompt("a first prompt, so that no request pays for the first search")
             await self.select(SelectionRequest([prompt], corpus, steps=1))
 
     async def ready(self, corpus: str | None) -> None:
-        """Raise unless prompts could be given data: of that corpus, if one is named."""
+        """Return once a corpus, if one is named, can be selected from.
+
+        Raises:
+            CorpusError: it cannot.
+        """
         if corpus is not None:
             await asyncio.to_thread(self._selector.check, corpus)
 
-    async def _at_once(self, work: Callable[[], Result], abandoned: threading.Event) -> Result:
-        """The result of work that others may do at the same time."""
+    async def _run_in_thread(
+        self, work: Callable[[], Result], abandoned: threading.Event
+    ) -> Result:
         run = partial(contextvars.copy_context().run, work)
-        return await _held(
-            asyncio.get_running_loop().run_in_executor(self._threads, run), abandoned
-        )
+        running = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        return await wait_uncancelled(running, abandoned)
 
 
 class SerialExecutor(Generic[Owner]):
-    """What only one thread at a time may use, such as a library or a shard."""
+    """An object that only one thread at a time may use, such as a library or a shard."""
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        self._one_at_a_time = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
-    async def ask(
+    async def call(
         self, method: Callable[Concatenate[Owner, P], Result], /, *args: P.args, **kwargs: P.kwargs
     ) -> Result:
-        """What a method answers. The function itself is handed over: it survives pickling by its
-        name.
-        """
-        async with self._one_at_a_time:
-            return await _held(
+        """The result of a method, given as a function of its class, which can be pickled."""
+        async with self._turn:
+            return await wait_uncancelled(
                 asyncio.create_task(asyncio.to_thread(method, self.owner, *args, **kwargs))
             )
 
 
 class ShardWorker(SerialExecutor[Shard]):
-    """A shard of corpora, in the folder that holds them."""
+    """A shard of corpora, in the folder that contains them."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(Shard(root))
 
 
 class CorporaWorker(SelectorWorker):
-    """A selector and a library over the same corpora: they share the embedder and the open indexes."""
+    """A selector and a library over the same corpora, which share the embedder and the open
+    indexes.
+    """
 
     def __init__(
         self,
@@ -129,77 +133,86 @@ class CorporaWorker(SelectorWorker):
             Library(config.root, selector.embedder, tokenizer, files, selector.corpora)
         )
 
-    async def ask(
+    async def call(
         self,
         method: Callable[Concatenate[Library, P], Result],
         /,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Result:
-        """As `SerialExecutor.ask`, of the library; a search, which may be long, waits for no other
-        call and holds none up.
+        """As `SerialExecutor.call`, for the library; a search, which may be long, runs beside other
+        calls.
         """
         if method is not Library.search:
-            return await self._library.ask(method, *args, **kwargs)
+            return await self._library.call(method, *args, **kwargs)
         abandoned = threading.Event()
         search: Callable[..., Result] = method
         limit = Limit(abandoned=abandoned)
-        return await self._at_once(
+        return await self._run_in_thread(
             partial(search, self._library.owner, *args, **kwargs, limit=limit), abandoned
         )
 
 
-# A trainer hangs after so long without a step, and so many longest pauses.
-STILL_SECONDS, STILL_TIMES = 20.0, 10.0
-# Trainings in a row, without a step between: a GPU that has failed once fails for good.
+# A trainer hangs once no step has ended for this time, and for this multiple of the longest pause.
+STALL_SECONDS, STALL_FACTOR = 20.0, 10.0
+# Trainings that fail in a row, without a step between, before the trainer counts as broken: a GPU
+# that has failed once fails for good.
 FAILURES = 3
 
 
 class TrainerWorker:
-    """A trainer: requests train together."""
+    """A trainer: requests train together.
 
-    def __init__(self, config: TrainerConfig) -> None:
-        begun = time.monotonic()
+    Args:
+        config: of the trainer.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, config: TrainerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        started = clock()
         report_startup("trainer", "loading the base model")
         with reported_startup("trainer"):
             self._trainer = Trainer(config)
-        # When a step or a training last ended, or the first of several came.
-        self._moved = time.monotonic()
-        # From one such time to the next; at first, of loading and a few steps.
-        self._longest = self._moved - begun
-        self._hangs = False
-        self._failures = 0  # since the last step
-        self._trainings: set[asyncio.Future[None]] = set()  # done when there is no hope for them
+        # When a step or a training last ended, or a training was submitted to an idle trainer.
+        self._last_progress = clock()
+        # The longest time between two such events; at first, of loading and a few steps.
+        self._longest_pause = self._last_progress - started
+        self._is_hanging = False
+        self._failures = 0
+        # One future for each training, done once the training is abandoned.
+        self._trainings: set[asyncio.Future[None]] = set()
 
     async def check_health(self) -> None:
-        """Raise if no step has ended for far too long, and end whatever waits for one; or if each
-        training fails.
+        """Check that steps end and trainings succeed. Ray Serve replaces the replica otherwise; a
+        thread may wait forever in a library that got no memory.
 
-        Ray Serve replaces the replica then. It may be a thread that waits for ever in a library
-        that got no memory.
+        Raises:
+            HangingError: no step has ended for far too long, and the waiting trainings are
+                abandoned; or the last trainings all failed.
         """
         if self._failures >= FAILURES:
             raise HangingError(
                 f"the trainer is broken: the last {self._failures} trainings failed at once"
             )
-        still = time.monotonic() - self._moved
-        if self._trainings and still > max(STILL_SECONDS, STILL_TIMES * self._longest):
-            self._hangs = True
-        # Until something ends; else it would be well as soon as nobody waits any more.
-        if self._hangs:
-            for hopeless in self._trainings:
-                if not hopeless.done():
-                    hopeless.set_result(None)
-            raise HangingError(f"the trainer hangs: no step has ended for {still:.0f} s")
+        pause = self._clock() - self._last_progress
+        if self._trainings and pause > max(STALL_SECONDS, STALL_FACTOR * self._longest_pause):
+            self._is_hanging = True
+        # Until something ends: otherwise it would be healthy as soon as no request waits any more.
+        if self._is_hanging:
+            for abandoned in self._trainings:
+                if not abandoned.done():
+                    abandoned.set_result(None)
+            raise HangingError(f"the trainer hangs: no step has ended for {pause:.0f} s")
 
     async def warm_up(self) -> None:
-        """As `Trainer.warm_up`: what was measured while other processes started would be too slow
-        later.
+        """As `Trainer.warm_up`: step times measured while other processes started would be too
+        long.
         """
         await asyncio.to_thread(self._trainer.warm_up)
 
     async def ready(self) -> None:
-        """That it answers is enough: the model is loaded before there is a stage."""
+        """Return: the model is loaded before there is a stage to call."""
 
     async def train(
         self,
@@ -209,69 +222,75 @@ class TrainerWorker:
         """As `Trainer.train`; `on_step` is called in the event loop. Cancelling ends it within a
         step.
 
-        A learning rate that the server was started with goes before that of a request's corpus.
+        A learning rate of the server's settings has priority over that of a request's corpus.
+
+        Raises:
+            HangingError: the trainer hangs.
         """
         if self._trainer.config.learning_rate:
             request = replace(request, learning_rate=None)
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
 
-        def stepped(progress: TrainingProgress) -> None:
-            self._move()
+        def handle_step(progress: TrainingProgress) -> None:
+            self._note_progress()
             self._failures = 0
             if on_step is not None and not cancelled.is_set():
                 loop.call_soon_threadsafe(on_step, progress)
 
-        hopeless: asyncio.Future[None] = loop.create_future()
+        abandoned: asyncio.Future[None] = loop.create_future()
         if not self._trainings:
-            self._moved = time.monotonic()
-        training = self._trainer.submit(request, cancelled=cancelled, on_step=stepped)
-        training.add_done_callback(self._ended)
-        self._trainings.add(hopeless)
+            self._last_progress = self._clock()
+        training = self._trainer.submit(request, cancelled=cancelled, on_step=handle_step)
+        training.add_done_callback(self._handle_end)
+        self._trainings.add(abandoned)
         try:
-            return await _held(
-                asyncio.create_task(self._unless(hopeless, asyncio.wrap_future(training))),
-                cancelled,
-            )
+            result = _unless_abandoned(asyncio.wrap_future(training), abandoned)
+            return await wait_uncancelled(asyncio.create_task(result), cancelled)
         finally:
-            self._trainings.remove(hopeless)
+            self._trainings.remove(abandoned)
 
-    async def training(
+    async def stream(
         self, request: TrainingRequest
     ) -> AsyncIterator[TrainingProgress | TrainingResult]:
-        """`train`, told step by step as it goes, the Training last; for callers in other processes."""
-        told: asyncio.Queue[TrainingProgress | None] = asyncio.Queue()
-        task = asyncio.create_task(self.train(request, told.put_nowait))
-        task.add_done_callback(lambda _: told.put_nowait(None))
+        """`train` as a stream of steps, with the result last, for callers in other processes."""
+        steps: asyncio.Queue[TrainingProgress | None] = asyncio.Queue()
+        task = asyncio.create_task(self.train(request, steps.put_nowait))
+        task.add_done_callback(lambda _: steps.put_nowait(None))
         try:
-            while (progress := await told.get()) is not None:
+            while (progress := await steps.get()) is not None:
                 yield progress
             yield await task
         finally:
-            task.cancel()  # whoever asked has gone, if it still runs
+            # If it still runs, the caller has gone.
+            task.cancel()
             await asyncio.wait([task])
 
-    async def _unless(
-        self, hopeless: asyncio.Future[None], training: asyncio.Future[TrainingResult]
-    ) -> TrainingResult:
-        both: list[asyncio.Future[Any]] = [hopeless, training]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not training.done():
-            raise HangingError("the trainer hangs")
-        return training.result()
-
-    def _ended(self, training: Future[TrainingResult]) -> None:
+    def _handle_end(self, training: Future[TrainingResult]) -> None:
         if not training.cancelled() and training.exception() is not None:
             self._failures += 1
-        self._move()
+        self._note_progress()
 
-    def _move(self) -> None:
-        now = time.monotonic()
-        self._longest, self._moved, self._hangs = max(self._longest, now - self._moved), now, False
+    def _note_progress(self) -> None:
+        now = self._clock()
+        self._longest_pause = max(self._longest_pause, now - self._last_progress)
+        self._last_progress, self._is_hanging = now, False
 
 
-async def _held(work: asyncio.Future[Result], cancelled: threading.Event | None = None) -> Result:
-    """The result of work in a thread; whoever is cancelled, however often, waits until the work has
-    ended.
+async def _unless_abandoned(
+    training: asyncio.Future[TrainingResult], abandoned: asyncio.Future[None]
+) -> TrainingResult:
+    both: list[asyncio.Future[Any]] = [abandoned, training]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if not training.done():
+        raise HangingError("the trainer hangs")
+    return training.result()
+
+
+async def wait_uncancelled(
+    work: asyncio.Future[Result], cancelled: threading.Event | None = None
+) -> Result:
+    """The result of work in a thread. Cancelling, however often, sets `cancelled` and takes effect
+    once the work has ended.
     """
     try:
         return await asyncio.shield(work)
@@ -282,5 +301,6 @@ async def _held(work: asyncio.Future[Result], cancelled: threading.Event | None 
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([work])
         if not work.cancelled():
-            work.exception()  # of which nobody wants to hear
+            # Retrieved, so that asyncio does not report it: nothing awaits it any more.
+            work.exception()
         raise

@@ -101,7 +101,7 @@ def adapt(
     """
 
     from adapters.step_plan import PLANS
-    from serving.adaptation.reasons import no_step
+    from serving.adaptation.fallback_reasons import no_step_reason
     from serving.budget import parse_budget
     from serving.errors import AdaptationFailedError
     from serving.local.checks import check_writable
@@ -119,47 +119,42 @@ def adapt(
     auto, server_limits = settings.budgets()
     limits = parse_budget(budget, default=auto, auto=auto, limits=server_limits)
     if limits.steps == 0:
-        raise AdaptationFailedError(f"nothing to train: {no_step(limits, ())}")
+        raise AdaptationFailedError(f"nothing to train: {no_step_reason(limits, ())}")
     check_settings(settings)
     text = read_input() if prompt == "-" else prompt
     with Status("loading the embedder and the base model"):
-        from adapters import Probe, Trainer
-        from adapters.training import TrainingRequest
+        from adapters import Trainer
         from selection import Selector
+        from selection.access import OPERATOR
         from selection.embedding import Prompt
-        from selection.request import SelectionRequest
-        from serving.adaptation.request import watched
+        from serving.adaptation.request import AdaptationRequest, probe_tokens
         from serving.settings.model_files import load_tokenizer
 
         config = settings.config()
         check_tokenizers(config)
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
-    selection = selector.select(
-        SelectionRequest([Prompt(text)], corpus, steps=limits.steps, alpha=limits.alpha)
+    prompts = (Prompt(text),)
+    request = AdaptationRequest(
+        prompts,
+        limits,
+        (),
+        corpus,
+        plan=plan,
+        seed=seed,
+        probe_tokens=probe_tokens(prompts, load_tokenizer(config.engine.model)),
     )
+    selection = selector.select(request.selection(corpus, OPERATOR))
     if not selection.ids:
         raise AdaptationFailedError(
             f"nothing to train on: corpus {corpus!r} is empty; "
             "add documents with `mayfly corpus add`"
         )
-    calibration = selection.calibration
-    gain = limits.gain
-    if calibration and limits.own_gain and gain is not None:
-        gain = calibration.gain
-    probe_tokens = watched([Prompt(text)], load_tokenizer(config.engine.model))
     with (
         report_interrupt(lambda: f"no adapter was written to {folder}"),
         Status("training") as status,
     ):
         training = trainer.train(
-            TrainingRequest(
-                selection.sequences,
-                seed=seed,
-                seconds=limits.seconds,
-                plan=plan,
-                learning_rate=calibration.learning_rate if calibration else None,
-                probe=Probe(probe_tokens, gain) if len(probe_tokens) > 1 else None,
-            ),
+            request.training(selection, limits.seconds, start=None),
             on_step=lambda step: status.update(
                 f"step {step.steps} of {step.total_steps}"
                 + ("" if step.probe_loss is None else f", prompt loss {step.probe_loss:.3f}")

@@ -1,1 +1,1 @@
-"""Adapters that are kept for the next turn of a conversation."""
+"""The cache of adapters for the next turn of a conversation."""

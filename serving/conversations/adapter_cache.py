@@ -1,12 +1,12 @@
-"""Conversations: the adapter that answered a turn, kept a while for the turn that follows it.
+"""AdapterCache: the adapter that answered a turn, kept for the turn that follows it.
 
 A request belongs to the conversation that it begins with: a chat's messages up to and including the
 assistant's answer, or a completion's prompt and its answer (`serving.conversations.transcript`).
-The longest beginning that is known is continued.
+The longest known beginning is continued.
 
-Nobody is given an adapter across keys, corpora, models or filters: each has conversations of its
-own, because an adapter knows the documents it was trained on. Of what was said only digests are
-kept. One event loop, no locks; it knows no HTTP, and trains nothing.
+An adapter is never reused across keys, corpora, models or filters: each has conversations of its
+own, because an adapter contains what it learnt from its documents. Of the texts only digests are
+stored. One event loop, no locks; it knows no HTTP, and trains nothing.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any
 
 from adapters.adapter import Adapter
 from selection.corpus.filters import Filter
-from serving.conversations.completion_reader import AssistantMessage
-from serving.conversations.transcript import Transcript
+from serving.conversations.completion_reader import AssistantMessage, CompletionReader
+from serving.conversations.transcript import Transcript, parse_transcript
 
 
 @dataclass(frozen=True)
 class AdapterCacheConfig:
-    """How much is kept.
+    """How much is cached.
 
     Attributes:
-        most_bytes: of all adapters together; the least recently used goes first. A larger one is
-            not kept at all.
-        most_turns: of all conversations together, likewise.
-        seconds: that a turn is kept after it was last used.
-        most_steps: an adapter with so many steps behind it is not trained further: the next turn
-            starts afresh. Every turn's steps go the whole learning rate further from the base
-            model, on few documents, and nothing brings them back; gains were measured up to 50
-            steps. So none has more steps than these and one request's.
+        most_bytes: size of all adapters together; the least recently used is dropped first, and a
+            larger adapter is not cached at all.
+        most_turns: number of turns of all conversations together, dropped likewise.
+        seconds: time that a turn is cached after its last use.
+        most_steps: number of steps from which an adapter is not trained further: the next turn
+            starts afresh. Each turn moves the adapter further from the base model, on few
+            documents, and nothing brings it back; gains were measured up to 50 steps. So an adapter
+            has at most these steps and those of one request.
     """
 
     most_bytes: int = 512 << 20
@@ -48,133 +48,150 @@ class AdapterCacheConfig:
 
 @dataclass(frozen=True)
 class CacheScope:
-    """Who may continue an adapter.
+    """The requests that may continue an adapter.
 
     Attributes:
-        key: name of the API key; "" where there are none.
-        corpus: id of the one that it was trained on: a name may become another's.
-        model: the served one.
-        only: the filter on the corpus's documents.
+        key: name of the API key; "" for a server without keys.
+        corpus: id of the corpus that the adapter was trained on, since a name may be given to
+            another corpus.
+        model: name of the served model.
+        filter: filter on the corpus's documents.
     """
 
     key: str
     corpus: str
     model: str
-    only: Filter | None = None
+    filter: Filter | None = None
 
     def digest(self) -> bytes:
-        """The same for the same."""
-        named = json.dumps([self.key, self.corpus, self.model, self.only], sort_keys=True)
-        return hashlib.sha256(named.encode()).digest()
-
-
-@dataclass(frozen=True)
-class Reused:
-    """What a request's adapter was before it, for its report.
-
-    Attributes:
-        adapter: name of the one that was trained further.
-        turns: that it had been trained for.
-        steps: that these took, all together.
-    """
-
-    adapter: str
-    turns: int
-    steps: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The object `reused` of a report."""
-        return {"adapter": self.adapter, "turns": self.turns, "steps": self.steps}
+        """Equal for equal scopes."""
+        fields = json.dumps([self.key, self.corpus, self.model, self.filter], sort_keys=True)
+        return hashlib.sha256(fields.encode()).digest()
 
 
 @dataclass(frozen=True)
 class CachedAdapter:
-    """A turn's adapter: its weights as `adapters.Adapter` holds them, its name, and the turns and
-    steps behind it.
+    """The adapter of a turn.
+
+    Attributes:
+        weights: weights in the format of `adapters.Adapter`.
+        name: name of the adapter.
+        turns: number of turns that it was trained for.
+        steps: number of training steps of these turns together.
     """
 
     weights: bytes
-    adapter: str
+    name: str
     turns: int
     steps: int
 
     @classmethod
     def after(cls, earlier: CachedAdapter | None, adapter: Adapter) -> CachedAdapter:
-        """A turn's adapter, and the one it was trained further from, if any."""
+        """The adapter of a turn, which continued an earlier one or started afresh."""
         turns, steps = (earlier.turns, earlier.steps) if earlier else (0, 0)
         return cls(adapter.weights, adapter.name, turns + 1, steps + len(adapter.losses))
 
-    @property
-    def reused(self) -> Reused:
-        """For the report of the turn that continues it."""
-        return Reused(self.adapter, self.turns, self.steps)
+    def as_dict(self) -> dict[str, Any]:
+        """The object `reused` in the report of the turn that continues it."""
+        return {"adapter": self.name, "turns": self.turns, "steps": self.steps}
 
 
 @dataclass(eq=False)
 class _Turn:
-    kept: CachedAdapter
+    cached: CachedAdapter
     group: bytes
-    # Digest of the conversation with each of its answers -> length of what was said.
+    # Digest of the conversation with each of its answers -> length of its text.
     ends: dict[bytes, int]
     used: float
 
 
 class AdapterCache:
-    """The turns that may be followed by another."""
+    """The adapters of turns that another turn may follow.
+
+    Args:
+        config: how much is cached.
+        clock: seconds that only grow.
+    """
 
     def __init__(
         self, config: AdapterCacheConfig, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.config = config
-        self.bytes = 0  # of the adapters that are held
+        self.bytes = 0
         self._clock = clock
-        self._turns: OrderedDict[_Turn, None] = OrderedDict()  # the least recently used first
+        # In the order of their last use, the least recent first.
+        self._turns: OrderedDict[_Turn, None] = OrderedDict()
         self._by_end: dict[bytes, _Turn] = {}
-        # Group -> lengths of its ends, and how many are that long.
+        # Group -> lengths of its ends, and how many have that length.
         self._lengths: dict[bytes, Counter[int]] = {}
 
     def __len__(self) -> int:
         return len(self._turns)
 
-    def find(self, whose: CacheScope, talk: Transcript) -> CachedAdapter | None:
-        """The adapter of the longest known beginning; None if there is none, or its steps are
-        spent.
+    def conversation(
+        self,
+        body: dict[str, Any],
+        *,
+        key: str,
+        model: str,
+        filter: Filter | None,
+        most_bytes: int,
+    ) -> Conversation | None:
+        """The conversation that a request continues or begins; None for a request that no other can
+        follow.
+
+        Args:
+            body: body of the request, JSON.
+            key, model, filter: as in `CacheScope`; the corpus is known later.
+            most_bytes: size of the longest response that is read.
+        """
+        transcript = parse_transcript(body)
+        if transcript is None:
+            return None
+        reader = CompletionReader(most_bytes)
+        return Conversation(
+            self, transcript, reader, lambda corpus: CacheScope(key, corpus, model, filter)
+        )
+
+    def find(self, scope: CacheScope, transcript: Transcript) -> CachedAdapter | None:
+        """The adapter of the longest known beginning; None for an unknown one, and for an adapter
+        that has all its steps.
         """
         self._expire()
-        group = whose.digest()
+        group = scope.digest()
         digest, position, found = hashlib.sha256(group), 0, None
         for length in sorted(self._lengths.get(group, ())):
-            if length > len(talk.said):
+            if length > len(transcript.text):
                 break
-            digest.update(talk.said[position:length])
+            digest.update(transcript.text[position:length])
             position = length
             found = self._by_end.get(digest.digest(), found)
         if found is None:
             return None
         found.used = self._clock()
         self._turns.move_to_end(found)
-        return found.kept if found.kept.steps < self.config.most_steps else None
+        return found.cached if found.cached.steps < self.config.most_steps else None
 
-    def keep(
+    def store(
         self,
-        whose: CacheScope,
-        talk: Transcript,
+        scope: CacheScope,
+        transcript: Transcript,
         answers: Sequence[AssistantMessage],
-        kept: CachedAdapter,
+        cached: CachedAdapter,
     ) -> None:
-        """Keep the adapter that gave these answers, for whoever goes on from one of them."""
+        """Cache the adapter of these answers, for a turn that follows one of them."""
         self._expire()
-        if not answers or len(kept.weights) > self.config.most_bytes:
+        if not answers or len(cached.weights) > self.config.most_bytes:
             return
-        if kept.steps >= self.config.most_steps:
-            # That it is spent must be known, or else the turn before it would be continued in its
-            # place.
-            kept = replace(kept, weights=b"")
-        group, turns = whose.digest(), (talk.answered(answer) for answer in answers)
+        if cached.steps >= self.config.most_steps:
+            # The turn is stored without its weights: otherwise the turn before it would be
+            # continued in its place.
+            cached = replace(cached, weights=b"")
+        group, texts = scope.digest(), (transcript.with_answer(answer) for answer in answers)
         turn = _Turn(
-            kept,
+            cached,
             group,
-            {hashlib.sha256(group + said).digest(): len(said) for said in turns},
+            {hashlib.sha256(group + text).digest(): len(text) for text in texts},
             self._clock(),
         )
         for end in turn.ends.keys() & self._by_end.keys():
@@ -183,14 +200,13 @@ class AdapterCache:
             self._by_end[end] = turn
             self._lengths.setdefault(group, Counter())[length] += 1
         self._turns[turn] = None
-        self.bytes += len(kept.weights)
+        self.bytes += len(cached.weights)
         while self.bytes > self.config.most_bytes or len(self._turns) > self.config.most_turns:
             self._drop(next(iter(self._turns)))
 
     def _expire(self) -> None:
-        """They lie in the order of their last use, so the expired ones are the first."""
-        last = self._clock() - self.config.seconds
-        while self._turns and (first := next(iter(self._turns))).used <= last:
+        oldest = self._clock() - self.config.seconds
+        while self._turns and (first := next(iter(self._turns))).used <= oldest:
             self._drop(first)
 
     def _drop(self, turn: _Turn) -> None:
@@ -198,7 +214,7 @@ class AdapterCache:
             self._forget(end)
 
     def _forget(self, end: bytes) -> None:
-        """Nobody goes on from here any more; a turn that nobody can go on from goes itself."""
+        """Forget one end of a turn, and with the last one the turn."""
         turn = self._by_end.pop(end)
         lengths, length = self._lengths[turn.group], turn.ends.pop(end)
         lengths[length] -= 1
@@ -208,4 +224,35 @@ class AdapterCache:
             del self._lengths[turn.group]
         if not turn.ends:
             del self._turns[turn]
-            self.bytes -= len(turn.kept.weights)
+            self.bytes -= len(turn.cached.weights)
+
+
+class Conversation:
+    """One request's turn of a conversation: it finds the adapter of the previous turn, and stores
+    that of its own.
+    """
+
+    def __init__(
+        self,
+        cache: AdapterCache,
+        transcript: Transcript,
+        reader: CompletionReader,
+        scope_of: Callable[[str], CacheScope],
+    ) -> None:
+        self._cache, self._transcript, self._reader = cache, transcript, reader
+        self._scope_of = scope_of
+        self._scope: CacheScope | None = None
+
+    def find(self, corpus: str) -> CachedAdapter | None:
+        """The adapter to train further on a corpus, given by its id; None to start afresh."""
+        self._scope = self._scope_of(corpus)
+        return self._cache.find(self._scope, self._transcript)
+
+    def feed(self, content: bytes) -> None:
+        """Read the next bytes of the response."""
+        self._reader.feed(content)
+
+    def store(self, cached: CachedAdapter) -> None:
+        """Cache the adapter that gave the response, once that has been read; after `find`."""
+        assert self._scope is not None
+        self._cache.store(self._scope, self._transcript, self._reader.answers(), cached)

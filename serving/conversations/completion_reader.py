@@ -1,9 +1,8 @@
-"""What an answer said, heard from vLLM's own response as its bytes pass: a JSON body, or the events
-of a stream.
+"""CompletionReader: the messages in vLLM's own response, read as its bytes pass: a JSON body, or
+the events of a stream.
 
-Chat, completions and responses, every choice. Only a whole answer counts: one that was broken off,
-failed or grew beyond a limit was not heard. It changes nothing of what passes, and does not know
-why anyone listens.
+Chats, completions and responses, every choice. Only a whole response counts: one that was broken
+off, failed or exceeded the limit has no messages. The reader changes nothing of what passes.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Any
 
 from serving.sse import Event, EventParser
 
-# Not: abort, error, failed.
-_WELL_ENDED = ("stop", "length", "tool_calls", "repetition", "completed", "incomplete")
+# Reasons of a whole answer; abort, error and failed are not among them.
+_COMPLETE = ("stop", "length", "tool_calls", "repetition", "completed", "incomplete")
 
 
 @dataclass(frozen=True)
@@ -29,29 +28,32 @@ class AssistantMessage:
 @dataclass
 class _Choice:
     texts: list[str] = field(default_factory=list)
-    # The name, then pieces of the arguments.
+    # Each call's name, followed by the parts of its arguments.
     calls: dict[int, list[str]] = field(default_factory=dict)
-    end: str | None = None
+    finish_reason: str | None = None
 
 
 class CompletionReader:
-    """Fed with the body of a response of 200.
+    """Reads the body of a response with status 200.
 
-    One of more than `most_bytes` is passed by unheard: the next request would hardly hold it.
+    Args:
+        most_bytes: size of the longest body that is read; a longer one would hardly fit into the
+            next request.
     """
 
     def __init__(self, most_bytes: int) -> None:
-        self._left = most_bytes  # negative: there is nothing to hear
+        # Negative once the response has no messages.
+        self._bytes_left = most_bytes
         self._pending = bytearray()
         self._first = b""
         self._events = EventParser()
         self._choices: dict[int, _Choice] = {}
-        self._whole = False
+        self._is_whole = False
 
     def feed(self, content: bytes) -> None:
-        """The next bytes of the body, wherever they were cut."""
-        self._left -= len(content)
-        if self._left < 0:
+        """Read the next bytes of the body, wherever they were split."""
+        self._bytes_left -= len(content)
+        if self._bytes_left < 0:
             self._pending.clear()
             self._events = EventParser()
             self._choices.clear()
@@ -62,70 +64,69 @@ class CompletionReader:
             return
         for event in self._events.feed(content):
             if isinstance(event, Event):
-                self._hear(event.data.strip())
+                self._read(event.data.strip())
 
     def answers(self) -> tuple[AssistantMessage, ...]:
-        """Of each choice that ended well and said something, in order; nothing unless the whole
-        response has passed.
+        """The message of each choice that is complete and not empty, in order; none before the
+        whole response has passed.
         """
-        if self._is_json() and not self._whole:
-            self._hear(bytes(self._pending))
-            self._whole = True
-        if not self._whole or self._left < 0:
+        if self._is_json() and not self._is_whole:
+            self._read(bytes(self._pending))
+            self._is_whole = True
+        if not self._is_whole or self._bytes_left < 0:
             return ()
-        ended = [
-            self._choices[i] for i in sorted(self._choices) if self._choices[i].end in _WELL_ENDED
-        ]
-        spoken = [
+        choices = (self._choices[i] for i in sorted(self._choices))
+        messages = [
             AssistantMessage(
                 "".join(choice.texts),
                 tuple((call[0], "".join(call[1:])) for call in choice.calls.values()),
             )
-            for choice in ended
+            for choice in choices
+            if choice.finish_reason in _COMPLETE
         ]
-        return tuple(answer for answer in spoken if answer.text or answer.calls)
+        return tuple(message for message in messages if message.text or message.calls)
 
     def _is_json(self) -> bool:
         return self._first == b"{"
 
-    def _hear(self, content: bytes) -> None:
-        """A body, or the data of an event."""
+    def _read(self, content: bytes) -> None:
+        """Read a body, or the data of an event."""
         if content == b"[DONE]":
-            self._whole = True
+            self._is_whole = True
             return
         try:
-            said = json.loads(content)
+            value = json.loads(content)
         except (ValueError, RecursionError):
-            said = None
-        if not isinstance(said, dict) or said.get("error"):
-            self._left = -1  # it failed, or is nothing that is known here
-        elif said.get("type") == "response.completed":
-            self._add_response(said["response"])
-            self._whole = True
-        elif said.get("object") == "response":
-            self._add_response(said)
+            value = None
+        if not isinstance(value, dict) or value.get("error"):
+            self._bytes_left = -1
+        elif value.get("type") == "response.completed":
+            self._add_response(value["response"])
+            self._is_whole = True
+        elif value.get("object") == "response":
+            self._add_response(value)
         else:
-            for choice in said.get("choices") or ():
-                self._add(choice.get("index", 0), choice)
+            for choice in value.get("choices") or ():
+                self._add_choice(choice.get("index", 0), choice)
 
-    def _add(self, index: int, said: dict[str, Any]) -> None:
-        """A choice of a chat or a completion, or the next piece of it."""
+    def _add_choice(self, index: int, part: dict[str, Any]) -> None:
+        """Add a choice of a chat or a completion, or the next part of it."""
         choice = self._choices.setdefault(index, _Choice())
-        message = said.get("message") or said.get("delta") or {"content": said.get("text")}
+        message = part.get("message") or part.get("delta") or {"content": part.get("text")}
         choice.texts.append(message.get("content") or "")
         for position, call in enumerate(message.get("tool_calls") or ()):
-            pieces = choice.calls.setdefault(call.get("index", position), [""])
+            parts = choice.calls.setdefault(call.get("index", position), [""])
             function = call.get("function") or {}
-            pieces[0] = function.get("name") or pieces[0]
-            pieces.append(function.get("arguments") or "")
-        choice.end = said.get("finish_reason") or choice.end
+            parts[0] = function.get("name") or parts[0]
+            parts.append(function.get("arguments") or "")
+        choice.finish_reason = part.get("finish_reason") or choice.finish_reason
 
     def _add_response(self, response: dict[str, Any]) -> None:
-        """A whole response: its items are the one answer's text and calls."""
+        """Add a whole response: its items are the text and the calls of one answer."""
         items = response["output"]
         parts = [
             part for item in items if item.get("type") == "message" for part in item["content"]
         ]
         calls = [{"function": item} for item in items if item.get("type") == "function_call"]
         message = {"content": "".join(part.get("text", "") for part in parts), "tool_calls": calls}
-        self._add(0, {"message": message, "finish_reason": response.get("status")})
+        self._add_choice(0, {"message": message, "finish_reason": response.get("status")})

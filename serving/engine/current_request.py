@@ -29,26 +29,23 @@ class LoadedAdapter:
 
 
 class AdaptableRequest(Protocol):
-    """A request that may be answered with an adapter of its own.
-
-    Attributes:
-        problem: the error that the client gets in place of vLLM's; None if there is no such error.
-    """
-
-    problem: Exception | None
+    """A request that may be answered with an adapter of its own."""
 
     @property
     def may_adapt(self) -> bool:
         """Whether the request may get an adapter."""
 
-    async def speaker(self) -> LoadedAdapter | None:
+    async def adapter(self) -> LoadedAdapter | None:
         """The adapter to answer with, or None for the base model.
 
         The first call trains and loads it; later calls give the same one.
         """
 
-    def answering(self, task: asyncio.Task[None]) -> None:
+    def track_generation(self, task: asyncio.Task[None]) -> None:
         """Register a generation; the adapter must stay loaded until its task has ended."""
+
+    def fail(self, problem: Exception) -> None:
+        """Let the request fail with this error in place of vLLM's."""
 
 
 REQUEST: ContextVar[AdaptableRequest | None] = ContextVar("request", default=None)

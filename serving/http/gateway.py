@@ -14,6 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers
@@ -23,29 +24,18 @@ from starlette.types import Message, Receive, Scope, Send
 
 from selection.access import OPERATOR
 from serving import __version__ as mayfly_version
-from serving.adaptation.admission import Admission, Place
-from serving.adaptation.pipeline import Adaptation, Selects, Trains
+from serving.adaptation.admission import Admission, TrainerLoad
+from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import parse_adaptation_request
+from serving.adaptation.stages import Selects, Trains
 from serving.api_keys import Key, Keys
+from serving.budget import Terms
 from serving.config import Config
-from serving.conversations.adapter_cache import AdapterCache, CachedAdapter, CacheScope
-from serving.conversations.completion_reader import CompletionReader
-from serving.conversations.transcript import parse_transcript
+from serving.conversations.adapter_cache import AdapterCache
 from serving.engine.current_request import REQUEST
 from serving.engine.engine import Engine
-from serving.errors import (
-    AdaptationFailedError,
-    BusyError,
-    ModelError,
-    is_the_clients,
-)
-from serving.http.body import (
-    MAX_BODY,
-    check_objects,
-    check_size,
-    check_tokens,
-    read_body,
-)
+from serving.errors import AdaptationFailedError, BusyError, ModelError, is_the_clients
+from serving.http.body import MAX_BODY, check_objects, check_size, check_tokens, read_body
 from serving.http.browsers import BrowserPolicy, check_media_type
 from serving.http.openai_compat import stream_needs_conforming
 from serving.http.page import page_routes
@@ -58,6 +48,9 @@ from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
 
 log = logging.getLogger(__name__)
+
+# The adaptation of the request that is being answered, for its line in the log.
+_ADAPTATION: ContextVar[Adaptation | None] = ContextVar("adaptation", default=None)
 
 
 HEALTH = "/health"
@@ -93,6 +86,7 @@ class Gateway:
     ) -> None:
         self._engine, self._selector, self._trainer = engine, selector, trainer
         self._config = config
+        self._terms = Terms(config.auto, config.limits, config.corpus)
         self._keys = (
             Keys(config.key_digests, config.key_file, config.auto, config.limits)
             if config.has_keys
@@ -145,8 +139,17 @@ class Gateway:
 
     async def _answer_routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request or its failure, and log, count and trace the outcome."""
-        begun, answer = time.monotonic(), ResponseWriter(send, self._engine.failure)
+        begun, status = time.monotonic(), 0
+
+        async def recorded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        answer = ResponseWriter(recorded, self._engine.failure)
         request_id = REQUEST_ID.set(_header(scope, b"x-request-id"))
+        no_adaptation = _ADAPTATION.set(None)
         with request_span(
             _header(scope, b"traceparent"), {"http.request.method": scope["method"]}
         ) as set_attributes:
@@ -162,16 +165,19 @@ class Gateway:
                     log.exception("a request failed")
                 if isinstance(problem, BusyError):
                     self._metrics.observe_rejection(problem)
-                await answer.fail(problem)
+                if not status:
+                    await answer.fail(problem)
             finally:
-                status = answer.status or _CLIENT_LEFT
+                status = status or _CLIENT_LEFT
                 set_attributes({"http.response.status_code": status})
                 self._metrics.observe_response(status)
-                report = answer.adaptation.report if answer.adaptation else None
+                adaptation = _ADAPTATION.get()
+                report = adaptation.report if adaptation else None
                 log_request(
                     scope["method"], scope["path"], status, time.monotonic() - begun, report
                 )
                 REQUEST_ID.reset(request_id)
+                _ADAPTATION.reset(no_adaptation)
 
     def _admit(self, route: Route, scope: Scope) -> dict[str, Any]:
         """State of a request: its API key, None where it needs none, and its principal.
@@ -189,55 +195,58 @@ class Gateway:
         return {"key": key, "principal": OPERATOR if key is None else key.principal}
 
     async def _complete(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
-        await self._adapted(scope, receive, answer, scope["state"]["key"])
-
-    async def _adapted(
-        self, scope: Message, receive: Receive, answer: ResponseWriter, key: Key | None
-    ) -> None:
+        """Answer a completion, chat or response, adapted to its prompt."""
+        key: Key | None = scope["state"]["key"]
         body = await read_body(receive)
         await self._engine.check()
         check_size(body)
         check_objects(body)
         check_supported(scope["path"], body, self._engine.config.tool_call_parser is not None)
-        wish = parse_adaptation_request(
+        request = parse_adaptation_request(
             body,
             _header(scope, b"compute-budget"),
             _header(scope, b"x-compute-budget"),
-            self._config.terms,
+            self._terms,
             self._engine.tokenizer,
             default=None if key is None else key.default,
-            limits=None if key is None else key.limits,
+            key_limits=None if key is None else key.limits,
         )
-        adapts = wish.budget.steps > 0 and wish.corpus is not None
-        talk = parse_transcript(body) if wish.reuse and adapts else None
-        heard = CompletionReader(MAX_BODY)
-
-        def whose(corpus: str) -> CacheScope:
-            return CacheScope(
-                "" if key is None else key.name, corpus, self._engine.config.served_name, wish.only
+        conversation = None
+        if request.reuse and request.adapts:
+            conversation = self._conversations.conversation(
+                body,
+                key="" if key is None else key.name,
+                model=self._engine.config.served_name,
+                filter=request.filter,
+                most_bytes=MAX_BODY,
             )
-
-        def earlier(corpus: str) -> CachedAdapter | None:
-            return None if talk is None else self._conversations.find(whose(corpus), talk)
-
-        with self._admission.admit(adapts) as end_adaptation:
-            learning = adapts + sum(each.learns for each in self._adaptations)
-            place = Place(learning, self._config.capacity.undegraded)
-            reader = OPERATOR if key is None else key.principal
+        with self._admission.admit(request.adapts) as end_adaptation:
+            pending = request.adapts + sum(each.is_pending for each in self._adaptations)
+            load = TrainerLoad(pending, self._config.capacity.undegraded)
             adaptation = Adaptation(
-                wish.in_company(place), self._selector, self._trainer, self._engine, reader, earlier
+                request.shed_load(load),
+                self._selector,
+                self._trainer,
+                self._engine,
+                scope["state"]["principal"],
+                conversation,
+                on_fallback=end_adaptation,
             )
-            answer.adaptation, answer.hear = adaptation, None if talk is None else heard.feed
-            answer.conforms_chunks = stream_needs_conforming(body)
+            writer = answer.with_adaptation(
+                adaptation,
+                on_body=conversation.feed if conversation else lambda body: None,
+                conforms_chunks=stream_needs_conforming(body),
+            )
+            _ADAPTATION.set(adaptation)
             self._adaptations.add(adaptation)
             try:
-                adaptation.on_unadapted = end_adaptation
-                await self._engine_answers(
-                    scope, receive, answer, body, adaptation, wish.progress, end_adaptation
+                await self._generate(
+                    scope, receive, writer, body, adaptation, request.progress, end_adaptation
                 )
-                if talk is not None and adaptation.adapter is not None:
-                    kept = CachedAdapter.after(adaptation.earlier, adaptation.adapter)
-                    self._conversations.keep(whose(adaptation.corpus), talk, heard.answers(), kept)
+                adaptation.store()
+            except Exception as problem:
+                await writer.fail(problem)
+                raise
             finally:
                 self._adaptations.discard(adaptation)
                 if adaptation.report is not None:
@@ -245,28 +254,28 @@ class Gateway:
                 elif isinstance(adaptation.problem, AdaptationFailedError):
                     self._metrics.observe_required_failure()
 
-    async def _engine_answers(
+    async def _generate(
         self,
-        scope: Message,
+        scope: Scope,
         receive: Receive,
-        answer: ResponseWriter,
+        writer: ResponseWriter,
         body: Any,
         adaptation: Adaptation,
         comments: bool,
-        on_answered: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
-        """vLLM's application answers; it asks for the adapter, which is gone when this returns."""
+        """Let vLLM's application answer; it asks for the adapter, which is unloaded afterwards."""
         token = REQUEST.set(adaptation)
-        commenting = asyncio.create_task(answer.comment()) if comments else None
+        commenting = asyncio.create_task(writer.comment()) if comments else None
         try:
-            await self._engine.app(*_with_body(scope, receive, json.dumps(body).encode()), answer)
+            await self._engine.app(*_with_body(scope, receive, json.dumps(body).encode()), writer)
         finally:
             REQUEST.reset(token)
             if commenting is not None:
                 commenting.cancel()
-            # The client may ask again at once, while the adapter is on its way out.
-            on_answered()
-            # A task of its own: a client that leaves cancels this one.
+            # The client may send its next request while the adapter is still being unloaded.
+            on_end()
+            # In a task of its own, since a client that leaves cancels this one.
             task = asyncio.create_task(adaptation.discard())
             self._discarding.add(task)
             task.add_done_callback(self._discarding.discard)
@@ -293,7 +302,7 @@ class Gateway:
     async def _models(self, request: Request) -> list[dict[str, Any]]:
         """vLLM's models, each with the adaptation terms of the request's key."""
         key: Key | None = request.state.key
-        terms = self._config.terms.as_dict(None if key is None else key.limits)
+        terms = self._terms.as_dict(None if key is None else key.limits)
         return [{**model, "adaptation": terms} for model in await self._engine.models()]
 
     async def _version(self, request: Request) -> Response:

@@ -1,8 +1,8 @@
-"""The way out of one request: headers and report are added, errors told in OpenAI's shape, streams
-say their progress.
+"""ResponseWriter: the response of one request: the report and headers added, errors in OpenAI's
+shape, progress in the comments of a stream.
 
-An ASGI `send`. It knows what an answer looks like (a JSON body, or a stream of events), not what is
-in it, and nothing of what an adaptation is but its report, its progress and its problem.
+It is an ASGI `send`. It knows the form of a response (a JSON body, or a stream of events), not its
+content, and of an adaptation only the report, the progress and the problem.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from typing import Any, Protocol
 
 from starlette.types import Message, Send
@@ -20,82 +21,99 @@ from serving.http.body import send_json
 from serving.http.openai_compat import conform
 from serving.report import AdaptationReport
 
-# A stream says nothing so long, so that its headers can still tell what the adaptation cost.
+# Seconds before a stream's first comment, which fixes its headers: until then they can still show
+# what the adaptation cost.
 QUIET_SECONDS = 1.0
-COMMENT_SECONDS = 0.5  # then it says this often how far it is
+# Seconds between comments.
+COMMENT_SECONDS = 0.5
 _EVENT_END = b"\n\n"
 _ERROR_EVENT = b'data: {"error"'
-_MOST_WORDS = 1000  # of vLLM's, in the log
+# Characters of vLLM's own errors in the log.
+_MOST_LOGGED = 1000
 
 log = logging.getLogger(__name__)
 
 
 class Adapting(Protocol):
-    """What can be told of a request's adaptation."""
+    """The adaptation of a request, as a response shows it."""
 
-    report: AdaptationReport | None
-    problem: Exception | None
-    progress: str
+    @property
+    def report(self) -> AdaptationReport | None:
+        """The report, once the adaptation has ended."""
+
+    @property
+    def problem(self) -> Exception | None:
+        """Why the request fails; None while it does not."""
+
+    @property
+    def progress(self) -> str:
+        """The progress, in words."""
+
+
+class _State(Enum):
+    """How much of the response has been sent."""
+
+    HOLDING = auto()  # nothing
+    COMMENTING = auto()  # the headers of a stream, and comments
+    PASSING = auto()  # the beginning of vLLM's body
+    FAILED = auto()  # an error in its place
 
 
 class ResponseWriter:
-    """Passes vLLM's answer on, the report in it, or puts an error in its place.
+    """Passes vLLM's response on with the report in it, or sends an error in its place.
 
     Args:
         send: ASGI's.
-        trouble: why anything fails now, told in place of a server's error.
+        failure: why everything fails at present, which is sent in place of any server error.
+        adaptation: adaptation of the request; None for a request that has none.
+        on_body: called with the body of a successful response, as vLLM wrote it.
+        conforms_chunks: whether the chunks of a stream must be conformed to OpenAI's.
     """
 
-    def __init__(self, send: Send, trouble: Callable[[], Exception | None] = lambda: None) -> None:
-        self.adaptation: Adapting | None = None
-        # Is given the body of a 200 as vLLM wrote it.
-        self.hear: Callable[[bytes], None] | None = None
-        self.conforms_chunks = False  # whether those of a stream must be conformed, too
-        self.status = 0  # of the answer, once it is known
-        self._send, self._trouble = send, trouble
+    def __init__(
+        self,
+        send: Send,
+        failure: Callable[[], Exception | None] = lambda: None,
+        adaptation: Adapting | None = None,
+        on_body: Callable[[bytes], None] = lambda body: None,
+        conforms_chunks: bool = False,
+    ) -> None:
+        self._send, self._failure = send, failure
+        self._adaptation, self._on_body = adaptation, on_body
+        self._conforms_chunks = conforms_chunks
         self._start: Message | None = None
         self._held = b""
-        self._state = "holding"  # then, of a slow stream, "commenting"; then "passing" or "failed"
-        self._told = False  # the report
+        self._state = _State.HOLDING
+        self._has_report = False
         self._sending = asyncio.Lock()
 
+    def with_adaptation(
+        self,
+        adaptation: Adapting,
+        on_body: Callable[[bytes], None] = lambda body: None,
+        conforms_chunks: bool = False,
+    ) -> ResponseWriter:
+        """A writer for the same response, of which nothing has been sent, with an adaptation."""
+        return ResponseWriter(self._send, self._failure, adaptation, on_body, conforms_chunks)
+
     async def __call__(self, message: Message) -> None:
-        """ASGI send. No part of the body leaves before its first whole piece: by then the report is
-        mostly known.
+        """ASGI send. The body is held until its first event, or its end, is there: by then the
+        report is usually known.
         """
         async with self._sending:
             await self._pass(message)
 
     async def comment(self) -> None:
-        """While a stream waits for its adaptation, tell in comments how far that is."""
+        """Report the progress in comments while a stream waits for its adaptation."""
         await asyncio.sleep(QUIET_SECONDS)
-        while self._state != "failed" and not self._told:
+        while self._state is not _State.FAILED and not self._has_report:
             async with self._sending:
-                if (
-                    self._state == "holding"
-                    and self._start is not None
-                    and self._is("text/event-stream")
-                ):
-                    self._state = "commenting"
-                    await self._begin(self._start["headers"])
-                open_stream = self._state == "commenting" or (
-                    self._state == "passing" and self._is("text/event-stream")
-                )
-                if (
-                    open_stream
-                    and self.adaptation is not None
-                    and not self._held
-                    and not self._told
-                ):
-                    line = f": {self.adaptation.progress}\n\n".encode()
-                    await self._send(
-                        {"type": "http.response.body", "body": line, "more_body": True}
-                    )
+                await self._comment_once()
             await asyncio.sleep(COMMENT_SECONDS)
 
     async def fail(self, problem: BaseException) -> None:
-        """Answer with an error instead, if nothing of the answer has left yet; a stream that has
-        begun ends with it.
+        """Send an error in place of the response, unless its beginning has been sent; after
+        comments the error ends the stream.
         """
         async with self._sending:
             await self._fail(problem)
@@ -103,28 +121,40 @@ class ResponseWriter:
     async def json(
         self, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
-        """A whole JSON answer of our own."""
-        self.status = status
+        """Send a whole JSON response that is not vLLM's."""
         await send_json(self._send, status, content, more)
 
+    @property
+    def _status(self) -> int:
+        assert self._start is not None
+        status: int = self._start["status"]
+        return status
+
+    async def _comment_once(self) -> None:
+        if self._adaptation is None or self._start is None or not self._is("text/event-stream"):
+            return
+        if self._state is _State.HOLDING:
+            self._state = _State.COMMENTING
+            await self._begin(self._start["headers"])
+        if self._state is not _State.FAILED and not self._held and not self._has_report:
+            await self._send_body(f": {self._adaptation.progress}\n\n".encode(), more=True)
+
     async def _pass(self, message: Message) -> None:
-        if self._state == "failed":
+        if self._state is _State.FAILED:
             return
         if not message["type"].startswith("http.response."):
             await self._send(message)
         elif message["type"] == "http.response.start":
-            self._start, self.status = message, message["status"]
-        elif self._state == "passing":
+            self._start = message
+        elif self._state is _State.PASSING:
             body = message.get("body", b"")
-            self._listen(body)
+            self._report_body(body)
             if _ERROR_EVENT in body and self._is("text/event-stream"):
-                log.error(
-                    "vLLM ended a stream with an error: %s",
-                    _words(body[body.index(_ERROR_EVENT) :]),
-                )
-            retold = self._retold(body)
-            await self._send(message if retold is body else {**message, "body": retold})
-        elif self.adaptation is not None and (problem := self.adaptation.problem) is not None:
+                error = _excerpt(body[body.index(_ERROR_EVENT) :])
+                log.error("vLLM ended a stream with an error: %s", error)
+            edited = self._edit_events(body)
+            await self._send(message if edited is body else {**message, "body": edited})
+        elif self._adaptation is not None and (problem := self._adaptation.problem) is not None:
             if not is_the_clients(problem):
                 log.error("the request failed: %s", in_full(problem))
             await self._fail(problem)
@@ -133,89 +163,86 @@ class ResponseWriter:
             await self._release(more=message.get("more_body", False))
 
     async def _release(self, more: bool) -> None:
-        """Let go of what is held, the report in it, once it is whole: a JSON body, or the first
-        event of a stream.
+        """Send what is held with the report in it, once it is a whole JSON body or the first event
+        of a stream.
         """
         assert self._start is not None
         is_json, is_stream = self._is("application/json"), self._is("text/event-stream")
         if is_stream and self._held.startswith(_ERROR_EVENT) and _EVENT_END in self._held:
             await self._fail_first(self._held)
             return
-        is_error = self.status >= 400
+        is_error = self._status >= 400
         if more and (is_json or is_error or (is_stream and _EVENT_END not in self._held)):
             return
-        if self.status >= 500:
-            log.error("vLLM answered %d: %s", self.status, _words(self._held))
-            if trouble := self._trouble():
-                await self._fail(trouble)
+        if self._status >= 500:
+            log.error("vLLM answered %d: %s", self._status, _excerpt(self._held))
+            if failure := self._failure():
+                await self._fail(failure)
                 return
         content, self._held = self._held, b""
         headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
         if is_error:
             headers = [pair for pair in headers if pair[0] != b"content-type"]
             headers.append((b"content-type", b"application/json"))
-            content = json.dumps(in_openais_shape(self.status, _decoded(content))).encode()
+            content = json.dumps(in_openais_shape(self._status, _decode(content))).encode()
         else:
-            self._listen(content)
-        report = self.adaptation.report if self.adaptation else None
+            self._report_body(content)
+        report = self._adaptation.report if self._adaptation else None
         if report is not None:
             headers += report.headers()
-            if is_json and self.status == 200:
-                content = json.dumps(
-                    {**conform(json.loads(content)), "adaptation": report.as_dict()}
-                ).encode()
-                self._told = True
+            if is_json and self._status == 200:
+                body = {**conform(json.loads(content)), "adaptation": report.as_dict()}
+                content = json.dumps(body).encode()
+                self._has_report = True
         if is_stream:
-            content = self._retold(content)
-        if not more and self.status not in (204, 304):
+            content = self._edit_events(content)
+        if not more and self._status not in (204, 304):
             headers.append((b"content-length", str(len(content)).encode()))
-        begun, self._state = self._state == "commenting", "passing"
-        if not begun:
+        has_begun, self._state = self._state is _State.COMMENTING, _State.PASSING
+        if not has_begun:
             await self._begin(headers)
-        await self._send({"type": "http.response.body", "body": content, "more_body": more})
+        await self._send_body(content, more)
 
     async def _fail_first(self, events: bytes) -> None:
-        """A stream whose first event is an error is one from its status on, as long as that has not
-        left.
+        """Send an error for a stream whose first event is one, with its status if the headers have
+        not been sent.
         """
-        assert self._start is not None
-        error = _decoded(events.partition(_EVENT_END)[0].removeprefix(b"data: "))
-        code = (
-            error["error"].get("code")
-            if isinstance(error, dict) and isinstance(error["error"], dict)
-            else None
-        )
+        error = _decode(events.partition(_EVENT_END)[0].removeprefix(b"data: "))
+        inner = error.get("error") if isinstance(error, dict) else None
+        code = inner.get("code") if isinstance(inner, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else 500
         if status >= 500:
-            log.error("vLLM answered %d: %s", status, _words(events))
-            if trouble := self._trouble():
-                await self._fail(trouble)
+            log.error("vLLM answered %d: %s", status, _excerpt(events))
+            if failure := self._failure():
+                await self._fail(failure)
                 return
-        content = in_openais_shape(status, error)
-        begun, self._state = self._state == "commenting", "failed"
-        if begun:
+        await self._send_error(status, in_openais_shape(status, error))
+
+    async def _fail(self, problem: BaseException) -> None:
+        if self._state in (_State.PASSING, _State.FAILED):
+            return
+        status, content = to_http(problem)
+        if status >= 500 and (failure := self._failure()):
+            problem = failure
+            status, content = to_http(problem)
+        await self._send_error(status, content, more_headers(problem))
+
+    async def _send_error(
+        self, status: int, content: Any, more: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        has_begun, self._state = self._state is _State.COMMENTING, _State.FAILED
+        if has_begun:
             event = b"data: " + json.dumps(content).encode() + _EVENT_END
-            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+            await self._send_body(event, more=False)
         else:
-            await self.json(status, content)
+            await self.json(status, content, more)
 
     async def _begin(self, headers: Any) -> None:
         assert self._start is not None
         await self._send({**self._start, "headers": headers})
 
-    async def _fail(self, problem: BaseException) -> None:
-        if self._state in ("passing", "failed"):
-            return
-        begun, self._state = self._state == "commenting", "failed"
-        status, content = to_http(problem)
-        if status >= 500 and (trouble := self._trouble()):
-            problem = trouble
-            status, content = to_http(problem)
-        if begun:
-            event = b"data: " + json.dumps(content).encode() + _EVENT_END
-            await self._send({"type": "http.response.body", "body": event, "more_body": False})
-        else:
-            await self.json(status, content, more_headers(problem))
+    async def _send_body(self, body: bytes, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     def _is(self, media: str) -> bool:
         assert self._start is not None
@@ -223,16 +250,16 @@ class ResponseWriter:
             dict(self._start["headers"]).get(b"content-type", b"").split(b";")[0] == media.encode()
         )
 
-    def _listen(self, body: bytes) -> None:
-        if self.hear is not None and self.status == 200:
-            self.hear(body)
+    def _report_body(self, body: bytes) -> None:
+        if self._status == 200:
+            self._on_body(body)
 
-    def _retold(self, events: bytes) -> bytes:
-        """These events of a stream, conformed where that must be, the report in the first after it
-        is known.
+    def _edit_events(self, events: bytes) -> bytes:
+        """Conform the chunks where that is needed, and add the report to the first one after it is
+        known.
         """
-        report = self.adaptation.report if self.adaptation and not self._told else None
-        if (report is None and not self.conforms_chunks) or not self._is("text/event-stream"):
+        report = self._adaptation.report if self._adaptation and not self._has_report else None
+        if (report is None and not self._conforms_chunks) or not self._is("text/event-stream"):
             return events
         lines = events.split(b"\n")
         for i, line in enumerate(lines):
@@ -240,22 +267,23 @@ class ResponseWriter:
                 continue
             try:
                 chunk = json.loads(line.removeprefix(b"data: "))
-            except ValueError:  # not a whole event: for the report a later one will do
+            # A part of an event: a later event takes the report.
+            except ValueError:
                 continue
-            if self.conforms_chunks:
+            if self._conforms_chunks:
                 conform(chunk)
             if report is not None:
                 chunk["adaptation"] = report.as_dict()
-                report, self._told = None, True
+                report, self._has_report = None, True
             lines[i] = b"data: " + json.dumps(chunk).encode()
         return b"\n".join(lines)
 
 
-def _words(content: bytes) -> str:
-    return content.decode(errors="replace")[:_MOST_WORDS]
+def _excerpt(content: bytes) -> str:
+    return content.decode(errors="replace")[:_MOST_LOGGED]
 
 
-def _decoded(content: bytes) -> Any:
+def _decode(content: bytes) -> Any:
     try:
         return json.loads(content)
     except ValueError:

@@ -126,7 +126,7 @@ class Metrics:
     def observe_adaptation(self, report: AdaptationReport) -> None:
         """Count an adaptation that has ended."""
         if report.adapted:
-            outcome = "adapted" if report.degraded is None else "degraded"
+            outcome = "adapted" if report.shed is None else "degraded"
         else:
             outcome = "unadapted" if report.stop in _UNADAPTED_STOPS else "failed"
         self._adaptations.labels(outcome, report.stop).inc()

@@ -196,7 +196,7 @@ class Settings:
             raise SettingsError(f"max-seconds is {self.max_seconds}: use a number of seconds")
         limits = replace(LIMITS, steps=self.max_steps, seconds=self.max_seconds)
         auto = parse_budget(self.budget or None, default=AUTO, auto=AUTO, limits=limits)
-        return auto.cut_to(limits)[0], limits
+        return auto.clamp(limits)[0], limits
 
     def resolved(self) -> Resolved:
         """The settings whose default the model, the corpus or this machine decides.
@@ -216,7 +216,7 @@ class Settings:
         if (rank := self.rank) is None:
             rank = calibration.rank if calibration else rank_here(model, local_folder(model))
         cores, gpus = available_cores(), available_gpus()
-        capacity = Capacity.of(cores, gpus)
+        capacity = Capacity.for_machine(cores, gpus)
         shares = (0.0, 0.0) if gpus == 0 else _GPU_SHARES if gpus == 1 else (1.0, 1.0)
         engine_gpus = shares[0] if self.engine_gpus is None else self.engine_gpus
         return Resolved(

@@ -126,7 +126,7 @@ def _ours() -> CollectorRegistry:
         registry=registry,
     )
     metrics.observe_adaptation(REPORT)
-    metrics.observe_adaptation(replace(REPORT, degraded="fewer"))
+    metrics.observe_adaptation(replace(REPORT, shed="fewer"))
     metrics.observe_adaptation(replace(REPORT, adapted=False, stop=StopReason.NONE))
     metrics.observe_required_failure()
     metrics.observe_rejection(BusyError("", 1.0))

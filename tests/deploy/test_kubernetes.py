@@ -304,7 +304,7 @@ def test_the_resulting_settings_have_keys_and_fit_the_pods_cores(config: Config,
 
     assert config.has_keys
     if name == "cpu":
-        assert config.capacity == Capacity.of(cores, gpus=0)
+        assert config.capacity == Capacity.for_machine(cores, gpus=0)
     scaled = yaml.safe_load(one(name, "RayService")["spec"]["serveConfigV2"])["applications"][
         0
     ].get("deployments", ())

@@ -139,7 +139,7 @@ def test_a_shared_gpu_is_divided_in_capacity_and_in_memory(config: Config) -> No
 @pytest.mark.parametrize("config", ["gpus"], indirect=True)
 def test_with_many_gpus_each_replica_has_a_whole_one(config: Config) -> None:
     assert (config.engine_gpus, config.trainer_gpus) == (1, 1)
-    assert config.capacity == Capacity.of(1, gpus=1)
+    assert config.capacity == Capacity.for_machine(1, gpus=1)
 
 
 @pytest.mark.parametrize("config", ["gpus"], indirect=True)

@@ -1,4 +1,4 @@
-"""A report as a journey ends with one, for the tests of what is told of it."""
+"""The report of an adaptation, for tests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ REPORT = AdaptationReport(
     adapted=True,
     reason=None,
     budget=Budget(20, 1.5, 0.1),
-    cut=(),
+    clamped=(),
     calibrated=False,
-    degraded=None,
+    shed=None,
     targets=None,
     corpus="notes-of-a-patient",
     seed=3,
@@ -21,7 +21,7 @@ REPORT = AdaptationReport(
     irreducible=0.01,
     losses=(2.5, 2.25),
     prompt_losses=((0, 3.25), (2, 3.0)),
-    kept=2,
+    learnt=2,
     sources=({"document": 4, "name": "diagnosis.txt", "start": 0, "times": 2},),
     seconds={
         Stage.EMBED: 0.0125,

@@ -1,6 +1,4 @@
-"""The budget: every form that is one, many that are not, places that must agree, and the cut to a
-server's limits.
-"""
+"""Budgets: valid and invalid ones, in several places, and clamped to a server's limits."""
 
 from __future__ import annotations
 
@@ -207,12 +205,12 @@ MALFORMED = [
         ("steps=20;seconds=1.5, alpha=0.25", Budget(20, 1.5, 0.25)),
     ],
 )
-def test_what_is_a_budget(header: str | None, budget: Budget) -> None:
+def test_valid_budgets(header: str | None, budget: Budget) -> None:
     assert parse(header) == budget
 
 
 @pytest.mark.parametrize("header", MALFORMED)
-def test_what_is_none_is_refused(header: str) -> None:
+def test_invalid_budgets_are_refused(header: str) -> None:
     with pytest.raises(BudgetError, match="Compute-Budget"):
         parse(header)
 
@@ -225,7 +223,7 @@ def test_what_is_none_is_refused(header: str) -> None:
         st.from_regex(r"(steps|seconds|alpha|auto|none)=[ -~]{0,20}", fullmatch=True),
     )
 )
-def test_any_text_is_a_sound_budget_or_refused(header: str) -> None:
+def test_any_text_is_a_valid_budget_or_refused(header: str) -> None:
     try:
         budget = parse(header)
     except BudgetError:
@@ -246,7 +244,9 @@ _DECIMALS = st.integers(1, 10**9).map(lambda thousandths: Decimal(thousandths) /
     ),
     st.randoms(use_true_random=False),
 )
-def test_a_budget_written_out_reads_back(values: dict[str, int | Decimal], random: Random) -> None:
+def test_a_formatted_budget_is_parsed_back(
+    values: dict[str, int | Decimal], random: Random
+) -> None:
     members = [
         f"{key}={value:f}" if isinstance(value, Decimal) else f"{key}={value}"
         for key, value in values.items()
@@ -265,10 +265,10 @@ def test_a_budget_written_out_reads_back(values: dict[str, int | Decimal], rando
         assert budget == NONE
 
 
-def agree(**said: Any) -> Budget:
+def agree(**sources: Any) -> Budget:
     places = {"header": HEADER, "alias": ALIAS, "field": FIELD}
     return agreed_budget(
-        {places[key]: value for key, value in said.items()}, _DEFAULT, _AUTO, _LIMITS
+        {places[key]: value for key, value in sources.items()}, _DEFAULT, _AUTO, _LIMITS
     )
 
 
@@ -288,7 +288,7 @@ def agree(**said: Any) -> Budget:
         ({"steps": 20, "seconds": 1.5, "alpha": 0.1}, Budget(20, 1.5, 0.1)),
     ],
 )
-def test_a_body_says_a_budget(field: Any, budget: Budget) -> None:
+def test_valid_budgets_of_a_body(field: Any, budget: Budget) -> None:
     assert agree(field=field) == budget
 
 
@@ -357,7 +357,7 @@ MALFORMED_FIELDS = [
 
 
 @pytest.mark.parametrize("field", MALFORMED_FIELDS, ids=lambda field: str(field)[:40])
-def test_a_body_that_says_none_is_refused(field: Any) -> None:
+def test_invalid_budgets_of_a_body_are_refused(field: Any) -> None:
     with pytest.raises(BudgetError, match=FIELD) as caught:
         agree(field=field)
 
@@ -380,7 +380,7 @@ def test_an_error_names_the_place(place: str, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sources",
     [
         {
             "header": "steps=20, seconds=1.5",
@@ -393,14 +393,14 @@ def test_an_error_names_the_place(place: str, name: str, text: str) -> None:
         {"header": None, "alias": "steps=3", "field": None},
     ],
 )
-def test_places_that_say_the_same_agree(said: dict[str, Any]) -> None:
-    assert agree(**said) == agree(
-        **dict([next(pair for pair in said.items() if pair[1] is not None)])
+def test_equal_budgets_in_several_places_agree(sources: dict[str, Any]) -> None:
+    assert agree(**sources) == agree(
+        **dict([next(pair for pair in sources.items() if pair[1] is not None)])
     )
 
 
 @pytest.mark.parametrize(
-    ("said", "places"),
+    ("sources", "places"),
     [
         ({"header": "steps=20", "alias": "steps=21"}, [HEADER, ALIAS]),
         ({"header": "none", "alias": None, "field": "auto"}, [HEADER, FIELD]),
@@ -408,9 +408,9 @@ def test_places_that_say_the_same_agree(said: dict[str, Any]) -> None:
         ({"header": "steps=5", "alias": "steps=5", "field": {"steps": 6}}, [HEADER, ALIAS, FIELD]),
     ],
 )
-def test_places_that_disagree_are_named(said: dict[str, Any], places: list[str]) -> None:
+def test_places_that_disagree_are_named(sources: dict[str, Any], places: list[str]) -> None:
     with pytest.raises(BudgetError, match="disagree") as caught:
-        agree(**said)
+        agree(**sources)
 
     assert caught.value.param == ", ".join(places)
     assert str(caught.value).startswith(" and ".join(places))
@@ -423,7 +423,7 @@ def test_places_that_disagree_are_named(said: dict[str, Any], places: list[str])
     ),
     st.sets(st.sampled_from(["header", "alias", "field"]), min_size=1),
 )
-def test_a_budget_is_the_same_wherever_it_is_said(values: dict[str, Any], places: set[str]) -> None:
+def test_a_budget_is_the_same_in_any_place(values: dict[str, Any], places: set[str]) -> None:
     values = values or {"steps": 1}
     text = "; ".join(
         f"{key}={value:f}" if key != "steps" else f"steps={value}" for key, value in values.items()
@@ -455,29 +455,29 @@ def test_a_budget_error_survives_pickling() -> None:
         (NONE, Budget(0, 60.0), ()),
     ],
 )
-def test_a_budget_is_cut_to_the_limits(asked: Budget, within: Budget, cut: tuple[str, ...]) -> None:
-    assert asked.cut_to(_LIMITS) == (within, cut)
+def test_a_budget_is_clamped_to_the_limits(
+    asked: Budget, within: Budget, cut: tuple[str, ...]
+) -> None:
+    assert asked.clamp(_LIMITS) == (within, cut)
 
 
-def test_a_server_without_a_time_limit_cuts_no_seconds() -> None:
+def test_a_server_without_a_time_limit_leaves_the_seconds() -> None:
     limits = Budget(steps=5)
 
-    assert Budget(9, 1e9).cut_to(limits) == (Budget(5, 1e9), ("steps",))
-    assert Budget(3).cut_to(limits) == (Budget(3), ())
+    assert Budget(9, 1e9).clamp(limits) == (Budget(5, 1e9), ("steps",))
+    assert Budget(3).clamp(limits) == (Budget(3), ())
 
 
 @given(st.integers(0, 100), st.none() | st.floats(0.001, 100), st.none() | st.floats(0.001, 100))
-def test_a_cut_budget_is_within_and_is_not_cut_again(
-    steps: int, seconds: float | None, alpha: float | None
-) -> None:
-    within, _ = Budget(steps, seconds, alpha).cut_to(_LIMITS)
+def test_clamping_is_idempotent(steps: int, seconds: float | None, alpha: float | None) -> None:
+    within, _ = Budget(steps, seconds, alpha).clamp(_LIMITS)
 
     assert within.steps <= 40
     assert within.seconds is not None
     assert within.seconds <= 60
     assert within.alpha == alpha
-    assert within.cut_to(_LIMITS) == (within, ())
+    assert within.clamp(_LIMITS) == (within, ())
 
 
-def test_the_report_gets_every_limit() -> None:
+def test_the_report_has_every_limit() -> None:
     assert Budget(5, 1.5).as_dict() == {"steps": 5, "seconds": 1.5, "alpha": None, "gain": None}

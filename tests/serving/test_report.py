@@ -1,4 +1,4 @@
-"""The report: what the body and the headers of an answer say of its adaptation."""
+"""The report: the body and the headers of an adapted answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _REPORT = AdaptationReport(
     adapted=True,
     reason=None,
     budget=Budget(20, 1.5, 0.1),
-    cut=("steps",),
+    clamped=("steps",),
     calibrated=True,
-    degraded="20 of 50 steps: 9 adaptations are under way, 4 get all",
+    shed="20 of 50 steps: 9 adaptations are under way, 4 get all",
     targets={"used": 64, "of": 2048, "unit": "prompts"},
     corpus="notes",
     seed=3,
@@ -28,7 +28,7 @@ _REPORT = AdaptationReport(
     irreducible=0.01234567,
     losses=(2.5, 2.25),
     prompt_losses=((0, 3.25), (2, 3.0123456789)),
-    kept=2,
+    learnt=2,
     sources=({"document": 4, "name": "a.txt", "start": 0, "times": 2},),
     seconds={
         Stage.EMBED: 0.01234,
@@ -47,10 +47,10 @@ def headers(report: AdaptationReport) -> dict[str, str]:
     return {name.decode(): value.decode("ascii") for name, value in report.headers()}
 
 
-def test_the_body_tells_all_of_it() -> None:
-    told = json.loads(json.dumps(_REPORT.as_dict()))
+def test_the_body_has_all_fields() -> None:
+    body = json.loads(json.dumps(_REPORT.as_dict()))
 
-    assert told == {
+    assert body == {
         "adapted": True,
         "reason": None,
         "prompt_loss": {"before": 3.25, "after": 3.012346, "at": 2},
@@ -80,7 +80,7 @@ def test_the_body_tells_all_of_it() -> None:
     }
 
 
-def test_the_headers_tell_it_in_short() -> None:
+def test_the_headers_have_a_summary() -> None:
     assert headers(_REPORT) == {
         "compute-spent": "steps=2, seconds=0.843, sigma=0.312, stop=alpha",
         "server-timing": "embed;dur=12.3, search;dur=2.0, select;dur=3.0, "
@@ -88,7 +88,7 @@ def test_the_headers_tell_it_in_short() -> None:
     }
 
 
-def test_an_answer_of_the_base_model_says_what_little_there_is() -> None:
+def test_an_answer_of_the_base_model_has_a_short_summary() -> None:
     report = replace(
         _REPORT,
         adapted=False,
@@ -116,7 +116,7 @@ def test_compute_spent_is_a_dictionary_whatever_the_stop(stop: StopReason) -> No
     assert str(members["stop"][0]) == stop
 
 
-def test_server_timing_is_one_metric_a_stage() -> None:
+def test_server_timing_has_one_metric_per_stage() -> None:
     metrics = headers(_REPORT)["server-timing"].split(", ")
 
     assert all(re.fullmatch(r"[a-z]+;dur=\d+\.\d", metric) for metric in metrics)

@@ -56,7 +56,7 @@ class AdaptedGeneration:
                 if not report_is_set:
                     # There is no adapter: this only sets the report, once vLLM has accepted the
                     # request.
-                    await request.speaker()
+                    await request.adapter()
                     report_is_set = True
                 yield output
 
@@ -78,7 +78,7 @@ class AdaptedGeneration:
                 outputs.put_nowait(asyncio.CancelledError())
 
         task.add_done_callback(end_queue)
-        request.answering(task)
+        request.track_generation(task)
         try:
             while (output := await outputs.get()) is not None:
                 if isinstance(output, BaseException):
@@ -95,7 +95,7 @@ class AdaptedGeneration:
             share = self._shares.of(request)
             async with share.event_loop_slot():
                 await self._validate(*args)
-            adapter = await request.speaker()
+            adapter = await request.adapter()
             if adapter is not None:
                 from vllm.lora.request import LoRARequest
 
@@ -124,7 +124,7 @@ class AdaptedGeneration:
             await self._grammars.check(Request.from_engine_core_request(core_request, None))
         except MayflyError as problem:
             if (request := REQUEST.get()) is not None:
-                request.problem = problem
+                request.fail(problem)
             raise
 
     @cached_property

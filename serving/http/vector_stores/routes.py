@@ -56,7 +56,7 @@ _POLL_AFTER = {"openai-poll-after-ms": "250"}
 class LibraryExecutor(Protocol):
     """Calls the library, in this process or behind a Ray deployment."""
 
-    async def ask(
+    async def call(
         self,
         method: Callable[Concatenate[Library, P], Result],
         /,
@@ -110,7 +110,7 @@ class VectorStoreRoutes:
             request, "name", "description", "metadata", "file_ids", "chunking_strategy"
         )
         chunking = chunking_strategy(body.get("chunking_strategy"))
-        entry = await self._library.ask(
+        entry = await self._library.call(
             Library.create_store,
             body.get("name"),
             metadata=body.get("metadata"),
@@ -124,18 +124,18 @@ class VectorStoreRoutes:
         return JSONResponse(store_object(entry))
 
     async def _list_stores(self, request: Request, principal: Principal) -> Response:
-        page = await self._library.ask(Library.stores, page_request(request), principal=principal)
+        page = await self._library.call(Library.stores, page_request(request), principal=principal)
         return JSONResponse(list_object(page, store_object))
 
     async def _retrieve_store(self, request: Request, principal: Principal) -> Response:
-        entry = await self._library.ask(
+        entry = await self._library.call(
             Library.store, request.path_params["store"], principal=principal
         )
         return JSONResponse(store_object(entry))
 
     async def _modify_store(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(request, "name", "metadata")
-        entry = await self._library.ask(
+        entry = await self._library.call(
             Library.modify_store,
             request.path_params["store"],
             name=body.get("name"),
@@ -145,7 +145,7 @@ class VectorStoreRoutes:
         return JSONResponse(store_object(entry))
 
     async def _delete_store(self, request: Request, principal: Principal) -> Response:
-        identity = await self._library.ask(
+        identity = await self._library.call(
             Library.delete_store, request.path_params["store"], principal=principal
         )
         return JSONResponse(deleted_object("vector_store.deleted", identity))
@@ -158,7 +158,7 @@ class VectorStoreRoutes:
         queries = [query] if isinstance(query, str) else strings(query, "query")
         if body.get("rewrite_query", False) is not False:
             raise RequestError("`rewrite_query` is not supported: leave it out")
-        results = await self._library.ask(
+        results = await self._library.call(
             Library.search,
             request.path_params["store"],
             queries,
@@ -172,7 +172,7 @@ class VectorStoreRoutes:
     async def _attach(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(request, "file_id", "attributes", "chunking_strategy")
         return _file(
-            await self._library.ask(
+            await self._library.call(
                 Library.attach,
                 request.path_params["store"],
                 attachment_request(body),
@@ -181,7 +181,7 @@ class VectorStoreRoutes:
         )
 
     async def _list_files(self, request: Request, principal: Principal) -> Response:
-        page = await self._library.ask(
+        page = await self._library.call(
             Library.files,
             request.path_params["store"],
             page_request(request),
@@ -193,7 +193,7 @@ class VectorStoreRoutes:
 
     async def _retrieve_file(self, request: Request, principal: Principal) -> Response:
         return _file(
-            await self._library.ask(Library.file, *_store_and_file(request), principal=principal)
+            await self._library.call(Library.file, *_store_and_file(request), principal=principal)
         )
 
     async def _modify_file(self, request: Request, principal: Principal) -> Response:
@@ -201,18 +201,18 @@ class VectorStoreRoutes:
         store, file = _store_and_file(request)
         attributes = body.get("attributes", {})
         return _file(
-            await self._library.ask(
+            await self._library.call(
                 Library.modify_file, store, file, attributes, principal=principal
             )
         )
 
     async def _detach(self, request: Request, principal: Principal) -> Response:
         store, file = _store_and_file(request)
-        await self._library.ask(Library.detach, store, file, principal=principal)
+        await self._library.call(Library.detach, store, file, principal=principal)
         return JSONResponse(deleted_object("vector_store.file.deleted", file))
 
     async def _file_texts(self, request: Request, principal: Principal) -> Response:
-        texts = await self._library.ask(
+        texts = await self._library.call(
             Library.texts, *_store_and_file(request), principal=principal
         )
         return JSONResponse(content_page(texts))
@@ -232,19 +232,19 @@ class VectorStoreRoutes:
                 for file in strings(body["file_ids"], "file_ids")
             ]
         return _batch(
-            await self._library.ask(
+            await self._library.call(
                 Library.attach_batch, request.path_params["store"], files, principal=principal
             )
         )
 
     async def _retrieve_batch(self, request: Request, principal: Principal) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
-        return _batch(await self._library.ask(Library.batch, store, batch, principal=principal))
+        return _batch(await self._library.call(Library.batch, store, batch, principal=principal))
 
     async def _cancel_batch(self, request: Request, principal: Principal) -> Response:
         store, batch = request.path_params["store"], request.path_params["batch"]
         return _batch(
-            await self._library.ask(Library.cancel_batch, store, batch, principal=principal)
+            await self._library.call(Library.cancel_batch, store, batch, principal=principal)
         )
 
     async def _upload(self, request: Request, principal: Principal) -> Response:
@@ -257,7 +257,7 @@ class VectorStoreRoutes:
                 )
             async with self._uploading:
                 content = await file.read()
-                upload = await self._library.ask(
+                upload = await self._library.call(
                     Library.upload, file.filename or "", content, purpose, principal=principal
                 )
         finally:
@@ -265,7 +265,7 @@ class VectorStoreRoutes:
         return JSONResponse(upload_object(upload))
 
     async def _list_uploads(self, request: Request, principal: Principal) -> Response:
-        page = await self._library.ask(
+        page = await self._library.call(
             Library.uploads,
             page_request(request, default=10_000, most=10_000),
             request.query_params.get("purpose"),
@@ -276,16 +276,16 @@ class VectorStoreRoutes:
     async def _retrieve_upload(self, request: Request, principal: Principal) -> Response:
         file = request.path_params["file"]
         return JSONResponse(
-            upload_object(await self._library.ask(Library.uploaded, file, principal=principal))
+            upload_object(await self._library.call(Library.uploaded, file, principal=principal))
         )
 
     async def _delete_upload(self, request: Request, principal: Principal) -> Response:
         file = request.path_params["file"]
-        await self._library.ask(Library.delete_upload, file, principal=principal)
+        await self._library.call(Library.delete_upload, file, principal=principal)
         return JSONResponse(deleted_object("file", file))
 
     async def _upload_content(self, request: Request, principal: Principal) -> Response:
-        content = await self._library.ask(
+        content = await self._library.call(
             Library.content, request.path_params["file"], principal=principal
         )
         # An uploaded HTML file must not become a page of this server.

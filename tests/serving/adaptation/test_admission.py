@@ -1,6 +1,4 @@
-"""Admission: two bounds that are never passed, places that come back, and steps shared while many
-are under way.
-"""
+"""Admission: the two bounds, and the steps shared under load."""
 
 from __future__ import annotations
 
@@ -10,23 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.adaptation.admission import Admission, Capacity, Place
+from serving.adaptation.admission import Admission, Capacity, TrainerLoad
 from serving.errors import BusyError, RateLimitError, more_headers, to_http
 
 
 def test_requests_beyond_the_bound_are_refused_until_one_has_ended() -> None:
     admission = Admission(Capacity(requests=2, adaptations=2))
 
-    with ExitStack() as house:
-        house.enter_context(admission.admit(adapts=False))
+    with ExitStack() as admitted:
+        admitted.enter_context(admission.admit(adapts=False))
         with (
             admission.admit(adapts=True),
             pytest.raises(BusyError, match="2 requests are under way"),
         ):
-            house.enter_context(admission.admit(adapts=False))
-        house.enter_context(admission.admit(adapts=True))
+            admitted.enter_context(admission.admit(adapts=False))
+        admitted.enter_context(admission.admit(adapts=True))
 
-    assert (admission.requests, admission.adaptations, admission.rejected) == (0, 0, 1)
+    assert (admission.requests, admission.adaptations) == (0, 0)
 
 
 def test_adaptations_beyond_their_bound_are_refused_while_the_base_model_still_answers() -> None:
@@ -42,7 +40,7 @@ def test_adaptations_beyond_their_bound_are_refused_while_the_base_model_still_a
             pass
 
 
-def test_a_place_among_adaptations_comes_back_once_there_will_be_no_adapter() -> None:
+def test_a_request_that_falls_back_no_longer_counts_as_an_adaptation() -> None:
     admission = Admission(Capacity(requests=8, adaptations=1))
 
     with admission.admit(adapts=True) as end_adaptation:
@@ -59,7 +57,7 @@ def test_a_place_among_adaptations_comes_back_once_there_will_be_no_adapter() ->
     assert (admission.requests, admission.adaptations) == (0, 0)
 
 
-def test_a_place_comes_back_when_the_request_fails() -> None:
+def test_a_request_that_fails_no_longer_counts() -> None:
     admission = Admission(Capacity(requests=1))
 
     with pytest.raises(ZeroDivisionError), admission.admit(adapts=True):
@@ -69,7 +67,7 @@ def test_a_place_comes_back_when_the_request_fails() -> None:
         assert admission.adaptations == 1
 
 
-def test_a_refusal_is_a_429_that_says_when_to_come_back() -> None:
+def test_a_refusal_is_a_429_with_the_time_to_retry() -> None:
     admission = Admission(Capacity(requests=0))
 
     with pytest.raises(BusyError) as refused, admission.admit(adapts=False):
@@ -83,8 +81,8 @@ def test_a_refusal_is_a_429_that_says_when_to_come_back() -> None:
     assert more_headers(RateLimitError("slower", 3.2)) == [(b"retry-after", b"4")]
 
 
-def test_a_cpu_takes_on_little_and_more_with_its_cores() -> None:
-    sizes = [Capacity.of(cores, gpus=0) for cores in (1, 2, 8, 64)]
+def test_the_capacity_of_a_cpu_grows_with_its_cores() -> None:
+    sizes = [Capacity.for_machine(cores, gpus=0) for cores in (1, 2, 8, 64)]
 
     assert sizes == [
         Capacity(8, 1, 1),
@@ -92,30 +90,28 @@ def test_a_cpu_takes_on_little_and_more_with_its_cores() -> None:
         Capacity(64, 8, 4),
         Capacity(128, 16, 4),
     ]
-    assert Capacity.of(2, gpus=1) == Capacity()
+    assert Capacity.for_machine(2, gpus=1) == Capacity()
 
 
-@given(wished=st.integers(0, 1000), learning=st.integers(1, 300), undegraded=st.integers(1, 300))
-def test_steps_are_shared_never_more_than_wished_and_never_none_of_some(
-    wished: int, learning: int, undegraded: int
+@given(asked=st.integers(0, 1000), pending=st.integers(1, 300), undegraded=st.integers(1, 300))
+def test_a_share_of_steps_is_at_least_one_and_at_most_the_steps_asked_for(
+    asked: int, pending: int, undegraded: int
 ) -> None:
-    steps = Place(learning, undegraded).steps(wished)
+    steps = TrainerLoad(pending, undegraded).steps(asked)
 
-    assert min(wished, 1) <= steps <= wished
-    assert steps == wished or learning > undegraded
-    assert (
-        steps * learning <= max(wished * undegraded, wished and learning) or learning <= undegraded
-    )
+    assert min(asked, 1) <= steps <= asked
+    assert steps == asked or pending > undegraded
+    assert steps * pending <= max(asked * undegraded, asked and pending) or pending <= undegraded
 
 
 @given(arrivals=st.lists(st.booleans(), max_size=40))
-def test_the_bounds_hold_whoever_comes(arrivals: list[bool]) -> None:
+def test_the_bounds_hold_for_any_sequence_of_requests(arrivals: list[bool]) -> None:
     capacity = Capacity(requests=7, adaptations=3, undegraded=2)
     admission = Admission(capacity)
-    with ExitStack() as house:
+    with ExitStack() as admitted:
         for adapts in arrivals:
             try:
-                house.enter_context(admission.admit(adapts))
+                admitted.enter_context(admission.admit(adapts))
             except BusyError:
                 assert admission.requests == 7 or admission.adaptations == 3
             assert admission.requests <= 7

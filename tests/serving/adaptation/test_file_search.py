@@ -1,6 +1,4 @@
-"""A file_search among the tools of a response names the corpus, and nothing is left of it for the
-model.
-"""
+"""A file_search among the tools of a response names the corpus, and is taken out of the tools."""
 
 from __future__ import annotations
 
@@ -33,12 +31,12 @@ def test_its_store_is_the_corpus_and_its_filters_are_the_filters() -> None:
     }
 
 
-def test_what_is_said_twice_must_agree() -> None:
+def test_the_tool_and_the_extension_must_agree() -> None:
     same = {"corpus": "vs_1", "filters": _ONLY}
 
     assert taken(tools=[{**_SEARCH, "filters": _ONLY}], adaptation=same)["adaptation"] == same
     for other in ({"corpus": "vs_2"}, {"corpus": None}, {"filters": {**_ONLY, "value": "en"}}):
-        with pytest.raises(UnsupportedError, match="disagree: say it in one of them"):
+        with pytest.raises(UnsupportedError, match="disagree: give it in one of them"):
             taken(tools=[{**_SEARCH, "filters": _ONLY}], adaptation=other)
 
 
@@ -67,7 +65,7 @@ def test_what_is_said_twice_must_agree() -> None:
         ),
     ],
 )
-def test_the_other_tools_are_chosen_from_as_if_the_search_were_done(
+def test_tool_choice_concerns_the_other_tools(
     tools: list[Any], choice: Any, left: Any, then: Any
 ) -> None:
     body = taken(tools=tools, **({} if choice is None else {"tool_choice": choice}))
@@ -76,7 +74,7 @@ def test_the_other_tools_are_chosen_from_as_if_the_search_were_done(
 
 
 @pytest.mark.parametrize(
-    ("tools", "said"),
+    ("tools", "message"),
     [
         ([{**_SEARCH, "vector_store_ids": ["vs_1", "vs_2"]}], "one corpus"),
         ([{**_SEARCH, "vector_store_ids": []}], "one corpus"),
@@ -94,20 +92,20 @@ def test_the_other_tools_are_chosen_from_as_if_the_search_were_done(
         ([{**_SEARCH, "ranking_options": 5}], "`ranking_options`"),
     ],
 )
-def test_what_cannot_be_had_of_it_is_refused(tools: list[Any], said: str) -> None:
-    with pytest.raises(UnsupportedError, match=said) as refusal:
+def test_unsupported_options_are_refused(tools: list[Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message) as refusal:
         taken(tools=tools)
 
     assert refusal.value.param == "tools"
 
 
-def test_ranking_that_changes_nothing_is_let_through() -> None:
+def test_ranking_options_without_an_effect_are_accepted() -> None:
     body = taken(tools=[{**_SEARCH, "ranking_options": {"ranker": "auto", "score_threshold": 0}}])
 
     assert body["adaptation"] == {"corpus": "vs_1"}
 
 
-def test_a_choice_among_functions_has_no_effect_and_is_refused() -> None:
+def test_allowed_tools_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="allowed_tools has no effect") as refusal:
         taken(
             tools=[_FUNCTION],
@@ -126,5 +124,5 @@ def test_tools_without_a_search_stay_as_they_are(tools: Any) -> None:
     }
 
 
-def test_an_extension_that_is_none_is_left_to_be_refused() -> None:
+def test_an_invalid_extension_is_left_to_its_parser() -> None:
     assert taken(tools=[_SEARCH], adaptation="house")["adaptation"] == "house"

@@ -1,5 +1,5 @@
-"""The journey where a stage hangs: the request is answered in its seconds, and says why it is not
-adapted.
+"""Adaptation: a stage that hangs costs no more than the budget's seconds, and the report says why
+the base model answered.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import SelectorConfig
 from selection.targets import MAX_TARGETS, Truncation
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.adaptation import pipeline as adaptation_module
-from serving.adaptation import workers
+from serving.adaptation import stages
 from serving.adaptation.pipeline import Adaptation
-from serving.adaptation.wish import AdaptationRequest
-from serving.adaptation.workers import SelectorWorker, TrainerWorker
+from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.workers import STALL_SECONDS, SelectorWorker, TrainerWorker
 from serving.budget import Budget
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, HangingError
 
-WISH = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
+REQUEST = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
 
 
 class NoEngine:
@@ -50,7 +49,7 @@ class NoEngine:
 def selector(
     corpora: Path, words: Embedder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> SelectorWorker:
-    monkeypatch.setattr(adaptation_module, "LATE_SECONDS", 0.3)
+    monkeypatch.setattr(stages, "GRACE_SECONDS", 0.3)
     corpus = Corpus.create(corpora, "notes", words, tokenizer_digest(tokenizer))
     ingest(
         corpus, [Document("bees", "A hive of bees keeps itself warm in winter.")], words, tokenizer
@@ -87,10 +86,10 @@ def held(lock: Any) -> Iterator[None]:
 async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
-    adaptation = Adaptation(WISH, selector, trainer, NoEngine())
+    adaptation = Adaptation(REQUEST, selector, trainer, NoEngine())
     with held(trainer._trainer._loop.model_lock):
         begun = time.monotonic()
-        loaded = await adaptation.speaker()
+        loaded = await adaptation.adapter()
         waited = time.monotonic() - begun
         await adaptation.discard()
 
@@ -105,9 +104,9 @@ async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(
 async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
-    adaptation = Adaptation(WISH, selector, trainer, NoEngine())
+    adaptation = Adaptation(REQUEST, selector, trainer, NoEngine())
     with held(selector._selector.corpora._lock):
-        loaded = await adaptation.speaker()
+        loaded = await adaptation.adapter()
         await adaptation.discard()
 
     assert loaded is None
@@ -119,10 +118,10 @@ async def test_selecting_counts_against_the_seconds(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
     adaptation = Adaptation(
-        replace(WISH, budget=Budget(steps=3, seconds=1e-9)), selector, trainer, NoEngine()
+        replace(REQUEST, budget=Budget(steps=3, seconds=1e-9)), selector, trainer, NoEngine()
     )
 
-    loaded = await adaptation.speaker()
+    loaded = await adaptation.adapter()
     await adaptation.discard()
 
     assert loaded is None
@@ -131,83 +130,100 @@ async def test_selecting_counts_against_the_seconds(
     assert adaptation.report.reason == "the seconds were spent before anything was chosen"
 
 
-async def test_the_report_says_what_was_left_out(
+async def test_the_report_counts_the_prompts_used(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
     prompts = tuple(Prompt(f"bees {number}") for number in range(100))
     # Nothing to train on.
-    wish = replace(WISH, budget=Budget(steps=3), only={"type": "eq", "key": "none", "value": 1})
+    request = replace(
+        REQUEST, budget=Budget(steps=3), filter={"type": "eq", "key": "none", "value": 1}
+    )
 
-    clamped = Adaptation(replace(wish, prompts=prompts), selector, trainer, NoEngine())
-    await clamped.speaker()
+    clamped = Adaptation(replace(request, prompts=prompts), selector, trainer, NoEngine())
+    await clamped.adapter()
     before = Adaptation(
-        replace(wish, truncation=Truncation(MAX_TARGETS, 2048, "prompts")),
+        replace(request, truncation=Truncation(MAX_TARGETS, 2048, "prompts")),
         selector,
         trainer,
         NoEngine(),
     )
-    await before.speaker()
-    all_of_it = Adaptation(wish, selector, trainer, NoEngine())
-    await all_of_it.speaker()
+    await before.adapter()
+    all_of_it = Adaptation(request, selector, trainer, NoEngine())
+    await all_of_it.adapter()
 
-    told = [each.report.targets for each in (clamped, before, all_of_it) if each.report is not None]
-    assert told == [
+    targets = [
+        each.report.targets for each in (clamped, before, all_of_it) if each.report is not None
+    ]
+    assert targets == [
         {"used": MAX_TARGETS, "of": 100, "unit": "prompts"},
         {"used": MAX_TARGETS, "of": 2048, "unit": "prompts"},
         None,
     ]
 
 
-async def test_who_requires_an_adapter_is_told_in_time_too(
+async def test_a_request_that_requires_an_adapter_fails_in_time(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
-    adaptation = Adaptation(replace(WISH, required=True), selector, trainer, NoEngine())
+    adaptation = Adaptation(replace(REQUEST, required=True), selector, trainer, NoEngine())
     with held(trainer._trainer._loop.model_lock):
         with pytest.raises(AdaptationFailedError, match="before the trainer answered"):
-            await adaptation.speaker()
+            await adaptation.adapter()
         await adaptation.discard()
 
 
-async def test_a_trainer_that_hangs_is_not_healthy(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = TrainerWorker(TrainerConfig(tiny_llama, rank=4))
-    monkeypatch.setattr(workers, "STILL_SECONDS", 0.2)
-    monkeypatch.setattr(workers, "STILL_TIMES", 0.0)
+class Clock:
+    """Seconds that pass when a test sets them."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_a_trainer_that_hangs_is_unhealthy_until_a_step_ends(tiny_llama: str) -> None:
+    clock = Clock()
+    trainer = TrainerWorker(TrainerConfig(tiny_llama, rank=4), clock)
     await trainer.check_health()
     with held(trainer._trainer._loop.model_lock):
         training = asyncio.create_task(trainer.train(TrainingRequest([[1, 2, 3]])))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)
+        assert trainer._trainings
+        clock.now += STALL_SECONDS
         await trainer.check_health()
-        await asyncio.sleep(0.4)
-        with pytest.raises(HangingError, match="hangs"):
+        clock.now += 1.0
+        with pytest.raises(HangingError, match="no step has ended for 21 s"):
             await trainer.check_health()
         with pytest.raises(HangingError, match="hangs"):
             await training
-        with pytest.raises(HangingError, match="hangs"):  # although nobody waits any more
+        # No training waits any more.
+        with pytest.raises(HangingError, match="hangs"):
             await trainer.check_health()
-    assert (
-        await trainer.train(TrainingRequest([[1, 2, 3]]))
-    ).stop == "steps"  # it has come to itself
+    assert (await trainer.train(TrainingRequest([[1, 2, 3]]))).stop == "steps"
     await trainer.check_health()
 
 
 async def test_a_trainer_that_takes_step_after_step_is_healthy(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = TrainerWorker(TrainerConfig(tiny_llama, rank=4))
-    monkeypatch.setattr(workers, "STILL_SECONDS", 0.2)
-    monkeypatch.setattr(workers, "STILL_TIMES", 10.0)
-    training = asyncio.create_task(
-        trainer.train(TrainingRequest([[1, 2, 3]] * 20_000, seconds=1.0))
-    )
+    clock = Clock()
+    trainer = TrainerWorker(TrainerConfig(tiny_llama, rank=4), clock)
+    note_progress = trainer._note_progress
+
+    def note_progress_after_a_pause() -> None:
+        clock.now += STALL_SECONDS
+        note_progress()
+
+    monkeypatch.setattr(trainer, "_note_progress", note_progress_after_a_pause)
+    training = asyncio.create_task(trainer.train(TrainingRequest([[1, 2, 3]] * 20)))
     while not training.done():
         await trainer.check_health()
-        await asyncio.sleep(0.02)
-    assert (await training).stop == "seconds"
+        await asyncio.sleep(0)
+    assert clock.now > 20 * STALL_SECONDS
+    assert (await training).stop == "steps"
 
 
-async def test_warmed_up_stages_know_the_corpus_and_what_a_step_takes(
+async def test_warming_up_opens_the_corpus_and_measures_a_step(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
     # Arrange: what was measured while other processes started says that no step fits.
@@ -224,7 +240,7 @@ async def test_warmed_up_stages_know_the_corpus_and_what_a_step_takes(
     assert (await trainer.train(TrainingRequest([[1, 2, 3]] * 2, seconds=60.0))).stop == "steps"
 
 
-async def test_warming_up_without_a_corpus_is_nothing(selector: SelectorWorker) -> None:
+async def test_warming_up_without_a_corpus_opens_none(selector: SelectorWorker) -> None:
     await selector.warm_up(None)
 
     assert selector._selector.corpora._entries == []

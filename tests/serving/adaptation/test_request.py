@@ -1,6 +1,4 @@
-"""What a request asks of its adaptation: the `adaptation` extension, its refusals, and the prompts
-to adapt to.
-"""
+"""The adaptation extension: its options, its errors, and the prompts to adapt to."""
 
 from __future__ import annotations
 
@@ -10,38 +8,38 @@ import pytest
 
 from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
 from selection.targets import MAX_TARGETS, Truncation
-from serving.adaptation.request import parse_adaptation_request
-from serving.adaptation.terms import Terms
-from serving.adaptation.wish import AdaptationRequest
-from serving.budget import Budget
+from serving.adaptation.request import AdaptationRequest, parse_adaptation_request
+from serving.budget import Budget, Terms
 from serving.errors import BudgetError, RequestError
 
 _AUTO = Budget(steps=50, seconds=None, alpha=0.1)
 _TERMS = Terms(_AUTO, Budget(steps=40, seconds=60.0), "house")
 
 
-def wish(body: dict[str, Any], tokenizer: Any, header: str | None = "steps=5") -> AdaptationRequest:
+def parse(
+    body: dict[str, Any], tokenizer: Any, header: str | None = "steps=5"
+) -> AdaptationRequest:
     return parse_adaptation_request(body, header, None, _TERMS, tokenizer)
 
 
 def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
     body = {"prompt": "Once upon a time"}
 
-    asked = wish(body, tokenizer, header=None)
+    request = parse(body, tokenizer, header=None)
 
     tokens = tuple(tokenizer("Once upon a time", add_special_tokens=False)["input_ids"])
     prompts, budget = (Prompt("Once upon a time"),), Budget(40, 60.0, 0.1)
-    assert asked == AdaptationRequest(
-        prompts, budget, ("steps",), "house", named=False, tokens=tokens
+    assert request == AdaptationRequest(
+        prompts, budget, ("steps",), "house", corpus_explicit=False, probe_tokens=tokens
     )
     assert body == {"prompt": "Once upon a time"}
 
 
 def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None:
-    only = {"type": "eq", "key": "language", "value": "de"}
+    filters = {"type": "eq", "key": "language", "value": "de"}
     extension = {
         "corpus": "mine",
-        "filters": only,
+        "filters": filters,
         "seed": 7,
         "required": True,
         "strategy": "nn",
@@ -52,40 +50,52 @@ def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None
     }
     body = {"prompt": "not this", "max_tokens": 5, "adaptation": extension}
 
-    asked = wish(body, tokenizer)
+    request = parse(body, tokenizer)
 
     prompts = (Prompt("this instead"),)
     tokens = tuple(tokenizer("this instead", add_special_tokens=False)["input_ids"])
-    options = (only, "nn", "reuse", 7, True, True, True)
-    assert asked == AdaptationRequest(prompts, Budget(5, 60.0), (), "mine", *options, tokens=tokens)
+    assert request == AdaptationRequest(
+        prompts,
+        Budget(5, 60.0),
+        (),
+        "mine",
+        filter=filters,
+        strategy="nn",
+        plan="reuse",
+        seed=7,
+        required=True,
+        progress=True,
+        reuse=True,
+        probe_tokens=tokens,
+    )
     assert body == {"prompt": "not this", "max_tokens": 5}
 
 
 def test_a_file_search_of_a_response_names_the_corpus(tokenizer: Any) -> None:
-    only = {"type": "eq", "key": "language", "value": "de"}
-    search = {"type": "file_search", "vector_store_ids": ["mine"], "filters": only}
+    filters = {"type": "eq", "key": "language", "value": "de"}
+    search = {"type": "file_search", "vector_store_ids": ["mine"], "filters": filters}
     body: dict[str, Any] = {"input": "x", "tools": [search], "tool_choice": "auto"}
 
-    asked = wish(body, tokenizer)
+    request = parse(body, tokenizer)
 
-    assert (asked.corpus, asked.named, asked.only) == ("mine", True, only)
+    assert (request.corpus, request.corpus_explicit, request.filter) == ("mine", True, filters)
     assert body == {"input": "x"}
     with pytest.raises(RequestError, match=r"`adaptation\.filters`"):
-        wish({"input": "x", "tools": [{**search, "filters": {"type": "like"}}]}, tokenizer)
+        parse({"input": "x", "tools": [{**search, "filters": {"type": "like"}}]}, tokenizer)
 
 
 @pytest.mark.parametrize("extension", [None, {}, {"reuse": None}])
-def test_an_extension_that_says_nothing_changes_nothing(
+def test_an_empty_extension_changes_nothing(
     tokenizer: Any, extension: dict[str, Any] | None
 ) -> None:
     body: dict[str, Any] = {"prompt": "x", "adaptation": extension}
 
-    assert wish(body, tokenizer) == wish({"prompt": "x"}, tokenizer)
+    assert parse(body, tokenizer) == parse({"prompt": "x"}, tokenizer)
     assert body == {"prompt": "x"}
 
 
 def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
-    assert wish({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).corpus is None
+    assert parse({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).corpus is None
 
 
 @pytest.mark.parametrize(
@@ -128,41 +138,39 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ({"prompt": ["a"]}, "prompt` is the text"),
     ],
 )
-def test_an_extension_that_is_none_is_refused(tokenizer: Any, extension: Any, message: str) -> None:
+def test_an_invalid_extension_is_refused(tokenizer: Any, extension: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        wish({"prompt": "x", "adaptation": extension}, tokenizer)
+        parse({"prompt": "x", "adaptation": extension}, tokenizer)
 
 
-def test_the_largest_seed_is_taken(tokenizer: Any) -> None:
-    asked = wish({"prompt": "x", "adaptation": {"seed": (1 << 63) - 1}}, tokenizer)
+def test_the_largest_seed_is_accepted(tokenizer: Any) -> None:
+    request = parse({"prompt": "x", "adaptation": {"seed": (1 << 63) - 1}}, tokenizer)
 
-    assert asked.seed == (1 << 63) - 1
+    assert request.seed == (1 << 63) - 1
 
 
 @pytest.mark.parametrize("header", ["alpha=0.1", "steps=5, alpha=0.2"])
 def test_nearest_neighbours_refuse_an_alpha(tokenizer: Any, header: str) -> None:
     with pytest.raises(RequestError, match="cannot stop by alpha"):
-        wish({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
+        parse({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
 
 
 @pytest.mark.parametrize("header", ["auto", None])
-def test_nearest_neighbours_leave_the_servers_own_alpha_out(
-    tokenizer: Any, header: str | None
-) -> None:
-    asked = wish({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
+def test_nearest_neighbours_drop_the_servers_alpha(tokenizer: Any, header: str | None) -> None:
+    request = parse({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
 
-    assert asked.budget.alpha is None
+    assert request.budget.alpha is None
 
 
-def test_a_budget_is_cut_to_the_servers_limits(tokenizer: Any) -> None:
-    asked = wish({"prompt": "x"}, tokenizer, "steps=1000, seconds=1000")
+def test_a_budget_is_clamped_to_the_servers_limits(tokenizer: Any) -> None:
+    request = parse({"prompt": "x"}, tokenizer, "steps=1000, seconds=1000")
 
-    assert (asked.budget, asked.cut) == (Budget(40, 60.0), ("steps", "seconds"))
+    assert (request.budget, request.clamped) == (Budget(40, 60.0), ("steps", "seconds"))
 
 
 def test_a_bad_budget_is_refused_first(tokenizer: Any) -> None:
     with pytest.raises(BudgetError):
-        wish({"prompt": "x", "adaptation": "neither is this"}, tokenizer, "steps=-1")
+        parse({"prompt": "x", "adaptation": "neither is this"}, tokenizer, "steps=-1")
 
 
 @pytest.mark.parametrize(
@@ -174,27 +182,27 @@ def test_a_bad_budget_is_refused_first(tokenizer: Any) -> None:
         ("steps=5", "steps=5", "steps=5"),
     ],
 )
-def test_a_budget_is_said_in_a_header_its_alias_or_the_body(
+def test_a_budget_comes_from_a_header_its_alias_or_the_body(
     tokenizer: Any, header: str | None, alias: str | None, field: Any
 ) -> None:
     body = {"prompt": "x", "compute_budget": field}
 
-    asked = parse_adaptation_request(body, header, alias, _TERMS, tokenizer)
+    request = parse_adaptation_request(body, header, alias, _TERMS, tokenizer)
 
-    assert asked.budget == Budget(5, 60.0)
+    assert request.budget == Budget(5, 60.0)
     assert body == {"prompt": "x"}
 
 
 def test_places_that_disagree_are_refused(tokenizer: Any) -> None:
     with pytest.raises(BudgetError, match="Compute-Budget and compute_budget disagree"):
-        wish({"prompt": "x", "compute_budget": {"steps": 6}}, tokenizer, "steps=5")
+        parse({"prompt": "x", "compute_budget": {"steps": 6}}, tokenizer, "steps=5")
 
 
 def test_nearest_neighbours_refuse_an_alpha_in_the_body(tokenizer: Any) -> None:
     body = {"prompt": "x", "compute_budget": {"alpha": 0.1}, "adaptation": {"strategy": "nn"}}
 
     with pytest.raises(RequestError, match="cannot stop by alpha"):
-        wish(body, tokenizer, None)
+        parse(body, tokenizer, None)
 
 
 _KEYS_DEFAULT, _KEYS_LIMITS = Budget(3, alpha=0.2), Budget(10, 5.0)
@@ -213,21 +221,27 @@ _KEYS_DEFAULT, _KEYS_LIMITS = Budget(3, alpha=0.2), Budget(10, 5.0)
 def test_a_key_has_a_default_and_limits_of_its_own(
     tokenizer: Any, header: str | None, budget: Budget, cut: tuple[str, ...]
 ) -> None:
-    asked = parse_adaptation_request(
-        {"prompt": "x"}, header, None, _TERMS, tokenizer, default=_KEYS_DEFAULT, limits=_KEYS_LIMITS
+    request = parse_adaptation_request(
+        {"prompt": "x"},
+        header,
+        None,
+        _TERMS,
+        tokenizer,
+        default=_KEYS_DEFAULT,
+        key_limits=_KEYS_LIMITS,
     )
 
-    assert (asked.budget, asked.cut) == (budget, cut)
+    assert (request.budget, request.clamped) == (budget, cut)
 
 
 def test_a_key_gets_no_more_than_the_server_allows(tokenizer: Any) -> None:
     limits = Budget(1000, 1000.0)
 
-    asked = parse_adaptation_request(
-        {"prompt": "x"}, "steps=500, seconds=500", None, _TERMS, tokenizer, limits=limits
+    request = parse_adaptation_request(
+        {"prompt": "x"}, "steps=500, seconds=500", None, _TERMS, tokenizer, key_limits=limits
     )
 
-    assert asked.budget == Budget(40, 60.0)
+    assert request.budget == Budget(40, 60.0)
 
 
 def test_the_last_user_turn_of_a_chat_is_the_prompt_and_those_before_its_context(
@@ -249,7 +263,7 @@ def test_the_last_user_turn_of_a_chat_is_the_prompt_and_those_before_its_context
         },
     ]
 
-    assert wish({"messages": messages}, tokenizer).prompts == (
+    assert parse({"messages": messages}, tokenizer).prompts == (
         Prompt("and\nnow?", "Be brief.\nLook:"),
     )
 
@@ -261,7 +275,7 @@ def test_what_follows_the_last_user_turn_is_a_prompt_of_its_own(tokenizer: Any) 
         {"role": "tool", "content": "It says: hello."},
     ]
 
-    assert wish({"messages": messages}, tokenizer).prompts == (
+    assert parse({"messages": messages}, tokenizer).prompts == (
         Prompt("What does the file say?"),
         Prompt("It says: hello."),
     )
@@ -273,7 +287,9 @@ def test_a_chat_without_a_user_is_adapted_to_its_last_turn(tokenizer: Any) -> No
         {"role": "assistant", "content": "Once"},
     ]
 
-    assert wish({"messages": messages}, tokenizer).prompts == (Prompt("Once", "You tell stories."),)
+    assert parse({"messages": messages}, tokenizer).prompts == (
+        Prompt("Once", "You tell stories."),
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,13 +309,13 @@ def test_a_chat_without_a_user_is_adapted_to_its_last_turn(tokenizer: Any) -> No
     ],
 )
 def test_messages_that_vllm_will_refuse_are_left_to_it(tokenizer: Any, messages: Any) -> None:
-    assert wish({"messages": messages}, tokenizer).prompts == (Prompt(""),)
+    assert parse({"messages": messages}, tokenizer).prompts == (Prompt(""),)
 
 
 def test_a_response_is_adapted_to_its_input(tokenizer: Any) -> None:
-    asked = wish({"input": "And now?", "instructions": "Be brief."}, tokenizer)
+    request = parse({"input": "And now?", "instructions": "Be brief."}, tokenizer)
 
-    assert asked.prompts == (Prompt("And now?", "Be brief."),)
+    assert request.prompts == (Prompt("And now?", "Be brief."),)
 
 
 def test_a_response_is_adapted_to_the_last_user_turn_in_its_context(tokenizer: Any) -> None:
@@ -324,17 +340,17 @@ def test_a_response_is_adapted_to_the_last_user_turn_in_its_context(tokenizer: A
         },
     ]
 
-    assert wish({"input": items, "instructions": "Be brief."}, tokenizer).prompts == (
+    assert parse({"input": items, "instructions": "Be brief."}, tokenizer).prompts == (
         Prompt("What does the file say?", "Be brief.\nLook:\nI see."),
         Prompt("It says: hello.\nAnd bye."),
     )
 
 
 @pytest.mark.parametrize(
-    "said", [None, [], 5, {}, [None], [5], ["text"], [{}], [{"role": "user", "content": 5}]]
+    "value", [None, [], 5, {}, [None], [5], ["text"], [{}], [{"role": "user", "content": 5}]]
 )
-def test_an_input_that_vllm_will_refuse_is_left_to_it(tokenizer: Any, said: Any) -> None:
-    assert wish({"input": said, "instructions": 5}, tokenizer).prompts == (Prompt(""),)
+def test_an_input_that_vllm_will_refuse_is_left_to_it(tokenizer: Any, value: Any) -> None:
+    assert parse({"input": value, "instructions": 5}, tokenizer).prompts == (Prompt(""),)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +372,7 @@ def test_an_input_that_vllm_will_refuse_is_left_to_it(tokenizer: Any, said: Any)
     ],
 )
 def test_the_prompts_of_a_completion(tokenizer: Any, prompt: Any, prompts: tuple[str, ...]) -> None:
-    assert wish({"prompt": prompt}, tokenizer).prompts == tuple(map(Prompt, prompts))
+    assert parse({"prompt": prompt}, tokenizer).prompts == tuple(map(Prompt, prompts))
 
 
 def test_prompts_of_token_ids_are_read(tokenizer: Any) -> None:
@@ -365,13 +381,13 @@ def test_prompts_of_token_ids_are_read(tokenizer: Any) -> None:
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (one, two)
     )
 
-    assert wish({"prompt": ids_of_one}, tokenizer).prompts == (Prompt(one),)
-    assert wish({"prompt": [ids_of_one]}, tokenizer).prompts == (Prompt(one),)
-    assert wish({"prompt": [ids_of_one, ids_of_two]}, tokenizer).prompts == (
+    assert parse({"prompt": ids_of_one}, tokenizer).prompts == (Prompt(one),)
+    assert parse({"prompt": [ids_of_one]}, tokenizer).prompts == (Prompt(one),)
+    assert parse({"prompt": [ids_of_one, ids_of_two]}, tokenizer).prompts == (
         Prompt(one),
         Prompt(two),
     )
-    assert wish({"prompt": [ids_of_one, two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
+    assert parse({"prompt": [ids_of_one, two]}, tokenizer).prompts == (Prompt(one), Prompt(two))
 
 
 class Counting:
@@ -394,51 +410,49 @@ class Counting:
         return ids
 
 
-def test_of_thousands_of_prompts_only_those_that_are_looked_at_are_decoded(tokenizer: Any) -> None:
+def test_of_thousands_of_prompts_only_those_used_are_decoded(tokenizer: Any) -> None:
     counting = Counting(tokenizer)
     prompts = [[5 + i % 100] * 1000 for i in range(2048)]
 
-    asked = wish({"prompt": prompts}, counting, header="gain=0.4")
+    request = parse({"prompt": prompts}, counting, header="gain=0.4")
 
-    assert len(asked.prompts) == MAX_TARGETS
-    assert asked.truncation == Truncation(MAX_TARGETS, 2048, "prompts")
-    assert asked.prompts[0] == Prompt(tokenizer.decode(prompts[0]))
-    assert asked.prompts[-1] == Prompt(tokenizer.decode(prompts[-1]))
+    assert len(request.prompts) == MAX_TARGETS
+    assert request.truncation == Truncation(MAX_TARGETS, 2048, "prompts")
+    assert request.prompts[0] == Prompt(tokenizer.decode(prompts[0]))
+    assert request.prompts[-1] == Prompt(tokenizer.decode(prompts[-1]))
     assert counting.decoded == MAX_TARGETS * 1000
     assert counting.encoded <= 16 * 256
 
 
-def test_prompts_within_the_bound_are_all_looked_at(tokenizer: Any) -> None:
-    asked = wish({"prompt": [f"prompt {i}" for i in range(MAX_TARGETS)]}, tokenizer)
+def test_prompts_within_the_bound_are_all_used(tokenizer: Any) -> None:
+    request = parse({"prompt": [f"prompt {i}" for i in range(MAX_TARGETS)]}, tokenizer)
 
-    assert asked.prompts == tuple(Prompt(f"prompt {i}") for i in range(MAX_TARGETS))
-    assert asked.truncation is None
+    assert request.prompts == tuple(Prompt(f"prompt {i}") for i in range(MAX_TARGETS))
+    assert request.truncation is None
 
 
-def test_of_a_very_long_text_only_the_end_that_is_looked_at_travels(tokenizer: Any) -> None:
+def test_of_a_very_long_text_only_the_end_is_sent(tokenizer: Any) -> None:
     long = "a" + "b" * MAX_PROMPT_CHARACTERS
     messages = [{"role": "system", "content": long}, {"role": "user", "content": long}]
     tokens = [7] * (2 * MAX_PROMPT_CHARACTERS)
     counting = Counting(tokenizer)
 
-    assert wish({"prompt": long}, tokenizer).prompts == (Prompt(long[1:]),)
-    assert wish({"messages": messages}, tokenizer).prompts == (Prompt(long[1:], long[1:]),)
-    wish({"prompt": tokens}, counting)
+    assert parse({"prompt": long}, tokenizer).prompts == (Prompt(long[1:]),)
+    assert parse({"messages": messages}, tokenizer).prompts == (Prompt(long[1:], long[1:]),)
+    parse({"prompt": tokens}, counting)
     assert counting.decoded == MAX_PROMPT_CHARACTERS
 
 
 def test_a_request_without_a_prompt_is_left_to_vllm(tokenizer: Any) -> None:
-    assert wish({}, tokenizer).prompts == (Prompt(""),)
+    assert parse({}, tokenizer).prompts == (Prompt(""),)
 
 
 @pytest.mark.parametrize("header", ["steps=5", "seconds=2", "gain=0.4", "auto", None])
-def test_the_prompt_is_looked_at_whatever_limits_an_adaptation(
-    tokenizer: Any, header: str | None
-) -> None:
-    assert len(wish({"prompt": "def add(a, b):"}, tokenizer, header).tokens) > 1
+def test_every_budget_with_a_step_has_probe_tokens(tokenizer: Any, header: str | None) -> None:
+    assert len(parse({"prompt": "def add(a, b):"}, tokenizer, header).probe_tokens) > 1
 
 
 @pytest.mark.parametrize("header", ["none", "steps=0"])
-def test_without_an_adaptation_there_is_nothing_to_look_at(tokenizer: Any, header: str) -> None:
-    assert wish({"prompt": "def add(a, b):"}, tokenizer, header).tokens == ()
-    assert wish({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).tokens == ()
+def test_without_an_adaptation_there_are_no_probe_tokens(tokenizer: Any, header: str) -> None:
+    assert parse({"prompt": "def add(a, b):"}, tokenizer, header).probe_tokens == ()
+    assert parse({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).probe_tokens == ()

@@ -1,6 +1,4 @@
-"""The stages: selections and trainings in turns, waiting that counts, cancelling that leaves them
-usable.
-"""
+"""The workers: concurrent selections and trainings, waiting that counts, and cancelling."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ _ENDLESS = [_SEQUENCE] * 20_000  # some minutes
 
 
 class Turnstile:
-    """An embedder that counts who embeds at once, and can hold whoever comes in."""
+    """An embedder that counts concurrent calls, and can block them."""
 
     def __init__(self, words: Embedder) -> None:
         self.name, self.revision, self.dimension = words.name, words.revision, words.dimension
@@ -63,13 +61,13 @@ async def train_alone(stage: TrainerWorker) -> TrainingResult:
     return await stage.train(TrainingRequest([_SEQUENCE] * 3, seed=2))
 
 
-async def test_the_corpus_says_the_learning_rate_where_the_server_does_not(
+async def test_the_learning_rate_is_the_corpus_s_unless_the_server_has_one(
     stage: TrainerWorker, tiny_llama: str
 ) -> None:
-    told = TrainerWorker(TrainerConfig(tiny_llama, rank=4, learning_rate=1e-2))
+    with_rate = TrainerWorker(TrainerConfig(tiny_llama, rank=4, learning_rate=1e-2))
 
     by_corpus = await stage.train(TrainingRequest([_SEQUENCE] * 3, learning_rate=1e-2))
-    by_server = await told.train(TrainingRequest([_SEQUENCE] * 3, learning_rate=1e-4))
+    by_server = await with_rate.train(TrainingRequest([_SEQUENCE] * 3, learning_rate=1e-4))
     by_default = await stage.train(TrainingRequest([_SEQUENCE] * 3))
 
     assert by_corpus.losses == pytest.approx(by_server.losses, rel=1e-5)
@@ -117,7 +115,7 @@ async def test_trainings_share_the_trainer(stage: TrainerWorker) -> None:
     assert (await endless).stop == "seconds"
 
 
-async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str) -> None:
+async def test_waiting_counts_towards_the_seconds(tiny_llama: str) -> None:
     stage = TrainerWorker(TrainerConfig(tiny_llama, rank=4, slots=1))
     first = asyncio.create_task(stage.train(TrainingRequest(_ENDLESS, seconds=0.5)))
     await asyncio.sleep(0.1)
@@ -131,13 +129,13 @@ async def test_waiting_for_ones_turn_counts_towards_the_seconds(tiny_llama: str)
     assert waited.seconds - waited.waited < 1.0
 
 
-async def test_progress_is_told_in_the_event_loop(stage: TrainerWorker) -> None:
-    told: list[TrainingProgress] = []
+async def test_on_step_is_called_in_the_event_loop(stage: TrainerWorker) -> None:
+    steps: list[TrainingProgress] = []
 
-    training = await stage.train(TrainingRequest([_SEQUENCE] * 3), on_step=told.append)
+    training = await stage.train(TrainingRequest([_SEQUENCE] * 3), on_step=steps.append)
     await asyncio.sleep(0)
 
-    assert [(progress.steps, progress.total_steps, progress.loss) for progress in told] == [
+    assert [(progress.steps, progress.total_steps, progress.loss) for progress in steps] == [
         (n, 3, loss) for n, loss in enumerate(training.losses, start=1)
     ]
 
@@ -171,7 +169,7 @@ async def test_cancelling_ends_a_training_and_the_stage_goes_on(
     assert after.adapter.weights == before.adapter.weights
 
 
-async def test_cancelling_one_that_waits_disturbs_no_other(tiny_llama: str) -> None:
+async def test_cancelling_a_waiting_training_leaves_the_others_alone(tiny_llama: str) -> None:
     stage = TrainerWorker(TrainerConfig(tiny_llama, rank=4, slots=1))
     running = asyncio.create_task(stage.train(TrainingRequest(_ENDLESS, seconds=0.5)))
     await asyncio.sleep(0.1)
@@ -301,7 +299,7 @@ async def test_a_cancelled_selection_ends_within_a_unit_of_work_and_is_waited_fo
     assert turnstile.at_once == 1
 
 
-async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Turnstile) -> None:
+async def test_a_small_selection_overtakes_large_ones(corpora: Path, turnstile: Turnstile) -> None:
     # Arrange: more large selections than asyncio's own pool has threads.
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
     stage = SelectorWorker(SelectorConfig(corpora), embedder=ThreadedEmbedder(lambda: turnstile))
@@ -326,7 +324,7 @@ async def test_a_small_selection_passes_large_ones(corpora: Path, turnstile: Tur
     await asyncio.gather(*large, return_exceptions=True)
 
 
-async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: Turnstile) -> None:
+async def test_a_selection_ends_with_its_seconds(corpora: Path, turnstile: Turnstile) -> None:
     Corpus.create(corpora, "notes", turnstile, "a tokenizer").close()
     stage = SelectorWorker(SelectorConfig(corpora), embedder=ThreadedEmbedder(lambda: turnstile))
     before = turnstile.entered
@@ -337,19 +335,19 @@ async def test_seconds_that_are_over_end_a_selection(corpora: Path, turnstile: T
     assert turnstile.entered == before
 
 
-async def test_a_list_and_a_short_search_pass_long_searches(
+async def test_a_list_and_a_short_search_overtake_long_searches(
     corpora: Path, nano: str, turnstile: Turnstile
 ) -> None:
     config = SelectorConfig(corpora, base_model=nano)
     stage = CorporaWorker(config, embedder=ThreadedEmbedder(lambda: turnstile))
-    store = (await stage.ask(Library.create_store, "hive")).id
+    store = (await stage.call(Library.create_store, "hive")).id
     before, held = turnstile.entered, Held(turnstile)
     queries = [f"{number} " + "one " * 500 for number in range(16)]
-    long = [asyncio.create_task(stage.ask(Library.search, store, queries)) for _ in range(10)]
+    long = [asyncio.create_task(stage.call(Library.search, store, queries)) for _ in range(10)]
     await held.reached.wait()
 
-    assert (await stage.ask(Library.store, store)).id == store
-    short = asyncio.create_task(stage.ask(Library.search, store, ["wax"]))
+    assert (await stage.call(Library.store, store)).id == store
+    short = asyncio.create_task(stage.call(Library.search, store, ["wax"]))
     await asyncio.sleep(0)
     held.let_go()
 

@@ -1,4 +1,4 @@
-"""What an answer said: the same from a body, from a stream, and however its bytes are cut."""
+"""CompletionReader: the same messages from a body and from a stream, however split."""
 
 from __future__ import annotations
 
@@ -80,16 +80,16 @@ def stream(*chunks: dict[str, Any], done: bool = True) -> bytes:
     return b"".join(events) + (b"data: [DONE]\n\n" if done else b"")
 
 
-def chunk(index: int = 0, finish_reason: str | None = None, **said: Any) -> dict[str, Any]:
+def chunk(index: int = 0, finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
     """An event of a chat, or, with `text`, of a completion."""
-    choice = said if "text" in said else {"delta": said}
+    choice = fields if "text" in fields else {"delta": fields}
     return {
         "choices": [{"index": index, "logprobs": None, "finish_reason": finish_reason, **choice}]
     }
 
 
-def heard(content: bytes, cuts: tuple[int, ...] = ()) -> tuple[AssistantMessage, ...]:
-    """What is heard of this content, cut into pieces."""
+def read(content: bytes, cuts: tuple[int, ...] = ()) -> tuple[AssistantMessage, ...]:
+    """The messages of this content, split at these positions."""
     ears = CompletionReader(MAX_BODY)
     ends = [*sorted(min(cut, len(content)) for cut in cuts), len(content)]
     for start, end in zip([0, *ends], ends, strict=False):
@@ -99,7 +99,7 @@ def heard(content: bytes, cuts: tuple[int, ...] = ()) -> tuple[AssistantMessage,
 
 class TestBodies:
     def test_a_chat(self) -> None:
-        assert heard(json.dumps(CHAT).encode()) == (AssistantMessage("Grüße, 世界!\n"),)
+        assert read(json.dumps(CHAT).encode()) == (AssistantMessage("Grüße, 世界!\n"),)
 
     def test_a_completion_of_two_choices(self) -> None:
         content = body(
@@ -107,21 +107,21 @@ class TestBodies:
             {"index": 0, "text": " a", "finish_reason": "stop"},
         )
 
-        assert heard(content) == (AssistantMessage(" a"), AssistantMessage(" b"))
+        assert read(content) == (AssistantMessage(" a"), AssistantMessage(" b"))
 
     def test_tool_calls_without_a_text(self) -> None:
         message = {"role": "assistant", "content": None, "tool_calls": CALLS}
         content = body({"index": 0, "message": message, "finish_reason": "tool_calls"})
 
         expected = AssistantMessage("", (("weather", '{"city": "Bern"}'), ("time", "{}")))
-        assert heard(content) == (expected,)
+        assert read(content) == (expected,)
 
     def test_a_response(self) -> None:
-        assert heard(json.dumps(RESPONSE).encode()) == (
+        assert read(json.dumps(RESPONSE).encode()) == (
             AssistantMessage("Let me see.", (("weather", '{"city": "Bern"}'),)),
         )
 
-    def test_asked_twice_it_says_the_same(self) -> None:
+    def test_reading_the_answers_twice_gives_the_same(self) -> None:
         ears = CompletionReader(MAX_BODY)
         ears.feed(json.dumps(CHAT).encode())
 
@@ -140,8 +140,8 @@ class TestBodies:
             b"[" * 100_000,
         ],
     )
-    def test_what_is_no_answer_is_not_heard(self, content: bytes) -> None:
-        assert heard(content) == ()
+    def test_an_invalid_body_has_no_messages(self, content: bytes) -> None:
+        assert read(content) == ()
 
 
 class TestStreams:
@@ -154,7 +154,7 @@ class TestStreams:
             {"choices": [], "usage": {"total_tokens": 9}},
         )
 
-        assert heard(b": adapting: step 1 of 2\n\n" + events) == (
+        assert read(b": adapting: step 1 of 2\n\n" + events) == (
             AssistantMessage("Grüße, 世界!\n"),
         )
 
@@ -166,9 +166,9 @@ class TestStreams:
             chunk(0, text="b", finish_reason="stop"),
         )
 
-        assert heard(events) == (AssistantMessage("ab"), AssistantMessage("xy"))
+        assert read(events) == (AssistantMessage("ab"), AssistantMessage("xy"))
 
-    def test_tool_calls_come_in_pieces(self) -> None:
+    def test_tool_calls_come_in_parts(self) -> None:
         first, second = {"name": "weather", "arguments": ""}, {"name": "time", "arguments": "{}"}
         events = stream(
             chunk(role="assistant", content="Let me see."),
@@ -181,11 +181,11 @@ class TestStreams:
             chunk(finish_reason="tool_calls"),
         )
 
-        assert heard(events) == (
+        assert read(events) == (
             AssistantMessage("Let me see.", (("weather", '{"city": "Bern"}'), ("time", "{}"))),
         )
 
-    def test_a_response_is_told_whole_at_its_end(self) -> None:
+    def test_a_streamed_response_is_whole_at_its_end(self) -> None:
         events: list[dict[str, Any]] = [
             {
                 "type": "response.created",
@@ -198,35 +198,35 @@ class TestStreams:
             f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events
         ]
 
-        assert heard(b"".join(content)) == heard(json.dumps(RESPONSE).encode())
-        assert heard(b"".join(content[:2])) == ()
+        assert read(b"".join(content)) == read(json.dumps(RESPONSE).encode())
+        assert read(b"".join(content[:2])) == ()
 
-    def test_one_that_is_broken_off_was_not_heard(self) -> None:
+    def test_a_stream_that_breaks_off_has_no_messages(self) -> None:
         whole = stream(chunk(text="a"), chunk(text="b", finish_reason="stop"))
 
-        assert heard(whole) == (AssistantMessage("ab"),)
+        assert read(whole) == (AssistantMessage("ab"),)
         for length in range(len(whole) - len(b"\n\n")):
-            assert heard(whole[:length]) == ()
+            assert read(whole[:length]) == ()
 
-    def test_one_that_failed_was_not_heard(self) -> None:
+    def test_a_stream_that_fails_has_no_messages(self) -> None:
         error = {"error": {"message": "the engine died", "type": "server_error"}}
 
-        assert heard(stream(chunk(0, text="a", finish_reason="stop"), error)) == ()
+        assert read(stream(chunk(0, text="a", finish_reason="stop"), error)) == ()
 
     @pytest.mark.parametrize("end", ["abort", "error", None])
-    def test_a_choice_that_did_not_end_well_is_left_out(self, end: str | None) -> None:
+    def test_an_aborted_choice_is_left_out(self, end: str | None) -> None:
         events = stream(
             chunk(0, text="a", finish_reason="stop"), chunk(1, text="b", finish_reason=end)
         )
 
-        assert heard(events) == (AssistantMessage("a"),)
+        assert read(events) == (AssistantMessage("a"),)
 
-    def test_who_says_nothing_is_left_out(self) -> None:
-        assert heard(stream(chunk(role="assistant", content=""), chunk(finish_reason="stop"))) == ()
+    def test_an_empty_choice_is_left_out(self) -> None:
+        assert read(stream(chunk(role="assistant", content=""), chunk(finish_reason="stop"))) == ()
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
-def test_nothing_is_held_of_an_answer_beyond_the_limit(is_stream: bool) -> None:
+def test_nothing_is_buffered_of_a_response_beyond_the_limit(is_stream: bool) -> None:
     choice = {"index": 0, "text": "a" * 100, "finish_reason": "stop"}
     content = stream({"choices": [choice]}) if is_stream else body(choice)
     for most, expected in ((len(content), (AssistantMessage("a" * 100),)), (len(content) - 1, ())):
@@ -246,7 +246,7 @@ _TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=5), min_size=1,
     st.lists(st.integers(0, 600), max_size=6),
     st.booleans(),
 )
-def test_a_stream_however_cut_says_what_the_body_says(
+def test_a_stream_has_the_messages_of_the_body_however_it_is_split(
     answers: list[list[str]], cuts: list[int], is_chat: bool
 ) -> None:
     name = "content" if is_chat else "text"
@@ -258,9 +258,9 @@ def test_a_stream_however_cut_says_what_the_body_says(
         for i, text in enumerate("".join(texts) for texts in answers)
     ]
 
-    found = heard(stream(*pieces, *ends), cuts=tuple(cuts))
+    found = read(stream(*pieces, *ends), cuts=tuple(cuts))
 
-    assert found == heard(body(*whole))
+    assert found == read(body(*whole))
     assert [spoken.text for spoken in found] == [
         text for texts in answers if (text := "".join(texts))
     ]

@@ -1,6 +1,4 @@
-"""Talk: the next request begins with the turn before it, in whatever words of its own a client
-sends that back.
-"""
+"""Transcript: a request begins with the turn before it, in whatever form a client sends it."""
 
 from __future__ import annotations
 
@@ -27,18 +25,18 @@ CALL = AssistantMessage("", (("leave", ARGUMENTS),))
 RESULT = {"role": "tool", "tool_call_id": "call-1", "content": "granted"}
 
 
-def talk(body: dict[str, Any]) -> Transcript:
+def transcript_of(body: dict[str, Any]) -> Transcript:
     found = parse_transcript(body)
     assert found is not None
     return found
 
 
 def chat(*messages: dict[str, Any]) -> Transcript:
-    return talk({"messages": list(messages)})
+    return transcript_of({"messages": list(messages)})
 
 
 def response(*items: Any, instructions: str | None = "Be brief.") -> Transcript:
-    return talk({"input": list(items), "instructions": instructions})
+    return transcript_of({"input": list(items), "instructions": instructions})
 
 
 def assistant(content: Any, **more: Any) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def assistant(content: Any, **more: Any) -> dict[str, Any]:
 
 
 def follows(later: Transcript, earlier: Transcript, answer: AssistantMessage = ANSWER) -> bool:
-    return later.said.startswith(earlier.answered(answer))
+    return later.text.startswith(earlier.with_answer(answer))
 
 
 class TestChats:
@@ -127,7 +125,7 @@ class TestChats:
         assert not follows(chat(QUESTION, message, THANKS), chat(QUESTION))
 
     @pytest.mark.parametrize("arguments", ["", "{", "[" * 100_000, "NaN", None, 3, {"days": 2}])
-    def test_calls_that_are_none_are_taken_as_they_are(self, arguments: Any) -> None:
+    def test_invalid_calls_are_compared_as_they_are(self, arguments: Any) -> None:
         odd = assistant(
             None,
             tool_calls=[{"function": {"name": "leave", "arguments": arguments}}, "odd", {"id": 3}],
@@ -161,7 +159,7 @@ class TestResponses:
 
         for sent in (given.model_dump(), given.to_dict()):
             assert follows(response(question, thought, sent, THANKS), response(QUESTION))
-        asked = talk({"input": QUESTION["content"], "instructions": "Be brief."})
+        asked = transcript_of({"input": QUESTION["content"], "instructions": "Be brief."})
         assert follows(response(QUESTION, item, THANKS), asked)
         assert not follows(response(QUESTION, item, THANKS, instructions="Be long."), asked)
 
@@ -194,7 +192,7 @@ class TestResponses:
             [{"type": ["message"], "role": {}, "content": 3}, {"type": "function_call_output"}],
         ],
     )
-    def test_odd_items_are_taken_as_they_are(self, items: list[Any]) -> None:
+    def test_unknown_items_are_compared_as_they_are(self, items: list[Any]) -> None:
         assert follows(response(*items, assistant(ANSWER.text)), response(*items))
 
 
@@ -202,9 +200,11 @@ class TestCompletions:
     @pytest.mark.parametrize(
         "prompt", ["Once upon a time", "Once upon a time, ünd", ["Once upon a time there was"]]
     )
-    def test_a_prompt_that_goes_on(self, prompt: Any) -> None:
+    def test_a_prompt_that_continues(self, prompt: Any) -> None:
         assert follows(
-            talk({"prompt": prompt}), talk({"prompt": "Once upon"}), AssistantMessage(" a time")
+            transcript_of({"prompt": prompt}),
+            transcript_of({"prompt": "Once upon"}),
+            AssistantMessage(" a time"),
         )
 
     @pytest.mark.parametrize(
@@ -212,14 +212,16 @@ class TestCompletions:
     )
     def test_another_prompt(self, prompt: Any) -> None:
         assert not follows(
-            talk({"prompt": prompt}), talk({"prompt": "Once upon"}), AssistantMessage(" a time")
+            transcript_of({"prompt": prompt}),
+            transcript_of({"prompt": "Once upon"}),
+            AssistantMessage(" a time"),
         )
 
-    def test_one_that_spells_a_chat_is_none(self) -> None:
-        spelling = chat(QUESTION).answered(ANSWER).decode()
+    def test_a_prompt_with_the_canonical_text_of_a_chat_is_not_a_chat(self) -> None:
+        spelling = chat(QUESTION).with_answer(ANSWER).decode()
 
         for prompt in (spelling, spelling.removeprefix("chat\n")):
-            assert not follows(talk({"prompt": prompt}), chat(QUESTION))
+            assert not follows(transcript_of({"prompt": prompt}), chat(QUESTION))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ class TestCompletions:
         {"prompt": None},
     ],
 )
-def test_what_nothing_can_follow(body: dict[str, Any]) -> None:
+def test_requests_that_none_can_follow(body: dict[str, Any]) -> None:
     assert parse_transcript(body) is None
 
 
@@ -256,7 +258,7 @@ def test_one_chat_begins_with_another_if_its_messages_do(
         for messages in (earlier, later)
     ]
 
-    begins = chat(*later).said.startswith(chat(*earlier).said)
+    begins = chat(*later).text.startswith(chat(*earlier).text)
 
     assert begins == (plain[1][: len(plain[0])] == plain[0])
-    assert chat(*earlier, *later).said.startswith(chat(*earlier).said)
+    assert chat(*earlier, *later).text.startswith(chat(*earlier).text)

@@ -29,11 +29,14 @@ class Request:
         self.problem: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def speaker(self) -> LoadedAdapter | None:
+    async def adapter(self) -> LoadedAdapter | None:
         return None
 
-    def answering(self, task: asyncio.Task[None]) -> None:
+    def track_generation(self, task: asyncio.Task[None]) -> None:
         self._tasks.append(task)
+
+    def fail(self, problem: Exception) -> None:
+        self.problem = problem
 
 
 class Vllm:

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 import shutil
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -39,6 +40,7 @@ from serving.engine.staging import Staging
 from serving.http.gateway import HEALTH, Gateway
 
 ANSWER = "In the yellow book."
+_SERVING = Path(__file__).resolve().parents[3] / "serving"
 QUESTION = {"role": "user", "content": "How do I ask for leave?"}
 SECOND_TURN = [
     QUESTION,
@@ -786,3 +788,24 @@ async def test_an_allowed_page_may_use_a_server_without_keys(
 async def chat_from(client: httpx.AsyncClient, origin: str) -> httpx.Response:
     body = {"model": "nano", "messages": [QUESTION], "compute_budget": "none"}
     return await client.post("/v1/chat/completions", json=body, headers={"origin": origin})
+
+
+async def test_a_plain_adapted_request_runs_through_few_modules_of_serving(
+    client: httpx.AsyncClient,
+) -> None:
+    await chat(client, QUESTION)
+    modules = set()
+
+    def record(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and Path(frame.f_code.co_filename).is_relative_to(_SERVING):
+            modules.add(Path(frame.f_code.co_filename).relative_to(_SERVING).as_posix())
+
+    sys.setprofile(record)
+    try:
+        answer = await chat(client, QUESTION)
+    finally:
+        sys.setprofile(None)
+
+    assert answer.json()["adaptation"]["adapted"]
+    assert "adaptation/pipeline.py" in modules
+    assert len(modules) <= 22, sorted(modules)

@@ -1,6 +1,4 @@
-"""The way out of a stream: the report in its first event, chunks as OpenAI has them, the rest as
-vLLM wrote it.
-"""
+"""ResponseWriter: the report in the first event, chunks conformed, the rest unchanged."""
 
 from __future__ import annotations
 
@@ -50,8 +48,7 @@ async def answered(pieces: Sequence[bytes], conforms_chunks: bool) -> list[bytes
     async def send(message: Message) -> None:
         sent.append(message)
 
-    answer = ResponseWriter(send)
-    answer.adaptation, answer.conforms_chunks = Adapted(), conforms_chunks
+    answer = ResponseWriter(send, adaptation=Adapted(), conforms_chunks=conforms_chunks)
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await answer({"type": "http.response.start", "status": 200, "headers": headers})
     for piece in pieces:
@@ -64,7 +61,7 @@ def read(body: bytes) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
 
 
-async def test_log_probabilities_of_every_chunk_say_that_nothing_was_refused() -> None:
+async def test_log_probabilities_of_every_chunk_have_a_refusal_of_null() -> None:
     pieces = [
         event(chunk()),
         event(chunk(LOGPROBS)),
@@ -81,7 +78,7 @@ async def test_log_probabilities_of_every_chunk_say_that_nothing_was_refused() -
 
 
 @pytest.mark.parametrize("conforms_chunks", [True, False])
-async def test_chunks_that_come_in_one_piece_have_one_report(conforms_chunks: bool) -> None:
+async def test_events_sent_together_have_one_report(conforms_chunks: bool) -> None:
     body = b"".join(
         await answered([event(chunk()) + event(chunk()), event(chunk())], conforms_chunks)
     )
@@ -89,13 +86,13 @@ async def test_chunks_that_come_in_one_piece_have_one_report(conforms_chunks: bo
     assert [("adaptation" in one) for one in read(body)] == [True, False, False]
 
 
-async def test_what_needs_no_change_passes_as_it_came() -> None:
+async def test_events_that_need_no_change_pass_unchanged() -> None:
     pieces = [event(chunk()), event(chunk(LOGPROBS)), b": a comment\n\n", b"data: [DONE]\n\n"]
 
     assert (await answered(pieces, conforms_chunks=False))[1:-1] == pieces[1:]
 
 
-async def test_events_have_their_names_and_half_an_event_its_bytes() -> None:
+async def test_event_names_and_incomplete_events_pass_unchanged() -> None:
     begun, half = b"event: response.created\n", event(chunk(LOGPROBS))[:20]
 
     body = b"".join(
@@ -107,7 +104,7 @@ async def test_events_have_their_names_and_half_an_event_its_bytes() -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503])
-async def test_what_fails_because_the_engine_has_ended_says_so(status: int) -> None:
+async def test_an_error_after_the_engine_has_ended_is_a_503(status: int) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -125,12 +122,12 @@ async def test_what_fails_because_the_engine_has_ended_says_so(status: int) -> N
         {"type": "http.response.body", "body": b'{"error": {"message": "EngineDeadError"}}'}
     )
 
-    assert sent[0]["status"] == answer.status == 503
+    assert sent[0]["status"] == 503
     assert (b"retry-after", b"5") in sent[0]["headers"]
     assert json.loads(sent[1]["body"])["error"]["message"] == "the engine has ended"
 
 
-async def test_a_clients_mistake_stays_one_while_the_engine_is_replaced() -> None:
+async def test_a_client_error_stays_one_while_the_engine_is_replaced() -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -155,8 +152,7 @@ async def sent_of(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    answer = ResponseWriter(send)
-    answer.adaptation = Adapted(report=None, problem=problem)
+    answer = ResponseWriter(send, adaptation=Adapted(report=None, problem=problem))
     await answer({"type": "http.response.start", **start})
     for piece in pieces:
         await answer({"type": "http.response.body", "body": piece, "more_body": True})
@@ -171,9 +167,7 @@ WHOLE = {"status": 500, "headers": [(b"content-type", b"application/json")]}
 @pytest.mark.parametrize(
     ("code", "message"), [(400, "the grammar cannot be compiled"), (500, "its log says why")]
 )
-async def test_a_stream_that_begins_with_an_error_is_one_from_its_status_on(
-    code: int, message: str
-) -> None:
+async def test_a_stream_that_begins_with_an_error_has_its_status(code: int, message: str) -> None:
     error = {
         "error": {
             "message": "the grammar cannot be compiled",
@@ -200,7 +194,7 @@ async def test_a_stream_that_begins_with_an_error_is_one_from_its_status_on(
         ),
     ],
 )
-async def test_what_vllm_says_of_an_error_of_the_servers_is_logged_though_clients_are_not_told(
+async def test_details_of_a_server_error_are_logged_but_not_sent(
     start: Message, pieces: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     await sent_of(start, *pieces)
@@ -209,7 +203,7 @@ async def test_what_vllm_says_of_an_error_of_the_servers_is_logged_though_client
     assert "the grammar was refused" in caplog.text
 
 
-async def test_why_a_required_adaptation_failed_is_logged_and_a_clients_mistake_is_not(
+async def test_a_failed_required_adaptation_is_logged_and_a_client_error_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await sent_of(WHOLE, b"{}", problem=AdaptationFailedError("no step could end in time"))

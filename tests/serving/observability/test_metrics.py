@@ -73,7 +73,7 @@ def test_training_that_raises_the_loss_has_a_negative_gain() -> None:
     ("report", "outcome"),
     [
         (REPORT, "adapted"),
-        (replace(REPORT, degraded="5 of 20 steps"), "degraded"),
+        (replace(REPORT, shed="5 of 20 steps"), "degraded"),
         (
             replace(
                 REPORT, adapted=False, stop=StopReason.NONE, losses=(), uncertainty=(), seconds={}
@@ -261,7 +261,7 @@ def test_the_default_registry_is_that_of_vllm() -> None:
             lambda losses, adapted, degraded: replace(
                 REPORT,
                 adapted=adapted and bool(losses),
-                degraded="fewer" if degraded else None,
+                shed="fewer" if degraded else None,
                 losses=tuple(losses),
                 uncertainty=(1.0,) + (0.5,) * len(losses),
             ),

@@ -23,7 +23,7 @@ def test_defaults_are_decided_by_model_and_machine(tmp_path: Path) -> None:
     )
     assert config.engine.served_name == "nano"
     assert config.engine.rank == config.trainer.rank == 16
-    assert config.auto == AUTO.cut_to(LIMITS)[0]
+    assert config.auto == AUTO.clamp(LIMITS)[0]
     assert config.threads >= 1
     assert (
         config.capacity.requests >= config.capacity.adaptations >= config.capacity.undegraded >= 1

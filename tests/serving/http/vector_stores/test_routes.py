@@ -484,24 +484,24 @@ async def test_a_store_is_selected_from_while_a_file_is_ingested(corpora: Path, 
     stage = CorporaWorker(
         SelectorConfig(corpora / "corpora", embedder="base-model", base_model=nano)
     )
-    store = await stage.ask(Library.create_store, "notes")
-    short = await stage.ask(Library.upload, "cats.md", _CATS.encode())
-    long = await stage.ask(Library.upload, "long.md", (_CATS + _SHIPS).encode() * 3000)
+    store = await stage.call(Library.create_store, "notes")
+    short = await stage.call(Library.upload, "cats.md", _CATS.encode())
+    long = await stage.call(Library.upload, "long.md", (_CATS + _SHIPS).encode() * 3000)
 
-    await stage.ask(Library.attach, store.id, AttachmentRequest(short.id))
-    while (await stage.ask(Library.file, "notes", short.id)).file.status == "in_progress":  # noqa: ASYNC110
+    await stage.call(Library.attach, store.id, AttachmentRequest(short.id))
+    while (await stage.call(Library.file, "notes", short.id)).file.status == "in_progress":  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    await stage.ask(Library.attach, store.id, AttachmentRequest(long.id))
+    await stage.call(Library.attach, store.id, AttachmentRequest(long.id))
     selections = [
         await stage.select(SelectionRequest([Prompt("The cat")], corpus, steps=2))
         for corpus in ("notes", store.id)
     ]
-    found = await stage.ask(Library.search, store.id, ["The cat"])
-    meanwhile = await stage.ask(Library.file, "notes", long.id)
-    await stage.ask(Library.delete_store, store.id)
+    found = await stage.call(Library.search, store.id, ["The cat"])
+    meanwhile = await stage.call(Library.file, "notes", long.id)
+    await stage.call(Library.delete_store, store.id)
     with pytest.raises(CorpusNotFoundError):
         await stage.select(SelectionRequest([Prompt("The cat")], "notes", steps=2))
-    await stage.ask(Library.close)
+    await stage.call(Library.close)
 
     assert meanwhile.file.status == "in_progress"
     assert [selection.sources[0][0].name for selection in selections] == [f"{short.id}/cats.md"] * 2

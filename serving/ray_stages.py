@@ -1,0 +1,177 @@
+"""The selector, the trainer and the shards as Ray Serve deployments, and their remote faces.
+
+A replica is a worker of `serving.adaptation.workers` in a process of its own. A remote face has the
+same methods, and is called from another process through a deployment handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from ray.exceptions import RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from adapters.trainer import TrainerConfig
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
+from selection.library.library import Library
+from selection.request import SelectionRequest
+from selection.selector import Selection, SelectorConfig
+from serving.adaptation.workers import CorporaWorker, ShardWorker, TrainerWorker
+from serving.observability.log_relay import relay_errors
+from serving.observability.logs import LogFormat, set_up_logs
+from serving.observability.startup_progress import report_startup, reported_startup
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+# Seconds that a selector waits for a shard.
+_SHARD_SECONDS = 10.0
+
+
+class SelectorReplica(CorporaWorker):
+    """The selector and the library, over shards that are deployments of their own."""
+
+    def __init__(
+        self, config: SelectorConfig, log_format: LogFormat, *shards: DeploymentHandle
+    ) -> None:
+        set_up_replica_logs(log_format)
+        report_startup("selector", "loading the embedder")
+        with reported_startup("selector"):
+            # A handle of the method is made here: threads that made it on demand could make two.
+            calls = [partial(_call_shard, shard.options(method_name="call")) for shard in shards]
+            super().__init__(config, calls)
+
+
+class ShardReplica(ShardWorker):
+    """A shard."""
+
+    def __init__(self, root: Path, log_format: LogFormat) -> None:
+        set_up_replica_logs(log_format)
+        super().__init__(root)
+
+
+class TrainerReplica(TrainerWorker):
+    """The trainer."""
+
+    def __init__(self, config: TrainerConfig, log_format: LogFormat) -> None:
+        set_up_replica_logs(log_format)
+        super().__init__(config)
+
+
+class RemoteSelector:
+    """The remote face of `SelectorReplica`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def select(self, request: SelectionRequest, seconds: float | None = None) -> Selection:
+        """As `CorporaWorker.select`."""
+        selection: Selection = await _result(self._handle.select.remote(request, seconds))
+        return selection
+
+    async def call(
+        self,
+        method: Callable[Concatenate[Library, P], Result],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Result:
+        """As `CorporaWorker.call`."""
+        result: Result = await _result(self._handle.call.remote(method, *args, **kwargs))
+        return result
+
+    async def ready(self, corpus: str | None) -> None:
+        """As `CorporaWorker.ready`."""
+        await _result(self._handle.ready.remote(corpus))
+
+    async def warm_up(self, corpus: str | None) -> None:
+        """As `CorporaWorker.warm_up`."""
+        await _result(self._handle.warm_up.remote(corpus))
+
+
+class RemoteTrainer:
+    """The remote face of `TrainerReplica`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def train(
+        self,
+        request: TrainingRequest,
+        on_step: Callable[[TrainingProgress], None] | None = None,
+    ) -> TrainingResult:
+        """As `TrainerWorker.train`."""
+        result: TrainingResult
+        if on_step is None:
+            result = await _result(self._handle.train.remote(request))
+        else:
+            stream = self._handle.options(stream=True).stream.remote(request)
+            result = await _result(_last(stream, on_step), stream.cancel)
+        return result
+
+    async def ready(self) -> None:
+        """As `TrainerWorker.ready`."""
+        await _result(self._handle.ready.remote())
+
+    async def warm_up(self) -> None:
+        """As `TrainerWorker.warm_up`."""
+        await _result(self._handle.warm_up.remote())
+
+
+def set_up_replica_logs(form: LogFormat) -> None:
+    """Set up the logs of a replica's process, and relay its errors to the command's terminal."""
+    set_up_logs(form)
+    relay_errors(logging.getLogger())
+
+
+async def _result(response: Any, cancel: Callable[[], object] | None = None) -> Any:
+    """The result of a remote call; its error is the one that was raised there."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        (cancel or response.cancel)()
+        raise
+    # The text of Ray's own error is a stack trace.
+    except RayTaskError as problem:
+        raise problem.cause from None
+
+
+async def _last(
+    stream: AsyncIterator[TrainingProgress | TrainingResult],
+    on_step: Callable[[TrainingProgress], None],
+) -> TrainingResult:
+    async for each in stream:
+        if isinstance(each, TrainingResult):
+            return each
+        on_step(each)
+    raise AssertionError("the stream of a training ended without a result")
+
+
+def _call_shard(shard: DeploymentHandle, method: Callable[..., Any], /, *args: Any) -> _ShardResult:
+    return _ShardResult(shard.remote(method, *args))
+
+
+class _ShardResult:
+    """The result of a shard, as `selection.corpus.shards.ShardAnswer`."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def result(self) -> Any:
+        """Wait for it in a thread, for a limited time.
+
+        Raises:
+            TimeoutError: the shard has not answered.
+        """
+        try:
+            return self._response.result(timeout_s=_SHARD_SECONDS)
+        except RayTaskError as problem:
+            raise problem.cause from None
+        except TimeoutError:
+            self._response.cancel()
+            raise
