@@ -20,7 +20,7 @@ BUDGET := full
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
 .PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead
-.PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report nano lock audit dist clean
+.PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report screenshot nano lock audit dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -109,6 +109,9 @@ $(ACTIVEFT): | .venv/.installed
 
 report: $(TOOLS)/.installed  ## benchmarks/REPORT.md and its plots, from the results
 	$(TOOLS)/bin/python -m benchmarks.report.main $(ARGS)
+
+screenshot: $(TOOLS)/.installed  ## docs/page.png, from a running server whose corpus is networkx (needs chromium)
+	$(TOOLS)/bin/python docs/screenshot.py $(ARGS)
 
 # What draws plots and fetches source distributions, for benchmarks only: never in .venv.
 $(TOOLS)/.installed: benchmarks/tools.txt | .venv/.installed
