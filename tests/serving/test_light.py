@@ -113,7 +113,7 @@ def test_commands_that_need_no_model_import_nothing_heavy(
         ),
         (("plan", "--model", "/no/such/model"), "cannot load the model '/no/such/model'"),
         (("plan", "--corpus", "nowhere"), "there is no corpus 'nowhere'"),
-        (("plan", "--rate", "0"), "the rate needs to be more than 0"),
+        (("plan", "--rate", "0"), "it needs to be more than 0"),
         (("plan", "--measured", "/no/such/file"), "cannot read /no/such/file"),
         (
             ("adapt", "--prompt", "x", "--corpus", "nowhere", "--out", "new"),

@@ -127,7 +127,7 @@ def test_an_error_of_the_operating_system_without_a_remedy_is_a_bug() -> None:
         (("serve", "--api-key-file", "{tmp}/loop"), "cannot read the key file"),
         (("serve", "--model", "{tmp}/loop"), "cannot load the model"),
         (("plan", "--measured", "{tmp}/loop"), "cannot read"),
-        (("plan", "--save", "{tmp}/a-file/new", "--rate", "1"), "there is no folder"),
+        (("plan", "--save", "{tmp}/a-file/new", "--rate", "1"), "Invalid value for --save"),
         (
             ("adapt", "--prompt", "x", "--corpus", "x", "--out", "{tmp}/a-file/new"),
             "a-file is not a folder",
