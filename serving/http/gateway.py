@@ -139,7 +139,7 @@ class Gateway:
 
     async def _answer_routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request or its failure, and log, count and trace the outcome."""
-        begun, status = time.monotonic(), 0
+        begun, status = time.monotonic(), _CLIENT_LEFT
 
         async def recorded(message: Message) -> None:
             nonlocal status
@@ -165,17 +165,15 @@ class Gateway:
                     log.exception("a request failed")
                 if isinstance(problem, BusyError):
                     self._metrics.observe_rejection(problem)
-                if not status:
+                if status == _CLIENT_LEFT:
                     await answer.fail(problem)
             finally:
-                status = status or _CLIENT_LEFT
                 set_attributes({"http.response.status_code": status})
                 self._metrics.observe_response(status)
                 adaptation = _ADAPTATION.get()
                 report = adaptation.report if adaptation else None
-                log_request(
-                    scope["method"], scope["path"], status, time.monotonic() - begun, report
-                )
+                seconds = time.monotonic() - begun
+                log_request(scope["method"], scope["path"], status, seconds, report)
                 REQUEST_ID.reset(request_id)
                 _ADAPTATION.reset(no_adaptation)
 
@@ -208,23 +206,22 @@ class Gateway:
             _header(scope, b"x-compute-budget"),
             self._terms,
             self._engine.tokenizer,
-            default=None if key is None else key.default,
-            key_limits=None if key is None else key.limits,
+            default=key.default if key else None,
+            key_limits=key.limits if key else None,
         )
         conversation = None
         if request.reuse and request.adapts:
             conversation = self._conversations.conversation(
                 body,
-                key="" if key is None else key.name,
+                key=key.name if key else "",
                 model=self._engine.config.served_name,
                 filter=request.filter,
                 most_bytes=MAX_BODY,
             )
         with self._admission.admit(request.adapts) as end_adaptation:
             pending = request.adapts + sum(each.is_pending for each in self._adaptations)
-            load = TrainerLoad(pending, self._config.capacity.undegraded)
             adaptation = Adaptation(
-                request.shed_load(load),
+                request.shed_load(TrainerLoad(pending, self._config.capacity.undegraded)),
                 self._selector,
                 self._trainer,
                 self._engine,
