@@ -1,3 +1,3 @@
-"""serving: the HTTP door, the journey of a request, and the command `mayfly`."""
+"""serving: the HTTP server, the adaptation of a request, and the command `mayfly`."""
 
 __version__ = "0.2.0"
