@@ -1,7 +1,7 @@
 """Adapter: a trained LoRA in PEFT's format, in memory, as one buffer of bytes.
 
 The bytes are those of `adapter_model.safetensors`; with `adapter_config.json` beside it, plain PEFT
-and vLLM load it. It knows nothing of how it was trained or where it will be used.
+and vLLM load it. It is independent of how it was trained and where it will be used.
 """
 
 from __future__ import annotations

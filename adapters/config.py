@@ -30,8 +30,8 @@ class TrainerConfig:
         memory_bytes: Activation bytes that a step may save for backward. None takes half of the
             memory that is free at the start. A sequence that needs more is computed with gradient
             checkpointing; one that does not fit even so ends at once with "out-of-memory".
-        batch_tokens: Tokens of a step at most, padding included. None takes 2,048 on a CPU, where
-            larger batches are no faster, and 16,384 on a GPU.
+        batch_tokens: Maximum number of tokens of a step, padding included. None takes 2,048 on a
+            CPU, where larger batches are no faster, and 16,384 on a GPU.
     """
 
     model: str

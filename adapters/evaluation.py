@@ -2,7 +2,7 @@
 
 On the way, it evaluates the probes of requests and snapshots an adapter's weights when they are the
 best so far. At the end, it selects the weights that a request receives, if any are sound. It does
-not decide which requests go on, and knows no threads.
+not decide which requests go on, and does not depend on threads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
-from adapters.scheduler import Job, TrainingTimes
+from adapters.scheduler import Job
+from adapters.step_time import TrainingTimes
 
 # Multiple of the loss of guessing above which an adapter is taken to have diverged.
 _EXPLODED = 3.0

@@ -1,12 +1,12 @@
 """Scheduler: which requests take their next step together.
 
-Earliest deadline first. A request without a deadline is ordered by PATIENCE seconds after its
-arrival, so that it does not starve behind more urgent ones. When no slot is free, an urgent request
-preempts the least urgent one, which continues later from where it stopped. The most urgent request
-is always in the batch; others join in order of urgency as long as the batch stays within its tokens
-and memory, has little padding, and makes no request miss its deadline. A request's first step is
-started if such steps typically end in time, a later one only if they nearly always do. The
-scheduler works on numbers alone: no tensors, no threads, no clock of its own.
+Earliest deadline first, where a deadline counts as at most PATIENCE seconds after arrival, so that
+no request starves behind more urgent ones. When no slot is free, an urgent request preempts the
+least urgent one, which continues later from where it stopped. The most urgent request is always in
+the batch; others join in order of urgency as long as the batch stays within its tokens and memory,
+has little padding, and makes no request miss its deadline. A request's first step is started if
+such steps typically end in time, a later one only if they nearly always do. `Scheduler` itself
+works on numbers alone: no tensors, no threads, no clock of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from adapters.adapter import Adapter
 from adapters.early_stopping import FIRST_INTERVAL, EarlyStopping
 from adapters.step_plan import Step, steps_of
-from adapters.step_time import StepTime
+from adapters.step_time import StepTime, TrainingTimes
 from adapters.training import (
     Probe,
     TrainingProgress,
@@ -30,7 +30,7 @@ from adapters.training import (
     TrainingStop,
 )
 
-# Seconds.
+# Seconds after its arrival by which a job is due at the latest.
 PATIENCE = 60.0
 # The largest share of padding in a batch.
 _MAX_PADDING = 0.25
@@ -50,7 +50,7 @@ class Job:
         done: Receives the result.
         steps: Steps of the request's plan, in order.
         deadline: On the scheduler's clock; infinite for a request without a time limit.
-        probe: The request's probe, until its evaluation alone would exceed the time limit.
+        probe: The request's probe; None once there is no time to evaluate it beside a step.
         stopping: Evaluations of the probe.
         started: Time of the first step, on the scheduler's clock; infinite before it.
         slot: Slot of the adapter; None while the job waits for one.
@@ -95,8 +95,10 @@ class Job:
         return self.slot
 
     @property
-    def urgency(self) -> float:
-        """The time by which the job should be done: its deadline, or its arrival plus PATIENCE."""
+    def due(self) -> float:
+        """The time by which the job should be done, the earliest being the most urgent: its
+        deadline, or its arrival plus PATIENCE.
+        """
         return min(self.deadline, self.arrived + PATIENCE)
 
     @property
@@ -156,7 +158,7 @@ class Job:
 
     @property
     def max_final_tokens(self) -> int:
-        """Tokens of the final evaluation at most, padding included."""
+        """Maximum number of tokens of the final evaluation, padding included."""
         lengths = [
             max(map(len, self.sequences), default=0),
             *([len(self.probe.tokens)] if self.probe else []),
@@ -195,31 +197,13 @@ class Job:
         )
 
 
-@dataclass(frozen=True)
-class TrainingTimes:
-    """Predicted times of a step, a probe evaluation and a final evaluation, by their tokens."""
-
-    step: StepTime = field(default_factory=StepTime)
-    probe: StepTime = field(default_factory=StepTime)
-    final: StepTime = field(default_factory=StepTime)
-
-    def forget(self) -> None:
-        """Drop all observations."""
-        for each in (self.step, self.probe, self.final):
-            each.forget()
-
-    def doubt(self) -> None:
-        """Predict less, because a request took no step on account of these predictions."""
-        for each in (self.step, self.probe, self.final):
-            each.doubt()
-
-
 class Scheduler:
     """The requests that train, and those that wait for a slot.
 
     Args:
         slots: Number of requests that train at once.
-        max_tokens: Tokens of a batch at most, padding included; more only for a single request.
+        max_tokens: Maximum number of tokens of a batch, padding included. A single request may
+            exceed it.
         times: Predicted times.
         fits_memory: Whether a number of rows of a number of tokens fits into memory.
     """
@@ -250,9 +234,9 @@ class Scheduler:
             The preempted jobs, which wait again, and the slots they had.
         """
         preempted = []
-        for job in sorted(self._waiting, key=lambda job: job.urgency)[len(self._free) :]:
-            last = max(self._active, key=lambda job: job.urgency, default=None)
-            if last is None or job.urgency >= last.urgency:
+        for job in sorted(self._waiting, key=lambda job: job.due)[len(self._free) :]:
+            last = max(self._active, key=lambda job: job.due, default=None)
+            if last is None or job.due >= last.due:
                 break
             preempted.append((last, last.assigned_slot))
             self.remove(last)
@@ -261,7 +245,7 @@ class Scheduler:
 
     def admit(self) -> list[Job]:
         """Give the free slots to the most urgent waiting jobs, and return these jobs."""
-        self._waiting.sort(key=lambda job: job.urgency)
+        self._waiting.sort(key=lambda job: job.due)
         admitted = self._waiting[: len(self._free)]
         del self._waiting[: len(admitted)]
         for job in admitted:
@@ -289,7 +273,7 @@ class Scheduler:
         """Jobs that take no further step, with the reason: CANCELLED, STEPS, GAIN or SECONDS.
 
         At most _MAX_FINISHED at a time, earliest deadlines first, because later jobs wait for their
-        final evaluations.
+        final evaluations. A job without time for both its first step and its probe loses the probe.
         """
         found = []
         for job in [*self._active, *self._waiting]:
@@ -299,8 +283,10 @@ class Scheduler:
                 found.append((job, TrainingStop.STEPS))
             elif job.stopping.has_stalled:
                 found.append((job, TrainingStop.GAIN))
-            elif self._is_late(job, now):
-                found.append((job, TrainingStop.SECONDS))
+            else:
+                self._drop_late_probe(job, now)
+                if self._is_late(job, now):
+                    found.append((job, TrainingStop.SECONDS))
         return sorted(found, key=lambda pair: pair[0].deadline)[:_MAX_FINISHED]
 
     def batch(self, now: float) -> list[Job]:
@@ -308,7 +294,7 @@ class Scheduler:
         chosen: list[Job] = []
         # A batch must not make any job miss its deadline, whether it is in the batch or not.
         first = min((job.deadline for job in [*self._active, *self._waiting]), default=math.inf)
-        for job in sorted(self._active, key=lambda job: job.urgency):
+        for job in sorted(self._active, key=lambda job: job.due):
             wider = [*chosen, job]
             if not chosen or (self._fits(wider) and now + self._seconds(wider) <= first):
                 chosen = wider
@@ -324,20 +310,18 @@ class Scheduler:
             and self._fits_memory(len(rows), longest)
         )
 
-    def _is_late(self, job: Job, now: float) -> bool:
-        """Whether a job has no time for another step.
-
-        Drops the probe of a job that has time for its first step, but not for a probe evaluation.
-        """
-        if job.losses:
-            return now + self._seconds([job]) > job.deadline
-        seconds = self._seconds([job], StepTime.typical)
-        if now + seconds > job.deadline and not job.stopping.evaluations:
+    def _drop_late_probe(self, job: Job, now: float) -> None:
+        """Drop a job's probe if there is no time to evaluate it beside the first step."""
+        if not job.losses and not job.stopping.evaluations and self._is_late(job, now):
             job.probe = None
-        return now + self._seconds([job], StepTime.typical) > job.deadline
+
+    def _is_late(self, job: Job, now: float) -> bool:
+        """Whether a job has no time for another step and the evaluations beside it."""
+        predict = StepTime.upper if job.losses else StepTime.mean
+        return now + self._seconds([job], predict) > job.deadline
 
     def _seconds(
-        self, jobs: Sequence[Job], predict: Callable[[StepTime, int], float] = StepTime.expect
+        self, jobs: Sequence[Job], predict: Callable[[StepTime, int], float] = StepTime.upper
     ) -> float:
         """Predicted seconds of a step of these jobs, its probes, and one final evaluation."""
         rows = [len(row) for job in jobs for row in job.rows]

@@ -1,24 +1,25 @@
 """StepTime: predicts the time of the next step from the steps taken so far.
 
 A weighted linear regression, seconds = a + b * tokens, in which newer steps weigh more, and the
-distribution of recent errors. `expect` adds a margin for those errors, so that hardly any step ends
-after its deadline; `typical` does not, for a request that would otherwise get no step at all. Pure
+distribution of recent errors. `upper` adds a margin for those errors, so that hardly any step ends
+after its deadline; `mean` does not, for a request that would otherwise get no step at all. Pure
 numbers.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 
 # Factor on a step's weight with each later step.
 _DECAY = 0.98
 # Number of recent steps that the margin is taken from.
 _RECENT = 32
-# Quantile of recent errors that `expect` covers.
+# Quantile of recent errors that `upper` covers.
 _QUANTILE = 0.9
 # Bound on the margin: a ratio to a predicted time near zero can be arbitrarily large.
 _MAX_MARGIN = 4.0
-# Factor on `typical` with each doubt.
+# Factor on `mean` with each doubt.
 _DOUBT = 0.9
 
 
@@ -60,14 +61,14 @@ class StepTime:
         self._ratios.append(1.0)
         self._doubts += 1
 
-    def expect(self, tokens: int) -> float:
+    def upper(self, tokens: int) -> float:
         """Seconds that a step of `tokens` tokens hardly ever exceeds; 0 before any observation."""
         ratios = sorted(self._ratios)
         margin = ratios[int(_QUANTILE * (len(ratios) - 1))] if ratios else 1.0
         return self._predict(tokens) * max(1.0, margin)
 
-    def typical(self, tokens: int) -> float:
-        """Mean seconds of such steps lately; 0 before any observation."""
+    def mean(self, tokens: int) -> float:
+        """Mean seconds of such steps lately, less for each doubt; 0 before any observation."""
         return self._predict(tokens) * _DOUBT**self._doubts
 
     def _predict(self, tokens: int) -> float:
@@ -83,3 +84,22 @@ class StepTime:
             slope = min(max(slope, 0.0), proportion)
         # Rounding may make the intercept negative.
         return max(mean_seconds + slope * (tokens - mean_tokens), 0.0)
+
+
+@dataclass(frozen=True)
+class TrainingTimes:
+    """Predicted times of a step, a probe evaluation and a final evaluation, by their tokens."""
+
+    step: StepTime = field(default_factory=StepTime)
+    probe: StepTime = field(default_factory=StepTime)
+    final: StepTime = field(default_factory=StepTime)
+
+    def forget(self) -> None:
+        """Drop all observations."""
+        for each in (self.step, self.probe, self.final):
+            each.forget()
+
+    def doubt(self) -> None:
+        """Predict less, because a request took no step on account of these predictions."""
+        for each in (self.step, self.probe, self.final):
+            each.doubt()

@@ -9,7 +9,7 @@ selected sequence), on a fresh adapter or on an earlier one. Seeded: the same se
 give the same adapter.
 
 An error in one request (a loss that is not finite, too little memory) ends that request's training
-alone. The trainer knows nothing of prompts, corpora or HTTP.
+alone. The trainer is independent of prompts, corpora and HTTP.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from adapters.gradients import gradients
 from adapters.model.activation_memory import ActivationMemory, IdleTrim
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
-from adapters.scheduler import Job, Scheduler, TrainingTimes
+from adapters.scheduler import Job, Scheduler
+from adapters.step_time import TrainingTimes
 from adapters.training import TrainingStop
 
 # Idle seconds after which freed memory is returned to the system: a busy trainer would soon
@@ -41,8 +42,8 @@ class TrainingLoop:
         clock: Seconds, for deadlines and step times.
 
     Attributes:
-        bank: The adapters; one slot more than train at once.
-        scratch_slot: The additional slot, for adapters that are only evaluated.
+        bank: The LoRA slots: `config.slots` for training and one scratch slot.
+        scratch_slot: The scratch slot, for adapters that are only evaluated.
         memory: Activation memory of a step.
         times: Predicted times of steps and evaluations.
         model_lock: Held while the model computes.

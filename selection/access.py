@@ -1,6 +1,6 @@
 """Principal: on whose behalf corpora are used, which of them are visible and which may be changed.
 
-It knows nothing of corpora but their metadata, and nothing of how a principal was authenticated.
+Of a corpus it uses only the metadata, and it is independent of how a principal was authenticated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Limit: how long a request's work may take: until its seconds are over, or until it is abandoned.
 
 Work that may take long is done in units (a few texts embedded, one search, some steps of a choice),
-and checks its limit between them. This module knows nothing of the work.
+and checks its limit between them. This module is independent of the work.
 """
 
 from __future__ import annotations

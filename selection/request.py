@@ -19,7 +19,7 @@ class SelectionRequest:
             (`selection.embedding.split_windows`), and all windows are targets, up to a bound
             (`selection.targets`).
         corpus: name or id of the corpus to choose from.
-        steps: the most sequences.
+        steps: maximum number of sequences.
         alpha: stopping parameter of Adaptive SIFT (paper section 6); None to choose `steps`
             sequences.
         strategy: one of `selection.STRATEGIES`.

@@ -53,7 +53,7 @@ def allocate_windows(windows: Sequence[int], limit: int = MAX_TARGETS) -> list[i
 
     Args:
         windows: the number of windows of each prompt.
-        limit: the most windows of all prompts together.
+        limit: maximum number of windows of all prompts together.
     """
     used = [0] * len(windows)
     remaining = limit

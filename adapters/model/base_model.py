@@ -3,7 +3,8 @@
 It turns rows of tokens into losses, in the precision that suits its processor. Two optimisations
 are tried at the start: blockwise losses, for models whose logits are a linear layer over the last
 hidden states (`adapters.model.loss`), and on a CPU fused modules (`adapters.model.fused_cpu`). One
-that would change losses or gradients is left out, with a warning in the log. It knows no LoRA.
+that would change losses or gradients is left out, with a warning in the log. It does not depend on
+LoRA.
 
 Shapes: M rows of a batch, S tokens of the longest row, N tokens whose losses count, H hidden size,
 V vocabulary.

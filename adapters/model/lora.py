@@ -6,7 +6,7 @@ exported safetensors file, so that resetting, a step of Adam and exporting are e
 one row. Every row of a batch is bound to a slot; A and B of the bound slots are applied by batched
 matrix products, and backward writes each row's gradients into a buffer of the same layout instead
 of through autograd. Initialisation, scaling and names are PEFT's (tested against it). Supports
-linear projections and GPT-2's transposed ones. It knows no losses and no requests.
+linear projections and GPT-2's transposed ones. It does not depend on losses or requests.
 
 Shapes: C slots, P parameters of an adapter, M rows of a batch, S tokens of a row, R rank, I inputs
 and O outputs of a projection.

@@ -5,7 +5,7 @@ damaged. A corpus records the embedder and the tokenizer it was made with and re
 Readers see a consistent state and follow changes at once, without a restart: newer sequences are
 searched beside the index, and removed ones are masked.
 
-It knows nothing of files on disk (`selection.ingest`) or of what is selected from it
+It does not depend on files on disk (`selection.ingest`) or on what is selected from it
 (`selection.selector`).
 
 Shapes: N sequences, K candidates, T targets, D embedding dimensions.

@@ -9,7 +9,7 @@ tuned when the index is built, so that a share RECALL of the top candidates is f
 or for a prompt less similar to the corpus than nearly all of its own vectors, a search reads more
 until its result hardly changes. HNSW is no alternative: it keeps raw vectors and links in memory.
 
-It knows nothing of files (`selection.corpus.index_files`).
+It does not depend on files (`selection.corpus.index_files`).
 
 Shapes: N vectors, Q queries, K candidates, T targets, D embedding dimensions.
 """

@@ -15,7 +15,7 @@ from selection.corpus.sqlite_store import SQLiteStore
 
 log = logging.getLogger(__name__)
 
-# Sequences: up to this number of changes, searching them beside the index is cheaper than
+# Number of added and removed sequences up to which searching them beside the index is cheaper than
 # rebuilding it.
 _MAX_CHANGES = 10_000
 
@@ -27,7 +27,7 @@ class IndexManager:
         self._store = store
         self._folder = store.database.folder
         # The index in memory, and the uuid of the embeddings it contains.
-        self._live: tuple[str, LiveIndex] | None = None
+        self._in_memory: tuple[str, LiveIndex] | None = None
 
     def current(self, filter: Filter | None = None) -> tuple[LiveIndex, Ids | None]:
         """The index of the corpus's present state, and the sequences in it that a filter allows.
@@ -39,15 +39,15 @@ class IndexManager:
         while True:
             with self._store.reading():
                 meta = self._store.meta()
-                live = self._loaded(meta)
+                live = self._usable_index(meta)
                 if live is not None:
                     allowed = None if filter is None else self._store.matching(filter)
                     return self._updated(live, meta), allowed
             with index_files.build_lock(self._folder):
                 # Another process may have built the index while this one waited for the lock.
                 meta = self._store.meta()
-                saved = self._load(meta)
-                self._live = self._build() if saved is None else (meta["uuid"], saved)
+                saved = self._read_from_disk(meta)
+                self._in_memory = self._build() if saved is None else (meta["uuid"], saved)
 
     def rebuild_if_stale(self) -> None:
         """Build and save the index if it is missing or damaged, or if much has changed since it was
@@ -55,25 +55,25 @@ class IndexManager:
         """
         if self.current()[0].changes > max(_MAX_CHANGES, self._store.counts()[1] // 10):
             with index_files.build_lock(self._folder):
-                self._live = self._build()
+                self._in_memory = self._build()
 
-    def _loaded(self, meta: Mapping[str, str]) -> LiveIndex | None:
-        """The index in memory, unless it is out of date and a newer one is on disk, else the index
-        on disk.
+    def _usable_index(self, meta: Mapping[str, str]) -> LiveIndex | None:
+        """The index on disk if none is in memory, or if the one in memory has many changes and the
+        one on disk is newer; else the one in memory.
         """
-        if self._live is not None and self._live[0] == meta["uuid"]:
-            live = self._live[1]
+        if self._in_memory is not None and self._in_memory[0] == meta["uuid"]:
+            live = self._in_memory[1]
             if (
                 live.changes <= _MAX_CHANGES
                 or index_files.saved_generation(self._folder) <= live.built
             ):
                 return live
-        saved = self._load(meta)
+        saved = self._read_from_disk(meta)
         if saved is not None:
-            self._live = (meta["uuid"], saved)
+            self._in_memory = (meta["uuid"], saved)
         return saved
 
-    def _load(self, meta: Mapping[str, str]) -> LiveIndex | None:
+    def _read_from_disk(self, meta: Mapping[str, str]) -> LiveIndex | None:
         loaded = index_files.load(self._folder, meta["uuid"], int(meta["dimension"]))
         if loaded is None or loaded[0] > int(meta["generation"]):
             return None

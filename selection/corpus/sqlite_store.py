@@ -5,7 +5,7 @@ Every change is one durable transaction (`tables.database`). Each change counts 
 and the ids of removed sequences are recorded, so that a reader can catch up from any generation to
 the latest. Ids are never reused.
 
-It knows nothing of embedders or indexes (`selection.corpus.corpus`). Use it from one thread at a
+It does not depend on embedders or indexes (`selection.corpus.corpus`). Use it from one thread at a
 time.
 
 Shapes: N sequences, D embedding dimensions.

@@ -4,7 +4,7 @@ A chunk has at most `max_length` tokens and ends at a definition or paragraph if
 at the end of a line, else anywhere. A long text is tokenised window by window, so that memory is
 bounded and the work can be cancelled between two windows.
 
-This module knows nothing of files or corpora.
+This module is independent of files and corpora.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Chunking:
     """How documents are split into chunks.
 
     Attributes:
-        max_length: the most tokens of a chunk.
+        max_length: maximum number of tokens of a chunk.
         overlap: number of tokens at the end of a chunk that the next one repeats.
         unique: omit a chunk whose tokens the corpus already contains. The chunk belongs to the
             document that first contained it, and is deleted with it.

@@ -1,4 +1,5 @@
-"""Files: which files under the given paths and packages are read, and their names in a corpus.
+"""Files: which files under the given paths and packages are read, and their names in a corpus. The
+suffixes that are read are listed in `selection.ingest.readers`.
 
 The name of a file is its path relative to the current folder; of a file outside the current folder,
 the path relative to the folder that contains all such arguments. Two files never share a name:
@@ -16,39 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from selection.corpus.sqlite_store import CorpusError
-from selection.ingest.readers import NOTEBOOK_SUFFIX, TABLE_SUFFIXES
+from selection.ingest.readers import is_readable
 
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", ".git", ".venv", ".cache"})
-_PROSE = (
-    ".txt .text .md .mdx .mdown .mkd .markdown .rst .adoc .asciidoc .org .textile .tex .sty "
-    ".bib .qmd .rmd .log .srt"
-)
-_DATA = (
-    ".csv .tsv .json .jsonc .json5 .yaml .yml .toml .ini .cfg .conf .properties .xml .xsd "
-    ".xsl .xslt .html .htm .xhtml .sql .graphql .gql .proto .thrift .avsc .fbs .prisma .tf "
-    ".hcl .nix .rego .csproj .props .diff .patch .po"
-)
-_CODE = (
-    ".py .pyi .pyx .pxd .c .h .cc .cpp .cxx .hh .hpp .hxx .inl .cu .cuh .cl .m .mm .ino .cs "
-    ".csx .cshtml .razor .fs .fsi .fsx .vb .vbs .bas .java .kt .kts .scala .sbt .groovy "
-    ".gradle .clj .cljs .cljc .edn .rs .go .zig .nim .d .v .sv .vhd .vhdl .swift .dart .js "
-    ".jsx .mjs .cjs .ts .tsx .mts .cts .coffee .vue .svelte .astro .css .scss .sass .less "
-    ".styl .php .rb .erb .rake .pl .pm .pod .lua .r .jl .ml .mli .hs .elm .purs .ex .exs .eex "
-    ".heex .erl .hrl .lisp .el .scm .rkt .lean .agda .idr .f .f90 .f95 .f03 .pas .asm .s .sol "
-    ".gd .hx .cr .tcl .awk .sh .bash .zsh .fish .ps1 .psm1 .psd1 .bat .cmd .cmake .mk .mak "
-    ".bzl .bazel .j2 .jinja .jinja2 .hbs .ejs .pug .haml .glsl .vert .frag .hlsl .wgsl .metal "
-    ".wat"
-)
-_TEXT_SUFFIXES = frozenset(f"{_PROSE} {_DATA} {_CODE}".split())
-_READ_SUFFIXES = _TEXT_SUFFIXES | TABLE_SUFFIXES | {NOTEBOOK_SUFFIX}
-_PLAIN = (
-    "readme changelog changes history news todo authors contributors contributing install "
-    "license copying notice dockerfile containerfile makefile gnumakefile jenkinsfile "
-    "vagrantfile procfile justfile rakefile gemfile brewfile caddyfile tiltfile build "
-    "workspace"
-)
-_PLAIN_NAMES = frozenset(_PLAIN.split())
-_NAMES_WITH_VARIANTS = ("dockerfile.", "containerfile.", "makefile.", "jenkinsfile.")
 
 
 @dataclass(frozen=True)
@@ -216,7 +187,7 @@ class _FileFinder:
             folders[:] = [each for each in folders if each not in skipped]
             for file_name in names:
                 file = Path(folder, file_name)
-                if not _is_read(file):
+                if not is_readable(file):
                     if file in self._skipped_paths:
                         continue
                     self._skipped_paths.add(file)
@@ -240,12 +211,3 @@ def _size(file: Path) -> int:
     except OSError:
         # Reading the file will report the problem.
         return 0
-
-
-def _is_read(file: Path) -> bool:
-    name = file.name.lower()
-    return (
-        file.suffix.lower() in _READ_SUFFIXES
-        or name in _PLAIN_NAMES
-        or name.startswith(_NAMES_WITH_VARIANTS)
-    )

@@ -2,8 +2,8 @@
 one, and each row of a table is one.
 
 The size of what a file expands to is bounded: a text has at most 16 MiB, in any format. An error
-names the file that cannot be read, and the reason. This module knows neither where a file comes
-from (see `files`) nor what its documents are used for.
+names the file that cannot be read, and the reason. This module does not depend on where a file
+comes from (see `files`) or on what its documents are used for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,38 @@ from selection.ingest.tables import MAX_TEXT_BYTES, is_unicode, read_json, read_
 
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
 NOTEBOOK_SUFFIX = ".ipynb"
+# Files in a folder are read if they have one of these suffixes, or one of the names below; a file
+# that is named itself is read unless its suffix is in UNREADABLE.
+_PROSE = (
+    ".txt .text .md .mdx .mdown .mkd .markdown .rst .adoc .asciidoc .org .textile .tex .sty "
+    ".bib .qmd .rmd .log .srt"
+)
+_DATA = (
+    ".csv .tsv .json .jsonc .json5 .yaml .yml .toml .ini .cfg .conf .properties .xml .xsd "
+    ".xsl .xslt .html .htm .xhtml .sql .graphql .gql .proto .thrift .avsc .fbs .prisma .tf "
+    ".hcl .nix .rego .csproj .props .diff .patch .po"
+)
+_CODE = (
+    ".py .pyi .pyx .pxd .c .h .cc .cpp .cxx .hh .hpp .hxx .inl .cu .cuh .cl .m .mm .ino .cs "
+    ".csx .cshtml .razor .fs .fsi .fsx .vb .vbs .bas .java .kt .kts .scala .sbt .groovy "
+    ".gradle .clj .cljs .cljc .edn .rs .go .zig .nim .d .v .sv .vhd .vhdl .swift .dart .js "
+    ".jsx .mjs .cjs .ts .tsx .mts .cts .coffee .vue .svelte .astro .css .scss .sass .less "
+    ".styl .php .rb .erb .rake .pl .pm .pod .lua .r .jl .ml .mli .hs .elm .purs .ex .exs .eex "
+    ".heex .erl .hrl .lisp .el .scm .rkt .lean .agda .idr .f .f90 .f95 .f03 .pas .asm .s .sol "
+    ".gd .hx .cr .tcl .awk .sh .bash .zsh .fish .ps1 .psm1 .psd1 .bat .cmd .cmake .mk .mak "
+    ".bzl .bazel .j2 .jinja .jinja2 .hbs .ejs .pug .haml .glsl .vert .frag .hlsl .wgsl .metal "
+    ".wat"
+)
+_TEXT_SUFFIXES = frozenset(f"{_PROSE} {_DATA} {_CODE}".split())
+_READ_SUFFIXES = _TEXT_SUFFIXES | TABLE_SUFFIXES | {NOTEBOOK_SUFFIX}
+_PLAIN = (
+    "readme changelog changes history news todo authors contributors contributing install "
+    "license copying notice dockerfile containerfile makefile gnumakefile jenkinsfile "
+    "vagrantfile procfile justfile rakefile gemfile brewfile caddyfile tiltfile build "
+    "workspace"
+)
+_PLAIN_NAMES = frozenset(_PLAIN.split())
+_NAMES_WITH_VARIANTS = ("dockerfile.", "containerfile.", "makefile.", "jenkinsfile.")
 _DOCUMENTS = (
     ".doc",
     ".docx",
@@ -82,6 +114,16 @@ class IngestCounts:
     def documents(self) -> dict[str, int]:
         """The counts of documents and rows, by name."""
         return {name: count for name, count in asdict(self).items() if name != "chunks"}
+
+
+def is_readable(file: Path) -> bool:
+    """Whether the name of a file in a folder is one of those that are read."""
+    name = file.name.lower()
+    return (
+        file.suffix.lower() in _READ_SUFFIXES
+        or name in _PLAIN_NAMES
+        or name.startswith(_NAMES_WITH_VARIANTS)
+    )
 
 
 def read_file(

@@ -5,7 +5,7 @@ A whole file is validated before its first row is yielded: a file with an invali
 `id` that occurs twice, yields none. A null is the same as an absent key. Rows without a text are
 skipped and counted.
 
-This module knows nothing of documents or corpora.
+This module is independent of documents and corpora.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ class IngestWorker:
             except Exception:
                 self._failed.add(item)
                 log.exception(
-                    "file %s of corpus %s failed unexpectedly and stays in progress until the "
-                    "next start",
+                    "file %s of corpus %s failed unexpectedly and stays in progress until this "
+                    "process restarts or another takes it over",
                     item[1],
                     item[0],
                 )
@@ -147,7 +147,10 @@ class IngestWorker:
             problem = self._add_documents(corpus, attachment, counts)
         except (DetachedError, CorpusNotFoundError, _ClosedError):
             raise
-        except (MissingError, _UnreadableError) as unreadable:
+        except MissingError as missing:
+            # The upload is gone, so nothing is known of its format.
+            problem = Problem("server_error", str(missing))
+        except _UnreadableError as unreadable:
             code = (
                 "invalid_file"
                 if Path(attachment.name).suffix.lower() in TABLE_SUFFIXES

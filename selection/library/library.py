@@ -46,7 +46,7 @@ from selection.library.vector_stores import VectorStores
 from selection.limit import UNLIMITED, Limit
 from selection.threaded_embedder import ThreadedEmbedder
 
-# The most files of one batch.
+# Maximum number of files of one batch.
 _FILES = 2000
 
 

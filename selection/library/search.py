@@ -18,7 +18,7 @@ from selection.corpus.filters import Filter, Scalar, to_sql
 from selection.embedding import Embeddings
 from selection.errors import LibraryError
 
-# The most queries of one search, and characters of one query.
+# Maximum number of queries of one search, and of characters of one query.
 _QUERIES, _QUERY = 16, 1 << 15
 
 

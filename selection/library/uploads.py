@@ -5,7 +5,7 @@ name, flushed to disk and renamed, so that it exists completely or not at all; i
 same way. The name given by its owner is only recorded: no path is derived from it except for a
 plain suffix, by which `selection.ingest.readers` recognises tables.
 
-It knows nothing of corpora.
+It is independent of corpora.
 """
 
 from __future__ import annotations

@@ -14,19 +14,19 @@ _KEYS, _KEY, _VALUE = 16, 64, 512
 _SHORTEST, _LONGEST = 8, 4096
 
 
-def checked_text(value: Any, what: str, most: int) -> str:
+def checked_text(value: Any, what: str, max_characters: int) -> str:
     """A short text in one line.
 
     Args:
         value: what the client sent.
         what: its name, with which an error message begins.
-        most: the largest number of characters.
+        max_characters: maximum number of characters.
 
     Raises:
         LibraryError: an invalid text.
     """
-    if not isinstance(value, str) or not 1 <= len(value) <= most:
-        raise LibraryError(f"{what} must be a string of 1 to {most} characters")
+    if not isinstance(value, str) or not 1 <= len(value) <= max_characters:
+        raise LibraryError(f"{what} must be a string of 1 to {max_characters} characters")
     if not is_unicode(value) or any(character < " " for character in value):
         raise LibraryError(f"{what} must be Unicode text without control characters")
     return value

@@ -32,7 +32,7 @@ class Problem:
     Attributes:
         candidates: embeddings [K, D] of the candidates, at least one.
         targets: embeddings [T, D] of the prompt.
-        steps: the most picks, at least one.
+        steps: maximum number of picks, at least one.
         posterior: given the picks that the rule has yielded so far.
         seed: seed of random choices.
         check_cancelled: called between units of work; an exception that it raises ends the choice.

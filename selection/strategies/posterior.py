@@ -1,13 +1,16 @@
 """The Gaussian-process posterior of prompts and candidates given the candidates picked so far
 (paper eq. 2).
 
-A partial Cholesky factor of K_X + lambda' I grows by one row per pick, so a step costs O(K (D + n))
-and no K x K matrix is formed. Inner products of embeddings are taken in the embeddings' own
-precision; everything that accumulates over picks is float64. Works on NumPy arrays, and on torch
-tensors on any device.
+`sift_batch` on tensors, the baselines, and the tests as a reference use it; SIFT for one prompt is
+compiled (`selection.strategies.sift_numba`).
+
+A partial Cholesky factor of the candidates' kernel matrix plus lambda' I grows by one row per pick,
+so a step costs O(K (D + n + T)) and no K x K matrix is formed. Inner products of embeddings are
+taken in the embeddings' own precision; everything that accumulates over picks is float64. Works on
+NumPy arrays, and on torch tensors on any device.
 
 Shapes: B prompts, K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks
-so far, N the most picks.
+so far, N the maximum number of picks.
 """
 
 from __future__ import annotations
@@ -30,16 +33,16 @@ class Posterior:
         candidates_BKD: embeddings of each prompt's candidates.
         targets_BTD: embeddings of each prompt.
         regularisation: lambda', the variance of the observation noise.
-        steps: the most picks.
+        steps: maximum number of picks.
 
     Raises:
-        ValueError: as `squared_lengths`.
+        ValueError: as `validated_prior`.
     """
 
     def __init__(
         self, candidates_BKD: Floats, targets_BTD: Floats, regularisation: float, steps: int
     ) -> None:
-        self._prior_B = squared_lengths(candidates_BKD, targets_BTD, regularisation)
+        self._prior_B = validated_prior(candidates_BKD, targets_BTD, regularisation)
         prompts, candidates, _ = candidates_BKD.shape
         self._xp = _array_module(candidates_BKD)
         device = {"device": candidates_BKD.device}
@@ -96,8 +99,9 @@ class Posterior:
         return self._xp.asarray(array, dtype=self._xp.float64, copy=True)
 
 
-def squared_lengths(candidates_BKD: Floats, targets_BTD: Floats, regularisation: float) -> Floats:
-    """The squared length of each prompt's targets together [B], in float64: the prior's trace.
+def validated_prior(candidates_BKD: Floats, targets_BTD: Floats, regularisation: float) -> Floats:
+    """Check the arguments, and return the prior's trace [B] in float64: the squared length of each
+    prompt's targets together.
 
     Raises:
         ValueError: the shapes do not match, lambda' is not positive, or a prompt's targets are all
@@ -120,7 +124,7 @@ def squared_lengths(candidates_BKD: Floats, targets_BTD: Floats, regularisation:
     targets_BTD = xp.asarray(targets_BTD, dtype=xp.float64)
     prior_B = (targets_BTD * targets_BTD).sum((1, 2))
     if not bool((prior_B > 0).all()):
-        raise ValueError("a target embedding is zero")
+        raise ValueError("all target embeddings of a prompt are zero")
     return prior_B
 
 

@@ -1,9 +1,9 @@
 """SIFT: choose the candidates that leave the least uncertainty about the response to a prompt.
 
-Pure arrays: embeddings in, positions and uncertainties out. It knows no texts, no index and no
-model. The mathematics is that of `selection.strategies.posterior.Posterior`; the choice for one
-prompt is compiled (`selection.strategies.sift_numba`), and tests hold the two together. For many
-prompts at once, see `selection.strategies.sift_batch`. Source: Hübotter et al., "Efficiently
+Pure arrays: embeddings in, positions and uncertainties out, independent of texts, index and model.
+`sift` checks its arguments and runs the greedy choice, which is compiled in `sift_numba.py`. Its
+mathematics is that of `selection.strategies.posterior.Posterior`, and tests compare the two. For
+many prompts at once, see `selection.strategies.sift_batch`. Source: Hübotter et al., "Efficiently
 Learning at Test-Time", eq. 2, SIFT(lambda') in section 4, ADAPTIVE SIFT in section 6, the
 irreducible uncertainty in section C.2.
 
@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from selection.strategies.posterior import squared_lengths
+from selection.strategies.posterior import validated_prior
 
 Array: TypeAlias = npt.NDArray[np.floating]
 _JITTER = 1e-10  # keeps a Gram matrix with duplicates solvable
@@ -67,7 +67,7 @@ def sift(
         candidates_KD: embeddings of the candidates, unit length for the paper's setting.
         targets_TD: embeddings of the prompt; of several targets the trace of their posterior is
             reduced.
-        steps: the most picks.
+        steps: maximum number of picks.
         regularisation: lambda'; larger prefers relevance, smaller diversity.
         alpha: the stop of ADAPTIVE SIFT; None never stops early. Nothing is computed beyond the
             stop.
@@ -80,7 +80,7 @@ def sift(
     from selection.strategies.sift_numba import greedy  # numba takes a third of a second to import
 
     require_positive(alpha)
-    (prior,) = squared_lengths(candidates_KD[None], targets_TD[None], regularisation).tolist()
+    (prior,) = validated_prior(candidates_KD[None], targets_TD[None], regularisation).tolist()
     picks, sigmas = greedy(
         candidates_KD,
         targets_TD,
@@ -119,7 +119,7 @@ def irreducible(
     targets64_TD = np.asarray(targets_TD, dtype=np.float64)
     prior = float((targets64_TD * targets64_TD).sum())
     if not prior > 0:
-        raise ValueError("a target embedding is zero")
+        raise ValueError("all target embeddings of a prompt are zero")
     count, dimension = candidates_KD.shape
     if count <= dimension:
         candidates64_KD = np.asarray(candidates_KD, dtype=np.float64)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from selection.strategies.posterior import Floats, Posterior, squared_lengths
+from selection.strategies.posterior import Floats, Posterior, validated_prior
 from selection.strategies.sift import Choice, require_positive, should_stop, sift
 
 
@@ -29,7 +29,8 @@ def sift_batch(
     """
     require_positive(alpha)
     if isinstance(candidates_BKD, np.ndarray):
-        squared_lengths(candidates_BKD, targets_BTD, regularisation)  # checks them all first
+        # Checks all prompts before the first choice.
+        validated_prior(candidates_BKD, targets_BTD, regularisation)
         return [
             sift(candidates_KD, targets_TD, steps=steps, regularisation=regularisation, alpha=alpha)
             for candidates_KD, targets_TD in zip(candidates_BKD, targets_BTD, strict=True)

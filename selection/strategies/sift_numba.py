@@ -1,8 +1,8 @@
 """The only numba import: SIFT's greedy choice for one prompt over NumPy arrays, compiled.
 
 The mathematics of `selection.strategies.posterior.Posterior`, line by line, without one NumPy call
-per line: with a few hundred candidates the calls cost more than the arithmetic. It knows no batches
-and no tensors, and does not validate its arguments.
+per line: with a few hundred candidates the calls cost more than the arithmetic. It supports neither
+batches nor tensors, and does not validate its arguments.
 
 Two things differ. A step that needs the inner products of a new pick computes those of the next
 best two candidates as well: reading the embeddings is what takes time, so they cost little more,
@@ -17,7 +17,7 @@ machine code is cached in `__pycache__` beside this file, else in the user's cac
 (`NUMBA_CACHE_DIR` names another).
 
 Shapes: K candidates, T targets (embeddings of a prompt), D embedding dimensions, n picks, N the
-most picks, M cached rows of the kernel.
+maximum number of picks, M cached rows of the kernel.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def greedy(
             computed in float64 if either array is float64, else in float32.
         targets_TD: embeddings of the prompt.
         prior: squared length of all targets together, positive.
-        steps: the most picks, not negative.
+        steps: maximum number of picks, not negative.
         regularisation: lambda', positive.
         alpha: the stop of ADAPTIVE SIFT; None never stops early.
         check_cancelled: called before each unit of work; an exception that it raises ends the

@@ -15,7 +15,7 @@ _MAX_SEQUENCES = 200
 
 
 def trained(
-    loss: Callable[[int], float], gain: float | None, most: int = _MAX_SEQUENCES
+    loss: Callable[[int], float], gain: float | None, max_sequences: int = _MAX_SEQUENCES
 ) -> tuple[EarlyStopping, int]:
     """Simulate a training with this probe loss after n sequences.
 
@@ -23,12 +23,12 @@ def trained(
         Its early stopping, and the number of sequences it used.
     """
     stopping = EarlyStopping(gain)
-    for sequences in range(most + 1):
+    for sequences in range(max_sequences + 1):
         if stopping.probe_due(sequences):
             stopping.record(sequences, sequences, loss(sequences))
         if stopping.has_stalled:
             return stopping, sequences
-    return stopping, most
+    return stopping, max_sequences
 
 
 def test_a_stagnating_loss_stops_soon_after_a_large_gain() -> None:
@@ -60,7 +60,7 @@ def test_a_first_step_that_hurts_does_not_stop() -> None:
     rises_then_falls = {0: 3.0, 2: 3.3, 4: 2.9, 6: 2.4, 8: 2.1}
 
     _, sequences = trained(
-        lambda n: rises_then_falls.get(n, 2.1 - 0.05 * (n - 8)), gain=0.4, most=30
+        lambda n: rises_then_falls.get(n, 2.1 - 0.05 * (n - 8)), gain=0.4, max_sequences=30
     )
 
     assert sequences == 30
@@ -69,7 +69,7 @@ def test_a_first_step_that_hurts_does_not_stop() -> None:
 def test_the_gain_is_per_cent_of_the_first_loss_per_sequence() -> None:
     # The loss falls by 0.5 per cent of the first loss with each sequence.
     for gain, goes_on in ((0.49, True), (0.51, False)):
-        _, sequences = trained(lambda n: 8.0 - 0.04 * n, gain, most=60)
+        _, sequences = trained(lambda n: 8.0 - 0.04 * n, gain, max_sequences=60)
 
         assert (sequences == 60) == goes_on
 

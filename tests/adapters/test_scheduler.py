@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.early_stopping import EarlyStopping
-from adapters.scheduler import PATIENCE, Job, Scheduler, TrainingTimes
+from adapters.scheduler import PATIENCE, Job, Scheduler
+from adapters.step_time import TrainingTimes
 from adapters.training import Probe, TrainingRequest, TrainingStop
 
 # Seconds of a step, and of each of its tokens.
@@ -31,8 +32,8 @@ def times() -> TrainingTimes:
     return times
 
 
-def scheduler_of(slots: int = 8, most_tokens: int = 2048) -> Scheduler:
-    return Scheduler(slots, most_tokens, times())
+def scheduler_of(slots: int = 8, max_tokens: int = 2048) -> Scheduler:
+    return Scheduler(slots, max_tokens, times())
 
 
 def job(
@@ -46,8 +47,8 @@ def job(
     return Job(TrainingRequest(sequences, seconds=seconds, plan=plan), arrived, cancelled)
 
 
-def scheduler_with(*jobs: Job, slots: int = 8, most_tokens: int = 2048) -> Scheduler:
-    schedule = scheduler_of(slots, most_tokens)
+def scheduler_with(*jobs: Job, slots: int = 8, max_tokens: int = 2048) -> Scheduler:
+    schedule = scheduler_of(slots, max_tokens)
     for one in jobs:
         schedule.add(one)
     schedule.admit()
@@ -88,9 +89,9 @@ class TestBatches:
 
     def test_a_batch_exceeds_its_tokens_only_for_a_single_request(self) -> None:
         assert (
-            len(scheduler_with(job([100]), job([100]), job([100]), most_tokens=200).batch(0.0)) == 2
+            len(scheduler_with(job([100]), job([100]), job([100]), max_tokens=200).batch(0.0)) == 2
         )
-        assert len(scheduler_with(job([300]), job([300]), most_tokens=200).batch(0.0)) == 1
+        assert len(scheduler_with(job([300]), job([300]), max_tokens=200).batch(0.0)) == 1
 
     def test_a_batch_exceeds_memory_only_for_a_single_request(self) -> None:
         checked: list[tuple[int, int]] = []
@@ -236,13 +237,13 @@ class TestTheFirstStep:
 
     def test_it_is_taken_if_it_typically_fits_but_no_further_one_is(self) -> None:
         times = self.uneven()
-        typical = times.step.typical(100) + times.final.typical(100)
+        typical = times.step.mean(100) + times.final.mean(100)
         one = job([100] * 5, seconds=1.1 * typical)
         schedule = Scheduler(8, 2048, times)
         schedule.add(one)
         schedule.admit()
 
-        assert times.step.expect(100) > one.deadline
+        assert times.step.upper(100) > one.deadline
         assert schedule.finished(0.0) == []
         take_step([one])
 
@@ -250,7 +251,7 @@ class TestTheFirstStep:
 
     def test_it_is_refused_if_it_typically_does_not_fit(self) -> None:
         times = self.uneven()
-        one = job([100] * 5, seconds=0.9 * (times.step.typical(100) + times.final.typical(100)))
+        one = job([100] * 5, seconds=0.9 * (times.step.mean(100) + times.final.mean(100)))
         schedule = Scheduler(8, 2048, times)
         schedule.add(one)
 
@@ -304,11 +305,11 @@ requests = st.lists(
 @settings(deadline=None)
 @given(requests, st.integers(1, 4), st.sampled_from([64, 512, 2048]), st.integers(0, 2**16))
 def test_invariants_hold_for_any_requests(
-    pairs: list[tuple[list[int], float, float, str, bool]], slots: int, most_tokens: int, seed: int
+    pairs: list[tuple[list[int], float, float, str, bool]], slots: int, max_tokens: int, seed: int
 ) -> None:
     # Arrange.
     random_ = random.Random(seed)
-    schedule, now, arrived = scheduler_of(slots, most_tokens), 0.0, 0.0
+    schedule, now, arrived = scheduler_of(slots, max_tokens), 0.0, 0.0
     upcoming: list[Job] = []
     for lengths, after, seconds, how, is_cancelled in pairs:
         arrived += after
@@ -346,10 +347,10 @@ def test_invariants_hold_for_any_requests(
         assert batch
         assert len(set(batch)) == len(batch)
         assert set(batch) <= active
-        assert batch[0].urgency == min(one.urgency for one in active)
+        assert batch[0].due == min(one.due for one in active)
         padded, real = padded_and_real(batch)
         if len(batch) > 1:
-            assert padded <= most_tokens
+            assert padded <= max_tokens
             assert padded - real <= padded / 4
         for one in random_.sample(everyone, min(1, len(everyone))):
             if one.cancelled is not None and one in active:
@@ -377,7 +378,7 @@ def test_a_request_without_a_deadline_is_not_starved_by_urgent_ones(
 ) -> None:
     # Arrange: every twentieth of a second one comes who wants 20 steps within a second: more than
     # can be done.
-    schedule, now, next_one = scheduler_of(slots, most_tokens=100), 0.0, 0.0
+    schedule, now, next_one = scheduler_of(slots, max_tokens=100), 0.0, 0.0
     patient = job([length] * 10)
     schedule.add(patient)
 

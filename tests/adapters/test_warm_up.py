@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from adapters.scheduler import Job, Scheduler, TrainingTimes
+from adapters.scheduler import Job, Scheduler
+from adapters.step_time import TrainingTimes
 from adapters.trainer import Trainer
 from adapters.training import Probe, TrainingRequest
 from adapters.warm_up import warm_up
@@ -61,7 +62,7 @@ def test_slow_first_steps_are_forgotten(slow: int) -> None:
 
     warm_up(trainer, trainer.clock)
 
-    assert trainer.times.step.typical(256) == pytest.approx(256 * _EACH)
+    assert trainer.times.step.mean(256) == pytest.approx(256 * _EACH)
     assert not stops_at_once(trainer.times, seconds=2 * 256 * _EACH)
 
 
@@ -105,7 +106,7 @@ def test_a_new_trainer_expects_realistic_step_times(
 ) -> None:
     trainer.warm_up()
     times = trainer._loop.times
-    needed = times.step.typical(64) + times.probe.typical(64) + 2 * times.final.typical(64)
+    needed = times.step.mean(64) + times.probe.mean(64) + 2 * times.final.mean(64)
 
     sequences = [list(range(64))] * 20
     job = Job(TrainingRequest(sequences, seconds=2 * needed), 0.0)

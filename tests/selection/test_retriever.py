@@ -112,7 +112,7 @@ def test_an_invalid_index_query_or_option_is_refused() -> None:
         Retriever(faiss.IndexFlatL2(32))
     with pytest.raises(ValueError, match=r"expected queries \[B, 32\], got \[32\]"):
         Retriever(index).search(random_vectors(2, 1)[0], 3)
-    with pytest.raises(ValueError, match="a target embedding is zero"):
+    with pytest.raises(ValueError, match="all target embeddings of a prompt are zero"):
         Retriever(index).search(np.zeros((1, 32), np.float32), 3)
     with pytest.raises(ValueError, match="lambda' must be positive"):
         Retriever(index, regularisation=0.0).search(random_vectors(2, 1), 3)

@@ -12,7 +12,7 @@ from selection.targets import Truncation, allocate_windows, evenly_spaced
 
 
 @pytest.mark.parametrize(
-    ("windows", "most", "used"),
+    ("windows", "maximum", "used"),
     [
         ([1, 4, 2], 8, [1, 4, 2]),  # all fit
         ([4, 4], 5, [2, 3]),  # the last of each, the last but one of each, then one more
@@ -22,15 +22,15 @@ from selection.targets import Truncation, allocate_windows, evenly_spaced
         ([], 3, []),
     ],
 )
-def test_the_last_windows_come_first(windows: list[int], most: int, used: list[int]) -> None:
-    assert allocate_windows(windows, most) == used
+def test_the_last_windows_come_first(windows: list[int], maximum: int, used: list[int]) -> None:
+    assert allocate_windows(windows, maximum) == used
 
 
 @given(st.lists(st.integers(1, 4), max_size=80), st.integers(1, 64))
-def test_as_many_windows_are_used_as_fit(windows: list[int], most: int) -> None:
-    used = allocate_windows(windows, most)
+def test_as_many_windows_are_used_as_fit(windows: list[int], maximum: int) -> None:
+    used = allocate_windows(windows, maximum)
 
-    assert sum(used) == min(sum(windows), most)
+    assert sum(used) == min(sum(windows), maximum)
     assert all(0 <= count <= total for count, total in zip(used, windows, strict=True))
     # No prompt uses two windows more than another one with as many.
     assert all(
@@ -41,14 +41,14 @@ def test_as_many_windows_are_used_as_fit(windows: list[int], most: int) -> None:
 
 
 @given(st.integers(0, 3000), st.integers(1, 100))
-def test_items_are_evenly_spaced(count: int, most: int) -> None:
-    chosen = evenly_spaced(range(count), most)
+def test_items_are_evenly_spaced(count: int, maximum: int) -> None:
+    chosen = evenly_spaced(range(count), maximum)
 
-    assert len(chosen) == min(count, most)
+    assert len(chosen) == min(count, maximum)
     assert chosen == sorted(set(chosen))
     gaps = {later - earlier for earlier, later in itertools.pairwise(chosen)}
     assert not gaps or max(gaps) - min(gaps) <= 1
-    if count and most > 1:
+    if count and maximum > 1:
         assert (chosen[0], chosen[-1]) == (0, count - 1)
 
 

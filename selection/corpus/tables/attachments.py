@@ -9,8 +9,8 @@ with status "completed".
 A detached file leaves its position behind, for cursors that refer to it; attached again, it takes
 the same position.
 
-This module knows nothing of where files are stored (`selection.library.uploads`), who ingests them
-(`ingest_worker`), or which were attached together (`file_batches`).
+This module does not depend on where files are stored (`selection.library.uploads`), what ingests
+them (`ingest_worker`), or which were attached together (`file_batches`).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ not at all.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -305,6 +306,26 @@ def test_a_batch_in_progress_can_be_cancelled_and_attached_again(
     }
     with pytest.raises(MissingError, match="vsfb_none"):
         library.files("notes", ALL, batch="vsfb_none")
+
+
+def test_a_file_whose_upload_is_gone_fails_without_a_claim_about_its_format(
+    open_library: Callable[..., Library], corpora: Path, words: Embedder
+) -> None:
+    embedder = PausableEmbedder(words)
+    library = open_library(embedder)
+    library.create_store("notes")
+    first, lost = (library.upload(f"{n}.md", CATS.encode()).id for n in range(2))
+
+    with embedder.paused():
+        library.attach("notes", AttachmentRequest(first))
+        assert embedder.waiting.wait(30)
+        library.attach("notes", AttachmentRequest(lost))
+        (folder,) = corpora.parent.rglob(lost)
+        shutil.rmtree(folder)
+
+    problem = wait_until_ingested(library, "notes", lost).problem
+    assert problem is not None
+    assert (problem.code, problem.message) == ("server_error", f"there is no file {lost!r}")
 
 
 def test_a_batch_with_a_missing_file_attaches_none(library: Library) -> None:

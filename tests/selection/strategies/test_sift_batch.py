@@ -95,7 +95,7 @@ def test_tensors_give_the_choices_of_arrays(device: str, alpha: float | None) ->
 def test_invalid_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="expected embeddings"):
         sift_batch(np.ones((2, 3, 4)), np.ones((3, 1, 4)), steps=1, regularisation=0.1)
-    with pytest.raises(ValueError, match="a target embedding is zero"):
+    with pytest.raises(ValueError, match="all target embeddings of a prompt are zero"):
         sift_batch(
             np.ones((2, 3, 4)),
             np.stack([np.ones((1, 4)), np.zeros((1, 4))]),
