@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from selection.corpus.shards import shard_folder
 from serving import environment as variables
+from serving.adaptation.workers import MAX_CALLS
 from serving.config import Config
 from serving.errors import SettingsError
 from serving.http import hardening
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Requests that may wait for a stage.
-STAGE_QUEUE = 256
 # Seconds that a stage may take for a health check; after three late ones it is replaced.
 _HEALTH_TIMEOUT = 10.0
 # Seconds that warming up one stage may take; the first request pays for the rest.
@@ -154,7 +153,7 @@ def build(config: Config) -> serve.Application:
     ) -> Any:
         return serve.deployment(kind, name=name).options(
             ray_actor_options=actor_options(gpus, more),
-            max_ongoing_requests=STAGE_QUEUE,
+            max_ongoing_requests=MAX_CALLS,
             health_check_period_s=_HEALTH_PERIOD,
             health_check_timeout_s=_HEALTH_TIMEOUT,
             graceful_shutdown_wait_loop_s=0.1,
@@ -172,8 +171,8 @@ def build(config: Config) -> serve.Application:
         ray_actor_options=actor_options(config.engine_gpus, _ENGINE),
         # The replica refuses excess requests itself, with OpenAI's error; Ray refuses only those
         # that would not fit into its queue either.
-        max_ongoing_requests=config.capacity.requests + STAGE_QUEUE,
-        max_queued_requests=STAGE_QUEUE,
+        max_ongoing_requests=config.capacity.requests + MAX_CALLS,
+        max_queued_requests=MAX_CALLS,
         health_check_period_s=_HEALTH_PERIOD,
         health_check_timeout_s=60,
         # A busy machine needs this time to end vLLM without leaving processes behind.

@@ -3,8 +3,8 @@
 As text, in a Compute-Budget header, it is an RFC 9651 dictionary: `none`, `auto`, or limits
 `steps=20, seconds=1.5, gain=0.4, alpha=0.1`, of which the first to bind ends the adaptation; `;`
 separates as `,` does, because some clients split headers at commas. A JSON body takes the same
-text, or the limits as an object. Anything else is refused. This module knows no HTTP beyond the
-names of the header and of the field.
+text, or the limits as an object. Anything else is refused. AUTO and LIMITS are a server's defaults.
+Except for the names of the header and of the field, this module is independent of HTTP.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Budget:
     """Limits of an adaptation; whichever binds first ends it.
 
     Attributes:
-        steps: the most gradient steps; 0 answers with the base model.
+        steps: maximum number of gradient steps; 0 answers with the base model.
         seconds: wall-clock from the request's arrival to the loaded adapter; None for no limit.
         alpha: the stop of ADAPTIVE SIFT (paper section 6); None to select up to `steps`.
-        gain: least decrease of the prompt's own loss that each further sequence must bring, in per
-            cent, over the last measurements; None to take all steps.
+        gain: minimum decrease of the prompt's own loss that each further sequence must bring, in
+            per cent, over the last measurements; None to take all steps.
         prefers_corpus_gain: whether the gain of a calibrated corpus takes the place of this one.
         declined: whether the request asked for no adaptation, rather than for one of no steps; it
             is no limit, so it is not compared.
@@ -75,6 +75,10 @@ class Budget:
 
 
 NONE = Budget(steps=0, declined=True)
+# What `auto` means unless a server's settings give another budget.
+AUTO = Budget(steps=50, gain=0.25, prefers_corpus_gain=True)
+# The limits of all requests unless a server's settings give others.
+LIMITS = Budget(steps=50, seconds=60.0)
 
 
 @dataclass(frozen=True)

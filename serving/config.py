@@ -9,12 +9,10 @@ from typing import Literal
 from adapters.config import TrainerConfig
 from selection.config import SelectorConfig
 from serving.adaptation.admission import Capacity
-from serving.budget import Budget
+from serving.budget import AUTO, LIMITS, Budget
 from serving.conversations.adapter_cache import AdapterCacheConfig
 from serving.engine.config import EngineConfig
 
-AUTO = Budget(steps=50, gain=0.25, prefers_corpus_gain=True)
-LIMITS = Budget(steps=50, seconds=60.0)
 CAPACITY = Capacity()
 CONVERSATIONS = AdapterCacheConfig()
 _SOURCE = Path(__file__).resolve().parent

@@ -142,8 +142,8 @@ class AdaptationFailedError(MayflyError):
     """A required adaptation failed."""
 
 
-class HangingError(MayflyError):
-    """The trainer hangs, or fails at every step, and is being restarted."""
+class TrainerFailedError(MayflyError):
+    """The trainer hangs, or its trainings fail before their first step; it is being restarted."""
 
 
 class DownError(MayflyError):

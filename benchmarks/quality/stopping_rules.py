@@ -26,7 +26,7 @@ from adapters.early_stopping import WINDOW, EarlyStopping, ProbeEvaluation
 from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.variants import Measurement
 from selection.strategies.sift import should_stop
-from serving.config import AUTO as BUDGET
+from serving.budget import AUTO as BUDGET
 
 Floats = npt.NDArray[np.float64]
 # Steps after which a rule ends the training, and steps of the adapter that it keeps.

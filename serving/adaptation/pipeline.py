@@ -25,7 +25,7 @@ from selection.selector import Selection
 from serving.adaptation.fallback_reasons import no_adapter_reason, no_step_reason
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.stages import Loads, OverdueError, Selects, Trains, in_time
-from serving.conversations.adapter_cache import CachedAdapter, Conversation
+from serving.conversations.adapter_cache import CachedAdapter, ConversationTurn
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
 from serving.observability.tracing import span
@@ -73,7 +73,7 @@ class Adaptation:
         request: what the request asks of its adaptation.
         selector, trainer, engine: the three stages.
         principal: on whose behalf the corpus is read.
-        conversation: conversation whose previous adapter is trained further; None to start afresh.
+        turn: its turn of a conversation, whose adapter is trained further; None to start afresh.
         on_fallback: called once it is clear that the base model answers.
     """
 
@@ -84,10 +84,10 @@ class Adaptation:
         trainer: Trains,
         engine: Loads,
         principal: Principal = OPERATOR,
-        conversation: Conversation | None = None,
+        turn: ConversationTurn | None = None,
         on_fallback: Callable[[], None] = lambda: None,
     ) -> None:
-        self._request, self._principal, self._conversation = request, principal, conversation
+        self._request, self._principal, self._turn = request, principal, turn
         self._selector, self._trainer, self._engine = selector, trainer, engine
         self._on_fallback = on_fallback
         self._arrived = time.monotonic()
@@ -156,8 +156,8 @@ class Adaptation:
 
     def store(self) -> None:
         """Cache the adapter for the conversation's next turn, once the answer has been read."""
-        if self._conversation is not None and self._result and self._result.reusable:
-            self._conversation.store(self._result.reusable)
+        if self._turn is not None and self._result and self._result.reusable:
+            self._turn.store(self._result.reusable)
 
     async def discard(self) -> None:
         """End what still runs for the request, then unload its adapter. Must be called once."""
@@ -192,7 +192,7 @@ class Adaptation:
 
     async def _adapt(self) -> AdaptationResult:
         selection = await self._select()
-        earlier = self._conversation.find(selection.corpus) if self._conversation else None
+        earlier = self._turn.find(selection.corpus) if self._turn else None
         training = await self._train(selection, earlier)
         assert training.adapter is not None
         started = time.monotonic()
@@ -208,7 +208,7 @@ class Adaptation:
             reused=earlier.as_dict() if earlier else None,
             seconds={**report.seconds, Stage.LOAD: seconds},
         )
-        if self._conversation is None:
+        if self._turn is None:
             return AdaptationResult(report, loaded)
         return AdaptationResult(report, loaded, CachedAdapter.after(earlier, training.adapter))
 

@@ -30,11 +30,12 @@ from selection.limit import Limit
 from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.errors import HangingError
+from serving.errors import TrainerFailedError
 from serving.observability.startup_progress import report_startup, reported_startup
 
-# Selections and searches that wait for their turns, as many as Ray Serve admits.
-THREADS = 256
+# Maximum number of calls to a worker at the same time. Ray Serve admits no more, and each selection
+# or search occupies a thread, also while it waits for its turn.
+MAX_CALLS = 256
 
 Owner = TypeVar("Owner")
 P = ParamSpec("P")
@@ -56,15 +57,15 @@ class SelectorWorker:
     ) -> None:
         self._selector = Selector(config, shards, embedder)
         # Asyncio's own pool has six threads on two cores, which large requests would all occupy.
-        self._threads = ThreadPoolExecutor(THREADS, "selection")
+        self._threads = ThreadPoolExecutor(MAX_CALLS, "selection")
 
     async def select(self, request: SelectionRequest, seconds: float | None = None) -> Selection:
         """As `Selector.select`, within `seconds` from now. Cancelling ends it within a unit of its
         work.
         """
-        abandoned = threading.Event()
-        select = partial(self._selector.select, request, Limit(seconds, abandoned))
-        return await self._run_in_thread(select, abandoned)
+        cancelled = threading.Event()
+        select = partial(self._selector.select, request, Limit(seconds, cancelled))
+        return await self._run_in_thread(select, cancelled)
 
     async def warm_up(self, corpus: str | None) -> None:
         """Select once from a corpus, if one is named, so that it is open and its index loaded."""
@@ -73,24 +74,26 @@ class SelectorWorker:
             await self.select(SelectionRequest([prompt], corpus, steps=1))
 
     async def ready(self, corpus: str | None) -> None:
-        """Return once a corpus, if one is named, can be selected from.
+        """Check that the corpus, if one is named, can be selected from.
 
         Raises:
-            CorpusError: it cannot.
+            CorpusError: the corpus cannot be selected from.
         """
         if corpus is not None:
             await asyncio.to_thread(self._selector.check, corpus)
 
     async def _run_in_thread(
-        self, work: Callable[[], Result], abandoned: threading.Event
+        self, work: Callable[[], Result], cancelled: threading.Event
     ) -> Result:
         run = partial(contextvars.copy_context().run, work)
         running = asyncio.get_running_loop().run_in_executor(self._threads, run)
-        return await wait_uncancelled(running, abandoned)
+        return await wait_until_ended(running, cancelled)
 
 
 class SerialExecutor(Generic[Owner]):
-    """An object that only one thread at a time may use, such as a library or a shard."""
+    """Calls the methods of an object that only one thread at a time may use, such as a library or a
+    shard.
+    """
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
@@ -101,7 +104,7 @@ class SerialExecutor(Generic[Owner]):
     ) -> Result:
         """The result of a method, given as a function of its class, which can be pickled."""
         async with self._turn:
-            return await wait_uncancelled(
+            return await wait_until_ended(
                 asyncio.create_task(asyncio.to_thread(method, self.owner, *args, **kwargs))
             )
 
@@ -145,18 +148,19 @@ class CorporaWorker(SelectorWorker):
         """
         if method is not Library.search:
             return await self._library.call(method, *args, **kwargs)
-        abandoned = threading.Event()
+        cancelled = threading.Event()
         search: Callable[..., Result] = method
-        limit = Limit(abandoned=abandoned)
+        limit = Limit(abandoned=cancelled)
         return await self._run_in_thread(
-            partial(search, self._library.owner, *args, **kwargs, limit=limit), abandoned
+            partial(search, self._library.owner, *args, **kwargs, limit=limit), cancelled
         )
 
 
-# A trainer hangs once no step has ended for this time, and for this multiple of the longest pause.
+# A trainer counts as hanging after STALL_SECONDS, and STALL_FACTOR times the longest pause so far,
+# without a finished step.
 STALL_SECONDS, STALL_FACTOR = 20.0, 10.0
-# Trainings that fail in a row, without a step between, before the trainer counts as broken: a GPU
-# that has failed once fails for good.
+# Number of consecutive trainings that fail before their first step, after which the trainer counts
+# as broken: a GPU that has failed once fails for good.
 FAILURES = 3
 
 
@@ -180,7 +184,7 @@ class TrainerWorker:
         self._longest_pause = self._last_progress - started
         self._is_hanging = False
         self._failures = 0
-        # One future for each training, done once the training is abandoned.
+        # One future for each training, done once the training is given up.
         self._trainings: set[asyncio.Future[None]] = set()
 
     async def check_health(self) -> None:
@@ -188,22 +192,23 @@ class TrainerWorker:
         thread may wait forever in a library that got no memory.
 
         Raises:
-            HangingError: no step has ended for far too long, and the waiting trainings are
-                abandoned; or the last trainings all failed.
+            TrainerFailedError: no step has ended for far too long, and the waiting trainings are
+                given up; or the last trainings all failed before their first step.
         """
         if self._failures >= FAILURES:
-            raise HangingError(
-                f"the trainer is broken: the last {self._failures} trainings failed at once"
+            raise TrainerFailedError(
+                f"the trainer is broken: the last {self._failures} trainings failed before their "
+                "first step"
             )
         pause = self._clock() - self._last_progress
         if self._trainings and pause > max(STALL_SECONDS, STALL_FACTOR * self._longest_pause):
             self._is_hanging = True
         # Until something ends: otherwise it would be healthy as soon as no request waits any more.
         if self._is_hanging:
-            for abandoned in self._trainings:
-                if not abandoned.done():
-                    abandoned.set_result(None)
-            raise HangingError(f"the trainer hangs: no step has ended for {pause:.0f} s")
+            for given_up in self._trainings:
+                if not given_up.done():
+                    given_up.set_result(None)
+            raise TrainerFailedError(f"the trainer hangs: no step has ended for {pause:.0f} s")
 
     async def warm_up(self) -> None:
         """As `Trainer.warm_up`: step times measured while other processes started would be too
@@ -212,7 +217,7 @@ class TrainerWorker:
         await asyncio.to_thread(self._trainer.warm_up)
 
     async def ready(self) -> None:
-        """Return: the model is loaded before there is a stage to call."""
+        """Nothing to check: the model is loaded when the worker is created."""
 
     async def train(
         self,
@@ -225,7 +230,7 @@ class TrainerWorker:
         A learning rate of the server's settings has priority over that of a request's corpus.
 
         Raises:
-            HangingError: the trainer hangs.
+            TrainerFailedError: the trainer hangs.
         """
         if self._trainer.config.learning_rate:
             request = replace(request, learning_rate=None)
@@ -237,17 +242,17 @@ class TrainerWorker:
             if on_step is not None and not cancelled.is_set():
                 loop.call_soon_threadsafe(on_step, progress)
 
-        abandoned: asyncio.Future[None] = loop.create_future()
+        given_up: asyncio.Future[None] = loop.create_future()
         if not self._trainings:
             self._last_progress = self._clock()
         training = self._trainer.submit(request, cancelled=cancelled, on_step=handle_step)
         training.add_done_callback(self._handle_end)
-        self._trainings.add(abandoned)
+        self._trainings.add(given_up)
         try:
-            result = _unless_abandoned(asyncio.wrap_future(training), abandoned)
-            return await wait_uncancelled(asyncio.create_task(result), cancelled)
+            result = _unless_given_up(asyncio.wrap_future(training), given_up)
+            return await wait_until_ended(asyncio.create_task(result), cancelled)
         finally:
-            self._trainings.remove(abandoned)
+            self._trainings.remove(given_up)
 
     async def stream(
         self, request: TrainingRequest
@@ -276,17 +281,17 @@ class TrainerWorker:
         self._last_progress, self._is_hanging = now, False
 
 
-async def _unless_abandoned(
-    training: asyncio.Future[TrainingResult], abandoned: asyncio.Future[None]
+async def _unless_given_up(
+    training: asyncio.Future[TrainingResult], given_up: asyncio.Future[None]
 ) -> TrainingResult:
-    both: list[asyncio.Future[Any]] = [abandoned, training]
+    both: list[asyncio.Future[Any]] = [given_up, training]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if not training.done():
-        raise HangingError("the trainer hangs")
+        raise TrainerFailedError("the trainer hangs")
     return training.result()
 
 
-async def wait_uncancelled(
+async def wait_until_ended(
     work: asyncio.Future[Result], cancelled: threading.Event | None = None
 ) -> Result:
     """The result of work in a thread. Cancelling, however often, sets `cancelled` and takes effect

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapters.early_stopping import simulate
-from serving.config import AUTO
+from serving.budget import AUTO
 
 # Share of the gain of all steps that the recommended gain retains.
 GAIN_SHARE = 0.9

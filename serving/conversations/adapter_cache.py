@@ -1,12 +1,11 @@
-"""AdapterCache: the adapter that answered a turn, kept for the turn that follows it.
+"""AdapterCache: the adapter that answered a turn, cached for the turn that follows it.
 
-A request belongs to the conversation that it begins with: a chat's messages up to and including the
-assistant's answer, or a completion's prompt and its answer (`serving.conversations.transcript`).
-The longest known beginning is continued.
+A request continues the cached turn whose messages and answer are the longest prefix of it
+(`serving.conversations.transcript`); of a completion, they are its prompt and its answer.
 
 An adapter is never reused across keys, corpora, models or filters: each has conversations of its
-own, because an adapter contains what it learnt from its documents. Of the texts only digests are
-stored. One event loop, no locks; it knows no HTTP, and trains nothing.
+own, since an adapter can reveal the documents it was trained on. Of the texts only digests are
+stored. One event loop, no locks; this module is independent of HTTP and of training.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ class AdapterCacheConfig:
     """How much is cached.
 
     Attributes:
-        most_bytes: size of all adapters together; the least recently used is dropped first, and a
+        max_bytes: size of all adapters together; the least recently used is dropped first, and a
             larger adapter is not cached at all.
-        most_turns: number of turns of all conversations together, dropped likewise.
+        max_turns: number of turns of all conversations together, dropped likewise.
         seconds: time that a turn is cached after its last use.
-        most_steps: number of steps from which an adapter is not trained further: the next turn
+        max_steps: number of steps from which an adapter is not trained further: the next turn
             starts afresh. Each turn moves the adapter further from the base model, on few
             documents, and nothing brings it back; gains were measured up to 50 steps. So an adapter
             has at most these steps and those of one request.
     """
 
-    most_bytes: int = 512 << 20
-    most_turns: int = 256
+    max_bytes: int = 512 << 20
+    max_turns: int = 256
     seconds: float = 1800.0
-    most_steps: int = 200
+    max_steps: int = 200
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class CachedAdapter:
 
 
 @dataclass(eq=False)
-class _Turn:
+class _Entry:
     cached: CachedAdapter
     group: bytes
     # Digest of the conversation with each of its answers -> length of its text.
@@ -120,41 +119,41 @@ class AdapterCache:
         self.bytes = 0
         self._clock = clock
         # In the order of their last use, the least recent first.
-        self._turns: OrderedDict[_Turn, None] = OrderedDict()
-        self._by_end: dict[bytes, _Turn] = {}
+        self._entries: OrderedDict[_Entry, None] = OrderedDict()
+        self._by_end: dict[bytes, _Entry] = {}
         # Group -> lengths of its ends, and how many have that length.
         self._lengths: dict[bytes, Counter[int]] = {}
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self._entries)
 
-    def conversation(
+    def turn(
         self,
         body: dict[str, Any],
         *,
         key: str,
         model: str,
         filter: Filter | None,
-        most_bytes: int,
-    ) -> Conversation | None:
-        """The conversation that a request continues or begins; None for a request that no other can
+        max_response_bytes: int,
+    ) -> ConversationTurn | None:
+        """The turn that a request is of its conversation; None for a request that no other can
         follow.
 
         Args:
             body: body of the request, JSON.
             key, model, filter: as in `CacheScope`; the corpus is known later.
-            most_bytes: size of the longest response that is read.
+            max_response_bytes: size of the longest response that is read.
         """
         transcript = parse_transcript(body)
         if transcript is None:
             return None
-        reader = CompletionReader(most_bytes)
-        return Conversation(
+        reader = CompletionReader(max_response_bytes)
+        return ConversationTurn(
             self, transcript, reader, lambda corpus: CacheScope(key, corpus, model, filter)
         )
 
     def find(self, scope: CacheScope, transcript: Transcript) -> CachedAdapter | None:
-        """The adapter of the longest known beginning; None for an unknown one, and for an adapter
+        """The adapter of the longest cached prefix; None if no prefix is cached, and for an adapter
         that has all its steps.
         """
         self._expire()
@@ -169,8 +168,8 @@ class AdapterCache:
         if found is None:
             return None
         found.used = self._clock()
-        self._turns.move_to_end(found)
-        return found.cached if found.cached.steps < self.config.most_steps else None
+        self._entries.move_to_end(found)
+        return found.cached if found.cached.steps < self.config.max_steps else None
 
     def store(
         self,
@@ -181,53 +180,53 @@ class AdapterCache:
     ) -> None:
         """Cache the adapter of these answers, for a turn that follows one of them."""
         self._expire()
-        if not answers or len(cached.weights) > self.config.most_bytes:
+        if not answers or len(cached.weights) > self.config.max_bytes:
             return
-        if cached.steps >= self.config.most_steps:
+        if cached.steps >= self.config.max_steps:
             # The turn is stored without its weights: otherwise the turn before it would be
             # continued in its place.
             cached = replace(cached, weights=b"")
         group, texts = scope.digest(), (transcript.with_answer(answer) for answer in answers)
-        turn = _Turn(
+        entry = _Entry(
             cached,
             group,
             {hashlib.sha256(group + text).digest(): len(text) for text in texts},
             self._clock(),
         )
-        for end in turn.ends.keys() & self._by_end.keys():
+        for end in entry.ends.keys() & self._by_end.keys():
             self._forget(end)
-        for end, length in turn.ends.items():
-            self._by_end[end] = turn
+        for end, length in entry.ends.items():
+            self._by_end[end] = entry
             self._lengths.setdefault(group, Counter())[length] += 1
-        self._turns[turn] = None
+        self._entries[entry] = None
         self.bytes += len(cached.weights)
-        while self.bytes > self.config.most_bytes or len(self._turns) > self.config.most_turns:
-            self._drop(next(iter(self._turns)))
+        while self.bytes > self.config.max_bytes or len(self._entries) > self.config.max_turns:
+            self._drop(next(iter(self._entries)))
 
     def _expire(self) -> None:
         oldest = self._clock() - self.config.seconds
-        while self._turns and (first := next(iter(self._turns))).used <= oldest:
+        while self._entries and (first := next(iter(self._entries))).used <= oldest:
             self._drop(first)
 
-    def _drop(self, turn: _Turn) -> None:
-        for end in list(turn.ends):
+    def _drop(self, entry: _Entry) -> None:
+        for end in list(entry.ends):
             self._forget(end)
 
     def _forget(self, end: bytes) -> None:
-        """Forget one end of a turn, and with the last one the turn."""
-        turn = self._by_end.pop(end)
-        lengths, length = self._lengths[turn.group], turn.ends.pop(end)
+        """Forget one end of an entry, and with the last one the entry."""
+        entry = self._by_end.pop(end)
+        lengths, length = self._lengths[entry.group], entry.ends.pop(end)
         lengths[length] -= 1
         if not lengths[length]:
             del lengths[length]
         if not lengths:
-            del self._lengths[turn.group]
-        if not turn.ends:
-            del self._turns[turn]
-            self.bytes -= len(turn.cached.weights)
+            del self._lengths[entry.group]
+        if not entry.ends:
+            del self._entries[entry]
+            self.bytes -= len(entry.cached.weights)
 
 
-class Conversation:
+class ConversationTurn:
     """One request's turn of a conversation: it finds the adapter of the previous turn, and stores
     that of its own.
     """

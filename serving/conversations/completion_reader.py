@@ -37,13 +37,13 @@ class CompletionReader:
     """Reads the body of a response with status 200.
 
     Args:
-        most_bytes: size of the longest body that is read; a longer one would hardly fit into the
+        max_bytes: size of the longest body that is read; a longer one would hardly fit into the
             next request.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         # Negative once the response has no messages.
-        self._bytes_left = most_bytes
+        self._bytes_left = max_bytes
         self._pending = bytearray()
         self._first = b""
         self._events = EventParser()

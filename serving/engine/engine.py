@@ -24,8 +24,7 @@ from transformers import AutoTokenizer
 from adapters.adapter import Adapter
 from serving.engine.config import EngineConfig
 from serving.engine.current_request import LoadedAdapter
-from serving.engine.plugins.generate import AdaptedGeneration
-from serving.engine.plugins.parent_death import is_stopped
+from serving.engine.plugins.generate import adapt_generation
 from serving.engine.plugins.tokenization import tokenize_fairly
 from serving.engine.staging import Staging, shared_memory_of_children, track_shared_memory
 from serving.engine.vllm_options import (
@@ -37,6 +36,7 @@ from serving.engine.vllm_options import (
 from serving.errors import DownError
 from serving.observability.log_relay import relay_errors
 from serving.observability.startup_progress import report_startup
+from serving.processes import is_stopped
 from serving.versions import check_versions
 
 # Seconds between checks whether an engine still runs while a call to it is in progress.
@@ -66,7 +66,7 @@ class Engine:
         self._live: set[int] = set()
         self.staging.reserve(shared_memory_of_children())
         self._vllm_processes = psutil.Process().children(recursive=True)
-        AdaptedGeneration(llm, config.max_num_seqs)
+        adapt_generation(llm, config.max_num_seqs)
 
     @classmethod
     async def start(cls, config: EngineConfig) -> Engine:

@@ -4,8 +4,8 @@ A completion request may have thousands of prompts, and vLLM serves generations 
 arrival. So each request runs a limited number of generations at the same time. Its first prompt has
 the same priority as the first prompt of every other request, its second the same as every second.
 Work in the event loop is done for one prompt of a request at a time, so that other requests get
-their turn in between, and prompts of different requests are tokenized alternately. This module
-knows nothing of vLLM.
+their turn in between, and prompts of different requests are tokenized alternately. This module is
+independent of vLLM.
 """
 
 from __future__ import annotations

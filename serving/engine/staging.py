@@ -7,6 +7,9 @@ memory between vLLM's processes outlives them when they are killed, so its names
 file in the folder, and it is deleted together with the folder. Nothing else is ever deleted: only
 folders of the same user that carry Mayfly's marker file, and only shared memory that is listed in
 such a folder.
+
+This module contains only the folders and their clean-up. How an adapter reaches vLLM is in
+`serving.engine.engine` (`Engine.load`) and `serving.engine.plugins.generate`.
 """
 
 from __future__ import annotations

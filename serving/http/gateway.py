@@ -209,14 +209,14 @@ class Gateway:
             default=key.default if key else None,
             key_limits=key.limits if key else None,
         )
-        conversation = None
+        turn = None
         if request.reuse and request.adapts:
-            conversation = self._conversations.conversation(
+            turn = self._conversations.turn(
                 body,
                 key=key.name if key else "",
                 model=self._engine.config.served_name,
                 filter=request.filter,
-                most_bytes=MAX_BODY,
+                max_response_bytes=MAX_BODY,
             )
         with self._admission.admit(request.adapts) as end_adaptation:
             pending = request.adapts + sum(each.is_pending for each in self._adaptations)
@@ -226,12 +226,12 @@ class Gateway:
                 self._trainer,
                 self._engine,
                 scope["state"]["principal"],
-                conversation,
+                turn,
                 on_fallback=end_adaptation,
             )
             writer = answer.with_adaptation(
                 adaptation,
-                on_body=conversation.feed if conversation else lambda body: None,
+                on_body=turn.feed if turn else lambda body: None,
                 conforms_chunks=stream_needs_conforming(body),
             )
             _ADAPTATION.set(adaptation)

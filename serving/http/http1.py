@@ -1,7 +1,8 @@
 """HTTP/1 where uvicorn is not exact: valid headers, requests for other protocols, and HTTP/1.0
 clients.
 
-Functions over parsed requests, and one ASGI `send`. It knows neither sockets nor routes.
+Functions over parsed requests, and one ASGI `send`. This module is independent of sockets
+and routes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Routing: an allow-list of Starlette routes. A path that no route matches to its last character is
-refused, so that vLLM's application is reached by the routes of this list and by nothing else.
+"""Routing: an allow-list of Starlette routes. A path that no route matches completely is refused,
+so that vLLM's application is reached by the routes of this list and by nothing else.
+
+A request with the method OPTIONS is answered here, without `admit` and so without a key.
 
 Starlette's `Router` is not used: it redirects paths that end in a slash, names in `Allow` the
 methods of one route only, answers in plain text, and accepts a newline after a path.
@@ -49,7 +51,7 @@ class Route(starlette.routing.Route):
         assert application is not None
         super().__init__(path, application, methods=[method])
         if asgi is not None:
-            # Starlette takes every method of an object for a function of a request.
+            # Starlette would wrap a bound method as a request handler, not as an ASGI application.
             self.app = asgi
         self.method, self.needs_key, self.media_type = method, needs_key, media_type
 

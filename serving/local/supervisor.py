@@ -3,8 +3,14 @@ end all of them.
 
 A server on one machine cannot run without its raylet and its control store. When one of them ends,
 it is not replaced, and Ray cannot be shut down in an orderly way, so all processes are killed here.
-A descendant whose parent ends becomes a child of this process, so none escapes. This module knows
-processes and shared memory only, nothing of Ray's interface.
+A descendant whose parent ends becomes a child of this process, so none escapes. This module deals
+with processes and shared memory only and is independent of Ray's interface.
+
+When only vLLM's engine core dies, the server recovers without a restart. Requests and health checks
+fail with DownError (`serving.engine.engine`), so `EngineReplica.check_health` (`serving.app`)
+fails, and Ray Serve replaces the replica. HAProxy answers with status 503 until the new replica
+listens. The supervisor acts only when no engine has been healthy for long: `watch` raises
+LostError, this module kills all processes, and `mayfly serve` starts again (`serving.cli.serve`).
 """
 
 from __future__ import annotations
@@ -19,9 +25,9 @@ from typing import NoReturn
 
 import psutil
 
-from serving.engine.plugins.parent_death import adopt_orphans
 from serving.engine.staging import Staging, memory_folder, semaphores
 from serving.errors import LostError
+from serving.processes import adopt_orphans
 
 log = logging.getLogger(__name__)
 

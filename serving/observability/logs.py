@@ -3,7 +3,7 @@
 No prompts, keys or answers are written. `log_request` lists what is logged about a request.
 Exceptions are logged without the variables of their frames, their messages are truncated, and
 anything that looks like a key is masked. The gateway sets `REQUEST_ID` and calls `log_request`;
-otherwise this module knows nothing of requests.
+otherwise this module is independent of requests.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Every metric describes the server, never one request, key or corpus, so that labels have few values.
 Numbers that other modules know already (loaded adapters, staged bytes, running requests) are read
-when /metrics is requested. This module knows neither vLLM nor HTTP: its metrics and vLLM's are in
-prometheus_client's registry, which `Exposition` renders.
+when /metrics is requested. This module is independent of vLLM and HTTP: its metrics and vLLM's are
+in prometheus_client's registry, which `Exposition` renders.
 """
 
 from __future__ import annotations

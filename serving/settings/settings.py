@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from serving.budget import AUTO, LIMITS, Budget, parse_budget
 from serving.errors import SettingsError
 from serving.settings.corpus import corpus_calibration
 from serving.settings.hardware import available_cores, available_gpus
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
-    from serving.budget import Budget
     from serving.config import Config
 
 LogFormat = Literal["json", "text"]
@@ -105,10 +105,10 @@ class Settings:
         str,
         _option(
             "Budget of `auto` and of requests without one, such as `steps=20, seconds=5`.",
-            "up to 50 steps, gain=0.25",
+            f"up to {AUTO.steps} steps, gain={AUTO.gain}",
         ),
     ] = ""
-    max_steps: Annotated[int, _option("Maximum training steps of a request.", min=0)] = 50
+    max_steps: Annotated[int, _option("Maximum training steps of a request.", min=0)] = LIMITS.steps
     max_seconds: Annotated[float, _option("Maximum seconds of an adaptation.", min=0.01)] = 60.0
     learning_rate: Annotated[
         float | None, _option("Adam learning rate.", "by model size", min=1e-9)
@@ -185,8 +185,6 @@ class Settings:
             BudgetError: the budget is invalid.
         """
         from adapters.config import PRECISIONS
-        from serving.budget import parse_budget
-        from serving.config import AUTO, LIMITS
 
         if self.precision not in PRECISIONS:
             raise SettingsError(

@@ -18,10 +18,10 @@ from adapters.early_stopping import FIRST_INTERVAL, WINDOW
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from serving.budget import AUTO
 from serving.calibration.curves import GAINS, Curve, choose_gain, stopping
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
 from serving.cli.main import app
-from serving.config import AUTO
 from serving.settings.settings import Settings
 
 _TOKENS = tuple(range(100, 164))

@@ -1,9 +1,9 @@
 """Give each generation the adapter of its request.
 
 vLLM validates and renders a request as it always does and calls `AsyncLLM.generate` last.
-`AdaptedGeneration` runs in place of that one method: it has the request's adapter trained and
-passes vLLM a LoRARequest for it. So a request that vLLM rejects costs no adaptation, and no adapter
-is ever registered under a name that clients could use.
+The replacement of that one method waits for the request's adapter and passes vLLM a LoRARequest for
+it. So a request that vLLM rejects costs no adaptation. The adapter is passed with the call, so
+clients cannot name it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from serving.errors import MayflyError
 from serving.observability.tracing import span
 
 
-class AdaptedGeneration:
-    """Replaces the method `generate` of one `AsyncLLM`.
+def adapt_generation(llm: Any, max_num_seqs: int) -> None:
+    """Replace the method `generate` of an `AsyncLLM`.
 
     Args:
         llm: the `AsyncLLM`.
         max_num_seqs: number of sequences that it runs at the same time.
     """
+    llm.generate = _Generator(llm, max_num_seqs).generate
+
+
+class _Generator:
+    """Generates with an `AsyncLLM` as it was before its method `generate` was replaced."""
 
     def __init__(self, llm: Any, max_num_seqs: int) -> None:
         self._llm = llm
         self._vllm_generate: Callable[..., AsyncIterator[Any]] = llm.generate
         self._shares = FairShares(max_num_seqs)
-        llm.generate = self._generate
 
-    def _generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    def generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """As `AsyncLLM.generate`, whose arguments it takes."""
         request = REQUEST.get()
         if request is None:
@@ -65,15 +69,16 @@ class AdaptedGeneration:
     ) -> AsyncIterator[Any]:
         """Generate with the request's adapter.
 
-        The generation runs in a task of its own. When a client disconnects, the web server cancels
-        every await of its request, again and again. If that interrupted vLLM's abort, the engine
-        would continue with an adapter that is being unloaded.
+        The generation runs in a task of its own. When a client disconnects, the cancel scope of
+        Starlette's response (anyio's) cancels not one await of its request, but each one until the
+        scope ends. If that interrupted vLLM's abort, the engine would continue with an adapter that
+        is being unloaded.
         """
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.create_task(self._run(request, outputs, args, kwargs))
 
         def end_queue(task: asyncio.Task[None]) -> None:
-            # A task that is cancelled before it starts puts nothing into the queue.
+            # A cancelled task puts nothing into the queue.
             if task.cancelled():
                 outputs.put_nowait(asyncio.CancelledError())
 

@@ -62,20 +62,20 @@ async def read_form(request: Request) -> FormData:
     return form
 
 
-def page_request(request: Request, default: int = 20, most: int = 100) -> PageRequest:
+def page_request(request: Request, default: int = 20, maximum: int = 100) -> PageRequest:
     """The page of a list that a query string asks for.
 
     Args:
         request: the request.
-        default, most: default and largest limit.
+        default, maximum: default and largest limit.
 
     Raises:
         RequestError: an invalid limit or order.
     """
     query = request.query_params
     limit, order = query.get("limit", str(default)), query.get("order", "desc")
-    if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= most:
-        raise RequestError(f"`limit` must be a whole number from 1 to {most}")
+    if not re.fullmatch("[0-9]{1,6}", limit) or not 1 <= int(limit) <= maximum:
+        raise RequestError(f"`limit` must be a whole number from 1 to {maximum}")
     if order not in ("asc", "desc"):
         raise RequestError("`order` must be asc or desc")
     return PageRequest(int(limit), order, query.get("after"), query.get("before"))
@@ -136,14 +136,14 @@ def strings(value: Any, name: str) -> list[str]:
     return value
 
 
-def whole_number(value: Any, name: str, least: int, most: int) -> int:
+def whole_number(value: Any, name: str, minimum: int, maximum: int) -> int:
     """A whole number within limits.
 
     Raises:
-        RequestError: the value is not a whole number from `least` to `most`.
+        RequestError: the value is not a whole number from `minimum` to `maximum`.
     """
-    if type(value) is not int or not least <= value <= most:
-        raise RequestError(f"`{name}` must be a whole number from {least} to {most}")
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise RequestError(f"`{name}` must be a whole number from {minimum} to {maximum}")
     return value
 
 

@@ -267,7 +267,7 @@ class VectorStoreRoutes:
     async def _list_uploads(self, request: Request, principal: Principal) -> Response:
         page = await self._library.call(
             Library.uploads,
-            page_request(request, default=10_000, most=10_000),
+            page_request(request, default=10_000, maximum=10_000),
             request.query_params.get("purpose"),
             principal=principal,
         )

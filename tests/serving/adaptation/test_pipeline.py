@@ -30,7 +30,7 @@ from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.workers import STALL_SECONDS, SelectorWorker, TrainerWorker
 from serving.budget import Budget
 from serving.engine.current_request import LoadedAdapter
-from serving.errors import AdaptationFailedError, HangingError
+from serving.errors import AdaptationFailedError, TrainerFailedError
 
 REQUEST = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
 
@@ -192,12 +192,12 @@ async def test_a_trainer_that_hangs_is_unhealthy_until_a_step_ends(tiny_llama: s
         clock.now += STALL_SECONDS
         await trainer.check_health()
         clock.now += 1.0
-        with pytest.raises(HangingError, match="no step has ended for 21 s"):
+        with pytest.raises(TrainerFailedError, match="no step has ended for 21 s"):
             await trainer.check_health()
-        with pytest.raises(HangingError, match="hangs"):
+        with pytest.raises(TrainerFailedError, match="hangs"):
             await training
         # No training waits any more.
-        with pytest.raises(HangingError, match="hangs"):
+        with pytest.raises(TrainerFailedError, match="hangs"):
             await trainer.check_health()
     assert (await trainer.train(TrainingRequest([[1, 2, 3]]))).stop == "steps"
     await trainer.check_health()

@@ -24,7 +24,7 @@ from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.adaptation.workers import FAILURES, CorporaWorker, SelectorWorker, TrainerWorker
-from serving.errors import HangingError
+from serving.errors import TrainerFailedError
 
 _SEQUENCE = [(7 * i) % 101 for i in range(32)]
 _ENDLESS = [_SEQUENCE] * 20_000  # some minutes
@@ -198,7 +198,7 @@ async def test_a_trainer_that_fails_at_every_training_is_unhealthy_until_a_step_
             await stage.check_health()
             with pytest.raises(torch.AcceleratorError):
                 await stage.train(TrainingRequest([_SEQUENCE]))
-        with pytest.raises(HangingError, match="the last 3 trainings failed"):
+        with pytest.raises(TrainerFailedError, match="the last 3 trainings failed"):
             await stage.check_health()
 
     await stage.train(TrainingRequest([_SEQUENCE]))

@@ -164,7 +164,7 @@ class TestBounds:
         assert (len(cache), cache.bytes) == (0, 0)
 
     def test_an_adapter_beyond_the_bound_is_not_cached_and_evicts_none(self) -> None:
-        cache = AdapterCache(AdapterCacheConfig(most_bytes=100))
+        cache = AdapterCache(AdapterCacheConfig(max_bytes=100))
         cache.store(ANN, chat(QUESTION), [ANSWER], cached(size=100))
 
         cache.store(ANN, chat(THANKS), [ANSWER], cached(size=101))
@@ -175,7 +175,7 @@ class TestBounds:
     def test_an_adapter_with_all_its_steps_is_not_continued_nor_is_the_one_before_it(
         self,
     ) -> None:
-        cache = AdapterCache(AdapterCacheConfig(most_steps=50))
+        cache = AdapterCache(AdapterCacheConfig(max_steps=50))
         messages: list[dict[str, Any]] = []
         behind, steps = [], []
         earlier: CachedAdapter | None = None
@@ -194,7 +194,7 @@ class TestBounds:
         assert max(steps) == 60  # fewer than the bound, and one request's
 
     def test_an_adapter_with_all_its_steps_takes_no_bytes(self) -> None:
-        cache = AdapterCache(AdapterCacheConfig(most_steps=50))
+        cache = AdapterCache(AdapterCacheConfig(max_steps=50))
 
         cache.store(ANN, chat(QUESTION), [ANSWER], cached(steps=50))
 
@@ -283,7 +283,7 @@ class _Plain:
 
     def keep(self, key: str, texts: list[str], cached: CachedAdapter) -> None:
         self.expire()
-        if len(cached.weights) > self.config.most_bytes:
+        if len(cached.weights) > self.config.max_bytes:
             return
         ends = {(key, text) for text in texts}
         for line in self.lines:
@@ -292,7 +292,7 @@ class _Plain:
             *(line for line in self.lines if line.ends),
             _Line(ends, cached, self.clock()),
         ]
-        while len(self.lines) > self.config.most_turns or self.bytes > self.config.most_bytes:
+        while len(self.lines) > self.config.max_turns or self.bytes > self.config.max_bytes:
             del self.lines[0]
 
     def expire(self) -> None:
@@ -320,10 +320,10 @@ _FINDS = st.tuples(_KEYS, st.text("ab", max_size=4))
     st.sampled_from([0.0, 5.0, 1000.0]),
 )
 def test_it_equals_a_plain_list_and_stays_within_its_bounds(
-    events: list[Any], most_turns: int, most_bytes: int, seconds: float
+    events: list[Any], max_turns: int, max_bytes: int, seconds: float
 ) -> None:
     clock, names = Clock(), itertools.count()
-    config = AdapterCacheConfig(most_bytes=most_bytes, most_turns=most_turns, seconds=seconds)
+    config = AdapterCacheConfig(max_bytes=max_bytes, max_turns=max_turns, seconds=seconds)
     cache, plain = AdapterCache(config, clock), _Plain(config, clock)
 
     for event in events:
@@ -341,8 +341,8 @@ def test_it_equals_a_plain_list_and_stays_within_its_bounds(
                     one,
                 )
                 plain.keep(key, texts, one)
-        assert len(cache) <= most_turns
-        assert cache.bytes <= most_bytes
+        assert len(cache) <= max_turns
+        assert cache.bytes <= max_bytes
 
     # Whatever it knew of, it forgets.
     clock.now += seconds

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from serving.budget import AUTO, LIMITS
 from serving.cli.main import app
-from serving.config import AUTO, LIMITS, bundled_model
+from serving.config import bundled_model
 from serving.settings.hardware import available_cores
 from serving.settings.settings import Settings
 
