@@ -44,8 +44,9 @@ _END_SECONDS = 30.0
 class RaySupervisor:
     """Watches and ends the child processes that are started after its creation."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         adopt_orphans()
+        self._clock = clock
         self._earlier_children = set(psutil.Process().children())
         self._vital: dict[psutil.Process, str] = {}
         self._staging = Staging()
@@ -88,12 +89,12 @@ class RaySupervisor:
         Raises:
             LostError: a vital process has ended, or the engine has not become healthy.
         """
-        last_healthy, was_healthy = time.monotonic(), False
+        last_healthy, was_healthy = self._clock(), False
 
         def check() -> None:
             nonlocal last_healthy, was_healthy
             was_healthy = is_healthy()
-            last_healthy = time.monotonic() if was_healthy else last_healthy
+            last_healthy = self._clock() if was_healthy else last_healthy
 
         checking, polls = threading.Thread(), 0
         while (lost := self.lost) is None:
@@ -106,7 +107,7 @@ class RaySupervisor:
             self._reap()
             polls += 1
             time.sleep(_POLL_SECONDS)
-            self._engine_is_lost = time.monotonic() - last_healthy > patience
+            self._engine_is_lost = self._clock() - last_healthy > patience
         if self._engine_is_lost:
             raise LostError(f"there has been no healthy engine for {patience:.0f} seconds")
         raise LostError(f"Ray's {lost} has ended, and with it everything that runs on this machine")

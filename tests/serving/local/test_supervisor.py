@@ -61,9 +61,12 @@ def started() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], str]]]:
 
 
 def test_an_engine_that_is_healthy_in_one_check_of_three_is_not_given_up(
-    supervisor: RaySupervisor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(supervisor_module, "_POLL_SECONDS", SECONDS)
     checks = 0
+    # A check takes a second.
+    supervisor = RaySupervisor(clock=lambda: float(checks))
 
     def healthy() -> bool:
         nonlocal checks
@@ -71,7 +74,9 @@ def test_an_engine_that_is_healthy_in_one_check_of_three_is_not_given_up(
         return checks % 3 == 0 and checks <= 90
 
     with pytest.raises(LostError, match="no healthy engine"):
-        supervisor.watch(healthy, patience=50 * SECONDS)
+        supervisor.watch(healthy, patience=50)
+    supervisor.end()
+
     assert checks > 90
 
 
