@@ -382,7 +382,7 @@ def test_an_engine_that_dies_while_it_loads_an_adapter_is_reported_and_replaced(
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "engine_restarting"
     _wait_until(lambda: "POST /v1/completions 503" in running.stderr.read_text())
-    assert "DownError: the engine has ended" in running.stderr.read_text()
+    assert "DownError: the engine has stopped" in running.stderr.read_text()
     assert "ray" not in running.stderr.read_text().split("ready", 1)[1].lower()
 
     def is_adapted() -> bool:
