@@ -197,7 +197,7 @@ def show(result: Result, url: str, console: PlainConsole) -> None:
     share = 100 * result.adapted_bits_per_byte / result.base_bits_per_byte
     score = Text("bits per byte of the true continuation (lower is better): base ")
     score.append(f"{result.base_bits_per_byte:.3f}", "bold").append(", adapted ")
-    score.append(f"{result.adapted_bits_per_byte:.3f}", "bold").append(f" ({share:.1f} % of base)")
+    score.append(f"{result.adapted_bits_per_byte:.3f}", "bold").append(f" ({share:.1f} %)")
     say(score, to=console)
     if not report["adapted"]:
         say(f"the base model answered both requests: {report['reason']}", to=console)
