@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
 from serving.config import bundled_model
 
+# No test depends on how busy the machine is.
+settings.register_profile("mayfly", deadline=None)
+settings.load_profile("mayfly")
 # The models here are tiny; threads that spin on shared cores slow one another.
 torch.set_num_threads(1)
 
