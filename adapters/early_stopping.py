@@ -1,11 +1,12 @@
 """EarlyStopping: when to end a training, and which of its adapters is the best, by the loss of a
 probe text that is not trained on.
 
-The probe is evaluated before the first step, and then at growing intervals. Training stops when the
-lowest loss has fallen, over the last WINDOW evaluations, by less than `gain` per cent of the first
-loss per sequence trained on meanwhile. So a loss that stagnates or rises ends the training after
-WINDOW evaluations, and one that still falls does not. The paper's stopping rule (section 6) applies
-the same criterion to the predicted gain; this one applies it to the measured gain.
+In a server the probe is the end of the request's prompt. It is evaluated before the first step, and
+then at growing intervals. Training stops when the lowest loss has fallen, over the last WINDOW
+evaluations, by less than gain / 100 x first loss x sequences trained on in that time: a loss that
+falls more slowly than that, stagnates or rises ends it, at the earliest at evaluation WINDOW + 1.
+The paper's stopping rule (section 6) applies the same criterion to the predicted gain; this one
+applies it to the measured gain. Weights are saved and compared in `adapters.evaluation`.
 
 Pure numbers: no tensors, no clock.
 """

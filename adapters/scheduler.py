@@ -117,7 +117,7 @@ class Job:
     @property
     def rows(self) -> list[Sequence[int]]:
         """The sequences that the next step computes; none if it reuses a gradient."""
-        if self.step.reused is not None:
+        if self.step.gradient_of is not None:
             return []
         return [self.sequences[position] for position in self.step.sequences]
 

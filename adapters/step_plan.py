@@ -3,8 +3,9 @@
 A plan is an option of a request and an axis of the benchmarks. Pure: positions in, steps out.
 
 - "sequential": one step per sequence, in order. The default, and the paper's.
-- "batched": one step per five sequences, on the mean of their losses (Insight 12 of the paper:
-  order matters little). The learning rate is the same; fewer steps teach less and cost less.
+- "batched": one step per five sequences, on the mean of their losses (Insight 12 of the paper,
+  arXiv 2410.08020: order matters little). The learning rate is the same; fewer steps teach less and
+      cost less.
 - "reuse": as "sequential", but a repeated sequence reuses its earlier gradient, which is computed
   anew every third time (HullFT, arXiv 2605.30337). A step with a reused gradient costs next to
   nothing.
@@ -34,13 +35,13 @@ class Step:
 
     Attributes:
         sequences: Positions of the sequences whose mean loss is lowered.
-        reused: Position of the earlier step whose gradient is used again; None to compute one.
-        is_reused: Whether a later step uses this step's gradient again.
+        gradient_of: Position of the earlier step whose gradient is used again; None to compute one.
+        gradient_is_kept: Whether a later step uses this step's gradient again.
     """
 
     sequences: tuple[int, ...]
-    reused: int | None = None
-    is_reused: bool = False
+    gradient_of: int | None = None
+    gradient_is_kept: bool = False
 
 
 def steps_of(plan: str, sequences: Sequence[Hashable]) -> list[Step]:
@@ -70,7 +71,7 @@ def _reusing(sequences: Sequence[Hashable]) -> list[Step]:
             steps.append(Step((position,)))
         else:
             source = computed[sequence]
-            steps[source] = Step((source,), is_reused=True)
-            steps.append(Step((position,), reused=source))
+            steps[source] = Step((source,), gradient_is_kept=True)
+            steps.append(Step((position,), gradient_of=source))
         occurrences[sequence] += 1
     return steps

@@ -172,7 +172,7 @@ class TrainingLoop:
         taken = [
             job
             for job in jobs
-            if self._apply(job, computed.get(job) or job.saved_gradients[job.step.reused or 0])
+            if self._apply(job, computed.get(job) or job.saved_gradients[job.step.gradient_of or 0])
         ]
         seconds = self._clock() - started
         self.times.step.observe(len(lengths) * max(lengths, default=0), seconds)
@@ -210,7 +210,7 @@ class TrainingLoop:
             return False
         learning_rate = job.request.learning_rate or self._learning_rate
         self.bank.step(job.assigned_slot, gradient_P, learning_rate)
-        if job.step.is_reused:
+        if job.step.gradient_is_kept:
             job.saved_gradients[job.step.sequences[0]] = gradient_P.clone(), loss
         job.sequences_used += len(job.step.sequences)
         job.losses.append(loss)

@@ -1,5 +1,7 @@
-"""Targets: for which windows of a request's prompts data is chosen, when there are more than can be
-embedded.
+"""Targets: the windows of a request's prompts that are embedded; data is chosen for these.
+
+A window is a part of a prompt that fits the embedder (`selection.embedding.split_windows`), which
+takes only the last ones of a long prompt.
 
 Up to MAX_TARGETS windows, all of them are targets. Of more, the last window of each prompt comes
 first, since the text to be continued is there, then the last but one of each, and so on; in a round
@@ -25,7 +27,7 @@ class Truncation:
 
     Attributes:
         used: number of units used.
-        of: number of units in the request.
+        of: number of units that could have been used.
         unit: "prompts", where each used prompt is used by its last windows, or "windows", where all
             prompts are used.
     """

@@ -1,8 +1,9 @@
 """CorpusPool: open corpora that the threads of one process share, with their indexes in memory.
 
 The threads take turns, because an index per thread would multiply its memory. A corpus is locked
-for the duration of a search, never while texts are embedded, and no thread waits for a corpus other
-than its own.
+while a caller has it open, so callers that others wait for embed their texts before they open it;
+the ingest worker embeds inside, and has a pool of its own. While a corpus is opened for the first
+time, the other threads wait.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """SQLiteStore: the single source of truth of one corpus: documents, their sequences, their
 embeddings.
 
-Every change is one durable transaction (`tables.database`). Each change counts the generation up,
-and the ids of removed sequences are recorded, so that a reader can catch up from any generation to
-the latest. Ids are never reused.
+Every change is one durable transaction (`tables.database`). Changes of documents and embeddings
+advance the generation, and the ids of removed sequences are recorded, so that a reader can catch up
+from any generation to the latest. Ids are never reused. A stored chunk is called a sequence.
 
 It does not depend on embedders or indexes (`selection.corpus.corpus`). Use it from one thread at a
 time.

@@ -3,8 +3,9 @@
 Two bounds hold before any compute: on requests in all, and on adaptations among them. Beyond them a
 request is refused, with the time after which it is likely to be admitted. Within them, one rule
 shares the trainer: while more than `undegraded` adaptations wait for their adapter, each new one
-that does not require its own gets that share of its steps, undegraded / pending, at least one. So
-the work that waits is bounded, and with it the time to an answer.
+gets undegraded / pending of its steps, at least one, unless its request requires an adapter. So the
+work that waits is bounded, and with it the time to an answer. The gateway counts the pending ones,
+and `AdaptationRequest.shed_load` applies the rule.
 
 Admission counts; it does not queue. Admitted requests wait where the work is: in the trainer's
 schedule, for the engine's slots, in vLLM.

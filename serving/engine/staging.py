@@ -1,5 +1,5 @@
-"""Memory-backed folders for adapters while they are loaded, and the cleaning up after servers that
-were killed.
+"""Locked folders of a server, and the cleaning up after servers that were killed: adapters on their
+way into vLLM, temporary files, and lists of shared memory to delete.
 
 Each server locks its folders while it runs. Unlike a process id, a lock is visible from other
 containers that share the storage, and the kernel releases it however the process ends. The shared
@@ -8,8 +8,8 @@ file in the folder, and it is deleted together with the folder. Nothing else is 
 folders of the same user that carry Mayfly's marker file, and only shared memory that is listed in
 such a folder.
 
-This module contains only the folders and their clean-up. How an adapter reaches vLLM is in
-`serving.engine.engine` (`Engine.load`) and `serving.engine.plugins.generate`.
+This module contains the folders, their clean-up, and the reserving of shared memory. How an adapter
+reaches vLLM is in `serving.engine.engine` (`Engine.load`) and `serving.engine.plugins.generate`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from pathlib import Path
 import psutil
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
-# An engine that hangs has half a minute to end after its successor has started.
+# Seconds until a second sweep, for the folder of a hanging engine, which has half a minute to end
+# after its successor has started.
 _SECOND_SWEEP_SECONDS = 90.0
 # The file in every folder of a server that tells it from folders of other programs.
 _MARKER = ".mayfly-server"

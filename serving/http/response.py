@@ -66,7 +66,7 @@ class ResponseWriter:
         send: ASGI's.
         failure: why everything fails at present, which is sent in place of any server error.
         adaptation: adaptation of the request; None for a request that has none.
-        on_body: called with the body of a successful response, as vLLM wrote it.
+        on_body: called with each part of the body of a response with status 200, as vLLM wrote it.
         conforms_chunks: whether the chunks of a stream must be conformed to OpenAI's.
     """
 
@@ -148,7 +148,7 @@ class ResponseWriter:
             self._start = message
         elif self._state is _State.PASSING:
             body = message.get("body", b"")
-            self._report_body(body)
+            self._feed_on_body(body)
             if _ERROR_EVENT in body and self._is("text/event-stream"):
                 error = _excerpt(body[body.index(_ERROR_EVENT) :])
                 log.error("vLLM ended a stream with an error: %s", error)
@@ -186,7 +186,7 @@ class ResponseWriter:
             headers.append((b"content-type", b"application/json"))
             content = json.dumps(in_openais_shape(self._status, _decode(content))).encode()
         else:
-            self._report_body(content)
+            self._feed_on_body(content)
         report = self._adaptation.report if self._adaptation else None
         if report is not None:
             headers += report.headers()
@@ -250,7 +250,7 @@ class ResponseWriter:
             dict(self._start["headers"]).get(b"content-type", b"").split(b";")[0] == media.encode()
         )
 
-    def _report_body(self, body: bytes) -> None:
+    def _feed_on_body(self, body: bytes) -> None:
         if self._status == 200:
             self._on_body(body)
 

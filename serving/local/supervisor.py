@@ -1,5 +1,5 @@
-"""The processes that this one has started on one machine: are Ray's vital ones alive, and how to
-end all of them.
+"""RaySupervisor: notices when a server on one machine has lost Ray or its engine, and ends all its
+processes.
 
 A server on one machine cannot run without its raylet and its control store. When one of them ends,
 it is not replaced, and Ray cannot be shut down in an orderly way, so all processes are killed here.
@@ -9,8 +9,9 @@ with processes and shared memory only and is independent of Ray's interface.
 When only vLLM's engine core dies, the server recovers without a restart. Requests and health checks
 fail with DownError (`serving.engine.engine`), so `EngineReplica.check_health` (`serving.app`)
 fails, and Ray Serve replaces the replica. HAProxy answers with status 503 until the new replica
-listens. The supervisor acts only when no engine has been healthy for long: `watch` raises
-LostError, this module kills all processes, and `mayfly serve` starts again (`serving.cli.serve`).
+listens. The supervisor acts in this case only when no engine has been healthy for long: `watch`
+raises LostError, this module kills all processes, and `mayfly serve` starts again
+(`serving.cli.serve`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def test_batched_has_one_step_per_five_sequences(sequences: list[int]) -> None:
 
     assert len(steps) == math.ceil(len(sequences) / BATCH)
     assert all(len(step.sequences) == BATCH for step in steps[:-1])
-    assert all(step.reused is None and not step.is_reused for step in steps)
+    assert all(step.gradient_of is None and not step.gradient_is_kept for step in steps)
 
 
 @given(SEQUENCES)
@@ -43,12 +43,12 @@ def test_reuse_takes_gradients_only_from_the_same_sequence(sequences: list[int])
 
     for position, step in enumerate(steps):
         assert step.sequences == (position,)
-        if step.reused is not None:
-            source = steps[step.reused]
-            assert step.reused < position
-            assert sequences[step.reused] == sequences[position]
-            assert source.is_reused
-            assert source.reused is None
+        if step.gradient_of is not None:
+            source = steps[step.gradient_of]
+            assert step.gradient_of < position
+            assert sequences[step.gradient_of] == sequences[position]
+            assert source.gradient_is_kept
+            assert source.gradient_of is None
 
 
 @given(SEQUENCES)
@@ -61,12 +61,12 @@ def test_reuse_computes_every_third_gradient_and_uses_the_latest(
     latest: dict[int, int] = {}
     for position, (sequence, step) in enumerate(zip(sequences, steps, strict=True)):
         if seen[sequence] % REFRESH == 0:
-            assert step.reused is None
+            assert step.gradient_of is None
             latest[sequence] = position
         else:
-            assert step.reused == latest[sequence]
+            assert step.gradient_of == latest[sequence]
         seen[sequence] += 1
-    assert sum(step.reused is None for step in steps) == sum(
+    assert sum(step.gradient_of is None for step in steps) == sum(
         math.ceil(count / REFRESH) for count in seen.values()
     )
 
@@ -75,8 +75,8 @@ def test_reuse_computes_every_third_gradient_and_uses_the_latest(
 def test_reuse_saves_only_gradients_that_are_reused(sequences: list[int]) -> None:
     steps = steps_of("reuse", sequences)
 
-    assert {position for position, step in enumerate(steps) if step.is_reused} == {
-        step.reused for step in steps if step.reused is not None
+    assert {position for position, step in enumerate(steps) if step.gradient_is_kept} == {
+        step.gradient_of for step in steps if step.gradient_of is not None
     }
 
 
