@@ -1,9 +1,9 @@
 """Settings: all options of a server, and the `Config` that follows from them.
 
 `serving.settings.sources` reads the settings from flags, environment variables, a file and the
-`args` of a Ray Serve config. The model, the corpus or the machine decides the default of a setting
-that is None: `Settings.resolved` fills it in. `serving.settings.checks` checks the settings before
-a server starts.
+`args` of a Ray Serve config. Where the default of a setting is None, `Settings.resolved` derives
+the value from the model, the corpus or the machine. `serving.settings.checks` checks the settings
+before a server starts.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def names_in(paths: list[str | Path], folder: Path) -> list[str]:
 def two_apis(tmp_path: Path) -> Path:
     """A folder with two folders of the same name."""
     for name in ("a/api/README.md", "b/api/README.md", "a/api/more/x.py"):
-        write(tmp_path / "work" / name, name)
-    return tmp_path / "work"
+        write(tmp_path / "project" / name, name)
+    return tmp_path / "project"
 
 
 def test_a_file_is_named_by_its_path_from_the_current_folder(two_apis: Path) -> None:
@@ -87,7 +87,7 @@ def test_files_outside_the_current_folder_are_named_from_their_common_folder(
     elsewhere = write(two_apis.parent / "elsewhere" / "here.md", "here").parent
 
     assert names_in([two_apis / "b" / "api"], elsewhere) == ["api/README.md"]
-    assert names_in(["../work/b/api/README.md"], elsewhere) == ["README.md"]
+    assert names_in(["../project/b/api/README.md"], elsewhere) == ["README.md"]
     assert names_in([two_apis / "a" / "api", two_apis / "b" / "api"], elsewhere) == [
         "a/api/README.md",
         "a/api/more/x.py",
@@ -119,7 +119,7 @@ def test_two_files_that_would_share_a_name_are_refused(two_apis: Path) -> None:
 
     with pytest.raises(
         CorpusError,
-        match=r"work/b/api/README.md and .*elsewhere/api/README.md would both be named",
+        match=r"project/b/api/README.md and .*elsewhere/api/README.md would both be named",
     ) as e:
         names_in([two_apis / "b" / "api", "api"], two_apis.parent / "elsewhere")
     assert "'api/README.md'" in str(e.value)
