@@ -17,6 +17,8 @@ from pathlib import Path
 _UNREAD_SECONDS = 120
 # Seconds in which all headers of a request must arrive.
 _HEADER_SECONDS = 10
+# Seconds in which the body must begin after a client was asked for it (`Expect: 100-continue`).
+_BODY_SECONDS = 60
 # Largest number of connections from clients.
 _CLIENTS = 4000
 # Largest size of a request's headers, in bytes; replicas count the request line, too.
@@ -51,8 +53,9 @@ frontend public
     tcp-request content accept if HTTP
     # A replica rejects headers that do not fit into the buffer, once the client stops sending.
     acl oversized req.len gt {oversized}
+    acl headers_end req.payload(0,{oversized}),hex -m sub -i 0d0a0d0a
     acl available nbsrv(replicas) gt 0
-    use_backend oversized if available oversized !HTTP
+    use_backend oversized if available oversized !HTTP !headers_end
     default_backend requests
 backend requests
     server requests {internal}
@@ -89,6 +92,9 @@ frontend requests
     http-request del-header keep-alive
     http-request del-header proxy-connection
     http-request del-header te
+    # HAProxy itself answers `Expect: 100-continue`, and removes it. It cuts off a response whose
+    # headers reach it together with the replica's 100 and before the body.
+    http-request wait-for-body time {body_seconds}s at-least 1 if {{ req.hdr(expect) -m found }}
     default_backend replicas
 backend replicas
     balance leastconn
@@ -146,7 +152,11 @@ _ERRORS = {
         "this is not a valid HTTP/1.1 request: it is malformed, its headers are far too large, or "
         "the connection was closed before its answer came",
     ),
-    408: (408, f"the request headers were incomplete after {_HEADER_SECONDS} seconds"),
+    408: (
+        408,
+        f"the request headers were incomplete after {_HEADER_SECONDS} seconds, or its body had not "
+        f"begun {_BODY_SECONDS} seconds after `Expect: 100-continue`",
+    ),
     413: (400, "a GET, HEAD or DELETE request of HTTP/1.0 has no body; use HTTP/1.1"),
     422: (400, "the only supported Transfer-Encoding is chunked"),
     500: (500, "the server failed to answer; try again"),
@@ -201,6 +211,7 @@ def write_config(
         oversized=_OVERSIZED,
         unread_seconds=_UNREAD_SECONDS,
         header_seconds=_HEADER_SECONDS,
+        body_seconds=_BODY_SECONDS,
         max_headers=_MAX_HEADERS,
     )
     file = folder / "haproxy.cfg"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -90,11 +91,13 @@ class Replica:
         await self._serving
 
 
-async def get_until(port: int, path: str = "/", status: int = 200) -> httpx.Response:
+async def get_until(
+    port: int, path: str = "/", status: int = 200, **request: Any
+) -> httpx.Response:
     """GET the path until the status is `status`: HAProxy checks replicas a few times a second."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         for _ in range(100):
-            response = await client.get(path)
+            response = await client.request("GET", path, **request)
             if response.status_code == status:
                 return response
             await asyncio.sleep(0.05)
@@ -314,3 +317,39 @@ async def test_draining_ends_after_its_time_limit() -> None:
             await asyncio.sleep(0.2)
             await asyncio.wait_for(asyncio.to_thread(drain, 0.2), 30)
             writer.close()
+
+
+async def test_a_response_is_whole_although_its_headers_come_with_the_100(
+    port: int, ports: range
+) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            asked = b"HTTP/1.1 100 Continue\r\n\r\n" if b"100-continue" in head.lower() else b""
+            writer.write(asked + b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n")
+            await asyncio.sleep(0.1)
+            writer.write(b"two")
+        writer.close()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", ports.start):
+        response = await get_until(port, headers={"Expect": "100-continue"}, content=b"body")
+
+    assert response.content == b"two"
+
+
+async def test_a_client_that_waits_for_100_continue_is_asked_for_its_body_once(
+    port: int, ports: range
+) -> None:
+    async with Replica(ports.start):
+        await get_until(port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /a HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+        )
+        asked = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        writer.write(b"body")
+        answered = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        writer.close()
+
+    assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answered.startswith(b"HTTP/1.1 200 ")

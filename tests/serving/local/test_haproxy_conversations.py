@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Send
 
@@ -332,6 +332,8 @@ often = functools.partial(
 
 @often(max_examples=500)
 @conversations
+@example(names=["two hosts", "too large", "too large"], pipelined=True, early=None)
+@example(names=["expecting"] * 3, pipelined=True, early="ended in a chunk")
 def test_requests_through_haproxy_do_not_depend_on_each_other(
     ports: Ports, names: list[str], pipelined: bool, early: str | None
 ) -> None:
