@@ -3,6 +3,10 @@
 Every request is parsed as HTTP and written anew, so that it does not depend on what came before it
 on its connection. Malformed requests are rejected here in OpenAI's error shape. The replicas have
 the same limits on requests (`serving.http.hardening`).
+
+Limit: a client that goes on sending more than a buffer (64 KiB) behind a request that HAProxy
+rejects may lose the response, since HAProxy closes the connection without reading the rest (RFC
+9112, section 9.6).
 """
 
 from __future__ import annotations
@@ -53,9 +57,8 @@ frontend public
     tcp-request content accept if HTTP
     # A replica rejects headers that do not fit into the buffer, once the client stops sending.
     acl oversized req.len gt {oversized}
-    acl headers_end req.payload(0,{oversized}),hex -m sub -i 0d0a0d0a
     acl available nbsrv(replicas) gt 0
-    use_backend oversized if available oversized !HTTP !headers_end
+    use_backend oversized if available oversized !HTTP
     default_backend requests
 backend requests
     server requests {internal}
