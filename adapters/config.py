@@ -22,7 +22,8 @@ class TrainerConfig:
             the scale, the faster B learns relative to A.
         learning_rate: Adam learning rate. None takes 6e-4 for models under 50 M parameters (at a
             scale of 16), and the paper's 5e-4 for larger ones.
-        targets: Names of the adapted projections.
+        targets: Names of the adapted projections; Llama's by default. Each must occur in the model.
+            `adapters.model_defaults.for_model` takes all those of a model.
         device: "cpu", "cuda" or "auto".
         precision: Precision of the base model: "float32", "bfloat16" or "auto", which takes
             bfloat16 on a GPU and on CPUs with AMX. Adapters and their moments are always float32.

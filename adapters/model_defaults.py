@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from adapters.config import LLAMA_TARGETS, SMALL_MODEL, TrainerConfig
+from adapters.config import SMALL_MODEL, TrainerConfig
 from adapters.errors import BaseModelError, first_line
-
-GPT2_TARGETS = ("c_attn", "c_proj", "c_fc")
 
 
 def rank_of(parameters: float) -> int:
@@ -49,31 +49,57 @@ def rank_here(model: str, folder: Path | None) -> int:
     return for_model(model).rank if parameters is None else rank_of(parameters)
 
 
-def for_model(model: str) -> TrainerConfig:
+def for_model(model: str, targets: Sequence[str] | None = None) -> TrainerConfig:
     """The default configuration for a base model, without loading its weights.
 
+    Args:
+        model: hub id or folder of the base model.
+        targets: names of the projections to adapt; None for all those of the decoder layers.
+
     Raises:
-        BaseModelError: the model cannot be found or read, or has no known target projections.
+        BaseModelError: the model cannot be found or read, has weights in its decoder layers that
+            cannot be adapted, or has no projection with one of the names.
     """
+    from adapters.model.projections import decoder_projections
+
+    blank = _without_weights(model)
+    try:
+        found = decoder_projections(blank, all_weights=targets is None)
+    except BaseModelError as problem:
+        raise BaseModelError(f"cannot adapt the model {model!r}: {problem}") from problem
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in found))
+    if unknown := [target for target in targets or () if target not in names]:
+        raise BaseModelError(
+            f"the model {model!r} has no projections named {', '.join(unknown)}: its projections "
+            f"are {', '.join(names)}"
+        )
+    rank = rank_of(sum(parameter.numel() for parameter in blank.parameters()))
+    return TrainerConfig(model, rank=rank, targets=tuple(targets or names))
+
+
+def projection_shapes(model: str, targets: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Full name, outputs and inputs of each projection that a trainer with these targets adapts.
+
+    Raises:
+        BaseModelError: the model cannot be found or read.
+    """
+    from adapters.model.projections import is_projection, shape_of
+
+    return [
+        (name, *shape_of(module))
+        for name, module in _without_weights(model).named_modules()
+        if name.rpartition(".")[2] in targets and is_projection(module)
+    ]
+
+
+def _without_weights(model: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(model)
         with torch.device("meta"):
-            blank = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     # A library may raise anything on damaged files; `--debug` shows the cause in its traceback.
     except Exception as problem:
         raise BaseModelError(f"cannot load the model {model!r}: {first_line(problem)}") from problem
-    names = {name.rpartition(".")[2] for name, _ in blank.named_modules()}
-    for known in (LLAMA_TARGETS, GPT2_TARGETS):
-        targets = tuple(target for target in known if target in names)
-        if targets:
-            break
-    else:
-        raise BaseModelError(
-            f"the model {model!r} has none of the projections that Mayfly can adapt "
-            f"({', '.join(LLAMA_TARGETS + GPT2_TARGETS)}): its modules are {sorted(names)}"
-        )
-    rank = rank_of(sum(parameter.numel() for parameter in blank.parameters()))
-    return TrainerConfig(model, rank=rank, targets=targets)

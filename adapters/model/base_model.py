@@ -23,6 +23,7 @@ from adapters.config import PRECISIONS as PRECISIONS
 from adapters.errors import BaseModelError, TrainingOptionError, first_line
 from adapters.model.fused_cpu import fuse, restore
 from adapters.model.loss import cross_entropy
+from adapters.model.projections import check_text_only
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class BaseModel:
         parameters: number of parameters.
 
     Raises:
-        BaseModelError: the model cannot be loaded.
+        BaseModelError: the model cannot be loaded, or is multimodal.
         TrainingOptionError: unknown precision.
     """
 
@@ -66,6 +67,7 @@ class BaseModel:
                 dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
                 attn_implementation="sdpa" if on_gpu else "eager",
             )
+            check_text_only(model.config)
         # A library may raise anything on damaged files; `--debug` shows the cause in its traceback.
         except Exception as problem:
             raise BaseModelError(

@@ -27,6 +27,7 @@ from torch.nn import functional
 from torch.optim.adam import adam
 
 from adapters.errors import BaseModelError, TrainingOptionError
+from adapters.model.projections import is_projection, shape_of, tensor_names
 
 
 class LoraProjection(nn.Module):
@@ -107,7 +108,8 @@ class LoraBank:
         slots: number of slots.
 
     Raises:
-        BaseModelError: the model has no linear projection with any of these names.
+        BaseModelError: no module of the model has one of these names, or one that has it is not a
+            linear projection.
     """
 
     def __init__(
@@ -118,17 +120,23 @@ class LoraBank:
             name: module
             for name, module in model.named_modules()
             if name.rpartition(".")[2] in targets
-            and (isinstance(module, nn.Linear) or _is_transposed(module))
         }
-        if not found:
+        names = {name.rpartition(".")[2] for name in found}
+        others = {
+            name.rpartition(".")[2] for name, each in found.items() if not is_projection(each)
+        }
+        unusable = sorted({*targets} - names | others)
+        if unusable or not found:
             raise BaseModelError(
-                f"the model has no linear projections named {', '.join(targets)}: set the LoRA "
-                "targets"
+                f"the model has no linear projections named {', '.join(unusable)}: set the "
+                "LoRA targets"
             )
         self._header, offsets = _layout(found, rank)
         self.layers: dict[str, LoraProjection] = {}
         for name, module in found.items():
-            layer = LoraProjection(module, rank, scale, *(offsets[key] for key in _keys(name)))
+            layer = LoraProjection(
+                module, rank, scale, *(offsets[key] for key in tensor_names(name))
+            )
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
@@ -262,23 +270,17 @@ class LoraBank:
         self.weights_CP[slot].copy_(torch.frombuffer(numbers, dtype=torch.float32))
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether it is GPT-2's Conv1D, a linear projection with a weight of [inputs, outputs]."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def _keys(name: str) -> tuple[str, str]:
-    return f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"
-
-
 def _layout(found: dict[str, nn.Module], rank: int) -> tuple[bytes, dict[str, int]]:
     """The header of an adapter's safetensors file, and the offset of each tensor in float32s."""
     blank: dict[str, torch.Tensor] = {}
     for name, module in found.items():
-        weight: Any = module.weight
-        outputs, inputs = weight.shape if isinstance(module, nn.Linear) else weight.T.shape
+        outputs, inputs = shape_of(module)
         blank |= dict(
-            zip(_keys(name), (torch.zeros(rank, inputs), torch.zeros(outputs, rank)), strict=True)
+            zip(
+                tensor_names(name),
+                (torch.zeros(rank, inputs), torch.zeros(outputs, rank)),
+                strict=True,
+            )
         )
     file = to_safetensors(blank, metadata={"format": "pt"})
     length = 8 + int.from_bytes(file[:8], "little")

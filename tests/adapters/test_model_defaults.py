@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, LlamaConfig
+import torch
+from transformers import AutoConfig, LlamaConfig
 
-from adapters.model_defaults import GPT2_TARGETS, for_model
+from adapters.errors import BaseModelError
+from adapters.model_defaults import for_model, projection_shapes
 from adapters.trainer import LLAMA_TARGETS, Trainer
 from adapters.training import TrainingRequest
+from tests.adapters.peft_reference import load
+from tests.tiny_models import ARCHITECTURES, save_tiny
 
 
 def test_a_small_llama(nano: str) -> None:
@@ -33,7 +37,7 @@ def test_a_gpt2_can_be_trained_with_its_defaults(tiny_gpt2: str) -> None:
 
     training = Trainer(config).train(TrainingRequest([[1, 2, 3, 4]] * 3))
 
-    assert config.targets == GPT2_TARGETS
+    assert config.targets == ("c_attn", "c_proj", "c_fc")
     assert training.losses[-1] < training.losses[0]
 
 
@@ -42,10 +46,56 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         for_model(str(tmp_path))
 
 
-def test_a_model_without_known_projections_is_refused(tmp_path: Path) -> None:
-    BertConfig(
-        num_hidden_layers=1, hidden_size=16, num_attention_heads=2, is_decoder=True
-    ).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("architecture", "problem"),
+    [
+        (
+            "mixtral",
+            r"mixture-of-experts models are not supported: model\.layers\.\*\.mlp\.experts;",
+        ),
+        ("qwen3_moe", r"mixture-of-experts .*: model\.layers\.\*\.mlp\.experts;"),
+        ("olmoe", r"mixture-of-experts .*: model\.layers\.\*\.mlp\.experts;"),
+        ("granitemoe", r"mixture-of-experts .*: model\.layers\.\*\.block_sparse_moe\.experts;"),
+        ("deepseek_v3", r"mixture-of-experts .*\.mlp\.experts, .*\.mlp\.shared_experts;"),
+        ("mamba", r"weights that Mayfly cannot adapt: backbone\.layers\.\*\.mixer\.A_log;"),
+        ("gemma3", "multimodal models are not supported: gemma3;"),
+    ],
+)
+def test_a_model_that_cannot_be_adapted_whole_is_refused(
+    architecture: str, problem: str, tmp_path: Path
+) -> None:
+    AutoConfig.for_model(architecture).save_pretrained(tmp_path)
 
-    with pytest.raises(ValueError, match="none of the projections that Mayfly can adapt"):
+    with pytest.raises(BaseModelError, match=f"cannot adapt the model '{tmp_path}': .*{problem}"):
         for_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_projections_of_the_decoder_layers_are_targets(
+    architecture: str, nano: str, tmp_path: Path
+) -> None:
+    folder = save_tiny(architecture, tmp_path, nano)
+
+    targets = for_model(folder).targets
+
+    assert {name for name, _, _ in projection_shapes(folder, targets)} == {
+        name
+        for name, module in load(folder).named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+
+
+def test_fewer_targets_can_be_named(tiny_llama: str) -> None:
+    config = for_model(tiny_llama, ["v_proj", "q_proj"])
+
+    assert config.targets == ("v_proj", "q_proj")
+    assert projection_shapes(tiny_llama, config.targets) == [
+        (f"model.layers.{layer}.self_attn.{name}_proj", outputs, 32)
+        for layer in range(2)
+        for name, outputs in (("q", 32), ("v", 16))
+    ]
+
+
+def test_unknown_targets_are_refused(tiny_llama: str) -> None:
+    with pytest.raises(BaseModelError, match=r"no projections named w1, lm_head: .* q_proj, k_"):
+        for_model(tiny_llama, ["q_proj", "w1", "lm_head"])

@@ -199,6 +199,21 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         BaseModel(str(tmp_path))
 
 
+def test_a_multimodal_model_is_refused(tmp_path: Path) -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    sizes = {key: _SHAPE[key] for key in _SHAPE if not key.endswith("_id")}
+    config = Gemma3Config(
+        text_config={**sizes, "head_dim": 8, "pad_token_id": 0},
+        vision_config={**sizes, "image_size": 8, "patch_size": 4},
+    )
+    model: Any = Gemma3ForConditionalGeneration
+    model(config).save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match=r"cannot load .*: multimodal models are not supported: g"):
+        BaseModel(str(tmp_path))
+
+
 def test_onednn_is_enabled_again_after_torch_has_disabled_it(model: BaseModel) -> None:
     torch.backends.mkldnn.set_flags(False)  # type: ignore[no-untyped-call]  # as torch does where it finds no memory
 
