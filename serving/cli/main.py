@@ -120,7 +120,7 @@ def adapt(
     limits = parse_budget(budget, default=auto, auto=auto, limits=server_limits)
     if limits.steps == 0:
         raise AdaptationFailedError(f"nothing to train: {no_step_reason(limits, ())}")
-    check_settings(settings)
+    check_settings(settings, is_server=False)
     text = read_input() if prompt == "-" else prompt
     with Status("loading the embedder and the base model"):
         from adapters import Trainer

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from serving.config import Config
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: Settings, *, is_server: bool = True) -> None:
     """Check the values of the settings and the files that they name.
+
+    Args:
+        settings: the settings.
+        is_server: whether they are of a server, whose model vLLM must have LoRA for.
 
     Raises:
         SettingsError: a value or the key file is invalid.
@@ -26,6 +30,7 @@ def check_settings(settings: Settings) -> None:
     """
     from serving.api_keys import Keys
     from serving.http.browsers import parse_hosts, parse_origins
+    from serving.settings.architecture import check_architecture
     from serving.settings.model_files import check_embedder, check_model
 
     auto, limits = settings.budgets()
@@ -33,6 +38,8 @@ def check_settings(settings: Settings) -> None:
     parse_origins(settings.allowed_origin or (), settings.has_keys)
     Keys(settings.key_digests(), settings.absolute_key_file, auto, limits)
     check_model(settings.base_model)
+    if is_server:
+        check_architecture(settings.base_model)
     check_embedder(settings.embedder, settings.base_model)
     if settings.corpus is not None:
         check_corpus(settings.corpora, settings.corpus, settings.embedder)
