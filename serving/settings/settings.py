@@ -42,7 +42,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "embedder": None,
         "regularisation": 0.3,
     },
-    "Training": {"learning_rate": 5e-4, "rank": 64, "precision": None},
+    "Training": {"learning_rate": 5e-4, "rank": 64, "lora_target": ["q_proj"], "precision": None},
     "Budget": {"budget": "steps=20, seconds=5", "max_steps": None, "max_seconds": None},
     "Capacity": {"max_requests": 128, "max_adaptations": 16, "undegraded": 4, "slots": None},
     "Keys and network": {
@@ -114,6 +114,10 @@ class Settings:
         float | None, _option("Adam learning rate.", "by model size", min=1e-9)
     ] = None
     rank: Annotated[int | None, _option("LoRA rank.", "by model size", min=1, max=512)] = None
+    lora_target: Annotated[
+        list[str] | None,
+        _option("Name of a projection to adapt; may be repeated.", "all of the decoder layers"),
+    ] = None
     slots: Annotated[
         int, _option("Adapters that are trained at the same time.", min=1, max=256)
     ] = 8
@@ -251,7 +255,7 @@ class Settings:
         auto, limits = self.budgets()
         resolved = self.resolved()
         trainer = replace(
-            for_model(resolved.model),
+            for_model(resolved.model, self.lora_target),
             rank=resolved.rank,
             learning_rate=self.learning_rate,
             slots=self.slots,

@@ -39,6 +39,7 @@ def test_settings_reach_the_configurations_of_their_parts(tmp_path: Path) -> Non
         max_steps=20,
         learning_rate=1e-3,
         rank=8,
+        lora_target=["q_proj", "v_proj"],
         slots=3,
         regularisation=0.5,
         max_requests=7,
@@ -54,6 +55,7 @@ def test_settings_reach_the_configurations_of_their_parts(tmp_path: Path) -> Non
     assert (config.auto.steps, config.limits.steps) == (20, 20)
     assert (config.trainer.learning_rate, config.trainer.rank, config.trainer.slots) == (1e-3, 8, 3)
     assert config.engine.rank == 8
+    assert config.engine.targets == config.trainer.targets == ("q_proj", "v_proj")
     assert config.selector.regularisation == 0.5
     assert config.capacity.requests == 7
     assert len(config.key_digests) == 1
@@ -81,6 +83,7 @@ def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> 
         (Settings(allowed_origin=["a.example"]), "invalid allowed-origin 'a.example'"),
         (Settings(allowed_origin=["*"]), "api-key"),
         (Settings(corpus="nowhere"), "no corpus 'nowhere'"),
+        (Settings(lora_target=["w1"]), "no projections named w1: its projections are q_proj, k_"),
     ],
 )
 def test_an_invalid_value_is_an_error(settings: Settings, message: str, tmp_path: Path) -> None:
