@@ -22,18 +22,20 @@ import psutil
 from transformers import AutoTokenizer
 
 from adapters.adapter import Adapter
+from selection.errors import first_line
 from serving.engine.config import EngineConfig
 from serving.engine.current_request import LoadedAdapter
 from serving.engine.plugins.generate import adapt_generation
 from serving.engine.plugins.tokenization import tokenize_fairly
 from serving.engine.staging import Staging, shared_memory_of_children, track_shared_memory
+from serving.engine.trial_adapter import trial_adapter
 from serving.engine.vllm_options import (
     check_plugins,
     set_cpu_environment,
     set_vllm_environment,
     vllm_arguments,
 )
-from serving.errors import DownError
+from serving.errors import DownError, StartError
 from serving.observability.log_relay import relay_errors
 from serving.observability.startup_progress import report_startup
 from serving.processes import is_stopped
@@ -73,7 +75,8 @@ class Engine:
         """Load the model into a new engine and build vLLM's application around it.
 
         Raises:
-            StartError: vLLM's version is not supported, or vLLM would not load Mayfly's plugins.
+            StartError: vLLM's version is not supported, or vLLM would not load Mayfly's plugins or
+                adapters of the model.
         """
         check_versions()
         check_plugins()
@@ -93,6 +96,8 @@ class Engine:
             set_cpu_environment()
         parser = make_arg_parser(FlexibleArgumentParser())
         arguments = parser.parse_args(vllm_arguments(config, on_cpu))
+        # Before vLLM changes transformers' classes of some models.
+        trial = await asyncio.to_thread(trial_adapter, config)
         staging = Staging()
         report_startup("engine", "loading the model")
         with track_shared_memory(staging):
@@ -102,7 +107,31 @@ class Engine:
             tasks = await llm.get_supported_tasks()
             app = build_app(arguments, tasks, llm.model_config)
             await init_app_state(llm, app.state, arguments, tasks)
-        return cls(llm, app, config, staging)
+        engine = cls(llm, app, config, staging)
+        try:
+            await engine.check_adapter(trial)
+        except BaseException:
+            engine.stop()
+            raise
+        return engine
+
+    async def check_adapter(self, trial: Adapter) -> None:
+        """Check that vLLM has a module for every projection of an adapter, and forget the adapter.
+
+        Raises:
+            StartError: it lacks some, which the message names.
+            DownError: the engine has stopped.
+        """
+        try:
+            await self.unload(await self.load(trial))
+        except DownError:
+            raise
+        # vLLM raises errors of many types.
+        except Exception as problem:
+            raise StartError(
+                f"vLLM cannot serve adapters of the model {trial.base_model!r}: "
+                f"{first_line(problem)}; use another model, or set --lora-target"
+            ) from problem
 
     @property
     def version(self) -> str:

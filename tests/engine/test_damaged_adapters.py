@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from safetensors.torch import load, save
+from transformers import AutoConfig
 
 from adapters.adapter import Adapter
+from serving.engine.trial_adapter import trial_adapter
+from serving.errors import StartError
 from tests.engine.conftest import SLOTS, Server
 
 DAMAGED = 200
@@ -126,6 +130,24 @@ async def test_weights_that_vllm_would_ignore_are_named(server: Server) -> None:
         match=r"vLLM has no modules model\.blocks\.0\..* and \d+ more, which the adapter has",
     ):
         await server.engine.load(_adapter(server, "misplaced", weights))
+
+
+async def test_a_start_names_projections_that_vllm_lacks(
+    server: Server, nano: str, tmp_path: Path
+) -> None:
+    # The trainer's model has one layer more than the engine's.
+    config = AutoConfig.from_pretrained(nano)
+    config.num_hidden_layers += 1
+    config.save_pretrained(tmp_path)
+    deeper = replace(server.engine.config, model=str(tmp_path))
+
+    with pytest.raises(
+        StartError, match=r"vLLM cannot serve adapters of .* no modules model\.layers\.6\.mlp\."
+    ):
+        await server.engine.check_adapter(trial_adapter(deeper))
+    await server.engine.check_adapter(trial_adapter(server.engine.config))
+
+    assert (server.engine.staging.names(), await server.engine.loaded()) == ([], [])
 
 
 def _adapter(server: Server, name: str, weights: bytes) -> Adapter:
