@@ -14,6 +14,8 @@ import os
 STARTUP_PROGRESS = "MAYFLY_STARTUP_PROGRESS"
 # The format and the file of relayed log lines, as "json:/path" or "text:/path".
 LOG_RELAY = "MAYFLY_LOG_RELAY"
+# The folder of the models that can be named without a path (`serving.models.catalogue`).
+MODEL_CACHE = "MAYFLY_MODEL_CACHE"
 ENDS_WITH_PARENT = {"MAYFLY_ENDS_WITH_PARENT": "1"}
 STRICT_LORA = {"MAYFLY_STRICT_LORA": "1"}
 # Variables that are not settings, although they begin with MAYFLY_.

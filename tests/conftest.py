@@ -5,6 +5,7 @@ embedder.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,12 @@ from hypothesis import settings
 
 from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
 from serving.config import bundled_model
+from serving.environment import MODEL_CACHE
+from serving.models.catalogue import models_folder
 
+INSTALLED_MODELS = models_folder()
+# The default model is nano here and in every command that tests run, whatever is installed.
+os.environ[MODEL_CACHE] = os.devnull
 # No test depends on how busy the machine is.
 settings.register_profile("mayfly", deadline=None)
 settings.load_profile("mayfly")

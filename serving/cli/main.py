@@ -20,6 +20,7 @@ from serving.cli.console import err, out, read_input, say
 from serving.cli.corpus import corpus_app
 from serving.cli.error_reporting import ErrorReporter
 from serving.cli.key import key_app
+from serving.cli.model import model_app
 from serving.cli.plan import plan
 from serving.cli.progress import Status, report_interrupt
 from serving.cli.serve import config, serve
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(model_app, name="model")
 app.add_typer(key_app, name="key")
 app.command()(serve)
 app.command()(config)

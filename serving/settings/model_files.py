@@ -136,8 +136,8 @@ def _check(name: str, what: str, *, is_embedder: bool) -> None:
 
 
 _GGUF = (
-    "a GGUF file, which cannot be served: convert it to safetensors first, with transformers' "
-    "`from_pretrained(FOLDER, gguf_file=FILE)` and `save_pretrained`"
+    "a GGUF file, which cannot be served: import it with `mayfly model import FILE DIR`, "
+    "and name DIR"
 )
 
 

@@ -22,13 +22,13 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from serving.environment import INTERNAL
+from serving.environment import INTERNAL, MODEL_CACHE
 from serving.errors import SettingsError
 from serving.settings.settings import PANELS, Settings
 
 FILE = "config"
-# Variables that name the settings file, are read by clients, or are internal.
-_OTHER_VARIABLES = {"MAYFLY_CONFIG", "MAYFLY_API_KEY", *INTERNAL}
+# Variables that name the settings file or the models, are read by clients, or are internal.
+_OTHER_VARIABLES = {"MAYFLY_CONFIG", "MAYFLY_API_KEY", MODEL_CACHE, *INTERNAL}
 # Variables that Kubernetes sets in every pod for Services called mayfly or mayfly-something.
 _SERVICE_LINK = re.compile(r"MAYFLY_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
 _KINDS = {int: "an integer", float: "a number", str: "text", Path: "text", list: "a list of texts"}

@@ -49,6 +49,7 @@ def used_port() -> Iterator[int]:
         ("corpus", "list"),
         ("corpus", "show", "nx"),
         ("corpus", "remove", "nx", "--yes"),
+        ("model", "list"),
         ("key", "new", "alice"),
         ("calibrate", "--help"),
     ],

@@ -118,7 +118,7 @@ def _not_json(model: Path) -> None:
         (_pickled, "its weights are only in pytorch_model.bin, a pickle file"),
         (
             _gguf,
-            "it contains a GGUF file, which cannot be served: convert it .* `from_pretrained",
+            "it contains a GGUF file, which cannot be served: import it with `mayfly model import",
         ),
         (_adapter, "it is an adapter, not a base model"),
         (_short, r"model.safetensors has [\d,]+ bytes, not [\d,]+: download or copy it again"),

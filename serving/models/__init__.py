@@ -1,0 +1,1 @@
+"""The models in the cache: their cards, their names, and the import of GGUF files."""
