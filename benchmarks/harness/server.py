@@ -259,6 +259,9 @@ def mayfly_server(
     command = [
         str(Path(sys.executable).with_name("mayfly")),
         "serve",
+        # The last one counts, so that a benchmark can name another model.
+        "--model",
+        MODEL,
         "--port",
         str(port),
         "--home",

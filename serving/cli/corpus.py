@@ -102,10 +102,10 @@ def corpus_reembed(
 ) -> None:
     """Embed a corpus again with another embedder. An interrupted run continues where it stopped."""
     from selection.corpus.corpus import Corpus
-    from serving.config import bundled_model
+    from serving.models.catalogue import model_folder
     from serving.settings.model_files import check_embedder
 
-    base = model or bundled_model()
+    base = model_folder(model)
     with closing(Corpus.open(home / "corpora", name)) as corpus:
         check_embedder(embedder, base)
         with Status("loading the embedder"):

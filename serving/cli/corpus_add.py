@@ -95,10 +95,10 @@ def corpus_add(
         _print_summary(name, listing, counts, problems)
         raise typer.Exit(1)
     try:
-        from serving.config import bundled_model
+        from serving.models.catalogue import model_folder
         from serving.settings.model_files import check_embedder, check_model, load_tokenizer
 
-        base = model or bundled_model()
+        base = model_folder(model)
         check_model(base)
         check_embedder(embedder, base)
         with Status("loading the embedder and the tokenizer"):

@@ -217,11 +217,11 @@ def _measure(
     key: str | None,
 ) -> CostModel:
     from serving.client import Server
-    from serving.config import bundled_model
+    from serving.models.catalogue import model_folder
     from serving.settings.corpus import check_corpus
     from serving.settings.model_files import check_embedder, check_model
 
-    base = model or bundled_model()
+    base = model_folder(model)
     check_model(base)
     check_embedder(embedder, base)
     if corpus is not None:

@@ -19,6 +19,7 @@ from serving.cli.console import row, say, show, table
 from serving.cli.progress import Status
 from serving.errors import LostError, in_full
 from serving.local.checks import check_port
+from serving.models.catalogue import default_model
 from serving.settings.checks import check_settings, check_tokenizers
 from serving.settings.settings import Settings
 from serving.settings.sources import describe_default, sources, with_settings
@@ -46,7 +47,10 @@ def serve(settings: Settings, _: typer.Context) -> None:
                     "can use this server and its corpora (set --api-key or --api-key-file)"
                 )
                 say(Text.assemble(("warning: ", "yellow"), warning))
-            ready = f"{config.engine.served_name} at {url}/v1 (Ctrl-C stops the server)"
+            name = config.engine.served_name
+            if settings.model is None:
+                name += f" ({default_model().reason})"
+            ready = f"{name} at {url}/v1 (Ctrl-C stops the server)"
             say(Text.assemble(("ready ", "green"), ready))
             watch()
     except KeyboardInterrupt:

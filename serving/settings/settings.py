@@ -97,7 +97,7 @@ class Settings:
         list[str] | None,
         _option(
             "Name of the model in requests; may be repeated for more names.",
-            "as --model; nano for the bundled model",
+            "as --model",
         ),
     ] = None
     embedder: EmbedderName = EMBEDDER
@@ -210,6 +210,7 @@ class Settings:
         from adapters.model_defaults import rank_here
         from serving.adaptation.admission import Capacity
         from serving.http.browsers import parse_hosts, parse_origins
+        from serving.models.catalogue import default_model
         from serving.settings.model_files import local_folder
 
         model, calibration = self.base_model, None
@@ -223,7 +224,7 @@ class Settings:
         engine_gpus = shares[0] if self.engine_gpus is None else self.engine_gpus
         return Resolved(
             model=model,
-            served_model_name=self.served_model_name or [self.model or "nano"],
+            served_model_name=self.served_model_name or [self.model or default_model().name],
             rank=rank,
             allowed_host=parse_hosts(self.allowed_host or ()),
             allowed_origin=parse_origins(self.allowed_origin or (), self.has_keys),
@@ -297,10 +298,14 @@ class Settings:
 
     @property
     def base_model(self) -> str:
-        """Hub id or folder of the base model."""
-        from serving.config import bundled_model
+        """Hub id or folder of the base model.
 
-        return self.model or bundled_model()
+        Raises:
+            ModelFilesError: it is "smollm2", which is not installed.
+        """
+        from serving.models.catalogue import model_folder
+
+        return model_folder(self.model)
 
     @property
     def corpora(self) -> Path:

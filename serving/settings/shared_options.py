@@ -15,8 +15,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         envvar="MAYFLY_MODEL",
-        help="Hub id or folder of the base model.",
-        show_default="the bundled model",
+        help="Base model: a name of `mayfly model list`, a hub id or a folder.",
+        show_default="smollm2 if it is installed, otherwise nano",
     ),
 ]
 EmbedderName = Annotated[

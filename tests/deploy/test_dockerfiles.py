@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from serving.environment import MODEL_CACHE
 from serving.http.gateway import HEALTH
 from serving.settings.settings import Settings
 from serving.settings.sources import variable
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _CPU, _CUDA = "deploy/docker/cpu.Dockerfile", "deploy/docker/cuda.Dockerfile"
-SETTINGS = {variable(each.name) for each in fields(Settings)} | {"MAYFLY_CONFIG"}
+SETTINGS = {variable(each.name) for each in fields(Settings)} | {"MAYFLY_CONFIG", MODEL_CACHE}
 _LISTS = "deploy/requirements"
 both = pytest.mark.parametrize("file", [_CPU, _CUDA])
 
@@ -98,7 +99,7 @@ def test_the_image_installs_the_same_packages_as_make() -> None:
         command for command in commands(_CPU) if re.match(r"pip3? install|python3? -m pip", command)
     ]
 
-    lists = {made["TORCH"], made["LOCK"]}
+    lists = {made["TORCH"], made["LOCK"], made["SMOLLM2"]}
     assert {words[-1] for words in map(str.split, installed)} == lists | {"."}
     assert lists == {
         str(each.relative_to(_REPOSITORY)) for each in (_REPOSITORY / _LISTS).iterdir()
@@ -112,12 +113,25 @@ def test_the_image_installs_the_same_packages_as_make() -> None:
     assert [command for command in installed if "$TORCH_INDEX" in command] == [installed[0]]
 
 
+@both
+def test_the_image_contains_the_default_model(file: str) -> None:
+    """It is not in the volume, where a folder of the host would hide it."""
+    models = environment(file)[MODEL_CACHE]
+
+    build = [each.text for each in instructions(file) if each.name in ("ENV", "RUN")]
+    assert (
+        build.index(f"{MODEL_CACHE}={models}")
+        == next(number for number, text in enumerate(build) if "mayfly model install" in text) - 1
+    )
+    assert models.startswith("/opt/mayfly/")
+
+
 def test_the_gpu_image_is_unpinned_only_until_there_is_a_list_for_it() -> None:
     lists = list((_REPOSITORY / _LISTS).glob("*cuda*")) + list((_REPOSITORY / _LISTS).glob("*gpu*"))
     unhashed = [
         command
         for command in commands(_CUDA)
-        if command.startswith("pip ") and "--require-hashes" not in command
+        if command.startswith("pip install") and "--require-hashes" not in command
     ]
 
     assert unhashed == ['pip install ".[gpu]"'], (
@@ -139,6 +153,7 @@ def test_a_build_downloads_from_package_registries_only(file: str) -> None:
         "groupadd",
         "useradd",
         "install",
+        "mayfly",
     }
     assert not [each for each in instructions(file) if each.name == "ADD"]
     assert not re.search(r"http", " ".join(commands(file)))

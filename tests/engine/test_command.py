@@ -121,6 +121,12 @@ def running(home: Path) -> Iterator[Running]:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+def test_the_line_that_reports_the_start_names_the_model_and_the_reason(running: Running) -> None:
+    (ready,) = (line for line in running.stderr.read_text().splitlines() if "ready" in line[:5])
+    reason = "smollm2 is not installed, `make install` brings it"
+    assert ready == f"ready nano ({reason}) at {running.url}/v1 (Ctrl-C stops the server)"
+
+
 def test_rays_ports_are_on_loopback_or_require_a_token(running: Running) -> None:
     listening = {
         (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)

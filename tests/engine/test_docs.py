@@ -2,7 +2,8 @@
 own.
 
 A page's `mayfly serve` runs from where it stands to the end of the page. Ports are exchanged for
-free ones. Left out is `make install`, without which nothing here would run.
+free ones, and the model for the bundled one, which is faster and always there. Left out is `make
+install`, without which nothing here would run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from serving.environment import MODEL_CACHE
+from serving.models.catalogue import NANO, SMOLLM2
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -78,13 +82,19 @@ class Reader:
             server.wait(timeout=60)
 
     def _here(self, text: str) -> str:
-        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(".venv/bin/", _BIN)
+        here = text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(".venv/bin/", _BIN)
+        return here.replace(f'"{SMOLLM2}"', f'"{NANO}"')
 
     def _environment(self) -> dict[str, str]:
         others = {
             name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")
         }
-        return {**others, "MAYFLY_HOME": str(self.folder / "home"), "MAYFLY_PORT": str(self.port)}
+        return {
+            **others,
+            MODEL_CACHE: os.devnull,
+            "MAYFLY_HOME": str(self.folder / "home"),
+            "MAYFLY_PORT": str(self.port),
+        }
 
 
 @pytest.fixture
