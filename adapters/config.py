@@ -26,7 +26,8 @@ class TrainerConfig:
             `adapters.model_defaults.for_model` takes all those of a model.
         device: "cpu", "cuda" or "auto".
         precision: Precision of the base model: "float32", "bfloat16" or "auto", which takes
-            bfloat16 on a GPU and on CPUs with AMX. Adapters and their moments are always float32.
+            bfloat16 on a GPU and on CPUs with AMX or AVX-512-BF16. Adapters and their moments are
+            always float32.
         slots: Number of adapters that train at once; more requests wait.
         memory_bytes: Activation bytes that a step may save for backward. None takes half of the
             memory that is free at the start. A sequence that needs more is computed with gradient

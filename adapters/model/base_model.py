@@ -199,5 +199,6 @@ class BaseModel:
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether this CPU has AMX tiles for bfloat16; without them bfloat16 is slower than float32."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    """Whether this CPU has instructions for bfloat16; without them it is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
