@@ -43,6 +43,7 @@ def training(results: Mapping[str, Result], plots: Plots) -> list[str]:
             ["run", "model", "precision", "share", "reference", "share in its own precision"],
             [row for name, run in runs for row in _rates(name, run.get("gemm", {}))],
         ),
+        *_step_parts({name: run["profile"] for name, run in runs if "profile" in run}),
         *titled_table(
             "Concurrent requests",
             "Seconds of a whole adaptation.",
@@ -106,6 +107,31 @@ def _rates(run: str, by_model: Mapping[str, Any]) -> list[list[str]]:
         for model, row in by_model.items()
         for precision, measurement in row["trainer"].items()
     ]
+
+
+def _step_parts(runs: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (name, model, row) for name, by_model in runs.items() for model, row in by_model.items()
+    ]
+    parts = list(dict.fromkeys(part for *_, row in rows for part in row["part_seconds"]))
+    return titled_table(
+        "Where a step's time goes",
+        "Milliseconds of a step of one request on one sequence, and of its parts by torch's "
+        "profiler.",
+        ["run", "model", "precision", "rank", "tokens", "step", *parts],
+        [
+            [
+                name,
+                model,
+                row["precision"],
+                str(row["rank"]),
+                str(row["sequence_tokens"]),
+                f"{1e3 * row['step_seconds'][0]:.1f}",
+                *(f"{1e3 * row['part_seconds'].get(part, 0.0):.1f}" for part in parts),
+            ]
+            for name, model, row in rows
+        ],
+    )
 
 
 def _concurrent(run: str, by_model: Mapping[str, Any]) -> list[list[str]]:

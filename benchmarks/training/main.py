@@ -1,10 +1,11 @@
 """Training: the trainer against a plain PEFT loop, against the machine, and under load.
 
-Five parts, which `--only` selects. Training tokens per second over those of a plain loop, by number
+Six parts, which `--only` selects. Training tokens per second over those of a plain loop, by number
 of concurrent requests (`peft`); share of the machine's matrix-product rate, and a profile of the
-rest (`gemm`); time of a request by concurrency (`latency`); lateness of requests with a deadline
+rest (`gemm`); where the time of one request's step goes, also on other models than the bundled one
+(`profile`); time of a request by concurrency (`latency`); lateness of requests with a deadline
 (`deadlines`); growth over thousands of adaptations (`memory`). Every part runs in a process of its
-own, and every model of the first two. On a GPU the same runs there, in bfloat16, with a further
+own, and every model of the first three. On a GPU the same runs there, in bfloat16, with a further
 model of a billion parameters.
 
     make bench-training
@@ -26,12 +27,13 @@ from rich.table import Table
 
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.processes import in_fresh_process
-from benchmarks.harness.provenance import provenance
-from benchmarks.training.matmul_rate import KINDS, gemm
+from benchmarks.harness.provenance import ROOT, provenance
+from benchmarks.training.matmul_rate import gemm
 from benchmarks.training.peft_loop import GPU_SUBJECTS, QUICK_SUBJECTS, STEPS, SUBJECTS, race
+from benchmarks.training.step_profile import KINDS, step_profile
 from benchmarks.training.under_load import deadlines, endurance, latency
 
-PARTS = ("peft", "gemm", "latency", "deadlines", "memory")
+PARTS = ("peft", "gemm", "profile", "latency", "deadlines", "memory")
 _COLORS = ("#b22", "#26b", "#282", "#855")
 # Threads wait as in the server, and libraries print nothing among the results.
 _ENVIRONMENT = {
@@ -65,6 +67,14 @@ def main() -> None:
         type=int,
         default=2000,
         help="adaptations of `memory` (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--profile-models",
+        nargs="+",
+        type=Path,
+        default=[ROOT / "deploy" / "nano"],
+        metavar="FOLDER",
+        help="models of `profile` (default: the bundled one)",
     )
     parser.add_argument(
         "--plot", type=Path, help="SVG file for a plot of tokens per second by concurrency"
@@ -110,6 +120,10 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
         )
         return {"rss_growth": outcome["rss_growth"], part: outcome}
     by_model = {}
+    if part == "profile":
+        for folder in options.profile_models:
+            by_model[folder.name] = in_fresh_process(threads, step_profile, str(folder))
+        return {part: by_model}
     if part == "latency":
         bundled = subjects[0]
         by_model[bundled.name] = in_fresh_process(
@@ -144,6 +158,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(_speed_table(result["peft"]))
     if "gemm" in result:
         console.print(_share_table(result["gemm"]))
+    if "profile" in result:
+        console.print(_profile_table(result["profile"]))
     if "latency" in result:
         table = Table(
             "model", "concurrency", "p50, s", "p99, s", "of", "tokens/s", box=None, pad_edge=False
@@ -256,6 +272,14 @@ def _share_table(measured: dict[str, Any]) -> Table:
             shares = (cell["fraction"][0], cell["fraction_of_its_own_precision"][0])
             parts = (f"{100 * cell['profile_share'][kind]:.0f} %" for kind in KINDS)
             table.add_row(model, precision, *(f"{share:.2f}" for share in shares), *parts)
+    return table
+
+
+def _profile_table(measured: dict[str, Any]) -> Table:
+    table = Table("model", "precision", "step, ms", *KINDS, box=None, pad_edge=False)
+    for model, row in measured.items():
+        values = (row["step_seconds"][0], *(row["part_seconds"][kind] for kind in KINDS))
+        table.add_row(model, row["precision"], *(f"{1e3 * value:.1f}" for value in values))
     return table
 
 

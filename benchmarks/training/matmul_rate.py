@@ -6,51 +6,36 @@ two for the gradients of its inputs, none for its own, which is frozen. Only par
 multiply count: all but the embedding, which counts where it is tied to the output layer. Attention
 and LoRA are not counted. The tokens are those of eight concurrent requests.
 
-The profile is torch's own, of a few such steps: shares of time by purpose of the operations, from
-the names of the trainer's autograd functions. Profiling makes small operations look longer.
+The profile is that of `benchmarks.training.step_profile`, of a few such steps.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from adapters import Trainer, TrainingProgress
 from benchmarks.harness.measures import spread
 from benchmarks.training.peft_loop import (
     CONCURRENCY,
-    SETTLING_STEPS,
     STEPS,
-    Sequences,
     Subject,
     device,
     draw_sequences,
     steps_per_second,
     synchronize,
-    train,
     trainers,
 )
+from benchmarks.training.step_profile import profile_shares
 
-KINDS = ("base products", "LoRA", "attention", "element-wise", "loss", "Adam", "rest")
-_MEASURED_STEPS, _PROFILED_STEPS = 3, 2
+_MEASURED_STEPS = 3
 _REPEATS = 4
 # Of matrix products.
 _SHAPES = {
     "cpu": ((1024, 1024, 1024), (2048, 2048, 2048), (2048, 1024, 4096)),
     "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 4096, 4096)),
 }
-# By a part of the operation's name or of its callers'.
-_KIND_BY_NAME = {
-    "_CrossEntropy": "loss",
-    "_CausalAttention": "attention",
-    "scaled_dot_product": "attention",
-    "_fused_adam": "Adam",
-}
-_BASE_PRODUCTS = ("aten::mm", "aten::addmm", "aten::linear", "aten::matmul")
 
 
 def gemm(subject: Subject) -> dict[str, Any]:
@@ -70,7 +55,7 @@ def gemm(subject: Subject) -> dict[str, Any]:
                 speed = steps_per_second(trainer, sequences, CONCURRENCY, _MEASURED_STEPS)
                 speeds[precision].append(subject.tokens * speed)
         profiles = {
-            precision: profile_shares(trainer, sequences)
+            precision: profile_shares(trainer, sequences, CONCURRENCY)
             for precision, trainer in by_precision.items()
         }
 
@@ -121,53 +106,3 @@ def matrix_rate(precision: str, device_name: str) -> float:
             synchronize(device_name)
             best = max(best, 2 * m * k * n / (time.perf_counter() - started))
     return best
-
-
-def profile_shares(trainer: Trainer, sequences: Sequences) -> dict[str, float]:
-    """Shares of the time of a few steps by kind of operation; "rest" is Python and waiting."""
-    on_gpu = device() != "cpu"
-    profiler = profile(
-        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    )
-    with profile(activities=[ProfilerActivity.CPU]):
-        pass  # the profiler's first use must be in the main thread
-    seconds = 0.0
-
-    # Called in the trainer's thread, the only one that is profiled.
-    def profile_steps(progress: TrainingProgress) -> None:
-        nonlocal seconds
-        if progress.steps == SETTLING_STEPS:
-            profiler.start()
-            seconds -= time.perf_counter()
-        elif progress.steps == SETTLING_STEPS + _PROFILED_STEPS:
-            synchronize(device())
-            seconds += time.perf_counter()
-            profiler.stop()
-
-    rest = [lambda _progress: None] * (CONCURRENCY - 1)
-    train(trainer, sequences, [profile_steps, *rest], SETTLING_STEPS + _PROFILED_STEPS)
-    values = dict.fromkeys(KINDS, 0.0)
-    events: Any = profiler.events()  # type: ignore[no-untyped-call]
-    for event in events:
-        if event.device_type.name != "CPU":
-            continue  # a GPU's work counts for the operation that launched it
-        callers, caller = [], event.cpu_parent
-        while caller is not None:
-            callers.append(caller.name)
-            caller = caller.cpu_parent
-        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        values[kind_of_operation(event.name, callers)] += 1e-6 * microseconds / seconds
-    values["rest"] = max(1.0 - sum(share for name, share in values.items() if name != "rest"), 0.0)
-    return values
-
-
-def kind_of_operation(name: str, callers: Sequence[str]) -> str:
-    """Kind of an operation, by its name and those of its callers."""
-    for part, values in _KIND_BY_NAME.items():
-        if any(part in each for each in (name, *callers)):
-            return values
-    if name in _BASE_PRODUCTS:
-        return "base products"
-    if not name.startswith("aten::"):
-        return "rest"
-    return "LoRA" if any("_Projection" in each for each in callers) else "element-wise"

@@ -51,6 +51,26 @@ def test_stored_training_results_are_shown_together() -> None:
     assert late["| training-two-threads"].endswith("| **does not hold** |")
 
 
+def test_the_parts_of_a_step_are_shown() -> None:
+    profile = {
+        "precision": "bfloat16",
+        "rank": 16,
+        "sequence_tokens": 256,
+        "step_seconds": [0.5, 0.4, 0.6],
+        "part_seconds": {"attention": 0.07, "rest": 0.43},
+    }
+    run = {
+        "threads": 1,
+        "device": "cpu",
+        "commit": "0" * 40,
+        "profile": {"smollm2": profile},
+    }
+
+    lines = training({"training": run}, sketches("training"))
+
+    assert "| training | smollm2 | bfloat16 | 16 | 256 | 500.0 | 70.0 | 430.0 |" in lines
+
+
 def test_stored_selection_results_are_shown() -> None:
     lines = selection(stored_results("selection"), sketches("selection"))
 

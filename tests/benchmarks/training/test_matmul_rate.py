@@ -1,4 +1,4 @@
-"""Which parameters multiply, and what operations are for."""
+"""Which parameters multiply."""
 
 from __future__ import annotations
 
@@ -6,27 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.training.matmul_rate import kind_of_operation, multiplying_parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "callers", "expected"),
-    [
-        ("aten::mm", ["_Projection"], "base products"),
-        ("aten::addmm", ["aten::linear", "_ProjectionBackward"], "base products"),
-        ("aten::baddbmm", ["_Projection"], "LoRA"),
-        ("aten::copy_", ["_ProjectionBackward"], "LoRA"),
-        ("aten::bmm", ["_CausalAttention"], "attention"),
-        ("aten::mm", ["_CrossEntropy"], "loss"),
-        ("aten::_fused_adam_", [], "Adam"),
-        ("aten::mul", ["_RmsNorm"], "element-wise"),
-        ("_Projection", [], "rest"),
-    ],
-)
-def test_an_operation_is_classified_by_its_name_and_its_callers(
-    name: str, callers: list[str], expected: str
-) -> None:
-    assert kind_of_operation(name, callers) == expected
+from benchmarks.training.matmul_rate import multiplying_parameters
 
 
 @pytest.mark.parametrize("tied", [True, False])
