@@ -42,21 +42,26 @@ def windowed() -> Any:
     return build(MistralConfig(**_SIZES, num_key_value_heads=1, sliding_window=8))
 
 
-def losses_and_gradients(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    embedded = model.get_input_embeddings()(_IDS).detach().requires_grad_()
-    loss = model(inputs_embeds=embedded, labels=_IDS, use_cache=False).loss
+def losses_and_gradients(model: Any, ids: torch.Tensor = _IDS) -> tuple[torch.Tensor, torch.Tensor]:
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+    loss = model(inputs_embeds=embedded, labels=ids, use_cache=False).loss
     (gradient,) = torch.autograd.grad(loss, embedded)
     return loss.detach(), gradient
 
 
+# The longer rows have several blocks of queries.
+@pytest.mark.parametrize("tokens", [19, 64, 150])
 @pytest.mark.parametrize("make", [grouped, plain, biased, windowed])
-def test_fused_modules_give_the_same_losses_and_gradients(make: Callable[[], Any]) -> None:
+def test_fused_modules_give_the_same_losses_and_gradients(
+    make: Callable[[], Any], tokens: int
+) -> None:
     torch.manual_seed(0)
     model = make().eval().requires_grad_(False)
-    loss, gradient = losses_and_gradients(model)
+    ids = torch.randint(64, (2, tokens))
+    loss, gradient = losses_and_gradients(model, ids)
 
     assert fuse(model) > 0
-    faster_loss, faster_gradient = losses_and_gradients(model)
+    faster_loss, faster_gradient = losses_and_gradients(model, ids)
 
     torch.testing.assert_close(faster_loss, loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(faster_gradient, gradient, rtol=1e-3, atol=1e-7)
