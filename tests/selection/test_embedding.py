@@ -73,7 +73,8 @@ def test_a_text_does_not_depend_on_its_neighbours(each: Embedder) -> None:
 
     alone = np.concatenate([each.embed([text]) for text in _TEXTS])
 
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    # In bfloat16, sums of other numbers of tokens may be rounded in another way.
+    np.testing.assert_allclose(together, alone, atol=2e-3)
 
 
 def test_no_texts_give_no_vectors(each: Embedder) -> None:
@@ -272,7 +273,8 @@ def test_a_folder_may_contain_an_embedder(tmp_path: Path, embedder: Embedder) ->
     mine = load_embedder(str(folder))
 
     assert (mine.name, mine.revision) == (str(folder), embedder.revision)
-    np.testing.assert_allclose(mine.embed(_TEXTS), embedder.embed(_TEXTS), atol=1e-6)
+    # The bundled one may be computed in bfloat16.
+    np.testing.assert_allclose(mine.embed(_TEXTS), embedder.embed(_TEXTS), atol=5e-3)
 
 
 def test_default_weights_with_another_digest_are_refused(
