@@ -7,8 +7,8 @@ each other caller, however many texts the others have left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -55,6 +55,21 @@ class ThreadedEmbedder:
         return np.concatenate(
             [_in_turn(self._thread, limit, embed, batch) for batch in _batches(texts)]
         )
+
+    def embed_ahead(self, batches: Iterable[Sequence[str]]) -> Iterator[Embeddings]:
+        """The unit vectors of each batch, in order, for a process that does nothing else.
+
+        A batch is one turn. It is embedded while the caller uses the vectors of the one before, and
+        prepares the one after.
+        """
+        pending: Future[Embeddings] | None = None
+        for batch in batches:
+            submitted = self._thread.submit(self._embedder.embed, batch)
+            if pending is not None:
+                yield pending.result()
+            pending = submitted
+        if pending is not None:
+            yield pending.result()
 
     def windows(self, prompt: Prompt, limit: Limit = UNLIMITED) -> list[str]:
         """The prompt's last windows, in order.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,14 +23,14 @@ from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, 
 
 if TYPE_CHECKING:
     from selection.corpus.corpus import Corpus
-    from selection.embedding import Embedder, Embeddings
+    from selection.embedding import Embeddings
     from selection.ingest.files import FileListing, SourceFile
     from selection.ingest.ingest import Document, IngestCounts
+    from selection.threaded_embedder import ThreadedEmbedder
 
 _EmbedBatches = Callable[[Iterable[list[str]]], Iterator["Embeddings"]]
 
 _BAR_WIDTH = 12
-_EMBED_AT_ONCE = 32  # sequences between two updates of the progress
 _NAMED_DOCUMENTS = 3  # in a note
 
 
@@ -103,9 +104,10 @@ def corpus_add(
         check_embedder(embedder, base)
         with Status("loading the embedder and the tokenizer"):
             from selection.embedding import load_embedder
+            from selection.threaded_embedder import ThreadedEmbedder
 
             tokenizer = load_tokenizer(base)
-            loaded = load_embedder(embedder, base_model=base)
+            loaded = ThreadedEmbedder(partial(load_embedder, embedder, base_model=base))
             corpus = Corpus.create(home / "corpora", name, loaded, tokenizer_digest(tokenizer))
         with (
             _show_progress(listing.files) as progress,
@@ -212,21 +214,21 @@ def _show_progress(files: Iterable[SourceFile]) -> Iterator[IngestProgress]:
 
 @contextmanager
 def _embed_function(
-    embedder: str, base_model: str, loaded: Embedder, progress: IngestProgress, use_ray: bool
+    embedder: str,
+    base_model: str,
+    loaded: ThreadedEmbedder,
+    progress: IngestProgress,
+    use_ray: bool,
 ) -> Iterator[_EmbedBatches]:
     """A function that embeds batches of texts, in this process or on a Ray cluster."""
-    import numpy as np
 
-    def embed_locally(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
-        for texts in batches:
-            parts = []
-            for first in range(0, len(texts), _EMBED_AT_ONCE):
-                parts.append(loaded.embed(texts[first : first + _EMBED_AT_ONCE]))
-                progress.add_embedded(len(parts[-1]))
-            yield np.concatenate(parts)
+    def counted(vectors: Iterable[Embeddings]) -> Iterator[Embeddings]:
+        for batch in vectors:
+            progress.add_embedded(len(batch))
+            yield batch
 
     if not use_ray:
-        yield embed_locally
+        yield lambda batches: counted(loaded.embed_ahead(batches))
         return
     try:
         from serving.cli.ray_embedding import cluster
@@ -235,13 +237,7 @@ def _embed_function(
             f"--ray needs Ray Data: install mayfly-serve[data] ({problem})"
         ) from problem
     with cluster(embedder, base_model) as workers:
-
-        def embed_on_cluster(batches: Iterable[list[str]]) -> Iterator[Embeddings]:
-            for embeddings in workers.embed(batches):
-                progress.add_embedded(len(embeddings))
-                yield embeddings
-
-        yield embed_on_cluster
+        yield lambda batches: counted(workers.embed(batches))
 
 
 def _print_summary(

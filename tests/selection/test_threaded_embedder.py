@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -79,3 +79,44 @@ def test_a_failing_embedder_does_not_block_the_next_request(words: Embedder) -> 
 
     assert threaded.embed(["next"]).shape == (1, words.dimension)
     assert threaded.windows(Prompt("next")) == ["next"]
+
+
+def test_a_batch_is_embedded_while_its_caller_prepares_the_next(words: Embedder) -> None:
+    batches = [[f"text {i} of batch {batch}" for i in range(3)] for batch in range(4)]
+    embedding = threading.Event()
+
+    class AnnouncingEmbedder(ExclusiveEmbedder):
+        """An embedder that announces each batch."""
+
+        def embed(self, texts: Sequence[str]) -> Embeddings:
+            embedding.set()
+            return super().embed(texts)
+
+    threaded = ThreadedEmbedder(lambda: AnnouncingEmbedder(words))
+
+    def prepared() -> Iterator[list[str]]:
+        for number, batch in enumerate(batches):
+            # The batch before is being embedded, although its vectors were not asked for yet.
+            assert number == 0 or embedding.wait(30)
+            embedding.clear()
+            yield batch
+
+    vectors = list(threaded.embed_ahead(prepared()))
+
+    assert [each.tolist() for each in vectors] == [words.embed(each).tolist() for each in batches]
+
+
+def test_an_error_of_a_batch_reaches_the_caller(words: Embedder) -> None:
+    class FailingEmbedder(ExclusiveEmbedder):
+        """Fault injection: an embedder that fails at one text."""
+
+        def embed(self, texts: Sequence[str]) -> Embeddings:
+            if "fails" in texts:
+                raise RuntimeError("out of memory")
+            return super().embed(texts)
+
+    ahead = ThreadedEmbedder(lambda: FailingEmbedder(words)).embed_ahead([["a"], ["fails"], ["b"]])
+
+    assert next(ahead).shape == (1, words.dimension)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(ahead)
