@@ -41,6 +41,7 @@ class Corpus:
         attachments: its files, as a vector store.
         file_batches: its file batches, as a vector store.
         replication: exports its documents into shards and imports those of another corpus.
+        retokenization: replaces its tokens by another tokenizer's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,9 +51,12 @@ class Corpus:
         self.attachments = self._store.attachments
         self.file_batches = self._store.file_batches
         self.replication = self._store.replication
+        self.retokenization = self._store.retokenization
         self._index = IndexManager(self._store)
         # The uuid of the embeddings for which the embedder was last checked.
         self._checked_uuid = ""
+        # Digest of the tokenizer that was last checked, if any.
+        self._checked_tokenizer: str | None = None
 
     @classmethod
     def create(
@@ -173,8 +177,9 @@ class Corpus:
         if self._store.meta()["tokenizer"] != tokenizer:
             raise CorpusError(
                 f"corpus {self.name!r} contains tokens of another model's tokenizer: "
-                "serve that model, or add the documents to a new corpus with --model"
+                f"serve that model, or run `mayfly corpus retokenize {self.name} --model MODEL`"
             )
+        self._checked_tokenizer = tokenizer
 
     def add(
         self,
@@ -199,11 +204,19 @@ class Corpus:
         Raises:
             DetachedError: the attachment is no longer in progress.
             CorpusError: it could not be written, for example because the disk is full, or the
-                corpus was re-embedded since it was opened or checked; nothing was changed.
+                corpus was re-embedded or retokenized since it was opened or checked; nothing was
+                changed.
             ValueError: the metadata is not valid JSON.
         """
         return self._store.add(
-            name, sha256, chunks, embeddings_ND, metadata or {}, self._checked_uuid, file
+            name,
+            sha256,
+            chunks,
+            embeddings_ND,
+            metadata or {},
+            self._checked_uuid,
+            file,
+            self._checked_tokenizer,
         )
 
     def delete(self, document: str | int) -> bool:
@@ -267,8 +280,15 @@ class Corpus:
         return index.nearest(targets_TD, k, allowed)
 
     def read(self, sequences: Sequence[int]) -> dict[int, tuple[Source, tuple[int, ...]]]:
-        """Provenance and tokens of sequences by id; deleted ones are left out."""
-        return self._store.read(sequences)
+        """Provenance and tokens of sequences by id; deleted ones are left out.
+
+        Raises:
+            CorpusError: the corpus was retokenized since its tokenizer was checked.
+        """
+        found = self._store.read(sequences)
+        if self._checked_tokenizer is not None:
+            self.check_tokenizer(self._checked_tokenizer)
+        return found
 
     def build_index(self) -> None:
         """As `IndexManager.rebuild_if_stale`."""

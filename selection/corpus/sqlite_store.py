@@ -31,6 +31,7 @@ from selection.corpus.tables.database import Database
 from selection.corpus.tables.file_batches import FileBatches
 from selection.corpus.tables.reembedding import Reembedding
 from selection.corpus.tables.replication import Replication
+from selection.corpus.tables.retokenization import Retokenization
 from selection.corpus.tables.schema import ADDITIONS, TABLES, VERSION
 from selection.errors import CorpusError as CorpusError
 from selection.errors import CorpusNotFoundError as CorpusNotFoundError
@@ -90,6 +91,7 @@ class SQLiteStore:
         self.attachments = Attachments(self.database, self._delete_documents_of)
         self.file_batches = FileBatches(self.database, self.attachments)
         self.reembedding = Reembedding(self.database)
+        self.retokenization = Retokenization(self.database)
         self.replication = Replication(self.database, lambda name: self._delete("name", name))
 
     def initialise(self, meta: Mapping[str, str]) -> None:
@@ -153,6 +155,7 @@ class SQLiteStore:
         metadata: Mapping[str, Scalar],
         embedding_uuid: str,
         file: str | None = None,
+        tokenizer: str | None = None,
     ) -> int:
         """Add a document, replacing the one of the same name; returns its id.
 
@@ -164,9 +167,10 @@ class SQLiteStore:
             metadata: its metadata.
             embedding_uuid: the corpus's `uuid` when the vectors were computed.
             file: the attachment it belongs to.
+            tokenizer: digest of the tokenizer of the chunks' tokens; None skips its check.
 
         Raises:
-            CorpusError: the corpus was re-embedded since, or could not be written.
+            CorpusError: the corpus was re-embedded or retokenized since, or could not be written.
             DetachedError: the attachment is no longer in progress.
             ValueError: the metadata is not valid JSON.
         """
@@ -178,6 +182,11 @@ class SQLiteStore:
                 raise CorpusError(
                     f"corpus {self.database.name!r} was re-embedded in the meantime: add {name!r} "
                     "again"
+                )
+            if tokenizer not in (None, meta["tokenizer"]):
+                raise CorpusError(
+                    f"corpus {self.database.name!r} was retokenized for another model in the "
+                    f"meantime: {name!r} was not added"
                 )
             if file is not None and not self.attachments.is_in_progress(file):
                 raise DetachedError(f"{file} is no longer in progress in {self.database.name!r}")

