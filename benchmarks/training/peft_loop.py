@@ -34,7 +34,7 @@ SLOTS = 32
 CONCURRENCY = 8  # requests, where only one number is measured
 STEPS = 50  # of a request
 SETTLING_STEPS = 2  # of a request, until all train together
-_VOCABULARY, _CONTEXT, _HEAD = 32_000, 2048, 64
+_CONTEXT, _HEAD = 2048, 64
 _CREATIONS = 5  # of a PEFT adapter
 
 Sequences = list[list[int]]
@@ -49,6 +49,7 @@ class Shape:
     layers: int
     shared_heads: int
     tied: bool
+    vocabulary: int = 32_000
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,17 @@ SUBJECTS = (
     Subject("150M", _MIDDLE, 256, 4, 2, (1, 2, 4, 8, 16, 32)),
 )
 QUICK_SUBJECTS = (Subject("nano", None, 64, 6, 2, (1, 8)), Subject("30M", _SMALL, 64, 4, 1, (1, 8)))
+SMOLLM2 = Subject(
+    "SmolLM2-135M's shape", Shape(576, 1536, 30, 3, tied=True, vocabulary=49_152), 256, 4, 2, (1, 8)
+)
 GPU_SUBJECTS = (Subject("1B", Shape(2048, 5632, 20, 4, tied=False), 512, 20, 3, (1, 8)),)
 
 
-def load_base(folder: str) -> Any:
-    """The base model of a plain loop: float32 on a CPU, bfloat16 on a GPU."""
+def load_base(folder: str, dtype: torch.dtype | None = None) -> Any:
+    """The base model of a plain loop; unless a type is given, bfloat16 on a GPU, else float32."""
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.float32 if device() == "cpu" else torch.bfloat16
+    dtype = dtype or (torch.float32 if device() == "cpu" else torch.bfloat16)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return model.to(device())
 
@@ -103,14 +107,20 @@ def lora_config(config: TrainerConfig) -> Any:
     )
 
 
-def train_plainly(model: Any, sequences: Sequence[Sequence[int]], learning_rate: float) -> None:
-    """Take one Adam step on each sequence."""
+def train_plainly(
+    model: Any, sequences: Sequence[Sequence[int]], learning_rate: float
+) -> list[torch.Tensor]:
+    """Take one Adam step on each sequence; returns the loss before each."""
     adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    losses = []
     for sequence in sequences:
         ids = torch.tensor([list(sequence)], device=device())
         adam.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
         adam.step()
+        losses.append(loss.detach())
+    return losses
 
 
 class PlainLoop:
@@ -253,7 +263,7 @@ def make_model(shape: Shape, folder: str) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=_VOCABULARY,
+        vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
@@ -262,7 +272,10 @@ def make_model(shape: Shape, folder: str) -> None:
         max_position_embeddings=_CONTEXT,
         tie_word_embeddings=shape.tied,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    # On a GPU, weights of a billion parameters are drawn in no time, and a smaller file is read.
+    with torch.device(device()):
+        model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.to(torch.float32 if device() == "cpu" else torch.bfloat16).save_pretrained(folder)
 
 
 def draw_sequences(count: int, tokens: int, vocabulary: int) -> Sequences:
