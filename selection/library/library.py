@@ -109,7 +109,7 @@ class Library:
         files = [self._attachment(each, principal) for each in attachments]
         with self._stores.create(name, metadata, description, principal.owner) as corpus:
             self._attach(corpus, files)
-            return VectorStoreInfo.of(corpus)
+            return self._stores.info(corpus)
 
     def stores(
         self, page: PageRequest, *, principal: Principal = OPERATOR
@@ -120,7 +120,7 @@ class Library:
     def store(self, store: str, *, principal: Principal = OPERATOR) -> VectorStoreInfo:
         """A vector store."""
         with self._stores.open(store, principal) as corpus:
-            return VectorStoreInfo.of(corpus)
+            return self._stores.info(corpus)
 
     def modify_store(
         self,

@@ -35,6 +35,8 @@ class VectorStoreInfo:
         description: text given by its owner.
         counts: number of files of each of `attachments.STATUSES`.
         bytes: size of its database.
+        mismatch: why this server cannot use it, as it was made with another embedder or tokenizer;
+            None if it can.
     """
 
     id: str
@@ -44,6 +46,7 @@ class VectorStoreInfo:
     description: str
     counts: Mapping[str, int]
     bytes: int
+    mismatch: str | None = None
 
     @property
     def position(self) -> Position:
@@ -51,7 +54,7 @@ class VectorStoreInfo:
         return position(self.id, self.created)
 
     @classmethod
-    def of(cls, corpus: Corpus) -> VectorStoreInfo:
+    def of(cls, corpus: Corpus, mismatch: str | None = None) -> VectorStoreInfo:
         """The vector store of a corpus."""
         meta = corpus.meta()
         return cls(
@@ -62,6 +65,7 @@ class VectorStoreInfo:
             description=meta.get("description", ""),
             counts=corpus.attachments.counts(),
             bytes=sum(file.stat().st_size for file in corpus.folder.glob("corpus.db*")),
+            mismatch=mismatch,
         )
 
 

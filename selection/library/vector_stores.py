@@ -141,7 +141,7 @@ class VectorStores:
         for corpus in self.all(principal):
             # A corpus that was removed since it was listed is left out.
             with suppress(CorpusNotFoundError):
-                info = VectorStoreInfo.of(corpus)
+                info = self.info(corpus)
                 stores[info.id] = info
 
         def find(cursor: str) -> Position | None:
@@ -169,7 +169,7 @@ class VectorStores:
         changes = _checked_meta(name, metadata)
         with self.open_owned(store, principal) as corpus:
             corpus.update_meta(changes)
-            return VectorStoreInfo.of(corpus)
+            return self.info(corpus)
 
     def delete(self, store: str, principal: Principal = OPERATOR) -> str:
         """Delete a corpus; returns its id."""
@@ -183,6 +183,14 @@ class VectorStores:
                     raise
                 log.warning("corpus %r is deleted except for its folder: %s", corpus.name, problem)
             return identity
+
+    def info(self, corpus: Corpus) -> VectorStoreInfo:
+        """The vector store of a corpus, and whether it can be used."""
+        try:
+            self.check(corpus)
+        except LibraryError as problem:
+            return VectorStoreInfo.of(corpus, str(problem))
+        return VectorStoreInfo.of(corpus)
 
     def check(self, corpus: Corpus) -> None:
         """Refuse a corpus of another embedder or tokenizer.

@@ -141,12 +141,16 @@ class Engine:
         return str(vllm.__version__)
 
     async def models(self) -> list[dict[str, Any]]:
-        """The models that clients may name, as OpenAI's objects.
+        """The models that clients may name, as OpenAI's objects, with whether they have a chat
+        template.
 
         vLLM's `root`, the folder of the model on this machine, is replaced by the name.
         """
         listed = await self.app.state.openai_serving_models.show_available_models()
-        return [{**card.model_dump(), "root": card.id} for card in listed.data]
+        chats = self.tokenizer.chat_template is not None
+        return [
+            {**card.model_dump(), "root": card.id, "chat_template": chats} for card in listed.data
+        ]
 
     async def load(self, adapter: Adapter) -> LoadedAdapter:
         """Stage an adapter and load it, waiting for a free slot; `unload` must follow."""

@@ -110,7 +110,7 @@ class Gateway:
             Route("GET", "/ready", asgi=self._ready),
             Route("GET", HEALTH, asgi=self._health, needs_key=False),
             *page_routes(),
-            *VectorStoreRoutes(selector).routes,
+            *VectorStoreRoutes(selector, config.corpus).routes,
         ]
         self._routes = RouteTable(routes, self._admit)
         self._answer = self._browsers.with_cors(self._answer_routed)

@@ -9,6 +9,7 @@ of the served model.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -17,9 +18,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from selection.access import Principal
-from selection.corpus.sqlite_store import CorpusError
+from selection.errors import CorpusError, LibraryError, MissingError
 from selection.library.library import Library
-from selection.library.records import AttachedFile, AttachmentRequest, FileBatch
+from selection.library.records import AttachedFile, AttachmentRequest, FileBatch, VectorStoreInfo
 from serving.errors import RequestError
 from serving.http.routing import FORM, Route
 from serving.http.vector_stores.params import (
@@ -42,6 +43,8 @@ from serving.http.vector_stores.schemas import (
     store_object,
     upload_object,
 )
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -69,12 +72,16 @@ class LibraryExecutor(Protocol):
 class VectorStoreRoutes:
     """Routes to one library.
 
+    Args:
+        library: the library.
+        default: name or id of the corpus of requests that name none.
+
     Attributes:
         routes: the routes. Each request's `state.principal` is on whose behalf it is made.
     """
 
-    def __init__(self, library: LibraryExecutor) -> None:
-        self._library = library
+    def __init__(self, library: LibraryExecutor, default: str | None = None) -> None:
+        self._library, self._default = library, default
         self._uploading = asyncio.Semaphore(_CONCURRENT_UPLOADS)
         stores, files = "/v1/vector_stores", "/v1/vector_stores/{store}/files"
         batches = "/v1/vector_stores/{store}/file_batches"
@@ -121,17 +128,18 @@ class VectorStoreRoutes:
             ],
             principal=principal,
         )
-        return JSONResponse(store_object(entry))
+        return await self._store(entry, principal)
 
     async def _list_stores(self, request: Request, principal: Principal) -> Response:
         page = await self._library.call(Library.stores, page_request(request), principal=principal)
-        return JSONResponse(list_object(page, store_object))
+        default = await self._default_id(principal)
+        return JSONResponse(list_object(page, lambda entry: store_object(entry, default)))
 
     async def _retrieve_store(self, request: Request, principal: Principal) -> Response:
         entry = await self._library.call(
             Library.store, request.path_params["store"], principal=principal
         )
-        return JSONResponse(store_object(entry))
+        return await self._store(entry, principal)
 
     async def _modify_store(self, request: Request, principal: Principal) -> Response:
         body = await read_fields(request, "name", "metadata")
@@ -142,7 +150,21 @@ class VectorStoreRoutes:
             metadata=body.get("metadata"),
             principal=principal,
         )
-        return JSONResponse(store_object(entry))
+        return await self._store(entry, principal)
+
+    async def _store(self, entry: VectorStoreInfo, principal: Principal) -> Response:
+        return JSONResponse(store_object(entry, await self._default_id(principal)))
+
+    async def _default_id(self, principal: Principal) -> str | None:
+        """Id of the default corpus; None if there is none that the principal sees."""
+        if self._default is None:
+            return None
+        try:
+            entry = await self._library.call(Library.store, self._default, principal=principal)
+        except (MissingError, LibraryError, CorpusError) as problem:
+            log.debug("the default corpus is not marked in a list: %s", problem)
+            return None
+        return entry.id
 
     async def _delete_store(self, request: Request, principal: Principal) -> Response:
         identity = await self._library.call(

@@ -16,8 +16,13 @@ Object = dict[str, Any]
 Item = TypeVar("Item")
 
 
-def store_object(entry: VectorStoreInfo) -> Object:
-    """A vector store."""
+def store_object(entry: VectorStoreInfo, default: str | None) -> Object:
+    """A vector store; `default` is the id of the server's default corpus."""
+    adaptation = {
+        "default": entry.id == default,
+        "usable": entry.mismatch is None,
+        "reason": entry.mismatch,
+    }
     return {
         "id": entry.id,
         "object": "vector_store",
@@ -31,6 +36,7 @@ def store_object(entry: VectorStoreInfo) -> Object:
         "expires_after": None,
         "expires_at": None,
         "last_active_at": None,
+        "adaptation": adaptation,
     }
 
 

@@ -71,7 +71,7 @@ def server(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Server]:
     library = Library(
         corpora, ThreadedEmbedder(lambda: embedder), tokenizer, corpora.parent / "files"
     )
-    with serve(application(VectorStoreRoutes(SerialExecutor(library)).routes)) as url:
+    with serve(application(VectorStoreRoutes(SerialExecutor(library), "notes").routes)) as url:
         yield Server(f"{url}/v1", embedder, corpora)
         embedder.running.set()
     library.close()
@@ -196,6 +196,8 @@ def test_a_corpus_of_the_command_line_is_a_store_with_its_documents(
     client.vector_stores.files.delete(files[0].id, vector_store_id=store.id)
 
     assert (store.name, store.file_counts.completed) == ("notes", 2)
+    assert store.model_extra is not None
+    assert store.model_extra["adaptation"] == {"default": True, "usable": True, "reason": None}
     assert [(file.id, file.status) for file in files] == [
         ("doc-1", "completed"),
         ("doc-2", "completed"),
@@ -205,6 +207,21 @@ def test_a_corpus_of_the_command_line_is_a_store_with_its_documents(
     assert (best.file_id, best.filename) == ("doc-2", "ships.md")
     assert [part.text for part in text] == [_CATS]
     assert document_names(server.corpora, "notes") == ["ships.md"]
+
+
+def test_a_store_says_whether_this_server_can_use_it(
+    client: openai.OpenAI, server: Server, words: Embedder
+) -> None:
+    Corpus.create(server.corpora, "of-another-model", words, "another tokenizer").close()
+    client.vector_stores.create(name="mine")
+
+    listed = [store.model_dump() for store in client.vector_stores.list()]
+    stores = {store["name"]: store["adaptation"] for store in listed}
+
+    other, mine = stores["of-another-model"], stores["mine"]
+    assert mine == {"default": False, "usable": True, "reason": None}
+    assert (other["default"], other["usable"]) == (False, False)
+    assert "another model's tokenizer" in other["reason"]
 
 
 def test_files_are_stored_listed_and_returned_unchanged(client: openai.OpenAI) -> None:
