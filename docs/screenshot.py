@@ -1,7 +1,7 @@
 """A picture of the page while a request adapts, for the README.
 
 Run it through `make screenshot`, beside a running server whose corpus is networkx:
-`mayfly corpus add nx --package networkx`, `mayfly serve --corpus nx`.
+`mayfly corpus add networkx --package networkx`, `mayfly serve --corpus networkx`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-PROMPT = 'def shortest_path(G, source=None, target=None, weight=None):\n    """Compute '
+PROMPT = "What does shortest_path return in networkx when no target is given?"
 STEPS = 40
+TOKENS = 120
 _TIMEOUT_MS = 120_000
 
 
 def main() -> None:
-    """Fill in the form, wait until half of the steps are taken, and save the picture."""
+    """Send a prompt, wait until half of the steps are taken, and save the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the server.")
     parser.add_argument("--out", type=Path, default=Path("docs/page.png"), help="PNG file.")
@@ -28,12 +29,15 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1100, "height": 820})
         page.set_default_timeout(_TIMEOUT_MS)
         page.goto(arguments.url)
-        page.get_by_label("Prompt").fill(PROMPT)
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("Tokens at most").fill(str(TOKENS))
+        page.get_by_role("button", name="Close").click()
         page.get_by_role("radio", name="Steps").check()
         page.get_by_role("slider", name="Steps at most").fill(str(STEPS))
-        page.get_by_role("button", name="Answer").click()
+        page.get_by_role("textbox", name="Prompt", exact=True).fill(PROMPT)
+        page.get_by_role("button", name="Send").click()
         page.wait_for_function(
-            "half => document.querySelector('#adapted progress').value >= half", arg=STEPS // 2
+            "half => document.querySelector('.adapted progress').value >= half", arg=STEPS // 2
         )
         page.screenshot(path=arguments.out)
         browser.close()

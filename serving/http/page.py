@@ -33,18 +33,18 @@ _POLICY = (
 
 
 def page_routes(folder: Path = FOLDER) -> list[Route]:
-    """Routes to the files of a folder: `index.html` is `/`, every other file `/page/NAME`.
+    """Routes to the files of a folder: `index.html` is `/`, every other file `/page/PATH`.
 
     They need no API key: the page asks for one itself.
     """
     return [
         Route(
             "GET",
-            "/" if file.name == "index.html" else f"/page/{file.name}",
+            "/" if file.name == "index.html" else f"/page/{file.relative_to(folder).as_posix()}",
             _endpoint(file),
             needs_key=False,
         )
-        for file in sorted(folder.iterdir())
+        for file in sorted(folder.rglob("*"))
         if file.suffix in _TYPES
     ]
 

@@ -1,6 +1,6 @@
-// The dialog that shows a document: the passages that the adapter was trained on, and the rest folded.
+// The dialog that shows a document, its passages that the adapter was trained on, and the rest folded; and the clipboard.
 
-import { at, count, make } from "./dom.js";
+import { announce, at, count, make } from "./dom.js";
 import { get } from "./server.js";
 
 at("document-close").addEventListener("click", () => at("document-dialog").close());
@@ -17,8 +17,17 @@ export async function showDocument(corpus, { file, name, passages }, key) {
   }
 }
 
-// Shows a text, selected, for a browser that does not let the page write to the clipboard.
-export function offerForCopying(title, text) {
+// Copies a text, or shows it, selected, where the browser does not let the page write to the clipboard.
+export async function copy(title, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    announce(`${title} copied.`);
+  } catch {
+    offerForCopying(title, text);
+  }
+}
+
+function offerForCopying(title, text) {
   open(title, "Copy it from here: browsers do not let a page with an insecure address write to the clipboard.");
   const code = make("pre", {}, text);
   at("document-text").append(code);

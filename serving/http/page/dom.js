@@ -8,6 +8,13 @@ export function make(name, properties = {}, ...children) {
   return element;
 }
 
+export function button(text, onClick, label) {
+  const element = make("button", { className: "plain", type: "button" }, text);
+  if (label) element.ariaLabel = label;
+  element.addEventListener("click", onClick);
+  return element;
+}
+
 export function row(...cells) {
   const [first, ...rest] = cells;
   return make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((cell) => make("td", {}, cell)));
@@ -18,3 +25,8 @@ export function duration(seconds) {
 }
 
 export const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+
+// Says something in the status line, which screen readers read out.
+export function announce(text) {
+  if (at("status").textContent !== text) at("status").textContent = text;
+}

@@ -1,134 +1,140 @@
-// The page: its form, two answers side by side, and the API key. Reports are shown by report.js.
+// The page: what its buttons and keys do. Conversations are shown by thread.js and answered by chat.js.
 
-import { asCurl, asPython } from "./code.js";
-import { at, count, make } from "./dom.js";
-import { offerForCopying, showDocument } from "./document.js";
-import { showReport, showTimes, summary } from "./report.js";
-import { ServerError, corpora, get, stream } from "./server.js";
+import { answerTurn } from "./chat.js";
+import { chosenOwn, deleteCorpus, loadCorpora, updateChoice } from "./corpora.js";
+import { copy, showDocument } from "./document.js";
+import { announce, at, button, count, make } from "./dom.js";
+import { conversations, exportAll, isConversation, newConversation, remove, save, title } from "./history.js";
+import { showReport } from "./report.js";
+import { asCurl, asPython, requestOf } from "./request.js";
+import { get } from "./server.js";
+import { applyModel, areValid, restore, settings, update } from "./settings.js";
+import { addTurn, isSend, offerActions, removeLast, scrollToEnd, showThread, withdrawActions } from "./thread.js";
+import { acceptDrops, addDocuments } from "./uploads.js";
 
-// The same for both answers, which differ by the adapter alone.
-const SAMPLING = { max_tokens: 256, temperature: 0.5, seed: 0 };
 const KEY = "mayfly-key";
-const meanings = {
-  none: "The base model answers without training.",
-  auto: "It stops when the loss of the prompt itself no longer falls by enough.",
-  steps: "Limits the number of gradient steps.",
-  seconds: "Limits the time from the request to the end of training.",
-};
+const CLOSED = "The page was closed before the answer was complete."; // stored until it is complete
 
-let model = "";
+let model = null; // the entry of /v1/models
+let conversation = newConversation();
+const deleted = new Set(); // ids of conversations, one of which may still be answered
 let running = null; // the AbortController of the current answers
 
 const key = () => sessionStorage.getItem(KEY);
-const chosen = (name) => at("ask").elements[name].value;
-const setStatus = (text) => (at("status").textContent = text);
 
-function request() {
-  const chat = chosen("kind") === "chat";
-  const prompt = at("prompt").value;
-  const corpus = at("corpus").value;
-  const kind = chosen("budget");
-  const body = { model, ...(chat ? { messages: [{ role: "user", content: prompt }] } : { prompt }), ...SAMPLING };
-  if (corpus) body.adaptation = { corpus };
-  return {
-    path: chat ? "v1/chat/completions" : "v1/completions",
-    budget: at(kind) ? `${kind}=${at(kind).value}` : kind,
-    body,
-  };
+const actions = {
+  regenerate() {
+    const turn = takeLast();
+    if (turn) send(turn.prompt, turn.attempt + 1);
+  },
+  edit(prompt) {
+    if (takeLast()) send(prompt);
+  },
+  report(report, answering) {
+    showReport(report, answering, (corpus, document) => showDocument(corpus, document, key()));
+  },
+};
+
+// Whether a prompt can be sent now; otherwise the page says why not.
+function isReady() {
+  if (running) return false;
+  if (model) return areValid();
+  announce("The server has not answered yet.");
+  return false;
 }
 
-function withoutAdaptation({ path, body: { adaptation, ...body } }) {
-  return { path, budget: "none", body };
+// Removes the last turn, to be answered again.
+function takeLast() {
+  if (!isReady()) return null;
+  removeLast();
+  return conversation.turns.pop();
 }
 
-async function answer() {
-  const adapted = request();
-  const baseOnly = adapted.budget === "none";
-  running = new AbortController();
-  at("answers").hidden = false;
-  at("answers").classList.toggle("base-only", baseOnly);
-  at("adapted").hidden = baseOnly;
-  at("report").hidden = true;
+async function send(prompt, attempt = 0) {
+  const chosen = settings();
+  const request = requestOf(model.id, chosen, conversation.turns, { prompt, attempt });
+  const turn = { kind: chosen.kind, prompt, attempt, answers: {} };
+  const sides = chosen.budget === "none" ? ["base"] : chosen.compare ? ["adapted", "base"] : ["adapted"];
+  const [shown, controller] = [conversation, new AbortController()];
+  running = controller;
+  withdrawActions();
+  const panels = addTurn(turn, sides, actions);
+  scrollToEnd();
   swap(at("go"), at("stop"));
-  setStatus(baseOnly ? "Waiting for the base model." : "The model is being adapted to your prompt.");
-  const base = run(at("base"), withoutAdaptation(adapted), () => "Without training.");
-  const outcomes = await Promise.all(baseOnly ? [base] : [run(at("adapted"), adapted, onReport), base]);
-  if (running.signal.aborted) setStatus("Stopped.");
-  else if (outcomes.every(Boolean)) setStatus(baseOnly ? "The answer is complete." : "Both answers are complete.");
-  else setStatus(""); // the panels have announced the errors
-  running = null;
-  swap(at("stop"), at("go"));
-}
-
-function onReport(report) {
-  showReport(report, (corpus, document) => showDocument(corpus, document, key()));
-  setStatus(report.adapted ? "The adapted model is answering." : "The base model is answering instead of an adapted one.");
-  return summary(report);
-}
-
-// Shows one answer in its panel; true if it is complete. `describe` makes a note of the report.
-async function run(panel, sent, describe) {
-  const [note, training, place] = [".note", ".training", ".answer"].map((part) => panel.querySelector(part));
-  const [bar, waiting] = training.children;
-  const text = document.createTextNode("");
-  const began = performance.now();
-  let [report, since, progress] = [null, began, ""];
-  const clock = setInterval(() => {
-    const before = panel === at("base") ? "waiting" : "selecting training data";
-    waiting.textContent = progress || `${before}, ${((performance.now() - began) / 1000).toFixed(1)} seconds`;
-  }, 100);
-
-  note.textContent = "";
-  place.replaceChildren(lastLine(sent), text);
-  place.classList.toggle("code", Boolean(sent.body.prompt));
-  place.hidden = true;
-  bar.removeAttribute("value");
-  training.hidden = false;
-  panel.setAttribute("aria-busy", "true");
-  try {
-    for await (const piece of stream(sent, key(), running.signal)) {
-      if (piece.progress) {
-        const step = /step (\d+) of (\d+)/.exec(piece.progress);
-        if (step) [bar.value, bar.max] = [Number(step[1]), Number(step[2])];
-        progress = piece.progress.replace(/^adapting:? ?/, "");
-      }
-      if (piece.report) {
-        [report, since] = [piece.report, performance.now()];
-        note.textContent = describe(report);
-      }
-      if (piece.text || piece.report) [training.hidden, place.hidden] = [true, false];
-      if (piece.text) text.appendData(piece.text);
-    }
-    if (report && panel === at("adapted")) showTimes(report, (performance.now() - since) / 1000);
-    return true;
-  } catch (problem) {
-    place.hidden = false;
-    if (problem.name === "AbortError") place.append(make("p", { className: "quiet" }, "Stopped."));
-    else showError(place, problem);
-    return false;
-  } finally {
-    clearInterval(clock);
-    training.hidden = true;
-    panel.removeAttribute("aria-busy");
+  for (const side of sides) turn.answers[side] = { text: "", error: CLOSED };
+  shown.turns.push(turn);
+  store(shown);
+  const failures = await answerTurn(request, turn, panels, { key: key(), signal: controller.signal });
+  if (running === controller) {
+    running = null;
+    swap(at("stop"), at("go"));
   }
+  store(shown);
+  offerActions(conversation.turns, actions);
+  if (failures.some(({ status }) => status === 401)) requestKey("The server does not accept this key.");
 }
 
-// A completion continues the last line of its prompt.
-function lastLine({ body: { prompt = "" } }) {
-  return make("span", { className: "prompt" }, prompt.slice(prompt.lastIndexOf("\n") + 1));
+function store(changed) {
+  if (deleted.has(changed.id)) return;
+  try {
+    save(changed);
+  } catch (problem) {
+    announce(problem.message);
+  }
+  listConversations();
 }
 
-function showError(place, problem) {
-  if (!(problem instanceof ServerError)) console.error(problem);
-  if (!place.lastChild?.data) place.replaceChildren();
-  const alert = make("p", { className: "error", role: "alert" });
-  place.append(alert);
-  alert.textContent = problem instanceof ServerError ? problem.message : "The page failed to read the answer.";
-  if (problem.status === 401) requestKey();
+function open(chosen) {
+  running?.abort();
+  conversation = chosen;
+  showThread(conversation.turns, actions);
+  listConversations();
+  openMenu(false);
+  announce("");
+  if (conversation.turns.length > 0) scrollToEnd();
+  at("prompt").focus();
 }
 
-function requestKey() {
+function listConversations() {
+  const listed = conversations();
+  const items = listed.map((each) => {
+    const name = title(each);
+    const show = make("button", { type: "button", className: "conversation" }, name);
+    if (each.id === conversation.id) show.setAttribute("aria-current", "true");
+    show.addEventListener("click", () => (each.id === conversation.id ? openMenu(false) : open(each)));
+    return make("li", {}, show, button("\u00d7", () => removeConversation(each), `Delete ${name}`));
+  });
+  at("conversations").replaceChildren(...items);
+  at("no-conversations").hidden = listed.length > 0;
+  at("history-actions").hidden = listed.length === 0;
+}
+
+function forget(id) {
+  deleted.add(id);
+  remove(id);
+}
+
+function removeConversation(each) {
+  if (!confirm(`Delete the conversation "${title(each)}"?`)) return;
+  forget(each.id);
+  if (each.id === conversation.id) open(newConversation());
+  else listConversations();
+}
+
+function openMenu(isOpen) {
+  at("menu").classList.toggle("open", isOpen);
+  at("menu-open").setAttribute("aria-expanded", String(isOpen));
+  if (isOpen) at("new").focus();
+}
+
+function openOptions(isOpen) {
+  at("options").classList.toggle("open", isOpen);
+  at("options-toggle").setAttribute("aria-expanded", String(isOpen));
+}
+
+function requestKey(problem = "") {
   at("unlock").hidden = false;
+  at("key-error").textContent = problem;
   at("key").focus();
 }
 
@@ -140,72 +146,116 @@ function swap(from, to) {
 }
 
 async function load() {
+  at("retry").hidden = true;
   try {
-    const [models, stores] = await Promise.all([get("v1/models", key()), corpora(key())]);
-    model = models.data[0].id;
-    at("model").textContent = `Model: ${model}`;
-    applyTerms(models.data[0].adaptation);
-    const options = stores.map(({ id, name, file_counts: files }) => {
-      const unique = stores.filter((other) => other.name === name).length === 1;
-      return make("option", { value: unique ? name : id }, `${name} (${count(files.completed, "document")})`);
-    });
-    const before = at("corpus").value;
-    at("corpus").replaceChildren(at("corpus").options[0], ...options);
-    if (options.some((option) => option.value === before)) at("corpus").value = before;
-    setStatus("");
+    [model] = (await get("v1/models", key())).data;
+    at("model").textContent = model.id;
+    applyModel(model);
+    await loadCorpora(key(), model.adaptation.corpus);
+    announce("");
   } catch (problem) {
-    setStatus(problem.message);
-    if (problem.status === 401) requestKey();
+    if (problem.status === 401) {
+      requestKey(key() ? "The server does not accept this key." : "");
+      return;
+    }
+    announce(problem.message);
+    at("retry").hidden = false;
   }
 }
 
-// Sets the form to the limits of the server, and describes its default budget.
-function applyTerms({ auto, limits, corpus }) {
-  for (const name of ["steps", "seconds"]) if (limits[name] !== null) at(name).max = limits[name];
-  at("corpus").options[0].text = corpus ? "The server's default corpus" : "Nothing: the base model answers";
-  const gain = ", fewer if the loss of the prompt itself stops falling; the best adapter is kept";
-  const alpha = ", fewer if another step is not worth its compute";
-  const fewer = auto.gain !== null ? gain : auto.alpha !== null ? alpha : "";
-  meanings.auto = auto.steps ? `Up to ${count(auto.steps, "step")}${fewer}.` : meanings.none;
-  updateForm();
+async function add(files) {
+  await addDocuments(files, { key: key(), hasDefault: model?.adaptation.corpus });
+  at("files").value = "";
 }
 
-async function copy(title, code) {
-  try {
-    await navigator.clipboard.writeText(code);
-    setStatus(`${title} copied.`);
-  } catch {
-    offerForCopying(title, code);
-  }
+// The request that would be sent now: of what is being written, or else of the last prompt again.
+function currentRequest() {
+  const written = at("prompt").value;
+  const { turns } = conversation;
+  if (written || turns.length === 0) return requestOf(model?.id ?? "", settings(), turns, { prompt: written, attempt: 0 });
+  return requestOf(model.id, settings(), turns.slice(0, -1), turns.at(-1));
 }
 
-function updateForm() {
-  const kind = chosen("budget");
-  at("budget-meaning").textContent = meanings[kind];
-  at("prompt").classList.toggle("code", chosen("kind") === "completion");
-  for (const row of document.querySelectorAll(".amount")) {
-    const name = row.dataset.unit;
-    row.hidden = name !== kind;
-    row.querySelector("output").textContent = count(Number(at(name).value), name.slice(0, -1));
-  }
-}
-
-at("ask").addEventListener("input", updateForm);
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!running) answer();
+  const prompt = at("prompt").value;
+  if (!isReady()) return;
+  if (!prompt.trim()) {
+    announce("The prompt is empty.");
+    at("prompt").focus();
+    return;
+  }
+  at("prompt").value = "";
+  grow();
+  openOptions(false);
+  send(prompt);
 });
 at("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("ask").requestSubmit();
+  if (!isSend(event)) return;
+  event.preventDefault();
+  if (!running) at("ask").requestSubmit();
 });
+
+// Lets the prompt's field grow with its text.
+function grow() {
+  at("prompt").style.height = "auto";
+  at("prompt").style.height = `${at("prompt").scrollHeight + 2}px`;
+}
+
+at("prompt").addEventListener("input", grow);
 at("stop").addEventListener("click", () => running?.abort());
-at("curl").addEventListener("click", () => copy("curl", asCurl(request(), key())));
-at("python").addEventListener("click", () => copy("Python", asPython(request(), key())));
+at("ask").addEventListener("input", () => update(true));
+at("settings").addEventListener("input", () => update(true));
+at("corpus").addEventListener("change", updateChoice);
+at("curl").addEventListener("click", () => copy("curl", asCurl(currentRequest(), key())));
+at("python").addEventListener("click", () => copy("Python", asPython(currentRequest(), key())));
+at("options-toggle").addEventListener("click", () => openOptions(!at("options").classList.contains("open")));
+at("settings-open").addEventListener("click", () => {
+  at("forget").hidden = !key();
+  at("settings-dialog").showModal();
+});
+at("forget").addEventListener("click", () => {
+  sessionStorage.removeItem(KEY);
+  at("settings-dialog").close();
+  load();
+});
 at("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(KEY, at("key").value.trim());
   at("unlock").hidden = true;
   load();
 });
-updateForm();
+at("retry").addEventListener("click", load);
+at("menu-open").addEventListener("click", () => openMenu(true));
+at("menu-close").addEventListener("click", () => openMenu(false));
+at("menu").addEventListener("keydown", (event) => {
+  if (event.key === "Escape") openMenu(false);
+});
+at("new").addEventListener("click", () => open(newConversation()));
+at("export").addEventListener("click", exportAll);
+at("delete-all").addEventListener("click", () => {
+  const all = conversations();
+  if (!confirm(`Delete ${count(all.length, "conversation")}?`)) return;
+  for (const { id } of all) forget(id);
+  open(newConversation());
+});
+at("add").addEventListener("click", () => at("files").click());
+at("files").addEventListener("change", () => add([...at("files").files]));
+at("corpus-delete").addEventListener("click", async () => {
+  const own = chosenOwn();
+  if (!confirm(`Delete the corpus "${own.name}" and its documents?`)) return;
+  try {
+    await deleteCorpus(own, key());
+    announce(`${own.name} was deleted.`);
+    await loadCorpora(key(), model.adaptation.corpus);
+  } catch (problem) {
+    announce(problem.message);
+  }
+});
+acceptDrops(add);
+// Another tab has changed the conversations.
+addEventListener("storage", ({ key: name }) => isConversation(name) && listConversations());
+
+restore();
+listConversations();
 load();

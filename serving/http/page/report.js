@@ -22,31 +22,51 @@ const STAGES = {
   answer: "answering",
 };
 const SHOWN = 8; // documents, before all are requested
+const NAMED = 3; // documents in a sentence
 
 // The outcome in a sentence or two.
-export function summary({ adapted, reason, spent, stop, budget, degraded, prompt_loss: loss }) {
+export function summary(report) {
+  const { adapted, prompt_loss: loss } = report;
+  return adapted && loss ? `Loss of the prompt itself: ${change(loss)}. ${cost(report)}` : cost(report);
+}
+
+// What it cost, and why it stopped.
+function cost({ adapted, reason, spent, stop, budget, degraded }) {
   const clamped = budget.cut.length ? ` The budget was limited by the server: ${budget.cut.join(" and ")}.` : "";
   const busy = degraded ? ` The server is busy: ${degraded}.` : "";
   if (!adapted) return `The base model answered: ${reason}.${clamped}${busy}`;
-  const lossChange = loss ? `Loss of the prompt itself: ${change(loss)}. ` : "";
-  return `${lossChange}${count(spent.steps, "step")} in ${duration(spent.seconds)}: ${STOPS[stop] ?? stop}.${clamped}${busy}`;
+  return `${count(spent.steps, "step")} in ${duration(spent.seconds)}: ${STOPS[stop] ?? stop}.${clamped}${busy}`;
+}
+
+// The documents that were used most, and how often.
+export function sourcesInWords({ sources }) {
+  const documents = byDocument(sources);
+  if (documents.length === 0) return "";
+  const named = documents.slice(0, NAMED).map(({ name, times }) => (times > 1 ? `${name} (${times} times)` : name));
+  const others = documents.length - named.length;
+  return `Learned from ${named.join(", ")}${others ? ` and ${count(others, "other document")}` : ""}.`;
 }
 
 const change = ({ before, after }) => `${before.toFixed(2)} \u2192 ${after.toFixed(2)}`;
 
-// Shows everything; `onRead` is called with a document whose text is requested.
-export function showReport(report, onRead) {
-  at("report").hidden = false; // first, because figures are drawn at the width of their boxes
+at("report-close").addEventListener("click", () => at("report-dialog").close());
+
+// Shows everything; `answering` is the time in seconds from the report to the end of the answer, and `onRead` is called
+// with a document whose text is requested.
+export function showReport(report, answering, onRead) {
+  at("report-dialog").showModal(); // first, because figures are drawn at the width of their boxes
   const steps = Math.max(report.uncertainty.length - 1, report.losses.length);
-  for (const part of at("report").querySelectorAll(".figures, .figures ~ details")) part.hidden = steps === 0;
+  for (const part of at("report-dialog").querySelectorAll(".figures, .figures ~ details")) part.hidden = steps === 0;
   if (steps > 0) showCurves(report, steps);
   showBenefit(report);
   showSources(report, onRead);
-  showTimes(report);
+  showTimes(report, answering);
 }
 
 // Whether the adaptation helped, measured on the prompt, which is never trained on.
-function showBenefit({ adapted, prompt_loss: loss }) {
+function showBenefit(report) {
+  const { adapted, prompt_loss: loss } = report;
+  at("report-summary").textContent = cost(report);
   at("helped").hidden = !adapted;
   if (!adapted) return;
   at("helped").textContent = loss
@@ -176,8 +196,8 @@ function byDocument(sources) {
   return [...documents.values()].sort((a, b) => b.times - a.times);
 }
 
-// Where the time went; `answering` is the time in seconds from the report to the end of the answer, once it is known.
-export function showTimes({ seconds, spent }, answering) {
+// Where the time went.
+function showTimes({ seconds, spent }, answering) {
   const known = Object.values(seconds).reduce((sum, each) => sum + each, 0);
   const stages = { ...seconds, rest: Math.max(spent.seconds - known, 0) };
   if (answering !== undefined) stages.answer = answering;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import re
@@ -15,7 +16,8 @@ import pytest
 from serving.http.page import FOLDER, page_routes
 from tests.serving.http.web_server import application, serve
 
-_FILES = sorted(FOLDER.iterdir())
+# Our own files; those under vendor/ are checked against what was released.
+_FILES = sorted(file for file in FOLDER.iterdir() if file.is_file())
 _SCRIPTS = [file for file in _FILES if file.suffix == ".js"]
 # The name of a namespace, not an address.
 _SVG = "http://www.w3.org/2000/svg"
@@ -37,6 +39,7 @@ def client() -> Iterator[httpx.Client]:
         ("/", "index.html", "text/html; charset=utf-8"),
         ("/page/page.css", "page.css", "text/css; charset=utf-8"),
         ("/page/page.js", "page.js", "text/javascript; charset=utf-8"),
+        ("/page/vendor/marked.js", "vendor/marked.js", "text/javascript; charset=utf-8"),
         ("/page/icon.svg", "icon.svg", "image/svg+xml"),
     ],
 )
@@ -158,3 +161,24 @@ def test_every_imported_script_exists(client: httpx.Client, file: Path) -> None:
     imported = re.findall(r'from "\./([^"]+)"', file.read_text())
 
     assert [client.get(f"/page/{name}").status_code for name in imported] == [200] * len(imported)
+
+
+def test_the_markdown_library_is_the_released_file() -> None:
+    content = (FOLDER / "vendor" / "marked.js").read_bytes()
+
+    # lib/marked.esm.js of marked 18.2.1, unchanged.
+    assert (
+        hashlib.sha256(content).hexdigest()
+        == "5371fea86fd0656b4fc7bea7c94c663109d82789b69433eeee78d42895aa44de"
+    )
+
+
+def test_only_the_lexer_of_the_markdown_library_is_used() -> None:
+    imports = [
+        line
+        for file in _SCRIPTS
+        for line in re.findall(r'import .* from "\./vendor/[^"]+";', file.read_text())
+    ]
+
+    # Its renderer makes HTML, which the page does not use.
+    assert imports == ['import { lexer } from "./vendor/marked.js";']
