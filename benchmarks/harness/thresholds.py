@@ -23,3 +23,13 @@ GRACE_SECONDS = 1.0
 MIN_P99_REQUESTS = 20
 # Share of one core of an idle server: of all its processes, and of vLLM's worker.
 MAX_IDLE_SHARE, MAX_IDLE_WORKER_SHARE = 0.10, 0.02
+# Twenty steps of one request, from its arrival to the loaded adapter, over those of an earlier
+# commit: of a real model and of nano.
+MIN_STEP_SPEEDUP = {"real": 2.0, "nano": 1.2}
+# Time of a token with an adapter, over one of the base model.
+MAX_ADAPTED_TOKEN_RATIO = 1.15
+# Tokens of the base model and sequences added to a corpus per second, over those of an earlier
+# commit, on a CPU without AMX.
+MIN_BASE_TOKEN_SPEEDUP, MIN_INGEST_SPEEDUP = 1.4, 1.3
+# Share of a corpus's nearest neighbours that the embeddings of a lower precision find.
+MIN_NEIGHBOUR_RECALL = 0.99

@@ -18,6 +18,7 @@ from benchmarks.report.formatting import Plots, Section, provenance_line
 from benchmarks.report.latency import latency
 from benchmarks.report.promises import PROMISES, promises
 from benchmarks.report.quality import quality
+from benchmarks.report.real_model import real_model
 from benchmarks.report.selection import selection
 from benchmarks.report.stopping import stopping
 from benchmarks.report.training import training
@@ -26,6 +27,12 @@ BENCHMARKS = Path(__file__).resolve().parent.parent
 
 SECTIONS = (
     Section("quality", "Quality: what adaptation buys", {"quality": "make bench-quality"}, quality),
+    Section(
+        "real-model",
+        "A real model",
+        {"real-model": "make bench-real-model"},
+        real_model,
+    ),
     Section(
         "stopping",
         "Stopping: when an adaptation ends",
