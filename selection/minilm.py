@@ -111,11 +111,13 @@ class MiniLM:
         positions_TD = torch.cat([self._positions_SD[:length] for length in lengths])
         hidden_TD = self._norm(self._words_VD[ids_T] + positions_TD)
         for layer in self._layers:
-            attended_TD = torch.cat([_attend(each) for each in layer.qkv(hidden_TD).split(lengths)])
+            attended_TD = torch.cat(
+                [_attend(each) for each in torch.split(layer.qkv(hidden_TD), lengths)]
+            )
             hidden_TD = layer.attention_norm(hidden_TD + layer.attention_output(attended_TD))
             expanded = gelu(layer.intermediate(hidden_TD))
             hidden_TD = layer.output_norm(hidden_TD + layer.output(expanded))
-        means_ND = torch.stack([each_SD.mean(dim=0) for each_SD in hidden_TD.split(lengths)])
+        means_ND = torch.stack([each_SD.mean(dim=0) for each_SD in torch.split(hidden_TD, lengths)])
         return normalize(means_ND, dim=1)
 
     def _load_layer(self, weights: dict[str, Tensor], name: str) -> _Layer:

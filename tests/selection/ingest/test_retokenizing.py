@@ -68,7 +68,8 @@ def test_the_tokens_are_those_of_a_corpus_made_of_the_same_chunks(
 ) -> None:
     before, target = contents(corpus, words), words.embed(["bees"])
     ids, vectors = corpus.nearest(target, 10)
-    meta, counts = corpus.meta(), []
+    meta = corpus.meta()
+    counts: list[int] = []
 
     removed = retokenize(corpus, other, _CONTEXT, counts.append)
 
