@@ -23,7 +23,11 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
 
+    from serving.engine.plugins.cpu_rotary import flatten_heads
+
+    flatten_heads(RotaryEmbedding)
     punica_cpu.bgmv_shrink = shrink
     punica_cpu.bgmv_expand = expand
     punica_cpu.bgmv_expand_slice = expand_slice
