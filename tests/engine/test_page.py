@@ -308,7 +308,8 @@ async def test_conversations_are_kept_in_the_browser(page: Any) -> None:
     assert await article(page, "Adapted").locator(".note").text_content()
     async with page.expect_download() as download:
         await page.get_by_role("button", name="Export").click()
-    exported = json.loads((await (await download.value).path()).read_text())
+    file = await (await download.value).path()
+    exported = json.loads(file.read_text())
     assert [each["turns"][0]["prompt"] for each in exported] == ["about ships", "about cats"]
 
     await page.get_by_role("button", name="Delete about cats").click()
@@ -317,9 +318,18 @@ async def test_conversations_are_kept_in_the_browser(page: Any) -> None:
     await page.get_by_text("Conversations are stored in this browser.").wait_for()
     assert await page.locator("#conversations li").count() == 0
 
+    await page.locator("#import-file").set_input_files(file)
+    await wait_for_status(page, "2 conversations imported.")
+    assert await page.locator(".conversation").all_text_contents() == ["about ships", "about cats"]
+    await page.locator("#import-file").set_input_files(
+        {"name": "other.json", "mimeType": "application/json", "buffer": b'[{"turns": 1}]'}
+    )
+    await wait_for_status(page, "This file has no conversations")
+
 
 async def test_markdown_is_rendered_and_markup_is_shown_as_text(page: Any) -> None:
-    await page.route("**/completions", answer_with(_MARKDOWN))
+    thoughts = "<think>First, *think*.</think>"
+    await page.route("**/completions", answer_with(thoughts + _MARKDOWN))
     await choose(page, "None")
     await ask(page, "<img src=x onerror=alert(1)><b>bold</b>")
     await wait_for_status(page, "The answer is complete.")
@@ -340,6 +350,9 @@ async def test_markdown_is_rendered_and_markup_is_shown_as_text(page: Any) -> No
     assert await page.locator("#thread :is(img, b, script)").count() == 0
     assert "<script>alert(1)</script>" in await answer.text_content()
     assert "<b>bold</b>" in await page.locator(".prompt .text").text_content()
+    assert "think" not in await answer.text_content()
+    await page.get_by_text("Thoughts").click()
+    assert await page.get_by_text("First, think.").is_visible()
 
     await answer.get_by_role("button", name="Copy the code").click()
     await wait_for_status(page, "Code copied.")

@@ -51,14 +51,35 @@ export function conversations() {
   for (let i = 0; i < localStorage.length; i++) {
     const name = localStorage.key(i);
     if (!name.startsWith(PREFIX)) continue;
-    try {
-      const conversation = JSON.parse(localStorage.getItem(name));
-      if (Array.isArray(conversation.turns)) found.push(conversation);
-    } catch {
-      continue; // another version of this page, or another program, wrote it
-    }
+    const conversation = parse(localStorage.getItem(name));
+    if (isWhole(conversation)) found.push(conversation);
   }
   return found.sort((a, b) => b.updated - a.updated);
+}
+
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null; // another version of this page, or another program, wrote it
+  }
+}
+
+const isObject = (value) => typeof value === "object" && value !== null;
+
+function isWhole(conversation) {
+  const isAnswer = (answer) => isObject(answer) && typeof answer.text === "string";
+  const isTurn = (turn) =>
+    isObject(turn) &&
+    typeof turn.prompt === "string" &&
+    isObject(turn.answers) &&
+    Object.values(turn.answers).every(isAnswer);
+  return (
+    isObject(conversation) &&
+    /^\w+$/.test(conversation.id) &&
+    Array.isArray(conversation.turns) &&
+    conversation.turns.every(isTurn)
+  );
 }
 
 /**
@@ -67,6 +88,10 @@ export function conversations() {
  */
 export function save(conversation) {
   conversation.updated = Date.now();
+  write(conversation);
+}
+
+function write(conversation) {
   try {
     localStorage.setItem(PREFIX + conversation.id, JSON.stringify(conversation));
   } catch {
@@ -85,6 +110,20 @@ export function exportAll() {
   const link = make("a", { href: URL.createObjectURL(content), download: "mayfly-conversations.json" });
   link.click();
   URL.revokeObjectURL(link.href);
+}
+
+/**
+ * Takes up the conversations of a file that `exportAll` has made.
+ * @param {string} text
+ * @returns {number} how many there are
+ * @throws {ServerError} there is none, or the storage is full
+ */
+export function importAll(text) {
+  const found = parse(text);
+  const whole = Array.isArray(found) ? found.filter(isWhole) : [];
+  if (whole.length === 0) throw new ServerError("This file has no conversations that this page has exported.");
+  whole.forEach(write);
+  return whole.length;
 }
 
 /** @param {Conversation} conversation */

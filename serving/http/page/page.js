@@ -4,7 +4,7 @@ import { answerTurn } from "./chat.js";
 import { chosenOwn, deleteCorpus, loadCorpora, updateChoice } from "./corpora.js";
 import { copy, showDocument } from "./document.js";
 import { announce, at, button, count, make } from "./dom.js";
-import { conversations, exportAll, isConversation, newConversation, remove, save, title } from "./history.js";
+import { conversations, exportAll, importAll, isConversation, newConversation, remove, save, title } from "./history.js";
 import { showReport } from "./report.js";
 import { asCurl, asPython, requestOf } from "./request.js";
 import { get } from "./server.js";
@@ -106,7 +106,7 @@ function listConversations() {
   });
   at("conversations").replaceChildren(...items);
   at("no-conversations").hidden = listed.length > 0;
-  at("history-actions").hidden = listed.length === 0;
+  for (const id of ["export", "delete-all"]) at(id).hidden = listed.length === 0;
 }
 
 function forget(id) {
@@ -233,6 +233,16 @@ at("menu").addEventListener("keydown", (event) => {
 });
 at("new").addEventListener("click", () => open(newConversation()));
 at("export").addEventListener("click", exportAll);
+at("import").addEventListener("click", () => at("import-file").click());
+at("import-file").addEventListener("change", async () => {
+  try {
+    announce(`${count(importAll(await at("import-file").files[0].text()), "conversation")} imported.`);
+  } catch (problem) {
+    announce(problem.message);
+  }
+  at("import-file").value = "";
+  listConversations();
+});
 at("delete-all").addEventListener("click", () => {
   const all = conversations();
   if (!confirm(`Delete ${count(all.length, "conversation")}?`)) return;

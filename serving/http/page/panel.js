@@ -8,6 +8,9 @@ import { sourcesInWords, summary } from "./report.js";
 
 /** @typedef {import("./history.js").Answer} Answer */
 
+// Reasoning models think first, within tags that some servers pass on.
+const THOUGHTS = /^(?:\s*<think>([^]*?)(?:<\/think>|$))?([^]*)$/;
+
 export class Panel {
   /**
    * @param {"adapted" | "base"} side
@@ -24,8 +27,10 @@ export class Panel {
     this.waiting = make("p", { className: "quiet" });
     this.training = make("div", { className: "training", hidden: true }, this.bar, this.waiting);
     this.place = make("div", { className: `answer ${this.isCode ? "code" : "prose"}` });
+    this.thoughts = make("div", { className: "prose" });
+    this.thinking = make("details", { className: "thoughts", hidden: true }, make("summary", {}, "Thoughts"), this.thoughts);
     this.foot = make("footer", { className: "quiet" });
-    const parts = [make("h3", {}, name), this.training, this.place, this.note, this.foot];
+    const parts = [make("h3", {}, name), this.training, this.thinking, this.place, this.note, this.foot];
     this.element = make("article", { className: side, ariaLabel: name }, ...parts);
     if (this.isCode) {
       // A completion continues the last line of its prompt.
@@ -62,8 +67,15 @@ export class Panel {
   show(answer) {
     if (answer.text || answer.report) [this.training.hidden, this.place.hidden] = [true, false];
     if (answer.report && this.side === "adapted") this.note.textContent = summary(answer.report);
-    if (this.isCode) this.text.data = answer.text;
-    else showMarkdown(this.place, answer.text, (code) => copy("Code", code));
+    if (this.isCode) {
+      this.text.data = answer.text;
+      return;
+    }
+    const onCopy = (code) => copy("Code", code);
+    const [, thoughts = "", rest] = THOUGHTS.exec(answer.text);
+    this.thinking.hidden = !thoughts.trim();
+    showMarkdown(this.thoughts, thoughts, onCopy);
+    showMarkdown(this.place, rest, onCopy);
   }
 
   /** Shows a finished answer. @param {Answer} answer */
