@@ -13,7 +13,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 PROMPT = "What does shortest_path return in networkx when no target is given?"
-STEPS = 40
+STEPS = 30
 TOKENS = 120
 _TIMEOUT_MS = 120_000
 
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=shutil.which("chromium"))
-        page = browser.new_page(viewport={"width": 1100, "height": 820})
+        page = browser.new_page(viewport={"width": 1200, "height": 860})
         page.set_default_timeout(_TIMEOUT_MS)
         page.goto(arguments.url)
         page.get_by_role("button", name="Settings").click()
