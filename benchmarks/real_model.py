@@ -19,7 +19,9 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +35,7 @@ from benchmarks.quality.bootstrap import interval
 from benchmarks.side_by_side.ingest import CORPUS, add_corpus, neighbour_recall
 from benchmarks.side_by_side.passages import Passage, write_corpus_files
 from benchmarks.side_by_side.requests import AT_ONCE, adapt, token_seconds
-from benchmarks.side_by_side.server import running
+from benchmarks.side_by_side.server import RunningServer, running
 from benchmarks.side_by_side.tree import Tree, checkout, this_tree
 
 COMMIT = "2ac1326"
@@ -66,7 +68,7 @@ class Comparison:
     ) -> None:
         self._trees, self._models, self._parts = trees, models, parts
         self._folder, self._flags = folder, flags
-        self._once = Journal(folder / "measured.json").once
+        self._journal = Journal(folder / "measured.json")
 
     def run(self) -> dict[str, Any]:
         """Measure what is missing; the measurements by model, part and tree, one per round."""
@@ -96,34 +98,29 @@ class Comparison:
     def _round(
         self, tree: Tree, model: str, number: int, passages: Sequence[Passage]
     ) -> dict[str, Any]:
-        """Measure one tree with one model."""
+        """Measure one tree with one model; each part is kept as soon as it is measured."""
         key, home = f"{tree.name} {model} {number}", self._folder / f"{tree.name}-{model}"
-        named = self._models[model]
+        folder, once = self._models[model], self._journal.once
         made: dict[str, Any] = {}
         # The corpus of the last round is the one that the servers use.
         if number == 0 or ("ingest" in self._parts and model != NANO):
             files = self._folder / f"files-{model}"
-            made["ingest"] = self._once(
-                f"ingest {key}", lambda: add_corpus(tree, home, files, named)
-            )
-        parts = [part for part in self._parts if part != "ingest"]
-        if not parts:
-            return made
-
-        def serve() -> dict[str, Any]:
-            flags = [*_FLAGS, "--corpus", CORPUS, *(self._flags if tree.name == "new" else ())]
-            with running(tree, home, named, *flags) as server:
-                found: dict[str, Any] = {
-                    "start": {"ready_seconds": server.ready_seconds, "memory": server.memory}
-                }
-                if "token" in parts:
-                    found["token"] = token_seconds(server)
-                if "step" in parts:
-                    found["step"] = adapt(server, passages)
-            return found
-
-        served: dict[str, Any] = self._once(f"{' '.join(parts)} {key}", serve)
-        return made | served
+            made["ingest"] = once(f"ingest {key}", lambda: add_corpus(tree, home, files, folder))
+        measures: dict[str, Callable[[RunningServer], Any]] = {
+            "start": lambda server: asdict(server.start),
+            "token": token_seconds,
+            "step": lambda server: adapt(server, passages),
+        }
+        # The time of a token is compared on the real model alone.
+        skipped = {"token"} if model == NANO else set()
+        parts = [part for part in measures if part in self._parts and part not in skipped]
+        with ExitStack() as stack:
+            if any(f"{part} {key}" not in self._journal for part in parts):
+                flags = [*_FLAGS, "--corpus", CORPUS, *(self._flags if tree.name == "new" else ())]
+                server = stack.enter_context(running(tree, home, folder, *flags))
+            for part in parts:
+                made[part] = once(f"{part} {key}", lambda: measures[part](server))  # noqa: B023
+        return made
 
 
 def summary(measured: Mapping[str, Any], recall: float | None) -> dict[str, Any]:

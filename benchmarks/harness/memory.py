@@ -15,7 +15,12 @@ import psutil
 
 from benchmarks.promises.idle import process_name
 
-_FIELDS = {"Rss": "resident", "Pss": "proportional", "Private": "private"}
+_FIELDS = {
+    "Rss:": "resident",
+    "Pss:": "proportional",
+    "Private_Clean:": "private",
+    "Private_Dirty:": "private",
+}
 
 
 def memory_by_process(processes: Iterable[psutil.Process]) -> dict[str, dict[str, int]]:
@@ -35,7 +40,6 @@ def _memory(pid: int) -> Mapping[str, int]:
     sizes: defaultdict[str, int] = defaultdict(int)
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, size, _unit = line.split()
-        # Private_Clean and Private_Dirty are summed.
-        if field := _FIELDS.get(name.rstrip(":").partition("_")[0] if "Pri" in name else name[:-1]):
-            sizes[field] += int(size) << 10
+        if name in _FIELDS:
+            sizes[_FIELDS[name]] += int(size) << 10
     return sizes

@@ -17,6 +17,9 @@ class Journal:
         self._file = file
         self._done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._done
+
     def once(self, name: str, measure: Callable[[], Any]) -> Any:
         """Return the measurement of this name, and make it unless a former run did."""
         if name not in self._done:

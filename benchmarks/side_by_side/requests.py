@@ -23,8 +23,8 @@ STEPS = 20
 AT_ONCE = (1, 8)
 _BUDGET = f"steps={STEPS}, seconds=60"
 # Of each request; a few are lost until all requests decode.
-_TOKENS = 48
-_ROUNDS = 3
+_TOKENS = 40
+_ROUNDS = 2
 
 
 def adapt(server: RunningServer, passages: Sequence[Passage]) -> list[dict[str, Any]]:

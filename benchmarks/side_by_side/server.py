@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,8 +21,25 @@ from benchmarks.side_by_side.tree import Tree
 # Until then the trainer has returned the memory of its warm-up.
 _SETTLE_SECONDS = 8.0
 _POLL_SECONDS = 0.1
+# A line of the command's progress, with the seconds since it began to start Ray.
+_PROGRESS = re.compile(r"^(?!still)(.+), (\d+) s$", re.MULTILINE)
 # As many adaptations as the benchmark sends at once, each with all its steps.
 _FLAGS = ("--max-adaptations", "8", "--undegraded", "8")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The start of a server.
+
+    Attributes:
+        ready_seconds: from the start of the command until all parts answered.
+        progress: seconds by what the command reported, from the start of Ray.
+        memory: bytes by process, after it has settled.
+    """
+
+    ready_seconds: float
+    progress: dict[str, int]
+    memory: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -31,14 +49,12 @@ class RunningServer:
     Attributes:
         client: sends requests to it.
         model: name of its model.
-        ready_seconds: from the start of the command until all parts answered.
-        memory: bytes by process, after it has settled.
+        start: how it started.
     """
 
     client: httpx.Client
     model: str
-    ready_seconds: float
-    memory: dict[str, dict[str, int]]
+    start: Start
 
     def complete(self, budget: str, **fields: Any) -> dict[str, Any]:
         """Request a completion with a budget.
@@ -97,9 +113,10 @@ def running(tree: Tree, home: Path, model: str, *flags: str) -> Iterator[Running
         own = memory_by_process([command_process])["total"]
         memory["the command"] = own
         memory["total"] = {field: size + own[field] for field, size in memory["total"].items()}
+        progress = {what: int(seconds) for what, seconds in _PROGRESS.findall(log.read_text())}
         with httpx.Client(base_url=url, timeout=600) as client:
             name = client.get("/v1/models").json()["data"][0]["id"]
-            yield RunningServer(client, name, ready_seconds, memory)
+            yield RunningServer(client, name, Start(ready_seconds, progress, memory))
     finally:
         if process.poll() is None:
             process.terminate()
