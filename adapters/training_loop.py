@@ -71,7 +71,7 @@ class TrainingLoop:
         self._scheduler_lock = threading.Lock()
         self.model_lock = threading.RLock()
         self.is_running = False
-        self._idle_trim = IdleTrim()
+        self._idle_trim = IdleTrim(self._release_slots)
 
     def submit(self, job: Job) -> None:
         """Train a job, in a new thread if none is running."""
@@ -82,6 +82,14 @@ class TrainingLoop:
                 threading.Thread(target=self._run, name="mayfly-trainer").start()
                 self.is_running = True
             self._scheduler.add(job)
+
+    def _release_slots(self) -> None:
+        """Return the memory of all slots, unless a job has come in the meantime."""
+        with self._scheduler_lock:
+            # A GPU's memory stays with this process.
+            if not self.is_running and self._base.device == "cpu":
+                with self.model_lock:
+                    self.bank.release()
 
     def _run(self) -> None:
         while True:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -122,13 +122,19 @@ def saved_bytes(base: BaseModel, tokens: int) -> int:
 
 
 class IdleTrim:
-    """Returns freed memory to the system once the trainer has been idle for a while."""
+    """Returns memory to the system once the trainer has been idle for a while.
 
-    _timer: threading.Timer | None = None
+    Args:
+        release: frees what an idle trainer does not need; called in a thread of its own.
+    """
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+        self._timer: threading.Timer | None = None
 
     def schedule(self, seconds: float) -> None:
         """Trim in `seconds` seconds, unless cancelled before."""
-        self._timer = threading.Timer(seconds, release_freed_memory)
+        self._timer = threading.Timer(seconds, self._trim)
         self._timer.daemon = True
         # A process at its limit of threads goes without the trim.
         with suppress(RuntimeError):
@@ -138,6 +144,10 @@ class IdleTrim:
         """Drop the scheduled trim, if any."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def _trim(self) -> None:
+        self._release()
+        release_freed_memory()
 
 
 def release_freed_memory() -> None:

@@ -144,16 +144,23 @@ class LoraBank:
         # Adapters are computed in the base model's type; their weights and moments are float32.
         self.dtype, device = first.dtype, first.device
         self.size = sum(a * b for layer in self.layers.values() for _, a, b in layer.shapes)
-        self.weights_CP = torch.zeros(slots, self.size, device=device)
-        self._first_CP, self._second_CP = (
-            torch.zeros_like(self.weights_CP),
-            torch.zeros_like(self.weights_CP),
-        )
-        self._snapshot_CP = torch.zeros_like(self.weights_CP)
         self._steps_C = torch.zeros(slots, device=device)
-        self._gradients_MP = torch.zeros(0, self.size, device=device)
+        self.release()
         # An input that needs a gradient, so that autograd runs backward through a projection.
         self._anchor = torch.zeros((), device=device, requires_grad=True)
+
+    def release(self) -> None:
+        """Return the memory of all slots to the system; what they hold is lost.
+
+        A slot takes memory again when it is written to.
+        """
+        # A buffer that is not filled occupies no memory on a CPU until it is written to.
+        buffers = [
+            torch.empty(len(self._steps_C), self.size, device=self._steps_C.device)
+            for _ in range(4)
+        ]
+        self.weights_CP, self._first_CP, self._second_CP, self._snapshot_CP = buffers
+        self._gradients_MP = self.weights_CP.new_zeros(0, self.size)
 
     @torch.no_grad()
     def reset(self, slot: int, seed: int) -> None:

@@ -531,15 +531,13 @@ class TestFailures:
         assert count_jobs() <= before
 
 
-def test_an_idle_trainer_releases_freed_memory(
+def test_an_idle_trainer_releases_the_memory_of_its_slots(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr(
-        "adapters.model.activation_memory.release_freed_memory", lambda: released.set()
-    )
     monkeypatch.setattr("adapters.training_loop.IDLE_SECONDS", 3600.0)
     trainer = trainer_of(tiny_llama)
+    monkeypatch.setattr(trainer._loop.bank, "release", released.set)
     for _ in range(3):
         trainer.train(TrainingRequest([[1, 2, 3]]))
         for thread in trainer_threads():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -466,3 +467,33 @@ def test_a_bfloat16_base_keeps_float32_adapters(base: Base) -> None:
     assert {tensor.dtype for tensor in tensors(rough.bank, 1).values()} == {torch.float32}
     for gradient_P, found_P in zip(gradients_MP, found_MP, strict=True):
         assert torch.cosine_similarity(gradient_P, found_P, dim=0) > 0.95
+
+
+class TestMemory:
+    """Slots take memory when they are used, and return it."""
+
+    def test_slots_take_memory_when_they_are_written_to_and_return_it(self, base: Base) -> None:
+        bank = Slots(base, slots=500, rank=64).bank
+        buffers = 4 * bank.weights_CP.nbytes
+        unused = _resident_bytes()
+
+        for slot in range(0, 500, 2):
+            bank.reset(slot, 0)
+        used = _resident_bytes()
+        bank.release()
+
+        assert used - unused > 0.3 * buffers
+        assert _resident_bytes() - unused < 0.1 * buffers
+
+    def test_a_slot_can_be_used_after_the_release(self, three: Slots) -> None:
+        three.bank.reset(1, seed=5)
+        before = three.bank.export(1)
+
+        three.bank.release()
+        three.bank.reset(1, seed=5)
+
+        assert three.bank.export(1) == before
+
+
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
