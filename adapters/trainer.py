@@ -58,7 +58,8 @@ class Trainer:
         # leftover team made small steps 1.6 times as slow.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._load).result()
-        self.warm_up()
+        # A server's other processes may be starting as well; it warms up again after that.
+        warm_up(self, self._clock, max_rounds=1)
 
     def _load(self) -> None:
         config = self.config

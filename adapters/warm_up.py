@@ -18,8 +18,8 @@ from adapters.training import Probe, TrainingRequest
 if TYPE_CHECKING:
     from adapters.model.base_model import BaseModel
 
-_MIN_ROUNDS, _MAX_ROUNDS = 2, 6
-# Seconds after which no further round starts.
+_MAX_ROUNDS = 6
+# A round that would end later than this, in seconds, does not start.
 _MAX_SECONDS = 5.0
 # A round that takes at least this share of the time of the round before is the last one.
 _STEADY = 0.8
@@ -39,20 +39,29 @@ class WarmableTrainer(Protocol):
         """As `adapters.trainer.Trainer.train`."""
 
 
-def warm_up(trainer: WarmableTrainer, clock: Callable[[], float] = time.perf_counter) -> None:
-    """Take rounds of steps, probe evaluations and final evaluations on two sequence lengths."""
+def warm_up(
+    trainer: WarmableTrainer,
+    clock: Callable[[], float] = time.perf_counter,
+    max_rounds: int = _MAX_ROUNDS,
+) -> None:
+    """Take rounds of steps, probe evaluations and final evaluations on two sequence lengths.
+
+    Args:
+        trainer: the trainer.
+        clock: gives the time in seconds.
+        max_rounds: largest number of rounds.
+    """
     longest = min(_TOKENS, trainer.base.context)
     row = [(7 * i + 3) % trainer.base.vocabulary for i in range(longest)]
     short = row[: max(longest // 4, 2)]
     started, seconds_before = clock(), math.inf
-    for n in range(_MAX_ROUNDS):
+    for _ in range(max_rounds):
         trainer.forget_times()
         round_started = clock()
         trainer.train(TrainingRequest([short, row] * 2, probe=Probe(tuple(row))))
         trainer.train(TrainingRequest([short], probe=Probe(tuple(short))))
         now = clock()
         seconds = now - round_started
-        is_steady = seconds > _STEADY * seconds_before
-        if n + 1 >= _MIN_ROUNDS and (is_steady or now - started > _MAX_SECONDS):
+        if seconds > _STEADY * seconds_before or now + seconds - started > _MAX_SECONDS:
             return
         seconds_before = seconds
