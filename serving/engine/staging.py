@@ -40,9 +40,10 @@ _SLOT_STEP, _RESERVED_BYTES = 8 << 20, 256 << 10
 _TRACK_SECONDS = 0.25
 # The names that `locked_folder` gives to folders of servers.
 _FOLDER_NAME = re.compile(r"mayfly-(run|[0-9]+)-\w{8}")
-_MAPPED_RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
-# The names that Python and joblib give to shared memory and semaphores.
-_SHARED_MEMORY_NAME = re.compile(r"psm_\w+|sem\.loky-[\w-]+")
+# The names that Python gives to shared memory and to semaphores of spawned processes.
+_MAPPED = re.compile(r"/dev/shm/(psm_\w+|sem\.mp-\w+)\n")  # noqa: S108
+# These, and the names of joblib's semaphores.
+_SHARED_MEMORY_NAME = re.compile(r"psm_\w+|sem\.mp-\w+|sem\.loky-[\w-]+")
 
 
 class Staging:
@@ -154,7 +155,7 @@ def shared_memory_of_children() -> set[str]:
         names.update(semaphores(process.pid))
         # Suppressed where the process ends meanwhile.
         with contextlib.suppress(OSError):
-            names.update(_MAPPED_RING.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+            names.update(_MAPPED.findall(Path(f"/proc/{process.pid}/maps").read_text()))
     return names
 
 

@@ -49,6 +49,9 @@ def set_cpu_environment() -> None:
     """Set the variables for a CPU; what the user has set stays."""
     # "auto" would bind vLLM's threads to cores that the trainer uses, too.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # The engine's core computes itself, without a worker process, which takes half a gigabyte and
+    # has to import everything once more before the model loads.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # Otherwise the ranks of log-probabilities need a C++ compiler.
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 

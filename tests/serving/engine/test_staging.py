@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event as EventType
 from pathlib import Path
 
 import pytest
 
 from serving.engine import staging as staging_module
-from serving.engine.staging import Staging, locked_folder, sweep
+from serving.engine.staging import Staging, locked_folder, shared_memory_of_children, sweep
 
 _OWNER = """
 import sys
@@ -199,3 +201,24 @@ def test_only_the_space_that_messages_need_is_reserved(tmp_path: Path) -> None:
     assert 5 << 20 <= reserved <= 8 << 20
     assert ring.stat().st_size == (160 << 20) + 20
     staging.end()
+
+
+def test_semaphores_of_spawned_processes_are_found() -> None:
+    """vLLM's core creates one, which outlives it when it is killed."""
+    context = multiprocessing.get_context("spawn")
+    ready, end = context.Event(), context.Event()
+    process = context.Process(target=_hold_semaphores, args=(ready, end))
+    process.start()
+    try:
+        assert ready.wait(60)
+        found = shared_memory_of_children()
+    finally:
+        end.set()
+        process.join(60)
+
+    assert any(name.startswith("sem.mp-") for name in found)
+
+
+def _hold_semaphores(ready: EventType, end: EventType) -> None:
+    ready.set()
+    end.wait(60)

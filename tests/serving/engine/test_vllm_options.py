@@ -45,7 +45,7 @@ def test_vllm_knows_the_variables_and_accepts_the_ranks(
     vllm_options.set_cpu_environment()
     ours = {name for name in os.environ if name.startswith("VLLM_")}
 
-    assert len(ours) == 5
+    assert len(ours) == 6
     assert ours <= set(vllm["variables"])
     assert list(vllm_options._RANKS) == vllm["ranks"]
 
