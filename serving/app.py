@@ -81,6 +81,7 @@ class EngineReplica:
     async def __serve_build_asgi_app__(self) -> Any:
         report_startup("engine", "importing vLLM")
         with reported_startup("engine"):
+            variables.hide_packages()
             # Imported here: only this replica pays for vLLM.
             from serving.engine.engine import Engine
             from serving.http.gateway import Gateway
@@ -98,6 +99,7 @@ class EngineReplica:
 
         A failure here is only logged: the first request that meets it reports it, or `/ready` does.
         """
+        report_startup("engine", "warming up the selector and the trainer")
         for warming in (self._selector.warm_up(self._config.corpus), self._trainer.warm_up()):
             try:
                 await asyncio.wait_for(warming, _WARM_UP_SECONDS)

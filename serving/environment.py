@@ -9,6 +9,8 @@ commands that compute in their own process (`corpus add`, `corpus reembed`, `ada
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
 
 # The file that processes append their startup progress to.
 STARTUP_PROGRESS = "MAYFLY_STARTUP_PROGRESS"
@@ -22,6 +24,18 @@ STRICT_LORA = {"MAYFLY_STRICT_LORA": "1"}
 INTERNAL = frozenset(
     {STARTUP_PROGRESS, LOG_RELAY, *ENDS_WITH_PARENT, *STRICT_LORA, "MAYFLY_LOG_TO_DRIVER"}
 )
+
+# transformers imports scikit-learn where it is installed, for a kind of generation that no process
+# of a server uses; that takes a second and 80 MB.
+_UNUSED_PACKAGES = ("sklearn",)
+
+
+def hide_packages() -> None:
+    """Make packages that this process of a server does not need look as if they were missing."""
+    hidden: Any = None
+    for name in _UNUSED_PACKAGES:
+        # Python's way to say that a module cannot be imported.
+        sys.modules.setdefault(name, hidden)
 
 
 def environment(threads: int) -> dict[str, str]:

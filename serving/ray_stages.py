@@ -16,12 +16,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from adapters.trainer import TrainerConfig
+from adapters.config import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
 from serving.adaptation.workers import CorporaWorker, ShardWorker, TrainerWorker
+from serving.environment import hide_packages
 from serving.observability.log_relay import relay_errors
 from serving.observability.logs import LogFormat, set_up_logs
 from serving.observability.startup_progress import report_startup, reported_startup
@@ -59,6 +60,7 @@ class TrainerReplica(TrainerWorker):
     """The trainer."""
 
     def __init__(self, config: TrainerConfig, log_format: LogFormat) -> None:
+        hide_packages()
         set_up_replica_logs(log_format)
         super().__init__(config)
 

@@ -19,9 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from transformers import AutoTokenizer
-
-from adapters.trainer import Trainer, TrainerConfig
+from adapters.config import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.shards import Shard, ShardCall
 from selection.embedding import Prompt
@@ -127,6 +125,9 @@ class CorporaWorker(SelectorWorker):
         shards: Sequence[ShardCall] = (),
         embedder: ThreadedEmbedder | None = None,
     ) -> None:
+        # Imported here and below, so that the command, which names these classes, stays small.
+        from transformers import AutoTokenizer
+
         super().__init__(config, shards, embedder)
         assert config.base_model is not None, "a library needs the tokenizer of the base model"
         tokenizer = AutoTokenizer.from_pretrained(config.base_model)
@@ -177,6 +178,8 @@ class TrainerWorker:
         started = clock()
         report_startup("trainer", "loading the base model")
         with reported_startup("trainer"):
+            from adapters.trainer import Trainer
+
             self._trainer = Trainer(config)
         # When a step or a training last ended, or a training was submitted to an idle trainer.
         self._last_progress = clock()

@@ -20,7 +20,8 @@ from serving.cli.progress import Status
 from serving.errors import LostError, in_full
 from serving.local.checks import check_port
 from serving.models.catalogue import default_model
-from serving.settings.checks import check_settings, check_tokenizers
+from serving.processes import Call
+from serving.settings.checks import check_settings, checked_config
 from serving.settings.settings import Settings
 from serving.settings.sources import describe_default, sources, with_settings
 from serving.versions import check_versions
@@ -33,11 +34,11 @@ def serve(settings: Settings, _: typer.Context) -> None:
     check_port(settings.host, settings.port)
     check_settings(settings)
     environment = dict(os.environ)
-    with Status("checking the model"):
-        config = settings.config()
-        check_tokenizers(config)
-    with Status("starting"):
+    with Status("checking the model"), Call(checked_config, settings) as call:
+        # Imported while the other process checks.
         from serving.local.server import running_server
+
+        config = call.result()
 
     try:
         with running_server(config, lambda stage: say(stage, "dim")) as (url, watch):

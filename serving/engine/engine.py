@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 from adapters.adapter import Adapter
 from selection.errors import first_line
 from serving.engine.config import EngineConfig
+from serving.engine.core_process import main_of_spawned_processes
 from serving.engine.current_request import LoadedAdapter
 from serving.engine.plugins.generate import adapt_generation
 from serving.engine.plugins.tokenization import tokenize_fairly
@@ -100,7 +101,7 @@ class Engine:
         trial = await asyncio.to_thread(trial_adapter, config)
         staging = Staging()
         report_startup("engine", "loading the model")
-        with track_shared_memory(staging):
+        with track_shared_memory(staging), main_of_spawned_processes():
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
             tokenize_fairly(llm)
             report_startup("engine", "building the API")

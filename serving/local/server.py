@@ -196,7 +196,9 @@ def _start_ray(config: Config, folder: RunFolder, on_progress: Callable[[str], N
     log_to_driver = bool(os.environ.get("MAYFLY_LOG_TO_DRIVER"))
     if not log_to_driver:
         # This process of Ray reads all logs for a driver that shows them, which this one does not.
-        RayNode.start_log_monitor = lambda _: None
+        RayNode.start_log_monitor = _start_nothing
+    # These would scale a cluster and serve the dashboard.
+    RayNode.start_monitor = RayNode.start_api_server = _start_nothing
     try:
         ray.init(
             address="local",
@@ -209,6 +211,10 @@ def _start_ray(config: Config, folder: RunFolder, on_progress: Callable[[str], N
     # Ray raises a plain Exception where a busy machine was too slow.
     except Exception as problem:
         raise StartError(f"Ray did not start: {problem}; try again") from problem
+
+
+def _start_nothing(*_: object, **__: object) -> None:
+    """In place of a method that starts a process of Ray that this server does not need."""
 
 
 def _start_serve(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from serving.environment import hide_packages
 from serving.settings.corpus import check_corpus
 from serving.settings.settings import Settings
 
@@ -43,6 +44,21 @@ def check_settings(settings: Settings, *, is_server: bool = True) -> None:
     check_embedder(settings.embedder, settings.base_model)
     if settings.corpus is not None:
         check_corpus(settings.corpora, settings.corpus, settings.embedder)
+
+
+def checked_config(settings: Settings) -> Config:
+    """The configuration of checked settings, with its tokenizers checked.
+
+    It imports torch and transformers, and hides packages, so it needs a process of its own.
+
+    Raises:
+        SettingsError, ModelFilesError, CorpusError, BaseModelError: as `Settings.config` and
+            `check_tokenizers`.
+    """
+    hide_packages()
+    config = settings.config()
+    check_tokenizers(config)
+    return config
 
 
 def check_tokenizers(config: Config) -> None:

@@ -55,8 +55,10 @@ def test_a_server_under_nohup_ignores_the_end_of_its_terminal(signals: _Signals)
     assert not signals.hurried.is_set()
 
 
-def test_ray_starts_the_process_that_reads_logs_by_this_method() -> None:
+def test_ray_starts_the_processes_that_are_not_needed_by_these_methods() -> None:
     assert callable(RayNode.start_log_monitor)
+    assert callable(RayNode.start_monitor)
+    assert callable(RayNode.start_api_server)
 
 
 def ray_files() -> Iterator[bytes]:
