@@ -37,10 +37,10 @@ from benchmarks.side_by_side.passages import Passage, write_corpus_files
 from benchmarks.side_by_side.requests import AT_ONCE, adapt, token_seconds
 from benchmarks.side_by_side.server import RunningServer, running
 from benchmarks.side_by_side.tree import Tree, checkout, this_tree
+from serving.models.catalogue import NANO, model_folder
 
 COMMIT = "2ac1326"
 PARTS = ("step", "token", "ingest", "start")
-NANO = "nano"
 # Alternating rounds; each has its own part of the passages.
 ROUNDS = 2
 # Both trees have room for the prompts, and the same KV cache.
@@ -191,9 +191,8 @@ def main() -> None:
         "--serve-flags", default="", help="further flags of this tree's server, in one argument"
     )
     options, facts = parser.parse_args(), provenance()
-    from serving.config import bundled_model
-
-    models = {Path(options.model).name: str(model_folder(options.model)), NANO: bundled_model()}
+    folders = [Path(model_folder(name)).absolute() for name in (options.model, NANO)]
+    models = {Path(options.model).name: str(folders[0]), NANO: str(folders[1])}
     folder = CACHE / f"real-model-{_digest(options.commit, options.serve_flags)}"
     folder.mkdir(parents=True, exist_ok=True)
     trees = (checkout(options.commit), this_tree())
@@ -212,11 +211,6 @@ def main() -> None:
         "measured": measured,
     }
     write_result(options, result, ratios)
-
-
-def model_folder(model: str) -> Path:
-    """The folder of the real model."""
-    return Path(model)
 
 
 def _digest(*values: str) -> str:
