@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.promises.idle import process_name
+from benchmarks.harness.process_names import process_name
 
 _FIELDS = {
     "Rss:": "resident",

@@ -13,7 +13,6 @@ after the other, each by an engine that has rested.
 from __future__ import annotations
 
 import contextlib
-import re
 import statistics
 import time
 from argparse import Namespace
@@ -25,6 +24,7 @@ import httpx
 import psutil
 
 from benchmarks.harness.command_line import progress
+from benchmarks.harness.process_names import process_name
 from benchmarks.harness.server import (
     Server,
     completion_body,
@@ -39,32 +39,6 @@ from benchmarks.harness.violations import Violations, argument_parser, run_and_f
 SETTLE_SECONDS = 15.0
 _CORPUS = "code"
 _TOKENS, _ANSWERS = 64, 5
-# Pattern of a command line, and the process's name; None for the pattern's group.
-_NAMES = (
-    (r"VLLM::Worker", "worker"),
-    (r"VLLM::EngineCore", "engine core"),
-    (r"ServeReplica:\w+:(\w+)", None),
-    (r"ServeController", "Serve's controller"),
-    (r"ProxyActor", "Serve's proxy"),
-    (r"/raylet/raylet ", "raylet"),
-    (r"gcs_server", "control store"),
-    (r"runtime_env/agent", "Ray's environment agent"),
-    (r"dashboard/agent", "Ray's agent"),
-    (r"dashboard", "Ray's dashboard"),
-    (r"log_monitor", "Ray's log monitor"),
-    (r"autoscaler|monitor\.py", "Ray's monitor"),
-    (r"ray::IDLE", "idle workers"),
-    (r"haproxy", "HAProxy"),
-    (r"mayfly serve|mayfly\W+serve", "the command"),
-)
-
-
-def process_name(command_line: str) -> str:
-    """Name of a process of the server, by its command line."""
-    for pattern, name in _NAMES:
-        if match := re.search(pattern, command_line):
-            return name or str(match[1])
-    return "others"
 
 
 def cpu_seconds(server: Server) -> dict[tuple[int, str], float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.promises.idle import process_name, shares
+from benchmarks.harness.process_names import process_name
+from benchmarks.promises.idle import shares
 
 
 @pytest.mark.parametrize(
