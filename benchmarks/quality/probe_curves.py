@@ -6,10 +6,12 @@ each rule's parameter here; the others report what the rule then does. Measureme
 .cache, and an interrupted run continues.
 
     python -m benchmarks.quality.probe_curves [--per-domain 6] [--json] [--out FILE]
+    python -m benchmarks.quality.probe_curves --measured benchmarks/results/stopping.json --out FILE
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,12 +42,23 @@ def main() -> None:
         default=6,
         help="reported passages of each domain (default: %(default)s)",
     )
+    parser.add_argument(
+        "--measured", type=Path, help="earlier result, whose measurements are evaluated again"
+    )
     options, facts = parser.parse_args(), provenance()
-    choosing, reporting = measure(options.per_domain)
+    if options.measured is None:
+        choosing, reporting = measure(options.per_domain)
+        facts |= {"model": Path(bundled_model()).name, "embedder": SelectorConfig.embedder}
+    else:
+        earlier = json.loads(options.measured.read_text())
+        choosing, reporting = (
+            [Measurement(**fields) for fields in earlier[part]]
+            for part in ("choosing", "reporting")
+        )
+        evaluated = {"evaluated": {key: facts[key] for key in ("command", "commit")}}
+        facts = {key: earlier[key] for key in (*facts, "model", "embedder")} | evaluated
     result = {
         **facts,
-        "model": Path(bundled_model()).name,
-        "embedder": SelectorConfig.embedder,
         **evaluate(choosing, reporting),
         "choosing": [record(row) for row in choosing],
         "reporting": [record(row) for row in reporting],

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from adapters.early_stopping import WINDOW, EarlyStopping, ProbeEvaluation
+from adapters.early_stopping import EarlyStopping, ProbeEvaluation
 from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.variants import Measurement
 from selection.strategies.sift import should_stop
@@ -31,13 +31,15 @@ from serving.budget import AUTO as BUDGET
 Floats = npt.NDArray[np.float64]
 # Steps after which a rule ends the training, and steps of the adapter that it keeps.
 Stop = tuple[int, int]
-TARGET_STEPS, TARGET_GAIN = 1 / 3, 0.85  # shares of all
+TARGET_STEPS, TARGET_GAIN = 1 / 3, 0.9  # shares of all
+WINDOW = 3  # probes
 FIXED, ALPHA, ORACLE = "fixed number of steps", "alpha", "oracle"
 AVERAGE = "average gain on the prompt"
 SMOOTHED = "smoothed gain on the prompt"
 PATIENCE = "patience on the prompt"
+LAST_PROBES = "gain on the prompt over the last probes"
 # The rule of a server's `auto`.
-AUTO = "gain on the prompt over the last probes"
+AUTO = "smoothed gain on the prompt, or stagnation"
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,18 @@ def _stop_at_probe(
     return stopping.evaluations[-1].sequences, stopping.best.sequences
 
 
-def _windowed_gain(probes: Sequence[ProbeEvaluation], gain: float) -> bool:
+def _auto(probes: Sequence[ProbeEvaluation], gain: float) -> bool:
     """The rule of a server's `auto`."""
     return EarlyStopping(gain, list(probes)).has_stalled
+
+
+def _windowed_gain(probes: Sequence[ProbeEvaluation], gain: float) -> bool:
+    """The lowest loss fell by less than `gain` per step over the last WINDOW probes."""
+    if len(probes) <= WINDOW:
+        return False
+    before, now = (min(probe.loss for probe in part) for part in (probes[:-WINDOW], probes))
+    steps = probes[-1].sequences - probes[-WINDOW - 1].sequences
+    return 100 * (before - now) < gain * steps * probes[0].loss
 
 
 def _average_gain(probes: Sequence[ProbeEvaluation], gain: float) -> bool:
@@ -154,7 +165,8 @@ RULES = (
     Rule("alpha, reducible part of sigma", _stop_at_step(_alpha_reducible), _ALPHAS),
     Rule("alpha, sigma over surprise", _stop_at_step(_alpha_surprise), _ALPHAS),
     Rule(AVERAGE, partial(_stop_at_probe, _average_gain), _GAINS),
-    Rule(AUTO, partial(_stop_at_probe, _windowed_gain), _GAINS),
+    Rule(AUTO, partial(_stop_at_probe, _auto), _GAINS),
+    Rule(LAST_PROBES, partial(_stop_at_probe, _windowed_gain), _GAINS),
     Rule(SMOOTHED, partial(_stop_at_probe, _smoothed_gain), _GAINS),
     Rule(PATIENCE, partial(_stop_at_probe, _patience), tuple(map(float, range(1, 9)))),
     Rule(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.early_stopping import WINDOW, EarlyStopping, ProbeEvaluation
+from adapters.early_stopping import PATIENCE, EarlyStopping, ProbeEvaluation, has_stalled
 
 _MAX_SEQUENCES = 200
 
@@ -77,7 +77,7 @@ def test_the_gain_is_per_cent_of_the_first_loss_per_sequence() -> None:
 def test_no_stop_before_there_are_enough_evaluations() -> None:
     stopping, _ = trained(lambda n: 1.0 + n, gain=0.4)
 
-    assert len(stopping.evaluations) == WINDOW + 1
+    assert len(stopping.evaluations) == PATIENCE + 1
     assert stopping.best == stopping.evaluations[1]
 
 
@@ -132,4 +132,43 @@ def test_a_constant_loss_stops_after_any_history(gain: float) -> None:
         stopping, sequences = trained(lambda n, fell=fell: 3.0 * 0.9 ** min(n, fell), gain)  # type: ignore[misc]
 
         assert sequences < _MAX_SEQUENCES
-        assert sum(each.sequences > fell for each in stopping.evaluations) <= WINDOW + 1
+        assert sum(each.sequences > fell for each in stopping.evaluations) <= PATIENCE + 1
+
+
+@given(
+    st.lists(st.floats(0.01, 10), min_size=1, max_size=40), st.floats(1e-3, 10), st.floats(1, 10)
+)
+def test_a_higher_gain_stops_no_later(losses: list[float], gain: float, factor: float) -> None:
+    evaluations = [(2 * n, loss) for n, loss in enumerate(losses)]
+
+    assert has_stalled(evaluations, factor * gain) or not has_stalled(evaluations, gain)
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=PATIENCE + 1, max_size=40), st.floats(1e-9, 10))
+def test_harm_stops_whatever_was_gained_before(losses: list[float], gain: float) -> None:
+    worse = [min(losses) + n for n in range(PATIENCE)]
+    evaluations = [(2 * n, loss) for n, loss in enumerate([*losses, *worse])]
+
+    assert has_stalled(evaluations, gain)
+
+
+@given(st.lists(st.floats(0.5, 3), min_size=1, max_size=30), st.floats(0.01, 2))
+def test_a_gain_that_never_falls_short_goes_on(factors: list[float], gain: float) -> None:
+    # Each interval gains at least half as much again as required.
+    evaluations = [(0, 1000.0)]
+    for factor in factors:
+        sequences, loss = evaluations[-1]
+        evaluations.append((sequences + 2, loss - (1 + factor) * 2 * gain * 1000.0 / 100))
+
+        assert not has_stalled(evaluations, gain)
+
+
+def test_old_gains_are_forgotten() -> None:
+    # A fall of 30 per cent in the first ten sequences, and a twentieth of a per cent each after it.
+    def loss(n: int) -> float:
+        return 10.0 - 0.3 * min(n, 10) - 0.005 * max(n - 10, 0)
+
+    stopping, sequences = trained(loss, gain=0.25)
+
+    assert 15 < sequences < 40
+    assert stopping.best is stopping.evaluations[-1]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from adapters.early_stopping import FIRST_INTERVAL, WINDOW
+from adapters.early_stopping import FIRST_INTERVAL, PATIENCE
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
@@ -105,7 +105,7 @@ class TestStopping:
         steps, share = stopping([quick], gain)
         assert share == 1.0
         # No stop is possible earlier.
-        assert steps == FIRST_INTERVAL * WINDOW
+        assert steps == FIRST_INTERVAL * PATIENCE
 
     def test_without_any_improvement_the_built_in_gain_stays(self) -> None:
         worse = Curve(tuple(100.0 + n for n in range(51)), (100.0,) * 51)
