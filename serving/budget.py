@@ -75,8 +75,9 @@ class Budget:
 
 
 NONE = Budget(steps=0, declined=True)
-# What `auto` means unless a server's settings give another budget.
-AUTO = Budget(steps=50, gain=0.25, prefers_corpus_gain=True)
+# What `auto` means unless a server's settings give another budget. The seconds matter for models on
+# which 50 steps take a minute: few clients wait that long for the last part of the gain.
+AUTO = Budget(steps=50, seconds=20.0, gain=0.25, prefers_corpus_gain=True)
 # The limits of all requests unless a server's settings give others.
 LIMITS = Budget(steps=50, seconds=60.0)
 

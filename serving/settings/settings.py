@@ -105,7 +105,7 @@ class Settings:
         str,
         _option(
             "Budget of `auto` and of requests without one, such as `steps=20, seconds=5`.",
-            f"up to {AUTO.steps} steps, gain={AUTO.gain}",
+            f"up to {AUTO.steps} steps and {AUTO.seconds:g} seconds, gain={AUTO.gain}",
         ),
     ] = ""
     max_steps: Annotated[int, _option("Maximum training steps of a request.", min=0)] = LIMITS.steps

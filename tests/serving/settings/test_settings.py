@@ -120,4 +120,4 @@ def test_the_command_shows_every_setting_and_its_source_but_no_secret(tmp_path: 
     assert lines["rank"].split() == ["rank", "16", "default"]
     assert lines["learning-rate"].split() == ["learning-rate", "by", "model", "size", "default"]
     # The budget is shown within the limits.
-    assert "steps=20, seconds=60, gain=0.25" in lines["budget"]
+    assert "steps=20, seconds=20, gain=0.25" in lines["budget"]
