@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Models with fewer parameters get other defaults.
-SMALL_MODEL = 50_000_000
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -17,11 +15,9 @@ class TrainerConfig:
     Attributes:
         model: Hub id or folder of the base model; safetensors only.
         rank: LoRA rank.
-        scale: Factor of B A, LoRA alpha over rank. None takes 16 for models under 50 M parameters
-            (chosen on the bundled model, benchmarks/README.md) and 1 for larger ones. The larger
-            the scale, the faster B learns relative to A.
-        learning_rate: Adam learning rate. None takes 6e-4 for models under 50 M parameters (at a
-            scale of 16), and the paper's 5e-4 for larger ones.
+        scale: Factor of B A, LoRA alpha over rank. The larger it is, the faster B learns relative
+            to A. None takes that of the model's size (`adapters.model_defaults`).
+        learning_rate: Adam learning rate. None takes that of the model's size.
         targets: Names of the adapted projections; Llama's by default. Each must occur in the model.
             `adapters.model_defaults.for_model` takes all those of a model.
         device: "cpu", "cuda" or "auto".

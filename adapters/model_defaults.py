@@ -1,4 +1,4 @@
-"""Default LoRA rank and target projections of a base model, by its size and architecture."""
+"""Default LoRA settings and target projections of a base model, by its size and architecture."""
 
 from __future__ import annotations
 
@@ -6,20 +6,36 @@ import json
 import math
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.config import SMALL_MODEL, TrainerConfig
+from adapters.config import TrainerConfig
 from adapters.errors import BaseModelError, first_line
 
 
-def rank_of(parameters: float) -> int:
-    """The default LoRA rank for a model size.
+@dataclass(frozen=True)
+class SizeDefaults:
+    """The settings of `TrainerConfig` that depend on a model's size."""
 
-    16 below 50 M parameters, chosen on the bundled model (benchmarks/README.md); else 64, which the
-    paper uses for 3.8 B parameters (section D).
-    """
-    return 16 if parameters < SMALL_MODEL else 64
+    rank: int
+    scale: float
+    learning_rate: float
+
+
+# With the number of parameters from which each no longer applies.
+_BY_SIZE = (
+    # Chosen on the bundled model (benchmarks/README.md).
+    (50e6, SizeDefaults(rank=16, scale=16.0, learning_rate=6e-4)),
+    # The paper's, for 3.8 B parameters (section D). On SmolLM2-135M the settings above, and lower
+    # rates at their scale, were no better (benchmarks/results/real-model-settings.json).
+    (math.inf, SizeDefaults(rank=64, scale=1.0, learning_rate=5e-4)),
+)
+
+
+def defaults_of(parameters: float) -> SizeDefaults:
+    """The default settings for a model size."""
+    return next(defaults for below, defaults in _BY_SIZE if parameters < below)
 
 
 def parameters_of(folder: Path) -> int | None:
@@ -46,7 +62,7 @@ def _numbers_in(file: Path) -> int:
 def rank_here(model: str, folder: Path | None) -> int:
     """The rank of `for_model`, without loading torch if the model's files are in `folder`."""
     parameters = None if folder is None else parameters_of(folder)
-    return for_model(model).rank if parameters is None else rank_of(parameters)
+    return for_model(model).rank if parameters is None else defaults_of(parameters).rank
 
 
 def for_model(model: str, targets: Sequence[str] | None = None) -> TrainerConfig:
@@ -73,8 +89,8 @@ def for_model(model: str, targets: Sequence[str] | None = None) -> TrainerConfig
             f"the model {model!r} has no projections named {', '.join(unknown)}: its projections "
             f"are {', '.join(names)}"
         )
-    rank = rank_of(sum(parameter.numel() for parameter in blank.parameters()))
-    return TrainerConfig(model, rank=rank, targets=tuple(targets or names))
+    size = defaults_of(sum(parameter.numel() for parameter in blank.parameters()))
+    return TrainerConfig(model, rank=size.rank, targets=tuple(targets or names))
 
 
 def projection_shapes(model: str, targets: Sequence[str]) -> list[tuple[str, int, int]]:

@@ -23,15 +23,15 @@ from dataclasses import replace
 import torch
 
 from adapters.config import LLAMA_TARGETS as LLAMA_TARGETS
-from adapters.config import SMALL_MODEL as SMALL_MODEL
 from adapters.config import TrainerConfig as TrainerConfig
 from adapters.model.base_model import BaseModel
+from adapters.model_defaults import defaults_of
 from adapters.scheduler import Job
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from adapters.training_loop import TrainingLoop
 from adapters.warm_up import warm_up
 
-__all__ = ["LLAMA_TARGETS", "SMALL_MODEL", "Trainer", "TrainerConfig"]
+__all__ = ["LLAMA_TARGETS", "Trainer", "TrainerConfig"]
 
 
 class Trainer:
@@ -64,9 +64,10 @@ class Trainer:
     def _load(self) -> None:
         config = self.config
         self.base = BaseModel(config.model, config.device, config.precision)
-        scale, rate = (16.0, 6e-4) if self.base.parameters < SMALL_MODEL else (1.0, 5e-4)
-        self.scale = scale if config.scale is None else config.scale
-        self.learning_rate = rate if config.learning_rate is None else config.learning_rate
+        size = defaults_of(self.base.parameters)
+        self.scale = size.scale if config.scale is None else config.scale
+        rate = config.learning_rate
+        self.learning_rate = size.learning_rate if rate is None else rate
         self._loop = TrainingLoop(config, self.base, self.scale, self.learning_rate, self._clock)
 
     def train(

@@ -76,6 +76,8 @@ def make_set(
     model: str,
     selector: Selector,
     max_bytes: int | None = None,
+    prefix_tokens: int = PREFIX,
+    suffix_tokens: int = SUFFIX,
 ) -> PassageSet:
     """Hold out documents of each group and cut a passage from each; ingest all others.
 
@@ -88,6 +90,8 @@ def make_set(
         model: base model, whose tokenizer cuts the passages.
         selector: its embedder and folder are the corpus's.
         max_bytes: bytes of each group's other documents that go into the corpus; None for all.
+        prefix_tokens: tokens of a passage that are the prompt.
+        suffix_tokens: tokens of a passage that are scored.
 
     Raises:
         ValueError: a group has too few documents that are long enough.
@@ -99,7 +103,11 @@ def make_set(
     for group, documents in groups.items():
         held_out, used = 0, 0
         for document in generator.sample(documents, len(documents)):
-            passage = _cut(document, group, tokenizer, generator) if held_out < per_group else None
+            passage = (
+                _cut(document, group, tokenizer, generator, prefix_tokens, suffix_tokens)
+                if held_out < per_group
+                else None
+            )
             size = len(document.text.encode())
             if passage is not None:
                 passages.append(passage)
@@ -164,19 +172,25 @@ def open_scorer(config: TrainerConfig) -> Trainer:
 
 
 def _cut(
-    document: Document, group: str, tokenizer: Any, generator: random.Random
+    document: Document,
+    group: str,
+    tokenizer: Any,
+    generator: random.Random,
+    prefix_tokens: int,
+    suffix_tokens: int,
 ) -> Passage | None:
     """A passage at a random place of a document; None where the document is too short."""
     encoded = tokenizer(
         document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    if len(ids) < 2 * (PREFIX + SUFFIX):
+    length = prefix_tokens + suffix_tokens
+    if len(ids) < 2 * length:
         return None
-    start = generator.randrange(len(ids) - PREFIX - SUFFIX)
-    first, middle = offsets[start][0], offsets[start + PREFIX][0]
-    last = offsets[start + PREFIX + SUFFIX - 1][1]
-    tokens = tuple(ids[start : start + PREFIX + SUFFIX])
+    start = generator.randrange(len(ids) - length)
+    first, middle = offsets[start][0], offsets[start + prefix_tokens][0]
+    last = offsets[start + length - 1][1]
+    tokens = tuple(ids[start : start + length])
     return Passage(
         group, document.name, start, tokens, document.text[first:middle], document.text[middle:last]
     )

@@ -151,9 +151,9 @@ def plan(
         write_cost_model(cost_model, save)
     rank = None
     if parameters is not None:
-        from adapters.model_defaults import rank_of
+        from adapters.model_defaults import defaults_of
 
-        rank = rank_of(parameters)
+        rank = defaults_of(parameters).rank
     planned = scaled(cost_model, target, rank)
     result = plan_for(workload, planned)
     lines = assumptions(cost_model, planned, utilisation)

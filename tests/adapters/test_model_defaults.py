@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 
 from adapters.errors import BaseModelError
-from adapters.model_defaults import for_model, projection_shapes
+from adapters.model_defaults import defaults_of, for_model, projection_shapes
 from adapters.trainer import LLAMA_TARGETS, Trainer
 from adapters.training import TrainingRequest
 from tests.adapters.peft_reference import load
@@ -30,6 +30,13 @@ def test_a_large_model_without_its_weights(tmp_path: Path) -> None:
     config = for_model(str(tmp_path))
 
     assert config.rank == 64
+
+
+def test_settings_follow_the_size() -> None:
+    small, large = defaults_of(49e6), defaults_of(50e6)
+
+    assert (small.rank, small.scale, small.learning_rate) == (16, 16.0, 6e-4)
+    assert (large.rank, large.scale, large.learning_rate) == (64, 1.0, 5e-4)
 
 
 def test_a_gpt2_can_be_trained_with_its_defaults(tiny_gpt2: str) -> None:

@@ -60,6 +60,14 @@ def test_a_passage_is_its_documents_own_text(selector: Selector, nano: str, toke
         assert tokenizer.decode(passage.tokens[PREFIX:]).strip() == passage.suffix.strip()
 
 
+def test_passages_of_another_length(selector: Selector, nano: str, tokenizer: Any) -> None:
+    passage_set = make_set("set", DOCUMENTS, 1, nano, selector, prefix_tokens=40, suffix_tokens=10)
+
+    for passage in passage_set.passages:
+        assert len(passage.tokens) == 50
+        assert tokenizer.decode(passage.tokens[40:]).strip() == passage.suffix.strip()
+
+
 def test_a_set_is_the_same_every_time(selector: Selector, nano: str) -> None:
     assert make_set("set", DOCUMENTS, 1, nano, selector) == make_set(
         "set", DOCUMENTS, 1, nano, selector
