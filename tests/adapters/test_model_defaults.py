@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 
 from adapters.errors import BaseModelError
-from adapters.model_defaults import defaults_of, for_model, projection_shapes
+from adapters.model_defaults import SizeDefaults, defaults_of, for_model, projection_shapes
 from adapters.trainer import LLAMA_TARGETS, Trainer
 from adapters.training import TrainingRequest
 from tests.adapters.peft_reference import load
@@ -23,20 +23,24 @@ def test_a_small_llama(nano: str) -> None:
 
 
 def test_a_large_model_without_its_weights(tmp_path: Path) -> None:
-    LlamaConfig(hidden_size=1024, num_hidden_layers=8, intermediate_size=2048).save_pretrained(
-        tmp_path
-    )
+    LlamaConfig(hidden_size=4096, num_hidden_layers=8).save_pretrained(tmp_path)
 
     config = for_model(str(tmp_path))
 
     assert config.rank == 64
 
 
-def test_settings_follow_the_size() -> None:
-    small, large = defaults_of(49e6), defaults_of(50e6)
-
-    assert (small.rank, small.scale, small.learning_rate) == (16, 16.0, 6e-4)
-    assert (large.rank, large.scale, large.learning_rate) == (64, 1.0, 5e-4)
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        (49e6, SizeDefaults(16, 16.0, 6e-4)),
+        (50e6, SizeDefaults(16, 4.0, 6e-4)),
+        (999e6, SizeDefaults(16, 4.0, 6e-4)),
+        (1e9, SizeDefaults(64, 1.0, 5e-4)),
+    ],
+)
+def test_settings_follow_the_size(parameters: float, expected: SizeDefaults) -> None:
+    assert defaults_of(parameters) == expected
 
 
 def test_a_gpt2_can_be_trained_with_its_defaults(tiny_gpt2: str) -> None:
