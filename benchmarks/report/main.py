@@ -49,6 +49,8 @@ SECTIONS = (
             "training": "make bench-training",
             "training-float32": 'make bench-training ARGS="--only deadlines memory"',
             "training-two-threads": 'make bench-training ARGS="--threads 2"',
+            "training-profile": "make bench-training "
+            'ARGS="--only profile --profile-models deploy/nano FOLDER"',
         },
         training,
     ),
