@@ -1,4 +1,4 @@
-"""The only numba import: SIFT's greedy choice for one prompt over NumPy arrays, compiled.
+"""SIFT's greedy choice for one prompt over NumPy arrays, compiled by numba.
 
 The mathematics of `selection.strategies.posterior.Posterior`, line by line, without one NumPy call
 per line: with a few hundred candidates the calls cost more than the arithmetic. It supports neither

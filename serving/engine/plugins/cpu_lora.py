@@ -2,10 +2,13 @@
 
 A token without an adapter has the slot index -1. On a CPU, vLLM 0.32 reads that as the last slot,
 so a request for the base model gets wrong tokens when it shares a batch with adapted requests (vLLM
-issues 48421 and 49656), and it gathers the whole A and B once per token. Here each distinct slot is
-one matrix product over its rows, rows with slot -1 are left unchanged, and a batch without adapters
-skips the products. vLLM loads the plugin in each of its processes (entry point
-`vllm.general_plugins`); it does nothing on other platforms.
+issues 48421 and 49656), and it gathers the whole A and B once per token. Here rows with slot -1 are
+left unchanged, and a batch without adapters skips the products.
+
+Linear layers use `serving.engine.plugins.cpu_lora_products`. Layers of another form (embeddings,
+logits, fully sharded LoRA, other types) use vLLM's own loop over the slices, in which each distinct
+slot is one matrix product over its rows. vLLM loads the plugin in each of its processes (entry
+point `vllm.general_plugins`); it does nothing on other platforms.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from serving.engine.plugins.cpu_lora_products import BatchPlan, LayerProducts
 
 
 def register() -> None:
@@ -34,39 +39,59 @@ def register() -> None:
     punica_cpu.sgmv_shrink = _per_token(shrink)
     punica_cpu.sgmv_expand = _per_token(expand)
     punica_cpu.sgmv_expand_slice = _per_token(expand_slice)
-    if not hasattr(punica_cpu.PunicaWrapperCPU, "is_idle"):
+    if not hasattr(punica_cpu.PunicaWrapperCPU, "plan"):
         from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
-        skip_when_idle(punica_cpu.PunicaWrapperCPU, BaseLinearLayerWithLoRA)
+        plan_batches(punica_cpu.PunicaWrapperCPU, BaseLinearLayerWithLoRA)
 
 
-def skip_when_idle(wrapper: Any, linear: Any) -> None:
-    """Make vLLM skip LoRA in batches in which no token has an adapter.
+def plan_batches(wrapper: Any, linear: Any) -> None:
+    """Make vLLM plan each batch once, and skip LoRA where no token has an adapter.
 
     Args:
         wrapper: vLLM's class of LoRA products.
         linear: vLLM's class of linear layers with LoRA.
     """
     vllm_update, vllm_call = wrapper.update_metadata, linear.__call__
+    vllm_set_mapping, vllm_apply = linear.set_mapping, linear._apply_lora_to_output
 
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         vllm_update(self, *args, **kwargs)
-        self.is_idle = not bool((self.token_lora_indices >= 0).any())
+        self.plan = BatchPlan.of(self.token_lora_indices.tolist())
 
     def unless_idle(vllm_product: Any) -> Any:
         # The products work in place, and None stands for an unchanged output.
         def product(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return None if self.is_idle else vllm_product(self, *args, **kwargs)
+            idle = self.plan is not None and self.plan.is_idle
+            return None if idle else vllm_product(self, *args, **kwargs)
 
         return product
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.punica_wrapper.is_idle:
+        plan = self.punica_wrapper.plan
+        if plan is not None and plan.is_idle:
             return self.base_layer(*args, **kwargs)
         return vllm_call(self, *args, **kwargs)
 
-    wrapper.is_idle = False
-    wrapper.update_metadata, linear.__call__ = update_metadata, call
+    def set_mapping(self: Any, *args: Any, **kwargs: Any) -> None:
+        # vLLM calls this once for each layer, when its weights exist and no adapter is loaded.
+        vllm_set_mapping(self, *args, **kwargs)
+        a, b, slices = self.lora_a_stacked, self.lora_b_stacked, self.output_slices
+        if LayerProducts.supports(a, b, slices, self.output_size):
+            self.lora_b_stacked = tuple(LayerProducts.transposed(each) for each in b)
+            self.products = LayerProducts(a, self.lora_b_stacked)
+
+    def apply_lora(self: Any, x: torch.Tensor, output: torch.Tensor) -> Any:
+        products, plan = self.products, self.punica_wrapper.plan
+        if products is None or plan is None or not products.fits(x, output, plan):
+            return vllm_apply(self, x, output)
+        products.add(x, output, plan)
+        return output
+
+    wrapper.plan = linear.products = None
+    wrapper.update_metadata = update_metadata
+    linear.__call__, linear.set_mapping = call, set_mapping
+    linear._apply_lora_to_output = apply_lora
     for name in ("add_lora_logits", "add_lora_embedding"):
         setattr(wrapper, name, unless_idle(getattr(wrapper, name)))
 

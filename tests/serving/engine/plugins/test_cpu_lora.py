@@ -11,8 +11,8 @@ from serving.engine.plugins.cpu_lora import (
     _per_token,
     expand,
     expand_slice,
+    plan_batches,
     shrink,
-    skip_when_idle,
 )
 
 _SLOTS, _RANK, _IN, _OUT = 4, 3, 6, 5
@@ -161,39 +161,91 @@ def test_in_prefill_each_token_has_the_slot_of_its_sequence(lengths: list[int]) 
         close(found, expected)
 
 
+class Wrapper:
+    """Like vLLM's class, which gets the slots of a batch and then computes its products."""
+
+    token_lora_indices = torch.tensor([0])
+    products = 0
+
+    def update_metadata(self, slots: list[int]) -> None:
+        self.token_lora_indices = torch.tensor(slots, dtype=torch.long)
+
+    def add_lora_logits(self) -> None:
+        self.products += 1
+
+    add_lora_embedding = add_lora_logits
+
+
+class Linear:
+    """Like vLLM's class: a layer with LoRA around one without, which returns zeros."""
+
+    output_slices: tuple[int, ...]
+    output_size: int
+    punica_wrapper: Any
+
+    def __init__(self, rank: int, widths: tuple[int, ...]) -> None:
+        self.lora_a_stacked = tuple(random(_SLOTS, 1, rank, _IN) for _ in widths)
+        self.lora_b_stacked = tuple(random(_SLOTS, 1, width, rank) for width in widths)
+        self.output_slices, self.output_size = widths, sum(widths)
+        self.vllm_products = 0
+
+    def base_layer(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), self.output_size)
+
+    def set_mapping(self, wrapper: Any) -> None:
+        self.punica_wrapper = wrapper
+
+    def _apply_lora_to_output(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        self.vllm_products += 1
+        return output + 1
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._apply_lora_to_output(x, self.base_layer(x))
+
+
+def patched() -> tuple[Any, Any]:
+    """Subclasses of both classes, changed as those of vLLM are."""
+    wrapper, linear = type("Wrapper", (Wrapper,), {}), type("Linear", (Linear,), {})
+    plan_batches(wrapper, linear)
+    return wrapper(), linear
+
+
 @pytest.mark.parametrize("slots", [[-1, -1], [-1, 0], []])
 def test_a_batch_without_adapters_skips_the_products(slots: list[int]) -> None:
-    class Wrapper:
-        """Like vLLM's class, which gets the slots of a batch and then computes its products."""
+    wrapper, linear_class = patched()
+    linear = linear_class(_RANK, (_OUT, _OUT))
+    linear.set_mapping(wrapper)
+    x = random(len(slots), _IN)
 
-        token_lora_indices = torch.tensor([0])
-        products = 0
-
-        def update_metadata(self, slots: list[int]) -> None:
-            self.token_lora_indices = torch.tensor(slots, dtype=torch.long)
-
-        def add_lora_logits(self) -> None:
-            self.products += 1
-
-        add_lora_embedding = add_lora_logits
-
-    class Linear:
-        """Like vLLM's class, a layer with LoRA around one without."""
-
-        def __init__(self, wrapper: Wrapper) -> None:
-            self.punica_wrapper, self.base_layer = wrapper, lambda x: x
-
-        def __call__(self, x: int) -> int:
-            return x + 1
-
-    skip_when_idle(Wrapper, Linear)
-    wrapper = Wrapper()
-    linear = Linear(wrapper)
-
-    # Before the slots of a batch are known, LoRA is not skipped.
-    assert linear(1) == 2
     wrapper.update_metadata(slots)
+    output = linear(x)
     wrapper.add_lora_logits()
     wrapper.add_lora_embedding()
 
-    assert (linear(1), wrapper.products) == ((2, 2) if 0 in slots else (1, 0))
+    assert bool(output.any()) is (0 in slots)
+    assert wrapper.products == (2 if 0 in slots else 0)
+    assert linear.vllm_products == 0
+
+
+def test_before_the_slots_of_a_batch_are_known_lora_is_not_skipped() -> None:
+    wrapper, linear_class = patched()
+    linear = linear_class(_RANK, (_OUT,))
+    linear.set_mapping(wrapper)
+
+    assert linear(random(1, _IN)).eq(1).all()
+    wrapper.add_lora_logits()
+    assert wrapper.products == 1
+
+
+def test_a_layer_of_another_form_uses_vllms_own_loop() -> None:
+    wrapper, linear_class = patched()
+    linear = linear_class(_RANK, (_OUT, _OUT))
+    # As for fully sharded LoRA.
+    linear.lora_a_stacked = tuple(each[:, :, :1] for each in linear.lora_a_stacked)
+    before = linear.lora_b_stacked
+    linear.set_mapping(wrapper)
+    wrapper.update_metadata([0, -1])
+
+    assert linear(random(2, _IN)).eq(1).all()
+    assert linear.vllm_products == 1
+    assert linear.lora_b_stacked is before
