@@ -114,6 +114,7 @@ def effective(settings: Settings) -> dict[str, str]:
     texts = {}
     for each in fields(Settings):
         value = values[each.name]
-        text = ", ".join(value) if isinstance(value, list | tuple) else value
+        separator = " " if each.name == "vllm" else ", "
+        text = separator.join(value) if isinstance(value, list | tuple) else value
         texts[each.name] = describe_default(each.name) if text in (None, "") else str(text)
     return texts

@@ -24,6 +24,7 @@ class EngineConfig:
         max_num_seqs: largest number of sequences that vLLM runs at the same time.
         kv_cache_bytes: size of the KV cache on a CPU, in bytes.
         gpu_memory_utilization: share of a GPU's memory that vLLM takes, from 0 to 1.
+        vllm_flags: further flags of `vllm serve`.
     """
 
     model: str
@@ -38,3 +39,4 @@ class EngineConfig:
     max_num_seqs: int = 32
     kv_cache_bytes: int = 1 << 30
     gpu_memory_utilization: float = 0.55
+    vllm_flags: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from serving.engine.plugins.generate import adapt_generation
 from serving.engine.plugins.tokenization import tokenize_fairly
 from serving.engine.staging import Staging, shared_memory_of_children, track_shared_memory
 from serving.engine.trial_adapter import trial_adapter
+from serving.engine.vllm_flags import parse
 from serving.engine.vllm_options import (
     check_plugins,
     set_cpu_environment,
@@ -76,8 +77,8 @@ class Engine:
         """Load the model into a new engine and build vLLM's application around it.
 
         Raises:
-            StartError: vLLM's version is not supported, or vLLM would not load Mayfly's plugins or
-                adapters of the model.
+            StartError: vLLM's version is not supported, it would not load Mayfly's plugins or
+                adapters of the model, or it refuses a flag that the user passes on.
         """
         check_versions()
         check_plugins()
@@ -96,7 +97,7 @@ class Engine:
         if on_cpu:
             set_cpu_environment()
         parser = make_arg_parser(FlexibleArgumentParser())
-        arguments = parser.parse_args(vllm_arguments(config, on_cpu))
+        arguments = parse(parser, vllm_arguments(config, on_cpu), config.vllm_flags)
         # Before vLLM changes transformers' classes of some models.
         trial = await asyncio.to_thread(trial_adapter, config)
         staging = Staging()

@@ -6,10 +6,12 @@ transformers. `check_tokenizers` needs transformers, which takes longer to impor
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from serving.environment import hide_packages
+from serving.errors import ModelFilesError
 from serving.settings.corpus import check_corpus
 from serving.settings.settings import Settings
 
@@ -25,11 +27,12 @@ def check_settings(settings: Settings, *, is_server: bool = True) -> None:
         is_server: whether they are of a server, whose model vLLM must have LoRA for.
 
     Raises:
-        SettingsError: a value or the key file is invalid.
+        SettingsError: a value, the key file or a flag of vLLM is invalid.
         ModelFilesError: the model or the embedder cannot be used.
         CorpusError: the corpus does not exist, cannot be opened, or was made with another embedder.
     """
     from serving.api_keys import Keys
+    from serving.engine.vllm_flags import check_flags
     from serving.http.browsers import parse_hosts, parse_origins
     from serving.settings.architecture import check_architecture
     from serving.settings.model_files import check_embedder, check_model
@@ -38,9 +41,11 @@ def check_settings(settings: Settings, *, is_server: bool = True) -> None:
     parse_hosts(settings.allowed_host or ())
     parse_origins(settings.allowed_origin or (), settings.has_keys)
     Keys(settings.key_digests(), settings.absolute_key_file, auto, limits)
+    check_flags(settings.vllm or ())
     check_model(settings.base_model)
     if is_server:
         check_architecture(settings.base_model)
+    check_precision(settings.base_model)
     check_embedder(settings.embedder, settings.base_model)
     if settings.corpus is not None:
         check_corpus(settings.corpora, settings.corpus, settings.embedder)
@@ -59,6 +64,30 @@ def checked_config(settings: Settings) -> Config:
     config = settings.config()
     check_tokenizers(config)
     return config
+
+
+def check_precision(model: str) -> None:
+    """Check that a base model whose files are on this machine is not quantised.
+
+    Args:
+        model: hub id or folder.
+
+    Raises:
+        ModelFilesError: it is; the trainer has no gradients through quantised weights.
+    """
+    from serving.settings.model_files import local_folder
+
+    folder = local_folder(model)
+    if folder is None or not (folder / "config.json").is_file():
+        return
+    quantization = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown method")
+        raise ModelFilesError(
+            f"the model {model!r} is quantised ({method}), and adapters are trained on weights in "
+            "full precision: use the model that it was made from; on a GPU, "
+            "`-- --quantization fp8` lets vLLM quantise its own copy"
+        )
 
 
 def check_tokenizers(config: Config) -> None:

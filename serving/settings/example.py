@@ -48,5 +48,7 @@ def example() -> str:
 
 
 def _toml(value: Any) -> str:
-    """Texts, numbers and lists of texts are written in TOML as in JSON."""
+    """Texts, numbers and lists of texts are written in TOML as in JSON, tables within one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + " }"
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

@@ -60,6 +60,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "gpu_memory_utilization": 0.55,
     },
     "Logs": {"log_format": None},
+    "vLLM": {"vllm": {"chat-template": "chat.jinja", "max-num-batched-tokens": 512}},
 }
 _BY_PROCESSOR = "by processor"
 # Shares of engine and trainer in the only GPU of a machine.
@@ -179,6 +180,14 @@ class Settings:
             max=1,
         ),
     ] = None
+    vllm: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Flags of `vllm serve`, after `--`: `mayfly serve ... -- --chat-template FILE`.",
+            metavar="[-- VLLM FLAGS]",
+            show_default="none",
+        ),
+    ] = None
     home: Home = HOME
 
     def budgets(self) -> tuple[Budget, Budget]:
@@ -274,6 +283,7 @@ class Settings:
                 tool_call_parser=self.tool_call_parser,
                 max_model_len=self.max_model_len,
                 gpu_memory_utilization=resolved.gpu_memory_utilization,
+                vllm_flags=tuple(self.vllm or ()),
             ),
             trainer=trainer,
             selector=SelectorConfig(

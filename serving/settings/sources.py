@@ -22,6 +22,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from serving.engine.vllm_flags import flags_of
 from serving.environment import INTERNAL, MODEL_CACHE
 from serving.errors import SettingsError
 from serving.settings.settings import PANELS, Settings
@@ -144,6 +145,9 @@ def parse_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         if setting not in hints:
             known = ", ".join(each.replace("_", "-") for each in hints)
             raise SettingsError(f"unknown setting {name!r}; the settings are {known}")
+        if setting == "vllm" and isinstance(value, dict):
+            parsed[setting] = flags_of(value)
+            continue
         kind = _kind(hints[setting])
         parsed[setting] = [value] if kind is list and isinstance(value, str) else value
         if not _is_a(kind, parsed[setting]):

@@ -57,7 +57,10 @@ def test_the_help_shows_the_settings_in_panels() -> None:
     help_ = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
 
     at = -1
-    for panel, names in PANELS.items():
+    # The argument of the last panel is shown before all options.
+    *options, (argument, _) = PANELS.items()
+    assert "[-- VLLM FLAGS]" in help_.partition(f"─ {argument} ─")[2].partition("╰")[0]
+    for panel, names in options:
         assert help_.index(f"─ {panel} ─") > at
         at = help_.index(f"─ {panel} ─")
         box = help_[at:].partition("╰")[0]

@@ -92,6 +92,19 @@ def test_a_setting_may_have_several_values_in_every_source(
         assert settings.allowed_origin == ["https://c.example"]
 
 
+def test_flags_of_vllm_come_from_every_source(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "mayfly.toml"
+    file.write_text("[vllm]\nquantization = 'awq'\nenforce-eager = true\n")
+
+    assert command.run("--config", str(file)).vllm == ["--quantization=awq", "--enforce-eager"]
+    variable = command.run("--config", str(file), MAYFLY_VLLM="--quantization fp8")
+    assert variable.vllm == ["--quantization", "fp8"]
+    flags = ["--chat-template", "a file", "-tp", "2"]
+    assert command.run("--port", "9001", "--", *flags, MAYFLY_VLLM="-q fp8").vllm == flags
+    assert command.sources["vllm"] == "flag"
+    assert settings_from({"vllm": {"max-num-seqs": 2}}).vllm == ["--max-num-seqs=2"]
+
+
 def test_the_environment_may_name_the_file(command: Command, file: Path) -> None:
     assert command.run(MAYFLY_CONFIG=str(file)).port == 9000
 
@@ -100,7 +113,8 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
     help_ = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
 
     for each in fields(Settings):
-        assert f"--{each.name.replace('_', '-')}" in help_
+        flag = "-- VLLM FLAGS" if each.name == "vllm" else f"--{each.name.replace('_', '-')}"
+        assert flag in help_
         assert variable(each.name).startswith("MAYFLY_")
 
 
@@ -115,6 +129,7 @@ def test_every_setting_is_a_flag_and_a_variable() -> None:
         ("model = 5", "model must be text"),
         ("served-model-name = [1]", "a list of texts"),
         ("[port]\nx = 1", "port must be an integer"),
+        ("vllm = 1", "vllm must be a list of texts"),
         ("port =", "cannot read the settings"),
         ('log-format = "loud"', "log-format"),
     ],

@@ -1,0 +1,31 @@
+"""Checks of settings before a server starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from serving.errors import ModelFilesError, SettingsError
+from serving.settings.checks import check_settings
+from serving.settings.settings import Settings
+
+
+def test_a_quantised_model_is_refused_with_what_to_do(nano: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(nano, model)
+    config = json.loads((model / "config.json").read_text())
+    check_settings(Settings(model=str(model), home=tmp_path))
+    (model / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "awq", "bits": 4}})
+    )
+
+    with pytest.raises(ModelFilesError, match=r"is quantised \(awq\).*full precision"):
+        check_settings(Settings(model=str(model), home=tmp_path))
+
+
+def test_a_flag_of_vllm_that_mayfly_sets_is_refused(nano: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--max-loras cannot be passed on"):
+        check_settings(Settings(model=nano, home=tmp_path, vllm=["--max-loras", "3"]))
