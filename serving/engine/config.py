@@ -14,8 +14,8 @@ class EngineConfig:
         served_name: the model name that clients use.
         rank: largest LoRA rank of an adapter.
         targets: projections that adapters may change.
-        dtype: "auto" for float32 on a CPU and the model's own type elsewhere, or a type that vLLM
-            knows.
+        dtype: a type that vLLM knows, or "auto": the model's own type on a GPU, and on a CPU
+            bfloat16 where it and the model have it, otherwise float32.
         more_names: further model names that clients may use.
         tool_call_parser: vLLM's parser for the model's tool calls; None rejects requests that let
             the model choose a tool.

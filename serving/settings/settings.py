@@ -19,7 +19,7 @@ from serving.budget import AUTO, LIMITS, Budget, parse_budget
 from serving.errors import SettingsError
 from serving.settings.corpus import corpus_calibration
 from serving.settings.hardware import available_cores, available_gpus
-from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
+from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model, VllmFlags
 
 if TYPE_CHECKING:
     from serving.config import Config
@@ -150,9 +150,9 @@ class Settings:
         float | None,
         _option("Regularisation lambda' of SIFT.", "as calibrated, otherwise 0.3", min=1e-9),
     ] = None
-    dtype: Annotated[str, _option("Precision of the engine's model; auto is float32 on a CPU.")] = (
-        "auto"
-    )
+    dtype: Annotated[
+        str, _option("Precision of the engine's model; auto follows the model and the processor.")
+    ] = "auto"
     tool_call_parser: Annotated[
         str | None, _option("Name of vLLM's parser for the tool calls of the model.")
     ] = None
@@ -180,14 +180,7 @@ class Settings:
             max=1,
         ),
     ] = None
-    vllm: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Flags of `vllm serve`, after `--`: `mayfly serve ... -- --chat-template FILE`.",
-            metavar="[-- VLLM FLAGS]",
-            show_default="none",
-        ),
-    ] = None
+    vllm: VllmFlags = None
     home: Home = HOME
 
     def budgets(self) -> tuple[Budget, Budget]:

@@ -29,3 +29,11 @@ EmbedderName = Annotated[
 ]
 HOME = Path.home() / ".mayfly"
 EMBEDDER = "all-MiniLM-L6-v2"
+VllmFlags = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Flags of `vllm serve`, after `--`: `mayfly serve ... -- --chat-template FILE`.",
+        metavar="[-- VLLM FLAGS]",
+        show_default="none",
+    ),
+]

@@ -32,7 +32,7 @@ from serving.errors import StartError
 
 passed, refused = json.loads(sys.argv[1])
 parser = make_arg_parser(FlexibleArgumentParser())
-ours = vllm_arguments(EngineConfig("model", "name", 16, ("q_proj",)), on_cpu=True)
+ours = vllm_arguments(EngineConfig("model", "name", 16, ("q_proj",), dtype="float32"), on_cpu=True)
 result = {"refused": {}, "known": [each for a in parser._actions for each in a.option_strings]}
 names = "max_num_batched_tokens enforce_eager tensor_parallel_size chat_template max_lora_rank"
 for name, flags in (("default", []), ("passed", passed)):

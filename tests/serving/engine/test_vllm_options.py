@@ -6,16 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from serving.engine import vllm_options
 from serving.engine.config import EngineConfig
 from serving.engine.vllm_options import check_plugins, set_vllm_environment, vllm_arguments
 from serving.errors import StartError
 
-CONFIG = EngineConfig("folder", "served", 24, ("q_proj", "v_proj"), more_names=("alias",))
+CONFIG = EngineConfig(
+    "folder", "served", 24, ("q_proj", "v_proj"), dtype="float32", more_names=("alias",)
+)
 
 # In a process of its own, since importing vLLM changes the logging of the whole process.
 _VLLM = """
@@ -64,8 +69,29 @@ def test_memory_arguments_depend_on_the_platform() -> None:
     assert "--gpu-memory-utilization" not in cpu
     assert "--gpu-memory-utilization" in gpu
     assert "--kv-cache-memory-bytes" not in gpu
-    assert cpu[cpu.index("--dtype") + 1] == "float32"
-    assert gpu[gpu.index("--dtype") + 1] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("stored", "unit", "expected"),
+    [
+        ("bfloat16", "amx_bf16", "bfloat16"),
+        ("bfloat16", "avx512_bf16", "bfloat16"),
+        ("bfloat16", "avx2", "float32"),
+        ("float16", "avx512_bf16", "float32"),
+        ("float32", "amx_bf16", "float32"),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_model_and_processor_have_it(
+    stored: str, unit: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": stored}))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True})
+    config = replace(CONFIG, model=str(tmp_path), dtype="auto")
+
+    on_cpu, on_gpu = (vllm_arguments(config, on_cpu) for on_cpu in (True, False))
+
+    assert on_cpu[on_cpu.index("--dtype") + 1] == expected
+    assert on_gpu[on_gpu.index("--dtype") + 1] == "auto"
 
 
 def test_the_plugins_are_installed() -> None:
