@@ -203,6 +203,7 @@ function grow() {
 }
 
 at("prompt").addEventListener("input", grow);
+addEventListener("resize", grow);
 at("stop").addEventListener("click", () => running?.abort());
 at("ask").addEventListener("input", () => update(true));
 at("settings").addEventListener("input", () => update(true));
