@@ -1,4 +1,4 @@
-"""The command `mayfly`: its entry point, and the commands `adapt` and `demo`.
+"""The command `mayfly`: its entry point, and the command `adapt`.
 
 The other commands have modules of their own in this package. Nothing heavy is imported before a
 command needs it.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import serving
 from serving.cli.calibrate import calibrate
 from serving.cli.chat import chat, format_prompt_loss
-from serving.cli.console import err, out, read_input, say
+from serving.cli.console import out, read_input, say
 from serving.cli.corpus import corpus_app
+from serving.cli.demo.command import demo
 from serving.cli.error_reporting import ErrorReporter
 from serving.cli.key import key_app
 from serving.cli.model import model_app
@@ -29,9 +30,6 @@ from serving.settings.checks import check_settings, check_tokenizers
 from serving.settings.hardware import available_cores
 from serving.settings.settings import Settings
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
-
-if TYPE_CHECKING:
-    from serving.cli.demo import Result
 
 app = typer.Typer(
     name="mayfly",
@@ -46,6 +44,7 @@ app.add_typer(key_app, name="key")
 app.command()(serve)
 app.command()(config)
 app.command()(chat)
+app.command()(demo)
 app.command()(calibrate)
 app.command()(plan)
 
@@ -178,49 +177,3 @@ def adapt(
         f"sigma {sigma:.3f}, stop {training.stop}",
         to=out,
     )
-
-
-@app.command()
-def demo(
-    port: Annotated[
-        int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")
-    ] = 8000,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the server running after the demonstration.")
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on the last line.")
-    ] = False,
-    home: Home = HOME,
-) -> None:
-    """Start a server, answer one request with the base model and with an adapter, and compare the
-    two.
-    """
-    from serving.cli.demo import CORPUS, prepare, run, show
-    from serving.local.checks import check_port, check_writable
-    from serving.versions import check_versions
-
-    check_versions()
-    console = err if json else out
-    check_port(Settings.host, port)
-    check_writable(home)
-    result: Result | None = None
-    try:
-        passage = prepare(home, console)
-        with Status("starting", console):
-            from serving.local.server import running_server
-
-            config = Settings(corpus=CORPUS, port=port, home=home).config()
-        with running_server(config, lambda stage: say(stage, "dim", console)) as (url, watch):
-            result = run(url, passage, console)
-            show(result, url, console)
-            if keep:
-                say("the server keeps running; Ctrl-C stops it", "dim", console)
-                watch()
-            say("ending ...", "dim", console)
-    except KeyboardInterrupt:
-        say("ended")
-        if result is None:
-            sys.exit(130)
-    if json and result is not None:
-        print(result.as_json())  # not with rich, which would break the line

@@ -24,6 +24,7 @@ import psutil
 import pytest
 
 from selection.corpus.sqlite_store import SQLiteStore
+from serving.models.catalogue import NANO, SMOLLM2
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
 UNADAPTED = {"Compute-Budget": "none"}
@@ -251,6 +252,7 @@ def test_documents_added_while_it_runs_are_used(
 def test_the_python_of_the_readme_runs(running: Running) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     code = code.replace("http://127.0.0.1:8000", running.url).replace('"nx"', '"notes"')
+    code = code.replace(f'"{SMOLLM2}"', f'"{NANO}"')
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False
     )

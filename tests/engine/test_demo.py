@@ -32,7 +32,10 @@ def test_the_demonstration_compares_both_answers(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])
+    assert result["model"] == "nano"
+    assert "model: nano (smollm2 is not installed, `make install` brings it)" in ran.stderr
     assert set(result) == {
+        "model",
         "base_bits_per_byte",
         "adapted_bits_per_byte",
         "steps",
@@ -48,6 +51,8 @@ def test_the_demonstration_compares_both_answers(tmp_path: Path) -> None:
     kept = result["prompt_loss"]["at"]
     assert sum(source["times"] for source in result["sources"]) == kept <= result["steps"]
     assert result["prompt_loss"]["after"] < result["prompt_loss"]["before"]
-    assert "fastapi/security/http.py" not in {source["name"] for source in result["sources"]}
+    names = {source["name"] for source in result["sources"]}
+    assert all(name.startswith("vllm/reasoning/") for name in names)
+    assert "vllm/reasoning/step3_reasoning_parser.py" not in names
     assert "curl -si http://127.0.0.1" in ran.stderr
     assert set(os.listdir("/dev/shm")) <= before

@@ -1,0 +1,1 @@
+"""The command `mayfly demo`: one passage, continued by the base model and by an adapter."""
