@@ -142,10 +142,10 @@ def corpus_retokenize(name: CorpusName, model: Model = None, home: Home = HOME) 
     former model refuses the corpus from then on.
     """
     from selection.corpus.corpus import Corpus
-    from serving.config import bundled_model
+    from serving.models.catalogue import model_folder
     from serving.settings.model_files import check_model, context_tokens, load_tokenizer
 
-    base = model or bundled_model()
+    base = model_folder(model)
     with closing(Corpus.open(home / "corpora", name)) as corpus:
         check_model(base)
         with Status("loading the tokenizer"):
