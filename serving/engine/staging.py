@@ -41,7 +41,7 @@ _TRACK_SECONDS = 0.25
 # The names that `locked_folder` gives to folders of servers.
 _FOLDER_NAME = re.compile(r"mayfly-(run|[0-9]+)-\w{8}")
 # The names that Python gives to shared memory and to semaphores of spawned processes.
-_MAPPED = re.compile(r"/dev/shm/(psm_\w+|sem\.mp-\w+)\n")  # noqa: S108
+_MAPPED = re.compile(r"/dev/shm/(psm_\w+|sem\.mp-\w+|sem\.loky-[\w-]+)\n")  # noqa: S108
 # These, and the names of joblib's semaphores.
 _SHARED_MEMORY_NAME = re.compile(r"psm_\w+|sem\.mp-\w+|sem\.loky-[\w-]+")
 
