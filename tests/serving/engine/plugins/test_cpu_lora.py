@@ -182,6 +182,7 @@ class Linear:
     output_slices: tuple[int, ...]
     output_size: int
     punica_wrapper: Any
+    tp_size = 1
 
     def __init__(self, rank: int, widths: tuple[int, ...]) -> None:
         self.lora_a_stacked = tuple(random(_SLOTS, 1, rank, _IN) for _ in widths)
@@ -235,6 +236,24 @@ def test_before_the_slots_of_a_batch_are_known_lora_is_not_skipped() -> None:
     assert linear(random(1, _IN)).eq(1).all()
     wrapper.add_lora_logits()
     assert wrapper.products == 1
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+def test_products_are_added_to_the_output_of_the_layer(tp_size: int) -> None:
+    wrapper, linear_class = patched()
+    linear = linear_class(_RANK, (_OUT, _OUT))
+    linear.tp_size = tp_size
+    linear.set_mapping(wrapper)
+    wrapper.update_metadata([1, -1, 3])
+    x = random(3, _IN)
+
+    output = linear(x)
+
+    pairs = list(zip(linear.lora_a_stacked, linear.lora_b_stacked, strict=True))
+    for row, slot in ((0, 1), (2, 3)):
+        close(output[row], torch.cat([b[slot, 0] @ (a[slot, 0] @ x[row]) for a, b in pairs]))
+    assert output[1].eq(0).all()
+    assert linear.vllm_products == 0
 
 
 def test_a_layer_of_another_form_uses_vllms_own_loop() -> None:
