@@ -295,6 +295,27 @@ async def test_the_same_request_and_seed_give_the_same_answer(server: Server) ->
     assert replies[0]["choices"][0]["logprobs"] == replies[1]["choices"][0]["logprobs"]
 
 
+async def test_a_seed_gives_the_same_answer_if_the_prompt_takes_several_steps(
+    server: Server,
+) -> None:
+    body = {
+        "model": "nano",
+        # vLLM computes 256 tokens of a prompt in a step, and finds them in its cache the next time.
+        "prompt": [7 + i % 900 for i in range(700)],
+        "max_tokens": 12,
+        "temperature": 1,
+        "seed": 3,
+    }
+    async with server.client() as client:
+        texts = [
+            (
+                await client.post("/v1/completions", headers={"Compute-Budget": "none"}, json=body)
+            ).json()["choices"][0]["text"]
+            for _ in range(2)
+        ]
+    assert texts[0] == texts[1]
+
+
 async def test_several_prompts_share_one_adapter(server: Server) -> None:
     body = {"model": "nano", "prompt": [PROMPT, "import typing\n"], "max_tokens": 4, "n": 2}
     async with server.client() as client:
