@@ -29,6 +29,7 @@ def main() -> None:
     set_cpu_environment()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.triton_utils import dispatcher
 
     jobs, results = Path(sys.argv[1]), Path(sys.argv[2])
     scores: dict[str, Any] = {}
@@ -40,6 +41,9 @@ def main() -> None:
             scores[job["folder"]] = {"problem": str(problem)}
         gc.collect()
         cleanup_dist_env_and_memory()
+        # The first engine of a process has registered the kernels. Looking for them again fails
+        # once numba, which Mayfly's plugin uses, is among the modules.
+        dispatcher.register_kernels = lambda overrides: None
     results.write_text(json.dumps(scores))
 
 
