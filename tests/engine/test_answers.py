@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from adapters.early_stopping import has_stalled
+from adapters.early_stopping import FIRST_INTERVAL, PATIENCE, has_stalled
 from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
 from serving.adaptation.workers import CorporaWorker
@@ -82,7 +82,9 @@ async def test_without_a_header_the_default_budget_stops_adaptively(server: Serv
         "gain" if report["spent"]["steps"] < report["budget"]["steps"] else "steps"
     )
     stalled = [has_stalled(losses[:n], gain) for n in range(1, len(losses) + 1)]
-    assert stalled == [*[False] * (len(losses) - 1), report["stop"] == "gain"]
+    # The evaluation after the last step of the budget may stall, too.
+    assert not any(stalled[:-1])
+    assert stalled[-1] or report["stop"] == "steps"
     at, after = min(losses[1:], key=lambda step_and_loss: step_and_loss[1])
     assert report["prompt_loss"] == {"before": losses[0][1], "after": after, "at": at}
     assert sum(source["times"] for source in report["sources"]) == at
@@ -125,8 +127,8 @@ async def test_a_calibrated_corpus_has_its_own_gain_for_budget_auto(
     assert [report["budget"]["gain"] for report in reports] == [50.0, 0.001]
     assert all(report["calibrated"] for report in reports)
     assert reports[0]["stop"] == "gain"
-    # Three evaluations after the first, the fewest that can stop it.
-    assert reports[0]["spent"]["steps"] == 6
+    # The fewest evaluations after the first that can stop it, two sequences apart.
+    assert reports[0]["spent"]["steps"] == PATIENCE * FIRST_INTERVAL
 
 
 async def test_a_chat_stream_carries_the_report_in_its_first_chunk(server: Server) -> None:
