@@ -428,7 +428,7 @@ class TestFailures:
                 wrong = trainer.submit(
                     TrainingRequest(
                         [[POISON] * 12] * (10_000 if stop == "seconds" else 2),
-                        seconds=0.2 if stop == "seconds" else math.inf,
+                        seconds=1.0 if stop == "seconds" else math.inf,
                     )
                 )
                 right = trainer.submit(TrainingRequest(SEQUENCES, seed=3))
