@@ -40,9 +40,10 @@ _SLOT_STEP, _RESERVED_BYTES = 8 << 20, 256 << 10
 _TRACK_SECONDS = 0.25
 # The names that `locked_folder` gives to folders of servers.
 _FOLDER_NAME = re.compile(r"mayfly-(run|[0-9]+)-\w{8}")
-# The names that Python gives to shared memory and to semaphores of spawned processes.
-_MAPPED = re.compile(r"/dev/shm/(psm_\w+|sem\.mp-\w+|sem\.loky-[\w-]+)\n")  # noqa: S108
-# These, and the names of joblib's semaphores.
+_MAPPED_RING = re.compile(r"/dev/shm/(psm_\w+)\n")  # noqa: S108
+# The inode of a semaphore; the process that has created it maps it under another name.
+_MAPPED_SEMAPHORE = re.compile(r" (\d+) +/dev/shm/sem\.")
+# The names that Python and joblib give to shared memory and semaphores.
 _SHARED_MEMORY_NAME = re.compile(r"psm_\w+|sem\.mp-\w+|sem\.loky-[\w-]+")
 
 
@@ -151,11 +152,17 @@ def track_shared_memory(staging: Staging) -> Iterator[None]:
 def shared_memory_of_children() -> set[str]:
     """Names of the shared memory and semaphores of this process's descendants."""
     names: set[str] = set()
+    inodes: set[int] = set()
     for process in psutil.Process().children(recursive=True):
         names.update(semaphores(process.pid))
         # Suppressed where the process ends meanwhile.
         with contextlib.suppress(OSError):
-            names.update(_MAPPED.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+            mapped = Path(f"/proc/{process.pid}/maps").read_text()
+            names.update(_MAPPED_RING.findall(mapped))
+            inodes.update(map(int, _MAPPED_SEMAPHORE.findall(mapped)))
+    if inodes:
+        with os.scandir(memory_folder()) as files:
+            names.update(each.name for each in files if each.inode() in inodes)
     return names
 
 

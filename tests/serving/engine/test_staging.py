@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from multiprocessing.synchronize import Event as EventType
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -204,24 +204,23 @@ def test_only_the_space_that_messages_need_is_reserved(tmp_path: Path) -> None:
 
 
 def test_semaphores_of_spawned_processes_are_found() -> None:
-    """vLLM's core creates one, which outlives it when it is killed.
-
-    Its name is multiprocessing's, or joblib's where joblib has been imported.
-    """
+    """vLLM's core creates one, which outlives it when it is killed."""
     context = multiprocessing.get_context("spawn")
-    ready, end = context.Event(), context.Event()
-    process = context.Process(target=_hold_semaphores, args=(ready, end))
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_hold_semaphore, args=(theirs,))
     process.start()
     try:
-        assert ready.wait(60)
+        assert ours.poll(60)
+        name = ours.recv()
         found = shared_memory_of_children()
     finally:
-        end.set()
+        ours.send("end")
         process.join(60)
 
-    assert any(name.startswith(("sem.mp-", "sem.loky-")) for name in found)
+    assert f"sem.{name.removeprefix('/')}" in found
 
 
-def _hold_semaphores(ready: EventType, end: EventType) -> None:
-    ready.set()
-    end.wait(60)
+def _hold_semaphore(connection: Connection) -> None:
+    lock = multiprocessing.get_context("spawn").Lock()
+    connection.send(lock._semlock.name)  # type: ignore[attr-defined]
+    connection.recv()
