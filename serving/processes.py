@@ -92,6 +92,7 @@ class Call(Generic[Result]):
         output, _ = self._process.communicate()
         if not output:
             raise RuntimeError(f"a process ended with status {self._process.returncode}")
+        # The bytes come from the process that this object has started.
         result, problem, text = pickle.loads(output)  # noqa: S301
         if problem is not None:
             raise problem from RemoteTracebackError(text)

@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument(
         "--learning-rate", type=float, help="Adam learning rate (default: likewise)"
     )
-    parser.add_argument("--precision", default="auto", help="of the base model (default: auto)")
+    parser.add_argument(
+        "--precision", default="auto", help="the base model's number type (default: auto)"
+    )
     options = parser.parse_args()
 
     import torch

@@ -33,7 +33,6 @@ def register() -> None:
     from serving.engine.plugins.cpu_rotary import flatten_heads
 
     flatten_heads(RotaryEmbedding)
-    _prepare_runner(punica_cpu.PunicaWrapperCPU)
     punica_cpu.bgmv_shrink = shrink
     punica_cpu.bgmv_expand = expand
     punica_cpu.bgmv_expand_slice = expand_slice
@@ -44,6 +43,7 @@ def register() -> None:
         from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
         plan_batches(punica_cpu.PunicaWrapperCPU, BaseLinearLayerWithLoRA)
+        _prepare_runner(punica_cpu.PunicaWrapperCPU)
 
 
 def _prepare_runner(wrapper: Any) -> None:
@@ -52,8 +52,6 @@ def _prepare_runner(wrapper: Any) -> None:
     Only the process that computes has a runner; importing it here would slow the others' start.
     """
     vllm_init = wrapper.__init__
-    if hasattr(wrapper, "prepares_runner"):
-        return
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -63,7 +61,7 @@ def _prepare_runner(wrapper: Any) -> None:
         rewind_by_state(CPUModelRunner)
         vllm_init(self, *args, **kwargs)
 
-    wrapper.prepares_runner, wrapper.__init__ = True, init
+    wrapper.__init__ = init
 
 
 def plan_batches(wrapper: Any, linear: Any) -> None:
