@@ -22,8 +22,10 @@ from benchmarks.side_by_side.server import RunningServer
 STEPS = 20
 AT_ONCE = (1, 8)
 _BUDGET = f"steps={STEPS}, seconds=60"
-# Of each request; a few are lost until all requests decode.
+# Tokens of each request while all requests decode; then the clients disconnect.
 _TOKENS = 40
+# An adapted request may wait this many tokens of another one for its own adapter.
+_MAX_TOKENS = 800
 _ROUNDS = 2
 
 
@@ -78,32 +80,46 @@ async def _stream_all(
     """The moments of the tokens of each request; all requests are sent at the same time."""
     limits = httpx.Limits(max_connections=at_once)
     url = server.client.base_url
+    moments: list[list[float]] = [[] for _ in range(at_once)]
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         prompts = [f"def step_{number}_{each}(tokens, adapters):\n" for each in range(at_once)]
-        return await asyncio.gather(
-            *(_stream(client, server.model, budget, prompt) for prompt in prompts)
+        await asyncio.gather(
+            *(
+                _stream(client, server.model, budget, prompt, own, moments)
+                for prompt, own in zip(prompts, moments, strict=True)
+            )
         )
+    return moments
 
 
-async def _stream(client: httpx.AsyncClient, model: str, budget: str, prompt: str) -> list[float]:
+async def _stream(
+    client: httpx.AsyncClient,
+    model: str,
+    budget: str,
+    prompt: str,
+    moments: list[float],
+    all_moments: Sequence[list[float]],
+) -> None:
+    """Add the moment of each token to `moments`, until all requests have decoded together."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
-        "max_tokens": _TOKENS,
+        "max_tokens": _MAX_TOKENS,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
     }
     if budget != "none":
         body["adaptation"] = {"required": True}
-    moments = []
-    headers = {"Compute-Budget": budget}
+    headers, together = {"Compute-Budget": budget}, 0
     async with client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
             if line.startswith("data: {") and json.loads(line[6:]).get("choices"):
                 moments.append(time.perf_counter())
-    return moments
+                together += all(all_moments)
+                if together > _TOKENS:
+                    return
 
 
 def _seconds_per_token(answers: Sequence[Sequence[float]]) -> float:
