@@ -14,6 +14,7 @@ import torch
 
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
+from adapters.model.row import Row
 from adapters.scheduler import Job
 from adapters.step_time import TrainingTimes
 
@@ -59,7 +60,7 @@ class Evaluator:
             The jobs whose adapter has diverged.
         """
         started = self._clock()
-        rows = [job.probe.tokens for job in jobs if job.probe]
+        rows = [Row.of(job.probe.tokens) for job in jobs if job.probe]
         with self._bank.bind([self.slot(job) for job in jobs]):
             losses = self._base.losses(rows).tolist()
         diverged = [

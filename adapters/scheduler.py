@@ -20,6 +20,7 @@ from typing import Any
 
 from adapters.adapter import Adapter
 from adapters.early_stopping import FIRST_INTERVAL, EarlyStopping
+from adapters.model.row import Row
 from adapters.step_plan import Step, steps_of
 from adapters.step_time import StepTime, TrainingTimes
 from adapters.training import (
@@ -48,6 +49,7 @@ class Job:
         cancelled: Set once the result is no longer wanted.
         on_step: Called after each step.
         done: Receives the result.
+        sequences: The request's sequences, with their scored tokens.
         steps: Steps of the request's plan, in order.
         deadline: On the scheduler's clock; infinite for a request without a time limit.
         probe: The request's probe; None once there is no time to evaluate it beside a step.
@@ -71,6 +73,7 @@ class Job:
     sequences_used: int = 0
     saved_gradients: dict[int, tuple[Any, float]] = field(default_factory=dict)
     preempted_state: Any = None
+    sequences: Sequence[Row] = field(init=False)
     steps: Sequence[Step] = field(init=False)
     deadline: float = field(init=False)
     probe: Probe | None = field(init=False)
@@ -78,15 +81,11 @@ class Job:
 
     def __post_init__(self) -> None:
         request = self.request
-        self.steps = steps_of(request.plan, [tuple(sequence) for sequence in request.sequences])
+        self.sequences = request.rows
+        self.steps = steps_of(request.plan, self.sequences)
         self.deadline = self.arrived + (math.inf if request.seconds is None else request.seconds)
         self.probe = request.probe
         self.stopping = EarlyStopping(request.probe.gain if request.probe else None)
-
-    @property
-    def sequences(self) -> Sequence[Sequence[int]]:
-        """The request's sequences."""
-        return self.request.sequences
 
     @property
     def assigned_slot(self) -> int:
@@ -115,7 +114,7 @@ class Job:
         return self.steps[len(self.losses)]
 
     @property
-    def rows(self) -> list[Sequence[int]]:
+    def rows(self) -> list[Row]:
         """The sequences that the next step computes; none if it reuses a gradient."""
         if self.step.gradient_of is not None:
             return []
@@ -149,11 +148,11 @@ class Job:
         return [len(self.probe.tokens)] * count
 
     @property
-    def final_rows(self) -> list[Sequence[int]]:
+    def final_rows(self) -> list[Row]:
         """Rows of the final evaluation: the last sequence and, if outdated, the probe."""
         return [
             self.sequences[self.sequences_used - 1],
-            *([self.probe.tokens] if self.probe and self.probe_outdated else []),
+            *([Row.of(self.probe.tokens)] if self.probe and self.probe_outdated else []),
         ]
 
     @property

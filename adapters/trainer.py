@@ -25,6 +25,7 @@ import torch
 from adapters.config import LLAMA_TARGETS as LLAMA_TARGETS
 from adapters.config import TrainerConfig as TrainerConfig
 from adapters.model.base_model import BaseModel
+from adapters.model.row import Row, Spans, check_spans
 from adapters.model_defaults import defaults_of
 from adapters.scheduler import Job
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
@@ -133,33 +134,33 @@ class Trainer:
         return self._loop.memory.row_bytes(tokens)
 
     @torch.no_grad()
-    def nats(self, tokens: Sequence[int], start: int, weights: bytes | None = None) -> float:
-        """Negative log-likelihood of tokens[start:], in nats, in the trainer's precision.
+    def nats(
+        self, tokens: Sequence[int], scored: int | Spans, weights: bytes | None = None
+    ) -> float:
+        """Negative log-likelihood of the scored tokens, in nats, in the trainer's precision.
 
         Args:
             tokens: The text.
-            start: Index of the first token to score, 1 or more.
+            scored: The ranges of tokens to score, or the first of them if all that follow are
+                scored; from token 1 on.
             weights: An adapter exported by a trainer of the same configuration; None for the base
                 model.
 
         Raises:
-            ValueError: no tokens to score.
-            TrainingOptionError: weights of another model, rank or choice of projections.
+            TrainingOptionError: no tokens to score, or ranges that overlap or exceed the text;
+                weights of another model, rank or choice of projections.
         """
-        if not 1 <= start < len(tokens):
-            raise ValueError(
-                f"cannot score {len(tokens)} tokens from token {start} on: start needs to be "
-                f"between 1 and {len(tokens) - 1}"
-            )
+        row = Row.of(tokens, ((scored, len(tokens)),) if isinstance(scored, int) else scored)
+        check_spans(row.scored, len(row))
         loop = self._loop
         with loop.model_lock:
             if weights is None:
-                mean = self.base.losses([tokens], start)
+                mean = self.base.losses([row])
             else:
                 loop.bank.load(loop.scratch_slot, weights)
                 with loop.bank.bind([loop.scratch_slot]):
-                    mean = self.base.losses([tokens], start)
-        return float(mean) * (len(tokens) - start)
+                    mean = self.base.losses([row])
+        return float(mean) * row.scored_tokens
 
     def warm_up(self) -> None:
         """As `adapters.warm_up`; does nothing while requests are training."""

@@ -9,6 +9,8 @@ from enum import StrEnum
 
 from adapters.adapter import Adapter
 from adapters.errors import TrainingOptionError
+from adapters.model.row import Row, check_spans
+from adapters.model.row import Spans as Spans
 
 
 class TrainingStop(StrEnum):
@@ -70,10 +72,13 @@ class TrainingRequest:
             of its own (paper section 2).
         learning_rate: Adam learning rate; None for the trainer's.
         probe: Text whose loss is measured and, with a gain, ends the training early.
+        scored: For each sequence, the ranges of tokens whose loss counts, from token 1 on; None, or
+            nothing for all sequences, scores all tokens but the first. The others are context: they
+            take part in the forward pass, but have no loss.
 
     Raises:
-        TrainingOptionError: a seed of more than 64 bits, or a learning rate that is not positive
-            and finite.
+        TrainingOptionError: a seed of more than 64 bits, a learning rate that is not positive and
+            finite, or scored ranges that are empty, overlap or do not belong to the sequences.
     """
 
     sequences: Sequence[Sequence[int]]
@@ -83,6 +88,7 @@ class TrainingRequest:
     start: bytes | None = None
     learning_rate: float | None = None
     probe: Probe | None = None
+    scored: Sequence[Spans | None] = ()
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -93,6 +99,22 @@ class TrainingRequest:
             raise TrainingOptionError(
                 f"the seed is {self.seed}; it needs to be a whole number of 64 bits, 0 or more"
             )
+        if self.scored and len(self.scored) != len(self.sequences):
+            raise TrainingOptionError(
+                f"scored tokens are given for {len(self.scored)} sequences, and there are "
+                f"{len(self.sequences)}: give them for each, or for none"
+            )
+        for sequence, spans in zip(self.sequences, self.scored, strict=False):
+            if spans is not None:
+                check_spans(spans, len(sequence))
+
+    @property
+    def rows(self) -> list[Row]:
+        """The sequences with their scored tokens."""
+        scored = self.scored or [None] * len(self.sequences)
+        return [
+            Row.of(sequence, spans) for sequence, spans in zip(self.sequences, scored, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -103,7 +125,7 @@ class TrainingProgress:
         steps: Number of steps taken.
         total_steps: Number of steps if nothing ends the training early.
         sequences_used: Number of sequences trained on, from the first on.
-        loss: Mean loss in nats per token of this step's sequences, before the step.
+        loss: Mean loss in nats per scored token of this step's sequences, before the step.
         seconds: Seconds since the request arrived.
         seconds_left: Estimated seconds until the last step.
         slot: Slot of the adapter, for `Trainer.export`; valid only during the callback.
@@ -126,7 +148,7 @@ class TrainingResult:
 
     Attributes:
         adapter: None if no step was taken, or if the adapter has diverged.
-        losses: Mean loss in nats per token of each step's sequences, before that step.
+        losses: Mean loss in nats per scored token of each step's sequences, before that step.
         sequences_used: Number of sequences trained on, from the first on.
         stop: Why the training ended.
         seconds: Wall-clock seconds, waiting included.

@@ -21,6 +21,7 @@ import psutil
 import torch
 
 from adapters.model.base_model import BaseModel
+from adapters.model.row import Row
 
 # The default limit, as a share of the memory that is free when the trainer starts.
 _SHARE = 0.5
@@ -116,7 +117,7 @@ def saved_bytes(base: BaseModel, tokens: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses_M = base.losses([[i % base.vocabulary for i in range(tokens)]])
+        losses_M = base.losses([Row.of([i % base.vocabulary for i in range(tokens)])])
     del losses_M
     return sum(storages.values())
 

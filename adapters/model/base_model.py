@@ -6,7 +6,7 @@ hidden states (`adapters.model.loss`), and on a CPU fused modules (`adapters.mod
 that would change losses or gradients is left out, with a warning in the log. It does not depend on
 LoRA.
 
-Shapes: M rows of a batch, S tokens of the longest row, N tokens whose losses count, H hidden size,
+Shapes: M rows of a batch, S tokens of the longest row, N scored tokens, H hidden size,
 V vocabulary.
 """
 
@@ -24,6 +24,7 @@ from adapters.errors import BaseModelError, TrainingOptionError, first_line
 from adapters.model.fused_cpu import fuse, restore
 from adapters.model.loss import cross_entropy
 from adapters.model.projections import check_text_only
+from adapters.model.row import Row
 
 log = logging.getLogger(__name__)
 
@@ -97,21 +98,26 @@ class BaseModel:
                 f"{self.vocabulary - 1}): use the model's own tokenizer"
             )
 
-    def losses(self, rows: Sequence[Sequence[int]], start: int = 1) -> torch.Tensor:
-        """Mean loss in nats per token [M] of each row's tokens from `start` on.
+    def losses(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Mean loss in nats per token [M] of each row's scored tokens.
 
-        Rows are padded at their ends, which earlier tokens of a causal model do not see.
+        Rows are padded at their ends, which earlier tokens of a causal model do not see. The output
+        layer is applied only to hidden states that predict a scored token, where it is linear.
         """
         # Torch disables oneDNN for good once a matrix product runs out of memory, and is ten times
         # as slow without it.
         if not torch.backends.mkldnn.enabled:
             torch.backends.mkldnn.set_flags(True)  # type: ignore[no-untyped-call]
         longest = max(map(len, rows))
-        ids_MS = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-        counts = [len(row) - start for row in rows]
+        ids_MS = torch.tensor([[*row.tokens, *[0] * (longest - len(row))] for row in rows])
+        counts = [row.scored_tokens for row in rows]
         # Positions of the hidden states that predict each scored token, and the token's row.
         states_N = torch.cat(
-            [torch.arange(len(row) - start) + m * longest + start - 1 for m, row in enumerate(rows)]
+            [
+                torch.arange(start, end) + m * longest - 1
+                for m, row in enumerate(rows)
+                for start, end in row.scored
+            ]
         )
         rows_N = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
         tokens_N = ids_MS.flatten()[states_N + 1]
@@ -171,7 +177,8 @@ class BaseModel:
         """Losses of two short rows, and the gradient with respect to their token embeddings."""
         longest = min(16, self.context)
         rows = [
-            [(7 * m + 5 * s + 1) % self.vocabulary for s in range(longest - m)] for m in range(2)
+            Row.of([(7 * m + 5 * s + 1) % self.vocabulary for s in range(longest - m)])
+            for m in range(2)
         ]
         embedded: list[torch.Tensor] = []
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load as from_safetensors
 
 from adapters.model.lora import LoraBank
+from adapters.model.row import Row
 from adapters.trainer import LLAMA_TARGETS
 
 RANK, NUMERATOR = 4, 8.0
@@ -77,15 +78,21 @@ class PeftReference:
         self._adam = torch.optim.Adam(self.learning.values(), lr=learning_rate)
         self.losses: list[float] = []
 
-    def gradients(self, *sequences: Sequence[int]) -> tuple[list[torch.Tensor], float]:
+    def gradients(self, *rows: Sequence[int] | Row) -> tuple[list[torch.Tensor], float]:
         """Gradients of the mean loss of these sequences, and that loss."""
         self._adam.zero_grad()
-        losses = [
-            self.model(torch.tensor([ids]), labels=torch.tensor([ids])).loss for ids in sequences
-        ]
+        losses = [self._loss(row if isinstance(row, Row) else Row.of(row)) for row in rows]
         loss = torch.stack(losses).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return [parameter.grad.clone() for parameter in self.learning.values()], loss.item()
+
+    def _loss(self, row: Row) -> torch.Tensor:
+        """The mean loss of the scored tokens: transformers ignores labels of -100."""
+        ids, labels = torch.tensor([row.tokens]), torch.full((1, len(row)), -100)
+        for start, end in row.scored:
+            labels[:, start:end] = ids[:, start:end]
+        loss: torch.Tensor = self.model(ids, labels=labels).loss
+        return loss
 
     def step(self, gradients: Sequence[torch.Tensor], loss: float) -> None:
         """One step of Adam with these gradients."""

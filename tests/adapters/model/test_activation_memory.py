@@ -10,6 +10,7 @@ import torch
 from adapters.model.activation_memory import ActivationMemory, free_bytes, saved_bytes
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
+from adapters.model.row import Row
 from adapters.trainer import LLAMA_TARGETS
 
 
@@ -42,7 +43,7 @@ def test_checkpointing_saves_less_for_the_same_gradient(
             memory = ActivationMemory(base, limit=1)
             with memory.checkpointing(checkpointing):
                 kept.append(saved_bytes(base, 64))
-                base.losses([list(range(64))]).sum().backward()  # type: ignore[no-untyped-call]
+                base.losses([Row.of(range(64))]).sum().backward()  # type: ignore[no-untyped-call]
             gradients.append(gradients_MP.clone())
 
     assert torch.equal(gradients[0], gradients[1])

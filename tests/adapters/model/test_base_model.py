@@ -1,4 +1,6 @@
-"""The base model: rows in a batch have the losses they have alone, for any output layer."""
+"""The base model: rows in a batch have the losses they have alone, of their scored tokens, for any
+output layer.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters.model.base_model import PRECISIONS, BaseModel
+from adapters.model.row import Row, Spans
 from tests.adapters.peft_reference import Base, load
 
 _SHAPE: dict[str, Any] = {
@@ -27,7 +30,8 @@ _SHAPE: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-_ROWS = [[(11 * i + 5 * j) % 97 for j in range(2 + 9 * i)] for i in range(6)]
+_SEQUENCES = [[(11 * i + 5 * j) % 97 for j in range(2 + 9 * i)] for i in range(6)]
+_ROWS = [Row.of(sequence) for sequence in _SEQUENCES]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +41,14 @@ def model(base: Base) -> BaseModel:
 
 
 @torch.no_grad()
-def plain_nats(model: Any, row: list[int], start: int = 1) -> float:
-    """The mean nats of a row's tokens from `start` on, by transformers."""
-    log_probabilities = model(torch.tensor([row])).logits[0].log_softmax(-1)
-    nats = [-float(log_probabilities[i - 1, row[i]]) for i in range(start, len(row))]
+def plain_nats(model: Any, row: Row) -> float:
+    """The mean nats of a row's scored tokens, by transformers."""
+    log_probabilities = model(torch.tensor([row.tokens])).logits[0].log_softmax(-1)
+    nats = [
+        -float(log_probabilities[i - 1, row.tokens[i]])
+        for start, end in row.scored
+        for i in range(start, end)
+    ]
     return sum(nats) / len(nats)
 
 
@@ -91,21 +99,74 @@ def test_rows_give_the_same_in_any_order_and_batch(
     random_.shuffle(order)
 
     with torch.no_grad():
-        alone = [float(model.losses([row])) for row in rows]
-        together = model.losses([rows[m] for m in order]).tolist()
+        alone = [float(model.losses([Row.of(row)])) for row in rows]
+        together = model.losses([Row.of(rows[m]) for m in order]).tolist()
 
     assert together == pytest.approx([alone[m] for m in order], rel=1e-4)
 
 
-@pytest.mark.parametrize("start", [1, 2, 7, 46])
-def test_only_tokens_from_the_start_on_count(base: Base, model: BaseModel, start: int) -> None:
-    rows = [_ROWS[5], _ROWS[5][::-1], _ROWS[5] + [1, 2, 3]]
+_SPANS: list[Spans] = [((46, 47),), ((1, 2), (20, 30)), ((7, 47),), ((3, 4), (4, 9), (46, 47))]
+
+
+def test_only_scored_tokens_count(base: Base, model: BaseModel) -> None:
+    rows = [Row.of(_SEQUENCES[5], spans) for spans in _SPANS] + _ROWS
 
     with torch.no_grad():
-        found = model.losses(rows, start).tolist()
+        found = model.losses(rows).tolist()
 
     plain = load(base.folder)
-    assert found == pytest.approx([plain_nats(plain, row, start) for row in rows], rel=1e-5)
+    assert found == pytest.approx([plain_nats(plain, row) for row in rows], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "Granite"])
+def test_hidden_states_that_predict_no_scored_token_get_no_gradient(
+    kind: str, tiny_llama: str, tmp_path: Path
+) -> None:
+    # Arrange: Granite's losses are computed from whole logits.
+    folder = tiny_llama if kind == "linear" else unusual_model(kind, tmp_path / kind)
+    model = BaseModel(folder, precision="float32")
+    hidden: list[torch.Tensor] = []
+    hook = model.model.base_model.register_forward_hook(
+        lambda _, __, output: hidden.append(output.last_hidden_state.requires_grad_())
+    )
+    rows = [Row.of(_SEQUENCES[5], spans) for spans in _SPANS] + _ROWS
+
+    # Act.
+    try:
+        (gradient_MSH,) = torch.autograd.grad(model.losses(rows).sum(), hidden)
+    finally:
+        hook.remove()
+
+    # Assert.
+    expected_MS = torch.zeros(gradient_MSH.shape[:2], dtype=torch.bool)
+    for m, row in enumerate(rows):
+        for start, end in row.scored:
+            expected_MS[m, start - 1 : end - 1] = True
+    assert torch.equal(gradient_MSH.ne(0).any(-1), expected_MS)
+
+
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.integers(0, 127), min_size=2, max_size=64), st.data())
+def test_nats_add_up_over_any_parts_of_a_row(
+    model: BaseModel, tokens: list[int], data: st.DataObject
+) -> None:
+    ends = data.draw(st.sets(st.integers(1, len(tokens) - 1)))
+    cuts = sorted({1, *ends, len(tokens)})
+    parts = [(cuts[i], cuts[i + 1]) for i in range(len(cuts) - 1)]
+    chosen = tuple(part for part in parts if data.draw(st.booleans())) or tuple(parts)
+
+    def nats(row: Row) -> float:
+        return float(model.losses([row])) * row.scored_tokens
+
+    with torch.no_grad():
+        each = {part: nats(Row.of(tokens, (part,))) for part in parts}
+        some, every, whole = (nats(Row.of(tokens, spans)) for spans in (chosen, tuple(parts), None))
+
+    assert some == pytest.approx(sum(each[part] for part in chosen), rel=1e-4)
+    assert every == whole
+    assert whole == pytest.approx(sum(each.values()), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["Gemma2", "Granite", "Cohere", "Phi", "Mistral", "GPTNeoX"])
@@ -131,8 +192,9 @@ def test_unusual_output_layers_give_transformers_losses(
     assert len(whole) == (kind in {"Gemma2", "Granite", "Cohere"})
 
 
-def plain_loss(model: Any, row: list[int]) -> torch.Tensor:
-    loss: torch.Tensor = model(torch.tensor([row]), labels=torch.tensor([row])).loss
+def plain_loss(model: Any, row: Row) -> torch.Tensor:
+    ids = torch.tensor([row.tokens])
+    loss: torch.Tensor = model(ids, labels=ids).loss
     return loss
 
 
