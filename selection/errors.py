@@ -40,6 +40,10 @@ class EmbedderError(SelectionError):
     """An embedder that cannot be loaded, or that cannot embed its input."""
 
 
+class ExampleError(SelectionError):
+    """An example that is invalid, or that the model's chat template cannot render."""
+
+
 class SelectionOptionError(SelectionError):
     """An invalid option of chunking or of a selection strategy."""
 
