@@ -24,6 +24,8 @@ from selection.corpus.shards import ShardCall, ShardedCorpora
 from selection.corpus.sqlite_store import CorpusError, Source
 from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
+from selection.examples.example import Spans
+from selection.examples.rendering import Renderer
 from selection.ingest.ingest import tokenizer_digest
 from selection.limit import UNLIMITED, Limit
 from selection.request import SelectionRequest
@@ -52,6 +54,7 @@ class Selection:
         corpus: id of the corpus.
         ids: sequence ids, repeats allowed.
         sequences: tokens of each id.
+        scored: the tokens of each to train on; None for all but the first.
         sources: each distinct sequence and how often it was chosen, most used first.
         uncertainty: sigma_0 .. sigma_n, one entry more than `ids`.
         irreducible: sigma_infinity, the uncertainty that would be left if every candidate were seen
@@ -65,6 +68,7 @@ class Selection:
     corpus: str
     ids: tuple[int, ...]
     sequences: tuple[tuple[int, ...], ...]
+    scored: tuple[Spans | None, ...]
     sources: tuple[tuple[Source, int], ...]
     uncertainty: tuple[float, ...]
     irreducible: float
@@ -99,9 +103,9 @@ class Selector:
                 load_embedder, config.embedder, base_model=config.base_model, device=config.device
             )
         )
-        tokenizer = None if config.base_model is None else _load_tokenizer_digest(config.base_model)
+        digests = (None, None) if config.base_model is None else _digests(config.base_model)
         self._model = None if config.base_model is None else model_digest(config.base_model)
-        self.corpora = CorpusPool(config.root, self.embedder, tokenizer)
+        self.corpora = CorpusPool(config.root, self.embedder, *digests)
         self._shards = shards
         text_TD = self.embedder.embed(["warm-up, so that no request pays for the first call"])
         # Compiles SIFT, or loads its cached machine code.
@@ -130,7 +134,8 @@ class Selector:
 
         Raises:
             AbandonedError, SecondsSpentError: the limit was reached before anything was chosen.
-            CorpusError: the corpus does not exist, or was made with another embedder or tokenizer.
+            CorpusError: the corpus does not exist, or was made with another embedder, tokenizer or
+                chat template.
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or an
                 invalid filter.
         """
@@ -175,8 +180,9 @@ class Selector:
         return Selection(
             corpus=meta["id"],
             ids=ids,
-            sequences=tuple(sequences[i][1] for i in ids),
-            sources=tuple((sequences[i][0], count) for i, count in counts.most_common()),
+            sequences=tuple(sequences[i].tokens for i in ids),
+            scored=tuple(sequences[i].scored for i in ids),
+            sources=tuple((sequences[i].source, count) for i, count in counts.most_common()),
             uncertainty=choice.uncertainty,
             irreducible=irreducible_sigma,
             stop=SelectionStop(choice.stop) if len(candidates_K) else SelectionStop.CORPUS,
@@ -220,12 +226,14 @@ def _damaged(corpus: str, why: str) -> CorpusError:
     )
 
 
-def _load_tokenizer_digest(base_model: str) -> str:
+def _digests(base_model: str) -> tuple[str, str]:
+    """The digests of a model's tokenizer and of its chat template."""
     from transformers import AutoTokenizer
 
     # A library may raise anything for a user's files; `--debug` shows the cause with its traceback.
     try:
-        return tokenizer_digest(AutoTokenizer.from_pretrained(base_model))
+        tokenizer = AutoTokenizer.from_pretrained(base_model)
+        return tokenizer_digest(tokenizer), Renderer(tokenizer).digest
     except Exception as problem:
         raise SelectionError(
             f"cannot load the tokenizer of {base_model!r}: {first_line(problem)}"

@@ -176,7 +176,7 @@ class Run:
         corpus, embedder = Corpus.open(self.root, NAME), TextEmbedder()
         ids, _ = corpus.nearest(embedder.embed(["all"]), None)
         texts_by_name: dict[str, list[tuple[int, str]]] = {}
-        for source, _ in corpus.read(ids.tolist()).values():
+        for source in (each.source for each in corpus.read(ids.tolist()).values()):
             texts_by_name.setdefault(source.name, []).append((source.start, source.text))
         stored = {
             name: tuple(text for _, text in sorted(texts_of))
@@ -199,7 +199,7 @@ class Run:
             nearest_ids, embeddings_KD = corpus.nearest(target_1D, 10)
             read = corpus.read(nearest_ids.tolist())
             own_KD = embedder.embed(
-                [read[i][0].text if i in read else "gone" for i in nearest_ids.tolist()]
+                [read[i].source.text if i in read else "gone" for i in nearest_ids.tolist()]
             )
             similarity_K = np.abs(own_KD @ target_1D[0])
             correct = len(nearest_ids) == len(expected_K) and np.allclose(

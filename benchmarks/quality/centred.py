@@ -30,7 +30,7 @@ class Centred:
         self._mean_D = vectors_ND.mean(0)
         sequences = corpus.read(ids_N.tolist())
         self._vectors = {
-            sequences[i][0].text: vector_D
+            sequences[i].source.text: vector_D
             for i, vector_D in zip(ids_N.tolist(), vectors_ND, strict=True)
         }
 

@@ -270,6 +270,7 @@ def with_copies(selection: Selection, copies: int, steps: int = STEPS) -> Select
         selection,
         ids=tuple(selection.ids[pick] for pick in picks),
         sequences=tuple(selection.sequences[pick] for pick in picks),
+        scored=tuple(selection.scored[pick] for pick in picks),
     )
 
 

@@ -24,12 +24,11 @@ from selection.corpus.filters import Filter, Scalar
 from selection.corpus.index_manager import IndexManager
 from selection.corpus.lookup import ID, check_name, find_corpus
 from selection.corpus.positions import Tombstones
-from selection.corpus.sqlite_store import Chunk, DocumentInfo, Source, SQLiteStore
+from selection.corpus.sequences import Chunk, DocumentInfo, StoredSequence
+from selection.corpus.sqlite_store import SQLiteStore
 from selection.corpus.tables.database import FILE
 from selection.embedding import Embedder, Embeddings
 from selection.errors import CorpusError, CorpusNotFoundError
-
-_REEMBED_BATCH = 64
 
 
 class Corpus:
@@ -55,8 +54,9 @@ class Corpus:
         self._index = IndexManager(self._store)
         # The uuid of the embeddings for which the embedder was last checked.
         self._checked_uuid = ""
-        # Digest of the tokenizer that was last checked, if any.
+        # Digests of the tokenizer and the chat template that were last checked, if any.
         self._checked_tokenizer: str | None = None
+        self._checked_template: str | None = None
 
     @classmethod
     def create(
@@ -150,8 +150,11 @@ class Corpus:
         (self.folder / FILE).unlink()
         shutil.rmtree(self.folder)
 
-    def check(self, embedder: Embedder, tokenizer: str | None = None) -> None:
-        """Refuse an embedder or tokenizer other than the one this corpus was made with.
+    def check(
+        self, embedder: Embedder, tokenizer: str | None = None, template: str | None = None
+    ) -> None:
+        """Refuse an embedder other than the one this corpus was made with, and a tokenizer or a
+        chat template as `check_tokenizer` does.
 
         Raises:
             CorpusError: they differ; the message names both and what to do.
@@ -166,20 +169,32 @@ class Corpus:
                 )
         self._checked_uuid = meta["uuid"]
         if tokenizer is not None:
-            self.check_tokenizer(tokenizer)
+            self.check_tokenizer(tokenizer, template)
 
-    def check_tokenizer(self, tokenizer: str) -> None:
-        """Refuse a tokenizer other than the one this corpus was made with.
+    def check_tokenizer(self, tokenizer: str, template: str | None = None) -> None:
+        """Refuse a tokenizer other than the one this corpus was made with, and a chat template
+        other than the one of its examples.
+
+        Args:
+            tokenizer: digest of the tokenizer.
+            template: digest of the template (`selection.examples.rendering.Renderer`); None skips
+                its check.
 
         Raises:
             CorpusError: they differ.
         """
-        if self._store.meta()["tokenizer"] != tokenizer:
+        meta = self._store.meta()
+        if meta["tokenizer"] != tokenizer:
             raise CorpusError(
                 f"corpus {self.name!r} contains tokens of another model's tokenizer: "
                 f"serve that model, or run `mayfly corpus retokenize {self.name} --model MODEL`"
             )
-        self._checked_tokenizer = tokenizer
+        if template is not None and meta.get("template", template) != template:
+            raise CorpusError(
+                f"corpus {self.name!r} contains examples in another chat template: "
+                f"serve that model, or run `mayfly corpus retokenize {self.name} --model MODEL`"
+            )
+        self._checked_tokenizer, self._checked_template = tokenizer, template
 
     def add(
         self,
@@ -204,8 +219,8 @@ class Corpus:
         Raises:
             DetachedError: the attachment is no longer in progress.
             CorpusError: it could not be written, for example because the disk is full, or the
-                corpus was re-embedded or retokenized since it was opened or checked; nothing was
-                changed.
+                corpus was re-embedded or retokenized since it was opened or checked, or has
+                examples of another template; nothing was changed.
             ValueError: the metadata is not valid JSON.
         """
         return self._store.add(
@@ -217,6 +232,7 @@ class Corpus:
             self._checked_uuid,
             file,
             self._checked_tokenizer,
+            self._checked_template,
         )
 
     def delete(self, document: str | int) -> bool:
@@ -279,15 +295,15 @@ class Corpus:
         index, allowed = self._index.current(filter)
         return index.nearest(targets_TD, k, allowed)
 
-    def read(self, sequences: Sequence[int]) -> dict[int, tuple[Source, tuple[int, ...]]]:
-        """Provenance and tokens of sequences by id; deleted ones are left out.
+    def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
+        """Sequences by id; deleted ones are left out.
 
         Raises:
             CorpusError: the corpus was retokenized since its tokenizer was checked.
         """
         found = self._store.read(sequences)
         if self._checked_tokenizer is not None:
-            self.check_tokenizer(self._checked_tokenizer)
+            self.check_tokenizer(self._checked_tokenizer, self._checked_template)
         return found
 
     def build_index(self) -> None:
@@ -311,14 +327,10 @@ class Corpus:
         Raises:
             CorpusError: another process re-embeds the corpus at the same time.
         """
-        identity, reembedding = _identity(embedder), self._store.reembedding
-        reembedding.begin(identity)
         total = self.counts()[1]
-        while not reembedding.finish(identity):
-            while pending := reembedding.pending(_REEMBED_BATCH):
-                vectors_ND = embedder.embed([text for _, text in pending])
-                reembedding.save(identity, [sequence for sequence, _ in pending], vectors_ND)
-                on_progress(len(pending), total)
+        self._store.reembedding.run(
+            _identity(embedder), embedder, lambda count: on_progress(count, total)
+        )
         self.check(embedder)
         self.build_index()
 

@@ -36,19 +36,28 @@ class _Entry:
 
 
 class CorpusPool:
-    """Corpora of one embedder and tokenizer, kept open, and reopened when they are replaced on
-    disk.
+    """Corpora of one embedder, tokenizer and chat template, kept open, and reopened when they are
+    replaced on disk.
 
     Args:
         root: folder of all corpora.
         embedder: the embedder that they must have been made with; None skips this check and that of
             the tokenizer.
         tokenizer: digest of the tokenizer that they must have been made with; None skips this
-            check.
+            check and that of the template.
+        template: digest of the template that their examples must have been rendered with; None
+            skips this check.
     """
 
-    def __init__(self, root: Path, embedder: Embedder | None, tokenizer: str | None) -> None:
-        self._root, self._embedder, self._tokenizer = root, embedder, tokenizer
+    def __init__(
+        self,
+        root: Path,
+        embedder: Embedder | None,
+        tokenizer: str | None,
+        template: str | None = None,
+    ) -> None:
+        self._root, self._embedder = root, embedder
+        self._tokenizer, self._template = tokenizer, template
         self._entries: list[_Entry] = []
         # Guards the list of entries; never held while waiting for a corpus.
         self._lock = threading.Lock()
@@ -61,14 +70,14 @@ class CorpusPool:
 
         Raises:
             CorpusNotFoundError: no such corpus, or the principal does not see it.
-            CorpusError: it was made with another embedder or tokenizer.
+            CorpusError: it was made with another embedder, tokenizer or chat template.
             AbandonedError, SecondsSpentError: the limit was reached before the corpus was free.
         """
         entry = self._acquire(name, principal, limit)
         try:
             if self._embedder is not None:
                 # Checked every time, because another process may have re-embedded the corpus.
-                entry.corpus.check(self._embedder, self._tokenizer)
+                entry.corpus.check(self._embedder, self._tokenizer, self._template)
             yield entry.corpus
         finally:
             self._release(entry)

@@ -29,7 +29,7 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.faiss_index import Ids
 from selection.corpus.filters import Filter
 from selection.corpus.pool import CorpusPool
-from selection.corpus.sqlite_store import Source
+from selection.corpus.sequences import StoredSequence
 from selection.embedding import Embeddings
 from selection.errors import CorpusError, CorpusNotFoundError
 from selection.limit import UNLIMITED, Limit
@@ -111,7 +111,7 @@ class ShardedCorpus:
         best = np.lexsort((ids_K, -similarity_K))[:k]
         return ids_K[best], vectors_KD[best]
 
-    def read(self, sequences: Sequence[int]) -> dict[int, tuple[Source, tuple[int, ...]]]:
+    def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
         """As `Corpus.read`."""
         return self._whole.read(sequences)
 

@@ -3,7 +3,7 @@ embeddings.
 
 Every change is one durable transaction (`tables.database`). Changes of documents and embeddings
 advance the generation, and the ids of removed sequences are recorded, so that a reader can catch up
-from any generation to the latest. Ids are never reused. A stored chunk is called a sequence.
+from any generation to the latest. Ids are never reused.
 
 It does not depend on embedders or indexes (`selection.corpus.corpus`). Use it from one thread at a
 time.
@@ -17,7 +17,6 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,13 +25,17 @@ import numpy.typing as npt
 
 from selection.corpus.filters import Filter, Scalar, to_sql
 from selection.corpus.positions import new_id
+from selection.corpus.sequences import Chunk as Chunk
+from selection.corpus.sequences import DocumentInfo as DocumentInfo
+from selection.corpus.sequences import Source as Source
+from selection.corpus.sequences import StoredSequence as StoredSequence
 from selection.corpus.tables.attachments import Attachments, DetachedError
 from selection.corpus.tables.database import Database
 from selection.corpus.tables.file_batches import FileBatches
 from selection.corpus.tables.reembedding import Reembedding
 from selection.corpus.tables.replication import Replication
 from selection.corpus.tables.retokenization import Retokenization
-from selection.corpus.tables.schema import ADDITIONS, TABLES, VERSION
+from selection.corpus.tables.schema import ADDED_COLUMNS, ADDITIONS, TABLES, VERSION
 from selection.errors import CorpusError as CorpusError
 from selection.errors import CorpusNotFoundError as CorpusNotFoundError
 
@@ -40,47 +43,6 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 Embeddings: TypeAlias = npt.NDArray[np.float32]
 
 _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "generation", "uuid"}
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A chunk of a document: its text, where it starts in the document (characters), its tokens."""
-
-    start: int
-    text: str
-    tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a sequence comes from.
-
-    Attributes:
-        sequence: id of the sequence.
-        document: id of its document.
-        name: name of its document.
-        start: where it starts in the document, in characters.
-        text: its text.
-        metadata: metadata of its document.
-    """
-
-    sequence: int
-    document: int
-    name: str
-    start: int
-    text: str
-    metadata: Mapping[str, Scalar] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class DocumentInfo:
-    """A document as a corpus lists it; `added` is in seconds since 1970, UTC."""
-
-    id: int
-    name: str
-    sequences: int
-    metadata: Mapping[str, Scalar]
-    added: int
 
 
 class SQLiteStore:
@@ -109,7 +71,8 @@ class SQLiteStore:
                 self.database.execute(f"PRAGMA user_version = {VERSION}")
 
     def check_version(self) -> None:
-        """Check that this version of Mayfly can use the database, and add the tables it lacks.
+        """Check that this version of Mayfly can use the database, and add the tables and columns it
+        lacks.
 
         Raises:
             CorpusError: the database is damaged, incomplete or another version's.
@@ -124,10 +87,15 @@ class SQLiteStore:
         added = self.database.rows(
             "SELECT 1 FROM sqlite_master WHERE name IN ('detached', 'batch_files')"
         )
-        if len(added) < 2:
+        if len(added) < 2 or self._missing_columns():
             with self.database.writing():
-                for statement in ADDITIONS:
+                for statement in (*ADDITIONS, *self._missing_columns()):
                     self.database.execute(statement)
+
+    def _missing_columns(self) -> list[str]:
+        """The statements that add the columns that the database lacks."""
+        present = {row[1] for row in self.database.rows("PRAGMA table_info(sequences)")}
+        return [statement for name, statement in ADDED_COLUMNS.items() if name not in present]
 
     def close(self) -> None:
         """Close the database."""
@@ -156,6 +124,7 @@ class SQLiteStore:
         embedding_uuid: str,
         file: str | None = None,
         tokenizer: str | None = None,
+        template: str | None = None,
     ) -> int:
         """Add a document, replacing the one of the same name; returns its id.
 
@@ -168,9 +137,12 @@ class SQLiteStore:
             embedding_uuid: the corpus's `uuid` when the vectors were computed.
             file: the attachment it belongs to.
             tokenizer: digest of the tokenizer of the chunks' tokens; None skips its check.
+            template: digest of the template that rendered the examples among the chunks; the first
+                example makes it the corpus's.
 
         Raises:
-            CorpusError: the corpus was re-embedded or retokenized since, or could not be written.
+            CorpusError: the corpus was re-embedded or retokenized since, or has examples of another
+                template, or could not be written.
             DetachedError: the attachment is no longer in progress.
             ValueError: the metadata is not valid JSON.
         """
@@ -188,6 +160,14 @@ class SQLiteStore:
                     f"corpus {self.database.name!r} was retokenized for another model in the "
                     f"meantime: {name!r} was not added"
                 )
+            if any(chunk.example is not None for chunk in chunks):
+                assert template is not None, "examples need a template"
+                if meta.setdefault("template", template) != template:
+                    raise CorpusError(
+                        f"corpus {self.database.name!r} has examples of another chat template: "
+                        f"{name!r} was not added"
+                    )
+                self.database.update_meta({"template": template})
             if file is not None and not self.attachments.is_in_progress(file):
                 raise DetachedError(f"{file} is no longer in progress in {self.database.name!r}")
             assert embeddings_ND.shape == (len(chunks), int(meta["dimension"]))
@@ -198,8 +178,8 @@ class SQLiteStore:
             ).lastrowid
             assert document is not None
             self.database.execute_many(
-                "INSERT INTO sequences (document, start, text, tokens, embedding) VALUES (?, ?, "
-                "?, ?, ?)",
+                "INSERT INTO sequences (document, start, text, tokens, embedding, example, scored) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         document,
@@ -207,6 +187,8 @@ class SQLiteStore:
                         chunk.text,
                         np.array(chunk.tokens, np.int32).tobytes(),
                         row.tobytes(),
+                        chunk.example,
+                        None if chunk.scored is None else json.dumps(chunk.scored),
                     )
                     for chunk, row in zip(chunks, embeddings_ND.astype(np.float32), strict=True)
                 ],
@@ -266,27 +248,28 @@ class SQLiteStore:
         for (tokens,) in self.database.stream(query, values):
             yield tokens
 
-    def read(self, sequences: Sequence[int]) -> dict[int, tuple[Source, tuple[int, ...]]]:
-        """Provenance and tokens of sequences by id; ids that do not exist are left out."""
-        found: dict[int, tuple[Source, tuple[int, ...]]] = {}
+    def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
+        """Sequences by id; ids that do not exist are left out."""
+        found: dict[int, StoredSequence] = {}
         query = (
-            "SELECT s.document, d.name, s.start, s.text, s.tokens, d.metadata FROM sequences s "
-            "JOIN documents d ON d.id = s.document WHERE s.id = ?"
+            "SELECT s.document, d.name, s.start, s.text, d.metadata, s.example, s.tokens, s.scored "
+            "FROM sequences s JOIN documents d ON d.id = s.document WHERE s.id = ?"
         )
         with self.reading():
             for sequence in set(sequences):
-                for document, name, start, text, tokens, metadata in self.database.rows(
-                    query, (sequence,)
-                ):
+                for row in self.database.rows(query, (sequence,)):
+                    document, name, start, text, metadata, example, tokens, scored = row
                     if (
                         not isinstance(tokens, bytes)
                         or len(tokens) % 4
                         or not isinstance(metadata, str)
                     ):
                         raise self.database.damaged("tokens are missing")
-                    found[sequence] = (
-                        Source(sequence, document, name, start, text, json.loads(metadata)),
+                    fields = json.loads(metadata)
+                    found[sequence] = StoredSequence(
+                        Source(sequence, document, name, start, text, fields, example),
                         tuple(np.frombuffer(tokens, np.int32).tolist()),
+                        None if scored is None else tuple(map(tuple, json.loads(scored))),
                     )
         return found
 

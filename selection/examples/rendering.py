@@ -53,6 +53,11 @@ class Renderer:
         chat: whether to render chats, by the chat template, rather than plain text; None for chats
             if the tokenizer has a chat template.
 
+    Attributes:
+        chat: whether it renders chats.
+        digest: 16 hex digits that two renderers share only if their chat templates and special
+            tokens are equal.
+
     Raises:
         ExampleError: chats are to be rendered, and the tokenizer has no chat template.
     """
@@ -69,11 +74,6 @@ class Renderer:
         special = [str(tokenizer.bos_token), str(tokenizer.eos_token)]
         identity = json.dumps([template if self.chat else None, *special])
         self.digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        self._special = {
-            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
-        }
-        # Some tokenizers put a blank before a text; within a text, there is none.
-        self._marks_start = self._ids(f"{_BEFORE}b") != self._ids(_BEFORE) + self._ids("b")
 
     def render(
         self, example: Example, before: Sequence[Example] = (), *, score_before: bool = False
@@ -101,8 +101,9 @@ class Renderer:
                 # As vLLM encodes the prompts of chats, and of completions.
                 ids = self._ids(segment.text, special=not self.chat)
             # Nothing predicts a first token.
-            start, end = max(len(tokens), 1), len(tokens) + self._end_of_turn(ids)
-            if segment.scored and start < end:
+            start = max(len(tokens), 1)
+            end = len(tokens) + self._end_of_turn(ids) if segment.scored else start
+            if start < end:
                 scored.append((start, end))
             elif i == len(segments) - 1:
                 raise ExampleError("the answer has no tokens")
@@ -165,6 +166,16 @@ class Renderer:
         segments.append(_Segment(text + prompt, False))
         segments.append(_Segment(f"{completion.removesuffix(end)}{end}", True))
         return segments
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self._tokenizer.added_tokens_decoder
+        return frozenset(token for token, each in added.items() if each.special)
+
+    @cached_property
+    def _marks_start(self) -> bool:
+        """Whether the tokenizer begins a text, but not a line of it, with a blank."""
+        return self._ids(f"{_BEFORE}b") != self._ids(_BEFORE) + self._ids("b")
 
     @cached_property
     def _asks_for_answers(self) -> bool:

@@ -15,9 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.sqlite_store import Chunk, CorpusError
+from selection.corpus.sequences import Chunk, embedded_text
 from selection.embedding import Embedder, Embeddings
+from selection.errors import CorpusError, ExampleError
 from selection.ingest.chunking import Chunking, split, tokenizer_digest
+from selection.ingest.examples import ExampleChunker
 from selection.ingest.files import find_files, package_folder
 from selection.ingest.readers import Document, IngestCounts, read_file
 
@@ -46,6 +48,7 @@ def ingest(
     tokenizer: Any,
     *,
     chunking: Chunking | None = None,
+    examples: ExampleChunker | None = None,
     on_progress: Callable[[Document, int], None] = lambda document, chunks: None,
     embed: Callable[[Iterable[list[str]]], Iterable[Embeddings]] | None = None,
     file: str | None = None,
@@ -59,7 +62,9 @@ def ingest(
         documents: consumed one at a time.
         embedder: the corpus's embedder.
         tokenizer: the base model's tokenizer.
-        chunking: how documents are split.
+        chunking: how texts are split.
+        examples: makes chunks of the documents that are examples, for the same tokenizer; None sets
+            no limit to their length.
         on_progress: called with each document and its number of chunks, once it is durable or
             skipped (0).
         embed: maps batches of texts to their vectors, in order, by the same embedder elsewhere;
@@ -70,11 +75,13 @@ def ingest(
             it raises ends the run.
 
     Raises:
-        CorpusError: two documents have the same name, or the corpus was created with another
-            embedder or tokenizer, or cannot be written.
+        CorpusError: two documents have the same name, or an example cannot be rendered or is too
+            long, or the corpus was created with another embedder, tokenizer or chat template, or
+            cannot be written.
     """
     chunking, counts = chunking or Chunking(), counts or IngestCounts()
-    corpus.check(embedder, tokenizer_digest(tokenizer))
+    examples = examples or ExampleChunker(tokenizer)
+    corpus.check(embedder, tokenizer_digest(tokenizer), examples.digest)
     known = Counter(corpus.token_sequences()) if chunking.unique else Counter()
     names: set[bytes] = set()
     pending: deque[_Batch | None] = deque()
@@ -94,7 +101,10 @@ def ingest(
                 counts.unchanged += 1
                 on_progress(document, 0)
                 continue
-            chunks = split(document.text, tokenizer, chunking, check_cancelled)
+            if document.example is None:
+                chunks = split(document.text, tokenizer, chunking, check_cancelled)
+            else:
+                chunks = [_example_chunk(document, examples)]
             if chunking.unique:
                 # A chunk may equal one of the version that the document replaces.
                 known.subtract(corpus.token_sequences(document.name))
@@ -116,7 +126,11 @@ def ingest(
         last part, and None with the others.
         """
         for batch in batches():
-            batch_texts = [chunk.text for _, _, chunks in batch for chunk in chunks]
+            batch_texts = [
+                embedded_text(chunk.text, chunk.example, embedder)
+                for _, _, chunks in batch
+                for chunk in chunks
+            ]
             for start in range(0, len(batch_texts), _BATCH_CHUNKS):
                 pending.append(batch if start + _BATCH_CHUNKS >= len(batch_texts) else None)
                 yield batch_texts[start : start + _BATCH_CHUNKS]
@@ -149,7 +163,13 @@ def ingest(
 
 
 def content_digest(document: Document, chunking: Chunking) -> str:
-    """Hex digest of what determines how a document is stored: its text, metadata and chunking."""
+    """Hex digest of what determines how a document is stored: its text, metadata and chunking, or
+    its example and metadata.
+    """
+    if document.example is not None:
+        metadata = sorted(document.metadata.items())
+        kind = json.dumps(["example", chunking.unique, metadata])
+        return hashlib.sha256(f"{kind}\n{document.example.to_json()}".encode()).hexdigest()
     options = json.dumps(
         [
             chunking.max_length,
@@ -159,6 +179,14 @@ def content_digest(document: Document, chunking: Chunking) -> str:
         ]
     )
     return hashlib.sha256(f"{options}\n{document.text}".encode()).hexdigest()
+
+
+def _example_chunk(document: Document, examples: ExampleChunker) -> Chunk:
+    assert document.example is not None
+    try:
+        return examples.chunk(document.example)
+    except ExampleError as problem:
+        raise CorpusError(f"{document.name}: {problem}") from problem
 
 
 def _has_former(corpus: Corpus, document: Document, digest: str, names: set[bytes]) -> bool:

@@ -5,7 +5,8 @@ long text a million times. So the size of every page is read from its header bef
 longer the longest page, the fewer rows are read at once, since no value is larger than the page
 that it comes from.
 
-Dates and times become ISO strings, decimals numbers. This module does not validate rows (see
+Dates and times become ISO strings, decimals numbers; the fields of a struct that are null are left
+out, since rows that lack them have them as nulls. This module does not validate rows (see
 `tables`). The only module that imports pyarrow.
 """
 
@@ -17,7 +18,6 @@ from typing import IO, Any
 
 from selection.corpus.sqlite_store import CorpusError
 
-_COLUMNS = ("id", "text", "metadata")
 _BUFFER_BYTES = 1 << 20  # read from disk at once
 # Uncompressed; pyarrow writes 1,024 texts into one page, for example of 128 KiB each.
 _MAX_PAGE_BYTES = 128 << 20
@@ -30,18 +30,19 @@ _MAX_LIST_VALUES = 1 << 20
 
 
 def parquet_rows(
-    file: Path, name: str, check_cancelled: Callable[[], None]
+    file: Path, name: str, wanted: Sequence[str], check_cancelled: Callable[[], None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file, each with its number from 1 and its columns `id`, `text` and `metadata`.
+    """The rows of a file, each with its number from 1.
 
     Args:
         file: path of the file.
         name: the file's name in errors.
+        wanted: the columns to read, of those that the file has.
         check_cancelled: called for each page; an exception that it raises ends the reading.
 
     Raises:
-        CorpusError: the file is not a Parquet file, has no column `text`, has a value without a
-            JSON counterpart, or expands to too much memory at once.
+        CorpusError: the file is not a Parquet file, has none of the columns that contain data, has
+            a value without a JSON counterpart, or expands to too much memory at once.
         OSError: the file cannot be read.
     """
     import pyarrow
@@ -53,11 +54,14 @@ def parquet_rows(
             pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
         ):
             names = table.schema_arrow.names
-            if "text" not in names:
+            if not {"text", "messages"}.intersection(names) and not (
+                {"prompt", "completion"}.issubset(names)
+            ):
                 raise CorpusError(
-                    f"{name}: expected a field `text`; its columns are {', '.join(names) or 'none'}"
+                    f"{name}: expected a field `text`, `messages`, or `prompt` and `completion`; "
+                    f"its columns are {', '.join(names) or 'none'}"
                 )
-            columns = [column for column in _COLUMNS if column in names]
+            columns = [column for column in wanted if column in names]
             if repeated := [column for column in columns if names.count(column) > 1]:
                 raise CorpusError(f"{name} has several columns `{repeated[0]}`: rename all but one")
             number = 0
@@ -125,7 +129,10 @@ def _json_value(scalar: Any) -> Any:
     if types.is_dictionary(kind):
         return _json_value(scalar.value)
     if types.is_struct(kind):
-        return {kind.field(i).name: _json_value(scalar[i]) for i in range(kind.num_fields)}
+        fields = [i for i in range(kind.num_fields) if scalar[i].is_valid]
+        return {kind.field(i).name: _json_value(scalar[i]) for i in fields}
+    if types.is_list(kind) or types.is_large_list(kind):
+        return [_json_value(each) for each in scalar.values]
     if types.is_map(kind):
         return {_json_value(entry[0]): _json_value(entry[1]) for entry in scalar.values}
     if types.is_timestamp(kind):

@@ -15,6 +15,7 @@ from typing import Any
 
 from selection.corpus.filters import Scalar
 from selection.corpus.sqlite_store import CorpusError
+from selection.examples.example import Example
 from selection.ingest.tables import MAX_TEXT_BYTES, is_unicode, read_json, read_rows
 
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
@@ -74,20 +75,22 @@ UNREADABLE: Mapping[str, str] = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Document:
-    """A named text with metadata.
+    """A named text or example with metadata.
 
     Attributes:
         name: unique in a corpus.
-        text: the whole text.
+        text: the whole text; of an example, in a form for readers.
         metadata: flat; filters compare its values.
         former: the name that earlier versions gave the document. If a corpus contains the same
             document under that name, it is kept.
+        example: the example, if it is one.
     """
 
     name: str
     text: str
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
     former: str | None = field(default=None, compare=False)
+    example: Example | None = None
 
 
 @dataclass
@@ -100,7 +103,7 @@ class IngestCounts:
         replaced: documents whose text, metadata or chunking had changed.
         unchanged: documents that the corpus already contained.
         empty: documents with fewer than two tokens.
-        skipped: rows without a text.
+        skipped: rows without a text or an example.
         chunks: chunks of the documents that were added or replaced.
     """
 
@@ -133,8 +136,9 @@ def read_file(
     former: str | None = None,
     counts: IngestCounts | None = None,
     check_cancelled: Callable[[], None] = lambda: None,
+    check_example: Callable[[Example], object] = lambda example: None,
 ) -> Iterator[Document]:
-    """The documents of a file: one, or one for each row of a table that has a text.
+    """The documents of a file: one, or one for each row of a table that has a text or an example.
 
     A row's document is named NAME#NUMBER, or NAME#ID if the row has an `id`; an id that looks like
     a number is quoted.
@@ -143,8 +147,10 @@ def read_file(
         file: path of the file.
         name: the file's name in its documents' names and in errors.
         former: the file's name in earlier versions.
-        counts: rows without a text are counted here.
+        counts: rows without a text or an example are counted here.
         check_cancelled: called repeatedly; an exception that it raises ends the reading.
+        check_example: called for each example of a table before any document of it is yielded, such
+            as `ExampleChunker.chunk`; an ExampleError that it raises makes the row invalid.
 
     Raises:
         CorpusError: the file cannot be read, or does not have the format of its suffix; the message
@@ -164,9 +170,10 @@ def read_file(
 
     try:
         if suffix in TABLE_SUFFIXES:
-            for row in read_rows(file, name, check_cancelled, skip):
+            for row in read_rows(file, name, check_cancelled, skip, check_example):
                 former_name = None if former is None else f"{former}#{row.former_label}"
-                yield Document(f"{name}#{row.label}", row.text, row.metadata, former_name)
+                row_name = f"{name}#{row.label}"
+                yield Document(row_name, row.text, row.metadata, former_name, row.example)
         elif suffix == NOTEBOOK_SUFFIX:
             yield Document(name, _notebook(_content(file, name), name), former=former)
         else:

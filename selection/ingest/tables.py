@@ -1,9 +1,9 @@
-"""Tables: the rows of JSON lines and Parquet files, each with a text and optional `id` and
-`metadata`.
+"""Tables: the rows of JSON lines and Parquet files, each with a text or an example, and optional
+`id` and `metadata`.
 
 A whole file is validated before its first row is yielded: a file with an invalid row, or with an
-`id` that occurs twice, yields none. A null is the same as an absent key. Rows without a text are
-skipped and counted.
+`id` that occurs twice, yields none. A null is the same as an absent key. Rows whose text is empty
+are skipped and counted; a row of unknown fields only is invalid.
 
 This module is independent of documents and corpora.
 """
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from selection.corpus.filters import Scalar
-from selection.corpus.sqlite_store import CorpusError
+from selection.errors import CorpusError, ExampleError
+from selection.examples.example import FIELDS, Example, parse_example
 from selection.ingest.parquet import parquet_rows
 
 MAX_TEXT_BYTES = 16 << 20  # UTF-8 bytes of a text, of a line of JSON, or of a row's metadata
@@ -30,24 +31,28 @@ _MAX_JSON_VALUES = 1 << 18  # in one line; each value is an object in memory
 _LONG_LINE_BYTES = 1 << 20  # a shorter line cannot contain enough values to matter
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SHOWN_FIELDS = 8  # fields of a row named in an error
+_ROW_FIELDS = ("id", "text", "metadata", *FIELDS)
+_EXPECTED = "expected a field `text`, `messages`, or `prompt` and `completion`"
 _BLANK_LINES = 1024  # blank lines between two checks for cancellation
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row that has a text.
+    """A row that has a text or an example.
 
     Attributes:
         number: from 1.
         id: its `id` as text, if it has one.
-        text: not empty.
+        text: not empty; of an example, in a form for readers.
         metadata: values that filters compare.
+        example: its example, if it is one.
     """
 
     number: int
     id: str | None
     text: str
     metadata: Mapping[str, Scalar]
+    example: Example | None = None
 
     @property
     def label(self) -> str:
@@ -66,21 +71,27 @@ class Row:
 
 
 def read_rows(
-    file: Path, name: str, check_cancelled: Callable[[], None], on_skipped: Callable[[], None]
+    file: Path,
+    name: str,
+    check_cancelled: Callable[[], None],
+    on_skipped: Callable[[], None],
+    check_example: Callable[[Example], object],
 ) -> Iterator[Row]:
-    """The rows of a file that have a text.
+    """The rows of a file that have a text or an example.
 
     Args:
         file: Parquet if its suffix is .parquet, else JSON lines.
         name: the file's name in errors.
         check_cancelled: called for each row; an exception that it raises ends the reading.
-        on_skipped: called for each row without a text.
+        on_skipped: called for each row without a text or an example.
+        check_example: called for each example before the first row is yielded; an ExampleError that
+            it raises makes the row invalid.
 
     Raises:
         CorpusError: the file or a row of it is invalid; no row was yielded then.
         OSError: the file cannot be read.
     """
-    _check(_raw_rows(file, name, check_cancelled), name)
+    _check(_raw_rows(file, name, check_cancelled), name, check_example)
     for number, raw in _raw_rows(file, name, check_cancelled):
         row = _row(number, raw, name)
         if row is None:
@@ -112,20 +123,25 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _check(rows: Iterable[tuple[int, Any]], name: str) -> None:
-    """Raise CorpusError for the first invalid row, or if no row has a text."""
+def _check(
+    rows: Iterable[tuple[int, Any]], name: str, check_example: Callable[[Example], object]
+) -> None:
+    """Raise CorpusError for the first invalid row, or if no row has a text or an example."""
     seen: dict[bytes, int] = {}
     fields: list[str] | None = None
     has_text = False
     for number, raw in rows:
         row = _row(number, raw, name)
         if fields is None:
-            fields = [str(key)[:40].encode(errors="backslashreplace").decode() for key in raw][
-                :_SHOWN_FIELDS
-            ]
+            fields = [_printable(str(key)) for key in raw][:_SHOWN_FIELDS]
         if row is None:
             continue
         has_text = True
+        if row.example is not None:
+            try:
+                check_example(row.example)
+            except ExampleError as problem:
+                raise CorpusError(f"{name}, row {number}: {problem}") from problem
         if row.id is not None:
             key = hashlib.blake2b(row.id.encode(), digest_size=16).digest()
             first = seen.setdefault(key, number)
@@ -136,22 +152,28 @@ def _check(rows: Iterable[tuple[int, Any]], name: str) -> None:
                 )
     if fields is not None and not has_text:
         raise CorpusError(
-            f"{name}, row 1: expected a field `text`; no row of the file has a text "
+            f"{name}, row 1: {_EXPECTED}; no row of the file has one "
             f"(the fields of row 1: {', '.join(fields) or 'none'})"
         )
 
 
 def _row(number: int, raw: Any, name: str) -> Row | None:
-    """The row, if it has a text.
+    """The row, if it has a text or an example.
 
     Raises:
         CorpusError: the row is invalid.
     """
     where = f"{name}, row {number}"
     if not isinstance(raw, dict):
-        raise CorpusError(f"{where}: expected a field `text` in an object, not {_json_type(raw)}")
-    text = raw.get("text")
+        raise CorpusError(f"{where}: {_EXPECTED} in an object, not {_json_type(raw)}")
+    text, fields = raw.get("text"), {key: raw[key] for key in FIELDS if raw.get(key) is not None}
+    if "messages" in fields or {"prompt", "completion"} <= fields.keys():
+        return _example_row(number, raw, fields, where)
     if text is None:
+        unknown = [key for key in raw if key not in _ROW_FIELDS and raw[key] is not None]
+        if fields or ("text" not in raw and unknown):
+            names = ", ".join(map(str, [*fields, *unknown][:_SHOWN_FIELDS]))
+            raise CorpusError(f"{where}: {_EXPECTED}, and got {_printable(names)}")
         return None
     if not isinstance(text, str):
         raise CorpusError(f"{where}: expected a string in the field `text`, not {_json_type(text)}")
@@ -170,6 +192,21 @@ def _row(number: int, raw: Any, name: str) -> Row | None:
             f"{MAX_TEXT_BYTES >> 20} MiB: split it"
         )
     return Row(number, _row_id(raw.get("id"), where), text, _metadata(raw.get("metadata"), where))
+
+
+def _example_row(number: int, raw: dict[str, Any], fields: dict[str, Any], where: str) -> Row:
+    if raw.get("text"):
+        raise CorpusError(f"{where}: it has both a `text` and an example: keep one of them")
+    try:
+        example = parse_example(fields, where)
+    except ExampleError as problem:
+        raise CorpusError(str(problem)) from problem
+    row_id = _row_id(raw.get("id"), where)
+    return Row(number, row_id, example.text, _metadata(raw.get("metadata"), where), example)
+
+
+def _printable(key: str) -> str:
+    return key[:40].encode(errors="backslashreplace").decode()
 
 
 def _row_id(value: Any, where: str) -> str | None:
@@ -237,7 +274,7 @@ def _raw_rows(
     file: Path, name: str, check_cancelled: Callable[[], None]
 ) -> Iterator[tuple[int, Any]]:
     rows = (
-        parquet_rows(file, name, check_cancelled)
+        parquet_rows(file, name, _ROW_FIELDS, check_cancelled)
         if file.suffix.lower() == ".parquet"
         else _json_rows(file, name, check_cancelled)
     )

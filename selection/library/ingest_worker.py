@@ -30,6 +30,7 @@ from selection.corpus.pool import CorpusPool
 from selection.corpus.tables.attachments import Attachment, DetachedError, Problem
 from selection.embedding import Embedder, Embeddings
 from selection.errors import CorpusError, CorpusNotFoundError, MissingError
+from selection.ingest.examples import ExampleChunker
 from selection.ingest.ingest import (
     Chunking,
     Document,
@@ -67,12 +68,21 @@ class IngestWorker:
         root: folder of all corpora.
         embedder: the embedder of the corpora, which other threads may use at the same time.
         tokenizer: the base model's tokenizer, which no other thread may use.
+        examples: makes chunks of examples, for the same tokenizer.
         uploads: the uploaded files.
     """
 
-    def __init__(self, root: Path, embedder: Embedder, tokenizer: Any, uploads: Uploads) -> None:
+    def __init__(
+        self,
+        root: Path,
+        embedder: Embedder,
+        tokenizer: Any,
+        examples: ExampleChunker,
+        uploads: Uploads,
+    ) -> None:
         self._embedder, self._tokenizer, self._uploads = embedder, tokenizer, uploads
-        self._corpora = CorpusPool(root, embedder, tokenizer_digest(tokenizer))
+        self._examples = examples
+        self._corpora = CorpusPool(root, embedder, tokenizer_digest(tokenizer), examples.digest)
         # Names of corpora and ids of files; None ends the thread.
         self._queue: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -190,7 +200,11 @@ class IngestWorker:
             path, name = self._uploads.path(upload), f"{attachment.id}/{attachment.name}"
             try:
                 for document in read_file(
-                    path, name, counts=counts, check_cancelled=check_now_and_then
+                    path,
+                    name,
+                    counts=counts,
+                    check_cancelled=check_now_and_then,
+                    check_example=self._examples.chunk,
                 ):
                     names.add(document.name)
                     yield replace(document, metadata={**document.metadata, **attachment.attributes})
@@ -212,6 +226,7 @@ class IngestWorker:
             self._embedder,
             self._tokenizer,
             chunking=chunking,
+            examples=self._examples,
             embed=embed,
             file=attachment.id,
             counts=counts,

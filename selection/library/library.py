@@ -27,6 +27,7 @@ from selection.corpus.positions import new_id
 from selection.corpus.tables.attachments import STATUSES, Attachment
 from selection.embedding import Prompt
 from selection.errors import CorpusNotFoundError, LibraryError, MissingError
+from selection.ingest.examples import ExampleChunker
 from selection.ingest.ingest import Chunking, tokenizer_digest
 from selection.library.ingest_worker import IngestWorker
 from selection.library.records import (
@@ -60,6 +61,7 @@ class Library:
         tokenizer: the base model's tokenizer, which nothing else may use.
         files: folder of uploaded files.
         corpora: a pool of open corpora to search in, to share their indexes; None creates one.
+        max_tokens: the base model's context, into which an example must fit; None for no limit.
 
     Every method takes the `principal` on whose behalf it acts: what they do not see does not exist
     for them (MissingError), and what they see without owning it they may not change
@@ -74,14 +76,16 @@ class Library:
         tokenizer: Any,
         files: Path,
         corpora: CorpusPool | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._embedder = embedder
-        digest = tokenizer_digest(tokenizer)
-        self._stores = VectorStores(root, self._embedder, digest)
-        self._corpora = corpora or CorpusPool(root, self._embedder, digest)
+        examples = ExampleChunker(tokenizer, max_tokens)
+        digests = tokenizer_digest(tokenizer), examples.digest
+        self._stores = VectorStores(root, self._embedder, *digests)
+        self._corpora = corpora or CorpusPool(root, self._embedder, *digests)
         self._uploads = Uploads(files)
-        self._worker = IngestWorker(root, self._embedder, tokenizer, self._uploads)
+        self._worker = IngestWorker(root, self._embedder, tokenizer, examples, self._uploads)
 
     def close(self) -> None:
         """Stop ingesting; files in progress are ingested when the library is opened again."""

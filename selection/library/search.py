@@ -87,10 +87,10 @@ def most_similar(
         k *= 4
     best = np.argsort(-score_K, kind="stable")[:max_results]
     read = corpus.read(ids_K[best].tolist())
-    files = corpus.attachments.files_of(source.document for source, _ in read.values())
+    files = corpus.attachments.files_of(sequence.source.document for sequence in read.values())
     found = []
     for sequence, score in zip(ids_K[best].tolist(), score_K[best].tolist(), strict=True):
-        source = read[sequence][0] if sequence in read else None
+        source = read[sequence].source if sequence in read else None
         # A sequence that was deleted since it was found is left out.
         if source is not None and source.document in files:
             file, name = files[source.document]

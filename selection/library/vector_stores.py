@@ -40,10 +40,12 @@ class VectorStores:
         root: folder of all corpora.
         embedder: the embedder of new corpora.
         tokenizer: digest of the tokenizer of new corpora.
+        template: digest of the chat template of their examples.
     """
 
-    def __init__(self, root: Path, embedder: Embedder, tokenizer: str) -> None:
-        self._root, self._embedder, self._tokenizer = root, embedder, tokenizer
+    def __init__(self, root: Path, embedder: Embedder, tokenizer: str, template: str) -> None:
+        self._root, self._embedder = root, embedder
+        self._tokenizer, self._template = tokenizer, template
 
     @contextmanager
     def create(
@@ -193,13 +195,13 @@ class VectorStores:
         return VectorStoreInfo.of(corpus)
 
     def check(self, corpus: Corpus) -> None:
-        """Refuse a corpus of another embedder or tokenizer.
+        """Refuse a corpus of another embedder, tokenizer or chat template.
 
         Raises:
             LibraryError: they differ; the message names both.
         """
         try:
-            corpus.check(self._embedder, self._tokenizer)
+            corpus.check(self._embedder, self._tokenizer, self._template)
         except CorpusNotFoundError:
             raise
         except CorpusError as problem:

@@ -23,6 +23,7 @@ from adapters.config import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.shards import Shard, ShardCall
 from selection.embedding import Prompt
+from selection.ingest.examples import context_tokens
 from selection.library.library import Library
 from selection.limit import Limit
 from selection.request import SelectionRequest
@@ -134,7 +135,14 @@ class CorporaWorker(SelectorWorker):
         files = config.root.parent / "files"
         selector = self._selector
         self._library = SerialExecutor(
-            Library(config.root, selector.embedder, tokenizer, files, selector.corpora)
+            Library(
+                config.root,
+                selector.embedder,
+                tokenizer,
+                files,
+                selector.corpora,
+                context_tokens(config.base_model),
+            )
         )
 
     async def call(

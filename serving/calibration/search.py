@@ -179,19 +179,19 @@ class CurveMeasurer:
             ids_K, candidates_KD = corpus.nearest(targets_TD, fetched)
             read = corpus.read(ids_K.tolist())
             excluded = {held_out.document} | near_duplicates(
-                held_out, [(source.document, tokens) for source, tokens in read.values()]
+                held_out, [(each.source.document, each.tokens) for each in read.values()]
             )
             allowed_K = [
                 position
                 for position, i in enumerate(ids_K.tolist())
-                if i in read and read[i][0].document not in excluded
+                if i in read and read[i].source.document not in excluded
             ]
             if len(allowed_K) >= count or fetched >= total:
                 break
             fetched *= 2
         allowed_K = allowed_K[:count]
         choice = choose("sift", candidates_KD[allowed_K], targets_TD, STEPS, regularisation)
-        return tuple(read[int(ids_K[allowed_K[pick]])][1] for pick in choice.picks)
+        return tuple(read[int(ids_K[allowed_K[pick]])].tokens for pick in choice.picks)
 
 
 def calibrate(

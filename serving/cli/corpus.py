@@ -136,19 +136,21 @@ def corpus_reembed(
 
 @corpus_app.command("retokenize")
 def corpus_retokenize(name: CorpusName, model: Model = None, home: Home = HOME) -> None:
-    """Give a corpus the tokens of another model. Its texts and embeddings stay.
+    """Give a corpus the tokens and the chat template of another model. Its texts and embeddings
+    stay.
 
     The change is made at once at the end; an interrupted run changes nothing. A server of the
     former model refuses the corpus from then on.
     """
     from selection.corpus.corpus import Corpus
     from serving.models.catalogue import model_folder
-    from serving.settings.model_files import check_model, context_tokens, load_tokenizer
+    from serving.settings.model_files import check_model, load_tokenizer
 
     base = model_folder(model)
     with closing(Corpus.open(home / "corpora", name)) as corpus:
         check_model(base)
         with Status("loading the tokenizer"):
+            from selection.ingest.examples import context_tokens
             from selection.ingest.retokenizing import retokenize
 
             tokenizer = load_tokenizer(base)

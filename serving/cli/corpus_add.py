@@ -24,6 +24,7 @@ from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, 
 if TYPE_CHECKING:
     from selection.corpus.corpus import Corpus
     from selection.embedding import Embeddings
+    from selection.ingest.examples import ExampleChunker
     from selection.ingest.files import FileListing, SourceFile
     from selection.ingest.ingest import Document, IngestCounts
     from selection.threaded_embedder import ThreadedEmbedder
@@ -41,7 +42,8 @@ def corpus_add(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Files and folders: text, Markdown, source code, notebooks, JSON Lines, Parquet."
+            help="Files and folders: text, Markdown, source code, notebooks; JSON Lines, Parquet: "
+            "rows of texts or examples."
         ),
     ] = None,
     package: Annotated[
@@ -85,6 +87,7 @@ def corpus_add(
         raise typer.BadParameter("name files, folders or --package", param_hint="PATH")
     from selection.corpus.corpus import Corpus
     from selection.corpus.lookup import check_name
+    from selection.ingest.examples import ExampleChunker, context_tokens
     from selection.ingest.files import list_files
     from selection.ingest.ingest import Chunking, IngestCounts, ingest, tokenizer_digest
 
@@ -107,19 +110,21 @@ def corpus_add(
             from selection.threaded_embedder import ThreadedEmbedder
 
             tokenizer = load_tokenizer(base)
+            examples = ExampleChunker(tokenizer, context_tokens(base))
             loaded = ThreadedEmbedder(partial(load_embedder, embedder, base_model=base))
             corpus = Corpus.create(home / "corpora", name, loaded, tokenizer_digest(tokenizer))
         with (
             _show_progress(listing.files) as progress,
             _embed_function(embedder, base, loaded, progress, use_ray) as embed,
         ):
-            documents = _Documents(corpus, listing.files, progress, counts, problems)
+            documents = _Documents(corpus, listing.files, examples, progress, counts, problems)
             ingest(
                 corpus,
                 documents.read(),
                 loaded,
                 tokenizer,
                 chunking=chunking,
+                examples=examples,
                 on_progress=documents.finish,
                 embed=embed,
                 counts=counts,
@@ -153,12 +158,13 @@ class _Documents:
         self,
         corpus: Corpus,
         files: Iterable[SourceFile],
+        examples: ExampleChunker,
         progress: IngestProgress,
         counts: IngestCounts,
         problems: list[str],
     ) -> None:
         self._corpus, self._files, self._progress = corpus, files, progress
-        self._counts, self._problems = counts, problems
+        self._counts, self._problems, self._examples = counts, problems, examples
         self._former_names: list[str] = []
 
     def read(self) -> Iterator[Document]:
@@ -175,6 +181,7 @@ class _Documents:
                     former=file.former,
                     counts=self._counts,
                     check_cancelled=self._progress.refresh,
+                    check_example=self._examples.chunk,
                 ):
                     self._progress.read_document(document.name, len(document.text.encode()))
                     yield document

@@ -98,9 +98,10 @@ def check_tokenizers(config: Config) -> None:
     Raises:
         SettingsError: the key file is invalid.
         ModelFilesError: the tokenizer of the model cannot be loaded.
-        CorpusError: the corpus does not exist, or was made with another tokenizer.
+        CorpusError: the corpus does not exist, or was made with another tokenizer or chat template.
     """
     from selection.corpus.corpus import Corpus
+    from selection.examples.rendering import Renderer
     from selection.ingest.ingest import tokenizer_digest
     from serving.api_keys import Keys
     from serving.settings.model_files import load_tokenizer
@@ -109,4 +110,4 @@ def check_tokenizers(config: Config) -> None:
     tokenizer = load_tokenizer(config.engine.model)
     if config.corpus is not None:
         with closing(Corpus.open(config.selector.root, config.corpus)) as corpus:
-            corpus.check_tokenizer(tokenizer_digest(tokenizer))
+            corpus.check_tokenizer(tokenizer_digest(tokenizer), Renderer(tokenizer).digest)

@@ -81,18 +81,6 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def context_tokens(name: str) -> int:
-    """The maximum number of tokens of a training sequence of a base model that was checked.
-
-    Args:
-        name: hub id or folder.
-    """
-    from transformers import AutoConfig
-
-    # The same default as the trainer's.
-    return int(getattr(AutoConfig.from_pretrained(name), "max_position_embeddings", 2048))
-
-
 def local_folder(name: str) -> Path | None:
     """The folder of a model's files on this machine, which may be in the hub's cache; None if they
     are not on this machine.

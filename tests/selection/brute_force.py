@@ -35,7 +35,7 @@ def texts_near(corpus: Corpus, embedder: Embedder, prompt: str, k: int | None = 
     """Texts of the sequences nearest to a prompt, nearest first."""
     found, _ = corpus.nearest(embedder.embed([prompt]), k)
     read = corpus.read(found.tolist())
-    return [read[i][0].text for i in found.tolist()]
+    return [read[i].source.text for i in found.tolist()]
 
 
 def assert_equals_brute_force(
@@ -63,7 +63,7 @@ def assert_equals_brute_force(
     )
 
     read = corpus.read(found.tolist())
-    sources = [read[i][0] for i in found.tolist()]
+    sources = [read[i].source for i in found.tolist()]
     got = [(source.name, source.start, source.text) for source in sources]
     assert len(set(got)) == len(got) == len(expected_K)
     assert set(got) <= set(rows)

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from selection.corpus.sequences import embedded_text
 from selection.corpus.tables.database import Database
-from selection.embedding import Embeddings
+from selection.embedding import Embedder, Embeddings
 from selection.errors import CorpusError
 
 _KEY = "reembedding"
+_BATCH = 64
 
 
 class Reembedding:
@@ -30,6 +32,30 @@ class Reembedding:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def run(
+        self,
+        identity: Mapping[str, str],
+        embedder: Embedder,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Embed all sequences, or those that an interrupted run has left, and replace their
+        embeddings.
+
+        Args:
+            identity: of the embedder.
+            embedder: the new embedder.
+            on_progress: called with the number of sequences just embedded.
+
+        Raises:
+            CorpusError: another process re-embeds the corpus.
+        """
+        self.begin(identity)
+        while not self.finish(identity):
+            while pending := self.pending(_BATCH):
+                texts = [embedded_text(text, example, embedder) for _, text, example in pending]
+                self.save(identity, [row[0] for row in pending], embedder.embed(texts))
+                on_progress(len(pending))
 
     def begin(self, identity: Mapping[str, str]) -> None:
         """Resume an interrupted run for the same embedder, or else start from scratch."""
@@ -45,12 +71,13 @@ class Reembedding:
         ((count,),) = self._database.rows("SELECT count(*) FROM reembedded")
         return int(count)
 
-    def pending(self, limit: int) -> list[tuple[int, str]]:
-        """Ids, ascending, and texts of the first sequences without a new embedding."""
+    def pending(self, limit: int) -> list[tuple[int, str, str | None]]:
+        """Ids, ascending, texts and examples, as JSON, of the first sequences without a new
+        embedding.
+        """
         return self._database.rows(
-            "SELECT id, text FROM sequences WHERE id > (SELECT coalesce(max(sequence), 0) FROM "
-            "reembedded) "
-            "ORDER BY id LIMIT ?",
+            "SELECT id, text, example FROM sequences WHERE id > "
+            "(SELECT coalesce(max(sequence), 0) FROM reembedded) ORDER BY id LIMIT ?",
             (limit,),
         )
 

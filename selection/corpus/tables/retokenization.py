@@ -1,5 +1,5 @@
-"""Retokenization: the tokens of all sequences are replaced by another tokenizer's in one
-transaction.
+"""Retokenization: the tokens of all sequences are replaced by those of another tokenizer or chat
+template in one transaction.
 
 Texts, embeddings, the ids of sequences and the corpus's `uuid` stay, so indexes and shards remain
 valid. The new tokens are collected in a temporary table, which no other process sees and which ends
@@ -8,12 +8,20 @@ with the connection, so a run that is killed leaves no trace.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from selection.corpus.tables.database import Database
 from selection.errors import CorpusError
+from selection.examples.example import Spans
+
+# The tokens and the scored tokens of each sequence, which is given by its text and its example.
+Tokenize: TypeAlias = Callable[
+    [list[tuple[str, str | None]]], Sequence[tuple[Sequence[int], Spans | None]]
+]
 
 _BATCH = 256
 _TOKEN_BYTES = np.dtype(np.int32).itemsize
@@ -29,15 +37,17 @@ class Retokenization:
     def run(
         self,
         tokenizer: str,
-        tokenize: Callable[[list[str]], Sequence[Sequence[int]]],
+        template: str,
+        tokenize: Tokenize,
         max_tokens: int,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> int:
-        """Replace the tokens of every sequence by those of its text.
+        """Replace the tokens of every sequence by those of its text, or of its example.
 
         Args:
             tokenizer: digest of the new tokenizer, for the corpus's metadata.
-            tokenize: the token ids of each text.
+            template: digest of the new chat template, for the metadata of a corpus of examples.
+            tokenize: the tokens of each text or example, and which of them to train on.
             max_tokens: maximum number of tokens of a sequence.
             on_progress: called with the number of sequences just tokenized.
 
@@ -50,7 +60,8 @@ class Retokenization:
         """
         with self._database.errors():
             self._database.execute(
-                "CREATE TEMP TABLE retokenized (sequence INTEGER PRIMARY KEY, tokens BLOB NOT NULL)"
+                "CREATE TEMP TABLE retokenized (sequence INTEGER PRIMARY KEY, "
+                "tokens BLOB NOT NULL, scored TEXT)"
             )
             try:
                 self._collect(tokenize, on_progress)
@@ -58,26 +69,28 @@ class Retokenization:
                     # Documents may have been added since.
                     self._collect(tokenize, on_progress)
                     self._check_lengths(max_tokens)
-                    return self._replace(tokenizer)
+                    return self._replace(tokenizer, template)
             finally:
                 self._database.execute("DROP TABLE temp.retokenized")
 
-    def _collect(
-        self,
-        tokenize: Callable[[list[str]], Sequence[Sequence[int]]],
-        on_progress: Callable[[int], None],
-    ) -> None:
+    def _collect(self, tokenize: Tokenize, on_progress: Callable[[int], None]) -> None:
         """Tokenize the sequences that have no new tokens yet."""
         while rows := self._database.rows(
-            "SELECT id, text FROM sequences WHERE id > (SELECT coalesce(max(sequence), 0) FROM "
-            "temp.retokenized) ORDER BY id LIMIT ?",
+            "SELECT id, text, example FROM sequences WHERE id > "
+            "(SELECT coalesce(max(sequence), 0) FROM temp.retokenized) ORDER BY id LIMIT ?",
             (_BATCH,),
         ):
-            ids = [sequence for sequence, _ in rows]
-            tokens = tokenize([text for _, text in rows])
+            new = tokenize([(text, example) for _, text, example in rows])
             self._database.execute_many(
-                "INSERT INTO temp.retokenized VALUES (?, ?)",
-                [(i, np.array(t, np.int32).tobytes()) for i, t in zip(ids, tokens, strict=True)],
+                "INSERT INTO temp.retokenized VALUES (?, ?, ?)",
+                [
+                    (
+                        row[0],
+                        np.array(tokens, np.int32).tobytes(),
+                        None if scored is None else json.dumps(scored),
+                    )
+                    for row, (tokens, scored) in zip(rows, new, strict=True)
+                ],
             )
             on_progress(len(rows))
 
@@ -94,13 +107,16 @@ class Retokenization:
                 "to a new corpus with --model"
             )
 
-    def _replace(self, tokenizer: str) -> int:
+    def _replace(self, tokenizer: str, template: str) -> int:
         execute = self._database.execute
         execute(
-            "UPDATE sequences SET tokens = (SELECT tokens FROM temp.retokenized r "
-            "WHERE r.sequence = sequences.id)"
+            "UPDATE sequences SET (tokens, scored) = (SELECT tokens, scored FROM temp.retokenized "
+            "r WHERE r.sequence = sequences.id)"
         )
         self._database.update_meta({"tokenizer": tokenizer})
+        execute("DELETE FROM meta WHERE key = 'template'")
+        if self._database.rows("SELECT 1 FROM sequences WHERE example IS NOT NULL LIMIT 1"):
+            self._database.update_meta({"template": template})
         self._database.advance_generation()
         short = (_MIN_TOKENS * _TOKEN_BYTES,)
         execute(

@@ -1,4 +1,4 @@
-"""Schema: the tables of a corpus's database, and those added later without a new version."""
+"""Schema: the tables of a corpus's database, and what was added later without a new version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ TABLES = (
     "CREATE TABLE sequences ("
     "id INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER NOT NULL REFERENCES documents(id) ON "
     "DELETE CASCADE, "
-    "start INTEGER NOT NULL, text TEXT NOT NULL, tokens BLOB NOT NULL, embedding BLOB NOT NULL)",
+    "start INTEGER NOT NULL, text TEXT NOT NULL, tokens BLOB NOT NULL, embedding BLOB NOT NULL, "
+    "example TEXT, scored TEXT)",
     "CREATE INDEX sequences_by_document ON sequences(document)",
     "CREATE TABLE removed (sequence INTEGER PRIMARY KEY, generation INTEGER NOT NULL)",
     "CREATE TABLE reembedded (sequence INTEGER PRIMARY KEY, embedding BLOB NOT NULL)",
@@ -24,3 +25,7 @@ TABLES = (
 # An existing corpus of this version may lack these, so each statement does nothing where it was
 # executed before.
 ADDITIONS = (*attachments.POSITIONS, *file_batches.TABLES)
+# Columns of `sequences` that it may lack, too.
+ADDED_COLUMNS = {
+    name: f"ALTER TABLE sequences ADD COLUMN {name} TEXT" for name in ("example", "scored")
+}

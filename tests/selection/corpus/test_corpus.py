@@ -68,7 +68,8 @@ def test_what_was_added_is_found_with_its_provenance(corpus: Corpus, words: Embe
     add(corpus, words, "ships.txt", "ships sail")
 
     found, embeddings_KD = corpus.nearest(words.embed(["cats sleep all day"]), 2)
-    source, tokens = corpus.read([int(found[0])])[int(found[0])]
+    read = corpus.read([int(found[0])])[int(found[0])]
+    source, tokens = read.source, read.tokens
 
     assert (source.document, source.name, source.start, source.text) == (
         cats,
@@ -324,8 +325,8 @@ def test_a_filter_selects_documents_by_their_metadata(corpus: Corpus, words: Emb
     )
 
     read = corpus.read(found.tolist())
-    assert [read[i][0].text for i in found.tolist()] == ["one", "one", "three"]
-    assert {source.name for source, _ in read.values()} == {"b", "c"}
+    assert [read[i].source.text for i in found.tolist()] == ["one", "one", "three"]
+    assert {each.source.name for each in read.values()} == {"b", "c"}
     with pytest.raises(ValueError, match="a filter"):
         corpus.nearest(words.embed(["one"]), 10, {"type": "eq"})
     assert len(texts_near(corpus, words, "one")) == 5
@@ -524,7 +525,7 @@ def test_a_reader_never_sees_half_a_document(
         # None if the document was replaced between search and reading.
         assert len(read) in (0, 3)
         if read:
-            texts = [read[i][0].text for i in found.tolist()]
+            texts = [read[i].source.text for i in found.tolist()]
             np.testing.assert_array_equal(embeddings_KD, words.embed(texts))
             seen.append(tuple(sorted(texts)))
     writing.join()

@@ -38,7 +38,7 @@ def test_a_corpus_removed_and_created_again_is_reopened(corpora: Path, words: Em
         created.add(text, text, [Chunk(0, text, (1, 2))], words.embed([text]))
         with pool.open("notes") as corpus:
             ids, _ = corpus.nearest(words.embed([text]), 10)
-            assert [source.text for source, _ in corpus.read(ids.tolist()).values()] == [text]
+            assert [each.source.text for each in corpus.read(ids.tolist()).values()] == [text]
         created.close()
         shutil.rmtree(corpora / "notes")
     with pytest.raises(CorpusNotFoundError), pool.open("notes"):

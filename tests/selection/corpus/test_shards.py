@@ -174,8 +174,8 @@ def test_deleted_sequences_in_a_shard_do_not_displace_others(home: ShardedHome) 
     home.shard(corpus, 2)
     target_TD = np.eye(1, int(corpus.meta()["dimension"]), dtype=np.float32)
     ids_K, _ = corpus.nearest(target_TD, len(_DOCUMENTS) // 2)
-    for source, _ in corpus.read(ids_K.tolist()).values():
-        corpus.delete(source.name)
+    for each in corpus.read(ids_K.tolist()).values():
+        corpus.delete(each.source.name)
 
     with home.selector(2).searched.open("things") as sharded:
         for k in (1, 2, 5, 100):

@@ -101,7 +101,7 @@ def test_what_was_added_is_read_with_its_provenance(store: SQLiteStore) -> None:
     read = store.read([2, 1, 2, 99])
 
     assert set(read) == {1, 2}
-    source, tokens = read[2]
+    source, tokens = read[2].source, read[2].tokens
     assert (source.sequence, source.document, source.name, source.start, source.text) == (
         2,
         document,
@@ -237,7 +237,7 @@ def test_a_failed_addition_leaves_no_trace(store: SQLiteStore) -> None:
         )
 
     assert store.meta() == before
-    assert [source.text for source, _ in store.read([1]).values()] == ["the words that stay"]
+    assert [each.source.text for each in store.read([1]).values()] == ["the words that stay"]
     assert store.removed(0).tolist() == []
 
 
@@ -328,11 +328,11 @@ def test_new_embeddings_replace_the_old_all_at_once(store: SQLiteStore) -> None:
     store.reembedding.begin(_NEW)
 
     waiting = store.reembedding.pending(2)
-    assert waiting == [(1, "one"), (2, "two")]
+    assert waiting == [(1, "one", None), (2, "two", None)]
     store.reembedding.save(_NEW, [1, 2], vectors(2, 9.0, 3))
     assert store.reembedding.finish(_NEW) is False
     assert store.embeddings()[1].tolist() == vectors(3).tolist()
-    assert store.reembedding.pending(2) == [(3, "three")]
+    assert store.reembedding.pending(2) == [(3, "three", None)]
     store.reembedding.save(_NEW, [3], vectors(1, 9.0, 3))
     assert store.reembedding.finish(_NEW) is True
 
@@ -355,7 +355,7 @@ def test_documents_changed_during_a_reembedding_are_included(
     store.delete("a")
 
     assert store.reembedding.finish(_NEW) is False
-    assert store.reembedding.pending(10) == [(3, "three")]
+    assert store.reembedding.pending(10) == [(3, "three", None)]
     store.reembedding.save(_NEW, [3], vectors(1, 9.0, 3))
     assert store.reembedding.finish(_NEW) is True
     assert store.embeddings()[0].tolist() == [3]
@@ -369,10 +369,10 @@ def test_a_reembedding_resumes_for_the_same_embedder_only(
     store.reembedding.save(_NEW, [1], vectors(1, 9.0, 3))
 
     store.reembedding.begin(_NEW)
-    assert store.reembedding.pending(10) == [(2, "two")]
+    assert store.reembedding.pending(10) == [(2, "two", None)]
 
     store.reembedding.begin({**_NEW, "revision": "3"})
-    assert store.reembedding.pending(10) == [(1, "one"), (2, "two")]
+    assert store.reembedding.pending(10) == [(1, "one", None), (2, "two", None)]
 
 
 def test_embeddings_for_two_embedders_are_never_mixed(store: SQLiteStore) -> None:

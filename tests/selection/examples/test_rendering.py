@@ -263,7 +263,8 @@ def test_an_answer_is_tokenised_as_it_is_generated_after_its_prompt() -> None:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", alphabet["<s>"])]
     )
-    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    tokenizer_class: Any = PreTrainedTokenizerFast
+    tokenizer = tokenizer_class(tokenizer_object=backend, eos_token="</s>")
 
     rendered = Renderer(tokenizer).render(chat("q:\n", "yes"))
 

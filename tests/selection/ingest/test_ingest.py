@@ -33,7 +33,7 @@ def corpus(corpora: Path, words: Embedder, tokenizer: Any) -> Iterator[Corpus]:
 def texts_of(corpus: Corpus, words: Embedder) -> list[str]:
     """Texts of all chunks, sorted."""
     found, _ = corpus.nearest(words.embed(["anything"]), None)
-    return sorted(source.text for source, _ in corpus.read(found.tolist()).values())
+    return sorted(each.source.text for each in corpus.read(found.tolist()).values())
 
 
 def test_each_document_is_reported_once_it_is_durable(
@@ -75,9 +75,9 @@ def test_each_chunk_is_stored_with_its_embedding(
 
     assert len(found) == corpus.counts()[1] > 64  # more than one batch
     for sequence, embedding in zip(found.tolist(), embeddings_KD, strict=True):
-        source, tokens = read[sequence]
-        assert embedding.tolist() == words.embed([source.text])[0].tolist()
-        assert tokenizer.decode(tokens) == source.text
+        text = read[sequence].source.text
+        assert embedding.tolist() == words.embed([text])[0].tolist()
+        assert tokenizer.decode(read[sequence].tokens) == text
 
 
 def test_unchanged_documents_are_skipped(corpus: Corpus, words: Embedder, tokenizer: Any) -> None:
@@ -98,7 +98,7 @@ def test_a_changed_document_is_replaced(corpus: Corpus, words: Embedder, tokeniz
 
     found, _ = corpus.nearest(words.embed(["said"]), 10)
     assert added == IngestCounts(replaced=1, chunks=1)
-    assert [source.text for source, _ in corpus.read(found.tolist()).values()] == [
+    assert [each.source.text for each in corpus.read(found.tolist()).values()] == [
         "What is said now."
     ]
 
@@ -142,7 +142,7 @@ def test_a_document_that_becomes_empty_loses_its_chunks(
 
     found, _ = corpus.nearest(words.embed(["secret"]), 10)
     assert added == IngestCounts(unchanged=1, empty=1)
-    assert [source.text for source, _ in corpus.read(found.tolist()).values()] == ["What stays."]
+    assert [each.source.text for each in corpus.read(found.tolist()).values()] == ["What stays."]
     assert corpus.counts() == (1, 1)
 
 
@@ -301,7 +301,7 @@ def test_a_long_document_is_embedded_in_parts_and_stored_at_once(
     found, embeddings_KD = corpus.nearest(words.embed(["day"]), None)
     read = corpus.read(found.tolist())
     for sequence, embedding in zip(found.tolist(), embeddings_KD, strict=True):
-        assert embedding.tolist() == words.embed([read[sequence][0].text])[0].tolist()
+        assert embedding.tolist() == words.embed([read[sequence].source.text])[0].tolist()
 
 
 def test_batches_may_be_embedded_ahead_of_being_added(
@@ -319,7 +319,7 @@ def test_batches_may_be_embedded_ahead_of_being_added(
     read = corpus.read(found.tolist())
     assert len(found) == added.chunks > 64
     for sequence, embedding in zip(found.tolist(), embeddings_KD, strict=True):
-        assert embedding.tolist() == words.embed([read[sequence][0].text])[0].tolist()
+        assert embedding.tolist() == words.embed([read[sequence].source.text])[0].tolist()
 
 
 _UNIQUE = Chunking(36, unique=True)

@@ -58,8 +58,8 @@ def contents(corpus: Corpus, words: Embedder) -> dict[int, tuple[str, int, str, 
     """Document, start, text and tokens of each sequence."""
     ids, _ = corpus.nearest(words.embed(["anything"]), None)
     return {
-        sequence: (source.name, source.start, source.text, tokens)
-        for sequence, (source, tokens) in corpus.read(ids.tolist()).items()
+        sequence: (each.source.name, each.source.start, each.source.text, each.tokens)
+        for sequence, each in corpus.read(ids.tolist()).items()
     }
 
 
@@ -229,6 +229,7 @@ from selection.ingest.retokenizing import retokenize
 
 class Slow:
     backend_tokenizer = AutoTokenizer.from_pretrained(get_model_path()).backend_tokenizer
+    chat_template = bos_token = eos_token = None
     def __call__(self, texts, **options):
         if "late" in texts:
             print("writing", flush=True)

@@ -13,6 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from selection.corpus.sqlite_store import CorpusError
+from selection.errors import ExampleError
+from selection.examples.example import Example, parse_example
 from selection.ingest import parquet, tables
 from selection.ingest.readers import Document, IngestCounts, read_file
 
@@ -106,8 +108,8 @@ def test_rows_whose_id_is_null_are_numbered(tmp_path: Path) -> None:
     [
         ('{"text": 5}', "t, row 2: expected a string in the field `text`, not a number"),
         ('{"text": ["x"]}', "t, row 2: expected a string in the field `text`, not a list"),
-        ('["text"]', "t, row 2: expected a field `text` in an object, not a list"),
-        ("null", "t, row 2: expected a field `text` in an object, not null"),
+        ('["text"]', "t, row 2: expected a field `text`, .* in an object, not a list"),
+        ("null", "t, row 2: expected a field `text`, .* in an object, not null"),
         ('{"text": "x", "id": [1]}', "t, row 2: expected a string or a number in `id`, not a list"),
         ('{"text": "x", "id": NaN}', "t, row 2: expected a string or a number in `id`, not nan"),
         (r'{"text": "x", "id": "\ud800"}', "t, row 2: its `id` is not Unicode text"),
@@ -169,7 +171,9 @@ def write_rows(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
     file = folder / f"t.{kind}"
     if kind == "jsonl":
         return write(file, "".join(json.dumps(row) + "\n" for row in rows))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    # pyarrow takes the columns from the first row.
+    columns = dict.fromkeys(key for row in rows for key in row)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([columns | row for row in rows]), file)
     return file
 
 
@@ -206,12 +210,86 @@ def test_rows_without_a_text_are_skipped_and_counted(tmp_path: Path, kind: str) 
     assert counts == IngestCounts(skipped=3)
 
 
-@pytest.mark.parametrize("rows", [[{"body": "x"}], [{"text": None}, {"text": ""}]])
+@pytest.mark.parametrize("rows", [[{"id": "x"}], [{"text": None}, {"text": ""}]])
 def test_a_file_without_any_text_is_refused(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     with pytest.raises(
-        CorpusError, match="t, row 1: expected a field `text`; no row of the file has a text"
+        CorpusError, match=r"t, row 1: expected a field `text`, .*; no row of the file has one"
     ):
         list(read_file(write_rows(tmp_path, "jsonl", rows), "t"))
+
+
+ASK, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
+CALL = {"type": "function", "function": {"name": "clock", "arguments": '{"zone": 1}'}}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_texts_and_examples_may_be_mixed(tmp_path: Path, kind: str) -> None:
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
+    calling = [
+        ASK,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c", "content": "noon"},
+        ANSWER,
+    ]
+    rows: list[dict[str, Any]] = [
+        {"text": "one"},
+        {"messages": [ASK, ANSWER], "id": "chat", "metadata": {"year": 2026}},
+        {"prompt": "Who?", "completion": "Me."},
+        {"messages": calling, "tools": [tool]},
+        {"text": None, "messages": None},
+    ]
+    counts = IngestCounts()
+
+    text, chat, pair, tools = read_file(write_rows(tmp_path, kind, rows), "t", counts=counts)
+
+    assert (text.text, text.example) == ("one", None)
+    assert (chat.name, chat.metadata) == ("t#chat", {"year": 2026})
+    assert chat.example == pair.example == parse_example({"messages": [ASK, ANSWER]}, "t")
+    assert chat.text == "user: Who?\nassistant: Me."
+    assert tools.example == parse_example(rows[3], "t")
+    assert counts == IngestCounts(skipped=1)
+
+
+def test_a_prompt_of_parquet_may_be_a_list_of_messages(tmp_path: Path) -> None:
+    row = {"prompt": [ASK], "completion": [{"role": "assistant", "content": "Me.", "weight": None}]}
+
+    (document,) = read_file(write_rows(tmp_path, "parquet", [row]), "t")
+
+    assert document.example == parse_example({"messages": [ASK, ANSWER]}, "t")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"body": "x"}, "expected a field `text`, `messages`, or .*, and got body"),
+        ({"prompt": "Who?"}, "expected a field .*, and got prompt"),
+        ({"completion": "Me.", "rating": 5}, "and got completion, rating"),
+        ({"messages": [ASK]}, "the last message must be the assistant's"),
+        ({"messages": [ASK, ANSWER], "text": "x"}, "both a `text` and an example"),
+        ({"messages": [ASK, ANSWER], "prompt": "x", "completion": "y"}, "and got `messages`, "),
+        ({"messages": "x"}, "`messages` must be a list"),
+        ({"messages": [ASK, ANSWER], "id": [1]}, "expected a string or a number in `id`"),
+    ],
+)
+def test_a_row_that_is_neither_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(CorpusError, match=f"^t, row 2: .*{message}"):
+        next(read_file(write_rows(tmp_path, "jsonl", [{"text": "fine"}, row]), "t"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_an_example_that_does_not_suit_the_model_makes_its_row_invalid(
+    tmp_path: Path, kind: str
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Who?", "completion": answer} for answer in ("Me.", "Nobody.")
+    ]
+
+    def check(example: Example) -> None:
+        if "Nobody" in example.text:
+            raise ExampleError("it is too long")
+
+    with pytest.raises(CorpusError, match=r"^t, row 2: it is too long$"):
+        next(read_file(write_rows(tmp_path, kind, rows), "t", check_example=check))
 
 
 def test_ids_and_row_numbers_are_never_confused(tmp_path: Path) -> None:

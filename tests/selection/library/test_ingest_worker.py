@@ -104,6 +104,7 @@ class PausableTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.backend_tokenizer = tokenizer.backend_tokenizer
+        self.chat_template = self.bos_token = self.eos_token = None
         self.resumed, self.waiting = threading.Event(), threading.Event()
         self.windows = 0
         self._tokenizer = tokenizer
@@ -210,6 +211,19 @@ def test_a_table_with_an_invalid_last_row_embeds_nothing(
         "rows.jsonl, row 501: expected a string in the field `text`, not a number"
         in found.problem.message
     )
+
+
+def test_a_row_that_is_no_example_fails_its_file(library: Library, corpora: Path) -> None:
+    library.create_store("notes")
+    rows = '{"prompt": "Who?", "completion": "Me."}\n{"messages": [{"role": "user"}]}\n'
+
+    file = attach_and_wait(library, "notes", "rows.jsonl", rows)
+
+    found = library.file("notes", file).file
+    assert found.problem is not None
+    assert (found.status, found.problem.code) == ("failed", "invalid_file")
+    assert "rows.jsonl, row 2: `messages`[0] has no `content`" in found.problem.message
+    assert documents(corpora, "notes") == {}
 
 
 def test_a_store_deleted_during_ingestion_stays_deleted(

@@ -90,6 +90,20 @@ def test_a_corpus_of_the_command_line_is_a_store_with_its_documents_as_files(
     assert list(documents(corpora, "animals")) == ["ships.md"]
 
 
+def test_examples_are_found_by_their_prompts_and_read_as_text(library: Library) -> None:
+    library.create_store("notes")
+    rows = (
+        '{"text": "Ships sail the seas."}\n{"prompt": "Who sails?", "completion": "The captain."}\n'
+    )
+
+    file = attach_and_wait(library, "notes", "rows.jsonl", rows)
+    (best,) = library.search("notes", ["Who sails?"], max_results=1)
+
+    assert best.text == "user: Who sails?\nassistant: The captain."
+    assert best.score == pytest.approx(1.0)
+    assert library.texts("notes", file) == ("Ships sail the seas.", best.text)
+
+
 def test_a_reembedding_does_not_change_the_id(
     library: Library, corpora: Path, add_by_command: Callable[..., None], other_words: Embedder
 ) -> None:

@@ -116,6 +116,19 @@ def test_the_summary_counts_what_happened(work: Path, add: Add) -> None:
     assert document_names(work) == ["new.jsonl#1", "other.md", "same.md"]
 
 
+def test_examples_are_added_up_to_the_context_of_the_model(work: Path, add: Add) -> None:
+    row = '{"prompt": "Who sails?", "completion": "%s"}\n'
+    write(work / "fine.jsonl", row % "The captain." + '{"text": "Ships sail the seas."}\n')
+    write(work / "long.jsonl", row % "Nobody." + row % ("word " * 5000))
+
+    ended = add(".")
+
+    assert ended.out == "corpus notes: added 2 documents, 2 sequences; 1 could not be read\n"
+    assert "skipped: long.jsonl, row 2: the example has 5,0" in ended.err
+    assert "split: shorten it, or leave it out" in ended.err
+    assert document_names(work) == ["fine.jsonl#1", "fine.jsonl#2"]
+
+
 def test_a_duplicate_id_is_an_error_that_names_both_rows(work: Path, add: Add) -> None:
     rows = [
         '{"id":2,"text":"whales are mammals"}',
