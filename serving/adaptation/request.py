@@ -126,6 +126,7 @@ class AdaptationRequest:
             start=start,
             learning_rate=None if calibration is None else calibration.learning_rate,
             probe=Probe(self.probe_tokens, self.gain(calibration)) if self._has_probe else None,
+            scored=selection.scored,
         )
 
     def gain(self, calibration: Calibration | None) -> float | None:

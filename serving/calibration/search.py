@@ -31,6 +31,7 @@ from adapters.trainer import Trainer
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.calibration import Calibration
 from selection.corpus.corpus import Corpus
+from selection.corpus.sequences import StoredSequence
 from selection.embedding import Prompt
 from selection.selector import Selector
 from selection.strategies.registry import REGULARISATION, choose
@@ -109,7 +110,7 @@ class CurveMeasurer:
         self._trainer = Trainer(self.default)
         self.learning_rate = self._trainer.learning_rate
         self._cancelled = threading.Event()
-        self._selections: dict[tuple[int, float], tuple[tuple[int, ...], ...]] = {}
+        self._selections: dict[tuple[int, float], tuple[StoredSequence, ...]] = {}
 
     def measure(
         self, setting: Setting, held_out: Sequence[HeldOut], on_each: Callable[[], None]
@@ -162,12 +163,17 @@ class CurveMeasurer:
             if progress.steps in _MEASURED_STEPS:
                 losses[progress.steps] = nats(trainer.export(progress.slot))
 
-        request = TrainingRequest(self._selections[key], learning_rate=setting.learning_rate)
+        selected = self._selections[key]
+        request = TrainingRequest(
+            [each.tokens for each in selected],
+            learning_rate=setting.learning_rate,
+            scored=[each.scored for each in selected],
+        )
         return trainer.submit(request, cancelled=self._cancelled, on_step=measure), losses
 
     def _select(
         self, corpus: Corpus, held_out: HeldOut, regularisation: float
-    ) -> tuple[tuple[int, ...], ...]:
+    ) -> tuple[StoredSequence, ...]:
         """The sequences that SIFT selects, without the document itself and its near duplicates."""
         embedder = self._selector.embedder
         targets_TD = embedder.embed(embedder.windows(Prompt(held_out.text)))
@@ -191,7 +197,7 @@ class CurveMeasurer:
             fetched *= 2
         allowed_K = allowed_K[:count]
         choice = choose("sift", candidates_KD[allowed_K], targets_TD, STEPS, regularisation)
-        return tuple(read[int(ids_K[allowed_K[pick]])].tokens for pick in choice.picks)
+        return tuple(read[int(ids_K[allowed_K[pick]])] for pick in choice.picks)
 
 
 def calibrate(

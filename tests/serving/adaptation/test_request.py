@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
+from selection.selector import Selection, SelectionStop
 from selection.targets import MAX_TARGETS, Truncation
 from serving.adaptation.request import AdaptationRequest, parse_adaptation_request
 from serving.budget import Budget, Terms
@@ -456,3 +457,22 @@ def test_every_budget_with_a_step_has_probe_tokens(tokenizer: Any, header: str |
 def test_without_an_adaptation_there_are_no_probe_tokens(tokenizer: Any, header: str) -> None:
     assert parse({"prompt": "def add(a, b):"}, tokenizer, header).probe_tokens == ()
     assert parse({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).probe_tokens == ()
+
+
+def test_the_training_scores_the_tokens_that_the_selection_says(tokenizer: Any) -> None:
+    selection = Selection(
+        corpus="vs_1",
+        ids=(1, 2),
+        sequences=((5, 6, 7), (8, 9)),
+        scored=(((2, 3),), None),
+        sources=(),
+        uncertainty=(1.0, 0.5, 0.4),
+        irreducible=0.1,
+        stop=SelectionStop.STEPS,
+        calibration=None,
+        seconds={},
+    )
+
+    training = parse({"prompt": "Once"}, tokenizer).training(selection, None, None)
+
+    assert (training.sequences, training.scored) == (selection.sequences, selection.scored)
