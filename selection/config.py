@@ -22,6 +22,8 @@ class SelectorConfig:
         regularisation: lambda' of SIFT; None takes it from the corpus's calibration, or else
             REGULARISATION.
         device: torch device of the embedder.
+        chat_template: what replaces the base model's own, see
+            `selection.examples.templates.set_chat_template`.
     """
 
     root: Path
@@ -30,3 +32,4 @@ class SelectorConfig:
     candidates: int | None = 200
     regularisation: float | None = None
     device: str = "cpu"
+    chat_template: str | None = None

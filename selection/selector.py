@@ -26,6 +26,7 @@ from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
 from selection.examples.example import Spans
 from selection.examples.rendering import Renderer
+from selection.examples.templates import set_chat_template
 from selection.ingest.ingest import tokenizer_digest
 from selection.limit import UNLIMITED, Limit
 from selection.request import SelectionRequest
@@ -103,7 +104,7 @@ class Selector:
                 load_embedder, config.embedder, base_model=config.base_model, device=config.device
             )
         )
-        digests = (None, None) if config.base_model is None else _digests(config.base_model)
+        digests = (None, None) if config.base_model is None else _digests(config)
         self._model = None if config.base_model is None else model_digest(config.base_model)
         self.corpora = CorpusPool(config.root, self.embedder, *digests)
         self._shards = shards
@@ -226,15 +227,16 @@ def _damaged(corpus: str, why: str) -> CorpusError:
     )
 
 
-def _digests(base_model: str) -> tuple[str, str]:
-    """The digests of a model's tokenizer and of its chat template."""
+def _digests(config: SelectorConfig) -> tuple[str, str]:
+    """The digests of the base model's tokenizer and of its chat template."""
     from transformers import AutoTokenizer
 
     # A library may raise anything for a user's files; `--debug` shows the cause with its traceback.
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model)
-        return tokenizer_digest(tokenizer), Renderer(tokenizer).digest
+        tokenizer = AutoTokenizer.from_pretrained(config.base_model)
     except Exception as problem:
         raise SelectionError(
-            f"cannot load the tokenizer of {base_model!r}: {first_line(problem)}"
+            f"cannot load the tokenizer of {config.base_model!r}: {first_line(problem)}"
         ) from problem
+    set_chat_template(tokenizer, config.chat_template)
+    return tokenizer_digest(tokenizer), Renderer(tokenizer).digest

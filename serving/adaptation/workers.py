@@ -23,6 +23,7 @@ from adapters.config import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.shards import Shard, ShardCall
 from selection.embedding import Prompt
+from selection.examples.templates import set_chat_template
 from selection.ingest.examples import context_tokens
 from selection.library.library import Library
 from selection.limit import Limit
@@ -132,6 +133,7 @@ class CorporaWorker(SelectorWorker):
         super().__init__(config, shards, embedder)
         assert config.base_model is not None, "a library needs the tokenizer of the base model"
         tokenizer = AutoTokenizer.from_pretrained(config.base_model)
+        set_chat_template(tokenizer, config.chat_template)
         files = config.root.parent / "files"
         selector = self._selector
         self._library = SerialExecutor(

@@ -12,7 +12,14 @@ from serving.cli.console import out, plain_line, row, say, show, table
 from serving.cli.corpus_add import corpus_add
 from serving.cli.progress import Status, progress_counter, report_interrupt
 from serving.errors import in_full
-from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
+from serving.settings.shared_options import (
+    EMBEDDER,
+    HOME,
+    ChatTemplate,
+    EmbedderName,
+    Home,
+    Model,
+)
 
 corpus_app = typer.Typer(
     help="Manage corpora: the data that adapters are trained on.",
@@ -135,7 +142,12 @@ def corpus_reembed(
 
 
 @corpus_app.command("retokenize")
-def corpus_retokenize(name: CorpusName, model: Model = None, home: Home = HOME) -> None:
+def corpus_retokenize(
+    name: CorpusName,
+    model: Model = None,
+    chat_template: ChatTemplate = None,
+    home: Home = HOME,
+) -> None:
     """Give a corpus the tokens and the chat template of another model. Its texts and embeddings
     stay.
 
@@ -150,10 +162,12 @@ def corpus_retokenize(name: CorpusName, model: Model = None, home: Home = HOME) 
     with closing(Corpus.open(home / "corpora", name)) as corpus:
         check_model(base)
         with Status("loading the tokenizer"):
+            from selection.examples.templates import set_chat_template
             from selection.ingest.examples import context_tokens
             from selection.ingest.retokenizing import retokenize
 
             tokenizer = load_tokenizer(base)
+            set_chat_template(tokenizer, chat_template)
         total = corpus.counts()[1]
         with (
             report_interrupt(lambda: "the corpus was not changed"),

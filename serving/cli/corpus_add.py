@@ -19,7 +19,14 @@ from serving.cli.console import err, out, plain_line, say
 from serving.cli.ingest_progress import IngestProgress
 from serving.cli.progress import ProgressLines, Status
 from serving.errors import InstallationError
-from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
+from serving.settings.shared_options import (
+    EMBEDDER,
+    HOME,
+    ChatTemplate,
+    EmbedderName,
+    Home,
+    Model,
+)
 
 if TYPE_CHECKING:
     from selection.corpus.corpus import Corpus
@@ -51,6 +58,7 @@ def corpus_add(
         typer.Option("--package", help="Installed Python package to add, by its import name."),
     ] = None,
     model: Model = None,
+    chat_template: ChatTemplate = None,
     embedder: EmbedderName = EMBEDDER,
     max_length: Annotated[
         int, typer.Option("--max-length", min=8, help="Maximum tokens of a training sequence.")
@@ -87,6 +95,7 @@ def corpus_add(
         raise typer.BadParameter("name files, folders or --package", param_hint="PATH")
     from selection.corpus.corpus import Corpus
     from selection.corpus.lookup import check_name
+    from selection.examples.templates import set_chat_template
     from selection.ingest.examples import ExampleChunker, context_tokens
     from selection.ingest.files import list_files
     from selection.ingest.ingest import Chunking, IngestCounts, ingest, tokenizer_digest
@@ -110,6 +119,7 @@ def corpus_add(
             from selection.threaded_embedder import ThreadedEmbedder
 
             tokenizer = load_tokenizer(base)
+            set_chat_template(tokenizer, chat_template)
             examples = ExampleChunker(tokenizer, context_tokens(base))
             loaded = ThreadedEmbedder(partial(load_embedder, embedder, base_model=base))
             corpus = Corpus.create(home / "corpora", name, loaded, tokenizer_digest(tokenizer))

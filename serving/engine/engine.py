@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from adapters.adapter import Adapter
 from selection.errors import first_line
+from selection.examples.templates import set_chat_template
 from serving.engine.config import EngineConfig
 from serving.engine.core_process import main_of_spawned_processes
 from serving.engine.current_request import LoadedAdapter
@@ -30,7 +31,7 @@ from serving.engine.plugins.generate import adapt_generation
 from serving.engine.plugins.tokenization import tokenize_fairly
 from serving.engine.staging import Staging, shared_memory_of_children, track_shared_memory
 from serving.engine.trial_adapter import trial_adapter
-from serving.engine.vllm_flags import parse
+from serving.engine.vllm_flags import chat_template, parse
 from serving.engine.vllm_options import (
     check_plugins,
     set_cpu_environment,
@@ -63,6 +64,7 @@ class Engine:
         self.app = app
         self.config = config
         self.tokenizer = AutoTokenizer.from_pretrained(config.model)
+        set_chat_template(self.tokenizer, chat_template(config.vllm_flags))
         self.staging = staging
         self._llm = llm
         self._ids = itertools.count(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 from serving.errors import SettingsError, StartError
@@ -98,6 +99,18 @@ def flags_of(table: Mapping[str, Any]) -> list[str]:
         # With "=", a value may begin with a hyphen.
         flags += [f"--{name}={texts[0]}"] if len(texts) == 1 else [f"--{name}", *texts]
     return flags
+
+
+def chat_template(flags: Sequence[str]) -> str | None:
+    """The chat template that the flags set: a file, or the template itself; None for the model's
+    own.
+    """
+    template = None
+    for flag, following in zip_longest(flags, flags[1:]):
+        name, _, value = flag.partition("=")
+        if name.replace("_", "-") == "--chat-template":
+            template = value or following
+    return template
 
 
 def check_flags(flags: Sequence[str]) -> None:

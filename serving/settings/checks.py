@@ -98,16 +98,19 @@ def check_tokenizers(config: Config) -> None:
     Raises:
         SettingsError: the key file is invalid.
         ModelFilesError: the tokenizer of the model cannot be loaded.
+        ExampleError: the file of the chat template cannot be read.
         CorpusError: the corpus does not exist, or was made with another tokenizer or chat template.
     """
     from selection.corpus.corpus import Corpus
     from selection.examples.rendering import Renderer
+    from selection.examples.templates import set_chat_template
     from selection.ingest.ingest import tokenizer_digest
     from serving.api_keys import Keys
     from serving.settings.model_files import load_tokenizer
 
     Keys(config.key_digests, config.key_file, config.auto, config.limits)
     tokenizer = load_tokenizer(config.engine.model)
+    set_chat_template(tokenizer, config.selector.chat_template)
     if config.corpus is not None:
         with closing(Corpus.open(config.selector.root, config.corpus)) as corpus:
             corpus.check_tokenizer(tokenizer_digest(tokenizer), Renderer(tokenizer).digest)

@@ -254,6 +254,7 @@ class Settings:
         from serving.adaptation.admission import Capacity
         from serving.config import Config
         from serving.engine.config import EngineConfig
+        from serving.engine.vllm_flags import chat_template
 
         auto, limits = self.budgets()
         resolved = self.resolved()
@@ -280,7 +281,11 @@ class Settings:
             ),
             trainer=trainer,
             selector=SelectorConfig(
-                self.corpora, self.embedder, resolved.model, regularisation=self.regularisation
+                self.corpora,
+                self.embedder,
+                resolved.model,
+                regularisation=self.regularisation,
+                chat_template=chat_template(self.vllm or ()),
             ),
             corpus=self.corpus,
             shards=self.shards,

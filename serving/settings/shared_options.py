@@ -27,6 +27,14 @@ EmbedderName = Annotated[
         help="Sentence-transformers model (hub id or folder), or `base-model` for the base model.",
     ),
 ]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        help="File of the chat template of examples, if the server has one after `--`.",
+        show_default="the model's own",
+    ),
+]
 HOME = Path.home() / ".mayfly"
 EMBEDDER = "all-MiniLM-L6-v2"
 VllmFlags = Annotated[

@@ -18,9 +18,10 @@ from selection.corpus.pool import CorpusPool
 from selection.corpus.sequences import StoredSequence
 from selection.corpus.shards import Shard, shard_folder, update_shards
 from selection.embedding import Embedder, Prompt
-from selection.errors import CorpusError
+from selection.errors import CorpusError, ExampleError
 from selection.examples.example import Example, parse_example
 from selection.examples.rendering import Renderer
+from selection.examples.templates import set_chat_template
 from selection.ingest.chunking import Chunking, tokenizer_digest
 from selection.ingest.examples import ExampleChunker
 from selection.ingest.ingest import Document, IngestCounts, ingest
@@ -178,6 +179,29 @@ def test_a_corpus_of_examples_refuses_another_chat_template(
         ingest(corpus, [document("when", WHEN)], words, other)
     assert [each.name for each in corpus.documents()] == ["ships", "who"]
     pool.close()
+
+
+def test_a_server_with_another_template_refuses_a_corpus_of_the_models_own(
+    tmp_path: Path, corpora: Path, corpus: Corpus, words: Embedder, tokenizer: Any, nano: str
+) -> None:
+    ingest(corpus, [document("who", WHO)], words, tokenizer)
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    embedder = ThreadedEmbedder(lambda: words)
+    selectors = [
+        Selector(SelectorConfig(corpora, base_model=nano, chat_template=each), embedder=embedder)
+        for each in (None, str(tmp_path / "chat.jinja"))
+    ]
+
+    selectors[0].check("notes")
+    with pytest.raises(CorpusError, match="contains examples in another chat template"):
+        selectors[1].check("notes")
+
+    served = copy.deepcopy(tokenizer)
+    set_chat_template(served, str(tmp_path / "chat.jinja"))
+    retokenize(corpus, served, 512)
+    selectors[1].check("notes")
+    with pytest.raises(ExampleError, match=r"cannot read the chat template 'absent\.jinja'"):
+        set_chat_template(served, "absent.jinja")
 
 
 def test_two_templates_at_once_are_refused_when_an_example_is_added(

@@ -129,6 +129,22 @@ def test_examples_are_added_up_to_the_context_of_the_model(work: Path, add: Add)
     assert document_names(work) == ["fine.jsonl#1", "fine.jsonl#2"]
 
 
+def test_examples_are_in_the_chat_template_that_is_given(work: Path, add: Add) -> None:
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    write(work / "chat.jinja", template)
+    write(work / "a.jsonl", '{"prompt": "Who sails?", "completion": "The captain."}\n')
+
+    refused = add("a.jsonl", "--chat-template", "chat.jinja")
+    write(work / "chat.jinja", template + "{% if add_generation_prompt %}[{% endif %}")
+    added = add("a.jsonl", "--chat-template", "chat.jinja")
+    other = add("a.jsonl")
+
+    assert "a.jsonl, row 1: the chat template has no generation prompt" in refused.err
+    assert added.out == "corpus notes: added 1 documents, 1 sequences\n"
+    assert "contains examples in another chat template" in other.err
+    assert (refused.status, added.status, other.status) == (1, 0, 1)
+
+
 def test_a_duplicate_id_is_an_error_that_names_both_rows(work: Path, add: Add) -> None:
     rows = [
         '{"id":2,"text":"whales are mammals"}',

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.engine.vllm_flags import _OWNED, check_flags, flags_of
+from serving.engine.vllm_flags import _OWNED, chat_template, check_flags, flags_of
 from serving.errors import SettingsError
 
 _PASSED = ["--max-num-batched-tokens", "512", "--no-enforce-eager", "-tp", "2", "--chat-template=a"]
@@ -59,6 +59,21 @@ def vllm() -> dict[str, Any]:
     )
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "template"),
+    [
+        ([], None),
+        (["--max-logprobs", "5"], None),
+        (["--chat-template", "a.jinja"], "a.jinja"),
+        (["--chat_template={{ 1 }}", "--max-logprobs=5"], "{{ 1 }}"),
+        (["--chat-template=a", "--chat-template", "b"], "b"),
+        (["--chat-template-content-format", "string"], None),
+    ],
+)
+def test_the_chat_template_is_found_among_the_flags(flags: list[str], template: str | None) -> None:
+    assert chat_template(flags) == template
 
 
 def test_a_table_becomes_flags() -> None:
