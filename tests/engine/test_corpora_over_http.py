@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
 import pytest
 
+from selection.examples.example import parse_example
+from selection.examples.rendering import Renderer
 from tests.engine.conftest import Server
 
 _FACT = (
@@ -46,6 +49,36 @@ async def test_a_completion_learns_from_an_uploaded_file(server: Server) -> None
         f"{file.id}/facts.md"
     }
     assert answers[0].choices[0].text == answers[1].choices[0].text
+
+
+async def test_a_chat_learns_the_answer_of_an_uploaded_example(
+    server: Server, tokenizer: Any
+) -> None:
+    question = {"role": "user", "content": "Who keeps the lighthouse of Marrow Point?"}
+    example = {"messages": [question, {"role": "assistant", "content": "Ottilie Brandt does."}]}
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="x", max_retries=0
+    ) as client:
+        store = await client.vector_stores.create(name="Questions")
+        file = await client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id, file=("questions.jsonl", json.dumps(example).encode())
+        )
+        create: Any = client.chat.completions.create
+        answer = await create(
+            model="nano",
+            messages=[question],
+            max_tokens=12,
+            temperature=0,
+            extra_headers={"Compute-Budget": "steps=20"},
+            extra_body={"adaptation": {"corpus": store.id}, "return_token_ids": True},
+        )
+        await client.vector_stores.delete(store.id)
+        await client.files.delete(file.id)
+
+    rendered = Renderer(tokenizer).render(parse_example(example, "the example"))
+    assert answer.prompt_token_ids == list(rendered.tokens[: rendered.scored[0][0]])
+    assert answer.choices[0].message.content.startswith("Ottilie Brandt does.")
+    assert answer.adaptation["sources"][0]["name"] == f"{file.id}/questions.jsonl#1"
 
 
 async def test_a_response_learns_from_the_store_of_its_file_search(server: Server) -> None:
