@@ -172,13 +172,8 @@ class Corpus:
             self.check_tokenizer(tokenizer, template)
 
     def check_tokenizer(self, tokenizer: str, template: str | None = None) -> None:
-        """Refuse a tokenizer other than the one this corpus was made with, and a chat template
-        other than the one of its examples.
-
-        Args:
-            tokenizer: digest of the tokenizer.
-            template: digest of the template (`selection.examples.rendering.Renderer`); None skips
-                its check.
+        """Refuse the digest of a tokenizer other than the one this corpus was made with, and that
+        of a chat template (`Renderer.digest`, None to skip it) other than the one of its examples.
 
         Raises:
             CorpusError: they differ.
@@ -305,6 +300,10 @@ class Corpus:
         if self._checked_tokenizer is not None:
             self.check_tokenizer(self._checked_tokenizer, self._checked_template)
         return found
+
+    def sequences_of(self, document: int) -> list[StoredSequence]:
+        """The sequences of a document, in order; raises as `read`."""
+        return list(self.read(self._store.sequences_of(document)).values())
 
     def build_index(self) -> None:
         """As `IndexManager.rebuild_if_stale`."""

@@ -248,6 +248,11 @@ class SQLiteStore:
         for (tokens,) in self.database.stream(query, values):
             yield tokens
 
+    def sequences_of(self, document: int) -> list[int]:
+        """Ids of a document's sequences, in order."""
+        query = "SELECT id FROM sequences WHERE document = ? ORDER BY id"
+        return [row[0] for row in self.database.rows(query, (document,))]
+
     def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
         """Sequences by id; ids that do not exist are left out."""
         found: dict[int, StoredSequence] = {}
@@ -256,7 +261,7 @@ class SQLiteStore:
             "FROM sequences s JOIN documents d ON d.id = s.document WHERE s.id = ?"
         )
         with self.reading():
-            for sequence in set(sequences):
+            for sequence in dict.fromkeys(sequences):
                 for row in self.database.rows(query, (sequence,)):
                     document, name, start, text, metadata, example, tokens, scored = row
                     if (

@@ -23,7 +23,7 @@ class Curve:
     """The losses on one held-out sequence after 0, 1, ... steps, in per cent of the base model's.
 
     Attributes:
-        percent: Loss on the scored half.
+        percent: Loss on the scored part.
         prompt: Loss on the prompt.
     """
 

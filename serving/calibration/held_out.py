@@ -1,6 +1,7 @@
 """Held-out sequences of a corpus, and the documents that resemble them.
 
-A sequence is split into halves: the prompt, and a part that is scored.
+A part of a text is split into halves: the prompt, and a part that is scored. An example's prompt is
+the conversation up to its last answer, which is scored.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from selection.corpus.corpus import Corpus
+from selection.corpus.sequences import StoredSequence
+from selection.embedding import Prompt
+from selection.examples.example import Example
 from serving.errors import CalibrationError
 
-# Fewest tokens of a held-out sequence.
+# Fewest tokens of a held-out part of a text.
 MIN_TOKENS = 32
 # Length of the n-grams by which near duplicates are found, in tokens.
 NGRAM = 8
@@ -27,60 +29,75 @@ class HeldOut:
 
     Attributes:
         document: Id of its document.
-        text: Text of the first half, which is the prompt.
-        tokens: Tokens of both halves.
+        prompt: The prompt, for the selection.
+        tokens: Tokens of the prompt and of the scored part.
+        middle: Index of the first scored token.
+        is_example: Whether it is an example.
     """
 
     document: int
-    text: str
+    prompt: Prompt
     tokens: tuple[int, ...]
-
-    @property
-    def middle(self) -> int:
-        """Index of the first scored token."""
-        return len(self.tokens) // 2
+    middle: int
+    is_example: bool = False
 
 
 def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[HeldOut]:
     """One of the longest sequences of each of `documents` documents; the same each time.
 
     Raises:
-        CalibrationError: too few documents have a sequence of MIN_TOKENS tokens.
+        CalibrationError: too few documents are an example, or have a sequence of MIN_TOKENS tokens.
     """
     draw = random.Random(0)  # noqa: S311
     entries = corpus.documents()
     held_out: list[HeldOut] = []
     for entry in draw.sample(entries, len(entries)):
-        # Each sequence is a string of int32 bytes.
-        sequences = sorted(corpus.token_sequences(entry.name))
-        longest = max(map(len, sequences), default=0)
-        if longest < MIN_TOKENS * 4:
-            continue
-        drawn = draw.choice([sequence for sequence in sequences if len(sequence) == longest])
-        tokens = tuple(np.frombuffer(drawn, np.int32).tolist())
-        text = tokenizer.decode(tokens[: len(tokens) // 2])
-        held_out.append(HeldOut(entry.id, text, tokens))
+        sequences = corpus.sequences_of(entry.id)
+        longest = max((len(sequence.tokens) for sequence in sequences), default=0)
+        choices = [sequence for sequence in sequences if len(sequence.tokens) == longest]
+        split = _split(draw.choice(choices), tokenizer) if choices else None
+        if split is not None:
+            held_out.append(split)
         if len(held_out) == documents:
             return held_out
     raise CalibrationError(
-        f"corpus {corpus.name!r} has only {len(held_out)} documents with a sequence of "
-        f"{MIN_TOKENS} tokens or more, and {documents} are to be held out: add documents, or "
-        "hold out fewer (--documents)"
+        f"corpus {corpus.name!r} has only {len(held_out)} documents that are an example or have a "
+        f"sequence of {MIN_TOKENS} tokens or more, and {documents} are to be held out: add "
+        "documents, or hold out fewer (--documents)"
     )
 
 
-def near_duplicates(held_out: HeldOut, sequences: Iterable[tuple[int, Sequence[int]]]) -> set[int]:
+def _split(sequence: StoredSequence, tokenizer: Any) -> HeldOut | None:
+    """A held-out sequence; None if it is too short."""
+    document, tokens = sequence.source.document, sequence.tokens
+    if sequence.source.example is None or sequence.scored is None:
+        middle = len(tokens) // 2
+        prompt = Prompt(tokenizer.decode(tokens[:middle]))
+        return HeldOut(document, prompt, tokens, middle) if len(tokens) >= MIN_TOKENS else None
+    middle, end = sequence.scored[-1]
+    prompt = Example.from_json(sequence.source.example).prompt
+    # The loss of a prompt of one token is not defined.
+    return HeldOut(document, prompt, tokens[:end], middle, True) if middle > 1 else None
+
+
+def near_duplicates(held_out: HeldOut, sequences: Iterable[StoredSequence]) -> set[int]:
     """Documents that contain at least half of a held-out sequence's n-grams.
 
-    Args:
-        held_out: The held-out sequence.
-        sequences: Document id and tokens of each sequence to compare.
+    Examples have instructions and a form in common: one is a duplicate of another if what the user
+    asks, and what was said before, is the same.
     """
     ngrams = _ngrams(held_out.tokens)
+    duplicates: set[int] = set()
     shared: dict[int, set[tuple[int, ...]]] = {}
-    for document, tokens in sequences:
-        shared.setdefault(document, set()).update(ngrams & _ngrams(tokens))
-    return {document for document, found in shared.items() if 2 * len(found) >= len(ngrams)}
+    for sequence in sequences:
+        example, document = sequence.source.example, sequence.source.document
+        if not held_out.is_example or example is None:
+            shared.setdefault(document, set()).update(ngrams & _ngrams(sequence.tokens))
+        elif Example.from_json(example).prompt == held_out.prompt:
+            duplicates.add(document)
+    return duplicates | {
+        document for document, found in shared.items() if found and 2 * len(found) >= len(ngrams)
+    }
 
 
 def _ngrams(tokens: Sequence[int]) -> set[tuple[int, ...]]:

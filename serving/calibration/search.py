@@ -3,11 +3,12 @@ on the corpus's own documents.
 
 A sequence is drawn from each of some documents. Its first half is the prompt; its second half is
 scored, in nats, after data was selected from the rest of the corpus and trained on as a server
-does. The document itself is excluded, and so are documents that share half of the sequence's
-n-grams. Settings are searched one axis after another, from the built-in defaults, on half of the
-documents; on the other half they are judged, and not recommended unless they are better there. The
-gain that a step must bring (`adapters.training.Probe`) is read off the curves of the best setting:
-the largest that retains `curves.GAIN_SHARE` of what all steps gain.
+does. Of an example, the last answer is scored, and what precedes it is the prompt. The document
+itself is excluded, and so are near duplicates (`held_out.near_duplicates`). Settings are searched
+one axis after another, from the built-in defaults, on half of the documents; on the other half they
+are judged, and not recommended unless they are better there. The gain that a step must bring
+(`adapters.training.Probe`) is read off the curves of the best setting: the largest that retains
+`curves.GAIN_SHARE` of what all steps gain.
 
 It only searches; `selection.corpus.calibration` stores the result with the corpus. Means over few
 documents are noisy: neighbouring settings often differ by less than chance.
@@ -32,7 +33,6 @@ from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.calibration import Calibration
 from selection.corpus.corpus import Corpus
 from selection.corpus.sequences import StoredSequence
-from selection.embedding import Prompt
 from selection.selector import Selector
 from selection.strategies.registry import REGULARISATION, choose
 from serving.calibration.curves import Curve, choose_gain, final_percent, mean_percent, stopping
@@ -144,7 +144,7 @@ class CurveMeasurer:
         """Start a training.
 
         Returns:
-            The result, and the nats of the scored half and of the prompt by number of steps, which
+            The result, and the nats of the scored part and of the prompt by number of steps, which
             are filled in during training.
         """
         key = held_out.document, setting.regularisation
@@ -176,7 +176,7 @@ class CurveMeasurer:
     ) -> tuple[StoredSequence, ...]:
         """The sequences that SIFT selects, without the document itself and its near duplicates."""
         embedder = self._selector.embedder
-        targets_TD = embedder.embed(embedder.windows(Prompt(held_out.text)))
+        targets_TD = embedder.embed(embedder.windows(held_out.prompt))
         total = corpus.counts()[1]
         candidates = self._selector.config.candidates
         count = total if candidates is None else candidates
@@ -184,9 +184,7 @@ class CurveMeasurer:
         while True:
             ids_K, candidates_KD = corpus.nearest(targets_TD, fetched)
             read = corpus.read(ids_K.tolist())
-            excluded = {held_out.document} | near_duplicates(
-                held_out, [(each.source.document, each.tokens) for each in read.values()]
-            )
+            excluded = {held_out.document} | near_duplicates(held_out, read.values())
             allowed_K = [
                 position
                 for position, i in enumerate(ids_K.tolist())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,35 @@ from typer.testing import CliRunner, Result
 
 from adapters.early_stopping import FIRST_INTERVAL, PATIENCE
 from selection.corpus.corpus import Corpus
-from selection.embedding import Embedder
+from selection.corpus.sequences import Source, StoredSequence
+from selection.embedding import Embedder, Prompt
+from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.selector import Selector, SelectorConfig
 from serving.budget import AUTO
 from serving.calibration.curves import GAINS, Curve, choose_gain, stopping
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
+from serving.calibration.search import CurveMeasurer, Setting
 from serving.cli.main import app
 from serving.settings.settings import Settings
 
 _TOKENS = tuple(range(100, 164))
-_HELD_OUT = HeldOut(7, "", _TOKENS)
+_HELD_OUT = HeldOut(7, Prompt(""), _TOKENS, 32)
+
+
+def pair(question: str, answer: str) -> Example:
+    return Example(
+        ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    )
+
+
+def stored(document: int, tokens: Sequence[int], example: str | None = None) -> StoredSequence:
+    return StoredSequence(Source(0, document, "", 0, "", {}, example), tuple(tokens))
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer: Any) -> Path:
-    """A home with a corpus of small, similar functions, and a corpus of a single document."""
+    """A home with corpora of small, similar functions, of a single document, and of examples."""
     home = tmp_path_factory.mktemp("home")
     draw = random.Random(0)
     verbs, nouns = ("load", "save", "parse", "merge"), ("frame", "table", "ledger", "index")
@@ -40,11 +55,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer
         f"        return [{draw.choice(verbs)}_{draw.choice(nouns)}(row, {n}) for row in opened]\n"
         for n in range(24)
     ]
-    for name, texts in (("functions", functions), ("lonely", functions[:1])):
+    documents = [Document(f"{n}.py", text) for n, text in enumerate(functions)]
+    dates = [
+        pair(f"Write 2024-{month:02}-{month + 9} our way.", f"{month + 9}~{month}~24")
+        for month in range(1, 11)
+    ]
+    examples = [Document(f"{n}", each.text, example=each) for n, each in enumerate(dates)]
+    for name, those in (("functions", documents), ("lonely", documents[:1]), ("dates", examples)):
         corpus = Corpus.create(home / "corpora", name, embedder, tokenizer_digest(tokenizer))
-        ingest(
-            corpus, [Document(f"{n}.py", text) for n, text in enumerate(texts)], embedder, tokenizer
-        )
+        ingest(corpus, those, embedder, tokenizer)
         corpus.close()
     return home
 
@@ -59,14 +78,33 @@ class TestHoldingOut:
     def test_a_document_with_half_of_the_sequence_is_a_near_duplicate(self) -> None:
         half, less = _TOKENS[:40], _TOKENS[:20]
 
-        found = near_duplicates(_HELD_OUT, [(1, half), (2, less), (3, _TOKENS[::-1])])
+        found = near_duplicates(
+            _HELD_OUT, [stored(1, half), stored(2, less), stored(3, _TOKENS[::-1])]
+        )
 
         assert found == {1}
 
     def test_sequences_of_one_document_count_together(self) -> None:
-        assert near_duplicates(
-            _HELD_OUT, [(1, _TOKENS[:24]), (1, _TOKENS[24:48]), (2, _TOKENS[:24])]
-        ) == {1}
+        parts = [stored(1, _TOKENS[:24]), stored(1, _TOKENS[24:48]), stored(2, _TOKENS[:24])]
+
+        assert near_duplicates(_HELD_OUT, parts) == {1}
+
+    def test_an_example_with_the_same_question_is_a_duplicate_and_one_of_the_same_form_is_not(
+        self,
+    ) -> None:
+        held_out = HeldOut(7, Prompt("What is 2 + 3?"), _TOKENS[:6], 4, is_example=True)
+        same, other = pair("What is 2 + 3?", "five"), pair("What is 2 + 4?", "5")
+
+        found = near_duplicates(
+            held_out,
+            [
+                stored(1, _TOKENS, same.to_json()),
+                stored(2, _TOKENS[:6], other.to_json()),
+                stored(3, _TOKENS[1:]),
+            ],
+        )
+
+        assert found == {1}
 
     def test_holding_out_is_deterministic_with_one_sequence_per_document(
         self, home: Path, tokenizer: Any
@@ -77,8 +115,29 @@ class TestHoldingOut:
 
         assert held_out == again
         assert len({each.document for each in held_out}) == 8
-        assert all(tokenizer.decode(each.tokens[: each.middle]) == each.text for each in held_out)
+        for each in held_out:
+            assert each.middle == len(each.tokens) // 2
+            assert each.prompt == Prompt(tokenizer.decode(each.tokens[: each.middle]))
         corpus.close()
+
+
+def test_held_out_examples_are_scored_on_their_answers(
+    home: Path, nano: str, tokenizer: Any
+) -> None:
+    selector = Selector(SelectorConfig(home / "corpora", base_model=nano))
+    measurer = CurveMeasurer(selector, nano, "dates", 2)
+    default = Setting(0.3, measurer.learning_rate, measurer.default.rank)
+
+    curves = measurer.measure(default, measurer.held_out, lambda: None)
+
+    for held_out, curve in zip(measurer.held_out, curves, strict=True):
+        assert held_out.is_example
+        answer = tokenizer.decode(held_out.tokens[held_out.middle :])
+        assert "~24" in answer
+        assert held_out.prompt.text not in answer
+        assert held_out.prompt.text in tokenizer.decode(held_out.tokens[: held_out.middle])
+        # The others have the same form.
+        assert curve.percent[-1] < 50 < curve.percent[0] == 100
 
 
 class TestStopping:
