@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -150,17 +151,32 @@ class Trainer:
             TrainingOptionError: no tokens to score, or ranges that overlap or exceed the text;
                 weights of another model, rank or choice of projections.
         """
-        row = Row.of(tokens, ((scored, len(tokens)),) if isinstance(scored, int) else scored)
-        check_spans(row.scored, len(row))
+        row = _row(tokens, scored)
+        with self._adapted(weights):
+            return float(self.base.losses([row])) * row.scored_tokens
+
+    def would_generate(
+        self, tokens: Sequence[int], scored: int | Spans, weights: bytes | None = None
+    ) -> bool:
+        """Whether greedy decoding generates exactly the scored tokens, each after those before it.
+
+        Arguments and errors as for `nats`.
+        """
+        row = _row(tokens, scored)
+        with self._adapted(weights):
+            return self.base.would_generate(row)
+
+    @contextmanager
+    def _adapted(self, weights: bytes | None) -> Iterator[None]:
+        """Within the `with` block the base model has this adapter, and no request trains."""
         loop = self._loop
         with loop.model_lock:
             if weights is None:
-                mean = self.base.losses([row])
+                yield
             else:
                 loop.bank.load(loop.scratch_slot, weights)
                 with loop.bank.bind([loop.scratch_slot]):
-                    mean = self.base.losses([row])
-        return float(mean) * row.scored_tokens
+                    yield
 
     def warm_up(self) -> None:
         """As `adapters.warm_up`; does nothing while requests are training."""
@@ -171,3 +187,9 @@ class Trainer:
         """Drop all measured step times."""
         with self._loop.model_lock:
             self._loop.times.forget()
+
+
+def _row(tokens: Sequence[int], scored: int | Spans) -> Row:
+    row = Row.of(tokens, ((scored, len(tokens)),) if isinstance(scored, int) else scored)
+    check_spans(row.scored, len(row))
+    return row

@@ -139,6 +139,15 @@ class BaseModel:
         )
         return totals_M / torch.tensor(counts, device=self.device)
 
+    @torch.no_grad()
+    def would_generate(self, row: Row) -> bool:
+        """Whether greedy decoding generates the scored tokens after those before them."""
+        ids_1S = torch.tensor([row.tokens], device=self.device)
+        next_S = self.model(ids_1S, use_cache=False).logits[0].argmax(-1).tolist()
+        return all(
+            next_S[i - 1] == row.tokens[i] for start, end in row.scored for i in range(start, end)
+        )
+
     def _choose_fast_paths(self, name: str) -> None:
         self._blockwise = self._output_is_linear()
         if not self._blockwise:

@@ -25,10 +25,13 @@ class Curve:
     Attributes:
         percent: Loss on the scored part.
         prompt: Loss on the prompt.
+        exact: Whether greedy decoding generates an example's answer, by the base model and after
+            all steps; None for a part of a text.
     """
 
     percent: tuple[float, ...]
     prompt: tuple[float, ...]
+    exact: tuple[bool, bool] | None = None
 
     def stopped(self, gain: float) -> tuple[int, int]:
         """Steps after which training would stop, and steps of the best adapter until then."""
@@ -44,6 +47,15 @@ def mean_percent(curves: Sequence[Curve]) -> tuple[float, ...]:
 def final_percent(curves: Sequence[Curve]) -> float:
     """Mean loss after all steps, in per cent of the base model's."""
     return mean_percent(curves)[-1]
+
+
+def exact_match(curves: Sequence[Curve]) -> tuple[float, float] | None:
+    """Share of exact answers by the base model and after all steps; None without examples."""
+    exact = [curve.exact for curve in curves if curve.exact is not None]
+    if not exact:
+        return None
+    before, after = zip(*exact, strict=True)
+    return sum(before) / len(exact), sum(after) / len(exact)
 
 
 def choose_gain(curves: Sequence[Curve], share: float = GAIN_SHARE) -> float:

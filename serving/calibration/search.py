@@ -35,7 +35,14 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.sequences import StoredSequence
 from selection.selector import Selector
 from selection.strategies.registry import REGULARISATION, choose
-from serving.calibration.curves import Curve, choose_gain, final_percent, mean_percent, stopping
+from serving.calibration.curves import (
+    Curve,
+    choose_gain,
+    exact_match,
+    final_percent,
+    mean_percent,
+    stopping,
+)
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
 
 # Training steps of a curve.
@@ -83,6 +90,8 @@ class BestSettings:
             cent of the base model's, with the default and with the recommended settings.
         steps: Mean number of steps with the recommended gain.
         gain_share: Share of the gain of all steps that these steps retain.
+        exact_match: Share of the examples among these documents that are answered exactly by the
+            base model, and after all steps with the recommended settings; None without examples.
     """
 
     calibration: Calibration
@@ -91,6 +100,7 @@ class BestSettings:
     calibrated: tuple[float, ...]
     steps: float
     gain_share: float
+    exact_match: tuple[float, float] | None
 
 
 class CurveMeasurer:
@@ -121,7 +131,8 @@ class CurveMeasurer:
             del self._trainer
             self._trainer = Trainer(replace(self.default, rank=setting.rank))
         curves = []
-        for training, losses in [self._start(setting, each) for each in held_out]:
+        started = [self._start(setting, each) for each in held_out]
+        for each, (training, measured) in zip(held_out, started, strict=True):
             try:
                 training.result()
             except KeyboardInterrupt:
@@ -130,46 +141,51 @@ class CurveMeasurer:
                 raise
             on_each()
             # A training that diverged early stays at its last measurement.
-            steps = sorted(losses)
-            relative = 100 * np.array([losses[n] for n in steps]) / losses[0]
+            steps = sorted(measured)
+            *losses, exact = zip(*(measured[n] for n in steps), strict=True)
             percent, prompt = (
-                np.interp(range(STEPS + 1), steps, part).tolist() for part in relative.T
+                tuple(np.interp(range(STEPS + 1), steps, 100 * np.array(part) / part[0]).tolist())
+                for part in losses
             )
-            curves.append(Curve(tuple(percent), tuple(prompt)))
+            answers = (exact[0], exact[-1]) if each.is_example else None
+            curves.append(Curve(percent, prompt, answers))
         return curves
 
     def _start(
         self, setting: Setting, held_out: HeldOut
-    ) -> tuple[Future[TrainingResult], dict[int, tuple[float, float]]]:
+    ) -> tuple[Future[TrainingResult], dict[int, tuple[float, float, bool]]]:
         """Start a training.
 
         Returns:
-            The result, and the nats of the scored part and of the prompt by number of steps, which
-            are filled in during training.
+            The result, and by number of steps the nats of the scored part and of the prompt, and
+            whether an example's answer is exact, which are filled in during training.
         """
         key = held_out.document, setting.regularisation
         if key not in self._selections:
             with self._selector.corpora.open(self._corpus) as corpus:
                 self._selections[key] = self._select(corpus, held_out, setting.regularisation)
-        trainer = self._trainer
+        trainer, tokens, middle = self._trainer, held_out.tokens, held_out.middle
+        measured: dict[int, tuple[float, float, bool]] = {}
 
-        def nats(weights: bytes | None = None) -> tuple[float, float]:
-            tokens, middle = held_out.tokens, held_out.middle
-            return trainer.nats(tokens, middle, weights), trainer.nats(tokens[:middle], 1, weights)
+        def measure(steps: int, weights: bytes | None = None) -> None:
+            measured[steps] = (
+                trainer.nats(tokens, middle, weights),
+                trainer.nats(tokens[:middle], 1, weights),
+                held_out.is_example and trainer.would_generate(tokens, middle, weights),
+            )
 
-        losses = {0: nats()}
-
-        def measure(progress: TrainingProgress) -> None:
+        def on_step(progress: TrainingProgress) -> None:
             if progress.steps in _MEASURED_STEPS:
-                losses[progress.steps] = nats(trainer.export(progress.slot))
+                measure(progress.steps, trainer.export(progress.slot))
 
+        measure(0)
         selected = self._selections[key]
         request = TrainingRequest(
             [each.tokens for each in selected],
             learning_rate=setting.learning_rate,
             scored=[each.scored for each in selected],
         )
-        return trainer.submit(request, cancelled=self._cancelled, on_step=measure), losses
+        return trainer.submit(request, cancelled=self._cancelled, on_step=on_step), measured
 
     def _select(
         self, corpus: Corpus, held_out: HeldOut, regularisation: float
@@ -260,4 +276,5 @@ def calibrate(
         mean_percent(judged[best]),
         steps,
         gain_share,
+        exact_match(judged[best]),
     )

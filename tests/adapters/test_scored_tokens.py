@@ -176,12 +176,14 @@ class TestWhateverHappens:
         row = _ROWS[1]
         before = trainer.nats(row.tokens, row.scored)
 
-        training = trainer.train(masked([row] * 30))
+        training = trainer.train(masked([row] * 100))
 
         assert training.adapter is not None
         after = trainer.nats(row.tokens, row.scored, training.adapter.weights)
         assert training.losses[0] == pytest.approx(before / row.scored_tokens, rel=1e-5)
         assert after < 0.5 * before
+        assert trainer.would_generate(row.tokens, row.scored, training.adapter.weights)
+        assert not trainer.would_generate(row.tokens, row.scored)
         assert trainer.nats(row.tokens, 9) == trainer.nats(row.tokens, ((9, len(row)),))
 
 

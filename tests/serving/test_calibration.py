@@ -23,7 +23,7 @@ from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import Selector, SelectorConfig
 from serving.budget import AUTO
-from serving.calibration.curves import GAINS, Curve, choose_gain, stopping
+from serving.calibration.curves import GAINS, Curve, choose_gain, exact_match, stopping
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
 from serving.calibration.search import CurveMeasurer, Setting
 from serving.cli.main import app
@@ -138,6 +138,9 @@ def test_held_out_examples_are_scored_on_their_answers(
         assert held_out.prompt.text in tokenizer.decode(held_out.tokens[: held_out.middle])
         # The others have the same form.
         assert curve.percent[-1] < 50 < curve.percent[0] == 100
+        assert curve.exact is not None
+        assert not curve.exact[0]
+    assert exact_match(curves) == (0.0, sum(curve.exact[1] for curve in curves if curve.exact) / 2)
 
 
 class TestStopping:
