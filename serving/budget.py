@@ -83,6 +83,22 @@ LIMITS = Budget(steps=50, seconds=60.0)
 
 
 @dataclass(frozen=True)
+class ExampleLimits:
+    """Limits on what a request brings to learn from.
+
+    Attributes:
+        count: maximum number of examples, and of texts.
+        tokens: maximum number of tokens of all of them together, in the served model's tokens.
+    """
+
+    count: int = 128
+    tokens: int = 1 << 15
+
+
+EXAMPLE_LIMITS = ExampleLimits()
+
+
+@dataclass(frozen=True)
 class Terms:
     """The server's terms of adaptation.
 
@@ -90,11 +106,13 @@ class Terms:
         auto: budget of `Compute-Budget: auto`, and of a request without a budget.
         limits: limits that no request may exceed.
         corpus: corpus of requests that name none; None answers those with the base model.
+        examples: limits on the examples and texts of a request.
     """
 
     auto: Budget
     limits: Budget
     corpus: str | None = None
+    examples: ExampleLimits = EXAMPLE_LIMITS
 
     def limits_with(self, key_limits: Budget | None) -> Budget:
         """The server's limits, tightened by an API key's where it has its own."""
@@ -112,6 +130,7 @@ class Terms:
             "auto": auto.as_dict(),
             "limits": limits.as_dict(),
             "corpus": self.corpus is not None,
+            "examples": {"count": self.examples.count, "tokens": self.examples.tokens},
         }
 
 

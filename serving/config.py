@@ -9,7 +9,7 @@ from typing import Literal
 from adapters.config import TrainerConfig
 from selection.config import SelectorConfig
 from serving.adaptation.admission import Capacity
-from serving.budget import AUTO, LIMITS, Budget
+from serving.budget import AUTO, EXAMPLE_LIMITS, LIMITS, Budget, ExampleLimits
 from serving.conversations.adapter_cache import AdapterCacheConfig
 from serving.engine.config import EngineConfig
 
@@ -35,6 +35,7 @@ class Config:
         corpus: corpus of requests that name none; None answers those with the base model.
         auto: budget of `Compute-Budget: auto`, and of a request without a budget.
         limits: limits that no request may exceed.
+        example_limits: limits on the examples and texts of a request.
         capacity: number of requests that one replica takes on.
         shards: number of shards of the corpora that are sharded.
         conversations: how many adapters are cached for a next turn, and how long.
@@ -56,6 +57,7 @@ class Config:
     shards: int = 0
     auto: Budget = AUTO
     limits: Budget = LIMITS
+    example_limits: ExampleLimits = EXAMPLE_LIMITS
     capacity: Capacity = CAPACITY
     conversations: AdapterCacheConfig = CONVERSATIONS
     key_digests: tuple[str, ...] = ()

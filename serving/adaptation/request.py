@@ -16,15 +16,25 @@ from adapters.training import Probe, TrainingRequest
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.filters import Filter, to_sql
-from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
+from selection.embedding import Prompt
+from selection.examples.example import Example
 from selection.request import SelectionRequest
 from selection.selector import Selection
 from selection.strategies.registry import STRATEGIES
-from selection.targets import MAX_TARGETS, Truncation, evenly_spaced
+from selection.targets import Truncation
 from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.file_search import take_file_search
+from serving.adaptation.prompts import parse_prompts, tail_of
+from serving.adaptation.request_examples import (
+    ExamplesAs,
+    Reuse,
+    parse_examples,
+    parse_examples_as,
+    parse_reuse,
+    parse_show,
+    parse_texts,
+)
 from serving.budget import ALIAS, FIELD, HEADER, Budget, Terms, agreed_budget
-from serving.engine.limits import are_tokens
 from serving.errors import RequestError
 
 PROBE_TOKENS = 256
@@ -32,6 +42,8 @@ PROBE_TOKENS = 256
 _CHARACTERS_PER_TOKEN = 16
 _OPTIONS = {
     "corpus",
+    "examples",
+    "examples_as",
     "filters",
     "plan",
     "progress",
@@ -39,7 +51,9 @@ _OPTIONS = {
     "required",
     "reuse",
     "seed",
+    "show",
     "strategy",
+    "texts",
 }
 
 
@@ -60,10 +74,15 @@ class AdaptationRequest:
         required: whether to fail rather than answer with the base model; then the steps are not
             reduced while the server is busy.
         progress: whether comments in the stream report the progress.
-        reuse: whether to start from the adapter of the conversation's previous turn.
+        examples, texts: what the request itself brings to learn from.
+        examples_as: whether each example is a training sequence by itself, or after the others.
+        show: maximum number of chosen sequences to put into the prompt.
+        reuse: whether to go on from the adapter of the conversation's previous turn, or to use the
+            adapter of the same examples again; None for a fresh adapter.
         shed: what a busy server took off the budget, in words; None for nothing.
         probe_tokens: end of the longest prompt in the model's tokens, whose loss shows whether
-            adapting helps; empty for a request that does not adapt.
+            adapting helps; empty for a request that does not adapt, or whose prompt's loss does not
+            show it.
         truncation: how many of the request's prompts `prompts` are; None for all of them.
     """
 
@@ -78,15 +97,32 @@ class AdaptationRequest:
     seed: int = 0
     required: bool = False
     progress: bool = False
-    reuse: bool = False
+    examples: tuple[Example, ...] = ()
+    texts: tuple[str, ...] = ()
+    examples_as: ExamplesAs = "single"
+    show: int = 0
+    reuse: Reuse | None = None
     shed: str | None = None
     probe_tokens: tuple[int, ...] = ()
     truncation: Truncation | None = None
 
     @property
     def adapts(self) -> bool:
-        """Whether there is a step to take and a corpus to choose from."""
-        return self.budget.steps > 0 and self.corpus is not None
+        """Whether there is a step to take and something to choose from."""
+        return self.budget.steps > 0 and (self.corpus is not None or self.brings_data)
+
+    @property
+    def judges_prompt(self) -> bool:
+        """Whether the prompt's own loss shows whether training helps. Examples teach answers, whose
+        loss says more about the answer than the prompt's; and an adapter that other requests use
+        again is not made for this prompt.
+        """
+        return not self.examples and self.reuse != "examples"
+
+    @property
+    def brings_data(self) -> bool:
+        """Whether the request itself brings something to learn from."""
+        return bool(self.examples or self.texts)
 
     def shed_load(self, load: TrainerLoad) -> AdaptationRequest:
         """This request with the steps that a server under this load gives it."""
@@ -208,17 +244,16 @@ def parse_adaptation_request(
     seed = options.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")
-    reuse = options.get("reuse")
-    if reuse not in (None, "conversation"):
-        raise RequestError(
-            '`adaptation.reuse` is "conversation": go on from the adapter of the turn before'
-        )
+    examples, texts = parse_examples(options, terms.examples), parse_texts(options, terms.examples)
     prompt = options.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise RequestError(
             "`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt"
         )
-    prompts, truncation = _prompts(body, tokenizer) if prompt is None else ((_end(prompt),), None)
+    if prompt is None:
+        prompts, truncation = parse_prompts(body, tokenizer)
+    else:
+        prompts, truncation = (tail_of(prompt),), None
     request = AdaptationRequest(
         prompts=prompts,
         budget=budget,
@@ -231,10 +266,14 @@ def parse_adaptation_request(
         seed=seed,
         required=_flag(options, "required"),
         progress=_flag(options, "progress"),
-        reuse=reuse is not None,
+        examples=examples,
+        texts=texts,
+        examples_as=parse_examples_as(options, examples),
+        show=parse_show(options),
+        reuse=parse_reuse(options, has_candidates=bool(examples or texts)),
         truncation=truncation,
     )
-    if request.adapts:
+    if request.adapts and request.judges_prompt:
         return replace(request, probe_tokens=probe_tokens(prompts, tokenizer))
     return request
 
@@ -262,65 +301,3 @@ def _filter(value: Any) -> Filter | None:
         raise RequestError(f"`adaptation.filters`: {problem}") from problem
     parsed: Filter = value
     return parsed
-
-
-def _prompts(body: dict[str, Any], tokenizer: Any) -> tuple[tuple[Prompt, ...], Truncation | None]:
-    """The last user turn of a chat or a response, or the prompts of a completion.
-
-    Of more prompts than data is chosen for, a part is used, and the rest is neither decoded nor
-    sent on. Whether their form is valid is vLLM's to check.
-    """
-    if "messages" in body:
-        return _turns(body["messages"] if isinstance(body["messages"], list) else []), None
-    if "input" in body:
-        value = body["input"]
-        items = value if isinstance(value, list) else [{"role": "user", "content": value}]
-        return _turns([{"role": "system", "content": body.get("instructions")}, *items]), None
-    prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        return (_end(prompt),), None
-    if not isinstance(prompt, list) or not prompt:
-        return (Prompt(""),), None
-    if all(type(token) is int for token in prompt):
-        prompt = [prompt]
-    used = evenly_spaced(prompt, MAX_TARGETS)
-    truncation = Truncation(len(used), len(prompt), "prompts") if len(used) < len(prompt) else None
-    return tuple(_end(p if isinstance(p, str) else _decode(p, tokenizer)) for p in used), truncation
-
-
-def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
-    """The last user turn in the context of the turns before it; what follows it, such as the result
-    of a tool, is another prompt.
-    """
-    turns = [message for message in messages if isinstance(message, dict)]
-    # A response's result of a tool has its text in `output`.
-    texts = [_text(turn.get("content") or turn.get("output")) for turn in turns]
-    last = max(
-        (i for i, turn in enumerate(turns) if turn.get("role") == "user"), default=len(turns) - 1
-    )
-    if last < 0:
-        return (Prompt(""),)
-    before = "\n".join(filter(None, texts[:last]))
-    after = "\n".join(filter(None, texts[last + 1 :]))
-    question = _end(texts[last], before)
-    return (question, _end(after)) if after else (question,)
-
-
-def _end(text: str, context: str = "") -> Prompt:
-    """A prompt without the characters that no embedder reads, which need not be sent to one."""
-    return Prompt(text[-MAX_PROMPT_CHARACTERS:], context[-MAX_PROMPT_CHARACTERS:])
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "\n".join(
-        p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)
-    )
-
-
-def _decode(tokens: Any, tokenizer: Any) -> str:
-    """The text of the last tokens; a token has a character at least, unless it shares one."""
-    valid = isinstance(tokens, list) and are_tokens(tokens, len(tokenizer))
-    return str(tokenizer.decode(tokens[-MAX_PROMPT_CHARACTERS:])) if valid else ""

@@ -86,7 +86,7 @@ class Gateway:
     ) -> None:
         self._engine, self._selector, self._trainer = engine, selector, trainer
         self._config = config
-        self._terms = Terms(config.auto, config.limits, config.corpus)
+        self._terms = Terms(config.auto, config.limits, config.corpus, config.example_limits)
         self._keys = (
             Keys(config.key_digests, config.key_file, config.auto, config.limits)
             if config.has_keys
@@ -210,7 +210,7 @@ class Gateway:
             key_limits=key.limits if key else None,
         )
         turn = None
-        if request.reuse and request.adapts:
+        if request.reuse == "conversation" and request.adapts:
             turn = self._conversations.turn(
                 body,
                 key=key.name if key else "",

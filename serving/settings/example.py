@@ -11,7 +11,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, get_args, get_type_hints
 
-from serving.settings.settings import PANELS, Settings
+from serving.settings.panels import PANELS
+from serving.settings.settings import Settings
 from serving.settings.sources import describe_default, variable
 
 _HEAD = """\

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from serving.budget import AUTO, LIMITS, Budget, parse_budget
+from serving.budget import AUTO, EXAMPLE_LIMITS, LIMITS, Budget, ExampleLimits, parse_budget
 from serving.errors import SettingsError
 from serving.settings.corpus import corpus_calibration
 from serving.settings.hardware import available_cores, available_gpus
@@ -25,43 +25,6 @@ if TYPE_CHECKING:
     from serving.config import Config
 
 LogFormat = Literal["json", "text"]
-# The panels of `mayfly serve --help`: their settings, each with the value that the example of a
-# settings file shows; None shows the default.
-PANELS: dict[str, dict[str, Any]] = {
-    "Model": {
-        "model": "Qwen/Qwen2.5-0.5B-Instruct",
-        "served_model_name": ["my-model"],
-        "dtype": None,
-        "max_model_len": 4096,
-        "tool_call_parser": "hermes",
-    },
-    "Corpus": {
-        "home": "~/.mayfly",
-        "corpus": "nx",
-        "shards": None,
-        "embedder": None,
-        "regularisation": 0.3,
-    },
-    "Training": {"learning_rate": 5e-4, "rank": 64, "lora_target": ["q_proj"], "precision": None},
-    "Budget": {"budget": "steps=20, seconds=5", "max_steps": None, "max_seconds": None},
-    "Capacity": {"max_requests": 128, "max_adaptations": 16, "undegraded": 4, "slots": None},
-    "Keys and network": {
-        "host": None,
-        "port": None,
-        "allowed_host": ["mayfly.example"],
-        "allowed_origin": ["https://app.example"],
-        "api_key": ["mf-..."],
-        "api_key_file": "/etc/mayfly/keys.toml",
-    },
-    "Hardware": {
-        "threads": 2,
-        "engine_gpus": 0.6,
-        "trainer_gpus": 0.4,
-        "gpu_memory_utilization": 0.55,
-    },
-    "Logs": {"log_format": None},
-    "vLLM": {"vllm": {"chat-template": "chat.jinja", "max-num-batched-tokens": 512}},
-}
 _BY_PROCESSOR = "by processor"
 # Shares of engine and trainer in the only GPU of a machine.
 _GPU_SHARES = 0.6, 0.4
@@ -111,6 +74,12 @@ class Settings:
     ] = ""
     max_steps: Annotated[int, _option("Maximum training steps of a request.", min=0)] = LIMITS.steps
     max_seconds: Annotated[float, _option("Maximum seconds of an adaptation.", min=0.01)] = 60.0
+    max_examples: Annotated[
+        int, _option("Maximum examples, and texts, that a request brings to learn from.", min=1)
+    ] = EXAMPLE_LIMITS.count
+    max_example_tokens: Annotated[
+        int, _option("Maximum tokens of all examples and texts of a request.", min=2)
+    ] = EXAMPLE_LIMITS.tokens
     learning_rate: Annotated[
         float | None, _option("Adam learning rate.", "by model size", min=1e-9)
     ] = None
@@ -291,6 +260,7 @@ class Settings:
             shards=self.shards,
             auto=auto,
             limits=limits,
+            example_limits=ExampleLimits(self.max_examples, self.max_example_tokens),
             capacity=Capacity(resolved.max_requests, resolved.max_adaptations, resolved.undegraded),
             key_digests=self.key_digests(),
             key_file=self.absolute_key_file,

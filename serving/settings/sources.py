@@ -25,7 +25,8 @@ import typer
 from serving.engine.vllm_flags import flags_of
 from serving.environment import INTERNAL, MODEL_CACHE
 from serving.errors import SettingsError
-from serving.settings.settings import PANELS, Settings
+from serving.settings.panels import PANELS
+from serving.settings.settings import Settings
 
 FILE = "config"
 # Variables that name the settings file or the models, are read by clients, or are internal.

@@ -217,6 +217,7 @@ async def test_the_form_has_the_limits_and_the_terms_of_the_server(page: Any) ->
             "auto": {"steps": 300, "seconds": 5.0, "alpha": None, "gain": None},
             "limits": {"steps": 300, "seconds": 5.0, "alpha": None, "gain": None},
             "corpus": False,
+            "examples": {"count": 128, "tokens": 32768},
         }
         listed["data"][0]["chat_template"] = False
         await route.fulfill(json=listed)

@@ -66,7 +66,7 @@ def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None
         seed=7,
         required=True,
         progress=True,
-        reuse=True,
+        reuse="conversation",
         probe_tokens=tokens,
     )
     assert body == {"prompt": "not this", "max_tokens": 5}
@@ -106,7 +106,7 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ([], "is an object"),
         (5, "is an object"),
         (False, "is an object"),
-        ({"corpora": "x"}, "has no corpora; it takes corpus, filters, plan, progress"),
+        ({"corpora": "x"}, "has no corpora; it takes corpus, examples, examples_as, filters"),
         ({"seed": 1, "Seed": 1, "alpha": 2}, "has no Seed, alpha"),
         ({"corpus": 5}, "corpus` is the name"),
         ({"corpus": ["a"]}, "corpus` is the name"),

@@ -471,6 +471,7 @@ async def test_a_model_states_its_adaptation_terms(client: httpx.AsyncClient) ->
                 "auto": {"steps": 7, "seconds": 20.0, "alpha": None, "gain": 0.25},
                 "limits": {"steps": 7, "seconds": 30.0, "alpha": None, "gain": None},
                 "corpus": True,
+                "examples": {"count": 128, "tokens": 32768},
             },
         }
     ]

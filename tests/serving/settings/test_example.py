@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from serving.cli.main import app
 from serving.settings.example import example
-from serving.settings.settings import PANELS, Settings
+from serving.settings.panels import PANELS
+from serving.settings.settings import Settings
 from serving.settings.sources import parse_settings, with_settings
 
 # Its default depends on the user.

@@ -1,0 +1,122 @@
+"""The parser of what a request brings to learn from: examples, texts, and how they are used.
+
+Only their form is checked here; `serving.adaptation.candidates` renders them and counts tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+from selection.errors import ExampleError
+from selection.examples.example import Example, parse_example
+from serving.budget import ExampleLimits
+from serving.errors import RequestError
+
+ExamplesAs: TypeAlias = Literal["single", "leave-one-out"]
+Reuse: TypeAlias = Literal["conversation", "examples"]
+
+
+def parse_examples(options: dict[str, Any], limits: ExampleLimits) -> tuple[Example, ...]:
+    """The examples in an `adaptation` object.
+
+    Raises:
+        RequestError: they are not a list of examples, or more than the limits allow.
+    """
+    form = 'examples such as {"messages": [...]} or {"prompt": "...", "completion": "..."}'
+    values = _list(options, "examples", form, limits)
+    return tuple(_example(value, position) for position, value in enumerate(values, 1))
+
+
+def parse_texts(options: dict[str, Any], limits: ExampleLimits) -> tuple[str, ...]:
+    """The texts in an `adaptation` object.
+
+    Raises:
+        RequestError: they are not a list of texts, or more than the limits allow.
+    """
+    texts = _list(options, "texts", "texts", limits)
+    for position, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text.strip():
+            raise RequestError(f"text {position} of `adaptation.texts` is not a text, or is blank")
+    return tuple(texts)
+
+
+def parse_examples_as(options: dict[str, Any], examples: Sequence[Example]) -> ExamplesAs:
+    """Whether each example is a training sequence by itself, or after the others.
+
+    Raises:
+        RequestError: the form is unknown, or needs more examples.
+    """
+    value = options.get("examples_as", "single")
+    if value == "single":
+        return "single"
+    if value != "leave-one-out":
+        raise RequestError(
+            '`adaptation.examples_as` is "single" (each example by itself) or "leave-one-out" '
+            "(each after the others)"
+        )
+    if len(examples) < 2:
+        raise RequestError(
+            '`adaptation.examples_as` "leave-one-out" needs two `adaptation.examples` or more'
+        )
+    return "leave-one-out"
+
+
+def parse_show(options: dict[str, Any]) -> int:
+    """The maximum number of sequences to put into the prompt.
+
+    Raises:
+        RequestError: it is not a whole number, 0 or more.
+    """
+    value = options.get("show", 0)
+    if type(value) is not int or value < 0:
+        raise RequestError("`adaptation.show` is a whole number of sequences, 0 or more")
+    return value
+
+
+def parse_reuse(options: dict[str, Any], *, has_candidates: bool) -> Reuse | None:
+    """Which earlier adapter may be used again.
+
+    Args:
+        options: the `adaptation` object.
+        has_candidates: whether the request brings examples or texts.
+
+    Raises:
+        RequestError: it is unknown, or that of examples in a request without any.
+    """
+    value = options.get("reuse")
+    if value is None or value == "conversation":
+        return value
+    if value != "examples":
+        raise RequestError(
+            '`adaptation.reuse` is "conversation" (go on from the adapter of the turn before) or '
+            '"examples" (use the adapter of the same examples again)'
+        )
+    if not has_candidates:
+        raise RequestError(
+            '`adaptation.reuse` "examples" needs `adaptation.examples` or `adaptation.texts`'
+        )
+    return "examples"
+
+
+def _list(options: dict[str, Any], name: str, form: str, limits: ExampleLimits) -> list[Any]:
+    value = options.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not value:
+        raise RequestError(
+            f"`adaptation.{name}` is a list of {form}; one at least, or leave it out"
+        )
+    if len(value) > limits.count:
+        raise RequestError(
+            f"`adaptation.{name}` has {len(value)} entries; this server takes {limits.count} in a "
+            "request (--max-examples): add them to a corpus"
+        )
+    return value
+
+
+def _example(value: Any, position: int) -> Example:
+    try:
+        return parse_example(value, f"example {position} of `adaptation.examples`")
+    except ExampleError as problem:
+        raise RequestError(str(problem)) from problem
