@@ -1,4 +1,4 @@
-"""SelectionRequest: what data is chosen for, from which corpus, and how."""
+"""SelectionRequest: what data is chosen for, from where, and how."""
 
 from __future__ import annotations
 
@@ -8,6 +8,30 @@ from dataclasses import dataclass
 from selection.access import OPERATOR, Principal
 from selection.corpus.filters import Filter
 from selection.embedding import Prompt
+from selection.examples.example import Spans
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A training sequence that a request brings, chosen among like those of a corpus.
+
+    Attributes:
+        prompt: what is embedded, by its last window.
+        tokens: the sequence.
+        scored: the tokens whose loss counts; None for all but the first.
+        name: its name in the sources.
+        start: position in the text that it is a part of, in characters.
+        text: the sequence as text.
+        example: the example as JSON; None for a text.
+    """
+
+    prompt: Prompt
+    tokens: tuple[int, ...]
+    scored: Spans | None
+    name: str
+    start: int
+    text: str
+    example: str | None = None
 
 
 @dataclass(frozen=True)
@@ -18,7 +42,7 @@ class SelectionRequest:
         prompts: one prompt, or several that share an adapter; each is embedded by its last windows
             (`selection.embedding.split_windows`), and all windows are targets, up to a bound
             (`selection.targets`).
-        corpus: name or id of the corpus to choose from.
+        corpus: name or id of the corpus to choose from; None to choose from the candidates alone.
         steps: maximum number of sequences.
         alpha: stopping parameter of Adaptive SIFT (paper section 6); None to choose `steps`
             sequences.
@@ -26,13 +50,15 @@ class SelectionRequest:
         filter: filter on the documents' metadata (`selection.corpus.filters`).
         seed: seed of the strategy "random".
         principal: on whose behalf; corpora that they may not see do not exist for the request.
+        candidates: sequences that the request brings, beside those of the corpus.
     """
 
     prompts: Sequence[Prompt]
-    corpus: str
+    corpus: str | None
     steps: int
     alpha: float | None = None
     strategy: str = "sift"
     filter: Filter | None = None
     seed: int = 0
     principal: Principal = OPERATOR
+    candidates: tuple[Candidate, ...] = ()

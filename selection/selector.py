@@ -1,27 +1,30 @@
 """Selector: from a prompt to the token sequences to train on.
 
-Embeds the prompt, finds the nearest candidates in a corpus, and chooses among them by SIFT, with
-the stop of ADAPTIVE SIFT. The embedder and the open corpora are shared with other threads. Any
-number of threads may select at once: they take turns in small units of work, so that a request with
-many prompts delays no other, and each checks its limit between two units.
+Embeds the prompt, finds the nearest candidates in a corpus, and chooses among them and those that
+the request brings by SIFT, with the stop of ADAPTIVE SIFT. The embedder and the open corpora are
+shared with other threads. Any number of threads may select at once: they take turns in small units
+of work, so that a request with many prompts delays no other, and each checks its limit between two
+units.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from selection.config import SelectorConfig as SelectorConfig
 from selection.corpus.calibration import Calibration, calibration_of, model_digest
 from selection.corpus.pool import CorpusPool
+from selection.corpus.sequences import Source, StoredSequence
 from selection.corpus.shards import ShardCall, ShardedCorpora
-from selection.corpus.sqlite_store import CorpusError, Source
+from selection.corpus.sqlite_store import CorpusError
 from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
 from selection.examples.example import Spans
@@ -29,7 +32,7 @@ from selection.examples.rendering import Renderer
 from selection.examples.templates import set_chat_template
 from selection.ingest.ingest import tokenizer_digest
 from selection.limit import UNLIMITED, Limit
-from selection.request import SelectionRequest
+from selection.request import Candidate, SelectionRequest
 from selection.strategies.registry import REGULARISATION, choose
 from selection.strategies.sift import irreducible, sift
 from selection.targets import MAX_TARGETS, Truncation, allocate_windows, evenly_spaced
@@ -52,8 +55,8 @@ class Selection:
     """What to train on, in order.
 
     Attributes:
-        corpus: id of the corpus.
-        ids: sequence ids, repeats allowed.
+        corpus: id of the corpus; None for a request that names none.
+        ids: sequence ids, repeats allowed; -1, -2, ... for the request's own candidates.
         sequences: tokens of each id.
         scored: the tokens of each to train on; None for all but the first.
         sources: each distinct sequence and how often it was chosen, most used first.
@@ -66,7 +69,7 @@ class Selection:
         truncation: how much of the prompts was used, if not all.
     """
 
-    corpus: str
+    corpus: str | None
     ids: tuple[int, ...]
     sequences: tuple[tuple[int, ...], ...]
     scored: tuple[Spans | None, ...]
@@ -77,6 +80,14 @@ class Selection:
     calibration: Calibration | None
     seconds: dict[str, float]
     truncation: Truncation | None = None
+
+
+class _Found(NamedTuple):
+    """The corpus's metadata, and its nearest sequences: their ids, and their embeddings [N, D]."""
+
+    meta: Mapping[str, str]
+    ids: tuple[int, ...]
+    embeddings: Embeddings
 
 
 class Selector:
@@ -140,53 +151,50 @@ class Selector:
             ValueError: an unknown strategy, an alpha that is not positive or not SIFT's, or an
                 invalid filter.
         """
-        corpus, principal = request.corpus, request.principal
-        with self.corpora.open(corpus, principal, limit):
-            pass  # a corpus that cannot be used is refused before anything is embedded
+        if request.corpus is not None:
+            # A corpus that cannot be used is refused before anything is embedded.
+            with self.corpora.open(request.corpus, request.principal, limit):
+                pass
         started = time.perf_counter()
         targets_TD, truncation = self._targets(request.prompts, limit)
+        brought_BD = self._embed_candidates(request.candidates, limit)
+        brought = _sequences(request.candidates)
         embedded = time.perf_counter()
         for _ in range(_MAX_ATTEMPTS):
-            with self.searched.open(corpus, principal, limit) as opened:
-                meta = opened.meta()
-                candidates_K, candidates_KD = opened.nearest(
-                    targets_TD, self.config.candidates, request.filter
-                )
+            found = self._search(request, targets_TD, limit)
             searched = time.perf_counter()
-            if not np.isfinite(candidates_KD).all():
-                raise _damaged(corpus, "it contains NaN or infinite embeddings")
-            calibration = None if self._model is None else calibration_of(meta, self._model)
-            regularisation = self._regularisation(calibration)
+            candidates_KD = np.concatenate([brought_BD, found.embeddings])
+            candidates_K = [*brought, *found.ids]
+            calibration = None
+            if self._model is not None and request.corpus is not None:
+                calibration = calibration_of(found.meta, self._model)
             choice = choose(
                 request.strategy,
                 candidates_KD,
                 targets_TD,
                 request.steps,
-                regularisation,
+                self._regularisation(calibration),
                 alpha=request.alpha,
                 seed=request.seed,
                 check_cancelled=limit.check,
             )
             irreducible_sigma = irreducible(candidates_KD, targets_TD, check_cancelled=limit.check)
-            ids = tuple(int(candidates_K[pick]) for pick in choice.picks)
-            with self.corpora.open(corpus, principal, limit) as opened:
-                # In a corpus that was replaced meanwhile the same ids mean other sequences.
-                same = opened.meta()["uuid"] == meta["uuid"]
-                sequences = opened.read(ids) if same else {}
-            if same and all(i in sequences for i in ids):
+            ids = tuple(candidates_K[pick] for pick in choice.picks)
+            sequences = brought | self._read(request, found.meta, ids, limit)
+            if all(i in sequences for i in ids):
                 break
         else:
-            raise _damaged(corpus, "its index contains sequences that the corpus does not")
+            raise _damaged(request.corpus, "its index contains sequences that the corpus does not")
         counts = Counter(ids)
         return Selection(
-            corpus=meta["id"],
+            corpus=found.meta.get("id"),
             ids=ids,
             sequences=tuple(sequences[i].tokens for i in ids),
             scored=tuple(sequences[i].scored for i in ids),
             sources=tuple((sequences[i].source, count) for i, count in counts.most_common()),
             uncertainty=choice.uncertainty,
             irreducible=irreducible_sigma,
-            stop=SelectionStop(choice.stop) if len(candidates_K) else SelectionStop.CORPUS,
+            stop=SelectionStop(choice.stop) if candidates_K else SelectionStop.CORPUS,
             calibration=calibration,
             seconds={
                 "embed": embedded - started,
@@ -195,6 +203,38 @@ class Selector:
             },
             truncation=truncation,
         )
+
+    def _search(self, request: SelectionRequest, targets_TD: Embeddings, limit: Limit) -> _Found:
+        """The nearest sequences of the corpus; nothing of a request without one."""
+        if request.corpus is None:
+            return _Found({}, (), np.empty((0, self.embedder.dimension), np.float32))
+        with self.searched.open(request.corpus, request.principal, limit) as opened:
+            meta = opened.meta()
+            ids_N, embeddings_ND = opened.nearest(
+                targets_TD, self.config.candidates, request.filter
+            )
+        if not np.isfinite(embeddings_ND).all():
+            raise _damaged(request.corpus, "it contains NaN or infinite embeddings")
+        return _Found(meta, tuple(map(int, ids_N)), embeddings_ND)
+
+    def _read(
+        self, request: SelectionRequest, meta: Mapping[str, str], ids: Iterable[int], limit: Limit
+    ) -> dict[int, StoredSequence]:
+        """The sequences of the corpus; nothing where it was replaced since the search, since the
+        same ids then mean other sequences.
+        """
+        stored = [i for i in ids if i >= 0]
+        if request.corpus is None or not stored:
+            return {}
+        with self.corpora.open(request.corpus, request.principal, limit) as opened:
+            return opened.read(stored) if opened.meta()["uuid"] == meta["uuid"] else {}
+
+    def _embed_candidates(self, candidates: Sequence[Candidate], limit: Limit) -> Embeddings:
+        """The embeddings [B, D] of the request's own candidates, each of its last window."""
+        if not candidates:
+            return np.empty((0, self.embedder.dimension), np.float32)
+        windows = [self.embedder.windows(each.prompt, limit)[-1] for each in candidates]
+        return self.embedder.embed(windows, limit)
 
     def _targets(
         self, prompts: Sequence[Prompt], limit: Limit
@@ -221,7 +261,19 @@ class Selector:
         return REGULARISATION if calibration is None else calibration.regularisation
 
 
-def _damaged(corpus: str, why: str) -> CorpusError:
+def _sequences(candidates: Sequence[Candidate]) -> dict[int, StoredSequence]:
+    """A request's own candidates by their ids."""
+    return {
+        -i: StoredSequence(
+            Source(-i, -i, each.name, each.start, each.text, example=each.example),
+            each.tokens,
+            each.scored,
+        )
+        for i, each in enumerate(candidates, 1)
+    }
+
+
+def _damaged(corpus: str | None, why: str) -> CorpusError:
     return CorpusError(
         f"corpus {corpus!r} is damaged: {why}; delete its folder and add its documents again"
     )

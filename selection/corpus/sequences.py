@@ -38,8 +38,8 @@ class Source:
     """Where a sequence comes from.
 
     Attributes:
-        sequence: id of the sequence.
-        document: id of its document.
+        sequence: id of the sequence; below 0 for one that a request brought.
+        document: id of its document; that of the sequence for one that a request brought.
         name: name of its document.
         start: where it starts in the document, in characters.
         text: its text.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Filter
+from selection.corpus.sequences import Source
 from selection.corpus.sqlite_store import CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder, Prompt
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
-from selection.request import SelectionRequest
+from selection.request import Candidate, SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.strategies.registry import STRATEGIES, choose
 from selection.strategies.sift import irreducible, sift
@@ -568,3 +570,60 @@ def test_a_corpus_with_nan_embeddings_is_damaged(
 
     with pytest.raises(CorpusError, match="it contains NaN or infinite embeddings"):
         selector.select(SelectionRequest(_KITTEN, "all", steps=3))
+
+
+class TestCandidatesOfTheRequest:
+    KITTEN = Candidate(
+        Prompt("Where does the kitten sleep?"), (5, 6, 7), ((2, 3),), "mine", 0, "kitten", "{}"
+    )
+    BREAD = Candidate(Prompt("Knead the dough."), (8, 9), None, "other", 4, "dough")
+
+    def test_they_are_enough_without_a_corpus(
+        self, threaded: ThreadedEmbedder, tmp_path: Path, nano: str
+    ) -> None:
+        config = SelectorConfig(tmp_path / "none", base_model=nano, candidates=4)
+        nowhere = Selector(config, embedder=threaded)
+        request = SelectionRequest(_KITTEN, None, steps=1, candidates=(self.BREAD, self.KITTEN))
+
+        one = nowhere.select(request)
+        more = nowhere.select(replace(request, prompts=[*_KITTEN, self.BREAD.prompt], steps=5))
+
+        assert (one.corpus, one.calibration, one.stop) == (None, None, "steps")
+        assert (one.ids, one.sequences, one.scored) == ((-2,), ((5, 6, 7),), (((2, 3),),))
+        assert one.sources == ((Source(-2, -2, "mine", 0, "kitten", example="{}"), 1),)
+        assert len(more.ids) == 5
+        assert set(more.ids) == {-1, -2}
+        assert dict(zip(more.ids, more.scored, strict=True)) == {-1: None, -2: ((2, 3),)}
+        assert not (tmp_path / "none").exists()
+
+    def test_they_stand_beside_the_documents_of_a_corpus(
+        self, selector: Selector, make: Any
+    ) -> None:
+        make("small", _DOCUMENTS)
+        only: Filter = {"type": "eq", "key": "legs", "value": "4"}
+        request = SelectionRequest(
+            [*_KITTEN, Prompt("When are my taxes due?")],
+            "small",
+            steps=2,
+            candidates=(self.KITTEN,),
+        )
+
+        both, filtered = selector.select(request), selector.select(replace(request, filter=only))
+
+        assert names(filtered) == {"mine", "tax"}
+        assert both.corpus is not None
+        assert "tax" in names(both)
+        assert [i < 0 for i in filtered.ids] == [s == (5, 6, 7) for s in filtered.sequences]
+
+    def test_they_are_enough_beside_an_empty_corpus(self, selector: Selector, make: Any) -> None:
+        make("empty", [])
+        request = SelectionRequest(_KITTEN, "empty", steps=3, candidates=(self.KITTEN,))
+
+        selection = selector.select(request)
+
+        assert (selection.ids, selection.stop) == ((-1, -1, -1), "steps")
+        assert selection.corpus is not None
+
+    def test_an_unknown_corpus_is_still_an_error(self, selector: Selector) -> None:
+        with pytest.raises(CorpusNotFoundError):
+            selector.select(SelectionRequest(_KITTEN, "no", steps=3, candidates=(self.KITTEN,)))
