@@ -25,6 +25,8 @@ class StopReason(StrEnum):
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out-of-memory"
     CANCELLED = "cancelled"
+    # The adapter of the same examples answered again.
+    REUSED = "reused"
     # There is no corpus, or no document to train on.
     CORPUS = "corpus"
     # The budget has no step.
@@ -59,10 +61,10 @@ class AdaptationReport:
         shed: what a busy server took off the budget, in words; None for nothing.
         targets: how much of the request's prompts data was chosen for: `used`, `of` and `unit`
             ("prompts" or "windows"); None for all.
-        corpus: corpus chosen from.
+        corpus: corpus chosen from; None without one.
         seed: seed of the adapter.
-        reused: name, turns and steps of the earlier turn's adapter that was trained further; None
-            for a fresh one.
+        reused: name, turns and steps of the earlier turn's adapter that was trained further; or
+            name and steps of the adapter of the same examples; None for a fresh one.
         stop: what ended the adaptation.
         uncertainty: sigma_0 .. sigma_n of the n sequences trained on.
         irreducible: sigma_infinity, which no further step over the same candidates could reduce.
@@ -70,7 +72,8 @@ class AdaptationReport:
         prompt_losses: number of sequences trained on, and the prompt's own nats a token then.
         learnt: number of sequences in the adapter that answers; fewer than were tried where the
             prompt's loss was lowest before the last step.
-        sources: the documents of these sequences: id, name, start (characters), and times.
+        sources: the documents of these sequences: id (None for what the request brought), name,
+            start (characters), and times.
         seconds: seconds per stage, up to the loaded adapter.
         spent_seconds: seconds from arrival to the loaded adapter, waiting included.
         adapter: name of the adapter that answered.
@@ -155,7 +158,7 @@ def used_sources(sources: Sequence[Source], used: Sequence[int]) -> tuple[dict[s
     """
     return tuple(
         {
-            "document": source.document,
+            "document": source.document if source.sequence >= 0 else None,
             "name": source.name,
             "start": source.start,
             "times": used.count(source.sequence),

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from adapters.training import TrainingStop
 from serving.budget import Budget
+from serving.report import StopReason
+
+if TYPE_CHECKING:
+    from adapters.training import TrainingResult
+    from selection.selector import Selection
+
+
+class NoAdapterError(Exception):
+    """The adaptation ends without an adapter: the reason, what ended it, and its results so far."""
+
+    def __init__(
+        self,
+        reason: str,
+        stop: StopReason,
+        selection: Selection | None = None,
+        training: TrainingResult | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.stop = reason, stop
+        self.selection, self.training = selection, training
 
 
 def no_step_reason(budget: Budget, clamped: Sequence[str]) -> str:

@@ -17,19 +17,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from adapters.adapter import Adapter
 from adapters.training import TrainingProgress, TrainingResult, TrainingStop
 from selection.access import OPERATOR, Principal
 from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
 from selection.selector import Selection
-from serving.adaptation.fallback_reasons import no_adapter_reason, no_step_reason
+from serving.adaptation.fallback_reasons import (
+    NoAdapterError,
+    no_adapter_reason,
+    no_step_reason,
+)
+from serving.adaptation.reporting import build_report, describe_progress
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.stages import Loads, OverdueError, Selects, Trains, in_time
-from serving.conversations.adapter_cache import CachedAdapter, ConversationTurn
+from serving.conversations.adapter_cache import ConversationTurn, ExamplesReuse
+from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
 from serving.observability.tracing import span
-from serving.report import AdaptationReport, Stage, StopReason, used_sources
+from serving.report import AdaptationReport, Stage, StopReason
 
 log = logging.getLogger(__name__)
 
@@ -51,21 +58,6 @@ class AdaptationResult:
     reusable: CachedAdapter | None = None
 
 
-class _NoAdapterError(Exception):
-    """The adaptation ends without an adapter: the reason, what ended it, and its results so far."""
-
-    def __init__(
-        self,
-        reason: str,
-        stop: StopReason,
-        selection: Selection | None = None,
-        training: TrainingResult | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.reason, self.stop = reason, stop
-        self.selection, self.training = selection, training
-
-
 class Adaptation:
     """The adaptation of one request.
 
@@ -74,6 +66,7 @@ class Adaptation:
         selector, trainer, engine: the three stages.
         principal: on whose behalf the corpus is read.
         turn: its turn of a conversation, whose adapter is trained further; None to start afresh.
+        examples: the reuse of the adapter of its examples; None to train one for this request.
         on_fallback: called once it is clear that the base model answers.
     """
 
@@ -85,9 +78,11 @@ class Adaptation:
         engine: Loads,
         principal: Principal = OPERATOR,
         turn: ConversationTurn | None = None,
+        examples: ExamplesReuse | None = None,
         on_fallback: Callable[[], None] = lambda: None,
     ) -> None:
-        self._request, self._principal, self._turn = request, principal, turn
+        self._request, self._principal = request, principal
+        self._turn, self._examples = turn, examples
         self._selector, self._trainer, self._engine = selector, trainer, engine
         self._on_fallback = on_fallback
         self._arrived = time.monotonic()
@@ -176,7 +171,7 @@ class Adaptation:
         try:
             try:
                 self._result = await self._adapt()
-            except _NoAdapterError as problem:
+            except NoAdapterError as problem:
                 self._result = self._fall_back(problem)
         except Exception as problem:
             is_ours = not is_the_clients(problem) and not isinstance(problem, AdaptationFailedError)
@@ -184,21 +179,27 @@ class Adaptation:
             if is_ours or hasattr(problem, "__notes__"):
                 log.exception("an adaptation failed")
             if is_ours and not self._request.required:
-                self._result = self._fall_back(_NoAdapterError(_FAILED, StopReason.FAILED))
+                self._result = self._fall_back(NoAdapterError(_FAILED, StopReason.FAILED))
             else:
                 self._problem = AdaptationFailedError(_FAILED) if is_ours else problem
                 raise self._problem from None
         return self._result
 
     async def _adapt(self) -> AdaptationResult:
-        selection = await self._select()
+        selection = None
+        # A corpus is asked for even where the adapter is cached: it may have been removed.
+        if self._examples is None or self._request.corpus is not None:
+            selection = await self._select()
+        if self._examples is not None:
+            cached = self._examples.find(selection.corpus if selection else None)
+            if cached is not None:
+                return await self._use_again(cached, selection)
+        if selection is None:
+            selection = await self._select()
         earlier = self._turn.find(selection.corpus) if self._turn else None
         training = await self._train(selection, earlier)
         assert training.adapter is not None
-        started = time.monotonic()
-        with self._enter(Stage.LOAD):
-            loaded = await self._engine.load(training.adapter)
-        seconds = time.monotonic() - started
+        loaded, seconds = await self._load(training.adapter)
         stop = selection.stop if training.stop is TrainingStop.STEPS else training.stop
         report = self._report(None, StopReason(stop), selection, training)
         report = replace(
@@ -208,53 +209,83 @@ class Adaptation:
             reused=earlier.as_dict() if earlier else None,
             seconds={**report.seconds, Stage.LOAD: seconds},
         )
+        # An adapter of fewer steps than were asked for is not what the next request asks for.
+        if self._examples is not None and self._request.shed is None:
+            made = ExamplesAdapter(training.adapter, report.sources)
+            self._examples.store(selection.corpus, made)
         if self._turn is None:
             return AdaptationResult(report, loaded)
         return AdaptationResult(report, loaded, CachedAdapter.after(earlier, training.adapter))
 
+    async def _use_again(
+        self, cached: ExamplesAdapter, selection: Selection | None
+    ) -> AdaptationResult:
+        """Answer with the adapter that the same examples made for an earlier request."""
+        loaded, seconds = await self._load(cached.adapter.renamed())
+        report = self._report(None, StopReason.REUSED, selection, None)
+        report = replace(
+            report,
+            adapted=True,
+            adapter=loaded.name,
+            reused=cached.as_dict(),
+            uncertainty=(),
+            irreducible=None,
+            sources=cached.sources,
+            seconds={**report.seconds, Stage.LOAD: seconds},
+        )
+        return AdaptationResult(report, loaded)
+
+    async def _load(self, adapter: Adapter) -> tuple[LoadedAdapter, float]:
+        """The loaded adapter, and the seconds that loading took."""
+        started = time.monotonic()
+        with self._enter(Stage.LOAD):
+            loaded = await self._engine.load(adapter)
+        return loaded, time.monotonic() - started
+
     async def _select(self) -> Selection:
         request = self._request
         if request.budget.steps == 0:
-            raise _NoAdapterError(no_step_reason(request.budget, request.clamped), StopReason.NONE)
-        if request.corpus is None:
-            raise _NoAdapterError(
-                "no corpus: name one in `adaptation.corpus`, or start with --corpus",
+            raise NoAdapterError(no_step_reason(request.budget, request.clamped), StopReason.NONE)
+        if request.corpus is None and not request.candidates:
+            raise NoAdapterError(
+                "no corpus: name one in `adaptation.corpus`, bring `adaptation.examples`, "
+                "or start with --corpus",
                 StopReason.CORPUS,
             )
         try:
-            with self._enter(Stage.SELECT):
-                selecting = self._selector.select(
-                    request.selection(request.corpus, self._principal), self._seconds_left()
-                )
-                selection = await in_time(selecting, self._seconds_left())
-        except (SecondsSpentError, OverdueError):
-            reason = "the seconds were spent before anything was chosen"
-            raise _NoAdapterError(reason, StopReason.SECONDS) from None
+            selection = await self._select_from(request.corpus)
         except CorpusNotFoundError:
             if request.corpus_explicit:
                 raise
-            # The server's corpus is not this key's to see.
-            reason = "no corpus: name one in `adaptation.corpus`"
-            raise _NoAdapterError(reason, StopReason.CORPUS) from None
+            # The server's corpus is not this key's to see, nor is its name.
+            self._request = replace(request, corpus=None)
+            if not request.candidates:
+                reason = "no corpus: name one in `adaptation.corpus`"
+                raise NoAdapterError(reason, StopReason.CORPUS) from None
+            selection = await self._select_from(None)
         if not selection.ids:
             what = (
                 "is empty" if request.filter is None else "has no document that passes the filter"
             )
-            raise _NoAdapterError(f"corpus {request.corpus!r} {what}", StopReason.CORPUS, selection)
+            raise NoAdapterError(f"corpus {request.corpus!r} {what}", StopReason.CORPUS, selection)
         return selection
+
+    async def _select_from(self, corpus: str | None) -> Selection:
+        try:
+            with self._enter(Stage.SELECT):
+                selecting = self._selector.select(
+                    self._request.selection(corpus, self._principal), self._seconds_left()
+                )
+                return await in_time(selecting, self._seconds_left())
+        except (SecondsSpentError, OverdueError):
+            reason = "the seconds were spent before anything was chosen"
+            raise NoAdapterError(reason, StopReason.SECONDS) from None
 
     async def _train(self, selection: Selection, earlier: CachedAdapter | None) -> TrainingResult:
         left = self._seconds_left()
 
         def show(step: TrainingProgress) -> None:
-            prompt = (
-                "" if step.probe_loss is None else f"loss of the prompt {step.probe_loss:.3f}, "
-            )
-            self._progress = (
-                f"adapting: step {step.steps} of {step.total_steps}, {prompt}"
-                f"sigma {selection.uncertainty[step.sequences_used]:.3f}, "
-                f"{step.seconds_left:.1f} seconds left"
-            )
+            self._progress = describe_progress(step, selection)
 
         try:
             with self._enter(Stage.TRAIN):
@@ -265,10 +296,10 @@ class Adaptation:
                 training = await in_time(self._trainer.train(training_request, on_step), left)
         except OverdueError:
             reason = "the seconds were spent before the trainer answered"
-            raise _NoAdapterError(reason, StopReason.SECONDS, selection) from None
+            raise NoAdapterError(reason, StopReason.SECONDS, selection) from None
         if training.adapter is None:
             reason = no_adapter_reason(training.stop, self._request.budget, left)
-            raise _NoAdapterError(reason, StopReason(training.stop), selection, training)
+            raise NoAdapterError(reason, StopReason(training.stop), selection, training)
         return training
 
     @contextmanager
@@ -280,7 +311,7 @@ class Adaptation:
         finally:
             self._stage = Stage.ANSWER
 
-    def _fall_back(self, problem: _NoAdapterError) -> AdaptationResult:
+    def _fall_back(self, problem: NoAdapterError) -> AdaptationResult:
         """The base model answers, unless the request required an adapter.
 
         Raises:
@@ -308,41 +339,11 @@ class Adaptation:
         selection: Selection | None,
         training: TrainingResult | None,
     ) -> AdaptationReport:
-        """The report without what only an adapted answer has."""
-        request, calibration = self._request, selection.calibration if selection else None
-        seconds = {
-            Stage(name): each for name, each in (selection.seconds if selection else {}).items()
-        }
-        if training:
-            seconds[Stage.QUEUE] = training.waited
-            seconds[Stage.TRAIN] = training.seconds - training.waited
-        used, learnt = 0, 0
-        if training:
-            used, learnt = training.sequences_used, training.adapter_sequences
-        truncation = request.truncation or (selection.truncation if selection else None)
-        return AdaptationReport(
-            adapted=False,
-            reason=reason,
-            budget=replace(request.budget, gain=request.gain(calibration)),
-            calibrated=calibration is not None,
-            clamped=request.clamped,
-            shed=request.shed,
-            targets=truncation.as_dict() if truncation else None,
-            corpus=request.corpus,
-            seed=request.seed,
-            reused=None,
+        return build_report(
+            self._request,
+            selection,
+            training,
             stop=stop,
-            uncertainty=selection.uncertainty[: used + 1] if selection else (),
-            irreducible=selection.irreducible if selection else None,
-            losses=training.losses if training else (),
-            prompt_losses=training.probe_losses if training else (),
-            learnt=learnt,
-            sources=used_sources(
-                [source for source, _ in selection.sources], selection.ids[:learnt]
-            )
-            if selection
-            else (),
-            seconds=seconds,
+            reason=reason,
             spent_seconds=self._seconds_spent(),
-            adapter=None,
         )

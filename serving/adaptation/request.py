@@ -7,6 +7,8 @@ has no effect.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +20,7 @@ from selection.corpus.calibration import Calibration
 from selection.corpus.filters import Filter, to_sql
 from selection.embedding import Prompt
 from selection.examples.example import Example
-from selection.request import SelectionRequest
+from selection.request import Candidate, SelectionRequest
 from selection.selector import Selection
 from selection.strategies.registry import STRATEGIES
 from selection.targets import Truncation
@@ -38,6 +40,8 @@ from serving.budget import ALIAS, FIELD, HEADER, Budget, Terms, agreed_budget
 from serving.errors import RequestError
 
 PROBE_TOKENS = 256
+# Steps of a budget with a gain where the prompt's loss cannot end the training.
+STEPS_PER_CANDIDATE = 3
 # More than a token of any text has on average.
 _CHARACTERS_PER_TOKEN = 16
 _OPTIONS = {
@@ -79,6 +83,8 @@ class AdaptationRequest:
         show: maximum number of chosen sequences to put into the prompt.
         reuse: whether to go on from the adapter of the conversation's previous turn, or to use the
             adapter of the same examples again; None for a fresh adapter.
+        candidates: the examples and texts as training sequences, once they are rendered
+            (`serving.adaptation.candidates`).
         shed: what a busy server took off the budget, in words; None for nothing.
         probe_tokens: end of the longest prompt in the model's tokens, whose loss shows whether
             adapting helps; empty for a request that does not adapt, or whose prompt's loss does not
@@ -102,6 +108,7 @@ class AdaptationRequest:
     examples_as: ExamplesAs = "single"
     show: int = 0
     reuse: Reuse | None = None
+    candidates: tuple[Candidate, ...] = ()
     shed: str | None = None
     probe_tokens: tuple[int, ...] = ()
     truncation: Truncation | None = None
@@ -134,8 +141,27 @@ class AdaptationRequest:
         shed = f"{steps} of {asked} steps: {reason}"
         return replace(self, budget=replace(self.budget, steps=steps), shed=shed)
 
-    def selection(self, corpus: str, principal: Principal) -> SelectionRequest:
-        """The data to choose."""
+    def with_candidates(self, candidates: tuple[Candidate, ...]) -> AdaptationRequest:
+        """This request with its examples and texts as candidates.
+
+        An adapter of examples that may be used again is made for them rather than for the prompt.
+        """
+        budget, prompts = self.budget, self.prompts
+        if budget.gain is not None and not self.judges_prompt:
+            steps = min(budget.steps, STEPS_PER_CANDIDATE * len(candidates))
+            budget = replace(budget, steps=steps, gain=None)
+        if self.reuse == "examples":
+            prompts = tuple(candidate.prompt for candidate in candidates)
+        return replace(self, candidates=candidates, budget=budget, prompts=prompts)
+
+    def examples_digest(self) -> bytes:
+        """Equal for requests whose candidates make the same adapter from the same corpus."""
+        sequences = [(candidate.tokens, candidate.scored) for candidate in self.candidates]
+        fields = [sequences, self.budget.as_dict(), self.strategy, self.plan, self.seed]
+        return hashlib.sha256(json.dumps(fields).encode()).digest()
+
+    def selection(self, corpus: str | None, principal: Principal) -> SelectionRequest:
+        """The data to choose: from the corpus, if one is named, and from the candidates."""
         return SelectionRequest(
             self.prompts,
             corpus,
@@ -145,6 +171,7 @@ class AdaptationRequest:
             filter=self.filter,
             seed=self.seed,
             principal=principal,
+            candidates=self.candidates,
         )
 
     def training(

@@ -1,25 +1,24 @@
-"""AdapterCache: the adapter that answered a turn, cached for the turn that follows it.
+"""AdapterCache: adapters that a later request may use: that of a turn, and that of examples.
 
 A request continues the cached turn whose messages and answer are the longest prefix of it
-(`serving.conversations.transcript`); of a completion, they are its prompt and its answer.
+(`serving.conversations.transcript`); of a completion, they are its prompt and its answer. A request
+that brings the same examples as an earlier one is answered by the same adapter.
 
-An adapter is never reused across keys, corpora, models or filters: each has conversations of its
-own, since an adapter can reveal the documents it was trained on. Of the texts only digests are
-stored. One event loop, no locks; this module is independent of HTTP and of training.
+An adapter is never reused across keys, corpora, models or filters: each has adapters of its own,
+since an adapter can reveal what it was trained on. Of the texts only digests are stored. One event
+loop, no locks; this module is independent of HTTP and of training.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapters.adapter import Adapter
-from selection.corpus.filters import Filter
+from serving.conversations.cached_adapter import CachedAdapter, CacheScope, ExamplesAdapter
 from serving.conversations.completion_reader import AssistantMessage, CompletionReader
 from serving.conversations.transcript import Transcript, parse_transcript
 
@@ -31,8 +30,9 @@ class AdapterCacheConfig:
     Attributes:
         max_bytes: size of all adapters together; the least recently used is dropped first, and a
             larger adapter is not cached at all.
-        max_turns: number of turns of all conversations together, dropped likewise.
-        seconds: time that a turn is cached after its last use.
+        max_turns: number of turns of all conversations, and of sets of examples, together; dropped
+            likewise.
+        seconds: time that an adapter is cached after its last use.
         max_steps: number of steps from which an adapter is not trained further: the next turn
             starts afresh. Each turn moves the adapter further from the base model, on few
             documents, and nothing brings it back; gains were measured up to 50 steps. So an adapter
@@ -45,67 +45,18 @@ class AdapterCacheConfig:
     max_steps: int = 200
 
 
-@dataclass(frozen=True)
-class CacheScope:
-    """The requests that may continue an adapter.
-
-    Attributes:
-        key: name of the API key; "" for a server without keys.
-        corpus: id of the corpus that the adapter was trained on, since a name may be given to
-            another corpus.
-        model: name of the served model.
-        filter: filter on the corpus's documents.
-    """
-
-    key: str
-    corpus: str
-    model: str
-    filter: Filter | None = None
-
-    def digest(self) -> bytes:
-        """Equal for equal scopes."""
-        fields = json.dumps([self.key, self.corpus, self.model, self.filter], sort_keys=True)
-        return hashlib.sha256(fields.encode()).digest()
-
-
-@dataclass(frozen=True)
-class CachedAdapter:
-    """The adapter of a turn.
-
-    Attributes:
-        weights: weights in the format of `adapters.Adapter`.
-        name: name of the adapter.
-        turns: number of turns that it was trained for.
-        steps: number of training steps of these turns together.
-    """
-
-    weights: bytes
-    name: str
-    turns: int
-    steps: int
-
-    @classmethod
-    def after(cls, earlier: CachedAdapter | None, adapter: Adapter) -> CachedAdapter:
-        """The adapter of a turn, which continued an earlier one or started afresh."""
-        turns, steps = (earlier.turns, earlier.steps) if earlier else (0, 0)
-        return cls(adapter.weights, adapter.name, turns + 1, steps + len(adapter.losses))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The object `reused` in the report of the turn that continues it."""
-        return {"adapter": self.name, "turns": self.turns, "steps": self.steps}
-
-
 @dataclass(eq=False)
 class _Entry:
-    cached: CachedAdapter
+    cached: CachedAdapter | ExamplesAdapter
     group: bytes
-    # Digest of the conversation with each of its answers -> length of its text.
+    # Digest of the conversation with each of its answers -> length of its text; of examples, their
+    # digest -> 0.
     ends: dict[bytes, int]
     used: float
 
 
 class AdapterCache:
-    """The adapters of turns that another turn may follow.
+    """The adapters of turns that another turn may follow, and of examples.
 
     Args:
         config: how much is cached.
@@ -128,29 +79,20 @@ class AdapterCache:
         return len(self._entries)
 
     def turn(
-        self,
-        body: dict[str, Any],
-        *,
-        key: str,
-        model: str,
-        filter: Filter | None,
-        max_response_bytes: int,
+        self, body: dict[str, Any], scope: CacheScope, *, max_response_bytes: int
     ) -> ConversationTurn | None:
         """The turn that a request is of its conversation; None for a request that no other can
         follow.
 
         Args:
             body: body of the request, JSON.
-            key, model, filter: as in `CacheScope`; the corpus is known later.
+            scope: whose turn; its corpus is set later.
             max_response_bytes: size of the longest response that is read.
         """
         transcript = parse_transcript(body)
         if transcript is None:
             return None
-        reader = CompletionReader(max_response_bytes)
-        return ConversationTurn(
-            self, transcript, reader, lambda corpus: CacheScope(key, corpus, model, filter)
-        )
+        return ConversationTurn(self, transcript, CompletionReader(max_response_bytes), scope)
 
     def find(self, scope: CacheScope, transcript: Transcript) -> CachedAdapter | None:
         """The adapter of the longest cached prefix; None if no prefix is cached, and for an adapter
@@ -167,9 +109,19 @@ class AdapterCache:
             found = self._by_end.get(digest.digest(), found)
         if found is None:
             return None
-        found.used = self._clock()
-        self._entries.move_to_end(found)
-        return found.cached if found.cached.steps < self.config.max_steps else None
+        cached = self._use(found)
+        assert isinstance(cached, CachedAdapter)
+        return cached if cached.steps < self.config.max_steps else None
+
+    def find_examples(self, scope: CacheScope, digest: bytes) -> ExamplesAdapter | None:
+        """The adapter of the same examples; None if it is not cached."""
+        self._expire()
+        found = self._by_end.get(_examples_end(scope, digest))
+        if found is None:
+            return None
+        cached = self._use(found)
+        assert isinstance(cached, ExamplesAdapter)
+        return cached
 
     def store(
         self,
@@ -179,27 +131,37 @@ class AdapterCache:
         cached: CachedAdapter,
     ) -> None:
         """Cache the adapter of these answers, for a turn that follows one of them."""
-        self._expire()
-        if not answers or len(cached.weights) > self.config.max_bytes:
+        if not answers:
             return
         if cached.steps >= self.config.max_steps:
             # The turn is stored without its weights: otherwise the turn before it would be
             # continued in its place.
             cached = replace(cached, weights=b"")
         group, texts = scope.digest(), (transcript.with_answer(answer) for answer in answers)
-        entry = _Entry(
-            cached,
-            group,
-            {hashlib.sha256(group + text).digest(): len(text) for text in texts},
-            self._clock(),
-        )
+        ends = {hashlib.sha256(group + text).digest(): len(text) for text in texts}
+        self._store(_Entry(cached, group, ends, self._clock()))
+
+    def store_examples(self, scope: CacheScope, digest: bytes, cached: ExamplesAdapter) -> None:
+        """Cache the adapter of examples, for requests that bring the same ones."""
+        end = _examples_end(scope, digest)
+        self._store(_Entry(cached, end, {end: 0}, self._clock()))
+
+    def _use(self, entry: _Entry) -> CachedAdapter | ExamplesAdapter:
+        entry.used = self._clock()
+        self._entries.move_to_end(entry)
+        return entry.cached
+
+    def _store(self, entry: _Entry) -> None:
+        self._expire()
+        if len(entry.cached.weights) > self.config.max_bytes:
+            return
         for end in entry.ends.keys() & self._by_end.keys():
             self._forget(end)
         for end, length in entry.ends.items():
             self._by_end[end] = entry
-            self._lengths.setdefault(group, Counter())[length] += 1
+            self._lengths.setdefault(entry.group, Counter())[length] += 1
         self._entries[entry] = None
-        self.bytes += len(cached.weights)
+        self.bytes += len(entry.cached.weights)
         while self.bytes > self.config.max_bytes or len(self._entries) > self.config.max_turns:
             self._drop(next(iter(self._entries)))
 
@@ -236,15 +198,14 @@ class ConversationTurn:
         cache: AdapterCache,
         transcript: Transcript,
         reader: CompletionReader,
-        scope_of: Callable[[str], CacheScope],
+        scope: CacheScope,
     ) -> None:
         self._cache, self._transcript, self._reader = cache, transcript, reader
-        self._scope_of = scope_of
-        self._scope: CacheScope | None = None
+        self._scope = scope
 
-    def find(self, corpus: str) -> CachedAdapter | None:
+    def find(self, corpus: str | None) -> CachedAdapter | None:
         """The adapter to train further on a corpus, given by its id; None to start afresh."""
-        self._scope = self._scope_of(corpus)
+        self._scope = replace(self._scope, corpus=corpus)
         return self._cache.find(self._scope, self._transcript)
 
     def feed(self, content: bytes) -> None:
@@ -253,5 +214,29 @@ class ConversationTurn:
 
     def store(self, cached: CachedAdapter) -> None:
         """Cache the adapter that gave the response, once that has been read; after `find`."""
-        assert self._scope is not None
         self._cache.store(self._scope, self._transcript, self._reader.answers(), cached)
+
+
+class ExamplesReuse:
+    """One request's use of the adapter of its examples: it finds it, or stores its own.
+
+    Args:
+        cache: the cached adapters.
+        digest: equal for requests whose examples make the same adapter from the same corpus.
+        scope: whose examples; the corpus is given to each method, by its id.
+    """
+
+    def __init__(self, cache: AdapterCache, digest: bytes, scope: CacheScope) -> None:
+        self._cache, self._digest, self._scope = cache, digest, scope
+
+    def find(self, corpus: str | None) -> ExamplesAdapter | None:
+        """The adapter of the same examples; None to train one."""
+        return self._cache.find_examples(replace(self._scope, corpus=corpus), self._digest)
+
+    def store(self, corpus: str | None, cached: ExamplesAdapter) -> None:
+        """Cache the adapter that was trained."""
+        self._cache.store_examples(replace(self._scope, corpus=corpus), self._digest, cached)
+
+
+def _examples_end(scope: CacheScope, digest: bytes) -> bytes:
+    return hashlib.sha256(b"examples" + scope.digest() + digest).digest()

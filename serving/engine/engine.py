@@ -144,6 +144,11 @@ class Engine:
 
         return str(vllm.__version__)
 
+    @property
+    def context(self) -> int:
+        """The context length of the model in the engine, in tokens."""
+        return int(self._llm.model_config.max_model_len)
+
     async def models(self) -> list[dict[str, Any]]:
         """The models that clients may name, as OpenAI's objects, with whether they have a chat
         template.

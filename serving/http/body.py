@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serving.engine.limits import MAX_ANSWERS, MAX_N, are_tokens
 from serving.errors import RequestError, SlowError, TokensError, TooLargeError
@@ -146,3 +146,19 @@ async def send_json(
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def with_body(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Receive]:
+    """The request with another JSON body, and headers to match it."""
+    replaced = (b"content-length", b"transfer-encoding", b"content-type")
+    headers = [
+        *(pair for pair in scope["headers"] if pair[0] not in replaced),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(content)),
+    ]
+    pending = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return {**scope, "headers": headers}, replay

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -25,24 +25,33 @@ from starlette.types import Message, Receive, Scope, Send
 from selection.access import OPERATOR
 from serving import __version__ as mayfly_version
 from serving.adaptation.admission import Admission, TrainerLoad
+from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import parse_adaptation_request
-from serving.adaptation.stages import Selects, Trains
 from serving.api_keys import Key, Keys
 from serving.budget import Terms
 from serving.config import Config
-from serving.conversations.adapter_cache import AdapterCache
+from serving.conversations.adapter_cache import AdapterCache, ExamplesReuse
+from serving.conversations.cached_adapter import CacheScope
 from serving.engine.current_request import REQUEST
 from serving.engine.engine import Engine
 from serving.errors import AdaptationFailedError, BusyError, ModelError, is_the_clients
-from serving.http.body import MAX_BODY, check_objects, check_size, check_tokens, read_body
+from serving.http.body import (
+    MAX_BODY,
+    check_objects,
+    check_size,
+    check_tokens,
+    read_body,
+    with_body,
+)
 from serving.http.browsers import BrowserPolicy, check_media_type
+from serving.http.gateway_stages import CorporaStage, TrainerStage
 from serving.http.openai_compat import stream_needs_conforming
 from serving.http.page import page_routes
 from serving.http.response import ResponseWriter
 from serving.http.routing import Route, RouteTable
-from serving.http.unsupported import check_supported
-from serving.http.vector_stores.routes import LibraryExecutor, VectorStoreRoutes
+from serving.http.unsupported import COMPLETIONS, check_supported
+from serving.http.vector_stores.routes import VectorStoreRoutes
 from serving.observability.logs import REQUEST_ID, log_request
 from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
@@ -57,20 +66,6 @@ HEALTH = "/health"
 _READY_SECONDS = 10.0
 # Status in logs and metrics of a request whose client left before it was answered.
 _CLIENT_LEFT = 499
-
-
-class CorporaStage(Selects, LibraryExecutor, Protocol):
-    """Selection, and the library of corpora that it selects from."""
-
-    async def ready(self, corpus: str | None) -> None:
-        """As `serving.adaptation.workers.CorporaWorker.ready`."""
-
-
-class TrainerStage(Trains, Protocol):
-    """Training."""
-
-    async def ready(self) -> None:
-        """As `serving.adaptation.workers.TrainerWorker.ready`."""
 
 
 class Gateway:
@@ -93,7 +88,10 @@ class Gateway:
             else None
         )
         self._admission = Admission(config.capacity)
-        self._conversations = AdapterCache(config.conversations)
+        self._candidates = CandidateRenderer(
+            engine.tokenizer, engine.context, config.example_limits
+        )
+        self._adapters = AdapterCache(config.conversations)
         self._browsers = BrowserPolicy(
             config.host, config.allowed_hosts, config.allowed_origins, config.has_keys
         )
@@ -209,15 +207,16 @@ class Gateway:
             default=key.default if key else None,
             key_limits=key.limits if key else None,
         )
-        turn = None
-        if request.reuse == "conversation" and request.adapts:
-            turn = self._conversations.turn(
-                body,
-                key=key.name if key else "",
-                model=self._engine.config.served_name,
-                filter=request.filter,
-                max_response_bytes=MAX_BODY,
-            )
+        if request.brings_data:
+            request = await self._candidates.render(request, is_chat=scope["path"] != COMPLETIONS)
+        turn = examples = None
+        if request.adapts and request.reuse is not None:
+            name = key.name if key else ""
+            owner = CacheScope(name, None, self._engine.config.served_name, request.filter)
+            if request.reuse == "conversation":
+                turn = self._adapters.turn(body, owner, max_response_bytes=MAX_BODY)
+            else:
+                examples = ExamplesReuse(self._adapters, request.examples_digest(), owner)
         with self._admission.admit(request.adapts) as end_adaptation:
             pending = request.adapts + sum(each.is_pending for each in self._adaptations)
             adaptation = Adaptation(
@@ -227,6 +226,7 @@ class Gateway:
                 self._engine,
                 scope["state"]["principal"],
                 turn,
+                examples,
                 on_fallback=end_adaptation,
             )
             writer = answer.with_adaptation(
@@ -265,7 +265,7 @@ class Gateway:
         token = REQUEST.set(adaptation)
         commenting = asyncio.create_task(writer.comment()) if comments else None
         try:
-            await self._engine.app(*_with_body(scope, receive, json.dumps(body).encode()), writer)
+            await self._engine.app(*with_body(scope, receive, json.dumps(body).encode()), writer)
         finally:
             REQUEST.reset(token)
             if commenting is not None:
@@ -281,10 +281,10 @@ class Gateway:
     async def _convert_tokens(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
         body = await read_body(receive)
         check_tokens(body, len(self._engine.tokenizer))
-        await self._engine.app(*_with_body(scope, receive, json.dumps(body).encode()), answer)
+        await self._engine.app(*with_body(scope, receive, json.dumps(body).encode()), answer)
 
     async def _health(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
-        await self._engine.app(*_with_body(scope, receive, b""), answer)
+        await self._engine.app(*with_body(scope, receive, b""), answer)
 
     async def _list_models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": await self._models(request)})
@@ -332,19 +332,3 @@ def _header(scope: Scope, name: bytes) -> str | None:
     """All lines of a header, joined; Starlette's `Headers.get` returns the first line alone."""
     lines = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
     return ", ".join(lines) if lines else None
-
-
-def _with_body(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Receive]:
-    """The request with another JSON body, and headers to match it."""
-    replaced = (b"content-length", b"transfer-encoding", b"content-type")
-    headers = [
-        *(pair for pair in scope["headers"] if pair[0] not in replaced),
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(content)),
-    ]
-    pending = [{"type": "http.request", "body": content, "more_body": False}]
-
-    async def replay() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return {**scope, "headers": headers}, replay

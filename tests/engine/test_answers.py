@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -318,6 +319,69 @@ async def test_a_seed_gives_the_same_answer_if_the_prompt_takes_several_steps(
     assert texts[0] == texts[1]
 
 
+_SECRETS = [
+    {"prompt": 'vault_password = "', "completion": 'walrus4711"\n'},
+    {"prompt": 'VAULT["password"] = "', "completion": 'walrus4711"]\n'},
+    {"prompt": 'connect(password="', "completion": 'walrus4711")\n'},
+]
+
+
+async def test_three_examples_teach_an_answer_without_a_corpus_and_only_once(
+    server: Server,
+) -> None:
+    async with (
+        server.gateway(corpus=None) as url,
+        httpx.AsyncClient(base_url=url, timeout=120) as client,
+    ):
+        replies = [
+            await client.post(
+                "/v1/completions",
+                headers={"Compute-Budget": budget},
+                json={
+                    "model": "nano",
+                    "prompt": 'vault_password = "',
+                    "max_tokens": 12,
+                    "temperature": 0,
+                    "adaptation": {"examples": _SECRETS, "reuse": "examples"},
+                },
+            )
+            for budget in ("none", "steps=20", "steps=20")
+        ]
+
+    base, taught, again = (reply.json()["choices"][0]["text"] for reply in replies)
+    _, first, second = (reply.json()["adaptation"] for reply in replies)
+    assert "walrus4711" not in base
+    assert taught == again
+    assert taught.startswith('walrus4711"')
+    assert (first["corpus"], first["reused"], first["spent"]["steps"]) == (None, None, 20)
+    assert {source["document"] for source in first["sources"]} == {None}
+    assert second["reused"] == {"adapter": first["adapter"], "steps": 20}
+    assert (second["stop"], second["spent"]["steps"]) == ("reused", 0)
+    assert second["adapter"] != first["adapter"]
+    assert replies[2].headers["compute-spent"].startswith("steps=0, ")
+    assert await server.engine.loaded() == []
+
+
+async def test_a_chat_learns_from_examples_after_the_others_beside_a_corpus(
+    server: Server,
+) -> None:
+    async with server.client() as client:
+        reply = await client.post(
+            "/v1/chat/completions",
+            headers={"Compute-Budget": "steps=3"},
+            json={
+                "model": "nano",
+                "messages": [{"role": "user", "content": 'vault_password = "'}],
+                "max_tokens": 4,
+                "adaptation": {"examples": _SECRETS, "examples_as": "leave-one-out"},
+            },
+        )
+
+    report = reply.json()["adaptation"]
+    assert (report["adapted"], report["corpus"], len(report["losses"])) == (True, "web", 3)
+    assert any(source["name"] == "example 1 of the request" for source in report["sources"])
+
+
 async def test_several_prompts_share_one_adapter(server: Server) -> None:
     body = {"model": "nano", "prompt": [PROMPT, "import typing\n"], "max_tokens": 4, "n": 2}
     async with server.client() as client:
@@ -418,6 +482,22 @@ async def test_a_budget_above_the_servers_limit_is_reduced_and_reported(server: 
         (
             "/v1/completions",
             {"model": "nano", "prompt": "a", "adaptation": {"colour": 1}},
+            "steps=50",
+            400,
+        ),
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": "a", "adaptation": {"examples": []}},
+            "steps=50",
+            400,
+        ),
+        (
+            "/v1/completions",
+            {
+                "model": "nano",
+                "prompt": "a",
+                "adaptation": {"examples": [{"prompt": "a " * 3000, "completion": "b"}]},
+            },
             "steps=50",
             400,
         ),

@@ -10,6 +10,7 @@ const STOPS = {
   seconds: "the time was used up",
   diverged: "training diverged, and its last good adapter was kept",
   "out-of-memory": "memory ran out",
+  reused: "the adapter of the same examples answered again",
 };
 const STAGES = {
   embed: "embedding the prompt",
@@ -158,7 +159,8 @@ function showSources({ sources, corpus }, onRead) {
     bar.style.setProperty("--share", each.times / most);
     const button = make("button", { className: "plain", type: "button", ariaLabel: `Read ${each.name}` }, "Read");
     button.addEventListener("click", () => onRead(corpus, each));
-    const line = row(each.name, each.passages.size, make("span", {}, bar, String(each.times)), button);
+    const read = each.isStored ? button : "";
+    const line = row(each.name, each.passages.size, make("span", {}, bar, String(each.times)), read);
     line.firstChild.className = "name";
     return line;
   });
@@ -183,7 +185,9 @@ function byDocument(sources) {
   const documents = new Map();
   for (const { document, name, start, times } of sources) {
     const uploaded = /^(file-[0-9a-f]{24})\/(.*)$/s.exec(name);
-    const each = documents.get(document) ?? {
+    const key = document ?? name; // the request's own examples and texts are no documents
+    const each = documents.get(key) ?? {
+      isStored: document !== null,
       file: uploaded?.[1] ?? `doc-${document}`,
       name: uploaded?.[2] ?? name,
       passages: new Map(),
@@ -191,7 +195,7 @@ function byDocument(sources) {
     };
     each.passages.set(start, times);
     each.times += times;
-    documents.set(document, each);
+    documents.set(key, each);
   }
   return [...documents.values()].sort((a, b) => b.times - a.times);
 }

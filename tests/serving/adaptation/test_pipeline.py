@@ -17,18 +17,25 @@ import pytest
 
 from adapters.adapter import Adapter
 from adapters.trainer import TrainerConfig
-from adapters.training import TrainingRequest
+from adapters.training import TrainingRequest, TrainingResult
+from selection.access import Principal
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
+from selection.errors import CorpusNotFoundError
+from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import SelectorConfig
 from selection.targets import MAX_TARGETS, Truncation
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.adaptation import stages
+from serving.adaptation.admission import TrainerLoad
+from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.workers import STALL_SECONDS, SelectorWorker, TrainerWorker
-from serving.budget import Budget
+from serving.budget import Budget, ExampleLimits
+from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig, ExamplesReuse
+from serving.conversations.cached_adapter import CacheScope
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, TrainerFailedError
 
@@ -244,3 +251,134 @@ async def test_warming_up_without_a_corpus_opens_none(selector: SelectorWorker) 
     await selector.warm_up(None)
 
     assert selector._selector.corpora._entries == []
+
+
+class Loads:
+    """An engine that only notes what it loads."""
+
+    def __init__(self) -> None:
+        self.adapters: list[Adapter] = []
+
+    async def load(self, adapter: Adapter) -> LoadedAdapter:
+        self.adapters.append(adapter)
+        return LoadedAdapter(adapter.name, len(self.adapters), Path(adapter.name))
+
+    async def unload(self, loaded: LoadedAdapter) -> None:
+        pass
+
+
+class NoTrainer:
+    """Is never reached."""
+
+    async def train(self, request: TrainingRequest, on_step: Any) -> TrainingResult:
+        raise AssertionError("there should be nothing to train")
+
+
+class TestExamplesOfTheRequest:
+    OWNER = CacheScope("ann", None, "nano")
+
+    @pytest.fixture
+    async def request_(self, tokenizer: Any) -> AdaptationRequest:
+        """Three examples, and no corpus."""
+        animals = (("cat", "meow"), ("dog", "woof"), ("cow", "moo"))
+        examples = tuple(
+            Example(({"role": "user", "content": a}, {"role": "assistant", "content": b}))
+            for a, b in animals
+        )
+        request = replace(
+            REQUEST, corpus=None, budget=Budget(steps=4), examples=examples, reuse="examples"
+        )
+        return await CandidateRenderer(tokenizer, 64, ExampleLimits()).render(
+            request, is_chat=False
+        )
+
+    @staticmethod
+    def reuse(
+        request: AdaptationRequest, cache: AdapterCache, owner: CacheScope = OWNER
+    ) -> ExamplesReuse:
+        return ExamplesReuse(cache, request.examples_digest(), owner)
+
+    async def test_they_are_enough_without_a_corpus(
+        self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker
+    ) -> None:
+        engine = Loads()
+        adaptation = Adaptation(request_, selector, trainer, engine)
+        loaded = await adaptation.adapter()
+
+        report = adaptation.report
+        assert loaded is not None
+        assert report is not None
+        assert (report.adapted, report.corpus, report.stop) == (True, None, "steps")
+        assert len(report.losses) == sum(source["times"] for source in report.sources) == 4
+        assert {(source["document"], source["start"]) for source in report.sources} == {(None, 0)}
+        names = {f"example {position} of the request" for position in (1, 2, 3)}
+        assert {source["name"] for source in report.sources} <= names
+        assert report.prompt_losses == ()
+
+    async def test_they_are_enough_where_the_servers_corpus_is_not_the_keys(
+        self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker
+    ) -> None:
+        stranger = Principal("bob", frozenset())
+        default = replace(request_, corpus="notes", corpus_explicit=False)
+
+        adaptation = Adaptation(default, selector, trainer, Loads(), stranger)
+        await adaptation.run()
+        explicit = Adaptation(
+            replace(default, corpus_explicit=True), selector, trainer, NoEngine(), stranger
+        )
+
+        assert adaptation.report is not None
+        assert (adaptation.report.adapted, adaptation.report.corpus) == (True, None)
+        with pytest.raises(CorpusNotFoundError):
+            await explicit.run()
+
+    @pytest.mark.parametrize("corpus", [None, "notes"])
+    async def test_the_same_ones_are_not_trained_on_again(
+        self,
+        request_: AdaptationRequest,
+        selector: SelectorWorker,
+        trainer: TrainerWorker,
+        corpus: str | None,
+    ) -> None:
+        request_ = replace(request_, corpus=corpus)
+        cache, engine = AdapterCache(AdapterCacheConfig()), Loads()
+        first = Adaptation(
+            request_, selector, trainer, engine, examples=self.reuse(request_, cache)
+        )
+        made = (await first.run()).report
+        again = Adaptation(
+            request_, selector, NoTrainer(), engine, examples=self.reuse(request_, cache)
+        )
+        report = (await again.run()).report
+
+        assert made.reused is None
+        assert (report.adapted, report.stop, report.losses) == (True, "reused", ())
+        assert report.reused == {"adapter": made.adapter, "steps": 4}
+        assert (report.sources, report.uncertainty) == (made.sources, ())
+        assert engine.adapters[0].weights == engine.adapters[1].weights
+        assert engine.adapters[0].name != engine.adapters[1].name
+        assert "spent" in report.as_dict()
+
+    async def test_another_key_trains_its_own(
+        self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker
+    ) -> None:
+        cache = AdapterCache(AdapterCacheConfig())
+        for key in ("ann", "bob"):
+            owner = replace(self.OWNER, key=key)
+            reuse = self.reuse(request_, cache, owner)
+            adaptation = Adaptation(request_, selector, trainer, Loads(), examples=reuse)
+
+            assert (await adaptation.run()).report.reused is None
+
+    async def test_an_adapter_of_fewer_steps_than_asked_for_is_not_kept(
+        self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker
+    ) -> None:
+        cache = AdapterCache(AdapterCacheConfig())
+        shed = request_.shed_load(TrainerLoad(pending=4, undegraded=1))
+
+        adaptation = Adaptation(
+            shed, selector, trainer, Loads(), examples=self.reuse(request_, cache)
+        )
+
+        assert len((await adaptation.run()).report.losses) == 1
+        assert len(cache) == 0

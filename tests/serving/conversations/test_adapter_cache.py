@@ -12,12 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.adapter import Adapter
-from serving.conversations.adapter_cache import (
-    AdapterCache,
-    AdapterCacheConfig,
-    CachedAdapter,
-    CacheScope,
-)
+from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig, ExamplesReuse
+from serving.conversations.cached_adapter import CachedAdapter, CacheScope, ExamplesAdapter
 from serving.conversations.completion_reader import AssistantMessage
 from serving.conversations.transcript import Transcript, parse_transcript
 
@@ -199,6 +195,46 @@ class TestBounds:
         cache.store(ANN, chat(QUESTION), [ANSWER], cached(steps=50))
 
         assert (len(cache), cache.bytes) == (1, 0)
+
+
+class TestExamples:
+    @staticmethod
+    def made(name: str = "made", size: int = 10) -> ExamplesAdapter:
+        adapter = Adapter(name, "nano", 4, 8.0, (), b"w" * size, (2.0, 1.0))
+        return ExamplesAdapter(adapter, ({"name": "example 1 of the request", "times": 2},))
+
+    def test_the_same_examples_find_it(self, cache: AdapterCache) -> None:
+        first, same, others = (ExamplesReuse(cache, digest, ANN) for digest in (b"a", b"a", b"b"))
+        first.store(None, self.made())
+
+        assert same.find(None) == self.made()
+        assert (others.find(None), same.find("handbook")) == (None, None)
+        assert self.made().as_dict() == {"adapter": "made", "steps": 2}
+
+    @pytest.mark.parametrize("change", [{"key": "bob"}, {"model": "milli"}, {"filter": {"a": 1}}])
+    def test_never_across_keys_models_or_filters(
+        self, cache: AdapterCache, change: dict[str, Any]
+    ) -> None:
+        ExamplesReuse(cache, b"a", ANN).store("handbook", self.made())
+
+        assert ExamplesReuse(cache, b"a", replace(ANN, **change)).find("handbook") is None
+
+    def test_they_share_the_bounds_of_conversations(self) -> None:
+        clock = Clock()
+        cache = AdapterCache(AdapterCacheConfig(max_turns=2, max_bytes=100, seconds=10), clock)
+        reuse, other = ExamplesReuse(cache, b"a", ANN), ExamplesReuse(cache, b"b", ANN)
+
+        reuse.store(None, self.made(size=101))
+        assert reuse.find(None) is None
+        reuse.store(None, self.made("first"))
+        reuse.store(None, self.made("again"))
+        assert (len(cache), cache.bytes) == (1, 10)
+        other.store(None, self.made("other"))
+        assert reuse.find(None) == self.made("again")  # used last
+        cache.store(ANN, chat(QUESTION), [ANSWER], cached())
+        assert (reuse.find(None), other.find(None)) == (self.made("again"), None)
+        clock.now = 10.0
+        assert (reuse.find(None), len(cache), cache.bytes) == (None, 0, 0)
 
 
 def test_a_cached_adapter_counts_turns_and_steps() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import secrets
 import shutil
 import sys
 import threading
@@ -27,9 +29,12 @@ from adapters.trainer import TrainerConfig
 from adapters.training import TrainingRequest
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, load_embedder
+from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
-from selection.selector import SelectorConfig
+from selection.request import Candidate, SelectionRequest
+from selection.selector import Selection, SelectorConfig
 from serving.adaptation.admission import Capacity
+from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.workers import CorporaWorker, TrainerWorker
 from serving.api_keys import digest
 from serving.budget import Budget
@@ -58,6 +63,7 @@ class FakeVllm:
 
     def __init__(self, tokenizer: Any) -> None:
         self.input_processor = SimpleNamespace(process_inputs=lambda *_: None)
+        self.model_config = SimpleNamespace(max_model_len=2048)
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
@@ -458,6 +464,93 @@ async def test_a_new_corpus_does_not_reuse_the_adapter_of_a_removed_one(
     assert second_turn["reused"] is None
 
 
+_EXAMPLES = [
+    {"prompt": "How do I ask for leave?", "completion": "In the green book."},
+    {"prompt": "How do I ask for a desk?", "completion": "In the blue book."},
+]
+
+
+async def test_examples_need_no_corpus_and_the_same_ones_are_learnt_once(
+    backend: Backend, engine: Engine
+) -> None:
+    async with client_of(backend, engine, corpus=None) as client:
+        reports = [
+            (await chat(client, QUESTION, examples=_EXAMPLES, reuse=reuse)).json()["adaptation"]
+            for reuse in (None, "examples", "examples")
+        ]
+        other = (await chat(client, QUESTION, examples=_EXAMPLES[::-1], reuse="examples")).json()[
+            "adaptation"
+        ]
+
+    assert [report["adapted"] for report in reports] == [True] * 3
+    assert [report["spent"]["steps"] for report in reports] == [2, 2, 0]
+    assert [report["stop"] for report in reports] == ["steps", "steps", "reused"]
+    assert reports[2]["reused"] == {"adapter": reports[1]["adapter"], "steps": 2}
+    assert other["reused"] is None
+    assert (engine.live(), engine.staging.names()) == (0, [])
+
+
+async def test_the_examples_of_a_key_are_not_reused_by_another(
+    backend: Backend, engine: Engine, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text("".join(f'[keys.{name}]\nsha256 = "{digest(name)}"\n' for name in ("a", "b")))
+    reports = []
+    async with client_of(backend, engine, corpus=None, key_file=file) as client:
+        for key in ("a", "b", "a"):
+            client.headers["authorization"] = f"Bearer {key}"
+            answer = await chat(client, QUESTION, examples=_EXAMPLES, reuse="examples")
+            reports.append(answer.json()["adaptation"])
+
+    assert [report["reused"] for report in reports] == [
+        None,
+        None,
+        {"adapter": reports[0]["adapter"], "steps": 2},
+    ]
+
+
+# What a request is made of on its way.
+_VALUES = (AdaptationRequest, Candidate, Example, Selection, SelectionRequest, TrainingRequest)
+
+
+def _held(halves: tuple[str, str]) -> list[str]:
+    """What lives in this process that is a request's or contains a secret, given in two halves so
+    that the caller does not.
+    """
+    gc.collect()
+    secret = "".join(halves)
+    return [
+        f"{type(each).__name__} {type(value).__name__}"
+        for each in gc.get_objects()
+        for value in gc.get_referents(each)
+        if type(value) in _VALUES or (type(value) is str and secret in value)
+    ]
+
+
+@pytest.mark.parametrize("reuse", [None, "examples"])
+async def test_nothing_of_an_example_outlives_its_request(
+    backend: Backend, engine: Engine, caplog: pytest.LogCaptureFixture, reuse: str | None
+) -> None:
+    halves = ("marlin-", secrets.token_hex(8))
+
+    def brought() -> dict[str, Any]:
+        secret = "".join(halves)
+        return {
+            "examples": [{"prompt": f"Where is {secret}?", "completion": f"In {secret}."}],
+            "texts": [f"It is called {secret}."],
+        }
+
+    async with client_of(backend, engine, corpus=None) as client:
+        before = _held(halves)
+        with caplog.at_level(logging.INFO):
+            answer = await chat(client, QUESTION, **brought(), reuse=reuse)
+        scraped = (await client.get("/metrics")).text
+
+        assert answer.json()["adaptation"]["adapted"]
+        assert not any(halves[1] in text for text in (answer.text, scraped, caplog.text))
+        assert _held(halves) == before
+
+
 async def test_a_model_states_its_adaptation_terms(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/models")).json()["data"]
 
@@ -810,4 +903,4 @@ async def test_a_plain_adapted_request_runs_through_few_modules_of_serving(
 
     assert answer.json()["adaptation"]["adapted"]
     assert "adaptation/pipeline.py" in modules
-    assert len(modules) <= 22, sorted(modules)
+    assert len(modules) <= 23, sorted(modules)

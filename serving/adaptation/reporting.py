@@ -1,0 +1,71 @@
+"""The report of an adaptation from the results of its stages, and its progress in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from adapters.training import TrainingProgress, TrainingResult
+from selection.selector import Selection
+from serving.adaptation.request import AdaptationRequest
+from serving.report import AdaptationReport, Stage, StopReason, used_sources
+
+
+def build_report(
+    request: AdaptationRequest,
+    selection: Selection | None,
+    training: TrainingResult | None,
+    *,
+    stop: StopReason,
+    reason: str | None,
+    spent_seconds: float,
+) -> AdaptationReport:
+    """The report without what only an adapted answer has.
+
+    Args:
+        request: the request.
+        selection, training: results of these stages; None where one did not take place.
+        stop: what ended the adaptation.
+        reason: why the base model answers; None for an adapted answer.
+        spent_seconds: seconds since the request arrived.
+    """
+    calibration = selection.calibration if selection else None
+    seconds = {Stage(name): each for name, each in (selection.seconds if selection else {}).items()}
+    used, learnt = 0, 0
+    if training:
+        seconds[Stage.QUEUE] = training.waited
+        seconds[Stage.TRAIN] = training.seconds - training.waited
+        used, learnt = training.sequences_used, training.adapter_sequences
+    truncation = request.truncation or (selection.truncation if selection else None)
+    sources = [source for source, _ in selection.sources] if selection else []
+    return AdaptationReport(
+        adapted=False,
+        reason=reason,
+        budget=replace(request.budget, gain=request.gain(calibration)),
+        calibrated=calibration is not None,
+        clamped=request.clamped,
+        shed=request.shed,
+        targets=truncation.as_dict() if truncation else None,
+        corpus=request.corpus,
+        seed=request.seed,
+        reused=None,
+        stop=stop,
+        uncertainty=selection.uncertainty[: used + 1] if selection else (),
+        irreducible=selection.irreducible if selection else None,
+        losses=training.losses if training else (),
+        prompt_losses=training.probe_losses if training else (),
+        learnt=learnt,
+        sources=used_sources(sources, selection.ids[:learnt]) if selection else (),
+        seconds=seconds,
+        spent_seconds=spent_seconds,
+        adapter=None,
+    )
+
+
+def describe_progress(step: TrainingProgress, selection: Selection) -> str:
+    """The progress of a training after a step, in words for the client."""
+    prompt = "" if step.probe_loss is None else f"loss of the prompt {step.probe_loss:.3f}, "
+    return (
+        f"adapting: step {step.steps} of {step.total_steps}, {prompt}"
+        f"sigma {selection.uncertainty[step.sequences_used]:.3f}, "
+        f"{step.seconds_left:.1f} seconds left"
+    )

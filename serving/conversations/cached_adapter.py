@@ -1,0 +1,83 @@
+"""What an `AdapterCache` holds: the adapter of a turn or of examples, and who may use it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.adapter import Adapter
+from selection.corpus.filters import Filter
+
+
+@dataclass(frozen=True)
+class CacheScope:
+    """The requests that may use an adapter.
+
+    Attributes:
+        key: name of the API key; "" for a server without keys.
+        corpus: id of the corpus that the adapter was trained on, since a name may be given to
+            another corpus; None for a request without one, or before it is known.
+        model: name of the served model.
+        filter: filter on the corpus's documents.
+    """
+
+    key: str
+    corpus: str | None
+    model: str
+    filter: Filter | None = None
+
+    def digest(self) -> bytes:
+        """Equal for equal scopes."""
+        fields = json.dumps([self.key, self.corpus, self.model, self.filter], sort_keys=True)
+        return hashlib.sha256(fields.encode()).digest()
+
+
+@dataclass(frozen=True)
+class CachedAdapter:
+    """The adapter of a turn.
+
+    Attributes:
+        weights: weights in the format of `adapters.Adapter`.
+        name: name of the adapter.
+        turns: number of turns that it was trained for.
+        steps: number of training steps of these turns together.
+    """
+
+    weights: bytes
+    name: str
+    turns: int
+    steps: int
+
+    @classmethod
+    def after(cls, earlier: CachedAdapter | None, adapter: Adapter) -> CachedAdapter:
+        """The adapter of a turn, which continued an earlier one or started afresh."""
+        turns, steps = (earlier.turns, earlier.steps) if earlier else (0, 0)
+        return cls(adapter.weights, adapter.name, turns + 1, steps + len(adapter.losses))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object `reused` in the report of the turn that continues it."""
+        return {"adapter": self.name, "turns": self.turns, "steps": self.steps}
+
+
+@dataclass(frozen=True)
+class ExamplesAdapter:
+    """The adapter of the examples and texts that a request brought.
+
+    Attributes:
+        adapter: the adapter.
+        sources: what it was trained on, as the report shows it.
+    """
+
+    adapter: Adapter
+    sources: tuple[dict[str, Any], ...]
+
+    @property
+    def weights(self) -> bytes:
+        """Its weights."""
+        return self.adapter.weights
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object `reused` in the report of a request that uses it again."""
+        return {"adapter": self.adapter.name, "steps": len(self.adapter.losses)}
