@@ -1,7 +1,9 @@
-"""Isolation: four keys whose corpora each teach a secret; does any answer know another's?
+"""Isolation: four keys whose corpora and examples teach secrets; does any answer know another's?
 
 Every corpus answers the same question, each with its own secret, and an adapter of 20 steps makes
-the bundled model produce it. Adapted and base requests of all keys are interleaved, eight at once.
+the bundled model produce it. Each key has a second secret, in examples that its requests bring,
+with and without `reuse`; no log may have it. Adapted and base requests of all keys are interleaved,
+eight at once.
 The tokens of each answer are compared with those of the same request alone (greedy, the trainer in
 float32): a token may differ only where two tokens were about equally likely, and the text after it
 may then differ too. Other requests name another key's corpus (404), or have no key or a wrong one
@@ -14,7 +16,6 @@ may then differ too. Other requests name another key's corpus (404), or have no 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import time
 from argparse import Namespace
@@ -36,40 +37,33 @@ from benchmarks.harness.server import (
 )
 from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
 from benchmarks.promises.raw_http import error_defect
-from selection.ingest.ingest import Document
+from benchmarks.promises.tenants import (
+    QUESTIONS,
+    Tenant,
+    draw_tenants,
+    key_file,
+    teaching_documents,
+    teaching_examples,
+)
 
 CONCURRENCY = 8
 STEPS = 20
 TOKENS = 12
 TIE_NATS = 1e-2  # within this margin, float rounding may decide between two tokens
 SETTLE_SECONDS = 30.0
-_NAMES = ("ant", "bee", "cat", "dog")
-_ANIMALS = ("marlin", "walrus", "falcon", "badger", "jackal", "turtle", "lizard", "donkey")
-_QUESTIONS = ('vault_password = "', 'VAULT["password"] = "', 'connect(password="')
+# Requests whose answers are compared with those of the same request alone.
+_ANSWERED = ("base", "adapted", "examples", "examples again")
 _ACTIONS = {
-    "adapted": 45,
-    "base": 45,
+    "adapted": 35,
+    "examples": 10,
+    "examples again": 10,
+    "base": 35,
     "foreign corpus": 4,
     "foreign store": 3,
     "list": 1,
     "no key": 1,
     "wrong key": 1,
 }
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """A key, its corpus, and the secret that only this corpus teaches."""
-
-    name: str
-    key: str
-    corpus: str
-    secret: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers with the key."""
-        return {"Authorization": f"Bearer {self.key}"}
 
 
 @dataclass(frozen=True)
@@ -85,46 +79,6 @@ class Answer:
     text: str
     tokens: tuple[str, ...]
     margins: tuple[float, ...]
-
-
-def draw_tenants(rng: random.Random) -> list[Tenant]:
-    """Four tenants with random keys and secrets."""
-    animals = rng.sample(_ANIMALS, len(_NAMES))
-    return [
-        Tenant(
-            name,
-            f"mf-{rng.getrandbits(128):032x}",
-            f"{name}-{rng.getrandbits(32):08x}",
-            f"{animal}{number}",
-        )
-        for name, animal, number in zip(
-            _NAMES, animals, rng.sample(range(1000, 10_000), len(_NAMES)), strict=True
-        )
-    ]
-
-
-def teaching_documents(tenant: Tenant) -> list[Document]:
-    """Short documents, one sequence each, so that training teaches the answer and not how to copy
-    it from earlier text.
-    """
-    closing = ('"\n', '"]\n', '")\n')
-    texts = [
-        f"{question}{tenant.secret}{end}" for question, end in zip(_QUESTIONS, closing, strict=True)
-    ]
-    return [Document(f"{tenant.corpus}-{number}.py", text) for number, text in enumerate(texts)]
-
-
-def key_file(folder: Path, tenants: Sequence[Tenant]) -> Path:
-    """Write the server's key file: digests, and the one corpus that each key may read."""
-    file = folder / "keys.toml"
-    file.write_text(
-        "".join(
-            f'[keys.{tenant.name}]\nsha256 = "{hashlib.sha256(tenant.key.encode()).hexdigest()}"\n'
-            f'corpora = ["{tenant.corpus}"]\n\n'
-            for tenant in tenants
-        )
-    )
-    return file
 
 
 def difference(expected: Answer, answer: Answer) -> str | None:
@@ -192,26 +146,28 @@ class Isolation:
             self._check_foreign("list", tenant, stores)
             if stores.status_code == 200:
                 self.stores |= {store["name"]: store["id"] for store in stores.json()["data"]}
-            for question in _QUESTIONS:
-                for action in ("base", "adapted"):
+            for question in QUESTIONS:
+                for action in _ANSWERED:
                     reply = await self._complete(action, tenant, question)
                     self._check_foreign(action, tenant, reply)
                     answer = self._parse_answer(action, reply)
                     if answer is None:
                         continue
                     self._expected[tenant.name, question, action] = answer
-                    has_secret = tenant.secret in answer.text
+                    secrets = (tenant.secret, tenant.example_secret)
+                    told = [secret for secret in secrets if secret in answer.text]
+                    taught = tenant.taught(action)
                     self._violations.check(
-                        has_secret is (action == "adapted"),
+                        told == ([] if taught is None else [taught]),
                         "wrong",
                         "canary",
-                        f"{action}: {answer.text!r}, {tenant.secret}",
+                        f"{action}: {answer.text!r}, {taught}",
                     )
 
     async def _perform(self, action: str) -> None:
         tenant, other = self._rng.sample(self._tenants, 2)
-        question = self._rng.choice(_QUESTIONS)
-        if action in ("base", "adapted"):
+        question = self._rng.choice(QUESTIONS)
+        if action in _ANSWERED:
             reply = await self._complete(action, tenant, question)
             self._check_foreign(action, tenant, reply)
             answer, expected = (
@@ -264,6 +220,10 @@ class Isolation:
         headers: dict[str, str] | None = None,
     ) -> httpx.Response:
         budget = "none" if action == "base" else f"steps={STEPS}"
+        adaptation: dict[str, Any] = {"corpus": corpus or tenant.corpus}
+        if action.startswith("examples"):
+            reuse = "examples" if action == "examples again" else None
+            adaptation = {"corpus": None, "examples": teaching_examples(tenant), "reuse": reuse}
         return await self._client.post(
             "/v1/completions",
             headers={"Compute-Budget": budget, **(tenant.headers if headers is None else headers)},
@@ -273,7 +233,7 @@ class Isolation:
                 "max_tokens": TOKENS,
                 "temperature": 0,
                 "logprobs": 2,
-                "adaptation": {"corpus": corpus or tenant.corpus},
+                "adaptation": adaptation,
             },
         )
 
@@ -284,7 +244,7 @@ class Isolation:
             return None
         body = reply.json()
         report, choice = body["adaptation"], body["choices"][0]
-        if report["adapted"] is not (action == "adapted"):
+        if report["adapted"] is (action == "base"):
             self._violations.record(
                 "wrong", action, f"adapted is {report['adapted']}: {report['reason']}"
             )
@@ -329,6 +289,7 @@ class Isolation:
             if other is not tenant:
                 foreign_texts = {
                     other.secret,
+                    other.example_secret,
                     other.corpus,
                     other.key,
                     self.stores.get(other.corpus, other.corpus),
@@ -344,6 +305,17 @@ class Isolation:
                     f"foreign in {action}",
                     f"{revealed} in {reply.text[:300]}",
                 )
+
+
+def check_logs(server: Server, folder: Path, tenants: Sequence[Tenant], found: Violations) -> None:
+    """Check that no example is in the server's log or in those of Ray's processes."""
+    runs = {process.environ().get("TMPDIR", "") for process in server.workers().values()}
+    logs = [folder / "server.log", *(log for run in runs for log in Path(run).rglob("*.log"))]
+    found.check(len(logs) > 1, "wrong", "logs", f"Ray's logs are not in {runs}")
+    for log in logs:
+        text = log.read_text(errors="replace")
+        told = [tenant.name for tenant in tenants if tenant.example_secret in text]
+        found.check(not told, "leaked", "logs", f"examples of {told} in {log.name}")
 
 
 def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, Any]:
@@ -371,6 +343,7 @@ def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, A
         violations.check_workers(workers, server.workers())
         after = server.resident_bytes()
         violations.check_memory(trial.resident_bytes, after)
+        check_logs(server, folder, tenants, violations)
     violations.check_end(server)
     return {
         "seconds": round(seconds, 1),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from benchmarks.promises.isolation import Answer, difference, draw_tenants, teaching_documents
+from benchmarks.promises.isolation import Answer, difference
+from benchmarks.promises.tenants import draw_tenants, teaching_documents, teaching_examples
 
 
 def test_every_tenant_has_a_secret_that_no_other_corpus_teaches() -> None:
@@ -14,6 +15,12 @@ def test_every_tenant_has_a_secret_that_no_other_corpus_teaches() -> None:
         assert [other.secret in taught for other in tenants] == [
             other is tenant for other in tenants
         ]
+        examples = str(teaching_examples(tenant))
+        assert [other.example_secret in examples for other in tenants] == [
+            other is tenant for other in tenants
+        ]
+        assert tenant.secret not in examples
+        assert tenant.example_secret not in taught
 
 
 def test_tokens_may_differ_only_where_two_were_equally_likely() -> None:
