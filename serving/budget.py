@@ -96,6 +96,8 @@ class ExampleLimits:
 
 
 EXAMPLE_LIMITS = ExampleLimits()
+# Largest number of sequences that a request may put into its prompt.
+MAX_SHOWN = 64
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,14 @@ class Terms:
         limits: limits that no request may exceed.
         corpus: corpus of requests that name none; None answers those with the base model.
         examples: limits on the examples and texts of a request.
+        show: number of chosen sequences that are put into the prompt of a request without `show`.
     """
 
     auto: Budget
     limits: Budget
     corpus: str | None = None
     examples: ExampleLimits = EXAMPLE_LIMITS
+    show: int = 0
 
     def limits_with(self, key_limits: Budget | None) -> Budget:
         """The server's limits, tightened by an API key's where it has its own."""
@@ -131,6 +135,7 @@ class Terms:
             "limits": limits.as_dict(),
             "corpus": self.corpus is not None,
             "examples": {"count": self.examples.count, "tokens": self.examples.tokens},
+            "show": self.show,
         }
 
 

@@ -33,6 +33,7 @@ class Config:
     Attributes:
         engine, trainer, selector: configurations of the three deployments.
         corpus: corpus of requests that name none; None answers those with the base model.
+        show: number of chosen sequences that are put into the prompt of a request without `show`.
         auto: budget of `Compute-Budget: auto`, and of a request without a budget.
         limits: limits that no request may exceed.
         example_limits: limits on the examples and texts of a request.
@@ -54,6 +55,7 @@ class Config:
     trainer: TrainerConfig
     selector: SelectorConfig
     corpus: str | None = None
+    show: int = 0
     shards: int = 0
     auto: Budget = AUTO
     limits: Budget = LIMITS

@@ -62,6 +62,8 @@ class AdaptationReport:
         targets: how much of the request's prompts data was chosen for: `used`, `of` and `unit`
             ("prompts" or "windows"); None for all.
         corpus: corpus chosen from; None without one.
+        shown: what was put into the prompt, as `serving.adaptation.shown.Shown.as_dict`; None if
+            nothing was to be shown.
         seed: seed of the adapter.
         reused: name, turns and steps of the earlier turn's adapter that was trained further; or
             name and steps of the adapter of the same examples; None for a fresh one.
@@ -87,6 +89,7 @@ class AdaptationReport:
     shed: str | None
     targets: dict[str, int | str] | None
     corpus: str | None
+    shown: dict[str, Any] | None
     seed: int
     reused: dict[str, Any] | None
     stop: StopReason
@@ -127,6 +130,7 @@ class AdaptationReport:
             "losses": [round(loss, 6) for loss in self.losses],
             "prompt_losses": [[used, round(loss, 6)] for used, loss in self.prompt_losses],
             "sources": list(self.sources),
+            "shown": self.shown,
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "corpus": self.corpus,
             "seed": self.seed,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from adapters.training import TrainingResult
     from selection.selector import Selection
 
+FAILED = "the adaptation failed; the server's log says why"
+
 
 class NoAdapterError(Exception):
     """The adaptation ends without an adapter: the reason, what ended it, and its results so far."""

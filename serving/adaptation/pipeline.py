@@ -14,22 +14,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from adapters.adapter import Adapter
 from adapters.training import TrainingProgress, TrainingResult, TrainingStop
 from selection.access import OPERATOR, Principal
-from selection.errors import CorpusNotFoundError
-from selection.limit import SecondsSpentError
 from selection.selector import Selection
+from serving.adaptation.choice import Choice
 from serving.adaptation.fallback_reasons import (
+    FAILED,
     NoAdapterError,
     no_adapter_reason,
     no_step_reason,
 )
 from serving.adaptation.reporting import build_report, describe_progress
 from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.shown import Body, PromptBuilder, Shown
 from serving.adaptation.stages import Loads, OverdueError, Selects, Trains, in_time
 from serving.conversations.adapter_cache import ConversationTurn, ExamplesReuse
 from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
@@ -39,8 +40,6 @@ from serving.observability.tracing import span
 from serving.report import AdaptationReport, Stage, StopReason
 
 log = logging.getLogger(__name__)
-
-_FAILED = "the adaptation failed; the server's log says why"
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,12 @@ class Adaptation:
         examples: ExamplesReuse | None = None,
         on_fallback: Callable[[], None] = lambda: None,
     ) -> None:
-        self._request, self._principal = request, principal
-        self._turn, self._examples = turn, examples
-        self._selector, self._trainer, self._engine = selector, trainer, engine
+        self._request, self._turn, self._examples = request, turn, examples
+        self._trainer, self._engine = trainer, engine
         self._on_fallback = on_fallback
         self._arrived = time.monotonic()
+        self._choice = Choice(request, selector, principal, self._seconds_left, self._enter)
+        self._shown: Shown | None = None
         self._stage, self._progress = Stage.ANSWER, "adapting"
         self._result: AdaptationResult | None = None
         self._problem: Exception | None = None
@@ -115,8 +115,13 @@ class Adaptation:
 
     @property
     def may_adapt(self) -> bool:
-        """Whether the budget allows a step."""
-        return self._request.budget.steps > 0
+        """Whether the budget allows a step, or something is to be chosen for the prompt."""
+        return self._request.budget.steps > 0 or self.shows
+
+    @property
+    def shows(self) -> bool:
+        """Whether something is to be put into the prompt."""
+        return self._request.show > 0
 
     @property
     def is_pending(self) -> bool:
@@ -136,6 +141,18 @@ class Adaptation:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         return await asyncio.shield(self._task)
+
+    async def show(self, body: Body, prompts: PromptBuilder) -> Body:
+        """Put what the request shows into its prompt, as far as it fits.
+
+        Of a request that vLLM refuses nothing is chosen. Why choosing failed is raised by `run`.
+
+        Args:
+            body: body of the request, as vLLM's application takes it.
+            prompts: puts sequences into the prompts of the request's API.
+        """
+        longer, self._shown = await prompts.show(body, self._request.show, self._choice.to_show)
+        return longer
 
     async def adapter(self) -> LoadedAdapter | None:
         """The adapter that answers, as `run`; None for the base model."""
@@ -159,7 +176,7 @@ class Adaptation:
         self._is_discarded = True
         for task in self._generations:
             task.cancel()
-        await asyncio.gather(*self._generations, return_exceptions=True)
+        await asyncio.gather(*self._generations, self._choice.discard(), return_exceptions=True)
         if self._task is None:
             return
         self._task.cancel()
@@ -179,29 +196,39 @@ class Adaptation:
             if is_ours or hasattr(problem, "__notes__"):
                 log.exception("an adaptation failed")
             if is_ours and not self._request.required:
-                self._result = self._fall_back(NoAdapterError(_FAILED, StopReason.FAILED))
+                self._result = self._fall_back(NoAdapterError(FAILED, StopReason.FAILED))
             else:
-                self._problem = AdaptationFailedError(_FAILED) if is_ours else problem
+                self._problem = AdaptationFailedError(FAILED) if is_ours else problem
                 raise self._problem from None
         return self._result
 
     async def _adapt(self) -> AdaptationResult:
-        selection = None
+        request, selection = self._request, None
+        if request.budget.steps == 0:
+            if self.shows and request.shows_chosen:
+                # Why nothing could be chosen is the reason why nothing was shown.
+                with suppress(NoAdapterError):
+                    selection = await self._choice.selection()
+            reason = no_step_reason(request.budget, request.clamped)
+            raise NoAdapterError(reason, StopReason.NONE, selection)
         # A corpus is asked for even where the adapter is cached: it may have been removed.
-        if self._examples is None or self._request.corpus is not None:
-            selection = await self._select()
+        if self._examples is None or request.corpus is not None:
+            selection = await self._choice.selection()
         if self._examples is not None:
             cached = self._examples.find(selection.corpus if selection else None)
             if cached is not None:
                 return await self._use_again(cached, selection)
         if selection is None:
-            selection = await self._select()
+            selection = await self._choice.selection()
         earlier = self._turn.find(selection.corpus) if self._turn else None
         training = await self._train(selection, earlier)
         assert training.adapter is not None
         loaded, seconds = await self._load(training.adapter)
-        stop = selection.stop if training.stop is TrainingStop.STEPS else training.stop
-        report = self._report(None, StopReason(stop), selection, training)
+        stop = StopReason(training.stop)
+        # Of a selection that is longer, since more is shown, only a part was trained on.
+        if training.stop is TrainingStop.STEPS and len(selection.ids) <= request.budget.steps:
+            stop = StopReason(selection.stop)
+        report = self._report(None, stop, selection, training)
         report = replace(
             report,
             adapted=True,
@@ -242,45 +269,6 @@ class Adaptation:
             loaded = await self._engine.load(adapter)
         return loaded, time.monotonic() - started
 
-    async def _select(self) -> Selection:
-        request = self._request
-        if request.budget.steps == 0:
-            raise NoAdapterError(no_step_reason(request.budget, request.clamped), StopReason.NONE)
-        if request.corpus is None and not request.candidates:
-            raise NoAdapterError(
-                "no corpus: name one in `adaptation.corpus`, bring `adaptation.examples`, "
-                "or start with --corpus",
-                StopReason.CORPUS,
-            )
-        try:
-            selection = await self._select_from(request.corpus)
-        except CorpusNotFoundError:
-            if request.corpus_explicit:
-                raise
-            # The server's corpus is not this key's to see, nor is its name.
-            self._request = replace(request, corpus=None)
-            if not request.candidates:
-                reason = "no corpus: name one in `adaptation.corpus`"
-                raise NoAdapterError(reason, StopReason.CORPUS) from None
-            selection = await self._select_from(None)
-        if not selection.ids:
-            what = (
-                "is empty" if request.filter is None else "has no document that passes the filter"
-            )
-            raise NoAdapterError(f"corpus {request.corpus!r} {what}", StopReason.CORPUS, selection)
-        return selection
-
-    async def _select_from(self, corpus: str | None) -> Selection:
-        try:
-            with self._enter(Stage.SELECT):
-                selecting = self._selector.select(
-                    self._request.selection(corpus, self._principal), self._seconds_left()
-                )
-                return await in_time(selecting, self._seconds_left())
-        except (SecondsSpentError, OverdueError):
-            reason = "the seconds were spent before anything was chosen"
-            raise NoAdapterError(reason, StopReason.SECONDS) from None
-
     async def _train(self, selection: Selection, earlier: CachedAdapter | None) -> TrainingResult:
         left = self._seconds_left()
 
@@ -317,7 +305,7 @@ class Adaptation:
         Raises:
             AdaptationFailedError: it did.
         """
-        if self._request.required and self.may_adapt:
+        if self._request.required and self._request.budget.steps > 0:
             raise AdaptationFailedError(f"an adapter was required, but {problem.reason}")
         self._on_fallback()
         return AdaptationResult(
@@ -340,10 +328,11 @@ class Adaptation:
         training: TrainingResult | None,
     ) -> AdaptationReport:
         return build_report(
-            self._request,
+            self._choice.request,
             selection,
             training,
             stop=stop,
             reason=reason,
+            shown=self._shown,
             spent_seconds=self._seconds_spent(),
         )

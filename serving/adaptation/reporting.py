@@ -7,6 +7,7 @@ from dataclasses import replace
 from adapters.training import TrainingProgress, TrainingResult
 from selection.selector import Selection
 from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.shown import Shown
 from serving.report import AdaptationReport, Stage, StopReason, used_sources
 
 
@@ -17,6 +18,7 @@ def build_report(
     *,
     stop: StopReason,
     reason: str | None,
+    shown: Shown | None,
     spent_seconds: float,
 ) -> AdaptationReport:
     """The report without what only an adapted answer has.
@@ -26,6 +28,7 @@ def build_report(
         selection, training: results of these stages; None where one did not take place.
         stop: what ended the adaptation.
         reason: why the base model answers; None for an adapted answer.
+        shown: what was put into the prompt; None if nothing was to be shown.
         spent_seconds: seconds since the request arrived.
     """
     calibration = selection.calibration if selection else None
@@ -46,6 +49,7 @@ def build_report(
         shed=request.shed,
         targets=truncation.as_dict() if truncation else None,
         corpus=request.corpus,
+        shown=shown.as_dict() if shown else None,
         seed=request.seed,
         reused=None,
         stop=stop,

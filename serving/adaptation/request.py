@@ -18,6 +18,7 @@ from adapters.training import Probe, TrainingRequest
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.filters import Filter, to_sql
+from selection.corpus.sqlite_store import Source
 from selection.embedding import Prompt
 from selection.examples.example import Example
 from selection.request import Candidate, SelectionRequest
@@ -33,9 +34,9 @@ from serving.adaptation.request_examples import (
     parse_examples,
     parse_examples_as,
     parse_reuse,
-    parse_show,
     parse_texts,
 )
+from serving.adaptation.shown import parse_show
 from serving.budget import ALIAS, FIELD, HEADER, Budget, Terms, agreed_budget
 from serving.errors import RequestError
 
@@ -80,7 +81,9 @@ class AdaptationRequest:
         progress: whether comments in the stream report the progress.
         examples, texts: what the request itself brings to learn from.
         examples_as: whether each example is a training sequence by itself, or after the others.
-        show: maximum number of chosen sequences to put into the prompt.
+        show: maximum number of sequences to put into the prompt.
+        shows_chosen: whether these are chosen, rather than all examples of the request in their
+            order.
         reuse: whether to go on from the adapter of the conversation's previous turn, or to use the
             adapter of the same examples again; None for a fresh adapter.
         candidates: the examples and texts as training sequences, once they are rendered
@@ -107,6 +110,7 @@ class AdaptationRequest:
     texts: tuple[str, ...] = ()
     examples_as: ExamplesAs = "single"
     show: int = 0
+    shows_chosen: bool = True
     reuse: Reuse | None = None
     candidates: tuple[Candidate, ...] = ()
     shed: str | None = None
@@ -165,7 +169,7 @@ class AdaptationRequest:
         return SelectionRequest(
             self.prompts,
             corpus,
-            steps=self.budget.steps,
+            steps=max(self.budget.steps, self.show if self.shows_chosen else 0),
             alpha=self.budget.alpha,
             strategy=self.strategy,
             filter=self.filter,
@@ -182,15 +186,23 @@ class AdaptationRequest:
         """
         calibration = selection.calibration
         return TrainingRequest(
-            selection.sequences,
+            selection.sequences[: self.budget.steps],
             seed=self.seed,
             seconds=seconds,
             plan=self.plan,
             start=start,
             learning_rate=None if calibration is None else calibration.learning_rate,
             probe=Probe(self.probe_tokens, self.gain(calibration)) if self._has_probe else None,
-            scored=selection.scored,
+            scored=selection.scored[: self.budget.steps],
         )
+
+    def example_sources(self) -> list[Source]:
+        """Its examples, once they are rendered, the last one first."""
+        return [
+            Source(-i, -i, each.name, each.start, each.text, example=each.example)
+            for i, each in reversed([*enumerate(self.candidates, 1)])
+            if each.example is not None
+        ]
 
     def gain(self, calibration: Calibration | None) -> float | None:
         """The gain that ends the training, from a calibrated corpus where the budget allows that;
@@ -272,6 +284,9 @@ def parse_adaptation_request(
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")
     examples, texts = parse_examples(options, terms.examples), parse_texts(options, terms.examples)
+    examples_as = parse_examples_as(options, examples)
+    # A prompt without examples is not what leave-one-out prepares for.
+    shows_chosen = examples_as == "single" or options.get("show") is not None
     prompt = options.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise RequestError(
@@ -295,8 +310,9 @@ def parse_adaptation_request(
         progress=_flag(options, "progress"),
         examples=examples,
         texts=texts,
-        examples_as=parse_examples_as(options, examples),
-        show=parse_show(options),
+        examples_as=examples_as,
+        show=parse_show(options.get("show"), body, terms.show if shows_chosen else len(examples)),
+        shows_chosen=shows_chosen,
         reuse=parse_reuse(options, has_candidates=bool(examples or texts)),
         truncation=truncation,
     )

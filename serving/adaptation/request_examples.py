@@ -62,18 +62,6 @@ def parse_examples_as(options: dict[str, Any], examples: Sequence[Example]) -> E
     return "leave-one-out"
 
 
-def parse_show(options: dict[str, Any]) -> int:
-    """The maximum number of sequences to put into the prompt.
-
-    Raises:
-        RequestError: it is not a whole number, 0 or more.
-    """
-    value = options.get("show", 0)
-    if type(value) is not int or value < 0:
-        raise RequestError("`adaptation.show` is a whole number of sequences, 0 or more")
-    return value
-
-
 def parse_reuse(options: dict[str, Any], *, has_candidates: bool) -> Reuse | None:
     """Which earlier adapter may be used again.
 

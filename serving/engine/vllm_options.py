@@ -90,6 +90,8 @@ def vllm_arguments(config: EngineConfig, on_cpu: bool) -> list[str]:
     # One slot more than there are loaded adapters, so that vLLM never evicts one that is in use.
     arguments += ["--enable-lora", "--max-loras", str(config.adapters + 1)]
     arguments += ["--max-lora-rank", str(rank), "--lora-target-modules", *config.targets]
+    # Adds the endpoints that render prompts, which the gateway serves to no client.
+    arguments += ["--enable-scale-out"]
     if config.tool_call_parser is not None:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", config.tool_call_parser]
     if config.max_model_len is not None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.engine.limits import MAX_ANSWERS, MAX_N, are_tokens
 from serving.errors import RequestError, SlowError, TokensError, TooLargeError
+
+Result = TypeVar("Result")
 
 # Bytes.
 MAX_BODY = 16 << 20
@@ -162,3 +164,22 @@ def with_body(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Re
         return pending.pop() if pending else await receive()
 
     return {**scope, "headers": headers}, replay
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of work for a client whose body has arrived; None if the client leaves first, and
+    the work is cancelled.
+    """
+    task, leaving = asyncio.create_task(work), asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for each in (task, leaving):
+            each.cancel()
+        await asyncio.wait([task, leaving])
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -28,6 +29,7 @@ from serving.adaptation.admission import Admission, TrainerLoad
 from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import parse_adaptation_request
+from serving.adaptation.shown import PromptBuilder
 from serving.api_keys import Key, Keys
 from serving.budget import Terms
 from serving.config import Config
@@ -42,6 +44,7 @@ from serving.http.body import (
     check_size,
     check_tokens,
     read_body,
+    while_connected,
     with_body,
 )
 from serving.http.browsers import BrowserPolicy, check_media_type
@@ -81,7 +84,9 @@ class Gateway:
     ) -> None:
         self._engine, self._selector, self._trainer = engine, selector, trainer
         self._config = config
-        self._terms = Terms(config.auto, config.limits, config.corpus, config.example_limits)
+        self._terms = Terms(
+            config.auto, config.limits, config.corpus, config.example_limits, config.show
+        )
         self._keys = (
             Keys(config.key_digests, config.key_file, config.auto, config.limits)
             if config.has_keys
@@ -256,7 +261,7 @@ class Gateway:
         scope: Scope,
         receive: Receive,
         writer: ResponseWriter,
-        body: Any,
+        body: dict[str, Any],
         adaptation: Adaptation,
         comments: bool,
         on_end: Callable[[], None],
@@ -265,7 +270,15 @@ class Gateway:
         token = REQUEST.set(adaptation)
         commenting = asyncio.create_task(writer.comment()) if comments else None
         try:
-            await self._engine.app(*with_body(scope, receive, json.dumps(body).encode()), writer)
+            longer: dict[str, Any] | None = body
+            if adaptation.shows:
+                engine = self._engine
+                lengths = partial(engine.prompt_lengths, scope["path"])
+                prompts = PromptBuilder(engine.context, engine.tokenizer, lengths)
+                longer = await while_connected(receive, adaptation.show(body, prompts))
+            if longer is not None:
+                content = json.dumps(longer).encode()
+                await self._engine.app(*with_body(scope, receive, content), writer)
         finally:
             REQUEST.reset(token)
             if commenting is not None:

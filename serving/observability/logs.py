@@ -80,6 +80,8 @@ def log_request(
     }
     if report is not None:
         facts |= {"steps": len(report.losses), "stop": report.stop, "adapted": report.adapted}
+        if report.shown is not None:
+            facts["shown"] = report.shown["sequences"]
     if status >= 500:
         level = logging.ERROR
     elif path in _POLLED and status < 400:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from serving.budget import AUTO, EXAMPLE_LIMITS, LIMITS, Budget, ExampleLimits, parse_budget
+from serving.budget import (
+    AUTO,
+    EXAMPLE_LIMITS,
+    LIMITS,
+    MAX_SHOWN,
+    Budget,
+    ExampleLimits,
+    parse_budget,
+)
 from serving.errors import SettingsError
 from serving.settings.corpus import corpus_calibration
 from serving.settings.hardware import available_cores, available_gpus
@@ -74,6 +82,14 @@ class Settings:
     ] = ""
     max_steps: Annotated[int, _option("Maximum training steps of a request.", min=0)] = LIMITS.steps
     max_seconds: Annotated[float, _option("Maximum seconds of an adaptation.", min=0.01)] = 60.0
+    show: Annotated[
+        int,
+        _option(
+            "Chosen sequences that are put into the prompt of requests without `show`.",
+            min=0,
+            max=MAX_SHOWN,
+        ),
+    ] = 0
     max_examples: Annotated[
         int, _option("Maximum examples, and texts, that a request brings to learn from.", min=1)
     ] = EXAMPLE_LIMITS.count
@@ -257,6 +273,7 @@ class Settings:
                 chat_template=chat_template(self.vllm or ()),
             ),
             corpus=self.corpus,
+            show=self.show,
             shards=self.shards,
             auto=auto,
             limits=limits,

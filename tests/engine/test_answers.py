@@ -283,6 +283,78 @@ async def test_a_streamed_response_contains_its_report_once(server: Server) -> N
     assert steps == [3]
 
 
+@pytest.mark.parametrize(
+    ("path", "prompt", "limit"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}]}, "max_tokens"),
+        ("/v1/completions", {"prompt": PROMPT}, "max_tokens"),
+        ("/v1/completions", {"prompt": [[7, 8, 9], [7, 8]]}, "max_tokens"),
+        ("/v1/responses", {"input": PROMPT, "instructions": "Go on."}, "max_output_tokens"),
+    ],
+)
+async def test_a_shown_prompt_is_answered_as_if_the_client_had_sent_it(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    prompt: dict[str, Any],
+    limit: str,
+) -> None:
+    app, bodies = server.engine.app, []
+
+    async def record(scope: Any, receive: Any, send: Any) -> None:
+        async def received() -> Any:
+            message = await receive()
+            if scope["path"] == path and message.get("body"):
+                bodies.append(json.loads(message["body"]))
+            return message
+
+        await app(scope, received, send)
+
+    monkeypatch.setattr(server.engine, "app", record)
+    body = {"model": "nano", **prompt, limit: 8, "temperature": 0}
+    none = {"Compute-Budget": "none"}
+    async with server.client() as client:
+        base = await client.post(path, headers=none, json=body)
+        shown = await client.post(path, headers=none, json={**body, "adaptation": {"show": 2}})
+        by_hand = await client.post(path, headers=none, json=bodies[-1])
+        adapted = await client.post(
+            path,
+            headers={"Compute-Budget": "steps=1"},
+            json={**body, "adaptation": {"show": 2, "required": True}},
+        )
+        # More than there is room for.
+        full = await client.post(
+            path, headers=none, json={**body, limit: 400, "adaptation": {"show": 64}}
+        )
+
+    tokens = [
+        reply.json()["usage"].get("prompt_tokens", reply.json()["usage"].get("input_tokens"))
+        for reply in (base, shown, by_hand, adapted, full)
+    ]
+    reports = [reply.json()["adaptation"]["shown"] for reply in (shown, adapted, full)]
+    assert [report["sequences"] for report in reports[:2]] == [2, 2]
+    assert tokens[1] == tokens[2] == tokens[3] == tokens[0] + reports[0]["tokens"]
+    assert base.json()["adaptation"]["shown"] is by_hand.json()["adaptation"]["shown"] is None
+    assert _texts(shown) == _texts(by_hand)
+    assert bodies[1] == bodies[3] != bodies[0]
+    assert adapted.json()["adaptation"]["spent"]["steps"] == 1
+    assert 0 < reports[2]["sequences"] < 64
+    assert reports[2]["reason"].startswith("no room for more: of the context's 1024 tokens")
+    assert tokens[4] == tokens[0] + reports[2]["tokens"]
+    prompts = len(full.json().get("choices", [None]))
+    assert tokens[4] / prompts + 400 <= 1024
+
+
+def _texts(reply: Any) -> list[str]:
+    """The texts of an answer, of any of the APIs."""
+    answer = reply.json()
+    if "output" in answer:
+        return [part["text"] for item in answer["output"] for part in item["content"]]
+    return [
+        choice.get("text", choice.get("message", {}).get("content")) for choice in answer["choices"]
+    ]
+
+
 async def test_the_same_request_and_seed_give_the_same_answer(server: Server) -> None:
     body = {"model": "nano", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 1}
     async with server.client() as client:
@@ -478,6 +550,24 @@ async def test_a_budget_above_the_servers_limit_is_reduced_and_reported(server: 
             {"model": "nano", "prompt": "a", "adaptation": {"corpus": "nowhere"}},
             "steps=50",
             404,
+        ),
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": "a", "adaptation": {"corpus": "nowhere", "show": 2}},
+            "none",
+            404,
+        ),
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": "a " * 3000, "adaptation": {"show": 2}},
+            "steps=50",
+            400,
+        ),
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": "a", "echo": True, "adaptation": {"show": 2}},
+            "steps=50",
+            400,
         ),
         (
             "/v1/completions",

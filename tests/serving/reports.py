@@ -14,6 +14,7 @@ REPORT = AdaptationReport(
     shed=None,
     targets=None,
     corpus="notes-of-a-patient",
+    shown=None,
     seed=3,
     reused=None,
     stop=StopReason.ALPHA,

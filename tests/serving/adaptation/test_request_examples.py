@@ -55,6 +55,20 @@ def test_without_them_nothing_is_brought(tokenizer: Any) -> None:
     assert not request.adapts
 
 
+def test_leave_one_out_shows_all_examples_unless_the_request_says_how_many(
+    tokenizer: Any,
+) -> None:
+    options = {"examples": [PAIR, CHAT], "examples_as": "leave-one-out"}
+
+    requests = [parse(tokenizer, **options, **more) for more in ({}, {"show": 1}, {"show": 0})]
+
+    assert [(each.show, each.shows_chosen) for each in requests] == [
+        (2, False),
+        (1, True),
+        (0, True),
+    ]
+
+
 @pytest.mark.parametrize("brought", [{"examples": [PAIR]}, {"texts": ["Three is a number."]}])
 def test_a_request_adapts_to_what_it_brings_without_a_corpus(
     tokenizer: Any, brought: dict[str, Any]
@@ -107,7 +121,6 @@ def test_the_prompts_loss_ends_the_training_only_where_the_prompt_is_adapted_to(
         ({"show": -1}, "show` is a whole number"),
         ({"show": 1.0}, "show` is a whole number"),
         ({"show": True}, "show` is a whole number"),
-        ({"show": None}, "show` is a whole number"),
         ({"show": "8"}, "show` is a whole number"),
         ({"reuse": "examples"}, 'reuse` "examples" needs'),
         ({"reuse": "texts", "texts": ["x y"]}, 'reuse` is "conversation" .* or "examples"'),

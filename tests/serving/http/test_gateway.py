@@ -64,9 +64,11 @@ class FakeVllm:
     def __init__(self, tokenizer: Any) -> None:
         self.input_processor = SimpleNamespace(process_inputs=lambda *_: None)
         self.model_config = SimpleNamespace(max_model_len=2048)
+        self.answered: list[Any] = []
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/chat/completions/render", self._render, methods=["POST"]),
                 Route("/detokenize", self._detokenize, methods=["POST"]),
             ]
         )
@@ -101,6 +103,9 @@ class FakeVllm:
 
     async def _chat(self, request: Request) -> Response:
         body, params = await request.json(), SimpleNamespace(clone=lambda: None)
+        self.answered.append(body)
+        if refusal := self._refusal(body):
+            return refusal
         try:
             (text,) = [part async for part in self.generate(body["messages"], params, "1")]
         except Exception as problem:
@@ -121,6 +126,16 @@ class FakeVllm:
         return StreamingResponse(
             iter([chunk, chunk, "data: [DONE]\n\n"]), media_type="text/event-stream"
         )
+
+    async def _render(self, request: Request) -> Response:
+        body = await request.json()
+        words = " ".join(message["content"] for message in body["messages"]).split()
+        return self._refusal(body) or JSONResponse({"token_ids": [1] * len(words)})
+
+    def _refusal(self, body: Any) -> Response | None:
+        if body.get("temperature", 0) >= 0:
+            return None
+        return JSONResponse({"error": {"message": "too cold", "type": "BadRequestError"}}, 400)
 
     async def _detokenize(self, request: Request) -> Response:
         return JSONResponse({"prompt": self._tokenizer.decode((await request.json())["tokens"])})
@@ -565,6 +580,7 @@ async def test_a_model_states_its_adaptation_terms(client: httpx.AsyncClient) ->
                 "limits": {"steps": 7, "seconds": 30.0, "alpha": None, "gain": None},
                 "corpus": True,
                 "examples": {"count": 128, "tokens": 32768},
+                "show": 0,
             },
         }
     ]
@@ -658,6 +674,231 @@ async def test_a_request_without_an_adapter_frees_its_place(backend: Backend) ->
     assert (
         reply.json()["adaptation"]["reason"] == "the seconds were spent before anything was chosen"
     )
+
+
+PASSAGE = (
+    "Passages that may help, the most relevant last:\n\n"
+    '<passage source="leave.md">\n'
+    "Leave is asked for in the yellow book, a week ahead. There are thirty days of it.\n"
+    "</passage>"
+)
+
+
+async def test_what_is_shown_is_chosen_once_for_the_prompt_and_for_the_training(
+    client: httpx.AsyncClient, engine: Engine, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select, asked = backend.selector.select, []
+
+    async def record(request: SelectionRequest, seconds: float | None = None) -> Selection:
+        asked.append(request.steps)
+        return await select(request, seconds)
+
+    monkeypatch.setattr(backend.selector, "select", record)
+
+    answer = await chat(client, QUESTION, show=3)
+
+    report = answer.json()["adaptation"]
+    (body,) = engine._llm.answered
+    assert body["messages"] == [{"role": "system", "content": PASSAGE}, QUESTION]
+    assert report["shown"] == {
+        "sequences": 1,
+        "of": 3,
+        "tokens": len(PASSAGE.split()),
+        "documents": ["leave.md"],
+        "reason": "fewer different sequences were chosen: 1",
+    }
+    assert (report["adapted"], report["spent"]["steps"], report["stop"]) == (True, 2, "steps")
+    assert len(report["uncertainty"]) == 3
+    assert asked == [3]
+
+
+async def test_without_a_budget_what_is_shown_is_all_there_is(
+    client: httpx.AsyncClient, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {
+        "model": "nano",
+        "messages": [QUESTION],
+        "stream": True,
+        "compute_budget": "none",
+        "adaptation": {"show": 1},
+    }
+
+    with caplog.at_level(logging.INFO):
+        answer = await client.post("/v1/chat/completions", json=body)
+
+    first, *others = [
+        json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")
+    ]
+    report = first["adaptation"]
+    assert engine._llm.answered[0]["messages"][0]["content"] == PASSAGE
+    assert (report["shown"]["sequences"], report["shown"]["reason"]) == (1, None)
+    assert (report["adapted"], report["stop"]) == (False, "none")
+    assert report["reason"] == "no adaptation was asked for"
+    assert report["sources"] == []
+    assert set(report["seconds"]) == {"embed", "search", "select"}
+    assert all("adaptation" not in chunk for chunk in others)
+    facts = [
+        vars(each)["request_facts"] for each in caplog.records if "request_facts" in vars(each)
+    ]
+    assert [each["shown"] for each in facts] == [1]
+
+
+async def test_leave_one_out_shows_all_examples_in_their_order(
+    client: httpx.AsyncClient, engine: Engine
+) -> None:
+    options = {"corpus": None, "examples": _EXAMPLES, "examples_as": "leave-one-out"}
+
+    adapted = await chat(client, QUESTION, **options)
+    chosen = await chat(client, QUESTION, **options, show=1)
+
+    everything, nearest = (body["messages"] for body in engine._llm.answered)
+    turns = [
+        {"role": role, "content": example[field]}
+        for example in _EXAMPLES
+        for role, field in (("user", "prompt"), ("assistant", "completion"))
+    ]
+    assert everything == [*turns, QUESTION]
+    assert adapted.json()["adaptation"]["shown"]["documents"] == [
+        "example 1 of the request",
+        "example 2 of the request",
+    ]
+    assert adapted.json()["adaptation"]["spent"]["steps"] == 2
+    # The first example asks what the request asks.
+    assert nearest == [*turns[:2], QUESTION]
+    assert chosen.json()["adaptation"]["shown"]["sequences"] == 1
+
+
+async def test_the_servers_default_shows_and_a_request_can_decline_it(
+    backend: Backend, engine: Engine
+) -> None:
+    async with client_of(backend, engine, show=2) as client:
+        default = await chat(client, QUESTION)
+        declined = await chat(client, QUESTION, show=0)
+
+    assert default.json()["adaptation"]["shown"]["sequences"] == 1
+    assert declined.json()["adaptation"]["shown"] is None
+    assert [len(body["messages"]) for body in engine._llm.answered] == [2, 1]
+
+
+async def test_a_request_that_vllm_refuses_chooses_nothing(
+    client: httpx.AsyncClient, engine: Engine
+) -> None:
+    selected = metric("mayfly_stage_seconds_count", stage="embed")
+    body = {
+        "model": "nano",
+        "messages": [QUESTION],
+        "temperature": -1,
+        "compute_budget": {"steps": 2},
+    }
+
+    answers = [
+        await client.post("/v1/chat/completions", json={**body, "adaptation": adaptation})
+        for adaptation in ({}, {"show": 3})
+    ]
+
+    plain, showing = answers
+    assert (showing.status_code, showing.text) == (400, plain.text)
+    assert engine._llm.answered[0] == engine._llm.answered[1]
+    assert metric("mayfly_stage_seconds_count", stage="embed") == selected
+
+
+@pytest.mark.parametrize("budget", ["none", "steps=2"])
+async def test_an_unknown_corpus_is_an_error_also_for_what_is_shown(
+    client: httpx.AsyncClient, budget: str
+) -> None:
+    body = {"model": "nano", "messages": [QUESTION], "compute_budget": budget}
+
+    answer = await client.post(
+        "/v1/chat/completions", json={**body, "adaptation": {"corpus": "nowhere", "show": 3}}
+    )
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "adaptation.corpus")
+
+
+_NOTHING_PASSES = {"filters": {"type": "eq", "key": "year", "value": 1}}
+
+
+@pytest.mark.parametrize(
+    ("budget", "adaptation", "reason"),
+    [
+        ("none", _NOTHING_PASSES, "corpus 'handbook' has no document that passes the filter"),
+        ("steps=2", _NOTHING_PASSES, "corpus 'handbook' has no document that passes the filter"),
+        ({"seconds": 1e-6}, {}, "the seconds were spent before anything was chosen"),
+    ],
+)
+async def test_what_cannot_be_chosen_is_reported_as_without_showing(
+    client: httpx.AsyncClient,
+    engine: Engine,
+    budget: Any,
+    adaptation: dict[str, Any],
+    reason: str,
+) -> None:
+    body = {"model": "nano", "messages": [QUESTION], "compute_budget": budget}
+
+    answers = [
+        await client.post("/v1/chat/completions", json={**body, "adaptation": each})
+        for each in ({**adaptation, "show": 3}, adaptation)
+    ]
+
+    report, without = (answer.json()["adaptation"] for answer in answers)
+    assert (report["shown"]["sequences"], report["shown"]["reason"]) == (0, reason)
+    assert (report["reason"], report["stop"]) == (without["reason"], without["stop"])
+    assert [each["messages"] for each in engine._llm.answered] == [[QUESTION], [QUESTION]]
+
+
+async def test_a_conversation_whose_turns_show_something_goes_on(
+    client: httpx.AsyncClient, engine: Engine
+) -> None:
+    first = await chat(client, QUESTION, reuse="conversation", show=1)
+    second = await chat(client, *SECOND_TURN, reuse="conversation", show=1)
+
+    assert second.json()["adaptation"]["reused"] == {
+        "adapter": first.json()["adaptation"]["adapter"],
+        "turns": 1,
+        "steps": 2,
+    }
+    assert [body["messages"][0]["content"] for body in engine._llm.answered] == [PASSAGE, PASSAGE]
+
+
+async def test_a_client_that_leaves_while_something_is_chosen_ends_the_choice(
+    backend: Backend, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selecting, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def select(*_: Any) -> None:
+        selecting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    monkeypatch.setattr(backend.selector, "select", select)
+    gateway: Any = Gateway(engine, backend.selector, backend.trainer, backend.config)
+    body = {"model": "nano", "messages": [QUESTION], "adaptation": {"show": 1}}
+    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+    sent = []
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await selecting.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "query_string": b"",
+    }
+    await asyncio.wait_for(gateway(scope, receive, send), 10)
+
+    assert cancelled.is_set()
+    assert (sent, engine._llm.answered, engine.live()) == ([], [], 0)
+    assert metric("mayfly_under_way", what="requests") == 0
 
 
 PAGE = "https://app.example"
@@ -903,4 +1144,4 @@ async def test_a_plain_adapted_request_runs_through_few_modules_of_serving(
 
     assert answer.json()["adaptation"]["adapted"]
     assert "adaptation/pipeline.py" in modules
-    assert len(modules) <= 23, sorted(modules)
+    assert len(modules) <= 25, sorted(modules)

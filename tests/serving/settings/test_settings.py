@@ -42,6 +42,7 @@ def test_settings_reach_the_configurations_of_their_parts(tmp_path: Path) -> Non
         lora_target=["q_proj", "v_proj"],
         slots=3,
         regularisation=0.5,
+        show=5,
         max_requests=7,
         api_key=["secret"],
         threads=3,
@@ -56,7 +57,7 @@ def test_settings_reach_the_configurations_of_their_parts(tmp_path: Path) -> Non
     assert (config.trainer.learning_rate, config.trainer.rank, config.trainer.slots) == (1e-3, 8, 3)
     assert config.engine.rank == 8
     assert config.engine.targets == config.trainer.targets == ("q_proj", "v_proj")
-    assert config.selector.regularisation == 0.5
+    assert (config.selector.regularisation, config.show) == (0.5, 5)
     assert config.capacity.requests == 7
     assert len(config.key_digests) == 1
     assert (config.allowed_hosts, config.allowed_origins) == (("gpu.example",), ("*",))
