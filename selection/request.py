@@ -23,6 +23,8 @@ class Candidate:
         start: position in the text that it is a part of, in characters.
         text: the sequence as text.
         example: the example as JSON; None for a text.
+        further: tokens and scored tokens of other forms of the sequence. A candidate that is chosen
+            again is trained on in its next form.
     """
 
     prompt: Prompt
@@ -32,6 +34,12 @@ class Candidate:
     start: int
     text: str
     example: str | None = None
+    further: tuple[tuple[tuple[int, ...], Spans | None], ...] = ()
+
+    @property
+    def forms(self) -> tuple[tuple[tuple[int, ...], Spans | None], ...]:
+        """Tokens and scored tokens of all forms."""
+        return ((self.tokens, self.scored), *self.further)
 
 
 @dataclass(frozen=True)

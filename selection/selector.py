@@ -186,11 +186,12 @@ class Selector:
         else:
             raise _damaged(request.corpus, "its index contains sequences that the corpus does not")
         counts = Counter(ids)
+        forms = _forms(ids, sequences, request.candidates)
         return Selection(
             corpus=found.meta.get("id"),
             ids=ids,
-            sequences=tuple(sequences[i].tokens for i in ids),
-            scored=tuple(sequences[i].scored for i in ids),
+            sequences=tuple(tokens for tokens, _ in forms),
+            scored=tuple(scored for _, scored in forms),
             sources=tuple((sequences[i].source, count) for i, count in counts.most_common()),
             uncertainty=choice.uncertainty,
             irreducible=irreducible_sigma,
@@ -271,6 +272,20 @@ def _sequences(candidates: Sequence[Candidate]) -> dict[int, StoredSequence]:
         )
         for i, each in enumerate(candidates, 1)
     }
+
+
+def _forms(
+    ids: Sequence[int], sequences: Mapping[int, StoredSequence], candidates: Sequence[Candidate]
+) -> list[tuple[tuple[int, ...], Spans | None]]:
+    """Tokens and scored tokens of each choice; those of a candidate in its forms by turns."""
+    times: Counter[int] = Counter()
+    chosen = []
+    for i in ids:
+        stored = sequences[i]
+        forms = candidates[-i - 1].forms if i < 0 else ((stored.tokens, stored.scored),)
+        chosen.append(forms[times[i] % len(forms)])
+        times[i] += 1
+    return chosen
 
 
 def _damaged(corpus: str | None, why: str) -> CorpusError:

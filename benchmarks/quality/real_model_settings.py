@@ -40,7 +40,7 @@ from selection import Selection, Selector, SelectorConfig
 from selection.embedding import Prompt
 from selection.ingest.ingest import Document
 from selection.request import SelectionRequest
-from serving.adaptation.request import PROBE_TOKENS
+from serving.adaptation.prompts import PROBE_TOKENS
 
 PREFIX, SUFFIX = 384, 96  # tokens
 CHOOSING, CONFIRMING = 12, 16  # passages

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
 from selection.targets import MAX_TARGETS, Truncation, evenly_spaced
 from serving.engine.limits import are_tokens
+
+PROBE_TOKENS = 256
+# More than a token of any text has on average.
+_CHARACTERS_PER_TOKEN = 16
 
 
 def parse_prompts(
@@ -34,6 +39,13 @@ def parse_prompts(
     truncation = Truncation(len(used), len(prompt), "prompts") if len(used) < len(prompt) else None
     texts = [p if isinstance(p, str) else _decode(p, tokenizer) for p in used]
     return tuple(map(tail_of, texts)), truncation
+
+
+def probe_tokens(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[int, ...]:
+    """The last tokens of the longest prompt, whose loss shows whether training helps."""
+    longest = max((prompt.text for prompt in prompts), key=len, default="")
+    end = longest[-_CHARACTERS_PER_TOKEN * PROBE_TOKENS :]
+    return tuple(tokenizer.encode(end, add_special_tokens=False)[-PROBE_TOKENS:])
 
 
 def _turns(messages: list[Any]) -> tuple[Prompt, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +26,7 @@ from selection.strategies.registry import STRATEGIES
 from selection.targets import Truncation
 from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.file_search import take_file_search
-from serving.adaptation.prompts import parse_prompts, tail_of
+from serving.adaptation.prompts import parse_prompts, probe_tokens, tail_of
 from serving.adaptation.request_examples import (
     ExamplesAs,
     Reuse,
@@ -40,11 +39,9 @@ from serving.adaptation.shown import parse_show
 from serving.budget import ALIAS, FIELD, HEADER, Budget, Terms, agreed_budget
 from serving.errors import RequestError
 
-PROBE_TOKENS = 256
-# Steps of a budget with a gain where the prompt's loss cannot end the training.
+# Steps of a budget with a gain where the prompt's loss cannot end the training: a few for each
+# example, as measured with ten (benchmarks/README.md).
 STEPS_PER_CANDIDATE = 3
-# More than a token of any text has on average.
-_CHARACTERS_PER_TOKEN = 16
 _OPTIONS = {
     "corpus",
     "examples",
@@ -148,19 +145,23 @@ class AdaptationRequest:
     def with_candidates(self, candidates: tuple[Candidate, ...]) -> AdaptationRequest:
         """This request with its examples and texts as candidates.
 
-        An adapter of examples that may be used again is made for them rather than for the prompt.
+        An adapter is made for the examples rather than for the prompt where there is nothing else,
+        or where it may be used again: SIFT then chooses them in turn, rather than the one that
+        resembles the prompt.
         """
         budget, prompts = self.budget, self.prompts
         if budget.gain is not None and not self.judges_prompt:
-            steps = min(budget.steps, STEPS_PER_CANDIDATE * len(candidates))
+            steps = budget.steps
+            if self.corpus is None:
+                steps = min(steps, STEPS_PER_CANDIDATE * len(candidates))
             budget = replace(budget, steps=steps, gain=None)
-        if self.reuse == "examples":
+        if self.reuse == "examples" or (self.examples and self.corpus is None):
             prompts = tuple(candidate.prompt for candidate in candidates)
         return replace(self, candidates=candidates, budget=budget, prompts=prompts)
 
     def examples_digest(self) -> bytes:
         """Equal for requests whose candidates make the same adapter from the same corpus."""
-        sequences = [(candidate.tokens, candidate.scored) for candidate in self.candidates]
+        sequences = [candidate.forms for candidate in self.candidates]
         fields = [sequences, self.budget.as_dict(), self.strategy, self.plan, self.seed]
         return hashlib.sha256(json.dumps(fields).encode()).digest()
 
@@ -259,7 +260,9 @@ def parse_adaptation_request(
             f"`adaptation` has no {', '.join(sorted(unknown))}; "
             f"it takes {', '.join(sorted(_OPTIONS))}"
         )
-    corpus = options.get("corpus", terms.corpus)
+    examples, texts = parse_examples(options, terms.examples), parse_texts(options, terms.examples)
+    # What a request brings is not mixed with a corpus that it does not name.
+    corpus = options.get("corpus", None if examples or texts else terms.corpus)
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
     strategy = options.get("strategy", "sift")
@@ -283,7 +286,6 @@ def parse_adaptation_request(
     seed = options.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 1 << 63:
         raise RequestError("`adaptation.seed` is a whole number, 0 or more")
-    examples, texts = parse_examples(options, terms.examples), parse_texts(options, terms.examples)
     examples_as = parse_examples_as(options, examples)
     # A prompt without examples is not what leave-one-out prepares for.
     shows_chosen = examples_as == "single" or options.get("show") is not None
@@ -319,13 +321,6 @@ def parse_adaptation_request(
     if request.adapts and request.judges_prompt:
         return replace(request, probe_tokens=probe_tokens(prompts, tokenizer))
     return request
-
-
-def probe_tokens(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[int, ...]:
-    """The last tokens of the longest prompt, whose loss shows whether training helps."""
-    longest = max((prompt.text for prompt in prompts), key=len, default="")
-    end = longest[-_CHARACTERS_PER_TOKEN * PROBE_TOKENS :]
-    return tuple(tokenizer.encode(end, add_special_tokens=False)[-PROBE_TOKENS:])
 
 
 def _flag(options: dict[str, Any], name: str) -> bool:

@@ -42,12 +42,13 @@ def parse_texts(options: dict[str, Any], limits: ExampleLimits) -> tuple[str, ..
 
 
 def parse_examples_as(options: dict[str, Any], examples: Sequence[Example]) -> ExamplesAs:
-    """Whether each example is a training sequence by itself, or after the others.
+    """Whether each example is a training sequence by itself, or after the others; by default after
+    the others, where there are any.
 
     Raises:
         RequestError: the form is unknown, or needs more examples.
     """
-    value = options.get("examples_as", "single")
+    value = options.get("examples_as", "single" if len(examples) < 2 else "leave-one-out")
     if value == "single":
         return "single"
     if value != "leave-one-out":

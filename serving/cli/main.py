@@ -128,7 +128,8 @@ def adapt(
         from selection import Selector
         from selection.access import OPERATOR
         from selection.embedding import Prompt
-        from serving.adaptation.request import AdaptationRequest, probe_tokens
+        from serving.adaptation.prompts import probe_tokens
+        from serving.adaptation.request import AdaptationRequest
         from serving.settings.model_files import load_tokenizer
 
         config = settings.config()

@@ -596,6 +596,18 @@ class TestCandidatesOfTheRequest:
         assert dict(zip(more.ids, more.scored, strict=True)) == {-1: None, -2: ((2, 3),)}
         assert not (tmp_path / "none").exists()
 
+    def test_one_that_is_chosen_again_is_trained_on_in_its_next_form(
+        self, selector: Selector
+    ) -> None:
+        kitten = replace(self.KITTEN, further=(((7, 6, 5), ((1, 2),)),))
+        request = SelectionRequest(_KITTEN, None, steps=3, candidates=(kitten,))
+
+        selection = selector.select(request)
+
+        assert selection.sequences == ((5, 6, 7), (7, 6, 5), (5, 6, 7))
+        assert selection.scored == (((2, 3),), ((1, 2),), ((2, 3),))
+        assert [times for _, times in selection.sources] == [3]
+
     def test_they_stand_beside_the_documents_of_a_corpus(
         self, selector: Selector, make: Any
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,11 +30,10 @@ ANIMALS = (pair("cat", "meow"), pair("dog", "woof"), pair("cow", "moo"))
 
 
 def request(*examples: Example, texts: tuple[str, ...] = (), **options: Any) -> AdaptationRequest:
-    defaults: dict[str, Any] = {"budget": Budget(steps=50)}
+    defaults: dict[str, Any] = {"budget": Budget(steps=50), "corpus": None}
     return AdaptationRequest(
         (Prompt("bird"),),
         clamped=(),
-        corpus=None,
         examples=examples,
         texts=texts,
         **(defaults | options),
@@ -148,6 +148,20 @@ class TestLeaveOneOut:
             assert sorted(scored) == sorted(answers)
         assert [sequence.prompt.text for sequence in sequences] == ["cat", "dog", "cow"]
 
+    async def test_an_example_comes_after_the_others_in_several_orders(
+        self, renderer: CandidateRenderer, tokenizer: Any
+    ) -> None:
+        more = [pair(name, f"the {name}") for name in ("ant", "bee", "elk")]
+        sequences = await self.sequences(renderer, *ANIMALS, *more)
+
+        for sequence in sequences:
+            orders = [
+                scored_texts(replace(sequence, tokens=tokens, scored=scored), tokenizer)
+                for tokens, scored in sequence.forms
+            ]
+            assert len({tuple(order) for order in orders}) == len(orders) == 3
+            assert len({order[-1] for order in orders}) == 1
+
     async def test_the_seed_decides_the_order(self, renderer: CandidateRenderer) -> None:
         first = await self.sequences(renderer, *ANIMALS)
 
@@ -195,14 +209,19 @@ async def test_a_budget_with_a_gain_takes_three_steps_for_each_example(
     assert texts.budget == auto
 
 
-async def test_an_adapter_to_be_used_again_is_made_for_the_examples(
+async def test_an_adapter_of_examples_alone_or_to_be_used_again_is_made_for_them(
     renderer: CandidateRenderer,
 ) -> None:
-    again = await renderer.render(request(*ANIMALS, reuse="examples"), is_chat=True)
-    once = await renderer.render(request(*ANIMALS), is_chat=True)
+    again = request(*ANIMALS, reuse="examples", corpus="zoo")
+    alone, beside = request(*ANIMALS), request(*ANIMALS, corpus="zoo")
+    text = request(texts=("Two words.",))
 
-    assert [prompt.text for prompt in again.prompts] == ["cat", "dog", "cow"]
-    assert once.prompts == (Prompt("bird"),)
+    prompts = [
+        [prompt.text for prompt in (await renderer.render(each, is_chat=True)).prompts]
+        for each in (again, alone, beside, text)
+    ]
+
+    assert prompts == [["cat", "dog", "cow"], ["cat", "dog", "cow"], ["bird"], ["bird"]]
 
 
 @pytest.mark.parametrize(

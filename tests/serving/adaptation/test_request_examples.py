@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,9 +27,11 @@ _NO_CORPUS = Terms(
 )
 
 
-def parse(tokenizer: Any, header: str | None = None, **adaptation: Any) -> AdaptationRequest:
+def parse(
+    tokenizer: Any, header: str | None = None, terms: Terms = _NO_CORPUS, **adaptation: Any
+) -> AdaptationRequest:
     body = {"messages": [{"role": "user", "content": "1 + 1"}], "adaptation": adaptation}
-    return parse_adaptation_request(body, header, None, _NO_CORPUS, tokenizer)
+    return parse_adaptation_request(body, header, None, terms, tokenizer)
 
 
 def test_examples_and_texts_are_read(tokenizer: Any) -> None:
@@ -53,6 +56,33 @@ def test_without_them_nothing_is_brought(tokenizer: Any) -> None:
     assert (request.examples, request.texts) == ((), ())
     assert (request.examples_as, request.show, request.reuse) == ("single", 0, None)
     assert not request.adapts
+
+
+def test_two_examples_or_more_are_left_out_one_by_one_unless_the_request_says_otherwise(
+    tokenizer: Any,
+) -> None:
+    one, two = parse(tokenizer, examples=[PAIR]), parse(tokenizer, examples=[PAIR, CHAT])
+    single = parse(tokenizer, examples=[PAIR, CHAT], examples_as="single")
+
+    assert [(each.examples_as, each.show) for each in (one, two, single)] == [
+        ("single", 0),
+        ("leave-one-out", 2),
+        ("single", 0),
+    ]
+
+
+@pytest.mark.parametrize("brought", [{"examples": [PAIR]}, {"texts": ["Three is a number."]}])
+def test_what_a_request_brings_is_mixed_only_with_a_corpus_that_it_names(
+    tokenizer: Any, brought: dict[str, Any]
+) -> None:
+    terms = replace(_NO_CORPUS, corpus="the server's")
+
+    corpora = [
+        parse(tokenizer, terms=terms, **options).corpus
+        for options in ({}, brought, {**brought, "corpus": "mine"})
+    ]
+
+    assert corpora == ["the server's", None, "mine"]
 
 
 def test_leave_one_out_shows_all_examples_unless_the_request_says_how_many(
