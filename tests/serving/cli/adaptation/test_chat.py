@@ -18,7 +18,8 @@ import typer
 from starlette.responses import JSONResponse
 from typer.testing import CliRunner, Result
 
-from serving.cli.chat import chat, format_report
+from serving.cli.adaptation.chat import chat
+from serving.cli.adaptation.report_line import format_report
 from serving.client import AnswerError
 from tests.serving.replay import CHAT, COMMENTS, FIRST, REPORT, Replay, events, spoken
 
@@ -43,7 +44,7 @@ class Terminal:
             [
                 sys.executable,
                 "-c",
-                "import typer; from serving.cli.chat import chat; typer.run(chat)",
+                "import typer; from serving.cli.adaptation.chat import chat; typer.run(chat)",
                 *arguments,
             ],
             stdin=terminal,

@@ -1,4 +1,4 @@
-"""The command `mayfly chat`: chat with a running server in the terminal.
+"""A chat in the terminal, line by line.
 
 The answer goes to standard output as it streams in. The progress of the adaptation and a one-line
 report about it go to standard error. `serving.client` parses what the server sends.
@@ -7,24 +7,19 @@ report about it go to standard error. `serving.client` parses what the server se
 from __future__ import annotations
 
 import re
-import sys
-from collections import Counter
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from serving.cli.console import err, out, read_input, say
+from serving.cli.adaptation.report_line import format_report
+from serving.cli.console import err, out, say
 from serving.cli.progress import Status
-from serving.client import AdaptationProgress, AnswerError, Report, Server, StreamItem, TextDelta
+from serving.client import AdaptationProgress, Report, Server, StreamItem, TextDelta
 from serving.errors import MayflyError
 
-URL = "http://127.0.0.1:8000/v1"
 # For --completion, where OpenAI's API would stop after 16 tokens.
 _COMPLETION_TOKENS = 256
-_NAMED_SOURCES = 3  # in the report line
 # All control characters except tab and newline: a model must not control the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = """\
@@ -34,66 +29,6 @@ _HELP = """\
 /quit                         end the chat, as Ctrl-D does
 Ctrl-C stops an answer; pressed twice, it ends the chat.
 A line that starts with a space is never a command."""
-
-
-def chat(
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            help="Prompt to answer; without one, the chat is interactive.",
-            show_default="standard input, if it is not a terminal",
-        ),
-    ] = None,
-    url: Annotated[str, typer.Option("--url", help="URL of the server or of its API.")] = URL,
-    corpus: Annotated[
-        str | None,
-        typer.Option("--corpus", help="Corpus to learn from.", show_default="the server's"),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            help="Compute budget, such as `steps=20, seconds=5`.",
-            show_default="the server's",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Name of a served model.", show_default="the server's first"),
-    ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            "--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="API key of the server."
-        ),
-    ] = None,
-    base: Annotated[
-        bool, typer.Option("--base", help="Show the base model's answer as well.")
-    ] = False,
-    completion: Annotated[
-        bool, typer.Option("--completion", help="Continue each prompt instead of answering it.")
-    ] = False,
-) -> None:
-    """Chat with a running server and see what each adaptation did.
-
-    Examples: [cyan]mayfly chat --corpus nx[/] and [cyan]mayfly chat --completion "def
-    shortest_path("[/]
-    """
-    if prompt is None and not sys.stdin.isatty():
-        prompt = read_input()
-    if prompt is not None and not prompt.strip():
-        raise AnswerError("the prompt is empty: give it as an argument or on standard input")
-    try:
-        with closing(Server(url, key)) as server:
-            session = ChatSession(
-                server, model or server.first_model(), corpus, budget, base, completion
-            )
-            if prompt is None:
-                session.run()
-            else:
-                session.answer(prompt)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 @dataclass
@@ -222,44 +157,6 @@ class ChatSession:
             if parts:
                 out.file.write("\n")
         return report
-
-
-def format_report(report: dict[str, Any]) -> str:
-    """The report of an answer in one line: cost, gain and sources of the adaptation."""
-    sigma, steps, prompt = report["uncertainty"], len(report["losses"]), report.get("prompt_loss")
-    parts = [f"stop {report['stop']}" if report["adapted"] else f"base model: {report['reason']}"]
-    if steps:
-        parts.insert(
-            0, f"{steps} step{'' if steps == 1 else 's'} in {report['spent']['seconds']:.2f} s"
-        )
-        parts.append(f"sigma {sigma[0]:.2f} to {sigma[-1]:.2f}")
-    if prompt:
-        loss = format_prompt_loss(prompt["before"], prompt["after"], prompt["at"], len(sigma) - 1)
-        parts.insert(0, loss)
-    if report["degraded"]:
-        parts.append(report["degraded"])
-    times: Counter[str] = Counter()
-    for source in report["sources"]:
-        times[source["name"]] += source["times"]
-    if times:
-        listed = ", ".join(f"{name} x{count}" for name, count in times.most_common(_NAMED_SOURCES))
-        rest = len(times) - _NAMED_SOURCES
-        parts.append(f"from {listed}" + (f" and {rest} more" if rest > 0 else ""))
-    return " · ".join(parts)
-
-
-def format_prompt_loss(before: float, after: float, best: int, sequences: int) -> str:
-    """The loss on the prompt itself before and after training.
-
-    Args:
-        before, after: mean loss per token with the base model and with the adapter.
-        best: sequences that the kept adapter was trained on.
-        sequences: sequences that were trained on in all.
-    """
-    note = (
-        "" if best == sequences else f" (best adapter kept: after {best} of {sequences} sequences)"
-    )
-    return f"prompt loss {before:.2f} -> {after:.2f}{note}"
 
 
 def _note(line: str, style: str = "dim") -> None:

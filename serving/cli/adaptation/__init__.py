@@ -1,0 +1,1 @@
+"""The commands that adapt: `mayfly chat` through a server, `mayfly adapt` without one."""
