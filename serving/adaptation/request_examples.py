@@ -41,14 +41,18 @@ def parse_texts(options: dict[str, Any], limits: ExampleLimits) -> tuple[str, ..
     return tuple(texts)
 
 
+def default_form(examples: Sequence[Example]) -> ExamplesAs:
+    """The better form for these examples: each after the others, where there are any."""
+    return "single" if len(examples) < 2 else "leave-one-out"
+
+
 def parse_examples_as(options: dict[str, Any], examples: Sequence[Example]) -> ExamplesAs:
-    """Whether each example is a training sequence by itself, or after the others; by default after
-    the others, where there are any.
+    """Whether each example is a training sequence by itself, or after the others.
 
     Raises:
         RequestError: the form is unknown, or needs more examples.
     """
-    value = options.get("examples_as", "single" if len(examples) < 2 else "leave-one-out")
+    value = options.get("examples_as", default_form(examples))
     if value == "single":
         return "single"
     if value != "leave-one-out":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.cli.adaptation.examples import ExamplesFile, FileExamples, read_examples
 from serving.cli.adaptation.report_line import format_prompt_loss
 from serving.cli.console import out, read_input, say
 from serving.cli.progress import Status, report_interrupt
@@ -14,15 +18,27 @@ from serving.settings.checks import check_settings, check_tokenizers
 from serving.settings.settings import Settings
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
+if TYPE_CHECKING:
+    from serving.adaptation.request import AdaptationRequest
+
 
 def adapt(
-    prompt: Annotated[
-        str, typer.Option("--prompt", help="Prompt to adapt to; `-` reads it from standard input.")
-    ],
     folder: Annotated[
         Path, typer.Option("--out", help="New or empty folder for the adapter, in PEFT's format.")
     ],
-    corpus: Annotated[str, typer.Option("--corpus", help="Corpus to learn from.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            help="Prompt to adapt to; `-` reads it from standard input.",
+            show_default="the examples",
+        ),
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option("--corpus", help="Corpus to learn from.", show_default="none"),
+    ] = None,
+    examples: ExamplesFile = None,
     budget: Annotated[
         str, typer.Option("--budget", help="Compute budget, such as `steps=20, seconds=5`.")
     ] = "auto",
@@ -34,9 +50,11 @@ def adapt(
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
-    """Train the adapter that a server would train for a prompt, and save it for PEFT or vLLM.
+    """Train the adapter that a server would train for a prompt or for a set of examples, and save
+    it for PEFT or vLLM.
 
-    Example: [cyan]mayfly adapt --prompt "def shortest_path(" --corpus nx --out ./adapter[/]
+    Examples: [cyan]mayfly adapt --prompt "def shortest_path(" --corpus nx --out ./adapter[/] and
+    [cyan]mayfly adapt --examples orders.jsonl --out ./adapter[/]
     """
     from adapters.step_plan import PLANS
     from serving.adaptation.fallback_reasons import no_step_reason
@@ -52,6 +70,9 @@ def adapt(
         raise typer.BadParameter(
             f"unknown plan {plan!r}: use one of {', '.join(PLANS)}", param_hint="--plan"
         )
+    if examples is None and (prompt is None or corpus is None):
+        raise typer.BadParameter("give --prompt and --corpus, or --examples", param_hint="--corpus")
+    taught = None if examples is None else read_examples(examples)
     check_writable(folder)
     settings = Settings(model=model, corpus=corpus, embedder=embedder, home=home)
     auto, server_limits = settings.budgets()
@@ -59,29 +80,19 @@ def adapt(
     if limits.steps == 0:
         raise AdaptationFailedError(f"nothing to train: {no_step_reason(limits, ())}")
     check_settings(settings, is_server=False)
-    text = read_input() if prompt == "-" else prompt
+    if prompt == "-":
+        prompt = read_input()
     with Status("loading the embedder and the base model"):
         from adapters import Trainer
         from selection import Selector
         from selection.access import OPERATOR
-        from selection.embedding import Prompt
-        from serving.adaptation.prompts import probe_tokens
         from serving.adaptation.request import AdaptationRequest
-        from serving.settings.model_files import load_tokenizer
 
         config = settings.config()
         check_tokenizers(config)
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
-    prompts = (Prompt(text),)
-    request = AdaptationRequest(
-        prompts,
-        limits,
-        (),
-        corpus,
-        plan=plan,
-        seed=seed,
-        probe_tokens=probe_tokens(prompts, load_tokenizer(config.engine.model)),
-    )
+    request = AdaptationRequest((), limits, (), corpus, plan=plan, seed=seed)
+    request = _complete(request, prompt, taught, config.engine.model, trainer.base.context)
     selection = selector.select(request.selection(corpus, OPERATOR))
     if not selection.ids:
         raise AdaptationFailedError(
@@ -115,3 +126,39 @@ def adapt(
         f"sigma {sigma:.3f}, stop {training.stop}",
         to=out,
     )
+
+
+def _complete(
+    request: AdaptationRequest,
+    prompt: str | None,
+    taught: FileExamples | None,
+    model: str,
+    context: int,
+) -> AdaptationRequest:
+    """The request with its prompt, and with its examples as training sequences; without a prompt,
+    the adapter is made for the examples themselves. `context` is the model's, in tokens.
+    """
+    from selection.embedding import Prompt
+    from serving.adaptation.candidates import CandidateRenderer
+    from serving.adaptation.prompts import probe_tokens
+    from serving.adaptation.request_examples import default_form
+    from serving.budget import ExampleLimits
+    from serving.settings.model_files import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    if taught is not None:
+        request = replace(
+            request,
+            examples=taught.examples,
+            texts=taught.texts,
+            examples_as=default_form(taught.examples),
+        )
+    if prompt is None:
+        request = replace(request, reuse="examples")
+    else:
+        request = replace(request, prompts=(Prompt(prompt),))
+    if request.judges_prompt:
+        request = replace(request, probe_tokens=probe_tokens(request.prompts, tokenizer))
+    unlimited = ExampleLimits(sys.maxsize, sys.maxsize)
+    renderer = CandidateRenderer(tokenizer, context, unlimited)
+    return asyncio.run(renderer.render(request, is_chat=tokenizer.chat_template is not None))

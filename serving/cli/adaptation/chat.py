@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from serving.cli.adaptation.examples import ExamplesFile, read_examples
 from serving.cli.adaptation.session import ChatSession
 from serving.cli.console import read_input
 from serving.client import AnswerError, Server
@@ -46,8 +47,23 @@ def chat(
             "--key", envvar=["MAYFLY_API_KEY", "OPENAI_API_KEY"], help="API key of the server."
         ),
     ] = None,
+    examples: ExamplesFile = None,
+    show: Annotated[
+        int | None,
+        typer.Option(
+            "--show",
+            min=0,
+            help="Maximum number of chosen examples and passages to put into the prompt.",
+            show_default="the server's",
+        ),
+    ] = None,
     base: Annotated[
-        bool, typer.Option("--base", help="Show the base model's answer as well.")
+        bool,
+        typer.Option(
+            "--base",
+            help="Show the base model's answer as well, and with --show its answer to the longer "
+            "prompt.",
+        ),
     ] = False,
     completion: Annotated[
         bool, typer.Option("--completion", help="Continue each prompt instead of answering it.")
@@ -55,17 +71,25 @@ def chat(
 ) -> None:
     """Chat with a running server and see what each adaptation did.
 
-    Examples: [cyan]mayfly chat --corpus nx[/] and [cyan]mayfly chat --completion "def
-    shortest_path("[/]
+    Examples: [cyan]mayfly chat --corpus nx[/], [cyan]mayfly chat --completion "def
+    shortest_path("[/] and [cyan]mayfly chat --examples orders.jsonl --show 8[/]
     """
     if prompt is None and not sys.stdin.isatty():
         prompt = read_input()
     if prompt is not None and not prompt.strip():
         raise AnswerError("the prompt is empty: give it as an argument or on standard input")
+    taught = None if examples is None else read_examples(examples)
     try:
         with closing(Server(url, key)) as server:
             session = ChatSession(
-                server, model or server.first_model(), corpus, budget, base, completion
+                server,
+                model or server.first_model(),
+                corpus,
+                budget,
+                examples=taught,
+                show=show,
+                base=base,
+                completion=completion,
             )
             if prompt is None:
                 session.run()

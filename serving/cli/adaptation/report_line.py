@@ -22,6 +22,8 @@ def format_report(report: dict[str, Any]) -> str:
         parts.insert(0, loss)
     if report["degraded"]:
         parts.append(report["degraded"])
+    if shown := report.get("shown"):
+        parts.append(f"shown {shown['sequences']} of {shown['of']}, {shown['tokens']} tokens")
     times: Counter[str] = Counter()
     for source in report["sources"]:
         times[source["name"]] += source["times"]

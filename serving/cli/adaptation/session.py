@@ -10,13 +10,16 @@ import re
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from selection.errors import SelectionError
+from serving.cli.adaptation.examples import FileExamples, read_examples
 from serving.cli.adaptation.report_line import format_report
 from serving.cli.console import err, out, say
 from serving.cli.progress import Status
 from serving.client import AdaptationProgress, Report, Server, StreamItem, TextDelta
-from serving.errors import MayflyError
+from serving.errors import MayflyError, SettingsError
 
 # For --completion, where OpenAI's API would stop after 16 tokens.
 _COMPLETION_TOKENS = 256
@@ -25,6 +28,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = """\
 /budget steps=20, seconds=5   set the compute budget: none, auto, steps, seconds, gain, alpha
 /corpus NAME                  set the corpus to learn from
+/examples FILE                learn from the examples in a file, one in each line; - for none
+/show N                       put at most N of the chosen examples and passages into the prompt
 /help                         show this help
 /quit                         end the chat, as Ctrl-D does
 Ctrl-C stops an answer; pressed twice, it ends the chat.
@@ -40,7 +45,10 @@ class ChatSession:
         model: name of the served model.
         corpus: corpus to learn from; None for the server's.
         budget: compute budget; None for the server's.
-        base: whether the base model's answer is shown first.
+        examples: examples to learn from; None for none.
+        show: maximum number of sequences that are put into the prompt; None for the server's.
+        base: whether the base model's answers are shown first: to the prompt alone, and to the
+            prompt with what `show` adds.
         completion: whether prompts are continued instead of answered.
         messages: previous messages, in OpenAI's format.
     """
@@ -49,6 +57,8 @@ class ChatSession:
     model: str
     corpus: str | None = None
     budget: str | None = None
+    examples: FileExamples | None = None
+    show: int | None = None
     base: bool = False
     completion: bool = False
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -71,7 +81,7 @@ class ChatSession:
                     self.answer(line)
             except EOFError:
                 return
-            except MayflyError as problem:
+            except (MayflyError, SelectionError) as problem:
                 _note(f"mayfly: {problem}", "red")
             except KeyboardInterrupt:
                 if interrupted:
@@ -80,18 +90,21 @@ class ChatSession:
                 _note("\npress Ctrl-C again to end the chat")
 
     def answer(self, prompt: str) -> None:
-        """Print the answer to a prompt, after the base model's answer if `base` is set.
+        """Print the answer to a prompt, after the base model's answers if `base` is set.
 
         Raises:
             AnswerError: there is no answer, or it is incomplete.
         """
         if self.base:
             say("base model:", "dim", out)
-            self._print(self._request(prompt, "none"), [])
+            self._print(self._request(prompt, "none", {"show": 0}), [])
+            if self.show:
+                say("base model with what is shown:", "dim", out)
+                self._print(self._request(prompt, "none", self._adaptation()), [])
             say("adapted:", "dim", out)
         parts: list[str] = []
         try:
-            report = self._print(self._request(prompt, self.budget), parts)
+            report = self._print(self._request(prompt, self.budget, self._adaptation()), parts)
         finally:
             # A stopped answer is kept, too: the user has read it.
             if parts:
@@ -102,11 +115,22 @@ class ChatSession:
         if report is not None:
             _note(format_report(report))
 
-    def _request(self, prompt: str, budget: str | None) -> Generator[StreamItem, None, None]:
-        adaptation: dict[str, Any] = {"progress": True}
+    def _adaptation(self) -> dict[str, Any]:
+        """What a request asks of its adaptation, as far as the user has said."""
+        options = {} if self.examples is None else self.examples.as_options()
         if self.corpus is not None:
-            adaptation["corpus"] = self.corpus
-        body: dict[str, Any] = {"model": self.model, "adaptation": adaptation}
+            options["corpus"] = self.corpus
+        if self.show is not None:
+            options["show"] = self.show
+        return options
+
+    def _request(
+        self, prompt: str, budget: str | None, adaptation: dict[str, Any]
+    ) -> Generator[StreamItem, None, None]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "adaptation": {"progress": True, **adaptation},
+        }
         if budget is not None:
             body["compute_budget"] = budget
         if self.completion:
@@ -128,6 +152,15 @@ class ChatSession:
             case "corpus":
                 self.corpus = value or self.corpus
                 _note(f"corpus: {self.corpus or 'the default of the server'}")
+            case "examples":
+                if value:
+                    self.examples = None if value == "-" else read_examples(Path(value))
+                _note(f"examples: {self.examples or 'none'}")
+            case "show":
+                if value and not value.isdecimal():
+                    raise SettingsError(f"invalid number {value!r}: /show takes one such as 8")
+                self.show = int(value) if value else self.show
+                _note(f"show: {'the default of the server' if self.show is None else self.show}")
             case "help":
                 _note(_HELP)
             case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,22 @@ def test_the_prompt_may_come_from_standard_input(home: Path, tmp_path: Path) -> 
     assert "2 steps" in result.output
 
 
+def test_examples_need_neither_a_corpus_nor_a_prompt(home: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} teas", "completion": f"{i}*tea"} for i in range(1, 4)]
+    (tmp_path / "orders.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    arguments = ["adapt", "--examples", str(tmp_path / "orders.jsonl"), "--home", str(home)]
+
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "adapter")])
+
+    assert result.exit_code == 0, result.output
+    assert "9 steps" in result.output, "auto takes three steps for each example"
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ((), "give --prompt and --corpus, or --examples"),
         (("--corpus", "void"), "corpus 'void' is empty"),
         (("--corpus", "nowhere"), "nowhere"),
         (("--corpus", "notes", "--budget", "none"), "no adaptation was asked for"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +20,11 @@ import typer
 from starlette.responses import JSONResponse
 from typer.testing import CliRunner, Result
 
+from selection.errors import SelectionError
 from serving.cli.adaptation.chat import chat
 from serving.cli.adaptation.report_line import format_report
 from serving.client import AnswerError
+from serving.errors import SettingsError
 from tests.serving.replay import CHAT, COMMENTS, FIRST, REPORT, Replay, events, spoken
 
 _REPORT_LINE = (
@@ -147,6 +151,12 @@ def test_the_report_shows_how_a_busy_server_degraded_the_adaptation() -> None:
     )
 
 
+def test_the_report_says_what_was_shown() -> None:
+    shown = {"sequences": 3, "of": 8, "tokens": 120, "documents": ["a", "b", "c"], "reason": "full"}
+
+    assert " · shown 3 of 8, 120 tokens · from " in format_report({**REPORT, "shown": shown})
+
+
 def test_the_answer_goes_to_standard_output_and_the_report_to_standard_error(
     replay: Replay,
 ) -> None:
@@ -197,6 +207,82 @@ def test_with_base_the_base_model_answers_first(replay: Replay) -> None:
     assert [body["compute_budget"] for _, body in replay.asked] == ["none", "steps=5"]
 
 
+@pytest.fixture
+def orders(tmp_path: Path) -> Path:
+    """A file with a row of each kind."""
+    file = tmp_path / "orders.jsonl"
+    messages = [
+        {"role": "system", "content": "Be terse."},
+        {"role": "user", "content": "One tea."},
+        {"role": "assistant", "content": "1*tea"},
+    ]
+    rows = [
+        {"prompt": "Two coffees.", "completion": "2*coffee"},
+        {"messages": messages},
+        {"text": "Tea is green or black."},
+    ]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return file
+
+
+def test_examples_of_a_file_and_what_is_shown_reach_the_server(
+    replay: Replay, orders: Path
+) -> None:
+    result = run(replay, "--examples", str(orders), "--show", "8", "Three teas.")
+
+    assert result.exit_code == 0, result.output
+    adaptation = replay.asked[0][1]["adaptation"]
+    pair, conversation = adaptation["examples"]
+    assert [message["content"] for message in pair["messages"]] == ["Two coffees.", "2*coffee"]
+    assert [message["role"] for message in conversation["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+    ]
+    assert adaptation["texts"] == ["Tea is green or black."]
+    assert adaptation["show"] == 8
+
+
+def test_an_invalid_row_of_examples_is_named_before_anything_is_asked(
+    replay: Replay, orders: Path
+) -> None:
+    orders.write_text(orders.read_text() + '{"prompt": "Four teas."}\n')
+
+    result = run(replay, "--examples", str(orders), "Three teas.")
+
+    assert isinstance(result.exception, SelectionError)
+    assert "orders.jsonl, row 4" in str(result.exception)
+    assert replay.asked == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "No such file"), ("\n", "the file has no rows")]
+)
+def test_a_file_without_examples_is_refused(
+    replay: Replay, tmp_path: Path, content: str | None, message: str
+) -> None:
+    file = tmp_path / "none.jsonl"
+    if content is not None:
+        file.write_text(content)
+
+    result = run(replay, "--examples", str(file), "Three teas.")
+
+    assert isinstance(result.exception, SettingsError)
+    assert message in str(result.exception)
+
+
+def test_with_base_and_show_the_base_model_answers_with_and_without_what_is_shown(
+    replay: Replay, orders: Path
+) -> None:
+    result = run(replay, "--base", "--examples", str(orders), "--show", "2", "Three teas.")
+
+    assert result.exit_code == 0, result.output
+    bodies = [body for _, body in replay.asked]
+    assert [body.get("compute_budget") for body in bodies] == ["none", "none", None]
+    assert [body["adaptation"]["show"] for body in bodies] == [0, 2, 2]
+    assert ["examples" in body["adaptation"] for body in bodies] == [False, True, True]
+
+
 def test_standard_input_is_the_prompt_if_it_is_not_a_terminal(replay: Replay) -> None:
     result = run(replay, stdin="two\nlines")
 
@@ -244,7 +330,9 @@ def test_a_model_cannot_control_the_terminal(replay: Replay) -> None:
     assert "\x07" not in result.stderr
 
 
-def test_an_interactive_chat_runs_commands_and_keeps_its_messages(replay: Replay) -> None:
+def test_an_interactive_chat_runs_commands_and_keeps_its_messages(
+    replay: Replay, orders: Path
+) -> None:
     replay.plays = (*COMMENTS, 0.5, *CHAT[len(COMMENTS) :])
     with terminal("--url", replay.url) as user:
         user.type("Hello?")
@@ -255,6 +343,14 @@ def test_an_interactive_chat_runs_commands_and_keeps_its_messages(replay: Replay
         user.wait_for("budget: steps=3")
         user.type("/corpus nx")
         user.wait_for("corpus: nx")
+        user.type(f"/examples {orders}")
+        user.wait_for("2 examples and 1 text from orders.jsonl")
+        user.type("/examples nowhere.jsonl")
+        user.wait_for("No such file")
+        user.type("/show 3")
+        user.wait_for("show: 3")
+        user.type("/show some")
+        user.wait_for("invalid number 'some'")
         user.type("/corpora")
         user.wait_for("unknown command /corpora; /help")
         user.type("/help")
@@ -269,6 +365,7 @@ def test_an_interactive_chat_runs_commands_and_keeps_its_messages(replay: Replay
     assert "compute_budget" not in first
     assert second["compute_budget"] == "steps=3"
     assert second["adaptation"]["corpus"] == "nx"
+    assert (len(second["adaptation"]["examples"]), second["adaptation"]["show"]) == (2, 3)
     assert [turn["role"] for turn in second["messages"]] == ["user", "assistant", "user"]
     assert [turn["content"] for turn in second["messages"]] == [
         "Hello?",
