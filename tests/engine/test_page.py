@@ -191,6 +191,50 @@ async def test_the_training_documents_can_be_read(page: Any) -> None:
     assert await page.get_by_role("dialog").count() == 0
 
 
+async def test_pasted_examples_are_learned_from_and_shown(page: Any) -> None:
+    sent = sent_bodies(page)
+    rows = page.get_by_label("One example in each line")
+    await page.get_by_role("button", name="Paste examples").click()
+    await rows.fill('{"prompt": "One tea.", "completion": "1*tea"}\n{"prompt": "Two teas."}')
+    await page.get_by_text("Line 2: no `completion`").wait_for()
+    await page.keyboard.press("Escape")
+    await ask(page, "Five teas.")
+    await rows.wait_for()
+    assert await page.locator("#thread > li").count() == 0
+
+    await rows.fill('{"prompt": "One tea.", "completion": "1*tea"}\nThree teas.\t3*tea')
+    await page.get_by_label("Use the examples alone").check()
+    await page.get_by_role("button", name="Close").click()
+    await page.get_by_text("2 examples").wait_for()
+    await page.get_by_role("slider", name="Show in the prompt").fill("2")
+    await ask(page, "Five teas.", steps=2)
+    await wait_for_status(page, "All answers are complete.")
+
+    pairs = [
+        {"prompt": "One tea.", "completion": "1*tea"},
+        {"prompt": "Three teas.", "completion": "3*tea"},
+    ]
+    asked = {"examples": pairs, "corpus": None, "show": 2, "progress": True}
+    requests = {(budget, body["adaptation"]["show"]): body["adaptation"] for budget, body in sent}
+    assert requests == {
+        ("steps=2", 2): asked,
+        ("none", 2): asked,
+        ("none", 0): {"show": 0, "progress": True},
+    }
+    assert "Shown in the prompt: 2 passages" in await article(page, "Shown only").text_content()
+    assert "of the request" in await article(page, "Adapted").locator(".note").text_content()
+    await page.get_by_role("button", name="Details").click()
+    assert "example 1 of the request" in await page.locator("#report-shown").text_content()
+    assert "of the request" in await page.locator("#sources").text_content()
+    assert await page.get_by_role("button", name=re.compile("^Read ")).count() == 0
+    await page.keyboard.press("Escape")
+    await page.get_by_role("button", name="Copy as Python").click()
+    await wait_for_status(page, "copied")
+    code = await page.evaluate("() => navigator.clipboard.readText()")
+    compile(code, "copied", "exec")
+    assert '"corpus": None' in code
+
+
 async def test_the_chosen_budget_is_sent(page: Any) -> None:
     sent = sent_bodies(page)
 
@@ -218,6 +262,7 @@ async def test_the_form_has_the_limits_and_the_terms_of_the_server(page: Any) ->
             "limits": {"steps": 300, "seconds": 5.0, "alpha": None, "gain": None},
             "corpus": False,
             "examples": {"count": 128, "tokens": 32768},
+            "show": 0,
         }
         listed["data"][0]["chat_template"] = False
         await route.fulfill(json=listed)
@@ -241,9 +286,7 @@ async def test_the_form_has_the_limits_and_the_terms_of_the_server(page: Any) ->
 
     await page.get_by_text("Up to 300 steps.").wait_for()
     assert [await slider.get_attribute("max") for slider in sliders] == ["300", "5"]
-    await page.get_by_role("option", name="Nothing: the base model answers").wait_for(
-        state="attached"
-    )
+    await page.get_by_role("option", name="No corpus").wait_for(state="attached")
     assert await chat.is_disabled()
     assert await page.locator("input[value=completion]").is_checked()
 

@@ -1,13 +1,15 @@
-// Answers of a turn: both streams, into their panels and into the conversation.
+// Answers of a turn: their streams, into their panels and into the conversation.
 
 import { announce } from "./dom.js";
 import { STOPPED } from "./history.js";
-import { withoutAdaptation } from "./request.js";
+import { requestFor } from "./request.js";
 import { ServerError, stream } from "./server.js";
 import { isAtEnd, scrollToEnd } from "./thread.js";
 
+const COMPLETE = { 1: "The answer is complete.", 2: "Both answers are complete.", 3: "All answers are complete." };
+
 /**
- * Lets the adapted model, the base model or both answer a turn.
+ * Lets the adapted model, the base model with what is shown, and the base model alone answer a turn, or some of them.
  * @param {import("./request.js").Request} request
  * @param {import("./history.js").Turn} turn its answers are filled in
  * @param {Record<string, import("./panel.js").Panel>} panels
@@ -19,11 +21,10 @@ export async function answerTurn(request, turn, panels, { key, signal }) {
   const sides = Object.entries(panels);
   const failures = [];
   const run = async ([side, panel]) => {
-    const sent = side === "base" ? withoutAdaptation(request) : request;
     const says = side === "adapted" ? announce : () => {};
     // The window follows one answer: the adapted one, where there is one.
-    const follows = side === "adapted" || sides.length === 1;
-    turn.answers[side] = await answer(sent, panel, { key, signal, says, follows });
+    const follows = panel === sides[0][1];
+    turn.answers[side] = await answer(requestFor(request, side), panel, { key, signal, says, follows });
     if (panel.failure) failures.push(panel.failure);
     // An error is not followed by what the answer beside it is doing.
     if (turn.answers[side].error && side === "adapted") announce("");
@@ -31,7 +32,7 @@ export async function answerTurn(request, turn, panels, { key, signal }) {
   await Promise.all(sides.map(run));
   if (signal.aborted) announce(STOPPED);
   else if (failures.length > 0) announce(""); // the panels have said what failed
-  else announce(sides.length === 1 ? "The answer is complete." : "Both answers are complete.");
+  else announce(COMPLETE[sides.length]);
   return failures;
 }
 

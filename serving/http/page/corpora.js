@@ -21,7 +21,7 @@ export async function loadCorpora(key, hasDefault) {
     ? `${first.name} (default, ${documents(first)})`
     : hasDefault
       ? "The server's default, which this key does not see"
-      : "Nothing: the base model answers";
+      : "No corpus";
   at("corpus").replaceChildren(make("option", { value: "" }, text), ...options);
   choose(chosen);
   const hidden = listed.length - stores.length;

@@ -14,13 +14,15 @@ import { ServerError } from "./server.js";
  * @property {string} [error] why it is incomplete
  */
 
+/** @typedef {"adapted" | "shown" | "base"} Side which model answers what; "shown" is the base model with a longer prompt */
+
 /**
  * A prompt and its answers.
  * @typedef {object} Turn
  * @property {"chat" | "completion"} kind
  * @property {string} prompt
  * @property {number} attempt how often it was regenerated
- * @property {{adapted?: Answer, base?: Answer}} answers
+ * @property {Partial<Record<Side, Answer>>} answers
  */
 
 /**
@@ -133,8 +135,8 @@ export function title({ turns }) {
 }
 
 /** The text of a turn's answer that the conversation goes on from; empty if there is none. @param {Turn} turn */
-export function answerOf({ answers: { adapted, base } }) {
-  return adapted?.text || base?.text || "";
+export function answerOf({ answers: { adapted, shown, base } }) {
+  return adapted?.text || shown?.text || base?.text || "";
 }
 
 /** Whether a change of this storage entry concerns conversations; all were deleted if it is null. */

@@ -6,7 +6,7 @@ import { copy, showDocument } from "./document.js";
 import { announce, at, button, count, make } from "./dom.js";
 import { conversations, exportAll, importAll, isConversation, newConversation, remove, save, title } from "./history.js";
 import { showReport } from "./report.js";
-import { asCurl, asPython, requestOf } from "./request.js";
+import { asCurl, asPython, requestOf, showsIn } from "./request.js";
 import { get } from "./server.js";
 import { applyModel, areValid, restore, settings, update } from "./settings.js";
 import { addTurn, isSend, offerActions, removeLast, scrollToEnd, showThread, withdrawActions } from "./thread.js";
@@ -54,7 +54,7 @@ async function send(prompt, attempt = 0) {
   const chosen = settings();
   const request = requestOf(model.id, chosen, conversation.turns, { prompt, attempt });
   const turn = { kind: chosen.kind, prompt, attempt, answers: {} };
-  const sides = chosen.budget === "none" ? ["base"] : chosen.compare ? ["adapted", "base"] : ["adapted"];
+  const sides = sidesOf(request, chosen.compare);
   const [shown, controller] = [conversation, new AbortController()];
   running = controller;
   withdrawActions();
@@ -72,6 +72,12 @@ async function send(prompt, attempt = 0) {
   store(shown);
   offerActions(conversation.turns, actions);
   if (failures.some(({ status }) => status === 401)) requestKey("The server does not accept this key.");
+}
+
+// Who answers: the model that the request is for, and beside it, to compare, the base model with less.
+function sidesOf(request, compare) {
+  const sides = [...(request.budget === "none" ? [] : ["adapted"]), ...(showsIn(request) ? ["shown"] : []), "base"];
+  return compare ? sides : sides.slice(0, 1);
 }
 
 function store(changed) {
@@ -207,6 +213,7 @@ addEventListener("resize", grow);
 at("stop").addEventListener("click", () => running?.abort());
 at("ask").addEventListener("input", () => update(true));
 at("settings").addEventListener("input", () => update(true));
+at("examples").addEventListener("input", () => update(true));
 at("corpus").addEventListener("change", updateChoice);
 at("curl").addEventListener("click", () => copy("curl", asCurl(currentRequest(), key())));
 at("python").addEventListener("click", () => copy("Python", asPython(currentRequest(), key())));

@@ -11,19 +11,21 @@ import { sourcesInWords, summary } from "./report.js";
 // Reasoning models think first, within tags that some servers pass on.
 const THOUGHTS = /^(?:\s*<think>([^]*?)(?:<\/think>|$))?([^]*)$/;
 
+const NAMES = { adapted: "Adapted", shown: "Shown only", base: "Base model" };
+
 export class Panel {
   /**
-   * @param {"adapted" | "base"} side
+   * @param {import("./history.js").Side} side
    * @param {import("./history.js").Turn} turn
    * @param {(report: object, answering?: number) => void} onReport called when its report is asked for
    */
   constructor(side, turn, onReport) {
-    const name = side === "adapted" ? "Adapted" : "Base model";
+    const name = NAMES[side];
     this.side = side;
     this.onReport = onReport;
     this.isCode = turn.kind === "completion";
     this.note = make("p", { className: "note quiet" });
-    this.bar = make("progress", { ariaLabel: side === "adapted" ? "Adaptation" : "Waiting for the base model" });
+    this.bar = make("progress", { ariaLabel: side === "adapted" ? "Adaptation" : `Waiting: ${name}` });
     this.waiting = make("p", { className: "quiet" });
     this.training = make("div", { className: "training", hidden: true }, this.bar, this.waiting);
     this.place = make("div", { className: `answer ${this.isCode ? "code" : "prose"}` });
@@ -66,7 +68,7 @@ export class Panel {
   /** @param {Answer} answer */
   show(answer) {
     if (answer.text || answer.report) [this.training.hidden, this.place.hidden] = [true, false];
-    if (answer.report && this.side === "adapted") this.note.textContent = summary(answer.report);
+    if (answer.report && this.side !== "base") this.note.textContent = summary(answer.report);
     if (this.isCode) {
       this.text.data = answer.text;
       return;
@@ -88,7 +90,7 @@ export class Panel {
     const parts = [];
     const label = `Copy the answer: ${this.element.ariaLabel}`;
     if (answer.text) parts.push(button("Copy", () => copy("Answer", answer.text), label));
-    if (answer.report && this.side === "adapted") {
+    if (answer.report && this.side !== "base") {
       const sources = sourcesInWords(answer.report);
       if (sources) this.note.append(make("br"), sources);
       if (answer.report.stop !== "none") {

@@ -1,6 +1,6 @@
 // The adaptation report as figures, tables and sentences. It knows the fields of a report, not its origin.
 
-import { at, count, duration, make, row } from "./dom.js";
+import { at, button, count, duration, make, row } from "./dom.js";
 import { plot, roundTicks } from "./figures.js";
 
 const STOPS = {
@@ -27,8 +27,15 @@ const NAMED = 3; // documents in a sentence
 
 // The outcome in a sentence or two.
 export function summary(report) {
-  const { adapted, prompt_loss: loss } = report;
-  return adapted && loss ? `Loss of the prompt itself: ${change(loss)}. ${cost(report)}` : cost(report);
+  const { adapted, prompt_loss: loss, stop, shown } = report;
+  if (shown && stop === "none") return shownInWords(report);
+  const learned = adapted && loss ? `Loss of the prompt itself: ${change(loss)}. ${cost(report)}` : cost(report);
+  return shown ? `${learned} ${shownInWords(report)}` : learned;
+}
+
+// What was put into the prompt.
+function shownInWords({ shown: { sequences, tokens, reason } }) {
+  return `Shown in the prompt: ${count(sequences, "passage")}, ${count(tokens, "token")}${reason ? ` (${reason})` : ""}.`;
 }
 
 // What it cost, and why it stopped.
@@ -39,13 +46,18 @@ function cost({ adapted, reason, spent, stop, budget, degraded }) {
   return `${count(spent.steps, "step")} in ${duration(spent.seconds)}: ${STOPS[stop] ?? stop}.${clamped}${busy}`;
 }
 
-// The documents that were used most, and how often.
+// What the request itself brought, the documents that were used most, and how often.
 export function sourcesInWords({ sources }) {
-  const documents = byDocument(sources);
-  if (documents.length === 0) return "";
+  const all = byDocument(sources);
+  if (all.length === 0) return "";
+  const own = ["example", "text"]
+    .map((kind) => [kind, all.filter(({ isStored, name }) => !isStored && name.startsWith(kind)).length])
+    .filter(([, number]) => number > 0)
+    .map(([kind, number]) => `${count(number, kind)} of the request`);
+  const documents = all.filter(({ isStored }) => isStored);
   const named = documents.slice(0, NAMED).map(({ name, times }) => (times > 1 ? `${name} (${times} times)` : name));
   const others = documents.length - named.length;
-  return `Learned from ${named.join(", ")}${others ? ` and ${count(others, "other document")}` : ""}.`;
+  return `Learned from ${[...own, ...named].join(", ")}${others ? ` and ${count(others, "other document")}` : ""}.`;
 }
 
 const change = ({ before, after }) => `${before.toFixed(2)} \u2192 ${after.toFixed(2)}`;
@@ -66,13 +78,14 @@ export function showReport(report, answering, onRead) {
 
 // Whether the adaptation helped, measured on the prompt, which is never trained on.
 function showBenefit(report) {
-  const { adapted, prompt_loss: loss } = report;
+  const { adapted, prompt_loss: loss, shown } = report;
   at("report-summary").textContent = cost(report);
+  at("report-shown").textContent = shown ? `${shownInWords(report)} ${shown.documents.join(", ")}` : "";
   at("helped").hidden = !adapted;
   if (!adapted) return;
   at("helped").textContent = loss
     ? `The prompt itself, which is never trained on, has a loss of ${loss.after.toFixed(2)} with this adapter and of ${loss.before.toFixed(2)} without it.`
-    : "Whether it helped is unknown: a prompt of one token has no loss.";
+    : "The loss of the prompt itself was not measured: whether this adapter helps is to be judged by its answer.";
 }
 
 function showCurves({ uncertainty, losses, budget, irreducible, sources, prompt_losses: evaluations, prompt_loss: loss }, steps) {
@@ -157,9 +170,7 @@ function showSources({ sources, corpus }, onRead) {
   const rows = documents.map((each) => {
     const bar = make("span", { className: "bar", ariaHidden: "true" });
     bar.style.setProperty("--share", each.times / most);
-    const button = make("button", { className: "plain", type: "button", ariaLabel: `Read ${each.name}` }, "Read");
-    button.addEventListener("click", () => onRead(corpus, each));
-    const read = each.isStored ? button : "";
+    const read = each.isStored ? button("Read", () => onRead(corpus, each), `Read ${each.name}`) : "";
     const line = row(each.name, each.passages.size, make("span", {}, bar, String(each.times)), read);
     line.firstChild.className = "name";
     return line;
@@ -171,11 +182,10 @@ function showSources({ sources, corpus }, onRead) {
   const more = rows.slice(SHOWN);
   if (more.length === 0) return;
   for (const each of more) each.hidden = true;
-  const all = make("button", { className: "plain", type: "button" }, `Show all ${documents.length} documents`);
-  all.addEventListener("click", () => {
+  const all = button(`Show all ${documents.length} documents`, () => {
     for (const each of more) each.hidden = false;
     all.remove();
-    more[0].querySelector("button").focus();
+    more[0].querySelector("button")?.focus();
   });
   at("sources").append(all);
 }

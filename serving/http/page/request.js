@@ -11,6 +11,8 @@ import { answerOf } from "./history.js";
  * @property {string} budget value of Compute-Budget
  * @property {boolean} reuse whether to train the adapter of the previous answer further
  * @property {boolean} compare whether the base model answers, too
+ * @property {object} taught what the pasted examples add to `adaptation`
+ * @property {number} [show] how many of the chosen passages are put into the prompt, at most; the server's default if left out
  */
 
 /** @typedef {{path: string, budget: string, body: object}} Request */
@@ -22,20 +24,37 @@ import { answerOf } from "./history.js";
  * @param {{prompt: string, attempt: number}} turn another attempt has another seed, and so another answer
  * @returns {Request}
  */
-export function requestOf(model, { kind, system, sampling, corpus, budget, reuse }, earlier, { prompt, attempt }) {
+export function requestOf(model, settings, earlier, { prompt, attempt }) {
+  const { kind, system, sampling, corpus, budget, reuse, taught, show } = settings;
   const chat = kind === "chat";
   const body = { model, ...(chat ? { messages: messages(system, earlier, prompt) } : { prompt }), ...sampling };
   if (attempt > 0) body.seed = (body.seed ?? 0) + attempt;
-  const adaptation = {};
-  if (corpus) adaptation.corpus = corpus;
-  if (reuse && chat) adaptation.reuse = "conversation";
+  const adaptation = {
+    ...(corpus ? { corpus } : {}),
+    ...(reuse && chat ? { reuse: "conversation" } : {}),
+    ...taught,
+    ...(show === undefined ? {} : { show }),
+  };
   if (Object.keys(adaptation).length > 0) body.adaptation = adaptation;
   return { path: chat ? "v1/chat/completions" : "v1/completions", budget, body };
 }
 
-/** The same request to the base model. @param {Request} request @returns {Request} */
-export function withoutAdaptation({ path, body: { adaptation, ...body } }) {
-  return { path, budget: "none", body };
+/** Whether a request puts what was chosen into its prompt. @param {Request} request */
+export const showsIn = ({ body: { adaptation: { show, examples_as: form } = {} } }) => (show ?? Number(form === "leave-one-out")) > 0;
+
+/**
+ * The same request to the base model, which sees what the adapted one sees ("shown") or the prompt alone ("base").
+ * @param {Request} request
+ * @param {import("./history.js").Side} side
+ * @returns {Request}
+ */
+export function requestFor(request, side) {
+  if (side === "adapted") return request;
+  const { path, body: { adaptation, ...body } } = request;
+  if (side === "base") return { path, budget: "none", body: { ...body, adaptation: { show: 0 } } };
+  const { reuse, examples_as, ...chosen } = adaptation;
+  // What is trained as leave-one-out is shown in full, unless the request says how much.
+  return { path, budget: "none", body: { ...body, adaptation: { ...chosen, show: chosen.show ?? chosen.examples.length } } };
 }
 
 function messages(system, earlier, prompt) {
@@ -60,6 +79,15 @@ export function asCurl({ path, budget, body }, withKey) {
   ].join(" \\\n");
 }
 
+/** A JSON value as a Python literal. */
+function python(value) {
+  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
+  if (typeof value === "object" && value !== null) {
+    return `{${Object.entries(value).map(([name, each]) => `${JSON.stringify(name)}: ${python(each)}`).join(", ")}}`;
+  }
+  return new Map([[true, "True"], [false, "False"], [null, "None"]]).get(value) ?? JSON.stringify(value);
+}
+
 const OPENAIS = ["model", "messages", "prompt", "temperature", "max_tokens", "top_p", "seed"];
 
 /** @param {Request} request @param {boolean} withKey whether the server requires an API key */
@@ -68,10 +96,10 @@ export function asPython({ path, budget, body }, withKey) {
   const entries = Object.entries(body);
   const parameters = entries
     .filter(([name]) => OPENAIS.includes(name))
-    .map(([name, value]) => `${name}=${JSON.stringify(value)}`);
-  parameters.push(`extra_headers=${JSON.stringify({ "Compute-Budget": budget })}`);
+    .map(([name, value]) => `${name}=${python(value)}`);
+  parameters.push(`extra_headers=${python({ "Compute-Budget": budget })}`);
   const others = Object.fromEntries(entries.filter(([name]) => !OPENAIS.includes(name)));
-  if (Object.keys(others).length > 0) parameters.push(`extra_body=${JSON.stringify(others)}`);
+  if (Object.keys(others).length > 0) parameters.push(`extra_body=${python(others)}`);
   const base = JSON.stringify(new URL("v1", document.baseURI).href);
   // Without the parameter, openai-python reads OPENAI_API_KEY.
   const key = withKey ? "" : ', api_key="none"';

@@ -1,6 +1,7 @@
 // The settings: their form, the budget under the prompt, and what the browser remembers of both.
 
 import { at, count } from "./dom.js";
+import { areExamplesValid, pasted, updateExamples } from "./examples.js";
 
 const STORED = "mayfly-settings";
 const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
@@ -11,8 +12,12 @@ const meanings = {
   seconds: "Limits the time from the request to the end of training.",
 };
 
+let serverShows = false; // whether a request that does not say how many sequences it shows has some
+
 const fields = () =>
-  [...at("settings").elements, ...at("ask").elements].filter((field) => field.name || field.type === "range");
+  ["settings", "ask", "examples"]
+    .flatMap((form) => [...at(form).elements])
+    .filter((field) => field.name || field.type === "range");
 const nameOf = (field) => field.name || field.id;
 
 /** The settings as they are now. @returns {import("./request.js").Settings} */
@@ -28,12 +33,14 @@ export function settings() {
     budget: ["steps", "seconds"].includes(budget) ? `${budget}=${at(budget).value}` : budget,
     compare: form.compare.checked,
     reuse: form.reuse.checked,
+    taught: pasted(),
+    show: Number(at("show").value) || (serverShows ? 0 : undefined),
   };
 }
 
 /** Whether every setting is valid; otherwise the form is shown with what is wrong. */
 export function areValid() {
-  if (at("settings").checkValidity()) return true;
+  if (at("settings").checkValidity()) return areExamplesValid();
   const wrong = at("settings").querySelector(":invalid");
   at("settings-dialog").showModal();
   for (let each = wrong; each; each = each.parentElement) if (each.tagName === "DETAILS") each.open = true;
@@ -45,8 +52,10 @@ export function areValid() {
  * Adapts the forms to the model and to the limits of the server.
  * @param {{adaptation: object, chat_template: boolean, max_model_len?: number}} model entry of /v1/models
  */
-export function applyModel({ adaptation: { auto, limits }, chat_template: chats, max_model_len: context }) {
+export function applyModel({ adaptation: { auto, limits, show }, chat_template: chats, max_model_len: context }) {
   for (const name of ["steps", "seconds"]) if (limits[name] !== null) at(name).max = limits[name];
+  serverShows = show > 0;
+  if (stored().show === undefined) at("show").value = show;
   if (context) at("settings").elements.max_tokens.max = context;
   const gain = ", fewer if the loss of the prompt itself stops falling; the best adapter is kept";
   const alpha = ", fewer if another step is not worth its compute";
@@ -70,7 +79,10 @@ export function update(stores = false) {
   at("prompt").placeholder = `${chat ? "Ask something" : "The beginning of a text"}: Enter sends, Shift + Enter starts a new line`;
   at("system-field").hidden = !chat;
   at("settings").elements.reuse.disabled = !chat;
-  for (const row of document.querySelectorAll(".amount")) {
+  updateExamples();
+  const shown = Number(at("show").value);
+  at("ask").querySelector("output[for=show]").textContent = shown ? `up to ${shown}` : "nothing";
+  for (const row of document.querySelectorAll(".amount[data-unit]")) {
     const name = row.dataset.unit;
     row.hidden = name !== kind;
     row.querySelector("output").textContent = count(Number(at(name).value), name.slice(0, -1));
@@ -88,14 +100,17 @@ export function update(stores = false) {
   }
 }
 
+function stored() {
+  try {
+    return JSON.parse(localStorage.getItem(STORED)) ?? {};
+  } catch {
+    return {}; // another version of this page wrote it
+  }
+}
+
 /** Takes up what was remembered. */
 export function restore() {
-  let values;
-  try {
-    values = JSON.parse(localStorage.getItem(STORED)) ?? {};
-  } catch {
-    values = {}; // another version of this page wrote it
-  }
+  const values = stored();
   for (const field of fields()) {
     const value = values[nameOf(field)];
     if (value === undefined) continue;

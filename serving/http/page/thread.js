@@ -29,7 +29,7 @@ export function showThread(turns, actions) {
 /**
  * Adds a turn whose answers are awaited.
  * @param {Turn} turn
- * @param {("adapted" | "base")[]} sides
+ * @param {import("./history.js").Side[]} sides
  * @param {Actions} actions
  * @returns {Record<string, Panel>}
  */
@@ -39,7 +39,7 @@ export function addTurn(turn, sides, actions) {
   for (const side of sides) panels[side] = new Panel(side, turn, actions.report);
   const text = make("p", { className: turn.kind === "completion" ? "text code" : "text" }, turn.prompt);
   const said = make("div", { className: "prompt" }, text, make("div", { className: "actions" }));
-  const answers = make("div", { className: sides.length === 1 ? "answers single" : "answers" });
+  const answers = make("div", { className: ["", "answers single", "answers", "answers three"][sides.length] });
   answers.append(...Object.values(panels).map((panel) => panel.element));
   at("thread").append(make("li", {}, make("h2", { className: "visually-hidden" }, "Prompt"), said, answers));
   return panels;
