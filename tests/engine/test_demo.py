@@ -1,4 +1,4 @@
-"""`mayfly demo`: both answers and their scores, and nothing is left behind."""
+"""`mayfly demo`: what each arm answers and how it scores, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 
-def test_the_demonstration_compares_both_answers(tmp_path: Path) -> None:
+def test_the_demonstration_compares_the_answers(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,7 +44,14 @@ def test_the_demonstration_compares_both_answers(tmp_path: Path) -> None:
         "sources",
         "prompt_loss",
         "seconds",
+        "examples",
     }
+    taught = result["examples"]
+    assert (taught["examples"], taught["questions"]) == (10, 8)
+    assert list(taught["arms"]) == ["base", "shown", "trained"]
+    assert [arm["steps"] > 0 for arm in taught["arms"].values()] == [False, False, True]
+    assert all(0 <= arm["exact"] <= 8 for arm in taught["arms"].values())
+    assert "a question that is not among them:" in ran.stderr
     assert 0 < result["adapted_bits_per_byte"] < result["base_bits_per_byte"] < 8
     assert result["steps"] == len(result["sigma"]) - 1 > 0
     # The report lists the sequences that the kept adapter was trained on.

@@ -1,1 +1,1 @@
-"""The command `mayfly demo`: one passage, continued by the base model and by an adapter."""
+"""The command `mayfly demo`: an invented format, and a passage of code."""

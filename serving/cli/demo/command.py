@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -29,11 +29,12 @@ def demo(
     model: Model = None,
     home: Home = HOME,
 ) -> None:
-    """Start a server, answer one request with the base model and with an adapter, and compare the
-    two.
+    """Start a server, teach it an invented format by ten examples, adapt one request to a corpus,
+    and compare the answers with those of the base model.
     """
     from serving.cli.demo.comparison import run
-    from serving.cli.demo.display import show
+    from serving.cli.demo.display import show, show_examples
+    from serving.cli.demo.few_examples import answer_questions
     from serving.cli.demo.passage import prepare
     from serving.local.checks import check_port, check_writable
     from serving.versions import check_versions
@@ -46,23 +47,27 @@ def demo(
     name = settings.resolved().served_model_name[0]
     reason = f" ({default_model().reason})" if model is None else ""
     say(f"model: {name}{reason}", to=console)
-    corpus, result = f"demo-{Path(name).name}", None
+    corpus, results = f"demo-{Path(name).name}", {}
     try:
-        passage = prepare(home, corpus, settings.base_model, console)
         with Status("starting", console):
             from serving.local.server import running_server
 
-            config = replace(settings, corpus=corpus).config()
+            config = settings.config()
         with running_server(config, lambda stage: say(stage, "dim", console)) as (url, watch):
-            result = run(url, name, passage, console)
+            taught = answer_questions(url, name, console)
+            show_examples(taught, console)
+            results["examples"] = taught.as_dict()
+            passage = prepare(home, corpus, settings.base_model, console)
+            result = run(url, name, corpus, passage, console)
             show(result, url, console)
+            results = result.as_dict() | results
             if keep:
                 say("the server keeps running; Ctrl-C stops it", "dim", console)
                 watch()
             say("ending ...", "dim", console)
     except KeyboardInterrupt:
         say("ended")
-        if result is None:
+        if len(results) < 2:
             sys.exit(130)
-    if json and result is not None:
-        print(result.as_json())  # not with rich, which would break the line
+    if json:
+        print(dumps(results))  # not with rich, which would break the line

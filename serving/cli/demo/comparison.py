@@ -6,7 +6,6 @@ One passage proves nothing; `benchmarks/quality/main.py` has many.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,30 +42,29 @@ class Result:
     adapted_bits_per_byte: float
     adaptation: dict[str, Any]
 
-    def as_json(self) -> str:
-        """The result as one line of JSON."""
+    def as_dict(self) -> dict[str, Any]:
+        """The result for the last line of `--json`."""
         report = self.adaptation
-        return json.dumps(
-            {
-                "model": self.model,
-                "base_bits_per_byte": round(self.base_bits_per_byte, 4),
-                "adapted_bits_per_byte": round(self.adapted_bits_per_byte, 4),
-                "steps": report["spent"]["steps"],
-                "stop": report["stop"],
-                "sigma": report["uncertainty"],
-                "sources": report["sources"],
-                "prompt_loss": report["prompt_loss"],
-                "seconds": report["seconds"],
-            }
-        )
+        return {
+            "model": self.model,
+            "base_bits_per_byte": round(self.base_bits_per_byte, 4),
+            "adapted_bits_per_byte": round(self.adapted_bits_per_byte, 4),
+            "steps": report["spent"]["steps"],
+            "stop": report["stop"],
+            "sigma": report["uncertainty"],
+            "sources": report["sources"],
+            "prompt_loss": report["prompt_loss"],
+            "seconds": report["seconds"],
+        }
 
 
-def run(url: str, model: str, passage: Passage, console: PlainConsole) -> Result:
+def run(url: str, model: str, corpus: str, passage: Passage, console: PlainConsole) -> Result:
     """Request a continuation and a score of the true one, with the budgets `none` and `auto`.
 
     Args:
         url: base URL of the server.
         model: name of the served model.
+        corpus: name of the corpus to learn from.
         passage: the passage.
         console: where the progress is shown.
 
@@ -79,7 +77,7 @@ def run(url: str, model: str, passage: Passage, console: PlainConsole) -> Result
     with httpx.Client(base_url=url, timeout=300) as client:
         for budget in ("none", "auto"):
             with Status(f"answering with Compute-Budget: {budget}", console):
-                replies[budget] = _complete(client, model, budget, passage)
+                replies[budget] = _complete(client, model, corpus, budget, passage)
     answers = {budget: reply["choices"][0]["text"] for budget, reply in replies.items()}
     scores = {
         budget: _bits_per_byte(reply["choices"][1]["prompt_logprobs"], passage)
@@ -91,7 +89,9 @@ def run(url: str, model: str, passage: Passage, console: PlainConsole) -> Result
     )
 
 
-def _complete(client: httpx.Client, model: str, budget: str, passage: Passage) -> dict[str, Any]:
+def _complete(
+    client: httpx.Client, model: str, corpus: str, budget: str, passage: Passage
+) -> dict[str, Any]:
     """Complete the prefix and the whole passage, with one adapter for both."""
     reply = client.post(
         "/v1/completions",
@@ -101,7 +101,7 @@ def _complete(client: httpx.Client, model: str, budget: str, passage: Passage) -
             "prompt": [list(passage.tokens[:PREFIX]), list(passage.tokens)],
             "prompt_logprobs": 0,
             # Only the prefix is adapted to, even though the true continuation is scored.
-            "adaptation": {"prompt": passage.prefix},
+            "adaptation": {"corpus": corpus, "prompt": passage.prefix},
             **_SAMPLING,
         },
     )

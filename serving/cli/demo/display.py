@@ -12,8 +12,45 @@ from rich.text import Text
 from serving.cli.console import PlainConsole, plain, row, say, table
 from serving.cli.console import show as show_table
 from serving.cli.demo.comparison import Result
+from serving.cli.demo.few_examples import BASE, SHOWN, TRAINED, FewExamples
 
 _BARS = "▁▂▃▄▅▆▇█"
+_LISTED = 3  # examples
+_ARMS = {
+    BASE: "base model",
+    SHOWN: "with the examples in its prompt",
+    TRAINED: "trained on the examples",
+}
+_ANSWER_CHARACTERS = 40
+
+
+def show_examples(result: FewExamples, console: PlainConsole) -> None:
+    """Print some of the examples, each arm's answer to the first question, and how many of its
+    answers are right.
+    """
+    say(f"{len(result.examples)} examples of a format that no model has seen, such as", to=console)
+    for pair in result.examples[:_LISTED]:
+        say(f"  {pair.question}  ->  {pair.answer}", to=console)
+    say(f"a question that is not among them:\n  {result.questions[0].question}", to=console)
+    shown = table("", "its answer", "right", f"exactly right of {len(result.questions)}", "seconds")
+    for name, arm in result.arms.items():
+        facts = arm.as_dict()
+        seconds = f"{facts['first_seconds']:.1f}, then {facts['median_seconds']:.1f} each"
+        right = "yes" if arm.right[0] else "no"
+        row(shown, _ARMS[name], _shorten(arm.answers[0]), right, str(facts["exact"]), seconds)
+    show_table(shown, console)
+    report = result.arms[TRAINED].report
+    if report["adapted"]:
+        steps, seconds = report["spent"]["steps"], report["seconds"]["train"]
+        cost = f"{steps} steps in {seconds:.1f} s for the first question, and kept for the others"
+        say(f"the adapter was trained once: {cost}", "dim", console)
+    else:
+        say(f"nothing was trained: {report['reason']}", to=console)
+
+
+def _shorten(answer: str) -> str:
+    line = " ".join(answer.split())
+    return line if len(line) <= _ANSWER_CHARACTERS else f"{line[: _ANSWER_CHARACTERS - 3]}..."
 
 
 def show(result: Result, url: str, console: PlainConsole) -> None:
