@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -97,6 +98,21 @@ class Reader:
         }
 
 
+def commands(block: str) -> Iterator[str]:
+    """The commands of a block; one goes on where a line ends within a quotation or with `\\`."""
+    command = ""
+    for line in block.replace("\\\n", " ").splitlines():
+        command += line
+        try:
+            shlex.split(command)
+        except ValueError:
+            command += "\n"
+        else:
+            yield command
+            command = ""
+    assert not command, command
+
+
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
     for part in ("docs", "selection", "serving", "deploy", "README.md"):
@@ -116,7 +132,7 @@ def test_a_page_can_be_followed_from_top_to_bottom(page: Path, reader: Reader) -
         if kind == "python":
             reader.python(block)
             continue
-        for command in block.replace("\\\n", " ").splitlines():
+        for command in commands(block):
             if command.startswith(_SERVE):
                 reader.serve(command)
             elif command != "make install":
