@@ -16,8 +16,6 @@ a time. An interrupted run continues when the same command is given with the sam
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.harness.command_line import argument_parser, progress, write_result
-from benchmarks.harness.provenance import CACHE, ROOT, provenance
+from benchmarks.harness.provenance import CACHE, code_digest, provenance
 from benchmarks.latency.journal import Journal
 from benchmarks.quality.bootstrap import interval
 from benchmarks.side_by_side.ingest import CORPUS, add_corpus, neighbour_recall
@@ -193,7 +191,7 @@ def main() -> None:
     options, facts = parser.parse_args(), provenance()
     folders = [Path(model_folder(name)).absolute() for name in (options.model, NANO)]
     models = {Path(options.model).name: str(folders[0]), NANO: str(folders[1])}
-    folder = CACHE / f"real-model-{_digest(options.commit, options.serve_flags)}"
+    folder = CACHE / f"real-model-{code_digest(options.commit, options.serve_flags)}"
     folder.mkdir(parents=True, exist_ok=True)
     trees = (checkout(options.commit), this_tree())
     comparison = Comparison(trees, models, options.only, folder, options.serve_flags.split())
@@ -211,13 +209,6 @@ def main() -> None:
         "measured": measured,
     }
     write_result(options, result, ratios)
-
-
-def _digest(*values: str) -> str:
-    """Identifies the code of both trees and the options, for the measurements that are kept."""
-    changes = subprocess.run(["git", "diff", "HEAD"], cwd=ROOT, capture_output=True, check=True)
-    text = " ".join([str(provenance()["commit"]), *values]).encode() + changes.stdout
-    return hashlib.sha256(text).hexdigest()[:12]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -30,12 +31,9 @@ def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
     Args:
         packages: further packages whose versions count.
     """
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "command": command(sys.argv),
-        "commit": commit or None,
+        "commit": _commit() or None,
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -59,6 +57,20 @@ def command(arguments: list[str]) -> str:
         name = ".".join(script.relative_to(ROOT).with_suffix("").parts)
         return " ".join(["python", "-m", name, *arguments[1:]])
     return " ".join(["python", script.name, *arguments[1:]])
+
+
+def code_digest(*options: str) -> str:
+    """Identifies the code and the options of a run, whose measurements a later one continues."""
+    text = " ".join([_commit(), *options]).encode()
+    return hashlib.sha256(text + _git("diff", "HEAD")).hexdigest()[:12]
+
+
+def _commit() -> str:
+    return _git("rev-parse", "HEAD").decode().strip()
+
+
+def _git(*arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False).stdout
 
 
 def _version(name: str) -> str | None:
