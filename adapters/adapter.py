@@ -7,8 +7,7 @@ and vLLM load it. It is independent of how it was trained and where it will be u
 from __future__ import annotations
 
 import json
-import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -33,10 +32,6 @@ class Adapter:
     targets: tuple[str, ...]
     weights: bytes
     losses: tuple[float, ...]
-
-    def renamed(self) -> Adapter:
-        """The same adapter under a new name, to be loaded again."""
-        return replace(self, name=f"mayfly-{uuid.uuid4().hex}")
 
     def save(self, folder: Path) -> None:
         """Write PEFT's two files into a folder, which is created if needed."""

@@ -58,9 +58,8 @@ TRAINED = (
     Arm("trained 10", 10),
     Arm("trained 30", 30),
     Arm("trained 30, shown", 30, shown=True, seed=1),
-    Arm("leave-one-out 20", 20, "leave-one-out"),
     Arm("leave-one-out 10, shown", 10, "leave-one-out", shown=True),
-    Arm("leave-one-out 20, shown", 20, "leave-one-out", shown=True, seed=1),
+    Arm("leave-one-out 30, shown", 30, "leave-one-out", shown=True),
 )
 ARMS = (ZERO_SHOT, IN_CONTEXT, *TRAINED)
 

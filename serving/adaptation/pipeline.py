@@ -248,7 +248,7 @@ class Adaptation:
         self, cached: ExamplesAdapter, selection: Selection | None
     ) -> AdaptationResult:
         """Answer with the adapter that the same examples made for an earlier request."""
-        loaded, seconds = await self._load(cached.adapter.renamed())
+        loaded, seconds = await self._load(cached.adapter)
         report = self._report(None, StopReason.REUSED, selection, None)
         report = replace(
             report,

@@ -18,7 +18,7 @@ class LoadedAdapter:
     """An adapter that is loaded in the engine.
 
     Attributes:
-        name: name that is never used again.
+        name: name, which no other adapter has.
         id: vLLM's integer id, which is never used again.
         folder: the folder where the adapter is staged.
     """

@@ -1,9 +1,10 @@
 """The vLLM engine of a replica, its adapters, and vLLM's own OpenAI application.
 
-An adapter is staged as PEFT's two files in memory-backed storage and loaded. After its request it
-is unloaded, and then its files are deleted. No generation may run with an adapter while it is
-unloaded: vLLM's engine dies of that. Names, ids and paths are never used again, since vLLM's prefix
-cache identifies adapters by name and path.
+An adapter is staged as PEFT's two files in memory-backed storage and loaded. After the last request
+that uses it, it is unloaded, and then its files are deleted. No generation may run with an adapter
+while it is unloaded: vLLM's engine dies of that. Ids are never used again. Name and path belong to
+one adapter alone, since vLLM's prefix cache identifies adapters by them: one that is loaded again
+finds the prompts that it has seen.
 
 How a request gets its adapter is in `serving.engine.plugins.generate`. vLLM is imported here and in
 `serving.engine.plugins` only; docs/seams.md lists what both rely on beyond vLLM's public interface.
@@ -30,6 +31,7 @@ from serving.engine.current_request import LoadedAdapter
 from serving.engine.plugins.generate import adapt_generation
 from serving.engine.plugins.tokenization import tokenize_fairly
 from serving.engine.rendering import prompt_lengths
+from serving.engine.shared_adapters import SharedAdapters
 from serving.engine.staging import Staging, shared_memory_of_children, track_shared_memory
 from serving.engine.trial_adapter import trial_adapter
 from serving.engine.vllm_flags import chat_template, parse
@@ -71,6 +73,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(config.adapters)
         self._live: set[int] = set()
+        self._adapters = SharedAdapters(self._load, self._unload)
         self.staging.reserve(shared_memory_of_children())
         self._vllm_processes = psutil.Process().children(recursive=True)
         adapt_generation(llm, config.max_num_seqs)
@@ -167,7 +170,18 @@ class Engine:
         return await prompt_lengths(self.app, path, body)
 
     async def load(self, adapter: Adapter) -> LoadedAdapter:
-        """Stage an adapter and load it, waiting for a free slot; `unload` must follow."""
+        """Stage an adapter and load it, waiting for a free slot, unless it is loaded already;
+        `unload` must follow.
+        """
+        return await self._adapters.acquire(adapter)
+
+    async def unload(self, loaded: LoadedAdapter) -> None:
+        """Unload an adapter and delete its files, unless another request uses it; no generation of
+        this request may be running with it.
+        """
+        await self._adapters.release(loaded)
+
+    async def _load(self, adapter: Adapter) -> LoadedAdapter:
         from vllm.lora.request import LoRARequest
 
         await self._slots.acquire()
@@ -179,12 +193,11 @@ class Engine:
                 self._llm.add_lora(LoRARequest(loaded.name, loaded.id, str(loaded.folder)))
             )
         except BaseException:
-            await self.unload(loaded)
+            await self._unload(loaded)
             raise
         return loaded
 
-    async def unload(self, loaded: LoadedAdapter) -> None:
-        """Unload an adapter and delete its files; no generation may be running with it."""
+    async def _unload(self, loaded: LoadedAdapter) -> None:
         try:
             await self._while_alive(self._llm.remove_lora(loaded.id))
         finally:

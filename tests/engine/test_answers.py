@@ -428,6 +428,7 @@ async def test_three_examples_teach_an_answer_without_a_corpus_and_only_once(
     assert (first["corpus"], first["reused"], first["spent"]["steps"]) == (None, None, 20)
     assert {source["document"] for source in first["sources"]} == {None}
     assert second["reused"] == {"adapter": first["adapter"], "steps": 20}
+    assert second["adapter"] == first["adapter"]
     assert (second["stop"], second["spent"]["steps"]) == ("reused", 0)
     assert second["adapter"] != first["adapter"]
     assert replies[2].headers["compute-spent"].startswith("steps=0, ")
