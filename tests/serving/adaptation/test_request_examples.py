@@ -88,9 +88,9 @@ def test_what_a_request_brings_is_mixed_only_with_a_corpus_that_it_names(
 def test_leave_one_out_shows_all_examples_unless_the_request_says_how_many(
     tokenizer: Any,
 ) -> None:
-    options = {"examples": [PAIR, CHAT], "examples_as": "leave-one-out"}
+    options: dict[str, Any] = {"examples": [PAIR, CHAT], "examples_as": "leave-one-out"}
 
-    requests = [parse(tokenizer, **options, **more) for more in ({}, {"show": 1}, {"show": 0})]
+    requests = [parse(tokenizer, **(options | more)) for more in ({}, {"show": 1}, {"show": 0})]
 
     assert [(each.show, each.shows_chosen) for each in requests] == [
         (2, False),
