@@ -145,8 +145,8 @@ class AdaptationRequest:
     def with_candidates(self, candidates: tuple[Candidate, ...]) -> AdaptationRequest:
         """This request with its examples and texts as candidates.
 
-        An adapter is made for the examples rather than for the prompt where there is nothing else,
-        or where it may be used again: SIFT then chooses them in turn, rather than the one that
+        An adapter is trained for the examples rather than for the prompt where there is nothing
+        else, or where it may be used again: SIFT then chooses them in turn, rather than the one that
         resembles the prompt.
         """
         budget, prompts = self.budget, self.prompts
@@ -155,7 +155,8 @@ class AdaptationRequest:
             if self.corpus is None:
                 steps = min(steps, STEPS_PER_CANDIDATE * len(candidates))
             budget = replace(budget, steps=steps, gain=None)
-        if self.reuse == "examples" or (self.examples and self.corpus is None):
+        alone = self.examples and self.corpus is None and budget.steps > 0
+        if alone or self.reuse == "examples":
             prompts = tuple(candidate.prompt for candidate in candidates)
         return replace(self, candidates=candidates, budget=budget, prompts=prompts)
 

@@ -214,11 +214,11 @@ async def test_pasted_examples_are_learned_from_and_shown(page: Any) -> None:
         {"prompt": "One tea.", "completion": "1*tea"},
         {"prompt": "Three teas.", "completion": "3*tea"},
     ]
-    asked = {"examples": pairs, "corpus": None, "show": 2, "progress": True}
+    shown = {"examples": pairs, "corpus": None, "show": 2, "progress": True}
     requests = {(budget, body["adaptation"]["show"]): body["adaptation"] for budget, body in sent}
     assert requests == {
-        ("steps=2", 2): asked,
-        ("none", 2): asked,
+        ("steps=2", 2): {**shown, "examples_as": "leave-one-out"},
+        ("none", 2): shown,
         ("none", 0): {"show": 0, "progress": True},
     }
     assert "Shown in the prompt: 2 passages" in await article(page, "Shown only").text_content()

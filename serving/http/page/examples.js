@@ -57,7 +57,7 @@ export function pasted() {
   return {
     ...(examples.length > 0 ? { examples } : {}),
     ...(texts.length > 0 ? { texts } : {}),
-    ...(examples.length > 1 && form.value !== "single" ? { examples_as: form.value } : {}),
+    ...(examples.length > 1 ? { examples_as: form.value } : {}),
     ...(keep.checked ? { reuse: "examples" } : {}),
     ...(alone.checked ? { corpus: null } : {}),
   };

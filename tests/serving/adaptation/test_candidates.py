@@ -214,14 +214,14 @@ async def test_an_adapter_of_examples_alone_or_to_be_used_again_is_made_for_them
 ) -> None:
     again = request(*ANIMALS, reuse="examples", corpus="zoo")
     alone, beside = request(*ANIMALS), request(*ANIMALS, corpus="zoo")
-    text = request(texts=("Two words.",))
+    shown, text = request(*ANIMALS, budget=Budget(0)), request(texts=("Two words.",))
 
     prompts = [
         [prompt.text for prompt in (await renderer.render(each, is_chat=True)).prompts]
-        for each in (again, alone, beside, text)
+        for each in (again, alone, beside, shown, text)
     ]
 
-    assert prompts == [["cat", "dog", "cow"], ["cat", "dog", "cow"], ["bird"], ["bird"]]
+    assert prompts == [["cat", "dog", "cow"]] * 2 + [["bird"]] * 3
 
 
 @pytest.mark.parametrize(
