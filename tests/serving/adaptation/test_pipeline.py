@@ -355,8 +355,8 @@ class TestExamplesOfTheRequest:
         assert (report.adapted, report.stop, report.losses) == (True, "reused", ())
         assert report.reused == {"adapter": made.adapter, "steps": 4}
         assert (report.sources, report.uncertainty) == (made.sources, ())
-        assert engine.adapters[0].weights == engine.adapters[1].weights
-        assert engine.adapters[0].name != engine.adapters[1].name
+        # Under the same name vLLM finds the prompts that the adapter has seen in its prefix cache.
+        assert engine.adapters[0] == engine.adapters[1]
         assert "spent" in report.as_dict()
 
     async def test_another_key_trains_its_own(
