@@ -91,7 +91,7 @@ bench-overhead: .venv/.installed  ## Compute-Budget: none against plain vLLM, in
 bench-real-model: .venv/.installed  ## Steps, tokens, ingest, start and memory of a real model beside an earlier commit (half an hour, resumable)
 	$(BIN)/python -m benchmarks.real_model $(ARGS)
 
-bench-fewshot: .venv/.installed  ## Ten examples of invented formats in the prompt, trained on, or both (an hour, resumable)
+bench-fewshot: .venv/.installed  ## Ten examples of invented formats in the prompt, trained on, or both (twenty minutes, resumable)
 	$(BIN)/python -m benchmarks.fewshot $(ARGS)
 
 abuse: .venv/.installed  ## 10,000 malformed requests against a real server

@@ -2,10 +2,10 @@
 
 Tasks have one right answer and no instructions. Each arm answers the same queries through `mayfly
 serve` and HTTP; the adapter of a task is trained by the first of them and reused by the others. The
-best trained arm is chosen on other tasks than the reported ones. An interrupted run continues when
-the same command is given with the same code.
+trained arm that is compared was chosen on other formats (`--formats choosing`). An interrupted run
+continues when the same command is given with the same code.
 
-    python benchmarks/fewshot.py [--model smollm2] [--seeds 1] [--json]
+    python benchmarks/fewshot.py [--model smollm2] [--formats reported] [--seeds 1] [--json]
     [--out benchmarks/results/fewshot.json]
 """
 
@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,7 +36,7 @@ from benchmarks.harness.server import mayfly_server, temporary_home
 from benchmarks.latency.journal import Journal
 from serving.models.catalogue import model_folder
 
-PARTS: Mapping[str, Mapping[str, Invention]] = {"reported": REPORTED, "choosing": CHOOSING}
+FORMATS: Mapping[str, Mapping[str, Invention]] = {"reported": REPORTED, "choosing": CHOOSING}
 # Room for ten examples before a question, time for the longest training on a slow machine, and as
 # many requests with an adapter as are sent at once.
 _FLAGS = ("--max-model-len", "2048", "--max-seconds", "600", "--max-adaptations", str(AT_ONCE))
@@ -46,33 +45,32 @@ _FLAGS = ("--max-model-len", "2048", "--max-seconds", "600", "--max-adaptations"
 Measured: TypeAlias = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def measure(model: str, journal: Journal, seeds: int) -> dict[str, Measured]:
-    """Ask every query of every arm that no former run has asked; the answers by part.
+def measure(
+    model: str, inventions: Mapping[str, Invention], journal: Journal, seeds: int
+) -> Measured:
+    """Ask every query of every arm that no former run has asked.
 
     Args:
         model: folder of the model.
+        inventions: the formats.
         journal: where answers are kept.
         seeds: number of tasks of each format.
     """
     asked = [
-        (part, task, arm, f"{task.name} {seed}, {arm.name}")
-        for part, inventions in PARTS.items()
+        (task, arm, f"{task.name} {seed}, {arm.name}")
         for seed in range(seeds)
         for task in make_tasks(inventions, seed)
         for arm in ARMS
     ]
-    found: dict[str, Measured] = {
-        part: {name: {arm.name: [] for arm in ARMS} for name in inventions}
-        for part, inventions in PARTS.items()
-    }
+    found: Measured = {name: {arm.name: [] for arm in ARMS} for name in inventions}
     with ExitStack() as stack:
         url = name = ""
         if any(key not in journal for *_, key in asked):
             home = stack.enter_context(temporary_home())
             url = stack.enter_context(mayfly_server(home, "--model", model, *_FLAGS)).url
             name = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"][0]["id"]
-        for part, task, arm, key in asked:
-            found[part][task.name][arm.name] += journal.once(
+        for task, arm, key in asked:
+            found[task.name][arm.name] += journal.once(
                 key,
                 lambda: [asdict(each) for each in answer_queries(url, name, task, arm)],  # noqa: B023
             )
@@ -81,12 +79,8 @@ def measure(model: str, journal: Journal, seeds: int) -> dict[str, Measured]:
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print exact match and seconds by arm, and exact match by task."""
-    arms, choosing = list(result["exact_match"]), result["by_task"]["choosing"]
-    table = Table(
-        *("arm", "exact match, %", "first token, s", "later, s", "choosing tasks, %"),
-        box=None,
-        pad_edge=False,
-    )
+    arms = list(result["exact_match"])
+    table = Table("arm", "exact match, %", "first token, s", "later, s", box=None, pad_edge=False)
     for arm in arms:
         seconds = result["seconds_to_first_token"][arm]
         table.add_row(
@@ -94,16 +88,15 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             _cell(result["exact_match"][arm]),
             f"{seconds['first']:.2f}",
             f"{seconds['later']:.2f}",
-            f"{mean(by_arm[arm] for by_arm in choosing.values()):.1f}",
         )
     console.print(table)
     gain = _cell(result["best_trained_minus_in_context"])
     console.print(f"{result['best_trained']} minus in context: {gain} points", highlight=False)
-    for part, tasks in result["by_task"].items():
-        table = Table(part, *tasks, box=None, pad_edge=False)
-        for arm in arms:
-            table.add_row(arm, *(f"{by_arm[arm]:.0f}" for by_arm in tasks.values()))
-        console.print(table)
+    tasks = result["by_task"]
+    table = Table("by task", *tasks, box=None, pad_edge=False)
+    for arm in arms:
+        table.add_row(arm, *(f"{by_arm[arm]:.0f}" for by_arm in tasks.values()))
+    console.print(table)
 
 
 def _cell(found: Sequence[float]) -> str:
@@ -114,19 +107,24 @@ def main() -> None:
     """Measure, print, write the JSON."""
     parser = argument_parser(__doc__)
     parser.add_argument("--model", default="smollm2", help="the model, by name or folder")
+    parser.add_argument(
+        "--formats", choices=list(FORMATS), default="reported", help="which (default: reported)"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="tasks of each format (default: 1)")
     options, facts = parser.parse_args(), provenance()
     model = str(Path(model_folder(options.model)).absolute())
     folder = CACHE / f"fewshot-{code_digest(model)}"
     folder.mkdir(parents=True, exist_ok=True)
-    measured = measure(model, Journal(folder / "answers.json"), options.seeds)
-    numbers = summary(measured["choosing"], measured["reported"])
+    inventions = FORMATS[options.formats]
+    measured = measure(model, inventions, Journal(folder / "answers.json"), options.seeds)
+    numbers = summary(measured)
     result = {
         **facts,
         "model": Path(model).name,
+        "formats": options.formats,
         "seeds": options.seeds,
         **numbers,
-        "by_task": {part: by_task(answers) for part, answers in measured.items()},
+        "by_task": by_task(measured),
         "answers": measured,
     }
     show(result, Console(stderr=options.json))

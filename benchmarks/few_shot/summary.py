@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.few_shot.arms import ARMS, IN_CONTEXT, TRAINED
+from benchmarks.few_shot.arms import ARMS, CHOSEN, IN_CONTEXT
 
 # The answers of each arm by task, and of each task an arm's answers in the order of its queries.
 Answers: TypeAlias = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -49,31 +49,19 @@ def by_task(answers: Answers) -> dict[str, dict[str, float]]:
     }
 
 
-def best_arm(answers: Answers, arms: Sequence[str]) -> str:
-    """The arm with the most right answers; of equals, the first."""
-    found = by_task(answers).values()
-    return max(arms, key=lambda arm: mean(by_arm[arm] for by_arm in found))
-
-
-def summary(choosing: Answers, reported: Answers) -> dict[str, Any]:
-    """The numbers that the benchmark ends with.
-
-    Args:
-        choosing: answers to the tasks on which the best trained arm is chosen.
-        reported: answers to the other tasks.
-    """
-    best = best_arm(choosing, [arm.name for arm in TRAINED])
+def summary(answers: Answers) -> dict[str, Any]:
+    """The numbers that the benchmark ends with."""
     paired = [
         [mine - other for mine, other in zip(*task, strict=True)]
         for task in zip(
-            exact_match(reported, best), exact_match(reported, IN_CONTEXT.name), strict=True
+            exact_match(answers, CHOSEN.name), exact_match(answers, IN_CONTEXT.name), strict=True
         )
     ]
     return {
-        "exact_match": {arm.name: interval(exact_match(reported, arm.name)) for arm in ARMS},
-        "best_trained": best,
+        "exact_match": {arm.name: interval(exact_match(answers, arm.name)) for arm in ARMS},
+        "best_trained": CHOSEN.name,
         "best_trained_minus_in_context": interval(paired),
-        "seconds_to_first_token": {arm.name: _seconds(reported, arm.name) for arm in ARMS},
+        "seconds_to_first_token": {arm.name: _seconds(answers, arm.name) for arm in ARMS},
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import mean
 
 from benchmarks.harness.thresholds import MIN_FEWSHOT_GAIN
 from benchmarks.report.formatting import (
@@ -19,14 +18,14 @@ from benchmarks.report.formatting import (
 def fewshot(results: Mapping[str, Result], _: Plots) -> list[str]:
     """Tables of exact match by arm and task, and of seconds to the first token."""
     result = results["fewshot"]
-    reported, choosing = result["by_task"]["reported"], result["by_task"]["choosing"]
+    reported = result["by_task"]
     gain = result["best_trained_minus_in_context"]
     arms = result["exact_match"]
     return [
         f"Model: {result['model']}. Ten examples and 40 queries of each of {len(reported)} "
         "invented formats, without instructions; an answer must equal the only right one. "
         "Intervals are of 90 %, over tasks and queries. The trained arm that is compared was "
-        f"chosen on {len(choosing)} other formats.",
+        "chosen on other formats.",
         "",
         *table(
             ["chosen arm minus in context, points", "measured", "threshold", ""],
@@ -40,13 +39,12 @@ def fewshot(results: Mapping[str, Result], _: Plots) -> list[str]:
             ],
         ),
         *table(
-            ["arm", "exact match, %", "first request, s", "later requests, s", "choosing tasks, %"],
+            ["arm", "exact match, %", "first request, s", "later requests, s"],
             [
                 [
                     arm,
                     interval_cell(found),
                     *(f"{result['seconds_to_first_token'][arm][key]:.2f}" for key in _TIMES),
-                    f"{mean(by_arm[arm] for by_arm in choosing.values()):.1f}",
                 ]
                 for arm, found in arms.items()
             ],

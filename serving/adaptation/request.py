@@ -146,8 +146,8 @@ class AdaptationRequest:
         """This request with its examples and texts as candidates.
 
         An adapter is trained for the examples rather than for the prompt where there is nothing
-        else, or where it may be used again: SIFT then chooses them in turn, rather than the one that
-        resembles the prompt.
+        else, or where it may be used again: SIFT then chooses them in turn, rather than the one
+        that resembles the prompt.
         """
         budget, prompts = self.budget, self.prompts
         if budget.gain is not None and not self.judges_prompt:
