@@ -414,7 +414,11 @@ async def test_three_examples_teach_an_answer_without_a_corpus_and_only_once(
                     "prompt": 'vault_password = "',
                     "max_tokens": 12,
                     "temperature": 0,
-                    "adaptation": {"examples": _SECRETS, "reuse": "examples"},
+                    "adaptation": {
+                        "examples": _SECRETS,
+                        "examples_as": "single",
+                        "reuse": "examples",
+                    },
                 },
             )
             for budget in ("none", "steps=20", "steps=20")
@@ -430,7 +434,6 @@ async def test_three_examples_teach_an_answer_without_a_corpus_and_only_once(
     assert second["reused"] == {"adapter": first["adapter"], "steps": 20}
     assert second["adapter"] == first["adapter"]
     assert (second["stop"], second["spent"]["steps"]) == ("reused", 0)
-    assert second["adapter"] != first["adapter"]
     assert replies[2].headers["compute-spent"].startswith("steps=0, ")
     assert await server.engine.loaded() == []
 
@@ -446,7 +449,7 @@ async def test_a_chat_learns_from_examples_after_the_others_beside_a_corpus(
                 "model": "nano",
                 "messages": [{"role": "user", "content": 'vault_password = "'}],
                 "max_tokens": 4,
-                "adaptation": {"examples": _SECRETS, "examples_as": "leave-one-out"},
+                "adaptation": {"examples": _SECRETS, "corpus": "web"},
             },
         )
 
