@@ -229,6 +229,10 @@ class ExamplesReuse:
     def __init__(self, cache: AdapterCache, digest: bytes, scope: CacheScope) -> None:
         self._cache, self._digest, self._scope = cache, digest, scope
 
+    def is_cached(self) -> bool:
+        """Whether the adapter of the same examples without a corpus is cached."""
+        return self.find(None) is not None
+
     def find(self, corpus: str | None) -> ExamplesAdapter | None:
         """The adapter of the same examples; None to train one."""
         return self._cache.find_examples(replace(self._scope, corpus=corpus), self._digest)

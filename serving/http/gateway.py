@@ -222,10 +222,12 @@ class Gateway:
                 turn = self._adapters.turn(body, owner, max_response_bytes=MAX_BODY)
             else:
                 examples = ExamplesReuse(self._adapters, request.examples_digest(), owner)
-        with self._admission.admit(request.adapts) as end_adaptation:
+        is_trained = examples is not None and request.corpus is None and examples.is_cached()
+        with self._admission.admit(request.adapts and not is_trained) as end_adaptation:
             pending = request.adapts + sum(each.is_pending for each in self._adaptations)
+            load = TrainerLoad(pending, self._config.capacity.undegraded)
             adaptation = Adaptation(
-                request.shed_load(TrainerLoad(pending, self._config.capacity.undegraded)),
+                request if is_trained else request.shed_load(load),
                 self._selector,
                 self._trainer,
                 self._engine,

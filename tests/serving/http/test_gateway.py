@@ -676,6 +676,36 @@ async def test_a_request_without_an_adapter_frees_its_place(backend: Backend) ->
     )
 
 
+async def test_the_same_examples_take_no_place_of_an_adaptation(backend: Backend) -> None:
+    # Arrange: one place for adaptations, and an adapted request whose answer takes long.
+    vllm, answering, go_on = FakeVllm(backend.tokenizer), asyncio.Event(), asyncio.Event()
+    generate = vllm.generate
+
+    async def hold(prompt: Any, params: Any, request_id: str, **options: Any) -> AsyncIterator[str]:
+        if prompt[-1]["content"] == "hold":
+            answering.set()
+            await go_on.wait()
+        async for text in generate(prompt, params, request_id, **options):
+            yield text
+
+    vllm.generate = hold  # type: ignore[method-assign]
+    engine = Engine(vllm, vllm.app, backend.config.engine, Staging())
+    options: dict[str, Any] = {"examples": _EXAMPLES, "reuse": "examples"}
+    one = Capacity(adaptations=1, requests=4)
+    async with client_of(backend, engine, corpus=None, capacity=one) as client:
+        await chat(client, QUESTION, **options)
+        slow = asyncio.create_task(chat(client, {"role": "user", "content": "hold"}, **options))
+        await answering.wait()
+        again = await chat(client, QUESTION, **options)
+        new = await chat(client, QUESTION, examples=_EXAMPLES)
+        go_on.set()
+        await slow
+    engine.stop()
+
+    assert (again.status_code, again.json()["adaptation"]["stop"]) == (200, "reused")
+    assert (new.status_code, new.json()["adaptation"]["stop"]) == (200, "steps")
+
+
 PASSAGE = (
     "Passages that may help, the most relevant last:\n\n"
     '<passage source="leave.md">\n'
