@@ -31,6 +31,7 @@ from serving.ray_stages import (
     SelectorReplica,
     ShardReplica,
     TrainerReplica,
+    cancel_copied_calls,
     set_up_replica_logs,
 )
 from serving.settings.checks import check_settings, check_tokenizers
@@ -88,6 +89,7 @@ class EngineReplica:
 
             set_up_replica_logs(self._config.log_format)
             start_tracing()
+            cancel_copied_calls()
             # With it Mayfly's own gauges would be missing from /metrics.
             os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
             self._engine = await Engine.start(self._config.engine)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray.exceptions import RayTaskError
+from ray.serve import context as ray_context
+from ray.serve._private import replica as ray_replica
 from ray.serve.handle import DeploymentHandle
 
 from adapters.config import TrainerConfig
@@ -32,6 +34,19 @@ Result = TypeVar("Result")
 
 # Seconds that a selector waits for a shard.
 _SHARD_SECONDS = 10.0
+
+
+def cancel_copied_calls() -> None:
+    """Let Ray cancel a copy of the calls of a request whose client has left.
+
+    A call that ends meanwhile is removed in another thread, and Ray's loop over the original would
+    fail.
+    """
+
+    def copied(request_id: str) -> dict[str, Any]:
+        return dict(ray_context._get_in_flight_requests(request_id))
+
+    ray_replica._get_in_flight_requests = copied
 
 
 class SelectorReplica(CorporaWorker):
