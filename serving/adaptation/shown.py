@@ -94,6 +94,7 @@ class PromptBuilder:
             sequences = await choose()
         except NoAdapterError as problem:
             return body, Shown(asked, reason=problem.reason)
+        # The adaptation asks for the same choice, and reports or raises its error.
         except Exception:
             return body, Shown(asked, reason=FAILED)
         return await self._build(body, before, sequences[:asked], asked)

@@ -19,7 +19,7 @@ _TASK = Task("any", (Pair("a", "1"), Pair("b", "2")), (Pair("c", "3"),))
 
 
 def _answers(right: Mapping[str, float], tasks: int = 4, queries: int = 10) -> Answers:
-    """Of each arm, the given share of right answers; the first two are timed."""
+    """Answers of all arms, of which the given share is right; the first two of each are timed."""
     return {
         f"task {n}": {
             arm.name: [

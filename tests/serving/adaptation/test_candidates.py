@@ -162,6 +162,17 @@ class TestLeaveOneOut:
             assert len({tuple(order) for order in orders}) == len(orders) == 3
             assert len({order[-1] for order in orders}) == 1
 
+    async def test_there_are_no_more_orders_than_the_steps_need(
+        self, renderer: CandidateRenderer
+    ) -> None:
+        orders = []
+        for steps in (0, 3, 4, 50):
+            brought = request(*ANIMALS, examples_as="leave-one-out", budget=Budget(steps))
+            rendered = await renderer.render(brought, is_chat=True)
+            orders.append([len(each.forms) for each in rendered.candidates])
+
+        assert orders == [[1] * 3, [1] * 3, [2] * 3, [3] * 3]
+
     async def test_the_seed_decides_the_order(self, renderer: CandidateRenderer) -> None:
         first = await self.sequences(renderer, *ANIMALS)
 
