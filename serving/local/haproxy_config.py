@@ -4,9 +4,9 @@ Every request is parsed as HTTP and written anew, so that it does not depend on 
 on its connection. Malformed requests are rejected here in OpenAI's error shape. The replicas have
 the same limits on requests (`serving.http.hardening`).
 
-Limit: a client that goes on sending more than a buffer (64 KiB) behind a request that HAProxy
-rejects may lose the response, since HAProxy closes the connection without reading the rest (RFC
-9112, section 9.6).
+Limit: a client that goes on sending behind a malformed request, or more than a buffer (64 KiB)
+behind another request that HAProxy rejects, may lose the response, since HAProxy closes the
+connection without reading the rest (RFC 9112, section 9.6).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 _UNREAD_SECONDS = 120
 # Seconds in which all headers of a request must arrive.
 _HEADER_SECONDS = 10
-# Seconds in which the body must begin after a client was asked for it (`Expect: 100-continue`).
+# Seconds in which the body, or a buffer full of it, must arrive; replicas have the same limit.
 _BODY_SECONDS = 60
 # Largest number of connections from clients.
 _CLIENTS = 4000
@@ -83,6 +83,11 @@ defaults requests
 frontend requests
     bind {internal}
 {cors}
+    # Nothing answers before the body, or a buffer full of it, has arrived: if this frontend closed
+    # meanwhile, `public` would fail to pass the body on, and drop the answer unread. So HAProxy
+    # itself answers `Expect: 100-continue`, and removes it; it would cut off a response whose
+    # headers reach it together with the replica's 100 and before the body.
+    http-request wait-for-body time {body_seconds}s
     http-request return status 400 content-type application/json \
         file {folder}/version.json if !{{ req.ver 1.0 1.1 }}
     acl too_large req.hdrs,length gt {max_headers}
@@ -95,9 +100,6 @@ frontend requests
     http-request del-header keep-alive
     http-request del-header proxy-connection
     http-request del-header te
-    # HAProxy itself answers `Expect: 100-continue`, and removes it. It cuts off a response whose
-    # headers reach it together with the replica's 100 and before the body.
-    http-request wait-for-body time {body_seconds}s at-least 1 if {{ req.hdr(expect) -m found }}
     default_backend replicas
 backend replicas
     balance leastconn
@@ -157,8 +159,8 @@ _ERRORS = {
     ),
     408: (
         408,
-        f"the request headers were incomplete after {_HEADER_SECONDS} seconds, or its body had not "
-        f"begun {_BODY_SECONDS} seconds after `Expect: 100-continue`",
+        f"the request headers were incomplete after {_HEADER_SECONDS} seconds, or the request body "
+        f"after {_BODY_SECONDS} seconds",
     ),
     413: (400, "a GET, HEAD or DELETE request of HTTP/1.0 has no body; use HTTP/1.1"),
     422: (400, "the only supported Transfer-Encoding is chunked"),

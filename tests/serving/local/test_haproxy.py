@@ -208,6 +208,31 @@ async def test_incomplete_headers_time_out(ports: range, monkeypatch: pytest.Mon
     assert "incomplete" in error(body)["message"]
 
 
+async def test_a_rejection_waits_for_the_body(port: int) -> None:
+    # A rejection that crosses the body on its way would be lost, and its client disconnected.
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(1), 0.5)
+    writer.write(b"body")
+    response = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+    assert response.startswith(b"HTTP/1.1 503 ")
+    assert "no engine is ready" in error(response.partition(b"\r\n\r\n")[2])["message"]
+
+
+async def test_an_incomplete_body_times_out(ports: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(haproxy_config, "_BODY_SECONDS", 1)
+    public = free_ports(1).start
+    with running_haproxy("127.0.0.1", public, ports):
+        status, body = await send_bytes(
+            public, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbo"
+        )
+    assert status == 408
+    assert "or the request body after" in error(body)["message"]
+
+
 async def test_an_allowed_page_can_read_that_no_engine_is_ready(ports: range) -> None:
     public = free_ports(1).start
     with running_haproxy("127.0.0.1", public, ports, ["https://app.example"]):
