@@ -25,6 +25,7 @@ from serving.errors import SettingsError
 from serving.http import hardening
 from serving.observability.startup_progress import report_startup, reported_startup
 from serving.observability.tracing import start_tracing, stop_tracing
+from serving.processes import Call
 from serving.ray_stages import (
     RemoteSelector,
     RemoteTrainer,
@@ -34,7 +35,7 @@ from serving.ray_stages import (
     cancel_copied_calls,
     set_up_replica_logs,
 )
-from serving.settings.checks import check_settings, check_tokenizers
+from serving.settings.checks import check_settings, check_tokenizers, check_vllm_arguments
 from serving.settings.sources import settings_from
 
 if TYPE_CHECKING:
@@ -197,8 +198,8 @@ def application(args: dict[str, Any]) -> serve.Application:
     as its `args`.
 
     Raises:
-        SettingsError, CorpusError: as `settings_from`, `Settings.config` and the checks; or there
-            is no API key.
+        SettingsError, CorpusError, StartError: as `settings_from`, `Settings.config` and the
+            checks; or there is no API key.
     """
     settings = settings_from(args)
     check_settings(settings)
@@ -209,4 +210,6 @@ def application(args: dict[str, Any]) -> serve.Application:
             "or `api-key-file` in the args"
         )
     check_tokenizers(config)
+    with Call(check_vllm_arguments, config.engine) as call:
+        call.result()
     return build(config)

@@ -34,13 +34,9 @@ from serving.engine.rendering import prompt_lengths
 from serving.engine.shared_adapters import SharedAdapters
 from serving.engine.staging import Staging, shared_memory_of_children, track_shared_memory
 from serving.engine.trial_adapter import trial_adapter
-from serving.engine.vllm_flags import chat_template, parse
-from serving.engine.vllm_options import (
-    check_plugins,
-    set_cpu_environment,
-    set_vllm_environment,
-    vllm_arguments,
-)
+from serving.engine.vllm_arguments import read_arguments, reason
+from serving.engine.vllm_flags import chat_template
+from serving.engine.vllm_options import check_plugins
 from serving.errors import DownError, StartError
 from serving.observability.log_relay import relay_errors
 from serving.observability.startup_progress import report_startup
@@ -84,32 +80,27 @@ class Engine:
 
         Raises:
             StartError: vLLM's version is not supported, it would not load Mayfly's plugins or
-                adapters of the model, or it refuses a flag that the user passes on.
+                adapters of the model, or it refuses a setting or a flag that the user passes on.
         """
         check_versions()
         check_plugins()
-        set_vllm_environment()
-        from vllm.engine.arg_utils import AsyncEngineArgs
+        arguments, engine_arguments = read_arguments(config)
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.platforms import current_platform
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
         from vllm.v1.engine.async_llm import AsyncLLM
 
         # vLLM's loggers pass nothing on to the root logger.
         relay_errors(logging.getLogger("vllm"))
-        on_cpu = current_platform.is_cpu()
-        if on_cpu:
-            set_cpu_environment()
-        parser = make_arg_parser(FlexibleArgumentParser())
-        arguments = parse(parser, vllm_arguments(config, on_cpu), config.vllm_flags)
         # Before vLLM changes transformers' classes of some models.
         trial = await asyncio.to_thread(trial_adapter, config)
         staging = Staging()
         report_startup("engine", "loading the model")
         with track_shared_memory(staging), main_of_spawned_processes():
-            llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
+            try:
+                llm = AsyncLLM.from_engine_args(engine_arguments)
+            # A value does not suit the model. An engine core that ends is another error.
+            except ValueError as problem:
+                raise StartError(f"vLLM refuses its configuration: {reason(problem)}") from problem
             tokenize_fairly(llm)
             report_startup("engine", "building the API")
             tasks = await llm.get_supported_tasks()

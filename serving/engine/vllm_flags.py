@@ -1,8 +1,7 @@
 """Flags of `vllm serve` that the user passes on to vLLM.
 
-Flags that Mayfly sets itself are refused by name before anything starts. Whether vLLM knows the
-others is only known where vLLM is imported, which takes seconds: in the engine's replica, before it
-loads the model.
+Flags that Mayfly sets itself are refused by name. Whether vLLM knows the others is only known where
+vLLM is imported, which takes seconds (`serving.engine.vllm_arguments`).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import zip_longest
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ _LORA = "it follows from --rank, --max-adaptations and the model"
 _HTTP = "Mayfly answers HTTP itself"
 _REPLICAS = "one engine is one process group: scale with replicas on a cluster"
 _FIXED = "Mayfly relies on its own value"
+_PASSED_ON = "the flags after `--`"
 # Flags that Mayfly sets, and what to use instead or why there is nothing.
 _OWNED = {
     "model": "use --model of Mayfly",
@@ -140,19 +141,12 @@ def parse(parser: ArgumentParser, ours: Sequence[str], flags: Sequence[str]) -> 
         flags: the user's flags, which override those of ours that Mayfly does not rely on.
 
     Raises:
-        StartError: vLLM does not know a flag or its value, or it is another spelling of one that
+        StartError: vLLM does not know a flag or a value, or a flag is another spelling of one that
             Mayfly sets.
     """
 
-    def fail(message: str) -> NoReturn:
-        raise StartError(f"vLLM refuses the flags after `--`: {message}")
-
-    parser.error = fail  # type: ignore[method-assign]
-    expected = parser.parse_args(list(ours))
-    try:
-        found = parser.parse_args([*ours, *flags])
-    except (ValueError, TypeError) as problem:
-        fail(str(problem))
+    expected = _parsed(parser, ours, "a setting")
+    found = _parsed(parser, [*ours, *flags], _PASSED_ON)
     # Abbreviations, short flags, and a word without a flag, which vLLM takes for the model.
     names = {"model_tag"} | {
         action.dest
@@ -162,5 +156,33 @@ def parse(parser: ArgumentParser, ours: Sequence[str], flags: Sequence[str]) -> 
     for name in sorted(names):
         if getattr(found, name, None) != getattr(expected, name, None):
             reason = _OWNED.get(name.replace("_", "-"), _ONE_MODEL)
-            fail(f"they would change --{name.replace('_', '-')}: {reason}")
+            option = f"--{name.replace('_', '-')}"
+            raise StartError(f"vLLM refuses {_PASSED_ON}: they would change {option}: {reason}")
     return found
+
+
+def _parsed(parser: ArgumentParser, arguments: Sequence[str], what: str) -> Namespace:
+    def fail(message: str) -> NoReturn:
+        raise StartError(f"vLLM refuses {what}: {message}{_similar_flags(parser, message)}")
+
+    def print_help(file: object = None) -> NoReturn:
+        fail("`vllm serve --help=all` prints their help")
+
+    parser.error, parser.print_help = fail, print_help  # type: ignore[method-assign]
+    try:
+        return parser.parse_args(list(arguments))
+    except (ValueError, TypeError) as problem:
+        fail(str(problem))
+    # vLLM does not expect this of `--name.key`.
+    except IndexError:
+        fail("the last one needs a value")
+
+
+def _similar_flags(parser: ArgumentParser, message: str) -> str:
+    """The flags that were probably meant, if the message is about flags that there are not."""
+    if not message.startswith("unrecognized arguments: "):
+        return ""
+    known = [each for action in parser._actions for each in action.option_strings]
+    names = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+    similar = [each for name in names for each in get_close_matches(name, known, 1, 0.8)]
+    return f"; did you mean {', '.join(similar)}?" if similar else ""

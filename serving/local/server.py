@@ -58,6 +58,8 @@ QUIET = {
 # Seconds to wait for an engine that is being replaced, beside three times the duration of the
 # start.
 _PATIENCE_SECONDS = 60.0
+# Seconds between questions whether the application runs.
+_START_POLL_SECONDS = 0.5
 # Seconds until the server answers after Ray reports that the application runs.
 _ANSWERING_SECONDS = 30.0
 # Seconds that running requests have to finish when the server ends.
@@ -227,18 +229,28 @@ def _start_serve(
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
     on_progress(f"loading {config.engine.served_name} into vLLM, the trainer and the selector ...")
-    try:
-        serve.run(build(config), name=_APPLICATION, route_prefix="/")
-    except RuntimeError as problem:
-        # Ray's error only says that a deployment did not start; its process has reported the
-        # reason.
-        progress.poll()
-        reasons = "; ".join(f"{part}: {reason}" for part, reason in progress.failures.items())
-        raise StartError(f"the server did not start: {reasons or problem}") from problem
+    target = serve.RunTarget(build(config), name=_APPLICATION, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+    _wait_until_running(progress)
     host = f"[{config.host}]" if ":" in config.host else config.host
     url = f"http://{host}:{config.port}"
     _wait_for(f"{url}/health")
     return url
+
+
+def _wait_until_running(progress: StartupProgress) -> None:
+    """Wait until the application runs, and not for further attempts at what cannot succeed.
+
+    Raises:
+        StartError: it does not start; Ray only says which deployment, and its process has reported
+            the reason.
+    """
+    while (application := serve.status().applications[_APPLICATION]).status != "RUNNING":
+        if application.status == "DEPLOY_FAILED" or progress.is_final:
+            progress.poll()
+            reasons = "; ".join(f"{part}: {reason}" for part, reason in progress.failures.items())
+            raise StartError(f"the server did not start: {reasons or application.message}")
+        time.sleep(_START_POLL_SECONDS)
 
 
 def _wait_for(url: str) -> None:

@@ -16,9 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serving.environment import STARTUP_PROGRESS
+from serving.errors import StartError
 
 READY = "ready"
 FAILED = "failed: "
+# Before the reason of a failure with which every further attempt would end, too.
+CANNOT_START = "cannot start: "
 QUIET_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _MAX_REASON = 600
@@ -35,12 +38,15 @@ def report_startup(part: str, status: str) -> None:
 
 @contextmanager
 def reported_startup(part: str) -> Iterator[None]:
-    """Report, at the end of the `with` block, that a part is READY, or why it FAILED."""
+    """Report, at the end of the `with` block, that a part is READY, or why it FAILED, or, for a
+    StartError, why it CANNOT_START.
+    """
     try:
         yield
     except Exception as problem:
         reason = " ".join(str(problem).split())[:_MAX_REASON]
-        report_startup(part, f"{FAILED}{reason}")
+        kind = CANNOT_START if isinstance(problem, StartError) else FAILED
+        report_startup(part, f"{kind}{reason}")
         raise
     report_startup(part, READY)
 
@@ -56,6 +62,7 @@ class StartupProgress:
 
     Attributes:
         failures: the last failure of each part that has not become ready since.
+        is_final: whether every further attempt would end with one of them, too.
     """
 
     def __init__(
@@ -69,17 +76,24 @@ class StartupProgress:
         self._bytes_read = 0
         self._status: dict[str, str] = {}
         self.failures: dict[str, str] = {}
+        self.is_final = False
+        self._lock = threading.Lock()
 
     def poll(self) -> None:
-        """Pass on the lines that have been appended since the last call."""
+        """Pass on the lines that have been appended since the last call; any thread may call it."""
+        with self._lock:
+            self._poll()
+
+    def _poll(self) -> None:
         with suppress(OSError):
             *lines, _unfinished = self._file.read_bytes()[self._bytes_read :].split(b"\n")
             for line in lines:
                 self._bytes_read += len(line) + 1
                 part, _, status = line.decode(errors="replace").partition(": ")
                 self._status[part] = status
-                if status.startswith(FAILED):
-                    self.failures[part] = status.removeprefix(FAILED)
+                if status.startswith((FAILED, CANNOT_START)):
+                    self.failures[part] = status.partition(": ")[2]
+                    self.is_final |= status.startswith(CANNOT_START)
                 elif status == READY:
                     self.failures.pop(part, None)
                 self._pass_on(f"{part}: {status}")

@@ -1,15 +1,18 @@
 """Checks of settings before a server starts.
 
 `check_settings` takes about a second: it reads the files that the settings name, without torch or
-transformers. `check_tokenizers` needs transformers, which takes longer to import.
+transformers. `check_tokenizers` needs transformers, which takes longer to import, and
+`check_vllm_arguments` needs vLLM, which takes longest.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from serving.engine.config import EngineConfig
 from serving.environment import hide_packages
 from serving.errors import ModelFilesError
 from serving.settings.corpus import check_corpus
@@ -52,18 +55,36 @@ def check_settings(settings: Settings, *, is_server: bool = True) -> None:
 
 
 def checked_config(settings: Settings) -> Config:
-    """The configuration of checked settings, with its tokenizers checked.
+    """The configuration of checked settings, with its tokenizers and vLLM's arguments checked.
 
     It imports torch and transformers, and hides packages, so it needs a process of its own.
 
     Raises:
-        SettingsError, ModelFilesError, CorpusError, BaseModelError: as `Settings.config` and
-            `check_tokenizers`.
+        SettingsError, ModelFilesError, CorpusError, BaseModelError, StartError: as
+            `Settings.config`, `check_tokenizers` and `check_vllm_arguments`.
     """
     hide_packages()
     config = settings.config()
     check_tokenizers(config)
+    check_vllm_arguments(config.engine)
     return config
+
+
+def check_vllm_arguments(engine: EngineConfig) -> None:
+    """Check the flags and values that only vLLM knows, if the user has chosen any.
+
+    This imports vLLM then, so it needs a process of its own.
+
+    Raises:
+        StartError: vLLM refuses one.
+    """
+    if engine.vllm_flags or engine.tool_call_parser or engine.dtype != EngineConfig.dtype:
+        from serving.engine.vllm_arguments import check_arguments
+
+        # They would warn that a CPU has no Triton, and that a flag overrides another.
+        for name in ("torch._library", "vllm"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        check_arguments(engine)
 
 
 def check_precision(model: str) -> None:

@@ -25,6 +25,8 @@ import psutil
 import pytest
 
 from selection.corpus.sqlite_store import SQLiteStore
+from serving.app import application
+from serving.errors import StartError
 from serving.models.catalogue import NANO, SMOLLM2
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
@@ -356,6 +358,37 @@ def test_invalid_input_is_one_line(home: Path, arguments: tuple[str, ...], messa
     assert message in ran.stderr
     assert "Traceback" not in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
+
+
+def test_flags_that_vllm_does_not_know_are_refused_before_anything_starts(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "settings.toml").write_text("[vllm]\nmax-num-batched-tokns = 5\n")
+    ran = _mayfly(home, "serve", "--config", str(tmp_path / "settings.toml"))
+    monkeypatch.setenv("MAYFLY_API_KEYS", "secret")
+    with pytest.raises(StartError) as refused:
+        application({"home": str(home), "vllm": {"max-num-batched-tokns": 5}})
+
+    message = (
+        "vLLM refuses the flags after `--`: unrecognized arguments: --max-num-batched-tokns=5; "
+        "did you mean --max-num-batched-tokens?"
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.endswith(f"\nmayfly: {message}\n")
+    assert "Ray" not in ran.stderr
+    assert str(refused.value) == message
+
+
+def test_a_flag_that_does_not_suit_the_model_ends_the_start_at_once(home: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ran = _mayfly(home, "serve", "--port", port, "--", "--max-num-batched-tokens", "5")
+
+    assert ran.returncode == 1
+    refusal = "vLLM refuses its configuration: .*max_num_batched_tokens"
+    assert len(re.findall(f"engine: cannot start: {refusal}", ran.stderr)) == 1
+    assert re.search(f"^mayfly: the server did not start: engine: {refusal}", ran.stderr, re.M)
 
 
 def test_version_and_help() -> None:

@@ -22,6 +22,7 @@ from serving.cli.progress import (
     report_interrupt,
 )
 from serving.environment import STARTUP_PROGRESS
+from serving.errors import StartError
 from serving.observability.startup_progress import (
     READY,
     StartupProgress,
@@ -181,6 +182,23 @@ def test_why_a_part_did_not_start_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     news.poll()
 
     assert news.failures == {"engine": "1 error max_model_len is too long"}
+    assert not news.is_final
+
+
+def test_a_part_that_cannot_start_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    news = StartupProgress(tmp_path / "news", said.append, lambda: 0.0)
+    monkeypatch.setenv(STARTUP_PROGRESS, str(tmp_path / "news"))
+
+    with pytest.raises(StartError), reported_startup("engine"):
+        raise StartError("vLLM refuses: everything")
+    news.poll()
+
+    assert said == ["engine: cannot start: vLLM refuses: everything, 0 s"]
+    assert news.failures == {"engine": "vLLM refuses: everything"}
+    assert news.is_final
 
 
 def test_news_are_passed_on_while_somebody_waits_and_dropped_after(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from serving.engine import vllm_arguments
+from serving.engine.config import EngineConfig
 from serving.errors import ModelFilesError, SettingsError
-from serving.settings.checks import check_settings
+from serving.settings.checks import check_settings, check_vllm_arguments
 from serving.settings.settings import Settings
 
 
@@ -29,3 +32,19 @@ def test_a_quantised_model_is_refused_with_what_to_do(nano: str, tmp_path: Path)
 def test_a_flag_of_vllm_that_mayfly_sets_is_refused(nano: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--max-loras cannot be passed on"):
         check_settings(Settings(model=nano, home=tmp_path, vllm=["--max-loras", "3"]))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"vllm_flags": ("--enforce-eager",)}, {"tool_call_parser": "hermes"}, {"dtype": "half"}],
+)
+def test_vllm_is_asked_about_what_the_user_has_chosen_only(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any]
+) -> None:
+    asked: list[EngineConfig] = []
+    monkeypatch.setattr(vllm_arguments, "check_arguments", asked.append)
+    config = EngineConfig("model", "name", 16, ("q_proj",), **chosen)
+
+    check_vllm_arguments(config)
+
+    assert asked == [config] * bool(chosen)
