@@ -30,6 +30,8 @@ from serving.adaptation.prompts import parse_prompts, probe_tokens, tail_of
 from serving.adaptation.request_examples import (
     ExamplesAs,
     Reuse,
+    check_filters,
+    check_misplaced,
     parse_examples,
     parse_examples_as,
     parse_reuse,
@@ -261,11 +263,13 @@ def parse_adaptation_request(
             f"`adaptation` has no {', '.join(sorted(unknown))}; "
             f"it takes {', '.join(sorted(_OPTIONS))}"
         )
+    check_misplaced(body)
     examples, texts = parse_examples(options, terms.examples), parse_texts(options, terms.examples)
     # What a request brings is not mixed with a corpus that it does not name.
     corpus = options.get("corpus", None if examples or texts else terms.corpus)
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
+    check_filters(options, corpus)
     strategy = options.get("strategy", "sift")
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")

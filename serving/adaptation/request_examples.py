@@ -13,6 +13,9 @@ from selection.examples.example import Example, parse_example
 from serving.budget import ExampleLimits
 from serving.errors import RequestError
 
+# Fields of `adaptation` that neither OpenAI nor vLLM has, and that vLLM would ignore in a body.
+_ONLY_IN_ADAPTATION = ("corpus", "examples", "examples_as", "reuse", "show", "texts")
+
 ExamplesAs: TypeAlias = Literal["single", "leave-one-out"]
 Reuse: TypeAlias = Literal["conversation", "examples"]
 
@@ -90,6 +93,32 @@ def parse_reuse(options: dict[str, Any], *, has_candidates: bool) -> Reuse | Non
             '`adaptation.reuse` "examples" needs `adaptation.examples` or `adaptation.texts`'
         )
     return "examples"
+
+
+def check_misplaced(body: dict[str, Any]) -> None:
+    """Check that no field of `adaptation` stands beside it.
+
+    Raises:
+        RequestError: one does, and would have no effect.
+    """
+    if misplaced := [name for name in _ONLY_IN_ADAPTATION if name in body]:
+        raise RequestError(
+            f'`{misplaced[0]}` belongs into `adaptation`: "adaptation": {{"{misplaced[0]}": ...}}'
+        )
+
+
+def check_filters(options: dict[str, Any], corpus: str | None) -> None:
+    """Check that a filter beside examples or texts has a corpus whose documents it filters.
+
+    Raises:
+        RequestError: it has none.
+    """
+    brings_data = options.get("examples") or options.get("texts")
+    if corpus is None and brings_data and options.get("filters") is not None:
+        raise RequestError(
+            "`adaptation.filters` filters a corpus, and a request with `examples` or `texts` uses "
+            "none unless it names one: give `adaptation.corpus`"
+        )
 
 
 def _list(options: dict[str, Any], name: str, form: str, limits: ExampleLimits) -> list[Any]:

@@ -25,6 +25,7 @@ _NO_CORPUS = Terms(
     Budget(steps=50, seconds=60.0),
     examples=ExampleLimits(count=4),
 )
+_ONLY = {"type": "eq", "key": "language", "value": "de"}
 
 
 def parse(
@@ -153,6 +154,11 @@ def test_the_prompts_loss_ends_the_training_only_where_the_prompt_is_adapted_to(
         ({"show": True}, "show` is a whole number"),
         ({"show": "8"}, "show` is a whole number"),
         ({"reuse": "examples"}, 'reuse` "examples" needs'),
+        (
+            {"examples": [PAIR], "filters": _ONLY},
+            "filters` filters .* give `adaptation.corp",
+        ),
+        ({"texts": ["x y"], "corpus": None, "filters": _ONLY}, "filters` filters a corpus"),
         ({"reuse": "texts", "texts": ["x y"]}, 'reuse` is "conversation" .* or "examples"'),
     ],
 )
@@ -161,3 +167,17 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         parse(tokenizer, **adaptation)
+
+
+def test_a_filter_beside_examples_is_for_the_corpus_that_the_request_names(tokenizer: Any) -> None:
+    request = parse(tokenizer, examples=[PAIR], corpus="web", filters=_ONLY)
+
+    assert (request.corpus, request.filter) == ("web", _ONLY)
+
+
+@pytest.mark.parametrize("field", ["corpus", "examples", "examples_as", "reuse", "show", "texts"])
+def test_what_stands_beside_the_adaptation_is_refused(tokenizer: Any, field: str) -> None:
+    body = {"prompt": "1 + 1", field: [PAIR]}
+
+    with pytest.raises(RequestError, match=f"`{field}` belongs into `adaptation`"):
+        parse_adaptation_request(body, None, None, _NO_CORPUS, tokenizer)
