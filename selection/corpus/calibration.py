@@ -2,8 +2,7 @@
 the corpus's metadata.
 
 `mayfly calibrate` finds them (`serving.calibration`). Base models are identified by their
-configuration, so fine-tunes of one model share its calibration. Learning rate and rank are only
-passed on to training.
+configuration, so fine-tunes of one model share its calibration. Only lambda' is used here.
 """
 
 from __future__ import annotations
@@ -33,9 +32,13 @@ class Calibration:
         rank: LoRA rank.
         passages: number of passages that the settings were chosen on; as many others were used to
             evaluate them.
-        percent_of_base: mean bits per byte of these others after all steps, as a percentage of the
-            base model's.
+        percent_of_base: mean bits per byte of these others with these settings and after all steps,
+            as a percentage of the base model's.
         percent_by_default: the same with the built-in defaults.
+        show: number of chosen sequences to put into the prompt of a request that adapts and has no
+            number of its own.
+        steps: maximum number of steps, for requests that leave the stop to the server; None for
+            the budget's.
     """
 
     regularisation: float
@@ -45,6 +48,8 @@ class Calibration:
     passages: int
     percent_of_base: float
     percent_by_default: float
+    show: int = 0
+    steps: int | None = None
 
 
 def model_digest(base_model: str) -> str:

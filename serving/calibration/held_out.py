@@ -32,14 +32,14 @@ class HeldOut:
         prompt: The prompt, for the selection.
         tokens: Tokens of the prompt and of the scored part.
         middle: Index of the first scored token.
-        is_example: Whether it is an example.
+        example: The example that it is; None for a part of a text.
     """
 
     document: int
     prompt: Prompt
     tokens: tuple[int, ...]
     middle: int
-    is_example: bool = False
+    example: Example | None = None
 
 
 def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[HeldOut]:
@@ -75,9 +75,9 @@ def _split(sequence: StoredSequence, tokenizer: Any) -> HeldOut | None:
         prompt = Prompt(tokenizer.decode(tokens[:middle]))
         return HeldOut(document, prompt, tokens, middle) if len(tokens) >= MIN_TOKENS else None
     middle, end = sequence.scored[-1]
-    prompt = Example.from_json(sequence.source.example).prompt
+    example = Example.from_json(sequence.source.example)
     # The loss of a prompt of one token is not defined.
-    return HeldOut(document, prompt, tokens[:end], middle, True) if middle > 1 else None
+    return HeldOut(document, example.prompt, tokens[:end], middle, example) if middle > 1 else None
 
 
 def near_duplicates(held_out: HeldOut, sequences: Iterable[StoredSequence]) -> set[int]:
@@ -91,7 +91,7 @@ def near_duplicates(held_out: HeldOut, sequences: Iterable[StoredSequence]) -> s
     shared: dict[int, set[tuple[int, ...]]] = {}
     for sequence in sequences:
         example, document = sequence.source.example, sequence.source.document
-        if not held_out.is_example or example is None:
+        if held_out.example is None or example is None:
             shared.setdefault(document, set()).update(ngrams & _ngrams(sequence.tokens))
         elif Example.from_json(example).prompt == held_out.prompt:
             duplicates.add(document)

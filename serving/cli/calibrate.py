@@ -17,10 +17,12 @@ from serving.cli.progress import Status, progress_counter, report_interrupt
 from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
 
 if TYPE_CHECKING:
+    from serving.calibration.curves import Arm
     from serving.calibration.search import BestSettings
 
-# Numbers of steps in the table of curves.
-_SHOWN_STEPS = (0, 5, 10, 20, 30, 40, 50)
+# Numbers of steps in the tables of what is shown, and of curves.
+_ARM_STEPS = (0, 2, 4, 10, 22, 50)
+_CURVE_STEPS = (0, 5, 10, 20, 30, 40, 50)
 
 
 def calibrate(
@@ -43,7 +45,8 @@ def calibrate(
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
-    """Find the best lambda', learning rate, rank and gain for a model and a corpus, and store them.
+    """Find the best lambda', learning rate, rank, gain and number of steps for a model and a
+    corpus, and whether to show what is chosen in the prompt, and store them.
 
     A server takes the rank from its --corpus, and the other settings from the corpus of each
     request. Its own options override both.
@@ -95,24 +98,38 @@ def _show(found: BestSettings, corpus: str) -> None:
     for trial in found.tried:
         row(settings, str(trial.setting), f"{trial.percent_of_base:.1f}")
     show(settings, err)
-    curves = table("% of base after", *(f"{n} steps" for n in _SHOWN_STEPS))
+    arms = table("% of base after", *(f"{n} steps" for n in _ARM_STEPS))
+    by_number = {(each.show, each.steps): each for each in found.arms}
+    for number in dict.fromkeys(each.show for each in found.arms):
+        cells = (_cell(by_number[number, n]) for n in _ARM_STEPS)
+        row(arms, f"{number} shown", *cells)
+    show(arms, err)
+    curves = table("% of base after", *(f"{n} steps" for n in _CURVE_STEPS))
     for name, points in (("built-in defaults", found.by_default), ("calibrated", found.calibrated)):
-        row(curves, name, *(f"{points[n]:.1f}" for n in _SHOWN_STEPS))
+        row(curves, name, *(f"{points[n]:.1f}" for n in _CURVE_STEPS))
     show(curves, err)
     best = found.calibration
+    steps = "" if best.steps is None else f", at most {best.steps} steps"
     say(
         f"stored with corpus {corpus}: lambda' {best.regularisation:g}, learning rate "
-        f"{best.learning_rate:.2g}, rank {best.rank}, gain {best.gain:.2g}. On {best.passages} "
-        f"other documents, the loss is {best.percent_of_base:.1f} % of the base model's "
-        f"({best.percent_by_default:.1f} % with the built-in defaults); the gain stops after "
-        f"{found.steps:.0f} steps on average, which retain {found.gain_share:.0%} of the "
-        "improvement",
+        f"{best.learning_rate:.2g}, rank {best.rank}, gain {best.gain:.2g}, show {best.show}"
+        f"{steps}. On {best.passages} other documents, the loss is {best.percent_of_base:.1f} % of "
+        f"the base model's ({best.percent_by_default:.1f} % with the built-in defaults); the gain "
+        f"stops after {found.steps:.0f} steps on average, which retain {found.gain_share:.0%} of "
+        "the improvement",
         to=out,
     )
     if found.exact_match is not None:
         before, after = found.exact_match
         say(
-            f"{after:.0%} of the examples among them are answered exactly after "
-            f"{len(found.calibrated) - 1} steps, {before:.0%} by the base model",
+            f"{after:.0%} of the examples among them are answered exactly with these settings "
+            f"after all {best.steps or len(found.calibrated) - 1} steps, {before:.0%} by the base "
+            "model",
             to=out,
         )
+
+
+def _cell(arm: Arm) -> str:
+    """The loss, and with examples the share of exact answers."""
+    exact = "" if arm.exact_match is None else f" ({arm.exact_match:.0%} exact)"
+    return f"{arm.percent_of_base:.1f}{exact}"

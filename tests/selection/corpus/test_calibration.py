@@ -117,6 +117,17 @@ def test_the_servers_configuration_takes_precedence(
     )
 
 
+def test_a_calibration_that_an_earlier_version_stored_shows_nothing(corpus: Corpus) -> None:
+    (stored,) = calibration_meta(_CALIBRATION, corpus.meta(), "one").items()
+    fields = json.loads(stored[1])
+    del fields["show"], fields["steps"]
+
+    corpus.update_meta({stored[0]: json.dumps(fields)})
+
+    assert calibration_of(corpus.meta(), "one") == _CALIBRATION
+    assert (_CALIBRATION.show, _CALIBRATION.steps) == (0, None)
+
+
 def test_the_error_for_a_damaged_calibration_says_what_to_do() -> None:
     meta = {"id": "vs_1", "embedder": "words", "revision": "1", "calibration abc": "{not json"}
 

@@ -23,9 +23,20 @@ from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import Selector, SelectorConfig
 from serving.budget import AUTO
-from serving.calibration.curves import GAINS, Curve, choose_gain, exact_match, stopping
+from serving.calibration.curves import (
+    GAINS,
+    MEASURED_STEPS,
+    Arm,
+    Curve,
+    arm,
+    best_arm,
+    choose_gain,
+    exact_match,
+    stopping,
+)
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
-from serving.calibration.search import CurveMeasurer, Setting
+from serving.calibration.measurer import CurveMeasurer, Setting
+from serving.calibration.search import SHOWN
 from serving.cli.main import app
 from serving.settings.settings import Settings
 
@@ -92,7 +103,8 @@ class TestHoldingOut:
     def test_an_example_with_the_same_question_is_a_duplicate_and_one_of_the_same_form_is_not(
         self,
     ) -> None:
-        held_out = HeldOut(7, Prompt("What is 2 + 3?"), _TOKENS[:6], 4, is_example=True)
+        asked = pair("What is 2 + 3?", "5")
+        held_out = HeldOut(7, asked.prompt, _TOKENS[:6], 4, asked)
         same, other = pair("What is 2 + 3?", "five"), pair("What is 2 + 4?", "5")
 
         found = near_duplicates(
@@ -128,10 +140,11 @@ def test_held_out_examples_are_scored_on_their_answers(
     measurer = CurveMeasurer(selector, nano, "dates", 2)
     default = Setting(0.3, measurer.learning_rate, measurer.default.rank)
 
-    curves = measurer.measure(default, measurer.held_out, lambda: None)
+    by_show = measurer.measure(default, measurer.held_out, lambda: None, [2])
 
+    curves = by_show[0]
     for held_out, curve in zip(measurer.held_out, curves, strict=True):
-        assert held_out.is_example
+        assert held_out.example is not None
         answer = tokenizer.decode(held_out.tokens[held_out.middle :])
         assert "~24" in answer
         assert held_out.prompt.text not in answer
@@ -140,7 +153,36 @@ def test_held_out_examples_are_scored_on_their_answers(
         assert curve.percent[-1] < 50 < curve.percent[0] == 100
         assert curve.exact is not None
         assert not curve.exact[0]
-    assert exact_match(curves) == (0.0, sum(curve.exact[1] for curve in curves if curve.exact) / 2)
+    assert exact_match(curves, 0) == 0.0
+    assert exact_match(curves, 50) == sum(each.exact[-1] for each in curves if each.exact) / 2
+    # What is shown tells the form, too, and does not change the training.
+    for curve, with_shown in zip(curves, by_show[2], strict=True):
+        assert with_shown.percent[0] < 100
+        assert with_shown.prompt == curve.prompt
+
+
+class TestArms:
+    """What is shown and the number of steps, by exact answers and then by loss."""
+
+    def test_more_exact_answers_are_better_and_then_a_lower_loss(self) -> None:
+        exact, close = Arm(2, 10, 70.0, 0.5), Arm(4, 10, 40.0, 0.25)
+        closer = Arm(8, 10, 30.0, 0.25)
+
+        assert best_arm([close, exact, closer]) == exact
+        assert closer.is_better_than(close)
+
+    def test_of_equal_ones_the_first_and_never_one_without_steps(self) -> None:
+        none, few, many = (Arm(0, steps, 90.0 - bool(steps), None) for steps in (0, 2, 50))
+        shown = Arm(8, 0, 20.0, None)
+
+        assert best_arm([none, few, many, shown]) == few
+
+    def test_an_arm_is_read_off_the_curves(self) -> None:
+        falling = Curve(tuple(100.0 - n for n in range(51)), (100.0,) * 51)
+        flat = Curve((100.0,) * 51, (100.0,) * 51, (False,) * 9 + (True,) * 42)
+
+        assert arm({0: [], 4: [falling, flat]}, 4, 10) == Arm(4, 10, 95.0, 1.0)
+        assert arm({0: [], 4: [falling, flat]}, 4, 8) == Arm(4, 8, 96.0, 0.0)
 
 
 class TestStopping:
@@ -169,6 +211,11 @@ class TestStopping:
         # No stop is possible earlier.
         assert steps == FIRST_INTERVAL * PATIENCE
 
+    def test_what_is_shown_does_not_count_as_a_gain_of_the_steps(self) -> None:
+        shown = Curve((60.0, *(50.0,) * 50), (100.0, *(90.0,) * 50))
+
+        assert stopping([shown], 0.25)[1] == 1.0
+
     def test_without_any_improvement_the_built_in_gain_stays(self) -> None:
         worse = Curve(tuple(100.0 + n for n in range(51)), (100.0,) * 51)
 
@@ -183,9 +230,14 @@ def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> 
     best, tried = found["calibration"], found["tried"]
     assert len(tried) == len({str(each["setting"]) for each in tried}) >= 9
     assert best["percent_of_base"] <= best["percent_by_default"]
-    assert found["calibrated"][0] == found["by_default"][0] == 100.0
-    assert found["calibrated"][-1] == pytest.approx(best["percent_of_base"], abs=0.01)
-    assert 1 <= found["steps"] <= 50
+    assert found["by_default"][0] == 100.0
+    # Nothing shown leaves the base model as it is.
+    assert (found["calibrated"][0] == 100.0) == (best["show"] == 0)
+    steps = 50 if best["steps"] is None else best["steps"]
+    assert found["calibrated"][steps] == pytest.approx(best["percent_of_base"], abs=0.01)
+    assert 1 <= found["steps"] <= steps
+    arms = {(each["show"], each["steps"]) for each in found["arms"]}
+    assert arms == {(show, steps) for show in (0, *SHOWN) for steps in MEASURED_STEPS}
 
     config = Settings(corpus="functions", home=home).config()
     assert (config.trainer.rank, config.engine.rank) == (best["rank"], best["rank"])
