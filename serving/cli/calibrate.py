@@ -14,7 +14,14 @@ import typer
 
 from serving.cli.console import err, out, row, say, show, table
 from serving.cli.progress import Status, progress_counter, report_interrupt
-from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
+from serving.settings.shared_options import (
+    EMBEDDER,
+    HOME,
+    ChatTemplate,
+    EmbedderName,
+    Home,
+    Model,
+)
 
 if TYPE_CHECKING:
     from serving.calibration.curves import Arm
@@ -42,6 +49,7 @@ def calibrate(
         bool, typer.Option("--json", help="Print one JSON object as the last line.")
     ] = False,
     model: Model = None,
+    chat_template: ChatTemplate = None,
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
@@ -77,7 +85,9 @@ def calibrate(
                 from selection.selector import Selector, SelectorConfig
                 from serving.calibration.search import calibrate as search
 
-                selector = Selector(SelectorConfig(home / "corpora", embedder, base))
+                selector = Selector(
+                    SelectorConfig(home / "corpora", embedder, base, chat_template=chat_template)
+                )
             with ExitStack() as bars:
 
                 def on_setting(name: str, count: int) -> Callable[[], None]:

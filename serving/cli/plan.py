@@ -16,7 +16,14 @@ import typer
 
 from serving.cli.console import out, row, say, show, table
 from serving.cli.progress import Status, report_interrupt
-from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model
+from serving.settings.shared_options import (
+    EMBEDDER,
+    HOME,
+    ChatTemplate,
+    EmbedderName,
+    Home,
+    Model,
+)
 
 if TYPE_CHECKING:
     from serving.capacity.cost_model import CostModel
@@ -75,6 +82,7 @@ def plan(
         ),
     ] = None,
     model: Model = None,
+    chat_template: ChatTemplate = None,
     corpus: Annotated[
         str | None,
         typer.Option(
@@ -131,9 +139,10 @@ def plan(
         utilisation,
     )
     target = Target(parameters, flops, bandwidth)
-    if measured and (model or corpus or url or save):
+    if measured and (model or chat_template or corpus or url or save):
         raise typer.BadParameter(
-            "leave out --model, --corpus, --url and --save: the file contains all measurements",
+            "leave out --model, --chat-template, --corpus, --url and --save: the file contains all "
+            "measurements",
             param_hint="--measured",
         )
     if save is not None:
@@ -145,7 +154,7 @@ def plan(
     cost_model = (
         read_cost_model(measured)
         if measured
-        else _measure(workload, model, corpus, embedder, home, url, key)
+        else _measure(workload, model, chat_template, corpus, embedder, home, url, key)
     )
     if save is not None:
         write_cost_model(cost_model, save)
@@ -210,6 +219,7 @@ def assumptions(measured: CostModel, planned: CostModel, utilisation: float) -> 
 def _measure(
     workload: Workload,
     model: str | None,
+    chat_template: str | None,
     corpus: str | None,
     embedder: str,
     home: Path,
@@ -238,7 +248,7 @@ def _measure(
 
         config = ProfilerConfig(
             for_model(base),
-            SelectorConfig(home / "corpora", embedder, base),
+            SelectorConfig(home / "corpora", embedder, base, chat_template=chat_template),
             corpus,
             server,
             workload.steps,

@@ -271,3 +271,19 @@ def test_an_unknown_corpus_is_refused(home: Path) -> None:
 
     assert result.exit_code == 1
     assert "there is no corpus 'nowhere'" in str(result.exception)
+
+
+def test_a_corpus_of_examples_is_calibrated_with_its_chat_template(
+    home: Path, nano: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "chat.jinja"
+    other.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    own = Path(nano) / "chat_template.jinja"
+
+    refused, known = (
+        calibrate(home, "dates", "--chat-template", str(file), "--documents", "40")
+        for file in (other, own)
+    )
+
+    assert "contains examples in another chat template" in str(refused.exception)
+    assert "only 10 documents" in str(known.exception)

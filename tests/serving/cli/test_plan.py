@@ -130,6 +130,7 @@ def test_invalid_input_is_reported_in_one_line(
 def test_contradicting_options_are_refused(saved: str, tmp_path: Path) -> None:
     for options in (
         ("--measured", saved, "--corpus", "nx"),
+        ("--measured", saved, "--chat-template", "chat.jinja"),
         ("--save", str(tmp_path / "no" / "file")),
     ):
         assert plan(*options).exit_code == 2
