@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import http_sf
 
@@ -96,6 +96,10 @@ class ExampleLimits:
 
 
 EXAMPLE_LIMITS = ExampleLimits()
+# How the examples of a request are trained on: each by itself, or after the others.
+ExamplesAs: TypeAlias = Literal["single", "leave-one-out"]
+# Which earlier adapter a request uses: that of the turn before, or that of the same examples.
+Reuse: TypeAlias = Literal["conversation", "examples"]
 # Largest number of sequences that a request may put into its prompt.
 MAX_SHOWN = 64
 

@@ -28,8 +28,6 @@ from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.file_search import take_file_search
 from serving.adaptation.prompts import parse_prompts, probe_tokens, tail_of
 from serving.adaptation.request_examples import (
-    ExamplesAs,
-    Reuse,
     check_filters,
     check_misplaced,
     parse_examples,
@@ -38,7 +36,16 @@ from serving.adaptation.request_examples import (
     parse_texts,
 )
 from serving.adaptation.shown import parse_show
-from serving.budget import ALIAS, FIELD, HEADER, Budget, Terms, agreed_budget
+from serving.budget import (
+    ALIAS,
+    FIELD,
+    HEADER,
+    Budget,
+    ExamplesAs,
+    Reuse,
+    Terms,
+    agreed_budget,
+)
 from serving.errors import RequestError
 
 # Steps of a budget with a gain where the prompt's loss cannot end the training: a few for each

@@ -6,18 +6,15 @@ Only their form is checked here; `serving.adaptation.candidates` renders them an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from selection.errors import ExampleError
 from selection.examples.example import Example, parse_example
-from serving.budget import ExampleLimits
+from serving.budget import ExampleLimits, ExamplesAs, Reuse
 from serving.errors import RequestError
 
 # Fields of `adaptation` that neither OpenAI nor vLLM has, and that vLLM would ignore in a body.
 _ONLY_IN_ADAPTATION = ("corpus", "examples", "examples_as", "reuse", "show", "texts")
-
-ExamplesAs: TypeAlias = Literal["single", "leave-one-out"]
-Reuse: TypeAlias = Literal["conversation", "examples"]
 
 
 def parse_examples(options: dict[str, Any], limits: ExampleLimits) -> tuple[Example, ...]:

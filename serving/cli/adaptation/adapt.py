@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.adaptation.examples import ExamplesFile, FileExamples, read_examples
+from serving.cli.adaptation.examples import (
+    ExamplesFile,
+    ExamplesForm,
+    FileExamples,
+    read_examples,
+)
 from serving.cli.adaptation.report_line import format_prompt_loss
 from serving.cli.console import out, read_input, say
 from serving.cli.progress import Status, report_interrupt
@@ -39,6 +44,7 @@ def adapt(
         typer.Option("--corpus", help="Corpus to learn from.", show_default="none"),
     ] = None,
     examples: ExamplesFile = None,
+    examples_as: ExamplesForm = None,
     budget: Annotated[
         str, typer.Option("--budget", help="Compute budget, such as `steps=20, seconds=5`.")
     ] = "auto",
@@ -58,6 +64,7 @@ def adapt(
     """
     from adapters.step_plan import PLANS
     from serving.adaptation.fallback_reasons import no_step_reason
+    from serving.adaptation.request_examples import parse_examples_as
     from serving.budget import parse_budget
     from serving.errors import AdaptationFailedError
     from serving.local.checks import check_writable
@@ -72,7 +79,9 @@ def adapt(
         )
     if examples is None and (prompt is None or corpus is None):
         raise typer.BadParameter("give --prompt and --corpus, or --examples", param_hint="--corpus")
-    taught = None if examples is None else read_examples(examples)
+    taught = FileExamples("", (), ()) if examples is None else read_examples(examples)
+    form = {} if examples_as is None else {"examples_as": examples_as}
+    trained_as = parse_examples_as(form, taught.examples)
     check_writable(folder)
     settings = Settings(model=model, corpus=corpus, embedder=embedder, home=home)
     auto, server_limits = settings.budgets()
@@ -91,8 +100,18 @@ def adapt(
         config = settings.config()
         check_tokenizers(config)
         selector, trainer = Selector(config.selector), Trainer(config.trainer)
-    request = AdaptationRequest((), limits, (), corpus, plan=plan, seed=seed)
-    request = _complete(request, prompt, taught, config.engine.model, trainer.base.context)
+    request = AdaptationRequest(
+        (),
+        limits,
+        (),
+        corpus,
+        plan=plan,
+        seed=seed,
+        examples=taught.examples,
+        texts=taught.texts,
+        examples_as=trained_as,
+    )
+    request = _complete(request, prompt, config.engine.model, trainer.base.context)
     selection = selector.select(request.selection(corpus, OPERATOR))
     if not selection.ids:
         raise AdaptationFailedError(
@@ -131,7 +150,6 @@ def adapt(
 def _complete(
     request: AdaptationRequest,
     prompt: str | None,
-    taught: FileExamples | None,
     model: str,
     context: int,
 ) -> AdaptationRequest:
@@ -141,18 +159,10 @@ def _complete(
     from selection.embedding import Prompt
     from serving.adaptation.candidates import CandidateRenderer
     from serving.adaptation.prompts import probe_tokens
-    from serving.adaptation.request_examples import default_form
     from serving.budget import ExampleLimits
     from serving.settings.model_files import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    if taught is not None:
-        request = replace(
-            request,
-            examples=taught.examples,
-            texts=taught.texts,
-            examples_as=default_form(taught.examples),
-        )
     if prompt is None:
         request = replace(request, reuse="examples")
     else:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.adaptation.examples import ExamplesFile, read_examples
+from serving.budget import Reuse
+from serving.cli.adaptation.examples import ExamplesFile, ExamplesForm, read_examples
 from serving.cli.adaptation.session import ChatSession
 from serving.cli.console import read_input
 from serving.client import AnswerError, Server
@@ -48,6 +49,16 @@ def chat(
         ),
     ] = None,
     examples: ExamplesFile = None,
+    examples_as: ExamplesForm = None,
+    reuse: Annotated[
+        Reuse | None,
+        typer.Option(
+            "--reuse",
+            help="Go on from the adapter of the turn before (conversation), or use that of the "
+            "same examples again (examples).",
+            show_default="a new adapter for each answer",
+        ),
+    ] = None,
     show: Annotated[
         int | None,
         typer.Option(
@@ -72,7 +83,7 @@ def chat(
     """Chat with a running server and see what each adaptation did.
 
     Examples: [cyan]mayfly chat --corpus nx[/], [cyan]mayfly chat --completion "def
-    shortest_path("[/] and [cyan]mayfly chat --examples orders.jsonl --show 8[/]
+    shortest_path("[/] and [cyan]mayfly chat --examples orders.jsonl --reuse examples[/]
     """
     if prompt is None and not sys.stdin.isatty():
         prompt = read_input()
@@ -87,6 +98,8 @@ def chat(
                 corpus,
                 budget,
                 examples=taught,
+                examples_as=examples_as,
+                reuse=reuse,
                 show=show,
                 base=base,
                 completion=completion,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serving.budget import ExamplesAs
 from serving.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ ExamplesFile = Annotated[
         help="JSON lines or Parquet file of examples to learn from: each row has `messages`, or a "
         "`prompt` and a `completion`, or a `text`.",
         show_default="none",
+    ),
+]
+ExamplesForm = Annotated[
+    ExamplesAs | None,
+    typer.Option(
+        "--examples-as",
+        help="Train on each example by itself (single), or after the others (leave-one-out).",
+        show_default="leave-one-out for two or more",
     ),
 ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selection.errors import SelectionError
+from serving.budget import ExamplesAs, Reuse
 from serving.cli.adaptation.examples import FileExamples, read_examples
 from serving.cli.adaptation.report_line import format_report
 from serving.cli.console import err, out, say
@@ -46,6 +47,9 @@ class ChatSession:
         corpus: corpus to learn from; None for the server's.
         budget: compute budget; None for the server's.
         examples: examples to learn from; None for none.
+        examples_as: how these are trained on; None for the server's choice.
+        reuse: which earlier adapter is used, where there is something to use it for; None for a new
+            one for each answer.
         show: maximum number of sequences that are put into the prompt; None for the server's.
         base: whether the base model's answers are shown first: to the prompt alone, and to the
             prompt with what `show` adds.
@@ -58,6 +62,8 @@ class ChatSession:
     corpus: str | None = None
     budget: str | None = None
     examples: FileExamples | None = None
+    examples_as: ExamplesAs | None = None
+    reuse: Reuse | None = None
     show: int | None = None
     base: bool = False
     completion: bool = False
@@ -117,12 +123,12 @@ class ChatSession:
 
     def _adaptation(self) -> dict[str, Any]:
         """What a request asks of its adaptation, as far as the user has said."""
-        options = {} if self.examples is None else self.examples.as_options()
-        if self.corpus is not None:
-            options["corpus"] = self.corpus
-        if self.show is not None:
-            options["show"] = self.show
-        return options
+        options: dict[str, Any] = {"corpus": self.corpus, "show": self.show}
+        if self.examples is not None:
+            options |= {**self.examples.as_options(), "examples_as": self.examples_as}
+        if self.examples is not None or self.reuse != "examples":
+            options["reuse"] = self.reuse
+        return {name: value for name, value in options.items() if value is not None}
 
     def _request(
         self, prompt: str, budget: str | None, adaptation: dict[str, Any]

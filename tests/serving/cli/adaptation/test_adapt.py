@@ -90,6 +90,16 @@ def test_examples_need_neither_a_corpus_nor_a_prompt(home: Path, tmp_path: Path)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_leave_one_out_needs_two_examples(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "1 tea", "completion": "1*tea"}\n')
+    examples = ("--examples", str(tmp_path / "one.jsonl"), "--examples-as", "leave-one-out")
+
+    result = adapt(home, tmp_path / "adapter", *examples)
+
+    assert "needs two" in str(result.exception)
+    assert not (tmp_path / "adapter").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

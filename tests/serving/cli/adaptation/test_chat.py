@@ -228,7 +228,9 @@ def orders(tmp_path: Path) -> Path:
 def test_examples_of_a_file_and_what_is_shown_reach_the_server(
     replay: Replay, orders: Path
 ) -> None:
-    result = run(replay, "--examples", str(orders), "--show", "8", "Three teas.")
+    options = ("--show", "8", "--examples-as", "single", "--reuse", "examples")
+
+    result = run(replay, "--examples", str(orders), *options, "Three teas.")
 
     assert result.exit_code == 0, result.output
     adaptation = replay.asked[0][1]["adaptation"]
@@ -241,6 +243,7 @@ def test_examples_of_a_file_and_what_is_shown_reach_the_server(
     ]
     assert adaptation["texts"] == ["Tea is green or black."]
     assert adaptation["show"] == 8
+    assert (adaptation["examples_as"], adaptation["reuse"]) == ("single", "examples")
 
 
 def test_an_invalid_row_of_examples_is_named_before_anything_is_asked(
