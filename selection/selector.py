@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from selection.access import OPERATOR, Principal
 from selection.config import SelectorConfig as SelectorConfig
 from selection.corpus.calibration import Calibration, calibration_of, model_digest
 from selection.corpus.pool import CorpusPool
@@ -137,6 +138,17 @@ class Selector:
         with self.searched.open(corpus):
             pass
 
+    def calibration(
+        self, corpus: str, principal: Principal = OPERATOR, limit: Limit = UNLIMITED
+    ) -> Calibration | None:
+        """A corpus's calibration for the base model; None if it has none.
+
+        Raises:
+            AbandonedError, SecondsSpentError, CorpusError: as `select`.
+        """
+        with self.corpora.open(corpus, principal, limit) as opened:
+            return self._calibration(opened.meta())
+
     def select(self, request: SelectionRequest, limit: Limit = UNLIMITED) -> Selection:
         """Choose up to `request.steps` sequences.
 
@@ -165,9 +177,7 @@ class Selector:
             searched = time.perf_counter()
             candidates_KD = np.concatenate([brought_BD, found.embeddings])
             candidates_K = [*brought, *found.ids]
-            calibration = None
-            if self._model is not None and request.corpus is not None:
-                calibration = calibration_of(found.meta, self._model)
+            calibration = None if request.corpus is None else self._calibration(found.meta)
             choice = choose(
                 request.strategy,
                 candidates_KD,
@@ -255,6 +265,9 @@ class Selector:
         elif len(texts) < total:
             truncation = Truncation(len(texts), total, "windows")
         return self.embedder.embed(texts, limit), truncation
+
+    def _calibration(self, meta: Mapping[str, str]) -> Calibration | None:
+        return None if self._model is None else calibration_of(meta, self._model)
 
     def _regularisation(self, calibration: Calibration | None) -> float:
         if self.config.regularisation is not None:

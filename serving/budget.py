@@ -40,7 +40,8 @@ class Budget:
         alpha: the stop of ADAPTIVE SIFT (paper section 6); None to select up to `steps`.
         gain: minimum decrease of the prompt's own loss that each further sequence must bring, in
             per cent, over the last measurements; None to take all steps.
-        prefers_corpus_gain: whether the gain of a calibrated corpus takes the place of this one.
+        prefers_corpus: whether the gain of a calibrated corpus takes the place of this one, and no
+            more than its steps are taken.
         declined: whether the request asked for no adaptation, rather than for one of no steps; it
             is no limit, so it is not compared.
     """
@@ -49,7 +50,7 @@ class Budget:
     seconds: float | None = None
     alpha: float | None = None
     gain: float | None = None
-    prefers_corpus_gain: bool = False
+    prefers_corpus: bool = False
     declined: bool = field(default=False, compare=False)
 
     def clamp(self, limits: Budget) -> tuple[Budget, tuple[str, ...]]:
@@ -64,6 +65,15 @@ class Budget:
                 exceeded.append("seconds")
         return clamped, tuple(exceeded)
 
+    def for_corpus(self, gain: float, steps: int | None) -> Budget:
+        """This budget for a corpus that was calibrated to a gain, and to a maximum number of steps
+        or none.
+        """
+        if not self.prefers_corpus:
+            return self
+        most = self.steps if steps is None else min(self.steps, steps)
+        return replace(self, gain=None if self.gain is None else gain, steps=most)
+
     def as_dict(self) -> dict[str, float | None]:
         """The limits as the report shows them."""
         return {
@@ -77,7 +87,7 @@ class Budget:
 NONE = Budget(steps=0, declined=True)
 # What `auto` means unless a server's settings give another budget. The seconds matter for models on
 # which 50 steps take a minute: few clients wait that long for the last part of the gain.
-AUTO = Budget(steps=50, seconds=20.0, gain=0.25, prefers_corpus_gain=True)
+AUTO = Budget(steps=50, seconds=20.0, gain=0.25, prefers_corpus=True)
 # The limits of all requests unless a server's settings give others.
 LIMITS = Budget(steps=50, seconds=60.0)
 
@@ -113,14 +123,15 @@ class Terms:
         limits: limits that no request may exceed.
         corpus: corpus of requests that name none; None answers those with the base model.
         examples: limits on the examples and texts of a request.
-        show: number of chosen sequences that are put into the prompt of a request without `show`.
+        show: number of chosen sequences that are put into the prompt of a request without `show`;
+            None for that of a calibrated corpus, if the request adapts.
     """
 
     auto: Budget
     limits: Budget
     corpus: str | None = None
     examples: ExampleLimits = EXAMPLE_LIMITS
-    show: int = 0
+    show: int | None = None
 
     def limits_with(self, key_limits: Budget | None) -> Budget:
         """The server's limits, tightened by an API key's where it has its own."""

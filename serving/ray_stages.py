@@ -20,6 +20,8 @@ from ray.serve.handle import DeploymentHandle
 
 from adapters.config import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
+from selection.access import Principal
+from selection.corpus.calibration import Calibration
 from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
@@ -90,6 +92,15 @@ class RemoteSelector:
         """As `CorporaWorker.select`."""
         selection: Selection = await _result(self._handle.select.remote(request, seconds))
         return selection
+
+    async def calibration(
+        self, corpus: str, principal: Principal, seconds: float | None = None
+    ) -> Calibration | None:
+        """As `CorporaWorker.calibration`."""
+        found: Calibration | None = await _result(
+            self._handle.calibration.remote(corpus, principal, seconds)
+        )
+        return found
 
     async def call(
         self,

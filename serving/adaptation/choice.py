@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from selection.access import Principal
+from selection.corpus.calibration import Calibration
 from selection.corpus.sqlite_store import Source
 from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
@@ -29,7 +30,8 @@ class Choice:
         enter: context of a stage.
 
     Attributes:
-        request: the request, without the server's corpus if that is not the principal's to see.
+        request: the request, without the server's corpus if that is not the principal's to see, and
+            with the number of sequences to show once that is known.
     """
 
     def __init__(
@@ -56,6 +58,15 @@ class Choice:
             self._task = asyncio.create_task(self._select())
         return await asyncio.shield(self._task)
 
+    async def number_to_show(self) -> int:
+        """The number of sequences to show: the request's, or that of a calibrated corpus."""
+        request = self.request
+        if request.show is None:
+            calibration = await self._calibration(request.corpus)
+            show = calibration.show if calibration else 0
+            self.request = request = replace(request, show=show)
+        return request.show or 0
+
     async def to_show(self) -> list[Source]:
         """The different sequences to show, the most relevant first: of a selection, in the order in
         which each was first chosen.
@@ -74,6 +85,17 @@ class Choice:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    async def _calibration(self, corpus: str | None) -> Calibration | None:
+        if corpus is None:
+            return None
+        left = self._seconds_left()
+        try:
+            looking = self._selector.calibration(corpus, self._principal, left)
+            return await in_time(looking, left)
+        # The selection meets the same error, and reports or raises it.
+        except Exception:
+            return None
 
     async def _select(self) -> Selection:
         request = self.request

@@ -120,8 +120,8 @@ class Adaptation:
 
     @property
     def shows(self) -> bool:
-        """Whether something is to be put into the prompt."""
-        return self._request.show > 0
+        """Whether something is to be put into the prompt, or the corpus says whether."""
+        return self._request.show != 0
 
     @property
     def is_pending(self) -> bool:
@@ -151,8 +151,9 @@ class Adaptation:
             body: body of the request, as vLLM's application takes it.
             prompts: puts sequences into the prompts of the request's API.
         """
-        longer, self._shown = await prompts.show(body, self._request.show, self._choice.to_show)
-        return longer
+        if (asked := await self._choice.number_to_show()) > 0:
+            body, self._shown = await prompts.show(body, asked, self._choice.to_show)
+        return body
 
     async def adapter(self) -> LoadedAdapter | None:
         """The adapter that answers, as `run`; None for the base model."""
@@ -224,9 +225,9 @@ class Adaptation:
         training = await self._train(selection, earlier)
         assert training.adapter is not None
         loaded, seconds = await self._load(training.adapter)
-        stop = StopReason(training.stop)
+        stop, budget = StopReason(training.stop), request.budget_for(selection.calibration)
         # Of a selection that is longer, since more is shown, only a part was trained on.
-        if training.stop is TrainingStop.STEPS and len(selection.ids) <= request.budget.steps:
+        if training.stop is TrainingStop.STEPS and len(selection.ids) <= budget.steps:
             stop = StopReason(selection.stop)
         report = self._report(None, stop, selection, training)
         report = replace(

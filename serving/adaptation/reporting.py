@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from adapters.training import TrainingProgress, TrainingResult
 from selection.selector import Selection
 from serving.adaptation.request import AdaptationRequest
@@ -43,7 +41,7 @@ def build_report(
     return AdaptationReport(
         adapted=False,
         reason=reason,
-        budget=replace(request.budget, gain=request.gain(calibration)),
+        budget=request.budget_for(calibration),
         calibrated=calibration is not None,
         clamped=request.clamped,
         shed=request.shed,

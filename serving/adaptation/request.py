@@ -36,16 +36,7 @@ from serving.adaptation.request_examples import (
     parse_texts,
 )
 from serving.adaptation.shown import parse_show
-from serving.budget import (
-    ALIAS,
-    FIELD,
-    HEADER,
-    Budget,
-    ExamplesAs,
-    Reuse,
-    Terms,
-    agreed_budget,
-)
+from serving.budget import ALIAS, FIELD, HEADER, Budget, Terms, agreed_budget
 from serving.errors import RequestError
 
 # Steps of a budget with a gain where the prompt's loss cannot end the training: a few for each
@@ -87,7 +78,8 @@ class AdaptationRequest:
         progress: whether comments in the stream report the progress.
         examples, texts: what the request itself brings to learn from.
         examples_as: whether each example is a training sequence by itself, or after the others.
-        show: maximum number of sequences to put into the prompt.
+        show: maximum number of sequences to put into the prompt; None for that of a calibrated
+            corpus.
         shows_chosen: whether these are chosen, rather than all examples of the request in their
             order.
         reuse: whether to go on from the adapter of the conversation's previous turn, or to use the
@@ -115,7 +107,7 @@ class AdaptationRequest:
     examples: tuple[Example, ...] = ()
     texts: tuple[str, ...] = ()
     examples_as: ExamplesAs = "single"
-    show: int = 0
+    show: int | None = 0
     shows_chosen: bool = True
     reuse: Reuse | None = None
     candidates: tuple[Candidate, ...] = ()
@@ -180,7 +172,7 @@ class AdaptationRequest:
         return SelectionRequest(
             self.prompts,
             corpus,
-            steps=max(self.budget.steps, self.show if self.shows_chosen else 0),
+            steps=max(self.budget.steps, (self.show or 0) if self.shows_chosen else 0),
             alpha=self.budget.alpha,
             strategy=self.strategy,
             filter=self.filter,
@@ -196,15 +188,16 @@ class AdaptationRequest:
         or from fresh ones.
         """
         calibration = selection.calibration
+        budget = self.budget_for(calibration)
         return TrainingRequest(
-            selection.sequences[: self.budget.steps],
+            selection.sequences[: budget.steps],
             seed=self.seed,
             seconds=seconds,
             plan=self.plan,
             start=start,
             learning_rate=None if calibration is None else calibration.learning_rate,
-            probe=Probe(self.probe_tokens, self.gain(calibration)) if self._has_probe else None,
-            scored=selection.scored[: self.budget.steps],
+            probe=Probe(self.probe_tokens, budget.gain) if self._has_probe else None,
+            scored=selection.scored[: budget.steps],
         )
 
     def example_sources(self) -> list[Source]:
@@ -215,14 +208,14 @@ class AdaptationRequest:
             if each.example is not None
         ]
 
-    def gain(self, calibration: Calibration | None) -> float | None:
-        """The gain that ends the training, from a calibrated corpus where the budget allows that;
-        None where there is none, or no text to measure it on.
+    def budget_for(self, calibration: Calibration | None) -> Budget:
+        """The budget, with the gain and the steps of a calibrated corpus where it allows that; its
+        gain is None where there is no text to measure it on.
         """
-        if self.budget.gain is None or not self._has_probe:
-            return None
-        from_corpus = self.budget.prefers_corpus_gain and calibration is not None
-        return calibration.gain if from_corpus and calibration else self.budget.gain
+        budget = self.budget
+        if calibration is not None:
+            budget = budget.for_corpus(calibration.gain, calibration.steps)
+        return budget if self._has_probe else replace(budget, gain=None)
 
     @property
     def _has_probe(self) -> bool:
@@ -310,6 +303,10 @@ def parse_adaptation_request(
         prompts, truncation = parse_prompts(body, tokenizer)
     else:
         prompts, truncation = (tail_of(prompt),), None
+    show = parse_show(options.get("show"), body, terms.show if shows_chosen else len(examples))
+    if show is None and (corpus is None or budget.steps == 0):
+        # A budget without steps asks for the base model, not for retrieval.
+        show = 0
     request = AdaptationRequest(
         prompts=prompts,
         budget=budget,
@@ -325,7 +322,7 @@ def parse_adaptation_request(
         examples=examples,
         texts=texts,
         examples_as=examples_as,
-        show=parse_show(options.get("show"), body, terms.show if shows_chosen else len(examples)),
+        show=show,
         shows_chosen=shows_chosen,
         reuse=parse_reuse(options, has_candidates=bool(examples or texts)),
         truncation=truncation,

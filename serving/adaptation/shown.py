@@ -136,14 +136,14 @@ class PromptBuilder:
         )
 
 
-def parse_show(value: Any, body: Body, default: int) -> int:
+def parse_show(value: Any, body: Body, default: int | None) -> int | None:
     """The number of sequences to show.
 
     Args:
         value: what the request asks for; None for the server's default, which does not apply to
             requests in which nothing can be shown.
         body: body of the request.
-        default: the server's default.
+        default: the server's default; None to leave it to the corpus.
 
     Raises:
         RequestError: an invalid number, or nothing can be shown in this request.

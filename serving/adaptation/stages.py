@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 from adapters.adapter import Adapter
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
+from selection.access import Principal
+from selection.corpus.calibration import Calibration
 from selection.request import SelectionRequest
 from selection.selector import Selection
 from serving.engine.current_request import LoadedAdapter
@@ -22,6 +24,11 @@ class Selects(Protocol):
 
     async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
         """As `selection.selector.Selector.select`, within `seconds`; cancelling ends it."""
+
+    async def calibration(
+        self, corpus: str, principal: Principal, seconds: float | None
+    ) -> Calibration | None:
+        """As `selection.selector.Selector.calibration`, within `seconds`; cancelling ends it."""
 
 
 class Trains(Protocol):

@@ -21,6 +21,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from adapters.config import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
+from selection.access import Principal
+from selection.corpus.calibration import Calibration
 from selection.corpus.shards import Shard, ShardCall
 from selection.embedding import Prompt
 from selection.examples.templates import set_chat_template
@@ -66,6 +68,15 @@ class SelectorWorker:
         cancelled = threading.Event()
         select = partial(self._selector.select, request, Limit(seconds, cancelled))
         return await self._run_in_thread(select, cancelled)
+
+    async def calibration(
+        self, corpus: str, principal: Principal, seconds: float | None = None
+    ) -> Calibration | None:
+        """As `Selector.calibration`, within `seconds` from now."""
+        cancelled = threading.Event()
+        limit = Limit(seconds, cancelled)
+        look_up = partial(self._selector.calibration, corpus, principal, limit)
+        return await self._run_in_thread(look_up, cancelled)
 
     async def warm_up(self, corpus: str | None) -> None:
         """Select once from a corpus, if one is named, so that it is open and its index loaded."""

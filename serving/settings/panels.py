@@ -19,7 +19,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "shards": None,
         "embedder": None,
         "regularisation": 0.3,
-        "show": None,
+        "show": 4,
     },
     "Training": {"learning_rate": 5e-4, "rank": 64, "lora_target": ["q_proj"], "precision": None},
     "Budget": {"budget": "steps=20, seconds=5", "max_steps": None, "max_seconds": None},

@@ -83,13 +83,14 @@ class Settings:
     max_steps: Annotated[int, _option("Maximum training steps of a request.", min=0)] = LIMITS.steps
     max_seconds: Annotated[float, _option("Maximum seconds of an adaptation.", min=0.01)] = 60.0
     show: Annotated[
-        int,
+        int | None,
         _option(
             "Chosen sequences that are put into the prompt of requests without `show`.",
+            "as the corpus is calibrated, otherwise none",
             min=0,
             max=MAX_SHOWN,
         ),
-    ] = 0
+    ] = None
     max_examples: Annotated[
         int, _option("Maximum examples, and texts, that a request brings to learn from.", min=1)
     ] = EXAMPLE_LIMITS.count

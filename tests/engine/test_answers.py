@@ -108,11 +108,11 @@ async def test_alpha_stops_as_in_the_paper(server: Server) -> None:
     assert sigma[n] > 1 / (0.2 * n)
 
 
-async def test_a_calibrated_corpus_has_its_own_gain_for_budget_auto(
+async def test_a_calibrated_corpus_has_its_own_gain_and_shows_what_suits_it(
     server: Server, nano: str
 ) -> None:
     corpus = Corpus.open(server.selector.root, "web")
-    kept = Calibration(0.1, 50.0, 1e-3, 16, 24, 90.0, 91.0)
+    kept = Calibration(0.1, 50.0, 1e-3, 16, 24, 90.0, 91.0, show=1, steps=20)
     corpus.update_meta(calibration_meta(kept, corpus.meta(), model_digest(nano)))
     body = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
     try:
@@ -126,7 +126,9 @@ async def test_a_calibrated_corpus_has_its_own_gain_for_budget_auto(
         corpus.close()
     reports = auto.json()["adaptation"], explicit.json()["adaptation"]
     assert [report["budget"]["gain"] for report in reports] == [50.0, 0.001]
+    assert [report["budget"]["steps"] for report in reports] == [20, 9]
     assert all(report["calibrated"] for report in reports)
+    assert [report["shown"]["sequences"] for report in reports] == [1, 1]
     assert reports[0]["stop"] == "gain"
     # The fewest evaluations after the first that can stop it, two sequences apart.
     assert reports[0]["spent"]["steps"] == PATIENCE * FIRST_INTERVAL

@@ -13,6 +13,7 @@ const meanings = {
 };
 
 let serverShows = false; // whether a request that does not say how many sequences it shows has some
+let corpusShows = false; // whether a calibrated corpus says for it
 
 const fields = () =>
   ["settings", "ask", "examples"]
@@ -55,7 +56,8 @@ export function areValid() {
 export function applyModel({ adaptation: { auto, limits, show }, chat_template: chats, max_model_len: context }) {
   for (const name of ["steps", "seconds"]) if (limits[name] !== null) at(name).max = limits[name];
   serverShows = show > 0;
-  if (stored().show === undefined) at("show").value = show;
+  corpusShows = show === null;
+  if (stored().show === undefined) at("show").value = show ?? 0;
   if (context) at("settings").elements.max_tokens.max = context;
   const gain = ", fewer if the loss of the prompt itself stops falling; the best adapter is kept";
   const alpha = ", fewer if another step is not worth its compute";
@@ -81,7 +83,7 @@ export function update(stores = false) {
   at("settings").elements.reuse.disabled = !chat;
   updateExamples();
   const shown = Number(at("show").value);
-  at("ask").querySelector("output[for=show]").textContent = shown ? `up to ${shown}` : "nothing";
+  at("ask").querySelector("output[for=show]").textContent = shown ? `up to ${shown}` : corpusShows ? "what suits the corpus" : "nothing";
   for (const row of document.querySelectorAll(".amount[data-unit]")) {
     const name = row.dataset.unit;
     row.hidden = name !== kind;

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from selection.corpus.calibration import Calibration
 from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
 from selection.selector import Selection, SelectionStop
 from selection.targets import MAX_TARGETS, Truncation
 from serving.adaptation.request import AdaptationRequest, parse_adaptation_request
-from serving.budget import Budget, Terms
+from serving.budget import AUTO, Budget, Terms
 from serving.errors import BudgetError, RequestError
 
 _AUTO = Budget(steps=50, seconds=None, alpha=0.1)
 _TERMS = Terms(_AUTO, Budget(steps=40, seconds=60.0), "house")
+_SELECTION = Selection(
+    corpus="vs_1",
+    ids=(1, 2),
+    sequences=((5, 6, 7), (8, 9)),
+    scored=(((2, 3),), None),
+    sources=(),
+    uncertainty=(1.0, 0.5, 0.4),
+    irreducible=0.1,
+    stop=SelectionStop.STEPS,
+    calibration=None,
+    seconds={},
+)
 
 
 def parse(
@@ -31,7 +45,13 @@ def test_a_plain_request_takes_the_servers_defaults(tokenizer: Any) -> None:
     tokens = tuple(tokenizer("Once upon a time", add_special_tokens=False)["input_ids"])
     prompts, budget = (Prompt("Once upon a time"),), Budget(40, 60.0, 0.1)
     assert request == AdaptationRequest(
-        prompts, budget, ("steps",), "house", corpus_explicit=False, probe_tokens=tokens
+        prompts,
+        budget,
+        ("steps",),
+        "house",
+        corpus_explicit=False,
+        show=None,
+        probe_tokens=tokens,
     )
     assert body == {"prompt": "Once upon a time"}
 
@@ -66,6 +86,7 @@ def test_the_extension_is_read_and_taken_out_of_the_body(tokenizer: Any) -> None
         seed=7,
         required=True,
         progress=True,
+        show=None,
         reuse="conversation",
         probe_tokens=tokens,
     )
@@ -459,20 +480,57 @@ def test_without_an_adaptation_there_are_no_probe_tokens(tokenizer: Any, header:
     assert parse({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).probe_tokens == ()
 
 
-def test_the_training_scores_the_tokens_that_the_selection_says(tokenizer: Any) -> None:
-    selection = Selection(
-        corpus="vs_1",
-        ids=(1, 2),
-        sequences=((5, 6, 7), (8, 9)),
-        scored=(((2, 3),), None),
-        sources=(),
-        uncertainty=(1.0, 0.5, 0.4),
-        irreducible=0.1,
-        stop=SelectionStop.STEPS,
-        calibration=None,
-        seconds={},
+@pytest.mark.parametrize(
+    ("body", "header", "show"),
+    [
+        ({}, "steps=5", None),
+        ({"adaptation": {"show": 0}}, "steps=5", 0),
+        ({"adaptation": {"show": 3}}, "none", 3),
+        # A budget without steps asks for the base model, and an echo shows the prompt.
+        ({}, "none", 0),
+        ({}, "steps=0", 0),
+        ({"echo": True}, "steps=5", 0),
+        ({"adaptation": {"corpus": None}}, "steps=5", 0),
+        ({"adaptation": {"corpus": None, "texts": ["Once."]}}, "steps=5", 0),
+    ],
+)
+def test_the_corpus_says_what_is_shown_if_the_request_adapts_to_it_and_does_not_say(
+    tokenizer: Any, body: dict[str, Any], header: str, show: int | None
+) -> None:
+    assert parse({"prompt": "Once upon", **body}, tokenizer, header).show == show
+
+
+def test_the_servers_number_to_show_comes_before_the_corpus(tokenizer: Any) -> None:
+    terms = replace(_TERMS, show=4)
+
+    request = parse_adaptation_request({"prompt": "Once upon"}, "none", None, terms, tokenizer)
+
+    assert request.show == 4
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [(replace(AUTO, steps=9), 3), (Budget(9, gain=0.25), 9), (Budget(9), 9)]
+)
+def test_the_steps_of_a_calibrated_corpus_bound_a_budget_that_leaves_the_stop_to_the_server(
+    tokenizer: Any, budget: Budget, steps: int
+) -> None:
+    calibration = Calibration(0.1, 0.5, 1e-3, 16, 24, 90.0, 91.0, show=2, steps=3)
+    request = replace(parse({"prompt": "Once upon"}, tokenizer), budget=budget)
+    selection = replace(
+        _SELECTION,
+        ids=(1,) * 9,
+        sequences=((5, 6),) * 9,
+        scored=(None,) * 9,
+        calibration=calibration,
     )
 
-    training = parse({"prompt": "Once"}, tokenizer).training(selection, None, None)
+    training = request.training(selection, None, None)
 
-    assert (training.sequences, training.scored) == (selection.sequences, selection.scored)
+    assert len(training.sequences) == request.budget_for(calibration).steps == steps
+    assert request.budget_for(replace(calibration, steps=None)).steps == 9
+
+
+def test_the_training_scores_the_tokens_that_the_selection_says(tokenizer: Any) -> None:
+    training = parse({"prompt": "Once"}, tokenizer).training(_SELECTION, None, None)
+
+    assert (training.sequences, training.scored) == (_SELECTION.sequences, _SELECTION.scored)

@@ -122,7 +122,7 @@ def test_the_prompts_loss_ends_the_training_only_where_the_prompt_is_adapted_to(
     request = parse(tokenizer, **brought)
 
     assert bool(request.probe_tokens) is is_judged
-    assert (request.gain(None) is not None) is is_judged
+    assert (request.budget_for(None).gain is not None) is is_judged
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from adapters.trainer import TrainerConfig
 from adapters.training import TrainingRequest
+from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, load_embedder
 from selection.examples.example import Example
@@ -590,7 +591,7 @@ async def test_a_model_states_its_adaptation_terms(client: httpx.AsyncClient) ->
                 "limits": {"steps": 7, "seconds": 30.0, "alpha": None, "gain": None},
                 "corpus": True,
                 "examples": {"count": 128, "tokens": 32768},
-                "show": 0,
+                "show": None,
             },
         }
     ]
@@ -818,6 +819,58 @@ async def test_the_servers_default_shows_and_a_request_can_decline_it(
     assert default.json()["adaptation"]["shown"]["sequences"] == 1
     assert declined.json()["adaptation"]["shown"] is None
     assert [len(body["messages"]) for body in engine._llm.answered] == [2, 1]
+
+
+@pytest.fixture
+def calibrated(backend: Backend, nano: str) -> Iterator[None]:
+    """The default corpus is calibrated to show two sequences, and to three steps."""
+    calibration = Calibration(0.1, 0.001, 1e-3, 4, 24, 90.0, 91.0, show=2, steps=3)
+    model = model_digest(nano)
+    corpus = Corpus.open(backend.corpora, "handbook")
+    corpus.update_meta(calibration_meta(calibration, corpus.meta(), model))
+    yield
+    corpus.update_meta(calibration_meta(None, corpus.meta(), model))
+    corpus.close()
+
+
+@pytest.mark.usefixtures("calibrated")
+async def test_a_calibrated_corpus_shows_where_neither_the_request_nor_the_server_says(
+    backend: Backend, engine: Engine
+) -> None:
+    body = {"model": "nano", "messages": [QUESTION], "compute_budget": "none"}
+    async with client_of(backend, engine) as client:
+        adapted = await chat(client, QUESTION)
+        declined = await chat(client, QUESTION, show=0)
+        base = await client.post("/v1/chat/completions", json=body)
+    async with client_of(backend, engine, show=0) as client:
+        servers = await chat(client, QUESTION)
+
+    answers = (adapted, declined, base, servers)
+    reports = [answer.json()["adaptation"] for answer in answers]
+    assert [report["shown"] and report["shown"]["of"] for report in reports] == [
+        2,
+        None,
+        None,
+        None,
+    ]
+    assert [len(each["messages"]) for each in engine._llm.answered] == [2, 1, 1, 1]
+    assert [report["calibrated"] for report in reports] == [True, True, False, True]
+
+
+@pytest.mark.usefixtures("calibrated")
+async def test_a_calibrated_corpus_bounds_the_steps_of_auto(
+    client: httpx.AsyncClient, backend: Backend
+) -> None:
+    body = {"model": "nano", "messages": [QUESTION]}
+
+    auto, explicit = [
+        await client.post("/v1/chat/completions", json={**body, "compute_budget": budget})
+        for budget in ("auto", "steps=5")
+    ]
+
+    report = auto.json()["adaptation"]
+    assert (report["budget"]["steps"], report["spent"]["steps"], report["stop"]) == (3, 3, "steps")
+    assert explicit.json()["adaptation"]["spent"]["steps"] == 5
 
 
 async def test_a_request_that_vllm_refuses_chooses_nothing(
