@@ -32,8 +32,9 @@ from serving.adaptation.reporting import build_report, describe_progress
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder, Shown
 from serving.adaptation.stages import Loads, OverdueError, Selects, Trains, in_time
-from serving.conversations.adapter_cache import ConversationTurn, ExamplesReuse
+from serving.conversations.adapter_cache import ConversationTurn
 from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
+from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
 from serving.observability.tracing import span
@@ -201,6 +202,9 @@ class Adaptation:
             else:
                 self._problem = AdaptationFailedError(FAILED) if is_ours else problem
                 raise self._problem from None
+        finally:
+            if self._examples is not None:
+                self._examples.release()
         return self._result
 
     async def _adapt(self) -> AdaptationResult:
@@ -216,7 +220,12 @@ class Adaptation:
         if self._examples is None or request.corpus is not None:
             selection = await self._choice.selection()
         if self._examples is not None:
-            cached = self._examples.find(selection.corpus if selection else None)
+            cached = await self._examples.claim(
+                selection.corpus if selection else None,
+                self._seconds_left(),
+                # An adapter of fewer steps than were asked for is not what others ask for.
+                is_shared=request.shed is None,
+            )
             if cached is not None:
                 return await self._use_again(cached, selection)
         if selection is None:
@@ -237,8 +246,7 @@ class Adaptation:
             reused=earlier.as_dict() if earlier else None,
             seconds={**report.seconds, Stage.LOAD: seconds},
         )
-        # An adapter of fewer steps than were asked for is not what the next request asks for.
-        if self._examples is not None and self._request.shed is None:
+        if self._examples is not None and request.shed is None:
             made = ExamplesAdapter(training.adapter, report.sources)
             self._examples.store(selection.corpus, made)
         if self._turn is None:

@@ -11,6 +11,7 @@ loop, no locks; this module is independent of HTTP and of training.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import Counter, OrderedDict
@@ -61,6 +62,10 @@ class AdapterCache:
     Args:
         config: how much is cached.
         clock: seconds that only grow.
+
+    Attributes:
+        in_training: adapters of examples that are being trained, by their `examples_end`; each is
+            set once its training has ended.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class AdapterCache:
     ) -> None:
         self.config = config
         self.bytes = 0
+        self.in_training: dict[bytes, asyncio.Event] = {}
         self._clock = clock
         # In the order of their last use, the least recent first.
         self._entries: OrderedDict[_Entry, None] = OrderedDict()
@@ -116,7 +122,7 @@ class AdapterCache:
     def find_examples(self, scope: CacheScope, digest: bytes) -> ExamplesAdapter | None:
         """The adapter of the same examples; None if it is not cached."""
         self._expire()
-        found = self._by_end.get(_examples_end(scope, digest))
+        found = self._by_end.get(examples_end(scope, digest))
         if found is None:
             return None
         cached = self._use(found)
@@ -143,7 +149,7 @@ class AdapterCache:
 
     def store_examples(self, scope: CacheScope, digest: bytes, cached: ExamplesAdapter) -> None:
         """Cache the adapter of examples, for requests that bring the same ones."""
-        end = _examples_end(scope, digest)
+        end = examples_end(scope, digest)
         self._store(_Entry(cached, end, {end: 0}, self._clock()))
 
     def _use(self, entry: _Entry) -> CachedAdapter | ExamplesAdapter:
@@ -217,30 +223,6 @@ class ConversationTurn:
         self._cache.store(self._scope, self._transcript, self._reader.answers(), cached)
 
 
-class ExamplesReuse:
-    """One request's use of the adapter of its examples: it finds it, or stores its own.
-
-    Args:
-        cache: the cached adapters.
-        digest: equal for requests whose examples make the same adapter from the same corpus.
-        scope: whose examples; the corpus is given to each method, by its id.
-    """
-
-    def __init__(self, cache: AdapterCache, digest: bytes, scope: CacheScope) -> None:
-        self._cache, self._digest, self._scope = cache, digest, scope
-
-    def is_cached(self) -> bool:
-        """Whether the adapter of the same examples without a corpus is cached."""
-        return self.find(None) is not None
-
-    def find(self, corpus: str | None) -> ExamplesAdapter | None:
-        """The adapter of the same examples; None to train one."""
-        return self._cache.find_examples(replace(self._scope, corpus=corpus), self._digest)
-
-    def store(self, corpus: str | None, cached: ExamplesAdapter) -> None:
-        """Cache the adapter that was trained."""
-        self._cache.store_examples(replace(self._scope, corpus=corpus), self._digest, cached)
-
-
-def _examples_end(scope: CacheScope, digest: bytes) -> bytes:
+def examples_end(scope: CacheScope, digest: bytes) -> bytes:
+    """The digest under which the adapter of examples is cached."""
     return hashlib.sha256(b"examples" + scope.digest() + digest).digest()

@@ -33,8 +33,9 @@ from serving.adaptation.shown import PromptBuilder
 from serving.api_keys import Key, Keys
 from serving.budget import Terms
 from serving.config import Config
-from serving.conversations.adapter_cache import AdapterCache, ExamplesReuse
+from serving.conversations.adapter_cache import AdapterCache
 from serving.conversations.cached_adapter import CacheScope
+from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import REQUEST
 from serving.engine.engine import Engine
 from serving.errors import AdaptationFailedError, BusyError, ModelError, is_the_clients

@@ -34,8 +34,9 @@ from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.workers import STALL_SECONDS, SelectorWorker, TrainerWorker
 from serving.budget import Budget, ExampleLimits
-from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig, ExamplesReuse
+from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig
 from serving.conversations.cached_adapter import CacheScope
+from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, TrainerFailedError
 
@@ -358,6 +359,43 @@ class TestExamplesOfTheRequest:
         # Under the same name vLLM finds the prompts that the adapter has seen in its prefix cache.
         assert engine.adapters[0] == engine.adapters[1]
         assert "spent" in report.as_dict()
+
+    async def test_requests_at_the_same_time_train_once(
+        self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker
+    ) -> None:
+        cache, engine = AdapterCache(AdapterCacheConfig()), Loads()
+        first, second, third = (
+            Adaptation(request_, selector, trainer, engine, examples=self.reuse(request_, cache))
+            for _ in range(3)
+        )
+
+        results = await asyncio.gather(first.run(), second.run(), third.run())
+
+        reports = [result.report for result in results]
+        assert [report.stop for report in reports] == ["steps", "reused", "reused"]
+        assert {adapter.name for adapter in engine.adapters} == {reports[0].adapter}
+
+    async def test_a_request_trains_itself_where_the_one_before_is_discarded(
+        self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker
+    ) -> None:
+        cache = AdapterCache(AdapterCacheConfig())
+        first, second = (
+            Adaptation(request_, selector, trainer, Loads(), examples=self.reuse(request_, cache))
+            for _ in range(2)
+        )
+        with held(trainer._trainer._loop.model_lock):
+            running = [asyncio.create_task(each.run()) for each in (first, second)]
+            await asyncio.sleep(0.01)
+            assert cache.in_training
+            discarding = asyncio.create_task(first.discard())
+            await asyncio.sleep(0.01)
+
+        await discarding
+        result = await running[1]
+        with pytest.raises(asyncio.CancelledError):
+            await running[0]
+
+        assert (result.report.adapted, result.report.reused) == (True, None)
 
     async def test_another_key_trains_its_own(
         self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.adapter import Adapter
-from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig, ExamplesReuse
+from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig
 from serving.conversations.cached_adapter import CachedAdapter, CacheScope, ExamplesAdapter
 from serving.conversations.completion_reader import AssistantMessage
+from serving.conversations.examples_reuse import ExamplesReuse
 from serving.conversations.transcript import Transcript, parse_transcript
 
 ANN = CacheScope("ann", "handbook", "nano")

@@ -1,0 +1,71 @@
+"""ExamplesReuse: one request's use of the adapter that its examples made before, or make now.
+
+Of several requests with the same examples at the same time, the first trains, and the others wait
+for its adapter. Where there is none in the end, each of them trains its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+
+from serving.conversations.adapter_cache import AdapterCache, examples_end
+from serving.conversations.cached_adapter import CacheScope, ExamplesAdapter
+
+
+class ExamplesReuse:
+    """One request's use of the adapter of its examples: it finds it, waits for it, or stores its
+    own.
+
+    Args:
+        cache: the cached adapters.
+        digest: equal for requests whose examples make the same adapter from the same corpus.
+        scope: whose examples; the corpus is given to each method, by its id.
+    """
+
+    def __init__(self, cache: AdapterCache, digest: bytes, scope: CacheScope) -> None:
+        self._cache, self._digest, self._scope = cache, digest, scope
+        self._claimed: bytes | None = None
+
+    def is_cached(self) -> bool:
+        """Whether the adapter of the same examples without a corpus is cached."""
+        return self.find(None) is not None
+
+    def find(self, corpus: str | None) -> ExamplesAdapter | None:
+        """The adapter of the same examples; None if it is not cached."""
+        return self._cache.find_examples(replace(self._scope, corpus=corpus), self._digest)
+
+    async def claim(
+        self, corpus: str | None, seconds: float | None, *, is_shared: bool
+    ) -> ExamplesAdapter | None:
+        """The adapter of the same examples, once a request that is training it has ended; None to
+        train one.
+
+        Args:
+            corpus: id of the corpus.
+            seconds: how long to wait for the other request; None without a limit.
+            is_shared: whether other requests may wait for the adapter that this one trains, until
+                `release`.
+        """
+        end = examples_end(replace(self._scope, corpus=corpus), self._digest)
+        found, training = self.find(corpus), self._cache.in_training.get(end)
+        if found is None and training is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await training.wait()
+            found = self.find(corpus)
+        if found is None and is_shared and end not in self._cache.in_training:
+            self._claimed = end
+            self._cache.in_training[end] = asyncio.Event()
+        return found
+
+    def store(self, corpus: str | None, cached: ExamplesAdapter) -> None:
+        """Cache the adapter that was trained."""
+        self._cache.store_examples(replace(self._scope, corpus=corpus), self._digest, cached)
+
+    def release(self) -> None:
+        """Let the requests go on that wait for this one, whether or not it stored an adapter."""
+        if self._claimed is not None:
+            self._cache.in_training.pop(self._claimed).set()
+            self._claimed = None
