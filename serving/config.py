@@ -9,7 +9,7 @@ from typing import Literal
 from adapters.config import TrainerConfig
 from selection.config import SelectorConfig
 from serving.adaptation.admission import Capacity
-from serving.budget import AUTO, EXAMPLE_LIMITS, LIMITS, Budget, ExampleLimits
+from serving.budget import AUTO, EXAMPLE_LIMITS, LIMITS, Budget, ExampleLimits, Terms
 from serving.conversations.adapter_cache import AdapterCacheConfig
 from serving.engine.config import EngineConfig
 
@@ -73,6 +73,11 @@ class Config:
     threads: int = 2
     engine_gpus: float = 0.0
     trainer_gpus: float = 0.0
+
+    @property
+    def terms(self) -> Terms:
+        """The terms of adaptation."""
+        return Terms(self.auto, self.limits, self.corpus, self.example_limits, self.show)
 
     @property
     def has_keys(self) -> bool:

@@ -16,6 +16,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from selection.corpus.sequences import Source
 from selection.embedding import Prompt
 from selection.errors import ExampleError
 from selection.examples.example import Example
@@ -36,6 +37,18 @@ SCORE_EARLIER_ANSWERS = True
 LEAVE_ONE_OUT_ORDERS = STEPS_PER_CANDIDATE
 # More than a token of any text has on average.
 _CHARACTERS_PER_TOKEN = 16
+
+
+def example_sources(examples: Sequence[Example]) -> list[Source]:
+    """The examples of a request as they are shown, the last one first."""
+    return [
+        Source(-i, -i, _name(i), 0, each.text, example=each.to_json())
+        for i, each in reversed([*enumerate(examples, 1)])
+    ]
+
+
+def _name(position: int) -> str:
+    return f"example {position} of the request"
 
 
 class CandidateRenderer:
@@ -96,7 +109,7 @@ class CandidateRenderer:
                 example.prompt,
                 first.tokens,
                 first.scored,
-                f"example {position} of the request",
+                _name(position),
                 0,
                 example.text,
                 example.to_json(),

@@ -13,6 +13,7 @@ from selection.corpus.sqlite_store import Source
 from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
 from selection.selector import Selection
+from serving.adaptation.candidates import example_sources
 from serving.adaptation.fallback_reasons import NoAdapterError
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.stages import OverdueError, Selects, in_time
@@ -75,7 +76,7 @@ class Choice:
             NoAdapterError, CorpusError: as `selection`.
         """
         if not self.request.shows_chosen:
-            return self.request.example_sources()
+            return example_sources(self.request.examples)
         selection = await self.selection()
         sources = {source.sequence: source for source, _ in selection.sources}
         return [sources[sequence] for sequence in dict.fromkeys(selection.ids)]

@@ -17,7 +17,6 @@ from adapters.training import Probe, TrainingRequest
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.filters import Filter, to_sql
-from selection.corpus.sqlite_store import Source
 from selection.embedding import Prompt
 from selection.examples.example import Example
 from selection.request import Candidate, SelectionRequest
@@ -36,7 +35,7 @@ from serving.adaptation.request_examples import (
     parse_texts,
 )
 from serving.adaptation.shown import parse_show
-from serving.budget import ALIAS, FIELD, HEADER, Budget, Terms, agreed_budget
+from serving.budget import ALIAS, FIELD, HEADER, Budget, ExamplesAs, Reuse, Terms, agreed_budget
 from serving.errors import RequestError
 
 # Steps of a budget with a gain where the prompt's loss cannot end the training: a few for each
@@ -161,10 +160,17 @@ class AdaptationRequest:
             prompts = tuple(candidate.prompt for candidate in candidates)
         return replace(self, candidates=candidates, budget=budget, prompts=prompts)
 
-    def examples_digest(self) -> bytes:
-        """Equal for requests whose candidates make the same adapter from the same corpus."""
-        sequences = [candidate.forms for candidate in self.candidates]
-        fields = [sequences, self.budget.as_dict(), self.strategy, self.plan, self.seed]
+    def needs_candidates(self, is_trained: bool) -> bool:
+        """Whether its examples and texts are to be rendered, although it may have its adapter."""
+        return self.brings_data and not (is_trained and not (self.show and self.shows_chosen))
+
+    def examples_digest(self, is_chat: bool) -> bytes:
+        """Equal for requests that make the same adapter from the same corpus; their examples are
+        rendered by the chat template if `is_chat`.
+        """
+        brought = [each.to_json() for each in self.examples], self.texts, self.examples_as, is_chat
+        budget = self.budget.as_dict(), self.budget.prefers_corpus
+        fields = [brought, budget, self.strategy, self.plan, self.seed]
         return hashlib.sha256(json.dumps(fields).encode()).digest()
 
     def selection(self, corpus: str | None, principal: Principal) -> SelectionRequest:
@@ -199,14 +205,6 @@ class AdaptationRequest:
             probe=Probe(self.probe_tokens, budget.gain) if self._has_probe else None,
             scored=selection.scored[: budget.steps],
         )
-
-    def example_sources(self) -> list[Source]:
-        """Its examples, once they are rendered, the last one first."""
-        return [
-            Source(-i, -i, each.name, each.start, each.text, example=each.example)
-            for i, each in reversed([*enumerate(self.candidates, 1)])
-            if each.example is not None
-        ]
 
     def budget_for(self, calibration: Calibration | None) -> Budget:
         """The budget, with the gain and the steps of a calibrated corpus where it allows that; its

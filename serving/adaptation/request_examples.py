@@ -10,9 +10,7 @@ from typing import Any
 
 from selection.errors import ExampleError
 from selection.examples.example import Example, parse_example
-from serving.budget import ExampleLimits
-from serving.budget import ExamplesAs as ExamplesAs
-from serving.budget import Reuse as Reuse
+from serving.budget import ExampleLimits, ExamplesAs, Reuse
 from serving.errors import RequestError
 
 # Fields of `adaptation` that neither OpenAI nor vLLM has, and that vLLM would ignore in a body.

@@ -27,13 +27,19 @@ class ExamplesReuse:
     def __init__(self, cache: AdapterCache, digest: bytes, scope: CacheScope) -> None:
         self._cache, self._digest, self._scope = cache, digest, scope
         self._claimed: bytes | None = None
+        self._held: ExamplesAdapter | None = None
 
     def is_cached(self) -> bool:
-        """Whether the adapter of the same examples without a corpus is cached."""
-        return self.find(None) is not None
+        """Whether the adapter of the same examples without a corpus is cached; this request then
+        has it, also if the cache drops it meanwhile.
+        """
+        self._held = self.find(None)
+        return self._held is not None
 
     def find(self, corpus: str | None) -> ExamplesAdapter | None:
         """The adapter of the same examples; None if it is not cached."""
+        if corpus is None and self._held is not None:
+            return self._held
         return self._cache.find_examples(replace(self._scope, corpus=corpus), self._digest)
 
     async def claim(

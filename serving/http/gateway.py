@@ -31,7 +31,6 @@ from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import parse_adaptation_request
 from serving.adaptation.shown import PromptBuilder
 from serving.api_keys import Key, Keys
-from serving.budget import Terms
 from serving.config import Config
 from serving.conversations.adapter_cache import AdapterCache
 from serving.conversations.cached_adapter import CacheScope
@@ -85,9 +84,7 @@ class Gateway:
     ) -> None:
         self._engine, self._selector, self._trainer = engine, selector, trainer
         self._config = config
-        self._terms = Terms(
-            config.auto, config.limits, config.corpus, config.example_limits, config.show
-        )
+        self._terms = config.terms
         self._keys = (
             Keys(config.key_digests, config.key_file, config.auto, config.limits)
             if config.has_keys
@@ -213,8 +210,7 @@ class Gateway:
             default=key.default if key else None,
             key_limits=key.limits if key else None,
         )
-        if request.brings_data:
-            request = await self._candidates.render(request, is_chat=scope["path"] != COMPLETIONS)
+        is_chat = scope["path"] != COMPLETIONS
         turn = examples = None
         if request.adapts and request.reuse is not None:
             name = key.name if key else ""
@@ -222,8 +218,10 @@ class Gateway:
             if request.reuse == "conversation":
                 turn = self._adapters.turn(body, owner, max_response_bytes=MAX_BODY)
             else:
-                examples = ExamplesReuse(self._adapters, request.examples_digest(), owner)
+                examples = ExamplesReuse(self._adapters, request.examples_digest(is_chat), owner)
         is_trained = examples is not None and request.corpus is None and examples.is_cached()
+        if request.needs_candidates(is_trained):
+            request = await self._candidates.render(request, is_chat=is_chat)
         with self._admission.admit(request.adapts and not is_trained) as end_adaptation:
             pending = request.adapts + sum(each.is_pending for each in self._adaptations)
             load = TrainerLoad(pending, self._config.capacity.undegraded)

@@ -11,10 +11,9 @@ from selection.embedding import Prompt
 from selection.examples.example import Example
 from selection.request import Candidate
 from serving.adaptation import candidates
-from serving.adaptation.candidates import CandidateRenderer
+from serving.adaptation.candidates import CandidateRenderer, example_sources
 from serving.adaptation.request import AdaptationRequest
-from serving.adaptation.request_examples import ExamplesAs
-from serving.budget import Budget, ExampleLimits
+from serving.budget import Budget, ExampleLimits, ExamplesAs
 from serving.errors import RequestError
 
 CONTEXT = 64
@@ -242,20 +241,38 @@ async def test_an_adapter_of_examples_alone_or_to_be_used_again_is_made_for_them
         {"plan": "batched"},
         {"strategy": "nn"},
         {"budget": Budget(steps=49)},
+        {"budget": Budget(steps=50, prefers_corpus=True)},
         {"examples": ANIMALS[::-1]},
         {"examples_as": "leave-one-out"},
         {"texts": ("Two words.",)},
         {"is_chat": False},
     ],
 )
-async def test_the_digest_tells_requests_apart_whose_adapters_differ(
-    renderer: CandidateRenderer, change: dict[str, Any]
-) -> None:
-    async def digest(
+def test_the_digest_tells_requests_apart_whose_adapters_differ(change: dict[str, Any]) -> None:
+    def digest(
         examples: tuple[Example, ...] = ANIMALS, is_chat: bool = True, **options: Any
     ) -> bytes:
-        rendered = await renderer.render(request(*examples, **options), is_chat=is_chat)
-        return rendered.examples_digest()
+        return request(*examples, **options).examples_digest(is_chat)
 
-    assert await digest() == await digest()
-    assert await digest(**change) != await digest()
+    assert digest() == digest()
+    assert digest(**change) != digest()
+
+
+async def test_examples_that_are_shown_are_named_as_the_candidates(
+    renderer: CandidateRenderer,
+) -> None:
+    rendered = await renderer.render(request(*ANIMALS), is_chat=True)
+
+    shown = [(each.name, each.text, each.example) for each in example_sources(ANIMALS)]
+
+    candidates = [(each.name, each.text, each.example) for each in rendered.candidates]
+    assert shown == candidates[::-1]
+
+
+def test_a_request_with_an_adapter_is_rendered_only_to_choose_what_is_shown() -> None:
+    again = request(*ANIMALS, reuse="examples")
+
+    assert again.needs_candidates(is_trained=False)
+    assert not again.needs_candidates(is_trained=True)
+    assert replace(again, show=2).needs_candidates(is_trained=True)
+    assert not replace(again, show=3, shows_chosen=False).needs_candidates(is_trained=True)

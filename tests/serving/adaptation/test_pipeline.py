@@ -297,7 +297,7 @@ class TestExamplesOfTheRequest:
     def reuse(
         request: AdaptationRequest, cache: AdapterCache, owner: CacheScope = OWNER
     ) -> ExamplesReuse:
-        return ExamplesReuse(cache, request.examples_digest(), owner)
+        return ExamplesReuse(cache, request.examples_digest(False), owner)
 
     async def test_they_are_enough_without_a_corpus(
         self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker

@@ -36,6 +36,7 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.request import Candidate, SelectionRequest
 from selection.selector import Selection, SelectorConfig
 from serving.adaptation.admission import Capacity
+from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.workers import CorporaWorker, TrainerWorker
 from serving.api_keys import digest
@@ -685,6 +686,24 @@ async def test_a_request_without_an_adapter_frees_its_place(backend: Backend) ->
     assert (
         reply.json()["adaptation"]["reason"] == "the seconds were spent before anything was chosen"
     )
+
+
+async def test_the_same_examples_are_rendered_once(
+    client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"corpus": None, "examples": _EXAMPLES, "reuse": "examples"}
+    first = await chat(client, QUESTION, **options)
+
+    async def render(*_: Any, **__: Any) -> None:
+        raise AssertionError("the adapter is there")
+
+    monkeypatch.setattr(CandidateRenderer, "render", render)
+    again = await chat(client, QUESTION, **options)
+
+    report = again.json()["adaptation"]
+    assert (report["stop"], report["adapted"]) == ("reused", True)
+    assert report["shown"] == first.json()["adaptation"]["shown"]
+    assert engine._llm.answered[0]["messages"] == engine._llm.answered[1]["messages"]
 
 
 async def test_the_same_examples_take_no_place_of_an_adaptation(backend: Backend) -> None:
