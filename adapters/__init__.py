@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         TrainingProgress,
         TrainingRequest,
         TrainingResult,
+        TrainingState,
         TrainingStop,
     )
 
@@ -29,6 +30,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingRequest",
     "TrainingResult",
+    "TrainingState",
     "TrainingStop",
 ]
 
@@ -40,6 +42,7 @@ _MODULES = {
     "TrainerConfig": "config",
     "TrainingRequest": "training",
     "TrainingResult": "training",
+    "TrainingState": "training",
     "TrainingStop": "training",
     "Probe": "training",
 }

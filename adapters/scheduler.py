@@ -28,6 +28,7 @@ from adapters.training import (
     TrainingProgress,
     TrainingRequest,
     TrainingResult,
+    TrainingState,
     TrainingStop,
 )
 
@@ -181,7 +182,12 @@ class Job:
         )
 
     def result(
-        self, adapter: Adapter | None, stop: TrainingStop, now: float, adapter_sequences: int = 0
+        self,
+        adapter: Adapter | None,
+        stop: TrainingStop,
+        now: float,
+        adapter_sequences: int,
+        state: TrainingState | None,
     ) -> TrainingResult:
         """The result; arguments as in `TrainingResult`."""
         return TrainingResult(
@@ -193,6 +199,7 @@ class Job:
             waited=min(self.started, now) - self.arrived,
             probe_losses=tuple((each.sequences, each.loss) for each in self.stopping.evaluations),
             adapter_sequences=adapter_sequences,
+            state=state,
         )
 
 

@@ -29,7 +29,7 @@ from adapters.model.base_model import BaseModel
 from adapters.model.row import Row, Spans, check_spans
 from adapters.model_defaults import defaults_of
 from adapters.scheduler import Job
-from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
+from adapters.training import TrainingProgress, TrainingRequest, TrainingResult, TrainingState
 from adapters.training_loop import TrainingLoop
 from adapters.warm_up import warm_up
 
@@ -114,7 +114,9 @@ class Trainer:
             request = replace(request, probe=probe)
         for sequence in [*request.sequences, *([probe.tokens] if probe else [])]:
             self.base.check(sequence)
-        if request.start is not None:
+        if isinstance(request.start, TrainingState):
+            self._loop.bank.check(request.start.weights, request.start.moments)
+        elif request.start is not None:
             self._loop.bank.check(request.start)
         job = Job(request, self._clock(), cancelled, on_step)
         # From here on only `cancelled` ends it, not `Future.cancel`.

@@ -57,6 +57,31 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class TrainingState:
+    """A training that can be continued as if it had never ended.
+
+    Attributes:
+        weights: The adapter, as `Adapter.weights`.
+        moments: Adam's first and second moments of all parameters, float32, in the order of the
+            weights.
+        steps: Number of steps of Adam behind the moments.
+
+    Raises:
+        TrainingOptionError: a negative number of steps.
+    """
+
+    weights: bytes
+    moments: bytes
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise TrainingOptionError(
+                f"a training state has {self.steps} steps; it needs 0 or more"
+            )
+
+
+@dataclass(frozen=True)
 class TrainingRequest:
     """What one adapter is trained on, and how; the same in this process and across processes.
 
@@ -69,31 +94,52 @@ class TrainingRequest:
         plan: One of `adapters.step_plan.PLANS`.
         start: Weights of an earlier adapter of the same trainer, to train further; None for a fresh
             adapter. Adam's moments start at zero either way, since each training is an adaptation
-            of its own (paper section 2).
+            of its own (paper section 2). A state continues an earlier training with its moments.
         learning_rate: Adam learning rate; None for the trainer's.
+        learning_rate_factor: Factor on either learning rate, such as less than 1 for a start that
+            has already learnt much.
         probe: Text whose loss is measured and, with a gain, ends the training early.
         scored: For each sequence, the ranges of tokens whose loss counts, from token 1 on; None, or
             nothing for all sequences, scores all tokens but the first. The others are context: they
             take part in the forward pass, but have no loss.
+        background: Gives way to all other requests: it takes a step, or evaluates its final
+            adapter, only while no other request trains or waits.
+        keep_state: Whether the result has the state, to continue from. The plan "reuse" saves no
+            gradients in it: a continued training computes them anew.
 
     Raises:
-        TrainingOptionError: a seed of more than 64 bits, a learning rate that is not positive and
-            finite, or scored ranges that are empty, overlap or do not belong to the sequences.
+        TrainingOptionError: a seed of more than 64 bits, a learning rate or a factor that is not
+            positive and finite, scored ranges that are empty, overlap or do not belong to the
+            sequences, or a state to keep of a training that returns its best adapter.
     """
 
     sequences: Sequence[Sequence[int]]
     seed: int = 0
     seconds: float | None = None
     plan: str = "sequential"
-    start: bytes | None = None
+    start: bytes | TrainingState | None = None
     learning_rate: float | None = None
+    learning_rate_factor: float = 1.0
     probe: Probe | None = None
     scored: Sequence[Spans | None] = ()
+    background: bool = False
+    keep_state: bool = False
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise TrainingOptionError(
                 f"the learning rate is {self.learning_rate}; it needs to be above 0"
+            )
+        if not 0 < self.learning_rate_factor < math.inf:
+            raise TrainingOptionError(
+                f"the factor on the learning rate is {self.learning_rate_factor}; it needs to be "
+                "above 0"
+            )
+        if self.keep_state and self.probe is not None and self.probe.gain is not None:
+            # The moments of the best evaluation are gone by then.
+            raise TrainingOptionError(
+                "a training that returns the adapter of its best evaluation has no state to keep: "
+                "leave out the gain of its probe"
             )
         if not 0 <= self.seed < 1 << 64:
             raise TrainingOptionError(
@@ -157,6 +203,7 @@ class TrainingResult:
             each evaluation.
         adapter_sequences: Number of sequences that the adapter was trained on; less than
             `sequences_used` if an earlier adapter was the best.
+        state: With an adapter, if the request keeps it: the state after the last step.
     """
 
     adapter: Adapter | None
@@ -167,6 +214,7 @@ class TrainingResult:
     waited: float
     probe_losses: tuple[tuple[int, float], ...] = ()
     adapter_sequences: int = 0
+    state: TrainingState | None = None
 
     @property
     def before_and_after(self) -> tuple[float, float] | None:

@@ -22,7 +22,7 @@ from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
 from adapters.scheduler import Job, Scheduler
 from adapters.step_time import TrainingTimes
-from adapters.training import TrainingStop
+from adapters.training import TrainingState, TrainingStop
 
 # Idle seconds after which freed memory is returned to the system: a busy trainer would soon
 # allocate it again.
@@ -150,8 +150,11 @@ class TrainingLoop:
         if job.preempted_state is not None:
             self.bank.set_state(job.assigned_slot, job.preempted_state)
             job.preempted_state = None
-        elif job.request.start is not None:
-            self.bank.load(job.assigned_slot, job.request.start)
+        elif isinstance(start := job.request.start, TrainingState):
+            self.bank.load(job.assigned_slot, start.weights)
+            self.bank.load_moments(job.assigned_slot, start.moments, start.steps)
+        elif start is not None:
+            self.bank.load(job.assigned_slot, start)
         else:
             self.bank.reset(job.assigned_slot, job.request.seed)
 
@@ -217,7 +220,9 @@ class TrainingLoop:
             self._finish([(job, TrainingStop.DIVERGED)])
             return False
         learning_rate = job.request.learning_rate or self._learning_rate
-        self.bank.step(job.assigned_slot, gradient_P, learning_rate)
+        self.bank.step(
+            job.assigned_slot, gradient_P, learning_rate * job.request.learning_rate_factor
+        )
         if job.step.gradient_is_kept:
             job.saved_gradients[job.step.sequences[0]] = gradient_P.clone(), loss
         job.sequences_used += len(job.step.sequences)
@@ -257,7 +262,8 @@ class TrainingLoop:
             try:
                 sequences, steps = selected.get(job, (0, 0))
                 adapter = self._export(job, steps) if steps else None
-                result = job.result(adapter, stop, self._clock(), sequences)
+                state = self._state(job, adapter)
+                result = job.result(adapter, stop, self._clock(), sequences, state)
             except Exception as problem:
                 self._fail_without_adapter(job, problem)
                 continue
@@ -299,3 +305,10 @@ class TrainingLoop:
             weights=self.bank.export(self._evaluator.slot(job)),
             losses=tuple(job.losses[:steps]),
         )
+
+    def _state(self, job: Job, adapter: Adapter | None) -> TrainingState | None:
+        """The state of a job that keeps it, beside its exported adapter."""
+        if adapter is None or not job.request.keep_state:
+            return None
+        moments, steps = self.bank.export_moments(self._evaluator.slot(job))
+        return TrainingState(adapter.weights, moments, steps)

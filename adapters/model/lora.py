@@ -253,14 +253,24 @@ class LoraBank:
         """The adapter as a safetensors file with PEFT's keys, float32."""
         return b"".join((self._header, self.weights_CP[slot].cpu().numpy().data))
 
-    def check(self, weights: bytes) -> None:
-        """Validate weights for `load`; cheap, and safe to call from any thread.
+    def export_moments(self, slot: int) -> tuple[bytes, int]:
+        """Adam's first and second moments [2, P], float32, and its number of steps."""
+        moments_2P = torch.stack([self._first_CP[slot], self._second_CP[slot]])
+        return moments_2P.cpu().numpy().tobytes(), int(self._steps_C[slot])
+
+    def check(self, weights: bytes, moments: bytes | None = None) -> None:
+        """Validate weights for `load`, and moments for `load_moments`; cheap, and safe to call from
+        any thread.
 
         Raises:
-            TrainingOptionError: the weights were exported with another model, rank or targets.
+            TrainingOptionError: they were exported with another model, rank or targets.
         """
         length = len(self._header)
-        if weights[:length] != self._header or len(weights) != length + 4 * self.size:
+        if (
+            weights[:length] != self._header
+            or len(weights) != length + 4 * self.size
+            or (moments is not None and len(moments) != 8 * self.size)
+        ):
             raise TrainingOptionError(
                 "the adapter does not fit: it was trained with another model, rank or LoRA targets"
             )
@@ -272,9 +282,20 @@ class LoraBank:
             TrainingOptionError: the weights were exported with another model, rank or targets.
         """
         self.check(weights)
-        self.reset(slot, 0)
-        numbers = bytearray(weights[len(self._header) :])
-        self.weights_CP[slot].copy_(torch.frombuffer(numbers, dtype=torch.float32))
+        self.weights_CP[slot].copy_(_floats(weights[len(self._header) :]))
+        for state in (self._first_CP, self._second_CP, self._steps_C):
+            state[slot].zero_()
+
+    def load_moments(self, slot: int, moments: bytes, steps: int) -> None:
+        """Put exported moments, which `check` accepts, into a slot."""
+        first_P, second_P = _floats(moments).view(2, self.size)
+        self._first_CP[slot].copy_(first_P)
+        self._second_CP[slot].copy_(second_P)
+        self._steps_C[slot] = steps
+
+
+def _floats(numbers: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(numbers), dtype=torch.float32)
 
 
 def _layout(found: dict[str, nn.Module], rank: int) -> tuple[bytes, dict[str, int]]:

@@ -1,15 +1,23 @@
-"""Training from an earlier adapter: single steps from its weights, with new Adam moments."""
+"""Training from an earlier adapter: from its weights with new Adam moments, or from its state."""
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
 from safetensors.torch import load as from_safetensors
 
+from adapters.errors import TrainingOptionError
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
-from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
+from adapters.training import (
+    Probe,
+    TrainingProgress,
+    TrainingRequest,
+    TrainingResult,
+    TrainingState,
+)
 from tests.adapters.peft_reference import Base, PeftReference, assert_close, first_weights
 from tests.adapters.trainers import (
     SEQUENCES,
@@ -18,6 +26,7 @@ from tests.adapters.trainers import (
     other_requests,
     paused,
     recorded_rows,
+    simulated_trainer_of,
     trainer_of,
     weights_of,
 )
@@ -133,6 +142,74 @@ class TestStart:
         assert name.weights != start
 
 
+class TestContinuing:
+    """From a state, a training goes on as if it had never ended."""
+
+    @pytest.mark.parametrize("plan", ["sequential", "batched"])
+    def test_it_equals_a_training_that_was_not_interrupted(
+        self, base_trainer: Trainer, plan: str
+    ) -> None:
+        many = SEQUENCES * 5
+        whole = base_trainer.train(TrainingRequest(many, seed=7, plan=plan, keep_state=True))
+
+        first = base_trainer.train(TrainingRequest(many[:15], seed=7, plan=plan, keep_state=True))
+        second = base_trainer.train(
+            TrainingRequest(many[15:], plan=plan, start=first.state, keep_state=True)
+        )
+
+        assert first.losses + second.losses == whole.losses
+        assert second.state == whole.state
+        assert second.state is not None
+        assert second.state.weights == bytes_of(second) == bytes_of(whole)
+        assert second.state.steps == len(whole.losses)
+
+    def test_it_differs_from_a_start_with_new_moments(self, trainer: Trainer) -> None:
+        state = trainer.train(TrainingRequest(_EARLIER, keep_state=True)).state
+        assert state is not None
+
+        continued, anew = (
+            trainer.train(TrainingRequest(_LATER, start=start, keep_state=True))
+            for start in (state, state.weights)
+        )
+
+        assert bytes_of(continued) != bytes_of(anew)
+        assert anew.state is not None
+        assert anew.state.steps == len(_LATER)
+
+    def test_a_training_that_ended_early_has_a_state(self, tiny_llama: str) -> None:
+        trainer, _ = simulated_trainer_of(tiny_llama)
+        many = SEQUENCES * 20
+
+        first = trainer.train(TrainingRequest(many, seconds=0.3, keep_state=True))
+        rest = many[first.sequences_used :]
+        second = trainer.train(TrainingRequest(rest, start=first.state))
+
+        assert first.stop == "seconds"
+        assert 0 < first.sequences_used < len(many)
+        assert bytes_of(second) == bytes_of(trainer.train(TrainingRequest(many)))
+
+    def test_it_is_kept_on_request_only_and_not_without_an_adapter(self, trainer: Trainer) -> None:
+        cancelled = threading.Event()
+
+        def cancel(_: TrainingProgress) -> None:
+            cancelled.set()
+
+        keeping = TrainingRequest(SEQUENCES, keep_state=True)
+
+        assert trainer.train(TrainingRequest(SEQUENCES)).state is None
+        assert trainer.train(TrainingRequest([], keep_state=True)).state is None
+        assert trainer.train(keeping, cancelled=cancelled, on_step=cancel).state is None
+
+    def test_a_factor_lowers_either_learning_rate(self, trainer: Trainer) -> None:
+        # Powers of two, so that the products are exact.
+        rate = trainer.learning_rate
+        for own in (None, 2.0**-8):
+            lowered = TrainingRequest(SEQUENCES, learning_rate=own, learning_rate_factor=0.5)
+            same = TrainingRequest(SEQUENCES, learning_rate=(own or rate) / 2)
+
+            assert bytes_of(trainer.train(lowered)) == bytes_of(trainer.train(same))
+
+
 class TestConcurrency:
     """The adapter does not depend on the requests beside it."""
 
@@ -215,6 +292,25 @@ class TestRefusals:
     def test_weights_of_another_model(self, trainer: Trainer, tiny_gpt2: str) -> None:
         with pytest.raises(ValueError, match="another model, rank or LoRA targets"):
             trainer.train(TrainingRequest(_LATER, start=first_weights(Base("gpt2", tiny_gpt2), 0)))
+
+    def test_moments_of_another_size(self, trainer: Trainer) -> None:
+        mine = trained(trainer)
+
+        with pytest.raises(TrainingOptionError, match="does not fit"):
+            trainer.train(TrainingRequest(_LATER, start=TrainingState(mine, bytes(8), 3)))
+
+    def test_negative_steps(self) -> None:
+        with pytest.raises(TrainingOptionError, match="-1 steps"):
+            TrainingState(b"", b"", -1)
+
+    @pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
+    def test_an_invalid_factor_on_the_learning_rate(self, factor: float) -> None:
+        with pytest.raises(TrainingOptionError, match="factor on the learning rate"):
+            TrainingRequest(_LATER, learning_rate_factor=factor)
+
+    def test_a_state_of_a_training_that_returns_its_best_adapter(self) -> None:
+        with pytest.raises(TrainingOptionError, match="no state to keep"):
+            TrainingRequest(_LATER, probe=Probe((1, 2), gain=0.1), keep_state=True)
 
     def test_weights_with_nan_end_only_that_training(self, trainer: Trainer) -> None:
         mine = trained(trainer)
