@@ -13,7 +13,7 @@ then at growing intervals. After more than PATIENCE evaluations training stops i
 
 The paper's stopping rule (section 6) applies the second criterion to the predicted gain; this one
 applies it to the measured gain. It was chosen on curves of benchmarks/results/stopping.json.
-Weights are saved and compared in `adapters.evaluation`.
+Weights are saved and compared in `adapters.loop.evaluation`.
 
 Pure numbers: no tensors, no clock.
 """

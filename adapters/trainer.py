@@ -2,7 +2,7 @@
 limits.
 
 The base model is loaded once and stays in memory; each request that trains has a slot in the bank
-of LoRA adapters on it (`adapters.training_loop`). A request's adapter does not depend on the
+of LoRA adapters on it (`adapters.loop.training_loop`). A request's adapter does not depend on the
 requests that train beside it. Each step is one step of Adam with a constant learning rate, no
 weight decay and moments that start at zero (paper section 2: a single gradient step on each
 selected sequence), on a fresh adapter or on an earlier one. Seeded: the same sequences and seed
@@ -25,12 +25,12 @@ import torch
 
 from adapters.config import LLAMA_TARGETS as LLAMA_TARGETS
 from adapters.config import TrainerConfig as TrainerConfig
+from adapters.loop.job import Job
+from adapters.loop.training_loop import TrainingLoop
 from adapters.model.base_model import BaseModel
 from adapters.model.row import Row, Spans, check_spans
 from adapters.model_defaults import defaults_of
-from adapters.scheduler import Job
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult, TrainingState
-from adapters.training_loop import TrainingLoop
 from adapters.warm_up import warm_up
 
 __all__ = ["LLAMA_TARGETS", "Trainer", "TrainerConfig"]

@@ -535,7 +535,7 @@ def test_an_idle_trainer_releases_the_memory_of_its_slots(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr("adapters.training_loop.IDLE_SECONDS", 3600.0)
+    monkeypatch.setattr("adapters.loop.training_loop.IDLE_SECONDS", 3600.0)
     trainer = trainer_of(tiny_llama)
     monkeypatch.setattr(trainer._loop.bank, "release", released.set)
     for _ in range(3):
@@ -546,7 +546,7 @@ def test_an_idle_trainer_releases_the_memory_of_its_slots(
     pending = [timer for timer in timers if timer.interval == 3600.0]
     released_while_busy = released.is_set()
 
-    monkeypatch.setattr("adapters.training_loop.IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("adapters.loop.training_loop.IDLE_SECONDS", 0.0)
     trainer.train(TrainingRequest([[1, 2, 3]]))
 
     # Each submission cancels the timer of the idle time before it.

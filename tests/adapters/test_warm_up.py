@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from adapters.scheduler import Job, Scheduler
+from adapters.loop.job import Job
+from adapters.loop.scheduler import Scheduler
 from adapters.step_time import TrainingTimes
 from adapters.trainer import Trainer
 from adapters.training import Probe, TrainingRequest

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load as from_safetensors
 
-from adapters.scheduler import Job
+from adapters.loop.job import Job
 from adapters.trainer import Trainer, TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from tests.adapters.peft_reference import NUMERATOR, RANK, assert_close

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from adapters.loop.job import Job
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
 from adapters.model.row import Row
-from adapters.scheduler import Job
 from adapters.step_time import TrainingTimes
 
 # Multiple of the loss of guessing above which an adapter is taken to have diverged.

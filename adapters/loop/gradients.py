@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from adapters.loop.job import Job
 from adapters.model.activation_memory import ActivationMemory
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
-from adapters.scheduler import Job
 
 # The gradient of all parameters [P], and the loss.
 Gradient = tuple[torch.Tensor, float]

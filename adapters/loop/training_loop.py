@@ -15,12 +15,13 @@ import torch
 
 from adapters.adapter import Adapter
 from adapters.config import TrainerConfig
-from adapters.evaluation import Evaluator
-from adapters.gradients import gradients
+from adapters.loop.evaluation import Evaluator
+from adapters.loop.gradients import gradients
+from adapters.loop.job import Job
+from adapters.loop.scheduler import Scheduler
 from adapters.model.activation_memory import ActivationMemory, IdleTrim
 from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
-from adapters.scheduler import Job, Scheduler
 from adapters.step_time import TrainingTimes
 from adapters.training import TrainingState, TrainingStop
 

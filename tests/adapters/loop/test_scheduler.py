@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.early_stopping import EarlyStopping
-from adapters.scheduler import PATIENCE, Job, Scheduler
+from adapters.loop.job import PATIENCE, Job
+from adapters.loop.scheduler import Scheduler
 from adapters.step_time import TrainingTimes
 from adapters.training import Probe, TrainingRequest, TrainingStop
 

@@ -1,0 +1,1 @@
+"""The loop that trains the adapters of many requests, step by step."""
