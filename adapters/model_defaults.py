@@ -34,6 +34,9 @@ _BY_SIZE = (
     (math.inf, SizeDefaults(rank=64, scale=1.0, learning_rate=5e-4)),
 )
 
+# The largest header of a safetensors file that its library reads, in bytes.
+_MAX_HEADER = 100_000_000
+
 
 def defaults_of(parameters: float) -> SizeDefaults:
     """The default settings for a model size."""
@@ -55,10 +58,21 @@ def parameters_of(folder: Path) -> int | None:
 
 
 def _numbers_in(file: Path) -> int:
+    tensors = json.loads(weights_header(file))
+    return sum(math.prod(entry["shape"]) for key, entry in tensors.items() if key != "__metadata__")
+
+
+def weights_header(file: Path) -> bytes:
+    """The table of tensors in a safetensors file, as JSON, read without torch.
+
+    Raises:
+        OSError, ValueError, struct.error: it cannot be read.
+    """
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+        if length > _MAX_HEADER:
+            raise ValueError(f"the header of {file.name} is damaged")
+        return stream.read(length)
 
 
 def rank_here(model: str, folder: Path | None) -> int:
