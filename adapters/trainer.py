@@ -14,6 +14,7 @@ alone. The trainer is independent of prompts, corpora and HTTP.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ import torch
 
 from adapters.config import LLAMA_TARGETS as LLAMA_TARGETS
 from adapters.config import TrainerConfig as TrainerConfig
+from adapters.errors import TrainingOptionError
 from adapters.loop.job import Job
 from adapters.loop.training_loop import TrainingLoop
 from adapters.model.base_model import BaseModel
@@ -124,6 +126,19 @@ class Trainer:
         self._loop.submit(job)
         return job.done
 
+    def give_way(self, seconds: float) -> None:
+        """Start no step of a background request, and no row of `loss`, within `seconds` from now.
+
+        Args:
+            seconds: Seconds; a shorter time than is left of an earlier call changes nothing.
+        """
+        self._loop.give_way(seconds)
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether requests are training, and all of them give way."""
+        return self._loop.gives_way
+
     def export(self, slot: int) -> bytes:
         """The current weights of an adapter in training, as a safetensors file.
 
@@ -156,6 +171,38 @@ class Trainer:
         row = _row(tokens, scored)
         with self._adapted(weights):
             return float(self.base.losses([row])) * row.scored_tokens
+
+    def loss(
+        self,
+        rows: Sequence[Row],
+        weights: bytes | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> float:
+        """Mean loss of rows in nats per scored token, measured in the background.
+
+        It gives way as a background request does, so no request waits for more than one row.
+
+        Args:
+            rows: At least one.
+            weights: As for `nats`.
+            cancelled: Read before every row; once it is set the result is NaN.
+
+        Raises:
+            TrainingOptionError: no rows, or as for `submit` and `nats`.
+        """
+        if not rows:
+            raise TrainingOptionError("there are no sequences to measure a loss on: give one")
+        for row in rows:
+            self.base.check(row.tokens)
+        cancelled, nats = cancelled or threading.Event(), 0.0
+        for row in rows:
+            self._loop.wait_for_background(cancelled)
+            if cancelled.is_set():
+                return math.nan
+            # In a thread that ends, as in `__init__`: this one may live on or wait.
+            with ThreadPoolExecutor(1) as thread:
+                nats += thread.submit(self.nats, row.tokens, row.scored, weights).result()
+        return nats / sum(row.scored_tokens for row in rows)
 
     def would_generate(
         self, tokens: Sequence[int], scored: int | Spans, weights: bytes | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -19,6 +19,7 @@ from ray.serve._private import replica as ray_replica
 from ray.serve.handle import DeploymentHandle
 
 from adapters.config import TrainerConfig
+from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
@@ -141,6 +142,15 @@ class RemoteTrainer:
             stream = self._handle.options(stream=True).stream.remote(request)
             result = await _result(_last(stream, on_step), stream.cancel)
         return result
+
+    async def loss(self, rows: Sequence[Row], weights: bytes | None = None) -> float:
+        """As `TrainerWorker.loss`."""
+        loss: float = await _result(self._handle.loss.remote(rows, weights))
+        return loss
+
+    async def give_way(self, seconds: float) -> None:
+        """As `TrainerWorker.give_way`."""
+        await _result(self._handle.give_way.remote(seconds))
 
     async def ready(self) -> None:
         """As `TrainerWorker.ready`."""

@@ -87,8 +87,10 @@ class Job:
     @property
     def due(self) -> float:
         """The time by which the job should be done, the earliest being the most urgent: its
-        deadline, or its arrival plus PATIENCE.
+        deadline, or its arrival plus PATIENCE; infinite for a job in the background.
         """
+        if self.request.background:
+            return math.inf
         return min(self.deadline, self.arrived + PATIENCE)
 
     @property

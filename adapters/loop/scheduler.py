@@ -5,8 +5,12 @@ no request starves behind more urgent ones. When no slot is free, an urgent requ
 least urgent one, which continues later from where it stopped. The most urgent request is always in
 the batch; others join in order of urgency as long as the batch stays within its tokens and memory,
 has little padding, and makes no request miss its deadline. A request's first step is started if
-such steps typically end in time, a later one only if they nearly always do. `Scheduler` itself
-works on numbers alone: no tensors, no threads, no clock of its own.
+such steps typically end in time, a later one only if they nearly always do.
+
+A job in the background takes steps alone, and only while there is no other job and nobody has asked
+it to give way. It ends then, too, unless it is cancelled.
+
+`Scheduler` itself works on numbers alone: no tensors, no threads, no clock of its own.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ class Scheduler:
         self._free = list(range(slots))
         self._waiting: list[Job] = []
         self._active: list[Job] = []
+        self._background_from = -math.inf
         self._max_tokens, self._times, self._fits_memory = max_tokens, times, fits_memory
 
     def __len__(self) -> int:
@@ -96,6 +101,18 @@ class Scheduler:
             self.remove(job)
         return jobs
 
+    def give_way_until(self, time: float) -> None:
+        """Let no background job compute before this time."""
+        self._background_from = max(self._background_from, time)
+
+    def background_wait(self, now: float) -> float:
+        """Seconds until the background may compute; infinite while there are other jobs."""
+        return math.inf if self._foreground else max(0.0, self._background_from - now)
+
+    @property
+    def _foreground(self) -> list[Job]:
+        return [job for job in [*self._active, *self._waiting] if not job.request.background]
+
     def finished(self, now: float) -> list[tuple[Job, TrainingStop]]:
         """Jobs that take no further step, with the reason: CANCELLED, STEPS, GAIN or SECONDS.
 
@@ -103,9 +120,12 @@ class Scheduler:
         final evaluations. A job without time for both its first step and its probe loses the probe.
         """
         found = []
+        background_waits = self.background_wait(now) > 0
         for job in [*self._active, *self._waiting]:
             if job.cancelled is not None and job.cancelled.is_set():
                 found.append((job, TrainingStop.CANCELLED))
+            elif job.request.background and background_waits:
+                continue
             elif len(job.losses) == len(job.steps):
                 found.append((job, TrainingStop.STEPS))
             elif job.stopping.has_stalled:
@@ -117,11 +137,16 @@ class Scheduler:
         return sorted(found, key=lambda pair: pair[0].deadline)[:_MAX_FINISHED]
 
     def batch(self, now: float) -> list[Job]:
-        """The jobs that take a step now."""
+        """The jobs that take a step now; none if all give way."""
+        if not (foreground := self._foreground):
+            waits = self.background_wait(now) > 0
+            # A request that comes during the step waits for it, so it is the step of a single job.
+            return [] if waits else sorted(self._active, key=lambda job: job.arrived)[:1]
         chosen: list[Job] = []
         # A batch must not make any job miss its deadline, whether it is in the batch or not.
-        first = min((job.deadline for job in [*self._active, *self._waiting]), default=math.inf)
-        for job in sorted(self._active, key=lambda job: job.due):
+        first = min(job.deadline for job in foreground)
+        active = (job for job in foreground if job.slot is not None)
+        for job in sorted(active, key=lambda job: job.due):
             wider = [*chosen, job]
             if not chosen or (self._fits(wider) and now + self._seconds(wider) <= first):
                 chosen = wider

@@ -2,7 +2,7 @@
 
 Each step is one batch: the next sequences of several requests, each with its own adapter, Adam
 moments and order. Requests join and leave between steps. An error in one request's step or final
-evaluation ends that request alone.
+evaluation ends that request alone. While all requests give way, the thread sleeps.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from adapters.training import TrainingState, TrainingStop
 # Idle seconds after which freed memory is returned to the system: a busy trainer would soon
 # allocate it again.
 IDLE_SECONDS = 5.0
+# A cancelled request that gives way is noticed within these seconds: an event wakes nobody up.
+_CANCEL_SECONDS = 0.1
 # Messages of torch and oneDNN for failed allocations, which are plain RuntimeErrors on a CPU.
 _ALLOCATION_ERRORS = ("can't allocate memory", "could not create a primitive")
 
@@ -49,6 +51,7 @@ class TrainingLoop:
         times: Predicted times of steps and evaluations.
         model_lock: Held while the model computes.
         is_running: Whether a thread is training.
+        gives_way: Whether that thread waits because all requests give way.
     """
 
     def __init__(
@@ -69,24 +72,41 @@ class TrainingLoop:
             self.memory = ActivationMemory(base, config.memory_bytes)
         tokens = config.batch_tokens or (2048 if base.device == "cpu" else 16384)
         self._scheduler = Scheduler(config.slots, tokens, self.times, self.memory.fits)
-        self._scheduler_lock = threading.Lock()
+        # Held to use the scheduler; notified when a job comes or goes.
+        self._jobs_changed = threading.Condition(threading.Lock())
         self.model_lock = threading.RLock()
-        self.is_running = False
+        self.is_running = self.gives_way = False
         self._idle_trim = IdleTrim(self._release_slots)
 
     def submit(self, job: Job) -> None:
         """Train a job, in a new thread if none is running."""
-        with self._scheduler_lock:
+        with self._jobs_changed:
             self._idle_trim.cancel()
             # A daemon thread would abort the process if Python ended during a computation.
             if not self.is_running:
                 threading.Thread(target=self._run, name="mayfly-trainer").start()
                 self.is_running = True
             self._scheduler.add(job)
+            self._jobs_changed.notify_all()
+
+    def give_way(self, seconds: float) -> None:
+        """Let nothing in the background compute within `seconds` seconds from now."""
+        with self._jobs_changed:
+            self._scheduler.give_way_until(self._clock() + seconds)
+
+    def wait_for_background(self, cancelled: threading.Event) -> None:
+        """Wait until the background may compute, or `cancelled` is set."""
+        with self._jobs_changed:
+            while not cancelled.is_set() and self._background_wait() > 0:
+                self._jobs_changed.wait(self._background_wait())
+
+    def _background_wait(self) -> float:
+        """Seconds until it may be time for the background, or that it is cancelled."""
+        return min(self._scheduler.background_wait(self._clock()), _CANCEL_SECONDS)
 
     def _release_slots(self) -> None:
         """Return the memory of all slots, unless a job has come in the meantime."""
-        with self._scheduler_lock:
+        with self._jobs_changed:
             # A GPU's memory stays with this process.
             if not self.is_running and self._base.device == "cpu":
                 with self.model_lock:
@@ -100,19 +120,19 @@ class TrainingLoop:
             # An error that belongs to no single job ends all jobs; if it ended this thread instead,
             # they would wait for ever.
             except Exception as problem:
-                with self._scheduler_lock:
+                with self._jobs_changed:
                     jobs = self._scheduler.clear()
                 # Not under the lock: a job's callback may submit another job.
                 for job in jobs:
                     job.done.set_exception(problem)
 
     def _iterate(self) -> bool:
-        """Admit, preempt and finish jobs, or take a step of the others.
+        """Admit, preempt and finish jobs, or take a step of the others, or wait if they give way.
 
         Returns:
             Whether there were any jobs.
         """
-        with self._scheduler_lock:
+        with self._jobs_changed:
             preempted, admitted = self._scheduler.preempt(), self._scheduler.admit()
             now = self._clock()
             finished = self._scheduler.finished(now)
@@ -128,7 +148,12 @@ class TrainingLoop:
                 if job not in already_finished
             ]
             batch = [] if finished else self._scheduler.batch(now)
-            if not finished and not batch:
+            is_idle = not finished and not batch
+            self.gives_way = is_idle and len(self._scheduler) > 0
+            if self.gives_way and not admitted:
+                self._jobs_changed.wait(self._background_wait())
+                return True
+            if is_idle and not self.gives_way:
                 self.is_running = False
                 self._idle_trim.schedule(IDLE_SECONDS)
                 return False
@@ -292,8 +317,9 @@ class TrainingLoop:
         job.done.set_exception(problem)
 
     def _remove(self, job: Job) -> None:
-        with self._scheduler_lock:
+        with self._jobs_changed:
             self._scheduler.remove(job)
+            self._jobs_changed.notify_all()
 
     def _export(self, job: Job, steps: int) -> Adapter:
         """The adapter in a job's slot, which `steps` steps have made."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from adapters.adapter import Adapter
+from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
@@ -40,6 +41,12 @@ class Trains(Protocol):
         """As `adapters.trainer.Trainer.train`; waiting counts towards the seconds; cancelling ends
         it.
         """
+
+    async def loss(self, rows: Sequence[Row], weights: bytes | None) -> float:
+        """As `adapters.trainer.Trainer.loss`; cancelling ends it."""
+
+    async def give_way(self, seconds: float) -> None:
+        """As `adapters.trainer.Trainer.give_way`."""
 
 
 class Loads(Protocol):

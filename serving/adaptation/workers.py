@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from adapters.config import TrainerConfig
+from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
@@ -202,7 +203,8 @@ class TrainerWorker:
             from adapters.trainer import Trainer
 
             self._trainer = Trainer(config)
-        # When a step or a training last ended, or a training was submitted to an idle trainer.
+        # When a step or a training last ended, a training was submitted to an idle trainer, or all
+        # trainings were seen to give way.
         self._last_progress = clock()
         # The longest time between two such events; at first, of loading and a few steps.
         self._longest_pause = self._last_progress - started
@@ -224,6 +226,8 @@ class TrainerWorker:
                 f"the trainer is broken: the last {self._failures} trainings failed before their "
                 "first step"
             )
+        if self._trainer.gives_way:
+            self._last_progress = self._clock()
         pause = self._clock() - self._last_progress
         if self._trainings and pause > max(STALL_SECONDS, STALL_FACTOR * self._longest_pause):
             self._is_hanging = True
@@ -267,7 +271,7 @@ class TrainerWorker:
                 loop.call_soon_threadsafe(on_step, progress)
 
         given_up: asyncio.Future[None] = loop.create_future()
-        if not self._trainings:
+        if not self._trainings or self._trainer.gives_way:
             self._last_progress = self._clock()
         training = self._trainer.submit(request, cancelled=cancelled, on_step=handle_step)
         training.add_done_callback(self._handle_end)
@@ -293,6 +297,18 @@ class TrainerWorker:
             # If it still runs, the caller has gone.
             task.cancel()
             await asyncio.wait([task])
+
+    async def loss(self, rows: Sequence[Row], weights: bytes | None = None) -> float:
+        """As `Trainer.loss`. Cancelling ends it within a row."""
+        cancelled = threading.Event()
+        loss = asyncio.to_thread(self._trainer.loss, rows, weights, cancelled)
+        return await wait_until_ended(asyncio.create_task(loss), cancelled)
+
+    async def give_way(self, seconds: float) -> None:
+        """As `Trainer.give_way`."""
+        if self._trainer.gives_way:
+            self._last_progress = self._clock()
+        self._trainer.give_way(seconds)
 
     def _handle_end(self, training: Future[TrainingResult]) -> None:
         if not training.cancelled() and training.exception() is not None:

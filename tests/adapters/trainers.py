@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,6 +110,14 @@ def failing_on_poison(trainer: Trainer, problem: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds that another thread brings about."""
+    end = time.monotonic() + TIMEOUT
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def other_requests(count: int, steps: int = 6) -> list[list[list[int]]]:

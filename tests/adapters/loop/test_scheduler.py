@@ -43,9 +43,11 @@ def job(
     seconds: float = math.inf,
     plan: str = "sequential",
     cancelled: threading.Event | None = None,
+    background: bool = False,
 ) -> Job:
     sequences = [list(range(length)) for length in lengths]
-    return Job(TrainingRequest(sequences, seconds=seconds, plan=plan), arrived, cancelled)
+    request = TrainingRequest(sequences, seconds=seconds, plan=plan, background=background)
+    return Job(request, arrived, cancelled)
 
 
 def scheduler_with(*jobs: Job, slots: int = 8, max_tokens: int = 2048) -> Scheduler:
@@ -289,18 +291,16 @@ def test_a_probe_evaluation_counts_towards_the_seconds() -> None:
     assert schedule.finished(0.0) == [(one, "seconds")]
 
 
-requests = st.lists(
-    st.tuples(
-        st.lists(st.integers(2, 300), max_size=6),
-        # Seconds after the arrival of the one before.
-        st.floats(0, 1.0),
-        st.sampled_from([-1.0, 0.0, 0.02, 0.1, 0.5, 3.0, math.inf]),
-        st.sampled_from(["sequential", "batched", "reuse"]),
-        # Whether it is cancelled at some time.
-        st.booleans(),
-    ),
-    max_size=20,
+one_request = st.tuples(
+    st.lists(st.integers(2, 300), max_size=6),
+    # Seconds after the arrival of the one before.
+    st.floats(0, 1.0),
+    st.sampled_from([-1.0, 0.0, 0.02, 0.1, 0.5, 3.0, math.inf]),
+    st.sampled_from(["sequential", "batched", "reuse"]),
+    # Whether it is cancelled at some time.
+    st.booleans(),
 )
+requests = st.lists(one_request, max_size=20)
 
 
 @settings(deadline=None)
@@ -442,3 +442,129 @@ class TestPreemption:
 
         assert schedule.preempt() == []
         assert schedule.admit() == []
+
+
+class TestBackground:
+    """A job in the background gives way to all others."""
+
+    def test_it_takes_its_steps_alone(self) -> None:
+        first, second = job([100] * 2, background=True), job([100] * 2, 1.0, background=True)
+        schedule = scheduler_with(first, second)
+
+        assert schedule.batch(1.0) == [first]
+        take_step([first])
+        assert schedule.batch(1.0) == [first]
+        schedule.remove(first)
+        assert schedule.batch(1.0) == [second]
+
+    def test_it_joins_no_batch_of_others(self) -> None:
+        one, background, other = job([100]), job([100], background=True), job([100], 1.0)
+
+        assert scheduler_with(one, background, other).batch(1.0) == [one, other]
+
+    def test_no_step_begins_before_the_time_it_gives_way_until(self) -> None:
+        background, other = job([100], background=True), job([100], arrived=3.0)
+        schedule = scheduler_with(background)
+        schedule.give_way_until(5.0)
+        schedule.give_way_until(4.0)
+
+        assert (schedule.batch(4.9), schedule.background_wait(4.0)) == ([], 1.0)
+        assert (schedule.batch(5.0), schedule.background_wait(5.0)) == ([background], 0.0)
+        schedule.add(other)
+        schedule.admit()
+        assert (schedule.batch(4.0), schedule.background_wait(9.0)) == ([other], math.inf)
+
+    def test_it_ends_when_it_may_compute_unless_it_is_cancelled(self) -> None:
+        # Its final evaluation would delay the other one.
+        cancelled = threading.Event()
+        background, other = job([100], cancelled=cancelled, background=True), job([100])
+        schedule = scheduler_with(background, other)
+        take_step([background])
+
+        assert schedule.finished(0.0) == []
+        schedule.remove(other)
+        assert schedule.finished(0.0) == [(background, "steps")]
+        schedule.give_way_until(1.0)
+        assert schedule.finished(0.0) == []
+        cancelled.set()
+        assert schedule.finished(0.0) == [(background, "cancelled")]
+
+    def test_its_time_limit_keeps_no_other_from_a_batch(self) -> None:
+        background, *others = job([100], seconds=0.021, background=True), job([100]), job([100])
+
+        assert scheduler_with(background, *others).batch(0.0) == others
+
+    def test_it_is_preempted_for_its_slot_alone(self) -> None:
+        background, early, late = job([10], background=True), job([10], 1.0), job([10], 2.0)
+        schedule = scheduler_with(background, early, slots=2)
+        assert schedule.preempt() == []
+        schedule.add(late)
+
+        assert schedule.preempt() == [(background, 1)]
+        assert schedule.admit() == [late]
+        schedule.add(job([10], arrived=3.0, background=True))
+        assert schedule.preempt() == []
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(one_request, st.booleans()), max_size=15),
+    st.lists(st.tuples(st.floats(0, 5.0), st.floats(0, 2.0)), max_size=3),
+    st.integers(1, 4),
+)
+def test_no_job_ever_waits_for_more_than_one_background_step(
+    pairs: list[tuple[tuple[list[int], float, float, str, bool], bool]],
+    pauses: list[tuple[float, float]],
+    slots: int,
+) -> None:
+    # Arrange.
+    schedule, now, arrived, free_from = scheduler_of(slots), 0.0, 0.0, 0.0
+    upcoming: list[Job] = []
+    for (lengths, after, seconds, how, is_cancelled), background in pairs:
+        arrived += after
+        cancelled = threading.Event() if is_cancelled else None
+        upcoming.append(job(lengths, arrived, seconds, how, cancelled, background))
+    everyone = list(upcoming)
+    pauses = sorted(pauses)
+
+    # Act, as the trainer does, with a clock of its own.
+    while upcoming or len(schedule):
+        if not len(schedule):
+            now = max(now, upcoming[0].arrived)
+        while upcoming and upcoming[0].arrived <= now:
+            schedule.add(upcoming.pop(0))
+        while pauses and pauses[0][0] <= now:
+            schedule.give_way_until(now + pauses[0][1])
+            free_from = max(free_from, now + pauses.pop(0)[1])
+        foreground = {one for one in everyone if one.arrived <= now and not one.request.background}
+        assert foreground or not schedule.preempt()
+        schedule.preempt()
+        schedule.admit()
+        finished = schedule.finished(now)
+        for one, stop in finished:
+            schedule.remove(one)
+            everyone.remove(one)
+            # A final evaluation is due.
+            if one.request.background and stop != "cancelled":
+                assert now >= free_from
+                assert all(each.request.background or each.arrived > now for each in everyone)
+        if finished:
+            continue
+        batch = schedule.batch(now)
+
+        # Assert: the background computes when nobody else is there, and only then.
+        if foreground:
+            assert batch
+            assert set(batch) <= foreground
+        elif now < free_from:
+            assert batch == []
+            now = min([free_from, *(one.arrived for one in upcoming), *(at for at, _ in pauses)])
+            continue
+        else:
+            assert len(batch) == 1
+        now += take_step(batch)
+        for one in batch:
+            if one.cancelled is not None:
+                one.cancelled.set()
+
+    assert everyone == []

@@ -274,6 +274,12 @@ class NoTrainer:
     async def train(self, request: TrainingRequest, on_step: Any) -> TrainingResult:
         raise AssertionError("there should be nothing to train")
 
+    async def loss(self, rows: Any, weights: Any) -> float:
+        raise AssertionError("there should be nothing to measure")
+
+    async def give_way(self, seconds: float) -> None:
+        raise AssertionError("there should be nothing that gives way")
+
 
 class TestExamplesOfTheRequest:
     OWNER = CacheScope("ann", None, "nano")

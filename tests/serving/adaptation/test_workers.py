@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.model.row import Row
 from adapters.trainer import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
@@ -25,6 +26,7 @@ from selection.selector import SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.adaptation.workers import FAILURES, CorporaWorker, SelectorWorker, TrainerWorker
 from serving.errors import TrainerFailedError
+from tests.adapters.trainers import wait_until
 
 _SEQUENCE = [(7 * i) % 101 for i in range(32)]
 _ENDLESS = [_SEQUENCE] * 20_000  # some minutes
@@ -203,6 +205,62 @@ async def test_a_trainer_that_fails_at_every_training_is_unhealthy_until_a_step_
 
     await stage.train(TrainingRequest([_SEQUENCE]))
     await stage.check_health()
+
+
+async def test_a_training_that_gives_way_is_not_taken_for_hanging(tiny_llama: str) -> None:
+    # Arrange: a training in the background, alone, for longer than any step takes.
+    now = 0.0
+    stage = TrainerWorker(TrainerConfig(tiny_llama, rank=4), lambda: now)
+    await stage.give_way(1e6)
+    request = TrainingRequest([_SEQUENCE] * 3, background=True)
+    background = asyncio.create_task(stage.train(request))
+    await asyncio.to_thread(wait_until, lambda: stage._trainer.gives_way)
+
+    # Act and assert.
+    for _ in range(3):
+        now += 1e4
+        await stage.check_health()
+    assert (await train_alone(stage)).adapter is not None
+    now += 1e4
+    await stage.give_way(1.0)
+    await stage.check_health()
+    assert not background.done()
+
+    # What it waited for does not count as the time of a step.
+    assert stage._longest_pause < 1e4
+    background.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await background
+
+
+async def test_a_training_in_the_background_that_takes_no_step_is_found(tiny_llama: str) -> None:
+    now = 0.0
+    stage = TrainerWorker(TrainerConfig(tiny_llama, rank=4), lambda: now)
+    with stage._trainer._loop.model_lock:
+        request = TrainingRequest([_SEQUENCE] * 3, background=True)
+        background = asyncio.create_task(stage.train(request))
+        await asyncio.sleep(0)
+        now += 1e4
+
+        with pytest.raises(TrainerFailedError, match="hangs"):
+            await stage.check_health()
+        with pytest.raises(TrainerFailedError, match="hangs"):
+            await background
+
+
+async def test_the_loss_of_rows_is_the_trainers(stage: TrainerWorker) -> None:
+    row = Row.of(_SEQUENCE)
+
+    found = await stage.loss([row, row])
+    await stage.give_way(1e6)
+    waiting = asyncio.create_task(stage.loss([row]))
+    await train_alone(stage)
+
+    assert found == pytest.approx(stage._trainer.nats(_SEQUENCE, 1) / row.scored_tokens)
+    assert not waiting.done()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 async def test_a_refused_training_frees_the_stage(stage: TrainerWorker) -> None:
