@@ -10,6 +10,21 @@ BASE_MODEL = "base-model"
 
 
 @dataclass(frozen=True)
+class AdapterShape:
+    """What the adapter of a corpus must have been trained for, so that a request can start from it.
+
+    Attributes:
+        model: fingerprint of the base model (`adapters.fingerprint`).
+        rank: LoRA rank.
+        targets: names of the adapted projections, in any order.
+    """
+
+    model: str
+    rank: int
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SelectorConfig:
     """Where corpora are stored and how data is selected from them.
 
@@ -24,6 +39,7 @@ class SelectorConfig:
         device: torch device of the embedder.
         chat_template: what replaces the base model's own, see
             `selection.examples.templates.set_chat_template`.
+        adapters: what adapters of corpora must have been trained for; None starts from none.
     """
 
     root: Path
@@ -33,3 +49,4 @@ class SelectorConfig:
     regularisation: float | None = None
     device: str = "cpu"
     chat_template: str | None = None
+    adapters: AdapterShape | None = None

@@ -59,6 +59,7 @@ class SelectionRequest:
         seed: seed of the strategy "random".
         principal: on whose behalf; corpora that they may not see do not exist for the request.
         candidates: sequences that the request brings, beside those of the corpus.
+        start: whether to look up the corpus's adapter too, for the training to start from.
     """
 
     prompts: Sequence[Prompt]
@@ -70,3 +71,4 @@ class SelectionRequest:
     seed: int = 0
     principal: Principal = OPERATOR
     candidates: tuple[Candidate, ...] = ()
+    start: bool = False

@@ -26,6 +26,7 @@ from selection.corpus.pool import CorpusPool
 from selection.corpus.sequences import Source, StoredSequence
 from selection.corpus.shards import ShardCall, ShardedCorpora
 from selection.corpus.sqlite_store import CorpusError
+from selection.corpus.trained.manifest import CorpusStart
 from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
 from selection.examples.example import Spans
@@ -68,6 +69,8 @@ class Selection:
         calibration: the corpus's calibration for this base model, if there is one.
         seconds: duration of each stage: embed, search, select.
         truncation: how much of the prompts was used, if not all.
+        start: the corpus's adapter to start from, if the request asks for one and there is one.
+        no_start: why there is none although the request asks for one, for the client.
     """
 
     corpus: str | None
@@ -81,6 +84,8 @@ class Selection:
     calibration: Calibration | None
     seconds: dict[str, float]
     truncation: Truncation | None = None
+    start: CorpusStart | None = None
+    no_start: str | None = None
 
 
 class _Found(NamedTuple):
