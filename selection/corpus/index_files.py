@@ -8,16 +8,13 @@ cannot be loaded is rebuilt from the corpus.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -50,9 +47,6 @@ def save(index: Index, folder: Path, version: CorpusVersion) -> None:
         # An incomplete index would keep a full disk full.
         shutil.rmtree(target, ignore_errors=True)
         raise
-    finally:
-        for temporary in folder.glob(f"{_MANIFEST}.*"):
-            temporary.unlink(missing_ok=True)
     for old in folder.glob("index-*"):
         if old != target:
             # A process that has mapped the old files keeps their pages.
@@ -71,12 +65,8 @@ def load(folder: Path, corpus: str, dimension: int) -> tuple[int, Index] | None:
         None if the index is missing, damaged, of another format or another corpus's: build it.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        checksum = manifest.pop("checksum")
-        if checksum != _checksum(manifest) or (manifest["format"], manifest["corpus"]) != (
-            _FORMAT,
-            corpus,
-        ):
+        manifest = durable.read_manifest(folder / _MANIFEST)
+        if (manifest["format"], manifest["corpus"]) != (_FORMAT, corpus):
             return None
         # The files are mapped before they are checked, so that what was checked is what is
         # searched, and already in memory.
@@ -102,19 +92,13 @@ def saved_generation(folder: Path) -> int:
         return -1
 
 
-@contextlib.contextmanager
-def build_lock(folder: Path) -> Iterator[None]:
+def build_lock(folder: Path) -> AbstractContextManager[None]:
     """Hold the lock of the one process that builds and saves a folder's index; others wait."""
-    with (folder / "index.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return durable.locked(folder / "index.lock")
 
 
 def _save(index: Index, folder: Path, target: Path, version: CorpusVersion) -> None:
-    blobs = index.blobs()
-    for file, blob in blobs.items():
-        durable.write(target / file, blob)
-    durable.sync_folder(target)
+    digests = durable.write_files(target, index.blobs())
     body = {
         "format": _FORMAT,
         "corpus": version.corpus,
@@ -122,18 +106,11 @@ def _save(index: Index, folder: Path, target: Path, version: CorpusVersion) -> N
         "folder": target.name,
         "count": len(index),
         "search_params": None if index.search_params is None else asdict(index.search_params),
-        "sha256": {file: hashlib.sha256(blob).hexdigest() for file, blob in blobs.items()},
+        "sha256": digests,
     }
-    temporary = folder / f"{_MANIFEST}.{uuid.uuid4().hex[:12]}"
-    durable.write(temporary, json.dumps({**body, "checksum": _checksum(body)}).encode())
-    temporary.replace(folder / _MANIFEST)
-    durable.sync_folder(folder)
+    durable.write_manifest(folder / _MANIFEST, body)
 
 
 def _map(path: Path) -> Bytes:
     # An empty file cannot be mapped.
     return np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
-
-
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
