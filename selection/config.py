@@ -23,6 +23,16 @@ class AdapterShape:
     rank: int
     targets: tuple[str, ...]
 
+    def mismatch(self, wanted: AdapterShape) -> str | None:
+        """What differs from what is wanted; None if nothing does."""
+        if self.model != wanted.model:
+            return "another model"
+        if self.rank != wanted.rank:
+            return f"rank {self.rank}, not {wanted.rank}"
+        if {*self.targets} != {*wanted.targets}:
+            return "other projections"
+        return None
+
 
 @dataclass(frozen=True)
 class SelectorConfig:

@@ -27,6 +27,9 @@ from selection.corpus.positions import Tombstones
 from selection.corpus.sequences import Chunk, DocumentInfo, StoredSequence
 from selection.corpus.sqlite_store import SQLiteStore
 from selection.corpus.tables.database import FILE
+from selection.corpus.tables.reembedding import check_identity, identity_of
+from selection.corpus.trained.adapter import TrainedAdapter
+from selection.corpus.trained.training import AdapterTraining
 from selection.embedding import Embedder, Embeddings
 from selection.errors import CorpusError, CorpusNotFoundError
 
@@ -41,6 +44,8 @@ class Corpus:
         file_batches: its file batches, as a vector store.
         replication: exports its documents into shards and imports those of another corpus.
         retokenization: replaces its tokens by another tokenizer's.
+        trained: its adapter, for requests that start from it.
+        training: the training of its adapter.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,6 +56,8 @@ class Corpus:
         self.file_batches = self._store.file_batches
         self.replication = self._store.replication
         self.retokenization = self._store.retokenization
+        self.trained = TrainedAdapter(self._store)
+        self.training = AdapterTraining(self._store)
         self._index = IndexManager(self._store)
         # The uuid of the embeddings for which the embedder was last checked.
         self._checked_uuid = ""
@@ -88,7 +95,7 @@ class Corpus:
         corpus = cls(folder)
         try:
             corpus._store.initialise(
-                {**(meta or {}), **_identity(embedder), "tokenizer": tokenizer}
+                {**(meta or {}), **identity_of(embedder), "tokenizer": tokenizer}
             )
             corpus._store.check_version()
             corpus.check(embedder, tokenizer)
@@ -160,13 +167,7 @@ class Corpus:
             CorpusError: they differ; the message names both and what to do.
         """
         meta = self._store.meta()
-        for key, given in _identity(embedder).items():
-            if meta[key] != given:
-                raise CorpusError(
-                    f"corpus {self.name!r} was made with {key} {_short(meta[key])!r}, not "
-                    f"{_short(given)!r}: "
-                    f"use that embedder, or run `mayfly corpus reembed {self.name}`"
-                )
+        check_identity(self.name, meta, embedder)
         self._checked_uuid = meta["uuid"]
         if tokenizer is not None:
             self.check_tokenizer(tokenizer, template)
@@ -274,7 +275,11 @@ class Corpus:
         return self._store.meta()["embedder"]
 
     def nearest(
-        self, targets_TD: Embeddings, k: int | None, filter: Filter | None = None
+        self,
+        targets_TD: Embeddings,
+        k: int | None,
+        filter: Filter | None = None,
+        on_search: Callable[[], None] = lambda: None,
     ) -> tuple[Ids, Embeddings]:
         """The k sequences of largest absolute similarity to any target: ids [K], embeddings [K, D].
 
@@ -283,11 +288,12 @@ class Corpus:
             k: number of sequences; None returns all.
             filter: a filter on the documents' metadata (`selection.corpus.filters`), applied inside
                 the search.
+            on_search: called in the read transaction of the search.
 
         Raises:
             ValueError: an invalid filter.
         """
-        index, allowed = self._index.current(filter)
+        index, allowed = self._index.current(filter, on_search)
         return index.nearest(targets_TD, k, allowed)
 
     def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
@@ -311,7 +317,7 @@ class Corpus:
 
     def reembedded_count(self, embedder: Embedder) -> int:
         """The number of new embeddings that an interrupted run for this embedder has left."""
-        return self._store.reembedding.count(_identity(embedder))
+        return self._store.reembedding.count(identity_of(embedder))
 
     def reembed(
         self, embedder: Embedder, on_progress: Callable[[int, int], None] = lambda done, total: None
@@ -328,22 +334,7 @@ class Corpus:
         """
         total = self.counts()[1]
         self._store.reembedding.run(
-            _identity(embedder), embedder, lambda count: on_progress(count, total)
+            identity_of(embedder), embedder, lambda count: on_progress(count, total)
         )
         self.check(embedder)
         self.build_index()
-
-
-def _short(value: str) -> str:
-    """An embedder's name for a message; of a path only the last part, because not every client may
-    see the server's folders.
-    """
-    return Path(value).name if Path(value).is_absolute() else value
-
-
-def _identity(embedder: Embedder) -> dict[str, str]:
-    return {
-        "embedder": embedder.name,
-        "revision": embedder.revision,
-        "dimension": str(embedder.dimension),
-    }

@@ -5,7 +5,7 @@ the latest state of its store.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from selection.corpus import index_files
 from selection.corpus.faiss_index import Ids, Index
@@ -29,8 +29,12 @@ class IndexManager:
         # The index in memory, and the uuid of the embeddings it contains.
         self._in_memory: tuple[str, LiveIndex] | None = None
 
-    def current(self, filter: Filter | None = None) -> tuple[LiveIndex, Ids | None]:
+    def current(
+        self, filter: Filter | None = None, on_found: Callable[[], None] = lambda: None
+    ) -> tuple[LiveIndex, Ids | None]:
         """The index of the corpus's present state, and the sequences in it that a filter allows.
+
+        `on_found` is called in the read transaction of that state.
 
         Raises:
             CorpusError: the corpus is damaged or was removed.
@@ -41,6 +45,7 @@ class IndexManager:
                 meta = self._store.meta()
                 live = self._usable_index(meta)
                 if live is not None:
+                    on_found()
                     allowed = None if filter is None else self._store.matching(filter)
                     return self._updated(live, meta), allowed
             with index_files.build_lock(self._folder):

@@ -30,6 +30,7 @@ from selection.corpus.faiss_index import Ids
 from selection.corpus.filters import Filter
 from selection.corpus.pool import CorpusPool
 from selection.corpus.sequences import StoredSequence
+from selection.corpus.trained.adapter import TrainedAdapter
 from selection.embedding import Embeddings
 from selection.errors import CorpusError, CorpusNotFoundError
 from selection.limit import UNLIMITED, Limit
@@ -85,10 +86,21 @@ class ShardedCorpus:
         """As `Corpus.meta`."""
         return self._whole.meta()
 
+    @property
+    def trained(self) -> TrainedAdapter:
+        """As `Corpus.trained`; shards hold no adapter."""
+        return self._whole.trained
+
     def nearest(
-        self, targets_TD: Embeddings, k: int | None, filter: Filter | None = None
+        self,
+        targets_TD: Embeddings,
+        k: int | None,
+        filter: Filter | None = None,
+        on_search: Callable[[], None] = lambda: None,
     ) -> tuple[Ids, Embeddings]:
-        """As `Corpus.nearest`, over the sequences that the shards hold."""
+        """As `Corpus.nearest`, over the sequences that the shards hold; `on_search` is called once
+        they have answered.
+        """
         factor = 1
         while True:
             count = None if k is None else k * factor
@@ -101,6 +113,7 @@ class ShardedCorpus:
             if k is None or all(here.sum() >= k or len(here) < k * factor for here in present):
                 break
             factor *= 2
+        on_search()
         ids_K = np.concatenate([ids[here] for (ids, _), here in zip(found, present, strict=True)])
         vectors_KD = np.concatenate(
             [vectors[here] for (_, vectors), here in zip(found, present, strict=True)]

@@ -79,7 +79,12 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """One consistent state, whatever other processes write in the meantime."""
+        """One consistent state, whatever other processes write in the meantime; within another
+        `reading`, the same state.
+        """
+        if self._connection.in_transaction:
+            yield
+            return
         with self.errors():
             self._connection.execute("BEGIN")
             try:

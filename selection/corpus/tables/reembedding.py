@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -23,12 +24,43 @@ _KEY = "reembedding"
 _BATCH = 64
 
 
-class Reembedding:
-    """The replacement of one corpus's embeddings.
+def identity_of(embedder: Embedder) -> dict[str, str]:
+    """The entries of a corpus's metadata that say which embedder it was made with."""
+    return {
+        "embedder": embedder.name,
+        "revision": embedder.revision,
+        "dimension": str(embedder.dimension),
+    }
 
-    The `identity` of an embedder is its name, revision and dimension, as the corpus's metadata
-    holds them.
+
+def check_identity(corpus: str, meta: Mapping[str, str], embedder: Embedder) -> None:
+    """Refuse an embedder other than the one that a corpus was made with.
+
+    Args:
+        corpus: name of the corpus.
+        meta: its metadata.
+        embedder: the embedder.
+
+    Raises:
+        CorpusError: they differ; the message names both and what to do.
     """
+    for key, given in identity_of(embedder).items():
+        if meta[key] != given:
+            raise CorpusError(
+                f"corpus {corpus!r} was made with {key} {_short(meta[key])!r}, not "
+                f"{_short(given)!r}: use that embedder, or run `mayfly corpus reembed {corpus}`"
+            )
+
+
+def _short(value: str) -> str:
+    """An embedder's name for a message; of a path only the last part, because not every client may
+    see the server's folders.
+    """
+    return Path(value).name if Path(value).is_absolute() else value
+
+
+class Reembedding:
+    """The replacement of one corpus's embeddings; `identity` is that of `identity_of`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -13,6 +13,33 @@ from typing import Any
 from selection.config import AdapterShape
 
 FORMAT = 1
+NO_ADAPTER = "the corpus has no adapter"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of a corpus.
+
+    Attributes:
+        generation: the corpus's generation.
+        tokenizer: digest of the tokenizer of its tokens.
+        template: digest of the chat template of its examples; None if it has none.
+    """
+
+    generation: int
+    tokenizer: str
+    template: str | None
+
+    @classmethod
+    def of(cls, meta: Mapping[str, str]) -> Snapshot:
+        """The state of a corpus with that metadata."""
+        return cls(int(meta["generation"]), meta["tokenizer"], meta.get("template"))
+
+    def has_tokens_of(self, tokenizer: str, template: str | None) -> bool:
+        """Whether what was learnt from the tokens of a tokenizer and of a template, if any, was
+        learnt from the tokens that the corpus has; `retokenize` replaces them.
+        """
+        return tokenizer == self.tokenizer and template in (None, self.template)
 
 
 @dataclass(frozen=True)
@@ -25,6 +52,7 @@ class PartInfo:
             "npy" (the ids of its learnt sequences) and, unless there are none, "moments".
         sequences: number of learnt sequences.
         documents: number of documents that they belong to.
+        content: digest of the contents of these documents.
         generation: the corpus's generation from which they were read.
         steps: number of Adam steps that the moments have seen.
     """
@@ -33,42 +61,62 @@ class PartInfo:
     sha256: Mapping[str, str]
     sequences: int
     documents: int
+    content: str
     generation: int
     steps: int = 0
 
 
 @dataclass(frozen=True)
-class CorpusAdapterInfo:
-    """What the manifest of a corpus adapter says.
+class AdapterSettings:
+    """What a corpus adapter is trained for, and how.
 
     Attributes:
-        corpus: id of the corpus.
         model: fingerprint of the base model.
-        tokenizer: digest of the tokenizer of the learnt sequences.
-        template: digest of the chat template of the learnt examples; None if there are none.
         rank: LoRA rank.
         scale_numerator: LoRA alpha.
         targets: names of the adapted projections.
-        learning_rate: Adam learning rate that it was trained with.
-        passes: number of times that each sequence was trained on.
-        parts: its parts; at least one.
+        learning_rate: Adam learning rate.
+        passes: number of times that each sequence is trained on.
+        divided: whether the corpus is divided into parts (`TrainingPlan.divided`).
     """
 
-    corpus: str
     model: str
-    tokenizer: str
-    template: str | None
     rank: int
     scale_numerator: float
     targets: tuple[str, ...]
     learning_rate: float
     passes: int
-    parts: tuple[PartInfo, ...]
+    divided: bool
 
     @property
     def shape(self) -> AdapterShape:
         """What it was trained for."""
         return AdapterShape(self.model, self.rank, self.targets)
+
+    def continues(self, earlier: AdapterSettings) -> bool:
+        """Whether a part that is trained with these settings can stand beside earlier ones."""
+        mine, theirs = (
+            (each.model, each.rank, each.scale_numerator, each.targets, each.divided)
+            for each in (self, earlier)
+        )
+        return mine == theirs
+
+
+@dataclass(frozen=True)
+class CorpusAdapterInfo(AdapterSettings):
+    """What the manifest of a corpus adapter says.
+
+    Attributes:
+        corpus: id of the corpus.
+        tokenizer: digest of the tokenizer of the learnt sequences.
+        template: digest of the chat template of the learnt examples; None if there are none.
+        parts: its parts; at least one.
+    """
+
+    corpus: str
+    tokenizer: str
+    template: str | None
+    parts: tuple[PartInfo, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest's fields, for JSON."""
@@ -88,6 +136,53 @@ class CorpusAdapterInfo:
         values["targets"] = tuple(values["targets"])
         values["parts"] = tuple(PartInfo(**part) for part in values["parts"])
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """A part as training leaves it.
+
+    Attributes:
+        weights: a safetensors file with PEFT's keys, float32.
+        learnt: ids of all sequences that it has learnt.
+        snapshot: the state of the corpus from which they were read (`TrainingPlan.snapshot`).
+        moments: Adam's moments, to train it further; may be empty.
+        steps: number of steps that the moments have seen.
+    """
+
+    weights: bytes
+    learnt: tuple[int, ...]
+    snapshot: Snapshot
+    moments: bytes = b""
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class AdapterStatus:
+    """How far a corpus's adapter is.
+
+    Attributes:
+        info: what its manifest says; None if there is none, or if it is damaged.
+        learnt: number of sequences that the usable parts have learnt.
+        not_learnt: number of the other sequences of the corpus.
+        invalid: names of the parts that must be trained anew.
+        reason: why no request can start from it now; None if one can.
+    """
+
+    info: CorpusAdapterInfo | None
+    learnt: int
+    not_learnt: int
+    invalid: tuple[str, ...]
+    reason: str | None
+
+    def __str__(self) -> str:
+        """In one line, for people."""
+        if self.info is None or self.reason is not None:
+            return "none" if self.reason == NO_ADAPTER else f"not used: {self.reason}"
+        line = f"{self.learnt:,} of {self.learnt + self.not_learnt:,} sequences learnt"
+        if len(self.info.parts) > 1:
+            line += f" in {len(self.info.parts) - len(self.invalid)} parts"
+        return line
 
 
 @dataclass(frozen=True)
@@ -138,6 +233,21 @@ class StartFound:
     corpus: str
     start: CorpusStart | None
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class LearntCorpus:
+    """A corpus whose adapter requests can start from.
+
+    Attributes:
+        id: its id, which never changes.
+        name: its display name.
+        created: seconds since 1970, UTC.
+    """
+
+    id: str
+    name: str
+    created: float
 
 
 @dataclass(frozen=True)
