@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from selection.errors import CorpusError, CorpusNotFoundError, SelectionError
     from selection.request import SelectionRequest
     from selection.retriever import Retriever
-    from selection.selector import Selection, Selector
+    from selection.selection import Selection
+    from selection.selector import Selector
     from selection.strategies.registry import STRATEGIES
     from selection.strategies.sift import Choice, irreducible, sift
     from selection.strategies.sift_batch import sift_batch
@@ -49,7 +50,7 @@ _MODULES = {
     "CorpusNotFoundError": "errors",
     "Prompt": "embedding",
     "Retriever": "retriever",
-    "Selection": "selector",
+    "Selection": "selection",
     "SelectionError": "errors",
     "SelectionRequest": "request",
     "Selector": "selector",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selection.access import OPERATOR, Principal
 from selection.corpus.filters import Filter
+from selection.corpus.sequences import Source, StoredSequence
 from selection.embedding import Prompt
 from selection.examples.example import Spans
 
@@ -72,3 +74,29 @@ class SelectionRequest:
     principal: Principal = OPERATOR
     candidates: tuple[Candidate, ...] = ()
     start: bool = False
+
+
+def candidates_by_id(candidates: Sequence[Candidate]) -> dict[int, StoredSequence]:
+    """A request's own candidates by their ids."""
+    return {
+        -i: StoredSequence(
+            Source(-i, -i, each.name, each.start, each.text, example=each.example),
+            each.tokens,
+            each.scored,
+        )
+        for i, each in enumerate(candidates, 1)
+    }
+
+
+def forms_of(
+    ids: Sequence[int], sequences: Mapping[int, StoredSequence], candidates: Sequence[Candidate]
+) -> list[tuple[tuple[int, ...], Spans | None]]:
+    """Tokens and scored tokens of each choice; those of a candidate in its forms by turns."""
+    times: Counter[int] = Counter()
+    chosen = []
+    for i in ids:
+        stored = sequences[i]
+        forms = candidates[-i - 1].forms if i < 0 else ((stored.tokens, stored.scored),)
+        chosen.append(forms[times[i] % len(forms)])
+        times[i] += 1
+    return chosen

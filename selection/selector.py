@@ -12,8 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -23,18 +22,21 @@ from selection.access import OPERATOR, Principal
 from selection.config import SelectorConfig as SelectorConfig
 from selection.corpus.calibration import Calibration, calibration_of, model_digest
 from selection.corpus.pool import CorpusPool
-from selection.corpus.sequences import Source, StoredSequence
+from selection.corpus.sequences import StoredSequence
 from selection.corpus.shards import ShardCall, ShardedCorpora
 from selection.corpus.sqlite_store import CorpusError
-from selection.corpus.trained.manifest import CorpusStart
+from selection.corpus.trained.adapter import TrainedAdapter
+from selection.corpus.trained.files import corpora_with_adapter
+from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, LearntCorpus, StartFound
 from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
-from selection.examples.example import Spans
 from selection.examples.rendering import Renderer
 from selection.examples.templates import set_chat_template
 from selection.ingest.ingest import tokenizer_digest
 from selection.limit import UNLIMITED, Limit
-from selection.request import Candidate, SelectionRequest
+from selection.request import Candidate, SelectionRequest, candidates_by_id, forms_of
+from selection.selection import Selection as Selection
+from selection.selection import SelectionStop as SelectionStop
 from selection.strategies.registry import REGULARISATION, choose
 from selection.strategies.sift import irreducible, sift
 from selection.targets import MAX_TARGETS, Truncation, allocate_windows, evenly_spaced
@@ -44,56 +46,15 @@ from selection.threaded_embedder import ThreadedEmbedder
 _MAX_ATTEMPTS = 20
 
 
-class SelectionStop(StrEnum):
-    """What ended a selection."""
-
-    STEPS = "steps"  # as many sequences were chosen as were asked for
-    ALPHA = "alpha"  # the stopping rule of Adaptive SIFT
-    CORPUS = "corpus"  # the corpus is empty, or no document passes the filter
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What to train on, in order.
-
-    Attributes:
-        corpus: id of the corpus; None for a request that names none.
-        ids: sequence ids, repeats allowed; -1, -2, ... for the request's own candidates.
-        sequences: tokens of each id.
-        scored: the tokens of each to train on; None for all but the first.
-        sources: each distinct sequence and how often it was chosen, most used first.
-        uncertainty: sigma_0 .. sigma_n, one entry more than `ids`.
-        irreducible: sigma_infinity, the uncertainty that would be left if every candidate were seen
-            infinitely often.
-        stop: what ended the selection.
-        calibration: the corpus's calibration for this base model, if there is one.
-        seconds: duration of each stage: embed, search, select.
-        truncation: how much of the prompts was used, if not all.
-        start: the corpus's adapter to start from, if the request asks for one and there is one.
-        no_start: why there is none although the request asks for one, for the client.
-    """
-
-    corpus: str | None
-    ids: tuple[int, ...]
-    sequences: tuple[tuple[int, ...], ...]
-    scored: tuple[Spans | None, ...]
-    sources: tuple[tuple[Source, int], ...]
-    uncertainty: tuple[float, ...]
-    irreducible: float
-    stop: SelectionStop
-    calibration: Calibration | None
-    seconds: dict[str, float]
-    truncation: Truncation | None = None
-    start: CorpusStart | None = None
-    no_start: str | None = None
-
-
 class _Found(NamedTuple):
-    """The corpus's metadata, and its nearest sequences: their ids, and their embeddings [N, D]."""
+    """The corpus's metadata, its nearest sequences: their ids, and their embeddings [N, D], and
+    what to start from.
+    """
 
     meta: Mapping[str, str]
     ids: tuple[int, ...]
     embeddings: Embeddings
+    start: StartFound
 
 
 class Selector:
@@ -175,7 +136,7 @@ class Selector:
         started = time.perf_counter()
         targets_TD, truncation = self._targets(request.prompts, limit)
         brought_BD = self._embed_candidates(request.candidates, limit)
-        brought = _sequences(request.candidates)
+        brought = candidates_by_id(request.candidates)
         embedded = time.perf_counter()
         for _ in range(_MAX_ATTEMPTS):
             found = self._search(request, targets_TD, limit)
@@ -201,7 +162,7 @@ class Selector:
         else:
             raise _damaged(request.corpus, "its index contains sequences that the corpus does not")
         counts = Counter(ids)
-        forms = _forms(ids, sequences, request.candidates)
+        forms = forms_of(ids, sequences, request.candidates)
         return Selection(
             corpus=found.meta.get("id"),
             ids=ids,
@@ -212,6 +173,8 @@ class Selector:
             irreducible=irreducible_sigma,
             stop=SelectionStop(choice.stop) if candidates_K else SelectionStop.CORPUS,
             calibration=calibration,
+            start=found.start.start,
+            no_start=found.start.reason,
             seconds={
                 "embed": embedded - started,
                 "search": searched - embedded,
@@ -220,18 +183,88 @@ class Selector:
             truncation=truncation,
         )
 
+    def start(self, request: SelectionRequest, limit: Limit = UNLIMITED) -> StartFound:
+        """Look up what a request without steps starts from; its prompts are embedded only if the
+        corpus's adapter has several parts.
+
+        Raises:
+            AbandonedError, SecondsSpentError, CorpusError: as `select`.
+        """
+        assert request.corpus is not None, "an adapter of a corpus"
+        targets_TD: Embeddings | None = None
+        while True:
+            with self.corpora.open(request.corpus, request.principal, limit) as opened:
+                found = self._look_up(opened.trained, request, targets_TD)
+            if found is not None:
+                return found
+            targets_TD, _ = self._targets(request.prompts, limit)
+
+    def start_weights(
+        self, corpus: str, start: CorpusStart, limit: Limit = UNLIMITED
+    ) -> CorpusWeights:
+        """The adapter of a start.
+
+        Args:
+            corpus: id of the corpus.
+            start: what the lookup found.
+            limit: how long the wait for the corpus may take.
+
+        Raises:
+            AbandonedError, SecondsSpentError: as `select`.
+            CorpusError: the adapter was replaced, became invalid or turned out to be damaged since.
+        """
+        with self.corpora.open(corpus, limit=limit) as opened:
+            return opened.trained.weights(start)
+
+    def learnt_corpora(self, principal: Principal = OPERATOR) -> tuple[LearntCorpus, ...]:
+        """The corpora that the principal sees and whose adapter requests can start from."""
+        if self.config.adapters is None:
+            return ()
+        found = []
+        for name in corpora_with_adapter(self.config.root):
+            # Damaged or removed corpora, and those that the principal does not see.
+            with suppress(CorpusError), self.corpora.open(name, principal) as opened:
+                meta, start = opened.meta(), opened.trained.start(self.config.adapters, None)
+                # None: there are several parts.
+                if start is None or start.start is not None:
+                    found.append(
+                        LearntCorpus(meta["id"], meta.get("name", name), float(meta["created"]))
+                    )
+        return tuple(found)
+
     def _search(self, request: SelectionRequest, targets_TD: Embeddings, limit: Limit) -> _Found:
         """The nearest sequences of the corpus; nothing of a request without one."""
         if request.corpus is None:
-            return _Found({}, (), np.empty((0, self.embedder.dimension), np.float32))
+            nothing = np.empty((0, self.embedder.dimension), np.float32)
+            reason = "the request uses no corpus" if request.start else None
+            return _Found({}, (), nothing, StartFound("", None, reason))
+        starts: list[StartFound | None] = []
         with self.searched.open(request.corpus, request.principal, limit) as opened:
             meta = opened.meta()
+
+            def look_up() -> None:
+                if request.start:
+                    starts.append(self._look_up(opened.trained, request, targets_TD))
+
             ids_N, embeddings_ND = opened.nearest(
-                targets_TD, self.config.candidates, request.filter
+                targets_TD, self.config.candidates, request.filter, look_up
             )
         if not np.isfinite(embeddings_ND).all():
             raise _damaged(request.corpus, "it contains NaN or infinite embeddings")
-        return _Found(meta, tuple(map(int, ids_N)), embeddings_ND)
+        start = next(iter(starts), None) or StartFound(meta["id"], None)
+        return _Found(meta, tuple(map(int, ids_N)), embeddings_ND, start)
+
+    def _look_up(
+        self, trained: TrainedAdapter, request: SelectionRequest, targets_TD: Embeddings | None
+    ) -> StartFound | None:
+        """As `TrainedAdapter.start`, or why this request does not start from it."""
+        if self.config.adapters is None:
+            return trained.refused("this server starts from no adapters of corpora")
+        if request.filter is not None:
+            return trained.refused(
+                "the request has a filter, and the corpus's adapter has learnt all documents"
+            )
+        return trained.start(self.config.adapters, targets_TD)
 
     def _read(
         self, request: SelectionRequest, meta: Mapping[str, str], ids: Iterable[int], limit: Limit
@@ -278,32 +311,6 @@ class Selector:
         if self.config.regularisation is not None:
             return self.config.regularisation
         return REGULARISATION if calibration is None else calibration.regularisation
-
-
-def _sequences(candidates: Sequence[Candidate]) -> dict[int, StoredSequence]:
-    """A request's own candidates by their ids."""
-    return {
-        -i: StoredSequence(
-            Source(-i, -i, each.name, each.start, each.text, example=each.example),
-            each.tokens,
-            each.scored,
-        )
-        for i, each in enumerate(candidates, 1)
-    }
-
-
-def _forms(
-    ids: Sequence[int], sequences: Mapping[int, StoredSequence], candidates: Sequence[Candidate]
-) -> list[tuple[tuple[int, ...], Spans | None]]:
-    """Tokens and scored tokens of each choice; those of a candidate in its forms by turns."""
-    times: Counter[int] = Counter()
-    chosen = []
-    for i in ids:
-        stored = sequences[i]
-        forms = candidates[-i - 1].forms if i < 0 else ((stored.tokens, stored.scored),)
-        chosen.append(forms[times[i] % len(forms)])
-        times[i] += 1
-    return chosen
 
 
 def _damaged(corpus: str | None, why: str) -> CorpusError:

@@ -24,6 +24,7 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
+from tests.selection.trained_helpers import SHAPE, found, train
 
 _TOPICS = ("cat", "dog", "ship", "bread", "tax", "stone", "river", "lamp")
 _DOCUMENTS = [
@@ -66,7 +67,7 @@ class ShardedHome:
 
     def selector(self, shards: int) -> Selector:
         calls = [self._call(shard_folder(self.home, shard, shards)) for shard in range(shards)]
-        config = SelectorConfig(self.home / "corpora", candidates=20)
+        config = SelectorConfig(self.home / "corpora", candidates=20, adapters=SHAPE)
         return Selector(config, calls, self.threaded)
 
     def close(self) -> None:
@@ -350,4 +351,27 @@ def test_a_damaged_partition_is_reported_with_its_folder(
         update_shards(corpus, [tmp_path / "shard"])
 
     assert caught.value.__notes__ == [f"its folder is {folder}"]
+    corpus.close()
+
+
+@pytest.mark.parametrize("change", ["delete", "replace"])
+def test_the_adapter_of_a_sharded_corpus_is_that_of_the_whole(
+    change: str, home: ShardedHome
+) -> None:
+    corpus = home.make_corpus(_DOCUMENTS)
+    home.shard(corpus, 2)
+    train(corpus)
+    sharded = home.selector(2)
+    request = SelectionRequest(_PROMPTS[0], "things", steps=3, start=True)
+    assert sharded.select(request).start == sharded.start(request).start == found(corpus)
+
+    # The shards still hold the document.
+    if change == "delete":
+        corpus.delete("cat-1.txt")
+    else:
+        home.make_corpus([Document("cat-1.txt", "Another text.")]).close()
+
+    selection = sharded.select(request)
+    assert selection.start is sharded.start(request).start is None
+    assert "were deleted or replaced" in str(selection.no_start)
     corpus.close()
