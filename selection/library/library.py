@@ -41,6 +41,7 @@ from selection.library.records import (
     page_of_files,
 )
 from selection.library.search import SearchResult, check_query, most_similar
+from selection.library.trainings import StoreTrainings
 from selection.library.uploads import UploadedFile, Uploads
 from selection.library.validation import checked_attributes, parse_chunking
 from selection.library.vector_stores import VectorStores
@@ -83,6 +84,7 @@ class Library:
         examples = ExampleChunker(tokenizer, max_tokens)
         digests = tokenizer_digest(tokenizer), examples.digest
         self._stores = VectorStores(root, self._embedder, *digests)
+        self.trainings = StoreTrainings(self._stores)
         self._corpora = corpora or CorpusPool(root, self._embedder, *digests)
         self._uploads = Uploads(files)
         self._worker = IngestWorker(root, self._embedder, tokenizer, examples, self._uploads)
@@ -90,6 +92,7 @@ class Library:
     def close(self) -> None:
         """Stop ingesting; files in progress are ingested when the library is opened again."""
         self._worker.close()
+        self.trainings.close()
         self._corpora.close()
 
     def create_store(
