@@ -39,16 +39,17 @@ def corpus_list(home: Home = HOME) -> None:
     from selection.corpus.lookup import list_corpora
     from selection.errors import CorpusError, CorpusNotFoundError
 
-    corpora, unusable = table("corpus", "documents", "sequences", "embedder"), []
+    corpora, unusable = table("corpus", "documents", "sequences", "embedder", "adapter"), []
     for name in list_corpora(home / "corpora"):
         try:
             with closing(Corpus.open(home / "corpora", name)) as corpus:
                 documents, sequences = corpus.counts()
-                row(corpora, name, str(documents), str(sequences), corpus.embedder)
+                adapter = str(corpus.training.status(check_weights=True))
+                row(corpora, name, str(documents), str(sequences), corpus.embedder, adapter)
         except CorpusNotFoundError:  # removed in the meantime
             continue
         except CorpusError as problem:
-            row(corpora, name, "-", "-", "cannot be opened")
+            row(corpora, name, "-", "-", "cannot be opened", "-")
             unusable.append(problem)
     if corpora.row_count:
         show(corpora)

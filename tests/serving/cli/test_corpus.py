@@ -20,6 +20,7 @@ from selection.ingest.ingest import tokenizer_digest
 from serving.cli import main as main_module
 from serving.cli.main import main
 from serving.settings.model_files import load_tokenizer
+from tests.selection.trained_helpers import train
 from tests.serving.commands import Ended, run
 
 
@@ -48,6 +49,8 @@ def test_a_damaged_corpus_does_not_hide_the_others(
     for name in ("a", "c"):
         corpus = Corpus.create(corpora, name, words, "tokenizer")
         corpus.add("doc", "doc", [Chunk(0, "text", (1, 2))], words.embed(["text"]))
+        if name == "c":
+            train(corpus)
         corpus.close()
     (corpora / "b").mkdir()
     (corpora / "b" / "corpus.db").write_bytes(b"not a database at all, but long enough" * 100)
@@ -56,10 +59,10 @@ def test_a_damaged_corpus_does_not_hide_the_others(
     missing = run(tmp_path, "corpus", "show", "d", MAYFLY_HOME=str(corpora.parent))
 
     assert [line.split() for line in listed.out.splitlines()] == [
-        ["corpus", "documents", "sequences", "embedder"],
-        ["a", "1", "1", "words"],
-        ["b", "-", "-", "cannot", "be", "opened"],
-        ["c", "1", "1", "words"],
+        ["corpus", "documents", "sequences", "embedder", "adapter"],
+        ["a", "1", "1", "words", "none"],
+        ["b", "-", "-", "cannot", "be", "opened", "-"],
+        ["c", "1", "1", "words", *["1", "of", "1", "sequences", "learnt"]],
     ]
     assert listed.err.startswith(
         "mayfly: corpus 'b' is damaged: file is not a database; delete its folder"
