@@ -8,7 +8,6 @@ searches and trainings of several requests run together and take turns.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import threading
 import time
@@ -17,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from adapters.config import TrainerConfig
 from adapters.model.row import Row
@@ -33,6 +32,7 @@ from selection.limit import Limit
 from selection.request import SelectionRequest
 from selection.selector import Selection, Selector, SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
+from serving.calls import SerialExecutor, wait_until_ended
 from serving.errors import TrainerFailedError
 from serving.observability.startup_progress import report_startup, reported_startup
 
@@ -40,7 +40,6 @@ from serving.observability.startup_progress import report_startup, reported_star
 # or search occupies a thread, also while it waits for its turn.
 MAX_CALLS = 256
 
-Owner = TypeVar("Owner")
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -100,25 +99,6 @@ class SelectorWorker:
         run = partial(contextvars.copy_context().run, work)
         running = asyncio.get_running_loop().run_in_executor(self._threads, run)
         return await wait_until_ended(running, cancelled)
-
-
-class SerialExecutor(Generic[Owner]):
-    """Calls the methods of an object that only one thread at a time may use, such as a library or a
-    shard.
-    """
-
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
-        self._turn = asyncio.Lock()
-
-    async def call(
-        self, method: Callable[Concatenate[Owner, P], Result], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Result:
-        """The result of a method, given as a function of its class, which can be pickled."""
-        async with self._turn:
-            return await wait_until_ended(
-                asyncio.create_task(asyncio.to_thread(method, self.owner, *args, **kwargs))
-            )
 
 
 class ShardWorker(SerialExecutor[Shard]):
@@ -329,23 +309,3 @@ async def _unless_given_up(
     if not training.done():
         raise TrainerFailedError("the trainer hangs")
     return training.result()
-
-
-async def wait_until_ended(
-    work: asyncio.Future[Result], cancelled: threading.Event | None = None
-) -> Result:
-    """The result of work in a thread. Cancelling, however often, sets `cancelled` and takes effect
-    once the work has ended.
-    """
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        if cancelled is not None:
-            cancelled.set()
-        while not work.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([work])
-        if not work.cancelled():
-            # Retrieved, so that asyncio does not report it: nothing awaits it any more.
-            work.exception()
-        raise

@@ -20,9 +20,9 @@ from selection.corpus.corpus import Corpus
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.adaptation.workers import SerialExecutor
 from serving.api_keys import Keys, digest
 from serving.budget import Budget
+from serving.calls import SerialExecutor
 from serving.http.routing import Route
 from serving.http.vector_stores.routes import VectorStoreRoutes
 from tests.conftest import WordEmbedder

@@ -23,7 +23,8 @@ from selection.library.records import AttachmentRequest
 from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.adaptation.workers import CorporaWorker, SerialExecutor
+from serving.adaptation.workers import CorporaWorker
+from serving.calls import SerialExecutor
 from serving.http.vector_stores.params import MAX_UPLOAD
 from serving.http.vector_stores.routes import VectorStoreRoutes
 from tests.serving.http.web_server import application, serve
