@@ -21,6 +21,8 @@ class EngineConfig:
             the model choose a tool.
         max_model_len: context length in tokens; None for the model's own.
         adapters: largest number of adapters loaded at the same time.
+        resident: largest number of corpora's adapters that stay loaded while no request uses them;
+            one place is always left for others.
         max_num_seqs: largest number of sequences that vLLM runs at the same time.
         kv_cache_bytes: size of the KV cache on a CPU, in bytes.
         gpu_memory_utilization: share of a GPU's memory that vLLM takes, from 0 to 1.
@@ -36,6 +38,7 @@ class EngineConfig:
     tool_call_parser: str | None = None
     max_model_len: int | None = None
     adapters: int = 8
+    resident: int = 2
     max_num_seqs: int = 32
     kv_cache_bytes: int = 1 << 30
     gpu_memory_utilization: float = 0.55

@@ -1,7 +1,8 @@
 """The vLLM engine of a replica, its adapters, and vLLM's own OpenAI application.
 
 An adapter is staged as PEFT's two files in memory-backed storage and loaded. After the last request
-that uses it, it is unloaded, and then its files are deleted. No generation may run with an adapter
+that uses it, it is unloaded, and then its files are deleted; a few adapters of corpora stay for the
+next request. No generation may run with an adapter
 while it is unloaded: vLLM's engine dies of that. Ids are never used again. Name and path belong to
 one adapter alone, since vLLM's prefix cache identifies adapters by them: one that is loaded again
 finds the prompts that it has seen.
@@ -67,9 +68,10 @@ class Engine:
         self.staging = staging
         self._llm = llm
         self._ids = itertools.count(1)
-        self._slots = asyncio.Semaphore(config.adapters)
         self._live: set[int] = set()
-        self._adapters = SharedAdapters(self._load, self._unload)
+        self._adapters = SharedAdapters(
+            self._load, self._unload, config.adapters, min(config.resident, config.adapters - 1)
+        )
         self.staging.reserve(shared_memory_of_children())
         self._vllm_processes = psutil.Process().children(recursive=True)
         adapt_generation(llm, config.max_num_seqs)
@@ -166,16 +168,22 @@ class Engine:
         """
         return await self._adapters.acquire(adapter)
 
-    async def unload(self, loaded: LoadedAdapter) -> None:
+    async def unload(self, loaded: LoadedAdapter, *, keeps: bool = False) -> None:
         """Unload an adapter and delete its files, unless another request uses it; no generation of
-        this request may be running with it.
+        this request may be running with it. `keeps` keeps it for the next request, as long as its
+        slot is not needed.
         """
-        await self._adapters.release(loaded)
+        await self._adapters.release(loaded, keeps=keeps)
+
+    def retire(self, name: str) -> None:
+        """Unload an adapter that is kept, in the background; one that a request uses is unloaded
+        afterwards.
+        """
+        self._adapters.retire(name)
 
     async def _load(self, adapter: Adapter) -> LoadedAdapter:
         from vllm.lora.request import LoRARequest
 
-        await self._slots.acquire()
         loaded = LoadedAdapter(adapter.name, next(self._ids), self.staging.path / adapter.name)
         self._live.add(loaded.id)
         try:
@@ -194,7 +202,6 @@ class Engine:
         finally:
             shutil.rmtree(loaded.folder, ignore_errors=True)
             self._live.discard(loaded.id)
-            self._slots.release()
 
     async def loaded(self) -> list[int]:
         """Ids of the adapters in vLLM's worker.
