@@ -1,8 +1,8 @@
 """Budget: the compute that one request may cost, and its text and JSON forms.
 
-As text, in a Compute-Budget header, it is an RFC 9651 dictionary: `none`, `auto`, or limits
-`steps=20, seconds=1.5, gain=0.4, alpha=0.1`, of which the first to bind ends the adaptation; `;`
-separates as `,` does, because some clients split headers at commas. A JSON body takes the same
+As text, in a Compute-Budget header, it is an RFC 9651 dictionary: `none`, `instant`, `auto`, or
+limits `steps=20, seconds=1.5, gain=0.4, alpha=0.1`, of which the first to bind ends the adaptation;
+`;` separates as `,` does, because some clients split headers at commas. A JSON body takes the same
 text, or the limits as an object. Anything else is refused. AUTO and LIMITS are a server's defaults.
 Except for the names of the header and of the field, this module is independent of HTTP.
 """
@@ -26,8 +26,10 @@ MAX_HEADER = 256  # characters
 # The bounds of RFC 9651's integers and decimals.
 _MAX_STEPS = 10**15 - 1
 _MAX_NUMBER = 1e12
-_HELP = "use `none`, `auto`, or limits such as `steps=20, seconds=1.5, gain=0.4`"
-_HELP_OBJECT = 'use "none", "auto", or limits such as {"steps": 20, "seconds": 1.5, "gain": 0.4}'
+_HELP = "use `none`, `instant`, `auto`, or limits such as `steps=20, seconds=1.5, gain=0.4`"
+_HELP_OBJECT = (
+    'use "none", "instant", "auto", or limits such as {"steps": 20, "seconds": 1.5, "gain": 0.4}'
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,14 @@ class Budget:
     """Limits of an adaptation; whichever binds first ends it.
 
     Attributes:
-        steps: maximum number of gradient steps; 0 answers with the base model.
+        steps: maximum number of gradient steps; 0 answers with the base model, unless `instant`.
         seconds: wall-clock from the request's arrival to the loaded adapter; None for no limit.
         alpha: the stop of ADAPTIVE SIFT (paper section 6); None to select up to `steps`.
         gain: minimum decrease of the prompt's own loss that each further sequence must bring, in
             per cent, over the last measurements; None to take all steps.
         prefers_corpus: whether the gain of a calibrated corpus takes the place of this one, and no
             more than its steps are taken.
+        instant: whether the adapter of the corpus answers, without a step.
         declined: whether the request asked for no adaptation, rather than for one of no steps; it
             is no limit, so it is not compared.
     """
@@ -51,6 +54,7 @@ class Budget:
     alpha: float | None = None
     gain: float | None = None
     prefers_corpus: bool = False
+    instant: bool = False
     declined: bool = field(default=False, compare=False)
 
     def clamp(self, limits: Budget) -> tuple[Budget, tuple[str, ...]]:
@@ -75,16 +79,20 @@ class Budget:
         return replace(self, gain=None if self.gain is None else gain, steps=most)
 
     def as_dict(self) -> dict[str, float | None]:
-        """The limits as the report shows them."""
-        return {
+        """The limits as the report shows them, and whether the corpus's adapter answers instantly
+        if it does.
+        """
+        limits = {
             "steps": self.steps,
             "seconds": self.seconds,
             "alpha": self.alpha,
             "gain": self.gain,
         }
+        return {**limits, "instant": True} if self.instant else limits
 
 
 NONE = Budget(steps=0, declined=True)
+INSTANT = Budget(steps=0, instant=True)
 # What `auto` means unless a server's settings give another budget. The seconds matter for models on
 # which 50 steps take a minute: few clients wait that long for the last part of the gain.
 AUTO = Budget(steps=50, seconds=20.0, gain=0.25, prefers_corpus=True)
@@ -216,7 +224,7 @@ def parse_budget(
     if len(members) != listed.count(",") + 1:
         raise BudgetError(f"{where} names a limit twice: {_HELP}", place)
     values = {key: member[0] for key, member in members.items()}
-    for word, meaning in (("none", NONE), ("auto", auto)):
+    for word, meaning in (("none", NONE), ("instant", INSTANT), ("auto", auto)):
         if values.get(word) is True:
             if len(values) > 1:
                 raise BudgetError(f"{where}: {word!r} stands alone: {_HELP}", place)

@@ -23,6 +23,7 @@ from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
+from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
 from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
@@ -102,6 +103,16 @@ class RemoteSelector:
             self._handle.calibration.remote(corpus, principal, seconds)
         )
         return found
+
+    async def start(self, request: SelectionRequest, seconds: float | None = None) -> StartFound:
+        """As `CorporaWorker.start`."""
+        found: StartFound = await _result(self._handle.start.remote(request, seconds))
+        return found
+
+    async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:
+        """As `CorporaWorker.start_weights`."""
+        weights: CorpusWeights = await _result(self._handle.start_weights.remote(corpus, start))
+        return weights
 
     async def call(
         self,

@@ -25,6 +25,8 @@ class StopReason(StrEnum):
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out-of-memory"
     CANCELLED = "cancelled"
+    # The budget has the adapter of the corpus answer, without a step.
+    INSTANT = "instant"
     # The adapter of the same examples answered again.
     REUSED = "reused"
     # There is no corpus, or no document to train on.
@@ -53,7 +55,8 @@ class AdaptationReport:
 
     Attributes:
         adapted: whether an adapter answered.
-        reason: why the base model answered instead; None when adapted.
+        reason: why the base model answered instead, or why the corpus's adapter was not trained
+            further; None otherwise.
         budget: budget within the server's limits.
         clamped: names of the limits that the request exceeded.
         calibrated: whether the corpus brought settings of its own: lambda', the learning rate, and
@@ -65,6 +68,8 @@ class AdaptationReport:
         shown: what was put into the prompt, as `serving.adaptation.shown.Shown.as_dict`; None if
             nothing was to be shown.
         seed: seed of the adapter.
+        start: what the adapter that answered started from, as
+            `serving.adaptation.starts.StartingPoint.as_dict`; None for the base model.
         reused: name, turns and steps of the earlier turn's adapter that was trained further; or
             name and steps of the adapter of the same examples; None for a fresh one.
         stop: what ended the adaptation.
@@ -91,6 +96,7 @@ class AdaptationReport:
     corpus: str | None
     shown: dict[str, Any] | None
     seed: int
+    start: dict[str, Any] | None
     reused: dict[str, Any] | None
     stop: StopReason
     uncertainty: tuple[float, ...]
@@ -134,6 +140,7 @@ class AdaptationReport:
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "corpus": self.corpus,
             "seed": self.seed,
+            "start": self.start,
             "reused": self.reused,
             "adapter": self.adapter,
         }

@@ -1,22 +1,26 @@
-"""Choice: what one request learns from and shows, chosen once for both."""
+"""Choice: what one request learns from and shows, chosen once for both, and what it starts from."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.sqlite_store import Source
+from selection.corpus.trained.manifest import StartFound
 from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
+from selection.request import SelectionRequest
 from selection.selector import Selection
 from serving.adaptation.candidates import example_sources
 from serving.adaptation.fallback_reasons import NoAdapterError
 from serving.adaptation.request import AdaptationRequest
-from serving.adaptation.stages import OverdueError, Selects, in_time
+from serving.adaptation.stages import OverdueError, Result, Selects, in_time
+from serving.adaptation.starts import StartingPoint, Starts
 from serving.report import Stage, StopReason
 
 
@@ -26,6 +30,7 @@ class Choice:
     Args:
         request: what the request asks of its adaptation.
         selector: stage that chooses.
+        starts: the adapters of corpora.
         principal: on whose behalf the corpus is read.
         seconds_left: gives the seconds left of the budget; None without a limit.
         enter: context of a stage.
@@ -39,12 +44,13 @@ class Choice:
         self,
         request: AdaptationRequest,
         selector: Selects,
+        starts: Starts,
         principal: Principal,
         seconds_left: Callable[[], float | None],
         enter: Callable[[Stage], AbstractContextManager[None]],
     ) -> None:
         self.request = request
-        self._selector, self._principal = selector, principal
+        self._selector, self._starts, self._principal = selector, starts, principal
         self._seconds_left, self._enter = seconds_left, enter
         self._task: asyncio.Task[Selection] | None = None
 
@@ -80,6 +86,50 @@ class Choice:
         selection = await self.selection()
         sources = {source.sequence: source for source, _ in selection.sources}
         return [sources[sequence] for sequence in dict.fromkeys(selection.ids)]
+
+    async def start(self) -> StartingPoint:
+        """What the adapter of a request with steps starts from, or which adapter answers without
+        one.
+
+        Raises:
+            NoAdapterError, CorpusError: as `selection`; or the request requires the adapter of a
+                corpus, and it cannot be used.
+        """
+        request = self.request
+        if request.start == "fresh":
+            return StartingPoint(reason="the request asked for it")
+        found = await self._find_start()
+        if found is None:
+            reason = "the request has no corpus: name one in `adaptation.corpus` to use its adapter"
+            start = StartingPoint(reason=reason)
+        else:
+            has_filter = request.filter is not None
+            start = await self._starts.point(found, self._seconds_left(), has_filter=has_filter)
+        if request.start == "corpus" and request.required and start.adapter is None:
+            reason = f"it cannot start from the adapter of a corpus: {start.reason}"
+            raise NoAdapterError(reason, StopReason.CORPUS)
+        return start
+
+    async def _find_start(self) -> StartFound | None:
+        """The adapter of the corpus: of the selection, where one is made, and else of a lookup
+        alone; None without a corpus.
+        """
+        request = self.request
+        if request.corpus is None:
+            return None
+        if request.budget.steps > 0 or ((request.show or 0) > 0 and request.shows_chosen):
+            selection = await self.selection()
+            if selection.corpus is None:
+                return None
+            return StartFound(selection.corpus, selection.start, selection.no_start)
+        try:
+            aim = "the corpus's adapter was found"
+            return await self._within(self._selector.start, request.corpus, aim)
+        except CorpusNotFoundError:
+            if request.corpus_explicit:
+                raise
+            self.request = replace(request, corpus=None)
+            return None
 
     async def discard(self) -> None:
         """End a choice that is still being made."""
@@ -125,12 +175,23 @@ class Choice:
         return selection
 
     async def _select_from(self, corpus: str | None) -> Selection:
+        return await self._within(self._selector.select, corpus, "anything was chosen")
+
+    async def _within(
+        self,
+        call: Callable[[SelectionRequest, float | None], Coroutine[Any, Any, Result]],
+        corpus: str | None,
+        aim: str,
+    ) -> Result:
+        """The result of a call to the selector, within the seconds of the budget.
+
+        Raises:
+            NoAdapterError: they were spent before the `aim` was reached.
+        """
+        request = self.request.selection(corpus, self._principal)
         try:
             with self._enter(Stage.SELECT):
-                selecting = self._selector.select(
-                    self.request.selection(corpus, self._principal), self._seconds_left()
-                )
-                return await in_time(selecting, self._seconds_left())
+                return await in_time(call(request, self._seconds_left()), self._seconds_left())
         except (SecondsSpentError, OverdueError):
-            reason = "the seconds were spent before anything was chosen"
+            reason = f"the seconds were spent before {aim}"
             raise NoAdapterError(reason, StopReason.SECONDS) from None

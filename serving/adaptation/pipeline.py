@@ -4,8 +4,8 @@ The engine asks for the adapter once vLLM has validated the request; the gateway
 the answer has ended, failed or been abandoned. The pipeline knows the three stages by their
 protocols, not where they run: in this process, or as Ray deployments.
 
-A request never loses its adaptation silently: the report says why the base model answered, unless
-the request required an adapter; then it fails.
+A request never loses its adaptation silently: the report says why the base model answered, or the
+adapter of its corpus as it was. A request that requires an adapter, and gets none, fails.
 """
 
 from __future__ import annotations
@@ -22,16 +22,12 @@ from adapters.training import TrainingProgress, TrainingResult, TrainingStop
 from selection.access import OPERATOR, Principal
 from selection.selector import Selection
 from serving.adaptation.choice import Choice
-from serving.adaptation.fallback_reasons import (
-    FAILED,
-    NoAdapterError,
-    no_adapter_reason,
-    no_step_reason,
-)
+from serving.adaptation.fallback_reasons import FAILED, NoAdapterError, no_step_reason
 from serving.adaptation.reporting import build_report, describe_progress
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder, Shown
-from serving.adaptation.stages import Loads, OverdueError, Selects, Trains, in_time
+from serving.adaptation.stages import Loads, Selects, Trains, train_in_time
+from serving.adaptation.starts import StartingPoint, Starts
 from serving.conversations.adapter_cache import ConversationTurn
 from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
 from serving.conversations.examples_reuse import ExamplesReuse
@@ -64,6 +60,7 @@ class Adaptation:
     Args:
         request: what the request asks of its adaptation.
         selector, trainer, engine: the three stages.
+        starts: the adapters of corpora.
         principal: on whose behalf the corpus is read.
         turn: its turn of a conversation, whose adapter is trained further; None to start afresh.
         examples: the reuse of the adapter of its examples; None to train one for this request.
@@ -76,16 +73,17 @@ class Adaptation:
         selector: Selects,
         trainer: Trains,
         engine: Loads,
+        starts: Starts,
         principal: Principal = OPERATOR,
         turn: ConversationTurn | None = None,
         examples: ExamplesReuse | None = None,
         on_fallback: Callable[[], None] = lambda: None,
     ) -> None:
         self._request, self._turn, self._examples = request, turn, examples
-        self._trainer, self._engine = trainer, engine
+        self._trainer, self._engine, self._starts = trainer, engine, starts
         self._on_fallback = on_fallback
         self._arrived = time.monotonic()
-        self._choice = Choice(request, selector, principal, self._seconds_left, self._enter)
+        self._choice = Choice(request, selector, starts, principal, self._seconds_left, self._enter)
         self._shown: Shown | None = None
         self._stage, self._progress = Stage.ANSWER, "adapting"
         self._result: AdaptationResult | None = None
@@ -116,8 +114,8 @@ class Adaptation:
 
     @property
     def may_adapt(self) -> bool:
-        """Whether the budget allows a step, or something is to be chosen for the prompt."""
-        return self._request.budget.steps > 0 or self.shows
+        """Whether an adapter is to answer, or something is to be chosen for the prompt."""
+        return self._request.needs_adapter or self.shows
 
     @property
     def shows(self) -> bool:
@@ -184,7 +182,8 @@ class Adaptation:
         self._task.cancel()
         (result,) = await asyncio.gather(self._task, return_exceptions=True)
         if isinstance(result, AdaptationResult) and result.adapter is not None:
-            await self._engine.unload(result.adapter)
+            keeps = self._starts.is_current(result.adapter.name)
+            await self._engine.unload(result.adapter, keeps=keeps)
 
     async def _run(self) -> AdaptationResult:
         try:
@@ -210,94 +209,106 @@ class Adaptation:
     async def _adapt(self) -> AdaptationResult:
         request, selection = self._request, None
         if request.budget.steps == 0:
-            if self.shows and request.shows_chosen:
-                # Why nothing could be chosen is the reason why nothing was shown.
-                with suppress(NoAdapterError):
-                    selection = await self._choice.selection()
-            reason = no_step_reason(request.budget, request.clamped)
-            raise NoAdapterError(reason, StopReason.NONE, selection)
+            return await self._adapt_without_steps()
         # A corpus is asked for even where the adapter is cached: it may have been removed.
         if self._examples is None or request.corpus is not None:
             selection = await self._choice.selection()
+        start = await self._choice.start()
         if self._examples is not None:
             cached = await self._examples.claim(
                 selection.corpus if selection else None,
+                start.name,
                 self._seconds_left(),
                 # An adapter of fewer steps than were asked for is not what others ask for.
                 is_shared=request.shed is None,
             )
             if cached is not None:
-                return await self._use_again(cached, selection)
+                report = self._report(None, StopReason.REUSED, selection, None, cached)
+                return await self._answer(cached.adapter, start, report)
         if selection is None:
             selection = await self._choice.selection()
-        earlier = self._turn.find(selection.corpus) if self._turn else None
-        training = await self._train(selection, earlier)
+        earlier = self._turn.find(selection.corpus, start.name) if self._turn else None
+        try:
+            training = await self._train(selection, start, earlier)
+        except NoAdapterError as problem:
+            if start.adapter is None:
+                raise
+            report = self._report(problem.reason, problem.stop, selection, problem.training)
+            return await self._answer(start.adapter, start, report)
         assert training.adapter is not None
-        loaded, seconds = await self._load(training.adapter)
         stop, budget = StopReason(training.stop), request.budget_for(selection.calibration)
         # Of a selection that is longer, since more is shown, only a part was trained on.
         if training.stop is TrainingStop.STEPS and len(selection.ids) <= budget.steps:
             stop = StopReason(selection.stop)
-        report = self._report(None, stop, selection, training)
-        report = replace(
-            report,
-            adapted=True,
-            adapter=loaded.name,
-            reused=earlier.as_dict() if earlier else None,
-            seconds={**report.seconds, Stage.LOAD: seconds},
-        )
+        report = self._report(None, stop, selection, training, earlier)
+        result = await self._answer(training.adapter, start, report)
         if self._examples is not None and request.shed is None:
             made = ExamplesAdapter(training.adapter, report.sources)
-            self._examples.store(selection.corpus, made)
+            self._examples.store(selection.corpus, made, start.name)
         if self._turn is None:
-            return AdaptationResult(report, loaded)
-        return AdaptationResult(report, loaded, CachedAdapter.after(earlier, training.adapter))
+            return result
+        return replace(result, reusable=CachedAdapter.after(earlier, training.adapter))
 
-    async def _use_again(
-        self, cached: ExamplesAdapter, selection: Selection | None
+    async def _adapt_without_steps(self) -> AdaptationResult:
+        """Answer with the adapter of the corpus where the budget is `instant`."""
+        request, selection = self._request, None
+        if self.shows and request.shows_chosen:
+            # Why nothing could be chosen is the reason why nothing was shown.
+            with suppress(NoAdapterError):
+                selection = await self._choice.selection()
+        if not request.budget.instant:
+            reason = no_step_reason(request.budget, request.clamped)
+            raise NoAdapterError(reason, StopReason.NONE, selection)
+        started = time.monotonic()
+        start = await self._choice.start()
+        seconds = {Stage.SEARCH: time.monotonic() - started} if selection is None else {}
+        if start.adapter is None:
+            reason = f"`instant` takes no step, and no adapter is there to answer: {start.reason}"
+            stop = StopReason.INSTANT if self._choice.request.corpus else StopReason.CORPUS
+            raise NoAdapterError(reason, stop, selection)
+        report = self._report(None, StopReason.INSTANT, selection, None)
+        report = replace(report, seconds={**report.seconds, **seconds})
+        return await self._answer(start.adapter, start, report)
+
+    async def _answer(
+        self, adapter: Adapter, start: StartingPoint, report: AdaptationReport
     ) -> AdaptationResult:
-        """Answer with the adapter that the same examples made for an earlier request."""
-        loaded, seconds = await self._load(cached.adapter)
-        report = self._report(None, StopReason.REUSED, selection, None)
-        report = replace(
-            report,
-            adapted=True,
-            adapter=loaded.name,
-            reused=cached.as_dict(),
-            uncertainty=(),
-            irreducible=None,
-            sources=cached.sources,
-            seconds={**report.seconds, Stage.LOAD: seconds},
-        )
-        return AdaptationResult(report, loaded)
-
-    async def _load(self, adapter: Adapter) -> tuple[LoadedAdapter, float]:
-        """The loaded adapter, and the seconds that loading took."""
+        """Load the adapter that answers, and complete its report."""
         started = time.monotonic()
         with self._enter(Stage.LOAD):
             loaded = await self._engine.load(adapter)
-        return loaded, time.monotonic() - started
+        report = replace(
+            report,
+            adapted=True,
+            adapter=loaded.name,
+            start=start.as_dict(),
+            seconds={**report.seconds, Stage.LOAD: time.monotonic() - started},
+            spent_seconds=self._seconds_spent(),
+        )
+        return AdaptationResult(report, loaded)
 
-    async def _train(self, selection: Selection, earlier: CachedAdapter | None) -> TrainingResult:
-        left = self._seconds_left()
+    async def _train(
+        self, selection: Selection, start: StartingPoint, earlier: CachedAdapter | None
+    ) -> TrainingResult:
+        weights = earlier.weights if earlier else None
+        request = self._request.training(selection, self._seconds_left(), start, weights)
 
         def show(step: TrainingProgress) -> None:
             self._progress = describe_progress(step, selection)
 
+        # Reporting a step costs the trainer time.
+        on_step = show if self._request.progress else None
         try:
             with self._enter(Stage.TRAIN):
-                start = earlier.weights if earlier else None
-                training_request = self._request.training(selection, left, start)
-                # Reporting a step costs the trainer time.
-                on_step = show if self._request.progress else None
-                training = await in_time(self._trainer.train(training_request, on_step), left)
-        except OverdueError:
-            reason = "the seconds were spent before the trainer answered"
-            raise NoAdapterError(reason, StopReason.SECONDS, selection) from None
-        if training.adapter is None:
-            reason = no_adapter_reason(training.stop, self._request.budget, left)
-            raise NoAdapterError(reason, StopReason(training.stop), selection, training)
-        return training
+                return await train_in_time(
+                    self._trainer, request, on_step, self._request.budget, selection
+                )
+        except Exception as problem:
+            # Without the adapter of a corpus, `_run` decides what happens.
+            if start.adapter is None or isinstance(problem, NoAdapterError):
+                raise
+            log.exception("a training failed")
+            raise NoAdapterError(FAILED, StopReason.FAILED, selection) from None
 
     @contextmanager
     def _enter(self, stage: Stage) -> Iterator[None]:
@@ -314,7 +325,7 @@ class Adaptation:
         Raises:
             AdaptationFailedError: it did.
         """
-        if self._request.required and self._request.budget.steps > 0:
+        if self._request.required and self._request.needs_adapter:
             raise AdaptationFailedError(f"an adapter was required, but {problem.reason}")
         self._on_fallback()
         return AdaptationResult(
@@ -335,6 +346,7 @@ class Adaptation:
         stop: StopReason,
         selection: Selection | None,
         training: TrainingResult | None,
+        reused: CachedAdapter | ExamplesAdapter | None = None,
     ) -> AdaptationReport:
         return build_report(
             self._choice.request,
@@ -343,5 +355,6 @@ class Adaptation:
             stop=stop,
             reason=reason,
             shown=self._shown,
+            reused=reused,
             spent_seconds=self._seconds_spent(),
         )

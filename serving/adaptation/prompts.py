@@ -8,6 +8,7 @@ from typing import Any
 from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
 from selection.targets import MAX_TARGETS, Truncation, evenly_spaced
 from serving.engine.limits import are_tokens
+from serving.errors import RequestError
 
 PROBE_TOKENS = 256
 # More than a token of any text has on average.
@@ -15,13 +16,27 @@ _CHARACTERS_PER_TOKEN = 16
 
 
 def parse_prompts(
-    body: dict[str, Any], tokenizer: Any
+    body: dict[str, Any], instead: object, tokenizer: Any
 ) -> tuple[tuple[Prompt, ...], Truncation | None]:
     """The last user turn of a chat or a response, or the prompts of a completion.
 
     Of more prompts than data is chosen for, a part is used, and the rest is neither decoded nor
     sent on. Whether their form is valid is vLLM's to check.
+
+    Args:
+        body: body of the request.
+        instead: `adaptation.prompt`, the text to adapt to in place of them; None for them.
+        tokenizer: the model's, for prompts of token ids.
+
+    Raises:
+        RequestError: `adaptation.prompt` is not a text.
     """
+    if isinstance(instead, str):
+        return (_tail_of(instead),), None
+    if instead is not None:
+        raise RequestError(
+            "`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt"
+        )
     if "messages" in body:
         return _turns(body["messages"] if isinstance(body["messages"], list) else []), None
     if "input" in body:
@@ -30,7 +45,7 @@ def parse_prompts(
         return _turns([{"role": "system", "content": body.get("instructions")}, *items]), None
     prompt = body.get("prompt")
     if isinstance(prompt, str):
-        return (tail_of(prompt),), None
+        return (_tail_of(prompt),), None
     if not isinstance(prompt, list) or not prompt:
         return (Prompt(""),), None
     if all(type(token) is int for token in prompt):
@@ -38,7 +53,7 @@ def parse_prompts(
     used = evenly_spaced(prompt, MAX_TARGETS)
     truncation = Truncation(len(used), len(prompt), "prompts") if len(used) < len(prompt) else None
     texts = [p if isinstance(p, str) else _decode(p, tokenizer) for p in used]
-    return tuple(map(tail_of, texts)), truncation
+    return tuple(map(_tail_of, texts)), truncation
 
 
 def probe_tokens(prompts: Sequence[Prompt], tokenizer: Any) -> tuple[int, ...]:
@@ -62,11 +77,11 @@ def _turns(messages: list[Any]) -> tuple[Prompt, ...]:
         return (Prompt(""),)
     before = "\n".join(filter(None, texts[:last]))
     after = "\n".join(filter(None, texts[last + 1 :]))
-    question = tail_of(texts[last], before)
-    return (question, tail_of(after)) if after else (question,)
+    question = _tail_of(texts[last], before)
+    return (question, _tail_of(after)) if after else (question,)
 
 
-def tail_of(text: str, context: str = "") -> Prompt:
+def _tail_of(text: str, context: str = "") -> Prompt:
     """A prompt without the characters that no embedder reads, which need not be sent to one."""
     return Prompt(text[-MAX_PROMPT_CHARACTERS:], context[-MAX_PROMPT_CHARACTERS:])
 

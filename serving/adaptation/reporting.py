@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adapters.training import TrainingProgress, TrainingResult
 from selection.selector import Selection
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Shown
+from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
 from serving.report import AdaptationReport, Stage, StopReason, used_sources
 
 
@@ -17,6 +20,7 @@ def build_report(
     stop: StopReason,
     reason: str | None,
     shown: Shown | None,
+    reused: CachedAdapter | ExamplesAdapter | None,
     spent_seconds: float,
 ) -> AdaptationReport:
     """The report without what only an adapted answer has.
@@ -25,8 +29,10 @@ def build_report(
         request: the request.
         selection, training: results of these stages; None where one did not take place.
         stop: what ended the adaptation.
-        reason: why the base model answers; None for an adapted answer.
+        reason: why the base model answers, or the corpus's adapter as it is; None otherwise.
         shown: what was put into the prompt; None if nothing was to be shown.
+        reused: the earlier adapter that was trained further, or that answers again; None for
+            neither.
         spent_seconds: seconds since the request arrived.
     """
     calibration = selection.calibration if selection else None
@@ -38,7 +44,7 @@ def build_report(
         used, learnt = training.sequences_used, training.adapter_sequences
     truncation = request.truncation or (selection.truncation if selection else None)
     sources = [source for source, _ in selection.sources] if selection else []
-    return AdaptationReport(
+    report = AdaptationReport(
         adapted=False,
         reason=reason,
         budget=request.budget_for(calibration),
@@ -49,7 +55,8 @@ def build_report(
         corpus=request.corpus,
         shown=shown.as_dict() if shown else None,
         seed=request.seed,
-        reused=None,
+        start=None,
+        reused=reused.as_dict() if reused else None,
         stop=stop,
         uncertainty=selection.uncertainty[: used + 1] if selection else (),
         irreducible=selection.irreducible if selection else None,
@@ -61,6 +68,10 @@ def build_report(
         spent_seconds=spent_seconds,
         adapter=None,
     )
+    if isinstance(reused, ExamplesAdapter):
+        # The selection was made again only because its corpus may have been removed.
+        return replace(report, uncertainty=(), irreducible=None, sources=reused.sources)
+    return report
 
 
 def describe_progress(step: TrainingProgress, selection: Selection) -> str:

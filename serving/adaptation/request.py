@@ -25,7 +25,7 @@ from selection.strategies.registry import STRATEGIES
 from selection.targets import Truncation
 from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.file_search import take_file_search
-from serving.adaptation.prompts import parse_prompts, probe_tokens, tail_of
+from serving.adaptation.prompts import parse_prompts, probe_tokens
 from serving.adaptation.request_examples import (
     check_filters,
     check_misplaced,
@@ -35,6 +35,7 @@ from serving.adaptation.request_examples import (
     parse_texts,
 )
 from serving.adaptation.shown import parse_show
+from serving.adaptation.starts import LEARNING_RATE_FACTOR, Start, StartingPoint, parse_start
 from serving.budget import ALIAS, FIELD, HEADER, Budget, ExamplesAs, Reuse, Terms, agreed_budget
 from serving.errors import RequestError
 
@@ -53,6 +54,7 @@ _OPTIONS = {
     "reuse",
     "seed",
     "show",
+    "start",
     "strategy",
     "texts",
 }
@@ -72,6 +74,8 @@ class AdaptationRequest:
         strategy: selection strategy.
         plan: training plan.
         seed: seed of the adapter and of the strategy "random".
+        start: whether training starts from the corpus's adapter or from a fresh one; None for the
+            former where there is one.
         required: whether to fail rather than answer with the base model; then the steps are not
             reduced while the server is busy.
         progress: whether comments in the stream report the progress.
@@ -101,6 +105,7 @@ class AdaptationRequest:
     strategy: str = "sift"
     plan: str = "sequential"
     seed: int = 0
+    start: Start | None = None
     required: bool = False
     progress: bool = False
     examples: tuple[Example, ...] = ()
@@ -118,6 +123,16 @@ class AdaptationRequest:
     def adapts(self) -> bool:
         """Whether there is a step to take and something to choose from."""
         return self.budget.steps > 0 and (self.corpus is not None or self.brings_data)
+
+    @property
+    def needs_adapter(self) -> bool:
+        """Whether the budget has an adapter answer."""
+        return self.budget.steps > 0 or self.budget.instant
+
+    @property
+    def seeks_start(self) -> bool:
+        """Whether the adapter of the corpus is looked up."""
+        return self.needs_adapter and self.corpus is not None and self.start != "fresh"
 
     @property
     def judges_prompt(self) -> bool:
@@ -185,13 +200,18 @@ class AdaptationRequest:
             seed=self.seed,
             principal=principal,
             candidates=self.candidates,
+            start=self.seeks_start and corpus is not None,
         )
 
     def training(
-        self, selection: Selection, seconds: float | None, start: bytes | None
+        self,
+        selection: Selection,
+        seconds: float | None,
+        start: StartingPoint,
+        earlier: bytes | None = None,
     ) -> TrainingRequest:
         """The training on what was chosen, within `seconds`, from the weights of an earlier adapter
-        or from fresh ones.
+        that had this start, or from the start itself.
         """
         calibration = selection.calibration
         budget = self.budget_for(calibration)
@@ -200,8 +220,9 @@ class AdaptationRequest:
             seed=self.seed,
             seconds=seconds,
             plan=self.plan,
-            start=start,
+            start=start.adapter.weights if start.adapter and earlier is None else earlier,
             learning_rate=None if calibration is None else calibration.learning_rate,
+            learning_rate_factor=LEARNING_RATE_FACTOR if start.adapter else 1.0,
             probe=Probe(self.probe_tokens, budget.gain) if self._has_probe else None,
             scored=selection.scored[: budget.steps],
         )
@@ -292,15 +313,7 @@ def parse_adaptation_request(
     examples_as = parse_examples_as(options, examples)
     # A prompt without examples is not what leave-one-out prepares for.
     shows_chosen = examples_as == "single" or options.get("show") is not None
-    prompt = options.get("prompt")
-    if prompt is not None and not isinstance(prompt, str):
-        raise RequestError(
-            "`adaptation.prompt` is the text to adapt to, where it is not the request's own prompt"
-        )
-    if prompt is None:
-        prompts, truncation = parse_prompts(body, tokenizer)
-    else:
-        prompts, truncation = (tail_of(prompt),), None
+    prompts, truncation = parse_prompts(body, options.get("prompt"), tokenizer)
     show = parse_show(options.get("show"), body, terms.show if shows_chosen else len(examples))
     if show is None and (corpus is None or budget.steps == 0):
         # A budget without steps asks for the base model, not for retrieval.
@@ -315,6 +328,7 @@ def parse_adaptation_request(
         strategy=strategy,
         plan=plan,
         seed=seed,
+        start=parse_start(options, budget),
         required=_flag(options, "required"),
         progress=_flag(options, "progress"),
         examples=examples,

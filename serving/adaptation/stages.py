@@ -11,9 +11,13 @@ from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
+from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
 from selection.request import SelectionRequest
 from selection.selector import Selection
+from serving.adaptation.fallback_reasons import NoAdapterError, no_adapter_reason
+from serving.budget import Budget
 from serving.engine.current_request import LoadedAdapter
+from serving.report import StopReason
 
 # Grace on top of the budget: one step already running, plus transport.
 GRACE_SECONDS = 10.0
@@ -30,6 +34,12 @@ class Selects(Protocol):
         self, corpus: str, principal: Principal, seconds: float | None
     ) -> Calibration | None:
         """As `selection.selector.Selector.calibration`, within `seconds`; cancelling ends it."""
+
+    async def start(self, request: SelectionRequest, seconds: float | None) -> StartFound:
+        """As `selection.selector.Selector.start`, within `seconds`; cancelling ends it."""
+
+    async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:
+        """As `selection.selector.Selector.start_weights`."""
 
 
 class Trains(Protocol):
@@ -55,7 +65,7 @@ class Loads(Protocol):
     async def load(self, adapter: Adapter) -> LoadedAdapter:
         """As `serving.engine.engine.Engine.load`."""
 
-    async def unload(self, loaded: LoadedAdapter) -> None:
+    async def unload(self, loaded: LoadedAdapter, *, keeps: bool = False) -> None:
         """As `serving.engine.engine.Engine.unload`."""
 
 
@@ -84,3 +94,30 @@ async def in_time(work: Coroutine[Any, Any, Result], seconds: float | None) -> R
         task.cancel()
         raise OverdueError
     return task.result()
+
+
+async def train_in_time(
+    trainer: Trains,
+    request: TrainingRequest,
+    on_step: Callable[[TrainingProgress], None] | None,
+    budget: Budget,
+    selection: Selection,
+) -> TrainingResult:
+    """The result of a training that has made an adapter, within its seconds and the grace.
+
+    Args:
+        trainer, request, on_step: as for `Trains.train`.
+        budget, selection: limits of the request, and what it trains on, for the error.
+
+    Raises:
+        NoAdapterError: it ended without an adapter, or exceeded them.
+    """
+    try:
+        training = await in_time(trainer.train(request, on_step), request.seconds)
+    except OverdueError:
+        reason = "the seconds were spent before the trainer answered"
+        raise NoAdapterError(reason, StopReason.SECONDS, selection) from None
+    if training.adapter is None:
+        reason = no_adapter_reason(training.stop, budget, request.seconds)
+        raise NoAdapterError(reason, StopReason(training.stop), selection, training)
+    return training

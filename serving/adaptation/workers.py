@@ -24,6 +24,7 @@ from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.shards import Shard, ShardCall
+from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
 from selection.embedding import Prompt
 from selection.examples.templates import set_chat_template
 from selection.ingest.examples import context_tokens
@@ -77,6 +78,19 @@ class SelectorWorker:
         limit = Limit(seconds, cancelled)
         look_up = partial(self._selector.calibration, corpus, principal, limit)
         return await self._run_in_thread(look_up, cancelled)
+
+    async def start(self, request: SelectionRequest, seconds: float | None = None) -> StartFound:
+        """As `Selector.start`, within `seconds` from now, and cancelled as `select`."""
+        cancelled = threading.Event()
+        find = partial(self._selector.start, request, Limit(seconds, cancelled))
+        return await self._run_in_thread(find, cancelled)
+
+    async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:
+        """As `Selector.start_weights`, cancelled as `select`."""
+        cancelled = threading.Event()
+        limit = Limit(None, cancelled)
+        read = partial(self._selector.start_weights, corpus, start, limit)
+        return await self._run_in_thread(read, cancelled)
 
     async def warm_up(self, corpus: str | None) -> None:
         """Select once from a corpus, if one is named, so that it is open and its index loaded."""

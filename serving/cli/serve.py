@@ -109,7 +109,8 @@ def effective(settings: Settings) -> dict[str, str]:
     budget, _ = settings.budgets()
     limits = ((name, value) for name, value in budget.as_dict().items() if value is not None)
     values = vars(settings) | vars(settings.resolved())
-    values["budget"] = ", ".join(f"{name}={value:g}" for name, value in limits)
+    text = ", ".join(f"{name}={value:g}" for name, value in limits)
+    values["budget"] = "instant" if budget.instant else text
     values["api_key"] = f"{len(settings.api_key)}, not shown" if settings.api_key else None
     texts = {}
     for each in fields(Settings):

@@ -4,9 +4,9 @@ A request continues the cached turn whose messages and answer are the longest pr
 (`serving.conversations.transcript`); of a completion, they are its prompt and its answer. A request
 that brings the same examples as an earlier one is answered by the same adapter.
 
-An adapter is never reused across keys, corpora, models or filters: each has adapters of its own,
-since an adapter can reveal what it was trained on. Of the texts only digests are stored. One event
-loop, no locks; this module is independent of HTTP and of training.
+An adapter is never reused across keys, corpora, models, filters or starts: each has adapters of its
+own, since an adapter can reveal what it was trained on. Of the texts only digests are stored. One
+event loop, no locks; this module is independent of HTTP and of training.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class AdapterCache:
 
         Args:
             body: body of the request, JSON.
-            scope: whose turn; its corpus is set later.
+            scope: whose turn; its corpus and its start are set later.
             max_response_bytes: size of the longest response that is read.
         """
         transcript = parse_transcript(body)
@@ -209,9 +209,11 @@ class ConversationTurn:
         self._cache, self._transcript, self._reader = cache, transcript, reader
         self._scope = scope
 
-    def find(self, corpus: str | None) -> CachedAdapter | None:
-        """The adapter to train further on a corpus, given by its id; None to start afresh."""
-        self._scope = replace(self._scope, corpus=corpus)
+    def find(self, corpus: str | None, start: str | None = None) -> CachedAdapter | None:
+        """The adapter to train further on a corpus, given by its id, after a start from the
+        corpus's adapter of that name; None if there is none.
+        """
+        self._scope = replace(self._scope, corpus=corpus, start=start)
         return self._cache.find(self._scope, self._transcript)
 
     def feed(self, content: bytes) -> None:

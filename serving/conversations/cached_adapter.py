@@ -21,17 +21,20 @@ class CacheScope:
             another corpus; None for a request without one, or before it is known.
         model: name of the served model.
         filter: filter on the corpus's documents.
+        start: name of the corpus's adapter that it was trained from, since that may become invalid;
+            None for a fresh start, or before it is known.
     """
 
     key: str
     corpus: str | None
     model: str
     filter: Filter | None = None
+    start: str | None = None
 
     def digest(self) -> bytes:
         """Equal for equal scopes."""
-        fields = json.dumps([self.key, self.corpus, self.model, self.filter], sort_keys=True)
-        return hashlib.sha256(fields.encode()).digest()
+        fields = [self.key, self.corpus, self.model, self.filter, self.start]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).digest()
 
 
 @dataclass(frozen=True)

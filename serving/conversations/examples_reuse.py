@@ -21,7 +21,8 @@ class ExamplesReuse:
     Args:
         cache: the cached adapters.
         digest: equal for requests whose examples make the same adapter from the same corpus.
-        scope: whose examples; the corpus is given to each method, by its id.
+        scope: whose examples; the corpus is given to each method, by its id, and the name of the
+            corpus's adapter that the training starts from.
     """
 
     def __init__(self, cache: AdapterCache, digest: bytes, scope: CacheScope) -> None:
@@ -36,42 +37,46 @@ class ExamplesReuse:
         self._held = self.find(None)
         return self._held is not None
 
-    def find(self, corpus: str | None) -> ExamplesAdapter | None:
+    def find(self, corpus: str | None, start: str | None = None) -> ExamplesAdapter | None:
         """The adapter of the same examples; None if it is not cached."""
         if corpus is None and self._held is not None:
             return self._held
-        return self._cache.find_examples(replace(self._scope, corpus=corpus), self._digest)
+        return self._cache.find_examples(self._scope_of(corpus, start), self._digest)
 
     async def claim(
-        self, corpus: str | None, seconds: float | None, *, is_shared: bool
+        self, corpus: str | None, start: str | None, seconds: float | None, *, is_shared: bool
     ) -> ExamplesAdapter | None:
         """The adapter of the same examples, once a request that is training it has ended; None to
         train one.
 
         Args:
             corpus: id of the corpus.
+            start: name of the corpus's adapter that the training starts from; None for a fresh one.
             seconds: how long to wait for the other request; None without a limit.
             is_shared: whether other requests may wait for the adapter that this one trains, until
                 `release`.
         """
-        end = examples_end(replace(self._scope, corpus=corpus), self._digest)
-        found, training = self.find(corpus), self._cache.in_training.get(end)
+        end = examples_end(self._scope_of(corpus, start), self._digest)
+        found, training = self.find(corpus, start), self._cache.in_training.get(end)
         if found is None and training is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await training.wait()
-            found = self.find(corpus)
+            found = self.find(corpus, start)
         if found is None and is_shared and end not in self._cache.in_training:
             self._claimed = end
             self._cache.in_training[end] = asyncio.Event()
         return found
 
-    def store(self, corpus: str | None, cached: ExamplesAdapter) -> None:
+    def store(self, corpus: str | None, cached: ExamplesAdapter, start: str | None = None) -> None:
         """Cache the adapter that was trained."""
-        self._cache.store_examples(replace(self._scope, corpus=corpus), self._digest, cached)
+        self._cache.store_examples(self._scope_of(corpus, start), self._digest, cached)
 
     def release(self) -> None:
         """Let the requests go on that wait for this one, whether or not it stored an adapter."""
         if self._claimed is not None:
             self._cache.in_training.pop(self._claimed).set()
             self._claimed = None
+
+    def _scope_of(self, corpus: str | None, start: str | None) -> CacheScope:
+        return replace(self._scope, corpus=corpus, start=start)

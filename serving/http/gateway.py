@@ -30,6 +30,7 @@ from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import parse_adaptation_request
 from serving.adaptation.shown import PromptBuilder
+from serving.adaptation.starts import Starts
 from serving.api_keys import Key, Keys
 from serving.config import Config
 from serving.conversations.adapter_cache import AdapterCache
@@ -95,6 +96,7 @@ class Gateway:
             engine.tokenizer, engine.context, config.example_limits
         )
         self._adapters = AdapterCache(config.conversations)
+        self._starts = Starts(selector, config.engine.model, engine.retire)
         self._browsers = BrowserPolicy(
             config.host, config.allowed_hosts, config.allowed_origins, config.has_keys
         )
@@ -230,6 +232,7 @@ class Gateway:
                 self._selector,
                 self._trainer,
                 self._engine,
+                self._starts,
                 scope["state"]["principal"],
                 turn,
                 examples,

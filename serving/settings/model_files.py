@@ -15,7 +15,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from selection.config import BASE_MODEL, DEFAULT
+from adapters.config import TrainerConfig
+from adapters.fingerprint import model_fingerprint
+from selection.config import BASE_MODEL, DEFAULT, AdapterShape
 from selection.errors import first_line
 from serving.errors import ModelFilesError
 from serving.settings.model_folder import GGUF, check_folder, check_names
@@ -92,6 +94,19 @@ def local_folder(name: str) -> Path | None:
     except OSError:
         return None
     return _cached(name) if _HUB_ID.fullmatch(name) else None
+
+
+def adapter_shape(trainer: TrainerConfig) -> AdapterShape | None:
+    """What the adapter of a corpus must have been trained for; None if the model is not on this
+    machine.
+
+    Raises:
+        BaseModelError: the files of the model cannot be read.
+    """
+    folder = local_folder(trainer.model)
+    if folder is None:
+        return None
+    return AdapterShape(model_fingerprint(folder), trainer.rank, trainer.targets)
 
 
 def _check(name: str, what: str, *, is_embedder: bool) -> None:

@@ -76,7 +76,8 @@ class Settings:
     budget: Annotated[
         str,
         _option(
-            "Budget of `auto` and of requests without one, such as `steps=20, seconds=5`.",
+            "Budget of `auto` and of requests without one, such as `steps=20, seconds=5` or "
+            "`instant`.",
             f"up to {AUTO.steps} steps and {AUTO.seconds:g} seconds, gain={AUTO.gain}",
         ),
     ] = ""
@@ -241,6 +242,7 @@ class Settings:
         from serving.config import Config
         from serving.engine.config import EngineConfig
         from serving.engine.vllm_flags import chat_template
+        from serving.settings.model_files import adapter_shape
 
         auto, limits = self.budgets()
         resolved = self.resolved()
@@ -272,6 +274,7 @@ class Settings:
                 resolved.model,
                 regularisation=self.regularisation,
                 chat_template=chat_template(self.vllm or ()),
+                adapters=adapter_shape(trainer),
             ),
             corpus=self.corpus,
             show=self.show,

@@ -14,7 +14,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from adapters.fingerprint import model_fingerprint
 from adapters.trainer import TrainerConfig
+from selection.config import AdapterShape
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
 from selection.ingest.ingest import Document, find_files, ingest, package_folder, tokenizer_digest
@@ -101,7 +103,11 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
             kv_cache_bytes=256 << 20,
         ),
         trainer=trainer,
-        selector=SelectorConfig(corpora / "corpora", base_model=nano),
+        selector=SelectorConfig(
+            corpora / "corpora",
+            base_model=nano,
+            adapters=AdapterShape(model_fingerprint(Path(nano)), trainer.rank, trainer.targets),
+        ),
         corpus="web",
         # No request gets fewer steps because of others.
         capacity=Capacity(adaptations=64, undegraded=64),

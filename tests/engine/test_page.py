@@ -246,7 +246,12 @@ async def test_the_chosen_budget_is_sent(page: Any) -> None:
     await choose(page, "None")
     await ask(page)
     await wait_for_status(page, "The answer is complete.")
+    await page.get_by_role("radio", name="Instant").check()
+    meaning = await page.locator("#budget-meaning").text_content()
 
+    assert meaning == (
+        "The adapter of the corpus answers, if it has one: nothing is trained for the question."
+    )
     budgets = [budget for budget, _ in sent]
     assert sorted(budgets[:2]) == ["none", "seconds=4"]
     assert budgets[2:] == ["none"]

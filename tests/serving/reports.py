@@ -16,6 +16,7 @@ REPORT = AdaptationReport(
     corpus="notes-of-a-patient",
     shown=None,
     seed=3,
+    start={"from": "fresh", "reason": "the corpus has no adapter"},
     reused=None,
     stop=StopReason.ALPHA,
     uncertainty=(1.0, 0.5, 0.3125),

@@ -16,6 +16,7 @@ from serving.budget import (
     ALIAS,
     FIELD,
     HEADER,
+    INSTANT,
     MAX_HEADER,
     NONE,
     Budget,
@@ -112,6 +113,10 @@ MALFORMED = [
         "auto=?0",
         "none=?0",
         "none=1",
+        "instant, steps=3",
+        "instant, none",
+        "instant=1",
+        "Instant",
     ],
     *[
         "auto=auto",
@@ -185,6 +190,7 @@ MALFORMED = [
     [
         (None, _DEFAULT),
         ("none", NONE),
+        ("instant", INSTANT),
         ("auto", _AUTO),
         ("  auto ", _AUTO),
         ("auto=?1", _AUTO),  # the long form of the same member (RFC 9651, 3.2)
@@ -277,6 +283,7 @@ def agree(**sources: Any) -> Budget:
     [
         (None, _DEFAULT),
         ("none", NONE),
+        ("instant", INSTANT),
         ("auto", _AUTO),
         ("steps=20", Budget(20)),
         ("steps=20; alpha=0.1", Budget(20, None, 0.1)),
@@ -389,6 +396,7 @@ def test_an_error_names_the_place(place: str, name: str, text: str) -> None:
         },
         {"header": "none", "field": {"steps": 0}},
         {"alias": "auto", "field": "auto"},
+        {"header": "instant", "alias": "instant", "field": "instant"},
         {"header": "auto", "field": {"steps": 50, "alpha": 0.1}},
         {"header": None, "alias": "steps=3", "field": None},
     ],
@@ -404,6 +412,7 @@ def test_equal_budgets_in_several_places_agree(sources: dict[str, Any]) -> None:
     [
         ({"header": "steps=20", "alias": "steps=21"}, [HEADER, ALIAS]),
         ({"header": "none", "alias": None, "field": "auto"}, [HEADER, FIELD]),
+        ({"header": "none", "field": "instant"}, [HEADER, FIELD]),
         ({"alias": "steps=5", "field": {"steps": 5, "seconds": 1}}, [ALIAS, FIELD]),
         ({"header": "steps=5", "alias": "steps=5", "field": {"steps": 6}}, [HEADER, ALIAS, FIELD]),
     ],
@@ -453,6 +462,7 @@ def test_a_budget_error_survives_pickling() -> None:
         # None asked, none cut; the server's limit holds all the same.
         (Budget(10), Budget(10, 60.0), ()),
         (NONE, Budget(0, 60.0), ()),
+        (INSTANT, Budget(0, 60.0, instant=True), ()),
     ],
 )
 def test_a_budget_is_clamped_to_the_limits(
@@ -480,4 +490,7 @@ def test_clamping_is_idempotent(steps: int, seconds: float | None, alpha: float 
 
 
 def test_the_report_has_every_limit() -> None:
-    assert Budget(5, 1.5).as_dict() == {"steps": 5, "seconds": 1.5, "alpha": None, "gain": None}
+    limits = {"steps": 5, "seconds": 1.5, "alpha": None, "gain": None}
+
+    assert Budget(5, 1.5).as_dict() == limits
+    assert Budget(5, 1.5, instant=True).as_dict() == {**limits, "instant": True}

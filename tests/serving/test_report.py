@@ -23,6 +23,7 @@ _REPORT = AdaptationReport(
     corpus="notes",
     shown={"sequences": 1, "of": 8, "tokens": 9, "documents": ["a.txt"], "reason": "no room"},
     seed=3,
+    start={"from": "fresh", "reason": "the corpus has no adapter"},
     reused={"adapter": "mayfly-0", "turns": 1, "steps": 20},
     stop=StopReason.ALPHA,
     uncertainty=(1.0, 0.5, 0.31234567),
@@ -83,6 +84,7 @@ def test_the_body_has_all_fields() -> None:
         },
         "corpus": "notes",
         "seed": 3,
+        "start": {"from": "fresh", "reason": "the corpus has no adapter"},
         "reused": {"adapter": "mayfly-0", "turns": 1, "steps": 20},
         "adapter": "mayfly-1",
     }

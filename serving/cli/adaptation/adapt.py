@@ -96,6 +96,7 @@ def adapt(
         from selection import Selector
         from selection.access import OPERATOR
         from serving.adaptation.request import AdaptationRequest
+        from serving.adaptation.starts import StartingPoint, corpus_adapter
 
         config = settings.config()
         check_tokenizers(config)
@@ -118,12 +119,16 @@ def adapt(
             f"nothing to train on: corpus {corpus!r} is empty; "
             "add documents with `mayfly corpus add`"
         )
+    start = StartingPoint()
+    if selection.corpus and selection.start:
+        weights = selector.start_weights(selection.corpus, selection.start)
+        start = StartingPoint(selection.start, corpus_adapter(weights, config.engine.model))
     with (
         report_interrupt(lambda: f"no adapter was written to {folder}"),
         Status("training") as status,
     ):
         training = trainer.train(
-            request.training(selection, limits.seconds, start=None),
+            request.training(selection, limits.seconds, start),
             on_step=lambda step: status.update(
                 f"step {step.steps} of {step.total_steps}"
                 + ("" if step.probe_loss is None else f", prompt loss {step.probe_loss:.3f}")
@@ -140,9 +145,10 @@ def adapt(
         if losses
         else ""
     )
+    started = ", started from the adapter of the corpus" if start.found else ""
     say(
         f"{folder}: {loss}{len(training.losses)} steps in {training.seconds:.1f} s, "
-        f"sigma {sigma:.3f}, stop {training.stop}",
+        f"sigma {sigma:.3f}, stop {training.stop}{started}",
         to=out,
     )
 

@@ -34,7 +34,8 @@ def chat(
         str | None,
         typer.Option(
             "--budget",
-            help="Compute budget, such as `steps=20, seconds=5`.",
+            help="Compute budget, such as `steps=20, seconds=5`, or `instant` for the adapter of "
+            "the corpus alone.",
             show_default="the server's",
         ),
     ] = None,

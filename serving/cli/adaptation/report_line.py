@@ -12,6 +12,8 @@ def format_report(report: dict[str, Any]) -> str:
     """The report of an answer in one line: cost, gain and sources of the adaptation."""
     sigma, steps, prompt = report["uncertainty"], len(report["losses"]), report.get("prompt_loss")
     parts = [f"stop {report['stop']}" if report["adapted"] else f"base model: {report['reason']}"]
+    if report["adapted"] and report["reason"]:
+        parts.append(report["reason"])
     if steps:
         parts.insert(
             0, f"{steps} step{'' if steps == 1 else 's'} in {report['spent']['seconds']:.2f} s"
@@ -24,6 +26,9 @@ def format_report(report: dict[str, Any]) -> str:
         parts.append(report["degraded"])
     if shown := report.get("shown"):
         parts.append(f"shown {shown['sequences']} of {shown['of']}, {shown['tokens']} tokens")
+    if (start := report.get("start")) and start["from"] == "corpus":
+        new = f", {start['not_learnt']} not yet" if start["not_learnt"] else ""
+        parts.append(f"the corpus's adapter learnt {start['sequences']} sequences{new}")
     times: Counter[str] = Counter()
     for source in report["sources"]:
         times[source["name"]] += source["times"]

@@ -27,7 +27,7 @@ _COMPLETION_TOKENS = 256
 # All control characters except tab and newline: a model must not control the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = """\
-/budget steps=20, seconds=5   set the compute budget: none, auto, steps, seconds, gain, alpha
+/budget steps=20, seconds=5   set the compute budget: none, instant, auto, steps, seconds, ...
 /corpus NAME                  set the corpus to learn from
 /examples FILE                learn from the examples in a file, one in each line; - for none
 /show N                       put at most N of the chosen examples and passages into the prompt

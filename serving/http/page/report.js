@@ -11,6 +11,7 @@ const STOPS = {
   diverged: "training diverged, and its last good adapter was kept",
   "out-of-memory": "memory ran out",
   reused: "the adapter of the same examples answered again",
+  instant: "the adapter of the corpus answered",
 };
 const STAGES = {
   embed: "embedding the prompt",
@@ -39,11 +40,19 @@ function shownInWords({ shown: { sequences, tokens, reason } }) {
 }
 
 // What it cost, and why it stopped.
-function cost({ adapted, reason, spent, stop, budget, degraded }) {
+function cost({ adapted, reason, spent, stop, budget, degraded, start }) {
   const clamped = budget.cut.length ? ` The budget was limited by the server: ${budget.cut.join(" and ")}.` : "";
   const busy = degraded ? ` The server is busy: ${degraded}.` : "";
   if (!adapted) return `The base model answered: ${reason}.${clamped}${busy}`;
-  return `${count(spent.steps, "step")} in ${duration(spent.seconds)}: ${STOPS[stop] ?? stop}.${clamped}${busy}`;
+  const why = reason ? `the adapter of the corpus answered, since ${reason}` : (STOPS[stop] ?? stop);
+  return `${count(spent.steps, "step")} in ${duration(spent.seconds)}: ${why}.${startInWords(start)}${clamped}${busy}`;
+}
+
+// What the adapter of the corpus has learned, where the adapter that answered is that one or started from it.
+function startInWords(start) {
+  if (start?.from !== "corpus") return "";
+  const missing = start.not_learnt ? `, ${start.not_learnt} not yet` : "";
+  return ` The adapter of the corpus has learned ${count(start.sequences, "passage")}${missing}.`;
 }
 
 // What the request itself brought, the documents that were used most, and how often.

@@ -7,6 +7,7 @@ const STORED = "mayfly-settings";
 const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "seed"];
 const meanings = {
   none: "The base model answers without training.",
+  instant: "The adapter of the corpus answers, if it has one: nothing is trained for the question.",
   auto: "It stops when the loss of the prompt itself no longer falls by enough.",
   steps: "Limits the number of gradient steps.",
   seconds: "Limits the time from the request to the end of training.",
@@ -62,7 +63,8 @@ export function applyModel({ adaptation: { auto, limits, show }, chat_template: 
   const gain = ", fewer if the loss of the prompt itself stops falling; the best adapter is kept";
   const alpha = ", fewer if another step is not worth its compute";
   const fewer = auto.gain !== null ? gain : auto.alpha !== null ? alpha : "";
-  meanings.auto = auto.steps ? `Up to ${count(auto.steps, "step")}${fewer}.` : meanings.none;
+  const without = auto.instant ? meanings.instant : meanings.none;
+  meanings.auto = auto.steps ? `Up to ${count(auto.steps, "step")}${fewer}.` : without;
   const { kind } = at("settings").elements;
   for (const radio of kind) if (radio.value === "chat") radio.disabled = !chats;
   if (!chats) kind.value = "completion";

@@ -18,7 +18,7 @@ import pytest
 from adapters.adapter import Adapter
 from adapters.trainer import TrainerConfig
 from adapters.training import TrainingRequest, TrainingResult
-from selection.access import Principal
+from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusNotFoundError
@@ -32,6 +32,8 @@ from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.stages import Trains
+from serving.adaptation.starts import Starts
 from serving.adaptation.workers import STALL_SECONDS, SelectorWorker, TrainerWorker
 from serving.budget import Budget, ExampleLimits
 from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig
@@ -49,8 +51,20 @@ class NoEngine:
     async def load(self, adapter: Adapter) -> LoadedAdapter:
         raise AssertionError("there should be nothing to load")
 
-    async def unload(self, loaded: LoadedAdapter) -> None:
+    async def unload(self, loaded: LoadedAdapter, *, keeps: bool = False) -> None:
         raise AssertionError("there should be nothing to unload")
+
+
+def adaptation_of(
+    request: AdaptationRequest,
+    selector: SelectorWorker,
+    trainer: Trains,
+    engine: stages.Loads,
+    principal: Principal = OPERATOR,
+    **more: Any,
+) -> Adaptation:
+    starts = Starts(selector, "nano")
+    return Adaptation(request, selector, trainer, engine, starts, principal, **more)
 
 
 @pytest.fixture
@@ -94,7 +108,7 @@ def held(lock: Any) -> Iterator[None]:
 async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
-    adaptation = Adaptation(REQUEST, selector, trainer, NoEngine())
+    adaptation = adaptation_of(REQUEST, selector, trainer, NoEngine())
     with held(trainer._trainer._loop.model_lock):
         begun = time.monotonic()
         loaded = await adaptation.adapter()
@@ -112,7 +126,7 @@ async def test_a_trainer_that_hangs_costs_no_more_than_the_seconds(
 async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
-    adaptation = Adaptation(REQUEST, selector, trainer, NoEngine())
+    adaptation = adaptation_of(REQUEST, selector, trainer, NoEngine())
     with held(selector._selector.corpora._lock):
         loaded = await adaptation.adapter()
         await adaptation.discard()
@@ -125,7 +139,7 @@ async def test_a_selector_that_hangs_costs_no_more_than_the_seconds(
 async def test_selecting_counts_against_the_seconds(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
-    adaptation = Adaptation(
+    adaptation = adaptation_of(
         replace(REQUEST, budget=Budget(steps=3, seconds=1e-9)), selector, trainer, NoEngine()
     )
 
@@ -147,16 +161,16 @@ async def test_the_report_counts_the_prompts_used(
         REQUEST, budget=Budget(steps=3), filter={"type": "eq", "key": "none", "value": 1}
     )
 
-    clamped = Adaptation(replace(request, prompts=prompts), selector, trainer, NoEngine())
+    clamped = adaptation_of(replace(request, prompts=prompts), selector, trainer, NoEngine())
     await clamped.adapter()
-    before = Adaptation(
+    before = adaptation_of(
         replace(request, truncation=Truncation(MAX_TARGETS, 2048, "prompts")),
         selector,
         trainer,
         NoEngine(),
     )
     await before.adapter()
-    all_of_it = Adaptation(request, selector, trainer, NoEngine())
+    all_of_it = adaptation_of(request, selector, trainer, NoEngine())
     await all_of_it.adapter()
 
     targets = [
@@ -172,7 +186,7 @@ async def test_the_report_counts_the_prompts_used(
 async def test_a_request_that_requires_an_adapter_fails_in_time(
     selector: SelectorWorker, trainer: TrainerWorker
 ) -> None:
-    adaptation = Adaptation(replace(REQUEST, required=True), selector, trainer, NoEngine())
+    adaptation = adaptation_of(replace(REQUEST, required=True), selector, trainer, NoEngine())
     with held(trainer._trainer._loop.model_lock):
         with pytest.raises(AdaptationFailedError, match="before the trainer answered"):
             await adaptation.adapter()
@@ -255,17 +269,19 @@ async def test_warming_up_without_a_corpus_opens_none(selector: SelectorWorker) 
 
 
 class Loads:
-    """An engine that only notes what it loads."""
+    """An engine that only notes what it loads, and what it is to keep."""
 
     def __init__(self) -> None:
         self.adapters: list[Adapter] = []
+        self.kept: list[str] = []
 
     async def load(self, adapter: Adapter) -> LoadedAdapter:
         self.adapters.append(adapter)
         return LoadedAdapter(adapter.name, len(self.adapters), Path(adapter.name))
 
-    async def unload(self, loaded: LoadedAdapter) -> None:
-        pass
+    async def unload(self, loaded: LoadedAdapter, *, keeps: bool = False) -> None:
+        if keeps:
+            self.kept.append(loaded.name)
 
 
 class NoTrainer:
@@ -309,7 +325,7 @@ class TestExamplesOfTheRequest:
         self, request_: AdaptationRequest, selector: SelectorWorker, trainer: TrainerWorker
     ) -> None:
         engine = Loads()
-        adaptation = Adaptation(request_, selector, trainer, engine)
+        adaptation = adaptation_of(request_, selector, trainer, engine)
         loaded = await adaptation.adapter()
 
         report = adaptation.report
@@ -328,9 +344,9 @@ class TestExamplesOfTheRequest:
         stranger = Principal("bob", frozenset())
         default = replace(request_, corpus="notes", corpus_explicit=False)
 
-        adaptation = Adaptation(default, selector, trainer, Loads(), stranger)
+        adaptation = adaptation_of(default, selector, trainer, Loads(), stranger)
         await adaptation.run()
-        explicit = Adaptation(
+        explicit = adaptation_of(
             replace(default, corpus_explicit=True), selector, trainer, NoEngine(), stranger
         )
 
@@ -349,11 +365,11 @@ class TestExamplesOfTheRequest:
     ) -> None:
         request_ = replace(request_, corpus=corpus)
         cache, engine = AdapterCache(AdapterCacheConfig()), Loads()
-        first = Adaptation(
+        first = adaptation_of(
             request_, selector, trainer, engine, examples=self.reuse(request_, cache)
         )
         made = (await first.run()).report
-        again = Adaptation(
+        again = adaptation_of(
             request_, selector, NoTrainer(), engine, examples=self.reuse(request_, cache)
         )
         report = (await again.run()).report
@@ -371,7 +387,7 @@ class TestExamplesOfTheRequest:
     ) -> None:
         cache, engine = AdapterCache(AdapterCacheConfig()), Loads()
         first, second, third = (
-            Adaptation(request_, selector, trainer, engine, examples=self.reuse(request_, cache))
+            adaptation_of(request_, selector, trainer, engine, examples=self.reuse(request_, cache))
             for _ in range(3)
         )
 
@@ -386,7 +402,9 @@ class TestExamplesOfTheRequest:
     ) -> None:
         cache = AdapterCache(AdapterCacheConfig())
         first, second = (
-            Adaptation(request_, selector, trainer, Loads(), examples=self.reuse(request_, cache))
+            adaptation_of(
+                request_, selector, trainer, Loads(), examples=self.reuse(request_, cache)
+            )
             for _ in range(2)
         )
         with held(trainer._trainer._loop.model_lock):
@@ -410,7 +428,7 @@ class TestExamplesOfTheRequest:
         for key in ("ann", "bob"):
             owner = replace(self.OWNER, key=key)
             reuse = self.reuse(request_, cache, owner)
-            adaptation = Adaptation(request_, selector, trainer, Loads(), examples=reuse)
+            adaptation = adaptation_of(request_, selector, trainer, Loads(), examples=reuse)
 
             assert (await adaptation.run()).report.reused is None
 
@@ -420,7 +438,7 @@ class TestExamplesOfTheRequest:
         cache = AdapterCache(AdapterCacheConfig())
         shed = request_.shed_load(TrainerLoad(pending=4, undegraded=1))
 
-        adaptation = Adaptation(
+        adaptation = adaptation_of(
             shed, selector, trainer, Loads(), examples=self.reuse(request_, cache)
         )
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from selection.access import OPERATOR
 from selection.corpus.calibration import Calibration
 from selection.embedding import MAX_PROMPT_CHARACTERS, Prompt
 from selection.selector import Selection, SelectionStop
 from selection.targets import MAX_TARGETS, Truncation
 from serving.adaptation.request import AdaptationRequest, parse_adaptation_request
-from serving.budget import AUTO, Budget, Terms
+from serving.adaptation.starts import StartingPoint
+from serving.budget import AUTO, INSTANT, Budget, Terms
 from serving.errors import BudgetError, RequestError
 
 _AUTO = Budget(steps=50, seconds=None, alpha=0.1)
@@ -158,6 +160,7 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ({"filters": {"type": "like", "key": "a", "value": "b"}}, "unknown filter type 'like'"),
         ({"prompt": 5}, "prompt` is the text"),
         ({"prompt": ["a"]}, "prompt` is the text"),
+        ({"start": "last-week"}, 'start` is "corpus" .* or "fresh"'),
     ],
 )
 def test_an_invalid_extension_is_refused(tokenizer: Any, extension: Any, message: str) -> None:
@@ -474,7 +477,7 @@ def test_every_budget_with_a_step_has_probe_tokens(tokenizer: Any, header: str |
     assert len(parse({"prompt": "def add(a, b):"}, tokenizer, header).probe_tokens) > 1
 
 
-@pytest.mark.parametrize("header", ["none", "steps=0"])
+@pytest.mark.parametrize("header", ["none", "instant", "steps=0"])
 def test_without_an_adaptation_there_are_no_probe_tokens(tokenizer: Any, header: str) -> None:
     assert parse({"prompt": "def add(a, b):"}, tokenizer, header).probe_tokens == ()
     assert parse({"prompt": "x", "adaptation": {"corpus": None}}, tokenizer).probe_tokens == ()
@@ -524,13 +527,47 @@ def test_the_steps_of_a_calibrated_corpus_bound_a_budget_that_leaves_the_stop_to
         calibration=calibration,
     )
 
-    training = request.training(selection, None, None)
+    training = request.training(selection, None, StartingPoint())
 
     assert len(training.sequences) == request.budget_for(calibration).steps == steps
     assert request.budget_for(replace(calibration, steps=None)).steps == 9
 
 
 def test_the_training_scores_the_tokens_that_the_selection_says(tokenizer: Any) -> None:
-    training = parse({"prompt": "Once"}, tokenizer).training(_SELECTION, None, None)
+    training = parse({"prompt": "Once"}, tokenizer).training(_SELECTION, None, StartingPoint())
 
     assert (training.sequences, training.scored) == (_SELECTION.sequences, _SELECTION.scored)
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "seeks"),
+    [
+        ("steps=5", {}, True),
+        ("instant", {}, True),
+        ("instant", {"start": "corpus", "seed": 3, "plan": "reuse", "strategy": "nn"}, True),
+        ("steps=5", {"start": "fresh"}, False),
+        ("none", {"start": "corpus"}, False),
+        ("instant", {"corpus": None}, False),
+        ("instant", {"texts": ["a text"]}, False),
+        ("instant", {"texts": ["a text"], "corpus": "web"}, True),
+    ],
+)
+def test_the_adapter_of_the_corpus_is_looked_up_where_it_can_be_used(
+    tokenizer: Any, header: str, options: dict[str, Any], seeks: bool
+) -> None:
+    request = parse({"prompt": "x", "adaptation": options}, tokenizer, header)
+
+    assert request.selection(request.corpus, OPERATOR).start is seeks
+    assert request.needs_adapter is (header != "none")
+
+
+def test_an_instant_answer_takes_no_place_of_an_adaptation(tokenizer: Any) -> None:
+    request = parse({"prompt": "x"}, tokenizer, "instant")
+
+    assert request.budget == replace(INSTANT, seconds=60.0)
+    assert not request.adapts
+
+
+def test_a_start_that_an_instant_answer_cannot_have_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(RequestError, match="contradict"):
+        parse({"prompt": "x", "adaptation": {"start": "fresh"}}, tokenizer, "instant")

@@ -26,7 +26,7 @@ def reuse(cache: AdapterCache, scope: CacheScope = ANN) -> ExamplesReuse:
 
 
 async def claimed(each: ExamplesReuse, corpus: str | None = None) -> ExamplesAdapter | None:
-    return await each.claim(corpus, None, is_shared=True)
+    return await each.claim(corpus, None, None, is_shared=True)
 
 
 async def test_the_others_wait_for_the_adapter_of_the_first(cache: AdapterCache) -> None:
@@ -65,7 +65,7 @@ async def test_it_waits_no_longer_than_its_own_seconds(cache: AdapterCache) -> N
     await claimed(first)
 
     for seconds in (0.01, -1.0):
-        assert await reuse(cache).claim(None, seconds, is_shared=True) is None
+        assert await reuse(cache).claim(None, None, seconds, is_shared=True) is None
 
     first.release()
     assert cache.in_training == {}
@@ -74,7 +74,7 @@ async def test_it_waits_no_longer_than_its_own_seconds(cache: AdapterCache) -> N
 async def test_nobody_waits_for_an_adapter_that_is_not_stored_or_not_theirs(
     cache: AdapterCache,
 ) -> None:
-    await reuse(cache).claim(None, None, is_shared=False)
+    await reuse(cache).claim(None, None, None, is_shared=False)
 
     for each, corpus in ((reuse(cache), None), (reuse(cache), "zoo")):
         assert await claimed(each, corpus) is None

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from adapters.config import TrainerConfig
+from adapters.fingerprint import model_fingerprint
 from adapters.model.base_model import BaseModel
 from adapters.model_defaults import for_model, parameters_of, rank_here
-from selection.config import SelectorConfig
+from selection.config import AdapterShape, SelectorConfig
 from selection.corpus.calibration import model_digest
 from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
@@ -25,7 +27,13 @@ from selection.selector import Selector
 from serving.cli.error_reporting import USER_ERRORS
 from serving.config import bundled_model
 from serving.errors import ModelFilesError
-from serving.settings.model_files import check_embedder, check_model, load_tokenizer, local_folder
+from serving.settings.model_files import (
+    adapter_shape,
+    check_embedder,
+    check_model,
+    load_tokenizer,
+    local_folder,
+)
 from serving.settings.settings import Settings
 from tests.conftest import WordEmbedder
 from tests.serving.commands import run
@@ -415,3 +423,12 @@ def test_an_unreachable_hub_is_reported_in_one_line(
         in ended.err
     )
     assert ended.heavy == set()
+
+
+def test_a_server_starts_from_adapters_of_its_own_model(model: Path) -> None:
+    trainer = TrainerConfig(str(model), rank=8, targets=("q_proj",))
+
+    shape = adapter_shape(trainer)
+
+    assert shape == AdapterShape(model_fingerprint(Path(bundled_model())), 8, ("q_proj",))
+    assert adapter_shape(TrainerConfig("org/not-on-this-machine")) is None

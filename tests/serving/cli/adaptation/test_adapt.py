@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
+from adapters.trainer import Trainer
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from serving.cli.main import app
+from serving.settings.settings import Settings
+from tests.trained_corpora import train_corpus
 
 _TEXTS = {
     "bees": "A hive of bees keeps itself warm in winter by shivering; "
@@ -67,6 +71,23 @@ def test_plain_peft_loads_the_saved_adapter(
         before = base(ids, labels=ids).loss
         after = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))(ids, labels=ids).loss
     assert after < before - 0.1
+
+
+def test_training_starts_from_the_adapter_of_the_corpus(home: Path, tmp_path: Path) -> None:
+    config = Settings(corpus="notes", home=home).config()
+    assert config.selector.adapters is not None
+    options = ("--corpus", "notes", "--budget", "steps=2")
+    fresh = adapt(home, tmp_path / "fresh", *options)
+    train_corpus(config.selector.root, "notes", Trainer(config.trainer), config.selector.adapters)
+    try:
+        started = adapt(home, tmp_path / "started", *options)
+    finally:
+        with closing(Corpus.open(config.selector.root, "notes")) as corpus:
+            corpus.training.remove()
+
+    said = "started from the adapter of the corpus"
+    assert said in " ".join(started.output.split())
+    assert said not in " ".join(fresh.output.split())
 
 
 def test_the_prompt_may_come_from_standard_input(home: Path, tmp_path: Path) -> None:

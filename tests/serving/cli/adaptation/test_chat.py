@@ -157,6 +157,26 @@ def test_the_report_says_what_was_shown() -> None:
     assert " · shown 3 of 8, 120 tokens · from " in format_report({**REPORT, "shown": shown})
 
 
+def test_the_report_names_the_adapter_of_the_corpus() -> None:
+    start = {"from": "corpus", "sequences": 400, "not_learnt": 0}
+    instant: dict[str, Any] = {"losses": [], "uncertainty": [], "sources": [], "prompt_loss": None}
+
+    assert " · the corpus's adapter learnt 400 sequences · from " in format_report(
+        {**REPORT, "start": start}
+    )
+    assert format_report(
+        {**REPORT, **instant, "stop": "instant", "start": {**start, "not_learnt": 3}}
+    ) == ("stop instant · the corpus's adapter learnt 400 sequences, 3 not yet")
+    assert (
+        format_report(
+            {**REPORT, **instant, "stop": "diverged", "reason": "training diverged", "start": start}
+        )
+        == "stop diverged · training diverged · the corpus's adapter learnt 400 sequences"
+    )
+    fresh = {"from": "fresh", "reason": "the corpus has no adapter"}
+    assert format_report({**REPORT, "start": fresh}) == _REPORT_LINE
+
+
 def test_the_answer_goes_to_standard_output_and_the_report_to_standard_error(
     replay: Replay,
 ) -> None:

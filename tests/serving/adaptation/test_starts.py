@@ -1,0 +1,364 @@
+"""Requests that start from the adapter of their corpus, with a real selector and a real trainer.
+What the lookup of the adapter finds is given by each test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.trainer import TrainerConfig
+from adapters.training import TrainingRequest, TrainingResult, TrainingStop
+from selection.access import Principal
+from selection.corpus.calibration import Calibration
+from selection.corpus.corpus import Corpus
+from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
+from selection.embedding import Embedder, Prompt
+from selection.errors import CorpusError
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.request import SelectionRequest
+from selection.selector import Selection, SelectorConfig
+from selection.threaded_embedder import ThreadedEmbedder
+from serving.adaptation.pipeline import Adaptation, AdaptationResult
+from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.starts import Starts, parse_start
+from serving.adaptation.workers import SelectorWorker, TrainerWorker
+from serving.budget import INSTANT, Budget
+from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig, ConversationTurn
+from serving.conversations.cached_adapter import CachedAdapter, CacheScope
+from serving.errors import AdaptationFailedError, RequestError, TrainerFailedError
+from tests.serving.adaptation.test_pipeline import Loads, NoTrainer
+
+STEPS = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=2), (), "notes")
+INSTANTLY = replace(STEPS, budget=INSTANT)
+START = CorpusStart("corpus-1", "vs_1", 3, 7, 40, 2, (("corpus-1", 1.0),))
+NO_ADAPTER = "the corpus has no adapter"
+
+
+@dataclass
+class Selector:
+    """A selector of real data, whose corpus has an adapter as a test says."""
+
+    worker: SelectorWorker
+    weights: bytes
+    found: CorpusStart | None = START
+    problem: Exception | None = None
+    reads: int = 0
+
+    async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
+        selection = await self.worker.select(replace(request, start=False), seconds)
+        if not request.start:
+            return selection
+        reason = None if self.found else NO_ADAPTER
+        return replace(selection, start=self.found, no_start=reason)
+
+    async def calibration(
+        self, corpus: str, principal: Principal, seconds: float | None
+    ) -> Calibration | None:
+        return await self.worker.calibration(corpus, principal, seconds)
+
+    async def start(self, request: SelectionRequest, seconds: float | None) -> StartFound:
+        assert request.corpus is not None
+        return StartFound("vs_1", self.found, None if self.found else NO_ADAPTER)
+
+    async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:
+        self.reads += 1
+        if self.problem is not None:
+            raise self.problem
+        return CorpusWeights(start.name, self.weights, 4, 4.0, ("q_proj",))
+
+
+@dataclass
+class Trainer:
+    """A trainer that records its requests, and may fail."""
+
+    worker: TrainerWorker
+    problem: Exception | None = None
+    stop: TrainingStop | None = None
+    requests: list[TrainingRequest] = field(default_factory=list)
+
+    async def train(self, request: TrainingRequest, on_step: Any) -> TrainingResult:
+        self.requests.append(request)
+        if self.problem is not None:
+            raise self.problem
+        if self.stop is not None:
+            return TrainingResult(None, (), 0, self.stop, 0.1, 0.1)
+        return await self.worker.train(request, on_step)
+
+
+@pytest.fixture(scope="module")
+def worker(nano: str) -> TrainerWorker:
+    return TrainerWorker(TrainerConfig(nano, rank=4))
+
+
+@pytest.fixture
+def trainer(worker: TrainerWorker) -> Trainer:
+    return Trainer(worker)
+
+
+@pytest.fixture
+async def selector(
+    corpora: Path, words: Embedder, tokenizer: Any, worker: TrainerWorker
+) -> Selector:
+    corpus = Corpus.create(corpora, "notes", words, tokenizer_digest(tokenizer))
+    document = Document("bees", "A hive of bees keeps itself warm in winter.")
+    ingest(corpus, [document], words, tokenizer)
+    corpus.close()
+    learnt = await worker.train(TrainingRequest([[1, 2, 3]]))
+    assert learnt.adapter is not None
+    config = SelectorConfig(corpora)
+    selects = SelectorWorker(config, embedder=ThreadedEmbedder(lambda: words))
+    return Selector(selects, learnt.adapter.weights)
+
+
+async def run(
+    request: AdaptationRequest,
+    selector: Selector,
+    trainer: Any,
+    engine: Loads | None = None,
+    starts: Starts | None = None,
+    **more: Any,
+) -> AdaptationResult:
+    """Run an adaptation to its end."""
+    adaptation = Adaptation(
+        request,
+        selector,
+        trainer,
+        engine or Loads(),
+        starts or Starts(selector, "nano"),
+        **more,
+    )
+    result = await adaptation.run()
+    await adaptation.discard()
+    return result
+
+
+class TestSteps:
+    async def test_they_start_from_the_corpuss_adapter_at_a_lower_rate(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        report = (await run(STEPS, selector, trainer)).report
+
+        (training,) = trainer.requests
+        assert (training.start, training.learning_rate_factor) == (selector.weights, 1 / 3)
+        assert (report.adapted, report.reason, report.stop) == (True, None, "steps")
+        assert report.adapter != START.name
+        assert report.start == {
+            "from": "corpus",
+            "adapter": "corpus-1",
+            "generation": 3,
+            "documents": 7,
+            "sequences": 40,
+            "not_learnt": 2,
+            "parts": [{"adapter": "corpus-1", "weight": 1.0}],
+        }
+
+    @pytest.mark.parametrize("start", [None, "corpus"])
+    async def test_without_one_they_start_afresh_for_a_stated_reason(
+        self, selector: Selector, trainer: Trainer, start: Any
+    ) -> None:
+        selector.found = None
+
+        report = (await run(replace(STEPS, start=start), selector, trainer)).report
+
+        (training,) = trainer.requests
+        assert (training.start, training.learning_rate_factor) == (None, 1.0)
+        assert report.start == {"from": "fresh", "reason": NO_ADAPTER}
+
+    async def test_a_fresh_start_looks_up_no_adapter(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        report = (await run(replace(STEPS, start="fresh"), selector, trainer)).report
+
+        assert trainer.requests[0].start is None
+        assert selector.reads == 0
+        assert report.start == {"from": "fresh", "reason": "the request asked for it"}
+
+    async def test_a_required_start_that_is_missing_is_an_error(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        selector.found = None
+        required = replace(STEPS, required=True)
+
+        with pytest.raises(AdaptationFailedError, match=NO_ADAPTER):
+            await run(replace(required, start="corpus"), selector, trainer)
+        report = (await run(required, selector, trainer)).report
+
+        assert (report.adapted, report.start) == (True, {"from": "fresh", "reason": NO_ADAPTER})
+
+    @pytest.mark.parametrize(
+        ("stop", "problem", "reason"),
+        [
+            (TrainingStop.SECONDS, None, "the seconds were spent"),
+            (TrainingStop.DIVERGED, None, "training diverged"),
+            (None, TrainerFailedError("the trainer hangs"), "the adaptation failed"),
+        ],
+    )
+    async def test_where_training_fails_the_corpuss_adapter_answers(
+        self,
+        selector: Selector,
+        trainer: Trainer,
+        stop: TrainingStop | None,
+        problem: Exception | None,
+        reason: str,
+    ) -> None:
+        trainer.stop, trainer.problem = stop, problem
+        request = replace(STEPS, budget=Budget(2, seconds=30.0), required=True)
+
+        report = (await run(request, selector, trainer)).report
+
+        assert (report.adapted, report.adapter) == (True, START.name)
+        assert report.reason is not None
+        assert report.reason.startswith(reason)
+        assert (report.losses, report.stop) == ((), stop or "failed")
+        assert report.start is not None
+        assert report.start["from"] == "corpus"
+
+    async def test_an_adapter_that_is_gone_when_it_is_read_is_a_reason_to_start_afresh(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        selector.problem = CorpusError("a learnt document was deleted; corpora: secret")
+
+        report = (await run(STEPS, selector, trainer)).report
+
+        assert (report.adapted, trainer.requests[0].learning_rate_factor) == (True, 1.0)
+        reason = "the corpus's adapter was gone before it could be read"
+        assert report.start == {"from": "fresh", "reason": reason}
+
+    async def test_a_conversation_goes_on_from_its_own_adapter_while_the_start_is_the_same(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        cache = AdapterCache(AdapterCacheConfig())
+
+        def turn(*said: str) -> ConversationTurn:
+            roles = ("user", "assistant", "user")
+            messages = [
+                {"role": role, "content": text} for role, text in zip(roles, said, strict=False)
+            ]
+            scope = CacheScope("ann", None, "nano")
+            found = cache.turn({"messages": messages}, scope, max_response_bytes=1000)
+            assert found is not None
+            return found
+
+        first = turn("Who?")
+        made = await run(STEPS, selector, trainer, turn=first)
+        message = {"role": "assistant", "content": "I."}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        first.feed(json.dumps({"object": "chat.completion", "choices": [choice]}).encode())
+        assert isinstance(made.reusable, CachedAdapter)
+        first.store(made.reusable)
+        again = await run(STEPS, selector, trainer, turn=turn("Who?", "I.", "And?"))
+        selector.found = replace(START, name="corpus-2")
+        anew = await run(STEPS, selector, trainer, turn=turn("Who?", "I.", "And?"))
+
+        assert again.report.reused == {"adapter": made.report.adapter, "turns": 1, "steps": 2}
+        assert trainer.requests[1].start == made.reusable.weights
+        assert trainer.requests[1].learning_rate_factor == 1 / 3
+        # What a deleted document taught may be in the earlier turn's adapter, too.
+        assert anew.report.reused is None
+        assert trainer.requests[2].start == selector.weights
+
+
+class TestInstant:
+    async def test_the_corpuss_adapter_answers_and_is_read_once(self, selector: Selector) -> None:
+        engine, starts = Loads(), Starts(selector, "nano")
+        reports = [
+            (await run(INSTANTLY, selector, NoTrainer(), engine, starts)).report for _ in range(2)
+        ]
+
+        assert [(each.adapted, each.stop, each.adapter) for each in reports] == [
+            (True, "instant", START.name)
+        ] * 2
+        assert list(reports[0].seconds) == ["search", "load"]
+        assert reports[0].start is not None
+        assert reports[0].start["adapter"] == START.name
+        assert selector.reads == 1
+        # Under the same name vLLM finds the prompts that the adapter has seen in its prefix cache.
+        assert engine.adapters[0] is engine.adapters[1]
+        assert (engine.adapters[0].weights, engine.adapters[0].rank) == (selector.weights, 4)
+        assert engine.kept == [START.name] * 2
+
+    @pytest.mark.parametrize("problem", [None, CorpusError("damaged")])
+    async def test_without_one_the_base_model_answers_for_a_stated_reason(
+        self, selector: Selector, problem: Exception | None
+    ) -> None:
+        reason = NO_ADAPTER
+        if problem is not None:
+            selector.problem, reason = problem, "was gone before it could be read"
+        else:
+            selector.found = None
+
+        result = await run(INSTANTLY, selector, NoTrainer())
+
+        assert result.adapter is None
+        report = result.report
+        assert (report.adapted, report.stop, report.start) == (False, "instant", None)
+        assert report.reason is not None
+        assert reason in report.reason
+        with pytest.raises(AdaptationFailedError, match=reason):
+            await run(replace(INSTANTLY, required=True), selector, NoTrainer())
+
+    async def test_it_needs_a_corpus(self, selector: Selector) -> None:
+        report = (await run(replace(INSTANTLY, corpus=None), selector, NoTrainer())).report
+
+        assert (report.adapted, report.stop) == (False, "corpus")
+        assert report.reason is not None
+        assert "name one in `adaptation.corpus`" in report.reason
+
+
+class TestStarts:
+    async def test_the_adapter_before_the_current_one_is_retired(self, selector: Selector) -> None:
+        retired: list[str] = []
+        starts = Starts(selector, "nano", retired.append)
+        found = StartFound("vs_1", START)
+        await starts.point(found, None, has_filter=False)
+        # A filter says nothing about the adapter.
+        await starts.point(replace(found, start=None, reason="filter"), None, has_filter=True)
+        assert (starts.is_current("corpus-1"), retired) == (True, [])
+
+        second = replace(START, name="corpus-2")
+        await starts.point(replace(found, start=second), None, has_filter=False)
+        await starts.point(replace(found, corpus="vs_2"), None, has_filter=False)
+        assert (starts.is_current("corpus-2"), retired) == (True, ["corpus-1"])
+
+        invalid = StartFound("vs_1", None, "a learnt document was deleted")
+        point = await starts.point(invalid, None, has_filter=False)
+
+        assert (starts.is_current("corpus-2"), retired) == (False, ["corpus-1", "corpus-2"])
+        assert point.as_dict() == {"from": "fresh", "reason": "a learnt document was deleted"}
+
+    async def test_a_selector_that_does_not_answer_costs_no_more_than_the_seconds(
+        self, selector: Selector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("serving.adaptation.stages.GRACE_SECONDS", 0.1)
+        never = asyncio.Event()
+
+        async def hang(corpus: str, start: CorpusStart) -> CorpusWeights:
+            await never.wait()
+            raise AssertionError
+
+        monkeypatch.setattr(selector, "start_weights", hang)
+        point = await Starts(selector, "nano").point(
+            StartFound("vs_1", START), 0.0, has_filter=False
+        )
+
+        assert point.adapter is None
+        assert point.reason == "the seconds were spent before the corpus's adapter was read"
+
+
+@pytest.mark.parametrize("value", ["Corpus", "", 1, True, ["corpus"]])
+def test_an_unknown_start_is_refused(value: Any) -> None:
+    with pytest.raises(RequestError, match=r"`adaptation\.start`"):
+        parse_start({"start": value}, Budget(2))
+
+
+def test_an_instant_answer_cannot_start_afresh() -> None:
+    with pytest.raises(RequestError, match="contradict"):
+        parse_start({"start": "fresh"}, INSTANT)
+    assert parse_start({"start": "corpus"}, INSTANT) == "corpus"
+    assert parse_start({"start": None}, INSTANT) is None

@@ -1,0 +1,271 @@
+"""Corpora with an adapter over HTTP: the budget `instant`.
+
+With real stages and the vLLM stand-in of the other tests of the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, Response
+
+from adapters.fingerprint import model_fingerprint
+from adapters.trainer import TrainerConfig
+from selection.config import AdapterShape, SelectorConfig
+from selection.corpus.corpus import Corpus
+from selection.embedding import load_embedder
+from selection.errors import CorpusError
+from serving.adaptation.workers import CorporaWorker, TrainerWorker
+from serving.budget import Budget
+from serving.config import Config
+from serving.engine.config import EngineConfig
+from serving.engine.engine import Engine
+from serving.engine.staging import Staging
+from tests.serving.http.test_gateway import (
+    PASSAGE,
+    QUESTION,
+    Backend,
+    FakeVllm,
+    client_of,
+)
+from tests.trained_corpora import train_corpus
+
+
+class Vllm(FakeVllm):
+    """It refuses unknown models as vLLM does, and records the adapter of each generation."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self.used: list[str | None] = []
+
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, **more: Any
+    ) -> AsyncIterator[str]:
+        lora = more.get("lora_request")
+        self.used.append(lora.lora_name if lora else None)
+        async for text in super().generate(prompt, params, request_id, **more):
+            yield text
+
+    def _refusal(self, body: Any) -> Response | None:
+        if body["model"] == "nano":
+            return super()._refusal(body)
+        message = f"The model `{body['model']}` does not exist."
+        return JSONResponse({"error": {"message": message, "type": "NotFoundError"}}, 404)
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory, nano: str, tokenizer: Any) -> Backend:
+    """A backend whose corpus "handbook" has an adapter, and whose corpus "plain" has none."""
+    trainer = TrainerConfig(nano, rank=4)
+    shape = AdapterShape(model_fingerprint(Path(nano)), trainer.rank, trainer.targets)
+    corpora = tmp_path_factory.mktemp("home") / "corpora"
+    config = Config(
+        engine=EngineConfig(nano, "nano", trainer.rank, trainer.targets),
+        trainer=trainer,
+        selector=SelectorConfig(corpora, embedder="base-model", base_model=nano, adapters=shape),
+        corpus="handbook",
+        limits=Budget(steps=7, seconds=30.0),
+    )
+    embedder = load_embedder("base-model", base_model=nano)
+    backend = Backend(
+        config, CorporaWorker(config.selector), TrainerWorker(trainer), embedder, tokenizer
+    )
+    for name in ("handbook", "plain"):
+        backend.make_corpus(name)
+    return backend
+
+
+def train(backend: Backend, name: str) -> str:
+    shape = backend.config.selector.adapters
+    assert shape is not None
+    return train_corpus(backend.corpora, name, backend.trainer._trainer, shape)
+
+
+@pytest.fixture(scope="module")
+def handbook(backend: Backend) -> str:
+    """The name of the adapter of the corpus "handbook"."""
+    return train(backend, "handbook")
+
+
+@pytest.fixture
+def vllm(backend: Backend) -> Vllm:
+    return Vllm(backend.tokenizer)
+
+
+@pytest.fixture
+def engine(backend: Backend, vllm: Vllm) -> Iterator[Engine]:
+    engine = Engine(vllm, vllm.app, backend.config.engine, Staging())
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+async def client(
+    backend: Backend, engine: Engine, handbook: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(backend, engine) as client:
+        yield client
+
+
+async def ask(
+    client: httpx.AsyncClient,
+    model: str = "nano",
+    budget: str | None = "instant",
+    stream: bool = False,
+    **adaptation: Any,
+) -> httpx.Response:
+    body = {"model": model, "messages": [QUESTION], "adaptation": adaptation, "stream": stream}
+    headers = {} if budget is None else {"compute-budget": budget}
+    return await client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+async def test_an_instant_answer_loads_the_adapter_once(
+    client: httpx.AsyncClient, engine: Engine, vllm: Vllm, handbook: str
+) -> None:
+    reports = [(await ask(client)).json()["adaptation"] for _ in range(2)]
+
+    assert [(report["adapted"], report["stop"]) for report in reports] == [(True, "instant")] * 2
+    assert [report["adapter"] for report in reports] == [handbook] * 2
+    assert reports[0]["budget"]["instant"] is True
+    assert reports[0]["start"]["sequences"] == reports[0]["start"]["documents"] == 1
+    assert vllm.used == [handbook] * 2
+    # It stays for the next request, and was given one id.
+    assert (engine.live(), engine.staging.names()) == (1, [handbook])
+    assert next(engine._ids) == 2
+
+
+@pytest.mark.parametrize("place", ["header", "alias", "field"])
+async def test_the_word_is_taken_from_any_place_of_a_budget(
+    client: httpx.AsyncClient, place: str
+) -> None:
+    headers = {"header": "compute-budget", "alias": "x-compute-budget"}
+    body: dict[str, Any] = {"model": "nano", "messages": [QUESTION]}
+    if place == "field":
+        body["compute_budget"] = "instant"
+
+    answer = await client.post(
+        "/v1/chat/completions",
+        json=body,
+        headers={headers[place]: "instant"} if place in headers else {},
+    )
+
+    assert answer.json()["adaptation"]["stop"] == "instant"
+
+
+async def test_steps_start_from_the_adapter_and_beside_it(
+    client: httpx.AsyncClient, engine: Engine, vllm: Vllm, handbook: str
+) -> None:
+    from_it = (await ask(client, budget="steps=2")).json()["adaptation"]
+    fresh = (await ask(client, budget="steps=2", start="fresh")).json()["adaptation"]
+
+    assert (from_it["start"]["from"], from_it["start"]["adapter"]) == ("corpus", handbook)
+    assert fresh["start"] == {"from": "fresh", "reason": "the request asked for it"}
+    assert from_it["adapter"] not in (handbook, fresh["adapter"])
+    assert from_it["losses"] != fresh["losses"]
+    assert engine.live() == 0
+
+
+async def test_what_is_shown_is_answered_by_the_adapter_too(
+    client: httpx.AsyncClient, vllm: Vllm, handbook: str
+) -> None:
+    report = (await ask(client, show=1)).json()["adaptation"]
+
+    assert vllm.answered[0]["messages"][0]["content"] == PASSAGE
+    assert (report["shown"]["sequences"], report["adapter"]) == (1, handbook)
+    assert vllm.used == [handbook]
+
+
+async def test_examples_are_shown_and_the_adapter_of_a_named_corpus_answers(
+    client: httpx.AsyncClient, vllm: Vllm, handbook: str
+) -> None:
+    examples = [{"prompt": name, "completion": name.upper()} for name in ("a", "b")]
+
+    named = (await ask(client, examples=examples, corpus="handbook")).json()["adaptation"]
+    unnamed = (await ask(client, examples=examples)).json()["adaptation"]
+
+    assert vllm.used == [handbook, None]
+    assert named["shown"]["sequences"] == unnamed["shown"]["sequences"] == 2
+    assert len(vllm.answered[0]["messages"]) == 5
+    assert "name one in `adaptation.corpus`" in unnamed["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"corpus": "plain"}, "adapter"),
+        ({"filters": {"type": "eq", "key": "language", "value": "de"}}, "filter"),
+    ],
+)
+async def test_without_an_adapter_the_base_model_answers(
+    client: httpx.AsyncClient, vllm: Vllm, options: dict[str, Any], reason: str
+) -> None:
+    report = (await ask(client, **options)).json()["adaptation"]
+    required = await ask(client, **options, required=True)
+
+    assert (report["adapted"], report["start"], vllm.used) == (False, None, [None])
+    assert reason in report["reason"]
+    assert (required.status_code, required.json()["error"]["code"]) == (500, "adaptation_failed")
+    assert reason in required.json()["error"]["message"]
+
+
+async def test_a_contradiction_is_refused_before_any_compute(
+    client: httpx.AsyncClient, vllm: Vllm
+) -> None:
+    answer = await ask(client, start="fresh")
+
+    assert answer.status_code == 400
+    assert "contradict" in answer.json()["error"]["message"]
+    assert vllm.answered == []
+
+
+async def test_a_deleted_document_ends_the_use_of_its_adapter(
+    backend: Backend, client: httpx.AsyncClient, engine: Engine, vllm: Vllm
+) -> None:
+    backend.make_corpus("leaving")
+    name = train(backend, "leaving")
+    assert (await ask(client, corpus="leaving")).json()["adaptation"]["adapter"] == name
+    assert engine.staging.names() == [name]
+
+    corpus = Corpus.open(backend.corpora, "leaving")
+    corpus.delete("leave.md")
+    corpus.close()
+    instant = (await ask(client, corpus="leaving")).json()["adaptation"]
+    while engine.live():  # noqa: ASYNC110  no event
+        await asyncio.sleep(0.01)
+
+    assert (instant["adapted"], instant["start"]) == (False, None)
+    assert instant["reason"]
+    assert engine.staging.names() == []
+    assert vllm.used == [name, None]
+    backend.remove_corpus("leaving")
+
+
+async def test_an_adapter_that_vanishes_after_the_lookup_is_a_reason_to_start_afresh(
+    backend: Backend, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(corpus: str, start: Any) -> None:
+        raise CorpusError("it is gone")
+
+    monkeypatch.setattr(backend.selector, "start_weights", gone)
+
+    report = (await ask(client, budget="steps=1")).json()["adaptation"]
+
+    assert (report["adapted"], report["start"]["from"]) == (True, "fresh")
+    assert report["start"]["reason"] == "the corpus's adapter was gone before it could be read"
+
+
+async def test_a_server_may_answer_instantly_by_default(
+    backend: Backend, engine: Engine, vllm: Vllm, handbook: str
+) -> None:
+    instant = Budget(0, 30.0, instant=True)
+    async with client_of(backend, engine, auto=instant) as client:
+        answers = [await ask(client, budget=budget) for budget in (None, "auto")]
+        terms = (await client.get("/v1/models/nano")).json()["adaptation"]
+
+    assert [answer.json()["adaptation"]["adapter"] for answer in answers] == [handbook] * 2
+    assert terms["auto"]["instant"] is True
