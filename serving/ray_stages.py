@@ -23,7 +23,7 @@ from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
-from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
+from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, LearntCorpus, StartFound
 from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
@@ -113,6 +113,17 @@ class RemoteSelector:
         """As `CorporaWorker.start_weights`."""
         weights: CorpusWeights = await _result(self._handle.start_weights.remote(corpus, start))
         return weights
+
+    async def learnt_corpora(self, principal: Principal) -> tuple[LearntCorpus, ...]:
+        """As `CorporaWorker.learnt_corpora`."""
+        learnt: tuple[LearntCorpus, ...]
+        learnt = await _result(self._handle.learnt_corpora.remote(principal))
+        return learnt
+
+    async def sees(self, corpus: str, principal: Principal) -> bool:
+        """As `CorporaWorker.sees`."""
+        sees: bool = await _result(self._handle.sees.remote(corpus, principal))
+        return sees
 
     async def call(
         self,

@@ -23,9 +23,11 @@ from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
+from selection.corpus.lookup import find_corpus
 from selection.corpus.shards import Shard, ShardCall
-from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
+from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, LearntCorpus, StartFound
 from selection.embedding import Prompt
+from selection.errors import CorpusError, CorpusNotFoundError
 from selection.examples.templates import set_chat_template
 from selection.ingest.examples import context_tokens
 from selection.library.library import Library
@@ -91,6 +93,21 @@ class SelectorWorker:
         limit = Limit(None, cancelled)
         read = partial(self._selector.start_weights, corpus, start, limit)
         return await self._run_in_thread(read, cancelled)
+
+    async def learnt_corpora(self, principal: Principal) -> tuple[LearntCorpus, ...]:
+        """As `Selector.learnt_corpora`."""
+        return await asyncio.to_thread(self._selector.learnt_corpora, principal)
+
+    async def sees(self, corpus: str, principal: Principal) -> bool:
+        """Whether a principal sees a corpus of this name or id."""
+        try:
+            await asyncio.to_thread(find_corpus, self._selector.config.root, corpus, principal)
+        except CorpusNotFoundError:
+            return False
+        # Several have this name: the request itself is refused for that.
+        except CorpusError:
+            return True
+        return True
 
     async def warm_up(self, corpus: str | None) -> None:
         """Select once from a corpus, if one is named, so that it is open and its index loaded."""

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from selection.access import OPERATOR
+from selection.access import OPERATOR, Principal
 from serving import __version__ as mayfly_version
 from serving.adaptation.admission import Admission, TrainerLoad
 from serving.adaptation.candidates import CandidateRenderer
@@ -32,13 +32,14 @@ from serving.adaptation.request import parse_adaptation_request
 from serving.adaptation.shown import PromptBuilder
 from serving.adaptation.starts import Starts
 from serving.api_keys import Key, Keys
+from serving.budget import INSTANT
 from serving.config import Config
 from serving.conversations.adapter_cache import AdapterCache
 from serving.conversations.cached_adapter import CacheScope
 from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import REQUEST
 from serving.engine.engine import Engine
-from serving.errors import AdaptationFailedError, BusyError, ModelError, is_the_clients
+from serving.errors import AdaptationFailedError, BusyError, is_the_clients
 from serving.http.body import (
     MAX_BODY,
     check_objects,
@@ -50,6 +51,7 @@ from serving.http.body import (
 )
 from serving.http.browsers import BrowserPolicy, check_media_type
 from serving.http.gateway_stages import CorporaStage, TrainerStage
+from serving.http.models import Models, name_corpus
 from serving.http.openai_compat import stream_needs_conforming
 from serving.http.page import page_routes
 from serving.http.response import ResponseWriter
@@ -100,14 +102,14 @@ class Gateway:
         self._browsers = BrowserPolicy(
             config.host, config.allowed_hosts, config.allowed_origins, config.has_keys
         )
+        self._models = Models(engine, selector, self._terms)
         routes = [
             Route("POST", "/v1/chat/completions", asgi=self._complete),
             Route("POST", "/v1/completions", asgi=self._complete),
             Route("POST", "/v1/responses", asgi=self._complete),
             Route("POST", "/tokenize", asgi=self._convert_tokens),
             Route("POST", "/detokenize", asgi=self._convert_tokens),
-            Route("GET", "/v1/models", self._list_models),
-            Route("GET", "/v1/models/{name:path}", self._retrieve_model),
+            *self._models.routes,
             Route("GET", "/version", self._version),
             Route("GET", "/metrics", self._exposed_metrics),
             Route("GET", "/ready", asgi=self._ready),
@@ -198,18 +200,23 @@ class Gateway:
     async def _complete(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
         """Answer a completion, chat or response, adapted to its prompt."""
         key: Key | None = scope["state"]["key"]
+        principal: Principal = scope["state"]["principal"]
         body = await read_body(receive)
         await self._engine.check()
         check_size(body)
         check_objects(body)
         check_supported(scope["path"], body, self._engine.config.tool_call_parser is not None)
+        default = key.default if key else None
+        if model := await self._models.take_corpus(body, principal):
+            name_corpus(body, model)
+            default = INSTANT
         request = parse_adaptation_request(
             body,
             _header(scope, b"compute-budget"),
             _header(scope, b"x-compute-budget"),
             self._terms,
             self._engine.tokenizer,
-            default=key.default if key else None,
+            default=default,
             key_limits=key.limits if key else None,
         )
         is_chat = scope["path"] != COMPLETIONS
@@ -233,7 +240,7 @@ class Gateway:
                 self._trainer,
                 self._engine,
                 self._starts,
-                scope["state"]["principal"],
+                principal,
                 turn,
                 examples,
                 on_fallback=end_adaptation,
@@ -242,6 +249,7 @@ class Gateway:
                 adaptation,
                 on_body=turn.feed if turn else lambda body: None,
                 conforms_chunks=stream_needs_conforming(body),
+                model=model.name if model else None,
             )
             _ADAPTATION.set(adaptation)
             self._adaptations.add(adaptation)
@@ -298,26 +306,11 @@ class Gateway:
     async def _convert_tokens(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
         body = await read_body(receive)
         check_tokens(body, len(self._engine.tokenizer))
+        await self._models.take_corpus(body, scope["state"]["principal"])
         await self._engine.app(*with_body(scope, receive, json.dumps(body).encode()), answer)
 
     async def _health(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
         await self._engine.app(*with_body(scope, receive, b""), answer)
-
-    async def _list_models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await self._models(request)})
-
-    async def _retrieve_model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        for model in await self._models(request):
-            if model["id"] == name:
-                return JSONResponse(model)
-        raise ModelError(f"unknown model {name!r}: GET /v1/models lists the models of this server")
-
-    async def _models(self, request: Request) -> list[dict[str, Any]]:
-        """vLLM's models, each with the adaptation terms of the request's key."""
-        key: Key | None = request.state.key
-        terms = self._terms.as_dict(None if key is None else key.limits)
-        return [{**model, "adaptation": terms} for model in await self._engine.models()]
 
     async def _version(self, request: Request) -> Response:
         return JSONResponse({"version": mayfly_version, "vllm": self._engine.version})

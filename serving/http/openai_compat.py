@@ -39,6 +39,18 @@ def conform(response: dict[str, Any]) -> dict[str, Any]:
     return response
 
 
+def with_model(response: dict[str, Any], model: str | None) -> dict[str, Any]:
+    """A response, or a chunk or an event of one, with the name of the model that its request gave;
+    as it is for None.
+    """
+    if model is None:
+        return response
+    renamed = {**response, "model": model} if "model" in response else dict(response)
+    if isinstance(inner := renamed.get("response"), dict):  # an event of the Responses API
+        renamed["response"] = with_model(inner, model)
+    return renamed
+
+
 def _drop_nulls(fields: dict[str, Any] | None, names: tuple[str, ...]) -> None:
     for name in names:
         if fields is not None and name in fields and fields[name] is None:

@@ -18,7 +18,7 @@ from starlette.types import Message, Send
 
 from serving.errors import in_full, in_openais_shape, is_the_clients, more_headers, to_http
 from serving.http.body import send_json
-from serving.http.openai_compat import conform
+from serving.http.openai_compat import conform, with_model
 from serving.report import AdaptationReport
 
 # Seconds before a stream's first comment, which fixes its headers: until then they can still show
@@ -68,6 +68,7 @@ class ResponseWriter:
         adaptation: adaptation of the request; None for a request that has none.
         on_body: called with each part of the body of a response with status 200, as vLLM wrote it.
         conforms_chunks: whether the chunks of a stream must be conformed to OpenAI's.
+        model: name of the model in the request, where vLLM knows it by another one; else None.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class ResponseWriter:
         adaptation: Adapting | None = None,
         on_body: Callable[[bytes], None] = lambda body: None,
         conforms_chunks: bool = False,
+        model: str | None = None,
     ) -> None:
         self._send, self._failure = send, failure
         self._adaptation, self._on_body = adaptation, on_body
-        self._conforms_chunks = conforms_chunks
+        self._conforms_chunks, self._model = conforms_chunks, model
         self._start: Message | None = None
         self._held = b""
         self._state = _State.HOLDING
@@ -92,9 +94,12 @@ class ResponseWriter:
         adaptation: Adapting,
         on_body: Callable[[bytes], None] = lambda body: None,
         conforms_chunks: bool = False,
+        model: str | None = None,
     ) -> ResponseWriter:
         """A writer for the same response, of which nothing has been sent, with an adaptation."""
-        return ResponseWriter(self._send, self._failure, adaptation, on_body, conforms_chunks)
+        return ResponseWriter(
+            self._send, self._failure, adaptation, on_body, conforms_chunks, model
+        )
 
     async def __call__(self, message: Message) -> None:
         """ASGI send. The body is held until its first event, or its end, is there: by then the
@@ -192,7 +197,7 @@ class ResponseWriter:
             headers += report.headers()
             if is_json and self._status == 200:
                 body = {**conform(json.loads(content)), "adaptation": report.as_dict()}
-                content = json.dumps(body).encode()
+                content = json.dumps(with_model(body, self._model)).encode()
                 self._has_report = True
         if is_stream:
             content = self._edit_events(content)
@@ -255,11 +260,12 @@ class ResponseWriter:
             self._on_body(body)
 
     def _edit_events(self, events: bytes) -> bytes:
-        """Conform the chunks where that is needed, and add the report to the first one after it is
-        known.
+        """Conform and rename the chunks where that is needed, and add the report to the first one
+        after it is known.
         """
         report = self._adaptation.report if self._adaptation and not self._has_report else None
-        if (report is None and not self._conforms_chunks) or not self._is("text/event-stream"):
+        edits_all = self._conforms_chunks or self._model is not None
+        if (report is None and not edits_all) or not self._is("text/event-stream"):
             return events
         lines = events.split(b"\n")
         for i, line in enumerate(lines):
@@ -275,7 +281,7 @@ class ResponseWriter:
             if report is not None:
                 chunk["adaptation"] = report.as_dict()
                 report, self._has_report = None, True
-            lines[i] = b"data: " + json.dumps(chunk).encode()
+            lines[i] = b"data: " + json.dumps(with_model(chunk, self._model)).encode()
         return b"\n".join(lines)
 
 

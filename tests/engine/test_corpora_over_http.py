@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import openai
 import pytest
 
+from adapters.trainer import Trainer
+from selection.corpus.corpus import Corpus
+from selection.embedding import Embedder
 from selection.examples.example import parse_example
 from selection.examples.rendering import Renderer
+from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from tests.engine.conftest import Server
+from tests.trained_corpora import train_corpus
 
 _FACT = (
     "The lighthouse keeper of Marrow Point is called Ottilie Brandt, and her dog is called "
@@ -124,6 +130,67 @@ async def test_a_response_learns_from_the_store_of_its_file_search(server: Serve
     assert plain.model_dump()["adaptation"]["adapted"] is False
     assert plain.usage.output_tokens >= 1
     assert refused == ["tools", "store", "conversation", "previous_response_id"]
+
+
+async def test_the_adapter_of_a_corpus_answers_until_a_document_is_deleted(
+    server: Server, embedder: Embedder, tokenizer: Any
+) -> None:
+    root, shape = server.selector.root, server.selector.adapters
+    assert shape is not None
+    corpus = Corpus.create(root, "lighthouse", embedder, tokenizer_digest(tokenizer))
+    for n in range(3):
+        ingest(corpus, [Document(f"facts-{n}.md", f"{_FACT}{n}")], embedder, tokenizer)
+    name = train_corpus(root, "lighthouse", Trainer(server.trainer), shape, passes=5)
+
+    async def ask(budget: str, model: str = "nano", **more: Any) -> Any:
+        request = {
+            "model": model,
+            "prompt": "The lighthouse keeper of Marrow Point is",
+            "max_tokens": 6,
+            "temperature": 0,
+            "adaptation": {} if ":" in model else {"corpus": "lighthouse"},
+        }
+        headers = {"Compute-Budget": budget} if budget else {}
+        async with server.client() as client:
+            reply = await client.post("/v1/completions", json={**request, **more}, headers=headers)
+        return reply.json()
+
+    base, first = await ask("none"), await ask("instant")
+    ids = await server.engine.loaded()
+    again, trained = await ask("", "nano:lighthouse"), await ask("steps=1")
+    kept = await server.engine.loaded()
+    async with server.client() as client:
+        models = [each["id"] for each in (await client.get("/v1/models")).json()["data"]]
+    corpus.delete("facts-1.md")
+    deleted, fresh = await ask("instant"), await ask("steps=1")
+    corpus.remove()
+    while server.engine.live():  # noqa: ASYNC110  no event
+        await asyncio.sleep(0.05)
+    removed, unknown = await ask("", "nano:lighthouse"), await ask("", "nano:no-such-corpus")
+
+    texts = [each["choices"][0]["text"] for each in (base, first, again)]
+    assert texts[1] == texts[2] == " called Ottilie B"
+    assert texts[0] != texts[1]
+    assert [each["adaptation"]["adapter"] for each in (first, again)] == [name, name]
+    # The second request found it loaded: an id is never used again.
+    assert len(ids) == 1
+    assert set(ids) <= set(kept)
+    assert models == ["nano", "nano:lighthouse"]
+    assert (first["model"], again["model"]) == ("nano", "nano:lighthouse")
+    assert trained["adaptation"]["start"]["adapter"] == name
+    assert (deleted["adaptation"]["adapted"], deleted["adaptation"]["stop"]) == (False, "instant")
+    assert deleted["adaptation"]["reason"]
+    assert deleted["choices"][0]["text"] == texts[0]
+    assert (fresh["adaptation"]["adapted"], fresh["adaptation"]["start"]["from"]) == (True, "fresh")
+    assert fresh["adaptation"]["start"]["reason"] in deleted["adaptation"]["reason"]
+    # What a client cannot see is as unknown as what is not there.
+    errors = [
+        json.dumps(each).replace("lighthouse", "no-such-corpus") for each in (removed, unknown)
+    ]
+    assert errors[0] == errors[1]
+    assert "does not exist" in removed["error"]["message"]
+    assert await server.engine.loaded() == []
+    assert server.engine.staging.names() == []
 
 
 async def test_similar_paths_are_not_found(server: Server) -> None:

@@ -84,7 +84,7 @@ class Reader:
 
     def _here(self, text: str) -> str:
         here = text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(".venv/bin/", _BIN)
-        return here.replace(f'"{SMOLLM2}"', f'"{NANO}"')
+        return re.sub(f'"{SMOLLM2}(?=[":])', f'"{NANO}', here)
 
     def _environment(self) -> dict[str, str]:
         others = {

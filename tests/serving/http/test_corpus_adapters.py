@@ -1,4 +1,4 @@
-"""Corpora with an adapter over HTTP: the budget `instant`.
+"""Corpora with an adapter over HTTP: the budget `instant`, and models that are named after corpora.
 
 With real stages and the vLLM stand-in of the other tests of the gateway.
 """
@@ -6,6 +6,7 @@ With real stages and the vLLM stand-in of the other tests of the gateway.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
 from selection.errors import CorpusError
 from serving.adaptation.workers import CorporaWorker, TrainerWorker
+from serving.api_keys import digest
 from serving.budget import Budget
 from serving.config import Config
 from serving.engine.config import EngineConfig
@@ -257,6 +259,96 @@ async def test_an_adapter_that_vanishes_after_the_lookup_is_a_reason_to_start_af
 
     assert (report["adapted"], report["start"]["from"]) == (True, "fresh")
     assert report["start"]["reason"] == "the corpus's adapter was gone before it could be read"
+
+
+class TestModels:
+    async def test_the_list_has_one_for_each_corpus_with_an_adapter(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        base, *others = (await client.get("/v1/models")).json()["data"]
+
+        assert [model["id"] for model in others] == ["nano:handbook"]
+        assert (others[0]["parent"], others[0]["adaptation"]["corpus"]) == ("nano", True)
+        assert "parent" not in base
+        assert (await client.get("/v1/models/nano:handbook")).json() == others[0]
+        assert (await client.get("/v1/models/nano:plain")).status_code == 404
+
+    @pytest.mark.parametrize(
+        ("budget", "stop"), [(None, "instant"), ("steps=1", "steps"), ("none", "none")]
+    )
+    async def test_its_request_is_answered_instantly_unless_it_says_otherwise(
+        self, client: httpx.AsyncClient, vllm: Vllm, budget: str | None, stop: str
+    ) -> None:
+        answer = await ask(client, "nano:handbook", budget)
+
+        assert answer.json()["adaptation"]["stop"] == stop
+        assert vllm.answered[0]["model"] == "nano"
+        assert "adaptation" not in vllm.answered[0]
+
+    async def test_a_stream_echoes_its_name(self, client: httpx.AsyncClient) -> None:
+        answer = await ask(client, "nano:handbook", None, stream=True)
+
+        first = json.loads(answer.text.splitlines()[0].removeprefix("data: "))
+        assert first["adaptation"]["stop"] == "instant"
+
+    async def test_a_corpus_without_an_adapter_may_be_named(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        report = (await ask(client, "nano:plain", "steps=1")).json()["adaptation"]
+
+        assert (report["adapted"], report["start"]["from"]) == (True, "fresh")
+
+    async def test_another_corpus_beside_the_name_is_refused(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        same = await ask(client, "nano:handbook", corpus="handbook")
+        other = await ask(client, "nano:handbook", corpus="plain")
+
+        assert same.status_code == 200
+        assert other.status_code == 400
+        assert "different corpora" in other.json()["error"]["message"]
+
+    async def test_a_corpus_that_a_key_does_not_see_is_an_unknown_model(
+        self, backend: Backend, engine: Engine, vllm: Vllm, handbook: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "keys.toml"
+        file.write_text(
+            f'[keys.ann]\nsha256 = "{digest("ann")}"\ncorpora = ["handbook"]\n'
+            f'[keys.bob]\nsha256 = "{digest("bob")}"\n'
+        )
+        listed, refused = {}, {}
+        async with client_of(backend, engine, key_file=file, corpus=None) as client:
+            for key in ("ann", "bob"):
+                client.headers["authorization"] = f"Bearer {key}"
+                models = (await client.get("/v1/models")).json()["data"]
+                listed[key] = [model["id"] for model in models]
+                refused[key] = [
+                    await ask(client, model, budget)
+                    for model in ("nano:handbook", "nano:nothing", "other:handbook", "nano:")
+                    for budget in ("instant", "none")
+                ]
+            retrieved = await client.get("/v1/models/nano:handbook")
+
+        assert listed == {"ann": ["nano", "nano:handbook"], "bob": ["nano"]}
+        assert [answer.status_code for answer in refused["ann"]] == [200] * 2 + [404] * 6
+        assert [answer.status_code for answer in refused["bob"]] == [404] * 8
+        assert retrieved.status_code == 404
+        errors = [
+            answer.text.replace("nano:handbook", "nano:nothing") for answer in refused["bob"][:4]
+        ]
+        assert len(set(errors)) == 1
+        assert vllm.used == [handbook, None]
+
+
+async def test_the_list_of_models_does_not_need_the_selector(
+    backend: Backend, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(principal: Any) -> None:
+        raise RuntimeError("the selector is being replaced")
+
+    monkeypatch.setattr(backend.selector, "learnt_corpora", fail)
+
+    assert [each["id"] for each in (await client.get("/v1/models")).json()["data"]] == ["nano"]
 
 
 async def test_a_server_may_answer_instantly_by_default(

@@ -41,14 +41,18 @@ def event(data: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
-async def answered(pieces: Sequence[bytes], conforms_chunks: bool) -> list[bytes]:
+async def answered(
+    pieces: Sequence[bytes], conforms_chunks: bool, model: str | None = None
+) -> list[bytes]:
     """What leaves of a stream that comes in these pieces."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    answer = ResponseWriter(send, adaptation=Adapted(), conforms_chunks=conforms_chunks)
+    answer = ResponseWriter(
+        send, adaptation=Adapted(), conforms_chunks=conforms_chunks, model=model
+    )
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await answer({"type": "http.response.start", "status": 200, "headers": headers})
     for piece in pieces:
@@ -101,6 +105,31 @@ async def test_event_names_and_incomplete_events_pass_unchanged() -> None:
 
     assert body.startswith(begun + b'data: {"type": "response.created", "adaptation": {')
     assert body.endswith(b"\n\n" + half)
+
+
+async def test_every_chunk_names_the_model_as_the_request_did() -> None:
+    created = {"type": "response.created", "response": {"model": "nano", "output": []}}
+    pieces = [event({**chunk(), "model": "nano"}), event(created), event(chunk())]
+
+    body = b"".join(await answered(pieces, conforms_chunks=False, model="nano:web"))
+
+    first, second, third = read(body)
+    assert (first["model"], second["response"]["model"]) == ("nano:web", "nano:web")
+    assert third == chunk()
+
+
+async def test_a_whole_body_names_the_model_as_the_request_did() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    answer = ResponseWriter(send, adaptation=Adapted(), model="nano:web")
+    headers = [(b"content-type", b"application/json")]
+    await answer({"type": "http.response.start", "status": 200, "headers": headers})
+    await answer({"type": "http.response.body", "body": b'{"model": "nano", "choices": []}'})
+
+    assert json.loads(sent[1]["body"])["model"] == "nano:web"
 
 
 @pytest.mark.parametrize("status", [500, 503])

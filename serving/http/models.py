@@ -1,0 +1,149 @@
+"""The models that clients may name: vLLM's, and for each corpus with an adapter one that answers
+with it, for clients that can send neither a header nor `adaptation`.
+
+`nano:handbook` is the model `nano` with the corpus `handbook` and the budget `instant`, unless the
+request gives another budget. A name whose corpus the client does not see is passed on as it is, so
+that vLLM refuses it as it refuses any unknown model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from selection.access import Principal
+from selection.corpus.trained.manifest import LearntCorpus
+from serving.api_keys import Key
+from serving.budget import Terms
+from serving.engine.engine import Engine
+from serving.errors import ModelError, RequestError
+from serving.http.gateway_stages import CorporaStage
+from serving.http.routing import Route
+
+_SEPARATOR = ":"
+# Seconds that the list of models waits for the selector.
+_LEARNT_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CorpusModel:
+    """A model that a request names together with a corpus.
+
+    Attributes:
+        name: the name in the request.
+        served: name of the model itself.
+        corpus: name or id of the corpus.
+    """
+
+    name: str
+    served: str
+    corpus: str
+
+
+class Models:
+    """The models of one server.
+
+    Args:
+        engine: serves them.
+        selector: knows the corpora.
+        terms: the server's terms of adaptation.
+
+    Attributes:
+        routes: the routes of OpenAI's models API.
+    """
+
+    def __init__(self, engine: Engine, selector: CorporaStage, terms: Terms) -> None:
+        self._engine, self._selector, self._terms = engine, selector, terms
+        config = engine.config
+        # The longest first, since a name may itself begin with another one.
+        self._served = sorted((config.served_name, *config.more_names), key=len, reverse=True)
+        self.routes = [
+            Route("GET", "/v1/models", self._list),
+            Route("GET", "/v1/models/{name:path}", self._retrieve),
+        ]
+
+    async def take_corpus(self, body: dict[str, Any], principal: Principal) -> CorpusModel | None:
+        """Replace the name of a model and a corpus in the body of a request by that of the model;
+        None if it names a model alone, or a corpus that the principal does not see.
+        """
+        name = body.get("model")
+        if not isinstance(name, str) or name in self._served:
+            return None
+        for served in self._served:
+            corpus = name.removeprefix(served + _SEPARATOR)
+            if corpus != name and await self._selector.sees(corpus, principal):
+                body["model"] = served
+                return CorpusModel(name, served, corpus)
+        return None
+
+    async def _list(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": await self._cards(request)})
+
+    async def _retrieve(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        for card in await self._cards(request):
+            if card["id"] == name:
+                return JSONResponse(card)
+        raise ModelError(f"unknown model {name!r}: GET /v1/models lists the models of this server")
+
+    async def _cards(self, request: Request) -> list[dict[str, Any]]:
+        """vLLM's models, and the first of them with each learnt corpus, with the adaptation terms
+        of the request's key.
+        """
+        key: Key | None = request.state.key
+        terms = self._terms.as_dict(None if key is None else key.limits)
+        cards = [{**card, "adaptation": terms} for card in await self._engine.models()]
+        learnt = await self._learnt(request.state.principal)
+        times = Counter(corpus.name for corpus in learnt)
+        first = cards[0]
+        return cards + [
+            {
+                **first,
+                "id": first["id"]
+                + _SEPARATOR
+                # Owners choose display names freely; an id is unique.
+                + (corpus.name if times[corpus.name] == 1 else corpus.id),
+                "created": int(corpus.created),
+                "parent": first["id"],
+                "adaptation": {**terms, "corpus": True},
+            }
+            for corpus in learnt
+        ]
+
+    async def _learnt(self, principal: Principal) -> tuple[LearntCorpus, ...]:
+        """The corpora with an adapter; none where the selector does not answer, since the models
+        themselves can be used without it.
+        """
+        try:
+            async with asyncio.timeout(_LEARNT_SECONDS):
+                return await self._selector.learnt_corpora(principal)
+        except Exception:
+            log.warning("the list of models lacks those of corpora", exc_info=True)
+            return ()
+
+
+def name_corpus(body: dict[str, Any], model: CorpusModel) -> None:
+    """Put the corpus that a model's name contains into the `adaptation` of a request.
+
+    Raises:
+        RequestError: the request names another corpus there.
+    """
+    options = body.get("adaptation")
+    # An `adaptation` of another type is refused by its parser.
+    if options is not None and not isinstance(options, dict):
+        return
+    options = options or {}
+    if options.get("corpus", model.corpus) != model.corpus:
+        raise RequestError(
+            f"the model {model.name!r} and `adaptation.corpus` name different corpora: name it in "
+            "one of them"
+        )
+    body["adaptation"] = {**options, "corpus": model.corpus}
