@@ -174,6 +174,11 @@ class RemoteTrainer:
         """As `TrainerWorker.give_way`."""
         await _result(self._handle.give_way.remote(seconds))
 
+    async def learning_rate(self) -> float:
+        """As `TrainerWorker.learning_rate`."""
+        rate: float = await _result(self._handle.learning_rate.remote())
+        return rate
+
     async def ready(self) -> None:
         """As `TrainerWorker.ready`."""
         await _result(self._handle.ready.remote())

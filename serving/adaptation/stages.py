@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from adapters.adapter import Adapter
 from adapters.model.row import Row
@@ -12,6 +12,7 @@ from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
+from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection
 from serving.adaptation.fallback_reasons import NoAdapterError, no_adapter_reason
@@ -21,6 +22,7 @@ from serving.report import StopReason
 
 # Grace on top of the budget: one step already running, plus transport.
 GRACE_SECONDS = 10.0
+P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
@@ -67,6 +69,19 @@ class Loads(Protocol):
 
     async def unload(self, loaded: LoadedAdapter, *, keeps: bool = False) -> None:
         """As `serving.engine.engine.Engine.unload`."""
+
+
+class LibraryExecutor(Protocol):
+    """Calls the library of corpora."""
+
+    async def call(
+        self,
+        method: Callable[Concatenate[Library, P], Result],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Result:
+        """Return the result of a method of `Library`."""
 
 
 class OverdueError(Exception):

@@ -321,6 +321,10 @@ class TrainerWorker:
             self._last_progress = self._clock()
         self._trainer.give_way(seconds)
 
+    async def learning_rate(self) -> float:
+        """As `Trainer.learning_rate`."""
+        return self._trainer.learning_rate
+
     def _handle_end(self, training: Future[TrainingResult]) -> None:
         if not training.cancelled() and training.exception() is not None:
             self._failures += 1

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +20,7 @@ from selection.access import Principal
 from selection.errors import CorpusError, LibraryError, MissingError
 from selection.library.library import Library
 from selection.library.records import AttachedFile, AttachmentRequest, FileBatch, VectorStoreInfo
+from serving.adaptation.stages import LibraryExecutor
 from serving.errors import RequestError
 from serving.http.routing import FORM, Route
 from serving.http.vector_stores.params import (
@@ -46,27 +46,12 @@ from serving.http.vector_stores.schemas import (
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-Result = TypeVar("Result")
 Endpoint = Callable[[Request, Principal], Awaitable[Response]]
 
 # Uploads are whole in memory on their way to the library.
 _CONCURRENT_UPLOADS = 4
 # After this time openai-python's pollers ask again.
-_POLL_AFTER = {"openai-poll-after-ms": "250"}
-
-
-class LibraryExecutor(Protocol):
-    """Calls the library, in this process or behind a Ray deployment."""
-
-    async def call(
-        self,
-        method: Callable[Concatenate[Library, P], Result],
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Result:
-        """Return the result of a method of `Library`."""
+POLL_AFTER = {"openai-poll-after-ms": "250"}
 
 
 class VectorStoreRoutes:
@@ -108,8 +93,8 @@ class VectorStoreRoutes:
             ("GET", "/v1/files/{file}/content", self._upload_content),
         ]
         self.routes = [
-            Route("POST", "/v1/files", _handled(self._upload), media_type=FORM),
-            *(Route(method, path, _handled(endpoint)) for method, path, endpoint in table),
+            Route("POST", "/v1/files", handled(self._upload), media_type=FORM),
+            *(Route(method, path, handled(endpoint)) for method, path, endpoint in table),
         ]
 
     async def _create_store(self, request: Request, principal: Principal) -> Response:
@@ -315,7 +300,7 @@ class VectorStoreRoutes:
         return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-def _handled(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def handled(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     """The endpoint with the request's principal, and with exceptions that the gateway knows."""
 
     async def handled(request: Request) -> Response:
@@ -337,11 +322,11 @@ def _store_and_file(request: Request) -> tuple[str, str]:
 def _file(attached: AttachedFile) -> Response:
     return JSONResponse(
         file_object(attached),
-        headers=_POLL_AFTER if attached.file.status == "in_progress" else None,
+        headers=POLL_AFTER if attached.file.status == "in_progress" else None,
     )
 
 
 def _batch(batch: FileBatch) -> Response:
     return JSONResponse(
-        batch_object(batch), headers=_POLL_AFTER if batch.counts["in_progress"] else None
+        batch_object(batch), headers=POLL_AFTER if batch.counts["in_progress"] else None
     )

@@ -1,0 +1,66 @@
+"""TrainingOperation: a training of a vector store's adapter as a server reports it.
+
+It is stored beside the corpus, so that any replica can report it, and go on after another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from serving.corpus_training.values import TrainingOptions
+
+
+class Status(StrEnum):
+    """The status of an operation."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class TrainingOperation:
+    """A training of a vector store's adapter.
+
+    Attributes:
+        store: id of the vector store.
+        created: when it was asked for, in seconds since 1970, UTC.
+        renewed: when a server last recorded that it will be done or is being done.
+        options: how the adapter is trained.
+        status: its status.
+        phase: what is being done; empty before it began.
+        done, total: number of sequences taken, repeats counted, and at the end.
+        seconds: duration of the training until now, without the time in the queue.
+        error: why it failed.
+    """
+
+    store: str
+    created: float
+    renewed: float
+    options: TrainingOptions
+    status: Status = Status.QUEUED
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has not ended."""
+        return self.status in (Status.QUEUED, Status.IN_PROGRESS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The operation for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TrainingOperation:
+        """The inverse of `as_dict`."""
+        options, status = TrainingOptions(**fields["options"]), Status(fields["status"])
+        return cls(**{**fields, "options": options, "status": status})

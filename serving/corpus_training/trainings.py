@@ -1,0 +1,342 @@
+"""CorpusTrainings: the trainings of a server's corpora, one after the other.
+
+Each is an operation that is recorded beside its corpus: what a process leaves behind is taken over
+by the next one, and goes on from its checkpoint. With `keeps_fresh`, corpora that have changed are
+trained without being asked. Requests have priority: while some are under way, the trainer begins no
+step of a training (`priority`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from adapters.errors import AdapterError
+from selection.access import OPERATOR, Principal
+from selection.config import AdapterShape
+from selection.corpus.trained.manifest import AdapterStatus
+from selection.corpus.trained.training import AdapterTraining
+from selection.errors import (
+    CorpusError,
+    CorpusNotFoundError,
+    LibraryError,
+    MissingError,
+    SelectionError,
+)
+from selection.library.library import Library
+from selection.library.records import PageRequest
+from serving.adaptation.stages import LibraryExecutor, Trains
+from serving.corpus_training.operation import Status, TrainingOperation
+from serving.corpus_training.priority import RequestPriority
+from serving.corpus_training.stored import (
+    Recipe,
+    StoredCorpus,
+    begin_training,
+    calls_to,
+    end_training,
+)
+from serving.corpus_training.training import CorpusTraining
+from serving.corpus_training.values import CorpusTrainingProgress, TrainingOptions
+from serving.errors import MayflyError, TrainerFailedError
+
+log = logging.getLogger(__name__)
+
+# Seconds between two records of an operation, and without one until another process takes it over.
+RECORD_SECONDS, ABANDONED_SECONDS = 3.0, 20.0
+# Seconds between two looks for operations to take over, and for corpora that have changed. These
+# are trained once they are the same in two looks.
+LOOK_SECONDS = 30.0
+# A stage may restart meanwhile.
+_ATTEMPTS, _RETRY_SECONDS = 3, 10.0
+_USER_ERRORS = (MayflyError, SelectionError, AdapterError)
+# Vector stores that are listed at once.
+_PAGE = 100
+
+
+class CorpusTrainer(Trains, Protocol):
+    """A trainer that tells its learning rate."""
+
+    async def learning_rate(self) -> float:
+        """As `adapters.trainer.Trainer.learning_rate`."""
+
+
+class CorpusTrainings:
+    """The trainings of one server process; belongs to one event loop.
+
+    Args:
+        trainer: the trainer.
+        library: calls the library of the corpora.
+        shape: what the trainer trains for.
+        is_busy: whether requests are under way.
+        keeps_fresh: whether corpora that have changed are trained without being asked.
+
+    Attributes:
+        priority: the priority of requests over these trainings.
+    """
+
+    def __init__(
+        self,
+        trainer: CorpusTrainer,
+        library: LibraryExecutor,
+        shape: AdapterShape,
+        is_busy: Callable[[], bool],
+        *,
+        keeps_fresh: bool = False,
+    ) -> None:
+        self._trainer, self._library, self._shape = trainer, library, shape
+        self._keeps_fresh = keeps_fresh
+        self.priority = RequestPriority(trainer, lambda: self.is_running, is_busy)
+        # Operations of this process that have not ended, in the order in which they are done.
+        self._pending: dict[str, TrainingOperation] = {}
+        self._waiting = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+        # What of a corpus was not learnt at the last look, and when it was last trained by itself.
+        self._seen: dict[str, object] = {}
+        self._tried: dict[str, object] = {}
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a corpus is being trained."""
+        return self._running is not None
+
+    async def run(self) -> None:
+        """Train what is asked for, and what other processes have left, until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._train_all())
+            tasks.create_task(self.priority.work())
+            tasks.create_task(_repeat(self._record_all, RECORD_SECONDS))
+            tasks.create_task(_repeat(self._look, LOOK_SECONDS))
+
+    async def train(
+        self, store: str, options: TrainingOptions, principal: Principal
+    ) -> TrainingOperation:
+        """Start or resume the training of a vector store's adapter, unless it is under way.
+
+        Raises:
+            MissingError, ReadOnlyError: the principal does not see or own the vector store.
+            LibraryError: it is of another embedder or tokenizer, or empty.
+        """
+        info = await self._library.call(Library.store, store, principal=principal)
+        owned = calls_to(self._library, store, principal)
+        status = await owned(AdapterTraining.status, self._shape)
+        if info.mismatch is not None:
+            raise LibraryError(info.mismatch)
+        if not status.learnt + status.not_learnt:
+            raise LibraryError(f"vector store {store!r} has nothing to learn: attach files first")
+        stored = await self.operation(info.id, principal)
+        if stored is not None and self._is_under_way(stored):
+            return stored
+        now = time.time()
+        return await self._add(TrainingOperation(info.id, now, now, options))
+
+    async def status(self, store: str, principal: Principal) -> AdapterStatus:
+        """The status of a vector store's adapter.
+
+        Raises:
+            MissingError: the principal does not see the vector store.
+        """
+        call = calls_to(self._library, store, principal, reads=True)
+        return await call(AdapterTraining.status, self._shape)
+
+    async def operation(self, store: str, principal: Principal) -> TrainingOperation | None:
+        """The last training of a vector store; None if it was never trained by a server.
+
+        Raises:
+            MissingError: the principal does not see the vector store.
+        """
+        stored = await self._stored(store, principal)
+        return None if stored is None else self._pending.get(stored.store, stored)
+
+    async def cancel(self, store: str, principal: Principal) -> TrainingOperation:
+        """End the training of a vector store; the next one goes on from its checkpoint.
+
+        Raises:
+            MissingError: it is not in training; or as `train`.
+        """
+        operation = await self.operation(store, principal)
+        if operation is None or not operation.is_pending:
+            raise MissingError(f"the adapter of vector store {store!r} is not in training")
+        cancelled = replace(operation, status=Status.CANCELLED)
+        # Another process that is training it reads this at its next record.
+        await self._record(cancelled, principal)
+        await self._drop(operation.store)
+        return cancelled
+
+    async def remove(self, store: str, principal: Principal) -> str:
+        """Delete the adapter of a vector store, and end its training; returns the store's id.
+
+        Raises:
+            MissingError: it has none, and was never trained by a server; or as `train`.
+            LibraryError: a command is training it.
+        """
+        operation = await self.operation(store, principal)
+        if operation is not None and operation.is_pending:
+            await self.cancel(store, principal)
+        try:
+            identity = await self._library.call(begin_training, store, principal)
+        except CorpusError as problem:
+            # A command is training it.
+            raise LibraryError(str(problem)) from problem
+        try:
+            if operation is None and (await self.status(store, principal)).info is None:
+                raise MissingError(f"vector store {store!r} has no adapter")
+            call = calls_to(self._library, store, principal)
+            await call(AdapterTraining.remove)
+            await call(AdapterTraining.record, None)
+        finally:
+            await self._library.call(end_training, identity)
+        return identity
+
+    async def _stored(self, store: str, principal: Principal) -> TrainingOperation | None:
+        call = calls_to(self._library, store, principal, reads=True)
+        stored = await call(AdapterTraining.recorded)
+        return None if stored is None else TrainingOperation.from_dict(stored)
+
+    def _is_under_way(self, operation: TrainingOperation) -> bool:
+        """Whether this process will do an operation, or another one has lately recorded it."""
+        is_fresh = time.time() - operation.renewed < ABANDONED_SECONDS
+        return operation.is_pending and (operation.store in self._pending or is_fresh)
+
+    async def _add(self, operation: TrainingOperation) -> TrainingOperation:
+        await self._record(operation)
+        self._pending[operation.store] = operation
+        self._waiting.set()
+        return operation
+
+    async def _drop(self, store: str) -> None:
+        """Forget an operation; if it is running, wait until it has ended."""
+        is_first = next(iter(self._pending), None) == store
+        self._pending.pop(store, None)
+        if is_first and self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+
+    async def _record(self, operation: TrainingOperation, principal: Principal = OPERATOR) -> None:
+        call = calls_to(self._library, operation.store, principal)
+        renewed = replace(operation, renewed=time.time()).as_dict()
+        await call(AdapterTraining.record, renewed)
+
+    async def _train_all(self) -> None:
+        while True:
+            if not self._pending:
+                self._waiting.clear()
+                await self._waiting.wait()
+                continue
+            store = next(iter(self._pending))
+            self._running = asyncio.create_task(self._train(store))
+            try:
+                await asyncio.wait([self._running])
+            finally:
+                self._running.cancel()
+                self._running = None
+
+    async def _train(self, store: str) -> None:
+        """Train a corpus and record the outcome; cancelled by `_drop`, or when the process ends."""
+        try:
+            await self._attempt(store)
+            status, error = Status.COMPLETED, None
+        except (MissingError, CorpusNotFoundError):
+            # The vector store was deleted.
+            self._pending.pop(store, None)
+            return
+        except _USER_ERRORS as problem:
+            status, error = Status.FAILED, str(problem)
+        except Exception:
+            log.exception("the training of vector store %s failed", store)
+            status, error = Status.FAILED, "the server failed to train it; its log says why"
+        if (operation := self._pending.pop(store, None)) is None:
+            return
+        with contextlib.suppress(MissingError):
+            await self._record(replace(operation, status=status, error=error))
+
+    async def _attempt(self, store: str) -> None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return await self._train_locked(store)
+            except Exception as problem:
+                is_final = isinstance(problem, _USER_ERRORS)
+                if attempt == _ATTEMPTS or (
+                    is_final and not isinstance(problem, TrainerFailedError)
+                ):
+                    raise
+                log.warning("the training of vector store %s begins again: %s", store, problem)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _train_locked(self, store: str) -> None:
+        begun = time.monotonic()
+        self._pending[store] = replace(self._pending[store], status=Status.IN_PROGRESS)
+
+        def note(progress: CorpusTrainingProgress) -> None:
+            if store not in self._pending:
+                return
+            self._pending[store] = replace(
+                self._pending[store],
+                phase=progress.phase,
+                done=progress.done,
+                total=progress.total,
+                seconds=time.monotonic() - begun,
+            )
+
+        await self._library.call(begin_training, store, OPERATOR)
+        try:
+            recipe = Recipe(self._shape, await self._trainer.learning_rate())
+            corpus = StoredCorpus(calls_to(self._library, store, OPERATOR), recipe)
+            options = self._pending[store].options
+            await CorpusTraining(self._trainer, corpus, options, note).run()
+        finally:
+            await self._library.call(end_training, store)
+
+    async def _record_all(self) -> None:
+        """Record the operations of this process, and end those that another one has cancelled."""
+        for store in [*self._pending]:
+            try:
+                stored = await self._stored(store, OPERATOR)
+                if stored is not None and stored.status is Status.CANCELLED:
+                    await self._drop(store)
+                elif store in self._pending:
+                    await self._record(self._pending[store])
+            except MissingError:
+                await self._drop(store)
+
+    async def _look(self) -> None:
+        """Take over abandoned operations, and train corpora that have changed."""
+        after: str | None = None
+        is_last = False
+        while not is_last:
+            request = PageRequest(_PAGE, after=after)
+            page = await self._library.call(Library.stores, request, principal=OPERATOR)
+            for info in page.items:
+                if info.mismatch is None:
+                    with contextlib.suppress(MissingError):
+                        await self._look_at(info.id)
+            after, is_last = page.items[-1].id if page.items else None, not page.more
+
+    async def _look_at(self, store: str) -> None:
+        stored = await self._stored(store, OPERATOR)
+        if stored is not None and stored.is_pending:
+            if not self._is_under_way(stored):
+                await self._add(replace(stored, status=Status.QUEUED))
+        elif self._keeps_fresh:
+            status = await self.status(store, OPERATOR)
+            state = status.learnt, status.not_learnt, status.invalid
+            is_settled, self._seen[store] = self._seen.get(store) == state, state
+            needs_training = bool(status.not_learnt or status.invalid)
+            if needs_training and is_settled and self._tried.get(store) != state:
+                self._tried[store] = state
+                now = time.time()
+                await self._add(TrainingOperation(store, now, now, TrainingOptions()))
+
+
+async def _repeat(work: Callable[[], Any], seconds: float) -> None:
+    """Work again and again; what it raises is logged."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("cannot look after the trainings of corpora")
+        await asyncio.sleep(seconds)

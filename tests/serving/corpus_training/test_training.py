@@ -1,0 +1,304 @@
+"""The training of a corpus's adapter, with a real trainer and a real corpus: what is learnt, and
+what an interruption, an addition and a deletion do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapters.training import TrainingRequest, TrainingResult, TrainingStop
+from selection.config import AdapterShape
+from selection.corpus.corpus import Corpus
+from selection.corpus.trained import division
+from serving.adaptation.workers import TrainerWorker
+from serving.corpus_training import course
+from serving.corpus_training.checkpoint import Checkpoint
+from serving.corpus_training.course import RATES
+from serving.corpus_training.stored import Recipe, StoredCorpus, calls_here
+from serving.corpus_training.training import CorpusTraining
+from serving.corpus_training.values import (
+    CorpusTrainingError,
+    CorpusTrainingOutcome,
+    CorpusTrainingProgress,
+    End,
+    TrainingOptions,
+)
+from tests.serving.corpus_training.conftest import DOCUMENTS, SEQUENCES, AddDocuments
+
+_ONE_PASS = TrainingOptions(passes=1)
+
+
+class Killed(BaseException):
+    """Ends a training as a kill does: nothing runs after it."""
+
+
+class Observed(StoredCorpus):
+    """A corpus side that tells of each checkpoint."""
+
+    def __init__(
+        self, corpus: Corpus, recipe: Recipe, on_checkpoint: Callable[[Checkpoint], None]
+    ) -> None:
+        super().__init__(calls_here(corpus.training), recipe)
+        self._on_checkpoint = on_checkpoint
+
+    async def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        await super().save_checkpoint(checkpoint)
+        self._on_checkpoint(checkpoint)
+
+
+Train = Callable[..., Any]
+
+
+@pytest.fixture
+def train(trainer: TrainerWorker, shape: AdapterShape, monkeypatch: pytest.MonkeyPatch) -> Train:
+    monkeypatch.setattr(course, "TRIAL_SEQUENCES", 2 * SEQUENCES)
+
+    async def train(
+        corpus: Corpus,
+        options: TrainingOptions = _ONE_PASS,
+        on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
+        on_progress: Callable[[CorpusTrainingProgress], None] = lambda progress: None,
+        by: Any = None,
+    ) -> CorpusTrainingOutcome:
+        recipe = Recipe(shape, await trainer.learning_rate())
+        side = Observed(corpus, recipe, on_checkpoint)
+        return await CorpusTraining(by or trainer, side, options, on_progress).run()
+
+    return train
+
+
+def copied(corpus: Corpus, name: str) -> Corpus:
+    """A copy of a corpus as it is on disk now, which a killed process leaves behind."""
+    root = corpus.folder.parent
+    shutil.copytree(corpus.folder, root / name)
+    return Corpus.open(root, name)
+
+
+def weights(corpus: Corpus) -> list[bytes]:
+    """The weights of all parts of a corpus's adapter."""
+    info = corpus.training.status().info
+    return [] if info is None else [corpus.training.part(part.name).weights for part in info.parts]
+
+
+async def test_an_adapter_learns_the_corpus(
+    corpus: Corpus, train: Train, shape: AdapterShape
+) -> None:
+    steps: list[CorpusTrainingProgress] = []
+
+    outcome = await train(corpus, TrainingOptions(), on_progress=steps.append)
+    again = await train(corpus, TrainingOptions())
+
+    assert outcome.end is End.LEARNT
+    assert (outcome.adapter.sequences, outcome.adapter.not_learnt) == (DOCUMENTS * SEQUENCES, 0)
+    assert outcome.adapter.documents == DOCUMENTS
+    assert min(outcome.losses[1:]) < outcome.losses[0]
+    assert corpus.training.status(shape).reason is None
+    assert corpus.training.load_checkpoint() is None
+    assert [step.done for step in steps] == sorted({step.done for step in steps})
+    assert (steps[-1].done, steps[-1].total) == (outcome.steps, outcome.steps)
+    assert (again.end, again.steps) == (End.UNCHANGED, 0)
+
+
+async def test_after_a_kill_the_same_adapter_is_trained(corpus: Corpus, train: Train) -> None:
+    # Arrange: what a kill after each checkpoint would leave on disk.
+    left: list[Corpus] = []
+    await train(
+        corpus,
+        TrainingOptions(),
+        lambda checkpoint: left.append(copied(corpus, f"left-{len(left)}")),
+    )
+    whole = weights(corpus)
+
+    left = left[::2]
+
+    outcomes = [await train(each, TrainingOptions()) for each in left]
+
+    assert len(left) > 3
+    assert [outcome.end for outcome in outcomes] == [End.LEARNT] * len(left)
+    assert all(weights(each) == whole for each in left)
+    assert [outcome.steps for outcome in outcomes] == sorted(
+        (outcome.steps for outcome in outcomes), reverse=True
+    )
+    for each in left:
+        each.close()
+
+
+async def test_new_documents_are_learnt_on_top(
+    corpus: Corpus, train: Train, add: AddDocuments
+) -> None:
+    await train(corpus)
+    before = weights(corpus)
+    add(corpus, 98, 99)
+    learnt: set[int] = set()
+
+    outcome = await train(
+        corpus, on_checkpoint=lambda checkpoint: learnt.update(checkpoint.all_learnt)
+    )
+
+    assert (outcome.end, outcome.steps) == (End.LEARNT, 2 * SEQUENCES)
+    assert (outcome.adapter.sequences, outcome.adapter.parts) == ((DOCUMENTS + 2) * SEQUENCES, 1)
+    assert outcome.losses == ()
+    assert weights(corpus) != before
+
+
+async def test_documents_that_are_added_meanwhile_are_left_to_the_next_training(
+    corpus: Corpus, train: Train, add: AddDocuments
+) -> None:
+    def add_once(checkpoint: Checkpoint) -> None:
+        if not corpus.has_name("document 99"):
+            add(corpus, 99)
+
+    outcome = await train(corpus, on_checkpoint=add_once)
+    following = await train(corpus)
+
+    assert (outcome.end, outcome.adapter.not_learnt) == (End.LEARNT, SEQUENCES)
+    assert (following.end, following.steps) == (End.LEARNT, SEQUENCES)
+
+
+async def test_a_part_begins_again_when_what_it_has_learnt_is_deleted(
+    corpus: Corpus, train: Train
+) -> None:
+    deleted: list[int] = []
+
+    def delete_once(checkpoint: Checkpoint) -> None:
+        learnt = checkpoint.all_learnt
+        if learnt and not deleted:
+            document = corpus.read(learnt[:1])[learnt[0]].source.document
+            deleted.append(document)
+            corpus.delete(document)
+
+    outcome = await train(corpus, on_checkpoint=delete_once)
+
+    assert (outcome.end, outcome.restarts) == (End.LEARNT, 1)
+    assert (outcome.adapter.sequences, outcome.adapter.not_learnt) == (
+        (DOCUMENTS - 1) * SEQUENCES,
+        0,
+    )
+    assert weights(corpus) == await weights_of_a_corpus_that_never_had(corpus, train)
+
+
+async def weights_of_a_corpus_that_never_had(corpus: Corpus, train: Train) -> list[bytes]:
+    """The weights of an adapter that is trained on what a corpus has now."""
+    fresh = copied(corpus, "fresh")
+    fresh.training.remove()
+    await train(fresh)
+    found = weights(fresh)
+    fresh.close()
+    return found
+
+
+async def test_a_deletion_before_it_is_learnt_costs_nothing(corpus: Corpus, train: Train) -> None:
+    deleted: list[int] = []
+
+    def delete_once(checkpoint: Checkpoint) -> None:
+        read = corpus.read(checkpoint.course.learn)
+        begun = {read[i].source.document for i in checkpoint.needed if i in read}
+        later = {each.source.document for each in read.values()} - begun
+        if not deleted:
+            deleted.append(min(later))
+            corpus.delete(deleted[0])
+
+    outcome = await train(corpus, on_checkpoint=delete_once)
+
+    assert (outcome.end, outcome.restarts) == (End.LEARNT, 0)
+    assert (outcome.adapter.sequences, outcome.adapter.not_learnt) == (
+        (DOCUMENTS - 1) * SEQUENCES,
+        0,
+    )
+
+
+async def test_after_a_deletion_the_adapter_is_trained_anew(corpus: Corpus, train: Train) -> None:
+    await train(corpus)
+    corpus.delete("document 3")
+    reason = corpus.training.status().reason
+
+    outcome = await train(corpus)
+
+    assert reason is not None
+    assert (outcome.end, outcome.steps) == (End.LEARNT, (DOCUMENTS - 1) * SEQUENCES)
+    assert corpus.training.status().reason is None
+    assert outcome.adapter.parts == 1
+
+
+async def test_when_the_time_is_over_what_was_learnt_is_used(
+    corpus: Corpus, train: Train, trainer: TrainerWorker
+) -> None:
+    class Slow:
+        """A trainer whose time is over after some sequences."""
+
+        learning_rate, loss = trainer.learning_rate, trainer.loss
+        left = 5 * SEQUENCES + 7
+
+        async def train(self, request: TrainingRequest, on_step: Any = None) -> TrainingResult:
+            taken = min(self.left, len(request.sequences))
+            self.left -= taken
+            cut = {name: getattr(request, name)[:taken] for name in ("sequences", "scored")}
+            result = await trainer.train(replace(request, seconds=None, **cut), on_step)
+            if taken < len(request.sequences):
+                return replace(result, stop=TrainingStop.SECONDS)
+            return result
+
+    whole = copied(corpus, "whole")
+    await train(whole)
+
+    stopped = await train(corpus, TrainingOptions(seconds=60, passes=1), by=Slow())
+    usable = corpus.training.status().reason
+    outcome = await train(corpus)
+
+    assert stopped.end is End.SECONDS
+    assert 0 < stopped.adapter.sequences < DOCUMENTS * SEQUENCES
+    assert usable is None
+    assert (outcome.end, outcome.adapter.parts) == (End.LEARNT, 1)
+    assert weights(corpus) == weights(whole)
+    whole.close()
+
+
+async def test_a_rate_that_diverges_is_not_taken(
+    corpus: Corpus, train: Train, nano: str, trainer: TrainerWorker
+) -> None:
+    class Diverging:
+        """A trainer that diverges at the full learning rate."""
+
+        learning_rate, loss = trainer.learning_rate, trainer.loss
+
+        async def train(self, request: TrainingRequest, on_step: Any = None) -> TrainingResult:
+            if request.learning_rate_factor in self.rates:
+                return TrainingResult(None, (), 0, TrainingStop.DIVERGED, 0.1, 0.0)
+            return await trainer.train(request, on_step)
+
+        def __init__(self, *rates: float) -> None:
+            self.rates = rates
+
+    outcome = await train(corpus, by=Diverging(1.0))
+    with pytest.raises(CorpusTrainingError, match="diverges: train with a lower --learning-rate"):
+        await train(corpus, TrainingOptions(fresh=True), by=Diverging(*RATES))
+
+    assert outcome.adapter.learning_rate == pytest.approx(0.5 * await trainer.learning_rate())
+
+
+async def test_a_deletion_costs_one_part(
+    corpus: Corpus, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(division, "PART_MIN", 2 * SEQUENCES)
+    rates: set[float | None] = set()
+
+    whole = await train(
+        corpus, TrainingOptions(parts=4), lambda checkpoint: rates.add(checkpoint.rate)
+    )
+    before = weights(corpus)
+    corpus.delete("document 3")
+    anew = await train(corpus)
+    after = weights(corpus)
+
+    assert (whole.end, whole.adapter.parts, whole.adapter.not_learnt) == (End.LEARNT, 4, 0)
+    # Chosen by the first part, for all.
+    assert len(rates - {None}) == 1
+    assert (anew.end, anew.adapter.not_learnt) == (End.LEARNT, 0)
+    assert anew.steps < DOCUMENTS * SEQUENCES / 2
+    # What is left of the part may be learnt by others, on top of what they know.
+    assert {*before} & {*after}

@@ -1,0 +1,234 @@
+"""The trainings of a server: one after the other, cancelled, taken over, and kept fresh."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from selection.access import OPERATOR, Principal
+from selection.config import AdapterShape
+from selection.corpus.corpus import Corpus
+from selection.embedding import Embedder
+from selection.errors import LibraryError, MissingError, ReadOnlyError
+from selection.library.library import Library
+from serving.adaptation.workers import TrainerWorker
+from serving.calls import SerialExecutor
+from serving.corpus_training import trainings as trainings_module
+from serving.corpus_training.operation import Status, TrainingOperation
+from serving.corpus_training.trainings import CorpusTrainings
+from serving.corpus_training.values import TrainingOptions
+from tests.serving.corpus_training.conftest import (
+    DOCUMENTS,
+    SEQUENCES,
+    AddDocuments,
+    PausableTrainer,
+    Serve,
+    until,
+)
+
+_ONE_PASS = TrainingOptions(passes=1)
+
+
+async def ended(trainings: CorpusTrainings, store: str = "ships") -> TrainingOperation:
+    """The last training of a vector store, once it has ended."""
+
+    async def has_ended() -> bool:
+        operation = await trainings.operation(store, OPERATOR)
+        return operation is not None and not operation.is_pending
+
+    await until(has_ended)
+    operation = await trainings.operation(store, OPERATOR)
+    assert operation is not None
+    return operation
+
+
+async def test_a_training_is_queued_and_completes(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus, shape: AdapterShape
+) -> None:
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        queued = await trainings.train("ships", _ONE_PASS, OPERATOR)
+        again = await trainings.train("ships", _ONE_PASS, OPERATOR)
+        paused.running.set()
+        completed = await ended(trainings)
+
+    assert (queued.status, again.created) == (Status.QUEUED, queued.created)
+    assert (completed.status, completed.error) == (Status.COMPLETED, None)
+    assert completed.done == completed.total > DOCUMENTS * SEQUENCES
+    assert corpus.training.status(shape).reason is None
+
+
+async def test_trainings_are_done_one_after_the_other(
+    serving: Serve,
+    trainer: TrainerWorker,
+    corpus: Corpus,
+    words: Embedder,
+    add: AddDocuments,
+) -> None:
+    root = corpus.folder.parent
+    other = Corpus.create(root, "boats", words, corpus.meta()["tokenizer"])
+    add(other, 1, 2)
+    other.close()
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await trainings.train("boats", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        waiting = await trainings.operation("boats", OPERATOR)
+        cancelled = await trainings.cancel("ships", OPERATOR)
+        paused.running.set()
+        completed = await ended(trainings, "boats")
+
+    assert waiting is not None
+    assert waiting.status is Status.QUEUED
+    assert cancelled.status is Status.CANCELLED
+    assert completed.status is Status.COMPLETED
+
+
+async def test_a_cancelled_training_goes_on_from_its_checkpoint(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus
+) -> None:
+    paused = PausableTrainer(trainer, free=3)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        await trainings.cancel("ships", OPERATOR)
+        checkpoint = corpus.training.load_checkpoint()
+        paused.running.set()
+        with corpus.training.lock():
+            pass
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        completed = await ended(trainings)
+
+    assert checkpoint is not None
+    assert completed.status is Status.COMPLETED
+    assert corpus.training.load_checkpoint() is None
+
+
+async def test_another_process_takes_over_and_cancels(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused, free = PausableTrainer(trainer, free=3), PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+    left = corpus.training.recorded()
+    monkeypatch.setattr(trainings_module, "ABANDONED_SECONDS", 0.0)
+    async with serving(free) as successor:
+        await free.waiting.wait()
+        # As a request to a replica that is not training it.
+        record = corpus.training.recorded()
+        assert record is not None
+        corpus.training.record({**record, "status": Status.CANCELLED})
+        cancelled = await ended(successor)
+        free.running.set()
+        await successor.train("ships", _ONE_PASS, OPERATOR)
+        completed = await ended(successor)
+
+    assert left is not None
+    assert left["status"] in (Status.QUEUED, Status.IN_PROGRESS)
+    assert cancelled.status is Status.CANCELLED
+    assert completed.status is Status.COMPLETED
+
+
+async def test_a_deleted_vector_store_ends_its_training(
+    serving: Serve, trainer: TrainerWorker, library: SerialExecutor[Library], corpus: Corpus
+) -> None:
+    async def has_ended() -> bool:
+        return not trainings.is_running
+
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        await library.call(Library.delete_store, "ships")
+        await until(has_ended)
+        with pytest.raises(MissingError):
+            await trainings.operation("ships", OPERATOR)
+
+    assert not corpus.folder.exists()
+
+
+async def test_an_adapter_is_removed(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus
+) -> None:
+    paused = PausableTrainer(trainer)
+    paused.running.set()
+    async with serving(paused) as trainings:
+        with pytest.raises(MissingError, match="has no adapter"):
+            await trainings.remove("ships", OPERATOR)
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await ended(trainings)
+        removed = await trainings.remove("ships", OPERATOR)
+        operation = await trainings.operation("ships", OPERATOR)
+        with corpus.training.lock():
+            await trainings.train("ships", _ONE_PASS, OPERATOR)
+            failed = await ended(trainings)
+            with pytest.raises(LibraryError, match="another process"):
+                await trainings.remove("ships", OPERATOR)
+
+    assert failed.status is Status.FAILED
+    assert "is being trained by another process" in str(failed.error)
+    assert removed == corpus.meta()["id"]
+    assert operation is None
+    assert corpus.training.status().info is None
+
+
+async def test_only_the_owner_trains_and_only_what_can_be_learnt(
+    serving: Serve, trainer: TrainerWorker, library: SerialExecutor[Library], corpus: Corpus
+) -> None:
+    empty = await library.call(Library.create_store, "empty")
+    reader = Principal("reader", frozenset({"ships"}))
+    async with serving(PausableTrainer(trainer)) as trainings:
+        with pytest.raises(ReadOnlyError):
+            await trainings.train("ships", _ONE_PASS, reader)
+        with pytest.raises(ReadOnlyError):
+            await trainings.remove("ships", reader)
+        status = await trainings.status("ships", reader)
+        with pytest.raises(MissingError):
+            await trainings.train("ships", _ONE_PASS, Principal("stranger", frozenset()))
+        with pytest.raises(LibraryError, match="nothing to learn: attach files first"):
+            await trainings.train(empty.id, _ONE_PASS, OPERATOR)
+        with pytest.raises(MissingError, match="not in training"):
+            await trainings.cancel("ships", OPERATOR)
+
+    assert status.not_learnt == DOCUMENTS * SEQUENCES
+
+
+async def test_corpora_are_kept_fresh(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus, add: AddDocuments, shape: AdapterShape
+) -> None:
+    running = PausableTrainer(trainer)
+    running.running.set()
+
+    async def learnt(count: int) -> None:
+        async def has_learnt() -> bool:
+            return corpus.training.status(shape).learnt == count
+
+        await until(has_learnt)
+
+    async with serving(running, keeps_fresh=True):
+        await learnt(DOCUMENTS * SEQUENCES)
+        add(corpus, 99)
+        await learnt((DOCUMENTS + 1) * SEQUENCES)
+        corpus.delete("document 3")
+        await learnt(DOCUMENTS * SEQUENCES)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_training_gives_way_to_requests(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus, busy: bool
+) -> None:
+    paused = PausableTrainer(trainer)
+    async with serving(paused, busy=busy) as trainings:
+        trainings.priority.notice()
+        await asyncio.sleep(0.05)
+        idle = len(paused.give_way_calls)
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        trainings.priority.notice()
+        await asyncio.sleep(0.05)
+
+    assert idle == 0
+    assert bool(paused.give_way_calls) is busy
