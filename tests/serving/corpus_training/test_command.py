@@ -1,0 +1,130 @@
+"""`mayfly corpus train`: a killed run goes on, and what cannot be trained is refused in a line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selection.corpus.corpus import Corpus
+from selection.corpus.sqlite_store import Chunk
+from selection.embedding import Embedder
+from serving.cli import main as main_module
+from serving.cli.main import main
+from tests.serving.commands import Ended, run
+from tests.serving.corpus_training.conftest import DOCUMENTS, SEQUENCES, AddDocuments
+
+_CODE = "from serving.cli.main import main; main()"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `mayfly corpus train` in this process."""
+    # This process has loaded torch already, and its environment must not change.
+    monkeypatch.setattr(main_module, "set_environment", lambda cores: None)
+
+    def command(home: Path, *arguments: str) -> Ended:
+        given = ["mayfly", "corpus", "train", *arguments, "--home", str(home)]
+        monkeypatch.setattr(sys, "argv", given)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out, printed.err, frozenset())
+
+    return command
+
+
+def adapter(home: Path) -> list[bytes]:
+    """The weights of the corpus's adapter."""
+    return [file.read_bytes() for file in home.glob("corpora/ships/trained/*.safetensors")]
+
+
+def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, corpus: Corpus) -> None:
+    corpus.close()
+    shutil.copytree(tmp_path / "corpora", tmp_path / "whole" / "corpora")
+    checkpoint = corpus.folder / "trained" / "checkpoint.json"
+    training = subprocess.Popen(
+        [sys.executable, "-c", _CODE, "corpus", "train", "ships", "--home", str(tmp_path)]
+    )
+    while not checkpoint.exists():
+        assert training.poll() is None
+        time.sleep(0.005)
+    training.send_signal(signal.SIGKILL)
+    training.wait()
+    left = adapter(tmp_path)
+
+    resumed = run(tmp_path, "corpus", "train", "ships", "--json", "--home", str(tmp_path))
+    whole = run(tmp_path, "corpus", "train", "ships", "--home", str(tmp_path / "whole"))
+
+    assert left == []
+    assert (resumed.status, whole.status) == (0, 0), resumed.err + whole.err
+    assert adapter(tmp_path) == adapter(tmp_path / "whole")
+    line, outcome = resumed.out.splitlines()
+    assert line == whole.out.rstrip("\n")
+    assert line.startswith(
+        f"corpus ships: its adapter has learnt {DOCUMENTS * SEQUENCES} sequences of "
+        f"{DOCUMENTS} documents, in "
+    )
+    assert json.loads(outcome)["adapter"]["not_learnt"] == 0
+
+
+def test_it_says_what_is_left_to_learn(
+    tmp_path: Path, corpus: Corpus, command: Any, add: AddDocuments
+) -> None:
+    trained = command(tmp_path, "ships", "--passes", "1")
+    unchanged = command(tmp_path, "ships")
+    corpus.delete("document 3")
+    forgotten = command(tmp_path, "ships", "--forget")
+    status = corpus.training.status()
+
+    assert (trained.status, unchanged.status, forgotten.status) == (0, 0, 0)
+    assert ", in 1 pass at learning rate " in trained.out
+    assert unchanged.out == (
+        f"corpus ships: nothing new to learn; its adapter has learnt {DOCUMENTS * SEQUENCES} "
+        f"sequences of {DOCUMENTS} documents\n"
+    )
+    assert forgotten.out == "corpus ships has no adapter any more\n"
+    assert status.info is None
+
+
+def test_what_cannot_be_trained_is_refused(
+    tmp_path: Path, corpus: Corpus, command: Any, words: Embedder, nano: str
+) -> None:
+    root = corpus.folder.parent
+    Corpus.create(root, "empty", words, corpus.meta()["tokenizer"]).close()
+    other = Corpus.create(root, "other", words, "of another tokenizer")
+    other.add("document", "1", [Chunk(0, "text", (1, 2))], words.embed(["text"]))
+    other.close()
+    quantised = tmp_path / "quantised"
+    shutil.copytree(nano, quantised)
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "awq"}})
+    )
+
+    unknown = command(tmp_path, "boats")
+    empty = command(tmp_path, "empty")
+    tokenizer = command(tmp_path, "other")
+    precision = command(tmp_path, "ships", "--model", str(quantised))
+    seconds = command(tmp_path, "ships", "--seconds", "0")
+    with corpus.training.lock():
+        locked = command(tmp_path, "ships")
+
+    assert unknown.err.startswith("mayfly: there is no corpus 'boats' (existing corpora: ")
+    assert empty.err == (
+        "mayfly: corpus 'empty' is empty: add documents with `mayfly corpus add empty PATH`\n"
+    )
+    assert "tokens of another model's tokenizer: serve that model, or run" in tokenizer.err
+    assert "is quantised (awq)" in precision.err
+    assert "is being trained by another process: wait until it has ended" in locked.err
+    assert (seconds.status, "--seconds" in seconds.err) == (2, True)
+    refused = (unknown, empty, tokenizer, precision, locked)
+    assert [ended.status for ended in refused] == [1] * len(refused)
+    assert all(ended.err.splitlines()[-1].startswith("mayfly: ") for ended in refused)
