@@ -39,6 +39,7 @@ class Config:
         limits: limits that no request may exceed.
         example_limits: limits on the examples and texts of a request.
         capacity: number of requests that one replica takes on.
+        train_corpora: whether the adapters of corpora are trained without being asked.
         shards: number of shards of the corpora that are sharded.
         conversations: how many adapters are cached for a next turn, and how long.
         key_digests: SHA-256 of the API keys that see everything, in hexadecimal
@@ -57,6 +58,7 @@ class Config:
     selector: SelectorConfig
     corpus: str | None = None
     show: int | None = None
+    train_corpora: bool = False
     shards: int = 0
     auto: Budget = AUTO
     limits: Budget = LIMITS

@@ -194,6 +194,11 @@ def parse_origins(values: Iterable[str], has_keys: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(origins))
 
 
+def has_body(headers: Headers) -> bool:
+    """Whether a request with these headers has a body."""
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
 def check_media_type(headers: Headers, expected: str) -> None:
     """Refuse a body of another media type. Any page may send a form or plain text to any server,
     but JSON only to a server that permits it.
@@ -207,9 +212,8 @@ def check_media_type(headers: Headers, expected: str) -> None:
     """
     content_type = headers.get("content-type", "")
     media_type = content_type.split(";")[0].strip().lower()
-    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
     matches = media_type == expected or (expected == JSON and media_type.endswith("+json"))
-    if has_body and media_type and not matches:
+    if has_body(headers) and media_type and not matches:
         raise MediaTypeError(
             f"Unsupported Media Type: Only {expected!r} is allowed, not {content_type[:100]!r}"
         )

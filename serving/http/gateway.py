@@ -37,6 +37,7 @@ from serving.config import Config
 from serving.conversations.adapter_cache import AdapterCache
 from serving.conversations.cached_adapter import CacheScope
 from serving.conversations.examples_reuse import ExamplesReuse
+from serving.corpus_training.trainings import CorpusTrainings
 from serving.engine.current_request import REQUEST
 from serving.engine.engine import Engine
 from serving.errors import AdaptationFailedError, BusyError, is_the_clients
@@ -50,13 +51,14 @@ from serving.http.body import (
     with_body,
 )
 from serving.http.browsers import BrowserPolicy, check_media_type
-from serving.http.gateway_stages import CorporaStage, TrainerStage
+from serving.http.gateway_stages import CorporaStage, Readiness, TrainerStage
 from serving.http.models import Models, name_corpus
 from serving.http.openai_compat import stream_needs_conforming
 from serving.http.page import page_routes
 from serving.http.response import ResponseWriter
 from serving.http.routing import Route, RouteTable
 from serving.http.unsupported import COMPLETIONS, check_supported
+from serving.http.vector_stores.adapter_routes import AdapterRoutes
 from serving.http.vector_stores.routes import VectorStoreRoutes
 from serving.observability.logs import REQUEST_ID, log_request
 from serving.observability.metrics import Exposition, Metrics
@@ -69,7 +71,6 @@ _ADAPTATION: ContextVar[Adaptation | None] = ContextVar("adaptation", default=No
 
 
 HEALTH = "/health"
-_READY_SECONDS = 10.0
 # Status in logs and metrics of a request whose client left before it was answered.
 _CLIENT_LEFT = 499
 
@@ -112,11 +113,22 @@ class Gateway:
             *self._models.routes,
             Route("GET", "/version", self._version),
             Route("GET", "/metrics", self._exposed_metrics),
-            Route("GET", "/ready", asgi=self._ready),
+            Route("GET", "/ready", Readiness(engine, selector, trainer, config.corpus).answer),
             Route("GET", HEALTH, asgi=self._health, needs_key=False),
             *page_routes(),
             *VectorStoreRoutes(selector, config.corpus).routes,
         ]
+        self._trainings: CorpusTrainings | None = None
+        if (shape := config.selector.adapters) is not None:
+            self._trainings = CorpusTrainings(
+                trainer,
+                selector,
+                shape,
+                lambda: self._admission.requests > 0,
+                keeps_fresh=config.train_corpora,
+            )
+            self._training = asyncio.create_task(self._trainings.run())
+            routes += AdapterRoutes(self._trainings).routes
         self._routes = RouteTable(routes, self._admit)
         self._answer = self._browsers.with_cors(self._answer_routed)
         self._adaptations: set[Adaptation] = set()
@@ -232,6 +244,8 @@ class Gateway:
         if request.needs_candidates(is_trained):
             request = await self._candidates.render(request, is_chat=is_chat)
         with self._admission.admit(request.adapts and not is_trained) as end_adaptation:
+            if self._trainings is not None:
+                self._trainings.priority.notice()
             pending = request.adapts + sum(each.is_pending for each in self._adaptations)
             load = TrainerLoad(pending, self._config.capacity.undegraded)
             adaptation = Adaptation(
@@ -319,23 +333,6 @@ class Gateway:
         accept = ", ".join(request.headers.getlist("accept"))
         content, media_type = await asyncio.to_thread(self._exposition.render, accept)
         return Response(content, media_type=media_type)
-
-    async def _ready(self, scope: Scope, receive: Receive, answer: ResponseWriter) -> None:
-        """Whether an adapted request could be answered now: the engine lives, the other stages
-        respond, and the default corpus opens.
-        """
-        checks = {
-            "engine": self._engine.check(),
-            "selector": self._selector.ready(self._config.corpus),
-            "trainer": self._trainer.ready(),
-        }
-        timed = (asyncio.wait_for(check, _READY_SECONDS) for check in checks.values())
-        outcomes = await asyncio.gather(*timed, return_exceptions=True)
-        state = {
-            name: "ready" if outcome is None else "not ready"
-            for name, outcome in zip(checks, outcomes, strict=True)
-        }
-        await answer.json(200 if set(state.values()) == {"ready"} else 503, state)
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

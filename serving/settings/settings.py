@@ -106,6 +106,9 @@ class Settings:
         list[str] | None,
         _option("Name of a projection to adapt; may be repeated.", "all of the decoder layers"),
     ] = None
+    train_corpora: Annotated[
+        bool, _option("Train the adapters of all corpora, and again when they have changed.")
+    ] = False
     slots: Annotated[
         int, _option("Adapters that are trained at the same time.", min=1, max=256)
     ] = 8
@@ -278,6 +281,7 @@ class Settings:
             ),
             corpus=self.corpus,
             show=self.show,
+            train_corpora=self.train_corpora,
             shards=self.shards,
             auto=auto,
             limits=limits,

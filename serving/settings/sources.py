@@ -33,7 +33,14 @@ FILE = "config"
 _OTHER_VARIABLES = {"MAYFLY_CONFIG", "MAYFLY_API_KEY", MODEL_CACHE, *INTERNAL}
 # Variables that Kubernetes sets in every pod for Services called mayfly or mayfly-something.
 _SERVICE_LINK = re.compile(r"MAYFLY_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)")
-_KINDS = {int: "an integer", float: "a number", str: "text", Path: "text", list: "a list of texts"}
+_KINDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    Path: "text",
+    list: "a list of texts",
+}
 
 ConfigFile = Annotated[
     Path | None,
@@ -189,7 +196,7 @@ def _parameters() -> list[Parameter]:
 
 
 def _kind(hint: Any) -> type:
-    """int, float, str, Path or list."""
+    """bool, int, float, str, Path or list."""
     if isinstance(hint, UnionType):
         hint = next(each for each in get_args(hint) if each is not type(None))
     origin = get_origin(hint) or hint
@@ -199,5 +206,5 @@ def _kind(hint: Any) -> type:
 def _is_a(kind: type, value: Any) -> bool:
     if kind is list:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    expected = {int: int, float: (int, float)}.get(kind, str)
-    return isinstance(value, expected) and not isinstance(value, bool)  # type: ignore[arg-type]
+    expected = {bool: bool, int: int, float: (int, float)}.get(kind, str)
+    return isinstance(value, expected) and isinstance(value, bool) == (kind is bool)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from tests.engine.conftest import Server
 from tests.trained_corpora import train_corpus
 
+_UNDER_WAY = ("queued", "in_progress")
 _FACT = (
     "The lighthouse keeper of Marrow Point is called Ottilie Brandt, and her dog is called "
     "Pepper.\n"
@@ -191,6 +192,37 @@ async def test_the_adapter_of_a_corpus_answers_until_a_document_is_deleted(
     assert "does not exist" in removed["error"]["message"]
     assert await server.engine.loaded() == []
     assert server.engine.staging.names() == []
+
+
+async def test_a_vector_store_is_trained_beside_requests(server: Server) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="x", max_retries=0
+    ) as client:
+        store = await client.vector_stores.create(name="The keeper")
+        file = await client.vector_stores.files.upload_and_poll(
+            vector_store_id=store.id, file=("facts.md", _FACT.encode())
+        )
+        async with server.client() as http:
+            path = f"/v1/vector_stores/{store.id}/adapter"
+            started = await http.post(path, json={"passes": 3})
+            answer = await client.completions.create(
+                model="nano",
+                prompt="The lighthouse keeper of Marrow Point is",
+                max_tokens=4,
+                extra_headers={"Compute-Budget": "steps=2"},
+            )
+            while (trained := (await http.get(path)).json())["status"] in _UNDER_WAY:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            deleted = await http.delete(path)
+        await client.vector_stores.delete(store.id)
+        await client.files.delete(file.id)
+
+    assert started.json()["status"] in _UNDER_WAY
+    assert answer.model_dump()["adaptation"]["adapted"] is True
+    assert (trained["status"], trained["training"]["last_error"]) == ("completed", None)
+    assert trained["adapter"]["usable"] is True
+    assert trained["training"]["sequences"] == {"done": 3, "total": 3}
+    assert deleted.json()["deleted"] is True
 
 
 async def test_similar_paths_are_not_found(server: Server) -> None:
