@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from adapters.adapter import Adapter
 from adapters.training import TrainingProgress, TrainingResult, TrainingStop
@@ -23,7 +23,7 @@ from selection.access import OPERATOR, Principal
 from selection.selector import Selection
 from serving.adaptation.choice import Choice
 from serving.adaptation.fallback_reasons import FAILED, NoAdapterError, no_step_reason
-from serving.adaptation.reporting import build_report, describe_progress
+from serving.adaptation.reporting import AdaptationResult, build_report, describe_progress
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder, Shown
 from serving.adaptation.stages import Loads, Selects, Trains, train_in_time
@@ -37,21 +37,6 @@ from serving.observability.tracing import span
 from serving.report import AdaptationReport, Stage, StopReason
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AdaptationResult:
-    """The end of an adaptation, before the answer.
-
-    Attributes:
-        report: report for the client.
-        adapter: adapter that answers; None for the base model.
-        reusable: the same adapter, for the next turn; None outside a conversation.
-    """
-
-    report: AdaptationReport
-    adapter: LoadedAdapter | None = None
-    reusable: CachedAdapter | None = None
 
 
 class Adaptation:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from adapters.training import TrainingProgress, TrainingResult
 from selection.selector import Selection
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Shown
 from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
+from serving.engine.current_request import LoadedAdapter
 from serving.report import AdaptationReport, Stage, StopReason, used_sources
+
+
+@dataclass(frozen=True)
+class AdaptationResult:
+    """The end of an adaptation, before the answer.
+
+    Attributes:
+        report: report for the client.
+        adapter: adapter that answers; None for the base model.
+        reusable: the same adapter, for the next turn; None outside a conversation.
+    """
+
+    report: AdaptationReport
+    adapter: LoadedAdapter | None = None
+    reusable: CachedAdapter | None = None
 
 
 def build_report(

@@ -16,7 +16,7 @@ from adapters.step_plan import PLANS
 from adapters.training import Probe, TrainingRequest
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
-from selection.corpus.filters import Filter, to_sql
+from selection.corpus.filters import Filter
 from selection.embedding import Prompt
 from selection.examples.example import Example
 from selection.request import Candidate, SelectionRequest
@@ -27,10 +27,10 @@ from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.file_search import take_file_search
 from serving.adaptation.prompts import parse_prompts, probe_tokens
 from serving.adaptation.request_examples import (
-    check_filters,
     check_misplaced,
     parse_examples,
     parse_examples_as,
+    parse_filters,
     parse_reuse,
     parse_texts,
 )
@@ -288,7 +288,6 @@ def parse_adaptation_request(
     corpus = options.get("corpus", None if examples or texts else terms.corpus)
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
-    check_filters(options, corpus)
     strategy = options.get("strategy", "sift")
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
@@ -324,7 +323,7 @@ def parse_adaptation_request(
         clamped=clamped,
         corpus=corpus,
         corpus_explicit="corpus" in options,
-        filter=_filter(options.get("filters")),
+        filter=parse_filters(options, corpus),
         strategy=strategy,
         plan=plan,
         seed=seed,
@@ -349,14 +348,3 @@ def _flag(options: dict[str, Any], name: str) -> bool:
     if type(value) is not bool:
         raise RequestError(f"`adaptation.{name}` is true or false")
     return value
-
-
-def _filter(value: Any) -> Filter | None:
-    if value is None:
-        return None
-    try:
-        to_sql(value)
-    except ValueError as problem:
-        raise RequestError(f"`adaptation.filters`: {problem}") from problem
-    parsed: Filter = value
-    return parsed

@@ -1,4 +1,5 @@
-"""The parser of what a request brings to learn from: examples, texts, and how they are used.
+"""The parser of what a request learns from: its examples and texts, how they are used, and the
+filter on a corpus.
 
 Only their form is checked here; `serving.adaptation.candidates` renders them and counts tokens.
 """
@@ -8,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from selection.corpus.filters import Filter, to_sql
 from selection.errors import ExampleError
 from selection.examples.example import Example, parse_example
 from serving.budget import ExampleLimits, ExamplesAs, Reuse
 from serving.errors import RequestError
 
 # Fields of `adaptation` that neither OpenAI nor vLLM has, and that vLLM would ignore in a body.
-_ONLY_IN_ADAPTATION = ("corpus", "examples", "examples_as", "reuse", "show", "texts")
+_ONLY_IN_ADAPTATION = ("corpus", "examples", "examples_as", "reuse", "show", "start", "texts")
 
 
 def parse_examples(options: dict[str, Any], limits: ExampleLimits) -> tuple[Example, ...]:
@@ -104,18 +106,27 @@ def check_misplaced(body: dict[str, Any]) -> None:
         )
 
 
-def check_filters(options: dict[str, Any], corpus: str | None) -> None:
-    """Check that a filter beside examples or texts has a corpus whose documents it filters.
+def parse_filters(options: dict[str, Any], corpus: str | None) -> Filter | None:
+    """The filter on the documents of a corpus.
 
     Raises:
-        RequestError: it has none.
+        RequestError: it is invalid, or it stands beside examples or texts without a corpus whose
+            documents it would filter.
     """
-    brings_data = options.get("examples") or options.get("texts")
-    if corpus is None and brings_data and options.get("filters") is not None:
+    value = options.get("filters")
+    if value is None:
+        return None
+    if corpus is None and (options.get("examples") or options.get("texts")):
         raise RequestError(
             "`adaptation.filters` filters a corpus, and a request with `examples` or `texts` uses "
             "none unless it names one: give `adaptation.corpus`"
         )
+    try:
+        to_sql(value)
+    except ValueError as problem:
+        raise RequestError(f"`adaptation.filters`: {problem}") from problem
+    parsed: Filter = value
+    return parsed
 
 
 def _list(options: dict[str, Any], name: str, form: str, limits: ExampleLimits) -> list[Any]:

@@ -24,7 +24,8 @@ from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.adaptation.pipeline import Adaptation, AdaptationResult
+from serving.adaptation.pipeline import Adaptation
+from serving.adaptation.reporting import AdaptationResult
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.starts import Starts, parse_start
 from serving.adaptation.workers import SelectorWorker, TrainerWorker
