@@ -110,6 +110,19 @@ class TestTraining:
         assert steps[2] - steps[1] >= _LONG
         assert not trainer.gives_way
 
+    def test_it_may_give_way_before_its_first_step(self, tiny_llama: str) -> None:
+        trainer, clock = simulated_trainer_of(tiny_llama)
+        alone = trainer.train(in_background(SEQUENCES, seed=5))
+        # What its slot held before.
+        trainer.train(in_background(SEQUENCES, seed=6))
+
+        trainer.give_way(_LONG)
+        background = trainer.submit(in_background(SEQUENCES, seed=5))
+        wait_until(lambda: trainer.gives_way)
+        clock.now += _LONG
+
+        assert background.result(TIMEOUT).state == alone.state
+
     def test_cancelling_ends_it_while_it_gives_way(self, tiny_llama: str) -> None:
         trainer, _ = simulated_trainer_of(tiny_llama)
         trainer.give_way(_LONG)
