@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from selection.access import OPERATOR, Principal
@@ -155,7 +156,10 @@ class Corpus:
         self.close()
         # The database goes first: without its log, killed half way, it would be an older state.
         (self.folder / FILE).unlink()
-        shutil.rmtree(self.folder)
+        # A reader that closes the database meanwhile deletes its log itself.
+        while self.folder.exists():
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.folder)
 
     def check(
         self, embedder: Embedder, tokenizer: str | None = None, template: str | None = None

@@ -290,6 +290,25 @@ def test_a_removed_corpus_leaves_nothing(corpora: Path, corpus: Corpus) -> None:
     assert not (corpora / "notes").exists()
 
 
+def test_a_corpus_is_removed_although_a_reader_deletes_a_file_meanwhile(
+    corpora: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def unlink_late(path: str, *, dir_fd: int | None = None) -> None:
+        unlink(path, dir_fd=dir_fd)
+        if dir_fd is not None:
+            monkeypatch.setattr(os, "unlink", unlink)
+            raise FileNotFoundError(path)
+
+    (corpora / "notes" / "calibration.json").touch()
+    monkeypatch.setattr(os, "unlink", unlink_late)
+    corpus.remove()
+
+    assert list_corpora(corpora) == []
+    assert not (corpora / "notes").exists()
+
+
 def test_an_open_corpus_that_was_replaced_raises_an_error(
     corpora: Path, corpus: Corpus, words: Embedder
 ) -> None:

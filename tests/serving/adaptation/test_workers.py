@@ -221,8 +221,8 @@ async def test_a_training_that_gives_way_is_not_taken_for_hanging(tiny_llama: st
         now += 1e4
         await stage.check_health()
     assert (await train_alone(stage)).adapter is not None
+    await asyncio.to_thread(wait_until, lambda: stage._trainer.gives_way)
     now += 1e4
-    await stage.give_way(1.0)
     await stage.check_health()
     assert not background.done()
 
