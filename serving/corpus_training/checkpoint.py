@@ -158,6 +158,9 @@ class CorpusSide(Protocol):
     async def earlier(self, part: str) -> tuple[TrainingState, tuple[int, ...]]:
         """The adapter of a part with Adam's moments, to train it further, and what it has
         learnt.
+
+        Raises:
+            CorpusError: the part must be trained anew.
         """
 
     async def save_checkpoint(self, checkpoint: Checkpoint) -> None:

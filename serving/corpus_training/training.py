@@ -13,6 +13,7 @@ a phase decides (`course`).
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult, TrainingStop
+from selection.errors import CorpusError
 from serving.adaptation.stages import Trains
 from serving.corpus_training.checkpoint import Checkpoint, CorpusSide
 from serving.corpus_training.course import GoOn, Phase
@@ -30,6 +32,8 @@ from serving.corpus_training.values import (
     End,
     TrainingOptions,
 )
+
+log = logging.getLogger(__name__)
 
 # A segment has as many steps as take these seconds, by the last one, within these limits.
 SEGMENT_SECONDS = 20.0
@@ -98,7 +102,12 @@ class CorpusTraining:
     async def _segment(self, at: Checkpoint) -> Checkpoint:
         """Train on the next sequences of the phase."""
         if at.state is None and at.part.start is not None:
-            state, learnt = await self._corpus.earlier(at.part.start)
+            try:
+                state, learnt = await self._corpus.earlier(at.part.start)
+            # A document that it has learnt was deleted since the plan was made, or it is damaged.
+            except CorpusError as problem:
+                log.info("a part cannot be trained further and is planned anew: %s", problem)
+                return await self._begin_again(at)
             at = replace(at, state=state, learnt=learnt)
         if at.course.chooses and not at.position.losses:
             at = at.judged(await self._held_out_loss(at))

@@ -302,3 +302,31 @@ async def test_a_deletion_costs_one_part(
     assert anew.steps < DOCUMENTS * SEQUENCES / 2
     # What is left of the part may be learnt by others, on top of what they know.
     assert {*before} & {*after}
+
+
+async def test_a_part_that_became_invalid_before_its_turn_is_planned_anew(
+    corpus: Corpus, train: Train, add: AddDocuments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Arrange: several parts are to be trained further; the run ends before the second one.
+    monkeypatch.setattr(division, "PART_MIN", 2 * SEQUENCES)
+    await train(corpus, TrainingOptions(passes=1, parts=4))
+    add(corpus, *range(DOCUMENTS, 2 * DOCUMENTS))
+    left: list[Checkpoint] = []
+
+    def kill_between_two_parts(checkpoint: Checkpoint) -> None:
+        if checkpoint.number == 1:
+            left.append(checkpoint)
+            raise Killed
+
+    with pytest.raises(Killed):
+        await train(corpus, on_checkpoint=kill_between_two_parts)
+    start = left[0].part.start
+    assert start is not None
+    learnt = corpus.training.part(start).learnt[0]
+    corpus.delete(corpus.read([learnt])[learnt].source.document)
+
+    outcome = await train(corpus)
+
+    assert (outcome.end, outcome.restarts, outcome.adapter.not_learnt) == (End.LEARNT, 1, 0)
+    status = corpus.training.status()
+    assert (status.reason, status.invalid) == (None, ())
