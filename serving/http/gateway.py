@@ -69,7 +69,6 @@ log = logging.getLogger(__name__)
 # The adaptation of the request that is being answered, for its line in the log.
 _ADAPTATION: ContextVar[Adaptation | None] = ContextVar("adaptation", default=None)
 
-
 HEALTH = "/health"
 # Status in logs and metrics of a request whose client left before it was answered.
 _CLIENT_LEFT = 499
@@ -267,16 +266,20 @@ class Gateway:
             )
             _ADAPTATION.set(adaptation)
             self._adaptations.add(adaptation)
+
+            def end() -> None:
+                end_adaptation()
+                self._adaptations.discard(adaptation)
+
             try:
                 await self._generate(
-                    scope, receive, writer, body, adaptation, request.progress, end_adaptation
+                    scope, receive, writer, body, adaptation, request.progress, end
                 )
                 adaptation.store()
             except Exception as problem:
                 await writer.fail(problem)
                 raise
             finally:
-                self._adaptations.discard(adaptation)
                 if adaptation.report is not None:
                     self._metrics.observe_adaptation(adaptation.report)
                 elif isinstance(adaptation.problem, AdaptationFailedError):
@@ -293,6 +296,13 @@ class Gateway:
         on_end: Callable[[], None],
     ) -> None:
         """Let vLLM's application answer; it asks for the adapter, which is unloaded afterwards."""
+
+        async def send(message: Message) -> None:
+            # With the last of the answer the client may send its next request.
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                on_end()
+            await writer(message)
+
         token = REQUEST.set(adaptation)
         commenting = asyncio.create_task(writer.comment()) if comments else None
         try:
@@ -304,12 +314,11 @@ class Gateway:
                 longer = await while_connected(receive, adaptation.show(body, prompts))
             if longer is not None:
                 content = json.dumps(longer).encode()
-                await self._engine.app(*with_body(scope, receive, content), writer)
+                await self._engine.app(*with_body(scope, receive, content), send)
         finally:
             REQUEST.reset(token)
             if commenting is not None:
                 commenting.cancel()
-            # The client may send its next request while the adapter is still being unloaded.
             on_end()
             # In a task of its own, since a client that leaves cancels this one.
             task = asyncio.create_task(adaptation.discard())

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextvars import Context
 from dataclasses import dataclass, replace
 from heapq import heapify
 from pathlib import Path
@@ -704,6 +705,39 @@ async def test_the_same_examples_are_rendered_once(
     assert (report["stop"], report["adapted"]) == ("reused", True)
     assert report["shown"] == first.json()["adaptation"]["shown"]
     assert engine._llm.answered[0]["messages"] == engine._llm.answered[1]["messages"]
+
+
+async def test_a_request_that_follows_an_answer_at_once_has_the_server_to_itself(
+    backend: Backend, engine: Engine
+) -> None:
+    capacity = Capacity(adaptations=1, undegraded=1)
+    gateway = Gateway(
+        engine, backend.selector, backend.trainer, replace(backend.config, capacity=capacity)
+    )
+    followers: list[asyncio.Task[httpx.Response]] = []
+    clients: list[httpx.AsyncClient] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def send_and_ask(message: Any) -> None:
+            await send(message)
+            if message["type"] == "http.response.body" and len(followers) < 2:
+                # Before the gateway regains control, as another process may.
+                asking = chat(clients[0], QUESTION)
+                followers.append(asyncio.create_task(asking, context=Context()))
+                await asyncio.wait([followers[-1]])
+
+        await gateway(scope, receive, send_and_ask)
+
+    body = {"model": "nano", "messages": [QUESTION], "temperature": -1}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        clients.append(client)
+        refused = await client.post("/v1/chat/completions", json=body)
+
+    assert refused.status_code == 400
+    for follower in followers:
+        report = follower.result().json()["adaptation"]
+        assert (report["degraded"], report["budget"]["steps"]) == (None, 2)
 
 
 async def test_the_same_examples_take_no_place_of_an_adaptation(backend: Backend) -> None:
