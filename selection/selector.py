@@ -21,6 +21,7 @@ import numpy as np
 from selection.access import OPERATOR, Principal
 from selection.config import SelectorConfig as SelectorConfig
 from selection.corpus.calibration import Calibration, calibration_of, model_digest
+from selection.corpus.lookup import names_of
 from selection.corpus.pool import CorpusPool
 from selection.corpus.sequences import StoredSequence
 from selection.corpus.shards import ShardCall, ShardedCorpora
@@ -220,16 +221,16 @@ class Selector:
         """The corpora that the principal sees and whose adapter requests can start from."""
         if self.config.adapters is None:
             return ()
-        found = []
-        for name in corpora_with_adapter(self.config.root):
+        found: list[LearntCorpus] = []
+        folders = corpora_with_adapter(self.config.root)
+        names = names_of(self.config.root, principal) if folders else {}
+        for folder in folders:
             # Damaged or removed corpora, and those that the principal does not see.
-            with suppress(CorpusError), self.corpora.open(name, principal) as opened:
+            with suppress(CorpusError, KeyError), self.corpora.open(folder, principal) as opened:
                 meta, start = opened.meta(), opened.trained.start(self.config.adapters, None)
                 # None: there are several parts.
                 if start is None or start.start is not None:
-                    found.append(
-                        LearntCorpus(meta["id"], meta.get("name", name), float(meta["created"]))
-                    )
+                    found.append(LearntCorpus(meta["id"], names[folder], float(meta["created"])))
         return tuple(found)
 
     def _search(self, request: SelectionRequest, targets_TD: Embeddings, limit: Limit) -> _Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from selection.access import OPERATOR, Principal
@@ -68,6 +69,22 @@ def find_corpus(root: Path, name: str, principal: Principal = OPERATOR) -> Path:
             "corpus add`"
         )
     return displayed[0]
+
+
+def names_of(root: Path, principal: Principal = OPERATOR) -> dict[str, str]:
+    """By folder, the name by which `find_corpus` finds each corpus that the principal sees: its
+    display name, which owners choose freely, or its id where that name finds another corpus or
+    several.
+    """
+    metas = {name: _meta_of(root / name) for name in list_corpora(root)}
+    seen = {name: meta for name, meta in metas.items() if principal.sees(name, meta)}
+    taken = Counter(meta.get("name") for meta in seen.values())
+    taken.update([*seen, *(meta.get("id") for meta in seen.values())])
+    names = {}
+    for folder, meta in seen.items():
+        name = meta.get("name", folder)
+        names[folder] = meta["id"] if name != folder and taken[name] > 1 else name
+    return names
 
 
 def _meta_of(folder: Path) -> dict[str, str]:

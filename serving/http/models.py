@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,15 +101,11 @@ class Models:
         terms = self._terms.as_dict(None if key is None else key.limits)
         cards = [{**card, "adaptation": terms} for card in await self._engine.models()]
         learnt = await self._learnt(request.state.principal)
-        times = Counter(corpus.name for corpus in learnt)
         first = cards[0]
         return cards + [
             {
                 **first,
-                "id": first["id"]
-                + _SEPARATOR
-                # Owners choose display names freely; an id is unique.
-                + (corpus.name if times[corpus.name] == 1 else corpus.id),
+                "id": first["id"] + _SEPARATOR + corpus.name,
                 "created": int(corpus.created),
                 "parent": first["id"],
                 "adaptation": {**terms, "corpus": True},

@@ -12,6 +12,7 @@ import pytest
 from selection.access import Principal
 from selection.config import SelectorConfig
 from selection.corpus.corpus import Corpus
+from selection.corpus.lookup import find_corpus
 from selection.corpus.trained.adapter import TrainedAdapter
 from selection.corpus.trained.division import PART_SIZE
 from selection.corpus.trained.manifest import StartFound
@@ -199,3 +200,28 @@ def test_the_corpora_with_an_adapter_are_those_that_the_principal_sees(
     assert seen(Principal("ann", frozenset())) == {mine: "Mine"}
     assert seen(Principal("bob", frozenset({"notes"}))) == {notes: "notes"}
     owned.close()
+
+
+@pytest.mark.parametrize("clash", ["folder", "id", "display name"])
+def test_a_corpus_is_listed_by_a_name_that_finds_it(
+    corpora: Path, corpus: Corpus, selector: Selector, words: Embedder, clash: str
+) -> None:
+    # Arrange: the name that a tenant gives to a corpus already means another, untrained one.
+    meta = {"owner": "eve", "name": "shown"}
+    other = Corpus.create(corpora, "hidden", words, "tokens", meta)
+    name = {"folder": "hidden", "id": other.meta()["id"], "display name": "shown"}[clash]
+    other.close()
+    made = Corpus.create(corpora, "mine", words, "tokens", {"owner": "ann", "name": name})
+    add(made, words, "document", "word1 is here")
+    train(made)
+    identity = made.meta()["id"]
+    made.close()
+
+    by_all = {each.id: each.name for each in selector.learnt_corpora()}
+    by_owner = selector.learnt_corpora(Principal("ann", frozenset()))
+
+    assert by_all[identity] == identity
+    # What they do not see does not exist for them.
+    assert [each.name for each in by_owner] == [name]
+    for principal, listed in [(Principal(), identity), (Principal("ann", frozenset()), name)]:
+        assert find_corpus(corpora, listed, principal).name == "mine"

@@ -241,7 +241,7 @@ class LearntCorpus:
 
     Attributes:
         id: its id, which never changes.
-        name: its display name.
+        name: the name by which it is found: its display name, or its id where that is another's.
         created: seconds since 1970, UTC.
     """
 
