@@ -161,10 +161,13 @@ class CorpusTrainings:
         operation = await self.operation(store, principal)
         if operation is None or not operation.is_pending:
             raise MissingError(f"the adapter of vector store {store!r} is not in training")
+        # Only its owner may cancel it.
+        await calls_to(self._library, store, principal)(AdapterTraining.recorded)
+        # First, since this process would record its progress over the cancellation.
+        await self._drop(operation.store)
         cancelled = replace(operation, status=Status.CANCELLED)
         # Another process that is training it reads this at its next record.
         await self._record(cancelled, principal)
-        await self._drop(operation.store)
         return cancelled
 
     async def remove(self, store: str, principal: Principal) -> str:
@@ -210,9 +213,8 @@ class CorpusTrainings:
 
     async def _drop(self, store: str) -> None:
         """Forget an operation; if it is running, wait until it has ended."""
-        is_first = next(iter(self._pending), None) == store
         self._pending.pop(store, None)
-        if is_first and self._running is not None:
+        if self._running is not None and self._running.get_name() == store:
             self._running.cancel()
             await asyncio.wait([self._running])
 
@@ -228,7 +230,7 @@ class CorpusTrainings:
                 await self._waiting.wait()
                 continue
             store = next(iter(self._pending))
-            self._running = asyncio.create_task(self._train(store))
+            self._running = asyncio.create_task(self._train(store), name=store)
             try:
                 await asyncio.wait([self._running])
             finally:
@@ -292,11 +294,13 @@ class CorpusTrainings:
             await self._library.call(end_training, store)
 
     async def _record_all(self) -> None:
-        """Record the operations of this process, and end those that another one has cancelled."""
+        """Record the operations of this process, and end those that another one has cancelled or
+        whose adapter it has removed.
+        """
         for store in [*self._pending]:
             try:
                 stored = await self._stored(store, OPERATOR)
-                if stored is not None and stored.status is Status.CANCELLED:
+                if stored is None or stored.status is Status.CANCELLED:
                     await self._drop(store)
                 elif store in self._pending:
                     await self._record(self._pending[store])

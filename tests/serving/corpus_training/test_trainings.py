@@ -132,6 +132,78 @@ async def test_another_process_takes_over_and_cancels(
     assert completed.status is Status.COMPLETED
 
 
+async def test_a_cancelled_training_stays_cancelled_while_its_progress_is_recorded(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainings_module, "RECORD_SECONDS", 3600.0)
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        cancelling = asyncio.create_task(trainings.cancel("ships", OPERATOR))
+        await asyncio.gather(cancelling, trainings._record_all())
+        operation = await trainings.operation("ships", OPERATOR)
+
+    assert operation is not None
+    assert operation.status is Status.CANCELLED
+
+
+async def test_cancelling_a_queued_training_does_not_disturb_the_one_before_it(
+    serving: Serve,
+    trainer: TrainerWorker,
+    corpus: Corpus,
+    words: Embedder,
+    add: AddDocuments,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = Corpus.create(corpus.folder.parent, "boats", words, corpus.meta()["tokenizer"])
+    add(other, 1, 2)
+    other.close()
+    is_ending, may_end = asyncio.Event(), asyncio.Event()
+    record = CorpusTrainings._record
+
+    async def record_slowly(
+        trainings: CorpusTrainings, operation: TrainingOperation, principal: Principal = OPERATOR
+    ) -> None:
+        if operation.status is Status.COMPLETED:
+            is_ending.set()
+            await may_end.wait()
+        await record(trainings, operation, principal)
+
+    monkeypatch.setattr(CorpusTrainings, "_record", record_slowly)
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        await trainings.train("boats", _ONE_PASS, OPERATOR)
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        paused.running.set()
+        await is_ending.wait()
+        await trainings.cancel("ships", OPERATOR)
+        may_end.set()
+        async with asyncio.timeout(30):
+            completed = await ended(trainings, "boats")
+
+    assert completed.status is Status.COMPLETED
+
+
+async def test_a_training_ends_when_another_process_removes_the_adapter(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus
+) -> None:
+    async def has_ended() -> bool:
+        return not trainings.is_running
+
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        corpus.training.remove()
+        corpus.training.record(None)
+        async with asyncio.timeout(30):
+            await until(has_ended)
+        operation = await trainings.operation("ships", OPERATOR)
+
+    assert operation is None
+
+
 async def test_a_deleted_vector_store_ends_its_training(
     serving: Serve, trainer: TrainerWorker, library: SerialExecutor[Library], corpus: Corpus
 ) -> None:
