@@ -131,6 +131,8 @@ class CorpusTrainings:
         stored = await self.operation(info.id, principal)
         if stored is not None and self._is_under_way(stored):
             return stored
+        # If it is cancelled or fails, it is tried again once this has changed.
+        self._tried[info.id] = status.left_to(self._shape)
         now = time.time()
         return await self._add(TrainingOperation(info.id, now, now, options))
 
@@ -326,11 +328,9 @@ class CorpusTrainings:
             if not self._is_under_way(stored):
                 await self._add(replace(stored, status=Status.QUEUED))
         elif self._keeps_fresh:
-            status = await self.status(store, OPERATOR)
-            state = status.learnt, status.not_learnt, status.invalid
+            state = (await self.status(store, OPERATOR)).left_to(self._shape)
             is_settled, self._seen[store] = self._seen.get(store) == state, state
-            needs_training = bool(status.not_learnt or status.invalid)
-            if needs_training and is_settled and self._tried.get(store) != state:
+            if any(state[1:]) and is_settled and self._tried.get(store) != state:
                 self._tried[store] = state
                 now = time.time()
                 await self._add(TrainingOperation(store, now, now, TrainingOptions()))

@@ -175,6 +175,13 @@ class AdapterStatus:
     invalid: tuple[str, ...]
     reason: str | None
 
+    def left_to(self, shape: AdapterShape) -> tuple[Any, ...]:
+        """What is learnt, followed by what is left to a training for that shape: what is not
+        learnt, what is invalid, and why an adapter for another shape cannot be used.
+        """
+        mismatch = None if self.info is None else self.info.shape.mismatch(shape)
+        return self.learnt, self.not_learnt, self.invalid, mismatch
+
     def __str__(self) -> str:
         """In one line, for people."""
         if self.info is None or self.reason is not None:

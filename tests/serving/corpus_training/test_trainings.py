@@ -9,6 +9,7 @@ import pytest
 from selection.access import OPERATOR, Principal
 from selection.config import AdapterShape
 from selection.corpus.corpus import Corpus
+from selection.corpus.trained.manifest import AdapterSettings, TrainedPart
 from selection.embedding import Embedder
 from selection.errors import LibraryError, MissingError, ReadOnlyError
 from selection.library.library import Library
@@ -16,7 +17,7 @@ from serving.adaptation.workers import TrainerWorker
 from serving.calls import SerialExecutor
 from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.operation import Status, TrainingOperation
-from serving.corpus_training.trainings import CorpusTrainings
+from serving.corpus_training.trainings import ABANDONED_SECONDS, CorpusTrainings
 from serving.corpus_training.values import TrainingOptions
 from tests.serving.corpus_training.conftest import (
     DOCUMENTS,
@@ -179,7 +180,8 @@ async def test_cancelling_a_queued_training_does_not_disturb_the_one_before_it(
         await is_ending.wait()
         await trainings.cancel("ships", OPERATOR)
         may_end.set()
-        async with asyncio.timeout(30):
+        # Sooner than it would be taken over and done once more.
+        async with asyncio.timeout(ABANDONED_SECONDS / 2):
             completed = await ended(trainings, "boats")
 
     assert completed.status is Status.COMPLETED
@@ -286,6 +288,49 @@ async def test_corpora_are_kept_fresh(
         await learnt((DOCUMENTS + 1) * SEQUENCES)
         corpus.delete("document 3")
         await learnt(DOCUMENTS * SEQUENCES)
+
+
+async def test_an_adapter_of_another_model_is_not_fresh(
+    serving: Serve, trainer: TrainerWorker, corpus: Corpus, shape: AdapterShape
+) -> None:
+    other = AdapterShape("another model", shape.rank, shape.targets)
+    plan = corpus.training.plan(other)
+    settings = AdapterSettings(other.model, other.rank, 1.0, other.targets, 1e-3, 1, plan.divided)
+    learnt = (*plan.parts[0].ids, *plan.parts[0].held_out)
+    corpus.training.save_part(settings, TrainedPart(b"weights", learnt, plan.snapshot))
+    running = PausableTrainer(trainer)
+    running.running.set()
+
+    async def is_usable() -> bool:
+        return corpus.training.status(shape).reason is None
+
+    async with serving(running, keeps_fresh=True), asyncio.timeout(60):
+        await until(is_usable)
+
+
+async def test_a_training_that_was_cancelled_is_not_begun_again_for_the_same_documents(
+    serving: Serve,
+    trainer: TrainerWorker,
+    corpus: Corpus,
+    add: AddDocuments,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainings_module, "LOOK_SECONDS", 3600.0)
+    async with serving(PausableTrainer(trainer), keeps_fresh=True) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        cancelled = await trainings.cancel("ships", OPERATOR)
+        for _ in range(3):
+            await trainings._look()
+        left = await trainings.operation("ships", OPERATOR)
+        add(corpus, 99)
+        for _ in range(2):
+            await trainings._look()
+        begun = await trainings.operation("ships", OPERATOR)
+
+    assert left is not None
+    assert (left.created, left.status) == (cancelled.created, Status.CANCELLED)
+    assert begun is not None
+    assert begun.is_pending
 
 
 @pytest.mark.parametrize("busy", [False, True])
