@@ -95,6 +95,7 @@ def adapt(
         from adapters import Trainer
         from selection import Selector
         from selection.access import OPERATOR
+        from selection.errors import CorpusError
         from serving.adaptation.request import AdaptationRequest
         from serving.adaptation.starts import StartingPoint, corpus_adapter
 
@@ -121,8 +122,11 @@ def adapt(
         )
     start = StartingPoint()
     if selection.corpus and selection.start:
-        weights = selector.start_weights(selection.corpus, selection.start)
-        start = StartingPoint(selection.start, corpus_adapter(weights, config.engine.model))
+        try:
+            weights = selector.start_weights(selection.corpus, selection.start)
+            start = StartingPoint(selection.start, corpus_adapter(weights, config.engine.model))
+        except CorpusError as problem:
+            say(f"note: the training starts from a fresh adapter: {problem}")
     with (
         report_interrupt(lambda: f"no adapter was written to {folder}"),
         Status("training") as status,

@@ -81,6 +81,11 @@ def test_training_starts_from_the_adapter_of_the_corpus(home: Path, tmp_path: Pa
     train_corpus(config.selector.root, "notes", Trainer(config.trainer), config.selector.adapters)
     try:
         started = adapt(home, tmp_path / "started", *options)
+        (weights,) = (config.selector.root / "notes" / "trained").glob("*.safetensors")
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        damaged = adapt(home, tmp_path / "damaged", *options)
     finally:
         with closing(Corpus.open(config.selector.root, "notes")) as corpus:
             corpus.training.remove()
@@ -88,6 +93,9 @@ def test_training_starts_from_the_adapter_of_the_corpus(home: Path, tmp_path: Pa
     said = "started from the adapter of the corpus"
     assert said in " ".join(started.output.split())
     assert said not in " ".join(fresh.output.split())
+    assert damaged.exit_code == 0, damaged.output
+    assert said not in " ".join(damaged.output.split())
+    assert "has a damaged adapter, which is not used" in " ".join(damaged.output.split())
 
 
 def test_the_prompt_may_come_from_standard_input(home: Path, tmp_path: Path) -> None:
