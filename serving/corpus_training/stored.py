@@ -256,7 +256,7 @@ class StoredCorpus:
             return CorpusSummary(not_learnt=status.not_learnt)
         return CorpusSummary(
             status.learnt,
-            sum(part.documents for part in info.parts),
+            status.documents,
             status.not_learnt,
             len(info.parts),
             info.learning_rate,

@@ -175,6 +175,12 @@ class AdapterStatus:
     invalid: tuple[str, ...]
     reason: str | None
 
+    @property
+    def documents(self) -> int:
+        """The number of documents that the usable parts have learnt."""
+        parts = () if self.info is None else self.info.parts
+        return sum(part.documents for part in parts if part.name not in self.invalid)
+
     def left_to(self, shape: AdapterShape) -> tuple[Any, ...]:
         """What is learnt, followed by what is left to a training for that shape: what is not
         learnt, what is invalid, and why an adapter for another shape cannot be used.

@@ -88,7 +88,7 @@ def adapter_object(operation: TrainingOperation | None, status: AdapterStatus) -
     adapter = info and {
         "usable": status.reason is None,
         "reason": status.reason,
-        "documents": sum(part.documents for part in info.parts),
+        "documents": status.documents,
         "sequences": status.learnt,
         "not_learnt": status.not_learnt,
         "parts": len(info.parts),

@@ -87,9 +87,13 @@ async def test_an_adapter_that_the_command_trained_is_reported(
         # A command records no operation.
         corpus.training.record(None)
         reported = (await client.get(_ADAPTER)).json()
+        corpus.delete("document 3")
+        invalid = (await client.get(_ADAPTER)).json()["adapter"]
 
     assert (reported["status"], reported["training"]) == ("completed", None)
-    assert reported["adapter"]["usable"] is True
+    adapter = reported["adapter"]
+    assert (adapter["usable"], adapter["documents"]) == (True, DOCUMENTS)
+    assert (invalid["usable"], invalid["documents"], invalid["sequences"]) == (False, 0, 0)
 
 
 @pytest.mark.parametrize(
