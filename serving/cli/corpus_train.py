@@ -236,6 +236,11 @@ def _show(name: str, outcome: CorpusTrainingOutcome) -> None:
         f"corpus {name}: its adapter has learnt {learnt}, in {_count(adapter.passes, 'pass')} at "
         f"learning rate {adapter.learning_rate:.2g}"
     )
+    if outcome.end is End.LEARNT and adapter.not_learnt:
+        line += (
+            f"; {adapter.not_learnt:,} more that were added meanwhile are not learnt: run the same "
+            "command again"
+        )
     if adapter.parts > 1:
         line += f", in {adapter.parts} parts"
     if len(losses) > 1:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from serving.cli import main as main_module
+from serving.cli.corpus_train import _show
 from serving.cli.main import main
+from serving.corpus_training.values import CorpusSummary, CorpusTrainingOutcome, End
 from tests.serving.commands import Ended, run
 from tests.serving.corpus_training.conftest import DOCUMENTS, SEQUENCES, AddDocuments
 
@@ -128,3 +131,14 @@ def test_what_cannot_be_trained_is_refused(
     refused = (unknown, empty, tokenizer, precision, locked)
     assert [ended.status for ended in refused] == [1] * len(refused)
     assert all(ended.err.splitlines()[-1].startswith("mayfly: ") for ended in refused)
+
+
+def test_it_says_what_was_added_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = CorpusSummary(72, 12, 6, 1, 1e-3, 2)
+
+    _show("ships", CorpusTrainingOutcome(End.LEARNT, adapter, 72, 9.0))
+    _show("ships", CorpusTrainingOutcome(End.LEARNT, replace(adapter, not_learnt=0), 72, 9.0))
+
+    more, all_of_them = capsys.readouterr().out.splitlines()
+    assert "; 6 more that were added meanwhile are not learnt: run the same command again" in more
+    assert "more" not in all_of_them
