@@ -65,6 +65,16 @@ def code_digest(*options: str) -> str:
     return hashlib.sha256(text + _git("diff", "HEAD")).hexdigest()[:12]
 
 
+def source_digest(*patterns: str) -> str:
+    """Identifies the content of source files.
+
+    Args:
+        patterns: glob patterns, from the root of the repository.
+    """
+    files = sorted(file for pattern in patterns for file in ROOT.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def _commit() -> str:
     return _git("rev-parse", "HEAD").decode().strip()
 

@@ -29,7 +29,7 @@ from benchmarks.harness.command_line import progress
 from benchmarks.harness.provenance import ROOT
 from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
-from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.ingest.ingest import Chunking, Document, ingest, tokenizer_digest
 from serving.config import bundled_model
 
 MODEL = "nano"
@@ -192,10 +192,8 @@ def metric_samples(
     Raises:
         httpx.HTTPError: the server did not answer.
     """
-    reply = httpx.get(
-        f"{url}/metrics", headers=dict(headers or {}), timeout=timeout
-    ).raise_for_status()
-    for line in reply.text.splitlines():
+    reply = httpx.get(f"{url}/metrics", headers=dict(headers or {}), timeout=timeout)
+    for line in reply.raise_for_status().text.splitlines():
         if match := _SAMPLE.fullmatch(line):
             yield match[1], match[2] or "", float(match[3])
 
@@ -205,7 +203,9 @@ def shared_memory_files(folder: Path = _SHARED_MEMORY) -> set[str]:
     return {each.name for each in folder.iterdir()}
 
 
-def create_corpora(home: Path, corpora: Mapping[str, Sequence[Document]]) -> None:
+def create_corpora(
+    home: Path, corpora: Mapping[str, Sequence[Document]], chunking: Chunking | None = None
+) -> None:
     """Create corpora in a home, for the bundled model."""
     from transformers import AutoTokenizer
 
@@ -213,7 +213,7 @@ def create_corpora(home: Path, corpora: Mapping[str, Sequence[Document]]) -> Non
     for name, documents in corpora.items():
         progress(f"corpus {name}")
         corpus = Corpus.create(home / "corpora", name, embedder, tokenizer_digest(tokenizer))
-        ingest(corpus, documents, embedder, tokenizer)
+        ingest(corpus, documents, embedder, tokenizer, chunking=chunking)
         corpus.close()
 
 

@@ -55,7 +55,7 @@ class Load:
     def steps(self) -> int | None:
         """Steps that each request must take; None where the budget leaves them open."""
         name, _, count = (self.budget or "none").partition("=")
-        return int(count) if name == "steps" else 0 if name == "none" else None
+        return int(count) if name == "steps" else 0 if name in ("none", "instant") else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Answer:
     def is_short(self, load: Load) -> bool:
         """Whether the request failed, got no adapter, or took fewer steps than its budget."""
         if self.status != 200 or self.tokens < load.answer:
+            return True
+        if load.budget == "instant" and not self.report.get("adapted"):
             return True
         steps = self.report["spent"]["steps"] if self.report else 0
         return steps == 0 if load.steps is None else steps != load.steps

@@ -160,17 +160,35 @@ async def _post(client: httpx.AsyncClient, path: str, body: dict[str, str]) -> N
 
 
 def race(
-    mayfly_url: str, lora_url: str, load: Load, home: Path, corpus: str, rounds: int, seed: int
+    mayfly_url: str,
+    lora_url: str,
+    load: Load,
+    home: Path,
+    corpus: str,
+    rounds: int,
+    seed: int,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Run rounds of the same load on Mayfly and both baselines, in turn.
+
+    Args:
+        mayfly_url: base URL of Mayfly.
+        lora_url: base URL of the server that loads the baselines' adapters.
+        load: the closed loop.
+        home: home of the corpus.
+        corpus: the corpus.
+        rounds: number of rounds.
+        seed: seed of the prompts.
+        steps: steps of the baselines; None takes those of the load.
 
     Returns:
         The ratios of requests per second, and what they are made of.
     """
-    assert load.steps, "the baselines take a fixed number of steps"
+    steps = steps or load.steps
+    assert steps, "the baselines take a fixed number of steps"
     progress("selecting for the baselines")
     selections = select_sequences(
-        home, corpus, [text for n in range(rounds) for text in excerpts(load, seed + n)], load.steps
+        home, corpus, [text for n in range(rounds) for text in excerpts(load, seed + n)], steps
     )
     cores, before = os.cpu_count() or 1, dict(os.environ)
     # Number of processes, and threads of each.

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.processes import openmp_threads
-from benchmarks.harness.provenance import CACHE, ROOT, provenance
+from benchmarks.harness.provenance import CACHE, ROOT, provenance, source_digest
 from benchmarks.quality.domains import DOMAINS, fetch, read
 from benchmarks.quality.measurements import MeasurementFile
 from benchmarks.quality.passages import Passage, PassageSet, make_set
@@ -223,14 +223,8 @@ def _key(variant: Variant, passage: Passage) -> str:
 
 def _code_digest() -> str:
     """Digest of the code that measurements depend on."""
-    files = sorted(
-        [
-            *ROOT.glob("selection/**/*.py"),
-            *ROOT.glob("adapters/**/*.py"),
-            *(Path(__file__).with_name(name) for name in _HASHED_MODULES),
-        ]
-    )
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    own = (f"benchmarks/quality/{name}" for name in _HASHED_MODULES)
+    return source_digest("selection/**/*.py", "adapters/**/*.py", *own)
 
 
 if __name__ == "__main__":

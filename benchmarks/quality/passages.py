@@ -78,6 +78,8 @@ def make_set(
     max_bytes: int | None = None,
     prefix_tokens: int = PREFIX,
     suffix_tokens: int = SUFFIX,
+    near_left_out: bool = False,
+    more: Sequence[Document] = (),
 ) -> PassageSet:
     """Hold out documents of each group and cut a passage from each; ingest all others.
 
@@ -92,6 +94,9 @@ def make_set(
         max_bytes: bytes of each group's other documents that go into the corpus; None for all.
         prefix_tokens: tokens of a passage that are the prompt.
         suffix_tokens: tokens of a passage that are scored.
+        near_left_out: whether documents that share much with a passage are left out, instead of
+            marked by `near`.
+        more: further documents of the corpus, of which none is held out.
 
     Raises:
         ValueError: a group has too few documents that are long enough.
@@ -119,10 +124,12 @@ def make_set(
             raise ValueError(
                 f"{group} has only {held_out} documents that are long enough for a passage"
             )
+    rest += more
     near = near_duplicates(passages, rest)
     rest = [
         replace(d, metadata={**d.metadata, "near": d.name in near, "share": _share(d.name)})
         for d in rest
+        if not near_left_out or d.name not in near
     ]
 
     content = [tokenizer_digest(tokenizer), selector.embedder.name, passages, rest]

@@ -22,7 +22,7 @@ REPORT = {
 
 @pytest.mark.parametrize(
     ("budget", "steps"),
-    [("steps=20", 20), ("none", 0), (None, 0), ("auto", None), ("seconds=1", None)],
+    [("steps=20", 20), ("none", 0), (None, 0), ("instant", 0), ("auto", None), ("seconds=1", None)],
 )
 def test_a_budget_of_steps_states_the_steps(budget: str | None, steps: int | None) -> None:
     assert Load(budget, 1, 64, 3).steps == steps
@@ -46,6 +46,13 @@ def test_an_answer_with_other_steps_than_requested_is_short(
     )
 
     assert answer.is_short(Load(budget, 1, 64, 3)) == short
+
+
+def test_an_instant_answer_of_the_base_model_is_short() -> None:
+    load, spent = Load("instant", 1, 64, 3), {"steps": 0, "seconds": 0.0}
+
+    assert Answer(200, 0.1, 0.2, 3, 64, {"adapted": False, "spent": spent}).is_short(load)
+    assert not Answer(200, 0.1, 0.2, 3, 64, {"adapted": True, "spent": spent}).is_short(load)
 
 
 def test_an_error_or_an_incomplete_answer_is_short() -> None:

@@ -82,6 +82,18 @@ def test_the_corpus_takes_at_most_max_bytes_of_a_group(selector: Selector, nano:
     assert 0 < part.sequences < whole.sequences
 
 
+def test_near_duplicates_can_be_left_out_and_others_added(selector: Selector, nano: str) -> None:
+    (passage, *_) = make_set("set", DOCUMENTS, 1, nano, selector).passages
+    copy, other = Document("copy", passage.prefix + passage.suffix), Document("other", text("nut"))
+
+    made = make_set("set", DOCUMENTS, 1, nano, selector, near_left_out=True, more=[copy, other])
+
+    corpus = Corpus.open(selector.config.root, made.corpus)
+    stored = {entry.name for entry in corpus.documents()}
+    assert "other" in stored
+    assert "copy" not in stored
+
+
 def test_a_group_with_too_few_documents_is_refused(selector: Selector, nano: str) -> None:
     with pytest.raises(ValueError, match="trees has only 3 documents"):
         make_set("set", DOCUMENTS, 4, nano, selector)
