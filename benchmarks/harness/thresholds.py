@@ -35,3 +35,8 @@ MIN_BASE_TOKEN_SPEEDUP, MIN_INGEST_SPEEDUP = 1.4, 1.3
 MIN_NEIGHBOUR_RECALL = 0.99
 # Points of exact match of the chosen trained arm over ten examples in the prompt.
 MIN_FEWSHOT_GAIN = 20.0
+# The adapter of a corpus alone: its share of the best arm's gain, and of the seconds of 50 steps.
+MIN_INSTANT_GAIN_SHARE, MAX_INSTANT_SECONDS_SHARE = 0.9, 0.05
+# Training a hundredth more of documents, over training all anew; requests beside a training of a
+# corpus, over those alone.
+MAX_INCREMENT_SHARE, MAX_BESIDE_TRAINING_RATIO = 0.05, 1.3

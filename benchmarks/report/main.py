@@ -14,6 +14,7 @@ import json
 import os
 from pathlib import Path
 
+from benchmarks.report.corpus_adapter import corpus_adapter
 from benchmarks.report.fewshot import fewshot
 from benchmarks.report.formatting import Plots, Section, provenance_line
 from benchmarks.report.latency import latency
@@ -39,6 +40,12 @@ SECTIONS = (
         "Ten examples of a new format",
         {"fewshot": "make bench-fewshot"},
         fewshot,
+    ),
+    Section(
+        "corpus-adapter",
+        "The adapter of a corpus",
+        {"corpus-adapter": "make bench-corpus-adapter"},
+        corpus_adapter,
     ),
     Section(
         "stopping",

@@ -1,0 +1,169 @@
+"""The adapter of a corpus: what it gains and costs, and what becomes of it when documents go.
+
+- quality: bits per byte of held-out text, in per cent of the base model's, and seconds at the time
+  of the request: SIFT from scratch, the corpus's adapter, SIFT from there, with and without the
+  chosen text in the prompt.
+- instant: the first token beside a resident adapter of plain vLLM, and answers per second beside a
+  PEFT loop per request.
+- canary: whether anything still knows a document that was learnt and then removed or replaced.
+- kills: the command, killed at random moments, and single flipped bits.
+- increment: the cost of a hundredth more of documents, and of a training beside requests.
+
+All but quality use the bundled model. A part that is given `--seconds` begins nothing after them,
+and its result says how much was measured. Quality continues an interrupted run of the same code and
+size; `--prepare` makes and trains its corpora ahead. Parts that are not measured are kept from
+`--out`, if that exists.
+
+    python benchmarks/corpus_adapter.py [--only quality] [--model smollm2] [--seconds 600] [--json]
+    [--out benchmarks/results/corpus-adapter.json]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+
+from benchmarks.corpus_adapters.arms import TRAININGS
+from benchmarks.corpus_adapters.canary import measure_canary
+from benchmarks.corpus_adapters.corpora import (
+    LARGE,
+    MIXED,
+    NANO_SIZE,
+    QUICK_SIZE,
+    REAL_SIZE,
+    USED,
+    Size,
+)
+from benchmarks.corpus_adapters.increment import measure_increment
+from benchmarks.corpus_adapters.instant import measure_instant
+from benchmarks.corpus_adapters.kills import measure_kills
+from benchmarks.corpus_adapters.result import merged, show, summary
+from benchmarks.corpus_adapters.study import Study
+from benchmarks.harness.command_line import argument_parser, progress, write_result
+from benchmarks.harness.measures import TimeLimit
+from benchmarks.harness.provenance import CACHE, provenance, source_digest
+from benchmarks.harness.server import temporary_home
+from serving.models.catalogue import NANO, model_folder
+
+PARTS = ("quality", "instant", "canary", "kills", "increment")
+# The amount of work of a part: as a result needs it, and to see whether all works.
+REQUESTS, KILLS, ROUNDS = 1000, 50, 5
+QUICK_REQUESTS, QUICK_KILLS, QUICK_ROUNDS = 64, 4, 1
+# What the passages' scores depend on.
+_HASHED = (
+    "selection/**/*.py",
+    "adapters/**/*.py",
+    *(f"benchmarks/corpus_adapters/{name}.py" for name in ("arms", "corpora", "quality")),
+    "benchmarks/quality/passages.py",
+)
+
+
+def measure(part: str, options: Namespace) -> dict[str, Any] | None:
+    """Measure a part; None if its time was over before anything was measured."""
+    if part == "quality":
+        return _quality(options)
+    rounds, seed, limit = options.rounds, options.seed, TimeLimit(options.seconds)
+    with temporary_home() as home:
+        match part:
+            case "instant":
+                return measure_instant(home, rounds, seed, limit)
+            case "canary":
+                return measure_canary(home, options.requests, seed, limit)
+            case "kills":
+                return measure_kills(home, options.kills, seed, limit)
+            case _:
+                return measure_increment(home, rounds, seed, limit)
+
+
+def _quality(options: Namespace) -> dict[str, Any] | None:
+    model, size = str(Path(model_folder(options.model)).absolute()), _size(options)
+    key = repr((model, astuple(size), source_digest(*_HASHED)))
+    folder = CACHE / f"corpus-adapter-{sha256(key.encode()).hexdigest()[:12]}"
+    limit = TimeLimit(options.seconds)
+    study = Study(model, size, folder, options.workers)
+    if options.prepare:
+        study.prepare(limit)
+        return None
+    measured = study.run(limit)
+    return None if measured is None else {"size": vars(size), **measured}
+
+
+def _size(options: Namespace) -> Size:
+    size = NANO_SIZE if Path(options.model).name == NANO else REAL_SIZE
+    if options.quick:
+        size = replace(QUICK_SIZE, prefix=size.prefix, suffix=size.suffix)
+    return replace(
+        size,
+        kinds=tuple(options.corpora or size.kinds),
+        trainings=options.trainings or size.trainings,
+        passages=options.passages or size.passages,
+        corpus_bytes=options.corpus_bytes or size.corpus_bytes,
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure (default: all)"
+    )
+    parser.add_argument("--seconds", type=float, help="limit of each part (default: none)")
+    parser.add_argument("--quick", action="store_true", help="little work, to see whether it works")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    quality = parser.add_argument_group("quality")
+    quality.add_argument("--model", default=NANO, help="the model (default: %(default)s)")
+    quality.add_argument("--corpora", nargs="+", choices=(*USED, MIXED, LARGE), help="which")
+    quality.add_argument("--passages", type=int, help="passages of each corpus")
+    quality.add_argument("--corpus-bytes", type=int, help="text of the corpus of a domain")
+    quality.add_argument("--trainings", choices=list(TRAININGS), help="which are compared")
+    quality.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    quality.add_argument("--prepare", action="store_true", help="make and train the corpora only")
+    others = parser.add_argument_group("other parts")
+    add: Callable[..., Any] = others.add_argument
+    add("--requests", type=int, help=f"of canary, after the removals (default: {REQUESTS})")
+    add("--kills", type=int, help=f"number (default: {KILLS})")
+    add("--rounds", type=int, help=f"of instant and increment (default: {ROUNDS})")
+    return parser
+
+
+def _parsed() -> Namespace:
+    options = _parser().parse_args()
+    quick = options.quick
+    options.requests = options.requests or (QUICK_REQUESTS if quick else REQUESTS)
+    options.kills = options.kills or (QUICK_KILLS if quick else KILLS)
+    options.rounds = options.rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    return options
+
+
+def main() -> None:
+    """Measure, print, write the JSON."""
+    options, facts = _parsed(), provenance()
+    parts: dict[str, Mapping[str, Any]] = {}
+    for part in options.only:
+        started = time.monotonic()
+        measured = measure(part, options)
+        progress("")
+        if measured is None:
+            print(f"{part}: nothing was measured", file=sys.stderr)
+            continue
+        name = f"quality {Path(options.model).name}" if part == "quality" else part
+        origin = {key: facts[key] for key in ("command", "commit")}
+        seconds = round(time.monotonic() - started, 1)
+        parts[name] = {**origin, "quick": options.quick, "seconds": seconds, **measured}
+    parts = merged(options.out, parts)
+    numbers = summary(parts)
+    show(numbers, parts, Console(stderr=options.json))
+    write_result(options, {**facts, **numbers, "parts": parts}, numbers)
+
+
+if __name__ == "__main__":
+    main()

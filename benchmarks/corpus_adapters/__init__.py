@@ -1,0 +1,1 @@
+"""Adapters of corpora: what they gain and cost, and what becomes of them when documents go."""

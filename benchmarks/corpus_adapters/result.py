@@ -1,0 +1,83 @@
+"""The result: parts that were measured in different runs, in one file, and what they come to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+# What was measured, by part: "quality MODEL", or the name of another part.
+Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+_QUALITY = "quality "
+
+
+def merged(file: Path | None, parts: Parts) -> dict[str, Mapping[str, Any]]:
+    """The parts of a former result's file, if there is one, replaced by those of this run."""
+    former: dict[str, Mapping[str, Any]] = {}
+    if file is not None and file.exists():
+        former = json.loads(file.read_text())["parts"]
+    return {**former, **parts}
+
+
+def summary(parts: Parts) -> dict[str, Any]:
+    """The numbers that a run ends with; None for what was not measured."""
+    quality = {
+        name.removeprefix(_QUALITY): part
+        for name, part in parts.items()
+        if name.startswith(_QUALITY)
+    }
+    instant, canary, kills, increment = (
+        parts.get(name) for name in ("instant", "canary", "kills", "increment")
+    )
+    return {
+        "percent_of_base": {
+            model: {arm: found["percent_of_base"] for arm, found in part["arms"].items()}
+            for model, part in quality.items()
+        }
+        or None,
+        "instant": {
+            **{
+                key: {model: part["instant"][key] for model, part in quality.items()} or None
+                for key in ("gain_share", "gain_share_without_shown", "seconds_share")
+            },
+            **{
+                key: None if instant is None else instant[key]
+                for key in ("first_token_ratio", "speedup_vs_naive")
+            },
+        },
+        "sift_from_corpus_minus_best_single": {
+            model: part["sift_from_corpus_minus_best_single"] for model, part in quality.items()
+        }
+        or None,
+        "canary_known": None if canary is None else canary["canary_known"],
+        "kills": None
+        if kills is None
+        else {key: kills[key] for key in ("injected", "resumed", "half_written_used")},
+        "increment_cost_share": None if increment is None else increment["increment_cost_share"],
+        "beside_training_ratio": None
+        if increment is None
+        else {budget: found["ratio"][0] for budget, found in increment["beside_training"].items()},
+    }
+
+
+def show(numbers: Mapping[str, Any], parts: Parts, console: Console) -> None:
+    """Print the arms of each model, and the other numbers."""
+    for name, part in parts.items():
+        if not name.startswith(_QUALITY):
+            continue
+        table = Table(name, "% of base", "s at the request", box=None, pad_edge=False)
+        for arm, found in part["arms"].items():
+            mean, low, high = found["percent_of_base"]
+            table.add_row(arm, f"{mean:.1f} ({low:.1f} to {high:.1f})", f"{found['seconds']:.3f}")
+        console.print(table)
+        console.print(f"{part['passages']} passages: {part['passages_of']}", highlight=False)
+    table = Table("", "", box=None, pad_edge=False, show_header=False)
+    for key, value in numbers.items():
+        if key != "percent_of_base":
+            table.add_row(key.replace("_", " "), json.dumps(value))
+    console.print(table, highlight=False)

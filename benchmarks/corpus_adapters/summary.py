@@ -1,0 +1,94 @@
+"""What the arms score: per cent of base with intervals, seconds, and what is better than what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from benchmarks.corpus_adapters.arms import BASE, COMBINED, FRESH, INSTANT, Arm
+from benchmarks.quality.bootstrap import interval
+
+Interval = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of a passage.
+
+    Attributes:
+        corpus: the corpus that it was held out of.
+        document: its document.
+        scores: bits per byte and seconds by arm, as `quality.Scores`.
+    """
+
+    corpus: str
+    document: str
+    scores: Mapping[str, Sequence[float]]
+
+    def percent(self, arm: Arm) -> float:
+        """Bits per byte in per cent of the base model's."""
+        return 100 * self.scores[arm.name][0] / self.scores[BASE.name][0]
+
+    def seconds(self, arm: Arm) -> float:
+        """Seconds at the time of the request."""
+        return self.scores[arm.name][1]
+
+
+def by_arm(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """Per cent of base, its difference to 20 steps from scratch, and mean seconds of each arm."""
+    return {
+        arm.name: {
+            "percent_of_base": _interval(rows, [row.percent(arm) for row in rows]),
+            "minus_fresh": _interval(rows, [row.percent(arm) - row.percent(FRESH) for row in rows]),
+            "seconds": mean(row.seconds(arm) for row in rows),
+        }
+        for arm in arms
+    }
+
+
+def by_corpus(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
+    """Mean per cent of base by corpus and arm."""
+    return {
+        corpus: {
+            arm.name: mean(row.percent(arm) for row in rows if row.corpus == corpus) for arm in arms
+        }
+        for corpus in dict.fromkeys(row.corpus for row in rows)
+    }
+
+
+def instant_shares(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:
+    """What the corpus's adapter keeps of the best arm's gain, of all arms and of those without
+    shown text, and its share of the seconds of SIFT's longest arm.
+    """
+    longest = max((arm for arm in arms if arm.start == "fresh"), key=lambda arm: arm.steps)
+    best, gain_share = _share(rows, arms)
+    _, unshown = _share(rows, [arm for arm in arms if not arm.shown])
+    seconds = [mean(row.seconds(arm) for row in rows) for arm in (INSTANT, longest)]
+    return {
+        "best_arm": best,
+        "gain_share": gain_share,
+        "gain_share_without_shown": unshown,
+        "seconds_share": seconds[0] / seconds[1],
+        "seconds_share_of": longest.name,
+    }
+
+
+def combined_gain(rows: Sequence[Row], arms: Sequence[Arm]) -> Interval:
+    """How many points more SIFT from the corpus's adapter gains than the better of both alone."""
+    single = [arm for arm in arms if not arm.shown and (arm.start == "fresh" or arm == INSTANT)]
+    best = min(single, key=lambda arm: mean(row.percent(arm) for row in rows))
+    return _interval(rows, [row.percent(best) - row.percent(COMBINED) for row in rows])
+
+
+def _share(rows: Sequence[Row], arms: Sequence[Arm]) -> tuple[str, float | None]:
+    """The best arm, and the part of its gain that the corpus's adapter has alone."""
+    gains = {arm: 100 - mean(row.percent(arm) for row in rows) for arm in arms}
+    best = max(gains, key=lambda arm: gains[arm])
+    return best.name, gains[INSTANT] / gains[best] if gains[best] > 0 else None
+
+
+def _interval(rows: Sequence[Row], values: Sequence[float]) -> Interval:
+    """Mean and 90 % interval; passages of one document are drawn together."""
+    return interval(values, [row.document for row in rows])
