@@ -28,9 +28,9 @@ from selection.ingest.ingest import Document
 GROWING, ASKED = "growing", "asked"
 BUDGETS = ("steps=5", "none")
 ADDED_SHARE = 0.01
-_PACKAGES = ("adapters", "selection", "serving")
+_PACKAGES = ("adapters", "selection")
 # Requests of a round and budget, and how many a second: between most of them the training goes on.
-_REQUESTS, _WARM_UP_REQUESTS, _RATE = 10, 2, 0.5
+_REQUESTS, _WARM_UP_REQUESTS, _RATE = 8, 2, 0.5
 _START_SECONDS, _POLL_SECONDS = 120.0, 0.2
 # Longer than a part of the benchmark takes.
 _PASSES = 20
@@ -59,7 +59,7 @@ def measure_increment(home: Path, rounds: int, seed: int, limit: TimeLimit) -> d
 
 
 def _documents(rng: random.Random) -> tuple[list[Document], list[Document]]:
-    """The sources of Mayfly, and a hundredth of them, by size, that is added later."""
+    """Sources of Mayfly, and a hundredth of them, by size, that is added later."""
     files = sorted(file for package in _PACKAGES for file in (ROOT / package).rglob("*.py"))
     documents = [
         Document(file.relative_to(ROOT).as_posix(), file.read_text())

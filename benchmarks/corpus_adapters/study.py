@@ -113,13 +113,15 @@ class Study:
     def _learn(self, passages: Mapping[str, HeldOut], limit: TimeLimit) -> None:
         """Train the adapters of the corpora, and keep what the command says of each."""
         missing = [kind for kind in passages if f"learnt {kind}" not in self._journal]
-        rounds = math.ceil(len(missing) / self._workers) * len(self._homes)
 
-        def train(kind: str) -> dict[str, Any]:
+        def train(number: int, kind: str) -> dict[str, Any]:
+            rounds = math.ceil((len(missing) - number) / self._workers) * len(self._homes)
             return {} if limit.is_over else self._outcome(passages[kind], limit.left / rounds)
 
         with ThreadPoolExecutor(self._workers) as pool:
-            for kind, outcome in zip(missing, pool.map(train, missing), strict=True):
+            for kind, outcome in zip(
+                missing, pool.map(train, range(len(missing)), missing), strict=True
+            ):
                 if outcome and all(each["adapter"]["sequences"] for each in outcome.values()):
                     self._journal.once(f"learnt {kind}", lambda: outcome)  # noqa: B023
                 else:
