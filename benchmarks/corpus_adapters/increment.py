@@ -30,7 +30,7 @@ BUDGETS = ("steps=5", "none")
 ADDED_SHARE = 0.01
 _PACKAGES = ("adapters", "selection")
 # Requests of a round and budget, and how many a second: between most of them the training goes on.
-_REQUESTS, _WARM_UP_REQUESTS, _RATE = 8, 2, 0.5
+_REQUESTS, _WARM_UP_REQUESTS, _RATE = 8, 2, 0.3
 _START_SECONDS, _POLL_SECONDS = 120.0, 0.2
 # Longer than a part of the benchmark takes.
 _PASSES = 20
@@ -80,6 +80,8 @@ def _beside_training(home: Path, rounds: int, seed: int, limit: TimeLimit) -> di
     seconds: dict[str, dict[str, list[float]]] = {
         budget: {"alone": [], "beside": []} for budget in BUDGETS
     }
+    # What the training took beside the requests of each round.
+    steps: list[int] = []
     with (
         mayfly_server(home, "--corpus", ASKED) as server,
         httpx.Client(base_url=server.url, timeout=600) as client,
@@ -90,7 +92,7 @@ def _beside_training(home: Path, rounds: int, seed: int, limit: TimeLimit) -> di
             # The first round is a warm-up.
             requests = _REQUESTS if number else _WARM_UP_REQUESTS
             for kind in ("alone", "beside") if number % 2 else ("beside", "alone"):
-                with _training(client) if kind == "beside" else nullcontext():
+                with _training(client, steps) if kind == "beside" else nullcontext():
                     for budget in BUDGETS:
                         progress(f"{budget} {kind} a training: round {number} of {rounds}")
                         load = Load(budget, requests, 128, 32, at_once=None, rate=_RATE)
@@ -107,6 +109,7 @@ def _beside_training(home: Path, rounds: int, seed: int, limit: TimeLimit) -> di
                 ]
             ),
             "seconds": {kind: spread(values) for kind, values in each.items()},
+            "training_steps": steps,
         }
         for budget, each in seconds.items()
     }
@@ -120,8 +123,8 @@ def _median_seconds(url: str, load: Load, seed: int) -> float:
 
 
 @contextmanager
-def _training(client: httpx.Client) -> Iterator[None]:
-    """Train the other corpus within the `with` block.
+def _training(client: httpx.Client, steps: list[int]) -> Iterator[None]:
+    """Train the other corpus within the `with` block, and append the number of its steps.
 
     Raises:
         RuntimeError: the training does not begin, or has ended before the block.
@@ -134,5 +137,8 @@ def _training(client: httpx.Client) -> Iterator[None]:
             raise RuntimeError(f"the training has not begun: {seen}")
         time.sleep(_POLL_SECONDS)
     yield
+    training = client.get(path).raise_for_status().json()["training"]
+    # Each training goes on from the checkpoint of the one before.
+    steps.append(training["sequences"]["done"] - sum(steps))
     # It has ended if it cannot be cancelled.
     client.post(f"{path}/cancel").raise_for_status()

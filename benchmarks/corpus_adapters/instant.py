@@ -54,6 +54,8 @@ def measure_instant(home: Path, rounds: int, seed: int, limit: TimeLimit) -> dic
     _save_adapter(home, home / "resident")
     with ExitStack() as stack:
         servers = Servers(home, stack)
+        for name in SERVERS:
+            servers.url(name)
         first = {
             str(count): _first_token(
                 servers, count, rounds, seed + 1000 * count, TimeLimit(share * limit.left)

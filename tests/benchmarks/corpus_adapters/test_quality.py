@@ -1,0 +1,46 @@
+"""The scores of arms on a passage, with the real trainer and selector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapters import Trainer
+from benchmarks.corpus_adapters.arms import BASE, INSTANT, SERVED_RATE, Arm, Training, arms_of
+from benchmarks.corpus_adapters.learning import open_selector, trained_shape, trainer_config
+from benchmarks.corpus_adapters.quality import QualityRunner
+from benchmarks.quality.passages import make_set
+from selection.ingest.ingest import Document
+from tests.trained_corpora import train_corpus
+
+_PREFIX = 32
+_TRAININGS = (Training("fresh", (5, 20)), Training("corpus", (2, 10), SERVED_RATE))
+
+
+def _text(topic: str) -> str:
+    return "\n".join(f"{topic} {n} costs {n * n} zorkmids in the {topic} shop" for n in range(60))
+
+
+def test_each_arm_is_scored_with_the_adapter_that_it_names(tmp_path: Path, nano: str) -> None:
+    documents = [Document(name, _text(name)) for name in ("apple", "pear", "plum")]
+    selector = open_selector(tmp_path, nano)
+    made = make_set("shop", {"fruit": documents}, 1, nano, selector, None, _PREFIX, _PREFIX)
+    selector.corpora.close()
+    runner = QualityRunner(nano, {"corpus": tmp_path}, _TRAININGS, _PREFIX)
+    (passage,) = made.passages
+    with pytest.raises(RuntimeError, match="no request starts from corpus"):
+        runner.measure(passage, made.corpus)
+    train_corpus(
+        tmp_path / "corpora", made.corpus, Trainer(trainer_config(nano)), trained_shape(nano)
+    )
+
+    scores = runner.measure(passage, made.corpus)
+
+    assert {*scores} == {arm.name for arm in arms_of(_TRAININGS)}
+    bits = {name: bits for name, (bits, _) in scores.items()}
+    assert len({*bits.values()}) == len(bits)
+    assert bits[INSTANT.name] < bits[BASE.name]
+    assert bits[Arm("corpus", 10, SERVED_RATE).name] < bits[INSTANT.name]
+    assert bits[Arm(steps=20).name] < bits[BASE.name]
+    assert scores[BASE.name][1] == 0
