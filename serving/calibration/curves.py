@@ -38,7 +38,7 @@ class Curve:
     exact: tuple[bool, ...] | None = None
 
     def until(self, steps: int) -> Curve:
-        """The curve of a training of at most so many steps."""
+        """The curve of a training of at most `steps` steps."""
         exact = None if self.exact is None else self.exact[: steps + 1]
         return Curve(self.percent[: steps + 1], self.prompt[: steps + 1], exact)
 

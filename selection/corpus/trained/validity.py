@@ -168,7 +168,7 @@ class Validity:
             return replace(
                 nothing,
                 info=info,
-                reason="the corpus was retokenized since its adapter was trained",
+                reason=_RETOKENIZED,
             )
         learnt, damaged = {}, set()
         sequences_N2, contents = self._sequences.all(), self._sequences.contents()

@@ -270,7 +270,7 @@ def test_an_adapter_stays_divided_as_it_is(
 
     train(divided, parts=1)
     divided.delete("cats 1")
-    # So many sequences would be divided if they were trained for the first time.
+    # A first training would divide a corpus of this size.
     monkeypatch.setattr("selection.corpus.trained.plan.PART_FROM", PART_SIZE)
 
     assert len(divided.training.plan(SHAPE).parts) == 1
