@@ -246,9 +246,7 @@ class TrainingLoop:
             self._finish([(job, TrainingStop.DIVERGED)])
             return False
         learning_rate = job.request.learning_rate or self._learning_rate
-        self.bank.step(
-            job.assigned_slot, gradient_P, learning_rate * job.request.learning_rate_factor
-        )
+        self.bank.step(job.assigned_slot, gradient_P, learning_rate * job.learning_rate_factor)
         if job.step.gradient_is_kept:
             job.saved_gradients[job.step.sequences[0]] = gradient_P.clone(), loss
         job.sequences_used += len(job.step.sequences)
