@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adapters.trainer import Trainer
     from adapters.training import (
         Probe,
+        StartComparison,
         TrainingProgress,
         TrainingRequest,
         TrainingResult,
@@ -25,6 +26,7 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "Probe",
+    "StartComparison",
     "Trainer",
     "TrainerConfig",
     "TrainingProgress",
@@ -45,6 +47,7 @@ _MODULES = {
     "TrainingState": "training",
     "TrainingStop": "training",
     "Probe": "training",
+    "StartComparison": "training",
 }
 
 

@@ -82,6 +82,24 @@ class TrainingState:
 
 
 @dataclass(frozen=True)
+class StartComparison:
+    """Losses of the probe before the first step, in nats per token.
+
+    Attributes:
+        start_loss: Under the start of the request.
+        fresh_loss: Under a fresh adapter, which is the base model.
+    """
+
+    start_loss: float
+    fresh_loss: float
+
+    @property
+    def uses_start(self) -> bool:
+        """Whether the training goes on from the start; from a fresh adapter otherwise."""
+        return self.start_loss < self.fresh_loss
+
+
+@dataclass(frozen=True)
 class TrainingRequest:
     """What one adapter is trained on, and how; the same in this process and across processes.
 
@@ -95,6 +113,11 @@ class TrainingRequest:
         start: Weights of an earlier adapter of the same trainer, to train further; None for a fresh
             adapter. Adam's moments start at zero either way, since each training is an adaptation
             of its own (paper section 2). A state continues an earlier training with its moments.
+        start_if_better: Whether the start is used only if it lowers the probe's loss. Before the
+            first step that loss is then measured without an adapter, too, which costs another
+            forward pass. If the start does not lower it, training begins with a fresh adapter, at
+            the learning rate without the factor. Where the seconds do not suffice for a probe
+            beside the first step, nothing is compared, and the start is used.
         learning_rate: Adam learning rate; None for the trainer's.
         learning_rate_factor: Factor on either learning rate, such as less than 1 for a start that
             has already learnt much.
@@ -114,8 +137,8 @@ class TrainingRequest:
     Raises:
         TrainingOptionError: a seed of more than 64 bits, a learning rate or a factor that is not
             positive and finite, scored ranges that are empty, overlap or do not belong to the
-            sequences, an average of no steps, or a state to keep or an average of a training that
-            returns its best adapter.
+            sequences, an average of no steps, a state to keep or an average of a training that
+            returns its best adapter, or a start to compare without a probe or without a start.
     """
 
     sequences: Sequence[Sequence[int]]
@@ -123,6 +146,7 @@ class TrainingRequest:
     seconds: float | None = None
     plan: str = "sequential"
     start: bytes | TrainingState | None = None
+    start_if_better: bool = False
     learning_rate: float | None = None
     learning_rate_factor: float = 1.0
     probe: Probe | None = None
@@ -150,6 +174,11 @@ class TrainingRequest:
             raise TrainingOptionError(
                 "a training that returns the adapter of its best evaluation has no state to keep, "
                 "and no average: leave out the gain of its probe"
+            )
+        if self.start_if_better and (self.start is None or self.probe is None):
+            raise TrainingOptionError(
+                "a start can be compared with a fresh adapter only by the loss of a probe: give "
+                "both a start and a probe"
             )
         if not 0 <= self.seed < 1 << 64:
             raise TrainingOptionError(
@@ -219,6 +248,7 @@ class TrainingResult:
         adapter_sequences: Number of sequences that the adapter was trained on; less than
             `sequences_used` if an earlier adapter was the best.
         state: With an adapter, if the request keeps it: the state after the last step.
+        comparison: Which start was used; None if nothing was compared.
     """
 
     adapter: Adapter | None
@@ -230,6 +260,7 @@ class TrainingResult:
     probe_losses: tuple[tuple[int, float], ...] = ()
     adapter_sequences: int = 0
     state: TrainingState | None = None
+    comparison: StartComparison | None = None
 
     @property
     def before_and_after(self) -> tuple[float, float] | None:

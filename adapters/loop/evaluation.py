@@ -1,8 +1,9 @@
 """Evaluator: losses under adapters in training, without learning.
 
-On the way, it evaluates the probes of requests and snapshots an adapter's weights when they are the
-best so far. At the end, it selects the weights that a request receives, if any are sound. It does
-not decide which requests go on, and does not depend on threads.
+Before the first step, it puts a fresh adapter in the place of a start that does not lower the loss
+of a request's probe. On the way, it evaluates the probes of requests and snapshots an adapter's
+weights when they are the best so far. At the end, it selects the weights that a request receives,
+if any are sound. It does not decide which requests go on, and does not depend on threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from adapters.model.base_model import BaseModel
 from adapters.model.lora import LoraBank
 from adapters.model.row import Row
 from adapters.step_time import TrainingTimes
+from adapters.training import StartComparison
 
 # Multiple of the loss of guessing above which an adapter is taken to have diverged.
 _EXPLODED = 3.0
@@ -54,20 +56,30 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate_probes(self, jobs: Sequence[Job]) -> list[Job]:
-        """Evaluate the probes of these jobs.
+        """Evaluate the probes of these jobs, and compare the starts that are to be compared.
 
         Returns:
             The jobs whose adapter has diverged.
         """
-        started = self._clock()
-        rows = [Row.of(job.probe.tokens) for job in jobs if job.probe]
         with self._bank.bind([self.slot(job) for job in jobs]):
-            losses = self._base.losses(rows).tolist()
-        diverged = [
-            job for job, loss in zip(jobs, losses, strict=True) if not self._record(job, loss)
-        ]
+            losses = self._probe_losses(jobs)
+        comparing = [job for job in jobs if job.comparison_due]
+        for job, fresh_loss in self._probe_losses(comparing).items():
+            job.comparison = StartComparison(losses[job], fresh_loss)
+            if not job.comparison.uses_start:
+                self._bank.reset(self.slot(job), job.request.seed)
+                losses[job] = fresh_loss
+        return [job for job, loss in losses.items() if not self._record(job, loss)]
+
+    def _probe_losses(self, jobs: Sequence[Job]) -> dict[Job, float]:
+        """The loss of each job's probe, under the adapters that are bound."""
+        rows = [Row.of(job.probe.tokens) for job in jobs if job.probe]
+        if not rows:
+            return {}
+        started = self._clock()
+        losses = self._base.losses(rows).tolist()
         self._times.probe.observe(len(rows) * max(map(len, rows)), self._clock() - started)
-        return diverged
+        return dict(zip(jobs, losses, strict=True))
 
     @torch.no_grad()
     def select_weights(self, jobs: Sequence[Job]) -> dict[Job, tuple[int, int]]:

@@ -19,6 +19,7 @@ from adapters.model.row import Row
 from adapters.step_plan import Step, steps_of
 from adapters.training import (
     Probe,
+    StartComparison,
     TrainingProgress,
     TrainingRequest,
     TrainingResult,
@@ -45,6 +46,8 @@ class Job:
         deadline: On the scheduler's clock; infinite for a request without a time limit.
         probe: The request's probe; None once there is no time to evaluate it beside a step.
         stopping: Evaluations of the probe.
+        comparison: The probe's losses under the request's start and a fresh adapter; None before
+            they are compared, and if they are not.
         started: Time of the first step, on the scheduler's clock; infinite before it.
         slot: Slot of the adapter; None while the job waits for one.
         losses: Losses of the steps taken.
@@ -64,6 +67,7 @@ class Job:
     sequences_used: int = 0
     saved_gradients: dict[int, tuple[Any, float]] = field(default_factory=dict)
     preempted_state: Any = None
+    comparison: StartComparison | None = None
     sequences: Sequence[Row] = field(init=False)
     steps: Sequence[Step] = field(init=False)
     deadline: float = field(init=False)
@@ -119,6 +123,19 @@ class Job:
         return self.probe is not None and self.stopping.probe_due(self.sequences_used)
 
     @property
+    def comparison_due(self) -> bool:
+        """Whether to compare the start with a fresh adapter at the next evaluation of the probe."""
+        return self.request.start_if_better and self.probe is not None and self.comparison is None
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """Factor on the learning rate: the request's, but 1 for a fresh adapter in place of its
+        start.
+        """
+        is_fresh = self.comparison is not None and not self.comparison.uses_start
+        return 1.0 if is_fresh else self.request.learning_rate_factor
+
+    @property
     def probe_outdated(self) -> bool:
         """Whether steps have been taken since the last evaluation of the probe."""
         evaluations = self.stopping.evaluations
@@ -137,7 +154,8 @@ class Job:
         due_after = (
             self.stopping.probe_due(after) if self.stopping.evaluations else after >= FIRST_INTERVAL
         )
-        count = self.probe_due + (due_after and self.probe.gain is not None)
+        due_after = due_after and self.probe.gain is not None
+        count = self.probe_due + self.comparison_due + due_after
         return [len(self.probe.tokens)] * count
 
     @property
@@ -192,4 +210,5 @@ class Job:
             probe_losses=tuple((each.sequences, each.loss) for each in self.stopping.evaluations),
             adapter_sequences=adapter_sequences,
             state=state,
+            comparison=self.comparison,
         )

@@ -251,9 +251,7 @@ class TrainingLoop:
             self._finish([(job, TrainingStop.DIVERGED)])
             return False
         learning_rate = job.request.learning_rate or self._learning_rate
-        self.bank.step(
-            job.assigned_slot, gradient_P, learning_rate * job.request.learning_rate_factor
-        )
+        self.bank.step(job.assigned_slot, gradient_P, learning_rate * job.learning_rate_factor)
         if job.request.is_averaged:
             self.bank.average(job.assigned_slot, job.request.averaged_steps)
         if job.step.gradient_is_kept:

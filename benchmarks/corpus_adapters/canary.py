@@ -202,7 +202,8 @@ class Canary:
             "prompt": [*tokens, *self._secret] if scored else tokens,
             "max_tokens": 1 if scored else _ANSWER_TOKENS,
             "temperature": 0,
-            "adaptation": {"corpus": corpus, "prompt": question, "seed": 0},
+            # Without comparing: a start that the base model replaced would show nothing.
+            "adaptation": {"corpus": corpus, "prompt": question, "seed": 0, "start": "corpus"},
             **({"prompt_logprobs": 0} if scored else {}),
         }
         headers = {"Compute-Budget": budget}

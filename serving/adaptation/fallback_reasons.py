@@ -1,4 +1,6 @@
-"""Why the base model answered in place of an adapter, in words that say what to do about it."""
+"""Why the base model answered in place of an adapter, in words that say what to do about it, and
+why a training did not start from the adapter of its corpus.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from serving.budget import Budget
 from serving.report import StopReason
 
 if TYPE_CHECKING:
-    from adapters.training import TrainingResult
+    from adapters.training import StartComparison, TrainingResult
     from selection.selector import Selection
 
 FAILED = "the adaptation failed; the server's log says why"
@@ -72,3 +74,16 @@ def no_adapter_reason(stop: TrainingStop, budget: Budget, seconds_left: float | 
             "(`mayfly corpus add --max-length`) or a lower --rank"
         )
     return f"training ended without an adapter ({stop})"
+
+
+def fresh_start_reason(comparison: StartComparison | None) -> str | None:
+    """Why a training did not start from the adapter of its corpus; None if it did, or if it did not
+    compare the two.
+    """
+    if comparison is None or comparison.uses_start:
+        return None
+    losses = f"{comparison.fresh_loss:.3f} against {comparison.start_loss:.3f}"
+    return (
+        "the base model expects the prompt at least as well as the adapter of the corpus does "
+        f"({losses} nats per token)"
+    )

@@ -213,14 +213,18 @@ class Adaptation:
         if selection is None:
             selection = await self._choice.selection()
         earlier = self._turn.find(selection.corpus, start.name) if self._turn else None
+        if start.adapter is not None and earlier is not None and earlier.fresh_reason is not None:
+            start = StartingPoint(reason=earlier.fresh_reason)
         try:
             training = await self._train(selection, start, earlier)
         except NoAdapterError as problem:
+            start = start.after(problem.training)
             if start.adapter is None:
                 raise
             report = self._report(problem.reason, problem.stop, selection, problem.training)
             return await self._answer(start.adapter, start, report)
         assert training.adapter is not None
+        start = start.after(training)
         stop, budget = StopReason(training.stop), request.budget_for(selection.calibration)
         # Of a selection that is longer, since more is shown, only a part was trained on.
         if training.stop is TrainingStop.STEPS and len(selection.ids) <= budget.steps:
@@ -232,7 +236,8 @@ class Adaptation:
             self._examples.store(selection.corpus, made, start.name)
         if self._turn is None:
             return result
-        return replace(result, reusable=CachedAdapter.after(earlier, training.adapter))
+        reusable = CachedAdapter.after(earlier, training.adapter, start.reason)
+        return replace(result, reusable=reusable)
 
     async def _adapt_without_steps(self) -> AdaptationResult:
         """Answer with the adapter of the corpus where the budget is `instant`."""

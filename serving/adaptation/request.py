@@ -75,7 +75,7 @@ class AdaptationRequest:
         plan: training plan.
         seed: seed of the adapter and of the strategy "random".
         start: whether training starts from the corpus's adapter or from a fresh one; None for the
-            former where there is one.
+            former where it lowers the prompt's loss.
         required: whether to fail rather than answer with the base model; then the steps are not
             reduced while the server is busy.
         progress: whether comments in the stream report the progress.
@@ -91,8 +91,7 @@ class AdaptationRequest:
             (`serving.adaptation.candidates`).
         shed: what a busy server took off the budget, in words; None for nothing.
         probe_tokens: end of the longest prompt in the model's tokens, whose loss shows whether
-            adapting helps; empty for a request that does not adapt, or whose prompt's loss does not
-            show it.
+            adapting helps; empty for a request that does not adapt, or where it does not show it.
         truncation: how many of the request's prompts `prompts` are; None for all of them.
     """
 
@@ -215,12 +214,14 @@ class AdaptationRequest:
         """
         calibration = selection.calibration
         budget = self.budget_for(calibration)
+        first = start.adapter if earlier is None else None
         return TrainingRequest(
             selection.sequences[: budget.steps],
             seed=self.seed,
             seconds=seconds,
             plan=self.plan,
-            start=start.adapter.weights if start.adapter and earlier is None else earlier,
+            start=first.weights if first else earlier,
+            start_if_better=first is not None and self.start != "corpus" and self._has_probe,
             learning_rate=None if calibration is None else calibration.learning_rate,
             learning_rate_factor=LEARNING_RATE_FACTOR if start.adapter else 1.0,
             probe=Probe(self.probe_tokens, budget.gain) if self._has_probe else None,
@@ -276,8 +277,7 @@ def parse_adaptation_request(
     options = {} if options is None else options
     if not isinstance(options, dict):
         raise RequestError('`adaptation` is an object such as {"corpus": "name", "seed": 0}')
-    unknown = set(options) - _OPTIONS
-    if unknown:
+    if unknown := set(options) - _OPTIONS:
         raise RequestError(
             f"`adaptation` has no {', '.join(sorted(unknown))}; "
             f"it takes {', '.join(sorted(_OPTIONS))}"

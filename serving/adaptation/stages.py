@@ -15,7 +15,11 @@ from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartF
 from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection
-from serving.adaptation.fallback_reasons import NoAdapterError, no_adapter_reason
+from serving.adaptation.fallback_reasons import (
+    NoAdapterError,
+    fresh_start_reason,
+    no_adapter_reason,
+)
 from serving.budget import Budget
 from serving.engine.current_request import LoadedAdapter
 from serving.report import StopReason
@@ -134,5 +138,7 @@ async def train_in_time(
         raise NoAdapterError(reason, StopReason.SECONDS, selection) from None
     if training.adapter is None:
         reason = no_adapter_reason(training.stop, budget, request.seconds)
+        if compared := fresh_start_reason(training.comparison):
+            reason = f"{reason}; {compared}"
         raise NoAdapterError(reason, StopReason(training.stop), selection, training)
     return training

@@ -2,7 +2,8 @@
 
 The selector finds the corpus's adapter, and `Starts` fetches its weights, once for all requests.
 Where they are gone by then, since documents were deleted or the corpus was removed, the request
-starts afresh, and its report says so.
+starts afresh, and its report says so. So it does where the adapter does not lower the loss of the
+prompt: the trainer compares, since it has the model.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any, Literal, TypeAlias
 from weakref import WeakValueDictionary
 
 from adapters.adapter import Adapter
+from adapters.training import TrainingResult
 from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
 from selection.errors import CorpusError
+from serving.adaptation.fallback_reasons import fresh_start_reason
 from serving.adaptation.stages import OverdueError, Selects, in_time
 from serving.budget import HEADER, Budget
 from serving.errors import RequestError
@@ -53,6 +56,13 @@ class StartingPoint:
     def name(self) -> str | None:
         """Name of the corpus's adapter; None for a fresh start."""
         return self.found.name if self.found else None
+
+    def after(self, training: TrainingResult | None) -> StartingPoint:
+        """What a training has started from that was given this starting point; None for one without
+        a result.
+        """
+        reason = fresh_start_reason(training.comparison) if training else None
+        return self if reason is None else StartingPoint(reason=reason)
 
     def as_dict(self) -> dict[str, Any]:
         """The object `start` of the report."""

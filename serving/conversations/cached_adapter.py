@@ -46,18 +46,24 @@ class CachedAdapter:
         name: name of the adapter.
         turns: number of turns that it was trained for.
         steps: number of training steps of these turns together.
+        fresh_reason: why the first of these turns started from a fresh adapter; None for one that
+            started from the corpus's adapter.
     """
 
     weights: bytes
     name: str
     turns: int
     steps: int
+    fresh_reason: str | None = None
 
     @classmethod
-    def after(cls, earlier: CachedAdapter | None, adapter: Adapter) -> CachedAdapter:
-        """The adapter of a turn, which continued an earlier one or started afresh."""
+    def after(
+        cls, earlier: CachedAdapter | None, adapter: Adapter, fresh_reason: str | None = None
+    ) -> CachedAdapter:
+        """The adapter of a turn, which continued an earlier one or is the first."""
         turns, steps = (earlier.turns, earlier.steps) if earlier else (0, 0)
-        return cls(adapter.weights, adapter.name, turns + 1, steps + len(adapter.losses))
+        steps += len(adapter.losses)
+        return cls(adapter.weights, adapter.name, turns + 1, steps, fresh_reason)
 
     def as_dict(self) -> dict[str, Any]:
         """The object `reused` in the report of the turn that continues it."""

@@ -23,9 +23,11 @@ from adapters.training import (
 )
 from tests.adapters.peft_reference import Base, PeftReference, assert_close, first_weights
 from tests.adapters.trainers import (
+    POISON,
     SEQUENCES,
     TIMEOUT,
     assert_same,
+    failing_on_poison,
     other_requests,
     paused,
     recorded_rows,
@@ -35,6 +37,8 @@ from tests.adapters.trainers import (
 )
 
 _EARLIER, _LATER = SEQUENCES[:3], SEQUENCES[3:]
+# An adapter that has learnt A knows B less well than the base model.
+_A, _B = SEQUENCES[0], [(37 * i * i + 11) % 97 for i in range(12)]
 
 
 def trained(trainer: Trainer, sequences: list[list[int]] = _EARLIER, seed: int = 7) -> bytes:
@@ -47,6 +51,11 @@ def trained(trainer: Trainer, sequences: list[list[int]] = _EARLIER, seed: int =
 def bytes_of(training: TrainingResult) -> bytes:
     assert training.adapter is not None
     return training.adapter.weights
+
+
+def loss_of(trainer: Trainer, text: list[int], weights: bytes | None = None) -> float:
+    """Loss of a text in nats per token, under the base model or an adapter."""
+    return trainer.nats(text, 1, weights) / (len(text) - 1)
 
 
 class TestStart:
@@ -293,6 +302,175 @@ class TestConcurrency:
         training = trainer.train(TrainingRequest(_LATER, start=trained(trainer), seconds=0.0))
 
         assert (training.adapter, training.losses, training.stop) == (None, (), "seconds")
+
+
+class TestStartIfBetter:
+    """The start is used only if it lowers the probe's loss."""
+
+    @staticmethod
+    def asking(
+        trainer: Trainer, text: list[int], gain: float | None = None, **more: Any
+    ) -> TrainingRequest:
+        """A request with a start that has learnt the text A, and this text as its probe."""
+        start = trained(trainer, [_A] * 60)
+        options: dict[str, Any] = {
+            "seed": 3,
+            "start": start,
+            "start_if_better": True,
+            "learning_rate_factor": 0.5,
+        }
+        return TrainingRequest(_LATER * 4, probe=Probe(tuple(text), gain), **options | more)
+
+    @pytest.mark.parametrize("gain", [None, 1e-9])
+    def test_it_is_used_where_it_does(self, trainer: Trainer, gain: float | None) -> None:
+        request = self.asking(trainer, _A, gain)
+
+        training = trainer.train(request)
+
+        assert training.comparison is not None
+        assert training.comparison.uses_start
+        assert training.comparison.fresh_loss == pytest.approx(loss_of(trainer, _A), rel=1e-5)
+        assert training.probe_losses[0] == (0, training.comparison.start_loss)
+        assert request.start is not None
+        plain = trainer.train(replace(request, start_if_better=False))
+        assert bytes_of(training) == bytes_of(plain)
+        assert (training.probe_losses, plain.comparison) == (plain.probe_losses, None)
+
+    @pytest.mark.parametrize("gain", [None, 1e-9])
+    @pytest.mark.parametrize("plan", PLANS)
+    def test_a_fresh_adapter_is_trained_where_it_does_not(
+        self, trainer: Trainer, plan: str, gain: float | None
+    ) -> None:
+        request = self.asking(trainer, _B, gain, plan=plan)
+
+        training = trainer.train(request)
+
+        assert isinstance(request.start, bytes)
+        assert training.comparison is not None
+        assert not training.comparison.uses_start
+        assert training.comparison.start_loss == pytest.approx(
+            loss_of(trainer, _B, request.start), rel=1e-5
+        )
+        fresh = trainer.train(
+            replace(request, start=None, start_if_better=False, learning_rate_factor=1.0)
+        )
+        assert bytes_of(training) == bytes_of(fresh)
+        assert training.losses == fresh.losses
+        assert dict(training.probe_losses) == pytest.approx(dict(fresh.probe_losses), rel=1e-6)
+        assert training.adapter_sequences == fresh.adapter_sequences
+
+    def test_a_state_leaves_no_moments_behind(self, trainer: Trainer) -> None:
+        state = trainer.train(TrainingRequest([_A] * 60, keep_state=True)).state
+
+        request = self.asking(trainer, _B, start=state, keep_state=True)
+        training = trainer.train(request)
+
+        fresh = replace(request, start=None, start_if_better=False, learning_rate_factor=1.0)
+        assert training.state == trainer.train(fresh).state
+
+    def test_it_costs_one_more_forward_pass(self, trainer: Trainer) -> None:
+        passes: list[int] = []
+        request = replace(self.asking(trainer, _A), sequences=_LATER[:1])
+        hook = trainer.base.model.base_model.register_forward_pre_hook(
+            lambda _, given: passes.append(len(given[0]))
+        )
+        try:
+            trainer.train(request)
+        finally:
+            hook.remove()
+
+        # Both evaluations, a step, and the final evaluation with the probe.
+        assert passes == [1, 1, 1, 2]
+
+    def test_each_of_several_requests_gets_its_own(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=4)
+        fresh = TrainingRequest(_LATER * 4, seed=4, probe=Probe(tuple(_B)))
+        requests = [self.asking(trainer, text, gain) for text in (_A, _B) for gain in (None, 0.5)]
+        requests = [*requests, fresh, replace(requests[1], start_if_better=False)]
+        alone = [trainer.train(request) for request in requests]
+
+        with recorded_rows(trainer) as rows:
+            with paused(trainer):
+                futures = [trainer.submit(request) for request in requests]
+            together = [future.result(TIMEOUT) for future in futures]
+
+        assert max(rows) == 4
+        for one, other in zip(together, alone, strict=True):
+            assert_same(one, other)
+            assert dict(one.probe_losses) == pytest.approx(dict(other.probe_losses), rel=1e-5)
+            assert (one.comparison is None) == (other.comparison is None)
+        uses = [each.comparison and each.comparison.uses_start for each in together]
+        assert uses == [True, True, False, False, None, None]
+
+    def test_a_preempted_request_keeps_what_it_started_from(self, tiny_llama: str) -> None:
+        trainer = trainer_of(tiny_llama, slots=1)
+        request = self.asking(trainer, _B)
+        alone, urgent = trainer.train(request), []
+
+        def submit_urgent(progress: TrainingProgress) -> None:
+            if progress.steps == 5:
+                urgent.append(trainer.submit(TrainingRequest(_LATER, seconds=TIMEOUT)))
+
+        training = trainer.train(request, on_step=submit_urgent)
+
+        assert urgent[0].result(TIMEOUT).adapter is not None
+        assert bytes_of(training) == bytes_of(alone)
+        assert training.comparison == alone.comparison
+
+    def test_a_broken_start_is_not_used(self, trainer: Trainer) -> None:
+        start = trained(trainer)[:-4] + b"\x00\x00\xc0\x7f"
+
+        training = trainer.train(self.asking(trainer, _A, start=start))
+
+        assert training.comparison is not None
+        assert math.isnan(training.comparison.start_loss)
+        assert (training.stop, training.comparison.uses_start) == ("steps", False)
+
+    @pytest.mark.parametrize(
+        ("problem", "stop"),
+        [(None, "diverged"), (MemoryError("can't allocate memory"), "out-of-memory")],
+    )
+    def test_it_is_told_where_the_first_step_fails(
+        self, trainer: Trainer, problem: Exception | None, stop: str
+    ) -> None:
+        def fail(hidden: torch.Tensor) -> None:
+            hidden.fill_(math.nan)
+            if problem is not None:
+                raise problem
+
+        request = replace(self.asking(trainer, _B), sequences=[[POISON] * 12])
+        with failing_on_poison(trainer, fail):
+            training = trainer.train(request)
+
+        assert (training.adapter, training.stop) == (None, stop)
+        assert training.comparison is not None
+        assert not training.comparison.uses_start
+
+    def test_nothing_is_compared_without_a_step(self, trainer: Trainer) -> None:
+        request = self.asking(trainer, _B)
+
+        for each in (replace(request, seconds=0.0), replace(request, sequences=[])):
+            training = trainer.train(each)
+            assert (training.adapter, training.comparison) == (None, None)
+
+    def test_without_time_for_it_the_start_is_used(self, tiny_llama: str) -> None:
+        trainer, clock = simulated_trainer_of(tiny_llama)
+        request = replace(self.asking(trainer, _B), sequences=_LATER[:1])
+        tokens = len(_LATER[0]) + len(_B)
+        # A step, and the final evaluation alone.
+        seconds = 2 * clock.FIXED + clock.PER_TOKEN * (2 * tokens)
+
+        hurried = trainer.train(replace(request, seconds=seconds))
+        patient = trainer.train(replace(request, seconds=3 * seconds))
+
+        assert (hurried.comparison, hurried.probe_losses) == (None, ())
+        assert bytes_of(hurried) == bytes_of(trainer.train(replace(request, start_if_better=False)))
+        assert patient.comparison is not None
+
+    def test_it_needs_a_start_and_a_probe(self) -> None:
+        for more in ({"start": b""}, {"probe": Probe((1, 2))}, {}):
+            with pytest.raises(TrainingOptionError, match="give both"):
+                TrainingRequest(_LATER, start_if_better=True, **more)
 
 
 class TestRefusals:

@@ -159,6 +159,7 @@ async def test_the_adapter_of_a_corpus_answers_until_a_document_is_deleted(
     base, first = await ask("none"), await ask("instant")
     ids = await server.engine.loaded()
     again, trained = await ask("", "nano:lighthouse"), await ask("steps=1")
+    unrelated = await ask("steps=1", prompt="import numpy as np\n\n\ndef mean(values):\n    return")
     kept = await server.engine.loaded()
     async with server.client() as client:
         models = [each["id"] for each in (await client.get("/v1/models")).json()["data"]]
@@ -179,6 +180,8 @@ async def test_the_adapter_of_a_corpus_answers_until_a_document_is_deleted(
     assert models == ["nano", "nano:lighthouse"]
     assert (first["model"], again["model"]) == ("nano", "nano:lighthouse")
     assert trained["adaptation"]["start"]["adapter"] == name
+    assert unrelated["adaptation"]["start"]["from"] == "fresh"
+    assert "base model expects the prompt" in unrelated["adaptation"]["start"]["reason"]
     assert (deleted["adaptation"]["adapted"], deleted["adaptation"]["stop"]) == (False, "instant")
     assert deleted["adaptation"]["reason"]
     assert deleted["choices"][0]["text"] == texts[0]

@@ -138,6 +138,9 @@ def adapt(
                 + ("" if step.probe_loss is None else f", prompt loss {step.probe_loss:.3f}")
             ),
         )
+    compared = start.after(training)
+    if compared is not start:
+        say(f"note: the training started from a fresh adapter: {compared.reason}")
     if training.adapter is None:
         raise AdaptationFailedError(
             f"no adapter: training was stopped by '{training.stop}' before a step was complete"
@@ -149,7 +152,7 @@ def adapt(
         if losses
         else ""
     )
-    started = ", started from the adapter of the corpus" if start.found else ""
+    started = ", started from the adapter of the corpus" if compared.found else ""
     say(
         f"{folder}: {loss}{len(training.losses)} steps in {training.seconds:.1f} s, "
         f"sigma {sigma:.3f}, stop {training.stop}{started}",

@@ -6,6 +6,7 @@ import math
 import random
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -289,6 +290,18 @@ def test_a_probe_evaluation_counts_towards_the_seconds() -> None:
     assert schedule.finished(0.0) == []
     one.deadline = fits - 1e-6
     assert schedule.finished(0.0) == [(one, "seconds")]
+
+
+def test_the_comparison_of_a_start_counts_as_another_evaluation() -> None:
+    probe = Probe(tuple(range(100)))
+    request = TrainingRequest([list(range(100))], start=b"", start_if_better=True, probe=probe)
+    # A step takes 20 ms, the evaluations 9 ms together; the final evaluation has two rows.
+    fits = 0.02 + 2 * _EVALUATION * (_FIXED + _EACH * 200)
+    for seconds, has_probe in ((fits + 1e-6, True), (fits - 1e-6, False)):
+        one = Job(replace(request, seconds=seconds), 0.0)
+
+        assert scheduler_with(one).finished(0.0) == []
+        assert (one.probe is not None, one.comparison_due) == (has_probe, has_probe)
 
 
 one_request = st.tuples(

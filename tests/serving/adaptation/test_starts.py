@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.trainer import TrainerConfig
-from adapters.training import TrainingRequest, TrainingResult, TrainingStop
+from adapters.training import StartComparison, TrainingRequest, TrainingResult, TrainingStop
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.corpus import Corpus
@@ -89,6 +91,7 @@ class Trainer:
     worker: TrainerWorker
     problem: Exception | None = None
     stop: TrainingStop | None = None
+    comparison: StartComparison | None = None
     requests: list[TrainingRequest] = field(default_factory=list)
 
     async def train(self, request: TrainingRequest, on_step: Any) -> TrainingResult:
@@ -96,7 +99,7 @@ class Trainer:
         if self.problem is not None:
             raise self.problem
         if self.stop is not None:
-            return TrainingResult(None, (), 0, self.stop, 0.1, 0.1)
+            return TrainingResult(None, (), 0, self.stop, 0.1, 0.1, comparison=self.comparison)
         return await self.worker.train(request, on_step)
 
 
@@ -145,6 +148,32 @@ async def run(
     result = await adaptation.run()
     await adaptation.discard()
     return result
+
+
+def conversation() -> Callable[..., ConversationTurn]:
+    """Gives the turn of what user and assistant have said in turns."""
+    cache = AdapterCache(AdapterCacheConfig())
+
+    def turn(*said: str) -> ConversationTurn:
+        roles = cycle(("user", "assistant"))
+        messages = [
+            {"role": role, "content": text} for role, text in zip(roles, said, strict=False)
+        ]
+        scope = CacheScope("ann", None, "nano")
+        found = cache.turn({"messages": messages}, scope, max_response_bytes=1000)
+        assert found is not None
+        return found
+
+    return turn
+
+
+def store(turn: ConversationTurn, result: AdaptationResult) -> None:
+    """Let the adapter of a turn answer "I.", and keep it."""
+    message = {"role": "assistant", "content": "I."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    turn.feed(json.dumps({"object": "chat.completion", "choices": [choice]}).encode())
+    assert isinstance(result.reusable, CachedAdapter)
+    turn.store(result.reusable)
 
 
 class TestSteps:
@@ -242,35 +271,125 @@ class TestSteps:
     async def test_a_conversation_goes_on_from_its_own_adapter_while_the_start_is_the_same(
         self, selector: Selector, trainer: Trainer
     ) -> None:
-        cache = AdapterCache(AdapterCacheConfig())
-
-        def turn(*said: str) -> ConversationTurn:
-            roles = ("user", "assistant", "user")
-            messages = [
-                {"role": role, "content": text} for role, text in zip(roles, said, strict=False)
-            ]
-            scope = CacheScope("ann", None, "nano")
-            found = cache.turn({"messages": messages}, scope, max_response_bytes=1000)
-            assert found is not None
-            return found
-
+        turn = conversation()
         first = turn("Who?")
         made = await run(STEPS, selector, trainer, turn=first)
-        message = {"role": "assistant", "content": "I."}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        first.feed(json.dumps({"object": "chat.completion", "choices": [choice]}).encode())
-        assert isinstance(made.reusable, CachedAdapter)
-        first.store(made.reusable)
+        store(first, made)
         again = await run(STEPS, selector, trainer, turn=turn("Who?", "I.", "And?"))
         selector.found = replace(START, name="corpus-2")
         anew = await run(STEPS, selector, trainer, turn=turn("Who?", "I.", "And?"))
 
         assert again.report.reused == {"adapter": made.report.adapter, "turns": 1, "steps": 2}
+        assert made.reusable is not None
         assert trainer.requests[1].start == made.reusable.weights
         assert trainer.requests[1].learning_rate_factor == 1 / 3
         # What a deleted document taught may be in the earlier turn's adapter, too.
         assert anew.report.reused is None
         assert trainer.requests[2].start == selector.weights
+
+
+class TestComparison:
+    """The corpus's adapter is used where it lowers the loss of the prompt."""
+
+    # Of the model; not the tokens of the prompt, which is only embedded here.
+    PROMPT = tuple(range(40, 60))
+    REQUEST = replace(STEPS, probe_tokens=PROMPT)
+    BETTER, WORSE = StartComparison(2.1, 2.31), StartComparison(2.31, 2.1)
+
+    @staticmethod
+    async def learn(selector: Selector, trainer: Trainer, tokens: list[int]) -> None:
+        """Let the corpus's adapter be one that has learnt these tokens."""
+        request = TrainingRequest([tokens] * 30, learning_rate=3e-3)
+        adapter = (await trainer.worker.train(request)).adapter
+        assert adapter is not None
+        selector.weights = adapter.weights
+
+    async def test_steps_start_from_one_that_does(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        await self.learn(selector, trainer, list(self.PROMPT))
+
+        report = (await run(self.REQUEST, selector, trainer)).report
+        forced = (await run(replace(self.REQUEST, start="corpus"), selector, trainer)).report
+
+        assert [each.start_if_better for each in trainer.requests] == [True, False]
+        assert report.start == forced.start
+        assert report.start is not None
+        assert report.start["from"] == "corpus"
+        assert report.prompt_losses == forced.prompt_losses
+
+    async def test_steps_start_afresh_from_one_that_does_not(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        await self.learn(selector, trainer, list(reversed(self.PROMPT)))
+
+        report, fresh, forced = [
+            (await run(replace(self.REQUEST, start=start), selector, trainer)).report
+            for start in (None, "fresh", "corpus")
+        ]
+
+        assert (report.adapted, report.reason, report.stop) == (True, None, "steps")
+        assert report.start is not None
+        assert report.start["from"] == "fresh"
+        before = [each.prompt_losses[0][1] for each in (fresh, forced)]
+        assert report.start["reason"] == (
+            "the base model expects the prompt at least as well as the adapter of the corpus does "
+            f"({before[0]:.3f} against {before[1]:.3f} nats per token)"
+        )
+        assert (report.losses, report.prompt_loss) == (fresh.losses, fresh.prompt_loss)
+        assert forced.start is not None
+        assert forced.start["from"] == "corpus"
+
+    async def test_where_training_fails_the_better_one_answers(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        trainer.stop, trainer.comparison = TrainingStop.DIVERGED, self.BETTER
+        from_it = (await run(self.REQUEST, selector, trainer)).report
+        trainer.comparison = self.WORSE
+        base = (await run(self.REQUEST, selector, trainer)).report
+
+        assert (from_it.adapted, from_it.adapter) == (True, START.name)
+        assert (base.adapted, base.start, base.stop) == (False, None, "diverged")
+        assert base.reason is not None
+        assert base.reason.startswith("training diverged")
+        assert "(2.100 against 2.310 nats per token)" in base.reason
+        with pytest.raises(AdaptationFailedError, match="against"):
+            await run(replace(self.REQUEST, required=True), selector, trainer)
+
+    async def test_a_conversation_goes_on_from_what_it_started_from(
+        self, selector: Selector, trainer: Trainer
+    ) -> None:
+        await self.learn(selector, trainer, list(reversed(self.PROMPT)))
+        turn = conversation()
+
+        made = await run(self.REQUEST, selector, trainer, turn=(first := turn("Who?")))
+        store(first, made)
+        again = await run(
+            self.REQUEST, selector, trainer, turn=(second := turn("Who?", "I.", "And?"))
+        )
+        store(second, again)
+        third = await run(
+            self.REQUEST, selector, trainer, turn=turn("Who?", "I.", "And?", "I.", "So?")
+        )
+
+        for report, before in ((again.report, made), (third.report, again)):
+            assert report.start == made.report.start
+            assert report.reused is not None
+            assert report.reused["adapter"] == before.report.adapter
+        assert made.report.start is not None
+        assert made.report.start["from"] == "fresh"
+        assert [each.start_if_better for each in trainer.requests] == [True, False, False]
+        assert [each.learning_rate_factor for each in trainer.requests[1:]] == [1.0, 1.0]
+
+    @pytest.mark.parametrize("probe", [(), (1,)])
+    async def test_without_a_loss_of_the_prompt_nothing_is_compared(
+        self, selector: Selector, trainer: Trainer, probe: tuple[int, ...]
+    ) -> None:
+        report = (await run(replace(STEPS, probe_tokens=probe), selector, trainer)).report
+
+        assert not trainer.requests[0].start_if_better
+        assert report.start is not None
+        assert report.start["from"] == "corpus"
 
 
 class TestInstant:

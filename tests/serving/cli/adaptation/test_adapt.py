@@ -78,9 +78,12 @@ def test_training_starts_from_the_adapter_of_the_corpus(home: Path, tmp_path: Pa
     assert config.selector.adapters is not None
     options = ("--corpus", "notes", "--budget", "steps=2")
     fresh = adapt(home, tmp_path / "fresh", *options)
-    train_corpus(config.selector.root, "notes", Trainer(config.trainer), config.selector.adapters)
+    trainer, shape = Trainer(config.trainer), config.selector.adapters
+    train_corpus(config.selector.root, "notes", trainer, shape, passes=10)
     try:
         started = adapt(home, tmp_path / "started", *options)
+        code = ("--prompt", "import numpy as np\n\n\ndef mean(values):\n    return np.sum(values)")
+        unrelated = adapt(home, tmp_path / "unrelated", *options, *code)
         (weights,) = (config.selector.root / "notes" / "trained").glob("*.safetensors")
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
@@ -93,6 +96,8 @@ def test_training_starts_from_the_adapter_of_the_corpus(home: Path, tmp_path: Pa
     said = "started from the adapter of the corpus"
     assert said in " ".join(started.output.split())
     assert said not in " ".join(fresh.output.split())
+    assert said not in " ".join(unrelated.output.split())
+    assert "base model expects the prompt at least as well" in " ".join(unrelated.output.split())
     assert damaged.exit_code == 0, damaged.output
     assert said not in " ".join(damaged.output.split())
     assert "has a damaged adapter, which is not used" in " ".join(damaged.output.split())
