@@ -9,7 +9,7 @@ import pytest
 from adapters import Trainer
 from benchmarks.corpus_adapters.arms import BASE, INSTANT, SERVED_RATE, Arm, Training, arms_of
 from benchmarks.corpus_adapters.learning import open_selector, trained_shape, trainer_config
-from benchmarks.corpus_adapters.quality import QualityRunner
+from benchmarks.corpus_adapters.quality import open_runner
 from benchmarks.quality.passages import make_set
 from selection.ingest.ingest import Document
 from tests.trained_corpora import train_corpus
@@ -27,7 +27,7 @@ def test_each_arm_is_scored_with_the_adapter_that_it_names(tmp_path: Path, nano:
     selector = open_selector(tmp_path, nano)
     made = make_set("shop", {"fruit": documents}, 1, nano, selector, None, _PREFIX, _PREFIX)
     selector.corpora.close()
-    runner = QualityRunner(nano, {"corpus": tmp_path}, _TRAININGS, _PREFIX)
+    runner = open_runner(nano, {"corpus": tmp_path}, _TRAININGS, _PREFIX)
     (passage,) = made.passages
     with pytest.raises(RuntimeError, match="no request starts from corpus"):
         runner.measure(passage, made.corpus)
