@@ -29,6 +29,8 @@ class Arm:
         rate: multiple of the trainer's learning rate at which they are taken.
         shown: whether the prompt has the chosen sequences before it.
         strategy: what chooses the sequences.
+        compared: whether it starts afresh where its start does not lower the loss of the prompt, as
+            the server's requests do.
     """
 
     start: Start = "fresh"
@@ -36,6 +38,7 @@ class Arm:
     rate: float = 1.0
     shown: bool = False
     strategy: Strategy = "sift"
+    compared: bool = False
 
     @property
     def name(self) -> str:
@@ -46,6 +49,9 @@ class Arm:
         else:
             name = f"{self.start} + {self.steps}" if self.steps else self.start
             name += " NN" * bool(is_nearest and self.steps)
+        if self.compared:
+            steps = f" + {self.steps}" if self.steps else ""
+            return f"{self.start} if better{steps}" + ", shown" * self.shown
         if self.rate != 1:
             name += f" at {Fraction(self.rate).limit_denominator(100)}"
         if self.shown:
@@ -72,14 +78,14 @@ class Training:
 
 BASE, INSTANT = Arm(), Arm("corpus")
 # Both together, as the server does it, and SIFT alone.
-COMBINED, FRESH = Arm("corpus", 10, SERVED_RATE), Arm(steps=20)
+COMBINED, FRESH = Arm("corpus", 10, SERVED_RATE, compared=True), Arm(steps=20)
 _FURTHER = (2, 5, 10, 20)
 _SERVED = Training("corpus", _FURTHER, SERVED_RATE)
 # Trainings by the name of a choice: as the server trains, with fewer steps from scratch, and with
 # parts and another rate.
 TRAININGS: Mapping[str, tuple[Training, ...]] = {
     "served": (Training("fresh", (5, 10, 20, 50)), _SERVED),
-    "short": (Training("fresh", (5, 20)), _SERVED),
+    "short": (Training("fresh", (5, 10, 20)), _SERVED),
     "all": (
         Training("fresh", (5, 10, 20, 50)),
         _SERVED,
@@ -90,6 +96,15 @@ TRAININGS: Mapping[str, tuple[Training, ...]] = {
 }
 
 
+def fresh_of(arm: Arm) -> Arm | None:
+    """What an arm that trains as the server does becomes where its start does not lower the loss of
+    the prompt; None for others.
+    """
+    if arm.start == "fresh" or (arm.steps and arm.rate != SERVED_RATE):
+        return None
+    return replace(arm, start="fresh", rate=1.0, compared=False)
+
+
 # Those that are also measured with the chosen sequences in the prompt.
 SHOWN_TOO = (BASE, FRESH, INSTANT, COMBINED)
 
@@ -97,8 +112,12 @@ SHOWN_TOO = (BASE, FRESH, INSTANT, COMBINED)
 def arms_of(trainings: Sequence[Training], shown_too: Sequence[Arm] = SHOWN_TOO) -> tuple[Arm, ...]:
     """The arms that trainings make, with those without a step, and some that show text."""
     starts = dict.fromkeys(training.start for training in trainings)
-    return (
+    plain = [
         *(Arm(start) for start in starts),
         *(arm for training in trainings for arm in training.arms),
+    ]
+    return (
+        *plain,
+        *(replace(arm, compared=True) for arm in plain if fresh_of(arm) in plain),
         *(replace(arm, shown=True) for arm in shown_too),
     )

@@ -25,6 +25,7 @@ from benchmarks.corpus_adapters.arms import (
     Start,
     Training,
     arms_of,
+    fresh_of,
 )
 from benchmarks.corpus_adapters.learning import open_selector, trainer_config
 from benchmarks.harness.measures import timed
@@ -32,6 +33,7 @@ from benchmarks.quality.passages import Passage, open_scorer
 from selection import Selection, Selector
 from selection.embedding import Prompt
 from selection.request import SelectionRequest
+from serving.adaptation.prompts import PROBE_TOKENS
 from serving.adaptation.shown import with_shown
 
 # Bits per byte of a passage's suffix, and seconds at the time of the request, by arm.
@@ -138,9 +140,11 @@ class QualityRunner:
         for training in self._trainings:
             selection = selections[training.strategy]
             trained |= self._train(training, selection, starts[training.start])
+        trained |= {Arm(start): answer for start, answer in starts.items()}
+        trained |= self._compared(trained, starts)
         answers: dict[Arm, Answer] = {}
         for arm in self._arms:
-            answer = trained[replace(arm, shown=False)] if arm.steps else starts[arm.start]
+            answer = trained[replace(arm, shown=False)]
             if arm.steps or arm.shown:
                 selection = selections[arm.strategy]
                 choosing = sum(selection.seconds.values())
@@ -149,6 +153,27 @@ class QualityRunner:
                 scored = len(passage.tokens) - len(prompt)
                 answer = replace(answer, prompt=self._shown(prompt, selection, arm, scored))
             answers[arm] = answer
+        return answers
+
+    def _compared(
+        self, trained: Mapping[Arm, Answer], starts: Mapping[Start, Answer]
+    ) -> dict[Arm, Answer]:
+        """The answers of the arms that begin with a comparison of their start."""
+        nats: dict[Start, float] = {}
+        seconds = 0.0
+        for start, answer in starts.items():
+            probe = answer.prompt[-PROBE_TOKENS:]
+            spent, nats[start] = timed(self._resident.trainer.nats, probe, 1, answer.weights)
+            # The first evaluation of the prompt is that of any request.
+            seconds = max(seconds, spent)
+        answers: dict[Arm, Answer] = {}
+        for arm in self._arms:
+            if arm.compared and not arm.shown:
+                alone = replace(arm, compared=False)
+                fresh = fresh_of(alone)
+                assert fresh is not None, "it is compared with a fresh start"
+                answer = trained[alone if nats[arm.start] < nats["fresh"] else fresh]
+                answers[arm] = replace(answer, seconds=answer.seconds + seconds)
         return answers
 
     def _start(self, start: Start, request: SelectionRequest, prompt: tuple[int, ...]) -> Answer:
