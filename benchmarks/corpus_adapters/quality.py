@@ -134,8 +134,8 @@ class QualityRunner:
             strategy: self._chooser.select(replace(request, strategy=strategy))
             for strategy in self._strategies
         }
-        starts = {start: self._start(start, request, prompt) for start in self._starts}
-        starts["fresh"] = Answer(prompt)
+        starts: dict[Start, Answer] = {"fresh": Answer(prompt)}
+        starts |= {start: self._start(start, request, prompt) for start in self._starts}
         trained: dict[Arm, Answer] = {}
         for training in self._trainings:
             selection = selections[training.strategy]
