@@ -62,8 +62,8 @@ class TrainingState:
 
     Attributes:
         weights: The adapter, as `Adapter.weights`.
-        moments: Adam's first and second moments of all parameters, float32, in the order of the
-            weights.
+        moments: Adam's first and second moments of all parameters and, if the adapter is an average
+            of weights, the last weights; float32, in the order of the weights.
         steps: Number of steps of Adam behind the moments.
 
     Raises:
@@ -129,12 +129,16 @@ class TrainingRequest:
             adapter, only while no other request trains or waits.
         keep_state: Whether the result has the state, to continue from. The plan "reuse" saves no
             gradients in it: a continued training computes them anew.
+        averaged_steps: Makes the adapter the running average of the weights after each step, in
+            which a step counts a factor of e less after this number of further steps; 1 for the
+            last weights. An average lacks most of the noise of single steps at a constant rate, as
+            if the rate had decayed (Polyak averaging).
 
     Raises:
         TrainingOptionError: a seed of more than 64 bits, a learning rate or a factor that is not
             positive and finite, scored ranges that are empty, overlap or do not belong to the
-            sequences, a state to keep of a training that returns its best adapter, or a start to
-            compare without a probe or without a start.
+            sequences, an average of no steps, a state to keep or an average of a training that
+            returns its best adapter, or a start to compare without a probe or without a start.
     """
 
     sequences: Sequence[Sequence[int]]
@@ -149,6 +153,7 @@ class TrainingRequest:
     scored: Sequence[Spans | None] = ()
     background: bool = False
     keep_state: bool = False
+    averaged_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -160,11 +165,15 @@ class TrainingRequest:
                 f"the factor on the learning rate is {self.learning_rate_factor}; it needs to be "
                 "above 0"
             )
-        if self.keep_state and self.probe is not None and self.probe.gain is not None:
+        if self.averaged_steps < 1:
+            raise TrainingOptionError(
+                f"an average of {self.averaged_steps} steps; it needs at least 1"
+            )
+        if (self.keep_state or self.is_averaged) and self.probe and self.probe.gain is not None:
             # The moments of the best evaluation are gone by then.
             raise TrainingOptionError(
-                "a training that returns the adapter of its best evaluation has no state to keep: "
-                "leave out the gain of its probe"
+                "a training that returns the adapter of its best evaluation has no state to keep, "
+                "and no average: leave out the gain of its probe"
             )
         if self.start_if_better and (self.start is None or self.probe is None):
             raise TrainingOptionError(
@@ -183,6 +192,11 @@ class TrainingRequest:
         for sequence, spans in zip(self.sequences, self.scored, strict=False):
             if spans is not None:
                 check_spans(spans, len(sequence))
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the adapter is an average of weights."""
+        return self.averaged_steps > 1
 
     @property
     def rows(self) -> list[Row]:

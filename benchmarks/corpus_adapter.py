@@ -25,6 +25,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
-from benchmarks.corpus_adapters.arms import TRAININGS
+from benchmarks.corpus_adapters.arms import TRAININGS, arms_of
 from benchmarks.corpus_adapters.canary import measure_canary
 from benchmarks.corpus_adapters.corpora import (
     LARGE,
@@ -42,13 +43,18 @@ from benchmarks.corpus_adapters.corpora import (
     QUICK_SIZE,
     REAL_SIZE,
     USED,
+    HeldOut,
     Size,
+    hold_out,
 )
 from benchmarks.corpus_adapters.increment import measure_increment
 from benchmarks.corpus_adapters.instant import measure_instant
 from benchmarks.corpus_adapters.kills import measure_kills
+from benchmarks.corpus_adapters.learning import open_selector
+from benchmarks.corpus_adapters.quality import open_runner
 from benchmarks.corpus_adapters.result import merged, show, summary
 from benchmarks.corpus_adapters.study import Study
+from benchmarks.corpus_adapters.summary import Row, quality_summary
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.measures import TimeLimit
 from benchmarks.harness.provenance import CACHE, provenance, source_digest
@@ -56,6 +62,8 @@ from benchmarks.harness.server import temporary_home
 from serving.models.catalogue import NANO, model_folder
 
 PARTS = ("quality", "instant", "canary", "kills", "increment")
+# Share of the time in which adapters of corpora are trained at most.
+_TRAINING_SHARE = 0.5
 # The amount of work of a part: as a result needs it, and to see whether all works.
 REQUESTS, KILLS, ROUNDS = 1000, 50, 5
 QUICK_REQUESTS, QUICK_KILLS, QUICK_ROUNDS = 64, 4, 1
@@ -89,13 +97,34 @@ def _quality(options: Namespace) -> dict[str, Any] | None:
     model, size = str(Path(model_folder(options.model)).absolute()), _size(options)
     key = repr((model, astuple(size), source_digest(*_HASHED)))
     folder = CACHE / f"corpus-adapter-{sha256(key.encode()).hexdigest()[:12]}"
-    limit = TimeLimit(options.seconds)
-    study = Study(model, size, folder, options.workers)
+    limit, trainings = TimeLimit(options.seconds), TRAININGS[size.trainings]
+
+    def make(kind: str, home: Path) -> HeldOut:
+        selector = open_selector(home, model)
+        try:
+            return hold_out(kind, size, model, selector)
+        finally:
+            selector.corpora.close()
+
+    starts = {training.start for training in trainings} - {"fresh"}
+    study = Study(model, folder, starts, make, options.workers)
+    learning = limit if options.prepare else TimeLimit(_TRAINING_SHARE * limit.left)
+    held_out = study.prepare(size.kinds, learning)
     if options.prepare:
-        study.prepare(limit)
         return None
-    measured = study.run(limit)
-    return None if measured is None else {"size": vars(size), **measured}
+    runner = partial(open_runner, model, study.homes, trainings, size.prefix)
+    rows = [
+        Row(kind, passage.name, scores)
+        for kind, passage, scores in study.measure(held_out, runner, limit)
+    ]
+    if not rows:
+        return None
+    return {
+        "size": vars(size),
+        "workers": options.workers,
+        "learnt": study.learnt(held_out),
+        **quality_summary(rows, arms_of(trainings)),
+    }
 
 
 def _size(options: Namespace) -> Size:

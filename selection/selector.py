@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -196,8 +197,9 @@ class Selector:
         while True:
             with self.corpora.open(request.corpus, request.principal, limit) as opened:
                 found = self._look_up(opened.trained, request, targets_TD)
+                calibration = self._calibration(opened.meta())
             if found is not None:
-                return found
+                return replace(found, calibration=calibration)
             targets_TD, _ = self._targets(request.prompts, limit)
 
     def start_weights(

@@ -176,13 +176,18 @@ class TrainingLoop:
         if job.preempted_state is not None:
             self.bank.set_state(job.assigned_slot, job.preempted_state)
             job.preempted_state = None
-        elif isinstance(start := job.request.start, TrainingState):
+            return
+        start = job.request.start
+        if isinstance(start, TrainingState):
             self.bank.load(job.assigned_slot, start.weights)
-            self.bank.load_moments(job.assigned_slot, start.moments, start.steps)
         elif start is not None:
             self.bank.load(job.assigned_slot, start)
         else:
             self.bank.reset(job.assigned_slot, job.request.seed)
+        if job.request.is_averaged:
+            self.bank.snapshot(job.assigned_slot)
+        if isinstance(start, TrainingState):
+            self.bank.load_moments(job.assigned_slot, start.moments, start.steps)
 
     def _step(self, jobs: Sequence[Job]) -> None:
         """Take one step of each job, with due probe evaluations before and after it.
@@ -247,6 +252,8 @@ class TrainingLoop:
             return False
         learning_rate = job.request.learning_rate or self._learning_rate
         self.bank.step(job.assigned_slot, gradient_P, learning_rate * job.learning_rate_factor)
+        if job.request.is_averaged:
+            self.bank.average(job.assigned_slot, job.request.averaged_steps)
         if job.step.gradient_is_kept:
             job.saved_gradients[job.step.sequences[0]] = gradient_P.clone(), loss
         job.sequences_used += len(job.step.sequences)
@@ -327,7 +334,7 @@ class TrainingLoop:
             rank=self._config.rank,
             scale_numerator=self._scale * self._config.rank,
             targets=self._config.targets,
-            weights=self.bank.export(self._evaluator.slot(job)),
+            weights=self.bank.export(self._evaluator.slot(job), averaged=job.request.is_averaged),
             losses=tuple(job.losses[:steps]),
         )
 
@@ -335,5 +342,6 @@ class TrainingLoop:
         """The state of a job that keeps it, beside its exported adapter."""
         if adapter is None or not job.request.keep_state:
             return None
-        moments, steps = self.bank.export_moments(self._evaluator.slot(job))
+        slot, averaged = self._evaluator.slot(job), job.request.is_averaged
+        moments, steps = self.bank.export_moments(slot, averaged=averaged)
         return TrainingState(adapter.weights, moments, steps)

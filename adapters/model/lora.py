@@ -237,6 +237,13 @@ class LoraBank:
         """Put the snapshot of the slot's weights back; its moments stay as they are."""
         self.weights_CP[slot].copy_(self._snapshot_CP[slot])
 
+    def average(self, slot: int, steps: int) -> None:
+        """Move the slot's snapshot towards its weights, as the running average of `steps` steps;
+        of fewer at the beginning.
+        """
+        taken = int(self._steps_C[slot])
+        self._snapshot_CP[slot].lerp_(self.weights_CP[slot], 1 / min(steps, taken))
+
     def state(self, slot: int) -> tuple[torch.Tensor, ...]:
         """A copy of everything in a slot, for `set_state` on any slot."""
         return tuple(buffer[slot].clone() for buffer in self._buffers())
@@ -249,14 +256,20 @@ class LoraBank:
     def _buffers(self) -> tuple[torch.Tensor, ...]:
         return self.weights_CP, self._first_CP, self._second_CP, self._snapshot_CP, self._steps_C
 
-    def export(self, slot: int) -> bytes:
-        """The adapter as a safetensors file with PEFT's keys, float32."""
-        return b"".join((self._header, self.weights_CP[slot].cpu().numpy().data))
+    def export(self, slot: int, *, averaged: bool = False) -> bytes:
+        """The adapter, or its snapshot as an average, as a safetensors file with PEFT's keys,
+        float32.
+        """
+        weights_CP = self._snapshot_CP if averaged else self.weights_CP
+        return b"".join((self._header, weights_CP[slot].cpu().numpy().data))
 
-    def export_moments(self, slot: int) -> tuple[bytes, int]:
-        """Adam's first and second moments [2, P], float32, and its number of steps."""
-        moments_2P = torch.stack([self._first_CP[slot], self._second_CP[slot]])
-        return moments_2P.cpu().numpy().tobytes(), int(self._steps_C[slot])
+    def export_moments(self, slot: int, *, averaged: bool = False) -> tuple[bytes, int]:
+        """Adam's first and second moments and, beside an average, the last weights: [2 or 3, P],
+        float32; and Adam's number of steps.
+        """
+        rows = [self._first_CP, self._second_CP, *([self.weights_CP] if averaged else [])]
+        moments_RP = torch.stack([each[slot] for each in rows])
+        return moments_RP.cpu().numpy().tobytes(), int(self._steps_C[slot])
 
     def check(self, weights: bytes, moments: bytes | None = None) -> None:
         """Validate weights for `load`, and moments for `load_moments`; cheap, and safe to call from
@@ -269,7 +282,7 @@ class LoraBank:
         if (
             weights[:length] != self._header
             or len(weights) != length + 4 * self.size
-            or (moments is not None and len(moments) != 8 * self.size)
+            or (moments is not None and len(moments) not in (8 * self.size, 12 * self.size))
         ):
             raise TrainingOptionError(
                 "the adapter does not fit: it was trained with another model, rank or LoRA targets"
@@ -287,11 +300,16 @@ class LoraBank:
             state[slot].zero_()
 
     def load_moments(self, slot: int, moments: bytes, steps: int) -> None:
-        """Put exported moments, which `check` accepts, into a slot."""
-        first_P, second_P = _floats(moments).view(2, self.size)
+        """Put exported moments, which `check` accepts, into a slot. With the last weights among
+        them, those that are there become the snapshot.
+        """
+        first_P, second_P, *last = _floats(moments).view(-1, self.size)
         self._first_CP[slot].copy_(first_P)
         self._second_CP[slot].copy_(second_P)
         self._steps_C[slot] = steps
+        for last_P in last:
+            self.snapshot(slot)
+            self.weights_CP[slot].copy_(last_P)
 
 
 def _floats(numbers: bytes) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
@@ -11,6 +11,8 @@ from serving.adaptation.starts import LEARNING_RATE_FACTOR
 
 # A fresh adapter, that of the corpus in one part, or those of its parts that are nearest.
 Start: TypeAlias = Literal["fresh", "corpus", "parts"]
+# What chooses the sequences that are trained on and shown: SIFT, or the nearest of them.
+Strategy: TypeAlias = Literal["sift", "nn"]
 # Rate at which the server trains on from a corpus's adapter.
 SERVED_RATE = LEARNING_RATE_FACTOR
 # Sequences in the prompt of an arm that shows what was chosen.
@@ -23,26 +25,38 @@ class Arm:
 
     Attributes:
         start: what the adapter starts from.
-        steps: SIFT steps from there.
+        steps: steps from there.
         rate: multiple of the trainer's learning rate at which they are taken.
         shown: whether the prompt has the chosen sequences before it.
+        strategy: what chooses the sequences.
+        compared: whether it starts afresh where its start does not lower the loss of the prompt, as
+            the server's requests do.
     """
 
     start: Start = "fresh"
     steps: int = 0
     rate: float = 1.0
     shown: bool = False
+    strategy: Strategy = "sift"
+    compared: bool = False
 
     @property
     def name(self) -> str:
         """Name in the results."""
+        is_nearest = self.strategy == "nn"
         if self.start == "fresh":
-            name = f"SIFT {self.steps}" if self.steps else "base"
+            name = f"{'NN' if is_nearest else 'SIFT'} {self.steps}" if self.steps else "base"
         else:
             name = f"{self.start} + {self.steps}" if self.steps else self.start
+            name += " NN" * bool(is_nearest and self.steps)
+        if self.compared:
+            steps = f" + {self.steps}" if self.steps else ""
+            return f"{self.start} if better{steps}" + ", shown" * self.shown
         if self.rate != 1:
             name += f" at {Fraction(self.rate).limit_denominator(100)}"
-        return name + ", shown" * self.shown
+        if self.shown:
+            name += ", NN shown" if is_nearest and not self.steps else ", shown"
+        return name
 
 
 @dataclass(frozen=True)
@@ -52,23 +66,26 @@ class Training:
     start: Start
     steps: tuple[int, ...]
     rate: float = 1.0
+    strategy: Strategy = "sift"
 
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The arm of each number of steps."""
-        return tuple(Arm(self.start, steps, self.rate) for steps in self.steps)
+        return tuple(
+            Arm(self.start, steps, self.rate, strategy=self.strategy) for steps in self.steps
+        )
 
 
 BASE, INSTANT = Arm(), Arm("corpus")
 # Both together, as the server does it, and SIFT alone.
-COMBINED, FRESH = Arm("corpus", 10, SERVED_RATE), Arm(steps=20)
+COMBINED, FRESH = Arm("corpus", 10, SERVED_RATE, compared=True), Arm(steps=20)
 _FURTHER = (2, 5, 10, 20)
 _SERVED = Training("corpus", _FURTHER, SERVED_RATE)
 # Trainings by the name of a choice: as the server trains, with fewer steps from scratch, and with
 # parts and another rate.
 TRAININGS: Mapping[str, tuple[Training, ...]] = {
     "served": (Training("fresh", (5, 10, 20, 50)), _SERVED),
-    "short": (Training("fresh", (5, 20)), _SERVED),
+    "short": (Training("fresh", (5, 10, 20)), _SERVED),
     "all": (
         Training("fresh", (5, 10, 20, 50)),
         _SERVED,
@@ -79,12 +96,28 @@ TRAININGS: Mapping[str, tuple[Training, ...]] = {
 }
 
 
-def arms_of(trainings: Sequence[Training]) -> tuple[Arm, ...]:
+def fresh_of(arm: Arm) -> Arm | None:
+    """What an arm that trains as the server does becomes where its start does not lower the loss of
+    the prompt; None for others.
+    """
+    if arm.start == "fresh" or (arm.steps and arm.rate != SERVED_RATE):
+        return None
+    return replace(arm, start="fresh", rate=1.0, compared=False)
+
+
+# Those that are also measured with the chosen sequences in the prompt.
+SHOWN_TOO = (BASE, FRESH, INSTANT, COMBINED)
+
+
+def arms_of(trainings: Sequence[Training], shown_too: Sequence[Arm] = SHOWN_TOO) -> tuple[Arm, ...]:
     """The arms that trainings make, with those without a step, and some that show text."""
     starts = dict.fromkeys(training.start for training in trainings)
-    shown = (BASE, FRESH, INSTANT, COMBINED)
-    return (
+    plain = [
         *(Arm(start) for start in starts),
         *(arm for training in trainings for arm in training.arms),
-        *(Arm(arm.start, arm.steps, arm.rate, shown=True) for arm in shown),
+    ]
+    return (
+        *plain,
+        *(replace(arm, compared=True) for arm in plain if fresh_of(arm) in plain),
+        *(replace(arm, shown=True) for arm in shown_too),
     )

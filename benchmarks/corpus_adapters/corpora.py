@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Size:
 _REPORTED = tuple(name for name in USED if name != "TypeScript")
 # For the bundled model, for a real one, and to see whether all works.
 NANO_SIZE = Size((*_REPORTED, MIXED), "served", 40, 128, 128, 300_000)
-REAL_SIZE = Size(("Python", "reference"), "short", 12, 384, 96, 100_000)
+REAL_SIZE = Size(NANO_SIZE.kinds, "short", 12, 384, 96, 100_000)
 QUICK_SIZE = Size(("Python", MIXED), "short", 2, 128, 128, 60_000)
 
 
@@ -69,11 +69,13 @@ class HeldOut:
         corpus: name of the corpus in its home.
         sequences: number of its sequences.
         passages: the passages.
+        facts: what else a result says of the corpus.
     """
 
     corpus: str
     sequences: int
     passages: tuple[Passage, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -85,7 +87,7 @@ class HeldOut:
         passages = (
             Passage(**{**each, "tokens": tuple(each["tokens"])}) for each in fields["passages"]
         )
-        return cls(fields["corpus"], fields["sequences"], tuple(passages))
+        return cls(fields["corpus"], fields["sequences"], tuple(passages), fields["facts"])
 
 
 def hold_out(kind: str, size: Size, model: str, selector: Selector) -> HeldOut:

@@ -15,7 +15,7 @@ from adapters.fingerprint import model_fingerprint
 from adapters.model_defaults import for_model
 from benchmarks.harness.command_line import progress
 from selection import Selector, SelectorConfig
-from selection.config import AdapterShape
+from selection.config import DEFAULT, AdapterShape
 from serving.environment import environment
 
 MAYFLY = str(Path(sys.executable).with_name("mayfly"))
@@ -83,7 +83,9 @@ def trained_shape(model: str) -> AdapterShape:
     return AdapterShape(model_fingerprint(Path(model)), config.rank, config.targets)
 
 
-def open_selector(home: Path, model: str) -> Selector:
-    """The selector of a server with this home and model, which finds the adapters of corpora."""
+def open_selector(home: Path, model: str, embedder: str = DEFAULT) -> Selector:
+    """The selector of a server with this home, model and embedder, which finds the adapters of
+    corpora.
+    """
     shape = trained_shape(model)
-    return Selector(SelectorConfig(home / "corpora", base_model=model, adapters=shape))
+    return Selector(SelectorConfig(home / "corpora", embedder, model, adapters=shape))

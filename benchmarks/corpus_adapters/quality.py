@@ -18,13 +18,22 @@ from transformers import AutoTokenizer
 
 from adapters import Trainer, TrainingProgress
 from adapters.training import TrainingRequest
-from benchmarks.corpus_adapters.arms import SHOWN, Arm, Start, Training, arms_of
+from benchmarks.corpus_adapters.arms import (
+    SHOWN,
+    SHOWN_TOO,
+    Arm,
+    Start,
+    Training,
+    arms_of,
+    fresh_of,
+)
 from benchmarks.corpus_adapters.learning import open_selector, trainer_config
 from benchmarks.harness.measures import timed
 from benchmarks.quality.passages import Passage, open_scorer
-from selection import Selection
+from selection import Selection, Selector
 from selection.embedding import Prompt
 from selection.request import SelectionRequest
+from serving.adaptation.prompts import PROBE_TOKENS
 from serving.adaptation.shown import with_shown
 
 # Bits per byte of a passage's suffix, and seconds at the time of the request, by arm.
@@ -32,36 +41,67 @@ Scores: TypeAlias = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class _Adapter:
-    """An adapter, and the seconds that a request waits for it; None is the base model."""
+class Answer:
+    """What the model answers with.
 
+    Attributes:
+        prompt: tokens of the prompt.
+        weights: the adapter; None for the base model.
+        seconds: seconds that a request waits for both.
+        is_new: whether the adapter was made for the request, so that it is not loaded yet.
+    """
+
+    prompt: tuple[int, ...]
     weights: bytes | None = None
     seconds: float = 0.0
+    is_new: bool = False
 
 
-class QualityRunner:
-    """A resident trainer, and a selector for each home; for one thread.
+class ResidentModel:
+    """A trainer as the server has it, and one in float32 that only scores.
 
     Args:
         model: folder of the base model.
-        homes: the home of the corpora with each kind of adapter.
-        trainings: the trainings whose arms are scored.
         prefix: tokens of a passage that are its prompt.
+    """
+
+    def __init__(self, model: str, prefix: int) -> None:
+        config = trainer_config(model)
+        self.trainer, self._scorer = Trainer(config), open_scorer(config)
+        self.trainer.warm_up()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.prefix, self.context = prefix, self._scorer.base.context
+
+    def bits(self, passage: Passage, answer: Answer) -> float:
+        """Bits per byte of a passage's suffix."""
+        tokens = [*answer.prompt, *passage.tokens[self.prefix :]]
+        nats = self._scorer.nats(tokens, len(answer.prompt), answer.weights)
+        return nats / math.log(2) / len(passage.suffix.encode())
+
+
+class QualityRunner:
+    """Makes the answers of all arms; for one thread.
+
+    Args:
+        resident: trainer and scorer.
+        selectors: a selector of the corpora with each kind of adapter; the first one chooses.
+        trainings: the trainings whose arms are scored.
+        shown_too: arms that are also measured with the chosen sequences in the prompt.
     """
 
     def __init__(
         self,
-        model: str,
-        homes: Mapping[Start, Path],
+        resident: ResidentModel,
+        selectors: Mapping[Start, Selector],
         trainings: Sequence[Training],
-        prefix: int,
+        shown_too: Sequence[Arm] = SHOWN_TOO,
     ) -> None:
-        config = trainer_config(model)
-        self._trainer, self._scorer = Trainer(config), open_scorer(config)
-        self._trainer.warm_up()
-        self._selectors = {start: open_selector(home, model) for start, home in homes.items()}
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._trainings, self._prefix = trainings, prefix
+        self._resident, self._selectors = resident, selectors
+        self._chooser = next(iter(selectors.values()))
+        self._trainings = trainings
+        self._starts = [*dict.fromkeys(each.start for each in trainings if each.start != "fresh")]
+        self._strategies = [*dict.fromkeys(each.strategy for each in trainings)]
+        self._arms = arms_of(trainings, shown_too)
         self._known: set[str] = set()
         self._most_steps = max(steps for training in trainings for steps in training.steps)
 
@@ -71,32 +111,72 @@ class QualityRunner:
         Raises:
             RuntimeError: a corpus has no adapter that its requests start from.
         """
+        return {
+            arm.name: (self._resident.bits(passage, answer), answer.seconds)
+            for arm, answer in self.answers(passage, corpus).items()
+        }
+
+    def answers(self, passage: Passage, corpus: str) -> dict[Arm, Answer]:
+        """What each arm answers with.
+
+        Raises:
+            RuntimeError: a corpus has no adapter that its requests start from.
+        """
+        prompt = passage.tokens[: self._resident.prefix]
         request = SelectionRequest([Prompt(passage.prefix)], corpus, steps=self._most_steps)
         if corpus not in self._known:
             # A server has it open already.
             self._known.add(corpus)
-            self._selectors["corpus"].select(request)
-            for start in self._selectors:
-                self._start(start, request)
-        selection = self._selectors["corpus"].select(request)
-        starts = {start: self._start(start, request) for start in self._selectors}
-        starts["fresh"] = _Adapter()
-        adapters = {Arm(start): adapter for start, adapter in starts.items()}
+            self._chooser.select(request)
+            for start in self._starts:
+                self._start(start, request, prompt)
+        selections = {
+            strategy: self._chooser.select(replace(request, strategy=strategy))
+            for strategy in self._strategies
+        }
+        starts: dict[Start, Answer] = {"fresh": Answer(prompt)}
+        starts |= {start: self._start(start, request, prompt) for start in self._starts}
+        trained: dict[Arm, Answer] = {}
         for training in self._trainings:
-            adapters |= self._train(training, selection, starts[training.start])
-        choosing = sum(selection.seconds.values())
-        scores: Scores = {}
-        for arm in arms_of(self._trainings):
-            adapter = adapters[replace(arm, shown=False)]
-            prompt: Sequence[int] = passage.tokens[: self._prefix]
+            selection = selections[training.strategy]
+            trained |= self._train(training, selection, starts[training.start])
+        trained |= {Arm(start): answer for start, answer in starts.items()}
+        trained |= self._compared(trained, starts)
+        answers: dict[Arm, Answer] = {}
+        for arm in self._arms:
+            answer = trained[replace(arm, shown=False)]
+            if arm.steps or arm.shown:
+                selection = selections[arm.strategy]
+                choosing = sum(selection.seconds.values())
+                answer = replace(answer, seconds=answer.seconds + choosing)
             if arm.shown:
-                prompt = self._shown(prompt, selection, arm, len(passage.tokens) - len(prompt))
-            waits = choosing if arm.steps or arm.shown else 0.0
-            bits = self._bits(passage, prompt, adapter.weights)
-            scores[arm.name] = bits, waits + adapter.seconds
-        return scores
+                scored = len(passage.tokens) - len(prompt)
+                answer = replace(answer, prompt=self._shown(prompt, selection, arm, scored))
+            answers[arm] = answer
+        return answers
 
-    def _start(self, start: Start, request: SelectionRequest) -> _Adapter:
+    def _compared(
+        self, trained: Mapping[Arm, Answer], starts: Mapping[Start, Answer]
+    ) -> dict[Arm, Answer]:
+        """The answers of the arms that begin with a comparison of their start."""
+        nats: dict[Start, float] = {}
+        seconds = 0.0
+        for start, answer in starts.items():
+            probe = answer.prompt[-PROBE_TOKENS:]
+            spent, nats[start] = timed(self._resident.trainer.nats, probe, 1, answer.weights)
+            # The first evaluation of the prompt is that of any request.
+            seconds = max(seconds, spent)
+        answers: dict[Arm, Answer] = {}
+        for arm in self._arms:
+            if arm.compared and not arm.shown:
+                alone = replace(arm, compared=False)
+                fresh = fresh_of(alone)
+                assert fresh is not None, "it is compared with a fresh start"
+                answer = trained[alone if nats[arm.start] < nats["fresh"] else fresh]
+                answers[arm] = replace(answer, seconds=answer.seconds + seconds)
+        return answers
+
+    def _start(self, start: Start, request: SelectionRequest, prompt: tuple[int, ...]) -> Answer:
         """The adapter that a request starts from."""
         selector = self._selectors[start]
         lookup, found = timed(selector.start, request)
@@ -105,21 +185,26 @@ class QualityRunner:
         reading, weights = timed(selector.start_weights, found.corpus, found.start)
         # The adapter of an undivided corpus stays loaded in a server; a mixture is made anew.
         is_mixed = len(found.start.parts) > 1
-        return _Adapter(weights.weights, lookup + (reading if is_mixed else 0.0))
+        seconds = lookup + (reading if is_mixed else 0.0)
+        return Answer(prompt, weights.weights, seconds, is_new=is_mixed)
 
-    def _train(
-        self, training: Training, selection: Selection, start: _Adapter
-    ) -> dict[Arm, _Adapter]:
+    def _train(self, training: Training, selection: Selection, start: Answer) -> dict[Arm, Answer]:
         """The adapter of each arm; where the training diverges, its start."""
-        adapters = dict.fromkeys(training.arms, start)
+        trainer = self._resident.trainer
+        answers = dict.fromkeys(training.arms, start)
         seconds, last = start.seconds, time.perf_counter()
 
         def on_step(progress: TrainingProgress) -> None:
             nonlocal seconds, last
             seconds += time.perf_counter() - last
-            arm = Arm(training.start, progress.sequences_used, training.rate)
-            if arm in adapters:
-                adapters[arm] = _Adapter(self._trainer.export(progress.slot), seconds)
+            arm = Arm(
+                training.start,
+                progress.sequences_used,
+                training.rate,
+                strategy=training.strategy,
+            )
+            if arm in answers:
+                answers[arm] = Answer(start.prompt, trainer.export(progress.slot), seconds, True)
             last = time.perf_counter()
 
         count = max(training.steps)
@@ -129,24 +214,34 @@ class QualityRunner:
             learning_rate_factor=training.rate,
             scored=selection.scored[:count],
         )
-        self._trainer.train(request, on_step=on_step)
-        return adapters
+        trainer.train(request, on_step=on_step)
+        return answers
 
     def _shown(
         self, prompt: Sequence[int], selection: Selection, arm: Arm, answer: int
-    ) -> list[int]:
+    ) -> tuple[int, ...]:
         """A prompt with chosen sequences before it, as many as the server would show."""
         sources = {source.sequence: source for source, _ in selection.sources}
         chosen = dict.fromkeys(selection.ids[: max(arm.steps, SHOWN)])
         shown = [sources[each] for each in chosen][:SHOWN]
         body: dict[str, Any] = {"prompt": list(prompt)}
-        longer: list[int] = with_shown(body, shown, self._tokenizer)["prompt"]
-        while len(longer) + answer > self._scorer.base.context:
+        longer: list[int] = with_shown(body, shown, self._resident.tokenizer)["prompt"]
+        while len(longer) + answer > self._resident.context:
             shown.pop()
-            longer = with_shown(body, shown, self._tokenizer)["prompt"]
-        return longer
+            longer = with_shown(body, shown, self._resident.tokenizer)["prompt"]
+        return tuple(longer)
 
-    def _bits(self, passage: Passage, prompt: Sequence[int], weights: bytes | None) -> float:
-        tokens = [*prompt, *passage.tokens[self._prefix :]]
-        nats = self._scorer.nats(tokens, len(prompt), weights)
-        return nats / math.log(2) / len(passage.suffix.encode())
+
+def open_runner(
+    model: str, homes: Mapping[Start, Path], trainings: Sequence[Training], prefix: int
+) -> QualityRunner:
+    """A runner with models and selectors of its own.
+
+    Args:
+        model: folder of the base model.
+        homes: the home of the corpora with each kind of adapter.
+        trainings: the trainings whose arms are scored.
+        prefix: tokens of a passage that are its prompt.
+    """
+    selectors = {start: open_selector(home, model) for start, home in homes.items()}
+    return QualityRunner(ResidentModel(model, prefix), selectors, trainings)

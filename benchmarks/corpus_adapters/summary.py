@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -34,6 +35,19 @@ class Row:
     def seconds(self, arm: Arm) -> float:
         """Seconds at the time of the request."""
         return self.scores[arm.name][1]
+
+
+def quality_summary(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:
+    """What the rows come to, and the rows."""
+    return {
+        "passages": len(rows),
+        "passages_of": Counter(row.corpus for row in rows),
+        "arms": by_arm(rows, arms),
+        "by_corpus": by_corpus(rows, arms),
+        "instant": instant_shares(rows, arms),
+        "sift_from_corpus_minus_best_single": combined_gain(rows, arms),
+        "rows": [vars(row) for row in rows],
+    }
 
 
 def by_arm(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:

@@ -1,17 +1,14 @@
-"""Workers: passages that are scored in processes of their own, one core each."""
+"""Workers: passages that are measured in processes of their own, one core each."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
-from benchmarks.corpus_adapters.arms import Start, Training
-from benchmarks.corpus_adapters.quality import QualityRunner, Scores
 from benchmarks.harness.measures import TimeLimit
 from benchmarks.harness.processes import openmp_threads
 from benchmarks.quality.passages import Passage
@@ -19,31 +16,30 @@ from benchmarks.quality.passages import Passage
 # Kind of corpus, passage, and name of the corpus.
 Task: TypeAlias = tuple[str, Passage, str]
 
+
+class Runner(Protocol):
+    """Measures passages, in one process."""
+
+    def measure(self, passage: Passage, corpus: str) -> Any:
+        """What was measured on a passage that was held out of a corpus, for JSON."""
+
+
 # Each process has one.
-_runner: QualityRunner | None = None
+_runner: Runner | None = None
 
 
 class Workers:
-    """Processes that score passages, within a `with` block.
+    """Processes that measure passages, within a `with` block.
 
     Args:
         count: number of processes.
-        model, homes, trainings, prefix: as for `QualityRunner`.
+        open_runner: makes the runner of a process; it is sent there.
     """
 
-    def __init__(
-        self,
-        count: int,
-        model: str,
-        homes: Mapping[Start, Path],
-        trainings: Sequence[Training],
-        prefix: int,
-    ) -> None:
+    def __init__(self, count: int, open_runner: Callable[[], Runner]) -> None:
         self._count, self._stack = count, ExitStack()
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(
-            count, context, _open_runner, (model, dict(homes), trainings, prefix)
-        )
+        self._pool = ProcessPoolExecutor(count, context, _open, (open_runner,))
 
     def __enter__(self) -> Self:
         self._stack.enter_context(openmp_threads(1))
@@ -60,10 +56,10 @@ class Workers:
 
     def measure(
         self, tasks: Iterable[Task], limit: TimeLimit
-    ) -> Iterator[tuple[str, Passage, Scores]]:
-        """Score passages, as many at once as there are processes; none begins after the limit."""
+    ) -> Iterator[tuple[str, Passage, Any]]:
+        """Measure passages, as many at once as there are processes; none begins after the limit."""
         waiting = iter(tasks)
-        running: dict[Future[Scores], Task] = {}
+        running: dict[Future[Any], Task] = {}
         while True:
             while len(running) < self._count and not limit.is_over:
                 task = next(waiting, None)
@@ -77,13 +73,11 @@ class Workers:
                 yield kind, passage, done.result()
 
 
-def _open_runner(
-    model: str, homes: Mapping[Start, Path], trainings: Sequence[Training], prefix: int
-) -> None:
+def _open(open_runner: Callable[[], Runner]) -> None:
     global _runner
-    _runner = QualityRunner(model, homes, trainings, prefix)
+    _runner = open_runner()
 
 
-def _measure(passage: Passage, corpus: str) -> Scores:
+def _measure(passage: Passage, corpus: str) -> Any:
     assert _runner is not None, "the process was initialised"
     return _runner.measure(passage, corpus)

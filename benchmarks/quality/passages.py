@@ -132,7 +132,27 @@ def make_set(
         if not near_left_out or d.name not in near
     ]
 
-    content = [tokenizer_digest(tokenizer), selector.embedder.name, passages, rest]
+    corpus, sequences = make_corpus(name, passages, rest, selector, tokenizer)
+    return PassageSet(corpus, tuple(passages), sequences)
+
+
+def make_corpus(
+    name: str,
+    passages: Sequence[Passage],
+    documents: Sequence[Document],
+    selector: Selector,
+    tokenizer: Any,
+) -> tuple[str, int]:
+    """Ingest documents, unless a former run has; returns the corpus's name and its sequences.
+
+    Args:
+        name: prefix of the corpus's name.
+        passages: passages that were held out of it, by which its name differs, too.
+        documents: all its documents.
+        selector: its embedder and folder are the corpus's.
+        tokenizer: the base model's.
+    """
+    content = [tokenizer_digest(tokenizer), selector.embedder.name, [*passages], [*documents]]
     digest = hashlib.sha256(repr(content).encode()).hexdigest()
     corpus = Corpus.create(
         selector.config.root,
@@ -142,14 +162,14 @@ def make_set(
     )
 
     def with_progress() -> Iterator[Document]:
-        for number, document in enumerate(rest):
-            progress(f"corpus {name}: document {number + 1} of {len(rest)}")
+        for number, document in enumerate(documents):
+            progress(f"corpus {name}: document {number + 1} of {len(documents)}")
             yield document
 
     ingest(corpus, with_progress(), selector.embedder, tokenizer)
     sequences = corpus.counts()[1]
     corpus.close()
-    return PassageSet(corpus.name, tuple(passages), sequences)
+    return corpus.name, sequences
 
 
 def near_duplicates(passages: Sequence[Passage], documents: Sequence[Document]) -> set[str]:
@@ -157,20 +177,27 @@ def near_duplicates(passages: Sequence[Passage], documents: Sequence[Document]) 
     passages_of: dict[int, list[int]] = {}
     sizes = []
     for number, passage in enumerate(passages):
-        shingles = _shingles(passage.prefix + passage.suffix)
-        sizes.append(len(shingles))
-        for shingle in shingles:
+        own = shingles(passage.prefix + passage.suffix)
+        sizes.append(len(own))
+        for shingle in own:
             passages_of.setdefault(shingle, []).append(number)
     near = set()
     for document in documents:
         shared = Counter(
-            number
-            for shingle in _shingles(document.text)
-            for number in passages_of.get(shingle, ())
+            number for shingle in shingles(document.text) for number in passages_of.get(shingle, ())
         )
         if any(2 * count >= sizes[number] for number, count in shared.items()):
             near.add(document.name)
     return near
+
+
+def shingles(text: str) -> set[int]:
+    """Hashes of all runs of SHINGLE_WORDS words."""
+    words = re.findall(r"\w+|[^\w\s]", text)
+    return {
+        hash(tuple(words[start : start + SHINGLE_WORDS]))
+        for start in range(len(words) - SHINGLE_WORDS + 1)
+    }
 
 
 def open_scorer(config: TrainerConfig) -> Trainer:
@@ -201,15 +228,6 @@ def _cut(
     return Passage(
         group, document.name, start, tokens, document.text[first:middle], document.text[middle:last]
     )
-
-
-def _shingles(text: str) -> set[int]:
-    """Hashes of all runs of SHINGLE_WORDS words."""
-    words = re.findall(r"\w+|[^\w\s]", text)
-    return {
-        hash(tuple(words[start : start + SHINGLE_WORDS]))
-        for start in range(len(words) - SHINGLE_WORDS + 1)
-    }
 
 
 def _share(name: str) -> int:

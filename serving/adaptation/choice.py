@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -38,6 +39,7 @@ class Choice:
     Attributes:
         request: the request, without the server's corpus if that is not the principal's to see, and
             with the number of sequences to show once that is known.
+        lookup_seconds: seconds that the lookup of the corpus's adapter took, 0 without one.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Choice:
         self.request = request
         self._selector, self._starts, self._principal = selector, starts, principal
         self._seconds_left, self._enter = seconds_left, enter
+        self.lookup_seconds = 0.0
         self._task: asyncio.Task[Selection] | None = None
+        self._found: StartFound | None = None
 
     async def selection(self) -> Selection:
         """The sequences chosen; calls after the first give the same.
@@ -67,12 +71,12 @@ class Choice:
 
     async def number_to_show(self) -> int:
         """The number of sequences to show: the request's, or that of a calibrated corpus."""
-        request = self.request
-        if request.show is None:
-            calibration = await self._calibration(request.corpus)
+        if self.request.show is None:
+            calibration = await self._calibration()
             show = calibration.show if calibration else 0
-            self.request = request = replace(request, show=show)
-        return request.show or 0
+            # The lookup may have found that the server's corpus is not the principal's to see.
+            self.request = replace(self.request, show=show)
+        return self.request.show or 0
 
     async def to_show(self) -> list[Source]:
         """The different sequences to show, the most relevant first: of a selection, in the order in
@@ -122,14 +126,25 @@ class Choice:
             if selection.corpus is None:
                 return None
             return StartFound(selection.corpus, selection.start, selection.no_start)
-        try:
-            aim = "the corpus's adapter was found"
-            return await self._within(self._selector.start, request.corpus, aim)
-        except CorpusNotFoundError:
-            if request.corpus_explicit:
-                raise
-            self.request = replace(request, corpus=None)
-            return None
+        return await self._look_up()
+
+    async def _look_up(self) -> StartFound | None:
+        """The result of a lookup of the corpus's adapter, and of what the corpus shows by default;
+        one call for both. None if the principal may not see the server's corpus.
+        """
+        request = self.request
+        if self._found is None:
+            started = time.monotonic()
+            try:
+                self._found = await self._within(
+                    self._selector.start, request.corpus, "the corpus's adapter was found"
+                )
+            except CorpusNotFoundError:
+                if request.corpus_explicit:
+                    raise
+                self.request = replace(request, corpus=None)
+            self.lookup_seconds = time.monotonic() - started
+        return self._found
 
     async def discard(self) -> None:
         """End a choice that is still being made."""
@@ -137,12 +152,15 @@ class Choice:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _calibration(self, corpus: str | None) -> Calibration | None:
-        if corpus is None:
+    async def _calibration(self) -> Calibration | None:
+        request, left = self.request, self._seconds_left()
+        if request.corpus is None:
             return None
-        left = self._seconds_left()
         try:
-            looking = self._selector.calibration(corpus, self._principal, left)
+            if request.budget.instant:
+                found = await self._look_up()
+                return found.calibration if found else None
+            looking = self._selector.calibration(request.corpus, self._principal, left)
             return await in_time(looking, left)
         # The selection meets the same error, and reports or raises it.
         except Exception:

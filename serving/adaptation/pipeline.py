@@ -249,9 +249,8 @@ class Adaptation:
         if not request.budget.instant:
             reason = no_step_reason(request.budget, request.clamped)
             raise NoAdapterError(reason, StopReason.NONE, selection)
-        started = time.monotonic()
         start = await self._choice.start()
-        seconds = {Stage.SEARCH: time.monotonic() - started} if selection is None else {}
+        seconds = {Stage.SEARCH: self._choice.lookup_seconds} if selection is None else {}
         if start.adapter is None:
             reason = f"`instant` takes no step, and no adapter is there to answer: {start.reason}"
             stop = StopReason.INSTANT if self._choice.request.corpus else StopReason.CORPUS

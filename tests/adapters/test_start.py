@@ -157,23 +157,43 @@ class TestStart:
 class TestContinuing:
     """From a state, a training goes on as if it had never ended."""
 
-    @pytest.mark.parametrize("plan", ["sequential", "batched"])
+    @pytest.mark.parametrize(
+        ("plan", "averaged"), [("sequential", 1), ("batched", 1), ("sequential", 8)]
+    )
     def test_it_equals_a_training_that_was_not_interrupted(
-        self, base_trainer: Trainer, plan: str
+        self, base_trainer: Trainer, plan: str, averaged: int
     ) -> None:
         many = SEQUENCES * 5
-        whole = base_trainer.train(TrainingRequest(many, seed=7, plan=plan, keep_state=True))
+        request = TrainingRequest(many, 7, plan=plan, keep_state=True, averaged_steps=averaged)
+        whole = base_trainer.train(request)
 
-        first = base_trainer.train(TrainingRequest(many[:15], seed=7, plan=plan, keep_state=True))
-        second = base_trainer.train(
-            TrainingRequest(many[15:], plan=plan, start=first.state, keep_state=True)
-        )
+        first = base_trainer.train(replace(request, sequences=many[:15]))
+        second = base_trainer.train(replace(request, sequences=many[15:], start=first.state))
 
         assert first.losses + second.losses == whole.losses
         assert second.state == whole.state
         assert second.state is not None
         assert second.state.weights == bytes_of(second) == bytes_of(whole)
         assert second.state.steps == len(whole.losses)
+
+    def test_an_average_is_of_the_weights_after_each_step(self, trainer: Trainer) -> None:
+        # Arrange: the weights after each step.
+        after = []
+
+        def note(step: TrainingProgress) -> None:
+            after.append(from_safetensors(trainer.export(step.slot)))
+
+        sequences = SEQUENCES[:4]
+
+        # Act
+        result = trainer.train(TrainingRequest(sequences, averaged_steps=3), on_step=note)
+
+        # Assert: means of up to three steps, of which later ones move it by a third.
+        for name, tensor in from_safetensors(bytes_of(result)).items():
+            one, two, three, four = (weights[name] for weights in after)
+            expected = (one + two + three) / 3
+            torch.testing.assert_close(tensor, expected + (four - expected) / 3)
+        assert bytes_of(result) != bytes_of(trainer.train(TrainingRequest(sequences)))
 
     def test_it_differs_from_a_start_with_new_moments(self, trainer: Trainer) -> None:
         state = trainer.train(TrainingRequest(_EARLIER, keep_state=True)).state
@@ -479,6 +499,17 @@ class TestRefusals:
 
         with pytest.raises(TrainingOptionError, match="does not fit"):
             trainer.train(TrainingRequest(_LATER, start=TrainingState(mine, bytes(8), 3)))
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"averaged_steps": 0}, "an average of 0 steps"),
+            ({"averaged_steps": 2, "probe": Probe((1, 2), gain=1.0)}, "no average"),
+        ],
+    )
+    def test_an_average_that_cannot_be(self, more: dict[str, Any], message: str) -> None:
+        with pytest.raises(TrainingOptionError, match=message):
+            TrainingRequest(_LATER, **more)
 
     def test_negative_steps(self) -> None:
         with pytest.raises(TrainingOptionError, match="-1 steps"):

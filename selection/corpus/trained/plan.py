@@ -28,9 +28,11 @@ Centroids: TypeAlias = Callable[[Sequence[Ids]], Embeddings]
 
 # The number of sequences above which a corpus is trained in parts.
 PART_FROM = 20_000
-# What is held out of a part: a share of its documents, if it has at least HELD_OUT_FROM of them,
-# and at most HELD_OUT_MAX sequences.
-HELD_OUT, HELD_OUT_FROM, HELD_OUT_MAX = 0.05, 8, 64
+# What is held out of a part: a share of its documents, or HELD_OUT_MIN if that is more and no more
+# than a quarter, if it has at least HELD_OUT_FROM of them; at most HELD_OUT_MAX sequences.
+HELD_OUT, HELD_OUT_MIN, HELD_OUT_FROM, HELD_OUT_MAX = 0.05, 4, 8, 64
+# Groups that are compared with all others at once.
+_BLOCK = 1024
 _NO_IDS = np.empty(0, np.int64)
 
 
@@ -167,22 +169,30 @@ def _new_parts(
     groups = [*documents.values()]
     if not groups:
         return []
+    centroids_GD = centroids(groups)
     divided = [[*range(len(groups))]]
     if parts > 1:
-        divided = divide([len(group) for group in groups], centroids(groups), parts)
+        divided = divide([len(group) for group in groups], centroids_GD, parts)
     return [
-        _planned([groups[document] for document in chosen], seed + part)
+        _planned([groups[document] for document in chosen], centroids_GD[chosen], seed + part)
         for part, chosen in enumerate(divided)
     ]
 
 
-def _planned(documents: Sequence[Ids], seed: int) -> PlannedPart:
-    """The training of a part from scratch."""
+def _planned(documents: Sequence[Ids], centroids_GD: Embeddings, seed: int) -> PlannedPart:
+    """The training of a part from scratch.
+
+    It holds out documents of the half that is least like others: the loss on a near copy of what is
+    learnt falls further the more often that is repeated, also while the loss on other text rises.
+    """
     random = np.random.default_rng(seed)
+    order_G = np.argsort(_nearest(centroids_GD), kind="stable")
+    halves = np.split(order_G, [len(documents) // 2])
     held_out: set[int] = set()
     if len(documents) >= HELD_OUT_FROM:
-        left, room = max(1, int(HELD_OUT * len(documents))), HELD_OUT_MAX
-        for document in random.permutation(len(documents)).tolist():
+        few = min(HELD_OUT_MIN, len(documents) // 4)
+        left, room = max(few, int(HELD_OUT * len(documents))), HELD_OUT_MAX
+        for document in np.concatenate([random.permutation(half) for half in halves]).tolist():
             if left and len(documents[document]) <= room:
                 held_out.add(document)
                 left, room = left - 1, room - len(documents[document])
@@ -192,6 +202,16 @@ def _planned(documents: Sequence[Ids], seed: int) -> PlannedPart:
     return PlannedPart(
         _shuffled(np.concatenate(ids), random), _shuffled(np.concatenate(last), random)
     )
+
+
+def _nearest(centroids_GD: Embeddings) -> npt.NDArray[np.float32]:
+    """The similarity [G] of each group to the one that is most like it."""
+    similarity_G = np.empty(len(centroids_GD), np.float32)
+    for start in range(0, len(centroids_GD), _BLOCK):
+        block_BG = centroids_GD[start : start + _BLOCK] @ centroids_GD.T
+        np.fill_diagonal(block_BG[:, start:], -1)
+        similarity_G[start : start + _BLOCK] = block_BG.max(axis=1)
+    return similarity_G
 
 
 def _documents(sequences_N2: Ids) -> dict[int, Ids]:

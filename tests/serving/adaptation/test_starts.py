@@ -29,6 +29,7 @@ from selection.threaded_embedder import ThreadedEmbedder
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.reporting import AdaptationResult
 from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.shown import PromptBuilder
 from serving.adaptation.starts import Starts, parse_start
 from serving.adaptation.workers import SelectorWorker, TrainerWorker
 from serving.budget import INSTANT, Budget
@@ -36,6 +37,7 @@ from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig
 from serving.conversations.cached_adapter import CachedAdapter, CacheScope
 from serving.errors import AdaptationFailedError, RequestError, TrainerFailedError
 from tests.serving.adaptation.test_pipeline import Loads, NoTrainer
+from tests.serving.adaptation.test_shown import NO_TOKENIZER, count_words
 
 STEPS = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=2), (), "notes")
 INSTANTLY = replace(STEPS, budget=INSTANT)
@@ -52,6 +54,8 @@ class Selector:
     found: CorpusStart | None = START
     problem: Exception | None = None
     reads: int = 0
+    lookups: list[str] = field(default_factory=list)
+    shows: int = 0
 
     async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
         selection = await self.worker.select(replace(request, start=False), seconds)
@@ -63,11 +67,15 @@ class Selector:
     async def calibration(
         self, corpus: str, principal: Principal, seconds: float | None
     ) -> Calibration | None:
+        self.lookups.append("calibration")
         return await self.worker.calibration(corpus, principal, seconds)
 
     async def start(self, request: SelectionRequest, seconds: float | None) -> StartFound:
         assert request.corpus is not None
-        return StartFound("vs_1", self.found, None if self.found else NO_ADAPTER)
+        self.lookups.append("start")
+        calibration = Calibration(0.1, 0.5, 1e-3, 16, 24, 90.0, 91.0, show=self.shows)
+        reason = None if self.found else NO_ADAPTER
+        return StartFound("vs_1", self.found, reason, calibration)
 
     async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:
         self.reads += 1
@@ -422,6 +430,27 @@ class TestInstant:
         assert reason in report.reason
         with pytest.raises(AdaptationFailedError, match=reason):
             await run(replace(INSTANTLY, required=True), selector, NoTrainer())
+
+    @pytest.mark.parametrize("shows", [0, 1])
+    async def test_one_lookup_finds_the_adapter_and_what_the_corpus_shows(
+        self, selector: Selector, shows: int
+    ) -> None:
+        # Arrange
+        selector.shows = shows
+        request = replace(INSTANTLY, show=None)
+        adaptation = Adaptation(request, selector, NoTrainer(), Loads(), Starts(selector, "nano"))
+        prompts = PromptBuilder(1000, NO_TOKENIZER, count_words)
+
+        # Act
+        asked = {"messages": [{"role": "user", "content": "a hive of bees"}], "max_tokens": 8}
+        body = await adaptation.show(asked, prompts)
+        report = (await adaptation.run()).report
+        await adaptation.discard()
+
+        # Assert
+        assert selector.lookups == ["start"]
+        assert (report.adapted, report.adapter) == (True, START.name)
+        assert ("keeps itself warm" in str(body["messages"])) == bool(shows)
 
     async def test_it_needs_a_corpus(self, selector: Selector) -> None:
         report = (await run(replace(INSTANTLY, corpus=None), selector, NoTrainer())).report

@@ -73,8 +73,26 @@ def test_a_part_holds_out_a_few_of_its_documents(sizes: list[int], seed: int) ->
 
     held_out = documents_in(part.held_out, sequences_N2)
     assert len(part.held_out) <= HELD_OUT_MAX
-    assert len(held_out) <= max(1, len(sizes) // 20)
+    # One document in twenty, but several of few: one may have near copies among the others.
+    assert len(held_out) <= max(min(4, len(sizes) // 4), len(sizes) // 20)
     assert bool(held_out) == (len(sizes) >= HELD_OUT_FROM and min(sizes) <= HELD_OUT_MAX)
+
+
+@given(st.integers(0, 9))
+def test_no_document_is_held_out_whose_copy_is_learnt(seed: int) -> None:
+    # Documents 1 to 20 have a copy each, and 41 to 80 have none.
+    sequences_N2 = sequences_of([1] * 80)
+    directions_DD = np.eye(60, dtype=np.float32)
+    embeddings_ND = np.concatenate([directions_DD[:20], directions_DD[:20], directions_DD[20:]])
+
+    def centroids(groups: Sequence[Ids]) -> Embeddings:
+        return np.concatenate([embeddings_ND[ids - 10] for ids in groups])
+
+    _, (part,) = plan_anew(sequences_N2, 1, centroids, seed)
+
+    held_out = documents_in(part.held_out, sequences_N2)
+    assert len(held_out) == 4
+    assert min(held_out) > 40
 
 
 def test_the_order_and_what_is_held_out_follow_from_the_seed() -> None:
