@@ -76,12 +76,8 @@ def no_adapter_reason(stop: TrainingStop, budget: Budget, seconds_left: float | 
     return f"training ended without an adapter ({stop})"
 
 
-def fresh_start_reason(comparison: StartComparison | None) -> str | None:
-    """Why a training did not start from the adapter of its corpus; None if it did, or if it did not
-    compare the two.
-    """
-    if comparison is None or comparison.uses_start:
-        return None
+def fresh_start_reason(comparison: StartComparison) -> str:
+    """Why a training that compared both did not start from the adapter of its corpus."""
     losses = f"{comparison.fresh_loss:.3f} against {comparison.start_loss:.3f}"
     return (
         "the base model expects the prompt at least as well as the adapter of the corpus does "

@@ -138,7 +138,7 @@ async def train_in_time(
         raise NoAdapterError(reason, StopReason.SECONDS, selection) from None
     if training.adapter is None:
         reason = no_adapter_reason(training.stop, budget, request.seconds)
-        if compared := fresh_start_reason(training.comparison):
-            reason = f"{reason}; {compared}"
+        if training.comparison is not None and not training.comparison.uses_start:
+            reason = f"{reason}; {fresh_start_reason(training.comparison)}"
         raise NoAdapterError(reason, StopReason(training.stop), selection, training)
     return training

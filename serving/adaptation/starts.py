@@ -61,8 +61,10 @@ class StartingPoint:
         """What a training has started from that was given this starting point; None for one without
         a result.
         """
-        reason = fresh_start_reason(training.comparison) if training else None
-        return self if reason is None else StartingPoint(reason=reason)
+        comparison = training.comparison if training else None
+        if comparison is None or comparison.uses_start:
+            return self
+        return StartingPoint(reason=fresh_start_reason(comparison))
 
     def as_dict(self) -> dict[str, Any]:
         """The object `start` of the report."""
