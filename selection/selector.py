@@ -22,7 +22,7 @@ import numpy as np
 from selection.access import OPERATOR, Principal
 from selection.config import SelectorConfig as SelectorConfig
 from selection.corpus.calibration import Calibration, calibration_of, model_digest
-from selection.corpus.lookup import names_of
+from selection.corpus.lookup import CorpusNames
 from selection.corpus.pool import CorpusPool
 from selection.corpus.sequences import StoredSequence
 from selection.corpus.shards import ShardCall, ShardedCorpora
@@ -87,6 +87,7 @@ class Selector:
         digests = (None, None) if config.base_model is None else _digests(config)
         self._model = None if config.base_model is None else model_digest(config.base_model)
         self.corpora = CorpusPool(config.root, self.embedder, *digests)
+        self._names = CorpusNames(config.root)
         self._shards = shards
         text_TD = self.embedder.embed(["warm-up, so that no request pays for the first call"])
         # Compiles SIFT, or loads its cached machine code.
@@ -225,7 +226,7 @@ class Selector:
             return ()
         found: list[LearntCorpus] = []
         folders = corpora_with_adapter(self.config.root)
-        names = names_of(self.config.root, principal) if folders else {}
+        names = self._names.of(principal) if folders else {}
         for folder in folders:
             # Damaged or removed corpora, and those that the principal does not see.
             with suppress(CorpusError, KeyError), self.corpora.open(folder, principal) as opened:

@@ -252,7 +252,8 @@ def _limits(values: Mapping[str, object], where: str, place: str, limits: Budget
             numbers[key] = float(value)
         else:
             raise BudgetError(
-                f"{where}: unknown key {key!r:.40}: the limits are steps, seconds, gain and alpha",
+                f"{where}: unknown key {key!r:.40}: use one of the words `none`, `instant` and "
+                "`auto`, or the limits steps, seconds, gain and alpha",
                 place,
             )
     return Budget(steps, numbers.get("seconds"), numbers.get("alpha"), numbers.get("gain"))

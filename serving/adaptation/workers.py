@@ -193,8 +193,9 @@ class CorporaWorker(SelectorWorker):
 # A trainer counts as hanging after STALL_SECONDS, and STALL_FACTOR times the longest pause so far,
 # without a finished step.
 STALL_SECONDS, STALL_FACTOR = 20.0, 10.0
-# Number of consecutive trainings that fail before their first step, after which the trainer counts
-# as broken: a GPU that has failed once fails for good.
+# Number of consecutive requests whose training fails before its first step, after which the trainer
+# counts as broken: a GPU that has failed once fails for good. The trainings of corpora do not
+# count, since one corpus is tried again and again.
 FAILURES = 3
 
 
@@ -285,7 +286,7 @@ class TrainerWorker:
         if not self._trainings or self._trainer.gives_way:
             self._last_progress = self._clock()
         training = self._trainer.submit(request, cancelled=cancelled, on_step=handle_step)
-        training.add_done_callback(self._handle_end)
+        training.add_done_callback(partial(self._handle_end, counts=not request.background))
         self._trainings.add(given_up)
         try:
             result = _unless_given_up(asyncio.wrap_future(training), given_up)
@@ -325,8 +326,8 @@ class TrainerWorker:
         """As `Trainer.learning_rate`."""
         return self._trainer.learning_rate
 
-    def _handle_end(self, training: Future[TrainingResult]) -> None:
-        if not training.cancelled() and training.exception() is not None:
+    def _handle_end(self, training: Future[TrainingResult], *, counts: bool) -> None:
+        if counts and not training.cancelled() and training.exception() is not None:
             self._failures += 1
         self._note_progress()
 

@@ -115,17 +115,17 @@ class CurveMeasurer:
             del self._trainer
             self._trainer = Trainer(replace(self.default, rank=setting.rank))
         curves: dict[int, list[Curve]] = {show: [] for show in (0, *shown)}
-        started = [self._start(setting, each, list(curves)) for each in held_out]
-        for each, (training, measured) in zip(held_out, started, strict=True):
-            try:
+        try:
+            started = [self._start(setting, each, list(curves)) for each in held_out]
+            for each, (training, measured) in zip(held_out, started, strict=True):
                 training.result()
-            except KeyboardInterrupt:
-                # Otherwise the process would not end before all of them are trained.
-                self._cancelled.set()
-                raise
-            on_each()
-            for show, listed in curves.items():
-                listed.append(measured.curve(show, is_example=each.example is not None))
+                on_each()
+                for show, listed in curves.items():
+                    listed.append(measured.curve(show, is_example=each.example is not None))
+        except KeyboardInterrupt:
+            # Otherwise the process would not end before all of them are trained.
+            self._cancelled.set()
+            raise
         return curves
 
     def _start(

@@ -43,6 +43,9 @@ REGULARISATIONS = (0.03, 0.1, 0.3, 1.0)
 RANK_FACTORS = (0.5, 1.0, 2.0)
 # Searched numbers of chosen sequences in the prompt, beside none.
 SHOWN = (2, 4, 8)
+# The largest number of measurements: each axis but the first has one setting that is measured
+# already; the best and the default settings are judged; what to show is searched and judged.
+MEASUREMENTS = len(LEARNING_RATE_FACTORS) + len(REGULARISATIONS) + len(RANK_FACTORS) - 2 + 4
 
 
 @dataclass(frozen=True)

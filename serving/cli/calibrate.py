@@ -6,6 +6,7 @@ The search is in `serving.calibration`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Annotated
@@ -83,17 +84,20 @@ def calibrate(
         with report_interrupt(lambda: f"the settings of corpus {corpus} were not changed"):
             with Status("loading the embedder and the base model"):
                 from selection.selector import Selector, SelectorConfig
+                from serving.calibration.search import MEASUREMENTS
                 from serving.calibration.search import calibrate as search
 
                 selector = Selector(
                     SelectorConfig(home / "corpora", embedder, base, chat_template=chat_template)
                 )
             with ExitStack() as bars:
+                numbers = itertools.count(1)
 
                 def on_setting(name: str, count: int) -> Callable[[], None]:
                     # Close the bar of the setting before.
                     bars.close()
-                    done = bars.enter_context(progress_counter(name, "documents", count))
+                    what = f"{next(numbers)} of at most {MEASUREMENTS}, {name}"
+                    done = bars.enter_context(progress_counter(what, "documents", count))
                     return lambda: done.advance()
 
                 found = search(selector, base, corpus, documents, on_setting)

@@ -107,12 +107,12 @@ class ProgressCounter:
         seconds = self._clock() - self._started
         rate = (self.done - self._resumed_at) / seconds if seconds > 0 else 0.0
         if self.total is None:
-            return f"{self.done:,} {self._unit}, {rate:,.1f}/s"
+            return f"{self.done:,} {self._unit}, {_speed(rate)}"
         parts = [f"{self.done:,} of {self.total:,} {self._unit}"]
         if self.total:
             parts[0] += f" ({self.done / self.total:.0%})"
         if rate > 0:
-            parts.append(f"{rate:,.1f}/s")
+            parts.append(_speed(rate))
             if self.done < self.total:
                 parts.append(f"{_duration((self.total - self.done) / rate)} left")
         return ", ".join(parts)
@@ -259,6 +259,11 @@ def _heartbeats(lines: ProgressLines) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _speed(rate: float) -> str:
+    """A number of units per second, in words that also tell slow work from none."""
+    return f"{rate:,.1f}/s" if rate >= 0.5 or rate == 0 else f"{1 / rate:,.1f} s each"
 
 
 def _duration(seconds: float) -> str:

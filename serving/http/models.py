@@ -2,8 +2,8 @@
 with it, for clients that can send neither a header nor `adaptation`.
 
 `nano:handbook` is the model `nano` with the corpus `handbook` and the budget `instant`, unless the
-request gives another budget. A name whose corpus the client does not see is passed on as it is, so
-that vLLM refuses it as it refuses any unknown model.
+request gives another budget. A corpus that the client does not see does not exist for it. A name
+that begins with no served model is left to vLLM, which refuses it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from serving.http.routing import Route
 _SEPARATOR = ":"
 # Seconds that the list of models waits for the selector.
 _LEARNT_SECONDS = 5.0
+# Largest number of names in the error of an unknown model.
+_MAX_NAMES = 10
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +73,33 @@ class Models:
 
     async def take_corpus(self, body: dict[str, Any], principal: Principal) -> CorpusModel | None:
         """Replace the name of a model and a corpus in the body of a request by that of the model;
-        None if it names a model alone, or a corpus that the principal does not see.
+        None if it names no corpus.
+
+        Raises:
+            ModelError: the principal does not see the corpus.
         """
         name = body.get("model")
-        if not isinstance(name, str) or name in self._served:
+        if not isinstance(name, str) or not (named := self._split(name)):
             return None
-        for served in self._served:
-            corpus = name.removeprefix(served + _SEPARATOR)
-            if corpus != name and await self._selector.sees(corpus, principal):
-                body["model"] = served
-                return CorpusModel(name, served, corpus)
-        return None
+        for model in named:
+            if await self._selector.sees(model.corpus, principal):
+                body["model"] = model.served
+                return model
+        raise ModelError(
+            f"unknown model {name!r:.80}: there is no corpus {named[0].corpus!r:.80}; "
+            f"{await self._known(principal)}"
+        )
+
+    def _split(self, name: str) -> list[CorpusModel]:
+        """The models and corpora that a name may mean; none if it is that of a model."""
+        if name in self._served:
+            return []
+        prefixes = {served: served + _SEPARATOR for served in self._served}
+        return [
+            CorpusModel(name, served, name.removeprefix(prefix))
+            for served, prefix in prefixes.items()
+            if name.startswith(prefix)
+        ]
 
     async def _list(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": await self._cards(request)})
@@ -91,7 +109,22 @@ class Models:
         for card in await self._cards(request):
             if card["id"] == name:
                 return JSONResponse(card)
-        raise ModelError(f"unknown model {name!r}: GET /v1/models lists the models of this server")
+        principal: Principal = request.state.principal
+        for model in self._split(name):
+            if await self._selector.sees(model.corpus, principal):
+                raise ModelError(
+                    f"unknown model {name!r}: the corpus {model.corpus!r} has no adapter that can "
+                    f"be used now; `mayfly corpus train {model.corpus}` trains one"
+                )
+        raise ModelError(f"unknown model {name!r:.80}: {await self._known(principal)}")
+
+    async def _known(self, principal: Principal) -> str:
+        """For an error, which models there are."""
+        first = self._engine.config.served_name
+        corpora = [first + _SEPARATOR + each.name for each in await self._learnt(principal)]
+        names = [first, *self._engine.config.more_names, *corpora]
+        more = ", and more" if len(names) > _MAX_NAMES else ""
+        return f"this server has {', '.join(names[:_MAX_NAMES])}{more} (GET /v1/models)"
 
     async def _cards(self, request: Request) -> list[dict[str, Any]]:
         """vLLM's models, and the first of them with each learnt corpus, with the adaptation terms

@@ -26,6 +26,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from serving.errors import StartError
 from serving.local.haproxy_config import write_config
 from serving.processes import end_with_parent
@@ -37,7 +39,7 @@ _PORTS = range(20_000, 30_000)
 _START_SECONDS = 10.0
 # A process that ends sooner than this after its start is not restarted at once.
 _STABLE_SECONDS = 1.0
-_POLL_SECONDS = 0.02
+_POLL_SECONDS, _DRAIN_POLL_SECONDS = 0.02, 0.1
 
 
 def free_ports(count: int) -> range:
@@ -75,7 +77,7 @@ def running_haproxy(
         StartError: HAProxy did not start.
     """
     with tempfile.TemporaryDirectory(prefix="mayfly-haproxy-") as folder:
-        haproxy = HAProxy(lambda: write_config(Path(folder), host, port, replicas, origins))
+        haproxy = HAProxy(lambda: write_config(Path(folder), host, port, replicas, origins), port)
         try:
             haproxy.wait_until_listening((host, port))
             yield haproxy.drain
@@ -89,10 +91,11 @@ class HAProxy:
     Args:
         write: writes the configuration and returns it. It is called before every start, since some
             systems delete files below /tmp after days.
+        port: the public port.
     """
 
-    def __init__(self, write: Callable[[], Path]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[], Path], port: int) -> None:
+        self._write, self._port = write, port
         self._process: subprocess.Popen[bytes] | None = None
         self._failure = ""
         self._has_listened = False
@@ -119,12 +122,18 @@ class HAProxy:
         raise StartError(f"HAProxy did not start: {self._failure}")
 
     def drain(self, seconds: float) -> None:
-        """Accept no new connections, and wait at most `seconds` until the open ones are closed."""
+        """Accept no new connections, and wait at most `seconds` until all responses have arrived.
+
+        HAProxy itself would also wait for clients to close their connections, which those that keep
+        an idle one do only when they use it again.
+        """
         self._ending.set()
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.send_signal(signal.SIGUSR1)
-                self._process.wait(seconds)
+        if self._process is None:
+            return
+        deadline = time.monotonic() + seconds
+        self._process.send_signal(signal.SIGUSR1)
+        while self._is_responding(self._process) and time.monotonic() < deadline:
+            time.sleep(_DRAIN_POLL_SECONDS)
 
     def end(self) -> None:
         """End HAProxy at once."""
@@ -132,6 +141,20 @@ class HAProxy:
         if self._process is not None:
             self._process.kill()
         self._thread.join(_START_SECONDS)
+
+    def _is_responding(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether HAProxy listens, or has a connection on which a response may be under way: one
+        that HAProxy has not closed, or whose client has not received everything.
+        """
+        if process.poll() is not None:
+            return False
+        # It has just ended.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return any(
+                connection.laddr.port == self._port and connection.status != psutil.CONN_FIN_WAIT2
+                for connection in psutil.Process(process.pid).net_connections("tcp")
+            )
+        return False
 
     def _supervise(self) -> None:
         while not self._ending.is_set():

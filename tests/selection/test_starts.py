@@ -11,8 +11,10 @@ import pytest
 
 from selection.access import Principal
 from selection.config import SelectorConfig
+from selection.corpus import lookup
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import find_corpus
+from selection.corpus.sqlite_store import SQLiteStore
 from selection.corpus.trained.adapter import TrainedAdapter
 from selection.corpus.trained.division import PART_SIZE
 from selection.corpus.trained.manifest import StartFound
@@ -201,6 +203,37 @@ def test_the_corpora_with_an_adapter_are_those_that_the_principal_sees(
     assert seen(Principal("ann", frozenset())) == {mine: "Mine"}
     assert seen(Principal("bob", frozenset({"notes"}))) == {notes: "notes"}
     owned.close()
+
+
+def test_a_list_of_the_corpora_with_an_adapter_opens_those_that_have_changed_since_the_last(
+    corpora: Path, corpus: Corpus, selector: Selector, words: Embedder, monkeypatch: Any
+) -> None:
+    train(corpus)
+    for name in ("changed", "same"):
+        Corpus.create(corpora, name, words, "tokens").close()
+    opened = []
+
+    class Recording(SQLiteStore):
+        def __init__(self, folder: Path) -> None:
+            opened.append(folder.name)
+            super().__init__(folder)
+
+    monkeypatch.setattr(lookup, "SQLiteStore", Recording)
+    # Nothing is known of files that have just changed.
+    monkeypatch.setattr(lookup, "_SETTLED_SECONDS", -1.0)
+
+    assert len(selector.learnt_corpora()) == len(selector.learnt_corpora()) == 1
+    assert sorted(opened) == ["changed", "notes", "same"]
+
+    changed = Corpus.open(corpora, "changed")
+    changed.update_meta({"name": "notes"})
+    changed.close()
+    assert len(selector.learnt_corpora()) == 1
+    assert opened[3:] == ["changed"]
+
+    monkeypatch.setattr(lookup, "_SETTLED_SECONDS", 3600.0)
+    selector.learnt_corpora()
+    assert sorted(opened[4:]) == ["changed", "notes", "same"]
 
 
 @pytest.mark.parametrize("clash", ["folder", "id", "display name"])

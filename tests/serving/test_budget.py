@@ -221,6 +221,15 @@ def test_invalid_budgets_are_refused(header: str) -> None:
         parse(header)
 
 
+@pytest.mark.parametrize("source", [{"header": "fast"}, {"field": "fast"}, {"field": {"step": 3}}])
+def test_the_error_of_an_unknown_key_names_everything_that_is_known(source: Any) -> None:
+    with pytest.raises(BudgetError) as refused:
+        agree(**source)
+
+    for known in ("`none`", "`instant`", "`auto`", "steps", "seconds", "gain", "alpha"):
+        assert known in str(refused.value)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.one_of(

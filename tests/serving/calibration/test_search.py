@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from adapters.early_stopping import FIRST_INTERVAL, PATIENCE
+from adapters.training import TrainingResult
 from selection.corpus.corpus import Corpus
 from selection.corpus.sequences import Source, StoredSequence
 from selection.embedding import Embedder, Prompt
@@ -159,6 +161,29 @@ def test_held_out_examples_are_scored_on_their_answers(
     for curve, with_shown in zip(curves, by_show[2], strict=True):
         assert with_shown.percent[0] < 100
         assert with_shown.prompt == curve.prompt
+
+
+def test_an_interrupt_while_trainings_are_being_started_ends_those_that_run(
+    home: Path, nano: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurer = CurveMeasurer(
+        Selector(SelectorConfig(home / "corpora", base_model=nano)), nano, "dates", 2
+    )
+    default = Setting(0.3, measurer.learning_rate, measurer.default.rank)
+    submit, running = measurer._trainer.submit, list[Future[TrainingResult]]()
+
+    def interrupted(*request: Any, **options: Any) -> Future[TrainingResult]:
+        if running:
+            raise KeyboardInterrupt
+        running.append(submit(*request, **options))
+        return running[0]
+
+    monkeypatch.setattr(measurer._trainer, "submit", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        measurer.measure(default, measurer.held_out, lambda: None)
+
+    assert running[0].result().adapter is None
 
 
 class TestArms:

@@ -93,6 +93,16 @@ def test_the_speed_of_resumed_work_leaves_out_what_an_earlier_run_did(
     assert written(pipe)[0] == "embedding: 550 of 1,000 sequences (55%), 10.0/s, 0:45 left"
 
 
+def test_slow_work_is_shown_with_its_seconds_for_each_unit(
+    pipe: PlainConsole, clock: Clock
+) -> None:
+    with progress_counter("searching", "documents", 10, console=pipe, clock=clock) as counter:
+        clock.now += 25.0
+        counter.advance()
+
+    assert written(pipe)[0] == "searching: 1 of 10 documents (10%), 25.0 s each, 3:45 left"
+
+
 def test_a_heartbeat_is_printed_when_nothing_else_is(clock: Clock) -> None:
     printed: list[str] = []
     lines = ProgressLines("measuring", printed.append, clock)

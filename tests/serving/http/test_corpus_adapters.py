@@ -271,7 +271,23 @@ class TestModels:
         assert (others[0]["parent"], others[0]["adaptation"]["corpus"]) == ("nano", True)
         assert "parent" not in base
         assert (await client.get("/v1/models/nano:handbook")).json() == others[0]
-        assert (await client.get("/v1/models/nano:plain")).status_code == 404
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("nano:plain", "`mayfly corpus train plain` trains one"),
+            ("nano:nothing", "this server has nano, nano:handbook"),
+            ("other", "this server has nano, nano:handbook"),
+        ],
+    )
+    async def test_an_unlisted_model_is_an_error_that_says_what_there_is(
+        self, client: httpx.AsyncClient, name: str, reason: str
+    ) -> None:
+        answer = await client.get(f"/v1/models/{name}")
+
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "model_not_found"
+        assert reason in answer.json()["error"]["message"]
 
     @pytest.mark.parametrize(
         ("budget", "stop"), [(None, "instant"), ("steps=1", "steps"), ("none", "none")]
@@ -333,10 +349,11 @@ class TestModels:
         assert [answer.status_code for answer in refused["ann"]] == [200] * 2 + [404] * 6
         assert [answer.status_code for answer in refused["bob"]] == [404] * 8
         assert retrieved.status_code == 404
-        errors = [
-            answer.text.replace("nano:handbook", "nano:nothing") for answer in refused["bob"][:4]
-        ]
+        errors = [answer.text.replace("handbook", "nothing") for answer in refused["bob"][:4]]
         assert len(set(errors)) == 1
+        message = refused["ann"][2].json()["error"]["message"]
+        assert "no corpus 'nothing'" in message
+        assert "this server has nano, nano:handbook (GET /v1/models)" in message
         assert vllm.used == [handbook, None]
 
 

@@ -49,6 +49,8 @@ async def replica_app(scope: Message, receive: Receive, send: Send) -> None:
             await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
         DISCONNECTED.append(path)
         return
+    if path == "/large":
+        await send({"type": "http.response.body", "body": bytes(1 << 24), "more_body": True})
     if path in ("/slow", "/slower"):
         await asyncio.sleep(0.5 if path == "/slow" else 2)
     await send({"type": "http.response.body", "body": b"two"})
@@ -321,6 +323,9 @@ async def test_while_draining_open_requests_finish_and_new_ones_are_rejected() -
         ):
             await get_until(public)
             await idle.get("/")
+            # It neither uses nor closes its connection.
+            _, forgotten = await asyncio.open_connection("127.0.0.1", public)
+            forgotten.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             started = asyncio.create_task(get_until(public, "/slow"))
             await asyncio.sleep(0.2)
             drained = asyncio.create_task(asyncio.to_thread(drain, 60.0))
@@ -330,6 +335,25 @@ async def test_while_draining_open_requests_finish_and_new_ones_are_rejected() -
             assert not drained.done()
             assert (await started).text == "onetwo"
             await asyncio.wait_for(drained, 30)
+            forgotten.close()
+
+
+async def test_draining_waits_for_a_client_that_reads_slowly() -> None:
+    public, ports = free_ports(1).start, free_ports(2)
+    with running_haproxy("127.0.0.1", public, ports) as drain:
+        async with Replica(ports[0]):
+            await get_until(public)
+            reader, writer = await asyncio.open_connection("127.0.0.1", public, limit=1 << 16)
+            writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await asyncio.sleep(0.2)
+            drained = asyncio.create_task(asyncio.to_thread(drain, 60.0))
+            await asyncio.sleep(1)
+            assert not drained.done()
+            response = await asyncio.wait_for(reader.read(), 20)
+            await asyncio.wait_for(drained, 30)
+            writer.close()
+
+    assert response.endswith(b"two\r\n0\r\n\r\n")
 
 
 async def test_draining_ends_after_its_time_limit() -> None:
