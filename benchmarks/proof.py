@@ -108,8 +108,10 @@ class Proof:
 
     def strategies(self, limit: TimeLimit) -> dict[str, Any] | None:
         """Strategies alone; None if nothing was measured until the limit."""
-        held_out = {}
+        held_out: dict[str, HeldOut] = {}
         for name in self._named(has_all_arms=False):
+            if limit.is_over:
+                break
             made = self._study.hold_out(name)
             held_out[name] = replace(made, passages=made.passages[: self._size.compared])
         return self._measured(held_out, limit)

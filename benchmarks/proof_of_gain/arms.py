@@ -51,8 +51,6 @@ COMPARED_SHOWN_TOO = (BASE, _NEAREST_SHOWN)
 LINE_ARMS = (
     BASE.name,
     *(arm.name for arm in SINGLE),
-    replace(FRESH, shown=True).name,
-    replace(INSTANT, shown=True).name,
     COMBINED.name,
     TOGETHER.name,
     AUTO,

@@ -54,7 +54,7 @@ class Size:
 
 _FEW = ("a2a-sdk", "deepagents, three releases", "mcp manual")
 SIZES = {
-    "small": Size(_FEW, "short", 4, 1, 1, 384, 96, 60_000, ()),
+    "small": Size(_FEW, "short", 2, 1, 1, 384, 96, 60_000, ()),
     "full": Size(tuple(domain.name for domain in DOMAINS), "full", 30, 10, 2, 384, 96, None, _FEW),
 }
 

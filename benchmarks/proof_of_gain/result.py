@@ -17,6 +17,7 @@ from benchmarks.proof_of_gain.summary import (
     by_domain,
     numbers,
     sift_minus_nn_by_copies,
+    within_seconds,
 )
 
 
@@ -37,7 +38,8 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
     result: dict[str, Any] = {
         **last_line,
         "by_arm": by_arm(main, first_token) if main else {},
-        "by_domain": by_domain(main, choice),
+        "within_seconds": within_seconds(main, choice, first_token),
+        "by_domain": by_domain(main, choice, first_token),
         "sift_minus_nn_by_copies": sift_minus_nn_by_copies([*main, *compared], choice),
         "parts": parts,
     }

@@ -20,6 +20,8 @@ from benchmarks.quality.bootstrap import interval
 Interval = tuple[float, float, float]
 # Bounds of the shares of near copies among the nearest sequences, by which passages are grouped.
 _COPIES = (0.0, 0.05, 0.25, 1.0)
+# Seconds to the first token within which the best arm is named.
+_WITHIN = (1.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,40 @@ def by_arm(rows: Sequence[Row], first_token: FirstToken | None) -> dict[str, dic
             "seconds": mean(row.arms[name]["seconds"] for row in rows),
             "first_token": None
             if first_token is None
-            else mean(first_token.seconds(row.arms[name]) for row in rows),
+            else _mean_first_token(rows, name, first_token),
         }
         for name in rows[0].arms
     }
 
 
-def by_domain(rows: Sequence[Row], choice: str) -> dict[str, dict[str, Any]]:
+def within_seconds(
+    rows: Sequence[Row], choice: str, first_token: FirstToken | None
+) -> dict[str, dict[str, Any]]:
+    """The best arm of each strategy that takes no more than some seconds to the first token, on
+    average; nothing if these were not measured.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if first_token is None or not rows:
+        return found
+    for limit in _WITHIN:
+        found[f"{limit:g}"] = {}
+        for strategy in ("sift", "nn"):
+            names = [
+                arm.name
+                for arm in arms(choice)
+                if (arm.strategy == strategy or not chooses(arm))
+                and _mean_first_token(rows, arm.name, first_token) <= limit
+            ]
+            if names:
+                best = min(names, key=lambda name: _mean_percent(rows, name))
+                percent = over(rows, lambda row: row.percent(best))  # noqa: B023
+                found[f"{limit:g}"][strategy] = {"arm": best, "percent_of_base": percent}
+    return found
+
+
+def by_domain(
+    rows: Sequence[Row], choice: str, first_token: FirstToken | None
+) -> dict[str, dict[str, Any]]:
     """Per cent of base by domain and arm, whether all together are ahead, and shares of `auto`."""
     names = [arm.name for arm in arms(choice)]
     return {
@@ -109,7 +138,7 @@ def by_domain(rows: Sequence[Row], choice: str) -> dict[str, dict[str, Any]]:
                 for name in (*names, AUTO)
             },
             "together_ahead": together_ahead(of_domain),
-            "auto": auto_shares(of_domain, names, None),
+            "auto": auto_shares(of_domain, names, first_token),
         }
         for domain, of_domain in _grouped(rows, lambda row: row.domain).items()
     }
@@ -153,9 +182,7 @@ def auto_shares(
     }
     if first_token is None:
         return shares
-    seconds, best_seconds = (
-        mean(first_token.seconds(row.arms[name]) for row in rows) for name in (AUTO, best)
-    )
+    seconds, best_seconds = (_mean_first_token(rows, name, first_token) for name in (AUTO, best))
     known = mean(
         first_token.seconds(row.arms[name]) for row, name in zip(rows, hindsight, strict=True)
     )
@@ -232,6 +259,10 @@ def _of_lines(rows: Sequence[Row], which: int) -> dict[str, Interval]:
 
 def _mean_percent(rows: Sequence[Row], name: str) -> float:
     return mean(row.percent(name) for row in rows)
+
+
+def _mean_first_token(rows: Sequence[Row], name: str, first_token: FirstToken) -> float:
+    return mean(first_token.seconds(row.arms[name]) for row in rows)
 
 
 def _grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:

@@ -65,10 +65,14 @@ def _first_page(result: Result, plots: Plots) -> list[str]:
                 color=_colour(name),
                 elinewidth=0.5,
             )
-            axes.annotate(name, (found["first_token"], 100 - mean), fontsize=6)
-        axes.set(
-            xscale="log", xlabel="seconds to the first token", ylabel="gain, points of the base"
-        )
+            axes.annotate(
+                name,
+                (found["first_token"], 100 - mean),
+                xytext=(4, 2),
+                textcoords="offset points",
+                fontsize=6,
+            )
+        axes.set(xscale="log", xlabel="seconds to the first token", ylabel="gain, % of base")
 
     has_seconds = all(found["first_token"] is not None for found in arms.values())
     return [
@@ -148,9 +152,18 @@ def _domains(result: Result) -> list[str]:
     return [
         *titled_table(
             "By domain",
-            "How many points all together are ahead of the best single way in the domain, and the "
-            "share of the best arm's gain that `auto` has.",
-            ["domain", "passages", "documents", "best single way", "all together ahead", "`auto`"],
+            "How many points all together are ahead of the best single way in the domain; and of "
+            "the best arm there, the shares of its gain and of its seconds that `auto` has.",
+            [
+                "domain",
+                "passages",
+                "documents",
+                "best single way",
+                "all together ahead",
+                "best arm",
+                "`auto`: gain",
+                "`auto`: seconds",
+            ],
             [
                 [
                     domain,
@@ -158,7 +171,9 @@ def _domains(result: Result) -> list[str]:
                     str(found["documents"]),
                     found["together_ahead"]["best_single"],
                     interval_cell(found["together_ahead"]["points"]),
-                    f"{_share(found['auto']['gain_share'])} of {found['auto']['best_arm']}",
+                    found["auto"]["best_arm"],
+                    _share(found["auto"]["gain_share"]),
+                    _share(found["auto"]["seconds_share"]),
                 ]
                 for domain, found in domains.items()
             ],
@@ -176,6 +191,17 @@ def _domains(result: Result) -> list[str]:
                     interval_cell(result["by_arm"][name]["percent_of_base"]),
                 ]
                 for name in names
+            ],
+        ),
+        *titled_table(
+            "At equal seconds",
+            "The best arm that takes no more than this many seconds to the first token, on "
+            "average; it is chosen on the passages that it is reported on.",
+            ["seconds", "chosen by", "arm", "% of base"],
+            [
+                [limit, strategy, found["arm"], interval_cell(found["percent_of_base"])]
+                for limit, by_strategy in result["within_seconds"].items()
+                for strategy, found in by_strategy.items()
             ],
         ),
         *titled_table(
@@ -284,7 +310,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{value:.0%}"
+    return "unknown" if value is None else f"{value:.0%}"
 
 
 def _inverse(value: float | None) -> str:

@@ -6,22 +6,28 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from adapters import Trainer
-from benchmarks.corpus_adapters.arms import FRESH, INSTANT
+from benchmarks.corpus_adapters.arms import FRESH, INSTANT, arms_of
 from benchmarks.corpus_adapters.learning import open_selector, trained_shape, trainer_config
-from benchmarks.proof_of_gain.arms import AUTO, LINE_ARMS, SHOWN_ALONE, arms
+from benchmarks.proof_of_gain.arms import (
+    AUTO,
+    COMPARED_SHOWN_TOO,
+    COMPARED_TRAININGS,
+    LINE_ARMS,
+    SHOWN_ALONE,
+    arms,
+)
 from benchmarks.proof_of_gain.cases import Case, Size
 from benchmarks.proof_of_gain.runner import ProofRunner
 from benchmarks.proof_of_gain.splits import Cut, split
 from benchmarks.proof_of_gain.young_text import YoungDomain
 from benchmarks.quality.passages import make_corpus
+from selection.config import BASE_MODEL
 from selection.ingest.ingest import Document
 from tests.trained_corpora import train_corpus
 
 _SIZE = Size(("shop",), "short", 1, 1, 1, 40, 40, None, ())
-_CASE = Case(YoungDomain("shop", "code", {}))
+_DOMAIN = YoungDomain("shop", "code", {})
 
 
 def _documents() -> list[Document]:
@@ -35,18 +41,28 @@ def _documents() -> list[Document]:
     ]
 
 
-@pytest.fixture
-def measured(tmp_path: Path, nano: str, tokenizer: Any) -> dict[str, Any]:
+def test_all_arms_auto_and_next_lines_are_measured(
+    tmp_path: Path, nano: str, tokenizer: Any
+) -> None:
     cut = Cut(_SIZE.prefix, _SIZE.suffix, at_line_end=True)
     made = split(_documents(), re.compile(".*"), 1, 1, cut, tokenizer)
-    selector = open_selector(tmp_path, nano)
-    corpus, _ = make_corpus("shop", made.passages, made.rest, selector, tokenizer)
-    selector.corpora.close()
-    train_corpus(tmp_path / "corpora", corpus, Trainer(trainer_config(nano)), trained_shape(nano))
-    return ProofRunner(nano, tmp_path, {corpus: _CASE}, _SIZE).measure(made.passages[0], corpus)
+    corpora: dict[str, Case] = {}
+    for case in (Case(_DOMAIN), Case(_DOMAIN, kernel=BASE_MODEL)):
+        selector = open_selector(tmp_path, nano, case.kernel)
+        name = case.kernel.lower()
+        corpus, _ = make_corpus(name, made.passages, made.rest, selector, tokenizer)
+        selector.corpora.close()
+        corpora[corpus] = case
+    learnt, _ = corpora
+    trainer, shape = Trainer(trainer_config(nano)), trained_shape(nano)
+    train_corpus(tmp_path / "corpora", learnt, trainer, shape)
+    runner = ProofRunner(nano, tmp_path, corpora, _SIZE)
 
+    measured, compared = (runner.measure(made.passages[0], corpus) for corpus in corpora)
 
-def test_all_arms_auto_and_next_lines_are_measured(measured: dict[str, Any]) -> None:
+    assert {*compared["arms"]} == {
+        arm.name for arm in arms_of(COMPARED_TRAININGS["short"], COMPARED_SHOWN_TOO)
+    }
     found = measured["arms"]
     assert {*found} == {AUTO, *(arm.name for arm in arms("short"))}
     assert {name for name, arm in found.items() if "line" in arm} == {*LINE_ARMS}
@@ -54,6 +70,8 @@ def test_all_arms_auto_and_next_lines_are_measured(measured: dict[str, Any]) -> 
     assert found[FRESH.name]["bits"] < base["bits"]
     assert found[INSTANT.name]["bits"] < base["bits"]
     assert found[AUTO]["bits"] < base["bits"]
+    # The corpus has fewer than 20 sequences.
+    assert found["NN 20"]["bits"] != base["bits"]
     assert found[SHOWN_ALONE.name]["tokens"] > base["tokens"] == _SIZE.prefix
     assert found[AUTO]["seconds"] > 0 == base["seconds"]
     new = {name for name, arm in found.items() if arm["is_new"]}

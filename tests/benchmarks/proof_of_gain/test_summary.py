@@ -10,7 +10,12 @@ from benchmarks.corpus_adapters.arms import COMBINED, FRESH, INSTANT
 from benchmarks.proof_of_gain.arms import AUTO, SHOWN_ALONE, TOGETHER
 from benchmarks.proof_of_gain.first_token import FirstToken
 from benchmarks.proof_of_gain.result import result_of
-from benchmarks.proof_of_gain.summary import Row, auto_shares, sift_minus_nn_by_copies
+from benchmarks.proof_of_gain.summary import (
+    Row,
+    auto_shares,
+    sift_minus_nn_by_copies,
+    within_seconds,
+)
 from benchmarks.report.proof import proof
 from tests.benchmarks.proof_of_gain.samples import CHOICE, NAMES, parts, row
 from tests.benchmarks.sketches import sketches
@@ -73,6 +78,23 @@ def test_seconds_to_the_first_token_have_what_the_engine_adds() -> None:
     assert shares["seconds_share"] == pytest.approx((2 + 1.0) / (9 + 1.0))
     resident = {"seconds": 0.1, "tokens": 100, "is_new": False}
     assert FirstToken(0.25, 0.001, 0.65).seconds(resident) == pytest.approx(0.45)
+
+
+def test_the_best_arm_within_some_seconds_is_named_for_each_strategy() -> None:
+    seconds = {TOGETHER.name: 9.0, FRESH.name: 9.0, "NN 20": 3.0, INSTANT.name: 0.0}
+    rows = [Row(**row(number, _PERCENTS, seconds=seconds)) for number in range(2)]
+
+    found = within_seconds(rows, CHOICE, FirstToken(0.25, 0.001, 0.65))
+
+    assert {limit: each["sift"]["arm"] for limit, each in found.items()} == {
+        "1": INSTANT.name,
+        "5": COMBINED.name,
+        "10": TOGETHER.name,
+        "20": TOGETHER.name,
+    }
+    assert found["20"]["nn"]["arm"] == INSTANT.name
+    assert found["10"]["sift"]["percent_of_base"] == pytest.approx((80,) * 3)
+    assert within_seconds(rows, CHOICE, None) == {}
 
 
 def test_no_share_is_made_up_where_nothing_gains_or_seconds_are_unknown() -> None:
