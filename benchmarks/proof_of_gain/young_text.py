@@ -23,8 +23,10 @@ Kind: TypeAlias = Literal["code", "documentation", "changelogs", "metadata"]
 
 # Changelogs are long files.
 _MAX_BYTES = 1_000_000
-# The heading of a release in a changelog.
-_RELEASE = re.compile(r"^(?=## \[?v?\d|<Update )", re.MULTILINE)
+# What a release begins with in a changelog; the first of them that it has at all.
+_RELEASES = [
+    re.compile(pattern, re.MULTILINE) for pattern in (r"^(?=<Update )", r"^(?=## \[?v?\d)")
+]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def by_release(changelogs: Sequence[Document]) -> list[Document]:
     """The releases of changelogs, each a document that is named by its heading."""
     releases = []
     for changelog in changelogs:
-        for text in _RELEASE.split(changelog.text):
+        begins = next((each for each in _RELEASES if each.search(changelog.text)), _RELEASES[-1])
+        for text in begins.split(changelog.text):
             if heading := text.partition("\n")[0]:
                 name = f"{changelog.name}: {heading}"
                 releases.append(Document(name, text, changelog.metadata))

@@ -76,12 +76,14 @@ class Section:
         title: heading.
         sources: names of the results that it may show, and the command that makes each.
         write: makes lines of the results that exist, at least one.
+        only_if_measured: whether the section is left out where none exists.
     """
 
     name: str
     title: str
     sources: Mapping[str, str]
     write: Callable[[Mapping[str, Result], Plots], list[str]]
+    only_if_measured: bool = False
 
 
 def provenance_line(result: Result, name: str, results: str, command: str) -> str:

@@ -19,6 +19,7 @@ from benchmarks.report.fewshot import fewshot
 from benchmarks.report.formatting import Plots, Section, provenance_line
 from benchmarks.report.latency import latency
 from benchmarks.report.promises import PROMISES, promises
+from benchmarks.report.proof import proof
 from benchmarks.report.quality import quality
 from benchmarks.report.real_model import real_model
 from benchmarks.report.selection import selection
@@ -28,6 +29,13 @@ from benchmarks.report.training import training
 BENCHMARKS = Path(__file__).resolve().parent.parent
 
 SECTIONS = (
+    Section(
+        "proof",
+        "Proof: a real model on text younger than itself",
+        {"proof": "make bench-proof"},
+        proof,
+        only_if_measured=True,
+    ),
     Section("quality", "Quality: what adaptation buys", {"quality": "make bench-quality"}, quality),
     Section(
         "real-model",
@@ -118,6 +126,8 @@ def report_lines(results: Path, folder: Path) -> list[str]:
         results_found = {
             name: json.loads(file.read_text()) for name, file in files.items() if file.exists()
         }
+        if section.only_if_measured and not results_found:
+            continue
         lines += [f"## {section.title}", ""]
         if results_found:
             lines += section.write(results_found, Plots(folder, section.name, results_path))

@@ -32,3 +32,14 @@ def test_each_release_of_a_changelog_is_a_document() -> None:
     ]
     assert "".join(document.text for document in documents) == changelog.text
     assert all(document.metadata == changelog.metadata for document in documents)
+
+
+def test_headings_inside_the_update_of_a_release_do_not_divide_it() -> None:
+    text = '<Update label="v2">\n## [v2: a name](url)\n</Update>\n<Update label="v1">\n</Update>\n'
+
+    documents = by_release([Document("changelog.mdx", text, {})])
+
+    assert [document.name.partition(": ")[2] for document in documents] == [
+        '<Update label="v2">',
+        '<Update label="v1">',
+    ]

@@ -41,6 +41,7 @@ def test_a_report_without_results_names_the_commands(tmp_path: Path) -> None:
 
     assert "Not measured here: `make bench-latency`." in lines
     assert "Not measured here: `make abuse`." in lines
+    assert not any("make bench-proof" in line for line in lines)
 
 
 def test_the_report_runs_without_installed_packages(tmp_path: Path) -> None:

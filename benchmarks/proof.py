@@ -1,0 +1,204 @@
+"""Proof: what each way to use a corpus gains on a real model, on text that is younger than it.
+
+- first-token: what an engine adds to the first token of an answer.
+- arms: bits per byte of held-out text in per cent of the base model's, the next line of code, and
+  seconds to the first token: the chosen text in the prompt, an adapter for the request, one for the
+  corpus, all together, and what the server's `auto` does.
+- strategies: SIFT beside nearest neighbours on corpora without near copies, and with another
+  embedder.
+
+An interrupted run of the same code and size goes on; `--prepare` makes and trains its corpora
+ahead. `--budget small` takes ten minutes on two cores. Parts that are not measured are kept from
+`--out`, if that exists.
+
+    python -m benchmarks.proof [--budget small] [--only arms] [--model smollm2] [--seconds 3600]
+    [--json] [--out benchmarks/results/proof.json]
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.corpus_adapters.corpora import HeldOut
+from benchmarks.corpus_adapters.result import merged
+from benchmarks.corpus_adapters.study import Study
+from benchmarks.harness.command_line import argument_parser, progress, write_result
+from benchmarks.harness.measures import TimeLimit
+from benchmarks.harness.provenance import CACHE, provenance, source_digest
+from benchmarks.proof_of_gain.cases import SIZES, Case, Size, cases, hold_out
+from benchmarks.proof_of_gain.first_token import measure_first_token
+from benchmarks.proof_of_gain.result import result_of, show
+from benchmarks.proof_of_gain.runner import ProofRunner
+from serving.models.catalogue import model_folder
+
+PARTS = ("first-token", "arms", "strategies")
+# Seconds of a run without `--seconds`.
+_SECONDS = {"small": 540.0, "full": None}
+# Shares of the time that is left, after which no training and no passage of all arms begins.
+_TRAINING_SHARE, _ARMS_SHARE = 0.4, 0.8
+# What the measurements depend on.
+_HASHED = (
+    "selection/**/*.py",
+    "adapters/**/*.py",
+    "serving/adaptation/*.py",
+    "serving/corpus_training/*.py",
+    "serving/budget.py",
+    *(f"benchmarks/corpus_adapters/{name}.py" for name in ("arms", "quality")),
+    *(
+        f"benchmarks/proof_of_gain/{name}"
+        for name in ("arms.py", "auto.py", "cases.py", "next_line.py", "runner.py", "splits.py")
+    ),
+    "benchmarks/proof_of_gain/young_text.py",
+    "benchmarks/proof_of_gain/young.txt",
+    "benchmarks/quality/passages.py",
+)
+
+
+class Proof:
+    """A run.
+
+    Args:
+        options: of the command.
+        size: the amount of work.
+    """
+
+    def __init__(self, options: Namespace, size: Size) -> None:
+        self._model = str(Path(model_folder(options.model)).absolute())
+        self._size, self._cases = size, cases(size)
+        # The number of domains and of compared passages changes no measurement.
+        key = astuple(replace(size, domains=(), kernel_domains=(), compared=0))
+        digest = sha256(repr((self._model, key, source_digest(*_HASHED))).encode()).hexdigest()
+        self._study = Study(
+            self._model,
+            CACHE / f"proof-{digest[:12]}",
+            ("corpus",),
+            lambda name, home: hold_out(self._cases[name], size, self._model, home),
+            options.workers,
+        )
+
+    def prepare(self, limit: TimeLimit) -> None:
+        """Make all corpora, and train their adapters until the limit."""
+        self._study.prepare(self._named(has_all_arms=True), limit)
+        for name in self._named(has_all_arms=False):
+            self._study.hold_out(name)
+
+    def first_token(self) -> dict[str, Any]:
+        """The costs of the engine."""
+        corpus = self._study.hold_out(self._named(has_all_arms=True)[0]).corpus
+        home = self._study.homes["corpus"]
+        measured: dict[str, Any] = self._study.journal.once(
+            "first token", partial(measure_first_token, home, self._model, corpus)
+        )
+        return measured
+
+    def arms(self, training: TimeLimit, limit: TimeLimit) -> dict[str, Any] | None:
+        """All arms; None if nothing was measured until the limit."""
+        held_out = self._study.prepare(self._named(has_all_arms=True), training)
+        measured = self._measured(held_out, limit)
+        return measured and {**measured, "learnt": self._study.learnt(held_out)}
+
+    def strategies(self, limit: TimeLimit) -> dict[str, Any] | None:
+        """Strategies alone; None if nothing was measured until the limit."""
+        held_out: dict[str, HeldOut] = {}
+        for name in self._named(has_all_arms=False):
+            if limit.is_over:
+                break
+            made = self._study.hold_out(name)
+            held_out[name] = replace(made, passages=made.passages[: self._size.compared])
+        return self._measured(held_out, limit)
+
+    def _named(self, *, has_all_arms: bool) -> list[str]:
+        return [name for name, case in self._cases.items() if case.has_all_arms == has_all_arms]
+
+    def _measured(self, held_out: Mapping[str, HeldOut], limit: TimeLimit) -> dict[str, Any] | None:
+        corpora = {each.corpus: self._cases[name] for name, each in held_out.items()}
+        runner = partial(ProofRunner, self._model, self._study.homes["corpus"], corpora, self._size)
+        measured = self._study.measure(held_out, runner, limit)
+        if not measured:
+            return None
+        return {
+            "size": vars(self._size),
+            "corpora": {
+                name: {**each.facts, "sequences": each.sequences} for name, each in held_out.items()
+            },
+            "rows": [
+                _row(self._cases[name], passage.name, found) for name, passage, found in measured
+            ],
+        }
+
+
+def _row(case: Case, document: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"domain": case.domain.name, "corpus": case.kind, "kernel": case.kernel}
+    return {**names, "document": document, **found}
+
+
+def _run(proof: Proof, only: Sequence[str], limit: TimeLimit) -> dict[str, dict[str, Any] | None]:
+    """Measure parts."""
+    found: dict[str, dict[str, Any] | None] = {}
+    if "first-token" in only:
+        found["first-token"] = proof.first_token()
+    if "arms" in only:
+        until = TimeLimit(_ARMS_SHARE * limit.left) if "strategies" in only else limit
+        found["arms"] = proof.arms(TimeLimit(_TRAINING_SHARE * limit.left), until)
+    if "strategies" in only:
+        found["strategies"] = proof.strategies(limit)
+    return found
+
+
+def _parser() -> ArgumentParser:
+    parser = argument_parser(__doc__)
+    add = parser.add_argument
+    add("--budget", choices=list(SIZES), default="full", help="amount of work (default: full)")
+    add("--only", nargs="+", choices=PARTS, default=PARTS, help="parts (default: all)")
+    add("--model", default="smollm2", help="the model (default: %(default)s)")
+    add("--seconds", type=float, help="limit of the run (default: of small, ten minutes)")
+    add("--workers", type=int, default=2, help="processes, one core each (default: 2)")
+    add("--prepare", action="store_true", help="make and train the corpora only")
+    size = parser.add_argument_group("size")
+    domains = SIZES["full"].domains
+    size.add_argument("--domains", nargs="+", choices=domains, metavar="NAME", help="which")
+    size.add_argument("--passages", type=int, help="passages of each domain")
+    size.add_argument("--corpus-bytes", type=int, help="text of each corpus")
+    return parser
+
+
+def main() -> None:
+    """Measure, print, write the JSON."""
+    options, facts = _parser().parse_args(), provenance()
+    size = SIZES[options.budget]
+    size = replace(
+        size,
+        domains=tuple(options.domains or size.domains),
+        passages=options.passages or size.passages,
+        corpus_bytes=options.corpus_bytes or size.corpus_bytes,
+    )
+    limit = TimeLimit(options.seconds or _SECONDS[options.budget])
+    proof = Proof(options, size)
+    if options.prepare:
+        proof.prepare(limit)
+        return
+    origin = {key: facts[key] for key in ("command", "commit")}
+    parts = {}
+    for name, measured in _run(proof, options.only, limit).items():
+        if measured is None:
+            print(f"{name}: nothing was measured", file=sys.stderr)
+        else:
+            parts[name] = {**origin, "workers": options.workers, **measured}
+    progress("")
+    result, numbers = result_of(merged(options.out, parts))
+    show(result, Console(stderr=options.json))
+    model = Path(options.model).name
+    write_result(options, {**facts, "model": model, "budget": options.budget, **result}, numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The arms of the proof: each way to use a corpus alone, and all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+from benchmarks.corpus_adapters.arms import (
+    BASE,
+    COMBINED,
+    FRESH,
+    INSTANT,
+    SERVED_RATE,
+    SHOWN_TOO,
+    Arm,
+    Training,
+    arms_of,
+)
+
+Trainings: TypeAlias = tuple[Training, ...]
+
+# What the server does by itself, beside the arms.
+AUTO = "auto"
+SHOWN_ALONE = replace(BASE, shown=True)
+TOGETHER = replace(COMBINED, shown=True)
+# Each way alone: text in the prompt, an adapter for the request, and one for the corpus.
+SINGLE = (SHOWN_ALONE, FRESH, INSTANT)
+_NEAREST_SHOWN = replace(BASE, strategy="nn")
+_FRESH_STEPS = {"full": (5, 10, 20), "short": (5, 20)}
+
+
+def _fresh(steps: tuple[int, ...]) -> Trainings:
+    return Training("fresh", steps), Training("fresh", steps, strategy="nn")
+
+
+# Trainings by the name of a choice, where the corpus has an adapter.
+TRAININGS: Mapping[str, Trainings] = {
+    "full": (
+        *_fresh(_FRESH_STEPS["full"]),
+        Training("corpus", (5, 10), SERVED_RATE),
+        Training("corpus", (5, 10), SERVED_RATE, "nn"),
+    ),
+    "short": (*_fresh(_FRESH_STEPS["short"]), Training("corpus", (10,), SERVED_RATE)),
+}
+# Those that compare strategies alone, on a corpus without one.
+COMPARED_TRAININGS = {name: _fresh(steps) for name, steps in _FRESH_STEPS.items()}
+ARM_SHOWN_TOO = (*SHOWN_TOO, _NEAREST_SHOWN)
+COMPARED_SHOWN_TOO = (BASE, _NEAREST_SHOWN)
+# Arms whose next line of code is generated.
+LINE_ARMS = (
+    BASE.name,
+    *(arm.name for arm in SINGLE),
+    COMBINED.name,
+    TOGETHER.name,
+    AUTO,
+)
+
+
+def arms(choice: str) -> tuple[Arm, ...]:
+    """All arms of a choice of trainings, but AUTO."""
+    return arms_of(TRAININGS[choice], ARM_SHOWN_TOO)
+
+
+def chooses(arm: Arm) -> bool:
+    """Whether an arm depends on what was chosen for the prompt."""
+    return bool(arm.steps) or arm.shown
+
+
+def label(arm: Arm) -> str:
+    """The name of an arm without its strategy."""
+    return replace(arm, strategy="sift").name.replace("SIFT", "fresh +")

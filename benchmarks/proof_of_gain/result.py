@@ -1,0 +1,61 @@
+"""The result: parts that were measured in different runs, and what they come to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.corpus_adapters.result import Parts
+from benchmarks.proof_of_gain.first_token import FirstToken
+from benchmarks.proof_of_gain.summary import (
+    Row,
+    by_arm,
+    by_domain,
+    numbers,
+    sift_minus_nn_by_copies,
+    within_seconds,
+)
+
+
+def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that a result says, with its parts, and the numbers that a run ends with."""
+    main, compared = (
+        [Row(**row) for row in parts[name]["rows"]] if name in parts else []
+        for name in ("arms", "strategies")
+    )
+    first_token = None
+    if costs := parts.get("first-token"):
+        first_token = FirstToken(costs["fixed"], costs["per_token"], costs["load"])
+    choice = next(
+        (parts[name]["size"]["trainings"] for name in ("arms", "strategies") if name in parts),
+        "full",
+    )
+    last_line = numbers(main, compared, choice, first_token)
+    result: dict[str, Any] = {
+        **last_line,
+        "by_arm": by_arm(main, first_token) if main else {},
+        "within_seconds": within_seconds(main, choice, first_token),
+        "by_domain": by_domain(main, choice, first_token),
+        "sift_minus_nn_by_copies": sift_minus_nn_by_copies([*main, *compared], choice),
+        "parts": parts,
+    }
+    return result, last_line
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print the arms, and the other numbers."""
+    table = Table("", "% of base", "s to the first token", box=None, pad_edge=False)
+    for name, found in result["by_arm"].items():
+        mean, low, high = found["percent_of_base"]
+        seconds = found["first_token"]
+        shown = "" if seconds is None else f"{seconds:.2f}"
+        table.add_row(name, f"{mean:.1f} ({low:.1f} to {high:.1f})", shown)
+    console.print(table)
+    table = Table("", "", box=None, pad_edge=False, show_header=False)
+    for key in ("next_line_exact_match", "together_ahead", "auto", "sift_minus_nn"):
+        table.add_row(key.replace("_", " "), json.dumps(result[key]))
+    console.print(table, highlight=False)

@@ -1,0 +1,112 @@
+"""Runner: measures one passage at a time, in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpus_adapters.learning import open_selector
+from benchmarks.corpus_adapters.quality import Answer, QualityRunner, ResidentModel
+from benchmarks.proof_of_gain.arms import (
+    ARM_SHOWN_TOO,
+    AUTO,
+    COMPARED_SHOWN_TOO,
+    COMPARED_TRAININGS,
+    LINE_ARMS,
+    TRAININGS,
+)
+from benchmarks.proof_of_gain.auto import AutoAnswers
+from benchmarks.proof_of_gain.cases import Case, Size
+from benchmarks.proof_of_gain.next_line import LineWriter, edit_similarity, first_line, is_exact
+from benchmarks.proof_of_gain.splits import without_near_copies
+from benchmarks.quality.passages import Passage
+from selection import Selector
+from selection.config import DEFAULT
+from selection.embedding import Prompt
+from selection.ingest.ingest import Document
+
+# The nearest sequences among which near copies are counted, from which the server chooses.
+_NEAREST = 200
+
+
+class ProofRunner:
+    """Measures passages of several cases; for one thread.
+
+    Args:
+        model: folder of the base model.
+        home: home of the corpora.
+        cases: the case of each corpus, by the name of the corpus.
+        size: the amount of work.
+    """
+
+    def __init__(self, model: str, home: Path, cases: Mapping[str, Case], size: Size) -> None:
+        self._model, self._home, self._cases, self._size = model, home, cases, size
+        self._resident = ResidentModel(model, size.prefix)
+        self._selectors: dict[str, Selector] = {}
+        self._runners: dict[tuple[str, bool], QualityRunner] = {}
+
+    def measure(self, passage: Passage, corpus: str) -> dict[str, Any]:
+        """Bits per byte, seconds and tokens of each arm; the next line of some arms, in code."""
+        case = self._cases[corpus]
+        named = {
+            arm.name: answer for arm, answer in self._runner(case).answers(passage, corpus).items()
+        }
+        if case.has_all_arms:
+            prompt, answer_tokens = passage.tokens[: self._size.prefix], self._size.suffix
+            named[AUTO] = self._auto.answer(prompt, corpus, answer_tokens)
+        arms = {name: self._scored(passage, answer) for name, answer in named.items()}
+        if case.has_all_arms and case.domain.kind == "code":
+            wanted = first_line(passage.suffix)
+            for name in LINE_ARMS:
+                line = self._writer.write(named[name].prompt, named[name].weights)
+                arms[name]["line"] = [is_exact(line, wanted), edit_similarity(line, wanted)]
+        return {"arms": arms, "copies": self._copies(passage, corpus, case)}
+
+    def _scored(self, passage: Passage, answer: Answer) -> dict[str, Any]:
+        return {
+            "bits": round(self._resident.bits(passage, answer), 5),
+            "seconds": round(answer.seconds, 4),
+            "tokens": len(answer.prompt),
+            "is_new": answer.is_new,
+        }
+
+    def _copies(self, passage: Passage, corpus: str, case: Case) -> float:
+        """Share of near copies of each other among the sequences nearest to the prompt."""
+        selector = self._selector(case.kernel)
+        targets_TD = selector.embedder.embed(selector.embedder.windows(Prompt(passage.prefix)))
+        with selector.corpora.open(corpus) as opened:
+            ids_N, _ = opened.nearest(targets_TD, _NEAREST)
+            read = opened.read(ids_N.tolist())
+        texts = [Document(str(i), each.source.text, {}) for i, each in read.items()]
+        return 1 - len(without_near_copies(texts)) / len(texts)
+
+    def _runner(self, case: Case) -> QualityRunner:
+        key = case.kernel, case.has_all_arms
+        if key not in self._runners:
+            trainings, shown_too = (
+                (TRAININGS, ARM_SHOWN_TOO)
+                if case.has_all_arms
+                else (COMPARED_TRAININGS, COMPARED_SHOWN_TOO)
+            )
+            self._runners[key] = QualityRunner(
+                self._resident,
+                {"corpus": self._selector(case.kernel)},
+                trainings[self._size.trainings],
+                shown_too,
+            )
+        return self._runners[key]
+
+    def _selector(self, kernel: str) -> Selector:
+        if kernel not in self._selectors:
+            self._selectors[kernel] = open_selector(self._home, self._model, kernel)
+        return self._selectors[kernel]
+
+    @cached_property
+    def _auto(self) -> AutoAnswers:
+        return AutoAnswers(self._resident, self._selector(DEFAULT), self._model)
+
+    @cached_property
+    def _writer(self) -> LineWriter:
+        return LineWriter(self._model, self._resident.trainer.scale)

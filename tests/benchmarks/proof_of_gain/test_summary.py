@@ -1,0 +1,170 @@
+"""The numbers of the proof, on made-up measurements, and their report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.corpus_adapters.arms import COMBINED, FRESH, INSTANT
+from benchmarks.proof_of_gain.arms import AUTO, SHOWN_ALONE, TOGETHER
+from benchmarks.proof_of_gain.first_token import FirstToken
+from benchmarks.proof_of_gain.result import result_of
+from benchmarks.proof_of_gain.summary import (
+    Row,
+    auto_shares,
+    sift_minus_nn_by_copies,
+    within_seconds,
+)
+from benchmarks.report.proof import proof
+from tests.benchmarks.proof_of_gain.samples import CHOICE, NAMES, parts, row
+from tests.benchmarks.sketches import sketches
+
+_PERCENTS = {
+    SHOWN_ALONE.name: 92.0,
+    FRESH.name: 95.0,
+    "NN 20": 96.0,
+    INSTANT.name: 90.0,
+    COMBINED.name: 87.0,
+    TOGETHER.name: 80.0,
+    AUTO: 82.0,
+}
+
+
+def test_arms_are_listed_by_strategy() -> None:
+    _, numbers = result_of(parts([row(number, _PERCENTS) for number in range(4)]))
+
+    percents = numbers["percent_of_base"]
+    assert percents["none"] == {
+        "base": pytest.approx((100,) * 3),
+        "corpus": pytest.approx((90,) * 3),
+    }
+    assert percents["sift"]["fresh + 20"] == pytest.approx((95,) * 3)
+    assert percents["nn"]["fresh + 20"] == pytest.approx((96,) * 3)
+    assert percents["sift"]["base, shown"] == pytest.approx((92,) * 3)
+    assert percents["sift"]["auto"] == pytest.approx((82,) * 3)
+
+
+def test_all_together_are_compared_with_the_best_single_way() -> None:
+    _, numbers = result_of(parts([row(number, _PERCENTS) for number in range(4)]))
+
+    assert numbers["together_ahead"]["best_single"] == INSTANT.name
+    assert numbers["together_ahead"]["points"] == pytest.approx((10,) * 3)
+
+
+def test_auto_is_compared_with_the_best_arm_and_with_hindsight() -> None:
+    seconds = {TOGETHER.name: 9.0, AUTO: 2.25, INSTANT.name: 0.0}
+    rows = [
+        Row(**row(0, {**_PERCENTS, INSTANT.name: 70.0, AUTO: 85.0}, seconds=seconds)),
+        Row(**row(1, {**_PERCENTS, AUTO: 85.0}, seconds=seconds)),
+    ]
+
+    shares = auto_shares(rows, NAMES[:-1], FirstToken(0.25, 0.001, 0.65))
+
+    # 70 and 90: a mean of 80, as TOGETHER has; both arms are equally good, and the first counts.
+    assert shares["gain"] == pytest.approx(15)
+    assert shares["gain_share"] == pytest.approx(0.75)
+    # In hindsight 30 and 20.
+    assert shares["gain_share_of_hindsight"] == pytest.approx(0.6)
+
+
+def test_seconds_to_the_first_token_have_what_the_engine_adds() -> None:
+    seconds = {TOGETHER.name: 9.0, AUTO: 2.0}
+    rows = [Row(**row(number, _PERCENTS, seconds=seconds)) for number in range(2)]
+
+    shares = auto_shares(rows, NAMES[:-1], FirstToken(0.25, 0.001, 0.65))
+
+    assert shares["best_arm"] == TOGETHER.name
+    assert shares["seconds_share"] == pytest.approx((2 + 1.0) / (9 + 1.0))
+    resident = {"seconds": 0.1, "tokens": 100, "is_new": False}
+    assert FirstToken(0.25, 0.001, 0.65).seconds(resident) == pytest.approx(0.45)
+
+
+def test_the_best_arm_within_some_seconds_is_named_for_each_strategy() -> None:
+    seconds = {TOGETHER.name: 9.0, FRESH.name: 9.0, "NN 20": 3.0, INSTANT.name: 0.0}
+    rows = [Row(**row(number, _PERCENTS, seconds=seconds)) for number in range(2)]
+
+    found = within_seconds(rows, CHOICE, FirstToken(0.25, 0.001, 0.65))
+
+    assert {limit: each["sift"]["arm"] for limit, each in found.items()} == {
+        "1": INSTANT.name,
+        "5": COMBINED.name,
+        "10": TOGETHER.name,
+        "20": TOGETHER.name,
+    }
+    assert found["20"]["nn"]["arm"] == INSTANT.name
+    assert found["10"]["sift"]["percent_of_base"] == pytest.approx((80,) * 3)
+    assert within_seconds(rows, CHOICE, None) == {}
+
+
+def test_no_share_is_made_up_where_nothing_gains_or_seconds_are_unknown() -> None:
+    shares = auto_shares([Row(**row(0, {}))], NAMES[:-1], None)
+
+    assert shares["gain_share"] is None
+    assert shares["seconds_share"] is None
+
+
+def test_sift_is_compared_by_corpus_kernel_and_near_copies() -> None:
+    compared = [
+        row(number, {"NN 20": 90.0}, corpus="deduplicated", kernel="base-model", copies=1.0)
+        for number in range(2)
+    ]
+    main = [row(number, _PERCENTS) for number in range(4)]
+
+    _, numbers = result_of(parts(main, compared))
+
+    differences = numbers["sift_minus_nn"]
+    assert differences["as it is"]["all-MiniLM-L6-v2"]["fresh + 20"] == pytest.approx((-1,) * 3)
+    assert differences["deduplicated"]["base-model"]["fresh + 20"] == pytest.approx((10,) * 3)
+    by_copies = sift_minus_nn_by_copies([Row(**each) for each in [*main, *compared]], CHOICE)
+    assert {share: found["passages"] for share, found in by_copies.items()} == {
+        "5 to 25 %": 4,
+        "25 to 100 %": 2,
+    }
+
+
+def test_next_lines_are_counted_where_they_were_asked_for() -> None:
+    main = [row(0, {}, exact={AUTO: True}), row(1, {}, exact={}), row(2, {})]
+
+    _, numbers = result_of(parts(main))
+
+    assert numbers["next_line_exact_match"][AUTO][0] == pytest.approx(50)
+    assert numbers["next_line_exact_match"]["base"][0] == 0
+    assert numbers["next_line_similarity"]["base"][0] == pytest.approx(50)
+
+
+def test_a_part_alone_has_numbers() -> None:
+    result, numbers = result_of({"first-token": parts([])["first-token"]})
+
+    assert numbers["percent_of_base"] is None
+    assert result["by_arm"] == {}
+    assert proof({"proof": json.loads(json.dumps(result))}, sketches("proof"))
+
+
+def test_the_report_opens_with_a_table_a_plot_and_five_sentences() -> None:
+    main = [row(number, _PERCENTS, exact={AUTO: True}) for number in range(4)]
+    result, _ = result_of(parts(main, [row(0, {}, corpus="deduplicated")]))
+
+    lines = proof(
+        {"proof": {**json.loads(json.dumps(result)), "model": "smollm2"}}, sketches("proof")
+    )
+
+    rest = lines.index("### By domain")
+    assert [line[:2] for line in lines[:rest] if line[:1].isdigit()] == [
+        f"{number}." for number in range(1, 6)
+    ]
+    assert any("proof-gains.svg" in line for line in lines[:rest])
+    for text in (
+        "| all together | corpus + 10 at 1/3, shown | 80.0 (80.0 to 80.0) | 0.0 (0.0 to 0.0) |",
+        "1. On 4 passages of 4 documents in 2 domains",
+        "10.0 (10.0 to 10.0) points ahead of that; the interval is above 0 in 2 (domain 0, domain",
+        "`auto` has 90% of the gain of the best arm",
+        "**does not hold**",
+        "SIFT minus nearest neighbours is -1.0 (-1.0 to -1.0) points where the corpus is as it is;",
+    ):
+        assert any(text in line for line in lines[:rest]), text
+    for text in (
+        "| domain 0 | 50 | 1,500 | 1.20 | 3 | 0 | 1,400 | 800 |",
+        "| 5 to 25 % | 5 | fresh + 20 | -0.8 (",
+    ):
+        assert any(text in line for line in lines[rest:]), text
