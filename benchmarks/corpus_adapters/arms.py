@@ -47,12 +47,11 @@ class Arm:
         if self.start == "fresh":
             name = f"{'NN' if is_nearest else 'SIFT'} {self.steps}" if self.steps else "base"
         else:
-            name = f"{self.start} + {self.steps}" if self.steps else self.start
+            start = self.start + " if better" * self.compared
+            name = f"{start} + {self.steps}" if self.steps else start
             name += " NN" * bool(is_nearest and self.steps)
-        if self.compared:
-            steps = f" + {self.steps}" if self.steps else ""
-            return f"{self.start} if better{steps}" + ", shown" * self.shown
-        if self.rate != 1:
+        # A comparison decides between two rates.
+        if self.rate != 1 and not self.compared:
             name += f" at {Fraction(self.rate).limit_denominator(100)}"
         if self.shown:
             name += ", NN shown" if is_nearest and not self.steps else ", shown"

@@ -144,7 +144,9 @@ class QualityRunner:
         trained |= self._compared(trained, starts)
         answers: dict[Arm, Answer] = {}
         for arm in self._arms:
-            answer = trained[replace(arm, shown=False)]
+            # Without steps nothing depends on what was chosen.
+            strategy = arm.strategy if arm.steps else "sift"
+            answer = trained[replace(arm, shown=False, strategy=strategy)]
             if arm.steps or arm.shown:
                 selection = selections[arm.strategy]
                 choosing = sum(selection.seconds.values())

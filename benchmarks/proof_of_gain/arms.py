@@ -27,7 +27,7 @@ TOGETHER = replace(COMBINED, shown=True)
 # Each way alone: text in the prompt, an adapter for the request, and one for the corpus.
 SINGLE = (SHOWN_ALONE, FRESH, INSTANT)
 _NEAREST_SHOWN = replace(BASE, strategy="nn")
-_FRESH_STEPS = {"full": (5, 10, 20), "short": (5, 20)}
+_FRESH_STEPS = {"full": (5, 10, 20), "short": (5, 10, 20)}
 
 
 def _fresh(steps: tuple[int, ...]) -> Trainings:

@@ -108,8 +108,10 @@ def _quality(model: str, part: Mapping[str, Any]) -> list[str]:
             f"prompt and {size['suffix']} that are scored; {part['workers']} at once. Bits per "
             "byte in per cent of the base model's, with 90 % intervals over documents; the "
             "difference is paired. Seconds are of choosing and training, which a request waits "
-            "for. `at 1/3` is the rate from which the server trains on; `shown` has the chosen "
-            f"text in the prompt, too. Learnt ahead: {offline}.",
+            "for. `at 1/3` is the rate from which the server trains on, and `if better` starts "
+            "afresh where the adapter does not lower the prompt's loss, as it does (`instant` "
+            "does not compare); `shown` has the chosen text in the prompt, too. Learnt ahead: "
+            f"{offline}.",
             ["arm", "% of base", "minus SIFT 20", "seconds"],
             [
                 [

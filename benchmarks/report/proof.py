@@ -21,11 +21,11 @@ _FIRST = {
     "base, shown": "chosen text in the prompt",
     "SIFT 20": "an adapter for the request, 20 steps",
     "corpus": "an adapter for the corpus, trained ahead",
-    "corpus + 10 at 1/3": "ten steps from that of the corpus",
-    "corpus + 10 at 1/3, shown": "all together",
+    "corpus if better + 10": "ten steps from that of the corpus, where it suits the prompt",
+    "corpus if better + 10, shown": "all together",
     "auto": "what `auto` does",
 }
-_TOGETHER, _STEPS = "corpus + 10 at 1/3, shown", "fresh + 20"
+_TOGETHER, _STEPS = "corpus if better + 10, shown", "fresh + 20"
 
 
 def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
@@ -181,8 +181,9 @@ def _domains(result: Result) -> list[str]:
         *titled_table(
             "All arms by domain",
             "Bits per byte in per cent of the base model's, with 90 % intervals over documents. "
-            "`at 1/3` is the rate from which the server trains on; `NN` chooses the nearest "
-            "sequences in place of SIFT; `shown` has the chosen text in the prompt.",
+            "`at 1/3` is the rate from which the server trains on, and `if better` starts afresh "
+            "where the adapter does not lower the prompt's loss, as it does; `NN` chooses the "
+            "nearest sequences in place of SIFT; `shown` has the chosen text in the prompt.",
             ["arm", *domains, "**all**"],
             [
                 [

@@ -38,6 +38,7 @@ def test_arms_are_listed_by_strategy() -> None:
     assert percents["none"] == {
         "base": pytest.approx((100,) * 3),
         "corpus": pytest.approx((90,) * 3),
+        "corpus if better": pytest.approx((100,) * 3),
     }
     assert percents["sift"]["fresh + 20"] == pytest.approx((95,) * 3)
     assert percents["nn"]["fresh + 20"] == pytest.approx((96,) * 3)
@@ -155,7 +156,7 @@ def test_the_report_opens_with_a_table_a_plot_and_five_sentences() -> None:
     ]
     assert any("proof-gains.svg" in line for line in lines[:rest])
     for text in (
-        "| all together | corpus + 10 at 1/3, shown | 80.0 (80.0 to 80.0) | 0.0 (0.0 to 0.0) |",
+        "| all together | corpus if better + 10, shown | 80.0 (80.0 to 80.0) | 0.0 (0.0 to 0.0) |",
         "1. On 4 passages of 4 documents in 2 domains",
         "10.0 (10.0 to 10.0) points ahead of that; the interval is above 0 in 2 (domain 0, domain",
         "`auto` has 90% of the gain of the best arm",
