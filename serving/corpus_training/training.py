@@ -172,7 +172,10 @@ class CorpusTraining:
 
     async def _end_early(self, at: Checkpoint) -> CorpusTrainingOutcome:
         """Let requests use what was learnt until now; the checkpoint stays."""
-        if at.position.phase is not Phase.RATE and at.state is not None:
+        if at.position.phase is Phase.RATE and at.kept is not None:
+            # That of the trial that has ended.
+            at = replace(at, state=at.kept)
+        if at.state is not None:
             await self._corpus.save(at)
         return await self._outcome(End.SECONDS)
 

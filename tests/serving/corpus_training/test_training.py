@@ -225,14 +225,16 @@ async def test_after_a_deletion_the_adapter_is_trained_anew(corpus: Corpus, trai
     assert outcome.adapter.parts == 1
 
 
+# In the trial of the first learning rate, in that of the second, and in the pass.
+@pytest.mark.parametrize("sequences", [7, 2 * SEQUENCES + 4, 5 * SEQUENCES + 7])
 async def test_when_the_time_is_over_what_was_learnt_is_used(
-    corpus: Corpus, train: Train, trainer: TrainerWorker
+    corpus: Corpus, train: Train, trainer: TrainerWorker, sequences: int
 ) -> None:
     class Slow:
         """A trainer whose time is over after some sequences."""
 
         learning_rate, loss = trainer.learning_rate, trainer.loss
-        left = 5 * SEQUENCES + 7
+        left = sequences
 
         async def train(self, request: TrainingRequest, on_step: Any = None) -> TrainingResult:
             taken = min(self.left, len(request.sequences))
