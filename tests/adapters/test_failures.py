@@ -255,9 +255,9 @@ class TestFailures:
         )
         exported: list[int] = []
 
-        def fail_once(slot: int) -> bytes:
+        def fail_once(slot: int, **options: Any) -> bytes:
             exported.append(slot)
-            return bytes(1 << 60) if len(exported) == 1 else export(slot)
+            return bytes(1 << 60) if len(exported) == 1 else export(slot, **options)
 
         monkeypatch.setattr(trainer._loop.bank, "export", fail_once)
         shorter, longer = (

@@ -192,7 +192,7 @@ async def test_the_adapter_of_a_corpus_answers_until_a_document_is_deleted(
         json.dumps(each).replace("lighthouse", "no-such-corpus") for each in (removed, unknown)
     ]
     assert errors[0] == errors[1]
-    assert "does not exist" in removed["error"]["message"]
+    assert "there is no corpus 'lighthouse'" in removed["error"]["message"]
     assert await server.engine.loaded() == []
     assert server.engine.staging.names() == []
 
