@@ -248,7 +248,7 @@ def _differences(rows: Sequence[Row], choice: str) -> dict[str, Interval]:
 
 
 def _of_lines(rows: Sequence[Row], which: int) -> dict[str, Interval]:
-    """Of the next lines, in per cent: how many are exact (0), or how similar they are (1)."""
+    """Per cent of the next lines that are exact (0), or their mean similarity in per cent (1)."""
     code = [row for row in rows if "line" in row.arms[BASE.name]]
     names = [name for name, arm in code[0].arms.items() if "line" in arm] if code else []
     return {

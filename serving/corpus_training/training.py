@@ -24,7 +24,7 @@ from adapters.training import TrainingProgress, TrainingRequest, TrainingResult,
 from selection.errors import CorpusError
 from serving.adaptation.stages import Trains
 from serving.corpus_training.checkpoint import Checkpoint, CorpusSide
-from serving.corpus_training.course import GoOn, Phase
+from serving.corpus_training.course import RATES, GoOn, Phase
 from serving.corpus_training.values import (
     CorpusTrainingError,
     CorpusTrainingOutcome,
@@ -173,8 +173,8 @@ class CorpusTraining:
     async def _end_early(self, at: Checkpoint) -> CorpusTrainingOutcome:
         """Let requests use what was learnt until now; the checkpoint stays."""
         if at.position.phase is Phase.RATE and at.kept is not None:
-            # That of the trial that has ended.
-            at = replace(at, state=at.kept)
+            # That of the first trial, which has ended.
+            at = replace(at, state=at.kept, position=replace(at.position, rate=RATES[0]))
         if at.state is not None:
             await self._corpus.save(at)
         return await self._outcome(End.SECONDS)

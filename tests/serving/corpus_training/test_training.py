@@ -253,6 +253,9 @@ async def test_when_the_time_is_over_what_was_learnt_is_used(
     outcome = await train(corpus)
 
     assert stopped.end is End.SECONDS
+    if sequences < 4 * SEQUENCES:
+        # Of two trials, the adapter of the first one answers.
+        assert stopped.adapter.learning_rate == pytest.approx(await trainer.learning_rate())
     assert 0 < stopped.adapter.sequences < DOCUMENTS * SEQUENCES
     assert usable is None
     assert (outcome.end, outcome.adapter.parts) == (End.LEARNT, 1)
