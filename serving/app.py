@@ -19,7 +19,6 @@ from ray.serve.handle import DeploymentHandle
 
 from selection.corpus.shards import shard_folder
 from serving import environment as variables
-from serving.adaptation.workers import MAX_CALLS
 from serving.config import Config
 from serving.errors import SettingsError
 from serving.http import hardening
@@ -37,6 +36,7 @@ from serving.ray_stages import (
 )
 from serving.settings.checks import check_settings, check_tokenizers, check_vllm_arguments
 from serving.settings.sources import settings_from
+from serving.workers.corpora import MAX_CALLS
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine

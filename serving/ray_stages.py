@@ -1,6 +1,6 @@
 """The selector, the trainer and the shards as Ray Serve deployments, and their remote faces.
 
-A replica is a worker of `serving.adaptation.workers` in a process of its own. A remote face has the
+A replica is a worker of `serving.workers` in a process of its own. A remote face has the
 same methods, and is called from another process through a deployment handle.
 """
 
@@ -27,11 +27,12 @@ from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, Learnt
 from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
-from serving.adaptation.workers import CorporaWorker, ShardWorker, TrainerWorker
 from serving.environment import hide_packages
 from serving.observability.log_relay import relay_errors
 from serving.observability.logs import LogFormat, set_up_logs
 from serving.observability.startup_progress import report_startup, reported_startup
+from serving.workers.corpora import CorporaWorker, ShardWorker
+from serving.workers.trainer import TrainerWorker
 
 P = ParamSpec("P")
 Result = TypeVar("Result")

@@ -23,9 +23,9 @@ from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import parse_adaptation_request
 from serving.adaptation.shown import Body, PromptBuilder
 from serving.adaptation.starts import Starts
-from serving.adaptation.workers import SelectorWorker
 from serving.budget import AUTO, LIMITS, Terms
 from serving.engine.current_request import LoadedAdapter
+from serving.workers.corpora import SelectorWorker
 
 
 class AutoAnswers:

@@ -18,12 +18,12 @@ from serving.settings.shared_options import HOME, ChatTemplate, Home, Model
 if TYPE_CHECKING:
     from selection.config import AdapterShape
     from selection.corpus.corpus import Corpus
-    from serving.adaptation.workers import TrainerWorker
     from serving.corpus_training.values import (
         CorpusTrainingOutcome,
         CorpusTrainingProgress,
         TrainingOptions,
     )
+    from serving.workers.trainer import TrainerWorker
 
 
 def corpus_train(
@@ -160,9 +160,9 @@ def _load_trainer(
     from dataclasses import replace
 
     from adapters.model_defaults import for_model
-    from serving.adaptation.workers import TrainerWorker
     from serving.settings.corpus import corpus_calibration
     from serving.settings.model_files import adapter_shape
+    from serving.workers.trainer import TrainerWorker
 
     config = for_model(model, lora_target)
     if rank is None:

@@ -24,20 +24,20 @@ class CorporaStage(Selects, LibraryExecutor, Protocol):
     """Selection, and the library of corpora that it selects from."""
 
     async def learnt_corpora(self, principal: Principal) -> tuple[LearntCorpus, ...]:
-        """As `serving.adaptation.workers.CorporaWorker.learnt_corpora`."""
+        """As `serving.workers.corpora.CorporaWorker.learnt_corpora`."""
 
     async def sees(self, corpus: str, principal: Principal) -> bool:
-        """As `serving.adaptation.workers.CorporaWorker.sees`."""
+        """As `serving.workers.corpora.CorporaWorker.sees`."""
 
     async def ready(self, corpus: str | None) -> None:
-        """As `serving.adaptation.workers.CorporaWorker.ready`."""
+        """As `serving.workers.corpora.CorporaWorker.ready`."""
 
 
 class TrainerStage(CorpusTrainer, Protocol):
     """Training, for requests and of corpora."""
 
     async def ready(self) -> None:
-        """As `serving.adaptation.workers.TrainerWorker.ready`."""
+        """As `serving.workers.trainer.TrainerWorker.ready`."""
 
 
 class Readiness:

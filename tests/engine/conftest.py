@@ -84,11 +84,12 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     }
     # Nothing may need a compiler.
     os.environ["CXX"] = "/no/compiler"
-    from serving.adaptation.workers import CorporaWorker, TrainerWorker
     from serving.engine.engine import Engine
     from serving.http.gateway import Gateway
     from serving.http.hardening import ErrorShapeMiddleware
     from serving.http.limited_protocol import LimitedHttpProtocol
+    from serving.workers.corpora import CorporaWorker
+    from serving.workers.trainer import TrainerWorker
 
     # With it an adapter does not depend on concurrent ones.
     trainer = TrainerConfig(nano, precision="float32")

@@ -14,8 +14,8 @@ import pytest
 from adapters.early_stopping import FIRST_INTERVAL, PATIENCE, has_stalled
 from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
-from serving.adaptation.workers import CorporaWorker
 from serving.http import response
+from serving.workers.corpora import CorporaWorker
 from tests.engine.conftest import Server
 from tests.serving.test_budget import MALFORMED
 

@@ -34,13 +34,14 @@ from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.stages import Trains
 from serving.adaptation.starts import Starts
-from serving.adaptation.workers import STALL_SECONDS, SelectorWorker, TrainerWorker
 from serving.budget import Budget, ExampleLimits
 from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig
 from serving.conversations.cached_adapter import CacheScope
 from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, TrainerFailedError
+from serving.workers.corpora import SelectorWorker
+from serving.workers.trainer import STALL_SECONDS, TrainerWorker
 
 REQUEST = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
 

@@ -31,11 +31,12 @@ from serving.adaptation.reporting import AdaptationResult
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import PromptBuilder
 from serving.adaptation.starts import Starts, parse_start
-from serving.adaptation.workers import SelectorWorker, TrainerWorker
 from serving.budget import INSTANT, Budget
 from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig, ConversationTurn
 from serving.conversations.cached_adapter import CachedAdapter, CacheScope
 from serving.errors import AdaptationFailedError, RequestError, TrainerFailedError
+from serving.workers.corpora import SelectorWorker
+from serving.workers.trainer import TrainerWorker
 from tests.serving.adaptation.test_pipeline import Loads, NoTrainer
 from tests.serving.adaptation.test_shown import NO_TOKENIZER, count_words
 

@@ -20,10 +20,10 @@ from selection.embedding import Embedder
 from selection.ingest.ingest import tokenizer_digest
 from selection.library.library import Library
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.adaptation.workers import TrainerWorker
 from serving.calls import SerialExecutor
 from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.trainings import CorpusTrainings
+from serving.workers.trainer import TrainerWorker
 
 DOCUMENTS = 12
 SEQUENCES = 6  # of a document

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from selection.corpus.corpus import Corpus
-from serving.adaptation.workers import TrainerWorker
 from serving.corpus_training.trainings import CorpusTrainings
 from serving.http.vector_stores.adapter_routes import AdapterRoutes
+from serving.workers.trainer import TrainerWorker
 from tests.serving.corpus_training.conftest import (
     DOCUMENTS,
     SEQUENCES,

@@ -15,7 +15,6 @@ from adapters.training import TrainingRequest, TrainingResult, TrainingStop
 from selection.config import AdapterShape
 from selection.corpus.corpus import Corpus
 from selection.corpus.trained import division
-from serving.adaptation.workers import TrainerWorker
 from serving.corpus_training import course
 from serving.corpus_training.checkpoint import Checkpoint
 from serving.corpus_training.course import RATES
@@ -28,6 +27,7 @@ from serving.corpus_training.values import (
     End,
     TrainingOptions,
 )
+from serving.workers.trainer import TrainerWorker
 from tests.serving.corpus_training.conftest import DOCUMENTS, SEQUENCES, AddDocuments
 
 _ONE_PASS = TrainingOptions(passes=1)

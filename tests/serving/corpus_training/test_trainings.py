@@ -13,12 +13,12 @@ from selection.corpus.trained.manifest import AdapterSettings, TrainedPart
 from selection.embedding import Embedder
 from selection.errors import LibraryError, MissingError, ReadOnlyError
 from selection.library.library import Library
-from serving.adaptation.workers import TrainerWorker
 from serving.calls import SerialExecutor
 from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.operation import Status, TrainingOperation
 from serving.corpus_training.trainings import ABANDONED_SECONDS, CorpusTrainings
 from serving.corpus_training.values import TrainingOptions
+from serving.workers.trainer import TrainerWorker
 from tests.serving.corpus_training.conftest import (
     DOCUMENTS,
     SEQUENCES,

@@ -21,13 +21,14 @@ from selection.config import AdapterShape, SelectorConfig
 from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
 from selection.errors import CorpusError
-from serving.adaptation.workers import CorporaWorker, TrainerWorker
 from serving.api_keys import digest
 from serving.budget import Budget
 from serving.config import Config
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.staging import Staging
+from serving.workers.corpora import CorporaWorker
+from serving.workers.trainer import TrainerWorker
 from tests.serving.http.test_gateway import (
     PASSAGE,
     QUESTION,

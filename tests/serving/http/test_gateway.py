@@ -39,7 +39,6 @@ from selection.selector import Selection, SelectorConfig
 from serving.adaptation.admission import Capacity
 from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.request import AdaptationRequest
-from serving.adaptation.workers import CorporaWorker, TrainerWorker
 from serving.api_keys import digest
 from serving.budget import Budget
 from serving.config import Config
@@ -47,6 +46,8 @@ from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.staging import Staging
 from serving.http.gateway import HEALTH, Gateway
+from serving.workers.corpora import CorporaWorker
+from serving.workers.trainer import TrainerWorker
 
 ANSWER = "In the yellow book."
 _SERVING = Path(__file__).resolve().parents[3] / "serving"

@@ -23,10 +23,10 @@ from selection.library.records import AttachmentRequest
 from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.adaptation.workers import CorporaWorker
 from serving.calls import SerialExecutor
 from serving.http.vector_stores.params import MAX_UPLOAD
 from serving.http.vector_stores.routes import VectorStoreRoutes
+from serving.workers.corpora import CorporaWorker
 from tests.serving.http.web_server import application, serve
 
 _CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"

@@ -1,0 +1,1 @@
+"""The stages of a server as plain classes: `serving.ray_stages` makes deployments of them."""
