@@ -16,22 +16,28 @@ from adapters.errors import BaseModelError, first_line
 
 @dataclass(frozen=True)
 class SizeDefaults:
-    """The settings of `TrainerConfig` that depend on a model's size."""
+    """The settings that depend on a model's size.
+
+    Attributes:
+        rank, scale, learning_rate: of `TrainerConfig`.
+        corpus_rates: multiples of the learning rate that are tried on a corpus, the highest first.
+    """
 
     rank: int
     scale: float
     learning_rate: float
+    corpus_rates: tuple[float, float]
 
 
 # With the number of parameters from which each no longer applies.
 _BY_SIZE = (
     # Chosen on the bundled model (benchmarks/README.md).
-    (50e6, SizeDefaults(rank=16, scale=16.0, learning_rate=6e-4)),
+    (50e6, SizeDefaults(rank=16, scale=16.0, learning_rate=6e-4, corpus_rates=(1.0, 0.5))),
     # Compared on SmolLM2-135M with the settings above and below
     # (benchmarks/results/real-model-settings.json).
-    (1e9, SizeDefaults(rank=16, scale=4.0, learning_rate=6e-4)),
-    # The paper's, for 3.8 B parameters (section D).
-    (math.inf, SizeDefaults(rank=64, scale=1.0, learning_rate=5e-4)),
+    (1e9, SizeDefaults(rank=16, scale=4.0, learning_rate=6e-4, corpus_rates=(0.5, 0.25))),
+    # The paper's, for 3.8 B parameters (section D); the rates on a corpus are not measured.
+    (math.inf, SizeDefaults(rank=64, scale=1.0, learning_rate=5e-4, corpus_rates=(0.5, 0.25))),
 )
 
 # The largest header of a safetensors file that its library reads, in bytes.

@@ -50,6 +50,7 @@ class Trainer:
         base: The base model.
         scale: Factor of B A.
         learning_rate: Adam learning rate of requests without their own.
+        corpus_rates: Multiples of it that are tried on a corpus, the highest first.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Trainer:
         self.base = BaseModel(config.model, config.device, config.precision)
         size = defaults_of(self.base.parameters)
         self.scale = size.scale if config.scale is None else config.scale
+        self.corpus_rates = size.corpus_rates
         rate = config.learning_rate
         self.learning_rate = size.learning_rate if rate is None else rate
         self._loop = TrainingLoop(config, self.base, self.scale, self.learning_rate, self._clock)
@@ -203,6 +205,35 @@ class Trainer:
             with ThreadPoolExecutor(1) as thread:
                 nats += thread.submit(self.nats, row.tokens, row.scored, weights).result()
         return nats / sum(row.scored_tokens for row in rows)
+
+    def compare(
+        self, rows: Sequence[Row], adapters: Sequence[bytes | None]
+    ) -> tuple[tuple[float, ...], ...]:
+        """Mean loss of each row under each adapter, in nats per scored token: a tuple of losses for
+        each adapter, in order.
+
+        It takes turns with the steps of training requests, one row at a time.
+
+        Args:
+            rows: Texts and their scored tokens.
+            adapters: Weights, or None for the base model, as for `nats`.
+
+        Raises:
+            TrainingOptionError: as for `submit` and `nats`.
+        """
+        for row in rows:
+            self.base.check(row.tokens)
+        # In a thread that ends, as in `__init__`: this one may live on or wait.
+        with ThreadPoolExecutor(1) as thread:
+            losses = [
+                thread.submit(self.nats, row.tokens, row.scored, weights).result()
+                / row.scored_tokens
+                for weights in adapters
+                for row in rows
+            ]
+        return tuple(
+            tuple(losses[n * len(rows) : (n + 1) * len(rows)]) for n in range(len(adapters))
+        )
 
     def would_generate(
         self, tokens: Sequence[int], scored: int | Spans, weights: bytes | None = None

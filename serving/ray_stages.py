@@ -171,6 +171,14 @@ class RemoteTrainer:
         loss: float = await _result(self._handle.loss.remote(rows, weights))
         return loss
 
+    async def compare(
+        self, rows: Sequence[Row], adapters: Sequence[bytes | None]
+    ) -> tuple[tuple[float, ...], ...]:
+        """As `TrainerWorker.compare`."""
+        losses: tuple[tuple[float, ...], ...]
+        losses = await _result(self._handle.compare.remote(rows, adapters))
+        return losses
+
     async def give_way(self, seconds: float) -> None:
         """As `TrainerWorker.give_way`."""
         await _result(self._handle.give_way.remote(seconds))
@@ -179,6 +187,11 @@ class RemoteTrainer:
         """As `TrainerWorker.learning_rate`."""
         rate: float = await _result(self._handle.learning_rate.remote())
         return rate
+
+    async def corpus_rates(self) -> tuple[float, float]:
+        """As `TrainerWorker.corpus_rates`."""
+        rates: tuple[float, float] = await _result(self._handle.corpus_rates.remote())
+        return rates
 
     async def ready(self) -> None:
         """As `TrainerWorker.ready`."""

@@ -27,6 +27,8 @@ class StopReason(StrEnum):
     CANCELLED = "cancelled"
     # The budget has the adapter of the corpus answer, without a step.
     INSTANT = "instant"
+    # `auto` has found that what is there already answers best, without a step.
+    AUTO = "auto"
     # The adapter of the same examples answered again.
     REUSED = "reused"
     # There is no corpus, or no document to train on.
@@ -42,6 +44,8 @@ class Stage(StrEnum):
     EMBED = "embed"
     SEARCH = "search"
     SELECT = "select"
+    # `auto` compares what could answer.
+    COMPARE = "compare"
     # Waiting for the first training step.
     QUEUE = "queue"
     TRAIN = "train"
@@ -65,6 +69,8 @@ class AdaptationReport:
         targets: how much of the request's prompts data was chosen for: `used`, `of` and `unit`
             ("prompts" or "windows"); None for all.
         corpus: corpus chosen from; None without one.
+        auto: what `auto` has decided, and by which losses of the prompt, as
+            `serving.adaptation.auto.AutoChoice.as_dict`; None where it decided nothing.
         shown: what was put into the prompt, as `serving.adaptation.shown.Shown.as_dict`; None if
             nothing was to be shown.
         seed: seed of the adapter.
@@ -94,6 +100,7 @@ class AdaptationReport:
     shed: str | None
     targets: dict[str, int | str] | None
     corpus: str | None
+    auto: dict[str, Any] | None
     shown: dict[str, Any] | None
     seed: int
     start: dict[str, Any] | None
@@ -136,6 +143,7 @@ class AdaptationReport:
             "losses": [round(loss, 6) for loss in self.losses],
             "prompt_losses": [[used, round(loss, 6)] for used, loss in self.prompt_losses],
             "sources": list(self.sources),
+            "auto": self.auto,
             "shown": self.shown,
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "corpus": self.corpus,

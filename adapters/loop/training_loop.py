@@ -16,6 +16,7 @@ import torch
 from adapters.adapter import Adapter
 from adapters.config import TrainerConfig
 from adapters.loop.evaluation import Evaluator
+from adapters.loop.fair_lock import FairLock
 from adapters.loop.gradients import gradients
 from adapters.loop.job import Job
 from adapters.loop.scheduler import Scheduler
@@ -30,6 +31,8 @@ from adapters.training import TrainingState, TrainingStop
 IDLE_SECONDS = 5.0
 # A cancelled request that gives way is noticed within these seconds: an event wakes nobody up.
 _CANCEL_SECONDS = 0.1
+# Seconds of waiting for the model after which a step may no longer end in time.
+_LATE_SECONDS = 0.25
 # Messages of torch and oneDNN for failed allocations, which are plain RuntimeErrors on a CPU.
 _ALLOCATION_ERRORS = ("can't allocate memory", "could not create a primitive")
 
@@ -74,7 +77,7 @@ class TrainingLoop:
         self._scheduler = Scheduler(config.slots, tokens, self.times, self.memory.fits)
         # Held to use the scheduler; notified when a job comes or goes.
         self._jobs_changed = threading.Condition(threading.Lock())
-        self.model_lock = threading.RLock()
+        self.model_lock = FairLock()
         self.is_running = self.gives_way = False
         self._idle_trim = IdleTrim(self._release_slots)
 
@@ -117,8 +120,7 @@ class TrainingLoop:
             try:
                 if not self._iterate():
                     return
-            # An error that belongs to no single job ends all jobs; if it ended this thread instead,
-            # they would wait for ever.
+            # An error of no single job ends all jobs, which would otherwise wait for ever.
             except Exception as problem:
                 with self._jobs_changed:
                     jobs = self._scheduler.clear()
@@ -167,7 +169,8 @@ class TrainingLoop:
                 if job.preempted_state is not None:
                     self.bank.set_state(self.scratch_slot, job.preempted_state)
                     self._finish([(job, stop)])
-            if batch:
+            # After a long wait for the model, whether a step ends in time is decided anew.
+            if batch and self._clock() - now < _LATE_SECONDS:
                 self._step(batch)
         return True
 

@@ -161,7 +161,8 @@ class KillRun:
                 status = corpus.training.status(self._shape)
                 is_finished = status.learnt and not status.not_learnt
                 return int(self.uninterrupted["steps"]) if is_finished else 0
-            recipe = Recipe(self._shape, stored.progress["recipe"]["learning_rate"])
+            of = stored.progress["recipe"]
+            recipe = Recipe(self._shape, of["learning_rate"], tuple(of["rates"]))
             side = StoredCorpus(calls_here(corpus.training), recipe)
             checkpoint = asyncio.run(side.resume())
         assert checkpoint is not None, "it is for this trainer"

@@ -99,6 +99,12 @@ class _TrainerStage:
         """As `Trainer.loss`."""
         return await asyncio.to_thread(self._trainer.loss, rows, weights)
 
+    async def compare(
+        self, rows: Sequence[Row], adapters: Sequence[bytes | None]
+    ) -> tuple[tuple[float, ...], ...]:
+        """As `Trainer.compare`."""
+        return await asyncio.to_thread(self._trainer.compare, rows, adapters)
+
     async def give_way(self, seconds: float) -> None:
         """As `Trainer.give_way`."""
         self._trainer.give_way(seconds)

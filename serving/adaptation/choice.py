@@ -1,14 +1,18 @@
-"""Choice: what one request learns from and shows, chosen once for both, and what it starts from."""
+"""Choice: what one request learns from and shows, chosen once for both, and what it starts from;
+and which of these `auto` uses.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+from adapters.model.row import Row
 from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.sqlite_store import Source
@@ -17,12 +21,16 @@ from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import Selection
+from serving.adaptation.auto import BASE, CORPUS, SHOWN, AutoChoice, Way, decides, row_after
 from serving.adaptation.candidates import example_sources
 from serving.adaptation.fallback_reasons import NoAdapterError
 from serving.adaptation.request import AdaptationRequest
-from serving.adaptation.stages import OverdueError, Result, Selects, in_time
+from serving.adaptation.shown import Body, PromptBuilder, Shown
+from serving.adaptation.stages import OverdueError, Result, Selects, Trains, in_time
 from serving.adaptation.starts import StartingPoint, Starts
 from serving.report import Stage, StopReason
+
+log = logging.getLogger(__name__)
 
 
 class Choice:
@@ -31,6 +39,7 @@ class Choice:
     Args:
         request: what the request asks of its adaptation.
         selector: stage that chooses.
+        trainer: stage that compares, for `auto`.
         starts: the adapters of corpora.
         principal: on whose behalf the corpus is read.
         seconds_left: gives the seconds left of the budget; None without a limit.
@@ -40,21 +49,29 @@ class Choice:
         request: the request, without the server's corpus if that is not the principal's to see, and
             with the number of sequences to show once that is known.
         lookup_seconds: seconds that the lookup of the corpus's adapter took, 0 without one.
+        shown: what was put into the prompt; None if nothing was to be shown.
+        auto: what `auto` has decided; None where it decides nothing.
+        compare_seconds: seconds that this took, 0 without it.
     """
 
     def __init__(
         self,
         request: AdaptationRequest,
         selector: Selects,
+        trainer: Trains,
         starts: Starts,
         principal: Principal,
         seconds_left: Callable[[], float | None],
         enter: Callable[[Stage], AbstractContextManager[None]],
     ) -> None:
         self.request = request
-        self._selector, self._starts, self._principal = selector, starts, principal
+        self._selector, self._trainer = selector, trainer
+        self._starts, self._principal = starts, principal
         self._seconds_left, self._enter = seconds_left, enter
-        self.lookup_seconds = 0.0
+        self.lookup_seconds = self.compare_seconds = 0.0
+        self.shown: Shown | None = None
+        self.auto: AutoChoice | None = None
+        self._auto_decides = False
         self._task: asyncio.Task[Selection] | None = None
         self._found: StartFound | None = None
 
@@ -69,14 +86,34 @@ class Choice:
             self._task = asyncio.create_task(self._select())
         return await asyncio.shield(self._task)
 
-    async def number_to_show(self) -> int:
-        """The number of sequences to show: the request's, or that of a calibrated corpus."""
+    async def _number_to_show(self) -> int:
+        """The number of sequences to show: the request's, that of a calibrated corpus, or the one
+        that `auto` considers.
+        """
         if self.request.show is None:
             calibration = await self._calibration()
             show = calibration.show if calibration else 0
+            if calibration is None and decides(self.request):
+                self._auto_decides, show = True, SHOWN
             # The lookup may have found that the server's corpus is not the principal's to see.
             self.request = replace(self.request, show=show)
         return self.request.show or 0
+
+    async def show(self, body: Body, prompts: PromptBuilder) -> Body:
+        """Put what the request shows into its prompt, as far as it fits; `auto` decides here
+        whether to.
+
+        Args:
+            body: body of the request, as vLLM's application takes it.
+            prompts: puts sequences into the prompts of the request's API.
+        """
+        if (asked := await self._number_to_show()) == 0:
+            return body
+        longer, shown = await prompts.show(body, asked, self.to_show)
+        if self._auto_decides and not await self._prefers(shown, prompts):
+            return body
+        self.shown = shown
+        return longer
 
     async def to_show(self) -> list[Source]:
         """The different sequences to show, the most relevant first: of a selection, in the order in
@@ -99,6 +136,59 @@ class Choice:
             NoAdapterError, CorpusError: as `selection`; or the request requires the adapter of a
                 corpus, and it cannot be used.
         """
+        start = await self._start()
+        if self.auto is not None and start.adapter is not None and not self.auto.best.corpus:
+            return StartingPoint(reason=self.auto.fresh_reason)
+        return start
+
+    async def _prefers(self, shown: Shown, prompts: PromptBuilder) -> bool:
+        """Whether `auto` shows this; what else it does is decided here as well."""
+        started = time.monotonic()
+        try:
+            self.auto = await self._compare(prompts.tokens(shown), prompts.context)
+        # The selection is asked for again, and reports or raises its error.
+        except NoAdapterError:
+            return False
+        except Exception:
+            log.exception("`auto` could not compare, and trains an adapter")
+            return False
+        finally:
+            self.compare_seconds = time.monotonic() - started
+        return self.auto.best.shown
+
+    async def _compare(self, text: Sequence[int], context: int) -> AutoChoice:
+        """The losses of the prompt from which `auto` decides.
+
+        Args:
+            text: tokens of the text that may be shown.
+            context: largest number of tokens of a prompt.
+
+        Raises:
+            NoAdapterError, CorpusError: as `selection`.
+            OverdueError: the seconds were spent.
+        """
+        await self.selection()
+        start, request = await self._start(), self.request
+        weights = start.adapter.weights if start.adapter else None
+        alone = Row.of(request.probe_tokens)
+        models = [BASE] if weights is None else [BASE, CORPUS]
+        losses = await self._losses(alone, [None, weights][: len(models)])
+        auto = AutoChoice(dict(zip(models, losses, strict=True)))
+        # Text alone would leave a request without the adapter that it requires.
+        if not text or (request.required and not auto.best.corpus):
+            return auto
+        shown = Way(auto.best.corpus, shown=True)
+        after_text = row_after(text, request.probe_tokens, context)
+        (loss,) = await self._losses(after_text, [weights if shown.corpus else None])
+        return AutoChoice({**auto.losses, shown: loss})
+
+    async def _losses(self, row: Row, adapters: Sequence[bytes | None]) -> list[float]:
+        """The loss of a row under each adapter, within the seconds of the budget."""
+        comparing = self._trainer.compare([row], adapters)
+        with self._enter(Stage.COMPARE):
+            return [loss for (loss,) in await in_time(comparing, self._seconds_left())]
+
+    async def _start(self) -> StartingPoint:
         request = self.request
         if request.start == "fresh":
             return StartingPoint(reason="the request asked for it")

@@ -25,7 +25,7 @@ from serving.adaptation.choice import Choice
 from serving.adaptation.fallback_reasons import FAILED, NoAdapterError, no_step_reason
 from serving.adaptation.reporting import AdaptationResult, build_report, describe_progress
 from serving.adaptation.request import AdaptationRequest
-from serving.adaptation.shown import Body, PromptBuilder, Shown
+from serving.adaptation.shown import Body, PromptBuilder
 from serving.adaptation.stages import Loads, Selects, Trains, train_in_time
 from serving.adaptation.starts import StartingPoint, Starts
 from serving.conversations.adapter_cache import ConversationTurn
@@ -68,8 +68,9 @@ class Adaptation:
         self._trainer, self._engine, self._starts = trainer, engine, starts
         self._on_fallback = on_fallback
         self._arrived = time.monotonic()
-        self._choice = Choice(request, selector, starts, principal, self._seconds_left, self._enter)
-        self._shown: Shown | None = None
+        self._choice = Choice(
+            request, selector, trainer, starts, principal, self._seconds_left, self._enter
+        )
         self._stage, self._progress = Stage.ANSWER, "adapting"
         self._result: AdaptationResult | None = None
         self._problem: Exception | None = None
@@ -127,17 +128,11 @@ class Adaptation:
         return await asyncio.shield(self._task)
 
     async def show(self, body: Body, prompts: PromptBuilder) -> Body:
-        """Put what the request shows into its prompt, as far as it fits.
+        """As `Choice.show`; of a request that vLLM refuses nothing is chosen.
 
-        Of a request that vLLM refuses nothing is chosen. Why choosing failed is raised by `run`.
-
-        Args:
-            body: body of the request, as vLLM's application takes it.
-            prompts: puts sequences into the prompts of the request's API.
+        Why choosing failed is raised by `run`.
         """
-        if (asked := await self._choice.number_to_show()) > 0:
-            body, self._shown = await prompts.show(body, asked, self._choice.to_show)
-        return body
+        return await self._choice.show(body, prompts)
 
     async def adapter(self) -> LoadedAdapter | None:
         """The adapter that answers, as `run`; None for the base model."""
@@ -199,6 +194,12 @@ class Adaptation:
         if self._examples is None or request.corpus is not None:
             selection = await self._choice.selection()
         start = await self._choice.start()
+        auto = self._choice.auto
+        if auto is not None and not auto.takes_steps and (start.adapter or not auto.best.corpus):
+            if start.adapter is None:
+                raise NoAdapterError(auto.no_adapter_reason, StopReason.AUTO, selection)
+            report = self._report(None, StopReason.AUTO, selection, None)
+            return await self._answer(start.adapter, start, report)
         if self._examples is not None:
             cached = await self._examples.claim(
                 selection.corpus if selection else None,
@@ -338,12 +339,11 @@ class Adaptation:
         reused: CachedAdapter | ExamplesAdapter | None = None,
     ) -> AdaptationReport:
         return build_report(
-            self._choice.request,
+            self._choice,
             selection,
             training,
             stop=stop,
             reason=reason,
-            shown=self._shown,
             reused=reused,
             spent_seconds=self._seconds_spent(),
         )

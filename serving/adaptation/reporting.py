@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from adapters.training import TrainingProgress, TrainingResult
 from selection.selector import Selection
-from serving.adaptation.request import AdaptationRequest
-from serving.adaptation.shown import Shown
+from serving.adaptation.choice import Choice
 from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
 from serving.engine.current_request import LoadedAdapter
 from serving.report import AdaptationReport, Stage, StopReason, used_sources
@@ -29,30 +28,31 @@ class AdaptationResult:
 
 
 def build_report(
-    request: AdaptationRequest,
+    choice: Choice,
     selection: Selection | None,
     training: TrainingResult | None,
     *,
     stop: StopReason,
     reason: str | None,
-    shown: Shown | None,
     reused: CachedAdapter | ExamplesAdapter | None,
     spent_seconds: float,
 ) -> AdaptationReport:
     """The report without what only an adapted answer has.
 
     Args:
-        request: the request.
+        choice: the request's.
         selection, training: results of these stages; None where one did not take place.
         stop: what ended the adaptation.
         reason: why the base model answers, or the corpus's adapter as it is; None otherwise.
-        shown: what was put into the prompt; None if nothing was to be shown.
         reused: the earlier adapter that was trained further, or that answers again; None for
             neither.
         spent_seconds: seconds since the request arrived.
     """
+    request, auto = choice.request, choice.auto
     calibration = selection.calibration if selection else None
     seconds = {Stage(name): each for name, each in (selection.seconds if selection else {}).items()}
+    if auto is not None:
+        seconds[Stage.COMPARE] = choice.compare_seconds
     used, learnt = 0, 0
     if training:
         seconds[Stage.QUEUE] = training.waited
@@ -69,7 +69,8 @@ def build_report(
         shed=request.shed,
         targets=truncation.as_dict() if truncation else None,
         corpus=request.corpus,
-        shown=shown.as_dict() if shown else None,
+        auto=auto.as_dict() if auto else None,
+        shown=choice.shown.as_dict() if choice.shown else None,
         seed=request.seed,
         start=None,
         reused=reused.as_dict() if reused else None,

@@ -221,10 +221,10 @@ class AdaptationRequest:
             seconds=seconds,
             plan=self.plan,
             start=first.weights if first else earlier,
-            start_if_better=first is not None and self.start != "corpus" and self._has_probe,
+            start_if_better=first is not None and self.start != "corpus" and self.has_probe,
             learning_rate=None if calibration is None else calibration.learning_rate,
             learning_rate_factor=LEARNING_RATE_FACTOR if start.adapter else 1.0,
-            probe=Probe(self.probe_tokens, budget.gain) if self._has_probe else None,
+            probe=Probe(self.probe_tokens, budget.gain) if self.has_probe else None,
             scored=selection.scored[: budget.steps],
         )
 
@@ -235,11 +235,11 @@ class AdaptationRequest:
         budget = self.budget
         if calibration is not None:
             budget = budget.for_corpus(calibration.gain, calibration.steps)
-        return budget if self._has_probe else replace(budget, gain=None)
+        return budget if self.has_probe else replace(budget, gain=None)
 
     @property
-    def _has_probe(self) -> bool:
-        # The loss of a first token is not defined.
+    def has_probe(self) -> bool:
+        """Whether the loss of the prompt can be measured: that of a first token is not defined."""
         return len(self.probe_tokens) > 1
 
 

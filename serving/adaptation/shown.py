@@ -40,20 +40,25 @@ class Shown:
 
     Attributes:
         asked: number of sequences that the request asked for.
-        documents: names of the documents of the sequences shown, in their order in the prompt.
+        sequences: the sequences shown, the most relevant first.
         tokens: number of tokens by which the prompts of the request grew.
         reason: why fewer were shown than were asked for; None if all were.
     """
 
     asked: int
-    documents: tuple[str, ...] = ()
+    sequences: tuple[Source, ...] = ()
     tokens: int = 0
     reason: str | None = None
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """Names of the documents of the sequences shown, in their order in the prompt."""
+        return tuple(each.name for each in reversed(self.sequences))
 
     def as_dict(self) -> dict[str, Any]:
         """The object `shown` of the report."""
         return {
-            "sequences": len(self.documents),
+            "sequences": len(self.sequences),
             "of": self.asked,
             "tokens": self.tokens,
             "documents": list(self.documents),
@@ -99,6 +104,11 @@ class PromptBuilder:
             return body, Shown(asked, reason=FAILED)
         return await self._build(body, before, sequences[:asked], asked)
 
+    def tokens(self, shown: Shown) -> tuple[int, ...]:
+        """The tokens of what is shown, as text before the prompt of a completion."""
+        text = text_before(shown.sequences)
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False)) if text else ()
+
     async def _build(
         self, body: Body, before: tuple[int, ...], sequences: Sequence[Source], asked: int
     ) -> tuple[Body, Shown]:
@@ -124,7 +134,7 @@ class PromptBuilder:
         shown = sequences[:fits]
         return with_shown(body, shown, self.tokenizer), Shown(
             asked,
-            tuple(each.name for each in reversed(shown)),
+            tuple(shown),
             sum(after) - sum(before),
             None if fits == asked else obstacle,
         )
@@ -203,10 +213,18 @@ def with_shown(body: Body, sequences: Sequence[Source], tokenizer: Any) -> Body:
         return _in_chat(body, in_order)
     if "input" in body:
         return _in_response(body, in_order)
-    text = "".join(f"{_plain(sequence)}\n\n" for sequence in in_order)
-    prompt = body["prompt"]
+    text, prompt = text_before(sequences), body["prompt"]
     longer = [_after(text, each, tokenizer) for each in _prompts(prompt)]
     return {**body, "prompt": longer if _is_several(prompt) else longer[0]}
+
+
+def text_before(sequences: Sequence[Source]) -> str:
+    """The sequences as text before the prompt of a completion.
+
+    Args:
+        sequences: the sequences, the most relevant first.
+    """
+    return "".join(f"{_plain(sequence)}\n\n" for sequence in reversed(sequences))
 
 
 def _in_chat(body: Body, sequences: Sequence[Source]) -> Body:

@@ -61,6 +61,11 @@ class Trains(Protocol):
     async def loss(self, rows: Sequence[Row], weights: bytes | None) -> float:
         """As `adapters.trainer.Trainer.loss`; cancelling ends it."""
 
+    async def compare(
+        self, rows: Sequence[Row], adapters: Sequence[bytes | None]
+    ) -> tuple[tuple[float, ...], ...]:
+        """As `adapters.trainer.Trainer.compare`; waiting for it can be cancelled."""
+
     async def give_way(self, seconds: float) -> None:
         """As `adapters.trainer.Trainer.give_way`."""
 

@@ -199,7 +199,7 @@ def _train(
             counter.update(progress.done, progress.total)
 
         async def train() -> CorpusTrainingOutcome:
-            recipe = Recipe(shape, await trainer.learning_rate())
+            recipe = await Recipe.of(shape, trainer)
             side = StoredCorpus(calls_here(corpus.training), recipe)
             return await CorpusTraining(trainer, side, options, show).run()
 

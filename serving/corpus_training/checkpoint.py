@@ -22,6 +22,7 @@ class Checkpoint:
 
     Attributes:
         plan: the parts to train, in order.
+        rates: multiples of the trainer's learning rate that are tried, the highest first.
         names: names of the adapter's parts before the part in training.
         rate: multiple of the trainer's learning rate; None until it is chosen.
         passes: number of passes; None until it is chosen.
@@ -35,6 +36,7 @@ class Checkpoint:
     """
 
     plan: TrainingPlan
+    rates: tuple[float, float]
     names: tuple[str, ...] = ()
     rate: float | None = None
     passes: int | None = None
@@ -127,6 +129,7 @@ class Checkpoint:
         rate, passes = self.position.rate, self.position.passes
         return Checkpoint(
             self.plan,
+            self.rates,
             (*(name for name in self.names if name not in self.part.replaces), saved),
             self.rate or rate,
             self.passes or passes,
@@ -135,7 +138,7 @@ class Checkpoint:
         ).begun()
 
     def _course(self, part: PlannedPart) -> Course:
-        return Course(part.ids, part.held_out, self.rate, self.passes)
+        return Course(part.ids, self.rates, part.held_out, self.rate, self.passes)
 
 
 class CorpusSide(Protocol):

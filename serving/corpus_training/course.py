@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-# Multiples of the trainer's learning rate that are tried, on as many sequences each.
-RATES = (1.0, 0.5)
+# Sequences on which each learning rate is tried.
 TRIAL_SEQUENCES = 64
 MAX_PASSES = 3
 # A difference in the loss on the held-out documents that counts, as a share: another pass follows
@@ -51,7 +50,7 @@ class Position:
     phase: Phase = Phase.PASS
     number: int = 0
     done: int = 0
-    rate: float = RATES[0]
+    rate: float = 1.0
     passes: int = 0
     losses: tuple[float, ...] = ()
     kept_loss: float | None = None
@@ -106,12 +105,14 @@ class Course:
 
     Attributes:
         learn: ids of the sequences of the passes, in order.
+        rates: multiples of the trainer's learning rate that are tried, the highest first.
         held_out: ids of the sequences that are learnt last.
         rate: multiple of the trainer's learning rate; None to choose it.
         passes: number of passes; None to choose it.
     """
 
     learn: tuple[int, ...]
+    rates: tuple[float, float]
     held_out: tuple[int, ...] = ()
     rate: float | None = None
     passes: int | None = None
@@ -129,7 +130,9 @@ class Course:
     def first(self, losses: tuple[float, ...] = ()) -> Position:
         """The position before the first sequence, for this loss on the held-out documents."""
         phase = Phase.RATE if self.chooses_rate else Phase.PASS
-        return Position(phase, rate=RATES[0] if self.rate is None else self.rate, losses=losses)
+        return Position(
+            phase, rate=self.rates[0] if self.rate is None else self.rate, losses=losses
+        )
 
     def sequences(self, phase: Phase) -> tuple[int, ...]:
         """The ids of a phase's sequences, in order."""
@@ -162,11 +165,11 @@ class Course:
         number, best = position.number, position.kept_loss
         is_best = best is None or (1 - MIN_FALL) * loss < best
         best_loss = loss if is_best else best
-        if number + 1 < len(RATES):
+        if number + 1 < len(self.rates):
             following = replace(position, number=number + 1, done=0, kept_loss=best_loss)
-            return Decision(replace(following, rate=RATES[number + 1]), GoOn.START, is_best)
+            return Decision(replace(following, rate=self.rates[number + 1]), GoOn.START, is_best)
         # With two rates the kept adapter is that of the first one.
-        rate = position.rate if is_best else RATES[0]
+        rate = position.rate if is_best else self.rates[0]
         passing = replace(position, phase=Phase.PASS, number=0, rate=rate, kept_loss=None)
         return Decision(passing, GoOn.CURRENT if is_best else GoOn.KEPT)
 
@@ -208,7 +211,7 @@ class Course:
         further pass is chosen.
         """
         trial = len(self.sequences(Phase.RATE)) if self.chooses_rate else 0
-        extra, every = (len(RATES) - 1) * trial, len(self.learn)
+        extra, every = (len(self.rates) - 1) * trial, len(self.learn)
         if position.phase is Phase.RATE:
             done, passes = position.number * trial + position.done, 1
         elif position.phase is Phase.PASS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from adapters.model.row import Row
@@ -112,6 +112,16 @@ def _read_training(
     return library.trainings.read(store, principal, method, *args, **kwargs)
 
 
+class TellsRates(Protocol):
+    """A trainer."""
+
+    async def learning_rate(self) -> float:
+        """As `adapters.trainer.Trainer.learning_rate`."""
+
+    async def corpus_rates(self) -> tuple[float, float]:
+        """As `adapters.trainer.Trainer.corpus_rates`."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What the trainer trains: adapters of one recipe continue each other.
@@ -119,16 +129,23 @@ class Recipe:
     Attributes:
         shape: base model, rank and projections.
         learning_rate: Adam learning rate, of which a course takes a multiple.
+        rates: the multiples that are tried, the highest first.
     """
 
     shape: AdapterShape
     learning_rate: float
+    rates: tuple[float, float]
+
+    @classmethod
+    async def of(cls, shape: AdapterShape, trainer: TellsRates) -> Recipe:
+        """The recipe of a trainer."""
+        return cls(shape, await trainer.learning_rate(), await trainer.corpus_rates())
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe for JSON."""
         shape = self.shape
         named = {"model": shape.model, "rank": shape.rank, "targets": list(shape.targets)}
-        return {**named, "learning_rate": self.learning_rate}
+        return {**named, "learning_rate": self.learning_rate, "rates": list(self.rates)}
 
 
 class StoredCorpus:
@@ -148,10 +165,12 @@ class StoredCorpus:
         plan = await self._call(AdapterTraining.plan, shape, options.parts, fresh=options.fresh)
         info = (await self._call(AdapterTraining.status, shape)).info
         if info is None or options.fresh or info.shape.mismatch(shape) is not None:
-            return Checkpoint(plan, passes=options.passes, fresh=options.fresh).begun()
+            begun = Checkpoint(plan, self._recipe.rates, passes=options.passes)
+            return replace(begun, fresh=options.fresh).begun()
         names = tuple(part.name for part in info.parts)
         rate = info.learning_rate / self._recipe.learning_rate
-        return Checkpoint(plan, names, rate, options.passes or info.passes).begun()
+        passes = options.passes or info.passes
+        return Checkpoint(plan, self._recipe.rates, names, rate, passes).begun()
 
     async def resume(self) -> Checkpoint | None:
         """As `CorpusSide.resume`."""
@@ -167,6 +186,7 @@ class StoredCorpus:
             return None
         return Checkpoint(
             TrainingPlan.from_bytes(files["plan"]),
+            self._recipe.rates,
             tuple(progress["names"]),
             progress["rate"],
             progress["passes"],

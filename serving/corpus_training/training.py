@@ -24,7 +24,7 @@ from adapters.training import TrainingProgress, TrainingRequest, TrainingResult,
 from selection.errors import CorpusError
 from serving.adaptation.stages import Trains
 from serving.corpus_training.checkpoint import Checkpoint, CorpusSide
-from serving.corpus_training.course import RATES, GoOn, Phase
+from serving.corpus_training.course import GoOn, Phase
 from serving.corpus_training.values import (
     CorpusTrainingError,
     CorpusTrainingOutcome,
@@ -174,7 +174,7 @@ class CorpusTraining:
         """Let requests use what was learnt until now; the checkpoint stays."""
         if at.position.phase is Phase.RATE and at.kept is not None:
             # That of the first trial, which has ended.
-            at = replace(at, state=at.kept, position=replace(at.position, rate=RATES[0]))
+            at = replace(at, state=at.kept, position=replace(at.position, rate=at.rates[0]))
         if at.state is not None:
             await self._corpus.save(at)
         return await self._outcome(End.SECONDS)

@@ -36,6 +36,7 @@ from serving.corpus_training.priority import RequestPriority
 from serving.corpus_training.stored import (
     Recipe,
     StoredCorpus,
+    TellsRates,
     begin_training,
     calls_to,
     end_training,
@@ -58,11 +59,8 @@ _USER_ERRORS = (MayflyError, SelectionError, AdapterError)
 _PAGE = 100
 
 
-class CorpusTrainer(Trains, Protocol):
-    """A trainer that tells its learning rate."""
-
-    async def learning_rate(self) -> float:
-        """As `adapters.trainer.Trainer.learning_rate`."""
+class CorpusTrainer(TellsRates, Trains, Protocol):
+    """A trainer that tells its learning rates."""
 
 
 class CorpusTrainings:
@@ -288,7 +286,7 @@ class CorpusTrainings:
 
         await self._library.call(begin_training, store, OPERATOR)
         try:
-            recipe = Recipe(self._shape, await self._trainer.learning_rate())
+            recipe = await Recipe.of(self._shape, self._trainer)
             corpus = StoredCorpus(calls_to(self._library, store, OPERATOR), recipe)
             options = self._pending[store].options
             await CorpusTraining(self._trainer, corpus, options, note).run()

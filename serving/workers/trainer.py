@@ -148,6 +148,12 @@ class TrainerWorker:
         loss = asyncio.to_thread(self._trainer.loss, rows, weights, cancelled)
         return await wait_until_ended(asyncio.create_task(loss), cancelled)
 
+    async def compare(
+        self, rows: Sequence[Row], adapters: Sequence[bytes | None]
+    ) -> tuple[tuple[float, ...], ...]:
+        """As `Trainer.compare`."""
+        return await asyncio.to_thread(self._trainer.compare, rows, adapters)
+
     async def give_way(self, seconds: float) -> None:
         """As `Trainer.give_way`."""
         if self._trainer.gives_way:
@@ -157,6 +163,10 @@ class TrainerWorker:
     async def learning_rate(self) -> float:
         """As `Trainer.learning_rate`."""
         return self._trainer.learning_rate
+
+    async def corpus_rates(self) -> tuple[float, float]:
+        """As `Trainer.corpus_rates`."""
+        return self._trainer.corpus_rates
 
     def _handle_end(self, training: Future[TrainingResult], *, counts: bool) -> None:
         if counts and not training.cancelled() and training.exception() is not None:

@@ -14,6 +14,7 @@ REPORT = AdaptationReport(
     shed=None,
     targets=None,
     corpus="notes-of-a-patient",
+    auto=None,
     shown=None,
     seed=3,
     start={"from": "fresh", "reason": "the corpus has no adapter"},

@@ -21,6 +21,7 @@ _REPORT = AdaptationReport(
     shed="20 of 50 steps: 9 adaptations are under way, 4 get all",
     targets={"used": 64, "of": 2048, "unit": "prompts"},
     corpus="notes",
+    auto=None,
     shown={"sequences": 1, "of": 8, "tokens": 9, "documents": ["a.txt"], "reason": "no room"},
     seed=3,
     start={"from": "fresh", "reason": "the corpus has no adapter"},
@@ -67,6 +68,7 @@ def test_the_body_has_all_fields() -> None:
         "losses": [2.5, 2.25],
         "prompt_losses": [[0, 3.25], [2, 3.012346]],
         "sources": [{"document": 4, "name": "a.txt", "start": 0, "times": 2}],
+        "auto": None,
         "shown": {
             "sequences": 1,
             "of": 8,

@@ -294,6 +294,9 @@ class NoTrainer:
     async def loss(self, rows: Any, weights: Any) -> float:
         raise AssertionError("there should be nothing to measure")
 
+    async def compare(self, rows: Any, adapters: Any) -> tuple[tuple[float, ...], ...]:
+        raise AssertionError("there should be nothing to compare")
+
     async def give_way(self, seconds: float) -> None:
         raise AssertionError("there should be nothing that gives way")
 

@@ -85,6 +85,7 @@ class PausableTrainer:
 
     def __init__(self, trainer: TrainerWorker, free: int = 0) -> None:
         self.learning_rate, self.loss = trainer.learning_rate, trainer.loss
+        self.corpus_rates, self.compare = trainer.corpus_rates, trainer.compare
         self.give_way_calls: list[float] = []
         self.running, self.waiting = asyncio.Event(), asyncio.Event()
         self._trainer, self._free = trainer, free

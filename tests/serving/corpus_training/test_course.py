@@ -9,7 +9,6 @@ import pytest
 
 from serving.corpus_training.course import (
     MAX_PASSES,
-    RATES,
     TRIAL_SEQUENCES,
     Course,
     GoOn,
@@ -17,6 +16,7 @@ from serving.corpus_training.course import (
     Position,
 )
 
+RATES = (1.0, 0.5)
 LEARN = tuple(range(1, 101))
 HELD_OUT = (101, 102, 103)
 
@@ -39,7 +39,7 @@ def follow(course: Course, losses: list[float]) -> list[tuple[Phase, int, float,
 
 def test_the_lower_rate_goes_on_unless_it_is_clearly_worse() -> None:
     first, second = (
-        follow(Course(LEARN, HELD_OUT, passes=1), [*trials, 3.0])
+        follow(Course(LEARN, RATES, HELD_OUT, passes=1), [*trials, 3.0])
         for trials in ((4.0, 4.1), (4.0, 4.03))
     )
 
@@ -69,7 +69,7 @@ def test_the_lower_rate_goes_on_unless_it_is_clearly_worse() -> None:
 def test_passes_follow_while_they_lower_the_loss(
     losses: list[float], passes: int, adapter: GoOn
 ) -> None:
-    course = Course(LEARN, HELD_OUT, rate=1.0)
+    course = Course(LEARN, RATES, HELD_OUT, rate=1.0)
     position = course.first((5.0,))
     for loss in losses:
         decision = course.after(position, loss)
@@ -81,8 +81,8 @@ def test_passes_follow_while_they_lower_the_loss(
 
 
 def test_nothing_is_chosen_without_held_out_documents() -> None:
-    assert [phase for phase, *_ in follow(Course(LEARN), [])] == [Phase.PASS, Phase.HELD_OUT]
-    given = Course(LEARN, HELD_OUT, rate=0.5, passes=2)
+    assert [phase for phase, *_ in follow(Course(LEARN, RATES), [])] == [Phase.PASS, Phase.HELD_OUT]
+    given = Course(LEARN, RATES, HELD_OUT, rate=0.5, passes=2)
     assert follow(given, []) == [
         (Phase.PASS, 0, 0.5, GoOn.START),
         (Phase.PASS, 1, 0.5, GoOn.CURRENT),
@@ -91,7 +91,7 @@ def test_nothing_is_chosen_without_held_out_documents() -> None:
 
 
 def test_a_rate_that_diverges_loses() -> None:
-    course = Course(LEARN, HELD_OUT, passes=1)
+    course = Course(LEARN, RATES, HELD_OUT, passes=1)
 
     phases = follow(course, [math.inf, 4.0, 3.0])
 
@@ -99,7 +99,7 @@ def test_a_rate_that_diverges_loses() -> None:
 
 
 def test_what_was_learnt_includes_the_adapter_that_is_kept() -> None:
-    course = Course(LEARN, HELD_OUT)
+    course = Course(LEARN, RATES, HELD_OUT)
     learnt = [
         course.learnt(Position(phase, number, done=10, missing=(3,)))
         for phase, number in (
@@ -116,7 +116,7 @@ def test_what_was_learnt_includes_the_adapter_that_is_kept() -> None:
 
 
 def test_progress_grows_to_the_total() -> None:
-    course = Course(LEARN, HELD_OUT)
+    course = Course(LEARN, RATES, HELD_OUT)
     trial = len(course.sequences(Phase.RATE))
     total = trial + len(LEARN) + len(HELD_OUT)
 

@@ -17,7 +17,6 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.trained import division
 from serving.corpus_training import course
 from serving.corpus_training.checkpoint import Checkpoint
-from serving.corpus_training.course import RATES
 from serving.corpus_training.stored import Recipe, StoredCorpus, calls_here
 from serving.corpus_training.training import CorpusTraining
 from serving.corpus_training.values import (
@@ -65,7 +64,7 @@ def train(trainer: TrainerWorker, shape: AdapterShape, monkeypatch: pytest.Monke
         on_progress: Callable[[CorpusTrainingProgress], None] = lambda progress: None,
         by: Any = None,
     ) -> CorpusTrainingOutcome:
-        recipe = Recipe(shape, await trainer.learning_rate())
+        recipe = await Recipe.of(shape, trainer)
         side = Observed(corpus, recipe, on_checkpoint)
         return await CorpusTraining(by or trainer, side, options, on_progress).run()
 
@@ -279,11 +278,14 @@ async def test_a_rate_that_diverges_is_not_taken(
         def __init__(self, *rates: float) -> None:
             self.rates = rates
 
-    outcome = await train(corpus, by=Diverging(1.0))
+    rates = await trainer.corpus_rates()
+    outcome = await train(corpus, by=Diverging(rates[0]))
     with pytest.raises(CorpusTrainingError, match="diverges: train with a lower --learning-rate"):
-        await train(corpus, TrainingOptions(fresh=True), by=Diverging(*RATES))
+        await train(
+            corpus, TrainingOptions(fresh=True), by=Diverging(*await trainer.corpus_rates())
+        )
 
-    assert outcome.adapter.learning_rate == pytest.approx(0.5 * await trainer.learning_rate())
+    assert outcome.adapter.learning_rate == pytest.approx(rates[1] * await trainer.learning_rate())
 
 
 async def test_a_deletion_costs_one_part(

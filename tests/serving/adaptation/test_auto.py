@@ -1,0 +1,294 @@
+"""What `auto` answers with, by losses that a test gives or a real trainer measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.model.row import Row, check_spans
+from adapters.training import TrainingRequest, TrainingResult
+from selection.embedding import Prompt
+from selection.examples.example import Example
+from serving.adaptation.auto import (
+    BASE,
+    CORPUS,
+    MIN_FALL_OF_BASE,
+    MIN_FALL_OF_CORPUS,
+    AutoChoice,
+    Way,
+    decides,
+    row_after,
+)
+from serving.adaptation.pipeline import Adaptation
+from serving.adaptation.reporting import AdaptationResult
+from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.shown import Body, PromptBuilder
+from serving.adaptation.starts import Starts
+from serving.budget import AUTO, INSTANT
+from serving.errors import AdaptationFailedError
+from serving.workers.trainer import TrainerWorker
+from tests.serving.adaptation.test_pipeline import Loads
+from tests.serving.adaptation.test_shown import count_words
+from tests.serving.adaptation.test_starts import START, Selector, selector, worker
+
+__all__ = ["selector", "worker"]
+
+SHOW, BOTH = Way(corpus=False, shown=True), Way(corpus=True, shown=True)
+PROBE = tuple(range(1, 9))
+REQUEST = AdaptationRequest(
+    (Prompt("a hive of bees"),),
+    replace(AUTO, steps=2),
+    (),
+    "notes",
+    show=None,
+    probe_tokens=PROBE,
+)
+QUESTION: Body = {"messages": [{"role": "user", "content": "a hive of bees"}], "max_tokens": 8}
+
+
+@dataclass
+class Trainer:
+    """A trainer that trains, but whose comparison says what a test gives."""
+
+    worker: TrainerWorker
+    losses: Sequence[float] = ()
+    problem: Exception | None = None
+    comparisons: list[tuple[Row, list[bytes | None]]] = field(default_factory=list)
+    requests: list[TrainingRequest] = field(default_factory=list)
+
+    async def compare(
+        self, rows: Sequence[Row], adapters: Sequence[bytes | None]
+    ) -> tuple[tuple[float, ...], ...]:
+        (row,) = rows
+        self.comparisons.append((row, [*adapters]))
+        if self.problem is not None:
+            raise self.problem
+        if self.losses:
+            first = 0 if len(self.comparisons) == 1 else len(self.losses) - 1
+            return tuple((loss,) for loss in self.losses[first : first + len(adapters)])
+        return await self.worker.compare(rows, adapters)
+
+    async def train(self, request: TrainingRequest, on_step: Any) -> TrainingResult:
+        self.requests.append(request)
+        return await self.worker.train(request, on_step)
+
+    async def loss(self, rows: Any, weights: Any) -> float:
+        raise AssertionError("there should be nothing to measure")
+
+    async def give_way(self, seconds: float) -> None:
+        raise AssertionError("there should be nothing that gives way")
+
+
+async def answer(
+    request: AdaptationRequest, selector: Selector, trainer: Trainer, tokenizer: Any
+) -> tuple[Body, AdaptationResult]:
+    """The body that is answered, and how."""
+    adaptation = Adaptation(request, selector, trainer, Loads(), Starts(selector, "nano"))
+    try:
+        prompts = PromptBuilder(1000, tokenizer, count_words)
+        body = await adaptation.show({**QUESTION}, prompts)
+        return body, await adaptation.run()
+    finally:
+        await adaptation.discard()
+
+
+class TestRequests:
+    """A request's answer follows from the losses of its prompt: those of the base model, of the
+    adapter of the corpus, and of the better one with text in the prompt.
+    """
+
+    @pytest.mark.parametrize(
+        ("losses", "answers", "shows", "adapter"),
+        [
+            ((3.0, 2.8, 2.7), "corpus, shown", True, START.name),
+            ((3.0, 2.7, 2.69), "corpus", False, START.name),
+            ((3.0, 3.1, 2.6), "base, shown", True, None),
+        ],
+    )
+    async def test_without_a_step_where_something_at_hand_helps(
+        self,
+        selector: Selector,
+        worker: TrainerWorker,
+        tokenizer: Any,
+        losses: Sequence[float],
+        answers: str,
+        shows: bool,
+        adapter: str | None,
+    ) -> None:
+        trainer = Trainer(worker, losses)
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert ("keeps itself warm" in str(body)) == shows
+        report = result.report
+        assert report.auto is not None
+        assert (report.auto["answers"], report.adapter, report.stop) == (answers, adapter, "auto")
+        assert report.adapted == (adapter is not None)
+        assert (report.shown is not None) == shows
+        assert (report.reason is None) == (adapter is not None)
+        assert "compare" in report.seconds
+        assert not trainer.requests
+
+    async def test_with_steps_from_scratch_where_nothing_does(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker, (2.0, 2.2, 1.9))
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert body == QUESTION
+        report = result.report
+        assert (report.adapted, report.shown) == (True, None)
+        assert report.auto is not None
+        assert report.auto["answers"] == "steps"
+        assert report.start is not None
+        assert report.start["from"] == "fresh"
+        assert "base 2.000, corpus 2.200, base, shown 1.900" in report.start["reason"]
+        (training,) = trainer.requests
+        assert training.start is None
+        assert not training.start_if_better
+        assert training.learning_rate_factor == 1.0
+
+    async def test_the_trainer_measures_the_prompt_and_the_better_model_after_the_text(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker)
+
+        _, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        (alone, adapters), (after_text, better) = trainer.comparisons
+        assert alone == Row.of(PROBE)
+        assert adapters == [None, selector.weights]
+        assert after_text.tokens[-len(PROBE) :] == PROBE
+        assert "keeps itself warm" in tokenizer.decode(after_text.tokens[: -len(PROBE)])
+        (base,), (corpus,) = await worker.compare([alone], adapters)
+        assert better == [selector.weights if corpus < base else None]
+        ((shown,),) = await worker.compare([after_text], better)
+        assert result.report.auto is not None
+        measured = [*result.report.auto["losses"].values()]
+        assert measured == pytest.approx([base, corpus, shown], abs=1e-6)
+
+    async def test_a_corpus_without_an_adapter_leaves_text_and_steps(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        selector.found = None
+        trainer = Trainer(worker, (3.0, 2.5))
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert [adapters for _, adapters in trainer.comparisons] == [[None], [None]]
+        assert "keeps itself warm" in str(body)
+        assert result.report.reason is not None
+        assert "base 3.000, base, shown 2.500" in result.report.reason
+
+    async def test_a_request_that_requires_an_adapter_is_not_answered_with_text_alone(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker, (3.0, 3.1, 1.0))
+
+        body, result = await answer(replace(REQUEST, required=True), selector, trainer, tokenizer)
+
+        assert body == QUESTION
+        assert len(trainer.comparisons) == len(trainer.requests) == 1
+        assert result.report.adapted
+
+    async def test_a_comparison_that_fails_leaves_the_steps(
+        self,
+        selector: Selector,
+        worker: TrainerWorker,
+        tokenizer: Any,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        trainer = Trainer(worker, problem=RuntimeError("no memory"))
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert body == QUESTION
+        assert (result.report.adapted, result.report.auto) == (True, None)
+        assert "could not compare" in caplog.text
+
+    async def test_why_nothing_could_be_chosen_is_the_reason(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        request = replace(REQUEST, corpus=None)
+
+        body, result = await answer(request, selector, Trainer(worker), tokenizer)
+
+        assert body == QUESTION
+        assert result.report.reason is not None
+        assert "no corpus" in result.report.reason
+        with pytest.raises(AdaptationFailedError, match="no corpus"):
+            await answer(replace(request, required=True), selector, Trainer(worker), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"budget": INSTANT},
+        {"budget": replace(AUTO, prefers_corpus=False)},
+        {"budget": replace(AUTO, steps=0)},
+        {"corpus": None},
+        {"show": 0},
+        {"show": 4},
+        {"start": "corpus"},
+        {"start": "fresh"},
+        {"reuse": "conversation"},
+        {"texts": ("a text",)},
+        {"examples": (Example(({"role": "user", "content": "a"},)),)},
+        {"probe_tokens": (1,)},
+    ],
+)
+def test_only_a_request_that_leaves_everything_open_is_decided(change: dict[str, Any]) -> None:
+    assert decides(REQUEST)
+    assert not decides(replace(REQUEST, **change))
+
+
+@given(
+    st.lists(st.integers(0, 99), min_size=2, max_size=20),
+    st.lists(st.integers(0, 99), max_size=40),
+    st.integers(20, 50),
+)
+def test_the_same_tokens_of_the_prompt_are_scored_after_a_text(
+    probe: list[int], text: list[int], context: int
+) -> None:
+    row = row_after(text, probe, context)
+
+    check_spans(row.scored, len(row))
+    ((start, end),) = row.scored
+    assert row.tokens[start:end] == tuple(probe[1:])
+    assert len(row) == min(context, len(text) + len(probe))
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ({BASE: 2.0}, BASE),
+        ({BASE: 2.0, CORPUS: 2.0}, BASE),
+        ({BASE: 2.0, CORPUS: 1.99}, CORPUS),
+        ({BASE: 2.0, SHOW: 2.01 * (1 - MIN_FALL_OF_BASE)}, BASE),
+        ({BASE: 2.0, SHOW: 2.0 * (1 - MIN_FALL_OF_BASE)}, SHOW),
+        ({BASE: 2.0, CORPUS: 1.5, BOTH: 1.51 * (1 - MIN_FALL_OF_CORPUS)}, CORPUS),
+        ({BASE: 2.0, CORPUS: 1.5, BOTH: 1.5 * (1 - MIN_FALL_OF_CORPUS)}, BOTH),
+    ],
+)
+def test_a_help_must_lower_the_loss_and_text_by_a_share(
+    losses: dict[Way, float], best: Way
+) -> None:
+    choice = AutoChoice(losses)
+
+    assert choice.best == best
+    assert choice.takes_steps == (best == BASE)
+
+
+def test_the_report_has_all_losses() -> None:
+    choice = AutoChoice({BASE: 2.5, CORPUS: 2.25, BOTH: 2.125})
+
+    assert choice.as_dict() == {
+        "answers": "corpus, shown",
+        "losses": {"base": 2.5, "corpus": 2.25, "corpus, shown": 2.125},
+    }
