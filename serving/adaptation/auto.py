@@ -96,13 +96,13 @@ class AutoChoice:
 
 def decides(request: AdaptationRequest) -> bool:
     """Whether a request leaves to the server what answers: it has the budget `auto` and a corpus,
-    and asks neither for a number of sequences to show nor for a start.
+    and asks neither for sequences to show nor for a start.
     """
     return (
         request.adapts
         and request.corpus is not None
         and request.budget.prefers_corpus
-        and request.show is None
+        and not request.show
         and request.start is None
         and request.reuse is None
         and not request.brings_data

@@ -71,7 +71,7 @@ class Choice:
         self.lookup_seconds = self.compare_seconds = 0.0
         self.shown: Shown | None = None
         self.auto: AutoChoice | None = None
-        self._auto_decides = False
+        self._considers_text = False
         self._task: asyncio.Task[Selection] | None = None
         self._found: StartFound | None = None
 
@@ -94,7 +94,7 @@ class Choice:
             calibration = await self._calibration()
             show = calibration.show if calibration else 0
             if calibration is None and decides(self.request):
-                self._auto_decides, show = True, SHOWN
+                self._considers_text, show = True, SHOWN
             # The lookup may have found that the server's corpus is not the principal's to see.
             self.request = replace(self.request, show=show)
         return self.request.show or 0
@@ -110,8 +110,10 @@ class Choice:
         if (asked := await self._number_to_show()) == 0:
             return body
         longer, shown = await prompts.show(body, asked, self.to_show)
-        if self._auto_decides and not await self._prefers(shown, prompts):
-            return body
+        if self._considers_text:
+            await self._decide(prompts.tokens(shown), prompts.context)
+            if self.auto is None or not self.auto.best.shown:
+                return body
         self.shown = shown
         return longer
 
@@ -141,20 +143,26 @@ class Choice:
             return StartingPoint(reason=self.auto.fresh_reason)
         return start
 
-    async def _prefers(self, shown: Shown, prompts: PromptBuilder) -> bool:
-        """Whether `auto` shows this; what else it does is decided here as well."""
+    async def decide(self) -> None:
+        """Let `auto` decide where nothing may be shown.
+
+        Raises:
+            NoAdapterError, CorpusError: as `selection`.
+        """
+        if decides(self.request) and (await self.selection()).calibration is None:
+            await self._decide((), 0)
+
+    async def _decide(self, text: Sequence[int], context: int) -> None:
         started = time.monotonic()
         try:
-            self.auto = await self._compare(prompts.tokens(shown), prompts.context)
+            self.auto = await self._compare(text, context)
         # The selection is asked for again, and reports or raises its error.
         except NoAdapterError:
-            return False
+            pass
         except Exception:
             log.exception("`auto` could not compare, and trains an adapter")
-            return False
         finally:
             self.compare_seconds = time.monotonic() - started
-        return self.auto.best.shown
 
     async def _compare(self, text: Sequence[int], context: int) -> AutoChoice:
         """The losses of the prompt from which `auto` decides.

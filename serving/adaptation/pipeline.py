@@ -193,6 +193,7 @@ class Adaptation:
         # A corpus is asked for even where the adapter is cached: it may have been removed.
         if self._examples is None or request.corpus is not None:
             selection = await self._choice.selection()
+        await self._choice.decide()
         start = await self._choice.start()
         auto = self._choice.auto
         if auto is not None and not auto.takes_steps and (start.adapter or not auto.best.corpus):

@@ -8,7 +8,7 @@ const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "min_p", "repeti
 const meanings = {
   none: "The base model answers without training.",
   instant: "The adapter of the corpus answers, if it has one: nothing is trained for the question.",
-  auto: "It stops when the loss of the prompt itself no longer falls by enough.",
+  auto: "The adapter of the corpus or its text, if that helps the prompt; otherwise training, until the prompt's loss no longer falls.",
   steps: "Limits the number of gradient steps.",
   seconds: "Limits the time from the request to the end of training.",
 };

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from adapters.model.row import Row, check_spans
 from adapters.training import TrainingRequest, TrainingResult
+from selection.corpus.calibration import Calibration
 from selection.embedding import Prompt
 from selection.examples.example import Example
 from serving.adaptation.auto import (
@@ -186,6 +187,29 @@ class TestRequests:
         assert result.report.reason is not None
         assert "base 3.000, base, shown 2.500" in result.report.reason
 
+    async def test_where_nothing_may_be_shown_the_models_alone_are_compared(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker, (3.0, 2.8))
+
+        body, result = await answer(replace(REQUEST, show=0), selector, trainer, tokenizer)
+
+        assert body == QUESTION
+        assert len(trainer.comparisons) == 1
+        assert (result.report.adapter, result.report.stop) == (START.name, "auto")
+
+    async def test_a_calibrated_corpus_decides_itself(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=0)
+        trainer = Trainer(worker)
+
+        _, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert not trainer.comparisons
+        assert len(trainer.requests) == 1
+        assert (result.report.calibrated, result.report.auto) == (True, None)
+
     async def test_a_request_that_requires_an_adapter_is_not_answered_with_text_alone(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
     ) -> None:
@@ -233,7 +257,6 @@ class TestRequests:
         {"budget": replace(AUTO, prefers_corpus=False)},
         {"budget": replace(AUTO, steps=0)},
         {"corpus": None},
-        {"show": 0},
         {"show": 4},
         {"start": "corpus"},
         {"start": "fresh"},

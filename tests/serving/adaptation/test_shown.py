@@ -350,3 +350,5 @@ def test_the_servers_default_does_not_apply_to_requests_that_can_show_nothing() 
     assert parse_show(0, {"prompt": "ants"}, 4) == 0
     assert parse_show(None, echoing, 4) == 0
     assert parse_show(0, echoing, 4) == 0
+    scoring = {"prompt": "ants", "prompt_logprobs": 0}
+    assert [parse_show(value, scoring, 4) for value in (None, 2)] == [0, 2]

@@ -57,9 +57,11 @@ class Selector:
     reads: int = 0
     lookups: list[str] = field(default_factory=list)
     shows: int = 0
+    calibrated: Calibration | None = None
 
     async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
         selection = await self.worker.select(replace(request, start=False), seconds)
+        selection = replace(selection, calibration=self.calibrated)
         if not request.start:
             return selection
         reason = None if self.found else NO_ADAPTER
@@ -69,7 +71,7 @@ class Selector:
         self, corpus: str, principal: Principal, seconds: float | None
     ) -> Calibration | None:
         self.lookups.append("calibration")
-        return await self.worker.calibration(corpus, principal, seconds)
+        return self.calibrated or await self.worker.calibration(corpus, principal, seconds)
 
     async def start(self, request: SelectionRequest, seconds: float | None) -> StartFound:
         assert request.corpus is not None
