@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selection.access import OPERATOR, Principal
+from selection.corpus.calibration import Calibration
 from selection.corpus.filters import Filter
 from selection.corpus.sequences import Source, StoredSequence
 from selection.embedding import Prompt
@@ -56,7 +57,7 @@ class SelectionRequest:
         steps: maximum number of sequences.
         alpha: stopping parameter of Adaptive SIFT (paper section 6); None to choose `steps`
             sequences.
-        strategy: one of `selection.STRATEGIES`.
+        strategy: one of `selection.STRATEGIES`; None for the calibrated one, see `strategy_for`.
         filter: filter on the documents' metadata (`selection.corpus.filters`).
         seed: seed of the strategy "random".
         principal: on whose behalf; corpora that they may not see do not exist for the request.
@@ -68,12 +69,24 @@ class SelectionRequest:
     corpus: str | None
     steps: int
     alpha: float | None = None
-    strategy: str = "sift"
+    strategy: str | None = None
     filter: Filter | None = None
     seed: int = 0
     principal: Principal = OPERATOR
     candidates: tuple[Candidate, ...] = ()
     start: bool = False
+
+    def strategy_for(self, calibration: Calibration | None) -> str:
+        """The strategy of this request, given the calibration of its corpus.
+
+        A request that names none takes the calibrated one where that was measured: on sequences of
+        the corpus alone, and without an alpha, which is SIFT's. Other requests take SIFT.
+        """
+        if self.strategy is not None:
+            return self.strategy
+        if calibration is None or self.alpha is not None or self.candidates:
+            return "sift"
+        return calibration.strategy
 
 
 def candidates_by_id(candidates: Sequence[Candidate]) -> dict[int, StoredSequence]:

@@ -35,6 +35,7 @@ class Selection:
             infinitely often.
         stop: what ended the selection.
         calibration: the corpus's calibration for this base model, if there is one.
+        strategy: the strategy that chose.
         seconds: duration of each stage: embed, search, select.
         truncation: how much of the prompts was used, if not all.
         start: the corpus's adapter to start from, if the request asks for one and there is one.
@@ -50,6 +51,7 @@ class Selection:
     irreducible: float
     stop: SelectionStop
     calibration: Calibration | None
+    strategy: str
     seconds: dict[str, float]
     truncation: Truncation | None = None
     start: CorpusStart | None = None

@@ -1,8 +1,9 @@
 """Selector: from a prompt to the token sequences to train on.
 
 Embeds the prompt, finds the nearest candidates in a corpus, and chooses among them and those that
-the request brings by SIFT, with the stop of ADAPTIVE SIFT. The embedder and the open corpora are
-shared with other threads. Any number of threads may select at once: they take turns in small units
+the request brings by a strategy: SIFT, with the stop of ADAPTIVE SIFT, unless the request names
+another or its corpus is calibrated to another. The embedder and the open corpora are shared with
+other threads. Any number of threads may select at once: they take turns in small units
 of work, so that a request with many prompts delays no other, and each checks its limit between two
 units.
 """
@@ -147,8 +148,9 @@ class Selector:
             candidates_KD = np.concatenate([brought_BD, found.embeddings])
             candidates_K = [*brought, *found.ids]
             calibration = None if request.corpus is None else self._calibration(found.meta)
+            strategy = request.strategy_for(calibration)
             choice = choose(
-                request.strategy,
+                strategy,
                 candidates_KD,
                 targets_TD,
                 request.steps,
@@ -176,6 +178,7 @@ class Selector:
             irreducible=irreducible_sigma,
             stop=SelectionStop(choice.stop) if candidates_K else SelectionStop.CORPUS,
             calibration=calibration,
+            strategy=strategy,
             start=found.start.start,
             no_start=found.start.reason,
             seconds={

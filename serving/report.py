@@ -63,8 +63,9 @@ class AdaptationReport:
             further; None otherwise.
         budget: budget within the server's limits.
         clamped: names of the limits that the request exceeded.
-        calibrated: whether the corpus brought settings of its own: lambda', the learning rate, and
-            the gain of `auto`.
+        calibrated: whether the corpus brought settings of its own: lambda', the strategy, the
+            learning rate, and the gain of `auto`.
+        strategy: strategy that chose what was trained on or shown; None if nothing was chosen.
         shed: what a busy server took off the budget, in words; None for nothing.
         targets: how much of the request's prompts data was chosen for: `used`, `of` and `unit`
             ("prompts" or "windows"); None for all.
@@ -97,6 +98,7 @@ class AdaptationReport:
     budget: Budget
     clamped: tuple[str, ...]
     calibrated: bool
+    strategy: str | None
     shed: str | None
     targets: dict[str, int | str] | None
     corpus: str | None
@@ -134,6 +136,7 @@ class AdaptationReport:
             "prompt_loss": self.prompt_loss,
             "budget": {**self.budget.as_dict(), "cut": list(self.clamped)},
             "calibrated": self.calibrated,
+            "strategy": self.strategy,
             "degraded": self.shed,
             "targets": self.targets,
             "spent": {"steps": len(self.losses), "seconds": round(self.spent_seconds, 4)},

@@ -2,7 +2,8 @@
 the corpus's metadata.
 
 `mayfly calibrate` finds them (`serving.calibration`). Base models are identified by their
-configuration, so fine-tunes of one model share its calibration. Only lambda' is used here.
+configuration, so fine-tunes of one model share its calibration. Only lambda' and the strategy are
+used here.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Calibration:
             number of its own.
         steps: maximum number of steps, for requests that leave the stop to the server; None for
             the budget's.
+        strategy: selection strategy of requests that name none (`SelectionRequest.strategy_for`).
     """
 
     regularisation: float
@@ -50,6 +52,7 @@ class Calibration:
     percent_by_default: float
     show: int = 0
     steps: int | None = None
+    strategy: str = "sift"
 
 
 def model_digest(base_model: str) -> str:

@@ -65,6 +65,7 @@ def build_report(
         reason=reason,
         budget=request.budget_for(calibration),
         calibrated=calibration is not None,
+        strategy=selection.strategy if selection and selection.ids else None,
         clamped=request.clamped,
         shed=request.shed,
         targets=truncation.as_dict() if truncation else None,

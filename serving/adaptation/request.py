@@ -21,7 +21,6 @@ from selection.embedding import Prompt
 from selection.examples.example import Example
 from selection.request import Candidate, SelectionRequest
 from selection.selector import Selection
-from selection.strategies.registry import STRATEGIES
 from selection.targets import Truncation
 from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.file_search import take_file_search
@@ -32,6 +31,7 @@ from serving.adaptation.request_examples import (
     parse_examples_as,
     parse_filters,
     parse_reuse,
+    parse_strategy,
     parse_texts,
 )
 from serving.adaptation.shown import parse_show
@@ -71,7 +71,7 @@ class AdaptationRequest:
         corpus: corpus to choose from; None for the base model.
         corpus_explicit: whether the request named the corpus, rather than the server.
         filter: filter on the documents' metadata.
-        strategy: selection strategy.
+        strategy: selection strategy; None for that of a calibrated corpus, or SIFT.
         plan: training plan.
         seed: seed of the adapter and of the strategy "random".
         start: whether training starts from the corpus's adapter or from a fresh one; None for the
@@ -101,7 +101,7 @@ class AdaptationRequest:
     corpus: str | None
     corpus_explicit: bool = True
     filter: Filter | None = None
-    strategy: str = "sift"
+    strategy: str | None = None
     plan: str = "sequential"
     seed: int = 0
     start: Start | None = None
@@ -288,15 +288,9 @@ def parse_adaptation_request(
     corpus = options.get("corpus", None if examples or texts else terms.corpus)
     if corpus is not None and not isinstance(corpus, str):
         raise RequestError("`adaptation.corpus` is the name of a corpus")
-    strategy = options.get("strategy", "sift")
-    if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
-    if strategy != "sift":  # it alone has a stopping rule
-        if any("alpha" in each for each in sources.values() if each is not None):
-            raise RequestError(
-                f"`adaptation.strategy` {strategy} cannot stop by alpha: "
-                f"give {HEADER} steps or seconds"
-            )
+    has_alpha = any("alpha" in each for each in sources.values() if each is not None)
+    strategy = parse_strategy(options, has_alpha=has_alpha)
+    if strategy not in (None, "sift"):  # it alone has a stopping rule
         budget = replace(budget, alpha=None)
     plan = options.get("plan", "sequential")
     if plan == "last-layer":

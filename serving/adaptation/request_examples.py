@@ -1,5 +1,5 @@
-"""The parser of what a request learns from: its examples and texts, how they are used, and the
-filter on a corpus.
+"""The parser of what a request learns from: its examples and texts, how they are used, the filter
+on a corpus, and the strategy that chooses.
 
 Only their form is checked here; `serving.adaptation.candidates` renders them and counts tokens.
 """
@@ -12,7 +12,8 @@ from typing import Any
 from selection.corpus.filters import Filter, to_sql
 from selection.errors import ExampleError
 from selection.examples.example import Example, parse_example
-from serving.budget import ExampleLimits, ExamplesAs, Reuse
+from selection.strategies.registry import STRATEGIES
+from serving.budget import HEADER, ExampleLimits, ExamplesAs, Reuse
 from serving.errors import RequestError
 
 # Fields of `adaptation` that neither OpenAI nor vLLM has, and that vLLM would ignore in a body.
@@ -127,6 +128,28 @@ def parse_filters(options: dict[str, Any], corpus: str | None) -> Filter | None:
         raise RequestError(f"`adaptation.filters`: {problem}") from problem
     parsed: Filter = value
     return parsed
+
+
+def parse_strategy(options: dict[str, Any], *, has_alpha: bool) -> str | None:
+    """The selection strategy in an `adaptation` object; None if it names none.
+
+    Args:
+        options: the `adaptation` object.
+        has_alpha: whether the budget of the request itself, rather than the server's, has an alpha.
+
+    Raises:
+        RequestError: it is unknown, or has no stopping rule and the request has an alpha.
+    """
+    if "strategy" not in options:
+        return None
+    strategy = options["strategy"]
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:
+        raise RequestError(f"`adaptation.strategy` is one of {', '.join(STRATEGIES)}")
+    if strategy != "sift" and has_alpha:
+        raise RequestError(
+            f"`adaptation.strategy` {strategy} cannot stop by alpha: give {HEADER} steps or seconds"
+        )
+    return strategy
 
 
 def _list(options: dict[str, Any], name: str, form: str, limits: ExampleLimits) -> list[Any]:

@@ -31,20 +31,24 @@ from serving.calibration.curves import MEASURED_STEPS, STEPS, Curve
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
 from serving.calibration.shown_prompts import ShownPrompts
 
+# The compared strategies in words.
+STRATEGY_NAMES = {"sift": "SIFT", "nn": "nearest neighbours"}
+
 
 @dataclass(frozen=True)
 class Setting:
-    """A combination of the searched values."""
+    """A combination of the searched values; lambda' has no effect on nearest neighbours."""
 
     regularisation: float
     learning_rate: float
     rank: int
+    strategy: str = "sift"
 
     def __str__(self) -> str:
-        return (
-            f"lambda' {self.regularisation:g}, learning rate {self.learning_rate:.2g}, "
-            f"rank {self.rank}"
-        )
+        chosen = f"lambda' {self.regularisation:g}"
+        if self.strategy != "sift":
+            chosen = STRATEGY_NAMES[self.strategy]
+        return f"{chosen}, learning rate {self.learning_rate:.2g}, rank {self.rank}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class CurveMeasurer:
         self._prompts = ShownPrompts(tokenizer, self._trainer.base.context)
         self.learning_rate = self._trainer.learning_rate
         self._cancelled = threading.Event()
-        self._selections: dict[tuple[int, float], tuple[StoredSequence, ...]] = {}
+        self._selections: dict[tuple[int, str, float], tuple[StoredSequence, ...]] = {}
 
     def measure(
         self,
@@ -132,10 +136,10 @@ class CurveMeasurer:
         self, setting: Setting, held_out: HeldOut, shown: Sequence[int]
     ) -> tuple[Future[TrainingResult], _Measurements]:
         """Start a training; the measurements are filled in while it runs."""
-        key = held_out.document, setting.regularisation
+        key = held_out.document, setting.strategy, setting.regularisation
         if key not in self._selections:
             with self._selector.corpora.open(self._corpus) as corpus:
-                self._selections[key] = self._select(corpus, held_out, setting.regularisation)
+                self._selections[key] = self._select(corpus, held_out, setting)
         trainer, selected = self._trainer, self._selections[key]
         # As in a request, the different ones in the order in which each was first chosen.
         sources = [*{each.source.sequence: each.source for each in selected}.values()]
@@ -158,7 +162,8 @@ class CurveMeasurer:
                 measured.scored[show][steps] = scores[prompt]
 
         def on_step(progress: TrainingProgress) -> None:
-            if progress.steps in MEASURED_STEPS:
+            # Nearest neighbours has no more steps than there are sequences.
+            if progress.steps in MEASURED_STEPS or progress.steps == progress.total_steps:
                 measure(progress.steps, trainer.export(progress.slot))
 
         measure(0)
@@ -170,9 +175,11 @@ class CurveMeasurer:
         return trainer.submit(request, cancelled=self._cancelled, on_step=on_step), measured
 
     def _select(
-        self, corpus: Corpus, held_out: HeldOut, regularisation: float
+        self, corpus: Corpus, held_out: HeldOut, setting: Setting
     ) -> tuple[StoredSequence, ...]:
-        """The sequences that SIFT selects, without the document itself and its near duplicates."""
+        """The sequences that the setting's strategy selects, without the document itself and its
+        near duplicates.
+        """
         embedder = self._selector.embedder
         targets_TD = embedder.embed(embedder.windows(held_out.prompt))
         total = corpus.counts()[1]
@@ -192,5 +199,7 @@ class CurveMeasurer:
                 break
             fetched *= 2
         allowed_K = allowed_K[:count]
-        choice = choose("sift", candidates_KD[allowed_K], targets_TD, STEPS, regularisation)
+        choice = choose(
+            setting.strategy, candidates_KD[allowed_K], targets_TD, STEPS, setting.regularisation
+        )
         return tuple(read[int(ids_K[allowed_K[pick]])] for pick in choice.picks)

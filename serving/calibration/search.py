@@ -1,10 +1,11 @@
 """The search for the settings that suit a base model on one corpus, on the corpus's own documents:
-learning rate, rank, lambda', gain, what is shown in the prompt, and the number of steps.
+learning rate, rank, lambda', strategy, gain, what is shown in the prompt, and the number of steps.
 
 Learning rate, lambda' and rank are searched one axis after another, from the built-in defaults, on
-half of the held-out documents. With the best of them, chosen sequences are shown in the prompt:
-`SHOWN` of them or none, and after each measured number of steps. On the other half the settings are
-judged, then what is shown, then the steps; what is not better there is not recommended. The gain
+half of the held-out documents. Nearest neighbours is then tried in place of SIFT with the best of
+them. With the best of all, chosen sequences are shown in the prompt: `SHOWN` of them or none, and
+after each measured number of steps. On the other half the settings are judged, the strategy among
+them, then what is shown, then the steps; what is not better there is not recommended. The gain
 that a step must bring (`adapters.training.Probe`) is read off the curves of the first half: the
 largest that retains `curves.GAIN_SHARE` of what all steps gain.
 
@@ -44,8 +45,9 @@ RANK_FACTORS = (0.5, 1.0, 2.0)
 # Searched numbers of chosen sequences in the prompt, beside none.
 SHOWN = (2, 4, 8)
 # The largest number of measurements: each axis but the first has one setting that is measured
-# already; the best and the default settings are judged; what to show is searched and judged.
-MEASUREMENTS = len(LEARNING_RATE_FACTORS) + len(REGULARISATIONS) + len(RANK_FACTORS) - 2 + 4
+# already; nearest neighbours is searched; it, the best and the default settings are judged; what to
+# show is searched and judged.
+MEASUREMENTS = len(LEARNING_RATE_FACTORS) + len(REGULARISATIONS) + len(RANK_FACTORS) - 2 + 6
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,29 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class StrategyLosses:
+    """The losses with one strategy, and otherwise the best settings of the search.
+
+    Attributes:
+        strategy: "sift" or "nn".
+        searching, judging: Mean loss after all steps on the documents that search, and on those
+            that judge, in per cent of the base model's; the latter is None for nearest neighbours
+            if SIFT is as good on the former.
+    """
+
+    strategy: str
+    searching: float
+    judging: float | None
+
+
+@dataclass(frozen=True)
 class BestSettings:
     """The result of the search.
 
     Attributes:
         calibration: The recommended settings.
         tried: All searched settings, in order.
+        strategies: SIFT, and nearest neighbours in its place.
         arms: All numbers of sequences shown and of steps, on the documents that search.
         by_default, calibrated: Mean loss after 0, 1, ... steps on the documents that judge, in per
             cent of the base model's, with the default and with the recommended settings.
@@ -75,6 +94,7 @@ class BestSettings:
 
     calibration: Calibration
     tried: tuple[Trial, ...]
+    strategies: tuple[StrategyLosses, ...]
     arms: tuple[Arm, ...]
     by_default: tuple[float, ...]
     calibrated: tuple[float, ...]
@@ -119,13 +139,16 @@ def calibrate(
             if setting not in curves:
                 on_each = on_setting(f"searching: {setting}", len(searching))
                 curves[setting] = measurer.measure(setting, searching, on_each)[0]
-        best = min(curves, key=lambda setting: final_percent(curves[setting]))
+        best = best_setting(curves)
+    sift, nearest = best, replace(best, strategy="nn")
+    on_each = on_setting(f"searching: {nearest}", len(searching))
+    curves[nearest] = measurer.measure(nearest, searching, on_each)[0]
     judged = {
         setting: measurer.measure(setting, judging, on_setting(f"judging: {setting}", len(judging)))
-        for setting in dict.fromkeys((default, best))
+        for setting in dict.fromkeys((default, sift, best_setting(curves)))
     }
-    if final_percent(judged[best][0]) >= final_percent(judged[default][0]):
-        best = default
+    unshown = {setting: by_show[0] for setting, by_show in judged.items()}
+    best = best_setting(unshown)
     on_each = on_setting("searching what to show", len(searching))
     searched = measurer.measure(best, searching, on_each, SHOWN)
     arms = [arm(searched, show, steps) for show in searched for steps in MEASURED_STEPS]
@@ -145,21 +168,35 @@ def calibrate(
         rank=best.rank,
         passages=len(searching),
         percent_of_base=round(final_percent(until), 2),
-        percent_by_default=round(final_percent(judged[default][0]), 2),
+        percent_by_default=round(final_percent(unshown[default]), 2),
         show=show,
         steps=None if steps == STEPS else steps,
+        strategy=best.strategy,
     )
     before, after = exact_match(by_show[0], 0), exact_match(until, steps)
     return BestSettings(
         calibration,
         tuple(Trial(setting, final_percent(tried)) for setting, tried in curves.items()),
+        tuple(
+            StrategyLosses(
+                setting.strategy,
+                final_percent(curves[setting]),
+                final_percent(unshown[setting]) if setting in unshown else None,
+            )
+            for setting in (sift, nearest)
+        ),
         tuple(arms),
-        mean_percent(judged[default][0]),
+        mean_percent(unshown[default]),
         mean_percent(by_show[show]),
         mean_steps,
         gain_share,
         None if before is None or after is None else (before, after),
     )
+
+
+def best_setting(curves: Mapping[Setting, Sequence[Curve]]) -> Setting:
+    """The setting of the lowest mean loss after all steps; of equal ones the first."""
+    return min(curves, key=lambda setting: final_percent(curves[setting]))
 
 
 def _confirmed(judged: Mapping[int, Sequence[Curve]], found: Arm) -> tuple[int, int]:

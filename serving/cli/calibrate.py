@@ -54,8 +54,8 @@ def calibrate(
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
 ) -> None:
-    """Find the best lambda', learning rate, rank, gain and number of steps for a model and a
-    corpus, and whether to show what is chosen in the prompt, and store them.
+    """Find the best strategy, lambda', learning rate, rank, gain and number of steps for a model
+    and a corpus, and whether to show what is chosen in the prompt, and store them.
 
     A server takes the rank from its --corpus, and the other settings from the corpus of each
     request. Its own options override both.
@@ -108,10 +108,18 @@ def calibrate(
 
 
 def _show(found: BestSettings, corpus: str) -> None:
+    from serving.calibration.measurer import STRATEGY_NAMES
+
     settings = table("tried", "% of base")
     for trial in found.tried:
         row(settings, str(trial.setting), f"{trial.percent_of_base:.1f}")
     show(settings, err)
+    halves = ("documents that search", "documents that judge")
+    strategies = table("% of base after all steps", *halves)
+    for each in found.strategies:
+        judged = "not measured" if each.judging is None else f"{each.judging:.1f}"
+        row(strategies, STRATEGY_NAMES[each.strategy], f"{each.searching:.1f}", judged)
+    show(strategies, err)
     arms = table("% of base after", *(f"{n} steps" for n in _ARM_STEPS))
     by_number = {(each.show, each.steps): each for each in found.arms}
     for number in dict.fromkeys(each.show for each in found.arms):
@@ -125,12 +133,12 @@ def _show(found: BestSettings, corpus: str) -> None:
     best = found.calibration
     steps = "" if best.steps is None else f", at most {best.steps} steps"
     say(
-        f"stored with corpus {corpus}: lambda' {best.regularisation:g}, learning rate "
-        f"{best.learning_rate:.2g}, rank {best.rank}, gain {best.gain:.2g}, show {best.show}"
-        f"{steps}. On {best.passages} other documents, the loss is {best.percent_of_base:.1f} % of "
-        f"the base model's ({best.percent_by_default:.1f} % with the built-in defaults); the gain "
-        f"stops after {found.steps:.0f} steps on average, which retain {found.gain_share:.0%} of "
-        "the improvement",
+        f"stored with corpus {corpus}: strategy {best.strategy}, lambda' {best.regularisation:g}, "
+        f"learning rate {best.learning_rate:.2g}, rank {best.rank}, gain {best.gain:.2g}, "
+        f"show {best.show}{steps}. On {best.passages} other documents, the loss is "
+        f"{best.percent_of_base:.1f} % of the base model's ({best.percent_by_default:.1f} % with "
+        f"the built-in defaults); the gain stops after {found.steps:.0f} steps on average, which "
+        f"retain {found.gain_share:.0%} of the improvement",
         to=out,
     )
     if found.exact_match is not None:

@@ -11,6 +11,7 @@ REPORT = AdaptationReport(
     budget=Budget(20, 1.5, 0.1),
     clamped=(),
     calibrated=False,
+    strategy="sift",
     shed=None,
     targets=None,
     corpus="notes-of-a-patient",

@@ -20,7 +20,7 @@ from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusError
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
-from selection.request import SelectionRequest
+from selection.request import Candidate, SelectionRequest
 from selection.selector import Selector, SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
 
@@ -102,6 +102,43 @@ def test_a_selection_uses_the_calibration_of_its_corpus(
     assert after.ids == expected.ids != before.ids
 
 
+def test_a_request_without_a_strategy_takes_the_calibrated_one(
+    corpus: Corpus, selector: Selector, nano: str
+) -> None:
+    request = SelectionRequest(_PROMPT, "words", steps=20)
+    before = selector.select(request)
+    nearest = replace(_CALIBRATION, strategy="nn")
+    corpus.update_meta(calibration_meta(nearest, corpus.meta(), model_digest(nano)))
+
+    after = selector.select(request)
+
+    named = selector.select(replace(request, strategy="nn"))
+    assert (before.strategy, after.strategy) == ("sift", "nn")
+    assert after.ids == named.ids != before.ids
+    assert len(set(after.ids)) == 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strategy": "sift"},
+        {"alpha": 0.05},
+        {"candidates": (Candidate(_PROMPT[0], (5, 6, 7), None, "mine", 0, "word1"),)},
+    ],
+)
+def test_a_calibrated_strategy_leaves_these_requests_to_sift(
+    corpus: Corpus, selector: Selector, nano: str, change: dict[str, Any]
+) -> None:
+    nearest = replace(_CALIBRATION, strategy="nn")
+    corpus.update_meta(calibration_meta(nearest, corpus.meta(), model_digest(nano)))
+    request = replace(SelectionRequest(_PROMPT, "words", steps=20), **change)
+
+    selection = selector.select(request)
+
+    assert (selection.strategy, selection.calibration) == ("sift", nearest)
+    assert selection.ids == selector.select(replace(request, strategy="sift")).ids
+
+
 def test_the_servers_configuration_takes_precedence(
     corpus: Corpus, corpora: Path, selector: Selector, nano: str
 ) -> None:
@@ -117,15 +154,17 @@ def test_the_servers_configuration_takes_precedence(
     )
 
 
-def test_a_calibration_that_an_earlier_version_stored_shows_nothing(corpus: Corpus) -> None:
+def test_a_calibration_of_an_earlier_version_shows_nothing_and_uses_sift(
+    corpus: Corpus,
+) -> None:
     (stored,) = calibration_meta(_CALIBRATION, corpus.meta(), "one").items()
     fields = json.loads(stored[1])
-    del fields["show"], fields["steps"]
+    del fields["show"], fields["steps"], fields["strategy"]
 
     corpus.update_meta({stored[0]: json.dumps(fields)})
 
     assert calibration_of(corpus.meta(), "one") == _CALIBRATION
-    assert (_CALIBRATION.show, _CALIBRATION.steps) == (0, None)
+    assert (_CALIBRATION.show, _CALIBRATION.steps, _CALIBRATION.strategy) == (0, None, "sift")
 
 
 def test_the_error_for_a_damaged_calibration_says_what_to_do() -> None:

@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from adapters.adapter import Adapter
 from adapters.trainer import TrainerConfig
 from adapters.training import TrainingRequest, TrainingResult
 from selection.access import OPERATOR, Principal
+from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusNotFoundError
@@ -182,6 +183,32 @@ async def test_the_report_counts_the_prompts_used(
         {"used": MAX_TARGETS, "of": 2048, "unit": "prompts"},
         None,
     ]
+
+
+async def test_the_report_names_the_strategy_that_chose(
+    selector: SelectorWorker, trainer: TrainerWorker, corpora: Path, words: Embedder, nano: str
+) -> None:
+    calibration = Calibration(0.3, 0.25, 1e-3, 4, 24, 90.0, 91.0, strategy="nn")
+    with closing(Corpus.open(corpora, "notes")) as corpus:
+        corpus.update_meta(calibration_meta(calibration, corpus.meta(), model_digest(nano)))
+    calibrated = SelectorWorker(
+        SelectorConfig(corpora, base_model=nano), embedder=ThreadedEmbedder(lambda: words)
+    )
+    request = replace(REQUEST, budget=Budget(steps=3))
+    requests = (
+        request,
+        replace(request, strategy="sift"),
+        replace(request, filter={"type": "eq", "key": "none", "value": 1}),
+    )
+
+    adaptations = [adaptation_of(each, calibrated, trainer, Loads()) for each in requests]
+    for each in adaptations:
+        await each.adapter()
+
+    reports = [each.report for each in adaptations]
+    assert [each.strategy for each in reports if each] == ["nn", "sift", None]
+    # Nearest neighbours repeats nothing, and the corpus has one sequence.
+    assert [len(each.losses) for each in reports if each] == [1, 3, 0]
 
 
 async def test_a_request_that_requires_an_adapter_fails_in_time(

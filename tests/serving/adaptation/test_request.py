@@ -29,6 +29,7 @@ _SELECTION = Selection(
     irreducible=0.1,
     stop=SelectionStop.STEPS,
     calibration=None,
+    strategy="sift",
     seconds={},
 )
 
@@ -185,6 +186,16 @@ def test_nearest_neighbours_drop_the_servers_alpha(tokenizer: Any, header: str |
     request = parse({"prompt": "x", "adaptation": {"strategy": "nn"}}, tokenizer, header)
 
     assert request.budget.alpha is None
+
+
+@pytest.mark.parametrize(("extension", "strategy"), [({}, None), ({"strategy": "sift"}, "sift")])
+def test_sift_and_the_choice_of_the_corpus_keep_the_servers_alpha(
+    tokenizer: Any, extension: dict[str, Any], strategy: str | None
+) -> None:
+    request = parse({"prompt": "x", "adaptation": extension}, tokenizer, None)
+
+    assert (request.strategy, request.budget.alpha) == (strategy, 0.1)
+    assert request.selection("house", OPERATOR).strategy == strategy
 
 
 def test_a_budget_is_clamped_to_the_servers_limits(tokenizer: Any) -> None:

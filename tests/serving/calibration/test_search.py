@@ -38,7 +38,7 @@ from serving.calibration.curves import (
 )
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
 from serving.calibration.measurer import CurveMeasurer, Setting
-from serving.calibration.search import SHOWN
+from serving.calibration.search import SHOWN, best_setting
 from serving.cli.main import app
 from serving.settings.settings import Settings
 
@@ -163,6 +163,20 @@ def test_held_out_examples_are_scored_on_their_answers(
         assert with_shown.prompt == curve.prompt
 
 
+def test_nearest_neighbours_learns_each_sequence_once(home: Path, nano: str) -> None:
+    selector = Selector(SelectorConfig(home / "corpora", base_model=nano))
+    measurer = CurveMeasurer(selector, nano, "dates", 2)
+    nearest = Setting(0.3, measurer.learning_rate, measurer.default.rank, "nn")
+
+    curves = measurer.measure(nearest, measurer.held_out, lambda: None)[0]
+
+    assert str(nearest).startswith("nearest neighbours, learning rate")
+    for curve in curves:
+        # The other nine examples, in as many steps.
+        assert curve.percent[9] < 100
+        assert curve.percent[9] == curve.percent[10] == curve.percent[50] != curve.percent[8]
+
+
 def test_an_interrupt_while_trainings_are_being_started_ends_those_that_run(
     home: Path, nano: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +222,14 @@ class TestArms:
 
         assert arm({0: [], 4: [falling, flat]}, 4, 10) == Arm(4, 10, 95.0, 1.0)
         assert arm({0: [], 4: [falling, flat]}, 4, 8) == Arm(4, 8, 96.0, 0.0)
+
+
+def test_a_strategy_that_is_not_better_is_not_the_best_setting() -> None:
+    sift, nearest = Setting(0.3, 1e-3, 16), Setting(0.3, 1e-3, 16, "nn")
+    high, low = (Curve((100.0,) * 50 + (last,), (100.0,) * 51) for last in (95.0, 90.0))
+
+    assert best_setting({sift: [high, low], nearest: [low, high]}) == sift
+    assert best_setting({sift: [high, low], nearest: [low, low]}) == nearest
 
 
 class TestStopping:
@@ -261,6 +283,14 @@ def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> 
     steps = 50 if best["steps"] is None else best["steps"]
     assert found["calibrated"][steps] == pytest.approx(best["percent_of_base"], abs=0.01)
     assert 1 <= found["steps"] <= steps
+    # Both figures of a strategy that is better on the documents that search, and only then.
+    sift, nearest = found["strategies"]
+    assert (sift["strategy"], nearest["strategy"]) == ("sift", "nn")
+    assert (nearest["judging"] is None) == (nearest["searching"] >= sift["searching"])
+    if best["strategy"] == "nn":
+        assert nearest["judging"] < sift["judging"]
+    assert "SIFT" in result.stderr
+    assert f"strategy {best['strategy']}" in " ".join(result.stdout.split())
     arms = {(each["show"], each["steps"]) for each in found["arms"]}
     assert arms == {(show, steps) for show in (0, *SHOWN) for steps in MEASURED_STEPS}
 
