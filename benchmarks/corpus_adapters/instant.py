@@ -39,7 +39,7 @@ class InstantSize:
     """The amount of work for a model.
 
     Attributes:
-        documents: documents of the corpus, on whose size no measured time depends.
+        documents: number of documents of the corpus; no measured time depends on it.
         requests: answers of each server in a round of first tokens, by requests at once.
         race_requests: answers of Mayfly in a round beside the PEFT loop.
         loop_requests: answers of the PEFT loop in such a round.
