@@ -9,10 +9,11 @@
 - kills: the command, killed at random moments, and single flipped bits.
 - increment: the cost of a hundredth more of documents, and of a training beside requests.
 
-All but quality use the bundled model. A part that is given `--seconds` begins nothing after them,
-and its result says how much was measured. Quality continues an interrupted run of the same code and
-size; `--prepare` makes and trains its corpora ahead. Parts that are not measured are kept from
-`--out`, if that exists.
+Quality and instant use the model of `--model`, and are kept for each model; the others use the
+bundled one. A part that is given `--seconds` begins nothing after them, and its result says how
+much was measured; without it, instant takes at most ten minutes with another model than the bundled
+one, on two cores. Quality continues an interrupted run of the same code and size; `--prepare` makes
+and trains its corpora ahead. Parts that are not measured are kept from `--out`, if that exists.
 
     python benchmarks/corpus_adapter.py [--only quality] [--model smollm2] [--seconds 600] [--json]
     [--out benchmarks/results/corpus-adapter.json]
@@ -48,11 +49,11 @@ from benchmarks.corpus_adapters.corpora import (
     hold_out,
 )
 from benchmarks.corpus_adapters.increment import measure_increment
-from benchmarks.corpus_adapters.instant import measure_instant
+from benchmarks.corpus_adapters.instant import instant_size, measure_instant
 from benchmarks.corpus_adapters.kills import measure_kills
 from benchmarks.corpus_adapters.learning import open_selector
 from benchmarks.corpus_adapters.quality import open_runner
-from benchmarks.corpus_adapters.result import merged, show, summary
+from benchmarks.corpus_adapters.result import merged, part_name, show, summary
 from benchmarks.corpus_adapters.study import Study
 from benchmarks.corpus_adapters.summary import Row, quality_summary
 from benchmarks.harness.command_line import argument_parser, progress, write_result
@@ -80,17 +81,25 @@ def measure(part: str, options: Namespace) -> dict[str, Any] | None:
     """Measure a part; None if its time was over before anything was measured."""
     if part == "quality":
         return _quality(options)
+    if part == "instant":
+        return _instant(options)
     rounds, seed, limit = options.rounds, options.seed, TimeLimit(options.seconds)
     with temporary_home() as home:
         match part:
-            case "instant":
-                return measure_instant(home, rounds, seed, limit)
             case "canary":
                 return measure_canary(home, options.requests, seed, limit)
             case "kills":
                 return measure_kills(home, options.kills, seed, limit)
             case _:
                 return measure_increment(home, rounds, seed, limit)
+
+
+def _instant(options: Namespace) -> dict[str, Any]:
+    base = str(Path(model_folder(options.model)).absolute())
+    size = instant_size(base, options.quick)
+    size = replace(size, seconds=options.seconds or size.seconds)
+    with temporary_home() as home:
+        return measure_instant(home, base, size, options.rounds, options.seed)
 
 
 def _quality(options: Namespace) -> dict[str, Any] | None:
@@ -145,11 +154,15 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure (default: all)"
     )
-    parser.add_argument("--seconds", type=float, help="limit of each part (default: none)")
+    parser.add_argument(
+        "--seconds", type=float, help="limit of each part (default: none, for instant by the model)"
+    )
     parser.add_argument("--quick", action="store_true", help="little work, to see whether it works")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument(
+        "--model", default=NANO, help="the model of quality and instant (default: %(default)s)"
+    )
     quality = parser.add_argument_group("quality")
-    quality.add_argument("--model", default=NANO, help="the model (default: %(default)s)")
     quality.add_argument("--corpora", nargs="+", choices=(*USED, MIXED, LARGE), help="which")
     quality.add_argument("--passages", type=int, help="passages of each corpus")
     quality.add_argument("--corpus-bytes", type=int, help="text of the corpus of a domain")
@@ -184,9 +197,9 @@ def main() -> None:
         if measured is None:
             print(f"{part}: nothing was measured", file=sys.stderr)
             continue
-        name = f"quality {Path(options.model).name}" if part == "quality" else part
         origin = {key: facts[key] for key in ("command", "commit")}
         seconds = round(time.monotonic() - started, 1)
+        name = part_name(part, options.model)
         parts[name] = {**origin, "quick": options.quick, "seconds": seconds, **measured}
     parts = merged(options.out, parts)
     numbers = summary(parts)

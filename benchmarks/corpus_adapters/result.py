@@ -10,10 +10,31 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-# What was measured, by part: "quality MODEL", or the name of another part.
+# What was measured, by name of the part (`part_name`).
 Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
 
-_QUALITY = "quality "
+# Parts that are measured for each model.
+_OF_A_MODEL = ("quality", "instant")
+
+
+def part_name(part: str, model: str) -> str:
+    """The name of a part in a result: "quality MODEL", "instant MODEL", or the part itself.
+
+    Args:
+        part: the part that was measured.
+        model: name or folder of the model that it was asked for.
+    """
+    return f"{part} {Path(model).name}" if part in _OF_A_MODEL else part
+
+
+def by_model(parts: Parts, part: str) -> dict[str, Mapping[str, Any]]:
+    """What was measured of a part, by the name of the model."""
+    prefix = f"{part} "
+    return {
+        name.removeprefix(prefix): measured
+        for name, measured in parts.items()
+        if name.startswith(prefix)
+    }
 
 
 def merged(file: Path | None, parts: Parts) -> dict[str, Mapping[str, Any]]:
@@ -26,14 +47,8 @@ def merged(file: Path | None, parts: Parts) -> dict[str, Mapping[str, Any]]:
 
 def summary(parts: Parts) -> dict[str, Any]:
     """The numbers that a run ends with; None for what was not measured."""
-    quality = {
-        name.removeprefix(_QUALITY): part
-        for name, part in parts.items()
-        if name.startswith(_QUALITY)
-    }
-    instant, canary, kills, increment = (
-        parts.get(name) for name in ("instant", "canary", "kills", "increment")
-    )
+    quality, instant = (by_model(parts, part) for part in _OF_A_MODEL)
+    canary, kills, increment = (parts.get(name) for name in ("canary", "kills", "increment"))
     return {
         "percent_of_base": {
             model: {arm: found["percent_of_base"] for arm, found in part["arms"].items()}
@@ -46,7 +61,7 @@ def summary(parts: Parts) -> dict[str, Any]:
                 for key in ("gain_share", "gain_share_without_shown", "seconds_share")
             },
             **{
-                key: None if instant is None else instant[key]
+                key: {model: part[key] for model, part in instant.items()} or None
                 for key in ("first_token_ratio", "speedup_vs_naive")
             },
         },
@@ -67,10 +82,8 @@ def summary(parts: Parts) -> dict[str, Any]:
 
 def show(numbers: Mapping[str, Any], parts: Parts, console: Console) -> None:
     """Print the arms of each model, and the other numbers."""
-    for name, part in parts.items():
-        if not name.startswith(_QUALITY):
-            continue
-        table = Table(name, "% of base", "s at the request", box=None, pad_edge=False)
+    for model, part in by_model(parts, "quality").items():
+        table = Table(f"quality {model}", "% of base", "s at the request", box=None, pad_edge=False)
         for arm, found in part["arms"].items():
             mean, low, high = found["percent_of_base"]
             table.add_row(arm, f"{mean:.1f} ({low:.1f} to {high:.1f})", f"{found['seconds']:.3f}")

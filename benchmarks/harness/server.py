@@ -204,12 +204,16 @@ def shared_memory_files(folder: Path = _SHARED_MEMORY) -> set[str]:
 
 
 def create_corpora(
-    home: Path, corpora: Mapping[str, Sequence[Document]], chunking: Chunking | None = None
+    home: Path,
+    corpora: Mapping[str, Sequence[Document]],
+    chunking: Chunking | None = None,
+    model: str | None = None,
 ) -> None:
-    """Create corpora in a home, for the bundled model."""
+    """Create corpora in a home, for the model in a folder; None for the bundled one."""
     from transformers import AutoTokenizer
 
-    tokenizer, embedder = AutoTokenizer.from_pretrained(bundled_model()), load_embedder()
+    tokenizer = AutoTokenizer.from_pretrained(model or bundled_model())
+    embedder = load_embedder()
     for name, documents in corpora.items():
         progress(f"corpus {name}")
         corpus = Corpus.create(home / "corpora", name, embedder, tokenizer_digest(tokenizer))
@@ -256,17 +260,9 @@ def mayfly_server(
         RuntimeError: the server did not start; the message has the end of its log.
     """
     port = free_port()
-    command = [
-        str(Path(sys.executable).with_name("mayfly")),
-        "serve",
-        # The last one counts, so that a benchmark can name another model.
-        "--model",
-        MODEL,
-        "--port",
-        str(port),
-        "--home",
-        str(folder),
-    ]
+    mayfly = str(Path(sys.executable).with_name("mayfly"))
+    # The last model counts, so that a benchmark can name another one.
+    command = [mayfly, "serve", "--model", MODEL, "--port", str(port), "--home", str(folder)]
     if memory_bytes is not None:
         own = f'mount -t tmpfs -o size={memory_bytes} tmpfs {_SHARED_MEMORY} && exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", own, "sh", *command]

@@ -40,6 +40,8 @@ class Load:
         rate: requests per second of an open loop (Poisson); None for a closed loop.
         model: requested model.
         corpus: requested corpus; None for the server's default.
+        base: folder of the server's base model, whose tokenizer counts the tokens of a prompt; None
+            for the bundled one.
     """
 
     budget: str | None
@@ -50,6 +52,12 @@ class Load:
     rate: float | None = None
     model: str = MODEL
     corpus: str | None = None
+    base: str | None = None
+
+    @property
+    def base_folder(self) -> str:
+        """Folder of the server's base model."""
+        return self.base or bundled_model()
 
     @property
     def steps(self) -> int | None:
@@ -161,16 +169,16 @@ async def send(client: httpx.AsyncClient, load: Load, prompt: str) -> Answer:
 
 def excerpts(load: Load, seed: int) -> Sequence[str]:
     """Prompts of a load: random excerpts of the package `serving`, which is in no corpus."""
-    tokenizer, ids = _source_tokens()
+    tokenizer, ids = _source_tokens(load.base_folder)
     rng = random.Random(f"{seed} {load.prompt}")  # noqa: S311
     offsets = [rng.randrange(len(ids) - load.prompt) for _ in range(load.requests)]
     return [str(tokenizer.decode(ids[start : start + load.prompt])) for start in offsets]
 
 
 @cache
-def _source_tokens() -> tuple[Any, list[int]]:
+def _source_tokens(base: str) -> tuple[Any, list[int]]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(bundled_model())
+    tokenizer = AutoTokenizer.from_pretrained(base)
     text = "\n".join(file.read_text() for file in sorted((ROOT / "serving").rglob("*.py")))
     return tokenizer, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

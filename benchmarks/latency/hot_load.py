@@ -26,21 +26,23 @@ from benchmarks.harness.measures import spread
 from benchmarks.harness.thresholds import MAX_HOT_LOAD_RATIO
 from benchmarks.latency.client import TIMEOUT_SECONDS, Answer, Load, excerpts, send
 from benchmarks.latency.per_request_peft import PeftLoop, Sequences
-from serving.config import bundled_model
 from serving.engine.config import EngineConfig
 
 WARM_UP_PAIRS = 2
 
 
-def resident_adapter_flags(names: Sequence[str], folder: Path, sequences: Sequences) -> list[str]:
+def resident_adapter_flags(
+    names: Sequence[str], folder: Path, sequences: Sequences, base: str
+) -> list[str]:
     """Flags of a `vllm serve` with resident adapters, and as many slots as Mayfly's engine.
 
     Args:
         names: names under which one adapter is served.
         folder: folder of the adapter, which is trained on `sequences` unless it exists.
         sequences: training data.
+        base: folder of the base model.
     """
-    trainer, slots = for_model(bundled_model()), EngineConfig("", "", 0, ()).adapters + 1
+    trainer, slots = for_model(base), EngineConfig("", "", 0, ()).adapters + 1
     if not folder.exists():
         PeftLoop(trainer).train(sequences, folder)
     sizes = ["--max-loras", str(slots), "--max-lora-rank", str(trainer.rank)]

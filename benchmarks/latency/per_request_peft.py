@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ import torch
 from adapters import TrainerConfig
 from adapters.model_defaults import for_model
 from benchmarks.harness.command_line import progress
-from benchmarks.harness.measures import timed
+from benchmarks.harness.measures import TimeLimit, timed
 from benchmarks.harness.thresholds import MIN_SPEEDUP
 from benchmarks.latency.client import TIMEOUT_SECONDS, Answer, Load, excerpts, send, send_load
 from benchmarks.latency.vllm_cli import vllm_environment
@@ -45,7 +46,6 @@ from benchmarks.training.peft_loop import load_base, lora_config, train_plainly
 from selection import Selector, SelectorConfig
 from selection.embedding import Prompt
 from selection.request import SelectionRequest
-from serving.config import bundled_model
 
 LEARNING_RATE = 3e-3  # the time depends on neither it nor LoRA's alpha
 Sequences = Sequence[Sequence[int]]
@@ -68,16 +68,15 @@ class PeftLoop:
         return {"make": make_seconds, "train": train_seconds, "save": save_seconds}
 
 
-# Each process of the pool has one.
-_loop: PeftLoop | None = None
+@cache
+def _loop_of(base: str) -> PeftLoop:
+    """The loop of this process, for a base model's folder."""
+    return PeftLoop(for_model(base))
 
 
-def train(sequences: Sequences, folder: Path) -> dict[str, float]:
+def train(base: str, sequences: Sequences, folder: Path) -> dict[str, float]:
     """Call `PeftLoop.train` of this process's loop, which the first call creates."""
-    global _loop
-    if _loop is None:
-        _loop = PeftLoop(for_model(bundled_model()))
-    return _loop.train(sequences, folder)
+    return _loop_of(base).train(sequences, folder)
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,10 @@ class BaselineRun:
 
 
 def select_sequences(
-    home: Path, corpus: str, prompts: Sequence[str], steps: int
+    home: Path, corpus: str, prompts: Sequence[str], steps: int, base: str
 ) -> list[Sequences]:
-    """The sequences that Mayfly's selector chooses for each prompt."""
-    selector = Selector(SelectorConfig(home / "corpora", base_model=bundled_model()))
+    """The sequences that Mayfly's selector chooses for each prompt, with a base model's folder."""
+    selector = Selector(SelectorConfig(home / "corpora", base_model=base))
     return [
         selector.select(SelectionRequest([Prompt(prompt)], corpus, steps=steps)).sequences
         for prompt in prompts
@@ -124,7 +123,9 @@ async def _run_baseline(
         async with semaphore:
             folder = Path(tempfile.mkdtemp(prefix="naive-", dir="/dev/shm"))
             started = time.perf_counter()
-            seconds = await loop.run_in_executor(pool, train, sequences[number], folder)
+            seconds = await loop.run_in_executor(
+                pool, train, load.base_folder, sequences[number], folder
+            )
             trained = time.perf_counter()
             await _post(
                 client,
@@ -168,6 +169,8 @@ def race(
     rounds: int,
     seed: int,
     steps: int | None = None,
+    loop_requests: int | None = None,
+    limit: TimeLimit | None = None,
 ) -> dict[str, Any]:
     """Run rounds of the same load on Mayfly and both baselines, in turn.
 
@@ -177,26 +180,33 @@ def race(
         load: the closed loop.
         home: home of the corpus.
         corpus: the corpus.
-        rounds: number of rounds.
+        rounds: largest number of rounds.
         seed: seed of the prompts.
         steps: steps of the baselines; None takes those of the load.
+        loop_requests: requests of a round of each baseline, where a slow model takes long for
+            those of the load, which None takes; there is one for each process in any case.
+        limit: no round begins that would end later, if it took as long as the longest one so far;
+            there is at least one. None for no limit.
 
     Returns:
         The ratios of requests per second, and what they are made of.
     """
     steps = steps or load.steps
     assert steps, "the baselines take a fixed number of steps"
-    progress("selecting for the baselines")
-    selections = select_sequences(
-        home, corpus, [text for n in range(rounds) for text in excerpts(load, seed + n)], steps
-    )
+    limit = limit or TimeLimit(None)
     cores, before = os.cpu_count() or 1, dict(os.environ)
+    requests = load.requests if loop_requests is None else max(loop_requests, cores)
+    loop_load = replace(load, requests=requests)
+    progress("selecting for the baselines")
+    prompts = [text for n in range(rounds) for text in excerpts(loop_load, seed + n)]
+    selections = select_sequences(home, corpus, prompts, steps, load.base_folder)
     # Number of processes, and threads of each.
     workers = {"naive": (1, max(1, cores // 2)), "naive pool": (cores, 1)}
     names = ["mayfly", *workers]
     rounds_per_second: list[dict[str, float]] = []
     short_counts = Counter(dict.fromkeys(names, 0))
     stages: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    longest = 0.0
     os.environ.update(vllm_environment())  # inherited by the pools' processes
     try:
         with ExitStack() as stack:
@@ -204,29 +214,34 @@ def race(
             for name, (processes, _) in workers.items():  # warm
                 run_baseline(
                     lora_url,
-                    load,
-                    excerpts(load, seed - 1)[:processes],
+                    loop_load,
+                    excerpts(loop_load, seed - 1)[:processes],
                     selections[:processes],
                     pools[name],
                 )
             for number in range(rounds):
-                per_second = {}
+                if number and limit.left < longest:
+                    break
+                per_second, started = {}, time.monotonic()
                 for name in names[number % 3 :] + names[: number % 3]:
                     progress(f"PEFT loop per request: round {number + 1} of {rounds}, {name}")
                     if name == "mayfly":
+                        requests = load.requests
                         answers, seconds = send_load(mayfly_url, load, seed + number)
                         short_counts[name] += sum(each.is_short(load) for each in answers)
                     else:
-                        sequences = selections[number * load.requests :][: load.requests]
+                        requests = loop_load.requests
+                        chosen = slice(number * requests, (number + 1) * requests)
                         baseline = run_baseline(
-                            lora_url, load, excerpts(load, seed + number), sequences, pools[name]
+                            lora_url, loop_load, prompts[chosen], selections[chosen], pools[name]
                         )
                         seconds = baseline.seconds
                         stages[name] += baseline.stages
                         short_counts[name] += sum(
                             each.is_short(replace(load, budget=None)) for each in baseline.answers
                         )
-                    per_second[name] = load.requests / seconds
+                    per_second[name] = requests / seconds
+                longest = max(longest, time.monotonic() - started)
                 rounds_per_second.append(per_second)
     finally:
         os.environ.clear()
@@ -249,7 +264,13 @@ def race(
             name: {stage: statistics.median(each[stage] for each in result) for stage in result[0]}
             for name, result in stages.items()
         },
-        "load": {"budget": load.budget, "at_once": load.at_once, "requests": load.requests},
+        "load": {
+            "budget": load.budget,
+            "at_once": load.at_once,
+            "requests": load.requests,
+            "loop_requests": loop_load.requests,
+            "loop_steps": steps,
+        },
         "processes_and_threads": workers,
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,24 +14,39 @@ from benchmarks.latency.growth import ANSWER, PROMPT, RESIDENT, STEADY
 from benchmarks.latency.hot_load import resident_adapter_flags
 from benchmarks.latency.per_request_peft import select_sequences
 from benchmarks.latency.vllm_cli import vllm_environment, vllm_serve
+from serving.config import bundled_model
 
 CORPUS = "code"
 CONTEXT = 1024  # tokens
 # Above the number of clients: a client of a closed loop may send its next request before the slot
 # of its last one is free, and an open loop has no bound.
-_ROOMY_FLAGS = (
-    *("--max-requests", "256"),
-    *("--max-adaptations", "256"),
-    *("--undegraded", "256"),
-    *("--max-model-len", str(CONTEXT)),
-)
+UNADAPTED_FLAGS = ("--max-requests", "256", "--max-model-len", str(CONTEXT))
+# Each adaptation at once takes a slot for an adapter.
+ROOMY_FLAGS = (*UNADAPTED_FLAGS, "--max-adaptations", "256", "--undegraded", "256")
 
 
 class Servers:
-    """The servers of a run. Each starts on first use and ends with the stack."""
+    """The servers of a run. Each starts on first use and ends with the stack.
 
-    def __init__(self, home: Path, stack: ExitStack) -> None:
+    Args:
+        home: home of the corpus.
+        stack: ends the servers.
+        base: folder of the base model, which is served under the folder's name; None for the
+            bundled one.
+        flags: further flags of `mayfly serve`.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        stack: ExitStack,
+        base: str | None = None,
+        flags: Sequence[str] = ROOMY_FLAGS,
+    ) -> None:
         self._home, self._stack = home, stack
+        self._base, self._flags = base or bundled_model(), flags
+        # The first requests of each server, which are not measured.
+        self._first = Load(None, 2, PROMPT, ANSWER, model=Path(self._base).name, base=base)
 
     def url(self, name: str) -> str:
         """Base URL of "mayfly", "vllm" or "resident"."""
@@ -40,12 +56,11 @@ class Servers:
     @cached_property
     def mayfly(self) -> str:
         """`mayfly serve`."""
-        return _warm_up(
-            self._stack.enter_context(
-                mayfly_server(self._home, "--corpus", CORPUS, *_ROOMY_FLAGS)
-            ).url,
-            STEADY,
+        model = ("--model", self._base, "--served-model-name", self._first.model)
+        server = self._stack.enter_context(
+            mayfly_server(self._home, *model, "--corpus", CORPUS, *self._flags)
         )
+        return self._warm_up(server.url, STEADY)
 
     @cached_property
     def vllm(self) -> str:
@@ -58,25 +73,23 @@ class Servers:
         load further adapters.
         """
         example = select_sequences(
-            self._home, CORPUS, excerpts(Load(None, 1, PROMPT, ANSWER), 0), 5
+            self._home, CORPUS, excerpts(replace(self._first, requests=1), 0), 5, self._base
         )[0]
         settings = vllm_environment(plugin=True) | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-        return self._start(
-            "lora", settings, *resident_adapter_flags(RESIDENT, self._home / "resident", example)
-        )
+        flags = resident_adapter_flags(RESIDENT, self._home / "resident", example, self._base)
+        return self._start("lora", settings, *flags)
 
     def _start(self, name: str, settings: Mapping[str, str], *more: str) -> str:
         port = free_port()
-        command = vllm_serve(port, CONTEXT, *more)
+        command = vllm_serve(port, CONTEXT, *more, base=self._base)
         self._stack.enter_context(
             running_server(command, port, self._home / f"{name}.log", settings)
         )
-        return _warm_up(f"http://127.0.0.1:{port}", None)
+        return self._warm_up(f"http://127.0.0.1:{port}", None)
 
-
-def _warm_up(url: str, budget: str | None) -> str:
-    load = Load(budget, 2, PROMPT, ANSWER)
-    answers, _ = send_load(url, load, -1)
-    if any(answer.is_short(load) for answer in answers):
-        raise RuntimeError(f"{url} failed its first requests: {answers}")
-    return url
+    def _warm_up(self, url: str, budget: str | None) -> str:
+        load = replace(self._first, budget=budget)
+        answers, _ = send_load(url, load, -1)
+        if any(answer.is_short(load) for answer in answers):
+            raise RuntimeError(f"{url} failed its first requests: {answers}")
+        return url

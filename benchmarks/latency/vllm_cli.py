@@ -20,6 +20,7 @@ from benchmarks.harness.server import MODEL
 from benchmarks.latency.client import Load, excerpts
 from serving.config import bundled_model
 from serving.engine.config import EngineConfig
+from serving.engine.vllm_options import cpu_dtype
 
 PERCENTILES = (50, 95, 99)
 _VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
@@ -56,18 +57,30 @@ def vllm_environment(plugin: bool = False) -> dict[str, str]:
     return settings
 
 
-def vllm_serve(port: int, context: int, *more: str) -> list[str]:
-    """The command `vllm serve` for the bundled model, with the sizes of Mayfly's engine."""
-    config = EngineConfig(bundled_model(), MODEL, 16, ())
+def vllm_serve(port: int, context: int, *more: str, base: str | None = None) -> list[str]:
+    """The command `vllm serve` with the sizes of Mayfly's engine, and its type on a CPU.
+
+    Args:
+        port: port on the loopback interface.
+        context: context length in tokens.
+        more: further flags.
+        base: folder of the model, which is served under the folder's name; None for the bundled
+            one.
+    """
+    folder = base or bundled_model()
+    config = EngineConfig(folder, Path(folder).name, 16, ())
     options = {
-        "--served-model-name": MODEL,
+        "--served-model-name": config.served_name,
         "--host": "127.0.0.1",
         "--port": port,
         "--max-model-len": context,
         "--max-num-seqs": config.max_num_seqs,
     }
     if importlib.metadata.version("torch").endswith("+cpu"):
-        options |= {"--dtype": "float32", "--kv-cache-memory-bytes": config.kv_cache_bytes}
+        options |= {
+            "--dtype": cpu_dtype(config.model),
+            "--kv-cache-memory-bytes": config.kv_cache_bytes,
+        }
     arguments = [str(word) for pair in options.items() for word in pair]
     return [
         *_VLLM,

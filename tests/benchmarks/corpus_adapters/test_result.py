@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.corpus_adapters.arms import COMBINED, FRESH, INSTANT, TRAININGS, Arm, arms_of
-from benchmarks.corpus_adapters.result import merged, summary
+from benchmarks.corpus_adapters.result import merged, part_name, summary
 from benchmarks.corpus_adapters.summary import combined_gain, instant_shares
 from benchmarks.report.corpus_adapter import corpus_adapter
 from tests.benchmarks.corpus_adapters.samples import ARMS, parts, rows
+from tests.benchmarks.report.samples import RESULTS
 from tests.benchmarks.sketches import sketches
 
 
@@ -66,6 +67,38 @@ def test_a_run_keeps_the_parts_of_a_former_result(tmp_path: Path) -> None:
     assert found == {"kills": {"injected": 2}, "canary": {}}
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("instant", "instant smollm2"), ("quality", "quality smollm2"), ("kills", "kills")],
+)
+def test_a_part_that_depends_on_the_model_is_named_after_it(part: str, name: str) -> None:
+    assert part_name(part, "smollm2") == part_name(part, "/models/smollm2/") == name
+
+
+def test_instant_of_another_model_keeps_that_of_the_first(tmp_path: Path) -> None:
+    file, measured = tmp_path / "result.json", parts()
+    nano, smollm2 = (part_name("instant", model) for model in ("nano", "smollm2"))
+    file.write_text(json.dumps({"parts": {nano: measured[nano]}}))
+
+    numbers = summary(merged(file, {smollm2: measured[smollm2]}))
+
+    assert numbers["instant"]["first_token_ratio"] == {
+        "nano": {"1": 1.1, "8": 1.2},
+        "smollm2": {"1": 1.0, "8": 1.3},
+    }
+    assert numbers["instant"]["speedup_vs_naive"] == {"nano": 6.0, "smollm2": 4.0}
+    assert numbers["instant"]["gain_share"] is None
+
+
+def test_the_kept_result_has_the_numbers_of_its_parts() -> None:
+    kept = json.loads((RESULTS / "corpus-adapter.json").read_text())
+
+    numbers = json.loads(json.dumps(summary(kept["parts"])))
+
+    assert {key: kept[key] for key in numbers} == numbers
+    assert "nano" in numbers["instant"]["first_token_ratio"]
+
+
 def test_the_report_shows_promises_and_arms() -> None:
     result = {**summary(parts()), "parts": parts()}
 
@@ -77,8 +110,14 @@ def test_the_report_shows_promises_and_arms() -> None:
         "`instant` on nano: share of the best arm's gain | 0.83 | at least 0.9 | "
         "**does not hold** |",
         "on nano: points ahead of both alone | 2.0 (2.0 to 2.0) | interval above 0 | holds |",
-        "first token over a resident adapter's, 8 at once | 1.20 | at most 1.15 | "
-        "**does not hold** |",
+        "`instant` on nano: first token over a resident adapter's, 8 at once | 1.20 | at most 1.15 "
+        "| **does not hold** |",
+        "`instant` on smollm2: first token over a resident adapter's, 1 at once | 1.00 | at most "
+        "1.15 | holds |",
+        "`instant` on nano: answers per second over those of a PEFT loop per request, 8 at once | "
+        "6.0 | at least 5 | holds |",
+        "`instant` on smollm2: answers per second over those of a PEFT loop per request, 8 at once "
+        "| 4.0 | at least 5 | **does not hold** |",
         "a hundredth more of documents: share of training anew | 0.060 | at most 0.05 | "
         "**does not hold** |",
         "requests that knew what was deleted | 0 | 0 | holds |",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.latency.client import Answer, Load, excerpts, send
 from benchmarks.latency.hot_load import ready_to_first
@@ -122,3 +125,16 @@ def test_prompts_have_the_requested_length_and_depend_on_the_seed(tokenizer: Any
     assert prompts == excerpts(Load("none", 20, 64, 3), 1)
     assert not set(prompts) & set(excerpts(Load("none", 20, 64, 3), 2))
     assert all(abs(len(tokenizer(text)["input_ids"]) - 64) <= 4 for text in prompts)
+
+
+def test_prompts_are_counted_in_tokens_of_the_base_model(tmp_path: Path) -> None:
+    # A token for each byte.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    of_bytes = Tokenizer(models.BPE({byte: number for number, byte in enumerate(alphabet)}, []))
+    of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    of_bytes.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=of_bytes).save_pretrained(tmp_path)
+
+    prompts = excerpts(Load("none", 20, 64, 3, base=str(tmp_path)), 1)
+
+    assert all(abs(len(text.encode()) - 64) <= 4 for text in prompts)
