@@ -110,6 +110,10 @@ class Choice:
         if (asked := await self._number_to_show()) == 0:
             return body
         longer, shown = await prompts.show(body, asked, self.to_show)
+        if self._considers_text and not shown.sequences:
+            # The engine may refuse the request; if not, `decide` compares the models alone.
+            self.request = replace(self.request, show=0)
+            return body
         if self._considers_text:
             await self._decide(prompts.tokens(shown), prompts.context)
             if self.auto is None or not self.auto.best.shown:

@@ -133,7 +133,8 @@ def test_prompts_are_counted_in_tokens_of_the_base_model(tmp_path: Path) -> None
     of_bytes = Tokenizer(models.BPE({byte: number for number, byte in enumerate(alphabet)}, []))
     of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     of_bytes.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=of_bytes).save_pretrained(tmp_path)
+    tokenizer_class: Any = PreTrainedTokenizerFast
+    tokenizer_class(tokenizer_object=of_bytes).save_pretrained(tmp_path)
 
     prompts = excerpts(Load("none", 20, 64, 3, base=str(tmp_path)), 1)
 

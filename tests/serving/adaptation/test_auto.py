@@ -198,6 +198,32 @@ class TestRequests:
         assert len(trainer.comparisons) == 1
         assert (result.report.adapter, result.report.stop) == (START.name, "auto")
 
+    async def test_nothing_is_compared_for_a_request_that_the_engine_refuses(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker)
+        adaptation = Adaptation(REQUEST, selector, trainer, Loads(), Starts(selector, "nano"))
+        body = {"messages": [{"role": "user", "content": "refused"}]}
+
+        same = await adaptation.show(body, PromptBuilder(1000, tokenizer, count_words))
+        await adaptation.discard()
+
+        assert same is body
+        assert not trainer.comparisons
+
+    async def test_without_room_for_text_the_models_alone_are_compared(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker, (3.0, 2.8))
+        adaptation = Adaptation(REQUEST, selector, trainer, Loads(), Starts(selector, "nano"))
+
+        body = await adaptation.show({**QUESTION}, PromptBuilder(12, tokenizer, count_words))
+        report = (await adaptation.run()).report
+        await adaptation.discard()
+
+        assert body == QUESTION
+        assert (report.adapter, report.auto and report.auto["answers"]) == (START.name, "corpus")
+
     async def test_a_calibrated_corpus_decides_itself(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
     ) -> None:
