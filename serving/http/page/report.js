@@ -12,11 +12,13 @@ const STOPS = {
   "out-of-memory": "memory ran out",
   reused: "the adapter of the same examples answered again",
   instant: "the adapter of the corpus answered",
+  auto: "the adapter of the corpus answered, since it lowers the loss of the prompt",
 };
 const STAGES = {
   embed: "embedding the prompt",
   search: "searching the corpus",
   select: "selecting texts",
+  compare: "comparing what could answer",
   queue: "waiting for the trainer",
   train: "training",
   load: "loading the adapter",

@@ -8,7 +8,7 @@ const NUMBERS = ["temperature", "max_tokens", "top_p", "top_k", "min_p", "repeti
 const meanings = {
   none: "The base model answers without training.",
   instant: "The adapter of the corpus answers, if it has one: nothing is trained for the question.",
-  auto: "The adapter of the corpus or its text, if that helps the prompt; otherwise training, until the prompt's loss no longer falls.",
+  auto: "It stops when the loss of the prompt itself no longer falls by enough.",
   steps: "Limits the number of gradient steps.",
   seconds: "Limits the time from the request to the end of training.",
 };
@@ -62,7 +62,8 @@ export function applyModel({ adaptation: { auto, limits, show }, chat_template: 
   if (context) at("settings").elements.max_tokens.max = context;
   const gain = ", fewer if the loss of the prompt itself stops falling; the best adapter is kept";
   const alpha = ", fewer if another step is not worth its compute";
-  const fewer = auto.gain !== null ? gain : auto.alpha !== null ? alpha : "";
+  const none = corpusShows ? "; none where the adapter or the text of a corpus helps the prompt already" : "";
+  const fewer = auto.gain !== null ? gain + none : auto.alpha !== null ? alpha : "";
   const without = auto.instant ? meanings.instant : meanings.none;
   meanings.auto = auto.steps ? `Up to ${count(auto.steps, "step")}${fewer}.` : without;
   const { kind } = at("settings").elements;
