@@ -6,6 +6,7 @@
   corpus, all together, and what the server's `auto` does.
 - strategies: SIFT beside nearest neighbours on corpora without near copies, and with another
   embedder.
+- facts: questions on a handbook of invented facts, by how many answers are right.
 
 An interrupted run of the same code and size goes on; `--prepare` makes and trains its corpora
 ahead. `--budget small` takes ten minutes on two cores. Parts that are not measured are kept from
@@ -35,31 +36,42 @@ from benchmarks.harness.command_line import argument_parser, progress, write_res
 from benchmarks.harness.measures import TimeLimit
 from benchmarks.harness.provenance import CACHE, provenance, source_digest
 from benchmarks.proof_of_gain.cases import SIZES, Case, Size, cases, hold_out
+from benchmarks.proof_of_gain.facts import QUESTIONS, Facts
 from benchmarks.proof_of_gain.first_token import measure_first_token
 from benchmarks.proof_of_gain.result import result_of, show
 from benchmarks.proof_of_gain.runner import ProofRunner
 from serving.models.catalogue import model_folder
 
-PARTS = ("first-token", "arms", "strategies")
+PARTS = ("first-token", "arms", "strategies", "facts")
 # Seconds of a run without `--seconds`.
 _SECONDS = {"small": 540.0, "full": None}
 # Shares of the time that is left, after which no training and no passage of all arms begins.
 _TRAINING_SHARE, _ARMS_SHARE = 0.4, 0.8
-# What the measurements depend on.
-_HASHED = (
+# The same for passages, if there are questions after them.
+_PASSAGES_SHARE = 0.75
+# What all measurements depend on.
+_SHARED = (
     "selection/**/*.py",
     "adapters/**/*.py",
     "serving/adaptation/*.py",
     "serving/corpus_training/*.py",
     "serving/budget.py",
     *(f"benchmarks/corpus_adapters/{name}.py" for name in ("arms", "quality")),
-    *(
-        f"benchmarks/proof_of_gain/{name}"
-        for name in ("arms.py", "auto.py", "cases.py", "next_line.py", "runner.py", "splits.py")
-    ),
-    "benchmarks/proof_of_gain/young_text.py",
-    "benchmarks/proof_of_gain/young.txt",
+    *(f"benchmarks/proof_of_gain/{name}.py" for name in ("arms", "next_line")),
     "benchmarks/quality/passages.py",
+)
+# What those of passages depend on, and those of questions.
+_PASSAGES = (
+    *_SHARED,
+    *(
+        f"benchmarks/proof_of_gain/{name}.py"
+        for name in ("auto", "cases", "runner", "splits", "young_text")
+    ),
+    "benchmarks/proof_of_gain/young.txt",
+)
+_QUESTIONS = (
+    *_SHARED,
+    *(f"benchmarks/proof_of_gain/{name}" for name in ("facts.py", "handbook.py", "handbook.txt")),
 )
 
 
@@ -72,14 +84,13 @@ class Proof:
     """
 
     def __init__(self, options: Namespace, size: Size) -> None:
-        self._model = str(Path(model_folder(options.model)).absolute())
+        self._model = _model(options)
         self._size, self._cases = size, cases(size)
         # The number of domains and of compared passages changes no measurement.
         key = astuple(replace(size, domains=(), kernel_domains=(), compared=0))
-        digest = sha256(repr((self._model, key, source_digest(*_HASHED))).encode()).hexdigest()
         self._study = Study(
             self._model,
-            CACHE / f"proof-{digest[:12]}",
+            _folder("proof", self._model, key, source_digest(*_PASSAGES)),
             ("corpus",),
             lambda name, home: hold_out(self._cases[name], size, self._model, home),
             options.workers,
@@ -136,13 +147,41 @@ class Proof:
         }
 
 
+def _facts(options: Namespace) -> Facts:
+    model, questions = _model(options), QUESTIONS[options.budget]
+    # A corpus may be trained for a shorter time where there are fewer questions.
+    folder = _folder("proof-facts", model, questions, source_digest(*_QUESTIONS))
+    return Facts(model, folder, questions, options.workers)
+
+
+def _model(options: Namespace) -> str:
+    return str(Path(model_folder(options.model)).absolute())
+
+
+def _folder(name: str, *key: object) -> Path:
+    """Where the measurements of runs with the same key are kept."""
+    return CACHE / f"{name}-{sha256(repr(key).encode()).hexdigest()[:12]}"
+
+
 def _row(case: Case, document: str, found: Mapping[str, Any]) -> dict[str, Any]:
     names = {"domain": case.domain.name, "corpus": case.kind, "kernel": case.kernel}
     return {**names, "document": document, **found}
 
 
-def _run(proof: Proof, only: Sequence[str], limit: TimeLimit) -> dict[str, dict[str, Any] | None]:
+def _run(
+    proof: Proof, facts: Facts, only: Sequence[str], limit: TimeLimit
+) -> dict[str, dict[str, Any] | None]:
     """Measure parts."""
+    if "facts" not in only:
+        return _run_passages(proof, only, limit)
+    found = _run_passages(proof, only, TimeLimit(_PASSAGES_SHARE * limit.left))
+    found["facts"] = facts.measure(TimeLimit(_TRAINING_SHARE * limit.left), limit)
+    return found
+
+
+def _run_passages(
+    proof: Proof, only: Sequence[str], limit: TimeLimit
+) -> dict[str, dict[str, Any] | None]:
     found: dict[str, dict[str, Any] | None] = {}
     if "first-token" in only:
         found["first-token"] = proof.first_token()
@@ -173,7 +212,7 @@ def _parser() -> ArgumentParser:
 
 def main() -> None:
     """Measure, print, write the JSON."""
-    options, facts = _parser().parse_args(), provenance()
+    options, source = _parser().parse_args(), provenance()
     size = SIZES[options.budget]
     size = replace(
         size,
@@ -182,13 +221,16 @@ def main() -> None:
         corpus_bytes=options.corpus_bytes or size.corpus_bytes,
     )
     limit = TimeLimit(options.seconds or _SECONDS[options.budget])
-    proof = Proof(options, size)
+    proof, facts = Proof(options, size), _facts(options)
     if options.prepare:
-        proof.prepare(limit)
+        if {*options.only} != {"facts"}:
+            proof.prepare(limit)
+        if "facts" in options.only:
+            facts.prepare(limit)
         return
-    origin = {key: facts[key] for key in ("command", "commit")}
+    origin = {key: source[key] for key in ("command", "commit")}
     parts = {}
-    for name, measured in _run(proof, options.only, limit).items():
+    for name, measured in _run(proof, facts, options.only, limit).items():
         if measured is None:
             print(f"{name}: nothing was measured", file=sys.stderr)
         else:
@@ -197,7 +239,7 @@ def main() -> None:
     result, numbers = result_of(merged(options.out, parts))
     show(result, Console(stderr=options.json))
     model = Path(options.model).name
-    write_result(options, {**facts, "model": model, "budget": options.budget, **result}, numbers)
+    write_result(options, {**source, "model": model, "budget": options.budget, **result}, numbers)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from rich.table import Table
 from benchmarks.corpus_adapters.result import Parts
 from benchmarks.proof_of_gain.first_token import FirstToken
 from benchmarks.proof_of_gain.summary import (
+    FactsRow,
     Row,
     by_arm,
     by_domain,
+    facts_summary,
     numbers,
     sift_minus_nn_by_copies,
     within_seconds,
@@ -34,9 +36,14 @@ def result_of(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
         (parts[name]["size"]["trainings"] for name in ("arms", "strategies") if name in parts),
         "full",
     )
-    last_line = numbers(main, compared, choice, first_token)
+    facts = facts_summary([FactsRow(**row) for row in parts.get("facts", {}).get("rows", ())])
+    last_line = {
+        **numbers(main, compared, choice, first_token),
+        "facts_right": facts["facts_right"],
+    }
     result: dict[str, Any] = {
         **last_line,
+        **facts,
         "by_arm": by_arm(main, first_token) if main else {},
         "within_seconds": within_seconds(main, choice, first_token),
         "by_domain": by_domain(main, choice, first_token),
@@ -56,6 +63,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         table.add_row(name, f"{mean:.1f} ({low:.1f} to {high:.1f})", shown)
     console.print(table)
     table = Table("", "", box=None, pad_edge=False, show_header=False)
-    for key in ("next_line_exact_match", "together_ahead", "auto", "sift_minus_nn"):
+    keys = ("next_line_exact_match", "together_ahead", "auto", "sift_minus_nn", "facts_right")
+    for key in keys:
         table.add_row(key.replace("_", " "), json.dumps(result[key]))
     console.print(table, highlight=False)

@@ -1,4 +1,4 @@
-"""What the arms score: gains with intervals, next lines, `auto`, and SIFT beside neighbours.
+"""What the arms score: gains with intervals, next lines, facts, `auto`, SIFT beside neighbours.
 
 Intervals are of 90 %, over documents. A gain is how many points below the base model's 100 % the
 bits per byte of an arm are.
@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.corpus_adapters.arms import BASE, Arm
-from benchmarks.proof_of_gain.arms import AUTO, SINGLE, TOGETHER, arms, chooses, label
+from benchmarks.proof_of_gain.arms import AUTO, SHOWN_ALONE, SINGLE, TOGETHER, arms, chooses, label
 from benchmarks.proof_of_gain.first_token import FirstToken
 from benchmarks.quality.bootstrap import interval
 
@@ -48,6 +48,29 @@ class Row:
     def percent(self, arm: str) -> float:
         """Bits per byte in per cent of the base model's."""
         return float(100 * self.arms[arm]["bits"] / self.arms[BASE.name]["bits"])
+
+
+@dataclass(frozen=True)
+class FactsRow:
+    """What was answered to a question.
+
+    Attributes:
+        document: the document that has the answer.
+        question: the question.
+        answer: the right answer.
+        is_shown: whether the chosen text, where it is shown alone, has the answer.
+        arms: whether the answer is `right`, and its `line`, by name of the arm.
+    """
+
+    document: str
+    question: str
+    answer: str
+    is_shown: bool
+    arms: Mapping[str, Mapping[str, Any]]
+
+    def right(self, arm: str) -> float:
+        """100 if the answer of an arm is right, otherwise 0."""
+        return float(100 * self.arms[arm]["right"])
 
 
 def numbers(
@@ -218,6 +241,26 @@ def sift_minus_nn_by_copies(rows: Sequence[Row], choice: str) -> dict[str, dict[
                 "arms": _differences(of_share, choice),
             }
     return found
+
+
+def facts_summary(rows: Sequence[FactsRow]) -> dict[str, Any]:
+    """Per cent of right answers by arm, how many points these are above those of the chosen text
+    shown alone, and of how many questions that text has the answer; None without questions.
+    """
+    if not rows:
+        return dict.fromkeys(("facts_right", "facts_minus_shown", "facts_in_shown"))
+    documents, shown = [row.document for row in rows], SHOWN_ALONE.name
+    return {
+        "facts_right": {
+            arm: interval([row.right(arm) for row in rows], documents) for arm in rows[0].arms
+        },
+        "facts_minus_shown": {
+            arm: interval([row.right(arm) - row.right(shown) for row in rows], documents)
+            for arm in rows[0].arms
+            if arm != shown
+        },
+        "facts_in_shown": interval([100.0 * row.is_shown for row in rows], documents),
+    }
 
 
 def over(rows: Sequence[Row], value: Callable[[Row], float]) -> Interval:

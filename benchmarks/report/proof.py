@@ -36,6 +36,7 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
         *_domains(result),
         *_strategies(result),
         *_lines(result),
+        *_facts(result),
         *_corpora(result),
         *titled_table(
             "Runs",
@@ -90,10 +91,7 @@ def _first_page(result: Result, plots: Plots) -> list[str]:
             ],
         ),
         *(
-            [
-                plots.draw("gains", "Gain against seconds to the first token, by arm", gains),
-                "",
-            ]
+            [plots.draw("gains", "Gain against seconds to the first token, by arm", gains), ""]
             if has_seconds
             else []
         ),
@@ -255,6 +253,28 @@ def _lines(result: Result) -> list[str]:
         [
             [arm, interval_cell(exact), interval_cell(result["next_line_similarity"][arm])]
             for arm, exact in result["next_line_exact_match"].items()
+        ],
+    )
+
+
+def _facts(result: Result) -> list[str]:
+    if not (right := result["facts_right"]):
+        return []
+    part, differences = result["parts"]["facts"], result["facts_minus_shown"]
+    return titled_table(
+        "Questions on a handbook of invented facts",
+        f"Per cent of {len(part['rows'])} questions that are answered right, in a chat, and how "
+        "many points that is above the chosen text in the prompt alone. What is chosen of the "
+        f"{part['handbook']['sequences']} sequences, eight of them, has the answer to "
+        f"{interval_cell(result['facts_in_shown'])} % of the questions.",
+        ["arm", "right, %", "minus `base, shown`"],
+        [
+            [
+                arm,
+                interval_cell(found),
+                interval_cell(differences[arm]) if arm in differences else "",
+            ]
+            for arm, found in right.items()
         ],
     )
 

@@ -1,11 +1,14 @@
-"""Made-up measurements of passages, and the parts of a run."""
+"""Made-up measurements of passages, answers to questions, and the parts of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.proof_of_gain.arms import AUTO, LINE_ARMS, arms
+from benchmarks.proof_of_gain.facts import ARMS as FACT_ARMS
+from benchmarks.proof_of_gain.facts import ORACLE
 
 CHOICE = "short"
 NAMES = (*(arm.name for arm in arms(CHOICE)), AUTO)
@@ -47,6 +50,39 @@ def row(
         "copies": 0.1,
         "arms": measured,
         **fields,
+    }
+
+
+def fact(number: int, right: Container[str], *, is_shown: bool = True) -> dict[str, Any]:
+    """A question, of which every two are on one document.
+
+    Args:
+        number: of the question.
+        right: names of the arms that answer it right.
+        is_shown: whether what is shown has the answer.
+    """
+    names = [arm.name for each in FACT_ARMS for arm in (each, replace(each, shown=True))]
+    return {
+        "document": f"document {number // 2}",
+        "question": f"Question {number}?",
+        "answer": "417",
+        "is_shown": is_shown,
+        "arms": {
+            name: {"right": name in right, "line": "417" if name in right else ""}
+            for name in (*names, ORACLE)
+        },
+    }
+
+
+def facts_part(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The part of a run that asks questions."""
+    return {
+        "command": "python -m benchmarks.proof --only facts",
+        "commit": "1" * 40,
+        "workers": 2,
+        "handbook": {"documents": 24, "bytes": 20_000, "sequences": 25},
+        "learnt": {"adapter": {"sequences": 25}, "seconds": 60.0},
+        "rows": rows,
     }
 
 

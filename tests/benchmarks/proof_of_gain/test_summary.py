@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.corpus_adapters.arms import COMBINED, FRESH, INSTANT
 from benchmarks.proof_of_gain.arms import AUTO, SHOWN_ALONE, TOGETHER
+from benchmarks.proof_of_gain.facts import ORACLE
 from benchmarks.proof_of_gain.first_token import FirstToken
 from benchmarks.proof_of_gain.result import result_of
 from benchmarks.proof_of_gain.summary import (
@@ -17,7 +18,7 @@ from benchmarks.proof_of_gain.summary import (
     within_seconds,
 )
 from benchmarks.report.proof import proof
-from tests.benchmarks.proof_of_gain.samples import CHOICE, NAMES, parts, row
+from tests.benchmarks.proof_of_gain.samples import CHOICE, NAMES, fact, facts_part, parts, row
 from tests.benchmarks.sketches import sketches
 
 _PERCENTS = {
@@ -134,10 +135,30 @@ def test_next_lines_are_counted_where_they_were_asked_for() -> None:
     assert numbers["next_line_similarity"]["base"][0] == pytest.approx(50)
 
 
+def test_right_answers_are_counted_and_compared_with_the_chosen_text_shown() -> None:
+    shown = {SHOWN_ALONE.name, ORACLE}
+    rows = [fact(0, shown), fact(1, {ORACLE}, is_shown=False), fact(2, shown), fact(3, shown)]
+
+    result, numbers = result_of({"facts": facts_part(rows)})
+
+    right = numbers["facts_right"]
+    assert right["base"] == (0, 0, 0)
+    assert right[ORACLE] == (100, 100, 100)
+    # One document has one of two answers, the other has both.
+    assert right[SHOWN_ALONE.name] == pytest.approx((75, 50, 100))
+    assert result["facts_minus_shown"][ORACLE] == pytest.approx((25, 0, 50))
+    assert result["facts_in_shown"][0] == pytest.approx(75)
+    lines = proof({"proof": json.loads(json.dumps(result))}, sketches("proof"))
+    assert "| base, its document shown | 100.0 (100.0 to 100.0) | 25.0 (0.0 to 50.0) |" in lines
+    assert "| base, shown | 75.0 (50.0 to 100.0) |  |" in lines
+    assert any("Per cent of 4 questions" in line and "of the 25" in line for line in lines)
+
+
 def test_a_part_alone_has_numbers() -> None:
     result, numbers = result_of({"first-token": parts([])["first-token"]})
 
     assert numbers["percent_of_base"] is None
+    assert numbers["facts_right"] is None
     assert result["by_arm"] == {}
     assert proof({"proof": json.loads(json.dumps(result))}, sketches("proof"))
 
