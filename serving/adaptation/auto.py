@@ -1,4 +1,4 @@
-"""What `auto` answers with where the corpus is not calibrated, by the loss of the prompt's end.
+"""What `auto` answers with, by the loss of the prompt's end.
 
 The adapter of the corpus answers, without a step, if it lowers that loss. Chosen text is put into
 the prompt if that lowers it further, by a share that tells a help from chance. Where neither does,

@@ -71,7 +71,7 @@ class Choice:
         self.lookup_seconds = self.compare_seconds = 0.0
         self.shown: Shown | None = None
         self.auto: AutoChoice | None = None
-        self._considers_text = False
+        self._is_open, self._considers_text = decides(request), False
         self._task: asyncio.Task[Selection] | None = None
         self._found: StartFound | None = None
 
@@ -93,7 +93,7 @@ class Choice:
         if self.request.show is None:
             calibration = await self._calibration()
             show = calibration.show if calibration else 0
-            if calibration is None and decides(self.request):
+            if calibration is None and self._is_open:
                 self._considers_text, show = True, SHOWN
             # The lookup may have found that the server's corpus is not the principal's to see.
             self.request = replace(self.request, show=show)
@@ -148,15 +148,12 @@ class Choice:
         return start
 
     async def decide(self) -> None:
-        """Let `auto` decide where nothing may be shown.
-
-        Raises:
-            NoAdapterError, CorpusError: as `selection`.
-        """
-        if decides(self.request) and (await self.selection()).calibration is None:
+        """Let `auto` decide, unless it has: where no text of its own choice may be shown."""
+        if self._is_open:
             await self._decide((), 0)
 
     async def _decide(self, text: Sequence[int], context: int) -> None:
+        self._is_open = False
         started = time.monotonic()
         try:
             self.auto = await self._compare(text, context)
@@ -168,8 +165,8 @@ class Choice:
         finally:
             self.compare_seconds = time.monotonic() - started
 
-    async def _compare(self, text: Sequence[int], context: int) -> AutoChoice:
-        """The losses of the prompt from which `auto` decides.
+    async def _compare(self, text: Sequence[int], context: int) -> AutoChoice | None:
+        """The losses of the prompt from which `auto` decides; None if there is nothing to compare.
 
         Args:
             text: tokens of the text that may be shown.
@@ -182,6 +179,8 @@ class Choice:
         await self.selection()
         start, request = await self._start(), self.request
         weights = start.adapter.weights if start.adapter else None
+        if weights is None and not text:
+            return None
         alone = Row.of(request.probe_tokens)
         models = [BASE] if weights is None else [BASE, CORPUS]
         losses = await self._losses(alone, [None, weights][: len(models)])

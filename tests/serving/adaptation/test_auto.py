@@ -224,10 +224,23 @@ class TestRequests:
         assert body == QUESTION
         assert (report.adapter, report.auto and report.auto["answers"]) == (START.name, "corpus")
 
-    async def test_a_calibrated_corpus_decides_itself(
+    async def test_a_calibrated_corpus_shows_what_it_is_calibrated_to(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=1)
+        trainer = Trainer(worker, (3.0, 2.8))
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert "keeps itself warm" in str(body)
+        assert [row for row, _ in trainer.comparisons] == [Row.of(PROBE)]
+        assert (result.report.adapter, result.report.stop) == (START.name, "auto")
+
+    async def test_a_calibrated_corpus_without_an_adapter_is_trained_on(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
     ) -> None:
         selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=0)
+        selector.found = None
         trainer = Trainer(worker)
 
         _, result = await answer(REQUEST, selector, trainer, tokenizer)
