@@ -36,7 +36,7 @@ from serving.ray_stages import (
 )
 from serving.settings.checks import check_settings, check_tokenizers, check_vllm_arguments
 from serving.settings.sources import settings_from
-from serving.workers.corpora import MAX_CALLS
+from serving.workers.stages import MAX_CALLS
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine

@@ -32,7 +32,7 @@ from serving.observability.log_relay import relay_errors
 from serving.observability.logs import LogFormat, set_up_logs
 from serving.observability.startup_progress import report_startup, reported_startup
 from serving.workers.corpora import CorporaWorker, ShardWorker
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import TrainerWorker
 
 P = ParamSpec("P")
 Result = TypeVar("Result")

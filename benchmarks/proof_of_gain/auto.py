@@ -25,7 +25,7 @@ from serving.adaptation.shown import Body, PromptBuilder
 from serving.adaptation.starts import Starts
 from serving.budget import AUTO, LIMITS, Terms
 from serving.engine.current_request import LoadedAdapter
-from serving.workers.corpora import SelectorWorker
+from serving.workers.stages import SelectorWorker
 
 
 class AutoAnswers:

@@ -21,7 +21,7 @@ from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import Selection
-from serving.adaptation.auto import BASE, CORPUS, SHOWN, AutoChoice, Way, decides, row_after
+from serving.adaptation.auto import BASE, CORPUS, SHOWN, AutoChoice, Way, row_after
 from serving.adaptation.candidates import example_sources
 from serving.adaptation.fallback_reasons import NoAdapterError
 from serving.adaptation.request import AdaptationRequest
@@ -31,6 +31,22 @@ from serving.adaptation.starts import StartingPoint, Starts
 from serving.report import Stage, StopReason
 
 log = logging.getLogger(__name__)
+
+
+def decides(request: AdaptationRequest) -> bool:
+    """Whether a request leaves to the server what answers: it has the budget `auto` and a corpus,
+    and asks neither for sequences to show nor for a start.
+    """
+    return (
+        request.adapts
+        and request.corpus is not None
+        and request.budget.prefers_corpus
+        and not request.show
+        and request.start is None
+        and request.reuse is None
+        and not request.brings_data
+        and request.has_probe
+    )
 
 
 class Choice:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         CorpusTrainingProgress,
         TrainingOptions,
     )
-    from serving.workers.trainer import TrainerWorker
+    from serving.workers.stages import TrainerWorker
 
 
 def corpus_train(
@@ -162,7 +162,7 @@ def _load_trainer(
     from adapters.model_defaults import for_model
     from serving.settings.corpus import corpus_calibration
     from serving.settings.model_files import adapter_shape
-    from serving.workers.trainer import TrainerWorker
+    from serving.workers.stages import TrainerWorker
 
     config = for_model(model, lora_target)
     if rank is None:

@@ -37,7 +37,7 @@ class TrainerStage(CorpusTrainer, Protocol):
     """Training, for requests and of corpora."""
 
     async def ready(self) -> None:
-        """As `serving.workers.trainer.TrainerWorker.ready`."""
+        """As `serving.workers.stages.TrainerWorker.ready`."""
 
 
 class Readiness:

@@ -89,7 +89,7 @@ async def server(nano: str, corpora: Path) -> AsyncIterator[Server]:
     from serving.http.hardening import ErrorShapeMiddleware
     from serving.http.limited_protocol import LimitedHttpProtocol
     from serving.workers.corpora import CorporaWorker
-    from serving.workers.trainer import TrainerWorker
+    from serving.workers.stages import TrainerWorker
 
     # With it an adapter does not depend on concurrent ones.
     trainer = TrainerConfig(nano, precision="float32")

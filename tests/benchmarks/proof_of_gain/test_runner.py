@@ -75,6 +75,7 @@ def test_all_arms_auto_and_next_lines_are_measured(
     assert found[SHOWN_ALONE.name]["tokens"] > base["tokens"] == _SIZE.prefix
     assert found[AUTO]["seconds"] > 0 == base["seconds"]
     new = {name for name, arm in found.items() if arm["is_new"]}
-    assert {FRESH.name, AUTO} <= new
-    assert not {"base", INSTANT.name, SHOWN_ALONE.name} & new
+    assert FRESH.name in new
+    # The adapter of the corpus suits the prompt, so `auto` makes none.
+    assert not {"base", INSTANT.name, SHOWN_ALONE.name, AUTO} & new
     assert 0 <= measured["copies"] <= 1

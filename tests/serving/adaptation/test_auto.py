@@ -22,9 +22,9 @@ from serving.adaptation.auto import (
     MIN_FALL_OF_CORPUS,
     AutoChoice,
     Way,
-    decides,
     row_after,
 )
+from serving.adaptation.choice import decides
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.reporting import AdaptationResult
 from serving.adaptation.request import AdaptationRequest
@@ -32,7 +32,7 @@ from serving.adaptation.shown import Body, PromptBuilder
 from serving.adaptation.starts import Starts
 from serving.budget import AUTO, INSTANT
 from serving.errors import AdaptationFailedError
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import TrainerWorker
 from tests.serving.adaptation.test_pipeline import Loads
 from tests.serving.adaptation.test_shown import count_words
 from tests.serving.adaptation.test_starts import START, Selector, selector, worker

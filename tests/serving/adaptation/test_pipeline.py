@@ -41,8 +41,7 @@ from serving.conversations.cached_adapter import CacheScope
 from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, TrainerFailedError
-from serving.workers.corpora import SelectorWorker
-from serving.workers.trainer import STALL_SECONDS, TrainerWorker
+from serving.workers.stages import STALL_SECONDS, SelectorWorker, TrainerWorker
 
 REQUEST = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
 

@@ -35,8 +35,7 @@ from serving.budget import INSTANT, Budget
 from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig, ConversationTurn
 from serving.conversations.cached_adapter import CachedAdapter, CacheScope
 from serving.errors import AdaptationFailedError, RequestError, TrainerFailedError
-from serving.workers.corpora import SelectorWorker
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import SelectorWorker, TrainerWorker
 from tests.serving.adaptation.test_pipeline import Loads, NoTrainer
 from tests.serving.adaptation.test_shown import NO_TOKENIZER, count_words
 

@@ -23,7 +23,7 @@ from selection.threaded_embedder import ThreadedEmbedder
 from serving.calls import SerialExecutor
 from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.trainings import CorpusTrainings
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import TrainerWorker
 
 DOCUMENTS = 12
 SEQUENCES = 6  # of a document

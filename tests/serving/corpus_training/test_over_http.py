@@ -13,7 +13,7 @@ import pytest
 from selection.corpus.corpus import Corpus
 from serving.corpus_training.trainings import CorpusTrainings
 from serving.http.vector_stores.adapter_routes import AdapterRoutes
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import TrainerWorker
 from tests.serving.corpus_training.conftest import (
     DOCUMENTS,
     SEQUENCES,

@@ -26,7 +26,7 @@ from serving.corpus_training.values import (
     End,
     TrainingOptions,
 )
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import TrainerWorker
 from tests.serving.corpus_training.conftest import DOCUMENTS, SEQUENCES, AddDocuments
 
 _ONE_PASS = TrainingOptions(passes=1)

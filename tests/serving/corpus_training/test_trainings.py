@@ -18,7 +18,7 @@ from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.operation import Status, TrainingOperation
 from serving.corpus_training.trainings import ABANDONED_SECONDS, CorpusTrainings
 from serving.corpus_training.values import TrainingOptions
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import TrainerWorker
 from tests.serving.corpus_training.conftest import (
     DOCUMENTS,
     SEQUENCES,

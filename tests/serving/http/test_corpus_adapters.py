@@ -28,7 +28,7 @@ from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.staging import Staging
 from serving.workers.corpora import CorporaWorker
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import TrainerWorker
 from tests.serving.http.test_gateway import (
     PASSAGE,
     QUESTION,

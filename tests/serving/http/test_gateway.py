@@ -47,7 +47,7 @@ from serving.engine.engine import Engine
 from serving.engine.staging import Staging
 from serving.http.gateway import HEALTH, Gateway
 from serving.workers.corpora import CorporaWorker
-from serving.workers.trainer import TrainerWorker
+from serving.workers.stages import TrainerWorker
 
 ANSWER = "In the yellow book."
 _SERVING = Path(__file__).resolve().parents[3] / "serving"

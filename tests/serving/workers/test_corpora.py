@@ -20,7 +20,8 @@ from selection.limit import SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.workers.corpora import CorporaWorker, SelectorWorker
+from serving.workers.corpora import CorporaWorker
+from serving.workers.stages import SelectorWorker
 
 
 class Turnstile:

@@ -1,26 +1,129 @@
-"""TrainerWorker: the trainer as an asynchronous, cancellable stage of a server.
+"""Workers of the stages of an adaptation: selector and trainer, asynchronous and cancellable.
 
-Requests train together, in a thread of the trainer's own, so that the event loop stays free to
-notice a cancelled request.
+The work itself runs in threads, so that the event loop stays free to notice a cancelled request.
+Selections and trainings of several requests run together and take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from adapters.config import TrainerConfig
 from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
+from selection.access import Principal
+from selection.corpus.calibration import Calibration
+from selection.corpus.lookup import find_corpus
+from selection.corpus.shards import ShardCall
+from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, LearntCorpus, StartFound
+from selection.embedding import Prompt
+from selection.errors import CorpusError, CorpusNotFoundError
+from selection.limit import Limit
+from selection.request import SelectionRequest
+from selection.selector import Selection, Selector, SelectorConfig
+from selection.threaded_embedder import ThreadedEmbedder
 from serving.calls import wait_until_ended
 from serving.errors import TrainerFailedError
 from serving.observability.startup_progress import report_startup, reported_startup
+
+# Maximum number of calls to a worker at the same time. Ray Serve admits no more, and each selection
+# or search occupies a thread, also while it waits for its turn.
+MAX_CALLS = 256
+
+Result = TypeVar("Result")
+
+
+class SelectorWorker:
+    """A selector.
+
+    Args:
+        config, shards, embedder: as for `Selector`.
+    """
+
+    def __init__(
+        self,
+        config: SelectorConfig,
+        shards: Sequence[ShardCall] = (),
+        embedder: ThreadedEmbedder | None = None,
+    ) -> None:
+        self._selector = Selector(config, shards, embedder)
+        # Asyncio's own pool has six threads on two cores, which large requests would all occupy.
+        self._threads = ThreadPoolExecutor(MAX_CALLS, "selection")
+
+    async def select(self, request: SelectionRequest, seconds: float | None = None) -> Selection:
+        """As `Selector.select`, within `seconds` from now. Cancelling ends it within a unit of its
+        work.
+        """
+        cancelled = threading.Event()
+        select = partial(self._selector.select, request, Limit(seconds, cancelled))
+        return await self.run_in_thread(select, cancelled)
+
+    async def calibration(
+        self, corpus: str, principal: Principal, seconds: float | None = None
+    ) -> Calibration | None:
+        """As `Selector.calibration`, within `seconds` from now."""
+        cancelled = threading.Event()
+        limit = Limit(seconds, cancelled)
+        look_up = partial(self._selector.calibration, corpus, principal, limit)
+        return await self.run_in_thread(look_up, cancelled)
+
+    async def start(self, request: SelectionRequest, seconds: float | None = None) -> StartFound:
+        """As `Selector.start`, within `seconds` from now, and cancelled as `select`."""
+        cancelled = threading.Event()
+        find = partial(self._selector.start, request, Limit(seconds, cancelled))
+        return await self.run_in_thread(find, cancelled)
+
+    async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:
+        """As `Selector.start_weights`, cancelled as `select`."""
+        cancelled = threading.Event()
+        limit = Limit(None, cancelled)
+        read = partial(self._selector.start_weights, corpus, start, limit)
+        return await self.run_in_thread(read, cancelled)
+
+    async def learnt_corpora(self, principal: Principal) -> tuple[LearntCorpus, ...]:
+        """As `Selector.learnt_corpora`."""
+        return await asyncio.to_thread(self._selector.learnt_corpora, principal)
+
+    async def sees(self, corpus: str, principal: Principal) -> bool:
+        """Whether a principal sees a corpus of this name or id."""
+        try:
+            await asyncio.to_thread(find_corpus, self._selector.config.root, corpus, principal)
+        except CorpusNotFoundError:
+            return False
+        # Several have this name: the request itself is refused for that.
+        except CorpusError:
+            return True
+        return True
+
+    async def warm_up(self, corpus: str | None) -> None:
+        """Select once from a corpus, if one is named, so that it is open and its index loaded."""
+        if corpus is not None:
+            prompt = Prompt("a first prompt, so that no request pays for the first search")
+            await self.select(SelectionRequest([prompt], corpus, steps=1))
+
+    async def ready(self, corpus: str | None) -> None:
+        """Check that the corpus, if one is named, can be selected from.
+
+        Raises:
+            CorpusError: the corpus cannot be selected from.
+        """
+        if corpus is not None:
+            await asyncio.to_thread(self._selector.check, corpus)
+
+    async def run_in_thread(self, work: Callable[[], Result], cancelled: threading.Event) -> Result:
+        """The result of work in a thread; `cancelled` is set if the caller is cancelled."""
+        run = partial(contextvars.copy_context().run, work)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        return await wait_until_ended(running, cancelled)
+
 
 # A trainer counts as hanging after STALL_SECONDS, and STALL_FACTOR times the longest pause so far,
 # without a finished step.

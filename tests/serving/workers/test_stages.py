@@ -12,7 +12,7 @@ from adapters.model.row import Row
 from adapters.trainer import TrainerConfig
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from serving.errors import TrainerFailedError
-from serving.workers.trainer import FAILURES, TrainerWorker
+from serving.workers.stages import FAILURES, TrainerWorker
 from tests.adapters.trainers import wait_until
 
 _SEQUENCE = [(7 * i) % 101 for i in range(32)]
