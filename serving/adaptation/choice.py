@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
@@ -200,14 +201,19 @@ class Choice:
         alone = Row.of(request.probe_tokens)
         models = [BASE] if weights is None else [BASE, CORPUS]
         losses = await self._losses(alone, [None, weights][: len(models)])
-        auto = AutoChoice(dict(zip(models, losses, strict=True)))
+        finite = {
+            way: loss for way, loss in zip(models, losses, strict=True) if math.isfinite(loss)
+        }
+        if BASE not in finite:
+            return None
+        auto = AutoChoice(finite)
         # Text alone would leave a request without the adapter that it requires.
         if not text or (request.required and not auto.best.corpus):
             return auto
         shown = Way(auto.best.corpus, shown=True)
         after_text = row_after(text, request.probe_tokens, context)
         (loss,) = await self._losses(after_text, [weights if shown.corpus else None])
-        return AutoChoice({**auto.losses, shown: loss})
+        return AutoChoice({**auto.losses, shown: loss}) if math.isfinite(loss) else auto
 
     async def _losses(self, row: Row, adapters: Sequence[bytes | None]) -> list[float]:
         """The loss of a row under each adapter, within the seconds of the budget."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -274,6 +275,28 @@ class TestRequests:
         assert body == QUESTION
         assert (result.report.adapted, result.report.auto) == (True, None)
         assert "could not compare" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("losses", "ways", "answers"),
+        [
+            ((2.0, math.nan, 1.9), ["base", "base, shown"], "steps"),
+            ((2.0, 1.5, math.inf), ["base", "corpus"], "corpus"),
+        ],
+    )
+    async def test_a_way_whose_loss_is_not_finite_is_none(
+        self,
+        selector: Selector,
+        worker: TrainerWorker,
+        tokenizer: Any,
+        losses: Sequence[float],
+        ways: list[str],
+        answers: str,
+    ) -> None:
+        _, result = await answer(REQUEST, selector, Trainer(worker, losses), tokenizer)
+
+        assert result.report.auto is not None
+        assert [*result.report.auto["losses"]] == ways
+        assert result.report.auto["answers"] == answers
 
     async def test_why_nothing_could_be_chosen_is_the_reason(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
