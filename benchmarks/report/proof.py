@@ -21,6 +21,7 @@ _FIRST = {
     "base, shown": "chosen text in the prompt",
     "SIFT 20": "an adapter for the request, 20 steps",
     "corpus": "an adapter for the corpus, trained ahead",
+    "corpus, shown": "that of the corpus, and chosen text in the prompt",
     "corpus if better + 10": "ten steps from that of the corpus, where it suits the prompt",
     "corpus if better + 10, shown": "all together",
     "auto": "what `auto` does",
@@ -260,7 +261,8 @@ def _lines(result: Result) -> list[str]:
 def _facts(result: Result) -> list[str]:
     if not (right := result["facts_right"]):
         return []
-    part, differences = result["parts"]["facts"], result["facts_minus_shown"]
+    part = result["parts"]["facts"]
+    differences = {arm: interval_cell(each) for arm, each in result["facts_minus_shown"].items()}
     return titled_table(
         "Questions on a handbook of invented facts",
         f"Per cent of {len(part['rows'])} questions that are answered right, in a chat, and how "
@@ -268,14 +270,7 @@ def _facts(result: Result) -> list[str]:
         f"{part['handbook']['sequences']} sequences, eight of them, has the answer to "
         f"{interval_cell(result['facts_in_shown'])} % of the questions.",
         ["arm", "right, %", "minus `base, shown`"],
-        [
-            [
-                arm,
-                interval_cell(found),
-                interval_cell(differences[arm]) if arm in differences else "",
-            ]
-            for arm, found in right.items()
-        ],
+        [[arm, interval_cell(found), differences.get(arm, "")] for arm, found in right.items()],
     )
 
 
