@@ -207,7 +207,10 @@ class Trainer:
         return nats / sum(row.scored_tokens for row in rows)
 
     def compare(
-        self, rows: Sequence[Row], adapters: Sequence[bytes | None]
+        self,
+        rows: Sequence[Row],
+        adapters: Sequence[bytes | None],
+        cancelled: threading.Event | None = None,
     ) -> tuple[tuple[float, ...], ...]:
         """Mean loss of each row under each adapter, in nats per scored token: a tuple of losses for
         each adapter, in order.
@@ -217,23 +220,25 @@ class Trainer:
         Args:
             rows: Texts and their scored tokens.
             adapters: Weights, or None for the base model, as for `nats`.
+            cancelled: Read before every row; once it is set, all further losses are NaN.
 
         Raises:
             TrainingOptionError: as for `submit` and `nats`.
         """
         for row in rows:
             self.base.check(row.tokens)
+
+        def loss(row: Row, weights: bytes | None) -> float:
+            if cancelled is not None and cancelled.is_set():
+                return math.nan
+            return self.nats(row.tokens, row.scored, weights) / row.scored_tokens
+
         # In a thread that ends, as in `__init__`: this one may live on or wait.
         with ThreadPoolExecutor(1) as thread:
-            losses = [
-                thread.submit(self.nats, row.tokens, row.scored, weights).result()
-                / row.scored_tokens
+            return tuple(
+                tuple(thread.submit(loss, row, weights).result() for row in rows)
                 for weights in adapters
-                for row in rows
-            ]
-        return tuple(
-            tuple(losses[n * len(rows) : (n + 1) * len(rows)]) for n in range(len(adapters))
-        )
+            )
 
     def would_generate(
         self, tokens: Sequence[int], scored: int | Spans, weights: bytes | None = None

@@ -43,7 +43,8 @@ class Budget:
         gain: minimum decrease of the prompt's own loss that each further sequence must bring, in
             per cent, over the last measurements; None to take all steps.
         prefers_corpus: whether the gain of a calibrated corpus takes the place of this one, and no
-            more than its steps are taken.
+            more than its steps are taken; and none where something at hand helps the prompt
+            (`serving.adaptation.auto`).
         instant: whether the adapter of the corpus answers, without a step.
         declined: whether the request asked for no adaptation, rather than for one of no steps; it
             is no limit, so it is not compared.

@@ -78,7 +78,7 @@ class TrainingLoop:
         # Held to use the scheduler; notified when a job comes or goes.
         self._jobs_changed = threading.Condition(threading.Lock())
         self.model_lock = FairLock()
-        self.is_running = self.gives_way = False
+        self.is_running = self.gives_way = self._is_late = False
         self._idle_trim = IdleTrim(self._release_slots)
 
     def submit(self, job: Job) -> None:
@@ -169,8 +169,9 @@ class TrainingLoop:
                 if job.preempted_state is not None:
                     self.bank.set_state(self.scratch_slot, job.preempted_state)
                     self._finish([(job, stop)])
-            # After a long wait for the model, whether a step ends in time is decided anew.
-            if batch and self._clock() - now < _LATE_SECONDS:
+            # After a long wait for the model, whether a step ends in time is decided anew, once.
+            self._is_late = not self._is_late and self._clock() - now >= _LATE_SECONDS
+            if batch and not self._is_late:
                 self._step(batch)
         return True
 
@@ -346,5 +347,4 @@ class TrainingLoop:
         if adapter is None or not job.request.keep_state:
             return None
         slot, averaged = self._evaluator.slot(job), job.request.is_averaged
-        moments, steps = self.bank.export_moments(slot, averaged=averaged)
-        return TrainingState(adapter.weights, moments, steps)
+        return TrainingState(adapter.weights, *self.bank.export_moments(slot, averaged=averaged))

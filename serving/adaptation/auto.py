@@ -89,7 +89,7 @@ class AutoChoice:
 
     @property
     def _losses(self) -> str:
-        losses = ", ".join(f"{way.name} {loss:.3f}" for way, loss in self.losses.items())
+        losses = "; ".join(f"{way.name} {loss:.3f}" for way, loss in self.losses.items())
         return f"nats per token: {losses}"
 
 

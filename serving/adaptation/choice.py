@@ -1,6 +1,4 @@
-"""Choice: what one request learns from and shows, chosen once for both, and what it starts from;
-and which of these `auto` uses.
-"""
+"""Choice: what one request learns from, shows and starts from, and which of these `auto` uses."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ log = logging.getLogger(__name__)
 
 def decides(request: AdaptationRequest) -> bool:
     """Whether a request leaves to the server what answers: it has the budget `auto` and a corpus,
-    and asks neither for sequences to show nor for a start.
+    and asks neither for sequences to show, nor for a start, nor for a way to train.
     """
     return (
         request.adapts
@@ -45,6 +43,8 @@ def decides(request: AdaptationRequest) -> bool:
         and not request.show
         and request.start is None
         and request.reuse is None
+        and request.strategy is None
+        and request.plan == "sequential"
         and not request.brings_data
         and request.has_probe
     )
@@ -88,6 +88,7 @@ class Choice:
         self.lookup_seconds = self.compare_seconds = 0.0
         self.shown: Shown | None = None
         self.auto: AutoChoice | None = None
+        self._start: StartingPoint | None = None
         self._is_open, self._considers_text = decides(request), False
         self._task: asyncio.Task[Selection] | None = None
         self._found: StartFound | None = None
@@ -127,8 +128,8 @@ class Choice:
         if (asked := await self._number_to_show()) == 0:
             return body
         longer, shown = await prompts.show(body, asked, self.to_show)
-        if self._considers_text and not shown.sequences:
-            # The engine may refuse the request; if not, `decide` compares the models alone.
+        if self._considers_text and not await self._may_show(shown):
+            # `decide` compares the models alone.
             self.request = replace(self.request, show=0)
             return body
         if self._considers_text:
@@ -137,6 +138,12 @@ class Choice:
                 return body
         self.shown = shown
         return longer
+
+    async def _may_show(self, shown: Shown) -> bool:
+        """Whether `auto` may show this: not if there is nothing, since the engine may refuse the
+        request, nor if the corpus is calibrated, which a lookup that took too long does not tell.
+        """
+        return bool(shown.sequences) and (await self.selection()).calibration is None
 
     async def to_show(self) -> list[Source]:
         """The different sequences to show, the most relevant first: of a selection, in the order in
@@ -159,10 +166,11 @@ class Choice:
             NoAdapterError, CorpusError: as `selection`; or the request requires the adapter of a
                 corpus, and it cannot be used.
         """
-        start = await self._start()
-        if self.auto is not None and start.adapter is not None and not self.auto.best.corpus:
+        if self._start is None:
+            self._start = await self._resolve_start()
+        if self.auto is not None and self._start.adapter is not None and not self.auto.best.corpus:
             return StartingPoint(reason=self.auto.fresh_reason)
-        return start
+        return self._start
 
     async def decide(self) -> None:
         """Let `auto` decide, unless it has: where no text of its own choice may be shown."""
@@ -170,58 +178,61 @@ class Choice:
             await self._decide((), 0)
 
     async def _decide(self, text: Sequence[int], context: int) -> None:
-        self._is_open = False
-        started = time.monotonic()
-        try:
-            self.auto = await self._compare(text, context)
-        # The selection is asked for again, and reports or raises its error.
-        except NoAdapterError:
-            pass
-        except Exception:
-            log.exception("`auto` could not compare, and trains an adapter")
-        finally:
-            self.compare_seconds = time.monotonic() - started
-
-    async def _compare(self, text: Sequence[int], context: int) -> AutoChoice | None:
-        """The losses of the prompt from which `auto` decides; None if there is nothing to compare.
+        """Compare what could answer; what could not be compared is left out.
 
         Args:
             text: tokens of the text that may be shown.
             context: largest number of tokens of a prompt.
-
-        Raises:
-            NoAdapterError, CorpusError: as `selection`.
-            OverdueError: the seconds were spent.
         """
+        self._is_open = False
+        started = time.monotonic()
+        try:
+            await self._compare(text, context)
+        # The selection is asked for again, and reports or raises its error; or time was short.
+        except (NoAdapterError, OverdueError):
+            pass
+        except Exception:
+            log.exception("`auto` could not compare all that could answer")
+        finally:
+            self.compare_seconds = time.monotonic() - started
+
+    async def _compare(self, text: Sequence[int], context: int) -> None:
         await self.selection()
-        start, request = await self._start(), self.request
+        start, request = await self.start(), self.request
         weights = start.adapter.weights if start.adapter else None
-        if weights is None and not text:
-            return None
+        # Text alone would leave a request without the adapter that it requires.
+        if weights is None and (not text or request.required):
+            return
         alone = Row.of(request.probe_tokens)
         models = [BASE] if weights is None else [BASE, CORPUS]
         losses = await self._losses(alone, [None, weights][: len(models)])
-        finite = {
-            way: loss for way, loss in zip(models, losses, strict=True) if math.isfinite(loss)
-        }
+        measured = zip(models, losses, strict=True)
+        finite = {way: loss for way, loss in measured if math.isfinite(loss)}
         if BASE not in finite:
-            return None
-        auto = AutoChoice(finite)
-        # Text alone would leave a request without the adapter that it requires.
+            return
+        self.auto = auto = AutoChoice(finite)
         if not text or (request.required and not auto.best.corpus):
-            return auto
+            return
         shown = Way(auto.best.corpus, shown=True)
         after_text = row_after(text, request.probe_tokens, context)
         (loss,) = await self._losses(after_text, [weights if shown.corpus else None])
-        return AutoChoice({**auto.losses, shown: loss}) if math.isfinite(loss) else auto
+        if math.isfinite(loss):
+            self.auto = AutoChoice({**finite, shown: loss})
 
     async def _losses(self, row: Row, adapters: Sequence[bytes | None]) -> list[float]:
-        """The loss of a row under each adapter, within the seconds of the budget."""
+        """The loss of a row under each adapter, within half of the seconds left: the rest is for
+        what follows.
+
+        Raises:
+            OverdueError: it took longer.
+        """
+        left = self._seconds_left()
         comparing = self._trainer.compare([row], adapters)
         with self._enter(Stage.COMPARE):
-            return [loss for (loss,) in await in_time(comparing, self._seconds_left())]
+            half = None if left is None else left / 2
+            return [loss for (loss,) in await in_time(comparing, half, grace=0.0)]
 
-    async def _start(self) -> StartingPoint:
+    async def _resolve_start(self) -> StartingPoint:
         request = self.request
         if request.start == "fresh":
             return StartingPoint(reason="the request asked for it")

@@ -80,7 +80,7 @@ class Adaptation:
 
     @property
     def stage(self) -> Stage:
-        """Where the request is: SELECT, TRAIN, LOAD or ANSWER."""
+        """Where the request is: SELECT, COMPARE, TRAIN, LOAD or ANSWER."""
         return self._stage
 
     @property

@@ -51,7 +51,7 @@ def build_report(
     request, auto = choice.request, choice.auto
     calibration = selection.calibration if selection else None
     seconds = {Stage(name): each for name, each in (selection.seconds if selection else {}).items()}
-    if auto is not None:
+    if choice.compare_seconds > 0:
         seconds[Stage.COMPARE] = choice.compare_seconds
     used, learnt = 0, 0
     if training:

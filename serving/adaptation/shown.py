@@ -151,7 +151,8 @@ def parse_show(value: Any, body: Body, default: int | None) -> int | None:
 
     Args:
         value: what the request asks for; None for the server's default, which does not apply to
-            requests in which nothing can be shown, or which ask for what their own prompt scores.
+            requests in which nothing can be shown, or which ask for the tokens of their prompt or
+            its scores.
         body: body of the request.
         default: the server's default; None to leave it to the corpus.
 
@@ -160,7 +161,8 @@ def parse_show(value: Any, body: Body, default: int | None) -> int | None:
     """
     obstacle = _obstacle(body)
     if value is None:
-        return 0 if obstacle or body.get("prompt_logprobs") is not None else default
+        reads_prompt = body.get("prompt_logprobs") is not None or body.get("return_token_ids")
+        return 0 if obstacle or reads_prompt else default
     if type(value) is not int or not 0 <= value <= MAX_SHOWN:
         raise RequestError(
             f"`adaptation.show` is a whole number of sequences, from 0 to {MAX_SHOWN}"

@@ -64,7 +64,7 @@ class Trains(Protocol):
     async def compare(
         self, rows: Sequence[Row], adapters: Sequence[bytes | None]
     ) -> tuple[tuple[float, ...], ...]:
-        """As `adapters.trainer.Trainer.compare`; waiting for it can be cancelled."""
+        """As `adapters.trainer.Trainer.compare`; cancelling ends it."""
 
     async def give_way(self, seconds: float) -> None:
         """As `adapters.trainer.Trainer.give_way`."""
@@ -97,7 +97,9 @@ class OverdueError(Exception):
     """A stage exceeded the seconds of the budget and the grace."""
 
 
-async def in_time(work: Coroutine[Any, Any, Result], seconds: float | None) -> Result:
+async def in_time(
+    work: Coroutine[Any, Any, Result], seconds: float | None, grace: float = GRACE_SECONDS
+) -> Result:
     """The result of a stage within the seconds left and the grace: its process may hang, or be
     restarting.
 
@@ -107,7 +109,7 @@ async def in_time(work: Coroutine[Any, Any, Result], seconds: float | None) -> R
     task = asyncio.create_task(work)
     # An overdue stage may still raise, which nothing awaits.
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
-    timeout = None if seconds is None else max(0.0, seconds) + GRACE_SECONDS
+    timeout = None if seconds is None else max(0.0, seconds) + grace
     try:
         await asyncio.wait([task], timeout=timeout)
     except asyncio.CancelledError:

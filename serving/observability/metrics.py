@@ -25,9 +25,9 @@ _STEPS = (1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 75, 100, 200)
 _SIGMA = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _GAIN = (-2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 _STAGES = tuple(stage for stage in Stage if stage is not Stage.ANSWER)
-_PLACES = (Stage.SELECT, Stage.TRAIN, Stage.LOAD, Stage.ANSWER)
-# Stop reasons of requests that were not meant to be adapted.
-_UNADAPTED_STOPS = (StopReason.NONE, StopReason.CORPUS)
+_PLACES = (Stage.SELECT, Stage.COMPARE, Stage.TRAIN, Stage.LOAD, Stage.ANSWER)
+# Stop reasons of requests that were not meant to be adapted, or need no adapter.
+_UNADAPTED_STOPS = (StopReason.NONE, StopReason.CORPUS, StopReason.AUTO)
 
 _registered: WeakKeyDictionary[CollectorRegistry, Metrics] = WeakKeyDictionary()
 

@@ -254,8 +254,10 @@ class TrainerWorker:
     async def compare(
         self, rows: Sequence[Row], adapters: Sequence[bytes | None]
     ) -> tuple[tuple[float, ...], ...]:
-        """As `Trainer.compare`."""
-        return await asyncio.to_thread(self._trainer.compare, rows, adapters)
+        """As `Trainer.compare`. Cancelling ends it within a row."""
+        cancelled = threading.Event()
+        compare = asyncio.to_thread(self._trainer.compare, rows, adapters, cancelled)
+        return await wait_until_ended(asyncio.create_task(compare), cancelled)
 
     async def give_way(self, seconds: float) -> None:
         """As `Trainer.give_way`."""

@@ -22,6 +22,9 @@ def format_report(report: dict[str, Any]) -> str:
     if prompt:
         loss = format_prompt_loss(prompt["before"], prompt["after"], prompt["at"], len(sigma) - 1)
         parts.insert(0, loss)
+    if auto := report.get("auto"):
+        losses = "; ".join(f"{way} {loss:.3f}" for way, loss in auto["losses"].items())
+        parts.append(f"loss of the prompt: {losses}")
     if report["degraded"]:
         parts.append(report["degraded"])
     if shown := report.get("shown"):

@@ -71,6 +71,10 @@ export function sourcesInWords({ sources }) {
   return `Learned from ${[...own, ...named].join(", ")}${others ? ` and ${count(others, "other document")}` : ""}.`;
 }
 
+// The losses from which `auto` has decided.
+const lossesInWords = ({ losses }) =>
+  Object.entries(losses).map(([way, loss]) => `${loss.toFixed(2)} (${way})`).join("; ");
+
 const change = ({ before, after }) => `${before.toFixed(2)} \u2192 ${after.toFixed(2)}`;
 
 at("report-close").addEventListener("click", () => at("report-dialog").close());
@@ -89,14 +93,16 @@ export function showReport(report, answering, onRead) {
 
 // Whether the adaptation helped, measured on the prompt, which is never trained on.
 function showBenefit(report) {
-  const { adapted, prompt_loss: loss, shown } = report;
+  const { adapted, auto, prompt_loss: loss, shown } = report;
   at("report-summary").textContent = cost(report);
   at("report-shown").textContent = shown ? `${shownInWords(report)} ${shown.documents.join(", ")}` : "";
   at("helped").hidden = !adapted;
   if (!adapted) return;
   at("helped").textContent = loss
     ? `The prompt itself, which is never trained on, has a loss of ${loss.after.toFixed(2)} with this adapter and of ${loss.before.toFixed(2)} without it.`
-    : "The loss of the prompt itself was not measured: whether this adapter helps is to be judged by its answer.";
+    : auto
+      ? `Loss of the prompt itself, which is never trained on: ${lossesInWords(auto)}.`
+      : "The loss of the prompt itself was not measured: whether this adapter helps is to be judged by its answer.";
 }
 
 function showCurves({ uncertainty, losses, budget, irreducible, sources, prompt_losses: evaluations, prompt_loss: loss }, steps) {

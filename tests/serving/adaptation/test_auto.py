@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,9 @@ class Trainer:
     worker: TrainerWorker
     losses: Sequence[float] = ()
     problem: Exception | None = None
+    # Number of comparisons before the problem; and seconds that a comparison takes.
+    succeeds: int = 0
+    seconds: float = 0.0
     comparisons: list[tuple[Row, list[bytes | None]]] = field(default_factory=list)
     requests: list[TrainingRequest] = field(default_factory=list)
 
@@ -68,7 +72,8 @@ class Trainer:
     ) -> tuple[tuple[float, ...], ...]:
         (row,) = rows
         self.comparisons.append((row, [*adapters]))
-        if self.problem is not None:
+        await asyncio.sleep(self.seconds)
+        if self.problem is not None and len(self.comparisons) > self.succeeds:
             raise self.problem
         if self.losses:
             first = 0 if len(self.comparisons) == 1 else len(self.losses) - 1
@@ -150,7 +155,7 @@ class TestRequests:
         assert report.auto["answers"] == "steps"
         assert report.start is not None
         assert report.start["from"] == "fresh"
-        assert "base 2.000, corpus 2.200, base, shown 1.900" in report.start["reason"]
+        assert "base 2.000; corpus 2.200; base, shown 1.900" in report.start["reason"]
         (training,) = trainer.requests
         assert training.start is None
         assert not training.start_if_better
@@ -186,7 +191,7 @@ class TestRequests:
         assert [adapters for _, adapters in trainer.comparisons] == [[None], [None]]
         assert "keeps itself warm" in str(body)
         assert result.report.reason is not None
-        assert "base 3.000, base, shown 2.500" in result.report.reason
+        assert "base 3.000; base, shown 2.500" in result.report.reason
 
     async def test_where_nothing_may_be_shown_the_models_alone_are_compared(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
@@ -261,6 +266,16 @@ class TestRequests:
         assert len(trainer.comparisons) == len(trainer.requests) == 1
         assert result.report.adapted
 
+    async def test_nothing_is_compared_where_only_text_could_be(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        selector.found = None
+        trainer = Trainer(worker)
+
+        await answer(replace(REQUEST, required=True), selector, trainer, tokenizer)
+
+        assert not trainer.comparisons
+
     async def test_a_comparison_that_fails_leaves_the_steps(
         self,
         selector: Selector,
@@ -275,6 +290,42 @@ class TestRequests:
         assert body == QUESTION
         assert (result.report.adapted, result.report.auto) == (True, None)
         assert "could not compare" in caplog.text
+
+    async def test_text_that_cannot_be_compared_is_not_shown(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker, (3.0, 2.8, 1.0), RuntimeError("no memory"), succeeds=1)
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer)
+
+        assert body == QUESTION
+        assert (result.report.adapter, result.report.stop) == (START.name, "auto")
+
+    async def test_half_of_the_seconds_is_left_for_training(
+        self,
+        selector: Selector,
+        worker: TrainerWorker,
+        tokenizer: Any,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        trainer = Trainer(worker, (3.0, 2.8, 1.0), seconds=1000.0)
+        request = replace(REQUEST, budget=replace(REQUEST.budget, seconds=4.0))
+
+        body, result = await answer(request, selector, trainer, tokenizer)
+
+        assert body == QUESTION
+        assert (len(trainer.comparisons), len(trainer.requests)) == (1, 1)
+        assert result.report.auto is None
+        assert result.report.seconds["compare"] >= 1.0
+        assert not caplog.records
+
+    async def test_the_adapter_that_was_compared_answers(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        await answer(REQUEST, selector, Trainer(worker, (3.0, 2.8, 2.9)), tokenizer)
+
+        # It is not sought again after the comparison: it may have gone by then.
+        assert selector.reads == 1
 
     @pytest.mark.parametrize(
         ("losses", "ways", "answers"),
@@ -322,6 +373,8 @@ class TestRequests:
         {"show": 4},
         {"start": "corpus"},
         {"start": "fresh"},
+        {"strategy": "nn"},
+        {"plan": "batched"},
         {"reuse": "conversation"},
         {"texts": ("a text",)},
         {"examples": (Example(({"role": "user", "content": "a"},)),)},

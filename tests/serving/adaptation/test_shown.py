@@ -350,5 +350,6 @@ def test_the_servers_default_does_not_apply_to_requests_that_can_show_nothing() 
     assert parse_show(0, {"prompt": "ants"}, 4) == 0
     assert parse_show(None, echoing, 4) == 0
     assert parse_show(0, echoing, 4) == 0
-    scoring = {"prompt": "ants", "prompt_logprobs": 0}
-    assert [parse_show(value, scoring, 4) for value in (None, 2)] == [0, 2]
+    for option in ({"prompt_logprobs": 0}, {"return_token_ids": True}):
+        reading = {"prompt": "ants", **option}
+        assert [parse_show(value, reading, 4) for value in (None, 2)] == [0, 2]

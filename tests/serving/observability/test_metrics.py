@@ -91,6 +91,11 @@ def test_training_that_raises_the_loss_has_a_negative_gain() -> None:
             ),
             "unadapted",
         ),
+        # With text in its prompt, the base model needed no adapter.
+        (
+            replace(REPORT, adapted=False, stop=StopReason.AUTO, losses=(), uncertainty=(1.0,)),
+            "unadapted",
+        ),
         (
             replace(REPORT, adapted=False, stop=StopReason.SECONDS, losses=(), uncertainty=(1.0,)),
             "failed",

@@ -99,6 +99,12 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
         terminal.close()
 
 
+def test_the_losses_that_auto_has_decided_by_are_in_the_line() -> None:
+    auto = {"answers": "corpus", "losses": {"base": 2.5, "corpus": 2.25}}
+
+    assert "loss of the prompt: base 2.500; corpus 2.250" in format_report({**REPORT, "auto": auto})
+
+
 def test_a_report_is_one_line() -> None:
     assert format_report(REPORT) == _REPORT_LINE
 
