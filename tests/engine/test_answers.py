@@ -14,6 +14,7 @@ import pytest
 from adapters.early_stopping import FIRST_INTERVAL, PATIENCE, has_stalled
 from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
+from serving.adaptation.auto import MIN_FALL_OF_BASE
 from serving.http import response
 from serving.workers.corpora import CorporaWorker
 from tests.engine.conftest import Server
@@ -70,10 +71,33 @@ async def test_budget_none_is_answered_by_the_base_model(server: Server) -> None
     assert reply.headers["compute-spent"].startswith("steps=0")
 
 
+async def test_without_a_header_text_that_helps_the_prompt_comes_before_training(
+    server: Server,
+) -> None:
+    body = {"model": "nano", "prompt": PROMPT, "max_tokens": 1}
+    async with server.client() as client:
+        reply = await client.post("/v1/completions", json=body)
+        plain = await client.post("/v1/completions", headers={"Compute-Budget": "none"}, json=body)
+    report = reply.json()["adaptation"]
+    losses = report["auto"]["losses"]
+    assert losses["base, shown"] <= (1 - MIN_FALL_OF_BASE) * losses["base"]
+    assert (report["auto"]["answers"], report["stop"]) == ("base, shown", "auto")
+    assert (report["adapted"], report["spent"]["steps"]) == (False, 0)
+    longer, shorter = (each.json()["usage"]["prompt_tokens"] for each in (reply, plain))
+    assert longer == shorter + report["shown"]["tokens"]
+
+
 async def test_without_a_header_the_default_budget_stops_adaptively(server: Server) -> None:
     async with server.client() as client:
         reply = await client.post(
-            "/v1/completions", json={"model": "nano", "prompt": PROMPT, "max_tokens": 1}
+            "/v1/completions",
+            # A named strategy asks for a training.
+            json={
+                "model": "nano",
+                "prompt": PROMPT,
+                "max_tokens": 1,
+                "adaptation": {"strategy": "sift"},
+            },
         )
     report = reply.json()["adaptation"]
     assert report["adapted"] is True
