@@ -98,10 +98,15 @@ class OverdueError(Exception):
 
 
 async def in_time(
-    work: Coroutine[Any, Any, Result], seconds: float | None, grace: float = GRACE_SECONDS
+    work: Coroutine[Any, Any, Result], seconds: float | None, grace: float | None = None
 ) -> Result:
     """The result of a stage within the seconds left and the grace: its process may hang, or be
     restarting.
+
+    Args:
+        work: the stage.
+        seconds: seconds left; None without a limit.
+        grace: seconds beyond these; None for GRACE_SECONDS.
 
     Raises:
         OverdueError: it exceeded them.
@@ -109,6 +114,7 @@ async def in_time(
     task = asyncio.create_task(work)
     # An overdue stage may still raise, which nothing awaits.
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    grace = GRACE_SECONDS if grace is None else grace
     timeout = None if seconds is None else max(0.0, seconds) + grace
     try:
         await asyncio.wait([task], timeout=timeout)
