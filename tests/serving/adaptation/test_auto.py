@@ -34,6 +34,7 @@ from serving.adaptation.shown import Body, PromptBuilder
 from serving.adaptation.starts import Starts
 from serving.budget import AUTO, INSTANT
 from serving.errors import AdaptationFailedError
+from serving.report import Stage
 from serving.workers.stages import TrainerWorker
 from tests.serving.adaptation.test_pipeline import Loads
 from tests.serving.adaptation.test_shown import count_words
@@ -316,7 +317,7 @@ class TestRequests:
         assert body == QUESTION
         assert (len(trainer.comparisons), len(trainer.requests)) == (1, 1)
         assert result.report.auto is None
-        assert result.report.seconds["compare"] >= 1.0
+        assert result.report.seconds[Stage.COMPARE] >= 1.0
         assert not caplog.records
 
     async def test_the_adapter_that_was_compared_answers(
