@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from adapters.model.row import Row
@@ -165,8 +165,9 @@ class StoredCorpus:
         plan = await self._call(AdapterTraining.plan, shape, options.parts, fresh=options.fresh)
         info = (await self._call(AdapterTraining.status, shape)).info
         if info is None or options.fresh or info.shape.mismatch(shape) is not None:
-            begun = Checkpoint(plan, self._recipe.rates, passes=options.passes)
-            return replace(begun, fresh=options.fresh).begun()
+            return Checkpoint(
+                plan, self._recipe.rates, passes=options.passes, fresh=options.fresh
+            ).begun()
         names = tuple(part.name for part in info.parts)
         rate = info.learning_rate / self._recipe.learning_rate
         passes = options.passes or info.passes

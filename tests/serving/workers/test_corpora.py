@@ -87,7 +87,7 @@ def turnstile(words: Embedder) -> Turnstile:
 
 
 class Held:
-    """A turnstile that holds whoever comes in, once, until it is let go."""
+    """A turnstile that holds its callers until it is let go."""
 
     def __init__(self, turnstile: Turnstile) -> None:
         self.reached, self._free = asyncio.Event(), threading.Event()
