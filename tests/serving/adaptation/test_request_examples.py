@@ -139,6 +139,11 @@ def test_the_prompts_loss_ends_the_training_only_where_the_prompt_is_adapted_to(
             {"examples": [{"messages": [{"role": "owner", "content": "x"}] * 2}]},
             "^example 1 .* `role` is one of",
         ),
+        ({"examples": [PAIR, {**PAIR, "completion": ""}]}, "^example 2 .* neither text nor tool"),
+        (
+            {"examples": [{"messages": [{"role": "tool", "content": "4"}, CHAT["messages"][-1]]}]},
+            "^example 1 .* answers no call",
+        ),
         ({"texts": []}, "texts` is a list of texts"),
         ({"texts": "Three is a number."}, "texts` is a list of texts"),
         ({"texts": ["x"] * 5}, "texts` has 5 entries; this server takes 4"),
