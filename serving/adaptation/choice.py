@@ -27,6 +27,7 @@ from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder, Shown
 from serving.adaptation.stages import OverdueError, Result, Selects, Trains, in_time
 from serving.adaptation.starts import StartingPoint, Starts
+from serving.observability.logs import log_failure
 from serving.report import Stage, StopReason
 
 log = logging.getLogger(__name__)
@@ -191,8 +192,8 @@ class Choice:
         # The selection is asked for again, and reports or raises its error; or time was short.
         except (NoAdapterError, OverdueError):
             pass
-        except Exception:
-            log.exception("`auto` could not compare all that could answer")
+        except Exception as problem:
+            log_failure(log, "`auto` could not compare all that could answer", problem)
         finally:
             self.compare_seconds = time.monotonic() - started
 

@@ -33,6 +33,7 @@ from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
 from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
+from serving.observability.logs import log_failure
 from serving.observability.tracing import span
 from serving.report import AdaptationReport, Stage, StopReason
 
@@ -174,8 +175,8 @@ class Adaptation:
         except Exception as problem:
             is_ours = not is_the_clients(problem) and not isinstance(problem, AdaptationFailedError)
             # Notes are for the log, even those of a client's mistake.
-            if is_ours or hasattr(problem, "__notes__"):
-                log.exception("an adaptation failed")
+            if not is_the_clients(problem) or hasattr(problem, "__notes__"):
+                log_failure(log, "an adaptation failed", problem)
             if is_ours and not self._request.required:
                 self._result = self._fall_back(NoAdapterError(FAILED, StopReason.FAILED))
             else:
@@ -298,7 +299,7 @@ class Adaptation:
             # Without the adapter of a corpus, `_run` decides what happens.
             if start.adapter is None or isinstance(problem, NoAdapterError):
                 raise
-            log.exception("a training failed")
+            log_failure(log, "a training failed", problem)
             raise NoAdapterError(FAILED, StopReason.FAILED, selection) from None
 
     @contextmanager

@@ -60,7 +60,7 @@ from serving.http.routing import Route, RouteTable
 from serving.http.unsupported import COMPLETIONS, check_supported
 from serving.http.vector_stores.adapter_routes import AdapterRoutes
 from serving.http.vector_stores.routes import VectorStoreRoutes
-from serving.observability.logs import REQUEST_ID, log_request
+from serving.observability.logs import REQUEST_ID, log_failure, log_request
 from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
 
@@ -70,6 +70,8 @@ log = logging.getLogger(__name__)
 _ADAPTATION: ContextVar[Adaptation | None] = ContextVar("adaptation", default=None)
 
 HEALTH = "/health"
+# Seconds that the trainings of corpora have to end with the server.
+_END_SECONDS = 5.0
 # Status in logs and metrics of a request whose client left before it was answered.
 _CLIENT_LEFT = 499
 
@@ -143,6 +145,12 @@ class Gateway:
             },
         )
 
+    async def end(self) -> None:
+        """End the trainings of corpora; another process goes on with them. A stage may be gone."""
+        if self._trainings is not None:
+            self._training.cancel()
+            await asyncio.wait([self._training], timeout=_END_SECONDS)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         match scope["type"]:
@@ -178,7 +186,7 @@ class Gateway:
                 await self._routes(scope, receive, answer)
             except Exception as problem:
                 if not is_the_clients(problem):
-                    log.exception("a request failed")
+                    log_failure(log, "a request failed", problem)
                 if isinstance(problem, BusyError):
                     self._metrics.observe_rejection(problem)
                 if status == _CLIENT_LEFT:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Send
 
-from serving.errors import in_full, in_openais_shape, is_the_clients, more_headers, to_http
+from serving.errors import in_openais_shape, more_headers, to_http
 from serving.http.body import send_json
 from serving.http.openai_compat import conform, with_model
 from serving.report import AdaptationReport
@@ -160,8 +160,6 @@ class ResponseWriter:
             edited = self._edit_events(body)
             await self._send(message if edited is body else {**message, "body": edited})
         elif self._adaptation is not None and (problem := self._adaptation.problem) is not None:
-            if not is_the_clients(problem):
-                log.error("the request failed: %s", in_full(problem))
             await self._fail(problem)
         else:
             self._held += message.get("body", b"")
