@@ -247,9 +247,14 @@ class FaultRun:
         with contextlib.suppress(psutil.NoSuchProcess):
             target.send_signal(signal.SIGKILL if kind in KILLED else signal.SIGSTOP)
         if await self._wait_until_recovered(client, name, target):
-            for process in processes[1:] if kind == "node" else [target]:
-                if _is_alive(process):
-                    self._record_leak("processes", f"{process.pid} outlived its {kind}")
+            ending = processes[1:] if kind == "node" else [target]
+            # Ray lets a stage that has failed its health checks end by itself before it kills it,
+            # which a stopped one cannot.
+            until = time.monotonic() + IDLE_WAIT_SECONDS
+            while any(map(_is_alive, ending)) and time.monotonic() < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            for process in filter(_is_alive, ending):
+                self._record_leak("processes", f"{process.pid} outlived its {kind}")
 
     async def _inject(self, injection: Injection, client: httpx.AsyncClient) -> None:
         self._counts.injected += 1
