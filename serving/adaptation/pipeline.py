@@ -1,8 +1,7 @@
 """Adaptation: the pipeline of one request: select, train, load, answer, discard.
 
 The engine asks for the adapter once vLLM has validated the request; the gateway discards it when
-the answer has ended, failed or been abandoned. The pipeline knows the three stages by their
-protocols, not where they run: in this process, or as Ray deployments.
+the answer has ended, failed or been abandoned. The pipeline does not know where the stages run.
 
 A request never loses its adaptation silently: the report says why the base model answered, or the
 adapter of its corpus as it was. A request that requires an adapter, and gets none, fails.
@@ -21,6 +20,7 @@ from adapters.adapter import Adapter
 from adapters.training import TrainingProgress, TrainingResult, TrainingStop
 from selection.access import OPERATOR, Principal
 from selection.selector import Selection
+from serving.adaptation.auto import COMPARING
 from serving.adaptation.choice import Choice
 from serving.adaptation.fallback_reasons import FAILED, NoAdapterError, no_step_reason
 from serving.adaptation.reporting import AdaptationResult, build_report, describe_progress
@@ -67,8 +67,7 @@ class Adaptation:
     ) -> None:
         self._request, self._turn, self._examples = request, turn, examples
         self._trainer, self._engine, self._starts = trainer, engine, starts
-        self._on_fallback = on_fallback
-        self._arrived = time.monotonic()
+        self._on_fallback, self._arrived = on_fallback, time.monotonic()
         self._choice = Choice(
             request, selector, trainer, starts, principal, self._seconds_left, self._enter
         )
@@ -87,7 +86,7 @@ class Adaptation:
     @property
     def progress(self) -> str:
         """The progress of the adaptation, in words for the client."""
-        return self._progress
+        return COMPARING if self._stage is Stage.COMPARE else self._progress
 
     @property
     def report(self) -> AdaptationReport | None:
