@@ -15,7 +15,8 @@ import { acceptDrops, addDocuments } from "./uploads.js";
 const KEY = "mayfly-key";
 const CLOSED = "The page was closed before the answer was complete."; // stored until it is complete
 
-let model = null; // the entry of /v1/models
+let models = []; // what /v1/models lists
+let model = null; // the first of them
 let conversation = newConversation();
 const deleted = new Set(); // ids of conversations, one of which may still be answered
 let running = null; // the AbortController of the current answers
@@ -154,10 +155,11 @@ function swap(from, to) {
 async function load() {
   at("retry").hidden = true;
   try {
-    [model] = (await get("v1/models", key())).data;
+    models = (await get("v1/models", key())).data;
+    [model] = models;
     at("model").textContent = model.id;
     applyModel(model);
-    await loadCorpora(key(), model.adaptation.corpus);
+    await loadCorpora(key(), models);
     announce("");
   } catch (problem) {
     if (problem.status === 401) {
@@ -170,7 +172,11 @@ async function load() {
 }
 
 async function add(files) {
-  await addDocuments(files, { key: key(), hasDefault: model?.adaptation.corpus });
+  if (!model) {
+    announce("The server has not answered yet.");
+    return;
+  }
+  await addDocuments(files, { key: key(), models });
   at("files").value = "";
 }
 
@@ -264,8 +270,8 @@ at("corpus-delete").addEventListener("click", async () => {
   if (!confirm(`Delete the corpus "${own.name}" and its documents?`)) return;
   try {
     await deleteCorpus(own, key());
+    await loadCorpora(key(), models);
     announce(`${own.name} was deleted.`);
-    await loadCorpora(key(), model.adaptation.corpus);
   } catch (problem) {
     announce(problem.message);
   }

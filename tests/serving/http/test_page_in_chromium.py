@@ -186,3 +186,12 @@ async def test_a_training_from_the_adapter_of_a_corpus_says_so(page: Any) -> Non
         "has a loss of 2.25 with this adapter and of 2.50 with the adapter of the corpus"
     ).is_visible()
     assert await dialog.get_by_text("Chosen by nearest neighbours.").is_visible()
+
+
+async def test_a_corpus_with_an_adapter_is_named(page: Any) -> None:
+    hint = page.get_by_text("It has an adapter, which Instant and Auto use.")
+    assert await hint.is_visible()
+
+    await page.get_by_label("Learn from").select_option("new")
+
+    assert await hint.is_hidden()
