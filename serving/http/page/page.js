@@ -13,6 +13,7 @@ import { addTurn, isSend, offerActions, removeLast, scrollToEnd, showThread, wit
 import { acceptDrops, addDocuments } from "./uploads.js";
 
 const KEY = "mayfly-key";
+const SMALL = matchMedia("(max-width: 44rem), (max-height: 42rem)"); // windows that the options would fill
 const CLOSED = "The page was closed before the answer was complete."; // stored until it is complete
 
 let models = []; // what /v1/models lists
@@ -129,9 +130,11 @@ function removeConversation(each) {
 }
 
 function openMenu(isOpen) {
+  const leaves = !isOpen && at("menu").contains(document.activeElement);
   at("menu").classList.toggle("open", isOpen);
   at("menu-open").setAttribute("aria-expanded", String(isOpen));
   if (isOpen) at("new").focus();
+  else if (leaves) at("menu-open").focus();
 }
 
 function openOptions(isOpen) {
@@ -199,7 +202,7 @@ at("ask").addEventListener("submit", (event) => {
   }
   at("prompt").value = "";
   grow();
-  openOptions(false);
+  if (SMALL.matches) openOptions(false);
   send(prompt);
 });
 at("prompt").addEventListener("keydown", (event) => {
@@ -214,6 +217,9 @@ function grow() {
   at("prompt").style.height = `${at("prompt").scrollHeight + 2}px`;
 }
 
+// The height of what covers the end of the window, for chat.css.
+new ResizeObserver(() => document.documentElement.style.setProperty("--ask", `${at("ask").offsetHeight}px`)).observe(at("ask"));
+
 at("prompt").addEventListener("input", grow);
 addEventListener("resize", grow);
 at("stop").addEventListener("click", () => running?.abort());
@@ -223,6 +229,7 @@ at("examples").addEventListener("input", () => update(true));
 at("corpus").addEventListener("change", updateChoice);
 at("curl").addEventListener("click", () => copy("curl", asCurl(currentRequest(), key())));
 at("python").addEventListener("click", () => copy("Python", asPython(currentRequest(), key())));
+SMALL.addEventListener("change", () => openOptions(!SMALL.matches));
 at("options-toggle").addEventListener("click", () => openOptions(!at("options").classList.contains("open")));
 at("settings-open").addEventListener("click", () => {
   at("forget").hidden = !key();
@@ -281,5 +288,7 @@ acceptDrops(add);
 addEventListener("storage", ({ key: name }) => isConversation(name) && listConversations());
 
 restore();
+openOptions(!SMALL.matches);
+grow();
 listConversations();
 load();

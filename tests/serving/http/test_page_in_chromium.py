@@ -195,3 +195,47 @@ async def test_a_corpus_with_an_adapter_is_named(page: Any) -> None:
     await page.get_by_label("Learn from").select_option("new")
 
     assert await hint.is_hidden()
+
+
+async def test_the_window_follows_the_adapted_answer_and_shows_what_is_sent_at_its_top(
+    page: Any,
+) -> None:
+    where = "element => element.getBoundingClientRect().toJSON()"
+    report = report_of(AutoChoice({BASE: 3.0, CORPUS: 2.5}))
+
+    await ask(page, report, "word " * 3000)
+
+    prompt_top = (await page.locator("#ask").evaluate(where))["top"]
+    adapted = await article(page, "Adapted").evaluate(where)
+    assert adapted["top"] < 0
+    assert adapted["bottom"] <= prompt_top + 1
+    await ask(page, report)
+    header = await page.locator("header").evaluate(where)
+    sent = await page.locator("#thread > li").last.evaluate(where)
+    assert header["bottom"] <= sent["top"] < header["bottom"] + 40
+
+
+async def test_a_small_window_shows_the_options_only_when_they_are_wanted(page: Any) -> None:
+    budget, options = page.get_by_role("radio", name="Auto"), page.get_by_role("button", name="Opt")
+    assert await budget.is_visible()
+    await options.click()
+    assert await budget.is_hidden()
+    await options.click()
+
+    await page.set_viewport_size({"width": 1280, "height": 600})
+    await budget.wait_for(state="hidden")
+    await options.click()
+    await ask(page, report_of(AutoChoice({BASE: 3.0, CORPUS: 2.5})))
+
+    assert await budget.is_hidden()
+    assert await options.get_attribute("aria-expanded") == "false"
+
+
+async def test_the_focus_returns_to_the_button_that_has_opened_the_menu(page: Any) -> None:
+    await page.set_viewport_size({"width": 360, "height": 740})
+    opens = page.get_by_role("button", name="Conversations")
+
+    await opens.click()
+    await page.keyboard.press("Escape")
+
+    assert await opens.evaluate("element => element === document.activeElement")
