@@ -51,7 +51,7 @@ export class Panel {
     const doing = this.side === "adapted" ? "preparing the answer" : "waiting for the server";
     const show = () => {
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
-      this.waiting.textContent = this.steps ?? `${doing}, ${seconds} seconds`;
+      this.waiting.textContent = this.steps || `${this.stage || doing}, ${seconds} seconds`;
     };
     show();
     this.clock = setInterval(show, 100);
@@ -61,7 +61,8 @@ export class Panel {
   showProgress(comment) {
     const step = /step (\d+) of (\d+)/.exec(comment);
     if (step) [this.bar.value, this.bar.max] = [Number(step[1]), Number(step[2])];
-    this.steps = comment.replace(/^adapting:? ?/, "") || undefined;
+    const words = comment.replace(/^adapting:? ?/, "");
+    [this.steps, this.stage] = step ? [words, ""] : ["", words];
   }
 
   /** @param {Answer} answer */
