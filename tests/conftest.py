@@ -36,17 +36,6 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.sched_setaffinity(0, _cores[int(worker.removeprefix("gw")) % len(_cores) :: _count])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what `pytest --dist loadgroup` must not spread over processes: the tests that
-    share an engine, and else those of a module, which may share its fixtures.
-    """
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shares_engine = "engine" in item.path.parts and "server" in fixtures
-        group = "engine" if shares_engine else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 class WordEmbedder:
     """A real, tiny embedder: each word has a direction of its own, a text is the unit sum of its
     words.
