@@ -223,7 +223,7 @@ def test_a_client_that_disconnects_during_training_frees_the_trainer(running: Ru
                 f"{running.url}/v1/completions",
                 headers={"Compute-Budget": "steps=50"},
                 json={"model": "nano", "prompt": "class A:\n", "max_tokens": 4},
-                timeout=0.5,
+                timeout=0.3,
             )
     in_training = re.compile(r'mayfly_requests_in_stage\{.*stage="train"\} [1-9]')
     _wait_until(lambda: not in_training.search(httpx.get(f"{running.url}/metrics").text))
@@ -425,7 +425,7 @@ def test_an_engine_that_dies_while_it_loads_an_adapter_is_reported_and_replaced(
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "engine_restarting"
     _wait_until(lambda: "POST /v1/completions 503" in running.stderr.read_text())
-    assert "DownError: the engine has stopped" in running.stderr.read_text()
+    assert "the engine has stopped" in running.stderr.read_text()
     assert "ray" not in running.stderr.read_text().split("ready", 1)[1].lower()
 
     def is_adapted() -> bool:
