@@ -140,9 +140,8 @@ def main() -> None:
         workers=1,
         threads=1,
     )
-    measured_at = study.journal.once(
-        "origin", lambda: {key: source[key] for key in ("command", "commit")}
-    )
+    # The tables may be made again later.
+    measured_at = study.journal.once("commit", lambda: source["commit"])
     held_out = study.prepare(cases, limit)
     if options.prepare:
         return
