@@ -48,7 +48,7 @@ SIZE = Size(
     per_document=1,
     prefix=384,
     suffix=96,
-    corpus_bytes=50_000,
+    corpus_bytes=40_000,
     kernel_domains=(),
 )
 # Has the costs of the engine, which depend on the model and on no text.
@@ -62,7 +62,6 @@ _SOURCES = (
     "serving/budget.py",
     "benchmarks/auto_defaults/domains.*",
     *(f"benchmarks/auto_defaults/{name}.py" for name in ("runner", "ways")),
-    "benchmarks/corpus_adapters/quality.py",
     *(f"benchmarks/proof_of_gain/{name}.py" for name in ("auto", "cases", "copies", "splits")),
     "benchmarks/quality/passages.py",
 )

@@ -1,13 +1,14 @@
 """Runner: measures the ways to answer a passage, in a process of its own.
 
 What is chosen, its form and the loss of the prompt's end are the server's own: of each way, what
-`auto` would compare. Seconds are those of the processor, which other work on the machine does not
-change; the process has one thread.
+`auto` would compare. The suffix is scored in the trainer's own precision, too. Seconds are those of
+the processor, which other work on the machine changes little; the process has one thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
@@ -15,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from transformers import AutoTokenizer
+
+from adapters import Trainer
 from adapters.model.row import Row as ScoredRow
 from benchmarks.auto_defaults.ways import COUNTS, MODELS, STRATEGIES, Text, Way
 from benchmarks.corpus_adapters.arms import Strategy
-from benchmarks.corpus_adapters.learning import open_selector
-from benchmarks.corpus_adapters.quality import Answer, ResidentModel
+from benchmarks.corpus_adapters.learning import open_selector, trainer_config
 from benchmarks.proof_of_gain.auto import TrainerStage, prompt_lengths
 from benchmarks.proof_of_gain.copies import share_of_copies
 from benchmarks.quality.passages import Passage
@@ -46,10 +49,12 @@ class WaysRunner:
     """
 
     def __init__(self, model: str, home: Path, prefix: int) -> None:
-        self._resident = ResidentModel(model, prefix)
+        self._trainer = Trainer(trainer_config(model))
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self._prefix = prefix
         self._chooser = open_selector(home, model)
         self._selector = SelectorWorker(self._chooser.config, embedder=self._chooser.embedder)
-        self._trainer = TrainerStage(self._resident.trainer)
+        self._compares = TrainerStage(self._trainer)
         self._starts = Starts(self._selector, model)
         self._loop = asyncio.Runner()
         self._known: set[str] = set()
@@ -63,15 +68,15 @@ class WaysRunner:
         return self._loop.run(self._measure(passage, corpus))
 
     async def _measure(self, passage: Passage, corpus: str) -> dict[str, Any]:
-        prompt = passage.tokens[: self._resident.prefix]
+        prompt = passage.tokens[: self._prefix]
         body = {"prompt": [*prompt], "max_tokens": len(passage.tokens) - len(prompt)}
         terms = Terms(AUTO, LIMITS, corpus)
-        request = parse_adaptation_request({**body}, "auto", None, terms, self._resident.tokenizer)
+        request = parse_adaptation_request({**body}, "auto", None, terms, self._tokenizer)
         if corpus not in self._known:
             # A server has it open already, and its adapter in memory.
             self._known.add(corpus)
             await self._chosen(request, STRATEGIES[0])
-        scores = _Scores(self._resident, passage, body, request.probe_tokens)
+        scores = _Scores(self._trainer, self._tokenizer, passage, body, request.probe_tokens)
         ways: dict[str, dict[str, float]] = {}
         choosing: dict[str, float] = {}
         weights: dict[str, bytes | None] = {"base": None}
@@ -100,7 +105,7 @@ class WaysRunner:
         choice = Choice(
             asked,
             self._selector,
-            self._trainer,
+            self._compares,
             self._starts,
             OPERATOR,
             lambda: None,
@@ -116,10 +121,18 @@ class _Scores:
     """The scores of the answers to one passage; equal prompts are scored once."""
 
     def __init__(
-        self, resident: ResidentModel, passage: Passage, body: Body, probe: Sequence[int]
+        self,
+        trainer: Trainer,
+        tokenizer: Any,
+        passage: Passage,
+        body: Body,
+        probe: Sequence[int],
     ) -> None:
-        self._resident, self._passage, self._body, self._probe = resident, passage, body, probe
-        self._builder = PromptBuilder(resident.context, resident.tokenizer, prompt_lengths)
+        self._trainer, self._body, self._probe = trainer, body, probe
+        self._scored = passage.tokens[len(body["prompt"]) :]
+        self._bytes = len(passage.suffix.encode())
+        self._context = trainer.base.context
+        self._builder = PromptBuilder(self._context, tokenizer, prompt_lengths)
         self._known: dict[tuple[bytes | None, tuple[int, ...]], dict[str, float]] = {}
 
     async def of(self, weights: bytes | None, sources: Sequence[Source]) -> dict[str, float]:
@@ -133,11 +146,11 @@ class _Scores:
         key = weights, prompt
         if key not in self._known:
             text = self._builder.tokens(shown)
-            row = row_after(text, self._probe, self._resident.context)
+            row = row_after(text, self._probe, self._context)
             seconds, loss = self._loss(row, weights)
-            bits = self._resident.bits(self._passage, Answer(prompt, weights))
+            nats = self._trainer.nats([*prompt, *self._scored], len(prompt), weights)
             self._known[key] = {
-                "bits": round(bits, 5),
+                "bits": round(nats / math.log(2) / self._bytes, 5),
                 "loss": round(loss, 6),
                 "seconds": round(seconds, 4),
                 "tokens": len(prompt),
@@ -146,7 +159,7 @@ class _Scores:
 
     def _loss(self, row: ScoredRow, weights: bytes | None) -> tuple[float, float]:
         started = time.process_time()
-        ((loss,),) = self._resident.trainer.compare([row], [weights])
+        ((loss,),) = self._trainer.compare([row], [weights])
         return time.process_time() - started, loss
 
 
