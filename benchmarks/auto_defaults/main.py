@@ -5,15 +5,16 @@ prompt's end, with the base model and with the adapter of the corpus, each alone
 and eight sequences in the prompt, chosen by SIFT or the nearest. From these follows what each rule
 would have answered with. Nothing is trained for a request.
 
-An interrupted run of the same code goes on. Everything takes one core.
+An interrupted run of the same code goes on. Every training and every passage takes one core.
 
-    python -m benchmarks.auto_defaults.main [--model smollm2] [--seconds 3600] [--prepare] [--json]
-    [--out benchmarks/results/auto-defaults.json]
+    python -m benchmarks.auto_defaults.main [--model smollm2] [--seconds 3600] [--workers 2]
+    [--prepare] [--json] [--out benchmarks/results/auto-defaults.json]
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, replace
@@ -120,6 +121,7 @@ def _parser() -> ArgumentParser:
     add("--model", default="smollm2", help="the model (default: %(default)s)")
     add("--seconds", type=float, help="limit of the run")
     add("--passages", type=int, default=SIZE.passages, help="of a domain (default: %(default)s)")
+    add("--workers", type=int, default=1, help="processes, one core each (default: 1)")
     add("--prepare", action="store_true", help="make and train the corpora only")
     return parser
 
@@ -136,7 +138,7 @@ def main() -> None:
         CACHE / f"auto-defaults-{key[:12]}",
         ("corpus",),
         lambda name, home: hold_out(cases[name], size, model, home),
-        workers=1,
+        workers=options.workers,
         threads=1,
     )
     # The tables may be made again later.
@@ -146,6 +148,8 @@ def main() -> None:
         return
     runner = partial(WaysRunner, model, study.homes["corpus"], size.prefix)
     measured = study.measure(held_out, runner, limit)
+    if not measured:
+        sys.exit("nothing was measured: run the same command again, it goes on")
     rows = [{"domain": name, "document": of.name, **found} for name, of, found in measured]
     costs = _first_token(model)
     first_token = FirstToken(costs["fixed"], costs["per_token"], costs["load"])
@@ -154,7 +158,7 @@ def main() -> None:
         **source,
         "measured_at": measured_at,
         "model": Path(options.model).name,
-        "threads": 1,
+        "workers": options.workers,
         "size": asdict(size),
         "first_token": costs,
         "overlap": study.journal.once("overlap", lambda: _overlap(held_out)),

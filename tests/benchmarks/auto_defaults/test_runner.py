@@ -39,7 +39,6 @@ def test_each_way_is_scored_with_what_the_server_shows(
     with pytest.raises(RuntimeError, match="no request starts from corpus"):
         runner.measure(made.passages[0], corpus)
     train_corpus(tmp_path / "corpora", corpus, Trainer(trainer_config(nano)), trained_shape(nano))
-    runner = WaysRunner(nano, tmp_path, _CUT.prefix)
 
     measured = runner.measure(made.passages[0], corpus)
 
