@@ -314,6 +314,8 @@ def parse_adaptation_request(
     if show is None and (corpus is None or budget.steps == 0):
         # A budget without steps asks for the base model, not for retrieval.
         show = 0
+    if corpus is None and not texts and 0 < len(examples) <= (show or 0):
+        shows_chosen = False  # there is nothing to choose
     request = AdaptationRequest(
         prompts=prompts,
         budget=budget,

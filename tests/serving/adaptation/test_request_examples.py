@@ -100,6 +100,23 @@ def test_leave_one_out_shows_all_examples_unless_the_request_says_how_many(
     ]
 
 
+@pytest.mark.parametrize("budget", ["none", "steps=2"])
+def test_all_examples_are_shown_in_their_order_where_all_may_be(
+    tokenizer: Any, budget: str
+) -> None:
+    options: dict[str, Any] = {"examples": [PAIR, CHAT], "examples_as": "single"}
+    more: list[dict[str, Any]] = [{}, {"show": 1}, {"texts": ["Three."]}, {"corpus": "mine"}]
+
+    requests = [parse(tokenizer, budget, **{**options, "show": 3, **each}) for each in more]
+
+    assert [(each.show, each.shows_chosen) for each in requests] == [
+        (3, False),
+        (1, True),
+        (3, True),
+        (3, True),
+    ]
+
+
 @pytest.mark.parametrize("brought", [{"examples": [PAIR]}, {"texts": ["Three is a number."]}])
 def test_a_request_adapts_to_what_it_brings_without_a_corpus(
     tokenizer: Any, brought: dict[str, Any]
