@@ -120,7 +120,12 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("--model", default="smollm2", help="the model (default: %(default)s)")
     add("--seconds", type=float, help="limit of the run")
-    add("--passages", type=int, default=SIZE.passages, help="of a domain (default: %(default)s)")
+    add(
+        "--passages",
+        type=int,
+        default=SIZE.passages,
+        help="per domain (default: %(default)s)",
+    )
     add("--workers", type=int, default=1, help="processes, one core each (default: 1)")
     add("--prepare", action="store_true", help="make and train the corpora only")
     return parser

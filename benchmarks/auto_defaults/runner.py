@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -81,9 +81,7 @@ class WaysRunner:
         choosing: dict[str, float] = {}
         weights: dict[str, bytes | None] = {"base": None}
         for strategy in STRATEGIES:
-            choosing[strategy], (sources, adapter) = await _timed(
-                lambda: self._chosen(request, strategy)  # noqa: B023
-            )
+            choosing[strategy], (sources, adapter) = await _timed(self._chosen(request, strategy))
             weights["corpus"] = adapter
             texts = [Text(count, strategy) for count in COUNTS]
             for text in [None, *texts] if strategy == STRATEGIES[0] else texts:
@@ -163,7 +161,7 @@ class _Scores:
         return time.process_time() - started, loss
 
 
-async def _timed(work: Callable[[], Awaitable[_Result]]) -> tuple[float, _Result]:
+async def _timed(work: Awaitable[_Result]) -> tuple[float, _Result]:
     started = time.process_time()
-    result = await work()
+    result = await work
     return time.process_time() - started, result

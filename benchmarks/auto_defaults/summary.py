@@ -1,4 +1,4 @@
-"""What the rows come to: ways and rules with intervals, and SIFT beside the nearest sequences.
+"""Summary of the rows: ways and rules with intervals, and SIFT beside the nearest sequences.
 
 Intervals are of 90 %, over documents.
 """
@@ -6,7 +6,7 @@ Intervals are of 90 %, over documents.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import mean
 from typing import Any
@@ -45,7 +45,7 @@ def summary(rows: Sequence[Row], first_token: FirstToken) -> dict[str, Any]:
     return {
         "passages": {domain: len(found) for domain, found in by_domain.items()},
         "documents": len({row.document for row in rows}),
-        "ways": {way.name: _over(rows, lambda row: row.percent(way)) for way in WAYS},  # noqa: B023
+        "ways": {way.name: _interval(rows, [row.percent(way) for row in rows]) for way in WAYS},
         "ways_by_domain": {
             domain: {way.name: mean(row.percent(way) for row in found) for way in WAYS}
             for domain, found in by_domain.items()
@@ -74,9 +74,10 @@ def summary(rows: Sequence[Row], first_token: FirstToken) -> dict[str, Any]:
 def _rules(
     rows: Sequence[Row], rules: Mapping[str, Rule], now: str, first_token: FirstToken
 ) -> dict[str, dict[str, Any]]:
-    """Of each rule: per cent of base, how many points that is above what the server does, passages
-    that end worse than with the base model, seconds, and what answers; and per cent of base if
-    twenty steps were taken where the base model answers alone.
+    """The figures of each rule: bits per byte in per cent of the base model's, the difference to
+    what the server does, the number of passages that are worse than with the base model, seconds,
+    and the ways chosen; `percent_with_steps` is for a server that takes twenty steps where the rule
+    leaves the base model alone.
     """
     looks = {name: [Look(row) for row in rows] for name in rules}
     answers = {name: [rule(look) for look in looks[name]] for name, rule in rules.items()}
@@ -84,7 +85,6 @@ def _rules(
         name: [row.percent(way) for row, way in zip(rows, ways, strict=True)]
         for name, ways in answers.items()
     }
-    documents = [row.document for row in rows]
     found: dict[str, dict[str, Any]] = {}
     for name, ways in answers.items():
         differences = [
@@ -98,8 +98,8 @@ def _rules(
             for spent, row, way in zip(seconds, rows, ways, strict=True)
         ]
         found[name] = {
-            "percent_of_base": interval(percents[name], documents),
-            "minus_now": interval(differences, documents),
+            "percent_of_base": _interval(rows, percents[name]),
+            "minus_now": _interval(rows, differences),
             "worse_than_base": sum(percent > 100 for percent in percents[name]),
             "seconds": mean(seconds),
             "first_token": mean(first),
@@ -117,19 +117,20 @@ def _rules(
 
 
 def _strategies(rows: Sequence[Row]) -> dict[str, Interval]:
-    """Per cent of base with SIFT's picks minus the nearest: above 0 where these are better."""
+    """Points by which SIFT's picks leave more bits than the nearest: above 0, these are better."""
     return {
-        f"{model}, {count}": _over(
+        f"{model}, {count}": _interval(
             rows,
-            lambda row: (
-                row.percent(Way(model, Text(count, "sift")))  # noqa: B023
-                - row.percent(Way(model, Text(count, "nn")))  # noqa: B023
-            ),
+            [
+                row.percent(Way(model, Text(count, "sift")))
+                - row.percent(Way(model, Text(count, "nn")))
+                for row in rows
+            ],
         )
         for model in MODELS
         for count in COUNTS
     }
 
 
-def _over(rows: Sequence[Row], value: Callable[[Row], float]) -> Interval:
-    return interval([value(row) for row in rows], [row.document for row in rows])
+def _interval(rows: Sequence[Row], values: Sequence[float]) -> Interval:
+    return interval(values, [row.document for row in rows])
