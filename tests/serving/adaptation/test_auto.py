@@ -24,9 +24,9 @@ from serving.adaptation.auto import (
     MIN_FALL_OF_CORPUS,
     AutoChoice,
     Way,
+    decides,
     row_after,
 )
-from serving.adaptation.choice import decides
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.reporting import AdaptationResult
 from serving.adaptation.request import AdaptationRequest
