@@ -25,9 +25,9 @@ from serving.adaptation.auto import (
     SHOWN,
     AutoChoice,
     Way,
+    decides,
     row_after,
 )
-from serving.adaptation.choice import decides
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.reporting import AdaptationResult
 from serving.adaptation.request import AdaptationRequest
