@@ -17,9 +17,6 @@ from serving.adaptation.request import AdaptationRequest
 
 # The progress while it measures the losses, in words for the client.
 COMPARING = "adapting: comparing what could answer"
-# Number of chosen sequences whose showing is considered; eight were no better
-# (benchmarks/README.md).
-SHOWN = 4
 # Shares by which text in the prompt must lower the loss of the prompt's end: of the base model it
 # takes the place of training, which lowers it by about as much; for the adapter of a corpus, which
 # has learnt the text, it is an addition (benchmarks/README.md).

@@ -20,9 +20,10 @@ from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import Selection
-from serving.adaptation.auto import BASE, CORPUS, SHOWN, AutoChoice, Way, decides, row_after
+from serving.adaptation.auto import BASE, CORPUS, AutoChoice, Way, decides, row_after
 from serving.adaptation.candidates import example_sources
 from serving.adaptation.fallback_reasons import NoAdapterError
+from serving.adaptation.prompts import SHOWN
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder, Shown
 from serving.adaptation.stages import OverdueError, Result, Selects, Trains, in_time
