@@ -14,9 +14,10 @@ Shapes: N sequences, D embedding dimensions.
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,12 +31,13 @@ from selection.corpus.sequences import DocumentInfo as DocumentInfo
 from selection.corpus.sequences import Source as Source
 from selection.corpus.sequences import StoredSequence as StoredSequence
 from selection.corpus.tables.attachments import Attachments, DetachedError
-from selection.corpus.tables.database import Database
+from selection.corpus.tables.database import FILE, Database
 from selection.corpus.tables.file_batches import FileBatches
 from selection.corpus.tables.reembedding import Reembedding
 from selection.corpus.tables.replication import Replication
 from selection.corpus.tables.retokenization import Retokenization
 from selection.corpus.tables.schema import ADDED_COLUMNS, ADDITIONS, TABLES, VERSION
+from selection.corpus.tables.sequence_ids import SequenceIds
 from selection.errors import CorpusError as CorpusError
 from selection.errors import CorpusNotFoundError as CorpusNotFoundError
 
@@ -46,15 +48,17 @@ _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "gen
 
 
 class SQLiteStore:
-    """The documents and sequences of one corpus."""
+    """The documents and sequences of one corpus, and what is derived from them, in one folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
         self.database = Database(folder)
         self.attachments = Attachments(self.database, self._delete_documents_of)
         self.file_batches = FileBatches(self.database, self.attachments)
         self.reembedding = Reembedding(self.database)
         self.retokenization = Retokenization(self.database)
         self.replication = Replication(self.database, lambda name: self._delete("name", name))
+        self.sequence_ids = SequenceIds(self.database)
 
     def initialise(self, meta: Mapping[str, str]) -> None:
         """Create the tables and record the corpus's metadata, unless that was done before."""
@@ -100,6 +104,33 @@ class SQLiteStore:
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+    @property
+    def is_in_place(self) -> bool:
+        """As `Database.is_in_place`."""
+        return self.database.is_in_place
+
+    def remove(self) -> None:
+        """Close the database and delete the folder.
+
+        Raises:
+            OSError: it could not be deleted; the corpus is gone unless it `is_in_place`.
+        """
+        self.close()
+        # The database goes first: without its log, killed half way, it would be an older state.
+        (self.folder / FILE).unlink()
+        # A reader that closes the database meanwhile deletes its log itself.
+        while self.folder.exists():
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.folder)
+
+    def size(self) -> int:
+        """The size of the database in bytes."""
+        return sum(file.stat().st_size for file in self.folder.glob(f"{FILE}*"))
+
+    def unusable(self, why: str) -> CorpusError:
+        """As `Database.unusable`."""
+        return self.database.unusable(why)
 
     def reading(self) -> AbstractContextManager[None]:
         """As `Database.reading`."""

@@ -41,6 +41,7 @@ from selection.ingest.ingest import (
 )
 from selection.ingest.readers import TABLE_SUFFIXES
 from selection.library.uploads import Uploads
+from selection.location import Location
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class IngestWorker:
     """Ingests attached files in the background.
 
     Args:
-        root: folder of all corpora.
+        root: where all corpora are.
         embedder: the embedder of the corpora, which other threads may use at the same time.
         tokenizer: the base model's tokenizer, which no other thread may use.
         examples: makes chunks of examples, for the same tokenizer.
@@ -74,7 +75,7 @@ class IngestWorker:
 
     def __init__(
         self,
-        root: Path,
+        root: Location,
         embedder: Embedder,
         tokenizer: Any,
         examples: ExampleChunker,
@@ -241,7 +242,7 @@ class IngestWorker:
 
 
 def _in_progress(
-    root: Path, warn: Callable[[str, object], None] = log.debug
+    root: Location, warn: Callable[[str, object], None] = log.debug
 ) -> Iterator[tuple[str, str]]:
     """Name of the corpus and id of each file in progress."""
     for name in list_corpora(root):

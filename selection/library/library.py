@@ -46,6 +46,7 @@ from selection.library.uploads import UploadedFile, Uploads
 from selection.library.validation import checked_attributes, parse_chunking
 from selection.library.vector_stores import VectorStores
 from selection.limit import UNLIMITED, Limit
+from selection.location import Location
 from selection.threaded_embedder import ThreadedEmbedder
 
 # Maximum number of files of one batch.
@@ -53,10 +54,10 @@ _FILES = 2000
 
 
 class Library:
-    """The corpora under one folder and the files uploaded for them.
+    """The corpora at one location and the files uploaded for them.
 
     Args:
-        root: folder of all corpora.
+        root: where all corpora are.
         embedder: the embedder of the corpora; those of another one are listed, but files can
             neither be attached to them nor searched in them.
         tokenizer: the base model's tokenizer, which nothing else may use.
@@ -72,14 +73,13 @@ class Library:
 
     def __init__(
         self,
-        root: Path,
+        root: Location,
         embedder: ThreadedEmbedder,
         tokenizer: Any,
         files: Path,
         corpora: CorpusPool | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        root.mkdir(parents=True, exist_ok=True)
         self._embedder = embedder
         examples = ExampleChunker(tokenizer, max_tokens)
         digests = tokenizer_digest(tokenizer), examples.digest

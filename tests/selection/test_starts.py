@@ -11,10 +11,10 @@ import pytest
 
 from selection.access import Principal
 from selection.config import SelectorConfig
-from selection.corpus import lookup
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import find_corpus
 from selection.corpus.sqlite_store import SQLiteStore
+from selection.corpus.stores import folder as folder_corpora
 from selection.corpus.trained.adapter import TrainedAdapter
 from selection.corpus.trained.division import PART_SIZE
 from selection.corpus.trained.manifest import StartFound
@@ -218,9 +218,9 @@ def test_a_list_of_the_corpora_with_an_adapter_opens_those_that_have_changed_sin
             opened.append(folder.name)
             super().__init__(folder)
 
-    monkeypatch.setattr(lookup, "SQLiteStore", Recording)
+    monkeypatch.setattr(folder_corpora, "SQLiteStore", Recording)
     # Nothing is known of files that have just changed.
-    monkeypatch.setattr(lookup, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(folder_corpora, "_SETTLED_SECONDS", -1.0)
 
     assert len(selector.learnt_corpora()) == len(selector.learnt_corpora()) == 1
     assert sorted(opened) == ["changed", "notes", "same"]
@@ -231,7 +231,7 @@ def test_a_list_of_the_corpora_with_an_adapter_opens_those_that_have_changed_sin
     assert len(selector.learnt_corpora()) == 1
     assert opened[3:] == ["changed"]
 
-    monkeypatch.setattr(lookup, "_SETTLED_SECONDS", 3600.0)
+    monkeypatch.setattr(folder_corpora, "_SETTLED_SECONDS", 3600.0)
     selector.learnt_corpora()
     assert sorted(opened[4:]) == ["changed", "notes", "same"]
 

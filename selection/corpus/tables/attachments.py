@@ -217,6 +217,11 @@ class Attachments:
         query = "SELECT 1 FROM attachments WHERE id = ? AND status = 'in_progress'"
         return bool(self._database.rows(query, (file,)))
 
+    def any_in_progress(self) -> bool:
+        """Whether a file, any of them, is still to be ingested."""
+        query = "SELECT 1 FROM attachments WHERE status = 'in_progress' LIMIT 1"
+        return bool(self._database.rows(query))
+
     def finish(
         self,
         ingested: Attachment,

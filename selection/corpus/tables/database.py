@@ -38,6 +38,11 @@ class Database:
         """Close the connection."""
         self._connection.close()
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file was neither deleted nor replaced since it was opened."""
+        return self._inode_on_disk() == self._inode
+
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one statement and return its rows."""
         with self.errors():
@@ -144,7 +149,7 @@ class Database:
         """Refuse to use a deleted file: writes to it would be lost, and another corpus may have
         taken its name.
         """
-        if self._inode_on_disk() != self._inode:
+        if not self.is_in_place:
             raise CorpusNotFoundError(f"corpus {self.name!r} was removed in the meantime")
 
     def _inode_on_disk(self) -> int:

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from selection.corpus.sequences import embedded_text
 from selection.corpus.tables.database import Database
 from selection.embedding import Embedder, Embeddings
 from selection.errors import CorpusError
 
 _KEY = "reembedding"
-_BATCH = 64
 
 
 def identity_of(embedder: Embedder) -> dict[str, str]:
@@ -64,30 +62,6 @@ class Reembedding:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def run(
-        self,
-        identity: Mapping[str, str],
-        embedder: Embedder,
-        on_progress: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        """Embed all sequences, or those that an interrupted run has left, and replace their
-        embeddings.
-
-        Args:
-            identity: of the embedder.
-            embedder: the new embedder.
-            on_progress: called with the number of sequences just embedded.
-
-        Raises:
-            CorpusError: another process re-embeds the corpus.
-        """
-        self.begin(identity)
-        while not self.finish(identity):
-            while pending := self.pending(_BATCH):
-                texts = [embedded_text(text, example, embedder) for _, text, example in pending]
-                self.save(identity, [row[0] for row in pending], embedder.embed(texts))
-                on_progress(len(pending))
 
     def begin(self, identity: Mapping[str, str]) -> None:
         """Resume an interrupted run for the same embedder, or else start from scratch."""

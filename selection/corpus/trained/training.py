@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from selection.config import AdapterShape
-from selection.corpus.sqlite_store import SQLiteStore
-from selection.corpus.tables.sequence_ids import SequenceIds
+from selection.corpus.stores.protocols import CorpusStore
 from selection.corpus.trained.files import (
     MOMENTS,
     WEIGHTS,
@@ -47,10 +46,10 @@ class AdapterTraining:
         store: the corpus's store.
     """
 
-    def __init__(self, store: SQLiteStore) -> None:
+    def __init__(self, store: CorpusStore) -> None:
         self._store = store
-        self._sequences = SequenceIds(store.database)
-        self._files = TrainedFiles(store.database.folder)
+        self._sequences = store.sequence_ids
+        self._files = TrainedFiles(store.folder)
         self._validity = Validity(store)
 
     def status(
@@ -264,4 +263,4 @@ class AdapterTraining:
             ) from problem
 
     def _error(self, why: str) -> CorpusError:
-        return self._store.database.unusable(why)
+        return self._store.unusable(why)

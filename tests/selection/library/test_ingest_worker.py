@@ -25,6 +25,7 @@ from selection.library import ingest_worker
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
 from selection.threaded_embedder import ThreadedEmbedder
+from tests.selection.brute_force import database_of
 from tests.selection.library_helpers import (
     ALL,
     CATS,
@@ -156,8 +157,8 @@ def test_obsolete_names_of_rows_are_removed_at_the_next_ingestion(
     file = attach_and_wait(library, "notes", "rows.jsonl", rows)
     name = f"{file}/rows.jsonl"
     corpus = Corpus.open(corpora, "notes")
-    with corpus._store.database.writing():
-        corpus._store.database.execute(
+    with database_of(corpus).writing():
+        database_of(corpus).execute(
             "UPDATE documents SET name = ? WHERE name = ?", (f"{name}#two", f'{name}#"2"')
         )
     corpus.close()

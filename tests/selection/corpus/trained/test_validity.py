@@ -20,7 +20,7 @@ from selection.corpus.trained.manifest import TrainedPart
 from selection.corpus.trained.merge import merged
 from selection.embedding import Embedder
 from tests.conftest import WordEmbedder
-from tests.selection.brute_force import add
+from tests.selection.brute_force import add, database_of
 from tests.selection.trained_helpers import SETTINGS, SHAPE, found, refusal, train, weights
 
 _REMOVED = "documents that the corpus's adapter has learnt were deleted or replaced"
@@ -186,7 +186,7 @@ def test_the_adapter_beside_an_older_copy_of_the_database_knows_no_more_than_it(
     # may have given the ids of the document that it lacks to another one.
     folder = corpus.folder
     with closing(sqlite3.connect(folder.parent / "copy.db")) as copy:
-        corpus._store.database._connection.backup(copy)
+        database_of(corpus)._connection.backup(copy)
     add(corpus, words, "later", "word8")
     train(corpus, seed=2)
     corpus.close()

@@ -1,0 +1,313 @@
+"""What a corpus needs of its store, and what is needed of the place where all corpora are.
+
+`selection.corpus.sqlite_store` and `selection.corpus.tables` implement it, and document it: each
+method here does what the one of that name there does. Every change is one transaction, and durable
+once it returns. A store is used from one thread at a time.
+
+Shapes: N sequences, G groups of them, K candidates, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from selection.corpus.filters import Filter, Scalar
+from selection.corpus.positions import Position
+from selection.corpus.sequences import Chunk, DocumentInfo, StoredSequence
+from selection.corpus.tables.attachments import Attachment, Problem
+from selection.corpus.tables.replication import DocumentReplica
+from selection.corpus.tables.retokenization import Tokenize
+from selection.embedding import Embeddings
+from selection.errors import CorpusError
+
+Ids: TypeAlias = npt.NDArray[np.int64]
+
+
+class AttachmentTable(Protocol):
+    """As `tables.attachments.Attachments`."""
+
+    def attach(self, files: Sequence[Attachment]) -> None:
+        """Attach files, or attach them again."""
+
+    def get(self, file: str) -> Attachment | None:
+        """The attachment of that id."""
+
+    def positions(self, status: str | None = None) -> dict[str, Position]:
+        """Ids and positions of the files of a status, or of all."""
+
+    def ids(self, status: str | None = None) -> list[str]:
+        """Ids of the files of a status, or of all."""
+
+    def position(self, file: str) -> Position | None:
+        """The position of a file, also after it was detached."""
+
+    def counts(self) -> dict[str, int]:
+        """The number of files of each status."""
+
+    def is_in_progress(self, file: str) -> bool:
+        """Whether a file is still to be ingested."""
+
+    def any_in_progress(self) -> bool:
+        """Whether a file, any of them, is still to be ingested."""
+
+    def finish(
+        self,
+        ingested: Attachment,
+        status: str,
+        problem: Problem | None = None,
+        documents: Mapping[str, int] | None = None,
+    ) -> None:
+        """End the ingestion of a file."""
+
+    def cancel_all(self) -> None:
+        """Cancel every file in progress."""
+
+    def detach(self, file: str) -> bool:
+        """Remove a file and its documents."""
+
+    def texts(self, file: str) -> list[str]:
+        """The texts of a file's sequences."""
+
+    def files_of(self, documents: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """Id and name of the file of each document."""
+
+
+class FileBatchTable(Protocol):
+    """As `tables.file_batches.FileBatches`."""
+
+    def get(self, batch: str) -> tuple[int, bool] | None:
+        """When a batch was created, and whether it was cancelled."""
+
+    def counts(self, batch: str) -> dict[str, int]:
+        """The number of its files of each status."""
+
+    def positions(self, batch: str, status: str | None = None) -> dict[str, Position]:
+        """Ids and positions of its files."""
+
+    def member(self, batch: str, file: str) -> Attachment:
+        """A file of a batch."""
+
+    def cancel(self, batch: str) -> None:
+        """Cancel the files of a batch that are in progress."""
+
+
+class ReembeddingTable(Protocol):
+    """As `tables.reembedding.Reembedding`."""
+
+    def begin(self, identity: Mapping[str, str]) -> None:
+        """Resume an interrupted run for the same embedder, or else start from scratch."""
+
+    def count(self, identity: Mapping[str, str]) -> int:
+        """The number of new embeddings collected so far."""
+
+    def pending(self, limit: int) -> list[tuple[int, str, str | None]]:
+        """The first sequences without a new embedding."""
+
+    def save(
+        self, identity: Mapping[str, str], ids: Sequence[int], embeddings_ND: Embeddings
+    ) -> None:
+        """Collect new embeddings."""
+
+    def finish(self, identity: Mapping[str, str]) -> bool:
+        """Replace all embeddings at once; False if some are pending."""
+
+
+class ReplicationTable(Protocol):
+    """As `tables.replication.Replication`."""
+
+    def export(self, document: int) -> DocumentReplica | None:
+        """The document of that id."""
+
+    def import_(self, replica: DocumentReplica) -> None:
+        """Add a document of another store."""
+
+    def present(self, sequences: Ids) -> npt.NDArray[np.bool_]:
+        """Which of these sequences exist [K]."""
+
+
+class RetokenizationTable(Protocol):
+    """As `tables.retokenization.Retokenization`."""
+
+    def run(
+        self,
+        tokenizer: str,
+        template: str,
+        tokenize: Tokenize,
+        max_tokens: int,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> int:
+        """Replace the tokens of every sequence; returns the number of those removed."""
+
+
+class SequenceTable(Protocol):
+    """As `tables.sequence_ids.SequenceIds`."""
+
+    def all(self) -> Ids:
+        """The document [N, 0] and the id [N, 1] of each sequence."""
+
+    def count(self) -> int:
+        """The number of sequences."""
+
+    def contents(self) -> dict[int, str]:
+        """The digest of each document's content."""
+
+    def centroids(self, groups: Sequence[Ids]) -> Embeddings:
+        """The mean embeddings [G, D] of groups of sequences."""
+
+
+class CorpusStore(Protocol):
+    """As `sqlite_store.SQLiteStore`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the corpus."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder on this machine for what is derived from the corpus."""
+
+    @property
+    def attachments(self) -> AttachmentTable:
+        """Its files."""
+
+    @property
+    def file_batches(self) -> FileBatchTable:
+        """Its file batches."""
+
+    @property
+    def reembedding(self) -> ReembeddingTable:
+        """The replacement of its embeddings."""
+
+    @property
+    def retokenization(self) -> RetokenizationTable:
+        """The replacement of its tokens."""
+
+    @property
+    def replication(self) -> ReplicationTable:
+        """The exchange of documents with other stores."""
+
+    @property
+    def sequence_ids(self) -> SequenceTable:
+        """Its sequences without their texts."""
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the corpus was neither removed nor replaced since it was opened."""
+
+    def initialise(self, meta: Mapping[str, str]) -> None:
+        """Create what a corpus needs and record its metadata, unless that was done before."""
+
+    def check_version(self) -> None:
+        """Check that this version of Mayfly can use the corpus."""
+
+    def close(self) -> None:
+        """Close the store; the corpus stays."""
+
+    def remove(self) -> None:
+        """Delete the corpus, and close the store."""
+
+    def size(self) -> int:
+        """The size of the corpus in bytes."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        """One consistent state, whatever others write in the meantime."""
+
+    def meta(self) -> dict[str, str]:
+        """The corpus's metadata."""
+
+    def update_meta(self, changes: Mapping[str, str]) -> None:
+        """Add or replace entries of the metadata."""
+
+    def add(
+        self,
+        name: str,
+        sha256: str,
+        chunks: Sequence[Chunk],
+        embeddings_ND: Embeddings,
+        metadata: Mapping[str, Scalar],
+        embedding_uuid: str,
+        file: str | None = None,
+        tokenizer: str | None = None,
+        template: str | None = None,
+    ) -> int:
+        """Add a document, replacing the one of the same name."""
+
+    def delete(self, document: str | int) -> bool:
+        """Delete a document by name or id."""
+
+    def has(self, name: str, sha256: str) -> bool:
+        """Whether a document of that name and content exists."""
+
+    def has_name(self, name: str) -> bool:
+        """Whether a document of that name exists."""
+
+    def names(self, file: str) -> list[str]:
+        """The names of the documents of an attachment."""
+
+    def counts(self) -> tuple[int, int]:
+        """The numbers of documents and of sequences."""
+
+    def documents(self) -> list[DocumentInfo]:
+        """Every document, by name."""
+
+    def token_sequences(self, name: str | None = None) -> Iterator[bytes]:
+        """The tokens of every sequence."""
+
+    def sequences_of(self, document: int) -> list[int]:
+        """Ids of a document's sequences."""
+
+    def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
+        """Sequences by id."""
+
+    def matching(self, filter: Filter) -> Ids:
+        """Ids of the sequences whose document passes a filter."""
+
+    def embeddings(self, after: int = 0) -> tuple[Ids, Embeddings]:
+        """Ids above `after`, ascending [N], and their vectors [N, D]."""
+
+    def removed(self, since: int) -> Ids:
+        """Ids of the sequences removed after that generation."""
+
+    def unusable(self, why: str) -> CorpusError:
+        """The error for a corpus that cannot be used."""
+
+
+class TombstoneRecords(Protocol):
+    """As `positions.Tombstones`."""
+
+    def record(self, prefix: str, deleted: Mapping[str, str]) -> None:
+        """Record a deleted object, unless its id contains its position."""
+
+    def position(
+        self, identity: str, prefix: str, is_visible: Callable[[Mapping[str, str]], bool]
+    ) -> Position | None:
+        """The position of a deleted object."""
+
+
+class Corpora(Protocol):
+    """All corpora in one place; as `stores.folder.FolderCorpora`."""
+
+    def names(self) -> list[str]:
+        """Names of the corpora, sorted."""
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a corpus of that name."""
+
+    def metas(self, names: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+        """Name and metadata of each of these corpora."""
+
+    def reserve(self, name: str) -> bool:
+        """Take the name for a new corpus; False if it is taken."""
+
+    def release(self, name: str) -> None:
+        """Give up a name that `reserve` took."""
+
+    @property
+    def tombstones(self) -> TombstoneRecords:
+        """Records of removed corpora."""
