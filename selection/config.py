@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from selection.location import Location
+from pathlib import Path
 
 DEFAULT = "all-MiniLM-L6-v2"
 BASE_MODEL = "base-model"
@@ -40,7 +39,7 @@ class SelectorConfig:
     """Where corpora are stored and how data is selected from them.
 
     Attributes:
-        root: where all corpora are.
+        root: folder of all corpora.
         embedder: name or folder of the embedder, see `selection.embedding.load_embedder`.
         base_model: hub id or folder of the base model; its tokenizer must match that of the
             corpora. None skips that check.
@@ -53,7 +52,7 @@ class SelectorConfig:
         adapters: what adapters of corpora must have been trained for; None starts from none.
     """
 
-    root: Location
+    root: Path
     embedder: str = DEFAULT
     base_model: str | None = None
     candidates: int | None = 200

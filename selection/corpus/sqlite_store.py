@@ -30,6 +30,7 @@ from selection.corpus.sequences import Chunk as Chunk
 from selection.corpus.sequences import DocumentInfo as DocumentInfo
 from selection.corpus.sequences import Source as Source
 from selection.corpus.sequences import StoredSequence as StoredSequence
+from selection.corpus.sequences import check_addition
 from selection.corpus.tables.attachments import Attachments, DetachedError
 from selection.corpus.tables.database import FILE, Database
 from selection.corpus.tables.file_batches import FileBatches
@@ -181,24 +182,16 @@ class SQLiteStore:
         metadata_json = json.dumps(dict(metadata), allow_nan=False)
         with self.database.writing():
             meta = self.meta()
-            if meta["uuid"] != embedding_uuid:
-                raise CorpusError(
-                    f"corpus {self.database.name!r} was re-embedded in the meantime: add {name!r} "
-                    "again"
-                )
-            if tokenizer not in (None, meta["tokenizer"]):
-                raise CorpusError(
-                    f"corpus {self.database.name!r} was retokenized for another model in the "
-                    f"meantime: {name!r} was not added"
-                )
-            if any(chunk.example is not None for chunk in chunks):
-                assert template is not None, "examples need a template"
-                if meta.setdefault("template", template) != template:
-                    raise CorpusError(
-                        f"corpus {self.database.name!r} has examples of another chat template: "
-                        f"{name!r} was not added"
-                    )
-                self.database.update_meta({"template": template})
+            changes = check_addition(
+                self.name,
+                name,
+                meta,
+                chunks,
+                embedding_uuid=embedding_uuid,
+                tokenizer=tokenizer,
+                template=template,
+            )
+            self.database.update_meta(changes)
             if file is not None and not self.attachments.is_in_progress(file):
                 raise DetachedError(f"{file} is no longer in progress in {self.database.name!r}")
             assert embeddings_ND.shape == (len(chunks), int(meta["dimension"]))
