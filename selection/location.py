@@ -48,6 +48,11 @@ class DatabasePlace:
     name: str
 
 
+def home_of(location: Location) -> Path:
+    """The folder of this machine that contains what is kept beside corpora, such as uploads."""
+    return location.parent if isinstance(location, Path) else location.cache.parent
+
+
 # Where all corpora are; `location / name` is the place of one of them.
 Location: TypeAlias = Path | DatabaseLocation
 Place: TypeAlias = Path | DatabasePlace

@@ -147,15 +147,10 @@ class Corpus:
         self._store.close()
 
     def remove(self) -> None:
-        """Delete the corpus and everything in it.
-
-        Raises:
-            OSError: not all of it could be deleted; the corpus is gone unless it `is_in_place`.
-        """
-        tombstone = {"folder": self.name}
-        for key, value in self.meta().items():
-            if key in ("id", "created", "name", "owner"):
-                tombstone[key] = value
+        """Delete the corpus and everything in it, as `CorpusStore.remove`."""
+        kept = ("id", "created", "name", "owner")
+        tombstone = {key: value for key, value in self.meta().items() if key in kept}
+        tombstone["folder"] = self.name
         corpora_at(self._place.parent).tombstones.record("vs_", tombstone)
         self._store.remove()
 

@@ -18,6 +18,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,6 +34,7 @@ from selection.corpus.sequences import StoredSequence as StoredSequence
 from selection.corpus.sequences import check_addition
 from selection.corpus.tables.attachments import Attachments, DetachedError
 from selection.corpus.tables.database import FILE, Database
+from selection.corpus.tables.deletion import delete_document, delete_of_file
 from selection.corpus.tables.file_batches import FileBatches
 from selection.corpus.tables.reembedding import Reembedding
 from selection.corpus.tables.replication import Replication
@@ -51,14 +53,16 @@ _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "gen
 class SQLiteStore:
     """The documents and sequences of one corpus, and what is derived from them, in one folder."""
 
+    keeps_adapters = True
+
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         self.database = Database(folder)
-        self.attachments = Attachments(self.database, self._delete_documents_of)
+        self.attachments = Attachments(self.database, partial(delete_of_file, self.database))
         self.file_batches = FileBatches(self.database, self.attachments)
         self.reembedding = Reembedding(self.database)
         self.retokenization = Retokenization(self.database)
-        self.replication = Replication(self.database, lambda name: self._delete("name", name))
+        self.replication = Replication(self.database, partial(delete_document, self.database))
         self.sequence_ids = SequenceIds(self.database)
 
     def initialise(self, meta: Mapping[str, str]) -> None:
@@ -195,7 +199,7 @@ class SQLiteStore:
             if file is not None and not self.attachments.is_in_progress(file):
                 raise DetachedError(f"{file} is no longer in progress in {self.database.name!r}")
             assert embeddings_ND.shape == (len(chunks), int(meta["dimension"]))
-            self._delete("name", name)
+            delete_document(self.database, name)
             document = self.database.execute(
                 "INSERT INTO documents (name, sha256, metadata, file) VALUES (?, ?, ?, ?)",
                 (name, sha256, metadata_json, file),
@@ -223,7 +227,7 @@ class SQLiteStore:
     def delete(self, document: str | int) -> bool:
         """Delete a document by name or id; False if it does not exist."""
         with self.database.writing():
-            deleted = self._delete("name" if isinstance(document, str) else "id", document)
+            deleted = delete_document(self.database, document)
             if deleted:
                 self.database.advance_generation()
         return deleted
@@ -336,25 +340,3 @@ class SQLiteStore:
         """Ids of the sequences removed after that generation."""
         rows = self.database.rows("SELECT sequence FROM removed WHERE generation > ?", (since,))
         return np.fromiter((row[0] for row in rows), np.int64)
-
-    def _delete(self, column: str, value: str | int) -> bool:
-        # SQLite converts the text to a number where the column is one; a number beyond 64 bits,
-        # which cannot be bound directly, is simply not found.
-        query = f"SELECT id FROM documents WHERE {column} = ?"  # noqa: S608
-        rows = self.database.rows(query, (str(value),))
-        if not rows:
-            return False
-        generation = int(self.meta()["generation"]) + 1
-        self.database.execute(
-            "INSERT INTO removed SELECT id, ? FROM sequences WHERE document = ?",
-            (generation, rows[0][0]),
-        )
-        self.database.execute("DELETE FROM documents WHERE id = ?", rows[0])
-        return True
-
-    def _delete_documents_of(self, file: str) -> None:
-        documents = self.database.rows("SELECT id FROM documents WHERE file = ?", (file,))
-        for (document,) in documents:
-            self._delete("id", document)
-        if documents:
-            self.database.advance_generation()

@@ -159,6 +159,9 @@ class IngestWorker:
         except (DetachedError, CorpusNotFoundError, _ClosedError):
             raise
         except MissingError as missing:
+            if not isinstance(self._root, Path):
+                # It may be on another machine that shares the database, whose worker ingests it.
+                return
             # The upload is gone, so nothing is known of its format.
             problem = Problem("server_error", str(missing))
         except _UnreadableError as unreadable:

@@ -37,26 +37,6 @@ def library(open_library: Callable[..., Library]) -> Library:
     return open_library()
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """The URL of a PostgreSQL database."""
-    from tests.selection import postgres_server
-
-    with postgres_server.server() as server, postgres_server.database(server) as url:
-        yield url
-
-
-@pytest.fixture
-def postgres(postgres_url: str, tmp_path: Path) -> DatabaseLocation:
-    """A PostgreSQL database without corpora."""
-    import psycopg
-
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        if connection.execute("SELECT to_regclass('mayfly.corpora')").fetchone() != (None,):
-            connection.execute("TRUNCATE mayfly.corpora CASCADE")
-    return DatabaseLocation(postgres_url, tmp_path / "cache")
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     """Every place where corpora can be, without any."""

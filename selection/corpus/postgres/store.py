@@ -54,6 +54,9 @@ class PostgresStore:
         OSError: the folder for what is derived from the corpus cannot be created.
     """
 
+    # The folder is this machine's alone.
+    keeps_adapters = False
+
     def __init__(self, place: DatabasePlace) -> None:
         self.name = place.name
         self.database = Database(place)

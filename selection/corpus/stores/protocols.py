@@ -197,6 +197,10 @@ class CorpusStore(Protocol):
         """Its sequences without their texts."""
 
     @property
+    def keeps_adapters(self) -> bool:
+        """Whether the adapter of the corpus can lie in its folder."""
+
+    @property
     def is_in_place(self) -> bool:
         """Whether the corpus was neither removed nor replaced since it was opened."""
 

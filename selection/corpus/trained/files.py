@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from selection import durable
 from selection.corpus.trained.manifest import CorpusAdapterInfo, PartInfo, Snapshot
+from selection.location import Location
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 # The kinds of a part's files, which are the ends of their names.
@@ -231,8 +232,10 @@ class TrainedFiles:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def corpora_with_adapter(root: Path) -> list[str]:
-    """Names of the corpora under a folder that have an adapter, sorted, whatever its state."""
+def corpora_with_adapter(root: Location) -> list[str]:
+    """Names of the corpora that have an adapter, sorted, whatever its state; none in a database."""
+    if not isinstance(root, Path):
+        return []
     return sorted(file.parents[1].name for file in root.glob(f"*/{_FOLDER}/{_MANIFEST}"))
 
 

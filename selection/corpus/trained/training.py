@@ -242,8 +242,13 @@ class AdapterTraining:
         """Be the one that trains the corpus within the `with` block. It ends with the process.
 
         Raises:
-            CorpusError: another process trains it.
+            CorpusError: another process trains it, or its store has no place for an adapter.
         """
+        if not self._store.keeps_adapters:
+            raise self._error(
+                "is in PostgreSQL, where no adapters of corpora can be stored yet: requests are "
+                "adapted without one"
+            )
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._files.lock())

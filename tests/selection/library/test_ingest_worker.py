@@ -24,6 +24,7 @@ from selection.ingest import chunking
 from selection.library import ingest_worker
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
+from selection.location import DatabaseLocation
 from selection.threaded_embedder import ThreadedEmbedder
 from tests.selection.brute_force import database_of
 from tests.selection.library_helpers import (
@@ -439,3 +440,25 @@ def test_a_file_interrupted_repeatedly_by_kill_9_is_ingested_in_the_end(
     }
     assert len(library.texts("notes", file)) == 500
     assert library.content(file).count(b"\n") == 499
+
+
+def test_a_file_whose_upload_is_on_another_machine_is_left_to_it(
+    postgres: DatabaseLocation, words: Embedder, tokenizer: Any, tmp_path: Path
+) -> None:
+    pausable = PausableEmbedder(words)
+    owner = Library(postgres, ThreadedEmbedder(lambda: pausable), tokenizer, tmp_path / "files")
+    owner.create_store("notes")
+    with pausable.paused():
+        file = owner.upload("cats.md", CATS.encode()).id
+        owner.attach("notes", AttachmentRequest(file))
+        assert pausable.waiting.wait(30)
+        # Another server with the same database, which takes over files in progress as it starts.
+        other = Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path / "others")
+        theirs = other.create_store("others").id
+        done = attach_and_wait(other, theirs, "ships.md", SHIPS)
+
+        assert other.file("notes", file).file.status == "in_progress"
+    assert wait_until_ingested(owner, "notes", file).status == "completed"
+    assert other.file(theirs, done).file.status == "completed"
+    other.close()
+    owner.close()

@@ -23,7 +23,7 @@ from selection.corpus.postgres.schema import VERSION
 from selection.errors import CorpusError, CorpusUnavailableError
 from selection.location import DatabaseLocation
 from serving.errors import in_full
-from tests.selection import postgres_server
+from tests import postgres_server
 
 _REPOSITORY = Path(__file__).resolve().parents[4]
 _SECRET = "s3cret-Passw0rd"
