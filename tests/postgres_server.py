@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -59,3 +60,11 @@ def database(url: str) -> Iterator[str]:
         finally:
             close_pools()
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def administrator(url: str) -> Iterator[tuple[psycopg.Connection[Any], sql.Identifier]]:
+    """A connection to another database of the same server, and the name of this one."""
+    parts = urlsplit(url)
+    with psycopg.connect(urlunsplit(parts._replace(path="/postgres")), autocommit=True) as admin:
+        yield admin, sql.Identifier(parts.path[1:])

@@ -29,7 +29,12 @@ from selection.corpus.lookup import list_corpora
 from selection.corpus.pool import CorpusPool
 from selection.corpus.tables.attachments import Attachment, DetachedError, Problem
 from selection.embedding import Embedder, Embeddings
-from selection.errors import CorpusError, CorpusNotFoundError, MissingError
+from selection.errors import (
+    CorpusError,
+    CorpusNotFoundError,
+    CorpusUnavailableError,
+    MissingError,
+)
 from selection.ingest.examples import ExampleChunker
 from selection.ingest.ingest import (
     Chunking,
@@ -47,6 +52,8 @@ log = logging.getLogger(__name__)
 
 # The interval at which an idle worker looks for files to take over.
 _TAKEOVER_SECONDS = 60.0
+# The time after which a database that cannot be reached is tried again.
+_RETRY_SECONDS = 5.0
 # Texts embedded at once; all other users of the embedder wait for as long.
 _EMBED_BATCH = 8
 # The interval at which the database is queried whether a file is still in progress, while it is
@@ -131,6 +138,10 @@ class IngestWorker:
                 continue
             except _ClosedError:
                 return
+            except CorpusUnavailableError as problem:
+                log.warning("file %s of corpus %s is ingested later: %s", item[1], item[0], problem)
+                self._queue.put(item)
+                self._closed.wait(_RETRY_SECONDS)
             except Exception:
                 self._failed.add(item)
                 log.exception(
@@ -156,7 +167,7 @@ class IngestWorker:
         counts = IngestCounts()
         try:
             problem = self._add_documents(corpus, attachment, counts)
-        except (DetachedError, CorpusNotFoundError, _ClosedError):
+        except (DetachedError, CorpusNotFoundError, CorpusUnavailableError, _ClosedError):
             raise
         except MissingError as missing:
             if not isinstance(self._root, Path):
@@ -212,6 +223,8 @@ class IngestWorker:
                 ):
                     names.add(document.name)
                     yield replace(document, metadata={**document.metadata, **attachment.attributes})
+            except CorpusUnavailableError:
+                raise
             except CorpusError as problem:
                 raise _UnreadableError(str(problem)) from problem
 

@@ -63,6 +63,8 @@ def pool_of(location: DatabaseLocation) -> ConnectionPool[Connection]:
                 max_size=_MAX_CONNECTIONS,
                 max_idle=60,
                 timeout=_POOL_SECONDS,
+                # Then the next caller tries again, instead of waiting for a later attempt.
+                reconnect_timeout=_POOL_SECONDS,
                 # Connections of a server that has restarted are found to be dead.
                 check=ConnectionPool.check_connection,
                 configure=_configure,
@@ -123,7 +125,7 @@ def _translation(problem: psycopg.Error, change: str) -> CorpusError | None:
         return _refused(problem)
     if isinstance(problem, PoolTimeout | psycopg.OperationalError | psycopg.InterfaceError):
         # Before a connection is made, libpq's error has no code.
-        if any(each in str(problem) for each in ("authentication failed", 'role "', 'database "')):
+        if any(each in str(problem) for each in ("authentication failed", '" does not exist')):
             return _refused(problem)
         return _because(
             problem,

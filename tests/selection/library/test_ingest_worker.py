@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
+from psycopg import sql
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import list_corpora
@@ -26,6 +29,7 @@ from selection.library.library import Library
 from selection.library.records import AttachmentRequest
 from selection.location import DatabaseLocation
 from selection.threaded_embedder import ThreadedEmbedder
+from tests import postgres_server
 from tests.selection.brute_force import database_of
 from tests.selection.library_helpers import (
     ALL,
@@ -462,3 +466,38 @@ def test_a_file_whose_upload_is_on_another_machine_is_left_to_it(
     assert other.file(theirs, done).file.status == "completed"
     other.close()
     owner.close()
+
+
+def test_a_file_is_ingested_once_its_database_is_back(
+    postgres: DatabaseLocation,
+    words: Embedder,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ingest_worker, "_RETRY_SECONDS", 0.1)
+    pausable = PausableEmbedder(words)
+    library = Library(postgres, ThreadedEmbedder(lambda: pausable), tokenizer, tmp_path / "files")
+    library.create_store("notes")
+    with postgres_server.administrator(postgres.url) as (admin, name):
+        with pausable.paused():
+            file = library.upload("cats.md", CATS.encode()).id
+            library.attach("notes", AttachmentRequest(file))
+            assert pausable.waiting.wait(30)
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (urlsplit(postgres.url).path[1:],),
+            )
+        try:
+            for _ in range(600):
+                if "is ingested later: the corpora's database cannot be reached" in caplog.text:
+                    break
+                time.sleep(0.05)
+            assert "is ingested later: the corpora's database cannot be reached" in caplog.text
+        finally:
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+
+    assert wait_until_ingested(library, "notes", file).status == "completed"
+    library.close()
