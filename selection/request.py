@@ -63,6 +63,8 @@ class SelectionRequest:
         principal: on whose behalf; corpora that they may not see do not exist for the request.
         candidates: sequences that the request brings, beside those of the corpus.
         start: whether to look up the corpus's adapter too, for the training to start from.
+        shows_calibrated: whether to choose as many sequences as the corpus is calibrated to show,
+            if that is more than `steps`.
     """
 
     prompts: Sequence[Prompt]
@@ -75,6 +77,12 @@ class SelectionRequest:
     principal: Principal = OPERATOR
     candidates: tuple[Candidate, ...] = ()
     start: bool = False
+    shows_calibrated: bool = False
+
+    def steps_for(self, calibration: Calibration | None) -> int:
+        """The maximum number of sequences, given the calibration of the corpus."""
+        shown = calibration.show if calibration is not None and self.shows_calibrated else 0
+        return max(self.steps, shown)
 
     def strategy_for(self, calibration: Calibration | None) -> str:
         """The strategy of this request, given the calibration of its corpus.

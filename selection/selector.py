@@ -120,7 +120,7 @@ class Selector:
             return self._calibration(opened.meta())
 
     def select(self, request: SelectionRequest, limit: Limit = UNLIMITED) -> Selection:
-        """Choose up to `request.steps` sequences.
+        """Choose up to as many sequences as the request asks for.
 
         Args:
             request: what to choose for, from which corpus, and how.
@@ -153,7 +153,7 @@ class Selector:
                 strategy,
                 candidates_KD,
                 targets_TD,
-                request.steps,
+                request.steps_for(calibration),
                 self._regularisation(calibration),
                 alpha=request.alpha,
                 seed=request.seed,

@@ -80,6 +80,7 @@ class EngineReplica:
         self._config = config
         self._selector, self._trainer = RemoteSelector(selector), RemoteTrainer(trainer)
         self._engine: Engine | None = None
+        self._gateway: Gateway | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
         report_startup("engine", "importing vLLM")
@@ -96,7 +97,9 @@ class EngineReplica:
             os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
             self._engine = await Engine.start(self._config.engine)
             await self._warm_up()
-        return _with_disconnects(Gateway(self._engine, self._selector, self._trainer, self._config))
+        gateway = Gateway(self._engine, self._selector, self._trainer, self._config)
+        self._gateway = gateway
+        return _with_disconnects(gateway)
 
     async def _warm_up(self) -> None:
         """Warm up the selector and the trainer, now that the engine has loaded.
@@ -117,6 +120,8 @@ class EngineReplica:
             await self._engine.check_health()
 
     async def __del__(self) -> None:
+        if self._gateway is not None:
+            await self._gateway.end()
         if self._engine is not None:
             self._engine.stop()
         stop_tracing()

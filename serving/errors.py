@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from adapters.errors import AdapterError
 from selection.errors import (
     CorpusError,
     CorpusNotFoundError,
@@ -19,6 +20,7 @@ from selection.errors import (
     LibraryError,
     MissingError,
     ReadOnlyError,
+    SelectionError,
 )
 
 
@@ -143,7 +145,11 @@ class AdaptationFailedError(MayflyError):
     """A required adaptation failed."""
 
 
-class TrainerFailedError(MayflyError):
+class StageFailedError(MayflyError):
+    """The process of a stage has ended or hangs; it is replaced, unless the server ends."""
+
+
+class TrainerFailedError(StageFailedError):
     """The trainer hangs, or its trainings fail before their first step; it is being restarted."""
 
 
@@ -185,6 +191,10 @@ class PlanError(MayflyError, ValueError):
 
 class InstallationError(MayflyError):
     """A part of the installation is missing; the message says how to install it."""
+
+
+# The exceptions whose message says all; any other one is a bug.
+USER_ERRORS = (MayflyError, SelectionError, AdapterError)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve import context as ray_context
 from ray.serve._private import replica as ray_replica
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from adapters.config import TrainerConfig
@@ -28,6 +29,7 @@ from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
 from serving.environment import hide_packages
+from serving.errors import StageFailedError
 from serving.observability.log_relay import relay_errors
 from serving.observability.logs import LogFormat, set_up_logs
 from serving.observability.startup_progress import report_startup, reported_startup
@@ -37,6 +39,8 @@ from serving.workers.stages import TrainerWorker
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
+# What Ray raises where the process of a deployment has ended.
+_GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 # Seconds that a selector waits for a shard.
 _SHARD_SECONDS = 10.0
 
@@ -85,45 +89,71 @@ class TrainerReplica(TrainerWorker):
         super().__init__(config)
 
 
-class RemoteSelector:
-    """The remote face of `SelectorReplica`."""
+class _Remote:
+    """The remote face of a deployment.
+
+    Args:
+        handle: handle of the deployment.
+    """
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
+    async def _result(self, response: Any, cancel: Callable[[], object] | None = None) -> Any:
+        """The result of a call; its error is the one that was raised there.
+
+        Raises:
+            StageFailedError: the process of the deployment has ended.
+        """
+        try:
+            return await response
+        except asyncio.CancelledError:
+            (cancel or response.cancel)()
+            raise
+        # The text of Ray's own error is a stack trace.
+        except RayTaskError as problem:
+            raise problem.cause from None
+        except _GONE:
+            raise _gone(self._handle) from None
+
+
+class RemoteSelector(_Remote):
+    """The remote face of `SelectorReplica`."""
+
     async def select(self, request: SelectionRequest, seconds: float | None = None) -> Selection:
         """As `CorporaWorker.select`."""
-        selection: Selection = await _result(self._handle.select.remote(request, seconds))
+        selection: Selection = await self._result(self._handle.select.remote(request, seconds))
         return selection
 
     async def calibration(
         self, corpus: str, principal: Principal, seconds: float | None = None
     ) -> Calibration | None:
         """As `CorporaWorker.calibration`."""
-        found: Calibration | None = await _result(
+        found: Calibration | None = await self._result(
             self._handle.calibration.remote(corpus, principal, seconds)
         )
         return found
 
     async def start(self, request: SelectionRequest, seconds: float | None = None) -> StartFound:
         """As `CorporaWorker.start`."""
-        found: StartFound = await _result(self._handle.start.remote(request, seconds))
+        found: StartFound = await self._result(self._handle.start.remote(request, seconds))
         return found
 
     async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:
         """As `CorporaWorker.start_weights`."""
-        weights: CorpusWeights = await _result(self._handle.start_weights.remote(corpus, start))
+        weights: CorpusWeights
+        weights = await self._result(self._handle.start_weights.remote(corpus, start))
         return weights
 
     async def learnt_corpora(self, principal: Principal) -> tuple[LearntCorpus, ...]:
         """As `CorporaWorker.learnt_corpora`."""
         learnt: tuple[LearntCorpus, ...]
-        learnt = await _result(self._handle.learnt_corpora.remote(principal))
+        learnt = await self._result(self._handle.learnt_corpora.remote(principal))
         return learnt
 
     async def sees(self, corpus: str, principal: Principal) -> bool:
         """As `CorporaWorker.sees`."""
-        sees: bool = await _result(self._handle.sees.remote(corpus, principal))
+        sees: bool = await self._result(self._handle.sees.remote(corpus, principal))
         return sees
 
     async def call(
@@ -134,23 +164,20 @@ class RemoteSelector:
         **kwargs: P.kwargs,
     ) -> Result:
         """As `CorporaWorker.call`."""
-        result: Result = await _result(self._handle.call.remote(method, *args, **kwargs))
+        result: Result = await self._result(self._handle.call.remote(method, *args, **kwargs))
         return result
 
     async def ready(self, corpus: str | None) -> None:
         """As `CorporaWorker.ready`."""
-        await _result(self._handle.ready.remote(corpus))
+        await self._result(self._handle.ready.remote(corpus))
 
     async def warm_up(self, corpus: str | None) -> None:
         """As `CorporaWorker.warm_up`."""
-        await _result(self._handle.warm_up.remote(corpus))
+        await self._result(self._handle.warm_up.remote(corpus))
 
 
-class RemoteTrainer:
+class RemoteTrainer(_Remote):
     """The remote face of `TrainerReplica`."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
 
     async def train(
         self,
@@ -160,15 +187,15 @@ class RemoteTrainer:
         """As `TrainerWorker.train`."""
         result: TrainingResult
         if on_step is None:
-            result = await _result(self._handle.train.remote(request))
+            result = await self._result(self._handle.train.remote(request))
         else:
             stream = self._handle.options(stream=True).stream.remote(request)
-            result = await _result(_last(stream, on_step), stream.cancel)
+            result = await self._result(_last(stream, on_step), stream.cancel)
         return result
 
     async def loss(self, rows: Sequence[Row], weights: bytes | None = None) -> float:
         """As `TrainerWorker.loss`."""
-        loss: float = await _result(self._handle.loss.remote(rows, weights))
+        loss: float = await self._result(self._handle.loss.remote(rows, weights))
         return loss
 
     async def compare(
@@ -176,30 +203,30 @@ class RemoteTrainer:
     ) -> tuple[tuple[float, ...], ...]:
         """As `TrainerWorker.compare`."""
         losses: tuple[tuple[float, ...], ...]
-        losses = await _result(self._handle.compare.remote(rows, adapters))
+        losses = await self._result(self._handle.compare.remote(rows, adapters))
         return losses
 
     async def give_way(self, seconds: float) -> None:
         """As `TrainerWorker.give_way`."""
-        await _result(self._handle.give_way.remote(seconds))
+        await self._result(self._handle.give_way.remote(seconds))
 
     async def learning_rate(self) -> float:
         """As `TrainerWorker.learning_rate`."""
-        rate: float = await _result(self._handle.learning_rate.remote())
+        rate: float = await self._result(self._handle.learning_rate.remote())
         return rate
 
     async def corpus_rates(self) -> tuple[float, float]:
         """As `TrainerWorker.corpus_rates`."""
-        rates: tuple[float, float] = await _result(self._handle.corpus_rates.remote())
+        rates: tuple[float, float] = await self._result(self._handle.corpus_rates.remote())
         return rates
 
     async def ready(self) -> None:
         """As `TrainerWorker.ready`."""
-        await _result(self._handle.ready.remote())
+        await self._result(self._handle.ready.remote())
 
     async def warm_up(self) -> None:
         """As `TrainerWorker.warm_up`."""
-        await _result(self._handle.warm_up.remote())
+        await self._result(self._handle.warm_up.remote())
 
 
 def set_up_replica_logs(form: LogFormat) -> None:
@@ -208,16 +235,8 @@ def set_up_replica_logs(form: LogFormat) -> None:
     relay_errors(logging.getLogger())
 
 
-async def _result(response: Any, cancel: Callable[[], object] | None = None) -> Any:
-    """The result of a remote call; its error is the one that was raised there."""
-    try:
-        return await response
-    except asyncio.CancelledError:
-        (cancel or response.cancel)()
-        raise
-    # The text of Ray's own error is a stack trace.
-    except RayTaskError as problem:
-        raise problem.cause from None
+def _gone(handle: DeploymentHandle) -> StageFailedError:
+    return StageFailedError(f"the {handle.deployment_name} has ended; a new one is started")
 
 
 async def _last(
@@ -232,25 +251,28 @@ async def _last(
 
 
 def _call_shard(shard: DeploymentHandle, method: Callable[..., Any], /, *args: Any) -> _ShardResult:
-    return _ShardResult(shard.remote(method, *args))
+    return _ShardResult(shard, shard.remote(method, *args))
 
 
 class _ShardResult:
     """The result of a shard, as `selection.corpus.shards.ShardAnswer`."""
 
-    def __init__(self, response: Any) -> None:
-        self._response = response
+    def __init__(self, shard: DeploymentHandle, response: Any) -> None:
+        self._shard, self._response = shard, response
 
     def result(self) -> Any:
         """Wait for it in a thread, for a limited time.
 
         Raises:
+            StageFailedError: the process of the shard has ended.
             TimeoutError: the shard has not answered.
         """
         try:
             return self._response.result(timeout_s=_SHARD_SECONDS)
         except RayTaskError as problem:
             raise problem.cause from None
+        except _GONE:
+            raise _gone(self._shard) from None
         except TimeoutError:
             self._response.cancel()
             raise

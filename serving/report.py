@@ -65,7 +65,7 @@ class AdaptationReport:
         clamped: names of the limits that the request exceeded.
         calibrated: whether the corpus brought settings of its own: lambda', the strategy, the
             learning rate, and the gain of `auto`.
-        strategy: strategy that chose what was trained on or shown; None if nothing was chosen.
+        strategy: strategy that chose what was trained on or shown; None if nothing was.
         shed: what a busy server took off the budget, in words; None for nothing.
         targets: how much of the request's prompts data was chosen for: `used`, `of` and `unit`
             ("prompts" or "windows"); None for all.

@@ -30,6 +30,11 @@ settings.register_profile("mayfly", deadline=None)
 settings.load_profile("mayfly")
 # The models here are tiny; threads that spin on shared cores slow one another.
 torch.set_num_threads(1)
+# So do those of servers and commands that tests of several processes start at once: each process
+# of `pytest --numprocesses` has cores of its own.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    _cores, _count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, _cores[int(worker.removeprefix("gw")) % len(_cores) :: _count])
 
 
 class WordEmbedder:

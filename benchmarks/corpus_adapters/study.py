@@ -33,6 +33,7 @@ class Study:
         starts: the kinds of adapters that corpora get.
         hold_out: makes the corpus of a kind in a home, and its passages.
         workers: number of trainings, or of passages, at once; each takes one core.
+        threads: threads of a training; None for its share of the cores.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Study:
         starts: Iterable[Start],
         hold_out: Callable[[str, Path], HeldOut],
         workers: int,
+        threads: int | None = None,
     ) -> None:
         self._model, self._hold_out, self._workers = model, hold_out, workers
-        self._threads = max(1, (os.cpu_count() or 1) // workers)
+        self._threads = threads or max(1, (os.cpu_count() or 1) // workers)
         folder.mkdir(parents=True, exist_ok=True)
         self.homes: dict[Start, Path] = {start: folder / start for start in sorted(starts)}
         self.journal = Journal(folder / "measured.json")

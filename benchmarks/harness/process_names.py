@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Sequence
+
+import psutil
 
 # Pattern of a command line, and the process's name; None for the pattern's group.
 _NAMES = (
@@ -30,3 +34,13 @@ def process_name(command_line: str) -> str:
         if match := re.search(pattern, command_line):
             return name or str(match[1])
     return "others"
+
+
+def processes_named(name: str, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """The processes of this name that have not ended."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process_name(" ".join(process.cmdline())) == name:
+                found.append(process)
+    return found

@@ -28,9 +28,7 @@ import random
 import signal
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,8 @@ import numpy as np
 import psutil
 
 from benchmarks.harness.command_line import progress
+from benchmarks.harness.process_ends import is_alive, wait_for_end
+from benchmarks.harness.process_names import processes_named
 from benchmarks.harness.server import (
     NO_KEEP_ALIVE,
     ROOMY_FLAGS,
@@ -50,6 +50,7 @@ from benchmarks.harness.server import (
     source_documents,
 )
 from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
+from benchmarks.promises.fault_counts import FaultCounts
 from benchmarks.promises.injections import (
     DamagedCorpus,
     Diverging,
@@ -60,13 +61,8 @@ from benchmarks.promises.injections import (
     create_diverging_corpus,
 )
 
-KILLED = {
-    "trainer": "trainer",
-    "selector": "selector",
-    "engine": "engine",
-    "EngineCore": "EngineCore",
-    "node": "node",
-}
+# Processes by their names in `Server.workers`; the stopped one by its kind.
+KILLED = ("trainer", "selector", "engine", "EngineCore", "node")
 STOPPED = {"hung": "trainer"}
 INJECTED = ("nan", "oom", "hang", "memory", "corpus")
 KINDS = (*KILLED, *STOPPED, *INJECTED)
@@ -86,37 +82,6 @@ _PROMPTS = (
     "# The selector\n",
 )
 _CORPUS = "code"
-
-
-@dataclass
-class FaultCounts:
-    """Counts of the faults of one kind and of their outcomes."""
-
-    injected: int = 0
-    recovered: int = 0
-    wrong_answers: int = 0
-    hung: int = 0
-    leaked: int = 0
-    recovery_seconds: list[float] = field(default_factory=list)
-    answers: Counter[str] = field(default_factory=Counter)
-
-    def summary(self) -> dict[str, Any]:
-        """The counts, for the last line."""
-        seconds = self.recovery_seconds
-        quantiles = (
-            dict(zip(("p50", "p99"), np.quantile(seconds, [0.5, 0.99]), strict=True))
-            if seconds
-            else {}
-        )
-        return {
-            "injected": self.injected,
-            "recovered": self.recovered,
-            "wrong_answers": self.wrong_answers,
-            "hung": self.hung,
-            "leaked": self.leaked,
-            "recovery_seconds": {name: round(float(value), 2) for name, value in quantiles.items()},
-            "answers": dict(sorted(self.answers.items())),
-        }
 
 
 class FaultRun:
@@ -237,7 +202,7 @@ class FaultRun:
             self._record_wrong("late error", f"{budget}: {status} {delay:.1f} s after the kill")
 
     async def _kill(self, kind: str, client: httpx.AsyncClient) -> None:
-        name = {**KILLED, **STOPPED}[kind]
+        name = STOPPED.get(kind, kind)
         target, processes = self._server.workers().get(name), self._server.processes()
         if target is None:
             self._record_wrong("missing", f"no process of the {name}")
@@ -247,9 +212,11 @@ class FaultRun:
         with contextlib.suppress(psutil.NoSuchProcess):
             target.send_signal(signal.SIGKILL if kind in KILLED else signal.SIGSTOP)
         if await self._wait_until_recovered(client, name, target):
-            for process in processes[1:] if kind == "node" else [target]:
-                if _is_alive(process):
-                    self._record_leak("processes", f"{process.pid} outlived its {kind}")
+            ending = processes[1:] if kind == "node" else [target]
+            # Before Ray kills a stage that failed its health checks, it lets it end by itself.
+            await asyncio.to_thread(wait_for_end, ending, IDLE_WAIT_SECONDS)
+            for process in filter(is_alive, ending):
+                self._record_leak("processes", f"{process.pid} outlived its {kind}")
 
     async def _inject(self, injection: Injection, client: httpx.AsyncClient) -> None:
         self._counts.injected += 1
@@ -305,7 +272,7 @@ class FaultRun:
             )
         for name in self._server.unclaimed_shared_memory() - self._before:
             self._record_leak("shared memory", name)
-        cores = [each for each in self._server.processes() if _is_core(each)]
+        cores = processes_named("engine core", self._server.processes())
         if len(cores) != 1:
             self._record_leak("processes", f"{len(cores)} engine cores")
 
@@ -330,18 +297,6 @@ def _json(reply: httpx.Response) -> dict[str, Any]:
         if isinstance(body, dict):
             return body
     return {}
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
-def _is_core(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return "EngineCore" in " ".join(process.cmdline())
-    return False
 
 
 def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class AutoAnswers:
     def __init__(self, resident: ResidentModel, selector: Selector, model: str) -> None:
         self._resident, self._model = resident, model
         self._selector = SelectorWorker(selector.config, embedder=selector.embedder)
-        self._trainer, self._engine = _TrainerStage(resident.trainer), _Kept()
+        self._trainer, self._engine = TrainerStage(resident.trainer), _Kept()
         self._starts = Starts(self._selector, model)
         self._loop = asyncio.Runner()
         self._known: set[str] = set()
@@ -67,7 +67,7 @@ class AutoAnswers:
         adaptation = Adaptation(request, self._selector, self._trainer, self._engine, self._starts)
         if adaptation.shows:
             builder = PromptBuilder(
-                self._resident.context, self._resident.tokenizer, _prompt_lengths
+                self._resident.context, self._resident.tokenizer, prompt_lengths
             )
             body = await adaptation.show(body, builder)
         result = await adaptation.run()
@@ -83,7 +83,7 @@ class AutoAnswers:
         )
 
 
-class _TrainerStage:
+class TrainerStage:
     """A trainer as a stage of the server."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -131,5 +131,6 @@ class _Kept:
         return None if loaded is None else self._adapters[loaded.name]
 
 
-async def _prompt_lengths(body: dict[str, Any]) -> tuple[int, ...]:
+async def prompt_lengths(body: dict[str, Any]) -> tuple[int, ...]:
+    """In place of an engine: the length of a prompt of tokens."""
     return (len(body["prompt"]),)

@@ -19,16 +19,11 @@ from benchmarks.proof_of_gain.arms import (
 )
 from benchmarks.proof_of_gain.auto import AutoAnswers
 from benchmarks.proof_of_gain.cases import Case, Size
+from benchmarks.proof_of_gain.copies import share_of_copies
 from benchmarks.proof_of_gain.next_line import LineWriter, edit_similarity, first_line, is_exact
-from benchmarks.proof_of_gain.splits import without_near_copies
 from benchmarks.quality.passages import Passage
 from selection import Selector
 from selection.config import DEFAULT
-from selection.embedding import Prompt
-from selection.ingest.ingest import Document
-
-# The nearest sequences among which near copies are counted, from which the server chooses.
-_NEAREST = 200
 
 
 class ProofRunner:
@@ -62,7 +57,8 @@ class ProofRunner:
             for name in LINE_ARMS:
                 line = self._writer.write(named[name].prompt, named[name].weights)
                 arms[name]["line"] = [is_exact(line, wanted), edit_similarity(line, wanted)]
-        return {"arms": arms, "copies": self._copies(passage, corpus, case)}
+        copies = share_of_copies(self._selector(case.kernel), passage, corpus)
+        return {"arms": arms, "copies": copies}
 
     def _scored(self, passage: Passage, answer: Answer) -> dict[str, Any]:
         return {
@@ -71,16 +67,6 @@ class ProofRunner:
             "tokens": len(answer.prompt),
             "is_new": answer.is_new,
         }
-
-    def _copies(self, passage: Passage, corpus: str, case: Case) -> float:
-        """Share of near copies of each other among the sequences nearest to the prompt."""
-        selector = self._selector(case.kernel)
-        targets_TD = selector.embedder.embed(selector.embedder.windows(Prompt(passage.prefix)))
-        with selector.corpora.open(corpus) as opened:
-            ids_N, _ = opened.nearest(targets_TD, _NEAREST)
-            read = opened.read(ids_N.tolist())
-        texts = [Document(str(i), each.source.text, {}) for i, each in read.items()]
-        return 1 - len(without_near_copies(texts)) / len(texts)
 
     def _runner(self, case: Case) -> QualityRunner:
         key = case.kernel, case.has_all_arms

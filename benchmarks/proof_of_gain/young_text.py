@@ -39,6 +39,7 @@ class YoungDomain:
         files: by distribution, a pattern that matches the whole path of each file.
         held_out: pattern that matches the whole name of each document that may be held out.
         is_side_by_side: whether the corpus has several releases of the same documents.
+        pins: file of the pins of its distributions.
     """
 
     name: str
@@ -46,6 +47,7 @@ class YoungDomain:
     files: dict[str, str]
     held_out: str = r".*"
     is_side_by_side: bool = False
+    pins: Path = PINS
 
     def documents(self) -> list[Document]:
         """All its documents; those of the same content under other names are kept.
@@ -53,7 +55,7 @@ class YoungDomain:
         Raises:
             RuntimeError: a download failed.
         """
-        archives = fetch(self.files, CACHE / "distributions", UNEARTH, PINS)
+        archives = fetch(self.files, CACHE / "distributions", UNEARTH, self.pins)
         domain = Domain(self.name, self.files)
         found = read(domain, archives, distinct=False, max_bytes=_MAX_BYTES)
         return by_release(found) if self.kind == "changelogs" else found

@@ -3,7 +3,7 @@
 An example is given as `messages`, the format of OpenAI's fine-tuning files, or as a `prompt` and a
 `completion`, TRL's. It is kept as messages in one form: a content is a string, the arguments of a
 tool call are JSON in a string, and a null is an absent key. An answer of `weight` 0 is part of the
-conversation only.
+conversation only; any other has text or calls a tool. A tool's message answers a call.
 
 This module does not know tokens (see `rendering`) or where an example comes from.
 """
@@ -23,10 +23,12 @@ Spans: TypeAlias = tuple[tuple[int, int], ...]
 Message: TypeAlias = Mapping[str, Any]
 
 FIELDS = ("messages", "tools", "prompt", "completion")
+# A field of OpenAI's that no chat template knows.
+_IGNORED_FIELD = "parallel_tool_calls"
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 # What a message of a role may have beside `role`, `content` and `name`.
 _ROLE_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "assistant": ("tool_calls", "reasoning", "reasoning_content", "weight"),
+    "assistant": ("tool_calls", "reasoning", "reasoning_content", "refusal", "weight"),
     "tool": ("tool_call_id",),
 }
 
@@ -121,6 +123,7 @@ def parse_example(value: Any, where: str) -> Example:
     if not isinstance(value, dict):
         raise ExampleError(f"{where}: expected an object with {expected}")
     given = _without_nulls(value)
+    given.pop(_IGNORED_FIELD, None)
     if unknown := given.keys() - set(FIELDS):
         raise ExampleError(f"{where}: unknown field `{min(unknown)}` in an example")
     pair = {"prompt", "completion"} & given.keys()
@@ -128,8 +131,10 @@ def parse_example(value: Any, where: str) -> Example:
         names = ", ".join(f"`{name}`" for name in given) or "nothing"
         raise ExampleError(f"{where}: expected {expected}, and got {names}")
     if pair:
+        prompt = _side(given["prompt"], "user", f"{where}: `prompt`")
         messages = [
-            *_side(given["prompt"], "user", f"{where}: `prompt`"),
+            # As in TRL, only the completion is learnt.
+            *({**each, "weight": 0} if each["role"] == "assistant" else each for each in prompt),
             *_side(given["completion"], "assistant", f"{where}: `completion`"),
         ]
     else:
@@ -146,16 +151,59 @@ def _check(example: Example, where: str) -> None:
     """Refuse a conversation that nothing can be learned from, and values that JSON cannot hold."""
     if len(example.messages) < 2 or example.messages[-1]["role"] != "assistant":
         raise ExampleError(
-            f"{where}: the last message must be the assistant's, with at least one before it"
+            f"{where}: the last message must be the assistant's, with at least one before it: "
+            "leave out what follows its last answer"
         )
     if example.messages[-1].get("weight") == 0:
-        raise ExampleError(f"{where}: the last answer has weight 0: leave it out, or its weight")
+        raise ExampleError(
+            f"{where}: the last answer has weight 0: leave out its weight, or the answer and the "
+            "messages since the answer before it"
+        )
+    _check_answers(example, where)
+    _check_tool_messages(example, where)
     if not f"{example.prompt.text}{example.prompt.context}".strip():
         raise ExampleError(f"{where}: there is no text before the answer; use `text` for such data")
     try:
         example.to_json().encode()
     except (TypeError, UnicodeEncodeError, RecursionError) as problem:
         raise ExampleError(f"{where}: the example is not JSON in Unicode ({problem})") from problem
+
+
+def _check_answers(example: Example, where: str) -> None:
+    """Refuse an answer to learn that has nothing in it; of an earlier one that may be meant."""
+    for position, message in enumerate(example.messages, 1):
+        is_learnt = message["role"] == "assistant" and message.get("weight") != 0
+        if not is_learnt or message.get("tool_calls") or message["content"].strip():
+            continue
+        if position == len(example.messages):
+            raise ExampleError(
+                f"{where}: the answer has neither text nor tool calls, so there is nothing to "
+                "learn: complete it, or leave the example out"
+            )
+        raise ExampleError(
+            f"{where}: message {position}, an answer, has neither text nor tool calls: complete "
+            "it, or give it `weight` 0, so that it is not learnt"
+        )
+
+
+def _check_tool_messages(example: Example, where: str) -> None:
+    """Refuse a tool's message that answers no call of the assistant's message before it. Calls and
+    messages without an id, as some data sets have them, answer each other in their order.
+    """
+    unanswered: list[str | None] = []
+    for position, message in enumerate(example.messages, 1):
+        if message["role"] != "tool":
+            unanswered = [call.get("id") for call in message.get("tool_calls", ())]
+            continue
+        named = message.get("tool_call_id")
+        fitting = [call for call in unanswered if named is None or call in (None, named)]
+        if not fitting:
+            raise ExampleError(
+                f"{where}: message {position} is a tool's and answers no call: put it after the "
+                "assistant's message whose `tool_calls` it answers, with the `id` of the call in "
+                "`tool_call_id`"
+            )
+        unanswered.remove(named if named in fitting else fitting[0])
 
 
 def _side(value: Any, role: str, where: str) -> list[Message]:
@@ -180,8 +228,9 @@ def _message(value: Any, where: str) -> Message:
     if unknown := given.keys() - allowed:
         raise ExampleError(f"{where}: unknown field `{min(unknown)}` in a message of role {role}")
     message: dict[str, Any] = {"role": role}
-    if "content" in given:
-        message["content"] = _content(given["content"], where)
+    content = given.get("content", given.get("refusal"))
+    if content is not None:
+        message["content"] = _content(content, where)
     elif not given.get("tool_calls"):
         raise ExampleError(f"{where} has no `content`")
     for field in ("name", "tool_call_id", "reasoning", "reasoning_content"):
@@ -203,16 +252,19 @@ def _message(value: Any, where: str) -> Message:
 
 
 def _content(value: Any, where: str) -> str:
-    """A content as one string; vLLM, too, joins the text parts of a content by line ends."""
+    """A content as one string; vLLM, too, joins the text parts of a content by line ends, and
+    takes a refusal as text.
+    """
     if isinstance(value, str):
         return value
     texts = []
     for part in value if isinstance(value, list) else [value]:
-        if not isinstance(part, dict) or part.get("type") != "text":
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "refusal"):
             raise ExampleError(f"{where}: `content` must be a string or a list of text parts")
-        if not isinstance(part.get("text"), str):
-            raise ExampleError(f"{where}: a text part of `content` needs a string `text`")
-        texts.append(part["text"])
+        if not isinstance(part.get(kind), str):
+            raise ExampleError(f"{where}: a {kind} part of `content` needs a string `{kind}`")
+        texts.append(part[kind])
     return "\n".join(texts)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from adapters.model.row import Row
 
+# The progress while it measures the losses, in words for the client.
+COMPARING = "adapting: comparing what could answer"
 # Number of chosen sequences whose showing is considered; eight were no better
 # (benchmarks/README.md).
 SHOWN = 4

@@ -27,6 +27,8 @@ from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder, Shown
 from serving.adaptation.stages import OverdueError, Result, Selects, Trains, in_time
 from serving.adaptation.starts import StartingPoint, Starts
+from serving.engine.rendering import PromptRefusedError
+from serving.observability.logs import log_failure
 from serving.report import Stage, StopReason
 
 log = logging.getLogger(__name__)
@@ -125,25 +127,26 @@ class Choice:
             body: body of the request, as vLLM's application takes it.
             prompts: puts sequences into the prompts of the request's API.
         """
+        before = None
+        if self._is_open and self.request.show is None:
+            try:
+                # Nothing is chosen for a request that the engine refuses.
+                before = await prompts.lengths(body)
+            except PromptRefusedError:
+                return body
         if (asked := await self._number_to_show()) == 0:
             return body
-        longer, shown = await prompts.show(body, asked, self.to_show)
-        if self._considers_text and not await self._may_show(shown):
-            # `decide` compares the models alone.
-            self.request = replace(self.request, show=0)
-            return body
+        longer, shown = await prompts.show(body, asked, self.to_show, before)
         if self._considers_text:
+            if not shown.sequences:
+                # `decide` compares the models alone.
+                self.request = replace(self.request, show=0)
+                return body
             await self._decide(prompts.tokens(shown), prompts.context)
             if self.auto is None or not self.auto.best.shown:
                 return body
         self.shown = shown
         return longer
-
-    async def _may_show(self, shown: Shown) -> bool:
-        """Whether `auto` may show this: not if there is nothing, since the engine may refuse the
-        request, nor if the corpus is calibrated, which a lookup that took too long does not tell.
-        """
-        return bool(shown.sequences) and (await self.selection()).calibration is None
 
     async def to_show(self) -> list[Source]:
         """The different sequences to show, the most relevant first: of a selection, in the order in
@@ -191,8 +194,8 @@ class Choice:
         # The selection is asked for again, and reports or raises its error; or time was short.
         except (NoAdapterError, OverdueError):
             pass
-        except Exception:
-            log.exception("`auto` could not compare all that could answer")
+        except Exception as problem:
+            log_failure(log, "`auto` could not compare all that could answer", problem)
         finally:
             self.compare_seconds = time.monotonic() - started
 
@@ -203,9 +206,8 @@ class Choice:
         # Text alone would leave a request without the adapter that it requires.
         if weights is None and (not text or request.required):
             return
-        alone = Row.of(request.probe_tokens)
         models = [BASE] if weights is None else [BASE, CORPUS]
-        losses = await self._losses(alone, [None, weights][: len(models)])
+        losses = await self._losses(Row.of(request.probe_tokens), [None, weights][: len(models)])
         measured = zip(models, losses, strict=True)
         finite = {way: loss for way, loss in measured if math.isfinite(loss)}
         if BASE not in finite:
@@ -227,10 +229,10 @@ class Choice:
             OverdueError: it took longer.
         """
         left = self._seconds_left()
-        comparing = self._trainer.compare([row], adapters)
+        half = None if left is None else left / 2
         with self._enter(Stage.COMPARE):
-            half = None if left is None else left / 2
-            return [loss for (loss,) in await in_time(comparing, half, grace=0.0)]
+            comparing = in_time(self._trainer.compare([row], adapters), half, grace=0.0)
+            return [loss for (loss,) in await comparing]
 
     async def _resolve_start(self) -> StartingPoint:
         request = self.request
@@ -263,8 +265,8 @@ class Choice:
         return await self._look_up()
 
     async def _look_up(self) -> StartFound | None:
-        """The result of a lookup of the corpus's adapter, and of what the corpus shows by default;
-        one call for both. None if the principal may not see the server's corpus.
+        """The corpus's adapter and what the corpus shows by default, in one call; None if the
+        principal may not see the server's corpus.
         """
         request = self.request
         if self._found is None:
@@ -294,6 +296,9 @@ class Choice:
             if request.budget.instant:
                 found = await self._look_up()
                 return found.calibration if found else None
+            # `auto` chooses in any case.
+            if self._is_open:
+                return (await self.selection()).calibration
             looking = self._selector.calibration(request.corpus, self._principal, left)
             return await in_time(looking, left)
         # The selection meets the same error, and reports or raises it.
@@ -301,15 +306,15 @@ class Choice:
             return None
 
     async def _select(self) -> Selection:
-        request = self.request
+        request, select, aim = self.request, self._selector.select, "anything was chosen"
         if request.corpus is None and not request.candidates:
             raise NoAdapterError(
-                "no corpus: name one in `adaptation.corpus`, bring `adaptation.examples`, "
-                "or start with --corpus",
+                "no corpus: name one in `adaptation.corpus`, bring `adaptation.examples`, or start "
+                "with --corpus",
                 StopReason.CORPUS,
             )
         try:
-            selection = await self._select_from(request.corpus)
+            selection = await self._within(select, request.corpus, aim)
         except CorpusNotFoundError:
             if request.corpus_explicit:
                 raise
@@ -318,16 +323,11 @@ class Choice:
             if not request.candidates:
                 reason = "no corpus: name one in `adaptation.corpus`"
                 raise NoAdapterError(reason, StopReason.CORPUS) from None
-            selection = await self._select_from(None)
+            selection = await self._within(select, None, aim)
         if not selection.ids:
-            what = (
-                "is empty" if request.filter is None else "has no document that passes the filter"
-            )
+            what = "has no document that passes the filter" if request.filter else "is empty"
             raise NoAdapterError(f"corpus {request.corpus!r} {what}", StopReason.CORPUS, selection)
         return selection
-
-    async def _select_from(self, corpus: str | None) -> Selection:
-        return await self._within(self._selector.select, corpus, "anything was chosen")
 
     async def _within(
         self,

@@ -1,8 +1,7 @@
 """Adaptation: the pipeline of one request: select, train, load, answer, discard.
 
 The engine asks for the adapter once vLLM has validated the request; the gateway discards it when
-the answer has ended, failed or been abandoned. The pipeline knows the three stages by their
-protocols, not where they run: in this process, or as Ray deployments.
+the answer has ended, failed or been abandoned. The pipeline does not know where the stages run.
 
 A request never loses its adaptation silently: the report says why the base model answered, or the
 adapter of its corpus as it was. A request that requires an adapter, and gets none, fails.
@@ -21,6 +20,7 @@ from adapters.adapter import Adapter
 from adapters.training import TrainingProgress, TrainingResult, TrainingStop
 from selection.access import OPERATOR, Principal
 from selection.selector import Selection
+from serving.adaptation.auto import COMPARING
 from serving.adaptation.choice import Choice
 from serving.adaptation.fallback_reasons import FAILED, NoAdapterError, no_step_reason
 from serving.adaptation.reporting import AdaptationResult, build_report, describe_progress
@@ -33,6 +33,7 @@ from serving.conversations.cached_adapter import CachedAdapter, ExamplesAdapter
 from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, is_the_clients
+from serving.observability.logs import log_failure
 from serving.observability.tracing import span
 from serving.report import AdaptationReport, Stage, StopReason
 
@@ -66,8 +67,7 @@ class Adaptation:
     ) -> None:
         self._request, self._turn, self._examples = request, turn, examples
         self._trainer, self._engine, self._starts = trainer, engine, starts
-        self._on_fallback = on_fallback
-        self._arrived = time.monotonic()
+        self._on_fallback, self._arrived = on_fallback, time.monotonic()
         self._choice = Choice(
             request, selector, trainer, starts, principal, self._seconds_left, self._enter
         )
@@ -86,7 +86,7 @@ class Adaptation:
     @property
     def progress(self) -> str:
         """The progress of the adaptation, in words for the client."""
-        return self._progress
+        return COMPARING if self._stage is Stage.COMPARE else self._progress
 
     @property
     def report(self) -> AdaptationReport | None:
@@ -174,8 +174,8 @@ class Adaptation:
         except Exception as problem:
             is_ours = not is_the_clients(problem) and not isinstance(problem, AdaptationFailedError)
             # Notes are for the log, even those of a client's mistake.
-            if is_ours or hasattr(problem, "__notes__"):
-                log.exception("an adaptation failed")
+            if not is_the_clients(problem) or hasattr(problem, "__notes__"):
+                log_failure(log, "an adaptation failed", problem)
             if is_ours and not self._request.required:
                 self._result = self._fall_back(NoAdapterError(FAILED, StopReason.FAILED))
             else:
@@ -298,7 +298,7 @@ class Adaptation:
             # Without the adapter of a corpus, `_run` decides what happens.
             if start.adapter is None or isinstance(problem, NoAdapterError):
                 raise
-            log.exception("a training failed")
+            log_failure(log, "a training failed", problem)
             raise NoAdapterError(FAILED, StopReason.FAILED, selection) from None
 
     @contextmanager

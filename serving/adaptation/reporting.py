@@ -58,6 +58,7 @@ def build_report(
         seconds[Stage.QUEUE] = training.waited
         seconds[Stage.TRAIN] = training.seconds - training.waited
         used, learnt = training.sequences_used, training.adapter_sequences
+    shows = choice.shown is not None and bool(choice.shown.sequences) and request.shows_chosen
     truncation = request.truncation or (selection.truncation if selection else None)
     sources = [source for source, _ in selection.sources] if selection else []
     report = AdaptationReport(
@@ -65,7 +66,7 @@ def build_report(
         reason=reason,
         budget=request.budget_for(calibration),
         calibrated=calibration is not None,
-        strategy=selection.strategy if selection and selection.ids else None,
+        strategy=selection.strategy if selection and (used or shows) else None,
         clamped=request.clamped,
         shed=request.shed,
         targets=truncation.as_dict() if truncation else None,

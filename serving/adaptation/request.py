@@ -23,6 +23,7 @@ from selection.request import Candidate, SelectionRequest
 from selection.selector import Selection
 from selection.targets import Truncation
 from serving.adaptation.admission import TrainerLoad
+from serving.adaptation.auto import SHOWN
 from serving.adaptation.file_search import take_file_search
 from serving.adaptation.prompts import parse_prompts, probe_tokens
 from serving.adaptation.request_examples import (
@@ -189,10 +190,11 @@ class AdaptationRequest:
 
     def selection(self, corpus: str | None, principal: Principal) -> SelectionRequest:
         """The data to choose: from the corpus, if one is named, and from the candidates."""
+        shown = SHOWN if self.show is None else self.show
         return SelectionRequest(
             self.prompts,
             corpus,
-            steps=max(self.budget.steps, (self.show or 0) if self.shows_chosen else 0),
+            steps=max(self.budget.steps, shown if self.shows_chosen else 0),
             alpha=self.budget.alpha,
             strategy=self.strategy,
             filter=self.filter,
@@ -200,6 +202,7 @@ class AdaptationRequest:
             principal=principal,
             candidates=self.candidates,
             start=self.seeks_start and corpus is not None,
+            shows_calibrated=self.show is None,
         )
 
     def training(
@@ -311,6 +314,8 @@ def parse_adaptation_request(
     if show is None and (corpus is None or budget.steps == 0):
         # A budget without steps asks for the base model, not for retrieval.
         show = 0
+    if corpus is None and not texts and 0 < len(examples) <= (show or 0):
+        shows_chosen = False  # there is nothing to choose
     request = AdaptationRequest(
         prompts=prompts,
         budget=budget,

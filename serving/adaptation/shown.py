@@ -81,7 +81,11 @@ class PromptBuilder:
     lengths: PromptLengths
 
     async def show(
-        self, body: Body, asked: int, choose: Callable[[], Awaitable[Sequence[Source]]]
+        self,
+        body: Body,
+        asked: int,
+        choose: Callable[[], Awaitable[Sequence[Source]]],
+        before: tuple[int, ...] | None = None,
     ) -> tuple[Body, Shown]:
         """The body with up to `asked` sequences in its prompts, and what it shows.
 
@@ -90,9 +94,10 @@ class PromptBuilder:
             asked: number of sequences to show.
             choose: chooses different sequences, the most relevant first, for a body that the engine
                 accepts. An exception means that nothing is shown.
+            before: lengths of the body's prompts; None if they are not known yet.
         """
         try:
-            before = await self.lengths(body)
+            before = before or await self.lengths(body)
         except PromptRefusedError as problem:
             return body, Shown(asked, reason=str(problem))
         try:

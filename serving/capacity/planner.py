@@ -15,7 +15,7 @@ long side. Stragglers, failures and the network between machines are not modelle
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serving.capacity.cost_model import CONCURRENCY, WEIGHT_BYTES, CostModel
 from serving.errors import PlanError
@@ -24,6 +24,8 @@ from serving.errors import PlanError
 _MAX_POOL = 500
 # Replicas of a stage beyond which a plan is refused.
 _MAX_REPLICAS = 10_000_000
+# Time of measuring a loss, as a share of a training step on the same tokens (docs/budgets.md).
+_LOSS_STEPS = 1 / 3
 # Bytes of a number of an embedding.
 _EMBEDDING_BYTES = 4
 
@@ -79,6 +81,19 @@ class Workload:
                 raise PlanError(
                     f"{name} is {getattr(self, name)}; it needs to be {minimum} or more"
                 )
+
+    def without_steps(self, shown: int, probe_tokens: int) -> Workload:
+        """The workload where `auto` takes no step, since what is there already helps each prompt:
+        it measures the loss of a prompt's end three times, once after text, and shows the text.
+
+        Args:
+            shown: Sequences of the text.
+            probe_tokens: Largest length of a prompt's end.
+        """
+        text = shown * self.sequence_tokens
+        measured = 3 * min(self.prompt_tokens, probe_tokens) + text
+        steps = math.ceil(_LOSS_STEPS * measured / self.sequence_tokens)
+        return replace(self, steps=min(self.steps, steps), prompt_tokens=self.prompt_tokens + text)
 
 
 @dataclass(frozen=True)

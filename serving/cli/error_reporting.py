@@ -16,12 +16,9 @@ from collections.abc import Callable
 
 from rich.text import Text
 
-from adapters.errors import AdapterError
-from selection.errors import SelectionError
 from serving.cli.console import plain_line, say
-from serving.errors import MayflyError, in_full
+from serving.errors import USER_ERRORS, in_full
 
-USER_ERRORS = (MayflyError, SelectionError, AdapterError)
 _REMEDIES = {
     errno.EACCES: "check its permissions, or use another path",
     errno.EPERM: "check its permissions, or use another path",

@@ -128,6 +128,8 @@ def plan(
 
     Example: [cyan]mayfly plan --rate 50 --parameters 1e9 --flops 4e14 --bandwidth 3e12[/]
     """
+    from serving.adaptation.auto import SHOWN
+    from serving.adaptation.prompts import PROBE_TOKENS
     from serving.capacity.cost_model import Target, read_cost_model, scaled, write_cost_model
     from serving.capacity.planner import Workload, plan_for
     from serving.local.checks import check_writable
@@ -171,11 +173,15 @@ def plan(
         rank = defaults_of(parameters).rank
     planned = scaled(cost_model, target, rank)
     result = plan_for(workload, planned)
+    without_steps = plan_for(workload.without_steps(SHOWN, PROBE_TOKENS), planned)
     lines = assumptions(cost_model, planned, utilisation)
+    if workload.steps and workload.adapted:
+        lines.insert(0, _without_steps(workload, without_steps))
     if json:
         document = {
             "workload": asdict(workload),
             "plan": asdict(result),
+            "plan_without_steps": asdict(without_steps),
             "cost_model": asdict(planned),
             "assumptions": lines,
         }
@@ -282,14 +288,26 @@ def _show(workload: Workload, cost_model: CostModel, plan: Plan) -> None:
             ", ".join(f"{name} {_gigabytes(size)}" for name, size in stage.memory.items()),
         )
     show(stages)
-    counts = {"core": plan.cores, "accelerator": plan.accelerators}
-    machines = " and ".join(_count(number, unit) for unit, number in counts.items() if number)
     say(
-        f"{workload.rate:g} requests per second to {_millions(cost_model)} need {machines}, "
+        f"{workload.rate:g} requests per second to {_millions(cost_model)} need {_machines(plan)}, "
         f"most of them for the {plan.bottleneck}. An answer takes {plan.seconds_alone:,.3g} s "
         f"alone, {plan.seconds:,.3g} s under this load.",
         to=out,
     )
+
+
+def _without_steps(workload: Workload, plan: Plan) -> str:
+    return (
+        f"Each adapted request takes {_count(workload.steps, 'step')}. `auto` takes none where the "
+        "adapter of the corpus, or chosen text in the prompt, helps: if it did so for each "
+        f"request, this would need {_machines(plan)}, and an answer would take "
+        f"{plan.seconds_alone:,.3g} s alone."
+    )
+
+
+def _machines(plan: Plan) -> str:
+    counts = {"core": plan.cores, "accelerator": plan.accelerators}
+    return " and ".join(_count(number, unit) for unit, number in counts.items() if number)
 
 
 def _millions(cost_model: CostModel) -> str:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from adapters.errors import AdapterError
 from selection.access import OPERATOR, Principal
 from selection.config import AdapterShape
 from selection.corpus.trained.manifest import AdapterStatus
@@ -26,7 +25,6 @@ from selection.errors import (
     CorpusNotFoundError,
     LibraryError,
     MissingError,
-    SelectionError,
 )
 from selection.library.library import Library
 from selection.library.records import PageRequest
@@ -43,7 +41,8 @@ from serving.corpus_training.stored import (
 )
 from serving.corpus_training.training import CorpusTraining
 from serving.corpus_training.values import CorpusTrainingProgress, TrainingOptions
-from serving.errors import MayflyError, TrainerFailedError
+from serving.errors import USER_ERRORS, StageFailedError
+from serving.observability.logs import log_failure
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,6 @@ RECORD_SECONDS, ABANDONED_SECONDS = 3.0, 20.0
 LOOK_SECONDS = 30.0
 # A stage may restart meanwhile.
 _ATTEMPTS, _RETRY_SECONDS = 3, 10.0
-_USER_ERRORS = (MayflyError, SelectionError, AdapterError)
 # Vector stores that are listed at once.
 _PAGE = 100
 
@@ -230,12 +228,17 @@ class CorpusTrainings:
                 await self._waiting.wait()
                 continue
             store = next(iter(self._pending))
-            self._running = asyncio.create_task(self._train(store), name=store)
+            self._running = running = asyncio.create_task(self._train(store), name=store)
             try:
-                await asyncio.wait([self._running])
+                await asyncio.wait([running])
             finally:
-                self._running.cancel()
+                running.cancel()
+                await asyncio.wait([running])
                 self._running = None
+            # The outcome could not be recorded.
+            if not running.cancelled() and (problem := running.exception()) is not None:
+                what = f"the training of vector store {store} has ended without a record"
+                log_failure(log, what, problem)
 
     async def _train(self, store: str) -> None:
         """Train a corpus and record the outcome; cancelled by `_drop`, or when the process ends."""
@@ -246,7 +249,7 @@ class CorpusTrainings:
             # The vector store was deleted.
             self._pending.pop(store, None)
             return
-        except _USER_ERRORS as problem:
+        except USER_ERRORS as problem:
             status, error = Status.FAILED, str(problem)
         except Exception:
             log.exception("the training of vector store %s failed", store)
@@ -261,10 +264,8 @@ class CorpusTrainings:
             try:
                 return await self._train_locked(store)
             except Exception as problem:
-                is_final = isinstance(problem, _USER_ERRORS)
-                if attempt == _ATTEMPTS or (
-                    is_final and not isinstance(problem, TrainerFailedError)
-                ):
+                may_pass = isinstance(problem, StageFailedError)
+                if attempt == _ATTEMPTS or (isinstance(problem, USER_ERRORS) and not may_pass):
                     raise
                 log.warning("the training of vector store %s begins again: %s", store, problem)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -291,7 +292,9 @@ class CorpusTrainings:
             options = self._pending[store].options
             await CorpusTraining(self._trainer, corpus, options, note).run()
         finally:
-            await self._library.call(end_training, store)
+            # The selector's process holds the lock, and it ends with it.
+            with contextlib.suppress(StageFailedError):
+                await self._library.call(end_training, store)
 
     async def _record_all(self) -> None:
         """Record the operations of this process, and end those that another one has cancelled or
@@ -339,6 +342,6 @@ async def _repeat(work: Callable[[], Any], seconds: float) -> None:
     while True:
         try:
             await work()
-        except Exception:
-            log.exception("cannot look after the trainings of corpora")
+        except Exception as problem:
+            log_failure(log, "cannot look after the trainings of corpora", problem)
         await asyncio.sleep(seconds)

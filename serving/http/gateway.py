@@ -56,11 +56,11 @@ from serving.http.models import Models, name_corpus
 from serving.http.openai_compat import stream_needs_conforming
 from serving.http.page import page_routes
 from serving.http.response import ResponseWriter
-from serving.http.routing import Route, RouteTable
+from serving.http.routing import Route, RouteTable, header
 from serving.http.unsupported import COMPLETIONS, check_supported
 from serving.http.vector_stores.adapter_routes import AdapterRoutes
 from serving.http.vector_stores.routes import VectorStoreRoutes
-from serving.observability.logs import REQUEST_ID, log_request
+from serving.observability.logs import REQUEST_ID, log_failure, log_request
 from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
 
@@ -86,8 +86,7 @@ class Gateway:
         self, engine: Engine, selector: CorporaStage, trainer: TrainerStage, config: Config
     ) -> None:
         self._engine, self._selector, self._trainer = engine, selector, trainer
-        self._config = config
-        self._terms = config.terms
+        self._config, self._terms = config, config.terms
         self._keys = (
             Keys(config.key_digests, config.key_file, config.auto, config.limits)
             if config.has_keys
@@ -143,6 +142,12 @@ class Gateway:
             },
         )
 
+    async def end(self) -> None:
+        """End the trainings of corpora within seconds, since a stage may be gone."""
+        if self._trainings is not None:
+            self._training.cancel()
+            await asyncio.wait([self._training], timeout=5.0)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         match scope["type"]:
@@ -164,21 +169,21 @@ class Gateway:
             await send(message)
 
         answer = ResponseWriter(recorded, self._engine.failure)
-        request_id = REQUEST_ID.set(_header(scope, b"x-request-id"))
+        request_id = REQUEST_ID.set(header(scope, b"x-request-id"))
         no_adaptation = _ADAPTATION.set(None)
         with request_span(
-            _header(scope, b"traceparent"), {"http.request.method": scope["method"]}
+            header(scope, b"traceparent"), {"http.request.method": scope["method"]}
         ) as set_attributes:
             try:
                 # Health checks may use any name or address; the answer reveals nothing else.
                 if scope["path"] != HEALTH:
                     self._browsers.check(
-                        scope["method"], _header(scope, b"host"), _header(scope, b"origin")
+                        scope["method"], header(scope, b"host"), header(scope, b"origin")
                     )
                 await self._routes(scope, receive, answer)
             except Exception as problem:
                 if not is_the_clients(problem):
-                    log.exception("a request failed")
+                    log_failure(log, "a request failed", problem)
                 if isinstance(problem, BusyError):
                     self._metrics.observe_rejection(problem)
                 if status == _CLIENT_LEFT:
@@ -203,7 +208,7 @@ class Gateway:
         """
         key = None
         if self._keys is not None and route.needs_key:
-            key = self._keys.find(_header(scope, b"authorization"))
+            key = self._keys.find(header(scope, b"authorization"))
             self._keys.admit(key)
         check_media_type(Headers(scope=scope), route.media_type)
         return {"key": key, "principal": OPERATOR if key is None else key.principal}
@@ -223,8 +228,8 @@ class Gateway:
             default = INSTANT
         request = parse_adaptation_request(
             body,
-            _header(scope, b"compute-budget"),
-            _header(scope, b"x-compute-budget"),
+            header(scope, b"compute-budget"),
+            header(scope, b"x-compute-budget"),
             self._terms,
             self._engine.tokenizer,
             default=default,
@@ -261,6 +266,7 @@ class Gateway:
             writer = answer.with_adaptation(
                 adaptation,
                 on_body=turn.feed if turn else lambda body: None,
+                is_stream=body.get("stream") is True,
                 conforms_chunks=stream_needs_conforming(body),
                 model=model.name if model else None,
             )
@@ -342,9 +348,3 @@ class Gateway:
         accept = ", ".join(request.headers.getlist("accept"))
         content, media_type = await asyncio.to_thread(self._exposition.render, accept)
         return Response(content, media_type=media_type)
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    """All lines of a header, joined; Starlette's `Headers.get` returns the first line alone."""
-    lines = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
-    return ", ".join(lines) if lines else None

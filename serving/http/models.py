@@ -24,6 +24,7 @@ from serving.engine.engine import Engine
 from serving.errors import ModelError, RequestError
 from serving.http.gateway_stages import CorporaStage
 from serving.http.routing import Route
+from serving.observability.logs import log_failure
 
 _SEPARATOR = ":"
 # Seconds that the list of models waits for the selector.
@@ -153,8 +154,9 @@ class Models:
         try:
             async with asyncio.timeout(_LEARNT_SECONDS):
                 return await self._selector.learnt_corpora(principal)
-        except Exception:
-            log.warning("the list of models lacks those of corpora", exc_info=True)
+        except Exception as problem:
+            what = "the list of models lacks those of corpora"
+            log_failure(log, what, problem, logging.WARNING)
             return ()
 
 

@@ -16,16 +16,22 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Send
 
-from serving.errors import in_full, in_openais_shape, is_the_clients, more_headers, to_http
+from serving.errors import in_openais_shape, more_headers, to_http
 from serving.http.body import send_json
 from serving.http.openai_compat import conform, with_model
-from serving.report import AdaptationReport
+from serving.report import AdaptationReport, Stage
 
 # Seconds before a stream's first comment, which fixes its headers: until then they can still show
 # what the adaptation cost.
 QUIET_SECONDS = 1.0
 # Seconds between comments.
 COMMENT_SECONDS = 0.5
+# The beginning of a stream that vLLM has not begun yet.
+_STREAM: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
+}
 _EVENT_END = b"\n\n"
 _ERROR_EVENT = b'data: {"error"'
 # Characters of vLLM's own errors in the log.
@@ -49,6 +55,10 @@ class Adapting(Protocol):
     def progress(self) -> str:
         """The progress, in words."""
 
+    @property
+    def stage(self) -> Stage:
+        """Where the request is."""
+
 
 class _State(Enum):
     """How much of the response has been sent."""
@@ -67,6 +77,8 @@ class ResponseWriter:
         failure: why everything fails at present, which is sent in place of any server error.
         adaptation: adaptation of the request; None for a request that has none.
         on_body: called with each part of the body of a response with status 200, as vLLM wrote it.
+        is_stream: whether the request asks for a stream. Then its comments need not wait for vLLM,
+            which gets the request once it is clear what is shown in its prompt.
         conforms_chunks: whether the chunks of a stream must be conformed to OpenAI's.
         model: name of the model in the request, where vLLM knows it by another one; else None.
     """
@@ -77,12 +89,13 @@ class ResponseWriter:
         failure: Callable[[], Exception | None] = lambda: None,
         adaptation: Adapting | None = None,
         on_body: Callable[[bytes], None] = lambda body: None,
+        is_stream: bool = False,
         conforms_chunks: bool = False,
         model: str | None = None,
     ) -> None:
         self._send, self._failure = send, failure
         self._adaptation, self._on_body = adaptation, on_body
-        self._conforms_chunks, self._model = conforms_chunks, model
+        self._is_stream, self._conforms_chunks, self._model = is_stream, conforms_chunks, model
         self._start: Message | None = None
         self._held = b""
         self._state = _State.HOLDING
@@ -93,12 +106,13 @@ class ResponseWriter:
         self,
         adaptation: Adapting,
         on_body: Callable[[bytes], None] = lambda body: None,
+        is_stream: bool = False,
         conforms_chunks: bool = False,
         model: str | None = None,
     ) -> ResponseWriter:
         """A writer for the same response, of which nothing has been sent, with an adaptation."""
         return ResponseWriter(
-            self._send, self._failure, adaptation, on_body, conforms_chunks, model
+            self._send, self._failure, adaptation, on_body, is_stream, conforms_chunks, model
         )
 
     async def __call__(self, message: Message) -> None:
@@ -136,11 +150,17 @@ class ResponseWriter:
         return status
 
     async def _comment_once(self) -> None:
-        if self._adaptation is None or self._start is None or not self._is("text/event-stream"):
+        if self._adaptation is None:
+            return
+        if self._start is None:
+            # A stage begins once the engine has accepted the prompt.
+            if not self._is_stream or self._adaptation.stage is Stage.ANSWER:
+                return
+        elif not self._is("text/event-stream"):
             return
         if self._state is _State.HOLDING:
             self._state = _State.COMMENTING
-            await self._begin(self._start["headers"])
+            await self._send(self._start or _STREAM)
         if self._state is not _State.FAILED and not self._held and not self._has_report:
             await self._send_body(f": {self._adaptation.progress}\n\n".encode(), more=True)
 
@@ -160,8 +180,6 @@ class ResponseWriter:
             edited = self._edit_events(body)
             await self._send(message if edited is body else {**message, "body": edited})
         elif self._adaptation is not None and (problem := self._adaptation.problem) is not None:
-            if not is_the_clients(problem):
-                log.error("the request failed: %s", in_full(problem))
             await self._fail(problem)
         else:
             self._held += message.get("body", b"")
@@ -184,6 +202,11 @@ class ResponseWriter:
             if failure := self._failure():
                 await self._fail(failure)
                 return
+        if is_error and self._state is _State.COMMENTING:
+            await self._send_error(
+                self._status, in_openais_shape(self._status, _decode(self._held))
+            )
+            return
         content, self._held = self._held, b""
         headers = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
         if is_error:

@@ -100,3 +100,9 @@ class RouteTable:
                 await route.app({**scope, **child_scope, "state": state}, receive, send)
                 return
         raise MethodError(f"{path} takes {', '.join(allowed)}, not {method}", allowed)
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """All lines of a header, joined; Starlette's `Headers.get` returns the first line alone."""
+    lines = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+    return ", ".join(lines) if lines else None

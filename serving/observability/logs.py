@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 from urllib.parse import quote
 
-from serving.errors import in_full
+from serving.errors import USER_ERRORS, in_full
 from serving.report import AdaptationReport
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -89,6 +89,23 @@ def log_request(
     else:
         level = logging.INFO
     _log.log(level, "%s %s %d", method, path, status, extra={"request_facts": facts})
+
+
+def log_failure(
+    log: logging.Logger, what: str, problem: BaseException, level: int = logging.ERROR
+) -> None:
+    """Log what has failed: with the stack of a bug, and in one line if the problem says all.
+
+    Args:
+        log: the logger.
+        what: what has failed.
+        problem: why.
+        level: the level of the record.
+    """
+    if isinstance(problem, (*USER_ERRORS, TimeoutError)):
+        log.log(level, "%s: %s", what, in_full(problem) or type(problem).__name__)
+    else:
+        log.log(level, what, exc_info=problem)
 
 
 class JsonLines(logging.Formatter):

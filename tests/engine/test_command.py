@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from selection.corpus.sqlite_store import SQLiteStore
 from serving.app import application
 from serving.errors import StartError
 from serving.models.catalogue import NANO, SMOLLM2
+from tests.engine.shared_memory import shared_memory_in_use
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
 UNADAPTED = {"Compute-Budget": "none"}
@@ -118,7 +118,7 @@ def running(home: Path) -> Iterator[Running]:
         [psutil.Process(pid) for pid in descendants if psutil.pid_exists(pid)], timeout=10
     )
     assert alive == []
-    assert set(os.listdir("/dev/shm")) - before - _shared_memory_in_use() == set()
+    assert set(os.listdir("/dev/shm")) - before - shared_memory_in_use() == set()
     # All servers of a user share the cache of torch.
     assert [each for each in os.listdir(temporary) if not each.startswith("torchinductor_")] == []
     assert log.read_text().splitlines()[-1] == "ended"
@@ -223,7 +223,7 @@ def test_a_client_that_disconnects_during_training_frees_the_trainer(running: Ru
                 f"{running.url}/v1/completions",
                 headers={"Compute-Budget": "steps=50"},
                 json={"model": "nano", "prompt": "class A:\n", "max_tokens": 4},
-                timeout=0.5,
+                timeout=0.3,
             )
     in_training = re.compile(r'mayfly_requests_in_stage\{.*stage="train"\} [1-9]')
     _wait_until(lambda: not in_training.search(httpx.get(f"{running.url}/metrics").text))
@@ -425,7 +425,7 @@ def test_an_engine_that_dies_while_it_loads_an_adapter_is_reported_and_replaced(
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "engine_restarting"
     _wait_until(lambda: "POST /v1/completions 503" in running.stderr.read_text())
-    assert "DownError: the engine has stopped" in running.stderr.read_text()
+    assert "the engine has stopped" in running.stderr.read_text()
     assert "ray" not in running.stderr.read_text().split("ready", 1)[1].lower()
 
     def is_adapted() -> bool:
@@ -438,22 +438,6 @@ def test_an_engine_that_dies_while_it_loads_an_adapter_is_reported_and_replaced(
         return reply.status_code == 200 and bool(reply.json()["adaptation"]["adapted"])
 
     _wait_until(is_adapted, seconds=180)
-
-
-def _shared_memory_in_use() -> set[str]:
-    """What living processes have in /dev/shm: mapped files, and folders named after their ids.
-
-    Once no process of a server lives, none of this is the server's.
-    """
-    mapped = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):  # a process that has ended
-            lines = [line.split() for line in maps.read_text().splitlines() if "/dev/shm/" in line]
-            # A semaphore is mapped under a name that it has only while it is made.
-            mapped |= {int(inode) for _, _, _, _, inode, *_ in lines}
-    used = {each.name for each in os.scandir("/dev/shm") if each.inode() in mapped}
-    marked = (re.match(r"mayfly-(\d+)-.*", each) for each in os.listdir("/dev/shm"))
-    return used | {each[0] for each in marked if each and psutil.pid_exists(int(each[1]))}
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,12 +17,10 @@ import pytest_asyncio
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
 from serving.api_keys import digest
+from tests.chromium import answer_with, article, browser, note_messages, prompt_of, wait_for_status
 from tests.engine.conftest import Server
 
-_CHROMIUM = shutil.which("chromium")
-if _CHROMIUM is None:
-    pytest.skip("needs chromium", allow_module_level=True)
-playwright = pytest.importorskip("playwright.async_api", reason="needs playwright")
+__all__ = ["browser"]
 
 PROMPT = "from starlette.requests import Request\n\n\nclass Middleware:\n    def __init__("
 _SECONDS = 120
@@ -48,12 +45,6 @@ print("a < b")
 """
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def browser() -> AsyncIterator[Any]:
-    async with playwright.async_playwright() as tools:
-        yield await tools.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
-
-
 @pytest_asyncio.fixture
 async def page(browser: Any, server: Server) -> AsyncIterator[Any]:
     """The page with its corpora loaded and short answers. Errors and warnings of its console, other
@@ -62,36 +53,18 @@ async def page(browser: Any, server: Server) -> AsyncIterator[Any]:
     context = await browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = await context.new_page()
     page.set_default_timeout(1000 * _SECONDS)
-    messages: list[str] = []
-    page.on("pageerror", lambda problem: messages.append(str(problem)))
-    page.on(
-        "console",
-        lambda message: (
-            messages.append(message.text) if message.type in ("error", "warning") else None
-        ),
-    )
+    messages = note_messages(page)
     await page.route("**/completions", shorten)
     await page.goto(server.url)
     await page.get_by_role("option", name=re.compile("^web ")).wait_for(state="attached")
     yield page
     await context.close()
-    assert [text for text in messages if "Failed to load resource" not in text] == []
+    assert messages == []
 
 
 async def shorten(route: Any) -> None:
     """Pass a request on with a limit of a few tokens."""
     await route.continue_(post_data=json.dumps({**route.request.post_data_json, "max_tokens": 24}))
-
-
-def answer_with(text: str) -> Callable[[Any], Any]:
-    """Let every request be answered with this text."""
-    chunk = {"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}
-    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
-
-    async def fulfil(route: Any) -> None:
-        await route.fulfill(content_type="text/event-stream", body=body)
-
-    return fulfil
 
 
 def sent_bodies(page: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -104,10 +77,6 @@ def sent_bodies(page: Any) -> list[tuple[str, dict[str, Any]]]:
 
     page.on("request", record)
     return sent
-
-
-def prompt_of(page: Any) -> Any:
-    return page.get_by_role("textbox", name="Prompt", exact=True)
 
 
 async def choose(page: Any, budget: str | None = None, kind: str | None = None) -> None:
@@ -130,19 +99,9 @@ async def ask(page: Any, prompt: str = PROMPT, steps: int | None = None) -> None
     await prompt_of(page).press("Enter")
 
 
-async def wait_for_status(page: Any, text: str) -> None:
-    """Wait until the page announces this text."""
-    await page.get_by_role("status").filter(has_text=text).first.wait_for()
-
-
 async def ask_and_wait(page: Any, prompt: str = PROMPT, steps: int = 1) -> None:
     await ask(page, prompt, steps)
     await wait_for_status(page, "Both answers are complete.")
-
-
-def article(page: Any, name: str) -> Any:
-    """The last answer of the adapted or of the base model."""
-    return page.get_by_role("article", name=name).last
 
 
 async def test_two_answers_stream_and_the_report_is_shown(page: Any) -> None:
@@ -224,7 +183,7 @@ async def test_pasted_examples_are_learned_from_and_shown(page: Any) -> None:
     assert "Shown in the prompt: 2 passages" in await article(page, "Shown only").text_content()
     assert "of the request" in await article(page, "Adapted").locator(".note").text_content()
     await page.get_by_role("button", name="Details").click()
-    assert "example 1 of the request" in await page.locator("#report-shown").text_content()
+    assert "from 2 examples of the request" in await page.locator("#report-shown").text_content()
     assert "of the request" in await page.locator("#sources").text_content()
     assert await page.get_by_role("button", name=re.compile("^Read ")).count() == 0
     await page.keyboard.press("Escape")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Filter
 from selection.corpus.sequences import Source
@@ -570,6 +572,22 @@ def test_a_corpus_with_nan_embeddings_is_damaged(
 
     with pytest.raises(CorpusError, match="it contains NaN or infinite embeddings"):
         selector.select(SelectionRequest(_KITTEN, "all", steps=3))
+
+
+def test_as_many_are_chosen_as_the_corpus_is_calibrated_to_show(
+    threaded: ThreadedEmbedder, make: Any, corpora: Path, nano: str
+) -> None:
+    make("small", _DOCUMENTS)
+    selector = Selector(SelectorConfig(corpora, base_model=nano), embedder=threaded)
+    calibration = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=3)
+    model = model_digest(nano)
+    with closing(Corpus.open(corpora, "small")) as corpus:
+        corpus.update_meta(calibration_meta(calibration, corpus.meta(), model))
+    request = SelectionRequest(_KITTEN, "small", steps=2, shows_calibrated=True)
+
+    requests = (request, replace(request, steps=5), replace(request, shows_calibrated=False))
+
+    assert [len(selector.select(each).ids) for each in requests] == [3, 5, 2]
 
 
 class TestCandidatesOfTheRequest:

@@ -10,7 +10,7 @@ import typer
 
 from serving.budget import Reuse
 from serving.cli.adaptation.examples import ExamplesFile, ExamplesForm, read_examples
-from serving.cli.adaptation.session import ChatSession
+from serving.cli.adaptation.session import COMPLETION_TOKENS, ChatSession
 from serving.cli.console import read_input
 from serving.client import AnswerError, Server
 
@@ -69,6 +69,15 @@ def chat(
             show_default="the server's",
         ),
     ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            min=1,
+            help="Maximum number of tokens of an answer; --show and `auto` leave room for them.",
+            show_default=f"no limit; {COMPLETION_TOKENS} with --completion",
+        ),
+    ] = None,
     base: Annotated[
         bool,
         typer.Option(
@@ -102,6 +111,7 @@ def chat(
                 examples_as=examples_as,
                 reuse=reuse,
                 show=show,
+                max_tokens=max_tokens,
                 base=base,
                 completion=completion,
             )

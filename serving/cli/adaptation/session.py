@@ -22,8 +22,8 @@ from serving.cli.progress import Status
 from serving.client import AdaptationProgress, Report, Server, StreamItem, TextDelta
 from serving.errors import MayflyError, SettingsError
 
-# For --completion, where OpenAI's API would stop after 16 tokens.
-_COMPLETION_TOKENS = 256
+# For --completion, where OpenAI's API would stop after 16 tokens, and many a model never.
+COMPLETION_TOKENS = 256
 # All control characters except tab and newline: a model must not control the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = """\
@@ -51,6 +51,8 @@ class ChatSession:
         reuse: which earlier adapter is used, where there is something to use it for; None for a new
             one for each answer.
         show: maximum number of sequences that are put into the prompt; None for the server's.
+        max_tokens: maximum number of tokens of an answer; None for no limit of a chat's, and for
+            COMPLETION_TOKENS of a completion's.
         base: whether the base model's answers are shown first: to the prompt alone, and to the
             prompt with what `show` adds.
         completion: whether prompts are continued instead of answered.
@@ -65,6 +67,7 @@ class ChatSession:
     examples_as: ExamplesAs | None = None
     reuse: Reuse | None = None
     show: int | None = None
+    max_tokens: int | None = None
     base: bool = False
     completion: bool = False
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -139,9 +142,11 @@ class ChatSession:
         }
         if budget is not None:
             body["compute_budget"] = budget
+        limit = self.max_tokens or (COMPLETION_TOKENS if self.completion else None)
+        if limit is not None:
+            body["max_tokens"] = limit
         if self.completion:
-            body |= {"prompt": prompt, "max_tokens": _COMPLETION_TOKENS}
-            return self.server.stream("completions", body)
+            return self.server.stream("completions", {**body, "prompt": prompt})
         messages = [*self.messages, {"role": "user", "content": prompt}]
         return self.server.stream("chat/completions", {**body, "messages": messages})
 

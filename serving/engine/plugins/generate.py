@@ -3,20 +3,22 @@
 vLLM validates and renders a request as it always does and calls `AsyncLLM.generate` last.
 The replacement of that one method waits for the request's adapter and passes vLLM a LoRARequest for
 it. So a request that vLLM rejects costs no adaptation. The adapter is passed with the call, so
-clients cannot name it.
+clients cannot name it. Why a request fails that cannot be adapted is sent in place of vLLM's error
+(`serving.http.response`); vLLM gets an error of its own type, for which it logs no stack.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 from serving.engine.current_request import REQUEST, AdaptableRequest
 from serving.engine.fair_share import FairShares
 from serving.engine.grammars import Grammars
-from serving.errors import MayflyError
+from serving.errors import USER_ERRORS, MayflyError
 from serving.observability.tracing import span
 
 
@@ -54,7 +56,8 @@ class _Generator:
         """Generate with the base model, without the task and the queue of adapted generations."""
         report_is_set = False
         if _has_grammar(*args):
-            await self._validate(*args)
+            with _errors_as_vllms():
+                await self._validate(*args)
         async with self._shares.of(request).engine_slot():
             async for output in self._vllm_generate(*args, **kwargs):
                 if not report_is_set:
@@ -98,9 +101,10 @@ class _Generator:
         """Put the outputs into the queue, then None, or the exception that ended the generation."""
         try:
             share = self._shares.of(request)
-            async with share.event_loop_slot():
-                await self._validate(*args)
-            adapter = await request.adapter()
+            with _errors_as_vllms():
+                async with share.event_loop_slot():
+                    await self._validate(*args)
+                adapter = await request.adapter()
             if adapter is not None:
                 from vllm.lora.request import LoRARequest
 
@@ -137,6 +141,16 @@ class _Generator:
         from vllm.v1.structured_output import StructuredOutputManager
 
         return Grammars(StructuredOutputManager(self._llm.vllm_config))
+
+
+@contextmanager
+def _errors_as_vllms() -> Iterator[None]:
+    from vllm.exceptions import GenerationError
+
+    try:
+        yield
+    except USER_ERRORS as problem:
+        raise GenerationError(str(problem)) from problem
 
 
 def _has_grammar(_prompt: Any, sampling_params: Any, *_: Any, **__: Any) -> bool:

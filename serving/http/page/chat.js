@@ -4,7 +4,7 @@ import { announce } from "./dom.js";
 import { STOPPED } from "./history.js";
 import { requestFor } from "./request.js";
 import { ServerError, stream } from "./server.js";
-import { isAtEnd, scrollToEnd } from "./thread.js";
+import { follow } from "./thread.js";
 
 const COMPLETE = { 1: "The answer is complete.", 2: "Both answers are complete.", 3: "All answers are complete." };
 
@@ -41,14 +41,10 @@ async function answer(sent, panel, { key, signal, says, follows }) {
   const answer = { text: "" };
   let [reported, first, last, tokens] = [0, 0, 0, 0];
   let frame = 0;
-  const following = (change) => {
-    const moves = follows && isAtEnd();
-    change();
-    if (moves) scrollToEnd();
-  };
+  const changing = (change) => (follows ? follow(panel.element, change) : change());
   const show = () => {
     frame = 0;
-    following(() => panel.show(answer));
+    changing(() => panel.show(answer));
   };
   panel.begin();
   try {
@@ -83,6 +79,6 @@ async function answer(sent, panel, { key, signal, says, follows }) {
   cancelAnimationFrame(frame);
   if (tokens) answer.speed = { tokens, seconds: (last - first) / 1000 };
   if (reported) answer.answering = (performance.now() - reported) / 1000;
-  following(() => panel.end(answer));
+  changing(() => panel.end(answer));
   return answer;
 }

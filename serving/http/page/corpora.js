@@ -7,10 +7,13 @@ const CHOSEN = "mayfly-corpus";
 const OWN = "mayfly-own-corpora"; // ids of the corpora that this browser has made
 
 let stores = [];
+let learnt = []; // corpora with an adapter, as `valueOf` names them
 
-/** Fetches the corpora and shows them. @param {boolean} hasDefault whether requests that name no corpus have one */
-export async function loadCorpora(key, hasDefault) {
+/** Fetches the corpora and shows them. @param {object[]} models what /v1/models lists: the served one first */
+export async function loadCorpora(key, models) {
+  const [{ id: served, adaptation: { corpus: hasDefault } }, ...others] = models;
   const listed = await corpora(key);
+  learnt = others.filter(({ id }) => id.startsWith(`${served}:`)).map(({ id }) => id.slice(served.length + 1));
   stores = listed.filter(({ adaptation }) => adaptation.usable);
   const chosen = at("corpus").value || localStorage.getItem(CHOSEN) || "";
   const first = stores.find(({ adaptation }) => adaptation.default);
@@ -38,6 +41,9 @@ export function choose(value) {
 export function updateChoice() {
   localStorage.setItem(CHOSEN, at("corpus").value);
   at("corpus-delete").hidden = chosenOwn() === undefined;
+  const value = at("corpus").value;
+  const store = stores.find((each) => (value ? valueOf(each) === value : each.adaptation.default));
+  at("corpus-adapter").hidden = !store || !learnt.includes(valueOf(store));
 }
 
 /** The chosen corpus, if this browser has made it. */

@@ -13,9 +13,11 @@ import { addTurn, isSend, offerActions, removeLast, scrollToEnd, showThread, wit
 import { acceptDrops, addDocuments } from "./uploads.js";
 
 const KEY = "mayfly-key";
+const SMALL = matchMedia("(max-width: 44rem), (max-height: 42rem)"); // windows that the options would fill
 const CLOSED = "The page was closed before the answer was complete."; // stored until it is complete
 
-let model = null; // the entry of /v1/models
+let models = []; // what /v1/models lists
+let model = null; // the first of them
 let conversation = newConversation();
 const deleted = new Set(); // ids of conversations, one of which may still be answered
 let running = null; // the AbortController of the current answers
@@ -128,9 +130,11 @@ function removeConversation(each) {
 }
 
 function openMenu(isOpen) {
+  const leaves = !isOpen && at("menu").contains(document.activeElement);
   at("menu").classList.toggle("open", isOpen);
   at("menu-open").setAttribute("aria-expanded", String(isOpen));
   if (isOpen) at("new").focus();
+  else if (leaves) at("menu-open").focus();
 }
 
 function openOptions(isOpen) {
@@ -154,10 +158,11 @@ function swap(from, to) {
 async function load() {
   at("retry").hidden = true;
   try {
-    [model] = (await get("v1/models", key())).data;
+    models = (await get("v1/models", key())).data;
+    [model] = models;
     at("model").textContent = model.id;
     applyModel(model);
-    await loadCorpora(key(), model.adaptation.corpus);
+    await loadCorpora(key(), models);
     announce("");
   } catch (problem) {
     if (problem.status === 401) {
@@ -170,7 +175,11 @@ async function load() {
 }
 
 async function add(files) {
-  await addDocuments(files, { key: key(), hasDefault: model?.adaptation.corpus });
+  if (!model) {
+    announce("The server has not answered yet.");
+    return;
+  }
+  await addDocuments(files, { key: key(), models });
   at("files").value = "";
 }
 
@@ -193,7 +202,7 @@ at("ask").addEventListener("submit", (event) => {
   }
   at("prompt").value = "";
   grow();
-  openOptions(false);
+  if (SMALL.matches) openOptions(false);
   send(prompt);
 });
 at("prompt").addEventListener("keydown", (event) => {
@@ -208,6 +217,9 @@ function grow() {
   at("prompt").style.height = `${at("prompt").scrollHeight + 2}px`;
 }
 
+// The height of what covers the end of the window, for chat.css.
+new ResizeObserver(() => document.documentElement.style.setProperty("--ask", `${at("ask").offsetHeight}px`)).observe(at("ask"));
+
 at("prompt").addEventListener("input", grow);
 addEventListener("resize", grow);
 at("stop").addEventListener("click", () => running?.abort());
@@ -217,6 +229,7 @@ at("examples").addEventListener("input", () => update(true));
 at("corpus").addEventListener("change", updateChoice);
 at("curl").addEventListener("click", () => copy("curl", asCurl(currentRequest(), key())));
 at("python").addEventListener("click", () => copy("Python", asPython(currentRequest(), key())));
+SMALL.addEventListener("change", () => openOptions(!SMALL.matches));
 at("options-toggle").addEventListener("click", () => openOptions(!at("options").classList.contains("open")));
 at("settings-open").addEventListener("click", () => {
   at("forget").hidden = !key();
@@ -264,8 +277,8 @@ at("corpus-delete").addEventListener("click", async () => {
   if (!confirm(`Delete the corpus "${own.name}" and its documents?`)) return;
   try {
     await deleteCorpus(own, key());
+    await loadCorpora(key(), models);
     announce(`${own.name} was deleted.`);
-    await loadCorpora(key(), model.adaptation.corpus);
   } catch (problem) {
     announce(problem.message);
   }
@@ -275,5 +288,7 @@ acceptDrops(add);
 addEventListener("storage", ({ key: name }) => isConversation(name) && listConversations());
 
 restore();
+openOptions(!SMALL.matches);
+grow();
 listConversations();
 load();

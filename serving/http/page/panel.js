@@ -48,10 +48,10 @@ export class Panel {
     this.element.setAttribute("aria-busy", "true");
     this.training.hidden = false;
     this.place.hidden = true;
-    this.progress = "waiting for the server";
+    const doing = this.side === "adapted" ? "preparing the answer" : "waiting for the server";
     const show = () => {
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
-      this.waiting.textContent = this.steps ?? `${this.progress}, ${seconds} seconds`;
+      this.waiting.textContent = this.steps || `${this.stage || doing}, ${seconds} seconds`;
     };
     show();
     this.clock = setInterval(show, 100);
@@ -61,8 +61,8 @@ export class Panel {
   showProgress(comment) {
     const step = /step (\d+) of (\d+)/.exec(comment);
     if (step) [this.bar.value, this.bar.max] = [Number(step[1]), Number(step[2])];
-    this.progress = "selecting training data";
-    this.steps = comment.replace(/^adapting:? ?/, "") || undefined;
+    const words = comment.replace(/^adapting:? ?/, "");
+    [this.steps, this.stage] = step ? [words, ""] : ["", words];
   }
 
   /** @param {Answer} answer */

@@ -25,42 +25,65 @@ const STAGES = {
   rest: "other waiting and transport",
   answer: "answering",
 };
+// What `auto` has compared.
+const WAYS = {
+  base: "the base model",
+  corpus: "the adapter of the corpus",
+  "base, shown": "the base model and chosen text in the prompt",
+  "corpus, shown": "the adapter of the corpus and chosen text in the prompt",
+};
+const STRATEGIES = { sift: "SIFT", nn: "nearest neighbours" };
 const SHOWN = 8; // documents, before all are requested
 const NAMED = 3; // documents in a sentence
+const UPLOADED = /^(file-[0-9a-f]{24})\/(.*)$/s; // within the server, the name of a file begins with its id
+const BROUGHT = /^(example|text) \d+ of the request$/;
 
 // The outcome in a sentence or two.
 export function summary(report) {
-  const { adapted, prompt_loss: loss, stop, shown } = report;
+  const { stop, shown } = report;
   if (shown && stop === "none") return shownInWords(report);
-  const learned = adapted && loss ? `Loss of the prompt itself: ${change(loss)}. ${cost(report)}` : cost(report);
+  const loss = lossOf(report);
+  const learned = loss ? `Loss of the prompt itself: ${change(loss)}. ${cost(report)}` : cost(report);
   return shown ? `${learned} ${shownInWords(report)}` : learned;
 }
 
-// What was put into the prompt.
-function shownInWords({ shown: { sequences, tokens, reason } }) {
-  return `Shown in the prompt: ${count(sequences, "passage")}, ${count(tokens, "token")}${reason ? ` (${reason})` : ""}.`;
+// The loss of the prompt with the base model, and with what answered; null where it was not measured.
+function lossOf({ auto, prompt_loss: loss }) {
+  if (loss || !auto || auto.answers === "steps") return loss;
+  return { before: auto.losses.base, after: auto.losses[auto.answers] };
+}
+
+// What was put into the prompt, the most relevant first.
+function shownInWords({ shown: { sequences, tokens, documents, reason } }) {
+  const shown = [...documents].reverse().map((name, i) => ({ document: BROUGHT.test(name) ? null : name, name, start: i, times: 1 }));
+  const from = shown.length > 0 ? `, from ${inWords(byDocument(shown))}` : "";
+  return `Shown in the prompt: ${count(sequences, "passage")}, ${count(tokens, "token")}${from}${reason ? ` (${reason})` : ""}.`;
 }
 
 // What it cost, and why it stopped.
 function cost({ adapted, reason, spent, stop, budget, degraded, start }) {
   const clamped = budget.cut.length ? ` The budget was limited by the server: ${budget.cut.join(" and ")}.` : "";
   const busy = degraded ? ` The server is busy: ${degraded}.` : "";
+  if (!adapted && stop === "auto") return `No adapter was needed: chosen text in the prompt helps the base model enough.${busy}`;
   if (!adapted) return `The base model answered: ${reason}.${clamped}${busy}`;
   const why = reason ? `the adapter of the corpus answered, since ${reason}` : (STOPS[stop] ?? stop);
-  return `${count(spent.steps, "step")} in ${duration(spent.seconds)}: ${why}.${startInWords(start)}${clamped}${busy}`;
+  return `${count(spent.steps, "step")} in ${duration(spent.seconds)}: ${why}.${startInWords(start, reason ? 0 : spent.steps)}${clamped}${busy}`;
 }
 
 // What the adapter of the corpus has learned, where the adapter that answered is that one or started from it.
-function startInWords(start) {
+function startInWords(start, steps) {
   if (start?.from !== "corpus") return "";
-  const missing = start.not_learnt ? `, ${start.not_learnt} not yet` : "";
-  return ` The adapter of the corpus has learned ${count(start.sequences, "passage")}${missing}.`;
+  const which = steps > 0 ? "It started from the adapter of the corpus, which has" : "It has";
+  const missing = start.not_learnt ? `, and not yet ${count(start.not_learnt, "newer one")}` : "";
+  return ` ${which} learned ${count(start.sequences, "passage")}${missing}.`;
+}
+
+export function sourcesInWords({ sources }) {
+  return sources.length > 0 ? `Learned from ${inWords(byDocument(sources))}.` : "";
 }
 
 // What the request itself brought, the documents that were used most, and how often.
-export function sourcesInWords({ sources }) {
-  const all = byDocument(sources);
-  if (all.length === 0) return "";
+function inWords(all) {
   const own = ["example", "text"]
     .map((kind) => [kind, all.filter(({ isStored, name }) => !isStored && name.startsWith(kind)).length])
     .filter(([, number]) => number > 0)
@@ -68,12 +91,12 @@ export function sourcesInWords({ sources }) {
   const documents = all.filter(({ isStored }) => isStored);
   const named = documents.slice(0, NAMED).map(({ name, times }) => (times > 1 ? `${name} (${times} times)` : name));
   const others = documents.length - named.length;
-  return `Learned from ${[...own, ...named].join(", ")}${others ? ` and ${count(others, "other document")}` : ""}.`;
+  return `${[...own, ...named].join(", ")}${others ? ` and ${count(others, "other document")}` : ""}`;
 }
 
 // The losses from which `auto` has decided.
 const lossesInWords = ({ losses }) =>
-  Object.entries(losses).map(([way, loss]) => `${loss.toFixed(2)} (${way})`).join("; ");
+  Object.entries(losses).map(([way, loss]) => `${loss.toFixed(2)} with ${WAYS[way] ?? way}`).join("; ");
 
 const change = ({ before, after }) => `${before.toFixed(2)} \u2192 ${after.toFixed(2)}`;
 
@@ -93,13 +116,12 @@ export function showReport(report, answering, onRead) {
 
 // Whether the adaptation helped, measured on the prompt, which is never trained on.
 function showBenefit(report) {
-  const { adapted, auto, prompt_loss: loss, shown } = report;
+  const { adapted, auto, prompt_loss: loss, shown, start } = report;
   at("report-summary").textContent = cost(report);
-  at("report-shown").textContent = shown ? `${shownInWords(report)} ${shown.documents.join(", ")}` : "";
-  at("helped").hidden = !adapted;
-  if (!adapted) return;
+  at("report-shown").textContent = shown ? shownInWords(report) : "";
+  at("helped").hidden = !adapted && !auto;
   at("helped").textContent = loss
-    ? `The prompt itself, which is never trained on, has a loss of ${loss.after.toFixed(2)} with this adapter and of ${loss.before.toFixed(2)} without it.`
+    ? `The prompt itself, which is never trained on, has a loss of ${loss.after.toFixed(2)} with this adapter and of ${loss.before.toFixed(2)} ${start?.from === "corpus" ? "with the adapter of the corpus, from which it started" : "without it"}.`
     : auto
       ? `Loss of the prompt itself, which is never trained on: ${lossesInWords(auto)}.`
       : "The loss of the prompt itself was not measured: whether this adapter helps is to be judged by its answer.";
@@ -177,10 +199,11 @@ function lossNote(sources, steps) {
   return used === steps ? "Each step used another text." : "Measured before each step on its text.";
 }
 
-function showSources({ sources, corpus }, onRead) {
+function showSources({ sources, corpus, start, strategy }, onRead) {
   const documents = byDocument(sources);
   if (documents.length === 0) {
-    at("sources").replaceChildren(make("p", { className: "quiet" }, "No document was used."));
+    const none = start?.from === "corpus" ? "None for this prompt: the adapter of the corpus answered." : "None.";
+    at("sources").replaceChildren(make("p", { className: "quiet" }, none));
     return;
   }
   const most = documents[0].times;
@@ -196,6 +219,7 @@ function showSources({ sources, corpus }, onRead) {
   head.push(make("td", {}, make("span", { className: "visually-hidden" }, "Text")));
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
   at("sources").replaceChildren(table);
+  if (strategy) table.before(make("p", { className: "quiet" }, `Chosen by ${STRATEGIES[strategy] ?? strategy}.`));
   const more = rows.slice(SHOWN);
   if (more.length === 0) return;
   for (const each of more) each.hidden = true;
@@ -211,7 +235,7 @@ function showSources({ sources, corpus }, onRead) {
 function byDocument(sources) {
   const documents = new Map();
   for (const { document, name, start, times } of sources) {
-    const uploaded = /^(file-[0-9a-f]{24})\/(.*)$/s.exec(name);
+    const uploaded = UPLOADED.exec(name);
     const key = document ?? name; // the request's own examples and texts are no documents
     const each = documents.get(key) ?? {
       isStored: document !== null,

@@ -86,7 +86,7 @@ export function update(stores = false) {
   at("settings").elements.reuse.disabled = !chat;
   updateExamples();
   const shown = Number(at("show").value);
-  at("ask").querySelector("output[for=show]").textContent = shown ? `up to ${shown}` : corpusShows ? "what suits the corpus" : "nothing";
+  at("ask").querySelector("output[for=show]").textContent = shown ? `up to ${shown}` : corpusShows ? "automatic" : "nothing";
   for (const row of document.querySelectorAll(".amount[data-unit]")) {
     const name = row.dataset.unit;
     row.hidden = name !== kind;

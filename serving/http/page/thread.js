@@ -13,7 +13,7 @@ import { Panel } from "./panel.js";
  * @property {(report: object, answering?: number) => void} report
  */
 
-const NEAR = 160; // pixels from the end of the page, within which it follows the answer
+const NEAR = 160; // pixels below the prompt's upper edge, within which the window follows the end of an answer
 
 /** Shows a conversation. @param {Turn[]} turns @param {Actions} actions */
 export function showThread(turns, actions) {
@@ -91,7 +91,12 @@ function edit(place, turn, actions) {
 /** Whether a key sends what was written: Enter, but not while an input method composes. @param {KeyboardEvent} event */
 export const isSend = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;
 
-/** Whether the end of the page is in sight. */
-export const isAtEnd = () => innerHeight + scrollY >= document.documentElement.scrollHeight - NEAR;
+/** Changes an answer. If its end was in sight, it stays so. @param {HTMLElement} element @param {() => void} change */
+export function follow(element, change) {
+  const hidden = () => element.getBoundingClientRect().bottom - at("ask").getBoundingClientRect().top;
+  const moves = hidden() < NEAR;
+  change();
+  if (moves && hidden() > 0) scrollBy({ top: hidden() });
+}
 
 export const scrollToEnd = () => scrollTo({ top: document.documentElement.scrollHeight });

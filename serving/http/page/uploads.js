@@ -12,9 +12,9 @@ const POLL = 700; // milliseconds
  * Adds files to the chosen corpus if this browser has made it, and otherwise to a new one: a drop must not change what
  * others use.
  * @param {File[]} files
- * @param {{key: string | null, hasDefault: boolean}} server
+ * @param {{key: string | null, models: object[]}} server
  */
-export async function addDocuments(files, { key, hasDefault }) {
+export async function addDocuments(files, { key, models }) {
   if (files.length === 0) return;
   const lines = files.map(showFile);
   let store = chosenOwn();
@@ -35,7 +35,7 @@ export async function addDocuments(files, { key, hasDefault }) {
   announce(`Adding ${count(files.length, "document")} to ${store.name}.`);
   await Promise.all(Array.from({ length: AT_ONCE }, work));
   try {
-    await loadCorpora(key, hasDefault);
+    await loadCorpora(key, models);
   } catch (problem) {
     announce(messageOf(problem));
     return;

@@ -13,10 +13,10 @@ from benchmarks.harness.memory import memory_by_process
 def test_private_memory_counts_in_every_size() -> None:
     process = psutil.Process(os.getpid())
     before = memory_by_process([process])["total"]
-    filled = np.ones(64 << 20, np.uint8)
+    filled = np.ones(256 << 20, np.uint8)
     after = memory_by_process([process])["total"]
 
-    assert filled.nbytes == 64 << 20
+    assert filled.nbytes == 256 << 20
     for field in ("resident", "proportional", "private"):
-        assert 60 << 20 < after[field] - before[field] < 80 << 20
+        assert 240 << 20 < after[field] - before[field] < 320 << 20
     assert after["private"] <= after["proportional"] <= after["resident"]

@@ -101,8 +101,78 @@ def test_its_prompt_is_what_a_request_would_ask(
     assert parse(messages=[*before, ANSWER]).prompt == prompt
 
 
-def test_an_empty_answer_is_one() -> None:
-    assert parse(prompt="Any news?", completion="").prompt_and_completion == ("Any news?", "")
+def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+def calls(*ids: str | None, **more: Any) -> dict[str, Any]:
+    """A message of the assistant that calls a tool once for each id."""
+    made = [{"function": CALL["function"], **({"id": i} if i else {})} for i in ids]
+    return {"role": "assistant", "tool_calls": made, **more}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [ASK, calls("a")],
+        [ASK, calls("a", content="")],
+        [ASK, calls("a"), turn("tool", "", tool_call_id="a"), ANSWER],
+        [ASK, calls("a", "b"), *(turn("tool", "x", tool_call_id=i) for i in "ba"), ANSWER],
+        [ASK, calls("a"), turn("tool", "x"), ANSWER],
+        [ASK, calls(None), turn("tool", "x", tool_call_id="a"), ANSWER],
+        [ASK, calls(None, "b"), *(turn("tool", "x", tool_call_id=i) for i in "ba"), ANSWER],
+        [ASK, calls("a"), ASK, ANSWER],
+        [ASK, turn("assistant", "", weight=0), ASK, ANSWER],
+        [turn("assistant", "Hello."), ASK, ANSWER],
+        [turn("system", ""), turn("user", ""), ASK, ANSWER],
+    ],
+)
+def test_conversations_of_openais_are_examples(messages: list[dict[str, Any]]) -> None:
+    assert len(parse(messages=messages, parallel_tool_calls=False).messages) == len(messages)
+
+
+def test_a_refusal_is_an_answer() -> None:
+    whole = {"role": "assistant", "content": None, "refusal": "No."}
+    part = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+
+    for answer in (whole, part):
+        assert parse(messages=[ASK, answer]) == parse(prompt=[ASK], completion="No.")
+
+
+def test_answers_in_a_prompt_are_context() -> None:
+    greeting = turn("assistant", "Hello.")
+
+    assert parse(prompt=[greeting, ASK], completion=[ANSWER]) == parse(
+        messages=[{**greeting, "weight": 0}, ASK, ANSWER]
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([ASK, turn("assistant", "")], "the answer has neither text nor tool calls"),
+        ([ASK, turn("assistant", " \n")], "complete it, or leave the example out"),
+        ([ASK, turn("assistant", "", tool_calls=[])], "the answer has neither"),
+        ([ASK, turn("assistant", "", reasoning="12.")], "the answer has neither"),
+        ([ASK, turn("assistant", ""), ASK, ANSWER], "message 2, an answer, .* give it `weight` 0"),
+        ([turn("tool", "12:00"), ANSWER], "message 1 is a tool's and answers no call: put it"),
+        ([turn("tool", "12:00"), ASK, ANSWER], "message 1 is a tool's"),
+        ([ASK, turn("tool", "x", tool_call_id="a"), ANSWER], "message 2 is a tool's"),
+        ([ASK, ANSWER, turn("tool", "x"), ANSWER], "message 3 is a tool's"),
+        ([ASK, calls("a"), turn("tool", "x", tool_call_id="b"), ANSWER], "message 3 is a tool's"),
+        ([ASK, calls("a"), ASK, turn("tool", "x", tool_call_id="a"), ANSWER], "message 4 is a"),
+        ([ASK, calls("a"), *(turn("tool", "x"),) * 2, ANSWER], "message 4 is a tool's"),
+        ([ASK, ANSWER, ASK], "leave out what follows its last answer"),
+        ([ASK, ANSWER, ASK, {**ANSWER, "weight": 0}], "leave out its weight, or the answer and"),
+    ],
+)
+def test_a_conversation_that_cannot_be_learnt_is_refused(
+    messages: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ExampleError, match=f"^row 7: .*{message}"):
+        parse(messages=messages)
+    with pytest.raises(ExampleError, match=f"^row 7: .*{message}"):
+        parse(prompt=messages[:1], completion=messages[1:])
 
 
 @pytest.mark.parametrize(
@@ -134,6 +204,7 @@ def test_an_empty_answer_is_one() -> None:
         ({"messages": [ASK, ANSWER], "tools": {}}, "`tools` must be a list"),
         ({"messages": [ASK, ANSWER], "tools": [{}]}, "`tools` must be a list"),
         ({"prompt": " \n", "completion": "x"}, "there is no text before the answer"),
+        ({"prompt": "x", "completion": ""}, "neither text nor tool calls"),
         ({"prompt": "\ud800", "completion": "x"}, "not JSON in Unicode"),
         ({"prompt": "x", "completion": "x", "tools": [
             {"function": {"name": "f", "parameters": {"a": b"x"}}}]}, "not JSON in Unicode"),

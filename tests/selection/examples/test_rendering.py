@@ -214,12 +214,6 @@ def test_a_model_without_a_chat_template_gets_prompt_completion_and_end(
         Renderer(tokenizer, chat=True)
 
 
-def test_an_empty_answer_ends_the_turn(with_template: Make) -> None:
-    tokenizer = with_template(SMOLLM2)
-
-    assert pieces(tokenizer, Renderer(tokenizer).render(chat("A?", "")))[1] == ("<|im_end|>", True)
-
-
 def test_the_bundled_model_has_a_template_without_headers(tokenizer: Any) -> None:
     rendered = Renderer(tokenizer).render(chat("def f():", "    return 1"))
 

@@ -265,6 +265,7 @@ def test_a_prompt_of_parquet_may_be_a_list_of_messages(tmp_path: Path) -> None:
         ({"prompt": "Who?"}, "expected a field .*, and got prompt"),
         ({"completion": "Me.", "rating": 5}, "and got completion, rating"),
         ({"messages": [ASK]}, "the last message must be the assistant's"),
+        ({"prompt": "Who?", "completion": ""}, "the answer has neither text nor tool calls"),
         ({"messages": [ASK, ANSWER], "text": "x"}, "both a `text` and an example"),
         ({"messages": [ASK, ANSWER], "prompt": "x", "completion": "y"}, "and got `messages`, "),
         ({"messages": "x"}, "`messages` must be a list"),

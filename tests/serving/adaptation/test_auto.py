@@ -22,6 +22,7 @@ from serving.adaptation.auto import (
     CORPUS,
     MIN_FALL_OF_BASE,
     MIN_FALL_OF_CORPUS,
+    SHOWN,
     AutoChoice,
     Way,
     row_after,
@@ -140,6 +141,8 @@ class TestRequests:
         assert (report.shown is not None) == shows
         assert (report.reason is None) == (adapter is not None)
         assert "compare" in report.seconds
+        # Of what was chosen nothing was trained on.
+        assert (report.strategy is not None) == shows
         assert not trainer.requests
 
     async def test_with_steps_from_scratch_where_nothing_does(
@@ -230,6 +233,39 @@ class TestRequests:
 
         assert body == QUESTION
         assert (report.adapter, report.auto and report.auto["answers"]) == (START.name, "corpus")
+
+    @pytest.mark.parametrize("show", [None, 0, 1])
+    async def test_the_selector_is_asked_once(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any, show: int | None
+    ) -> None:
+        if show is not None:
+            selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=show)
+
+        body, _ = await answer(REQUEST, selector, Trainer(worker, (3.0, 2.8, 2.7)), tokenizer)
+
+        (selection,) = selector.selections
+        assert (selection.steps, selection.shows_calibrated) == (SHOWN, True)
+        assert selector.lookups == []
+        assert ("keeps itself warm" in str(body)) is (show != 0)
+
+    async def test_the_comparison_is_a_stage_with_its_progress(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        seen: list[tuple[Stage, str]] = []
+
+        class Watched(Trainer):
+            async def compare(self, rows: Any, adapters: Any) -> tuple[tuple[float, ...], ...]:
+                seen.append((adaptation.stage, adaptation.progress))
+                return await super().compare(rows, adapters)
+
+        adaptation = Adaptation(
+            REQUEST, selector, Watched(worker), Loads(), Starts(selector, "nano")
+        )
+        await adaptation.show({**QUESTION}, PromptBuilder(1000, tokenizer, count_words))
+        await adaptation.discard()
+
+        assert seen == [(Stage.COMPARE, "adapting: comparing what could answer")] * 2
+        assert (adaptation.stage, adaptation.progress) == (Stage.ANSWER, "adapting")
 
     async def test_a_calibrated_corpus_shows_what_it_is_calibrated_to(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any

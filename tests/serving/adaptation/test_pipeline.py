@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig
 from serving.conversations.cached_adapter import CacheScope
 from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import LoadedAdapter
-from serving.errors import AdaptationFailedError, TrainerFailedError
+from serving.errors import AdaptationFailedError, StageFailedError, TrainerFailedError
 from serving.workers.stages import STALL_SECONDS, SelectorWorker, TrainerWorker
 
 REQUEST = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
@@ -210,14 +210,49 @@ async def test_the_report_names_the_strategy_that_chose(
     assert [len(each.losses) for each in reports if each] == [1, 3, 0]
 
 
-async def test_a_request_that_requires_an_adapter_fails_in_time(
-    selector: SelectorWorker, trainer: TrainerWorker
+async def test_a_request_that_requires_an_adapter_fails_in_time_and_in_one_line_of_the_log(
+    selector: SelectorWorker, trainer: TrainerWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     adaptation = adaptation_of(replace(REQUEST, required=True), selector, trainer, NoEngine())
     with held(trainer._trainer._loop.model_lock):
         with pytest.raises(AdaptationFailedError, match="before the trainer answered"):
             await adaptation.adapter()
         await adaptation.discard()
+
+    assert [(record.getMessage(), record.exc_info) for record in caplog.records] == [
+        (
+            "an adaptation failed: an adapter was required, but the seconds were spent before the "
+            "trainer answered",
+            None,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("problem", "has_stack"),
+    [(StageFailedError("the trainer has ended"), False), (RuntimeError("odd weights"), True)],
+)
+@pytest.mark.parametrize("required", [False, True])
+async def test_a_failed_training_is_logged_with_its_stack_only_if_it_is_a_bug(
+    selector: SelectorWorker,
+    caplog: pytest.LogCaptureFixture,
+    problem: Exception,
+    has_stack: bool,
+    required: bool,
+) -> None:
+    class Fails(NoTrainer):
+        async def train(self, request: TrainingRequest, on_step: Any) -> TrainingResult:
+            raise problem
+
+    adaptation = adaptation_of(replace(REQUEST, required=required), selector, Fails(), NoEngine())
+    with pytest.raises(AdaptationFailedError) if required else nullcontext():
+        await adaptation.adapter()
+    await adaptation.discard()
+
+    (record,) = caplog.records
+    assert record.getMessage().startswith("an adaptation failed")
+    assert (record.exc_info is not None) is has_stack
+    assert has_stack or "the trainer has ended" in record.getMessage()
 
 
 class Clock:

@@ -100,6 +100,23 @@ def test_leave_one_out_shows_all_examples_unless_the_request_says_how_many(
     ]
 
 
+@pytest.mark.parametrize("budget", ["none", "steps=2"])
+def test_all_examples_are_shown_in_their_order_where_all_may_be(
+    tokenizer: Any, budget: str
+) -> None:
+    options: dict[str, Any] = {"examples": [PAIR, CHAT], "examples_as": "single"}
+    more: list[dict[str, Any]] = [{}, {"show": 1}, {"texts": ["Three."]}, {"corpus": "mine"}]
+
+    requests = [parse(tokenizer, budget, **{**options, "show": 3, **each}) for each in more]
+
+    assert [(each.show, each.shows_chosen) for each in requests] == [
+        (3, False),
+        (1, True),
+        (3, True),
+        (3, True),
+    ]
+
+
 @pytest.mark.parametrize("brought", [{"examples": [PAIR]}, {"texts": ["Three is a number."]}])
 def test_a_request_adapts_to_what_it_brings_without_a_corpus(
     tokenizer: Any, brought: dict[str, Any]
@@ -138,6 +155,11 @@ def test_the_prompts_loss_ends_the_training_only_where_the_prompt_is_adapted_to(
         (
             {"examples": [{"messages": [{"role": "owner", "content": "x"}] * 2}]},
             "^example 1 .* `role` is one of",
+        ),
+        ({"examples": [PAIR, {**PAIR, "completion": ""}]}, "^example 2 .* neither text nor tool"),
+        (
+            {"examples": [{"messages": [{"role": "tool", "content": "4"}, CHAT["messages"][-1]]}]},
+            "^example 1 .* answers no call",
         ),
         ({"texts": []}, "texts` is a list of texts"),
         ({"texts": "Three is a number."}, "texts` is a list of texts"),

@@ -55,10 +55,12 @@ class Selector:
     problem: Exception | None = None
     reads: int = 0
     lookups: list[str] = field(default_factory=list)
+    selections: list[SelectionRequest] = field(default_factory=list)
     shows: int = 0
     calibrated: Calibration | None = None
 
     async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
+        self.selections.append(request)
         selection = await self.worker.select(replace(request, start=False), seconds)
         selection = replace(selection, calibration=self.calibrated)
         if not request.start:

@@ -342,3 +342,23 @@ def test_a_target_out_of_range_is_refused(change: dict[str, float], message: str
 def test_a_workload_too_large_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 10,000,000 replicas of the selector"):
         plan_for(Workload(1e9), NANO)
+
+
+@pytest.mark.parametrize(
+    ("workload", "steps", "prompt"),
+    [
+        # 3 * 256 tokens of a prompt, and 4 * 256 of a text, at a third of a step of 256 each.
+        (Workload(1.0), 3, 1280),
+        (Workload(1.0, prompt_tokens=4000), 3, 5024),
+        (Workload(1.0, prompt_tokens=30, sequence_tokens=30), 3, 150),
+        (Workload(1.0, steps=2), 2, 1280),
+        (Workload(1.0, steps=0), 0, 1280),
+    ],
+)
+def test_without_steps_a_request_costs_the_losses_that_auto_measures(
+    workload: Workload, steps: int, prompt: int
+) -> None:
+    without = workload.without_steps(4, 256)
+
+    assert (without.steps, without.prompt_tokens) == (steps, prompt)
+    assert without == replace(workload, steps=steps, prompt_tokens=prompt)

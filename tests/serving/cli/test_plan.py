@@ -87,6 +87,22 @@ def test_the_table_comes_with_its_assumptions(saved: str) -> None:
         assert words in result.stdout
 
 
+def test_what_auto_needs_where_it_takes_no_step_is_planned_beside_it(saved: str) -> None:
+    plans = planned("--measured", saved, "--rate", "5")
+    shown = plan("--measured", saved, "--rate", "5").stdout
+
+    (cores, fewer) = (plans[name]["cores"] for name in ("plan", "plan_without_steps"))
+    alone = plans["plan_without_steps"]["seconds_alone"]
+    assert fewer < cores
+    assert f"5 requests per second to 5 M parameters need {cores} cores" in shown
+    assert (
+        "Each adapted request takes 50 steps. `auto` takes none where the adapter of the corpus, "
+        "or chosen text in the prompt, helps: if it did so for each request, this would need "
+        f"{fewer} cores, and an answer would take {alone:.3g} s alone."
+    ) in " ".join(shown.split())
+    assert "`auto`" not in plan("--measured", saved, "--steps", "0").stdout
+
+
 def test_a_larger_model_has_a_larger_rank(saved: str) -> None:
     small, large = (
         planned("--measured", saved, "--parameters", size)["cost_model"] for size in ("1e7", "1e9")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.operation import Status, TrainingOperation
 from serving.corpus_training.trainings import ABANDONED_SECONDS, CorpusTrainings
 from serving.corpus_training.values import TrainingOptions
+from serving.errors import StageFailedError
 from serving.workers.stages import TrainerWorker
 from tests.serving.corpus_training.conftest import (
     DOCUMENTS,
@@ -131,6 +133,51 @@ async def test_another_process_takes_over_and_cancels(
     assert left["status"] in (Status.QUEUED, Status.IN_PROGRESS)
     assert cancelled.status is Status.CANCELLED
     assert completed.status is Status.COMPLETED
+
+
+class EndingLibrary:
+    """Calls a library until its process ends."""
+
+    def __init__(self, library: SerialExecutor[Library]) -> None:
+        self._library, self.has_ended = library, False
+
+    async def call(self, method: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self.has_ended:
+            raise StageFailedError("the selector has ended; a new one is started")
+        return await self._library.call(method, *args, **kwargs)
+
+
+async def test_a_server_that_ends_prints_no_stack(
+    library: SerialExecutor[Library],
+    trainer: TrainerWorker,
+    shape: AdapterShape,
+    corpus: Corpus,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainings_module, "RECORD_SECONDS", 0.01)
+    ending, paused = EndingLibrary(library), PausableTrainer(trainer)
+    trainings = CorpusTrainings(paused, ending, shape, lambda: False)
+    running = asyncio.create_task(trainings.run())
+    await trainings.train("ships", _ONE_PASS, OPERATOR)
+    await paused.waiting.wait()
+
+    ending.has_ended = True
+
+    async def is_logged() -> bool:
+        return bool(caplog.records)
+
+    await until(is_logged)
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert running.cancelled()
+    assert not trainings.is_running
+    messages = {record.getMessage() for record in caplog.records}
+    assert messages == {
+        "cannot look after the trainings of corpora: the selector has ended; a new one is started"
+    }
+    assert not any(record.exc_info for record in caplog.records)
 
 
 async def test_a_cancelled_training_stays_cancelled_while_its_progress_is_recorded(

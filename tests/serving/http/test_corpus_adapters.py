@@ -27,6 +27,7 @@ from serving.config import Config
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.staging import Staging
+from serving.http.gateway import Gateway
 from serving.workers.corpora import CorporaWorker
 from serving.workers.stages import TrainerWorker
 from tests.serving.http.test_gateway import (
@@ -379,3 +380,18 @@ async def test_a_server_may_answer_instantly_by_default(
 
     assert [answer.json()["adaptation"]["adapter"] for answer in answers] == [handbook] * 2
     assert terms["auto"]["instant"] is True
+
+
+async def test_the_training_of_a_corpus_ends_with_the_server(
+    backend: Backend, engine: Engine
+) -> None:
+    gateway: Any = Gateway(engine, backend.selector, backend.trainer, backend.config)
+    transport = httpx.ASGITransport(gateway)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        started = await client.post("/v1/vector_stores/plain/adapter")
+
+    await gateway.end()
+
+    assert started.status_code == 200
+    assert gateway._training.cancelled()
+    assert not gateway._trainings.is_running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import pytest
 from starlette.types import Message
 
 from serving.errors import AdaptationFailedError, DownError, RequestError
+from serving.http import response
 from serving.http.response import ResponseWriter
-from serving.report import AdaptationReport
+from serving.report import AdaptationReport, Stage
 from tests.serving.reports import REPORT
 
 LOGPROBS = {"content": [{"token": "ü", "logprob": -0.5, "bytes": [195, 188], "top_logprobs": []}]}
@@ -25,6 +27,7 @@ class Adapted:
     report: AdaptationReport | None = REPORT
     problem: Exception | None = None
     progress: str = "adapting"
+    stage: Stage = Stage.ANSWER
 
 
 def chunk(
@@ -63,6 +66,64 @@ async def answered(
 
 def read(body: bytes) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
+
+
+class TestComments:
+    """Comments of a stream while its adaptation is under way."""
+
+    @pytest.fixture(autouse=True)
+    def at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(response, "QUIET_SECONDS", 0.0)
+        monkeypatch.setattr(response, "COMMENT_SECONDS", 0.0)
+
+    @staticmethod
+    async def sent_after_comments(
+        stage: Stage, *messages: Message, is_stream: bool = True
+    ) -> list[Message]:
+        """What leaves of a response that begins after some comments could be sent."""
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        adapted = Adapted(None, progress="adapting: comparing", stage=stage)
+        writer = ResponseWriter(send, adaptation=adapted, is_stream=is_stream)
+        commenting = asyncio.create_task(writer.comment())
+        for _ in range(8):
+            await asyncio.sleep(0)
+        adapted.report = REPORT
+        commenting.cancel()
+        for message in messages:
+            await writer(message)
+        return sent
+
+    async def test_they_begin_before_the_engine_gets_the_request(self) -> None:
+        start = {"type": "http.response.start", **STREAM}
+        body = {"type": "http.response.body", "body": event(chunk()), "more_body": True}
+
+        begun, comment, *rest = await self.sent_after_comments(Stage.COMPARE, start, body)
+
+        assert (begun["type"], begun["status"]) == ("http.response.start", 200)
+        assert (b"content-type", b"text/event-stream; charset=utf-8") in begun["headers"]
+        assert comment["body"] == b": adapting: comparing\n\n"
+        assert [message["type"] for message in rest] == ["http.response.body"] * len(rest)
+        assert read(rest[-1]["body"])[0]["adaptation"]["stop"] == REPORT.stop
+
+    @pytest.mark.parametrize(("stage", "is_stream"), [(Stage.ANSWER, True), (Stage.COMPARE, False)])
+    async def test_a_request_that_may_be_refused_and_a_whole_body_have_none(
+        self, stage: Stage, is_stream: bool
+    ) -> None:
+        assert await self.sent_after_comments(stage, is_stream=is_stream) == []
+
+    async def test_an_error_of_the_engine_after_them_is_an_event(self) -> None:
+        start = {"type": "http.response.start", **WHOLE, "status": 400}
+        body = {"type": "http.response.body", "body": b'{"error": {"message": "too cold"}}'}
+
+        *_, last = await self.sent_after_comments(Stage.COMPARE, start, body)
+
+        (error,) = read(last["body"])
+        assert error["error"]["message"] == "too cold"
+        assert not last["more_body"]
 
 
 async def test_log_probabilities_of_every_chunk_have_a_refusal_of_null() -> None:
@@ -232,12 +293,12 @@ async def test_details_of_a_server_error_are_logged_but_not_sent(
     assert "the grammar was refused" in caplog.text
 
 
-async def test_a_failed_required_adaptation_is_logged_and_a_client_error_is_not(
+async def test_why_an_adaptation_failed_is_sent_and_left_to_it_to_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    await sent_of(WHOLE, b"{}", problem=AdaptationFailedError("no step could end in time"))
-    assert "no step could end in time" in caplog.text
+    problem = AdaptationFailedError("no step could end in time")
 
-    caplog.clear()
-    await sent_of(WHOLE, b"{}", problem=RequestError("not a corpus"))
+    _, body = await sent_of(WHOLE, b"{}", problem=problem)
+
+    assert json.loads(body["body"])["error"]["message"] == "no step could end in time"
     assert caplog.text == ""

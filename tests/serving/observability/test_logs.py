@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.observability.logs import REQUEST_ID, JsonLines, TextLines, log_request, set_up_logs
+from selection.errors import CorpusError
+from serving.errors import StageFailedError
+from serving.observability.logs import (
+    REQUEST_ID,
+    JsonLines,
+    TextLines,
+    log_failure,
+    log_request,
+    set_up_logs,
+)
 from tests.serving.reports import REPORT
 
 log = logging.getLogger("serving.somewhere")
@@ -50,6 +59,39 @@ def test_an_event_has_time_level_logger_and_message(
     assert event["message"] == "the corpus web is open"
     assert event["time"].endswith("Z")
     assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (StageFailedError("the trainer has ended"), "a training failed: the trainer has ended"),
+        (CorpusError("it is damaged"), "a training failed: it is damaged"),
+        (TimeoutError(), "a training failed: TimeoutError"),
+    ],
+)
+def test_a_failure_that_its_message_explains_is_one_line(
+    lines: Callable[[], list[dict[str, Any]]], problem: Exception, message: str
+) -> None:
+    problem.add_note("see the disk") if isinstance(problem, CorpusError) else None
+
+    log_failure(log, "a training failed", problem)
+
+    (event,) = lines()
+    assert event["message"].startswith(message)
+    assert ("see the disk" in event["message"]) is isinstance(problem, CorpusError)
+    assert (event["level"], "error" in event) == ("ERROR", False)
+
+
+def test_a_bug_is_logged_with_its_stack(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    try:
+        raise ValueError("the weights are odd")
+    except ValueError as problem:
+        log_failure(log, "a training failed", problem, logging.WARNING)
+
+    (event,) = lines()
+    assert (event["level"], event["message"]) == ("WARNING", "a training failed")
+    assert event["error"]["message"] == "the weights are odd"
+    assert event["error"]["stack"]
 
 
 def test_a_request_is_logged_with_its_adaptation(

@@ -24,9 +24,8 @@ from selection.corpus.calibration import model_digest
 from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
 from selection.selector import Selector
-from serving.cli.error_reporting import USER_ERRORS
 from serving.config import bundled_model
-from serving.errors import ModelFilesError
+from serving.errors import USER_ERRORS, ModelFilesError
 from serving.settings.model_files import (
     adapter_shape,
     check_embedder,

@@ -214,14 +214,36 @@ def test_options_reach_the_server(replay: Replay) -> None:
     assert result.stdout == "a, b):\n"
     (path, body) = replay.asked[0]
     assert path == "completions"
-    assert body.pop("max_tokens") > 16
     assert body == {
         "model": "mine",
+        "max_tokens": 256,
         "prompt": "def add(",
         "compute_budget": "steps=5; alpha=1.0",
         "adaptation": {"corpus": "nx", "progress": True},
         "stream": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        ([], None),
+        (["--completion"], 256),
+        (["--max-tokens", "32"], 32),
+        (["--completion", "--max-tokens", "512"], 512),
+    ],
+)
+def test_an_answer_is_as_long_as_the_user_lets_it(
+    replay: Replay, options: list[str], limit: int | None
+) -> None:
+    run(replay, "Hello?", "--base", *options)
+
+    assert [body.get("max_tokens") for _, body in replay.asked] == [limit] * 2
+
+
+def test_an_answer_without_tokens_is_refused(replay: Replay) -> None:
+    assert run(replay, "Hello?", "--max-tokens", "0").exit_code == 2
+    assert not replay.asked
 
 
 def test_with_base_the_base_model_answers_first(replay: Replay) -> None:
