@@ -33,6 +33,9 @@ class DatabaseLocation:
         """User, host and name of the database, for people."""
         try:
             parts = urlsplit(self.url)
+            # A password that is not escaped may be in the path.
+            if "@" in parts.path:
+                return "postgresql://"
             user = f"{parts.username}@" if parts.username else ""
             port = f":{parts.port}" if parts.port else ""
             return f"postgresql://{user}{parts.hostname or ''}{port}{parts.path}"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, LiteralString
 
 from selection.corpus.positions import Position, position_in_id
-from selection.corpus.postgres.connections import pool_of, translated
+from selection.corpus.postgres.connections import pool_of
+from selection.corpus.postgres.errors import translated
 from selection.location import DatabaseLocation
 
 

@@ -14,7 +14,9 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from selection.corpus.postgres.connections import Connection, pool_of, translated
+from selection.corpus.postgres.connections import pool_of
+from selection.corpus.postgres.errors import translated
+from selection.corpus.postgres.migration import Connection
 from selection.errors import CorpusError, CorpusNotFoundError
 from selection.location import DatabasePlace
 
@@ -56,8 +58,11 @@ class Database:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the corpus was neither removed nor replaced since it was opened."""
-        with self.errors(), self._connection() as connection:
+        """Whether the corpus was neither removed nor replaced since it was opened; any thread may
+        ask.
+        """
+        # Another thread may ask, so never over a connection that a transaction uses.
+        with self.errors(), self._pool.connection() as connection:
             return connection.execute(_PRESENT, {"corpus": self._corpus}).fetchone() is not None
 
     def rows(self, query: LiteralString, **values: Any) -> list[Any]:
@@ -78,8 +83,8 @@ class Database:
             return result.fetchall()
 
     def stream(self, query: LiteralString, **values: Any) -> Iterator[Any]:
-        """Run one statement and yield its rows as they are read; nothing else may run until then,
-        unless it is read outside a transaction.
+        """Run one statement and yield its rows as they are read. Within a transaction, nothing else
+        may run until the last one was read.
         """
         values["corpus"] = self._corpus
         with self.errors(), self._connection() as connection, connection.cursor() as cursor:
@@ -115,6 +120,7 @@ class Database:
             CorpusError: it could not be written; nothing was changed.
             CorpusNotFoundError: the corpus was removed.
         """
+        assert not self._in_transaction
         with self._transaction("BEGIN", "SELECT id FROM corpora WHERE id = %(corpus)s FOR UPDATE"):
             yield
 

@@ -121,7 +121,9 @@ def test_a_wrong_user_is_reported(url: str, tmp_path: Path) -> None:
     assert "no_such_user" in in_full(problem)
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:{}@h:1/d", "postgresql://u:{}@h:wrong/d"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:{}@h:1/d", "postgresql://u:{}@h:wrong/d", "postgresql://u:p/{}@h/d"]
+)
 def test_the_password_is_in_no_representation(url: str, tmp_path: Path) -> None:
     location = DatabaseLocation(url.format(_SECRET), tmp_path)
 
@@ -204,7 +206,7 @@ def test_a_migration_that_fails_leaves_nothing(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
-            "selection.corpus.postgres.connections.MIGRATIONS",
+            "selection.corpus.postgres.migration.MIGRATIONS",
             ("CREATE TABLE corpora (id bigint); SELECT 1 / 0",),
         )
         with pytest.raises(psycopg.errors.DivisionByZero):
