@@ -64,11 +64,12 @@ class IndexManager:
 
     def _usable_index(self, meta: Mapping[str, str]) -> LiveIndex | None:
         """The index on disk if none is in memory, or if the one in memory has many changes and the
-        one on disk is newer; else the one in memory.
+        one on disk is newer; else the one in memory. Neither is used if the corpus was set back to
+        an earlier state, as a database is that was restored.
         """
         if self._in_memory is not None and self._in_memory[0] == meta["uuid"]:
             live = self._in_memory[1]
-            if (
+            if live.generation <= int(meta["generation"]) and (
                 live.changes <= _MAX_CHANGES
                 or index_files.saved_generation(self._folder) <= live.built
             ):

@@ -9,6 +9,7 @@ time, the other threads wait.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from selection.corpus.lookup import find_corpus
 from selection.embedding import Embedder
 from selection.limit import UNLIMITED, Limit
 from selection.location import Location, Place
+
+# Seconds between two looks for open corpora that were removed.
+_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,7 @@ class CorpusPool:
         self._entries: list[_Entry] = []
         # Guards the list of entries; never held while waiting for a corpus.
         self._lock = threading.Lock()
+        self._next_look = 0.0
 
     @contextmanager
     def open(
@@ -93,8 +98,8 @@ class CorpusPool:
             limit.acquire(entry.lock)
             try:
                 with self._lock:
-                    is_current = entry in self._entries and entry.corpus.is_in_place
-                if is_current:
+                    is_known = entry in self._entries
+                if is_known and entry.corpus.is_in_place:
                     if not by_name or principal.sees(entry.corpus.name, entry.corpus.meta()):
                         return entry
                     # The principal does not see this corpus, but its name may be the display name
@@ -112,13 +117,22 @@ class CorpusPool:
                 self._close_unless_in_use(entry)
 
     def _find(self, name: str, limit: Limit) -> _Entry | None:
-        """The entry of the open corpus of that name or id; closes those that are gone."""
+        """The entry of the open corpus of that name or id. Closes it if it is gone, and now and
+        then all others that are.
+        """
         with limit.holding(self._lock):
-            for entry in [entry for entry in self._entries if not entry.corpus.is_in_place]:
-                self._entries.remove(entry)
-                self._close_unless_in_use(entry)
-            matches = (each for each in self._entries if name in (each.corpus.name, each.id))
-            return next(matches, None)
+            is_due = time.monotonic() >= self._next_look
+            if is_due:
+                self._next_look = time.monotonic() + _LOOK_SECONDS
+            looked_at = [each for each in self._entries if is_due or _is_called(each, name)]
+        # Without the lock, since a corpus in a database has to ask it.
+        gone = [each for each in looked_at if not each.corpus.is_in_place]
+        with limit.holding(self._lock):
+            for entry in gone:
+                if entry in self._entries:
+                    self._entries.remove(entry)
+                    self._close_unless_in_use(entry)
+            return next((each for each in self._entries if _is_called(each, name)), None)
 
     def _find_or_open(self, place: Place, principal: Principal, limit: Limit) -> _Entry:
         """The entry of the corpus at that place, opened unless it is open."""
@@ -136,3 +150,7 @@ class CorpusPool:
         if entry.lock.acquire(blocking=False):
             entry.corpus.close()
             entry.lock.release()
+
+
+def _is_called(entry: _Entry, name: str) -> bool:
+    return name in (entry.corpus.name, entry.id)

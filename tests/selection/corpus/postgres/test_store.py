@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from selection.corpus.corpus import Corpus
 from selection.corpus.postgres.store import PostgresStore
 from selection.corpus.sequences import Chunk
+from selection.embedding import Embedder
 from selection.errors import CorpusError, CorpusNotFoundError, CorpusUnavailableError
 from selection.location import DatabaseLocation
+from tests.selection import brute_force
+from tests.selection.brute_force import texts_near
 from tests.selection.corpus.store_helpers import META, add, generation, vectors
 
 _REPOSITORY = Path(__file__).resolve().parents[4]
@@ -201,6 +206,43 @@ def test_lost_connections_are_replaced(
         interrupted_read()
     assert add(store, "b", "two") == 2
     assert store.counts() == (2, 2)
+
+
+def test_whether_a_corpus_is_in_place_is_told_while_it_is_read(store: PostgresStore) -> None:
+    for number in range(100):
+        add(store, str(number), "one")
+    with store.reading():
+        rows = store.database.copy(
+            "COPY (SELECT id, text FROM sequences WHERE corpus = %(corpus)s) TO STDOUT"
+        )
+        read = [next(rows)]
+        # As another thread asks that opens the corpus.
+        assert store.is_in_place
+        read += rows
+        assert store.counts() == (100, 100)
+
+    assert b"".join(read).count(b"\n") == 100
+
+
+def test_an_index_of_a_later_state_is_not_used_once_the_database_was_restored(
+    postgres: DatabaseLocation, admin: psycopg.Connection[Any], words: Embedder
+) -> None:
+    with closing(Corpus.create(postgres, "notes", words, "tokens")) as corpus:
+        brute_force.add(corpus, words, "a", "cats purr")
+        before = admin.execute(
+            "SELECT generation, last_document, last_sequence FROM mayfly.corpora"
+        ).fetchone()
+        assert before is not None
+        brute_force.add(corpus, words, "b", "ships sail")
+        assert texts_near(corpus, words, "ships") == ["ships sail", "cats purr"]
+
+        admin.execute("DELETE FROM mayfly.documents WHERE name = 'b'")
+        admin.execute(
+            "UPDATE mayfly.corpora SET generation = %s, last_document = %s, last_sequence = %s",
+            before,
+        )
+
+        assert texts_near(corpus, words, "ships") == ["cats purr"]
 
 
 def test_a_transaction_that_is_interrupted_leaves_no_trace(
