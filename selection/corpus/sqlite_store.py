@@ -41,6 +41,7 @@ from selection.corpus.tables.replication import Replication
 from selection.corpus.tables.retokenization import Retokenization
 from selection.corpus.tables.schema import ADDED_COLUMNS, ADDITIONS, TABLES, VERSION
 from selection.corpus.tables.sequence_ids import SequenceIds
+from selection.corpus.tables.transfer import Transfer
 from selection.errors import CorpusError as CorpusError
 from selection.errors import CorpusNotFoundError as CorpusNotFoundError
 
@@ -64,6 +65,7 @@ class SQLiteStore:
         self.retokenization = Retokenization(self.database)
         self.replication = Replication(self.database, partial(delete_document, self.database))
         self.sequence_ids = SequenceIds(self.database)
+        self.transfer = Transfer(self.database)
 
     def initialise(self, meta: Mapping[str, str]) -> None:
         """Create the tables and record the corpus's metadata, unless that was done before."""
@@ -71,13 +73,17 @@ class SQLiteStore:
             if not self.database.version() and not self.database.rows(
                 "SELECT 1 FROM sqlite_master LIMIT 1"
             ):
-                for statement in (*TABLES, *ADDITIONS):
-                    self.database.execute(statement)
+                self.create_tables()
                 identity, created = new_id("vs_")
                 defaults = {"id": identity, "created": str(created)}
                 fixed = {"generation": "0", "uuid": uuid.uuid4().hex}
                 self.database.update_meta({**defaults, **meta, **fixed})
-                self.database.execute(f"PRAGMA user_version = {VERSION}")
+
+    def create_tables(self) -> None:
+        """Create the tables of an empty database, within `Database.writing`."""
+        for statement in (*TABLES, *ADDITIONS):
+            self.database.execute(statement)
+        self.database.execute(f"PRAGMA user_version = {VERSION}")
 
     def check_version(self) -> None:
         """Check that this version of Mayfly can use the database, and add the tables and columns it

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from serving.cli.console import out, plain_line, row, say, show, table
 from serving.cli.corpus_add import corpus_add
+from serving.cli.corpus_copy import corpus_copy
 from serving.cli.corpus_train import corpus_train
 from serving.cli.progress import Status, progress_counter, report_interrupt
 from serving.errors import in_full
@@ -34,6 +35,7 @@ CorpusName = Annotated[str, typer.Argument(help="Name of the corpus.")]
 
 corpus_app.command("add")(corpus_add)
 corpus_app.command("train")(corpus_train)
+corpus_app.command("copy")(corpus_copy)
 
 
 @corpus_app.command("list")

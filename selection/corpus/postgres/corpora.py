@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, LiteralString
 
 from selection.corpus.positions import Position, position_in_id
 from selection.corpus.postgres.connections import pool_of
 from selection.corpus.postgres.errors import translated
+from selection.corpus.postgres.store import PostgresStore
 from selection.location import DatabaseLocation
 
 
@@ -66,6 +68,13 @@ class PostgresCorpora:
             "DELETE FROM corpora WHERE name = %(name)s AND meta = '{}' RETURNING name",
             {"name": name},
         )
+
+    @contextmanager
+    def receiving(self, name: str) -> Iterator[PostgresStore]:
+        """As `Corpora.receiving`: one transaction of the database."""
+        store = PostgresStore(self._location / name)
+        with store.database.creating():
+            yield store
 
     def _rows(self, query: LiteralString, values: Mapping[str, Any]) -> list[Any]:
         pool = pool_of(self._location)

@@ -8,12 +8,13 @@ follow one another, whatever process makes them. Every query gets the corpus's n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, LiteralString
 
 import psycopg
 
+from selection.corpus.contents import taken
 from selection.corpus.postgres.connections import pool_of
 from selection.corpus.postgres.errors import translated
 from selection.corpus.postgres.migration import Connection
@@ -125,6 +126,26 @@ class Database:
             yield
 
     @contextmanager
+    def creating(self) -> Iterator[None]:
+        """One transaction that creates the corpus, without metadata at first.
+
+        Raises:
+            CorpusError: there is one of that name, or it could not be written; nothing was changed.
+        """
+        assert not self._in_transaction
+        insert: LiteralString = (
+            "INSERT INTO corpora (name) VALUES (%(name)s) ON CONFLICT DO NOTHING RETURNING id"
+        )
+        before = self._corpus
+        try:
+            with self._transaction("BEGIN", insert, self._taken) as row:
+                self._corpus = int(str(row[0]))
+                yield
+        except BaseException:
+            self._corpus = before
+            raise
+
+    @contextmanager
     def reading(self) -> Iterator[None]:
         """One consistent state, whatever others write in the meantime; within another `reading`,
         the same state.
@@ -147,17 +168,26 @@ class Database:
                 self._held = None
 
     @contextmanager
-    def _transaction(self, begin: LiteralString, check: LiteralString) -> Iterator[None]:
+    def _transaction(
+        self,
+        begin: LiteralString,
+        first: LiteralString,
+        absent: Callable[[], CorpusError] | None = None,
+    ) -> Iterator[tuple[object, ...]]:
+        """A transaction, with the row of its first statement; without a row, `absent` is raised,
+        by default that the corpus was removed.
+        """
         before = self._held
         with self.errors(), self._connection() as connection:
             with connection.pipeline():
                 connection.execute(begin)
-                present = connection.execute(check, {"corpus": self._corpus})
+                present = connection.execute(first, {"corpus": self._corpus, "name": self.name})
             self._held, self._in_transaction = connection, True
             try:
-                if present.fetchone() is None:
-                    raise self._removed()
-                yield
+                row = present.fetchone()
+                if row is None:
+                    raise (absent or self._removed)()
+                yield row
                 connection.execute("COMMIT")
             except BaseException:
                 # The server rolls back what a lost connection has begun.
@@ -214,6 +244,9 @@ class Database:
         problem = CorpusError(f"corpus {self.name!r} {why}")
         problem.add_note(f"its database is {self.place.parent}")
         return problem
+
+    def _taken(self) -> CorpusError:
+        return taken(self.name)
 
     def _removed(self) -> CorpusNotFoundError:
         return CorpusNotFoundError(f"corpus {self.name!r} was removed in the meantime")

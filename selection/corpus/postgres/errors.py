@@ -67,7 +67,9 @@ def _translation(problem: psycopg.Error, change: str) -> CorpusError | None:
                 "made: try again"
             ),
         )
-    if isinstance(problem, psycopg.DataError) and "NUL" in str(problem):
+    if isinstance(problem, errors.UntranslatableCharacter) or (
+        isinstance(problem, psycopg.DataError) and "NUL" in str(problem)
+    ):
         return CorpusError(
             f"{change} was not changed: PostgreSQL cannot store the character U+0000; remove it"
         )

@@ -29,6 +29,7 @@ from selection.corpus.postgres.replication import Replication
 from selection.corpus.postgres.retokenization import Retokenization
 from selection.corpus.postgres.schema import CORPUS_TABLES
 from selection.corpus.postgres.sequence_ids import SequenceIds
+from selection.corpus.postgres.transfer import Transfer
 from selection.corpus.sequences import (
     Chunk,
     DocumentInfo,
@@ -68,6 +69,7 @@ class PostgresStore:
         self.retokenization = Retokenization(self.database)
         self.replication = Replication(self.database)
         self.sequence_ids = SequenceIds(self.database)
+        self.transfer = Transfer(self.database)
 
     def initialise(self, meta: Mapping[str, str]) -> None:
         """Record the corpus's metadata, unless that was done before."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from selection import durable
+from selection.corpus.contents import taken
 from selection.corpus.positions import Tombstones
 from selection.corpus.sqlite_store import SQLiteStore
 from selection.corpus.tables.database import FILE
@@ -15,6 +20,8 @@ from selection.errors import CorpusError
 
 # Seconds after which a further change of a file gives it another time, on any file system.
 _SETTLED_SECONDS = 2.0
+# The folder of a corpus that is being received, which no corpus can be called.
+_RECEIVED = ".received"
 
 _State: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -38,7 +45,8 @@ class FolderCorpora:
 
     def names(self) -> list[str]:
         """Names of the corpora, sorted."""
-        return sorted(path.parent.name for path in self._root.glob(f"*/{FILE}"))
+        names = (path.parent.name for path in self._root.glob(f"*/{FILE}"))
+        return sorted(name for name in names if name != _RECEIVED)
 
     def holds(self, name: str) -> bool:
         """Whether there is a corpus of that name."""
@@ -74,6 +82,53 @@ class FolderCorpora:
         created.
         """
         shutil.rmtree(self._root / name, ignore_errors=True)
+
+    @contextmanager
+    def receiving(self, name: str) -> Iterator[SQLiteStore]:
+        """As `Corpora.receiving`: in a hidden folder, which is moved in the end. A folder receives
+        one corpus at a time.
+
+        Raises:
+            CorpusError: there is a corpus of that name, or another one is being received.
+            OSError: it could not be written.
+        """
+        if (self._root / name).exists():
+            raise taken(name)
+        hidden = self._root / _RECEIVED
+        hidden.mkdir(parents=True, exist_ok=True)
+        with _locked(hidden):
+            try:
+                # What a killed process has left.
+                shutil.rmtree(hidden / name, ignore_errors=True)
+                (hidden / name).mkdir()
+                store = SQLiteStore(hidden / name)
+                with closing(store), store.database.writing():
+                    store.create_tables()
+                    yield store
+                durable.sync_folder(hidden / name)
+                if not self.reserve(name):
+                    raise taken(name)
+                # Atomic: it takes the place of the empty folder.
+                (hidden / name).rename(self._root / name)
+                durable.sync_folder(self._root)
+            finally:
+                shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Be the one that fills a folder within the `with` block."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CorpusError(
+                "another corpus is being copied to that folder: try again once it is there"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _meta_of(folder: Path) -> dict[str, str]:

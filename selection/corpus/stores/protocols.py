@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from selection.corpus.contents import Row
 from selection.corpus.filters import Filter, Scalar
 from selection.corpus.positions import Position
 from selection.corpus.sequences import Chunk, DocumentInfo, StoredSequence
@@ -161,6 +162,16 @@ class SequenceTable(Protocol):
         """The mean embeddings [G, D] of groups of sequences."""
 
 
+class TransferTables(Protocol):
+    """As `tables.transfer.Transfer`."""
+
+    def export(self, table: str) -> Iterator[Row]:
+        """The rows of a table, within a transaction."""
+
+    def import_(self, table: str, rows: Iterable[Row]) -> None:
+        """Fill an empty table, within `Corpora.receiving`."""
+
+
 class CorpusStore(Protocol):
     """As `sqlite_store.SQLiteStore`."""
 
@@ -195,6 +206,10 @@ class CorpusStore(Protocol):
     @property
     def sequence_ids(self) -> SequenceTable:
         """Its sequences without their texts."""
+
+    @property
+    def transfer(self) -> TransferTables:
+        """Its tables, to be copied."""
 
     @property
     def keeps_adapters(self) -> bool:
@@ -311,6 +326,14 @@ class Corpora(Protocol):
 
     def release(self, name: str) -> None:
         """Give up a name that `reserve` took."""
+
+    def receiving(self, name: str) -> AbstractContextManager[CorpusStore]:
+        """An empty store to be filled in one transaction, which ends with the `with` block; until
+        then no other process sees it, and nothing is left of it if the block fails.
+
+        Raises:
+            CorpusError: there is a corpus of that name.
+        """
 
     @property
     def tombstones(self) -> TombstoneRecords:

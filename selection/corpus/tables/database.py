@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Database:
                 self._check_in_place()
             return self._connection.execute(query, values).fetchall()
 
-    def stream(self, query: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+    def stream(self, query: str, values: Sequence[Any] = ()) -> Generator[Any, None, None]:
         """Run one statement and yield its rows as they are read."""
         with self.errors():
             yield from self._connection.execute(query, values)
