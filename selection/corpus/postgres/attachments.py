@@ -67,6 +67,9 @@ class Attachments:
                 self._database.execute(
                     "DELETE FROM detached WHERE corpus = %(corpus)s AND id = %(id)s", id=f.id
                 )
+                self._database.execute(
+                    "INSERT INTO ingest_queue (corpus, file) VALUES (%(corpus)s, %(id)s)", id=f.id
+                )
                 if f.batch is not None:
                     self._record_in_batch(values)
 

@@ -1,8 +1,9 @@
 """Schema: the tables of all corpora in one PostgreSQL database, and how earlier versions become it.
 
-Each row belongs to a corpus, and every query names it. Ids of documents and sequences are counted
-for each corpus in its row of `corpora`, which a transaction that changes the corpus locks first:
-ids become visible in ascending order, as readers that catch up by the last id rely on.
+Except for uploaded files, each row belongs to a corpus, and every query names it. Ids of documents
+and sequences are counted for each corpus in its row of `corpora`, which a transaction that changes
+the corpus locks first: ids become visible in ascending order, as readers that catch up by the last
+id rely on.
 
 Embeddings are apart from texts, so that reading all of them reads little else.
 """
@@ -76,6 +77,14 @@ CREATE TABLE reembedded (
     corpus bigint NOT NULL REFERENCES corpora ON DELETE CASCADE,
     sequence bigint NOT NULL, embedding vector NOT NULL,
     PRIMARY KEY (corpus, sequence));
+CREATE TABLE files (
+    id text PRIMARY KEY, name text NOT NULL, bytes bigint NOT NULL, purpose text NOT NULL,
+    created double precision NOT NULL, owner text, content bytea NOT NULL);
+ALTER TABLE files ALTER COLUMN content SET STORAGE EXTERNAL;
+CREATE TABLE ingest_queue (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    corpus bigint NOT NULL, file text NOT NULL);
+CREATE INDEX ingest_queue_by_file ON ingest_queue (corpus, file);
 """
 # What makes each version of the one before it.
 MIGRATIONS = (_FIRST,)
