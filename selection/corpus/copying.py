@@ -12,6 +12,7 @@ from selection.corpus.contents import Contents, Row
 from selection.corpus.lookup import find_corpus
 from selection.corpus.stores.places import corpora_at, open_store
 from selection.corpus.stores.protocols import CorpusStore
+from selection.corpus.trained.places import copy_adapter
 from selection.location import Location
 
 # Shows work of a kind on a number of sequences; the function that it gives counts them.
@@ -68,6 +69,7 @@ def _copy(source: CorpusStore, copy: CorpusStore, show_progress: ShowProgress) -
         total = source.counts()[1]
         with show_progress("copying", total) as advance:
             contents = Contents.of(source.transfer.export, advance, copy.transfer.import_)
+        copy_adapter(source, copy)
     with show_progress("verifying", total) as advance:
         differs = contents.difference(Contents.of(copy.transfer.export, advance, _read))
     if differs is not None:

@@ -54,7 +54,8 @@ _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "gen
 class SQLiteStore:
     """The documents and sequences of one corpus, and what is derived from them, in one folder."""
 
-    keeps_adapters = True
+    # The adapter is in the folder.
+    adapter_tables = None
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name

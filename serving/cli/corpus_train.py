@@ -113,6 +113,7 @@ def corpus_train(
 
     base = model_folder(model)
     with closing(Corpus.open(location_of(home, corpora), name)) as corpus, corpus.training.lock():
+        _check_servers(corpus)
         if forget:
             corpus.training.remove()
             say(f"corpus {name} has no adapter any more", to=out)
@@ -132,6 +133,29 @@ def corpus_train(
     _show(name, outcome)
     if json:
         print(dumps(asdict(outcome)))
+
+
+def _check_servers(corpus: Corpus) -> None:
+    """Check that no server trains a corpus that is in a database; one that trains a corpus of a
+    folder has its lock.
+
+    Raises:
+        CorpusError: a server does.
+    """
+    import time
+
+    from selection.errors import CorpusError
+    from serving.corpus_training.operation import ABANDONED_SECONDS, TrainingOperation
+
+    recorded = corpus.training.recorded() if corpus.training.is_shared else None
+    if recorded is None:
+        return
+    operation = TrainingOperation.from_dict(recorded)
+    if operation.is_pending and time.time() - operation.renewed < ABANDONED_SECONDS:
+        raise CorpusError(
+            f"corpus {corpus.name!r} is being trained by a server: wait until it has ended, or "
+            "cancel it there"
+        )
 
 
 def _check(corpus: Corpus, model: str, chat_template: str | None) -> None:

@@ -59,14 +59,13 @@ def check_corpora(settings: Settings) -> None:
     """Check that the corpora can be reached, and that their database can do what is asked of it.
 
     Raises:
-        SettingsError: shards or adapters of corpora in a database.
+        SettingsError: shards of corpora in a database.
         CorpusError: the database cannot be used.
     """
     if not settings.corpora:
         return
-    if settings.shards or settings.train_corpora:
-        option = "--shards" if settings.shards else "--train-corpora"
-        raise SettingsError(f"{option} is for corpora in a folder: leave it out with --corpora")
+    if settings.shards:
+        raise SettingsError("--shards is for corpora in a folder: leave it out with --corpora")
     from selection.corpus.lookup import list_corpora
 
     list_corpora(settings.location)

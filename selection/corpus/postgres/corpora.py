@@ -52,6 +52,15 @@ class PostgresCorpora:
         }
         yield from ((name, found.get(name, {})) for name in wanted)
 
+    def with_adapter(self) -> list[str]:
+        """Names of the corpora that have an adapter, sorted, whatever its state."""
+        rows = self._rows(
+            "SELECT c.name FROM corpora c JOIN adapter_manifests m ON m.corpus = c.id "
+            "WHERE m.kind = 'adapter' ORDER BY c.name",
+            {},
+        )
+        return [row[0] for row in rows]
+
     def reserve(self, name: str) -> bool:
         """Take the name for a new corpus; False if it is taken."""
         return bool(

@@ -47,6 +47,11 @@ class Database:
             ).fetchone()
         self._corpus = None if row is None else int(str(row[0]))
 
+    @property
+    def corpus_id(self) -> int | None:
+        """The number of the corpus; None before it was created."""
+        return self._corpus
+
     def create(self, meta: Mapping[str, str]) -> None:
         """Create the corpus with that metadata, unless there is one with metadata."""
         with self.errors(), self._connection() as connection:
@@ -123,6 +128,15 @@ class Database:
         """
         assert not self._in_transaction
         with self._transaction("BEGIN", "SELECT id FROM corpora WHERE id = %(corpus)s FOR UPDATE"):
+            yield
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """As `writing`, or a part of the transaction that is under way."""
+        if self._in_transaction:
+            yield
+            return
+        with self.writing():
             yield
 
     @contextmanager

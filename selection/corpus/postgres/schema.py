@@ -77,6 +77,15 @@ CREATE TABLE reembedded (
     corpus bigint NOT NULL REFERENCES corpora ON DELETE CASCADE,
     sequence bigint NOT NULL, embedding vector NOT NULL,
     PRIMARY KEY (corpus, sequence));
+CREATE TABLE adapter_manifests (
+    corpus bigint NOT NULL REFERENCES corpora ON DELETE CASCADE,
+    kind text NOT NULL, version bigint GENERATED ALWAYS AS IDENTITY, body text NOT NULL,
+    PRIMARY KEY (corpus, kind));
+CREATE TABLE adapter_files (
+    corpus bigint NOT NULL REFERENCES corpora ON DELETE CASCADE,
+    name text NOT NULL, number integer NOT NULL, content bytea NOT NULL,
+    PRIMARY KEY (corpus, name, number));
+ALTER TABLE adapter_files ALTER COLUMN content SET STORAGE EXTERNAL;
 CREATE TABLE files (
     id text PRIMARY KEY, name text NOT NULL, bytes bigint NOT NULL, purpose text NOT NULL,
     created double precision NOT NULL, owner text, content bytea NOT NULL);
@@ -90,6 +99,8 @@ CREATE INDEX ingest_queue_by_file ON ingest_queue (corpus, file);
 MIGRATIONS = (_FIRST,)
 # The tables of a corpus, those that refer to others first.
 CORPUS_TABLES = (
+    "adapter_files",
+    "adapter_manifests",
     "embeddings",
     "reembedded",
     "removed",

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from selection.corpus.filters import Filter, Scalar
 from selection.corpus.positions import new_id
+from selection.corpus.postgres.adapter_tables import AdapterTables
 from selection.corpus.postgres.attachments import Attachments
 from selection.corpus.postgres.database import Database
 from selection.corpus.postgres.deletion import delete_document, delete_named
@@ -55,9 +56,6 @@ class PostgresStore:
         OSError: the folder for what is derived from the corpus cannot be created.
     """
 
-    # The folder is this machine's alone.
-    keeps_adapters = False
-
     def __init__(self, place: DatabasePlace) -> None:
         self.name = place.name
         self.database = Database(place)
@@ -70,6 +68,7 @@ class PostgresStore:
         self.replication = Replication(self.database)
         self.sequence_ids = SequenceIds(self.database)
         self.transfer = Transfer(self.database)
+        self.adapter_tables = AdapterTables(self.database)
 
     def initialise(self, meta: Mapping[str, str]) -> None:
         """Record the corpus's metadata, unless that was done before."""

@@ -21,7 +21,6 @@ from selection.corpus.trained.files import (
     WEIGHTS,
     Checkpoint,
     LockedError,
-    TrainedFiles,
 )
 from selection.corpus.trained.manifest import (
     AdapterSettings,
@@ -31,6 +30,7 @@ from selection.corpus.trained.manifest import (
     Snapshot,
     TrainedPart,
 )
+from selection.corpus.trained.places import files_of
 from selection.corpus.trained.plan import TrainingPlan, plan_anew, plan_increment
 from selection.corpus.trained.validity import Validity, documents_of
 from selection.errors import CorpusError
@@ -49,8 +49,13 @@ class AdapterTraining:
     def __init__(self, store: CorpusStore) -> None:
         self._store = store
         self._sequences = store.sequence_ids
-        self._files = TrainedFiles(store.folder)
+        self._files = files_of(store)
         self._validity = Validity(store)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether processes of several machines may train the corpus."""
+        return self._store.adapter_tables is not None
 
     def status(
         self, shape: AdapterShape | None = None, *, check_weights: bool = False
@@ -242,13 +247,8 @@ class AdapterTraining:
         """Be the one that trains the corpus within the `with` block. It ends with the process.
 
         Raises:
-            CorpusError: another process trains it, or its store has no place for an adapter.
+            CorpusError: another process trains it.
         """
-        if not self._store.keeps_adapters:
-            raise self._error(
-                "is in PostgreSQL, where no adapters of corpora can be stored yet: requests are "
-                "adapted without one"
-            )
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._files.lock())

@@ -16,8 +16,9 @@ import numpy as np
 
 from selection.config import AdapterShape
 from selection.corpus.stores.protocols import CorpusStore
-from selection.corpus.trained.files import DAMAGED, Ids, TrainedFiles
+from selection.corpus.trained.files import DAMAGED, Ids
 from selection.corpus.trained.manifest import NO_ADAPTER, CorpusAdapterInfo, PartInfo, Snapshot
+from selection.corpus.trained.places import files_of
 from selection.errors import CorpusError
 
 _DAMAGED = "the corpus's adapter is damaged"
@@ -63,7 +64,7 @@ class Validity:
 
     def __init__(self, store: CorpusStore) -> None:
         self._store = store
-        self._files = TrainedFiles(store.folder)
+        self._files = files_of(store)
         self._sequences = store.sequence_ids
         # The version of the adapter's files, and the state.
         self._known: tuple[tuple[int, ...] | None, AdapterState] | None = None
@@ -127,6 +128,8 @@ class Validity:
         """
         try:
             return self._files.read(part, kind)
+        except CorpusError:
+            raise
         except DAMAGED as problem:
             if self._known is not None:
                 version, state = self._known
@@ -158,6 +161,8 @@ class Validity:
             info = self._files.load()
         except FileNotFoundError:
             return replace(nothing, reason=NO_ADAPTER)
+        except CorpusError:
+            raise
         except DAMAGED:
             return replace(nothing, reason=_DAMAGED)
         if info.corpus != corpus:
@@ -173,6 +178,8 @@ class Validity:
         for part in info.parts:
             try:
                 ids = self._files.learnt(part)
+            except CorpusError:
+                raise
             except DAMAGED:
                 damaged.add(part.name)
                 continue

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from selection.ingest.ingest import tokenizer_digest
 from selection.location import DatabaseLocation
 from serving.cli import main as main_module
 from serving.cli.main import main
+from serving.corpus_training.operation import Status, TrainingOperation
+from serving.corpus_training.values import TrainingOptions
 from serving.settings.model_files import load_tokenizer
 from tests.selection.trained_helpers import train
 from tests.serving.commands import Ended, run
@@ -176,15 +180,36 @@ def test_corpora_in_a_database_are_listed_shown_and_removed(
 
     listed = run(tmp_path, "corpus", "list", **where)
     shown = run(tmp_path, "corpus", "show", "notes", **where)
-    trained = run(tmp_path, "corpus", "train", "notes", "--forget", **where)
+    forgotten = run(tmp_path, "corpus", "train", "notes", "--forget", **where)
     removed = run(tmp_path, "corpus", "remove", "notes", "--yes", **where)
 
     assert listed.out.splitlines()[1].split() == ["notes", "1", "1", "words", "none"]
     assert shown.out.splitlines()[1].split() == ["1", "doc", "1"]
-    assert "corpus 'notes' is in PostgreSQL, where no adapters" in trained.err
+    assert forgotten.out == "corpus notes has no adapter any more\n"
     assert removed.out == "removed corpus notes\n"
     assert run(tmp_path, "corpus", "list", **where).out.startswith("no corpora in postgresql://")
     assert not listed.heavy
+
+
+@pytest.mark.parametrize("age", [0.0, 100.0])
+def test_a_corpus_that_a_server_trains_is_left_to_it(
+    postgres: DatabaseLocation, words: Embedder, tmp_path: Path, age: float
+) -> None:
+    with closing(Corpus.create(postgres, "notes", words, "tokenizer")) as corpus:
+        corpus.training.record(
+            TrainingOperation(
+                "notes", time.time(), time.time() - age, TrainingOptions(), Status.IN_PROGRESS
+            ).as_dict()
+        )
+    where = {"MAYFLY_CORPORA": postgres.url, "MAYFLY_HOME": str(tmp_path)}
+
+    ended = run(tmp_path, "corpus", "train", "notes", "--forget", **where)
+
+    if age:
+        assert ended.out == "corpus notes has no adapter any more\n"
+    else:
+        assert ended.status == 1
+        assert "corpus 'notes' is being trained by a server: wait until it has ended" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,6 @@ def test_a_flag_of_vllm_that_mayfly_sets_is_refused(nano: str, tmp_path: Path) -
         ({"corpora": "mysql://me:secret@host/db"}, "--corpora must be a URL of PostgreSQL"),
         ({"corpora": "/srv/corpora"}, "corpora in a folder are in that of --home"),
         ({"corpora": "postgresql://h/d", "shards": 2}, "--shards is for corpora in a folder"),
-        ({"corpora": "postgresql://h/d", "train_corpora": True}, "--train-corpora is for corpora"),
     ],
 )
 def test_a_database_that_cannot_do_what_is_asked_is_refused(
