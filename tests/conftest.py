@@ -191,5 +191,8 @@ def postgres(postgres_url: str, tmp_path: Path) -> DatabaseLocation:
 
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         if connection.execute("SELECT to_regclass('mayfly.corpora')").fetchone() != (None,):
-            connection.execute("TRUNCATE mayfly.corpora, mayfly.files, mayfly.ingest_queue CASCADE")
+            connection.execute(
+                "TRUNCATE mayfly.corpora, mayfly.files, mayfly.ingest_queue, "
+                "mayfly.request_rates CASCADE"
+            )
     return DatabaseLocation(postgres_url, tmp_path / "cache")

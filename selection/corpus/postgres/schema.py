@@ -1,6 +1,7 @@
 """Schema: the tables of all corpora in one PostgreSQL database, and how earlier versions become it.
 
-Except for uploaded files, each row belongs to a corpus, and every query names it. Ids of documents
+Except for uploaded files and the rates of keys, each row belongs to a corpus, and every query names
+it. Ids of documents
 and sequences are counted for each corpus in its row of `corpora`, which a transaction that changes
 the corpus locks first: ids become visible in ascending order, as readers that catch up by the last
 id rely on.
@@ -94,6 +95,8 @@ CREATE TABLE ingest_queue (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     corpus bigint NOT NULL, file text NOT NULL);
 CREATE INDEX ingest_queue_by_file ON ingest_queue (corpus, file);
+CREATE UNLOGGED TABLE request_rates (
+    key text PRIMARY KEY, allowance double precision NOT NULL, computed timestamptz NOT NULL);
 """
 # What makes each version of the one before it.
 MIGRATIONS = (_FIRST,)
