@@ -193,11 +193,11 @@ class Database:
         """
         before = self._held
         with self.errors(), self._connection() as connection:
-            with connection.pipeline():
-                connection.execute(begin)
-                present = connection.execute(first, {"corpus": self._corpus, "name": self.name})
             self._held, self._in_transaction = connection, True
             try:
+                with connection.pipeline():
+                    connection.execute(begin)
+                    present = connection.execute(first, {"corpus": self._corpus, "name": self.name})
                 row = present.fetchone()
                 if row is None:
                     raise (absent or self._removed)()
