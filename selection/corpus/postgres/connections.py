@@ -9,6 +9,9 @@ from __future__ import annotations
 import atexit
 import re
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -33,11 +36,69 @@ _MAX_CONNECTIONS = 16
 _IDLE, _LOCK = 60_000, 30_000
 _PORTS = re.compile(r"[0-9,]*")
 
-_pools: dict[str, ConnectionPool[Connection]] = {}
+_pools: dict[str, Pool] = {}
 _lock = threading.Lock()
 
 
-def pool_of(location: DatabaseLocation) -> ConnectionPool[Connection]:
+class Pool:
+    """Connections that threads take turns to use.
+
+    Args:
+        conninfo: parameters of libpq.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            conninfo,
+            kwargs={"autocommit": True},
+            min_size=0,
+            max_size=_MAX_CONNECTIONS,
+            max_idle=60,
+            timeout=_POOL_SECONDS,
+            # Then the next caller tries again, instead of waiting for a later attempt.
+            reconnect_timeout=_POOL_SECONDS,
+            configure=_configure,
+            name="corpora",
+            open=True,
+        )
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Have a connection within the `with` block; at its end a transaction under way is
+        committed, or rolled back if the block fails.
+
+        Raises:
+            PoolTimeout: there is none for too long.
+        """
+        connection = self._checked()
+        try:
+            with connection:
+                yield connection
+        finally:
+            self._pool.putconn(connection)
+
+    def _checked(self) -> Connection:
+        """A connection that works: those of a server that has restarted are dead. The pool's own
+        check waits longer before each further connection that it tries.
+        """
+        end = time.monotonic() + _POOL_SECONDS
+        while True:
+            connection = self._pool.getconn(max(0.0, end - time.monotonic()))
+            try:
+                connection.execute("")
+                return connection
+            except BaseException as problem:
+                # It is replaced if it is dead.
+                self._pool.putconn(connection)
+                if not isinstance(problem, psycopg.Error):
+                    raise
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close()
+
+
+def pool_of(location: DatabaseLocation) -> Pool:
     """This process's pool for a database, whose schema is up to date.
 
     Raises:
@@ -56,26 +117,8 @@ def pool_of(location: DatabaseLocation) -> ConnectionPool[Connection]:
         migrate(connection)
     with _lock:
         if location.url not in _pools:
-            _pools[location.url] = _new_pool(conninfo)
+            _pools[location.url] = Pool(conninfo)
         return _pools[location.url]
-
-
-def _new_pool(conninfo: str) -> ConnectionPool[Connection]:
-    return ConnectionPool(
-        conninfo,
-        kwargs={"autocommit": True},
-        min_size=0,
-        max_size=_MAX_CONNECTIONS,
-        max_idle=60,
-        timeout=_POOL_SECONDS,
-        # Then the next caller tries again, instead of waiting for a later attempt.
-        reconnect_timeout=_POOL_SECONDS,
-        # Connections of a server that has restarted are found to be dead.
-        check=ConnectionPool.check_connection,
-        configure=_configure,
-        name="corpora",
-        open=True,
-    )
 
 
 def close_pools() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -206,6 +207,29 @@ def test_lost_connections_are_replaced(
         interrupted_read()
     assert add(store, "b", "two") == 2
     assert store.counts() == (2, 2)
+
+
+def test_many_lost_connections_are_replaced_at_once(
+    store: PostgresStore, admin: psycopg.Connection[Any], postgres: DatabaseLocation
+) -> None:
+    count = 10
+    together = threading.Barrier(count)
+
+    def use_a_connection() -> None:
+        with PostgresStore(postgres / "notes").reading():
+            together.wait(30)
+
+    users = [threading.Thread(target=use_a_connection) for _ in range(count)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(60)
+
+    lose_connections(admin)
+
+    started = time.monotonic()
+    assert store.counts() == (0, 0)
+    assert time.monotonic() - started < 4
 
 
 def test_whether_a_corpus_is_in_place_is_told_while_it_is_read(store: PostgresStore) -> None:
