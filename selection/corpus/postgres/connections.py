@@ -165,6 +165,10 @@ def _configure(connection: Connection) -> None:
     connection.execute(
         "SELECT set_config('idle_in_transaction_session_timeout', %s, false), "
         "set_config('lock_timeout', %s, false), "
+        # The server, too, notices that a machine is gone, whose locks end then.
+        "set_config('tcp_keepalives_idle', '10', false), "
+        "set_config('tcp_keepalives_interval', '5', false), "
+        "set_config('tcp_keepalives_count', '3', false), "
         # What was committed survives a crash of the server, whatever its default is.
         "CASE current_setting('synchronous_commit') WHEN 'off' "
         "THEN set_config('synchronous_commit', 'on', false) END",
