@@ -29,7 +29,7 @@ from selection.errors import (
 from selection.library.library import Library
 from selection.library.records import PageRequest
 from serving.adaptation.stages import LibraryExecutor, Trains
-from serving.corpus_training.operation import Status, TrainingOperation
+from serving.corpus_training.operation import ABANDONED_SECONDS, Status, TrainingOperation
 from serving.corpus_training.priority import RequestPriority
 from serving.corpus_training.stored import (
     Recipe,
@@ -46,8 +46,8 @@ from serving.observability.logs import log_failure
 
 log = logging.getLogger(__name__)
 
-# Seconds between two records of an operation, and without one until another process takes it over.
-RECORD_SECONDS, ABANDONED_SECONDS = 3.0, 20.0
+# Seconds between two records of an operation.
+RECORD_SECONDS = 3.0
 # Seconds between two looks for operations to take over, and for corpora that have changed. These
 # are trained once they are the same in two looks.
 LOOK_SECONDS = 30.0

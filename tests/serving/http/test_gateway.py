@@ -158,7 +158,9 @@ class Backend:
 
     @property
     def corpora(self) -> Path:
-        return self.config.selector.root
+        root = self.config.selector.root
+        assert isinstance(root, Path)
+        return root
 
     def make_corpus(self, name: str) -> str:
         """Make a corpus of one document; return its id."""
