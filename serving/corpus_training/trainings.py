@@ -23,6 +23,7 @@ from selection.corpus.trained.training import AdapterTraining
 from selection.errors import (
     CorpusError,
     CorpusNotFoundError,
+    CorpusUnavailableError,
     LibraryError,
     MissingError,
 )
@@ -180,6 +181,8 @@ class CorpusTrainings:
             await self.cancel(store, principal)
         try:
             identity = await self._library.call(begin_training, store, principal)
+        except CorpusUnavailableError:
+            raise
         except CorpusError as problem:
             # A command is training it.
             raise LibraryError(str(problem)) from problem
