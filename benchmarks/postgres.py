@@ -17,6 +17,7 @@ another machine, costs is not measured. Seconds of a selection are those of one 
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import time
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500, help="number (default: 500)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     options = parser.parse_args()
+    # The pool reports each connection that it cannot make while the server is killed.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, running_server() as server:
         result = _measure(options, server, Path(folder))

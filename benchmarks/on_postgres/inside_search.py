@@ -54,6 +54,7 @@ def measure_inside(location: DatabaseLocation, size: int, queries: int) -> dict[
             corpus_id = _prepare(connection)
             build_seconds, _ = timed(connection.execute, _named(_INDEX, corpus_id))
             search = _named(_SEARCH, corpus_id)
+            _check_plan(connection, search, queries_QD[:1])
             inside = _measure(queries_QD, true_QK, lambda query: _search(connection, search, query))
             indexed_seconds, _ = timed(fill, corpus, indexed_ND, "indexed ")
             connection.execute("DROP INDEX mayfly.inside")
@@ -75,6 +76,10 @@ def _prepare(connection: psycopg.Connection[Any]) -> int:
     register_vector(connection)
     connection.execute(sql.SQL("SET hnsw.ef_search = {}").format(sql.Literal(_EF_SEARCH)))
     connection.execute("SET maintenance_work_mem = '1GB'")
+    # A small table would be read whole and sorted, which is not what is measured.
+    connection.execute("SET enable_seqscan = off")
+    connection.execute("SET enable_sort = off")
+    connection.execute("ANALYZE embeddings")
     row = connection.execute("SELECT id FROM corpora WHERE name = %s", (NAME,)).fetchone()
     assert row is not None
     return int(row[0])
@@ -84,6 +89,16 @@ def _named(query: LiteralString, corpus: int) -> sql.Composed:
     return sql.SQL(query).format(
         dimension=sql.Literal(DIMENSION), corpus=sql.Literal(corpus), count=sql.Literal(CANDIDATES)
     )
+
+
+def _check_plan(
+    connection: psycopg.Connection[Any], search: sql.Composed, query_1D: Embeddings
+) -> None:
+    """Check that the index is used."""
+    values = {"query": query_1D[0], "opposite": -query_1D[0]}
+    plan = connection.execute(sql.SQL("EXPLAIN ") + search, values).fetchall()
+    scans = [line for (line,) in plan if "using inside" in line]
+    assert len(scans) == 2, plan
 
 
 def _measure(queries_QD: Embeddings, true_QK: Any, search: Any) -> dict[str, float]:
