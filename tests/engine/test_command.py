@@ -273,7 +273,8 @@ def test_the_chat_command_of_the_readme_answers_and_reports(
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
-    assert "steps" in ran.stderr
+    # Whether `auto` takes steps depends on the text of this repository.
+    assert "loss of the prompt" in ran.stderr
 
 
 def test_requests_are_checked_before_rays_router(running: Running) -> None:
