@@ -48,9 +48,9 @@ def main() -> None:
     """Measure, print tables, write the JSON; status 1 if something was lost or wrong."""
     parser = argument_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts")
-    parser.add_argument("--kills", type=int, default=200, help="of processes (default: 200)")
+    parser.add_argument("--kills", type=int, default=200, help="processes to kill (default: 200)")
     parser.add_argument(
-        "--database-kills", type=int, default=50, help="of the server (default: 50)"
+        "--database-kills", type=int, default=50, help="times to kill the server (default: 50)"
     )
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[10_000, 100_000], help="numbers of sequences"

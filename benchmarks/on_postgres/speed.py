@@ -50,11 +50,11 @@ class NoEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Not used."""
-        raise NotImplementedError
+        raise AssertionError("the embeddings are synthetic")
 
     def windows(self, prompt: Prompt) -> list[str]:
         """Not used."""
-        raise NotImplementedError
+        raise AssertionError("the embeddings are synthetic")
 
 
 def measure(stores: dict[str, Location], sizes: Sequence[int], queries: int) -> dict[str, Any]:
