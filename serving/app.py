@@ -18,6 +18,7 @@ from ray.exceptions import TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from selection.corpus.shards import shard_folder
+from selection.location import home_of
 from serving import environment as variables
 from serving.config import Config
 from serving.errors import SettingsError
@@ -169,7 +170,7 @@ def build(config: Config) -> serve.Application:
             graceful_shutdown_wait_loop_s=0.1,
         )
 
-    home = config.selector.root.parent
+    home = home_of(config.selector.root)
     shards = [
         stage(ShardReplica, f"shard-{number}").bind(
             shard_folder(home, number, config.shards), config.log_format
