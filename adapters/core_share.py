@@ -5,7 +5,7 @@ make it several times slower. A process says that it is busy by a lock on one by
 the byte of its process id, and asks the kernel whether others have one; the kernel removes the
 locks of a process that ends, however it ends. Programs that take no part are noticed by what they
 cost: where a computation with all cores had to wait too much, the next ones take fewer, each time
-for longer.
+for longer. Whose computations are long may look for them beforehand.
 
 A computation keeps the number of threads that it began with: this is meant for computations of at
 most seconds, such as a step.
@@ -42,6 +42,9 @@ class CoreShare:
         shared: number of threads while another process is busy.
         alone: number of threads while none is.
         member: id of the process that is busy when this one computes; None for this one.
+        load: the kernel's file of load averages (`proc_loadavg(5)`), to share the cores also while
+            any other thread of the machine runs; None not to look. It is no use where a computation
+            begins while the process hands over the result of the one before.
         clock: seconds that only grow.
         thread_clock: seconds that this thread has computed.
 
@@ -55,12 +58,13 @@ class CoreShare:
         shared: int,
         alone: int,
         member: int | None = None,
+        load: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         thread_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._shared, self._alone = shared, alone
         self._member = os.getpid() if member is None else member
-        self._clock, self._thread_clock = clock, thread_clock
+        self._load, self._clock, self._thread_clock = load, clock, thread_clock
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._blocks, self._counted = 0, threading.Lock()
@@ -86,7 +90,9 @@ class CoreShare:
     def computing(self) -> Iterator[None]:
         """Compute within the `with` block with the threads that the others leave; one at a time."""
         started, thread_started = self._clock(), self._thread_clock()
-        is_alone = started >= self._cautious_until and not self._others_are_busy()
+        is_alone = started >= self._cautious_until and not (
+            self._others_are_busy() or self._others_run()
+        )
         threads = self._alone if is_alone else self._shared
         # OpenMP keeps a number for each thread. vLLM replaces the function of this name in `torch`.
         if torch.get_num_threads() != threads:
@@ -108,6 +114,16 @@ class CoreShare:
             self._is_locked(*others)
             for others in ((0, self._member), (self._member + 1, _BEYOND_ALL_PROCESSES))
         )
+
+    def _others_run(self) -> bool:
+        """Whether any thread of the machine but this one runs or could run."""
+        if self._load is None:
+            return False
+        try:
+            # "0.50 0.40 0.30 2/345 6789": 2 of 345 threads.
+            return int(self._load.read_text().split()[3].split("/")[0]) > 1
+        except (OSError, ValueError, IndexError):
+            return True
 
     def _is_locked(self, first: int, end: int) -> bool:
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, end - first, 0)

@@ -59,11 +59,11 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
-def core_share(member: int | None = None) -> CoreShare | None:
+def core_share(member: int | None = None, load: Path | None = None) -> CoreShare | None:
     """The share of a server's process in the machine's cores; None for a fixed number of threads.
 
     Args:
-        member: as for `CoreShare`.
+        member, load: as for `CoreShare`.
 
     Raises:
         OSError: as `CoreShare`.
@@ -73,7 +73,7 @@ def core_share(member: int | None = None) -> CoreShare | None:
     from adapters.core_share import CoreShare
 
     shared, alone, file = value.split(":", 2)
-    return CoreShare(Path(file), int(shared), int(alone), member)
+    return CoreShare(Path(file), int(shared), int(alone), member, load)
 
 
 def set_environment(cores: int) -> None:

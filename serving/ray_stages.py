@@ -86,7 +86,8 @@ class TrainerReplica(TrainerWorker):
     def __init__(self, config: TrainerConfig, log_format: LogFormat) -> None:
         hide_packages()
         set_up_replica_logs(log_format)
-        super().__init__(config, cores=core_share())
+        # A step of training takes long, so one beside another program costs much.
+        super().__init__(config, cores=core_share(load=Path("/proc/loadavg")))
 
 
 class _Remote:

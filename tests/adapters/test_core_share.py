@@ -130,3 +130,22 @@ def test_waiting_for_a_process_that_began_meanwhile_is_no_reason_for_caution(fil
         computing.__exit__(None, None, None)
 
     assert threads_within(cores) == ALONE
+
+
+@pytest.mark.parametrize(
+    ("load", "threads"),
+    [
+        ("0.50 0.40 0.30 1/345 6789\n", ALONE),
+        ("0.50 0.40 0.30 2/345 6789\n", SHARED),
+        ("unknown\n", SHARED),
+        (None, SHARED),
+    ],
+)
+def test_it_may_look_whether_anything_else_runs(
+    load: str | None, threads: int, file: Path, tmp_path: Path
+) -> None:
+    loadavg = tmp_path / "loadavg"
+    if load is not None:
+        loadavg.write_text(load)
+
+    assert threads_within(CoreShare(file, SHARED, ALONE, load=loadavg)) == threads
