@@ -156,7 +156,7 @@ nano: .venv/.installed  ## Train the bundled base model from pinned packages
 
 lock:  ## Make the pinned list anew
 	@test -x .cache/lock/bin/pip-compile || { $(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install -qq pip-tools; }
-	.cache/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header --extra cpu --extra dev \
+	.cache/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header --extra cpu --extra dev --extra postgres \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--constraint <(sed -nE 's/^(torch==[^ ]+).*/\1/p' $(TORCH)) \
 		$(foreach package,$(LEFT_OUT),--unsafe-package $(package)) --output-file $(LOCK) pyproject.toml

@@ -262,13 +262,18 @@ class Trainer:
     def _adapted(self, weights: bytes | None) -> Iterator[None]:
         """Within the `with` block the base model has this adapter, and no request trains."""
         loop = self._loop
-        with loop.model_lock:
-            if weights is None:
-                yield
-            else:
-                loop.bank.load(loop.scratch_slot, weights)
-                with loop.bank.bind([loop.scratch_slot]):
+        try:
+            with loop.model_lock:
+                if weights is None:
                     yield
+                else:
+                    loop.bank.load(loop.scratch_slot, weights)
+                    with loop.bank.bind([loop.scratch_slot]):
+                        yield
+        finally:
+            # A training that runs does so at its own end.
+            if not loop.is_running:
+                loop.idle_trim.schedule()
 
     def warm_up(self) -> None:
         """As `adapters.warm_up`; does nothing while requests are training."""

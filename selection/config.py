@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from selection.location import Location
 
 DEFAULT = "all-MiniLM-L6-v2"
 BASE_MODEL = "base-model"
@@ -39,7 +40,7 @@ class SelectorConfig:
     """Where corpora are stored and how data is selected from them.
 
     Attributes:
-        root: folder of all corpora.
+        root: where all corpora are.
         embedder: name or folder of the embedder, see `selection.embedding.load_embedder`.
         base_model: hub id or folder of the base model; its tokenizer must match that of the
             corpora. None skips that check.
@@ -52,7 +53,7 @@ class SelectorConfig:
         adapters: what adapters of corpora must have been trained for; None starts from none.
     """
 
-    root: Path
+    root: Location
     embedder: str = DEFAULT
     base_model: str | None = None
     candidates: int | None = 200

@@ -24,6 +24,10 @@ class CorpusNotFoundError(CorpusError):
     """No corpus of that name."""
 
 
+class CorpusUnavailableError(CorpusError):
+    """Corpora whose database cannot be reached now; the same may succeed later."""
+
+
 class LibraryError(SelectionError):
     """A request that the library of vector stores refuses; the message says why."""
 

@@ -29,8 +29,8 @@ from selection.corpus.sequences import StoredSequence
 from selection.corpus.shards import ShardCall, ShardedCorpora
 from selection.corpus.sqlite_store import CorpusError
 from selection.corpus.trained.adapter import TrainedAdapter
-from selection.corpus.trained.files import corpora_with_adapter
 from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, LearntCorpus, StartFound
+from selection.corpus.trained.places import corpora_with_adapter
 from selection.embedding import Embeddings, Prompt, load_embedder
 from selection.errors import SelectionError, first_line
 from selection.examples.rendering import Renderer

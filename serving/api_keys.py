@@ -19,7 +19,7 @@ optional:
 
 What a key makes belongs to its name, whatever its secret. The file is read again when it has
 changed; an invalid entry then leaves its key unchanged. Of HTTP, this module knows the
-Authorization header. Rate limits count the requests of this process alone.
+Authorization header; it does not count requests (`serving.request_rates`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from typing import Any
 
 from selection.access import OPERATOR, Principal
 from serving.budget import Budget, parse_budget
-from serving.errors import BudgetError, RateLimitError, SettingsError, UnauthorizedError
+from serving.errors import BudgetError, SettingsError, UnauthorizedError
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +111,6 @@ class Keys:
         ]
         self._file_version: tuple[int, ...] = ()
         self._checked_at = clock()
-        # Requests that each key may still make at once, and when that was computed.
-        self._allowances: dict[str, tuple[float, float]] = {}
         self._keys = _distinct(self._command_line_keys, "--api-key")
         self._read()
 
@@ -132,25 +130,6 @@ class Keys:
         if not matches:
             raise UnauthorizedError("unknown API key")
         return matches[0]
-
-    def admit(self, key: Key) -> None:
-        """Count a request of a key.
-
-        Raises:
-            RateLimitError: the key has made too many requests; says when it may make the next.
-        """
-        limit = key.requests_per_minute
-        if limit is None:
-            return
-        now = self._clock()
-        allowance, computed_at = self._allowances.get(key.name, (limit, now))
-        allowance = min(limit, allowance + (now - computed_at) * limit / 60)
-        if allowance < 1:
-            raise RateLimitError(
-                f"this API key is limited to {limit} requests a minute",
-                (1 - allowance) * 60 / limit,
-            )
-        self._allowances[key.name] = (allowance - 1, now)
 
     def _refresh(self) -> None:
         if self._clock() - self._checked_at < _CHECK_SECONDS:

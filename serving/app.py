@@ -18,6 +18,7 @@ from ray.exceptions import TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from selection.corpus.shards import shard_folder
+from selection.location import home_of
 from serving import environment as variables
 from serving.config import Config
 from serving.errors import SettingsError
@@ -148,7 +149,7 @@ def build(config: Config) -> serve.Application:
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",
     }
-    home = config.selector.root.parent
+    home = home_of(config.selector.root)
     if config.cores > config.threads:
         share = f"{config.threads}:{config.cores}:{home / 'cores.lock'}"
         environment[variables.CORE_SHARE] = share

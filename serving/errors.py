@@ -16,6 +16,7 @@ from adapters.errors import AdapterError
 from selection.errors import (
     CorpusError,
     CorpusNotFoundError,
+    CorpusUnavailableError,
     LibraryError,
     MissingError,
     ReadOnlyError,
@@ -235,6 +236,7 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
         CorpusNotFoundError,
         HttpError(404, "invalid_request_error", "corpus_not_found", "adaptation.corpus"),
     ),
+    (CorpusUnavailableError, HttpError(503, "server_error", "corpora_unavailable")),
     (CorpusError, HttpError(400, "invalid_request_error", "corpus_mismatch", "adaptation.corpus")),
     (MissingError, HttpError(404, "invalid_request_error", "not_found")),
     (ReadOnlyError, HttpError(403, "invalid_request_error", "permission_denied")),
@@ -248,7 +250,8 @@ def is_the_clients(problem: BaseException) -> bool:
     """Whether the client can correct the problem (status 4xx), so that its request must fail
     instead of being answered without adaptation.
     """
-    return any(isinstance(problem, kind) and row.status < 500 for kind, row in _TABLE)
+    row = _row(problem)
+    return row is not None and row.status < 500
 
 
 def in_full(problem: BaseException) -> str:
@@ -260,7 +263,7 @@ def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body for an exception, without its notes. An exception outside the table is a 500
     without details.
     """
-    row = next((row for kind, row in _TABLE if isinstance(problem, kind)), None)
+    row = _row(problem)
     message = str(problem) if row else _SERVER_ERROR
     row = row or HttpError(500, "server_error")
     param = problem.param if isinstance(problem, BudgetError | UnsupportedError) else row.param
@@ -268,12 +271,17 @@ def to_http(problem: BaseException) -> tuple[int, dict[str, Any]]:
     return row.status, {"error": error}
 
 
+def _row(problem: BaseException) -> HttpError | None:
+    """The row of an exception; None outside the table."""
+    return next((row for kind, row in _TABLE if isinstance(problem, kind)), None)
+
+
 def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
     """Further headers for an exception: when or how to try again, or not to."""
     if isinstance(problem, BusyError):
         when = (b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())
         return [when] if problem.full is None else [when, (FULL, problem.full.encode())]
-    if isinstance(problem, DownError):
+    if isinstance(problem, DownError | CorpusUnavailableError):
         return [(b"retry-after", b"5")]
     if isinstance(problem, MethodError) and problem.allowed:
         return [(b"allow", ", ".join(problem.allowed).encode())]

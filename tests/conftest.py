@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from hypothesis import settings
 
 from selection.embedding import Embedder, Embeddings, Prompt, load_embedder
+from selection.location import DatabaseLocation
 from serving.config import bundled_model
 from serving.environment import MODEL_CACHE
 from serving.models.catalogue import models_folder
@@ -172,3 +173,26 @@ _TINY: dict[str, Any] = {
     "tie_word_embeddings": False,
     "initializer_range": 0.2,
 }
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a PostgreSQL database."""
+    from tests import postgres_server
+
+    with postgres_server.server() as server, postgres_server.database(server) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres(postgres_url: str, tmp_path: Path) -> DatabaseLocation:
+    """A PostgreSQL database without corpora."""
+    import psycopg
+
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        if connection.execute("SELECT to_regclass('mayfly.corpora')").fetchone() != (None,):
+            connection.execute(
+                "TRUNCATE mayfly.corpora, mayfly.files, mayfly.ingest_queue, "
+                "mayfly.request_rates CASCADE"
+            )
+    return DatabaseLocation(postgres_url, tmp_path / "cache")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from adapters.trainer import Trainer
 from adapters.training import TrainingRequest
 from selection.config import AdapterShape
 from selection.corpus.corpus import Corpus
 from selection.corpus.trained.manifest import AdapterSettings, TrainedPart
+from selection.location import Location
 
 
 def train_corpus(
-    root: Path, name: str, trainer: Trainer, shape: AdapterShape, passes: int = 1
+    root: Location, name: str, trainer: Trainer, shape: AdapterShape, passes: int = 1
 ) -> str:
     """Train the adapter of a corpus, and give its name."""
     corpus = Corpus.open(root, name)

@@ -27,9 +27,6 @@ from adapters.model.lora import LoraBank
 from adapters.step_time import TrainingTimes
 from adapters.training import TrainingState, TrainingStop
 
-# Idle seconds after which freed memory is returned to the system: a busy trainer would soon
-# allocate it again.
-IDLE_SECONDS = 5.0
 # A cancelled request that gives way is noticed within these seconds: an event wakes nobody up.
 _CANCEL_SECONDS = 0.1
 # Seconds of waiting for the model after which a step may no longer end in time.
@@ -57,6 +54,7 @@ class TrainingLoop:
         model_lock: Held while the model computes.
         is_running: Whether a thread is training.
         gives_way: Whether that thread waits because all requests give way.
+        idle_trim: Returns memory to the system, scheduled when no job is left.
     """
 
     def __init__(
@@ -82,12 +80,12 @@ class TrainingLoop:
         self._jobs_changed = threading.Condition(threading.Lock())
         self.model_lock = ModelLock(cores if base.device == "cpu" else None)
         self.is_running = self.gives_way = self._is_late = False
-        self._idle_trim = IdleTrim(self._release_slots)
+        self.idle_trim = IdleTrim(self._release_slots)
 
     def submit(self, job: Job) -> None:
         """Train a job, in a new thread if none is running."""
         with self._jobs_changed:
-            self._idle_trim.cancel()
+            self.idle_trim.cancel()
             # A daemon thread would abort the process if Python ended during a computation.
             if not self.is_running:
                 threading.Thread(target=self._run, name="mayfly-trainer").start()
@@ -156,7 +154,7 @@ class TrainingLoop:
                 return True
             if is_idle and not self.gives_way:
                 self.is_running = False
-                self._idle_trim.schedule(IDLE_SECONDS)
+                self.idle_trim.schedule()
                 return False
         with self.model_lock:
             for job, slot in preempted:

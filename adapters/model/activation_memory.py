@@ -25,6 +25,9 @@ from adapters.model.row import Row
 
 # The default limit, as a share of the memory that is free when the trainer starts.
 _SHARE = 0.5
+# Idle seconds after which freed memory is returned to the system: a busy trainer would soon
+# allocate it again.
+IDLE_SECONDS = 5.0
 
 
 def free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
@@ -133,9 +136,10 @@ class IdleTrim:
         self._release = release
         self._timer: threading.Timer | None = None
 
-    def schedule(self, seconds: float) -> None:
-        """Trim in `seconds` seconds, unless cancelled before."""
-        self._timer = threading.Timer(seconds, self._trim)
+    def schedule(self) -> None:
+        """Trim in some seconds, unless cancelled or scheduled again before."""
+        self.cancel()
+        self._timer = threading.Timer(IDLE_SECONDS, self._trim)
         self._timer.daemon = True
         # A process at its limit of threads goes without the trim.
         with suppress(RuntimeError):

@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from adapters.loop.training_loop import IDLE_SECONDS
+from adapters.model.activation_memory import IDLE_SECONDS
 from benchmarks.harness.command_line import progress
 from benchmarks.harness.server import (
     NO_KEEP_ALIVE,

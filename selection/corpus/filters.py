@@ -10,7 +10,8 @@ with strings.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
 
 Filter: TypeAlias = dict[str, Any]
 Scalar: TypeAlias = str | int | float | bool
@@ -22,13 +23,66 @@ _DEPTH = 8
 _PARAMETERS = 900
 
 
-def to_sql(filter: Filter, column: str = "metadata") -> tuple[str, list[Scalar]]:
+class Dialect(Protocol):
+    """How a database compares what a column of JSON objects contains.
+
+    Each method returns a condition that is true or false, with `?` for each of its parameters, and
+    the parameters.
+    """
+
+    def one_of(self, column: str, key: str, values: Sequence[Scalar]) -> tuple[str, list[Scalar]]:
+        """The value of a key is one of these."""
+
+    def compares(
+        self, column: str, key: str, operator: str, value: Scalar
+    ) -> tuple[str, list[Scalar]]:
+        """The value of a key is of the kind of this one, a string or a number, and compares to it
+        by an operator of SQL.
+        """
+
+
+class _SQLiteDialect:
+    """Conditions on a text column."""
+
+    # json_each takes the key as a parameter; a JSON path would need quoting.
+    def one_of(self, column: str, key: str, values: Sequence[Scalar]) -> tuple[str, list[Scalar]]:
+        """Not nested, because SQLite refuses deep conditions."""
+        booleans = sorted(
+            {f"'{str(value).lower()}'" for value in values if isinstance(value, bool)}
+        )
+        texts = [value for value in values if isinstance(value, str)]
+        numbers = [value for value in values if not isinstance(value, bool | str)]
+        marks, more_marks = ", ".join("?" * len(texts)), ", ".join("?" * len(numbers))
+        return self._found(
+            column,
+            f"(f.type IN ({', '.join(booleans)}) OR (f.type = 'text' AND f.atom IN ({marks}))"
+            f" OR ({_NUMBER} AND f.atom IN ({more_marks})))",
+        ), [key, *texts, *numbers]
+
+    def compares(
+        self, column: str, key: str, operator: str, value: Scalar
+    ) -> tuple[str, list[Scalar]]:
+        """As `Dialect.compares`."""
+        types = "f.type = 'text'" if isinstance(value, str) else _NUMBER
+        return self._found(column, f"{types} AND f.atom {operator} ?"), [key, value]
+
+    @staticmethod
+    def _found(column: str, test: str) -> str:
+        return f"EXISTS (SELECT 1 FROM json_each({column}) AS f WHERE f.key = ? AND {test})"  # noqa: S608
+
+
+_SQLITE = _SQLiteDialect()
+
+
+def to_sql(
+    filter: Filter, column: str = "metadata", dialect: Dialect = _SQLITE
+) -> tuple[str, list[Scalar]]:
     """An SQL condition on a column of JSON objects, and its parameters.
 
     Raises:
         ValueError: an invalid filter; the message says what is wrong.
     """
-    condition, parameters = _node(filter, column, _DEPTH)
+    condition, parameters = _node(filter, column, dialect, _DEPTH)
     if len(parameters) > _PARAMETERS:
         raise ValueError(f"a filter has at most {_PARAMETERS} keys and values")
     if any("\ud800" <= c <= "\udfff" for text in parameters if isinstance(text, str) for c in text):
@@ -36,7 +90,7 @@ def to_sql(filter: Filter, column: str = "metadata") -> tuple[str, list[Scalar]]
     return condition, parameters
 
 
-def _node(filter: Any, column: str, depth: int) -> tuple[str, list[Scalar]]:
+def _node(filter: Any, column: str, dialect: Dialect, depth: int) -> tuple[str, list[Scalar]]:
     if not isinstance(filter, dict) or depth == 0:
         raise ValueError(
             'a filter is an object such as {"type": "eq", "key": "language", "value": "de"}, '
@@ -49,45 +103,32 @@ def _node(filter: Any, column: str, depth: int) -> tuple[str, list[Scalar]]:
             raise ValueError(
                 f"a filter of type {kind!r} has `filters`, a list of filters, and nothing else"
             )
-        nodes = [_node(operand, column, depth - 1) for operand in operands]
+        nodes = [_node(operand, column, dialect, depth - 1) for operand in operands]
         return f"({f' {kind.upper()} '.join(sql for sql, _ in nodes)})", [
             value for _, values in nodes for value in values
         ]
     if set(filter) != {"type", "key", "value"} or not isinstance(filter["key"], str):
         raise ValueError("a filter that compares has `type`, `key` (a string) and `value`")
-    return _comparison(kind, filter["key"], filter["value"], column)
+    return _comparison(kind, filter["key"], filter["value"], column, dialect)
 
 
-def _comparison(kind: Any, key: str, value: Any, column: str) -> tuple[str, list[Scalar]]:
-    # json_each takes the key as a parameter; a JSON path would need quoting.
-    found = f"EXISTS (SELECT 1 FROM json_each({column}) AS f WHERE f.key = ? AND {{}})"  # noqa: S608
+def _comparison(
+    kind: Any, key: str, value: Any, column: str, dialect: Dialect
+) -> tuple[str, list[Scalar]]:
     if kind in ("eq", "ne", "in", "nin"):
         several = kind in ("in", "nin")
         if several and not (isinstance(value, list) and value):
             raise ValueError(f"a filter of type {kind!r} has a list of values")
-        test, parameters = _any_of(value if several else [value])
-        sql = found.format(test)
-        return (f"NOT {sql}" if kind in ("ne", "nin") else sql), [key, *parameters]
+        values = [_scalar(each) for each in (value if several else [value])]
+        sql, parameters = dialect.one_of(column, key, values)
+        return (f"NOT {sql}" if kind in ("ne", "nin") else sql), parameters
     if isinstance(kind, str) and kind in _COMPARED:
         if isinstance(value, bool):
             raise ValueError("true and false can only be compared with eq, ne, in and nin")
-        types = "f.type = 'text'" if isinstance(_scalar(value), str) else _NUMBER
-        return found.format(f"{types} AND f.atom {_COMPARED[kind]} ?"), [key, value]
+        return dialect.compares(column, key, _COMPARED[kind], _scalar(value))
     raise ValueError(
         f"unknown filter type {kind!r}: use eq, ne, gt, gte, lt, lte, in, nin, and, or"
     )
-
-
-def _any_of(values: list[Any]) -> tuple[str, list[Scalar]]:
-    """Whether the value is one of these; not nested, because SQLite refuses deep conditions."""
-    booleans = sorted({f"'{str(value).lower()}'" for value in values if isinstance(value, bool)})
-    texts = [value for value in values if isinstance(_scalar(value), str)]
-    numbers = [value for value in values if not isinstance(value, bool | str)]
-    marks, more_marks = ", ".join("?" * len(texts)), ", ".join("?" * len(numbers))
-    return (
-        f"(f.type IN ({', '.join(booleans)}) OR (f.type = 'text' AND f.atom IN ({marks}))"
-        f" OR ({_NUMBER} AND f.atom IN ({more_marks})))"
-    ), [*texts, *numbers]
 
 
 def _scalar(value: Any) -> Scalar:

@@ -11,7 +11,7 @@ from selection.corpus import index_files
 from selection.corpus.faiss_index import Ids, Index
 from selection.corpus.filters import Filter
 from selection.corpus.live_index import LiveIndex
-from selection.corpus.sqlite_store import SQLiteStore
+from selection.corpus.stores.protocols import CorpusStore
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +21,11 @@ _MAX_CHANGES = 10_000
 
 
 class IndexManager:
-    """The index of the corpus in one folder. Use it from one thread at a time."""
+    """The index of one corpus, in the folder of its store. Use it from one thread at a time."""
 
-    def __init__(self, store: SQLiteStore) -> None:
+    def __init__(self, store: CorpusStore) -> None:
         self._store = store
-        self._folder = store.database.folder
+        self._folder = store.folder
         # The index in memory, and the uuid of the embeddings it contains.
         self._in_memory: tuple[str, LiveIndex] | None = None
 
@@ -64,11 +64,12 @@ class IndexManager:
 
     def _usable_index(self, meta: Mapping[str, str]) -> LiveIndex | None:
         """The index on disk if none is in memory, or if the one in memory has many changes and the
-        one on disk is newer; else the one in memory.
+        one on disk is newer; else the one in memory. Neither is used if the corpus was set back to
+        an earlier state, as a database is that was restored.
         """
         if self._in_memory is not None and self._in_memory[0] == meta["uuid"]:
             live = self._in_memory[1]
-            if (
+            if live.generation <= int(meta["generation"]) and (
                 live.changes <= _MAX_CHANGES
                 or index_files.saved_generation(self._folder) <= live.built
             ):
@@ -104,7 +105,7 @@ class IndexManager:
             log.warning(
                 "the index of corpus %r cannot be saved (%s) and will be rebuilt when it is next "
                 "opened",
-                self._store.database.name,
+                self._store.name,
                 problem,
             )
         return meta["uuid"], LiveIndex(generation, index)

@@ -9,38 +9,35 @@ time, the other threads wait.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import find_corpus
-from selection.corpus.tables.database import FILE
 from selection.embedding import Embedder
 from selection.limit import UNLIMITED, Limit
+from selection.location import Location, Place
+
+# Seconds between two looks for open corpora that were removed.
+_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
     corpus: Corpus
     id: str
-    inode: int
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def is_in_place(self) -> bool:
-        """Whether the corpus was neither removed nor replaced since it was opened."""
-        return _inode(self.corpus.folder) == self.inode
 
 
 class CorpusPool:
     """Corpora of one embedder, tokenizer and chat template, kept open, and reopened when they are
-    replaced on disk.
+    replaced.
 
     Args:
-        root: folder of all corpora.
+        root: where all corpora are.
         embedder: the embedder that they must have been made with; None skips this check and that of
             the tokenizer.
         tokenizer: digest of the tokenizer that they must have been made with; None skips this
@@ -51,7 +48,7 @@ class CorpusPool:
 
     def __init__(
         self,
-        root: Path,
+        root: Location,
         embedder: Embedder | None,
         tokenizer: str | None,
         template: str | None = None,
@@ -61,6 +58,7 @@ class CorpusPool:
         self._entries: list[_Entry] = []
         # Guards the list of entries; never held while waiting for a corpus.
         self._lock = threading.Lock()
+        self._next_look = 0.0
 
     @contextmanager
     def open(
@@ -95,13 +93,13 @@ class CorpusPool:
         while True:
             entry = self._find(name, limit) if by_name else None
             if entry is None:
-                folder = find_corpus(self._root, name, principal)
-                entry = self._find_or_open(folder, principal, limit)
+                place = find_corpus(self._root, name, principal)
+                entry = self._find_or_open(place, principal, limit)
             limit.acquire(entry.lock)
             try:
                 with self._lock:
-                    is_current = entry in self._entries and entry.is_in_place
-                if is_current:
+                    is_known = entry in self._entries
+                if is_known and entry.corpus.is_in_place:
                     if not by_name or principal.sees(entry.corpus.name, entry.corpus.meta()):
                         return entry
                     # The principal does not see this corpus, but its name may be the display name
@@ -119,22 +117,31 @@ class CorpusPool:
                 self._close_unless_in_use(entry)
 
     def _find(self, name: str, limit: Limit) -> _Entry | None:
-        """The entry of the open corpus of that name or id; closes those that are gone from disk."""
+        """The entry of the open corpus of that name or id. Closes it if it is gone, and now and
+        then all others that are.
+        """
         with limit.holding(self._lock):
-            for entry in [entry for entry in self._entries if not entry.is_in_place]:
-                self._entries.remove(entry)
-                self._close_unless_in_use(entry)
-            matches = (each for each in self._entries if name in (each.corpus.name, each.id))
-            return next(matches, None)
+            is_due = time.monotonic() >= self._next_look
+            if is_due:
+                self._next_look = time.monotonic() + _LOOK_SECONDS
+            looked_at = [each for each in self._entries if is_due or _is_called(each, name)]
+        # Without the lock, since a corpus in a database has to ask it.
+        gone = [each for each in looked_at if not each.corpus.is_in_place]
+        with limit.holding(self._lock):
+            for entry in gone:
+                if entry in self._entries:
+                    self._entries.remove(entry)
+                    self._close_unless_in_use(entry)
+            return next((each for each in self._entries if _is_called(each, name)), None)
 
-    def _find_or_open(self, folder: Path, principal: Principal, limit: Limit) -> _Entry:
-        """The entry of the corpus in that folder, opened unless it is open."""
+    def _find_or_open(self, place: Place, principal: Principal, limit: Limit) -> _Entry:
+        """The entry of the corpus at that place, opened unless it is open."""
         with limit.holding(self._lock):
             for entry in self._entries:
-                if entry.corpus.folder == folder and entry.is_in_place:
+                if entry.corpus.name == place.name and entry.corpus.is_in_place:
                     return entry
-            corpus = Corpus.open(self._root, folder.name, principal)
-            entry = _Entry(corpus, corpus.meta()["id"], _inode(folder))
+            corpus = Corpus.open(self._root, place.name, principal)
+            entry = _Entry(corpus, corpus.meta()["id"])
             self._entries.append(entry)
             return entry
 
@@ -145,8 +152,5 @@ class CorpusPool:
             entry.lock.release()
 
 
-def _inode(folder: Path) -> int:
-    try:
-        return (folder / FILE).stat().st_ino
-    except FileNotFoundError:
-        return -1
+def _is_called(entry: _Entry, name: str) -> bool:
+    return name in (entry.corpus.name, entry.id)

@@ -6,11 +6,12 @@ an example, of which only the answers' are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from selection.corpus.filters import Scalar
 from selection.embedding import Embedder
+from selection.errors import CorpusError
 from selection.examples.example import Example, Spans
 
 
@@ -80,6 +81,53 @@ class DocumentInfo:
     sequences: int
     metadata: Mapping[str, Scalar]
     added: int
+
+
+def check_addition(
+    corpus: str,
+    document: str,
+    meta: Mapping[str, str],
+    chunks: Sequence[Chunk],
+    *,
+    embedding_uuid: str,
+    tokenizer: str | None,
+    template: str | None,
+) -> dict[str, str]:
+    """Refuse to add a document to a corpus that has changed since its chunks were made.
+
+    Args:
+        corpus: name of the corpus.
+        document: name of the document.
+        meta: metadata of the corpus.
+        chunks: the document's sequences.
+        embedding_uuid: the corpus's `uuid` when they were embedded.
+        tokenizer: digest of their tokenizer; None skips its check.
+        template: digest of the template that rendered the examples among them.
+
+    Returns:
+        Metadata that the addition changes.
+
+    Raises:
+        CorpusError: the corpus was re-embedded or retokenized since, or has examples of another
+            template.
+    """
+    if meta["uuid"] != embedding_uuid:
+        raise CorpusError(
+            f"corpus {corpus!r} was re-embedded in the meantime: add {document!r} again"
+        )
+    if tokenizer not in (None, meta["tokenizer"]):
+        raise CorpusError(
+            f"corpus {corpus!r} was retokenized for another model in the meantime: {document!r} "
+            "was not added"
+        )
+    if all(chunk.example is None for chunk in chunks):
+        return {}
+    assert template is not None, "examples need a template"
+    if meta.get("template", template) != template:
+        raise CorpusError(
+            f"corpus {corpus!r} has examples of another chat template: {document!r} was not added"
+        )
+    return {"template": template}
 
 
 def embedded_text(text: str, example: str | None, embedder: Embedder) -> str:

@@ -14,9 +14,11 @@ Shapes: N sequences, D embedding dimensions.
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,13 +31,17 @@ from selection.corpus.sequences import Chunk as Chunk
 from selection.corpus.sequences import DocumentInfo as DocumentInfo
 from selection.corpus.sequences import Source as Source
 from selection.corpus.sequences import StoredSequence as StoredSequence
+from selection.corpus.sequences import check_addition
 from selection.corpus.tables.attachments import Attachments, DetachedError
-from selection.corpus.tables.database import Database
+from selection.corpus.tables.database import FILE, Database
+from selection.corpus.tables.deletion import delete_document, delete_of_file
 from selection.corpus.tables.file_batches import FileBatches
 from selection.corpus.tables.reembedding import Reembedding
 from selection.corpus.tables.replication import Replication
 from selection.corpus.tables.retokenization import Retokenization
 from selection.corpus.tables.schema import ADDED_COLUMNS, ADDITIONS, TABLES, VERSION
+from selection.corpus.tables.sequence_ids import SequenceIds
+from selection.corpus.tables.transfer import Transfer
 from selection.errors import CorpusError as CorpusError
 from selection.errors import CorpusNotFoundError as CorpusNotFoundError
 
@@ -46,15 +52,21 @@ _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "gen
 
 
 class SQLiteStore:
-    """The documents and sequences of one corpus."""
+    """The documents and sequences of one corpus, and what is derived from them, in one folder."""
+
+    # The adapter is in the folder.
+    adapter_tables = None
 
     def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
         self.database = Database(folder)
-        self.attachments = Attachments(self.database, self._delete_documents_of)
+        self.attachments = Attachments(self.database, partial(delete_of_file, self.database))
         self.file_batches = FileBatches(self.database, self.attachments)
         self.reembedding = Reembedding(self.database)
         self.retokenization = Retokenization(self.database)
-        self.replication = Replication(self.database, lambda name: self._delete("name", name))
+        self.replication = Replication(self.database, partial(delete_document, self.database))
+        self.sequence_ids = SequenceIds(self.database)
+        self.transfer = Transfer(self.database)
 
     def initialise(self, meta: Mapping[str, str]) -> None:
         """Create the tables and record the corpus's metadata, unless that was done before."""
@@ -62,13 +74,17 @@ class SQLiteStore:
             if not self.database.version() and not self.database.rows(
                 "SELECT 1 FROM sqlite_master LIMIT 1"
             ):
-                for statement in (*TABLES, *ADDITIONS):
-                    self.database.execute(statement)
+                self.create_tables()
                 identity, created = new_id("vs_")
                 defaults = {"id": identity, "created": str(created)}
                 fixed = {"generation": "0", "uuid": uuid.uuid4().hex}
                 self.database.update_meta({**defaults, **meta, **fixed})
-                self.database.execute(f"PRAGMA user_version = {VERSION}")
+
+    def create_tables(self) -> None:
+        """Create the tables of an empty database, within `Database.writing`."""
+        for statement in (*TABLES, *ADDITIONS):
+            self.database.execute(statement)
+        self.database.execute(f"PRAGMA user_version = {VERSION}")
 
     def check_version(self) -> None:
         """Check that this version of Mayfly can use the database, and add the tables and columns it
@@ -100,6 +116,33 @@ class SQLiteStore:
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+    @property
+    def is_in_place(self) -> bool:
+        """As `Database.is_in_place`."""
+        return self.database.is_in_place
+
+    def remove(self) -> None:
+        """Close the database and delete the folder.
+
+        Raises:
+            OSError: it could not be deleted; the corpus is gone unless it `is_in_place`.
+        """
+        self.close()
+        # The database goes first: without its log, killed half way, it would be an older state.
+        (self.folder / FILE).unlink()
+        # A reader that closes the database meanwhile deletes its log itself.
+        while self.folder.exists():
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.folder)
+
+    def size(self) -> int:
+        """The size of the database in bytes."""
+        return sum(file.stat().st_size for file in self.folder.glob(f"{FILE}*"))
+
+    def unusable(self, why: str) -> CorpusError:
+        """As `Database.unusable`."""
+        return self.database.unusable(why)
 
     def reading(self) -> AbstractContextManager[None]:
         """As `Database.reading`."""
@@ -150,28 +193,20 @@ class SQLiteStore:
         metadata_json = json.dumps(dict(metadata), allow_nan=False)
         with self.database.writing():
             meta = self.meta()
-            if meta["uuid"] != embedding_uuid:
-                raise CorpusError(
-                    f"corpus {self.database.name!r} was re-embedded in the meantime: add {name!r} "
-                    "again"
-                )
-            if tokenizer not in (None, meta["tokenizer"]):
-                raise CorpusError(
-                    f"corpus {self.database.name!r} was retokenized for another model in the "
-                    f"meantime: {name!r} was not added"
-                )
-            if any(chunk.example is not None for chunk in chunks):
-                assert template is not None, "examples need a template"
-                if meta.setdefault("template", template) != template:
-                    raise CorpusError(
-                        f"corpus {self.database.name!r} has examples of another chat template: "
-                        f"{name!r} was not added"
-                    )
-                self.database.update_meta({"template": template})
+            changes = check_addition(
+                self.name,
+                name,
+                meta,
+                chunks,
+                embedding_uuid=embedding_uuid,
+                tokenizer=tokenizer,
+                template=template,
+            )
+            self.database.update_meta(changes)
             if file is not None and not self.attachments.is_in_progress(file):
                 raise DetachedError(f"{file} is no longer in progress in {self.database.name!r}")
             assert embeddings_ND.shape == (len(chunks), int(meta["dimension"]))
-            self._delete("name", name)
+            delete_document(self.database, name)
             document = self.database.execute(
                 "INSERT INTO documents (name, sha256, metadata, file) VALUES (?, ?, ?, ?)",
                 (name, sha256, metadata_json, file),
@@ -199,7 +234,7 @@ class SQLiteStore:
     def delete(self, document: str | int) -> bool:
         """Delete a document by name or id; False if it does not exist."""
         with self.database.writing():
-            deleted = self._delete("name" if isinstance(document, str) else "id", document)
+            deleted = delete_document(self.database, document)
             if deleted:
                 self.database.advance_generation()
         return deleted
@@ -312,25 +347,3 @@ class SQLiteStore:
         """Ids of the sequences removed after that generation."""
         rows = self.database.rows("SELECT sequence FROM removed WHERE generation > ?", (since,))
         return np.fromiter((row[0] for row in rows), np.int64)
-
-    def _delete(self, column: str, value: str | int) -> bool:
-        # SQLite converts the text to a number where the column is one; a number beyond 64 bits,
-        # which cannot be bound directly, is simply not found.
-        query = f"SELECT id FROM documents WHERE {column} = ?"  # noqa: S608
-        rows = self.database.rows(query, (str(value),))
-        if not rows:
-            return False
-        generation = int(self.meta()["generation"]) + 1
-        self.database.execute(
-            "INSERT INTO removed SELECT id, ? FROM sequences WHERE document = ?",
-            (generation, rows[0][0]),
-        )
-        self.database.execute("DELETE FROM documents WHERE id = ?", rows[0])
-        return True
-
-    def _delete_documents_of(self, file: str) -> None:
-        documents = self.database.rows("SELECT id FROM documents WHERE file = ?", (file,))
-        for (document,) in documents:
-            self._delete("id", document)
-        if documents:
-            self.database.advance_generation()

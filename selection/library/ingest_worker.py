@@ -1,23 +1,22 @@
 """IngestWorker: ingests attached files into their corpora, one after the other, in a thread of its
 own.
 
-The database records which files are in progress, the queue only their order: what a kill
-interrupted is queued again at the next start, and `ingest` skips documents that are complete. A
-file that is detached, cancelled or deleted in the meantime is abandoned within a few texts, or
-within a window of a long one. A file that cannot be read leaves nothing but the reason.
+The database records which files are in progress, the queue (`ingest_queue`) only their order.
+`ingest` skips documents that are complete, so a file that a kill interrupted is continued. A file
+that is detached, cancelled or deleted in the meantime is abandoned within a few texts, or within a
+window of a long one. A file that cannot be read leaves nothing but the reason.
 
-When several processes share the corpora, an idle one takes over files that have been in progress
-for a while, because their process may be gone. Two processes may ingest the same file at once; the
-result is the same.
+When several processes share the corpora, two of them may ingest the same file at once; the result
+is the same.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,15 @@ from typing import Any
 import numpy as np
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.lookup import list_corpora
 from selection.corpus.pool import CorpusPool
 from selection.corpus.tables.attachments import Attachment, DetachedError, Problem
 from selection.embedding import Embedder, Embeddings
-from selection.errors import CorpusError, CorpusNotFoundError, MissingError
+from selection.errors import (
+    CorpusError,
+    CorpusNotFoundError,
+    CorpusUnavailableError,
+    MissingError,
+)
 from selection.ingest.examples import ExampleChunker
 from selection.ingest.ingest import (
     Chunking,
@@ -40,21 +43,19 @@ from selection.ingest.ingest import (
     tokenizer_digest,
 )
 from selection.ingest.readers import TABLE_SUFFIXES
-from selection.library.uploads import Uploads
+from selection.library.ingest_queue import ClosedError, QueuedFile, ingest_queue_at
+from selection.library.uploads.base import Uploads
+from selection.location import Location
 
 log = logging.getLogger(__name__)
 
-# The interval at which an idle worker looks for files to take over.
-_TAKEOVER_SECONDS = 60.0
+# The time after which a database that cannot be reached is tried again.
+_RETRY_SECONDS = 5.0
 # Texts embedded at once; all other users of the embedder wait for as long.
 _EMBED_BATCH = 8
 # The interval at which the database is queried whether a file is still in progress, while it is
 # parsed.
 _CHECK_SECONDS = 0.05
-
-
-class _ClosedError(Exception):
-    """The worker was closed; its file stays in progress."""
 
 
 class _UnreadableError(Exception):
@@ -65,7 +66,7 @@ class IngestWorker:
     """Ingests attached files in the background.
 
     Args:
-        root: folder of all corpora.
+        root: where all corpora are.
         embedder: the embedder of the corpora, which other threads may use at the same time.
         tokenizer: the base model's tokenizer, which no other thread may use.
         examples: makes chunks of examples, for the same tokenizer.
@@ -74,7 +75,7 @@ class IngestWorker:
 
     def __init__(
         self,
-        root: Path,
+        root: Location,
         embedder: Embedder,
         tokenizer: Any,
         examples: ExampleChunker,
@@ -83,69 +84,52 @@ class IngestWorker:
         self._embedder, self._tokenizer, self._uploads = embedder, tokenizer, uploads
         self._examples = examples
         self._corpora = CorpusPool(root, embedder, tokenizer_digest(tokenizer), examples.digest)
-        # Names of corpora and ids of files; None ends the thread.
-        self._queue: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+        self._queue = ingest_queue_at(root)
         self._closed = threading.Event()
-        self._root = root
-        # Files on which this process failed unexpectedly; it leaves them to others.
-        self._failed: set[tuple[str, str]] = set()
-        # What was in progress when files to take over were last looked for.
-        self._seen_in_progress = set(_in_progress(root, log.warning))
-        for item in sorted(self._seen_in_progress):
-            self._queue.put(item)
         self._thread = threading.Thread(target=self._work, name="ingest-worker", daemon=True)
         self._thread.start()
 
     def put(self, corpus: str, files: Iterable[str]) -> None:
         """Queue files that were attached to a corpus."""
-        for file in files:
-            self._queue.put((corpus, file))
+        self._queue.put([QueuedFile(corpus, file) for file in files])
 
     def close(self) -> None:
         """End the thread within a few texts; files that are not complete stay in progress."""
         self._closed.set()
-        self._queue.put(None)
+        self._queue.close()
         self._thread.join()
         self._corpora.close()
 
     def _work(self) -> None:
-        while True:
-            if self._queue.empty():
+        is_idle = False
+        while not self._closed.is_set():
+            queued: QueuedFile | None = None
+            try:
+                with self._queue.taken(wait=is_idle) as queued:
+                    if queued is not None:
+                        self._ingest_queued(queued)
+            except ClosedError:
+                return
+            except CorpusUnavailableError as problem:
+                _log_later(queued, problem)
+                self._closed.wait(_RETRY_SECONDS)
+            except Exception:
+                _log_failure(queued)
+                self._closed.wait(0.0 if queued else _RETRY_SECONDS)
+            is_idle = queued is None
+            if is_idle:
                 # An idle worker keeps no index in memory.
                 self._corpora.close()
-            try:
-                item = self._queue.get(timeout=_TAKEOVER_SECONDS)
-            except queue.Empty:
-                try:
-                    self._take_over()
-                except Exception:
-                    log.exception("cannot look for files that other processes have abandoned")
-                continue
-            if item is None or self._closed.is_set():
-                return
-            try:
-                with self._corpora.open(item[0]) as corpus:
-                    self._ingest(corpus, item[1])
-            except (DetachedError, CorpusNotFoundError):
-                continue
-            except _ClosedError:
-                return
-            except Exception:
-                self._failed.add(item)
-                log.exception(
-                    "file %s of corpus %s failed unexpectedly and stays in progress until this "
-                    "process restarts or another takes it over",
-                    item[1],
-                    item[0],
-                )
 
-    def _take_over(self) -> None:
-        """Queue files that have been in progress since the last call, the last first, because their
-        own process begins with the first.
-        """
-        before, self._seen_in_progress = self._seen_in_progress, set(_in_progress(self._root))
-        for item in sorted((before & self._seen_in_progress) - self._failed, reverse=True):
-            self._queue.put(item)
+    def _ingest_queued(self, queued: QueuedFile) -> None:
+        if self._closed.is_set():
+            raise ClosedError
+        # It may be detached, or its corpus removed, in the meantime.
+        with (
+            suppress(DetachedError, CorpusNotFoundError),
+            self._corpora.open(queued.corpus) as corpus,
+        ):
+            self._ingest(corpus, queued.file)
 
     def _ingest(self, corpus: Corpus, file: str) -> None:
         """Ingest a file and record the outcome."""
@@ -155,7 +139,7 @@ class IngestWorker:
         counts = IngestCounts()
         try:
             problem = self._add_documents(corpus, attachment, counts)
-        except (DetachedError, CorpusNotFoundError, _ClosedError):
+        except (DetachedError, CorpusNotFoundError, CorpusUnavailableError, ClosedError):
             raise
         except MissingError as missing:
             # The upload is gone, so nothing is known of its format.
@@ -185,7 +169,7 @@ class IngestWorker:
 
         def check() -> None:
             if self._closed.is_set():
-                raise _ClosedError
+                raise ClosedError
             if not corpus.attachments.is_in_progress(attachment.id):
                 raise DetachedError(attachment.id)
 
@@ -197,17 +181,21 @@ class IngestWorker:
                 check()
 
         def documents() -> Iterator[Document]:
-            path, name = self._uploads.path(upload), f"{attachment.id}/{attachment.name}"
+            name = f"{attachment.id}/{attachment.name}"
             try:
-                for document in read_file(
-                    path,
-                    name,
-                    counts=counts,
-                    check_cancelled=check_now_and_then,
-                    check_example=self._examples.chunk,
-                ):
-                    names.add(document.name)
-                    yield replace(document, metadata={**document.metadata, **attachment.attributes})
+                with self._uploads.as_path(upload) as path:
+                    for document in read_file(
+                        path,
+                        name,
+                        counts=counts,
+                        check_cancelled=check_now_and_then,
+                        check_example=self._examples.chunk,
+                    ):
+                        names.add(document.name)
+                        metadata = {**document.metadata, **attachment.attributes}
+                        yield replace(document, metadata=metadata)
+            except CorpusUnavailableError:
+                raise
             except CorpusError as problem:
                 raise _UnreadableError(str(problem)) from problem
 
@@ -240,16 +228,22 @@ class IngestWorker:
         return Problem("invalid_file", f"{attachment.name} contains no text of two tokens or more")
 
 
-def _in_progress(
-    root: Path, warn: Callable[[str, object], None] = log.debug
-) -> Iterator[tuple[str, str]]:
-    """Name of the corpus and id of each file in progress."""
-    for name in list_corpora(root):
-        try:
-            corpus = Corpus.open(root, name)
-            files = corpus.attachments.ids("in_progress")
-            corpus.close()
-        except CorpusError as problem:
-            warn("%s", problem)
-            continue
-        yield from ((name, file) for file in files)
+def _log_later(queued: QueuedFile | None, problem: CorpusError) -> None:
+    if queued is None:
+        log.warning("attached files are ingested later: %s", problem)
+    else:
+        log.warning(
+            "file %s of corpus %s is ingested later: %s", queued.file, queued.corpus, problem
+        )
+
+
+def _log_failure(queued: QueuedFile | None) -> None:
+    if queued is None:
+        log.exception("cannot look for files to ingest")
+    else:
+        log.exception(
+            "file %s of corpus %s failed unexpectedly and stays in progress until this process "
+            "restarts or another takes it over",
+            queued.file,
+            queued.corpus,
+        )

@@ -42,10 +42,12 @@ from selection.library.records import (
 )
 from selection.library.search import SearchResult, check_query, most_similar
 from selection.library.trainings import StoreTrainings
-from selection.library.uploads import UploadedFile, Uploads
+from selection.library.uploads.base import UploadedFile
+from selection.library.uploads.places import uploads_at
 from selection.library.validation import checked_attributes, parse_chunking
 from selection.library.vector_stores import VectorStores
 from selection.limit import UNLIMITED, Limit
+from selection.location import Location
 from selection.threaded_embedder import ThreadedEmbedder
 
 # Maximum number of files of one batch.
@@ -53,14 +55,14 @@ _FILES = 2000
 
 
 class Library:
-    """The corpora under one folder and the files uploaded for them.
+    """The corpora at one location and the files uploaded for them.
 
     Args:
-        root: folder of all corpora.
+        root: where all corpora are.
         embedder: the embedder of the corpora; those of another one are listed, but files can
             neither be attached to them nor searched in them.
         tokenizer: the base model's tokenizer, which nothing else may use.
-        files: folder of uploaded files.
+        files: folder of uploaded files; they are in the database if the corpora are.
         corpora: a pool of open corpora to search in, to share their indexes; None creates one.
         max_tokens: the base model's context, into which an example must fit; None for no limit.
 
@@ -72,21 +74,20 @@ class Library:
 
     def __init__(
         self,
-        root: Path,
+        root: Location,
         embedder: ThreadedEmbedder,
         tokenizer: Any,
         files: Path,
         corpora: CorpusPool | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        root.mkdir(parents=True, exist_ok=True)
         self._embedder = embedder
         examples = ExampleChunker(tokenizer, max_tokens)
         digests = tokenizer_digest(tokenizer), examples.digest
         self._stores = VectorStores(root, self._embedder, *digests)
         self.trainings = StoreTrainings(self._stores)
         self._corpora = corpora or CorpusPool(root, self._embedder, *digests)
-        self._uploads = Uploads(files)
+        self._uploads = uploads_at(root, files)
         self._worker = IngestWorker(root, self._embedder, tokenizer, examples, self._uploads)
 
     def close(self) -> None:
@@ -172,7 +173,7 @@ class Library:
 
     def content(self, file: str, *, principal: Principal = OPERATOR) -> bytes:
         """The content of an uploaded file."""
-        return self._uploads.path(self._uploads.get(file, principal)).read_bytes()
+        return self._uploads.content(self._uploads.get(file, principal))
 
     def delete_upload(self, file: str, *, principal: Principal = OPERATOR) -> None:
         """Delete an uploaded file, and detach it from every vector store of every owner."""

@@ -64,7 +64,7 @@ class VectorStoreInfo:
             metadata=json.loads(meta.get("metadata", "{}")),
             description=meta.get("description", ""),
             counts=corpus.attachments.counts(),
-            bytes=sum(file.stat().st_size for file in corpus.folder.glob("corpus.db*")),
+            bytes=corpus.size(),
             mismatch=mismatch,
         )
 

@@ -2,7 +2,9 @@
 between its requests.
 
 A server begins a training once, and then calls what it needs (`call`); between the calls it holds
-the lock of the corpus, so that no command trains it as well.
+the lock of the corpus, so that no command trains it as well. It does not hold that of a corpus in a
+database: the end of a training may be told to another process, on another machine. There, what the
+server records of the training (`AdapterTraining.record`) keeps commands from it.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ class StoreTrainings:
             if identity not in self._locks:
                 lock = ExitStack()
                 lock.enter_context(corpus.training.lock())
-                self._locks[identity] = lock
+                if corpus.training.is_shared:
+                    lock.close()
+                else:
+                    self._locks[identity] = lock
             return identity
 
     def end(self, identity: str) -> None:

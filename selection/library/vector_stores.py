@@ -1,4 +1,4 @@
-"""VectorStores: the corpora of one folder, created, listed, opened and deleted on behalf of
+"""VectorStores: the corpora at one location, created, listed, opened and deleted on behalf of
 principals.
 
 Nothing is cached: each call opens the corpus anew, so other processes may change and remove corpora
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import ID, NAME, find_corpus, list_corpora
-from selection.corpus.positions import Position, Tombstones, new_id
-from selection.corpus.tables.database import FILE
+from selection.corpus.positions import Position, new_id
+from selection.corpus.stores.places import corpora_at
 from selection.embedding import Embedder
 from selection.errors import (
     CorpusError,
@@ -29,22 +27,24 @@ from selection.errors import (
 )
 from selection.library.records import Page, PageRequest, VectorStoreInfo
 from selection.library.validation import checked_attributes, checked_text
+from selection.location import Location
 
 log = logging.getLogger(__name__)
 
 
 class VectorStores:
-    """The corpora under one folder.
+    """The corpora at one location.
 
     Args:
-        root: folder of all corpora.
+        root: where all corpora are.
         embedder: the embedder of new corpora.
         tokenizer: digest of the tokenizer of new corpora.
         template: digest of the chat template of their examples.
     """
 
-    def __init__(self, root: Path, embedder: Embedder, tokenizer: str, template: str) -> None:
+    def __init__(self, root: Location, embedder: Embedder, tokenizer: str, template: str) -> None:
         self._root, self._embedder = root, embedder
+        self._corpora = corpora_at(root)
         self._tokenizer, self._template = tokenizer, template
 
     @contextmanager
@@ -55,8 +55,8 @@ class VectorStores:
         description: str | None = None,
         owner: str | None = None,
     ) -> Iterator[Corpus]:
-        """Create a corpus and open it within the `with` block. Its folder is called by its display
-        name if possible, and else by its id.
+        """Create a corpus and open it within the `with` block. It is called by its display name if
+        possible, and else by its id.
 
         Args:
             name: its display name; None takes its id.
@@ -75,15 +75,15 @@ class VectorStores:
             meta["description"] = checked_text(description, "`description`", 1024)
         if owner is not None:
             meta["owner"] = owner
-        folder = self._new_folder(meta)
+        free = self._reserve(meta)
         try:
-            corpus = Corpus.create(self._root, folder.name, self._embedder, self._tokenizer, meta)
+            corpus = Corpus.create(self._root, free, self._embedder, self._tokenizer, meta)
         except CorpusError:
             try:
-                # Another process may have created a corpus in this folder in the meantime.
-                Corpus.open(self._root, folder.name).close()
+                # Another process may have created a corpus of this name in the meantime.
+                Corpus.open(self._root, free).close()
             except CorpusError:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._corpora.release(free)
             raise
         try:
             yield corpus
@@ -149,7 +149,7 @@ class VectorStores:
         def find(cursor: str) -> Position | None:
             if cursor in stores:
                 return stores[cursor].position
-            return Tombstones(self._root).position(
+            return self._corpora.tombstones.position(
                 cursor, "vs_", lambda deleted: principal.sees(deleted["folder"], deleted)
             )
 
@@ -181,7 +181,7 @@ class VectorStores:
             try:
                 corpus.remove()
             except OSError as problem:
-                if (corpus.folder / FILE).exists():
+                if corpus.is_in_place:
                     raise
                 log.warning("corpus %r is deleted except for its folder: %s", corpus.name, problem)
             return identity
@@ -216,18 +216,17 @@ class VectorStores:
             # Several have that display name.
             raise LibraryError(str(problem)) from problem
 
-    def _new_folder(self, meta: Mapping[str, str]) -> Path:
+    def _reserve(self, meta: Mapping[str, str]) -> str:
+        """The name of a new corpus, which no other can take."""
         name, identity = meta["name"], meta["id"]
-        # An owned corpus always gets a folder of its id: its name must neither block that of a
-        # later `mayfly corpus add`, nor reveal which names are taken.
-        if NAME.fullmatch(name) and not ID.fullmatch(name) and "owner" not in meta:
-            try:
-                (self._root / name).mkdir()
-                return self._root / name
-            except FileExistsError:
-                pass
-        (self._root / identity).mkdir()
-        return self._root / identity
+        # An owned corpus is always called by its id: its name must neither block that of a later
+        # `mayfly corpus add`, nor reveal which names are taken.
+        is_free = NAME.fullmatch(name) and not ID.fullmatch(name) and "owner" not in meta
+        if is_free and self._corpora.reserve(name):
+            return name
+        if not self._corpora.reserve(identity):
+            raise LibraryError(f"there is a vector store {identity!r}: try again")
+        return identity
 
 
 def _checked_meta(name: str | None, metadata: Mapping[str, str] | None) -> dict[str, str]:

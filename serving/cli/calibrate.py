@@ -19,9 +19,11 @@ from serving.settings.shared_options import (
     EMBEDDER,
     HOME,
     ChatTemplate,
+    Corpora,
     EmbedderName,
     Home,
     Model,
+    location_of,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def calibrate(
     chat_template: ChatTemplate = None,
     embedder: EmbedderName = EMBEDDER,
     home: Home = HOME,
+    corpora: Corpora = None,
 ) -> None:
     """Find the best strategy, lambda', learning rate, rank, gain and number of steps for a model
     and a corpus, and whether to show what is chosen in the prompt, and store them.
@@ -71,12 +74,12 @@ def calibrate(
     from serving.settings.corpus import check_corpus
     from serving.settings.model_files import check_embedder, check_model
 
-    base = model_folder(model)
+    location, base = location_of(home, corpora), model_folder(model)
     check_model(base)
     if not forget:
         check_embedder(embedder, base)
-        check_corpus(home / "corpora", corpus, embedder)
-    with closing(Corpus.open(home / "corpora", corpus)) as opened:
+        check_corpus(location, corpus, embedder)
+    with closing(Corpus.open(location, corpus)) as opened:
         if forget:
             opened.update_meta(calibration_meta(None, opened.meta(), model_digest(base)))
             say(f"corpus {corpus} uses the built-in defaults again", to=out)
@@ -88,7 +91,7 @@ def calibrate(
                 from serving.calibration.search import calibrate as search
 
                 selector = Selector(
-                    SelectorConfig(home / "corpora", embedder, base, chat_template=chat_template)
+                    SelectorConfig(location, embedder, base, chat_template=chat_template)
                 )
             with ExitStack() as bars:
                 numbers = itertools.count(1)

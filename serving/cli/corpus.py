@@ -10,6 +10,7 @@ from rich.text import Text
 
 from serving.cli.console import out, plain_line, row, say, show, table
 from serving.cli.corpus_add import corpus_add
+from serving.cli.corpus_copy import corpus_copy
 from serving.cli.corpus_train import corpus_train
 from serving.cli.progress import Status, progress_counter, report_interrupt
 from serving.errors import in_full
@@ -17,9 +18,11 @@ from serving.settings.shared_options import (
     EMBEDDER,
     HOME,
     ChatTemplate,
+    Corpora,
     EmbedderName,
     Home,
     Model,
+    location_of,
 )
 
 corpus_app = typer.Typer(
@@ -32,31 +35,34 @@ CorpusName = Annotated[str, typer.Argument(help="Name of the corpus.")]
 
 corpus_app.command("add")(corpus_add)
 corpus_app.command("train")(corpus_train)
+corpus_app.command("copy")(corpus_copy)
 
 
 @corpus_app.command("list")
-def corpus_list(home: Home = HOME) -> None:
+def corpus_list(home: Home = HOME, corpora: Corpora = None) -> None:
     """List the corpora; the exit status is 1 if one of them cannot be opened."""
     from selection.corpus.corpus import Corpus
     from selection.corpus.lookup import list_corpora
     from selection.errors import CorpusError, CorpusNotFoundError
 
-    corpora, unusable = table("corpus", "documents", "sequences", "embedder", "adapter"), []
-    for name in list_corpora(home / "corpora"):
+    listing, unusable = table("corpus", "documents", "sequences", "embedder", "adapter"), []
+    location = location_of(home, corpora)
+    for name in list_corpora(location):
         try:
-            with closing(Corpus.open(home / "corpora", name)) as corpus:
+            with closing(Corpus.open(location, name)) as corpus:
                 documents, sequences = corpus.counts()
                 adapter = str(corpus.training.status(check_weights=True))
-                row(corpora, name, str(documents), str(sequences), corpus.embedder, adapter)
+                row(listing, name, str(documents), str(sequences), corpus.embedder, adapter)
         except CorpusNotFoundError:  # removed in the meantime
             continue
         except CorpusError as problem:
-            row(corpora, name, "-", "-", "cannot be opened", "-")
+            row(listing, name, "-", "-", "cannot be opened", "-")
             unusable.append(problem)
-    if corpora.row_count:
-        show(corpora)
+    if listing.row_count:
+        show(listing)
     else:
-        say(f"no corpora in {home}; `mayfly corpus add NAME PATH` creates one", to=out)
+        where = location if corpora else home
+        say(f"no corpora in {where}; `mayfly corpus add NAME PATH` creates one", to=out)
     for each in unusable:
         say(Text.assemble(("mayfly: ", "red"), plain_line(in_full(each))))
     if unusable:
@@ -64,12 +70,12 @@ def corpus_list(home: Home = HOME) -> None:
 
 
 @corpus_app.command("show")
-def corpus_show(name: CorpusName, home: Home = HOME) -> None:
+def corpus_show(name: CorpusName, home: Home = HOME, corpora: Corpora = None) -> None:
     """List the documents of a corpus with their number of sequences."""
     from selection.corpus.corpus import Corpus
 
     documents = table("id", "document", "sequences")
-    with closing(Corpus.open(home / "corpora", name)) as corpus:
+    with closing(Corpus.open(location_of(home, corpora), name)) as corpus:
         for entry in corpus.documents():
             row(documents, str(entry.id), entry.name, str(entry.sequences))
     show(documents)
@@ -83,12 +89,13 @@ def corpus_remove(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     home: Home = HOME,
+    corpora: Corpora = None,
 ) -> None:
     """Remove a corpus, or one document of it."""
     from selection.corpus.corpus import Corpus
     from selection.errors import CorpusError
 
-    with closing(Corpus.open(home / "corpora", name)) as corpus:
+    with closing(Corpus.open(location_of(home, corpora), name)) as corpus:
         if document is None:
             documents, sequences = corpus.counts()
             if not yes:
@@ -108,7 +115,11 @@ def corpus_remove(
 
 @corpus_app.command("reembed")
 def corpus_reembed(
-    name: CorpusName, model: Model = None, embedder: EmbedderName = EMBEDDER, home: Home = HOME
+    name: CorpusName,
+    model: Model = None,
+    embedder: EmbedderName = EMBEDDER,
+    home: Home = HOME,
+    corpora: Corpora = None,
 ) -> None:
     """Embed a corpus again with another embedder. An interrupted run continues where it stopped."""
     from selection.corpus.corpus import Corpus
@@ -116,7 +127,7 @@ def corpus_reembed(
     from serving.settings.model_files import check_embedder
 
     base = model_folder(model)
-    with closing(Corpus.open(home / "corpora", name)) as corpus:
+    with closing(Corpus.open(location_of(home, corpora), name)) as corpus:
         check_embedder(embedder, base)
         with Status("loading the embedder"):
             from selection.embedding import load_embedder
@@ -150,6 +161,7 @@ def corpus_retokenize(
     model: Model = None,
     chat_template: ChatTemplate = None,
     home: Home = HOME,
+    corpora: Corpora = None,
 ) -> None:
     """Give a corpus the tokens and the chat template of another model. Its texts and embeddings
     stay.
@@ -162,7 +174,7 @@ def corpus_retokenize(
     from serving.settings.model_files import check_model, load_tokenizer
 
     base = model_folder(model)
-    with closing(Corpus.open(home / "corpora", name)) as corpus:
+    with closing(Corpus.open(location_of(home, corpora), name)) as corpus:
         check_model(base)
         with Status("loading the tokenizer"):
             from selection.examples.templates import set_chat_template

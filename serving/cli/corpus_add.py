@@ -23,9 +23,11 @@ from serving.settings.shared_options import (
     EMBEDDER,
     HOME,
     ChatTemplate,
+    Corpora,
     EmbedderName,
     Home,
     Model,
+    location_of,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def corpus_add(
         ),
     ] = False,
     home: Home = HOME,
+    corpora: Corpora = None,
 ) -> None:
     """Add documents to a corpus. An interrupted run continues where it stopped.
 
@@ -101,6 +104,7 @@ def corpus_add(
     from selection.ingest.ingest import Chunking, IngestCounts, ingest, tokenizer_digest
 
     check_name(name)
+    location = location_of(home, corpora)
     chunking = Chunking(max_length, overlap, unique)
     listing = list_files(paths or [], package or [])
     counts, problems = IngestCounts(), list(listing.problems)
@@ -122,7 +126,7 @@ def corpus_add(
             set_chat_template(tokenizer, chat_template)
             examples = ExampleChunker(tokenizer, context_tokens(base))
             loaded = ThreadedEmbedder(partial(load_embedder, embedder, base_model=base))
-            corpus = Corpus.create(home / "corpora", name, loaded, tokenizer_digest(tokenizer))
+            corpus = Corpus.create(location, name, loaded, tokenizer_digest(tokenizer))
         with (
             _show_progress(listing.files) as progress,
             _embed_function(embedder, base, loaded, progress, use_ray) as embed,

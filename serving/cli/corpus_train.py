@@ -6,18 +6,25 @@ The training itself is in `serving.corpus_training`.
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serving.cli.console import out, say
 from serving.cli.progress import Status, progress_counter, report_interrupt
-from serving.settings.shared_options import HOME, ChatTemplate, Home, Model
+from serving.settings.shared_options import (
+    HOME,
+    ChatTemplate,
+    Corpora,
+    Home,
+    Model,
+    location_of,
+)
 
 if TYPE_CHECKING:
     from selection.config import AdapterShape
     from selection.corpus.corpus import Corpus
+    from selection.location import Location
     from serving.corpus_training.values import (
         CorpusTrainingOutcome,
         CorpusTrainingProgress,
@@ -90,6 +97,7 @@ def corpus_train(
         bool, typer.Option("--json", help="Print one JSON object as the last line.")
     ] = False,
     home: Home = HOME,
+    corpora: Corpora = None,
 ) -> None:
     """Train the adapter of a corpus, which its requests start from. An interrupted run continues
     where it stopped.
@@ -104,7 +112,8 @@ def corpus_train(
     from serving.models.catalogue import model_folder
 
     base = model_folder(model)
-    with closing(Corpus.open(home / "corpora", name)) as corpus, corpus.training.lock():
+    with closing(Corpus.open(location_of(home, corpora), name)) as corpus, corpus.training.lock():
+        _check_servers(corpus)
         if forget:
             corpus.training.remove()
             say(f"corpus {name} has no adapter any more", to=out)
@@ -118,12 +127,35 @@ def corpus_train(
 
         with Status("loading the base model"):
             trainer, shape = _load_trainer(
-                home / "corpora", name, base, rank, learning_rate, lora_target
+                location_of(home, corpora), name, base, rank, learning_rate, lora_target
             )
         outcome = _train(corpus, trainer, shape, TrainingOptions(seconds, passes, parts, fresh))
     _show(name, outcome)
     if json:
         print(dumps(asdict(outcome)))
+
+
+def _check_servers(corpus: Corpus) -> None:
+    """Check that no server trains a corpus that is in a database; one that trains a corpus of a
+    folder has its lock.
+
+    Raises:
+        CorpusError: a server does.
+    """
+    import time
+
+    from selection.errors import CorpusError
+    from serving.corpus_training.operation import ABANDONED_SECONDS, TrainingOperation
+
+    recorded = corpus.training.recorded() if corpus.training.is_shared else None
+    if recorded is None:
+        return
+    operation = TrainingOperation.from_dict(recorded)
+    if operation.is_pending and time.time() - operation.renewed < ABANDONED_SECONDS:
+        raise CorpusError(
+            f"corpus {corpus.name!r} is being trained by a server: wait until it has ended, or "
+            "cancel it there"
+        )
 
 
 def _check(corpus: Corpus, model: str, chat_template: str | None) -> None:
@@ -149,7 +181,7 @@ def _check(corpus: Corpus, model: str, chat_template: str | None) -> None:
 
 
 def _load_trainer(
-    corpora: Path,
+    corpora: Location,
     name: str,
     model: str,
     rank: int | None,

@@ -20,12 +20,15 @@ from serving.settings.shared_options import (
     EMBEDDER,
     HOME,
     ChatTemplate,
+    Corpora,
     EmbedderName,
     Home,
     Model,
+    location_of,
 )
 
 if TYPE_CHECKING:
+    from selection.location import Location
     from serving.capacity.cost_model import CostModel
     from serving.capacity.planner import Plan, Workload
 
@@ -117,6 +120,7 @@ def plan(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     home: Home = HOME,
+    corpora: Corpora = None,
 ) -> None:
     """Predict what a workload needs: replicas, memory and time, from measurements on this machine.
 
@@ -156,7 +160,9 @@ def plan(
     cost_model = (
         read_cost_model(measured)
         if measured
-        else _measure(workload, model, chat_template, corpus, embedder, home, url, key)
+        else _measure(
+            workload, model, chat_template, corpus, embedder, location_of(home, corpora), url, key
+        )
     )
     if save is not None:
         write_cost_model(cost_model, save)
@@ -228,7 +234,7 @@ def _measure(
     chat_template: str | None,
     corpus: str | None,
     embedder: str,
-    home: Path,
+    location: Location,
     url: str | None,
     key: str | None,
 ) -> CostModel:
@@ -241,7 +247,7 @@ def _measure(
     check_model(base)
     check_embedder(embedder, base)
     if corpus is not None:
-        check_corpus(home / "corpora", corpus, embedder)
+        check_corpus(location, corpus, embedder)
     with ExitStack() as stack:
         server = None if url is None else stack.enter_context(closing(Server(url, key)))
         if server is not None:
@@ -254,7 +260,7 @@ def _measure(
 
         config = ProfilerConfig(
             for_model(base),
-            SelectorConfig(home / "corpora", embedder, base, chat_template=chat_template),
+            SelectorConfig(location, embedder, base, chat_template=chat_template),
             corpus,
             server,
             workload.steps,

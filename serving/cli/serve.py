@@ -111,6 +111,8 @@ def effective(settings: Settings) -> dict[str, str]:
     values = vars(settings) | vars(settings.resolved())
     text = ", ".join(f"{name}={value:g}" for name, value in limits)
     values["budget"] = "instant" if budget.instant else text
+    # Without its password.
+    values["corpora"] = str(settings.location) if settings.corpora else None
     values["api_key"] = f"{len(settings.api_key)}, not shown" if settings.api_key else None
     texts = {}
     for each in fields(Settings):

@@ -12,6 +12,9 @@ from typing import Any
 
 from serving.corpus_training.values import TrainingOptions
 
+# Seconds without a record of an operation until another process takes it over.
+ABANDONED_SECONDS = 20.0
+
 
 class Status(StrEnum):
     """The status of an operation."""

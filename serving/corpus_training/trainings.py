@@ -23,13 +23,14 @@ from selection.corpus.trained.training import AdapterTraining
 from selection.errors import (
     CorpusError,
     CorpusNotFoundError,
+    CorpusUnavailableError,
     LibraryError,
     MissingError,
 )
 from selection.library.library import Library
 from selection.library.records import PageRequest
 from serving.adaptation.stages import LibraryExecutor, Trains
-from serving.corpus_training.operation import Status, TrainingOperation
+from serving.corpus_training.operation import ABANDONED_SECONDS, Status, TrainingOperation
 from serving.corpus_training.priority import RequestPriority
 from serving.corpus_training.stored import (
     Recipe,
@@ -46,8 +47,8 @@ from serving.observability.logs import log_failure
 
 log = logging.getLogger(__name__)
 
-# Seconds between two records of an operation, and without one until another process takes it over.
-RECORD_SECONDS, ABANDONED_SECONDS = 3.0, 20.0
+# Seconds between two records of an operation.
+RECORD_SECONDS = 3.0
 # Seconds between two looks for operations to take over, and for corpora that have changed. These
 # are trained once they are the same in two looks.
 LOOK_SECONDS = 30.0
@@ -180,6 +181,8 @@ class CorpusTrainings:
             await self.cancel(store, principal)
         try:
             identity = await self._library.call(begin_training, store, principal)
+        except CorpusUnavailableError:
+            raise
         except CorpusError as problem:
             # A command is training it.
             raise LibraryError(str(problem)) from problem

@@ -63,6 +63,7 @@ from serving.http.vector_stores.routes import VectorStoreRoutes
 from serving.observability.logs import REQUEST_ID, log_failure, log_request
 from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
+from serving.request_rates import rates_at
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,9 @@ class Gateway:
     ) -> None:
         self._engine, self._selector, self._trainer = engine, selector, trainer
         self._config, self._terms = config, config.terms
-        self._keys = (
-            Keys(config.key_digests, config.key_file, config.auto, config.limits)
-            if config.has_keys
-            else None
-        )
+        keys = (config.key_digests, config.key_file, config.auto, config.limits)
+        self._keys = Keys(*keys) if config.has_keys else None
+        self._rates = rates_at(config.selector.root)
         self._admission = Admission(config.capacity)
         self._candidates = CandidateRenderer(
             engine.tokenizer, engine.context, config.example_limits
@@ -198,7 +197,7 @@ class Gateway:
                 REQUEST_ID.reset(request_id)
                 _ADAPTATION.reset(no_adaptation)
 
-    def _admit(self, route: Route, scope: Scope) -> dict[str, Any]:
+    async def _admit(self, route: Route, scope: Scope) -> dict[str, Any]:
         """State of a request: its API key, None where it needs none, and its principal.
 
         Raises:
@@ -209,7 +208,7 @@ class Gateway:
         key = None
         if self._keys is not None and route.needs_key:
             key = self._keys.find(header(scope, b"authorization"))
-            self._keys.admit(key)
+            await self._rates.count(key.name, key.requests_per_minute)
         check_media_type(Headers(scope=scope), route.media_type)
         return {"key": key, "principal": OPERATOR if key is None else key.principal}
 

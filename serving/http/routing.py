@@ -9,7 +9,7 @@ methods of one route only, answers in plain text, and accepts a newline after a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import starlette.routing
@@ -68,12 +68,14 @@ class RouteTable:
 
     Args:
         routes: the first that matches a request answers it.
-        admit: called with the route and the request before the route is called; returns what is
+        admit: awaited with the route and the request before the route is called; returns what is
             added to the `state` of the request, or raises.
     """
 
     def __init__(
-        self, routes: Sequence[Route], admit: Callable[[Route, Scope], dict[str, Any]]
+        self,
+        routes: Sequence[Route],
+        admit: Callable[[Route, Scope], Awaitable[dict[str, Any]]],
     ) -> None:
         self._routes, self._admit = routes, admit
 
@@ -96,7 +98,7 @@ class RouteTable:
             return
         for route, match, child_scope in found:
             if match is Match.FULL:
-                state = {**scope.get("state", {}), **self._admit(route, scope)}
+                state = {**scope.get("state", {}), **await self._admit(route, scope)}
                 await route.app({**scope, **child_scope, "state": state}, receive, send)
                 return
         raise MethodError(f"{path} takes {', '.join(allowed)}, not {method}", allowed)

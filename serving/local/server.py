@@ -28,6 +28,7 @@ from ray._private.node import Node as RayNode
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from selection.location import home_of
 from serving.app import NODE, build
 from serving.config import Config
 from serving.environment import LOG_RELAY
@@ -121,7 +122,7 @@ def running_server(
                 yield url, partial(supervisor.watch, _has_engine, patience)
             except (StartError, LostError) as problem:
                 lost = isinstance(problem, LostError)
-                if logs := folder.keep_logs(config.selector.root.parent / _FAILED_LOGS):
+                if logs := folder.keep_logs(home_of(config.selector.root) / _FAILED_LOGS):
                     problem.add_note(f"the logs of its processes are in {logs}")
                 raise
             finally:

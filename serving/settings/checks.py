@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from serving.engine.config import EngineConfig
 from serving.environment import hide_packages
-from serving.errors import ModelFilesError
+from serving.errors import ModelFilesError, SettingsError
 from serving.settings.corpus import check_corpus
 from serving.settings.settings import Settings
 
@@ -50,8 +50,25 @@ def check_settings(settings: Settings, *, is_server: bool = True) -> None:
         check_architecture(settings.base_model)
     check_precision(settings.base_model)
     check_embedder(settings.embedder, settings.base_model)
+    check_corpora(settings)
     if settings.corpus is not None:
-        check_corpus(settings.corpora, settings.corpus, settings.embedder)
+        check_corpus(settings.location, settings.corpus, settings.embedder)
+
+
+def check_corpora(settings: Settings) -> None:
+    """Check that the corpora can be reached, and that their database can do what is asked of it.
+
+    Raises:
+        SettingsError: shards of corpora in a database.
+        CorpusError: the database cannot be used.
+    """
+    if not settings.corpora:
+        return
+    if settings.shards:
+        raise SettingsError("--shards is for corpora in a folder: leave it out with --corpora")
+    from selection.corpus.lookup import list_corpora
+
+    list_corpora(settings.location)
 
 
 def checked_config(settings: Settings) -> Config:

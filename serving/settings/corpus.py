@@ -6,14 +6,14 @@ Nothing heavy is imported before a corpus is opened.
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from selection.corpus.calibration import Calibration
+    from selection.location import Location
 
 
-def check_corpus(corpora: Path, name: str, embedder: str) -> None:
+def check_corpus(corpora: Location, name: str, embedder: str) -> None:
     """Check that a corpus can be opened and was made with an embedder of that name.
 
     Raises:
@@ -31,7 +31,7 @@ def check_corpus(corpora: Path, name: str, embedder: str) -> None:
             )
 
 
-def corpus_calibration(corpora: Path, name: str, model: str) -> Calibration | None:
+def corpus_calibration(corpora: Location, name: str, model: str) -> Calibration | None:
     """The calibration of a corpus for a model; None if it is not calibrated for it.
 
     Raises:

@@ -15,6 +15,7 @@ PANELS: dict[str, dict[str, Any]] = {
     },
     "Corpus": {
         "home": "~/.mayfly",
+        "corpora": "postgresql://mayfly@db.example/corpora",
         "corpus": "nx",
         "shards": None,
         "embedder": None,

@@ -27,9 +27,20 @@ from serving.budget import (
 from serving.errors import SettingsError
 from serving.settings.corpus import corpus_calibration
 from serving.settings.hardware import available_cores, available_gpus, cores_to_take
-from serving.settings.shared_options import EMBEDDER, HOME, EmbedderName, Home, Model, VllmFlags
+from serving.settings.resolved import Resolved
+from serving.settings.shared_options import (
+    EMBEDDER,
+    HOME,
+    Corpora,
+    EmbedderName,
+    Home,
+    Model,
+    VllmFlags,
+    location_of,
+)
 
 if TYPE_CHECKING:
+    from selection.location import Location
     from serving.config import Config
 
 LogFormat = Literal["json", "text"]
@@ -173,6 +184,7 @@ class Settings:
     ] = None
     vllm: VllmFlags = None
     home: Home = HOME
+    corpora: Corpora = None
 
     def budgets(self) -> tuple[Budget, Budget]:
         """The budget of `auto`, within the limits, and the limits of all requests.
@@ -208,7 +220,7 @@ class Settings:
 
         model, calibration = self.base_model, None
         if self.corpus is not None:
-            calibration = corpus_calibration(self.corpora, self.corpus, model)
+            calibration = corpus_calibration(self.location, self.corpus, model)
         if (rank := self.rank) is None:
             rank = calibration.rank if calibration else rank_here(model, local_folder(model))
         cores, gpus = available_cores(), available_gpus()
@@ -273,7 +285,7 @@ class Settings:
             ),
             trainer=trainer,
             selector=SelectorConfig(
-                self.corpora,
+                self.location,
                 self.embedder,
                 resolved.model,
                 regularisation=self.regularisation,
@@ -313,9 +325,13 @@ class Settings:
         return model_folder(self.model)
 
     @property
-    def corpora(self) -> Path:
-        """The folder of all corpora."""
-        return self.home.expanduser().absolute() / "corpora"
+    def location(self) -> Location:
+        """Where all corpora are.
+
+        Raises:
+            SettingsError: it is invalid.
+        """
+        return location_of(self.home.expanduser().absolute(), self.corpora)
 
     @property
     def has_keys(self) -> bool:
@@ -332,22 +348,3 @@ class Settings:
         from serving.api_keys import digest
 
         return tuple(digest(secret) for secret in self.api_key or ())
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Values of the settings of these names, with the defaults of model, corpus and machine."""
-
-    model: str
-    served_model_name: list[str]
-    rank: int
-    allowed_host: tuple[str, ...]
-    allowed_origin: tuple[str, ...]
-    max_requests: int
-    max_adaptations: int
-    undegraded: int
-    threads: int
-    cores: int
-    engine_gpus: float
-    trainer_gpus: float
-    gpu_memory_utilization: float

@@ -1,14 +1,29 @@
-"""Options that several commands share: the folder of the corpora, the base model, the embedder."""
+"""Options that several commands share: where the corpora are, the base model, the embedder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import parse_qs, urlsplit
 
 import typer
 
+from serving.errors import SettingsError
+
+if TYPE_CHECKING:
+    from selection.location import Location
+
 Home = Annotated[
     Path, typer.Option("--home", envvar="MAYFLY_HOME", help="Folder that contains the corpora.")
+]
+Corpora = Annotated[
+    str | None,
+    typer.Option(
+        "--corpora",
+        envvar="MAYFLY_CORPORA",
+        help="PostgreSQL database of the corpora, postgresql://USER:PASSWORD@HOST:PORT/DATABASE.",
+        show_default="the folder corpora in --home",
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -45,3 +60,31 @@ VllmFlags = Annotated[
         show_default="none",
     ),
 ]
+
+
+def location_of(home: Path, corpora: str | None) -> Location:
+    """Where the corpora are: in a database, if there is one, or else in the home folder.
+
+    Raises:
+        SettingsError: the database is not named by a URL; it is not quoted, since it may contain a
+            password.
+    """
+    from selection.location import SCHEMES, DatabaseLocation
+
+    if not corpora:
+        return home / "corpora"
+    if not corpora.startswith(SCHEMES):
+        raise SettingsError(
+            "--corpora must be a URL of PostgreSQL, such as postgresql://USER:PASSWORD@HOST:PORT/"
+            "DATABASE; corpora in a folder are in that of --home"
+        )
+    return DatabaseLocation(corpora, home / "cache")
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL of a database contains a password, or cannot be read."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.password) or "password" in parse_qs(parts.query)
+    except ValueError:
+        return True

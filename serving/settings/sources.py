@@ -27,6 +27,7 @@ from serving.environment import INTERNAL, MODEL_CACHE
 from serving.errors import SettingsError
 from serving.settings.panels import PANELS
 from serving.settings.settings import Settings
+from serving.settings.shared_options import has_password
 
 FILE = "config"
 # Variables that name the settings file or the models, are read by clients, or are internal.
@@ -87,6 +88,11 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         raise SettingsError(
             f"Ray shows and logs an api-key in the args: set {variable('api_key')} "
             "in the environment, or api-key-file"
+        )
+    if has_password(parsed.get("corpora") or ""):
+        raise SettingsError(
+            f"Ray shows and logs a password in the args: set {variable('corpora')} in the "
+            "environment"
         )
     found: list[Settings] = []
     app = typer.Typer()

@@ -13,6 +13,7 @@ from selection.examples.templates import set_chat_template
 from selection.ingest.examples import context_tokens
 from selection.library.library import Library
 from selection.limit import Limit
+from selection.location import home_of
 from selection.selector import SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.calls import SerialExecutor
@@ -47,7 +48,7 @@ class CorporaWorker(SelectorWorker):
         assert config.base_model is not None, "a library needs the tokenizer of the base model"
         tokenizer = AutoTokenizer.from_pretrained(config.base_model)
         set_chat_template(tokenizer, config.chat_template)
-        files = config.root.parent / "files"
+        files = home_of(config.root) / "files"
         selector = self._selector
         self._library = SerialExecutor(
             Library(

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapters.model.row import Row
 from adapters.step_plan import PLANS
 from adapters.trainer import Trainer
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
@@ -535,7 +536,7 @@ def test_an_idle_trainer_releases_the_memory_of_its_slots(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr("adapters.loop.training_loop.IDLE_SECONDS", 3600.0)
+    monkeypatch.setattr("adapters.model.activation_memory.IDLE_SECONDS", 3600.0)
     trainer = trainer_of(tiny_llama)
     monkeypatch.setattr(trainer._loop.bank, "release", released.set)
     for _ in range(3):
@@ -546,7 +547,7 @@ def test_an_idle_trainer_releases_the_memory_of_its_slots(
     pending = [timer for timer in timers if timer.interval == 3600.0]
     released_while_busy = released.is_set()
 
-    monkeypatch.setattr("adapters.loop.training_loop.IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("adapters.model.activation_memory.IDLE_SECONDS", 0.0)
     trainer.train(TrainingRequest([[1, 2, 3]]))
 
     # Each submission cancels the timer of the idle time before it.
@@ -554,3 +555,16 @@ def test_an_idle_trainer_releases_the_memory_of_its_slots(
     assert not released_while_busy
     assert released.wait(TIMEOUT)
     assert pending[0].finished.is_set()
+
+
+def test_a_trainer_that_only_compares_releases_it_too(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr("adapters.model.activation_memory.IDLE_SECONDS", 0.0)
+    trainer = trainer_of(tiny_llama)
+    monkeypatch.setattr(trainer._loop.bank, "release", released.set)
+
+    trainer.compare([Row.of([1, 2, 3])], [None])
+
+    assert released.wait(TIMEOUT)

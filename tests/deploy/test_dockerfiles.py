@@ -134,7 +134,7 @@ def test_the_gpu_image_is_unpinned_only_until_there_is_a_list_for_it() -> None:
         if command.startswith("pip install") and "--require-hashes" not in command
     ]
 
-    assert unhashed == ['pip install ".[gpu]"'], (
+    assert unhashed == ['pip install ".[gpu,postgres]"'], (
         "the one exception, which the file's first lines explain"
     )
     assert not lists, f"{lists[0].name} exists: the image must install it with --require-hashes"

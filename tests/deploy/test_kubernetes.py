@@ -27,7 +27,7 @@ from tests.deploy.kustomize import Resource, built
 
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 _FOLDER = _DEPLOY / "kubernetes"
-_NAMES = ["cpu", "gpu", "gpus"]
+_NAMES = ["cpu", "gpu", "gpus", "gpus-postgres"]
 _SERVE, _DASHBOARD, _AGENT = 8000, 8265, 52365
 _SECRET = re.compile(r"KEYS?\b|KEYS?_|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _UNITS = {"Mi": 1 << 20, "Gi": 1 << 30}
@@ -89,7 +89,7 @@ def config(
     """Mayfly's configuration in the head's pod of the test's overlay."""
     _, head = next(containers(request.param))
     for key, value in environment(request.param, head).items():
-        if key.startswith("MAYFLY_"):
+        if key.startswith("MAYFLY_") and isinstance(value, str):
             monkeypatch.setenv(key, value)
     monkeypatch.setenv("MAYFLY_HOME", str(tmp_path))
     serve = yaml.safe_load(one(request.param, "RayService")["spec"]["serveConfigV2"])
@@ -124,7 +124,8 @@ def test_every_file_has_a_comment_and_is_listed_once() -> None:
     assert all(each.exists() for each in named)
     manifests = [each for each in named if each.is_file()]
     assert sorted(manifests) == sorted(file for file in files if file.name != "kustomization.yaml")
-    assert {each for each in named if each.is_dir()} == {_FOLDER / "base", _DEPLOY / "serve"}
+    folders = {_FOLDER / "base", _FOLDER / "overlays" / "gpus", _DEPLOY / "serve"}
+    assert {each for each in named if each.is_dir()} == folders
 
 
 @every_overlay
@@ -272,6 +273,23 @@ def test_no_pod_starts_without_the_secret_with_the_key_file(name: str) -> None:
             "a Secret without it would do"
         )
         assert secret["defaultMode"] == 0o440
+
+
+def test_every_pod_has_the_url_of_the_database_and_a_folder_for_indexes() -> None:
+    for spec, container in containers("gpus-postgres"):
+        variables = environment("gpus-postgres", container)
+        source = variables[variable("corpora")]["secretKeyRef"]
+        assert source == {"name": "mayfly-corpora", "key": "url"}, "or it would be optional"
+        (mount,) = [
+            mount
+            for mount in container["volumeMounts"]
+            if mount["mountPath"] == variables[variable("home")]
+        ]
+        assert mount["name"] in {volume["name"] for volume in spec["volumes"]}
+        assert not mount.get("readOnly")
+    for name in ("cpu", "gpu", "gpus"):
+        for _, container in containers(name):
+            assert variable("corpora") not in environment(name, container)
 
 
 @every_overlay

@@ -11,6 +11,7 @@ import pytest
 _ROOT = Path(__file__).resolve().parents[2]
 _SCHEMAS = {
     "deploy/compose.yaml": "vendor.compose-spec",
+    "deploy/compose.postgres.yaml": "vendor.compose-spec",
     ".github/workflows/ci.yml": "vendor.github-workflows",
 }
 

@@ -31,7 +31,7 @@ from serving.settings.settings import Settings
 from serving.settings.sources import parse_settings, settings_from
 
 _FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "serve"
-_NAMES = ["cpu", "gpu", "gpus"]
+_NAMES = ["cpu", "gpu", "gpus", "gpus-postgres"]
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -180,6 +180,22 @@ def test_replicas_scale_by_the_queue_of_their_deployment(config: Config) -> None
         overrides("gpus")[name]["graceful_shutdown_timeout_s"] > seconds
         for name in ("engine", "trainer")
     )
+
+
+def test_selectors_of_corpora_in_a_database_run_on_several_nodes() -> None:
+    selector = overrides("gpus-postgres")["selector"]
+
+    assert "placement_group_bundles" not in selector
+    assert selector["max_replicas_per_node"] == 1
+    assert selector["autoscaling_config"]["min_replicas"] > 1
+    # In all else both configurations are the same.
+    both = [config_of(name) for name in ("gpus", "gpus-postgres")]
+    for config in both:
+        (application,) = config["applications"]
+        application["deployments"] = [
+            each for each in application["deployments"] if each["name"] != "selector"
+        ]
+    assert both[0] == both[1]
 
 
 def test_selectors_run_only_on_the_node_with_the_corpora() -> None:

@@ -1,4 +1,4 @@
-"""What other servers on the machine have in shared memory, for tests of what one has left there."""
+"""What a server has left in shared memory, where other programs have files of their own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from pathlib import Path
 import psutil
 
 
-def shared_memory_in_use() -> set[str]:
-    """What living processes have in /dev/shm: mapped files, and folders named after their ids.
+def left_in_shared_memory(before: set[str]) -> set[str]:
+    """What a server whose processes have all ended has left in /dev/shm.
 
-    Once no process of a server lives, none of this is the server's.
+    Args:
+        before: what was there before it started.
     """
+    found = set(os.listdir("/dev/shm")) - before - _in_use()
+    # Of another program, which has removed it meanwhile.
+    return {name for name in found if Path("/dev/shm", name).exists()}
+
+
+def _in_use() -> set[str]:
+    """What living processes have in /dev/shm: mapped files, and folders named after their ids."""
     mapped = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):  # a process that has ended

@@ -27,7 +27,7 @@ from selection.corpus.sqlite_store import SQLiteStore
 from serving.app import application
 from serving.errors import StartError
 from serving.models.catalogue import NANO, SMOLLM2
-from tests.engine.shared_memory import shared_memory_in_use
+from tests.engine.shared_memory import left_in_shared_memory
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
 UNADAPTED = {"Compute-Budget": "none"}
@@ -118,7 +118,7 @@ def running(home: Path) -> Iterator[Running]:
         [psutil.Process(pid) for pid in descendants if psutil.pid_exists(pid)], timeout=10
     )
     assert alive == []
-    assert set(os.listdir("/dev/shm")) - before - shared_memory_in_use() == set()
+    assert left_in_shared_memory(before) == set()
     # All servers of a user share the cache of torch.
     assert [each for each in os.listdir(temporary) if not each.startswith("torchinductor_")] == []
     assert log.read_text().splitlines()[-1] == "ended"
@@ -273,7 +273,8 @@ def test_the_chat_command_of_the_readme_answers_and_reports(
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
-    assert "steps" in ran.stderr
+    # Whether `auto` takes steps depends on the text of this repository.
+    assert "loss of the prompt" in ran.stderr
 
 
 def test_requests_are_checked_before_rays_router(running: Running) -> None:

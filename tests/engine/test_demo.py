@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.engine.shared_memory import shared_memory_in_use
+from tests.engine.shared_memory import left_in_shared_memory
 
 
 def test_the_demonstration_compares_the_answers(tmp_path: Path) -> None:
@@ -64,4 +64,4 @@ def test_the_demonstration_compares_the_answers(tmp_path: Path) -> None:
     assert all(name.startswith("vllm/reasoning/") for name in names)
     assert "vllm/reasoning/step3_reasoning_parser.py" not in names
     assert "curl -si http://127.0.0.1" in ran.stderr
-    assert set(os.listdir("/dev/shm")) - before - shared_memory_in_use() == set()
+    assert left_in_shared_memory(before) == set()

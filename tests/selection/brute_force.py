@@ -9,7 +9,8 @@ import numpy as np
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Scalar
-from selection.corpus.sqlite_store import Chunk
+from selection.corpus.sqlite_store import Chunk, SQLiteStore
+from selection.corpus.tables.database import Database
 from selection.embedding import Embedder
 
 
@@ -29,6 +30,12 @@ def add(corpus: Corpus, embedder: Embedder, name: str, *texts: str, group: int =
     """Add a document of one sequence per text, whose tokens are code points."""
     chunks = [Chunk(10 * i, text, tuple(ord(c) for c in text)) for i, text in enumerate(texts)]
     return corpus.add(name, f"digest of {texts}", chunks, embedder.embed(texts), {"group": group})
+
+
+def database_of(corpus: Corpus) -> Database:
+    """The SQLite database of a corpus."""
+    assert isinstance(corpus._store, SQLiteStore)
+    return corpus._store.database
 
 
 def texts_near(corpus: Corpus, embedder: Embedder, prompt: str, k: int | None = None) -> list[str]:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from selection.corpus.corpus import Corpus
@@ -14,6 +13,7 @@ from selection.corpus.tables.attachments import Attachment
 from selection.embedding import Embedder, Embeddings, Prompt
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest, PageRequest
+from selection.location import Location
 
 CATS = "The cat sleeps on the sofa. The kitten plays with a ball of wool and purrs all day long.\n"
 SHIPS = "The ship leaves the harbour with full sails and sets course for the islands in the west.\n"
@@ -73,7 +73,7 @@ def attach_and_wait(
     return file
 
 
-def documents(root: Path, store: str) -> dict[str, dict[str, Any]]:
+def documents(root: Location, store: str) -> dict[str, dict[str, Any]]:
     """Names and metadata of a corpus's documents, read as another process would."""
     corpus = Corpus.open(root, store)
     documents = {document.name: dict(document.metadata) for document in corpus.documents()}

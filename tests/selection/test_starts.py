@@ -11,20 +11,22 @@ import pytest
 
 from selection.access import Principal
 from selection.config import SelectorConfig
-from selection.corpus import lookup
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import find_corpus
 from selection.corpus.sqlite_store import SQLiteStore
+from selection.corpus.stores import folder as folder_corpora
 from selection.corpus.trained.adapter import TrainedAdapter
 from selection.corpus.trained.division import PART_SIZE
 from selection.corpus.trained.manifest import StartFound
 from selection.embedding import Embedder, Embeddings, Prompt
 from selection.errors import CorpusError
+from selection.location import Location
 from selection.request import SelectionRequest
 from selection.selector import Selector
 from selection.threaded_embedder import ThreadedEmbedder
 from tests.conftest import WordEmbedder
 from tests.selection.brute_force import add
+from tests.selection.locations import in_a_folder
 from tests.selection.trained_helpers import SHAPE, found, train, weights
 
 _REQUEST = SelectionRequest([Prompt("word1 is here")], "notes", steps=4, start=True)
@@ -47,13 +49,19 @@ def counting() -> CountingEmbedder:
 
 
 @pytest.fixture
-def selector(corpora: Path, counting: CountingEmbedder) -> Selector:
+def corpora(location: Location) -> Location:
+    """Every place where corpora can be."""
+    return location
+
+
+@pytest.fixture
+def selector(corpora: Location, counting: CountingEmbedder) -> Selector:
     config = SelectorConfig(corpora, adapters=SHAPE)
     return Selector(config, embedder=ThreadedEmbedder(lambda: counting))
 
 
 @pytest.fixture
-def corpus(corpora: Path, words: Embedder) -> Iterator[Corpus]:
+def corpus(corpora: Location, words: Embedder) -> Iterator[Corpus]:
     """A corpus of four documents, whose adapter has learnt them, as another process has it open."""
     made = Corpus.create(corpora, "notes", words, "tokens")
     for number in range(4):
@@ -133,7 +141,7 @@ def test_a_start_is_of_the_same_state_as_the_search(
 
 
 def test_requests_that_cannot_start_from_the_adapter_are_told_why(
-    corpus: Corpus, selector: Selector, corpora: Path, words: Embedder
+    corpus: Corpus, selector: Selector, corpora: Location, words: Embedder
 ) -> None:
     only = replace(_REQUEST, filter={"type": "eq", "key": "group", "value": 0})
     plain = Selector(SelectorConfig(corpora), embedder=ThreadedEmbedder(lambda: words))
@@ -180,6 +188,7 @@ def test_the_prompt_is_embedded_only_for_several_parts(
     assert len(selector.learnt_corpora()) == 1
 
 
+@in_a_folder
 def test_the_corpora_with_an_adapter_are_those_that_the_principal_sees(
     corpora: Path, corpus: Corpus, selector: Selector, words: Embedder
 ) -> None:
@@ -205,6 +214,7 @@ def test_the_corpora_with_an_adapter_are_those_that_the_principal_sees(
     owned.close()
 
 
+@in_a_folder
 def test_a_list_of_the_corpora_with_an_adapter_opens_those_that_have_changed_since_the_last(
     corpora: Path, corpus: Corpus, selector: Selector, words: Embedder, monkeypatch: Any
 ) -> None:
@@ -218,9 +228,9 @@ def test_a_list_of_the_corpora_with_an_adapter_opens_those_that_have_changed_sin
             opened.append(folder.name)
             super().__init__(folder)
 
-    monkeypatch.setattr(lookup, "SQLiteStore", Recording)
+    monkeypatch.setattr(folder_corpora, "SQLiteStore", Recording)
     # Nothing is known of files that have just changed.
-    monkeypatch.setattr(lookup, "_SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(folder_corpora, "_SETTLED_SECONDS", -1.0)
 
     assert len(selector.learnt_corpora()) == len(selector.learnt_corpora()) == 1
     assert sorted(opened) == ["changed", "notes", "same"]
@@ -231,14 +241,14 @@ def test_a_list_of_the_corpora_with_an_adapter_opens_those_that_have_changed_sin
     assert len(selector.learnt_corpora()) == 1
     assert opened[3:] == ["changed"]
 
-    monkeypatch.setattr(lookup, "_SETTLED_SECONDS", 3600.0)
+    monkeypatch.setattr(folder_corpora, "_SETTLED_SECONDS", 3600.0)
     selector.learnt_corpora()
     assert sorted(opened[4:]) == ["changed", "notes", "same"]
 
 
 @pytest.mark.parametrize("clash", ["folder", "id", "display name"])
 def test_a_corpus_is_listed_by_a_name_that_finds_it(
-    corpora: Path, corpus: Corpus, selector: Selector, words: Embedder, clash: str
+    corpora: Location, corpus: Corpus, selector: Selector, words: Embedder, clash: str
 ) -> None:
     # Arrange: the name that a tenant gives to a corpus already means another, untrained one.
     meta = {"owner": "eve", "name": "shown"}

@@ -1,4 +1,4 @@
-"""API keys: authentication, budgets, rate limits, and the errors of invalid key files."""
+"""API keys: authentication, budgets, and the errors of invalid key files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selection.access import OPERATOR, Principal
-from serving.api_keys import Key, Keys, digest
+from serving.api_keys import Keys, digest
 from serving.budget import Budget
-from serving.errors import RateLimitError, SettingsError, UnauthorizedError
+from serving.errors import SettingsError, UnauthorizedError
 
 _AUTO, _LIMITS = Budget(50, alpha=0.05), Budget(50, 60.0)
 
@@ -159,36 +159,6 @@ def test_the_budget_of_a_key_is_within_its_limits_and_these_within_the_servers(
     key = keys(file=file).find("Bearer a")
 
     assert (key.default, key.limits) == (default, limits)
-
-
-def test_a_key_is_limited_in_requests_a_minute_and_told_when_to_retry() -> None:
-    clock = Clock()
-    known, key = keys("unused", clock=clock), Key("alice", b"", requests_per_minute=120)
-    for _ in range(120):
-        known.admit(key)
-
-    with pytest.raises(RateLimitError, match="limited to 120 requests a minute") as refused:
-        known.admit(key)
-
-    assert refused.value.retry_after == pytest.approx(0.5)
-    known.admit(Key("bob", b"", requests_per_minute=1))
-    known.admit(Key("carol", b""))
-    clock.now += refused.value.retry_after
-    known.admit(key)
-    with pytest.raises(RateLimitError):
-        known.admit(key)
-
-
-def test_refused_requests_do_not_count() -> None:
-    known, key = keys("unused", clock=Clock()), Key("alice", b"", requests_per_minute=60)
-    for _ in range(60):
-        known.admit(key)
-
-    for _ in range(1000):
-        with pytest.raises(RateLimitError) as refused:
-            known.admit(key)
-
-    assert refused.value.retry_after == pytest.approx(1.0)
 
 
 # -- changes of the file

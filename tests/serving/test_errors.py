@@ -14,6 +14,7 @@ from adapters.errors import AdapterError, BaseModelError, TrainingOptionError
 from selection.errors import (
     CorpusError,
     CorpusNotFoundError,
+    CorpusUnavailableError,
     EmbedderError,
     ExampleError,
     LibraryError,
@@ -67,6 +68,7 @@ _ALL = [
     CalibrationError,
     CorpusError,
     CorpusNotFoundError,
+    CorpusUnavailableError,
     DownError,
     EmbedderError,
     ExampleError,
@@ -289,3 +291,15 @@ def test_any_message_makes_a_valid_body() -> None:
     _, body = to_http(RequestError(message))
 
     assert json.loads(json.dumps(body).encode())["error"]["message"] == message
+
+
+def test_corpora_that_cannot_be_reached_are_not_the_clients_fault() -> None:
+    problem = CorpusUnavailableError("the corpora's database cannot be reached")
+    problem.add_note("it is at db.internal")
+
+    status, body = to_http(problem)
+
+    assert (status, body["error"]["code"]) == (503, "corpora_unavailable")
+    assert "db.internal" not in body["error"]["message"]
+    assert (b"retry-after", b"5") in more_headers(problem)
+    assert not is_the_clients(problem)

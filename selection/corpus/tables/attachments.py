@@ -48,7 +48,7 @@ POSITIONS = (
 )
 STATUSES = ("in_progress", "completed", "failed", "cancelled")
 
-_FILE, _DOCUMENT = re.compile(r"file-[0-9a-f]{24}"), re.compile(r"doc-([0-9]{1,18})")
+FILE_ID, DOCUMENT_ID = re.compile(r"file-[0-9a-f]{24}"), re.compile(r"doc-([0-9]{1,18})")
 _ALL = """
 SELECT id, status, attached AS added, 0 AS kind, rowid AS number FROM attachments
 UNION ALL SELECT 'doc-' || id, 'completed', added, 1, id FROM documents WHERE file IS NULL
@@ -101,6 +101,28 @@ class Attachment:
     documents: Mapping[str, int] | None = None
 
 
+def attachment_from_row(file: str, row: Sequence[Any], batch: str | None, size: int) -> Attachment:
+    """An attachment from its columns, beginning with the name: those of its own row, or of a
+    batch's.
+    """
+    name, attributes, max_length, overlap, status, code, message, attached = row
+    # Only a failed file has a code. Without one, the message column, which earlier versions
+    # ignore then, holds the counts of documents.
+    documents = json.loads(message) if code is None and message is not None else None
+    return Attachment(
+        file,
+        name,
+        json.loads(attributes),
+        None if max_length is None else (max_length, overlap),
+        batch,
+        status,
+        None if code is None else Problem(code, message),
+        attached,
+        size,
+        documents,
+    )
+
+
 class Attachments:
     """The files of one corpus.
 
@@ -143,7 +165,7 @@ class Attachments:
 
     def get(self, file: str) -> Attachment | None:
         """The attachment of that id, or None."""
-        document = _DOCUMENT.fullmatch(file)
+        document = DOCUMENT_ID.fullmatch(file)
         if document:
             query = "SELECT name, metadata, added FROM documents WHERE id = ? AND file IS NULL"
             for name, metadata, added in self._database.rows(query, (int(document[1]),)):
@@ -152,7 +174,7 @@ class Attachments:
                     file, name, json.loads(metadata), status="completed", created=added, bytes=size
                 )
             return None
-        rows = _FILE.fullmatch(file) and self._database.rows(
+        rows = FILE_ID.fullmatch(file) and self._database.rows(
             "SELECT name, attributes, max_length, overlap, status, code, message, attached, batch "
             "FROM attachments WHERE id = ?",
             (file,),
@@ -160,25 +182,9 @@ class Attachments:
         return self.from_row(file, rows[0][:-1], rows[0][-1]) if rows else None
 
     def from_row(self, file: str, row: Sequence[Any], batch: str | None) -> Attachment:
-        """An attachment from its columns, beginning with the name: those of its own row, or of a
-        batch's.
-        """
-        name, attributes, max_length, overlap, status, code, message, attached = row
-        # Only a failed file has a code. Without one, the message column, which earlier versions
-        # ignore then, holds the counts of documents.
-        documents = json.loads(message) if code is None and message is not None else None
-        return Attachment(
-            file,
-            name,
-            json.loads(attributes),
-            None if max_length is None else (max_length, overlap),
-            batch,
-            status,
-            None if code is None else Problem(code, message),
-            attached,
-            self._size("document IN (SELECT id FROM documents WHERE file = ?)", file),
-            documents,
-        )
+        """As `attachment_from_row`, with the size of its documents."""
+        size = self._size("document IN (SELECT id FROM documents WHERE file = ?)", file)
+        return attachment_from_row(file, row, batch, size)
 
     def positions(self, status: str | None = None) -> dict[str, Position]:
         """Ids and positions of all files, or of those of one status; oldest first."""
@@ -198,7 +204,7 @@ class Attachments:
         """The position of a file in the list, also after it was detached; None for an id that was
         never in the list.
         """
-        if not (_FILE.fullmatch(file) or _DOCUMENT.fullmatch(file)):
+        if not (FILE_ID.fullmatch(file) or DOCUMENT_ID.fullmatch(file)):
             return None
         rows = self._database.rows(
             f"SELECT added, kind, number FROM ({_ALL}) WHERE id = ?1 "  # noqa: S608
@@ -216,6 +222,11 @@ class Attachments:
         """Whether a file is still to be ingested."""
         query = "SELECT 1 FROM attachments WHERE id = ? AND status = 'in_progress'"
         return bool(self._database.rows(query, (file,)))
+
+    def any_in_progress(self) -> bool:
+        """Whether a file, any of them, is still to be ingested."""
+        query = "SELECT 1 FROM attachments WHERE status = 'in_progress' LIMIT 1"
+        return bool(self._database.rows(query))
 
     def finish(
         self,
@@ -274,7 +285,7 @@ class Attachments:
 
     def texts(self, file: str) -> list[str]:
         """The texts of a file's sequences, in order."""
-        document = _DOCUMENT.fullmatch(file)
+        document = DOCUMENT_ID.fullmatch(file)
         condition, value = ("d.id = ?", int(document[1])) if document else ("d.file = ?", file)
         rows = self._database.rows(
             f"SELECT s.text FROM sequences s JOIN documents d ON d.id = s.document WHERE "  # noqa: S608

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class Database:
         """Close the connection."""
         self._connection.close()
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file was neither deleted nor replaced since it was opened."""
+        return self._inode_on_disk() == self._inode
+
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """Run one statement and return its rows."""
         with self.errors():
@@ -45,7 +50,7 @@ class Database:
                 self._check_in_place()
             return self._connection.execute(query, values).fetchall()
 
-    def stream(self, query: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+    def stream(self, query: str, values: Sequence[Any] = ()) -> Generator[Any, None, None]:
         """Run one statement and yield its rows as they are read."""
         with self.errors():
             yield from self._connection.execute(query, values)
@@ -144,7 +149,7 @@ class Database:
         """Refuse to use a deleted file: writes to it would be lost, and another corpus may have
         taken its name.
         """
-        if self._inode_on_disk() != self._inode:
+        if not self.is_in_place:
             raise CorpusNotFoundError(f"corpus {self.name!r} was removed in the meantime")
 
     def _inode_on_disk(self) -> int:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from selection.corpus.sequences import embedded_text
 from selection.corpus.tables.database import Database
 from selection.embedding import Embedder, Embeddings
 from selection.errors import CorpusError
 
-_KEY = "reembedding"
-_BATCH = 64
+# The key of the metadata that says for which embedder new embeddings are collected.
+REEMBEDDING = "reembedding"
 
 
 def identity_of(embedder: Embedder) -> dict[str, str]:
@@ -52,6 +51,13 @@ def check_identity(corpus: str, meta: Mapping[str, str], embedder: Embedder) -> 
             )
 
 
+def reembedded_elsewhere(corpus: str) -> CorpusError:
+    """The error for new embeddings that another run has superseded."""
+    return CorpusError(
+        f"corpus {corpus!r} is being re-embedded, or was in the meantime, by another process"
+    )
+
+
 def _short(value: str) -> str:
     """An embedder's name for a message; of a path only the last part, because not every client may
     see the server's folders.
@@ -65,36 +71,12 @@ class Reembedding:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def run(
-        self,
-        identity: Mapping[str, str],
-        embedder: Embedder,
-        on_progress: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        """Embed all sequences, or those that an interrupted run has left, and replace their
-        embeddings.
-
-        Args:
-            identity: of the embedder.
-            embedder: the new embedder.
-            on_progress: called with the number of sequences just embedded.
-
-        Raises:
-            CorpusError: another process re-embeds the corpus.
-        """
-        self.begin(identity)
-        while not self.finish(identity):
-            while pending := self.pending(_BATCH):
-                texts = [embedded_text(text, example, embedder) for _, text, example in pending]
-                self.save(identity, [row[0] for row in pending], embedder.embed(texts))
-                on_progress(len(pending))
-
     def begin(self, identity: Mapping[str, str]) -> None:
         """Resume an interrupted run for the same embedder, or else start from scratch."""
         with self._database.writing():
             if not self._is_for(identity):
                 self._database.execute("DELETE FROM reembedded")
-                self._database.update_meta({_KEY: json.dumps(identity)})
+                self._database.update_meta({REEMBEDDING: json.dumps(identity)})
 
     def count(self, identity: Mapping[str, str]) -> int:
         """The number of new embeddings collected for this embedder so far."""
@@ -143,18 +125,15 @@ class Reembedding:
                 "r.sequence = sequences.id)"
             )
             self._database.execute("DELETE FROM reembedded")
-            self._database.execute("DELETE FROM meta WHERE key = ?", (_KEY,))
+            self._database.execute("DELETE FROM meta WHERE key = ?", (REEMBEDDING,))
             # The new uuid invalidates everything derived from the old embeddings.
             self._database.update_meta({**identity, "uuid": uuid.uuid4().hex})
             self._database.advance_generation()
         return True
 
     def _is_for(self, identity: Mapping[str, str]) -> bool:
-        return self._database.meta().get(_KEY) == json.dumps(identity)
+        return self._database.meta().get(REEMBEDDING) == json.dumps(identity)
 
     def _check(self, identity: Mapping[str, str]) -> None:
         if not self._is_for(identity):
-            raise CorpusError(
-                f"corpus {self._database.name!r} is being re-embedded, or was in the meantime, by "
-                "another process"
-            )
+            raise reembedded_elsewhere(self._database.name)

@@ -24,8 +24,16 @@ Tokenize: TypeAlias = Callable[
 ]
 
 _BATCH = 256
-_TOKEN_BYTES = np.dtype(np.int32).itemsize
-_MIN_TOKENS = 2  # a single token has nothing to predict
+TOKEN_BYTES = np.dtype(np.int32).itemsize
+MIN_TOKENS = 2  # a single token has nothing to predict
+
+
+def too_long(corpus: str, count: int, max_tokens: int) -> CorpusError:
+    """The error for sequences that do not fit into the context of a model."""
+    return CorpusError(
+        f"corpus {corpus!r} was not changed: {count} of its sequences have more than {max_tokens} "
+        "tokens, the context of the model; add the documents to a new corpus with --model"
+    )
 
 
 class Retokenization:
@@ -98,14 +106,10 @@ class Retokenization:
         rows = self._database.rows(
             "SELECT count(*) FROM sequences s JOIN temp.retokenized r ON r.sequence = s.id "
             "WHERE length(r.tokens) > ?",
-            (max_tokens * _TOKEN_BYTES,),
+            (max_tokens * TOKEN_BYTES,),
         )
         if rows[0][0]:
-            raise CorpusError(
-                f"corpus {self._database.name!r} was not changed: {rows[0][0]} of its sequences "
-                f"have more than {max_tokens} tokens, the context of the model; add the documents "
-                "to a new corpus with --model"
-            )
+            raise too_long(self._database.name, rows[0][0], max_tokens)
 
     def _replace(self, tokenizer: str, template: str) -> int:
         execute = self._database.execute
@@ -118,7 +122,7 @@ class Retokenization:
         if self._database.rows("SELECT 1 FROM sequences WHERE example IS NOT NULL LIMIT 1"):
             self._database.update_meta({"template": template})
         self._database.advance_generation()
-        short = (_MIN_TOKENS * _TOKEN_BYTES,)
+        short = (MIN_TOKENS * TOKEN_BYTES,)
         execute(
             "INSERT INTO removed SELECT id, (SELECT value FROM meta WHERE key = 'generation') "
             "FROM sequences WHERE length(tokens) < ?",

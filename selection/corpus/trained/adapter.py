@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from selection.config import AdapterShape
-from selection.corpus.sqlite_store import SQLiteStore
-from selection.corpus.tables.sequence_ids import SequenceIds
+from selection.corpus.stores.protocols import CorpusStore
 from selection.corpus.trained.files import WEIGHTS
 from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
 from selection.corpus.trained.merge import merged, mixture, name_of
@@ -29,9 +28,9 @@ class TrainedAdapter:
         store: the corpus's store.
     """
 
-    def __init__(self, store: SQLiteStore) -> None:
+    def __init__(self, store: CorpusStore) -> None:
         self._store = store
-        self._sequences = SequenceIds(store.database)
+        self._sequences = store.sequence_ids
         self._validity = Validity(store)
         # The mean embedding of each part, and the uuid of the embeddings.
         self._centroids: tuple[str, dict[str, Embeddings]] = ("", {})
@@ -87,14 +86,12 @@ class TrainedAdapter:
             state = self._validity.current()
         parts = {part.name: part for part in state.usable}
         if state.info is None or not parts.keys() >= {name for name, _ in start.parts}:
-            raise self._store.database.unusable("has another adapter since it was looked up")
+            raise self._store.unusable("has another adapter since it was looked up")
         read = [(self._validity.read(parts[name], WEIGHTS), weight) for name, weight in start.parts]
         try:
             weights = merged(read)
         except ValueError as problem:
-            raise self._store.database.unusable(
-                f"has an adapter that is not used: {problem}"
-            ) from problem
+            raise self._store.unusable(f"has an adapter that is not used: {problem}") from problem
         info = state.info
         return CorpusWeights(start.name, weights, info.rank, info.scale_numerator, info.targets)
 

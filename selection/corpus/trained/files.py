@@ -98,7 +98,7 @@ class TrainedFiles:
         Raises:
             DAMAGED: they are damaged or missing.
         """
-        return _ids(self.read(part, LEARNT))
+        return ids_of(self.read(part, LEARNT))
 
     def write_part(
         self, weights: bytes, learnt: Ids, moments: bytes = b""
@@ -112,9 +112,14 @@ class TrainedFiles:
             OSError: they cannot be written; nothing is left of them.
         """
         name = f"corpus-{uuid.uuid4().hex}"
-        contents = {WEIGHTS: weights, LEARNT: _npy(np.sort(learnt))}
-        if moments:
-            contents[MOMENTS] = moments
+        return name, self.write_files(name, part_contents(weights, learnt, moments))
+
+    def write_files(self, name: str, contents: Mapping[str, bytes]) -> dict[str, str]:
+        """Write the files of a part of that name; returns the SHA-256 of each kind.
+
+        Raises:
+            OSError: they cannot be written; nothing is left of them.
+        """
         self._folder.mkdir(exist_ok=True)
         try:
             digests = durable.write_files(
@@ -125,7 +130,7 @@ class TrainedFiles:
             for file in self._folder.glob(f"{name}.*"):
                 file.unlink(missing_ok=True)
             raise
-        return name, {kind: digests[f"{name}.{kind}"] for kind in contents}
+        return {kind: digests[f"{name}.{kind}"] for kind in contents}
 
     def save(self, adapter: CorpusAdapterInfo) -> None:
         """Replace the adapter by one whose parts are on disk, and delete all other parts.
@@ -147,7 +152,7 @@ class TrainedFiles:
         """
         target = self._folder / f"checkpoint-{uuid.uuid4().hex[:12]}"
         target.mkdir(parents=True)
-        learnt = _npy(np.array(checkpoint.learnt, np.int64))
+        learnt = npy(np.array(checkpoint.learnt, np.int64))
         try:
             digests = durable.write_files(target, {**checkpoint.files, LEARNT: learnt})
             durable.write_manifest(
@@ -173,7 +178,7 @@ class TrainedFiles:
                 name: durable.read_checked(self._folder / body["folder"] / name, sha256)
                 for name, sha256 in body["sha256"].items()
             }
-            learnt = _ids(files.pop(LEARNT))
+            learnt = ids_of(files.pop(LEARNT))
             snapshot = Snapshot(**body["snapshot"])
             return Checkpoint(snapshot, body["progress"], files, tuple(learnt.tolist()))
         except DAMAGED:
@@ -231,17 +236,29 @@ class TrainedFiles:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def corpora_with_adapter(root: Path) -> list[str]:
+def folders_with_adapter(root: Path) -> list[str]:
     """Names of the corpora under a folder that have an adapter, sorted, whatever its state."""
     return sorted(file.parents[1].name for file in root.glob(f"*/{_FOLDER}/{_MANIFEST}"))
 
 
-def _npy(ids: Ids) -> bytes:
+def part_contents(weights: bytes, learnt: Ids, moments: bytes = b"") -> dict[str, bytes]:
+    """The files of a part by kind."""
+    contents = {WEIGHTS: weights, LEARNT: npy(np.sort(learnt))}
+    return {**contents, MOMENTS: moments} if moments else contents
+
+
+def npy(ids: Ids) -> bytes:
+    """Ids of sequences as the content of a file."""
     stream = io.BytesIO()
     np.save(stream, ids, allow_pickle=False)
     return stream.getvalue()
 
 
-def _ids(content: bytes) -> Ids:
+def ids_of(content: bytes) -> Ids:
+    """The inverse of `npy`.
+
+    Raises:
+        ValueError: it is no such content.
+    """
     ids: Ids = np.load(io.BytesIO(content), allow_pickle=False)
     return ids

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 from selection.config import AdapterShape
-from selection.corpus.sqlite_store import SQLiteStore
-from selection.corpus.tables.sequence_ids import SequenceIds
+from selection.corpus.stores.protocols import CorpusStore
 from selection.corpus.trained.files import (
     MOMENTS,
     WEIGHTS,
     Checkpoint,
     LockedError,
-    TrainedFiles,
 )
 from selection.corpus.trained.manifest import (
     AdapterSettings,
@@ -32,6 +30,7 @@ from selection.corpus.trained.manifest import (
     Snapshot,
     TrainedPart,
 )
+from selection.corpus.trained.places import files_of
 from selection.corpus.trained.plan import TrainingPlan, plan_anew, plan_increment
 from selection.corpus.trained.validity import Validity, documents_of
 from selection.errors import CorpusError
@@ -47,11 +46,16 @@ class AdapterTraining:
         store: the corpus's store.
     """
 
-    def __init__(self, store: SQLiteStore) -> None:
+    def __init__(self, store: CorpusStore) -> None:
         self._store = store
-        self._sequences = SequenceIds(store.database)
-        self._files = TrainedFiles(store.database.folder)
+        self._sequences = store.sequence_ids
+        self._files = files_of(store)
         self._validity = Validity(store)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether processes of several machines may train the corpus."""
+        return self._store.adapter_tables is not None
 
     def status(
         self, shape: AdapterShape | None = None, *, check_weights: bool = False
@@ -264,4 +268,4 @@ class AdapterTraining:
             ) from problem
 
     def _error(self, why: str) -> CorpusError:
-        return self._store.database.unusable(why)
+        return self._store.unusable(why)

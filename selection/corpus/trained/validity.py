@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from selection.config import AdapterShape
-from selection.corpus.sqlite_store import SQLiteStore
-from selection.corpus.tables.sequence_ids import SequenceIds
-from selection.corpus.trained.files import DAMAGED, Ids, TrainedFiles
+from selection.corpus.stores.protocols import CorpusStore
+from selection.corpus.trained.files import DAMAGED, Ids
 from selection.corpus.trained.manifest import NO_ADAPTER, CorpusAdapterInfo, PartInfo, Snapshot
+from selection.corpus.trained.places import files_of
 from selection.errors import CorpusError
 
 _DAMAGED = "the corpus's adapter is damaged"
@@ -62,15 +62,15 @@ class AdapterState:
 class Validity:
     """The state of one corpus's adapter, kept for as long as nothing changes."""
 
-    def __init__(self, store: SQLiteStore) -> None:
+    def __init__(self, store: CorpusStore) -> None:
         self._store = store
-        self._files = TrainedFiles(store.database.folder)
-        self._sequences = SequenceIds(store.database)
+        self._files = files_of(store)
+        self._sequences = store.sequence_ids
         # The version of the adapter's files, and the state.
         self._known: tuple[tuple[int, ...] | None, AdapterState] | None = None
 
     def current(self) -> AdapterState:
-        """The state of the adapter; call it within `SQLiteStore.reading`.
+        """The state of the adapter; call it within `CorpusStore.reading`.
 
         Raises:
             CorpusError: the corpus is damaged or was removed.
@@ -105,7 +105,7 @@ class Validity:
 
     def why_not(self, state: AdapterState, shape: AdapterShape | None) -> str | None:
         """Why no request can start from the adapter, for the client; None if one can. Call it
-        within `SQLiteStore.reading`.
+        within `CorpusStore.reading`.
 
         Args:
             state: the current state.
@@ -116,8 +116,7 @@ class Validity:
         mismatch = None if shape is None else state.info.shape.mismatch(shape)
         if mismatch is not None:
             return f"the corpus's adapter was trained for {mismatch}"
-        in_progress = "SELECT 1 FROM attachments WHERE status = 'in_progress' LIMIT 1"
-        if self._store.database.rows(in_progress):
+        if self._store.attachments.any_in_progress():
             return "files of the corpus are being read"
         return None
 
@@ -129,13 +128,15 @@ class Validity:
         """
         try:
             return self._files.read(part, kind)
+        except CorpusError:
+            raise
         except DAMAGED as problem:
             if self._known is not None:
                 version, state = self._known
                 learnt = {name: ids for name, ids in state.learnt.items() if name != part.name}
                 damaged = state.damaged | {part.name}
                 self._known = version, self._with_parts(state, learnt, damaged)
-            raise self._store.database.unusable(
+            raise self._store.unusable(
                 "has a damaged adapter, which is not used: train it again"
             ) from problem
 
@@ -160,6 +161,8 @@ class Validity:
             info = self._files.load()
         except FileNotFoundError:
             return replace(nothing, reason=NO_ADAPTER)
+        except CorpusError:
+            raise
         except DAMAGED:
             return replace(nothing, reason=_DAMAGED)
         if info.corpus != corpus:
@@ -175,6 +178,8 @@ class Validity:
         for part in info.parts:
             try:
                 ids = self._files.learnt(part)
+            except CorpusError:
+                raise
             except DAMAGED:
                 damaged.add(part.name)
                 continue

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from selection.access import Principal
-from selection.errors import CorpusError, LibraryError, MissingError
+from selection.errors import CorpusError, CorpusUnavailableError, LibraryError, MissingError
 from selection.library.library import Library
 from selection.library.records import AttachedFile, AttachmentRequest, FileBatch, VectorStoreInfo
 from serving.adaptation.stages import LibraryExecutor
@@ -308,6 +308,8 @@ def handled(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
             return await endpoint(request, request.state.principal)
         except ClientDisconnect as problem:
             raise RequestError("the client left before its request was complete") from problem
+        except CorpusUnavailableError:
+            raise
         except CorpusError as problem:
             # A client of this API cannot mend a corpus on disk.
             raise RuntimeError("a corpus cannot be used") from problem

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from selection.library.records import AttachedFile, FileBatch, Page, VectorStoreInfo
 from selection.library.search import SearchResult
-from selection.library.uploads import UploadedFile
+from selection.library.uploads.base import UploadedFile
 
 Object = dict[str, Any]
 Item = TypeVar("Item")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,20 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.faiss_index import Index
 from selection.corpus.lookup import list_corpora
 from selection.corpus.sqlite_store import Chunk, CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder
+from selection.location import Location
 from tests.conftest import WordEmbedder
 from tests.selection.brute_force import Document, add, assert_equals_brute_force, texts_near
 
@@ -29,7 +35,7 @@ _TOKENIZER = "0123456789abcdef"
 
 
 @contextmanager
-def open_corpus(root: Path, name: str = "notes") -> Iterator[Corpus]:
+def open_corpus(root: Location, name: str = "notes") -> Iterator[Corpus]:
     corpus = Corpus.open(root, name)
     try:
         yield corpus
@@ -38,9 +44,9 @@ def open_corpus(root: Path, name: str = "notes") -> Iterator[Corpus]:
 
 
 @pytest.fixture
-def corpus(corpora: Path, words: Embedder) -> Iterator[Corpus]:
+def corpus(location: Location, words: Embedder) -> Iterator[Corpus]:
     """An empty corpus named `notes`."""
-    corpus = Corpus.create(corpora, "notes", words, _TOKENIZER)
+    corpus = Corpus.create(location, "notes", words, _TOKENIZER)
     yield corpus
     corpus.close()
 
@@ -59,8 +65,16 @@ def use_early_index(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
         monkeypatch.setattr(Index, "build", functools.partial(Index.build, flat_limit=3))
 
 
-def index_folders(corpora: Path) -> list[str]:
-    return sorted(path.name for path in (corpora / "notes").glob("index-*"))
+@pytest.fixture
+def sqlite_corpus(corpora: Path, words: Embedder) -> Iterator[Corpus]:
+    """An empty corpus named `notes` in a folder."""
+    corpus = Corpus.create(corpora, "notes", words, _TOKENIZER)
+    yield corpus
+    corpus.close()
+
+
+def index_folders(corpus: Corpus) -> list[str]:
+    return sorted(path.name for path in corpus.folder.glob("index-*"))
 
 
 def test_what_was_added_is_found_with_its_provenance(corpus: Corpus, words: Embedder) -> None:
@@ -155,12 +169,14 @@ def test_a_failed_addition_does_not_change_the_corpus(corpus: Corpus, words: Emb
     assert corpus.counts() == (2, 2)
 
 
-def test_a_reopened_corpus_is_unchanged(corpora: Path, corpus: Corpus, words: Embedder) -> None:
+def test_a_reopened_corpus_is_unchanged(
+    location: Location, corpus: Corpus, words: Embedder
+) -> None:
     add(corpus, words, "a", "one", "two")
     documents, near = corpus.documents(), texts_near(corpus, words, "two")
     corpus.close()
 
-    with open_corpus(corpora) as again:
+    with open_corpus(location) as again:
         again.check(words, _TOKENIZER)
         assert again.documents() == documents
         assert texts_near(again, words, "two") == near
@@ -168,22 +184,22 @@ def test_a_reopened_corpus_is_unchanged(corpora: Path, corpus: Corpus, words: Em
 
 
 def test_creating_an_existing_corpus_opens_it(
-    corpora: Path, corpus: Corpus, words: Embedder
+    location: Location, corpus: Corpus, words: Embedder
 ) -> None:
     add(corpus, words, "a", "one")
 
-    again = Corpus.create(corpora, "notes", words, _TOKENIZER)
+    again = Corpus.create(location, "notes", words, _TOKENIZER)
 
     assert again.counts() == (1, 1)
     again.close()
 
 
 def test_another_embedder_is_refused(
-    corpora: Path, corpus: Corpus, words: Embedder, other_words: Embedder
+    location: Location, corpus: Corpus, words: Embedder, other_words: Embedder
 ) -> None:
     for attempt in (
         lambda: corpus.check(other_words),
-        lambda: Corpus.create(corpora, "notes", other_words, _TOKENIZER),
+        lambda: Corpus.create(location, "notes", other_words, _TOKENIZER),
     ):
         with pytest.raises(
             CorpusError,
@@ -194,9 +210,11 @@ def test_another_embedder_is_refused(
     corpus.check(words)
 
 
-def test_errors_do_not_reveal_the_folder_of_an_embedder(corpora: Path, words: Embedder) -> None:
+def test_errors_do_not_reveal_the_folder_of_an_embedder(
+    location: Location, words: Embedder
+) -> None:
     words.name = "/srv/models/mine"
-    corpus = Corpus.create(corpora, "notes", words, _TOKENIZER)
+    corpus = Corpus.create(location, "notes", words, _TOKENIZER)
 
     words.name = "org/mine"
     with pytest.raises(
@@ -206,11 +224,11 @@ def test_errors_do_not_reveal_the_folder_of_an_embedder(corpora: Path, words: Em
     corpus.close()
 
 
-def test_another_tokenizer_is_refused(corpora: Path, corpus: Corpus, words: Embedder) -> None:
+def test_another_tokenizer_is_refused(location: Location, corpus: Corpus, words: Embedder) -> None:
     for attempt in (
         lambda: corpus.check(words, "other"),
         lambda: corpus.check_tokenizer("other"),
-        lambda: Corpus.create(corpora, "notes", words, "other"),
+        lambda: Corpus.create(location, "notes", words, "other"),
     ):
         with pytest.raises(
             CorpusError, match="'notes' contains tokens of another model's tokenizer: serve that"
@@ -235,33 +253,33 @@ def test_an_invalid_name_is_refused_without_creating_a_folder(
 
 
 @pytest.mark.parametrize("name", ["a", "0", "Py-3.11_x", "x" * 64])
-def test_valid_names_are_accepted(corpora: Path, words: Embedder, name: str) -> None:
-    Corpus.create(corpora, name, words, _TOKENIZER).close()
+def test_valid_names_are_accepted(location: Location, words: Embedder, name: str) -> None:
+    Corpus.create(location, name, words, _TOKENIZER).close()
 
-    assert list_corpora(corpora) == [name]
+    assert list_corpora(location) == [name]
 
 
 def test_the_error_for_a_missing_corpus_lists_the_existing_ones(
-    corpora: Path, words: Embedder
+    location: Location, words: Embedder
 ) -> None:
     with pytest.raises(CorpusNotFoundError, match=r"no corpus 'x' \(existing corpora: none yet\)"):
-        Corpus.open(corpora, "x")
+        Corpus.open(location, "x")
     for name in ("b", "a"):
-        Corpus.create(corpora, name, words, _TOKENIZER).close()
+        Corpus.create(location, name, words, _TOKENIZER).close()
 
     with pytest.raises(
         CorpusNotFoundError,
         match=r"no corpus 'x' \(existing corpora: a, b\); create one with `mayfly corpus add`",
     ):
-        Corpus.open(corpora, "x")
+        Corpus.open(location, "x")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000], ids=["never finished", "garbage"])
 def test_a_damaged_or_incomplete_corpus_is_refused(
-    corpora: Path, corpus: Corpus, content: bytes
+    corpora: Path, sqlite_corpus: Corpus, content: bytes
 ) -> None:
     # test_sqlite_store tests other kinds of damage.
-    corpus.close()
+    sqlite_corpus.close()
     (corpora / "notes" / "corpus.db").write_bytes(content)
 
     with pytest.raises(CorpusError, match="corpus 'notes' is damaged") as refusal:
@@ -283,15 +301,15 @@ def test_an_interrupted_creation_can_be_repeated(corpora: Path, words: Embedder)
     corpus.close()
 
 
-def test_a_removed_corpus_leaves_nothing(corpora: Path, corpus: Corpus) -> None:
+def test_a_removed_corpus_leaves_nothing(location: Location, corpus: Corpus) -> None:
     corpus.remove()
 
-    assert list_corpora(corpora) == []
-    assert not (corpora / "notes").exists()
+    assert list_corpora(location) == []
+    assert not corpus.folder.exists()
 
 
 def test_a_corpus_is_removed_although_a_reader_deletes_a_file_meanwhile(
-    corpora: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+    corpora: Path, sqlite_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = os.unlink
 
@@ -303,21 +321,21 @@ def test_a_corpus_is_removed_although_a_reader_deletes_a_file_meanwhile(
 
     (corpora / "notes" / "calibration.json").touch()
     monkeypatch.setattr(os, "unlink", unlink_late)
-    corpus.remove()
+    sqlite_corpus.remove()
 
     assert list_corpora(corpora) == []
     assert not (corpora / "notes").exists()
 
 
 def test_an_open_corpus_that_was_replaced_raises_an_error(
-    corpora: Path, corpus: Corpus, words: Embedder
+    location: Location, corpus: Corpus, words: Embedder
 ) -> None:
     # Arrange: another process removes and recreates a corpus that is open here.
     add(corpus, words, "a", "one")
     texts_near(corpus, words, "one")
-    with open_corpus(corpora) as other:
+    with open_corpus(location) as other:
         other.remove()
-    made_again = Corpus.create(corpora, "notes", words, _TOKENIZER)
+    made_again = Corpus.create(location, "notes", words, _TOKENIZER)
     add(made_again, words, "b", "two")
 
     for use in (
@@ -330,7 +348,7 @@ def test_an_open_corpus_that_was_replaced_raises_an_error(
     corpus.close()
     made_again.close()
 
-    with open_corpus(corpora) as later:
+    with open_corpus(location) as later:
         assert texts_near(later, words, "two") == ["two"]
 
 
@@ -355,14 +373,14 @@ def test_a_filter_selects_documents_by_their_metadata(corpus: Corpus, words: Emb
     "damage", ["no manifest", "no folder", "damaged", "no object", "another corpus's"]
 )
 def test_an_unusable_index_is_rebuilt(
-    corpora: Path, corpus: Corpus, words: Embedder, damage: str, early_index: str
+    location: Location, corpus: Corpus, words: Embedder, damage: str, early_index: str
 ) -> None:
     # Arrange: a corpus whose index on disk is missing, damaged, or another corpus's.
     texts = ("one", "two", "three", "four", "five")
     add(corpus, words, "a", *texts)
     corpus.build_index()
-    manifest = corpora / "notes" / "index.json"
-    (index,) = (corpora / "notes" / name for name in index_folders(corpora))
+    manifest = corpus.folder / "index.json"
+    (index,) = (corpus.folder / name for name in index_folders(corpus))
     if damage == "no manifest":
         manifest.unlink()
     elif damage == "no folder":
@@ -374,24 +392,22 @@ def test_an_unusable_index_is_rebuilt(
     elif damage == "no object":
         manifest.write_text("[]")
     else:
-        other = Corpus.create(corpora, "other", words, _TOKENIZER)
+        other = Corpus.create(location, "other", words, _TOKENIZER)
         add(other, words, "a", "six", "seven", "eight", "nine", "ten")
         other.build_index()
-        shutil.copytree(
-            corpora / "other", corpora / "notes", dirs_exist_ok=True, ignore=_not_the_database
-        )
+        shutil.copytree(other.folder, corpus.folder, dirs_exist_ok=True, ignore=_not_the_database)
         other.close()
 
     # Act: open it as another process would.
-    with open_corpus(corpora) as again:
+    with open_corpus(location) as again:
         assert_equals_brute_force(again, words, {"a": Document(texts)}, "two")
 
-    (built,) = index_folders(corpora)
+    (built,) = index_folders(corpus)
     assert built != index.name
     # The next process uses the rebuilt index.
-    with open_corpus(corpora) as later:
+    with open_corpus(location) as later:
         assert_equals_brute_force(later, words, {"a": Document(texts)}, "two", k=2)
-    assert index_folders(corpora) == [built]
+    assert index_folders(corpus) == [built]
 
 
 def _not_the_database(_folder: str, names: list[str]) -> list[str]:
@@ -399,12 +415,12 @@ def _not_the_database(_folder: str, names: list[str]) -> list[str]:
 
 
 def test_an_index_newer_than_a_restored_backup_is_not_used(
-    corpora: Path, corpus: Corpus, words: Embedder, early_index: str
+    corpora: Path, sqlite_corpus: Corpus, words: Embedder, early_index: str
 ) -> None:
     # Arrange: the database is restored from a backup, the index is newer.
     texts = ("one", "two", "three", "four", "five")
-    add(corpus, words, "a", *texts)
-    corpus.close()
+    add(sqlite_corpus, words, "a", *texts)
+    sqlite_corpus.close()
     backup = (corpora / "notes" / "corpus.db").read_bytes()
     with open_corpus(corpora) as later:
         add(later, words, "b", "six", "seven", "eight", "nine", "ten")
@@ -417,7 +433,7 @@ def test_an_index_newer_than_a_restored_backup_is_not_used(
 
 
 def test_two_readers_build_the_index_once(
-    corpora: Path, corpus: Corpus, words: Embedder, monkeypatch: pytest.MonkeyPatch
+    location: Location, corpus: Corpus, words: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Arrange: another reader starts when this one has written a file of the index, which is not in
     # place yet.
@@ -427,7 +443,7 @@ def test_two_readers_build_the_index_once(
     waited: list[bool] = []
 
     def read() -> None:
-        with open_corpus(corpora) as other:
+        with open_corpus(location) as other:
             seen.append(texts_near(other, words, "two"))
 
     reader = threading.Thread(target=read)
@@ -442,36 +458,36 @@ def test_two_readers_build_the_index_once(
     monkeypatch.setattr(os, "fsync", slow_fsync)
 
     near = texts_near(corpus, words, "two")
-    built = index_folders(corpora)
+    built = index_folders(corpus)
     reader.join()
 
     assert [near] == seen == [["two", "one"]]
     assert waited == [True]
-    assert index_folders(corpora) == built
+    assert index_folders(corpus) == built
 
 
 def test_a_second_reader_uses_the_index_on_disk(
-    corpora: Path, corpus: Corpus, words: Embedder
+    location: Location, corpus: Corpus, words: Embedder
 ) -> None:
     add(corpus, words, "a", "one")
     corpus.build_index()
-    built = index_folders(corpora)
+    built = index_folders(corpus)
 
-    with open_corpus(corpora) as again:
+    with open_corpus(location) as again:
         assert texts_near(again, words, "one") == ["one"]
 
-    assert index_folders(corpora) == built
+    assert index_folders(corpus) == built
 
 
 def test_an_index_is_rebuilt_after_many_changes_and_readers_load_it(
-    corpora: Path, corpus: Corpus, words: Embedder, early_index: str
+    location: Location, corpus: Corpus, words: Embedder, early_index: str
 ) -> None:
     # Arrange: a reader with the index of the first four sequences.
     model = {"a": Document(("one", "two", "three", "four"))}
     add(corpus, words, "a", *model["a"].texts)
     corpus.build_index()
-    first = index_folders(corpora)
-    with open_corpus(corpora) as reader:
+    first = index_folders(corpus)
+    with open_corpus(location) as reader:
         assert_equals_brute_force(reader, words, model, "one")
 
         # Act: few changes are searched beside the index; after more, the index is rebuilt and its
@@ -479,7 +495,7 @@ def test_an_index_is_rebuilt_after_many_changes_and_readers_load_it(
         model["b"] = Document(("five", "six"))
         add(corpus, words, "b", *model["b"].texts)
         corpus.build_index()
-        assert index_folders(corpora) == first
+        assert index_folders(corpus) == first
         assert_equals_brute_force(reader, words, model, "six")
 
         model["c"] = Document(("seven", "eight", "nine"))
@@ -487,21 +503,21 @@ def test_an_index_is_rebuilt_after_many_changes_and_readers_load_it(
         add(corpus, words, "c", *model["c"].texts)
         corpus.delete("a")
         corpus.build_index()
-        second = index_folders(corpora)
+        second = index_folders(corpus)
 
         assert len(second) == 1
         assert second != first
         assert_equals_brute_force(reader, words, model, "nine")
         add(corpus, words, "d", "ten")
         assert_equals_brute_force(reader, words, {**model, "d": Document(("ten",))}, "ten", k=1)
-    assert index_folders(corpora) == second
+    assert index_folders(corpus) == second
 
 
 def test_a_reader_sees_what_another_process_added(
-    corpora: Path, corpus: Corpus, words: Embedder
+    location: Location, corpus: Corpus, words: Embedder
 ) -> None:
     add(corpus, words, "a", "one")
-    with open_corpus(corpora) as reader:
+    with open_corpus(location) as reader:
         assert texts_near(reader, words, "two") == ["one"]
 
         add(corpus, words, "b", "two")
@@ -513,7 +529,7 @@ def test_a_reader_sees_what_another_process_added(
     "filter", [None, {"type": "eq", "key": "group", "value": 0}], ids=["all", "filtered"]
 )
 def test_a_reader_never_sees_half_a_document(
-    corpora: Path,
+    location: Location,
     corpus: Corpus,
     words: Embedder,
     filter: dict[str, object] | None,
@@ -525,7 +541,7 @@ def test_a_reader_never_sees_half_a_document(
     add(corpus, words, "a", *versions[0])
 
     def write() -> None:
-        with open_corpus(corpora) as writer:
+        with open_corpus(location) as writer:
             for number, version in enumerate(versions[1:]):
                 add(writer, words, "a", *version)
                 if number % 7 == 0:
@@ -562,18 +578,15 @@ _groups = st.integers(0, 2)
 
 
 class TwoProcesses(RuleBasedStateMachine):
-    """A writer and a reader of one folder, compared with a dict of its documents.
+    """A writer and a reader of one corpus, compared with a dict of its documents.
 
     Few words and dimensions make many sequences equal or opposite.
     """
 
-    kind = "flat"
+    root: Location
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        use_early_index(self.patch, self.kind)
-        self.root = Path(tempfile.mkdtemp())
         self.embedder: Embedder = WordEmbedder(dimension=3)
         self.model: dict[str, Document] = {}
         self.ids: dict[str, int] = {}
@@ -637,20 +650,15 @@ class TwoProcesses(RuleBasedStateMachine):
                 assert corpus.counts() == (len(expected), sum(count for _, count, _ in expected))
 
     def teardown(self) -> None:
-        self.patch.undo()
-        self.writer.close()
+        self.writer.remove()
         self.reader.close()
-        shutil.rmtree(self.root)
 
 
-class TwoProcessesWithLists(TwoProcesses):
-    """The same, with inverted lists from four sequences on."""
+def test_two_processes_see_the_same_documents(location: Location, early_index: str) -> None:
+    class Here(TwoProcesses):
+        root = location
 
-    kind = "lists"
-
-
-_bounded = settings(max_examples=30, stateful_step_count=30, deadline=None)
-TwoProcesses.TestCase.settings = _bounded
-TwoProcessesWithLists.TestCase.settings = _bounded
-TestTwoProcesses = TwoProcesses.TestCase
-TestTwoProcessesWithLists = TwoProcessesWithLists.TestCase
+    examples = 30 if isinstance(location, Path) else 10
+    run_state_machine_as_test(
+        Here, settings=settings(max_examples=examples, stateful_step_count=30, deadline=None)
+    )

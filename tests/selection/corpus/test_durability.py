@@ -28,7 +28,7 @@ from selection.corpus.index_files import CorpusVersion
 from selection.corpus.sqlite_store import CorpusError
 from selection.embedding import Embedder, Embeddings
 from tests.conftest import WordEmbedder
-from tests.selection.brute_force import Document, add, assert_equals_brute_force
+from tests.selection.brute_force import Document, add, assert_equals_brute_force, database_of
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _TOKENIZER = "0123456789abcdef"
@@ -397,11 +397,12 @@ def test_a_full_disk_does_not_change_the_corpus(
             with no_file_beyond(100_000), refused:
                 change(corpus, words)
         else:
-            ((pages,),) = corpus._store.database.execute("PRAGMA page_count")
-            corpus._store.database.execute(f"PRAGMA max_page_count = {pages + 10}")
+            database = database_of(corpus)
+            ((pages,),) = database.execute("PRAGMA page_count")
+            database.execute(f"PRAGMA max_page_count = {pages + 10}")
             with refused:
                 change(corpus, words)
-            corpus._store.database.execute("PRAGMA max_page_count = 1000000")
+            database.execute("PRAGMA max_page_count = 1000000")
 
         # Nothing has changed, here and for other processes; with free space, it can be changed.
         for either in (corpus, reader):
@@ -414,7 +415,7 @@ def test_a_full_disk_does_not_change_the_corpus(
                 either, words, {**_MODEL, "after": Document(("word3 again",))}, "word3", k=5
             )
     with open_corpus(filled) as later:
-        assert later._store.database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert database_of(later).execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert_equals_brute_force(
             later, words, {**_MODEL, "after": Document(("word3 again",))}, "word3"
         )

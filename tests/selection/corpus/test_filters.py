@@ -22,7 +22,7 @@ _OPERATORS: dict[str, Any] = {
     "lt": operator.lt,
     "lte": operator.le,
 }
-_ODD = [
+ODD = [
     "",
     " ",
     "a",
@@ -80,7 +80,7 @@ def passes(filter: Filter, metadata: Metadata) -> bool:
 
 
 # SQLite ends a string of JSON at U+0000, and lone surrogates are no Unicode text.
-_TEXTS = st.sampled_from(_ODD) | st.text(
+_TEXTS = st.sampled_from(ODD) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=4
 )
 _NUMBERS = (
@@ -91,7 +91,7 @@ _NUMBERS = (
 )
 _SCALARS = st.booleans() | _NUMBERS | _TEXTS
 _KEYS = st.sampled_from(["a", "b", "a.b", "$.a", "'", '"', ""]) | _TEXTS
-_METADATA = st.dictionaries(_KEYS, _SCALARS, max_size=4)
+METADATA = st.dictionaries(_KEYS, _SCALARS, max_size=4)
 _LEAVES = (
     st.fixed_dictionaries({"type": st.sampled_from(["eq", "ne"]), "key": _KEYS, "value": _SCALARS})
     | st.fixed_dictionaries(
@@ -109,7 +109,7 @@ _LEAVES = (
         }
     )
 )
-_FILTERS = st.recursive(
+FILTERS = st.recursive(
     _LEAVES,
     lambda parts: st.fixed_dictionaries(
         {"type": st.sampled_from(["and", "or"]), "filters": st.lists(parts, min_size=1, max_size=3)}
@@ -119,7 +119,7 @@ _FILTERS = st.recursive(
 
 
 @_MANY
-@given(_FILTERS, st.lists(_METADATA, max_size=5))
+@given(FILTERS, st.lists(METADATA, max_size=5))
 def test_sqlite_finds_what_python_finds(filter: Filter, documents: list[Metadata]) -> None:
     expected = [i for i, metadata in enumerate(documents) if passes(filter, metadata)]
 
@@ -184,7 +184,7 @@ def test_a_filter_finds(filter: Filter, expected: list[str]) -> None:
     assert [list(documents)[i] for i in positions] == expected
 
 
-@pytest.mark.parametrize("odd", _ODD)
+@pytest.mark.parametrize("odd", ODD)
 def test_unusual_keys_and_values_match_only_themselves(odd: str) -> None:
     documents: list[Metadata] = [{odd: "x"}, {"key": odd}, {"key": "x"}, {f"{odd}!": "x"}]
 

@@ -12,6 +12,7 @@ from selection.corpus.pool import CorpusPool
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from selection.errors import CorpusError, CorpusNotFoundError
+from selection.location import Location
 
 
 def test_a_corpus_stays_open_under_all_its_names(corpora: Path, words: Embedder) -> None:
@@ -41,6 +42,27 @@ def test_a_corpus_removed_and_created_again_is_reopened(corpora: Path, words: Em
             assert [each.source.text for each in corpus.read(ids.tolist()).values()] == [text]
         created.close()
         shutil.rmtree(corpora / "notes")
+    with pytest.raises(CorpusNotFoundError), pool.open("notes"):
+        pass
+    pool.close()
+
+
+def test_a_removed_corpus_is_closed_though_only_others_are_opened(
+    location: Location, words: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selection.corpus.pool._LOOK_SECONDS", 0.0)
+    for name in ("notes", "others"):
+        Corpus.create(location, name, words, "t").close()
+    pool = CorpusPool(location, words, "t")
+    for name in ("notes", "others"):
+        with pool.open(name):
+            pass
+
+    Corpus.open(location, "notes").remove()
+    with pool.open("others"):
+        pass
+
+    assert [entry.corpus.name for entry in pool._entries] == ["others"]
     with pytest.raises(CorpusNotFoundError), pool.open("notes"):
         pass
     pool.close()

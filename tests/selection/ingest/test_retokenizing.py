@@ -23,6 +23,8 @@ from selection.errors import CorpusError
 from selection.ingest.chunking import Chunking, tokenizer_digest
 from selection.ingest.ingest import Document, ingest
 from selection.ingest.retokenizing import retokenize
+from selection.location import Location
+from tests.selection.locations import in_a_folder
 
 _REPOSITORY = Path(__file__).parents[3]
 _CONTEXT = 512
@@ -33,6 +35,12 @@ _DOCUMENTS = [
     )
     for topic in ("Whales", "Trains", "Bees", "漢字")
 ]
+
+
+@pytest.fixture
+def corpora(location: Location) -> Location:
+    """Every place where corpora can be."""
+    return location
 
 
 @pytest.fixture
@@ -192,6 +200,7 @@ def test_a_corpus_of_hidden_states_is_refused(corpora: Path, words: Embedder, ot
     made.close()
 
 
+@in_a_folder
 def test_shards_stay_valid(
     corpora: Path, corpus: Corpus, words: Embedder, tokenizer: Any, other: Any
 ) -> None:
@@ -244,6 +253,7 @@ retokenize(Corpus.open(Path(sys.argv[1]), "notes"), Slow(), 512, wait)
 """
 
 
+@in_a_folder
 def test_a_killed_run_leaves_the_corpus_as_it_was(
     corpora: Path, corpus: Corpus, words: Embedder, tokenizer: Any
 ) -> None:

@@ -23,7 +23,9 @@ from selection.errors import LibraryError
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest, Page, PageRequest, page_of_files
+from selection.location import Location
 from tests.selection.library_helpers import CATS, PausableEmbedder
+from tests.selection.locations import in_a_folder
 
 _BOTH = pytest.mark.parametrize("order", ["asc", "desc"])
 _DIRECTIONS = pytest.mark.parametrize("direction", ["after", "before"])
@@ -41,6 +43,12 @@ _INVALID = (
     "\ud800",
     "1",
 )
+
+
+@pytest.fixture
+def corpora(location: Location) -> Location:
+    """Every place where corpora can be."""
+    return location
 
 
 def walk(
@@ -240,6 +248,7 @@ def test_an_id_contains_the_creation_time(library: Library) -> None:
     assert len({new_id("vs_") for _ in range(1000)}) == 1000
 
 
+@in_a_folder
 def test_deleted_objects_of_earlier_versions_remain_valid_cursors(
     library: Library, corpora: Path
 ) -> None:

@@ -10,21 +10,27 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
+from psycopg import sql
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import list_corpora
 from selection.embedding import Embedder
 from selection.errors import MissingError
 from selection.ingest import chunking
-from selection.library import ingest_worker
+from selection.library import ingest_queue, ingest_worker
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
+from selection.location import DatabaseLocation
 from selection.threaded_embedder import ThreadedEmbedder
+from tests import postgres_server
+from tests.selection.brute_force import database_of
 from tests.selection.library_helpers import (
     ALL,
     CATS,
@@ -65,7 +71,7 @@ def test_files_of_an_inactive_process_are_taken_over(
     words: Embedder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ingest_worker, "_TAKEOVER_SECONDS", 0.05)
+    monkeypatch.setattr(ingest_queue, "_TAKEOVER_SECONDS", 0.05)
     embedder = PausableEmbedder(words)
     inactive, active = open_library(embedder), open_library(words)
     inactive.create_store("notes")
@@ -156,8 +162,8 @@ def test_obsolete_names_of_rows_are_removed_at_the_next_ingestion(
     file = attach_and_wait(library, "notes", "rows.jsonl", rows)
     name = f"{file}/rows.jsonl"
     corpus = Corpus.open(corpora, "notes")
-    with corpus._store.database.writing():
-        corpus._store.database.execute(
+    with database_of(corpus).writing():
+        database_of(corpus).execute(
             "UPDATE documents SET name = ? WHERE name = ?", (f"{name}#two", f'{name}#"2"')
         )
     corpus.close()
@@ -438,3 +444,161 @@ def test_a_file_interrupted_repeatedly_by_kill_9_is_ingested_in_the_end(
     }
     assert len(library.texts("notes", file)) == 500
     assert library.content(file).count(b"\n") == 499
+
+
+def test_any_server_of_a_database_ingests_a_file_and_only_one_does(
+    postgres: DatabaseLocation, words: Embedder, tokenizer: Any, tmp_path: Path
+) -> None:
+    pausable = PausableEmbedder(words)
+    busy = Library(postgres, ThreadedEmbedder(lambda: pausable), tokenizer, tmp_path / "files")
+    busy.create_store("notes")
+    with pausable.paused():
+        first, second = (busy.upload(f"{n}.md", CATS.encode()).id for n in range(2))
+        busy.attach("notes", AttachmentRequest(first))
+        assert pausable.waiting.wait(30)
+        busy.attach("notes", AttachmentRequest(second))
+        # Another server, on another machine.
+        other = Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path / "others")
+
+        assert wait_until_ingested(other, "notes", second).status == "completed"
+        third = attach_and_wait(other, "notes", "ships.md", SHIPS)
+        # The other server leaves the file alone that this one has begun.
+        assert other.file("notes", first).file.status == "in_progress"
+        assert busy.content(third) == SHIPS.encode()
+    assert wait_until_ingested(other, "notes", first).status == "completed"
+    assert set(documents(postgres, "notes")) == {
+        f"{first}/0.md",
+        f"{second}/1.md",
+        f"{third}/ships.md",
+    }
+    other.close()
+    busy.close()
+
+
+def test_a_file_attached_again_meanwhile_waits_for_its_first_ingestion(
+    postgres: DatabaseLocation, words: Embedder, tokenizer: Any, tmp_path: Path
+) -> None:
+    pausable = PausableEmbedder(words)
+    busy = Library(postgres, ThreadedEmbedder(lambda: pausable), tokenizer, tmp_path / "files")
+    busy.create_store("notes")
+    with pausable.paused():
+        file = busy.upload("cats.md", CATS.encode()).id
+        busy.attach("notes", AttachmentRequest(file, {"version": 1}))
+        assert pausable.waiting.wait(30)
+        other = Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path / "others")
+        other.attach("notes", AttachmentRequest(file, {"version": 2}))
+        attach_and_wait(other, "notes", "ships.md", SHIPS)
+        assert other.file("notes", file).file.status == "in_progress"
+
+    wait_until_ingested(other, "notes", file)
+    assert documents(postgres, "notes")[f"{file}/cats.md"] == {"version": 2}
+    other.close()
+    busy.close()
+
+
+_KILLED_BESIDE_A_DATABASE = (
+    _KILLED.replace(
+        "root = Path(sys.argv[1])",
+        "from selection.location import DatabaseLocation\n"
+        "root = DatabaseLocation(sys.argv[1], Path(sys.argv[3]) / 'cache')",
+    )
+    .replace('root.parent / "files"', 'Path(sys.argv[3]) / "files"')
+    .replace("if not list(root.iterdir()):", "if sys.argv[4] == 'first':")
+)
+
+
+def test_the_file_of_a_killed_server_is_taken_by_another(
+    postgres: DatabaseLocation, words: Embedder, tokenizer: Any, nano: str, tmp_path: Path
+) -> None:
+    for number, turn in enumerate(["first", "second", "third"]):
+        arguments = [postgres.url, nano, str(tmp_path / turn), turn]
+        child = subprocess.Popen(
+            [sys.executable, "-c", _KILLED_BESIDE_A_DATABASE, *arguments],
+            cwd=_REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        for _ in range(10 + number):
+            assert child.stdout.readline() == "embedding\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    before = len(documents(postgres, "notes"))
+
+    library = Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path / "fourth")
+    (file,) = [each.file.id for each in library.files("notes", ALL).items]
+    done = wait_until_ingested(library, "notes", file)
+
+    assert 0 < before < 500
+    assert done.status == "completed"
+    assert documents(postgres, "notes") == {
+        f"{file}/rows.jsonl#{i}": {"of": "rows"} for i in range(1, 501)
+    }
+    library.close()
+
+
+def test_a_file_that_fails_unexpectedly_is_left_to_other_servers(
+    postgres: DatabaseLocation,
+    words: Embedder,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    library = Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path / "files")
+    library.create_store("notes")
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "selection.corpus.postgres.attachments.Attachments.finish",
+            lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")),
+        )
+        file = library.upload("cats.md", CATS.encode()).id
+        library.attach("notes", AttachmentRequest(file))
+        for _ in range(600):
+            if "failed unexpectedly and stays in progress" in caplog.text:
+                break
+            time.sleep(0.05)
+    attach_and_wait(library, "notes", "ships.md", SHIPS)
+    assert library.file("notes", file).file.status == "in_progress"
+
+    other = Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path / "others")
+    assert wait_until_ingested(other, "notes", file).status == "completed"
+    assert caplog.text.count("failed unexpectedly") == 1
+    other.close()
+    library.close()
+
+
+def test_a_file_is_ingested_once_its_database_is_back(
+    postgres: DatabaseLocation,
+    words: Embedder,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ingest_worker, "_RETRY_SECONDS", 0.1)
+    pausable = PausableEmbedder(words)
+    library = Library(postgres, ThreadedEmbedder(lambda: pausable), tokenizer, tmp_path / "files")
+    library.create_store("notes")
+    with postgres_server.administrator(postgres.url) as (admin, name):
+        with pausable.paused():
+            file = library.upload("cats.md", CATS.encode()).id
+            library.attach("notes", AttachmentRequest(file))
+            assert pausable.waiting.wait(30)
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (urlsplit(postgres.url).path[1:],),
+            )
+        try:
+            for _ in range(600):
+                if "is ingested later: the corpora's database cannot be reached" in caplog.text:
+                    break
+                time.sleep(0.05)
+            assert "is ingested later: the corpora's database cannot be reached" in caplog.text
+        finally:
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+
+    assert wait_until_ingested(library, "notes", file).status == "completed"
+    library.close()

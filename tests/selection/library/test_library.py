@@ -24,6 +24,7 @@ from selection.errors import LibraryError, MissingError
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
+from selection.location import Location
 from tests.selection.library_helpers import (
     ALL,
     CATS,
@@ -34,6 +35,13 @@ from tests.selection.library_helpers import (
     long_text,
     wait_until_ingested,
 )
+from tests.selection.locations import in_a_folder
+
+
+@pytest.fixture
+def corpora(location: Location) -> Location:
+    """Every place where corpora can be."""
+    return location
 
 
 @pytest.fixture
@@ -118,7 +126,9 @@ def test_a_reembedding_does_not_change_the_id(
     assert library.stores(ALL).items[0].created == before.created
 
 
-def test_any_name_is_accepted_as_display_name(library: Library, corpora: Path) -> None:
+def test_any_name_is_accepted_as_display_name(
+    library: Library, corpora: Path, tmp_path: Path
+) -> None:
     first, second = library.create_store("notes"), library.create_store("notes")
     free, nameless = library.create_store("Fragen & Antworten ü/../x"), library.create_store()
     like_an_id = library.create_store(first.id)
@@ -135,7 +145,7 @@ def test_any_name_is_accepted_as_display_name(library: Library, corpora: Path) -
     assert library.store("notes").id == first.id
     assert library.store("Fragen & Antworten ü/../x").id == free.id
     assert library.store(first.id).id == first.id
-    assert sorted(os.listdir(corpora.parent)) == ["corpora", "files"]
+    assert {*os.listdir(tmp_path)} <= {"corpora", "files", "cache"}
 
 
 def test_an_ambiguous_display_name_is_refused(library: Library, corpora: Path) -> None:
@@ -196,6 +206,7 @@ def test_a_corpus_of_another_embedder_is_only_listed(
         assert library.files(store, ALL).items == ()
 
 
+@in_a_folder
 def test_a_damaged_corpus_does_not_hide_the_others(library: Library, corpora: Path) -> None:
     library.create_store("sound")
     (corpora / "damaged").mkdir()
@@ -207,6 +218,7 @@ def test_a_damaged_corpus_does_not_hide_the_others(library: Library, corpora: Pa
     assert documents(corpora, "sound") == {}
 
 
+@in_a_folder
 def test_a_full_disk_leaves_nothing_of_a_store(library: Library, corpora: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
@@ -347,7 +359,13 @@ def test_chunks_outside_the_limits_are_refused(library: Library, cut: tuple[int,
     ],
 )
 def test_an_unreadable_file_fails_with_a_reason_and_leaves_nothing(
-    library: Library, corpora: Path, name: str, content: bytes, code: str, message: str
+    library: Library,
+    corpora: Path,
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    code: str,
+    message: str,
 ) -> None:
     library.create_store("notes")
 
@@ -357,7 +375,7 @@ def test_an_unreadable_file_fails_with_a_reason_and_leaves_nothing(
     assert file.problem is not None
     assert file.problem.code == code
     assert message in file.problem.message
-    assert str(corpora.parent) not in file.problem.message
+    assert str(tmp_path) not in file.problem.message
     assert documents(corpora, "notes") == {}
     assert library.store("notes").counts["failed"] == 1
 

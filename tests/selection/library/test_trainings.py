@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selection.access import OPERATOR, Principal
+from selection.corpus.corpus import Corpus
 from selection.corpus.trained.manifest import AdapterStatus, TrainedPart
 from selection.corpus.trained.training import AdapterTraining
+from selection.embedding import Embedder
 from selection.errors import CorpusError, MissingError, ReadOnlyError
 from selection.library.library import Library
+from selection.location import DatabaseLocation, Location
+from selection.threaded_embedder import ThreadedEmbedder
 from tests.selection.library_helpers import (
     CATS,
     SHIPS,
@@ -19,9 +26,16 @@ from tests.selection.library_helpers import (
     long_text,
     wait_until_ingested,
 )
+from tests.selection.locations import in_a_folder
 from tests.selection.trained_helpers import SETTINGS, SHAPE, weights
 
 _REMOVED = "documents that the corpus's adapter has learnt were deleted or replaced"
+
+
+@pytest.fixture
+def corpora(location: Location) -> Location:
+    """Every place where corpora can be."""
+    return location
 
 
 def train(library: Library, store: str) -> AdapterStatus:
@@ -92,6 +106,7 @@ def test_a_file_that_is_added_is_learnt_later(library: Library) -> None:
     assert train(library, store).not_learnt == 0
 
 
+@in_a_folder
 def test_a_store_is_trained_by_its_owner_once_at_a_time(
     open_library: Callable[[], Library],
 ) -> None:
@@ -117,6 +132,28 @@ def test_a_store_is_trained_by_its_owner_once_at_a_time(
     assert other.trainings.begin(store, ann) == store
     other.close()
     assert library.trainings.begin(store, ann) == store
+
+
+def test_a_training_beside_a_database_may_end_in_another_process(
+    postgres: DatabaseLocation, words: Embedder, tokenizer: Any, tmp_path: Path
+) -> None:
+    one, other = (
+        Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path) for _ in range(2)
+    )
+    store = one.create_store("notes").id
+
+    assert one.trainings.begin(store, OPERATOR) == store
+    other.trainings.end(store)
+    assert other.trainings.begin(store, OPERATOR) == store
+
+    with (
+        closing(Corpus.open(postgres, "notes")) as corpus,
+        corpus.training.lock(),
+        pytest.raises(CorpusError, match="is being trained by another process"),
+    ):
+        one.trainings.begin(store, OPERATOR)
+    one.close()
+    other.close()
 
 
 def test_a_store_can_be_deleted_while_it_is_trained(library: Library) -> None:

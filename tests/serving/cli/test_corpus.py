@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from selection.errors import CorpusError
 from selection.ingest.ingest import tokenizer_digest
+from selection.location import DatabaseLocation
 from serving.cli import main as main_module
 from serving.cli.main import main
+from serving.corpus_training.operation import Status, TrainingOperation
+from serving.corpus_training.values import TrainingOptions
 from serving.settings.model_files import load_tokenizer
 from tests.selection.trained_helpers import train
 from tests.serving.commands import Ended, run
@@ -163,3 +168,63 @@ def test_a_sequence_beyond_the_context_of_the_model_is_reported(
     )
     assert corpus.meta()["tokenizer"] == "tokenizer"
     corpus.close()
+
+
+def test_corpora_in_a_database_are_listed_shown_and_removed(
+    postgres: DatabaseLocation, words: Embedder, tmp_path: Path
+) -> None:
+    corpus = Corpus.create(postgres, "notes", words, "tokenizer")
+    corpus.add("doc", "doc", [Chunk(0, "text", (1, 2))], words.embed(["text"]))
+    corpus.close()
+    where = {"MAYFLY_CORPORA": postgres.url, "MAYFLY_HOME": str(tmp_path)}
+
+    listed = run(tmp_path, "corpus", "list", **where)
+    shown = run(tmp_path, "corpus", "show", "notes", **where)
+    forgotten = run(tmp_path, "corpus", "train", "notes", "--forget", **where)
+    removed = run(tmp_path, "corpus", "remove", "notes", "--yes", **where)
+
+    assert listed.out.splitlines()[1].split() == ["notes", "1", "1", "words", "none"]
+    assert shown.out.splitlines()[1].split() == ["1", "doc", "1"]
+    assert forgotten.out == "corpus notes has no adapter any more\n"
+    assert removed.out == "removed corpus notes\n"
+    assert run(tmp_path, "corpus", "list", **where).out.startswith("no corpora in postgresql://")
+    assert not listed.heavy
+
+
+@pytest.mark.parametrize("age", [0.0, 100.0])
+def test_a_corpus_that_a_server_trains_is_left_to_it(
+    postgres: DatabaseLocation, words: Embedder, tmp_path: Path, age: float
+) -> None:
+    with closing(Corpus.create(postgres, "notes", words, "tokenizer")) as corpus:
+        corpus.training.record(
+            TrainingOperation(
+                "notes", time.time(), time.time() - age, TrainingOptions(), Status.IN_PROGRESS
+            ).as_dict()
+        )
+    where = {"MAYFLY_CORPORA": postgres.url, "MAYFLY_HOME": str(tmp_path)}
+
+    ended = run(tmp_path, "corpus", "train", "notes", "--forget", **where)
+
+    if age:
+        assert ended.out == "corpus notes has no adapter any more\n"
+    else:
+        assert ended.status == 1
+        assert "corpus 'notes' is being trained by a server: wait until it has ended" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://me:s3cret@host/db", "--corpora must be a URL of PostgreSQL"),
+        ("postgresql://me:s3cret@host:port/db", "is invalid: write postgresql://USER"),
+        ("postgresql://me:s3cret@127.0.0.1:1/db", "cannot be reached"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_reported_without_its_password(
+    tmp_path: Path, url: str, message: str
+) -> None:
+    ended = run(tmp_path, "corpus", "list", "--corpora", url, "--home", str(tmp_path))
+
+    assert (ended.status, ended.out) == (1, "")
+    assert message in ended.err
+    assert "s3cret" not in ended.err

@@ -16,8 +16,8 @@ from selection.errors import LibraryError, MissingError, ReadOnlyError
 from selection.library.library import Library
 from serving.calls import SerialExecutor
 from serving.corpus_training import trainings as trainings_module
-from serving.corpus_training.operation import Status, TrainingOperation
-from serving.corpus_training.trainings import ABANDONED_SECONDS, CorpusTrainings
+from serving.corpus_training.operation import ABANDONED_SECONDS, Status, TrainingOperation
+from serving.corpus_training.trainings import CorpusTrainings
 from serving.corpus_training.values import TrainingOptions
 from serving.errors import StageFailedError
 from serving.workers.stages import TrainerWorker

@@ -158,7 +158,9 @@ class Backend:
 
     @property
     def corpora(self) -> Path:
-        return self.config.selector.root
+        root = self.config.selector.root
+        assert isinstance(root, Path)
+        return root
 
     def make_corpus(self, name: str) -> str:
         """Make a corpus of one document; return its id."""
@@ -1277,18 +1279,22 @@ async def test_a_plain_adapted_request_runs_through_few_modules_of_serving(
     client: httpx.AsyncClient,
 ) -> None:
     await chat(client, QUESTION)
-    modules = set()
+    recorded: list[set[str]] = []
 
     def record(frame: FrameType, event: str, argument: object) -> None:
         if event == "call" and Path(frame.f_code.co_filename).is_relative_to(_SERVING):
-            modules.add(Path(frame.f_code.co_filename).relative_to(_SERVING).as_posix())
+            recorded[-1].add(Path(frame.f_code.co_filename).relative_to(_SERVING).as_posix())
 
-    sys.setprofile(record)
-    try:
-        answer = await chat(client, QUESTION)
-    finally:
-        sys.setprofile(None)
+    for _ in range(3):
+        recorded.append(set())
+        sys.setprofile(record)
+        try:
+            answer = await chat(client, QUESTION)
+        finally:
+            sys.setprofile(None)
+        assert answer.json()["adaptation"]["adapted"]
 
-    assert answer.json()["adaptation"]["adapted"]
+    # What runs now and then in the background is not a part of every request.
+    modules = set.intersection(*recorded)
     assert "adaptation/pipeline.py" in modules
     assert len(modules) <= 29, "\n".join(sorted(modules))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,13 +16,14 @@ from serving.http.response import ResponseWriter
 from serving.http.routing import Route, RouteTable
 
 
-def admit_operator(route: Route, scope: Scope) -> dict[str, Any]:
+async def admit_operator(route: Route, scope: Scope) -> dict[str, Any]:
     """The state of every request on a server without keys."""
     return {"principal": OPERATOR}
 
 
 def application(
-    routes: Sequence[Route], admit: Callable[[Route, Scope], dict[str, Any]] = admit_operator
+    routes: Sequence[Route],
+    admit: Callable[[Route, Scope], Awaitable[dict[str, Any]]] = admit_operator,
 ) -> ASGIApp:
     """Some routes, and errors in OpenAI's shape, as in the gateway."""
     table = RouteTable(routes, admit)

@@ -35,6 +35,23 @@ def test_a_flag_of_vllm_that_mayfly_sets_is_refused(nano: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corpora": "mysql://me:secret@host/db"}, "--corpora must be a URL of PostgreSQL"),
+        ({"corpora": "/srv/corpora"}, "corpora in a folder are in that of --home"),
+        ({"corpora": "postgresql://h/d", "shards": 2}, "--shards is for corpora in a folder"),
+    ],
+)
+def test_a_database_that_cannot_do_what_is_asked_is_refused(
+    nano: str, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message) as refused:
+        check_settings(Settings(model=nano, home=tmp_path, **options))
+
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     "chosen",
     [{}, {"vllm_flags": ("--enforce-eager",)}, {"tool_call_parser": "hermes"}, {"dtype": "half"}],
 )

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from serving.budget import AUTO, LIMITS
 from serving.cli.main import app
+from serving.cli.serve import effective
 from serving.config import bundled_model
 from serving.settings.hardware import available_cores
 from serving.settings.settings import Settings
@@ -126,3 +127,11 @@ def test_the_command_shows_every_setting_and_its_source_but_no_secret(tmp_path: 
     assert lines["learning-rate"].split() == ["learning-rate", "by", "model", "size", "default"]
     # The budget is shown within the limits.
     assert "steps=20, seconds=20, gain=0.25" in lines["budget"]
+
+
+def test_no_password_of_a_database_is_shown(nano: str, tmp_path: Path) -> None:
+    url = "postgresql://me:s3cret@db.internal/corpora?sslmode=verify-full"
+    settings = Settings(model=nano, home=tmp_path, corpora=url)
+
+    assert effective(settings)["corpora"] == "postgresql://me@db.internal/corpora"
+    assert "s3cret" not in repr(settings.config())

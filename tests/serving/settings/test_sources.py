@@ -217,6 +217,8 @@ def test_the_application_of_a_cluster_needs_keys(
     ("args", "message"),
     [
         ({"api-key": "secret"}, "Ray shows and logs an api-key"),
+        ({"corpora": "postgresql://me:secret@host/db"}, "set MAYFLY_CORPORA in the environment"),
+        ({"corpora": "postgresql://host/db?password=secret"}, "Ray shows and logs a password"),
         ({"steps": 1}, "unknown setting 'steps'"),
         ({"port": 0}, "port"),
         ({"max-seconds": "much"}, "must be a number"),

@@ -18,6 +18,7 @@ from selection.errors import MissingError
 from selection.ingest.ingest import tokenizer_digest
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest, PageRequest
+from selection.location import Location
 from tests.selection.library_helpers import (
     ALL,
     CATS,
@@ -26,6 +27,13 @@ from tests.selection.library_helpers import (
     documents,
     wait_until_ingested,
 )
+from tests.selection.locations import in_a_folder
+
+
+@pytest.fixture
+def corpora(location: Location) -> Location:
+    """Every place where corpora can be."""
+    return location
 
 
 def upload(library: Library, count: int) -> list[str]:
@@ -251,6 +259,7 @@ def old_corpus(corpora: Path, words: Embedder, tokenizer: Any) -> Path:
     return file
 
 
+@in_a_folder
 def test_an_old_corpus_keeps_its_contents_and_gets_its_batches(
     old_corpus: Path, open_library: Callable[..., Library], corpora: Path
 ) -> None:
@@ -282,6 +291,7 @@ def test_an_old_corpus_keeps_its_contents_and_gets_its_batches(
     assert [found.text for found in library.search("notes", ["cat"])] == [CATS]
 
 
+@in_a_folder
 def test_writes_of_an_earlier_version_are_recorded(old_corpus: Path, corpora: Path) -> None:
     """Processes of both versions may use a corpus, while a cluster is being updated."""
     Corpus.open(corpora, "notes").close()

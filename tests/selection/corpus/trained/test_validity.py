@@ -19,15 +19,23 @@ from selection.corpus.trained.division import PART_SIZE
 from selection.corpus.trained.manifest import TrainedPart
 from selection.corpus.trained.merge import merged
 from selection.embedding import Embedder
+from selection.location import Location
 from tests.conftest import WordEmbedder
-from tests.selection.brute_force import add
+from tests.selection.brute_force import add, database_of
+from tests.selection.locations import in_a_folder
 from tests.selection.trained_helpers import SETTINGS, SHAPE, found, refusal, train, weights
 
 _REMOVED = "documents that the corpus's adapter has learnt were deleted or replaced"
 
 
 @pytest.fixture
-def corpus(corpora: Any, words: Embedder) -> Iterator[Corpus]:
+def corpora(location: Location) -> Location:
+    """Every place where corpora can be."""
+    return location
+
+
+@pytest.fixture
+def corpus(corpora: Location, words: Embedder) -> Iterator[Corpus]:
     """A corpus of four documents of two sequences, whose adapter has learnt them."""
     made = Corpus.create(corpora, "notes", words, "tokens")
     for number in range(4):
@@ -40,7 +48,7 @@ def corpus(corpora: Any, words: Embedder) -> Iterator[Corpus]:
 @pytest.fixture
 def reader(corpus: Corpus) -> Iterator[Corpus]:
     """The corpus as a server has it open, which has started from its adapter before."""
-    opened = Corpus.open(corpus.folder.parent, "notes")
+    opened = Corpus.open(corpus._place.parent, "notes")
     found(opened)
     yield opened
     opened.close()
@@ -69,7 +77,7 @@ def test_the_adapter_is_invalid_once_a_learnt_document_is_gone(
         assert str(either.training.status()) == f"not used: {_REMOVED}"
     # It stays invalid, also for a process that opens the corpus later, whatever is added.
     add(corpus, words, "another", "word9")
-    later = Corpus.open(corpus.folder.parent, "notes")
+    later = Corpus.open(corpus._place.parent, "notes")
     assert refusal(later) == refusal(reader) == _REMOVED
     later.close()
 
@@ -178,6 +186,7 @@ def test_files_that_are_being_read_are_a_reason_to_start_fresh(
     assert refusal(reader) is None
 
 
+@in_a_folder
 @pytest.mark.parametrize("text", [None, "word9", "word8"])
 def test_the_adapter_beside_an_older_copy_of_the_database_knows_no_more_than_it(
     corpus: Corpus, words: Embedder, text: str | None
@@ -186,7 +195,7 @@ def test_the_adapter_beside_an_older_copy_of_the_database_knows_no_more_than_it(
     # may have given the ids of the document that it lacks to another one.
     folder = corpus.folder
     with closing(sqlite3.connect(folder.parent / "copy.db")) as copy:
-        corpus._store.database._connection.backup(copy)
+        database_of(corpus)._connection.backup(copy)
     add(corpus, words, "later", "word8")
     train(corpus, seed=2)
     corpus.close()

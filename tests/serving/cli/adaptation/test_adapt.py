@@ -84,7 +84,7 @@ def test_training_starts_from_the_adapter_of_the_corpus(home: Path, tmp_path: Pa
         started = adapt(home, tmp_path / "started", *options)
         code = ("--prompt", "import numpy as np\n\n\ndef mean(values):\n    return np.sum(values)")
         unrelated = adapt(home, tmp_path / "unrelated", *options, *code)
-        (weights,) = (config.selector.root / "notes" / "trained").glob("*.safetensors")
+        (weights,) = (home / "corpora" / "notes" / "trained").glob("*.safetensors")
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)

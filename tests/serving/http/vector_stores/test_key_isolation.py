@@ -91,7 +91,7 @@ def serving(corpora: Path, tokenizer: Any) -> Iterator[Clients]:
     library = Library(corpora, ThreadedEmbedder(lambda: words), tokenizer, corpora.parent / "files")
     keys = Keys([digest("o")], file, Budget(50), Budget(50))
 
-    def admit(route: Route, scope: Scope) -> dict[str, Any]:
+    async def admit(route: Route, scope: Scope) -> dict[str, Any]:
         authorization = dict(scope["headers"])[b"authorization"].decode()
         return {"principal": keys.find(authorization).principal}
 

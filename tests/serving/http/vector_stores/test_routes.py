@@ -13,10 +13,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
+from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import CorpusNotFoundError
 from selection.embedding import Embedder, Embeddings, Prompt
+from selection.errors import CorpusError, CorpusUnavailableError
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest
@@ -25,7 +29,7 @@ from selection.selector import SelectorConfig
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.calls import SerialExecutor
 from serving.http.vector_stores.params import MAX_UPLOAD
-from serving.http.vector_stores.routes import VectorStoreRoutes
+from serving.http.vector_stores.routes import VectorStoreRoutes, handled
 from serving.workers.corpora import CorporaWorker
 from tests.serving.http.web_server import application, serve
 
@@ -875,3 +879,22 @@ def test_a_damaged_corpus_is_500_and_names_no_folder(
     assert answer.json()["error"]["type"] == "server_error"
     assert str(server.corpora.parent) not in answer.text
     assert send("GET", "/vector_stores").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "raised"),
+    [
+        (CorpusUnavailableError("the database is away"), CorpusUnavailableError),
+        (CorpusError("it is damaged"), RuntimeError),
+    ],
+)
+async def test_a_client_learns_that_the_database_is_away_but_not_what_is_damaged(
+    problem: CorpusError, raised: type[Exception]
+) -> None:
+    async def endpoint(request: Request, principal: Principal) -> Response:
+        raise problem
+
+    request = Request({"type": "http", "state": {"principal": OPERATOR}})
+
+    with pytest.raises(raised):
+        await handled(endpoint)(request)

@@ -1,4 +1,4 @@
-"""Uploads: a file exists completely or not at all, and its name never becomes a path."""
+"""Uploads in a folder: a file exists completely or not at all, and its name is never a path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from selection.errors import LibraryError
 from selection.library.library import Library
-from selection.library.uploads import Uploads
+from selection.library.uploads.folder import FolderUploads
 from tests.selection.library_helpers import ALL, CATS, attach_and_wait, documents
 
 
@@ -80,7 +80,7 @@ def test_an_interrupted_upload_is_not_listed_and_is_removed_after_a_day(
 def test_a_damaged_record_does_not_hide_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    uploads = Uploads(tmp_path / "files")
+    uploads = FolderUploads(tmp_path / "files")
     sound, damaged, old = (uploads.add(name, b"text") for name in ("a.txt", "b.txt", "c.txt"))
     (tmp_path / "files" / damaged.id / "record.json").write_text('{"id": ')
     (tmp_path / "files" / old.id / "record.json").write_text('{"id": "c", "colour": "red"}')

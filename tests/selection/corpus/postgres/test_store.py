@@ -1,0 +1,321 @@
+"""The store in PostgreSQL: corpora beside one another, several processes, and lost connections."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from selection.corpus.corpus import Corpus
+from selection.corpus.postgres.store import PostgresStore
+from selection.corpus.sequences import Chunk
+from selection.embedding import Embedder
+from selection.errors import CorpusError, CorpusNotFoundError, CorpusUnavailableError
+from selection.location import DatabaseLocation
+from tests.selection import brute_force
+from tests.selection.brute_force import texts_near
+from tests.selection.corpus.store_helpers import META, add, generation, vectors
+
+_REPOSITORY = Path(__file__).resolve().parents[4]
+_ODD = st.sampled_from(
+    ["'", '"', "\\", "%s", "%(corpus)s", "$1", "?", "a'; DROP TABLE documents; --", "{}", ""]
+) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
+
+
+def store_of(location: DatabaseLocation, name: str = "notes") -> PostgresStore:
+    store = PostgresStore(location / name)
+    store.initialise(META)
+    return store
+
+
+@pytest.fixture
+def store(postgres: DatabaseLocation) -> PostgresStore:
+    """An empty store of four dimensions."""
+    return store_of(postgres)
+
+
+@pytest.fixture
+def admin(postgres: DatabaseLocation) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of somebody else."""
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        yield connection
+
+
+def lose_connections(admin: psycopg.Connection[Any]) -> None:
+    """End every other connection to the database, as a server that restarts does."""
+    admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+
+
+def test_corpora_do_not_see_one_another(store: PostgresStore, postgres: DatabaseLocation) -> None:
+    other = store_of(postgres, "other")
+    add(store, "a", "one", "two", language="de")
+    add(other, "a", "three", language="de")
+
+    assert other.counts() == (1, 1)
+    assert store.read([1, 2, 3]).keys() == {1, 2}
+    assert store.matching({"type": "eq", "key": "language", "value": "de"}).tolist() == [1, 2]
+    assert other.embeddings()[0].tolist() == [1]
+    assert len([*other.token_sequences()]) == 1
+
+    assert other.delete("a")
+    assert (store.counts(), store.removed(0).tolist()) == ((1, 2), [])
+    other.remove()
+    assert store.counts() == (1, 2)
+
+
+def test_a_removed_corpus_leaves_no_row(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    add(store, "a", "one")
+    store.delete("a")
+    add(store, "b", "two")
+
+    store.remove()
+
+    tables = admin.execute(
+        "SELECT table_name FROM information_schema.tables "
+        "WHERE table_schema = 'mayfly' AND table_name <> 'schema_version'"
+    ).fetchall()
+    assert len(tables) > 5
+    assert [admin.execute(f"SELECT * FROM mayfly.{name}").fetchall() for (name,) in tables] == (
+        [[]] * len(tables)
+    )
+
+
+def test_a_removed_store_refuses_reads_and_writes(
+    store: PostgresStore, postgres: DatabaseLocation
+) -> None:
+    add(store, "a", "one")
+    PostgresStore(postgres / "notes").remove()
+    another = store_of(postgres)
+    add(another, "mine", "three")
+    uses: list[Callable[[], object]] = [
+        lambda: add(store, "b", "two"),
+        lambda: store.delete("a"),
+        store.counts,
+        store.meta,
+        store.size,
+        store.documents,
+        lambda: store.read([1]),
+        lambda: store.embeddings(),
+        lambda: store.attachments.is_in_progress("file-" + 24 * "0"),
+    ]
+
+    for use in uses:
+        with pytest.raises(CorpusNotFoundError, match="'notes' was removed in the meantime"):
+            use()
+
+    assert not store.is_in_place
+    assert another.is_in_place
+    assert [entry.name for entry in another.documents()] == ["mine"]
+
+
+def test_the_size_is_that_of_what_is_stored(store: PostgresStore) -> None:
+    add(store, "a", "one", "é")
+    add(store, "b", "three")
+    first = (3 + 2 + 5) + 4 * (3 + 1 + 5) + 3 * 4 * 4
+
+    assert store.size() == first
+    store.delete("b")
+    assert store.size() == first - 5 - 4 * 5 - 4 * 4
+    store.delete("a")
+    assert store.size() == 0
+
+
+def test_writers_follow_one_another(
+    store: PostgresStore, admin: psycopg.Connection[Any], postgres: DatabaseLocation
+) -> None:
+    # Somebody else changes the corpus and does not commit yet.
+    other = PostgresStore(postgres / "notes")
+    writer = threading.Thread(target=add, args=(other, "a", "one"))
+    with admin.transaction():
+        admin.execute("SELECT * FROM mayfly.corpora FOR UPDATE")
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive()
+        assert store.counts() == (0, 0)
+    writer.join(30)
+
+    assert store.counts() == (1, 1)
+
+
+def test_several_processes_add_at_once(store: PostgresStore, postgres: DatabaseLocation) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from selection.corpus.postgres.store import PostgresStore\n"
+        "from selection.location import DatabaseLocation\n"
+        "from tests.selection.corpus.store_helpers import META, add\n"
+        "store = PostgresStore(DatabaseLocation(sys.argv[1], Path(sys.argv[2])) / 'notes')\n"
+        "sys.stdin.readline()\n"
+        "for i in range(20): add(store, f'{sys.argv[3]} {i}', 'one', 'two')\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, postgres.url, str(postgres.cache), str(number)],
+            stdin=subprocess.PIPE,
+            text=True,
+            cwd=_REPOSITORY,
+        )
+        for number in range(3)
+    ]
+
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    # A reader that catches up by the last id misses nothing.
+    seen, newest = 0, 0
+    while any(process.poll() is None for process in processes):
+        ids, _ = store.embeddings(newest)
+        seen, newest = seen + len(ids), max([newest, *ids.tolist()])
+    seen += len(store.embeddings(newest)[0])
+
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert seen == 120
+    assert store.counts() == (60, 120)
+    assert generation(store) == 60
+    assert store.embeddings()[0].tolist() == [*range(1, 121)]
+
+
+def test_lost_connections_are_replaced(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    add(store, "a", "one")
+
+    lose_connections(admin)
+    assert store.counts() == (1, 1)
+
+    def interrupted_read() -> None:
+        with store.reading():
+            lose_connections(admin)
+            store.counts()
+
+    with pytest.raises(CorpusUnavailableError, match="cannot be reached"):
+        interrupted_read()
+    assert add(store, "b", "two") == 2
+    assert store.counts() == (2, 2)
+
+
+def test_many_lost_connections_are_replaced_at_once(
+    store: PostgresStore, admin: psycopg.Connection[Any], postgres: DatabaseLocation
+) -> None:
+    count = 10
+    together = threading.Barrier(count)
+
+    def use_a_connection() -> None:
+        with PostgresStore(postgres / "notes").reading():
+            together.wait(30)
+
+    users = [threading.Thread(target=use_a_connection) for _ in range(count)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(60)
+
+    lose_connections(admin)
+
+    started = time.monotonic()
+    assert store.counts() == (0, 0)
+    assert time.monotonic() - started < 4
+
+
+def test_whether_a_corpus_is_in_place_is_told_while_it_is_read(store: PostgresStore) -> None:
+    for number in range(100):
+        add(store, str(number), "one")
+    with store.reading():
+        rows = store.database.copy(
+            "COPY (SELECT id, text FROM sequences WHERE corpus = %(corpus)s) TO STDOUT"
+        )
+        read = [next(rows)]
+        # As another thread asks that opens the corpus.
+        assert store.is_in_place
+        read += rows
+        assert store.counts() == (100, 100)
+
+    assert b"".join(read).count(b"\n") == 100
+
+
+def test_an_index_of_a_later_state_is_not_used_once_the_database_was_restored(
+    postgres: DatabaseLocation, admin: psycopg.Connection[Any], words: Embedder
+) -> None:
+    with closing(Corpus.create(postgres, "notes", words, "tokens")) as corpus:
+        brute_force.add(corpus, words, "a", "cats purr")
+        before = admin.execute(
+            "SELECT generation, last_document, last_sequence FROM mayfly.corpora"
+        ).fetchone()
+        assert before is not None
+        brute_force.add(corpus, words, "b", "ships sail")
+        assert texts_near(corpus, words, "ships") == ["ships sail", "cats purr"]
+
+        admin.execute("DELETE FROM mayfly.documents WHERE name = 'b'")
+        admin.execute(
+            "UPDATE mayfly.corpora SET generation = %s, last_document = %s, last_sequence = %s",
+            before,
+        )
+
+        assert texts_near(corpus, words, "ships") == ["cats purr"]
+
+
+def test_a_transaction_that_is_interrupted_leaves_no_trace(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    def interrupted_change() -> None:
+        with store.database.writing():
+            store.database.update_meta({"name": "never"})
+            lose_connections(admin)
+
+    with pytest.raises(CorpusUnavailableError, match="a change under way may not have been made"):
+        interrupted_change()
+
+    assert "name" not in store.meta()
+
+
+def test_a_text_that_postgres_cannot_store_is_refused(store: PostgresStore) -> None:
+    with pytest.raises(
+        CorpusError, match=r"corpus 'notes' was not changed: .*cannot store the character U\+0000"
+    ):
+        add(store, "a", "one\0two")
+
+    assert (store.counts(), generation(store)) == ((0, 0), 0)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(name=_ODD, text=_ODD, key=_ODD, value=_ODD, other=_ODD)
+def test_user_input_never_becomes_sql(
+    store: PostgresStore, name: str, text: str, key: str, value: str, other: str
+) -> None:
+    document = store.add(
+        name, other, [Chunk(0, text, (1, 2))], vectors(1), {key: value}, store.meta()["uuid"]
+    )
+
+    assert [(each.name, each.metadata) for each in store.documents()] == [(name, {key: value})]
+    assert (store.has(name, other), store.has_name(name), store.has(name, f"{other}'")) == (
+        True,
+        True,
+        False,
+    )
+    assert len(store.matching({"type": "eq", "key": key, "value": value})) == 1
+    (sequence,) = store.read(store.sequences_of(document)).values()
+    assert (sequence.source.text, sequence.source.name) == (text, name)
+    assert store.names(other) == []
+    assert store.attachments.get(other) is None
+    assert store.file_batches.get(other) is None
+    store.update_meta({f"x{key}": value})
+    assert store.meta()[f"x{key}"] == value
+    assert store.delete(name)
+    assert store.counts() == (0, 0)
