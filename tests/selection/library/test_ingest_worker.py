@@ -588,11 +588,12 @@ def test_a_file_is_ingested_once_its_database_is_back(
             assert pausable.waiting.wait(30)
             admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
             admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                # With the milliseconds to wait until they have ended.
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s",
                 (urlsplit(postgres.url).path[1:],),
             )
         try:
-            for _ in range(600):
+            for _ in range(2400):
                 if "is ingested later: the corpora's database cannot be reached" in caplog.text:
                     break
                 time.sleep(0.05)

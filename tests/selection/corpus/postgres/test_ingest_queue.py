@@ -175,7 +175,7 @@ def test_a_worker_that_loses_its_connection_is_told(
         with queue.taken() as file:
             assert file is not None
             admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
                 "WHERE pid <> pg_backend_pid() AND datname = current_database()"
             )
 

@@ -54,7 +54,7 @@ def admin(postgres: DatabaseLocation) -> Iterator[psycopg.Connection[Any]]:
 def lose_connections(admin: psycopg.Connection[Any]) -> None:
     """End every other connection to the database, as a server that restarts does."""
     admin.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
         "WHERE pid <> pg_backend_pid() AND datname = current_database()"
     )
 

@@ -249,7 +249,7 @@ def test_a_database_that_is_away_is_no_damage(
         administrator.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
         try:
             administrator.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s",
                 (urlsplit(postgres.url).path[1:],),
             )
             for use in (other.training.status, other.training.load_checkpoint):
