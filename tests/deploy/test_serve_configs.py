@@ -23,6 +23,7 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
+from selection.location import home_of
 from serving.adaptation.admission import Capacity
 from serving.app import application, build
 from serving.config import Config
@@ -130,7 +131,7 @@ def test_engine_and_trainer_share_the_cores_by_one_file(config: Config) -> None:
             if each.name in ("engine", "trainer")
         }
 
-    assert shares(sharing) == {f"2:4:{config.selector.root.parent / 'cores.lock'}"}
+    assert shares(sharing) == {f"2:4:{home_of(config.selector.root) / 'cores.lock'}"}
     assert shares(replace(config, threads=2, cores=0)) == {None}
 
 
