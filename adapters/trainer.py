@@ -26,6 +26,7 @@ import torch
 
 from adapters.config import LLAMA_TARGETS as LLAMA_TARGETS
 from adapters.config import TrainerConfig as TrainerConfig
+from adapters.core_share import CoreShare
 from adapters.errors import TrainingOptionError
 from adapters.loop.job import Job
 from adapters.loop.training_loop import TrainingLoop
@@ -44,6 +45,7 @@ class Trainer:
     Args:
         config: How adapters are trained.
         clock: Seconds, for deadlines and step times.
+        cores: This process's share of a CPU's cores; None for a fixed number of threads.
 
     Attributes:
         config: The configuration.
@@ -54,10 +56,13 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainerConfig, clock: Callable[[], float] = time.perf_counter
+        self,
+        config: TrainerConfig,
+        clock: Callable[[], float] = time.perf_counter,
+        cores: CoreShare | None = None,
     ) -> None:
         self.config = config
-        self._clock = clock
+        self._clock, self._cores = clock, cores
         # Load in a thread that ends: OpenMP keeps a team of threads for every thread that has
         # computed, and lets none of them spin once teams have more threads than there are cores. A
         # leftover team made small steps 1.6 times as slow.
@@ -74,7 +79,9 @@ class Trainer:
         self.corpus_rates = size.corpus_rates
         rate = config.learning_rate
         self.learning_rate = size.learning_rate if rate is None else rate
-        self._loop = TrainingLoop(config, self.base, self.scale, self.learning_rate, self._clock)
+        self._loop = TrainingLoop(
+            config, self.base, self.scale, self.learning_rate, self._clock, self._cores
+        )
 
     def train(
         self,

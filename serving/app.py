@@ -149,6 +149,10 @@ def build(config: Config) -> serve.Application:
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",
     }
+    home = home_of(config.selector.root)
+    if config.cores > config.threads:
+        share = f"{config.threads}:{config.cores}:{home / 'cores.lock'}"
+        environment[variables.CORE_SHARE] = share
 
     def actor_options(
         gpus: float = 0.0, more: Mapping[str, str] = MappingProxyType({})
@@ -170,7 +174,6 @@ def build(config: Config) -> serve.Application:
             graceful_shutdown_wait_loop_s=0.1,
         )
 
-    home = home_of(config.selector.root)
     shards = [
         stage(ShardReplica, f"shard-{number}").bind(
             shard_folder(home, number, config.shards), config.log_format

@@ -50,6 +50,8 @@ class Config:
         allowed_hosts: host names of a server without keys (`serving.http.browsers`).
         allowed_origins: origins of web pages that may use the server.
         threads: CPU threads of each of the three processes.
+        cores: threads of engine and trainer while the other one rests; 0 for no more than
+            `threads`.
         engine_gpus, trainer_gpus: GPUs of each replica, as Ray counts them; 0 for the CPU.
     """
 
@@ -73,6 +75,7 @@ class Config:
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     threads: int = 2
+    cores: int = 0
     engine_gpus: float = 0.0
     trainer_gpus: float = 0.0
 

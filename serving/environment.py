@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adapters.core_share import CoreShare
 
 # The file that processes append their startup progress to.
 STARTUP_PROGRESS = "MAYFLY_STARTUP_PROGRESS"
@@ -20,10 +24,12 @@ LOG_RELAY = "MAYFLY_LOG_RELAY"
 MODEL_CACHE = "MAYFLY_MODEL_CACHE"
 ENDS_WITH_PARENT = {"MAYFLY_ENDS_WITH_PARENT": "1"}
 STRICT_LORA = {"MAYFLY_STRICT_LORA": "1"}
+# The threads of a process while others compute, those while none does, and the common file
+# (`adapters.core_share`), as "1:2:/path".
+CORE_SHARE = "MAYFLY_CORE_SHARE"
 # Variables that are not settings, although they begin with MAYFLY_.
-INTERNAL = frozenset(
-    {STARTUP_PROGRESS, LOG_RELAY, *ENDS_WITH_PARENT, *STRICT_LORA, "MAYFLY_LOG_TO_DRIVER"}
-)
+_OTHERS = {STARTUP_PROGRESS, LOG_RELAY, CORE_SHARE, "MAYFLY_LOG_TO_DRIVER"}
+INTERNAL = frozenset({*_OTHERS, *ENDS_WITH_PARENT, *STRICT_LORA})
 
 # transformers imports scikit-learn where it is installed, for a kind of generation that no process
 # of a server uses; that takes a second and 80 MB.
@@ -51,6 +57,23 @@ def environment(threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def core_share(member: int | None = None, load: Path | None = None) -> CoreShare | None:
+    """The share of a server's process in the machine's cores; None for a fixed number of threads.
+
+    Args:
+        member, load: as for `CoreShare`.
+
+    Raises:
+        OSError: as `CoreShare`.
+    """
+    if (value := os.environ.get(CORE_SHARE)) is None:
+        return None
+    from adapters.core_share import CoreShare
+
+    shared, alone, file = value.split(":", 2)
+    return CoreShare(Path(file), int(shared), int(alone), member, load)
 
 
 def set_environment(cores: int) -> None:

@@ -31,7 +31,7 @@ from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, Learnt
 from selection.library.library import Library
 from selection.request import SelectionRequest
 from selection.selector import Selection, SelectorConfig
-from serving.environment import hide_packages
+from serving.environment import core_share, hide_packages
 from serving.errors import StageFailedError
 from serving.observability.log_relay import relay_errors
 from serving.observability.logs import LogFormat, set_up_logs
@@ -91,7 +91,8 @@ class TrainerReplica(TrainerWorker):
     def __init__(self, config: TrainerConfig, log_format: LogFormat) -> None:
         hide_packages()
         set_up_replica_logs(log_format)
-        super().__init__(config)
+        # A step of training takes long, so one beside another program costs much.
+        super().__init__(config, cores=core_share(load=Path("/proc/loadavg")))
 
 
 class _Remote:

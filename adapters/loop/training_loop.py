@@ -15,10 +15,11 @@ import torch
 
 from adapters.adapter import Adapter
 from adapters.config import TrainerConfig
+from adapters.core_share import CoreShare
 from adapters.loop.evaluation import Evaluator
-from adapters.loop.fair_lock import FairLock
 from adapters.loop.gradients import gradients
 from adapters.loop.job import Job
+from adapters.loop.model_lock import ModelLock
 from adapters.loop.scheduler import Scheduler
 from adapters.model.activation_memory import ActivationMemory, IdleTrim
 from adapters.model.base_model import BaseModel
@@ -43,6 +44,7 @@ class TrainingLoop:
         scale: Factor of B A.
         learning_rate: Adam learning rate of requests without their own.
         clock: Seconds, for deadlines and step times.
+        cores: As for `Trainer`.
 
     Attributes:
         bank: The LoRA slots: `config.slots` for training and one scratch slot.
@@ -62,6 +64,7 @@ class TrainingLoop:
         scale: float,
         learning_rate: float,
         clock: Callable[[], float],
+        cores: CoreShare | None = None,
     ) -> None:
         self._config, self._base, self._clock = config, base, clock
         self._scale, self._learning_rate = scale, learning_rate
@@ -75,7 +78,7 @@ class TrainingLoop:
         self._scheduler = Scheduler(config.slots, tokens, self.times, self.memory.fits)
         # Held to use the scheduler; notified when a job comes or goes.
         self._jobs_changed = threading.Condition(threading.Lock())
-        self.model_lock = FairLock()
+        self.model_lock = ModelLock(cores if base.device == "cpu" else None)
         self.is_running = self.gives_way = self._is_late = False
         self.idle_trim = IdleTrim(self._release_slots)
 
@@ -137,15 +140,11 @@ class TrainingLoop:
             now = self._clock()
             finished = self._scheduler.finished(now)
             already_finished = {job for job, _ in finished}
-            too_large = (
-                job
-                for job in admitted
-                if not all(self.memory.fits_checkpointed(*size) for size in job.step_sizes)
-            )
             finished += [
                 (job, TrainingStop.OUT_OF_MEMORY)
-                for job in too_large
+                for job in admitted
                 if job not in already_finished
+                and not all(self.memory.fits_checkpointed(*size) for size in job.step_sizes)
             ]
             batch = [] if finished else self._scheduler.batch(now)
             is_idle = not finished and not batch

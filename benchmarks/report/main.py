@@ -14,6 +14,7 @@ import json
 import os
 from pathlib import Path
 
+from benchmarks.report.cores import cores
 from benchmarks.report.corpus_adapter import corpus_adapter
 from benchmarks.report.fewshot import fewshot
 from benchmarks.report.formatting import Plots, Section, provenance_line
@@ -42,6 +43,12 @@ SECTIONS = (
         "A real model",
         {"real-model": "make bench-real-model"},
         real_model,
+    ),
+    Section(
+        "cores",
+        "All cores while the others rest",
+        {"cores": "make bench-cores"},
+        cores,
     ),
     Section(
         "fewshot",

@@ -42,6 +42,20 @@ class HeldOut:
     example: Example | None = None
 
 
+def check_documents(corpus: Corpus, documents: int) -> None:
+    """Check that a corpus may have `documents` documents to hold out, without reading them.
+
+    Raises:
+        CalibrationError: it has fewer documents in all.
+    """
+    count, _ = corpus.counts()
+    if count < documents:
+        raise CalibrationError(
+            f"corpus {corpus.name!r} has only {count} documents, and {documents} are to be held "
+            "out: add documents, or hold out fewer (--documents)"
+        )
+
+
 def hold_out(corpus: Corpus, tokenizer: Any, documents: int) -> list[HeldOut]:
     """One of the longest sequences of each of `documents` documents; the same each time.
 

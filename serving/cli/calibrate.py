@@ -70,6 +70,7 @@ def calibrate(
 
     from selection.corpus.calibration import calibration_meta, model_digest
     from selection.corpus.corpus import Corpus
+    from serving.calibration.held_out import check_documents
     from serving.models.catalogue import model_folder
     from serving.settings.corpus import check_corpus
     from serving.settings.model_files import check_embedder, check_model
@@ -84,6 +85,7 @@ def calibrate(
             opened.update_meta(calibration_meta(None, opened.meta(), model_digest(base)))
             say(f"corpus {corpus} uses the built-in defaults again", to=out)
             return
+        check_documents(opened, documents)
         with report_interrupt(lambda: f"the settings of corpus {corpus} were not changed"):
             with Status("loading the embedder and the base model"):
                 from selection.selector import Selector, SelectorConfig

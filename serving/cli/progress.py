@@ -99,8 +99,8 @@ class ProgressCounter:
         self._show(self)
 
     def resume(self, done: int) -> None:
-        """Set the units that an earlier run has done; they do not count towards the speed."""
-        self._resumed_at = done
+        """Set the units that an earlier run has done; the speed is that of the others, from now."""
+        self._resumed_at, self._started = done, self._clock()
         self.update(done)
 
     def __str__(self) -> str:

@@ -38,6 +38,7 @@ from serving.engine.trial_adapter import trial_adapter
 from serving.engine.vllm_arguments import read_arguments, reason
 from serving.engine.vllm_flags import chat_template
 from serving.engine.vllm_options import check_plugins
+from serving.environment import core_share
 from serving.errors import DownError, StartError
 from serving.observability.log_relay import relay_errors
 from serving.observability.startup_progress import report_startup
@@ -74,7 +75,7 @@ class Engine:
         )
         self.staging.reserve(shared_memory_of_children())
         self._vllm_processes = psutil.Process().children(recursive=True)
-        adapt_generation(llm, config.max_num_seqs)
+        adapt_generation(llm, config.max_num_seqs, core_share())
 
     @classmethod
     async def start(cls, config: EngineConfig) -> Engine:

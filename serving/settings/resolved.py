@@ -18,6 +18,7 @@ class Resolved:
     max_adaptations: int
     undegraded: int
     threads: int
+    cores: int
     engine_gpus: float
     trainer_gpus: float
     gpu_memory_utilization: float

@@ -26,7 +26,7 @@ from serving.budget import (
 )
 from serving.errors import SettingsError
 from serving.settings.corpus import corpus_calibration
-from serving.settings.hardware import available_cores, available_gpus
+from serving.settings.hardware import available_cores, available_gpus, cores_to_take
 from serving.settings.resolved import Resolved
 from serving.settings.shared_options import (
     EMBEDDER,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 LogFormat = Literal["json", "text"]
 _BY_PROCESSOR = "by processor"
+_THREADS = "half the cores; with a large model, all while the others rest"
 # Shares of engine and trainer in the only GPU of a machine.
 _GPU_SHARES = 0.6, 0.4
 
@@ -162,7 +163,7 @@ class Settings:
     ] = None
     threads: Annotated[
         int | None,
-        _option("CPU threads of engine, trainer and selector each.", "half the cores", min=1),
+        _option("CPU threads of engine, trainer and selector each.", _THREADS, min=1),
     ] = None
     engine_gpus: Annotated[
         float | None,
@@ -235,8 +236,8 @@ class Settings:
             max_requests=self.max_requests or capacity.requests,
             max_adaptations=self.max_adaptations or capacity.adaptations,
             undegraded=self.undegraded or capacity.undegraded,
-            # With all cores in each of the three processes, engine and trainer were far slower.
             threads=self.threads or max(1, cores // 2),
+            cores=0 if self.threads else cores_to_take(cores, local_folder(model)),
             engine_gpus=engine_gpus,
             trainer_gpus=shares[1] if self.trainer_gpus is None else self.trainer_gpus,
             gpu_memory_utilization=self.gpu_memory_utilization
@@ -307,6 +308,7 @@ class Settings:
             allowed_hosts=resolved.allowed_host,
             allowed_origins=resolved.allowed_origin,
             threads=resolved.threads,
+            cores=resolved.cores,
             engine_gpus=resolved.engine_gpus,
             trainer_gpus=resolved.trainer_gpus,
         )

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from adapters.config import TrainerConfig
+from adapters.core_share import CoreShare
 from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
@@ -140,16 +141,22 @@ class TrainerWorker:
     Args:
         config: of the trainer.
         clock: seconds that only grow.
+        cores: as for `Trainer`.
     """
 
-    def __init__(self, config: TrainerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        clock: Callable[[], float] = time.monotonic,
+        cores: CoreShare | None = None,
+    ) -> None:
         self._clock = clock
         started = clock()
         report_startup("trainer", "loading the base model")
         with reported_startup("trainer"):
             from adapters.trainer import Trainer
 
-            self._trainer = Trainer(config)
+            self._trainer = Trainer(config, cores=cores)
         # When a step or a training last ended, a training was submitted to an idle trainer, or all
         # trainings were seen to give way.
         self._last_progress = clock()

@@ -23,9 +23,11 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
+from selection.location import home_of
 from serving.adaptation.admission import Capacity
 from serving.app import application, build
 from serving.config import Config
+from serving.environment import CORE_SHARE
 from serving.settings.settings import Settings
 from serving.settings.sources import parse_settings, settings_from
 
@@ -115,6 +117,22 @@ def test_overrides_apply_to_existing_deployments(config: Config, name: str) -> N
         assert taken.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == str(
             config.threads
         )
+
+
+@pytest.mark.parametrize("config", ["cpu"], indirect=True)
+def test_engine_and_trainer_share_the_cores_by_one_file(config: Config) -> None:
+    sharing = replace(config, threads=2, cores=4)
+
+    def shares(config: Config) -> set[str | None]:
+        made = build_app(build(config), name="mayfly").deployments
+        return {
+            each.ray_actor_options["runtime_env"]["env_vars"].get(CORE_SHARE)
+            for each in made
+            if each.name in ("engine", "trainer")
+        }
+
+    assert shares(sharing) == {f"2:4:{home_of(config.selector.root) / 'cores.lock'}"}
+    assert shares(replace(config, threads=2, cores=0)) == {None}
 
 
 @pytest.mark.parametrize("config", ["cpu"], indirect=True)

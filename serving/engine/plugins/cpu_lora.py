@@ -13,12 +13,14 @@ point `vllm.general_plugins`); it does nothing on other platforms.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from serving.engine.plugins.cpu_lora_products import BatchPlan, LayerProducts
+from serving.environment import core_share
 
 
 def register() -> None:
@@ -57,8 +59,12 @@ def _prepare_runner(wrapper: Any) -> None:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
         from serving.engine.plugins.cpu_seeds import rewind_by_state
+        from serving.engine.plugins.cpu_threads import share_cores
 
         rewind_by_state(CPUModelRunner)
+        # The replica is busy, which starts vLLM's process.
+        if cores := core_share(member=os.getppid()):
+            share_cores(CPUModelRunner, cores)
         vllm_init(self, *args, **kwargs)
 
     wrapper.__init__ = init

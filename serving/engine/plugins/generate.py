@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
+from adapters.core_share import CoreShare
 from serving.engine.current_request import REQUEST, AdaptableRequest
 from serving.engine.fair_share import FairShares
 from serving.engine.grammars import Grammars
@@ -22,21 +23,24 @@ from serving.errors import USER_ERRORS, MayflyError
 from serving.observability.tracing import span
 
 
-def adapt_generation(llm: Any, max_num_seqs: int) -> None:
+def adapt_generation(llm: Any, max_num_seqs: int, cores: CoreShare | None = None) -> None:
     """Replace the method `generate` of an `AsyncLLM`.
 
     Args:
         llm: the `AsyncLLM`.
         max_num_seqs: number of sequences that it runs at the same time.
+        cores: the engine's share of the machine's cores; None for a fixed number of threads.
     """
-    llm.generate = _Generator(llm, max_num_seqs).generate
+    llm.generate = _Generator(llm, max_num_seqs, cores.busy if cores else nullcontext).generate
 
 
 class _Generator:
     """Generates with an `AsyncLLM` as it was before its method `generate` was replaced."""
 
-    def __init__(self, llm: Any, max_num_seqs: int) -> None:
-        self._llm = llm
+    def __init__(
+        self, llm: Any, max_num_seqs: int, busy: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._llm, self._busy = llm, busy
         self._vllm_generate: Callable[..., AsyncIterator[Any]] = llm.generate
         self._shares = FairShares(max_num_seqs)
 
@@ -59,13 +63,14 @@ class _Generator:
             with _errors_as_vllms():
                 await self._validate(*args)
         async with self._shares.of(request).engine_slot():
-            async for output in self._vllm_generate(*args, **kwargs):
-                if not report_is_set:
-                    # There is no adapter: this only sets the report, once vLLM has accepted the
-                    # request.
-                    await request.adapter()
-                    report_is_set = True
-                yield output
+            with self._busy():
+                async for output in self._vllm_generate(*args, **kwargs):
+                    if not report_is_set:
+                        # There is no adapter: this only sets the report, once vLLM has accepted the
+                        # request.
+                        await request.adapter()
+                        report_is_set = True
+                    yield output
 
     async def _generate_adapted(
         self, request: AdaptableRequest, args: Any, kwargs: Any
@@ -110,7 +115,7 @@ class _Generator:
 
                 kwargs["lora_request"] = LoRARequest(adapter.name, adapter.id, str(adapter.folder))
             async with share.engine_slot():
-                with span("generate"):
+                with span("generate"), self._busy():
                     async for output in self._vllm_generate(*args, **kwargs):
                         outputs.put_nowait(output)
             outputs.put_nowait(None)

@@ -314,11 +314,12 @@ def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> 
     assert Settings(corpus="functions", home=home).config().trainer.rank == 16
 
 
-def test_too_few_documents_are_refused(home: Path) -> None:
+def test_too_few_documents_are_refused_before_anything_is_loaded(home: Path) -> None:
     result = calibrate(home, "lonely", "--documents", "4")
 
     assert result.exit_code == 1
     assert "--documents" in str(result.exception)
+    assert "loading" not in result.output
 
 
 def test_an_unknown_corpus_is_refused(home: Path) -> None:

@@ -82,10 +82,11 @@ def test_short_work_prints_nothing(pipe: PlainConsole, clock: Clock) -> None:
     assert written(pipe) == []
 
 
-def test_the_speed_of_resumed_work_leaves_out_what_an_earlier_run_did(
+def test_the_speed_of_resumed_work_is_of_what_this_run_did_since_it_began(
     pipe: PlainConsole, clock: Clock
 ) -> None:
     with progress_counter("embedding", "sequences", 1000, console=pipe, clock=clock) as counter:
+        clock.now += EVERY_SECONDS - 1
         counter.resume(500)
         clock.now += EVERY_SECONDS
         counter.advance(50)

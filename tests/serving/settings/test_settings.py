@@ -27,6 +27,8 @@ def test_defaults_are_decided_by_model_and_machine(tmp_path: Path) -> None:
     assert config.engine.rank == config.trainer.rank == 16
     assert config.auto == AUTO.clamp(LIMITS)[0]
     assert config.threads >= 1
+    # The model is small.
+    assert config.cores == 0
     assert (
         config.capacity.requests >= config.capacity.adaptations >= config.capacity.undegraded >= 1
     )
@@ -62,7 +64,9 @@ def test_settings_reach_the_configurations_of_their_parts(tmp_path: Path) -> Non
     assert config.capacity.requests == 7
     assert len(config.key_digests) == 1
     assert (config.allowed_hosts, config.allowed_origins) == (("gpu.example",), ("*",))
-    assert (config.engine_gpus, config.trainer_gpus, config.threads) == (1, 2, 3)
+    assert (config.engine_gpus, config.trainer_gpus) == (1, 2)
+    # Threads that were asked for are neither more nor fewer.
+    assert (config.threads, config.cores) == (3, 0)
 
 
 def test_an_engine_with_a_whole_gpu_takes_more_of_its_memory(tmp_path: Path) -> None:

@@ -1,18 +1,21 @@
-"""Generations of requests: what vLLM gets where one cannot be adapted."""
+"""Generations of requests: what vLLM gets where one cannot be adapted, and when it is busy."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.exceptions import GenerationError
 
+from adapters.core_share import CoreShare
 from serving.engine.current_request import REQUEST, LoadedAdapter
 from serving.engine.plugins.generate import adapt_generation
 from serving.errors import AdaptationFailedError, GrammarError
+from tests.core_members import sees_busy
 
 
 class Request:
@@ -64,3 +67,41 @@ async def test_vllm_gets_an_error_that_it_logs_without_a_stack_unless_it_is_a_bu
 
     with pytest.raises(kind, match=str(problem)):
         await anext(generation)
+
+
+class Answer(Request):
+    """A request that the base model answers."""
+
+    def __init__(self, may_adapt: bool) -> None:
+        self.may_adapt = may_adapt
+
+    async def adapter(self) -> LoadedAdapter | None:
+        return None
+
+
+class GeneratingVllm(Vllm):
+    """Generates tokens without end."""
+
+    async def generate(self, *_: Any, **__: Any) -> AsyncIterator[str]:
+        while True:
+            await asyncio.sleep(0)
+            yield "token"
+
+
+@pytest.mark.parametrize("may_adapt", [False, True])
+async def test_the_engine_is_busy_from_the_first_token_until_the_client_leaves(
+    may_adapt: bool, tmp_path: Path
+) -> None:
+    vllm, file = GeneratingVllm(), tmp_path / "cores.lock"
+    adapt_generation(vllm, 1, CoreShare(file, 1, 2))
+    token = REQUEST.set(Answer(may_adapt))
+    generation = vllm.generate("prompt", SimpleNamespace(clone=lambda: None), "1")
+    REQUEST.reset(token)
+
+    assert not await asyncio.to_thread(sees_busy, file)
+    assert await anext(generation) == "token"
+    assert await asyncio.to_thread(sees_busy, file)
+    assert isinstance(generation, AsyncGenerator)
+    await generation.aclose()
+
+    assert not await asyncio.to_thread(sees_busy, file)

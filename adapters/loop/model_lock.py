@@ -1,0 +1,39 @@
+"""ModelLock: the lock of the one thread at a time that computes with the model."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+
+from adapters.core_share import CoreShare
+from adapters.loop.fair_lock import FairLock
+
+
+class ModelLock(FairLock):
+    """A `FairLock` whose owner computes with its share of the machine's cores.
+
+    Args:
+        cores: the share; None for a fixed number of threads.
+    """
+
+    def __init__(self, cores: CoreShare | None = None) -> None:
+        super().__init__()
+        self._cores = cores
+        self._computing: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        stack = ExitStack()
+        if self._cores is not None and not self._computing:
+            stack.enter_context(self._cores.busy())
+            stack.enter_context(self._cores.computing())
+        self._computing.append(stack)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._computing.pop().close()
+        super().__exit__(kind, problem, traceback)
