@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve import context
 from ray.serve._private import replica
 
+from selection.embedding import Prompt
 from selection.errors import CorpusError
 from selection.request import Candidate, SelectionRequest
 from serving.errors import StageFailedError
@@ -98,7 +99,7 @@ async def test_a_call_raises_errors_of_our_own(
     assert caught.value.__suppress_context__
 
 
-LONG = Candidate("a text", (1, 2), None, "notes.md", 0, "a text" * 1_000_000, None, ())
+LONG = Candidate(Prompt("a text"), (1, 2), None, "notes.md", 0, "a text" * 1_000_000, None, ())
 
 
 class Recording:
@@ -118,10 +119,10 @@ class Recording:
 async def test_a_lookup_goes_by_grpc_unless_its_request_is_long() -> None:
     sent: list[tuple[str, SelectionRequest]] = []
     selector = RemoteSelector(cast("DeploymentHandle", Recording(sent, "reference")))
-    short = SelectionRequest(("a prompt",), "nx", 0, candidates=(LONG,))
+    short = SelectionRequest((Prompt("a prompt"),), "nx", 0, candidates=(LONG,))
 
     await selector.start(short)
-    await selector.start(SelectionRequest(("a prompt" * 1_000_000,), "nx", 0))
+    await selector.start(SelectionRequest((Prompt("a prompt" * 1_000_000),), "nx", 0))
 
     assert [way for way, _ in sent] == ["gRPC", "reference"]
     # What a request brings plays no part in the lookup.
