@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve import context as ray_context
 from ray.serve._private import replica as ray_replica
@@ -40,7 +43,9 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 # What Ray raises where the process of a deployment has ended.
-_GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+_GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, AioRpcError)
+# Bytes of a request up to which it is sent by gRPC, which refuses messages of more than 4 MiB.
+_MAX_MESSAGE = 1 << 20
 # Seconds that a selector waits for a shard.
 _SHARD_SECONDS = 10.0
 
@@ -121,6 +126,11 @@ class _Remote:
 class RemoteSelector(_Remote):
     """The remote face of `SelectorReplica`."""
 
+    def __init__(self, handle: DeploymentHandle) -> None:
+        super().__init__(handle)
+        # An `instant` answer waits for little else, and this takes half as long as an actor's call.
+        self._by_grpc = handle.options(_by_reference=False)
+
     async def select(self, request: SelectionRequest, seconds: float | None = None) -> Selection:
         """As `CorporaWorker.select`."""
         selection: Selection = await self._result(self._handle.select.remote(request, seconds))
@@ -137,7 +147,11 @@ class RemoteSelector(_Remote):
 
     async def start(self, request: SelectionRequest, seconds: float | None = None) -> StartFound:
         """As `CorporaWorker.start`."""
-        found: StartFound = await self._result(self._handle.start.remote(request, seconds))
+        # A start is looked up without them.
+        request = replace(request, candidates=())
+        is_short = len(pickle.dumps(request)) <= _MAX_MESSAGE
+        handle = self._by_grpc if is_short else self._handle
+        found: StartFound = await self._result(handle.start.remote(request, seconds))
         return found
 
     async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:

@@ -23,7 +23,8 @@ from benchmarks.auto_defaults.ways import (
     Way,
 )
 from benchmarks.corpus_adapters.arms import Strategy
-from serving.adaptation.auto import MIN_FALL_OF_BASE, MIN_FALL_OF_CORPUS, SHOWN
+from serving.adaptation.auto import MIN_FALL_OF_BASE, MIN_FALL_OF_CORPUS
+from serving.adaptation.prompts import SHOWN
 
 # Shares by which text must lower the loss of the prompt's end.
 CORPUS_BARS = (0.0, 0.01, 0.02, 0.05, 0.10)

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.model.row import Row
+from serving.adaptation.request import AdaptationRequest
 
 # The progress while it measures the losses, in words for the client.
 COMPARING = "adapting: comparing what could answer"
-# Number of chosen sequences whose showing is considered; eight were no better
-# (benchmarks/README.md).
-SHOWN = 4
 # Shares by which text in the prompt must lower the loss of the prompt's end: of the base model it
 # takes the place of training, which lowers it by about as much; for the adapter of a corpus, which
 # has learnt the text, it is an addition (benchmarks/README.md).
@@ -93,6 +91,24 @@ class AutoChoice:
     def _losses(self) -> str:
         losses = "; ".join(f"{way.name} {loss:.3f}" for way, loss in self.losses.items())
         return f"nats per token: {losses}"
+
+
+def decides(request: AdaptationRequest) -> bool:
+    """Whether a request leaves to the server what answers: it has the budget `auto` and a corpus,
+    and asks neither for sequences to show, nor for a start, nor for a way to train.
+    """
+    return (
+        request.adapts
+        and request.corpus is not None
+        and request.budget.prefers_corpus
+        and not request.show
+        and request.start is None
+        and request.reuse is None
+        and request.strategy is None
+        and request.plan == "sequential"
+        and not request.brings_data
+        and request.has_probe
+    )
 
 
 def row_after(text: Sequence[int], probe: Sequence[int], context: int) -> Row:

@@ -20,9 +20,10 @@ from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import Selection
-from serving.adaptation.auto import BASE, CORPUS, SHOWN, AutoChoice, Way, row_after
+from serving.adaptation.auto import BASE, CORPUS, AutoChoice, Way, decides, row_after
 from serving.adaptation.candidates import example_sources
 from serving.adaptation.fallback_reasons import NoAdapterError
+from serving.adaptation.prompts import SHOWN
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder, Shown
 from serving.adaptation.stages import OverdueError, Result, Selects, Trains, in_time
@@ -32,24 +33,6 @@ from serving.observability.logs import log_failure
 from serving.report import Stage, StopReason
 
 log = logging.getLogger(__name__)
-
-
-def decides(request: AdaptationRequest) -> bool:
-    """Whether a request leaves to the server what answers: it has the budget `auto` and a corpus,
-    and asks neither for sequences to show, nor for a start, nor for a way to train.
-    """
-    return (
-        request.adapts
-        and request.corpus is not None
-        and request.budget.prefers_corpus
-        and not request.show
-        and request.start is None
-        and request.reuse is None
-        and request.strategy is None
-        and request.plan == "sequential"
-        and not request.brings_data
-        and request.has_probe
-    )
 
 
 class Choice:
@@ -93,7 +76,7 @@ class Choice:
         self._start: StartingPoint | None = None
         self._is_open, self._considers_text = decides(request), False
         self._task: asyncio.Task[Selection] | None = None
-        self._found: StartFound | None = None
+        self._lookup: asyncio.Task[StartFound | None] | None = None
 
     async def selection(self) -> Selection:
         """The sequences chosen; calls after the first give the same.
@@ -254,39 +237,53 @@ class Choice:
         """The adapter of the corpus: of the selection, where one is made, and else of a lookup
         alone; None without a corpus.
         """
-        request = self.request
-        if request.corpus is None:
+        if self.request.corpus is None:
             return None
-        if request.budget.steps > 0 or ((request.show or 0) > 0 and request.shows_chosen):
-            selection = await self.selection()
-            if selection.corpus is None:
-                return None
-            return StartFound(selection.corpus, selection.start, selection.no_start)
-        return await self._look_up()
+        if self._takes_lookup:
+            return await self._looked_up()
+        selection = await self.selection()
+        if selection.corpus is None:
+            return None
+        return StartFound(selection.corpus, selection.start, selection.no_start)
 
-    async def _look_up(self) -> StartFound | None:
+    @property
+    def _takes_lookup(self) -> bool:
+        """Whether a lookup alone finds the adapter of the corpus, since nothing is chosen."""
+        request = self.request
+        return request.budget.steps == 0 and not (request.show and request.shows_chosen)
+
+    def look_ahead(self) -> None:
+        """Begin the lookup of the adapter that answers an `instant` request."""
+        if self.request.seeks_start and self._takes_lookup and self._lookup is None:
+            self._lookup = asyncio.create_task(self._look_up())
+
+    async def _looked_up(self) -> StartFound | None:
         """The corpus's adapter and what the corpus shows by default, in one call; None if the
         principal may not see the server's corpus.
         """
-        request = self.request
-        if self._found is None:
-            started = time.monotonic()
-            try:
-                self._found = await self._within(
-                    self._selector.start, request.corpus, "the corpus's adapter was found"
-                )
-            except CorpusNotFoundError:
-                if request.corpus_explicit:
-                    raise
-                self.request = replace(request, corpus=None)
-            self.lookup_seconds = time.monotonic() - started
-        return self._found
+        if self._lookup is None:
+            self._lookup = asyncio.create_task(self._look_up())
+        return await asyncio.shield(self._lookup)
+
+    async def _look_up(self) -> StartFound | None:
+        found, started = None, time.monotonic()
+        try:
+            found = await self._within(
+                self._selector.start, self.request.corpus, "the corpus's adapter was found"
+            )
+        except CorpusNotFoundError:
+            if self.request.corpus_explicit:
+                raise
+            self.request = replace(self.request, corpus=None)
+        self.lookup_seconds = time.monotonic() - started
+        return found
 
     async def discard(self) -> None:
         """End a choice that is still being made."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [task for task in (self._task, self._lookup) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _calibration(self) -> Calibration | None:
         request, left = self.request, self._seconds_left()
@@ -294,7 +291,7 @@ class Choice:
             return None
         try:
             if request.budget.instant:
-                found = await self._look_up()
+                found = await self._looked_up()
                 return found.calibration if found else None
             # `auto` chooses in any case.
             if self._is_open:

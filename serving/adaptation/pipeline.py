@@ -113,6 +113,10 @@ class Adaptation:
         """Whether the request waits for its adapter."""
         return self._request.adapts and self._result is None and self._problem is None
 
+    def look_ahead(self) -> None:
+        """As `Choice.look_ahead`; a request that vLLM refuses costs no more than that."""
+        self._choice.look_ahead()
+
     async def run(self) -> AdaptationResult:
         """Adapt, once for all generations of the request.
 
@@ -128,10 +132,7 @@ class Adaptation:
         return await asyncio.shield(self._task)
 
     async def show(self, body: Body, prompts: PromptBuilder) -> Body:
-        """As `Choice.show`; of a request that vLLM refuses nothing is chosen.
-
-        Why choosing failed is raised by `run`.
-        """
+        """As `Choice.show`, unless vLLM refuses the request; `run` raises why choosing failed."""
         return await self._choice.show(body, prompts)
 
     async def adapter(self) -> LoadedAdapter | None:
@@ -252,13 +253,11 @@ class Adaptation:
             reason = no_step_reason(request.budget, request.clamped)
             raise NoAdapterError(reason, StopReason.NONE, selection)
         start = await self._choice.start()
-        seconds = {Stage.SEARCH: self._choice.lookup_seconds} if selection is None else {}
         if start.adapter is None:
             reason = f"`instant` takes no step, and no adapter is there to answer: {start.reason}"
             stop = StopReason.INSTANT if self._choice.request.corpus else StopReason.CORPUS
             raise NoAdapterError(reason, stop, selection)
         report = self._report(None, StopReason.INSTANT, selection, None)
-        report = replace(report, seconds={**report.seconds, **seconds})
         return await self._answer(start.adapter, start, report)
 
     async def _answer(

@@ -51,6 +51,8 @@ def build_report(
     request, auto = choice.request, choice.auto
     calibration = selection.calibration if selection else None
     seconds = {Stage(name): each for name, each in (selection.seconds if selection else {}).items()}
+    if selection is None and choice.lookup_seconds > 0:
+        seconds[Stage.SEARCH] = choice.lookup_seconds
     if choice.compare_seconds > 0:
         seconds[Stage.COMPARE] = choice.compare_seconds
     used, learnt = 0, 0

@@ -23,9 +23,8 @@ from selection.request import Candidate, SelectionRequest
 from selection.selector import Selection
 from selection.targets import Truncation
 from serving.adaptation.admission import TrainerLoad
-from serving.adaptation.auto import SHOWN
 from serving.adaptation.file_search import take_file_search
-from serving.adaptation.prompts import parse_prompts, probe_tokens
+from serving.adaptation.prompts import SHOWN, parse_prompts, probe_tokens
 from serving.adaptation.request_examples import (
     check_misplaced,
     parse_examples,

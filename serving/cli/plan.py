@@ -128,8 +128,7 @@ def plan(
 
     Example: [cyan]mayfly plan --rate 50 --parameters 1e9 --flops 4e14 --bandwidth 3e12[/]
     """
-    from serving.adaptation.auto import SHOWN
-    from serving.adaptation.prompts import PROBE_TOKENS
+    from serving.adaptation.prompts import PROBE_TOKENS, SHOWN
     from serving.capacity.cost_model import Target, read_cost_model, scaled, write_cost_model
     from serving.capacity.planner import Workload, plan_for
     from serving.local.checks import check_writable

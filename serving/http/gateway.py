@@ -311,11 +311,11 @@ class Gateway:
         token = REQUEST.set(adaptation)
         commenting = asyncio.create_task(writer.comment()) if comments else None
         try:
+            adaptation.look_ahead()
             longer: dict[str, Any] | None = body
             if adaptation.shows:
-                engine = self._engine
-                lengths = partial(engine.prompt_lengths, scope["path"])
-                prompts = PromptBuilder(engine.context, engine.tokenizer, lengths)
+                lengths = partial(self._engine.prompt_lengths, scope["path"])
+                prompts = PromptBuilder(self._engine.context, self._engine.tokenizer, lengths)
                 longer = await while_connected(receive, adaptation.show(body, prompts))
             if longer is not None:
                 content = json.dumps(longer).encode()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve import context
 from ray.serve._private import replica
 
+from selection.embedding import Prompt
 from selection.errors import CorpusError
+from selection.request import Candidate, SelectionRequest
 from serving.errors import StageFailedError
-from serving.ray_stages import RemoteTrainer, cancel_copied_calls
+from serving.ray_stages import RemoteSelector, RemoteTrainer, cancel_copied_calls
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 _REQUEST = SimpleNamespace(internal_request_id="the request")
 
@@ -55,6 +62,10 @@ def test_calls_that_end_while_ray_cancels_them_are_all_cancelled(
     assert not context._get_in_flight_requests(_REQUEST.internal_request_id)
 
 
+def _lost_connection() -> AioRpcError:
+    return AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata(), "Stream removed")
+
+
 class Failing:
     """A handle of a deployment whose calls fail."""
 
@@ -73,6 +84,7 @@ class Failing:
     [
         (ActorDiedError(), StageFailedError, "the trainer has ended; a new one is started"),
         (ActorUnavailableError("gone", None), StageFailedError, "the trainer has ended"),
+        (_lost_connection(), StageFailedError, "the trainer has ended"),
         (RayTaskError("f", "a stack", CorpusError("it is damaged")), CorpusError, "it is damaged"),
     ],
 )
@@ -85,3 +97,33 @@ async def test_a_call_raises_errors_of_our_own(
         await trainer.ready()
 
     assert caught.value.__suppress_context__
+
+
+LONG = Candidate(Prompt("a text"), (1, 2), None, "notes.md", 0, "a text" * 1_000_000, None, ())
+
+
+class Recording:
+    """A handle of the selector that records how the lookups of a start are sent."""
+
+    def __init__(self, sent: list[tuple[str, SelectionRequest]], way: str) -> None:
+        self._sent, self._way = sent, way
+        self.start = SimpleNamespace(remote=self._look_up)
+
+    def options(self, *, _by_reference: bool) -> Recording:
+        return Recording(self._sent, "reference" if _by_reference else "gRPC")
+
+    async def _look_up(self, request: SelectionRequest, seconds: float | None) -> None:
+        self._sent.append((self._way, request))
+
+
+async def test_a_lookup_goes_by_grpc_unless_its_request_is_long() -> None:
+    sent: list[tuple[str, SelectionRequest]] = []
+    selector = RemoteSelector(cast("DeploymentHandle", Recording(sent, "reference")))
+    short = SelectionRequest((Prompt("a prompt"),), "nx", 0, candidates=(LONG,))
+
+    await selector.start(short)
+    await selector.start(SelectionRequest((Prompt("a prompt" * 1_000_000),), "nx", 0))
+
+    assert [way for way, _ in sent] == ["gRPC", "reference"]
+    # What a request brings plays no part in the lookup.
+    assert sent[0][1].candidates == ()

@@ -22,13 +22,13 @@ from serving.adaptation.auto import (
     CORPUS,
     MIN_FALL_OF_BASE,
     MIN_FALL_OF_CORPUS,
-    SHOWN,
     AutoChoice,
     Way,
+    decides,
     row_after,
 )
-from serving.adaptation.choice import decides
 from serving.adaptation.pipeline import Adaptation
+from serving.adaptation.prompts import SHOWN
 from serving.adaptation.reporting import AdaptationResult
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder

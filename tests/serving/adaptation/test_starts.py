@@ -35,6 +35,7 @@ from serving.budget import INSTANT, Budget
 from serving.conversations.adapter_cache import AdapterCache, AdapterCacheConfig, ConversationTurn
 from serving.conversations.cached_adapter import CachedAdapter, CacheScope
 from serving.errors import AdaptationFailedError, RequestError, TrainerFailedError
+from serving.report import Stage
 from serving.workers.stages import SelectorWorker, TrainerWorker
 from tests.serving.adaptation.test_pipeline import Loads, NoTrainer
 from tests.serving.adaptation.test_shown import NO_TOKENIZER, count_words
@@ -432,6 +433,7 @@ class TestInstant:
         assert (report.adapted, report.stop, report.start) == (False, "instant", None)
         assert report.reason is not None
         assert reason in report.reason
+        assert list(report.seconds) == ["search"]
         with pytest.raises(AdaptationFailedError, match=reason):
             await run(replace(INSTANTLY, required=True), selector, NoTrainer())
 
@@ -462,6 +464,87 @@ class TestInstant:
         assert (report.adapted, report.stop) == (False, "corpus")
         assert report.reason is not None
         assert "name one in `adaptation.corpus`" in report.reason
+
+
+@dataclass
+class HeldLookup:
+    """The lookup of a selector that waits until a test lets it go on."""
+
+    selector: Selector
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+
+    async def start(self, request: SelectionRequest, seconds: float | None) -> StartFound:
+        self.begun.set()
+        try:
+            await self.goes_on.wait()
+        finally:
+            self.ended = True
+        return await Selector.start(self.selector, request, seconds)
+
+
+class TestLookupAhead:
+    @pytest.fixture
+    def lookup(self, selector: Selector, monkeypatch: pytest.MonkeyPatch) -> HeldLookup:
+        lookup = HeldLookup(selector)
+        monkeypatch.setattr(selector, "start", lookup.start)
+        return lookup
+
+    async def test_it_begins_before_the_adapter_is_asked_for_and_is_the_only_one(
+        self, selector: Selector, lookup: HeldLookup
+    ) -> None:
+        adaptation = Adaptation(INSTANTLY, selector, NoTrainer(), Loads(), Starts(selector, "nano"))
+
+        adaptation.look_ahead()
+        await lookup.begun.wait()
+        running = asyncio.create_task(adaptation.run())
+        lookup.goes_on.set()
+        report = (await running).report
+        await adaptation.discard()
+
+        assert (report.adapter, selector.lookups) == (START.name, ["start"])
+        assert report.seconds[Stage.SEARCH] > 0
+
+    @pytest.mark.parametrize(
+        "request_", [STEPS, replace(INSTANTLY, corpus=None), replace(INSTANTLY, show=1)]
+    )
+    async def test_a_request_that_needs_none_begins_none(
+        self, selector: Selector, request_: AdaptationRequest
+    ) -> None:
+        adaptation = Adaptation(request_, selector, NoTrainer(), Loads(), Starts(selector, "nano"))
+
+        adaptation.look_ahead()
+        await asyncio.sleep(0)
+        await adaptation.discard()
+
+        assert selector.lookups == []
+
+    async def test_it_ends_with_a_request_that_is_refused(
+        self, selector: Selector, lookup: HeldLookup
+    ) -> None:
+        adaptation = Adaptation(INSTANTLY, selector, NoTrainer(), Loads(), Starts(selector, "nano"))
+        adaptation.look_ahead()
+        await lookup.begun.wait()
+
+        await adaptation.discard()
+
+        assert (lookup.ended, selector.lookups) == (True, [])
+
+    async def test_why_it_failed_is_the_error_of_the_request(
+        self, selector: Selector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(request: SelectionRequest, seconds: float | None) -> StartFound:
+            raise CorpusError("several corpora are called 'notes'")
+
+        monkeypatch.setattr(selector, "start", fail)
+        adaptation = Adaptation(INSTANTLY, selector, NoTrainer(), Loads(), Starts(selector, "nano"))
+
+        adaptation.look_ahead()
+        await asyncio.sleep(0)
+        with pytest.raises(CorpusError, match="several"):
+            await adaptation.run()
+        await adaptation.discard()
 
 
 class TestStarts:

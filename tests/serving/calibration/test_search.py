@@ -74,7 +74,13 @@ def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer
         for month in range(1, 11)
     ]
     examples = [Document(f"{n}", each.text, example=each) for n, each in enumerate(dates)]
-    for name, those in (("functions", documents), ("lonely", documents[:1]), ("dates", examples)):
+    few = [*examples[:3], Document("short", "not enough")]
+    for name, those in (
+        ("functions", documents),
+        ("lonely", documents[:1]),
+        ("dates", examples),
+        ("few", few),
+    ):
         corpus = Corpus.create(home / "corpora", name, embedder, tokenizer_digest(tokenizer))
         ingest(corpus, those, embedder, tokenizer)
         corpus.close()
@@ -337,9 +343,9 @@ def test_a_corpus_of_examples_is_calibrated_with_its_chat_template(
     own = Path(nano) / "chat_template.jinja"
 
     refused, known = (
-        calibrate(home, "dates", "--chat-template", str(file), "--documents", "40")
+        calibrate(home, "few", "--chat-template", str(file), "--documents", "4")
         for file in (other, own)
     )
 
     assert "contains examples in another chat template" in str(refused.exception)
-    assert "only 10 documents" in str(known.exception)
+    assert "only 3 documents that are an example" in str(known.exception)

@@ -143,6 +143,46 @@ async def test_an_instant_answer_loads_the_adapter_once(
     assert next(engine._ids) == 2
 
 
+async def test_the_adapter_is_looked_up_while_vllm_validates(
+    backend: Backend,
+    client: httpx.AsyncClient,
+    vllm: Vllm,
+    handbook: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looking, start = asyncio.Event(), backend.selector.start
+
+    async def look_up(*args: Any) -> Any:
+        looking.set()
+        return await start(*args)
+
+    async def validate() -> tuple[str, ...]:
+        async with asyncio.timeout(20):
+            await looking.wait()
+        return ("generate",)
+
+    monkeypatch.setattr(backend.selector, "start", look_up)
+    monkeypatch.setattr(vllm, "get_supported_tasks", validate)
+
+    report = (await ask(client)).json()["adaptation"]
+
+    assert (report["adapter"], vllm.used) == (handbook, [handbook])
+
+
+async def test_a_request_that_vllm_refuses_is_refused_for_its_reason(
+    client: httpx.AsyncClient, vllm: Vllm
+) -> None:
+    body = {"model": "nano", "messages": [QUESTION], "temperature": -1}
+
+    for corpus in ("handbook", "nothing"):
+        answer = await client.post(
+            "/v1/chat/completions",
+            json={**body, "compute_budget": "instant", "adaptation": {"corpus": corpus}},
+        )
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, "too cold")
+    assert vllm.used == []
+
+
 @pytest.mark.parametrize("place", ["header", "alias", "field"])
 async def test_the_word_is_taken_from_any_place_of_a_budget(
     client: httpx.AsyncClient, place: str
