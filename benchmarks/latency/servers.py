@@ -13,7 +13,7 @@ from benchmarks.latency.client import Load, excerpts, send_load
 from benchmarks.latency.growth import ANSWER, PROMPT, RESIDENT, STEADY
 from benchmarks.latency.hot_load import resident_adapter_flags
 from benchmarks.latency.per_request_peft import select_sequences
-from benchmarks.latency.vllm_cli import vllm_environment, vllm_serve
+from benchmarks.latency.vllm_cli import THREADS, vllm_environment, vllm_serve
 from serving.config import bundled_model
 
 CORPUS = "code"
@@ -55,11 +55,10 @@ class Servers:
 
     @cached_property
     def mayfly(self) -> str:
-        """`mayfly serve`."""
+        """`mayfly serve`, with as many threads as vLLM."""
         model = ("--model", self._base, "--served-model-name", self._first.model)
-        server = self._stack.enter_context(
-            mayfly_server(self._home, *model, "--corpus", CORPUS, *self._flags)
-        )
+        flags = (*model, "--threads", str(THREADS), "--corpus", CORPUS, *self._flags)
+        server = self._stack.enter_context(mayfly_server(self._home, *flags))
         return self._warm_up(server.url, STEADY)
 
     @cached_property

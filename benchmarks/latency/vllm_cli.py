@@ -23,6 +23,8 @@ from serving.engine.config import EngineConfig
 from serving.engine.vllm_options import cpu_dtype
 
 PERCENTILES = (50, 95, 99)
+# Threads of vLLM's process, and of Mayfly's engine beside it.
+THREADS = max(1, (os.cpu_count() or 1) // 2)
 _VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 
 
@@ -33,7 +35,7 @@ def vllm_environment(plugin: bool = False) -> dict[str, str]:
         plugin: whether to load Mayfly's plugin for LoRA on a CPU.
     """
     settings = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
+        "OMP_NUM_THREADS": str(THREADS),
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "10000",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
