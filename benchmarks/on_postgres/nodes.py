@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class Client:
 
     Attributes:
         hung: requests without a response.
+        problem: the last error.
         added: ids of the files whose addition was acknowledged, by their text.
     """
 
@@ -55,9 +56,25 @@ class Client:
             headers={"Authorization": f"Bearer {KEY}"},
             timeout=_REQUEST_SECONDS,
         )
-        self.hung = 0
+        self.hung, self.problem = 0, ""
         self.added: dict[str, str] = {}
         self.store = ""
+
+    def wait(self) -> None:
+        """Wait until the application answers.
+
+        Raises:
+            RuntimeError: it takes too long.
+        """
+        end = time.monotonic() + _START_SECONDS
+        while time.monotonic() < end:
+            with suppress(httpx.HTTPError):
+                response = self._http.get("/ready")
+                if response.status_code == 200:
+                    return
+                self.problem = f"{response.status_code}: {response.text}"
+            time.sleep(1)
+        raise RuntimeError(f"the cluster answers with {self.problem}")
 
     def is_adapted(self) -> bool:
         """Whether a request is answered with an adapter of its own."""
@@ -71,9 +88,14 @@ class Client:
         return found is not None and found["adaptation"]["adapted"]
 
     def make_store(self) -> None:
-        """Make the vector store to which files are added."""
+        """Make the vector store to which files are added.
+
+        Raises:
+            RuntimeError: it was refused.
+        """
         found = self._send("/v1/vector_stores", json={"name": STORE})
-        assert found is not None, "the cluster was ready"
+        if found is None:
+            raise RuntimeError(f"the cluster answers with {self.problem}")
         self.store = found["id"]
 
     def add(self, number: int) -> None:
@@ -101,13 +123,17 @@ class Client:
         """The answer to a POST; None for an error."""
         try:
             response = self._http.post(path, **content)
-        except httpx.TimeoutException:
-            self.hung += 1
+        except httpx.TimeoutException as problem:
+            self.hung, self.problem = self.hung + 1, repr(problem)
             return None
-        except httpx.HTTPError:
+        except httpx.HTTPError as problem:
+            self.problem = repr(problem)
+            return None
+        if response.status_code != 200:
+            self.problem = f"{response.status_code}: {response.text}"
             return None
         found: dict[str, Any] = response.json()
-        return found if response.status_code == 200 else None
+        return found
 
 
 def lose_nodes(location: DatabaseLocation, folder: Path, losses: int, seed: int) -> dict[str, Any]:
@@ -121,6 +147,7 @@ def lose_nodes(location: DatabaseLocation, folder: Path, losses: int, seed: int)
         client = Client(url)
         spare = cluster.add_node(num_cpus=2)
         _wait_for_replicas(spare)
+        client.wait()
         client.make_store()
         ended = threading.Event()
         adding = threading.Thread(target=_add_until, args=(client, ended))
@@ -243,7 +270,7 @@ def _application(cluster: Cluster, location: DatabaseLocation, home: Path) -> It
 
 
 def _wait_for_replicas(node: Any) -> None:
-    """Wait until a node has a replica of each kind.
+    """Wait until a node has a replica of each kind that has started.
 
     Raises:
         RuntimeError: it takes too long.
@@ -256,7 +283,8 @@ def _wait_for_replicas(node: Any) -> None:
             for each in psutil.Process(raylet.process.pid).children(recursive=True)
             if each.is_running()
         ]
-        if all(any(f"ServeReplica:mayfly:{kind}" in title for title in titles) for kind in _KINDS):
+        started = [title for title in titles if "initialize" not in title]
+        if all(any(f"ServeReplica:mayfly:{kind}" in title for title in started) for kind in _KINDS):
             return
         time.sleep(1)
     raise RuntimeError("a new node got no replicas")
