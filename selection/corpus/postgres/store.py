@@ -19,18 +19,18 @@ import numpy.typing as npt
 
 from selection.corpus.filters import Filter, Scalar
 from selection.corpus.positions import new_id
-from selection.corpus.postgres.adapter_tables import AdapterTables
-from selection.corpus.postgres.attachments import Attachments
 from selection.corpus.postgres.database import Database
-from selection.corpus.postgres.deletion import delete_document, delete_named
-from selection.corpus.postgres.file_batches import FileBatches
 from selection.corpus.postgres.filters import fields_of, to_postgres
-from selection.corpus.postgres.reembedding import Reembedding
-from selection.corpus.postgres.replication import Replication
-from selection.corpus.postgres.retokenization import Retokenization
 from selection.corpus.postgres.schema import CORPUS_TABLES
-from selection.corpus.postgres.sequence_ids import SequenceIds
-from selection.corpus.postgres.transfer import Transfer
+from selection.corpus.postgres.tables.adapter_tables import AdapterTables
+from selection.corpus.postgres.tables.attachments import Attachments
+from selection.corpus.postgres.tables.deletion import delete_document, delete_named
+from selection.corpus.postgres.tables.file_batches import FileBatches
+from selection.corpus.postgres.tables.reembedding import Reembedding
+from selection.corpus.postgres.tables.replication import Replication
+from selection.corpus.postgres.tables.retokenization import Retokenization
+from selection.corpus.postgres.tables.sequence_ids import SequenceIds
+from selection.corpus.postgres.tables.transfer import Transfer
 from selection.corpus.sequences import (
     Chunk,
     DocumentInfo,

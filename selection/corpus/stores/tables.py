@@ -168,7 +168,7 @@ class TransferTables(Protocol):
 
 
 class AdapterTables(Protocol):
-    """As `postgres.adapter_tables.AdapterTables`; a corpus in a folder has its adapter there."""
+    """As `postgres.tables.adapter_tables.AdapterTables`; a corpus in a folder has files instead."""
 
     def version(self, kind: str) -> int | None:
         """A number that changes when a manifest is replaced; None if there is none."""

@@ -9,7 +9,7 @@ from typing import Any, LiteralString
 
 from selection.corpus.positions import Position
 from selection.corpus.postgres.database import Database
-from selection.corpus.postgres.deletion import delete_of_file
+from selection.corpus.postgres.tables.deletion import delete_of_file
 from selection.corpus.tables.attachments import (
     DOCUMENT_ID,
     FILE_ID,
