@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from selection.corpus.contents import Row
 from selection.corpus.positions import Position
-from selection.corpus.tables.attachments import Attachment, Problem
+from selection.corpus.tables.attachment import Attachment, Problem
 from selection.corpus.tables.replication import DocumentReplica
 from selection.corpus.tables.retokenization import Tokenize
 from selection.embedding import Embeddings

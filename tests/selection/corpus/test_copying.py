@@ -16,7 +16,7 @@ from selection.corpus.copying import Copied, copy_corpus
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import list_corpora
 from selection.corpus.sequences import Chunk
-from selection.corpus.tables.attachments import Attachment, Problem
+from selection.corpus.tables.attachment import Attachment, Problem
 from selection.corpus.tables.transfer import Transfer
 from selection.embedding import Embedder
 from selection.errors import CorpusError, CorpusNotFoundError
