@@ -19,7 +19,7 @@ def key_new(
 
     Example: [cyan]mayfly key new alice >> keys.toml[/]
     """
-    from serving.api_keys import NAME, digest
+    from serving.api_keys.key import NAME, digest
 
     if not NAME.fullmatch(name):
         raise typer.BadParameter("use at most 64 letters, digits, '_' and '-'", param_hint="NAME")

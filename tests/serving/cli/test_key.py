@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from selection.access import Principal
-from serving.api_keys import Keys
+from serving.api_keys.keys import Keys
 from serving.budget import Budget
 from serving.cli.key import key_app
 
