@@ -7,12 +7,13 @@
 - kills: processes that add and delete documents, and workers that ingest files, are killed at
   random moments: is anything lost, there twice, or back?
 - database: the server itself is killed under load.
+- nodes: of a cluster of two nodes, one is killed while files are added.
 
 The server is one of its own, in a temporary folder, as it comes: what a tuned server, or one on
 another machine, costs is not measured. Seconds of a selection are those of one caller.
 
     python -m benchmarks.postgres [--only speed] [--kills 200] [--database-kills 50]
-    [--sizes 10000 100000] [--json] [--out benchmarks/results/postgres.json]
+    [--node-losses 5] [--sizes 10000 100000] [--json] [--out benchmarks/results/postgres.json]
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ from benchmarks.harness.provenance import provenance
 from benchmarks.on_postgres.database_kills import kill_the_database
 from benchmarks.on_postgres.ingest_kills import kill_ingest_workers
 from benchmarks.on_postgres.inside_search import measure_inside
+from benchmarks.on_postgres.nodes import lose_nodes
 from benchmarks.on_postgres.server import KillableServer, running_server
 from benchmarks.on_postgres.speed import measure
 from benchmarks.promises.durability import kill_changers
 from selection.location import DatabaseLocation, Location
 
-PARTS = ("speed", "inside", "kills", "database")
+PARTS = ("speed", "inside", "kills", "database", "nodes")
 
 
 def main() -> None:
@@ -51,6 +53,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="processes to kill (default: 200)")
     parser.add_argument(
         "--database-kills", type=int, default=50, help="times to kill the server (default: 50)"
+    )
+    parser.add_argument(
+        "--node-losses", type=int, default=5, help="times to kill a node (default: 5)"
     )
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[10_000, 100_000], help="numbers of sequences"
@@ -91,6 +96,8 @@ def _measure(options: Namespace, server: KillableServer, folder: Path) -> dict[s
         result["database_kills"] = kill_the_database(
             server, location, options.database_kills, options.seed
         )
+    if "nodes" in options.only:
+        result["nodes"] = lose_nodes(location, folder, options.node_losses, options.seed)
     return result
 
 
@@ -125,6 +132,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         "database_kills": counts(
             "database_kills", "injected", "recovered", "wrong_answers", "hung"
         ),
+        "nodes": counts("nodes", "injected", "recovered", "acknowledged", "lost", "twice", "hung"),
         "select_seconds": by_store("select_seconds"),
         "ingest_rows_per_second": by_store("ingest_rows_per_second"),
         "same_picks": result.get("same_picks"),
@@ -135,10 +143,13 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
 def is_broken(result: dict[str, Any]) -> bool:
     """Whether something was lost, wrong, or different."""
     kills, database = result.get("kills", {}), result.get("database_kills", {})
+    nodes = result.get("nodes", {})
     return (
         any(kills.get(each) for each in ("lost", "twice", "back"))
         or any(database.get(each) for each in ("wrong_answers", "hung"))
         or database.get("recovered") != database.get("injected")
+        or any(nodes.get(each) for each in ("lost", "twice", "hung"))
+        or nodes.get("recovered") != nodes.get("injected")
         or result.get("same_picks") not in (None, 1.0)
     )
 
@@ -159,7 +170,7 @@ def _show(result: dict[str, Any], console: Console) -> None:
             )
     if table.row_count:
         console.print(table)
-    for key in ("same_picks", "inside", "kills", "database_kills"):
+    for key in ("same_picks", "inside", "kills", "database_kills", "nodes"):
         if key in result:
             console.print(f"{key.replace('_', ' ')}: {result[key]}")
 

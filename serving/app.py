@@ -215,8 +215,9 @@ def application(args: dict[str, Any]) -> serve.Application:
     config = settings.config()
     if not config.has_keys:
         raise SettingsError(
-            "a cluster's server needs keys: set MAYFLY_API_KEYS where Ray is started, "
-            "or `api-key-file` in the args"
+            "a cluster's server needs keys: set MAYFLY_API_KEYS where Ray is started, or "
+            "`api-key-file` in the args, or make one in the database of the corpora with "
+            "`mayfly key new NAME`"
         )
     check_tokenizers(config)
     with Call(check_vllm_arguments, config.engine) as call:

@@ -44,7 +44,9 @@ class Config:
         conversations: how many adapters are cached for a next turn, and how long.
         key_digests: SHA-256 of the API keys that see everything, in hexadecimal
             (`serving.api_keys`).
-        key_file: key file; a server without any key is open.
+        key_file: key file.
+        keys_required: whether requests need a key even without `key_digests` and `key_file`: the
+            database of the corpora has, or has had, one.
         log_format: "text" or "json".
         host, port: address of the HTTP server.
         allowed_hosts: host names of a server without keys (`serving.http.browsers`).
@@ -69,6 +71,7 @@ class Config:
     conversations: AdapterCacheConfig = CONVERSATIONS
     key_digests: tuple[str, ...] = ()
     key_file: Path | None = None
+    keys_required: bool = False
     log_format: Literal["json", "text"] = "text"
     host: str = "127.0.0.1"
     port: int = 8000
@@ -86,5 +89,5 @@ class Config:
 
     @property
     def has_keys(self) -> bool:
-        """Whether requests need an API key."""
-        return bool(self.key_digests) or self.key_file is not None
+        """Whether requests need an API key from the start."""
+        return bool(self.key_digests) or self.key_file is not None or self.keys_required

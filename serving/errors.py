@@ -84,6 +84,10 @@ class UnauthorizedError(MayflyError):
     """A missing or unknown API key."""
 
 
+class KeysUnavailableError(MayflyError):
+    """An API key that may be known to a database that this process has not been able to read."""
+
+
 class BusyError(MayflyError):
     """A limit of concurrent requests is reached.
 
@@ -218,6 +222,7 @@ _TABLE: tuple[tuple[type[Exception], HttpError], ...] = (
         HttpError(400, "invalid_request_error", "invalid_compute_budget", "Compute-Budget"),
     ),
     (UnauthorizedError, HttpError(401, "invalid_request_error", "invalid_api_key")),
+    (KeysUnavailableError, HttpError(503, "server_error", "keys_unavailable")),
     (RateLimitError, HttpError(429, "requests", "rate_limit_exceeded")),
     (BusyError, HttpError(429, "server_busy", "server_busy")),
     (SlowError, HttpError(408, "invalid_request_error", "request_timeout")),
@@ -281,7 +286,7 @@ def more_headers(problem: BaseException) -> list[tuple[bytes, bytes]]:
     if isinstance(problem, BusyError):
         when = (b"retry-after", str(max(1, math.ceil(problem.retry_after))).encode())
         return [when] if problem.full is None else [when, (FULL, problem.full.encode())]
-    if isinstance(problem, DownError | CorpusUnavailableError):
+    if isinstance(problem, DownError | CorpusUnavailableError | KeysUnavailableError):
         return [(b"retry-after", b"5")]
     if isinstance(problem, MethodError) and problem.allowed:
         return [(b"allow", ", ".join(problem.allowed).encode())]

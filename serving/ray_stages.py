@@ -222,8 +222,9 @@ class RemoteTrainer(_Remote):
         return losses
 
     async def give_way(self, seconds: float) -> None:
-        """As `TrainerWorker.give_way`."""
-        await self._result(self._handle.give_way.remote(seconds))
+        """As `TrainerWorker.give_way`, of all trainers: any of them may be training a corpus."""
+        answers = self._handle.broadcast("give_way", seconds).results_async(return_exceptions=True)
+        await self._result(answers, answers.close)
 
     async def learning_rate(self) -> float:
         """As `TrainerWorker.learning_rate`."""

@@ -193,6 +193,6 @@ def postgres(postgres_url: str, tmp_path: Path) -> DatabaseLocation:
         if connection.execute("SELECT to_regclass('mayfly.corpora')").fetchone() != (None,):
             connection.execute(
                 "TRUNCATE mayfly.corpora, mayfly.files, mayfly.ingest_queue, "
-                "mayfly.request_rates CASCADE"
+                "mayfly.request_rates, mayfly.api_keys, mayfly.api_keys_required CASCADE"
             )
     return DatabaseLocation(postgres_url, tmp_path / "cache")

@@ -68,3 +68,19 @@ def administrator(url: str) -> Iterator[tuple[psycopg.Connection[Any], sql.Ident
     parts = urlsplit(url)
     with psycopg.connect(urlunsplit(parts._replace(path="/postgres")), autocommit=True) as admin:
         yield admin, sql.Identifier(parts.path[1:])
+
+
+@contextmanager
+def away(url: str) -> Iterator[None]:
+    """Let nobody use a database within the `with` block, as while its server is down."""
+    with administrator(url) as (admin, name):
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+        try:
+            admin.execute(
+                # With the milliseconds to wait until they have ended.
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s",
+                (urlsplit(url).path[1:],),
+            )
+            yield
+        finally:
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))

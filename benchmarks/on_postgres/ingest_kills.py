@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.harness.command_line import progress
 from benchmarks.promises.durability import TextEmbedder
 from selection.corpus.corpus import Corpus
-from selection.corpus.tables.attachments import Attachment
+from selection.corpus.tables.attachment import Attachment
 from selection.embedding import Embeddings
 from selection.library.library import Library
 from selection.library.uploads.database import DatabaseUploads

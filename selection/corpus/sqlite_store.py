@@ -17,7 +17,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -32,9 +32,11 @@ from selection.corpus.sequences import DocumentInfo as DocumentInfo
 from selection.corpus.sequences import Source as Source
 from selection.corpus.sequences import StoredSequence as StoredSequence
 from selection.corpus.sequences import check_addition
-from selection.corpus.tables.attachments import Attachments, DetachedError
+from selection.corpus.tables.attachment import DetachedError
+from selection.corpus.tables.attachments import Attachments
+from selection.corpus.tables.common import DatabaseStore
 from selection.corpus.tables.database import FILE, Database
-from selection.corpus.tables.deletion import delete_document, delete_of_file
+from selection.corpus.tables.deletion import delete_document
 from selection.corpus.tables.file_batches import FileBatches
 from selection.corpus.tables.reembedding import Reembedding
 from selection.corpus.tables.replication import Replication
@@ -51,16 +53,16 @@ Embeddings: TypeAlias = npt.NDArray[np.float32]
 _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "generation", "uuid"}
 
 
-class SQLiteStore:
+class SQLiteStore(DatabaseStore[Database]):
     """The documents and sequences of one corpus, and what is derived from them, in one folder."""
 
     # The adapter is in the folder.
     adapter_tables = None
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, folder.name
-        self.database = Database(folder)
-        self.attachments = Attachments(self.database, partial(delete_of_file, self.database))
+        super().__init__(Database(folder))
+        self.folder = folder
+        self.attachments = Attachments(self.database)
         self.file_batches = FileBatches(self.database, self.attachments)
         self.reembedding = Reembedding(self.database)
         self.retokenization = Retokenization(self.database)
@@ -117,11 +119,6 @@ class SQLiteStore:
         """Close the database."""
         self.database.close()
 
-    @property
-    def is_in_place(self) -> bool:
-        """As `Database.is_in_place`."""
-        return self.database.is_in_place
-
     def remove(self) -> None:
         """Close the database and delete the folder.
 
@@ -139,23 +136,6 @@ class SQLiteStore:
     def size(self) -> int:
         """The size of the database in bytes."""
         return sum(file.stat().st_size for file in self.folder.glob(f"{FILE}*"))
-
-    def unusable(self, why: str) -> CorpusError:
-        """As `Database.unusable`."""
-        return self.database.unusable(why)
-
-    def reading(self) -> AbstractContextManager[None]:
-        """As `Database.reading`."""
-        return self.database.reading()
-
-    def meta(self) -> dict[str, str]:
-        """As `Database.meta`."""
-        return self.database.meta()
-
-    def update_meta(self, changes: Mapping[str, str]) -> None:
-        """Add or replace entries of the corpus's metadata."""
-        with self.database.writing():
-            self.database.update_meta(changes)
 
     def add(
         self,

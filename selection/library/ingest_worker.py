@@ -25,7 +25,7 @@ import numpy as np
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.pool import CorpusPool
-from selection.corpus.tables.attachments import Attachment, DetachedError, Problem
+from selection.corpus.tables.attachment import Attachment, DetachedError, Problem
 from selection.embedding import Embedder, Embeddings
 from selection.errors import (
     CorpusError,

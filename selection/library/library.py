@@ -24,7 +24,7 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Filter, Scalar
 from selection.corpus.pool import CorpusPool
 from selection.corpus.positions import new_id
-from selection.corpus.tables.attachments import STATUSES, Attachment
+from selection.corpus.tables.attachment import STATUSES, Attachment
 from selection.embedding import Prompt
 from selection.errors import CorpusNotFoundError, LibraryError, MissingError
 from selection.ingest.examples import ExampleChunker

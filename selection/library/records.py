@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from selection.corpus.corpus import Corpus
 from selection.corpus.filters import Scalar
 from selection.corpus.positions import Position, position
-from selection.corpus.tables.attachments import Attachment
+from selection.corpus.tables.attachment import Attachment
 from selection.errors import LibraryError, MissingError
 
 Item = TypeVar("Item")

@@ -27,7 +27,7 @@ class SearchResult:
     """A sequence that a search found.
 
     Attributes:
-        file: id of the file it comes from (`selection.corpus.tables.attachments`).
+        file: id of the file it comes from (`selection.corpus.tables.attachment`).
         name: name of that file.
         attributes: metadata of its document.
         score: cosine similarity to the nearest target, at least 0.

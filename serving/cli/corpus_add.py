@@ -221,7 +221,10 @@ def _show_progress(files: Iterable[SourceFile]) -> Iterator[IngestProgress]:
     sizes = [file.bytes for file in files]
     if not err.is_terminal:
         lines = ProgressLines("adding", say)
-        yield IngestProgress(len(sizes), sum(sizes), lambda progress: lines.report(str(progress)))
+        progress = IngestProgress(len(sizes), sum(sizes), lambda each: lines.report(str(each)))
+        yield progress
+        if lines.count:
+            lines.report(str(progress), force=True)
         return
     columns = (BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=err) as bars:

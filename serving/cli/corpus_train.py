@@ -142,16 +142,11 @@ def _check_servers(corpus: Corpus) -> None:
     Raises:
         CorpusError: a server does.
     """
-    import time
-
     from selection.errors import CorpusError
-    from serving.corpus_training.operation import ABANDONED_SECONDS, TrainingOperation
+    from serving.corpus_training.operation import TrainingOperation
 
     recorded = corpus.training.recorded() if corpus.training.is_shared else None
-    if recorded is None:
-        return
-    operation = TrainingOperation.from_dict(recorded)
-    if operation.is_pending and time.time() - operation.renewed < ABANDONED_SECONDS:
+    if recorded is not None and TrainingOperation.from_dict(recorded).is_under_way:
         raise CorpusError(
             f"corpus {corpus.name!r} is being trained by a server: wait until it has ended, or "
             "cancel it there"

@@ -5,6 +5,7 @@ It is stored beside the corpus, so that any replica can report it, and go on aft
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -53,10 +54,21 @@ class TrainingOperation:
     seconds: float = 0.0
     error: str | None = None
 
+    @classmethod
+    def new(cls, store: str, options: TrainingOptions) -> TrainingOperation:
+        """One that is asked for now."""
+        now = time.time()
+        return cls(store, now, now, options)
+
     @property
     def is_pending(self) -> bool:
         """Whether it has not ended."""
         return self.status in (Status.QUEUED, Status.IN_PROGRESS)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a server will do it or is doing it: it has lately recorded that."""
+        return self.is_pending and time.time() - self.renewed < ABANDONED_SECONDS
 
     def as_dict(self) -> dict[str, Any]:
         """The operation for JSON."""

@@ -25,7 +25,7 @@ class RequestPriority:
 
     Args:
         trainer: the trainer.
-        is_training: whether a corpus is being trained.
+        is_training: whether a corpus is being trained, by this process or another one.
         is_busy: whether requests are under way.
     """
 

@@ -30,7 +30,7 @@ from selection.errors import (
 from selection.library.library import Library
 from selection.library.records import PageRequest
 from serving.adaptation.stages import LibraryExecutor, Trains
-from serving.corpus_training.operation import ABANDONED_SECONDS, Status, TrainingOperation
+from serving.corpus_training.operation import Status, TrainingOperation
 from serving.corpus_training.priority import RequestPriority
 from serving.corpus_training.stored import (
     Recipe,
@@ -87,11 +87,15 @@ class CorpusTrainings:
     ) -> None:
         self._trainer, self._library, self._shape = trainer, library, shape
         self._keeps_fresh = keeps_fresh
-        self.priority = RequestPriority(trainer, lambda: self.is_running, is_busy)
+        self.priority = RequestPriority(
+            trainer, lambda: self.is_running or self._is_running_elsewhere, is_busy
+        )
         # Operations of this process that have not ended, in the order in which they are done.
         self._pending: dict[str, TrainingOperation] = {}
         self._waiting = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        # Whether another process was training a corpus at the last look.
+        self._is_running_elsewhere = False
         # What of a corpus was not learnt at the last look, and when it was last trained by itself.
         self._seen: dict[str, object] = {}
         self._tried: dict[str, object] = {}
@@ -126,12 +130,11 @@ class CorpusTrainings:
         if not status.learnt + status.not_learnt:
             raise LibraryError(f"vector store {store!r} has nothing to learn: attach files first")
         stored = await self.operation(info.id, principal)
-        if stored is not None and self._is_under_way(stored):
+        if stored is not None and (stored.is_under_way or stored.store in self._pending):
             return stored
         # If it is cancelled or fails, it is tried again once this has changed.
         self._tried[info.id] = status.left_to(self._shape)
-        now = time.time()
-        return await self._add(TrainingOperation(info.id, now, now, options))
+        return await self._add(TrainingOperation.new(info.id, options))
 
     async def status(self, store: str, principal: Principal) -> AdapterStatus:
         """The status of a vector store's adapter.
@@ -200,11 +203,6 @@ class CorpusTrainings:
         call = calls_to(self._library, store, principal, reads=True)
         stored = await call(AdapterTraining.recorded)
         return None if stored is None else TrainingOperation.from_dict(stored)
-
-    def _is_under_way(self, operation: TrainingOperation) -> bool:
-        """Whether this process will do an operation, or another one has lately recorded it."""
-        is_fresh = time.time() - operation.renewed < ABANDONED_SECONDS
-        return operation.is_pending and (operation.store in self._pending or is_fresh)
 
     async def _add(self, operation: TrainingOperation) -> TrainingOperation:
         await self._record(operation)
@@ -316,28 +314,30 @@ class CorpusTrainings:
     async def _look(self) -> None:
         """Take over abandoned operations, and train corpora that have changed."""
         after: str | None = None
-        is_last = False
+        is_last = is_running_elsewhere = False
         while not is_last:
             request = PageRequest(_PAGE, after=after)
             page = await self._library.call(Library.stores, request, principal=OPERATOR)
             for info in page.items:
                 if info.mismatch is None:
                     with contextlib.suppress(MissingError):
-                        await self._look_at(info.id)
+                        is_running_elsewhere |= await self._look_at(info.id)
             after, is_last = page.items[-1].id if page.items else None, not page.more
+        self._is_running_elsewhere = is_running_elsewhere
 
-    async def _look_at(self, store: str) -> None:
+    async def _look_at(self, store: str) -> bool:
+        """Look at one vector store; returns whether another process is training its adapter."""
         stored = await self._stored(store, OPERATOR)
         if stored is not None and stored.is_pending:
-            if not self._is_under_way(stored):
+            if not stored.is_under_way and store not in self._pending:
                 await self._add(replace(stored, status=Status.QUEUED))
         elif self._keeps_fresh:
             state = (await self.status(store, OPERATOR)).left_to(self._shape)
             is_settled, self._seen[store] = self._seen.get(store) == state, state
             if any(state[1:]) and is_settled and self._tried.get(store) != state:
                 self._tried[store] = state
-                now = time.time()
-                await self._add(TrainingOperation(store, now, now, TrainingOptions()))
+                await self._add(TrainingOperation.new(store, TrainingOptions()))
+        return stored is not None and stored.is_under_way and store not in self._pending
 
 
 async def _repeat(work: Callable[[], Any], seconds: float) -> None:

@@ -31,7 +31,9 @@ from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import parse_adaptation_request
 from serving.adaptation.shown import PromptBuilder
 from serving.adaptation.starts import Starts
-from serving.api_keys import Key, Keys
+from serving.api_keys.authentication import authentication_of
+from serving.api_keys.key import Key
+from serving.api_keys.keys import Keys
 from serving.budget import INSTANT
 from serving.config import Config
 from serving.conversations.adapter_cache import AdapterCache
@@ -63,7 +65,6 @@ from serving.http.vector_stores.routes import VectorStoreRoutes
 from serving.observability.logs import REQUEST_ID, log_failure, log_request
 from serving.observability.metrics import Exposition, Metrics
 from serving.observability.tracing import request_span
-from serving.request_rates import rates_at
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,8 @@ class Gateway:
     ) -> None:
         self._engine, self._selector, self._trainer = engine, selector, trainer
         self._config, self._terms = config, config.terms
-        keys = (config.key_digests, config.key_file, config.auto, config.limits)
-        self._keys = Keys(*keys) if config.has_keys else None
-        self._rates = rates_at(config.selector.root)
+        keys = Keys(config.key_digests, config.key_file, config.auto, config.limits)
+        self._authentication = authentication_of(keys, config.selector.root, config.has_keys)
         self._admission = Admission(config.capacity)
         self._candidates = CandidateRenderer(
             engine.tokenizer, engine.context, config.example_limits
@@ -143,6 +143,8 @@ class Gateway:
 
     async def end(self) -> None:
         """End the trainings of corpora within seconds, since a stage may be gone."""
+        if self._authentication is not None:
+            self._authentication.end()
         if self._trainings is not None:
             self._training.cancel()
             await asyncio.wait([self._training], timeout=5.0)
@@ -202,13 +204,12 @@ class Gateway:
 
         Raises:
             UnauthorizedError: the request needs a key and has no valid one.
-            RateLimitError: the key has made too many requests.
+            KeysUnavailableError, RateLimitError: as `Authentication.key_of`.
             MediaTypeError: the body is not of the media type of the route.
         """
         key = None
-        if self._keys is not None and route.needs_key:
-            key = self._keys.find(header(scope, b"authorization"))
-            await self._rates.count(key.name, key.requests_per_minute)
+        if self._authentication is not None and route.needs_key:
+            key = await self._authentication.key_of(header(scope, b"authorization"))
         check_media_type(Headers(scope=scope), route.media_type)
         return {"key": key, "principal": OPERATOR if key is None else key.principal}
 

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from selection.access import Principal
 from selection.corpus.trained.manifest import LearntCorpus
-from serving.api_keys import Key
+from serving.api_keys.key import Key
 from serving.budget import Terms
 from serving.engine.engine import Engine
 from serving.errors import ModelError, RequestError

@@ -30,11 +30,12 @@ def check_settings(settings: Settings, *, is_server: bool = True) -> None:
         is_server: whether they are of a server, whose model vLLM must have LoRA for.
 
     Raises:
-        SettingsError: a value, the key file or a flag of vLLM is invalid.
+        SettingsError: a value, a key or a flag of vLLM is invalid.
         ModelFilesError: the model or the embedder cannot be used.
         CorpusError: the corpus does not exist, cannot be opened, or was made with another embedder.
     """
-    from serving.api_keys import Keys
+    from serving.api_keys.database import check_keys
+    from serving.api_keys.keys import Keys
     from serving.engine.vllm_flags import check_flags
     from serving.http.browsers import parse_hosts, parse_origins
     from serving.settings.architecture import check_architecture
@@ -42,15 +43,17 @@ def check_settings(settings: Settings, *, is_server: bool = True) -> None:
 
     auto, limits = settings.budgets()
     parse_hosts(settings.allowed_host or ())
+    # First, since keys may be in the database.
+    check_corpora(settings)
     parse_origins(settings.allowed_origin or (), settings.has_keys)
-    Keys(settings.key_digests(), settings.absolute_key_file, auto, limits)
+    keys = Keys(settings.key_digests(), settings.absolute_key_file, auto, limits)
+    check_keys(keys, settings.location)
     check_flags(settings.vllm or ())
     check_model(settings.base_model)
     if is_server:
         check_architecture(settings.base_model)
     check_precision(settings.base_model)
     check_embedder(settings.embedder, settings.base_model)
-    check_corpora(settings)
     if settings.corpus is not None:
         check_corpus(settings.location, settings.corpus, settings.embedder)
 
@@ -143,7 +146,7 @@ def check_tokenizers(config: Config) -> None:
     from selection.examples.rendering import Renderer
     from selection.examples.templates import set_chat_template
     from selection.ingest.ingest import tokenizer_digest
-    from serving.api_keys import Keys
+    from serving.api_keys.keys import Keys
     from serving.settings.model_files import load_tokenizer
 
     Keys(config.key_digests, config.key_file, config.auto, config.limits)

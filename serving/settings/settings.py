@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from serving.api_keys.database import keys_required
+from serving.api_keys.key import digest
 from serving.budget import (
     AUTO,
     EXAMPLE_LIMITS,
@@ -79,10 +81,7 @@ class Settings:
     ] = None
     served_model_name: Annotated[
         list[str] | None,
-        _option(
-            "Name of the model in requests; may be repeated for more names.",
-            "as --model",
-        ),
+        _option("Name of the model in requests; may be repeated for more names.", "as --model"),
     ] = None
     embedder: EmbedderName = EMBEDDER
     budget: Annotated[
@@ -214,11 +213,12 @@ class Settings:
         """
         from adapters.model_defaults import rank_here
         from serving.adaptation.admission import Capacity
-        from serving.http.browsers import parse_hosts, parse_origins
+        from serving.http.browsers import ANY, parse_hosts, parse_origins
         from serving.models.catalogue import default_model
         from serving.settings.model_files import local_folder
 
-        model, calibration = self.base_model, None
+        # Only "*" needs keys, which may be in the database.
+        model, calibration, origins = self.base_model, None, self.allowed_origin or ()
         if self.corpus is not None:
             calibration = corpus_calibration(self.location, self.corpus, model)
         if (rank := self.rank) is None:
@@ -232,7 +232,7 @@ class Settings:
             served_model_name=self.served_model_name or [self.model or default_model().name],
             rank=rank,
             allowed_host=parse_hosts(self.allowed_host or ()),
-            allowed_origin=parse_origins(self.allowed_origin or (), self.has_keys),
+            allowed_origin=parse_origins(origins, ANY in origins and self.has_keys),
             max_requests=self.max_requests or capacity.requests,
             max_adaptations=self.max_adaptations or capacity.adaptations,
             undegraded=self.undegraded or capacity.undegraded,
@@ -249,7 +249,7 @@ class Settings:
 
         Raises:
             SettingsError: a value is invalid.
-            CorpusError: the corpus does not exist or cannot be opened.
+            CorpusError: the corpus, or the database of the corpora, cannot be used.
             BaseModelError: the model cannot be loaded, or adapters cannot be trained on it.
         """
         from adapters.model_defaults import for_model
@@ -302,6 +302,7 @@ class Settings:
             capacity=Capacity(resolved.max_requests, resolved.max_adaptations, resolved.undegraded),
             key_digests=self.key_digests(),
             key_file=self.absolute_key_file,
+            keys_required=self.has_keys,
             log_format=self.log_format,
             host=self.host,
             port=self.port,
@@ -335,8 +336,9 @@ class Settings:
 
     @property
     def has_keys(self) -> bool:
-        """Whether requests need an API key."""
-        return bool(self.api_key) or self.api_key_file is not None
+        """Whether requests need an API key; CorpusError if the database cannot be used."""
+        has_own = bool(self.api_key) or self.api_key_file is not None
+        return has_own or keys_required(self.location)
 
     @property
     def absolute_key_file(self) -> Path | None:
@@ -345,6 +347,4 @@ class Settings:
 
     def key_digests(self) -> tuple[str, ...]:
         """The SHA-256 digests of `api_key`."""
-        from serving.api_keys import digest
-
         return tuple(digest(secret) for secret in self.api_key or ())

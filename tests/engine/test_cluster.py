@@ -4,6 +4,7 @@ node.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -142,6 +143,27 @@ def test_errors_of_a_cluster_have_openais_shape(nodes: Nodes) -> None:
         401,
         "invalid_api_key",
     )
+
+
+def test_all_trainers_of_a_cluster_give_way(nodes: Nodes, tmp_path: Path) -> None:
+    from ray import serve
+
+    from serving.ray_stages import RemoteTrainer
+
+    class Trainer:
+        """Leaves a file with its process id where it is told to give way."""
+
+        async def give_way(self, seconds: float) -> None:
+            (tmp_path / f"{os.getpid()}").write_text(f"{seconds}")
+
+    trainers = serve.deployment(Trainer).options(num_replicas=2, ray_actor_options={"num_cpus": 0})
+    handle: Any = serve.run(trainers.bind(), name="trainers", route_prefix=None)
+    try:
+        asyncio.run(RemoteTrainer(handle).give_way(2.0))
+    finally:
+        serve.delete("trainers")
+
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["2.0", "2.0"]
 
 
 def test_no_request_fails_while_other_settings_are_deployed(nodes: Nodes) -> None:

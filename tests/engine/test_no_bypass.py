@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from serving.api_keys import digest
+from serving.api_keys.key import digest
 from tests.engine.conftest import Server
 
 SECRET = "the-operator"

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder
-from serving.api_keys import digest
+from serving.api_keys.key import digest
 from tests.chromium import answer_with, article, browser, note_messages, prompt_of, wait_for_status
 from tests.engine.conftest import Server
 

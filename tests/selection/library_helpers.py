@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.tables.attachments import Attachment
+from selection.corpus.tables.attachment import Attachment
 from selection.embedding import Embedder, Embeddings, Prompt
 from selection.library.library import Library
 from selection.library.records import AttachmentRequest, PageRequest

@@ -1,10 +1,9 @@
 """Schema: the tables of all corpora in one PostgreSQL database, and how earlier versions become it.
 
-Except for uploaded files and the rates of keys, each row belongs to a corpus, and every query names
-it. Ids of documents
-and sequences are counted for each corpus in its row of `corpora`, which a transaction that changes
-the corpus locks first: ids become visible in ascending order, as readers that catch up by the last
-id rely on.
+Except for uploaded files, API keys and their rates, each row belongs to a corpus, and every query
+names it. Ids of documents and sequences are counted for each corpus in its row of `corpora`, which
+a transaction that changes the corpus locks first: ids become visible in ascending order, as readers
+that catch up by the last id rely on.
 
 Embeddings are apart from texts, so that reading all of them reads little else.
 """
@@ -12,7 +11,6 @@ Embeddings are apart from texts, so that reading all of them reads little else.
 from __future__ import annotations
 
 SCHEMA = "mayfly"
-VERSION = 1
 
 _FIRST = """
 CREATE TABLE corpora (
@@ -98,8 +96,19 @@ CREATE INDEX ingest_queue_by_file ON ingest_queue (corpus, file);
 CREATE UNLOGGED TABLE request_rates (
     key text PRIMARY KEY, allowance double precision NOT NULL, computed timestamptz NOT NULL);
 """
+# Keys may exchange their secrets in one transaction. The row of `api_keys_required` stays when all
+# keys are removed: a server that starts then must not become open.
+_API_KEYS = """
+CREATE TABLE api_keys (
+    name text COLLATE "C" PRIMARY KEY,
+    sha256 text NOT NULL CHECK (sha256 ~ '^[0-9a-f]{64}$'),
+    entries jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(entries) = 'object'),
+    UNIQUE (sha256) DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE api_keys_required (required boolean PRIMARY KEY CHECK (required));
+"""
 # What makes each version of the one before it.
-MIGRATIONS = (_FIRST,)
+MIGRATIONS = (_FIRST, _API_KEYS)
+VERSION = len(MIGRATIONS)
 # The tables of a corpus, those that refer to others first.
 CORPUS_TABLES = (
     "adapter_files",

@@ -10,7 +10,6 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,18 +18,18 @@ import numpy.typing as npt
 
 from selection.corpus.filters import Filter, Scalar
 from selection.corpus.positions import new_id
-from selection.corpus.postgres.adapter_tables import AdapterTables
-from selection.corpus.postgres.attachments import Attachments
 from selection.corpus.postgres.database import Database
-from selection.corpus.postgres.deletion import delete_document, delete_named
-from selection.corpus.postgres.file_batches import FileBatches
 from selection.corpus.postgres.filters import fields_of, to_postgres
-from selection.corpus.postgres.reembedding import Reembedding
-from selection.corpus.postgres.replication import Replication
-from selection.corpus.postgres.retokenization import Retokenization
 from selection.corpus.postgres.schema import CORPUS_TABLES
-from selection.corpus.postgres.sequence_ids import SequenceIds
-from selection.corpus.postgres.transfer import Transfer
+from selection.corpus.postgres.tables.adapter_tables import AdapterTables
+from selection.corpus.postgres.tables.attachments import Attachments
+from selection.corpus.postgres.tables.deletion import delete_document, delete_named
+from selection.corpus.postgres.tables.file_batches import FileBatches
+from selection.corpus.postgres.tables.reembedding import Reembedding
+from selection.corpus.postgres.tables.replication import Replication
+from selection.corpus.postgres.tables.retokenization import Retokenization
+from selection.corpus.postgres.tables.sequence_ids import SequenceIds
+from selection.corpus.postgres.tables.transfer import Transfer
 from selection.corpus.sequences import (
     Chunk,
     DocumentInfo,
@@ -38,9 +37,9 @@ from selection.corpus.sequences import (
     StoredSequence,
     check_addition,
 )
-from selection.corpus.tables.attachments import DetachedError
+from selection.corpus.tables.attachment import DetachedError
+from selection.corpus.tables.common import DatabaseStore
 from selection.embedding import Embeddings
-from selection.errors import CorpusError
 from selection.location import DatabasePlace
 
 Ids: TypeAlias = npt.NDArray[np.int64]
@@ -48,7 +47,7 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 _META = {"id", "created", "embedder", "revision", "dimension", "tokenizer", "generation", "uuid"}
 
 
-class PostgresStore:
+class PostgresStore(DatabaseStore[Database]):
     """The documents and sequences of one corpus.
 
     Raises:
@@ -57,8 +56,7 @@ class PostgresStore:
     """
 
     def __init__(self, place: DatabasePlace) -> None:
-        self.name = place.name
-        self.database = Database(place)
+        super().__init__(Database(place))
         self.folder: Path = place.parent.cache / place.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.attachments = Attachments(self.database)
@@ -88,11 +86,6 @@ class PostgresStore:
     def close(self) -> None:
         """Nothing to do: connections belong to the process."""
 
-    @property
-    def is_in_place(self) -> bool:
-        """As `Database.is_in_place`."""
-        return self.database.is_in_place
-
     def remove(self) -> None:
         """Delete the corpus, and what is derived from it on this machine."""
         with self.database.writing():
@@ -106,23 +99,6 @@ class PostgresStore:
         """The size of its texts, tokens and embeddings in bytes."""
         ((size,),) = self.database.rows("SELECT bytes FROM corpora WHERE id = %(corpus)s")
         return int(size)
-
-    def unusable(self, why: str) -> CorpusError:
-        """As `Database.unusable`."""
-        return self.database.unusable(why)
-
-    def reading(self) -> AbstractContextManager[None]:
-        """As `Database.reading`."""
-        return self.database.reading()
-
-    def meta(self) -> dict[str, str]:
-        """As `Database.meta`."""
-        return self.database.meta()
-
-    def update_meta(self, changes: Mapping[str, str]) -> None:
-        """Add or replace entries of the corpus's metadata."""
-        with self.database.writing():
-            self.database.update_meta(changes)
 
     def add(
         self,

@@ -5,6 +5,8 @@ PostgreSQL's client is imported only where a location is a database.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from selection.corpus.sqlite_store import SQLiteStore
@@ -22,10 +24,8 @@ def corpora_at(location: Location) -> Corpora:
     """
     if isinstance(location, Path):
         return FolderCorpora(location)
-    try:
+    with postgres_client():
         from selection.corpus.postgres.corpora import PostgresCorpora
-    except ModuleNotFoundError as problem:
-        raise _not_installed(problem) from problem
     return PostgresCorpora(location)
 
 
@@ -37,10 +37,8 @@ def open_store(place: Place) -> CorpusStore:
     """
     if isinstance(place, Path):
         return SQLiteStore(place)
-    try:
+    with postgres_client():
         from selection.corpus.postgres.store import PostgresStore
-    except ModuleNotFoundError as problem:
-        raise _not_installed(problem) from problem
     return PostgresStore(place)
 
 
@@ -50,10 +48,19 @@ def make_place(place: Place) -> None:
         place.mkdir(parents=True, exist_ok=True)
 
 
-def _not_installed(problem: ModuleNotFoundError) -> CorpusError:
-    if (problem.name or "").partition(".")[0] not in ("psycopg", "psycopg_pool", "pgvector"):
-        raise problem
-    return CorpusError(
-        f"corpora in PostgreSQL need the package {problem.name}: pip install 'mayfly-serve["
-        "postgres]'"
-    )
+@contextmanager
+def postgres_client() -> Iterator[None]:
+    """Say what to do if PostgreSQL's client, which is imported within the `with` block, is missing.
+
+    Raises:
+        CorpusError: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as problem:
+        if (problem.name or "").partition(".")[0] not in ("psycopg", "psycopg_pool", "pgvector"):
+            raise
+        raise CorpusError(
+            f"corpora in PostgreSQL need the package {problem.name}: pip install 'mayfly-serve["
+            "postgres]'"
+        ) from problem

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from selection.corpus.contents import Row
 from selection.corpus.positions import Position
-from selection.corpus.tables.attachments import Attachment, Problem
+from selection.corpus.tables.attachment import Attachment, Problem
 from selection.corpus.tables.replication import DocumentReplica
 from selection.corpus.tables.retokenization import Tokenize
 from selection.embedding import Embeddings
@@ -168,7 +168,7 @@ class TransferTables(Protocol):
 
 
 class AdapterTables(Protocol):
-    """As `postgres.adapter_tables.AdapterTables`; a corpus in a folder has its adapter there."""
+    """As `postgres.tables.adapter_tables.AdapterTables`; a corpus in a folder has files instead."""
 
     def version(self, kind: str) -> int | None:
         """A number that changes when a manifest is replaced; None if there is none."""

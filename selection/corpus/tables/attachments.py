@@ -16,14 +16,20 @@ them (`ingest_worker`), or which were attached together (`file_batches`).
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from selection.corpus.filters import Scalar
 from selection.corpus.positions import Position
+from selection.corpus.tables.attachment import (
+    DOCUMENT_ID,
+    FILE_ID,
+    STATUSES,
+    Attachment,
+    AttachmentStatuses,
+    attachment_from_row,
+)
 from selection.corpus.tables.database import Database
+from selection.corpus.tables.deletion import delete_of_file
 
 TABLE = """
 CREATE TABLE attachments (
@@ -46,93 +52,14 @@ POSITIONS = (
     "INSERT INTO detached VALUES (old.added, 1, old.id, 'doc-' || old.id) ON CONFLICT DO NOTHING; "
     "END",
 )
-STATUSES = ("in_progress", "completed", "failed", "cancelled")
-
-FILE_ID, DOCUMENT_ID = re.compile(r"file-[0-9a-f]{24}"), re.compile(r"doc-([0-9]{1,18})")
 _ALL = """
 SELECT id, status, attached AS added, 0 AS kind, rowid AS number FROM attachments
 UNION ALL SELECT 'doc-' || id, 'completed', added, 1, id FROM documents WHERE file IS NULL
 """
 
 
-class DetachedError(Exception):
-    """The file of a document is no longer in progress: it was detached, cancelled or finished."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a file could not be ingested: OpenAI's code (server_error, unsupported_file,
-    invalid_file) and a message.
-    """
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """A file of a corpus.
-
-    Attributes:
-        id: id of the uploaded file, or `doc-<id>`.
-        name: name of the file.
-        attributes: metadata of its documents.
-        chunking: tokens per sequence and tokens of overlap; None for a document that was not
-            uploaded.
-        batch: id of the batch it was attached with.
-        status: one of STATUSES.
-        problem: why it failed.
-        created: seconds since 1970, UTC.
-        bytes: size of its sequences' texts, tokens and embeddings.
-        documents: how many of its documents were added, replaced, unchanged, empty, or skipped as
-            rows without a text, when it was last ingested; None before that, and where an earlier
-            version ingested it.
-    """
-
-    id: str
-    name: str
-    attributes: Mapping[str, Scalar] = field(default_factory=dict)
-    chunking: tuple[int, int] | None = None
-    batch: str | None = None
-    status: str = "in_progress"
-    problem: Problem | None = None
-    created: int = 0
-    bytes: int = 0
-    documents: Mapping[str, int] | None = None
-
-
-def attachment_from_row(file: str, row: Sequence[Any], batch: str | None, size: int) -> Attachment:
-    """An attachment from its columns, beginning with the name: those of its own row, or of a
-    batch's.
-    """
-    name, attributes, max_length, overlap, status, code, message, attached = row
-    # Only a failed file has a code. Without one, the message column, which earlier versions
-    # ignore then, holds the counts of documents.
-    documents = json.loads(message) if code is None and message is not None else None
-    return Attachment(
-        file,
-        name,
-        json.loads(attributes),
-        None if max_length is None else (max_length, overlap),
-        batch,
-        status,
-        None if code is None else Problem(code, message),
-        attached,
-        size,
-        documents,
-    )
-
-
-class Attachments:
-    """The files of one corpus.
-
-    Args:
-        database: the corpus's database.
-        delete_documents: deletes the documents of a file, within a transaction.
-    """
-
-    def __init__(self, database: Database, delete_documents: Callable[[str], None]) -> None:
-        self._database, self._delete_documents = database, delete_documents
+class Attachments(AttachmentStatuses[Database]):
+    """The files of one corpus."""
 
     def attach(self, files: Sequence[Attachment]) -> None:
         """Attach files, or attach them again: they are in progress. A file keeps the position of
@@ -196,10 +123,6 @@ class Attachments:
         )
         return {row[0]: tuple(row[1:]) for row in rows}
 
-    def ids(self, status: str | None = None) -> list[str]:
-        """Ids of all files, or of those of one status; oldest first."""
-        return list(self.positions(status))
-
     def position(self, file: str) -> Position | None:
         """The position of a file in the list, also after it was detached; None for an id that was
         never in the list.
@@ -228,56 +151,10 @@ class Attachments:
         query = "SELECT 1 FROM attachments WHERE status = 'in_progress' LIMIT 1"
         return bool(self._database.rows(query))
 
-    def finish(
-        self,
-        ingested: Attachment,
-        status: str,
-        problem: Problem | None = None,
-        documents: Mapping[str, int] | None = None,
-    ) -> None:
-        """End the ingestion of a file, unless it has ended or the file was attached again since.
-
-        Args:
-            ingested: the attachment as it was when its ingestion began.
-            status: its new status; unless it is "completed", the file's documents are deleted.
-            problem: why it failed.
-            documents: counts of its documents, see `Attachment`.
-        """
-        with self._database.writing():
-            now = self.get(ingested.id)
-            if (
-                now is not None
-                and now.status == "in_progress"
-                and replace(now, bytes=ingested.bytes) == ingested
-            ):
-                self.set_status([ingested.id], status, problem, documents)
-
-    def cancel_all(self) -> None:
-        """Cancel every file in progress."""
-        with self._database.writing():
-            self.set_status(self.ids("in_progress"), "cancelled")
-
-    def set_status(
-        self,
-        files: Iterable[str],
-        status: str,
-        problem: Problem | None = None,
-        documents: Mapping[str, int] | None = None,
-    ) -> None:
-        """As `finish`, for any files and within a transaction."""
-        message = problem.message if problem else documents and json.dumps(dict(documents))
-        for file in files:
-            if status != "completed":
-                self._delete_documents(file)
-            self._database.execute(
-                "UPDATE attachments SET status = ?, code = ?, message = ? WHERE id = ?",
-                (status, problem and problem.code, message, file),
-            )
-
     def detach(self, file: str) -> bool:
         """Remove a file and its documents from the corpus; False if it is not attached."""
         with self._database.writing():
-            self._delete_documents(file)
+            delete_of_file(self._database, file)
             deleted = self._database.rows(
                 "DELETE FROM attachments WHERE id = ? RETURNING id", (file,)
             )
@@ -305,6 +182,14 @@ class Attachments:
             for file, name in self._database.rows(query, (document,)):
                 files[document] = (file, name)
         return files
+
+    def _end(self, file: str, status: str, code: str | None, message: str | None) -> None:
+        if status != "completed":
+            delete_of_file(self._database, file)
+        self._database.execute(
+            "UPDATE attachments SET status = ?, code = ?, message = ? WHERE id = ?",
+            (status, code, message, file),
+        )
 
     def _row_for(self, file: str) -> tuple[int, int]:
         """Row number and time of attachment for a file: those of its first time, or new ones."""

@@ -12,7 +12,8 @@ makes them.
 from __future__ import annotations
 
 from selection.corpus.positions import Position
-from selection.corpus.tables.attachments import STATUSES, Attachment, Attachments
+from selection.corpus.tables.attachment import STATUSES, Attachment
+from selection.corpus.tables.attachments import Attachments
 from selection.corpus.tables.database import Database
 
 _MEMBER = "name, attributes, max_length, overlap, status, code, message"

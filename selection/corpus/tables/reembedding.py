@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from selection.corpus.tables.common import AnyDatabase, DatabaseTable
 from selection.corpus.tables.database import Database
 from selection.embedding import Embedder, Embeddings
 from selection.errors import CorpusError
@@ -51,13 +53,6 @@ def check_identity(corpus: str, meta: Mapping[str, str], embedder: Embedder) -> 
             )
 
 
-def reembedded_elsewhere(corpus: str) -> CorpusError:
-    """The error for new embeddings that another run has superseded."""
-    return CorpusError(
-        f"corpus {corpus!r} is being re-embedded, or was in the meantime, by another process"
-    )
-
-
 def _short(value: str) -> str:
     """An embedder's name for a message; of a path only the last part, because not every client may
     see the server's folders.
@@ -65,18 +60,33 @@ def _short(value: str) -> str:
     return Path(value).name if Path(value).is_absolute() else value
 
 
-class Reembedding:
-    """The replacement of one corpus's embeddings; `identity` is that of `identity_of`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class ReembeddingRun(DatabaseTable[AnyDatabase], ABC):
+    """The embedder that one corpus collects new embeddings for; `identity` is its `identity_of`."""
 
     def begin(self, identity: Mapping[str, str]) -> None:
         """Resume an interrupted run for the same embedder, or else start from scratch."""
         with self._database.writing():
             if not self._is_for(identity):
-                self._database.execute("DELETE FROM reembedded")
+                self._forget()
                 self._database.update_meta({REEMBEDDING: json.dumps(identity)})
+
+    def _is_for(self, identity: Mapping[str, str]) -> bool:
+        return self._database.meta().get(REEMBEDDING) == json.dumps(identity)
+
+    def _check(self, identity: Mapping[str, str]) -> None:
+        if not self._is_for(identity):
+            raise CorpusError(
+                f"corpus {self._database.name!r} is being re-embedded, or was in the meantime, "
+                "by another process"
+            )
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Delete the new embeddings that were collected, within `writing`."""
+
+
+class Reembedding(ReembeddingRun[Database]):
+    """The replacement of one corpus's embeddings."""
 
     def count(self, identity: Mapping[str, str]) -> int:
         """The number of new embeddings collected for this embedder so far."""
@@ -131,9 +141,5 @@ class Reembedding:
             self._database.advance_generation()
         return True
 
-    def _is_for(self, identity: Mapping[str, str]) -> bool:
-        return self._database.meta().get(REEMBEDDING) == json.dumps(identity)
-
-    def _check(self, identity: Mapping[str, str]) -> None:
-        if not self._is_for(identity):
-            raise reembedded_elsewhere(self._database.name)
+    def _forget(self) -> None:
+        self._database.execute("DELETE FROM reembedded")

@@ -89,6 +89,9 @@ def test_documents_that_cannot_be_there_are_found(postgres: DatabaseLocation) ->
         ({"database_kills": {"injected": 2, "recovered": 2, "wrong_answers": 0, "hung": 0}}, False),
         ({"database_kills": {"injected": 2, "recovered": 1, "wrong_answers": 0, "hung": 0}}, True),
         ({"database_kills": {"injected": 2, "recovered": 2, "wrong_answers": 0, "hung": 1}}, True),
+        ({"nodes": {"injected": 2, "recovered": 2, "lost": 0, "twice": 0, "hung": 0}}, False),
+        ({"nodes": {"injected": 2, "recovered": 1, "lost": 0, "twice": 0, "hung": 0}}, True),
+        ({"nodes": {"injected": 2, "recovered": 2, "lost": 1, "twice": 0, "hung": 0}}, True),
     ],
 )
 def test_anything_lost_or_wrong_fails_the_benchmark(
@@ -109,6 +112,7 @@ def test_the_summary_has_what_was_measured() -> None:
     assert summary(result) == {
         "kills": {"acknowledged": 3, "lost": 0, "twice": 0, "back": 0},
         "database_kills": None,
+        "nodes": None,
         "select_seconds": {"folder": {"10": select}},
         "ingest_rows_per_second": {"folder": {"10": 5.0}},
         "same_picks": 1.0,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.positions import new_id, position, position_in_id
-from selection.corpus.tables.attachments import Attachment
+from selection.corpus.tables.attachment import Attachment
 from selection.embedding import Embedder
 from selection.errors import LibraryError
 from selection.ingest.ingest import Document, ingest, tokenizer_digest

@@ -550,7 +550,7 @@ def test_a_file_that_fails_unexpectedly_is_left_to_other_servers(
     library.create_store("notes")
     with monkeypatch.context() as patched:
         patched.setattr(
-            "selection.corpus.postgres.attachments.Attachments.finish",
+            "selection.corpus.postgres.tables.attachments.Attachments.finish",
             lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")),
         )
         file = library.upload("cats.md", CATS.encode()).id

@@ -12,7 +12,9 @@ import pytest
 import selection.embedding
 from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Embeddings
+from selection.ingest.files import SourceFile
 from serving.cli import main, progress
+from serving.cli.corpus_add import _show_progress
 
 Add = Callable[..., "Ended"]
 
@@ -273,3 +275,19 @@ def test_progress_is_printed_on_a_pipe(
     assert any(line.startswith("adding: 64 of 100 files, ") for line in lines)
     assert lines[-1].startswith("adding: 100 of 100 files, 0.003 of 0.003 MB, 100 sequences, ")
     assert lines[-1].endswith("/s, about 0 s left")
+
+
+def test_the_last_line_on_a_pipe_shows_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = SourceFile(tmp_path / "notes.md", "notes.md", "notes.md", 1_000_000)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+
+    with _show_progress([file]) as shown:
+        shown.open_file(file.bytes)
+        monkeypatch.setattr(progress, "EVERY_SECONDS", 3600.0)
+        shown.close_file()
+
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "adding: 0 of 1 files, 0.000 of 1.0 MB, 0 sequences"
+    assert last == "adding: 1 of 1 files, 1.0 of 1.0 MB, 0 sequences"

@@ -15,6 +15,7 @@ from selection.embedding import Embedder
 from selection.errors import LibraryError, MissingError, ReadOnlyError
 from selection.library.library import Library
 from serving.calls import SerialExecutor
+from serving.corpus_training import operation as operation_module
 from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.operation import ABANDONED_SECONDS, Status, TrainingOperation
 from serving.corpus_training.trainings import CorpusTrainings
@@ -117,7 +118,7 @@ async def test_another_process_takes_over_and_cancels(
         await trainings.train("ships", _ONE_PASS, OPERATOR)
         await paused.waiting.wait()
     left = corpus.training.recorded()
-    monkeypatch.setattr(trainings_module, "ABANDONED_SECONDS", 0.0)
+    monkeypatch.setattr(operation_module, "ABANDONED_SECONDS", 0.0)
     async with serving(free) as successor:
         await free.waiting.wait()
         # As a request to a replica that is not training it.
@@ -396,3 +397,18 @@ async def test_a_training_gives_way_to_requests(
 
     assert idle == 0
     assert bool(paused.give_way_calls) is busy
+
+
+async def test_the_training_of_another_process_gives_way_too(
+    serving: Serve, trainer: TrainerWorker
+) -> None:
+    training, answering = PausableTrainer(trainer), PausableTrainer(trainer)
+    async with serving(training) as first, serving(answering, busy=True) as second:
+        await first.train("ships", _ONE_PASS, OPERATOR)
+        await training.waiting.wait()
+        async with asyncio.timeout(10):
+            while not answering.give_way_calls:
+                second.priority.notice()
+                await asyncio.sleep(0.05)
+
+    assert not training.give_way_calls

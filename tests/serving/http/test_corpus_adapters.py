@@ -21,7 +21,7 @@ from selection.config import AdapterShape, SelectorConfig
 from selection.corpus.corpus import Corpus
 from selection.embedding import load_embedder
 from selection.errors import CorpusError
-from serving.api_keys import digest
+from serving.api_keys.key import digest
 from serving.budget import Budget
 from serving.config import Config
 from serving.engine.config import EngineConfig

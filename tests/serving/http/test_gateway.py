@@ -34,12 +34,15 @@ from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, load_embedder
 from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.location import DatabaseLocation
 from selection.request import Candidate, SelectionRequest
 from selection.selector import Selection, SelectorConfig
 from serving.adaptation.admission import Capacity
 from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.request import AdaptationRequest
-from serving.api_keys import digest
+from serving.api_keys import database
+from serving.api_keys.changes import add_key, remove_key
+from serving.api_keys.key import digest
 from serving.budget import Budget
 from serving.config import Config
 from serving.engine.config import EngineConfig
@@ -622,6 +625,43 @@ async def test_each_key_sees_its_own_limits(
     assert (ann["limits"]["steps"], ann["auto"]["steps"], ann["corpus"]) == (5, 5, False)
     assert (bob["limits"]["steps"], bob["auto"]["steps"], bob["corpus"]) == (7, 7, False)
     assert answers[2].status_code == 401
+
+
+async def test_keys_of_the_database_are_accepted_until_they_are_removed(
+    backend: Backend,
+    engine: Engine,
+    postgres: DatabaseLocation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(database, "_CHECK_SECONDS", 0.02)
+    add_key(postgres, "ann", {})
+    selector = replace(backend.config.selector, root=postgres)
+    config = replace(backend.config, selector=selector, corpus=None, keys_required=True)
+    gateway: Any = Gateway(engine, backend.selector, backend.trainer, config)
+    transport = httpx.ASGITransport(gateway)
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+
+        async def status(secret: str) -> int:
+            answer = await client.get("/v1/models", headers={"authorization": f"Bearer {secret}"})
+            return answer.status_code
+
+        async def until(secret: str, expected: int) -> None:
+            async with asyncio.timeout(30):
+                while await status(secret) != expected:  # noqa: ASYNC110  no event
+                    await asyncio.sleep(0.01)
+
+        bob = add_key(postgres, "bob", {})
+        await until(bob, 200)
+        without = await client.get("/v1/models")
+        remove_key(postgres, "bob")
+        await until(bob, 401)
+        remove_key(postgres, "ann")
+        carol = add_key(postgres, "carol", {})
+        await until(carol, 200)
+    await gateway.end()
+
+    assert without.json()["error"]["code"] == "invalid_api_key"
 
 
 async def test_tokens_are_converted_to_text(client: httpx.AsyncClient, backend: Backend) -> None:

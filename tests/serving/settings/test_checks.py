@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from selection.location import DatabaseLocation
+from serving.api_keys.changes import add_key
+from serving.api_keys.key import digest
 from serving.engine import vllm_arguments
 from serving.engine.config import EngineConfig
 from serving.errors import ModelFilesError, SettingsError
@@ -49,6 +53,28 @@ def test_a_database_that_cannot_do_what_is_asked_is_refused(
         check_settings(Settings(model=nano, home=tmp_path, **options))
 
     assert "secret" not in str(refused.value)
+
+
+def test_the_keys_of_the_database_are_required_and_checked(
+    nano: str, tmp_path: Path, postgres: DatabaseLocation
+) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[keys.alice]\nsha256 = "{digest("a")}"\n')
+    settings = Settings(model=nano, home=tmp_path, corpora=postgres.url)
+    check_settings(settings)
+    assert not settings.has_keys
+    assert not settings.config().has_keys
+
+    add_key(postgres, "alice", {})
+
+    check_settings(settings)
+    assert settings.has_keys
+    assert settings.config().has_keys
+    assert settings.config().key_digests == ()
+    with pytest.raises(SettingsError, match=r"the key 'alice' is in .* and in the database"):
+        check_settings(replace(settings, api_key_file=file))
+    # A page of any origin needs a key then.
+    check_settings(replace(settings, allowed_origin=["*"]))
 
 
 @pytest.mark.parametrize(

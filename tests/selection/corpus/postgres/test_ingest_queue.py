@@ -15,7 +15,7 @@ import pytest
 
 from selection.corpus.postgres.ingest_queue import IngestQueue
 from selection.corpus.postgres.store import PostgresStore
-from selection.corpus.tables.attachments import Attachment
+from selection.corpus.tables.attachment import Attachment
 from selection.errors import CorpusUnavailableError
 from selection.location import DatabaseLocation
 from tests.selection.corpus.store_helpers import META

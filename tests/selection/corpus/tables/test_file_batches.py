@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.tables.attachments import STATUSES
+from selection.corpus.tables.attachment import STATUSES
 from selection.embedding import Embedder
 from selection.errors import MissingError
 from selection.ingest.ingest import tokenizer_digest

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from selection.corpus.copying import copy_corpus
 from selection.corpus.corpus import Corpus
-from selection.corpus.postgres import adapter_tables
+from selection.corpus.postgres.tables import adapter_tables
 from selection.corpus.trained.files import Checkpoint
 from selection.corpus.trained.manifest import Snapshot
 from selection.corpus.trained.places import corpora_with_adapter

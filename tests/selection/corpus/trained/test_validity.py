@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.tables.attachments import Attachment
+from selection.corpus.tables.attachment import Attachment
 from selection.corpus.trained.division import PART_SIZE
 from selection.corpus.trained.manifest import TrainedPart
 from selection.corpus.trained.merge import merged

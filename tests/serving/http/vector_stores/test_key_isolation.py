@@ -20,7 +20,8 @@ from selection.corpus.corpus import Corpus
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.library.library import Library
 from selection.threaded_embedder import ThreadedEmbedder
-from serving.api_keys import Keys, digest
+from serving.api_keys.key import digest
+from serving.api_keys.keys import Keys
 from serving.budget import Budget
 from serving.calls import SerialExecutor
 from serving.http.routing import Route

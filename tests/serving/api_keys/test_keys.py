@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selection.access import OPERATOR, Principal
-from serving.api_keys import Keys, digest
+from serving.api_keys.key import digest
+from serving.api_keys.keys import Keys
 from serving.budget import Budget
 from serving.errors import SettingsError, UnauthorizedError
 

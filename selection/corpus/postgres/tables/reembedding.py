@@ -5,29 +5,18 @@ Shapes: N sequences, D embedding dimensions.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from selection.corpus.postgres.database import Database
-from selection.corpus.tables.reembedding import REEMBEDDING, reembedded_elsewhere
+from selection.corpus.tables.reembedding import REEMBEDDING, ReembeddingRun
 from selection.embedding import Embeddings
 
 
-class Reembedding:
+class Reembedding(ReembeddingRun[Database]):
     """The replacement of one corpus's embeddings."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def begin(self, identity: Mapping[str, str]) -> None:
-        """Resume an interrupted run for the same embedder, or else start from scratch."""
-        with self._database.writing():
-            if not self._is_for(identity):
-                self._database.execute("DELETE FROM reembedded WHERE corpus = %(corpus)s")
-                self._database.update_meta({REEMBEDDING: json.dumps(identity)})
 
     def count(self, identity: Mapping[str, str]) -> int:
         """The number of new embeddings collected for this embedder so far."""
@@ -90,9 +79,5 @@ class Reembedding:
             self._database.recount_bytes()
         return True
 
-    def _is_for(self, identity: Mapping[str, str]) -> bool:
-        return self._database.meta().get(REEMBEDDING) == json.dumps(identity)
-
-    def _check(self, identity: Mapping[str, str]) -> None:
-        if not self._is_for(identity):
-            raise reembedded_elsewhere(self._database.name)
+    def _forget(self) -> None:
+        self._database.execute("DELETE FROM reembedded WHERE corpus = %(corpus)s")

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from selection.corpus.positions import Position
-from selection.corpus.postgres.attachments import Attachments
 from selection.corpus.postgres.database import Database
-from selection.corpus.tables.attachments import STATUSES, Attachment
+from selection.corpus.postgres.tables.attachments import Attachments
+from selection.corpus.tables.attachment import STATUSES, Attachment
 
 
 class FileBatches:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, LiteralString
 
 from selection.corpus.positions import Position
 from selection.corpus.postgres.database import Database
-from selection.corpus.postgres.deletion import delete_of_file
-from selection.corpus.tables.attachments import (
+from selection.corpus.postgres.tables.deletion import delete_of_file
+from selection.corpus.tables.attachment import (
     DOCUMENT_ID,
     FILE_ID,
     STATUSES,
     Attachment,
-    Problem,
+    AttachmentStatuses,
     attachment_from_row,
 )
 
@@ -32,11 +31,8 @@ WHERE s.corpus = %(corpus)s AND
 """
 
 
-class Attachments:
+class Attachments(AttachmentStatuses[Database]):
     """The files of one corpus."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def attach(self, files: Sequence[Attachment]) -> None:
         """Attach files, or attach them again: they are in progress."""
@@ -135,10 +131,6 @@ class Attachments:
         )
         return {row[0]: tuple(row[1:]) for row in rows}
 
-    def ids(self, status: str | None = None) -> list[str]:
-        """Ids of all files, or of those of one status; oldest first."""
-        return list(self.positions(status))
-
     def position(self, file: str) -> Position | None:
         """The position of a file in the list, also after it was detached."""
         if not (FILE_ID.fullmatch(file) or DOCUMENT_ID.fullmatch(file)):
@@ -173,58 +165,6 @@ class Attachments:
             "SELECT 1 FROM attachments WHERE corpus = %(corpus)s AND status = 'in_progress' LIMIT 1"
         )
         return bool(rows)
-
-    def finish(
-        self,
-        ingested: Attachment,
-        status: str,
-        problem: Problem | None = None,
-        documents: Mapping[str, int] | None = None,
-    ) -> None:
-        """End the ingestion of a file, unless it has ended or the file was attached again since."""
-        with self._database.writing():
-            now = self.get(ingested.id)
-            if (
-                now is not None
-                and now.status == "in_progress"
-                and replace(now, bytes=ingested.bytes) == ingested
-            ):
-                self.set_status([ingested.id], status, problem, documents)
-
-    def cancel_all(self) -> None:
-        """Cancel every file in progress."""
-        with self._database.writing():
-            self.set_status(self.ids("in_progress"), "cancelled")
-
-    def set_status(
-        self,
-        files: Iterable[str],
-        status: str,
-        problem: Problem | None = None,
-        documents: Mapping[str, int] | None = None,
-    ) -> None:
-        """As `finish`, for any files and within a transaction."""
-        message = problem.message if problem else documents and json.dumps(dict(documents))
-        for file in files:
-            if status != "completed":
-                delete_of_file(self._database, file)
-            values = {
-                "id": file,
-                "status": status,
-                "code": problem and problem.code,
-                "message": message or None,
-            }
-            self._database.execute(
-                "UPDATE attachments SET status = %(status)s, code = %(code)s, "
-                "message = %(message)s WHERE corpus = %(corpus)s AND id = %(id)s",
-                **values,
-            )
-            self._database.execute(
-                "UPDATE batch_files SET status = %(status)s, code = %(code)s, "
-                "message = %(message)s "
-                "WHERE corpus = %(corpus)s AND file = %(id)s AND status = 'in_progress'",
-                **values,
-            )
 
     def detach(self, file: str) -> bool:
         """Remove a file and its documents from the corpus; False if it is not attached."""
@@ -273,6 +213,21 @@ class Attachments:
             ids=[*set(documents)],
         )
         return {document: (file, name) for document, file, name in rows}
+
+    def _end(self, file: str, status: str, code: str | None, message: str | None) -> None:
+        if status != "completed":
+            delete_of_file(self._database, file)
+        values = {"id": file, "status": status, "code": code, "message": message}
+        self._database.execute(
+            "UPDATE attachments SET status = %(status)s, code = %(code)s, message = %(message)s "
+            "WHERE corpus = %(corpus)s AND id = %(id)s",
+            **values,
+        )
+        self._database.execute(
+            "UPDATE batch_files SET status = %(status)s, code = %(code)s, message = %(message)s "
+            "WHERE corpus = %(corpus)s AND file = %(id)s AND status = 'in_progress'",
+            **values,
+        )
 
     def _row_for(self, file: str) -> tuple[int, int]:
         """Number and time of attachment for a file: those of its first time, or new ones."""

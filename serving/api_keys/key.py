@@ -1,8 +1,7 @@
-"""API keys: authentication, and per key the visible corpora, the budgets and the rate limit.
+"""Key: one API key, and how its entries are written, in the key file and in the database.
 
-A key is recognised by the SHA-256 digest of its secret, which is stored nowhere. Keys of the
-command line see everything. Keys of the key file are written in TOML, with all entries but `sha256`
-optional:
+A key is recognised by the SHA-256 digest of its secret, which is stored nowhere. In TOML, with all
+entries but `sha256` optional:
 
     [keys.alice]
     # Digest of the secret in hexadecimal. `mayfly key new alice` makes both.
@@ -17,30 +16,24 @@ optional:
     # Rate limit, also the number of requests that may come at once.
     requests_per_minute = 60
 
-What a key makes belongs to its name, whatever its secret. The file is read again when it has
-changed; an invalid entry then leaves its key unchanged. Of HTTP, this module knows the
-Authorization header; it does not count requests (`serving.request_rates`).
+What a key makes belongs to its name, whatever its secret. No message quotes `sha256`, which may be
+the secret by mistake.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
-import logging
 import math
 import re
-import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selection.access import OPERATOR, Principal
-from serving.budget import Budget, parse_budget
-from serving.errors import BudgetError, SettingsError, UnauthorizedError
-
-log = logging.getLogger(__name__)
+from serving.budget import AUTO, LIMITS, Budget, parse_budget
+from serving.errors import BudgetError, SettingsError
 
 # Keys that TOML takes without quotes.
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -48,8 +41,6 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECRET = re.compile(r"[!-~]+")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _ENTRIES = {"sha256", "corpora", "budget", "max_steps", "max_seconds", "requests_per_minute"}
-# Seconds between checks of the key file.
-_CHECK_SECONDS = 1.0
 _MAX_REQUESTS_PER_MINUTE = 1_000_000
 
 
@@ -82,90 +73,6 @@ class Key:
         return OPERATOR if self.corpora is None else Principal(self.name, self.corpora)
 
 
-class Keys:
-    """The keys of one server. It belongs to one event loop.
-
-    Args:
-        digests: digests of the command line's secrets, from `digest`.
-        file: key file.
-        auto: default budget of the server.
-        limits: limits of the server.
-        clock: monotonic clock, seconds.
-
-    Raises:
-        SettingsError: the key file is invalid, or two keys have one secret; the message names the
-            file and the key.
-    """
-
-    def __init__(
-        self,
-        digests: Sequence[str],
-        file: Path | None,
-        auto: Budget,
-        limits: Budget,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._file, self._auto, self._limits, self._clock = file, auto, limits, clock
-        self._command_line_keys = [
-            Key(f"--api-key {i}", bytes.fromhex(digest)) for i, digest in enumerate(digests, 1)
-        ]
-        self._file_version: tuple[int, ...] = ()
-        self._checked_at = clock()
-        self._keys = _distinct(self._command_line_keys, "--api-key")
-        self._read()
-
-    def find(self, authorization: str | None) -> Key:
-        """The key of an Authorization header.
-
-        Raises:
-            UnauthorizedError: the header is missing, or the key is unknown.
-        """
-        self._refresh()
-        scheme, _, secret = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise UnauthorizedError("missing API key: send the header `Authorization: Bearer KEY`")
-        sha256 = hashlib.sha256(secret.strip().encode("utf-8", "surrogatepass")).digest()
-        # Compared with every key, so that the duration reveals nothing.
-        matches = [key for key in self._keys if hmac.compare_digest(key.sha256, sha256)]
-        if not matches:
-            raise UnauthorizedError("unknown API key")
-        return matches[0]
-
-    def _refresh(self) -> None:
-        if self._clock() - self._checked_at < _CHECK_SECONDS:
-            return
-        self._checked_at = self._clock()
-        try:
-            self._read()
-        except ValueError as problem:
-            log.error("the keys were not changed: %s", problem)
-
-    def _read(self) -> None:
-        if self._file is None:
-            return
-        try:
-            status = self._file.stat()
-            version = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
-            if version == self._file_version:
-                return
-            content = self._file.read_bytes()
-        except OSError as problem:
-            raise SettingsError(
-                f"cannot read the key file {self._file}: {problem.strerror}"
-            ) from problem
-        is_first = not self._file_version
-        # Also of an invalid file, which is reported once.
-        self._file_version = version
-        keys, errors = _parse_file(content, self._file, self._auto, self._limits)
-        if errors and is_first:
-            raise SettingsError("; ".join(errors.values()))
-        # The other entries apply: one may have been removed to revoke a key.
-        for error in errors.values():
-            log.error("%s; this key was not changed", error)
-        unchanged = [key for key in self._keys if key.name in errors]
-        self._keys = _distinct([*self._command_line_keys, *keys, *unchanged], str(self._file))
-
-
 def digest(secret: str) -> str:
     """The SHA-256 of a secret, in hexadecimal.
 
@@ -179,22 +86,28 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _distinct(keys: list[Key], where: str) -> list[Key]:
+def check_distinct(digests: Iterable[tuple[str, bytes]], where: str) -> None:
+    """Check that keys, given by name and digest, have different secrets.
+
+    Raises:
+        SettingsError: two have the same; the message begins with `where` and names both.
+    """
     names: dict[bytes, str] = {}
-    for key in keys:
-        if key.sha256 in names:
+    for name, sha256 in digests:
+        if sha256 in names:
             raise SettingsError(
-                f"{where}: {names[key.sha256]} and {key.name} have the same secret; give each one "
-                "of its own"
+                f"{where}: {names[sha256]} and {name} have the same secret; give each one of its "
+                "own"
             )
-        names[key.sha256] = key.name
-    return keys
+        names[sha256] = name
 
 
-def _parse_file(
-    content: bytes, file: Path, auto: Budget, limits: Budget
-) -> tuple[list[Key], dict[str, str]]:
-    """The valid keys of a file, and the errors of the others by name."""
+def parse_tables(content: bytes, file: Path) -> dict[str, Any]:
+    """The tables of a key file by the names of the keys, without a check of their entries.
+
+    Raises:
+        SettingsError: it is no key file.
+    """
     try:
         tables = tomllib.loads(content.decode("utf-8-sig"))
     except ValueError as problem:
@@ -202,17 +115,38 @@ def _parse_file(
     entries = tables.get("keys")
     if set(tables) != {"keys"} or not isinstance(entries, dict):
         raise SettingsError(f"{file} must contain tables [keys.NAME], one for each key, only")
+    return entries
+
+
+def unreadable(file: Path, problem: OSError) -> SettingsError:
+    """The error for a key file that cannot be read."""
+    return SettingsError(f"cannot read the key file {file}: {problem.strerror}")
+
+
+def parse_keys(
+    tables: Mapping[str, Any], where: str, auto: Budget = AUTO, limits: Budget = LIMITS
+) -> tuple[list[Key], dict[str, str]]:
+    """The valid keys of tables, and the errors of the others by name; each begins with `where`."""
     keys, errors = [], {}
-    for name, entry in entries.items():
+    for name, table in tables.items():
         try:
-            keys.append(_parse_key(name, entry, auto, limits))
+            keys.append(parse_key(name, table, auto, limits))
         except (SettingsError, BudgetError) as problem:
-            errors[name] = f"{file}, key {name!r}: {problem}"
+            errors[name] = f"{where}, key {name!r}: {problem}"
     return keys, errors
 
 
-def _parse_key(name: str, table: Any, auto: Budget, limits: Budget) -> Key:
-    """A key from its table. No message quotes `sha256`, which may be the secret by mistake."""
+def parse_key(name: str, table: Any, auto: Budget = AUTO, limits: Budget = LIMITS) -> Key:
+    """A key from its table.
+
+    Args:
+        name: name of the key.
+        table: its entries.
+        auto, limits: default budget and limits of the server.
+
+    Raises:
+        SettingsError, BudgetError: the name or an entry is invalid.
+    """
     if not NAME.fullmatch(name):
         raise SettingsError("a name must consist of at most 64 letters, digits, '_' and '-'")
     if not isinstance(table, dict):

@@ -1,0 +1,1 @@
+"""The tables of one corpus in PostgreSQL, as `selection.corpus.tables` has them in SQLite."""
