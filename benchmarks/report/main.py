@@ -19,6 +19,7 @@ from benchmarks.report.corpus_adapter import corpus_adapter
 from benchmarks.report.fewshot import fewshot
 from benchmarks.report.formatting import Plots, Section, provenance_line
 from benchmarks.report.latency import latency
+from benchmarks.report.postgres import postgres
 from benchmarks.report.promises import PROMISES, promises
 from benchmarks.report.proof import proof
 from benchmarks.report.quality import quality
@@ -88,6 +89,13 @@ SECTIONS = (
         "Selection: what choosing costs",
         {"selection": "make bench-selection"},
         selection,
+    ),
+    Section(
+        "postgres",
+        "Corpora in PostgreSQL",
+        {"postgres": "python -m benchmarks.postgres"},
+        postgres,
+        only_if_measured=True,
     ),
     Section(
         "promises",

@@ -231,7 +231,7 @@ def _idle(result: Result) -> list[Row]:
 
 
 # Kinds of faults, with one run each.
-FAULTS = ("trainer", "selector", "engine", "core", "node", "injected")
+FAULTS = ("trainer", "hung", "selector", "engine", "core", "node", "injected")
 PROMISES = (
     Promise("overhead", "make bench-overhead", _overhead),
     Promise("overload", "make overload", _overload),

@@ -7,6 +7,7 @@ import json
 from benchmarks.quality.tables import summary
 from benchmarks.quality.variants import Variant
 from benchmarks.report.latency import latency
+from benchmarks.report.postgres import postgres
 from benchmarks.report.quality import quality
 from benchmarks.report.selection import selection
 from benchmarks.report.training import training
@@ -86,3 +87,26 @@ def test_stored_quality_and_latency_results_are_shown() -> None:
     assert any(line.startswith("| NN, every sequence 5 times |") for line in quality_lines)
     assert any(line.startswith("| `auto` | 16 |") for line in latency_lines)
     assert any("times those of 1 x 1" in line for line in latency_lines)
+
+
+def test_costs_and_kills_of_corpora_in_a_database_are_shown() -> None:
+    row = {
+        "select_seconds": {"p50": 0.0042, "p99": 0.02},
+        "ingest_rows_per_second": 5100.4,
+        "disk_bytes": 23_000_000,
+    }
+    result = {
+        "stores": {"folder": {"10000": row}, "postgres": {"10000": row}},
+        "same_picks": 1.0,
+        "kills": {"acknowledged": 1119, "lost": 0, "twice": 0, "back": 0},
+        "nodes": {"injected": 5, "recovered": 4, "lost": 0, "twice": 0, "hung": 0},
+    }
+
+    lines = postgres({"postgres": result}, sketches("postgres"))
+
+    assert "| PostgreSQL, FAISS in memory | 10,000 | 4.2 | 20.0 | 5,100 | 23 |" in lines
+    assert (
+        "| processes that add, delete and ingest | 1,119 acknowledged changes, 0 lost, 0 twice, "
+        "0 back | holds |" in lines
+    )
+    assert any("4 of 5 times" in line and line.endswith("| **does not hold** |") for line in lines)

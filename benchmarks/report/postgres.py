@@ -1,0 +1,74 @@
+"""Corpora in PostgreSQL: what they cost beside a folder, and what survives kills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.report.formatting import Plots, Result, holds_or_not, milliseconds, table
+
+_NAMES = {"folder": "SQLite and FAISS in a folder", "postgres": "PostgreSQL, FAISS in memory"}
+# By part of the result: what was killed, and what must not happen.
+_KILLS = {
+    "kills": ("processes that add, delete and ingest", ("lost", "twice", "back")),
+    "database_kills": ("the database", ("wrong_answers", "hung")),
+    "nodes": ("a node of two", ("lost", "twice", "hung")),
+}
+
+
+def postgres(results: Mapping[str, Result], _: Plots) -> list[str]:
+    """Everything that was measured."""
+    result = results["postgres"]
+    lines: list[str] = []
+    if stores := result.get("stores"):
+        same = result["same_picks"]
+        lines += [
+            "One selection at a time, on the same machine as the database."
+            + ("" if same is None else f" The same picks on {same:.1%} of the prompts."),
+            "",
+            *table(
+                ["corpora", "sequences", "select p50, ms", "p99, ms", "added a second", "MB"],
+                [
+                    _costs(_NAMES[name], size, row)
+                    for name, rows in stores.items()
+                    for size, row in rows.items()
+                ],
+            ),
+        ]
+    if inside := result.get("inside"):
+        faiss, hnsw = inside["faiss"], inside["hnsw"]
+        added = f"{inside['ingest_rows_per_second']:,.0f}"
+        added_with_hnsw = f"{inside['ingest_rows_per_second_with_hnsw']:,.0f}"
+        lines += [
+            f"Search of {inside['sequences']:,} sequences, median: FAISS in the selector "
+            f"{milliseconds(faiss['p50'])} ms, pgvector's HNSW index in the database "
+            f"{milliseconds(hnsw['p50'])} ms (recall {faiss['recall']:.3f} and "
+            f"{hnsw['recall']:.3f}). With that index, {added_with_hnsw} sequences are added a "
+            f"second, without it {added}.",
+            "",
+        ]
+    if rows := [_killed(result[part], *words) for part, words in _KILLS.items() if part in result]:
+        lines += table(["killed", "measured", "verdict"], rows)
+    return lines
+
+
+def _costs(name: str, size: str, row: Mapping[str, Any]) -> list[str]:
+    return [
+        name,
+        f"{int(size):,}",
+        *(milliseconds(row["select_seconds"][part]) for part in ("p50", "p99")),
+        f"{row['ingest_rows_per_second']:,.0f}",
+        f"{row['disk_bytes'] / 1e6:,.0f}",
+    ]
+
+
+def _killed(counts: Mapping[str, Any], what: str, broken: tuple[str, ...]) -> list[str]:
+    measured = [f"{counts[each]:,} {each.replace('_', ' ')}" for each in broken]
+    if "injected" in counts:
+        measured.insert(0, f"{counts['recovered']} of {counts['injected']} times all went on")
+    if "acknowledged" in counts:
+        measured.insert(0, f"{counts['acknowledged']:,} acknowledged changes")
+    holds = not any(counts[each] for each in broken) and (
+        counts.get("recovered") == counts.get("injected")
+    )
+    return [what, ", ".join(measured), holds_or_not(holds)]
