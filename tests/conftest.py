@@ -5,6 +5,7 @@ embedder.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,12 @@ torch.set_num_threads(1)
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     _cores, _count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, _cores[int(worker.removeprefix("gw")) % len(_cores) :: _count])
+
+
+@pytest.fixture(autouse=True)
+def _logged_from_warnings_on() -> None:
+    """Whatever a library or an earlier test did to the root logger, whose level ours have."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 class WordEmbedder:

@@ -74,7 +74,9 @@ class Choice:
         self.shown: Shown | None = None
         self.auto: AutoChoice | None = None
         self._start: StartingPoint | None = None
-        self._is_open, self._considers_text = decides(request), False
+        # A request with another budget than `auto` is not looked at any further.
+        self._is_open = request.budget.prefers_corpus and decides(request)
+        self._considers_text = False
         self._task: asyncio.Task[Selection] | None = None
         self._lookup: asyncio.Task[StartFound | None] | None = None
 
