@@ -23,7 +23,8 @@ from serving.config import bundled_model
 from serving.environment import MODEL_CACHE
 from serving.models.catalogue import models_folder
 
-INSTALLED_MODELS = models_folder()
+# Processes of `pytest --numprocesses` inherit the environment, in which the folder is hidden below.
+INSTALLED_MODELS = Path(os.environ.setdefault("INSTALLED_MODELS", str(models_folder())))
 # The default model is nano here and in every command that tests run, whatever is installed.
 os.environ[MODEL_CACHE] = os.devnull
 # No test depends on how busy the machine is.
