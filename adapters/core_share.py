@@ -74,10 +74,10 @@ class CoreShare:
     def busy(self) -> Iterator[None]:
         """Others see within the `with` block that this process is busy; blocks may overlap."""
         with self._counted:
-            self._blocks += 1
-            if self._blocks == 1:
+            if self._blocks == 0:
                 # Shared, so that it never waits: an id may have two meanings across containers.
                 fcntl.lockf(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, self._member)
+            self._blocks += 1
         try:
             yield
         finally:

@@ -23,11 +23,12 @@ class ModelLock(FairLock):
 
     def __enter__(self) -> None:
         super().__enter__()
-        stack = ExitStack()
-        if self._cores is not None and not self._computing:
-            stack.enter_context(self._cores.busy())
-            stack.enter_context(self._cores.computing())
-        self._computing.append(stack)
+        with ExitStack() as stack:
+            stack.callback(super().__exit__, None, None, None)
+            if self._cores is not None and not self._computing:
+                stack.enter_context(self._cores.busy())
+                stack.enter_context(self._cores.computing())
+            self._computing.append(stack.pop_all())
 
     def __exit__(
         self,
@@ -36,4 +37,3 @@ class ModelLock(FairLock):
         traceback: TracebackType | None,
     ) -> None:
         self._computing.pop().close()
-        super().__exit__(kind, problem, traceback)

@@ -206,7 +206,7 @@ def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, A
 
 
 def summary(rounds: list[dict[str, dict[str, Seconds]]]) -> dict[str, Any]:
-    """Of each kind, the medians of its seconds, and of the ratios of the defaults to half."""
+    """The medians, for each kind, of its seconds and of the ratios of the defaults to half."""
     kinds = {}
     for kind in rounds[0]:
         kinds[kind] = {

@@ -79,7 +79,7 @@ class Client:
     def is_adapted(self) -> bool:
         """Whether a request is answered with an adapter of its own."""
         body = {
-            "model": "nano",
+            "model": MODEL,
             "prompt": "class Router:\n",
             "max_tokens": 4,
             "adaptation": {"required": True, "corpus": CORPUS},

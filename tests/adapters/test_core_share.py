@@ -42,7 +42,7 @@ def threads_within(cores: CoreShare) -> int:
         return torch.get_num_threads()
 
 
-def test_whoever_computes_alone_takes_all_cores(file: Path) -> None:
+def test_a_process_that_computes_alone_takes_all_cores(file: Path) -> None:
     assert threads_within(CoreShare(file, SHARED, ALONE)) == ALONE
 
 

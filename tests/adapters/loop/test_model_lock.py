@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,20 @@ def test_without_a_share_the_number_of_threads_stays() -> None:
 
     with ModelLock():
         assert torch.get_num_threads() == before
+
+
+def test_it_is_free_again_where_its_share_fails(tmp_path: Path) -> None:
+    cores = CoreShare(tmp_path / "cores.lock", 1, 2)
+    os.close(cores._file)
+    lock, was_free = ModelLock(cores), threading.Event()
+
+    def take() -> None:
+        with suppress(OSError), lock:
+            pass
+        was_free.set()
+
+    with pytest.raises(OSError, match="Bad file descriptor"), lock:
+        pass
+    threading.Thread(target=take, daemon=True).start()
+
+    assert was_free.wait(10)
