@@ -165,6 +165,10 @@ class StartError(MayflyError):
     """The server could not start; the message says why and what to do."""
 
 
+class RayClusterError(MayflyError):
+    """A Ray cluster of the user that cannot be reached, or that has lost the work it was given."""
+
+
 class LeftError(MayflyError):
     """A server has ended and left something that could neither be killed nor deleted; the message
     names it.

@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import ray
 import ray.data
+from ray.exceptions import RayError, RayTaskError
 
 from selection.embedding import Embeddings, load_embedder
+from serving.errors import RayClusterError
 
 _BATCH = 64  # texts that a worker embeds at once
 # Batches that are given to Ray together. It limits the memory of waiting batches, and the work that
 # is lost when a run is interrupted.
 _BATCHES_AT_ONCE = 256
+_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,11 @@ class ClusterEmbedder:
     workers: int
 
     def embed(self, batches: Iterable[list[str]]) -> Iterator[Embeddings]:
-        """The embeddings [N, D] of each batch of texts, in order."""
+        """The embeddings [N, D] of each batch of texts, in order.
+
+        Raises:
+            RayClusterError: the cluster has lost workers or has ended.
+        """
         source = iter(batches)
         while group := list(islice(source, _BATCHES_AT_ONCE)):
             texts = [
@@ -60,8 +69,14 @@ class ClusterEmbedder:
                 num_cpus=1,
             )
             vectors: dict[int, Any] = {}
-            for block in embedded.iter_batches(batch_size=None):
-                vectors.update(zip(block["row"].tolist(), block["vector"], strict=True))
+            try:
+                for block in embedded.iter_batches(batch_size=None):
+                    vectors.update(zip(block["row"].tolist(), block["vector"], strict=True))
+            # An exception of the embedder.
+            except RayTaskError:
+                raise
+            except RayError as problem:
+                raise RayClusterError(_reason(problem)) from problem
             row = 0
             for batch in group:
                 yield np.array([vectors[i] for i in range(row, row + len(batch))], np.float32)
@@ -72,12 +87,20 @@ class ClusterEmbedder:
 def cluster(embedder: str, base_model: str) -> Iterator[ClusterEmbedder]:
     """Connect to the cluster at RAY_ADDRESS, or else to one on this machine, which is started for
     the `with` block if none is running.
+
+    Raises:
+        RayClusterError: no cluster answers at RAY_ADDRESS, or Ray did not start.
     """
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it, Ray prints warnings that do not concern this short-lived use.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    # Ray raises a plain Exception where a busy machine was too slow.
+    except Exception as problem:
+        raise RayClusterError(f"Ray did not start or connect: {problem}; try again") from problem
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
@@ -86,6 +109,39 @@ def cluster(embedder: str, base_model: str) -> Iterator[ClusterEmbedder]:
         )
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Fail at once where Ray would try to connect for minutes."""
+    if address in ("", "auto", "local"):
+        return
+    remedy = "set it to host:port of a cluster (`ray start --head` prints it), or unset it"
+    try:
+        where = urlsplit(address if "//" in address else f"//{address}")
+        port = where.port
+    except ValueError:
+        port = None
+    if port is None:
+        raise RayClusterError(f"RAY_ADDRESS={address} has no host and port: {remedy}")
+    try:
+        socket.create_connection((where.hostname or "", port), _CONNECT_SECONDS).close()
+    except OSError as problem:
+        raise RayClusterError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({problem}): {remedy}"
+        ) from problem
+
+
+def _reason(problem: RayError) -> str:
+    lines = str(problem).strip().splitlines()
+    if "creation task" in lines[0]:
+        return (
+            f"a worker of the Ray cluster could not start: {lines[-1]}; every node needs this "
+            "installation, the embedder and the base model"
+        )
+    return (
+        f"the Ray cluster has lost a worker: {lines[0]} Check the cluster (`ray status`), and run "
+        "the command again: it goes on where it stopped"
+    )
 
 
 class _Worker:

@@ -460,7 +460,13 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 60, interval: fl
 def _mayfly(
     home: Path, *arguments: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MAYFLY_HOME": str(home), "COLUMNS": "200"}
+    # A test that runs at the same time may have a Ray cluster that others would find.
+    environment = {
+        **os.environ,
+        "MAYFLY_HOME": str(home),
+        "COLUMNS": "200",
+        "RAY_ADDRESS": "local",
+    }
     return subprocess.run(
         [*MAYFLY, *arguments],
         env=environment,
