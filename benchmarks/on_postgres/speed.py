@@ -30,7 +30,7 @@ from benchmarks.selection.growth import (
     nearest_of_all,
 )
 from selection.corpus.corpus import Corpus
-from selection.corpus.faiss_index import FLAT_LIMIT
+from selection.corpus.index.faiss_index import FLAT_LIMIT
 from selection.corpus.pool import CorpusPool
 from selection.corpus.sequences import Chunk
 from selection.embedding import Embeddings, Prompt

@@ -37,9 +37,9 @@ from rich.table import Table
 
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.provenance import provenance
-from selection.corpus import index_manager
 from selection.corpus.corpus import Corpus
-from selection.corpus.faiss_index import Index
+from selection.corpus.index import manager as index_manager
+from selection.corpus.index.faiss_index import Index
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embeddings, Prompt
 from selection.location import DatabaseLocation, Location

@@ -26,8 +26,8 @@ import psutil
 
 from benchmarks.harness.measures import timed
 from benchmarks.harness.processes import in_fresh_process
-from selection.corpus import index_files
-from selection.corpus.faiss_index import Ids, Index
+from selection.corpus.index import files as index_files
+from selection.corpus.index.faiss_index import Ids, Index
 from selection.corpus.sqlite_store import Chunk, SQLiteStore
 from selection.embedding import Embeddings
 from selection.strategies.sift import sift

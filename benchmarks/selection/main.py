@@ -40,7 +40,7 @@ from benchmarks.selection.growth import (
     grow,
     read_store,
 )
-from selection.corpus.faiss_index import Index
+from selection.corpus.index.faiss_index import Index
 from selection.embedding import Prompt, load_embedder
 from selection.strategies.sift import irreducible, sift
 

@@ -28,7 +28,7 @@ from benchmarks.harness.command_line import argument_parser, progress, write_res
 from benchmarks.harness.processes import openmp_threads
 from benchmarks.harness.provenance import provenance
 from benchmarks.selection.growth import CANDIDATES, draw_embeddings, nearest_of_all
-from selection.corpus.faiss_index import Ids, Index, Ranked
+from selection.corpus.index.faiss_index import Ids, Index, Ranked
 from selection.embedding import Embeddings
 
 SHARDS = (1, 2, 4)

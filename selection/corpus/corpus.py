@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from selection.access import OPERATOR, Principal
-from selection.corpus.faiss_index import Ids
 from selection.corpus.filters import Filter, Scalar
-from selection.corpus.index_manager import IndexManager
+from selection.corpus.index.faiss_index import Ids
+from selection.corpus.index.manager import IndexManager
 from selection.corpus.lookup import ID, check_name, find_corpus
 from selection.corpus.sequences import Chunk, DocumentInfo, StoredSequence, embedded_text
 from selection.corpus.stores.places import corpora_at, make_place, open_store

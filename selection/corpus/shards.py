@@ -26,8 +26,8 @@ import numpy as np
 
 from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
-from selection.corpus.faiss_index import Ids
 from selection.corpus.filters import Filter
+from selection.corpus.index.faiss_index import Ids
 from selection.corpus.pool import CorpusPool
 from selection.corpus.sequences import StoredSequence
 from selection.corpus.trained.adapter import TrainedAdapter

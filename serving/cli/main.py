@@ -17,7 +17,7 @@ from serving.cli.adaptation.adapt import adapt
 from serving.cli.adaptation.chat import chat
 from serving.cli.calibrate import calibrate
 from serving.cli.console import out, say
-from serving.cli.corpus import corpus_app
+from serving.cli.corpus.app import corpus_app
 from serving.cli.demo.command import demo
 from serving.cli.error_reporting import ErrorReporter
 from serving.cli.key import key_app

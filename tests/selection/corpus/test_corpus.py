@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from selection.corpus.corpus import Corpus
-from selection.corpus.faiss_index import Index
+from selection.corpus.index.faiss_index import Index
 from selection.corpus.lookup import list_corpora
 from selection.corpus.sqlite_store import Chunk, CorpusError, CorpusNotFoundError
 from selection.embedding import Embedder
@@ -60,7 +60,7 @@ def early_index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def use_early_index(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr("selection.corpus.index_manager._MAX_CHANGES", 4)
+    monkeypatch.setattr("selection.corpus.index.manager._MAX_CHANGES", 4)
     if kind == "lists":
         monkeypatch.setattr(Index, "build", functools.partial(Index.build, flat_limit=3))
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from selection.corpus import index_files
 from selection.corpus.corpus import Corpus
-from selection.corpus.faiss_index import Index
-from selection.corpus.index_files import CorpusVersion
+from selection.corpus.index import files as index_files
+from selection.corpus.index.faiss_index import Index
+from selection.corpus.index.files import CorpusVersion
 from selection.corpus.sqlite_store import CorpusError
 from selection.embedding import Embedder, Embeddings
 from tests.conftest import WordEmbedder
@@ -168,7 +168,7 @@ def test_a_foreign_index_is_detected(
         ids_N, vectors_ND = corpus._store.embeddings()
         mine = corpus._store.meta()["uuid"]
     if reason == "another version's":
-        monkeypatch.setattr("selection.corpus.index_files._FORMAT", 1)
+        monkeypatch.setattr("selection.corpus.index.files._FORMAT", 1)
     version = CorpusVersion(
         "another" if reason == "another corpus's" else mine,
         10_000 if reason == "a later state's" else 1,

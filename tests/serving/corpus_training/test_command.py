@@ -18,7 +18,7 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from serving.cli import main as main_module
-from serving.cli.corpus_train import _show
+from serving.cli.corpus.train import _show
 from serving.cli.main import main
 from serving.corpus_training.values import CorpusSummary, CorpusTrainingOutcome, End
 from tests.serving.commands import Ended, run

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selection.corpus import index_files
-from selection.corpus.faiss_index import Index
-from selection.corpus.index_files import CorpusVersion
+from selection.corpus.index import files as index_files
+from selection.corpus.index.faiss_index import Index
+from selection.corpus.index.files import CorpusVersion
 from tests.selection.corpus.vectors import ids, units
 
 _MINE = "1f0c"
@@ -216,7 +216,7 @@ def test_an_index_of_another_format_is_not_loaded(
     saved: Path, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("selection.corpus.index_files._FORMAT", version)
+        patched.setattr("selection.corpus.index.files._FORMAT", version)
         index_files.save(Index.build(ids(20), units(1, 20)), saved, CorpusVersion(_MINE, 5))
         assert_untouched(saved)
 

@@ -9,7 +9,7 @@ tuned when the index is built, so that a share RECALL of the top candidates is f
 or for a prompt less similar to the corpus than nearly all of its own vectors, a search reads more
 until its result hardly changes. HNSW is no alternative: it keeps raw vectors and links in memory.
 
-It does not depend on files (`selection.corpus.index_files`).
+It does not depend on files (`selection.corpus.index.files`).
 
 Shapes: N vectors, Q queries, K candidates, T targets, D embedding dimensions.
 """
@@ -237,7 +237,7 @@ class Index:
         return steps[bisect.bisect_left(steps, RECALL, hi=_STEPS - 1, key=recall)]
 
     def blobs(self) -> dict[str, Any]:
-        """The content of the index by file name, as buffers (`selection.corpus.index_files`)."""
+        """The content of the index by file name, as buffers (`selection.corpus.index.files`)."""
         blobs: dict[str, Any] = {
             "ids": self.ids_N,
             "vectors": np.ascontiguousarray(self._vectors_ND),

@@ -7,10 +7,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from selection.corpus import index_files
-from selection.corpus.faiss_index import Ids, Index
 from selection.corpus.filters import Filter
-from selection.corpus.live_index import LiveIndex
+from selection.corpus.index import files as index_files
+from selection.corpus.index.faiss_index import Ids, Index
+from selection.corpus.index.live_index import LiveIndex
 from selection.corpus.stores.protocols import CorpusStore
 
 log = logging.getLogger(__name__)

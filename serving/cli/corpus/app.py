@@ -9,9 +9,9 @@ import typer
 from rich.text import Text
 
 from serving.cli.console import out, plain_line, row, say, show, table
-from serving.cli.corpus_add import corpus_add
-from serving.cli.corpus_copy import corpus_copy
-from serving.cli.corpus_train import corpus_train
+from serving.cli.corpus.add import corpus_add
+from serving.cli.corpus.copy import corpus_copy
+from serving.cli.corpus.train import corpus_train
 from serving.cli.progress import Status, progress_counter, report_interrupt
 from serving.errors import in_full
 from serving.settings.shared_options import (

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from selection import durable
-from selection.corpus.faiss_index import Bytes, Index, SearchParams
+from selection.corpus.index.faiss_index import Bytes, Index, SearchParams
 
 _FORMAT = 4
 _MANIFEST = "index.json"

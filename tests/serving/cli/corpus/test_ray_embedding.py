@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from serving.cli.ray_embedding import cluster
+from serving.cli.corpus.ray_embedding import cluster
 from serving.errors import RayClusterError
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selection.corpus.faiss_index import Index
-from selection.corpus.live_index import LiveIndex
+from selection.corpus.index.faiss_index import Index
+from selection.corpus.index.live_index import LiveIndex
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

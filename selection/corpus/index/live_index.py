@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from selection.corpus.faiss_index import Ids, Index, Mask
+from selection.corpus.index.faiss_index import Ids, Index, Mask
 from selection.embedding import Embeddings
 
 

@@ -14,7 +14,7 @@ from selection.corpus.corpus import Corpus
 from selection.embedding import Embedder, Embeddings
 from selection.ingest.files import SourceFile
 from serving.cli import main, progress
-from serving.cli.corpus_add import _show_progress
+from serving.cli.corpus.add import _show_progress
 
 Add = Callable[..., "Ended"]
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selection.corpus import index_files
-from selection.corpus.faiss_index import Index
-from selection.corpus.index_files import CorpusVersion
+from selection.corpus.index import files as index_files
+from selection.corpus.index.faiss_index import Index
+from selection.corpus.index.files import CorpusVersion
 from tests.selection.corpus.vectors import Floats, clustered, ids, units
 
 

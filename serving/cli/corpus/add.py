@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from serving.cli.console import err, out, plain_line, say
-from serving.cli.ingest_progress import IngestProgress
+from serving.cli.corpus.ingest_progress import IngestProgress
 from serving.cli.progress import ProgressLines, Status
 from serving.errors import InstallationError
 from serving.settings.shared_options import (
@@ -255,7 +255,7 @@ def _embed_function(
         yield lambda batches: counted(loaded.embed_ahead(batches))
         return
     try:
-        from serving.cli.ray_embedding import cluster
+        from serving.cli.corpus.ray_embedding import cluster
     except ImportError as problem:
         raise InstallationError(
             f"--ray needs Ray Data: install mayfly-serve[data] ({problem})"

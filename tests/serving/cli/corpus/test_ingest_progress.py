@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.cli.ingest_progress import IngestProgress
+from serving.cli.corpus.ingest_progress import IngestProgress
 from serving.cli.progress import ProgressLines
 
 

@@ -1,0 +1,1 @@
+"""The index of a corpus: searched by FAISS, saved beside the documents, current in memory."""
