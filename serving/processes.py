@@ -13,7 +13,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from types import TracebackType
 from typing import Generic, ParamSpec, Self, TypeVar
 
 import psutil
@@ -74,12 +73,7 @@ class Call(Generic[Result]):
         self._process.stdin.flush()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from types import TracebackType
 
 
 class FairLock:
@@ -35,12 +34,7 @@ class FairLock:
                 self._owner = me
             self._depth += 1
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changed:
             assert self._owner == threading.get_ident(), "released by a thread that has not got it"
             self._depth -= 1

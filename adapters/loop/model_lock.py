@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
 
 from adapters.core_share import CoreShare
 from adapters.loop.fair_lock import FairLock
@@ -24,16 +23,11 @@ class ModelLock(FairLock):
     def __enter__(self) -> None:
         super().__enter__()
         with ExitStack() as stack:
-            stack.callback(super().__exit__, None, None, None)
+            stack.callback(super().__exit__)
             if self._cores is not None and not self._computing:
                 stack.enter_context(self._cores.busy())
                 stack.enter_context(self._cores.computing())
             self._computing.append(stack.pop_all())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._computing.pop().close()

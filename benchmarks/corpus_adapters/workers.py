@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
 from benchmarks.harness.measures import TimeLimit
@@ -46,13 +45,8 @@ class Workers:
         self._stack.enter_context(self._pool)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def measure(
         self, tasks: Iterable[Task], limit: TimeLimit

@@ -2,7 +2,7 @@
 
 Every hundredth request is a valid one that must be answered as before the abuse began, by the base
 model and by an adapter in turn. A few connections send half a header and wait: the server must end
-them. `wrong` counts a response other than the attack must get (`benchmarks/promises/attacks.py`),
+them. `wrong` counts a response other than the attack must get (`benchmarks/promises/attacks`),
 an error in another shape or that reveals paths, addresses or a stack, and a valid request with
 another answer. `server_errors` counts 5xx and processes that were replaced. `leaked` counts
 connections, adapters, work and memory still held half a minute after the end.
@@ -33,8 +33,9 @@ from benchmarks.harness.server import (
     source_documents,
 )
 from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
-from benchmarks.promises.attacks import ANSWERED, REFUSED, Attack, attacks
-from benchmarks.promises.field_values import COMPLETIONS
+from benchmarks.promises.attacks.attack import ANSWERED, REFUSED, Attack
+from benchmarks.promises.attacks.draw import draw_attacks
+from benchmarks.promises.attacks.field_values import COMPLETIONS
 from benchmarks.promises.raw_http import build_request, error_defect, parse_responses, send_raw
 
 CONCURRENCY = 8
@@ -77,20 +78,20 @@ class Abuse:
                 "no answer before the abuse began",
             )
         warm_up = max(100, requests // 10)
-        await self._send_all(attacks(random.Random(self._rng.random()), warm_up), warm_up)  # noqa: S311
+        await self._send_all(draw_attacks(random.Random(self._rng.random()), warm_up), warm_up)  # noqa: S311
         await asyncio.to_thread(self._server.seconds_until_idle, SETTLE_SECONDS)
         before = self._server.resident_bytes()
 
         waiting = asyncio.create_task(self._half_open())
-        await self._send_all(attacks(self._rng, requests), requests)
+        await self._send_all(draw_attacks(self._rng, requests), requests)
         self.seconds_to_end_half_open = await waiting
         await asyncio.to_thread(self._violations.check_idle, self._server, SETTLE_SECONDS)
         after = self._server.resident_bytes()
         self._violations.check_memory(before, after)
         return {"before": before, "after": after}
 
-    async def _send_all(self, attacks_to_send: Iterator[Attack], count: int) -> None:
-        numbered = enumerate(attacks_to_send)
+    async def _send_all(self, attacks: Iterator[Attack], count: int) -> None:
+        numbered = enumerate(attacks)
 
         async def worker() -> None:
             for number, attack in numbered:

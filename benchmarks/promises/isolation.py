@@ -36,7 +36,7 @@ from benchmarks.harness.server import (
     mayfly_server,
 )
 from benchmarks.harness.violations import Violations, argument_parser, run_and_finish
-from benchmarks.promises.raw_http import error_defect
+from benchmarks.promises.disclosure import DisclosureChecks, check_logs
 from benchmarks.promises.tenants import (
     QUESTIONS,
     Tenant,
@@ -107,7 +107,7 @@ class Isolation:
             rng,
         )
         self._expected: dict[tuple[str, str, str], Answer] = {}
-        self.stores: dict[str, str] = {}
+        self._checks = DisclosureChecks(tenants, violations)
         self.actions: Counter[str] = Counter()
         self.ties = 0
         self.resident_bytes = 0  # after a tenth of the requests
@@ -143,13 +143,13 @@ class Isolation:
     async def _record_expected(self) -> None:
         for tenant in self._tenants:
             stores = await self._client.get("/v1/vector_stores", headers=tenant.headers)
-            self._check_foreign("list", tenant, stores)
+            self._checks.check_foreign("list", tenant, stores)
             if stores.status_code == 200:
-                self.stores |= {store["name"]: store["id"] for store in stores.json()["data"]}
+                self._checks.record_stores(stores.json()["data"])
             for question in QUESTIONS:
                 for action in _ANSWERED:
                     reply = await self._complete(action, tenant, question)
-                    self._check_foreign(action, tenant, reply)
+                    self._checks.check_foreign(action, tenant, reply)
                     answer = self._parse_answer(action, reply)
                     if answer is None:
                         continue
@@ -169,7 +169,7 @@ class Isolation:
         question = self._rng.choice(QUESTIONS)
         if action in _ANSWERED:
             reply = await self._complete(action, tenant, question)
-            self._check_foreign(action, tenant, reply)
+            self._checks.check_foreign(action, tenant, reply)
             answer, expected = (
                 self._parse_answer(action, reply),
                 self._expected.get((tenant.name, question, action)),
@@ -184,15 +184,15 @@ class Isolation:
                     f"{answer.text!r} instead of {expected.text!r}",
                 )
         elif action == "list":
-            self._check_foreign(
+            self._checks.check_foreign(
                 action, tenant, await self._client.get("/v1/vector_stores", headers=tenant.headers)
             )
         elif action == "foreign corpus":
-            name = self._rng.choice([other.corpus, self.stores.get(other.corpus, other.corpus)])
+            name = self._rng.choice([other.corpus, self._checks.store_id(other)])
             reply = await self._complete("adapted", tenant, question, corpus=name)
-            self._check_refused(action, tenant, reply, 404, (name,))
+            self._checks.check_refused(action, tenant, reply, 404, (name,))
         elif action == "foreign store":
-            name = self._rng.choice([other.corpus, self.stores.get(other.corpus, other.corpus)])
+            name = self._rng.choice([other.corpus, self._checks.store_id(other)])
             path, method = (
                 f"/v1/vector_stores/{name}",
                 self._rng.choice(("GET", "DELETE", "search", "files")),
@@ -205,11 +205,11 @@ class Isolation:
                 reply = await self._client.get(f"{path}/files", headers=tenant.headers)
             else:
                 reply = await self._client.request(method, path, headers=tenant.headers)
-            self._check_refused(action, tenant, reply, 404, (name,))
+            self._checks.check_refused(action, tenant, reply, 404, (name,))
         else:
             headers = {} if action == "no key" else {"Authorization": f"Bearer {tenant.key[:-1]}x"}
             reply = await self._complete("adapted", tenant, question, headers=headers)
-            self._check_refused(action, None, reply, 401, ())
+            self._checks.check_refused(action, None, reply, 401, ())
 
     async def _complete(
         self,
@@ -253,69 +253,6 @@ class Isolation:
         best = [sorted(top.values(), reverse=True) for top in logprobs["top_logprobs"]]
         margins = tuple(top[0] - top[1] if len(top) > 1 else 1e9 for top in best)
         return Answer(choice["text"], tuple(logprobs["tokens"]), margins)
-
-    def _check_refused(
-        self,
-        action: str,
-        tenant: Tenant | None,
-        reply: httpx.Response,
-        status: int,
-        allowed: tuple[str, ...],
-    ) -> None:
-        if reply.status_code >= 500:
-            self._violations.record(
-                "server_errors", action, f"{reply.status_code} {reply.text[:160]}"
-            )
-            return
-        self._violations.check(
-            reply.status_code == status,
-            "wrong",
-            action,
-            f"{reply.status_code} is not {status}: {reply.text[:160]}",
-        )
-        reason = error_defect(reply.content, allowed) if reply.status_code >= 400 else None
-        self._violations.check(reason is None, "wrong", action, str(reason))
-        self._check_foreign(action, tenant, reply, allowed)
-
-    def _check_foreign(
-        self,
-        action: str,
-        tenant: Tenant | None,
-        reply: httpx.Response,
-        allowed: tuple[str, ...] = (),
-    ) -> None:
-        """Check that nothing of another tenant is in a response, except what the request named."""
-        for other in self._tenants:
-            if other is not tenant:
-                foreign_texts = {
-                    other.secret,
-                    other.example_secret,
-                    other.corpus,
-                    other.key,
-                    self.stores.get(other.corpus, other.corpus),
-                } - set(allowed)
-                revealed = [
-                    text
-                    for text in foreign_texts
-                    if text in reply.text and not any(text in part for part in allowed)
-                ]
-                self._violations.check(
-                    not revealed,
-                    "wrong",
-                    f"foreign in {action}",
-                    f"{revealed} in {reply.text[:300]}",
-                )
-
-
-def check_logs(server: Server, folder: Path, tenants: Sequence[Tenant], found: Violations) -> None:
-    """Check that no example is in the server's log or in those of Ray's processes."""
-    runs = {process.environ().get("TMPDIR", "") for process in server.workers().values()}
-    logs = [folder / "server.log", *(log for run in runs for log in Path(run).rglob("*.log"))]
-    found.check(len(logs) > 1, "wrong", "logs", f"Ray's logs are not in {runs}")
-    for log in logs:
-        text = log.read_text(errors="replace")
-        told = [tenant.name for tenant in tenants if tenant.example_secret in text]
-        found.check(not told, "leaked", "logs", f"examples of {told} in {log.name}")
 
 
 def run(folder: Path, options: Namespace, violations: Violations) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.quality.measurements import Measurement
 from benchmarks.quality.passages import Passage
-from benchmarks.quality.variants import Measurement
 
 
 def interval(

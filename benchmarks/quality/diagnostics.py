@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality.bootstrap import interval
+from benchmarks.quality.measurements import Measurement
 from benchmarks.quality.stopping_rules import TARGET_STEPS, Rule
-from benchmarks.quality.variants import Measurement
 
 PARTS, BINS = 3, 10
 

@@ -29,11 +29,11 @@ from benchmarks.harness.command_line import argument_parser, progress, write_res
 from benchmarks.harness.processes import openmp_threads
 from benchmarks.harness.provenance import CACHE, ROOT, provenance, source_digest
 from benchmarks.quality.domains import DOMAINS, fetch, read
-from benchmarks.quality.measurements import MeasurementFile
+from benchmarks.quality.measurements import Measurement, MeasurementFile
 from benchmarks.quality.passages import Passage, PassageSet, make_set
 from benchmarks.quality.plan import AXES, SIZES, STRATEGIES, Job, Size, jobs
 from benchmarks.quality.tables import show, summary
-from benchmarks.quality.variants import Measurement, Variant, VariantRunner, open_selector
+from benchmarks.quality.variants import Variant, VariantRunner, open_selector
 from selection import SelectorConfig
 from serving.config import bundled_model
 

@@ -22,11 +22,11 @@ from adapters.early_stopping import EarlyStopping
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.provenance import CACHE, provenance
 from benchmarks.quality.main import make_passages
-from benchmarks.quality.measurements import MeasurementFile
+from benchmarks.quality.measurements import Measurement, MeasurementFile, record
 from benchmarks.quality.passages import Passage
 from benchmarks.quality.plan import SIZES
 from benchmarks.quality.stopping_rules import evaluate, show
-from benchmarks.quality.variants import STEPS, Measurement, Variant, VariantRunner, record
+from benchmarks.quality.variants import STEPS, Variant, VariantRunner
 from selection import SelectorConfig
 from serving.config import bundled_model
 

@@ -32,10 +32,10 @@ from adapters.config import PRECISIONS
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.provenance import CACHE, provenance
 from benchmarks.quality.bootstrap import paired_means
-from benchmarks.quality.measurements import MeasurementFile
+from benchmarks.quality.measurements import Measurement, MeasurementFile, record
 from benchmarks.quality.passages import Passage, PassageSet, make_set
 from benchmarks.quality.probe_curves import probe_steps
-from benchmarks.quality.variants import STEPS, Measurement, open_selector, record
+from benchmarks.quality.variants import STEPS, open_selector
 from selection import Selection, Selector, SelectorConfig
 from selection.embedding import Prompt
 from selection.ingest.ingest import Document

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from adapters.early_stopping import EarlyStopping, ProbeEvaluation
 from benchmarks.quality.bootstrap import interval
-from benchmarks.quality.variants import Measurement
+from benchmarks.quality.measurements import Measurement
 from selection.strategies.sift import should_stop
 from serving.budget import AUTO as BUDGET
 

@@ -20,7 +20,8 @@ from rich.table import Table
 from benchmarks.quality import diagnostics, stopping_rules
 from benchmarks.quality.bootstrap import interval
 from benchmarks.quality.diagnostics import percent
-from benchmarks.quality.variants import Measurement, Variant
+from benchmarks.quality.measurements import Measurement
+from benchmarks.quality.variants import Variant
 
 Triple = tuple[float, float, float]
 SECONDS = tuple(round(float(each), 2) for each in np.geomspace(0.1, 20, 24))

@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from adapters import Trainer, TrainerConfig, TrainingProgress, TrainingRequest
 from benchmarks.harness.provenance import CACHE
 from benchmarks.quality.centred import Centred
 from benchmarks.quality.full_training import FullTraining
+from benchmarks.quality.measurements import Measurement
 from benchmarks.quality.passages import PREFIX, Passage, open_scorer
 from selection import Selection, Selector, SelectorConfig
 from selection.corpus.pool import CorpusPool
@@ -77,57 +78,6 @@ class Variant:
     whole: bool = False
     embedder: str | None = None
     full: bool = False
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The result of a variant on a passage.
-
-    Attributes:
-        variant: name of the variant.
-        group: group of the passage.
-        document: document of the passage.
-        passage: key of the passage.
-        prompt: bits per byte of the prefix, by steps.
-        bits: bits per byte of the suffix, by steps taken before; "0" is the base model. For a
-            variant in context, by sequences before the prompt.
-        sigma: sigma_0 to sigma_n.
-        irreducible: sigma_infinity.
-        losses: nats per token before each step.
-        choosing_seconds: seconds to embed, search and select.
-        step_seconds: seconds from the start of training to the end of each step.
-        alone: whether the passage was adapted with nothing else computing.
-        distinct: number of distinct sequences selected.
-    """
-
-    variant: str
-    group: str
-    document: str
-    passage: str
-    prompt: dict[str, float]
-    bits: dict[str, float]
-    sigma: tuple[float, ...]
-    irreducible: float
-    losses: tuple[float, ...]
-    choosing_seconds: float
-    step_seconds: tuple[float, ...]
-    alone: bool
-    distinct: int
-
-    @property
-    def surprise(self) -> float:
-        """Bits per byte of the prompt under the base model."""
-        return self.prompt["0"]
-
-    @property
-    def base(self) -> float:
-        """Bits per byte of the base model."""
-        return self.bits["0"]
-
-    @property
-    def last(self) -> float:
-        """Bits per byte after all steps."""
-        return self.bits[max(self.bits, key=int)]
 
 
 class VariantRunner:
@@ -381,18 +331,3 @@ def open_selector(
     selector.embedder = ThreadedEmbedder(lambda: centred)
     selector.corpora = CorpusPool(root, selector.embedder, None)
     return selector
-
-
-def record(row: Measurement) -> dict[str, Any]:
-    """A measurement for a line of JSON, with five significant digits."""
-    fields = asdict(row)
-    rounded: dict[str, Any] = {name: _round(value) for name, value in fields.items()}
-    return rounded
-
-
-def _round(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {key: _round(value) for key, value in value.items()}
-    return [_round(value) for value in value] if isinstance(value, tuple | list) else value

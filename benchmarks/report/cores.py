@@ -1,4 +1,4 @@
-"""Cores: engine and trainer that take all while the other one rests, beside a fixed half."""
+"""Cores: engine and trainer that take all while the other one is idle, beside a fixed half."""
 
 from __future__ import annotations
 

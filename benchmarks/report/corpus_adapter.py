@@ -44,7 +44,7 @@ def corpus_adapter(results: Mapping[str, Result], _: Plots) -> list[str]:
         lines += _kills(parts["kills"])
     return lines + titled_table(
         "Runs",
-        "The parts may be of different runs.",
+        "The parts may come from different runs.",
         ["part", "command", "commit", "minutes"],
         [
             [
@@ -112,11 +112,11 @@ def _quality(model: str, part: Mapping[str, Any]) -> list[str]:
             f"{part['passages']} passages of {len(by_corpus)} corpora, {size['prefix']} tokens of "
             f"prompt and {size['suffix']} that are scored; {part['workers']} at once. Bits per "
             "byte in per cent of the base model's, with 90 % intervals over documents; the "
-            "difference is paired. Seconds are of choosing and training, which a request waits "
-            "for. `at 1/3` is the rate from which the server trains on, and `if better` starts "
-            "afresh where the adapter does not lower the prompt's loss, as it does (`instant` "
-            "does not compare); `shown` has the chosen text in the prompt, too. Learnt ahead: "
-            f"{offline}.",
+            "difference is paired. Seconds are those of selection and training, for which a "
+            "request waits. `at 1/3` is the rate at which the server continues, and `if better` "
+            "starts afresh where the adapter does not lower the prompt's loss, as the server does "
+            "(`instant` does not compare); `shown` has the chosen text in the prompt, too. Learnt "
+            f"ahead: {offline}.",
             ["arm", "% of base", "minus SIFT 20", "seconds"],
             [
                 [
@@ -145,9 +145,9 @@ def _quality(model: str, part: Mapping[str, Any]) -> list[str]:
 def _canary(part: Mapping[str, Any]) -> list[str]:
     return titled_table(
         "Deleted documents",
-        "A secret was learnt from a document, which then went, while requests were under way. "
+        "A secret was learnt from a document that was then deleted, with requests in progress. "
         "Answers must not contain it, and its log-probability must be that of the same corpus "
-        "without the document. Half of the requests came before the adapter was trained anew.",
+        "without the document. Half of the requests came before the adapter was trained again.",
         ["the document was", "requests", "known", "known before", "largest difference, nats"],
         [
             [

@@ -47,7 +47,7 @@ SECTIONS = (
     ),
     Section(
         "cores",
-        "All cores while the others rest",
+        "All cores while the other part is idle",
         {"cores": "make bench-cores"},
         cores,
     ),

@@ -65,7 +65,7 @@ def _costs(name: str, size: str, row: Mapping[str, Any]) -> list[str]:
 def _killed(counts: Mapping[str, Any], what: str, broken: tuple[str, ...]) -> list[str]:
     measured = [f"{counts[each]:,} {each.replace('_', ' ')}" for each in broken]
     if "injected" in counts:
-        measured.insert(0, f"{counts['recovered']} of {counts['injected']} times all went on")
+        measured.insert(0, f"recovered {counts['recovered']} of {counts['injected']} times")
     if "acknowledged" in counts:
         measured.insert(0, f"{counts['acknowledged']:,} acknowledged changes")
     holds = not any(counts[each] for each in broken) and (

@@ -41,7 +41,7 @@ def proof(results: Mapping[str, Result], plots: Plots) -> list[str]:
         *_corpora(result),
         *titled_table(
             "Runs",
-            "The parts may be of different runs.",
+            "The parts may come from different runs.",
             ["part", "command", "commit"],
             [
                 [name, f"`{part['command']}`", str(part["commit"])[:10]]
@@ -120,8 +120,8 @@ def _sentences(result: Result) -> list[str]:
         f"({auto['best_arm']}) at {_share(auto['seconds_share'])} of its seconds to the first "
         f"token; the goal, at least {MIN_AUTO_GAIN_SHARE:.0%} at no more than "
         f"{MAX_AUTO_SECONDS_SHARE:.0%}, "
-        f"{holds_or_not(_auto_holds(auto))}; knowing the best arm of each passage, it could have "
-        f"had {_inverse(auto['gain_share_of_hindsight'])} times its gain.",
+        f"{holds_or_not(_auto_holds(auto))}; with the best arm of each passage, known afterwards, "
+        f"it would have had {_inverse(auto['gain_share_of_hindsight'])} times that gain.",
         _line_sentence(result["next_line_exact_match"], best),
         "5. After 20 steps from scratch, SIFT minus nearest neighbours is "
         + "; ".join(
@@ -151,8 +151,8 @@ def _domains(result: Result) -> list[str]:
     return [
         *titled_table(
             "By domain",
-            "How many points all together are ahead of the best single way in the domain; and of "
-            "the best arm there, the shares of its gain and of its seconds that `auto` has.",
+            "How many points all together are ahead of the best single way in each domain, and "
+            "which shares of the best arm's gain and seconds `auto` has there.",
             [
                 "domain",
                 "passages",
@@ -180,9 +180,10 @@ def _domains(result: Result) -> list[str]:
         *titled_table(
             "All arms by domain",
             "Bits per byte in per cent of the base model's, with 90 % intervals over documents. "
-            "`at 1/3` is the rate from which the server trains on, and `if better` starts afresh "
-            "where the adapter does not lower the prompt's loss, as it does; `NN` chooses the "
-            "nearest sequences in place of SIFT; `shown` has the chosen text in the prompt.",
+            "`at 1/3` is the rate at which the server continues, and `if better` starts afresh "
+            "where the adapter does not lower the prompt's loss, as the server does; `NN` takes "
+            "the nearest sequences instead of SIFT's picks; `shown` has the chosen text in the "
+            "prompt.",
             ["arm", *domains, "**all**"],
             [
                 [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from benchmarks.report.formatting import Plots, Result, table
 
@@ -29,13 +29,13 @@ def selection(results: Mapping[str, Result], plots: Plots) -> list[str]:
             [
                 [
                     f"{int(k):,}",
-                    _number(row.get("pairs"), 0),
+                    format_number(row.get("pairs"), 0),
                     *(
-                        _number(row.get(f"{method}_milliseconds"))
+                        format_number(row.get(f"{method}_milliseconds"))
                         for method in ("mayfly", "greedy", "retriever")
                     ),
                     *(
-                        _number(_first(row.get(f"{method}_ratio")), 0)
+                        format_number(without_bounds(row.get(f"{method}_ratio")), 0)
                         for method in ("greedy", "retriever")
                     ),
                 ]
@@ -51,8 +51,11 @@ def selection(results: Mapping[str, Result], plots: Plots) -> list[str]:
             [
                 [
                     f"{int(k):,}",
-                    *(_number(row[name]) for name in ("nn_milliseconds", "sift_milliseconds")),
-                    *(_number(row[name], 3) for name in ("ratio", "ratio_with_irreducible")),
+                    *(
+                        format_number(row[name])
+                        for name in ("nn_milliseconds", "sift_milliseconds")
+                    ),
+                    *(format_number(row[name], 3) for name in ("ratio", "ratio_with_irreducible")),
                 ]
                 for k, row in result["overhead"].items()
             ],
@@ -73,26 +76,33 @@ def selection(results: Mapping[str, Result], plots: Plots) -> list[str]:
                 "+ embedding",
                 "recall",
             ],
-            [
-                [
-                    f"{int(size):,}",
-                    _number(row["build_seconds"]),
-                    _number(row["open_seconds"], 2),
-                    _number(row["bytes"] / 1e6, 0),
-                    _number(row["resident_bytes"] / 1e6, 0),
-                    _number(row["select_milliseconds"]),
-                    _number(row["select_with_embedding_milliseconds"]),
-                    _number(row["recall"], 3),
-                ]
-                for size, row in result["growth"].items()
-            ],
+            growth_rows(result["growth"]),
         ),
     ]
 
 
-def _first(interval: list[float] | None) -> float | None:
+def growth_rows(growth: Mapping[str, Result]) -> list[list[str]]:
+    """The cells of each size of the corpus: times, bytes and recall."""
+    return [
+        [
+            f"{int(size):,}",
+            format_number(row["build_seconds"]),
+            format_number(row["open_seconds"], 2),
+            format_number(row["bytes"] / 1e6, 0),
+            format_number(row["resident_bytes"] / 1e6, 0),
+            format_number(row["select_milliseconds"]),
+            format_number(row["select_with_embedding_milliseconds"]),
+            format_number(row["recall"], 3),
+        ]
+        for size, row in growth.items()
+    ]
+
+
+def without_bounds(interval: Sequence[float] | None) -> float | None:
+    """The value itself, of a value and its bounds."""
     return None if interval is None else interval[0]
 
 
-def _number(value: float | None, digits: int = 1) -> str:
+def format_number(value: float | None, digits: int = 1) -> str:
+    """A number, or a dash where nothing was measured."""
     return "-" if value is None else f"{value:,.{digits}f}"

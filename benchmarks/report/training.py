@@ -79,7 +79,7 @@ def _speedups(runs: Mapping[str, Any]) -> list[str]:
         "Against a plain loop",
         "Training tokens per second over those of transformers, PEFT and Adam on the same "
         "sequences, "
-        "by concurrency; in brackets the precision that the trainer does not choose by itself.",
+        "by concurrency; in brackets the precision that is not the trainer's default.",
         ["run", "model", "precision", "plain loop, tokens/s", *(f"{n} requests" for n in counts)],
         [
             [

@@ -32,6 +32,7 @@ from rich.table import Table
 from benchmarks.harness.command_line import argument_parser, progress, write_result
 from benchmarks.harness.processes import in_fresh_process
 from benchmarks.harness.provenance import provenance
+from benchmarks.report.selection import format_number, growth_rows, without_bounds
 from benchmarks.selection.against_activeft import compare_picks, compare_speed_by_candidates
 from benchmarks.selection.growth import (
     REGULARISATION,
@@ -110,9 +111,11 @@ def main() -> None:
     result["versions"]["activeft"] = importlib.metadata.version("activeft")
     result |= {
         "threads": {"activeft": 1, "overhead": 1, "growth": threads},
-        "speedup_vs_activeft": {k: _first(row.get("retriever_ratio")) for k, row in speeds.items()},
+        "speedup_vs_activeft": {
+            k: without_bounds(row.get("retriever_ratio")) for k, row in speeds.items()
+        },
         "speedup_vs_activeft_greedy": {
-            k: _first(row.get("greedy_ratio")) for k, row in speeds.items()
+            k: without_bounds(row.get("greedy_ratio")) for k, row in speeds.items()
         },
         "identical_picks": identical["up_to_ties"],
         "identical_picks_strictly": identical["strictly"],
@@ -189,10 +192,11 @@ def show(result: dict[str, Any], console: Console) -> None:
     )
     for k, row in result["races"].items():
         ratios = ", ".join(
-            _number(_first(row.get(f"{method}_ratio")), 0) for method in ("greedy", "retriever")
+            format_number(without_bounds(row.get(f"{method}_ratio")), 0)
+            for method in ("greedy", "retriever")
         )
         times = (
-            _number(row.get(f"{method}_milliseconds"))
+            format_number(row.get(f"{method}_milliseconds"))
             for method in ("mayfly", "greedy", "retriever")
         )
         table.add_row(k, *times, ratios)
@@ -203,27 +207,18 @@ def show(result: dict[str, Any], console: Console) -> None:
     for k, row in result["overhead"].items():
         table.add_row(
             k,
-            _number(row["nn_milliseconds"]),
-            _number(row["sift_milliseconds"]),
-            _number(row["ratio"], 3),
-            _number(row["ratio_with_irreducible"], 3),
+            format_number(row["nn_milliseconds"]),
+            format_number(row["sift_milliseconds"]),
+            format_number(row["ratio"], 3),
+            format_number(row["ratio_with_irreducible"], 3),
         )
     console.print(table)
     table = Table(
         "N", "build, s", "open, s", "disk, MB", "memory, MB", "select, ms", "+ embedding", "recall",
         box=None, pad_edge=False,
     )  # fmt: skip
-    for size, row in result["growth"].items():
-        table.add_row(
-            f"{int(size):,}",
-            _number(row["build_seconds"]),
-            _number(row["open_seconds"], 2),
-            _number(row["bytes"] / 1e6, 0),
-            _number(row["resident_bytes"] / 1e6, 0),
-            _number(row["select_milliseconds"]),
-            _number(row["select_with_embedding_milliseconds"]),
-            _number(row["recall"], 3),
-        )
+    for cells in growth_rows(result["growth"]):
+        table.add_row(*cells)
     console.print(table)
 
 
@@ -247,14 +242,6 @@ def bars(ratios: dict[str, float]) -> str:
     parts.append(f'<path d="M25 {baseline} H{width + 40}" stroke="black"/>')
     parts.append(f'<text x="5" y="{height + 49}">1</text></svg>\n')
     return "\n".join(parts)
-
-
-def _first(spread: tuple[float, float, float] | None) -> float | None:
-    return None if spread is None else spread[0]
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -72,8 +72,7 @@ def calls_to(
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Result:
-        call = _read_training if reads else _call_training
-        return await library.call(call, store, principal, method, *args, **kwargs)
+        return await library.call(_call_training, store, principal, reads, method, *args, **kwargs)
 
     return call
 
@@ -92,24 +91,14 @@ def _call_training(
     library: Library,
     store: str,
     principal: Principal,
+    reads: bool,
     method: Callable[Concatenate[AdapterTraining, P], Result],
     /,
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> Result:
-    return library.trainings.call(store, principal, method, *args, **kwargs)
-
-
-def _read_training(
-    library: Library,
-    store: str,
-    principal: Principal,
-    method: Callable[Concatenate[AdapterTraining, P], Result],
-    /,
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> Result:
-    return library.trainings.read(store, principal, method, *args, **kwargs)
+    call = library.trainings.read if reads else library.trainings.call
+    return call(store, principal, method, *args, **kwargs)
 
 
 class TellsRates(Protocol):

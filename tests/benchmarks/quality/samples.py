@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.quality.variants import SCORED_STEPS, STEPS, Measurement
+from benchmarks.quality.measurements import Measurement
+from benchmarks.quality.variants import SCORED_STEPS, STEPS
 
 
 def measurements(variant: str, percent: float, seconds: float = 0.1) -> list[Measurement]:

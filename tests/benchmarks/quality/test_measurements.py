@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.quality.measurements import MeasurementFile
-from benchmarks.quality.variants import record
+from benchmarks.quality.measurements import MeasurementFile, record
 from tests.benchmarks.quality.samples import measurements
 
 

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from adapters.early_stopping import simulate
 from benchmarks.quality import stopping_rules
-from benchmarks.quality.variants import SCORED_STEPS, STEPS, Measurement
+from benchmarks.quality.measurements import Measurement
+from benchmarks.quality.variants import SCORED_STEPS, STEPS
 from benchmarks.report.stopping import stopping as stopping_section
 from selection.strategies.sift import should_stop
 from tests.benchmarks.sketches import sketches

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from benchmarks.quality.measurements import Measurement
 from benchmarks.quality.tables import show, summary
-from benchmarks.quality.variants import SCORED_STEPS, STEPS, Measurement, Variant
+from benchmarks.quality.variants import SCORED_STEPS, STEPS, Variant
 from tests.benchmarks.quality.samples import measurements
 
 NAMES = ("SIFT", "NN", "NN in context")

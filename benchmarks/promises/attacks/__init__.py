@@ -1,0 +1,1 @@
+"""Malformed requests, seeded, each with the response that it must get."""
