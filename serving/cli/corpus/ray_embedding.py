@@ -76,7 +76,7 @@ class ClusterEmbedder:
             except RayTaskError:
                 raise
             except RayError as problem:
-                raise RayClusterError(_reason(problem)) from problem
+                raise cluster_error(problem) from problem
             row = 0
             for batch in group:
                 yield np.array([vectors[i] for i in range(row, row + len(batch))], np.float32)
@@ -85,8 +85,19 @@ class ClusterEmbedder:
 
 @contextmanager
 def cluster(embedder: str, base_model: str) -> Iterator[ClusterEmbedder]:
+    """A cluster as `connected` gives it, to embed with.
+
+    Raises:
+        RayClusterError: as `connected`.
+    """
+    with connected() as workers:
+        yield ClusterEmbedder(embedder, base_model, workers)
+
+
+@contextmanager
+def connected() -> Iterator[int]:
     """Connect to the cluster at RAY_ADDRESS, or else to one on this machine, which is started for
-    the `with` block if none is running.
+    the `with` block if none is running. Yields the maximum number of worker processes.
 
     Raises:
         RayClusterError: no cluster answers at RAY_ADDRESS, or Ray did not start.
@@ -104,9 +115,7 @@ def cluster(embedder: str, base_model: str) -> Iterator[ClusterEmbedder]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
-        yield ClusterEmbedder(
-            embedder, base_model, max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        )
+        yield max(int(ray.cluster_resources().get("CPU", 1)), 1)
     finally:
         ray.shutdown()
 
@@ -131,14 +140,15 @@ def _check_address(address: str) -> None:
         ) from problem
 
 
-def _reason(problem: RayError) -> str:
+def cluster_error(problem: RayError) -> RayClusterError:
+    """The error for a worker that could not start or was lost."""
     lines = str(problem).strip().splitlines()
     if "creation task" in lines[0]:
-        return (
+        return RayClusterError(
             f"a worker of the Ray cluster could not start: {lines[-1]}; every node needs this "
             "installation, the embedder and the base model"
         )
-    return (
+    return RayClusterError(
         f"the Ray cluster has lost a worker: {lines[0]} Check the cluster (`ray status`), and run "
         "the command again: it goes on where it stopped"
     )

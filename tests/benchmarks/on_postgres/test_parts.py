@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from benchmarks.on_postgres.ingest_kills import kill_ingest_workers
 from benchmarks.on_postgres.inside_search import measure_inside
 from benchmarks.on_postgres.server import running_server
 from benchmarks.on_postgres.speed import measure
-from benchmarks.postgres import is_broken, summary
+from benchmarks.postgres import is_broken, merged, summary
 from benchmarks.promises.durability import TextEmbedder, kill_changers
 from selection.corpus.corpus import Corpus
 from selection.corpus.sequences import Chunk
@@ -118,3 +119,23 @@ def test_the_summary_has_what_was_measured() -> None:
         "same_picks": 1.0,
         "recall": {"folder": {"10": 1.0}},
     }
+
+
+def test_a_part_that_is_measured_alone_leaves_the_others(tmp_path: Path) -> None:
+    file, first = tmp_path / "result.json", {"command": "a", "commit": "1"}
+    kills = {"lost": 0, "twice": 0, "back": 0}
+    file.write_text(json.dumps({**first, "kills": kills, "nodes": {"lost": 1}, "seconds": 5.0}))
+    second = {"command": "b", "commit": "2", "seconds": 1.0}
+
+    found = merged(file, {"nodes": {"lost": 0}, "runs": {"nodes": second}})
+
+    runs = {"kills": first, "nodes": second}
+    assert found == {"kills": kills, "nodes": {"lost": 0}, "runs": runs}
+
+    file.write_text(json.dumps({**second, **found}))
+    third = {"command": "c", "commit": "3", "seconds": 2.0}
+
+    again = merged(file, {"inside": {"sequences": 9}, "runs": {"inside": third}})
+
+    assert again["runs"] == {**runs, "inside": third}
+    assert (again["kills"], again["inside"]) == (kills, {"sequences": 9})

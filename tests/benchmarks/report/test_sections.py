@@ -100,6 +100,7 @@ def test_costs_and_kills_of_corpora_in_a_database_are_shown() -> None:
         "same_picks": 1.0,
         "kills": {"acknowledged": 1119, "lost": 0, "twice": 0, "back": 0},
         "nodes": {"injected": 5, "recovered": 4, "lost": 0, "twice": 0, "hung": 0},
+        "runs": {"nodes": {"command": "python -m x", "commit": "0123456789abcdef"}},
     }
 
     lines = postgres({"postgres": result}, sketches("postgres"))
@@ -110,3 +111,4 @@ def test_costs_and_kills_of_corpora_in_a_database_are_shown() -> None:
         "0 back | holds |" in lines
     )
     assert any("4 of 5 times" in line and line.endswith("| **does not hold** |") for line in lines)
+    assert "| nodes | `python -m x` | 0123456789 |" in lines

@@ -21,10 +21,12 @@ from adapters.training import TrainingRequest, TrainingResult
 from selection.access import OPERATOR, Principal
 from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
+from selection.corpus.postgres import connections
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusNotFoundError
 from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.location import DatabaseLocation
 from selection.selector import SelectorConfig
 from selection.targets import MAX_TARGETS, Truncation
 from selection.threaded_embedder import ThreadedEmbedder
@@ -33,6 +35,7 @@ from serving.adaptation.admission import TrainerLoad
 from serving.adaptation.candidates import CandidateRenderer
 from serving.adaptation.pipeline import Adaptation
 from serving.adaptation.request import AdaptationRequest
+from serving.adaptation.shown import PromptBuilder
 from serving.adaptation.stages import Trains
 from serving.adaptation.starts import Starts
 from serving.budget import Budget, ExampleLimits
@@ -41,7 +44,10 @@ from serving.conversations.cached_adapter import CacheScope
 from serving.conversations.examples_reuse import ExamplesReuse
 from serving.engine.current_request import LoadedAdapter
 from serving.errors import AdaptationFailedError, StageFailedError, TrainerFailedError
+from serving.report import StopReason
 from serving.workers.stages import STALL_SECONDS, SelectorWorker, TrainerWorker
+from tests import postgres_server
+from tests.serving.adaptation.test_shown import count_words
 
 REQUEST = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
 
@@ -509,3 +515,41 @@ class TestExamplesOfTheRequest:
 
         assert len((await adaptation.run()).report.losses) == 1
         assert len(cache) == 0
+
+
+async def test_a_request_waits_once_for_a_database_that_is_away(
+    postgres: DatabaseLocation,
+    words: Embedder,
+    tokenizer: Any,
+    trainer: TrainerWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus = Corpus.create(postgres, "notes", words, tokenizer_digest(tokenizer))
+    ingest(corpus, [Document("bees", "A hive of bees.")], words, tokenizer)
+    corpus.close()
+    selector = SelectorWorker(SelectorConfig(postgres), embedder=ThreadedEmbedder(lambda: words))
+    await selector.ready("notes")
+    monkeypatch.setattr(connections, "_POOL_SECONDS", 0.1)
+    waits: list[Exception] = []
+    checked = connections.Pool._checked
+
+    def counted(pool: connections.Pool) -> Any:
+        try:
+            return checked(pool)
+        except Exception as problem:
+            waits.append(problem)
+            raise
+
+    monkeypatch.setattr(connections.Pool, "_checked", counted)
+    # What the corpus says about what to show is asked for first.
+    request = replace(REQUEST, budget=Budget(steps=3), show=None)
+    adaptation = adaptation_of(request, selector, trainer, NoEngine())
+    body = {"prompt": "a hive of bees"}
+    with postgres_server.away(postgres.url):
+        shown = await adaptation.show(body, PromptBuilder(1000, tokenizer, count_words))
+        result = await adaptation.run()
+    await adaptation.discard()
+
+    assert shown == body
+    assert (result.report.adapted, result.report.stop) == (False, StopReason.FAILED)
+    assert len(waits) == 1
