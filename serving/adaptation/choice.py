@@ -259,7 +259,7 @@ class Choice:
             self._lookup = asyncio.create_task(self._look_up())
 
     async def _looked_up(self) -> StartFound | None:
-        """The server's corpus's adapter and calibration; None if the principal may not see it."""
+        """What a lookup finds of the corpus; None if the principal may not see the server's."""
         if self._lookup is None:
             self._lookup = asyncio.create_task(self._look_up())
         return await asyncio.shield(self._lookup)
