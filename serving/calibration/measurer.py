@@ -24,31 +24,15 @@ from adapters.trainer import Trainer
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.corpus.corpus import Corpus
 from selection.corpus.sequences import StoredSequence
+from selection.embedding import Embedder
 from selection.examples.templates import set_chat_template
 from selection.selector import Selector
 from selection.strategies.registry import choose
 from serving.calibration.curves import MEASURED_STEPS, STEPS, Curve
+from serving.calibration.embedders import OtherEmbedding
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
+from serving.calibration.setting import Setting
 from serving.calibration.shown_prompts import ShownPrompts
-
-# The compared strategies in words.
-STRATEGY_NAMES = {"sift": "SIFT", "nn": "nearest neighbours"}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A combination of the searched values; lambda' has no effect on nearest neighbours."""
-
-    regularisation: float
-    learning_rate: float
-    rank: int
-    strategy: str = "sift"
-
-    def __str__(self) -> str:
-        chosen = f"lambda' {self.regularisation:g}"
-        if self.strategy != "sift":
-            chosen = STRATEGY_NAMES[self.strategy]
-        return f"{chosen}, learning rate {self.learning_rate:.2g}, rank {self.rank}"
 
 
 @dataclass(frozen=True)
@@ -86,11 +70,15 @@ class CurveMeasurer:
         default: The default configuration of the trainer.
         learning_rate: The default learning rate.
         held_out: The held-out sequences.
+        embedder: Name of the corpus's embedder.
+        other_embeddings: The corpus as other embedders embed it, by their names.
     """
 
     def __init__(self, selector: Selector, model: str, corpus: str, documents: int) -> None:
         self.default = for_model(model)
         self._selector, self._corpus = selector, corpus
+        self.embedder = selector.embedder.name
+        self.other_embeddings: dict[str, OtherEmbedding] = {}
         tokenizer = AutoTokenizer.from_pretrained(model)
         set_chat_template(tokenizer, selector.config.chat_template)
         with selector.corpora.open(corpus) as opened:
@@ -99,7 +87,18 @@ class CurveMeasurer:
         self._prompts = ShownPrompts(tokenizer, self._trainer.base.context)
         self.learning_rate = self._trainer.learning_rate
         self._cancelled = threading.Event()
-        self._selections: dict[tuple[int, str, float], tuple[StoredSequence, ...]] = {}
+        self._selections: dict[tuple[object, ...], tuple[StoredSequence, ...]] = {}
+
+    def embed(self, embedder: Embedder, on_embedded: Callable[[int], None]) -> None:
+        """Embed the corpus with another embedder, in memory, for settings that name it.
+
+        Args:
+            embedder: The other embedder.
+            on_embedded: Called with the number of sequences just embedded.
+        """
+        with self._selector.corpora.open(self._corpus) as corpus:
+            embedding = OtherEmbedding(corpus, embedder, on_embedded)
+        self.other_embeddings[embedder.name] = embedding
 
     def measure(
         self,
@@ -136,7 +135,7 @@ class CurveMeasurer:
         self, setting: Setting, held_out: HeldOut, shown: Sequence[int]
     ) -> tuple[Future[TrainingResult], _Measurements]:
         """Start a training; the measurements are filled in while it runs."""
-        key = held_out.document, setting.strategy, setting.regularisation
+        key = held_out.document, setting.embedder, setting.strategy, setting.regularisation
         if key not in self._selections:
             with self._selector.corpora.open(self._corpus) as corpus:
                 self._selections[key] = self._select(corpus, held_out, setting)
@@ -180,14 +179,18 @@ class CurveMeasurer:
         """The sequences that the setting's strategy selects, without the document itself and its
         near duplicates.
         """
-        embedder = self._selector.embedder
+        embedder: Embedder = self._selector.embedder
+        searched: Corpus | OtherEmbedding = corpus
+        if setting.embedder is not None:
+            searched = self.other_embeddings[setting.embedder]
+            embedder = searched.embedder
         targets_TD = embedder.embed(embedder.windows(held_out.prompt))
         total = corpus.counts()[1]
         candidates = self._selector.config.candidates
         count = total if candidates is None else candidates
         fetched = 2 * count
         while True:
-            ids_K, candidates_KD = corpus.nearest(targets_TD, fetched)
+            ids_K, candidates_KD = searched.nearest(targets_TD, fetched)
             read = corpus.read(ids_K.tolist())
             excluded = {held_out.document} | near_duplicates(held_out, read.values())
             allowed_K = [

@@ -3,11 +3,13 @@ learning rate, rank, lambda', strategy, gain, what is shown in the prompt, and t
 
 Learning rate, lambda' and rank are searched one axis after another, from the built-in defaults, on
 half of the held-out documents. Nearest neighbours is then tried in place of SIFT with the best of
-them. With the best of all, chosen sequences are shown in the prompt: `SHOWN` of them or none, and
-after each measured number of steps. On the other half the settings are judged, the strategy among
-them, then what is shown, then the steps; what is not better there is not recommended. The gain
-that a step must bring (`adapters.training.Probe`) is read off the curves of the first half: the
-largest that retains `curves.GAIN_SHARE` of what all steps gain.
+them. On the other half the settings are judged, the strategy among them. With each other embedder,
+lambda' and the strategy are searched at the learning rate and the rank found, and the best of them
+is judged. With the best of the corpus's own embedder, chosen sequences are shown in the prompt:
+`SHOWN` of them or none, and after each measured number of steps; what is shown is judged, then the
+steps. What is not better on the other half, too, is not recommended. The gain that a step must
+bring (`adapters.training.Probe`) is read off the curves of the first half: the largest that retains
+`curves.GAIN_SHARE` of what all steps gain.
 
 It only searches; `selection.corpus.calibration` stores the result with the corpus. Means over few
 documents are noisy: neighbouring settings often differ by less than chance.
@@ -20,7 +22,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from selection.corpus.calibration import Calibration
-from selection.selector import Selector
 from selection.strategies.registry import REGULARISATION
 from serving.calibration.curves import (
     MEASURED_STEPS,
@@ -35,7 +36,9 @@ from serving.calibration.curves import (
     mean_percent,
     stopping,
 )
-from serving.calibration.measurer import CurveMeasurer, Setting
+from serving.calibration.embedders import EmbedderLosses, better_embedder
+from serving.calibration.measurer import CurveMeasurer
+from serving.calibration.setting import Setting
 
 # Searched multiples of the default learning rate.
 LEARNING_RATE_FACTORS = (1 / 3, 2 / 3, 1.0, 5 / 3)
@@ -48,6 +51,8 @@ SHOWN = (2, 4, 8)
 # already; nearest neighbours is searched; it, the best and the default settings are judged; what to
 # show is searched and judged.
 MEASUREMENTS = len(LEARNING_RATE_FACTORS) + len(REGULARISATIONS) + len(RANK_FACTORS) - 2 + 6
+# The same of each other embedder: lambda' and nearest neighbours are searched, the best is judged.
+MEASUREMENTS_PER_EMBEDDER = len(REGULARISATIONS) + 2
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,9 @@ class BestSettings:
         calibration: The recommended settings.
         tried: All searched settings, in order.
         strategies: SIFT, and nearest neighbours in its place.
+        embedders: The corpus's own embedder, and the others.
+        better_embedder: The one among the others that is better than the corpus's own, see
+            `serving.calibration.embedders`; None if none is.
         arms: All numbers of sequences shown and of steps, on the documents that search.
         by_default, calibrated: Mean loss after 0, 1, ... steps on the documents that judge, in per
             cent of the base model's, with the default and with the recommended settings.
@@ -95,6 +103,8 @@ class BestSettings:
     calibration: Calibration
     tried: tuple[Trial, ...]
     strategies: tuple[StrategyLosses, ...]
+    embedders: tuple[EmbedderLosses, ...]
+    better_embedder: str | None
     arms: tuple[Arm, ...]
     by_default: tuple[float, ...]
     calibrated: tuple[float, ...]
@@ -104,30 +114,30 @@ class BestSettings:
 
 
 def calibrate(
-    selector: Selector,
-    model: str,
-    corpus: str,
-    documents: int,
+    measurer: CurveMeasurer,
     on_setting: Callable[[str, int], Callable[[], None]] = lambda name, count: lambda: None,
 ) -> BestSettings:
     """Search on half of the held-out documents, judge on the other half.
 
     Args:
-        selector: A selector over the corpus, for this model.
-        model: Hub id or folder of the base model.
-        corpus: Name or id of the corpus.
-        documents: Number of held-out documents, at least four.
+        measurer: Measures settings, with four held-out documents or more.
         on_setting: Called before each setting is measured, with its name and the number of
             documents; returns a function to call after each document.
-
-    Raises:
-        CorpusError: unknown corpus, or one of another embedder or tokenizer.
-        CalibrationError: too few documents are long enough.
     """
-    measurer = CurveMeasurer(selector, model, corpus, documents)
     searching, judging = measurer.held_out[::2], measurer.held_out[1::2]
-    default = best = Setting(REGULARISATION, measurer.learning_rate, measurer.default.rank)
     curves: dict[Setting, list[Curve]] = {}
+
+    def search(setting: Setting) -> list[Curve]:
+        if setting not in curves:
+            on_each = on_setting(f"searching: {setting}", len(searching))
+            curves[setting] = measurer.measure(setting, searching, on_each)[0]
+        return curves[setting]
+
+    def judge(setting: Setting) -> dict[int, list[Curve]]:
+        on_each = on_setting(f"judging: {setting}", len(judging))
+        return measurer.measure(setting, judging, on_each)
+
+    default = best = Setting(REGULARISATION, measurer.learning_rate, measurer.default.rank)
     axes = (
         [partial(replace, learning_rate=f * default.learning_rate) for f in LEARNING_RATE_FACTORS],
         [partial(replace, regularisation=value) for value in REGULARISATIONS],
@@ -135,20 +145,20 @@ def calibrate(
     )
     for axis in axes:
         for vary in axis:
-            setting = vary(best)
-            if setting not in curves:
-                on_each = on_setting(f"searching: {setting}", len(searching))
-                curves[setting] = measurer.measure(setting, searching, on_each)[0]
+            search(vary(best))
         best = best_setting(curves)
     sift, nearest = best, replace(best, strategy="nn")
-    on_each = on_setting(f"searching: {nearest}", len(searching))
-    curves[nearest] = measurer.measure(nearest, searching, on_each)[0]
-    judged = {
-        setting: measurer.measure(setting, judging, on_setting(f"judging: {setting}", len(judging)))
-        for setting in dict.fromkeys((default, sift, best_setting(curves)))
-    }
+    search(nearest)
+    judged = {each: judge(each) for each in dict.fromkeys((default, sift, best_setting(curves)))}
     unshown = {setting: by_show[0] for setting, by_show in judged.items()}
     best = best_setting(unshown)
+    own = EmbedderLosses(
+        measurer.embedder, best, final_percent(curves[best]), final_percent(unshown[best])
+    )
+    others = [
+        _with_embedder(embedder, own, search, lambda setting: judge(setting)[0])
+        for embedder in measurer.other_embeddings
+    ]
     on_each = on_setting("searching what to show", len(searching))
     searched = measurer.measure(best, searching, on_each, SHOWN)
     arms = [arm(searched, show, steps) for show in searched for steps in MEASURED_STEPS]
@@ -185,6 +195,8 @@ def calibrate(
             )
             for setting in (sift, nearest)
         ),
+        (own, *others),
+        better_embedder(own, others),
         tuple(arms),
         mean_percent(unshown[default]),
         mean_percent(by_show[show]),
@@ -197,6 +209,28 @@ def calibrate(
 def best_setting(curves: Mapping[Setting, Sequence[Curve]]) -> Setting:
     """The setting of the lowest mean loss after all steps; of equal ones the first."""
     return min(curves, key=lambda setting: final_percent(curves[setting]))
+
+
+def _with_embedder(
+    embedder: str,
+    own: EmbedderLosses,
+    search: Callable[[Setting], Sequence[Curve]],
+    judge: Callable[[Setting], Sequence[Curve]],
+) -> EmbedderLosses:
+    """The losses with another embedder and the best lambda' or nearest neighbours.
+
+    Args:
+        embedder: Its name.
+        own: The losses with the corpus's own embedder.
+        search, judge: Measure a setting on one of the halves.
+    """
+    sift = replace(own.setting, strategy="sift", embedder=embedder)
+    settings = [*(replace(sift, regularisation=value) for value in REGULARISATIONS)]
+    settings.append(replace(sift, strategy="nn"))
+    best = best_setting({setting: search(setting) for setting in settings})
+    searching = final_percent(search(best))
+    judging = final_percent(judge(best)) if searching < own.searching else None
+    return EmbedderLosses(embedder, best, searching, judging)
 
 
 def _confirmed(judged: Mapping[int, Sequence[Curve]], found: Arm) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import typer
 
 from serving.cli.console import err, out, row, say, show, table
 from serving.cli.progress import Status, progress_counter, report_interrupt
+from serving.errors import SettingsError
 from serving.settings.shared_options import (
     EMBEDDER,
     HOME,
@@ -54,6 +55,14 @@ def calibrate(
     model: Model = None,
     chat_template: ChatTemplate = None,
     embedder: EmbedderName = EMBEDDER,
+    compare_embedder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare-embedder",
+            help="Another embedder, as --embedder names it, to compare with the corpus's own; may "
+            "be repeated.",
+        ),
+    ] = None,
     home: Home = HOME,
     corpora: Corpora = None,
 ) -> None:
@@ -62,6 +71,9 @@ def calibrate(
 
     A server takes the rank from its --corpus, and the other settings from the corpus of each
     request. Its own options override both.
+
+    With --compare-embedder, also find whether another embedder chooses better texts. The corpus
+    keeps its own: the last line says how to change it.
 
     Example: [cyan]mayfly calibrate nx[/]
     """
@@ -76,10 +88,16 @@ def calibrate(
     from serving.settings.model_files import check_embedder, check_model
 
     location, base = location_of(home, corpora), model_folder(model)
+    others = [*dict.fromkeys(compare_embedder or ())]
     check_model(base)
     if not forget:
-        check_embedder(embedder, base)
+        for each in (embedder, *others):
+            check_embedder(each, base)
         check_corpus(location, corpus, embedder)
+        if embedder in others:
+            raise SettingsError(
+                f"--compare-embedder {embedder} is the corpus's own embedder: name another one"
+            )
     with closing(Corpus.open(location, corpus)) as opened:
         if forget:
             opened.update_meta(calibration_meta(None, opened.meta(), model_digest(base)))
@@ -88,32 +106,42 @@ def calibrate(
         check_documents(opened, documents)
         with report_interrupt(lambda: f"the settings of corpus {corpus} were not changed"):
             with Status("loading the embedder and the base model"):
+                from selection.embedding import load_embedder
                 from selection.selector import Selector, SelectorConfig
-                from serving.calibration.search import MEASUREMENTS
+                from serving.calibration.measurer import CurveMeasurer
+                from serving.calibration.search import MEASUREMENTS, MEASUREMENTS_PER_EMBEDDER
                 from serving.calibration.search import calibrate as search
 
-                selector = Selector(
-                    SelectorConfig(location, embedder, base, chat_template=chat_template)
-                )
+                config = SelectorConfig(location, embedder, base, chat_template=chat_template)
+                measurer = CurveMeasurer(Selector(config), base, corpus, documents)
+            for each in others:
+                with Status(f"loading the embedder {each}"):
+                    loaded = load_embedder(each, base_model=base)
+                what, total = f"embedding with {each}, in memory", opened.counts()[1]
+                with progress_counter(what, "sequences", total) as embedded:
+                    measurer.embed(loaded, embedded.advance)
             with ExitStack() as bars:
                 numbers = itertools.count(1)
+                most = MEASUREMENTS + MEASUREMENTS_PER_EMBEDDER * len(others)
 
                 def on_setting(name: str, count: int) -> Callable[[], None]:
                     # Close the bar of the setting before.
                     bars.close()
-                    what = f"{next(numbers)} of at most {MEASUREMENTS}, {name}"
+                    what = f"{next(numbers)} of at most {most}, {name}"
                     done = bars.enter_context(progress_counter(what, "documents", count))
                     return lambda: done.advance()
 
-                found = search(selector, base, corpus, documents, on_setting)
+                found = search(measurer, on_setting)
         opened.update_meta(calibration_meta(found.calibration, opened.meta(), model_digest(base)))
     _show(found, corpus)
+    if others:
+        _show_embedders(found, corpus, model)
     if json:
         print(dumps(asdict(found)))
 
 
 def _show(found: BestSettings, corpus: str) -> None:
-    from serving.calibration.measurer import STRATEGY_NAMES
+    from serving.calibration.setting import STRATEGY_NAMES
 
     settings = table("tried", "% of base")
     for trial in found.tried:
@@ -154,6 +182,43 @@ def _show(found: BestSettings, corpus: str) -> None:
             "model",
             to=out,
         )
+
+
+def _show_embedders(found: BestSettings, corpus: str, model: str | None) -> None:
+    """Compare the embedders, and say how to change to another one if it is better."""
+    from dataclasses import replace
+
+    own = found.embedders[0].embedder
+    embedders = table(
+        "% of base after all steps, nothing shown",
+        "best settings",
+        "documents that search",
+        "documents that judge",
+    )
+    for each in found.embedders:
+        judged = "not measured" if each.judging is None else f"{each.judging:.1f}"
+        setting = str(replace(each.setting, embedder=None))
+        row(embedders, each.embedder, setting, f"{each.searching:.1f}", judged)
+    show(embedders, err)
+    better = found.better_embedder
+    if better is None:
+        say(
+            f"corpus {corpus} keeps the embedder {own}: no other one is better on both halves of "
+            "the documents",
+            to=out,
+        )
+        return
+    reembed, again = (
+        f"mayfly {command} {corpus} --embedder {better}" + (f" --model {model}" if model else "")
+        for command in ("corpus reembed", "calibrate")
+    )
+    say(
+        f"the embedder {better} is better than {own} on both halves of the documents. The corpus "
+        f"and the settings stored remain those of {own}. To change, run `{reembed}`, then "
+        f"`{again}`, and start the server with --embedder {better}; all corpora of a server have "
+        "the same embedder",
+        to=out,
+    )
 
 
 def _cell(arm: Arm) -> str:

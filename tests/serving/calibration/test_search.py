@@ -11,34 +11,22 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from adapters.early_stopping import FIRST_INTERVAL, PATIENCE
 from adapters.training import TrainingResult
 from selection.corpus.corpus import Corpus
 from selection.corpus.sequences import Source, StoredSequence
-from selection.embedding import Embedder, Prompt
+from selection.embedding import Embedder, Embeddings, Prompt
 from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import Selector, SelectorConfig
-from serving.budget import AUTO
-from serving.calibration.curves import (
-    GAINS,
-    MEASURED_STEPS,
-    Arm,
-    Curve,
-    arm,
-    best_arm,
-    choose_gain,
-    exact_match,
-    stopping,
-)
+from serving.calibration.curves import MEASURED_STEPS, Curve, exact_match
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
-from serving.calibration.measurer import CurveMeasurer, Setting
+from serving.calibration.measurer import CurveMeasurer
 from serving.calibration.search import SHOWN, best_setting
+from serving.calibration.setting import Setting
 from serving.cli.main import app
 from serving.settings.settings import Settings
 
@@ -85,6 +73,14 @@ def home(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, tokenizer
         ingest(corpus, those, embedder, tokenizer)
         corpus.close()
     return home
+
+
+def load_embeddings(home: Path) -> Embeddings:
+    """The embeddings of the corpus of functions."""
+    corpus = Corpus.open(home / "corpora", "functions")
+    _, embeddings_ND = corpus.nearest(np.eye(384, dtype=np.float32)[:1], None)
+    corpus.close()
+    return embeddings_ND
 
 
 def calibrate(home: Path, *arguments: str) -> Result:
@@ -206,30 +202,6 @@ def test_an_interrupt_while_trainings_are_being_started_ends_those_that_run(
     assert running[0].result().adapter is None
 
 
-class TestArms:
-    """What is shown and the number of steps, by exact answers and then by loss."""
-
-    def test_more_exact_answers_are_better_and_then_a_lower_loss(self) -> None:
-        exact, close = Arm(2, 10, 70.0, 0.5), Arm(4, 10, 40.0, 0.25)
-        closer = Arm(8, 10, 30.0, 0.25)
-
-        assert best_arm([close, exact, closer]) == exact
-        assert closer.is_better_than(close)
-
-    def test_of_equal_ones_the_first_and_never_one_without_steps(self) -> None:
-        none, few, many = (Arm(0, steps, 90.0 - bool(steps), None) for steps in (0, 2, 50))
-        shown = Arm(8, 0, 20.0, None)
-
-        assert best_arm([none, few, many, shown]) == few
-
-    def test_an_arm_is_read_off_the_curves(self) -> None:
-        falling = Curve(tuple(100.0 - n for n in range(51)), (100.0,) * 51)
-        flat = Curve((100.0,) * 51, (100.0,) * 51, (False,) * 9 + (True,) * 42)
-
-        assert arm({0: [], 4: [falling, flat]}, 4, 10) == Arm(4, 10, 95.0, 1.0)
-        assert arm({0: [], 4: [falling, flat]}, 4, 8) == Arm(4, 8, 96.0, 0.0)
-
-
 def test_a_strategy_that_is_not_better_is_not_the_best_setting() -> None:
     sift, nearest = Setting(0.3, 1e-3, 16), Setting(0.3, 1e-3, 16, "nn")
     high, low = (Curve((100.0,) * 50 + (last,), (100.0,) * 51) for last in (95.0, 90.0))
@@ -238,50 +210,16 @@ def test_a_strategy_that_is_not_better_is_not_the_best_setting() -> None:
     assert best_setting({sift: [high, low], nearest: [low, low]}) == nearest
 
 
-class TestStopping:
-    """The gain that is chosen from curves."""
-
-    @given(
-        st.lists(st.lists(st.floats(0.1, 1.0), min_size=51, max_size=51), min_size=1, max_size=5)
-    )
-    def test_a_larger_gain_never_takes_more_steps(self, prompts: list[list[float]]) -> None:
-        curves = [
-            Curve(tuple(100.0 - n for n in range(51)), tuple(100 * each for each in prompt))
-            for prompt in prompts
-        ]
-
-        steps = [stopping(curves, gain)[0] for gain in GAINS]
-
-        assert steps == sorted(steps, reverse=True)
-
-    def test_the_chosen_gain_retains_its_share_in_as_few_steps_as_possible(self) -> None:
-        quick = Curve((100.0, *(80.0,) * 50), (100.0, *(90.0,) * 50))
-
-        gain = choose_gain([quick])
-
-        steps, share = stopping([quick], gain)
-        assert share == 1.0
-        # No stop is possible earlier.
-        assert steps == FIRST_INTERVAL * PATIENCE
-
-    def test_what_is_shown_does_not_count_as_a_gain_of_the_steps(self) -> None:
-        shown = Curve((60.0, *(50.0,) * 50), (100.0, *(90.0,) * 50))
-
-        assert stopping([shown], 0.25)[1] == 1.0
-
-    def test_without_any_improvement_the_built_in_gain_stays(self) -> None:
-        worse = Curve(tuple(100.0 + n for n in range(51)), (100.0,) * 51)
-
-        assert choose_gain([worse]) == AUTO.gain
-
-
 def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> None:
-    result = calibrate(home, "functions", "--documents", "4", "--json")
+    embedded = load_embeddings(home)
+    compared = ["--compare-embedder", "base-model"]
+
+    result = calibrate(home, "functions", "--documents", "4", "--json", *compared)
 
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
     best, tried = found["calibration"], found["tried"]
-    assert len(tried) == len({str(each["setting"]) for each in tried}) >= 9
+    assert len(tried) == len({str(each["setting"]) for each in tried}) >= 14
     assert best["percent_of_base"] <= best["percent_by_default"]
     assert found["by_default"][0] == 100.0
     # Nothing shown leaves the base model as it is.
@@ -296,6 +234,17 @@ def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> 
     if best["strategy"] == "nn":
         assert nearest["judging"] < sift["judging"]
     assert "SIFT" in result.stderr
+    # The same of another embedder, and the corpus keeps its own.
+    own, other = found["embedders"]
+    assert (own["embedder"], other["embedder"]) == ("all-MiniLM-L6-v2", "base-model")
+    assert (own["setting"]["embedder"], other["setting"]["embedder"]) == (None, "base-model")
+    assert own["setting"]["strategy"] == best["strategy"]
+    assert (other["judging"] is None) == (other["searching"] >= own["searching"])
+    is_better = other["judging"] is not None and other["judging"] < own["judging"]
+    assert found["better_embedder"] == ("base-model" if is_better else None)
+    command = "mayfly corpus reembed functions --embedder base-model"
+    assert (command in " ".join(result.stdout.split())) == is_better
+    np.testing.assert_array_equal(load_embeddings(home), embedded)
     assert f"strategy {best['strategy']}" in " ".join(result.stdout.split())
     arms = {(each["show"], each["steps"]) for each in found["arms"]}
     assert arms == {(show, steps) for show in (0, *SHOWN) for steps in MEASURED_STEPS}
@@ -318,6 +267,13 @@ def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> 
 
     assert calibrate(home, "functions", "--forget").exit_code == 0
     assert Settings(corpus="functions", home=home).config().trainer.rank == 16
+
+
+def test_the_corpuss_own_embedder_is_not_another_one(home: Path) -> None:
+    result = calibrate(home, "functions", "--compare-embedder", "all-MiniLM-L6-v2")
+
+    assert result.exit_code == 1
+    assert "is the corpus's own embedder" in str(result.exception)
 
 
 def test_too_few_documents_are_refused_before_anything_is_loaded(home: Path) -> None:
