@@ -108,17 +108,6 @@ class Selector:
         with self.searched.open(corpus):
             pass
 
-    def calibration(
-        self, corpus: str, principal: Principal = OPERATOR, limit: Limit = UNLIMITED
-    ) -> Calibration | None:
-        """A corpus's calibration for the base model; None if it has none.
-
-        Raises:
-            AbandonedError, SecondsSpentError, CorpusError: as `select`.
-        """
-        with self.corpora.open(corpus, principal, limit) as opened:
-            return self._calibration(opened.meta())
-
     def select(self, request: SelectionRequest, limit: Limit = UNLIMITED) -> Selection:
         """Choose up to as many sequences as the request asks for.
 

@@ -26,7 +26,6 @@ from adapters.config import TrainerConfig
 from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
-from selection.corpus.calibration import Calibration
 from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, LearntCorpus, StartFound
 from selection.library.library import Library
 from selection.request import SelectionRequest
@@ -135,15 +134,6 @@ class RemoteSelector(_Remote):
         """As `CorporaWorker.select`."""
         selection: Selection = await self._result(self._handle.select.remote(request, seconds))
         return selection
-
-    async def calibration(
-        self, corpus: str, principal: Principal, seconds: float | None = None
-    ) -> Calibration | None:
-        """As `CorporaWorker.calibration`."""
-        found: Calibration | None = await self._result(
-            self._handle.calibration.remote(corpus, principal, seconds)
-        )
-        return found
 
     async def start(self, request: SelectionRequest, seconds: float | None = None) -> StartFound:
         """As `CorporaWorker.start`."""

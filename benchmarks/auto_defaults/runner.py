@@ -23,7 +23,7 @@ from adapters.model.row import Row as ScoredRow
 from benchmarks.auto_defaults.ways import COUNTS, MODELS, STRATEGIES, Text, Way
 from benchmarks.corpus_adapters.arms import Strategy
 from benchmarks.corpus_adapters.learning import open_selector, trainer_config
-from benchmarks.proof_of_gain.auto import TrainerStage, prompt_lengths
+from benchmarks.proof_of_gain.auto import TrainerStage, prompt_tokens
 from benchmarks.proof_of_gain.copies import share_of_copies
 from benchmarks.quality.passages import Passage
 from selection.access import OPERATOR
@@ -130,7 +130,7 @@ class _Scores:
         self._scored = passage.tokens[len(body["prompt"]) :]
         self._bytes = len(passage.suffix.encode())
         self._context = trainer.base.context
-        self._builder = PromptBuilder(self._context, tokenizer, prompt_lengths)
+        self._builder = PromptBuilder(self._context, tokenizer, prompt_tokens)
         self._known: dict[tuple[bytes | None, tuple[int, ...]], dict[str, float]] = {}
 
     async def of(self, weights: bytes | None, sources: Sequence[Source]) -> dict[str, float]:

@@ -65,10 +65,8 @@ class AutoAnswers:
         terms = Terms(AUTO, LIMITS, corpus)
         request = parse_adaptation_request(body, budget, None, terms, self._resident.tokenizer)
         adaptation = Adaptation(request, self._selector, self._trainer, self._engine, self._starts)
-        if adaptation.shows:
-            builder = PromptBuilder(
-                self._resident.context, self._resident.tokenizer, prompt_lengths
-            )
+        if adaptation.reads_prompt:
+            builder = PromptBuilder(self._resident.context, self._resident.tokenizer, prompt_tokens)
             body = await adaptation.show(body, builder)
         result = await adaptation.run()
         adapter = self._engine.take(result.adapter)
@@ -131,6 +129,6 @@ class _Kept:
         return None if loaded is None else self._adapters[loaded.name]
 
 
-async def prompt_lengths(body: dict[str, Any]) -> tuple[int, ...]:
-    """In place of an engine: the length of a prompt of tokens."""
-    return (len(body["prompt"]),)
+async def prompt_tokens(body: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """In place of an engine: a prompt of tokens."""
+    return (tuple(body["prompt"]),)

@@ -40,7 +40,7 @@ from selection import Selection
 from selection.corpus.sequences import Source
 from selection.embedding import Prompt
 from selection.request import SelectionRequest
-from serving.adaptation.shown import Body, PromptBuilder, with_shown
+from serving.adaptation.shown import Body, PromptBuilder, Prompts, with_shown
 
 # Number of questions by budget; None for all.
 QUESTIONS: Mapping[str, int | None] = {"small": 12, "full": None}
@@ -199,13 +199,13 @@ class FactsRunner:
     def _shown(self, body: Body, selection: Selection, arm: Arm) -> Body:
         """The body with the chosen sequences in its prompt, as many as the server would show."""
 
-        async def lengths(longer: Body) -> tuple[int, ...]:
-            return (len(self._tokens(longer)),)
+        async def render(longer: Body) -> Prompts:
+            return (tuple(self._tokens(longer)),)
 
         async def choose() -> Sequence[Source]:
             return _distinct(selection, arm)
 
-        builder = PromptBuilder(self._resident.context, self._resident.tokenizer, lengths)
+        builder = PromptBuilder(self._resident.context, self._resident.tokenizer, render)
         longer, _ = asyncio.run(builder.show(body, SHOWN, choose))
         return longer
 

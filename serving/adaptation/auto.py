@@ -17,6 +17,9 @@ from serving.adaptation.request import AdaptationRequest
 
 # The progress while it measures the losses, in words for the client.
 COMPARING = "adapting: comparing what could answer"
+# Largest length of a chat that is compared as the engine will see it: the trainer evaluates a row
+# in one piece, in which no other request trains.
+MAX_CHAT_TOKENS = 2048
 # Shares by which text in the prompt must lower the loss of the prompt's end: of the base model it
 # takes the place of training, which lowers it by about as much; for the adapter of a corpus, which
 # has learnt the text, it is an addition (benchmarks/README.md).
@@ -109,6 +112,46 @@ def decides(request: AdaptationRequest) -> bool:
         and not request.brings_data
         and request.has_probe
     )
+
+
+def rows_to_compare(
+    probe: Sequence[int],
+    chats: Sequence[Sequence[int]],
+    text: Sequence[int] | None,
+    context: int,
+) -> list[Row]:
+    """The end of a prompt on which the models are compared, and the same after a text, if one may
+    be shown: in a chat as the engine will see it, where that is possible, and else as plain text.
+
+    Args:
+        probe: tokens of the prompt's end, at least two.
+        chats: tokens of the chat, and of the chat with the text; none of a completion.
+        text: tokens of the text before a completion; None without one.
+        context: largest number of tokens of a prompt.
+    """
+    rows = [row for chat in chats if (row := row_in_chat(chat, probe)) is not None]
+    if chats and len(rows) == len(chats):
+        return rows
+    alone = Row.of(probe)
+    return [alone] if text is None else [alone, row_after(text, probe, context)]
+
+
+def row_in_chat(prompt: Sequence[int], probe: Sequence[int]) -> Row | None:
+    """A chat up to the end of the user's words, with the same tokens scored as in `Row.of(probe)`.
+
+    Args:
+        prompt: tokens of the chat as the engine will see it.
+        probe: tokens of the end of the user's words, at least two.
+
+    Returns:
+        The row; None if it is too long, or the words are other tokens in the chat.
+    """
+    words = tuple(probe[1:])
+    for end in range(len(prompt), len(words), -1):
+        start = end - len(words)
+        if tuple(prompt[start:end]) == words:
+            return Row.of(prompt[:end], ((start, end),)) if end <= MAX_CHAT_TOKENS else None
+    return None
 
 
 def row_after(text: Sequence[int], probe: Sequence[int], context: int) -> Row:

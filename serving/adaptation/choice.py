@@ -16,16 +16,16 @@ from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.sqlite_store import Source
 from selection.corpus.trained.manifest import StartFound
-from selection.errors import CorpusNotFoundError, CorpusUnavailableError
+from selection.errors import CorpusNotFoundError
 from selection.limit import SecondsSpentError
 from selection.request import SelectionRequest
 from selection.selector import Selection
-from serving.adaptation.auto import BASE, CORPUS, AutoChoice, Way, decides, row_after
+from serving.adaptation.auto import BASE, CORPUS, AutoChoice, Way, decides, rows_to_compare
 from serving.adaptation.candidates import example_sources
 from serving.adaptation.fallback_reasons import NoAdapterError
 from serving.adaptation.prompts import SHOWN
 from serving.adaptation.request import AdaptationRequest
-from serving.adaptation.shown import Body, PromptBuilder, Shown
+from serving.adaptation.shown import Body, PromptBuilder, Prompts, Shown
 from serving.adaptation.stages import OverdueError, Result, Selects, Trains, in_time
 from serving.adaptation.starts import StartingPoint, Starts
 from serving.engine.rendering import PromptRefusedError
@@ -53,6 +53,7 @@ class Choice:
         lookup_seconds: seconds that the lookup of the corpus's adapter took, 0 without one.
         shown: what was put into the prompt; None if nothing was to be shown.
         auto: what `auto` has decided; None where it decides nothing.
+        is_open: whether `auto` is still to decide.
         compare_seconds: seconds that this took, 0 without it.
     """
 
@@ -75,11 +76,10 @@ class Choice:
         self.auto: AutoChoice | None = None
         self._start: StartingPoint | None = None
         # A request with another budget than `auto` is not looked at any further.
-        self._is_open = request.budget.prefers_corpus and decides(request)
+        self.is_open = request.budget.prefers_corpus and decides(request)
         self._considers_text = False
         self._task: asyncio.Task[Selection] | None = None
         self._lookup: asyncio.Task[StartFound | None] | None = None
-        self._unavailable: CorpusUnavailableError | None = None
 
     async def selection(self) -> Selection:
         """The sequences chosen; calls after the first give the same.
@@ -97,7 +97,7 @@ class Choice:
         if self.request.show is None:
             calibration = await self._calibration()
             show = calibration.show if calibration else 0
-            if calibration is None and self._is_open:
+            if calibration is None and self.is_open:
                 self._considers_text, show = True, SHOWN
             # The lookup may have found that the server's corpus is not the principal's to see.
             self.request = replace(self.request, show=show)
@@ -111,24 +111,30 @@ class Choice:
             body: body of the request, as vLLM's application takes it.
             prompts: puts sequences into the prompts of the request's API.
         """
-        before = None
-        if self._is_open and self.request.show is None:
+        before: Prompts = ()
+        is_chat = "prompt" not in body
+        if self.request.show is None or (self.is_open and is_chat):
             try:
                 # Nothing is chosen for a request that the engine refuses.
-                before = await prompts.lengths(body)
+                before = await prompts.render(body)
             except PromptRefusedError:
                 return body
-        if (asked := await self._number_to_show()) == 0:
+        asked = await self._number_to_show()
+        longer, shown = body, Shown(asked)
+        if asked > 0:
+            longer, shown = await prompts.show(body, asked, self.to_show, before)
+        if self._considers_text and not shown.sequences:
+            # `auto` compares the models alone.
+            self.request, self._considers_text, asked = replace(self.request, show=0), False, 0
+        if self.is_open:
+            text = prompts.tokens(shown) if self._considers_text else None
+            seen = [before, shown.prompts] if self._considers_text else [shown.prompts or before]
+            chats = [tokens for (tokens,) in seen] if is_chat else []
+            probe = self.request.probe_tokens
+            await self._decide(rows_to_compare(probe, chats, text, prompts.context))
+        chosen = self.auto is not None and self.auto.best.shown
+        if asked == 0 or (self._considers_text and not chosen):
             return body
-        longer, shown = await prompts.show(body, asked, self.to_show, before)
-        if self._considers_text:
-            if not shown.sequences:
-                # `decide` compares the models alone.
-                self.request = replace(self.request, show=0)
-                return body
-            await self._decide(prompts.tokens(shown), prompts.context)
-            if self.auto is None or not self.auto.best.shown:
-                return body
         self.shown = shown
         return longer
 
@@ -161,20 +167,15 @@ class Choice:
 
     async def decide(self) -> None:
         """Let `auto` decide, unless it has: where no text of its own choice may be shown."""
-        if self._is_open:
-            await self._decide((), 0)
+        if self.is_open:
+            await self._decide([Row.of(self.request.probe_tokens)])
 
-    async def _decide(self, text: Sequence[int], context: int) -> None:
-        """Compare what could answer; what could not be compared is left out.
-
-        Args:
-            text: tokens of the text that may be shown.
-            context: largest number of tokens of a prompt.
-        """
-        self._is_open = False
+    async def _decide(self, rows: Sequence[Row]) -> None:
+        """Compare what could answer by `rows_to_compare`; what could not be is left out."""
+        self.is_open = False
         started = time.monotonic()
         try:
-            await self._compare(text, context)
+            await self._compare(*rows)
         # The selection is asked for again, and reports or raises its error; or time was short.
         except (NoAdapterError, OverdueError):
             pass
@@ -183,24 +184,23 @@ class Choice:
         finally:
             self.compare_seconds = time.monotonic() - started
 
-    async def _compare(self, text: Sequence[int], context: int) -> None:
+    async def _compare(self, alone: Row, after_text: Row | None = None) -> None:
         await self.selection()
         start, request = await self.start(), self.request
         weights = start.adapter.weights if start.adapter else None
         # Text alone would leave a request without the adapter that it requires.
-        if weights is None and (not text or request.required):
+        if weights is None and (after_text is None or request.required):
             return
         models = [BASE] if weights is None else [BASE, CORPUS]
-        losses = await self._losses(Row.of(request.probe_tokens), [None, weights][: len(models)])
+        losses = await self._losses(alone, [None, weights][: len(models)])
         measured = zip(models, losses, strict=True)
         finite = {way: loss for way, loss in measured if math.isfinite(loss)}
         if BASE not in finite:
             return
         self.auto = auto = AutoChoice(finite)
-        if not text or (request.required and not auto.best.corpus):
+        if after_text is None or (request.required and not auto.best.corpus):
             return
         shown = Way(auto.best.corpus, shown=True)
-        after_text = row_after(text, request.probe_tokens, context)
         (loss,) = await self._losses(after_text, [weights if shown.corpus else None])
         if math.isfinite(loss):
             self.auto = AutoChoice({**finite, shown: loss})
@@ -285,23 +285,16 @@ class Choice:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _calibration(self) -> Calibration | None:
-        request, left = self.request, self._seconds_left()
-        if request.corpus is None:
+        if self.request.corpus is None:
             return None
         try:
-            if request.budget.instant:
+            if self.request.budget.instant:
                 found = await self._looked_up()
                 return found.calibration if found else None
-            # `auto` chooses in any case.
-            if self._is_open:
-                return (await self.selection()).calibration
-            looking = self._selector.calibration(request.corpus, self._principal, left)
-            return await in_time(looking, left)
-        # The selection meets the same error, and reports or raises it.
-        except Exception as problem:
-            if isinstance(problem, CorpusUnavailableError):
-                # It would wait for the database as long again.
-                self._unavailable = problem
+            # A request with steps chooses in any case.
+            return (await self.selection()).calibration
+        # The same error is met again, and reported or raised, where the result is needed.
+        except Exception:
             return None
 
     async def _select(self) -> Selection:
@@ -312,8 +305,6 @@ class Choice:
                 "with --corpus",
                 StopReason.CORPUS,
             )
-        if self._unavailable is not None:
-            raise self._unavailable
         try:
             selection = await self._within(select, request.corpus, aim)
         except CorpusNotFoundError:

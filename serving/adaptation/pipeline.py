@@ -101,12 +101,12 @@ class Adaptation:
     @property
     def may_adapt(self) -> bool:
         """Whether an adapter is to answer, or something is to be chosen for the prompt."""
-        return self._request.needs_adapter or self.shows
+        return self._request.needs_adapter or self.reads_prompt
 
     @property
-    def shows(self) -> bool:
-        """Whether something is to be put into the prompt, or the corpus says whether."""
-        return self._request.show != 0
+    def reads_prompt(self) -> bool:
+        """Whether `show` must be called: it may put something into the prompt, or compare on it."""
+        return self._request.show != 0 or self._choice.is_open
 
     @property
     def is_pending(self) -> bool:
@@ -245,7 +245,7 @@ class Adaptation:
     async def _adapt_without_steps(self) -> AdaptationResult:
         """Answer with the adapter of the corpus where the budget is `instant`."""
         request, selection = self._request, None
-        if self.shows and request.shows_chosen:
+        if request.show != 0 and request.shows_chosen:
             # Why nothing could be chosen is the reason why nothing was shown.
             with suppress(NoAdapterError):
                 selection = await self._choice.selection()

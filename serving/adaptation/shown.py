@@ -30,8 +30,10 @@ _INTRODUCTION = "Passages that may help, the most relevant last:"
 _SYSTEM = ("system", "developer")
 
 Body: TypeAlias = dict[str, Any]
-# Lengths of the prompts of a body; raises PromptRefusedError.
-PromptLengths: TypeAlias = Callable[[Body], Awaitable[tuple[int, ...]]]
+# Tokens of each prompt of a body.
+Prompts: TypeAlias = tuple[tuple[int, ...], ...]
+# The prompts of a body as the engine will see them; raises PromptRefusedError.
+Render: TypeAlias = Callable[[Body], Awaitable[Prompts]]
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class Shown:
         sequences: the sequences shown, the most relevant first.
         tokens: number of tokens by which the prompts of the request grew.
         reason: why fewer were shown than were asked for; None if all were.
+        prompts: the prompts with the sequences; empty if they are not known.
     """
 
     asked: int
     sequences: tuple[Source, ...] = ()
     tokens: int = 0
     reason: str | None = None
+    prompts: Prompts = ()
 
     @property
     def documents(self) -> tuple[str, ...]:
@@ -73,19 +77,19 @@ class PromptBuilder:
     Attributes:
         context: number of tokens that a prompt and its answer may have together.
         tokenizer: the model's, for prompts of tokens.
-        lengths: counts the tokens of a body's prompts, as the engine will see them.
+        render: gives the prompts of a body.
     """
 
     context: int
     tokenizer: Any
-    lengths: PromptLengths
+    render: Render
 
     async def show(
         self,
         body: Body,
         asked: int,
         choose: Callable[[], Awaitable[Sequence[Source]]],
-        before: tuple[int, ...] | None = None,
+        before: Prompts | None = None,
     ) -> tuple[Body, Shown]:
         """The body with up to `asked` sequences in its prompts, and what it shows.
 
@@ -94,10 +98,10 @@ class PromptBuilder:
             asked: number of sequences to show.
             choose: chooses different sequences, the most relevant first, for a body that the engine
                 accepts. An exception means that nothing is shown.
-            before: lengths of the body's prompts; None if they are not known yet.
+            before: the body's prompts; None if they are not known yet.
         """
         try:
-            before = before or await self.lengths(body)
+            before = before or await self.render(body)
         except PromptRefusedError as problem:
             return body, Shown(asked, reason=str(problem))
         try:
@@ -115,24 +119,24 @@ class PromptBuilder:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
     async def _build(
-        self, body: Body, before: tuple[int, ...], sequences: Sequence[Source], asked: int
+        self, body: Body, before: Prompts, sequences: Sequence[Source], asked: int
     ) -> tuple[Body, Shown]:
-        """The body with the first of these sequences that fit; `before` are the lengths of its
-        prompts without them.
+        """The body with the first of these sequences that fit; `before` are its prompts without
+        them.
         """
         answer = answer_tokens(body, self.context)
         after, obstacle = before, f"fewer different sequences were chosen: {len(sequences)}"
         fits, too_many, number = 0, len(sequences) + 1, len(sequences)
         while fits + 1 < too_many:
             try:
-                lengths = await self.lengths(with_shown(body, sequences[:number], self.tokenizer))
+                longer = await self.render(with_shown(body, sequences[:number], self.tokenizer))
             except PromptTooLongError:
                 too_many, obstacle = number, self._no_room(before, answer)
             except PromptRefusedError as problem:
                 too_many, obstacle = number, str(problem)
             else:
-                if max(lengths) + answer <= self.context:
-                    fits, after = number, lengths
+                if max(map(len, longer)) + answer <= self.context:
+                    fits, after = number, longer
                 else:
                     too_many, obstacle = number, self._no_room(before, answer)
             number = (fits + too_many) // 2
@@ -140,14 +144,15 @@ class PromptBuilder:
         return with_shown(body, shown, self.tokenizer), Shown(
             asked,
             tuple(shown),
-            sum(after) - sum(before),
+            sum(map(len, after)) - sum(map(len, before)),
             None if fits == asked else obstacle,
+            after,
         )
 
-    def _no_room(self, before: tuple[int, ...], answer: int) -> str:
+    def _no_room(self, before: Prompts, answer: int) -> str:
         return (
             f"no room for more: of the context's {self.context} tokens, the prompt has "
-            f"{max(before)} and the answer may have {answer}"
+            f"{max(map(len, before))} and the answer may have {answer}"
         )
 
 

@@ -9,8 +9,6 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from adapters.adapter import Adapter
 from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
-from selection.access import Principal
-from selection.corpus.calibration import Calibration
 from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
 from selection.library.library import Library
 from selection.request import SelectionRequest
@@ -35,11 +33,6 @@ class Selects(Protocol):
 
     async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
         """As `selection.selector.Selector.select`, within `seconds`; cancelling ends it."""
-
-    async def calibration(
-        self, corpus: str, principal: Principal, seconds: float | None
-    ) -> Calibration | None:
-        """As `selection.selector.Selector.calibration`, within `seconds`; cancelling ends it."""
 
     async def start(self, request: SelectionRequest, seconds: float | None) -> StartFound:
         """As `selection.selector.Selector.start`, within `seconds`; cancelling ends it."""

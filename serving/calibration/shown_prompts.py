@@ -16,7 +16,7 @@ from selection.corpus.sequences import Source
 from selection.errors import ExampleError
 from selection.examples.example import Example
 from selection.examples.rendering import RenderedExample, Renderer
-from serving.adaptation.shown import Body, PromptBuilder
+from serving.adaptation.shown import Body, PromptBuilder, Prompts
 from serving.calibration.held_out import HeldOut
 from serving.engine.rendering import PromptRefusedError
 
@@ -47,13 +47,14 @@ class ShownPrompts:
         if show == 0:
             return held_out.tokens, held_out.middle
 
-        async def prompt_lengths(body: Body) -> tuple[int, ...]:
-            return (self._tokens(held_out, body)[1],)
+        async def render(body: Body) -> Prompts:
+            tokens, length = self._tokens(held_out, body)
+            return (tokens[:length],)
 
         async def choose() -> Sequence[Source]:
             return sequences
 
-        builder = PromptBuilder(self._context, self._tokenizer, prompt_lengths)
+        builder = PromptBuilder(self._context, self._tokenizer, render)
         body, _ = asyncio.run(builder.show(self._body(held_out), show, choose))
         return self._tokens(held_out, body)
 

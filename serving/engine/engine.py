@@ -31,7 +31,7 @@ from serving.engine.core_process import main_of_spawned_processes
 from serving.engine.current_request import LoadedAdapter
 from serving.engine.plugins.generate import adapt_generation
 from serving.engine.plugins.tokenization import tokenize_fairly
-from serving.engine.rendering import prompt_lengths
+from serving.engine.rendering import prompt_tokens
 from serving.engine.shared_adapters import SharedAdapters
 from serving.engine.staging import Staging, shared_memory_of_children, track_shared_memory
 from serving.engine.trial_adapter import trial_adapter
@@ -159,9 +159,9 @@ class Engine:
             {**card.model_dump(), "root": card.id, "chat_template": chats} for card in listed.data
         ]
 
-    async def prompt_lengths(self, path: str, body: dict[str, Any]) -> tuple[int, ...]:
-        """As `serving.engine.rendering.prompt_lengths`, of this engine's application."""
-        return await prompt_lengths(self.app, path, body)
+    async def prompt_tokens(self, path: str, body: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+        """As `serving.engine.rendering.prompt_tokens`, of this engine's application."""
+        return await prompt_tokens(self.app, path, body)
 
     async def load(self, adapter: Adapter) -> LoadedAdapter:
         """Stage an adapter and load it, waiting for a free slot, unless it is loaded already;

@@ -1,4 +1,4 @@
-"""The lengths of a request's prompts, as vLLM itself renders and tokenizes them.
+"""The tokens of a request's prompts, as vLLM itself renders and tokenizes them.
 
 vLLM has an endpoint that renders a request without answering it; the gateway leads no client there.
 """
@@ -23,8 +23,10 @@ class PromptTooLongError(PromptRefusedError):
     """A prompt is longer than the context."""
 
 
-async def prompt_lengths(app: ASGIApp, path: str, body: dict[str, Any]) -> tuple[int, ...]:
-    """The number of tokens of each prompt of a request, before vLLM truncates any.
+async def prompt_tokens(
+    app: ASGIApp, path: str, body: dict[str, Any]
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each prompt of a request, before vLLM truncates any.
 
     Args:
         app: vLLM's OpenAI application.
@@ -50,7 +52,7 @@ async def prompt_lengths(app: ASGIApp, path: str, body: dict[str, Any]) -> tuple
         raise _refusal(answer)
     rendered = answer.json()
     prompts = rendered if isinstance(rendered, list) else [rendered]
-    return tuple(len(prompt["token_ids"]) for prompt in prompts)
+    return tuple(tuple(prompt["token_ids"]) for prompt in prompts)
 
 
 def _refusal(answer: httpx.Response) -> PromptRefusedError:

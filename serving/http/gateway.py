@@ -314,9 +314,9 @@ class Gateway:
         try:
             adaptation.look_ahead()
             longer: dict[str, Any] | None = body
-            if adaptation.shows:
-                lengths = partial(self._engine.prompt_lengths, scope["path"])
-                prompts = PromptBuilder(self._engine.context, self._engine.tokenizer, lengths)
+            if adaptation.reads_prompt:
+                render = partial(self._engine.prompt_tokens, scope["path"])
+                prompts = PromptBuilder(self._engine.context, self._engine.tokenizer, render)
                 longer = await while_connected(receive, adaptation.show(body, prompts))
             if longer is not None:
                 content = json.dumps(longer).encode()

@@ -21,7 +21,6 @@ from adapters.core_share import CoreShare
 from adapters.model.row import Row
 from adapters.training import TrainingProgress, TrainingRequest, TrainingResult
 from selection.access import Principal
-from selection.corpus.calibration import Calibration
 from selection.corpus.lookup import find_corpus
 from selection.corpus.shards import ShardCall
 from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, LearntCorpus, StartFound
@@ -66,15 +65,6 @@ class SelectorWorker:
         cancelled = threading.Event()
         select = partial(self._selector.select, request, Limit(seconds, cancelled))
         return await self.run_in_thread(select, cancelled)
-
-    async def calibration(
-        self, corpus: str, principal: Principal, seconds: float | None = None
-    ) -> Calibration | None:
-        """As `Selector.calibration`, within `seconds` from now."""
-        cancelled = threading.Event()
-        limit = Limit(seconds, cancelled)
-        look_up = partial(self._selector.calibration, corpus, principal, limit)
-        return await self.run_in_thread(look_up, cancelled)
 
     async def start(self, request: SelectionRequest, seconds: float | None = None) -> StartFound:
         """As `Selector.start`, within `seconds` from now, and cancelled as `select`."""

@@ -20,25 +20,28 @@ from selection.examples.example import Example
 from serving.adaptation.auto import (
     BASE,
     CORPUS,
+    MAX_CHAT_TOKENS,
     MIN_FALL_OF_BASE,
     MIN_FALL_OF_CORPUS,
     AutoChoice,
     Way,
     decides,
     row_after,
+    row_in_chat,
+    rows_to_compare,
 )
 from serving.adaptation.pipeline import Adaptation
-from serving.adaptation.prompts import SHOWN
+from serving.adaptation.prompts import SHOWN, probe_tokens
 from serving.adaptation.reporting import AdaptationResult
 from serving.adaptation.request import AdaptationRequest
-from serving.adaptation.shown import Body, PromptBuilder
+from serving.adaptation.shown import Body, PromptBuilder, Prompts
 from serving.adaptation.starts import Starts
 from serving.budget import AUTO, INSTANT
 from serving.errors import AdaptationFailedError
 from serving.report import Stage
 from serving.workers.stages import TrainerWorker
 from tests.serving.adaptation.test_pipeline import Loads
-from tests.serving.adaptation.test_shown import count_words
+from tests.serving.adaptation.test_shown import render_words
 from tests.serving.adaptation.test_starts import START, Selector, selector, worker
 
 __all__ = ["selector", "worker"]
@@ -54,6 +57,7 @@ REQUEST = AdaptationRequest(
     probe_tokens=PROBE,
 )
 QUESTION: Body = {"messages": [{"role": "user", "content": "a hive of bees"}], "max_tokens": 8}
+COMPLETION: Body = {"prompt": "a hive of bees", "max_tokens": 8}
 
 
 @dataclass
@@ -94,16 +98,32 @@ class Trainer:
 
 
 async def answer(
-    request: AdaptationRequest, selector: Selector, trainer: Trainer, tokenizer: Any
+    request: AdaptationRequest,
+    selector: Selector,
+    trainer: Trainer,
+    tokenizer: Any,
+    body: Body = QUESTION,
 ) -> tuple[Body, AdaptationResult]:
     """The body that is answered, and how."""
+
+    async def render(body: Body) -> Prompts:
+        return (rendered(body, tokenizer),)
+
     adaptation = Adaptation(request, selector, trainer, Loads(), Starts(selector, "nano"))
     try:
-        prompts = PromptBuilder(1000, tokenizer, count_words)
-        body = await adaptation.show({**QUESTION}, prompts)
+        assert adaptation.reads_prompt
+        body = await adaptation.show({**body}, PromptBuilder(1000, tokenizer, render))
         return body, await adaptation.run()
     finally:
         await adaptation.discard()
+
+
+def rendered(body: Body, tokenizer: Any) -> tuple[int, ...]:
+    """The prompt of a body as an engine would see it, with a template that is not all words."""
+    if "prompt" in body:
+        return tuple(tokenizer.encode(body["prompt"], add_special_tokens=False))
+    turns = [f"[{each['role']}]\n{each['content']}\n" for each in body["messages"]]
+    return tuple(tokenizer.encode("".join([*turns, "[assistant]\n"]), add_special_tokens=False))
 
 
 class TestRequests:
@@ -170,19 +190,56 @@ class TestRequests:
     ) -> None:
         trainer = Trainer(worker)
 
-        _, result = await answer(REQUEST, selector, trainer, tokenizer)
+        _, result = await answer(REQUEST, selector, trainer, tokenizer, COMPLETION)
 
         (alone, adapters), (after_text, better) = trainer.comparisons
         assert alone == Row.of(PROBE)
         assert adapters == [None, selector.weights]
         assert after_text.tokens[-len(PROBE) :] == PROBE
-        assert "keeps itself warm" in tokenizer.decode(after_text.tokens[: -len(PROBE)])
+        text = tokenizer.decode(after_text.tokens[: -len(PROBE)])
+        sources = (await selector.select(selector.selections[0], None)).sources
+        assert text == "".join(f"{source.text}\n\n" for source, _ in reversed(sources))
+        assert after_text.scored == ((len(after_text) - len(PROBE) + 1, len(after_text)),)
         (base,), (corpus,) = await worker.compare([alone], adapters)
         assert better == [selector.weights if corpus < base else None]
         ((shown,),) = await worker.compare([after_text], better)
         assert result.report.auto is not None
         measured = [*result.report.auto["losses"].values()]
         assert measured == pytest.approx([base, corpus, shown], abs=1e-6)
+
+    async def test_a_chat_is_measured_as_the_engine_sees_it_up_to_the_end_of_the_users_words(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker, (3.0, 2.8, 2.7))
+        request = replace(REQUEST, probe_tokens=probe_tokens(REQUEST.prompts, tokenizer))
+
+        body, _ = await answer(request, selector, trainer, tokenizer)
+
+        (alone, _), (after_text, _) = trainer.comparisons
+        end = tokenizer.encode("\n[assistant]\n", add_special_tokens=False)
+        assert alone.tokens == rendered(QUESTION, tokenizer)[: -len(end)]
+        assert after_text.tokens == rendered(body, tokenizer)[: -len(end)]
+        assert tokenizer.decode(after_text.tokens).startswith("[system]\nPassages that may help")
+        for row in (alone, after_text):
+            ((start, stop),) = row.scored
+            assert row.tokens[start:stop] == request.probe_tokens[1:]
+            assert stop == len(row)
+
+    @pytest.mark.parametrize("show", [0, 1])
+    async def test_where_text_is_no_question_the_models_are_compared_on_what_the_engine_sees(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any, show: int
+    ) -> None:
+        selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=show)
+        trainer = Trainer(worker, (3.0, 2.8))
+        words = probe_tokens(REQUEST.prompts, tokenizer)
+        request = replace(REQUEST, probe_tokens=words, show=None if show else 0)
+
+        body, _ = await answer(request, selector, trainer, tokenizer)
+
+        ((row, _),) = trainer.comparisons
+        assert (body == QUESTION) is (show == 0)
+        assert rendered(body, tokenizer)[: len(row)] == row.tokens
+        assert row.tokens[-len(words) + 1 :] == words[1:]
 
     async def test_a_corpus_without_an_adapter_leaves_text_and_steps(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
@@ -215,7 +272,7 @@ class TestRequests:
         adaptation = Adaptation(REQUEST, selector, trainer, Loads(), Starts(selector, "nano"))
         body = {"messages": [{"role": "user", "content": "refused"}]}
 
-        same = await adaptation.show(body, PromptBuilder(1000, tokenizer, count_words))
+        same = await adaptation.show(body, PromptBuilder(1000, tokenizer, render_words))
         await adaptation.discard()
 
         assert same is body
@@ -227,7 +284,7 @@ class TestRequests:
         trainer = Trainer(worker, (3.0, 2.8))
         adaptation = Adaptation(REQUEST, selector, trainer, Loads(), Starts(selector, "nano"))
 
-        body = await adaptation.show({**QUESTION}, PromptBuilder(12, tokenizer, count_words))
+        body = await adaptation.show({**QUESTION}, PromptBuilder(12, tokenizer, render_words))
         report = (await adaptation.run()).report
         await adaptation.discard()
 
@@ -235,18 +292,28 @@ class TestRequests:
         assert (report.adapter, report.auto and report.auto["answers"]) == (START.name, "corpus")
 
     @pytest.mark.parametrize("show", [None, 0, 1])
+    @pytest.mark.parametrize("strategy", [None, "nn"])
     async def test_the_selector_is_asked_once(
-        self, selector: Selector, worker: TrainerWorker, tokenizer: Any, show: int | None
+        self,
+        selector: Selector,
+        worker: TrainerWorker,
+        tokenizer: Any,
+        show: int | None,
+        strategy: str | None,
     ) -> None:
         if show is not None:
             selector.calibrated = Calibration(0.1, 0.5, 1e-3, 4, 24, 90.0, 91.0, show=show)
+        trainer = Trainer(worker, (3.0, 2.8, 2.7))
+        request = replace(REQUEST, strategy=strategy)
 
-        body, _ = await answer(REQUEST, selector, Trainer(worker, (3.0, 2.8, 2.7)), tokenizer)
+        body, _ = await answer(request, selector, trainer, tokenizer)
 
         (selection,) = selector.selections
         assert (selection.steps, selection.shows_calibrated) == (SHOWN, True)
         assert selector.lookups == []
-        assert ("keeps itself warm" in str(body)) is (show != 0)
+        # With a strategy of its own, a request shows what the corpus is calibrated to alone.
+        shows = show != 0 if strategy is None else show == 1
+        assert ("keeps itself warm" in str(body)) is shows
 
     async def test_the_comparison_is_a_stage_with_its_progress(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
@@ -261,7 +328,7 @@ class TestRequests:
         adaptation = Adaptation(
             REQUEST, selector, Watched(worker), Loads(), Starts(selector, "nano")
         )
-        await adaptation.show({**QUESTION}, PromptBuilder(1000, tokenizer, count_words))
+        await adaptation.show({**QUESTION}, PromptBuilder(1000, tokenizer, render_words))
         await adaptation.discard()
 
         assert seen == [(Stage.COMPARE, "adapting: comparing what could answer")] * 2
@@ -276,7 +343,7 @@ class TestRequests:
         body, result = await answer(REQUEST, selector, trainer, tokenizer)
 
         assert "keeps itself warm" in str(body)
-        assert [row for row, _ in trainer.comparisons] == [Row.of(PROBE)]
+        assert len(trainer.comparisons) == 1
         assert (result.report.adapter, result.report.stop) == (START.name, "auto")
 
     async def test_a_calibrated_corpus_without_an_adapter_is_trained_on(
@@ -437,6 +504,40 @@ def test_the_same_tokens_of_the_prompt_are_scored_after_a_text(
     ((start, end),) = row.scored
     assert row.tokens[start:end] == tuple(probe[1:])
     assert len(row) == min(context, len(text) + len(probe))
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=2, max_size=20),
+    st.lists(st.integers(0, 9), max_size=40),
+    st.lists(st.integers(10, 19), max_size=9),
+)
+def test_the_same_tokens_of_the_prompt_are_scored_in_a_chat(
+    probe: list[int], before: list[int], after: list[int]
+) -> None:
+    # The first token of the words may be another one in the template.
+    row = row_in_chat([*before, 20, *probe[1:], *after], probe)
+
+    assert row is not None
+    assert row.tokens == (*before, 20, *probe[1:])
+    assert row.scored == ((len(before) + 1, len(row)),)
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [(1, 2, 9, 3, 4), (2, 3), (), (*[7] * (MAX_CHAT_TOKENS - 2), 1, 2, 3)],
+    ids=["other tokens", "no token before them", "nothing", "too long"],
+)
+def test_words_that_cannot_be_scored_in_a_chat_are_compared_as_plain_text(
+    chat: Sequence[int],
+) -> None:
+    probe, text, whole = (1, 2, 3), (5, 6), (8, 1, 2, 3, 9)
+
+    assert row_in_chat(chat, probe) is None
+    assert rows_to_compare(probe, [whole, chat], text, 9) == [
+        Row.of(probe),
+        row_after(text, probe, 9),
+    ]
+    assert rows_to_compare(probe, [chat], None, 9) == [Row.of(probe)]
 
 
 @pytest.mark.parametrize(

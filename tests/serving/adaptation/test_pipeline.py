@@ -47,7 +47,7 @@ from serving.errors import AdaptationFailedError, StageFailedError, TrainerFaile
 from serving.report import StopReason
 from serving.workers.stages import STALL_SECONDS, SelectorWorker, TrainerWorker
 from tests import postgres_server
-from tests.serving.adaptation.test_shown import count_words
+from tests.serving.adaptation.test_shown import render_words
 
 REQUEST = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=3, seconds=0.3), (), "notes")
 
@@ -544,9 +544,9 @@ async def test_a_request_waits_once_for_a_database_that_is_away(
     # What the corpus says about what to show is asked for first.
     request = replace(REQUEST, budget=Budget(steps=3), show=None)
     adaptation = adaptation_of(request, selector, trainer, NoEngine())
-    body = {"prompt": "a hive of bees"}
+    body = {"messages": [{"role": "user", "content": "a hive of bees"}]}
     with postgres_server.away(postgres.url):
-        shown = await adaptation.show(body, PromptBuilder(1000, tokenizer, count_words))
+        shown = await adaptation.show(body, PromptBuilder(1000, tokenizer, render_words))
         result = await adaptation.run()
     await adaptation.discard()
 

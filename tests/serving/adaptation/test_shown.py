@@ -15,6 +15,7 @@ from serving.adaptation.shown import (
     MAX_PROMPTS,
     Body,
     PromptBuilder,
+    Prompts,
     Shown,
     answer_tokens,
     parse_show,
@@ -215,21 +216,21 @@ def test_the_answer_keeps_its_limit_or_a_quarter_of_the_context(body: Body, toke
     assert answer_tokens(body, 100) == tokens
 
 
-async def count_words(body: Body) -> tuple[int, ...]:
-    """Lengths in words, up to 200, of which no message may be "refused"."""
+async def render_words(body: Body) -> Prompts:
+    """A token for each word, up to 200; no message may be "refused"."""
     messages = [str(message["content"]) for message in body["messages"]]
     if "refused" in messages:
         raise PromptRefusedError("the template refuses the messages")
-    if (words := len(" ".join(messages).split())) > 200:
+    if len(words := " ".join(messages).split()) > 200:
         raise PromptTooLongError("longer than the context")
-    return (words,)
+    return (tuple(map(len, words)),)
 
 
 async def show(body: Body, sequences: list[Source], *, of: int, context: int) -> tuple[Body, Shown]:
     async def choose() -> list[Source]:
         return sequences
 
-    return await PromptBuilder(context, NO_TOKENIZER, count_words).show(body, of, choose)
+    return await PromptBuilder(context, NO_TOKENIZER, render_words).show(body, of, choose)
 
 
 @given(
@@ -249,7 +250,8 @@ async def test_what_is_shown_never_exceeds_the_room_and_one_more_would(
 
     number = len(shown.documents)
     growth = sum(size + 1 for size in sizes[:number])
-    assert await count_words(longer) == (prompt + growth,)
+    assert shown.prompts == await render_words(longer)
+    assert [*map(len, shown.prompts)] == [prompt + growth]
     assert shown.tokens == growth
     assert shown.documents == tuple(f"pairs.jsonl#{i}" for i in reversed(range(number)))
     assert number == 0 or prompt + growth + answer <= context
@@ -299,7 +301,7 @@ async def test_nothing_is_chosen_for_a_request_that_the_engine_refuses() -> None
 
     body = chat({"role": "user", "content": "refused"})
 
-    same, shown = await PromptBuilder(100, NO_TOKENIZER, count_words).show(body, 2, choose)
+    same, shown = await PromptBuilder(100, NO_TOKENIZER, render_words).show(body, 2, choose)
 
     assert same is body
     assert (shown.documents, shown.reason) == ((), "the template refuses the messages")
@@ -318,7 +320,7 @@ async def test_why_nothing_could_be_chosen_is_the_reason(problem: Exception, rea
 
     body = chat({"role": "user", "content": "ants"})
 
-    same, shown = await PromptBuilder(100, NO_TOKENIZER, count_words).show(body, 2, choose)
+    same, shown = await PromptBuilder(100, NO_TOKENIZER, render_words).show(body, 2, choose)
 
     assert same is body
     assert (shown.documents, shown.reason) == ((), reason)

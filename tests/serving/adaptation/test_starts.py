@@ -16,7 +16,6 @@ import pytest
 
 from adapters.trainer import TrainerConfig
 from adapters.training import StartComparison, TrainingRequest, TrainingResult, TrainingStop
-from selection.access import Principal
 from selection.corpus.calibration import Calibration
 from selection.corpus.corpus import Corpus
 from selection.corpus.trained.manifest import CorpusStart, CorpusWeights, StartFound
@@ -38,7 +37,7 @@ from serving.errors import AdaptationFailedError, RequestError, TrainerFailedErr
 from serving.report import Stage
 from serving.workers.stages import SelectorWorker, TrainerWorker
 from tests.serving.adaptation.test_pipeline import Loads, NoTrainer
-from tests.serving.adaptation.test_shown import NO_TOKENIZER, count_words
+from tests.serving.adaptation.test_shown import NO_TOKENIZER, render_words
 
 STEPS = AdaptationRequest((Prompt("a hive of bees"),), Budget(steps=2), (), "notes")
 INSTANTLY = replace(STEPS, budget=INSTANT)
@@ -68,12 +67,6 @@ class Selector:
             return selection
         reason = None if self.found else NO_ADAPTER
         return replace(selection, start=self.found, no_start=reason)
-
-    async def calibration(
-        self, corpus: str, principal: Principal, seconds: float | None
-    ) -> Calibration | None:
-        self.lookups.append("calibration")
-        return self.calibrated or await self.worker.calibration(corpus, principal, seconds)
 
     async def start(self, request: SelectionRequest, seconds: float | None) -> StartFound:
         assert request.corpus is not None
@@ -445,7 +438,7 @@ class TestInstant:
         selector.shows = shows
         request = replace(INSTANTLY, show=None)
         adaptation = Adaptation(request, selector, NoTrainer(), Loads(), Starts(selector, "nano"))
-        prompts = PromptBuilder(1000, NO_TOKENIZER, count_words)
+        prompts = PromptBuilder(1000, NO_TOKENIZER, render_words)
 
         # Act
         asked = {"messages": [{"role": "user", "content": "a hive of bees"}], "max_tokens": 8}
