@@ -113,7 +113,7 @@ class Choice:
         """
         before: Prompts = ()
         is_chat = "prompt" not in body
-        if self.request.show is None or (self.is_open and is_chat):
+        if self.is_open and (self.request.show is None or is_chat):
             try:
                 # Nothing is chosen for a request that the engine refuses.
                 before = await prompts.render(body)
