@@ -23,7 +23,7 @@ from benchmarks.auto_defaults.ways import (
     Way,
 )
 from benchmarks.corpus_adapters.arms import Strategy
-from serving.adaptation.auto import MIN_FALL_OF_BASE, MIN_FALL_OF_CORPUS
+from serving.adaptation.auto import MIN_FALL_OF_BASE
 from serving.adaptation.prompts import SHOWN
 
 # Shares by which text must lower the loss of the prompt's end.
@@ -109,19 +109,24 @@ def hindsight(ways: Sequence[Way]) -> Rule:
 
 
 _BOTH: tuple[Model, ...] = ("base", "corpus")
-# What the server did when this was measured.
-_NOW_TEXT = Text(SHOWN, "sift")
+# What the server did when the kept result was measured.
+_NOW_TEXT = Text(4, "sift")
+_NOW: Bars = {"base": 0.10, "corpus": 0.02}
 NOW = f"auto as it was: {_NOW_TEXT.name}"
+NOW_WITHOUT = f"{_NOW_TEXT.name} from 10 %"
+# What the server does with a completion.
+_SERVED_TEXT = Text(SHOWN, "sift")
+SERVED = f"better model, always {_SERVED_TEXT.name} beside corpus"
+SERVED_WITHOUT = f"{_SERVED_TEXT.name} from {round(100 * MIN_FALL_OF_BASE)} %"
 
 
 def rules_with_adapter() -> dict[str, Rule]:
     """Rules by name, where the corpus has an adapter."""
-    now: Bars = {"base": MIN_FALL_OF_BASE, "corpus": MIN_FALL_OF_CORPUS}
     bars: Bars = {"base": MIN_FALL_OF_BASE}
     rules: dict[str, Rule] = {
         "always corpus": always(CORPUS),
         **{f"always corpus, {text.name}": always(Way("corpus", text)) for text in TEXTS},
-        NOW: with_text(_BOTH, [_NOW_TEXT], now),
+        NOW: with_text(_BOTH, [_NOW_TEXT], _NOW),
     }
     for text in TEXTS:
         rules |= {
@@ -137,7 +142,7 @@ def rules_with_adapter() -> dict[str, Rule]:
         texts = [Text(count, strategy) for strategy in STRATEGIES]
         rules[f"always corpus, {count} of the better strategy"] = with_text(["corpus"], texts, {})
         rules[f"better model, {count} of the better strategy from 2 %"] = with_text(
-            _BOTH, texts, now
+            _BOTH, texts, _NOW
         )
     rules["lowest loss of all ways"] = least_loss(WAYS)
     rules["hindsight of all ways"] = hindsight(WAYS)
@@ -163,10 +168,6 @@ def rules_without_adapter() -> dict[str, Rule]:
         }
     rules["hindsight"] = hindsight([BASE, *(Way("base", text) for text in TEXTS)])
     return rules
-
-
-# The rule that the server follows without an adapter.
-NOW_WITHOUT = f"{_NOW_TEXT.name} from {round(100 * MIN_FALL_OF_BASE)} %"
 
 
 def _percent(share: float) -> str:

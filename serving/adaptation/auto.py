@@ -21,8 +21,8 @@ COMPARING = "adapting: comparing what could answer"
 # in one piece, in which no other request trains.
 MAX_CHAT_TOKENS = 2048
 # Shares by which text in the prompt must lower the loss of the prompt's end: of the base model it
-# takes the place of training, which lowers it by about as much; for the adapter of a corpus, which
-# has learnt the text, it is an addition (benchmarks/README.md).
+# takes the place of training, which lowers it by about as much; beside the adapter of a corpus it
+# is an addition, and compared in chats only (benchmarks/README.md).
 MIN_FALL_OF_BASE, MIN_FALL_OF_CORPUS = 0.10, 0.02
 
 
@@ -55,9 +55,11 @@ class AutoChoice:
     Attributes:
         losses: loss of the prompt's end in each way that was measured, in nats per token; that of
             BASE is among them.
+        shows_beside_corpus: whether the adapter of the corpus answers with text in any case.
     """
 
     losses: Mapping[Way, float]
+    shows_beside_corpus: bool = False
 
     @property
     def best(self) -> Way:
@@ -65,6 +67,8 @@ class AutoChoice:
         losses = self.losses
         alone = CORPUS if losses.get(CORPUS, losses[BASE]) < losses[BASE] else BASE
         shown = Way(alone.corpus, shown=True)
+        if alone.corpus and self.shows_beside_corpus:
+            return shown
         fall = MIN_FALL_OF_CORPUS if alone.corpus else MIN_FALL_OF_BASE
         if shown in losses and losses[shown] <= (1 - fall) * losses[alone]:
             return shown

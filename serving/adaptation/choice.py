@@ -23,7 +23,7 @@ from selection.selector import Selection
 from serving.adaptation.auto import BASE, CORPUS, AutoChoice, Way, decides, rows_to_compare
 from serving.adaptation.candidates import example_sources
 from serving.adaptation.fallback_reasons import NoAdapterError
-from serving.adaptation.prompts import SHOWN
+from serving.adaptation.prompts import SHOWN, SHOWN_IN_CHAT
 from serving.adaptation.request import AdaptationRequest
 from serving.adaptation.shown import Body, PromptBuilder, Prompts, Shown
 from serving.adaptation.stages import OverdueError, Result, Selects, Trains, in_time
@@ -92,13 +92,13 @@ class Choice:
             self._task = asyncio.create_task(self._select())
         return await asyncio.shield(self._task)
 
-    async def _number_to_show(self) -> int:
+    async def _number_to_show(self, is_chat: bool) -> int:
         """As many as the request, or a calibrated corpus, says, or as `auto` considers."""
         if self.request.show is None:
             calibration = await self._calibration()
             show = calibration.show if calibration else 0
             if calibration is None and self.is_open:
-                self._considers_text, show = True, SHOWN
+                self._considers_text, show = True, SHOWN_IN_CHAT if is_chat else SHOWN
             # The lookup may have found that the server's corpus is not the principal's to see.
             self.request = replace(self.request, show=show)
         return self.request.show or 0
@@ -119,7 +119,7 @@ class Choice:
                 before = await prompts.render(body)
             except PromptRefusedError:
                 return body
-        asked = await self._number_to_show()
+        asked = await self._number_to_show(is_chat)
         longer, shown = body, Shown(asked)
         if asked > 0:
             longer, shown = await prompts.show(body, asked, self.to_show, before)
@@ -131,7 +131,7 @@ class Choice:
             seen = [before, shown.prompts] if self._considers_text else [shown.prompts or before]
             chats = [tokens for (tokens,) in seen] if is_chat else []
             probe = self.request.probe_tokens
-            await self._decide(rows_to_compare(probe, chats, text, prompts.context))
+            await self._decide(rows_to_compare(probe, chats, text, prompts.context), is_chat)
         chosen = self.auto is not None and self.auto.best.shown
         if asked == 0 or (self._considers_text and not chosen):
             return body
@@ -168,14 +168,14 @@ class Choice:
     async def decide(self) -> None:
         """Let `auto` decide, unless it has: where no text of its own choice may be shown."""
         if self.is_open:
-            await self._decide([Row.of(self.request.probe_tokens)])
+            await self._decide([Row.of(self.request.probe_tokens)], is_chat=False)
 
-    async def _decide(self, rows: Sequence[Row]) -> None:
+    async def _decide(self, rows: Sequence[Row], is_chat: bool) -> None:
         """Compare what could answer by `rows_to_compare`; what could not be is left out."""
         self.is_open = False
         started = time.monotonic()
         try:
-            await self._compare(*rows)
+            await self._compare(is_chat, *rows)
         # The selection is asked for again, and reports or raises its error; or time was short.
         except (NoAdapterError, OverdueError):
             pass
@@ -184,7 +184,7 @@ class Choice:
         finally:
             self.compare_seconds = time.monotonic() - started
 
-    async def _compare(self, alone: Row, after_text: Row | None = None) -> None:
+    async def _compare(self, is_chat: bool, alone: Row, after_text: Row | None = None) -> None:
         await self.selection()
         start, request = await self.start(), self.request
         weights = start.adapter.weights if start.adapter else None
@@ -199,6 +199,10 @@ class Choice:
             return
         self.auto = auto = AutoChoice(finite)
         if after_text is None or (request.required and not auto.best.corpus):
+            return
+        if auto.best.corpus and not is_chat:
+            # A completion continues a text like those of the corpus; a chat may ask for anything.
+            self.auto = AutoChoice(finite, shows_beside_corpus=True)
             return
         shown = Way(auto.best.corpus, shown=True)
         (loss,) = await self._losses(after_text, [weights if shown.corpus else None])

@@ -11,9 +11,9 @@ from serving.engine.limits import are_tokens
 from serving.errors import RequestError
 
 PROBE_TOKENS = 256
-# Number of chosen sequences that `auto` considers to put before a prompt; eight were no better
-# (benchmarks/README.md).
-SHOWN = 4
+# Number of chosen sequences that `auto` considers to put before the prompt of a completion, and
+# into a chat, which is compared with them as a whole (benchmarks/README.md).
+SHOWN, SHOWN_IN_CHAT = 8, 4
 # More than a token of any text has on average.
 _CHARACTERS_PER_TOKEN = 16
 

@@ -7,6 +7,8 @@ import pytest
 from benchmarks.auto_defaults.rules import (
     NOW,
     NOW_WITHOUT,
+    SERVED,
+    SERVED_WITHOUT,
     Look,
     always,
     hindsight,
@@ -20,39 +22,47 @@ from serving.adaptation.auto import AutoChoice
 from serving.adaptation.auto import Way as ServedWay
 from tests.benchmarks.auto_defaults.samples import row
 
-_SIFT, _NEAREST = Text(4, "sift"), Text(4, "nn")
+_SIFT, _NEAREST, _EIGHT = Text(4, "sift"), Text(4, "nn"), Text(8, "sift")
 
 
 @pytest.mark.parametrize(
     ("losses", "way", "seconds"),
     [
         ({}, BASE, 3.1),
-        ({"corpus": 1.9}, CORPUS, 3.1),
-        ({"corpus": 1.9, "corpus, 4 by SIFT": 1.87}, CORPUS, 3.1),
-        ({"corpus": 1.9, "corpus, 4 by SIFT": 1.85}, Way("corpus", _SIFT), 3.1),
-        ({"base, 4 by SIFT": 1.85}, BASE, 3.1),
-        ({"base, 4 by SIFT": 1.79}, Way("base", _SIFT), 3.1),
+        ({"corpus": 1.9}, Way("corpus", _EIGHT), 2.1),
+        ({"corpus": 1.9, "corpus, 8 by SIFT": 3.0}, Way("corpus", _EIGHT), 2.1),
+        ({"base, 8 by SIFT": 1.85}, BASE, 3.1),
+        ({"base, 8 by SIFT": 1.79}, Way("base", _EIGHT), 3.1),
         # The corpus's adapter is not looked at any further.
-        ({"corpus": 2.1, "corpus, 4 by SIFT": 1.0}, BASE, 3.1),
+        ({"corpus": 2.1, "corpus, 8 by SIFT": 1.0}, BASE, 3.1),
     ],
 )
-def test_the_rule_of_now_decides_as_the_server(
+def test_the_served_rule_decides_as_the_server(
     losses: dict[str, float], way: Way, seconds: float
 ) -> None:
     look = Look(row(losses=losses))
 
-    answer = rules_with_adapter()[NOW](look)
+    answer = rules_with_adapter()[SERVED](look)
 
     assert answer == way
     assert look.seconds == pytest.approx(seconds)
+    compared = [BASE, CORPUS, Way("base", _EIGHT)]
     served = AutoChoice(
         {
-            ServedWay(model == "corpus", shown): look.row.loss(Way(model, _SIFT if shown else None))
-            for model in ("base", "corpus")
-            for shown in (False, True)
-        }
+            ServedWay(each.model == "corpus", each.text is not None): look.row.loss(each)
+            for each in compared
+        },
+        shows_beside_corpus=True,
     ).best
     assert (served.corpus, served.shown) == (way.model == "corpus", way.text is not None)
+
+
+@pytest.mark.parametrize(("loss", "way"), [(1.87, CORPUS), (1.85, Way("corpus", _SIFT))])
+def test_the_rule_of_now_compares_four_sequences(loss: float, way: Way) -> None:
+    look = Look(row(losses={"corpus": 1.9, "corpus, 4 by SIFT": loss}))
+
+    assert rules_with_adapter()[NOW](look) == way
+    assert look.seconds == pytest.approx(3.1)
 
 
 def test_text_without_a_bar_is_shown_without_a_comparison() -> None:
@@ -87,5 +97,5 @@ def test_rules_without_an_adapter_use_none() -> None:
 
     rules = rules_without_adapter()
 
-    assert NOW_WITHOUT in rules
+    assert {NOW_WITHOUT, SERVED_WITHOUT} <= rules.keys()
     assert all(rule(Look(helped)).model == "base" for rule in rules.values())

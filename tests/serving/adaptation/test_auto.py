@@ -185,27 +185,55 @@ class TestRequests:
         assert not training.start_if_better
         assert training.learning_rate_factor == 1.0
 
-    async def test_the_trainer_measures_the_prompt_and_the_better_model_after_the_text(
+    async def test_without_an_adapter_the_trainer_measures_the_prompt_and_the_same_after_the_text(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
     ) -> None:
+        selector.found = None
         trainer = Trainer(worker)
 
         _, result = await answer(REQUEST, selector, trainer, tokenizer, COMPLETION)
 
-        (alone, adapters), (after_text, better) = trainer.comparisons
+        (alone, _), (after_text, _) = trainer.comparisons
         assert alone == Row.of(PROBE)
-        assert adapters == [None, selector.weights]
         assert after_text.tokens[-len(PROBE) :] == PROBE
         text = tokenizer.decode(after_text.tokens[: -len(PROBE)])
         sources = (await selector.select(selector.selections[0], None)).sources
         assert text == "".join(f"{source.text}\n\n" for source, _ in reversed(sources))
         assert after_text.scored == ((len(after_text) - len(PROBE) + 1, len(after_text)),)
-        (base,), (corpus,) = await worker.compare([alone], adapters)
-        assert better == [selector.weights if corpus < base else None]
-        ((shown,),) = await worker.compare([after_text], better)
+        ((base,),) = await worker.compare([alone], [None])
+        ((shown,),) = await worker.compare([after_text], [None])
         assert result.report.auto is not None
         measured = [*result.report.auto["losses"].values()]
-        assert measured == pytest.approx([base, corpus, shown], abs=1e-6)
+        assert measured == pytest.approx([base, shown], abs=1e-6)
+
+    async def test_beside_the_adapter_of_a_corpus_a_completion_is_shown_text_without_a_comparison(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker, (3.0, 2.9))
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer, COMPLETION)
+
+        assert trainer.comparisons == [(Row.of(PROBE), [None, selector.weights])]
+        assert "keeps itself warm" in body["prompt"]
+        assert result.report.auto == {
+            "answers": "corpus, shown",
+            "losses": {"base": 3.0, "corpus": 2.9},
+        }
+        assert (result.report.adapter, result.report.stop) == (START.name, "auto")
+
+    async def test_a_completion_whose_corpus_does_not_help_is_compared_with_text(
+        self, selector: Selector, worker: TrainerWorker, tokenizer: Any
+    ) -> None:
+        trainer = Trainer(worker, (3.0, 3.1, 2.6))
+
+        body, result = await answer(REQUEST, selector, trainer, tokenizer, COMPLETION)
+
+        assert [adapters for _, adapters in trainer.comparisons] == [
+            [None, selector.weights],
+            [None],
+        ]
+        assert "keeps itself warm" in body["prompt"]
+        assert result.report.adapter is None
 
     async def test_a_chat_is_measured_as_the_engine_sees_it_up_to_the_end_of_the_users_words(
         self, selector: Selector, worker: TrainerWorker, tokenizer: Any
