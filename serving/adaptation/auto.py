@@ -1,9 +1,10 @@
 """What `auto` answers with, by the loss of the prompt's end.
 
-The adapter of the corpus answers, without a step, if it lowers that loss. Chosen text is put into
-the prompt if that lowers it further, by a share that tells a help from chance. Where neither does,
-an adapter is trained for the request. A lower loss of the prompt is no proof of a better answer,
-but the best sign that there is beforehand (docs/budgets.md).
+The adapter of the corpus answers, without a step, if it lowers that loss; a completion has chosen
+text before it then. A chat, and a prompt that the base model answers, has chosen text put into it
+if that lowers the loss, by a share that tells a help from chance. Where nothing does, an adapter is
+trained for the request. A lower loss of the prompt is no proof of a better answer, but the best
+sign that there is beforehand (docs/budgets.md).
 """
 
 from __future__ import annotations
