@@ -146,7 +146,7 @@ def cluster_error(problem: RayError) -> RayClusterError:
     if "creation task" in lines[0]:
         return RayClusterError(
             f"a worker of the Ray cluster could not start: {lines[-1]}; every node needs this "
-            "installation, the embedder and the base model"
+            "installation, the embedder, the base model and, for corpora in a database, its URL"
         )
     return RayClusterError(
         f"the Ray cluster has lost a worker: {lines[0]} Check the cluster (`ray status`), and run "
