@@ -83,8 +83,9 @@ class Workload:
                 )
 
     def without_steps(self, shown: int, probe_tokens: int) -> Workload:
-        """The workload where `auto` takes no step, since what is there already helps each prompt:
-        it measures the loss of a prompt's end three times, once after text, and shows the text.
+        """The workload where `auto` takes no step, since what is there already helps each prompt.
+        At most it measures the loss of a prompt's end three times, once after text, and shows the
+        text.
 
         Args:
             shown: Sequences of the text.

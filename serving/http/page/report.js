@@ -47,10 +47,12 @@ export function summary(report) {
   return shown ? `${learned} ${shownInWords(report)}` : learned;
 }
 
-// The loss of the prompt with the base model, and with what answered; null where it was not measured.
+// The loss of the prompt with the base model, and with what answered, without the text where that was not compared;
+// null where it was not measured.
 function lossOf({ auto, prompt_loss: loss }) {
   if (loss || !auto || auto.answers === "steps") return loss;
-  return { before: auto.losses.base, after: auto.losses[auto.answers] };
+  const { base, corpus } = auto.losses;
+  return { before: base, after: auto.losses[auto.answers] ?? corpus };
 }
 
 // What was put into the prompt, the most relevant first.

@@ -163,6 +163,19 @@ async def test_what_auto_has_decided_is_said_with_its_losses(
     assert await swatch.evaluate(color) != "rgba(0, 0, 0, 0)"
 
 
+async def test_text_beside_the_adapter_of_a_corpus_needs_no_loss_of_its_own(page: Any) -> None:
+    choice = AutoChoice({BASE: 3.0, CORPUS: 2.5}, shows_beside_corpus=True)
+
+    await ask(page, report_of(choice, shown=Shown(8, PASSAGES, 90)))
+
+    note = await article(page, "Adapted").locator(".note").text_content()
+    assert "Loss of the prompt itself: 3.00 \u2192 2.50. 0 steps" in note
+    assert "Shown in the prompt: 4 passages, 90 tokens" in note
+    await page.get_by_role("button", name="Details").click()
+    helped = await page.get_by_role("dialog").locator("#helped").text_content()
+    assert helped.endswith("2.50 with the adapter of the corpus.")
+
+
 async def test_a_training_from_the_adapter_of_a_corpus_says_so(page: Any) -> None:
     sources = ({"document": 1, "name": "a.py", "start": 0, "times": 2},)
     report = report_of(
