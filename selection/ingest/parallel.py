@@ -37,7 +37,7 @@ Batch: TypeAlias = list[tuple[Document, str]]
 Written: TypeAlias = tuple[str, int]
 
 _BATCH_CHARACTERS = 1 << 16
-# So many writers wait for each other that one may not get its turn in time.
+# With many writers, one may wait for the corpus's lock until its time is over.
 _ATTEMPTS = 3
 
 
