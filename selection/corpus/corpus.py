@@ -3,10 +3,8 @@
 Its store is the truth; the index beside it is derived, and rebuilt when it is missing or
 damaged. A corpus records the embedder and the tokenizer it was made with and refuses others.
 Readers see a consistent state and follow changes at once, without a restart: newer sequences are
-searched beside the index, and removed ones are masked.
-
-It does not depend on files on disk (`selection.ingest`) or on what is selected from it
-(`selection.selector`).
+searched beside the index, and removed ones are masked. It depends neither on files on disk
+(`selection.ingest`) nor on what is selected from it (`selection.selector`).
 
 Shapes: N sequences, K candidates, T targets, D embedding dimensions.
 """
@@ -176,16 +174,17 @@ class Corpus:
         check_identity(self.name, meta, embedder)
         self._checked_uuid = meta["uuid"]
         if tokenizer is not None:
-            self.check_tokenizer(tokenizer, template)
+            self.check_tokenizer(tokenizer, template, meta)
 
-    def check_tokenizer(self, tokenizer: str, template: str | None = None) -> None:
+    def check_tokenizer(
+        self, tokenizer: str, template: str | None = None, meta: Mapping[str, str] | None = None
+    ) -> None:
         """Refuse the digest of a tokenizer other than the one this corpus was made with, and that
         of a chat template (`Renderer.digest`, None to skip it) other than the one of its examples.
 
-        Raises:
-            CorpusError: they differ.
+        Raises CorpusError if they differ. `meta` is the metadata if it was just read.
         """
-        meta = self._store.meta()
+        meta = meta or self._store.meta()
         if meta["tokenizer"] != tokenizer:
             raise CorpusError(
                 f"corpus {self.name!r} contains tokens of another model's tokenizer: "

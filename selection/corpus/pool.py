@@ -105,6 +105,8 @@ class CorpusPool:
                     # The principal does not see this corpus, but its name may be the display name
                     # of another one that they do see.
                     by_name = False
+                elif is_known:
+                    self._forget(entry)
             except BaseException:
                 self._release(entry)
                 raise
@@ -116,29 +118,34 @@ class CorpusPool:
             if entry not in self._entries:
                 self._close_unless_in_use(entry)
 
+    def _forget(self, entry: _Entry) -> None:
+        """Let go of a corpus that is gone."""
+        with self._lock:
+            if entry in self._entries:
+                self._entries.remove(entry)
+                self._close_unless_in_use(entry)
+
     def _find(self, name: str, limit: Limit) -> _Entry | None:
-        """The entry of the open corpus of that name or id. Closes it if it is gone, and now and
-        then all others that are.
+        """The entry of the open corpus of that name or id. Every few seconds, closes those that
+        are gone.
         """
         with limit.holding(self._lock):
             is_due = time.monotonic() >= self._next_look
             if is_due:
                 self._next_look = time.monotonic() + _LOOK_SECONDS
-            looked_at = [each for each in self._entries if is_due or _is_called(each, name)]
+            looked_at = [*self._entries] if is_due else []
         # Without the lock, since a corpus in a database has to ask it.
-        gone = [each for each in looked_at if not each.corpus.is_in_place]
+        for entry in looked_at:
+            if not entry.corpus.is_in_place:
+                self._forget(entry)
         with limit.holding(self._lock):
-            for entry in gone:
-                if entry in self._entries:
-                    self._entries.remove(entry)
-                    self._close_unless_in_use(entry)
             return next((each for each in self._entries if _is_called(each, name)), None)
 
     def _find_or_open(self, place: Place, principal: Principal, limit: Limit) -> _Entry:
         """The entry of the corpus at that place, opened unless it is open."""
         with limit.holding(self._lock):
             for entry in self._entries:
-                if entry.corpus.name == place.name and entry.corpus.is_in_place:
+                if entry.corpus.name == place.name:
                     return entry
             corpus = Corpus.open(self._root, place.name, principal)
             entry = _Entry(corpus, corpus.meta()["id"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import re
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -85,7 +86,8 @@ class Pool:
         while True:
             connection = self._pool.getconn(max(0.0, end - time.monotonic()))
             try:
-                connection.execute("")
+                if _has_news(connection):
+                    connection.execute("")
                 return connection
             except BaseException as problem:
                 # It is replaced if it is dead.
@@ -156,6 +158,15 @@ def _conninfo(location: DatabaseLocation) -> str:
         "tcp_user_timeout": 30_000,
     }
     return make_conninfo("", **(defaults | given))
+
+
+def _has_news(connection: Connection) -> bool:
+    """Whether the server has sent something to an idle connection, as it does at the latest when it
+    ends: a look that costs no round trip.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _configure(connection: Connection) -> None:

@@ -21,7 +21,8 @@ from selection.corpus.postgres.migration import Connection
 from selection.errors import CorpusError, CorpusNotFoundError
 from selection.location import DatabasePlace
 
-_PRESENT = "SELECT 1 FROM corpora WHERE id = %(corpus)s"
+_PRESENT: LiteralString = "SELECT 1 FROM corpora WHERE id = %(corpus)s"
+_META: LiteralString = "SELECT generation, meta FROM corpora WHERE id = %(corpus)s"
 
 
 class Database:
@@ -37,6 +38,8 @@ class Database:
         # The connection that is used while it is not None: that of a transaction, or of `pinned`.
         self._held: Connection | None = None
         self._in_transaction = False
+        # The row of `_META` in the state that a transaction reads.
+        self._meta_read: tuple[object, ...] | None = None
         self._corpus: int | None = None
         self._find()
 
@@ -94,7 +97,12 @@ class Database:
         """
         values["corpus"] = self._corpus
         with self.errors(), self._connection() as connection, connection.cursor() as cursor:
-            yield from cursor.stream(query, values)
+            try:
+                yield from cursor.stream(query, values)
+            finally:
+                # libpq would return the results of a pipeline that comes next row by row as well.
+                with suppress(psycopg.Error):
+                    connection.execute("")
 
     def copy(self, query: LiteralString, **values: Any) -> Iterator[bytes]:
         """Yield what a COPY sends, within `reading`."""
@@ -167,8 +175,12 @@ class Database:
         if self._in_transaction:
             yield
             return
-        with self._transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", _PRESENT):
-            yield
+        begin: LiteralString = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        with self._transaction(begin, _META) as self._meta_read:
+            try:
+                yield
+            finally:
+                self._meta_read = None
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -213,11 +225,14 @@ class Database:
 
     def meta(self) -> dict[str, str]:
         """The corpus's metadata, such as `id`, `uuid` and `generation`."""
-        ((generation, meta),) = self.rows(
-            "SELECT generation, meta FROM corpora WHERE id = %(corpus)s"
-        ) or [(None, None)]
-        if meta is None:
+        row = self._meta_read
+        if row is None:
+            with self.errors(), self._connection() as connection:
+                row = connection.execute(_META, {"corpus": self._corpus}).fetchone()
+        if row is None:
             raise self._removed()
+        generation, meta = row
+        assert isinstance(meta, dict)
         return {**meta, "generation": str(generation)}
 
     def update_meta(self, changes: Mapping[str, str]) -> None:

@@ -251,12 +251,15 @@ class PostgresStore(DatabaseStore[Database]):
 
     def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
         """Sequences by id; ids that do not exist are left out."""
+        # One lookup by primary key for each, also before PostgreSQL knows the size of the tables: a
+        # join would read all documents.
         rows = self.database.rows(
             "SELECT s.id, s.document, d.name, s.start, s.text, d.metadata, s.example, s.tokens, "
-            "s.scored FROM sequences s "
-            "JOIN documents d ON d.corpus = s.corpus AND d.id = s.document "
-            "WHERE s.corpus = %(corpus)s AND s.id = ANY(%(ids)s::bigint[])",
-            ids=[*sequences],
+            "s.scored FROM unnest(%(ids)s::bigint[]) AS wanted (id) CROSS JOIN LATERAL "
+            "(SELECT * FROM sequences WHERE corpus = %(corpus)s AND id = wanted.id LIMIT 1) s "
+            "CROSS JOIN LATERAL "
+            "(SELECT * FROM documents WHERE corpus = %(corpus)s AND id = s.document LIMIT 1) d",
+            ids=[*dict.fromkeys(sequences)],
         )
         found = {}
         for sequence, document, name, start, text, metadata, example, tokens, scored in rows:

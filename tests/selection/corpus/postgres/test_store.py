@@ -123,6 +123,39 @@ def test_a_removed_store_refuses_reads_and_writes(
     assert [entry.name for entry in another.documents()] == ["mine"]
 
 
+def test_reading_sequences_looks_up_only_these_and_their_documents(store: PostgresStore) -> None:
+    for number in range(300):
+        add(store, str(number), "one", "two")
+
+    def rows_read() -> dict[str, int]:
+        return dict(
+            store.database.rows(
+                "SELECT relname, coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) "
+                "FROM pg_stat_xact_user_tables WHERE relname IN ('sequences', 'documents')"
+            )
+        )
+
+    with store.reading():
+        before = rows_read()
+        found = store.read([3, 100, 501])
+        after = rows_read()
+
+    assert [each.source.name for each in found.values()] == ["1", "49", "250"]
+    assert {name: after[name] - before[name] for name in after} == {"sequences": 3, "documents": 3}
+
+
+def test_a_pipeline_follows_rows_that_were_read_one_by_one(store: PostgresStore) -> None:
+    add(store, "a", "one", "two")
+
+    with store.database.pinned():
+        all_rows = [*store.token_sequences()]
+        after_all = store.counts()
+        first_row = next(store.token_sequences())
+        after_one = store.counts()
+
+    assert (len(all_rows), after_all, len(first_row), after_one) == (2, (1, 2), 12, (1, 2))
+
+
 def test_the_size_is_that_of_what_is_stored(store: PostgresStore) -> None:
     add(store, "a", "one", "é")
     add(store, "b", "three")
