@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -190,9 +189,8 @@ class Selector:
         while True:
             with self.corpora.open(request.corpus, request.principal, limit) as opened:
                 found = self._look_up(opened.trained, request, targets_TD)
-                calibration = self._calibration(opened.meta())
             if found is not None:
-                return replace(found, calibration=calibration)
+                return found
             targets_TD, _ = self._targets(request.prompts, limit)
 
     def start_weights(

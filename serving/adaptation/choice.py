@@ -292,10 +292,6 @@ class Choice:
         if self.request.corpus is None:
             return None
         try:
-            if self.request.budget.instant:
-                found = await self._looked_up()
-                return found.calibration if found else None
-            # A request with steps chooses in any case.
             return (await self.selection()).calibration
         # The same error is met again, and reported or raised, where the result is needed.
         except Exception:

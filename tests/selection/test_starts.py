@@ -78,7 +78,6 @@ def test_the_adapter_is_found_with_the_selection(corpus: Corpus, selector: Selec
     assert selection.no_start is None
     assert len(selection.ids) == 4
     assert selector.start(_REQUEST).start == selection.start
-    assert selector.start(_REQUEST).calibration is None
     assert selection.corpus is not None
     read = selector.start_weights(selection.corpus, selection.start)
     assert (read.name, read.weights) == (selection.start.name, weights(1))

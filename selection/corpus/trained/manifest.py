@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from selection.config import AdapterShape
-from selection.corpus.calibration import Calibration
 
 FORMAT = 1
 NO_ADAPTER = "the corpus has no adapter"
@@ -242,13 +241,11 @@ class StartFound:
         corpus: id of the corpus.
         start: what to start from; None if there is nothing.
         reason: why there is nothing, for the client; None if there is something.
-        calibration: the corpus's calibration for the base model; None if it has none.
     """
 
     corpus: str
     start: CorpusStart | None
     reason: str | None = None
-    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,6 @@ class Selector:
     reads: int = 0
     lookups: list[str] = field(default_factory=list)
     selections: list[SelectionRequest] = field(default_factory=list)
-    shows: int = 0
     calibrated: Calibration | None = None
 
     async def select(self, request: SelectionRequest, seconds: float | None) -> Selection:
@@ -71,9 +70,8 @@ class Selector:
     async def start(self, request: SelectionRequest, seconds: float | None) -> StartFound:
         assert request.corpus is not None
         self.lookups.append("start")
-        calibration = Calibration(0.1, 0.5, 1e-3, 16, 24, 90.0, 91.0, show=self.shows)
         reason = None if self.found else NO_ADAPTER
-        return StartFound("vs_1", self.found, reason, calibration)
+        return StartFound("vs_1", self.found, reason)
 
     async def start_weights(self, corpus: str, start: CorpusStart) -> CorpusWeights:
         self.reads += 1
@@ -430,14 +428,11 @@ class TestInstant:
         with pytest.raises(AdaptationFailedError, match=reason):
             await run(replace(INSTANTLY, required=True), selector, NoTrainer())
 
-    @pytest.mark.parametrize("shows", [0, 1])
-    async def test_one_lookup_finds_the_adapter_and_what_the_corpus_shows(
-        self, selector: Selector, shows: int
+    async def test_one_lookup_finds_the_adapter_and_nothing_is_chosen(
+        self, selector: Selector
     ) -> None:
         # Arrange
-        selector.shows = shows
-        request = replace(INSTANTLY, show=None)
-        adaptation = Adaptation(request, selector, NoTrainer(), Loads(), Starts(selector, "nano"))
+        adaptation = Adaptation(INSTANTLY, selector, NoTrainer(), Loads(), Starts(selector, "nano"))
         prompts = PromptBuilder(1000, NO_TOKENIZER, render_words)
 
         # Act
@@ -447,9 +442,9 @@ class TestInstant:
         await adaptation.discard()
 
         # Assert
-        assert selector.lookups == ["start"]
+        assert (selector.lookups, selector.selections) == (["start"], [])
         assert (report.adapted, report.adapter) == (True, START.name)
-        assert ("keeps itself warm" in str(body["messages"])) == bool(shows)
+        assert body == asked
 
     async def test_it_needs_a_corpus(self, selector: Selector) -> None:
         report = (await run(replace(INSTANTLY, corpus=None), selector, NoTrainer())).report
