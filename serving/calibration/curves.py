@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -130,3 +131,8 @@ def stopping(curves: Sequence[Curve], gain: float) -> tuple[float, float]:
     )
     mean_steps = sum(steps for steps, _ in stopped) / len(stopped)
     return mean_steps, retained / whole if whole > 0 else 0.0
+
+
+def stopped_percent(curves: Sequence[Curve], gain: float) -> float:
+    """The mean loss with the adapter that a gain keeps, in per cent of the base model's."""
+    return fmean(curve.percent[curve.stopped(gain)[1]] for curve in curves)

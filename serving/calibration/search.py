@@ -34,6 +34,7 @@ from serving.calibration.curves import (
     exact_match,
     final_percent,
     mean_percent,
+    stopped_percent,
     stopping,
 )
 from serving.calibration.embedders import EmbedderLosses, better_embedder
@@ -94,7 +95,7 @@ class BestSettings:
         by_default, calibrated: Mean loss after 0, 1, ... steps on the documents that judge, in per
             cent of the base model's, with the default and with the recommended settings.
         steps: Mean number of steps with the recommended gain.
-        gain_share: Share of the gain of all steps that these steps retain.
+        stopped_percent: Mean loss where it stops, in per cent of the base model's.
         exact_match: Share of the examples among these documents that are answered exactly by the
             base model, and with the recommended settings after all their steps; None without
             examples.
@@ -109,7 +110,7 @@ class BestSettings:
     by_default: tuple[float, ...]
     calibrated: tuple[float, ...]
     steps: float
-    gain_share: float
+    stopped_percent: float
     exact_match: tuple[float, float] | None
 
 
@@ -170,7 +171,6 @@ def calibrate(
     show, steps = _confirmed(by_show, found)
     until = [curve.until(steps) for curve in by_show[show]]
     gain = choose_gain([curve.until(steps) for curve in searched[show]])
-    mean_steps, gain_share = stopping(until, gain)
     calibration = Calibration(
         regularisation=best.regularisation,
         gain=gain,
@@ -200,8 +200,8 @@ def calibrate(
         tuple(arms),
         mean_percent(unshown[default]),
         mean_percent(by_show[show]),
-        mean_steps,
-        gain_share,
+        stopping(until, gain)[0],
+        stopped_percent(until, gain),
         None if before is None or after is None else (before, after),
     )
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Numbers of steps in the tables of what is shown, and of curves.
 _ARM_STEPS = (0, 2, 4, 10, 22, 50)
 _CURVE_STEPS = (0, 5, 10, 20, 30, 40, 50)
+# Of a strategy or an embedder that the other half of the documents would have to confirm.
+_NOT_JUDGED = "not measured: no better on the others"
 
 
 def calibrate(
@@ -150,7 +152,7 @@ def _show(found: BestSettings, corpus: str) -> None:
     halves = ("documents that search", "documents that judge")
     strategies = table("% of base after all steps", *halves)
     for each in found.strategies:
-        judged = "not measured" if each.judging is None else f"{each.judging:.1f}"
+        judged = _NOT_JUDGED if each.judging is None else f"{each.judging:.1f}"
         row(strategies, STRATEGY_NAMES[each.strategy], f"{each.searching:.1f}", judged)
     show(strategies, err)
     arms = table("% of base after", *(f"{n} steps" for n in _ARM_STEPS))
@@ -170,8 +172,8 @@ def _show(found: BestSettings, corpus: str) -> None:
         f"learning rate {best.learning_rate:.2g}, rank {best.rank}, gain {best.gain:.2g}, "
         f"show {best.show}{steps}. On {best.passages} other documents, the loss is "
         f"{best.percent_of_base:.1f} % of the base model's ({best.percent_by_default:.1f} % with "
-        f"the built-in defaults); the gain stops after {found.steps:.0f} steps on average, which "
-        f"retain {found.gain_share:.0%} of the improvement",
+        f"the built-in defaults) after all steps; the gain stops after {found.steps:.0f} steps on "
+        f"average, at {found.stopped_percent:.1f} %",
         to=out,
     )
     if found.exact_match is not None:
@@ -196,7 +198,7 @@ def _show_embedders(found: BestSettings, corpus: str, model: str | None) -> None
         "documents that judge",
     )
     for each in found.embedders:
-        judged = "not measured" if each.judging is None else f"{each.judging:.1f}"
+        judged = _NOT_JUDGED if each.judging is None else f"{each.judging:.1f}"
         setting = str(replace(each.setting, embedder=None))
         row(embedders, each.embedder, setting, f"{each.searching:.1f}", judged)
     show(embedders, err)

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from adapters.early_stopping import FIRST_INTERVAL, PATIENCE
 from serving.budget import AUTO
-from serving.calibration.curves import GAINS, Arm, Curve, arm, best_arm, choose_gain, stopping
+from serving.calibration.curves import (
+    GAINS,
+    Arm,
+    Curve,
+    arm,
+    best_arm,
+    choose_gain,
+    stopped_percent,
+    stopping,
+)
 
 
 class TestArms:
@@ -64,6 +73,11 @@ class TestStopping:
         shown = Curve((60.0, *(50.0,) * 50), (100.0, *(90.0,) * 50))
 
         assert stopping([shown], 0.25)[1] == 1.0
+
+    def test_where_a_gain_stops_is_told_as_a_loss_also_if_all_steps_gain_little(self) -> None:
+        worse_later = Curve((100.0, *(90.0,) * 49, 99.0), (100.0, *(90.0,) * 50))
+
+        assert stopped_percent([worse_later], gain=0.25) == 90.0
 
     def test_without_any_improvement_the_built_in_gain_stays(self) -> None:
         worse = Curve(tuple(100.0 + n for n in range(51)), (100.0,) * 51)
