@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -114,10 +115,12 @@ def connected() -> Iterator[int]:
         raise RayClusterError(f"Ray did not start or connect: {problem}; try again") from problem
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    try:
-        yield max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    finally:
-        ray.shutdown()
+    # Ray prints that it has lost a worker to standard output, where a command's result belongs.
+    with redirect_stdout(sys.stderr):
+        try:
+            yield max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        finally:
+            ray.shutdown()
 
 
 def _check_address(address: str) -> None:
