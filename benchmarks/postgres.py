@@ -3,7 +3,7 @@
 - speed: rows per second of ingest, seconds of a selection, disk, recall, and whether the picks are
   the same, beside SQLite with FAISS in a folder; by the number of sequences.
 - inside: the seconds and the recall of a search by pgvector's HNSW index inside the database,
-  beside FAISS in the selector, and what the index costs.
+  beside FAISS in the selector, and what the index costs; by the number of sequences.
 - kills: processes that add and delete documents, and workers that ingest files, are killed at
   random moments: is anything lost, there twice, or back?
 - database: the server itself is killed under load.
@@ -116,7 +116,9 @@ def _measure(part: str, options: Namespace, server: KillableServer, folder: Path
         result |= measure(stores, options.sizes, options.prompts)
     if part == "inside":
         progress("inside")
-        result["inside"] = measure_inside(location, options.sizes[0], options.prompts)
+        result["inside"] = {
+            str(size): measure_inside(location, size, options.prompts) for size in options.sizes
+        }
     if part == "kills":
         ingest = options.kills // 4
         changers, faults = kill_changers(location, options.kills - ingest, options.seed)

@@ -61,7 +61,6 @@ def measure_inside(location: DatabaseLocation, size: int, queries: int) -> dict[
         plain_seconds, _ = timed(fill, corpus, plain_ND, "plain ")
         corpus.remove()
     return {
-        "sequences": size,
         "faiss": faiss,
         "hnsw": inside,
         "hnsw_build_seconds": build_seconds,

@@ -93,7 +93,10 @@ SECTIONS = (
     Section(
         "postgres",
         "Corpora in PostgreSQL",
-        {"postgres": "python -m benchmarks.postgres"},
+        {
+            "postgres": "python -m benchmarks.postgres",
+            "shards": "python -m benchmarks.selection.shards",
+        },
         postgres,
         only_if_measured=True,
     ),

@@ -24,8 +24,8 @@ _KILLS = {
 
 
 def postgres(results: Mapping[str, Result], _: Plots) -> list[str]:
-    """Everything that was measured."""
-    result = results["postgres"]
+    """Everything that was measured, beside shards of a corpus in a folder."""
+    result = results.get("postgres", {})
     lines: list[str] = []
     if stores := result.get("stores"):
         same = result["same_picks"]
@@ -42,20 +42,51 @@ def postgres(results: Mapping[str, Result], _: Plots) -> list[str]:
                 ],
             ),
         ]
+    if shards := results.get("shards"):
+        lines += titled_table(
+            "In shards",
+            f"A search of {shards['sequences']:,} sequences of a corpus in a folder, without the "
+            "choice among those found, divided among processes.",
+            ["processes", "search p50, ms", "MB of memory of one", "recall"],
+            [
+                [
+                    count,
+                    f"{row['search_milliseconds']:.1f}",
+                    f"{row['resident_bytes'] / 1e6:,.0f}",
+                    f"{row['recall']:.3f}",
+                ]
+                for count, row in shards["shards"].items()
+            ],
+        )
     if inside := result.get("inside"):
-        faiss, hnsw = inside["faiss"], inside["hnsw"]
-        added = f"{inside['ingest_rows_per_second']:,.0f}"
-        added_with_hnsw = f"{inside['ingest_rows_per_second_with_hnsw']:,.0f}"
-        lines += [
-            f"Search of {inside['sequences']:,} sequences, median: FAISS in the selector "
-            f"{milliseconds(faiss['p50'])} ms, pgvector's HNSW index in the database "
-            f"{milliseconds(hnsw['p50'])} ms (recall {faiss['recall']:.3f} and "
-            f"{hnsw['recall']:.3f}). With that index, {added_with_hnsw} sequences are added a "
-            f"second, without it {added}.",
-            "",
-        ]
+        lines += titled_table(
+            "Searched in the database",
+            "FAISS in the memory of the selector, as Mayfly searches, beside an HNSW index of "
+            "pgvector in the database.",
+            [
+                "sequences",
+                "FAISS p50, ms",
+                "HNSW p50, ms",
+                "recall",
+                "with HNSW",
+                "added a second",
+                "with HNSW",
+            ],
+            [
+                [
+                    f"{int(size):,}",
+                    *(milliseconds(row[each]["p50"]) for each in ("faiss", "hnsw")),
+                    *(f"{row[each]['recall']:.3f}" for each in ("faiss", "hnsw")),
+                    f"{row['ingest_rows_per_second']:,.0f}",
+                    f"{row['ingest_rows_per_second_with_hnsw']:,.0f}",
+                ]
+                for size, row in inside.items()
+            ],
+        )
     if rows := [_killed(result[part], *words) for part, words in _KILLS.items() if part in result]:
-        lines += table(["killed", "measured", "verdict"], rows)
+        lines += titled_table(
+            "Kills", "At random moments, under load.", ["killed", "measured", "verdict"], rows
+        )
     if runs := result.get("runs"):
         lines += titled_table(
             "Runs",

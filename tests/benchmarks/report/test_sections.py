@@ -103,8 +103,24 @@ def test_costs_and_kills_of_corpora_in_a_database_are_shown() -> None:
         "runs": {"nodes": {"command": "python -m x", "commit": "0123456789abcdef"}},
     }
 
-    lines = postgres({"postgres": result}, sketches("postgres"))
+    search = {"p50": 0.0021, "recall": 1.0}
+    result["inside"] = {
+        "10000": {
+            "faiss": search,
+            "hnsw": {"p50": 0.015, "recall": 0.998},
+            "ingest_rows_per_second": 5700.0,
+            "ingest_rows_per_second_with_hnsw": 370.2,
+        }
+    }
+    shard = {"search_milliseconds": 6.18, "resident_bytes": 919e6, "recall": 0.975}
 
+    lines = postgres(
+        {"postgres": result, "shards": {"sequences": 1_000_000, "shards": {"2": shard}}},
+        sketches("postgres"),
+    )
+
+    assert "| 10,000 | 2.1 | 15.0 | 1.000 | 0.998 | 5,700 | 370 |" in lines
+    assert "| 2 | 6.2 | 919 | 0.975 |" in lines
     assert "| PostgreSQL, FAISS in memory | 10,000 | 4.2 | 20.0 | 5,100 | 23 |" in lines
     assert (
         "| processes that add, delete and ingest | 1,119 acknowledged changes, 0 lost, 0 twice, "
