@@ -162,15 +162,18 @@ class Corpus:
         return self._store.size()
 
     def check(
-        self, embedder: Embedder, tokenizer: str | None = None, template: str | None = None
+        self,
+        embedder: Embedder,
+        tokenizer: str | None = None,
+        template: str | None = None,
+        meta: Mapping[str, str] | None = None,
     ) -> None:
         """Refuse an embedder other than the one this corpus was made with, and a tokenizer or a
         chat template as `check_tokenizer` does.
 
-        Raises:
-            CorpusError: they differ; the message names both and what to do.
+        Raises CorpusError if they differ. `meta` is the metadata if it was just read.
         """
-        meta = self._store.meta()
+        meta = meta or self._store.meta()
         check_identity(self.name, meta, embedder)
         self._checked_uuid = meta["uuid"]
         if tokenizer is not None:
@@ -302,10 +305,8 @@ class Corpus:
         return index.nearest(targets_TD, k, allowed)
 
     def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
-        """Sequences by id; deleted ones are left out.
-
-        Raises:
-            CorpusError: the corpus was retokenized since its tokenizer was checked.
+        """Sequences by id; deleted ones are left out. Raises CorpusError if the corpus was
+        retokenized since its tokenizer was checked.
         """
         found = self._store.read(sequences)
         if self._checked_tokenizer is not None:

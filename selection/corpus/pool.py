@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import find_corpus
 from selection.embedding import Embedder
+from selection.errors import CorpusNotFoundError
 from selection.limit import UNLIMITED, Limit
 from selection.location import Location, Place
 
@@ -71,11 +72,11 @@ class CorpusPool:
             CorpusError: it was made with another embedder, tokenizer or chat template.
             AbandonedError, SecondsSpentError: the limit was reached before the corpus was free.
         """
-        entry = self._acquire(name, principal, limit)
+        entry, meta = self._acquire(name, principal, limit)
         try:
             if self._embedder is not None:
                 # Checked every time, because another process may have re-embedded the corpus.
-                entry.corpus.check(self._embedder, self._tokenizer, self._template)
+                entry.corpus.check(self._embedder, self._tokenizer, self._template, meta)
             yield entry.corpus
         finally:
             self._release(entry)
@@ -87,8 +88,10 @@ class CorpusPool:
             for entry in closing:
                 self._close_unless_in_use(entry)
 
-    def _acquire(self, name: str, principal: Principal, limit: Limit) -> _Entry:
-        """The entry of the corpus, locked."""
+    def _acquire(
+        self, name: str, principal: Principal, limit: Limit
+    ) -> tuple[_Entry, Mapping[str, str]]:
+        """The entry of the corpus, locked, and its metadata."""
         by_name = True
         while True:
             entry = self._find(name, limit) if by_name else None
@@ -99,9 +102,10 @@ class CorpusPool:
             try:
                 with self._lock:
                     is_known = entry in self._entries
-                if is_known and entry.corpus.is_in_place:
-                    if not by_name or principal.sees(entry.corpus.name, entry.corpus.meta()):
-                        return entry
+                meta = _meta_of(entry.corpus) if is_known else None
+                if meta is not None:
+                    if not by_name or principal.sees(entry.corpus.name, meta):
+                        return entry, meta
                     # The principal does not see this corpus, but its name may be the display name
                     # of another one that they do see.
                     by_name = False
@@ -157,6 +161,14 @@ class CorpusPool:
         if entry.lock.acquire(blocking=False):
             entry.corpus.close()
             entry.lock.release()
+
+
+def _meta_of(corpus: Corpus) -> Mapping[str, str] | None:
+    """The metadata of a corpus; None if it was removed or replaced since it was opened."""
+    try:
+        return corpus.meta()
+    except CorpusNotFoundError:
+        return None
 
 
 def _is_called(entry: _Entry, name: str) -> bool:
