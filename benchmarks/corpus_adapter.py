@@ -199,7 +199,7 @@ def main() -> None:
             continue
         origin = {key: facts[key] for key in ("command", "commit")}
         seconds = round(time.monotonic() - started, 1)
-        name = part_name(part, options.model)
+        name = part_name(part, options.model, options.corpora or ())
         parts[name] = {**origin, "quick": options.quick, "seconds": seconds, **measured}
     parts = merged(options.out, parts)
     numbers = summary(parts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ from benchmarks.quality.domains import DOMAINS, Domain, fetch, read
 from benchmarks.quality.passages import Passage, PassageSet, make_set
 from benchmarks.quality.probe_curves import slice_of_each
 from selection import Selector
-from selection.ingest.ingest import Document
+from selection.ingest.ingest import Chunking, Document
 
 UNEARTH = ROOT / ".cache" / "tools" / "bin" / "unearth"
 USED = ("Python", "Rust", "TypeScript", "reference", "changelogs", "legal")
 MIXED, LARGE = "mixed", "large"
-# The corpus LARGE has at least this number of sequences.
+# The corpus LARGE has at least this number of sequences, which are short: those of the default
+# length would take hours to embed and to train on.
 LARGE_SEQUENCES = 50_000
-# Text of all pinned distributions, which the corpus LARGE has beside the domains.
-_ALL_TEXT = r".*\.(py|pyi|pyx|js|ts|rs|c|h|hpp|cpp|cu|md|rst|txt|po|yml|yaml|toml|json|html|css)"
+_LARGE_CHUNKING, _LARGE_BYTES = Chunking(max_length=64), 9_600_000
 # The mixed corpus is that many times as large as one of a domain.
 _MIXED_SIZE = 3
 
@@ -105,18 +105,19 @@ def hold_out(kind: str, size: Size, model: str, selector: Selector) -> HeldOut:
     """
     names = USED if kind in (MIXED, LARGE) else (kind,)
     groups = {each.name: _documents(each) for each in DOMAINS if each.name in names}
-    max_bytes = _MIXED_SIZE * size.corpus_bytes // len(USED) if kind == MIXED else size.corpus_bytes
+    several = {MIXED: _MIXED_SIZE * size.corpus_bytes, LARGE: _LARGE_BYTES}
+    max_bytes = several[kind] // len(names) if kind in several else size.corpus_bytes
     made = make_set(
         f"adapter-{re.sub(r'[^a-z]', '-', kind.lower())}",
         groups,
         math.ceil(size.passages / len(groups)),
         model,
         selector,
-        max_bytes=None if kind == LARGE else max_bytes,
+        max_bytes=max_bytes,
         prefix_tokens=size.prefix,
         suffix_tokens=size.suffix,
         near_left_out=True,
-        more=_more_documents(groups) if kind == LARGE else (),
+        chunking=_LARGE_CHUNKING if kind == LARGE else None,
     )
     if kind == LARGE and made.sequences < LARGE_SEQUENCES:
         raise RuntimeError(f"{made.sequences} sequences, and not {LARGE_SEQUENCES}")
@@ -140,11 +141,3 @@ def _first(made: PassageSet, count: int) -> tuple[Passage, ...]:
 
 def _documents(domain: Domain) -> list[Document]:
     return read(domain, fetch(domain.files, CACHE / "distributions", UNEARTH))
-
-
-def _more_documents(groups: Mapping[str, Sequence[Document]]) -> list[Document]:
-    """All other text of the distributions of all domains."""
-    names = sorted({name for domain in DOMAINS for name in domain.files})
-    known = {document.text for documents in groups.values() for document in documents}
-    everything = _documents(Domain(LARGE, dict.fromkeys(names, _ALL_TEXT)))
-    return [document for document in everything if document.text not in known]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,14 +17,19 @@ Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
 _OF_A_MODEL = ("quality", "instant")
 
 
-def part_name(part: str, model: str) -> str:
-    """The name of a part in a result: "quality MODEL", "instant MODEL", or the part itself.
+def part_name(part: str, model: str, corpora: Sequence[str] = ()) -> str:
+    """The name of a part in a result: "quality MODEL", "instant MODEL", or the part itself. Quality
+    on chosen corpora has their names as well, and replaces only that on the same.
 
     Args:
         part: the part that was measured.
         model: name or folder of the model that it was asked for.
+        corpora: the corpora that were chosen; none if all were measured.
     """
-    return f"{part} {Path(model).name}" if part in _OF_A_MODEL else part
+    if part not in _OF_A_MODEL:
+        return part
+    chosen = ", ".join(corpora) if part == "quality" else ""
+    return f"{part} {Path(model).name}" + (f", {chosen}" if chosen else "")
 
 
 def by_model(parts: Parts, part: str) -> dict[str, Mapping[str, Any]]:

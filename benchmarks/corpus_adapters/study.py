@@ -114,33 +114,36 @@ class Study:
 
     def _learn(self, passages: Mapping[str, HeldOut], limit: TimeLimit) -> None:
         """Train the adapters of the corpora, and keep what the command says of each."""
-        missing = [kind for kind in passages if self._learnt(kind) not in self.journal]
+        kinds = [kind for kind in passages if self._learnt(kind) not in self.journal]
+        missing = [(kind, start) for kind in kinds for start in self.homes]
+        # Before any is trained: a copy has no adapter.
+        for kind, start in missing:
+            copied(self.homes["corpus"], passages[kind].corpus, self.homes[start])
 
-        def train(number: int, kind: str) -> dict[str, Any]:
-            rounds = math.ceil((len(missing) - number) / self._workers) * len(self.homes)
-            return {} if limit.is_over else self._outcome(passages[kind], limit.left / rounds)
+        def train(number: int, adapter: tuple[str, Start]) -> dict[str, Any] | None:
+            rounds = math.ceil((len(missing) - number) / self._workers)
+            if limit.is_over:
+                return None
+            kind, start = adapter
+            outcome = self._outcome(passages[kind], start, limit.left / rounds)
+            return outcome if outcome["adapter"]["sequences"] else None
 
         with ThreadPoolExecutor(self._workers) as pool:
-            for kind, outcome in zip(
-                missing, pool.map(train, range(len(missing)), missing), strict=True
-            ):
-                if outcome and all(each["adapter"]["sequences"] for each in outcome.values()):
+            outcomes = pool.map(train, range(len(missing)), missing)
+            for kind in kinds:
+                outcome = dict(zip(self.homes, outcomes, strict=False))
+                if all(outcome.values()):
                     self.journal.once(self._learnt(kind), lambda: outcome)  # noqa: B023
                 else:
                     progress(f"{kind}: the time was over before anything was learnt\n")
 
-    def _outcome(self, held_out: HeldOut, seconds: float) -> dict[str, Any]:
-        """Train the adapters of a corpus, each for at most these seconds."""
+    def _outcome(self, held_out: HeldOut, start: Start, seconds: float) -> dict[str, Any]:
+        """Train an adapter of a corpus, for at most these seconds."""
+        parts = max(2, round(held_out.sequences / PART_SIZE)) if start == "parts" else 1
         limited = [] if seconds == math.inf else ["--seconds", f"{max(1.0, seconds):.0f}"]
-        outcome: dict[str, Any] = {}
-        for start, home in self.homes.items():
-            copied(self.homes["corpus"], held_out.corpus, home)
-            parts = max(2, round(held_out.sequences / PART_SIZE)) if start == "parts" else 1
-            options = ["--parts", str(parts), *limited]
-            outcome[start] = learn(
-                home, held_out.corpus, self._model, *options, threads=self._threads
-            )
-        return outcome
+        options = ["--parts", str(parts), *limited]
+        home = self.homes[start]
+        return learn(home, held_out.corpus, self._model, *options, threads=self._threads)
 
     @staticmethod
     def _learnt(kind: str) -> str:

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from adapters import Trainer, TrainerConfig
 from benchmarks.harness.command_line import progress
 from selection import Corpus, Selector
-from selection.ingest.ingest import Document, ingest, tokenizer_digest
+from selection.ingest.ingest import Chunking, Document, ingest, tokenizer_digest
 
 PREFIX = SUFFIX = 128  # tokens
 SHINGLE_WORDS = 8
@@ -79,7 +79,7 @@ def make_set(
     prefix_tokens: int = PREFIX,
     suffix_tokens: int = SUFFIX,
     near_left_out: bool = False,
-    more: Sequence[Document] = (),
+    chunking: Chunking | None = None,
 ) -> PassageSet:
     """Hold out documents of each group and cut a passage from each; ingest all others.
 
@@ -96,7 +96,7 @@ def make_set(
         suffix_tokens: tokens of a passage that are scored.
         near_left_out: whether documents that share much with a passage are left out, instead of
             marked by `near`.
-        more: further documents of the corpus, of which none is held out.
+        chunking: how documents are split into sequences, if not as by default.
 
     Raises:
         ValueError: a group has too few documents that are long enough.
@@ -124,7 +124,6 @@ def make_set(
             raise ValueError(
                 f"{group} has only {held_out} documents that are long enough for a passage"
             )
-    rest += more
     near = near_duplicates(passages, rest)
     rest = [
         replace(d, metadata={**d.metadata, "near": d.name in near, "share": _share(d.name)})
@@ -132,7 +131,7 @@ def make_set(
         if not near_left_out or d.name not in near
     ]
 
-    corpus, sequences = make_corpus(name, passages, rest, selector, tokenizer)
+    corpus, sequences = make_corpus(name, passages, rest, selector, tokenizer, chunking)
     return PassageSet(corpus, tuple(passages), sequences)
 
 
@@ -142,6 +141,7 @@ def make_corpus(
     documents: Sequence[Document],
     selector: Selector,
     tokenizer: Any,
+    chunking: Chunking | None = None,
 ) -> tuple[str, int]:
     """Ingest documents, unless a former run has; returns the corpus's name and its sequences.
 
@@ -151,8 +151,16 @@ def make_corpus(
         documents: all its documents.
         selector: its embedder and folder are the corpus's.
         tokenizer: the base model's.
+        chunking: how documents are split into sequences, if not as by default.
     """
-    content = [tokenizer_digest(tokenizer), selector.embedder.name, [*passages], [*documents]]
+    content: list[object] = [
+        tokenizer_digest(tokenizer),
+        selector.embedder.name,
+        [*passages],
+        [*documents],
+    ]
+    if chunking is not None:
+        content.append(chunking)
     digest = hashlib.sha256(repr(content).encode()).hexdigest()
     corpus = Corpus.create(
         selector.config.root,
@@ -166,7 +174,7 @@ def make_corpus(
             progress(f"corpus {name}: document {number + 1} of {len(documents)}")
             yield document
 
-    ingest(corpus, with_progress(), selector.embedder, tokenizer)
+    ingest(corpus, with_progress(), selector.embedder, tokenizer, chunking=chunking)
     sequences = corpus.counts()[1]
     corpus.close()
     return corpus.name, sequences

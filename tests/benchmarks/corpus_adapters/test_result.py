@@ -75,6 +75,11 @@ def test_a_part_that_depends_on_the_model_is_named_after_it(part: str, name: str
     assert part_name(part, "smollm2") == part_name(part, "/models/smollm2/") == name
 
 
+def test_quality_on_chosen_corpora_does_not_replace_that_on_all() -> None:
+    assert part_name("quality", "nano", ["large"]) == "quality nano, large"
+    assert part_name("instant", "nano", ["large"]) == "instant nano"
+
+
 def test_instant_of_another_model_keeps_that_of_the_first(tmp_path: Path) -> None:
     file, measured = tmp_path / "result.json", parts()
     nano, smollm2 = (part_name("instant", model) for model in ("nano", "smollm2"))
