@@ -1,5 +1,5 @@
 """`mayfly corpus add --ray` into PostgreSQL: workers of a real cluster write, and the corpus is the
-one that a single process makes.
+one that a single process makes, also if a worker is killed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -102,7 +102,29 @@ def contents(
     return documents, vectors
 
 
-def test_a_corpus_that_workers_write_is_that_of_one_process(
+@contextmanager
+def killing_a_worker() -> Iterator[None]:
+    """Kill one worker while it writes; within the `with` block there is one that does."""
+    is_killed, has_ended = threading.Event(), threading.Event()
+
+    def kill() -> None:
+        while not is_killed.is_set() and not has_ended.wait(0.02):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if process.name() == "ray::_Worker.write":
+                        process.kill()
+                        is_killed.set()
+                        break
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield
+    has_ended.set()
+    killer.join()
+    assert is_killed.is_set()
+
+
+def test_a_corpus_that_workers_write_is_that_of_one_process_though_one_is_killed(
     add: Command, postgres: DatabaseLocation, url: str, ray_files: Path
 ) -> None:
     for number in range(80):
@@ -123,7 +145,8 @@ def test_a_corpus_that_workers_write_is_that_of_one_process(
     Path("3.md").write_text(replaced)
     emptied.write_text("")
 
-    status, output, errors = add("spread", ".", "--ray")
+    with killing_a_worker():
+        status, output, errors = add("spread", ".", "--ray")
 
     assert status == 0, errors
     expected, vectors = contents(postgres, "here")
@@ -141,39 +164,6 @@ def test_a_corpus_that_workers_write_is_that_of_one_process(
     assert logs
     assert [each for each in logs if secret in each.read_bytes()] == []
     assert secret.decode() not in errors
-
-
-def test_of_documents_whose_worker_is_killed_none_is_lost_or_twice(
-    add: Command, postgres: DatabaseLocation, ray_files: Path
-) -> None:
-    names = [f"{number}.md" for number in range(100)]
-    for name in names:
-        Path(name).write_text(f"# {name}\n\n" + f"This is a sentence of {name}.\n\n" * 20)
-    is_killed, has_ended = threading.Event(), threading.Event()
-
-    def kill_a_worker_that_writes() -> None:
-        while not is_killed.is_set() and not has_ended.wait(0.02):
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    if process.name() == "ray::_Worker.write":
-                        process.kill()
-                        is_killed.set()
-                        break
-
-    killer = threading.Thread(target=kill_a_worker_that_writes)
-    killer.start()
-
-    status, output, errors = add("spread", ".", "--ray")
-
-    has_ended.set()
-    killer.join()
-    assert is_killed.is_set()
-    assert status == 0, errors
-    assert output.startswith("corpus spread: added 100 documents, 100 sequences")
-    with closing(Corpus.open(postgres, "spread")) as corpus:
-        written = corpus.documents()
-    assert sorted(document.name for document in written) == sorted(names)
-    assert {document.sequences for document in written} == {written[0].sequences}
 
 
 def test_a_problem_of_a_worker_is_reported_as_that_of_one_process(
