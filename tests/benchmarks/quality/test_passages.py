@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.quality.passages import PREFIX, SUFFIX, make_set, near_duplicates
 from selection.corpus.corpus import Corpus
-from selection.ingest.ingest import Document
+from selection.ingest.ingest import Chunking, Document
 from selection.selector import Selector, SelectorConfig
 
 
@@ -82,16 +82,25 @@ def test_the_corpus_takes_at_most_max_bytes_of_a_group(selector: Selector, nano:
     assert 0 < part.sequences < whole.sequences
 
 
-def test_near_duplicates_can_be_left_out_and_others_added(selector: Selector, nano: str) -> None:
-    (passage, *_) = make_set("set", DOCUMENTS, 1, nano, selector).passages
-    copy, other = Document("copy", passage.prefix + passage.suffix), Document("other", text("nut"))
+def test_near_duplicates_can_be_left_out(selector: Selector, nano: str) -> None:
+    copies = [Document(f"copy {number}", text("nut")) for number in range(3)]
+    groups = {**DOCUMENTS, "copies": copies}
 
-    made = make_set("set", DOCUMENTS, 1, nano, selector, near_left_out=True, more=[copy, other])
+    made = make_set("set", groups, 1, nano, selector, near_left_out=True)
 
     corpus = Corpus.open(selector.config.root, made.corpus)
     stored = {entry.name for entry in corpus.documents()}
-    assert "other" in stored
-    assert "copy" not in stored
+    assert len(stored) > 1
+    assert not stored & {copy.name for copy in copies}
+
+
+def test_the_length_of_sequences_can_be_chosen(selector: Selector, nano: str) -> None:
+    whole = make_set("set", DOCUMENTS, 1, nano, selector)
+
+    short = make_set("set", DOCUMENTS, 1, nano, selector, chunking=Chunking(max_length=16))
+
+    assert short.passages == whole.passages
+    assert short.sequences > 2 * whole.sequences
 
 
 def test_a_group_with_too_few_documents_is_refused(selector: Selector, nano: str) -> None:
