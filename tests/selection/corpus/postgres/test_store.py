@@ -124,8 +124,17 @@ def test_a_removed_store_refuses_reads_and_writes(
 
 
 def test_reading_sequences_looks_up_only_these_and_their_documents(store: PostgresStore) -> None:
-    for number in range(300):
-        add(store, str(number), "one", "two")
+    # So many that PostgreSQL would not read all of them for a few.
+    with store.database.writing():
+        store.database.execute(
+            "INSERT INTO documents (corpus, id, name, sha256, metadata, fields) "
+            "SELECT %(corpus)s, n, n::text, '', '{}', '{}' FROM generate_series(1, 5000) n"
+        )
+        store.database.execute(
+            "INSERT INTO sequences (corpus, id, document, start, text, tokens) "
+            "SELECT %(corpus)s, n, 1 + mod(n, 5000), 0, 'one', '' "
+            "FROM generate_series(1, 50000) n"
+        )
 
     def rows_read() -> dict[str, int]:
         return dict(
@@ -137,11 +146,12 @@ def test_reading_sequences_looks_up_only_these_and_their_documents(store: Postgr
 
     with store.reading():
         before = rows_read()
-        found = store.read([3, 100, 501])
+        found = store.read(range(2, 4802, 120))
         after = rows_read()
 
-    assert [each.source.name for each in found.values()] == ["1", "49", "250"]
-    assert {name: after[name] - before[name] for name in after} == {"sequences": 3, "documents": 3}
+    assert [each.source.document for each in found.values()] == [*range(3, 4803, 120)]
+    read = {name: after[name] - before[name] for name in after}
+    assert read == {"sequences": 40, "documents": 40}
 
 
 def test_a_pipeline_follows_rows_that_were_read_one_by_one(store: PostgresStore) -> None:
