@@ -60,7 +60,11 @@ SECTIONS = (
     Section(
         "corpus-adapter",
         "The adapter of a corpus",
-        {"corpus-adapter": "make bench-corpus-adapter"},
+        {
+            "corpus-adapter": "make bench-corpus-adapter",
+            "corpus-adapter-parts": "python -m benchmarks.corpus_adapter --only quality "
+            "--trainings all",
+        },
         corpus_adapter,
     ),
     Section(
