@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class Study:
         with ThreadPoolExecutor(self._workers) as pool:
             outcomes = pool.map(train, range(len(missing)), missing)
             for kind in kinds:
-                outcome = dict(zip(self.homes, outcomes, strict=False))
+                outcome = dict(zip(self.homes, islice(outcomes, len(self.homes)), strict=True))
                 if all(outcome.values()):
                     self.journal.once(self._learnt(kind), lambda: outcome)  # noqa: B023
                 else:

@@ -14,6 +14,9 @@ from benchmarks.quality.bootstrap import interval
 Interval = tuple[float, float, float]
 
 
+PARTS = Arm("parts")
+
+
 @dataclass(frozen=True)
 class Row:
     """The scores of a passage.
@@ -44,6 +47,7 @@ def quality_summary(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:
         "passages_of": Counter(row.corpus for row in rows),
         "arms": by_arm(rows, arms),
         "by_corpus": by_corpus(rows, arms),
+        **({"parts_minus_one": parts_minus_one(rows)} if PARTS in arms else {}),
         "instant": instant_shares(rows, arms),
         "sift_from_corpus_minus_best_single": combined_gain(rows, arms),
         "rows": [vars(row) for row in rows],
@@ -70,6 +74,16 @@ def by_corpus(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, dict[str, f
         }
         for corpus in dict.fromkeys(row.corpus for row in rows)
     }
+
+
+def parts_minus_one(rows: Sequence[Row]) -> dict[str, Interval]:
+    """Per cent of base with an adapter in parts minus that with one adapter, by corpus."""
+    differences = {}
+    for corpus in dict.fromkeys(row.corpus for row in rows):
+        own = [row for row in rows if row.corpus == corpus]
+        points = [row.percent(PARTS) - row.percent(INSTANT) for row in own]
+        differences[corpus] = _interval(own, points)
+    return differences
 
 
 def instant_shares(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def measure(budget: str) -> Measured:
     for subject in SUBJECTS[:1] if small else (SUBJECTS[0], SMOLLM2, GPU_SUBJECTS[0]):
         rows, tokens = ((2,), 32) if small else (ROWS, subject.tokens)
         with folder_of(subject) as folder:
-            # In bfloat16, rounding alone changes the gradients of so few tokens by a third.
+            # In bfloat16, rounding alone changes the gradients of few tokens by more than
+            # MAX_DIFFERENCE.
             base = BaseModel(folder, device(), "float32" if device() == "cpu" else "auto")
         config = TrainerConfig(folder)
         bank = LoraBank(base.model, config.rank, 1.0, config.targets, max(rows))

@@ -40,7 +40,17 @@ def corpus_adapter(results: Mapping[str, Result], _: Plots) -> list[str]:
             lines += _quality(name.removeprefix(_QUALITY), part)
     for part in results.get("corpus-adapter-parts", {"parts": {}})["parts"].values():
         lines += _quality("nano, also divided into parts", part)
-        lines += ["Other programs ran meanwhile: the seconds are too long, the losses are not.", ""]
+        lines += table(
+            ["corpus", "parts", "parts minus one adapter, points"],
+            [
+                [
+                    corpus,
+                    str(part["learnt"][corpus]["parts"]["adapter"]["parts"]),
+                    interval_cell(difference),
+                ]
+                for corpus, difference in part["parts_minus_one"].items()
+            ],
+        )
     if "canary" in parts:
         lines += _canary(parts["canary"])
     if "kills" in parts:

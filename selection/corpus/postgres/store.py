@@ -251,6 +251,7 @@ class PostgresStore(DatabaseStore[Database]):
 
     def read(self, sequences: Sequence[int]) -> dict[int, StoredSequence]:
         """Sequences by id; ids that do not exist are left out."""
+        wanted = [*dict.fromkeys(sequences)]
         # One lookup by primary key for each, also before PostgreSQL knows the size of the tables: a
         # join would read all documents.
         rows = self.database.rows(
@@ -259,7 +260,7 @@ class PostgresStore(DatabaseStore[Database]):
             "(SELECT * FROM sequences WHERE corpus = %(corpus)s AND id = wanted.id LIMIT 1) s "
             "CROSS JOIN LATERAL "
             "(SELECT * FROM documents WHERE corpus = %(corpus)s AND id = s.document LIMIT 1) d",
-            ids=[*dict.fromkeys(sequences)],
+            ids=wanted,
         )
         found = {}
         for sequence, document, name, start, text, metadata, example, tokens, scored in rows:
@@ -269,7 +270,7 @@ class PostgresStore(DatabaseStore[Database]):
                 tuple(np.frombuffer(tokens, np.int32).tolist()),
                 None if scored is None else tuple(map(tuple, json.loads(scored))),
             )
-        return {each: found[each] for each in dict.fromkeys(sequences) if each in found}
+        return {each: found[each] for each in wanted if each in found}
 
     def matching(self, filter: Filter) -> Ids:
         """Ids of the sequences whose document passes a filter (`selection.corpus.filters`)."""

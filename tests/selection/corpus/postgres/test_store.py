@@ -15,13 +15,18 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.pq import PipelineStatus
 
+from selection.config import SelectorConfig
 from selection.corpus.corpus import Corpus
 from selection.corpus.postgres.store import PostgresStore
 from selection.corpus.sequences import Chunk
-from selection.embedding import Embedder
+from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusError, CorpusNotFoundError, CorpusUnavailableError
 from selection.location import DatabaseLocation
+from selection.request import SelectionRequest
+from selection.selector import Selector
+from selection.threaded_embedder import ThreadedEmbedder
 from tests.selection import brute_force
 from tests.selection.brute_force import texts_near
 from tests.selection.corpus.store_helpers import META, add, generation, vectors
@@ -124,7 +129,7 @@ def test_a_removed_store_refuses_reads_and_writes(
 
 
 def test_reading_sequences_looks_up_only_these_and_their_documents(store: PostgresStore) -> None:
-    # So many that PostgreSQL would not read all of them for a few.
+    # PostgreSQL may read a small table from beginning to end instead of using its index.
     with store.database.writing():
         store.database.execute(
             "INSERT INTO documents (corpus, id, name, sha256, metadata, fields) "
@@ -152,6 +157,36 @@ def test_reading_sequences_looks_up_only_these_and_their_documents(store: Postgr
     assert [each.source.document for each in found.values()] == [*range(3, 4803, 120)]
     read = {name: after[name] - before[name] for name in after}
     assert read == {"sequences": 40, "documents": 40}
+
+
+def test_a_selection_asks_the_database_eight_times(
+    postgres: DatabaseLocation, words: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Once more with a base model, whose tokenizer is compared with the corpus's.
+    with closing(Corpus.create(postgres, "notes", words, "tokens")) as corpus:
+        brute_force.add(corpus, words, "a", "one word", "another word")
+    selector = Selector(SelectorConfig(postgres), embedder=ThreadedEmbedder(lambda: words))
+    request = SelectionRequest([Prompt("a word")], "notes", steps=2)
+    selector.select(request)
+    round_trips: list[object] = []
+    execute, pipeline = psycopg.Connection.execute, psycopg.Connection.pipeline
+
+    def counted_execute(connection: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if connection.info.pipeline_status is PipelineStatus.OFF:
+            round_trips.append(query)
+        return execute(connection, query, *args, **kwargs)
+
+    def counted_pipeline(connection: Any) -> Any:
+        round_trips.append("pipeline")
+        return pipeline(connection)
+
+    monkeypatch.setattr(psycopg.Connection, "execute", counted_execute)
+    monkeypatch.setattr(psycopg.Connection, "pipeline", counted_pipeline)
+
+    chosen = selector.select(request)
+
+    assert len(chosen.ids) == 2
+    assert len(round_trips) == 8, round_trips
 
 
 def test_a_pipeline_follows_rows_that_were_read_one_by_one(store: PostgresStore) -> None:

@@ -118,9 +118,11 @@ def killing_a_worker() -> Iterator[None]:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    yield
-    has_ended.set()
-    killer.join()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        killer.join()
     assert is_killed.is_set()
 
 
