@@ -28,6 +28,7 @@ from selection.corpus.sqlite_store import SQLiteStore
 from serving.app import application
 from serving.errors import StartError
 from serving.models.catalogue import NANO, SMOLLM2
+from tests.embeddings import ROUNDING
 from tests.engine.shared_memory import left_in_shared_memory
 
 MAYFLY = [str(Path(sys.executable).with_name("mayfly"))]
@@ -323,7 +324,7 @@ def test_a_corpus_embedded_on_ray_is_the_same(home: Path) -> None:
     ids, vectors = SQLiteStore(home / "corpora" / "here").embeddings()
     ids_on_ray, vectors_on_ray = SQLiteStore(home / "corpora" / "spread").embeddings()
     assert ids.tolist() == ids_on_ray.tolist()
-    np.testing.assert_allclose(vectors_on_ray, vectors, atol=1e-5)
+    np.testing.assert_allclose(vectors_on_ray, vectors, atol=ROUNDING)
 
 
 def test_list_show_and_remove(home: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from selection.embedding import (
     split_windows,
     weights_digest,
 )
+from tests.embeddings import ROUNDING
 
 _TEXTS = [
     "The cat sleeps on the sofa.",
@@ -73,8 +74,7 @@ def test_a_text_does_not_depend_on_its_neighbours(each: Embedder) -> None:
 
     alone = np.concatenate([each.embed([text]) for text in _TEXTS])
 
-    # In bfloat16, sums of other numbers of tokens may be rounded in another way.
-    np.testing.assert_allclose(together, alone, atol=2e-3)
+    np.testing.assert_allclose(together, alone, atol=ROUNDING)
 
 
 def test_no_texts_give_no_vectors(each: Embedder) -> None:

@@ -24,6 +24,7 @@ from selection.corpus.stores.places import open_store
 from selection.location import DatabaseLocation
 from serving.cli import main
 from serving.cli.corpus.add import _shared
+from tests.embeddings import ROUNDING
 
 _SECRET = "s3cret-Passw0rd"
 Command = Callable[..., tuple[int, str, str]]
@@ -155,7 +156,7 @@ def test_a_corpus_that_workers_write_is_that_of_one_process_though_one_is_killed
     written, written_vectors = contents(postgres, "spread")
     assert written == expected
     for name, vectors_ND in vectors.items():
-        np.testing.assert_allclose(written_vectors[name], vectors_ND, atol=1e-5)
+        np.testing.assert_allclose(written_vectors[name], vectors_ND, atol=ROUNDING)
     sequences = sum(len(each[2]) for each in expected.values()) - len(expected["4.md"][2])
     assert output == (
         f"corpus spread: added 81 documents, replaced 1, {sequences} sequences; 1 were already "
