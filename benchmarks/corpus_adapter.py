@@ -65,6 +65,9 @@ from serving.models.catalogue import NANO, model_folder
 PARTS = ("quality", "instant", "canary", "kills", "increment")
 # Share of the time in which adapters of corpora are trained at most.
 _TRAINING_SHARE = 0.5
+# Further options of a corpus's training. One pass over LARGE takes an hour; by itself the command
+# would try a second, and may take three.
+_TRAINING_OPTIONS = {LARGE: ("--passes", "1")}
 # The amount of work of a part: as a result needs it, and to see whether all works.
 REQUESTS, KILLS, ROUNDS = 1000, 50, 5
 QUICK_REQUESTS, QUICK_KILLS, QUICK_ROUNDS = 64, 4, 1
@@ -116,7 +119,7 @@ def _quality(options: Namespace) -> dict[str, Any] | None:
             selector.corpora.close()
 
     starts = {training.start for training in trainings} - {"fresh"}
-    study = Study(model, folder, starts, make, options.workers)
+    study = Study(model, folder, starts, make, options.workers, options=_TRAINING_OPTIONS)
     learning = limit if options.prepare else TimeLimit(_TRAINING_SHARE * limit.left)
     held_out = study.prepare(size.kinds, learning)
     if options.prepare:

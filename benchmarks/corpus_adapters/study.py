@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.corpus_adapters.arms import Start
@@ -35,6 +36,7 @@ class Study:
         hold_out: makes the corpus of a kind in a home, and its passages.
         workers: number of trainings, or of passages, at once; each takes one core.
         threads: threads of a training; None for its share of the cores.
+        options: further options of the command that trains the adapter of a kind.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class Study:
         hold_out: Callable[[str, Path], HeldOut],
         workers: int,
         threads: int | None = None,
+        options: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
+        self._options = options
         self._model, self._hold_out, self._workers = model, hold_out, workers
         self._threads = threads or max(1, (os.cpu_count() or 1) // workers)
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +130,7 @@ class Study:
             if limit.is_over:
                 return None
             kind, start = adapter
-            outcome = self._outcome(passages[kind], start, limit.left / rounds)
+            outcome = self._outcome(kind, passages[kind], start, limit.left / rounds)
             return outcome if outcome["adapter"]["sequences"] else None
 
         with ThreadPoolExecutor(self._workers) as pool:
@@ -138,11 +142,13 @@ class Study:
                 else:
                     progress(f"{kind}: the time was over before anything was learnt\n")
 
-    def _outcome(self, held_out: HeldOut, start: Start, seconds: float) -> dict[str, Any]:
+    def _outcome(
+        self, kind: str, held_out: HeldOut, start: Start, seconds: float
+    ) -> dict[str, Any]:
         """Train an adapter of a corpus, for at most these seconds."""
         parts = max(2, round(held_out.sequences / PART_SIZE)) if start == "parts" else 1
         limited = [] if seconds == math.inf else ["--seconds", f"{max(1.0, seconds):.0f}"]
-        options = ["--parts", str(parts), *limited]
+        options = ["--parts", str(parts), *limited, *self._options.get(kind, ())]
         home = self.homes[start]
         return learn(home, held_out.corpus, self._model, *options, threads=self._threads)
 
