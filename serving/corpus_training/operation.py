@@ -41,6 +41,7 @@ class TrainingOperation:
         done, total: number of sequences taken, repeats counted, and at the end.
         seconds: duration of the training until now, without the time in the queue.
         error: why it failed.
+        holder: identifies the process that does it.
     """
 
     store: str
@@ -53,6 +54,7 @@ class TrainingOperation:
     total: int = 0
     seconds: float = 0.0
     error: str | None = None
+    holder: str = ""
 
     @classmethod
     def new(cls, store: str, options: TrainingOptions) -> TrainingOperation:

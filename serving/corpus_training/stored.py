@@ -7,6 +7,7 @@ library (`calls_to`).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -159,6 +160,10 @@ class StoredCorpus:
             ).begun()
         names = tuple(part.name for part in info.parts)
         rate = info.learning_rate / self._recipe.learning_rate
+        is_offered = any(math.isclose(rate, each) for each in self._recipe.rates)
+        if plan.replaces_all(names) and not is_offered:
+            # Nothing stays that was trained at the old rate, and another one was asked for.
+            return Checkpoint(plan, self._recipe.rates, names, passes=options.passes).begun()
         passes = options.passes or info.passes
         return Checkpoint(plan, self._recipe.rates, names, rate, passes).begun()
 

@@ -227,6 +227,6 @@ class CorpusTraining:
 
 def _diverged() -> CorpusTrainingError:
     return CorpusTrainingError(
-        "the training diverges: train with a lower --learning-rate (of the server, or of "
-        "`mayfly corpus train`)"
+        "the training diverges: train anew (`fresh`) with a lower --learning-rate (of the server, "
+        "or of `mayfly corpus train`)"
     )

@@ -28,10 +28,11 @@ from selection.errors import (
     MissingError,
 )
 from selection.library.library import Library
-from selection.library.records import PageRequest
 from serving.adaptation.stages import LibraryExecutor, Trains
 from serving.corpus_training.operation import Status, TrainingOperation
 from serving.corpus_training.priority import RequestPriority
+from serving.corpus_training.records import OperationEndedError, TrainingRecords
+from serving.corpus_training.scan import CorpusScan
 from serving.corpus_training.stored import (
     Recipe,
     StoredCorpus,
@@ -52,10 +53,8 @@ RECORD_SECONDS = 3.0
 # Seconds between two looks for operations to take over, and for corpora that have changed. These
 # are trained once they are the same in two looks.
 LOOK_SECONDS = 30.0
-# A stage may restart meanwhile.
+# A stage or a database may restart meanwhile; attempts are counted from the last progress on.
 _ATTEMPTS, _RETRY_SECONDS = 3, 10.0
-# Vector stores that are listed at once.
-_PAGE = 100
 
 
 class CorpusTrainer(TellsRates, Trains, Protocol):
@@ -86,19 +85,15 @@ class CorpusTrainings:
         keeps_fresh: bool = False,
     ) -> None:
         self._trainer, self._library, self._shape = trainer, library, shape
-        self._keeps_fresh = keeps_fresh
+        self._records = TrainingRecords(library)
+        self._scan = CorpusScan(library, self._records, shape, keeps_fresh=keeps_fresh)
         self.priority = RequestPriority(
-            trainer, lambda: self.is_running or self._is_running_elsewhere, is_busy
+            trainer, lambda: self.is_running or self._scan.sees_other_trainings, is_busy
         )
         # Operations of this process that have not ended, in the order in which they are done.
         self._pending: dict[str, TrainingOperation] = {}
         self._waiting = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
-        # Whether another process was training a corpus at the last look.
-        self._is_running_elsewhere = False
-        # What of a corpus was not learnt at the last look, and when it was last trained by itself.
-        self._seen: dict[str, object] = {}
-        self._tried: dict[str, object] = {}
 
     @property
     def is_running(self) -> bool:
@@ -132,8 +127,7 @@ class CorpusTrainings:
         stored = await self.operation(info.id, principal)
         if stored is not None and (stored.is_under_way or stored.store in self._pending):
             return stored
-        # If it is cancelled or fails, it is tried again once this has changed.
-        self._tried[info.id] = status.left_to(self._shape)
+        self._scan.note_training(info.id, status)
         return await self._add(TrainingOperation.new(info.id, options))
 
     async def status(self, store: str, principal: Principal) -> AdapterStatus:
@@ -151,7 +145,7 @@ class CorpusTrainings:
         Raises:
             MissingError: the principal does not see the vector store.
         """
-        stored = await self._stored(store, principal)
+        stored = await self._records.read(store, principal)
         return None if stored is None else self._pending.get(stored.store, stored)
 
     async def cancel(self, store: str, principal: Principal) -> TrainingOperation:
@@ -165,12 +159,9 @@ class CorpusTrainings:
             raise MissingError(f"the adapter of vector store {store!r} is not in training")
         # Only its owner may cancel it.
         await calls_to(self._library, store, principal)(AdapterTraining.recorded)
-        # First, since this process would record its progress over the cancellation.
         await self._drop(operation.store)
-        cancelled = replace(operation, status=Status.CANCELLED)
-        # Another process that is training it reads this at its next record.
-        await self._record(cancelled, principal)
-        return cancelled
+        # Another process that is training it finds this when it next calls the corpus.
+        return await self._records.write(replace(operation, status=Status.CANCELLED), principal)
 
     async def remove(self, store: str, principal: Principal) -> str:
         """Delete the adapter of a vector store, and end its training; returns the store's id.
@@ -199,16 +190,11 @@ class CorpusTrainings:
             await self._library.call(end_training, identity)
         return identity
 
-    async def _stored(self, store: str, principal: Principal) -> TrainingOperation | None:
-        call = calls_to(self._library, store, principal, reads=True)
-        stored = await call(AdapterTraining.recorded)
-        return None if stored is None else TrainingOperation.from_dict(stored)
-
     async def _add(self, operation: TrainingOperation) -> TrainingOperation:
-        await self._record(operation)
-        self._pending[operation.store] = operation
+        held = await self._records.write(operation)
+        self._pending[held.store] = held
         self._waiting.set()
-        return operation
+        return held
 
     async def _drop(self, store: str) -> None:
         """Forget an operation; if it is running, wait until it has ended."""
@@ -216,11 +202,6 @@ class CorpusTrainings:
         if self._running is not None and self._running.get_name() == store:
             self._running.cancel()
             await asyncio.wait([self._running])
-
-    async def _record(self, operation: TrainingOperation, principal: Principal = OPERATOR) -> None:
-        call = calls_to(self._library, operation.store, principal)
-        renewed = replace(operation, renewed=time.time()).as_dict()
-        await call(AdapterTraining.record, renewed)
 
     async def _train_all(self) -> None:
         while True:
@@ -246,8 +227,8 @@ class CorpusTrainings:
         try:
             await self._attempt(store)
             status, error = Status.COMPLETED, None
-        except (MissingError, CorpusNotFoundError):
-            # The vector store was deleted.
+        except (MissingError, CorpusNotFoundError, OperationEndedError):
+            # The vector store was deleted, or another process has ended or taken over the training.
             self._pending.pop(store, None)
             return
         except USER_ERRORS as problem:
@@ -258,22 +239,26 @@ class CorpusTrainings:
         if (operation := self._pending.pop(store, None)) is None:
             return
         with contextlib.suppress(MissingError):
-            await self._record(replace(operation, status=status, error=error))
+            await self._records.renew(replace(operation, status=status, error=error))
 
     async def _attempt(self, store: str) -> None:
-        for attempt in range(1, _ATTEMPTS + 1):
+        failures = done = 0
+        while True:
             try:
                 return await self._train_locked(store)
             except Exception as problem:
-                may_pass = isinstance(problem, StageFailedError)
-                if attempt == _ATTEMPTS or (isinstance(problem, USER_ERRORS) and not may_pass):
+                may_pass = isinstance(problem, StageFailedError | CorpusUnavailableError)
+                reached = self._pending[store].done if store in self._pending else 0
+                failures, done = 1 if reached > done else failures + 1, max(reached, done)
+                if failures == _ATTEMPTS or (isinstance(problem, USER_ERRORS) and not may_pass):
                     raise
-                log.warning("the training of vector store %s begins again: %s", store, problem)
+                log.warning("the training of vector store %s goes on: %s", store, problem)
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _train_locked(self, store: str) -> None:
-        begun = time.monotonic()
-        self._pending[store] = replace(self._pending[store], status=Status.IN_PROGRESS)
+        operation = replace(self._pending[store], status=Status.IN_PROGRESS)
+        self._pending[store] = operation
+        begun = time.monotonic() - operation.seconds
 
         def note(progress: CorpusTrainingProgress) -> None:
             if store not in self._pending:
@@ -289,8 +274,12 @@ class CorpusTrainings:
         await self._library.call(begin_training, store, OPERATOR)
         try:
             recipe = await Recipe.of(self._shape, self._trainer)
-            corpus = StoredCorpus(calls_to(self._library, store, OPERATOR), recipe)
-            options = self._pending[store].options
+            corpus = StoredCorpus(self._records.calls_of(operation), recipe)
+            options = operation.options
+            if options.seconds is not None:
+                # Those of earlier attempts, and of other processes, count.
+                left = max(0.0, options.seconds - operation.seconds)
+                options = replace(options, seconds=left)
             await CorpusTraining(self._trainer, corpus, options, note).run()
         finally:
             # The selector's process holds the lock, and it ends with it.
@@ -299,45 +288,25 @@ class CorpusTrainings:
 
     async def _record_all(self) -> None:
         """Record the operations of this process, and end those that another one has cancelled or
-        whose adapter it has removed.
+        taken over, or whose adapter it has removed.
         """
-        for store in [*self._pending]:
+        for store, operation in [*self._pending.items()]:
             try:
-                stored = await self._stored(store, OPERATOR)
-                if stored is None or stored.status is Status.CANCELLED:
-                    await self._drop(store)
-                elif store in self._pending:
-                    await self._record(self._pending[store])
+                if await self._records.renew(operation):
+                    continue
             except MissingError:
+                pass
+            except Exception as problem:
+                log_failure(log, f"cannot record the training of vector store {store}", problem)
+                continue
+            now = self._pending.get(store)
+            if now is not None and now.created == operation.created:
                 await self._drop(store)
 
     async def _look(self) -> None:
         """Take over abandoned operations, and train corpora that have changed."""
-        after: str | None = None
-        is_last = is_running_elsewhere = False
-        while not is_last:
-            request = PageRequest(_PAGE, after=after)
-            page = await self._library.call(Library.stores, request, principal=OPERATOR)
-            for info in page.items:
-                if info.mismatch is None:
-                    with contextlib.suppress(MissingError):
-                        is_running_elsewhere |= await self._look_at(info.id)
-            after, is_last = page.items[-1].id if page.items else None, not page.more
-        self._is_running_elsewhere = is_running_elsewhere
-
-    async def _look_at(self, store: str) -> bool:
-        """Look at one vector store; returns whether another process is training its adapter."""
-        stored = await self._stored(store, OPERATOR)
-        if stored is not None and stored.is_pending:
-            if not stored.is_under_way and store not in self._pending:
-                await self._add(replace(stored, status=Status.QUEUED))
-        elif self._keeps_fresh:
-            state = (await self.status(store, OPERATOR)).left_to(self._shape)
-            is_settled, self._seen[store] = self._seen.get(store) == state, state
-            if any(state[1:]) and is_settled and self._tried.get(store) != state:
-                self._tried[store] = state
-                await self._add(TrainingOperation.new(store, TrainingOptions()))
-        return stored is not None and stored.is_under_way and store not in self._pending
+        for operation in await self._scan.run(self._pending):
+            await self._add(operation)
 
 
 async def _repeat(work: Callable[[], Any], seconds: float) -> None:

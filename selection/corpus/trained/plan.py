@@ -11,7 +11,7 @@ Shapes: N sequences, G groups of them, D embedding dimensions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -71,6 +71,11 @@ class TrainingPlan:
     def sequences(self) -> int:
         """The number of sequences to train on."""
         return sum(len(part.ids) + len(part.held_out) for part in self.parts)
+
+    def replaces_all(self, names: Collection[str]) -> bool:
+        """Whether all parts of an adapter are trained anew, none of them further."""
+        replaced = {name for part in self.parts if part.start is None for name in part.replaces}
+        return bool(self.parts) and replaced.issuperset(names)
 
     def to_bytes(self) -> bytes:
         """The plan as JSON."""

@@ -272,10 +272,15 @@ def _show(name: str, outcome: CorpusTrainingOutcome) -> None:
         line += f", in {adapter.parts} parts"
     if len(losses) > 1:
         line += (
-            f"; the loss on held-out documents fell from {losses[0]:.3f} to {min(losses[1:]):.3f} "
-            f"nats per token ({min(losses[1:]) / losses[0]:.1%})"
+            f"; the loss on held-out documents went from {losses[0]:.3f} to "
+            f"{min(losses[1:]):.3f} nats per token ({min(losses[1:]) / losses[0]:.1%})"
         )
     say(line, to=out)
+    if len(losses) > 1 and min(losses[1:]) >= losses[0]:
+        say(
+            "warning: the adapter does not help on documents that it has not learnt; `instant` "
+            f"answers with it all the same: `mayfly corpus train {name} --forget` removes it"
+        )
 
 
 def _count(number: int, noun: str) -> str:

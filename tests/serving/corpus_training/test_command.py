@@ -141,3 +141,16 @@ def test_it_says_what_was_added_meanwhile(capsys: pytest.CaptureFixture[str]) ->
     more, all_of_them = capsys.readouterr().out.splitlines()
     assert "; 6 more that were added meanwhile are not learnt: run the same command again" in more
     assert "more" not in all_of_them
+
+
+def test_it_warns_of_an_adapter_that_does_not_help(capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = CorpusSummary(72, 12, 0, 1, 1e-3, 1)
+
+    for after in (2.230, 2.150):
+        _show("ships", CorpusTrainingOutcome(End.LEARNT, adapter, 72, 9.0, (2.198, after)))
+
+    printed = capsys.readouterr()
+    worse, better = printed.out.splitlines()
+    assert "the loss on held-out documents went from 2.198 to 2.230 nats per token" in worse
+    assert "went from 2.198 to 2.150" in better
+    assert printed.err.count("`mayfly corpus train ships --forget` removes it") == 1

@@ -224,6 +224,24 @@ async def test_after_a_deletion_the_adapter_is_trained_anew(corpus: Corpus, trai
     assert outcome.adapter.parts == 1
 
 
+@pytest.mark.parametrize(("factor", "is_chosen"), [(1.0, False), (0.1, True)])
+async def test_another_learning_rate_is_for_what_is_trained_anew(
+    corpus: Corpus, trainer: TrainerWorker, shape: AdapterShape, factor: float, is_chosen: bool
+) -> None:
+    recipe = await Recipe.of(shape, trainer)
+    changed = replace(recipe, learning_rate=factor * recipe.learning_rate)
+    first, second = (StoredCorpus(calls_here(corpus.training), each) for each in (recipe, changed))
+    whole = await CorpusTraining(trainer, first, _ONE_PASS).run()
+
+    corpus.delete("document 3")
+    begun = await second.begin(TrainingOptions())
+
+    assert (begun.rate is None) == is_chosen
+    if not is_chosen:
+        rate = whole.adapter.learning_rate
+        assert rate == pytest.approx((begun.rate or 0) * recipe.learning_rate)
+
+
 # In the trial of the first learning rate, in that of the second, and in the pass.
 @pytest.mark.parametrize("sequences", [7, 2 * SEQUENCES + 4, 5 * SEQUENCES + 7])
 async def test_when_the_time_is_over_what_was_learnt_is_used(
@@ -280,7 +298,7 @@ async def test_a_rate_that_diverges_is_not_taken(
 
     rates = await trainer.corpus_rates()
     outcome = await train(corpus, by=Diverging(rates[0]))
-    with pytest.raises(CorpusTrainingError, match="diverges: train with a lower --learning-rate"):
+    with pytest.raises(CorpusTrainingError, match=r"diverges: train anew .* lower --learning-rate"):
         await train(
             corpus, TrainingOptions(fresh=True), by=Diverging(*await trainer.corpus_rates())
         )

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from adapters.training import TrainingRequest, TrainingResult
 from selection.access import OPERATOR, Principal
 from selection.config import AdapterShape
 from selection.corpus.corpus import Corpus
-from selection.corpus.trained.manifest import AdapterSettings, TrainedPart
+from selection.corpus.trained.manifest import AdapterSettings, AdapterStatus, TrainedPart
+from selection.corpus.trained.training import AdapterTraining
 from selection.embedding import Embedder
-from selection.errors import LibraryError, MissingError, ReadOnlyError
+from selection.errors import (
+    CorpusError,
+    CorpusUnavailableError,
+    LibraryError,
+    MissingError,
+    ReadOnlyError,
+)
 from selection.library.library import Library
 from serving.calls import SerialExecutor
 from serving.corpus_training import operation as operation_module
 from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.operation import ABANDONED_SECONDS, Status, TrainingOperation
+from serving.corpus_training.records import TrainingRecords
 from serving.corpus_training.trainings import CorpusTrainings
 from serving.corpus_training.values import TrainingOptions
 from serving.errors import StageFailedError
@@ -176,7 +186,8 @@ async def test_a_server_that_ends_prints_no_stack(
     assert not trainings.is_running
     messages = {record.getMessage() for record in caplog.records}
     assert messages == {
-        "cannot look after the trainings of corpora: the selector has ended; a new one is started"
+        f"cannot record the training of vector store {corpus.meta()['id']}: the selector has "
+        "ended; a new one is started"
     }
     assert not any(record.exc_info for record in caplog.records)
 
@@ -209,17 +220,15 @@ async def test_cancelling_a_queued_training_does_not_disturb_the_one_before_it(
     add(other, 1, 2)
     other.close()
     is_ending, may_end = asyncio.Event(), asyncio.Event()
-    record = CorpusTrainings._record
+    renew = TrainingRecords.renew
 
-    async def record_slowly(
-        trainings: CorpusTrainings, operation: TrainingOperation, principal: Principal = OPERATOR
-    ) -> None:
+    async def renew_slowly(records: TrainingRecords, operation: TrainingOperation) -> bool:
         if operation.status is Status.COMPLETED:
             is_ending.set()
             await may_end.wait()
-        await record(trainings, operation, principal)
+        return await renew(records, operation)
 
-    monkeypatch.setattr(CorpusTrainings, "_record", record_slowly)
+    monkeypatch.setattr(TrainingRecords, "renew", renew_slowly)
     paused = PausableTrainer(trainer)
     async with serving(paused) as trainings:
         await trainings.train("boats", _ONE_PASS, OPERATOR)
@@ -252,6 +261,127 @@ async def test_a_training_ends_when_another_process_removes_the_adapter(
         operation = await trainings.operation("ships", OPERATOR)
 
     assert operation is None
+
+
+@pytest.mark.parametrize("ends", ["removed", "taken over"])
+async def test_what_another_process_has_ended_or_taken_over_saves_nothing(
+    serving: Serve,
+    library: SerialExecutor[Library],
+    trainer: TrainerWorker,
+    corpus: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: str,
+) -> None:
+    """Also before the process has read that, when it next records its progress."""
+
+    async def has_ended() -> bool:
+        return not trainings.is_running
+
+    for name in ("RECORD_SECONDS", "LOOK_SECONDS"):
+        monkeypatch.setattr(trainings_module, name, 3600.0)
+    paused = PausableTrainer(trainer)
+    async with serving(paused) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        await paused.waiting.wait()
+        operation = await trainings.operation("ships", OPERATOR)
+        assert operation is not None
+        if ends == "removed":
+            corpus.training.record(None)
+        else:
+            await TrainingRecords(library).write(operation)
+        corpus.training.remove()
+        before = corpus.training.recorded()
+        paused.running.set()
+        async with asyncio.timeout(30):
+            await until(has_ended)
+
+    assert corpus.training.load_checkpoint() is None
+    assert corpus.training.status().info is None
+    assert corpus.training.recorded() == before
+
+
+class Restarting:
+    """A trainer that fails again and again, after some calls that do not."""
+
+    def __init__(self, trainer: TrainerWorker, between: int, problem: Exception) -> None:
+        self.learning_rate, self.loss = trainer.learning_rate, trainer.loss
+        self.corpus_rates, self.compare = trainer.corpus_rates, trainer.compare
+        self.failures = 0
+        self._trainer, self._problem = trainer, problem
+        self._between = self._left = between
+
+    async def train(self, request: TrainingRequest, on_step: Any = None) -> TrainingResult:
+        if not self._left:
+            self.failures, self._left = self.failures + 1, self._between
+            raise self._problem
+        self._left -= 1
+        return await self._trainer.train(request, on_step)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [StageFailedError("the trainer has ended"), CorpusUnavailableError("the database is away")],
+)
+@pytest.mark.parametrize(("between", "status"), [(1, Status.COMPLETED), (0, Status.FAILED)])
+async def test_a_training_fails_only_if_it_gets_no_further(
+    serving: Serve,
+    trainer: TrainerWorker,
+    corpus: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+    between: int,
+    status: Status,
+    problem: Exception,
+) -> None:
+    monkeypatch.setattr(trainings_module, "_RETRY_SECONDS", 0.01)
+    restarting = Restarting(trainer, between, problem)
+    async with serving(restarting) as trainings:
+        await trainings.train("ships", _ONE_PASS, OPERATOR)
+        operation = await ended(trainings)
+
+    assert operation.status is status
+    assert restarting.failures > 3 if between else restarting.failures == 3
+
+
+async def test_the_seconds_of_a_training_are_those_of_all_its_attempts(
+    serving: Serve, trainer: TrainerWorker, library: SerialExecutor[Library], corpus: Corpus
+) -> None:
+    asked = TrainingOperation.new(corpus.meta()["id"], TrainingOptions(seconds=60.0))
+    await TrainingRecords(library).write(replace(asked, seconds=60.0, renewed=0.0))
+    record = corpus.training.recorded()
+    assert record is not None
+    corpus.training.record({**record, "renewed": 0.0})
+
+    async with serving(trainer) as trainings:
+        operation = await ended(trainings)
+
+    assert operation.status is Status.COMPLETED
+    assert corpus.training.status().not_learnt > DOCUMENTS * SEQUENCES / 2
+
+
+async def test_a_problem_with_one_corpus_does_not_keep_others_from_training(
+    serving: Serve,
+    trainer: TrainerWorker,
+    corpus: Corpus,
+    words: Embedder,
+    add: AddDocuments,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = Corpus.create(corpus.folder.parent, "boats", words, corpus.meta()["tokenizer"])
+    add(other, 1, 2)
+    other.close()
+    status = AdapterTraining.status
+
+    def status_of_one(training: AdapterTraining, *args: Any, **kwargs: Any) -> AdapterStatus:
+        found = status(training, *args, **kwargs)
+        if found.learnt + found.not_learnt == 2 * SEQUENCES:
+            raise CorpusError("corpus 'boats' is damaged")
+        return found
+
+    monkeypatch.setattr(AdapterTraining, "status", status_of_one)
+    async with serving(trainer, keeps_fresh=True) as trainings:
+        completed = await ended(trainings)
+
+    assert completed.status is Status.COMPLETED
 
 
 async def test_a_deleted_vector_store_ends_its_training(

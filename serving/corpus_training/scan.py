@@ -1,0 +1,109 @@
+"""CorpusScan: looks through the vector stores for trainings that a server process should begin.
+
+These are the operations that another process has abandoned and, with `keeps_fresh`, trainings of
+corpora that have changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+from dataclasses import replace
+
+from selection.access import OPERATOR
+from selection.config import AdapterShape
+from selection.corpus.trained.manifest import AdapterStatus
+from selection.corpus.trained.training import AdapterTraining
+from selection.errors import MissingError
+from selection.library.library import Library
+from selection.library.records import PageRequest
+from serving.adaptation.stages import LibraryExecutor
+from serving.corpus_training.operation import Status, TrainingOperation
+from serving.corpus_training.records import TrainingRecords
+from serving.corpus_training.stored import calls_to
+from serving.corpus_training.values import TrainingOptions
+from serving.observability.logs import log_failure
+
+log = logging.getLogger(__name__)
+
+# Vector stores that are listed at once.
+_PAGE = 100
+
+
+class CorpusScan:
+    """Scans the vector stores for one server process.
+
+    Args:
+        library: calls the library of the corpora.
+        records: the recorded operations.
+        shape: what the trainer trains for.
+        keeps_fresh: whether corpora that have changed are trained without being asked.
+
+    Attributes:
+        sees_other_trainings: whether another process was training a corpus at the last scan.
+    """
+
+    def __init__(
+        self,
+        library: LibraryExecutor,
+        records: TrainingRecords,
+        shape: AdapterShape,
+        *,
+        keeps_fresh: bool,
+    ) -> None:
+        self._library, self._records = library, records
+        self._shape, self._keeps_fresh = shape, keeps_fresh
+        self.sees_other_trainings = False
+        # What of a corpus was not learnt at the last scan, and when it was last trained.
+        self._seen: dict[str, object] = {}
+        self._tried: dict[str, object] = {}
+
+    def note_training(self, store: str, status: AdapterStatus) -> None:
+        """Note that a vector store with this adapter is trained: if that is cancelled or fails, it
+        is trained by itself only once it has changed.
+        """
+        self._tried[store] = status.left_to(self._shape)
+
+    async def run(self, pending: Container[str]) -> list[TrainingOperation]:
+        """The operations to begin. A problem with one vector store is logged, and keeps no other
+        one from being looked at.
+
+        Args:
+            pending: the vector stores whose operations this process has.
+        """
+        operations: list[TrainingOperation] = []
+        after: str | None = None
+        is_last = sees_other_trainings = False
+        while not is_last:
+            request = PageRequest(_PAGE, after=after)
+            page = await self._library.call(Library.stores, request, principal=OPERATOR)
+            for store in (info.id for info in page.items if info.mismatch is None):
+                try:
+                    stored = await self._records.read(store, OPERATOR)
+                    if stored is None or not stored.is_pending:
+                        if self._keeps_fresh and await self._has_settled(store):
+                            operations.append(TrainingOperation.new(store, TrainingOptions()))
+                    elif store not in pending:
+                        sees_other_trainings |= stored.is_under_way
+                        if not stored.is_under_way:
+                            operations.append(replace(stored, status=Status.QUEUED))
+                except MissingError:
+                    # It was deleted meanwhile.
+                    continue
+                except Exception as problem:
+                    what = f"cannot look after the training of vector store {store}"
+                    log_failure(log, what, problem)
+            after, is_last = page.items[-1].id if page.items else None, not page.more
+        self.sees_other_trainings = sees_other_trainings
+        return operations
+
+    async def _has_settled(self, store: str) -> bool:
+        """Whether something of a vector store is to be learnt that was to be at the last scan."""
+        call = calls_to(self._library, store, OPERATOR, reads=True)
+        status = await call(AdapterTraining.status, self._shape)
+        state = status.left_to(self._shape)
+        is_settled, self._seen[store] = self._seen.get(store) == state, state
+        if not any(state[1:]) or not is_settled or self._tried.get(store) == state:
+            return False
+        self.note_training(store, status)
+        return True
