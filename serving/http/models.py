@@ -107,16 +107,22 @@ class Models:
 
     async def _retrieve(self, request: Request) -> Response:
         name = request.path_params["name"]
-        for card in await self._cards(request):
-            if card["id"] == name:
-                return JSONResponse(card)
+        cards = {card["id"]: card for card in await self._cards(request)}
+        if name in cards:
+            return JSONResponse(cards[name])
         principal: Principal = request.state.principal
         for model in self._split(name):
-            if await self._selector.sees(model.corpus, principal):
-                raise ModelError(
-                    f"unknown model {name!r}: the corpus {model.corpus!r} has no adapter that can "
-                    f"be used now; `mayfly corpus train {model.corpus}` trains one"
-                )
+            if not await self._selector.sees(model.corpus, principal):
+                continue
+            # It may be named by its id, or after another of the served names.
+            for corpus in await self._learnt(principal):
+                listed = cards.get(next(iter(cards)) + _SEPARATOR + corpus.name)
+                if listed and model.corpus in (corpus.id, corpus.name):
+                    return JSONResponse({**listed, "id": name, "parent": model.served})
+            raise ModelError(
+                f"unknown model {name!r}: the corpus {model.corpus!r} has no adapter that can "
+                f"be used now; `mayfly corpus train {model.corpus}` trains one"
+            )
         raise ModelError(f"unknown model {name!r:.80}: {await self._known(principal)}")
 
     async def _known(self, principal: Principal) -> str:

@@ -314,6 +314,19 @@ class TestModels:
         assert "parent" not in base
         assert (await client.get("/v1/models/nano:handbook")).json() == others[0]
 
+    async def test_what_a_request_may_name_can_be_retrieved_by_that_name(
+        self, client: httpx.AsyncClient, backend: Backend
+    ) -> None:
+        corpus = Corpus.open(backend.corpora, "handbook")
+        name = f"nano:{corpus.meta()['id']}"
+        corpus.close()
+        listed = (await client.get("/v1/models/nano:handbook")).json()
+
+        answer = await ask(client, name)
+
+        assert answer.status_code == 200
+        assert (await client.get(f"/v1/models/{name}")).json() == {**listed, "id": name}
+
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
