@@ -1,10 +1,11 @@
 """`mayfly corpus train`, killed at random moments: does it go on, is anything half-written used?
 
 Rounds: some runs of the command are killed by SIGKILL, the next one may end. Every second kill
-comes while a checkpoint or an adapter is being written. After each kill the corpus's adapter is
-looked up as a request would: there must be none, or the finished one, and the next run must go on
-from where the checkpoint is. A run that ends must have made the adapter of an uninterrupted run,
-bit by bit. Then single bits of the adapter's files are flipped: it must not be used.
+comes while a checkpoint or an adapter is being written, the others once there is a checkpoint.
+After each kill the corpus's adapter is looked up as a request would: there must be none, or the
+finished one, and the next run must go on from where the checkpoint is. A run that ends must have
+made the adapter of an uninterrupted run, bit by bit. Then single bits of the adapter's files are
+flipped: it must not be used.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ class KillRun:
         injected: number of kills.
         in_writes: those of them while something was being written.
         with_checkpoint: those of them after which there was a checkpoint.
-        resumed: those after which the next run went on from the checkpoint, or began if there was
-            none.
+        resumed: those of `with_checkpoint` after which the next run went on from there.
         half_written: number of lookups that found an adapter other than the finished one.
         finished: number of runs that ended, with the adapter of an uninterrupted run.
         different: number of runs that ended with another adapter.
@@ -89,17 +89,19 @@ class KillRun:
         """
         while self.injected < kills and not limit.is_over:
             round_kills = min(self._rng.randint(*KILLS_PER_ROUND), kills - self.injected)
-            has_ended = False
+            has_ended, before = False, 0
             for _ in range(round_kills):
-                before = self._taken()
                 has_ended = not self._kill_once()
+                taken = self._taken()
+                self.resumed += 0 < before <= taken
                 if has_ended:
                     break
                 progress(f"kill {self.injected} of {kills}")
-                self.resumed += self._taken() >= before
-                self.with_checkpoint += self._taken() > 0
+                self.with_checkpoint += taken > 0
+                before = taken
             if not has_ended:
                 self._finish()
+                self.resumed += before > 0
             is_same = self._used() == self._weights
             self.finished += is_same
             self.different += not is_same
@@ -130,7 +132,12 @@ class KillRun:
         return True
 
     def _wait(self, process: subprocess.Popen[bytes], *, until_write: bool) -> bool:
-        """Wait for a random moment, or after that for a write; whether there was one."""
+        """Wait for a random moment, and after that for a write, or before it for a checkpoint;
+        whether there was a write.
+        """
+        checkpoint = self._home / "corpora" / CORPUS / "trained" / "checkpoint.json"
+        while not until_write and process.poll() is None and not checkpoint.exists():
+            time.sleep(_POLL_SECONDS)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self._rng.uniform(0, self._seconds))
         known = self._files()

@@ -74,10 +74,17 @@ def summary(parts: Parts) -> dict[str, Any]:
             model: part["sift_from_corpus_minus_best_single"] for model, part in quality.items()
         }
         or None,
+        "steps_from_corpus_minus_corpus": {
+            model: part["steps_from_corpus_minus_corpus"] for model, part in quality.items()
+        }
+        or None,
         "canary_known": None if canary is None else canary["canary_known"],
         "kills": None
         if kills is None
-        else {key: kills[key] for key in ("injected", "resumed", "half_written_used")},
+        else {
+            key: kills[key]
+            for key in ("injected", "with_checkpoint", "resumed", "half_written_used")
+        },
         "increment_cost_share": None if increment is None else increment["increment_cost_share"],
         "beside_training_ratio": None
         if increment is None

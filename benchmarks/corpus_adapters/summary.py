@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
@@ -50,6 +50,7 @@ def quality_summary(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:
         **({"parts_minus_one": parts_minus_one(rows)} if PARTS in arms else {}),
         "instant": instant_shares(rows, arms),
         "sift_from_corpus_minus_best_single": combined_gain(rows, arms),
+        "steps_from_corpus_minus_corpus": steps_gain(rows),
         "rows": [vars(row) for row in rows],
     }
 
@@ -108,6 +109,14 @@ def combined_gain(rows: Sequence[Row], arms: Sequence[Arm]) -> Interval:
     single = [arm for arm in arms if not arm.shown and (arm.start == "fresh" or arm == INSTANT)]
     best = min(single, key=lambda arm: mean(row.percent(arm) for row in rows))
     return _interval(rows, [row.percent(best) - row.percent(COMBINED) for row in rows])
+
+
+def steps_gain(rows: Sequence[Row]) -> Interval:
+    """How many points more the adapter of the corpus gains with the steps of COMBINED after it, on
+    all passages: what the steps bring, without the comparison before them.
+    """
+    stepped = replace(COMBINED, compared=False)
+    return _interval(rows, [row.percent(INSTANT) - row.percent(stepped) for row in rows])
 
 
 def _share(rows: Sequence[Row], arms: Sequence[Arm]) -> tuple[str, float | None]:

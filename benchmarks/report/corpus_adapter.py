@@ -83,7 +83,13 @@ def _promises(result: Result) -> list[list[str]]:
         name = f"`instant` on {model}: share of the longest SIFT's seconds"
         rows.append((name, f"{share:.4f}", f"at most {most:g}", share <= most))
     for model, gain in (result["sift_from_corpus_minus_best_single"] or {}).items():
-        name = f"ten SIFT steps from the corpus's adapter on {model}: points ahead of both alone"
+        name = (
+            "ten SIFT steps, from the corpus's adapter if it lowers the prompt's loss, on "
+            f"{model}: points ahead of both alone"
+        )
+        rows.append((name, interval_cell(gain), "interval above 0", gain[1] > 0))
+        gain = result["steps_from_corpus_minus_corpus"][model]
+        name = f"ten SIFT steps after the corpus's adapter on {model}: points ahead of it"
         rows.append((name, interval_cell(gain), "interval above 0", gain[1] > 0))
     for model, ratios in (instant["first_token_ratio"] or {}).items():
         for count, ratio in ratios.items():
@@ -105,8 +111,9 @@ def _promises(result: Result) -> list[list[str]]:
     if (known := result["canary_known"]) is not None:
         rows.append(("requests that knew what was deleted", str(known), "0", not known))
     if (kills := result["kills"]) is not None:
-        resumed, injected = kills["resumed"], kills["injected"]
-        rows.append(("kills: resumed", f"{resumed} of {injected}", "all", resumed == injected))
+        resumed, kept = kills["resumed"], kills["with_checkpoint"]
+        name = f"{kills['injected']} kills: resumed, of those after a checkpoint"
+        rows.append((name, f"{resumed} of {kept}", "all", resumed == kept))
         used = kills["half_written_used"]
         rows.append(("kills: half-written adapters used", str(used), "0", not used))
     return [[*row[:3], holds_or_not(row[3])] for row in rows]
