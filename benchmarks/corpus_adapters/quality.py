@@ -71,12 +71,20 @@ class ResidentModel:
         self.trainer.warm_up()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self.prefix, self.context = prefix, self._scorer.base.context
+        # The scores of the last passage, by prompt and adapter: several arms may have both alike.
+        self._passage: Passage | None = None
+        self._scores: dict[tuple[tuple[int, ...], bytes | None], float] = {}
 
     def bits(self, passage: Passage, answer: Answer) -> float:
         """Bits per byte of a passage's suffix."""
-        tokens = [*answer.prompt, *passage.tokens[self.prefix :]]
-        nats = self._scorer.nats(tokens, len(answer.prompt), answer.weights)
-        return nats / math.log(2) / len(passage.suffix.encode())
+        if passage != self._passage:
+            self._passage, self._scores = passage, {}
+        key = answer.prompt, answer.weights
+        if key not in self._scores:
+            tokens = [*answer.prompt, *passage.tokens[self.prefix :]]
+            nats = self._scorer.nats(tokens, len(answer.prompt), answer.weights)
+            self._scores[key] = nats / math.log(2) / len(passage.suffix.encode())
+        return self._scores[key]
 
 
 class QualityRunner:
