@@ -56,7 +56,7 @@ demo: .venv/.installed  ## Bring everything up, answer one request with and with
 	$(BIN)/mayfly demo $(ARGS)
 
 test: lint  ## Everything that CI runs: lint and all tests
-	$(BIN)/pytest $(TWO_AT_ONCE) $(ARGS)
+	$(BIN)/pytest $(TWO_AT_ONCE) --durations=20 $(ARGS)
 
 lint: .venv/.installed  ## ruff, mypy (strict), import-linter
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,19 @@ def main() -> None:
     results.write_text(json.dumps(scores))
 
 
+@cache
+def parser() -> Any:
+    """The parser of vLLM's arguments, which takes long to make."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return make_arg_parser(FlexibleArgumentParser())
+
+
 def score(job: dict[str, Any]) -> dict[str, list[float]]:
     """Start an engine with Mayfly's own arguments, and score the text."""
     from vllm import LLM, EngineArgs, SamplingParams
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.lora.request import LoRARequest
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     config = EngineConfig(
         job["folder"],
@@ -62,7 +70,7 @@ def score(job: dict[str, Any]) -> dict[str, list[float]]:
         adapters=1,
         kv_cache_bytes=64 << 20,
     )
-    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(vllm_arguments(config, True))
+    arguments = parser().parse_args(vllm_arguments(config, True))
     # vLLM changes transformers' classes of some models when it loads them.
     trial = trial_adapter(config)
     llm = LLM.from_engine_args(EngineArgs.from_cli_args(arguments))

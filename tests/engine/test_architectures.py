@@ -1,4 +1,6 @@
-"""vLLM gives adapters of each tested architecture the log-probabilities that PEFT gives them."""
+"""vLLM gives adapters of each tested architecture the log-probabilities that PEFT gives them;
+`test_adapter_exactness` asks the same of Llama.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ _TEXT = (
     "class Middleware:\n    def __init__(self, app: ASGIApp) -> None:\n        self.app = app\n"
 )
 _TOLERANCE = 1e-3
+_ARCHITECTURES = [each for each in ARCHITECTURES if each != "llama"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def jobs(nano: str, tokenizer: Any, tmp_path_factory: Any) -> dict[str, dict[str
     """For each architecture a model, and an adapter that Mayfly has trained on the text."""
     tokens = tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
     jobs = {}
-    for architecture in ARCHITECTURES:
+    for architecture in _ARCHITECTURES:
         root: Path = tmp_path_factory.mktemp(architecture)
         folder = save_tiny(architecture, root / "model", nano)
         targets = for_model(folder).targets
@@ -67,7 +70,7 @@ def by_vllm(jobs: dict[str, dict[str, Any]], tmp_path_factory: Any) -> dict[str,
     return scores
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", _ARCHITECTURES)
 def test_vllms_logprobs_are_those_of_peft(
     architecture: str, jobs: dict[str, dict[str, Any]], by_vllm: dict[str, Any]
 ) -> None:

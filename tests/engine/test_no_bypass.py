@@ -151,7 +151,9 @@ async def status_of(url: str, method: str, target: str, lines: list[str]) -> int
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     head = [f"{method} {target} HTTP/1.1", *(line for line in lines if line), "Connection: close"]
     body = BODY if method == "POST" else b""
-    head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
+    # What is accepted costs no adaptation.
+    head += ["Content-Type: application/json", "Compute-Budget: none"]
+    head += [f"Content-Length: {len(body)}", "", ""]
     writer.write("\r\n".join(head).encode("latin-1") + body)
     status = (await asyncio.wait_for(reader.readline(), 30)).split()[1]
     writer.close()

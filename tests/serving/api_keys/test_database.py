@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from selection.access import OPERATOR, Principal
+from selection.corpus.postgres import connections
 from selection.errors import CorpusError
 from selection.location import DatabaseLocation
 from serving.api_keys import database
@@ -168,13 +169,14 @@ async def test_the_requests_of_a_key_are_counted(postgres: DatabaseLocation) -> 
 
 
 async def test_keys_stay_valid_while_the_database_is_away(
-    postgres: DatabaseLocation, caplog: pytest.LogCaptureFixture
+    postgres: DatabaseLocation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret, known = add_key(postgres, "alice", {}), keys()
     followed = DatabaseKeys(postgres, known.replace_stored)
     await followed.read()
 
-    with postgres_server.away(postgres.url):
+    with postgres_server.away(postgres.url), monkeypatch.context() as impatient:
+        impatient.setattr(connections, "_POOL_SECONDS", 0.1)
         for _ in range(3):
             await followed.read()
         assert known.find(f"Bearer {secret}").name == "alice"

@@ -22,6 +22,8 @@ from selection.embedding import Embedder, Embeddings, Prompt
 from selection.examples.example import Example
 from selection.ingest.ingest import Document, ingest, tokenizer_digest
 from selection.selector import Selector, SelectorConfig
+from selection.strategies.registry import REGULARISATION
+from serving.calibration import search
 from serving.calibration.curves import MEASURED_STEPS, Curve, exact_match
 from serving.calibration.held_out import HeldOut, hold_out, near_duplicates
 from serving.calibration.measurer import CurveMeasurer
@@ -210,7 +212,13 @@ def test_a_strategy_that_is_not_better_is_not_the_best_setting() -> None:
     assert best_setting({sift: [high, low], nearest: [low, low]}) == nearest
 
 
-def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> None:
+def test_the_result_is_stored_used_and_forgotten(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two values of each axis, among them the default.
+    monkeypatch.setattr(search, "LEARNING_RATE_FACTORS", (2 / 3, 1.0))
+    monkeypatch.setattr(search, "REGULARISATIONS", (0.1, REGULARISATION))
+    monkeypatch.setattr(search, "RANK_FACTORS", (0.5, 1.0))
     embedded = load_embeddings(home)
     compared = ["--compare-embedder", "base-model"]
 
@@ -219,7 +227,9 @@ def test_the_result_is_stored_used_and_forgotten(home: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
     best, tried = found["calibration"], found["tried"]
-    assert len(tried) == len({str(each["setting"]) for each in tried}) >= 14
+    # Of the corpus's own embedder: both learning rates, another lambda', another rank, and nearest
+    # neighbours; of the other one: both lambda', and nearest neighbours.
+    assert len(tried) == len({str(each["setting"]) for each in tried}) == 5 + 3
     assert best["percent_of_base"] <= best["percent_by_default"]
     assert found["by_default"][0] == 100.0
     # Nothing shown leaves the base model as it is.

@@ -21,6 +21,7 @@ from selection.ingest.ingest import tokenizer_digest
 from selection.library.library import Library
 from selection.threaded_embedder import ThreadedEmbedder
 from serving.calls import SerialExecutor
+from serving.corpus_training import course
 from serving.corpus_training import trainings as trainings_module
 from serving.corpus_training.trainings import CorpusTrainings
 from serving.workers.stages import TrainerWorker
@@ -123,6 +124,7 @@ def serving(
     """The trainings of a server process, which ends with the `with` block."""
     for name in ("RECORD_SECONDS", "LOOK_SECONDS"):
         monkeypatch.setattr(trainings_module, name, 0.05)
+    monkeypatch.setattr(course, "TRIAL_SEQUENCES", 2 * SEQUENCES)
 
     @asynccontextmanager
     async def serving(

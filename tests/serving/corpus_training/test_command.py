@@ -16,10 +16,13 @@ import pytest
 
 from selection.corpus.corpus import Corpus
 from selection.corpus.sqlite_store import Chunk
+from selection.corpus.trained.plan import HELD_OUT_FROM
 from selection.embedding import Embedder
+from selection.ingest.ingest import tokenizer_digest
 from serving.cli import main as main_module
 from serving.cli.corpus.train import _show
 from serving.cli.main import main
+from serving.corpus_training import course
 from serving.corpus_training.values import CorpusSummary, CorpusTrainingOutcome, End
 from tests.serving.commands import Ended, run
 from tests.serving.corpus_training.conftest import DOCUMENTS, SEQUENCES, AddDocuments
@@ -32,6 +35,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Runs `mayfly corpus train` in this process."""
     # This process has loaded torch already, and its environment must not change.
     monkeypatch.setattr(main_module, "set_environment", lambda cores: None)
+    monkeypatch.setattr(course, "TRIAL_SEQUENCES", 2 * SEQUENCES)
 
     def command(home: Path, *arguments: str) -> Ended:
         given = ["mayfly", "corpus", "train", *arguments, "--home", str(home)]
@@ -49,7 +53,13 @@ def adapter(home: Path) -> list[bytes]:
     return [file.read_bytes() for file in home.glob("corpora/ships/trained/*.safetensors")]
 
 
-def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, corpus: Corpus) -> None:
+def test_a_killed_run_goes_on_to_the_same_adapter(
+    tmp_path: Path, words: Embedder, tokenizer: Any, add: AddDocuments
+) -> None:
+    # As few documents as some are held out of, so that learning rates are tried.
+    documents = HELD_OUT_FROM
+    corpus = Corpus.create(tmp_path / "corpora", "ships", words, tokenizer_digest(tokenizer))
+    add(corpus, *range(documents))
     corpus.close()
     shutil.copytree(tmp_path / "corpora", tmp_path / "whole" / "corpora")
     checkpoint = corpus.folder / "trained" / "checkpoint.json"
@@ -71,8 +81,8 @@ def test_a_killed_run_goes_on_to_the_same_adapter(tmp_path: Path, corpus: Corpus
     line, outcome = resumed.out.splitlines()
     assert line == whole.out.rstrip("\n")
     assert line.startswith(
-        f"corpus ships: its adapter has learnt {DOCUMENTS * SEQUENCES} sequences of "
-        f"{DOCUMENTS} documents, in "
+        f"corpus ships: its adapter has learnt {documents * SEQUENCES} sequences of "
+        f"{documents} documents, in "
     )
     assert json.loads(outcome)["adapter"]["not_learnt"] == 0
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selection.corpus.postgres import migration
+from selection.corpus.postgres import connections, migration
 from selection.corpus.postgres.api_keys import ApiKeys, StoredKey
 from selection.corpus.postgres.connections import close_pools
 from selection.corpus.postgres.schema import MIGRATIONS, VERSION
@@ -146,10 +146,13 @@ def test_a_key_that_cannot_be_stored_is_refused(table: ApiKeys) -> None:
     assert read(table)[1] == []
 
 
-def test_a_database_that_is_away_is_reported(table: ApiKeys, postgres: DatabaseLocation) -> None:
+def test_a_database_that_is_away_is_reported(
+    table: ApiKeys, postgres: DatabaseLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(table, key("alice", 1))
 
-    with postgres_server.away(postgres.url):
+    with postgres_server.away(postgres.url), monkeypatch.context() as impatient:
+        impatient.setattr(connections, "_POOL_SECONDS", 0.1)
         for use in (table.changed, table.required, lambda: put(table, key("bob", 2))):
             with pytest.raises(CorpusUnavailableError, match="cannot be reached"):
                 use()
