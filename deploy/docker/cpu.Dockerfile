@@ -1,6 +1,6 @@
 # Mayfly on a CPU (x86-64), installed as by `make install`. Run in the root of the repository:
-#   docker build -f deploy/docker/cpu.Dockerfile -t mayfly:0.1.0-cpu .
-#   docker run --init --stop-timeout 120 --shm-size 1g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.1.0-cpu
+#   docker build -f deploy/docker/cpu.Dockerfile -t mayfly:0.2.0-cpu .
+#   docker run --init --stop-timeout 120 --shm-size 1g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.2.0-cpu
 # --init: as process 1, Mayfly would not reap the orphans of Ray and vLLM, and would handle signals differently.
 # --shm-size: adapters are staged in /dev/shm, and Ray and vLLM use some hundred MB of it; Docker's default is 64 MB.
 # MAYFLY_API_KEYS: the image listens on every address of the container, and a server without keys is open to everyone.

@@ -1,6 +1,6 @@
 # Mayfly on NVIDIA GPUs (x86-64). Untested: this image has never been built.
-#   docker build -f deploy/docker/cuda.Dockerfile -t mayfly:0.1.0-gpu .
-#   docker run --gpus all --init --stop-timeout 120 --shm-size 4g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.1.0-gpu
+#   docker build -f deploy/docker/cuda.Dockerfile -t mayfly:0.2.0-gpu .
+#   docker run --gpus all --init --stop-timeout 120 --shm-size 4g -p 127.0.0.1:8000:8000 -v mayfly:/data -e MAYFLY_API_KEYS=... mayfly:0.2.0-gpu
 # There is no list with hashes for GPUs yet: pip installs the newest versions that pyproject.toml allows, unchecked, so
 # two builds may differ. For production, pin the base image by digest and keep the output of `pip freeze`.
 # cpu.Dockerfile explains --init, --shm-size, MAYFLY_API_KEYS and everything else that both have in common.

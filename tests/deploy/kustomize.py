@@ -1,7 +1,7 @@
 """The part of kustomize that deploy/kubernetes uses, so that tests see the applied manifests.
 
-Resources, ConfigMaps of files, JSON patches, image tags, and values copied from one resource to
-another. What it does not know, it refuses.
+Resources, ConfigMaps of files, JSON patches, deleted resources, image tags, and values copied from
+one resource to another. What it does not know, it refuses.
 """
 
 from __future__ import annotations
@@ -54,7 +54,13 @@ def _accumulated(folder: Path) -> list[Resource]:
             }
         )
     for each in kustomization.get("patches", ()):
-        for operation in yaml.safe_load((folder / each["path"]).read_text()):
+        patch = yaml.safe_load((folder / each["path"]).read_text())
+        if isinstance(patch, dict):
+            assert patch.pop("$patch") == "delete"
+            (resource,) = _found(resources, {**patch, "name": patch["metadata"]["name"]})
+            resources.remove(resource)
+            continue
+        for operation in patch:
             for resource in _found(resources, each["target"]):
                 _patch(resource, operation)
     for each in kustomization.get("images", ()):
@@ -103,6 +109,12 @@ def _patch(resource: Resource, operation: Resource) -> None:
         case "replace", dict():
             assert last in holder
             holder[last] = operation["value"]
+        case "replace", list():
+            holder[int(last)] = operation["value"]
+        case "remove", dict():
+            del holder[last]
+        case "test", dict():
+            assert holder[last] == operation["value"], f"{operation['path']} is {holder[last]}"
         case _:
             raise AssertionError(f"unknown here: {operation}")
 

@@ -27,7 +27,8 @@ from tests.deploy.test_dockerfiles import SETTINGS
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 _COMPOSE: dict[str, Any] = yaml.safe_load((_DEPLOY / "compose.postgres.yaml").read_text())
 _MAYFLY, _POSTGRES = (_COMPOSE["services"][name] for name in ("mayfly", "postgres"))
-_PASSWORD = re.compile(r"\$\{POSTGRES_PASSWORD:\?[^{}$]+\}")
+# A variable of Compose that must be set, with the message of its absence.
+_REQUIRED = re.compile(r"\$\{(\w+):\?[^{}$]+\}")
 _INIT = _DEPLOY / "postgres" / "init.sh"
 
 
@@ -56,14 +57,24 @@ def test_the_database_is_pinned_bounded_and_reached_by_no_port() -> None:
 
 def test_mayfly_connects_as_the_role_that_the_script_creates() -> None:
     url, variables = _MAYFLY["environment"]["MAYFLY_CORPORA"], _POSTGRES["environment"]
-    parts = urlsplit(_PASSWORD.sub("secret", url))
+    parts = urlsplit(_REQUIRED.sub("secret", url))
 
     assert (parts.username, parts.password, parts.hostname) == ("mayfly", "secret", "postgres")
     assert parts.path == f"/{variables['POSTGRES_DB']}"
     assert "CREATE ROLE mayfly LOGIN" in _INIT.read_text()
-    assert _PASSWORD.fullmatch(variables["CORPORA_PASSWORD"])
-    assert _PASSWORD.fullmatch(variables["POSTGRES_PASSWORD"])
+    assert _REQUIRED.findall(url) == _REQUIRED.findall(variables["CORPORA_PASSWORD"])
     assert "--encoding=UTF8" in variables["POSTGRES_INITDB_ARGS"]
+
+
+def test_the_superuser_and_the_role_of_mayfly_have_required_passwords_of_their_own() -> None:
+    variables = _POSTGRES["environment"]
+    passwords = [
+        _REQUIRED.fullmatch(variables[name]) for name in ("POSTGRES_PASSWORD", "CORPORA_PASSWORD")
+    ]
+
+    superuser, role = [each.group(1) for each in passwords if each]
+    assert superuser != role
+    assert superuser not in str(_MAYFLY), "Mayfly could log in as the superuser"
 
 
 def test_every_volume_is_declared_and_the_script_is_mounted() -> None:

@@ -27,7 +27,8 @@ from tests.deploy.kustomize import Resource, built
 
 _DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 _FOLDER = _DEPLOY / "kubernetes"
-_NAMES = ["cpu", "gpu", "gpus", "gpus-postgres"]
+_IN_FILES, _IN_DATABASE = ["cpu", "gpu", "gpus"], "gpus-postgres"
+_NAMES = [*_IN_FILES, _IN_DATABASE]
 _SERVE, _DASHBOARD, _AGENT = 8000, 8265, 52365
 _SECRET = re.compile(r"KEYS?\b|KEYS?_|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _UNITS = {"Mi": 1 << 20, "Gi": 1 << 30}
@@ -276,8 +277,8 @@ def test_no_pod_starts_without_the_secret_with_the_key_file(name: str) -> None:
 
 
 def test_every_pod_has_the_url_of_the_database_and_a_folder_for_indexes() -> None:
-    for spec, container in containers("gpus-postgres"):
-        variables = environment("gpus-postgres", container)
+    for spec, container in containers(_IN_DATABASE):
+        variables = environment(_IN_DATABASE, container)
         source = variables[variable("corpora")]["secretKeyRef"]
         assert source == {"name": "mayfly-corpora", "key": "url"}, "or it would be optional"
         (mount,) = [
@@ -285,9 +286,10 @@ def test_every_pod_has_the_url_of_the_database_and_a_folder_for_indexes() -> Non
             for mount in container["volumeMounts"]
             if mount["mountPath"] == variables[variable("home")]
         ]
-        assert mount["name"] in {volume["name"] for volume in spec["volumes"]}
+        (volume,) = [each for each in spec["volumes"] if each["name"] == mount["name"]]
+        assert set(volume) == {"name", "emptyDir"}
         assert not mount.get("readOnly")
-    for name in ("cpu", "gpu", "gpus"):
+    for name in _IN_FILES:
         for _, container in containers(name):
             assert variable("corpora") not in environment(name, container)
 
@@ -410,8 +412,8 @@ def test_disruption_budgets_select_existing_pods(name: str) -> None:
         assert budget["minAvailable"] == 1
 
 
-@every_overlay
-def test_corpora_are_opened_on_one_host_only(name: str) -> None:
+@pytest.mark.parametrize("name", _IN_FILES)
+def test_corpora_in_files_are_opened_on_one_host_only(name: str) -> None:
     (claim,) = [each for each in manifests(name) if each["kind"] == "PersistentVolumeClaim"]
     holders = {
         (node, mount["mountPath"])
@@ -433,6 +435,21 @@ def test_corpora_are_opened_on_one_host_only(name: str) -> None:
     head = {"ray.io/node-type": "head"} | next(pods(name))[1]["metadata"]["labels"]
     # Itself too: else the first one would never start.
     assert beside["labelSelector"]["matchLabels"] == head
+
+
+def test_no_pod_is_bound_to_a_node_where_corpora_are_in_a_database() -> None:
+    found = cluster(_IN_DATABASE)
+
+    assert "PersistentVolumeClaim" not in {each["kind"] for each in manifests(_IN_DATABASE)}
+    for _, pod in pods(_IN_DATABASE):
+        assert not {"affinity", "nodeSelector", "nodeName"} & set(pod["spec"])
+        assert not any("persistentVolumeClaim" in volume for volume in pod["spec"]["volumes"])
+    # Resources of Ray's own bind replicas to the pods that have them.
+    for group in [found["headGroupSpec"], *found["workerGroupSpecs"]]:
+        assert "resources" not in group
+    serve = yaml.safe_load(one(_IN_DATABASE, "RayService")["spec"]["serveConfigV2"])
+    for each in serve["applications"][0]["deployments"]:
+        assert "placement_group_bundles" not in each
 
 
 @every_overlay
