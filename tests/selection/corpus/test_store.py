@@ -4,6 +4,7 @@ is stored.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 
@@ -330,4 +331,20 @@ def test_vectors_of_the_old_embedder_are_refused_after_a_reembedding(
     with pytest.raises(CorpusError, match="'notes' was re-embedded in the meantime: add 'b' again"):
         store.add("b", "digest", [Chunk(0, "x", (1, 2))], vectors(1), {}, old)
 
+    assert store.counts() == (1, 1)
+
+
+def test_long_names_are_told_apart_by_all_their_characters(store: CorpusStore) -> None:
+    # Random, since PostgreSQL compresses what is longer than an entry of an index may be.
+    long = hashlib.shake_256(b"a name").hexdigest(4000)
+    first = add(store, f"{long}ü1", "one")
+    add(store, f"{long}ü2", "two")
+    replacing = add(store, f"{long}ü1", "three")
+
+    assert replacing > first
+    assert [each.name for each in store.documents()] == [f"{long}ü1", f"{long}ü2"]
+    assert store.has(f"{long}ü1", "digest of ('three',)")
+    assert (store.has_name(f"{long}ü2"), store.has_name(long)) == (True, False)
+    assert [len(tokens) for tokens in store.token_sequences(f"{long}ü2")] == [4 * len("two")]
+    assert (store.delete(f"{long}ü2"), store.delete(long)) == (True, False)
     assert store.counts() == (1, 1)

@@ -20,6 +20,7 @@ from psycopg.pq import PipelineStatus
 from selection.config import SelectorConfig
 from selection.corpus.corpus import Corpus
 from selection.corpus.postgres.store import PostgresStore
+from selection.corpus.postgres.tables.deletion import delete_named
 from selection.corpus.sequences import Chunk
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusError, CorpusNotFoundError, CorpusUnavailableError
@@ -157,6 +158,36 @@ def test_reading_sequences_looks_up_only_these_and_their_documents(store: Postgr
     assert [each.source.document for each in found.values()] == [*range(3, 4803, 120)]
     read = {name: after[name] - before[name] for name in after}
     assert read == {"sequences": 40, "documents": 40}
+
+
+def test_documents_are_looked_up_by_the_index_of_names(store: PostgresStore) -> None:
+    with store.database.writing():
+        store.database.execute(
+            "INSERT INTO documents (corpus, id, name, sha256, metadata, fields) "
+            "SELECT %(corpus)s, n, n::text, '', '{}', '{}' FROM generate_series(1, 5000) n"
+        )
+
+    def rows_read() -> int:
+        ((count,),) = store.database.rows(
+            "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) "
+            "FROM pg_stat_xact_user_tables WHERE relname = 'documents'"
+        )
+        return int(count)
+
+    lookups: list[tuple[object, int]] = []
+    with store.database.writing():
+        for lookup in (
+            lambda: store.has("70", ""),
+            lambda: store.has_name("71"),
+            lambda: list(store.token_sequences("72")),
+            # By name, and twice by its id: to read and to delete it.
+            lambda: delete_named(store.database, "73"),
+        ):
+            before = rows_read()
+            found = lookup()
+            lookups.append((found, rows_read() - before))
+
+    assert lookups == [(True, 1), (True, 1), ([], 1), (True, 3)]
 
 
 def test_a_selection_asks_the_database_eight_times(
