@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.postgres.store import PostgresStore
 from selection.corpus.postgres.tables.deletion import delete_named
 from selection.corpus.sequences import Chunk
+from selection.corpus.tables.attachment import Attachment
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusError, CorpusNotFoundError, CorpusUnavailableError
 from selection.location import DatabaseLocation
@@ -390,6 +392,21 @@ def test_a_transaction_that_is_interrupted_leaves_no_trace(
         interrupted_change()
 
     assert "name" not in store.meta()
+
+
+def test_what_exceeds_a_limit_of_postgres_is_not_taken_for_a_lost_connection(
+    store: PostgresStore,
+) -> None:
+    # Random, since PostgreSQL compresses what is longer than an entry of an index may be.
+    long = hashlib.shake_256(b"an id").hexdigest(4000)
+
+    with pytest.raises(
+        CorpusError, match=r"corpus 'notes' was not changed: index row size .* exceeds"
+    ) as caught:
+        store.attachments.attach([Attachment(f"file-{long}", "a.md")])
+
+    assert not isinstance(caught.value, CorpusUnavailableError)
+    assert store.attachments.ids("in_progress") == []
 
 
 def test_a_text_that_postgres_cannot_store_is_refused(store: PostgresStore) -> None:
