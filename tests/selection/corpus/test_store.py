@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from selection.corpus.sequences import Chunk
 from selection.corpus.stores.places import make_place, open_store
@@ -19,6 +21,9 @@ from selection.location import Location, Place
 from tests.selection.corpus.store_helpers import META, add, generation, vectors
 
 _NEW = {"embedder": "words", "revision": "2", "dimension": "3"}
+_ODD = st.sampled_from(
+    ["'", '"', "\\", "%s", "%(corpus)s", "$1", "?", "a'; DROP TABLE documents; --", "{}", ""]
+) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
 
 
 @pytest.fixture
@@ -348,3 +353,32 @@ def test_long_names_are_told_apart_by_all_their_characters(store: CorpusStore) -
     assert [len(tokens) for tokens in store.token_sequences(f"{long}ü2")] == [4 * len("two")]
     assert (store.delete(f"{long}ü2"), store.delete(long)) == (True, False)
     assert store.counts() == (1, 1)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(name=_ODD, text=_ODD, key=_ODD, value=_ODD, other=_ODD)
+def test_user_input_never_becomes_sql(
+    store: CorpusStore, name: str, text: str, key: str, value: str, other: str
+) -> None:
+    document = store.add(
+        name, other, [Chunk(0, text, (1, 2))], vectors(1), {key: value}, store.meta()["uuid"]
+    )
+
+    assert [(each.name, each.metadata) for each in store.documents()] == [(name, {key: value})]
+    assert (store.has(name, other), store.has_name(name), store.has(name, f"{other}'")) == (
+        True,
+        True,
+        False,
+    )
+    assert len(store.matching({"type": "eq", "key": key, "value": value})) == 1
+    (sequence,) = store.read(store.sequences_of(document)).values()
+    assert (sequence.source.text, sequence.source.name) == (text, name)
+    assert store.names(other) == []
+    assert store.attachments.get(other) is None
+    assert store.file_batches.get(other) is None
+    store.update_meta({f"x{key}": value})
+    assert store.meta()[f"x{key}"] == value
+    assert store.delete(name)
+    assert store.counts() == (0, 0)

@@ -14,15 +14,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from psycopg.pq import PipelineStatus
 
 from selection.config import SelectorConfig
 from selection.corpus.corpus import Corpus
 from selection.corpus.postgres.store import PostgresStore
 from selection.corpus.postgres.tables.deletion import delete_named
-from selection.corpus.sequences import Chunk
 from selection.corpus.tables.attachment import Attachment
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusError, CorpusNotFoundError, CorpusUnavailableError
@@ -32,12 +29,9 @@ from selection.selector import Selector
 from selection.threaded_embedder import ThreadedEmbedder
 from tests.selection import brute_force
 from tests.selection.brute_force import texts_near
-from tests.selection.corpus.store_helpers import META, add, generation, vectors
+from tests.selection.corpus.store_helpers import META, add, generation
 
 _REPOSITORY = Path(__file__).resolve().parents[4]
-_ODD = st.sampled_from(
-    ["'", '"', "\\", "%s", "%(corpus)s", "$1", "?", "a'; DROP TABLE documents; --", "{}", ""]
-) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
 
 
 def store_of(location: DatabaseLocation, name: str = "notes") -> PostgresStore:
@@ -416,32 +410,3 @@ def test_a_text_that_postgres_cannot_store_is_refused(store: PostgresStore) -> N
         add(store, "a", "one\0two")
 
     assert (store.counts(), generation(store)) == ((0, 0), 0)
-
-
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(name=_ODD, text=_ODD, key=_ODD, value=_ODD, other=_ODD)
-def test_user_input_never_becomes_sql(
-    store: PostgresStore, name: str, text: str, key: str, value: str, other: str
-) -> None:
-    document = store.add(
-        name, other, [Chunk(0, text, (1, 2))], vectors(1), {key: value}, store.meta()["uuid"]
-    )
-
-    assert [(each.name, each.metadata) for each in store.documents()] == [(name, {key: value})]
-    assert (store.has(name, other), store.has_name(name), store.has(name, f"{other}'")) == (
-        True,
-        True,
-        False,
-    )
-    assert len(store.matching({"type": "eq", "key": key, "value": value})) == 1
-    (sequence,) = store.read(store.sequences_of(document)).values()
-    assert (sequence.source.text, sequence.source.name) == (text, name)
-    assert store.names(other) == []
-    assert store.attachments.get(other) is None
-    assert store.file_batches.get(other) is None
-    store.update_meta({f"x{key}": value})
-    assert store.meta()[f"x{key}"] == value
-    assert store.delete(name)
-    assert store.counts() == (0, 0)
