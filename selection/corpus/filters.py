@@ -85,8 +85,6 @@ def to_sql(
     condition, parameters = _node(filter, column, dialect, _DEPTH)
     if len(parameters) > _PARAMETERS:
         raise ValueError(f"a filter has at most {_PARAMETERS} keys and values")
-    if any("\ud800" <= c <= "\udfff" for text in parameters if isinstance(text, str) for c in text):
-        raise ValueError("the keys and values of a filter must be Unicode text")
     return condition, parameters
 
 
@@ -109,7 +107,7 @@ def _node(filter: Any, column: str, dialect: Dialect, depth: int) -> tuple[str, 
         ]
     if set(filter) != {"type", "key", "value"} or not isinstance(filter["key"], str):
         raise ValueError("a filter that compares has `type`, `key` (a string) and `value`")
-    return _comparison(kind, filter["key"], filter["value"], column, dialect)
+    return _comparison(kind, _text(filter["key"]), filter["value"], column, dialect)
 
 
 def _comparison(
@@ -131,8 +129,19 @@ def _comparison(
     )
 
 
+def _text(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("the keys and values of a filter must be Unicode text")
+    # No stored text contains it, and PostgreSQL cannot compare with it.
+    if "\0" in text:
+        raise ValueError("the keys and values of a filter must not contain the character U+0000")
+    return text
+
+
 def _scalar(value: Any) -> Scalar:
-    if isinstance(value, str | bool):
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, bool):
         return value
     if isinstance(value, int | float) and abs(value) < (
         1 << 63 if isinstance(value, int) else math.inf

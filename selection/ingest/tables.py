@@ -181,6 +181,7 @@ def _row(number: int, raw: Any, name: str) -> Row | None:
         raise CorpusError(
             f"{where}: expected Unicode text in the field `text`, not an unpaired surrogate"
         )
+    _check_null_character(text, "text", where)
     text = text.removeprefix("\ufeff")
     if not text:
         return None
@@ -201,8 +202,17 @@ def _example_row(number: int, raw: dict[str, Any], fields: dict[str, Any], where
         example = parse_example(fields, where)
     except ExampleError as problem:
         raise CorpusError(str(problem)) from problem
+    _check_null_character(example.text, "example", where)
     row_id = _row_id(raw.get("id"), where)
     return Row(number, row_id, example.text, _metadata(raw.get("metadata"), where), example)
+
+
+def _check_null_character(value: Scalar, field: str, where: str) -> None:
+    """Refuse the character that PostgreSQL cannot store, wherever the corpus is, so that it can be
+    copied.
+    """
+    if isinstance(value, str) and "\0" in value:
+        raise CorpusError(f"{where}: its `{field}` contains the character U+0000: remove it")
 
 
 def _printable(key: str) -> str:
@@ -221,6 +231,7 @@ def _row_id(value: Any, where: str) -> str | None:
     row_id = str(value)
     if not is_unicode(row_id):
         raise CorpusError(f"{where}: its `id` is not Unicode text")
+    _check_null_character(row_id, "id", where)
     if len(row_id) > _MAX_ID_CHARACTERS:
         raise CorpusError(
             f"{where}: its `id` has {len(row_id):,} characters, and at most "
@@ -245,6 +256,8 @@ def _metadata(field: Any, where: str) -> dict[str, Scalar]:
     described = json.dumps(metadata, ensure_ascii=False)
     if not is_unicode(described):
         raise CorpusError(f"{expected}, all in Unicode")
+    for each in (*metadata.keys(), *metadata.values()):
+        _check_null_character(each, "metadata", where)
     if len(described) > MAX_TEXT_BYTES:
         raise CorpusError(f"{where}: its `metadata` has more than {MAX_TEXT_BYTES >> 20} MiB")
     return metadata

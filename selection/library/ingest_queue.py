@@ -54,8 +54,8 @@ class IngestQueue(Protocol):
     def taken(self, *, wait: bool) -> AbstractContextManager[QueuedFile | None]:
         """Take the next file within the `with` block; None if there is none.
 
-        If the block fails, the file is taken again later: by this process if the database could not
-        be reached, and otherwise by another one, or by this one once it has restarted.
+        If the block fails, the file is taken again later: after the others if the database could
+        not be used, and otherwise by another process, or by this one once it has restarted.
 
         Args:
             wait: whether to wait for a file, for some time.

@@ -59,6 +59,8 @@ def checked_attributes(
                 raise LibraryError(
                     f"`{what}.{key}` must be Unicode text of at most {_VALUE} characters"
                 )
+            if "\0" in each:
+                raise LibraryError(f"`{what}.{key}` must not contain the character U+0000")
         elif not abs(each) < 1 << 63:
             raise LibraryError(f"`{what}.{key}` must be a finite number below 2^63")
     return dict(value)

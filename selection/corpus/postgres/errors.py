@@ -48,7 +48,9 @@ def _translation(problem: psycopg.Error, change: str) -> CorpusError | None:
             f"the corpora's database lacks tables of Mayfly: {first_line(problem)}; start again "
             "to create them, or restore the database"
         )
-    if isinstance(problem, errors.DiskFull | errors.ReadOnlySqlTransaction):
+    if isinstance(
+        problem, errors.DiskFull | errors.ReadOnlySqlTransaction | errors.ProgramLimitExceeded
+    ):
         return CorpusError(f"{change} was not changed: {first_line(problem)}")
     if isinstance(problem, errors.LockNotAvailable | errors.QueryCanceled):
         return CorpusUnavailableError(

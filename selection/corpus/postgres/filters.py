@@ -18,7 +18,6 @@ class _PostgresDialect:
 
     def one_of(self, column: str, key: str, values: Sequence[Scalar]) -> tuple[str, list[Scalar]]:
         """The value of a key is one of these."""
-        _check_storable(key, *values)
         # Each of them can be looked up in the index.
         return (
             f"({' OR '.join([f'{column} @> ?::jsonb'] * len(values))})",
@@ -29,7 +28,6 @@ class _PostgresDialect:
         self, column: str, key: str, operator: str, value: Scalar
     ) -> tuple[str, list[Scalar]]:
         """The value of a key is of the kind of this one, and so compared to it."""
-        _check_storable(key, value)
         if isinstance(value, str):
             kind, found, cast = "string", f'({column} ->> ?::text) COLLATE "C"', "text"
         else:
@@ -45,7 +43,7 @@ def to_postgres(filter: Filter, column: str) -> tuple[str, dict[str, Scalar]]:
     """An SQL condition on a jsonb column, and its parameters by name.
 
     Raises:
-        ValueError: an invalid filter, or one with U+0000, which no stored text contains.
+        ValueError: an invalid filter.
     """
     condition, values = to_sql(filter, column, _PostgresDialect())
     first, *others = condition.split("?")
@@ -56,11 +54,6 @@ def to_postgres(filter: Filter, column: str) -> tuple[str, dict[str, Scalar]]:
 def fields_of(metadata: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Metadata as it is compared."""
     return {key: _exact(value) for key, value in metadata.items()}
-
-
-def _check_storable(*values: Scalar) -> None:
-    if any("\0" in value for value in values if isinstance(value, str)):
-        raise ValueError("the keys and values of a filter must not contain U+0000")
 
 
 def _exact(value: Scalar) -> Scalar:

@@ -15,6 +15,7 @@ from typing import LiteralString
 
 from selection.corpus.postgres.connections import pool_of
 from selection.corpus.postgres.errors import translated
+from selection.errors import CorpusUnavailableError
 from selection.location import DatabaseLocation
 
 # Of several rows of one file, which was attached again, the first is first: otherwise two workers
@@ -26,6 +27,7 @@ WHERE NOT q.number = ANY(%(left_out)s::bigint[]) AND NOT EXISTS (
     AND earlier.number < q.number)
 ORDER BY q.number LIMIT 1 FOR UPDATE OF q SKIP LOCKED
 """
+_MOVE_BEHIND: LiteralString = "UPDATE ingest_queue SET number = DEFAULT WHERE number = %s"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class IngestQueue:
         """Take the first file that no other worker has, within the `with` block; it leaves the
         queue unless the block fails. None if there is no such file.
 
+        If the block fails because the database cannot be used, the file goes behind the others: a
+        cause that lies in the file must not keep them from being ingested.
+
         Args:
             left_out: numbers of files that are left to others.
 
@@ -61,6 +66,7 @@ class IngestQueue:
             CorpusError: the database cannot be used.
         """
         pool = pool_of(self._location)
+        unavailable: CorpusUnavailableError | None = None
         with (
             translated(self._location, "the queue of files"),
             pool.connection() as connection,
@@ -74,5 +80,11 @@ class IngestQueue:
                 return
             number, file, corpus = row
             assert isinstance(number, int)
-            yield QueuedFile(number, str(file), None if corpus is None else str(corpus))
-            connection.execute("DELETE FROM ingest_queue WHERE number = %s", (number,))
+            try:
+                yield QueuedFile(number, str(file), None if corpus is None else str(corpus))
+                connection.execute("DELETE FROM ingest_queue WHERE number = %s", (number,))
+            except CorpusUnavailableError as problem:
+                unavailable = problem
+                connection.execute(_MOVE_BEHIND, (number,))
+        if unavailable is not None:
+            raise unavailable

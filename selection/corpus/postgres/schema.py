@@ -5,7 +5,8 @@ names it. Ids of documents and sequences are counted for each corpus in its row 
 a transaction that changes the corpus locks first: ids become visible in ascending order, as readers
 that catch up by the last id rely on.
 
-Embeddings are apart from texts, so that reading all of them reads little else.
+Embeddings are apart from texts, so that reading all of them reads little else. A document is looked
+up by the digest of its name, which is what the index of names contains.
 """
 
 from __future__ import annotations
@@ -106,8 +107,16 @@ CREATE TABLE api_keys (
     UNIQUE (sha256) DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE api_keys_required (required boolean PRIMARY KEY CHECK (required));
 """
+# An entry of an index has at most 2704 bytes, and a name may be longer. The digest is immutable,
+# unlike `convert_to`, because the encoding of the database is always UTF-8.
+_LONG_NAMES = """
+CREATE FUNCTION name_digest(name text) RETURNS bytea
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN sha256(convert_to(name, 'UTF8'));
+CREATE UNIQUE INDEX documents_by_name ON documents (corpus, name_digest(name));
+ALTER TABLE documents DROP CONSTRAINT documents_corpus_name_key;
+"""
 # What makes each version of the one before it.
-MIGRATIONS = (_FIRST, _API_KEYS)
+MIGRATIONS = (_FIRST, _API_KEYS, _LONG_NAMES)
 VERSION = len(MIGRATIONS)
 # The tables of a corpus, those that refer to others first.
 CORPUS_TABLES = (

@@ -191,14 +191,18 @@ class PostgresStore(DatabaseStore[Database]):
     def has(self, name: str, sha256: str) -> bool:
         """Whether a document of that name and content exists."""
         rows = self.database.rows(
-            "SELECT sha256 FROM documents WHERE corpus = %(corpus)s AND name = %(name)s", name=name
+            "SELECT sha256 FROM documents WHERE corpus = %(corpus)s "
+            "AND name_digest(name) = name_digest(%(name)s)",
+            name=name,
         )
         return rows == [(sha256,)]
 
     def has_name(self, name: str) -> bool:
         """Whether a document of that name exists."""
         rows = self.database.rows(
-            "SELECT 1 FROM documents WHERE corpus = %(corpus)s AND name = %(name)s", name=name
+            "SELECT 1 FROM documents WHERE corpus = %(corpus)s "
+            "AND name_digest(name) = name_digest(%(name)s)",
+            name=name,
         )
         return bool(rows)
 
@@ -234,7 +238,8 @@ class PostgresStore(DatabaseStore[Database]):
         rows = self.database.stream(
             "SELECT s.tokens FROM sequences s "
             "JOIN documents d ON d.corpus = s.corpus AND d.id = s.document "
-            "WHERE s.corpus = %(corpus)s AND (%(name)s::text IS NULL OR d.name = %(name)s)",
+            "WHERE s.corpus = %(corpus)s AND (%(name)s::text IS NULL "
+            "OR name_digest(d.name) = name_digest(%(name)s))",
             name=name,
         )
         for (tokens,) in rows:

@@ -320,3 +320,17 @@ def test_an_invalid_filter_is_refused(filter: Any, message: str) -> None:
 def test_surrogates_are_refused(filter: Filter) -> None:
     with pytest.raises(ValueError, match="Unicode text"):
         to_sql(filter)
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        {"type": "eq", "key": "a", "value": "b\0"},
+        {"type": "nin", "key": "a", "value": ["b", "\0"]},
+        {"type": "gt", "key": "a\0", "value": 1},
+        {"type": "or", "filters": [{"type": "lt", "key": "a", "value": "\0"}]},
+    ],
+)
+def test_null_characters_are_refused(filter: Filter) -> None:
+    with pytest.raises(ValueError, match=r"must not contain the character U\+0000"):
+        to_sql(filter)

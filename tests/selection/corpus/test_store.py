@@ -4,11 +4,14 @@ is stored.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from selection.corpus.sequences import Chunk
 from selection.corpus.stores.places import make_place, open_store
@@ -18,6 +21,9 @@ from selection.location import Location, Place
 from tests.selection.corpus.store_helpers import META, add, generation, vectors
 
 _NEW = {"embedder": "words", "revision": "2", "dimension": "3"}
+_ODD = st.sampled_from(
+    ["'", '"', "\\", "%s", "%(corpus)s", "$1", "?", "a'; DROP TABLE documents; --", "{}", ""]
+) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
 
 
 @pytest.fixture
@@ -331,3 +337,48 @@ def test_vectors_of_the_old_embedder_are_refused_after_a_reembedding(
         store.add("b", "digest", [Chunk(0, "x", (1, 2))], vectors(1), {}, old)
 
     assert store.counts() == (1, 1)
+
+
+def test_long_names_are_told_apart_by_all_their_characters(store: CorpusStore) -> None:
+    # Random, since PostgreSQL compresses what is longer than an entry of an index may be.
+    long = hashlib.shake_256(b"a name").hexdigest(4000)
+    first = add(store, f"{long}ü1", "one")
+    add(store, f"{long}ü2", "two")
+    replacing = add(store, f"{long}ü1", "three")
+
+    assert replacing > first
+    assert [each.name for each in store.documents()] == [f"{long}ü1", f"{long}ü2"]
+    assert store.has(f"{long}ü1", "digest of ('three',)")
+    assert (store.has_name(f"{long}ü2"), store.has_name(long)) == (True, False)
+    assert [len(tokens) for tokens in store.token_sequences(f"{long}ü2")] == [4 * len("two")]
+    assert (store.delete(f"{long}ü2"), store.delete(long)) == (True, False)
+    assert store.counts() == (1, 1)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(name=_ODD, text=_ODD, key=_ODD, value=_ODD, other=_ODD)
+def test_user_input_never_becomes_sql(
+    store: CorpusStore, name: str, text: str, key: str, value: str, other: str
+) -> None:
+    document = store.add(
+        name, other, [Chunk(0, text, (1, 2))], vectors(1), {key: value}, store.meta()["uuid"]
+    )
+
+    assert [(each.name, each.metadata) for each in store.documents()] == [(name, {key: value})]
+    assert (store.has(name, other), store.has_name(name), store.has(name, f"{other}'")) == (
+        True,
+        True,
+        False,
+    )
+    assert len(store.matching({"type": "eq", "key": key, "value": value})) == 1
+    (sequence,) = store.read(store.sequences_of(document)).values()
+    assert (sequence.source.text, sequence.source.name) == (text, name)
+    assert store.names(other) == []
+    assert store.attachments.get(other) is None
+    assert store.file_batches.get(other) is None
+    store.update_meta({f"x{key}": value})
+    assert store.meta()[f"x{key}"] == value
+    assert store.delete(name)
+    assert store.counts() == (0, 0)

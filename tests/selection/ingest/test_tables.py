@@ -130,6 +130,38 @@ def test_an_invalid_row_of_json_lines_is_named(
         next(read_file(file, "t"))
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("field", "row"),
+    [
+        ("text", {"text": "a\0b"}),
+        ("id", {"text": "x", "id": "a\0b"}),
+        ("metadata", {"text": "x", "metadata": {"kind": "a\0b"}}),
+        ("metadata", {"text": "x", "metadata": {"a\0b": 1}}),
+        ("example", {"prompt": "a\0b", "completion": "Me."}),
+        ("id", {"prompt": "Who?", "completion": "Me.", "id": "\0"}),
+    ],
+)
+def test_a_null_character_is_named_with_its_row(
+    tmp_path: Path, kind: str, field: str, row: dict[str, Any]
+) -> None:
+    file = write_rows(tmp_path, kind, [{"text": "fine"}, row])
+
+    with pytest.raises(
+        CorpusError, match=rf"^t, row 2: its `{field}` contains the character U\+0000: remove it$"
+    ):
+        next(read_file(file, "t"))
+
+
+def test_an_escape_that_only_looks_like_a_null_character_is_text(tmp_path: Path) -> None:
+    text = r"\u0000"
+    row = {"text": text, "id": text, "metadata": {text: text}}
+
+    (document,) = read_file(write_rows(tmp_path, "jsonl", [row]), "t")
+
+    assert document == Document(f"t#{text}", text, {text: text})
+
+
 def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     file = write(
         tmp_path / "t.jsonl", b'{"text": "fine"}\n' + '{"text": "Größe"}\n'.encode("latin-1")

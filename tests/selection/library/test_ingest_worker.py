@@ -4,6 +4,8 @@ not at all.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -566,6 +569,63 @@ def test_a_file_that_fails_unexpectedly_is_left_to_other_servers(
     assert wait_until_ingested(other, "notes", file).status == "completed"
     assert caplog.text.count("failed unexpectedly") == 1
     other.close()
+    library.close()
+
+
+def test_rows_with_long_ids_are_ingested(
+    postgres: DatabaseLocation, words: Embedder, tokenizer: Any, tmp_path: Path
+) -> None:
+    library = Library(postgres, ThreadedEmbedder(lambda: words), tokenizer, tmp_path / "files")
+    library.create_store("notes")
+    # Random, since PostgreSQL compresses what is longer than an entry of an index may be.
+    long = hashlib.shake_256(b"an id").hexdigest(2000)
+
+    file = attach_and_wait(
+        library, "notes", "rows.jsonl", json.dumps({"id": long, "text": "whales are mammals"})
+    )
+
+    assert library.file("notes", file).file.status == "completed"
+    assert list(documents(postgres, "notes")) == [f"{file}/rows.jsonl#{long}"]
+    library.close()
+
+
+def test_a_file_that_cannot_be_stored_for_now_does_not_keep_others_from_it(
+    postgres: DatabaseLocation,
+    words: Embedder,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ingest_worker, "_RETRY_SECONDS", 0.1)
+    pausable = PausableEmbedder(words)
+    library = Library(postgres, ThreadedEmbedder(lambda: pausable), tokenizer, tmp_path / "files")
+    library.create_store("notes")
+    # Fault injection: the database stores no document of one file.
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute(
+            "CREATE FUNCTION mayfly.refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE 'too many connections' USING ERRCODE = '53300'; END$$"
+        )
+        admin.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON mayfly.documents FOR EACH ROW "
+            "WHEN (NEW.name LIKE '%refused.md') EXECUTE FUNCTION mayfly.refuse()"
+        )
+        try:
+            with pausable.paused():
+                refused = library.upload("refused.md", CATS.encode()).id
+                library.attach("notes", AttachmentRequest(refused))
+                others = [library.upload(f"{n}.md", SHIPS.encode()).id for n in range(2)]
+                for other in others:
+                    library.attach("notes", AttachmentRequest(other))
+            for other in others:
+                assert wait_until_ingested(library, "notes", other).status == "completed"
+            assert f"{refused} of corpus notes is ingested later" in caplog.text
+            assert library.file("notes", refused).file.status == "in_progress"
+        finally:
+            admin.execute("DROP FUNCTION mayfly.refuse CASCADE")
+
+    assert wait_until_ingested(library, "notes", refused).status == "completed"
     library.close()
 
 

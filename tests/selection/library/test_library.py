@@ -492,6 +492,7 @@ def test_an_invalid_id_is_missing(library: Library, identity: str) -> None:
         {"a": 1 << 63},
         {"a": "x" * 513},
         {"a": "\ud800"},
+        {"a": "\0"},
         {"": 1},
         {"x" * 65: 1},
         {"\udfff": 1},

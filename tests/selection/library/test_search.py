@@ -66,7 +66,14 @@ def test_invalid_queries_are_refused(library: Library, queries: list[str]) -> No
 
 
 @pytest.mark.parametrize(
-    "filter", [{}, {"type": "like", "key": "a", "value": "b"}, "eq", {"type": "and", "filters": []}]
+    "filter",
+    [
+        {},
+        {"type": "like", "key": "a", "value": "b"},
+        "eq",
+        {"type": "and", "filters": []},
+        {"type": "eq", "key": "a", "value": "\0"},
+    ],
 )
 def test_an_invalid_filter_is_refused(library: Library, filter: Any) -> None:
     library.create_store("notes")

@@ -157,6 +157,7 @@ def test_a_request_may_decline_the_servers_corpus(tokenizer: Any) -> None:
         ({"reuse": ["conversation"]}, 'reuse` is "conversation"'),
         ({"reuse": "everything"}, 'reuse` is "conversation"'),
         ({"filters": "language"}, "a filter is an object"),
+        ({"filters": {"type": "eq", "key": "a", "value": "\0"}}, "contain the character U\\+0000"),
         ({"filters": {}}, "has `type`, `key`"),
         ({"filters": {"type": "like", "key": "a", "value": "b"}}, "unknown filter type 'like'"),
         ({"prompt": 5}, "prompt` is the text"),

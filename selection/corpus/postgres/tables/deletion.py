@@ -51,7 +51,9 @@ def delete_document(database: Database, document: int) -> bool:
 def delete_named(database: Database, name: str) -> bool:
     """Delete a document by name; False if it does not exist."""
     rows = database.rows(
-        "SELECT id FROM documents WHERE corpus = %(corpus)s AND name = %(name)s", name=name
+        "SELECT id FROM documents WHERE corpus = %(corpus)s "
+        "AND name_digest(name) = name_digest(%(name)s)",
+        name=name,
     )
     return bool(rows) and delete_document(database, rows[0][0])
 

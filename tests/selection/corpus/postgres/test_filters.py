@@ -96,7 +96,7 @@ def test_a_number_is_compared_as_it_is_and_not_as_it_is_written(
     ],
 )
 def test_a_filter_with_a_character_that_postgres_cannot_store_is_refused(filter: Filter) -> None:
-    with pytest.raises(ValueError, match=r"must not contain U\+0000"):
+    with pytest.raises(ValueError, match=r"must not contain the character U\+0000"):
         to_postgres(filter, "fields")
 
 

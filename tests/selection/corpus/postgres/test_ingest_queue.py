@@ -84,6 +84,26 @@ def test_a_file_whose_worker_fails_is_taken_again(store: PostgresStore, queue: I
     assert taken(queue) == _FILES[0]
 
 
+def test_a_file_for_which_the_database_cannot_be_used_goes_behind_the_others(
+    store: PostgresStore, queue: IngestQueue
+) -> None:
+    attach(store, *_FILES[:3])
+
+    def unavailable() -> None:
+        with queue.taken() as file:
+            assert file is not None
+            found.append(file.file)
+            raise CorpusUnavailableError("away")
+
+    found: list[str] = []
+    for _ in range(4):
+        with pytest.raises(CorpusUnavailableError, match="away"):
+            unavailable()
+
+    assert found == [*_FILES[:3], _FILES[0]]
+    assert [taken(queue) for _ in range(4)] == [_FILES[1], _FILES[2], _FILES[0], None]
+
+
 def test_a_file_that_is_attached_again_is_not_taken_twice_at_once(
     store: PostgresStore, queue: IngestQueue
 ) -> None:

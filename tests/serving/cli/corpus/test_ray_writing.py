@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import psutil
+import psycopg
 import pytest
 
 from selection.corpus.corpus import Corpus
@@ -172,14 +173,26 @@ def test_a_corpus_that_workers_write_is_that_of_one_process_though_one_is_killed
 def test_a_problem_of_a_worker_is_reported_as_that_of_one_process(
     add: Command, ray_files: Path, postgres: DatabaseLocation
 ) -> None:
-    # PostgreSQL cannot store U+0000, which only metadata may have.
-    row = {"text": "A row of words.", "metadata": {"kind": "a\0b"}}
-    Path("rows.jsonl").write_text(f"{json.dumps(row)}\n")
-
-    alone, on_ray = add("notes", "rows.jsonl"), add("notes", "rows.jsonl", "--ray")
+    Path("a.md").write_text("A text of words.\n")
+    # Connecting creates the tables.
+    open_store(postgres / "notes")
+    # Fault injection: the database stores no document.
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute(
+            "CREATE FUNCTION mayfly.refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE 'the disk is full' USING ERRCODE = '53100'; END$$"
+        )
+        admin.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON mayfly.documents "
+            "FOR EACH ROW EXECUTE FUNCTION mayfly.refuse()"
+        )
+        try:
+            alone, on_ray = add("notes", "a.md"), add("notes", "a.md", "--ray")
+        finally:
+            admin.execute("DROP FUNCTION mayfly.refuse CASCADE")
 
     assert alone[0] == on_ray[0] == 1
-    assert "the character U+0000; remove it" in alone[2]
+    assert "corpus 'notes' was not changed: the disk is full" in alone[2]
     assert on_ray[2].splitlines()[-1] == alone[2].splitlines()[-1]
     assert contents(postgres, "notes") == ({}, {})
 
