@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, LiteralString
 
 from selection.corpus.positions import Position, position_in_id
-from selection.corpus.postgres.connections import pool_of
+from selection.corpus.postgres.connections import ANSWER_SECONDS, pool_of
 from selection.corpus.postgres.errors import translated
 from selection.corpus.postgres.store import PostgresStore
 from selection.location import DatabaseLocation
@@ -32,13 +32,15 @@ class PostgresCorpora:
     def names(self) -> list[str]:
         """Names of the corpora, sorted."""
         # One without metadata is only a name that was taken.
-        rows = self._rows("SELECT name FROM corpora WHERE meta <> '{}' ORDER BY name", {})
+        rows = self._rows(
+            "SELECT name FROM corpora WHERE meta <> '{}' ORDER BY name", {}, ANSWER_SECONDS
+        )
         return [row[0] for row in rows]
 
     def holds(self, name: str) -> bool:
         """Whether there is a corpus of that name."""
         query: LiteralString = "SELECT 1 FROM corpora WHERE meta <> '{}' AND name = %(name)s"
-        return bool(self._rows(query, {"name": name}))
+        return bool(self._rows(query, {"name": name}, ANSWER_SECONDS))
 
     def metas(self, names: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
         """Name and metadata of each of these corpora; no metadata of one that is missing."""
@@ -46,6 +48,7 @@ class PostgresCorpora:
         rows = self._rows(
             "SELECT name, meta, generation FROM corpora WHERE name = ANY(%(names)s)",
             {"names": wanted},
+            ANSWER_SECONDS,
         )
         found = {
             name: {**meta, "generation": str(generation)} for name, meta, generation in rows if meta
@@ -58,6 +61,7 @@ class PostgresCorpora:
             "SELECT c.name FROM corpora c JOIN adapter_manifests m ON m.corpus = c.id "
             "WHERE m.kind = 'adapter' ORDER BY c.name",
             {},
+            ANSWER_SECONDS,
         )
         return [row[0] for row in rows]
 
@@ -85,9 +89,14 @@ class PostgresCorpora:
         with store.database.creating():
             yield store
 
-    def _rows(self, query: LiteralString, values: Mapping[str, Any]) -> list[Any]:
+    def _rows(
+        self,
+        query: LiteralString,
+        values: Mapping[str, Any],
+        answer_seconds: float | None = None,
+    ) -> list[Any]:
         pool = pool_of(self._location)
-        with translated(self._location), pool.connection() as connection:
+        with translated(self._location), pool.connection(answer_seconds) as connection:
             return connection.execute(query, values).fetchall()
 
 

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, LiteralString
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from selection.corpus.copying import copy_corpus
 from selection.corpus.corpus import Corpus
@@ -245,18 +243,10 @@ def test_a_database_that_is_away_is_no_damage(
     corpus: Corpus, other: Corpus, postgres: DatabaseLocation
 ) -> None:
     found(other)
-    with postgres_server.administrator(postgres.url) as (administrator, name):
-        administrator.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
-        try:
-            administrator.execute(
-                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s",
-                (urlsplit(postgres.url).path[1:],),
-            )
-            for use in (other.training.status, other.training.load_checkpoint):
-                with pytest.raises(CorpusUnavailableError, match="cannot be reached"):
-                    use()
-        finally:
-            administrator.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+    with postgres_server.away(postgres.url):
+        for use in (other.training.status, other.training.load_checkpoint):
+            with pytest.raises(CorpusUnavailableError, match="cannot be reached"):
+                use()
 
     assert other.trained.weights(found(other)).weights == weights(1)
 
