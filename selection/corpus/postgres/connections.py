@@ -147,6 +147,7 @@ def pool_of(location: DatabaseLocation) -> Pool:
     conninfo = _conninfo(location)
     # Without the lock: while the server cannot be reached, no caller waits for another's attempt.
     with translated(location), _connect(conninfo, outage) as connection:
+        _set_timeouts(connection)
         check_server(connection)
         migrate(connection)
     with _lock:
@@ -223,6 +224,7 @@ def _configure(connection: BoundedConnection) -> None:
     with connection.answering(ANSWER_SECONDS):
         set_search_path(connection)
         register_vector(connection)
+        _set_timeouts(connection)
         connection.execute(
             "SELECT set_config('idle_in_transaction_session_timeout', %s, false), "
             "set_config('lock_timeout', %s, false), "
@@ -235,3 +237,14 @@ def _configure(connection: BoundedConnection) -> None:
             "THEN set_config('synchronous_commit', 'on', false) END",
             (str(_IDLE), str(_LOCK)),
         )
+
+
+def _set_timeouts(connection: Connection) -> None:
+    """Lift the limits that the role or the database may have: reading a large corpus, or changing
+    it, takes longer than the queries that they are meant for.
+    """
+    connection.execute(
+        "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN "
+        # PostgreSQL 15 does not know the last.
+        "('statement_timeout', 'idle_session_timeout', 'transaction_timeout')"
+    )
