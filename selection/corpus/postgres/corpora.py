@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, LiteralString
 
 from selection.corpus.positions import Position, position_in_id
@@ -82,6 +84,18 @@ class PostgresCorpora:
             {"name": name},
         )
 
+    def clean_cache(self) -> None:
+        """Delete the folders that this machine has of corpora that were removed elsewhere.
+
+        Raises:
+            CorpusError: the database cannot be used; nothing was deleted.
+        """
+        if folders := [*filter(_is_derived, self._location.cache.glob("*"))]:
+            rows = self._rows("SELECT name FROM corpora", {}, ANSWER_SECONDS)
+            for folder in folders:
+                if (folder.name,) not in rows:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     @contextmanager
     def receiving(self, name: str) -> Iterator[PostgresStore]:
         """As `Corpora.receiving`: one transaction of the database."""
@@ -98,6 +112,12 @@ class PostgresCorpora:
         pool = pool_of(self._location)
         with translated(self._location), pool.connection(answer_seconds) as connection:
             return connection.execute(query, values).fetchall()
+
+
+def _is_derived(folder: Path) -> bool:
+    """Whether a folder has an index and nothing else: it may be one that is not Mayfly's."""
+    names = {path.name for path in folder.glob("*")}
+    return "index.lock" in names and all(name.startswith("index") for name in names)
 
 
 class IdsAsTombstones:
