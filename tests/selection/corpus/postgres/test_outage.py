@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -179,7 +179,7 @@ def test_a_first_connection_that_fails_is_remembered(
 
     connections.close_pools()
     with away(postgres_url):
-        monkeypatch.setattr(connections.psycopg, "connect", counted)
+        monkeypatch.setattr(psycopg, "connect", counted)
         for _ in range(3):
             with pytest.raises(CorpusUnavailableError, match="cannot be reached"):
                 list_corpora(postgres)
@@ -228,7 +228,7 @@ def test_a_server_that_is_stopped_is_not_waited_for(
         with pool.open("notes"):
             pass
 
-    uses = {
+    uses: dict[str, Callable[[], object]] = {
         "a corpus": use_corpus,
         "its list": partial(list_corpora, postgres),
         "a transaction": read,
