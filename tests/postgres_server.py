@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from selection.corpus.postgres.connections import close_pools
+from selection.corpus.postgres import connections
 
 SERVER = "MAYFLY_TEST_POSTGRES"
 
@@ -58,7 +58,7 @@ def database(url: str) -> Iterator[str]:
         try:
             yield urlunsplit(parts._replace(path=f"/{name}"))
         finally:
-            close_pools()
+            connections.close_pools()
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -84,3 +84,6 @@ def away(url: str) -> Iterator[None]:
             yield
         finally:
             admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+            # Tests do not wait for the end of the moment in which callers are refused.
+            for outage in connections._outages.values():
+                outage.end()

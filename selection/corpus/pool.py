@@ -11,14 +11,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from selection.access import OPERATOR, Principal
 from selection.corpus.corpus import Corpus
 from selection.corpus.lookup import find_corpus
+from selection.corpus.stores.places import corpora_at
 from selection.embedding import Embedder
-from selection.errors import CorpusNotFoundError
+from selection.errors import CorpusError, CorpusNotFoundError
 from selection.limit import UNLIMITED, Limit
 from selection.location import Location, Place
 
@@ -128,17 +129,25 @@ class CorpusPool:
             if entry in self._entries:
                 self._entries.remove(entry)
                 self._close_unless_in_use(entry)
+        self._clean_cache()
+
+    def _clean_cache(self) -> None:
+        # If it cannot be done now, whoever opens a corpus learns why.
+        with suppress(CorpusError):
+            corpora_at(self._root).clean_cache()
 
     def _find(self, name: str, limit: Limit) -> _Entry | None:
         """The entry of the open corpus of that name or id. Every few seconds, closes those that
-        are gone.
+        are gone; what this machine has of those is deleted then, and the first time.
         """
         with limit.holding(self._lock):
-            is_due = time.monotonic() >= self._next_look
+            is_first, is_due = not self._next_look, time.monotonic() >= self._next_look
             if is_due:
                 self._next_look = time.monotonic() + _LOOK_SECONDS
             looked_at = [*self._entries] if is_due else []
         # Without the lock, since a corpus in a database has to ask it.
+        if is_first:
+            self._clean_cache()
         for entry in looked_at:
             if not entry.corpus.is_in_place:
                 self._forget(entry)

@@ -25,7 +25,6 @@ class IndexManager:
 
     def __init__(self, store: CorpusStore) -> None:
         self._store = store
-        self._folder = store.folder
         # The index in memory, and the uuid of the embeddings it contains.
         self._in_memory: tuple[str, LiveIndex] | None = None
 
@@ -48,7 +47,7 @@ class IndexManager:
                     on_found()
                     allowed = None if filter is None else self._store.matching(filter)
                     return self._updated(live, meta), allowed
-            with index_files.build_lock(self._folder):
+            with index_files.build_lock(self._store.folder):
                 # Another process may have built the index while this one waited for the lock.
                 meta = self._store.meta()
                 saved = self._read_from_disk(meta)
@@ -59,7 +58,7 @@ class IndexManager:
         built.
         """
         if self.current()[0].changes > max(_MAX_CHANGES, self._store.counts()[1] // 10):
-            with index_files.build_lock(self._folder):
+            with index_files.build_lock(self._store.folder):
                 self._in_memory = self._build()
 
     def _usable_index(self, meta: Mapping[str, str]) -> LiveIndex | None:
@@ -71,7 +70,7 @@ class IndexManager:
             live = self._in_memory[1]
             if live.generation <= int(meta["generation"]) and (
                 live.changes <= _MAX_CHANGES
-                or index_files.saved_generation(self._folder) <= live.built
+                or index_files.saved_generation(self._store.folder) <= live.built
             ):
                 return live
         saved = self._read_from_disk(meta)
@@ -80,7 +79,7 @@ class IndexManager:
         return saved
 
     def _read_from_disk(self, meta: Mapping[str, str]) -> LiveIndex | None:
-        loaded = index_files.load(self._folder, meta["uuid"], int(meta["dimension"]))
+        loaded = index_files.load(self._store.folder, meta["uuid"], int(meta["dimension"]))
         if loaded is None or loaded[0] > int(meta["generation"]):
             return None
         return LiveIndex(*loaded)
@@ -100,7 +99,7 @@ class IndexManager:
         index, generation = Index.build(ids_N, vectors_ND), int(meta["generation"])
         try:
             version = index_files.CorpusVersion(meta["uuid"], generation)
-            index_files.save(index, self._folder, version)
+            index_files.save(index, self._store.folder, version)
         except OSError as problem:
             log.warning(
                 "the index of corpus %r cannot be saved (%s) and will be rebuilt when it is next "

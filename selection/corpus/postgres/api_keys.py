@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
-from selection.corpus.postgres.connections import pool_of
+from selection.corpus.postgres.connections import ANSWER_SECONDS, pool_of
 from selection.corpus.postgres.errors import translated
 from selection.corpus.postgres.migration import Connection
 from selection.location import DatabaseLocation
@@ -91,7 +91,7 @@ class ApiKeys:
         one that is known already.
         """
         pool = pool_of(self._location)
-        with translated(self._location), pool.connection() as connection:
+        with translated(self._location), pool.connection(ANSWER_SECONDS) as connection:
             rows = connection.execute(_CHANGED, {"known": known}).fetchall()
         version = str(rows[0][0])
         if version == known:
@@ -101,7 +101,7 @@ class ApiKeys:
     def required(self) -> bool:
         """Whether the database has, or has had, a key."""
         pool = pool_of(self._location)
-        with translated(self._location), pool.connection() as connection:
+        with translated(self._location), pool.connection(ANSWER_SECONDS) as connection:
             row = connection.execute(
                 "SELECT EXISTS (SELECT FROM api_keys) OR EXISTS (SELECT FROM api_keys_required)"
             ).fetchone()

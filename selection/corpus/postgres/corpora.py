@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, LiteralString
 
 from selection.corpus.positions import Position, position_in_id
-from selection.corpus.postgres.connections import pool_of
+from selection.corpus.postgres.connections import ANSWER_SECONDS, pool_of
 from selection.corpus.postgres.errors import translated
 from selection.corpus.postgres.store import PostgresStore
 from selection.location import DatabaseLocation
@@ -32,13 +34,15 @@ class PostgresCorpora:
     def names(self) -> list[str]:
         """Names of the corpora, sorted."""
         # One without metadata is only a name that was taken.
-        rows = self._rows("SELECT name FROM corpora WHERE meta <> '{}' ORDER BY name", {})
+        rows = self._rows(
+            "SELECT name FROM corpora WHERE meta <> '{}' ORDER BY name", {}, ANSWER_SECONDS
+        )
         return [row[0] for row in rows]
 
     def holds(self, name: str) -> bool:
         """Whether there is a corpus of that name."""
         query: LiteralString = "SELECT 1 FROM corpora WHERE meta <> '{}' AND name = %(name)s"
-        return bool(self._rows(query, {"name": name}))
+        return bool(self._rows(query, {"name": name}, ANSWER_SECONDS))
 
     def metas(self, names: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
         """Name and metadata of each of these corpora; no metadata of one that is missing."""
@@ -46,6 +50,7 @@ class PostgresCorpora:
         rows = self._rows(
             "SELECT name, meta, generation FROM corpora WHERE name = ANY(%(names)s)",
             {"names": wanted},
+            ANSWER_SECONDS,
         )
         found = {
             name: {**meta, "generation": str(generation)} for name, meta, generation in rows if meta
@@ -58,6 +63,7 @@ class PostgresCorpora:
             "SELECT c.name FROM corpora c JOIN adapter_manifests m ON m.corpus = c.id "
             "WHERE m.kind = 'adapter' ORDER BY c.name",
             {},
+            ANSWER_SECONDS,
         )
         return [row[0] for row in rows]
 
@@ -78,6 +84,18 @@ class PostgresCorpora:
             {"name": name},
         )
 
+    def clean_cache(self) -> None:
+        """Delete the folders that this machine has of corpora that were removed elsewhere.
+
+        Raises:
+            CorpusError: the database cannot be used; nothing was deleted.
+        """
+        if folders := [*filter(_is_derived, self._location.cache.glob("*"))]:
+            rows = self._rows("SELECT name FROM corpora", {}, ANSWER_SECONDS)
+            for folder in folders:
+                if (folder.name,) not in rows:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     @contextmanager
     def receiving(self, name: str) -> Iterator[PostgresStore]:
         """As `Corpora.receiving`: one transaction of the database."""
@@ -85,10 +103,21 @@ class PostgresCorpora:
         with store.database.creating():
             yield store
 
-    def _rows(self, query: LiteralString, values: Mapping[str, Any]) -> list[Any]:
+    def _rows(
+        self,
+        query: LiteralString,
+        values: Mapping[str, Any],
+        answer_seconds: float | None = None,
+    ) -> list[Any]:
         pool = pool_of(self._location)
-        with translated(self._location), pool.connection() as connection:
+        with translated(self._location), pool.connection(answer_seconds) as connection:
             return connection.execute(query, values).fetchall()
+
+
+def _is_derived(folder: Path) -> bool:
+    """Whether a folder has an index and nothing else: it may be one that is not Mayfly's."""
+    names = {path.name for path in folder.glob("*")}
+    return "index.lock" in names and all(name.startswith("index") for name in names)
 
 
 class IdsAsTombstones:

@@ -15,9 +15,9 @@ from typing import Any, LiteralString
 import psycopg
 
 from selection.corpus.contents import taken
-from selection.corpus.postgres.connections import pool_of
+from selection.corpus.postgres.connections import ANSWER_SECONDS, pool_of
 from selection.corpus.postgres.errors import translated
-from selection.corpus.postgres.migration import Connection
+from selection.corpus.postgres.outage import BoundedConnection
 from selection.errors import CorpusError, CorpusNotFoundError
 from selection.location import DatabasePlace
 
@@ -36,7 +36,7 @@ class Database:
         self.place, self.name = place, place.name
         self._pool = pool_of(place.parent)
         # The connection that is used while it is not None: that of a transaction, or of `pinned`.
-        self._held: Connection | None = None
+        self._held: BoundedConnection | None = None
         self._in_transaction = False
         # The row of `_META` in the state that a transaction reads.
         self._meta_read: tuple[object, ...] | None = None
@@ -44,7 +44,7 @@ class Database:
         self._find()
 
     def _find(self) -> None:
-        with self.errors(), self._connection() as connection:
+        with self.errors(), self._connection(ANSWER_SECONDS) as connection:
             row = connection.execute(
                 "SELECT id FROM corpora WHERE name = %s", (self.name,)
             ).fetchone()
@@ -71,7 +71,7 @@ class Database:
         ask.
         """
         # Another thread may ask, so never over a connection that a transaction uses.
-        with self.errors(), self._pool.connection() as connection:
+        with self.errors(), self._pool.connection(ANSWER_SECONDS) as connection:
             return connection.execute(_PRESENT, {"corpus": self._corpus}).fetchone() is not None
 
     def rows(self, query: LiteralString, **values: Any) -> list[Any]:
@@ -176,7 +176,7 @@ class Database:
             yield
             return
         begin: LiteralString = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-        with self._transaction(begin, _META) as self._meta_read:
+        with self._transaction(begin, _META, answer_seconds=ANSWER_SECONDS) as self._meta_read:
             try:
                 yield
             finally:
@@ -199,15 +199,16 @@ class Database:
         begin: LiteralString,
         first: LiteralString,
         absent: Callable[[], CorpusError] | None = None,
+        answer_seconds: float | None = None,
     ) -> Iterator[tuple[object, ...]]:
-        """A transaction, with the row of its first statement; without a row, `absent` is raised,
-        by default that the corpus was removed.
+        """A transaction, with the row of its first statement, which the server has that long to
+        answer; without a row, `absent` is raised, by default that the corpus was removed.
         """
         before = self._held
         with self.errors(), self._connection() as connection:
             self._held, self._in_transaction = connection, True
             try:
-                with connection.pipeline():
+                with connection.answering(answer_seconds), connection.pipeline():
                     connection.execute(begin)
                     present = connection.execute(first, {"corpus": self._corpus, "name": self.name})
                 row = present.fetchone()
@@ -227,7 +228,7 @@ class Database:
         """The corpus's metadata, such as `id`, `uuid` and `generation`."""
         row = self._meta_read
         if row is None:
-            with self.errors(), self._connection() as connection:
+            with self.errors(), self._connection(ANSWER_SECONDS) as connection:
                 row = connection.execute(_META, {"corpus": self._corpus}).fetchone()
         if row is None:
             raise self._removed()
@@ -281,9 +282,9 @@ class Database:
         return CorpusNotFoundError(f"corpus {self.name!r} was removed in the meantime")
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection]:
+    def _connection(self, answer_seconds: float | None = None) -> Iterator[BoundedConnection]:
         if self._held is not None:
             yield self._held
             return
-        with self._pool.connection() as connection:
+        with self._pool.connection(answer_seconds) as connection:
             yield connection

@@ -6,6 +6,7 @@ say that.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,13 @@ from psycopg_pool import PoolTimeout
 from selection.corpus.postgres.schema import SCHEMA
 from selection.errors import CorpusError, CorpusUnavailableError, first_line
 from selection.location import DatabaseLocation
+
+# What libpq says before a connection is made, when its errors have no code.
+_REFUSED = re.compile(r'authentication failed|(role|database) ".*" does not exist')
+_INSECURE = re.compile("certificate|does not support SSL|sslmode")
+# The server has ended the connection of a transaction that was idle, or open, for too long; psycopg
+# takes both for bugs of its caller.
+_TRANSACTION_ENDED = ("25P03", "25P04")
 
 
 @contextmanager
@@ -52,16 +60,32 @@ def _translation(problem: psycopg.Error, change: str) -> CorpusError | None:
         problem, errors.DiskFull | errors.ReadOnlySqlTransaction | errors.ProgramLimitExceeded
     ):
         return CorpusError(f"{change} was not changed: {first_line(problem)}")
-    if isinstance(problem, errors.LockNotAvailable | errors.QueryCanceled):
+    if isinstance(problem, errors.LockNotAvailable):
         return CorpusUnavailableError(
             f"{change} was not changed: another change of it takes too long; try again"
         )
+    if isinstance(problem, errors.QueryCanceled):
+        return CorpusUnavailableError(
+            f"the corpora's database has cancelled a query, and {change} was not changed: "
+            f"{first_line(problem)}; try again"
+        )
     if isinstance(problem, errors.InvalidPassword | errors.InvalidAuthorizationSpecification):
         return _refused(problem)
-    if isinstance(problem, PoolTimeout | psycopg.OperationalError | psycopg.InterfaceError):
-        # Before a connection is made, libpq's error has no code.
-        if any(each in str(problem) for each in ("authentication failed", '" does not exist')):
+    if (
+        isinstance(problem, PoolTimeout | psycopg.OperationalError | psycopg.InterfaceError)
+        or problem.sqlstate in _TRANSACTION_ENDED
+    ):
+        if _REFUSED.search(str(problem)):
             return _refused(problem)
+        if _INSECURE.search(str(problem)):
+            return _because(
+                problem,
+                CorpusError(
+                    "the corpora's database cannot be reached as securely as its URL demands: "
+                    "check sslmode in it, and sslrootcert, the file with the certificate of the "
+                    "authority that has signed the server's"
+                ),
+            )
         return _because(
             problem,
             CorpusUnavailableError(

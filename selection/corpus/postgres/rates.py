@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import LiteralString
 
-from selection.corpus.postgres.connections import pool_of
+from selection.corpus.postgres.connections import ANSWER_SECONDS, pool_of
 from selection.corpus.postgres.errors import translated
 from selection.location import DatabaseLocation
 
@@ -50,7 +50,7 @@ class Rates:
             CorpusError: the database cannot be used.
         """
         pool, values = pool_of(self._location), {"key": key, "limit": limit}
-        with translated(self._location), pool.connection() as connection:
+        with translated(self._location), pool.connection(ANSWER_SECONDS) as connection:
             if connection.execute(_TAKE, values).fetchone() is not None:
                 return None
             row = connection.execute(_WAIT, values).fetchone()

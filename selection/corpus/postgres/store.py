@@ -52,13 +52,11 @@ class PostgresStore(DatabaseStore[Database]):
 
     Raises:
         CorpusError: the database cannot be used.
-        OSError: the folder for what is derived from the corpus cannot be created.
     """
 
     def __init__(self, place: DatabasePlace) -> None:
         super().__init__(Database(place))
-        self.folder: Path = place.parent.cache / place.name
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._cache = place.parent.cache / place.name
         self.attachments = Attachments(self.database)
         self.file_batches = FileBatches(self.database, self.attachments)
         self.reembedding = Reembedding(self.database)
@@ -67,6 +65,14 @@ class PostgresStore(DatabaseStore[Database]):
         self.sequence_ids = SequenceIds(self.database)
         self.transfer = Transfer(self.database)
         self.adapter_tables = AdapterTables(self.database)
+
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine for what is derived from the corpus, which may be deleted at
+        any time: this creates it.
+        """
+        self._cache.mkdir(parents=True, exist_ok=True)
+        return self._cache
 
     def initialise(self, meta: Mapping[str, str]) -> None:
         """Record the corpus's metadata, unless that was done before."""
@@ -93,7 +99,7 @@ class PostgresStore(DatabaseStore[Database]):
             for table in CORPUS_TABLES:
                 self.database.execute(f"DELETE FROM {table} WHERE corpus = %(corpus)s")  # noqa: S608
             self.database.execute("DELETE FROM corpora WHERE id = %(corpus)s")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._cache, ignore_errors=True)
 
     def size(self) -> int:
         """The size of its texts, tokens and embeddings in bytes."""

@@ -83,6 +83,9 @@ class FolderCorpora:
         """
         shutil.rmtree(self._root / name, ignore_errors=True)
 
+    def clean_cache(self) -> None:
+        """Nothing to do: what is derived from a corpus is in its folder."""
+
     @contextmanager
     def receiving(self, name: str) -> Iterator[SQLiteStore]:
         """As `Corpora.receiving`: in a hidden folder, which is moved in the end. A folder receives

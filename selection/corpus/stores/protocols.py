@@ -187,6 +187,13 @@ class Corpora(Protocol):
     def release(self, name: str) -> None:
         """Give up a name that `reserve` took."""
 
+    def clean_cache(self) -> None:
+        """Delete what this machine has derived from corpora that were removed elsewhere.
+
+        Raises:
+            CorpusError: they cannot be listed; nothing was deleted.
+        """
+
     def receiving(self, name: str) -> AbstractContextManager[CorpusStore]:
         """An empty store to be filled in one transaction, which ends with the `with` block; until
         then no other process sees it, and nothing is left of it if the block fails.

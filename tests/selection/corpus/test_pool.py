@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from selection.corpus.pool import CorpusPool
 from selection.corpus.sqlite_store import Chunk
 from selection.embedding import Embedder
 from selection.errors import CorpusError, CorpusNotFoundError
-from selection.location import Location
+from selection.location import DatabaseLocation, Location
+from tests import postgres_server
 
 
 def test_a_corpus_stays_open_under_all_its_names(corpora: Path, words: Embedder) -> None:
@@ -66,6 +68,41 @@ def test_a_removed_corpus_is_closed_though_only_others_are_opened(
     with pytest.raises(CorpusNotFoundError), pool.open("notes"):
         pass
     pool.close()
+
+
+def test_what_is_derived_from_a_corpus_removed_elsewhere_is_deleted(
+    postgres: DatabaseLocation,
+    tmp_path: Path,
+    words: Embedder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("selection.corpus.pool._LOOK_SECONDS", 0.0)
+    elsewhere = DatabaseLocation(postgres.url, tmp_path / "elsewhere")
+    for name in ("notes", "before", "others"):
+        with closing(Corpus.create(postgres, name, words, "t")) as corpus:
+            corpus.nearest(words.embed(["a"]), 1)
+    (postgres.cache / "mine").mkdir()
+    (postgres.cache / "mine" / "index.lock").touch()
+    (postgres.cache / "mine" / "letters").touch()
+    Corpus.open(elsewhere, "before").remove()
+    pool = CorpusPool(postgres, words, "t")
+
+    with postgres_server.away(postgres.url), pytest.raises(CorpusError), pool.open("notes"):
+        pass
+    assert names_in(postgres.cache) == ["before", "mine", "notes", "others"]
+    fresh = CorpusPool(postgres, words, "t")
+    with fresh.open("notes"):
+        assert names_in(postgres.cache) == ["mine", "notes", "others"]
+
+    Corpus.open(elsewhere, "notes").remove()
+    with fresh.open("others"):
+        assert names_in(postgres.cache) == ["mine", "others"]
+    fresh.close()
+    pool.close()
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_corpus_reembedded_by_another_process_is_refused(

@@ -21,7 +21,7 @@ from adapters.training import TrainingRequest, TrainingResult
 from selection.access import OPERATOR, Principal
 from selection.corpus.calibration import Calibration, calibration_meta, model_digest
 from selection.corpus.corpus import Corpus
-from selection.corpus.postgres import connections
+from selection.corpus.postgres import connections, outage
 from selection.embedding import Embedder, Prompt
 from selection.errors import CorpusNotFoundError
 from selection.examples.example import Example
@@ -530,6 +530,7 @@ async def test_a_request_waits_once_for_a_database_that_is_away(
     selector = SelectorWorker(SelectorConfig(postgres), embedder=ThreadedEmbedder(lambda: words))
     await selector.ready("notes")
     monkeypatch.setattr(connections, "_POOL_SECONDS", 0.1)
+    monkeypatch.setattr(outage, "_OUTAGE_SECONDS", 3600.0)
     waits: list[Exception] = []
     checked = connections.Pool._checked
 
@@ -546,6 +547,8 @@ async def test_a_request_waits_once_for_a_database_that_is_away(
     adaptation = adaptation_of(request, selector, trainer, NoEngine())
     body = {"messages": [{"role": "user", "content": "a hive of bees"}]}
     with postgres_server.away(postgres.url):
+        # As for a `model` that names the corpus.
+        assert await selector.sees("notes", OPERATOR)
         shown = await adaptation.show(body, PromptBuilder(1000, tokenizer, render_words))
         result = await adaptation.run()
     await adaptation.discard()

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 
-from selection.corpus.postgres.connections import pool_of
 from selection.corpus.postgres.database import Database
+from selection.corpus.postgres.tables.training_lock import TrainingLock
 from selection.errors import CorpusError
 
 _PIECE = 8 << 20
-_KEY: LiteralString = "SELECT hashtextextended('adapter of corpus ' || %(id)s, 0)"
 
 
 class AdapterTables:
@@ -30,6 +29,7 @@ class AdapterTables:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._lock = TrainingLock(database)
 
     def version(self, kind: str) -> int | None:
         """A number that changes when a manifest is replaced; None if there is none."""
@@ -62,6 +62,7 @@ class AdapterTables:
             prefix: the beginning of the names of its files; None for a manifest without files.
             kept: the files of that prefix that stay.
         """
+        self._lock.check()
         with self._database.changing():
             self._database.execute(
                 "DELETE FROM adapter_manifests WHERE corpus = %(corpus)s AND kind = %(kind)s",
@@ -81,9 +82,11 @@ class AdapterTables:
                     prefix=prefix,
                     kept=[*kept],
                 )
+        self._lock.saved()
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Store new files, or nothing of them."""
+        self._lock.check()
         try:
             for name, content in files.items():
                 for number, start in enumerate(range(0, max(1, len(content)), _PIECE)):
@@ -117,17 +120,7 @@ class AdapterTables:
     @contextmanager
     def lock(self) -> Iterator[bool]:
         """Hold the lock of the one process that trains the corpus within the `with` block; False if
-        another one has it. It ends with the connection.
+        another one has it. Until its end, `write` and `replace` check that it is still held.
         """
-        pool = pool_of(self._database.place.parent)
-        with self._database.errors(), pool.connection() as connection:
-            row = connection.execute(_KEY, {"id": self._database.corpus_id}).fetchone()
-            assert row is not None
-            held = connection.execute("SELECT pg_try_advisory_lock(%s)", row).fetchone() == (True,)
-            try:
-                yield held
-            finally:
-                if held:
-                    # Without the connection the lock has ended, too.
-                    with suppress(psycopg.Error):
-                        connection.execute("SELECT pg_advisory_unlock(%s)", row)
+        with self._lock.hold() as held:
+            yield held

@@ -5,10 +5,13 @@ of them.
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -119,6 +122,43 @@ def test_a_wrong_user_is_reported(url: str, tmp_path: Path) -> None:
     assert "refuses the connection: check user, password" in str(problem)
     assert "no_such_user" not in str(problem)
     assert "no_such_user" in in_full(problem)
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """The port of a server that answers the first message of a client, whether it may encrypt the
+    connection, and nothing else.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(8)
+                        connection.sendall(answer)
+                        connection.recv(1)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"), [(b"S", "root certificate file"), (b"N", "server does not support SSL")]
+)
+def test_a_connection_that_cannot_be_secured_is_reported(
+    tmp_path: Path, answer: bytes, note: str
+) -> None:
+    parameters = f"sslmode=verify-full&sslrootcert={tmp_path / 'none.crt'}"
+    with answering(answer) as port:
+        problem = refusal(f"postgresql://me:{_SECRET}@127.0.0.1:{port}/db?{parameters}", tmp_path)
+
+    assert "as securely as its URL demands: check sslmode in it, and sslrootcert" in str(problem)
+    assert note in in_full(problem)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -372,6 +373,21 @@ def test_an_index_of_a_later_state_is_not_used_once_the_database_was_restored(
         )
 
         assert texts_near(corpus, words, "ships") == ["cats purr"]
+
+
+def test_the_folder_of_the_index_may_be_deleted_at_any_time(
+    postgres: DatabaseLocation, words: Embedder
+) -> None:
+    with closing(Corpus.create(postgres, "notes", words, "tokens")) as corpus:
+        brute_force.add(corpus, words, "a", "cats purr")
+        shutil.rmtree(postgres.cache, ignore_errors=True)
+        assert texts_near(corpus, words, "cats") == ["cats purr"]
+
+        with closing(Corpus.open(postgres, "notes")) as other:
+            shutil.rmtree(postgres.cache)
+            assert texts_near(other, words, "cats") == ["cats purr"]
+        assert texts_near(corpus, words, "cats") == ["cats purr"]
+        assert (postgres.cache / "notes" / "index.json").is_file()
 
 
 def test_a_transaction_that_is_interrupted_leaves_no_trace(

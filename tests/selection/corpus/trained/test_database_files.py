@@ -5,15 +5,13 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, LiteralString
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from selection.corpus.copying import copy_corpus
 from selection.corpus.corpus import Corpus
@@ -213,6 +211,55 @@ def test_one_process_trains_a_corpus_at_a_time(corpus: Corpus, other: Corpus) ->
         pass
 
 
+def lose_connections(admin: psycopg.Connection[Any]) -> None:
+    """End every other connection to the database, as a server that restarts does."""
+    admin.execute(
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+
+
+def test_a_training_takes_a_lost_lock_again(
+    corpus: Corpus, other: Corpus, admin: psycopg.Connection[Any]
+) -> None:
+    with corpus.training.lock():
+        lose_connections(admin)
+
+        corpus.training.save_checkpoint(_CHECKPOINT)
+
+        with pytest.raises(CorpusError, match="is being trained"), other.training.lock():
+            pass
+        train(corpus, seed=2, fresh=True)
+    with other.training.lock():
+        assert other.trained.weights(found(other)).weights == weights(2)
+
+
+@pytest.mark.parametrize("save", ["checkpoint", "part"])
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_training_that_has_lost_its_lock_to_another_saves_nothing(
+    corpus: Corpus, other: Corpus, admin: psycopg.Connection[Any], save: str, has_ended: bool
+) -> None:
+    saves: dict[str, Callable[[], object]] = {
+        "checkpoint": lambda: corpus.training.save_checkpoint(_CHECKPOINT),
+        "part": lambda: train(corpus, seed=3, fresh=True),
+    }
+    with ExitStack() as other_training, corpus.training.lock():
+        lose_connections(admin)
+        other_training.enter_context(other.training.lock())
+        train(other, seed=2, fresh=True)
+        if has_ended:
+            other_training.close()
+
+        # It is refused for good.
+        for _ in range(2):
+            with pytest.raises(CorpusError, match="'notes' lost the lock of its training"):
+                saves[save]()
+
+    assert other.trained.weights(found(other)).weights == weights(2)
+    assert len(files_in(admin)) == 3
+    train(corpus, seed=4, fresh=True)
+
+
 def test_removing_the_adapter_leaves_the_corpus(
     corpus: Corpus, postgres: DatabaseLocation, admin: psycopg.Connection[Any]
 ) -> None:
@@ -245,18 +292,10 @@ def test_a_database_that_is_away_is_no_damage(
     corpus: Corpus, other: Corpus, postgres: DatabaseLocation
 ) -> None:
     found(other)
-    with postgres_server.administrator(postgres.url) as (administrator, name):
-        administrator.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
-        try:
-            administrator.execute(
-                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s",
-                (urlsplit(postgres.url).path[1:],),
-            )
-            for use in (other.training.status, other.training.load_checkpoint):
-                with pytest.raises(CorpusUnavailableError, match="cannot be reached"):
-                    use()
-        finally:
-            administrator.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+    with postgres_server.away(postgres.url):
+        for use in (other.training.status, other.training.load_checkpoint):
+            with pytest.raises(CorpusUnavailableError, match="cannot be reached"):
+                use()
 
     assert other.trained.weights(found(other)).weights == weights(1)
 
