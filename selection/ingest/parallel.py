@@ -8,6 +8,7 @@ not depend on how the processes are started.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -37,8 +38,9 @@ Batch: TypeAlias = list[tuple[Document, str]]
 Written: TypeAlias = tuple[str, int]
 
 _BATCH_CHARACTERS = 1 << 16
-# With many writers, one may wait for the corpus's lock until its time is over.
-_ATTEMPTS = 3
+# With many writers, one may wait for the corpus's lock until its time is over; and while a database
+# is away, callers are refused at once for a moment after one has waited.
+_ATTEMPTS, _RETRY_SECONDS = 3, 2.0
 
 
 def ingest_in_parallel(
@@ -169,3 +171,4 @@ class DocumentWriter:
             except CorpusUnavailableError:
                 if not attempts_left:
                     raise
+                time.sleep(_RETRY_SECONDS)
