@@ -21,6 +21,7 @@ from selection.embedding import Embedder
 from selection.errors import (
     CorpusError,
     CorpusNotFoundError,
+    CorpusUnavailableError,
     LibraryError,
     MissingError,
     ReadOnlyError,
@@ -134,6 +135,9 @@ class VectorStores:
             except MissingError:
                 # Removed since it was listed.
                 continue
+            except CorpusUnavailableError:
+                # A list that lacks those would be wrong.
+                raise
             except CorpusError as problem:
                 log.warning("%s (%s)", problem, self._root / name)
 
@@ -202,7 +206,7 @@ class VectorStores:
         """
         try:
             corpus.check(self._embedder, self._tokenizer, self._template)
-        except CorpusNotFoundError:
+        except (CorpusNotFoundError, CorpusUnavailableError):
             raise
         except CorpusError as problem:
             raise LibraryError(str(problem)) from problem
@@ -210,7 +214,7 @@ class VectorStores:
     def _name(self, store: str, principal: Principal) -> str:
         try:
             return find_corpus(self._root, store, principal).name
-        except CorpusNotFoundError:
+        except (CorpusNotFoundError, CorpusUnavailableError):
             raise
         except CorpusError as problem:
             # Several have that display name.

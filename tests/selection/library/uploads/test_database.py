@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selection.access import Principal
+from selection.corpus.postgres import connections
 from selection.embedding import Embedder
 from selection.errors import CorpusUnavailableError, LibraryError, MissingError
 from selection.library.library import Library
@@ -16,6 +17,7 @@ from selection.library.records import AttachmentRequest
 from selection.library.uploads.database import DatabaseUploads
 from selection.location import DatabaseLocation
 from selection.threaded_embedder import ThreadedEmbedder
+from tests import postgres_server
 from tests.selection.library_helpers import (
     ALL,
     CATS,
@@ -141,3 +143,25 @@ def test_a_database_that_is_away_is_reported(tmp_path: Path) -> None:
         away.add("a.md", b"x")
     with pytest.raises(CorpusUnavailableError, match="cannot be reached"):
         away.all()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda library: library.search("notes", ["cats"]),
+        lambda library: library.store("notes"),
+        lambda library: library.stores(ALL),
+        lambda library: library.delete_store("notes"),
+    ],
+)
+def test_a_vector_store_whose_database_is_away_is_neither_missing_nor_refused(
+    library: Library,
+    postgres: DatabaseLocation,
+    monkeypatch: pytest.MonkeyPatch,
+    use: Callable[[Library], Any],
+) -> None:
+    library.create_store("notes")
+    monkeypatch.setattr(connections, "_POOL_SECONDS", 0.1)
+
+    with postgres_server.away(postgres.url), pytest.raises(CorpusUnavailableError):
+        use(library)
