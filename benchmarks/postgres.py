@@ -7,6 +7,7 @@
 - kills: processes that add and delete documents, and workers that ingest files, are killed at
   random moments: is anything lost, there twice, or back?
 - database: the server itself is killed under load.
+- requests: the same under the HTTP requests of a `mayfly serve` that has its corpus there.
 - nodes: of a cluster of two nodes, one is killed while files are added.
 
 The server is one of its own, in a temporary folder, as it comes: what a tuned server, or one on
@@ -42,6 +43,7 @@ from benchmarks.on_postgres.database_kills import kill_the_database
 from benchmarks.on_postgres.ingest_kills import kill_ingest_workers
 from benchmarks.on_postgres.inside_search import measure_inside
 from benchmarks.on_postgres.nodes import lose_nodes
+from benchmarks.on_postgres.requests_under_kills import kill_under_requests
 from benchmarks.on_postgres.server import KillableServer, running_server
 from benchmarks.on_postgres.speed import measure
 from benchmarks.promises.durability import kill_changers
@@ -53,9 +55,22 @@ KEYS = {
     "inside": ("inside",),
     "kills": ("kills",),
     "database": ("database_kills",),
+    "requests": ("requests_under_kills",),
     "nodes": ("nodes",),
 }
 PARTS = tuple(KEYS)
+_REQUEST_COUNTS = (
+    "injected",
+    "recovered",
+    "requests",
+    "answered",
+    "unavailable",
+    "wrong",
+    "late",
+    "hung",
+    "left",
+    "recovery_seconds",
+)
 
 
 def main() -> None:
@@ -129,6 +144,10 @@ def _measure(part: str, options: Namespace, server: KillableServer, folder: Path
         result["database_kills"] = kill_the_database(
             server, location, options.database_kills, options.seed
         )
+    if part == "requests":
+        result["requests_under_kills"] = kill_under_requests(
+            server, location, folder, options.database_kills, options.seed
+        )
     if part == "nodes":
         result["nodes"] = lose_nodes(location, folder, options.node_losses, options.seed)
     return result
@@ -157,7 +176,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         }
         return found or None
 
-    def counts(part: str, *names: str) -> dict[str, int] | None:
+    def counts(part: str, *names: str) -> dict[str, Any] | None:
         return {name: result[part][name] for name in names} if part in result else None
 
     return {
@@ -165,6 +184,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         "database_kills": counts(
             "database_kills", "injected", "recovered", "wrong_answers", "hung"
         ),
+        "requests_under_kills": counts("requests_under_kills", *_REQUEST_COUNTS),
         "nodes": counts("nodes", "injected", "recovered", "acknowledged", "lost", "twice", "hung"),
         "select_seconds": by_store("select_seconds"),
         "ingest_rows_per_second": by_store("ingest_rows_per_second"),
@@ -176,11 +196,13 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
 def is_broken(result: dict[str, Any]) -> bool:
     """Whether something was lost, wrong, or different."""
     kills, database = result.get("kills", {}), result.get("database_kills", {})
-    nodes = result.get("nodes", {})
+    requests, nodes = result.get("requests_under_kills", {}), result.get("nodes", {})
     return (
         any(kills.get(each) for each in ("lost", "twice", "back"))
         or any(database.get(each) for each in ("wrong_answers", "hung"))
         or database.get("recovered") != database.get("injected")
+        or any(requests.get(each) for each in ("wrong", "late", "hung", "left"))
+        or requests.get("recovered") != requests.get("injected")
         or any(nodes.get(each) for each in ("lost", "twice", "hung"))
         or nodes.get("recovered") != nodes.get("injected")
         or result.get("same_picks") not in (None, 1.0)
@@ -203,7 +225,14 @@ def _show(result: dict[str, Any], console: Console) -> None:
             )
     if table.row_count:
         console.print(table)
-    for key in ("same_picks", "inside", "kills", "database_kills", "nodes"):
+    for key in (
+        "same_picks",
+        "inside",
+        "kills",
+        "database_kills",
+        "requests_under_kills",
+        "nodes",
+    ):
         if key in result:
             console.print(f"{key.replace('_', ' ')}: {result[key]}")
 

@@ -19,6 +19,10 @@ _NAMES = {"folder": "SQLite and FAISS in a folder", "postgres": "PostgreSQL, FAI
 _KILLS = {
     "kills": ("processes that add, delete and ingest", ("lost", "twice", "back")),
     "database_kills": ("the database", ("wrong_answers", "hung")),
+    "requests_under_kills": (
+        "the database, under a server's requests",
+        ("wrong", "late", "hung", "left"),
+    ),
     "nodes": ("a node of two", ("lost", "twice", "hung")),
 }
 

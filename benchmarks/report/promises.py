@@ -175,6 +175,33 @@ def _durability(result: Result) -> list[Row]:
     ]
 
 
+def _postgres(result: Result) -> list[Row]:
+    """Nothing, if the file has other parts of its benchmark only."""
+    found = result.get("requests_under_kills")
+    if found is None:
+        return []
+    broken = {each: found[each] for each in ("wrong", "late", "hung", "left")}
+    details = ", ".join(f"{count} {each}" for each, count in broken.items())
+    seconds = " and ".join(
+        f"{name} {value:g} s"
+        for name, value in found["recovery_seconds"].items()
+        if value is not None
+    )
+    measured = (
+        f"{found['requests']:,} requests: {details}; adapted again {found['recovered']} of "
+        f"{found['injected']} times ({seconds or 'never'})"
+    )
+    return [
+        (
+            "while the database of the corpora is killed, requests are answered in time, or "
+            "refused clearly",
+            measured,
+            "none; every time",
+            holds_or_not(found["recovered"] == found["injected"] > 0 and not any(broken.values())),
+        )
+    ]
+
+
 def _shards(result: Result) -> list[Row]:
     found = {int(count): row for count, row in result["shards"].items()}
     one, most = found[1], max(found)
@@ -243,6 +270,7 @@ PROMISES = (
     Promise("isolation", "make isolation", _isolation),
     Promise("compat", "make compat", _compat),
     Promise("durability", "python -m benchmarks.promises.durability --kills 200", _durability),
+    Promise("postgres", "python -m benchmarks.postgres --only requests", _postgres),
     Promise("shards", "python -m benchmarks.selection.shards", _shards),
     *(Promise(f"faults-{kind}", "make faults", _faults) for kind in FAULTS),
 )

@@ -18,6 +18,11 @@ from selection.corpus.corpus import Corpus
 from selection.corpus.sequences import Chunk
 from selection.location import DatabaseLocation
 
+REQUESTS = {
+    "injected": 2, "recovered": 2, "requests": 60, "answered": 50, "unavailable": 10, "wrong": 0,
+    "late": 0, "hung": 0, "left": 0, "recovery_seconds": {"p50": 0.5, "max": 0.7},
+}  # fmt: skip
+
 
 def test_both_stores_give_the_same_picks(postgres: DatabaseLocation, tmp_path: Path) -> None:
     result = measure({"folder": tmp_path / "corpora", "postgres": postgres}, [500], 5)
@@ -90,6 +95,12 @@ def test_documents_that_cannot_be_there_are_found(postgres: DatabaseLocation) ->
         ({"database_kills": {"injected": 2, "recovered": 2, "wrong_answers": 0, "hung": 0}}, False),
         ({"database_kills": {"injected": 2, "recovered": 1, "wrong_answers": 0, "hung": 0}}, True),
         ({"database_kills": {"injected": 2, "recovered": 2, "wrong_answers": 0, "hung": 1}}, True),
+        ({"requests_under_kills": REQUESTS}, False),
+        ({"requests_under_kills": {**REQUESTS, "recovered": 1}}, True),
+        ({"requests_under_kills": {**REQUESTS, "wrong": 1}}, True),
+        ({"requests_under_kills": {**REQUESTS, "late": 1}}, True),
+        ({"requests_under_kills": {**REQUESTS, "hung": 1}}, True),
+        ({"requests_under_kills": {**REQUESTS, "left": 1}}, True),
         ({"nodes": {"injected": 2, "recovered": 2, "lost": 0, "twice": 0, "hung": 0}}, False),
         ({"nodes": {"injected": 2, "recovered": 1, "lost": 0, "twice": 0, "hung": 0}}, True),
         ({"nodes": {"injected": 2, "recovered": 2, "lost": 1, "twice": 0, "hung": 0}}, True),
@@ -108,11 +119,13 @@ def test_the_summary_has_what_was_measured() -> None:
         "stores": {"folder": {"10": row}},
         "same_picks": 1.0,
         "kills": {"acknowledged": 3, "lost": 0, "twice": 0, "back": 0, "changes": {}},
+        "requests_under_kills": {**REQUESTS, "examples": []},
     }
 
     assert summary(result) == {
         "kills": {"acknowledged": 3, "lost": 0, "twice": 0, "back": 0},
         "database_kills": None,
+        "requests_under_kills": REQUESTS,
         "nodes": None,
         "select_seconds": {"folder": {"10": select}},
         "ingest_rows_per_second": {"folder": {"10": 5.0}},

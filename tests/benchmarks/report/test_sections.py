@@ -99,6 +99,15 @@ def test_costs_and_kills_of_corpora_in_a_database_are_shown() -> None:
         "stores": {"folder": {"10000": row}, "postgres": {"10000": row}},
         "same_picks": 1.0,
         "kills": {"acknowledged": 1119, "lost": 0, "twice": 0, "back": 0},
+        "requests_under_kills": {
+            "injected": 50,
+            "recovered": 50,
+            "requests": 4000,
+            "wrong": 0,
+            "late": 1,
+            "hung": 0,
+            "left": 0,
+        },
         "nodes": {"injected": 5, "recovered": 4, "lost": 0, "twice": 0, "hung": 0},
         "runs": {"nodes": {"command": "python -m x", "commit": "0123456789abcdef"}},
     }
@@ -125,6 +134,10 @@ def test_costs_and_kills_of_corpora_in_a_database_are_shown() -> None:
     assert (
         "| processes that add, delete and ingest | 1,119 acknowledged changes, 0 lost, 0 twice, "
         "0 back | holds |" in lines
+    )
+    assert (
+        "| the database, under a server's requests | recovered 50 of 50 times, 0 wrong, 1 late, "
+        "0 hung, 0 left | **does not hold** |" in lines
     )
     assert any("4 of 5 times" in line and line.endswith("| **does not hold** |") for line in lines)
     assert "| nodes | `python -m x` | 0123456789 |" in lines
