@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from hashlib import sha256
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
-from benchmarks.corpus_adapters.arms import TRAININGS, arms_of
+from benchmarks.corpus_adapters.arms import TRAININGS, Start, Training, arms_of
 from benchmarks.corpus_adapters.canary import measure_canary
 from benchmarks.corpus_adapters.corpora import (
     LARGE,
@@ -60,6 +60,7 @@ from benchmarks.harness.command_line import argument_parser, progress, write_res
 from benchmarks.harness.measures import TimeLimit
 from benchmarks.harness.provenance import CACHE, provenance, source_digest
 from benchmarks.harness.server import temporary_home
+from selection.corpus.trained.plan import PART_FROM
 from serving.models.catalogue import NANO, model_folder
 
 PARTS = ("quality", "instant", "canary", "kills", "increment")
@@ -135,8 +136,15 @@ def _quality(options: Namespace) -> dict[str, Any] | None:
         "size": vars(size),
         "workers": options.workers,
         "learnt": study.learnt(held_out),
-        **quality_summary(rows, arms_of(trainings)),
+        **quality_summary(rows, arms_of(trainings), _default_start(held_out, trainings)),
     }
+
+
+def _default_start(held_out: Mapping[str, HeldOut], trainings: Sequence[Training]) -> Start:
+    """The adapter that corpora of this size have by default, of those that are measured."""
+    is_divided = all(each.sequences > PART_FROM for each in held_out.values())
+    measured = {training.start for training in trainings}
+    return "parts" if is_divided and "parts" in measured else "corpus"
 
 
 def _size(options: Namespace) -> Size:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from benchmarks.corpus_adapters.arms import BASE, COMBINED, FRESH, INSTANT, Arm
+from benchmarks.corpus_adapters.arms import BASE, COMBINED, FRESH, INSTANT, Arm, Start
 from benchmarks.quality.bootstrap import interval
 
 Interval = tuple[float, float, float]
@@ -40,17 +40,25 @@ class Row:
         return self.scores[arm.name][1]
 
 
-def quality_summary(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:
-    """What the rows come to, and the rows."""
+def quality_summary(
+    rows: Sequence[Row], arms: Sequence[Arm], start: Start = "corpus"
+) -> dict[str, Any]:
+    """What the rows come to, and the rows.
+
+    Args:
+        rows: the passages.
+        arms: the arms.
+        start: the adapter that the corpora have by default: in one part, or in several.
+    """
     return {
         "passages": len(rows),
         "passages_of": Counter(row.corpus for row in rows),
         "arms": by_arm(rows, arms),
         "by_corpus": by_corpus(rows, arms),
         **({"parts_minus_one": parts_minus_one(rows)} if PARTS in arms else {}),
-        "instant": instant_shares(rows, arms),
-        "sift_from_corpus_minus_best_single": combined_gain(rows, arms),
-        "steps_from_corpus_minus_corpus": steps_gain(rows),
+        "instant": instant_shares(rows, arms, start),
+        "sift_from_corpus_minus_best_single": combined_gain(rows, arms, start),
+        "steps_from_corpus_minus_corpus": steps_gain(rows, start),
         "rows": [vars(row) for row in rows],
     }
 
@@ -87,14 +95,17 @@ def parts_minus_one(rows: Sequence[Row]) -> dict[str, Interval]:
     return differences
 
 
-def instant_shares(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:
+def instant_shares(
+    rows: Sequence[Row], arms: Sequence[Arm], start: Start = "corpus"
+) -> dict[str, Any]:
     """What the corpus's adapter keeps of the best arm's gain, of all arms and of those without
     shown text, and its share of the seconds of SIFT's longest arm.
     """
+    instant = replace(INSTANT, start=start)
     longest = max((arm for arm in arms if arm.start == "fresh"), key=lambda arm: arm.steps)
-    best, gain_share = _share(rows, arms)
-    _, unshown = _share(rows, [arm for arm in arms if not arm.shown])
-    seconds = [mean(row.seconds(arm) for row in rows) for arm in (INSTANT, longest)]
+    best, gain_share = _share(rows, arms, instant)
+    _, unshown = _share(rows, [arm for arm in arms if not arm.shown], instant)
+    seconds = [mean(row.seconds(arm) for row in rows) for arm in (instant, longest)]
     return {
         "best_arm": best,
         "gain_share": gain_share,
@@ -104,26 +115,28 @@ def instant_shares(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def combined_gain(rows: Sequence[Row], arms: Sequence[Arm]) -> Interval:
+def combined_gain(rows: Sequence[Row], arms: Sequence[Arm], start: Start = "corpus") -> Interval:
     """How many points more SIFT from the corpus's adapter gains than the better of both alone."""
-    single = [arm for arm in arms if not arm.shown and (arm.start == "fresh" or arm == INSTANT)]
+    instant, combined = (replace(arm, start=start) for arm in (INSTANT, COMBINED))
+    single = [arm for arm in arms if not arm.shown and (arm.start == "fresh" or arm == instant)]
     best = min(single, key=lambda arm: mean(row.percent(arm) for row in rows))
-    return _interval(rows, [row.percent(best) - row.percent(COMBINED) for row in rows])
+    return _interval(rows, [row.percent(best) - row.percent(combined) for row in rows])
 
 
-def steps_gain(rows: Sequence[Row]) -> Interval:
+def steps_gain(rows: Sequence[Row], start: Start = "corpus") -> Interval:
     """How many points more the adapter of the corpus gains with the steps of COMBINED after it, on
     all passages: what the steps bring, without the comparison before them.
     """
-    stepped = replace(COMBINED, compared=False)
-    return _interval(rows, [row.percent(INSTANT) - row.percent(stepped) for row in rows])
+    instant = replace(INSTANT, start=start)
+    stepped = replace(COMBINED, start=start, compared=False)
+    return _interval(rows, [row.percent(instant) - row.percent(stepped) for row in rows])
 
 
-def _share(rows: Sequence[Row], arms: Sequence[Arm]) -> tuple[str, float | None]:
+def _share(rows: Sequence[Row], arms: Sequence[Arm], instant: Arm) -> tuple[str, float | None]:
     """The best arm, and the part of its gain that the corpus's adapter has alone."""
     gains = {arm: 100 - mean(row.percent(arm) for row in rows) for arm in arms}
     best = max(gains, key=lambda arm: gains[arm])
-    return best.name, gains[INSTANT] / gains[best] if gains[best] > 0 else None
+    return best.name, gains[instant] / gains[best] if gains[best] > 0 else None
 
 
 def _interval(rows: Sequence[Row], values: Sequence[float]) -> Interval:

@@ -31,7 +31,9 @@ def corpus_adapter(results: Mapping[str, Result], _: Plots) -> list[str]:
     parts: Mapping[str, Any] = result["parts"]
     lines = [
         "What a training on a whole corpus, ahead of all requests, gains and costs. All but "
-        "quality and `instant` are measured with the bundled model.",
+        "quality and `instant` are measured with the bundled model. Above 20,000 sequences a "
+        "corpus is divided by default; of such a corpus (`large`), `instant` and the steps are "
+        "those of its parts in this table.",
         "",
         *table(["", "measured", "threshold", ""], _promises(result)),
     ]
@@ -126,10 +128,11 @@ def _quality(model: str, part: Mapping[str, Any]) -> list[str]:
         f"{each['corpus']['seconds']:.0f} s"
         for kind, each in part["learnt"].items()
     )
+    corpora = f"{len(by_corpus)} corpora" if len(by_corpus) > 1 else "one corpus"
     return [
         *titled_table(
             f"Quality: {model}",
-            f"{part['passages']} passages of {len(by_corpus)} corpora, {size['prefix']} tokens of "
+            f"{part['passages']} passages of {corpora}, {size['prefix']} tokens of "
             f"prompt and {size['suffix']} that are scored; {part['workers']} at once. Bits per "
             "byte in per cent of the base model's, with 90 % intervals over documents; the "
             "difference is paired. Seconds are those of selection and training, for which a "

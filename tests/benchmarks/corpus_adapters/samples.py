@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.corpus_adapters.arms import COMBINED, FRESH, INSTANT, TRAININGS, Arm, arms_of
@@ -11,13 +12,16 @@ from benchmarks.corpus_adapters.summary import (
     by_corpus,
     combined_gain,
     instant_shares,
+    steps_gain,
 )
 
 ARMS = arms_of(TRAININGS["served"])
+# The steps of COMBINED, without the comparison before them.
+STEPPED = replace(COMBINED, compared=False)
 _ORIGIN = {"command": "python -m benchmarks.corpus_adapter", "commit": "0" * 40, "seconds": 90.0}
 
 
-def rows(percents: dict[Arm, float], passages: int = 4) -> list[Row]:
+def rows(percents: dict[Arm, float], passages: int = 4, arms: tuple[Arm, ...] = ARMS) -> list[Row]:
     """Passages of two corpora; arms that are not named score as the base model."""
     return [
         Row(
@@ -25,7 +29,7 @@ def rows(percents: dict[Arm, float], passages: int = 4) -> list[Row]:
             f"document {number}",
             {
                 arm.name: (percents.get(arm, 100.0) * (number + 1) / 100, 0.1 + arm.steps)
-                for arm in ARMS
+                for arm in arms
             },
         )
         for number in range(passages)
@@ -34,7 +38,7 @@ def rows(percents: dict[Arm, float], passages: int = 4) -> list[Row]:
 
 def parts() -> dict[str, dict[str, Any]]:
     """All parts of a run."""
-    scored = rows({FRESH: 95.0, INSTANT: 90.0, COMBINED: 88.0})
+    scored = rows({FRESH: 95.0, INSTANT: 90.0, COMBINED: 88.0, STEPPED: 91.0})
     corpora = [f"corpus {number}" for number in range(2)]
     learnt = {"corpus": {"adapter": {"sequences": 90}, "seconds": 12.0}}
     measured: dict[str, dict[str, Any]] = {
@@ -47,6 +51,7 @@ def parts() -> dict[str, dict[str, Any]]:
             "by_corpus": by_corpus(scored, ARMS),
             "instant": instant_shares(scored, ARMS),
             "sift_from_corpus_minus_best_single": combined_gain(scored, ARMS),
+            "steps_from_corpus_minus_corpus": steps_gain(scored),
             "learnt": {corpus: {"sequences": 100, **learnt} for corpus in corpora},
         },
         "instant nano": {"first_token_ratio": {"1": 1.1, "8": 1.2}, "speedup_vs_naive": 6.0},
@@ -66,7 +71,7 @@ def parts() -> dict[str, dict[str, Any]]:
             "injected": 50,
             "in_writes": 20,
             "with_checkpoint": 30,
-            "resumed": 50,
+            "resumed": 29,
             "half_written_used": 0,
             "finished_equal": 11,
             "finished_different": 0,

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks.corpus_adapters.arms import COMBINED, FRESH, INSTANT, TRAININGS, Arm, arms_of
 from benchmarks.corpus_adapters.result import merged, part_name, summary
-from benchmarks.corpus_adapters.summary import combined_gain, instant_shares
+from benchmarks.corpus_adapters.summary import combined_gain, instant_shares, steps_gain
 from benchmarks.report.corpus_adapter import corpus_adapter
-from tests.benchmarks.corpus_adapters.samples import ARMS, parts, rows
+from tests.benchmarks.corpus_adapters.samples import ARMS, STEPPED, parts, rows
 from tests.benchmarks.report.samples import RESULTS
 from tests.benchmarks.sketches import sketches
 
@@ -45,6 +45,19 @@ def test_instant_is_compared_with_the_best_arm_with_and_without_shown_text() -> 
     assert shares["seconds_share_of"] == "SIFT 50"
 
 
+def test_of_corpora_that_are_divided_the_parts_are_compared() -> None:
+    whole, divided = (
+        {replace(arm, start=start): percent for arm, percent in ((INSTANT, a), (COMBINED, b))}
+        for start, a, b in (("corpus", 150, 140), ("parts", 90, 85))
+    )
+    arms = arms_of(TRAININGS["all"])
+    scored = rows({**whole, **divided, replace(STEPPED, start="parts"): 89}, arms=arms)
+
+    assert instant_shares(scored, arms, "parts")["gain_share"] == pytest.approx(10 / 15)
+    assert combined_gain(scored, arms, "parts") == pytest.approx((5, 5, 5))
+    assert steps_gain(scored, "parts") == pytest.approx((1, 1, 1))
+
+
 def test_no_share_is_made_up_where_nothing_gains() -> None:
     assert instant_shares(rows({}), ARMS)["gain_share"] is None
 
@@ -52,7 +65,12 @@ def test_no_share_is_made_up_where_nothing_gains() -> None:
 def test_what_was_not_measured_is_null() -> None:
     numbers = summary({"kills": parts()["kills"]})
 
-    assert numbers.pop("kills") == {"injected": 50, "resumed": 50, "half_written_used": 0}
+    assert numbers.pop("kills") == {
+        "injected": 50,
+        "with_checkpoint": 30,
+        "resumed": 29,
+        "half_written_used": 0,
+    }
     assert {*numbers.pop("instant").values()} == {None}
     assert {*numbers.values()} == {None}
 
@@ -115,6 +133,9 @@ def test_the_report_shows_promises_and_arms() -> None:
         "`instant` on nano: share of the best arm's gain | 0.83 | at least 0.9 | "
         "**does not hold** |",
         "on nano: points ahead of both alone | 2.0 (2.0 to 2.0) | interval above 0 | holds |",
+        "ten SIFT steps after the corpus's adapter on nano: points ahead of it | -1.0 (-1.0 to "
+        "-1.0) | interval above 0 | **does not hold** |",
+        "50 kills: resumed, of those after a checkpoint | 29 of 30 | all | **does not hold** |",
         "`instant` on nano: first token over a resident adapter's, 8 at once | 1.20 | at most 1.15 "
         "| **does not hold** |",
         "`instant` on smollm2: first token over a resident adapter's, 1 at once | 1.00 | at most "

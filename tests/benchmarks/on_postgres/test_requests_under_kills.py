@@ -6,15 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.on_postgres.requests_under_kills import (
-    ALLOWANCE_SECONDS,
-    CORPUS,
-    FAILED,
-    KINDS,
-    Counts,
-    Kind,
-    Known,
-)
+from benchmarks.on_postgres.judge import CORPUS, KINDS, Kind, Known
+from benchmarks.on_postgres.requests_under_kills import ALLOWANCE_SECONDS, FAILED, Counts
 
 TEXT = "class Index:\n"
 BY_NAME = {kind.name: kind for kind in KINDS}
