@@ -138,6 +138,8 @@ def test_reading_sequences_looks_up_only_these_and_their_documents(store: Postgr
             "SELECT %(corpus)s, n, 1 + mod(n, 5000), 0, 'one', '' "
             "FROM generate_series(1, 50000) n"
         )
+        # As PostgreSQL does within a minute; it may have counted the rows of an earlier test.
+        store.database.execute("ANALYZE documents, sequences")
 
     def rows_read() -> dict[str, int]:
         return dict(
@@ -163,6 +165,7 @@ def test_documents_are_looked_up_by_the_index_of_names(store: PostgresStore) -> 
             "INSERT INTO documents (corpus, id, name, sha256, metadata, fields) "
             "SELECT %(corpus)s, n, n::text, '', '{}', '{}' FROM generate_series(1, 5000) n"
         )
+        store.database.execute("ANALYZE documents")
 
     def rows_read() -> int:
         ((count,),) = store.database.rows(
@@ -184,7 +187,8 @@ def test_documents_are_looked_up_by_the_index_of_names(store: PostgresStore) -> 
             found = lookup()
             lookups.append((found, rows_read() - before))
 
-    assert lookups == [(True, 1), (True, 1), ([], 1), (True, 3)]
+    assert [found for found, _ in lookups] == [True, True, [], True]
+    assert all(read <= most for (_, read), most in zip(lookups, (1, 1, 1, 3), strict=True))
 
 
 def test_a_selection_asks_the_database_eight_times(
