@@ -46,10 +46,8 @@ def test_instant_is_compared_with_the_best_arm_with_and_without_shown_text() -> 
 
 
 def test_of_corpora_that_are_divided_the_parts_are_compared() -> None:
-    whole, divided = (
-        {replace(arm, start=start): percent for arm, percent in ((INSTANT, a), (COMBINED, b))}
-        for start, a, b in (("corpus", 150, 140), ("parts", 90, 85))
-    )
+    whole = {INSTANT: 150.0, COMBINED: 140.0}
+    divided = {replace(INSTANT, start="parts"): 90.0, replace(COMBINED, start="parts"): 85.0}
     arms = arms_of(TRAININGS["all"])
     scored = rows({**whole, **divided, replace(STEPPED, start="parts"): 89}, arms=arms)
 
